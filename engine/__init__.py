@@ -1,0 +1,56 @@
+"""An embedded, disk-backed index for images: is this very image here, and what looks like it?"""
+
+from engine.api import Store
+from engine.errors import (
+    EncoderError,
+    EngineError,
+    ImageError,
+    SourceError,
+    StoreDamagedError,
+    StoreError,
+    StoreFormatError,
+    StoreLockedError,
+    StoreNotFoundError,
+    TrainingError,
+    UsageError,
+)
+from engine.records import (
+    CheckReport,
+    IdenticalHit,
+    ImageRecord,
+    IngestReport,
+    Kind,
+    LookupResult,
+    NearHit,
+    Problem,
+    SimilarHit,
+    StoreInfo,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckReport",
+    "EncoderError",
+    "EngineError",
+    "IdenticalHit",
+    "ImageError",
+    "ImageRecord",
+    "IngestReport",
+    "Kind",
+    "LookupResult",
+    "NearHit",
+    "Problem",
+    "SimilarHit",
+    "SourceError",
+    "Store",
+    "StoreDamagedError",
+    "StoreError",
+    "StoreFormatError",
+    "StoreInfo",
+    "StoreLockedError",
+    "StoreNotFoundError",
+    "TrainingError",
+    "UsageError",
+    "__version__",
+]

@@ -1,0 +1,14 @@
+"""``python -m engine``."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command and exit with its status."""
+    from engine.cli import main as run
+
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

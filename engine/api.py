@@ -1,0 +1,337 @@
+"""``Store``: everything the command does, as one call each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from engine import pixels
+from engine.check import Check
+from engine.config import DEFAULT_ENCODER, DEFAULT_K, FORMAT_VERSION, parse_memory
+from engine.encoders import registry
+from engine.encoders.onnx import OnnxEncoder
+from engine.encoders.registry import EncoderFiles
+from engine.errors import EngineError, ImageError, StoreError, StoreNotFoundError, UsageError
+from engine.ingest import Ingest
+from engine.lookup import Lookup
+from engine.records import (
+    CheckReport,
+    Decoded,
+    ImageRecord,
+    IngestReport,
+    LookupResult,
+    StoreInfo,
+)
+from engine.sources.base import Problem
+from engine.sources.locate import Query, Sources, open_images
+from engine.storage.files import fsync_dir, replace_file, tree_bytes
+from engine.storage.manifest import EncoderEntry
+from engine.store import REJECTS, StoreFiles
+
+NO_ENCODER = "none"
+_PARTS = ("keys", "pixels", "fingerprints", "vectors", "index", "encoder")
+
+QueryLike = str | os.PathLike[str] | bytes | npt.NDArray[Any] | Image.Image
+
+
+class Store:
+    """One store directory, open.
+
+    Any number of processes may have it open; one at a time writes, and takes the writer's lock with
+    its first write. A reader sees what was committed when it opened the store, or last refreshed.
+
+        with Store.open("photos.store", create=True) as store:
+            report = store.ingest("photos/")
+            result = store.lookup("query.jpg", k=10)
+    """
+
+    def __init__(self, files: StoreFiles) -> None:
+        """Use ``Store.open``."""
+        self._files = files
+        self._encoder: OnnxEncoder | None = None
+
+    # --- opening and closing ----------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        encoder: str | None = None,
+        memory: str | int | None = None,
+    ) -> Self:
+        """Open the store at ``path``.
+
+        ``create``: make it if it is not there, with ``encoder`` ("simclr", the path of a folder that
+        ``engine train`` wrote, or "none"). ``memory``: a size such as "2G" (binary units, default 1G,
+        at least 128M) that bounds the anonymous memory used.
+
+        Raises ``StoreNotFoundError``, ``StoreFormatError``, ``StoreDamagedError`` or ``EncoderError``.
+        """
+        budget = parse_memory(memory)
+        folder = Path(path)
+        if create and not (folder / "MANIFEST.json").exists():
+            if read_only:
+                raise UsageError("a store cannot be both created and read-only")
+            chosen = None if encoder == NO_ENCODER else registry.find(encoder or DEFAULT_ENCODER)
+            StoreFiles.create(
+                folder, budget, (lambda made: _install(made, chosen)) if chosen else None
+            )
+        return cls(StoreFiles(folder, budget, read_only=read_only))
+
+    def close(self) -> None:
+        """Close it. What was committed is durable already."""
+        self._files.close()
+        self._encoder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def refresh(self) -> None:
+        """See what other processes have committed since."""
+        self._files.refresh()
+
+    @property
+    def path(self) -> Path:
+        """The store's folder."""
+        return self._files.path
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return self._files.state.images
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def ingest(
+        self,
+        *sources: str | os.PathLike[str],
+        files_from: str | os.PathLike[str] | None = None,
+        encoder: str | None = None,
+        recursive: bool = True,
+        keep_pixels: str = "auto",
+        workers: int | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> IngestReport:
+        """Add the images of folders, files, arrays and synthetic sets; what is there stays as it is.
+
+        ``encoder``: the store's own (default), or "none" to add images without vectors; a store
+        made without one takes the first that is named. ``files_from``: a file with more sources,
+        one a line. ``keep_pixels``: "auto" keeps bit images of
+        up to 64 KiB packed, "yes" other images too, as their files' bytes, "no" none.
+        ``progress(done, total)`` is called as items are done; ``stop()`` is asked between chunks.
+
+        Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; what was committed stays.
+        """
+        specs = [os.fspath(source) for source in sources]
+        given = Sources(specs, files_from=files_from, recursive=recursive)
+        used = self._encoder_for(encoder)
+        tell = None
+        if progress is not None:
+            total, report = given.count(), progress
+            report(0, total)
+
+            def tell(done: int) -> None:
+                report(done, total)
+
+        run = Ingest(
+            self._files,
+            used,
+            keep_pixels=keep_pixels,
+            workers=workers,
+            progress=tell,
+            stop=stop,
+        )
+        return run.run(given)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def lookup(
+        self,
+        query: QueryLike,
+        *,
+        k: int = DEFAULT_K,
+        tiers: Sequence[str] | None = None,
+        min_score: float | None = None,
+    ) -> LookupResult:
+        """Look one image up: a path (or ``FILE.npy#ROW``), a file's bytes, an array or a PIL image.
+
+        ``tiers``: of "identical" and "similar", by default all the store has. Raises ``ImageError``
+        if the query cannot be read as an image.
+        """
+        finder = self._finder(k, tiers, min_score)
+        if isinstance(query, str | os.PathLike):
+            found = list(self._queries(finder, os.fspath(query)))
+            if len(found) != 1:
+                raise UsageError(f"{query} holds {len(found)} images: use lookup_many")
+            result = found[0]
+        elif isinstance(query, bytes):
+            result = finder.one(Query("bytes", query, None))
+        elif isinstance(query, Image.Image):
+            result = finder.one(Query("image", None, Decoded(pixels.from_image(query), "image")))
+        else:
+            result = finder.one(Query("array", None, Decoded(pixels.from_array(query), "array")))
+        if result.error is not None:
+            raise ImageError(f"{result.query}: {result.error}")
+        return result
+
+    def lookup_many(
+        self,
+        queries: Iterable[str],
+        *,
+        k: int = DEFAULT_K,
+        tiers: Sequence[str] | None = None,
+        min_score: float | None = None,
+    ) -> Iterator[LookupResult]:
+        """Look up each IMAGE that the command would take; one that cannot be read has an ``error``."""
+        finder = self._finder(k, tiers, min_score)
+        for query in queries:
+            yield from self._queries(finder, query)
+
+    def search_vectors(
+        self, queries: npt.ArrayLike, k: int = DEFAULT_K, *, exact: bool = False
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The k vectors closest to each query: scores (nq, k) float32 and image ids (nq, k) int64.
+
+        ``queries`` is (nq, dim), finite; the score is the inner product, best first. Where there are
+        fewer than k vectors, scores are -inf and ids -1. ``exact`` compares with all of them.
+        """
+        index = self._files.index
+        if index is None:
+            raise UsageError(f"{self.path} has no vectors: it was filled with --encoder none")
+        block = np.ascontiguousarray(queries, np.float32)
+        if block.ndim != 2 or block.shape[1] != index.vectors.dim:
+            raise UsageError(f"queries of shape {block.shape}: (n, {index.vectors.dim}) is needed")
+        if not np.isfinite(block).all():
+            raise UsageError("queries hold NaN or infinite values")
+        if k < 1:
+            raise UsageError(f"k must be 1 or more, not {k}")
+        scores, rows = index.search(block, k, exact=exact)
+        return scores, index.vectors.ids(rows)
+
+    def get(self, id_: int) -> ImageRecord:
+        """What is known of image ``id_``; ``UsageError`` if there is none."""
+        return self._files.get(id_)
+
+    def sources(self, id_: int, most: int | None = None) -> list[str]:
+        """Where image ``id_`` was seen, in the form that ``lookup`` takes; at most ``most`` places."""
+        names, _ = self._files.sources_of(id_, most if most is not None else 1 << 62)
+        return [os.fsdecode(name) for name in names]
+
+    def info(self) -> StoreInfo:
+        """Counts, bytes by part, encoder and segments."""
+        files = self._files
+        entry = files.manifest.encoder
+        return StoreInfo(
+            path=str(self.path),
+            uuid=files.manifest.uuid,
+            format=FORMAT_VERSION,
+            images=files.state.images,
+            vectors=files.vector_rows,
+            sources=files.state.sources,
+            removed=files.state.removed,
+            rejects=sum(1 for _ in files.keys.scan("rejects")),
+            bytes={part: tree_bytes(self.path / part) for part in (*_PARTS, REJECTS)},
+            encoder=None
+            if entry is None
+            else {
+                "name": entry.name,
+                "dim": entry.dim,
+                "generation": entry.generation,
+                "fingerprint": entry.fingerprint,
+            },
+            segments=[
+                {"rows": s.rows, "first_row": s.first_row, "nlist": s.nlist, "bytes": s.bytes}
+                for s in files.manifest.segments
+            ],
+            recall=None,
+        )
+
+    def check(self, *, fix: bool = False) -> CheckReport:
+        """Read everything that is committed and compare; ``fix`` builds anew what is derived."""
+        return Check(self._files).run(fix=fix)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _finder(self, k: int, tiers: Sequence[str] | None, min_score: float | None) -> Lookup:
+        return Lookup(self._files, self._own_encoder, k=k, tiers=tiers, min_score=min_score)
+
+    def _queries(self, finder: Lookup, spec: str) -> Iterator[LookupResult]:
+        for query in open_images(spec, self._files.memory.max_file):
+            if isinstance(query, Problem):
+                yield LookupResult(os.fsdecode(query.name), error=query.reason)
+            else:
+                yield finder.one(query)
+
+    def _own_encoder(self) -> OnnxEncoder:
+        entry = self._files.manifest.encoder
+        if entry is None:
+            raise UsageError(f"{self.path} has no encoder")
+        if self._encoder is None:
+            found = registry.read((self.path / entry.file).parent)
+            if found.sha256 != entry.fingerprint:
+                raise StoreError(f"{self.path / entry.file} is not the encoder of this store")
+            self._encoder = OnnxEncoder(found)
+        return self._encoder
+
+    def _encoder_for(self, wanted: str | None) -> OnnxEncoder | None:
+        """The encoder of an ingest: the store's own, if ``wanted`` is no other one."""
+        entry = self._files.manifest.encoder
+        if wanted == NO_ENCODER or (wanted is None and entry is None):
+            return None
+        if wanted is not None:
+            chosen = registry.find(wanted)
+            if entry is None:
+                self._files.become_writer()
+                self._files.adopt_encoder(lambda folder: _install(folder, chosen))
+            elif chosen.sha256 != entry.fingerprint:
+                raise UsageError(
+                    f"{self.path} was made with the encoder {entry.name} "
+                    f"({entry.fingerprint[:12]}), which {wanted} is not: leave --encoder out, "
+                    f"or make another store"
+                )
+        return self._own_encoder()
+
+
+def _install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
+    """Copy an encoder into a store, which then outlives upgrades of it and can be moved alone."""
+    generation = 1
+    folder = store / "encoder" / str(generation)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / chosen.model.name, chosen.model.read_bytes())
+        replace_file(
+            folder / registry.DESCRIPTION,
+            (chosen.model.parent / registry.DESCRIPTION).read_bytes(),
+        )
+        for parent in (folder.parent, store):
+            fsync_dir(parent)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written: {error.strerror or error}") from None
+    file = (folder / chosen.model.name).relative_to(store)
+    return EncoderEntry(chosen.name, generation, chosen.dim, chosen.sha256, str(file))
+
+
+def encoders() -> list[str]:
+    """The names of the encoders that come with the engine."""
+    return registry.names()
+
+
+__all__ = ["EngineError", "Store", "StoreNotFoundError", "encoders"]

@@ -1,0 +1,197 @@
+"""Proves a store whole: reads everything that is committed and compares what says the same twice.
+
+1. extents     header; length at least what is committed; the xxh64 of every append
+2. images      each record has its key and each key its record; their number is the committed one
+3. sources     each name has an image that names it back
+4. vectors     as many ids as vectors, ascending, each of a known image
+5. segments    checksum; these alone are derived, so ``fix`` builds them again
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from engine import digest
+from engine.errors import StoreDamagedError
+from engine.records import CheckReport, Place, Problem
+from engine.storage import extents, segments
+from engine.storage.extents import ExtentReader
+from engine.storage.rows import ImageRow, NameRow, RecordRow, Run, u64
+from engine.store import StoreFiles
+
+T = TypeVar("T")
+_BATCH = 1000
+_READ = 8 << 20
+_MOST_PROBLEMS = 1000  # listed; a store with more is to be restored, not read about
+
+
+class Check:
+    """One check of one store."""
+
+    def __init__(self, store: StoreFiles) -> None:
+        self._store = store
+        self._problems: list[Problem] = []
+        self._bytes = 0
+        self._images = 0
+
+    def run(self, *, fix: bool = False) -> CheckReport:
+        """Look at everything; with ``fix``, build anew what is derived."""
+        started = time.perf_counter()
+        if fix:
+            self._store.become_writer()
+        for step in (self._extents, self._records, self._names, self._runs, self._vectors):
+            try:
+                step()
+            except StoreDamagedError as error:  # a table or file that cannot be read at all
+                self._say("keys", str(error))
+        self._segments(fix=fix)
+        return CheckReport(
+            images=self._images,
+            vectors=self._store.vector_rows,
+            bytes_read=self._bytes,
+            seconds=round(time.perf_counter() - started, 3),
+            problems=tuple(self._problems),
+        )
+
+    def _say(self, part: str, what: str, *, fixed: bool = False) -> None:
+        if len(self._problems) < _MOST_PROBLEMS:
+            self._problems.append(Problem(part, what, fixed))
+
+    def _extents(self) -> None:
+        store = self._store
+        committed = store.state.extents
+        for family in store.families():
+            for number in store.manifest.extents[family.name]:
+                problem = store.header_problem(family, number)
+                if problem:
+                    self._say(family.path(store.path, number).name, problem)
+        for name in committed:
+            if name not in store.manifest.extents:
+                self._say("MANIFEST.json", f"it does not name the committed extents {name}")
+        readers = {family.name: ExtentReader(store.path, family) for family in store.families()}
+        for key, value in store.keys.scan("commits"):
+            for name, number, offset, length, xxh64 in json.loads(value):
+                if name in readers:
+                    self._append(readers[name], Place(number, offset, length), xxh64, key)
+        for reader in readers.values():
+            reader.close()
+
+    def _append(self, reader: ExtentReader, place: Place, xxh64: int, commit: bytes) -> None:
+        path = reader.family.path(self._store.path, place.extent)
+        where = str(path.relative_to(self._store.path))
+        at = f"bytes {place.offset:,} to {place.offset + place.length:,}"
+        commit_number = int.from_bytes(commit, "big")
+        try:
+            check = digest.Checksum()
+            for start in range(0, place.length, _READ):
+                size = min(_READ, place.length - start)
+                data = reader.read(Place(place.extent, place.offset + start, size))
+                self._bytes += len(data)
+                check.update(data)
+        except StoreDamagedError as error:
+            self._say(where, f"{at} of commit {commit_number} are lost: {error}")
+            return
+        if check.value != xxh64:
+            self._say(where, f"{at} of commit {commit_number} are damaged (wrong checksum)")
+
+    def _records(self) -> None:
+        store = self._store
+        for batch in _batches(store.keys.scan("records")):
+            rows = [(int.from_bytes(key, "big"), RecordRow.unpack(value)) for key, value in batch]
+            found = store.images_of([record.key for _, record in rows])
+            for (id_, _), candidates in zip(rows, found, strict=True):
+                if all(row.id != id_ for row in candidates):
+                    self._say("keys", f"image {id_} has a record and no key")
+            self._images += len(rows)
+        for batch in _batches(store.keys.scan("images")):
+            ids = [ImageRow.unpack(value).id for _, value in batch]
+            for id_, value in zip(ids, self._values("records", map(u64, ids)), strict=True):
+                if value is None:
+                    self._say("keys", f"image {id_} has a key and no record")
+        if self._images != store.state.images:
+            self._say(
+                "keys", f"{store.state.images} images are committed, {self._images} are there"
+            )
+        prints = store.state.extents.get(extents.FINGERPRINTS.name, [])
+        rows_kept = sum(size for _, size in prints) // extents.FINGERPRINTS.row_bytes
+        if rows_kept != store.state.next_id - 1:
+            self._say("fingerprints", f"{store.state.next_id - 1} are due, {rows_kept} are there")
+
+    def _names(self) -> None:
+        store = self._store
+        for batch in _batches(store.keys.scan("sources")):
+            names = [key[8:] for key, _ in batch]
+            values = self._values("names", names)
+            for (key, _), name, value in zip(batch, names, values, strict=True):
+                id_ = int.from_bytes(key[:8], "big")
+                if value is None or NameRow.unpack(value).id != id_:
+                    self._say("keys", f"image {id_} names a source that is not its own: {name!r}")
+        for batch in _batches(store.keys.scan("names")):
+            wanted = [u64(NameRow.unpack(value).id) + name for name, value in batch]
+            for (name, _), value in zip(batch, self._values("sources", wanted), strict=True):
+                if value is None:
+                    self._say("keys", f"the source {name!r} names an image that does not name it")
+
+    def _runs(self) -> None:
+        store = self._store
+        for batch in _batches(store.keys.scan("runs", b"r")):
+            runs = [Run.from_row(key, value) for key, value in batch]
+            twins = self._values("runs", [run.by_id[0] for run in runs])
+            for run, twin in zip(runs, twins, strict=True):
+                if twin is None:
+                    self._say("keys", f"rows {run.row} … of array {run.array} are not found by id")
+                last = run.id + run.step * (run.count - 1)
+                if last >= store.state.next_id:
+                    self._say("keys", f"rows of array {run.array} name images that are not there")
+
+    def _vectors(self) -> None:
+        store = self._store
+        encoder = store.manifest.encoder
+        if encoder is None:
+            return
+        for family in (
+            extents.vectors(encoder.generation, encoder.dim),
+            extents.vector_ids(encoder.generation),
+        ):
+            size = sum(size for _, size in store.state.extents.get(family.name, []))
+            if size != store.vector_rows * family.row_bytes:
+                self._say(family.folder, f"{store.vector_rows} rows are due, {size:,} bytes there")
+                return
+        index = store.index
+        assert index is not None
+        last = 0
+        for start in range(0, store.vector_rows, _BATCH):
+            rows = np.arange(start, min(start + _BATCH, store.vector_rows), dtype=np.int64)
+            ids = index.vectors.ids(rows)
+            ordered = bool((np.diff(ids) > 0).all()) and int(ids[0]) > last
+            last = int(ids[-1])
+            known = self._values("records", [u64(max(int(id_), 0)) for id_ in ids])
+            if not ordered or None in known:
+                self._say("vectors", f"rows {start} to {start + len(ids)} name unknown images")
+
+    def _segments(self, *, fix: bool) -> None:
+        store = self._store
+        bad = [
+            (entry, problem)
+            for entry in store.manifest.segments
+            if (problem := segments.checksum(store.path, entry))
+        ]
+        self._bytes += sum(entry.bytes for entry in store.manifest.segments)
+        if fix and bad:
+            store.build_segment(min(entry.first_row for entry, _ in bad))
+        for entry, problem in bad:
+            self._say(f"{segments.FOLDER}/{entry.number:08d}", problem, fixed=fix)
+
+    def _values(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
+        return self._store.keys.get_many(table, list(keys))
+
+
+def _batches(rows: Iterator[T]) -> Iterator[list[T]]:
+    while batch := list(itertools.islice(rows, _BATCH)):
+        yield batch

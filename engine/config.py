@@ -1,0 +1,130 @@
+"""Every default, with its unit: structural settings (saved in a store, fixed) apart from tunables."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.errors import StoreFormatError, UsageError
+
+# --- structural: what a store is made with and keeps for good -------------------------------------
+
+FORMAT_VERSION = 1
+MIN_READER = 1
+MIN_WRITER = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StructuralSettings:
+    """What decides how stored bytes are to be read; saved in the manifest and among the keys."""
+
+    hash_seed: int  # 64 bits, drawn per store, so that nobody can prepare collisions in advance
+    canonical_version: int = 1  # engine.pixels
+    fingerprint_version: int = 1  # engine.fingerprint
+
+    @classmethod
+    def new(cls) -> StructuralSettings:
+        """Settings for a new store, with a random seed."""
+        return cls(hash_seed=secrets.randbits(64))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StructuralSettings:
+        """Settings as ``to_dict`` gave them; ``StoreFormatError`` if they are something else."""
+        try:
+            return cls(**{name: int(values[name]) for name in cls.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreFormatError(f"the manifest's settings cannot be read ({error})") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+# --- tunables: arguments, with their defaults -----------------------------------------------------
+
+STORE_VARIABLE = "ENGINE_STORE"
+DEFAULT_STORE = "engine.store"
+DEFAULT_ENCODER = "simclr"
+DEFAULT_MEMORY = 1 << 30  # bytes
+MEMORY_FLOOR = 128 << 20  # bytes
+DEFAULT_K = 10  # images
+SOURCES_SHOWN = 10  # sources listed a hit; source_count counts all
+
+KEEP_PIXELS = ("auto", "yes", "no")
+KEEP_BITS_LIMIT = 64 << 10  # bytes: the largest packed bit image that "auto" keeps
+
+CHUNK_FILES = 512  # images of one commit, at most
+CHUNK_ROWS = 20_000  # rows of an array of one commit, at most
+ENCODE_BATCH = 64  # images a call of the encoder
+EXACT_ROWS = 16_384  # vectors below which searching all of them beats an index
+
+EXTENT_ROWS = 1 << 20  # rows of a fixed-row extent, at most
+EXTENT_BYTES = 1 << 30  # bytes after which a new extent of kept pixels is begun
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """How ``--memory`` is shared out, in bytes of anonymous memory above the empty process."""
+
+    total: int = DEFAULT_MEMORY
+
+    @property
+    def block_cache(self) -> int:
+        """RocksDB's cache of blocks, index and filter partitions included."""
+        return self.total // 4
+
+    @property
+    def write_buffers(self) -> int:
+        """All memtables together; at least RocksDB's minimum, at most what fills in a second."""
+        return min(self.total // 8, 64 << 20)
+
+    @property
+    def chunk(self) -> int:
+        """Canonical bytes held for one commit."""
+        return self.total // 8
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest image (width × height) decoded: Pillow, NumPy and we hold up to 12 bytes a pixel."""
+        return self.total // 12
+
+    @property
+    def max_file(self) -> int:
+        """Largest image file read into memory."""
+        return self.total // 4
+
+    @property
+    def training(self) -> int:
+        """Vectors held to train the index, and those added to it at a time."""
+        return self.total // 4
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def parse_memory(text: str | int | None) -> MemoryBudget:
+    """A memory size such as ``"2G"`` or ``"512M"`` (binary units), or a number of bytes.
+
+    Raises ``UsageError`` if it is no size or less than 128M.
+    """
+    if text is None:
+        return MemoryBudget()
+    if isinstance(text, int):
+        size = text
+    else:
+        match = _SIZE.fullmatch(text)
+        if not match:
+            raise UsageError(f"memory {text!r} is not a size: write it like 512M or 2G")
+        size = int(float(match[1]) * (1 << _UNITS[match[2].upper()]))
+    if size < MEMORY_FLOOR:
+        raise UsageError(f"memory {text} is too little: at least 128M is needed")
+    return MemoryBudget(size)
+
+
+def default_store() -> str:
+    """The store that a command uses when none is named."""
+    return os.environ.get(STORE_VARIABLE) or DEFAULT_STORE

@@ -1,0 +1,1 @@
+"""Encoders: pictures to unit vectors. ``registry`` finds one, ``onnx`` runs it."""

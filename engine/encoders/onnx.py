@@ -1,0 +1,61 @@
+"""Runs an encoder on CPUs with ONNX Runtime; the only module that imports it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from engine.encoders.registry import EncoderFiles
+from engine.errors import EncoderError
+
+
+class OnnxEncoder:
+    """A loaded encoder: pictures (H, W, 3) uint8 of any size to (n, dim) float32 unit vectors."""
+
+    def __init__(self, files: EncoderFiles, *, threads: int | None = None) -> None:
+        import onnxruntime
+
+        self.dim = files.dim
+        self.image_size = files.image_size
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        # The arena keeps the largest batch's memory for ever; batches here are small and alike.
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(files.model), options, providers=["CPUExecutionProvider"]
+            )
+            output = self._session.get_outputs()[0].shape
+            inputs = self._session.get_inputs()[0]
+        except Exception as error:  # ONNX Runtime has no error class of its own to name here
+            reason = " ".join(str(error).split())
+            raise EncoderError(f"{files.model} cannot be loaded: {reason}") from None
+        if inputs.name != "pixels" or output[-1] != self.dim:
+            raise EncoderError(f"{files.model} is not an encoder of dimension {self.dim}")
+
+    def encode(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Embed pictures; returns (len(pictures), dim) float32, each row of unit length."""
+        if not pictures:
+            return np.empty((0, self.dim), np.float32)
+        batch = np.stack([shrink(picture, self.image_size) for picture in pictures])
+        vectors: npt.NDArray[np.float32] = self._session.run(["embedding"], {"pixels": batch})[0]
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not np.isfinite(vectors).all() or (norms == 0).any():
+            raise EncoderError("the encoder gave a vector that is zero or not finite")
+        unit: npt.NDArray[np.float32] = vectors / norms
+        return unit
+
+
+def shrink(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """The whole picture as (size, size, 3): squashed, bilinear with antialiasing."""
+    if picture.shape[:2] == (size, size):
+        return picture
+    image = Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)

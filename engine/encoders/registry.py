@@ -1,0 +1,72 @@
+"""Finds an encoder by name or path and says what it is, without loading it.
+
+An encoder is a folder with ``encoder.json`` and ONNX files beside it, as ``engine train`` writes it.
+The model takes ``pixels`` (n, S, S, 3) uint8 and gives ``embedding`` (n, dim) float32 of unit length.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine import digest
+from engine.errors import EncoderError
+
+_BUILT_IN = Path(__file__).parent / "models"
+DESCRIPTION = "encoder.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFiles:
+    """A described encoder: its int8 model where there is one, else the float32 one."""
+
+    name: str
+    dim: int
+    image_size: int
+    model: Path
+    sha256: str  # of the model file, hex
+    description: dict[str, Any]
+
+
+def names() -> list[str]:
+    """The encoders that come with the engine."""
+    return sorted(path.parent.name for path in _BUILT_IN.glob(f"*/{DESCRIPTION}"))
+
+
+def find(name_or_path: str) -> EncoderFiles:
+    """The encoder of that name, or the one in that folder.
+
+    Raises ``EncoderError`` where there is none, or its files are not what its description says.
+    """
+    if name_or_path in names():
+        return read(_BUILT_IN / name_or_path)
+    path = Path(name_or_path)
+    if path.is_file() and path.name == DESCRIPTION:
+        path = path.parent
+    if not (path / DESCRIPTION).is_file():
+        raise EncoderError(
+            f"no encoder {name_or_path!r}: give one of {', '.join([*names(), 'none'])}, "
+            f"or a folder that 'engine train --out' wrote"
+        )
+    return read(path)
+
+
+def read(folder: Path) -> EncoderFiles:
+    """The encoder in ``folder``, checked against its checksum."""
+    try:
+        body = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        chosen = body["files"].get("int8") or body["files"]["fp32"]
+        model = folder / Path(chosen["path"]).name  # a name, whatever the description says
+        sha256 = digest.file_hash(model.read_bytes()).hex()
+        found = EncoderFiles(
+            str(body["name"]), int(body["dim"]), int(body["image_size"]), model, sha256, body
+        )
+    except OSError as error:
+        raise EncoderError(f"{folder} cannot be read: {error.strerror}: {error.filename}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EncoderError(f"{folder / DESCRIPTION} is not an encoder's ({error})") from None
+    if sha256 != chosen.get("sha256"):
+        raise EncoderError(f"{model} is not the file that {DESCRIPTION} describes: copy it again")
+    return found

@@ -1,0 +1,58 @@
+"""The errors, all under one base, each with one sentence that says what happened and what to do.
+
+EngineError
+├── UsageError             an argument makes no sense; nothing was touched
+├── SourceError            a source of images cannot be read at all
+├── ImageError             one image cannot be read; an ingest reports it as a row and goes on
+├── EncoderError           an encoder cannot be loaded or used
+│   └── TrainingError      a training run cannot start or go on
+└── StoreError             something about one store
+    ├── StoreNotFoundError     there is no store at that path
+    ├── StoreFormatError       it is not a store, or one that this version cannot read
+    ├── StoreLockedError       another process writes to it
+    └── StoreDamagedError      what is on disk contradicts itself
+"""
+
+
+class EngineError(Exception):
+    """The base of every error the engine raises on purpose; ``str(error)`` is one line."""
+
+
+class UsageError(EngineError, ValueError):
+    """An argument makes no sense; nothing was touched."""
+
+
+class SourceError(EngineError):
+    """A source of images cannot be read at all."""
+
+
+class ImageError(EngineError):
+    """One image cannot be read; an ingest reports it as a row and goes on."""
+
+
+class EncoderError(EngineError):
+    """An encoder cannot be loaded or used."""
+
+
+class TrainingError(EncoderError):
+    """A training run cannot start or go on."""
+
+
+class StoreError(EngineError):
+    """Something about one store."""
+
+
+class StoreNotFoundError(StoreError):
+    """There is no store at that path."""
+
+
+class StoreFormatError(StoreError):
+    """It is not a store, or it is one that this version cannot read."""
+
+
+class StoreLockedError(StoreError):
+    """Another process writes to the store."""
+
+
+class StoreDamagedError(StoreError):
+    """What is on disk contradicts itself; ``engine check`` says where."""

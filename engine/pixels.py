@@ -1,0 +1,359 @@
+"""Image bytes or arrays to canonical pixels, with limits: what "the very same image" means.
+
+Canonical form: a 16-byte header, then the pixels.
+
+    offset  bytes  big-endian
+    0       1      canonicalisation version (1)
+    1       1      kind: 1 bits, 2 8-bit, 3 16-bit
+    2       1      channels: 3 (RGB) or 4 (RGBA)
+    3       1      0
+    4       4      height
+    8       4      width
+    12      4      frames in the file (1 for a still image; only the first is decoded)
+
+Pixels are row-major with interleaved channels. Grey is RGB with three equal channels. Alpha is kept
+only where some pixel is not opaque. The EXIF orientation is applied; colour profiles are ignored.
+8-bit channels are bytes, 16-bit channels little-endian words, bits are packed eight to a byte, the
+first in the highest bit, with zeros behind the last. A file in which every channel value is 0 or
+255 is a bit image; an array is one if it is of bool, or if it holds nothing but 0 and 1.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, UnidentifiedImageError, __version__
+
+from engine.errors import ImageError, UsageError
+from engine.records import Buffer, Decoded, Kind, Pixels
+
+CANONICAL_VERSION = 1
+HEADER = struct.Struct(">BBBxIII")
+HEADER_BYTES = HEADER.size
+DECODER = f"pillow-{__version__}"
+
+MAX_PIXELS = 128_000_000
+"""The most pixels (width × height) an image may have, whatever the memory: a guard against bombs."""
+
+# Raster formats whose decoders stand up to hostile input; EPS, PDF and the like run interpreters.
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "TGA",
+    "ICO",
+)
+
+SUFFIXES = frozenset(
+    [
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jpf",
+        ".tga",
+        ".ico",
+        ".mpo",
+    ]
+)
+
+_ORIENTATION_TAG = 0x0112
+# 16-bit colour: Pillow keeps one byte of each channel, and which one depends on the raw mode. Decoding
+# once for either byte gives both, where converting would make 300 and 60000 the same value.
+_OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B"}
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` (≥ 16 bytes) is signed as an image of a known format."""
+    return (
+        head.startswith(
+            (
+                b"\x89PNG\r\n\x1a\n",
+                b"\xff\xd8\xff",
+                b"GIF87a",
+                b"GIF89a",
+                b"II*\x00",
+                b"MM\x00*",
+                b"\x00\x00\x00\x0cjP  \r\n\x87\n",
+                b"\xff\x4f\xff\x51",
+            )
+        )
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"))
+        or (head[:2] == b"BM" and head[6:10] == b"\0\0\0\0")
+        or (len(head) > 2 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace())
+    )
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Decode an image file's bytes to canonical pixels.
+
+    Raises ``ImageError`` with a one-line reason for anything that is not a whole image of a known
+    format within ``max_pixels`` (width × height), and for samples that would have to be reduced.
+    """
+    if not data:
+        raise ImageError("the file is empty (0 bytes)")
+    try:
+        array, frames, container = _decode(data, max_pixels)
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError("not enough memory to decode it") from None
+    except UnidentifiedImageError:
+        raise ImageError("not an image in a known format") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"too many pixels (the limit is {max_pixels:,})") from None
+    # Pillow's decoders raise whatever their parsing trips over: SyntaxError, struct.error, KeyError …
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"broken image: {reason}") from None
+    return Decoded(_canonical(array, frames), container)
+
+
+def probe(data: bytes) -> tuple[int, int]:
+    """Width and height as an image file's header states them; 0, 0 if it has no readable one."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    except Exception:  # decode will say what is wrong
+        return 0, 0
+
+
+def from_array(array: npt.ArrayLike) -> Pixels:
+    """One image as an array: (H, W), (H, W, 3) or (H, W, 4) of bool, uint8 or uint16.
+
+    bool, and uint8 that holds nothing but 0 and 1, is a bit image; uint8 is otherwise 8-bit.
+    Raises ``UsageError`` for another shape or dtype.
+    """
+    pixels = np.asarray(array)
+    if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise UsageError(
+            f"an image of shape {pixels.shape}: (H, W), (H, W, 3) or (H, W, 4) is needed"
+        )
+    if pixels.dtype == np.bool_ or (pixels.dtype == np.uint8 and pixels.max(initial=0) <= 1):
+        return _canonical(_rgb(pixels.astype(np.uint8)) * np.uint8(255), 1)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UsageError(f"an image of dtype {pixels.dtype}: bool, uint8 or uint16 is needed")
+    return _canonical(_rgb(pixels), 1, bits=False)
+
+
+def from_image(image: Image.Image) -> Pixels:
+    """A PIL image (its current frame, with no orientation applied)."""
+    if image.mode.startswith("I;16"):
+        return from_array(np.asarray(image).astype(np.uint16))
+    if image.mode in ("I", "F"):
+        raise UsageError(
+            f"a PIL image of mode {image.mode}: at most 16 bits a channel are supported"
+        )
+    return _canonical(_to_rgb(image), 1)
+
+
+def rows_header(kind: Kind, height: int, width: int) -> bytes:
+    """The canonical header that all rows of one array share (RGB, one frame)."""
+    return HEADER.pack(CANONICAL_VERSION, kind, 3, height, width, 1)
+
+
+def rows_from_array(rows: npt.NDArray[Any], kind: Kind) -> npt.NDArray[np.uint8]:
+    """Canonical rows of a block of an array.
+
+    ``rows`` is (n, H, W) or (n, H, W, 3): for ``Kind.BITS`` bool or 0/1, for ``Kind.U8`` uint8.
+    Returns (n, 16 + pixel bytes) uint8, C-contiguous, each row an image's canonical form.
+    """
+    n, height, width = rows.shape[:3]
+    if rows.ndim == 3:
+        rows = np.repeat(rows[..., None], 3, axis=-1)
+    header = np.frombuffer(rows_header(kind, height, width), np.uint8)
+    flat = rows.reshape(n, -1)
+    body = flat.shape[1] if kind is Kind.U8 else -(-flat.shape[1] // 8)
+    out = np.empty((n, HEADER_BYTES + body), np.uint8)
+    out[:, :HEADER_BYTES] = header
+    out[:, HEADER_BYTES:] = flat if kind is Kind.U8 else np.packbits(flat, axis=1)
+    return out
+
+
+def from_canonical(canonical: Buffer) -> Pixels:
+    """The image that canonical bytes describe; ``ImageError`` if header and length disagree."""
+    view = memoryview(canonical)
+    if len(view) < HEADER_BYTES:
+        raise ImageError("canonical bytes are cut short")
+    version, kind, channels, height, width, frames = HEADER.unpack(view[:HEADER_BYTES])
+    if version != CANONICAL_VERSION or kind not in Kind.__members__.values():
+        raise ImageError("canonical bytes have an unknown header")
+    values = height * width * channels
+    body = {Kind.BITS: -(-values // 8), Kind.U8: values, Kind.U16: 2 * values}[Kind(kind)]
+    if len(view) != HEADER_BYTES + body:
+        raise ImageError("canonical bytes have the wrong length")
+    return Pixels(Kind(kind), height, width, channels, frames, canonical)
+
+
+def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) uint8 for looking at: bits as 0 and 255, 16 bits as the upper 8, alpha over white."""
+    shape = (pixels.height, pixels.width, pixels.channels)
+    body = np.frombuffer(pixels.canonical, np.uint8)[HEADER_BYTES:]
+    if pixels.kind is Kind.BITS:
+        count = pixels.height * pixels.width * pixels.channels
+        array = (np.unpackbits(body, count=count) * np.uint8(255)).reshape(shape)
+    elif pixels.kind is Kind.U16:
+        array = (body.view("<u2") >> 8).astype(np.uint8).reshape(shape)
+    else:
+        array = body.reshape(shape)
+    if pixels.channels == 3:
+        return array
+    alpha = array[..., 3:].astype(np.uint16)
+    colour = array[..., :3] * alpha + 255 * (255 - alpha)
+    return (colour // 255).astype(np.uint8)
+
+
+def _decode(data: bytes, max_pixels: int) -> tuple[npt.NDArray[Any], int, str]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        container = (image.format or "").lower()
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(
+                f"{width} × {height} pixels are over the limit of {max_pixels:,} for this --memory"
+            )
+        _refuse_reduced_depth(data, image)
+        # Counting may seek; the count must not change which frame is decoded.
+        frames = int(getattr(image, "n_frames", 1))
+        image.seek(0)
+        array = _deep(data, image) if _is_deep(image) else _to_rgb(image)
+        # After loading: Pillow's TIFF reader applies the tag itself and then drops it.
+        orientation = _orientation(image)
+    return _oriented(array, orientation), frames, container
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # a broken EXIF block does not make the pixels unreadable
+        return 1
+
+
+def _oriented(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Apply an EXIF orientation (TIFF 6.0, tag 274) to (H, W, C)."""
+    if orientation in (5, 6, 7, 8):
+        array = array.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array
+
+
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    args = image.tile[0].args if image.tile else ""
+    raw = args[0] if isinstance(args, tuple) and args else args
+    return raw if isinstance(raw, str) else ""
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether the file holds more than 8 bits a channel."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;") or ";16" in _raw_mode(image)
+
+
+def _deep(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[np.uint16]:
+    """(H, W, C) uint16 of a file with more than 8 bits a channel."""
+    if image.info.get("transparency") is not None:
+        raise ImageError("16-bit pixels with a transparent colour: convert it to RGBA first")
+    if image.mode.startswith("I;16"):
+        return _rgb(np.asarray(image).astype(np.uint16))
+    if image.mode == "I" and image.format == "PPM":
+        return _rgb(np.asarray(image).astype(np.uint16))
+    raw = _raw_mode(image)
+    base, _, order = raw.partition(";")
+    if base not in ("RGB", "RGBA") or order not in _OTHER_BYTE or len(image.tile) != 1:
+        raise ImageError(f"{image.mode} pixels ({raw or 'unknown layout'}) are not supported")
+    high = np.asarray(image).astype(np.uint16)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as again:
+        tile = again.tile[0]
+        other = f"{base};{_OTHER_BYTE[order]}"
+        args = (other, *tile.args[1:]) if isinstance(tile.args, tuple) else other
+        again.tile = [tile._replace(args=args)]
+        low = np.asarray(again)
+    if high.shape != low.shape:
+        raise ImageError("16-bit pixels could not be read in full")
+    deep: npt.NDArray[np.uint16] = (high << 8) | low
+    return deep
+
+
+def _refuse_reduced_depth(data: bytes, image: ImageFile.ImageFile) -> None:
+    """Refuse the formats whose deep pixels Pillow can only give reduced to 8 bits."""
+    deep = False
+    if image.format == "PPM":
+        args = image.tile[0].args if image.tile else ()
+        deep = image.mode == "RGB" and isinstance(args, tuple) and len(args) > 1 and args[1] != 255
+    elif image.format == "AVIF":
+        at = data.find(b"av1C")  # AV1 codec configuration, byte 2: 0x40 is high_bitdepth
+        deep = at >= 0 and at + 6 < len(data) and bool(data[at + 6] & 0x40)
+    elif image.format == "JPEG2000" and not image.mode.startswith("I"):
+        at = data.find(b"\xff\x4f\xff\x51")  # SIZ: component count at 40, then 3 bytes a component
+        count = int.from_bytes(data[at + 40 : at + 42], "big") if at >= 0 else 0
+        deep = any((depth & 0x7F) >= 8 for depth in data[at + 42 : at + 42 + 3 * count : 3])
+    if deep:
+        raise ImageError(
+            f"{image.format} with more than 8 bits a channel is not supported: convert it to PNG"
+        )
+
+
+def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) or, where the file knows transparency, (H, W, 4) uint8."""
+    transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return np.asarray(image.convert("RGBA" if transparent else "RGB"))
+
+
+def _rgb(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Grey (H, W) as (H, W, 3); colour stays as it is."""
+    return np.repeat(array[..., None], 3, axis=-1) if array.ndim == 2 else array
+
+
+def _canonical(array: npt.NDArray[Any], frames: int, *, bits: bool = True) -> Pixels:
+    """Canonical form of (H, W, 3 or 4) uint8 or uint16; ``bits`` allows 0/255 to become bits."""
+    height, width, channels = array.shape
+    if not height or not width:
+        raise ImageError("an image without pixels")
+    if channels == 4 and bool((array[..., 3] == np.iinfo(array.dtype).max).all()):
+        array, channels = array[..., :3], 3
+    array = np.ascontiguousarray(array)
+    if array.dtype == np.uint16:
+        kind, body = Kind.U16, array.astype("<u2", copy=False).tobytes()
+    elif bits and _only_0_and_255(array.reshape(-1)):
+        kind, body = Kind.BITS, np.packbits(array.reshape(-1)).tobytes()
+    else:
+        kind, body = Kind.U8, array.tobytes()
+    header = HEADER.pack(CANONICAL_VERSION, kind, channels, height, width, frames)
+    return Pixels(kind, height, width, channels, frames, header + body)
+
+
+def _only_0_and_255(flat: npt.NDArray[np.uint8]) -> bool:
+    # 255 + 1 wraps to 0 and 0 + 1 is 1: two passes instead of three. Nearly every photograph is
+    # settled by its first few values.
+    head = flat[:4096]
+    one = np.uint8(1)
+    return int((head + one).max()) <= 1 and int((flat + one).max()) <= 1

@@ -1,0 +1,184 @@
+"""The frozen dataclasses that cross the borders between rooms; no behaviour of their own."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+Buffer = bytes | memoryview
+
+
+class Kind(enum.IntEnum):
+    """What an image's canonical pixels are made of; never reduced from one to another."""
+
+    BITS = 1  # every channel value is one bit, packed eight to a byte
+    U8 = 2  # 8 bits a channel
+    U16 = 3  # 16 bits a channel, little-endian
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One image in canonical form.
+
+    ``canonical`` is a 16-byte header followed by the pixel bytes, row-major with interleaved
+    channels (see ``engine.pixels``); it is what is hashed, stored and compared. ``channels`` is
+    3 (RGB) or 4 (RGBA, only where a pixel is not opaque). ``frames`` is 1 for a still image.
+    """
+
+    kind: Kind
+    height: int
+    width: int
+    channels: int
+    frames: int
+    canonical: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image file's canonical pixels, with the name of the container they came in."""
+
+    pixels: Pixels
+    container: str  # lower case, as Pillow names it: "png", "jpeg"; "array" for rows of an array
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where kept bytes lie: ``length`` bytes at ``offset`` of extent number ``extent``."""
+
+    extent: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """What the store knows of one image; ``Store.get`` returns it."""
+
+    id: int
+    kind: Kind
+    height: int
+    width: int
+    channels: int
+    frames: int
+    container: str
+    file_bytes: int  # size of the file it was first read from; 0 for a row of an array
+    key: bytes  # 16 bytes, xxh3-128 of the canonical pixels
+    proof: bytes  # 32 bytes, SHA-256 of the canonical pixels
+    file_hash: bytes  # 32 bytes, SHA-256 of the file it was first read from; empty for a row
+    quality: int  # 0-100: how much its fingerprint says about it
+    place: Place | None  # its kept pixels
+    decoder: str  # what decoded it, with its version; empty for a row
+    metadata: dict[str, object] | None = None  # label and the like, as it was given
+
+
+@dataclass(frozen=True, slots=True)
+class IdenticalHit:
+    """An image whose canonical pixels are the query's own."""
+
+    id: int
+    sources: tuple[str, ...]
+    source_count: int
+    verified: str  # "bytes": kept pixels compared; "digest": SHA-256 compared
+
+
+@dataclass(frozen=True, slots=True)
+class NearHit:
+    """An image within a Hamming distance of the query's fingerprint (0-256)."""
+
+    id: int
+    distance: int
+    pixel_distance: int | None
+    sources: tuple[str, ...]
+    source_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarHit:
+    """An image whose vector lies close to the query's; ``score`` is their cosine (-1 to 1)."""
+
+    id: int
+    score: float
+    sources: tuple[str, ...]
+    source_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LookupResult:
+    """What one query found. An id appears only in the strictest tier that found it."""
+
+    query: str
+    searched: tuple[str, ...] = ()
+    identical: tuple[IdenticalHit, ...] = ()
+    near: tuple[NearHit, ...] = ()
+    similar: tuple[SimilarHit, ...] = ()
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One input that could not be ingested, and why: a row of ``rejects.jsonl``."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What an ingest did; ``seen`` = added + duplicates + unchanged + rejected."""
+
+    seen: int
+    added: int
+    duplicates: int
+    unchanged: int
+    rejected: int
+    skipped: int
+    seconds: float
+    images_per_second: float
+    peak_memory_bytes: int  # anonymous memory
+    peak_rss_bytes: int  # with mapped pages
+    rejects_file: str | None
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """The state of a store, counted and measured."""
+
+    path: str
+    uuid: str
+    format: int
+    images: int
+    vectors: int
+    sources: int
+    removed: int
+    rejects: int
+    bytes: dict[str, int]
+    encoder: dict[str, object] | None
+    segments: list[dict[str, object]]
+    recall: dict[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One contradiction that ``check`` found; ``fixed`` once ``--fix`` has mended it."""
+
+    part: str  # the file or table it is in
+    what: str
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What ``check`` looked at and what it found."""
+
+    images: int
+    vectors: int
+    bytes_read: int
+    seconds: float
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong, or everything that was has been fixed."""
+        return all(problem.fixed for problem in self.problems)

@@ -1,0 +1,134 @@
+"""Results as text for people and as JSON for programs; returns strings, prints nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from engine.records import CheckReport, IngestReport, LookupResult, StoreInfo
+
+
+def line(value: dict[str, Any]) -> str:
+    """One compact JSON object; bytes that are no UTF-8 in a name stay as lone surrogates, escaped."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def lookup_json(result: LookupResult) -> str:
+    """A lookup as the documented object; only ``query`` and ``error`` where it has one."""
+    if result.error is not None:
+        return line({"query": result.query, "error": result.error})
+    value = asdict(result)
+    del value["error"]
+    return line(value)
+
+
+def lookup_text(result: LookupResult) -> str:
+    """A lookup as a small table under the query's name."""
+    if result.error is not None:
+        return f"{result.query}\n  error: {result.error}"
+    rows: list[tuple[str, str, str, str]] = []
+    for same in result.identical:
+        how = "same pixels" if same.verified == "bytes" else "same hash"
+        rows.append(("identical", f"#{same.id}", how, _sources(same.sources, same.source_count)))
+    for near in result.near:
+        where = _sources(near.sources, near.source_count)
+        rows.append(("near", f"#{near.id}", f"{near.distance} of 256", where))
+    for like in result.similar:
+        where = _sources(like.sources, like.source_count)
+        rows.append(("similar", f"#{like.id}", f"{like.score:.3f}", where))
+    for tier in result.searched:
+        if not any(row[0] == tier for row in rows):
+            rows.append((tier, "-", "", "nothing found"))
+    order = {tier: place for place, tier in enumerate(result.searched)}
+    rows.sort(key=lambda row: order[row[0]])
+    spent = sum(result.milliseconds.values())
+    return "\n".join([f"{result.query}  ({spent:.1f} ms)", *columns(rows, indent="  ")])
+
+
+def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+    """Rows as aligned lines; the last column is as wide as it likes."""
+    if not rows:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return [
+        indent + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    ]
+
+
+def ingest_text(report: IngestReport) -> str:
+    """What an ingest did, in a few lines."""
+    counts = [("added", report.added), ("duplicates", report.duplicates)]
+    counts += [("unchanged", report.unchanged), ("rejected", report.rejected)]
+    parts = ", ".join(f"{count:,} {name}" for name, count in counts)
+    lines = [
+        f"{report.seen:,} images in {report.seconds:.1f} s ({report.images_per_second:,.0f}/s): "
+        f"{parts}",
+        f"peak memory {size(report.peak_memory_bytes)}, resident {size(report.peak_rss_bytes)}",
+    ]
+    if report.skipped:
+        lines.append(f"{report.skipped:,} other files were skipped: they are not images")
+    if report.rejected:
+        lines.append(f"why images were rejected is in {report.rejects_file}")
+    if report.interrupted:
+        lines.append("interrupted: what is counted is committed; run it again to go on")
+    return "\n".join(lines)
+
+
+def info_text(info: StoreInfo) -> str:
+    """The state of a store as a table."""
+    encoder = "none"
+    if info.encoder:
+        encoder = f"{info.encoder['name']}, {info.encoder['dim']} dimensions"
+    rows = [
+        ("store", info.path),
+        ("images", f"{info.images:,}"),
+        ("sources", f"{info.sources:,}"),
+        ("vectors", f"{info.vectors:,}"),
+        ("rejects", f"{info.rejects:,}"),
+        ("encoder", encoder),
+        ("segments", f"{len(info.segments)} with {_rows(info.segments):,} vectors"),
+        ("bytes", f"{size(sum(info.bytes.values()))}"),
+        *((f"  {part}", size(count)) for part, count in info.bytes.items() if count),
+    ]
+    return "\n".join(columns(rows))
+
+
+def check_text(report: CheckReport, most: int = 50) -> str:
+    """What a check found."""
+    looked = (
+        f"{report.images:,} images, {report.vectors:,} vectors, {size(report.bytes_read)} "
+        f"read in {report.seconds:.1f} s"
+    )
+    if not report.problems:
+        return f"the store is whole: {looked}"
+    lines = [f"{len(report.problems)} problems: {looked}"]
+    for problem in report.problems[:most]:
+        lines.append(f"  {problem.part}: {problem.what}" + (" (mended)" if problem.fixed else ""))
+    if len(report.problems) > most:
+        lines.append(f"  … and {len(report.problems) - most} more (--json lists them)")
+    if not report.ok:
+        lines.append("what is not mended is lost here: restore it from a copy, or ingest it again")
+    return "\n".join(lines)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them, in binary units."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _sources(names: Sequence[str], count: int) -> str:
+    if not names:
+        return "(no source left)"
+    return names[0] + (f"  (+{count - 1} more)" if count > 1 else "")
+
+
+def _rows(segments: Iterable[dict[str, object]]) -> int:
+    return sum(int(str(segment["rows"])) for segment in segments)

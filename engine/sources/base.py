@@ -1,0 +1,91 @@
+"""What every source yields, whatever it is: files, blocks of rows, or something it had to refuse."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import ImageError
+from engine.records import Kind
+
+Rows = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class FileItem:
+    """One image file; nothing but its stamp has been read."""
+
+    path: Path
+    name: bytes  # the absolute path: how results call it
+    mtime_ns: int
+    size: int
+
+    def read(self, most: int) -> bytes:
+        """The file's bytes; ``ImageError`` if it cannot be read or is larger than ``most``."""
+        if self.size > most:
+            raise ImageError(
+                f"{self.size:,} bytes are over the limit of {most:,} for this --memory"
+            )
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(most + 1)
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror}") from None
+        if len(data) > most:
+            raise ImageError(f"a file that grew past {most:,} bytes while it was read")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """Consecutive rows of one array, already canonical: ``rows`` is (n, 16 + pixel bytes) uint8."""
+
+    first: int
+    rows: Rows
+    kind: Kind
+
+
+class ArrayItem(Protocol):
+    """An array of images, or a synthetic set: rows that share a name."""
+
+    name: bytes  # how results call it, before "#" and the row
+    mtime_ns: int  # 0 where there is no file
+    size: int
+    count: int  # rows
+
+    @property
+    def kind(self) -> Kind:
+        """Bits or 8-bit, for all its rows."""
+
+    def blocks(self, start: int, most_rows: int, most_bytes: int) -> Iterator[RowBlock]:
+        """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that was named or claims to be images, and cannot be read."""
+
+    name: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that does not claim to be an image."""
+
+    name: bytes
+
+
+Item = FileItem | ArrayItem | Problem | Skipped
+
+
+def absolute(path: Path | str) -> bytes:
+    """The name of a file in results: its absolute path, links not followed, as bytes."""
+    # Not Path.resolve: a link keeps its own name.
+    return os.fsencode(os.path.abspath(path))  # noqa: PTH100

@@ -1,0 +1,1 @@
+"""What is on disk: manifest, lock, extents, RocksDB keys and index segments, each in its module."""

@@ -1,0 +1,222 @@
+"""Extents: append-only files of kept pixels, fingerprints, vectors and their ids.
+
+Each is a 4 KiB header and then data. A *log* extent holds blobs of any length, a *row* extent rows
+of one length, at most 2^20 of them. How much of an extent is committed is not in the extent: the
+keys say, in the same batch that commits the rest of the chunk. Appends use ``pwrite``, never a map,
+because a full disk is an error from ``pwrite`` and a SIGBUS from a map.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import digest
+from engine.config import EXTENT_BYTES, EXTENT_ROWS
+from engine.errors import StoreDamagedError
+from engine.records import Buffer, Place
+from engine.storage.files import fsync_dir, write_all
+
+HEADER_BYTES = 4096
+_HEADER = struct.Struct(">8s16sIII32s")  # magic, store uuid, version, number, row bytes, family
+_MAGIC = b"ENGEXT01"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One kind of extent: the folder its files lie in, their suffix, and bytes a row (0: a log)."""
+
+    folder: str
+    suffix: str
+    row_bytes: int
+
+    @property
+    def name(self) -> str:
+        """What the manifest calls it."""
+        return f"{self.folder}{self.suffix}"
+
+    @property
+    def capacity(self) -> int:
+        """Data bytes after which a new extent is begun: exact for rows, a soft limit for logs."""
+        return EXTENT_ROWS * self.row_bytes if self.row_bytes else EXTENT_BYTES
+
+    def path(self, store: Path, number: int) -> Path:
+        """Where extent ``number`` lies."""
+        return store / self.folder / f"{number:08d}{self.suffix}"
+
+
+PIXELS = Family("pixels", ".blobs", 0)
+FINGERPRINTS = Family("fingerprints", ".pdq", 32)
+
+
+def vectors(generation: int, dim: int) -> Family:
+    """The vectors of an encoder generation: float32, ``dim`` a row."""
+    return Family(f"vectors/{generation}", ".f32", 4 * dim)
+
+
+def vector_ids(generation: int) -> Family:
+    """The image id of each row of ``vectors``: int64."""
+    return Family(f"vectors/{generation}", ".ids", 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """What one append wrote: the commit record keeps it, so that ``check`` can read it again."""
+
+    family: str
+    extent: int
+    offset: int  # in data bytes, behind the header
+    length: int
+    xxh64: int
+
+
+def create(store: Path, family: Family, number: int, uuid: bytes) -> None:
+    """A new, empty extent; durable, name included, when this returns."""
+    path = family.path(store, number)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True)
+        fsync_dir(path.parent.parent)
+        fsync_dir(store)
+    header = _HEADER.pack(_MAGIC, uuid, 1, number, family.row_bytes, family.name.encode())
+    header += struct.pack(">Q", digest.checksum(header))
+    # O_TRUNC: a file of this name that the manifest does not know is what a crash left behind.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        write_all(fd, header.ljust(HEADER_BYTES, b"\0"), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    fsync_dir(path.parent)
+
+
+def header_problem(store: Path, family: Family, number: int, uuid: bytes) -> str | None:
+    """What is wrong with an extent's header, or None."""
+    try:
+        with family.path(store, number).open("rb") as file:
+            head = file.read(HEADER_BYTES)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if len(head) < HEADER_BYTES:
+        return "its header is cut short"
+    body, check = head[: _HEADER.size], head[_HEADER.size : _HEADER.size + 8]
+    if int.from_bytes(check, "big") != digest.checksum(body):
+        return "its header is damaged"
+    magic, owner, version, own_number, row_bytes, name = _HEADER.unpack(body)
+    if (magic, version, own_number, row_bytes) != (_MAGIC, 1, number, family.row_bytes):
+        return "its header is another extent's"
+    if owner != uuid or name.rstrip(b"\0").decode() != family.name:
+        return "it belongs to another store"
+    return None
+
+
+class ExtentReader:
+    """Reads committed bytes of one family with ``pread``, or rows of it through a read-only map."""
+
+    def __init__(self, store: Path, family: Family) -> None:
+        self._store = store
+        self.family = family
+        self._fds: dict[int, int] = {}
+        self._maps: dict[int, npt.NDArray[Any]] = {}
+
+    def read(self, place: Place) -> bytes:
+        """The bytes at ``place``; ``StoreDamagedError`` if the file is gone or too short."""
+        fd = self._fds.get(place.extent)
+        path = self.family.path(self._store, place.extent)
+        try:
+            if fd is None:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._fds[place.extent] = fd
+            data = os.pread(fd, place.length, HEADER_BYTES + place.offset)
+        except OSError as error:
+            raise StoreDamagedError(
+                f"{path} cannot be read: {error.strerror}; run 'engine check'"
+            ) from None
+        if len(data) != place.length:
+            raise StoreDamagedError(f"{path} is cut short; run 'engine check'")
+        return data
+
+    def rows(self, number: int, rows: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """The first ``rows`` rows of extent ``number``, mapped: (rows, row_bytes / itemsize)."""
+        item = np.dtype(dtype)
+        width = self.family.row_bytes // item.itemsize
+        mapped = self._maps.get(number)
+        if mapped is None or len(mapped) < rows:
+            path = self.family.path(self._store, number)
+            try:
+                mapped = np.memmap(path, item, "r", offset=HEADER_BYTES, shape=(rows, width))
+            except (OSError, ValueError) as error:
+                raise StoreDamagedError(
+                    f"{path} is gone or cut short ({error}); run 'engine check'"
+                ) from None
+            self._maps[number] = mapped
+        return mapped[:rows]
+
+    def close(self) -> None:
+        """Give the file descriptors and maps back."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+        self._maps.clear()
+
+
+class ExtentWriter:
+    """Appends to the newest extent of one family; the caller names new extents in the manifest."""
+
+    def __init__(self, store: Path, family: Family, last: int, committed: int) -> None:
+        """``last`` is the newest extent's number (0: none yet), ``committed`` its data bytes."""
+        self._store = store
+        self.family = family
+        self.number = last
+        self.end = committed
+        self._fd: int | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether the next append needs a new extent first."""
+        return self.number == 0 or self.end >= self.family.capacity
+
+    @property
+    def room(self) -> int:
+        """Data bytes that still fit (rows only; a log takes any blob until it is full)."""
+        return self.family.capacity - self.end
+
+    def begin(self, number: int) -> None:
+        """Go on in a new extent, which exists and is named by the manifest."""
+        self.close()
+        self.number, self.end = number, 0
+
+    def append(self, blobs: Iterable[Buffer]) -> tuple[Append, list[Place]]:
+        """Write blobs one after another; returns what was appended and where each blob lies."""
+        start, places, parts = self.end, [], []
+        at = start
+        for blob in blobs:
+            places.append(Place(self.number, at, len(blob)))
+            parts.append(blob)
+            at += len(blob)
+        data = b"".join(parts) if len(parts) != 1 else parts[0]
+        if self._fd is None:
+            path = self.family.path(self._store, self.number)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        write_all(self._fd, data, HEADER_BYTES + start)
+        self.end = at
+        done = Append(self.family.name, self.number, start, at - start, digest.checksum(data))
+        return done, places
+
+    def sync(self) -> None:
+        """Make what was appended durable (contents and length)."""
+        if self._fd is not None:
+            # macOS has no fdatasync.
+            getattr(os, "fdatasync", os.fsync)(self._fd)
+
+    def close(self) -> None:
+        """Give the file descriptor back."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

@@ -1,0 +1,62 @@
+"""Writing files so that a power cut leaves the old one or the new one, never half of either."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.records import Buffer
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in a directory durable: a new file's name is not, until this returns."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: Buffer, offset: int) -> None:
+    """``pwrite`` until everything is written (one call may write less: signals, a nearly full disk)."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Atomically and durably put ``data`` at ``path``: new file, fsync, rename, fsync of the folder."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            write_all(fd, data, 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def tree_bytes(path: Path) -> int:
+    """Bytes of disk that a file or everything below a folder takes."""
+    return sum(stat.st_blocks * 512 for stat in _stats(path))
+
+
+def _stats(path: Path) -> Iterator[os.stat_result]:
+    try:
+        yield path.lstat()
+        for folder, _, names in os.walk(path):
+            for name in names:
+                try:
+                    yield (Path(folder) / name).lstat()
+                except FileNotFoundError:  # a writer may be tidying up beside us
+                    continue
+    except FileNotFoundError:
+        return

@@ -1,0 +1,259 @@
+"""The RocksDB of a store: its tables, its options with the reasons, one synced batch a commit.
+
+A reader opens it read-only, through a folder of symbolic links, so that reading leaves nothing
+behind and works on a read-only mount, and accepts what it opened only if RocksDB's CURRENT and
+MANIFEST did not move meanwhile: beside a live writer, a read-only open across a flush was seen to
+miss committed records. Secondary instances are no way out: they went on serving deleted ones.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rocksdict import (
+    AccessType,
+    BlockBasedIndexType,
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    DBRecoveryMode,
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteOptions,
+)
+
+from engine.config import MemoryBudget
+from engine.errors import StoreDamagedError, StoreError
+from engine.storage.rows import TABLES
+
+FOLDER = "keys"
+_OPEN_TRIES = 200
+# Tables whose keys and values do not compress: hashes and proofs.
+_RANDOM = frozenset({"images", "files"})
+
+
+class Batch:
+    """Everything of one commit, in the order written; nothing is visible before ``Keys.commit``."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, bytes, bytes | None]] = []
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        """Set a row."""
+        self._rows.append((table, key, value))
+
+    def delete(self, table: str, key: bytes) -> None:
+        """Remove a row."""
+        self._rows.append((table, key, None))
+
+    @property
+    def rows(self) -> Sequence[tuple[str, bytes, bytes | None]]:
+        """Table, key and value (None: remove) of each change."""
+        return self._rows
+
+
+class Keys:
+    """One open RocksDB, for writing or for reading."""
+
+    def __init__(self, db: Rdict) -> None:
+        self._db = db
+        self._tables = {name: db.get_column_family(name) for name in TABLES}
+        self._handles = {name: db.get_column_family_handle(name) for name in TABLES}
+        self._sync = WriteOptions()
+        self._sync.sync = True
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The value of one row, or None."""
+        with _Naming(table):
+            value: bytes | None = self._tables[table].get(key)
+        return value
+
+    def get_many(self, table: str, keys: list[bytes]) -> list[bytes | None]:
+        """The values of many rows in their order; one call, during which other threads run."""
+        with _Naming(table):
+            values: Any = self._tables[table].get(keys)  # type: ignore[arg-type]
+        return list(values)
+
+    def scan(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """All rows whose key begins with ``prefix``, in key order."""
+        cursor = self._tables[table].iter()
+        cursor.seek(prefix)
+        with _Naming(table):
+            while cursor.valid():
+                key: bytes = cursor.key()
+                if not key.startswith(prefix):
+                    return
+                yield key, cursor.value()
+                cursor.next()
+            cursor.status()  # an iterator that met damage is not valid either
+
+    def commit(self, batch: Batch) -> None:
+        """Write a batch, synced: when this returns, it survives a power cut, whole.
+
+        After an error (a full disk, say) the database takes no more writes until it is reopened.
+        """
+        write = WriteBatch(raw_mode=True)
+        for table, key, value in batch.rows:
+            if value is None:
+                write.delete(key, self._handles[table])
+            else:
+                write.put(key, value, self._handles[table])
+        try:
+            self._db.write(write, self._sync)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise StoreError(f"the keys could not be written: {_line(error)}") from None
+
+    def close(self) -> None:
+        """Close it; what was committed is durable already."""
+        self._tables.clear()
+        self._handles.clear()
+        self._db.close()
+
+
+def create(store: Path, memory: MemoryBudget) -> Keys:
+    """A new, empty RocksDB."""
+    return _open(store / FOLDER, memory, AccessType.read_write(), create=True)
+
+
+def open_writer(store: Path, memory: MemoryBudget) -> Keys:
+    """For the process that holds the writer's lock; replays the write-ahead log."""
+    if not (store / FOLDER / "CURRENT").is_file():
+        raise StoreDamagedError(
+            f"{store / FOLDER} is not whole (no CURRENT): restore the store from a copy"
+        )
+    return _open(store / FOLDER, memory, AccessType.read_write(), create=False)
+
+
+def open_reader(store: Path, memory: MemoryBudget) -> Keys:
+    """A snapshot of what is committed, beside any writer, without a trace in the store."""
+    folder = store / FOLDER
+    problem: Exception | None = None
+    for attempt in range(_OPEN_TRIES):
+        before = _state(folder)
+        if before is not None:
+            try:
+                keys = _open_linked(folder, memory)
+            except (StoreError, OSError) as error:
+                problem = error
+            else:
+                if _state(folder) == before:
+                    return keys
+                keys.close()
+                problem = None
+        if before is None or (problem is not None and _state(folder) == before and attempt >= 3):
+            # Nothing moved and it still fails: damage, not a race.
+            break
+        time.sleep(min(0.001 * (attempt + 1), 0.05))
+    detail = f": {problem}" if problem else ""
+    if problem is None and _state(folder) is None:
+        detail = " (no CURRENT)"
+    raise StoreDamagedError(f"{folder} cannot be opened{detail}; run 'engine check'")
+
+
+def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
+    links = Path(tempfile.mkdtemp(prefix="engine-reader-"))
+    try:
+        for entry in os.scandir(folder.resolve()):
+            if not entry.name.startswith(("LOG", "LOCK")):
+                (links / entry.name).symlink_to(entry.path)
+        # Written by rocksdict at every open; a link would lead the write back into the store.
+        config = links / "rocksdict-config.json"
+        if config.is_symlink():
+            text = config.read_bytes()
+            config.unlink()
+            config.write_bytes(text)
+        return _open(links, memory, AccessType.read_only(), create=False)
+    finally:
+        # All files are open by now (max_open_files is -1), so their names are not needed any more.
+        shutil.rmtree(links, ignore_errors=True)
+
+
+def _state(folder: Path) -> tuple[bytes, int] | None:
+    """CURRENT's contents and the size of the MANIFEST it names; None while they are not there."""
+    try:
+        current = (folder / "CURRENT").read_bytes()
+        return current, (folder / current.decode().strip()).stat().st_size
+    except (OSError, ValueError):
+        return None
+
+
+def _open(folder: Path, memory: MemoryBudget, access: AccessType, *, create: bool) -> Keys:
+    cache = Cache(memory.block_cache)
+    families = {name: _table_options(name, cache) for name in TABLES}
+    try:
+        db = Rdict(
+            str(folder),
+            options=_database_options(memory, create),
+            column_families=families,
+            access_type=access,
+        )
+    except Exception as error:  # rocksdict raises bare Exception
+        raise StoreDamagedError(f"{folder} cannot be opened: {_line(error)}") from None
+    return Keys(db)
+
+
+def _database_options(memory: MemoryBudget, create: bool) -> Options:
+    options = Options(raw_mode=True)  # without it keys and values would be pickled
+    options.create_if_missing(create)
+    options.create_missing_column_families(create)
+    # All files stay open: readers then survive that the writer deletes what it has compacted.
+    options.set_max_open_files(-1)
+    # The default mode drops synced commits behind a flipped byte without a word; this one accepts
+    # a torn tail (a commit that was never acknowledged) and reports anything else.
+    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+    # Replayed at each open, by readers too; a table that is seldom written would pin it for ever.
+    options.set_max_total_wal_size(16 << 20)
+    options.set_db_write_buffer_size(memory.write_buffers)
+    options.set_max_background_jobs(2)
+    # RocksDB's own log: two files of 1 MiB instead of a thousand.
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(1 << 20)
+    options.set_stats_dump_period_sec(0)
+    return options
+
+
+def _table_options(name: str, cache: Cache) -> Options:
+    options = Options(raw_mode=True)
+    table = BlockBasedOptions()
+    table.set_block_cache(cache)
+    table.set_block_size(4096)
+    table.set_format_version(5)
+    table.set_bloom_filter(10, False)
+    # Filter and index count as cache, in 4 KiB pieces. As one piece a file, the filter does not fit
+    # a shard of the cache and is read again at every get: 75 µs instead of 3.
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_index_type(BlockBasedIndexType.two_level_index_search())
+    table.set_partition_filters(True)
+    table.set_metadata_block_size(4096)
+    table.set_pin_top_level_index_and_filter(True)
+    options.set_block_based_table_factory(table)
+    random = name in _RANDOM
+    options.set_compression_type(DBCompressionType.none() if random else DBCompressionType.lz4())
+    return options
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+class _Naming:
+    """Turns rocksdict's bare exceptions into a ``StoreDamagedError`` that names the table."""
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if type(error) is Exception:
+            raise StoreDamagedError(
+                f"the table {self._table!r} cannot be read: {_line(error)}; run 'engine check'"
+            ) from None

@@ -1,0 +1,64 @@
+"""LOCK: the flock of the one writer. The kernel drops it when the process dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+
+from engine.errors import StoreError, StoreLockedError
+
+NAME = "LOCK"
+
+
+class WriterLock:
+    """Held from the first write until ``release``; pid and host in the file are information only."""
+
+    def __init__(self, store: Path) -> None:
+        self._path = store / NAME
+        self._fd: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._fd is not None
+
+    def acquire(self) -> None:
+        """Take the lock; ``StoreLockedError`` names the process that has it."""
+        if self._fd is not None:
+            return
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise StoreError(
+                f"{self._path.parent} cannot be written: {error.strerror}; "
+                f"it can still be read (engine lookup)"
+            ) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = _holder(fd)
+            os.close(fd)
+            raise StoreLockedError(
+                f"{self._path.parent} is being written by {holder}: wait for it or end it"
+            ) from None
+        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, text, 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give the lock back; the file stays, since removing it would race with the next writer."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _holder(fd: int) -> str:
+    try:
+        info = json.loads(os.pread(fd, 4096, 0))
+        return f"process {int(info['pid'])} on {info['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,136 @@
+"""MANIFEST.json: which files of the store are live. Replaced whole, by an atomic rename."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from engine.config import FORMAT_VERSION, MIN_READER, MIN_WRITER, StructuralSettings
+from engine.errors import StoreFormatError, StoreNotFoundError
+from engine.storage.files import replace_file
+
+NAME = "MANIFEST.json"
+_MAGIC = "image-index-engine store"
+_KNOWN_FEATURES: frozenset[str] = frozenset()
+_MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """One live index segment: rows ``[first_row, first_row + rows)`` of an encoder generation."""
+
+    number: int
+    generation: int
+    first_row: int
+    rows: int
+    nlist: int
+    bytes: int
+    xxh64: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderEntry:
+    """The encoder that made generation ``generation`` of the vectors; its files lie in the store."""
+
+    name: str
+    generation: int
+    dim: int
+    fingerprint: str  # hex SHA-256 of the model file
+    file: str  # relative to the store
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The parsed manifest. It names files; how many rows of them count, the keys say."""
+
+    uuid: str
+    settings: StructuralSettings
+    encoder: EncoderEntry | None = None
+    extents: dict[str, list[int]] = field(default_factory=dict)  # family → extent numbers
+    segments: tuple[SegmentEntry, ...] = ()
+
+    def with_extent(self, family: str, number: int) -> Manifest:
+        """The manifest that names one more extent."""
+        extents = {**self.extents, family: [*self.extents.get(family, []), number]}
+        return replace(self, extents=extents)
+
+    def save(self, store: Path) -> None:
+        """Write it, durably."""
+        body = {
+            "what": _MAGIC,
+            "format": FORMAT_VERSION,
+            "min_reader": MIN_READER,
+            "min_writer": MIN_WRITER,
+            "features": [],
+            "uuid": self.uuid,
+            "settings": self.settings.to_dict(),
+            "encoder": _as_dict(self.encoder) if self.encoder else None,
+            "extents": self.extents,
+            "segments": [_as_dict(segment) for segment in self.segments],
+        }
+        replace_file(store / NAME, (json.dumps(body, indent=1) + "\n").encode())
+
+
+def load(store: Path) -> Manifest:
+    """Read a store's manifest.
+
+    Raises ``StoreNotFoundError`` where there is nothing, ``StoreFormatError`` where there is
+    something else or a format this version cannot read.
+    """
+    path = store / NAME
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES)
+    except FileNotFoundError:
+        if not store.exists():
+            raise StoreNotFoundError(
+                f"there is no store at {store}: make one with "
+                f"'engine ingest SOURCE --store {store}', or name another with --store"
+            ) from None
+        if (store / "keys").is_dir():
+            raise StoreFormatError(
+                f"{store}: its {NAME} is missing; restore the file from a copy of the store"
+            ) from None
+        raise StoreFormatError(f"{store} is not a store (it has no {NAME})") from None
+    except NotADirectoryError:
+        raise StoreFormatError(f"{store} is a file, not a store") from None
+    except OSError as error:
+        raise StoreFormatError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        body = json.loads(text)
+        return _parse(store, body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreFormatError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): "
+            f"it is damaged or not a store's manifest"
+        ) from None
+
+
+def _parse(store: Path, body: dict[str, Any]) -> Manifest:
+    if body["what"] != _MAGIC:
+        raise ValueError("it belongs to something else")
+    if int(body["min_reader"]) > FORMAT_VERSION:
+        raise StoreFormatError(
+            f"{store} has format version {body['format']}, this engine reads up to "
+            f"{FORMAT_VERSION}: install a newer image-index-engine"
+        )
+    unknown = set(body["features"]) - _KNOWN_FEATURES
+    if unknown:
+        raise StoreFormatError(
+            f"{store} uses {', '.join(sorted(unknown))}, which this engine does not know: "
+            f"install a newer image-index-engine"
+        )
+    encoder = body["encoder"]
+    return Manifest(
+        uuid=str(body["uuid"]),
+        settings=StructuralSettings.from_dict(body["settings"]),
+        encoder=EncoderEntry(**encoder) if encoder else None,
+        extents={str(k): [int(n) for n in v] for k, v in body["extents"].items()},
+        segments=tuple(SegmentEntry(**segment) for segment in body["segments"]),
+    )
+
+
+def _as_dict(entry: SegmentEntry | EncoderEntry) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in entry.__dataclass_fields__}
