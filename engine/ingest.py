@@ -437,7 +437,7 @@ def runs_of(array: int, first_row: int, ids: npt.NDArray[np.int64]) -> list[Run]
     at = 0
     for edge in edges:
         step = int(steps[edge - 1])
-        if at > edge:
+        if at >= edge:
             continue
         if step in (0, 1):
             runs.append(Run(array, first_row + at, edge - at + 1, step, int(ids[at])))

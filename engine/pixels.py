@@ -9,7 +9,7 @@ Canonical form: a 16-byte header, then the pixels.
     3       1      0
     4       4      height
     8       4      width
-    12      4      frames in the file (1 for a still image; only the first is decoded)
+    12      4      frames or pages in the file (1 for a still image; only the first is decoded)
 
 Pixels are row-major with interleaved channels. Grey is RGB with three equal channels. Alpha is kept
 only where some pixel is not opaque. The EXIF orientation is applied; colour profiles are ignored.
@@ -26,7 +26,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, UnidentifiedImageError, __version__
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    IcoImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TgaImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+    __version__,
+)
 
 from engine.errors import ImageError, UsageError
 from engine.records import Buffer, Decoded, Kind, Pixels
@@ -40,20 +56,21 @@ MAX_PIXELS = 128_000_000
 """The most pixels (width × height) an image may have, whatever the memory: a guard against bombs."""
 
 # Raster formats whose decoders stand up to hostile input; EPS, PDF and the like run interpreters.
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "MPO",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-    "AVIF",
-    "JPEG2000",
-    "TGA",
-    "ICO",
-)
+# The plugins are imported here because Pillow's own loading on first use is not safe in threads.
+_PLUGINS = {
+    "PNG": PngImagePlugin,
+    "JPEG": JpegImagePlugin,
+    "WEBP": WebPImagePlugin,
+    "GIF": GifImagePlugin,
+    "BMP": BmpImagePlugin,
+    "TIFF": TiffImagePlugin,
+    "PPM": PpmImagePlugin,
+    "AVIF": AvifImagePlugin,
+    "JPEG2000": Jpeg2KImagePlugin,
+    "TGA": TgaImagePlugin,
+    "ICO": IcoImagePlugin,
+}
+FORMATS = tuple(_PLUGINS)
 
 SUFFIXES = frozenset(
     [
@@ -101,6 +118,8 @@ def looks_like_image(head: bytes) -> bool:
                 b"GIF89a",
                 b"II*\x00",
                 b"MM\x00*",
+                b"II+\x00",  # BigTIFF
+                b"MM\x00+",
                 b"\x00\x00\x00\x0cjP  \r\n\x87\n",
                 b"\xff\x4f\xff\x51",
             )
@@ -122,6 +141,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded:
         raise ImageError("the file is empty (0 bytes)")
     try:
         array, frames, container = _decode(data, max_pixels)
+        return Decoded(_canonical(array, frames), container)
     except ImageError:
         raise
     except MemoryError:
@@ -134,7 +154,6 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"broken image: {reason}") from None
-    return Decoded(_canonical(array, frames), container)
 
 
 def probe(data: bytes) -> tuple[int, int]:
@@ -172,7 +191,15 @@ def from_image(image: Image.Image) -> Pixels:
         raise UsageError(
             f"a PIL image of mode {image.mode}: at most 16 bits a channel are supported"
         )
-    return _canonical(_to_rgb(image), 1)
+    if ";16" in _raw_mode(image):  # an opened file whose pixels are not loaded yet
+        raise UsageError(
+            "a 16-bit picture that Pillow would reduce to 8 bits: give the file or an array"
+        )
+    try:
+        array = _to_rgb(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError(f"a PIL image that cannot be read: {error}") from None
+    return _canonical(array, 1)
 
 
 def rows_header(kind: Kind, height: int, width: int) -> bytes:
@@ -204,7 +231,8 @@ def from_canonical(canonical: Buffer) -> Pixels:
     if len(view) < HEADER_BYTES:
         raise ImageError("canonical bytes are cut short")
     version, kind, channels, height, width, frames = HEADER.unpack(view[:HEADER_BYTES])
-    if version != CANONICAL_VERSION or kind not in Kind.__members__.values():
+    known = kind in Kind.__members__.values() and channels in (3, 4)
+    if version != CANONICAL_VERSION or not known or not height or not width or not frames:
         raise ImageError("canonical bytes have an unknown header")
     values = height * width * channels
     body = {Kind.BITS: -(-values // 8), Kind.U8: values, Kind.U16: 2 * values}[Kind(kind)]
@@ -240,8 +268,12 @@ def _decode(data: bytes, max_pixels: int) -> tuple[npt.NDArray[Any], int, str]:
                 f"{width} × {height} pixels are over the limit of {max_pixels:,} for this --memory"
             )
         _refuse_reduced_depth(data, image)
+        # OpenJPEG makes up what is missing; only the end-of-codestream marker tells.
+        if image.format == "JPEG2000" and b"\xff\xd9" not in data:
+            raise ImageError("broken image: the file was cut short")
         # Counting may seek; the count must not change which frame is decoded.
-        frames = int(getattr(image, "n_frames", 1))
+        # What an MPO holds besides its picture is a preview, a gain map or another eye's view.
+        frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         image.seek(0)
         array = _deep(data, image) if _is_deep(image) else _to_rgb(image)
         # After loading: Pillow's TIFF reader applies the tag itself and then drops it.
@@ -267,9 +299,13 @@ def _oriented(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     return array
 
 
-def _raw_mode(image: ImageFile.ImageFile) -> str:
-    args = image.tile[0].args if image.tile else ""
-    raw = args[0] if isinstance(args, tuple) and args else args
+def _raw_mode(image: Image.Image) -> str:
+    tiles = getattr(image, "tile", None)
+    return _layout(tiles[0]) if tiles else ""
+
+
+def _layout(tile: Any) -> str:
+    raw = tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
     return raw if isinstance(raw, str) else ""
 
 
@@ -288,14 +324,16 @@ def _deep(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[np.uint16]:
         return _rgb(np.asarray(image).astype(np.uint16))
     raw = _raw_mode(image)
     base, _, order = raw.partition(";")
-    if base not in ("RGB", "RGBA") or order not in _OTHER_BYTE or len(image.tile) != 1:
+    alike = all(_layout(tile) == raw for tile in image.tile)  # a TIFF may have many strips
+    if base not in ("RGB", "RGBA") or order not in _OTHER_BYTE or not alike:
         raise ImageError(f"{image.mode} pixels ({raw or 'unknown layout'}) are not supported")
     high = np.asarray(image).astype(np.uint16)
     with Image.open(io.BytesIO(data), formats=FORMATS) as again:
-        tile = again.tile[0]
         other = f"{base};{_OTHER_BYTE[order]}"
-        args = (other, *tile.args[1:]) if isinstance(tile.args, tuple) else other
-        again.tile = [tile._replace(args=args)]
+        again.tile = [
+            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
+            for tile in again.tile
+        ]
         low = np.asarray(again)
     if high.shape != low.shape:
         raise ImageError("16-bit pixels could not be read in full")
@@ -308,7 +346,7 @@ def _refuse_reduced_depth(data: bytes, image: ImageFile.ImageFile) -> None:
     deep = False
     if image.format == "PPM":
         args = image.tile[0].args if image.tile else ()
-        deep = image.mode == "RGB" and isinstance(args, tuple) and len(args) > 1 and args[1] != 255
+        deep = image.mode == "RGB" and isinstance(args, tuple) and len(args) > 1 and args[1] > 255
     elif image.format == "AVIF":
         at = data.find(b"av1C")  # AV1 codec configuration, byte 2: 0x40 is high_bitdepth
         deep = at >= 0 and at + 6 < len(data) and bool(data[at + 6] & 0x40)
@@ -324,8 +362,7 @@ def _refuse_reduced_depth(data: bytes, image: ImageFile.ImageFile) -> None:
 
 def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     """(H, W, 3) or, where the file knows transparency, (H, W, 4) uint8."""
-    transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    return np.asarray(image.convert("RGBA" if transparent else "RGB"))
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
 def _rgb(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -21,6 +21,7 @@ class Progress:
         self._first: int | None = None
         self._bar: Any = None
         self._task: Any = None
+        self._note = ""
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -49,6 +50,10 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def note(self, text: str) -> None:
+        """Something to show behind the counts from now on."""
+        self._note = text
+
     def __call__(self, done: int, total: int | None) -> None:
         """``done`` of ``total`` items are done; cheap enough for every item."""
         now = time.monotonic()
@@ -60,7 +65,7 @@ class Progress:
         self._shown = now
         rate = (done - self._first) / max(now - self._started, 1e-9)
         counts = f"{done:,}" + (f" of {total:,}" if total else "") + f" {self._unit}"
-        speed = f"{rate:,.0f}/s"
+        speed = self._note or f"{rate:,.0f}/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, counts=counts, rate=speed)
             return

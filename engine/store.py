@@ -535,6 +535,7 @@ class StoreFiles:
                 grown -= self._forget_runs(batch, before.number)
             batch.put("arrays", b"n" + name, array.pack())
             batch.put("arrays", b"#" + array.number.to_bytes(4, "big"), name)
+            batch.delete("rejects", name)
         for run in chunk.runs:
             grown += run.count
             for piece in run.pieces():

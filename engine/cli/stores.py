@@ -1,71 +1,35 @@
-"""The command: each function parses, makes one call on ``Store`` and prints."""
+"""``engine ingest``, ``lookup``, ``info`` and ``check``: each parses, makes one call and prints."""
 
 from __future__ import annotations
 
 import itertools
-import logging
-import os
-import signal
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from engine import __version__, show
+from engine import show
 from engine.api import Store
-from engine.config import DEFAULT_K, default_store
-from engine.errors import EngineError, UsageError
-from engine.progress import Progress
-from engine.sources.locate import listed
-
-DONE, NOT_FOUND, FAILED, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
-
-app = typer.Typer(
-    name="engine",
-    # Plain help, and no rich: importing it would cost every lookup a tenth of a second.
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+from engine.cli.options import (
+    DONE,
+    INTERRUPTED,
+    NOT_FOUND,
+    SOME_REJECTED,
+    FilesFromOption,
+    JsonOption,
+    MemoryOption,
+    StoreOption,
+    interruptible,
+    show_line,
+    warn,
 )
-
-StoreOption = Annotated[
-    str,
-    typer.Option("--store", metavar="DIR", help="The store.  [$ENGINE_STORE, else ./engine.store]"),
-]
-MemoryOption = Annotated[
-    str,
-    typer.Option("--memory", metavar="SIZE", help="Anonymous memory to use, at least 128M."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-FilesFromOption = Annotated[
-    str,
-    typer.Option("--files-from", metavar="FILE", help="Read more of them from FILE, one a line."),
-]
+from engine.config import DEFAULT_K, default_store
+from engine.errors import UsageError
+from engine.progress import Progress
+from engine.sources.locate import Sources, listed
 
 
-@app.callback(invoke_without_command=True)
-def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    """An embedded, disk-backed index for images: is this very image here, and what looks like it?
-
-    \b
-    Example:
-      engine ingest photos/ --store photos.store
-      engine lookup query.jpg --store photos.store
-    """
-    if version:
-        print(f"engine {__version__}")
-        raise typer.Exit
-
-
-@app.command()
 def ingest(
     sources: Annotated[
         list[str] | None,
@@ -109,8 +73,9 @@ def ingest(
       engine ingest 'synthetic:bits?n=20000&seed=0' --encoder none --store bits.store
     """
     given = sources or []
+    Sources(given, files_from=files_from or None)  # before a store is made for what is not there
     path = store or default_store()
-    with _interruptible() as stop:
+    with interruptible() as stop:
         opened = Store.open(path, create=True, encoder=encoder or None, memory=memory)
         with opened, Progress("ingest") as progress:
             report = opened.ingest(
@@ -124,17 +89,16 @@ def ingest(
                 stop=stop,
             )
     if as_json:
-        _print(show.line(asdict(report)))
+        show_line(show.line(asdict(report)))
     else:
         if not report.seen and not report.skipped:
-            _warn(f"there is nothing to ingest in {', '.join(given) or files_from}")
-        _print(show.ingest_text(report))
+            warn(f"there is nothing to ingest in {', '.join(given) or files_from}")
+        show_line(show.ingest_text(report))
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(SOME_REJECTED if report.rejected else DONE)
 
 
-@app.command()
 def lookup(
     images: Annotated[
         list[str] | None,
@@ -182,7 +146,7 @@ def lookup(
     path = store or default_store()
     with Store.open(path, read_only=True, memory=memory) as opened:
         for result in opened.lookup_many(given, k=k, tiers=tiers, min_score=min_score):
-            _print(show.lookup_json(result) if as_json else show.lookup_text(result))
+            show_line(show.lookup_json(result) if as_json else show.lookup_text(result))
             failed |= result.error is not None
             missing |= not result.identical
     if failed:
@@ -190,7 +154,6 @@ def lookup(
     raise typer.Exit(NOT_FOUND if exact and missing else DONE)
 
 
-@app.command()
 def info(store: StoreOption = "", as_json: JsonOption = False) -> None:
     """Show what is in a store, and how much disk each part takes.
 
@@ -200,10 +163,9 @@ def info(store: StoreOption = "", as_json: JsonOption = False) -> None:
     """
     with Store.open(store or default_store(), read_only=True) as opened:
         found = opened.info()
-    _print(show.line(asdict(found)) if as_json else show.info_text(found))
+    show_line(show.line(asdict(found)) if as_json else show.info_text(found))
 
 
-@app.command()
 def check(
     store: StoreOption = "",
     fix: Annotated[bool, typer.Option("--fix", help="Build anew what is derived.")] = False,
@@ -217,73 +179,5 @@ def check(
     """
     with Store.open(store or default_store(), read_only=not fix) as opened:
         report = opened.check(fix=fix)
-    _print(show.line(asdict(report) | {"ok": report.ok}) if as_json else show.check_text(report))
+    show_line(show.line(asdict(report) | {"ok": report.ok}) if as_json else show.check_text(report))
     raise typer.Exit(DONE if report.ok else NOT_FOUND)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status. Every failure is one line on standard error."""
-    logging.basicConfig(format="engine: %(message)s", level=logging.WARNING)
-    # Pillow warns of odd metadata in files that it reads all the same.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names that are no UTF-8 must not stop a listing
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        status = app(args=arguments, prog_name="engine", standalone_mode=False)
-        sys.stdout.flush()
-        return status if isinstance(status, int) else DONE
-    except EngineError as error:
-        return _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        print("engine: interrupted; what was committed is safe", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except OSError as error:
-        name = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{name}")
-    except Exception as error:
-        # Typer's own errors (an unknown option, say) have this method; which class they are of
-        # depends on its version.
-        if not hasattr(error, "format_message"):
-            raise
-        context = getattr(error, "ctx", None)
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())
-            return FAILED
-        command = context.command_path if context else "engine"
-        return _fail(f"{error.format_message()} (see '{command} --help')")
-
-
-def _fail(message: str) -> int:
-    print("engine: " + " ".join(message.split()), file=sys.stderr)
-    return FAILED
-
-
-def _warn(message: str) -> None:
-    print(f"engine: {message}", file=sys.stderr)
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the work to stop at its next commit; a second one stops it at once."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        _warn("stopping after this chunk is committed (Ctrl-C again to stop at once)")
-
-    before: Any = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)

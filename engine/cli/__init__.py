@@ -1,0 +1,85 @@
+"""The command ``engine``: its commands in modules of their own, and how all of them fail."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from engine import __version__
+from engine.cli import bench, stores, train
+from engine.cli.options import DONE, FAILED, INTERRUPTED, warn
+from engine.errors import EngineError
+
+app = typer.Typer(
+    name="engine",
+    # Plain help, and no rich: importing it would cost every lookup a tenth of a second.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for command in (stores.ingest, stores.lookup, stores.info, stores.check, train.train, bench.bench):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """An embedded, disk-backed index for images: is this very image here, and what looks like it?
+
+    \b
+    Example:
+      engine ingest photos/ --store photos.store
+      engine lookup query.jpg --store photos.store
+    """
+    if version:
+        print(f"engine {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status. Every failure is one line on standard error."""
+    logging.basicConfig(format="engine: %(message)s", level=logging.WARNING)
+    # Pillow warns of odd metadata in files that it reads all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names that are no UTF-8 must not stop a listing
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = app(args=arguments, prog_name="engine", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else DONE
+    except EngineError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        print("engine: interrupted; what was committed is safe", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        name = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{name}")
+    except Exception as error:
+        # Typer's own errors (an unknown option, say) have this method; which class they are of
+        # depends on its version.
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            return FAILED
+        command = context.command_path if context else "engine"
+        return _fail(f"{error.format_message()} (see '{command} --help')")
+
+
+def _fail(message: str) -> int:
+    warn(message)
+    return FAILED

@@ -1,0 +1,58 @@
+"""Options and manners that the commands share."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+DONE, NOT_FOUND, FAILED, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit statuses: the contract that scripts rely on."""
+
+StoreOption = Annotated[
+    str,
+    typer.Option("--store", metavar="DIR", help="The store.  [$ENGINE_STORE, else ./engine.store]"),
+]
+MemoryOption = Annotated[
+    str,
+    typer.Option("--memory", metavar="SIZE", help="Anonymous memory to use, at least 128M."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+FilesFromOption = Annotated[
+    str,
+    typer.Option("--files-from", metavar="FILE", help="Read more of them from FILE, one a line."),
+]
+
+
+def warn(message: str) -> None:
+    """One line on standard error."""
+    print("engine: " + " ".join(message.split()), file=sys.stderr)
+
+
+def show_line(text: str) -> None:
+    """A result on standard output, at once: somebody may be reading it line by line."""
+    print(text, flush=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the work to stop at its next commit; a second one stops it at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        warn("stopping after this chunk is committed (Ctrl-C again to stop at once)")
+
+    before: Any = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,198 @@
+"""Two-view augmentation: the random draws, the crops, and the colours of a whole batch at once.
+
+It has the distributions of torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip``,
+``ColorJitter`` and ``GaussianBlur``, in that order, with everything drawn anew for each view:
+
+- crop: area share uniform in ``crop_scale``, log of the aspect ratio uniform between log(3/4) and
+  log(4/3), ten tries, then the largest centred crop within these ratios; bilinear with
+  antialiasing to S × S
+- jitter: brightness, contrast and saturation factors uniform in 1 ± strength, the hue turn uniform
+  in ± strength of a full turn; the four in a random order
+- blur: a kernel of ``blur_kernel`` pixels a side, its sigma uniform in 0.1 … 2, reflected borders
+
+The one difference: colours stay float between the steps, where torchvision rounds PIL images to
+8 bits after each. Every number comes from one CPU ``torch.Generator``, whatever the device, so a
+seed gives the same views on each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from engine.training.settings import TrainSettings
+
+RATIO = (3 / 4, 4 / 3)
+SIGMA = (0.1, 2.0)
+_TRIES = 10
+# Colour passes are bound by memory on a CPU: this many views at a time stay in its caches.
+_CPU_CHUNK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """The random part of n views; all on the CPU."""
+
+    boxes: Tensor  # (n, 4) int64: top, left, height, width
+    flip: Tensor  # (n,) bool
+    order: Tensor  # (n, 4) int64: which of brightness, contrast, saturation, hue comes when
+    factors: Tensor  # (n, 4) float32: three factors and a turn
+    sigma: Tensor  # (n,) float32
+
+
+def draw(sizes: Sequence[tuple[int, int]], settings: TrainSettings, generator: Generator) -> Draws:
+    """Draw one view of each picture; ``sizes`` are their (height, width)."""
+    n = len(sizes)
+    strength = torch.tensor(settings.jitter)
+    middle = torch.tensor((1.0, 1.0, 1.0, 0.0))
+    return Draws(
+        boxes=_boxes(torch.tensor(sizes), settings.crop_scale, generator),
+        flip=torch.rand(n, generator=generator) < settings.flip,
+        order=torch.rand(n, 4, generator=generator).argsort(1),
+        factors=middle + strength * (2 * torch.rand(n, 4, generator=generator) - 1),
+        sigma=SIGMA[0] + (SIGMA[1] - SIGMA[0]) * torch.rand(n, generator=generator),
+    )
+
+
+def crop(
+    pictures: Sequence[Tensor], draws: Draws, size: int, pool: Executor | None = None
+) -> Tensor:
+    """Cut and resize: pictures (H, W, 3) uint8 of any sizes → (n, 3, size, size) uint8."""
+
+    def one(picture: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+        top, left, height, width = box
+        cut = picture[top : top + height, left : left + width]
+        return _resized(cut.permute(2, 0, 1), size)
+
+    boxes = [tuple(box) for box in draws.boxes.tolist()]
+    return torch.stack(list((pool.map if pool else map)(one, pictures, boxes)))
+
+
+def colour(crops: Tensor, draws: Draws, settings: TrainSettings) -> Tensor:
+    """Flip, jitter, blur and normalise: (n, 3, S, S) uint8 → float32 on the device of ``crops``."""
+    n = len(crops)
+    device = crops.device
+    chunk = _CPU_CHUNK if device.type == "cpu" else n
+    flip, order, factors, sigma = (
+        part.to(device) for part in (draws.flip, draws.order, draws.factors, draws.sigma)
+    )
+    mean = torch.tensor(settings.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(settings.std, device=device).view(1, 3, 1, 1)
+    out = torch.empty(crops.shape, dtype=torch.float32, device=device)
+    for start in range(0, n, chunk):
+        part = slice(start, start + chunk)
+        x = crops[part].float() / 255
+        x = torch.where(flip[part].view(-1, 1, 1, 1), x.flip(-1), x)
+        x = _jittered(x, order[part], factors[part])
+        x = _blurred(x, sigma[part], settings.blur_kernel)
+        out[part] = (x - mean) / std
+    return out
+
+
+def _resized(picture: Tensor, size: int) -> Tensor:
+    """(3, h, w) uint8 → (3, size, size) uint8, bilinear; antialiased where it shrinks."""
+    return F.interpolate(
+        picture[None], size=(size, size), mode="bilinear", align_corners=False, antialias=True
+    )[0]
+
+
+def _boxes(sizes: Tensor, scale: tuple[float, float], generator: Generator) -> Tensor:
+    """(n, 2) heights and widths → (n, 4) boxes, as ``RandomResizedCrop.get_params`` finds them."""
+    n, _ = sizes.shape
+    height, width = sizes[:, :1].double(), sizes[:, 1:].double()  # (n, 1)
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    uniform = torch.rand(4, n, _TRIES, generator=generator, dtype=torch.float64)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[0])
+    aspect = torch.exp(low + (high - low) * uniform[1])
+    widths = (area * aspect).sqrt().round()  # (n, tries)
+    heights = (area / aspect).sqrt().round()
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    tops = (uniform[2] * (height - heights + 1)).floor()
+    lefts = (uniform[3] * (width - widths + 1)).floor()
+    first = fits.int().argmax(1, keepdim=True)  # argmax finds the first of equals
+    found = torch.stack([part.gather(1, first) for part in (tops, lefts, heights, widths)], -1)
+    boxes = torch.where(fits.any(1).view(-1, 1), found[:, 0], _centred(height, width))
+    return boxes.long()
+
+
+def _centred(height: Tensor, width: Tensor) -> Tensor:
+    """(n, 1) each → (n, 4): the largest centred boxes whose aspect ratio is allowed."""
+    boxes_width = torch.minimum(width, (height * RATIO[1]).round())
+    boxes_height = torch.minimum(height, (width / RATIO[0]).round())
+    top = ((height - boxes_height) / 2).floor()
+    left = ((width - boxes_width) / 2).floor()
+    return torch.cat((top, left, boxes_height, boxes_width), 1)
+
+
+def _jittered(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
+    """Apply each view's four colour changes in its own order; x is (n, 3, S, S), 0 to 1."""
+    changes = (_brightness, _contrast, _saturation, _hue)
+    for turn in range(4):
+        for which, change in enumerate(changes):
+            rows = (order[:, turn] == which).nonzero()[:, 0]
+            if len(rows):
+                x[rows] = change(x[rows], factors[rows, which].view(-1, 1, 1))
+    return x
+
+
+def _grey(x: Tensor) -> Tensor:
+    """(n, 3, S, S) → (n, S, S): luma after ITU-R BT.601, as torchvision weighs it."""
+    return 0.2989 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2]
+
+
+def _brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor[:, None]).clamp_(0, 1)
+
+
+def _contrast(x: Tensor, factor: Tensor) -> Tensor:
+    mean = _grey(x).mean((1, 2)).view(-1, 1, 1, 1)
+    return torch.lerp(mean, x, factor[:, None]).clamp_(0, 1)
+
+
+def _saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_grey(x)[:, None], x, factor[:, None]).clamp_(0, 1)
+
+
+def _hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue in HSV (Smith, 1978): ``turn`` is (n, 1, 1), a full turn is 1."""
+    red, green, blue = x.unbind(1)
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    safe = chroma.clamp_min(1e-12)
+    sixth = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    sixth = sixth + 6 * turn  # where chroma is 0 it does not matter
+    out = torch.empty_like(x)
+    for channel, start in enumerate((5, 3, 1)):
+        k = (start + sixth).remainder_(6)
+        ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
+        torch.addcmul(value, chroma, ramp, value=-1, out=out[:, channel])
+    return out
+
+
+def _blurred(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """A Gaussian of each view's own sigma, along one axis after the other; x is (n, 3, S, S)."""
+    if kernel == 1:
+        return x
+    n, _, height, width = x.shape
+    half = kernel // 2
+    at = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-0.5 * (at / sigma[:, None]) ** 2)
+    weights = (weights / weights.sum(1, keepdim=True)).view(n, kernel, 1, 1, 1)
+    x = F.pad(x, (half, half, half, half), mode="reflect")
+    rows = x[..., :width] * weights[:, 0]
+    for tap in range(1, kernel):
+        rows.addcmul_(x[..., tap : tap + width], weights[:, tap])
+    out = rows[:, :, :height] * weights[:, 0]
+    for tap in range(1, kernel):
+        out.addcmul_(rows[:, :, tap : tap + height], weights[:, tap])
+    return out

@@ -1,0 +1,291 @@
+"""From a checkpoint to an encoder: ONNX files in fp32 and int8, checked against the network.
+
+The encoder's input is ``pixels``, (n, S, S, 3) uint8: the whole RGB picture squashed to S × S with
+Pillow's antialiased bilinear resize. Its output is ``embedding``, (n, dim) float32 of unit length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from onnxruntime import quantization
+from onnxruntime.quantization import shape_inference
+
+from engine.errors import TrainingError
+from engine.training.checkpoint import (
+    CALIBRATION,
+    Provenance,
+    load_checkpoint,
+    read_tensors,
+    replace,
+)
+from engine.training.model import Deployed, SimCLR, normalised
+from engine.training.settings import TrainSettings
+
+FP32 = "model.onnx"
+INT8 = "model.int8.onnx"
+ENCODER = "encoder.json"
+INPUT = "pixels"
+OUTPUT = "embedding"
+RESIZE = "squash-bilinear-antialias"
+OPSET = 18
+
+CALIBRATION_IMAGES = 256
+MIN_COSINE = 0.9999  # of fp32 ONNX with the network itself
+PERCENTILE = 99.999
+# Everything but the normalisation of the input, which stays float.
+QUANTIZED = ["Add", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "ReduceMean", "Relu"]
+_BATCH = 32
+_NEIGHBOURS = 10
+
+Vectors = npt.NDArray[np.float32]
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export wrote. ``parity`` says how well the files agree, see ``encoder.json``."""
+
+    out: str
+    fp32_bytes: int
+    int8_bytes: int
+    parity: dict[str, float | int | str]
+
+
+def export(checkpoint_dir: str | Path) -> ExportReport:
+    """Write the encoder of the checkpoint in ``checkpoint_dir`` beside it.
+
+    ``TrainingError`` if the fp32 file does not compute what the network computes; the files of an
+    earlier export are then still there.
+    """
+    folder = Path(checkpoint_dir)
+    network, provenance = load_checkpoint(folder)
+    settings = provenance.settings
+    images, _ = read_tensors(folder / CALIBRATION)
+    calibration: Images = images["train"].numpy()
+    test: Images = images["held_out"].numpy() if "held_out" in images else calibration
+    deployed = Deployed(network, settings.mean, settings.std)
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as name:
+        work = Path(name)
+        _write_fp32(deployed, work / FP32, settings.image_size)
+        reference = _run(work / FP32, test)
+        cosine = _least_cosine(reference, _run_torch(network, settings, test))
+        if not cosine >= MIN_COSINE:
+            raise TrainingError(
+                f"the ONNX file and the network disagree (cosine {cosine:.5f}, {MIN_COSINE} is "
+                f"needed): do not use it, and report the versions of torch and onnxruntime"
+            )
+        method, agreement = _write_int8(work, calibration, test, reference)
+        parity: dict[str, float | int | str] = {
+            "fp32_torch_min_cosine": cosine,
+            "int8_fp32_mean_cosine": agreement[0],
+            "int8_fp32_top10_overlap": agreement[1],
+            "images": len(test),
+            "images_from": "held_out" if "held_out" in images else "train",
+            "calibration_images": len(calibration),
+            "calibration": method,
+        }
+        described = _described(work, provenance, parity)
+        (work / ENCODER).write_text(json.dumps(described, indent=2) + "\n")
+        for file in (FP32, INT8, ENCODER):  # last what names the others
+            replace(work / file, folder / file)
+    return ExportReport(
+        out=str(folder),
+        fp32_bytes=(folder / FP32).stat().st_size,
+        int8_bytes=(folder / INT8).stat().st_size,
+        parity=parity,
+    )
+
+
+def _described(
+    work: Path, provenance: Provenance, parity: dict[str, float | int | str]
+) -> dict[str, Any]:
+    files = {
+        kind: {"path": name, "sha256": hashlib.sha256((work / name).read_bytes()).hexdigest()}
+        for kind, name in (("fp32", FP32), ("int8", INT8))
+    }
+    return {
+        "name": provenance.name,
+        "dim": provenance.settings.dim,
+        "image_size": provenance.settings.image_size,
+        "resize": RESIZE,
+        "files": files,
+        "settings": provenance.settings.to_dict(),
+        "epoch": provenance.epoch,
+        "data": provenance.data,
+        "engine_version": provenance.engine_version,
+        "parity": parity,
+        "created": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _write_fp32(deployed: Deployed, path: Path, size: int) -> None:
+    pixels = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            deployed,
+            (pixels,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise TrainingError("torch exported nothing: update torch and onnxscript")
+    model = program.model_proto
+    for node in model.graph.node:  # which line of Python made it is of no use to a reader
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _write_int8(
+    work: Path, calibration: Images, test: Images, reference: Vectors
+) -> tuple[str, tuple[float, float]]:
+    """Quantise with either way to find the ranges, and keep what agrees better with fp32."""
+    prepared = work / "prepared.onnx"
+    shape_inference.quant_pre_process(str(work / FP32), str(prepared), skip_symbolic_shape=True)
+    best: tuple[str, tuple[float, float]] | None = None
+    for method in ("MinMax", "Percentile"):
+        path = work / f"{method}.onnx"
+        _quantise(prepared, path, calibration, method)
+        agreement = _agreement(reference, _run(path, test))
+        if best is None or agreement > best[1]:
+            best = (method.lower(), agreement)
+            path.replace(work / INT8)
+    assert best is not None
+    return best
+
+
+def _quantise(prepared: Path, path: Path, calibration: Images, method: str) -> None:
+    """Static, per channel, u8 activations and i8 weights.
+
+    The last layer stays float: its output is the embedding, which 8 bits would round once more.
+    ``reduce_range`` keeps weights to 7 bits: x86 without VNNI adds two products in 16 bits, which
+    saturate with 8.
+    """
+    with _quiet():
+        quantization.quantize_static(
+            str(prepared),
+            str(path),
+            _Batches(calibration),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=QUANTIZED,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod[method],
+            nodes_to_exclude=[_last_layer(prepared)],
+            # A stride of one batch: otherwise the activations of all images are held at once.
+            extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
+        )
+    model = onnx.load(path)
+    used = {node.domain for node in model.graph.node}
+    for opset in [opset for opset in model.opset_import if opset.domain not in used]:
+        model.opset_import.remove(opset)  # the quantizer asks for all it knows of
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _last_layer(path: Path) -> str:
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return str([node.name for node in nodes if node.op_type == "Gemm"][-1])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantizer's prints and advice off standard output and the logs."""
+    root = logging.getLogger()
+    root.addFilter(_is_error)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+class _Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
+    """Feeds the calibration images a batch at a time, over the range that is set."""
+
+    def __init__(self, images: Images) -> None:
+        self._all = _batches(images)
+        self._rest = iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Start over with the batches from ``start_index`` up to ``end_index``."""
+        self._rest = iter(self._all[start_index:end_index])
+
+    def get_next(self) -> dict[str, Images] | None:
+        """The next batch, or None when there is none."""
+        batch = next(self._rest, None)
+        return None if batch is None else {INPUT: batch}
+
+
+def _batches(images: Images) -> list[Images]:
+    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+
+
+def _run(path: Path, images: Images) -> Vectors:
+    """(n, S, S, 3) uint8 → (n, dim) float32 through ONNX Runtime."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    vectors = [session.run([OUTPUT], {INPUT: batch})[0] for batch in _batches(images)]
+    return np.concatenate(vectors)
+
+
+def _run_torch(network: SimCLR, settings: TrainSettings, images: Images) -> Vectors:
+    """The same through the network as it was trained, with nothing folded."""
+    with torch.inference_mode():
+        vectors = [
+            network(normalised(torch.from_numpy(batch), settings.mean, settings.std))
+            for batch in _batches(images)
+        ]
+    return np.asarray(torch.cat(vectors).numpy(), np.float32)
+
+
+def _least_cosine(a: Vectors, b: Vectors) -> float:
+    return float((a.astype(np.float64) * b).sum(1).min())
+
+
+def _agreement(exact: Vectors, quantised: Vectors) -> tuple[float, float]:
+    """Mean cosine, and the mean share of the ten nearest others that stay among the ten nearest."""
+    n, _ = exact.shape
+    cosine = float((exact.astype(np.float64) * quantised).sum(1).mean())
+    k = min(_NEIGHBOURS, n - 1)
+    if k < 1:
+        return cosine, 1.0
+    nearest = []
+    for vectors in (exact, quantised):
+        scores = vectors @ vectors.T
+        np.fill_diagonal(scores, -np.inf)
+        nearest.append(np.argpartition(-scores, k - 1, axis=1)[:, :k])
+    shared = [len(np.intersect1d(*rows)) / k for rows in zip(*nearest, strict=True)]
+    return cosine, float(np.mean(shared))
