@@ -35,7 +35,7 @@ class StructuralSettings:
         """Settings as ``to_dict`` gave them; ``StoreFormatError`` if they are something else."""
         try:
             return cls(**{name: int(values[name]) for name in cls.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StoreFormatError(f"the manifest's settings cannot be read ({error})") from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,10 +119,17 @@ def parse_memory(text: str | int | None) -> MemoryBudget:
         match = _SIZE.fullmatch(text)
         if not match:
             raise UsageError(f"memory {text!r} is not a size: write it like 512M or 2G")
-        size = int(float(match[1]) * (1 << _UNITS[match[2].upper()]))
+        size = int(min(float(match[1]), 1 << 60) * (1 << _UNITS[match[2].upper()]))
     if size < MEMORY_FLOOR:
         raise UsageError(f"memory {text} is too little: at least 128M is needed")
     return MemoryBudget(size)
+
+
+def cpu_count() -> int:
+    """How many cores this process may use (not how many the machine has, where that is known)."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def default_store() -> str:

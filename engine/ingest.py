@@ -28,6 +28,7 @@ from engine.config import (
     EXACT_ROWS,
     KEEP_BITS_LIMIT,
     KEEP_PIXELS,
+    cpu_count,
 )
 from engine.encoders.onnx import OnnxEncoder, shrink
 from engine.errors import ImageError, SourceError, UsageError
@@ -96,7 +97,7 @@ class Ingest:
         self._store = store
         self._encoder = encoder
         self._keep = keep_pixels
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workers = workers or cpu_count()
         self._progress = progress or (lambda done: None)
         self._stop = stop or (lambda: False)
         self._gate = _PixelGate(store.memory.max_pixels)

@@ -117,8 +117,10 @@ class Lookup:
         index = self._store.index
         if index is None or not index.vectors.rows:
             return ()
+        with clock.of("load"):  # the model; only the first query of a process pays for it
+            encoder = self._encoder()
         with clock.of("encode"):
-            vector = self._encoder().encode([pixels.to_rgb8(decoded.pixels)])
+            vector = encoder.encode([pixels.to_rgb8(decoded.pixels)])
         with clock.of("similar"):
             most = min(self._k + len(taken), index.vectors.rows)
             scores, rows = index.search(vector, most)

@@ -30,7 +30,6 @@ from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
-    IcoImagePlugin,
     Image,
     ImageFile,
     Jpeg2KImagePlugin,
@@ -63,12 +62,12 @@ _PLUGINS = {
     "WEBP": WebPImagePlugin,
     "GIF": GifImagePlugin,
     "BMP": BmpImagePlugin,
+    "DIB": BmpImagePlugin,
     "TIFF": TiffImagePlugin,
     "PPM": PpmImagePlugin,
     "AVIF": AvifImagePlugin,
     "JPEG2000": Jpeg2KImagePlugin,
     "TGA": TgaImagePlugin,
-    "ICO": IcoImagePlugin,
 }
 FORMATS = tuple(_PLUGINS)
 
@@ -96,12 +95,12 @@ SUFFIXES = frozenset(
         ".jpx",
         ".jpf",
         ".tga",
-        ".ico",
         ".mpo",
     ]
 )
 
 _ORIENTATION_TAG = 0x0112
+_PHOTOMETRIC_TAG = 262
 # 16-bit colour: Pillow keeps one byte of each channel, and which one depends on the raw mode. Decoding
 # once for either byte gives both, where converting would make 300 and 60000 the same value.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B"}
@@ -318,6 +317,9 @@ def _deep(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[np.uint16]:
     """(H, W, C) uint16 of a file with more than 8 bits a channel."""
     if image.info.get("transparency") is not None:
         raise ImageError("16-bit pixels with a transparent colour: convert it to RGBA first")
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == 0:
+        # Pillow inverts the 8-bit ones only; as they are, they would equal their negative.
+        raise ImageError("16-bit TIFF in which white is zero is not supported: convert it to PNG")
     if image.mode.startswith("I;16"):
         return _rgb(np.asarray(image).astype(np.uint16))
     if image.mode == "I" and image.format == "PPM":

@@ -166,6 +166,8 @@ class StoreFiles:
             made.rename(path.resolve())
             fsync_dir(parent)
         except OSError as error:
+            if (path / manifest.NAME).exists():
+                return  # another process was faster, and made the same
             raise StoreError(f"{path} cannot be made: {error.strerror or error}") from None
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -202,7 +204,7 @@ class StoreFiles:
         self._lock.acquire()
         try:
             self._close_files()
-            self.manifest = manifest.load(self.path)
+            self.manifest = manifest.load(self.path, writing=True)
             self._keys = keys.open_writer(self.path, self.memory)
             self._load()
             self._recover()
@@ -369,6 +371,8 @@ class StoreFiles:
     def index(self) -> VectorIndex | None:
         """The vectors with their segments; None for a store without an encoder."""
         encoder = self.manifest.encoder
+        if self._keys is None:
+            raise StoreError(self._failed or f"{self.path} is closed")
         if encoder is None:
             return None
         if self._index is None:
@@ -635,8 +639,11 @@ class StoreFiles:
     def log_rejects(self, lines: Sequence[dict[str, Any]]) -> Path:
         """Append to ``rejects.jsonl``; the table ``rejects`` is what counts, this is for people."""
         path = self.path / REJECTS
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        except OSError as error:
+            raise StoreError(f"{path} could not be written: {error.strerror or error}") from None
         return path
 
     def families(self) -> list[Family]:

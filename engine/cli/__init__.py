@@ -64,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except SystemExit as leaving:  # the same, where Click saw it first: its status 1 is taken
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return DONE
+        raise
     except OSError as error:
         name = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{name}")

@@ -1,8 +1,7 @@
-"""Runs an encoder on CPUs with ONNX Runtime; the only module that imports it."""
+"""Runs an encoder on CPUs with ONNX Runtime."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from engine.config import cpu_count
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError
 
@@ -23,7 +23,7 @@ class OnnxEncoder:
         self.dim = files.dim
         self.image_size = files.image_size
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or cpu_count()
         options.inter_op_num_threads = 1
         # The arena keeps the largest batch's memory for ever; batches here are small and alike.
         options.enable_cpu_mem_arena = False
@@ -32,13 +32,17 @@ class OnnxEncoder:
             self._session: Any = onnxruntime.InferenceSession(
                 str(files.model), options, providers=["CPUExecutionProvider"]
             )
-            output = self._session.get_outputs()[0].shape
-            inputs = self._session.get_inputs()[0]
+            inputs = [(i.name, i.shape[1:]) for i in self._session.get_inputs()]
+            outputs = [(o.name, o.shape[1:]) for o in self._session.get_outputs()]
         except Exception as error:  # ONNX Runtime has no error class of its own to name here
             reason = " ".join(str(error).split())
             raise EncoderError(f"{files.model} cannot be loaded: {reason}") from None
-        if inputs.name != "pixels" or output[-1] != self.dim:
-            raise EncoderError(f"{files.model} is not an encoder of dimension {self.dim}")
+        side = files.image_size
+        if inputs != [("pixels", [side, side, 3])] or outputs != [("embedding", [self.dim])]:
+            raise EncoderError(
+                f"{files.model} is not what encoder.json says: an encoder of {side} × {side} "
+                f"pixels to {self.dim} dimensions"
+            )
 
     def encode(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Embed pictures; returns (len(pictures), dim) float32, each row of unit length."""

@@ -65,7 +65,7 @@ def read(folder: Path) -> EncoderFiles:
         )
     except OSError as error:
         raise EncoderError(f"{folder} cannot be read: {error.strerror}: {error.filename}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise EncoderError(f"{folder / DESCRIPTION} is not an encoder's ({error})") from None
     if sha256 != chosen.get("sha256"):
         raise EncoderError(f"{model} is not the file that {DESCRIPTION} describes: copy it again")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +25,20 @@ from engine.sources.base import RowBlock, Rows, absolute
 KIND_OVERRIDES = {"8bit": Kind.U8, "bits": Kind.BITS}
 _SCAN_BYTES = 8 << 20
 _SKIP_BYTES = 1 << 20
+_ROW_BYTES = 64 << 20  # a quarter of what one row that is looked up may take
+_READ_BYTES = 64 << 20  # at a time: a header that lies must not make us ask for terabytes
+_DAMAGED = (  # what reading a damaged archive may raise
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    KeyError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 class NpyArray:
@@ -62,7 +80,9 @@ class NpyArray:
         values = math.prod(self._shape[1:])
         # Read, unpacked to three channels, and canonical: what a row costs while it is converted.
         cost = values * (1 if len(self._shape) == 4 else 4) + values + HEADER_BYTES
-        step = max(1, min(most_rows, most_bytes // max(cost, 1)))
+        if cost > 4 * most_bytes:
+            raise SourceError(f"has rows that take {cost:,} bytes each: raise --memory")
+        step = max(1, min(most_rows, most_bytes // cost))
         with self._open() as file:
             _header(file)
             _skip(file, start * values)
@@ -84,7 +104,7 @@ class NpyArray:
         """The canonical form of one row: (16 + pixel bytes,) uint8; ``SourceError`` if it is missing."""
         if not 0 <= number < self.count:
             raise SourceError(f"has rows 0 to {self.count - 1}, not {number}")
-        row: Rows = next(self.blocks(number, 1, 1)).rows[0]
+        row: Rows = next(self.blocks(number, 1, _ROW_BYTES)).rows[0]
         return row
 
     def _rows(self, block: npt.NDArray[np.uint8], kind: Kind) -> Rows:
@@ -112,7 +132,7 @@ class NpyArray:
             else:
                 with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as member:
                     yield member
-        except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise SourceError(f"is damaged or not an .npz archive ({error})") from None
         except OSError as error:
             raise SourceError(f"cannot be read: {error.strerror or error}") from None
@@ -125,7 +145,7 @@ def open_arrays(path: Path, kind: str | None = None) -> list[NpyArray]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [name for name in archive.namelist() if name.endswith(".npy")]
-    except (zipfile.BadZipFile, OSError) as error:
+    except (*_DAMAGED, OSError) as error:
         raise SourceError(f"is damaged or not an .npz archive ({error})") from None
     if not members:
         raise SourceError("holds no arrays")
@@ -140,7 +160,15 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
         read = read or np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, TypeError, SyntaxError, EOFError) as error:
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        EOFError,
+        tokenize.TokenError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # what NumPy's reading of a header as a Python literal may raise
         raise SourceError(f"is not an .npy array ({' '.join(str(error).split())})") from None
     if dtype.hasobject:
         raise SourceError(
@@ -149,16 +177,16 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if dtype not in (np.dtype(np.uint8), np.dtype(np.bool_)):
         raise SourceError(f"has dtype {dtype}: images are uint8 or bool")
     good = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
-    if not good or 0 in shape[1:]:
+    if not good or min(shape[1:]) < 1 or shape[0] < 0:
         raise SourceError(f"has shape {shape}: images are (N, H, W, 3) or (N, H, W)")
     if fortran:
         raise SourceError("is in Fortran order: save it with numpy.ascontiguousarray")
-    return shape, dtype
+    return tuple(map(int, shape)), dtype  # bool is an int to NumPy's own check
 
 
 def _skip(file: IO[bytes], count: int) -> None:
     if count and file.seekable() and isinstance(file, io.BufferedReader):
-        file.seek(count, io.SEEK_CUR)
+        file.seek(min(count, 1 << 62), io.SEEK_CUR)
         return
     while count > 0:  # a compressed member is read through
         data = file.read(min(count, _SKIP_BYTES))
@@ -171,7 +199,7 @@ def _read(file: IO[bytes], count: int) -> bytes:
     """Up to ``count`` bytes: fewer only at the end."""
     parts, left = [], count
     while left > 0:
-        data = file.read(left)
+        data = file.read(min(left, _READ_BYTES))
         if not data:
             break
         parts.append(data)

@@ -17,6 +17,8 @@ def one(path: Path) -> FileItem | Problem:
         status = path.stat()
     except OSError as error:
         return Problem(absolute(path), f"cannot be read: {error.strerror}")
+    if stat.S_ISDIR(status.st_mode):
+        return Problem(absolute(path), "a folder: name the images in it")
     if not stat.S_ISREG(status.st_mode):
         return Problem(absolute(path), "neither a file nor a folder")
     return FileItem(path, absolute(path), status.st_mtime_ns, status.st_size)
@@ -28,34 +30,46 @@ def walk(folder: Path, *, recursive: bool) -> Iterator[Item]:
     Links to folders are not followed (they may lead in circles). A file that is neither named nor
     signed as an image is skipped; a folder that cannot be listed is a problem.
     """
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
-    except OSError as error:
-        yield Problem(absolute(folder), f"the folder cannot be listed: {error.strerror}")
-        return
-    folders = []
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.is_dir(follow_symlinks=False):
-            folders.append(path)
-        elif entry.is_file():
-            yield one(path) if _claims(path) else Skipped(absolute(path))
-        else:
-            yield Skipped(absolute(path))
-    if recursive:
-        for path in folders:
-            yield from walk(path, recursive=True)
+    for listed in _listings(folder, recursive=recursive):
+        if isinstance(listed, Problem):
+            yield listed
+            continue
+        for entry in listed:
+            path = Path(entry.path)
+            yield one(path) if _is_file(entry) and _claims(path) else Skipped(absolute(path))
 
 
 def count(folder: Path, *, recursive: bool) -> int:
     """How many files ``walk`` will meet; quick, for a progress bar."""
-    total = 0
-    for _, folders, names in os.walk(folder):
-        total += len(names)
-        if not recursive:
-            folders.clear()
-    return total
+    listings = _listings(folder, recursive=recursive)
+    return sum(1 if isinstance(listed, Problem) else len(listed) for listed in listings)
+
+
+def _listings(folder: Path, *, recursive: bool) -> Iterator[list[os.DirEntry[str]] | Problem]:
+    """What each folder holds besides folders, by name; or why it cannot be listed."""
+    left = [folder]  # a list, and not recursion: folders may be nested deeper than calls may be
+    while left:
+        current = left.pop()
+        try:
+            with os.scandir(current) as listing:
+                entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            yield Problem(absolute(current), f"the folder cannot be listed: {error.strerror}")
+            continue
+        folders: list[os.DirEntry[str]] = []
+        others: list[os.DirEntry[str]] = []
+        for entry in entries:
+            (folders if entry.is_dir(follow_symlinks=False) else others).append(entry)
+        yield others
+        if recursive:
+            left.extend(Path(entry.path) for entry in reversed(folders))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link in a circle, or into a folder that is closed to us: reading tells
+        return True
 
 
 def _claims(path: Path) -> bool:

@@ -42,7 +42,7 @@ class Sources:
         for spec in specs:
             if spec == "-":
                 continue
-            if spec.startswith(PREFIX):
+            if _is_synthetic(spec):
                 SyntheticBits(spec)
             elif not _exists(spec):
                 array = _array_spec(spec)
@@ -56,7 +56,7 @@ class Sources:
             return None
         for spec in self._specs:
             path = Path(spec)
-            if spec.startswith(PREFIX):
+            if _is_synthetic(spec):
                 total += SyntheticBits(spec).count
             elif path.is_dir():
                 total += files.count(path, recursive=self._recursive)
@@ -90,7 +90,7 @@ class Sources:
                     yield Problem(os.fsencode(spec), str(error))
 
     def _items(self, spec: str) -> Iterator[Item]:
-        if spec.startswith(PREFIX) and not _exists(spec):
+        if _is_synthetic(spec):
             yield SyntheticBits(spec)
             return
         path = Path(spec)
@@ -163,7 +163,7 @@ def open_images(spec: str, most: int) -> Iterator[Query | Problem]:
 def _rows(spec: str) -> Iterator[Query]:
     base, _, row = spec.rpartition("#")
     if spec.startswith(PREFIX):
-        if not row.isdecimal():
+        if not _is_row(row):
             raise UsageError("name a row: 'synthetic:bits?seed=0#17'")
         yield _from_row(spec, SyntheticBits(base).row(int(row)))
         return
@@ -174,19 +174,26 @@ def _rows(spec: str) -> Iterator[Query]:
                 for number, canonical in enumerate(block.rows, block.first):
                     yield _from_row(f"{os.fsdecode(array.name)}#{number}", canonical)
         return
-    if not row.isdecimal() or not base:
+    if not _is_row(row) or not base:
         raise SourceError("no such file")
     found = _arrays(base)
-    if found is None:  # FILE.npz#MEMBER#ROW
-        outer, _, member = base.rpartition("#")
-        path, kind = _array_spec(outer) or ("", None)
-        if not _exists(path):
-            raise SourceError("no such file")
-        found = [NpyArray(Path(path), member + ".npy", kind)]
+    if found is None:
+        found = [_member(base)]
     if len(found) != 1:
         inside = ", ".join(os.fsdecode(array.name).rpartition("#")[2] for array in found)
         raise SourceError(f"holds several arrays: name one of {inside}, as FILE.npz#NAME#ROW")
     yield _from_row(spec, found[0].row(int(row)))
+
+
+def _member(spec: str) -> NpyArray:
+    """The array of ``FILE.npz#NAME``, where either may hold a ``#`` itself."""
+    at = spec.find("#")
+    while at != -1:
+        named = _array_spec(spec[:at])
+        if named is not None and Path(named[0]).is_file():
+            return NpyArray(Path(named[0]), spec[at + 1 :] + ".npy", named[1])
+        at = spec.find("#", at + 1)
+    raise SourceError("no such file")
 
 
 def _from_row(name: str, canonical: object) -> Query:
@@ -207,6 +214,14 @@ def _exists(spec: str) -> bool:
         return False
 
 
+def _is_synthetic(spec: str) -> bool:
+    return spec.startswith(PREFIX) and not _exists(spec)
+
+
+def _is_row(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 18  # int() refuses thousands of digits
+
+
 def _is_array(path: Path) -> bool:
     return path.suffix.lower() in _ARRAY_SUFFIXES
 
@@ -216,7 +231,7 @@ def _array_spec(spec: str) -> tuple[str, str | None] | None:
     if _exists(spec):
         return (spec, None) if _is_array(Path(spec)) else None
     path, mark, query = spec.rpartition("?")
-    if not mark or not _is_array(Path(path)):
+    if not mark or "#" in query or not _is_array(Path(path)):
         return None
     values = dict(parse_qsl(query, keep_blank_values=True))
     if set(values) != {"kind"} or values["kind"] not in KIND_OVERRIDES:

@@ -72,6 +72,6 @@ def whole_number(text: str, name: str, spec: str) -> int:
         value = float(text)
         if value < 0 or value != int(value) or value >= 1 << 53:
             raise ValueError
+        return int(text) if text.isdecimal() else int(value)
     except (ValueError, OverflowError):
         raise UsageError(f"{spec!r}: {name}={text} is not a whole number ≥ 0") from None
-    return int(text) if text.isdigit() else int(value)

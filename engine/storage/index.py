@@ -48,8 +48,10 @@ class VectorIndex:
             depth = min(max(10 * k, 100), segment.entry.rows)
             nprobe = max(16, segment.entry.nlist // 16)
             rows = segment.candidates(queries, depth, nprobe)
+            first, end = segment.entry.first_row, segment.entry.first_row + segment.entry.rows
             for i, mine in enumerate(rows):
-                mine = np.sort(mine[mine >= 0])
+                # Sorted, and none that is padding (-1) or that a damaged segment made up or doubled.
+                mine = np.unique(mine[(mine >= first) & (mine < end)])
                 best.add(i, self.vectors.gather(mine) @ queries[i], mine)
         self._exact(queries, best, self._bare)
         return best.scores, best.rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -45,9 +46,10 @@ class WriterLock:
                 f"{self._path.parent} is being written by {holder}: wait for it or end it"
             ) from None
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, text, 0)
         self._fd = fd
+        with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, text, 0)
 
     def release(self) -> None:
         """Give the lock back; the file stays, since removing it would race with the next writer."""

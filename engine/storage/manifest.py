@@ -73,8 +73,8 @@ class Manifest:
         replace_file(store / NAME, (json.dumps(body, indent=1) + "\n").encode())
 
 
-def load(store: Path) -> Manifest:
-    """Read a store's manifest.
+def load(store: Path, *, writing: bool = False) -> Manifest:
+    """Read a store's manifest, to read the store or for ``writing`` to it.
 
     Raises ``StoreNotFoundError`` where there is nothing, ``StoreFormatError`` where there is
     something else or a format this version cannot read.
@@ -100,7 +100,7 @@ def load(store: Path) -> Manifest:
         raise StoreFormatError(f"{path} cannot be read: {error.strerror}") from None
     try:
         body = json.loads(text)
-        return _parse(store, body)
+        return _parse(store, body, writing)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreFormatError(
             f"{path} cannot be read ({type(error).__name__}: {error}): "
@@ -108,13 +108,18 @@ def load(store: Path) -> Manifest:
         ) from None
 
 
-def _parse(store: Path, body: dict[str, Any]) -> Manifest:
+def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
     if body["what"] != _MAGIC:
         raise ValueError("it belongs to something else")
     if int(body["min_reader"]) > FORMAT_VERSION:
         raise StoreFormatError(
             f"{store} has format version {body['format']}, this engine reads up to "
             f"{FORMAT_VERSION}: install a newer image-index-engine"
+        )
+    if int(body["min_writer"]) > FORMAT_VERSION and writing:
+        raise StoreFormatError(
+            f"{store} has format version {body['format']}, which can be read and not written by "
+            f"this engine: install a newer image-index-engine"
         )
     unknown = set(body["features"]) - _KNOWN_FEATURES
     if unknown:
@@ -124,7 +129,7 @@ def _parse(store: Path, body: dict[str, Any]) -> Manifest:
         )
     encoder = body["encoder"]
     return Manifest(
-        uuid=str(body["uuid"]),
+        uuid=bytes.fromhex(body["uuid"]).hex(),
         settings=StructuralSettings.from_dict(body["settings"]),
         encoder=EncoderEntry(**encoder) if encoder else None,
         extents={str(k): [int(n) for n in v] for k, v in body["extents"].items()},

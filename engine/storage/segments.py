@@ -105,7 +105,7 @@ class Segment:
             flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
             # The object read_index returns must stay alive as long as anything made from it.
             self._index = faiss.read_index(str(path), flags)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, MemoryError) as error:  # a wrong length asks for too much
             raise StoreDamagedError(f"{path} cannot be read: {error}") from None
         if (self._index.ntotal, self._index.d) != (entry.rows, dim):
             raise StoreDamagedError(f"{path} holds something else")

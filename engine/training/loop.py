@@ -175,10 +175,10 @@ class _Run:
         self.pictures, self.squashed = read(files, 0)
         n = len(self.pictures)
         if n < 2:
-            first = f"; {self.rejected[0].source}: {self.rejected[0].reason}" * bool(self.rejected)
+            first = next((f" ({r.source}: {r.reason})" for r in self.rejected), "")
             raise TrainingError(
-                f"{n} of {len(files)} images can be read, and contrastive training needs at least "
-                f"2: add images{first}"
+                f"{n} of {len(files)} images can be read{first}, and contrastive training needs at "
+                f"least 2: add images"
             )
         self.held_out, self.held_out_squashed = read(held_out_files, len(files))
         if self.rejected:

@@ -1,0 +1,106 @@
+"""The child: one method at one n, in a process of its own, so that none disturbs another."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from engine.errors import EngineError
+
+from . import data, memory
+from .data import Images
+from .errors import WrongAnswerError
+from .methods import (
+    DICT,
+    ENGINE,
+    LIST,
+    PIXELS,
+    DictOfHashes,
+    Engine,
+    ListOfHashes,
+    Method,
+    PixelByPixel,
+)
+from .process import tell
+
+LOOKUPS = 200  # hits timed, and as many misses
+FEWEST_LOOKUPS = 5
+LOOKUP_SECONDS = 5.0  # of hits, or of misses, after which no more are timed
+
+_IN_MEMORY: dict[str, type[PixelByPixel | ListOfHashes | DictOfHashes]] = {
+    PIXELS: PixelByPixel,
+    LIST: ListOfHashes,
+    DICT: DictOfHashes,
+}
+
+
+def measure(
+    method: str, n: int, seed: int, folder: str, memory_bytes: int, lookups: bool
+) -> dict[str, Any]:
+    """Build ``method`` over ``n`` images and, if ``lookups``, ask it.
+
+    Times are in seconds, of lookups in µs; memory and disk in bytes. ``baseline`` is the anonymous
+    memory before anything was built, with a chunk of images in hand as there is while building.
+    """
+    baseline = 0
+    for _ in range(4):  # the heap takes a few chunks to settle
+        chunk = data.unpacked(seed, 0, data.CHUNK)
+        baseline = max(baseline, memory.anonymous())
+        del chunk
+    tell(start=True)
+    built: Method
+    if method == ENGINE:
+        built = Engine(n, seed, Path(folder), memory_bytes)
+    else:
+        built = _IN_MEMORY[method](n, seed)
+    generate_s, build_s = built.build(lambda done: tell(done=done))
+    peak_resident = memory.peak_resident()
+    hits: list[float] = []
+    misses: list[float] = []
+    if lookups:
+        hits = _ask(built, data.hits(n, seed, LOOKUPS))
+        misses = _ask(built, data.misses(n, seed, LOOKUPS))
+    return {
+        "generate_s": generate_s,
+        "build_s": build_s,
+        "hit_us": hits,
+        "miss_us": misses,
+        "baseline": baseline,
+        "final": memory.anonymous(),
+        "peak_resident": peak_resident,
+        "disk": built.disk(),
+    }
+
+
+def _ask(method: Method, queries: Iterable[tuple[int | None, Images]]) -> list[float]:
+    """Time one lookup after the other, in µs; each answer is checked."""
+    times: list[float] = []
+    for row, image in queries:
+        started = time.perf_counter_ns()
+        found = method.find(image)
+        times.append((time.perf_counter_ns() - started) / 1e3)
+        if not method.right(found, row):
+            what = "an image that is not there" if row is None else f"row {row}"
+            raise WrongAnswerError(f"{type(method).__name__}, n={method.n}: {what} gave {found!r}")
+        if len(times) >= FEWEST_LOOKUPS and sum(times) > LOOKUP_SECONDS * 1e6:
+            break
+    return times
+
+
+def main() -> None:
+    """Measure what the argument says, a JSON object of ``measure``'s arguments."""
+    # The parent ends this process; a Ctrl-C that reaches both must not print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        tell(result=measure(**json.loads(sys.argv[1])))
+    except EngineError as error:
+        tell(error=str(error), wrong=isinstance(error, WrongAnswerError))
+
+
+if __name__ == "__main__":
+    main()

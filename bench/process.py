@@ -1,0 +1,120 @@
+"""Children that measure: started fresh, watched from outside, ended with their parent's work.
+
+A child is a module of this package, run with one JSON argument. It writes JSON objects to standard
+output, a line each: ``{"start": true}`` once what it is to measure begins, ``{"done": n}`` as it
+goes, and last ``{"result": {...}}`` or ``{"error": "...", "wrong": bool}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from . import memory
+from .errors import BenchError, WrongAnswerError
+
+PACKAGE = __name__.rpartition(".")[0]  # bench, or engine._bench where it was installed
+ROOT = Path(__file__).resolve().parents[PACKAGE.count(".") + 1]
+_SAMPLE_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a child said, and the most anonymous memory (bytes) it was seen to use from its start on."""
+
+    result: dict[str, Any]
+    anonymous_peak: int
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command that runs ``module`` in a fresh interpreter of the same environment."""
+    # -P: a folder called engine or bench where the user happens to be must not be imported.
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, in which children import the packages that this process did."""
+    path = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), path] if path else [str(ROOT)])}
+
+
+def run_child(
+    module: str, spec: Mapping[str, object], done: Callable[[int], None] | None = None
+) -> Finished:
+    """Run a module of this package to its end; ``done`` is told of its progress.
+
+    The child samples nothing itself: its memory is read from here, every 10 ms, so that neither the
+    interpreter's lock nor the measuring hides a peak. Raises ``BenchError`` if it fails.
+    """
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            python(f"{PACKAGE}.{module}", json.dumps(spec)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment(),
+        )
+        assert child.stdout is not None
+        with child.stdout as output:
+            try:
+                result, peak = _watch(child.pid, output, done or (lambda count: None))
+                status = child.wait()
+            finally:  # Ctrl-C here ends the child too
+                child.kill()
+                child.wait()
+        if result is None or status:
+            errors.seek(0)
+            last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            raise BenchError(f"a measurement ended with {how}: {last or 'out of memory?'}")
+    return Finished(result, peak)
+
+
+def tell(**message: object) -> None:
+    """Say something to the parent; for children."""
+    print(json.dumps(message), flush=True)
+
+
+def _watch(
+    pid: int, output: IO[bytes], done: Callable[[int], None]
+) -> tuple[dict[str, Any] | None, int]:
+    result: dict[str, Any] | None = None
+    peak = 0
+    for message in _messages(output):
+        peak = max(peak, memory.anonymous(pid))
+        if message is None:
+            continue
+        if "start" in message:
+            peak = 0
+        elif "done" in message:
+            done(message["done"])
+        elif "error" in message:
+            raise (WrongAnswerError if message["wrong"] else BenchError)(message["error"])
+        elif "result" in message:
+            result = message["result"]
+    return result, peak
+
+
+def _messages(output: IO[bytes]) -> Iterator[dict[str, Any] | None]:
+    """The child's messages as they come; None each time it has been silent for a while."""
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        while True:
+            if not selector.select(_SAMPLE_SECONDS):
+                yield None
+                continue
+            part = os.read(output.fileno(), 1 << 16)
+            if not part:
+                return
+            *lines, rest = (rest + part).split(b"\n")
+            for line in lines:
+                yield json.loads(line)

@@ -1,0 +1,54 @@
+"""Which numbers of images are measured, and whether their stores fit on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from engine.errors import UsageError
+
+STORE_BYTES = 3_900  # of disk, an image: 3,750 of pixels, 32 of fingerprint, keys and records
+_FACTOR = 10  # from one size to the next
+_MOST = 1 << 53  # rows a synthetic set can have
+
+
+def parse_count(text: str) -> int:
+    """A number of images as people write it: 100000, 100_000, 1e5. ``UsageError`` if it is none."""
+    try:
+        value = float(text)
+        whole = int(text) if "e" not in text.lower() and "." not in text else int(value)
+        if whole != value:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"n is a whole number of images such as 100000 or 1e5, not {text!r}"
+        ) from None
+    return check_n(whole)
+
+
+def check_n(n: int) -> int:
+    """``n``, if a set of bit images can have that many."""
+    if not 1 <= n <= _MOST:
+        raise UsageError(f"n must be at least 1 and at most 2^53 images, not {n}")
+    return n
+
+
+def steps_up_to(n: int, steps: int) -> list[int]:
+    """At most ``steps`` sizes, each ten times the one before, rising to ``n``: 1e5 in 3 → 1e3, 1e4, 1e5.
+
+    Small ``n`` have fewer: none is below 1.
+    """
+    if steps < 1:
+        raise UsageError(f"steps must be 1 or more, not {steps}")
+    return [n // _FACTOR**back for back in reversed(range(steps)) if n >= _FACTOR**back]
+
+
+def check_disk(n: int, folder: Path) -> None:
+    """``UsageError`` unless a store of ``n`` bit images fits on the disk that holds ``folder``."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    need, free = n * STORE_BYTES, shutil.disk_usage(there).free
+    if need > free:
+        raise UsageError(
+            f"{n:,} images take about {need / 1e9:,.1f} GB of disk and {folder} has "
+            f"{free / 1e9:,.1f} GB free: measure fewer, or on another disk"
+        )

@@ -1,0 +1,142 @@
+"""The rules of the house: who may import whom, and what is loaded only when it is needed."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import engine
+
+PACKAGE = Path(engine.__file__).parent
+
+# From the ground up. A module imports from lower floors only; what lies on one floor does not know
+# of each other. A folder is one room: inside it, modules import as they like.
+FLOORS = [
+    {"errors"},
+    {"records"},
+    {"config"},
+    {"pixels", "digest"},
+    {"fingerprint", "memory", "sources", "encoders", "training", "storage"},
+    {"store"},
+    {"ingest", "lookup", "check"},
+    {"api"},
+    {"engine"},  # the package's front, engine/__init__.py
+    {"show", "progress"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+ROOMS_OF = {
+    "rocksdict": {"storage"},
+    "faiss": {"storage"},
+    "onnxruntime": {"encoders", "training"},  # one runs encoders, the other quantizes them
+    "torch": {"training"},
+    "torchvision": {"training"},
+    "onnx": {"training"},
+    "onnxscript": {"training"},
+    "safetensors": {"training"},
+    "tensorboard": {"training"},
+    "pdqhash": {"fingerprint"},
+    "typer": {"cli"},
+    "rich": {"progress"},
+    "matplotlib": set(),
+    "pandas": set(),
+}
+HEAVY = {"torch", "torchvision", "faiss", "onnxruntime", "onnx", "rich", "pdqhash"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """``module`` (of the package, dotted) imports ``name`` on ``line``."""
+
+    module: str
+    name: str
+    line: int
+    lazy: bool  # inside a function
+
+    @property
+    def room(self) -> str:
+        return room_of(self.module)
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.name}"
+
+
+def room_of(module: str) -> str:
+    package, *inside = module.split(".")
+    return inside[0] if inside else package
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ["engine", *path.relative_to(PACKAGE).with_suffix("").parts]
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imports_of(module: str, path: Path) -> Iterator[Import]:
+    def visit(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(module, alias.name, node.lineno, lazy)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: relative imports hide the room"
+            for alias in node.names:
+                yield Import(module, f"{node.module}.{alias.name}", node.lineno, lazy)
+        lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, lazy)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")), False)
+
+
+IMPORTS = [found for module, path in modules().items() for found in imports_of(module, path)]
+
+
+def test_every_room_has_a_floor():
+    assert {room_of(module) for module in modules()} == set(FLOOR)
+
+
+def test_rooms_import_downwards_only():
+    wrong = []
+    for found in IMPORTS:
+        # The version is the one thing that every room may ask the front for.
+        if not found.name.startswith("engine") or found.name == "engine.__version__":
+            continue
+        target = room_of(found.name)
+        target = target if target in FLOOR else "engine"  # a name that the front exports
+        if target != found.room and FLOOR[target] >= FLOOR[found.room]:
+            wrong.append(str(found))
+    assert not wrong
+
+
+@pytest.mark.parametrize("library", ROOMS_OF)
+def test_a_library_is_imported_by_its_room_only(library):
+    users = [found for found in IMPORTS if found.name.split(".")[0] == library]
+    assert not [str(found) for found in users if found.room not in ROOMS_OF[library]]
+
+
+def test_the_heavy_libraries_are_imported_inside_functions():
+    early = [f for f in IMPORTS if f.name.split(".")[0] in HEAVY and not f.lazy]
+    assert not [str(found) for found in early if found.room != "training"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["-c", "import engine"], ["-m", "engine", "--version"], ["-m", "engine", "lookup", "--help"]],
+    ids=["import", "version", "help"],
+)
+def test_a_start_loads_nothing_heavy(command):
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True
+    )
+    lines = [line for line in ran.stderr.splitlines() if line.startswith("import time:")]
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
+    assert "numpy" in loaded
+    assert not loaded & (HEAVY | {"matplotlib", "pandas"})

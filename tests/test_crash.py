@@ -1,0 +1,132 @@
+"""Power cuts of the process: a child that writes is killed again and again, and nothing is lost.
+
+The child tells of each commit once it has returned; what it told of is kept here, outside the store,
+and has to be there when the store is opened next. This file is also the child's program.
+"""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine import Store, ingest
+from engine.storage import extents, vectors
+from engine.store import Chunk, StoreFiles
+
+ROUNDS = 12
+FILES = 6  # new ones each round
+SYNTHETIC = "synthetic:bits?seed=5"
+
+
+def small_pieces(patch: pytest.MonkeyPatch) -> None:
+    """Chunks, extents and segments of a few rows, so that all their edges are met."""
+    patch.setattr(ingest, "CHUNK_FILES", 2)
+    patch.setattr(ingest, "CHUNK_ROWS", 30)
+    patch.setattr(ingest, "EXACT_ROWS", 50)
+    patch.setattr(ingest, "_SEGMENT_ROWS", 80)
+    patch.setattr(extents, "EXTENT_ROWS", 100)
+    patch.setattr(vectors, "EXTENT_ROWS", 100)
+    patch.setattr(extents, "EXTENT_BYTES", 200_000)
+
+
+def child(store: str) -> None:
+    """Wait for a line of sources, then ingest them and tell of each commit."""
+    small_pieces(pytest.MonkeyPatch())
+    commit = StoreFiles.commit
+
+    def tell(files: StoreFiles, chunk: Chunk) -> None:
+        commit(files, chunk)
+        for name in chunk.names:
+            print("file", Path(name.name.decode()).stem, flush=True)
+        for name, array in chunk.arrays:
+            assert name.decode() == SYNTHETIC
+            print("rows", array.rows, flush=True)
+
+    StoreFiles.commit = tell  # type: ignore[method-assign]
+    sources = sys.stdin.readline().split()
+    if sources:
+        with Store.open(store) as opened:
+            opened.ingest(*sources)
+
+
+def spawn(store: Path) -> subprocess.Popen[str]:
+    """A child that is started while something else is done, and waits."""
+    return subprocess.Popen(
+        [sys.executable, __file__, str(store)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def mask(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2, (8, 8, 3)).astype(np.bool_)
+
+
+def test_a_killed_writer_loses_nothing_that_it_told_of(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pieces(monkeypatch)
+    rng = random.Random(7)
+    store, photos = tmp_path / "store", tmp_path / "photos"
+    Store.open(store, create=True, encoder=str(tiny_encoder)).close()
+    photos.mkdir()
+    following = spawn(store)
+    files: set[int] = set()  # what the child told of
+    rows = 0
+    for round_ in range(ROUNDS):
+        for i in range(round_ * FILES, (round_ + 1) * FILES):
+            Image.fromarray(mask(i).astype(np.uint8) * 255).save(photos / f"{i}.png")
+        # Both orders: files and rows are committed in different ways.
+        sources = [str(photos), f"{SYNTHETIC}&n=1e6"][:: rng.choice([1, -1])]
+        run, following = following, spawn(store)
+        with run:
+            assert run.stdin is not None
+            assert run.stdout is not None
+            print(*sources, file=run.stdin, flush=True)
+            # Some commits, however long they take here, and then a moment inside of one.
+            told = [run.stdout.readline() for _ in range(rng.randrange(8))]
+            time.sleep(rng.uniform(0, 0.1))
+            run.kill()
+            told += run.stdout.read().splitlines(keepends=True)
+        for line in told:
+            what, number = line.split() if line.endswith("\n") else ("cut short", 0)
+            if what == "file":
+                files.add(int(number))
+            elif what == "rows":
+                rows = max(rows, int(number))
+
+        with Store.open(store, read_only=True) as reader:
+            assert reader.check().problems == ()
+            info = reader.info()
+            assert info.images == info.vectors >= len(files) + rows
+            for i in files:
+                (hit,) = reader.lookup(mask(i), tiers=["identical"]).identical
+                assert hit.sources == (f"{photos}/{i}.png",)
+            for row in {*rng.sample(range(rows), min(rows, 40)), *range(max(rows - 40, 0), rows)}:
+                (hit,) = reader.lookup(f"{SYNTHETIC}#{row}", tiers=["identical"]).identical
+                assert hit.sources == (f"{SYNTHETIC}#{row}",)
+                assert hit.verified == "bytes"
+    following.communicate()  # with nothing to do, it ends
+    assert rows > 0
+    assert files
+
+    with Store.open(store) as writer:  # and goes on where the last one was
+        array = writer._files.array(SYNTHETIC.encode())
+        assert array is not None
+        report = writer.ingest(photos, f"{SYNTHETIC}&n={array.rows + 45}")
+        assert report.seen == ROUNDS * FILES + array.rows + 45
+        assert len(writer) == report.seen
+        assert report.unchanged >= len(files) + rows
+        assert writer.check().problems == ()
+        result = writer.lookup(f"{SYNTHETIC}#{array.rows}", k=5, tiers=["similar"])
+        assert result.similar[0].score == pytest.approx(1, abs=1e-4)
+
+
+if __name__ == "__main__":
+    child(*sys.argv[1:])

@@ -1,0 +1,111 @@
+"""The examples of README.md and of every ``--help`` run as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = ("ingest", "lookup", "info", "check", "train", "bench")
+# Long work is made short; a later option wins over an earlier one.
+SHORTER = {
+    "train": ["--epochs", "1", "--image-size", "32", "--batch", "4"],
+    "bench": ["--n", "500", "--steps", "1"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def readme_examples() -> list[str]:
+    lines = "\n".join(blocks("bash")).splitlines()
+    return [line for line in lines if line.startswith("engine ")]
+
+
+def engine(line: str | list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(line, comments=True)[1:] if isinstance(line, str) else line
+    return subprocess.run(
+        [sys.executable, "-m", "engine", *words, *SHORTER.get(words[0], [])],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Path:
+    """A folder with everything that the examples name."""
+    rng = np.random.default_rng(0)
+    photos = tmp_path / "photos"
+    (photos / "more").mkdir(parents=True)
+    for number, name in enumerate(["cat.jpg", "dog.png", "more/sea.jpg", "more/sky.webp", "x.bmp"]):
+        small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((80 + number, 60)).save(photos / name)
+    Image.open(photos / "dog.png").save(tmp_path / "query.jpg", quality=90)
+    np.save(tmp_path / "masks.npy", rng.integers(0, 2, (20, 16, 16), dtype=np.uint8))
+    return tmp_path
+
+
+def test_the_examples_of_the_readme_run_in_their_order(workshop: Path) -> None:
+    lines = readme_examples()
+    assert {shlex.split(line, comments=True)[1] for line in lines} == set(COMMANDS)
+    for line in lines:
+        done = engine(line, workshop)
+        missing = "--exact" in line  # its point: the query is not there, as with grep
+        assert done.returncode == (1 if missing else 0), (line, done.stderr)
+
+
+def test_the_json_that_the_readme_shows_has_the_fields_of_a_real_answer(workshop: Path) -> None:
+    (shown,) = blocks("json")
+    engine("engine ingest photos/ --store photos.store", workshop)
+    done = engine("engine lookup photos/dog.png --json --store photos.store", workshop)
+    expected, real = json.loads(shown), json.loads(done.stdout)
+    assert list(expected) == list(real)
+    assert list(expected["identical"][0]) == list(real["identical"][0])
+    assert set(expected["milliseconds"]) <= set(real["milliseconds"])
+
+
+def test_the_python_of_the_readme_runs(workshop: Path) -> None:
+    for code in blocks("python"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=workshop, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "photos" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example_that_runs(command: str, workshop: Path) -> None:
+    text = engine([command, "--help"], workshop).stdout
+    examples = [line.strip() for line in text.splitlines() if line.strip().startswith("engine ")]
+    assert examples, text
+    engine("engine ingest photos/ --store photos.store", workshop)
+    for line in examples:
+        done = engine(line, workshop)
+        assert done.returncode == 0, (line, done.stderr)
+
+
+def test_documents_name_files_that_are_there() -> None:
+    for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (ROOT / target).exists(), f"{name} names {target}"
+
+
+def test_architecture_lists_every_room() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for path in (ROOT / "engine").iterdir():
+        if path.name.startswith(("_", "py.typed")):
+            continue
+        assert f"`{path.name}" in text, path.name

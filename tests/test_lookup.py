@@ -1,0 +1,389 @@
+"""The read path: what each tier answers, and that "identical" is never wrong."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine import ImageError, Store, StoreDamagedError, UsageError, digest, ingest, pixels
+from engine.records import LookupResult
+from engine.storage.extents import HEADER_BYTES
+
+
+def picture(seed: int, height: int = 8, width: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def mask(seed: int, height: int = 12, width: int = 10) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2, (height, width, 3)).astype(np.bool_)
+
+
+def save(path: Path, array: np.ndarray) -> str:
+    values = array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array
+    Image.fromarray(values).save(path)
+    return str(path)
+
+
+def encoded(array: np.ndarray, container: str) -> bytes:
+    values = array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, container)
+    return out.getvalue()
+
+
+def proof_of(array: np.ndarray) -> bytes:
+    return digest.proof(pixels.from_array(array).canonical)
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        value = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([value ^ 0x10]))
+
+
+def only(result: LookupResult) -> tuple[int, tuple[str, ...], str]:
+    """The one identical hit of a result."""
+    (hit,) = result.identical
+    assert hit.source_count == len(hit.sources)
+    return hit.id, hit.sources, hit.verified
+
+
+# --- images that share a key ----------------------------------------------------------------------
+
+
+def constant_key(canonical: bytes, seed: int) -> bytes:
+    return b"\x07" * digest.KEY_BYTES
+
+
+def two_keys(canonical: bytes, seed: int) -> bytes:
+    return bytes([digest.proof(canonical)[0] & 1]) * digest.KEY_BYTES
+
+
+@pytest.mark.parametrize("keep_pixels", ["yes", "auto", "no"])
+@pytest.mark.parametrize("key", [constant_key, two_keys])
+def test_images_that_share_a_key_are_never_mixed_up(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    key: Callable[[bytes, int], bytes],
+    keep_pixels: str,
+) -> None:
+    monkeypatch.setattr(digest, "key", key)
+    monkeypatch.setattr(ingest, "CHUNK_ROWS", 8)  # collisions inside a commit and across commits
+    monkeypatch.setattr(ingest, "CHUNK_FILES", 5)
+    images = {f"picture-{i}": picture(i) for i in range(12)}
+    images |= {f"mask-{i}": mask(i) for i in range(12)}
+    first, later = tmp_path / "first", tmp_path / "later"
+    sources: dict[str, set[str]] = {}
+    for folder, names in ((first, list(images)[::2]), (later, list(images))):
+        folder.mkdir()
+        for name in names:  # half of the images are met again, in another container
+            path = folder / f"{name}.{'png' if folder is first else 'bmp'}"
+            sources.setdefault(name, set()).add(save(path, images[name]))
+    rows = tmp_path / "rows.npy"
+    np.save(rows, np.stack([mask(100 + i) for i in range(20)]))
+    images |= {f"row-{i}": mask(100 + i) for i in range(20)}
+    sources |= {f"row-{i}": {f"{rows}#{i}"} for i in range(20)}
+
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder="none") as store:
+        store.ingest(first, keep_pixels=keep_pixels)
+    with Store.open(where) as store:
+        store.ingest(rows, later, keep_pixels=keep_pixels)
+        again = store.ingest(rows, first, later, keep_pixels=keep_pixels)
+        assert (again.added, again.unchanged) == (0, again.seen)
+
+    ids = set()
+    with Store.open(where, read_only=True) as reader:
+        for name, image in images.items():
+            kept = image.dtype == np.bool_ and keep_pixels != "no"
+            id_, found, verified = only(reader.lookup(image))
+            assert set(found) == sources[name]
+            assert verified == ("bytes" if kept else "digest")
+            assert reader.get(id_).proof == proof_of(image)
+            # A container that was never ingested can only be found by its pixels.
+            assert only(reader.lookup(encoded(image, "tiff")))[0] == id_
+            for path in sources[name]:
+                assert only(reader.lookup(path))[0] == id_
+            ids.add(id_)
+        for seed in range(1000, 1010):
+            assert reader.lookup(picture(seed)).identical == ()
+            assert reader.lookup(mask(seed)).identical == ()
+        assert ids == set(range(1, len(images) + 1))
+        assert len(reader) == len(images)
+        assert reader.check().problems == ()
+
+
+def test_a_damaged_image_among_others_of_its_key_is_still_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "key", constant_key)
+    rows = tmp_path / "rows.npy"
+    np.save(rows, np.stack([mask(i) for i in range(6)]))
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder="none") as store:
+        store.ingest(rows)
+        place = store.get(3).place
+    assert place is not None
+    flip(where / "pixels" / "00000001.blobs", HEADER_BYTES + place.offset + place.length - 1)
+    with Store.open(where) as store:
+        for i in range(6):
+            id_, _, verified = only(store.lookup(mask(i)))
+            assert id_ == i + 1
+            assert verified == ("digest" if id_ == 3 else "bytes")
+        assert store.lookup(mask(50)).identical == ()
+
+
+# --- the identical tier ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 20 bit images, rows of an array, and a picture; it has no encoder."""
+    folder = tmp_path_factory.mktemp("masks")
+    np.save(folder / "masks.npy", np.stack([mask(i) for i in range(20)]))
+    save(folder / "picture.png", picture(0))
+    with Store.open(folder / "store", create=True, encoder="none") as store:
+        store.ingest(folder / "masks.npy", folder / "picture.png")
+    return folder
+
+
+def test_an_image_is_found_in_any_container(masks: Path) -> None:
+    with Store.open(masks / "store") as store:
+        for container in ("png", "bmp", "tiff", "gif"):
+            assert only(store.lookup(encoded(mask(4), container)))[0] == 5
+        assert only(store.lookup(f"{masks}/masks.npy#4"))[0] == 5
+        assert only(store.lookup(mask(4)))[0] == 5
+        assert only(store.lookup(Image.fromarray(mask(4).astype(np.uint8) * 255)))[0] == 5
+
+
+def test_one_changed_bit_is_another_image(masks: Path) -> None:
+    changed = mask(4)
+    changed[3, 3, 0] ^= True
+    with Store.open(masks / "store") as store:
+        assert store.lookup(changed).identical == ()
+
+
+def test_pixels_of_another_shape_are_another_image(masks: Path) -> None:
+    with Store.open(masks / "store") as store:
+        assert store.lookup(mask(4).reshape(10, 12, 3)).identical == ()
+        assert store.lookup(np.ascontiguousarray(picture(0).transpose(1, 0, 2))).identical == ()
+
+
+def test_a_path_is_looked_up_as_a_str_or_as_a_path(masks: Path) -> None:
+    path = masks / "picture.png"
+    with Store.open(masks / "store") as store:
+        assert only(store.lookup(path)) == only(store.lookup(str(path)))
+        assert only(store.lookup(path))[1] == (str(path),)
+
+
+def test_the_result_says_what_was_asked_and_searched(masks: Path) -> None:
+    with Store.open(masks / "store") as store:
+        result = store.lookup(f"{masks}/masks.npy#4")
+    assert result.query == f"{masks}/masks.npy#4"
+    assert result.searched == ("identical",)
+    assert set(result.milliseconds) <= {"decode", "identical"}
+    assert result.near == result.similar == ()
+
+
+def test_hits_are_capped_in_sources_and_not_in_their_count(tmp_path: Path) -> None:
+    rows = tmp_path / "equal.npy"
+    np.save(rows, np.stack([mask(1)] * 30))
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(rows)
+        (hit,) = store.lookup(mask(1)).identical
+        assert (len(hit.sources), hit.source_count) == (10, 30)
+        assert store.sources(hit.id) == [f"{rows}#{i}" for i in range(30)]
+
+
+def test_kept_pixels_that_are_damaged_never_make_a_wrong_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = tmp_path / "rows.npy"
+    np.save(rows, np.stack([mask(i) for i in range(3)]))
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder="none") as store:
+        store.ingest(rows)
+        place = store.get(2).place
+    assert place is not None
+    blobs = where / "pixels" / "00000001.blobs"
+    flip(blobs, HEADER_BYTES + place.offset + pixels.HEADER_BYTES)
+    as_damaged = mask(1)
+    as_damaged.reshape(-1)[3] ^= True  # the bit that was flipped on disk
+    with Store.open(where) as store:
+        assert only(store.lookup(mask(1)))[::2] == (2, "digest")
+        assert "damaged" in caplog.text
+        assert store.lookup(as_damaged).identical == ()
+        (problem,) = store.check().problems
+        assert problem.part == "pixels/00000001.blobs"
+
+    os.truncate(blobs, HEADER_BYTES + place.offset)
+    with Store.open(where) as store:
+        assert only(store.lookup(mask(0)))[::2] == (1, "bytes")
+        assert only(store.lookup(mask(1)))[::2] == (2, "digest")
+        assert not store.check().ok
+
+
+# --- the similar tier -----------------------------------------------------------------------------
+
+
+def shade(level: int) -> np.ndarray:
+    """Pictures that an encoder of mean colours orders by their level."""
+    array = np.full((16, 16, 3), 128, np.uint8)
+    array[:8, :, 0] = level
+    array[8:, :, 1] = 255 - level
+    return array
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
+    """A store of ten pictures, each a little unlike the one before, with their vectors."""
+    folder = tmp_path_factory.mktemp("shades")
+    for i in range(10):
+        save(folder / f"{i}.png", shade(20 * i))
+    with Store.open(folder / "store", create=True, encoder=str(tiny_encoder)) as store:
+        assert store.ingest(folder).added == 10
+    return folder
+
+
+def test_similar_images_come_best_first(shades: Path) -> None:
+    with Store.open(shades / "store") as store:
+        result = store.lookup(shade(63), k=10)
+    assert result.identical == ()
+    assert result.searched == ("identical", "similar")
+    scores = [hit.score for hit in result.similar]
+    assert scores == sorted(scores, reverse=True)
+    assert result.similar[0].sources == (f"{shades}/3.png",)
+    assert all(-1 <= score <= 1 for score in scores)
+
+
+def test_an_image_is_listed_in_its_strictest_tier_only(shades: Path) -> None:
+    with Store.open(shades / "store") as store:
+        result = store.lookup(shades / "3.png", k=10)
+    identical = {hit.id for hit in result.identical}
+    assert identical == {4}
+    assert {hit.id for hit in result.similar} == set(range(1, 11)) - identical
+
+
+def test_without_the_identical_tier_the_image_itself_is_the_most_similar(shades: Path) -> None:
+    with Store.open(shades / "store") as store:
+        result = store.lookup(shades / "3.png", k=1, tiers=["similar"])
+    assert result.searched == ("similar",)
+    assert result.identical == ()
+    assert result.similar[0].id == 4
+    assert result.similar[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_only_the_identical_tier_encodes_nothing(shades: Path) -> None:
+    with Store.open(shades / "store") as store:
+        result = store.lookup(shade(63), tiers=["identical"])
+    assert result.similar == ()
+    assert "encode" not in result.milliseconds
+
+
+@pytest.mark.parametrize("query", ["3.png", "a picture that is not there"])
+def test_k_bounds_the_similar_images(shades: Path, query: str) -> None:
+    found: str | np.ndarray = f"{shades}/3.png" if query == "3.png" else shade(63)
+    with Store.open(shades / "store") as store:
+        sizes = {k: len(store.lookup(found, k=k).similar) for k in (1, 4, 1000, 10**12)}
+    most = 9 if query == "3.png" else 10
+    assert sizes == {1: 1, 4: 4, 1000: most, 10**12: most}
+
+
+def test_min_score_leaves_out_what_is_less_alike(shades: Path) -> None:
+    with Store.open(shades / "store") as store:
+        every = store.lookup(shade(63)).similar
+        some = store.lookup(shade(63), min_score=every[4].score - 1e-6).similar
+        assert some == every[:5]
+        assert store.lookup(shade(63), min_score=1.0).similar == ()
+
+
+def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Path) -> None:
+    rows = tmp_path / "rows.npy"
+    flat = np.full((6, 16, 16, 3), 200, np.uint8)
+    flat[np.arange(6), 0, 0, 0] += np.arange(6, dtype=np.uint8)  # one value: hardly another vector
+    np.save(rows, flat)
+    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+        store.ingest(rows)
+        hits = store.lookup(np.full((16, 16, 3), 90, np.uint8), tiers=["similar"]).similar
+    assert sorted(hit.id for hit in hits) == [1, 2, 3, 4, 5, 6]
+    assert [hit.id for hit in hits] == [
+        hit.id for hit in sorted(hits, key=lambda hit: (-hit.score, hit.id))
+    ]
+
+
+# --- what can be asked ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"k": 0}, "k must be 1 or more, not 0"),
+        ({"k": -3}, "k must be 1 or more, not -3"),
+        ({"tiers": ["best"]}, "no tier 'best'"),
+        ({"tiers": ["near"]}, "near tier cannot be searched yet"),
+        ({"min_score": 1.5}, "between -1 and 1"),
+        ({"min_score": float("nan")}, "between -1 and 1"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(
+    shades: Path, arguments: dict[str, object], says: str
+) -> None:
+    with Store.open(shades / "store") as store, pytest.raises(UsageError, match=says):
+        store.lookup(shade(0), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_tier_that_the_store_lacks_is_an_error_that_says_how_to_get_it(masks: Path) -> None:
+    with Store.open(masks / "store") as store:
+        with pytest.raises(UsageError, match="has no similar tier"):
+            store.lookup(mask(0), tiers=["similar"])
+        assert store.lookup(mask(0)).searched == ("identical",)
+
+
+def test_an_empty_store_finds_nothing(tmp_path: Path, tiny_encoder: Path) -> None:
+    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+        result = store.lookup(picture(0), k=5)
+    assert result.error is None
+    assert (result.identical, result.near, result.similar) == ((), (), ())
+    assert result.searched == ("identical", "similar")
+
+
+def test_a_query_that_is_no_image_is_an_image_error(masks: Path, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("not an image")
+    with Store.open(masks / "store") as store:
+        for broken in (text, b"not an image", b"", tmp_path / "gone.png", f"{masks}/masks.npy#20"):
+            with pytest.raises(ImageError):
+                store.lookup(broken)
+        with pytest.raises(UsageError, match="holds 20 images"):
+            store.lookup(masks / "masks.npy")
+        with pytest.raises(UsageError, match="dtype"):
+            store.lookup(np.zeros((4, 4, 3), np.float32))
+        assert only(store.lookup(mask(0)))[0] == 1  # and the store goes on
+
+
+def test_many_lookups_go_on_after_one_that_cannot_be_read(masks: Path) -> None:
+    queries = [f"{masks}/masks.npy#2", f"{masks}/gone.png", f"{masks}/masks.npy"]
+    with Store.open(masks / "store") as store:
+        results = list(store.lookup_many(queries))
+    assert [bool(result.identical) for result in results] == [True, False] + [True] * 20
+    assert results[1].error is not None
+    assert [result.query for result in results[2:]] == [
+        f"{masks}/masks.npy#{row}" for row in range(20)
+    ]
+
+
+def test_lookups_fail_plainly_where_the_keys_are_damaged(masks: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "store"
+    shutil.copytree(masks / "store", copy)
+    for table in (copy / "keys").glob("*.sst"):
+        table.write_bytes(b"\0" * table.stat().st_size)
+    with pytest.raises(StoreDamagedError, match="engine check"), Store.open(copy) as store:
+        store.lookup(mask(0))

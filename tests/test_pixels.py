@@ -1,0 +1,653 @@
+"""What "the very same image" means: containers, depth, alpha, orientation, and what is refused."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image, ImageOps
+
+from engine import pixels as px
+from engine.errors import ImageError, UsageError
+from engine.records import Kind
+
+# Pillow warns of oddities in the broken files made here.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+
+RNG = np.random.default_rng(20240611)
+PICTURE = RNG.integers(0, 256, (37, 41, 3), np.uint8)
+SMOOTH = np.stack(np.broadcast_arrays(*np.ogrid[0:240:4, 0:250:5], 99), -1).astype(np.uint8)
+
+LOSSLESS = {
+    "png": ("PNG", {}),
+    "bmp": ("BMP", {}),
+    "dib": ("DIB", {}),
+    "tiff": ("TIFF", {}),
+    "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
+    "tiff-deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    "bigtiff": ("TIFF", {"big_tiff": True}),
+    "ppm": ("PPM", {}),
+    "webp": ("WEBP", {"lossless": True}),
+    "tga": ("TGA", {}),
+    "tga-rle": ("TGA", {"compression": "tga_rle"}),
+    "jpeg2000": ("JPEG2000", {}),
+    "ico": ("ICO", {"sizes": [(41, 37)]}),
+}
+LOSSY = {
+    "jpeg": ("JPEG", {}),
+    "progressive": ("JPEG", {"progressive": True}),
+    "webp-lossy": ("WEBP", {}),
+    "gif": ("GIF", {}),
+    "avif": ("AVIF", {}),
+    "codestream": ("JPEG2000", {"no_jp2": True}),
+}
+
+
+def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def canonical(data: bytes) -> bytes:
+    return bytes(px.decode(data).pixels.canonical)
+
+
+def of_array(array: np.ndarray) -> bytes:
+    return bytes(px.from_array(array).canonical)
+
+
+def body(data: bytes) -> bytes:
+    return canonical(data)[px.HEADER_BYTES :]
+
+
+def reason(data: bytes, **limits) -> str:
+    """Why ``data`` is refused: one line that is not empty."""
+    with pytest.raises(ImageError) as caught:
+        px.decode(data, **limits)
+    text = str(caught.value)
+    assert text.strip()
+    assert len(text.splitlines()) == 1
+    return text
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
+
+
+def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+
+
+def png16(samples: np.ndarray, *more: bytes) -> bytes:
+    """A 16-bit PNG of (H, W) grey or (H, W, 2 to 4) samples, which Pillow cannot write in colour."""
+    height, width = samples.shape[:2]
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[1 if samples.ndim == 2 else samples.shape[2]]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in samples)
+    start = png_header(width, height, 16, colour) + b"".join(more)
+    return start + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def tiff(samples: np.ndarray, *, order: str = "<", rows: int = 0, photometric: int = 2) -> bytes:
+    """An uncompressed TIFF of (H, W, C) samples in strips of ``rows`` lines."""
+    height, width, channels = samples.shape
+    rows = rows or height
+    typed = samples.astype(samples.dtype.newbyteorder(order))
+    strips = [typed[y : y + rows].tobytes() for y in range(0, height, rows)]
+    places = [8 + sum(map(len, strips[:i])) for i in range(len(strips))]
+    depth = samples.dtype.itemsize * 8
+    tags = [
+        (256, [width]),
+        (257, [height]),
+        (258, [depth] * channels),
+        (259, [1]),
+        (262, [photometric]),
+        (273, places),
+        (277, [channels]),
+        (278, [rows]),
+        (279, [len(strip) for strip in strips]),
+    ]
+    tags += [(338, [2])] if photometric == 2 and channels == 4 else []  # alpha
+    at = 8 + sum(map(len, strips))
+    outside, directory = b"", struct.pack(order + "H", len(tags))
+    end = at + 2 + 12 * len(tags) + 4
+    for tag, values in tags:
+        data = struct.pack(f"{order}{len(values)}I", *values)
+        if len(data) > 4:
+            data, outside = struct.pack(order + "I", end + len(outside)), outside + data
+        directory += struct.pack(order + "HHI", tag, 4, len(values)) + data
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", at)
+    return head + b"".join(strips) + directory + bytes(4) + outside
+
+
+# --- the same picture in different containers -----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_a_picture_is_identical_in_every_lossless_container(name):
+    form, options = LOSSLESS[name]
+    decoded = px.decode(save(PICTURE, form, **options))
+    assert bytes(decoded.pixels.canonical) == of_array(PICTURE)
+    assert decoded.container == form.lower()
+
+
+def test_a_picture_is_identical_as_an_array_and_as_a_pil_image():
+    assert px.from_image(Image.fromarray(PICTURE)).canonical == of_array(PICTURE)
+    assert px.from_image(Image.open(io.BytesIO(save(PICTURE, "PNG")))).canonical == of_array(
+        PICTURE
+    )
+
+
+@given(
+    hnp.arrays(
+        np.uint8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=9).map(lambda s: (*s[:2], 3))
+    )
+)
+def test_any_picture_survives_png_and_arrays(picture):
+    picture[0, 0] = 77  # not a bit image, which an array of 0 and 255 would not be either
+    assert canonical(save(picture, "PNG")) == of_array(picture)
+
+
+def test_one_changed_value_makes_another_image():
+    changed = PICTURE.copy()
+    changed[20, 20, 1] ^= 1
+    assert of_array(changed) != of_array(PICTURE)
+
+
+def test_the_header_is_as_documented():
+    assert of_array(PICTURE)[:16] == bytes([1, 2, 3, 0]) + struct.pack(">III", 37, 41, 1)
+    assert of_array(PICTURE)[16:] == PICTURE.tobytes()
+
+
+def test_the_shape_is_part_of_the_identity():
+    flat = PICTURE.reshape(1, -1, 3)
+    assert of_array(flat)[16:] == of_array(PICTURE)[16:]
+    assert of_array(flat) != of_array(PICTURE)
+
+
+# --- grey, alpha, palettes, CMYK ------------------------------------------------------------------
+
+
+def test_grey_is_rgb_with_equal_channels():
+    grey = PICTURE[..., 0]
+    colour = np.repeat(grey[..., None], 3, axis=-1)
+    assert canonical(save(grey, "PNG")) == canonical(save(colour, "PNG")) == of_array(grey)
+
+
+def test_opaque_alpha_is_dropped():
+    opaque = np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)])
+    assert canonical(save(opaque, "PNG")) == of_array(PICTURE) == of_array(opaque)
+
+
+def test_alpha_is_kept_where_one_pixel_is_not_opaque():
+    alpha = np.full(PICTURE.shape[:2], 255, np.uint8)
+    alpha[3, 4] = 254
+    picture = np.dstack([PICTURE, alpha])
+    decoded = px.decode(save(picture, "PNG")).pixels
+    assert decoded.channels == 4
+    assert bytes(decoded.canonical) == of_array(picture) != of_array(PICTURE)
+    assert canonical(save(picture, "WEBP", lossless=True, exact=True)) == of_array(picture)
+
+
+def test_grey_with_alpha_is_rgba():
+    grey, alpha = PICTURE[..., 0], PICTURE[..., 1]
+    image = Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
+    assert canonical(save(image, "PNG")) == of_array(np.dstack([grey, grey, grey, alpha]))
+    image.putalpha(255)
+    assert canonical(save(image, "PNG")) == of_array(grey)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "TIFF", "TGA"])
+def test_a_palette_is_looked_up(form):
+    image = Image.fromarray(PICTURE).quantize(16)
+    assert canonical(save(image, form)) == of_array(np.asarray(image.convert("RGB")))
+    assert px.from_image(image).canonical == of_array(np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("transparency", [3, bytes(range(0, 160, 10))])
+def test_a_transparent_palette_is_rgba(transparency):
+    image = Image.fromarray(PICTURE).quantize(16)
+    decoded = px.decode(save(image, "PNG", transparency=transparency)).pixels
+    image.info["transparency"] = transparency
+    assert decoded.channels == 4
+    assert bytes(decoded.canonical) == of_array(np.asarray(image.convert("RGBA")))
+
+
+def test_the_alpha_of_a_tga_palette_is_not_lost():
+    def tga(alpha: int) -> bytes:
+        header = struct.pack("<BBBHHBHHHHBB", 0, 1, 1, 0, 2, 32, 0, 0, 2, 1, 8, 0x20)
+        return header + bytes([1, 2, 3, alpha, 4, 5, 6, 255]) + bytes([0, 1])
+
+    assert canonical(tga(0)) == of_array(np.array([[[3, 2, 1, 0], [6, 5, 4, 255]]], np.uint8))
+    assert canonical(tga(255)) == of_array(np.array([[[3, 2, 1], [6, 5, 4]]], np.uint8))
+
+
+def test_cmyk_is_converted():
+    data = save(Image.fromarray(PICTURE).convert("CMYK"), "JPEG")
+    assert canonical(data) == of_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+# --- orientation, frames --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_the_exif_orientation_is_applied(form, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(PICTURE, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert canonical(data) == of_array(np.asarray(upright))
+    if form != "JPEG":
+        turned = px.from_canonical(canonical(data))
+        assert (turned.width == 37) == (orientation > 4)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 60000])
+def test_an_unknown_orientation_is_none(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert canonical(save(PICTURE, "PNG", exif=exif)) == of_array(PICTURE)
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame_counts_and_how_many_there_are(form):
+    frames = [Image.new("RGB", (20, 30), colour) for colour in ["orange", "navy", "teal"]]
+    options = {"lossless": True} if form == "WEBP" else {}
+    moving = save(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    longer = save(frames[0], form, save_all=True, append_images=[*frames[1:], frames[0]], **options)
+    still = save(frames[0], form, **options)
+    assert px.decode(moving).pixels.frames == 3
+    assert body(moving) == body(still) == body(longer)
+    assert len({canonical(moving), canonical(still), canonical(longer)}) == 3
+
+
+def test_a_jpeg_with_a_preview_is_the_still_picture():
+    preview = Image.fromarray(PICTURE).resize((8, 8))
+    with_preview = save(PICTURE, "MPO", save_all=True, append_images=[preview])
+    assert canonical(with_preview) == canonical(save(PICTURE, "JPEG"))
+
+
+# --- 16 bits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 3), (9, 7, 4)])
+def test_a_16_bit_png_is_read_without_loss(shape):
+    samples = RNG.integers(0, 65536, shape, np.uint16)
+    decoded = px.decode(png16(samples)).pixels
+    assert decoded.kind is Kind.U16
+    assert bytes(decoded.canonical) == of_array(samples)
+    grey = samples.ndim == 2
+    expected = np.repeat(samples[..., None], 3, axis=-1) if grey else samples
+    assert bytes(decoded.canonical)[16:] == expected.astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 3), (5, 6, 4)])
+@given(data=st.data())
+@settings(max_examples=10)
+def test_16_bit_pictures_that_differ_in_one_low_byte_differ(shape, data):
+    samples = data.draw(hnp.arrays(np.uint16, shape))
+    place = tuple(data.draw(st.integers(0, side - 1)) for side in shape)
+    other = samples.copy()
+    other[place] ^= data.draw(st.integers(1, 255))
+    assert canonical(png16(samples)) != canonical(png16(other))
+
+
+@pytest.mark.parametrize("form", ["TIFF", "JPEG2000", "PNG", "PPM"])
+def test_16_bit_grey_is_read_without_loss(form):
+    samples = RNG.integers(0, 65536, (9, 7), np.uint16)
+    data = save(samples, form)
+    if form == "PPM":
+        data = b"P5 7 9 65535\n" + samples.astype(">u2").tobytes()
+    other = samples.copy()
+    other[4, 4] ^= 1
+    assert canonical(data) == of_array(samples) != of_array(other)
+
+
+@pytest.mark.parametrize("rows", [0, 2], ids=["one-strip", "strips"])
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_16_bit_colour_tiff_is_read_without_loss(channels, order, rows):
+    samples = RNG.integers(0, 65536, (5, 4, channels), np.uint16)
+    assert canonical(tiff(samples, order=order, rows=rows)) == of_array(samples)
+
+
+def test_16_bits_are_never_identical_to_8():
+    wide = PICTURE.astype(np.uint16)
+    for same in (wide, wide * 256, wide * 257):
+        assert canonical(png16(same)) == of_array(same)
+        assert of_array(same) != of_array(PICTURE)
+
+
+def test_16_bit_alpha_is_dropped_only_where_all_of_it_is_opaque():
+    samples = RNG.integers(0, 65536, (5, 4, 4), np.uint16)
+    samples[..., 3] = 65535
+    assert canonical(png16(samples)) == of_array(samples[..., :3])
+    samples[2, 2, 3] = 65534
+    assert px.decode(png16(samples)).pixels.channels == 4
+
+
+def test_the_orientation_of_16_bit_pictures_is_applied():
+    samples = RNG.integers(0, 65536, (5, 4, 3), np.uint16)
+    tag = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # turn it to the right
+    exif = b"II*\0" + struct.pack("<IH", 8, 1) + tag + bytes(4)
+    assert canonical(png16(samples, chunk(b"eXIf", exif))) == of_array(np.rot90(samples, -1))
+
+
+def deep_avif() -> bytes:
+    data = bytearray(save(SMOOTH, "AVIF"))
+    data[data.index(b"av1C") + 6] |= 0x40  # high_bitdepth
+    return bytes(data)
+
+
+def deep_jpeg2000() -> bytes:
+    data = bytearray(save(SMOOTH, "JPEG2000"))
+    data[data.index(b"\xff\x4f\xff\x51") + 42] = 15  # the first component's depth, less one
+    return bytes(data)
+
+
+SAMPLES = RNG.integers(0, 65536, (5, 4, 4), np.uint16)
+TOO_DEEP = {
+    "png-grey-alpha": png16(SAMPLES[..., :2]),
+    "png-transparent-colour": png16(SAMPLES[..., :3], chunk(b"tRNS", bytes(6))),
+    "png-transparent-grey": png16(SAMPLES[..., 0], chunk(b"tRNS", bytes(2))),
+    "ppm": b"P6 4 5 65535\n" + SAMPLES[..., :3].astype(">u2").tobytes(),
+    "ppm-plain": b"P3 1 1 65535\n1 2 3",
+    "avif": deep_avif(),
+    "jpeg2000": deep_jpeg2000(),
+    "tiff-cmyk": tiff(SAMPLES, photometric=5),
+    "tiff-32-bit-colour": tiff(SAMPLES[..., :3].astype(np.uint32)),
+    "tiff-32-bit-grey": save(SAMPLES[..., 0].astype(np.int32), "TIFF"),
+    "tiff-float": save(SAMPLES[..., 0].astype(np.float32), "TIFF"),
+    "pfm": b"Pf 1 1 -1.0\n\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("name", TOO_DEEP)
+def test_what_could_only_be_read_reduced_is_refused(name):
+    reason(TOO_DEEP[name])
+
+
+def test_a_pil_image_that_would_be_reduced_is_refused():
+    with pytest.raises(UsageError, match="16"):
+        px.from_image(Image.open(io.BytesIO(png16(SAMPLES[..., :3]))))
+    for mode in ("I", "F"):
+        with pytest.raises(UsageError, match="16 bits"):
+            px.from_image(Image.new(mode, (3, 3)))
+
+
+def test_a_16_bit_grey_pil_image_is_read_without_loss():
+    samples = SAMPLES[..., 0]
+    assert px.from_image(Image.open(io.BytesIO(png16(samples)))).canonical == of_array(samples)
+
+
+def test_a_pil_image_that_cannot_be_read_is_an_image_error():
+    with pytest.raises(ImageError, match="truncated"):
+        px.from_image(Image.open(io.BytesIO(save(PICTURE, "BMP")[:2000])))
+
+
+# --- bit images -----------------------------------------------------------------------------------
+
+BITS = RNG.integers(0, 2, (10, 13, 3), np.uint8)
+
+
+def test_a_png_of_0_and_255_equals_the_arrays_of_bool_and_of_0_and_1():
+    decoded = px.decode(save(BITS * 255, "PNG")).pixels
+    assert decoded.kind is Kind.BITS
+    assert bytes(decoded.canonical) == of_array(BITS) == of_array(BITS.astype(bool))
+
+
+@pytest.mark.parametrize("form", ["PNG", "PPM", "BMP", "TIFF", "TGA"])
+def test_a_one_bit_file_equals_the_array_of_bool(form):
+    mask = BITS[..., 0].astype(bool)
+    assert canonical(save(Image.fromarray(mask), form)) == of_array(mask)
+    assert px.from_image(Image.fromarray(mask)).canonical == of_array(mask)
+
+
+def test_bits_are_packed_row_major_from_the_highest_bit_with_zeros_behind_the_last():
+    picture = np.array([[[1, 0, 1], [1, 1, 1], [0, 0, 1]]], bool)
+    assert of_array(picture)[16:] == bytes([0b10111100, 0b10000000])
+    assert len(of_array(np.ones((100, 100, 3), bool))) == 16 + 3750
+
+
+def test_one_other_value_makes_it_an_8_bit_image():
+    values = BITS * 255
+    values[4, 4, 1] = 254
+    assert px.decode(save(values, "PNG")).pixels.kind is Kind.U8
+
+
+def test_an_array_of_0_and_255_is_8_bit():
+    assert px.from_array(BITS * 255).kind is Kind.U8
+
+
+def test_bits_with_transparency_keep_their_alpha():
+    alpha = np.ones((10, 13, 1), np.uint8)
+    assert canonical(save(np.dstack([BITS, alpha]) * 255, "PNG")) == of_array(BITS)
+    alpha[0, 0] = 0
+    decoded = px.decode(save(np.dstack([BITS, alpha]) * 255, "PNG")).pixels
+    assert (decoded.kind, decoded.channels) == (Kind.BITS, 4)
+
+
+@given(
+    rows=st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)).flatmap(
+        lambda shape: hnp.arrays(np.uint8, st.sampled_from([shape, (*shape, 3)]))
+    ),
+    kind=st.sampled_from([Kind.BITS, Kind.U8]),
+    as_bool=st.booleans(),
+)
+def test_the_rows_of_a_block_are_the_images_one_by_one(rows, kind, as_bool):
+    if kind is Kind.BITS:
+        rows = rows % 2
+        rows = rows.astype(bool) if as_bool else rows
+    else:
+        rows.reshape(len(rows), -1)[:, 0] = 200  # an image of 0 and 1 alone would be bits
+    block = px.rows_from_array(rows, kind)
+    assert block.flags.c_contiguous
+    assert [row.tobytes() for row in block] == [of_array(row) for row in rows]
+
+
+# --- back from canonical bytes --------------------------------------------------------------------
+
+
+def any_array():
+    shapes = st.tuples(st.integers(1, 7), st.integers(1, 7)).flatmap(
+        lambda side: st.sampled_from([side, (*side, 3), (*side, 4)])
+    )
+    return st.sampled_from([np.bool_, np.uint8, np.uint16]).flatmap(lambda t: hnp.arrays(t, shapes))
+
+
+@given(any_array())
+def test_canonical_bytes_describe_the_image(array):
+    image = px.from_array(array)
+    assert px.from_canonical(image.canonical) == image
+    assert (image.height, image.width) == array.shape[:2]
+
+
+@given(any_array(), st.integers(1, 40))
+def test_canonical_bytes_of_another_length_are_refused(array, change):
+    whole = of_array(array)
+    for odd in (whole[:-change], whole + bytes(change)):
+        with pytest.raises(ImageError):
+            px.from_canonical(odd)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (2, Kind.U8, 3, 1, 1, 1),
+        (1, 9, 3, 1, 1, 1),
+        (1, Kind.U8, 1, 1, 3, 1),
+        (1, Kind.U8, 3, 0, 1, 1),
+        (1, Kind.U8, 3, 1, 1, 0),
+    ],
+)
+def test_canonical_bytes_with_an_unknown_header_are_refused(header):
+    with pytest.raises(ImageError):
+        px.from_canonical(px.HEADER.pack(*header) + bytes(3 * header[3]))
+
+
+def test_a_picture_for_looking_at_is_the_picture():
+    assert np.array_equal(px.to_rgb8(px.from_array(PICTURE)), PICTURE)
+    assert np.array_equal(px.to_rgb8(px.from_array(BITS)), BITS * 255)
+    assert np.array_equal(px.to_rgb8(px.from_array(SAMPLES[..., :3])), SAMPLES[..., :3] >> 8)
+
+
+def test_a_picture_for_looking_at_lies_on_white():
+    picture = np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)])
+    picture[0, 0, 3], picture[0, 1, 3] = 0, 128
+    seen = px.to_rgb8(px.from_array(picture))
+    assert seen[0, 0].tolist() == [255, 255, 255]
+    assert np.all(seen[0, 1] >= PICTURE[0, 1])
+    assert np.array_equal(seen[1:], PICTURE[1:])
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+BROKEN = {
+    "empty": b"",
+    "text": b"not an image at all, but some words\n" * 20,
+    "truncated-jpeg": save(PICTURE, "JPEG")[:-200],
+    "truncated-png": save(PICTURE, "PNG")[:-200],
+    "png-signature": b"\x89PNG\r\n\x1a\n",
+    "png-header": png_header(30, 30),
+    "png-without-pixels": png_header(30, 30) + chunk(b"IEND", b""),
+    "png-no-width": png_header(0, 30) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""),
+    "png-bomb": png_header(50_000, 50_000) + chunk(b"IDAT", zlib.compress(bytes(1000))),
+    "jpeg-signature": b"\xff\xd8\xff",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="1" height="1"/></svg>',
+    "pdf": b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_with_a_reason(name):
+    reason(BROKEN[name])
+
+
+def test_the_limit_of_pixels_is_inclusive():
+    data = save(PICTURE, "PNG")
+    assert px.decode(data, max_pixels=37 * 41).pixels.height == 37
+    assert "41 × 37" in reason(data, max_pixels=37 * 41 - 1)
+
+
+def test_a_bomb_is_refused_by_its_header():
+    assert "too many pixels" in reason(BROKEN["png-bomb"])
+
+
+@pytest.mark.parametrize("name", LOSSLESS | LOSSY)
+def test_a_file_that_was_cut_is_refused_or_complete(name):
+    form, options = (LOSSLESS | LOSSY)[name]
+    data = save(SMOOTH[:37, :41], form, **options)
+    whole = canonical(data)
+    for length in range(0, len(data), max(1, len(data) // 60)):
+        try:
+            found = canonical(data[:length])
+        except ImageError:
+            continue
+        assert found == whole, length
+    reason(data[: len(data) // 2])
+
+
+def test_a_jpeg2000_without_its_last_tiles_is_refused():
+    data = save(PICTURE, "JPEG2000", no_jp2=True)
+    start = data.index(b"\xff\x93")  # start of data
+    reason(data[:start])
+
+
+SIGNATURES = [
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff\xe0",
+    b"GIF89a",
+    b"RIFF\0\0\0\0WEBP",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"P6\n",
+    b"P1\n",
+    b"\0\0\0\x20ftypavif",
+    b"\xff\x4f\xff\x51",
+    b"\0\0\x01\0\x01\0",
+    b"",
+]
+
+
+def reads_or_refuses(data: bytes) -> None:
+    try:
+        px.decode(data, max_pixels=1 << 20)
+    except ImageError as error:
+        assert str(error).strip()
+        assert len(str(error).splitlines()) == 1
+
+
+@given(st.sampled_from(SIGNATURES), st.binary(max_size=300))
+@settings(max_examples=200)
+def test_arbitrary_bytes_never_raise_anything_but_an_image_error(signature, data):
+    reads_or_refuses(signature + data)
+
+
+VALID = [
+    save(SMOOTH[:16, :16], form, **({} if form != "ICO" else {"sizes": [(16, 16)]}))
+    for form in sorted({form for form, _ in (LOSSLESS | LOSSY).values()})
+] + [png16(SAMPLES), tiff(SAMPLES)]
+
+
+@given(st.sampled_from(VALID), st.data())
+@settings(max_examples=200)
+def test_damaged_images_never_raise_anything_but_an_image_error(data, draw):
+    damaged = bytearray(data)
+    for _ in range(draw.draw(st.integers(1, 6))):
+        damaged[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    reads_or_refuses(bytes(damaged[: draw.draw(st.integers(1, len(data)))]))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros(5, np.uint8), np.zeros((4, 4, 2), np.uint8), np.zeros((2, 4, 4, 3), np.uint8)]
+    + [np.zeros((4, 4), dtype) for dtype in (np.float32, np.int64, np.uint32, "U3", object)],
+    ids=lambda array: f"{array.dtype}-{array.shape}",
+)
+def test_an_array_that_is_no_image_is_a_usage_error(array):
+    with pytest.raises(UsageError):
+        px.from_array(array)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0, 3)])
+def test_an_image_without_pixels_is_refused(shape):
+    with pytest.raises(ImageError):
+        px.from_array(np.zeros(shape, np.uint8))
+
+
+# --- names, signatures, headers -------------------------------------------------------------------
+
+UNSIGNED = {"TGA", "ICO", "DIB"}  # known by their names alone: other files begin like them
+
+
+@pytest.mark.parametrize("suffix", sorted(px.SUFFIXES))
+def test_every_suffix_is_of_a_format_that_is_read_and_signed(suffix):
+    form = Image.registered_extensions()[suffix]
+    data = save(SMOOTH[:16, :16], form)
+    px.decode(data)
+    assert px.looks_like_image(data[:32]) is (form not in UNSIGNED)
+
+
+@pytest.mark.parametrize("head", [b"", b"text, and more of it", bytes(32), b"PK\3\4" + bytes(28)])
+def test_other_files_are_not_signed_as_images(head):
+    assert not px.looks_like_image(head)
+
+
+def test_a_probe_reads_the_size_from_the_header():
+    assert px.probe(save(PICTURE, "JPEG")[:-200]) == (41, 37)
+    assert px.probe(png_header(9_000, 8_000) + chunk(b"IDAT", b"")) == (9_000, 8_000)
+    assert px.probe(b"not an image") == (0, 0)

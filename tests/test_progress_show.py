@@ -1,0 +1,243 @@
+"""What is printed: JSON for programs, tables for people, and progress that keeps quiet."""
+
+import io
+import json
+import os
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import progress, show
+from engine.records import (
+    CheckReport,
+    IdenticalHit,
+    IngestReport,
+    LookupResult,
+    NearHit,
+    Problem,
+    SimilarHit,
+    StoreInfo,
+)
+
+FOUND = LookupResult(
+    query="query.jpg",
+    searched=("identical", "near", "similar"),
+    identical=(IdenticalHit(7, ("/photos/a.png", "/photos/b.png"), 12, "bytes"),),
+    near=(NearHit(9, 12, None, ("/photos/c.png",), 1),),
+    similar=(SimilarHit(3, 0.91349, (), 0),),
+    milliseconds={"decode": 1.9, "identical": 0.1},
+)
+NOTHING = LookupResult(query="query.jpg", searched=("identical", "similar"))
+INGESTED = IngestReport(
+    seen=1234567,
+    added=1234560,
+    duplicates=4,
+    unchanged=3,
+    rejected=0,
+    skipped=0,
+    seconds=10.0,
+    images_per_second=123456.7,
+    peak_memory_bytes=300 << 20,
+    peak_rss_bytes=2 << 30,
+    rejects_file=None,
+)
+
+# Any text that a name may hold, lone surrogates (bytes that are no UTF-8) included.
+NAMES = st.text(st.characters(exclude_categories=()), max_size=30)
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+@given(st.dictionaries(NAMES, NAMES | st.integers() | st.lists(NAMES, max_size=3), max_size=4))
+def test_any_object_is_one_line_of_ascii_that_reads_back(value):
+    line = show.line(value)
+    assert json.loads(line) == value
+    assert line.isascii()
+    assert len(line.splitlines()) == 1
+
+
+def test_json_is_compact():
+    assert show.line({"a": 1, "b": [1, 2]}) == '{"a":1,"b":[1,2]}'
+
+
+def test_a_lookup_is_the_documented_object():
+    assert json.loads(show.lookup_json(FOUND)) == {
+        "query": "query.jpg",
+        "searched": ["identical", "near", "similar"],
+        "identical": [
+            {
+                "id": 7,
+                "sources": ["/photos/a.png", "/photos/b.png"],
+                "source_count": 12,
+                "verified": "bytes",
+            }
+        ],
+        "near": [
+            {
+                "id": 9,
+                "distance": 12,
+                "pixel_distance": None,
+                "sources": ["/photos/c.png"],
+                "source_count": 1,
+            }
+        ],
+        "similar": [{"id": 3, "score": 0.91349, "sources": [], "source_count": 0}],
+        "milliseconds": {"decode": 1.9, "identical": 0.1},
+    }
+
+
+def test_a_lookup_that_failed_is_its_query_and_its_error():
+    failed = LookupResult("gone.png", error="no such file")
+    assert json.loads(show.lookup_json(failed)) == {"query": "gone.png", "error": "no such file"}
+
+
+def test_a_name_that_is_no_utf_8_can_be_had_back_as_bytes():
+    name = os.fsdecode(b"/photos/\xff\xfe.png")
+    line = show.lookup_json(LookupResult(name))
+    assert os.fsencode(json.loads(line)["query"]) == b"/photos/\xff\xfe.png"
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_a_lookup_is_a_table_with_a_line_a_hit():
+    title, *rows = show.lookup_text(FOUND).splitlines()
+    assert title == "query.jpg  (2.0 ms)"
+    assert [row.split() for row in rows] == [
+        ["identical", "#7", "same", "pixels", "/photos/a.png", "(+11", "more)"],
+        ["near", "#9", "12", "of", "256", "/photos/c.png"],
+        ["similar", "#3", "0.913", "(no", "source", "left)"],
+    ]
+    assert len({row.index(what) for row, what in zip(rows, ["/", "/", "(no"], strict=True)}) == 1
+
+
+def test_a_lookup_that_found_nothing_says_so_for_each_tier():
+    _, *rows = show.lookup_text(NOTHING).splitlines()
+    assert [row.split() for row in rows] == [
+        ["identical", "-", "nothing", "found"],
+        ["similar", "-", "nothing", "found"],
+    ]
+
+
+def test_a_lookup_that_failed_says_why():
+    assert show.lookup_text(LookupResult("x.png", error="why")).split() == [
+        "x.png",
+        "error:",
+        "why",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (5 << 20, "5.0 MiB"),
+        (3 << 30, "3.0 GiB"),
+        (7 << 40, "7.0 TiB"),
+        (9 << 50, "9216.0 TiB"),
+    ],
+)
+def test_sizes_are_in_binary_units(count, text):
+    assert show.size(count) == text
+
+
+def test_columns_are_aligned_and_the_last_is_as_wide_as_it_likes():
+    assert show.columns([("a", "b"), ("long", "c d e f g")]) == ["a     b", "long  c d e f g"]
+    assert show.columns([]) == []
+
+
+def test_an_ingest_tells_what_it_did():
+    text = show.ingest_text(INGESTED)
+    assert "1,234,567 images in 10.0 s (123,457/s)" in text
+    assert "peak memory 300.0 MiB, resident 2.0 GiB" in text
+    assert "rejected is in" not in text
+
+
+def test_an_info_is_a_table():
+    info = StoreInfo(
+        path="/data/photos.store",
+        uuid="u",
+        format=1,
+        images=1000,
+        vectors=900,
+        sources=1100,
+        removed=0,
+        rejects=2,
+        bytes={"keys": 2048, "pixels": 0},
+        encoder=None,
+        segments=[{"rows": 800}],
+        recall=None,
+    )
+    rows = dict(line.split(maxsplit=1) for line in show.info_text(info).splitlines())
+    assert (rows["images"], rows["encoder"], rows["bytes"]) == ("1,000", "none", "2.0 KiB")
+    assert "pixels" not in rows
+
+
+def test_a_check_lists_its_problems_up_to_a_number():
+    problems = tuple(Problem("keys", f"row {i}", fixed=i == 0) for i in range(60))
+    text = show.check_text(CheckReport(10, 10, 1 << 20, 1.0, problems), most=5)
+    assert "keys: row 0 (mended)" in text
+    assert "row 5" not in text
+    assert "55 more" in text
+    assert "whole" in show.check_text(CheckReport(10, 10, 1 << 20, 1.0, ()))
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is set."""
+    times = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: times[0])
+    return times
+
+
+def test_progress_is_quiet_for_a_minute_and_then_one_plain_line_a_minute(clock, capsys):
+    with progress.Progress("ingest") as tell:
+        for second in range(120):
+            clock[0] = 1000 + second
+            tell(10 * second, 2400)
+            if second == 59:
+                assert capsys.readouterr().err == ""
+    written = capsys.readouterr()
+    assert written.err == "ingest: 600 of 2,400 images, 10/s, 3:00 left\n"
+    assert written.out == ""
+
+
+def test_progress_without_a_total_gives_no_time_that_is_left(clock, capsys):
+    with progress.Progress("ingest", unit="rows") as tell:
+        tell(0, None)
+        clock[0] += 61
+        tell(6100, None)
+    assert capsys.readouterr().err == "ingest: 6,100 rows, 100/s\n"
+
+
+def test_what_was_done_before_does_not_count_for_the_rate(clock, capsys):
+    with progress.Progress("ingest") as tell:
+        tell(1_000_000, 1_007_200)
+        clock[0] += 100
+        tell(1_000_100, 1_007_200)
+    assert capsys.readouterr().err.endswith(" 1/s, 1:58:20 left\n")
+
+
+def test_on_a_terminal_progress_is_a_bar(clock, capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.Progress("ingest") as tell:
+        tell(0, 100)
+        clock[0] += 1
+        tell(50, 100)
+    assert "50 of 100 images" in terminal.getvalue()
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,316 @@
+"""What a SOURCE or an IMAGE on the command line is, and how a result's name leads back to it."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.errors import ImageError, UsageError
+from engine.pixels import from_array
+from engine.sources.arrays import NpyArray
+from engine.sources.base import FileItem, Problem, Skipped
+from engine.sources.locate import Query, Sources, listed, open_images
+from engine.sources.synthetic import SyntheticBits, generate
+
+RNG = np.random.default_rng(11)
+COLOUR = RNG.integers(0, 256, (5, 4, 6, 3), np.uint8)
+BITS = RNG.integers(0, 2, (3, 4, 6, 3), np.uint8)
+MOST = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """A folder with one of everything, as the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name in ["photos/a.png", "photos/more/b.png", "one.png"]:
+        Image.fromarray(COLOUR[0]).save(tmp_path / name)
+    (tmp_path / "photos" / "notes.txt").write_text("notes")
+    np.save(tmp_path / "a.npy", COLOUR)
+    np.save(tmp_path / "bits.npy", BITS)
+    np.savez(tmp_path / "several.npz", x=COLOUR, y=COLOUR[::-1])
+    np.savez_compressed(tmp_path / "single.npz", x=COLOUR)
+    (tmp_path / "broken.npy").write_bytes(b"text")
+    return tmp_path
+
+
+def items(*specs: str, **options) -> list:
+    return list(Sources(specs, **options))
+
+
+def queries(spec: str) -> list[Query]:
+    found = list(open_images(spec, MOST))
+    assert all(isinstance(query, Query) for query in found), found
+    return found
+
+
+def pixels(spec: str) -> bytes:
+    (query,) = queries(spec)
+    return bytes(query.decode(MOST).pixels.canonical)
+
+
+def problem(spec: str) -> Problem:
+    (found,) = open_images(spec, MOST)
+    assert isinstance(found, Problem), found
+    assert found.name == os.fsencode(spec)
+    assert len(found.reason.splitlines()) == 1
+    return found
+
+
+def of(array: np.ndarray) -> bytes:
+    return bytes(from_array(array).canonical)
+
+
+# --- SOURCE ---------------------------------------------------------------------------------------
+
+
+def test_sources_of_every_kind_come_in_the_order_they_were_named():
+    kinds = [type(item) for item in items("one.png", "a.npy", "photos", "synthetic:bits?n=3")]
+    assert kinds == [FileItem, NpyArray, FileItem, Skipped, FileItem, SyntheticBits]
+
+
+def test_subfolders_are_left_out_when_asked_to():
+    assert [item.name[-5:] for item in items("photos", recursive=False)] == [b"a.png", b"s.txt"]
+
+
+def test_an_archive_of_arrays_is_several_sources(here):
+    assert [item.name for item in items("several.npz")] == [
+        os.fsencode(here / "several.npz") + b"#" + name for name in (b"x", b"y")
+    ]
+
+
+def test_the_kind_of_an_array_may_be_given(here):
+    (item,) = items("bits.npy?kind=8bit")
+    assert item.name == os.fsencode(here / "bits.npy?kind=8bit")
+    assert item.kind.name == "U8"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "nowhere",
+        "nowhere.npy?kind=8bit",
+        "a.npy?kind=9bit",
+        "a.npy?size=3",
+        "a.npy?kind=8bit&size=3",
+        "one.png?kind=8bit",
+        "a.npy#3",
+        "synthetic:photos",
+        "synthetic:bits?n=-1",
+        "nul\0byte",
+        "",
+    ],
+)
+def test_a_source_that_is_not_there_is_a_usage_error_before_anything_is_read(spec):
+    with pytest.raises(UsageError) as caught:
+        Sources(["one.png", spec])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_source_at_all_is_a_usage_error():
+    with pytest.raises(UsageError, match="name at least one"):
+        Sources([])
+
+
+def test_an_array_that_cannot_be_read_is_a_problem_and_the_rest_is_read(here):
+    broken, image = items("broken.npy", "one.png")
+    assert broken.name == os.fsencode(here / "broken.npy")
+    assert "not an .npy array" in broken.reason
+    assert isinstance(image, FileItem)
+
+
+def test_a_source_that_went_between_is_a_problem(here):
+    sources = Sources(["one.png", "a.npy"])
+    (here / "one.png").unlink()
+    (here / "a.npy").unlink()
+    assert [type(item) for item in sources] == [Problem, Problem]
+
+
+def test_the_count_includes_the_rows_of_arrays():
+    assert Sources(["a.npy"]).count() == 5
+    assert Sources(["several.npz", "one.png", "photos", "synthetic:bits?n=1e3"]).count() == 1014
+    assert Sources(["photos"], recursive=False).count() == 2
+    assert Sources(["broken.npy", "one.png"]).count() == 2
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+def test_a_list_names_more_sources(here):
+    (here / "list").write_text("photos\n\na.npy\r\nsynthetic:bits?n=2\n  \nnowhere.png\n")
+    found = items("one.png", files_from="list")
+    kinds = [FileItem, FileItem, Skipped, FileItem, NpyArray, SyntheticBits, Problem]
+    assert [type(item) for item in found] == kinds
+    assert found[-1].name == os.fsencode(here / "nowhere.png")
+    assert Sources(["one.png"], files_from="list").count() is None
+
+
+def test_a_listed_line_that_makes_no_sense_is_a_problem(here):
+    lines = ["-", "nul\0byte", "x" * 70_000, "synthetic:photos", "a.npy?kind=9bit", "one.png"]
+    (here / "list").write_text("\n".join(lines))
+    *problems, image = items(files_from="list")
+    assert [type(item) for item in problems] == [Problem] * 5
+    assert all(len(item.name) <= 200 for item in problems)
+    assert isinstance(image, FileItem)
+
+
+def test_a_listed_name_that_is_no_utf_8_keeps_its_bytes(here):
+    (here / "list").write_bytes(b"\xff\xfe.png\n")
+    (gone,) = items(files_from="list")
+    assert gone.name == os.fsencode(here) + b"/\xff\xfe.png"
+
+
+def test_a_list_that_is_not_there_is_a_usage_error():
+    with pytest.raises(UsageError, match="cannot be read"):
+        items(files_from="nowhere")
+    with pytest.raises(UsageError, match="cannot be read"):
+        list(listed("photos"))
+
+
+def test_standard_input_lists_sources(here):
+    (here / "list").write_text("one.png\na.npy\n")
+    before = os.dup(0)
+    try:
+        with (here / "list").open("rb") as file:
+            os.dup2(file.fileno(), 0)
+        assert [type(item) for item in items("-")] == [FileItem, NpyArray]
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+
+
+# --- IMAGE ----------------------------------------------------------------------------------------
+
+
+def test_an_image_file_is_looked_up_by_its_bytes(here):
+    (query,) = queries("one.png")
+    assert query.name == "one.png"
+    assert query.data == (here / "one.png").read_bytes()
+    assert bytes(query.decode(MOST).pixels.canonical) == of(COLOUR[0])
+    assert query.decode(MOST).container == "png"
+
+
+@pytest.mark.parametrize(
+    ("spec", "array"),
+    [
+        ("a.npy#3", COLOUR[3]),
+        ("bits.npy#1", BITS[1]),
+        ("single.npz#4", COLOUR[4]),
+        ("single.npz#x#4", COLOUR[4]),
+        ("several.npz#x#0", COLOUR[0]),
+        ("several.npz#y#0", COLOUR[4]),
+        ("several.npz?kind=8bit#y#0", COLOUR[4]),
+        ("a.npy?kind=8bit#2", COLOUR[2]),
+    ],
+)
+def test_a_row_of_an_array_is_an_image(spec, array):
+    (query,) = queries(spec)
+    assert (query.name, query.data) == (spec, None)
+    assert query.decode(MOST).container == "array"
+    assert pixels(spec) == of(array)
+
+
+def test_the_kind_changes_what_a_row_is():
+    assert pixels("bits.npy?kind=8bit#1") != pixels("bits.npy#1")
+
+
+def test_an_array_alone_is_all_of_its_rows(here):
+    names = [query.name for query in queries("several.npz")]
+    assert names == [f"{here}/several.npz#{array}#{row}" for array in "xy" for row in range(5)]
+
+
+def test_a_synthetic_row_is_an_image():
+    assert pixels("synthetic:bits?seed=4#17") == generate(4, 17, 1)[0].tobytes()
+    assert pixels("synthetic:bits?n=5&seed=4#17") == generate(4, 17, 1)[0].tobytes()
+    assert pixels("synthetic:bits#17") == generate(0, 17, 1)[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    "spec", ["a.npy", "several.npz", "bits.npy?kind=8bit", "synthetic:bits?n=4"]
+)
+def test_each_name_in_a_result_can_be_looked_up_again(spec):
+    for item in items(spec):
+        (block,) = item.blocks(0, 100, MOST)
+        for number, row in enumerate(block.rows):
+            assert pixels(f"{os.fsdecode(item.name)}#{number}") == row.tobytes()
+
+
+def test_names_may_hold_hashes_and_question_marks(here):
+    folder = here / "what?#1"
+    folder.mkdir()
+    np.save(folder / "a#2?.npy", COLOUR)
+    np.savez(folder / "b#2.npz", **{"in#side": COLOUR, "y": COLOUR})
+    assert pixels("what?#1/a#2?.npy#3") == of(COLOUR[3])
+    assert pixels("what?#1/b#2.npz#in#side#3") == of(COLOUR[3])
+    assert pixels("what?#1/b#2.npz#y#3") == of(COLOUR[3])
+
+
+def test_a_path_that_exists_wins(here):
+    other = Image.fromarray(COLOUR[1])
+    for name in ["a.npy#3", "synthetic:bits?seed=0#17", "a.npy?kind=8bit"]:
+        other.save(here / name, "PNG")
+        assert pixels(name) == of(COLOUR[1])
+        assert [type(item) for item in items(name)] == [FileItem]
+        assert Sources([name]).count() == 1
+
+
+def test_standard_input_is_an_images_bytes(here, monkeypatch):
+    data = (here / "one.png").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert pixels("-") == of(COLOUR[0])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(MOST + 1))))
+    assert "limit" in problem("-").reason
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("nowhere.png", "no such file"),
+        ("nowhere.npy#3", "no such file"),
+        ("nowhere#3", "no such file"),
+        ("#3", "no such file"),
+        ("a.npy#", "no such file"),
+        ("a.npy#-1", "no such file"),
+        ("a.npy#last", "no such file"),
+        ("a.npy#" + "9" * 5000, "no such file"),
+        ("a.npy#5", "rows 0 to 4"),
+        ("several.npz#0", "name one of x, y"),
+        ("several.npz#z#0", "z"),
+        ("broken.npy", "not an .npy array"),
+        ("broken.npy#0", "not an .npy array"),
+        ("a.npy?kind=9bit", "?kind=8bit"),
+        ("a.npy?kind=9bit#0", "?kind=8bit"),
+        ("synthetic:bits", "name a row"),
+        ("synthetic:bits#x", "name a row"),
+        ("synthetic:bits#" + "9" * 5000, "name a row"),
+        ("synthetic:photos#3", "synthetic:bits"),
+        ("photos", "folder"),
+        ("nul\0byte", "no such file"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_a_problem_with_a_reason(spec, why):
+    assert why in problem(spec).reason
+
+
+def test_a_file_over_the_limit_is_a_problem(here):
+    (here / "large.png").write_bytes(bytes(MOST + 1))
+    assert "over the limit" in problem("large.png").reason
+
+
+def test_a_file_that_is_no_image_says_so_when_it_is_decoded(here):
+    (here / "text.png").write_text("text")
+    (query,) = queries("text.png")
+    with pytest.raises(ImageError):
+        query.decode(MOST)
+
+
+def test_a_pipe_is_a_problem(here):
+    os.mkfifo(here / "pipe.png")
+    os.mkfifo(here / "pipe.npy")
+    assert "neither a file nor a folder" in problem("pipe.png").reason
+    problem("pipe.npy")
+    assert [type(item) for item in items("pipe.png", "pipe.npy")] == [Problem, Problem]

@@ -1,0 +1,178 @@
+"""MANIFEST.json: read whole or refused with a reason; replaced whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import Store, StoreError, StoreFormatError, StoreNotFoundError
+from engine.config import FORMAT_VERSION, StructuralSettings
+from engine.storage import manifest
+from engine.storage.manifest import EncoderEntry, Manifest, SegmentEntry
+
+FULL = Manifest(
+    uuid="00112233445566778899aabbccddeeff",
+    settings=StructuralSettings(hash_seed=(1 << 64) - 1),
+    encoder=EncoderEntry("tiny", 1, 16, "ab" * 32, "encoder/1/model.onnx"),
+    extents={"pixels.blobs": [1, 2], "fingerprints.pdq": [1]},
+    segments=(SegmentEntry(3, 1, 0, 100, 40, 1234, (1 << 64) - 1),),
+)
+
+
+def edit(store: Path, **values: Any) -> None:
+    path = store / manifest.NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+    for written in (FULL, Manifest(FULL.uuid, FULL.settings)):
+        written.save(tmp_path)
+        assert manifest.load(tmp_path) == written
+    assert [path.name for path in tmp_path.iterdir()] == [manifest.NAME]
+
+
+def test_an_extent_is_added_to_its_family(tmp_path: Path) -> None:
+    grown = FULL.with_extent("fingerprints.pdq", 2).with_extent("vectors/1.f32", 1)
+    assert grown.extents["fingerprints.pdq"] == [1, 2]
+    assert grown.extents["vectors/1.f32"] == [1]
+    assert FULL.extents["fingerprints.pdq"] == [1]
+
+
+def test_a_store_that_only_newer_engines_read_is_refused(tmp_path: Path) -> None:
+    FULL.save(tmp_path)
+    edit(tmp_path, format=9, min_reader=FORMAT_VERSION + 1)
+    with pytest.raises(StoreFormatError, match=r"format version 9.*install a newer"):
+        manifest.load(tmp_path)
+
+
+def test_a_newer_store_that_this_engine_may_read_is_read_and_not_written(tmp_path: Path) -> None:
+    Store.open(tmp_path / "a", create=True, encoder="none").close()
+    edit(tmp_path / "a", format=FORMAT_VERSION + 1, min_writer=FORMAT_VERSION + 1)
+    with Store.open(tmp_path / "a") as store:
+        assert len(store) == 0
+        with pytest.raises(
+            StoreFormatError, match=r"can be read and not written .* install a newer"
+        ):
+            store.ingest("synthetic:bits?n=1")
+
+
+def test_unknown_features_are_refused_by_name(tmp_path: Path) -> None:
+    FULL.save(tmp_path)
+    edit(tmp_path, features=["compressed-extents"])
+    with pytest.raises(StoreFormatError, match=r"uses compressed-extents, .* install a newer"):
+        manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "{}",
+        '"what"',
+        "\x00\xff",
+        '{"what": "something else"}',
+        '{"what": "image-index-engine store"}',
+        '{"what": "image-index-engine store", "min_reader": "new", "features": []}',
+    ],
+)
+def test_what_is_no_manifest_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / manifest.NAME).write_bytes(text.encode("latin-1"))
+    with pytest.raises(StoreFormatError) as caught:
+        manifest.load(tmp_path)
+    assert "cannot be read" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["what", "min_reader", "min_writer", "features", "uuid", "settings", "extents", "segments"],
+)
+@pytest.mark.parametrize("value", ["missing", None, 7, "text", [1], {"a": "b"}])
+def test_a_manifest_with_a_broken_field_is_refused_or_harmless(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    FULL.save(tmp_path)
+    path = tmp_path / manifest.NAME
+    body = json.loads(path.read_text())
+    if value == "missing":
+        del body[field]
+    else:
+        body[field] = value
+    path.write_text(json.dumps(body))
+    try:
+        manifest.load(tmp_path)
+    except StoreFormatError as error:
+        assert "\n" not in str(error)
+    else:  # nothing that a reader would stumble over later
+        assert (field, value) == ("min_writer", 7)
+
+
+def test_where_there_is_no_manifest_the_reason_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="there is no store at"):
+        manifest.load(tmp_path / "gone")
+    with pytest.raises(StoreFormatError, match="is not a store"):
+        manifest.load(tmp_path)
+    (tmp_path / "keys").mkdir()
+    with pytest.raises(StoreFormatError, match=r"MANIFEST\.json is missing; restore the file"):
+        manifest.load(tmp_path)
+
+
+# --- replacing it ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+def test_a_failed_save_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    FULL.save(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="No space left"):
+        FULL.with_extent("pixels.blobs", 3).save(tmp_path)
+    assert manifest.load(tmp_path) == FULL
+    assert [path.name for path in tmp_path.iterdir()] == [manifest.NAME]
+
+
+def test_a_save_is_on_disk_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FULL.save(tmp_path)
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append("fsync"), fsync(fd))[1])
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (done.append("rename"), replace(self, to))[1]
+    )
+    FULL.save(tmp_path)
+    assert done == ["fsync", "rename", "fsync"]  # the file, its name, the folder
+
+
+def test_what_a_kill_before_the_rename_left_is_ignored_and_tidied_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = tmp_path / "a"
+    Store.open(where, create=True, encoder="none").close()
+    with Store.open(where) as store:
+        store._files.become_writer()
+
+        def killed(*_: object) -> None:
+            raise StoreError("killed")
+
+        monkeypatch.setattr(Path, "replace", killed)
+        monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(StoreError, match="killed"):
+            store.ingest("synthetic:bits?n=1")
+        monkeypatch.undo()
+    assert len(list(where.glob(".MANIFEST.json.*.new"))) == 1
+    with Store.open(where) as store:
+        assert len(store) == 0
+        assert store.ingest("synthetic:bits?n=1").added == 1
+    assert list(where.glob(".*.new")) == []

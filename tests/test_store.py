@@ -1,0 +1,375 @@
+"""One store directory: made, opened beside others, written to, and recovered after failures."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine import (
+    EncoderError,
+    Store,
+    StoreDamagedError,
+    StoreError,
+    StoreFormatError,
+    StoreLockedError,
+    StoreNotFoundError,
+    UsageError,
+    ingest,
+)
+from engine.storage.extents import HEADER_BYTES
+from engine.storage.keys import Keys
+
+
+def mask(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2, (16, 16, 3)).astype(np.bool_)
+
+
+def save(path: Path, seed: int) -> str:
+    Image.fromarray(mask(seed).astype(np.uint8) * 255).save(path)
+    return str(path)
+
+
+def rows(path: Path, seeds: range) -> str:
+    np.save(path, np.stack([mask(seed) for seed in seeds]))
+    return str(path)
+
+
+def known(store: Store, seeds: range) -> list[int]:
+    """Those of the images that the store has."""
+    return [s for s in seeds if store.lookup(mask(s), tiers=["identical"]).identical]
+
+
+def listing(folder: Path) -> dict[str, int]:
+    """Every file below a folder and its size."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+# --- making and opening ---------------------------------------------------------------------------
+
+
+def test_a_new_store_is_empty_and_whole(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a" / "b.store", create=True, encoder="none") as store:
+        assert len(store) == 0
+        assert store.check().ok
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.store"]
+
+
+def test_a_store_is_made_in_an_empty_folder_and_nowhere_else(tmp_path: Path) -> None:
+    Store.open(tmp_path, create=True, encoder="none").close()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    for path in (other, other / "notes.txt"):
+        with pytest.raises(StoreFormatError, match="exists and is not a store"):
+            Store.open(path, create=True, encoder="none")
+    assert listing(other) == {"notes.txt": 4}
+
+
+def test_a_store_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="no encoder"):
+        Store.open(tmp_path / "a.store", create=True, encoder=str(tmp_path / "nothing"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_opening_what_is_no_store_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="engine ingest SOURCE --store"):
+        Store.open(tmp_path / "gone")
+    with pytest.raises(StoreFormatError, match="is not a store"):
+        Store.open(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreFormatError, match="is a file, not a store"):
+        Store.open(tmp_path / "file")
+    with pytest.raises(UsageError, match="both created and read-only"):
+        Store.open(tmp_path / "gone", create=True, read_only=True)
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_store_can_be_moved_with_its_encoder(tmp_path: Path, tiny_encoder: Path) -> None:
+    encoder = shutil.copytree(tiny_encoder, tmp_path / "tiny")
+    with Store.open(tmp_path / "a.store", create=True, encoder=str(encoder)) as store:
+        store.ingest(rows(tmp_path / "rows.npy", range(5)))
+    shutil.rmtree(encoder)
+    (tmp_path / "a.store").rename(tmp_path / "b.store")
+    with Store.open(tmp_path / "b.store") as store:
+        assert len(store.lookup(mask(9), k=3).similar) == 3
+        assert store.ingest(save(tmp_path / "one.png", 9)).added == 1
+        assert store.check().ok
+
+
+def test_the_keys_of_another_store_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Store.open(tmp_path / name, create=True, encoder="none").close()
+    shutil.copy(tmp_path / "b" / "MANIFEST.json", tmp_path / "a")
+    with pytest.raises(StoreDamagedError, match="different stores"):
+        Store.open(tmp_path / "a")
+
+
+def test_a_store_without_its_keys_is_damaged(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as store:
+        store.ingest(rows(tmp_path / "rows.npy", range(2)))
+    (tmp_path / "a" / "keys" / "CURRENT").unlink()
+    with pytest.raises(StoreDamagedError, match="no CURRENT"):
+        Store.open(tmp_path / "a")
+
+
+# --- one writer, many readers ---------------------------------------------------------------------
+
+
+def test_the_lock_is_taken_by_the_first_write_and_readers_go_on(tmp_path: Path) -> None:
+    first = Store.open(tmp_path / "a", create=True, encoder="none")
+    second = Store.open(tmp_path / "a")
+    with first, second:
+        first.ingest(rows(tmp_path / "1.npy", range(3)))
+        with pytest.raises(StoreLockedError, match=f"process {os.getpid()} on "):
+            second.ingest(rows(tmp_path / "2.npy", range(3, 6)))
+        with Store.open(tmp_path / "a") as third:
+            assert known(third, range(6)) == [0, 1, 2]
+        assert known(second, range(6)) == []  # as of when it was opened
+        second.refresh()
+        assert known(second, range(6)) == [0, 1, 2]
+        first.close()
+        assert second.ingest(tmp_path / "2.npy").added == 3
+        assert known(second, range(6)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_reader_keeps_what_it_saw_while_the_writer_goes_on(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
+        writer.ingest(rows(tmp_path / "rows.npy", range(3)))
+        with Store.open(tmp_path / "a", read_only=True) as reader:
+            for at in range(3, 9, 3):
+                writer.ingest(rows(tmp_path / f"{at}.npy", range(at, at + 3)))
+                assert known(reader, range(9)) == [0, 1, 2]
+                assert len(reader) == 3
+                assert reader.check().ok
+            reader.refresh()
+            assert known(reader, range(9)) == list(range(9))
+
+
+def test_a_read_only_store_is_not_written(tmp_path: Path) -> None:
+    Store.open(tmp_path / "a", create=True, encoder="none").close()
+    before = listing(tmp_path / "a")
+    with Store.open(tmp_path / "a", read_only=True) as store:
+        for write in (lambda: store.ingest("synthetic:bits?n=1"), lambda: store.check(fix=True)):
+            with pytest.raises(UsageError, match="read-only"):
+                write()
+        assert store.check().ok
+    assert listing(tmp_path / "a") == before
+
+
+def test_two_stores_in_one_process_do_not_meet(tmp_path: Path) -> None:
+    with (
+        Store.open(tmp_path / "a", create=True, encoder="none") as a,
+        Store.open(tmp_path / "b", create=True, encoder="none") as b,
+    ):
+        a.ingest(rows(tmp_path / "a.npy", range(3)))
+        b.ingest(rows(tmp_path / "b.npy", range(2, 5)))
+        assert known(a, range(6)) == [0, 1, 2]
+        assert known(b, range(6)) == [2, 3, 4]
+        assert a.get(1).key != b.get(1).key  # each store hashes with a seed of its own
+
+
+def test_a_closed_store_says_so(tmp_path: Path, tiny_encoder: Path) -> None:
+    store = Store.open(tmp_path / "a", create=True, encoder=str(tiny_encoder))
+    store.ingest(rows(tmp_path / "rows.npy", range(3)))
+    store.lookup(mask(1))
+    store.close()
+    store.close()
+    for use in (
+        lambda: store.ingest("synthetic:bits?n=1"),
+        lambda: store.lookup(mask(1)),
+        lambda: store.search_vectors(np.zeros((1, 16))),
+        lambda: store.get(1),
+        lambda: store.info(),
+        lambda: store.check(),
+    ):
+        with pytest.raises(StoreError, match="is closed"):
+            use()
+
+
+# --- failed writes --------------------------------------------------------------------------------
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, call: str, at: int, error: int) -> None:
+    """Make the ``at``-th ``os.<call>`` and all behind it fail, half done."""
+    real, made = getattr(os, call), 0
+
+    def fail(fd: int, *arguments: object) -> object:
+        nonlocal made
+        made += 1
+        if made < at:
+            return real(fd, *arguments)
+        if call == "pwrite":
+            data, offset = arguments
+            real(fd, memoryview(data)[: len(data) // 2], offset)  # type: ignore[arg-type]
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, call, fail)
+
+
+def test_a_full_disk_at_any_write_loses_nothing_that_was_committed(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    where, new = tmp_path / "store", rows(tmp_path / "new.npy", range(5, 12))
+    with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
+        store.ingest(save(tmp_path / "a.png", 0), encoder="none")
+    for at in range(1, 100):
+        with Store.open(where) as store, pytest.MonkeyPatch.context() as patch:
+            failing(patch, "pwrite", at, errno.ENOSPC)
+            try:
+                store.ingest(new)
+                break  # fewer writes than that
+            except StoreError as error:
+                assert "No space left on device" in str(error)
+                assert "what was committed before is safe" in str(error)
+                assert "\n" not in str(error)
+            patch.undo()
+            with pytest.raises(StoreError, match="No space left"):  # closed until it is reopened
+                store.ingest(new)
+        with Store.open(where, read_only=True) as reader:
+            assert known(reader, range(12)) == [0]
+            assert (len(reader), reader.info().vectors) == (1, 0)
+            assert reader.check().problems == ()
+    assert at > 5
+    with Store.open(where) as store:
+        assert known(store, range(12)) == [0, *range(5, 12)]
+        assert store.check().problems == ()
+
+
+@pytest.mark.parametrize(
+    ("call", "error"), [("fdatasync", errno.EIO), ("fsync", errno.EIO), ("pwrite", errno.EACCES)]
+)
+def test_any_failed_write_closes_the_store_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
+) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as store:
+        store._files.become_writer()
+        failing(monkeypatch, call, 1, error)
+        with pytest.raises(StoreError, match=os.strerror(error)):
+            store.ingest("synthetic:bits?n=3")
+        monkeypatch.undo()
+        with pytest.raises(StoreError, match=os.strerror(error)):
+            store.lookup("synthetic:bits?seed=0#1")
+    with Store.open(tmp_path / "a") as store:
+        assert len(store) == 0
+        assert store.ingest("synthetic:bits?n=3").added == 3
+        assert store.check().ok
+
+
+@pytest.mark.parametrize("error", [StoreError("the keys could not be written"), KeyboardInterrupt])
+def test_a_commit_that_fails_adds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr(ingest, "CHUNK_FILES", 2)  # more files are being read meanwhile
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(12):
+        save(folder / f"{i:02}.png", i)
+    with Store.open(tmp_path / "a", create=True, encoder="none") as store:
+        store.ingest(folder / "00.png")
+
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Keys, "commit", fail)
+        with pytest.raises(type(error) if isinstance(error, StoreError) else KeyboardInterrupt):
+            store.ingest(folder)
+    monkeypatch.undo()
+    with Store.open(tmp_path / "a") as store:
+        assert known(store, range(12)) == [0]
+        assert store.ingest(folder).added == 11
+        assert store.check().ok
+
+
+def test_rejects_that_cannot_be_listed_are_a_store_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.png").touch()
+    with Store.open(tmp_path / "a", create=True, encoder="none") as store:
+        (tmp_path / "a" / "rejects.jsonl").mkdir()
+        with pytest.raises(StoreError, match=r"rejects\.jsonl"):
+            store.ingest(tmp_path / "broken.png")
+
+
+# --- recovery -------------------------------------------------------------------------------------
+
+
+def test_the_next_writer_cuts_what_was_not_committed(tmp_path: Path, tiny_encoder: Path) -> None:
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
+        store.ingest(rows(tmp_path / "rows.npy", range(3)))
+    before = listing(where)
+    extents = [path for path in where.rglob("00000001.*") if "keys" not in path.parts]
+    assert len(extents) == 4  # pixels, fingerprints, vectors and their ids
+    for path in extents:
+        with path.open("ab") as file:
+            file.write(b"\xff" * 100)
+    strays = ["pixels/00000002.blobs", "vectors/1/00000002.f32", "index/00000009.ivf"]
+    for name in (*strays, ".MANIFEST.json.123.new"):
+        (where / name).parent.mkdir(exist_ok=True)
+        (where / name).write_bytes(b"left by a crash")
+
+    with Store.open(where, read_only=True) as reader:  # a reader neither minds nor tidies
+        assert known(reader, range(4)) == [0, 1, 2]
+        assert reader.check().ok
+        assert extents[0].stat().st_size == before[str(extents[0].relative_to(where))] + 100
+    with Store.open(where) as store:
+        store._files.become_writer()
+        after = listing(where)
+        assert {name: size for name, size in after.items() if not name.startswith("keys/")} == {
+            name: size for name, size in before.items() if not name.startswith("keys/")
+        } | {"LOCK": after["LOCK"]}
+        store.ingest(rows(tmp_path / "more.npy", range(3, 5)))
+        assert known(store, range(5)) == [0, 1, 2, 3, 4]
+        assert store.check().ok
+
+
+def test_ids_are_in_the_order_of_commits_and_never_used_twice(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as store:
+        store.ingest(rows(tmp_path / "1.npy", range(3)))
+        with pytest.MonkeyPatch.context() as patch:
+            failing(patch, "fdatasync", 1, errno.EIO)
+            with pytest.raises(StoreError):
+                store.ingest(rows(tmp_path / "2.npy", range(3, 6)))
+    with Store.open(tmp_path / "a") as store:
+        store.ingest(rows(tmp_path / "3.npy", range(6, 8)))
+        assert [store.lookup(mask(s)).identical[0].id for s in (0, 1, 2, 6, 7)] == [1, 2, 3, 4, 5]
+
+
+def test_extents_that_the_manifest_does_not_know_are_found_by_check(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as store:
+        store.ingest(rows(tmp_path / "1.npy", range(3)))
+    path = tmp_path / "a" / "MANIFEST.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"extents": {}}))
+    with Store.open(tmp_path / "a", read_only=True) as store:
+        report = store.check()
+    assert {problem.part for problem in report.problems} == {"MANIFEST.json"}
+    assert not report.ok
+
+
+def test_a_lost_extent_is_never_made_anew_over_committed_rows(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as store:
+        store.ingest(rows(tmp_path / "1.npy", range(3)))
+    (tmp_path / "a" / "fingerprints" / "00000001.pdq").unlink()
+    with Store.open(tmp_path / "a") as store:
+        assert not store.check().ok
+        with pytest.raises(StoreError, match="No such file"):
+            store.ingest(rows(tmp_path / "2.npy", range(3, 6)))
+    with Store.open(tmp_path / "a") as store:
+        assert known(store, range(6)) == [0, 1, 2]
+        assert not store.check().ok
+
+
+def test_the_header_is_the_first_page_of_an_extent(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as store:
+        store.ingest(rows(tmp_path / "1.npy", range(3)))
+    path = tmp_path / "a" / "fingerprints" / "00000001.pdq"
+    assert path.stat().st_size == HEADER_BYTES + 3 * 32

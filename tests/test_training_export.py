@@ -1,0 +1,147 @@
+# ruff: noqa: E402 (torch is optional: without it the module is skipped)
+"""The exported encoder: it computes what the network computes, and says what it is."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.encoders import registry
+from engine.errors import TrainingError
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+import onnxruntime
+
+from engine.training import export as exporting
+from engine.training.checkpoint import (
+    CALIBRATION,
+    Provenance,
+    load_checkpoint,
+    save_checkpoint,
+    write_tensors,
+)
+from engine.training.export import ExportReport, export
+from engine.training.model import build, normalised
+from engine.training.settings import TrainSettings
+
+SETTINGS = TrainSettings(image_size=32, hidden=32, dim=16)
+
+
+def images(n: int, seed: int) -> "torch.Tensor":
+    """(n, 32, 32, 3) uint8: smooth blots, since a network on noise gives one answer to all."""
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.rand(n, 3, 4, 4, generator=generator)
+    large = torch.nn.functional.interpolate(small, size=32, mode="bilinear")
+    return (large * 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+def checkpoint(folder: Path) -> Path:
+    network = build(SETTINGS).train()
+    with torch.no_grad():
+        network(normalised(images(32, 0), SETTINGS.mean, SETTINGS.std))
+    data = {"count": 32, "fingerprint": "ab", "description": "blots"}
+    save_checkpoint(folder, network, Provenance("blots", SETTINGS, 2, 0.5, data, "0"))
+    tensors = {"train": images(32, 0), "held_out": images(24, 1)}
+    write_tensors(folder / CALIBRATION, tensors, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    return export(checkpoint(tmp_path_factory.mktemp("encoder")))
+
+
+def run(path: Path, pixels: "torch.Tensor") -> "np.ndarray":
+    return onnxruntime.InferenceSession(str(path)).run(["embedding"], {"pixels": pixels.numpy()})[0]
+
+
+def test_fp32_computes_what_the_network_computes(exported: ExportReport) -> None:
+    network, _ = load_checkpoint(Path(exported.out))
+    pixels = images(5, 2)  # another batch size than it was traced with, and images not seen
+    vectors = run(Path(exported.out, "model.onnx"), pixels)
+    with torch.inference_mode():
+        wanted = network(normalised(pixels, SETTINGS.mean, SETTINGS.std)).numpy()
+    assert vectors.dtype == np.float32 and vectors.shape == (5, 16)
+    assert (vectors * wanted).sum(1).min() >= 0.9999
+    assert exported.parity["fp32_torch_min_cosine"] >= 0.9999
+
+
+def test_int8_agrees_and_is_a_quarter_of_the_size(exported: ExportReport) -> None:
+    pixels = images(7, 2)
+    exact, quantised = (
+        run(Path(exported.out, name), pixels) for name in ("model.onnx", "model.int8.onnx")
+    )
+    assert np.allclose(np.linalg.norm(quantised, axis=1), 1, atol=1e-4)
+    assert (exact * quantised).sum(1).min() > 0.99
+    assert exported.int8_bytes < 0.27 * exported.fp32_bytes
+    assert exported.parity["int8_fp32_mean_cosine"] > 0.99
+    assert 0 <= exported.parity["int8_fp32_top10_overlap"] <= 1
+    assert (exported.parity["images"], exported.parity["images_from"]) == (24, "held_out")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.int8.onnx"])
+def test_the_graph_is_clean(exported: ExportReport, name: str) -> None:
+    model = onnx.load(Path(exported.out, name))
+    (pixels,), (embedding,) = model.graph.input, model.graph.output
+    kind = pixels.type.tensor_type
+    assert (pixels.name, kind.elem_type) == ("pixels", onnx.TensorProto.UINT8)
+    assert [d.dim_param or d.dim_value for d in kind.shape.dim] == ["n", 32, 32, 3]
+    assert embedding.name == "embedding"
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    assert [opset.domain for opset in model.opset_import] == [""]
+    assert model.opset_import[0].version >= 17
+    assert str(Path.cwd()) not in str(model.graph.node)  # no paths of whoever trained it
+
+
+def test_weights_have_seven_bits(exported: ExportReport) -> None:
+    model = onnx.load(Path(exported.out, "model.int8.onnx"))
+    weights = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.name.endswith("weight_quantized")
+    ]
+    assert len(weights) == 21 and all(w.dtype == np.int8 for w in weights)
+    assert max(int(np.abs(w.astype(int)).max()) for w in weights) <= 64
+
+
+def test_the_description_says_what_it_is(exported: ExportReport) -> None:
+    folder = Path(exported.out)
+    body = json.loads((folder / "encoder.json").read_text())
+    assert (body["name"], body["dim"], body["image_size"]) == ("blots", 16, 32)
+    assert body["resize"] == "squash-bilinear-antialias"
+    assert body["settings"] == SETTINGS.to_dict()
+    assert body["data"] == {"count": 32, "fingerprint": "ab", "description": "blots"}
+    assert body["parity"] == exported.parity
+    for file in body["files"].values():
+        assert hashlib.sha256((folder / file["path"]).read_bytes()).hexdigest() == file["sha256"]
+    assert registry.find(str(folder)).dim == 16
+
+
+def test_nothing_but_the_encoder_is_left(exported: ExportReport) -> None:
+    assert {path.name for path in Path(exported.out).iterdir()} == {
+        "calibration.safetensors",
+        "checkpoint.safetensors",
+        "encoder.json",
+        "model.int8.onnx",
+        "model.onnx",
+    }
+
+
+def test_a_file_that_computes_something_else_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(tmp_path)
+    monkeypatch.setattr(exporting, "_write_fp32", lambda *_: None)
+    monkeypatch.setattr(exporting, "_run", lambda _, pixels: np.eye(len(pixels), 16, dtype="f4"))
+    with pytest.raises(TrainingError, match="disagree"):
+        export(tmp_path)
+    assert not list(tmp_path.glob("*.onnx")) and not (tmp_path / "encoder.json").exists()
+
+
+def test_without_a_checkpoint_it_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="run a training"):
+        export(tmp_path)
