@@ -267,6 +267,8 @@ class Ingest:
         stamp = (array.mtime_ns, array.size)
         start = 0
         try:
+            if array.row_bytes > self._store.memory.chunk:
+                raise SourceError(f"has rows of {array.row_bytes:,} bytes: raise --memory")
             kind = array.kind if row is None or (row.mtime_ns, row.size) != stamp else row.kind
             if row is None or (row.mtime_ns, row.size, row.kind) != (*stamp, kind):
                 row = ArrayRow(self._store.state.next_array, *stamp, 0, kind)
@@ -336,10 +338,11 @@ class Ingest:
     def _known(self, images: Sequence[NewImage]) -> list[int | None]:
         """The stored image that each of ``images`` is, by key and then by proof."""
         rows = self._store.images_of([image.key for image in images])
-        return [
-            next((row.id for row in candidates if row.proof == image.proof), None)
-            for image, candidates in zip(images, rows, strict=True)
-        ]
+        known: list[int | None] = []
+        for image, candidates in zip(images, rows, strict=True):
+            image.first = candidates[0] if candidates else None
+            known.append(next((row.id for row in candidates if row.proof == image.proof), None))
+        return known
 
     def _add(self, pending: _Pending, image: NewImage, picture: Picture | None) -> int:
         id_ = self._store.state.next_id + len(pending.chunk.images)

@@ -87,6 +87,7 @@ class NewImage:
     fingerprint: bytes
     quality: int
     keep: Buffer | None  # what to keep of it: canonical bytes of a bit image, else the file
+    first: ImageRow | None = None  # the stored image that has the same key, and is another one
 
 
 @dataclass(slots=True)
@@ -488,12 +489,11 @@ class StoreFiles:
     def _put_images(
         self, batch: Batch, images: Sequence[NewImage], first_id: int, places: Iterator[Place]
     ) -> None:
-        known = self.keys.get_many("images", [image.key for image in images])
         firsts: dict[bytes, ImageRow] = {}
-        for id_, (image, value) in enumerate(zip(images, known, strict=True), first_id):
+        for id_, image in enumerate(images, first_id):
             place = next(places) if image.keep is not None else None
             row = ImageRow(id_, image.proof, place)
-            first = firsts.get(image.key) or (ImageRow.unpack(value) if value else None)
+            first = firsts.get(image.key) or image.first
             if first is None:
                 firsts[image.key] = row
                 batch.put("images", image.key, row.pack())

@@ -38,7 +38,9 @@ def main() -> int:
     stranger = next(iter(sorted(HELD_OUT.glob("*.jpg"))))
 
     count = sum(1 for path in PHOTOS.iterdir() if path.suffix != ".md")
-    say(f"1. Ingest {count} photographs. Each gets a key, a fingerprint and a vector of 128 numbers.")
+    say(
+        f"1. Ingest {count} photographs. Each gets a key, a fingerprint and a vector of 128 numbers."
+    )
     run("ingest", PHOTOS, "--store", STORE)
 
     say(
@@ -66,10 +68,14 @@ def main() -> int:
     found = lookup(stranger)
     expect(not found["identical"], "nothing is identical")
 
-    say("6. A bit image that is in (row 17 of the set), verified byte for byte, and one that is not.")
+    say(
+        "6. A bit image that is in (row 17 of the set), verified byte for byte, and one that is not."
+    )
     inside, outside = "synthetic:bits?seed=0#17", "synthetic:bits?seed=1#17"
     found = lookup(inside, "--tier", "identical")
-    expect(found["identical"][0]["verified"] == "bytes", "row 17 is found and verified by its bytes")
+    expect(
+        found["identical"][0]["verified"] == "bytes", "row 17 is found and verified by its bytes"
+    )
     found = lookup(outside, "--tier", "identical")
     expect(not found["identical"], "row 17 of another seed is not there")
 

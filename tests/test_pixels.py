@@ -35,7 +35,6 @@ LOSSLESS = {
     "tga": ("TGA", {}),
     "tga-rle": ("TGA", {"compression": "tga_rle"}),
     "jpeg2000": ("JPEG2000", {}),
-    "ico": ("ICO", {"sizes": [(41, 37)]}),
 }
 LOSSY = {
     "jpeg": ("JPEG", {}),
@@ -598,7 +597,7 @@ def test_arbitrary_bytes_never_raise_anything_but_an_image_error(signature, data
 
 
 VALID = [
-    save(SMOOTH[:16, :16], form, **({} if form != "ICO" else {"sizes": [(16, 16)]}))
+    save(SMOOTH[:16, :16], form)
     for form in sorted({form for form, _ in (LOSSLESS | LOSSY).values()})
 ] + [png16(SAMPLES), tiff(SAMPLES)]
 
@@ -631,7 +630,7 @@ def test_an_image_without_pixels_is_refused(shape):
 
 # --- names, signatures, headers -------------------------------------------------------------------
 
-UNSIGNED = {"TGA", "ICO", "DIB"}  # known by their names alone: other files begin like them
+UNSIGNED = {"TGA", "DIB"}  # known by their names alone: other files begin like them
 
 
 @pytest.mark.parametrize("suffix", sorted(px.SUFFIXES))

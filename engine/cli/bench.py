@@ -33,7 +33,7 @@ def bench(
     """
     suite = _suite()
     count = suite.parse_count(n)
-    with Progress("bench", "steps") as progress:
+    with Progress("bench") as progress:
         report = suite.run(
             count,
             out=Path(out) if out else None,

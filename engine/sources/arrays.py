@@ -25,7 +25,6 @@ from engine.sources.base import RowBlock, Rows, absolute
 KIND_OVERRIDES = {"8bit": Kind.U8, "bits": Kind.BITS}
 _SCAN_BYTES = 8 << 20
 _SKIP_BYTES = 1 << 20
-_ROW_BYTES = 64 << 20  # a quarter of what one row that is looked up may take
 _READ_BYTES = 64 << 20  # at a time: a header that lies must not make us ask for terabytes
 _DAMAGED = (  # what reading a damaged archive may raise
     zipfile.BadZipFile,
@@ -68,6 +67,12 @@ class NpyArray:
         self._kind: Kind | None = self._forced
 
     @property
+    def row_bytes(self) -> int:
+        """The most that one row takes, in three channels and unpacked."""
+        height, width = self._shape[1:3]
+        return height * width * 3
+
+    @property
     def kind(self) -> Kind:
         """Bits or 8-bit, for the whole array; may read all of it."""
         if self._kind is None:
@@ -80,8 +85,6 @@ class NpyArray:
         values = math.prod(self._shape[1:])
         # Read, unpacked to three channels, and canonical: what a row costs while it is converted.
         cost = values * (1 if len(self._shape) == 4 else 4) + values + HEADER_BYTES
-        if cost > 4 * most_bytes:
-            raise SourceError(f"has rows that take {cost:,} bytes each: raise --memory")
         step = max(1, min(most_rows, most_bytes // cost))
         with self._open() as file:
             _header(file)
@@ -104,7 +107,7 @@ class NpyArray:
         """The canonical form of one row: (16 + pixel bytes,) uint8; ``SourceError`` if it is missing."""
         if not 0 <= number < self.count:
             raise SourceError(f"has rows 0 to {self.count - 1}, not {number}")
-        row: Rows = next(self.blocks(number, 1, _ROW_BYTES)).rows[0]
+        row: Rows = next(self.blocks(number, 1, 1)).rows[0]
         return row
 
     def _rows(self, block: npt.NDArray[np.uint8], kind: Kind) -> Rows:

@@ -60,6 +60,10 @@ class ArrayItem(Protocol):
     count: int  # rows
 
     @property
+    def row_bytes(self) -> int:
+        """The most that one row takes while it is read."""
+
+    @property
     def kind(self) -> Kind:
         """Bits or 8-bit, for all its rows."""
 

@@ -153,14 +153,14 @@ def open_images(spec: str, most: int) -> Iterator[Query | Problem]:
             else:
                 yield Problem(os.fsencode(spec), item.reason)
         else:
-            yield from _rows(spec)
+            yield from _rows(spec, most)
     except (ImageError, SourceError, UsageError) as error:
         yield Problem(os.fsencode(spec), str(error))
     except OSError as error:
         yield Problem(os.fsencode(spec), f"cannot be read: {error.strerror or error}")
 
 
-def _rows(spec: str) -> Iterator[Query]:
+def _rows(spec: str, most: int) -> Iterator[Query]:
     base, _, row = spec.rpartition("#")
     if spec.startswith(PREFIX):
         if not _is_row(row):
@@ -170,6 +170,8 @@ def _rows(spec: str) -> Iterator[Query]:
     found = _arrays(spec)
     if found is not None:  # the whole array
         for array in found:
+            if array.row_bytes > most:
+                raise SourceError(f"has rows of {array.row_bytes:,} bytes: raise --memory")
             for block in array.blocks(0, 256, 8 << 20):
                 for number, canonical in enumerate(block.rows, block.first):
                     yield _from_row(f"{os.fsdecode(array.name)}#{number}", canonical)
@@ -182,6 +184,8 @@ def _rows(spec: str) -> Iterator[Query]:
     if len(found) != 1:
         inside = ", ".join(os.fsdecode(array.name).rpartition("#")[2] for array in found)
         raise SourceError(f"holds several arrays: name one of {inside}, as FILE.npz#NAME#ROW")
+    if found[0].row_bytes > most:
+        raise SourceError(f"has rows of {found[0].row_bytes:,} bytes: raise --memory")
     yield _from_row(spec, found[0].row(int(row)))
 
 

@@ -27,6 +27,7 @@ class SyntheticBits:
     """The set ``synthetic:bits?n=N&seed=S``."""
 
     kind = Kind.BITS
+    row_bytes = ROW_BYTES
     mtime_ns = 0
     size = 0
 
