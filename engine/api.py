@@ -232,6 +232,7 @@ class Store:
 
     def sources(self, id_: int, most: int | None = None) -> list[str]:
         """Where image ``id_`` was seen, in the form that ``lookup`` takes; at most ``most`` places."""
+        self._files.get(id_)  # UsageError if there is none
         names, _ = self._files.sources_of(id_, most if most is not None else 1 << 62)
         return [os.fsdecode(name) for name in names]
 

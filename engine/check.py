@@ -2,8 +2,8 @@
 
 1. extents     header; length at least what is committed; the xxh64 of every append
 2. images      each record has its key and each key its record; their number is the committed one
-3. sources     each name has an image that names it back
-4. vectors     as many ids as vectors, ascending, each of a known image
+3. sources     each name has an image that names it back; their number is the committed one
+4. vectors     as many ids as vectors, ascending, each of a known image; their encoder
 5. segments    checksum; these alone are derived, so ``fix`` builds them again
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from engine import digest
 from engine.errors import StoreDamagedError
 from engine.records import CheckReport, Place, Problem
-from engine.storage import extents, segments
+from engine.storage import extents, manifest, segments
 from engine.storage.extents import ExtentReader
 from engine.storage.rows import ImageRow, NameRow, RecordRow, Run, u64
 from engine.store import StoreFiles
@@ -39,13 +39,15 @@ class Check:
         self._problems: list[Problem] = []
         self._bytes = 0
         self._images = 0
+        self._sources = 0
 
     def run(self, *, fix: bool = False) -> CheckReport:
         """Look at everything; with ``fix``, build anew what is derived."""
         started = time.perf_counter()
         if fix:
             self._store.become_writer()
-        for step in (self._extents, self._records, self._names, self._runs, self._vectors):
+        steps = (self._extents, self._records, self._files, self._names, self._runs, self._vectors)
+        for step in steps:
             try:
                 step()
             except StoreDamagedError as error:  # a table or file that cannot be read at all
@@ -123,6 +125,17 @@ class Check:
         if rows_kept != store.state.next_id - 1:
             self._say("fingerprints", f"{store.state.next_id - 1} are due, {rows_kept} are there")
 
+    def _files(self) -> None:
+        for batch in _batches(self._store.keys.scan("files")):
+            for (_, id_), value in zip(
+                batch, self._values("records", [id_ for _, id_ in batch]), strict=True
+            ):
+                if value is None:
+                    self._say("keys", f"a file names image {int.from_bytes(id_, 'big')}, not there")
+        for table in ("arrays", "rejects"):  # nothing to compare with; reading is what may fail
+            for _ in self._store.keys.scan(table):
+                pass
+
     def _names(self) -> None:
         store = self._store
         for batch in _batches(store.keys.scan("sources")):
@@ -133,6 +146,7 @@ class Check:
                 if value is None or NameRow.unpack(value).id != id_:
                     self._say("keys", f"image {id_} names a source that is not its own: {name!r}")
         for batch in _batches(store.keys.scan("names")):
+            self._sources += len(batch)
             wanted = [u64(NameRow.unpack(value).id) + name for name, value in batch]
             for (name, _), value in zip(batch, self._values("sources", wanted), strict=True):
                 if value is None:
@@ -143,18 +157,35 @@ class Check:
         for batch in _batches(store.keys.scan("runs", b"r")):
             runs = [Run.from_row(key, value) for key, value in batch]
             twins = self._values("runs", [run.by_id[0] for run in runs])
+            self._sources += sum(run.count for run in runs)
             for run, twin in zip(runs, twins, strict=True):
                 if twin is None:
                     self._say("keys", f"rows {run.row} … of array {run.array} are not found by id")
                 last = run.id + run.step * (run.count - 1)
                 if last >= store.state.next_id:
                     self._say("keys", f"rows of array {run.array} name images that are not there")
+        for batch in _batches(store.keys.scan("runs", b"i")):
+            runs = [Run.from_id(key, value) for key, value in batch]
+            twins = self._values("runs", [run.by_row[0] for run in runs])
+            for run, twin in zip(runs, twins, strict=True):
+                if twin != run.by_row[1]:
+                    self._say("keys", f"rows {run.row} … of array {run.array} are found by id only")
+        if self._sources != store.state.sources:
+            self._say(
+                "keys", f"{store.state.sources} sources are committed, {self._sources} are there"
+            )
 
     def _vectors(self) -> None:
         store = self._store
         encoder = store.manifest.encoder
         if encoder is None:
             return
+        try:
+            model = digest.file_hash((store.path / encoder.file).read_bytes()).hex()
+        except OSError as error:
+            model = str(error.strerror)
+        if model != encoder.fingerprint:
+            self._say(encoder.file, "it is not the encoder that made the vectors: copy it again")
         for family in (
             extents.vectors(encoder.generation, encoder.dim),
             extents.vector_ids(encoder.generation),
@@ -183,10 +214,18 @@ class Check:
             if (problem := segments.checksum(store.path, entry))
         ]
         self._bytes += sum(entry.bytes for entry in store.manifest.segments)
-        if fix and bad:
-            store.build_segment(min(entry.first_row for entry, _ in bad))
+        if bad and not fix:  # a writer may have merged them while we read
+            live = manifest.load(store.path).segments
+            bad = [(entry, problem) for entry, problem in bad if entry in live]
+        fixed = False
+        if bad and fix:
+            try:
+                store.build_segment(min(entry.first_row for entry, _ in bad))
+                fixed = True
+            except (OSError, StoreDamagedError) as error:
+                self._say(segments.FOLDER, f"it cannot be built anew: {error}")
         for entry, problem in bad:
-            self._say(f"{segments.FOLDER}/{entry.number:08d}", problem, fixed=fix)
+            self._say(f"{segments.FOLDER}/{entry.number:08d}", problem, fixed=fixed)
 
     def _values(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         return self._store.keys.get_many(table, list(keys))

@@ -69,7 +69,7 @@ def ingest_text(report: IngestReport) -> str:
         f"peak memory {size(report.peak_memory_bytes)}, resident {size(report.peak_rss_bytes)}",
     ]
     if report.skipped:
-        lines.append(f"{report.skipped:,} other files were skipped: they are not images")
+        lines.append(f"{report.skipped:,} skipped: files that do not claim to be images")
     if report.rejected:
         lines.append(f"why images were rejected is in {report.rejects_file}")
     if report.interrupted:

@@ -4,6 +4,7 @@ The child tells of each commit once it has returned; what it told of is kept her
 and has to be there when the store is opened next. This file is also the child's program.
 """
 
+import os
 import random
 import subprocess
 import sys
@@ -61,6 +62,8 @@ def spawn(store: Path) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # One thread: FAISS's would wait for each other. What a kill leaves in TMPDIR goes with ours.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(store.parent)},
     )
 
 

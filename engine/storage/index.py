@@ -48,6 +48,9 @@ class VectorIndex:
             depth = min(max(10 * k, 100), segment.entry.rows)
             nprobe = max(16, segment.entry.nlist // 16)
             rows = segment.candidates(queries, depth, nprobe)
+            if ((rows >= 0).sum(axis=1) < min(k, segment.entry.rows)).any():
+                # The nearest lists hold fewer than k: look into all of them.
+                rows = segment.candidates(queries, depth, segment.entry.nlist)
             first, end = segment.entry.first_row, segment.entry.first_row + segment.entry.rows
             for i, mine in enumerate(rows):
                 # Sorted, and none that is padding (-1) or that a damaged segment made up or doubled.

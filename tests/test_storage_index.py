@@ -1,0 +1,321 @@
+"""Vectors, their segments and the search over both: exact where it says so, never wrong elsewhere."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from engine import Store, ingest
+from engine.config import MemoryBudget
+from engine.storage import extents, segments, vectors
+from engine.storage.extents import ExtentWriter
+from engine.storage.index import VectorIndex
+from engine.storage.manifest import SegmentEntry
+from engine.storage.vectors import Vectors
+
+UUID = bytes(16)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """FAISS's threads wait for each other for longer than these small searches take."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+def clustered(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
+    """(n, dim) unit vectors in a hundred clusters."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((100, dim))
+    found = centres[rng.integers(0, 100, n)] + 0.3 * rng.standard_normal((n, dim))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def write(store: Path, block: np.ndarray) -> Vectors:
+    """Commit vectors whose image ids are ten times their row."""
+    rows, dim = block.shape
+    ids = np.arange(rows, dtype=np.int64) * 10
+    for family, column in ((extents.vectors(1, dim), block), (extents.vector_ids(1), ids)):
+        at = 0
+        for number in range(1, rows // vectors.EXTENT_ROWS + 2):
+            extents.create(store, family, number, UUID)
+            part = column[at : at + vectors.EXTENT_ROWS]
+            writer = ExtentWriter(store, family, number, 0)
+            writer.append([part.tobytes()])
+            writer.close()
+            at += len(part)
+    return Vectors(store, 1, dim, rows)
+
+
+def build(store: Path, found: Vectors, first: int, rows: int, number: int = 1) -> SegmentEntry:
+    return segments.build(store, number, found, 1, first, rows, MemoryBudget())
+
+
+def nearest(block: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows of the k largest inner products, by NumPy."""
+    scores = queries @ block.T
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, rows, axis=1), rows
+
+
+def recall(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.mean([len({*a} & {*b}) / len(b) for a, b in zip(found, truth, strict=True)]))
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+def test_vectors_are_addressed_by_one_row_number_over_all_extents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "EXTENT_ROWS", 10)
+    block = clustered(37)
+    found = write(tmp_path, block)
+    rows = np.array([36, 0, 9, 10, 10, 29, 30], np.int64)
+    assert np.array_equal(found.gather(rows), block[rows])
+    assert found.ids(np.array([[36, -1], [9, 10]], np.int64)).tolist() == [[360, -1], [90, 100]]
+    pieces = list(found.blocks(5, 34, 8))
+    assert np.array_equal(np.concatenate(pieces), block[5:34])
+    assert max(map(len, pieces)) <= 8
+    assert found.gather(np.empty(0, np.int64)).shape == (0, 16)
+
+
+# --- search ---------------------------------------------------------------------------------------
+
+
+def test_exact_search_is_numpys(tmp_path: Path) -> None:
+    block, queries = clustered(500), clustered(20, seed=1)
+    index = VectorIndex(tmp_path, write(tmp_path, block), [])
+    for exact in (False, True):
+        scores, rows = index.search(queries, 7, exact=exact)
+        expected_scores, expected_rows = nearest(block, queries, 7)
+        assert np.array_equal(rows, expected_rows)
+        np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
+    assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_where_there_are_fewer_than_k_the_answer_is_padded(tmp_path: Path, indexed: bool) -> None:
+    block = clustered(30)
+    found = write(tmp_path, block)
+    index = VectorIndex(tmp_path, found, [build(tmp_path, found, 0, 30)] if indexed else [])
+    scores, rows = index.search(block[:2], 50)
+    assert scores.shape == rows.shape == (2, 50)
+    assert [sorted(line) for line in rows[:, :30].tolist()] == [list(range(30))] * 2
+    assert (rows[:, 30:] == -1).all()
+    assert np.isneginf(scores[:, 30:]).all()
+
+
+@pytest.mark.parametrize("dim", [16, 15])  # product codes, and scalar ones where dim is odd
+def test_segments_find_nearly_all_and_score_them_in_full(tmp_path: Path, dim: int) -> None:
+    block, queries = clustered(6000, dim), clustered(50, dim, seed=1)
+    found = write(tmp_path, block)
+    entry = build(tmp_path, found, 0, 6000)
+    index = VectorIndex(tmp_path, found, [entry])
+    scores, rows = index.search(queries, 10)
+    expected_scores, expected_rows = nearest(block, queries, 10)
+    assert recall(rows, expected_rows) >= 0.9
+    np.testing.assert_allclose(scores[:, 0], expected_scores[:, 0], atol=1e-5)
+    np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", queries, block[rows]), atol=1e-5)
+    assert np.array_equal(index.search(queries, 10, exact=True)[1], expected_rows)
+
+
+def test_rows_between_and_behind_segments_are_searched_too(tmp_path: Path) -> None:
+    block = clustered(900)
+    found = write(tmp_path, block)
+    entries = [build(tmp_path, found, 100, 300, 1), build(tmp_path, found, 600, 200, 2)]
+    index = VectorIndex(tmp_path, found, entries)
+    scores, rows = index.search(block, 1)
+    np.testing.assert_allclose(scores[:, 0], 1, atol=1e-5)
+    assert np.array_equal(rows[:, 0], np.arange(900))
+
+
+def test_equal_vectors_by_the_thousand_are_no_matter(tmp_path: Path) -> None:
+    block = np.concatenate([clustered(500), np.repeat(clustered(1, seed=9), 4000, axis=0)])
+    found = write(tmp_path, block)
+    index = VectorIndex(tmp_path, found, [build(tmp_path, found, 0, len(block))])
+    scores, rows = index.search(block[[-1, 3]], 20)
+    np.testing.assert_allclose(scores[0], 1, atol=1e-5)
+    assert len(set(rows[0])) == 20
+    assert rows[0].min() >= 500
+    assert rows[1, 0] == 3
+
+
+def test_building_again_gives_the_same_segment(tmp_path: Path) -> None:
+    found = write(tmp_path, clustered(1000))
+    assert build(tmp_path, found, 0, 1000) == build(tmp_path, found, 0, 1000)
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip_its_kind(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, Path.unlink, flip_its_kind])
+def test_a_segment_that_cannot_be_opened_is_searched_exactly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
+    block = clustered(800)
+    found = write(tmp_path, block)
+    entry = build(tmp_path, found, 0, 800)
+    damage(segments.path_of(tmp_path, 1))
+    assert segments.checksum(tmp_path, entry) is not None
+    index = VectorIndex(tmp_path, found, [entry])
+    assert index.segments == []
+    assert "engine check --fix" in caplog.text
+    assert np.array_equal(index.search(block, 3)[1], nearest(block, block, 3)[1])
+
+
+def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path) -> None:
+    block = clustered(1000)
+    found = write(tmp_path, block)
+    entry = build(tmp_path, found, 0, 1000)
+    path = segments.path_of(tmp_path, 1)
+    whole = path.read_bytes()
+    # In the codes and row numbers of the lists, which FAISS reads without looking at them.
+    for at in [int(part * len(whole)) for part in np.linspace(0.45, 0.97, 40)]:
+        data = bytearray(whole)
+        data[at : at + 16] = bytes(value ^ 0xA0 for value in data[at : at + 16])
+        path.unlink()  # mapped files are replaced, never changed
+        path.write_bytes(data)
+        index = VectorIndex(tmp_path, found, [entry])
+        scores, rows = index.search(block[:20], 5)
+        assert ((rows >= 0) & (rows < 1000)).all()
+        assert all(len(set(line)) == 5 for line in rows.tolist())
+        np.testing.assert_allclose(
+            scores, np.einsum("qd,qkd->qk", block[:20], block[rows]), atol=1e-5
+        )
+        assert segments.checksum(tmp_path, entry) == "its checksum is wrong"
+        index.close()
+
+
+# --- segments of a store --------------------------------------------------------------------------
+
+
+def small_segments(patch: pytest.MonkeyPatch, rows: int) -> None:
+    patch.setattr(ingest, "EXACT_ROWS", rows)
+    patch.setattr(ingest, "_SEGMENT_ROWS", 16 * rows)
+
+
+def colours(first: int, count: int) -> np.ndarray:
+    """(count, 4, 4, 3) pictures whose mean colours differ."""
+    return np.stack(
+        [
+            np.random.default_rng(i).integers(0, 256, (4, 4, 3), np.uint8)
+            for i in range(first, first + count)
+        ]
+    )
+
+
+def test_a_growing_store_has_few_segments_and_finds_every_row(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_segments(monkeypatch, 30)
+    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+        for at in range(0, 400, 40):
+            np.save(tmp_path / f"{at}.npy", colours(at, 40))
+            store.ingest(tmp_path / f"{at}.npy")
+        np.save(tmp_path / "rest.npy", colours(400, 20))  # too few to be indexed
+        store.ingest(tmp_path / "rest.npy")
+        ranges = sorted((s["first_row"], s["rows"]) for s in store.info().segments)
+        assert len(ranges) <= 5
+        assert [first for first, _ in ranges] == [0, *np.cumsum([n for _, n in ranges])[:-1]]
+        assert sum(n for _, n in ranges) == 400
+        assert len(list((tmp_path / "store" / "index").iterdir())) == len(ranges)
+        index = store._files.index
+        assert index is not None
+        queries = index.vectors.gather(np.arange(420, dtype=np.int64))
+        scores, ids = store.search_vectors(queries, 1)
+        np.testing.assert_allclose(scores[:, 0], 1, atol=1e-4)
+        assert np.array_equal(ids[:, 0], np.arange(1, 421))
+    with Store.open(tmp_path / "store") as store:  # the next writer leaves them where they are
+        store.ingest("synthetic:bits?n=1")
+        assert store.check().problems == ()
+
+
+def test_a_reader_goes_on_while_the_writer_merges_the_segments_that_it_uses(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_segments(monkeypatch, 30)
+    where, query = tmp_path / "store", colours(7, 1)[0]
+    with Store.open(where, create=True, encoder=str(tiny_encoder)) as writer:
+        np.save(tmp_path / "a.npy", colours(0, 40))
+        writer.ingest(tmp_path / "a.npy")
+        mapped, unmapped = (Store.open(where, read_only=True) for _ in range(2))
+        with mapped, unmapped:
+            mapped.lookup(query)
+            np.save(tmp_path / "b.npy", colours(40, 40))
+            writer.ingest(tmp_path / "b.npy")
+            assert len(writer.info().segments) == 1
+            for reader in (mapped, unmapped):
+                result = reader.lookup(query, tiers=["similar"], k=100)
+                assert len(result.similar) == 40
+                assert result.similar[0].id == 8
+                assert reader.check().problems == ()
+                reader.refresh()
+                assert len(reader.lookup(query, tiers=["similar"], k=100).similar) == 80
+
+
+@pytest.mark.parametrize("damage", [cut, Path.unlink, flip_its_kind])
+def test_check_finds_a_damaged_segment_and_builds_it_anew(
+    tmp_path: Path,
+    tiny_encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+) -> None:
+    small_segments(monkeypatch, 30)
+    where, query = tmp_path / "store", colours(7, 1)[0]
+    np.save(tmp_path / "a.npy", colours(0, 60))
+    with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
+        store.ingest(tmp_path / "a.npy")
+    (path,) = (where / "index").iterdir()
+    damage(path)
+    with Store.open(where) as store:
+        assert store.lookup(query, tiers=["similar"], k=1).similar[0].id == 8
+        report = store.check()
+        assert not report.ok
+        assert [problem.part for problem in report.problems] == ["index/00000001"]
+        report = store.check(fix=True)
+        assert report.ok
+        assert [problem.fixed for problem in report.problems] == [True]
+    with Store.open(where, read_only=True) as store:
+        assert store.check().problems == ()
+        assert store.lookup(query, tiers=["similar"], k=1).similar[0].id == 8
+        assert len(store.info().segments) == 1
+
+
+def test_an_index_that_cannot_be_written_is_left_for_later(
+    tmp_path: Path,
+    tiny_encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    small_segments(monkeypatch, 30)
+    np.save(tmp_path / "a.npy", colours(0, 40))
+    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+        (tmp_path / "store" / "index").write_text("in the way")
+        assert store.ingest(tmp_path / "a.npy").added == 40
+        assert "the index was not built" in caplog.text
+        assert store.info().segments == []
+        assert store.lookup(colours(7, 1)[0], tiers=["similar"], k=1).similar[0].id == 8
+        (tmp_path / "store" / "index").unlink()
+        store.ingest(tmp_path / "a.npy")
+        assert len(store.info().segments) == 1
+        assert store.check().problems == ()
