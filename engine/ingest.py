@@ -73,7 +73,8 @@ class _Pending:
 
     chunk: Chunk = field(default_factory=Chunk)
     ids: dict[bytes, int] = field(default_factory=dict)
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)  # fewer than a batch of the encoder
+    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
 
 class Ingest:
@@ -101,6 +102,9 @@ class Ingest:
         self._progress = progress or (lambda done: None)
         self._stop = stop or (lambda: False)
         self._gate = _PixelGate(store.memory.max_pixels)
+        # The shrunk pictures of a group wait for the encoder all together.
+        picture = 3 * encoder.image_size**2 if encoder else 1
+        self._group_files = max(1, min(CHUNK_FILES, store.memory.chunk // picture))
         self._counts = _Counts()
         self._new_rejects = False
         self._done = 0
@@ -150,7 +154,7 @@ class Ingest:
             elif isinstance(item, FileItem):
                 group.append(item)
                 size += item.size
-                if len(group) >= CHUNK_FILES or size >= self._store.memory.chunk:
+                if len(group) >= self._group_files or size >= self._store.memory.chunk:
                     yield group
                     group, size = [], 0
             else:
@@ -350,14 +354,20 @@ class Ingest:
         pending.ids[image.proof] = id_
         if picture is not None:
             pending.pictures.append(picture)
+            if len(pending.pictures) == ENCODE_BATCH:
+                self._encode(pending)
         self._counts.added += 1
         return id_
 
-    def _commit(self, pending: _Pending) -> None:
+    def _encode(self, pending: _Pending) -> None:
         if self._encoder is not None and pending.pictures:
-            at = range(0, len(pending.pictures), ENCODE_BATCH)
-            batches = [self._encoder.encode(pending.pictures[i : i + ENCODE_BATCH]) for i in at]
-            pending.chunk.vectors = np.concatenate(batches)
+            pending.vectors.append(self._encoder.encode(pending.pictures))
+            pending.pictures = []
+
+    def _commit(self, pending: _Pending) -> None:
+        self._encode(pending)
+        if pending.vectors:
+            pending.chunk.vectors = np.concatenate(pending.vectors)
         self._peak.sample()
         self._store.commit(pending.chunk)
         self._index(_SEGMENT_ROWS)
