@@ -18,7 +18,7 @@ from engine.config import DEFAULT_ENCODER, DEFAULT_K, FORMAT_VERSION, parse_memo
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.encoders.registry import EncoderFiles
-from engine.errors import EngineError, ImageError, StoreError, StoreNotFoundError, UsageError
+from engine.errors import ImageError, StoreError, UsageError
 from engine.ingest import Ingest
 from engine.lookup import Lookup
 from engine.records import (
@@ -300,13 +300,13 @@ class Store:
         if wanted is not None:
             chosen = registry.find(wanted)
             if entry is None:
-                self._files.become_writer()
                 self._files.adopt_encoder(lambda folder: _install(folder, chosen))
-            elif chosen.sha256 != entry.fingerprint:
+                entry = self._files.manifest.encoder
+            if entry is None or chosen.sha256 != entry.fingerprint:
+                name = entry.name if entry else NO_ENCODER
                 raise UsageError(
-                    f"{self.path} was made with the encoder {entry.name} "
-                    f"({entry.fingerprint[:12]}), which {wanted} is not: leave --encoder out, "
-                    f"or make another store"
+                    f"{self.path} was made with the encoder {name}, and {wanted} is another one: "
+                    f"leave --encoder out, or make another store"
                 )
         return self._own_encoder()
 
@@ -328,11 +328,3 @@ def _install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
         raise StoreError(f"{folder} cannot be written: {error.strerror or error}") from None
     file = (folder / chosen.model.name).relative_to(store)
     return EncoderEntry(chosen.name, generation, chosen.dim, chosen.sha256, str(file))
-
-
-def encoders() -> list[str]:
-    """The names of the encoders that come with the engine."""
-    return registry.names()
-
-
-__all__ = ["EngineError", "Store", "StoreNotFoundError", "encoders"]

@@ -18,17 +18,22 @@ from typing import TypeVar
 import numpy as np
 
 from engine import digest
-from engine.errors import StoreDamagedError
+from engine.errors import StoreDamagedError, UsageError
 from engine.records import CheckReport, Place, Problem
 from engine.storage import extents, manifest, segments
 from engine.storage.extents import ExtentReader
-from engine.storage.rows import ImageRow, NameRow, RecordRow, Run, u64
+from engine.storage.rows import ONE, ImageRow, NameRow, RecordRow, Run, u64
 from engine.store import StoreFiles
 
 T = TypeVar("T")
 _BATCH = 1000
 _READ = 8 << 20
 _MOST_PROBLEMS = 1000  # listed; a store with more is to be restored, not read about
+
+
+def unreadable(error: StoreDamagedError) -> CheckReport:
+    """The report on a store that is too damaged to be opened."""
+    return CheckReport(0, 0, 0, 0.0, (Problem("keys", str(error)),))
 
 
 class Check:
@@ -44,8 +49,8 @@ class Check:
     def run(self, *, fix: bool = False) -> CheckReport:
         """Look at everything; with ``fix``, build anew what is derived."""
         started = time.perf_counter()
-        if fix:
-            self._store.become_writer()
+        if fix and self._store.read_only:
+            raise UsageError(f"{self._store.path} was opened read-only")
         steps = (self._extents, self._records, self._files, self._names, self._runs, self._vectors)
         for step in steps:
             try:
@@ -164,7 +169,8 @@ class Check:
                 last = run.id + run.step * (run.count - 1)
                 if last >= store.state.next_id:
                     self._say("keys", f"rows of array {run.array} name images that are not there")
-        for batch in _batches(store.keys.scan("runs", b"i")):
+        by_id = itertools.chain(store.keys.scan("runs", b"i"), store.keys.scan("runs", ONE))
+        for batch in _batches(by_id):
             runs = [Run.from_id(key, value) for key, value in batch]
             twins = self._values("runs", [run.by_row[0] for run in runs])
             for run, twin in zip(runs, twins, strict=True):
@@ -220,6 +226,7 @@ class Check:
         fixed = False
         if bad and fix:
             try:
+                store.become_writer()
                 store.build_segment(min(entry.first_row for entry, _ in bad))
                 fixed = True
             except (OSError, StoreDamagedError) as error:

@@ -87,9 +87,9 @@ class MemoryBudget:
         return self.total // 8
 
     @property
-    def max_pixels(self) -> int:
-        """Largest image (width × height) decoded: Pillow, NumPy and we hold up to 12 bytes a pixel."""
-        return self.total // 12
+    def decoding(self) -> int:
+        """What all images that are being decoded at a time may take, so also the largest one."""
+        return self.total
 
     @property
     def max_file(self) -> int:
@@ -123,6 +123,12 @@ def parse_memory(text: str | int | None) -> MemoryBudget:
     if size < MEMORY_FLOOR:
         raise UsageError(f"memory {text} is too little: at least 128M is needed")
     return MemoryBudget(size)
+
+
+def check_keep_pixels(value: str) -> None:
+    """``UsageError`` if it is none of ``KEEP_PIXELS``."""
+    if value not in KEEP_PIXELS:
+        raise UsageError(f"keep-pixels is one of {', '.join(KEEP_PIXELS)}, not {value!r}")
 
 
 def cpu_count() -> int:

@@ -27,15 +27,15 @@ from engine.config import (
     ENCODE_BATCH,
     EXACT_ROWS,
     KEEP_BITS_LIMIT,
-    KEEP_PIXELS,
+    check_keep_pixels,
     cpu_count,
 )
-from engine.encoders.onnx import OnnxEncoder, shrink
+from engine.encoders.onnx import OnnxEncoder
 from engine.errors import ImageError, SourceError, UsageError
 from engine.memory import PeakMemory
 from engine.records import Buffer, IngestReport, Kind, Pixels
 from engine.sources.base import ArrayItem, FileItem, Item, Problem, RowBlock, Skipped
-from engine.storage.rows import ArrayRow, Run
+from engine.storage.rows import ARRAY, ArrayRow, Run, keeps_canonical
 from engine.store import REJECTS, Chunk, NewImage, NewName, StoreFiles
 
 Picture = npt.NDArray[np.uint8]
@@ -91,8 +91,7 @@ class Ingest:
         stop: Callable[[], bool] | None = None,
     ) -> None:
         """``progress`` is told how many items are done; ``stop`` ends the run after a commit."""
-        if keep_pixels not in KEEP_PIXELS:
-            raise UsageError(f"keep-pixels is one of {', '.join(KEEP_PIXELS)}, not {keep_pixels!r}")
+        check_keep_pixels(keep_pixels)
         if workers is not None and workers < 1:
             raise UsageError(f"workers must be 1 or more, not {workers}")
         self._store = store
@@ -101,10 +100,10 @@ class Ingest:
         self._workers = workers or cpu_count()
         self._progress = progress or (lambda done: None)
         self._stop = stop or (lambda: False)
-        self._gate = _PixelGate(store.memory.max_pixels)
-        # The shrunk pictures of a group wait for the encoder all together.
-        picture = 3 * encoder.image_size**2 if encoder else 1
-        self._group_files = max(1, min(CHUNK_FILES, store.memory.chunk // picture))
+        self._gate = _MemoryGate(store.memory.decoding)
+        # What is kept of the images of a group, and their shrunk pictures, wait for the commit.
+        each = KEEP_BITS_LIMIT + (3 * encoder.image_size**2 if encoder else 0)
+        self._group_files = max(1, min(CHUNK_FILES, store.memory.chunk // each))
         self._counts = _Counts()
         self._new_rejects = False
         self._done = 0
@@ -115,7 +114,7 @@ class Ingest:
         started = time.perf_counter()
         self._store.become_writer()
         # Threads, not processes: decoding, hashing and the encoder all let go of the GIL.
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="engine-ingest") as pool:
+        with _pool(self._workers) as pool:
             waiting: tuple[list[FileItem], list[Future[_Prepared | Problem]]] | None = None
             for group in self._groups(items):
                 if isinstance(group, list):
@@ -187,21 +186,24 @@ class Ingest:
             known = self._store.files([file_hash])[0]
             if known is not None:
                 return _Prepared(item, file_hash, known)
-            width, height = pixels.probe(data)
-            with self._gate.hold(width * height):
-                decoded = pixels.decode(data, max_pixels=memory.max_pixels)
+            cost = pixels.decoding_bytes(data)
+            with self._gate.hold(cost):
+                decoded = pixels.decode(data, max_bytes=memory.decoding)
                 image = self._new_image(decoded.pixels, decoded.container, data, file_hash)
                 picture = self._picture(decoded.pixels)
+                self._peak.sample()
         except ImageError as error:
             return Problem(item.name, str(error))
+        except MemoryError:
+            return Problem(item.name, "not enough memory to read it")
         return _Prepared(item, file_hash, None, image, picture)
 
     def _new_image(self, found: Pixels, container: str, data: bytes, file_hash: bytes) -> NewImage:
         canonical = found.canonical
         print_, quality = fingerprint.fingerprint(found)
         keep: Buffer | None = None
-        if found.kind is Kind.BITS:
-            keep = canonical if self._keeps_bits(len(canonical)) else None
+        if self._keep != "no" and keeps_canonical(found.kind, len(canonical), container):
+            keep = canonical
         elif self._keep == "yes":
             keep = data
         return NewImage(
@@ -218,15 +220,10 @@ class Ingest:
             keep=keep,
         )
 
-    def _keeps_bits(self, size: int) -> bool:
-        return self._keep == "yes" or (
-            self._keep == "auto" and size - pixels.HEADER_BYTES <= KEEP_BITS_LIMIT
-        )
-
     def _picture(self, found: Pixels) -> Picture | None:
         if self._encoder is None:
             return None
-        return shrink(pixels.to_rgb8(found), self._encoder.image_size)
+        return pixels.squash(pixels.to_rgb8(found), self._encoder.image_size)
 
     def _commit_files(self, futures: Sequence[Future[_Prepared | Problem]]) -> None:
         done: list[_Prepared] = []
@@ -328,12 +325,13 @@ class Ingest:
             bits = shape.height * shape.width * shape.channels
             prints, qualities = fingerprint.fingerprint_bits(rows[:, pixels.HEADER_BYTES :], bits)
             made = [(p.tobytes(), int(q)) for p, q in zip(prints, qualities, strict=True)]
-            keeps = self._keeps_bits(rows.shape[1])
+            small = rows.shape[1] <= pixels.HEADER_BYTES + KEEP_BITS_LIMIT
+            keeps = self._keep == "yes" or (self._keep == "auto" and small)
         else:
             made = list(pool.map(_row_fingerprint, views))
             keeps = self._keep == "yes"
         return [
-            NewImage(bare, key, proof, "array", "", 0, b"", *print_, view if keeps else None)
+            NewImage(bare, key, proof, ARRAY, "", 0, b"", *print_, view if keeps else None)
             for view, key, proof, print_ in zip(views, keys, proofs, made, strict=True)
         ]
 
@@ -418,8 +416,8 @@ class Ingest:
         )
 
 
-class _PixelGate:
-    """Lets so many pixels be decoded at a time as memory allows; one image always gets through."""
+class _MemoryGate:
+    """Lets images be decoded at a time as memory allows; one always gets through."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -437,6 +435,16 @@ class _PixelGate:
             with self._changed:
                 self._held -= count
                 self._changed.notify_all()
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Worker threads; what has not begun when an error ends the run is not begun any more."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="engine-ingest")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def runs_of(array: int, first_row: int, ids: npt.NDArray[np.int64]) -> list[Run]:

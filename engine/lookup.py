@@ -52,23 +52,28 @@ class Lookup:
         clock = _Clock()
         found: dict[int, IdenticalHit] = {}
         similar: tuple[SimilarHit, ...] = ()
+        searched = self.tiers
         try:
             if IDENTICAL in self.tiers and query.data is not None:
                 with clock.of("identical"):
                     self._by_file(query.data, found)
             if self.tiers != (IDENTICAL,) or not found:
                 with clock.of("decode"):
-                    decoded = query.decode(self._store.memory.max_pixels)
+                    decoded = query.decode(self._store.memory.decoding)
                 if IDENTICAL in self.tiers:
                     with clock.of("identical"):
                         self._by_pixels(decoded, found)
                 if SIMILAR in self.tiers:
                     similar = self._similar(decoded, set(found), clock)
         except ImageError as error:
-            return LookupResult(query.name, error=str(error))
+            if not found:
+                return LookupResult(query.name, error=str(error))
+            # Known by its bytes, though it cannot be decoded here and now.
+            _log.warning("%s: only its bytes were looked up: %s", query.name, error)
+            searched = (IDENTICAL,)
         return LookupResult(
             query.name,
-            searched=self.tiers,
+            searched=searched,
             identical=tuple(found[id_] for id_ in sorted(found)),
             similar=similar,
             milliseconds=clock.milliseconds,
@@ -163,7 +168,7 @@ def _tiers(store: StoreFiles, wanted: Sequence[str] | None) -> tuple[str, ...]:
             raise UsageError("the near tier cannot be searched yet: its fingerprints are stored")
         if tier not in has:
             raise UsageError(
-                f"{store.path} has no {tier} tier: it was filled with --encoder none; "
-                f"ingest with --encoder simclr to add vectors"
+                f"{store.path} has no {tier} tier: it was filled with --encoder none, and images "
+                f"get vectors when they are first ingested: make another store"
             )
     return tuple(tier for tier in TIERS if tier in wanted)

@@ -126,20 +126,23 @@ def looks_like_image(head: bytes) -> bool:
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
         or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"))
         or (head[:2] == b"BM" and head[6:10] == b"\0\0\0\0")
-        or (len(head) > 2 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace())
+        or (
+            head[:1] == b"P" and head[1:2].isdigit() and head[2:3].isspace() and head[3:4].isdigit()
+        )
     )
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None) -> Decoded:
     """Decode an image file's bytes to canonical pixels.
 
     Raises ``ImageError`` with a one-line reason for anything that is not a whole image of a known
-    format within ``max_pixels`` (width × height), and for samples that would have to be reduced.
+    format within ``max_pixels`` (width × height) and ``max_bytes`` (of memory while it is decoded),
+    and for samples that would have to be reduced.
     """
     if not data:
         raise ImageError("the file is empty (0 bytes)")
     try:
-        array, frames, container = _decode(data, max_pixels)
+        array, frames, container = _decode(data, max_pixels, max_bytes)
         return Decoded(_canonical(array, frames), container)
     except ImageError:
         raise
@@ -155,13 +158,19 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded:
         raise ImageError(f"broken image: {reason}") from None
 
 
-def probe(data: bytes) -> tuple[int, int]:
-    """Width and height as an image file's header states them; 0, 0 if it has no readable one."""
+def decoding_bytes(data: bytes) -> int:
+    """Memory that decoding an image file takes, by its header; 0 if it has no readable one."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.size
+            return _decoding_bytes(image)
     except Exception:  # decode will say what is wrong
-        return 0, 0
+        return 0
+
+
+def _decoding_bytes(image: ImageFile.ImageFile) -> int:
+    width, height = image.size
+    each = 32 if _is_deep(image) else 22 if image.has_transparency_data else 14
+    return width * height * each
 
 
 def from_array(array: npt.ArrayLike) -> Pixels:
@@ -258,13 +267,34 @@ def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:
     return (colour // 255).astype(np.uint8)
 
 
-def _decode(data: bytes, max_pixels: int) -> tuple[npt.NDArray[Any], int, str]:
+def squash(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """The whole of (H, W, 3) as (size, size, 3): what encoders look at, in training and after it.
+
+    Bilinear with antialiasing; the shape of the picture is lost, nothing at its edges is.
+    """
+    if picture.shape[:2] == (size, size):
+        return picture
+    image = Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _decode(
+    data: bytes, max_pixels: int, max_bytes: int | None
+) -> tuple[npt.NDArray[Any], int, str]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         container = (image.format or "").lower()
         width, height = image.size
         if width * height > max_pixels:
+            raise ImageError(f"{width} × {height} pixels are over the limit of {max_pixels:,}")
+        if max_bytes is not None and _decoding_bytes(image) > max_bytes:
             raise ImageError(
-                f"{width} × {height} pixels are over the limit of {max_pixels:,} for this --memory"
+                f"{width} × {height} pixels take {_decoding_bytes(image) >> 20} MiB to decode: "
+                f"raise --memory"
+            )
+        if ImageFile.LOAD_TRUNCATED_IMAGES:
+            raise ImageError(
+                "Pillow is set to fill up truncated images (ImageFile.LOAD_TRUNCATED_IMAGES), "
+                "which would make different images equal: unset it"
             )
         _refuse_reduced_depth(data, image)
         # OpenJPEG makes up what is missing; only the end-of-codestream marker tells.

@@ -117,7 +117,7 @@ class LookupResult:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One input that could not be ingested, and why: a row of ``rejects.jsonl``."""
+    """One image that training could not read, and why."""
 
     source: str
     reason: str

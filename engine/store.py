@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import SOURCES_SHOWN, MemoryBudget, StructuralSettings
-from engine.errors import StoreDamagedError, StoreError, StoreFormatError, UsageError
+from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.records import Buffer, ImageRecord, Pixels, Place
 from engine.storage import extents, keys, manifest, segments
 from engine.storage.extents import Append, ExtentReader, ExtentWriter, Family
@@ -39,7 +39,7 @@ from engine.storage.index import VectorIndex
 from engine.storage.keys import Batch, Keys
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import EncoderEntry, Manifest, SegmentEntry
-from engine.storage.rows import ArrayRow, ImageRow, NameRow, RecordRow, Run, bucket_prefix, u64
+from engine.storage.rows import ONE, ArrayRow, ImageRow, NameRow, RecordRow, Run, bucket_prefix, u64
 from engine.storage.vectors import Vectors
 
 REJECTS = "rejects.jsonl"
@@ -142,13 +142,14 @@ class StoreFiles:
 
         ``encoder`` puts the encoder's files into the folder it is given and says what they are.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise StoreFormatError(
-                f"{path} exists and is not a store: name an empty or new folder with --store"
-            )
-        parent = path.resolve().parent
-        # Made beside it and renamed: a crash leaves a stray folder, never half a store.
-        made = parent / f".{path.name}.{uuid.uuid4().hex[:8]}.new"
+        there = path.exists()
+        if there and (not path.is_dir() or any(path.iterdir())):
+            manifest.load(path)  # says what it is instead
+            return
+        # Made aside and renamed: a crash leaves a stray folder, never half a store. An empty folder
+        # that is there is filled and not replaced: it may be a mount, or where somebody stands.
+        parent = path if there else path.resolve().parent
+        made = parent / f".{path.resolve().name}.{uuid.uuid4().hex[:8]}.new"
         try:
             parent.mkdir(parents=True, exist_ok=True)
             made.mkdir()
@@ -164,7 +165,12 @@ class StoreFiles:
             (made / "LOCK").touch()
             first.save(made)
             fsync_dir(made)
-            made.rename(path.resolve())
+            if there:
+                parts = sorted(made.iterdir(), key=lambda part: part.name == manifest.NAME)
+                for part in parts:  # the manifest last: with it, it is a store
+                    part.rename(path / part.name)
+            else:
+                made.rename(path.resolve())
             fsync_dir(parent)
         except OSError as error:
             if (path / manifest.NAME).exists():
@@ -215,14 +221,14 @@ class StoreFiles:
 
     def _recover(self) -> None:
         """Cut rows past the committed lengths; forget files that the manifest does not name."""
+        committed = self._committed_extents()  # before anything is cut or deleted
         live = {self.path / manifest.NAME}
         for name, numbers in self.manifest.extents.items():
             family = self._family(name)
-            committed = {pair[0]: pair[1] for pair in self.state.extents.get(name, [])}
             for number in numbers:
                 path = family.path(self.path, number)
                 live.add(path)
-                end = extents.HEADER_BYTES + committed.get(number, 0)
+                end = extents.HEADER_BYTES + committed.get((name, number), 0)
                 if path.exists() and path.stat().st_size > end:
                     with path.open("r+b") as file:
                         file.truncate(end)
@@ -233,6 +239,29 @@ class StoreFiles:
                     path.unlink()
         for path in self.path.glob(".*.new"):
             path.unlink(missing_ok=True)
+
+    def _committed_extents(self) -> dict[tuple[str, int], int]:
+        """The committed data bytes of each extent, all of which are named and there.
+
+        The keys are what counts. Where the manifest or a file has less, the store was damaged or
+        put together from copies of different age, and writing on would lose what is left.
+        """
+        committed = {}
+        for name, pairs in self.state.extents.items():
+            for number, size in pairs:
+                committed[name, number] = size
+                path = self._family(name).path(self.path, number)
+                there = path.stat().st_size if path.exists() else 0
+                if number not in self.manifest.extents.get(name, []):
+                    what = f"{manifest.NAME} does not name {path.name}, which holds committed data"
+                elif there < extents.HEADER_BYTES + size:
+                    what = f"{path} is gone or cut short"
+                else:
+                    continue
+                raise StoreDamagedError(
+                    f"{self.path} cannot be written: {what}; 'engine check' says what is lost"
+                )
+        return committed
 
     def close(self) -> None:
         """Give everything back. What was committed is durable already."""
@@ -323,11 +352,7 @@ class StoreFiles:
             count += 1
             if len(names) < most:
                 names.append(key[8:])
-        prefix = bucket_prefix(id_)
-        for key, value in self.keys.scan("runs", prefix):
-            if int.from_bytes(key[9:17], "big") > id_:
-                break
-            run = Run.from_id(key, value)
+        for run in self._runs_of(id_):
             rows = run.rows_of(id_)
             count += len(rows)
             if rows and len(names) < most:
@@ -336,6 +361,16 @@ class StoreFiles:
                     raise StoreDamagedError(f"array {run.array} has no name; run 'engine check'")
                 names += [b"%s#%d" % (base, row) for row in rows[: most - len(names)]]
         return names, count
+
+    def _runs_of(self, id_: int) -> Iterator[Run]:
+        """The runs that image ``id_`` is in, and those that end before it in the same bucket."""
+        for key, value in self.keys.scan("runs", ONE + u64(id_)):
+            yield Run.from_id(key, value)
+        for key, value in self.keys.scan("runs", bucket_prefix(id_)):
+            run = Run.from_id(key, value)
+            if run.id > id_:
+                return
+            yield run
 
     def names(self, wanted: list[bytes]) -> list[NameRow | None]:
         """What each file name stood for when it was last read."""
@@ -356,11 +391,6 @@ class StoreFiles:
         """What was recorded of a source that could not be read."""
         value = self.keys.get("rejects", name)
         return json.loads(value) if value is not None else None
-
-    def known_images(self) -> Iterator[tuple[int, RecordRow]]:
-        """All records in the order of their ids."""
-        for key, value in self.keys.scan("records"):
-            yield int.from_bytes(key, "big"), RecordRow.unpack(value)
 
     @property
     def vector_rows(self) -> int:
@@ -426,6 +456,7 @@ class StoreFiles:
             self._commit(chunk)
         except BaseException as error:
             what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            what = what or type(error).__name__
             self._failed = (
                 f"{self.path} could not be written: {what}; what was committed before is safe: "
                 f"mend the cause and run the command again"
@@ -607,6 +638,7 @@ class StoreFiles:
 
     def adopt_encoder(self, install: Callable[[Path], EncoderEntry]) -> None:
         """Give a store that was made without an encoder its first one."""
+        self.become_writer()  # reads the manifest again: another process may have been faster
         if self.manifest.encoder is None:
             self.manifest = replace(self.manifest, encoder=install(self.path))
             self.manifest.save(self.path)

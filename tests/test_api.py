@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from engine import ImageRecord, Kind, Store, UsageError, digest, pixels
-from engine.api import encoders
 
 
 def picture(seed: int) -> np.ndarray:
@@ -50,10 +49,6 @@ def test_memory_is_a_size(photos: Path, memory: str | int | None) -> None:
 def test_a_memory_that_is_none_or_too_little_is_refused(photos: Path, memory: str | int) -> None:
     with pytest.raises(UsageError, match="memory"):
         Store.open(photos / "store", memory=memory)
-
-
-def test_the_encoders_that_come_with_the_engine_are_listed() -> None:
-    assert encoders() == sorted(encoders())
 
 
 # --- records and counts ---------------------------------------------------------------------------

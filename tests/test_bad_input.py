@@ -168,7 +168,7 @@ def test_a_store_that_is_not_one(engine: Engine, tmp_path: Path, what: str) -> N
         assert "not a store" in ran.line
     ran = engine("ingest", "synthetic:bits?n=1", "--encoder", "none", "--store", "other")
     assert ran.status == 2
-    assert "name an empty or new folder with --store" in ran.line
+    assert "an empty or new folder for one, with --store" in ran.line
     assert [path.name for path in tmp_path.rglob("*")] == (
         ["other"] if what == "a file" else ["other", "notes.txt"]
     )

@@ -148,7 +148,7 @@ def failures() -> list[tuple[str, str]]:
         ("ingest", "name at least one source"),
         ("ingest gone/ --encoder none", "gone/: no such file or folder"),
         ("ingest photos --encoder nothing --store new", "no encoder 'nothing'"),
-        ("ingest photos --encoder none --store photos", "exists and is not a store"),
+        ("ingest photos --encoder none --store photos", "is not a store"),
         ("ingest photos --keep-pixels maybe --store store", "auto, yes, no"),
         ("ingest photos --memory 64M --store store", "at least 128M"),
         ("ingest photos --memory lots --store store", "write it like 512M"),

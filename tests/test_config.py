@@ -61,9 +61,9 @@ def test_what_is_held_at_once_fits_into_the_budget(total):
     budget = MemoryBudget(total)
     assert budget.block_cache + budget.write_buffers + budget.chunk <= total
     assert budget.training + budget.block_cache + budget.write_buffers <= total
-    assert 12 * budget.max_pixels <= total
+    assert budget.decoding <= total
     assert budget.max_file < total
-    assert min(budget.write_buffers, budget.chunk, budget.max_pixels) > 1 << 20
+    assert min(budget.write_buffers, budget.chunk, budget.decoding) > 1 << 20
 
 
 def test_structural_settings_survive_a_round_trip():

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from engine.encoders import registry
-from engine.encoders.onnx import OnnxEncoder, shrink
+from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError
+from engine.pixels import squash
 
 RNG = np.random.default_rng(5)
 PICTURES = [RNG.integers(0, 256, (20 + i, 31, 3), np.uint8) for i in range(7)]
@@ -142,10 +143,10 @@ def test_a_picture_is_closer_to_its_copy_than_to_another(encoder):
 
 def test_a_picture_is_squashed_whole():
     picture = np.asarray(Image.fromarray(PICTURES[0]).resize((64, 32)))
-    small = shrink(picture, 16)
+    small = squash(picture, 16)
     assert small.shape == (16, 16, 3)
     assert abs(float(small.mean()) - float(picture.mean())) < 2
-    assert shrink(small, 16) is small
+    assert squash(small, 16) is small
 
 
 def test_a_model_of_another_dimension_is_refused(folder):

@@ -391,3 +391,21 @@ def test_lookups_fail_plainly_where_the_keys_are_damaged(masks: Path, tmp_path: 
         table.write_bytes(b"\0" * table.stat().st_size)
     with pytest.raises(StoreDamagedError, match="engine check"), Store.open(copy) as store:
         store.lookup(mask(0))
+
+
+def test_a_file_known_by_its_bytes_is_found_even_where_it_cannot_be_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(path)
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(path)
+
+        def refuse(*_: object, **__: object) -> None:
+            raise ImageError("too large")
+
+        monkeypatch.setattr("engine.sources.locate.decode", refuse)
+        for tiers in (None, ["identical"]):
+            assert [hit.id for hit in store.lookup(path, tiers=tiers).identical] == [1]
+        with pytest.raises(ImageError, match="too large"):
+            store.lookup(path.read_bytes() + b"more")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from engine import pixels as px
 from engine.errors import ImageError, UsageError
@@ -646,7 +646,19 @@ def test_other_files_are_not_signed_as_images(head):
     assert not px.looks_like_image(head)
 
 
-def test_a_probe_reads_the_size_from_the_header():
-    assert px.probe(save(PICTURE, "JPEG")[:-200]) == (41, 37)
-    assert px.probe(png_header(9_000, 8_000) + chunk(b"IDAT", b"")) == (9_000, 8_000)
-    assert px.probe(b"not an image") == (0, 0)
+def test_what_decoding_takes_is_told_by_the_header():
+    assert px.decoding_bytes(save(PICTURE, "JPEG")[:-200]) == 14 * 41 * 37
+    head = png_header(9_000, 8_000) + chunk(b"IDAT", b"")
+    assert px.decoding_bytes(head) >= 14 * 9_000 * 8_000
+    assert px.decoding_bytes(b"not an image") == 0
+
+
+def test_an_image_that_takes_more_memory_than_there_is_is_refused():
+    data = save(PICTURE, "JPEG")
+    assert px.decode(data, max_bytes=14 * 41 * 37).pixels.width == 41
+    assert "raise --memory" in reason(data, max_bytes=14 * 41 * 37 - 1)
+
+
+def test_pillow_must_not_fill_up_truncated_images(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert "LOAD_TRUNCATED_IMAGES" in reason(save(PICTURE, "JPEG"))

@@ -69,7 +69,7 @@ def test_a_store_is_made_in_an_empty_folder_and_nowhere_else(tmp_path: Path) -> 
     other.mkdir()
     (other / "notes.txt").write_text("mine")
     for path in (other, other / "notes.txt"):
-        with pytest.raises(StoreFormatError, match="exists and is not a store"):
+        with pytest.raises(StoreFormatError, match="not a store"):
             Store.open(path, create=True, encoder="none")
     assert listing(other) == {"notes.txt": 4}
 
@@ -361,7 +361,7 @@ def test_a_lost_extent_is_never_made_anew_over_committed_rows(tmp_path: Path) ->
     (tmp_path / "a" / "fingerprints" / "00000001.pdq").unlink()
     with Store.open(tmp_path / "a") as store:
         assert not store.check().ok
-        with pytest.raises(StoreError, match="No such file"):
+        with pytest.raises(StoreError, match="gone or cut short"):
             store.ingest(rows(tmp_path / "2.npy", range(3, 6)))
     with Store.open(tmp_path / "a") as store:
         assert known(store, range(6)) == [0, 1, 2]
@@ -373,3 +373,55 @@ def test_the_header_is_the_first_page_of_an_extent(tmp_path: Path) -> None:
         store.ingest(rows(tmp_path / "1.npy", range(3)))
     path = tmp_path / "a" / "fingerprints" / "00000001.pdq"
     assert path.stat().st_size == HEADER_BYTES + 3 * 32
+
+
+def test_a_manifest_older_than_the_keys_is_never_written_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.storage.extents.EXTENT_BYTES", 100)
+    path = tmp_path / "a"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest(rows(tmp_path / "1.npy", range(3)))
+        old = (path / "MANIFEST.json").read_bytes()
+        store.ingest(rows(tmp_path / "2.npy", range(3, 6)))
+    files = sorted(p.name for p in (path / "pixels").iterdir())
+    assert len(files) > 1
+    (path / "MANIFEST.json").write_bytes(old)
+    with Store.open(path) as store, pytest.raises(StoreError, match="does not name"):
+        store.ingest(rows(tmp_path / "3.npy", range(6, 9)))
+    assert sorted(p.name for p in (path / "pixels").iterdir()) == files, "nothing is deleted"
+
+
+def test_a_shortened_extent_is_never_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest(rows(tmp_path / "1.npy", range(3)))
+    (blobs,) = (path / "pixels").iterdir()
+    os.truncate(blobs, blobs.stat().st_size - 1)
+    short = blobs.read_bytes()
+    with Store.open(path) as store, pytest.raises(StoreError, match="cut short"):
+        store.ingest(rows(tmp_path / "2.npy", range(3, 6)))
+    assert blobs.read_bytes() == short
+
+
+def test_an_image_that_is_repeated_costs_its_neighbours_nothing(tmp_path: Path) -> None:
+    many = np.random.default_rng(0).integers(0, 2, (600, 8, 8), dtype=np.uint8)
+    many[::2] = 0
+    np.save(tmp_path / "many.npy", many)
+    with Store.open(tmp_path / "a", create=True, encoder="none") as store:
+        store.ingest(tmp_path / "many.npy")
+        blank = store.lookup(np.zeros((8, 8), np.uint8)).identical[0]
+        assert blank.source_count == 300
+        other = store.lookup(many[301]).identical[0]
+        read = list(store._files._runs_of(other.id))
+        assert other.sources == (f"{tmp_path / 'many.npy'}#301",)
+        assert len(read) < 5
+
+
+def test_an_empty_folder_becomes_a_store_where_it_is(tmp_path: Path) -> None:
+    inode = tmp_path.stat().st_ino
+    Store.open(tmp_path, create=True, encoder="none").close()
+    assert tmp_path.stat().st_ino == inode, "it may be a mount, or where somebody stands"
+    assert not list(tmp_path.glob(".*")), "nothing is left of its making"
+    with Store.open(tmp_path) as store:
+        assert store.check().ok

@@ -75,7 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Typer's own errors (an unknown option, say) have this method; which class they are of
         # depends on its version.
         if not hasattr(error, "format_message"):
-            raise
+            if os.environ.get("ENGINE_DEBUG"):
+                raise
+            return _fail(
+                f"unexpected {type(error).__name__}: {error}; this is a bug or a broken machine, "
+                f"and ENGINE_DEBUG=1 shows where"
+            )
         context = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())

@@ -11,6 +11,7 @@ import typer
 
 from engine import show
 from engine.api import Store
+from engine.check import unreadable
 from engine.cli.options import (
     DONE,
     INTERRUPTED,
@@ -24,8 +25,8 @@ from engine.cli.options import (
     show_line,
     warn,
 )
-from engine.config import DEFAULT_K, default_store
-from engine.errors import UsageError
+from engine.config import DEFAULT_K, check_keep_pixels, default_store
+from engine.errors import StoreDamagedError, UsageError
 from engine.progress import Progress
 from engine.sources.locate import Sources, listed
 
@@ -74,6 +75,7 @@ def ingest(
     """
     given = sources or []
     Sources(given, files_from=files_from or None)  # before a store is made for what is not there
+    check_keep_pixels(keep_pixels)
     path = store or default_store()
     with interruptible() as stop:
         opened = Store.open(path, create=True, encoder=encoder or None, memory=memory)
@@ -177,7 +179,10 @@ def check(
     Example:
       engine check --store photos.store
     """
-    with Store.open(store or default_store(), read_only=not fix) as opened:
-        report = opened.check(fix=fix)
+    try:
+        with Store.open(store or default_store(), read_only=not fix) as opened:
+            report = opened.check(fix=fix)
+    except StoreDamagedError as error:
+        report = unreadable(error)
     show_line(show.line(asdict(report) | {"ok": report.ok}) if as_json else show.check_text(report))
     raise typer.Exit(DONE if report.ok else NOT_FOUND)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from engine.config import cpu_count
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError
+from engine.pixels import squash
 
 
 class OnnxEncoder:
@@ -48,18 +48,10 @@ class OnnxEncoder:
         """Embed pictures; returns (len(pictures), dim) float32, each row of unit length."""
         if not pictures:
             return np.empty((0, self.dim), np.float32)
-        batch = np.stack([shrink(picture, self.image_size) for picture in pictures])
+        batch = np.stack([squash(picture, self.image_size) for picture in pictures])
         vectors: npt.NDArray[np.float32] = self._session.run(["embedding"], {"pixels": batch})[0]
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(vectors).all() or (norms == 0).any():
             raise EncoderError("the encoder gave a vector that is zero or not finite")
         unit: npt.NDArray[np.float32] = vectors / norms
         return unit
-
-
-def shrink(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """The whole picture as (size, size, 3): squashed, bilinear with antialiasing."""
-    if picture.shape[:2] == (size, size):
-        return picture
-    image = Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)

@@ -34,11 +34,12 @@ class FileItem:
             )
         try:
             with self.path.open("rb") as file:
-                data = file.read(most + 1)
+                # Not most + 1: as much would be set aside for every file.
+                data = file.read(self.size + 1)
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror}") from None
-        if len(data) > most:
-            raise ImageError(f"a file that grew past {most:,} bytes while it was read")
+        if len(data) > self.size:
+            raise ImageError("it grew while it was read: ingest it again")
         return data
 
 

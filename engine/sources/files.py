@@ -56,6 +56,8 @@ def _listings(folder: Path, *, recursive: bool) -> Iterator[list[os.DirEntry[str
         except OSError as error:
             yield Problem(absolute(current), f"the folder cannot be listed: {error.strerror}")
             continue
+        if {"MANIFEST.json", "keys"} <= {entry.name for entry in entries}:
+            continue  # a store: what it keeps is not there to be ingested
         folders: list[os.DirEntry[str]] = []
         others: list[os.DirEntry[str]] = []
         for entry in entries:

@@ -18,6 +18,7 @@ from engine.sources.synthetic import PREFIX, SyntheticBits
 
 _ARRAY_SUFFIXES = (".npy", ".npz")
 _MOST_LINE = 1 << 16
+_READ_BYTES = 1 << 20
 
 
 class Sources:
@@ -36,6 +37,8 @@ class Sources:
         """
         if not specs and files_from is None:
             raise UsageError("name at least one source: a folder, an image, an array, or -")
+        if files_from is not None:
+            next(listed(files_from), None)
         self._specs = list(specs)
         self._files_from = files_from
         self._recursive = recursive
@@ -130,10 +133,10 @@ class Query:
         self.data = data  # the file's bytes, for an image file
         self._decoded = decoded
 
-    def decode(self, max_pixels: int) -> Decoded:
+    def decode(self, max_bytes: int) -> Decoded:
         """Its pixels; ``ImageError`` if it is not a whole image."""
         if self._decoded is None:
-            self._decoded = decode(self.data or b"", max_pixels=max_pixels)
+            self._decoded = decode(self.data or b"", max_bytes=max_bytes)
         return self._decoded
 
 
@@ -145,7 +148,7 @@ def open_images(spec: str, most: int) -> Iterator[Query | Problem]:
     """
     try:
         if spec == "-":
-            yield _from_bytes("-", sys.stdin.buffer.read(most + 1), most)
+            yield _from_stdin(most)
         elif _exists(spec) and not _is_array(Path(spec)):
             item = files.one(Path(spec))
             if isinstance(item, FileItem):
@@ -205,10 +208,13 @@ def _from_row(name: str, canonical: object) -> Query:
     return Query(name, None, Decoded(pixels, "array"))
 
 
-def _from_bytes(name: str, data: bytes, most: int) -> Query:
-    if len(data) > most:
-        raise ImageError(f"more than the limit of {most:,} bytes for this --memory")
-    return Query(name, data, None)
+def _from_stdin(most: int) -> Query:
+    data = bytearray()
+    while part := sys.stdin.buffer.read(_READ_BYTES):
+        data += part
+        if len(data) > most:
+            raise ImageError(f"more than the limit of {most:,} bytes for this --memory")
+    return Query("-", bytes(data), None)
 
 
 def _exists(spec: str) -> bool:

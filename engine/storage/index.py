@@ -14,7 +14,8 @@ from engine.storage.manifest import SegmentEntry
 from engine.storage.segments import Segment
 from engine.storage.vectors import Vectors
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 14  # rows, times
+_QUERIES = 256  # at a time: 16 MiB of scores
 _log = logging.getLogger("engine")
 
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -39,6 +40,12 @@ class VectorIndex:
         Returns scores (nq, k) float32, best first, and vector rows (nq, k) int64, both padded
         (-inf and -1) where there are fewer than k vectors.
         """
+        if len(queries) > _QUERIES:
+            parts = [
+                self.search(queries[at : at + _QUERIES], k, exact=exact)
+                for at in range(0, len(queries), _QUERIES)
+            ]
+            return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
         best = _Best(len(queries), k)
         if exact:
             self._exact(queries, best, [(0, self.vectors.rows)])

@@ -39,6 +39,10 @@ _OPEN_TRIES = 200
 _RANDOM = frozenset({"images", "files"})
 
 
+class _NoTemporaryFolderError(StoreError):
+    """Nothing is wrong with the store, and trying again would not help."""
+
+
 class Batch:
     """Everything of one commit, in the order written; nothing is visible before ``Keys.commit``."""
 
@@ -140,6 +144,8 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
         if before is not None:
             try:
                 keys = _open_linked(folder, memory)
+            except _NoTemporaryFolderError:
+                raise
             except (StoreError, OSError) as error:
                 problem = error
             else:
@@ -158,7 +164,12 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
 
 
 def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
-    links = Path(tempfile.mkdtemp(prefix="engine-reader-"))
+    try:
+        links = Path(tempfile.mkdtemp(prefix="engine-reader-"))
+    except OSError as error:
+        raise _NoTemporaryFolderError(
+            f"no folder for temporary files: {error.strerror}; make room there, or set TMPDIR"
+        ) from None
     try:
         for entry in os.scandir(folder.resolve()):
             if not entry.name.startswith(("LOG", "LOCK")):

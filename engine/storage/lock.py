@@ -39,11 +39,16 @@ class WriterLock:
             ) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = _holder(fd)
             os.close(fd)
             raise StoreLockedError(
                 f"{self._path.parent} is being written by {holder}: wait for it or end it"
+            ) from None
+        except OSError as error:
+            os.close(fd)
+            raise StoreError(
+                f"{self._path} cannot be locked: {error.strerror}; put the store on a local disk"
             ) from None
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         self._fd = fd

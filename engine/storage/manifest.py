@@ -15,6 +15,7 @@ NAME = "MANIFEST.json"
 _MAGIC = "image-index-engine store"
 _KNOWN_FEATURES: frozenset[str] = frozenset()
 _MOST_BYTES = 64 << 20
+_NAME_ANOTHER = "name a store, or an empty or new folder for one, with --store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +92,13 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
             ) from None
         if (store / "keys").is_dir():
             raise StoreFormatError(
-                f"{store}: its {NAME} is missing; restore the file from a copy of the store"
+                f"{store}: its {NAME} is missing; restore the store from a copy"
             ) from None
-        raise StoreFormatError(f"{store} is not a store (it has no {NAME})") from None
+        raise StoreFormatError(
+            f"{store} is not a store (it has no {NAME}): {_NAME_ANOTHER}"
+        ) from None
     except NotADirectoryError:
-        raise StoreFormatError(f"{store} is a file, not a store") from None
+        raise StoreFormatError(f"{store} is a file, not a store: {_NAME_ANOTHER}") from None
     except OSError as error:
         raise StoreFormatError(f"{path} cannot be read: {error.strerror}") from None
     try:
@@ -131,10 +134,31 @@ def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
     return Manifest(
         uuid=bytes.fromhex(body["uuid"]).hex(),
         settings=StructuralSettings.from_dict(body["settings"]),
-        encoder=EncoderEntry(**encoder) if encoder else None,
+        encoder=_encoder(encoder) if encoder else None,
         extents={str(k): [int(n) for n in v] for k, v in body["extents"].items()},
-        segments=tuple(SegmentEntry(**segment) for segment in body["segments"]),
+        segments=tuple(_segment(segment) for segment in body["segments"]),
     )
+
+
+def _encoder(body: dict[str, Any]) -> EncoderEntry:
+    entry = EncoderEntry(
+        name=str(body["name"]),
+        generation=int(body["generation"]),
+        dim=int(body["dim"]),
+        fingerprint=str(body["fingerprint"]),
+        file=str(body["file"]),
+    )
+    parts = Path(entry.file).parts
+    if entry.dim < 1 or entry.generation < 1 or ".." in parts or Path(entry.file).is_absolute():
+        raise ValueError("its encoder makes no sense")
+    return entry
+
+
+def _segment(body: dict[str, Any]) -> SegmentEntry:
+    entry = SegmentEntry(**{name: int(body[name]) for name in SegmentEntry.__dataclass_fields__})
+    if min(entry.rows, entry.nlist, entry.number) < 1 or min(entry.first_row, entry.bytes) < 0:
+        raise ValueError("a segment makes no sense")
+    return entry
 
 
 def _as_dict(entry: SegmentEntry | EncoderEntry) -> dict[str, Any]:

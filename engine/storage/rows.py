@@ -10,7 +10,8 @@ files     SHA-256 of a file (32)               id
 arrays    "n" name                             JSON: number, mtime_ns, size, rows committed, kind
           "#" number(4)                        name
 runs      "r" array(4) row(8)                  count, step, first id
-          "i" bucket(8) id(8) array(4) row(8)  count, step
+          "i" bucket(8) id(8) array(4) row(8)  count, step  (runs over several images)
+          "o" id(8) array(4) row(8)            count, step  (runs over one image)
 rejects   name                                 JSON: reason, and the file's stamp
 commits   commit(8)                            JSON: every append of the chunk with its xxh64
 meta      "settings", "state"                  JSON
@@ -22,7 +23,8 @@ impossible, unless somebody wants it, and then costs a short scan.
 A *run* says that ``count`` rows of an array, from ``row`` on, are the images ``id``, ``id + step``,
 ``id + 2·step`` …: one row for a chunk of an array instead of one an image (step 1), and for a
 stretch of equal rows too (step 0). Runs are cut at multiples of 2^12 ids, so that the runs that
-may cover an id lie in one bucket.
+may cover an id lie in one bucket; those of a single image lie under that image, so that one that
+is repeated a million times costs its neighbours nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from engine.config import KEEP_BITS_LIMIT
+from engine.pixels import HEADER_BYTES
 from engine.records import ImageRecord, Kind, Place
 
 TABLES = (
@@ -48,6 +52,7 @@ TABLES = (
 )
 
 BUCKET_BITS = 12
+ONE = b"o"
 _IMAGE = struct.Struct(">QBIQI32s")
 _RECORD = struct.Struct(">BBBBIIIQ16sB")
 _NAME = struct.Struct(">QqQ")
@@ -84,6 +89,14 @@ class ImageRow:
         id_, flags, extent, offset, length, proof = _IMAGE.unpack(value)
         place = Place(extent, offset, length) if extent else None
         return cls(id_, proof, place, bool(flags & _SHARED_KEY))
+
+
+def keeps_canonical(kind: Kind, size: int, container: str) -> bool:
+    """Whether an image is kept in its canonical form: small bit images, and rows of arrays.
+
+    ``size`` is that of the canonical form, for bit images. A large scan takes far less as its file.
+    """
+    return container == ARRAY or (kind is Kind.BITS and size <= HEADER_BYTES + KEEP_BITS_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +160,8 @@ class RecordRow:
     @property
     def keeps_canonical(self) -> bool:
         """Whether what is kept of it is its canonical form; else it is the file it came in."""
-        return self.kind is Kind.BITS or self.container == ARRAY
+        bits = HEADER_BYTES + -(-self.height * self.width * self.channels // 8)
+        return keeps_canonical(self.kind, bits, self.container)
 
     def with_image(self, image: ImageRow) -> ImageRecord:
         """The public record."""
@@ -240,7 +254,9 @@ class Run:
     @property
     def by_id(self) -> tuple[bytes, bytes]:
         """Its row in ``runs`` by image id."""
-        key = bucket_prefix(self.id) + u64(self.id) + self.array.to_bytes(4, "big") + u64(self.row)
+        several = self.step != 0 and self.count > 1
+        prefix = bucket_prefix(self.id) if several else ONE
+        key = prefix + u64(self.id) + self.array.to_bytes(4, "big") + u64(self.row)
         return key, _RUN_BY_ID.pack(self.count, self.step)
 
     @classmethod
@@ -255,8 +271,14 @@ class Run:
     def from_id(cls, key: bytes, value: bytes) -> Run:
         """The run that ``by_id`` wrote."""
         count, step = _RUN_BY_ID.unpack(value)
-        id_, array = int.from_bytes(key[9:17], "big"), int.from_bytes(key[17:21], "big")
-        return cls(array, int.from_bytes(key[21:29], "big"), count, step, id_)
+        id_, array, row = key[-20:-12], key[-12:-8], key[-8:]
+        return cls(
+            int.from_bytes(array, "big"),
+            int.from_bytes(row, "big"),
+            count,
+            step,
+            int.from_bytes(id_, "big"),
+        )
 
     def rows_of(self, id_: int) -> range:
         """Which rows of the array are image ``id_``."""

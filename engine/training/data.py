@@ -158,14 +158,6 @@ def read_images(
     return Pictures(file, shrunk), Pictures(file, squashed), rejected
 
 
-def squash(rgb: Array, size: int) -> Array:
-    """(H, W, 3) → (size, size, 3) uint8, the whole picture: what an encoder's input looks like."""
-    image = Image.fromarray(rgb)
-    return np.asarray(
-        image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=None), np.uint8
-    )
-
-
 def _load(path: Path, side: int, square: int) -> tuple[int, Array, Array] | str:
     """The file's size and its pixels in two sizes, or the reason why there are none."""
     try:
@@ -175,7 +167,7 @@ def _load(path: Path, side: int, square: int) -> tuple[int, Array, Array] | str:
         return str(error)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return len(data), _shrunk(rgb, side), squash(rgb, square)
+    return len(data), _shrunk(rgb, side), pixels.squash(rgb, square)
 
 
 def _shrunk(rgb: Array, side: int) -> Array:

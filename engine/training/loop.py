@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from engine.config import cpu_count
 from engine.errors import TrainingError, UsageError
 from engine.records import Rejection
 from engine.training import augment, data
@@ -138,7 +138,7 @@ class _Run:
         self.settings = settings
         self.progress = progress
         self.device = device
-        self.workers = settings.workers or os.cpu_count() or 1
+        self.workers = settings.workers or cpu_count()
         self.batch = settings.batch
         self.rejected: list[Rejection] = []
         self.warnings: list[str] = []
