@@ -118,6 +118,8 @@ def train(
         run.train(folder, provenance, writer, pool)
     progress(TrainProgress("export"))
     exported = export(folder)
+    # It holds pictures, which whoever passes the encoder on may not want to pass on.
+    (folder / CALIBRATION).unlink()
     return run.report(folder, exported.parity)
 
 
