@@ -23,10 +23,11 @@ from engine.records import Kind, Pixels
 
 FINGERPRINT_VERSION = 1
 FINGERPRINT_BYTES = 32
-_SIDE = 128  # PDQ works on 64 × 64; at 512 × 512 its own filter takes 50 times as long
-_SEED = (
-    0x656E67696E65  # the same in every store, so that fingerprints can be compared across shards
-)
+# PDQ works on 64 × 64; at 512 × 512 its own filter takes 4 times as long and no copy is found better.
+# Bilinear: of box, Lanczos and it, the one whose copies at half and a third of the size are nearest.
+_SIDE = 128
+# The same in every store, so that fingerprints can be compared across shards.
+_SEED = 0x656E67696E65
 
 
 def fingerprint(pixels: Pixels) -> tuple[bytes, int]:
@@ -38,7 +39,7 @@ def fingerprint(pixels: Pixels) -> tuple[bytes, int]:
     import pdqhash
 
     picture = Image.fromarray(px.to_rgb8(pixels))
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     vector, quality = pdqhash.compute(np.asarray(picture))
     return np.packbits(vector.astype(np.uint8)).tobytes(), int(quality)
 
