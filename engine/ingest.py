@@ -279,7 +279,7 @@ class Ingest:
             memory = self._store.memory
             # Rows wait in the block being hashed, the batch being written and the one being read.
             blocks = array.blocks(start, CHUNK_ROWS, memory.chunk // 2)
-            for block in blocks:
+            for block in _one_ahead(blocks, pool):
                 end = block.first + len(block.rows)
                 row = ArrayRow(row.number, *stamp, max(row.rows, end), kind)
                 self._commit_rows(array.name, row, block, pool)
@@ -471,6 +471,14 @@ def runs_of(array: int, first_row: int, ids: npt.NDArray[np.int64]) -> list[Run]
     if at < len(ids):
         runs.append(Run(array, first_row + at, 1, 1, int(ids[at])))
     return runs
+
+
+def _one_ahead(blocks: Iterator[RowBlock], pool: ThreadPoolExecutor) -> Iterator[RowBlock]:
+    """The same blocks, each read or generated while the one before it is worked on."""
+    coming = pool.submit(next, blocks, None)
+    while (block := coming.result()) is not None:
+        coming = pool.submit(next, blocks, None)
+        yield block
 
 
 def _proofs(views: Sequence[Buffer]) -> list[bytes]:
