@@ -35,8 +35,9 @@ from engine.errors import ImageError, SourceError, UsageError
 from engine.memory import PeakMemory
 from engine.records import Buffer, IngestReport, Kind, Pixels
 from engine.sources.base import ArrayItem, FileItem, Item, Problem, RowBlock, Skipped
+from engine.storage.chunk import Chunk, NewImage, NewName
 from engine.storage.rows import ARRAY, ArrayRow, Run, keeps_canonical
-from engine.store import REJECTS, Chunk, NewImage, NewName, StoreFiles
+from engine.store import REJECTS, StoreFiles
 
 Picture = npt.NDArray[np.uint8]
 _log = logging.getLogger("engine")

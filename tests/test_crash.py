@@ -17,7 +17,8 @@ from PIL import Image
 
 from engine import Store, ingest
 from engine.storage import extents, vectors
-from engine.store import Chunk, StoreFiles
+from engine.storage.chunk import Chunk
+from engine.store import StoreFiles
 
 ROUNDS = 12
 FILES = 6  # new ones each round

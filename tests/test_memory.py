@@ -47,7 +47,9 @@ def ingest(folder: Path, keep_pixels: str) -> tuple[int, int, int]:
 def test_large_photographs_are_decoded_one_after_another(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(6):  # 84 MB each while it is decoded
-        Image.new("RGB", (3000, 2000), (40 * number, 200, 30)).save(tmp_path / f"images/{number}.jpg")
+        Image.new("RGB", (3000, 2000), (40 * number, 200, 30)).save(
+            tmp_path / f"images/{number}.jpg"
+        )
     added, rejected, grown = ingest(tmp_path, "auto")
     assert (added, rejected) == (6, 0)
     assert grown < LIMIT + SLACK

@@ -1,0 +1,36 @@
+"""State: what one commit leaves behind, in a row of its own among the keys."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from engine.storage.extents import Family
+
+
+@dataclass(slots=True)
+class State:
+    """What is committed, as of one commit: the row ``meta/state``."""
+
+    commit: int = 0
+    next_id: int = 1
+    next_array: int = 1
+    images: int = 0
+    sources: int = 0
+    removed: int = 0
+    vectors: dict[str, int] = field(default_factory=dict)  # generation → rows
+    extents: dict[str, list[list[int]]] = field(default_factory=dict)  # family → [number, bytes]
+
+    def pack(self) -> bytes:
+        """The row's value."""
+        return json.dumps({name: getattr(self, name) for name in self.__slots__}).encode()
+
+    @classmethod
+    def unpack(cls, value: bytes) -> State:
+        """The state that ``pack`` wrote."""
+        return cls(**json.loads(value))
+
+    def last_extent(self, family: Family) -> tuple[int, int]:
+        """Number and committed data bytes of a family's newest extent; (0, 0) if it has none."""
+        numbers = self.extents.get(family.name)
+        return (numbers[-1][0], numbers[-1][1]) if numbers else (0, 0)

@@ -1,0 +1,216 @@
+"""What a store holds as of one commit: everything that is read, and nothing that is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.config import SOURCES_SHOWN, MemoryBudget, StructuralSettings
+from engine.errors import StoreDamagedError, StoreError, UsageError
+from engine.records import ImageRecord, Place
+from engine.storage import extents, keys, manifest, segments
+from engine.storage.extents import ExtentReader, Family
+from engine.storage.index import VectorIndex
+from engine.storage.keys import Keys
+from engine.storage.manifest import SegmentEntry
+from engine.storage.rows import ONE, ArrayRow, ImageRow, NameRow, RecordRow, Run, bucket_prefix, u64
+from engine.storage.state import State
+from engine.storage.vectors import Vectors
+
+
+class StoreView:
+    """The committed images of one store directory, as a reader sees them beside any writer."""
+
+    def __init__(self, path: Path, memory: MemoryBudget) -> None:
+        """Open it for reading: the manifest first, then the keys."""
+        self.path = path
+        self.memory = memory
+        self._keys: Keys | None = None
+        self._failed: str | None = None
+        self._open_reader()
+
+    def _open_reader(self) -> None:
+        self.manifest = manifest.load(self.path)
+        self._keys = keys.open_reader(self.path, self.memory)
+        self._load()
+
+    def _load(self) -> None:
+        table = self.keys
+        state, settings = table.get("meta", b"state"), table.get("meta", b"settings")
+        if state is None or settings is None:
+            raise StoreDamagedError(f"{self.path}: its keys have no state; run 'engine check'")
+        if json.loads(settings) != self.manifest.settings.to_dict():
+            raise StoreDamagedError(f"{self.path}: manifest and keys belong to different stores")
+        self.state = State.unpack(state)
+        self._pixels = ExtentReader(self.path, extents.PIXELS)
+        self._index: VectorIndex | None = None
+
+    @property
+    def keys(self) -> Keys:
+        """The open tables."""
+        if self._keys is None:
+            raise StoreError(f"{self.path} is closed" if not self._failed else self._failed)
+        return self._keys
+
+    @property
+    def settings(self) -> StructuralSettings:
+        """What the store was made with."""
+        return self.manifest.settings
+
+    def _close_files(self) -> None:
+        if self._keys is not None:
+            self._keys.close()
+            self._keys = None
+            self._pixels.close()
+            if self._index:
+                self._index.close()
+
+    def images_of(self, wanted: list[bytes]) -> list[list[ImageRow]]:
+        """For each key, the rows of all images that have it (nearly always none or one)."""
+        found: list[list[ImageRow]] = []
+        for key, value in zip(wanted, self.keys.get_many("images", wanted), strict=True):
+            if value is None:
+                found.append([])
+                continue
+            first = ImageRow.unpack(value)
+            rows = [first]
+            if first.shared:
+                more = self.keys.scan("images", key)
+                rows += [ImageRow.unpack(row) for name, row in more if len(name) > len(key)]
+            found.append(rows)
+        return found
+
+    def record(self, id_: int) -> RecordRow | None:
+        """What is known of image ``id_``, or None if there is none."""
+        value = self.keys.get("records", u64(id_)) if 0 < id_ < 1 << 63 else None
+        return RecordRow.unpack(value) if value is not None else None
+
+    def get(self, id_: int) -> ImageRecord:
+        """The record of image ``id_``; ``UsageError`` if the store has no such image."""
+        record = self.record(id_)
+        if record is None:
+            raise UsageError(f"{self.path} has no image {id_}")
+        for row in self.images_of([record.key])[0]:
+            if row.id == id_:
+                return record.with_image(row)
+        raise StoreDamagedError(f"image {id_} has a record and no key; run 'engine check'")
+
+    def kept(self, place: Place) -> bytes:
+        """The bytes kept at ``place``."""
+        return self._pixels.read(place)
+
+    def sources_of(self, id_: int, most: int = SOURCES_SHOWN) -> tuple[list[bytes], int]:
+        """The first ``most`` places where image ``id_`` was seen, and how many there are."""
+        names: list[bytes] = []
+        count = 0
+        for key, _ in self.keys.scan("sources", u64(id_)):
+            count += 1
+            if len(names) < most:
+                names.append(key[8:])
+        for run in self._runs_of(id_):
+            rows = run.rows_of(id_)
+            count += len(rows)
+            if rows and len(names) < most:
+                base = self.keys.get("arrays", b"#" + run.array.to_bytes(4, "big"))
+                if base is None:
+                    raise StoreDamagedError(f"array {run.array} has no name; run 'engine check'")
+                names += [b"%s#%d" % (base, row) for row in rows[: most - len(names)]]
+        return names, count
+
+    def _runs_of(self, id_: int) -> Iterator[Run]:
+        """The runs that image ``id_`` is in, and those that end before it in the same bucket."""
+        for key, value in self.keys.scan("runs", ONE + u64(id_)):
+            yield Run.from_id(key, value)
+        for key, value in self.keys.scan("runs", bucket_prefix(id_)):
+            run = Run.from_id(key, value)
+            if run.id > id_:
+                return
+            yield run
+
+    def names(self, wanted: list[bytes]) -> list[NameRow | None]:
+        """What each file name stood for when it was last read."""
+        values = self.keys.get_many("names", wanted)
+        return [NameRow.unpack(value) if value is not None else None for value in values]
+
+    def files(self, hashes: list[bytes]) -> list[int | None]:
+        """The image of each file, by the file's SHA-256."""
+        values = self.keys.get_many("files", hashes)
+        return [int.from_bytes(value, "big") if value is not None else None for value in values]
+
+    def array(self, name: bytes) -> ArrayRow | None:
+        """How far an array source is committed."""
+        value = self.keys.get("arrays", b"n" + name)
+        return ArrayRow.unpack(value) if value is not None else None
+
+    def rejected(self, name: bytes) -> dict[str, Any] | None:
+        """What was recorded of a source that could not be read."""
+        value = self.keys.get("rejects", name)
+        return json.loads(value) if value is not None else None
+
+    @property
+    def vector_rows(self) -> int:
+        """Committed vectors of the live encoder."""
+        encoder = self.manifest.encoder
+        return self.state.vectors.get(str(encoder.generation), 0) if encoder else 0
+
+    @property
+    def index(self) -> VectorIndex | None:
+        """The vectors with their segments; None for a store without an encoder."""
+        encoder = self.manifest.encoder
+        if self._keys is None:
+            raise StoreError(self._failed or f"{self.path} is closed")
+        if encoder is None:
+            return None
+        if self._index is None:
+            if not all(segments.path_of(self.path, e.number).exists() for e in self._segments()):
+                # The writer may have merged them since this reader opened the store.
+                self.manifest = manifest.load(self.path)
+            vectors = Vectors(self.path, encoder.generation, encoder.dim, self.vector_rows)
+            self._index = VectorIndex(self.path, vectors, self._segments())
+        return self._index
+
+    def _segments(self) -> list[SegmentEntry]:
+        """The live segments, without those over rows that this reader's keys do not have yet."""
+        encoder, rows = self.manifest.encoder, self.vector_rows
+        return [
+            entry
+            for entry in self.manifest.segments
+            if encoder is not None
+            and entry.generation == encoder.generation
+            and entry.first_row + entry.rows <= rows
+        ]
+
+    def unindexed_from(self, least: int) -> int | None:
+        """The row to index from, if at least ``least`` vectors are in no segment; else None.
+
+        Segments no larger than what they would be merged with are indexed again together with it,
+        so that n vectors lie in O(log n) segments and each is indexed O(log n) times.
+        """
+        entries = sorted(self._segments(), key=lambda entry: entry.first_row)
+        first = entries[-1].first_row + entries[-1].rows if entries else 0
+        if self.vector_rows - first < least:
+            return None
+        while entries and entries[-1].rows <= self.vector_rows - first:
+            first = entries.pop().first_row
+        return first
+
+    def _family(self, name: str) -> Family:
+        families = [extents.PIXELS, extents.FINGERPRINTS]
+        if self.manifest.encoder:
+            entry = self.manifest.encoder
+            families.append(extents.vectors(entry.generation, entry.dim))
+            families.append(extents.vector_ids(entry.generation))
+        for family in families:
+            if family.name == name:
+                return family
+        raise StoreDamagedError(f"{self.path / manifest.NAME} names unknown extents {name!r}")
+
+    def families(self) -> list[Family]:
+        """The families of extents that the manifest names."""
+        return [self._family(name) for name in self.manifest.extents]
+
+    def header_problem(self, family: Family, number: int) -> str | None:
+        """What is wrong with an extent's header, or None."""
+        return extents.header_problem(self.path, family, number, bytes.fromhex(self.manifest.uuid))
