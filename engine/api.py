@@ -18,7 +18,7 @@ from engine.config import DEFAULT_ENCODER, DEFAULT_K, FORMAT_VERSION, parse_memo
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.encoders.registry import EncoderFiles
-from engine.errors import ImageError, StoreError, UsageError
+from engine.errors import EncoderError, ImageError, StoreError, UsageError
 from engine.ingest import Ingest
 from engine.lookup import Lookup
 from engine.records import (
@@ -113,6 +113,11 @@ class Store:
         """The store's folder."""
         return self._files.path
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether images that are added get vectors, unless ``encoder="none"`` is said."""
+        return self._files.manifest.encoder is not None
+
     def __len__(self) -> int:
         """The number of images."""
         return self._files.state.images
@@ -140,6 +145,11 @@ class Store:
 
         Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; what was committed stays.
         """
+        for source in sources:
+            if not isinstance(source, str | os.PathLike):
+                raise UsageError(
+                    f"a source is a path, each an argument of its own, not a {type(source).__name__}"
+                )
         specs = [os.fspath(source) for source in sources]
         given = Sources(specs, files_from=files_from, recursive=recursive)
         used = self._encoder_for(encoder)
@@ -288,7 +298,7 @@ class Store:
         if self._encoder is None:
             found = registry.read((self.path / entry.file).parent)
             if found.sha256 != entry.fingerprint:
-                raise StoreError(f"{self.path / entry.file} is not the encoder of this store")
+                raise EncoderError(f"{self.path / entry.file} is not the encoder of this store")
             self._encoder = OnnxEncoder(found)
         return self._encoder
 

@@ -191,7 +191,10 @@ class Check:
         except OSError as error:
             model = str(error.strerror)
         if model != encoder.fingerprint:
-            self._say(encoder.file, "it is not the encoder that made the vectors: copy it again")
+            self._say(
+                encoder.file,
+                "it is gone or not the encoder that made the vectors: restore it from a copy",
+            )
         for family in (
             extents.vectors(encoder.generation, encoder.dim),
             extents.vector_ids(encoder.generation),

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from engine import digest, fingerprint, pixels
 from engine.config import (
+    CHUNK_ENCODED_ROWS,
     CHUNK_FILES,
     CHUNK_ROWS,
     ENCODE_BATCH,
@@ -279,7 +280,8 @@ class Ingest:
             self._advance(start)
             memory = self._store.memory
             # Rows wait in the block being hashed, the batch being written and the one being read.
-            blocks = array.blocks(start, CHUNK_ROWS, memory.chunk // 2)
+            most = CHUNK_ROWS if self._encoder is None else min(CHUNK_ROWS, CHUNK_ENCODED_ROWS)
+            blocks = array.blocks(start, most, memory.chunk // 2)
             for block in _one_ahead(blocks, pool):
                 end = block.first + len(block.rows)
                 row = ArrayRow(row.number, *stamp, max(row.rows, end), kind)

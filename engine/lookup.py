@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from engine import digest, pixels
 from engine.encoders.onnx import OnnxEncoder
-from engine.errors import ImageError, StoreDamagedError, UsageError
+from engine.errors import EncoderError, ImageError, StoreDamagedError, UsageError
 from engine.records import Decoded, IdenticalHit, LookupResult, SimilarHit
 from engine.sources.locate import Query
 from engine.storage.rows import ImageRow
@@ -45,6 +45,7 @@ class Lookup:
         self._encoder = encoder
         self._k = k
         self._min_score = min_score
+        self._asked = tiers is not None
         self.tiers = _tiers(store, tiers)
 
     def one(self, query: Query) -> LookupResult:
@@ -64,7 +65,13 @@ class Lookup:
                     with clock.of("identical"):
                         self._by_pixels(decoded, found)
                 if SIMILAR in self.tiers:
-                    similar = self._similar(decoded, set(found), clock)
+                    try:
+                        similar = self._similar(decoded, set(found), clock)
+                    except EncoderError as error:
+                        if self._asked:
+                            raise
+                        _log.warning("the similar tier was not searched: %s", error)
+                        searched = tuple(tier for tier in searched if tier != SIMILAR)
         except ImageError as error:
             if not found:
                 return LookupResult(query.name, error=str(error))

@@ -27,10 +27,10 @@ def lookup_json(result: LookupResult) -> str:
 def lookup_text(result: LookupResult) -> str:
     """A lookup as a small table under the query's name."""
     if result.error is not None:
-        return f"{result.query}\n  error: {result.error}"
+        return f"{_name(result.query)}\n  error: {_name(result.error)}"
     rows: list[tuple[str, str, str, str]] = []
     for same in result.identical:
-        how = "same pixels" if same.verified == "bytes" else "same hash"
+        how = "same pixels" if same.verified == "bytes" else "same SHA-256"
         rows.append(("identical", f"#{same.id}", how, _sources(same.sources, same.source_count)))
     for near in result.near:
         where = _sources(near.sources, near.source_count)
@@ -44,7 +44,7 @@ def lookup_text(result: LookupResult) -> str:
     order = {tier: place for place, tier in enumerate(result.searched)}
     rows.sort(key=lambda row: order[row[0]])
     spent = sum(result.milliseconds.values())
-    return "\n".join([f"{result.query}  ({spent:.1f} ms)", *columns(rows, indent="  ")])
+    return "\n".join([f"{_name(result.query)}  ({spent:.1f} ms)", *columns(rows, indent="  ")])
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
@@ -66,7 +66,8 @@ def ingest_text(report: IngestReport) -> str:
     lines = [
         f"{report.seen:,} images in {report.seconds:.1f} s ({report.images_per_second:,.0f}/s): "
         f"{parts}",
-        f"peak memory {size(report.peak_memory_bytes)}, resident {size(report.peak_rss_bytes)}",
+        f"peak memory {size(report.peak_memory_bytes)} of its own, "
+        f"{size(report.peak_rss_bytes)} with mapped files",
     ]
     if report.skipped:
         lines.append(f"{report.skipped:,} skipped: files that do not claim to be images")
@@ -104,13 +105,15 @@ def check_text(report: CheckReport, most: int = 50) -> str:
     )
     if not report.problems:
         return f"the store is whole: {looked}"
-    lines = [f"{len(report.problems)} problems: {looked}"]
+    lines = [f"{_count(len(report.problems), 'problem')}: {looked}"]
     for problem in report.problems[:most]:
         lines.append(f"  {problem.part}: {problem.what}" + (" (mended)" if problem.fixed else ""))
     if len(report.problems) > most:
         lines.append(f"  … and {len(report.problems) - most} more (--json lists them)")
     if not report.ok:
-        lines.append("what is not mended is lost here: restore it from a copy, or ingest it again")
+        lines.append(
+            "what is not mended is lost here: restore the store from a copy, or ingest into a new one"
+        )
     return "\n".join(lines)
 
 
@@ -124,10 +127,23 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def printable(text: str) -> str:
+    """Text with control characters escaped: a stranger's file name must not drive a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _name(name: str) -> str:
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _sources(names: Sequence[str], count: int) -> str:
     if not names:
         return "(no source left)"
-    return names[0] + (f"  (+{count - 1} more)" if count > 1 else "")
+    return _name(names[0]) + (f"  (+{count - 1} more)" if count > 1 else "")
 
 
 def _rows(segments: Iterable[dict[str, object]]) -> int:

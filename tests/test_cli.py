@@ -285,7 +285,7 @@ def test_check_prints_one_object(engine: Engine, shop: Path) -> None:
 
 def test_people_get_a_table(engine: Engine, shop: Path) -> None:
     ran = engine("lookup", shop / "photos" / "1.png", "-k", "1", "--store", shop / "store")
-    assert f"identical  #2  same hash  {shop}/photos/1.png  (+1 more)" in ran.out
+    assert f"identical  #2  same SHA-256  {shop}/photos/1.png  (+1 more)" in ran.out
     assert len(ran.out.splitlines()) == 3
     ran = engine("lookup", "--exact", shop / "unknown.png", "--store", shop / "store")
     assert "identical  -    nothing found" in re.sub(" {5,}", "    ", ran.out)

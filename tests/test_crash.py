@@ -134,3 +134,33 @@ def test_a_killed_writer_loses_nothing_that_it_told_of(
 
 if __name__ == "__main__":
     child(*sys.argv[1:])
+
+
+FULL = """
+import resource, signal, sys
+from engine.cli import main
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("limit", [300_000, 1_000_000, 3_000_000])
+def test_where_no_more_can_be_written_the_error_is_one_line_and_the_store_is_whole(
+    tmp_path: Path, limit: int
+) -> None:
+    """Small limits stop the fingerprints, larger ones RocksDB's own log in the middle of a commit."""
+    store = str(tmp_path / "store")
+    Store.open(store, create=True, encoder="none").close()
+    source = "synthetic:bits?n=40000&seed=0"
+    command = [sys.executable, "-c", FULL, str(limit), "ingest", source]
+    command += ["--encoder", "none", "--keep-pixels", "no", "--store", store]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "could not be written" in done.stderr
+    with Store.open(store) as opened:
+        assert opened.check().ok
+        assert opened.ingest(source, keep_pixels="no").seen == 40_000
+        assert opened.info().images == 40_000
+        assert opened.check().ok

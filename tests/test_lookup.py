@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import ImageError, Store, StoreDamagedError, UsageError, digest, ingest, pixels
+from engine import (
+    EncoderError,
+    ImageError,
+    Store,
+    StoreDamagedError,
+    UsageError,
+    digest,
+    ingest,
+    pixels,
+)
 from engine.records import LookupResult
 from engine.storage.extents import HEADER_BYTES
 
@@ -409,3 +418,21 @@ def test_a_file_known_by_its_bytes_is_found_even_where_it_cannot_be_decoded(
             assert [hit.id for hit in store.lookup(path, tiers=tiers).identical] == [1]
         with pytest.raises(ImageError, match="too large"):
             store.lookup(path.read_bytes() + b"more")
+
+
+def test_identical_images_are_found_without_the_encoder_and_that_is_said(
+    tmp_path: Path, tiny_encoder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+        store.ingest(tmp_path / "a.png")
+    for path in (tmp_path / "store" / "encoder" / "1").iterdir():
+        path.unlink()
+    with Store.open(tmp_path / "store") as store:
+        result = store.lookup(image)
+        assert [hit.id for hit in result.identical] == [1]
+        assert result.searched == ("identical",)
+        assert "similar tier was not searched" in caplog.text
+        with pytest.raises(EncoderError):
+            store.lookup(image, tiers=["similar"])

@@ -155,7 +155,7 @@ def test_columns_are_aligned_and_the_last_is_as_wide_as_it_likes():
 def test_an_ingest_tells_what_it_did():
     text = show.ingest_text(INGESTED)
     assert "1,234,567 images in 10.0 s (123,457/s)" in text
-    assert "peak memory 300.0 MiB, resident 2.0 GiB" in text
+    assert "peak memory 300.0 MiB of its own, 2.0 GiB with mapped files" in text
     assert "rejected is in" not in text
 
 
@@ -241,3 +241,11 @@ def test_on_a_terminal_progress_is_a_bar(clock, capsys, monkeypatch):
         tell(50, 100)
     assert "50 of 100 images" in terminal.getvalue()
     assert capsys.readouterr().out == ""
+
+
+def test_a_strangers_file_name_cannot_drive_the_terminal():
+    result = LookupResult("\x1b[31mred\n.png", searched=("identical",), error="no\x07 image")
+    text = show.lookup_text(result)
+    assert "\x1b" not in text and "\x07" not in text
+    assert len(text.splitlines()) == 2
+    assert show.printable("grün 图 …") == "grün 图 …"

@@ -11,6 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.show import printable
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
 DONE, NOT_FOUND, FAILED, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses: the contract that scripts rely on."""
 
@@ -31,7 +35,7 @@ FilesFromOption = Annotated[
 
 def warn(message: str) -> None:
     """One line on standard error."""
-    print("engine: " + " ".join(message.split()), file=sys.stderr)
+    print("engine: " + printable(" ".join(message.split())), file=sys.stderr)
 
 
 def show_line(text: str) -> None:
@@ -51,8 +55,10 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         asked = True
         warn("stopping after this chunk is committed (Ctrl-C again to stop at once)")
 
-    before: Any = signal.signal(signal.SIGINT, ask)
+    # SIGTERM too: it is how containers and services are ended.
+    before: Any = [(number, signal.signal(number, ask)) for number in _INTERRUPTS]
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)

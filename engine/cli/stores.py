@@ -45,7 +45,7 @@ def ingest(
         str,
         typer.Option(
             metavar="NAME|PATH|none",
-            help="The encoder, fixed when the store is made; none adds images without vectors.",
+            help="The encoder [simclr], fixed with the first vectors; none adds images without.",
         ),
     ] = "",
     memory: MemoryOption = "1G",
@@ -90,6 +90,12 @@ def ingest(
                 progress=progress,
                 stop=stop,
             )
+            has_encoder = opened.has_encoder
+    if report.added and not encoder and not has_encoder:
+        warn(
+            "no vectors were made: this store began with --encoder none; with --encoder simclr, "
+            "images that are added from then on get some"
+        )
     if as_json:
         show_line(show.line(asdict(report)))
     else:

@@ -37,7 +37,7 @@ class Sources:
         """
         if not specs and files_from is None:
             raise UsageError("name at least one source: a folder, an image, an array, or -")
-        if files_from is not None:
+        if files_from is not None and files_from != "-":
             next(listed(files_from), None)
         self._specs = list(specs)
         self._files_from = files_from
@@ -117,7 +117,7 @@ class Sources:
 def listed(path: str | os.PathLike[str]) -> Iterator[str]:
     """The lines of a file of paths, one by one; ``UsageError`` if it cannot be read."""
     try:
-        with Path(path).open("rb") as file:
+        with Path("/dev/stdin" if path == "-" else path).open("rb") as file:
             for line in file:
                 if line.strip():
                     yield os.fsdecode(line.rstrip(b"\r\n"))

@@ -8,6 +8,7 @@ miss committed records. Secondary instances are no way out: they went on serving
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -118,7 +119,9 @@ class Keys:
         """Close it; what was committed is durable already."""
         self._tables.clear()
         self._handles.clear()
-        self._db.close()
+        # After a failed write it fails too, and has nothing to add: commits are durable already.
+        with contextlib.suppress(Exception):
+            self._db.close()
 
 
 def create(store: Path, memory: MemoryBudget) -> Keys:
@@ -157,6 +160,8 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
             # Nothing moved and it still fails: damage, not a race.
             break
         time.sleep(min(0.001 * (attempt + 1), 0.05))
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise StoreError(f"{folder} cannot be read: Permission denied")
     detail = f": {problem}" if problem else ""
     if problem is None and _state(folder) is None:
         detail = " (no CURRENT)"

@@ -130,10 +130,14 @@ def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
             f"{store} uses {', '.join(sorted(unknown))}, which this engine does not know: "
             f"install a newer image-index-engine"
         )
+    try:
+        settings = StructuralSettings.from_dict(body["settings"])
+    except StoreFormatError as error:
+        raise ValueError(str(error)) from None
     encoder = body["encoder"]
     return Manifest(
         uuid=bytes.fromhex(body["uuid"]).hex(),
-        settings=StructuralSettings.from_dict(body["settings"]),
+        settings=settings,
         encoder=_encoder(encoder) if encoder else None,
         extents={str(k): [int(n) for n in v] for k, v in body["extents"].items()},
         segments=tuple(_segment(segment) for segment in body["segments"]),

@@ -61,8 +61,8 @@ class StoreView:
 
     def _close_files(self) -> None:
         if self._keys is not None:
-            self._keys.close()
-            self._keys = None
+            table, self._keys = self._keys, None
+            table.close()
             self._pixels.close()
             if self._index:
                 self._index.close()
