@@ -107,7 +107,6 @@ class Ingest:
         each = KEEP_BITS_LIMIT + (3 * encoder.image_size**2 if encoder else 0)
         self._group_files = max(1, min(CHUNK_FILES, store.memory.chunk // each))
         self._counts = _Counts()
-        self._new_rejects = False
         self._done = 0
         self._peak = PeakMemory()
 
@@ -117,23 +116,19 @@ class Ingest:
         self._store.become_writer()
         # Threads, not processes: decoding, hashing and the encoder all let go of the GIL.
         with _pool(self._workers) as pool:
-            waiting: tuple[list[FileItem], list[Future[_Prepared | Problem]]] | None = None
+            waiting: list[Future[_Prepared | Problem]] = []
             for group in self._groups(items):
                 if isinstance(group, list):
-                    futures = [pool.submit(self._prepare, item) for item in self._changed(group)]
-                    ahead = (group, futures)
-                    if waiting:
-                        self._commit_files(waiting[1])
+                    ahead = [pool.submit(self._prepare, item) for item in self._changed(group)]
+                    self._commit_files(waiting)
                     waiting = ahead
                 else:
-                    if waiting:
-                        self._commit_files(waiting[1])
-                        waiting = None
+                    self._commit_files(waiting)
+                    waiting = []
                     self._array(group, pool)
                 if self._stop():
                     break
-            if waiting:
-                self._commit_files(waiting[1])
+            self._commit_files(waiting)
         self._index(EXACT_ROWS)
         return self._report(time.perf_counter() - started)
 

@@ -91,6 +91,8 @@ class StoreFiles(StoreView):
             if there:
                 parts = sorted(made.iterdir(), key=lambda part: part.name == manifest.NAME)
                 for part in parts:  # the manifest last: with it, it is a store
+                    if part.name == manifest.NAME:
+                        fsync_dir(path)
                     part.rename(path / part.name)
             else:
                 made.rename(path.resolve())

@@ -379,8 +379,12 @@ def test_tiers_may_be_named(engine: Engine, shop: Path) -> None:
 # --- signals and pipes ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_commits_and_the_next_run_goes_on(tmp_path: Path, times: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
+)
+def test_ctrl_c_commits_and_the_next_run_goes_on(
+    tmp_path: Path, number: signal.Signals, times: int
+) -> None:
     where = tmp_path / "store"
     # The least memory makes small chunks, so that there is a commit soon and an end is far away.
     command = [sys.executable, "-m", "engine", "ingest", "synthetic:bits?n=500000", "--json"]
@@ -394,7 +398,7 @@ def test_ctrl_c_commits_and_the_next_run_goes_on(tmp_path: Path, times: int) -> 
                 break
             time.sleep(0.005)
         for _ in range(times):
-            run.send_signal(signal.SIGINT)
+            run.send_signal(number)
             time.sleep(0.01)
         out, err = run.communicate(timeout=60)
     # The second may come when Python is ending already; shells show either as 130.
@@ -438,3 +442,19 @@ def test_a_full_standard_output_is_a_failure(shop: Path) -> None:
         )
     assert ran.returncode == 2
     assert ran.stderr == b"engine: No space left on device\n"
+
+
+def test_a_list_of_sources_or_images_comes_on_standard_input(shop: Path, tmp_path: Path) -> None:
+    photo = str(shop / "photos" / "1.png")
+    for words in (
+        ["ingest", "--files-from", "-", "--encoder", "none"],
+        ["lookup", "--files-from", "-", "--exact"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "engine", *words, "--store", str(tmp_path / "listed")],
+            input=photo + "\r\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
