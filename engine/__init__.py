@@ -14,6 +14,7 @@ from engine.errors import (
     TrainingError,
     UsageError,
 )
+from engine.pixels import PackedBits
 from engine.records import (
     CheckReport,
     IdenticalHit,
@@ -40,6 +41,7 @@ __all__ = [
     "Kind",
     "LookupResult",
     "NearHit",
+    "PackedBits",
     "Problem",
     "SimilarHit",
     "SourceError",

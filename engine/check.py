@@ -16,13 +16,14 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from engine import digest
 from engine.errors import StoreDamagedError, UsageError
 from engine.records import CheckReport, Place, Problem
 from engine.storage import extents, manifest, segments
 from engine.storage.extents import ExtentReader
-from engine.storage.rows import ONE, ImageRow, NameRow, RecordRow, Run, u64
+from engine.storage.rows import ONE, ImageRow, NameRow, Run, u64, unpack_records
 from engine.store import StoreFiles
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class Check:
         self._bytes = 0
         self._images = 0
         self._sources = 0
+        self._there = np.zeros(store.state.next_id // 8 + 1, np.uint8)  # a bit an image
 
     def run(self, *, fix: bool = False) -> CheckReport:
         """Look at everything; with ``fix``, build anew what is derived."""
@@ -109,18 +111,22 @@ class Check:
 
     def _records(self) -> None:
         store = self._store
-        for batch in _batches(store.keys.scan("records")):
-            rows = [(int.from_bytes(key, "big"), RecordRow.unpack(value)) for key, value in batch]
+        records = (
+            found
+            for key, value in store.keys.scan("records")
+            for found in unpack_records(key, value)
+        )
+        for rows in _batches(records):
             found = store.images_of([record.key for _, record in rows])
             for (id_, _), candidates in zip(rows, found, strict=True):
                 if all(row.id != id_ for row in candidates):
                     self._say("keys", f"image {id_} has a record and no key")
+            self._mark([id_ for id_, _ in rows])
             self._images += len(rows)
         for batch in _batches(store.keys.scan("images")):
-            ids = [ImageRow.unpack(value).id for _, value in batch]
-            for id_, value in zip(ids, self._values("records", map(u64, ids)), strict=True):
-                if value is None:
-                    self._say("keys", f"image {id_} has a key and no record")
+            ids = np.array([ImageRow.unpack(value).id for _, value in batch], np.int64)
+            for id_ in ids[~self._are_there(ids)]:
+                self._say("keys", f"image {id_} has a key and no record")
         if self._images != store.state.images:
             self._say(
                 "keys", f"{store.state.images} images are committed, {self._images} are there"
@@ -132,11 +138,9 @@ class Check:
 
     def _files(self) -> None:
         for batch in _batches(self._store.keys.scan("files")):
-            for (_, id_), value in zip(
-                batch, self._values("records", [id_ for _, id_ in batch]), strict=True
-            ):
-                if value is None:
-                    self._say("keys", f"a file names image {int.from_bytes(id_, 'big')}, not there")
+            ids = np.array([int.from_bytes(id_, "big") for _, id_ in batch], np.int64)
+            for id_ in ids[~self._are_there(ids)]:
+                self._say("keys", f"a file names image {id_}, not there")
         for table in ("arrays", "rejects"):  # nothing to compare with; reading is what may fail
             for _ in self._store.keys.scan(table):
                 pass
@@ -211,8 +215,7 @@ class Check:
             ids = index.vectors.ids(rows)
             ordered = bool((np.diff(ids) > 0).all()) and int(ids[0]) > last
             last = int(ids[-1])
-            known = self._values("records", [u64(max(int(id_), 0)) for id_ in ids])
-            if not ordered or None in known:
+            if not ordered or not self._are_there(ids).all():
                 self._say("vectors", f"rows {start} to {start + len(ids)} name unknown images")
 
     def _segments(self, *, fix: bool) -> None:
@@ -236,6 +239,18 @@ class Check:
                 self._say(segments.FOLDER, f"it cannot be built anew: {error}")
         for entry, problem in bad:
             self._say(f"{segments.FOLDER}/{entry.number:08d}", problem, fixed=fixed)
+
+    def _mark(self, ids: list[int]) -> None:
+        """Remember that these images have records."""
+        known = np.array([id_ for id_ in ids if 0 < id_ < self._store.state.next_id], np.int64)
+        np.bitwise_or.at(self._there, known >> 3, (1 << (known & 7)).astype(np.uint8))
+
+    def _are_there(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of these images have records."""
+        inside = (ids > 0) & (ids < self._store.state.next_id)
+        at = np.where(inside, ids, 0)
+        there: npt.NDArray[np.bool_] = (self._there[at >> 3] >> (at & 7) & 1).astype(np.bool_)
+        return inside & there
 
     def _values(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         return self._store.keys.get_many(table, list(keys))

@@ -88,6 +88,16 @@ class MemoryBudget:
         return self.total // 8
 
     @property
+    def block(self) -> int:
+        """Rows of an array that are read at a time; three such blocks are under way at once."""
+        return self.total // 16
+
+    @property
+    def read_ahead(self) -> int:
+        """The most keys (bytes of all tables) that are fetched whole: into the page cache, not ours."""
+        return self.total // 2
+
+    @property
     def decoding(self) -> int:
         """What all images that are being decoded at a time may take, so also the largest one."""
         return self.total

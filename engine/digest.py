@@ -10,6 +10,9 @@ proof   SHA-256, 32 bytes: what a hit is verified with where the pixels themselv
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any
 
 import xxhash
 
@@ -22,6 +25,16 @@ PROOF_BYTES = 32
 def key(canonical: Buffer, seed: int) -> bytes:
     """The 16-byte key of an image."""
     return xxhash.xxh3_128_digest(canonical, seed)
+
+
+def keys(canonicals: Sequence[Any], seed: int) -> list[bytes]:
+    """The key of each image; ``canonicals`` are bytes-like, such as the rows of an array."""
+    return list(map(xxhash.xxh3_128_digest, canonicals, repeat(seed)))
+
+
+def proofs(canonicals: Sequence[Any]) -> list[bytes]:
+    """The proof of each image; ``canonicals`` are bytes-like."""
+    return [hashlib.sha256(canonical).digest() for canonical in canonicals]
 
 
 def proof(canonical: Buffer) -> bytes:
@@ -37,6 +50,11 @@ def file_hash(data: Buffer) -> bytes:
 def checksum(data: Buffer) -> int:
     """xxh64 of what was written, to find damage later; not for identity."""
     return xxhash.xxh64_intdigest(data)
+
+
+def stamp(data: Buffer) -> int:
+    """63 bits of xxh3 that tell whether something in memory is what it was; not for identity."""
+    return xxhash.xxh3_64_intdigest(data) >> 1
 
 
 class Checksum:

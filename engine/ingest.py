@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,14 +34,16 @@ from engine.config import (
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import ImageError, SourceError, UsageError
 from engine.memory import PeakMemory
+from engine.pixels import HEADER_BYTES
 from engine.records import Buffer, IngestReport, Kind, Pixels
 from engine.sources.base import ArrayItem, FileItem, Item, Problem, RowBlock, Skipped
-from engine.storage.chunk import Chunk, NewImage, NewName
-from engine.storage.rows import ARRAY, ArrayRow, Run, keeps_canonical
+from engine.storage.chunk import Chunk, NewImage, NewName, NewRows
+from engine.storage.rows import ARRAY, ArrayRow, Run
 from engine.store import REJECTS, StoreFiles
 
 Picture = npt.NDArray[np.uint8]
 _log = logging.getLogger("engine")
+_HASHED_ROWS = 64  # at a time
 _SEGMENT_ROWS = 16 * EXACT_ROWS  # unindexed vectors after which a running ingest stops to index
 
 
@@ -77,6 +79,19 @@ class _Pending:
     ids: dict[bytes, int] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)  # fewer than a batch of the encoder
     vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """A block of rows of an array, hashed."""
+
+    block: RowBlock
+    shape: Pixels
+    keys: list[bytes]
+    proofs: list[bytes]
+    fingerprints: npt.NDArray[np.uint8]  # (n, 32)
+    qualities: npt.NDArray[np.uint8]  # (n,)
+    keeps: bool  # whether the pixels of those that are new are kept
 
 
 class Ingest:
@@ -199,7 +214,8 @@ class Ingest:
         canonical = found.canonical
         print_, quality = fingerprint.fingerprint(found)
         keep: Buffer | None = None
-        if self._keep != "no" and keeps_canonical(found.kind, len(canonical), container):
+        small = found.kind is Kind.BITS and len(canonical) <= HEADER_BYTES + KEEP_BITS_LIMIT
+        if self._keep != "no" and small:  # a large scan takes far less as its file
             keep = canonical
         elif self._keep == "yes":
             keep = data
@@ -215,6 +231,7 @@ class Ingest:
             fingerprint=print_,
             quality=quality,
             keep=keep,
+            keeps_canonical=small,
         )
 
     def _picture(self, found: Pixels) -> Picture | None:
@@ -235,7 +252,7 @@ class Ingest:
         pending = _Pending()
         before = self._store.names([prepared.item.name for prepared in done])
         images = [prepared.image for prepared in done if prepared.image is not None]
-        known = iter(self._known(images))
+        known = iter(self._known(pending, images))
         named: dict[bytes, NewName] = {}
         for prepared, name_row in zip(done, before, strict=True):
             if prepared.image is None:
@@ -273,14 +290,12 @@ class Ingest:
             start = min(row.rows, array.count)
             self._counts.unchanged += start
             self._advance(start)
-            memory = self._store.memory
-            # Rows wait in the block being hashed, the batch being written and the one being read.
             most = CHUNK_ROWS if self._encoder is None else min(CHUNK_ROWS, CHUNK_ENCODED_ROWS)
-            blocks = array.blocks(start, most, memory.chunk // 2)
-            for block in _one_ahead(blocks, pool):
-                end = block.first + len(block.rows)
+            blocks = array.blocks(start, most, self._store.memory.block)
+            for rows in self._rows_ahead(blocks, pool):
+                end = rows.block.first + len(rows.keys)
                 row = ArrayRow(row.number, *stamp, max(row.rows, end), kind)
-                self._commit_rows(array.name, row, block, pool)
+                self._commit_rows(array.name, row, rows)
                 start = end
                 if self._stop():
                     return
@@ -288,60 +303,158 @@ class Ingest:
             self._reject([(array.name, str(error), *stamp)])
             self._advance(max(array.count - start, 1))
 
-    def _commit_rows(
-        self, name: bytes, array: ArrayRow, block: RowBlock, pool: ThreadPoolExecutor
-    ) -> None:
-        images = self._row_images(block, pool)
-        pending = _Pending()
-        ids = np.empty(len(images), np.int64)
-        for i, (image, known) in enumerate(zip(images, self._known(images), strict=True)):
-            id_ = known or pending.ids.get(image.proof)
-            if id_ is None:
-                picture = None
-                if self._encoder is not None:
-                    picture = self._picture(pixels.from_canonical(memoryview(block.rows[i])))
-                id_ = self._add(pending, image, picture)
-            else:
-                self._counts.duplicates += 1
-            ids[i] = id_
-        pending.chunk.runs = runs_of(array.number, block.first, ids)
-        pending.chunk.arrays = [(name, array)]
-        self._commit(pending)
-        self._advance(len(images))
+    def _rows_ahead(self, blocks: Iterator[RowBlock], pool: ThreadPoolExecutor) -> Iterator[_Rows]:
+        """Each block with its hashes. While one is committed the next is hashed and a third read."""
+        # A task waits only for tasks that were submitted before it, so one worker will do.
+        reading = pool.submit(next, blocks, None)
+        hashing = pool.submit(self._hash, reading)
+        reading = pool.submit(_next, blocks, reading)
+        while (rows := hashing.result()) is not None:
+            hashing = pool.submit(self._hash, reading)
+            reading = pool.submit(_next, blocks, reading)
+            yield rows
 
-    def _row_images(self, block: RowBlock, pool: ThreadPoolExecutor) -> list[NewImage]:
+    def _hash(self, reading: Future[RowBlock | None]) -> _Rows | None:
+        """Everything about a block's rows that needs their pixels; runs in a worker thread."""
+        block = reading.result()
+        if block is None:
+            return None
         rows = block.rows
         seed = self._store.settings.hash_seed
+        keys: list[bytes] = []
+        proofs: list[bytes] = []
+        for at in range(0, len(rows), _HASHED_ROWS):
+            some = list(rows[at : at + _HASHED_ROWS])
+            keys += digest.keys(some, seed)
+            proofs += digest.proofs(some)  # from the cache: they were just read
         shape = pixels.from_canonical(memoryview(rows[0]))
-        bare = Pixels(shape.kind, shape.height, shape.width, shape.channels, shape.frames, b"")
-        views = [memoryview(row) for row in rows]
-        step = -(-len(views) // (4 * self._workers))
-        parts = [views[at : at + step] for at in range(0, len(views), step)]
-        proofs = [proof for part in pool.map(_proofs, parts) for proof in part]
-        keys = [digest.key(view, seed) for view in views]
         if block.kind is Kind.BITS:
             bits = shape.height * shape.width * shape.channels
-            prints, qualities = fingerprint.fingerprint_bits(rows[:, pixels.HEADER_BYTES :], bits)
-            made = [(p.tobytes(), int(q)) for p, q in zip(prints, qualities, strict=True)]
-            small = rows.shape[1] <= pixels.HEADER_BYTES + KEEP_BITS_LIMIT
+            prints, qualities = fingerprint.fingerprint_bits(rows[:, HEADER_BYTES:], bits)
+            small = rows.shape[1] <= HEADER_BYTES + KEEP_BITS_LIMIT
             keeps = self._keep == "yes" or (self._keep == "auto" and small)
         else:
-            made = list(pool.map(_row_fingerprint, views))
+            made = [fingerprint.fingerprint(pixels.from_canonical(memoryview(r))) for r in rows]
+            prints = np.frombuffer(b"".join(p for p, _ in made), np.uint8).reshape(len(made), -1)
+            qualities = np.array([quality for _, quality in made], np.uint8)
             keeps = self._keep == "yes"
-        return [
-            NewImage(bare, key, proof, ARRAY, "", 0, b"", *print_, view if keeps else None)
-            for view, key, proof, print_ in zip(views, keys, proofs, made, strict=True)
+        self._peak.sample()
+        return _Rows(block, replace(shape, canonical=b""), keys, proofs, prints, qualities, keeps)
+
+    def _commit_rows(self, name: bytes, array: ArrayRow, rows: _Rows) -> None:
+        pending = _Pending()
+        ids = self._add_rows(pending, rows)
+        if ids is None:
+            ids = self._add_one_by_one(pending, rows)
+        runs = [
+            piece for run in runs_of(array.number, rows.block.first, ids) for piece in run.pieces()
         ]
+        self._tell_runs(pending.chunk, rows.keys, ids, runs)
+        pending.chunk.runs = runs
+        pending.chunk.arrays = [(name, array)]
+        self._commit(pending)
+        self._advance(len(ids))
+
+    def _add_rows(self, pending: _Pending, rows: _Rows) -> npt.NDArray[np.int64] | None:
+        """The image of each row, new ones added by the column; None if any two share a key."""
+        known = self._store.image_columns(rows.keys)
+        proofs = np.frombuffer(b"".join(rows.proofs), np.uint8).reshape(-1, digest.PROOF_BYTES)
+        if known.shared.any() or (known.proofs != proofs[known.found]).any():
+            return None
+        ids = np.zeros(len(rows.keys), np.int64)
+        ids[known.found] = known.ids
+        new = np.flatnonzero(~known.found)
+        keys = [rows.keys[i] for i in new] if len(new) < len(ids) else rows.keys
+        order = np.arange(len(new))
+        chosen = new  # the first row of each new image
+        if len(set(keys)) < len(keys):
+            at: dict[bytes, int] = {}
+            order = np.array([at.setdefault(key, len(at)) for key in keys])
+            if len({rows.proofs[i] for i in new}) != len(at):
+                return None
+            chosen = new[np.unique(order, return_index=True)[1]]
+            keys = list(at)
+        ids[new] = self._store.state.next_id + order
+        self._counts.added += len(chosen)
+        self._counts.duplicates += len(ids) - len(chosen)
+        if not len(chosen):
+            return ids
+        every = len(chosen) == len(ids)
+        block = rows.block.rows
+        pending.chunk.rows = NewRows(
+            rows.shape,
+            keys,
+            rows.proofs if every else [rows.proofs[i] for i in chosen],
+            rows.fingerprints[chosen],
+            rows.qualities[chosen],
+            np.ones(len(chosen), np.bool_),
+            None if not rows.keeps else block if every else block[chosen],
+        )
+        if self._encoder is not None:
+            for i in chosen:
+                found = pixels.from_canonical(memoryview(block[i]))
+                self._add_picture(pending, self._picture(found))
+        return ids
+
+    def _add_one_by_one(self, pending: _Pending, rows: _Rows) -> npt.NDArray[np.int64]:
+        """The image of each row, where different images have the same key."""
+        views = [memoryview(row) for row in rows.block.rows]
+        images = [
+            NewImage(
+                rows.shape,
+                rows.keys[i],
+                rows.proofs[i],
+                ARRAY,
+                "",
+                0,
+                b"",
+                rows.fingerprints[i].tobytes(),
+                int(rows.qualities[i]),
+                view if rows.keeps else None,
+                keeps_canonical=True,
+            )
+            for i, view in enumerate(views)
+        ]
+        ids: list[int] = []
+        for image, known in zip(images, self._known(pending, images), strict=True):
+            id_ = known or pending.ids.get(image.proof)
+            if id_ is None:
+                id_ = self._add(
+                    pending, image, self._picture(pixels.from_canonical(views[len(ids)]))
+                )
+            else:
+                self._counts.duplicates += 1
+            ids.append(id_)
+        return np.array(ids, np.int64)
+
+    def _tell_runs(
+        self, chunk: Chunk, keys: list[bytes], ids: npt.NDArray[np.int64], runs: Sequence[Run]
+    ) -> None:
+        """Note which images' rows may say that all their sources are in runs of several."""
+        alone = np.array([run.id for run in runs if not run.several], np.int64)
+        if not len(alone):
+            return
+        first = self._store.state.next_id
+        if chunk.rows is not None:
+            chunk.rows.in_runs = ~np.isin(first + np.arange(len(chunk.rows)), alone)
+        known = np.flatnonzero((ids < first) & np.isin(ids, alone))
+        touched = list({keys[i]: None for i in known})
+        for key, found in zip(touched, self._store.images_of(touched), strict=True):
+            # One that shares its key never says so.
+            chunk.out_of_runs += [(key, row) for row in found[:1] if row.in_runs]
 
     # --- both -------------------------------------------------------------------------------------
 
-    def _known(self, images: Sequence[NewImage]) -> list[int | None]:
+    def _known(self, pending: _Pending, images: Sequence[NewImage]) -> list[int | None]:
         """The stored image that each of ``images`` is, by key and then by proof."""
         rows = self._store.images_of([image.key for image in images])
         known: list[int | None] = []
         for image, candidates in zip(images, rows, strict=True):
             image.first = candidates[0] if candidates else None
-            known.append(next((row.id for row in candidates if row.proof == image.proof), None))
+            found = next((row for row in candidates if row.proof == image.proof), None)
+            known.append(found.id if found else None)
+            if found and found.in_runs:
+                pending.chunk.out_of_runs.append((image.key, found))
         return known
 
     def _add(self, pending: _Pending, image: NewImage, picture: Picture | None) -> int:
@@ -349,11 +462,15 @@ class Ingest:
         pending.chunk.images.append(image)
         pending.ids[image.proof] = id_
         if picture is not None:
+            self._add_picture(pending, picture)
+        self._counts.added += 1
+        return id_
+
+    def _add_picture(self, pending: _Pending, picture: Picture | None) -> None:
+        if picture is not None:
             pending.pictures.append(picture)
             if len(pending.pictures) == ENCODE_BATCH:
                 self._encode(pending)
-        self._counts.added += 1
-        return id_
 
     def _encode(self, pending: _Pending) -> None:
         if self._encoder is not None and pending.pictures:
@@ -471,17 +588,7 @@ def runs_of(array: int, first_row: int, ids: npt.NDArray[np.int64]) -> list[Run]
     return runs
 
 
-def _one_ahead(blocks: Iterator[RowBlock], pool: ThreadPoolExecutor) -> Iterator[RowBlock]:
-    """The same blocks, each read or generated while the one before it is worked on."""
-    coming = pool.submit(next, blocks, None)
-    while (block := coming.result()) is not None:
-        coming = pool.submit(next, blocks, None)
-        yield block
-
-
-def _proofs(views: Sequence[Buffer]) -> list[bytes]:
-    return [digest.proof(view) for view in views]
-
-
-def _row_fingerprint(view: Buffer) -> tuple[bytes, int]:
-    return fingerprint.fingerprint(pixels.from_canonical(view))
+def _next(blocks: Iterator[RowBlock], before: Future[RowBlock | None]) -> RowBlock | None:
+    """The next block, once the one before it is there."""
+    before.result()
+    return next(blocks, None)

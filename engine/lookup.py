@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
 
 from engine import digest, pixels
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError, StoreDamagedError, UsageError
-from engine.records import Decoded, IdenticalHit, LookupResult, SimilarHit
+from engine.records import Buffer, Decoded, IdenticalHit, LookupResult, SimilarHit
 from engine.sources.locate import Query
 from engine.storage.rows import ImageRow
 from engine.store import StoreFiles
 
 IDENTICAL, NEAR, SIMILAR = "identical", "near", "similar"
 TIERS = (IDENTICAL, NEAR, SIMILAR)
+_AT_ONCE = 4096  # rows of a batch
 _log = logging.getLogger("engine")
 
 
@@ -50,23 +53,27 @@ class Lookup:
 
     def one(self, query: Query) -> LookupResult:
         """Search every tier for one query. A query that is no image has an ``error``."""
-        clock = _Clock()
+        spent: dict[str, float] = {}
         found: dict[int, IdenticalHit] = {}
         similar: tuple[SimilarHit, ...] = ()
         searched = self.tiers
+        self._store.count_lookups(1)
         try:
-            if IDENTICAL in self.tiers and query.data is not None:
-                with clock.of("identical"):
-                    self._by_file(query.data, found)
-            if self.tiers != (IDENTICAL,) or not found:
-                with clock.of("decode"):
-                    decoded = query.decode(self._store.memory.decoding)
-                if IDENTICAL in self.tiers:
-                    with clock.of("identical"):
-                        self._by_pixels(decoded, found)
-                if SIMILAR in self.tiers:
+            if IDENTICAL in searched and query.data is not None:
+                started = perf_counter()
+                self._by_file(query.data, found)
+                _spend(spent, "identical", started)
+            if searched != (IDENTICAL,) or not found:
+                started = perf_counter()
+                decoded = query.decode(self._store.memory.decoding)
+                _spend(spent, "decode", started)
+                if IDENTICAL in searched:
+                    started = perf_counter()
+                    self._by_pixels(decoded, found)
+                    _spend(spent, "identical", started)
+                if SIMILAR in searched:
                     try:
-                        similar = self._similar(decoded, set(found), clock)
+                        similar = self._similar(decoded, set(found), spent)
                     except EncoderError as error:
                         if self._asked:
                             raise
@@ -83,7 +90,7 @@ class Lookup:
             searched=searched,
             identical=tuple(found[id_] for id_ in sorted(found)),
             similar=similar,
-            milliseconds=clock.milliseconds,
+            milliseconds=spent,
         )
 
     def _by_file(self, data: bytes, found: dict[int, IdenticalHit]) -> None:
@@ -95,73 +102,106 @@ class Lookup:
     def _by_pixels(self, decoded: Decoded, found: dict[int, IdenticalHit]) -> None:
         canonical = decoded.pixels.canonical
         key = digest.key(canonical, self._store.settings.hash_seed)
-        for row in self._store.images_of([key])[0]:
+        for row in self._store.image_of(key):
             if row.id not in found:
-                verified = self._verify(row, decoded)
+                verified = _verify(self._store, row, canonical)
                 if verified:
-                    found[row.id] = self._hit(row.id, verified)
+                    found[row.id] = self._hit(row.id, verified, in_runs=row.in_runs)
 
-    def _verify(self, row: ImageRow, decoded: Decoded) -> str | None:
-        """How a key's image was shown to be the query: "bytes", "digest", or None if it is not."""
-        canonical = decoded.pixels.canonical
-        record = self._store.record(row.id)
-        if record is None:
-            raise StoreDamagedError(f"image {row.id} has a key and no record; run 'engine check'")
-        if row.place is not None and record.keeps_canonical:
-            try:
-                kept = self._store.kept(row.place)
-            except StoreDamagedError as error:
-                _log.warning("image %d: %s", row.id, error)
-                kept = None
-            if kept == canonical:
-                return "bytes"
-            if kept is not None and digest.proof(kept) == row.proof:
-                return None  # another image with the same key: a collision
-            if kept is not None:
-                _log.warning("image %d: its kept pixels are damaged; run 'engine check'", row.id)
-        return "digest" if digest.proof(canonical) == row.proof else None
-
-    def _hit(self, id_: int, verified: str) -> IdenticalHit:
-        names, count = self._store.sources_of(id_)
+    def _hit(self, id_: int, verified: str, *, in_runs: bool = False) -> IdenticalHit:
+        names, count = self._store.sources_of(id_, in_runs=in_runs)
         return IdenticalHit(id_, tuple(map(os.fsdecode, names)), count, verified)
 
-    def _similar(self, decoded: Decoded, taken: set[int], clock: _Clock) -> tuple[SimilarHit, ...]:
+    def _similar(
+        self, decoded: Decoded, taken: set[int], spent: dict[str, float]
+    ) -> tuple[SimilarHit, ...]:
         index = self._store.index
         if index is None or not index.vectors.rows:
             return ()
-        with clock.of("load"):  # the model; only the first query of a process pays for it
-            encoder = self._encoder()
-        with clock.of("encode"):
-            vector = encoder.encode([pixels.to_rgb8(decoded.pixels)])
-        with clock.of("similar"):
-            most = min(self._k + len(taken), index.vectors.rows)
-            scores, rows = index.search(vector, most)
-            hits: list[SimilarHit] = []
-            for score, id_ in zip(scores[0], index.vectors.ids(rows[0]), strict=True):
-                if id_ < 0 or int(id_) in taken or len(hits) == self._k:
-                    continue
-                if self._min_score is not None and score < self._min_score:
-                    break
-                names, count = self._store.sources_of(int(id_))
-                value = round(min(float(score), 1.0), 6)
-                hits.append(SimilarHit(int(id_), value, tuple(map(os.fsdecode, names)), count))
+        started = perf_counter()
+        encoder = self._encoder()
+        started = _spend(spent, "load", started)  # only the first query of a process pays for it
+        vector = encoder.encode([pixels.to_rgb8(decoded.pixels)])
+        started = _spend(spent, "encode", started)
+        most = min(self._k + len(taken), index.vectors.rows)
+        scores, rows = index.search(vector, most)
+        hits: list[SimilarHit] = []
+        for score, id_ in zip(scores[0], index.vectors.ids(rows[0]), strict=True):
+            if id_ < 0 or int(id_) in taken or len(hits) == self._k:
+                continue
+            if self._min_score is not None and score < self._min_score:
+                break
+            names, count = self._store.sources_of(int(id_))
+            value = round(min(float(score), 1.0), 6)
+            hits.append(SimilarHit(int(id_), value, tuple(map(os.fsdecode, names)), count))
+        _spend(spent, "similar", started)
         return tuple(hits)
 
 
-class _Clock:
-    """Milliseconds spent in each stage of one query."""
+def identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """The image that each canonical row is, verified, or -1: (n, canonical bytes) → (n,) int64."""
+    n = len(rows)
+    ids = np.full(n, -1, np.int64)
+    store.count_lookups(n)
+    for first in range(0, n, _AT_ONCE):
+        block = rows[first : first + _AT_ONCE]
+        ids[first : first + len(block)] = _identical_ids(store, block)
+    return ids
 
-    def __init__(self) -> None:
-        self.milliseconds: dict[str, float] = {}
 
-    @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
+def _identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    n, length = rows.shape
+    keys = digest.keys(list(rows), store.settings.hash_seed)
+    columns = store.image_columns(keys, spread=True)
+    ids = np.full(n, -1, np.int64)
+    at = np.flatnonzero(columns.found)
+    kept = columns.kept & columns.canonical
+    easy = kept & (columns.lengths == length) & ~columns.shared
+    same = np.zeros(len(at), np.bool_)
+    if easy.any():
         try:
-            yield
-        finally:
-            spent = (time.perf_counter() - started) * 1e3
-            self.milliseconds[stage] = round(self.milliseconds.get(stage, 0.0) + spent, 3)
+            found = store.kept_pixels.read_many(
+                columns.extents[easy], columns.offsets[easy], length
+            )
+            same[easy] = (found == rows[at[easy]]).all(axis=1)
+        except StoreDamagedError:
+            pass  # one by one it is told which are lost
+    bare = np.flatnonzero(~kept & ~columns.shared)
+    if len(bare):
+        proofs = digest.proofs(list(rows[at[bare]]))
+        wanted = np.frombuffer(b"".join(proofs), np.uint8).reshape(-1, digest.PROOF_BYTES)
+        same[bare] = (wanted == columns.proofs[bare]).all(axis=1)
+    ids[at[same]] = columns.ids[same]
+    for i in at[~same]:  # a collision, or damage: next to never
+        canonical = memoryview(rows[i])
+        for row in store.image_of(keys[i]):
+            if _verify(store, row, canonical):
+                ids[i] = row.id
+    return ids
+
+
+def _verify(store: StoreFiles, row: ImageRow, canonical: Buffer) -> str | None:
+    """How a key's image was shown to be the query: "bytes", "digest", or None if it is not."""
+    if row.place is not None and row.canonical:
+        try:
+            kept = store.kept(row.place)
+        except StoreDamagedError as error:
+            _log.warning("image %d: %s", row.id, error)
+            kept = None
+        if kept == bytes(canonical):
+            return "bytes"
+        if kept is not None:
+            if digest.proof(kept) == row.proof:
+                return None  # another image with the same key: a collision
+            _log.warning("image %d: its kept pixels are damaged; run 'engine check'", row.id)
+    return "digest" if digest.proof(canonical) == row.proof else None
+
+
+def _spend(spent: dict[str, float], stage: str, started: float) -> float:
+    """Add the milliseconds of a stage since ``started``; returns the time now."""
+    now = perf_counter()
+    spent[stage] = round(spent.get(stage, 0.0) + (now - started) * 1e3, 3)
+    return now
 
 
 def _tiers(store: StoreFiles, wanted: Sequence[str] | None) -> tuple[str, ...]:

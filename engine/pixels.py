@@ -233,6 +233,81 @@ def rows_from_array(rows: npt.NDArray[Any], kind: Kind) -> npt.NDArray[np.uint8]
     return out
 
 
+def array_kind(images: npt.NDArray[Any]) -> Kind:
+    """Whether an array of n images is of bits (bool, or nothing but 0 and 1) or 8-bit (other uint8).
+
+    Raises ``UsageError`` for another dtype, or a shape that is not (n, H, W) or (n, H, W, 3).
+    """
+    if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+        raise UsageError(f"images of shape {images.shape}: (n, H, W) or (n, H, W, 3) is needed")
+    if min(images.shape[1:]) < 1:
+        raise UsageError(f"images of shape {images.shape} have no pixels")
+    if images.dtype not in (np.bool_, np.uint8):
+        raise UsageError(f"images of dtype {images.dtype}: bool or uint8 is needed")
+    is_bits = images.dtype == np.bool_ or int(images.max(initial=0)) <= 1
+    return Kind.BITS if is_bits else Kind.U8
+
+
+class PackedBits:
+    """n bit images of one size, eight values to a byte, as they are hashed, stored and compared.
+
+    ``packed`` is (n, ceil(height · width · 3 / 8)) uint8: the values of each image row by row, three
+    channels interleaved, the first value in the highest bit, zeros behind the last one; what
+    ``numpy.packbits(images.reshape(n, -1), axis=1)`` gives. Slices of it are ``PackedBits`` too.
+
+    Raises ``UsageError`` if ``packed`` has another shape or dtype, or ones behind the last value.
+    """
+
+    __slots__ = ("height", "packed", "width")
+
+    def __init__(self, packed: npt.NDArray[np.uint8], height: int, width: int) -> None:
+        values = height * width * 3
+        size = -(-values // 8)
+        if packed.ndim != 2 or packed.shape[1] != size or packed.dtype != np.uint8 or values < 1:
+            raise UsageError(
+                f"packed bits of shape {packed.shape} and dtype {packed.dtype}: for images of "
+                f"{height} × {width} (n, {size}) uint8 is needed"
+            )
+        unused = 8 * size - values
+        if unused and (packed[:, -1] & ((1 << unused) - 1)).any():
+            raise UsageError(f"packed bits: the last {unused} bits of an image must be 0")
+        self.packed = packed
+        self.height = height
+        self.width = width
+
+    @classmethod
+    def pack(cls, images: npt.NDArray[Any]) -> PackedBits:
+        """Pack an array (n, H, W) or (n, H, W, 3) of bool or of 0 and 1; grey becomes RGB."""
+        if array_kind(images) is not Kind.BITS:
+            raise UsageError("images with values above 1 are no bit images: pass images > 0")
+        height, width = images.shape[1:3]
+        return cls(rows_from_array(images, Kind.BITS)[:, HEADER_BYTES:], height, width)
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.packed)
+
+    def __getitem__(self, which: slice) -> PackedBits:
+        """Some of the images."""
+        return PackedBits(self.packed[which], self.height, self.width)
+
+    def only(self) -> Pixels:
+        """The image, of which there must be one."""
+        if len(self.packed) != 1:
+            raise UsageError(f"{len(self.packed)} images, where one is needed")
+        canonical = rows_header(Kind.BITS, self.height, self.width) + self.packed[0].tobytes()
+        return Pixels(Kind.BITS, self.height, self.width, 3, 1, canonical)
+
+    def canonical(self) -> npt.NDArray[np.uint8]:
+        """The canonical form of each: (n, 16 + bytes) uint8, copied."""
+        out = np.empty((len(self.packed), HEADER_BYTES + self.packed.shape[1]), np.uint8)
+        out[:, :HEADER_BYTES] = np.frombuffer(
+            rows_header(Kind.BITS, self.height, self.width), np.uint8
+        )
+        out[:, HEADER_BYTES:] = self.packed
+        return out
+
+
 def from_canonical(canonical: Buffer) -> Pixels:
     """The image that canonical bytes describe; ``ImageError`` if header and length disagree."""
     view = memoryview(canonical)

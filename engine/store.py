@@ -21,6 +21,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -32,13 +33,21 @@ from engine.config import MemoryBudget, StructuralSettings
 from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.records import Buffer, Place
 from engine.storage import extents, keys, manifest, segments
-from engine.storage.chunk import Chunk, NewImage
+from engine.storage.chunk import Chunk, NewImage, NewRows
 from engine.storage.extents import Append, ExtentWriter, Family
 from engine.storage.files import fsync_dir
 from engine.storage.keys import Batch
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import EncoderEntry, Manifest
-from engine.storage.rows import ImageRow, NameRow, RecordRow, Run, u64
+from engine.storage.rows import (
+    ImageRow,
+    NameRow,
+    RecordRow,
+    Run,
+    pack_images,
+    pack_records,
+    u64,
+)
 from engine.storage.state import State
 from engine.storage.vectors import Vectors
 from engine.storage.view import StoreView
@@ -53,6 +62,8 @@ class StoreFiles(StoreView):
         self.read_only = read_only
         self._lock = WriterLock(path)
         self._writers: dict[str, ExtentWriter] = {}
+        self._appends: list[Append] = []  # of the commit that is being made
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
         super().__init__(path, memory)
 
     # --- opening, recovering, closing -------------------------------------------------------------
@@ -80,7 +91,7 @@ class StoreFiles(StoreView):
             entry = encoder(made) if encoder else None
             first = Manifest(uuid.uuid4().hex, settings, entry)
             table = keys.create(made, memory)
-            batch = Batch()
+            batch = table.batch()
             batch.put("meta", b"settings", json.dumps(settings.to_dict()).encode())
             batch.put("meta", b"state", State().pack())
             table.commit(batch)
@@ -174,6 +185,7 @@ class StoreFiles(StoreView):
 
     def close(self) -> None:
         """Give everything back. What was committed is durable already."""
+        self._flusher.shutdown()
         self._close_files()
         self._lock.release()
 
@@ -234,46 +246,61 @@ class StoreFiles(StoreView):
             vectors=dict(self.state.vectors),
             extents={name: [list(pair) for pair in v] for name, v in self.state.extents.items()},
         )
-        batch = Batch()
-        appends: list[Append] = []
+        batch = self.keys.batch()
+        self._appends = []
         first_id = state.next_id
+        images = chunk.images
+        rows = chunk.rows
+        count = len(images) + (len(rows) if rows else 0)
 
-        kept = [image.keep for image in chunk.images if image.keep is not None]
-        places = iter(self._append(extents.PIXELS, kept, appends))
-        prints = b"".join(image.fingerprint for image in chunk.images)
-        self._append_rows(extents.FINGERPRINTS, prints, appends)
+        kept = [image.keep for image in images if image.keep is not None]
+        places = iter([self._writer(extents.PIXELS).put(blob) for blob in kept])
+        first_row = None
+        if rows and rows.keep is not None:
+            first_row = self._writer(extents.PIXELS).put(rows.keep.reshape(-1).data)
+        prints = b"".join(image.fingerprint for image in images)
+        self._put_rows(extents.FINGERPRINTS, prints)
+        if rows:
+            self._put_rows(extents.FINGERPRINTS, rows.fingerprints.tobytes())
         encoder = self.manifest.encoder
         if chunk.vectors is not None and encoder is not None and len(chunk.vectors):
             block = np.ascontiguousarray(chunk.vectors, np.float32)
             ids = np.arange(first_id, first_id + len(block), dtype=np.int64)
             generation = encoder.generation
-            family = extents.vectors(generation, encoder.dim)
-            self._append_rows(family, block.tobytes(), appends)
-            self._append_rows(extents.vector_ids(generation), ids.tobytes(), appends)
-            rows = state.vectors.get(str(generation), 0)
-            state.vectors[str(generation)] = rows + len(block)
-        for writer in self._writers.values():
-            writer.sync()
-        for append in appends:
+            self._put_rows(extents.vectors(generation, encoder.dim), block.tobytes())
+            self._put_rows(extents.vector_ids(generation), ids.tobytes())
+            vector_rows = state.vectors.get(str(generation), 0)
+            state.vectors[str(generation)] = vector_rows + len(block)
+        # Both take their time and neither needs the other's result: only the write needs both.
+        flushed = self._flusher.submit(self._flush_all)
+        try:
+            self._put_images(batch, images, first_id, places)
+            if rows:
+                self._put_new_rows(batch, rows, first_id + len(images), first_row)
+            for key, row in chunk.out_of_runs:
+                batch.put("images", key, replace(row, in_runs=False).pack())
+            state.sources += self._put_sources(batch, chunk)
+        finally:
+            flushed.result()
+        for append in self._appends:
             numbers = state.extents.setdefault(append.family, [])
             if not numbers or numbers[-1][0] != append.extent:
                 numbers.append([append.extent, 0])
             numbers[-1][1] = append.offset + append.length
 
-        self._put_images(batch, chunk.images, first_id, places)
-        state.next_id += len(chunk.images)
-        state.images += len(chunk.images)
-        state.sources += self._put_sources(batch, chunk)
+        state.next_id += count
+        state.images += count
         state.next_array = max([state.next_array, *(row.number + 1 for _, row in chunk.arrays)])
         for name, reject in chunk.rejects:
             batch.put("rejects", name, json.dumps(reject).encode())
-        if appends:
-            parts = [[a.family, a.extent, a.offset, a.length, a.xxh64] for a in appends]
+        if self._appends:
+            parts = [[a.family, a.extent, a.offset, a.length, a.xxh64] for a in self._appends]
             batch.put("commits", u64(state.commit), json.dumps(parts).encode())
         batch.put("meta", b"state", state.pack())
         self.keys.commit(batch)
 
         self.state = state
+        self._forget()
         if self._index is not None:
             self._index.close()
             self._index = None
@@ -284,7 +311,7 @@ class StoreFiles(StoreView):
         firsts: dict[bytes, ImageRow] = {}
         for id_, image in enumerate(images, first_id):
             place = next(places) if image.keep is not None else None
-            row = ImageRow(id_, image.proof, place)
+            row = ImageRow(id_, image.proof, place, canonical=image.keeps_canonical)
             first = firsts.get(image.key) or image.first
             if first is None:
                 firsts[image.key] = row
@@ -311,6 +338,16 @@ class StoreFiles(StoreView):
             batch.put("records", u64(id_), record.pack())
             if image.file_hash:
                 batch.put("files", image.file_hash, u64(id_))
+
+    def _put_new_rows(
+        self, batch: Batch, rows: NewRows, first_id: int, first_row: Place | None
+    ) -> None:
+        if first_row is not None:
+            first_row = replace(first_row, length=first_row.length // len(rows))
+        keys, values = pack_images(first_id, rows.keys, rows.proofs, first_row, rows.in_runs)
+        batch.put_all("images", keys, values)
+        for key, value in pack_records(first_id, rows.shape, rows.keys, rows.qualities):
+            batch.put("records", key, value)
 
     def _put_sources(self, batch: Batch, chunk: Chunk) -> int:
         """Put names, runs and arrays; returns by how much the number of sources grows."""
@@ -361,7 +398,7 @@ class StoreFiles(StoreView):
         if writer.full:
             # The file first, then the manifest that names it, then the rows that use it.
             number = writer.number + 1
-            writer.sync()
+            self._flush(writer)
             extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
             if number not in self.manifest.extents.get(family.name, []):
                 self.manifest = self.manifest.with_extent(family.name, number)
@@ -369,22 +406,22 @@ class StoreFiles(StoreView):
             writer.begin(number)
         return writer
 
-    def _append(
-        self, family: Family, blobs: Sequence[Buffer], appends: list[Append]
-    ) -> list[Place]:
-        if not blobs:
-            return []
-        done, places = self._writer(family).append(blobs)
-        appends.append(done)
-        return places
-
-    def _append_rows(self, family: Family, rows: Buffer, appends: list[Append]) -> None:
+    def _put_rows(self, family: Family, rows: Buffer) -> None:
         view = memoryview(rows)
         while view:
             writer = self._writer(family)
             part = view[: writer.room]
-            appends.append(writer.append([part])[0])
+            writer.put(part)
             view = view[len(part) :]
+
+    def _flush(self, writer: ExtentWriter) -> None:
+        done = writer.flush()
+        if done is not None:
+            self._appends.append(done)
+
+    def _flush_all(self) -> None:
+        for writer in self._writers.values():
+            self._flush(writer)
 
     def adopt_encoder(self, install: Callable[[Path], EncoderEntry]) -> None:
         """Give a store that was made without an encoder its first one."""

@@ -12,7 +12,6 @@ from PIL import Image
 from engine import CheckReport, EngineError, Problem, Store, UsageError, ingest
 from engine.storage import keys
 from engine.storage.extents import HEADER_BYTES
-from engine.storage.keys import Batch
 from engine.storage.rows import u64
 
 
@@ -154,11 +153,22 @@ def test_a_flipped_byte_among_the_keys_is_found_or_changes_nothing(
     assert found >= len(tables)
 
 
-def damage_a_row(store: Path, change: Batch) -> None:
+class Change(list[tuple[str, str, bytes, bytes]]):
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        self.append(("put", table, key, value))
+
+    def delete(self, table: str, key: bytes) -> None:
+        self.append(("delete", table, key, b""))
+
+
+def damage_a_row(store: Path, change: Change) -> None:
     from engine.config import MemoryBudget
 
     table = keys.open_writer(store, MemoryBudget())
-    table.commit(change)
+    batch = table.batch()
+    for what, *row in change:
+        batch.put(*row) if what == "put" else batch.delete(*row[:2])
+    table.commit(batch)
     table.close()
 
 
@@ -181,7 +191,7 @@ def rows(store: Path, table: str, prefix: bytes = b"") -> list[tuple[bytes, byte
 def test_a_row_that_is_missing_is_missed_by_its_twin(
     store: Path, table: str, prefix: bytes, says: str
 ) -> None:
-    change = Batch()
+    change = Change()
     change.delete(table, rows(store, table, prefix)[1][0])
     damage_a_row(store, change)
     problems = check(store).problems
@@ -190,14 +200,14 @@ def test_a_row_that_is_missing_is_missed_by_its_twin(
 
 
 def test_a_run_of_rows_that_is_found_by_id_only_is_found(store: Path) -> None:
-    change = Batch()
+    change = Change()
     change.delete("runs", rows(store, "runs", b"r")[1][0])
     damage_a_row(store, change)
     assert not check(store).ok
 
 
 def test_a_file_that_is_said_to_be_an_image_that_is_not_there_is_found(store: Path) -> None:
-    change = Batch()
+    change = Change()
     change.put("files", rows(store, "files")[0][0], u64(999))
     damage_a_row(store, change)
     assert not check(store).ok
@@ -207,15 +217,15 @@ def test_a_wrong_count_of_sources_is_found(store: Path) -> None:
     import json
 
     state = json.loads(rows(store, "meta", b"state")[0][1])
-    change = Batch()
+    change = Change()
     change.put("meta", b"state", json.dumps(state | {"sources": 1}).encode())
     damage_a_row(store, change)
     assert not check(store).ok
 
 
 def test_vectors_of_unknown_images_are_found(store: Path) -> None:
-    change = Batch()
-    change.delete("records", u64(46))
+    change = Change()
+    change.delete("records", rows(store, "records")[0][0])
     damage_a_row(store, change)
     parts = {problem.part: problem.what for problem in check(store).problems}
     assert "name unknown images" in parts["vectors"]

@@ -70,6 +70,11 @@ def constant_key(canonical: bytes, seed: int) -> bytes:
     return b"\x07" * digest.KEY_BYTES
 
 
+def use_key(monkeypatch: pytest.MonkeyPatch, key: Callable[[bytes, int], bytes]) -> None:
+    monkeypatch.setattr(digest, "key", key)
+    monkeypatch.setattr(digest, "keys", lambda rows, seed: [key(row, seed) for row in rows])
+
+
 def two_keys(canonical: bytes, seed: int) -> bytes:
     return bytes([digest.proof(canonical)[0] & 1]) * digest.KEY_BYTES
 
@@ -85,7 +90,7 @@ def test_images_that_share_a_key_are_never_mixed_up(
     key: Callable[[bytes, int], bytes],
     keep_pixels: str,
 ) -> None:
-    monkeypatch.setattr(digest, "key", key)
+    use_key(monkeypatch, key)
     monkeypatch.setattr(ingest, "CHUNK_ROWS", 8)  # collisions inside a commit and across commits
     monkeypatch.setattr(ingest, "CHUNK_FILES", 5)
     images = {f"picture-{i}": picture(i) for i in range(12)}
@@ -135,7 +140,7 @@ def test_images_that_share_a_key_are_never_mixed_up(
 def test_a_damaged_image_among_others_of_its_key_is_still_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(digest, "key", constant_key)
+    use_key(monkeypatch, constant_key)
     rows = tmp_path / "rows.npy"
     np.save(rows, np.stack([mask(i) for i in range(6)]))
     where = tmp_path / "store"

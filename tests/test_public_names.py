@@ -20,6 +20,7 @@ PUBLIC = [
     "Kind",
     "LookupResult",
     "NearHit",
+    "PackedBits",
     "Problem",
     "SimilarHit",
     "SourceError",

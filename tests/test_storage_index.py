@@ -46,7 +46,8 @@ def write(store: Path, block: np.ndarray) -> Vectors:
             extents.create(store, family, number, UUID)
             part = column[at : at + vectors.EXTENT_ROWS]
             writer = ExtentWriter(store, family, number, 0)
-            writer.append([part.tobytes()])
+            writer.put(part.tobytes())
+            writer.flush()
             writer.close()
             at += len(part)
     return Vectors(store, 1, dim, rows)

@@ -13,7 +13,7 @@ import pytest
 from engine import StoreDamagedError, StoreError
 from engine.config import MemoryBudget
 from engine.storage import keys
-from engine.storage.keys import Batch, Keys
+from engine.storage.keys import Keys
 
 SMALL = MemoryBudget(64 << 20)  # memtables of 8 MiB together
 TABLES = ("images", "records", "meta")
@@ -28,7 +28,7 @@ def writer(tmp_path: Path) -> Iterator[Keys]:
 
 def commit(table: Keys, **rows: bytes | None) -> None:
     """Put, or where the value is None delete, the rows of three tables in one commit."""
-    batch = Batch()
+    batch = table.batch()
     for name in TABLES:
         for key, value in rows.items():
             if value is None:
@@ -53,7 +53,7 @@ def test_rows_are_found_one_by_one_and_many_at_a_time(writer: Keys) -> None:
 
 
 def test_the_last_change_of_a_row_in_a_batch_counts(writer: Keys) -> None:
-    batch = Batch()
+    batch = writer.batch()
     batch.put("images", b"a", b"1")
     batch.put("images", b"a", b"2")
     batch.put("images", b"b", b"1")
@@ -65,7 +65,7 @@ def test_the_last_change_of_a_row_in_a_batch_counts(writer: Keys) -> None:
 
 
 def test_a_scan_gives_the_rows_of_a_prefix_in_order(writer: Keys) -> None:
-    batch = Batch()
+    batch = writer.batch()
     for key in (b"ab\xff", b"b", b"a", b"ab", b"ac", b"", b"ab\x00", b"aa\xff\xff"):
         batch.put("runs", key, key[::-1])
     writer.commit(batch)

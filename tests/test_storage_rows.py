@@ -2,20 +2,27 @@
 
 import string
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.records import Kind, Place
+from engine.records import Kind, Pixels, Place
 from engine.storage.rows import (
     BUCKET_BITS,
     ONE,
+    RECORD_BLOCK,
     ArrayRow,
     ImageRow,
+    ImageRows,
     NameRow,
     RecordRow,
     Run,
     bucket_prefix,
+    pack_images,
+    pack_records,
+    record_in,
     u64,
+    unpack_records,
 )
 
 BUCKET = 1 << BUCKET_BITS
@@ -23,7 +30,10 @@ u32s, u64s = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
 times = st.integers(-(1 << 63), (1 << 63) - 1)
 words = st.text(string.ascii_letters + string.digits + "-.", max_size=20)
 proofs = st.binary(min_size=32, max_size=32)
-places = st.none() | st.builds(Place, st.integers(1, (1 << 32) - 1), u64s, u32s)
+u24s, u40s = st.integers(1, (1 << 24) - 1), st.integers(0, (1 << 40) - 1)
+places = st.none() | st.builds(Place, u24s, u40s, st.integers(1, (1 << 32) - 1))
+ids = st.integers(1, (1 << 48) - 1)
+image_rows = st.builds(ImageRow, ids, proofs, places, st.booleans(), st.booleans(), st.booleans())
 runs = st.builds(
     Run,
     array=st.integers(1, 3),
@@ -38,9 +48,70 @@ def same(row: object) -> None:
     assert type(row).unpack(row.pack()) == row  # type: ignore[attr-defined]
 
 
-@given(st.builds(ImageRow, u64s, proofs, places, st.booleans()))
+@given(image_rows)
 def test_image_rows_are_read_as_written(row: ImageRow) -> None:
     same(row)
+
+
+@given(st.lists(st.none() | image_rows, max_size=20))
+def test_image_rows_are_read_by_the_column_as_one_by_one(rows: list[ImageRow | None]) -> None:
+    columns = ImageRows.unpack([row.pack() if row else None for row in rows])
+    there = [row for row in rows if row]
+    assert columns.found.tolist() == [row is not None for row in rows]
+    assert columns.ids.tolist() == [row.id for row in there]
+    assert [proof.tobytes() for proof in columns.proofs] == [row.proof for row in there]
+    assert columns.shared.tolist() == [row.shared for row in there]
+    assert columns.in_runs.tolist() == [row.in_runs for row in there]
+    assert columns.canonical.tolist() == [row.canonical for row in there]
+    assert columns.kept.tolist() == [row.place is not None for row in there]
+    for i, row in enumerate(there):
+        if row.place:
+            place = Place(int(columns.extents[i]), int(columns.offsets[i]), int(columns.lengths[i]))
+            assert place == row.place
+
+
+@given(
+    st.integers(1, 1 << 47),
+    st.lists(
+        st.tuples(st.binary(min_size=16, max_size=16), proofs, st.booleans()),
+        min_size=1,
+        max_size=20,
+    ),
+    st.none() | st.builds(Place, u24s, st.integers(0, 1 << 39), st.integers(1, 1 << 16)),
+)
+def test_image_rows_are_packed_by_the_column_as_one_by_one(
+    first_id: int, rows: list[tuple[bytes, bytes, bool]], first: Place | None
+) -> None:
+    flags = np.array([in_runs for _, _, in_runs in rows])
+    keys, values = pack_images(first_id, [r[0] for r in rows], [r[1] for r in rows], first, flags)
+    expected = []
+    for i, (key, proof, in_runs) in enumerate(rows):
+        place = None
+        if first is not None:
+            place = Place(first.extent, first.offset + i * first.length, first.length)
+        row = ImageRow(first_id + i, proof, place, in_runs=in_runs, canonical=place is not None)
+        expected.append((key, row.pack()))
+    assert sorted(zip(keys, values, strict=True)) == sorted(expected)
+    assert [key[:8] for key in keys] == sorted(key[:8] for key in keys)
+
+
+@given(st.integers(1, 1 << 47), st.integers(1, 3 * RECORD_BLOCK), st.integers(0, 1 << 20))
+def test_records_of_rows_are_read_as_written(first_id: int, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    keys = [rng.bytes(16) for _ in range(count)]
+    qualities = rng.integers(0, 101, count).astype(np.uint8)
+    shape = Pixels(Kind.U8, 3, 4, 3, 1, b"")
+    packed = pack_records(first_id, shape, keys, qualities)
+    read = [found for key, value in packed for found in unpack_records(key, value)]
+    assert [id_ for id_, _ in read] == list(range(first_id, first_id + count))
+    assert [record.key for _, record in read] == keys
+    assert [record.quality for _, record in read] == qualities.tolist()
+    assert {(r.kind, r.height, r.width, r.channels) for _, r in read} == {(Kind.U8, 3, 4, 3)}
+    key, value = packed[-1]
+    last = first_id + count - 1
+    assert record_in(key, value, last) == read[-1][1]
+    assert record_in(key, value, last + 1) is None
+    assert record_in(key, value, int.from_bytes(key, "big") - 1) is None
 
 
 @given(

@@ -45,7 +45,7 @@ class SyntheticBits:
 
     def blocks(self, start: int, most_rows: int, most_bytes: int) -> Iterator[RowBlock]:
         """Canonical rows from ``start`` on."""
-        step = max(1, min(most_rows, most_bytes // (2 * ROW_BYTES)))
+        step = max(1, min(most_rows, most_bytes // (HEADER_BYTES + ROW_BYTES)))
         for at in range(start, self.count, step):
             rows = generate(self.seed, at, min(step, self.count - at))
             yield RowBlock(at, rows, Kind.BITS)

@@ -25,8 +25,30 @@ class NewImage:
     file_hash: bytes
     fingerprint: bytes
     quality: int
-    keep: Buffer | None  # what to keep of it: canonical bytes of a bit image, else the file
+    keep: Buffer | None  # what to keep of it: its canonical form, or the file it came in
+    keeps_canonical: bool = False
     first: ImageRow | None = None  # the stored image that has the same key, and is another one
+
+
+@dataclass(slots=True)
+class NewRows:
+    """New images that are rows of one array, by the column; their ids follow those of ``images``.
+
+    No two have the same key, and no stored image has one of their keys: what is different from
+    that, which is next to impossible, goes the way of ``NewImage``.
+    """
+
+    shape: Pixels  # what they have in common; its canonical bytes are not used
+    keys: list[bytes]
+    proofs: list[bytes]
+    fingerprints: npt.NDArray[np.uint8]  # (n, 32)
+    qualities: npt.NDArray[np.uint8]  # (n,)
+    in_runs: npt.NDArray[np.bool_]  # (n,): see ImageRow
+    keep: npt.NDArray[np.uint8] | None  # (n, canonical bytes), contiguous
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.keys)
 
 
 @dataclass(slots=True)
@@ -46,6 +68,9 @@ class Chunk:
     """Everything of one commit."""
 
     images: list[NewImage] = field(default_factory=list)
+    rows: NewRows | None = None
+    # Images that get a source outside of runs of several: their rows said that they had none.
+    out_of_runs: list[tuple[bytes, ImageRow]] = field(default_factory=list)
     vectors: npt.NDArray[np.float32] | None = None  # (images, dim), or none for all of them
     names: list[NewName] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
@@ -55,4 +80,6 @@ class Chunk:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to commit."""
-        return not (self.images or self.names or self.runs or self.arrays or self.rejects)
+        return not (
+            self.images or self.rows or self.names or self.runs or self.arrays or self.rejects
+        )

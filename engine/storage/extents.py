@@ -8,9 +8,9 @@ because a full disk is an error from ``pwrite`` and a SIGBUS from a map.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from engine.records import Buffer, Place
 from engine.storage.files import fsync_dir, write_all
 
 HEADER_BYTES = 4096
+_DROP_BYTES = 1 << 20  # an append of fewer is left in the page cache: somebody may want it at once
 _HEADER = struct.Struct(">8s16sIII32s")  # magic, store uuid, version, number, row bytes, family
 _MAGIC = b"ENGEXT01"
 
@@ -46,6 +47,11 @@ class Family:
     def capacity(self) -> int:
         """Data bytes after which a new extent is begun: exact for rows, a soft limit for logs."""
         return EXTENT_ROWS * self.row_bytes if self.row_bytes else EXTENT_BYTES
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it is written by the gigabyte and read again piece by piece, if at all."""
+        return not self.row_bytes
 
     def path(self, store: Path, number: int) -> Path:
         """Where extent ``number`` lies."""
@@ -128,19 +134,65 @@ class ExtentReader:
     def read(self, place: Place) -> bytes:
         """The bytes at ``place``; ``StoreDamagedError`` if the file is gone or too short."""
         fd = self._fds.get(place.extent)
-        path = self.family.path(self._store, place.extent)
+        if fd is None:
+            fd = self._open(place.extent)
         try:
-            if fd is None:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                self._fds[place.extent] = fd
             data = os.pread(fd, place.length, HEADER_BYTES + place.offset)
         except OSError as error:
+            path = self.family.path(self._store, place.extent)
             raise StoreDamagedError(
                 f"{path} cannot be read: {error.strerror}; run 'engine check'"
             ) from None
         if len(data) != place.length:
+            path = self.family.path(self._store, place.extent)
             raise StoreDamagedError(f"{path} is cut short; run 'engine check'")
         return data
+
+    def read_many(
+        self, extents: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], length: int
+    ) -> npt.NDArray[np.uint8]:
+        """n blobs of one ``length``: (n, length) uint8. ``StoreDamagedError`` as ``read``.
+
+        What is in memory is taken at once; the rest is asked for all together, so that the disk has
+        a queue to work on, and then waited for.
+        """
+        out = np.empty((len(extents), length), np.uint8)
+        buffers: list[Any] = list(out)
+        cold: list[tuple[int, int, int]] = []
+        now = getattr(os, "RWF_NOWAIT", 0)  # Linux
+        for i, (extent, offset) in enumerate(zip(extents.tolist(), offsets.tolist(), strict=True)):
+            fd = self._fds.get(extent)
+            if fd is None:
+                fd = self._open(extent)
+            try:
+                if os.preadv(fd, (buffers[i],), HEADER_BYTES + offset, now) == length:
+                    continue
+            except OSError as error:
+                if error.errno == errno.EOPNOTSUPP:
+                    now = 0
+            cold.append((extent, offset, i))
+        cold.sort()
+        if hasattr(os, "posix_fadvise"):
+            for extent, offset, _ in cold:
+                at = HEADER_BYTES + offset
+                os.posix_fadvise(self._fds[extent], at, length, os.POSIX_FADV_WILLNEED)
+        for extent, offset, i in cold:
+            out[i] = np.frombuffer(self.read(Place(extent, offset, length)), np.uint8)
+        return out
+
+    def _open(self, extent: int) -> int:
+        path = self.family.path(self._store, extent)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreDamagedError(
+                f"{path} cannot be read: {error.strerror}; run 'engine check'"
+            ) from None
+        if hasattr(os, "posix_fadvise"):
+            # Neighbours of a blob that is asked for are not what is asked for next.
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self._fds[extent] = fd
+        return fd
 
     def rows(self, number: int, rows: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """The first ``rows`` rows of extent ``number``, mapped: (rows, row_bytes / itemsize)."""
@@ -167,7 +219,11 @@ class ExtentReader:
 
 
 class ExtentWriter:
-    """Appends to the newest extent of one family; the caller names new extents in the manifest."""
+    """Appends to the newest extent of one family; the caller names new extents in the manifest.
+
+    ``put`` only says where data will lie, so that the rows that name the place can be made while
+    ``flush`` writes and syncs it.
+    """
 
     def __init__(self, store: Path, family: Family, last: int, committed: int) -> None:
         """``last`` is the newest extent's number (0: none yet), ``committed`` its data bytes."""
@@ -175,6 +231,7 @@ class ExtentWriter:
         self.family = family
         self.number = last
         self.end = committed
+        self._waiting: list[Buffer] = []
         self._fd: int | None = None
 
     @property
@@ -189,34 +246,40 @@ class ExtentWriter:
 
     def begin(self, number: int) -> None:
         """Go on in a new extent, which exists and is named by the manifest."""
+        assert not self._waiting  # flushed before
         self.close()
         self.number, self.end = number, 0
 
-    def append(self, blobs: Iterable[Buffer]) -> tuple[Append, list[Place]]:
-        """Write blobs one after another; returns what was appended and where each blob lies."""
-        start, places, parts = self.end, [], []
-        at = start
-        for blob in blobs:
-            places.append(Place(self.number, at, len(blob)))
-            parts.append(blob)
-            at += len(blob)
-        data = b"".join(parts) if len(parts) != 1 else parts[0]
+    def put(self, data: Buffer) -> Place:
+        """Append contiguous ``data``, which must not change until it is flushed; where it will lie."""
+        place = Place(self.number, self.end, memoryview(data).nbytes)
+        self._waiting.append(data)
+        self.end += place.length
+        return place
+
+    def flush(self) -> Append | None:
+        """Write what was put and make it durable (contents and length); what was written, if any."""
+        if not self._waiting:
+            return None
+        data = b"".join(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+        view = memoryview(data).cast("B")
+        self._waiting.clear()
+        start = self.end - len(view)
         if self._fd is None:
             path = self.family.path(self._store, self.number)
             self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        write_all(self._fd, data, HEADER_BYTES + start)
-        self.end = at
-        done = Append(self.family.name, self.number, start, at - start, digest.checksum(data))
-        return done, places
-
-    def sync(self) -> None:
-        """Make what was appended durable (contents and length)."""
-        if self._fd is not None:
-            # macOS has no fdatasync.
-            getattr(os, "fdatasync", os.fsync)(self._fd)
+        write_all(self._fd, view, HEADER_BYTES + start)
+        # macOS has no fdatasync.
+        getattr(os, "fdatasync", os.fsync)(self._fd)
+        if self.family.streamed and len(view) >= _DROP_BYTES and hasattr(os, "posix_fadvise"):
+            # Millions of images that stream through would push everything else out of the page
+            # cache; and on virtual machines a page that was never used costs ten times a used one.
+            os.posix_fadvise(self._fd, HEADER_BYTES + start, len(view), os.POSIX_FADV_DONTNEED)
+        return Append(self.family.name, self.number, start, len(view), digest.checksum(view))
 
     def close(self) -> None:
-        """Give the file descriptor back."""
+        """Give the file descriptor back; what was put and not flushed is forgotten."""
+        self._waiting.clear()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

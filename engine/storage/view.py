@@ -15,9 +15,25 @@ from engine.storage.extents import ExtentReader, Family
 from engine.storage.index import VectorIndex
 from engine.storage.keys import Keys
 from engine.storage.manifest import SegmentEntry
-from engine.storage.rows import ONE, ArrayRow, ImageRow, NameRow, RecordRow, Run, bucket_prefix, u64
+from engine.storage.rows import (
+    BUCKET_BITS,
+    ONE,
+    ArrayRow,
+    ImageRow,
+    ImageRows,
+    NameRow,
+    RecordRow,
+    Run,
+    bucket_prefix,
+    record_in,
+    u64,
+)
 from engine.storage.state import State
 from engine.storage.vectors import Vectors
+
+_BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
+_MANY_LOOKUPS = 1000  # after which one more block of keys at a time is the slow way
+_BUCKET_RUNS = 16  # of a bucket that is remembered, at most
 
 
 class StoreView:
@@ -46,6 +62,15 @@ class StoreView:
         self.state = State.unpack(state)
         self._pixels = ExtentReader(self.path, extents.PIXELS)
         self._index: VectorIndex | None = None
+        self._lookups = 0
+        self._read_ahead = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was remembered of the keys: they have changed."""
+        # Bounded: a bucket's few runs answer for 4,096 images where their rows are one array's.
+        self._buckets: dict[int, list[Run]] = {}
+        self._array_names: dict[int, bytes] = {}
 
     @property
     def keys(self) -> Keys:
@@ -67,25 +92,45 @@ class StoreView:
             if self._index:
                 self._index.close()
 
+    def image_of(self, key: bytes) -> list[ImageRow]:
+        """The rows of all images that have a key (nearly always none or one)."""
+        return self._images_of(key, self.keys.get("images", key))
+
     def images_of(self, wanted: list[bytes]) -> list[list[ImageRow]]:
-        """For each key, the rows of all images that have it (nearly always none or one)."""
-        found: list[list[ImageRow]] = []
-        for key, value in zip(wanted, self.keys.get_many("images", wanted), strict=True):
-            if value is None:
-                found.append([])
-                continue
-            first = ImageRow.unpack(value)
-            rows = [first]
-            if first.shared:
-                more = self.keys.scan("images", key)
-                rows += [ImageRow.unpack(row) for name, row in more if len(name) > len(key)]
-            found.append(rows)
-        return found
+        """``image_of`` for each of many keys, in one call to the keys."""
+        values = self.keys.get_many("images", wanted)
+        return [self._images_of(key, value) for key, value in zip(wanted, values, strict=True)]
+
+    def _images_of(self, key: bytes, value: bytes | None) -> list[ImageRow]:
+        if value is None:
+            return []
+        rows = [ImageRow.unpack(value)]
+        if rows[0].shared:
+            more = self.keys.scan("images", key)
+            rows += [ImageRow.unpack(row) for name, row in more if len(name) > len(key)]
+        return rows
+
+    def image_columns(self, wanted: list[bytes], *, spread: bool = False) -> ImageRows:
+        """The first image of each of many keys, by the column; ``spread``: with all cores."""
+        get = self.keys.get_spread if spread else self.keys.get_many
+        return ImageRows.unpack(get("images", wanted))
+
+    def count_lookups(self, count: int) -> None:
+        """Take notice that this process asks for many images, and have the keys read ahead."""
+        self._lookups += count
+        if self._lookups >= _MANY_LOOKUPS and not self._read_ahead:
+            self._read_ahead = True
+            self.keys.read_ahead(self.memory.read_ahead)
+
+    @property
+    def kept_pixels(self) -> ExtentReader:
+        """The extents of kept pixels."""
+        return self._pixels
 
     def record(self, id_: int) -> RecordRow | None:
         """What is known of image ``id_``, or None if there is none."""
-        value = self.keys.get("records", u64(id_)) if 0 < id_ < 1 << 63 else None
-        return RecordRow.unpack(value) if value is not None else None
+        row = self.keys.at_or_before("records", u64(id_)) if 0 < id_ < 1 << 63 else None
+        return record_in(*row, id_) if row is not None else None
 
     def get(self, id_: int) -> ImageRecord:
         """The record of image ``id_``; ``UsageError`` if the store has no such image."""
@@ -101,33 +146,60 @@ class StoreView:
         """The bytes kept at ``place``."""
         return self._pixels.read(place)
 
-    def sources_of(self, id_: int, most: int = SOURCES_SHOWN) -> tuple[list[bytes], int]:
-        """The first ``most`` places where image ``id_`` was seen, and how many there are."""
+    def sources_of(
+        self, id_: int, most: int = SOURCES_SHOWN, *, in_runs: bool = False
+    ) -> tuple[list[bytes], int]:
+        """The first ``most`` places where image ``id_`` was seen, and how many there are.
+
+        ``in_runs``: what the image's row says; two scans less.
+        """
         names: list[bytes] = []
         count = 0
-        for key, _ in self.keys.scan("sources", u64(id_)):
-            count += 1
-            if len(names) < most:
-                names.append(key[8:])
-        for run in self._runs_of(id_):
+        if not in_runs:
+            for key, _ in self.keys.scan("sources", u64(id_)):
+                count += 1
+                if len(names) < most:
+                    names.append(key[8:])
+        for run in self._runs_of(id_, in_runs=in_runs):
             rows = run.rows_of(id_)
             count += len(rows)
             if rows and len(names) < most:
-                base = self.keys.get("arrays", b"#" + run.array.to_bytes(4, "big"))
-                if base is None:
-                    raise StoreDamagedError(f"array {run.array} has no name; run 'engine check'")
+                base = self._array_name(run.array)
                 names += [b"%s#%d" % (base, row) for row in rows[: most - len(names)]]
         return names, count
 
-    def _runs_of(self, id_: int) -> Iterator[Run]:
-        """The runs that image ``id_`` is in, and those that end before it in the same bucket."""
-        for key, value in self.keys.scan("runs", ONE + u64(id_)):
-            yield Run.from_id(key, value)
+    def _runs_of(self, id_: int, *, in_runs: bool) -> Iterator[Run]:
+        """The runs that image ``id_`` is in, and others of the same bucket."""
+        if not in_runs:
+            for key, value in self.keys.scan("runs", ONE + u64(id_)):
+                yield Run.from_id(key, value)
+        bucket = id_ >> BUCKET_BITS
+        runs = self._buckets.get(bucket)
+        if runs is not None:
+            yield from runs
+            return
+        runs = []
         for key, value in self.keys.scan("runs", bucket_prefix(id_)):
             run = Run.from_id(key, value)
-            if run.id > id_:
+            if run.id > id_ and len(runs) > _BUCKET_RUNS:
                 return
+            runs.append(run)
             yield run
+        if len(runs) <= _BUCKET_RUNS:
+            if len(self._buckets) >= _BUCKETS:
+                self._buckets.clear()
+            self._buckets[bucket] = runs
+
+    def _array_name(self, number: int) -> bytes:
+        name = self._array_names.get(number)
+        if name is None:
+            name = self.keys.get("arrays", b"#" + number.to_bytes(4, "big"))
+            if name is None:
+                raise StoreDamagedError(f"array {number} has no name; run 'engine check'")
+            if len(self._array_names) >= _BUCKETS:
+                self._array_names.clear()
+            self._array_names[number] = name
+        return name
 
     def names(self, wanted: list[bytes]) -> list[NameRow | None]:
         """What each file name stood for when it was last read."""
