@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +19,7 @@ from engine.config import DEFAULT_ENCODER, DEFAULT_K, FORMAT_VERSION, parse_memo
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.encoders.registry import EncoderFiles
-from engine.errors import EncoderError, ImageError, StoreError, UsageError
+from engine.errors import EncoderError, EngineError, ImageError, StoreError, UsageError
 from engine.ingest import Ingest
 from engine.lookup import Lookup, identical_ids
 from engine.pixels import PackedBits
@@ -30,11 +31,14 @@ from engine.records import (
     LookupResult,
     StoreInfo,
 )
+from engine.records import Problem as CheckProblem
+from engine.repair import Repair
 from engine.sources.base import Item, Problem
 from engine.sources.locate import Query, Sources, open_images
 from engine.sources.memory import Images, MemoryArray
 from engine.storage.files import fsync_dir, replace_file, tree_bytes
 from engine.storage.manifest import EncoderEntry
+from engine.storage.salvage import salvage
 from engine.store import REJECTS, StoreFiles
 
 NO_ENCODER = "none"
@@ -311,8 +315,37 @@ class Store:
         )
 
     def check(self, *, fix: bool = False) -> CheckReport:
-        """Read everything that is committed and compare; ``fix`` builds anew what is derived."""
-        return Check(self._files).run(fix=fix)
+        """Read everything that is committed and compare.
+
+        ``fix`` makes anew what is derived, from kept pixels or from sources that are still there, and
+        sets aside what is lost; the report names it.
+        """
+        if fix and self._files.read_only:
+            raise UsageError(f"{self.path} was opened read-only")
+        check = Check(self._files)
+        report = check.run()
+        if not fix or not report.problems:
+            return report
+        aside: list[CheckProblem] = []
+        try:
+            aside = Repair(self._files, self._own_encoder).run(check.damage)
+        except (OSError, EngineError) as error:
+            aside.append(CheckProblem("repair", f"it could not be finished: {error}"))
+        left = Check(self._files).run().problems
+        was = [replace(problem, fixed=problem not in left) for problem in report.problems]
+        new = [problem for problem in left if problem not in report.problems]
+        return replace(report, problems=(*was, *aside, *new))
+
+    @classmethod
+    def salvage(
+        cls, path: str | os.PathLike[str], *, memory: str | int | None = None
+    ) -> list[CheckProblem]:
+        """Mend what keeps a store from being opened: a lost manifest, a damaged write-ahead log.
+
+        Returns what it was, or nothing where the store can be opened as it is. Raises
+        ``StoreDamagedError`` where only a copy helps.
+        """
+        return salvage(Path(path), parse_memory(memory))
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -1,10 +1,14 @@
 """Proves a store whole: reads everything that is committed and compares what says the same twice.
 
 1. extents     header; length at least what is committed; the xxh64 of every append
-2. images      each record has its key and each key its record; their number is the committed one
+2. images      each record has its key and each key its record; kept pixels lie in committed bytes,
+               and where an append is damaged, which images' are; their number is the committed one
 3. sources     each name has an image that names it back; their number is the committed one
 4. vectors     as many ids as vectors, ascending, each of a known image; their encoder
-5. segments    checksum; these alone are derived, so ``fix`` builds them again
+5. segments    checksum
+6. leftovers   bytes that an interrupted writer left behind: no damage, and gone with the next write
+
+What it finds it also keeps as ``Damage``, for ``engine.repair``.
 """
 
 from __future__ import annotations
@@ -13,23 +17,46 @@ import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import digest
-from engine.errors import StoreDamagedError, UsageError
+from engine.errors import StoreDamagedError
 from engine.records import CheckReport, Place, Problem
 from engine.storage import extents, manifest, segments
-from engine.storage.extents import ExtentReader
-from engine.storage.rows import ONE, ImageRow, NameRow, Run, u64, unpack_records
+from engine.storage.extents import ExtentReader, Family
+from engine.storage.manifest import SegmentEntry
+from engine.storage.rows import ONE, ImageRows, NameRow, Run, record_keys, u64
 from engine.store import StoreFiles
 
 T = TypeVar("T")
 _BATCH = 1000
 _READ = 8 << 20
 _MOST_PROBLEMS = 1000  # listed; a store with more is to be restored, not read about
+_MOST_NAMED = 20  # images named in one problem
+
+
+@dataclass(slots=True)
+class DamagedAppend:
+    """One append whose bytes are not what was committed."""
+
+    commit: bytes  # its row in ``commits``, and which of the appends there
+    at: int
+    family: Family
+    place: Place
+
+
+@dataclass(slots=True)
+class Damage:
+    """What ``Check`` found broken, in the terms of what can be mended."""
+
+    appends: list[DamagedAppend] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)  # whose kept pixels are damaged
+    segments: list[SegmentEntry] = field(default_factory=list)
+    encoder: bool = False
 
 
 def unreadable(error: StoreDamagedError) -> CheckReport:
@@ -42,58 +69,72 @@ class Check:
 
     def __init__(self, store: StoreFiles) -> None:
         self._store = store
+        self.damage = Damage()
         self._problems: list[Problem] = []
         self._bytes = 0
         self._images = 0
         self._sources = 0
         self._there = np.zeros(store.state.next_id // 8 + 1, np.uint8)  # a bit an image
 
-    def run(self, *, fix: bool = False) -> CheckReport:
-        """Look at everything; with ``fix``, build anew what is derived."""
+    def run(self) -> CheckReport:
+        """Look at everything."""
         started = time.perf_counter()
-        if fix and self._store.read_only:
-            raise UsageError(f"{self._store.path} was opened read-only")
-        steps = (self._extents, self._records, self._files, self._names, self._runs, self._vectors)
+        steps = (
+            self._extents,
+            self._records,
+            self._files,
+            self._names,
+            self._runs,
+            self._vectors,
+            self._segments,
+        )
         for step in steps:
             try:
                 step()
             except StoreDamagedError as error:  # a table or file that cannot be read at all
                 self._say("keys", str(error))
-        self._segments(fix=fix)
         return CheckReport(
             images=self._images,
             vectors=self._store.vector_rows,
             bytes_read=self._bytes,
             seconds=round(time.perf_counter() - started, 3),
             problems=tuple(self._problems),
+            leftover_bytes=self._store.leftover_bytes(),
         )
 
-    def _say(self, part: str, what: str, *, fixed: bool = False) -> None:
+    def _say(self, part: str, what: str) -> None:
         if len(self._problems) < _MOST_PROBLEMS:
-            self._problems.append(Problem(part, what, fixed))
+            self._problems.append(Problem(part, what))
+
+    # --- extents ----------------------------------------------------------------------------------
 
     def _extents(self) -> None:
         store = self._store
-        committed = store.state.extents
         for family in store.families():
             for number in store.manifest.extents[family.name]:
                 problem = store.header_problem(family, number)
                 if problem:
-                    self._say(family.path(store.path, number).name, problem)
-        for name in committed:
-            if name not in store.manifest.extents:
-                self._say("MANIFEST.json", f"it does not name the committed extents {name}")
+                    self._say(store.part(family, number), problem)
+        for name, pairs in store.state.extents.items():
+            named = store.manifest.extents.get(name, [])
+            for number, _ in pairs:
+                if number not in named:
+                    self._say(
+                        "MANIFEST.json", f"it does not name {name} {number}, which is committed"
+                    )
         readers = {family.name: ExtentReader(store.path, family) for family in store.families()}
         for key, value in store.keys.scan("commits"):
-            for name, number, offset, length, xxh64 in json.loads(value):
+            for at, (name, number, offset, length, xxh64) in enumerate(json.loads(value)):
                 if name in readers:
-                    self._append(readers[name], Place(number, offset, length), xxh64, key)
+                    place = Place(number, offset, length)
+                    if not self._append(readers[name], place, xxh64, key):
+                        family = readers[name].family
+                        self.damage.appends.append(DamagedAppend(key, at, family, place))
         for reader in readers.values():
             reader.close()
 
-    def _append(self, reader: ExtentReader, place: Place, xxh64: int, commit: bytes) -> None:
-        path = reader.family.path(self._store.path, place.extent)
-        where = str(path.relative_to(self._store.path))
+    def _append(self, reader: ExtentReader, place: Place, xxh64: int, commit: bytes) -> bool:
+        where = self._store.part(reader.family, place.extent)
         at = f"bytes {place.offset:,} to {place.offset + place.length:,}"
         commit_number = int.from_bytes(commit, "big")
         try:
@@ -105,26 +146,37 @@ class Check:
                 check.update(data)
         except StoreDamagedError as error:
             self._say(where, f"{at} of commit {commit_number} are lost: {error}")
-            return
+            return False
         if check.value != xxh64:
             self._say(where, f"{at} of commit {commit_number} are damaged (wrong checksum)")
+        return check.value == xxh64
+
+    # --- images -----------------------------------------------------------------------------------
 
     def _records(self) -> None:
         store = self._store
+        pairs = store.state.extents.get(extents.PIXELS.name, [])
+        committed = {number: size for number, size in pairs}
+        damaged = [one.place for one in self.damage.appends if one.family == extents.PIXELS]
         records = (
-            found
-            for key, value in store.keys.scan("records")
-            for found in unpack_records(key, value)
+            found for key, value in store.keys.scan("records") for found in record_keys(key, value)
         )
-        for rows in _batches(records):
-            found = store.images_of([record.key for _, record in rows])
-            for (id_, _), candidates in zip(rows, found, strict=True):
-                if all(row.id != id_ for row in candidates):
-                    self._say("keys", f"image {id_} has a record and no key")
-            self._mark([id_ for id_, _ in rows])
-            self._images += len(rows)
-        for batch in _batches(store.keys.scan("images")):
-            ids = np.array([ImageRow.unpack(value).id for _, value in batch], np.int64)
+        for batch in _batches(records):
+            ids = np.array([id_ for id_, _ in batch], np.int64)
+            found = store.image_columns([key for _, key in batch])
+            own = np.zeros(len(batch), np.bool_)
+            own[found.found] = found.ids == ids[found.found]
+            self._kept(found, committed, damaged)
+            for i in np.flatnonzero(~own):  # none, or a key that several images share
+                row = next((r for r in store.image_of(batch[i][1]) if r.id == ids[i]), None)
+                if row is None:
+                    self._say("keys", f"image {ids[i]} has a record and no key")
+                else:
+                    self._kept(ImageRows.unpack([row.pack()]), committed, damaged)
+            self._mark(ids)
+            self._images += len(batch)
+        for rows in _batches(store.keys.scan("images")):
+            ids = ImageRows.unpack([value for _, value in rows]).ids
             for id_ in ids[~self._are_there(ids)]:
                 self._say("keys", f"image {id_} has a key and no record")
         if self._images != store.state.images:
@@ -135,6 +187,24 @@ class Check:
         rows_kept = sum(size for _, size in prints) // extents.FINGERPRINTS.row_bytes
         if rows_kept != store.state.next_id - 1:
             self._say("fingerprints", f"{store.state.next_id - 1} are due, {rows_kept} are there")
+        if self.damage.images:
+            named = ", ".join(map(str, self.damage.images[:_MOST_NAMED]))
+            more = len(self.damage.images) - _MOST_NAMED
+            also = f" and {more} more" if more > 0 else ""
+            self._say("pixels", f"the kept pixels of images {named}{also} are damaged or lost")
+
+    def _kept(self, rows: ImageRows, committed: dict[int, int], damaged: list[Place]) -> None:
+        """Whether the kept pixels of these images are where they can be, and whole."""
+        ends = rows.offsets + rows.lengths
+        limits = np.array([committed.get(int(extent), 0) for extent in rows.extents], np.int64)
+        for id_ in rows.ids[rows.kept & (ends > limits)]:
+            self._say("keys", f"the pixels of image {id_} lie behind what is committed")
+        for place in damaged:
+            inside = rows.kept & (rows.extents == place.extent)
+            inside &= (rows.offsets >= place.offset) & (ends <= place.offset + place.length)
+            for id_ in rows.ids[inside].tolist():
+                if self._store.kept_whole(id_) is None:
+                    self.damage.images.append(id_)
 
     def _files(self) -> None:
         for batch in _batches(self._store.keys.scan("files")):
@@ -144,6 +214,8 @@ class Check:
         for table in ("arrays", "rejects"):  # nothing to compare with; reading is what may fail
             for _ in self._store.keys.scan(table):
                 pass
+
+    # --- sources ----------------------------------------------------------------------------------
 
     def _names(self) -> None:
         store = self._store
@@ -185,6 +257,8 @@ class Check:
                 "keys", f"{store.state.sources} sources are committed, {self._sources} are there"
             )
 
+    # --- vectors ----------------------------------------------------------------------------------
+
     def _vectors(self) -> None:
         store = self._store
         encoder = store.manifest.encoder
@@ -195,6 +269,7 @@ class Check:
         except OSError as error:
             model = str(error.strerror)
         if model != encoder.fingerprint:
+            self.damage.encoder = True
             self._say(
                 encoder.file,
                 "it is gone or not the encoder that made the vectors: restore it from a copy",
@@ -218,7 +293,7 @@ class Check:
             if not ordered or not self._are_there(ids).all():
                 self._say("vectors", f"rows {start} to {start + len(ids)} name unknown images")
 
-    def _segments(self, *, fix: bool) -> None:
+    def _segments(self) -> None:
         store = self._store
         bad = [
             (entry, problem)
@@ -226,23 +301,18 @@ class Check:
             if (problem := segments.checksum(store.path, entry))
         ]
         self._bytes += sum(entry.bytes for entry in store.manifest.segments)
-        if bad and not fix:  # a writer may have merged them while we read
+        if bad:  # a writer may have merged them while we read
             live = manifest.load(store.path).segments
             bad = [(entry, problem) for entry, problem in bad if entry in live]
-        fixed = False
-        if bad and fix:
-            try:
-                store.become_writer()
-                store.build_segment(min(entry.first_row for entry, _ in bad))
-                fixed = True
-            except (OSError, StoreDamagedError) as error:
-                self._say(segments.FOLDER, f"it cannot be built anew: {error}")
         for entry, problem in bad:
-            self._say(f"{segments.FOLDER}/{entry.number:08d}", problem, fixed=fixed)
+            self.damage.segments.append(entry)
+            self._say(f"{segments.FOLDER}/{entry.number:08d}", problem)
 
-    def _mark(self, ids: list[int]) -> None:
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _mark(self, ids: npt.NDArray[np.int64]) -> None:
         """Remember that these images have records."""
-        known = np.array([id_ for id_ in ids if 0 < id_ < self._store.state.next_id], np.int64)
+        known = ids[(ids > 0) & (ids < self._store.state.next_id)]
         np.bitwise_or.at(self._there, known >> 3, (1 << (known & 7)).astype(np.uint8))
 
     def _are_there(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -177,6 +177,7 @@ class CheckReport:
     bytes_read: int
     seconds: float
     problems: tuple[Problem, ...]
+    leftover_bytes: int = 0  # of an interrupted writer: no damage, and gone with the next write
 
     @property
     def ok(self) -> bool:

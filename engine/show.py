@@ -103,6 +103,11 @@ def check_text(report: CheckReport, most: int = 50) -> str:
         f"{report.images:,} images, {report.vectors:,} vectors, {size(report.bytes_read)} "
         f"read in {report.seconds:.1f} s"
     )
+    if report.leftover_bytes:
+        looked += (
+            f"; {size(report.leftover_bytes)} that an interrupted writer left behind "
+            f"go with the next write"
+        )
     if not report.problems:
         return f"the store is whole: {looked}"
     lines = [f"{_count(len(report.problems), 'problem')}: {looked}"]
@@ -112,7 +117,8 @@ def check_text(report: CheckReport, most: int = 50) -> str:
         lines.append(f"  … and {len(report.problems) - most} more (--json lists them)")
     if not report.ok:
         lines.append(
-            "what is not mended is lost here: restore the store from a copy, or ingest into a new one"
+            "'engine check --fix' mends what can be; the rest is lost here: restore the store from a "
+            "copy, or ingest into a new one"
         )
     return "\n".join(lines)
 

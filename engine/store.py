@@ -62,6 +62,7 @@ class StoreFiles(StoreView):
         self.read_only = read_only
         self._lock = WriterLock(path)
         self._writers: dict[str, ExtentWriter] = {}
+        self._manifest_kept: Manifest | None = None  # of which the keys have a copy, for repairs
         self._appends: list[Append] = []  # of the commit that is being made
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
         super().__init__(path, memory)
@@ -121,10 +122,16 @@ class StoreFiles(StoreView):
             self._close_files()
             self._open_reader()
 
-    def become_writer(self) -> None:
-        """Take the writer's lock, recover what a crash left, and open the keys for writing."""
+    def become_writer(self, *, salvage: bool = False) -> None:
+        """Take the writer's lock, recover what a crash left, and open the keys for writing.
+
+        ``salvage``: extents that are gone or cut short get their length back, as zeros, where
+        ``StoreDamagedError`` would be raised otherwise; for repairs, which know what is in them.
+        """
         self._require_healthy()
         if self._lock.held:
+            if salvage:
+                self._committed_extents(salvage=True)
             return
         if self.read_only:
             raise UsageError(f"{self.path} was opened read-only")
@@ -134,14 +141,14 @@ class StoreFiles(StoreView):
             self.manifest = manifest.load(self.path, writing=True)
             self._keys = keys.open_writer(self.path, self.memory)
             self._load()
-            self._recover()
+            self._recover(salvage=salvage)
         except BaseException:
             self.close()
             raise
 
-    def _recover(self) -> None:
+    def _recover(self, *, salvage: bool) -> None:
         """Cut rows past the committed lengths; forget files that the manifest does not name."""
-        committed = self._committed_extents()  # before anything is cut or deleted
+        committed = self._committed_extents(salvage=salvage)  # before anything is cut or deleted
         live = {self.path / manifest.NAME}
         for name, numbers in self.manifest.extents.items():
             family = self._family(name)
@@ -160,7 +167,7 @@ class StoreFiles(StoreView):
         for path in self.path.glob(".*.new"):
             path.unlink(missing_ok=True)
 
-    def _committed_extents(self) -> dict[tuple[str, int], int]:
+    def _committed_extents(self, *, salvage: bool) -> dict[tuple[str, int], int]:
         """The committed data bytes of each extent, all of which are named and there.
 
         The keys are what counts. Where the manifest or a file has less, the store was damaged or
@@ -178,9 +185,16 @@ class StoreFiles(StoreView):
                     what = f"{path} is gone or cut short"
                 else:
                     continue
-                raise StoreDamagedError(
-                    f"{self.path} cannot be written: {what}; 'engine check' says what is lost"
-                )
+                if not salvage:
+                    raise StoreDamagedError(
+                        f"{self.path} cannot be written: {what}; 'engine check' says what is lost, "
+                        f"'engine check --fix' mends what can be"
+                    )
+                if number not in self.manifest.extents.get(name, []):
+                    self.manifest = self.manifest.with_extent(name, number)
+                    self.manifest.save(self.path)
+                uuid_ = bytes.fromhex(self.manifest.uuid)
+                extents.restore_length(self.path, self._family(name), number, uuid_, size)
         return committed
 
     def close(self) -> None:
@@ -251,6 +265,7 @@ class StoreFiles(StoreView):
         first_id = state.next_id
         images = chunk.images
         rows = chunk.rows
+        rekept = chunk.rekept
         count = len(images) + (len(rows) if rows else 0)
 
         kept = [image.keep for image in images if image.keep is not None]
@@ -258,6 +273,10 @@ class StoreFiles(StoreView):
         first_row = None
         if rows and rows.keep is not None:
             first_row = self._writer(extents.PIXELS).put(rows.keep.reshape(-1).data)
+        replaced = [
+            self._writer(extents.PIXELS).put(one.keep) if one.keep is not None else None
+            for one in rekept
+        ]
         prints = b"".join(image.fingerprint for image in images)
         self._put_rows(extents.FINGERPRINTS, prints)
         if rows:
@@ -277,6 +296,8 @@ class StoreFiles(StoreView):
             self._put_images(batch, images, first_id, places)
             if rows:
                 self._put_new_rows(batch, rows, first_id + len(images), first_row)
+            for one, place in zip(rekept, replaced, strict=True):
+                batch.put("images", one.key, replace(one.row, place=place).pack())
             for key, row in chunk.out_of_runs:
                 batch.put("images", key, replace(row, in_runs=False).pack())
             state.sources += self._put_sources(batch, chunk)
@@ -297,7 +318,10 @@ class StoreFiles(StoreView):
             parts = [[a.family, a.extent, a.offset, a.length, a.xxh64] for a in self._appends]
             batch.put("commits", u64(state.commit), json.dumps(parts).encode())
         batch.put("meta", b"state", state.pack())
+        if self.manifest is not self._manifest_kept:
+            batch.put("meta", b"manifest", self.manifest.dump())
         self.keys.commit(batch)
+        self._manifest_kept = self.manifest
 
         self.state = state
         self._forget()
@@ -429,6 +453,18 @@ class StoreFiles(StoreView):
         if self.manifest.encoder is None:
             self.manifest = replace(self.manifest, encoder=install(self.path))
             self.manifest.save(self.path)
+
+    def set_checksums(self, found: Sequence[tuple[bytes, int, int]]) -> None:
+        """After a repair: (commit, which of its appends, xxh64 of what is there now) for each."""
+        batch = self.keys.batch()
+        parts: dict[bytes, list[list[Any]]] = {}
+        for commit, at, xxh64 in found:
+            if commit not in parts:
+                parts[commit] = json.loads(self.keys.get("commits", commit) or b"[]")
+            parts[commit][at][4] = xxh64
+        for commit, rows in parts.items():
+            batch.put("commits", commit, json.dumps(rows).encode())
+        self.keys.commit(batch)
 
     # --- derived data -----------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ FLOORS = [
     {"fingerprint", "memory", "sources", "encoders", "training", "storage"},
     {"store"},
     {"ingest", "lookup", "check"},
+    {"repair"},
     {"api"},
     {"engine"},  # the package's front, engine/__init__.py
     {"show", "progress"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -176,7 +176,9 @@ def info(store: StoreOption = "", as_json: JsonOption = False) -> None:
 
 def check(
     store: StoreOption = "",
-    fix: Annotated[bool, typer.Option("--fix", help="Build anew what is derived.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Make anew what is derived; set aside what is lost.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Read everything in a store and prove it whole. Status 1 if damage remains.
@@ -185,9 +187,12 @@ def check(
     Example:
       engine check --store photos.store
     """
+    path = store or default_store()
     try:
-        with Store.open(store or default_store(), read_only=not fix) as opened:
+        salvaged = Store.salvage(path) if fix else []
+        with Store.open(path, read_only=not fix) as opened:
             report = opened.check(fix=fix)
+        report = replace(report, problems=(*salvaged, *report.problems))
     except StoreDamagedError as error:
         report = unreadable(error)
     show_line(show.line(asdict(report) | {"ok": report.ok}) if as_json else show.check_text(report))

@@ -64,6 +64,15 @@ class NewName:
 
 
 @dataclass(slots=True)
+class Rekept:
+    """A stored image whose kept bytes were damaged: ``keep`` takes their place, or nothing does."""
+
+    key: bytes  # of its row in ``images``
+    row: ImageRow
+    keep: Buffer | None
+
+
+@dataclass(slots=True)
 class Chunk:
     """Everything of one commit."""
 
@@ -71,6 +80,7 @@ class Chunk:
     rows: NewRows | None = None
     # Images that get a source outside of runs of several: their rows said that they had none.
     out_of_runs: list[tuple[bytes, ImageRow]] = field(default_factory=list)
+    rekept: list[Rekept] = field(default_factory=list)
     vectors: npt.NDArray[np.float32] | None = None  # (images, dim), or none for all of them
     names: list[NewName] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)

@@ -102,6 +102,27 @@ def create(store: Path, family: Family, number: int, uuid: bytes) -> None:
     fsync_dir(path.parent)
 
 
+def restore_length(store: Path, family: Family, number: int, uuid: bytes, end: int) -> None:
+    """Give an extent that is gone or cut short its header and its ``end`` data bytes back, as zeros."""
+    path = family.path(store, number)
+    if not path.exists() or header_problem(store, family, number, uuid):
+        data = path.read_bytes()[HEADER_BYTES:] if path.exists() else b""
+        create(store, family, number, uuid)
+        overwrite(store, family, Place(number, 0, len(data)), data)
+    if path.stat().st_size < HEADER_BYTES + end:
+        os.truncate(path, HEADER_BYTES + end)
+
+
+def overwrite(store: Path, family: Family, place: Place, data: Buffer) -> None:
+    """Write over damaged bytes, durably; for repairs only."""
+    fd = os.open(family.path(store, place.extent), os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        write_all(fd, data, HEADER_BYTES + place.offset)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def header_problem(store: Path, family: Family, number: int, uuid: bytes) -> str | None:
     """What is wrong with an extent's header, or None."""
     try:

@@ -181,13 +181,16 @@ def create(store: Path, memory: MemoryBudget) -> Keys:
     return _open(store / FOLDER, memory, AccessType.read_write(), create=True)
 
 
-def open_writer(store: Path, memory: MemoryBudget) -> Keys:
-    """For the process that holds the writer's lock; replays the write-ahead log."""
+def open_writer(store: Path, memory: MemoryBudget, *, salvage: bool = False) -> Keys:
+    """For the process that holds the writer's lock; replays the write-ahead log.
+
+    ``salvage`` replays a damaged log up to the damage and drops the rest.
+    """
     if not (store / FOLDER / "CURRENT").is_file():
         raise StoreDamagedError(
             f"{store / FOLDER} is not whole (no CURRENT): restore the store from a copy"
         )
-    return _open(store / FOLDER, memory, AccessType.read_write(), create=False)
+    return _open(store / FOLDER, memory, AccessType.read_write(), create=False, salvage=salvage)
 
 
 def open_reader(store: Path, memory: MemoryBudget) -> Keys:
@@ -258,6 +261,7 @@ def _open(
     access: AccessType,
     *,
     create: bool,
+    salvage: bool = False,
     real: Path | None = None,
 ) -> Keys:
     cache = Cache(memory.block_cache)
@@ -265,7 +269,7 @@ def _open(
     try:
         db = Rdict(
             str(folder),
-            options=_database_options(memory, create),
+            options=_database_options(memory, create, salvage),
             column_families=families,
             access_type=access,
         )
@@ -274,7 +278,7 @@ def _open(
     return Keys(db, real or folder)
 
 
-def _database_options(memory: MemoryBudget, create: bool) -> Options:
+def _database_options(memory: MemoryBudget, create: bool, salvage: bool) -> Options:
     options = Options(raw_mode=True)  # without it keys and values would be pickled
     options.create_if_missing(create)
     options.create_missing_column_families(create)
@@ -282,7 +286,9 @@ def _database_options(memory: MemoryBudget, create: bool) -> Options:
     options.set_max_open_files(-1)
     # The default mode drops synced commits behind a flipped byte without a word; this one accepts
     # a torn tail (a commit that was never acknowledged) and reports anything else.
-    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+    modes = DBRecoveryMode
+    mode = modes.point_in_time() if salvage else modes.tolerate_corrupted_tail_records()
+    options.set_wal_recovery_mode(mode)
     # Replayed at each open, by readers too; a table that is seldom written would pin it for ever.
     options.set_max_total_wal_size(16 << 20)
     options.set_db_write_buffer_size(memory.write_buffers)

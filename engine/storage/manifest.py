@@ -18,6 +18,10 @@ _MOST_BYTES = 64 << 20
 _NAME_ANOTHER = "name a store, or an empty or new folder for one, with --store"
 
 
+class DamagedManifestError(StoreFormatError):
+    """The manifest of what is a store otherwise is gone or unreadable: it can be made anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentEntry:
     """One live index segment: rows ``[first_row, first_row + rows)`` of an encoder generation."""
@@ -57,8 +61,8 @@ class Manifest:
         extents = {**self.extents, family: [*self.extents.get(family, []), number]}
         return replace(self, extents=extents)
 
-    def save(self, store: Path) -> None:
-        """Write it, durably."""
+    def dump(self) -> bytes:
+        """The file's contents."""
         body = {
             "what": _MAGIC,
             "format": FORMAT_VERSION,
@@ -71,7 +75,11 @@ class Manifest:
             "extents": self.extents,
             "segments": [_as_dict(segment) for segment in self.segments],
         }
-        replace_file(store / NAME, (json.dumps(body, indent=1) + "\n").encode())
+        return (json.dumps(body, indent=1) + "\n").encode()
+
+    def save(self, store: Path) -> None:
+        """Write it, durably."""
+        replace_file(store / NAME, self.dump())
 
 
 def load(store: Path, *, writing: bool = False) -> Manifest:
@@ -91,8 +99,8 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
                 f"'engine ingest SOURCE --store {store}', or name another with --store"
             ) from None
         if (store / "keys").is_dir():
-            raise StoreFormatError(
-                f"{store}: its {NAME} is missing; restore the store from a copy"
+            raise DamagedManifestError(
+                f"{store}: its {NAME} is missing; 'engine check --fix' makes it anew"
             ) from None
         raise StoreFormatError(
             f"{store} is not a store (it has no {NAME}): {_NAME_ANOTHER}"
@@ -101,13 +109,19 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
         raise StoreFormatError(f"{store} is a file, not a store: {_NAME_ANOTHER}") from None
     except OSError as error:
         raise StoreFormatError(f"{path} cannot be read: {error.strerror}") from None
+    return parse(store, text, writing=writing)
+
+
+def parse(store: Path, text: bytes, *, writing: bool = False) -> Manifest:
+    """The manifest that ``dump`` wrote; ``StoreFormatError`` if it is something else."""
+    path = store / NAME
     try:
         body = json.loads(text)
         return _parse(store, body, writing)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreFormatError(
+        raise DamagedManifestError(
             f"{path} cannot be read ({type(error).__name__}: {error}): "
-            f"it is damaged or not a store's manifest"
+            f"it is damaged or not a store's manifest; 'engine check --fix' makes a damaged one anew"
         ) from None
 
 

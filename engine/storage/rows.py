@@ -329,6 +329,18 @@ def unpack_records(key: bytes, value: bytes) -> Iterator[tuple[int, RecordRow]]:
         yield id_ + at, _record_of_row(value, at)
 
 
+def record_keys(key: bytes, value: bytes) -> Iterator[tuple[int, bytes]]:
+    """The id and the image key of each image in one row of ``records``."""
+    id_ = int.from_bytes(key, "big")
+    if value[0] != _RECORDS_VERSION:
+        yield id_, RecordRow.unpack(value).key
+        return
+    count = value[_RECORDS.size - 1] + 1
+    keys = _RECORDS.size + count
+    for at in range(count):
+        yield id_ + at, value[keys + 16 * at : keys + 16 * (at + 1)]
+
+
 def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:
     """The record of image ``id_``, if it is in this row of ``records``."""
     at = id_ - int.from_bytes(key, "big")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine import digest
 from engine.config import SOURCES_SHOWN, MemoryBudget, StructuralSettings
 from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.records import ImageRecord, Place
@@ -145,6 +146,46 @@ class StoreView:
     def kept(self, place: Place) -> bytes:
         """The bytes kept at ``place``."""
         return self._pixels.read(place)
+
+    def kept_whole(self, id_: int) -> tuple[bytes, bool] | None:
+        """What is kept of image ``id_`` if it is what was kept, and whether it is the canonical form."""
+        record = self.get(id_)
+        row = next(row for row in self.image_of(record.key) if row.id == id_)
+        if row.place is None:
+            return None
+        try:
+            kept = self.kept(row.place)
+        except StoreDamagedError:
+            return None
+        if row.canonical:
+            return (kept, True) if digest.proof(kept) == row.proof else None
+        return (kept, False) if digest.file_hash(kept) == record.file_hash else None
+
+    def leftover_bytes(self) -> int:
+        """Bytes that an interrupted writer left behind, in extents or as files of their own."""
+        left = 0
+        known = {segments.path_of(self.path, entry.number) for entry in self.manifest.segments}
+        committed = {
+            (name, number): size
+            for name, pairs in self.state.extents.items()
+            for number, size in pairs
+        }
+        for family in self.families():
+            for number in self.manifest.extents[family.name]:
+                path = family.path(self.path, number)
+                known.add(path)
+                if path.exists():
+                    end = extents.HEADER_BYTES + committed.get((family.name, number), 0)
+                    left += max(path.stat().st_size - end, 0)
+        for folder in ("pixels", "fingerprints", "vectors", segments.FOLDER):
+            for path in (self.path / folder).rglob("*"):
+                if path not in known and path.is_file():
+                    left += path.stat().st_size
+        return left
+
+    def part(self, family: Family, number: int) -> str:
+        """The path of an extent within the store."""
+        return str(family.path(self.path, number).relative_to(self.path))
 
     def sources_of(
         self, id_: int, most: int = SOURCES_SHOWN, *, in_runs: bool = False
