@@ -51,7 +51,8 @@ class Store:
     """One store directory, open.
 
     Any number of processes may have it open; one at a time writes, and takes the writer's lock with
-    its first write. A reader sees what was committed when it opened the store, or last refreshed.
+    its first write. Each call of a reading method sees everything that was committed before it, by
+    whatever process, and whole commits only. A ``Store`` is for one thread at a time: open one for each.
 
         with Store.open("photos.store", create=True) as store:
             report = store.ingest("photos/")
@@ -113,7 +114,7 @@ class Store:
         self.close()
 
     def refresh(self) -> None:
-        """See what other processes have committed since."""
+        """See what other processes have committed since; reading methods do so by themselves."""
         self._files.refresh()
 
     @property
@@ -128,6 +129,7 @@ class Store:
 
     def __len__(self) -> int:
         """The number of images."""
+        self._files.follow()
         return self._files.state.images
 
     # --- writing ----------------------------------------------------------------------------------
@@ -210,6 +212,7 @@ class Store:
         ``tiers``: of "identical" and "similar", by default all the store has. Raises ``ImageError``
         if the query cannot be read as an image.
         """
+        self._files.follow()
         finder = self._finder(k, tiers, min_score)
         if isinstance(query, str | os.PathLike):
             found = list(self._queries(finder, os.fspath(query)))
@@ -237,9 +240,10 @@ class Store:
         min_score: float | None = None,
     ) -> Iterator[LookupResult]:
         """Look up each IMAGE that the command would take; one that cannot be read has an ``error``."""
-        finder = self._finder(k, tiers, min_score)
+        self._finder(k, tiers, min_score)  # a wrong argument is told before the first query
         for query in queries:
-            yield from self._queries(finder, query)
+            self._files.follow()
+            yield from self._queries(self._finder(k, tiers, min_score), query)
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
         """The image that each of n images of one size is, verified, or -1: (n,) int64.
@@ -252,6 +256,7 @@ class Store:
             rows = images.canonical()
         else:
             rows = pixels.rows_from_array(images, pixels.array_kind(images))
+        self._files.follow()
         return identical_ids(self._files, rows)
 
     def search_vectors(
@@ -262,6 +267,7 @@ class Store:
         ``queries`` is (nq, dim), finite; the score is the inner product, best first. Where there are
         fewer than k vectors, scores are -inf and ids -1. ``exact`` compares with all of them.
         """
+        self._files.follow()
         index = self._files.index
         if index is None:
             raise UsageError(f"{self.path} has no vectors: it was filled with --encoder none")
@@ -277,10 +283,12 @@ class Store:
 
     def get(self, id_: int) -> ImageRecord:
         """What is known of image ``id_``; ``UsageError`` if there is none."""
+        self._files.follow()
         return self._files.get(id_)
 
     def sources(self, id_: int, most: int | None = None) -> list[str]:
         """Where image ``id_`` was seen, in the form that ``lookup`` takes; at most ``most`` places."""
+        self._files.follow()
         self._files.get(id_)  # UsageError if there is none
         names, _ = self._files.sources_of(id_, most if most is not None else 1 << 62)
         return [os.fsdecode(name) for name in names]
@@ -288,6 +296,7 @@ class Store:
     def info(self) -> StoreInfo:
         """Counts, bytes by part, encoder and segments."""
         files = self._files
+        files.follow()
         entry = files.manifest.encoder
         return StoreInfo(
             path=str(self.path),
@@ -322,6 +331,7 @@ class Store:
         """
         if fix and self._files.read_only:
             raise UsageError(f"{self.path} was opened read-only")
+        self._files.follow()
         check = Check(self._files)
         report = check.run()
         if not fix or not report.problems:

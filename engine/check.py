@@ -156,7 +156,7 @@ class Check:
     def _records(self) -> None:
         store = self._store
         pairs = store.state.extents.get(extents.PIXELS.name, [])
-        committed = {number: size for number, size in pairs}
+        committed: dict[int, int] = dict(pairs)  # type: ignore[arg-type]
         damaged = [one.place for one in self.damage.appends if one.family == extents.PIXELS]
         records = (
             found for key, value in store.keys.scan("records") for found in record_keys(key, value)

@@ -225,7 +225,7 @@ def rows_from_array(rows: npt.NDArray[Any], kind: Kind) -> npt.NDArray[np.uint8]
     if rows.ndim == 3:
         rows = np.repeat(rows[..., None], 3, axis=-1)
     header = np.frombuffer(rows_header(kind, height, width), np.uint8)
-    flat = rows.reshape(n, -1)
+    flat = rows.reshape(n, height * width * 3)
     body = flat.shape[1] if kind is Kind.U8 else -(-flat.shape[1] // 8)
     out = np.empty((n, HEADER_BYTES + body), np.uint8)
     out[:, :HEADER_BYTES] = header

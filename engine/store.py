@@ -3,6 +3,7 @@
     photos.store/
       MANIFEST.json    which files are live (engine.storage.manifest)
       LOCK             the one writer's lock (engine.storage.lock)
+      COMMIT           the newest commit, for readers that are open (engine.storage.notice)
       keys/            RocksDB: images, records, sources (engine.storage.keys, .rows)
       pixels/          kept pixels          ┐
       fingerprints/    32 bytes an image    ├ append-only extents (engine.storage.extents)
@@ -18,6 +19,7 @@ else and the new committed lengths. Rows past those lengths do not exist; the ne
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +55,7 @@ from engine.storage.vectors import Vectors
 from engine.storage.view import StoreView
 
 REJECTS = "rejects.jsonl"
+_log = logging.getLogger("engine")
 
 
 class StoreFiles(StoreView):
@@ -118,9 +121,20 @@ class StoreFiles(StoreView):
 
     def refresh(self) -> None:
         """As a reader, see what has been committed since this store was opened."""
+        self._require_healthy()
         if not self._lock.held:
-            self._close_files()
             self._open_reader()
+
+    def follow(self) -> None:
+        """``refresh`` if a writer has told of another commit since; costs a microsecond if not."""
+        if self._keys and not self._lock.held and self._notice.read() != self._seen:
+            try:
+                self.refresh()
+            except StoreError as error:
+                if self._keys is None:
+                    raise
+                self._seen = self._notice.read()  # not again before the next commit
+                _log.warning("%s; lookups go on with what was committed before", error)
 
     def become_writer(self, *, salvage: bool = False) -> None:
         """Take the writer's lock, recover what a crash left, and open the keys for writing.
@@ -138,10 +152,10 @@ class StoreFiles(StoreView):
         self._lock.acquire()
         try:
             self._close_files()
-            self.manifest = manifest.load(self.path, writing=True)
-            self._keys = keys.open_writer(self.path, self.memory)
-            self._load()
+            found = manifest.load(self.path, writing=True)
+            self._load(found, keys.open_writer(self.path, self.memory))
             self._recover(salvage=salvage)
+            self._notice.publish(self.state.commit)
         except BaseException:
             self.close()
             raise
@@ -200,7 +214,10 @@ class StoreFiles(StoreView):
     def close(self) -> None:
         """Give everything back. What was committed is durable already."""
         self._flusher.shutdown()
+        if self._lock.held and not self._failed and self._keys is not None:
+            self._keys.settle()
         self._close_files()
+        self._notice.close()
         self._lock.release()
 
     def _close_files(self) -> None:
@@ -324,6 +341,7 @@ class StoreFiles(StoreView):
         self._manifest_kept = self.manifest
 
         self.state = state
+        self._notice.publish(state.commit)
         self._forget()
         if self._index is not None:
             self._index.close()

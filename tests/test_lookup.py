@@ -12,14 +12,17 @@ from PIL import Image
 from engine import (
     EncoderError,
     ImageError,
+    PackedBits,
     Store,
     StoreDamagedError,
     UsageError,
     digest,
     ingest,
+    lookup,
     pixels,
 )
 from engine.records import LookupResult
+from engine.storage import keys as storage_keys
 from engine.storage.extents import HEADER_BYTES
 
 
@@ -237,8 +240,9 @@ def test_kept_pixels_that_are_damaged_never_make_a_wrong_answer(
         assert only(store.lookup(mask(1)))[::2] == (2, "digest")
         assert "damaged" in caplog.text
         assert store.lookup(as_damaged).identical == ()
-        (problem,) = store.check().problems
-        assert problem.part == "pixels/00000001.blobs"
+        append, image = store.check().problems
+        assert append.part == "pixels/00000001.blobs"
+        assert image.what == "the kept pixels of images 2 are damaged or lost"
 
     os.truncate(blobs, HEADER_BYTES + place.offset)
     with Store.open(where) as store:
@@ -441,3 +445,69 @@ def test_identical_images_are_found_without_the_encoder_and_that_is_said(
         assert "similar tier was not searched" in caplog.text
         with pytest.raises(EncoderError):
             store.lookup(image, tiers=["similar"])
+
+
+# --- many at once ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep_pixels", ["auto", "no"])
+def test_many_are_found_as_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_pixels: str
+) -> None:
+    monkeypatch.setattr(lookup, "_AT_ONCE", 50)
+    monkeypatch.setattr(storage_keys, "_PROBE", 4)  # more threads than one
+    images = np.stack([mask(i) for i in range(120)])
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(images[:100], name="x", keep_pixels=keep_pixels)
+        flipped = images[:100].copy()
+        flipped[:, 0, 0, 0] ^= True
+        for queries, expected in (
+            (images, [*range(1, 101), *[-1] * 20]),
+            (flipped, [-1] * 100),
+            (images[::-1], [*[-1] * 20, *range(100, 0, -1)]),
+            (images[:1], [1]),
+        ):
+            assert store.find_identical(queries).tolist() == expected
+            assert store.find_identical(PackedBits.pack(queries)).tolist() == expected
+            one_by_one = [store.lookup(PackedBits.pack(query[None])) for query in queries]
+            assert [hit.identical[0].id if hit.identical else -1 for hit in one_by_one] == expected
+
+
+def test_many_that_share_a_key_or_are_damaged_are_never_mixed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_key(monkeypatch, two_keys)
+    images = np.stack([mask(i) for i in range(12)])
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(images[:10], name="x")
+        assert store.find_identical(images).tolist() == [*range(1, 11), -1, -1]
+        place = store.get(3).place
+    assert place is not None
+    flip(tmp_path / "store" / "pixels" / "00000001.blobs", HEADER_BYTES + place.offset + 20)
+    with Store.open(tmp_path / "store") as store:
+        assert store.find_identical(images).tolist() == [*range(1, 11), -1, -1]
+        assert "image 3: its kept pixels are damaged" in caplog.text
+    os.truncate(tmp_path / "store" / "pixels" / "00000001.blobs", HEADER_BYTES)
+    with Store.open(tmp_path / "store") as store:
+        assert store.find_identical(images).tolist() == [*range(1, 11), -1, -1]
+
+
+def test_sources_are_whole_however_an_image_came_by_them(tmp_path: Path) -> None:
+    """Rows of runs of several, of runs of one, files: in every order, and told with and without."""
+    images = np.stack([mask(i) for i in range(6)])
+    scattered = np.stack([images[4], images[1], images[1], mask(9)])
+    save(tmp_path / "two.png", images[2])
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(images, name="run")
+        assert only(store.lookup(images[2]))[1] == ("memory:run#2",)
+        store.ingest(scattered, name="scattered")
+        store.ingest(tmp_path / "two.png")
+        store.ingest(images, name="again")
+        expected = {i: {f"memory:run#{i}", f"memory:again#{i}"} for i in range(6)}
+        expected[4].add("memory:scattered#0")
+        expected[1] |= {"memory:scattered#1", "memory:scattered#2"}
+        expected[2].add(str(tmp_path / "two.png"))
+        for i, names in expected.items():
+            _, found, _ = only(store.lookup(images[i]))
+            assert set(found) == names == set(store.sources(i + 1))
+        assert store.check().problems == ()

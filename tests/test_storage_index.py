@@ -266,6 +266,8 @@ def test_a_reader_goes_on_while_the_writer_merges_the_segments_that_it_uses(
             writer.ingest(tmp_path / "b.npy")
             assert len(writer.info().segments) == 1
             for reader in (mapped, unmapped):
+                # As if in the middle of a call, before it looks whether there is anything new.
+                monkeypatch.setattr(reader._files, "follow", lambda: None)
                 result = reader.lookup(query, tiers=["similar"], k=100)
                 assert len(result.similar) == 40
                 assert result.similar[0].id == 8

@@ -12,6 +12,7 @@ from PIL import Image
 
 from engine import (
     EncoderError,
+    PackedBits,
     Store,
     StoreDamagedError,
     StoreError,
@@ -133,25 +134,54 @@ def test_the_lock_is_taken_by_the_first_write_and_readers_go_on(tmp_path: Path) 
             second.ingest(rows(tmp_path / "2.npy", range(3, 6)))
         with Store.open(tmp_path / "a") as third:
             assert known(third, range(6)) == [0, 1, 2]
-        assert known(second, range(6)) == []  # as of when it was opened
-        second.refresh()
         assert known(second, range(6)) == [0, 1, 2]
         first.close()
         assert second.ingest(tmp_path / "2.npy").added == 3
         assert known(second, range(6)) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_reader_keeps_what_it_saw_while_the_writer_goes_on(tmp_path: Path) -> None:
+def test_an_open_reader_sees_each_commit_of_another_writer(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
         writer.ingest(rows(tmp_path / "rows.npy", range(3)))
         with Store.open(tmp_path / "a", read_only=True) as reader:
             for at in range(3, 9, 3):
+                assert len(reader) == at
                 writer.ingest(rows(tmp_path / f"{at}.npy", range(at, at + 3)))
-                assert known(reader, range(9)) == [0, 1, 2]
-                assert len(reader) == 3
+                assert known(reader, range(9)) == list(range(at + 3))
+                assert reader.find_identical(PackedBits.pack(mask(at)[None])).tolist() == [at + 1]
+                assert reader.get(at + 1).id == at + 1
+                assert reader.sources(at + 1) == [f"{tmp_path / f'{at}.npy'}#0"]
+                assert reader.info().images == at + 3
                 assert reader.check().ok
+
+
+def test_a_reader_goes_on_with_what_it_has_where_it_cannot_look_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
+        writer.ingest(rows(tmp_path / "rows.npy", range(3)))
+        with Store.open(tmp_path / "a", read_only=True) as reader:
+            writer.ingest(rows(tmp_path / "more.npy", range(3, 6)))
+            with monkeypatch.context() as patch:
+                patch.setenv("TMPDIR", str(tmp_path / "gone"))
+                patch.setattr("tempfile.tempdir", None)
+                patch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+                assert known(reader, range(6)) == [0, 1, 2]
+                assert "lookups go on with what was committed before" in caplog.text
+                with pytest.raises(StoreError, match="no folder for temporary files"):
+                    reader.refresh()
             reader.refresh()
-            assert known(reader, range(9)) == list(range(9))
+            assert known(reader, range(6)) == list(range(6))
+
+
+def test_without_a_notice_readers_look_again_when_they_are_told_to(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
+        writer.ingest(rows(tmp_path / "rows.npy", range(3)))
+    (tmp_path / "a" / "COMMIT").unlink()
+    with Store.open(tmp_path / "a", read_only=True) as reader, Store.open(tmp_path / "a") as writer:
+        assert known(reader, range(6)) == [0, 1, 2]
+        writer.ingest(rows(tmp_path / "more.npy", range(3, 6)))
+        assert known(reader, range(6)) == list(range(6)), "the writer has made a new one"
 
 
 def test_a_read_only_store_is_not_written(tmp_path: Path) -> None:

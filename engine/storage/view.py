@@ -15,7 +15,8 @@ from engine.storage import extents, keys, manifest, segments
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.index import VectorIndex
 from engine.storage.keys import Keys
-from engine.storage.manifest import SegmentEntry
+from engine.storage.manifest import Manifest, SegmentEntry
+from engine.storage.notice import Notice
 from engine.storage.rows import (
     BUCKET_BITS,
     ONE,
@@ -46,15 +47,21 @@ class StoreView:
         self.memory = memory
         self._keys: Keys | None = None
         self._failed: str | None = None
+        self._notice = Notice(path)
+        self._seen = b""
         self._open_reader()
 
     def _open_reader(self) -> None:
-        self.manifest = manifest.load(self.path)
-        self._keys = keys.open_reader(self.path, self.memory)
-        self._load()
+        seen = self._notice.read()  # before the keys: what is committed meanwhile is noticed again
+        found = manifest.load(self.path)
+        opened = keys.open_reader(self.path, self.memory)
+        # Only now: where this fails, what was open stays open.
+        self._close_files()
+        self._seen = seen
+        self._load(found, opened)
 
-    def _load(self) -> None:
-        table = self.keys
+    def _load(self, found: Manifest, table: Keys) -> None:
+        self.manifest, self._keys = found, table
         state, settings = table.get("meta", b"state"), table.get("meta", b"settings")
         if state is None or settings is None:
             raise StoreDamagedError(f"{self.path}: its keys have no state; run 'engine check'")
