@@ -83,7 +83,7 @@ class _Pending:
 
 @dataclass(slots=True)
 class _Rows:
-    """A block of rows of an array, hashed."""
+    """A block of rows of an array, hashed, or what one worker has hashed of it."""
 
     block: RowBlock
     shape: Pixels
@@ -307,27 +307,35 @@ class Ingest:
         """Each block with its hashes. While one is committed the next is hashed and a third read."""
         # A task waits only for tasks that were submitted before it, so one worker will do.
         reading = pool.submit(next, blocks, None)
-        hashing = pool.submit(self._hash, reading)
+        hashing = self._start_hashing(reading, pool)
         reading = pool.submit(_next, blocks, reading)
-        while (rows := hashing.result()) is not None:
-            hashing = pool.submit(self._hash, reading)
+        while (rows := _joined([part.result() for part in hashing])) is not None:
+            hashing = self._start_hashing(reading, pool)
             reading = pool.submit(_next, blocks, reading)
             yield rows
 
-    def _hash(self, reading: Future[RowBlock | None]) -> _Rows | None:
-        """Everything about a block's rows that needs their pixels; runs in a worker thread."""
+    def _start_hashing(
+        self, reading: Future[RowBlock | None], pool: ThreadPoolExecutor
+    ) -> list[Future[_Rows | None]]:
+        """A block's rows are dealt to all workers: while the commit waits for the disk, all hash."""
+        parts = self._workers
+        return [pool.submit(self._hash, reading, part, parts) for part in range(parts)]
+
+    def _hash(self, reading: Future[RowBlock | None], part: int, parts: int) -> _Rows | None:
+        """Everything about part of a block's rows that needs their pixels; runs in a worker thread."""
         block = reading.result()
         if block is None:
             return None
-        rows = block.rows
+        at = [len(block.rows) * i // parts for i in (part, part + 1)]
+        rows = block.rows[at[0] : at[1]]
+        shape = pixels.from_canonical(memoryview(block.rows[0]))
         seed = self._store.settings.hash_seed
         keys: list[bytes] = []
         proofs: list[bytes] = []
-        for at in range(0, len(rows), _HASHED_ROWS):
-            some = list(rows[at : at + _HASHED_ROWS])
+        for first in range(0, len(rows), _HASHED_ROWS):
+            some = list(rows[first : first + _HASHED_ROWS])
             keys += digest.keys(some, seed)
             proofs += digest.proofs(some)  # from the cache: they were just read
-        shape = pixels.from_canonical(memoryview(rows[0]))
         if block.kind is Kind.BITS:
             bits = shape.height * shape.width * shape.channels
             prints, qualities = fingerprint.fingerprint_bits(rows[:, HEADER_BYTES:], bits)
@@ -339,7 +347,7 @@ class Ingest:
             qualities = np.array([quality for _, quality in made], np.uint8)
             keeps = self._keep == "yes"
         self._peak.sample()
-        return _Rows(block, replace(shape, canonical=b""), keys, proofs, prints, qualities, keeps)
+        return _Rows(block, shape._replace(canonical=b""), keys, proofs, prints, qualities, keeps)
 
     def _commit_rows(self, name: bytes, array: ArrayRow, rows: _Rows) -> None:
         pending = _Pending()
@@ -586,6 +594,22 @@ def runs_of(array: int, first_row: int, ids: npt.NDArray[np.int64]) -> list[Run]
     if at < len(ids):
         runs.append(Run(array, first_row + at, 1, 1, int(ids[at])))
     return runs
+
+
+def _joined(parts: Sequence[_Rows | None]) -> _Rows | None:
+    """The parts of one block as one; None where there was no block."""
+    there = [part for part in parts if part is not None and part.keys]
+    if not there:
+        return None
+    if len(there) == 1:
+        return there[0]
+    return replace(
+        there[0],
+        keys=[key for part in there for key in part.keys],
+        proofs=[proof for part in there for proof in part.proofs],
+        fingerprints=np.concatenate([part.fingerprints for part in there]),
+        qualities=np.concatenate([part.qualities for part in there]),
+    )
 
 
 def _next(blocks: Iterator[RowBlock], before: Future[RowBlock | None]) -> RowBlock | None:

@@ -20,6 +20,7 @@ first in the highest bit, with zeros behind the last. A file in which every chan
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 from typing import Any
@@ -210,6 +211,7 @@ def from_image(image: Image.Image) -> Pixels:
     return _canonical(array, 1)
 
 
+@functools.lru_cache(maxsize=64)
 def rows_header(kind: Kind, height: int, width: int) -> bytes:
     """The canonical header that all rows of one array share (RGB, one frame)."""
     return HEADER.pack(CANONICAL_VERSION, kind, 3, height, width, 1)

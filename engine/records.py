@@ -1,9 +1,14 @@
-"""The frozen dataclasses that cross the borders between rooms; no behaviour of their own."""
+"""The records that cross the borders between rooms; no behaviour of their own.
+
+Frozen dataclasses, but for what a lookup makes on its way, which are named tuples: these take a third
+of the time to make.
+"""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Buffer = bytes | memoryview
 
@@ -16,8 +21,7 @@ class Kind(enum.IntEnum):
     U16 = 3  # 16 bits a channel, little-endian
 
 
-@dataclass(frozen=True, slots=True)
-class Pixels:
+class Pixels(NamedTuple):
     """One image in canonical form.
 
     ``canonical`` is a 16-byte header followed by the pixel bytes, row-major with interleaved
@@ -41,8 +45,7 @@ class Decoded:
     container: str  # lower case, as Pillow names it: "png", "jpeg"; "array" for rows of an array
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where kept bytes lie: ``length`` bytes at ``offset`` of extent number ``extent``."""
 
     extent: int

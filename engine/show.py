@@ -21,6 +21,7 @@ def lookup_json(result: LookupResult) -> str:
         return line({"query": result.query, "error": result.error})
     value = asdict(result)
     del value["error"]
+    value["milliseconds"] = {stage: round(ms, 4) for stage, ms in result.milliseconds.items()}
     return line(value)
 
 

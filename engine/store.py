@@ -314,9 +314,9 @@ class StoreFiles(StoreView):
             if rows:
                 self._put_new_rows(batch, rows, first_id + len(images), first_row)
             for one, place in zip(rekept, replaced, strict=True):
-                batch.put("images", one.key, replace(one.row, place=place).pack())
+                batch.put("images", one.key, one.row._replace(place=place).pack())
             for key, row in chunk.out_of_runs:
-                batch.put("images", key, replace(row, in_runs=False).pack())
+                batch.put("images", key, row._replace(in_runs=False).pack())
             state.sources += self._put_sources(batch, chunk)
         finally:
             flushed.result()
@@ -360,7 +360,7 @@ class StoreFiles(StoreView):
                 batch.put("images", image.key, row.pack())
             else:
                 # Another image with this key: a collision. Both live on.
-                firsts[image.key] = replace(first, shared=True)
+                firsts[image.key] = first._replace(shared=True)
                 batch.put("images", image.key, firsts[image.key].pack())
                 batch.put("images", image.key + u64(id_), row.pack())
             pixels = image.pixels
@@ -385,7 +385,7 @@ class StoreFiles(StoreView):
         self, batch: Batch, rows: NewRows, first_id: int, first_row: Place | None
     ) -> None:
         if first_row is not None:
-            first_row = replace(first_row, length=first_row.length // len(rows))
+            first_row = first_row._replace(length=first_row.length // len(rows))
         keys, values = pack_images(first_id, rows.keys, rows.proofs, first_row, rows.in_runs)
         batch.put_all("images", keys, values)
         for key, value in pack_records(first_id, rows.shape, rows.keys, rows.qualities):

@@ -22,7 +22,6 @@ from engine import (
     pixels,
 )
 from engine.records import LookupResult
-from engine.storage import keys as storage_keys
 from engine.storage.extents import HEADER_BYTES
 
 
@@ -455,7 +454,7 @@ def test_many_are_found_as_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_pixels: str
 ) -> None:
     monkeypatch.setattr(lookup, "_AT_ONCE", 50)
-    monkeypatch.setattr(storage_keys, "_PROBE", 4)  # more threads than one
+    monkeypatch.setattr(lookup, "_PROBE", 4)  # more threads than one
     images = np.stack([mask(i) for i in range(120)])
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest(images[:100], name="x", keep_pixels=keep_pixels)

@@ -34,7 +34,7 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,8 @@ _ID = slice(1, 7)
 _PROOF = slice(7, 39)
 _EXTENT, _OFFSET, _LENGTH = slice(39, 42), slice(42, 47), slice(47, 51)
 _BARE, _KEPT = 39, 51
+_BARE_VALUE = struct.Struct(">BHI32s")  # the same in integers that struct knows
+_VALUE = struct.Struct(">BHI32sBHBII")
 _SHARED_KEY = 1
 _IN_RUNS = 2
 _CANONICAL = 4
@@ -81,8 +83,7 @@ def u64(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRow:
+class ImageRow(NamedTuple):
     """One row of ``images``: an image's id, proof and kept pixels, found by its key."""
 
     id: int
@@ -104,22 +105,19 @@ class ImageRow:
     @classmethod
     def unpack(cls, value: bytes) -> ImageRow:
         """The row that ``pack`` wrote."""
-        flags = value[0]
-        number = int.from_bytes
-        place = None
         if len(value) == _KEPT:
-            place = Place(
-                number(value[_EXTENT], "big"),
-                number(value[_OFFSET], "big"),
-                number(value[_LENGTH], "big"),
-            )
+            flags, high, low, proof, extent_high, extent, at_high, at, length = _VALUE.unpack(value)
+            place = Place(extent_high << 16 | extent, at_high << 32 | at, length)
+        else:
+            flags, high, low, proof = _BARE_VALUE.unpack(value)
+            place = None
         return cls(
-            number(value[_ID], "big"),
-            value[_PROOF],
+            high << 32 | low,
+            proof,
             place,
-            bool(flags & _SHARED_KEY),
-            bool(flags & _IN_RUNS),
-            bool(flags & _CANONICAL),
+            flags & _SHARED_KEY != 0,
+            flags & _IN_RUNS != 0,
+            flags & _CANONICAL != 0,
         )
 
 

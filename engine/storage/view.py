@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from engine.storage.state import State
 from engine.storage.vectors import Vectors
 
 _BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
+READERS = 16  # threads: reads in the disk's queue
 _MANY_LOOKUPS = 1000  # after which one more block of keys at a time is the slow way
 _BUCKET_RUNS = 16  # of a bucket that is remembered, at most
 
@@ -48,6 +51,7 @@ class StoreView:
         self._keys: Keys | None = None
         self._failed: str | None = None
         self._notice = Notice(path)
+        self._readers: ThreadPoolExecutor | None = None
         self._seen = b""
         self._open_reader()
 
@@ -93,6 +97,9 @@ class StoreView:
         return self.manifest.settings
 
     def _close_files(self) -> None:
+        if self._readers is not None:
+            self._readers.shutdown()
+            self._readers = None
         if self._keys is not None:
             table, self._keys = self._keys, None
             table.close()
@@ -118,10 +125,9 @@ class StoreView:
             rows += [ImageRow.unpack(row) for name, row in more if len(name) > len(key)]
         return rows
 
-    def image_columns(self, wanted: list[bytes], *, spread: bool = False) -> ImageRows:
-        """The first image of each of many keys, by the column; ``spread``: with all cores."""
-        get = self.keys.get_spread if spread else self.keys.get_many
-        return ImageRows.unpack(get("images", wanted))
+    def image_columns(self, wanted: list[bytes]) -> ImageRows:
+        """The first image of each of many keys, by the column."""
+        return ImageRows.unpack(self.keys.get_many("images", wanted))
 
     def count_lookups(self, count: int) -> None:
         """Take notice that this process asks for many images, and have the keys read ahead."""
@@ -129,6 +135,13 @@ class StoreView:
         if self._lookups >= _MANY_LOOKUPS and not self._read_ahead:
             self._read_ahead = True
             self.keys.read_ahead(self.memory.read_ahead)
+
+    @property
+    def readers(self) -> ThreadPoolExecutor:
+        """Threads for lookups of many images."""
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="engine-read")
+        return self._readers
 
     @property
     def kept_pixels(self) -> ExtentReader:
@@ -203,30 +216,30 @@ class StoreView:
         """
         names: list[bytes] = []
         count = 0
+        runs = self._bucket(id_)
         if not in_runs:
             for key, _ in self.keys.scan("sources", u64(id_)):
                 count += 1
                 if len(names) < most:
                     names.append(key[8:])
-        for run in self._runs_of(id_, in_runs=in_runs):
+            alone = self.keys.scan("runs", ONE + u64(id_))
+            runs = itertools.chain((Run.from_id(key, value) for key, value in alone), runs)
+        for run in runs:
             rows = run.rows_of(id_)
-            count += len(rows)
-            if rows and len(names) < most:
-                base = self._array_name(run.array)
-                names += [b"%s#%d" % (base, row) for row in rows[: most - len(names)]]
+            if rows:
+                count += len(rows)
+                if len(names) < most:
+                    base = self._array_name(run.array)
+                    names += [b"%s#%d" % (base, row) for row in rows[: most - len(names)]]
         return names, count
 
-    def _runs_of(self, id_: int, *, in_runs: bool) -> Iterator[Run]:
-        """The runs that image ``id_`` is in, and others of the same bucket."""
-        if not in_runs:
-            for key, value in self.keys.scan("runs", ONE + u64(id_)):
-                yield Run.from_id(key, value)
-        bucket = id_ >> BUCKET_BITS
-        runs = self._buckets.get(bucket)
-        if runs is not None:
-            yield from runs
-            return
-        runs = []
+    def _bucket(self, id_: int) -> Iterable[Run]:
+        """The runs of several images that image ``id_`` may be in."""
+        runs = self._buckets.get(id_ >> BUCKET_BITS)
+        return runs if runs is not None else self._read_bucket(id_)
+
+    def _read_bucket(self, id_: int) -> Iterator[Run]:
+        runs: list[Run] = []
         for key, value in self.keys.scan("runs", bucket_prefix(id_)):
             run = Run.from_id(key, value)
             if run.id > id_ and len(runs) > _BUCKET_RUNS:
@@ -236,7 +249,7 @@ class StoreView:
         if len(runs) <= _BUCKET_RUNS:
             if len(self._buckets) >= _BUCKETS:
                 self._buckets.clear()
-            self._buckets[bucket] = runs
+            self._buckets[id_ >> BUCKET_BITS] = runs
 
     def _array_name(self, number: int) -> bytes:
         name = self._array_names.get(number)
