@@ -36,6 +36,7 @@ from engine.repair import Repair
 from engine.sources.base import Item, Problem
 from engine.sources.locate import Query, Sources, open_images
 from engine.sources.memory import Images, MemoryArray
+from engine.storage.create import create as make_store
 from engine.storage.files import fsync_dir, replace_file, tree_bytes
 from engine.storage.manifest import EncoderEntry
 from engine.storage.salvage import salvage
@@ -92,9 +93,7 @@ class Store:
             if read_only:
                 raise UsageError("a store cannot be both created and read-only")
             chosen = None if encoder == NO_ENCODER else registry.find(encoder or DEFAULT_ENCODER)
-            StoreFiles.create(
-                folder, budget, (lambda made: _install(made, chosen)) if chosen else None
-            )
+            make_store(folder, budget, (lambda made: _install(made, chosen)) if chosen else None)
         return cls(StoreFiles(folder, budget, read_only=read_only))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Makes one directory, recovers it, and owns the only commit point.
+"""One store directory: recovers it, and owns the only commit point.
 
     photos.store/
       MANIFEST.json    which files are live (engine.storage.manifest)
@@ -18,10 +18,10 @@ else and the new committed lengths. Rows past those lengths do not exist; the ne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,7 +31,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from engine.config import MemoryBudget, StructuralSettings
+from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.records import Buffer, Place
 from engine.storage import extents, keys, manifest, segments
@@ -50,11 +50,16 @@ from engine.storage.rows import (
     pack_records,
     u64,
 )
-from engine.storage.state import State
 from engine.storage.vectors import Vectors
 from engine.storage.view import StoreView
 
 REJECTS = "rejects.jsonl"
+_FOLDERS = (
+    "pixels",
+    "fingerprints",
+    "vectors",
+    segments.FOLDER,
+)  # of files that the manifest names
 _log = logging.getLogger("engine")
 
 
@@ -71,53 +76,6 @@ class StoreFiles(StoreView):
         super().__init__(path, memory)
 
     # --- opening, recovering, closing -------------------------------------------------------------
-
-    @classmethod
-    def create(
-        cls, path: Path, memory: MemoryBudget, encoder: Callable[[Path], EncoderEntry] | None
-    ) -> None:
-        """Make an empty store at ``path``, which must not exist or be an empty folder.
-
-        ``encoder`` puts the encoder's files into the folder it is given and says what they are.
-        """
-        there = path.exists()
-        if there and (not path.is_dir() or any(path.iterdir())):
-            manifest.load(path)  # says what it is instead
-            return
-        # Made aside and renamed: a crash leaves a stray folder, never half a store. An empty folder
-        # that is there is filled and not replaced: it may be a mount, or where somebody stands.
-        parent = path if there else path.resolve().parent
-        made = parent / f".{path.resolve().name}.{uuid.uuid4().hex[:8]}.new"
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            made.mkdir()
-            settings = StructuralSettings.new()
-            entry = encoder(made) if encoder else None
-            first = Manifest(uuid.uuid4().hex, settings, entry)
-            table = keys.create(made, memory)
-            batch = table.batch()
-            batch.put("meta", b"settings", json.dumps(settings.to_dict()).encode())
-            batch.put("meta", b"state", State().pack())
-            table.commit(batch)
-            table.close()
-            (made / "LOCK").touch()
-            first.save(made)
-            fsync_dir(made)
-            if there:
-                parts = sorted(made.iterdir(), key=lambda part: part.name == manifest.NAME)
-                for part in parts:  # the manifest last: with it, it is a store
-                    if part.name == manifest.NAME:
-                        fsync_dir(path)
-                    part.rename(path / part.name)
-            else:
-                made.rename(path.resolve())
-            fsync_dir(parent)
-        except OSError as error:
-            if (path / manifest.NAME).exists():
-                return  # another process was faster, and made the same
-            raise StoreError(f"{path} cannot be made: {error.strerror or error}") from None
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
 
     def refresh(self) -> None:
         """As a reader, see what has been committed since this store was opened."""
@@ -174,12 +132,23 @@ class StoreFiles(StoreView):
                     with path.open("r+b") as file:
                         file.truncate(end)
         live |= {segments.path_of(self.path, entry.number) for entry in self.manifest.segments}
-        for folder in ("pixels", "fingerprints", "vectors", segments.FOLDER):
+        for folder in _FOLDERS:
             for path in (self.path / folder).rglob("*"):
                 if path.is_file() and path not in live:
                     path.unlink()
         for path in self.path.glob(".*.new"):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        # Names that a killed writer had not synced yet: what is committed next may rely on them.
+        tops = [self.path / name for name in (*_FOLDERS, "encoder")]
+        below = [found for top in tops for found in top.glob("*/")]
+        for found in (self.path, *tops, *below):
+            if found.is_dir():
+                fsync_dir(found)
+        with contextlib.suppress(OSError):  # not ours to open, perhaps; then others made it, too
+            fsync_dir(self.path.resolve().parent)
 
     def _committed_extents(self, *, salvage: bool) -> dict[tuple[str, int], int]:
         """The committed data bytes of each extent, all of which are named and there.
@@ -441,8 +410,11 @@ class StoreFiles(StoreView):
             # The file first, then the manifest that names it, then the rows that use it.
             number = writer.number + 1
             self._flush(writer)
-            extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
-            if number not in self.manifest.extents.get(family.name, []):
+            named = number in self.manifest.extents.get(family.name, [])
+            # One that is named already is what a writer left that was killed before it used it.
+            if not named or self.header_problem(family, number):
+                extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
+            if not named:
                 self.manifest = self.manifest.with_extent(family.name, number)
                 self.manifest.save(self.path)
             writer.begin(number)

@@ -18,6 +18,14 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def make_folders(path: Path) -> None:
+    """A folder and those above it that are missing, all durable."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        fsync_dir(folder.parent)
+
+
 def write_all(fd: int, data: Buffer, offset: int) -> None:
     """``pwrite`` until everything is written (one call may write less: signals, a nearly full disk)."""
     view = memoryview(data).cast("B")

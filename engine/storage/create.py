@@ -1,0 +1,102 @@
+"""Makes an empty store, so that a power cut leaves a whole one or none.
+
+A new folder is made aside and renamed. An empty folder that is there is filled and not replaced, since
+it may be a mount, or where somebody stands: the parts are moved in, and the manifest, with which it
+is a store, is written last. What an interrupted making left in it is recognised, and removed, by the
+folder ``.NAME.XXXXXXXX.new`` with a manifest in it, in a folder that has none.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.config import MemoryBudget, StructuralSettings
+from engine.errors import StoreError
+from engine.storage import keys, lock, manifest
+from engine.storage.files import fsync_dir, make_folders
+from engine.storage.lock import WriterLock
+from engine.storage.manifest import EncoderEntry, Manifest
+from engine.storage.state import State
+
+_PARTS = frozenset({keys.FOLDER, "encoder", lock.NAME})
+
+
+def create(
+    path: Path, memory: MemoryBudget, encoder: Callable[[Path], EncoderEntry] | None
+) -> None:
+    """Make an empty store at ``path``, which must not exist or be an empty folder.
+
+    ``encoder`` puts the encoder's files into the folder it is given and says what they are.
+    """
+    there = path.exists()
+    if there and not (path.is_dir() and _may_be_filled(path)):
+        manifest.load(path)  # says what it is instead
+        return
+    parent = path if there else path.resolve().parent
+    made = parent / f".{path.resolve().name}.{uuid.uuid4().hex[:8]}.new"
+    mine = WriterLock(path)
+    try:
+        if there:
+            mine.acquire()  # or two processes would each take the other's parts for leftovers
+            if (path / manifest.NAME).exists():
+                return  # another process was faster, and made the same
+            _remove_leftovers(path)
+        else:
+            make_folders(parent)
+        made.mkdir()
+        entry = encoder(made) if encoder else None
+        first = Manifest(uuid.uuid4().hex, StructuralSettings.new(), entry)
+        table = keys.create(made, memory)
+        batch = table.batch()
+        batch.put("meta", b"settings", json.dumps(first.settings.to_dict()).encode())
+        batch.put("meta", b"state", State().pack())
+        table.commit(batch)
+        table.close()
+        if not there:
+            (made / lock.NAME).touch()
+        first.save(made)
+        fsync_dir(made)
+        if there:
+            fsync_dir(path)  # the mark of an unfinished making, before there are parts to be marked
+            for part in made.iterdir():
+                if part.name != manifest.NAME:
+                    part.rename(path / part.name)
+            fsync_dir(path)
+            first.save(path)
+        else:
+            made.rename(path.resolve())
+            fsync_dir(parent)
+    except OSError as error:
+        if (path / manifest.NAME).exists():
+            return  # another process was faster, and made the same
+        raise StoreError(f"{path} cannot be made: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        mine.release()
+
+
+def _may_be_filled(path: Path) -> bool:
+    """Whether a folder is empty, but for what an interrupted making may have left."""
+    left = [entry for entry in path.iterdir() if not _is_aside(path, entry)]
+    names = {entry.name for entry in left}
+    if names <= {lock.NAME}:
+        return True
+    marked = any((entry / manifest.NAME).exists() for entry in path.iterdir() if entry not in left)
+    return marked and names <= _PARTS
+
+
+def _remove_leftovers(path: Path) -> None:
+    parts = [entry for entry in path.iterdir() if entry.name in _PARTS - {lock.NAME}]
+    asides = [entry for entry in path.iterdir() if _is_aside(path, entry)]
+    for entry in (*parts, *asides):  # the mark last
+        shutil.rmtree(entry)
+    fsync_dir(path)
+
+
+def _is_aside(path: Path, entry: Path) -> bool:
+    name = path.resolve().name
+    return entry.name.startswith(f".{name}.") and entry.name.endswith(".new") and entry.is_dir()
