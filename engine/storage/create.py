@@ -59,7 +59,6 @@ def create(
         if not there:
             (made / lock.NAME).touch()
         first.save(made)
-        fsync_dir(made)
         if there:
             fsync_dir(path)  # the mark of an unfinished making, before there are parts to be marked
             for part in made.iterdir():
@@ -81,22 +80,27 @@ def create(
 
 def _may_be_filled(path: Path) -> bool:
     """Whether a folder is empty, but for what an interrupted making may have left."""
-    left = [entry for entry in path.iterdir() if not _is_aside(path, entry)]
-    names = {entry.name for entry in left}
+    entries = list(path.iterdir())
+    names = {entry.name for entry in entries if not _is_aside(path, entry)}
     if names <= {lock.NAME}:
         return True
-    marked = any((entry / manifest.NAME).exists() for entry in path.iterdir() if entry not in left)
+    marked = any((e / manifest.NAME).exists() for e in entries if _is_aside(path, e))
     return marked and names <= _PARTS
 
 
 def _remove_leftovers(path: Path) -> None:
-    parts = [entry for entry in path.iterdir() if entry.name in _PARTS - {lock.NAME}]
-    asides = [entry for entry in path.iterdir() if _is_aside(path, entry)]
-    for entry in (*parts, *asides):  # the mark last
-        shutil.rmtree(entry)
+    entries = [entry for entry in path.iterdir() if entry.name != lock.NAME]
+    for entry in sorted(entries, key=lambda entry: _is_aside(path, entry)):  # the mark last
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
     fsync_dir(path)
 
 
 def _is_aside(path: Path, entry: Path) -> bool:
+    """The folder that a store was made in, or the manifest's new file."""
     name = path.resolve().name
-    return entry.name.startswith(f".{name}.") and entry.name.endswith(".new") and entry.is_dir()
+    return entry.name.endswith(".new") and entry.name.startswith(
+        (f".{name}.", f".{manifest.NAME}.")
+    )

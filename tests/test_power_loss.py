@@ -1,0 +1,827 @@
+"""Power cuts of the machine: what was synced is there, of the rest any part or none.
+
+A kill leaves the page cache, so a missing fsync goes unnoticed by it; here it does not. What a writer
+does to its files is recorded (``power.py``), and disks that a power cut at any step of it could have
+left are laid out and opened: all that was told of is found, nothing is damaged, and the next writer
+goes on. This file is also the program of the child whose system calls are traced.
+
+Points are sampled, those around commits, renames and unlinks always; POWER_LOSS=all takes all.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced, Told, Wrote
+
+from engine import Store, api, ingest
+from engine.storage import create as create_
+from engine.storage import extents, files, keys, segments, vectors
+from engine.storage.chunk import Chunk
+from engine.storage.extents import HEADER_BYTES
+from engine.store import StoreFiles
+
+ALL = os.environ.get("POWER_LOSS") == "all"
+BESIDES = 1000 if ALL else 8  # points of a replay besides those that are always taken
+SEEDS = range(5 if ALL else 1)
+EVERY = 1 if ALL else 8  # how many disks are read for one that is also written to
+
+# What is left. ``IN_ORDER`` is what a kill leaves, the others are power cuts.
+SYNCED, LAST, SOME = "only what was synced", "and the last name", "and some of the rest"
+IN_ORDER = "everything"
+HOW = (SYNCED, LAST, SOME, IN_ORDER)
+
+
+def small_pieces(patch: pytest.MonkeyPatch) -> None:
+    """Chunks, extents and segments of a few rows, so that all their edges are met."""
+    patch.setattr(ingest, "CHUNK_FILES", 3)
+    patch.setattr(ingest, "CHUNK_ROWS", 12)
+    patch.setattr(ingest, "EXACT_ROWS", 20)
+    patch.setattr(ingest, "_SEGMENT_ROWS", 30)
+    patch.setattr(extents, "EXTENT_ROWS", 25)
+    patch.setattr(vectors, "EXTENT_ROWS", 25)
+    patch.setattr(extents, "EXTENT_BYTES", 500)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pieces() -> Iterator[None]:
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # for segments of a few rows, several wait for each other
+    with pytest.MonkeyPatch.context() as patch:
+        small_pieces(patch)
+        yield
+    faiss.omp_set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where disks are laid out: in memory where that can be, for they are thousands of files."""
+    shared = Path("/dev/shm")
+    if os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 256 << 20:
+        folder = Path(tempfile.mkdtemp(prefix="engine-power-", dir=shared))
+    else:
+        folder = tmp_path_factory.mktemp("room")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))  # readers put links there
+        yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def where(room: Path) -> Iterator[Path]:
+    """A new folder in there."""
+    folder = Path(tempfile.mkdtemp(prefix="test-", dir=room))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is ingested, on another disk."""
+
+    photos: Path
+    first: Path
+    second: Path
+    more: Path
+    nothing: Path
+    encoder: Path
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Sources:
+    folder = tmp_path_factory.mktemp("sources")
+    photos, nothing = folder / "photos", folder / "nothing"
+    photos.mkdir()
+    nothing.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        photo = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+        Image.fromarray(photo).save(photos / f"{i}.png")
+    shutil.copy(photos / "0.png", photos / "4.png")
+    (photos / "5.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
+    bits = rng.integers(0, 2, (60, 8, 8, 3)).astype(np.uint8)
+    named = {"first": bits[:26], "second": bits[20:56], "more": bits[56:59]}
+    for name, rows in named.items():
+        np.save(folder / f"{name}.npy", rows)
+    arrays = {name: folder / f"{name}.npy" for name in named}
+    return Sources(photos, **arrays, nothing=nothing, encoder=tiny_encoder)
+
+
+# --- recording ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What callers have been told is in the store, and must be there from then on."""
+
+    images: dict[int, tuple[str, ...]]  # and where each was seen
+    vectors: int
+    rejects: int
+    encoder: str | None
+
+    @classmethod
+    def of(cls, opened: Store) -> Promise:
+        info = opened.info()
+        return cls(
+            {id_: tuple(opened.sources(id_)) for id_ in range(1, len(opened) + 1)},
+            info.vectors,
+            info.rejects,
+            str(info.encoder["name"]) if info.encoder else None,
+        )
+
+
+@contextmanager
+def recorded(where: Path, disk: Disk | None = None) -> Iterator[Recorder]:
+    """Record what happens to ``where / "disk"``; each commit that returns is a promise."""
+    commit = StoreFiles.commit
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Recorder(disk or Disk(), where / "disk", where / "copies") as recorder,
+    ):
+
+        def told(files: StoreFiles, chunk: Chunk) -> None:
+            commit(files, chunk)
+            recorder.tell(Promise.of(Store(files)))
+
+        patch.setattr(StoreFiles, "commit", told)
+        yield recorder
+
+
+def create(where: Path, recorder: Recorder, encoder: Path | str, name: str = "store") -> Path:
+    """Make a store on a recorded disk, which is promised from then on."""
+    path = where / "disk" / name
+    with Store.open(path, create=True, encoder=str(encoder)) as made:
+        recorder.tell(Promise.of(made))
+    return path
+
+
+@pytest.fixture(scope="module")
+def life(room: Path, sources: Sources) -> Recorder:
+    """A store is made, filled with rows and files, and filled further by the next writer."""
+    where = room / "life"
+    with recorded(where) as recorder:
+        path = create(where, recorder, sources.encoder)
+        with Store.open(path) as opened:
+            opened.ingest(sources.first, sources.photos, keep_pixels="yes")
+        with Store.open(path) as opened:
+            opened.ingest(sources.second)
+    return recorder
+
+
+def empty_folder() -> Disk:
+    """A disk with an empty folder "store"."""
+    disk = Disk()
+    disk.apply(Named("", (Entry(ROOT, "store", None, 1),), FOLDER))
+    disk.apply(Synced("", ROOT))
+    return disk
+
+
+# --- replaying ------------------------------------------------------------------------------------
+
+
+def missing(opened: Store, promise: Promise, rng: random.Random | None) -> Iterator[str]:
+    """What of a promise is not kept, and what is damaged.
+
+    With ``rng``, the newest images and some of the older ones are looked up, else all.
+    """
+    for problem in opened.check().problems:
+        yield f"check: {problem.part}: {problem.what}"
+    info = opened.info()
+    if info.images < len(promise.images) or info.vectors < promise.vectors:
+        yield f"{info.images} images and {info.vectors} vectors are fewer than promised"
+    if info.rejects < promise.rejects:
+        yield "a reject is forgotten"
+    if promise.encoder is not None and (info.encoder or {}).get("name") != promise.encoder:
+        yield "the encoder is gone"
+    ids = list(promise.images)
+    looked_up = {*ids[-8:], *rng.sample(ids, min(len(ids), 4))} if rng else set(ids)
+    for id_, names in promise.images.items():
+        if not set(names) <= set(opened.sources(id_)):
+            yield f"sources of image {id_} are gone"
+        for name in names if id_ in looked_up else ():
+            found = opened.lookup(name, tiers=["identical"]).identical
+            if [(hit.id, hit.verified in ("bytes", "digest")) for hit in found] != [(id_, True)]:
+                yield f"{name} is not found"
+
+
+def goes_on(opened: Store, promise: Promise, sources: Sources, rng: random.Random) -> Iterator[str]:
+    """What is wrong after a recovery, and after a further ingest."""
+    opened.ingest(sources.nothing)  # takes the lock and recovers
+    yield from missing(opened, promise, None)
+    again = [sources.first, sources.photos, sources.second] if ALL or rng.random() < 0.2 else []
+    opened.ingest(*again, sources.more, encoder=str(sources.encoder))
+    yield from missing(opened, Promise.of(opened), rng)
+    last = f"{sources.more}#2"
+    if [hit.sources for hit in opened.lookup(last, tiers=["identical"]).identical] != [(last,)]:
+        yield "what was ingested last is not found"
+    if [hit.sources for hit in opened.lookup(last, k=1, tiers=["similar"]).similar] != [(last,)]:
+        yield "nor by its vector"
+
+
+def damage(
+    path: Path, promise: Promise | None, sources: Sources, rng: random.Random, *, write: bool
+) -> Iterator[str]:
+    """What is wrong with the store at ``path``; where none was promised, one can be made."""
+    try:
+        if promise is None:
+            with Store.open(path, create=True, encoder=str(sources.encoder)) as opened:
+                yield from goes_on(opened, Promise.of(opened), sources, rng)
+            return
+        with Store.open(path, read_only=True) as reader:
+            yield from missing(reader, promise, rng)
+        if write:
+            with Store.open(path) as opened:
+                yield from goes_on(opened, promise, sources, rng)
+    except Exception as error:
+        yield f"{type(error).__name__}: {error}".replace(str(path), path.name)
+
+
+def cut(disk: Disk, how: str, rng: random.Random) -> Disk:
+    """What is left of a disk: of its power being cut, or (``IN_ORDER``) of a kill."""
+    if how == IN_ORDER:
+        return disk.clone()
+    return disk.after_power_cut(rng if how == SOME else None, last_name=how == LAST)
+
+
+def points(recorder: Recorder, rng: random.Random) -> set[int]:
+    """Before and after each commit, rename and unlink; and a sample of the rest."""
+    always = {0, len(recorder.events)}
+    for number, event in enumerate(recorder.events, 1):
+        moved = isinstance(event, Named) and event.kind is None
+        if moved or isinstance(event, Committed | Told):
+            always |= {number - 1, number}
+    rest = sorted(set(range(len(recorder.events))) - always)
+    return always | set(rng.sample(rest, min(BESIDES, len(rest))))
+
+
+def after(recorder: Recorder, what: str, least: int = 0) -> tuple[int, Disk]:
+    """The first event, from number ``least`` on, that ends like this, and the disk after it."""
+    for number, happened, disk in recorder.states():
+        if number >= least and happened.endswith(what):
+            return number, disk.clone()
+    raise AssertionError(f"no event ends with {what!r}")
+
+
+def promises(recorder: Recorder) -> list[int]:
+    """The points right after something was told."""
+    return [at for at, event in enumerate(recorder.events, 1) if isinstance(event, Told)]
+
+
+def replay(
+    recorder: Recorder,
+    how: str,
+    sources: Sources,
+    where: Path,
+    seed: int = 0,
+    *,
+    name: str = "store",
+    at: Iterable[int] | None = None,
+    every: int = EVERY,
+) -> Iterator[str]:
+    """What is wrong with the disks that are left at the points of a recording, or at some of them."""
+    rng = random.Random(f"{how} {seed}")
+    chosen = points(recorder, rng) if at is None else set(at)
+    seen: set[bytes] = set()
+    for number, what, disk in recorder.states():
+        if number not in chosen:
+            continue
+        left = cut(disk, how, rng)
+        if (signature := left.signature()) in seen:
+            continue
+        seen.add(signature)
+        left.lay(where)
+        write = (len(seen) + seed) % every == 0
+        for problem in damage(where / name, left.promise, sources, rng, write=write):
+            yield f"{how}, seed {seed}, {number} ({what}): {problem}"
+        shutil.rmtree(where)
+    assert seen, "nothing was replayed"
+
+
+def none_of(problems: Iterator[str]) -> None:
+    """Nothing is wrong; what is, is shown, but not all of it."""
+    shown = "\n".join(islice(problems, 5))
+    assert not shown, f"\n{shown}"
+
+
+# --- the recorder ---------------------------------------------------------------------------------
+
+
+def test_a_disk_keeps_what_was_synced_and_draws_the_rest() -> None:
+    disk = Disk()
+    disk.apply(Named("", (Entry(ROOT, "a", None, 1),), "file"))
+    disk.apply(Wrote("", 1, b"old" * 400))
+    assert dict(disk.walk()) == {"a": 1}
+    assert dict(disk.after_power_cut(None).walk()) == {}, "its name was not synced"
+    disk.apply(Synced("", ROOT))
+    assert disk.after_power_cut(None).versions[1] == [b""], "its content was not"
+    disk.apply(Synced("", 1))
+    disk.apply(Wrote("", 1, b"new" * 800))
+    disk.apply(Named("", (Entry(ROOT, "a", 1, None), Entry(ROOT, "b", None, 1))))
+    cut_off = disk.after_power_cut(None)
+    assert (dict(cut_off.walk()), cut_off.versions[1]) == ({"a": 1}, [b"old" * 400])
+    drawn = [disk.after_power_cut(random.Random(seed)) for seed in range(100)]
+    assert {name for left in drawn for name, _ in left.walk()} == {"a", "b"}
+    assert all(len(dict(left.walk())) == 1 for left in drawn), "a rename is one step"
+    contents = {left.versions[1][0] for left in drawn}
+    assert {b"old" * 400, b"new" * 800} < contents
+    assert {len(content) for content in contents} > {1200, 2400}, "lengths either way"
+    assert any(content.endswith(bytes(100)) for content in contents), "zeros where nothing was"
+    killed = disk.clone()
+    disk.apply(Synced("", 1))
+    assert killed.versions[1] == [b"old" * 400, b"new" * 800]
+    assert disk.after_power_cut(None).versions[1] == [b"new" * 800]
+
+
+def files_of(disk: Disk) -> dict[str, bytes]:
+    return {path: disk.versions[node][-1] for path, node in disk.walk() if node in disk.versions}
+
+
+def test_the_recorder_sees_what_is_done_through_os_and_past_it(where: Path) -> None:
+    with Recorder(empty_folder(), where / "disk", where / "copies") as recorder:
+        store = recorder.root / "store"
+        fd = os.open(store / "a", os.O_WRONLY | os.O_CREAT)
+        os.pwrite(fd, b"abc", 1000)
+        os.fdatasync(fd)
+        os.ftruncate(fd, 1001)
+        os.close(fd)
+        (store / "folder" / "deep").mkdir(parents=True)
+        (store / "folder" / "b").write_bytes(b"past os")
+        (store / "a").replace(store / "folder" / "c")
+        with (store / "folder" / "b").open("r+b") as file:
+            file.truncate(4)
+        (store / "folder").rename(store / "moved")
+        (store / "gone").mkdir()
+        (store / "gone" / "d").write_bytes(b"d")
+        shutil.rmtree(store / "gone")
+        (store / "moved" / "b").open("ab").write(b"!")
+    assert [event.what for event in recorder.events] == [
+        "open: store/a",
+        "pwrite: store/a from 1000 to 1003",
+        "fdatasync: store/a",
+        "ftruncate: store/a",
+        "mkdir: store/folder",
+        "mkdir: store/folder/deep",
+        "past os: store/folder/b",  # its name, then its content
+        "past os: store/folder/b",
+        "replace: store/a → store/folder/c",
+        "past os: store/folder/b",
+        "rename: store/folder → store/moved",
+        "mkdir: store/gone",
+        "past os: store/gone/d",
+        "past os: store/gone/d",
+        "unlink: store/gone/d is gone",
+        "rmdir: store/gone is gone",
+        "after the end: store/moved/b",
+    ]
+    *_, (_, _, disk) = recorder.states()
+    assert files_of(disk) == {"store/moved/b": b"past!", "store/moved/c": bytes(1000) + b"a"}
+    assert dict(disk.after_power_cut(None).walk()) == {"store": 1}
+    disk.lay(where / "again")
+    there = {str(path.relative_to(where / "again")) for path in (where / "again").rglob("*")}
+    assert there == {"store", "store/moved", "store/moved/b", "store/moved/c", "store/moved/deep"}
+
+
+def test_the_recording_has_met_every_edge(life: Recorder) -> None:
+    assert life.unsynced_commits == 0, "RocksDB was told to sync each commit"
+    happened = [event.what for event in life.events]
+    for family in ("pixels", "fingerprints", "vectors/1"):
+        assert sum(f"open: store/{family}/0000000" in what for what in happened) >= 2
+    assert sum(what.endswith("→ store/MANIFEST.json") for what in happened) >= 10
+    assert any("unlink: store/index/00000001.ivf is gone" in what for what in happened)
+    assert sum(isinstance(event, Committed) for event in life.events) >= 8
+    # Only these are not written through ``os``; of all else, the order of single calls is known.
+    past = {what.removeprefix("past os: ") for what in happened if what.startswith("past os")}
+    assert {re.sub(r"\d{8}", "N", re.sub(r"\.store\.\w+", "made", what)) for what in past} == {
+        "made.new/keys",
+        "store/index/N.ivf",
+        "store/rejects.jsonl",
+    }
+    *_, (_, _, disk) = life.states()
+    assert files_of(disk) == {
+        str(path.relative_to(life.root)): path.read_bytes()
+        for path in life.root.rglob("*")
+        if path.is_file() and path.parent.name != "keys"
+    }
+    assert disk.promise.encoder == "tiny"
+    assert disk.promise.vectors == len(disk.promise.images) == 26 + 4 + 30
+    assert disk.promise.rejects == 1
+
+
+# --- one power cut --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "seed"), [(SYNCED, 0), (LAST, 0), (IN_ORDER, 0), *((SOME, seed) for seed in SEEDS)]
+)
+def test_a_power_cut_loses_nothing_that_was_told_of(
+    life: Recorder, sources: Sources, where: Path, how: str, seed: int
+) -> None:
+    none_of(replay(life, how, sources, where / "disk", seed))
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_store_that_was_not_finished_can_be_made_again(
+    life: Recorder, sources: Sources, where: Path, how: str
+) -> None:
+    told, _ = after(life, "told")
+    none_of(replay(life, how, sources, where / "disk", at=range(told)))
+
+
+@pytest.fixture(scope="module")
+def adoption(room: Path, sources: Sources) -> Recorder:
+    """A store without an encoder takes its first one."""
+    where = room / "adoption"
+    with recorded(where) as recorder:
+        path = create(where, recorder, "none")
+        with Store.open(path) as opened:
+            opened.ingest(sources.photos)
+            opened.ingest(sources.first, encoder=str(sources.encoder))
+    return recorder
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_an_encoder_is_adopted_whole_or_not_at_all(
+    adoption: Recorder, sources: Sources, where: Path, how: str
+) -> None:
+    begun, _ = after(adoption, "mkdir: store/encoder")
+    told, _ = after(adoption, "told", begun)
+    at = range(begun - 1, told + 1)
+    none_of(replay(adoption, how, sources, where / "disk", at=at))
+
+
+@pytest.fixture(scope="module")
+def made_in_place(room: Path, sources: Sources) -> Recorder:
+    """An empty folder becomes a store."""
+    where = room / "made"
+    with recorded(where, empty_folder()) as recorder:
+        create(where, recorder, sources.encoder)
+    return recorder
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_an_empty_folder_that_did_not_become_a_store_still_can(
+    made_in_place: Recorder, sources: Sources, where: Path, how: str
+) -> None:
+    became, _ = after(made_in_place, "→ store/MANIFEST.json")
+    none_of(replay(made_in_place, how, sources, where / "disk", at=range(became)))
+
+
+@pytest.mark.parametrize("how", [SYNCED, IN_ORDER])
+def test_an_empty_folder_that_became_a_store_can_be_written(
+    made_in_place: Recorder, sources: Sources, where: Path, how: str
+) -> None:
+    became, _ = after(made_in_place, "→ store/MANIFEST.json")
+    at = range(became + (how == SYNCED), len(made_in_place.events) + 1)
+    none_of(replay(made_in_place, how, sources, where / "disk", at=at, every=1))
+
+
+def test_new_folders_above_a_store_are_as_durable_as_it(sources: Sources, where: Path) -> None:
+    with recorded(where) as recorder:
+        create(where, recorder, "none", "new/folders/store")
+    none_of(replay(recorder, SYNCED, sources, where / "left", name="new/folders/store"))
+
+
+# --- one crash after another ----------------------------------------------------------------------
+
+
+def next_writer(begun: Disk, sources: Sources, where: Path) -> Recorder:
+    """Record the writer that comes after a crash."""
+    with recorded(where, begun) as recorder, Store.open(where / "disk" / "store") as opened:
+        opened.ingest(sources.second)
+    return recorder
+
+
+def any_point(recorder: Recorder, rng: random.Random) -> Disk:
+    """The disk at some point after the store was told of."""
+    found = [disk.clone() for _, _, disk in recorder.states() if disk.promise is not None]
+    return rng.choice(found)
+
+
+@pytest.mark.parametrize("first", [SYNCED, SOME, IN_ORDER])
+def test_a_power_cut_after_another_crash_loses_nothing_either(
+    life: Recorder, sources: Sources, where: Path, first: str
+) -> None:
+    for seed in SEEDS:
+        rng = random.Random(f"{first} {seed}")
+        begun = cut(any_point(life, rng), first, rng)
+        recorder = next_writer(begun, sources, where / f"next{seed}")
+        for how in HOW:
+            every = range(len(recorder.events) + 1)
+            at = [*rng.sample(every, 40 if ALL else 6), *promises(recorder)]
+            none_of(replay(recorder, how, sources, where / "disk", seed, at=at))
+
+
+def test_an_extent_that_a_crash_left_without_data_stays_whole(
+    life: Recorder, sources: Sources, where: Path
+) -> None:
+    created, _ = after(life, "open: store/pixels/00000002.blobs")
+    renamed, _ = after(life, "→ store/MANIFEST.json", created)
+    _, begun = after(life, "fsync: store", renamed)
+    recorder = next_writer(begun, sources, where / "next")
+    committed, _ = after(recorder, "commit")
+    none_of(replay(recorder, IN_ORDER, sources, where / "disk", at=range(committed)))
+
+
+@pytest.mark.parametrize("name", ["mkdir: store/vectors/1", "→ store/MANIFEST.json", "→ store"])
+def test_names_that_a_killed_writer_did_not_sync_are_synced_by_the_next(
+    life: Recorder, sources: Sources, where: Path, name: str
+) -> None:
+    # Of the manifest's renames, the last one before any data are committed.
+    used, _ = after(life, "open: store/vectors/1/00000001.ids")
+    _, begun = after(life, name, used if name.endswith("json") else 0)
+    assert begun.pending
+    recorder = next_writer(begun, sources, where / "next")
+    none_of(replay(recorder, SYNCED, sources, where / "disk", at=promises(recorder)))
+
+
+# --- without a sync -------------------------------------------------------------------------------
+
+
+class Without:
+    """The module ``os``, with one function that does nothing to files, or to folders."""
+
+    def __init__(self, name: str, kind: Callable[[int], bool]) -> None:
+        self._name = name
+        self._kind = kind
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)  # now: a recorder may have replaced it
+        if name != self._name:
+            return real
+        return lambda fd: None if self._kind(os.fstat(fd).st_mode) else real(fd)
+
+
+class Unsynced:
+    """An open RocksDB that is never told to sync."""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def write(self, batch: Any, options: Any) -> None:
+        options.sync = False
+        self._db.write(batch, options)
+
+
+def no_names(module: Any, *last: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Without ``fsync_dir`` in a module, of folders with these names (or ends of names)."""
+    real = module.fsync_dir
+
+    def some(path: Path) -> None:
+        if not path.name.endswith(last):
+            real(path)
+
+    return lambda patch: patch.setattr(module, "fsync_dir", some)
+
+
+def no_contents(module: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    """Without ``os.fsync`` of files in a module."""
+    return lambda patch: patch.setattr(module, "os", Without("fsync", stat.S_ISREG))
+
+
+def no_appends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(extents, "os", Without("fdatasync", stat.S_ISREG))
+
+
+def no_batches(patch: pytest.MonkeyPatch) -> None:
+    real = keys.Rdict
+    patch.setattr(keys, "Rdict", lambda *args, **named: Unsynced(real(*args, **named)))
+
+
+IN_PLACE, NEW, ADOPTED = "made in place", "new", "with its first encoder later"
+SYNCS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
+    "appended data": (NEW, no_appends),
+    "a commit": (NEW, no_batches),
+    "an extent's header": (NEW, no_contents(extents)),
+    "an extent's name": (NEW, no_names(extents, "pixels", "fingerprints", "1")),
+    "a folder of extents": (NEW, no_names(extents, "store")),
+    "a folder of vectors": (NEW, no_names(extents, "vectors")),
+    "a replaced file": (NEW, no_contents(files)),
+    "a replaced file's name": (NEW, no_names(files, "")),
+    "a segment": (NEW, no_contents(segments)),
+    "a segment's name": (NEW, no_names(segments, "index")),
+    "the folder of segments": (NEW, no_names(segments, "store")),
+    "a new store's name": (NEW, no_names(create_, "disk")),
+    "parts moved in place": (IN_PLACE, no_names(create_, "store")),
+    "the encoder's folders": (NEW, no_names(api, "encoder")),
+    "the encoder's folder": (ADOPTED, no_names(api, "store")),
+}
+
+
+def losses(kind: str, sources: Sources, where: Path) -> Iterator[str]:
+    """What power cuts do to a small store: where it was told of, and around the manifest's renames."""
+    with recorded(where, empty_folder() if kind == IN_PLACE else None) as recorder:
+        path = create(where, recorder, "none" if kind == ADOPTED else sources.encoder)
+        with Store.open(path) as opened:
+            opened.ingest(sources.first, encoder=str(sources.encoder))
+    told = promises(recorder)
+    renamed = [
+        number
+        for number, event in enumerate(recorder.events, 1)
+        if (number >= told[0] or kind == IN_PLACE) and event.what.endswith("→ store/MANIFEST.json")
+    ]
+    # The likeliest first, for a loss that is found ends the test.
+    for how, at in [
+        (SYNCED, told[-1:]),
+        (SYNCED, told[:1]),
+        (SYNCED, [number + 1 for number in renamed]),
+        (LAST, renamed),
+    ]:
+        yield from replay(recorder, how, sources, where / "left", at=at, every=1 << 30)
+
+
+@pytest.mark.parametrize("kind", [NEW, IN_PLACE, ADOPTED])
+def test_with_every_sync_nothing_is_lost(kind: str, sources: Sources, where: Path) -> None:
+    none_of(losses(kind, sources, where))
+
+
+@pytest.mark.parametrize("what", SYNCS)
+def test_without_any_one_sync_something_is(what: str, sources: Sources, where: Path) -> None:
+    """The recorder has teeth, and the engine no sync that does nothing."""
+    kind, leave_out = SYNCS[what]
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out(patch)
+        found = next(losses(kind, sources, where), None)
+    assert found is not None
+
+
+# --- what the system is asked for -----------------------------------------------------------------
+
+
+def child(path: str, encoder: str, *what: str) -> None:
+    """Make a store and fill it, telling of each commit."""
+    small_pieces(pytest.MonkeyPatch())
+    commit = StoreFiles.commit
+
+    def tell(files: StoreFiles, chunk: Chunk) -> None:
+        commit(files, chunk)
+        print("told", flush=True)
+
+    StoreFiles.commit = tell  # type: ignore[method-assign]
+    with Store.open(path, create=True, encoder=encoder) as opened:
+        opened.ingest(*what)
+
+
+if __name__ == "__main__":
+    child(*sys.argv[1:])
+
+
+@dataclass(frozen=True)
+class Call:
+    """One system call of a trace: ``path`` is its descriptor's, or its last argument's."""
+
+    name: str
+    path: Path
+    text: str  # all of its arguments
+
+    @property
+    def creates(self) -> bool:
+        return self.name == "openat" and "O_CREAT" in self.text
+
+
+def calls(trace: str) -> Iterator[Call]:
+    """What a trace says was done, a call that others interrupted where it counts.
+
+    That is where it began if it writes, and where it returned if it is a sync.
+    """
+    begun: dict[str, str] = {}
+    for line in trace.splitlines():
+        thread, _, rest = line.partition(" ")
+        rest = rest.strip()
+        writes = rest.startswith(("write(", "pwrite64("))
+        if rest.endswith("<unfinished ...>"):
+            begun[thread] = rest = rest.removesuffix("<unfinished ...>")
+            if not writes:
+                continue
+        elif resumed := re.match(r"<\.\.\. \w+ resumed>", rest):
+            rest = begun.pop(thread) + rest[resumed.end() :]
+            if rest.startswith(("write(", "pwrite64(")):
+                continue
+        name, _, text = rest.partition("(")
+        if not name.isidentifier() or re.search(r"= -1 E[A-Z]+", text):
+            continue
+        named = re.findall(r'"([^"]*)"', text) if name != "write" else []
+        opened = re.search(r"= \d+<(.*)>$", text)
+        by_fd = re.match(r"\d+<([^>]*)>", text)
+        found = opened or by_fd
+        if found or named:
+            yield Call(name, Path(found[1] if found else named[-1]), text)
+
+
+def disorder(trace: str, path: Path) -> Iterator[str]:
+    """Where a trace of a writer breaks the order that a commit rests on."""
+    unsynced: set[Path] = set()  # files with bytes that are not synced
+    unnamed: set[Path] = set()  # files and folders whose name is not
+    new: set[Path] = set()  # extents and segments that no manifest names yet
+    counts = dict.fromkeys(("commits", "told", "manifests", "extents", "segments"), 0)
+    for call in calls(trace):
+        at = call.path
+        in_keys = path / "keys" in at.parents
+        if call.name == "write" and '"told' in call.text:
+            counts["told"] += 1
+            yield from (f"told before {at.name} is synced" for at in sorted(unsynced | unnamed))
+        if at != path and path not in at.parents:
+            continue
+        is_wal = in_keys and at.suffix == ".log"
+        is_data = at.suffix in (".blobs", ".pdq", ".f32", ".ids")
+        if (in_keys and not is_wal) or at.name in ("LOCK", "COMMIT", "rejects.jsonl"):
+            continue  # RocksDB's own business, or not what counts
+        if call.creates or call.name == "mkdir":
+            unnamed.add(at)
+            if is_data or at.suffix == ".ivf":
+                new.add(at)
+                counts["extents" if is_data else "segments"] += 1
+        elif call.name in ("write", "pwrite64"):
+            unsynced.add(at)
+            if is_wal:
+                late = {one for one in (unsynced | unnamed) - {at} if one.suffix != ".log"}
+                yield from (f"{one.name} is synced after the log is written" for one in late)
+            if is_data and not re.search(rf", {HEADER_BYTES}, 0\b", call.text):  # its header
+                if at in new:
+                    yield f"{at.name} is written to before the manifest names it"
+                if path / "MANIFEST.json" in unnamed:
+                    yield f"{at.name} is written to before the manifest is synced"
+        elif call.name in ("fsync", "fdatasync"):
+            counts["commits"] += is_wal
+            unsynced.discard(at)
+            unnamed -= {one for one in unnamed if one.parent == at}
+        elif call.name.startswith("rename") and at == path / "MANIFEST.json":
+            counts["manifests"] += 1
+            before = {one for one in unnamed if one.suffix == ".new"}
+            unnamed -= before  # the name that it had is no more
+            late = {one for one in unsynced if one in new or one in before} | unnamed
+            yield from (f"{one.name} is synced after the manifest names it" for one in late)
+            unsynced -= before
+            unnamed.add(at)
+            new.clear()
+    yield from (f"no {what} were seen" for what, count in counts.items() if not count)
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> tuple[str, Path]:
+    """The system calls of a writer, and its store."""
+    strace = shutil.which("strace")
+    where = tmp_path_factory.mktemp("traced").resolve()
+    log, path = where / "trace", where / "store"
+    if strace is None or subprocess.run([strace, "-f", "-o", log, "true"], check=False).returncode:
+        pytest.skip("there is no strace, or it is not permitted")
+    names = "openat,mkdir,write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat"
+    command = [strace, "-f", "-y", "-s", "8", "-o", log, "-e", f"trace={names}"]
+    program = [sys.executable, __file__, path, sources.encoder, sources.first, sources.photos]
+    done = subprocess.run(
+        [*command, *program],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 0
+    return log.read_text(), path
+
+
+def test_the_system_is_asked_to_sync_in_the_order_of_a_commit(traced: tuple[str, Path]) -> None:
+    none_of(disorder(*traced))
+
+
+@pytest.mark.parametrize(
+    ("sync", "what"),
+    [
+        (r"fdatasync\(.*\.blobs>", "00000001.blobs is synced after the log is written"),
+        (r"fdatasync\(.*\.log>", "told before .*log is synced"),
+        (r"fsync\(.*/store/keys>", "told before .*log is synced"),
+        (r"fsync\(.*\.f32>", "00000001.f32 is synced after the manifest names it"),
+        (r"fsync\(.*/vectors/1>", "00000001.f32 is synced after the manifest names it"),
+        (r"fsync\(.*/vectors>", "1 is synced after the manifest names it"),
+        (r"fsync\(.*\.ivf>", "00000001.ivf is synced after the manifest names it"),
+        (r"fsync\(.*/index>", "00000001.ivf is synced after the manifest names it"),
+        (r"fsync\(.*\.new>\)", r"\.MANIFEST.*\.new is synced after the manifest names it"),
+        (r"fsync\(.*/store>", "written to before the manifest is synced"),
+    ],
+    ids=lambda text: re.sub(r"[^a-z0-9/.]+", " ", text).strip(),
+)
+def test_a_trace_without_a_sync_is_found_out(
+    traced: tuple[str, Path], sync: str, what: str
+) -> None:
+    trace, path = traced
+    fewer = "".join(line for line in trace.splitlines(True) if not re.search(sync, line))
+    assert fewer != trace
+    assert any(re.search(what, problem) for problem in disorder(fewer, path))
