@@ -340,8 +340,13 @@ class Store:
             aside = Repair(self._files, self._own_encoder).run(check.damage)
         except (OSError, EngineError) as error:
             aside.append(CheckProblem("repair", f"it could not be finished: {error}"))
-        left = Check(self._files).run().problems
-        was = [replace(problem, fixed=problem not in left) for problem in report.problems]
+        try:
+            left = Check(self._files).run().problems
+        except StoreError:  # the repair failed and closed the store
+            left = report.problems
+        # The same damage may be told in other words by now: a part with any left is not mended.
+        parts = {problem.part for problem in left}
+        was = [replace(problem, fixed=problem.part not in parts) for problem in report.problems]
         new = [problem for problem in left if problem not in report.problems]
         return replace(report, problems=(*was, *aside, *new))
 

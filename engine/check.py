@@ -1,10 +1,12 @@
 """Proves a store whole: reads everything that is committed and compares what says the same twice.
 
-1. extents     header; length at least what is committed; the xxh64 of every append
-2. images      each record has its key and each key its record; kept pixels lie in committed bytes,
-               and where an append is damaged, which images' are; their number is the committed one
+1. extents     header; length at least what is committed; the xxh64 of every append, and that all
+               bytes are of some append
+2. images      each record has its key and each key its record: their sums are equal, else they are
+               looked for one by one; kept pixels lie in committed bytes, and where an append is
+               damaged, which images' are; their number is the committed one
 3. sources     each name has an image that names it back; their number is the committed one
-4. vectors     as many ids as vectors, ascending, each of a known image; their encoder
+4. vectors     as many ids as vectors, ascending, each of a known image; their encoder can be loaded
 5. segments    checksum
 6. leftovers   bytes that an interrupted writer left behind: no damage, and gone with the next write
 
@@ -13,6 +15,7 @@ What it finds it also keeps as ``Damage``, for ``engine.repair``.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import time
@@ -24,12 +27,15 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import digest
-from engine.errors import StoreDamagedError
+from engine.encoders import registry
+from engine.encoders.onnx import OnnxEncoder
+from engine.errors import EncoderError, StoreDamagedError
 from engine.records import CheckReport, Place, Problem
 from engine.storage import extents, manifest, segments
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.manifest import SegmentEntry
 from engine.storage.rows import ONE, ImageRows, NameRow, Run, record_keys, u64
+from engine.storage.vectors import Vectors
 from engine.store import StoreFiles
 
 T = TypeVar("T")
@@ -37,6 +43,9 @@ _BATCH = 1000
 _READ = 8 << 20
 _MOST_PROBLEMS = 1000  # listed; a store with more is to be restored, not read about
 _MOST_NAMED = 20  # images named in one problem
+_KEY = digest.KEY_BYTES
+_SUM = (1 << 64) - 1
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(slots=True)
@@ -55,6 +64,7 @@ class Damage:
 
     appends: list[DamagedAppend] = field(default_factory=list)
     images: list[int] = field(default_factory=list)  # whose kept pixels are damaged
+    images_known: bool = False  # whether these are all of them: the keys could be read
     segments: list[SegmentEntry] = field(default_factory=list)
     encoder: bool = False
 
@@ -74,32 +84,42 @@ class Check:
         self._bytes = 0
         self._images = 0
         self._sources = 0
+        self._names_counted = False
         self._there = np.zeros(store.state.next_id // 8 + 1, np.uint8)  # a bit an image
+        self._all_there = False  # whether these bits are all
+        # Its own: the store's may have a file open that is gone or replaced by now.
+        self._pixels = ExtentReader(store.path, extents.PIXELS)
 
     def run(self) -> CheckReport:
         """Look at everything."""
         started = time.perf_counter()
         steps = (
-            self._extents,
-            self._records,
-            self._files,
-            self._names,
-            self._runs,
-            self._vectors,
-            self._segments,
+            (self._extents, "keys"),
+            (self._records, "keys"),
+            (self._files, "keys"),
+            (self._names, "keys"),
+            (self._runs, "keys"),
+            (self._encoder, "encoder"),
+            (self._vectors, "vectors"),
+            (self._segments, segments.FOLDER),
         )
-        for step in steps:
+        for step, part in steps:
             try:
                 step()
             except StoreDamagedError as error:  # a table or file that cannot be read at all
-                self._say("keys", str(error))
+                self._say(part, str(error))
+        self._pixels.close()
+        try:
+            leftover = self._store.leftover_bytes()
+        except StoreDamagedError:  # the manifest names what cannot be, which was said
+            leftover = 0
         return CheckReport(
             images=self._images,
             vectors=self._store.vector_rows,
             bytes_read=self._bytes,
             seconds=round(time.perf_counter() - started, 3),
             problems=tuple(self._problems),
-            leftover_bytes=self._store.leftover_bytes(),
+            leftover_bytes=leftover,
         )
 
     def _say(self, part: str, what: str) -> None:
@@ -122,9 +142,11 @@ class Check:
                     self._say(
                         "MANIFEST.json", f"it does not name {name} {number}, which is committed"
                     )
-        readers = {family.name: ExtentReader(store.path, family) for family in store.families()}
+        readers = {family.name: ExtentReader(store.path, family) for family in self._families()}
+        covered: collections.Counter[tuple[str, int]] = collections.Counter()
         for key, value in store.keys.scan("commits"):
             for at, (name, number, offset, length, xxh64) in enumerate(json.loads(value)):
+                covered[name, number] += length
                 if name in readers:
                     place = Place(number, offset, length)
                     if not self._append(readers[name], place, xxh64, key):
@@ -132,6 +154,22 @@ class Check:
                         self.damage.appends.append(DamagedAppend(key, at, family, place))
         for reader in readers.values():
             reader.close()
+        for name, pairs in store.state.extents.items():
+            for number, size in pairs:
+                if covered[name, number] != size:
+                    bytes_ = f"{size:,} bytes of {name} {number}"
+                    self._say(
+                        "keys", f"{bytes_} are committed, {covered[name, number]:,} by commits"
+                    )
+
+    def _families(self) -> list[Family]:
+        """All that may be committed, whether the manifest names them or not."""
+        families = [extents.PIXELS, extents.FINGERPRINTS]
+        encoder = self._store.manifest.encoder
+        if encoder is not None:
+            families.append(extents.vectors(encoder.generation, encoder.dim))
+            families.append(extents.vector_ids(encoder.generation))
+        return families
 
     def _append(self, reader: ExtentReader, place: Place, xxh64: int, commit: bytes) -> bool:
         where = self._store.part(reader.family, place.extent)
@@ -155,30 +193,12 @@ class Check:
 
     def _records(self) -> None:
         store = self._store
-        pairs = store.state.extents.get(extents.PIXELS.name, [])
-        committed: dict[int, int] = dict(pairs)  # type: ignore[arg-type]
-        damaged = [one.place for one in self.damage.appends if one.family == extents.PIXELS]
-        records = (
-            found for key, value in store.keys.scan("records") for found in record_keys(key, value)
-        )
-        for batch in _batches(records):
-            ids = np.array([id_ for id_, _ in batch], np.int64)
-            found = store.image_columns([key for _, key in batch])
-            own = np.zeros(len(batch), np.bool_)
-            own[found.found] = found.ids == ids[found.found]
-            self._kept(found, committed, damaged)
-            for i in np.flatnonzero(~own):  # none, or a key that several images share
-                row = next((r for r in store.image_of(batch[i][1]) if r.id == ids[i]), None)
-                if row is None:
-                    self._say("keys", f"image {ids[i]} has a record and no key")
-                else:
-                    self._kept(ImageRows.unpack([row.pack()]), committed, damaged)
-            self._mark(ids)
-            self._images += len(batch)
-        for rows in _batches(store.keys.scan("images")):
-            ids = ImageRows.unpack([value for _, value in rows]).ids
-            for id_ in ids[~self._are_there(ids)]:
-                self._say("keys", f"image {id_} has a key and no record")
+        by_id = self._read_records()
+        self._all_there = True
+        by_key = self._read_images()
+        self.damage.images_known = True
+        if by_id != by_key:
+            self._pair()
         if self._images != store.state.images:
             self._say(
                 "keys", f"{store.state.images} images are committed, {self._images} are there"
@@ -188,23 +208,93 @@ class Check:
         if rows_kept != store.state.next_id - 1:
             self._say("fingerprints", f"{store.state.next_id - 1} are due, {rows_kept} are there")
         if self.damage.images:
+            self.damage.images.sort()
             named = ", ".join(map(str, self.damage.images[:_MOST_NAMED]))
             more = len(self.damage.images) - _MOST_NAMED
             also = f" and {more} more" if more > 0 else ""
-            self._say("pixels", f"the kept pixels of images {named}{also} are damaged or lost")
+            images = "image" if len(self.damage.images) == 1 else "images"
+            self._say("pixels", f"the kept pixels of {images} {named}{also} are damaged or lost")
 
-    def _kept(self, rows: ImageRows, committed: dict[int, int], damaged: list[Place]) -> None:
+    def _read_records(self) -> tuple[int, int]:
+        """Read all records; how many images they are of, and the sum of (id, key)."""
+        total = 0
+        records = (
+            found
+            for key, value in self._store.keys.scan("records")
+            for found in record_keys(key, value)
+        )
+        for batch in _batches(records):
+            ids = np.array([id_ for id_, _ in batch], np.int64)
+            total += _sum(ids, [key for _, key in batch])
+            self._mark(ids)
+            self._images += len(batch)
+        return self._images, total & _SUM
+
+    def _read_images(self) -> tuple[int, int]:
+        """Read the rows of all images; how many there are, and the sum of (id, key)."""
+        store = self._store
+        committed = np.array(store.state.extents.get(extents.PIXELS.name, []), np.int64)
+        damaged = [one.place for one in self.damage.appends if one.family == extents.PIXELS]
+        count = total = 0
+        for batch in _batches(store.keys.scan("images")):
+            rows = ImageRows.unpack([value for _, value in batch])
+            total += _sum(rows.ids, [key[:_KEY] for key, _ in batch])
+            count += len(batch)
+            for id_ in rows.ids[~self._are_there(rows.ids)]:
+                self._say("keys", f"image {id_} has a key and no record")
+            self._kept(rows, committed.reshape(-1, 2), damaged)
+            for key in [key for key, _ in batch if len(key) > _KEY]:  # next to none
+                id_ = int.from_bytes(key[_KEY:], "big")
+                if id_ not in [row.id for row in store.image_of(key[:_KEY])]:
+                    self._say("keys", f"image {id_} is not found by its key")
+        return count, total & _SUM
+
+    def _pair(self) -> None:
+        """Look for the key of each record: some do not have theirs."""
+        records = (
+            found
+            for key, value in self._store.keys.scan("records")
+            for found in record_keys(key, value)
+        )
+        before = len(self._problems)
+        for batch in _batches(records):
+            rows = self._store.images_of([key for _, key in batch])
+            for (id_, _), found in zip(batch, rows, strict=True):
+                if id_ not in [row.id for row in found]:
+                    self._say("keys", f"image {id_} has a record and no key")
+        if len(self._problems) == before:
+            self._say("keys", "some keys are of images that have another one")
+
+    def _kept(
+        self, rows: ImageRows, committed: npt.NDArray[np.int64], damaged: list[Place]
+    ) -> None:
         """Whether the kept pixels of these images are where they can be, and whole."""
         ends = rows.offsets + rows.lengths
-        limits = np.array([committed.get(int(extent), 0) for extent in rows.extents], np.int64)
+        limits = np.zeros(len(ends), np.int64)
+        for number, size in committed:
+            limits[rows.extents == number] = size
         for id_ in rows.ids[rows.kept & (ends > limits)]:
             self._say("keys", f"the pixels of image {id_} lie behind what is committed")
         for place in damaged:
             inside = rows.kept & (rows.extents == place.extent)
             inside &= (rows.offsets >= place.offset) & (ends <= place.offset + place.length)
+            inside &= self._are_there(rows.ids)
             for id_ in rows.ids[inside].tolist():
-                if self._store.kept_whole(id_) is None:
+                if not self._is_whole(id_):
                     self.damage.images.append(id_)
+
+    def _is_whole(self, id_: int) -> bool:
+        """Whether what is kept of an image is what was kept."""
+        try:
+            record = self._store.get(id_)
+        except StoreDamagedError:  # its key is gone, which is told elsewhere
+            return True
+        assert record.place is not None
+        try:
+            kept = self._pixels.read(record.place)
+        except StoreDamagedError:
+            return False
+        return record.proof == digest.proof(kept) or record.file_hash == digest.file_hash(kept)
 
     def _files(self) -> None:
         for batch in _batches(self._store.keys.scan("files")):
@@ -232,6 +322,7 @@ class Check:
             for (name, _), value in zip(batch, self._values("sources", wanted), strict=True):
                 if value is None:
                     self._say("keys", f"the source {name!r} names an image that does not name it")
+        self._names_counted = True
 
     def _runs(self) -> None:
         store = self._store
@@ -252,28 +343,34 @@ class Check:
             for run, twin in zip(runs, twins, strict=True):
                 if twin != run.by_row[1]:
                     self._say("keys", f"rows {run.row} … of array {run.array} are found by id only")
-        if self._sources != store.state.sources:
+        if self._names_counted and self._sources != store.state.sources:
             self._say(
                 "keys", f"{store.state.sources} sources are committed, {self._sources} are there"
             )
 
     # --- vectors ----------------------------------------------------------------------------------
 
+    def _encoder(self) -> None:
+        entry = self._store.manifest.encoder
+        if entry is None:
+            return
+        folder = (self._store.path / entry.file).parent
+        try:
+            found = registry.read(folder)
+            if found.sha256 != entry.fingerprint:
+                raise EncoderError(f"{found.model} is not the encoder that made the vectors")
+            OnnxEncoder(found, threads=1)  # proves the rest of the description
+        except EncoderError as error:
+            self.damage.encoder = True
+            part = str(folder.relative_to(self._store.path))
+            what = str(error).removesuffix(": copy it again")
+            self._say(part, f"{what}; copy the files of the encoder {entry.name!r} to {folder}")
+
     def _vectors(self) -> None:
         store = self._store
         encoder = store.manifest.encoder
         if encoder is None:
             return
-        try:
-            model = digest.file_hash((store.path / encoder.file).read_bytes()).hex()
-        except OSError as error:
-            model = str(error.strerror)
-        if model != encoder.fingerprint:
-            self.damage.encoder = True
-            self._say(
-                encoder.file,
-                "it is gone or not the encoder that made the vectors: restore it from a copy",
-            )
         for family in (
             extents.vectors(encoder.generation, encoder.dim),
             extents.vector_ids(encoder.generation),
@@ -282,16 +379,16 @@ class Check:
             if size != store.vector_rows * family.row_bytes:
                 self._say(family.folder, f"{store.vector_rows} rows are due, {size:,} bytes there")
                 return
-        index = store.index
-        assert index is not None
+        vectors = Vectors(store.path, encoder.generation, encoder.dim, store.vector_rows)
         last = 0
         for start in range(0, store.vector_rows, _BATCH):
             rows = np.arange(start, min(start + _BATCH, store.vector_rows), dtype=np.int64)
-            ids = index.vectors.ids(rows)
+            ids = vectors.ids(rows)
             ordered = bool((np.diff(ids) > 0).all()) and int(ids[0]) > last
             last = int(ids[-1])
             if not ordered or not self._are_there(ids).all():
                 self._say("vectors", f"rows {start} to {start + len(ids)} name unknown images")
+        vectors.close()
 
     def _segments(self) -> None:
         store = self._store
@@ -316,14 +413,24 @@ class Check:
         np.bitwise_or.at(self._there, known >> 3, (1 << (known & 7)).astype(np.uint8))
 
     def _are_there(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of these images have records."""
+        """Which of these images have records; where not all could be read, which may have."""
         inside = (ids > 0) & (ids < self._store.state.next_id)
+        if not self._all_there:
+            return inside
         at = np.where(inside, ids, 0)
         there: npt.NDArray[np.bool_] = (self._there[at >> 3] >> (at & 7) & 1).astype(np.bool_)
         return inside & there
 
     def _values(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         return self._store.keys.get_many(table, list(keys))
+
+
+def _sum(ids: npt.NDArray[np.int64], keys: Iterable[bytes]) -> int:
+    """A sum over (id, key), the same in any order; mixed, so that swapped ones have another."""
+    halves = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+    mixed = (halves[:, 0] ^ (ids.astype(np.uint64) * _ODD)) * _ODD
+    mixed ^= mixed >> np.uint64(32)
+    return int(((mixed + halves[:, 1]) * _ODD).sum(dtype=np.uint64))
 
 
 def _batches(rows: Iterator[T]) -> Iterator[list[T]]:

@@ -28,6 +28,7 @@ TIERS = (IDENTICAL, NEAR, SIMILAR)
 _AT_ONCE = 4096  # rows of a batch
 _PROBE = 64  # rows that show whether the others will come from memory
 _COLD_SECONDS = 15e-6  # a row; from memory it takes 6, from disk in a queue 14, else 60 and more
+_MOST_SCORE = 1.01  # of two unit vectors, rounding included
 _log = logging.getLogger("engine")
 
 
@@ -127,6 +128,9 @@ class Lookup:
         hits: list[SimilarHit] = []
         for score, id_ in zip(scores[0], index.vectors.ids(rows[0]), strict=True):
             if id_ < 0 or int(id_) in taken or len(hits) == self._k:
+                continue
+            if not abs(score) < _MOST_SCORE:  # not a number, or more than unit vectors can give
+                _log.warning("image %d: its vector is damaged; run 'engine check'", id_)
                 continue
             if self._min_score is not None and score < self._min_score:
                 break

@@ -3,41 +3,48 @@
 pixels         read again from a source that is still there and still the very image; else the image
                goes on without, and is verified by its SHA-256
 fingerprints   computed again from the pixels, kept or read again; else left as they are
-vectors        encoded again from the same; else zero, which is similar to nothing
-vector ids     consecutive in every append, so most of them say what the others were
+vectors        encoded again from the same; else left as they are, or zero where they cannot be right
+vector ids     those of the commit's images, which are consecutive
 segments       built again from the vectors
 encoder        copied again from the package, if it is the same one
 
 Damaged bytes are written over where they lie, except pixels, which are appended anew in a commit.
-Interrupted anywhere, it leaves damage that the next run finds again.
+Interrupted anywhere, it leaves damage that the next run finds again; what cannot be mended does not
+keep the rest from it.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import digest, fingerprint, pixels
 from engine.check import Damage, DamagedAppend
-from engine.config import ENCODE_BATCH, EXTENT_ROWS
+from engine.config import ENCODE_BATCH
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
-from engine.errors import EngineError, ImageError, StoreDamagedError
+from engine.errors import EncoderError, EngineError, ImageError, StoreDamagedError
 from engine.records import Buffer, Pixels, Place, Problem
 from engine.sources.base import Problem as SourceProblem
 from engine.sources.locate import Query, open_images
 from engine.storage import extents
 from engine.storage.chunk import Chunk, Rekept
-from engine.storage.extents import ExtentReader
+from engine.storage.extents import ExtentReader, Family
+from engine.storage.files import fsync_dir, replace_file
 from engine.storage.rows import u64
 from engine.storage.vectors import Vectors
 from engine.store import StoreFiles
 
 _IMAGES = 256  # of one commit
+_SOURCES = 1000  # of one image that are tried
+_READ = 8 << 20
+_MOST_NAMED = 100  # ranges of images in one line
+_NEARLY = 1e-3  # how far from 1 the length of a vector may be that nothing happened to
 
 
 class Repair:
@@ -46,68 +53,84 @@ class Repair:
     def __init__(self, store: StoreFiles, encoder: Callable[[], OnnxEncoder]) -> None:
         self._store = store
         self._encoder = encoder
-        self._aside: list[Problem] = []
+        self._told: list[Problem] = []
+        self._stale: set[int] = set()  # rows at which segments begin that are to be built again
 
     def run(self, damage: Damage) -> list[Problem]:
-        """Mend what can be; returns what could only be set aside."""
-        store = self._store
-        store.become_writer(salvage=True)
+        """Mend what can be; returns what could only be set aside, and what could not be mended."""
+        self._store.become_writer(salvage=True)
         if damage.encoder:
             self._restore_encoder()
-        self._rekeep(damage.images)
-        first = min((entry.first_row for entry in damage.segments), default=None)
-        mended = []
-        for append in damage.appends:
-            name = append.family.name
-            row = self._first_row(append)
-            if name == extents.FINGERPRINTS.name:
-                self._fingerprints(append, row)
-            elif name.endswith(".ids"):
-                self._vector_ids(append, row)
-            elif name.endswith(".f32"):
-                self._vectors(append, row)
-                first = row if first is None else min(first, row)
-            mended.append((append.commit, append.at, self._checksum(append)))
-        if mended:
-            store.set_checksums(mended)
-        if first is not None and store.manifest.encoder is not None and store.manifest.segments:
-            starts = [entry.first_row for entry in store.manifest.segments]
-            store.build_segment(max([s for s in starts if s <= first], default=min(starts)))
-        return self._aside
+        if damage.images_known:
+            self._rekeep(damage.images)
+        self._stale = {e.first_row for e in self._store.manifest.segments if e in damage.segments}
+        vectors_whole = True
+        # Ids first: they say whose the vectors are.
+        for append in sorted(damage.appends, key=lambda append: not _is_ids(append.family)):
+            if append.family == extents.PIXELS and not damage.images_known:
+                continue  # with the checksum of what is there now, it would not be found again
+            try:
+                self._mend(append)
+            except (StoreDamagedError, EncoderError) as error:
+                part = self._store.part(append.family, append.place.extent)
+                self._told.append(Problem(part, f"it cannot be mended: {error}"))
+                vectors_whole &= append.family in (extents.FINGERPRINTS, extents.PIXELS)
+        if self._stale and vectors_whole:  # else it would be an index of damaged ones
+            self._store.build_segment(min(self._stale))
+        return self._told
+
+    def _mend(self, append: DamagedAppend) -> None:
+        family = append.family
+        row = _first_row(family, append.place)
+        if family == extents.FINGERPRINTS:
+            self._fingerprints(append, row)
+        elif _is_ids(family):
+            self._vector_ids(append)
+        elif family != extents.PIXELS:
+            self._vectors(append, row)
+        self._store.set_checksums([(append.commit, append.at, self._checksum(append))])
 
     def _set_aside(self, part: str, what: str) -> None:
-        self._aside.append(Problem(part, what, fixed=True))
+        self._told.append(Problem(part, what, fixed=True))
 
     # --- pixels -----------------------------------------------------------------------------------
 
     def _rekeep(self, ids: Sequence[int]) -> None:
-        for at in range(0, len(ids), _IMAGES):
-            chunk = Chunk()
-            for id_ in ids[at : at + _IMAGES]:
-                record = self._store.get(id_)
-                rows = self._store.image_of(record.key)
-                row = next(row for row in rows if row.id == id_)
-                key = record.key if row is rows[0] else record.key + u64(id_)
-                keep: Buffer | None = None
-                for query, found in self._read_again(id_):
-                    keep = found.canonical if row.canonical else query.data
-                    if row.canonical or digest.file_hash(keep or b"") == record.file_hash:
-                        break
-                    keep = None
-                if keep is None:
-                    self._set_aside(
-                        "pixels",
-                        f"image {id_}: its kept pixels are lost and no source has them any more; "
-                        f"it is verified by SHA-256 from now on",
-                    )
-                chunk.rekept.append(Rekept(key, row, keep))
-            self._store.commit(chunk)
+        chunk, size = Chunk(), 0
+        lost = []
+        for id_ in dict.fromkeys(ids):
+            record = self._store.get(id_)
+            rows = self._store.image_of(record.key)
+            row = next(row for row in rows if row.id == id_)
+            key = record.key if row is rows[0] else record.key + u64(id_)
+            keep: Buffer | None = None
+            for query, found in self._read_again(id_):
+                if row.canonical:
+                    keep = found.canonical
+                elif query.data is not None and digest.file_hash(query.data) == record.file_hash:
+                    keep = query.data
+                if keep is not None:
+                    size += len(keep)
+                    break
+            else:
+                lost.append(id_)
+            chunk.rekept.append(Rekept(key, row, keep))
+            if len(chunk.rekept) == _IMAGES or size >= self._store.memory.chunk:
+                self._store.commit(chunk)
+                chunk, size = Chunk(), 0
+        self._store.commit(chunk)
+        if lost:
+            self._set_aside(
+                "pixels",
+                f"{_named(lost)}: what was kept of them is lost and no source has it any more; they "
+                f"are verified by SHA-256 from now on",
+            )
 
     def _read_again(self, id_: int) -> Iterator[tuple[Query, Pixels]]:
         """The very image, from each of its sources that still has it."""
         proof = self._store.get(id_).proof
         memory = self._store.memory
-        for name in self._store.sources_of(id_)[0]:
+        for name in self._store.sources_of(id_, _SOURCES)[0]:
             try:
                 for query in open_images(os.fsdecode(name), memory.max_file):
                     if isinstance(query, SourceProblem):
@@ -120,6 +143,8 @@ class Repair:
 
     def _pixels(self, id_: int) -> Pixels | None:
         """The pixels of an image, from what is kept of it or from a source."""
+        if self._store.record(id_) is None:
+            return None
         kept = self._store.kept_whole(id_)
         if kept is not None:
             try:
@@ -133,18 +158,13 @@ class Repair:
 
     # --- rows: fingerprints, vectors, ids ---------------------------------------------------------
 
-    def _first_row(self, append: DamagedAppend) -> int:
-        size = append.family.row_bytes
-        return (append.place.extent - 1) * EXTENT_ROWS + append.place.offset // size if size else 0
-
     def _fingerprints(self, append: DamagedAppend, row: int) -> None:
         data = self._bytes(append)
         lost = []
         for i in range(len(data) // fingerprint.FINGERPRINT_BYTES):
-            id_ = row + i + 1
-            found = self._pixels(id_) if self._store.record(id_) is not None else None
+            found = self._pixels(row + i + 1)
             if found is None:
-                lost.append(id_)
+                lost.append(row + i + 1)
                 continue
             at = i * fingerprint.FINGERPRINT_BYTES
             data[at : at + fingerprint.FINGERPRINT_BYTES] = fingerprint.fingerprint(found)[0]
@@ -152,8 +172,8 @@ class Repair:
         if lost:
             self._set_aside(
                 append.family.folder,
-                f"images {lost[0]} to {lost[-1]}: {len(lost)} fingerprints may be wrong, and their "
-                f"pixels are neither kept nor in a source any more",
+                f"{_named(lost)}: a fingerprint may be wrong, and their pixels are neither kept nor "
+                f"in a source any more",
             )
 
     def _vectors(self, append: DamagedAppend, row: int) -> None:
@@ -162,40 +182,70 @@ class Repair:
         encoder = self._encoder()
         count = append.place.length // append.family.row_bytes
         found = Vectors(self._store.path, entry.generation, entry.dim, self._store.vector_rows)
-        ids = found.ids(np.arange(row, row + count, dtype=np.int64))
+        ids = found.ids(np.arange(row, row + count, dtype=np.int64)).tolist()
         found.close()
-        out = np.zeros((count, entry.dim), np.float32)
-        lost = []
+        out = np.frombuffer(self._bytes(append), np.float32).reshape(count, entry.dim)
+        lost, zero = [], []
         for at in range(0, count, ENCODE_BATCH):
             some: list[int] = []
             pictures: list[npt.NDArray[np.uint8]] = []
             for i in range(at, min(at + ENCODE_BATCH, count)):
-                image = self._pixels(int(ids[i]))
-                if image is None:
-                    lost.append(int(ids[i]))
-                else:
+                image = self._pixels(ids[i])
+                if image is not None:
                     some.append(i)
                     pictures.append(pixels.squash(pixels.to_rgb8(image), encoder.image_size))
+                elif abs(float(np.linalg.norm(out[i].astype(np.float64))) - 1) < _NEARLY:
+                    lost.append(ids[i])
+                else:  # not a number, or not of unit length
+                    out[i] = 0
+                    zero.append(ids[i])
             if some:
                 out[some] = encoder.encode(pictures)
+        self._drop_index(row, row + count)
         self._overwrite(append, out.tobytes())
+        gone = "their pixels are neither kept nor in a source any more"
         if lost:
-            self._set_aside(
-                append.family.folder,
-                f"images {lost[0]} to {lost[-1]}: {len(lost)} vectors are lost, and their pixels are "
-                f"neither kept nor in a source any more; they are similar to nothing now",
+            what = f"{_named(lost)}: a vector may be wrong, and {gone}"
+            self._set_aside(append.family.folder, what)
+        if zero:
+            what = (
+                f"{_named(zero)}: the vectors are lost, and {gone}; they are similar to nothing now"
             )
+            self._set_aside(append.family.folder, what)
 
-    def _vector_ids(self, append: DamagedAppend, row: int) -> None:
-        ids = np.frombuffer(self._bytes(append), np.int64)
-        firsts, votes = np.unique(ids - np.arange(len(ids)), return_counts=True)
-        first = int(firsts[votes.argmax()])
-        if votes.max() * 2 <= len(ids) or not 0 < first < self._store.state.next_id:
-            raise StoreDamagedError(
-                f"{self._store.part(append.family, append.place.extent)} cannot be mended: too "
-                f"little of it is left; restore the store from a copy"
-            )
-        self._overwrite(append, np.arange(first, first + len(ids), dtype=np.int64).tobytes())
+    def _drop_index(self, first: int, end: int) -> None:
+        """Drop segments over these rows, which may have been built when they were damaged already.
+
+        Before the rows are mended: after that, nothing would tell that the segments are wrong.
+        """
+        store = self._store
+        entries = store.manifest.segments
+        over = {e.first_row for e in entries if e.first_row < end and e.first_row + e.rows > first}
+        if over:
+            self._stale |= over
+            kept = tuple(entry for entry in entries if entry.first_row not in over)
+            store.manifest = replace(store.manifest, segments=kept)
+            store.manifest.save(store.path)
+
+    def _vector_ids(self, append: DamagedAppend) -> None:
+        """The images of a commit are consecutive, and the place of its fingerprints says from where."""
+        place = append.place
+        parts = json.loads(self._store.keys.get("commits", append.commit) or b"[]")
+        first = [
+            _first_row(extents.FINGERPRINTS, Place(number, offset, length)) + 1
+            for name, number, offset, length, _ in parts
+            if name == extents.FINGERPRINTS.name
+        ]
+        if not first:
+            raise StoreDamagedError("its commit has no fingerprints; restore the store from a copy")
+        before = sum(
+            length // append.family.row_bytes
+            for name, number, offset, length, _ in parts
+            if name == append.family.name and (number, offset) < (place.extent, place.offset)
+        )
+        start = min(first) + before
+        ids = np.arange(start, start + place.length // append.family.row_bytes, dtype=np.int64)
+        self._overwrite(append, ids.tobytes())
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -213,10 +263,12 @@ class Repair:
         reader = ExtentReader(self._store.path, append.family)
         check = digest.Checksum()
         place = append.place
-        for start in range(0, place.length, 8 << 20):
-            size = min(8 << 20, place.length - start)
-            check.update(reader.read(Place(place.extent, place.offset + start, size)))
-        reader.close()
+        try:
+            for start in range(0, place.length, _READ):
+                size = min(_READ, place.length - start)
+                check.update(reader.read(Place(place.extent, place.offset + start, size)))
+        finally:
+            reader.close()
         return check.value
 
     def _restore_encoder(self) -> None:
@@ -224,10 +276,35 @@ class Repair:
         assert entry is not None
         try:
             files = registry.find(entry.name)
-        except EngineError:
+        except EncoderError:
             return
-        if files.sha256 == entry.fingerprint:
-            target = self._store.path / entry.file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for name in (files.model.name, registry.DESCRIPTION):
-                shutil.copyfile(files.model.parent / name, target.parent / name)
+        if files.sha256 != entry.fingerprint:
+            return
+        folder = (self._store.path / entry.file).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (files.model.name, registry.DESCRIPTION):
+            replace_file(folder / name, (files.model.parent / name).read_bytes())
+        for parent in (folder.parent, self._store.path):
+            fsync_dir(parent)
+
+
+def _is_ids(family: Family) -> bool:
+    return family.suffix == extents.vector_ids(1).suffix
+
+
+def _first_row(family: Family, place: Place) -> int:
+    """Of all rows of its family, the one that begins at ``place``; 0 for logs, which have none."""
+    if not family.row_bytes:
+        return 0
+    return ((place.extent - 1) * family.capacity + place.offset) // family.row_bytes
+
+
+def _named(ids: Sequence[int]) -> str:
+    """ "image 3", or "images 3, 7 to 9 and 12 more"."""
+    if len(ids) == 1:
+        return f"image {ids[0]}"
+    ordered = np.unique(np.array(ids, np.int64))
+    ranges = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
+    shown = [f"{r[0]} to {r[-1]}" if len(r) > 1 else f"{r[0]}" for r in ranges[:_MOST_NAMED]]
+    more = sum(len(r) for r in ranges[_MOST_NAMED:])
+    return f"images {', '.join(shown)}" + (f" and {more} more" if more else "")

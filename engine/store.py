@@ -41,6 +41,7 @@ from engine.storage.files import fsync_dir
 from engine.storage.keys import Batch
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import EncoderEntry, Manifest
+from engine.storage.notice import commit_of
 from engine.storage.rows import (
     ImageRow,
     NameRow,
@@ -97,12 +98,14 @@ class StoreFiles(StoreView):
     def become_writer(self, *, salvage: bool = False) -> None:
         """Take the writer's lock, recover what a crash left, and open the keys for writing.
 
-        ``salvage``: extents that are gone or cut short get their length back, as zeros, where
-        ``StoreDamagedError`` would be raised otherwise; for repairs, which know what is in them.
+        ``salvage``: extents that are gone or cut short get their header and their length back, as
+        zeros, where ``StoreDamagedError`` would be raised otherwise; for repairs, which know what
+        is in them.
         """
         self._require_healthy()
         if self._lock.held:
             if salvage:
+                self._reopen_extents()
                 self._committed_extents(salvage=True)
             return
         if self.read_only:
@@ -110,8 +113,9 @@ class StoreFiles(StoreView):
         self._lock.acquire()
         try:
             self._close_files()
+            told = commit_of(self._notice.read())
             found = manifest.load(self.path, writing=True)
-            self._load(found, keys.open_writer(self.path, self.memory))
+            self._load(found, keys.open_writer(self.path, self.memory), told)
             self._recover(salvage=salvage)
             self._notice.publish(self.state.commit)
         except BaseException:
@@ -121,6 +125,11 @@ class StoreFiles(StoreView):
     def _recover(self, *, salvage: bool) -> None:
         """Cut rows past the committed lengths; forget files that the manifest does not name."""
         committed = self._committed_extents(salvage=salvage)  # before anything is cut or deleted
+        indexed = tuple(self._segments())
+        if indexed != self.manifest.segments:
+            # Over vectors that the keys have lost: the next ones take their rows.
+            self.manifest = replace(self.manifest, segments=indexed)
+            self.manifest.save(self.path)
         live = {self.path / manifest.NAME}
         for name, numbers in self.manifest.extents.items():
             family = self._family(name)
@@ -176,9 +185,23 @@ class StoreFiles(StoreView):
                 if number not in self.manifest.extents.get(name, []):
                     self.manifest = self.manifest.with_extent(name, number)
                     self.manifest.save(self.path)
-                uuid_ = bytes.fromhex(self.manifest.uuid)
-                extents.restore_length(self.path, self._family(name), number, uuid_, size)
+        if salvage:
+            uuid_ = bytes.fromhex(self.manifest.uuid)
+            for family in self.families():
+                for number in self.manifest.extents[family.name]:
+                    size = committed.get((family.name, number), 0)
+                    extents.restore(self.path, family, number, uuid_, size)
         return committed
+
+    def _reopen_extents(self) -> None:
+        """Let go of open extents: what was deleted or replaced under them must not be gone on with."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+        self._pixels.close()
+        if self._index is not None:
+            self._index.close()
+            self._index = None
 
     def close(self) -> None:
         """Give everything back. What was committed is durable already."""

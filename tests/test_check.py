@@ -12,7 +12,7 @@ from PIL import Image
 from engine import CheckReport, EngineError, Problem, Store, UsageError, ingest
 from engine.storage import keys
 from engine.storage.extents import HEADER_BYTES
-from engine.storage.rows import u64
+from engine.storage.rows import ImageRow, record_keys, u64
 
 
 def picture(seed: int) -> np.ndarray:
@@ -64,6 +64,18 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
+def table_files(store: Path, table: str) -> list[Path]:
+    """The files of RocksDB that hold a table, told by its first and its last row."""
+    with Store.open(store, read_only=True) as opened:
+        held = [key for key, _ in opened._files.keys.scan(table)]
+        found = opened._files.keys._db.live_files()
+    return [
+        store / "keys" / file["name"].lstrip("/")
+        for file in found
+        if (file["start_key"], file["end_key"]) == (held[0], held[-1])
+    ]
+
+
 def files_in(store: Path, *folders: str) -> Iterator[Path]:
     for folder in folders:
         yield from sorted(path for path in (store / folder).rglob("*") if path.is_file())
@@ -109,26 +121,49 @@ def test_damage_that_is_not_derived_stays_when_the_rest_is_mended(store: Path) -
     (index,) = files_in(store, "index")
     flip(index, 100)
     flip(store / "fingerprints" / "00000001.pdq", HEADER_BYTES)
+    (names,) = table_files(store, "names")
+    flip(names, 20)
     with Store.open(store) as opened:
         report = opened.check(fix=True)
     assert not report.ok
     assert {problem.part: problem.fixed for problem in report.problems} == {
-        "fingerprints/00000001.pdq": False,
+        "fingerprints/00000001.pdq": True,
         "index/00000001": True,
+        "keys": False,
     }
-    assert [problem.part for problem in check(store).problems] == ["fingerprints/00000001.pdq"]
+    (problem,) = check(store).problems
+    assert problem.part == "keys"
+    assert "the table 'names' cannot be read" in problem.what
 
 
-def test_an_index_over_damaged_vectors_is_reported_and_not_mended(store: Path) -> None:
+def test_an_index_over_damaged_vectors_is_built_of_mended_ones(store: Path) -> None:
     (index,) = files_in(store, "index")
     flip(index, 100)
     os.truncate(store / "vectors" / "1" / "00000001.f32", HEADER_BYTES + 100)
     with Store.open(store) as opened:
         report = opened.check(fix=True)
-    assert not any(problem.fixed for problem in report.problems)
-    assert {"vectors/1/00000001.f32", "index", "index/00000001"} <= {
+    assert report.ok
+    assert all(problem.fixed for problem in report.problems)
+    assert {"vectors/1/00000001.f32", "index/00000001"} <= {
         problem.part for problem in report.problems
     }
+    assert check(store).problems == ()
+    with Store.open(store, read_only=True) as opened:
+        for row in range(40):
+            (hit,) = opened.lookup(f"synthetic:bits?seed=0#{row}", k=1, tiers=["similar"]).similar
+            assert (hit.id, round(hit.score, 3)) == (7 + row, 1)
+
+
+def test_an_index_over_vectors_that_cannot_be_mended_stays_damaged(store: Path) -> None:
+    (index,) = files_in(store, "index")
+    flip(index, 100)
+    os.truncate(store / "vectors" / "1" / "00000001.f32", HEADER_BYTES + 100)
+    shutil.rmtree(store / "encoder")
+    with Store.open(store) as opened:
+        report = opened.check(fix=True)
+    left = {"vectors/1/00000001.f32", "index/00000001", "encoder/1"}
+    assert {problem.part for problem in report.problems if not problem.fixed} == left
+    assert {problem.part for problem in check(store).problems} == left
 
 
 def test_a_flipped_byte_among_the_keys_is_found_or_changes_nothing(
@@ -197,6 +232,47 @@ def test_a_row_that_is_missing_is_missed_by_its_twin(
     problems = check(store).problems
     assert any(says in problem.what for problem in problems)
     assert {problem.part for problem in problems} <= {"keys", "vectors"}
+
+
+def test_records_that_have_each_others_key_are_found(store: Path) -> None:
+    """As many keys as records, and the same ones."""
+    (first, one), (second, other) = rows(store, "records")[:2]
+    keys_ = [next(record_keys(*row))[1] for row in ((first, one), (second, other))]
+    change = Change()
+    change.put("records", first, one.replace(keys_[0], keys_[1]))
+    change.put("records", second, other.replace(keys_[1], keys_[0]))
+    damage_a_row(store, change)
+    assert [problem.what for problem in check(store).problems] == [
+        "image 1 has a record and no key",
+        "image 2 has a record and no key",
+    ]
+
+
+def test_an_image_that_its_shared_key_does_not_lead_to_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.digest.key", lambda canonical, seed: b"k" * 16)
+    for i in range(2):
+        Image.fromarray(picture(i)).save(tmp_path / f"{i}.png")
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder="none") as opened:
+        opened.ingest(tmp_path / "0.png", tmp_path / "1.png")
+    assert check(where).ok
+    (key, first), (further, _) = rows(where, "images")
+    assert further.startswith(key)
+    change = Change()
+    change.put("images", key, ImageRow.unpack(first)._replace(shared=False).pack())
+    damage_a_row(where, change)
+    assert [p.what for p in check(where).problems] == ["image 2 is not found by its key"]
+
+
+def test_a_commit_that_is_missing_is_missed_by_its_bytes(store: Path) -> None:
+    change = Change()
+    change.delete("commits", rows(store, "commits")[0][0])
+    damage_a_row(store, change)
+    problems = check(store).problems
+    assert len(problems) == 4  # pixels, fingerprints, vectors and their ids
+    assert all("are committed" in problem.what for problem in problems)
 
 
 def test_a_run_of_rows_that_is_found_by_id_only_is_found(store: Path) -> None:

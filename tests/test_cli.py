@@ -131,12 +131,31 @@ def test_damage_that_remains_is_status_1(
     data = bytearray(path.read_bytes())
     data[HEADER_BYTES + 5] ^= 1
     path.write_bytes(data)
-    for fix in ([], ["--fix"]):  # what is not derived cannot be built anew
+    ran = engine("check", "--store", where)
+    assert ran.status == 1
+    assert "fingerprints/00000001.pdq" in ran.out
+    ran = engine("check", "--fix", "--store", where)  # what is derived is made anew
+    assert ran.status == 0
+    assert "(mended)" in ran.out
+    assert engine("check", "--store", where).status == 0
+
+    tables = sorted((where / "keys").glob("*.sst"))
+    tables[-1].write_bytes(b"")
+    for fix in ([], ["--fix"]):  # and what is not cannot be
         ran = engine("check", "--store", where, *fix)
         assert ran.status == 1
-        assert "fingerprints/00000001.pdq" in ran.out
+        assert "keys: " in ran.out
+        assert ran.err == ""
     ran = engine("check", "--json", "--store", where)
-    assert set(ran.json) == {"images", "vectors", "bytes_read", "seconds", "problems", "ok"}
+    assert set(ran.json) == {
+        "images",
+        "vectors",
+        "bytes_read",
+        "seconds",
+        "problems",
+        "leftover_bytes",
+        "ok",
+    }
     assert ran.json["ok"] is False
     (problem,) = ran.json["problems"]  # type: ignore[misc]
     assert set(problem) == {"part", "what", "fixed"}

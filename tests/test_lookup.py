@@ -241,7 +241,7 @@ def test_kept_pixels_that_are_damaged_never_make_a_wrong_answer(
         assert store.lookup(as_damaged).identical == ()
         append, image = store.check().problems
         assert append.part == "pixels/00000001.blobs"
-        assert image.what == "the kept pixels of images 2 are damaged or lost"
+        assert image.what == "the kept pixels of image 2 are damaged or lost"
 
     os.truncate(blobs, HEADER_BYTES + place.offset)
     with Store.open(where) as store:

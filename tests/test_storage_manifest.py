@@ -118,7 +118,7 @@ def test_where_there_is_no_manifest_the_reason_is_told_apart(tmp_path: Path) -> 
     with pytest.raises(StoreFormatError, match="is not a store"):
         manifest.load(tmp_path)
     (tmp_path / "keys").mkdir()
-    with pytest.raises(StoreFormatError, match=r"MANIFEST\.json is missing; .*check --fix"):
+    with pytest.raises(StoreFormatError, match=r"MANIFEST\.json is missing; .*--fix' makes it"):
         manifest.load(tmp_path)
 
 

@@ -1,9 +1,9 @@
 """One store directory: made, opened beside others, written to, and recovered after failures."""
 
 import errno
-import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from engine import (
     UsageError,
     ingest,
 )
+from engine.storage import manifest
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.keys import Keys
 
@@ -377,8 +378,7 @@ def test_ids_are_in_the_order_of_commits_and_never_used_twice(tmp_path: Path) ->
 def test_extents_that_the_manifest_does_not_know_are_found_by_check(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.ingest(rows(tmp_path / "1.npy", range(3)))
-    path = tmp_path / "a" / "MANIFEST.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"extents": {}}))
+    replace(manifest.load(tmp_path / "a"), extents={}).save(tmp_path / "a")
     with Store.open(tmp_path / "a", read_only=True) as store:
         report = store.check()
     assert {problem.part for problem in report.problems} == {"MANIFEST.json"}

@@ -91,5 +91,11 @@ class Chunk:
     def empty(self) -> bool:
         """Whether there is nothing to commit."""
         return not (
-            self.images or self.rows or self.names or self.runs or self.arrays or self.rejects
+            self.images
+            or self.rows
+            or self.rekept
+            or self.names
+            or self.runs
+            or self.arrays
+            or self.rejects
         )

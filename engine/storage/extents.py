@@ -86,6 +86,11 @@ class Append:
 
 def create(store: Path, family: Family, number: int, uuid: bytes) -> None:
     """A new, empty extent; durable, name included, when this returns."""
+    # O_TRUNC: a file of this name that the manifest does not know is what a crash left behind.
+    _put_header(store, family, number, uuid, os.O_TRUNC)
+
+
+def _put_header(store: Path, family: Family, number: int, uuid: bytes, flags: int = 0) -> None:
     path = family.path(store, number)
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True)
@@ -93,8 +98,7 @@ def create(store: Path, family: Family, number: int, uuid: bytes) -> None:
         fsync_dir(store)
     header = _HEADER.pack(_MAGIC, uuid, 1, number, family.row_bytes, family.name.encode())
     header += struct.pack(">Q", digest.checksum(header))
-    # O_TRUNC: a file of this name that the manifest does not know is what a crash left behind.
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o666)
     try:
         write_all(fd, header.ljust(HEADER_BYTES, b"\0"), 0)
         os.fsync(fd)
@@ -103,15 +107,18 @@ def create(store: Path, family: Family, number: int, uuid: bytes) -> None:
     fsync_dir(path.parent)
 
 
-def restore_length(store: Path, family: Family, number: int, uuid: bytes, end: int) -> None:
-    """Give an extent that is gone or cut short its header and its ``end`` data bytes back, as zeros."""
+def restore(store: Path, family: Family, number: int, uuid: bytes, end: int) -> None:
+    """Give an extent back what it lacks of its header and its ``end`` data bytes, these as zeros.
+
+    What there is of its data stays where it is at every moment: it may be all that is left.
+    """
     path = family.path(store, number)
-    if not path.exists() or header_problem(store, family, number, uuid):
-        data = path.read_bytes()[HEADER_BYTES:] if path.exists() else b""
-        create(store, family, number, uuid)
-        overwrite(store, family, Place(number, 0, len(data)), data)
+    if header_problem(store, family, number, uuid):
+        _put_header(store, family, number, uuid)
     if path.stat().st_size < HEADER_BYTES + end:
-        os.truncate(path, HEADER_BYTES + end)
+        with path.open("r+b") as file:
+            file.truncate(HEADER_BYTES + end)
+            os.fsync(file.fileno())
 
 
 def overwrite(store: Path, family: Family, place: Place, data: Buffer) -> None:

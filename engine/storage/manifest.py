@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine import digest
 from engine.config import FORMAT_VERSION, MIN_READER, MIN_WRITER, StructuralSettings
 from engine.errors import StoreFormatError, StoreNotFoundError
 from engine.storage.files import replace_file
@@ -75,6 +76,7 @@ class Manifest:
             "extents": self.extents,
             "segments": [_as_dict(segment) for segment in self.segments],
         }
+        body["xxh64"] = _checksum(body)
         return (json.dumps(body, indent=1) + "\n").encode()
 
     def save(self, store: Path) -> None:
@@ -144,6 +146,8 @@ def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
             f"{store} uses {', '.join(sorted(unknown))}, which this engine does not know: "
             f"install a newer image-index-engine"
         )
+    if body.get("xxh64", _checksum(body)) != _checksum(body):  # early stores have none
+        raise ValueError("its checksum is wrong")
     try:
         settings = StructuralSettings.from_dict(body["settings"])
     except StoreFormatError as error:
@@ -177,6 +181,12 @@ def _segment(body: dict[str, Any]) -> SegmentEntry:
     if min(entry.rows, entry.nlist, entry.number) < 1 or min(entry.first_row, entry.bytes) < 0:
         raise ValueError("a segment makes no sense")
     return entry
+
+
+def _checksum(body: dict[str, Any]) -> int:
+    """Over what is said of the store; not over the versions, which any engine has to be able to read."""
+    said = [body[name] for name in ("uuid", "settings", "encoder", "extents", "segments")]
+    return digest.checksum(json.dumps(said, sort_keys=True).encode())
 
 
 def _as_dict(entry: SegmentEntry | EncoderEntry) -> dict[str, Any]:

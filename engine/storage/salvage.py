@@ -3,21 +3,31 @@
 manifest   gone or unreadable: made anew from the copy that the keys have. Extents that it names are
            all that are committed; segments are derived, and dropped.
 log        RocksDB's write-ahead log has a flipped byte: it is replayed up to there, and what was
-           committed behind it is lost. The damaged files are set aside first.
+           committed behind it is lost.
+commits    the keys can be read and end before the last commit that was told of: a log or RocksDB's
+           own manifest was cut short. What is left goes on, if it is of one age.
+
+Before anything is lost for good, the files that it may still be in are set aside.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from engine.config import MemoryBudget
-from engine.errors import StoreDamagedError
+from engine.errors import StoreDamagedError, StoreFormatError
 from engine.records import Problem
 from engine.storage import keys, manifest
-from engine.storage.files import fsync_dir
+from engine.storage.files import fsync_dir, replace_file
+from engine.storage.keys import Keys
 from engine.storage.lock import WriterLock
+from engine.storage.manifest import DamagedManifestError
+from engine.storage.notice import Notice, commit_of
+from engine.storage.rows import record_in
 from engine.storage.state import State
 
 ASIDE = "damaged"
@@ -27,55 +37,122 @@ def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
     """Mend what keeps ``store`` from being opened; returns what it was, or nothing.
 
     Raises ``StoreDamagedError`` where nothing helps but a copy, ``StoreLockedError`` where another
-    process is writing, ``StoreFormatError`` where there is no store.
+    process is writing, ``StoreFormatError`` where there is no store, or one of a newer engine.
     """
-    if not (store / keys.FOLDER / "CURRENT").is_file():
-        manifest.load(store)  # says what it is instead
+    damaged: DamagedManifestError | None = None
+    try:
+        manifest.load(store, writing=True)  # before anything is touched: it may not be ours
+    except DamagedManifestError as error:
+        damaged = error
+    folder = store / keys.FOLDER
+    if not (folder / "CURRENT").is_file():
+        if damaged is not None and not folder.is_dir():
+            raise StoreFormatError(f"{store} is not a store: it has no {keys.FOLDER}") from None
         raise StoreDamagedError(
-            f"{store / keys.FOLDER} is not whole (no CURRENT): restore the store from a copy"
+            f"{folder} is not whole (no CURRENT): restore the store from a copy"
         )
-    lock = WriterLock(store)
-    lock.acquire()
+    held, notice = WriterLock(store), Notice(store)
     try:
-        return [*_log(store, memory), *_manifest(store, memory)]
+        held.acquire()
+        problems = _keys(store, memory, commit_of(notice.read()))
+        if damaged is not None:
+            problems.append(_manifest(store, memory, damaged))
+        if problems:
+            table = keys.open_reader(store, memory)
+            notice.publish(_state(table).commit)
+            table.close()
+        return problems
     finally:
-        lock.release()
+        notice.close()
+        held.release()
 
 
-def _log(store: Path, memory: MemoryBudget) -> list[Problem]:
+def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
     try:
-        keys.open_writer(store, memory).close()
-    except StoreDamagedError as error:
-        folder = store / keys.FOLDER
-        aside = store / ASIDE
-        aside.mkdir(exist_ok=True)
-        for log in sorted(folder.glob("*.log")):
-            shutil.copy2(log, aside / log.name)
-        fsync_dir(store)
-        try:
-            table = keys.open_writer(store, memory, salvage=True)
-        except StoreDamagedError:  # not the log: a table, which no replay brings back
-            shutil.rmtree(aside)
-            raise error from None
-        last = State.unpack(table.get("meta", b"state") or b"{}").commit
-        table.close()
-        what = (
-            f"the write-ahead log was damaged: what was committed after commit {last} is lost; "
-            f"ingest the same sources again (the log is in {aside})"
+        table = keys.open_reader(store, memory)  # which leaves no trace
+    except StoreDamagedError:
+        return [_log(store, memory)]
+    state = _state(table)
+    last = state.commit
+    whole = last >= told or _of_one_age(table, state)
+    table.close()
+    if last >= told:
+        return []
+    if not whole:
+        raise StoreDamagedError(
+            f"{store / keys.FOLDER} has lost what was committed after commit {last} from some tables "
+            f"and not from others: restore the store from a copy"
         )
-        return [Problem("keys", what, fixed=True)]
-    return []
+    # The next writer deletes the tables that RocksDB does not know of any more.
+    aside = _set_aside(store, (store / keys.FOLDER).iterdir())
+    return [_lost(f"the keys end before commit {told}, which was made", last, aside)]
 
 
-def _manifest(store: Path, memory: MemoryBudget) -> list[Problem]:
+def _of_one_age(table: Keys, state: State) -> bool:
+    """Whether the tables end where ``state`` does: a writer would cut what it does not know of."""
+    end = b"\xff" * 8
+    commit = table.at_or_before("commits", end)
+    record = table.at_or_before("records", end)
+    return (
+        (commit is None or int.from_bytes(commit[0], "big") <= state.commit)
+        and (record is None or record_in(*record, state.next_id) is None)
+        and (record is None or int.from_bytes(record[0], "big") < state.next_id)
+        and sum(1 for _ in table.scan("images")) == state.images
+    )
+
+
+def _log(store: Path, memory: MemoryBudget) -> Problem:
+    aside = _set_aside(store, (store / keys.FOLDER).glob("*.log"))
     try:
-        manifest.load(store)
-    except manifest.DamagedManifestError as error:
-        table = keys.open_writer(store, memory)
-        copy = table.get("meta", b"manifest")
-        table.close()
-        if copy is None:
-            raise
-        replace(manifest.parse(store, copy), segments=()).save(store)
-        return [Problem(manifest.NAME, f"it was made anew: {error}", fixed=True)]
-    return []
+        table = keys.open_writer(store, memory, salvage=True)
+    except StoreDamagedError as error:  # not the log: a table, which no replay brings back
+        shutil.rmtree(aside)
+        raise StoreDamagedError(f"{error}; restore the store from a copy") from None
+    last = _state(table).commit
+    table.close()
+    return _lost("the write-ahead log was damaged", last, aside)
+
+
+def _lost(what: str, last: int, aside: Path) -> Problem:
+    after = f"{what}: what was committed after commit {last} is lost"
+    where = f"ingest the same sources again (what there was of the keys is in {aside})"
+    return Problem(keys.FOLDER, f"{after}; {where}", fixed=True)
+
+
+def _set_aside(store: Path, files: Iterable[Path]) -> Path:
+    """Copy files into a new folder, durably; those that never change are linked."""
+    aside, number = store / ASIDE, 1
+    while aside.exists():
+        number += 1
+        aside = store / f"{ASIDE}-{number}"
+    aside.mkdir()
+    for file in sorted(files):
+        if file.suffix == ".sst":
+            try:
+                os.link(file, aside / file.name)
+                continue
+            except OSError:  # no links here
+                pass
+        if file.is_file():
+            replace_file(aside / file.name, file.read_bytes())
+    fsync_dir(aside)
+    fsync_dir(store)
+    return aside
+
+
+def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) -> Problem:
+    table = keys.open_reader(store, memory)
+    copy = table.get("meta", b"manifest")
+    table.close()
+    if copy is None:
+        raise StoreDamagedError(
+            f"{store / manifest.NAME} is gone or damaged, and nothing was ever committed that would "
+            f"have left a copy of it among the keys: make another store"
+        )
+    replace(manifest.parse(store, copy, writing=True), segments=()).save(store)
+    what = str(error).partition(";")[0]
+    return Problem(manifest.NAME, f"it was made anew, without the index: {what}", fixed=True)
+
+
+def _state(table: Keys) -> State:
+    return State.unpack(table.get("meta", b"state") or b"{}")

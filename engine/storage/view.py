@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from engine.storage.extents import ExtentReader, Family
 from engine.storage.index import VectorIndex
 from engine.storage.keys import Keys
 from engine.storage.manifest import Manifest, SegmentEntry
-from engine.storage.notice import Notice
+from engine.storage.notice import Notice, commit_of
 from engine.storage.rows import (
     BUCKET_BITS,
     ONE,
@@ -62,9 +63,10 @@ class StoreView:
         # Only now: where this fails, what was open stays open.
         self._close_files()
         self._seen = seen
-        self._load(found, opened)
+        self._load(found, opened, commit_of(seen))
 
-    def _load(self, found: Manifest, table: Keys) -> None:
+    def _load(self, found: Manifest, table: Keys, told: int) -> None:
+        """Take what was opened; ``told`` is the commit that the notice named before."""
         self.manifest, self._keys = found, table
         state, settings = table.get("meta", b"state"), table.get("meta", b"settings")
         if state is None or settings is None:
@@ -72,6 +74,11 @@ class StoreView:
         if json.loads(settings) != self.manifest.settings.to_dict():
             raise StoreDamagedError(f"{self.path}: manifest and keys belong to different stores")
         self.state = State.unpack(state)
+        if self.state.commit < told:
+            raise StoreDamagedError(
+                f"{self.path}: its keys end with commit {self.state.commit}, and commit {told} was "
+                f"made: restore the store from a copy, or go on without with 'engine check --fix'"
+            )
         self._pixels = ExtentReader(self.path, extents.PIXELS)
         self._index: VectorIndex | None = None
         self._lookups = 0
@@ -199,8 +206,9 @@ class StoreView:
                     left += max(path.stat().st_size - end, 0)
         for folder in ("pixels", "fingerprints", "vectors", segments.FOLDER):
             for path in (self.path / folder).rglob("*"):
-                if path not in known and path.is_file():
-                    left += path.stat().st_size
+                with contextlib.suppress(FileNotFoundError):  # a writer may be tidying up beside us
+                    if path not in known and not path.is_dir():
+                        left += path.lstat().st_size
         return left
 
     def part(self, family: Family, number: int) -> str:

@@ -1,0 +1,847 @@
+"""``check --fix``: damage of every kind to every file is mended, or named; nothing is silently gone."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine import CheckReport, EngineError, Store, ingest
+from engine.cli import main
+from engine.repair import _named
+from engine.show import size
+from engine.storage import extents, files, keys, segments, vectors
+from engine.storage.extents import HEADER_BYTES
+from engine.storage.manifest import Manifest
+
+SYNTHETIC = "synthetic:bits?seed=0"
+LATER = "synthetic:bits?seed=1"
+COUNT = 51  # images of the store below
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+
+
+def mask(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2, (16, 16, 3)).astype(np.bool_)
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array).save(path)
+
+
+def small_chunks(patch: pytest.MonkeyPatch) -> None:
+    """Commits of a few rows, and a segment that some vectors come after."""
+    patch.setattr(ingest, "CHUNK_ROWS", 15)
+    patch.setattr(ingest, "EXACT_ROWS", 40)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
+    """A store with photos, masks, rows and a synthetic set, of which all pixels are kept."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "photos").mkdir()
+    for i in range(6):
+        save(folder / "photos" / f"photo{i}.png", picture(i))
+    for i in range(3):
+        save(folder / "photos" / f"mask{i}.png", mask(i))
+    np.save(folder / "rows.npy", np.stack([mask(i) for i in range(1, 9)]))  # two of them are files
+    with pytest.MonkeyPatch.context() as patch:
+        small_chunks(patch)
+        with Store.open(folder / "store", create=True, encoder=str(tiny_encoder)) as store:
+            store.ingest(folder / "photos", keep_pixels="yes")
+            store.ingest(folder / "rows.npy")
+            store.ingest(f"{SYNTHETIC}&n=32")
+            store.ingest(f"{LATER}&n=4")
+            assert len(store) == COUNT
+            assert [entry.rows for entry in store._files.manifest.segments] == [47]
+            assert [store.lookup(q).identical[0].id for q in queries()] == list(range(1, COUNT + 1))
+    for unneeded in (folder / "store" / "keys").glob("LOG*"):  # it is copied again and again
+        unneeded.unlink()
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def truth(whole: Path) -> list[object]:
+    return answers(whole)
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage; its sources are all there."""
+    return Path(shutil.copytree(whole, tmp_path / "store"))
+
+
+def queries() -> list[np.ndarray | str]:
+    """Every image of the store, in the order of their ids."""
+    found: list[np.ndarray | str] = [mask(i) for i in range(3)]
+    found += [picture(i) for i in range(6)]
+    found += [mask(i) for i in range(3, 9)]
+    found += [f"{SYNTHETIC}#{i}" for i in range(32)]
+    return found + [f"{LATER}#{i}" for i in range(4)]
+
+
+def answers(where: Path) -> list[object]:
+    """What a store says of every image that it has, of some that it has not, and of itself."""
+    said: list[object] = []
+    with Store.open(where, read_only=True) as opened:
+        said += [opened.lookup(query, tiers=["identical"]).identical for query in queries()]
+        for query in queries()[::5]:
+            (closest,) = opened.lookup(query, k=1, tiers=["similar"]).similar
+            said.append((closest.id, round(closest.score, 3), closest.sources))
+        photos = Path(opened.sources(1)[0]).parent
+        said += [opened.lookup(path).identical for path in sorted(photos.iterdir())]
+        said += [opened.lookup(mask(seed), tiers=["identical"]).identical for seed in (50, 51)]
+        unknown = np.random.default_rng(3).standard_normal((4, 16)).astype(np.float32)
+        scores, ids = opened.search_vectors(unknown, 5, exact=True)
+        said += [scores.round(3).tolist(), ids.tolist()]
+        for id_ in range(1, COUNT + 1):
+            said.append({name: x for name, x in asdict(opened.get(id_)).items() if name != "place"})
+            said.append(opened.sources(id_))
+        info = opened.info()
+        said += [info.images, info.vectors, info.sources]
+    return said
+
+
+def check(where: Path) -> CheckReport:
+    with Store.open(where, read_only=True) as opened:
+        return opened.check()
+
+
+def fix(where: Path) -> CheckReport:
+    with Store.open(where) as opened:
+        return opened.check(fix=True)
+
+
+def flip(path: Path, offset: int, bit: int = 0x40) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= bit
+    path.write_bytes(data)
+
+
+def is_as_before(where: Path, truth: list[object]) -> None:
+    """Whole, with the same answers, and a writer goes on."""
+    assert check(where).problems == ()
+    assert answers(where) == truth
+    with Store.open(where) as opened:
+        assert opened.ingest("synthetic:bits?seed=9&n=3").added == 3
+        assert opened.lookup("synthetic:bits?seed=9#1").identical[0].verified == "bytes"
+        assert opened.check().problems == ()
+
+
+def nothing_is_silently_gone(where: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each image is found, or an error or a warning says why not."""
+    try:
+        with Store.open(where, read_only=True) as opened:
+            for number, query in enumerate(queries()):
+                caplog.clear()
+                for tiers in (["identical"], None) if number % 5 == 0 else (["identical"],):
+                    with contextlib.suppress(EngineError):
+                        hits = opened.lookup(query, k=1, tiers=tiers).identical
+                        assert [hit.id for hit in hits] == [number + 1] or caplog.text
+            caplog.clear()
+            with contextlib.suppress(EngineError):
+                ids = opened.find_identical(np.stack([mask(i) for i in range(9)]))
+                assert ids.tolist() == [1, 2, 3, *range(10, 16)] or caplog.text
+    except EngineError as error:
+        assert "\n" not in str(error)
+
+
+# --- each file ------------------------------------------------------------------------------------
+
+
+def flipped(at: Callable[[int], int]) -> Callable[[Path], None]:
+    return lambda path: flip(path, at(path.stat().st_size))
+
+
+def cut(to: Callable[[int], int]) -> Callable[[Path], None]:
+    return lambda path: os.truncate(path, to(path.stat().st_size))
+
+
+FILES = {
+    "pixels": "pixels/00000001.blobs",
+    "fingerprints": "fingerprints/00000001.pdq",
+    "vectors": "vectors/1/00000001.f32",
+    "ids": "vectors/1/00000001.ids",
+    "index": "index/00000001.ivf",
+}
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "header flipped": flipped(lambda size: 12),
+    "flipped": flipped(lambda size: (HEADER_BYTES + size) // 2 if size > HEADER_BYTES else 2000),
+    "empty": cut(lambda size: 0),
+    "cut to the header": cut(lambda size: min(HEADER_BYTES, size - 9)),
+    "cut in the middle": cut(lambda size: (HEADER_BYTES + size) // 2 if size > 4500 else size // 2),
+    "cut by a byte": cut(lambda size: size - 1),
+    "gone": Path.unlink,
+}
+
+
+ALL = tuple(DAMAGE)
+SOME = ("header flipped", "flipped", "empty", "cut in the middle", "gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name in ("pixels", "vectors") for damage in ALL]
+    + [(name, damage) for name in ("fingerprints", "ids", "index") for damage in SOME],
+)
+def test_a_damaged_file_is_mended(
+    store: Path, truth: list[object], caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    DAMAGE[damage](store / FILES[name])
+    nothing_is_silently_gone(store, caplog)
+    assert not check(store).ok
+    report = fix(store)
+    assert report.ok
+    assert report.problems
+    assert all(problem.fixed for problem in report.problems)
+    is_as_before(store, truth)
+
+
+def test_all_of_them_at_once_are_mended(store: Path, truth: list[object]) -> None:
+    for name in FILES:
+        (store / FILES[name]).unlink()
+    assert fix(store).ok
+    is_as_before(store, truth)
+
+
+def test_folders_that_are_gone_are_made_again(store: Path, truth: list[object]) -> None:
+    for folder in ("pixels", "fingerprints", "vectors", "index"):
+        shutil.rmtree(store / folder)
+    assert fix(store).ok
+    is_as_before(store, truth)
+
+
+def test_an_extent_of_another_store_is_not_taken_for_its_own(
+    store: Path, truth: list[object], tmp_path: Path
+) -> None:
+    with Store.open(tmp_path / "other", create=True, encoder="none") as other:
+        other.ingest("synthetic:bits?seed=5&n=60")
+    for name in ("pixels", "fingerprints"):
+        shutil.copy(tmp_path / "other" / FILES[name], store / FILES[name])
+    assert any("another store" in problem.what for problem in check(store).problems)
+    assert fix(store).ok
+    is_as_before(store, truth)
+
+
+def test_extents_of_a_few_rows_are_mended_across_their_borders(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_chunks(monkeypatch)
+    monkeypatch.setattr(extents, "EXTENT_ROWS", 10)
+    monkeypatch.setattr(vectors, "EXTENT_ROWS", 10)
+    monkeypatch.setattr(extents, "EXTENT_BYTES", 20_000)
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder=str(tiny_encoder)) as opened:
+        opened.ingest(f"{SYNTHETIC}&n=48")
+    with Store.open(where, read_only=True) as opened:
+        before = [opened.lookup(f"{SYNTHETIC}#{i}", k=48).similar for i in range(48)]
+    for name in ("pixels/00000002.blobs", "fingerprints/00000002.pdq"):
+        (where / name).unlink()
+    for number in (2, 4):
+        (where / "vectors" / "1" / f"{number:08d}.f32").unlink()
+        (where / "vectors" / "1" / f"{number:08d}.ids").unlink()
+    shutil.rmtree(where / "index")
+    assert fix(where).ok
+    assert check(where).problems == ()
+    with Store.open(where, read_only=True) as opened:
+        for i in range(48):
+            result = opened.lookup(f"{SYNTHETIC}#{i}", k=48)
+            assert [(hit.id, hit.verified) for hit in result.identical] == [(i + 1, "bytes")]
+            assert {hit.id: round(hit.score, 4) for hit in result.similar} == {
+                hit.id: round(hit.score, 4) for hit in before[i]
+            }
+
+
+def test_what_the_manifest_does_not_name_is_named_again(store: Path, truth: list[object]) -> None:
+    with Store.open(store, read_only=True) as opened:
+        found = opened._files.manifest
+    Manifest(found.uuid, found.settings, found.encoder, {"pixels.blobs": [1]}).save(store)
+    flip(store / FILES["fingerprints"], HEADER_BYTES + 5)
+    assert {problem.part for problem in check(store).problems} == {
+        "MANIFEST.json",
+        FILES["fingerprints"],
+    }
+    assert fix(store).ok
+    is_as_before(store, truth)
+
+
+# --- the encoder ----------------------------------------------------------------------------------
+
+ENCODER_DAMAGE: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "the model is flipped": ("model", flipped(lambda size: size // 2)),
+    "the model is cut": ("model", cut(lambda size: size // 3)),
+    "the model is empty": ("model", cut(lambda size: 0)),
+    "the model is gone": ("model", Path.unlink),
+    "the description is flipped": ("encoder", flipped(lambda size: 0)),
+    "the description is cut": ("encoder", cut(lambda size: size // 2)),
+    "the description is gone": ("encoder", Path.unlink),
+    "both are gone": ("", lambda folder: shutil.rmtree(folder)),
+}
+
+
+def damage_encoder(where: Path, what: str) -> None:
+    stem, damage = ENCODER_DAMAGE[what]
+    folder = where / "encoder" / "1"
+    damage(next(folder.glob(f"{stem}.*")) if stem else folder)
+
+
+def test_the_starter_encoder_is_copied_again_from_the_package(tmp_path: Path) -> None:
+    where = tmp_path / "store"
+    with Store.open(where, create=True) as opened:
+        opened.ingest(f"{SYNTHETIC}&n=3")
+        before = opened.lookup(f"{SYNTHETIC}#1").similar
+    for what in ENCODER_DAMAGE:
+        damage_encoder(where, what)
+        (problem,) = check(where).problems
+        assert problem.part == "encoder/1", what
+        report = fix(where)
+        assert (report.ok, len(report.problems)) == (True, 1), what
+        assert check(where).problems == (), what
+    with Store.open(where) as opened:
+        assert opened.lookup(f"{SYNTHETIC}#1", tiers=["identical", "similar"]).similar == before
+        assert opened.ingest(f"{LATER}&n=3").added == 3
+
+
+@pytest.mark.parametrize("what", ENCODER_DAMAGE)
+def test_a_foreign_encoder_is_asked_for_and_the_rest_mended(
+    store: Path, truth: list[object], tiny_encoder: Path, what: str
+) -> None:
+    damage_encoder(store, what)
+    flip(store / FILES["fingerprints"], HEADER_BYTES + 5)
+    report = fix(store)
+    assert {problem.part: problem.fixed for problem in report.problems} == {
+        FILES["fingerprints"]: True,
+        "encoder/1": False,
+    }
+    (problem,) = check(store).problems
+    assert f"copy the files of the encoder 'tiny' to {store}/encoder/1" in problem.what
+    with Store.open(store, read_only=True) as opened:
+        assert opened.lookup(mask(1)).identical[0].verified == "bytes"
+        with pytest.raises(EngineError):
+            opened.lookup(mask(1), tiers=["similar"])
+    shutil.copytree(tiny_encoder, store / "encoder" / "1", dirs_exist_ok=True)
+    is_as_before(store, truth)
+
+
+def test_a_description_that_does_not_fit_its_model_is_found(store: Path) -> None:
+    path = store / "encoder" / "1" / "encoder.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_size": 17}))
+    (problem,) = check(store).problems
+    assert problem.part == "encoder/1"
+
+
+def test_vectors_wait_for_their_encoder(
+    store: Path, truth: list[object], tiny_encoder: Path
+) -> None:
+    shutil.rmtree(store / "encoder")
+    for name in ("pixels", "fingerprints", "vectors", "ids", "index"):
+        flip(store / FILES[name], 3000 if name == "index" else HEADER_BYTES + 300)
+    report = fix(store)
+    left = {problem.part for problem in report.problems if not problem.fixed}
+    assert left == {"encoder/1", FILES["vectors"], "index/00000001"}
+    assert left == {problem.part for problem in check(store).problems}
+    shutil.copytree(tiny_encoder, store / "encoder" / "1")
+    assert fix(store).ok
+    is_as_before(store, truth)
+
+
+# --- what is not derived --------------------------------------------------------------------------
+
+
+def tables_of(where: Path, table: str) -> list[Path]:
+    """The files that hold a table."""
+    with Store.open(where, read_only=True) as opened:
+        rows = [key for key, _ in opened._files.keys.scan(table)]
+        found = opened._files.keys._db.live_files()
+    ends = (rows[0], rows[-1])
+    return [
+        where / "keys" / file["name"].lstrip("/")
+        for file in found
+        if (file["start_key"], file["end_key"]) == ends
+    ]
+
+
+@pytest.mark.parametrize("table", ["images", "records", "names", "commits"])
+def test_tables_that_are_damaged_stay_and_nothing_is_hidden_by_mending_the_rest(
+    store: Path, truth: list[object], caplog: pytest.LogCaptureFixture, table: str
+) -> None:
+    """What cannot be told now is mended once the table has been restored."""
+    (path,) = tables_of(store, table)
+    sound = path.read_bytes()
+    flip(path, 20)
+    for name in ("pixels", "fingerprints", "vectors", "index"):
+        flip(store / FILES[name], (store / FILES[name]).stat().st_size - 40)
+    nothing_is_silently_gone(store, caplog)
+    for report in (fix(store), check(store)):
+        assert not report.ok
+        assert any(p.part == "keys" and table in p.what and not p.fixed for p in report.problems)
+    path.write_bytes(sound)
+    assert check(store).ok == (table == "names")  # which tells nothing of what was damaged
+    assert fix(store).ok
+    is_as_before(store, truth)
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut in the middle"])
+def test_a_lost_table_is_one_line(
+    store: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    (path,) = tables_of(store, "images")
+    DAMAGE[damage](path)
+    before = {p: p.read_bytes() for p in store.rglob("*") if p.is_file() and p.suffix != ".sst"}
+    with pytest.raises(EngineError) as caught:
+        Store.open(store, read_only=True)
+    assert "\n" not in str(caught.value)
+    for arguments in (["check"], ["check", "--fix"]):
+        assert main([*arguments, "--json", "--store", str(store)]) == 1
+        out, err = capsys.readouterr()
+        (problem,) = json.loads(out)["problems"]
+        assert (problem["part"], problem["fixed"], err) == ("keys", False, "")
+    assert "restore the store from a copy" in problem["what"]
+    kept = {p: data for p, data in before.items() if "keys" not in p.parts and p.name != "LOCK"}
+    assert {p: p.read_bytes() for p in kept} == kept
+    assert not (store / "damaged").exists()
+
+
+# --- sources that are gone ------------------------------------------------------------------------
+
+
+def kinds_of_sources(folder: Path) -> tuple[Path, dict[int, np.ndarray]]:
+    """A store of a mask, a photo, two rows and an image in memory, all kept; and what they are."""
+    save(folder / "mask.png", mask(0))
+    save(folder / "photo.png", picture(1))
+    np.save(folder / "rows.npy", np.stack([mask(2), mask(3)]))
+    where = folder / "store"
+    with Store.open(where, create=True, encoder="none") as opened:
+        for name in ("mask.png", "photo.png", "rows.npy"):
+            opened.ingest(folder / name, keep_pixels="yes")
+        opened.ingest(mask(4)[np.newaxis], name="camera")
+    return where, {1: mask(0), 2: picture(1), 3: mask(2), 4: mask(3), 5: mask(4)}
+
+
+def verified(where: Path, images: dict[int, np.ndarray]) -> dict[int, str]:
+    """How each image is verified, all of which are found."""
+    with Store.open(where, read_only=True) as opened:
+        hits = {id_: opened.lookup(image).identical for id_, image in images.items()}
+        assert {id_: [hit.id for hit in found] for id_, found in hits.items()} == {
+            id_: [id_] for id_ in images
+        }
+        return {id_: found[0].verified for id_, found in hits.items()}
+
+
+def delete(folder: Path) -> None:
+    for name in ("mask.png", "photo.png", "rows.npy"):
+        (folder / name).unlink()
+
+
+def change(folder: Path) -> None:
+    save(folder / "mask.png", mask(90))
+    save(folder / "photo.png", picture(91))
+    np.save(folder / "rows.npy", np.stack([mask(92), mask(93)]))
+
+
+def break_off(folder: Path) -> None:
+    for name in ("mask.png", "photo.png", "rows.npy"):
+        os.truncate(folder / name, 40)
+
+
+def put_folders_there(folder: Path) -> None:
+    delete(folder)
+    for name in ("mask.png", "photo.png", "rows.npy"):
+        (folder / name).mkdir()
+
+
+@pytest.mark.parametrize("what", [delete, change, break_off, put_folders_there])
+@pytest.mark.parametrize("damage", ["gone", "flipped"])
+def test_pixels_whose_sources_are_gone_are_set_aside_and_named(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    what: Callable[[Path], None],
+    damage: str,
+) -> None:
+    where, images = kinds_of_sources(tmp_path)
+    if damage == "gone":
+        (where / FILES["pixels"]).unlink()
+    else:
+        with Store.open(where, read_only=True) as opened:
+            places = [opened.get(id_).place for id_ in images]
+        for place in places:
+            assert place is not None
+            flip(where / FILES["pixels"], HEADER_BYTES + place.offset + place.length // 2)
+    what(tmp_path)
+    report = fix(where)
+    assert report.ok
+    (aside,) = (p for p in report.problems if "no source has it any more" in p.what)
+    assert (aside.part, aside.fixed) == ("pixels", True)
+    assert aside.what.startswith("images 1 to 5: ")
+    for _ in range(2):
+        assert check(where).problems == ()
+        caplog.clear()
+        assert verified(where, images) == dict.fromkeys(images, "digest")
+        assert not caplog.text  # nothing is wrong any more
+        assert fix(where).problems == ()
+    with Store.open(where) as opened:  # what comes again is known by its proof
+        assert opened.ingest(mask(0)[np.newaxis], name="again").duplicates == 1
+
+
+def test_only_what_is_gone_is_set_aside(tmp_path: Path) -> None:
+    where, images = kinds_of_sources(tmp_path)
+    before = verified(where, images)
+    assert before == {1: "bytes", 2: "digest", 3: "bytes", 4: "bytes", 5: "bytes"}
+    (where / FILES["pixels"]).unlink()
+    save(tmp_path / "mask.png", mask(90))
+    np.save(tmp_path / "rows.npy", np.stack([mask(92), mask(3)]))
+    report = fix(where)
+    assert report.ok
+    (aside,) = (p for p in report.problems if "no source has it any more" in p.what)
+    assert aside.what.startswith("images 1, 3, 5: ")
+    assert verified(where, images) == before | dict.fromkeys((1, 3, 5), "digest")
+    with Store.open(where, read_only=True) as opened:
+        place = opened.get(2).place
+        assert place is not None
+        assert opened._files.kept(place) == (tmp_path / "photo.png").read_bytes()
+    assert check(where).problems == ()
+
+
+def test_the_same_pixels_from_another_file_do_for_pixels_and_not_for_a_kept_file(
+    tmp_path: Path,
+) -> None:
+    where, images = kinds_of_sources(tmp_path)
+    for name in ("mask.png", "photo.png"):
+        with Image.open(tmp_path / name) as image:
+            image.save(tmp_path / name, compress_level=0)
+    (where / FILES["pixels"]).unlink()
+    report = fix(where)
+    (aside,) = (p for p in report.problems if "no source has it any more" in p.what)
+    assert aside.what.startswith("images 2, 5: ")
+    assert report.ok
+    assert verified(where, images)[1] == "bytes"
+
+
+def test_any_of_many_sources_will_do(tmp_path: Path) -> None:
+    for i in range(30):
+        save(tmp_path / f"{i:02d}.png", mask(0))
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder="none") as opened:
+        for i in range(30):
+            opened.ingest(tmp_path / f"{i:02d}.png")
+    for i in range(29):
+        (tmp_path / f"{i:02d}.png").unlink()
+    flip(where / FILES["pixels"], HEADER_BYTES + 20)
+    assert fix(where).ok
+    assert verified(where, {1: mask(0)}) == {1: "bytes"}
+
+
+def test_images_that_share_a_key_are_mended_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.digest.key", lambda canonical, seed: b"k" * 16)
+    monkeypatch.setattr("engine.digest.keys", lambda some, seed: [b"k" * 16 for _ in some])
+    where, images = kinds_of_sources(tmp_path)
+    before = verified(where, images)
+    (where / FILES["pixels"]).unlink()
+    (tmp_path / "mask.png").unlink()
+    assert fix(where).ok
+    assert check(where).problems == ()
+    assert verified(where, images) == before | {1: "digest", 5: "digest"}
+
+
+def test_where_pixels_are_not_kept_and_sources_are_gone_good_rows_stay(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    """One byte of many rows is wrong: the rows beside it are no worse than before."""
+    for i in range(4):
+        save(tmp_path / f"{i}.png", picture(i))
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder=str(tiny_encoder)) as opened:
+        opened.ingest(*(tmp_path / f"{i}.png" for i in range(4)), keep_pixels="no")
+    good = {name: (where / FILES[name]).read_bytes() for name in ("vectors", "fingerprints")}
+    flip(where / FILES["vectors"], HEADER_BYTES + 64 * 1 + 3)  # an exponent: it cannot be right
+    flip(where / FILES["vectors"], HEADER_BYTES + 64 * 2 + 0, bit=1)  # hardly a difference
+    flip(where / FILES["fingerprints"], HEADER_BYTES + 32 * 1)
+    for i in range(1, 4):
+        (tmp_path / f"{i}.png").unlink()
+    report = fix(where)
+    assert report.ok
+    aside = {p.what.partition(":")[0]: p.what for p in report.problems if "any more" in p.what}
+    assert set(aside) == {"image 2", "images 3 to 4", "images 2 to 4"}
+    assert "the vectors are lost" in aside["image 2"]
+    assert "a vector may be wrong" in aside["images 3 to 4"]
+    assert "a fingerprint may be wrong" in aside["images 2 to 4"]
+    found = (where / FILES["vectors"]).read_bytes()
+    at = HEADER_BYTES
+    assert found[at + 64 : at + 128] == bytes(64)
+    assert found[at + 192 :] == good["vectors"][at + 192 :]
+    assert np.allclose(
+        np.frombuffer(found[at + 128 :], np.float32),
+        np.frombuffer(good["vectors"][at + 128 :], np.float32),
+        atol=1e-6,
+    )
+    prints, before = (where / FILES["fingerprints"]).read_bytes(), good["fingerprints"]
+    assert prints[:at] + prints[at + 64 :] == before[:at] + before[at + 64 :]
+    assert check(where).problems == ()
+    with Store.open(where, read_only=True) as opened:
+        for i in range(4):
+            assert [hit.id for hit in opened.lookup(picture(i)).identical] == [i + 1]
+        scores = {hit.id: hit.score for hit in opened.lookup(picture(9)).similar}
+        assert scores[2] == 0
+        assert 0 not in (scores[1], scores[3], scores[4])
+
+
+def test_images_are_named_by_ranges() -> None:
+    assert _named([7]) == "image 7"
+    assert _named([7, 3, 4, 5]) == "images 3 to 5, 7"
+    many = _named(range(0, 1000, 2))
+    assert many.startswith("images 0, 2, 4") and many.endswith(" and 400 more")
+
+
+# --- interrupted ----------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """One that nothing catches."""
+
+
+def damage_some(where: Path) -> None:
+    """Something for every kind of write that a repair does."""
+    flip(where / FILES["ids"], 12)
+    for name in ("pixels", "fingerprints", "vectors", "ids"):
+        flip(where / FILES[name], HEADER_BYTES + 40)
+    os.truncate(where / FILES["fingerprints"], (where / FILES["fingerprints"]).stat().st_size - 5)
+
+
+def write_half(fd: int, data: bytes, offset: int) -> None:
+    os.pwrite(fd, bytes(data)[: len(data) // 2], offset)
+    raise Interrupted
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "least"),
+    [(os, "fsync", 6), (keys.Keys, "commit", 5), (segments, "build", 1)],
+    ids=["fsync", "commit", "index"],
+)
+def test_a_repair_that_is_interrupted_is_finished_by_the_next(
+    store: Path,
+    truth: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    least: int,
+) -> None:
+    """The n-th write is the last, whichever it is."""
+    damage_some(store)
+    real = getattr(owner, name)
+    damaged = store.with_name("damaged")
+    store.rename(damaged)
+    for nth in range(1, 100):
+        calls = 0
+
+        def failing(*arguments: object, **named: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls >= nth:  # noqa: B023 - it is called in this round only
+                raise Interrupted
+            return real(*arguments, **named)
+
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(damaged, store)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing)
+            with contextlib.suppress(Interrupted):
+                assert fix(store).ok
+        if calls < nth:
+            break
+        assert fix(store).ok
+    assert nth > least
+    is_as_before(store, truth)
+
+
+@pytest.mark.parametrize("where_from", [extents, files], ids=["extents", "manifest"])
+def test_what_is_written_by_half_is_written_again(
+    store: Path, truth: list[object], monkeypatch: pytest.MonkeyPatch, where_from: object
+) -> None:
+    damage_some(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(where_from, "write_all", write_half)
+        with pytest.raises(Interrupted):
+            fix(store)
+    assert fix(store).ok
+    is_as_before(store, truth)
+
+
+@pytest.mark.parametrize("name", ["pixels", "fingerprints", "vectors", "ids"])
+def test_a_header_is_mended_without_a_moment_at_which_the_data_is_gone(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Nothing else has what is in the file: its source was in memory."""
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder=str(tiny_encoder)) as opened:
+        opened.ingest(mask(0)[np.newaxis], name="camera")
+    before = (where / FILES[name]).read_bytes()
+    flip(where / FILES[name], 12)
+
+    def failing(*_: object) -> None:
+        raise Interrupted
+
+    for call in ("pwrite", "fsync", "truncate"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing)
+            with contextlib.suppress(Interrupted):
+                fix(where)
+        assert (where / FILES[name]).read_bytes()[HEADER_BYTES:] == before[HEADER_BYTES:]
+    fix(where)
+    assert (where / FILES[name]).read_bytes() == before
+    assert verified(where, {1: mask(0)}) == {1: "bytes"}
+
+
+def test_a_disk_that_is_full_is_reported_and_leaves_the_damage_to_be_found(
+    store: Path, truth: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for owner, name in ((files, "write_all"), (keys.Keys, "commit"), (extents, "write_all")):
+        damage_some(store)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            report = fix(store)
+        assert not report.ok
+        assert any("No space left on device" in problem.what for problem in report.problems)
+        assert not check(store).ok
+        assert fix(store).ok
+    is_as_before(store, truth)
+
+
+def child(where: str, module: str, name: str) -> None:
+    """Mend a store, and be killed at a write: half-way through it, where it is one to a file."""
+    owner = sys.modules[f"engine.{module}"]
+
+    def killed(*arguments: object) -> None:
+        if name == "write_all":
+            with contextlib.suppress(Interrupted):
+                write_half(*arguments)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, killed)
+    fix(Path(where))
+
+
+def test_a_repair_that_is_killed_is_finished_by_the_next(store: Path, truth: list[object]) -> None:
+    damage_some(store)
+    for module, name in (("storage.extents", "write_all"), ("storage.segments", "build")):
+        ran = subprocess.run(
+            [sys.executable, __file__, str(store), module, name],
+            capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(store.parent)},
+            check=False,
+        )
+        assert ran.returncode == -signal.SIGKILL, ran.stderr.decode()
+        with Store.open(store, read_only=True) as opened:
+            for number, query in enumerate(queries(), 1):
+                assert [h.id for h in opened.lookup(query, tiers=["identical"]).identical] == [
+                    number
+                ]
+    assert fix(store).ok
+    is_as_before(store, truth)
+
+
+# --- beside an open store, and what is printed ----------------------------------------------------
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_files_that_go_while_the_store_is_open_are_not_read_or_written_on(
+    store: Path, truth: list[object], writes: bool
+) -> None:
+    """An open file outlives its name; what is mended is the one that has the name."""
+    with Store.open(store) as opened:
+        if writes:
+            assert opened.ingest("synthetic:bits?seed=4&n=2").added == 2
+        for query in queries():
+            opened.lookup(query)
+        for name in FILES:
+            (store / FILES[name]).unlink()
+        assert opened.check(fix=True).ok
+        assert opened.check().problems == ()
+        assert opened.ingest("synthetic:bits?seed=5&n=2").added == 2
+        assert opened.check().problems == ()
+    assert check(store).problems == ()
+    with Store.open(store, read_only=True) as opened:
+        for number, query in enumerate(queries(), 1):
+            (hit,) = opened.lookup(query, tiers=["identical"]).identical
+            assert (hit.id, hit.verified) == (number, "digest" if 4 <= number <= 9 else "bytes")
+        for seed in (4, 5) if writes else (5,):
+            (hit,) = opened.lookup(f"synthetic:bits?seed={seed}#1").identical
+            assert hit.verified == "bytes"
+
+
+def test_a_vector_that_cannot_be_right_is_never_a_hit(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exponent that is flipped makes numbers that beat every other vector."""
+    for row, value in ((48, np.float32(1e30)), (49, np.float32("nan")), (50, np.float32("inf"))):
+        with (store / FILES["vectors"]).open("r+b") as file:
+            file.seek(HEADER_BYTES + 64 * row)
+            file.write(value.tobytes())
+    with Store.open(store, read_only=True) as opened:
+        for query in queries()[:9]:
+            for hit in opened.lookup(query, tiers=["similar"]).similar:
+                assert hit.id not in (49, 50, 51)
+                assert abs(hit.score) <= 1
+    assert "its vector is damaged" in caplog.text
+    assert fix(store).ok
+
+
+def test_what_an_interrupted_writer_left_is_told_and_no_damage(
+    store: Path, truth: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = 0
+    for name in ("pixels", "fingerprints", "vectors", "ids"):
+        with (store / FILES[name]).open("ab") as file:
+            left += file.write(b"x" * 1000)
+    for stray in ("pixels/00000002.blobs", "index/00000009.ivf", "vectors/1/00000002.ids"):
+        left += (store / stray).write_bytes(b"left by a crash")
+    for options in ([], ["--fix"]):  # there is nothing to mend
+        assert main(["check", "--json", "--store", str(store), *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["ok"], found["problems"], found["leftover_bytes"]) == (True, [], left)
+    assert main(["check", "--store", str(store)]) == 0
+    said = capsys.readouterr().out
+    assert "the store is whole" in said and f"{size(left)} that an interrupted writer left" in said
+    assert answers(store) == truth
+    with Store.open(store) as opened:
+        opened.ingest("synthetic:bits?seed=9&n=1")
+        assert opened.check().leftover_bytes == 0
+    assert check(store).leftover_bytes == 0
+
+
+def test_the_command_prints_one_object_and_says_what_it_mended(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(store / FILES["fingerprints"], HEADER_BYTES + 1)
+    command = ["check", "--store", str(store)]
+    assert main([*command, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], [p["fixed"] for p in found["problems"]]) == (False, [False])
+    assert main([*command, "--fix", "--json"]) == 0
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
+    found = json.loads(line)
+    assert (found["ok"], [p["fixed"] for p in found["problems"]], err) == (True, [True], "")
+    flip(store / FILES["fingerprints"], HEADER_BYTES + 1)
+    assert main([*command, "--fix"]) == 0
+    assert "(mended)" in capsys.readouterr().out
+    assert main(command) == 0
+
+
+if __name__ == "__main__":
+    child(*sys.argv[1:])
