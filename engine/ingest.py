@@ -343,7 +343,8 @@ class Ingest:
             keeps = self._keep == "yes" or (self._keep == "auto" and small)
         else:
             made = [fingerprint.fingerprint(pixels.from_canonical(memoryview(r))) for r in rows]
-            prints = np.frombuffer(b"".join(p for p, _ in made), np.uint8).reshape(len(made), -1)
+            joined = np.frombuffer(b"".join(print_ for print_, _ in made), np.uint8)
+            prints = joined.reshape(len(made), fingerprint.FINGERPRINT_BYTES)
             qualities = np.array([quality for _, quality in made], np.uint8)
             keeps = self._keep == "yes"
         self._peak.sample()

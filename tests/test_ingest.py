@@ -606,3 +606,16 @@ TestStoreAgainstAModel.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("high", [2, 256])
+def test_rows_are_dealt_to_any_number_of_workers(
+    tmp_path: Path, workers: int, count: int, high: int
+) -> None:
+    images = np.random.default_rng(count).integers(0, high, (count, 6, 5, 3), np.uint8)
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        assert store.ingest(images, name="x", workers=workers).added == count
+        assert store.find_identical(images).tolist() == list(range(1, count + 1))
+        assert store.check().problems == ()

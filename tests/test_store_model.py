@@ -1,0 +1,564 @@
+"""A random walk of writes and reads over one store, beside a plain dict that says what is in it.
+
+The dict is from an image (kind, shape, pixels) to its id; names of files and rows of arrays point at
+images. Two stores are open on the folder all the time, of which one writes, and each shows what is
+committed by then, whoever committed it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from PIL import Image
+
+from engine import ImageError, Store, StoreLockedError, UsageError, ingest
+from engine.config import SOURCES_SHOWN
+from engine.records import IngestReport, Kind
+from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
+from engine.storage import extents, rows, vectors, view
+from engine.store import StoreFiles
+
+EXAMPLES, STEPS = 40, 30
+PICTURES = ("a.png", "b.bmp", "c.png", "d.bmp", "e.png")
+ARRAYS = ("x.npy", "y.npy", "z.npy")
+AS_8BIT = "?kind=8bit"
+FOLDER = "all pictures"
+SEEDS = st.integers(0, 4)  # few, so that the same images come again and again; 0 is black
+UNKNOWN = 1000  # a seed of which no image is made
+# An engine without this shows what was committed when a store was opened or last refreshed.
+FOLLOWS = hasattr(StoreFiles, "follow")
+IDENTICAL = ["identical"]
+
+
+def small_pieces(patch: pytest.MonkeyPatch) -> None:
+    """Chunks, extents and runs of a few rows, so that all their edges are met."""
+    patch.setattr(ingest, "CHUNK_FILES", 2)
+    patch.setattr(ingest, "CHUNK_ROWS", 3)
+    patch.setattr(extents, "EXTENT_ROWS", 5)
+    patch.setattr(vectors, "EXTENT_ROWS", 5)
+    patch.setattr(extents, "EXTENT_BYTES", 200)
+    for module in (rows, view):  # whoever of them knows how runs are found by id
+        if hasattr(module, "BUCKET_BITS"):
+            patch.setattr(module, "BUCKET_BITS", 2)
+
+
+# --- images and files -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, by what makes it this one and no other. Values of bits are 0 and 1."""
+
+    kind: Kind
+    height: int
+    width: int
+    values: bytes  # (height, width, 3) uint8
+
+    def array(self) -> np.ndarray:
+        return np.frombuffer(self.values, np.uint8).reshape(self.height, self.width, 3)
+
+
+def picture(kind: Kind, values: np.ndarray) -> Picture:
+    """The image of (H, W) or (H, W, 3) values; grey is RGB with three equal channels."""
+    if values.ndim == 2:
+        values = np.repeat(values[..., None], 3, axis=-1)
+    return Picture(kind, *values.shape[:2], values.astype(np.uint8).tobytes())
+
+
+@dataclass(frozen=True)
+class Look:
+    """What images of a file look like; of some, other bits are drawn than their kind says."""
+
+    kind: Kind
+    shape: tuple[int, int]
+    grey: bool
+
+    def values(self, seed: int) -> np.ndarray:
+        """Values as an array has them: 0 and 1 if they are bits."""
+        shape = self.shape if self.grey else (*self.shape, 3)
+        most = 1 if self.kind is Kind.BITS else 255
+        draw = np.random.default_rng(seed)
+        return draw.integers(0, most + 1, shape, np.uint8) * np.uint8(seed != 0)
+
+
+looks = st.sampled_from(
+    [
+        Look(Kind.BITS, (2, 3), False),
+        Look(Kind.BITS, (2, 3), True),
+        Look(Kind.BITS, (3, 2), False),
+        Look(Kind.U8, (2, 3), False),
+        Look(Kind.U8, (3, 2), True),
+    ]
+)
+
+
+seed_lists = st.lists(SEEDS, min_size=1, max_size=12)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file on disk, or a synthetic set: the images that can be read of it."""
+
+    stamp: tuple[int, int]  # time and size
+    found: list[Picture]
+    container: str = "array"
+    whole: bool = True  # false where reading it ends with an error
+
+    @property
+    def as_8bit(self) -> File:
+        """The same file with its kind overridden."""
+        return replace(self, found=[replace(one, kind=Kind.U8) for one in self.found])
+
+
+NOTHING = File((0, 0), [], whole=False)
+
+
+def synthetic(seed: int, n: int) -> File:
+    source = SyntheticBits(f"synthetic:bits?seed={seed}")
+    bits = [np.unpackbits(source.row(row)[-ROW_BYTES:]) for row in range(n)]
+    return File((0, 0), [picture(Kind.BITS, one.reshape(SIDE, SIDE, 3)) for one in bits])
+
+
+specs = st.one_of(
+    st.sampled_from(PICTURES),
+    st.sampled_from(ARRAYS),
+    st.sampled_from(ARRAYS).map(lambda name: name + AS_8BIT),
+    st.builds("synthetic:bits?seed={}&n={}".format, st.integers(1, 2), st.integers(0, 14)),
+    st.just(FOLDER),
+)
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Counts:
+    """What an ingest is to report."""
+
+    added: int = 0
+    duplicates: int = 0
+    unchanged: int = 0
+    rejected: int = 0
+    skipped: int = 0
+
+    @classmethod
+    def of(cls, report: IngestReport) -> Counts:
+        return cls(**{name: getattr(report, name) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class First:
+    """An image's id, and how it came in when it was first seen."""
+
+    id: int
+    verified: str
+    container: str
+    file_bytes: int
+
+
+@dataclass
+class View:
+    """What a store has to show as of one commit."""
+
+    images: dict[Picture, First]
+    sources: dict[Picture, set[str]]
+    rejects: int
+
+
+@dataclass
+class Model:
+    """What is committed: the images, and which of them each name stands for."""
+
+    images: dict[Picture, First] = field(default_factory=dict)
+    files: dict[str, File] = field(default_factory=dict)
+    arrays: dict[str, File] = field(default_factory=dict)  # as far as they were read
+    rejects: set[str] = field(default_factory=set)
+
+    def view(self) -> View:
+        sources: dict[Picture, set[str]] = {found: set() for found in self.images}
+        for name, file in self.files.items():
+            sources[file.found[0]].add(name)
+        for name, array in self.arrays.items():
+            for row, found in enumerate(array.found):
+                sources[found].add(f"{name}#{row}")
+        return View(dict(self.images), sources, len(self.rejects))
+
+    def ingest_file(self, name: str, file: File, keep: str, counts: Counts) -> None:
+        if name in self.files and self.files[name].stamp == file.stamp:
+            counts.unchanged += 1
+        elif not file.whole:
+            counts.rejected += 1
+            self.rejects.add(name)  # and it stays the image that it was
+        else:
+            # Of an image with 8 bits a channel the file is kept, which is not compared with pixels.
+            kept = keep != "no" and file.found[0].kind is Kind.BITS
+            self._add(file.found[0], kept, file.container, file.stamp[1], counts)
+            self.files[name] = file
+            self.rejects.discard(name)
+
+    def ingest_array(self, name: str, array: File, keep: str, counts: Counts) -> None:
+        before = self.arrays.get(name)
+        goes_on = before is not None and before.stamp == array.stamp
+        done = list(before.found) if before is not None and goes_on else []
+        counts.unchanged += min(len(done), len(array.found))
+        for found in array.found[len(done) :]:
+            kept = keep == "yes" or (keep == "auto" and found.kind is Kind.BITS)
+            self._add(found, kept, "array", 0, counts)
+            done.append(found)
+            self.arrays[name] = replace(array, found=done)
+            self.rejects.discard(name)
+        if not array.whole:
+            counts.rejected += 1
+            self.rejects.add(name)
+
+    def _add(self, found: Picture, kept: bool, container: str, size: int, counts: Counts) -> None:
+        if found in self.images:
+            counts.duplicates += 1
+            return
+        counts.added += 1
+        # Ids are in the order in which images come, and never used again.
+        id_ = len(self.images) + 1
+        self.images[found] = First(id_, "bytes" if kept else "digest", container, size)
+
+
+# --- the walk -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Handle:
+    """An open store, and what it has to show."""
+
+    store: Store
+    read_only: bool
+    seen: View
+    writing: bool = False  # from its first write on it holds the lock
+
+
+class Walk(RuleBasedStateMachine):
+    """Files change, are ingested and looked up, by two stores that are open on one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(dir=folder))
+        self.where = self.root / "store"
+        self.pictures = self.root / "pictures"
+        self.pictures.mkdir()
+        (self.pictures / "notes.txt").write_text("no image")
+        self.clock = 0
+        self.disk: dict[str, File] = {}
+        self.as_files: dict[Picture, str] = {}
+        self.model = Model()
+        Store.open(self.where, create=True, encoder="none").close()
+        self.handles = [self.open(read_only=False), self.open(read_only=True)]
+
+    def open(self, *, read_only: bool) -> Handle:
+        return Handle(Store.open(self.where, read_only=read_only), read_only, self.model.view())
+
+    def teardown(self) -> None:
+        for handle in self.handles:
+            handle.store.close()
+        with Store.open(self.where) as store:
+            assert store.ingest("synthetic:bits?n=0").seen == 0  # opens it for writing, no more
+            self.compare(store, self.model.view())
+            assert store.check().problems == ()
+        shutil.rmtree(self.root)
+
+    # --- files change -----------------------------------------------------------------------------
+
+    def path(self, name: str) -> Path:
+        return (self.pictures if name in PICTURES else self.root) / name
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """A time of its own for each change of a file: what is skipped by its stamp has the same."""
+        self.clock += 1
+        os.utime(self.path(name), ns=(self.clock, self.clock * 10**9))
+        status = self.path(name).stat()
+        return status.st_mtime_ns, status.st_size
+
+    @initialize(
+        shown=st.lists(st.tuples(looks, SEEDS), min_size=5, max_size=5),
+        filled=st.lists(st.tuples(looks, seed_lists), min_size=3, max_size=3),
+    )
+    def begin(self, shown: list[tuple[Look, int]], filled: list[tuple[Look, list[int]]]) -> None:
+        for name, content in zip(PICTURES, shown, strict=True):
+            self.write_picture(name, *content)
+        for name, rows_ in zip(ARRAYS, filled, strict=True):
+            self.write_array(name, *rows_, as_bool=True)
+
+    @rule(name=st.sampled_from(PICTURES), look=looks, seed=SEEDS)
+    def write_picture(self, name: str, look: Look, seed: int) -> None:
+        values = look.values(seed)
+        if look.kind is Kind.BITS:
+            values = values * np.uint8(255)
+        image = Image.fromarray(values)
+        if look.kind is Kind.BITS and look.grey:
+            image = image.convert("1")
+        image.save(self.path(name))
+        bits = bool(np.isin(values, (0, 255)).all())
+        found = picture(Kind.BITS, values // 255) if bits else picture(Kind.U8, values)
+        self.disk[name] = File(self.stamp(name), [found], name[-3:])
+
+    @rule(name=st.sampled_from(ARRAYS), look=looks, seeds=seed_lists, as_bool=st.booleans())
+    def write_array(self, name: str, look: Look, seeds: list[int], as_bool: bool) -> None:
+        block = np.stack([look.values(seed) for seed in seeds])
+        # An array is of one kind as a whole: one that is black all over is of bits.
+        kind = Kind.BITS if block.max() <= 1 else Kind.U8
+        np.save(self.path(name), block.astype(np.bool_) if as_bool and kind is Kind.BITS else block)
+        self.disk[name] = File(self.stamp(name), [picture(kind, row) for row in block])
+
+    @rule(name=st.sampled_from(ARRAYS), look=looks, seeds=seed_lists, lost=st.integers(1, 12))
+    def write_array_cut_short(self, name: str, look: Look, seeds: list[int], lost: int) -> None:
+        self.write_array(name, look, seeds + [0] * lost, as_bool=False)
+        each = int(np.prod(look.values(0).shape))
+        path = self.path(name)
+        os.truncate(path, path.stat().st_size - lost * each)
+        found = self.disk[name].found[: len(seeds)]
+        self.disk[name] = File(self.stamp(name), found, whole=False)
+
+    @rule(
+        name=st.sampled_from((*PICTURES, *ARRAYS)),
+        how=st.sampled_from(["touch", "remove", "empty", "break"]),
+    )
+    def spoil(self, name: str, how: str) -> None:
+        if name not in self.disk:
+            return
+        if how == "touch":
+            self.disk[name] = replace(self.disk[name], stamp=self.stamp(name))
+        elif how == "remove":
+            self.path(name).unlink()
+            del self.disk[name]
+        else:
+            self.path(name).write_bytes(b"" if how == "empty" else b"\x89PNG\r\n\x1a\n, no more")
+            self.disk[name] = File(self.stamp(name), [], whole=False)
+
+    @rule(name=st.sampled_from(PICTURES), to=st.sampled_from(PICTURES), same_bytes=st.booleans())
+    def copy(self, name: str, to: str, same_bytes: bool) -> None:
+        """Another name for a picture, in the other container too."""
+        if name == to or not self.disk.get(name, NOTHING).whole:
+            return
+        container = self.disk[name].container if same_bytes else to[-3:]
+        if same_bytes:
+            shutil.copyfile(self.path(name), self.path(to))
+        else:
+            with Image.open(self.path(name)) as image:
+                image.save(self.path(to))
+        self.disk[to] = File(self.stamp(to), self.disk[name].found, container)
+
+    # --- stores are opened and written ------------------------------------------------------------
+
+    def writer(self) -> Handle:
+        """The store that holds the lock, or may take it."""
+        if all(handle.read_only for handle in self.handles):
+            self.reopen(0, "write")
+        may = [handle for handle in self.handles if not handle.read_only]
+        return next((handle for handle in may if handle.writing), may[-1])
+
+    @rule(
+        given=st.lists(specs, min_size=1, max_size=6), keep=st.sampled_from(["auto", "yes", "no"])
+    )
+    def ingest(self, given: list[str], keep: str) -> None:
+        handle, counts = self.writer(), Counts()
+        arguments: list[Path | str] = []
+        files: list[str] = []
+        for spec in given:
+            name, _, kind = spec.partition("?")
+            if spec == FOLDER:
+                here = sorted(name for name in PICTURES if name in self.disk)
+                counts.skipped += 1
+                arguments.append(self.pictures)
+            elif spec.startswith("synthetic:"):
+                seed, n = (int(value.split("=")[1]) for value in kind.split("&"))
+                self.model.ingest_array(f"{name}?seed={seed}", synthetic(seed, n), keep, counts)
+                arguments.append(spec)
+                continue
+            elif name not in self.disk:
+                continue
+            elif name in ARRAYS:
+                file = self.disk[name].as_8bit if kind else self.disk[name]
+                self.model.ingest_array(str(self.root / spec), file, keep, counts)
+                arguments.append(self.root / spec)
+                continue
+            else:
+                here = [name]
+                arguments.append(self.path(name))
+            for name in here:
+                self.model.ingest_file(str(self.path(name)), self.disk[name], keep, counts)
+            files += here
+        if not arguments:
+            return
+        reported = Counts.of(handle.store.ingest(*map(str, arguments), keep_pixels=keep))
+        if len(files) > len(set(files)):
+            # Whether a file is committed by the time it is met again depends on where chunks end.
+            for one in (counts, reported):
+                one.unchanged += one.duplicates
+                one.duplicates = 0
+        assert reported == counts
+        handle.writing, handle.seen = True, self.model.view()
+
+    @rule(n=st.integers(0, 14))
+    def ingest_all(self, n: int) -> None:
+        self.ingest([FOLDER, *ARRAYS, f"synthetic:bits?seed=1&n={n}"], "auto")
+
+    @rule(which=st.integers(0, 1), spec=st.sampled_from(["synthetic:bits?n=1&seed=3", FOLDER]))
+    def ingest_where_it_may_not_be(self, which: int, spec: str) -> None:
+        handle, other = self.handles[which], self.handles[1 - which]
+        source = self.pictures if spec == FOLDER else spec
+        if handle.read_only:
+            with pytest.raises(UsageError, match="read-only"):
+                handle.store.ingest(source)
+        elif other.writing:
+            with pytest.raises(StoreLockedError, match=f"process {os.getpid()} on "):
+                handle.store.ingest(source)
+        with pytest.raises(UsageError, match="no such file"):
+            handle.store.ingest(self.root / "gone.png")
+
+    @rule(which=st.integers(0, 1), how=st.sampled_from(["refresh", "read", "write"]))
+    def reopen(self, which: int, how: str) -> None:
+        handle = self.handles[which]
+        if how == "refresh":
+            handle.store.refresh()
+            handle.seen = self.model.view()
+        else:
+            handle.store.close()
+            self.handles[which] = self.open(read_only=how == "read")
+
+    # --- stores are read --------------------------------------------------------------------------
+
+    def query(self, found: Picture) -> np.ndarray | str:
+        """An image as something to look up."""
+        values = found.array()
+        if found.kind is Kind.U8 and values.max() <= 1:
+            # As an array it would be of bits; a file may say that it is not.
+            if found not in self.as_files:
+                path = self.root / f"query{len(self.as_files)}.npy"
+                np.save(path, values[None])
+                self.as_files[found] = f"{path}{AS_8BIT}#0"
+            return self.as_files[found]
+        return values.astype(np.bool_) if found.kind is Kind.BITS else values
+
+    def compare(self, store: Store, seen: View) -> None:
+        """Everything that a store has to show, and nothing else."""
+        info = store.info()
+        assert len(store) == info.images == len(seen.images)
+        assert info.sources == sum(map(len, seen.sources.values()))
+        assert (info.rejects, info.vectors, info.removed) == (seen.rejects, 0, 0)
+        for found, first in seen.images.items():
+            (hit,) = store.lookup(self.query(found), tiers=IDENTICAL).identical
+            sources = seen.sources[found]
+            assert (hit.id, hit.verified, hit.source_count) == (
+                first.id,
+                first.verified,
+                len(sources),
+            )
+            assert set(hit.sources) <= sources
+            assert len(hit.sources) == min(len(sources), SOURCES_SHOWN)
+            listed = store.sources(first.id)
+            assert (set(listed), len(listed)) == (sources, len(sources))
+            record = store.get(first.id)
+            assert (record.id, record.kind, record.channels, record.frames) == (
+                first.id,
+                found.kind,
+                3,
+                1,
+            )
+            assert (record.height, record.width) == (found.height, found.width)
+            assert (record.container, record.file_bytes) == (first.container, first.file_bytes)
+        for id_ in (0, len(seen.images) + 1):
+            with pytest.raises(UsageError, match="no image"):
+                store.sources(id_)
+
+    @invariant()
+    def each_store_shows_what_it_has_to(self) -> None:
+        for handle in self.handles:
+            if FOLLOWS:
+                handle.seen = self.model.view()
+            self.compare(handle.store, handle.seen)
+
+    @rule(which=st.integers(0, 1), number=st.integers(0), bit=st.integers(0))
+    def look_up_with_a_flipped_bit(self, which: int, number: int, bit: int) -> None:
+        handle = self.handles[which]
+        if handle.seen.images:
+            found = list(handle.seen.images)[number % len(handle.seen.images)]
+            values = bytearray(found.values)
+            values[bit % len(values)] ^= 1
+            self.expect(handle, replace(found, values=bytes(values)))
+
+    @rule(which=st.integers(0, 1), look=looks, seed=SEEDS | st.just(UNKNOWN))
+    def look_up(self, which: int, look: Look, seed: int) -> None:
+        """Whether it is there or not, and as something else than an array too."""
+        handle, found = self.handles[which], picture(look.kind, look.values(seed))
+        hits = self.expect(handle, found)
+        values = found.array() * np.uint8(255 if look.kind is Kind.BITS else 1)
+        if look.kind is Kind.BITS or not np.isin(values, (0, 255)).all():
+            image = Image.fromarray(values)
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            for query in (image, file.getvalue()):
+                result = handle.store.lookup(query, tiers=IDENTICAL)
+                assert [hit.id for hit in result.identical] == hits
+
+    def expect(self, handle: Handle, found: Picture) -> list[int]:
+        result = handle.store.lookup(self.query(found), tiers=IDENTICAL)
+        first = handle.seen.images.get(found)
+        hits = [hit.id for hit in result.identical]
+        assert hits == ([first.id] if first else [])
+        return hits
+
+    @rule(which=st.integers(0, 1))
+    def look_sources_up(self, which: int) -> None:
+        """Sources are named in the form that a lookup takes."""
+        handle = self.handles[which]
+        for name in PICTURES:
+            if name in self.disk and not self.disk[name].whole:
+                with pytest.raises(ImageError):
+                    handle.store.lookup(self.path(name))
+        for found, sources in handle.seen.sources.items():
+            for source in sources:
+                if self.reads(source) == found:
+                    result = handle.store.lookup(source, tiers=IDENTICAL)
+                    assert [hit.id for hit in result.identical] == [handle.seen.images[found].id]
+
+    def reads(self, source: str) -> Picture | None:
+        """The image that a source's name stands for on disk by now."""
+        if source.startswith("synthetic:"):
+            seed, row = (int(part.strip("#")) for part in source.split("seed=")[1].split("#"))
+            return synthetic(seed, row + 1).found[row]
+        path, _, row_ = source.partition("#")
+        name, _, kind = Path(path).name.partition("?")
+        file = self.disk.get(name)
+        if file is None or int(row_ or 0) >= len(file.found):
+            return None
+        return (file.as_8bit if kind else file).found[int(row_ or 0)]
+
+    @rule(which=st.integers(0, 1))
+    def check(self, which: int) -> None:
+        handle = self.handles[which]
+        report = handle.store.check()
+        assert report.problems == ()
+        assert report.images == len(handle.seen.images)
+
+
+def test_a_store_is_a_dict_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_pieces(monkeypatch)
+    run_state_machine_as_test(
+        lambda: Walk(tmp_path),
+        settings=settings(
+            max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, print_blob=True
+        ),
+    )
