@@ -1,7 +1,8 @@
 """Measures the engine beside simpler ways to find an image, through its public API.
 
 ``run`` measures and ``table`` shows it; both are what ``engine bench`` calls. The modules
-``memory_growth``, ``cold_lookup`` and ``similar_photos`` are scripts of their own.
+``exact_store``, ``cold_exact``, ``memory_growth``, ``exact_memory``, ``cold_lookup`` and
+``similar_photos`` are scripts of their own.
 """
 
 from .errors import BenchError, WrongAnswerError

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from engine.errors import EngineError
 
 from . import data, memory
 from .data import Images
@@ -26,7 +21,7 @@ from .methods import (
     Method,
     PixelByPixel,
 )
-from .process import tell
+from .process import answer, tell
 
 LOOKUPS = 200  # hits timed, and as many misses
 FEWEST_LOOKUPS = 5
@@ -92,15 +87,5 @@ def _ask(method: Method, queries: Iterable[tuple[int | None, Images]]) -> list[f
     return times
 
 
-def main() -> None:
-    """Measure what the argument says, a JSON object of ``measure``'s arguments."""
-    # The parent ends this process; a Ctrl-C that reaches both must not print a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        tell(result=measure(**json.loads(sys.argv[1])))
-    except EngineError as error:
-        tell(error=str(error), wrong=isinstance(error, WrongAnswerError))
-
-
 if __name__ == "__main__":
-    main()
+    answer(measure)

@@ -7,17 +7,22 @@ from pathlib import Path
 
 def anonymous(pid: int | str = "self") -> int:
     """Anonymous memory of a process now, in bytes: its heap and stacks, no mapped files."""
-    return _field(pid, "RssAnon")
+    return _field(f"/proc/{pid}/status", "RssAnon")
 
 
 def peak_resident(pid: int | str = "self") -> int:
     """Peak resident set of a process since it began, in bytes, mapped pages included."""
-    return _field(pid, "VmHWM")
+    return _field(f"/proc/{pid}/status", "VmHWM")
 
 
-def _field(pid: int | str, name: str) -> int:
+def available() -> int:
+    """What new processes can take without swap, in bytes."""
+    return _field("/proc/meminfo", "MemAvailable")
+
+
+def _field(file: str, name: str) -> int:
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(file).read_text().splitlines():
             if line.startswith(name + ":"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError):  # not Linux, or the process has just ended

@@ -29,6 +29,7 @@ class Growth:
     seconds: float
     resident: int  # VmHWM: mapped pages included
     anonymous: int  # RssAnon: what cannot be given back without swap
+    empty: int  # RssAnon before the store was opened, all modules imported
     disk: int
 
 
@@ -51,6 +52,7 @@ def measure(n: int, *, memory: int, seed: int = 0, folder: Path | None = None) -
         seconds=found["build_s"],
         resident=found["peak_resident"],
         anonymous=max(finished.anonymous_peak, found["final"]),
+        empty=found["baseline"],
         disk=found["disk"],
     )
 

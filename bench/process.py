@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from engine.errors import EngineError
 
 from . import memory
 from .errors import BenchError, WrongAnswerError
@@ -47,16 +50,22 @@ def environment() -> dict[str, str]:
 
 
 def run_child(
-    module: str, spec: Mapping[str, object], done: Callable[[int], None] | None = None
+    module: str,
+    spec: Mapping[str, object],
+    done: Callable[[int], None] | None = None,
+    *,
+    within: Sequence[str] = (),
 ) -> Finished:
     """Run a module of this package to its end; ``done`` is told of its progress.
+
+    ``within``: a command that runs the one it is given in its own place (``limit.Limit.within``).
 
     The child samples nothing itself: its memory is read from here, every 10 ms, so that neither the
     interpreter's lock nor the measuring hides a peak. Raises ``BenchError`` if it fails.
     """
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
-            python(f"{PACKAGE}.{module}", json.dumps(spec)),
+            [*within, *python(f"{PACKAGE}.{module}", json.dumps(spec))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -76,6 +85,16 @@ def run_child(
             how = f"signal {-status}" if status < 0 else f"status {status}"
             raise BenchError(f"a measurement ended with {how}: {last or 'out of memory?'}")
     return Finished(result, peak)
+
+
+def answer(work: Callable[..., object]) -> None:
+    """Do what this process's argument says, a JSON object of ``work``'s arguments; for children."""
+    # The parent ends this process; a Ctrl-C that reaches both must not print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        tell(result=work(**json.loads(sys.argv[1])))
+    except EngineError as error:
+        tell(error=str(error), wrong=isinstance(error, WrongAnswerError))
 
 
 def tell(**message: object) -> None:

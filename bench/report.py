@@ -92,6 +92,37 @@ def align(lines: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One figure that a script measured, and what it should be."""
+
+    what: str
+    wanted: float
+    measured: float
+    at_least: bool = False  # what is wanted is the least; else the most
+    digits: int = 1
+    unit: str = ""  # with what stands between it and the number
+
+    @property
+    def met(self) -> bool:
+        """Whether it is what it should be."""
+        return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
+
+    def show(self, value: float) -> str:
+        """A figure of this target as text."""
+        return f"{value:,.{self.digits}f}{self.unit}"
+
+
+def targets(wanted: Sequence[Target]) -> str:
+    """What was wanted, what was measured, and whether it was met, as aligned columns."""
+    lines = [("target", "wanted", "measured", "")]
+    for one in wanted:
+        sign = "≥" if one.at_least else "≤"
+        verdict = "met" if one.met else "MISSED"
+        lines.append((one.what, f"{sign} {one.show(one.wanted)}", one.show(one.measured), verdict))
+    return align(lines, left=(0, 3))
+
+
 def write(report: BenchReport, lookups: Sequence[Lookups], folder: Path) -> None:
     """``results.csv``, a line for each n and method, and ``results.json``, with every lookup."""
     with (folder / CSV_NAME).open("w", newline="", encoding="utf-8") as file:

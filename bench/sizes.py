@@ -43,10 +43,10 @@ def steps_up_to(n: int, steps: int) -> list[int]:
     return [n // _FACTOR**back for back in reversed(range(steps)) if n >= _FACTOR**back]
 
 
-def check_disk(n: int, folder: Path) -> None:
-    """``UsageError`` unless a store of ``n`` bit images fits on the disk that holds ``folder``."""
+def check_disk(n: int, folder: Path, each: int = STORE_BYTES) -> None:
+    """``UsageError`` unless ``n`` bit images fit on the disk that holds ``folder``; bytes an image."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    need, free = n * STORE_BYTES, shutil.disk_usage(there).free
+    need, free = n * each, shutil.disk_usage(there).free
     if need > free:
         raise UsageError(
             f"{n:,} images take about {need / 1e9:,.1f} GB of disk and {folder} has "

@@ -1,0 +1,121 @@
+"""A bound on all the memory of a process, page cache included: a control group of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import BenchError
+
+_GROUPS = Path("/sys/fs/cgroup")
+_V1 = _GROUPS / "memory"
+# The shell joins the group and becomes the command: everything that it takes is counted from the start.
+_JOIN = ("sh", "-c", 'echo $$ > "$0" && exec "$@"')
+_TRIES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A way to run commands within a bound; ``within`` goes before the command."""
+
+    within: tuple[str, ...]
+    how: str
+
+
+@contextmanager
+def limited(memory: int) -> Iterator[Limit]:
+    """A bound of ``memory`` bytes for the commands of one context.
+
+    Control groups of version 1 or 2 if this user may make one, else a scope of the user's systemd;
+    ``BenchError`` if there is no way.
+    """
+    with contextlib.ExitStack() as stack:
+        for make in (_version_1, _version_2, _systemd):
+            found = make(memory, stack)
+            if found is not None:
+                yield found
+                return
+        raise BenchError(
+            "the memory of a process cannot be limited here: run as root, or where systemd-run "
+            "--user --scope works"
+        )
+
+
+def pressure() -> tuple[int, int]:
+    """Of the group that this process is in: the most bytes it had, and how often it met its bound."""
+    version_1, version_2 = None, None
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "memory":
+            version_1 = _V1 / path.lstrip("/")
+        elif not controllers:
+            version_2 = _GROUPS / path.lstrip("/")
+    if version_1 is not None:
+        return _number(version_1 / "memory.max_usage_in_bytes"), _number(
+            version_1 / "memory.failcnt"
+        )
+    if version_2 is None:
+        return 0, 0
+    events = (version_2 / "memory.events").read_text().split()
+    peak = version_2 / "memory.peak"  # since Linux 5.19
+    return _number(peak) if peak.exists() else 0, int(events[events.index("max") + 1])
+
+
+def _number(file: Path) -> int:
+    return int(file.read_text())
+
+
+def _version_1(memory: int, stack: contextlib.ExitStack) -> Limit | None:
+    return _group(_V1, "memory.limit_in_bytes", memory, stack, "a control group, version 1")
+
+
+def _version_2(memory: int, stack: contextlib.ExitStack) -> Limit | None:
+    try:
+        if "memory" not in (_GROUPS / "cgroup.subtree_control").read_text().split():
+            return None
+    except OSError:
+        return None
+    return _group(_GROUPS, "memory.max", memory, stack, "a control group, version 2")
+
+
+def _group(
+    parent: Path, setting: str, memory: int, stack: contextlib.ExitStack, how: str
+) -> Limit | None:
+    if not (parent / "cgroup.procs").exists():
+        return None
+    group = parent / f"engine-bench-{uuid.uuid4().hex}"
+    try:
+        group.mkdir()
+    except OSError:
+        return None
+    stack.callback(_remove, group)
+    try:
+        (group / setting).write_text(str(memory))
+    except OSError:
+        return None
+    return Limit((*_JOIN, str(group / "cgroup.procs")), how)
+
+
+def _remove(group: Path) -> None:
+    """A group can be removed once its last process is gone for good, a moment after it ended."""
+    for _ in range(_TRIES):
+        try:
+            group.rmdir()
+            return
+        except OSError:
+            time.sleep(0.02)
+
+
+def _systemd(memory: int, stack: contextlib.ExitStack) -> Limit | None:
+    if shutil.which("systemd-run") is None:
+        return None
+    command = ("systemd-run", "--user", "--scope", "--quiet", "-p", f"MemoryMax={memory}", "--")
+    tried = subprocess.run([*command, "true"], capture_output=True, check=False)
+    return Limit(command, "a scope of systemd") if tried.returncode == 0 else None
