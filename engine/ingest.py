@@ -292,7 +292,7 @@ class Ingest:
             self._advance(start)
             most = CHUNK_ROWS if self._encoder is None else min(CHUNK_ROWS, CHUNK_ENCODED_ROWS)
             blocks = array.blocks(start, most, self._store.memory.block)
-            for rows in self._rows_ahead(blocks, pool):
+            for rows in self._rows_ahead(blocks, kind, pool):
                 end = rows.block.first + len(rows.keys)
                 row = ArrayRow(row.number, *stamp, max(row.rows, end), kind)
                 self._commit_rows(array.name, row, rows)
@@ -307,19 +307,12 @@ class Ingest:
         """Each block with its hashes. While one is committed the next is hashed and a third read."""
         # A task waits only for tasks that were submitted before it, so one worker will do.
         reading = pool.submit(next, blocks, None)
-        hashing = self._start_hashing(reading, pool)
+        hashing = [pool.submit(self._hash, reading, part, parts) for part in range(parts)]
         reading = pool.submit(_next, blocks, reading)
         while (rows := _joined([part.result() for part in hashing])) is not None:
-            hashing = self._start_hashing(reading, pool)
+            hashing = [pool.submit(self._hash, reading, part, parts) for part in range(parts)]
             reading = pool.submit(_next, blocks, reading)
             yield rows
-
-    def _start_hashing(
-        self, reading: Future[RowBlock | None], pool: ThreadPoolExecutor
-    ) -> list[Future[_Rows | None]]:
-        """A block's rows are dealt to all workers: while the commit waits for the disk, all hash."""
-        parts = self._workers
-        return [pool.submit(self._hash, reading, part, parts) for part in range(parts)]
 
     def _hash(self, reading: Future[RowBlock | None], part: int, parts: int) -> _Rows | None:
         """Everything about part of a block's rows that needs their pixels; runs in a worker thread."""
