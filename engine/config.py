@@ -95,7 +95,7 @@ class MemoryBudget:
     @property
     def read_ahead(self) -> int:
         """The most keys (bytes of all tables) that are fetched whole: into the page cache, not ours."""
-        return self.total // 2
+        return self.total
 
     @property
     def decoding(self) -> int:

@@ -20,14 +20,13 @@ from engine.errors import EncoderError, ImageError, StoreDamagedError, UsageErro
 from engine.records import Buffer, Decoded, IdenticalHit, LookupResult, SimilarHit
 from engine.sources.locate import Query
 from engine.storage.rows import ImageRow
-from engine.storage.view import READERS
 from engine.store import StoreFiles
 
 IDENTICAL, NEAR, SIMILAR = "identical", "near", "similar"
 TIERS = (IDENTICAL, NEAR, SIMILAR)
 _AT_ONCE = 4096  # rows of a batch
 _PROBE = 64  # rows that show whether the others will come from memory
-_COLD_SECONDS = 15e-6  # a row; from memory it takes 6, from disk in a queue 14, else 60 and more
+_COLD_SECONDS = 8e-6  # a key, on average; from memory it takes 3, from disk 70, in a queue 15
 _MOST_SCORE = 1.01  # of two unit vectors, rounding included
 _log = logging.getLogger("engine")
 
@@ -142,11 +141,7 @@ class Lookup:
 
 
 def identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """The image that each canonical row is, verified, or -1: (n, canonical bytes) → (n,) int64.
-
-    Where rows and pixels must come from disk, many threads make a queue of reads; where they come
-    from memory these would only wait for each other.
-    """
+    """The image that each canonical row is, verified, or -1: (n, canonical bytes) → (n,) int64."""
     n = len(rows)
     store.count_lookups(n)
     ids = np.empty(n, np.int64)
@@ -154,24 +149,25 @@ def identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArray
     cold = False
     while at < n:
         block = rows[at : at + size]
-        started = perf_counter()
-        if cold:
-            step = -(-len(block) // READERS)
-            parts = [block[first : first + step] for first in range(0, len(block), step)]
-            found = store.readers.map(lambda part: _identical_ids(store, part), parts)
-            ids[at : at + size] = np.concatenate(list(found))
-        else:
-            ids[at : at + size] = _identical_ids(store, block)
-        cold = perf_counter() - started > len(block) * _COLD_SECONDS
+        ids[at : at + size], seconds = _identical_ids(store, block, cold)
+        cold = seconds > len(block) * _COLD_SECONDS
         at, size = at + size, _AT_ONCE
     return ids
 
 
-def _identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def _identical_ids(
+    store: StoreFiles, rows: npt.NDArray[np.uint8], cold: bool
+) -> tuple[npt.NDArray[np.int64], float]:
+    """The images of some rows, and how many seconds it took to find their keys.
+
+    ``cold``: keys must come from disk; then many threads make a queue of reads.
+    """
     n, length = rows.shape
     canonical = list(rows)
     keys = digest.keys(canonical, store.settings.hash_seed)
-    columns = store.image_columns(keys)
+    started = perf_counter()
+    columns = store.image_columns(keys, spread=cold)
+    seconds = perf_counter() - started
     ids = np.full(n, -1, np.int64)
     at = np.flatnonzero(columns.found)
     kept = columns.kept & columns.canonical
@@ -193,7 +189,7 @@ def _identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArra
         for row in store.image_of(keys[i]):
             if _verify(store, row, canonical[i].tobytes()):
                 ids[i] = row.id
-    return ids
+    return ids, seconds
 
 
 def _verify(store: StoreFiles, row: ImageRow, canonical: Buffer) -> str | None:

@@ -449,12 +449,16 @@ def test_identical_images_are_found_without_the_encoder_and_that_is_said(
 # --- many at once ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("cold", [False, True])
 @pytest.mark.parametrize("keep_pixels", ["auto", "no"])
 def test_many_are_found_as_one_by_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_pixels: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_pixels: str, cold: bool
 ) -> None:
     monkeypatch.setattr(lookup, "_AT_ONCE", 50)
-    monkeypatch.setattr(lookup, "_PROBE", 4)  # more threads than one
+    monkeypatch.setattr(lookup, "_PROBE", 4)
+    if cold:  # as if nothing were in memory
+        monkeypatch.setattr(lookup, "_COLD_SECONDS", 0)  # keys are asked for by many threads
+        monkeypatch.setattr(os, "RWF_NOWAIT", 1 << 30)  # an error at each read, as if it must wait
     images = np.stack([mask(i) for i in range(120)])
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest(images[:100], name="x", keep_pixels=keep_pixels)

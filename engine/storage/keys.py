@@ -38,6 +38,7 @@ from engine.storage.rows import TABLES
 
 FOLDER = "keys"
 _OPEN_TRIES = 200
+_AHEAD = 128 << 10  # bytes
 _LONG_LOG = 1 << 20  # bytes
 # Tables whose keys and values do not compress: hashes and proofs.
 _RANDOM = frozenset({"images", "files"})
@@ -106,7 +107,8 @@ class Keys:
             with contextlib.suppress(OSError):  # a writer may have replaced it since
                 fd = os.open(self._folder / file["name"].lstrip("/"), os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+                    for at in range(0, file["size"], _AHEAD):  # Linux fetches no more at a time
+                        os.posix_fadvise(fd, at, _AHEAD, os.POSIX_FADV_WILLNEED)
                 finally:
                     os.close(fd)
 

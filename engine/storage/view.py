@@ -37,7 +37,7 @@ from engine.storage.state import State
 from engine.storage.vectors import Vectors
 
 _BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
-READERS = 16  # threads: reads in the disk's queue
+_READERS = 16  # threads: reads in the disk's queue
 _MANY_LOOKUPS = 1000  # after which one more block of keys at a time is the slow way
 _BUCKET_RUNS = 16  # of a bucket that is remembered, at most
 
@@ -132,9 +132,19 @@ class StoreView:
             rows += [ImageRow.unpack(row) for name, row in more if len(name) > len(key)]
         return rows
 
-    def image_columns(self, wanted: list[bytes]) -> ImageRows:
-        """The first image of each of many keys, by the column."""
-        return ImageRows.unpack(self.keys.get_many("images", wanted))
+    def image_columns(self, wanted: list[bytes], *, spread: bool = False) -> ImageRows:
+        """The first image of each of many keys, by the column.
+
+        ``spread``: by many threads, where rows must come from disk and one would wait for each read.
+        """
+        if not spread:
+            return ImageRows.unpack(self.keys.get_many("images", wanted))
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="engine-read")
+        step = -(-len(wanted) // _READERS)
+        parts = [wanted[at : at + step] for at in range(0, len(wanted), step)]
+        found = self._readers.map(lambda part: self.keys.get_many("images", part), parts)
+        return ImageRows.unpack([value for part in found for value in part])
 
     def count_lookups(self, count: int) -> None:
         """Take notice that this process asks for many images, and have the keys read ahead."""
@@ -142,13 +152,6 @@ class StoreView:
         if self._lookups >= _MANY_LOOKUPS and not self._read_ahead:
             self._read_ahead = True
             self.keys.read_ahead(self.memory.read_ahead)
-
-    @property
-    def readers(self) -> ThreadPoolExecutor:
-        """Threads for lookups of many images."""
-        if self._readers is None:
-            self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="engine-read")
-        return self._readers
 
     @property
     def kept_pixels(self) -> ExtentReader:
