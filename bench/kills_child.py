@@ -29,6 +29,7 @@ OPEN, BEGIN, DONE, INDEX, INDEXED, END = "open", "begin", "done", "index", "inde
 
 _WRITE_BUFFERS = 64 << 10  # bytes: RocksDB flushes every few commits, and compacts what it flushed
 _SEGMENT_ROWS = 150
+_BUCKET_BITS = 6
 _NEVER = 1 << 40
 _CONSTANTS: dict[ModuleType, dict[str, int]] = {
     ingest: {"CHUNK_FILES": 2, "CHUNK_ROWS": 15, "_SEGMENT_ROWS": _NEVER, "EXACT_ROWS": _NEVER},
@@ -47,6 +48,11 @@ def small_pieces() -> Iterator[None]:
         for module, values in _CONSTANTS.items():
             for name, value in values.items():
                 stack.enter_context(mock.patch.object(module, name, value))
+        for module in [
+            module for name, module in sys.modules.items() if name.startswith("engine.")
+        ]:
+            if hasattr(module, "BUCKET_BITS"):  # of ids, among which the runs of one are searched
+                stack.enter_context(mock.patch.object(module, "BUCKET_BITS", _BUCKET_BITS))
         small = property(lambda memory: _WRITE_BUFFERS)
         stack.enter_context(mock.patch.object(MemoryBudget, "write_buffers", small))
         yield

@@ -45,6 +45,7 @@ _MOST_PROBLEMS = 1000  # listed; a store with more is to be restored, not read a
 _MOST_NAMED = 20  # images named in one problem
 _KEY = digest.KEY_BYTES
 _SUM = (1 << 64) - 1
+_EXTENT = np.uint64(40)  # bits of an offset, below the number of its extent
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -233,8 +234,9 @@ class Check:
     def _read_images(self) -> tuple[int, int]:
         """Read the rows of all images; how many there are, and the sum of (id, key)."""
         store = self._store
-        committed = np.array(store.state.extents.get(extents.PIXELS.name, []), np.int64)
-        damaged = [one.place for one in self.damage.appends if one.family == extents.PIXELS]
+        committed = store.state.extents.get(extents.PIXELS.name, [])
+        places = [one.place for one in self.damage.appends if one.family == extents.PIXELS]
+        damaged = np.array(sorted(map(_span, places)), np.uint64).reshape(-1, 2)
         count = total = 0
         for batch in _batches(store.keys.scan("images")):
             rows = ImageRows.unpack([value for _, value in batch])
@@ -242,7 +244,7 @@ class Check:
             count += len(batch)
             for id_ in rows.ids[~self._are_there(rows.ids)]:
                 self._say("keys", f"image {id_} has a key and no record")
-            self._kept(rows, committed.reshape(-1, 2), damaged)
+            self._kept(rows, committed, damaged)
             for key in [key for key, _ in batch if len(key) > _KEY]:  # next to none
                 id_ = int.from_bytes(key[_KEY:], "big")
                 if id_ not in [row.id for row in store.image_of(key[:_KEY])]:
@@ -266,19 +268,22 @@ class Check:
             self._say("keys", "some keys are of images that have another one")
 
     def _kept(
-        self, rows: ImageRows, committed: npt.NDArray[np.int64], damaged: list[Place]
+        self, rows: ImageRows, committed: list[list[int]], damaged: npt.NDArray[np.uint64]
     ) -> None:
-        """Whether the kept pixels of these images are where they can be, and whole."""
+        """Whether the kept pixels of these images are where they can be, and whole.
+
+        ``damaged`` is (n, 2): the spans of damaged appends, in order.
+        """
         ends = rows.offsets + rows.lengths
         limits = np.zeros(len(ends), np.int64)
         for number, size in committed:
             limits[rows.extents == number] = size
         for id_ in rows.ids[rows.kept & (ends > limits)]:
             self._say("keys", f"the pixels of image {id_} lie behind what is committed")
-        for place in damaged:
-            inside = rows.kept & (rows.extents == place.extent)
-            inside &= (rows.offsets >= place.offset) & (ends <= place.offset + place.length)
-            inside &= self._are_there(rows.ids)
+        if len(damaged):
+            starts = (rows.extents.astype(np.uint64) << _EXTENT) + rows.offsets.astype(np.uint64)
+            at = np.searchsorted(damaged[:, 0], starts, "right") - 1
+            inside = rows.kept & (at >= 0) & (starts < damaged[at, 1]) & self._are_there(rows.ids)
             for id_ in rows.ids[inside].tolist():
                 if not self._is_whole(id_):
                     self.damage.images.append(id_)
@@ -423,6 +428,12 @@ class Check:
 
     def _values(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         return self._store.keys.get_many(table, list(keys))
+
+
+def _span(place: Place) -> tuple[int, int]:
+    """Where a place begins and ends, as numbers that are in the order of extents and offsets."""
+    start = (place.extent << int(_EXTENT)) + place.offset
+    return start, start + place.length
 
 
 def _sum(ids: npt.NDArray[np.int64], keys: Iterable[bytes]) -> int:

@@ -122,8 +122,8 @@ class Repair:
         if lost:
             self._set_aside(
                 "pixels",
-                f"{_named(lost)}: what was kept of them is lost and no source has it any more; they "
-                f"are verified by SHA-256 from now on",
+                f"{_named(lost)}: the kept pixels are lost, and no source has them any more; SHA-256 "
+                f"verifies without them from now on",
             )
 
     def _read_again(self, id_: int) -> Iterator[tuple[Query, Pixels]]:
@@ -172,8 +172,8 @@ class Repair:
         if lost:
             self._set_aside(
                 append.family.folder,
-                f"{_named(lost)}: a fingerprint may be wrong, and their pixels are neither kept nor "
-                f"in a source any more",
+                f"{_named(lost)}: a fingerprint may be wrong, and the pixels are neither kept nor in "
+                f"a source any more",
             )
 
     def _vectors(self, append: DamagedAppend, row: int) -> None:
@@ -203,14 +203,12 @@ class Repair:
                 out[some] = encoder.encode(pictures)
         self._drop_index(row, row + count)
         self._overwrite(append, out.tobytes())
-        gone = "their pixels are neither kept nor in a source any more"
+        gone = "the pixels are neither kept nor in a source any more"
         if lost:
             what = f"{_named(lost)}: a vector may be wrong, and {gone}"
             self._set_aside(append.family.folder, what)
         if zero:
-            what = (
-                f"{_named(zero)}: the vectors are lost, and {gone}; they are similar to nothing now"
-            )
+            what = f"{_named(zero)}: no vector is left, and {gone}; it is similar to nothing from now on"
             self._set_aside(append.family.folder, what)
 
     def _drop_index(self, first: int, end: int) -> None:

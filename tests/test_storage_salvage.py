@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,6 @@ from engine import (
 from engine.cli import main
 from engine.config import FORMAT_VERSION
 from engine.storage import keys, manifest, salvage
-from engine.storage.manifest import Manifest
 from engine.storage.notice import Notice, commit_of
 
 SYNTHETIC = "synthetic:bits?seed=0"
@@ -42,6 +41,17 @@ def ingest_all(opened: Store, folder: Path) -> None:
     opened.ingest(folder / "photos")
     opened.ingest(folder / "rows.npy")
     opened.ingest(f"{SYNTHETIC}&n=42")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads of FAISS wait for each other longer than such small searches take."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -88,35 +98,29 @@ def flip(path: Path, offset: int, bit: int = 0x40) -> None:
     path.write_bytes(data)
 
 
-def found(where: Path) -> list[int]:
+def found(where: Path | Store) -> list[int]:
     """Of the images of ``folder``, those that a store has; each in its place."""
+    if isinstance(where, Path):
+        with Store.open(where, read_only=True) as store:
+            return found(store)
     ids = []
-    with Store.open(where, read_only=True) as store:
-        for number in range(COUNT):
-            query = mask(number) if number < 9 else f"{SYNTHETIC}#{number - 9}"
-            hits = store.lookup(query, tiers=["identical"]).identical
-            assert [(hit.id, hit.verified) for hit in hits] in ([], [(number + 1, "bytes")])
-            ids += [hit.id for hit in hits]
+    for number in range(COUNT):
+        query = mask(number) if number < 9 else f"{SYNTHETIC}#{number - 9}"
+        hits = where.lookup(query, tiers=["identical"]).identical
+        assert [(hit.id, hit.verified) for hit in hits] in ([], [(number + 1, "bytes")])
+        ids += [hit.id for hit in hits]
     return ids
 
 
-def closest(where: Path) -> list[tuple[int, float]]:
-    with Store.open(where, read_only=True) as store:
-        hits = [
-            store.lookup(f"{SYNTHETIC}#{row}", k=1, tiers=["similar"]).similar
-            for row in range(0, 42, 4)
-        ]
-    return [(hit.id, round(hit.score, 3)) for (hit,) in hits]
-
-
 def is_whole(where: Path, folder: Path) -> None:
-    """Everything is found, the check is clean, and a writer goes on."""
-    assert found(where) == list(range(1, COUNT + 1))
-    assert closest(where) == [(10 + row, 1.0) for row in range(0, 42, 4)]
+    """Everything is found, by both tiers, the check is clean, and a writer goes on."""
     with Store.open(where) as store:
         assert store.check().problems == ()
         ingest_all(store, folder)
-        assert len(store) == COUNT
+        assert found(store) == list(range(1, COUNT + 1))
+        for row in range(0, 42, 4):
+            (hit,) = store.lookup(f"{SYNTHETIC}#{row}", k=1, tiers=["similar"]).similar
+            assert (hit.id, round(hit.score, 3)) == (10 + row, 1)
         assert store.ingest("synthetic:bits?seed=7&n=2").added == 2
         assert store.check().problems == ()
 
@@ -246,11 +250,8 @@ MANIFEST_DAMAGE: dict[str, Callable[[Path], None]] = {
     "gone": Path.unlink,
     "empty": lambda path: os.truncate(path, 0),
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "cut by two bytes": lambda path: os.truncate(path, path.stat().st_size - 2),
-    "first byte": lambda path: flip(path, 0),
     "no text": lambda path: flip(path, 30, 0x80),
     "what it is": lambda path: replace_in(path, b"engine store", b"engine stose"),
-    "a name": lambda path: replace_in(path, b'"encoder": {', b'"encodes": {'),
     "a family": lambda path: replace_in(path, b'"pixels.blobs"', b'"pixels.blobr"'),
     "an extent": lambda path: replace_in(path, b"   1\n", b"   3\n"),
     "the uuid": lambda path: replace_in(path, b'"uuid": "', b'"uuid": "0'),
@@ -258,7 +259,6 @@ MANIFEST_DAMAGE: dict[str, Callable[[Path], None]] = {
     "the generation": flip_digit(b"generation"),
     "the dimensions": flip_digit(b"dim"),
     "the fingerprint": flip_digit(b"xxh64"),
-    "a segment's rows": flip_digit(b"rows"),
     "a segment's lists": flip_digit(b"nlist"),
 }
 
@@ -272,19 +272,23 @@ def test_a_damaged_manifest_is_made_anew(closed: Path, folder: Path, what: str) 
     assert str(closed) in problem.what
     with Store.open(closed, read_only=True) as store:
         assert store._files.manifest.segments == ()  # derived: the next ingest makes them again
+    assert found(closed) == list(range(1, COUNT + 1))
     is_whole(closed, folder)
-    assert Store.salvage(closed) == []
 
 
-def test_no_bit_of_a_manifest_can_change_an_answer(closed: Path, tmp_path: Path) -> None:
+def test_no_bit_of_a_manifest_can_change_an_answer(folder: Path) -> None:
     """What is read is what was written, or it is refused."""
-    path = closed / "MANIFEST.json"
-    sound, data = manifest.load(closed), path.read_bytes()
-    for offset in range(len(data)):
-        flip(path, offset, 1 << offset % 7)
-        with contextlib.suppress(StoreFormatError):
-            assert manifest.load(closed) == sound
-        path.write_bytes(data)
+    where = folder / "closed"
+    sound, data = manifest.load(where), (where / "MANIFEST.json").read_bytes()
+    refused = 0
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            assert manifest.parse(where, bytes(flipped)) == sound
+        except StoreFormatError:
+            refused += 1
+    assert refused > 7 * len(data)
 
 
 def test_the_index_comes_back_with_the_next_ingest(
@@ -336,12 +340,10 @@ def test_a_flipped_log_is_replayed_up_to_there_and_the_rest_ingested_again(
     assert (opened / "damaged" / damaged.name).read_bytes() == data
     assert main(["check", "--store", str(opened)]) == 0
 
-    with Store.open(opened) as store:
-        ingest_all(store, folder)
     is_whole(opened, folder)
 
 
-@pytest.mark.parametrize("at", [0.0, 0.1, 0.35, 0.5, 0.85, 0.999])
+@pytest.mark.parametrize("at", [0.0, 0.3, 0.6, 0.999])
 def test_wherever_a_log_is_flipped_it_is_told(opened: Path, at: float) -> None:
     path = log_of(opened)
     flip(path, int(at * path.stat().st_size), 0x04)
@@ -365,7 +367,7 @@ def test_what_was_set_aside_before_is_not_overwritten(opened: Path, folder: Path
     )
 
 
-@pytest.mark.parametrize("size", [0, 1, 3000, -1, None])
+@pytest.mark.parametrize("size", [0, 3000, -1, None])
 def test_a_log_that_lost_its_end_is_never_taken_for_an_empty_store(
     opened: Path, folder: Path, size: int | None
 ) -> None:
@@ -386,9 +388,6 @@ def test_a_log_that_lost_its_end_is_never_taken_for_an_empty_store(
     left = found(opened)
     assert left == list(range(1, len(left) + 1))
     assert len(left) < COUNT
-    with Store.open(opened) as store:
-        assert store.check().problems == ()
-        ingest_all(store, folder)
     is_whole(opened, folder)
 
 
@@ -401,9 +400,6 @@ def test_a_commit_that_nobody_was_told_of_may_go(opened: Path, folder: Path) -> 
     os.truncate(path, path.stat().st_size - 100)
     assert Store.salvage(opened) == []
     assert len(found(opened)) == 39
-    with Store.open(opened) as store:
-        assert store.check().problems == ()
-        ingest_all(store, folder)
     is_whole(opened, folder)
 
 
@@ -474,7 +470,7 @@ def test_a_cut_manifest_of_rocksdb_is_never_taken_for_an_empty_store(
     data = path.read_bytes()
     before = contents(closed)
     outcomes = set()
-    for size in range(1, len(data), len(data) // 24):
+    for size in range(1, len(data), len(data) // 9):
         os.truncate(path, size)
         try:
             assert found(closed) == list(range(1, COUNT + 1))
@@ -521,9 +517,7 @@ class Interrupted(BaseException):
     [
         (salvage, "replace_file"),
         (salvage, "fsync_dir"),
-        (manifest, "replace_file"),
         (keys, "open_writer"),
-        (Manifest, "save"),
         (Notice, "publish"),
         (os, "fsync"),
     ],
@@ -557,9 +551,6 @@ def test_a_salvage_that_is_interrupted_is_finished_by_the_next(
     left = found(opened)
     assert left == list(range(1, len(left) + 1))
     assert 0 < len(left) < COUNT
-    with Store.open(opened) as store:
-        assert store.check().problems == ()
-        ingest_all(store, folder)
     is_whole(opened, folder)
 
 

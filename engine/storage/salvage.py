@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,9 +59,8 @@ def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
         if damaged is not None:
             problems.append(_manifest(store, memory, damaged))
         if problems:
-            table = keys.open_reader(store, memory)
-            notice.publish(_state(table).commit)
-            table.close()
+            with closing(keys.open_reader(store, memory)) as table:
+                notice.publish(_state(table).commit)
         return problems
     finally:
         notice.close()
@@ -72,12 +72,12 @@ def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
         table = keys.open_reader(store, memory)  # which leaves no trace
     except StoreDamagedError:
         return [_log(store, memory)]
-    state = _state(table)
-    last = state.commit
-    whole = last >= told or _of_one_age(table, state)
-    table.close()
-    if last >= told:
-        return []
+    with closing(table):
+        state = _state(table)
+        last = state.commit
+        if last >= told:
+            return []
+        whole = _of_one_age(table, state)
     if not whole:
         raise StoreDamagedError(
             f"{store / keys.FOLDER} has lost what was committed after commit {last} from some tables "
@@ -108,8 +108,8 @@ def _log(store: Path, memory: MemoryBudget) -> Problem:
     except StoreDamagedError as error:  # not the log: a table, which no replay brings back
         shutil.rmtree(aside)
         raise StoreDamagedError(f"{error}; restore the store from a copy") from None
-    last = _state(table).commit
-    table.close()
+    with closing(table):
+        last = _state(table).commit
     return _lost("the write-ahead log was damaged", last, aside)
 
 
@@ -141,9 +141,8 @@ def _set_aside(store: Path, files: Iterable[Path]) -> Path:
 
 
 def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) -> Problem:
-    table = keys.open_reader(store, memory)
-    copy = table.get("meta", b"manifest")
-    table.close()
+    with closing(keys.open_reader(store, memory)) as table:
+        copy = table.get("meta", b"manifest")
     if copy is None:
         raise StoreDamagedError(
             f"{store / manifest.NAME} is gone or damaged, and nothing was ever committed that would "
