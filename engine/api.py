@@ -43,6 +43,7 @@ from engine.storage.salvage import salvage
 from engine.store import REJECTS, StoreFiles
 
 NO_ENCODER = "none"
+_LOOKED_UP = 4096  # images in canonical form at a time
 _PARTS = ("keys", "pixels", "fingerprints", "vectors", "index", "encoder")
 
 QueryLike = str | os.PathLike[str] | bytes | npt.NDArray[Any] | Image.Image | PackedBits
@@ -176,6 +177,7 @@ class Store:
                     )
                 specs.append(os.fspath(source))
             given = Sources(specs, files_from=files_from, recursive=recursive)
+        self._files.become_writer()  # first: another process may have given the store an encoder
         used = self._encoder_for(encoder)
         tell = None
         if progress is not None:
@@ -251,12 +253,18 @@ class Store:
         nothing but 0 and 1, or ``PackedBits``, which cost least. For many images this takes a tenth of
         the time of as many calls of ``lookup``; what it does not give are sources: see ``sources``.
         """
-        if isinstance(images, PackedBits):
-            rows = images.canonical()
-        else:
-            rows = pixels.rows_from_array(images, pixels.array_kind(images))
+        kind = None if isinstance(images, PackedBits) else pixels.array_kind(images)
         self._files.follow()
-        return identical_ids(self._files, rows)
+        ids = np.empty(len(images), np.int64)
+        for at in range(0, len(images), _LOOKED_UP):
+            part = images[at : at + _LOOKED_UP]
+            if isinstance(part, PackedBits):
+                rows = part.canonical()
+            else:
+                assert kind is not None
+                rows = pixels.rows_from_array(part, kind)
+            ids[at : at + len(rows)] = identical_ids(self._files, rows)
+        return ids
 
     def search_vectors(
         self, queries: npt.ArrayLike, k: int = DEFAULT_K, *, exact: bool = False
@@ -286,7 +294,7 @@ class Store:
         return self._files.get(id_)
 
     def sources(self, id_: int, most: int | None = None) -> list[str]:
-        """Where image ``id_`` was seen, in the form that ``lookup`` takes; at most ``most`` places."""
+        """Where image ``id_`` was seen, at most ``most`` places; all but "memory:" ``lookup`` takes."""
         self._files.follow()
         self._files.get(id_)  # UsageError if there is none
         names, _ = self._files.sources_of(id_, most if most is not None else 1 << 62)

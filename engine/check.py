@@ -111,7 +111,7 @@ class Check:
                 self._say(part, str(error))
         self._pixels.close()
         try:
-            leftover = self._store.leftover_bytes()
+            leftover = 0 if self._store.being_written() else self._store.leftover_bytes()
         except StoreDamagedError:  # the manifest names what cannot be, which was said
             leftover = 0
         return CheckReport(

@@ -218,6 +218,8 @@ class Ingest:
         if self._keep != "no" and small:  # a large scan takes far less as its file
             keep = canonical
         elif self._keep == "yes":
+            if len(data) >> 32:
+                raise ImageError("4 GiB or more cannot be kept: leave --keep-pixels yes out")
             keep = data
         return NewImage(
             # The pixels are let go here: only what is kept of them waits for the commit.
@@ -458,7 +460,8 @@ class Ingest:
         rows = self._store.images_of([image.key for image in images])
         known: list[int | None] = []
         for image, candidates in zip(images, rows, strict=True):
-            image.first = candidates[0] if candidates else None
+            # One that shares its key never says that all its sources are in runs.
+            image.first = candidates[0]._replace(in_runs=False) if candidates else None
             found = next((row for row in candidates if row.proof == image.proof), None)
             known.append(found.id if found else None)
             if found and found.in_runs:

@@ -240,6 +240,8 @@ def array_kind(images: npt.NDArray[Any]) -> Kind:
 
     Raises ``UsageError`` for another dtype, or a shape that is not (n, H, W) or (n, H, W, 3).
     """
+    if not isinstance(images, np.ndarray):
+        raise UsageError(f"images are an array or PackedBits, not a {type(images).__name__}")
     if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
         raise UsageError(f"images of shape {images.shape}: (n, H, W) or (n, H, W, 3) is needed")
     if min(images.shape[1:]) < 1:
@@ -263,9 +265,13 @@ class PackedBits:
     __slots__ = ("height", "packed", "width")
 
     def __init__(self, packed: npt.NDArray[np.uint8], height: int, width: int) -> None:
+        if not isinstance(packed, np.ndarray):
+            raise UsageError(f"packed bits are an array of uint8, not a {type(packed).__name__}")
+        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+            raise UsageError(f"a height and width of {height!r} and {width!r}: whole numbers ≥ 1")
         values = height * width * 3
         size = -(-values // 8)
-        if packed.ndim != 2 or packed.shape[1] != size or packed.dtype != np.uint8 or values < 1:
+        if packed.ndim != 2 or packed.shape[1] != size or packed.dtype != np.uint8:
             raise UsageError(
                 f"packed bits of shape {packed.shape} and dtype {packed.dtype}: for images of "
                 f"{height} × {width} (n, {size}) uint8 is needed"
@@ -282,15 +288,22 @@ class PackedBits:
         """Pack an array (n, H, W) or (n, H, W, 3) of bool or of 0 and 1; grey becomes RGB."""
         if array_kind(images) is not Kind.BITS:
             raise UsageError("images with values above 1 are no bit images: pass images > 0")
-        height, width = images.shape[1:3]
-        return cls(rows_from_array(images, Kind.BITS)[:, HEADER_BYTES:], height, width)
+        n, height, width = images.shape[:3]
+        packed = np.empty((n, -(-height * width * 3 // 8)), np.uint8)
+        for at in range(0, n, 256):  # unpacked, a grey image takes three bytes a pixel
+            rows = rows_from_array(images[at : at + 256], Kind.BITS)
+            packed[at : at + len(rows)] = rows[:, HEADER_BYTES:]
+        return cls(packed, height, width)
 
     def __len__(self) -> int:
         """The number of images."""
         return len(self.packed)
 
-    def __getitem__(self, which: slice) -> PackedBits:
-        """Some of the images."""
+    def __getitem__(self, which: slice | int) -> PackedBits:
+        """Some of the images, or one, as ``PackedBits`` of one."""
+        if not isinstance(which, slice):
+            which = range(len(self))[which]  # IndexError, and counting from the end
+            which = slice(which, which + 1)
         return PackedBits(self.packed[which], self.height, self.width)
 
     def only(self) -> Pixels:

@@ -212,6 +212,10 @@ class StoreFiles(StoreView):
         self._notice.close()
         self._lock.release()
 
+    def being_written(self) -> bool:
+        """Whether another process, or another ``Store``, is writing."""
+        return not self._lock.held and self._lock.busy()
+
     def _close_files(self) -> None:
         for writer in self._writers.values():
             writer.close()
@@ -302,13 +306,13 @@ class StoreFiles(StoreView):
         # Both take their time and neither needs the other's result: only the write needs both.
         flushed = self._flusher.submit(self._flush_all)
         try:
+            for key, row in chunk.out_of_runs:  # before what tells that a key is shared
+                batch.put("images", key, row._replace(in_runs=False).pack())
             self._put_images(batch, images, first_id, places)
             if rows:
                 self._put_new_rows(batch, rows, first_id + len(images), first_row)
             for one, place in zip(rekept, replaced, strict=True):
                 batch.put("images", one.key, one.row._replace(place=place).pack())
-            for key, row in chunk.out_of_runs:
-                batch.put("images", key, row._replace(in_runs=False).pack())
             state.sources += self._put_sources(batch, chunk)
         finally:
             flushed.result()

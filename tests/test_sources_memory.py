@@ -120,3 +120,33 @@ def test_packed_bits_refuse_what_they_cannot_be() -> None:
         PackedBits.pack(np.full((1, 2, 2), 255, np.uint8))
     with pytest.raises(UsageError, match="3 images, where one is needed"):
         good.only()
+
+
+def test_the_same_bytes_in_another_shape_are_other_images(tmp_path: Path) -> None:
+    images = bits(6, 6)[..., 0]
+    with open_store(tmp_path) as store:
+        store.ingest(np.ascontiguousarray(images.reshape(6, 7, 7)), name="x")
+        again = store.ingest(images.reshape(6, 49, 1), name="x")
+        assert (again.added, again.unchanged) == (6, 0)
+        assert store.lookup(images.reshape(6, 49, 1)[5]).identical[0].sources == ("memory:x#5",)
+        assert store.lookup(images[5]).identical[0].sources == ()
+        assert store.check().problems == ()
+
+
+def test_one_of_many_is_taken_by_its_number() -> None:
+    good = PackedBits.pack(bits(0, 3, 3))
+    assert np.array_equal(good[-1].packed, good.packed[2:])
+    with pytest.raises(IndexError):
+        good[3]
+
+
+def test_what_is_no_array_is_refused_in_one_line(tmp_path: Path) -> None:
+    packed = PackedBits.pack(bits(0, 1, 3)).packed
+    with open_store(tmp_path) as store, pytest.raises(UsageError, match="not a list"):
+        store.find_identical([[0, 1]])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="not a list"):
+        PackedBits([1], 3, 3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="whole numbers"):
+        PackedBits(packed, -3, -3)
+    with open_store(tmp_path) as store, pytest.raises(UsageError, match="need a name"):
+        store.ingest(bits(0, 1), name=3)  # type: ignore[arg-type]

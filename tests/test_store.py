@@ -455,3 +455,37 @@ def test_an_empty_folder_becomes_a_store_where_it_is(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*")), "nothing is left of its making"
     with Store.open(tmp_path) as store:
         assert store.check().ok
+
+
+def test_an_ingest_uses_the_encoder_that_another_process_has_given_the_store(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    Store.open(tmp_path / "a", create=True, encoder="none").close()
+    with Store.open(tmp_path / "a") as early:
+        with Store.open(tmp_path / "a") as other:
+            other.ingest(rows(tmp_path / "1.npy", range(2)), encoder=str(tiny_encoder))
+        early.ingest(rows(tmp_path / "2.npy", range(2, 4)))
+        assert early.info().vectors == 4
+
+
+def test_a_reader_that_cannot_go_over_to_what_is_new_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
+        writer.ingest(rows(tmp_path / "1.npy", range(3)))
+        with Store.open(tmp_path / "a", read_only=True) as reader:
+            (tmp_path / "a" / "COMMIT").write_bytes((99).to_bytes(8, "big"))
+            assert known(reader, range(3)) == [0, 1, 2]
+            assert "commit 99 was made" in caplog.text
+            assert reader.get(2).id == 2
+
+
+def test_check_beside_a_writer_takes_nothing_for_left_behind(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
+        writer.ingest(rows(tmp_path / "1.npy", range(3)))
+        with (tmp_path / "a" / "pixels" / "00000001.blobs").open("ab") as file:
+            file.write(b"in flight")
+        with Store.open(tmp_path / "a", read_only=True) as reader:
+            assert reader.check().leftover_bytes == 0
+    with Store.open(tmp_path / "a", read_only=True) as reader:
+        assert reader.check().leftover_bytes == 9

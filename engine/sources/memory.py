@@ -10,7 +10,13 @@ import numpy.typing as npt
 
 from engine import digest
 from engine.errors import UsageError
-from engine.pixels import HEADER_BYTES, PackedBits, array_kind, rows_from_array
+from engine.pixels import (
+    HEADER_BYTES,
+    PackedBits,
+    array_kind,
+    rows_from_array,
+    rows_header,
+)
 from engine.records import Kind
 from engine.sources.base import RowBlock
 
@@ -29,22 +35,26 @@ class MemoryArray:
 
     def __init__(self, images: Images, name: str) -> None:
         """``UsageError`` if it is no such array or ``name`` is no name."""
-        if not name or "\0" in name:
+        if not isinstance(name, str) or not name or "\0" in name:
             raise UsageError("images in memory need a name: name='camera-3'")
         self.name = PREFIX.encode() + os.fsencode(name)
         self._images = images
         self.count = len(images)
         if isinstance(images, PackedBits):
             self.kind = Kind.BITS
+            header = rows_header(Kind.BITS, images.height, images.width)
             data = images.packed
             self._each = data.shape[1] + HEADER_BYTES
         else:
             self.kind = array_kind(images)
+            header = rows_header(self.kind, *images.shape[1:3]) + bytes([images.ndim])
             data = images.view(np.uint8)
             self._each = int(np.prod(images.shape[1:])) * (1 if images.ndim == 4 else 3)
         self.row_bytes = self._each
         data = np.ascontiguousarray(data)
-        self.mtime_ns = digest.stamp(data.data) if self.count else 0
+        # With the header: the same bytes in another shape are other images.
+        contents = digest.stamp(data.data) if self.count else 0
+        self.mtime_ns = digest.stamp(header + contents.to_bytes(8, "big"))
         self.size = data.nbytes
 
     def blocks(self, start: int, most_rows: int, most_bytes: int) -> Iterator[RowBlock]:

@@ -56,6 +56,22 @@ class WriterLock:
             os.ftruncate(fd, 0)
             os.pwrite(fd, text, 0)
 
+    def busy(self) -> bool:
+        """Whether somebody holds the lock."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+        finally:
+            os.close(fd)
+        return False
+
     def release(self) -> None:
         """Give the lock back; the file stays, since removing it would race with the next writer."""
         if self._fd is not None:

@@ -28,7 +28,7 @@ from engine.storage.keys import Keys
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import DamagedManifestError
 from engine.storage.notice import Notice, commit_of
-from engine.storage.rows import record_in
+from engine.storage.rows import NameRow, Run, record_in
 from engine.storage.state import State
 
 ASIDE = "damaged"
@@ -98,7 +98,15 @@ def _of_one_age(table: Keys, state: State) -> bool:
         and (record is None or record_in(*record, state.next_id) is None)
         and (record is None or int.from_bytes(record[0], "big") < state.next_id)
         and sum(1 for _ in table.scan("images")) == state.images
+        and all(NameRow.unpack(row).id < state.next_id for _, row in table.scan("names"))
+        and all(int.from_bytes(id_, "big") < state.next_id for _, id_ in table.scan("files"))
+        and _sources(table) == state.sources
     )
+
+
+def _sources(table: Keys) -> int:
+    runs = sum(Run.from_row(key, row).count for key, row in table.scan("runs", b"r"))
+    return runs + sum(1 for _ in table.scan("names"))
 
 
 def _log(store: Path, memory: MemoryBudget) -> Problem:

@@ -60,30 +60,40 @@ class StoreView:
         seen = self._notice.read()  # before the keys: what is committed meanwhile is noticed again
         found = manifest.load(self.path)
         opened = keys.open_reader(self.path, self.memory)
-        # Only now: where this fails, what was open stays open.
-        self._close_files()
-        self._seen = seen
         self._load(found, opened, commit_of(seen))
+        self._seen = seen
 
     def _load(self, found: Manifest, table: Keys, told: int) -> None:
-        """Take what was opened; ``told`` is the commit that the notice named before."""
-        self.manifest, self._keys = found, table
-        state, settings = table.get("meta", b"state"), table.get("meta", b"settings")
-        if state is None or settings is None:
-            raise StoreDamagedError(f"{self.path}: its keys have no state; run 'engine check'")
-        if json.loads(settings) != self.manifest.settings.to_dict():
-            raise StoreDamagedError(f"{self.path}: manifest and keys belong to different stores")
-        self.state = State.unpack(state)
-        if self.state.commit < told:
-            raise StoreDamagedError(
-                f"{self.path}: its keys end with commit {self.state.commit}, and commit {told} was "
-                f"made: restore the store from a copy, or go on without with 'engine check --fix'"
-            )
+        """Go over to what was opened; ``told`` is the commit that the notice named before.
+
+        Where it cannot be gone over to, what was open stays open.
+        """
+        try:
+            state = self._read_state(found, table, told)
+        except BaseException:
+            table.close()
+            raise
+        self._close_files()
+        self.manifest, self._keys, self.state = found, table, state
         self._pixels = ExtentReader(self.path, extents.PIXELS)
         self._index: VectorIndex | None = None
         self._lookups = 0
         self._read_ahead = False
         self._forget()
+
+    def _read_state(self, found: Manifest, table: Keys, told: int) -> State:
+        value, settings = table.get("meta", b"state"), table.get("meta", b"settings")
+        if value is None or settings is None:
+            raise StoreDamagedError(f"{self.path}: its keys have no state; run 'engine check'")
+        if json.loads(settings) != found.settings.to_dict():
+            raise StoreDamagedError(f"{self.path}: manifest and keys belong to different stores")
+        state = State.unpack(value)
+        if state.commit < told:
+            raise StoreDamagedError(
+                f"{self.path}: its keys end with commit {state.commit}, and commit {told} was "
+                f"made: restore the store from a copy, or go on without with 'engine check --fix'"
+            )
+        return state
 
     def _forget(self) -> None:
         """Drop what was remembered of the keys: they have changed."""
