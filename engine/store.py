@@ -372,6 +372,7 @@ class StoreFiles(StoreView):
                 image.file_hash,
                 image.container,
                 image.decoder,
+                image.metadata,
             )
             batch.put("records", u64(id_), record.pack())
             if image.file_hash:
@@ -406,6 +407,9 @@ class StoreFiles(StoreView):
                 grown -= self._forget_runs(batch, before.number)
             batch.put("arrays", b"n" + name, array.pack())
             batch.put("arrays", b"#" + array.number.to_bytes(4, "big"), name)
+            batch.delete("rejects", name)
+        for name, archive in chunk.archives:
+            batch.put("arrays", b"a" + name, archive.pack())
             batch.delete("rejects", name)
         for run in chunk.runs:
             grown += run.count

@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.errors import ImageError
-from engine.records import Kind
+from engine.records import Decoded, Kind
 
 Rows = npt.NDArray[np.uint8]
 
@@ -44,6 +44,26 @@ class FileItem:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One image that has been read already: out of an archive or a table, or given in memory."""
+
+    name: bytes  # "/archive.tar#member", "/table.parquet#17", "memory:name"
+    mtime_ns: int  # the stamp of what it came out of, or of itself
+    size: int
+    data: bytes  # its file; nothing where it is ``decoded`` already
+    metadata: dict[str, Any] | None = None  # label and the like, JSON values
+    decoded: Decoded | None = None
+
+    def read(self, most: int) -> bytes:
+        """The file's bytes; ``ImageError`` if they are more than ``most``."""
+        if len(self.data) > most:
+            raise ImageError(
+                f"{len(self.data):,} bytes are over the limit of {most:,} for this --memory"
+            )
+        return self.data
+
+
+@dataclass(frozen=True, slots=True)
 class RowBlock:
     """Consecutive rows of one array, already canonical: ``rows`` is (n, 16 + pixel bytes) uint8."""
 
@@ -72,12 +92,34 @@ class ArrayItem(Protocol):
         """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""
 
 
+class ArchiveItem(Protocol):
+    """A container of image files, read from its beginning to its end: a tar, a zip, a table."""
+
+    name: bytes  # how results call it, before "#" and the member
+    mtime_ns: int
+    size: int
+    count: int | None  # members, where that is known without reading all of it
+
+    def members(self, start: int, most: int) -> Iterator[Member | Problem | Skipped]:
+        """Its members from number ``start`` on, in their order, which never changes.
+
+        One of more than ``most`` bytes is a ``Problem`` and is not read. ``SourceError`` where the
+        container breaks off: what was yielded before is good.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that was named or claims to be images, and cannot be read."""
+    """Something that was named or claims to be images, and cannot be read.
+
+    With the stamp of its file it is not tried again until that changes; 0 and 0 where another try
+    may go better.
+    """
 
     name: bytes
     reason: str
+    mtime_ns: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +129,7 @@ class Skipped:
     name: bytes
 
 
-Item = FileItem | ArrayItem | Problem | Skipped
+Item = FileItem | Member | ArrayItem | ArchiveItem | Problem | Skipped
 
 
 def absolute(path: Path | str) -> bytes:

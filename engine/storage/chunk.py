@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.records import Buffer, Pixels
-from engine.storage.rows import ArrayRow, ImageRow, NameRow, Run
+from engine.storage.rows import ArchiveRow, ArrayRow, ImageRow, NameRow, Run
 
 
 @dataclass(slots=True)
@@ -27,6 +27,7 @@ class NewImage:
     quality: int
     keep: Buffer | None  # what to keep of it: its canonical form, or the file it came in
     keeps_canonical: bool = False
+    metadata: dict[str, Any] | None = None
     first: ImageRow | None = None  # the stored image that has the same key, and is another one
 
 
@@ -85,6 +86,7 @@ class Chunk:
     names: list[NewName] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     arrays: list[tuple[bytes, ArrayRow]] = field(default_factory=list)
+    archives: list[tuple[bytes, ArchiveRow]] = field(default_factory=list)
     rejects: list[tuple[bytes, dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -97,5 +99,6 @@ class Chunk:
             or self.names
             or self.runs
             or self.arrays
+            or self.archives
             or self.rejects
         )

@@ -10,6 +10,7 @@ names     name                                 id, mtime_ns, size of the file
 files     SHA-256 of a file (32)               id
 arrays    "n" name                             JSON: number, mtime_ns, size, rows committed, kind
           "#" number(4)                        name
+          "a" name of an archive               JSON: mtime_ns, size, members done, what they were
 runs      "r" array(4) row(8)                  count, step, first id
           "i" bucket(8) id(8) array(4) row(8)  count, step  (runs over several images)
           "o" id(8) array(4) row(8)            count, step  (runs over one image)
@@ -403,6 +404,28 @@ class ArrayRow:
         """The row that ``pack`` wrote."""
         fields = json.loads(value)
         return cls(**(fields | {"kind": Kind(fields["kind"])}))
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRow:
+    """One archive or table: how far it is committed, and its file's stamp."""
+
+    mtime_ns: int
+    size: int
+    done: int = 0  # members from the first on, of whatever kind
+    images: int = 0  # of these, what they were
+    rejected: int = 0
+    skipped: int = 0
+    complete: bool = False  # read to its end
+
+    def pack(self) -> bytes:
+        """The row's value."""
+        return json.dumps({n: getattr(self, n) for n in self.__dataclass_fields__}).encode()
+
+    @classmethod
+    def unpack(cls, value: bytes) -> ArchiveRow:
+        """The row that ``pack`` wrote."""
+        return cls(**json.loads(value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from engine.storage.notice import Notice, commit_of
 from engine.storage.rows import (
     BUCKET_BITS,
     ONE,
+    ArchiveRow,
     ArrayRow,
     ImageRow,
     ImageRows,
@@ -297,6 +298,11 @@ class StoreView:
         """How far an array source is committed."""
         value = self.keys.get("arrays", b"n" + name)
         return ArrayRow.unpack(value) if value is not None else None
+
+    def archive(self, name: bytes) -> ArchiveRow | None:
+        """How far an archive is committed."""
+        value = self.keys.get("arrays", b"a" + name)
+        return ArchiveRow.unpack(value) if value is not None else None
 
     def rejected(self, name: bytes) -> dict[str, Any] | None:
         """What was recorded of a source that could not be read."""
