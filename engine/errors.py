@@ -23,11 +23,23 @@ class UsageError(EngineError, ValueError):
 
 
 class SourceError(EngineError):
-    """A source of images cannot be read at all."""
+    """A source of images cannot be read at all, or not to its end; ``passing`` as of ``ImageError``."""
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 class ImageError(EngineError):
-    """One image cannot be read; an ingest reports it as a row and goes on."""
+    """One image cannot be read; an ingest reports it as a row and goes on.
+
+    ``passing``: another try may succeed, with more memory or once somebody has mended what is in the
+    way; else the image's bytes themselves are why, and an ingest tries again when they have changed.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 class EncoderError(EngineError):

@@ -3,7 +3,8 @@
     items → prepare (read, hash, decode, digest, fingerprint; in threads) → known? → encode → commit
 
 The images of a chunk are prepared while the chunk before is encoded and committed. An image that
-cannot be read becomes a row of the rejects and the run goes on; what stops a run is the store.
+cannot be read becomes a row of the rejects and the run goes on; what stops a run is the store. Such a
+row has the stamp of its file: while neither that nor the decoder changes, the file is not read again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +38,18 @@ from engine.errors import ImageError, SourceError, UsageError
 from engine.memory import PeakMemory
 from engine.pixels import HEADER_BYTES
 from engine.records import Buffer, IngestReport, Kind, Pixels
-from engine.sources.base import ArrayItem, FileItem, Item, Problem, RowBlock, Skipped
+from engine.sources.base import (
+    ArchiveItem,
+    ArrayItem,
+    FileItem,
+    Item,
+    Member,
+    Problem,
+    RowBlock,
+    Skipped,
+)
 from engine.storage.chunk import Chunk, NewImage, NewName, NewRows
-from engine.storage.rows import ARRAY, ArrayRow, Run
+from engine.storage.rows import ARRAY, ArchiveRow, ArrayRow, NameRow, Run
 from engine.store import REJECTS, StoreFiles
 
 Picture = npt.NDArray[np.uint8]
@@ -51,11 +62,45 @@ _SEGMENT_ROWS = 16 * EXACT_ROWS  # unindexed vectors after which a running inges
 class _Prepared:
     """One image file, read; ``image`` is None where its bytes are those of image ``known``."""
 
-    item: FileItem
+    item: FileItem | Member
     file_hash: bytes
     known: int | None = None
     image: NewImage | None = None
     picture: Picture | None = None
+
+
+@dataclass(slots=True)
+class _Group:
+    """Members of an archive that are committed together, and what was met between them."""
+
+    files: list[Member] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    skipped: int = 0
+    size: int = 0  # bytes that it holds while it waits
+
+    @property
+    def count(self) -> int:
+        return len(self.files) + len(self.problems) + self.skipped
+
+
+@dataclass(slots=True)
+class _Archive:
+    """An archive while it is read, and how far it is committed."""
+
+    name: bytes
+    row: ArchiveRow
+    again: bool = False  # something in it is to be tried again at the next run
+
+    def pass_by(self, group: _Group, *, rejected: int) -> None:
+        """Note that a group of its members is done."""
+        row = self.row
+        self.row = replace(
+            row,
+            done=row.done + group.count,
+            images=row.images + len(group.files) + len(group.problems) - rejected,
+            rejected=row.rejected + rejected,
+            skipped=row.skipped + group.skipped,
+        )
 
 
 @dataclass(slots=True)
@@ -140,7 +185,10 @@ class Ingest:
                 else:
                     self._commit_files(waiting)
                     waiting = []
-                    self._array(group, pool)
+                    if isinstance(group, ArchiveItem):
+                        self._archive(group, pool)
+                    else:
+                        self._array(group, pool)
                 if self._stop():
                     break
             self._commit_files(waiting)
@@ -149,22 +197,24 @@ class Ingest:
 
     # --- grouping ---------------------------------------------------------------------------------
 
-    def _groups(self, items: Iterable[Item]) -> Iterator[list[FileItem] | ArrayItem]:
-        """Files in groups of one commit; arrays alone. Problems and skipped files end here."""
-        group: list[FileItem] = []
+    def _groups(
+        self, items: Iterable[Item]
+    ) -> Iterator[list[FileItem | Member] | ArrayItem | ArchiveItem]:
+        """Files in groups of one commit; arrays and archives alone. Problems and skipped end here."""
+        group: list[FileItem | Member] = []
         size = 0
         for item in items:
             if self._stop():
                 break
             if isinstance(item, Problem):
-                self._reject([(item.name, item.reason, 0, 0)])
+                self._reject([item])
                 self._advance(1)
             elif isinstance(item, Skipped):
                 self._counts.skipped += 1
                 self._advance(1)
-            elif isinstance(item, FileItem):
+            elif isinstance(item, FileItem | Member):
                 group.append(item)
-                size += item.size
+                size += item.size if isinstance(item, FileItem) else 2 * item.held
                 if len(group) >= self._group_files or size >= self._store.memory.chunk:
                     yield group
                     group, size = [], 0
@@ -176,23 +226,40 @@ class Ingest:
         if group:
             yield group
 
-    def _changed(self, group: list[FileItem]) -> list[FileItem]:
+    def _changed(self, group: Sequence[FileItem | Member]) -> list[FileItem | Member]:
         """The files of a group that are new or changed by their stamp; the rest is not read."""
-        changed = []
+        changed: list[FileItem | Member] = []
         for item, known in zip(group, self._store.names([i.name for i in group]), strict=True):
             if known and (known.mtime_ns, known.size) == (item.mtime_ns, item.size):
                 self._counts.unchanged += 1
                 self._advance(1)
             else:
                 changed.append(item)
-        return changed
+        return self._promising(changed)
+
+    def _promising(self, items: Sequence[FileItem | Member]) -> list[FileItem | Member]:
+        """Those that were not rejected before as they are now; these count as rejected again."""
+        promising: list[FileItem | Member] = []
+        rows = self._store.rejects([item.name for item in items])
+        for item, row in zip(items, rows, strict=True):
+            if row is not None and _is_final(row, item.mtime_ns, item.size):
+                self._counts.rejected += 1
+                self._advance(1)
+            else:
+                promising.append(item)
+        return promising
 
     # --- files ------------------------------------------------------------------------------------
 
-    def _prepare(self, item: FileItem) -> _Prepared | Problem:
+    def _prepare(self, item: FileItem | Member) -> _Prepared | Problem:
         """Everything about one file that needs its bytes or pixels; runs in a worker thread."""
         memory = self._store.memory
         try:
+            if isinstance(item, Member) and item.decoded is not None:
+                found = item.decoded
+                image = self._new_image(found.pixels, found.container, b"", b"")
+                image.metadata = item.metadata
+                return _Prepared(item, b"", None, image, self._picture(found.pixels))
             data = item.read(memory.max_file)
             file_hash = digest.file_hash(data)
             known = self._store.files([file_hash])[0]
@@ -205,9 +272,12 @@ class Ingest:
                 picture = self._picture(decoded.pixels)
                 self._peak.sample()
         except ImageError as error:
-            return Problem(item.name, str(error))
+            stamp = (0, 0) if error.passing else (item.mtime_ns, item.size)
+            return Problem(item.name, str(error), *stamp)
         except MemoryError:
             return Problem(item.name, "not enough memory to read it")
+        if isinstance(item, Member):
+            image.metadata = item.metadata
         return _Prepared(item, file_hash, None, image, picture)
 
     def _new_image(self, found: Pixels, container: str, data: bytes, file_hash: bytes) -> NewImage:
@@ -215,11 +285,15 @@ class Ingest:
         print_, quality = fingerprint.fingerprint(found)
         keep: Buffer | None = None
         small = found.kind is Kind.BITS and len(canonical) <= HEADER_BYTES + KEEP_BITS_LIMIT
+        if self._keep == "yes" and not data:  # there is no file
+            small = True
         if self._keep != "no" and small:  # a large scan takes far less as its file
             keep = canonical
         elif self._keep == "yes":
             if len(data) >> 32:
-                raise ImageError("4 GiB or more cannot be kept: leave --keep-pixels yes out")
+                raise ImageError(
+                    "4 GiB or more cannot be kept: leave --keep-pixels yes out", passing=True
+                )
             keep = data
         return NewImage(
             # The pixels are let go here: only what is kept of them waits for the commit.
@@ -227,7 +301,7 @@ class Ingest:
             key=digest.key(canonical, self._store.settings.hash_seed),
             proof=digest.proof(canonical),
             container=container,
-            decoder=pixels.DECODER,
+            decoder=pixels.DECODER if data else "",
             file_bytes=len(data),
             file_hash=file_hash,
             fingerprint=print_,
@@ -241,13 +315,19 @@ class Ingest:
             return None
         return pixels.squash(pixels.to_rgb8(found), self._encoder.image_size)
 
-    def _commit_files(self, futures: Sequence[Future[_Prepared | Problem]]) -> None:
+    def _commit_files(
+        self,
+        futures: Sequence[Future[_Prepared | Problem]],
+        archive: _Archive | None = None,
+        group: _Group | None = None,
+    ) -> None:
+        """Commit what was prepared; of a group of an archive, also how far that is read by now."""
         done: list[_Prepared] = []
-        rejects = []
+        rejects: list[Problem] = list(group.problems) if group else []
         for future in futures:
             result = future.result()
             if isinstance(result, Problem):
-                rejects.append((result.name, result.reason, 0, 0))
+                rejects.append(result)
                 self._advance(1)
             else:
                 done.append(result)
@@ -257,24 +337,122 @@ class Ingest:
         known = iter(self._known(pending, images))
         named: dict[bytes, NewName] = {}
         for prepared, name_row in zip(done, before, strict=True):
+            item = prepared.item
             if prepared.image is None:
                 id_ = prepared.known
             else:
                 id_ = next(known) or pending.ids.get(prepared.image.proof)
+            self._advance(1)
+            if archive is not None:
+                # Met before in this very archive: it is the same image, or another of its name.
+                same = _stands_for(item, name_row, named.get(item.name))
+                if same is not None and same == id_:
+                    self._counts.unchanged += 1
+                    continue
+                if same is not None:
+                    reason = "another member of the archive has this name: rename one of them"
+                    rejects.append(Problem(item.name, reason, item.mtime_ns, item.size))
+                    continue
             if id_ is None:
                 assert prepared.image is not None
                 id_ = self._add(pending, prepared.image, prepared.picture)
             else:
                 self._counts.duplicates += 1
-            item = prepared.item
+                if isinstance(item, Member) and item.metadata:
+                    self._describe(pending, id_, item.metadata)
             named[item.name] = NewName(
                 item.name, id_, item.mtime_ns, item.size, prepared.file_hash, name_row
             )
-            self._advance(1)
         pending.chunk.names = list(named.values())
+        if archive is not None and group is not None:
+            archive.pass_by(group, rejected=len(rejects) + len(group.files) - len(futures))
+            archive.again |= any(not (found.mtime_ns or found.size) for found in rejects)
+            pending.chunk.archives = [(archive.name, archive.row)]
+            self._counts.skipped += group.skipped
+            self._advance(len(group.problems) + group.skipped)
+        self._put_rejects(pending.chunk, rejects)
         self._commit(pending)
-        if rejects:
-            self._reject(rejects)
+
+    def _describe(self, pending: _Pending, id_: int, metadata: dict[str, object]) -> None:
+        """Keep what is said of an image that is there already, or comes with this chunk."""
+        first = self._store.state.next_id
+        if id_ < first:
+            pending.chunk.described.append((id_, metadata))
+        elif pending.chunk.images[id_ - first].metadata is None:
+            pending.chunk.images[id_ - first].metadata = metadata
+
+    # --- archives ---------------------------------------------------------------------------------
+
+    def _archive(self, item: ArchiveItem, pool: ThreadPoolExecutor) -> None:
+        """Ingest the members of an archive that are not committed yet, group by group."""
+        stamp = (item.mtime_ns, item.size)
+        row = self._store.archive(item.name)
+        begun = row is not None and (row.mtime_ns, row.size) == stamp
+        if row is None or not begun:
+            row = ArchiveRow(*stamp)
+        self._counts.unchanged += row.images
+        self._counts.rejected += row.rejected
+        self._counts.skipped += row.skipped
+        self._advance(row.done)
+        if row.complete:
+            return
+        broken = self._store.rejects([item.name])[0]
+        if begun and broken is not None and _is_final(broken, *stamp):
+            self._counts.rejected += 1
+            self._advance(1)
+            return
+        archive = _Archive(item.name, row)
+        waiting: tuple[list[Future[_Prepared | Problem]], _Group] | None = None
+        problem: Problem | None = None
+        groups = self._member_groups(item.members(row.done, self._store.memory.max_file))
+        while True:
+            try:
+                group = next(groups, None)
+            except (SourceError, ImageError) as error:
+                problem = Problem(item.name, str(error), *((0, 0) if error.passing else stamp))
+                group = None
+            if group is None:
+                break
+            ahead = [pool.submit(self._prepare, found) for found in self._promising(group.files)]
+            if waiting is not None:
+                self._commit_files(waiting[0], archive, waiting[1])
+            waiting = ahead, group
+        if waiting is not None:
+            self._commit_files(waiting[0], archive, waiting[1])
+        if problem is not None:
+            self._reject([problem])
+            self._advance(1)
+        elif not self._stop():
+            row = replace(archive.row, complete=True)
+            # Read from its beginning next time: what was committed is unchanged then.
+            row = ArchiveRow(*stamp) if archive.again else row
+            self._store.commit(Chunk(archives=[(item.name, row)]))
+
+    def _member_groups(self, members: Iterator[Member | Problem | Skipped]) -> Iterator[_Group]:
+        """Members of one commit at a time; they are in memory, so groups are smaller than of files."""
+        group = _Group()
+        broken: SourceError | None = None
+        while not self._stop():
+            try:
+                found = next(members, None)
+            except SourceError as error:
+                broken, found = error, None
+            if found is None:
+                break
+            if isinstance(found, Member):
+                group.files.append(found)
+                group.size += found.held
+            elif isinstance(found, Problem):
+                group.problems.append(found)
+            else:
+                group.skipped += 1
+            if group.count >= self._group_files or group.size >= self._store.memory.block:
+                yield group
+                group = _Group()
+        if group.count:
+            yield group
+        if broken is not None:
+            raise broken
 
     # --- arrays -----------------------------------------------------------------------------------
 
@@ -285,13 +463,20 @@ class Ingest:
         start = 0
         try:
             if array.row_bytes > self._store.memory.chunk:
-                raise SourceError(f"has rows of {array.row_bytes:,} bytes: raise --memory")
+                raise SourceError(
+                    f"has rows of {array.row_bytes:,} bytes: raise --memory", passing=True
+                )
             kind = array.kind if row is None or (row.mtime_ns, row.size) != stamp else row.kind
             if row is None or (row.mtime_ns, row.size, row.kind) != (*stamp, kind):
                 row = ArrayRow(self._store.state.next_array, *stamp, 0, kind)
             start = min(row.rows, array.count)
             self._counts.unchanged += start
             self._advance(start)
+            broken = self._store.rejects([array.name])[0]
+            if broken is not None and _is_final(broken, *stamp):
+                self._counts.rejected += 1  # what is left of it cannot be read
+                self._advance(max(array.count - start, 1))
+                return
             most = CHUNK_ROWS if self._encoder is None else min(CHUNK_ROWS, CHUNK_ENCODED_ROWS)
             blocks = array.blocks(start, most, self._store.memory.block)
             for rows in self._rows_ahead(blocks, kind, pool):
@@ -302,7 +487,7 @@ class Ingest:
                 if self._stop():
                     return
         except (SourceError, ImageError) as error:
-            self._reject([(array.name, str(error), *stamp)])
+            self._reject([Problem(array.name, str(error), *((0, 0) if error.passing else stamp))])
             self._advance(max(array.count - start, 1))
 
     def _rows_ahead(
@@ -496,18 +681,30 @@ class Ingest:
         self._store.commit(pending.chunk)
         self._index(_SEGMENT_ROWS)
 
-    def _reject(self, rejects: Sequence[tuple[bytes, str, int, int]]) -> None:
+    def _reject(self, rejects: Sequence[Problem]) -> None:
+        """Commit what could not be read."""
+        chunk = Chunk()
+        self._put_rejects(chunk, rejects)
+        self._store.commit(chunk)
+
+    def _put_rejects(self, chunk: Chunk, rejects: Sequence[Problem]) -> None:
         """Record what could not be read; a row that says the same as before is not repeated."""
         self._counts.rejected += len(rejects)
-        chunk, lines = Chunk(), []
-        for name, reason, mtime_ns, size in rejects:
-            row = {"reason": reason, "mtime_ns": mtime_ns, "size": size}
-            if self._store.rejected(name) != row:
-                chunk.rejects.append((name, row))
-                lines.append({"source": os.fsdecode(name), "reason": reason, "time": time.time()})
+        lines = []
+        before = self._store.rejects([found.name for found in rejects]) if rejects else []
+        for found, known in zip(rejects, before, strict=True):
+            row = {
+                "reason": found.reason,
+                "mtime_ns": found.mtime_ns,
+                "size": found.size,
+                "decoder": pixels.DECODER,
+            }
+            if known != row:
+                chunk.rejects.append((found.name, row))
+                source = os.fsdecode(found.name)
+                lines.append({"source": source, "reason": found.reason, "time": time.time()})
         if lines:
             self._store.log_rejects(lines)
-            self._store.commit(chunk)
 
     def _index(self, least: int) -> None:
         """Index the vectors that are in no segment, if there are at least ``least`` of them."""
@@ -540,6 +737,23 @@ class Ingest:
             rejects_file=str(self._store.path / REJECTS) if counts.rejected else None,
             interrupted=self._stop(),
         )
+
+
+def _is_final(reject: dict[str, Any], mtime_ns: int, size: int) -> bool:
+    """Whether what was rejected would be again: it has not changed, nor has what decodes it."""
+    stamp = (reject["mtime_ns"], reject["size"])
+    return any(stamp) and stamp == (mtime_ns, size) and reject.get("decoder") == pixels.DECODER
+
+
+def _stands_for(
+    item: FileItem | Member, before: NameRow | None, chunk: NewName | None
+) -> int | None:
+    """The image that a member's name stands for already, in the same archive as it is now."""
+    if chunk is not None:
+        return chunk.id
+    if before is not None and (before.mtime_ns, before.size) == (item.mtime_ns, item.size):
+        return before.id
+    return None
 
 
 class _MemoryGate:

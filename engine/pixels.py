@@ -148,7 +148,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None =
     except ImageError:
         raise
     except MemoryError:
-        raise ImageError("not enough memory to decode it") from None
+        raise ImageError("not enough memory to decode it", passing=True) from None
     except UnidentifiedImageError:
         raise ImageError("not an image in a known format") from None
     except Image.DecompressionBombError:
@@ -379,12 +379,14 @@ def _decode(
         if max_bytes is not None and _decoding_bytes(image) > max_bytes:
             raise ImageError(
                 f"{width} × {height} pixels take {_decoding_bytes(image) >> 20} MiB to decode: "
-                f"raise --memory"
+                f"raise --memory",
+                passing=True,
             )
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             raise ImageError(
                 "Pillow is set to fill up truncated images (ImageFile.LOAD_TRUNCATED_IMAGES), "
-                "which would make different images equal: unset it"
+                "which would make different images equal: unset it",
+                passing=True,
             )
         _refuse_reduced_depth(data, image)
         # OpenJPEG makes up what is missing; only the end-of-codestream marker tells.

@@ -43,6 +43,7 @@ from engine.storage.lock import WriterLock
 from engine.storage.manifest import EncoderEntry, Manifest
 from engine.storage.notice import commit_of
 from engine.storage.rows import (
+    ARRAY,
     ImageRow,
     NameRow,
     RecordRow,
@@ -313,6 +314,7 @@ class StoreFiles(StoreView):
                 self._put_new_rows(batch, rows, first_id + len(images), first_row)
             for one, place in zip(rekept, replaced, strict=True):
                 batch.put("images", one.key, one.row._replace(place=place).pack())
+            self._put_metadata(batch, chunk.described)
             state.sources += self._put_sources(batch, chunk)
         finally:
             flushed.result()
@@ -387,6 +389,13 @@ class StoreFiles(StoreView):
         batch.put_all("images", keys, values)
         for key, value in pack_records(first_id, rows.shape, rows.keys, rows.qualities):
             batch.put("records", key, value)
+
+    def _put_metadata(self, batch: Batch, described: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        """Put what is said of images that nothing was said of; rows of arrays share their records."""
+        for id_, metadata in described:
+            record = self.record(id_)
+            if record is not None and record.metadata is None and record.container != ARRAY:
+                batch.put("records", u64(id_), replace(record, metadata=metadata).pack())
 
     def _put_sources(self, batch: Batch, chunk: Chunk) -> int:
         """Put names, runs and arrays; returns by how much the number of sources grows."""

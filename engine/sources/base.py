@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +30,17 @@ class FileItem:
         """The file's bytes; ``ImageError`` if it cannot be read or is larger than ``most``."""
         if self.size > most:
             raise ImageError(
-                f"{self.size:,} bytes are over the limit of {most:,} for this --memory"
+                f"{self.size:,} bytes are over the limit of {most:,} for this --memory",
+                passing=True,
             )
         try:
             with self.path.open("rb") as file:
                 # Not most + 1: as much would be set aside for every file.
                 data = file.read(self.size + 1)
         except OSError as error:
-            raise ImageError(f"cannot be read: {error.strerror}") from None
+            raise ImageError(f"cannot be read: {error.strerror}", passing=True) from None
         if len(data) > self.size:
-            raise ImageError("it grew while it was read: ingest it again")
+            raise ImageError("it grew while it was read: ingest it again", passing=True)
         return data
 
 
@@ -54,11 +55,17 @@ class Member:
     metadata: dict[str, Any] | None = None  # label and the like, JSON values
     decoded: Decoded | None = None
 
+    @property
+    def held(self) -> int:
+        """Bytes that it holds in memory."""
+        return len(self.data) if self.decoded is None else len(self.decoded.pixels.canonical)
+
     def read(self, most: int) -> bytes:
         """The file's bytes; ``ImageError`` if they are more than ``most``."""
         if len(self.data) > most:
             raise ImageError(
-                f"{len(self.data):,} bytes are over the limit of {most:,} for this --memory"
+                f"{len(self.data):,} bytes are over the limit of {most:,} for this --memory",
+                passing=True,
             )
         return self.data
 
@@ -92,6 +99,7 @@ class ArrayItem(Protocol):
         """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""
 
 
+@runtime_checkable
 class ArchiveItem(Protocol):
     """A container of image files, read from its beginning to its end: a tar, a zip, a table."""
 

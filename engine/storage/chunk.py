@@ -82,6 +82,7 @@ class Chunk:
     # Images that get a source outside of runs of several: their rows said that they had none.
     out_of_runs: list[tuple[bytes, ImageRow]] = field(default_factory=list)
     rekept: list[Rekept] = field(default_factory=list)
+    described: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # metadata by id
     vectors: npt.NDArray[np.float32] | None = None  # (images, dim), or none for all of them
     names: list[NewName] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
@@ -96,6 +97,7 @@ class Chunk:
             self.images
             or self.rows
             or self.rekept
+            or self.described
             or self.names
             or self.runs
             or self.arrays

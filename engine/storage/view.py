@@ -304,10 +304,10 @@ class StoreView:
         value = self.keys.get("arrays", b"a" + name)
         return ArchiveRow.unpack(value) if value is not None else None
 
-    def rejected(self, name: bytes) -> dict[str, Any] | None:
-        """What was recorded of a source that could not be read."""
-        value = self.keys.get("rejects", name)
-        return json.loads(value) if value is not None else None
+    def rejects(self, wanted: list[bytes]) -> list[dict[str, Any] | None]:
+        """What was recorded of sources that could not be read."""
+        values = self.keys.get_many("rejects", wanted)
+        return [json.loads(value) if value is not None else None for value in values]
 
     @property
     def vector_rows(self) -> int:
