@@ -15,7 +15,13 @@ from PIL import Image
 
 from engine import pixels
 from engine.check import Check
-from engine.config import DEFAULT_ENCODER, DEFAULT_K, FORMAT_VERSION, parse_memory
+from engine.config import (
+    DEFAULT_ENCODER,
+    DEFAULT_K,
+    FORMAT_VERSION,
+    check_keep_pixels,
+    parse_memory,
+)
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.encoders.registry import EncoderFiles
@@ -23,10 +29,12 @@ from engine.errors import EncoderError, EngineError, ImageError, StoreError, Usa
 from engine.ingest import Ingest
 from engine.lookup import Lookup, identical_ids
 from engine.pixels import PackedBits
+from engine.plan import Plan
 from engine.records import (
     CheckReport,
     Decoded,
     ImageRecord,
+    IngestPlan,
     IngestReport,
     LookupResult,
     StoreInfo,
@@ -196,6 +204,48 @@ class Store:
             stop=stop,
         )
         return run.run(given)
+
+    @classmethod
+    def plan(
+        cls,
+        path: str | os.PathLike[str],
+        *sources: str | os.PathLike[str],
+        files_from: str | os.PathLike[str] | None = None,
+        encoder: str | None = None,
+        recursive: bool = True,
+        keep_pixels: str = "auto",
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> IngestPlan:
+        """What ``ingest`` into the store at ``path`` would read, and how much disk it would take.
+
+        Nothing is written, and no store is made where there is none. ``disk_bytes`` is an upper
+        estimate: what is decoded only later may turn out to be a duplicate, or broken.
+        """
+        check_keep_pixels(keep_pixels)
+        specs = [os.fspath(source) for source in sources]
+        given = Sources(specs, files_from=files_from, recursive=recursive)
+        tell = None
+        if progress is not None:
+            total, report = given.count(), progress
+
+            def tell(done: int) -> None:
+                report(done, total)
+
+        folder = Path(path)
+        store = cls.open(folder, read_only=True) if (folder / "MANIFEST.json").exists() else None
+        try:
+            files = store._files if store is not None else None
+            entry = files.manifest.encoder if files is not None else None
+            dim, new = entry.dim if entry is not None else 0, 0
+            if entry is None and (encoder or files is None) and encoder != NO_ENCODER:
+                found = registry.find(encoder or DEFAULT_ENCODER)
+                dim, new = found.dim, tree_bytes(found.model.parent)
+            dim = dim if encoder != NO_ENCODER else 0
+            plan = Plan(files, dim=dim, keep_pixels=keep_pixels, disk_bytes=new)
+            return plan.run(given, folder, tell)
+        finally:
+            if store is not None:
+                store.close()
 
     # --- reading ----------------------------------------------------------------------------------
 

@@ -242,7 +242,7 @@ class Ingest:
         promising: list[FileItem | Member] = []
         rows = self._store.rejects([item.name for item in items])
         for item, row in zip(items, rows, strict=True):
-            if row is not None and _is_final(row, item.mtime_ns, item.size):
+            if row is not None and is_final(row, item.mtime_ns, item.size):
                 self._counts.rejected += 1
                 self._advance(1)
             else:
@@ -397,7 +397,7 @@ class Ingest:
         if row.complete:
             return
         broken = self._store.rejects([item.name])[0]
-        if begun and broken is not None and _is_final(broken, *stamp):
+        if begun and broken is not None and is_final(broken, *stamp):
             self._counts.rejected += 1
             self._advance(1)
             return
@@ -473,7 +473,7 @@ class Ingest:
             self._counts.unchanged += start
             self._advance(start)
             broken = self._store.rejects([array.name])[0]
-            if broken is not None and _is_final(broken, *stamp):
+            if broken is not None and is_final(broken, *stamp):
                 self._counts.rejected += 1  # what is left of it cannot be read
                 self._advance(max(array.count - start, 1))
                 return
@@ -739,7 +739,7 @@ class Ingest:
         )
 
 
-def _is_final(reject: dict[str, Any], mtime_ns: int, size: int) -> bool:
+def is_final(reject: dict[str, Any], mtime_ns: int, size: int) -> bool:
     """Whether what was rejected would be again: it has not changed, nor has what decodes it."""
     stamp = (reject["mtime_ns"], reject["size"])
     return any(stamp) and stamp == (mtime_ns, size) and reject.get("decoder") == pixels.DECODER

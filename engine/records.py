@@ -145,6 +145,20 @@ class IngestReport:
 
 
 @dataclass(frozen=True, slots=True)
+class IngestPlan:
+    """What an ingest would do, told without reading an image; see ``Store.plan``."""
+
+    images: int  # that would be read: new, changed, or not finished
+    unchanged: int
+    rejected: int  # known to be, or unreadable at first sight
+    skipped: int
+    archives: int  # whose images only reading them would count
+    bytes_to_read: int
+    disk_bytes: int  # by how much the store would grow, at most; without those archives' images
+    free_bytes: int  # of the disk that the store is on
+
+
+@dataclass(frozen=True, slots=True)
 class StoreInfo:
     """The state of a store, counted and measured."""
 

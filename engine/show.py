@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from engine.records import CheckReport, IngestReport, LookupResult, StoreInfo
+from engine.records import CheckReport, IngestPlan, IngestReport, LookupResult, StoreInfo
 
 
 def line(value: dict[str, Any]) -> str:
@@ -76,6 +76,21 @@ def ingest_text(report: IngestReport) -> str:
         lines.append(f"why images were rejected is in {report.rejects_file}")
     if report.interrupted:
         lines.append("interrupted: what is counted is committed; run it again to go on")
+    return "\n".join(lines)
+
+
+def plan_text(plan: IngestPlan) -> str:
+    """What an ingest would do, in a few lines."""
+    lines = [
+        f"would read {_count(plan.images, 'image')}, {size(plan.bytes_to_read)}; "
+        f"{plan.unchanged:,} unchanged, {plan.rejected:,} rejected, {plan.skipped:,} skipped"
+    ]
+    if plan.archives:
+        lines[0] = lines[0].replace(";", f", with {_count(plan.archives, 'archive')};", 1)
+        lines.append("how many images are in an archive, and what they take, only reading it tells")
+    lines.append(
+        f"the store would grow by at most {size(plan.disk_bytes)}, of {size(plan.free_bytes)} free"
+    )
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ FLOORS = [
     {"fingerprint", "memory", "sources", "encoders", "training", "storage"},
     {"store"},
     {"ingest", "lookup", "check"},
-    {"repair"},
+    {"repair", "plan"},
     {"api"},
     {"engine"},  # the package's front, engine/__init__.py
     {"show", "progress"},

@@ -265,6 +265,17 @@ def test_ingest_prints_one_object(engine: Engine, shop: Path, tmp_path: Path) ->
     assert (again["seen"], again["unchanged"], again["rejects_file"]) == (5, 5, None)
 
 
+def test_a_dry_run_prints_one_object_and_makes_nothing(
+    engine: Engine, shop: Path, tmp_path: Path
+) -> None:
+    ran = engine("ingest", shop / "photos", "--dry-run", "--json", "--store", tmp_path / "new")
+    assert ran.json["images"] == 5
+    assert ran.json["disk_bytes"] > 5 * 512  # type: ignore[operator]
+    assert not (tmp_path / "new").exists()
+    text = engine("ingest", shop / "photos", "--dry-run", "--store", shop / "store").out
+    assert text.startswith("would read 0 images, 0 B; 5 unchanged")
+
+
 def test_lookup_prints_one_object_a_line(engine: Engine, shop: Path) -> None:
     queries = (shop / "photos" / "1.png", shop / "unknown.png", shop / "broken.png")
     ran = engine("lookup", *queries, "--json", "--store", shop / "store")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from engine import IngestReport, Kind, Store, UsageError, digest, ingest, pixels
 from engine.ingest import runs_of
+from engine.sources.arrays import NpyArray
 from engine.sources.base import FileItem
 from engine.sources.synthetic import SyntheticBits
 
@@ -232,6 +233,61 @@ def test_a_reject_is_counted_at_each_run_and_listed_once(store: Store, photos: P
     assert len(rejects(store)) == 2
     save(photos / "2.png", picture(2))
     assert counts(store.ingest(photos)) == (1, 0, 4, 0, 0)
+    assert store.info().rejects == 0
+
+
+def test_a_reject_is_not_read_again_unless_it_or_the_decoder_changes(
+    store: Store, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = photos / "2.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n")
+    read: list[str] = []
+    real = FileItem.read
+
+    def reading(item: FileItem, most: int) -> bytes:
+        read.append(item.path.name)
+        return real(item, most)
+
+    monkeypatch.setattr(FileItem, "read", reading)
+    assert counts(store.ingest(photos)) == (4, 0, 0, 1, 0)
+    read.clear()
+    assert counts(store.ingest(photos)) == (0, 0, 4, 1, 0)
+    assert read == []
+    os.utime(broken, (1, 1))
+    assert counts(store.ingest(photos)) == (0, 0, 4, 1, 0)
+    assert read == ["2.png"]
+    read.clear()
+    monkeypatch.setattr(pixels, "DECODER", "pillow-99")
+    assert counts(store.ingest(photos)) == (0, 0, 4, 1, 0)
+    assert read == ["2.png"]
+    read.clear()
+    assert counts(store.ingest(photos)) == (0, 0, 4, 1, 0)
+    assert read == []
+
+
+def test_what_only_lacked_memory_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (6000, 5000), (1, 2, 3)).save(path)
+    rows = tmp_path / "rows.npy"
+    np.save(rows, np.zeros((1, 3000, 3000, 3), np.uint8))
+    for memory, expected in (("128M", (0, 0, 0, 2, 0)), ("1G", (2, 0, 0, 0, 0))):
+        with Store.open(tmp_path / "a.store", create=True, encoder="none", memory=memory) as opened:
+            assert counts(opened.ingest(path, rows)) == expected
+            assert opened.info().rejects == expected[3]
+
+
+def test_an_array_that_breaks_off_is_not_read_to_there_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(save_rows(tmp_path / "a.npy", [mask(i) for i in range(9)]))
+    path.write_bytes(path.read_bytes()[:-100])
+    os.utime(path, (1, 1))
+    assert counts(store.ingest(path)) == (7, 0, 0, 1, 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(NpyArray, "blocks", None)
+        assert counts(store.ingest(path)) == (0, 0, 7, 1, 0)
+    save_rows(path, [mask(i) for i in range(9)], mtime=2)
+    assert counts(store.ingest(path)) == (2, 7, 0, 0, 0)
     assert store.info().rejects == 0
 
 

@@ -61,6 +61,10 @@ def ingest(
         ),
     ] = "auto",
     files_from: FilesFromOption = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would be read and how much disk it takes."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add images to a store, which is made if it is not there.
@@ -77,6 +81,19 @@ def ingest(
     Sources(given, files_from=files_from or None)  # before a store is made for what is not there
     check_keep_pixels(keep_pixels)
     path = store or default_store()
+    if dry_run:
+        with Progress("dry run", "files") as progress:
+            plan = Store.plan(
+                path,
+                *given,
+                files_from=files_from or None,
+                encoder=encoder or None,
+                recursive=recursive,
+                keep_pixels=keep_pixels,
+                progress=progress,
+            )
+        show_line(show.line(asdict(plan)) if as_json else show.plan_text(plan))
+        raise typer.Exit(SOME_REJECTED if plan.rejected else DONE)
     with interruptible() as stop:
         opened = Store.open(path, create=True, encoder=encoder or None, memory=memory)
         with opened, Progress("ingest") as progress:

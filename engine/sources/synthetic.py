@@ -28,7 +28,7 @@ class SyntheticBits:
     """The set ``synthetic:bits?n=N&seed=S``."""
 
     kind = Kind.BITS
-    row_bytes = ROW_BYTES
+    row_bytes = SIDE * SIDE * 3
     mtime_ns = 0
     size = 0
 

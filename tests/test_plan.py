@@ -1,0 +1,91 @@
+"""The dry run tells what an ingest then does, and touches nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine import Store, UsageError
+from engine.storage.files import tree_bytes
+
+
+def save(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Path]:
+    for i in range(300):
+        save(tmp_path / "photos" / f"{i}.png", i)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    np.save(tmp_path / "masks.npy", np.random.default_rng(0).integers(0, 2, (500, 20, 20)) > 0)
+    return [tmp_path / "photos", tmp_path / "masks.npy"]
+
+
+def test_a_plan_without_a_store_makes_none(tmp_path: Path, sources: list[Path]) -> None:
+    plan = Store.plan(tmp_path / "new" / "a.store", *sources, encoder="none")
+    assert (plan.images, plan.unchanged, plan.rejected, plan.skipped) == (800, 0, 0, 1)
+    photos = sum(file.stat().st_size for file in sources[0].glob("*.png"))
+    assert plan.bytes_to_read == photos + sources[1].stat().st_size
+    assert plan.free_bytes > 0
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("keep", ["auto", "yes", "no"])
+@pytest.mark.parametrize("encoder", ["none", "simclr"])
+def test_the_disk_is_enough_and_not_far_too_much(
+    tmp_path: Path, sources: list[Path], keep: str, encoder: str
+) -> None:
+    few = [sources[1]] if encoder == "simclr" else sources
+    path = tmp_path / "a.store"
+    plan = Store.plan(path, *few, encoder=encoder, keep_pixels=keep)
+    with Store.open(path, create=True, encoder=encoder) as store:
+        store.ingest(*few, keep_pixels=keep)
+    # RocksDB's own log, its options and half-filled blocks come on top: a fixed amount.
+    fixed = 512 << 10
+    taken = tree_bytes(path)
+    assert taken - fixed <= plan.disk_bytes <= 2 * taken + fixed
+
+
+def test_a_plan_says_what_an_ingest_then_does(tmp_path: Path, sources: list[Path]) -> None:
+    path = tmp_path / "a.store"
+    (sources[0] / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest(*sources)
+    save(sources[0] / "more" / "new.png", 1000)
+    save(sources[0] / "7.png", 1001)  # another image, in a file of as many bytes perhaps
+    plan = Store.plan(path, *sources)
+    assert (plan.images, plan.unchanged, plan.rejected, plan.skipped) == (2, 799, 1, 1)
+    with Store.open(path) as store:
+        report = store.ingest(*sources)
+    assert (report.added, report.unchanged, report.rejected, report.skipped) == (2, 799, 1, 1)
+
+
+def test_vectors_are_only_planned_for_those_who_get_some(
+    tmp_path: Path, sources: list[Path]
+) -> None:
+    path = tmp_path / "a.store"
+    with Store.open(path, create=True, encoder="none"):
+        pass
+    without = Store.plan(path, sources[0])
+    assert Store.plan(path, sources[0], encoder="none") == without
+    adopted = Store.plan(path, sources[0], encoder="simclr")
+    assert adopted.disk_bytes > without.disk_bytes + 300 * 512
+
+
+def test_progress_is_told_to_the_end(tmp_path: Path, sources: list[Path]) -> None:
+    told: list[tuple[int, int | None]] = []
+    Store.plan(tmp_path / "s", *sources, progress=lambda done, total: told.append((done, total)))
+    assert told
+    assert told[-1][0] == 302  # files, and the array
+
+
+@pytest.mark.parametrize(("keep", "source"), [("perhaps", "photos"), ("auto", "nothing.png")])
+def test_what_makes_no_sense_is_a_usage_error(
+    tmp_path: Path, sources: list[Path], keep: str, source: str
+) -> None:
+    with pytest.raises(UsageError):
+        Store.plan(tmp_path / "s", tmp_path / source, keep_pixels=keep)
