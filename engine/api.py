@@ -18,6 +18,7 @@ from engine.check import Check
 from engine.config import (
     DEFAULT_ENCODER,
     DEFAULT_K,
+    DEFAULT_MAX_DISTANCE,
     FORMAT_VERSION,
     check_keep_pixels,
     parse_memory,
@@ -256,15 +257,17 @@ class Store:
         k: int = DEFAULT_K,
         tiers: Sequence[str] | None = None,
         min_score: float | None = None,
+        max_distance: int = DEFAULT_MAX_DISTANCE,
     ) -> LookupResult:
         """Look one image up: a path (or ``FILE.npy#ROW``), a file's bytes, an array, a PIL image, or
         ``PackedBits`` of one image.
 
-        ``tiers``: of "identical" and "similar", by default all the store has. Raises ``ImageError``
-        if the query cannot be read as an image.
+        ``tiers``: of "identical", "near" and "similar", by default all the store has. ``k`` bounds
+        the similar images; near are all within ``max_distance``, of 256. Raises ``ImageError`` if the
+        query cannot be read as an image.
         """
         self._files.follow()
-        finder = self._finder(k, tiers, min_score)
+        finder = self._finder(k, tiers, min_score, max_distance)
         if isinstance(query, str | os.PathLike):
             found = list(self._queries(finder, os.fspath(query)))
             if len(found) != 1:
@@ -289,12 +292,15 @@ class Store:
         k: int = DEFAULT_K,
         tiers: Sequence[str] | None = None,
         min_score: float | None = None,
+        max_distance: int = DEFAULT_MAX_DISTANCE,
     ) -> Iterator[LookupResult]:
         """Look up each IMAGE that the command would take; one that cannot be read has an ``error``."""
-        self._finder(k, tiers, min_score)  # a wrong argument is told before the first query
+        self._finder(
+            k, tiers, min_score, max_distance
+        )  # a wrong argument is told before the first query
         for query in queries:
             self._files.follow()
-            yield from self._queries(self._finder(k, tiers, min_score), query)
+            yield from self._queries(self._finder(k, tiers, min_score, max_distance), query)
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
         """The image that each of n images of one size is, verified, or -1: (n,) int64.
@@ -421,12 +427,19 @@ class Store:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _finder(self, k: int, tiers: Sequence[str] | None, min_score: float | None) -> Lookup:
-        asked = (k, tuple(tiers) if tiers is not None else None, min_score)
+    def _finder(
+        self, k: int, tiers: Sequence[str] | None, min_score: float | None, max_distance: int
+    ) -> Lookup:
+        asked = (k, tuple(tiers) if tiers is not None else None, min_score, max_distance)
         # Kept for the next query, which nearly always asks the same; an encoder may have been adopted.
         if self._finder_of != (asked, self._files.manifest.encoder) or self._found is None:
             self._found = Lookup(
-                self._files, self._own_encoder, k=k, tiers=tiers, min_score=min_score
+                self._files,
+                self._own_encoder,
+                k=k,
+                tiers=tiers,
+                min_score=min_score,
+                max_distance=max_distance,
             )
             self._finder_of = (asked, self._files.manifest.encoder)
         return self._found

@@ -1,6 +1,6 @@
 """The read path: one query through the tiers, strictest first; an id stays where it was first found.
 
-query → identical (file hash; key, then verified) → near (not yet) → similar (encode, index)
+query → identical (file hash; key, then verified) → near (fingerprints, pixels) → similar (encode, index)
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import digest, pixels
+from engine.config import DEFAULT_MAX_DISTANCE
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError, StoreDamagedError, UsageError
-from engine.records import Buffer, Decoded, IdenticalHit, LookupResult, SimilarHit
+from engine.fingerprint import FINGERPRINT_BITS
+from engine.near import near
+from engine.records import Buffer, Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
 from engine.sources.locate import Query
+from engine.storage.index import VectorIndex
 from engine.storage.rows import ImageRow
 from engine.store import StoreFiles
 
@@ -42,16 +46,24 @@ class Lookup:
         k: int,
         tiers: Sequence[str] | None = None,
         min_score: float | None = None,
+        max_distance: int = DEFAULT_MAX_DISTANCE,
     ) -> None:
         """``tiers``: which to search, by default all that the store has."""
         if k < 1:
             raise UsageError(f"k must be 1 or more, not {k}")
         if min_score is not None and not -1 <= min_score <= 1:
             raise UsageError(f"min-score is a cosine, between -1 and 1, not {min_score}")
+        if not (
+            isinstance(max_distance, int | np.integer) and 0 <= max_distance <= FINGERPRINT_BITS
+        ):
+            raise UsageError(
+                f"max-distance is a number of bits, 0 to {FINGERPRINT_BITS}, not {max_distance!r}"
+            )
         self._store = store
         self._encoder = encoder
         self._k = k
         self._min_score = min_score
+        self._max_distance = max_distance
         self._asked = tiers is not None
         self.tiers = _tiers(store, tiers)
 
@@ -59,6 +71,7 @@ class Lookup:
         """Search every tier for one query. A query that is no image has an ``error``."""
         spent: dict[str, float] = {}
         found: list[IdenticalHit] = []
+        nearby: tuple[NearHit, ...] = ()
         similar: tuple[SimilarHit, ...] = ()
         searched = self.tiers
         self._store.count_lookups(1)
@@ -74,9 +87,13 @@ class Lookup:
                 if IDENTICAL in searched:
                     self._by_pixels(decoded, found)
                     _spend(spent, "identical", started)
+                taken = {hit.id for hit in found}
+                if NEAR in searched:
+                    nearby = self._near(decoded, taken, spent)
+                    taken.update(hit.id for hit in nearby)
                 if SIMILAR in searched:
                     try:
-                        similar = self._similar(decoded, {hit.id for hit in found}, spent)
+                        similar = self._similar(decoded, taken, spent)
                     except EncoderError as error:
                         if self._asked:
                             raise
@@ -90,7 +107,7 @@ class Lookup:
             searched = (IDENTICAL,)
         if len(found) > 1:
             found.sort(key=lambda hit: hit.id)
-        return LookupResult(query.name, searched, tuple(found), (), similar, spent)
+        return LookupResult(query.name, searched, tuple(found), nearby, similar, spent)
 
     def _by_file(self, data: bytes, found: list[IdenticalHit]) -> None:
         """The image that a file of exactly these bytes was; SHA-256 decides, so nothing to verify."""
@@ -108,8 +125,35 @@ class Lookup:
                     found.append(self._hit(row.id, verified, in_runs=row.in_runs))
 
     def _hit(self, id_: int, verified: str, *, in_runs: bool = False) -> IdenticalHit:
+        names, count = self._sources(id_, in_runs=in_runs)
+        # Rows of arrays have none, and what is not read costs nothing.
+        record = self._store.record(id_) if not in_runs else None
+        return IdenticalHit(id_, names, count, verified, record.metadata if record else None)
+
+    def _sources(self, id_: int, *, in_runs: bool = False) -> tuple[tuple[str, ...], int]:
         names, count = self._store.sources_of(id_, in_runs=in_runs)
-        return IdenticalHit(id_, tuple([os.fsdecode(name) for name in names]), count, verified)
+        return tuple([os.fsdecode(name) for name in names]), count
+
+    def _near(
+        self, decoded: Decoded, taken: set[int], spent: dict[str, float]
+    ) -> tuple[NearHit, ...]:
+        started = perf_counter()
+        hits = []
+        for one in near(self._store, decoded.pixels, self._max_distance, taken):
+            names, count = self._sources(one.id)
+            hits.append(
+                NearHit(
+                    one.id,
+                    one.distance,
+                    one.pixel_distance,
+                    names,
+                    count,
+                    one.pixel_values,
+                    one.record.metadata,
+                )
+            )
+        _spend(spent, "near", started)
+        return tuple(hits)
 
     def _similar(
         self, decoded: Decoded, taken: set[int], spent: dict[str, float]
@@ -122,22 +166,42 @@ class Lookup:
         started = _spend(spent, "load", started)  # only the first query of a process pays for it
         vector = encoder.encode([pixels.to_rgb8(decoded.pixels)])
         started = _spend(spent, "encode", started)
-        most = min(self._k + len(taken), index.vectors.rows)
+        rows = index.vectors.rows
+        # As many as may be taken; but near copies may be many, and need not be similar.
+        most = min(self._k + min(len(taken), 3 * self._k), rows)
+        hits, enough = self._most_similar(index, vector, most, taken)
+        while not enough and most < rows:  # what was taken or removed had their places
+            most = min(2 * most, rows)
+            hits, enough = self._most_similar(index, vector, most, taken)
+        _spend(spent, "similar", started)
+        return tuple(hits)
+
+    def _most_similar(
+        self, index: VectorIndex, vector: npt.NDArray[np.float32], most: int, taken: set[int]
+    ) -> tuple[list[SimilarHit], bool]:
+        """The best k among the ``most`` nearest vectors; and whether asking for more is no use."""
         scores, rows = index.search(vector, most)
+        ids = index.vectors.ids(rows[0])
         hits: list[SimilarHit] = []
-        for score, id_ in zip(scores[0], index.vectors.ids(rows[0]), strict=True):
-            if id_ < 0 or int(id_) in taken or len(hits) == self._k:
+        for score, id_ in zip(scores[0].tolist(), ids.tolist(), strict=True):
+            if id_ < 0:
+                return hits, True
+            if id_ in taken:
                 continue
             if not abs(score) < _MOST_SCORE:  # not a number, or more than unit vectors can give
                 _log.warning("image %d: its vector is damaged; run 'engine check'", id_)
                 continue
             if self._min_score is not None and score < self._min_score:
-                break
-            names, count = self._store.sources_of(int(id_))
-            value = round(min(float(score), 1.0), 6)
-            hits.append(SimilarHit(int(id_), value, tuple(map(os.fsdecode, names)), count))
-        _spend(spent, "similar", started)
-        return tuple(hits)
+                return hits, True
+            record = self._store.record(id_)
+            if record is None:  # removed since it got its vector
+                continue
+            names, count = self._sources(id_)
+            value = round(min(score, 1.0), 6)
+            hits.append(SimilarHit(id_, value, names, count, record.metadata))
+            if len(hits) == self._k:
+                return hits, True
+        return hits, False
 
 
 def identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
@@ -217,14 +281,12 @@ def _spend(spent: dict[str, float], stage: str, started: float) -> float:
 
 
 def _tiers(store: StoreFiles, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    has = (IDENTICAL, SIMILAR) if store.manifest.encoder else (IDENTICAL,)
+    has = TIERS if store.manifest.encoder else (IDENTICAL, NEAR)
     if wanted is None:
         return has
     for tier in wanted:
         if tier not in TIERS:
             raise UsageError(f"there is no tier {tier!r}: {', '.join(TIERS)} are")
-        if tier == NEAR:
-            raise UsageError("the near tier cannot be searched yet: its fingerprints are stored")
         if tier not in has:
             raise UsageError(
                 f"{store.path} has no {tier} tier: it was filled with --encoder none, and images "

@@ -82,17 +82,23 @@ class IdenticalHit:
     sources: tuple[str, ...]
     source_count: int
     verified: str  # "bytes": kept pixels compared; "digest": SHA-256 compared
+    metadata: dict[str, object] | None = None  # label and the like, as it was given
 
 
 @dataclass(frozen=True, slots=True)
 class NearHit:
-    """An image within a Hamming distance of the query's fingerprint (0-256)."""
+    """An image within a Hamming distance of the query's fingerprint (0-256).
+
+    Of bit images whose pixels are kept ``pixel_distance`` values differ, of ``pixel_values``.
+    """
 
     id: int
     distance: int
     pixel_distance: int | None
     sources: tuple[str, ...]
     source_count: int
+    pixel_values: int | None = None
+    metadata: dict[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,7 @@ class SimilarHit:
     score: float
     sources: tuple[str, ...]
     source_count: int
+    metadata: dict[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from engine.records import CheckReport, IngestPlan, IngestReport, LookupResult, StoreInfo
+from engine.records import (
+    CheckReport,
+    IdenticalHit,
+    IngestPlan,
+    IngestReport,
+    LookupResult,
+    NearHit,
+    SimilarHit,
+    StoreInfo,
+)
 
 
 def line(value: dict[str, Any]) -> str:
@@ -32,13 +41,11 @@ def lookup_text(result: LookupResult) -> str:
     rows: list[tuple[str, str, str, str]] = []
     for same in result.identical:
         how = "same pixels" if same.verified == "bytes" else "same SHA-256"
-        rows.append(("identical", f"#{same.id}", how, _sources(same.sources, same.source_count)))
+        rows.append(("identical", f"#{same.id}", how, _where(same)))
     for near in result.near:
-        where = _sources(near.sources, near.source_count)
-        rows.append(("near", f"#{near.id}", f"{near.distance} of 256", where))
+        rows.append(("near", f"#{near.id}", _distance(near), _where(near)))
     for like in result.similar:
-        where = _sources(like.sources, like.source_count)
-        rows.append(("similar", f"#{like.id}", f"{like.score:.3f}", where))
+        rows.append(("similar", f"#{like.id}", f"{like.score:.3f}", _where(like)))
     for tier in result.searched:
         if not any(row[0] == tier for row in rows):
             rows.append((tier, "-", "", "nothing found"))
@@ -162,10 +169,24 @@ def _name(name: str) -> str:
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def _sources(names: Sequence[str], count: int) -> str:
-    if not names:
-        return "(no source left)"
-    return _name(names[0]) + (f"  (+{count - 1} more)" if count > 1 else "")
+def _distance(near: NearHit) -> str:
+    if near.pixel_distance is None:
+        return f"{near.distance} of 256"
+    return f"{near.pixel_distance:,} of {near.pixel_values:,} values differ"
+
+
+def _where(hit: IdenticalHit | NearHit | SimilarHit) -> str:
+    """The label, if it has one, and the first source."""
+    label = (hit.metadata or {}).get("label")
+    shown = "" if label is None else f"[{_short(_name(str(label)))}]  "
+    if not hit.sources:
+        return shown + "(no source left)"
+    more = f"  (+{hit.source_count - 1} more)" if hit.source_count > 1 else ""
+    return shown + _name(hit.sources[0]) + more
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _rows(segments: Iterable[dict[str, object]]) -> int:

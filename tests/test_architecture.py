@@ -22,6 +22,7 @@ FLOORS = [
     {"pixels", "digest"},
     {"fingerprint", "memory", "sources", "encoders", "training", "storage"},
     {"store"},
+    {"near"},
     {"ingest", "lookup", "check"},
     {"repair", "plan"},
     {"api"},

@@ -21,7 +21,7 @@ from engine import Store, __version__
 from engine.cli import app, main
 from engine.storage.extents import HEADER_BYTES
 
-HIT = {"id", "sources", "source_count"}
+HIT = {"id", "sources", "source_count", "metadata"}
 
 
 class Ran(NamedTuple):
@@ -185,7 +185,9 @@ def failures() -> list[tuple[str, str]]:
         ("lookup rows.npy -k 0 --store store", "k must be 1 or more"),
         ("lookup rows.npy -k few --store store", "-k"),
         ("lookup rows.npy --tier best --store store", "no tier 'best'"),
-        ("lookup rows.npy --tier near --store store", "cannot be searched yet"),
+        ("lookup rows.npy --max-distance 257 --store store", "0 to 256, not 257"),
+        ("lookup rows.npy --max-distance -1 --store store", "0 to 256, not -1"),
+        ("lookup rows.npy --max-distance 1.5 --store store", "--max-distance"),
         ("lookup rows.npy --exact --tier similar --store store", "leave the other tiers out"),
         ("lookup rows.npy --min-score 2 --store store", "between -1 and 1"),
         ("lookup rows.npy --min-score nan --store store", "between -1 and 1"),
@@ -283,13 +285,14 @@ def test_lookup_prints_one_object_a_line(engine: Engine, shop: Path) -> None:
     fields = ["query", "searched", "identical", "near", "similar", "milliseconds"]
     assert list(known) == list(unknown) == fields
     assert known["query"] == str(shop / "photos" / "1.png")
-    assert known["searched"] == ["identical", "similar"]
+    assert known["searched"] == ["identical", "near", "similar"]
     assert known["identical"] == [
         {
             "id": 2,
             "sources": [f"{shop}/photos/1.png", f"{shop}/rows.npy#1"],
             "source_count": 2,
             "verified": "digest",
+            "metadata": None,
         }
     ]
     assert unknown["identical"] == unknown["near"] == []
@@ -316,7 +319,8 @@ def test_check_prints_one_object(engine: Engine, shop: Path) -> None:
 def test_people_get_a_table(engine: Engine, shop: Path) -> None:
     ran = engine("lookup", shop / "photos" / "1.png", "-k", "1", "--store", shop / "store")
     assert f"identical  #2  same SHA-256  {shop}/photos/1.png  (+1 more)" in ran.out
-    assert len(ran.out.splitlines()) == 3
+    assert re.search(r"near +- +nothing found", ran.out)
+    assert len(ran.out.splitlines()) == 4
     ran = engine("lookup", "--exact", shop / "unknown.png", "--store", shop / "store")
     assert "identical  -    nothing found" in re.sub(" {5,}", "    ", ran.out)
     assert re.search("^images +5$", engine("info", "--store", shop / "store").out, re.MULTILINE)

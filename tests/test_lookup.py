@@ -206,8 +206,8 @@ def test_the_result_says_what_was_asked_and_searched(masks: Path) -> None:
     with Store.open(masks / "store") as store:
         result = store.lookup(f"{masks}/masks.npy#4")
     assert result.query == f"{masks}/masks.npy#4"
-    assert result.searched == ("identical",)
-    assert set(result.milliseconds) <= {"decode", "identical"}
+    assert result.searched == ("identical", "near")
+    assert set(result.milliseconds) <= {"decode", "identical", "near"}
     assert result.near == result.similar == ()
 
 
@@ -276,7 +276,7 @@ def test_similar_images_come_best_first(shades: Path) -> None:
     with Store.open(shades / "store") as store:
         result = store.lookup(shade(63), k=10)
     assert result.identical == ()
-    assert result.searched == ("identical", "similar")
+    assert result.searched == ("identical", "near", "similar")
     scores = [hit.score for hit in result.similar]
     assert scores == sorted(scores, reverse=True)
     assert result.similar[0].sources == (f"{shades}/3.png",)
@@ -347,7 +347,10 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Pat
         ({"k": 0}, "k must be 1 or more, not 0"),
         ({"k": -3}, "k must be 1 or more, not -3"),
         ({"tiers": ["best"]}, "no tier 'best'"),
-        ({"tiers": ["near"]}, "near tier cannot be searched yet"),
+        ({"max_distance": -1}, "max-distance is a number of bits, 0 to 256, not -1"),
+        ({"max_distance": 257}, "0 to 256, not 257"),
+        ({"max_distance": 31.5}, "0 to 256, not 31.5"),
+        ({"max_distance": None}, "0 to 256, not None"),
         ({"min_score": 1.5}, "between -1 and 1"),
         ({"min_score": float("nan")}, "between -1 and 1"),
     ],
@@ -363,7 +366,7 @@ def test_a_tier_that_the_store_lacks_is_an_error_that_says_how_to_get_it(masks: 
     with Store.open(masks / "store") as store:
         with pytest.raises(UsageError, match="has no similar tier"):
             store.lookup(mask(0), tiers=["similar"])
-        assert store.lookup(mask(0)).searched == ("identical",)
+        assert store.lookup(mask(0)).searched == ("identical", "near")
 
 
 def test_an_empty_store_finds_nothing(tmp_path: Path, tiny_encoder: Path) -> None:
@@ -371,7 +374,7 @@ def test_an_empty_store_finds_nothing(tmp_path: Path, tiny_encoder: Path) -> Non
         result = store.lookup(picture(0), k=5)
     assert result.error is None
     assert (result.identical, result.near, result.similar) == ((), (), ())
-    assert result.searched == ("identical", "similar")
+    assert result.searched == ("identical", "near", "similar")
 
 
 def test_a_query_that_is_no_image_is_an_image_error(masks: Path, tmp_path: Path) -> None:
@@ -440,7 +443,7 @@ def test_identical_images_are_found_without_the_encoder_and_that_is_said(
     with Store.open(tmp_path / "store") as store:
         result = store.lookup(image)
         assert [hit.id for hit in result.identical] == [1]
-        assert result.searched == ("identical",)
+        assert result.searched == ("identical", "near")
         assert "similar tier was not searched" in caplog.text
         with pytest.raises(EncoderError):
             store.lookup(image, tiers=["similar"])

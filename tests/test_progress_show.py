@@ -25,7 +25,10 @@ FOUND = LookupResult(
     query="query.jpg",
     searched=("identical", "near", "similar"),
     identical=(IdenticalHit(7, ("/photos/a.png", "/photos/b.png"), 12, "bytes"),),
-    near=(NearHit(9, 12, None, ("/photos/c.png",), 1),),
+    near=(
+        NearHit(9, 12, None, ("/photos/c.png",), 1),
+        NearHit(8, 3, 310, ("/masks.npy#7",), 1, 30_000, {"label": "cat"}),
+    ),
     similar=(SimilarHit(3, 0.91349, (), 0),),
     milliseconds={"decode": 1.9, "identical": 0.1},
 )
@@ -73,6 +76,7 @@ def test_a_lookup_is_the_documented_object():
                 "sources": ["/photos/a.png", "/photos/b.png"],
                 "source_count": 12,
                 "verified": "bytes",
+                "metadata": None,
             }
         ],
         "near": [
@@ -82,9 +86,22 @@ def test_a_lookup_is_the_documented_object():
                 "pixel_distance": None,
                 "sources": ["/photos/c.png"],
                 "source_count": 1,
-            }
+                "pixel_values": None,
+                "metadata": None,
+            },
+            {
+                "id": 8,
+                "distance": 3,
+                "pixel_distance": 310,
+                "sources": ["/masks.npy#7"],
+                "source_count": 1,
+                "pixel_values": 30_000,
+                "metadata": {"label": "cat"},
+            },
         ],
-        "similar": [{"id": 3, "score": 0.91349, "sources": [], "source_count": 0}],
+        "similar": [
+            {"id": 3, "score": 0.91349, "sources": [], "source_count": 0, "metadata": None}
+        ],
         "milliseconds": {"decode": 1.9, "identical": 0.1},
     }
 
@@ -109,9 +126,23 @@ def test_a_lookup_is_a_table_with_a_line_a_hit():
     assert [row.split() for row in rows] == [
         ["identical", "#7", "same", "pixels", "/photos/a.png", "(+11", "more)"],
         ["near", "#9", "12", "of", "256", "/photos/c.png"],
+        ["near", "#8", "310", "of", "30,000", "values", "differ", "[cat]", "/masks.npy#7"],
         ["similar", "#3", "0.913", "(no", "source", "left)"],
     ]
-    assert len({row.index(what) for row, what in zip(rows, ["/", "/", "(no"], strict=True)}) == 1
+    last = ["/", "/", "[cat]", "(no"]
+    assert len({row.index(what) for row, what in zip(rows, last, strict=True)}) == 1
+
+
+def test_a_long_or_hostile_label_stays_a_few_printable_words():
+    hit = IdenticalHit(1, ("a.png",), 1, "bytes", {"label": "\x1b[31m" + "red " * 50})
+    row = show.lookup_text(LookupResult("q.png", ("identical",), (hit,))).splitlines()[1]
+    assert "[\\x1b[31mred red" in row
+    assert row.endswith("…]  a.png")
+    assert len(row) < 90
+    numbered = IdenticalHit(1, (), 0, "bytes", {"label": 0, "split": "train"})
+    assert show.lookup_text(LookupResult("q.png", ("identical",), (numbered,))).endswith(
+        "[0]  (no source left)"
+    )
 
 
 def test_a_lookup_that_found_nothing_says_so_for_each_tier():

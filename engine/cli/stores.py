@@ -25,7 +25,7 @@ from engine.cli.options import (
     show_line,
     warn,
 )
-from engine.config import DEFAULT_K, check_keep_pixels, default_store
+from engine.config import DEFAULT_K, DEFAULT_MAX_DISTANCE, check_keep_pixels, default_store
 from engine.errors import StoreDamagedError, UsageError
 from engine.progress import Progress
 from engine.sources.locate import Sources, listed
@@ -137,8 +137,13 @@ def lookup(
     k: Annotated[int, typer.Option("-k", "--top", metavar="N", help="Similar images.")] = DEFAULT_K,
     tier: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Search identical or similar only; may be repeated."),
+        typer.Option(
+            metavar="NAME", help="Search identical, near or similar only; may be repeated."
+        ),
     ] = None,
+    max_distance: Annotated[
+        int, typer.Option(metavar="N", help="Near images: all within N of 256.")
+    ] = DEFAULT_MAX_DISTANCE,
     min_score: Annotated[
         float | None, typer.Option(metavar="X", help="Leave out similar images below this cosine.")
     ] = None,
@@ -150,7 +155,7 @@ def lookup(
     files_from: FilesFromOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Look images up: is this very image here, and what looks like it?
+    """Look images up: is this very image here, is a copy of it, and what looks like it?
 
     \b
     Example:
@@ -170,7 +175,10 @@ def lookup(
     missing = failed = False
     path = store or default_store()
     with Store.open(path, read_only=True, memory=memory) as opened:
-        for result in opened.lookup_many(given, k=k, tiers=tiers, min_score=min_score):
+        results = opened.lookup_many(
+            given, k=k, tiers=tiers, min_score=min_score, max_distance=max_distance
+        )
+        for result in results:
             show_line(show.lookup_json(result) if as_json else show.lookup_text(result))
             failed |= result.error is not None
             missing |= not result.identical

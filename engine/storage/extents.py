@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,13 +210,19 @@ class ExtentReader:
                     now = 0
             cold.append((extent, offset, i))
         cold.sort()
-        if hasattr(os, "posix_fadvise"):
-            for extent, offset, i in cold:
-                at = HEADER_BYTES + offset
-                os.posix_fadvise(self._fds[extent], at, len(wanted[i]), os.POSIX_FADV_WILLNEED)
+        self.announce([Place(extent, offset, len(wanted[i])) for extent, offset, i in cold])
         for extent, offset, i in cold:
             same[i] = self.read(Place(extent, offset, len(wanted[i]))) == wanted[i].tobytes()
         return same
+
+    def announce(self, places: Iterable[Place]) -> None:
+        """Tell the kernel what is read next, so that the disk has a queue to work on."""
+        if hasattr(os, "posix_fadvise"):
+            for extent, offset, length in places:
+                fd = self._fds.get(extent)
+                if fd is None:
+                    fd = self._open(extent)
+                os.posix_fadvise(fd, HEADER_BYTES + offset, length, os.POSIX_FADV_WILLNEED)
 
     def _open(self, extent: int) -> int:
         path = self.family.path(self._store, extent)

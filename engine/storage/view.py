@@ -16,6 +16,7 @@ from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.records import ImageRecord, Place
 from engine.storage import extents, keys, manifest, segments
 from engine.storage.extents import ExtentReader, Family
+from engine.storage.fingerprints import Fingerprints
 from engine.storage.index import VectorIndex
 from engine.storage.keys import Keys
 from engine.storage.manifest import Manifest, SegmentEntry
@@ -77,6 +78,7 @@ class StoreView:
         self._close_files()
         self.manifest, self._keys, self.state = found, table, state
         self._pixels = ExtentReader(self.path, extents.PIXELS)
+        self.fingerprints = Fingerprints(self.path)
         self._index: VectorIndex | None = None
         self._lookups = 0
         self._read_ahead = False
@@ -122,6 +124,7 @@ class StoreView:
             table, self._keys = self._keys, None
             table.close()
             self._pixels.close()
+            self.fingerprints.close()
             if self._index:
                 self._index.close()
 

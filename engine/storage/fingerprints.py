@@ -1,0 +1,79 @@
+"""The committed fingerprints, mapped, and the scan of all of them for those near a query's.
+
+Row r lies in extent r // 2^20 + 1 and is that of image r + 1. A linear scan: a million are 32 MB, which
+take a few milliseconds, and no index over Hamming distances of 31 looks at much less than all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.config import EXTENT_ROWS
+from engine.records import Place
+from engine.storage import extents
+from engine.storage.extents import ExtentReader
+
+_BLOCK = 1 << 14  # rows: what is made of them stays in the processor's cache
+_WORDS = 4  # of 64 bits, a row
+
+
+class NearRows(NamedTuple):
+    """Some of the rows within the distance of one of the queries."""
+
+    query: int
+    rows: npt.NDArray[np.int64]  # (n,)
+    distances: npt.NDArray[np.int64]  # (n,)
+    prints: npt.NDArray[np.uint8]  # (n, 32)
+
+
+class Fingerprints:
+    """(rows, 32) uint8, where the caller says how many rows are committed."""
+
+    def __init__(self, store: Path) -> None:
+        self._reader = ExtentReader(store, extents.FINGERPRINTS)
+
+    def near(self, queries: npt.NDArray[np.uint8], most: int, rows: int) -> Iterator[NearRows]:
+        """Of the first ``rows`` those within ``most`` bits of one of (m, 32) ``queries``.
+
+        In the order of rows, and for each query by itself. ``StoreDamagedError`` if an extent is gone
+        or cut short.
+        """
+        words = np.ascontiguousarray(queries).view(np.uint64)
+        # A query as often as there are rows in a block: one loop over 64 Ki words and not 16 Ki of four.
+        repeated = [np.tile(row, _BLOCK) for row in words]
+        unlike = np.empty(_BLOCK * _WORDS, np.uint64)
+        counts = np.empty(_BLOCK * _WORDS, np.uint8)
+        for first, block in self._blocks(rows):
+            flat = block.reshape(-1)
+            size = len(flat)
+            for number, query in enumerate(repeated):
+                np.bitwise_xor(flat, query[:size], out=unlike[:size])
+                np.bitwise_count(unlike[:size], out=counts[:size])
+                # Two sums in one: of two counts, at most 128 each, so that nothing is carried over.
+                pairs = counts[:size].view(np.uint16)
+                both = pairs[0::2] + pairs[1::2]
+                distances = (both & 0xFF) + (both >> 8)
+                at = np.flatnonzero(distances <= most)
+                if len(at):
+                    prints = block[at].view(np.uint8)
+                    yield NearRows(number, at + first, distances[at].astype(np.int64), prints)
+
+    def _blocks(self, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """The first row of each block, and the block: (n, 4) uint64, a view of the map."""
+        for first in range(0, rows, EXTENT_ROWS):
+            count = min(EXTENT_ROWS, rows - first)
+            number = first // EXTENT_ROWS + 1
+            mapped = np.asarray(self._reader.rows(number, count, np.uint64))
+            # All of it at once: page by page, a disk would be asked for too little at a time.
+            self._reader.announce([Place(number, 0, count * extents.FINGERPRINTS.row_bytes)])
+            for at in range(0, count, _BLOCK):
+                yield first + at, mapped[at : at + _BLOCK]
+
+    def close(self) -> None:
+        """Give the maps back."""
+        self._reader.close()
