@@ -16,7 +16,9 @@ from engine.errors import (
 )
 from engine.pixels import PackedBits
 from engine.records import (
+    BackupReport,
     CheckReport,
+    ExportReport,
     IdenticalHit,
     ImageRecord,
     IngestReport,
@@ -31,9 +33,11 @@ from engine.records import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackupReport",
     "CheckReport",
     "EncoderError",
     "EngineError",
+    "ExportReport",
     "IdenticalHit",
     "ImageError",
     "ImageRecord",

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine import pixels
+from engine.backup import Backup
 from engine.check import Check
 from engine.config import (
     DEFAULT_ENCODER,
@@ -32,6 +33,7 @@ from engine.lookup import Lookup, identical_ids
 from engine.pixels import PackedBits
 from engine.plan import Plan
 from engine.records import (
+    BackupReport,
     CheckReport,
     Decoded,
     ImageRecord,
@@ -413,6 +415,26 @@ class Store:
         was = [replace(problem, fixed=problem.part not in parts) for problem in report.problems]
         new = [problem for problem in left if problem not in report.problems]
         return replace(report, problems=(*was, *aside, *new))
+
+    # --- copying ----------------------------------------------------------------------------------
+
+    def backup(
+        self,
+        dest: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> BackupReport:
+        """Copy the store to ``dest``, a new or empty folder, while others read it and write to it.
+
+        The copy is a store: the same one, with the same uuid, as it was after one commit that was
+        made before or during the call. It takes no lock and writes nothing to this one. Either all
+        of it is at ``dest``, durable, or nothing is. ``progress(done, total)`` is told of bytes.
+
+        Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError``, or ``StoreError``
+        (a full disk).
+        """
+        self._files.refresh()  # a store that is closed or has failed says so
+        return Backup(self.path, self._files.memory, Path(dest), progress).run()
 
     @classmethod
     def salvage(

@@ -184,6 +184,31 @@ class StoreInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupReport:
+    """What a backup copied: the store as it was after commit number ``commit``."""
+
+    path: str
+    commit: int
+    images: int
+    vectors: int
+    files: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export wrote, in rows of each of its files."""
+
+    path: str
+    images: int
+    sources: int
+    vectors: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One contradiction that ``check`` found; ``fixed`` once ``--fix`` has mended it."""
 

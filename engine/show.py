@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from engine.records import (
+    BackupReport,
     CheckReport,
     IdenticalHit,
     IngestPlan,
@@ -144,6 +145,14 @@ def check_text(report: CheckReport, most: int = 50) -> str:
             "copy, or ingest into a new one"
         )
     return "\n".join(lines)
+
+
+def backup_text(report: BackupReport) -> str:
+    """What a backup copied."""
+    return (
+        f"{_count(report.images, 'image')} as of commit {report.commit:,}, {size(report.bytes)} in "
+        f"{_count(report.files, 'file')}, copied to {_name(report.path)} in {report.seconds:.1f} s"
+    )
 
 
 def size(count: int) -> str:

@@ -23,7 +23,7 @@ FLOORS = [
     {"fingerprint", "memory", "sources", "encoders", "training", "storage"},
     {"store"},
     {"near"},
-    {"ingest", "lookup", "check"},
+    {"ingest", "lookup", "check", "backup", "export"},
     {"repair", "plan"},
     {"api"},
     {"engine"},  # the package's front, engine/__init__.py
@@ -44,12 +44,13 @@ ROOMS_OF = {
     "safetensors": {"training"},
     "tensorboard": {"training"},
     "pdqhash": {"fingerprint"},
+    "pyarrow": {"sources", "export"},  # one reads tables of images, the other writes tables
     "typer": {"cli"},
     "rich": {"progress"},
     "matplotlib": set(),
     "pandas": set(),
 }
-HEAVY = {"torch", "torchvision", "faiss", "onnxruntime", "onnx", "rich", "pdqhash"}
+HEAVY = {"torch", "torchvision", "faiss", "onnxruntime", "onnx", "rich", "pdqhash", "pyarrow"}
 
 
 @dataclass(frozen=True)

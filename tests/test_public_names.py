@@ -10,9 +10,11 @@ import engine
 from engine import errors
 
 PUBLIC = [
+    "BackupReport",
     "CheckReport",
     "EncoderError",
     "EngineError",
+    "ExportReport",
     "IdenticalHit",
     "ImageError",
     "ImageRecord",

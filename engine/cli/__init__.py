@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from engine import __version__
-from engine.cli import bench, stores, train
+from engine.cli import bench, copies, stores, train
 from engine.cli.options import DONE, FAILED, INTERRUPTED, warn
 from engine.errors import EngineError
 
@@ -24,7 +24,15 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (stores.ingest, stores.lookup, stores.info, stores.check, train.train, bench.bench):
+for command in (
+    stores.ingest,
+    stores.lookup,
+    stores.info,
+    stores.check,
+    copies.backup,
+    train.train,
+    bench.bench,
+):
     app.command()(command)
 
 

@@ -112,10 +112,12 @@ class Keys:
                 finally:
                     os.close(fd)
 
-    def scan(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """All rows whose key begins with ``prefix``, in key order."""
+    def scan(
+        self, table: str, prefix: bytes = b"", start: bytes = b""
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """All rows whose key begins with ``prefix``, from ``prefix + start`` on, in key order."""
         cursor = self._tables[table].iter()
-        cursor.seek(prefix)
+        cursor.seek(prefix + start)
         with _Naming(table):
             while cursor.valid():
                 key: bytes = cursor.key()
@@ -192,7 +194,7 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
     folder = store / FOLDER
     problem: Exception | None = None
     for attempt in range(_OPEN_TRIES):
-        before = _state(folder)
+        before = version(folder)
         if before is not None:
             try:
                 keys = _open_linked(folder, memory)
@@ -201,18 +203,18 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
             except (StoreError, OSError) as error:
                 problem = error
             else:
-                if _state(folder) == before:
+                if version(folder) == before:
                     return keys
                 keys.close()
                 problem = None
-        if before is None or (problem is not None and _state(folder) == before and attempt >= 3):
+        if before is None or (problem is not None and version(folder) == before and attempt >= 3):
             # Nothing moved and it still fails: damage, not a race.
             break
         time.sleep(min(0.001 * (attempt + 1), 0.05))
     if not os.access(folder, os.R_OK | os.X_OK):
         raise StoreError(f"{folder} cannot be read: Permission denied")
     detail = f": {problem}" if problem else ""
-    if problem is None and _state(folder) is None:
+    if problem is None and version(folder) is None:
         detail = " (no CURRENT)"
     raise StoreDamagedError(f"{folder} cannot be opened{detail}; run 'engine check'")
 
@@ -240,8 +242,11 @@ def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
         shutil.rmtree(links, ignore_errors=True)
 
 
-def _state(folder: Path) -> tuple[bytes, int] | None:
-    """CURRENT's contents and the size of the MANIFEST it names; None while they are not there."""
+def version(folder: Path) -> tuple[bytes, int] | None:
+    """CURRENT's contents and the size of the MANIFEST it names; None while they are not there.
+
+    As long as it stays the same, the files of RocksDB's folder belong together.
+    """
     try:
         current = (folder / "CURRENT").read_bytes()
         return current, (folder / current.decode().strip()).stat().st_size

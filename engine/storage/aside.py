@@ -1,0 +1,125 @@
+"""A new folder that is whole or not there: it is made aside, synced, and then put in its place.
+
+Where there is nothing, it is made beside its place, as ``.NAME.KIND-XXXXXXXX.new``, and renamed. An
+empty folder that is there is filled and not replaced, since it may be a mount, or where somebody
+stands: the new one is made inside of it and its parts are moved out, last the one without which the
+others are nothing. What a killed process left behind is removed by the next that makes the same; what
+a living one makes is locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from engine.errors import StoreError, UsageError
+from engine.storage import lock
+from engine.storage.files import fsync_dir, make_folders
+from engine.storage.lock import WriterLock
+
+
+@contextlib.contextmanager
+def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
+    """The folder to put files into; when the block ends, all of it is durable, and at ``dest``.
+
+    ``kind`` says what is made, ``parts`` are the names that the folder may have in it, in the order
+    in which they are to appear. Where the block raises, nothing is left at ``dest``. Raises
+    ``UsageError`` if something is there, ``StoreError`` if another process makes it, ``OSError``.
+    """
+    place = dest.resolve()
+    check_place(dest, kind, parts)
+    filling = place.exists()
+    folder = place if filling else place.parent
+    if not filling:
+        make_folders(folder)
+    _remove_leftovers(place, folder, kind, parts if filling else ())
+    made = folder / f".{place.name}.{kind}-{uuid.uuid4().hex[:8]}.new"
+    made.mkdir()
+    mine = WriterLock(made)
+    moved: list[Path] = []
+    try:
+        with contextlib.suppress(StoreError):  # a file system without locks: then without
+            mine.acquire()
+        yield made
+        if lock.NAME in parts:
+            (made / lock.NAME).write_bytes(b"")
+        else:
+            (made / lock.NAME).unlink(missing_ok=True)
+        _sync(made)
+        if filling:
+            fsync_dir(
+                folder
+            )  # the mark of an unfinished making, before there are parts to be marked
+            for name in parts:
+                if (made / name).exists():
+                    if name == parts[-1]:
+                        fsync_dir(folder)
+                    (made / name).rename(place / name)
+                    moved.append(place / name)
+        else:
+            made.rename(place)
+        fsync_dir(folder)
+        moved.clear()
+    finally:
+        for path in reversed(moved):
+            _remove(path)
+        shutil.rmtree(made, ignore_errors=True)
+        mine.release()
+
+
+def check_place(dest: Path, kind: str, parts: Sequence[str]) -> None:
+    """``UsageError`` if ``dest`` is anything but nothing, an empty folder or an unfinished making."""
+    place = dest.resolve()
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise UsageError(f"{dest} is a file: name a new or empty folder")
+    marks = _leftovers(place, place, kind)
+    there = {entry.name for entry in place.iterdir()} - {mark.name for mark in marks}
+    # The last part is moved when all others are: as long as it is aside, the others may be here.
+    if any((mark / parts[-1]).exists() for mark in marks):
+        there -= set(parts[:-1])
+    if there:
+        raise UsageError(f"{dest} is not empty: name a new or empty folder")
+
+
+def _remove_leftovers(place: Path, folder: Path, kind: str, parts: Sequence[str]) -> None:
+    """Remove what killed processes left: ``parts`` in ``folder`` first, then what marks them."""
+    marks = _leftovers(place, folder, kind)
+    for mark in marks:
+        if WriterLock(mark).busy():
+            raise StoreError(f"another process is making {place}: wait for it or end it")
+    if marks:
+        for name in parts:
+            _remove(folder / name)
+        for mark in marks:
+            shutil.rmtree(mark, ignore_errors=True)
+        fsync_dir(folder)
+
+
+def _leftovers(place: Path, folder: Path, kind: str) -> list[Path]:
+    name = re.compile(rf"\.{re.escape(place.name)}\.{kind}-[0-9a-f]{{8}}\.new", re.DOTALL)
+    found: list[Path] = []
+    with contextlib.suppress(PermissionError):  # one may make a folder where one may not look
+        found = [entry for entry in folder.iterdir() if name.fullmatch(entry.name)]
+    return [entry for entry in found if entry.is_dir() and not entry.is_symlink()]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make a folder and everything in it durable."""
+    for path, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            fsync_dir(Path(path) / name)  # as good for files
+        fsync_dir(Path(path))

@@ -1,0 +1,167 @@
+"""The files of a store as of one moment, held open: what is deleted meanwhile can still be read.
+
+RocksDB's tables never change, its logs and its MANIFEST only grow, and so do extents. Files that were
+opened while CURRENT and the MANIFEST did not move, read up to the length that they had then, are
+therefore one state of the keys, of which at most the last commit of a log is cut short: that one was
+not acknowledged. No lock is taken and nothing is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import StoreDamagedError, StoreError
+from engine.storage import keys, manifest, segments
+from engine.storage.extents import HEADER_BYTES
+from engine.storage.manifest import Manifest
+
+_TRIES = 200
+# Not LOCK: closing any descriptor of it would give back the lock that RocksDB has on it in this process.
+_KEPT_KEYS = re.compile(r"\d+\.(sst|log)|IDENTITY|rocksdict-config\.json")
+_FAMILY = re.compile(r"([a-z]+(?:/\d+)?)(\.[a-z0-9]+)")
+
+
+@dataclass(slots=True)
+class HeldFile:
+    """An open file of a store; ``size`` is how many of its bytes count."""
+
+    path: Path
+    fd: int
+    size: int
+
+
+class Held:
+    """Open files, by what they are called inside of the store."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self.files: dict[str, HeldFile] = {}
+
+    def open(self, name: str) -> None:
+        """Hold a file; ``FileNotFoundError`` if it is not there."""
+        path = self._store / name
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+        self.files[name] = HeldFile(path, fd, 0)
+
+    def measure(self) -> None:
+        """Take the lengths that the files have now."""
+        for file in self.files.values():
+            file.size = os.fstat(file.fd).st_size
+
+    def close(self) -> None:
+        """Let go of all."""
+        for file in self.files.values():
+            os.close(file.fd)
+        self.files.clear()
+
+
+@contextlib.contextmanager
+def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
+    """The files of one state of the keys, and what CURRENT says in it."""
+    folder = store / keys.FOLDER
+    held = Held(store)
+    try:
+        for attempt in range(_TRIES):
+            before = keys.version(folder)
+            if before is not None:
+                current, size = before
+                log = f"{keys.FOLDER}/{current.decode().strip()}"
+                _open_keys(held, folder, log)
+                held.measure()
+                if keys.version(folder) == before and log in held.files:
+                    held.files[log].size = size
+                    yield held, current
+                    return
+                held.close()
+            elif attempt >= 3:
+                break
+            time.sleep(min(0.001 * (attempt + 1), 0.05))
+    finally:
+        held.close()
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise StoreError(f"{folder} cannot be read: Permission denied")
+    if keys.version(folder) is None:
+        raise StoreDamagedError(f"{folder} cannot be opened (no CURRENT); run 'engine check'")
+    raise StoreError(f"{folder} did not stand still for a moment: try again")
+
+
+def _open_keys(held: Held, folder: Path, log: str) -> None:
+    try:
+        there = [entry.name for entry in folder.iterdir()]
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error.strerror}") from None
+    for entry in there:
+        name = f"{keys.FOLDER}/{entry}"
+        if name == log or _KEPT_KEYS.fullmatch(entry):
+            # One that is gone by now was not of this state, or the state will turn out to have moved.
+            with contextlib.suppress(FileNotFoundError):
+                held.open(name)
+
+
+@contextlib.contextmanager
+def hold_rest(store: Path) -> Iterator[tuple[Held, Manifest]]:
+    """Everything that the manifest names, and the manifest; to be called while the keys are held.
+
+    The manifest names what a commit needs before the commit is made, so this is at least what the
+    held keys need, but for what a writer has given up between the two calls.
+    """
+    held = Held(store)
+    try:
+        for _ in range(_TRIES):
+            found = manifest.load(store)
+            try:
+                for name in _named(store, found):
+                    held.open(name)
+            except FileNotFoundError as error:
+                held.close()
+                if manifest.load(store) == found:
+                    raise StoreDamagedError(
+                        f"{error.filename} is gone; run 'engine check'"
+                    ) from None
+                continue
+            held.measure()
+            yield held, found
+            return
+    finally:
+        held.close()
+    raise StoreError(f"{store / manifest.NAME} did not stand still for a moment: try again")
+
+
+def extent_name(family: str, number: int) -> str:
+    """What an extent is called inside of the store."""
+    parts = _FAMILY.fullmatch(family)
+    if parts is None:
+        raise StoreDamagedError(f"{manifest.NAME} names unknown extents {family!r}")
+    return f"{parts[1]}/{number:08d}{parts[2]}"
+
+
+def check_extent(file: HeldFile, size: int) -> None:
+    """Set the length of a held extent to ``size`` committed bytes, which must be there."""
+    if file.size < HEADER_BYTES + size:
+        raise StoreDamagedError(f"{file.path} is cut short; run 'engine check'")
+    file.size = HEADER_BYTES + size
+
+
+def _named(store: Path, found: Manifest) -> Iterator[str]:
+    for family, numbers in found.extents.items():
+        for number in numbers:
+            yield extent_name(family, number)
+    for entry in found.segments:
+        yield str(segments.path_of(store, entry.number).relative_to(store))
+    if found.encoder is not None:
+        model = store / found.encoder.file
+        yield found.encoder.file
+        for path in sorted(model.parent.iterdir()):
+            if path != model and path.is_file() and not path.name.startswith("."):
+                yield str(path.relative_to(store))
