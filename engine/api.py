@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError, EngineError, ImageError, StoreError, UsageError
+from engine.export import Export
 from engine.ingest import Ingest
 from engine.lookup import Lookup, identical_ids
 from engine.pixels import PackedBits
@@ -36,6 +38,7 @@ from engine.records import (
     BackupReport,
     CheckReport,
     Decoded,
+    ExportReport,
     ImageRecord,
     IngestPlan,
     IngestReport,
@@ -44,16 +47,20 @@ from engine.records import (
 )
 from engine.records import Problem as CheckProblem
 from engine.repair import Repair
-from engine.sources.base import Item, Problem
+from engine.sources.base import Item, Problem, checked_metadata
 from engine.sources.locate import Query, Sources, open_images
-from engine.sources.memory import Images, MemoryArray
+from engine.sources.memory import Images, MemoryArray, OneImage, is_image, members
 from engine.storage.create import create as make_store
 from engine.storage.files import fsync_dir, replace_file, tree_bytes
+from engine.storage.listing import records_from
 from engine.storage.manifest import EncoderEntry
 from engine.storage.salvage import salvage
 from engine.store import REJECTS, StoreFiles
 
+Stream = Iterable[tuple[str, OneImage] | tuple[str, OneImage, dict[str, Any] | None]]
+
 NO_ENCODER = "none"
+_RECORDS = 1000  # records read at a time
 _LOOKED_UP = 4096  # images in canonical form at a time
 _PARTS = ("keys", "pixels", "fingerprints", "vectors", "index", "encoder")
 
@@ -147,8 +154,9 @@ class Store:
 
     def ingest(
         self,
-        *sources: str | os.PathLike[str] | Images,
+        *sources: str | os.PathLike[str] | Images | OneImage | Stream,
         name: str | None = None,
+        metadata: dict[str, Any] | None = None,
         files_from: str | os.PathLike[str] | None = None,
         encoder: str | None = None,
         recursive: bool = True,
@@ -159,9 +167,15 @@ class Store:
     ) -> IngestReport:
         """Add the images of folders, files, arrays and synthetic sets; what is there stays as it is.
 
-        A source may also be images that are in memory, alone and with a ``name`` that results call
-        them by, as "memory:NAME#17": ``PackedBits``, or an array (n, H, W) or (n, H, W, 3) of bool or
-        uint8, which is of bits if it holds nothing but 0 and 1.
+        A source may also be in memory, alone: one image, with a ``name`` that results call it by as
+        "memory:NAME" (a file's bytes or a PIL image; ``metadata``, a JSON object of at most 16 KiB,
+        is kept with it); many of one size, as "memory:NAME#17" (``PackedBits``, or an array
+        (n, H, W) or (n, H, W, 3) of bool or uint8, which is of bits if it holds nothing but 0 and
+        1); or a stream of them, which is read as it is needed: any iterable of (name, image) or
+        (name, image, metadata), where an image is bytes, a PIL image, ``PackedBits`` of one, or an
+        array (H, W), (H, W, 3) or (H, W, 4) of bool, uint8 or uint16. What is wrong with one of a
+        stream is told of as of a file that cannot be read, and the others go on.
+
         ``encoder``: the store's own (default), or "none" to add images without vectors; a store
         made without one takes the first that is named. ``files_from``: a file with more sources,
         one a line. ``keep_pixels``: "auto" keeps bit images of
@@ -170,24 +184,11 @@ class Store:
 
         Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; what was committed stays.
         """
-        given: Sources | _InMemory
-        in_memory = [source for source in sources if isinstance(source, PackedBits | np.ndarray)]
-        if in_memory:
-            if len(sources) > 1 or files_from is not None:
-                raise UsageError("images in memory are ingested alone: call ingest once for each")
-            given = _InMemory(in_memory[0], name or "")
-        else:
-            if name is not None:
-                raise UsageError("a name is for images in memory: files have their own")
-            specs = []
-            for source in sources:
-                if not isinstance(source, str | os.PathLike):
-                    raise UsageError(
-                        f"a source is a path, each an argument of its own, or images in memory, "
-                        f"not a {type(source).__name__}"
-                    )
-                specs.append(os.fspath(source))
-            given = Sources(specs, files_from=files_from, recursive=recursive)
+        given: Sources | _InMemory | None = self._in_memory(sources, name, metadata)
+        if given is None:
+            given = Sources(_paths(sources), files_from=files_from, recursive=recursive)
+        elif len(sources) > 1 or files_from is not None:
+            raise UsageError("images in memory are ingested alone: call ingest once for each")
         self._files.become_writer()  # first: another process may have given the store an encoder
         used = self._encoder_for(encoder)
         tell = None
@@ -358,6 +359,26 @@ class Store:
         names, _ = self._files.sources_of(id_, most if most is not None else 1 << 62)
         return [os.fsdecode(name) for name in names]
 
+    def records(self, start: int = 1) -> Iterator[ImageRecord]:
+        """What is known of each image, in the order of ids, from id ``start`` on.
+
+        They are read about a thousand at a time, each thousand as of the newest commit: what is
+        committed while this goes on comes too, nothing comes twice, and the ``Store`` may be used for
+        anything else meanwhile.
+        """
+        if start < 1:
+            raise UsageError(f"ids begin at 1: start at 1 or more, not {start}")
+        return self._records(start)
+
+    def _records(self, start: int) -> Iterator[ImageRecord]:
+        while True:
+            self._files.follow()
+            records = records_from(self._files, start, _RECORDS)
+            if not records:
+                return
+            yield from records
+            start = records[-1].id + 1
+
     def info(self) -> StoreInfo:
         """Counts, bytes by part, encoder and segments."""
         files = self._files
@@ -436,6 +457,29 @@ class Store:
         self._files.refresh()  # a store that is closed or has failed says so
         return Backup(self.path, self._files.memory, Path(dest), progress).run()
 
+    def export(
+        self,
+        dest: str | os.PathLike[str],
+        *,
+        format: str = "csv",
+        vectors: bool = True,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> ExportReport:
+        """Write what the store knows to ``dest``, a new or empty folder, for other tools.
+
+        ``images.csv`` has a row for each image, ``sources.csv`` one for each place where one was
+        seen; ``format`` may be "parquet". ``vectors.npy`` is (n, dim) float32 and ``vector_ids.npy``
+        (n,) int64; a store without an encoder has none. All of it is as of one commit. What the
+        columns are, and how names that are no text are written, is in ``engine.export``.
+        ``progress(done, total)`` is told of images.
+
+        Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError`` or ``StoreError``;
+        then nothing is at ``dest``.
+        """
+        self._files.refresh()
+        run = Export(self._files, Path(dest), format=format, vectors=vectors, progress=progress)
+        return run.run()
+
     @classmethod
     def salvage(
         cls, path: str | os.PathLike[str], *, memory: str | int | None = None
@@ -448,6 +492,36 @@ class Store:
         return salvage(Path(path), parse_memory(memory))
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _in_memory(
+        self, sources: Sequence[object], name: str | None, metadata: dict[str, Any] | None
+    ) -> _InMemory | None:
+        """The images of a call of ``ingest``, if they are in memory."""
+        most = self._files.memory.decoding
+        for source in sources:
+            one = is_image(source)
+            if metadata is not None and not one:
+                break
+            if one:
+                try:
+                    checked_metadata(metadata)
+                except ImageError as error:
+                    raise UsageError(str(error)) from None
+                # At once: what is no image is told before anything is done.
+                found = list(members([(name or "", source, metadata)], most, strict=True))
+                return _InMemory(found, 1)
+            if isinstance(source, PackedBits | np.ndarray):
+                array = MemoryArray(source, name or "")
+                return _InMemory([array], array.count)
+            if name is None and _is_stream(source):
+                return _InMemory(members(source, most), None)
+        if metadata is not None:
+            raise UsageError(
+                "metadata is for one image in memory; those of a stream have their own"
+            )
+        if name is not None:
+            raise UsageError("a name is for images in memory; those of a stream have their own")
+        return None
 
     def _finder(
         self, k: int, tiers: Sequence[str] | None, min_score: float | None, max_distance: int
@@ -506,14 +580,36 @@ class Store:
 class _InMemory:
     """Images in memory, as ``Sources`` gives what is in files."""
 
-    def __init__(self, images: Images, name: str) -> None:
-        self._array = MemoryArray(images, name)
+    def __init__(self, items: Iterable[Item], count: int | None) -> None:
+        self._items = items
+        self._count = count
 
-    def count(self) -> int:
-        return self._array.count
+    def count(self) -> int | None:
+        return self._count
 
     def __iter__(self) -> Iterator[Item]:
-        yield self._array
+        return iter(self._items)
+
+
+def _is_stream(source: object) -> TypeGuard[Iterable[object]]:
+    """Whether it may be pairs of names and images; a list of paths is not."""
+    others = str | os.PathLike | Mapping | io.IOBase
+    if isinstance(source, others) or not isinstance(source, Iterable):
+        return False
+    listed = isinstance(source, list | tuple | set | frozenset)
+    return not (listed and any(isinstance(part, str | os.PathLike) for part in source))
+
+
+def _paths(sources: Sequence[object]) -> list[str]:
+    found = []
+    for source in sources:
+        if not isinstance(source, str | os.PathLike):
+            raise UsageError(
+                f"a source is a path, each an argument of its own, or images in memory, "
+                f"not a {type(source).__name__}"
+            )
+        found.append(os.fspath(source))
+    return found
 
 
 def _install(store: Path, chosen: EncoderFiles) -> EncoderEntry:

@@ -57,6 +57,22 @@ def stamp(data: Buffer) -> int:
     return xxhash.xxh3_64_intdigest(data) >> 1
 
 
+class Stamp:
+    """``stamp`` of something that comes in parts."""
+
+    def __init__(self) -> None:
+        self._hasher = xxhash.xxh3_64()
+
+    def update(self, data: Buffer) -> None:
+        """Take in the next part."""
+        self._hasher.update(data)
+
+    @property
+    def value(self) -> int:
+        """The stamp of everything so far."""
+        return self._hasher.intdigest() >> 1
+
+
 class Checksum:
     """``checksum`` of something that comes in parts."""
 

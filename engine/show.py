@@ -10,6 +10,7 @@ from typing import Any
 from engine.records import (
     BackupReport,
     CheckReport,
+    ExportReport,
     IdenticalHit,
     IngestPlan,
     IngestReport,
@@ -152,6 +153,15 @@ def backup_text(report: BackupReport) -> str:
     return (
         f"{_count(report.images, 'image')} as of commit {report.commit:,}, {size(report.bytes)} in "
         f"{_count(report.files, 'file')}, copied to {_name(report.path)} in {report.seconds:.1f} s"
+    )
+
+
+def export_text(report: ExportReport) -> str:
+    """What an export wrote."""
+    return (
+        f"{_count(report.images, 'image')}, {_count(report.sources, 'source')} and "
+        f"{_count(report.vectors, 'vector')}, {size(report.bytes)}, written to "
+        f"{_name(report.path)} in {report.seconds:.1f} s"
     )
 
 

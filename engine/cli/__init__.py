@@ -30,6 +30,7 @@ for command in (
     stores.info,
     stores.check,
     copies.backup,
+    copies.export,
     train.train,
     bench.bench,
 ):

@@ -34,3 +34,30 @@ def backup(
     ):
         report = opened.backup(dest, progress=progress)
     show_line(show.line(asdict(report)) if as_json else show.backup_text(report))
+
+
+def export(
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="A new or empty folder.")],
+    format: Annotated[
+        str,
+        typer.Option(metavar="csv|parquet", help="Of the tables; Parquet needs pyarrow."),
+    ] = "csv",
+    vectors: Annotated[bool, typer.Option(help="Write vectors.npy and vector_ids.npy too.")] = True,
+    store: StoreOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a store knows as tables and arrays that other tools read.
+
+    images.csv has a row for each image, sources.csv one for each place where one was seen. An
+    interrupted export leaves nothing at DEST.
+
+    \b
+    Example:
+      engine export photos.tables --store photos.store
+    """
+    with (
+        Store.open(store or default_store(), read_only=True) as opened,
+        Progress("export") as progress,
+    ):
+        report = opened.export(dest, format=format, vectors=vectors, progress=progress)
+    show_line(show.line(asdict(report)) if as_json else show.export_text(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from engine.errors import ImageError
 from engine.records import Decoded, Kind
 
 Rows = npt.NDArray[np.uint8]
+METADATA_LIMIT = 16 << 10  # bytes as JSON: it is read with every record
+_DEEPEST = 32  # levels of objects and lists in metadata: readers go down them one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,33 @@ class Skipped:
 
 
 Item = FileItem | Member | ArrayItem | ArchiveItem | Problem | Skipped
+
+
+def checked_metadata(value: object) -> dict[str, Any] | None:
+    """What is said of an image, as it is kept: a JSON object, at most 16 KiB; None if it is empty.
+
+    Raises ``ImageError`` for anything else, and for numbers that are not finite.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ImageError("its metadata is no JSON object with text for keys")
+    try:
+        text = json.dumps(value, allow_nan=False)
+        if len(text) > METADATA_LIMIT:
+            raise ImageError(
+                f"its metadata has {len(text):,} bytes, and {METADATA_LIMIT:,} are kept at most"
+            )
+        found: dict[str, Any] = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ImageError(f"its metadata is no JSON object: {error}") from None
+    level: list[Any] = [found]
+    for _ in range(_DEEPEST):
+        inside = [part.values() if isinstance(part, dict) else part for part in level]
+        level = [part for parts in inside for part in parts if isinstance(part, dict | list)]
+    if level:
+        raise ImageError(f"its metadata has more than {_DEEPEST} levels")
+    return found or None
 
 
 def absolute(path: Path | str) -> bytes:

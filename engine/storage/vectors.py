@@ -56,6 +56,12 @@ class Vectors:
             out[mine] = column[rows[mine] - number * EXTENT_ROWS]
         return out
 
+    def open_all(self) -> None:
+        """Map all of it now, so that it can be read whatever a writer deletes."""
+        for first in range(0, self.rows, EXTENT_ROWS):
+            self._extent(first // EXTENT_ROWS)
+            self.ids(np.array([min(first + EXTENT_ROWS, self.rows) - 1]))
+
     def close(self) -> None:
         """Give the maps back."""
         self._vectors.close()

@@ -254,7 +254,7 @@ class StoreView:
             if rows:
                 count += len(rows)
                 if len(names) < most:
-                    base = self._array_name(run.array)
+                    base = self.array_name(run.array)
                     names += [b"%s#%d" % (base, row) for row in rows[: most - len(names)]]
         return names, count
 
@@ -276,7 +276,8 @@ class StoreView:
                 self._buckets.clear()
             self._buckets[id_ >> BUCKET_BITS] = runs
 
-    def _array_name(self, number: int) -> bytes:
+    def array_name(self, number: int) -> bytes:
+        """What array ``number`` is called in results."""
         name = self._array_names.get(number)
         if name is None:
             name = self.keys.get("arrays", b"#" + number.to_bytes(4, "big"))

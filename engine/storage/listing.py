@@ -1,0 +1,91 @@
+"""Everything in a store one after another: records, and sources by the bucket, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import StoreDamagedError
+from engine.records import ImageRecord
+from engine.storage.rows import (
+    BUCKET_BITS,
+    ONE,
+    RecordRow,
+    Run,
+    bucket_prefix,
+    record_keys,
+    u64,
+    unpack_records,
+)
+from engine.storage.view import StoreView
+
+BUCKET = 1 << BUCKET_BITS  # ids
+
+
+def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
+    """The next images from id ``start`` on, in their order: about ``most``, none at the end."""
+    found: list[tuple[int, RecordRow]] = []
+    for key, value in view.keys.scan("records", start=_row_of(view, start)):
+        found += [(id_, record) for id_, record in unpack_records(key, value) if id_ >= start]
+        if len(found) >= most:
+            break
+    images = []
+    rows = view.images_of([record.key for _, record in found])
+    for (id_, record), candidates in zip(found, rows, strict=True):
+        row = next((row for row in candidates if row.id == id_), None)
+        if row is None:
+            raise StoreDamagedError(f"image {id_} has a record and no key; run 'engine check'")
+        images.append(record.with_image(row))
+    return images
+
+
+def present(view: StoreView, bucket: int) -> npt.NDArray[np.bool_]:
+    """Which ids of a bucket are images: (4096,), the first of them ``bucket * BUCKET``."""
+    first = bucket * BUCKET
+    there = np.zeros(BUCKET, np.bool_)
+    for key, value in view.keys.scan("records", start=_row_of(view, first)):
+        if int.from_bytes(key, "big") >= first + BUCKET:
+            break
+        for id_, _ in record_keys(key, value):
+            if first <= id_ < first + BUCKET:
+                there[id_ - first] = True
+    return there
+
+
+def sources_in(
+    view: StoreView, bucket: int, there: npt.NDArray[np.bool_]
+) -> Iterator[tuple[int, bytes]]:
+    """The id and the name of every source of the images of a bucket; ``there`` is ``present``.
+
+    Files first and then rows of arrays, not sorted by id: that would hold as many runs at a time as
+    arrays have the same images.
+    """
+    first = bucket * BUCKET
+    for key, _ in view.keys.scan("sources", start=u64(first)):
+        id_ = int.from_bytes(key[:8], "big") - first
+        if id_ >= BUCKET:
+            break
+        if there[id_]:
+            yield first + id_, key[8:]
+    for key, value in view.keys.scan("runs", ONE, u64(first)):
+        run = Run.from_id(key, value)
+        if run.id >= first + BUCKET:
+            break
+        if there[run.id - first]:
+            base = view.array_name(run.array)
+            for row in range(run.row, run.row + run.count):
+                yield run.id, b"%s#%d" % (base, row)
+    for key, value in view.keys.scan("runs", bucket_prefix(first)):
+        run = Run.from_id(key, value)
+        base = view.array_name(run.array)
+        for at in range(run.count):
+            if there[run.id - first + at]:
+                yield run.id + at, b"%s#%d" % (base, run.row + at)
+
+
+def _row_of(view: StoreView, id_: int) -> bytes:
+    """The key of the row of ``records`` that image ``id_`` is in, or would be behind."""
+    row = view.keys.at_or_before("records", u64(id_))
+    return row[0] if row is not None else u64(id_)
