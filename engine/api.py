@@ -593,8 +593,9 @@ class _InMemory:
 
 def _is_stream(source: object) -> TypeGuard[Iterable[object]]:
     """Whether it may be pairs of names and images; a list of paths is not."""
-    others = str | os.PathLike | Mapping | io.IOBase
-    if isinstance(source, others) or not isinstance(source, Iterable):
+    if isinstance(source, str | os.PathLike | Mapping | io.IOBase):
+        return False
+    if not isinstance(source, Iterable):
         return False
     listed = isinstance(source, list | tuple | set | frozenset)
     return not (listed and any(isinstance(part, str | os.PathLike) for part in source))

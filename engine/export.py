@@ -117,7 +117,8 @@ class Export:
                 self._write_tables(made / tables[0], made / tables[1])
                 if self._vectors:
                     self._write_vectors(made)
-                size = sum(path.stat().st_size for path in made.iterdir())
+                written = [made / name for name in parts if (made / name).exists()]
+                size = sum(path.stat().st_size for path in written)
         except OSError as error:
             raise StoreError(
                 f"{self._dest} cannot be made: {error.strerror or error}; nothing was left there"

@@ -1,12 +1,17 @@
 """``Store``: what the command does and a little more, one call each."""
 
+import ast
+import inspect
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from engine import ImageRecord, Kind, Store, UsageError, digest, pixels
+import engine.cli
+from engine import ImageRecord, Kind, Store, StoreDamagedError, UsageError, api, digest, pixels
+from engine.storage.rows import u64
 
 
 def picture(seed: int) -> np.ndarray:
@@ -166,3 +171,146 @@ def test_a_store_without_an_encoder_has_no_vectors(tmp_path: Path) -> None:
         pytest.raises(UsageError, match="has no vectors"),
     ):
         store.search_vectors(np.zeros((1, 16)))
+
+
+# --- all records ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """Files, then rows that share their records, then files."""
+    path = tmp_path_factory.mktemp("mixed") / "store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest(photos / "0.png", photos / "1.png")
+        store.ingest("synthetic:bits?n=300")
+        store.ingest(photos)
+    return path
+
+
+@pytest.mark.parametrize("most", [1, 100, 1000])
+def test_records_are_all_images_in_their_order(
+    mixed: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_RECORDS", most)
+    with Store.open(mixed) as store:
+        every = list(store.records())
+        assert every == [store.get(id_) for id_ in range(1, 307)]
+        for start in (1, 2, 3, 57, 130, 131, 302, 303, 306, 307, 10**6, 1 << 62):
+            assert list(store.records(start)) == every[start - 1 :]
+        for start in (0, -1):
+            with pytest.raises(UsageError, match="ids begin at 1"):
+                store.records(start)
+
+
+def test_records_go_on_beside_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_RECORDS", 10)
+    path = tmp_path / "store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=200")
+    with Store.open(path) as reader, Store.open(path) as writer:
+        ids = []
+        for count, record in enumerate(reader.records()):
+            ids.append(record.id)
+            if count == 50:
+                writer.ingest("synthetic:bits?n=400")
+                assert reader.get(400).id == 400  # the reader has gone over to the new commit
+        assert ids == list(range(1, 401))
+        own = []
+        for record in writer.records():
+            own.append(record.id)
+            if len(own) == 100:
+                writer.ingest("synthetic:bits?n=500")
+        assert own == list(range(1, 501))
+
+
+def test_records_are_read_by_the_block(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_RECORDS", 10)
+    calls: list[int] = []
+    real = api.records_from
+
+    def counted(files: object, start: int, most: int) -> list[ImageRecord]:
+        found = real(files, start, most)  # type: ignore[arg-type]
+        calls.append(len(found))
+        return found
+
+    monkeypatch.setattr(api, "records_from", counted)
+    with Store.open(mixed) as store:
+        next(store.records())
+        assert len(calls) == 1 and calls[0] < 10 + 128
+
+
+def test_a_record_without_its_key_is_damage(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=3")
+        batch = store._files.keys.batch()
+        batch.delete("images", store.get(2).key)
+        store._files.keys.commit(batch)
+        with pytest.raises(StoreDamagedError, match="image 2 has a record and no key"):
+            list(store.records())
+
+
+def test_ids_may_have_gaps(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest((f"{i}", picture(i)) for i in range(30))
+        batch = store._files.keys.batch()
+        for id_ in (1, 10, 11, 30):
+            batch.delete("records", u64(id_))
+        store._files.keys.commit(batch)
+        ids = [record.id for record in store.records()]
+        assert ids == sorted(set(range(1, 31)) - {1, 10, 11, 30})
+        assert next(store.records(10)).id == 12
+
+
+# --- the command is one call ----------------------------------------------------------------------
+
+CALLS = {
+    "ingest": {"open", "ingest", "plan", "has_encoder"},
+    "lookup": {"open", "lookup_many"},
+    "info": {"open", "info"},
+    "check": {"open", "salvage", "check"},
+    "backup": {"open", "backup"},
+    "export": {"open", "export"},
+    "train": set(),
+    "bench": set(),
+}
+"""What each command takes of ``Store``; ``train`` and ``bench`` call a function of their own."""
+
+PYTHON_ONLY = {
+    "close": "a command ends",
+    "find_identical": "arrays",
+    "get": "records of images, one by one",
+    "lookup": "lookup_many of one",
+    "path": "which the command was told",
+    "records": "export",
+    "refresh": "a command sees the newest commit",
+    "search_vectors": "arrays",
+    "sources": "export, and lookup",
+}
+
+
+def calls_of(function: ast.FunctionDef) -> set[str]:
+    """The attributes of ``Store`` and of stores that a command uses."""
+    return {
+        node.attr
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("Store", "opened")
+    }
+
+
+def test_what_a_command_does_is_a_call_of_store_and_the_other_way_round() -> None:
+    found: dict[str, set[str]] = {}
+    modules = {command.callback.__module__ for command in engine.cli.app.registered_commands}  # type: ignore[union-attr]
+    for name in modules:
+        module: ModuleType = __import__(name, fromlist=["x"])
+        for node in ast.parse(inspect.getsource(module)).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                found[node.name] = calls_of(node)
+    names = {command.callback.__name__ for command in engine.cli.app.registered_commands}  # type: ignore[union-attr]
+    assert names == set(CALLS)
+    assert {name: found[name] for name in names} == CALLS
+    public = {name for name, _ in inspect.getmembers(Store) if not name.startswith("_")}
+    used = set().union(*CALLS.values())
+    assert used <= public
+    assert public - used == set(PYTHON_ONLY)

@@ -1,13 +1,21 @@
 """Images in memory are a source like any other: streamed, resumed, found again, replaced."""
 
+import io
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
-from engine import Kind, PackedBits, Store, UsageError, ingest
+from engine import ImageError, Kind, PackedBits, Store, UsageError, digest, ingest, pixels
 from engine.pixels import HEADER_BYTES, rows_from_array
-from engine.sources.memory import MemoryArray
+from engine.sources.base import METADATA_LIMIT, Member, Problem, checked_metadata
+from engine.sources.memory import MemoryArray, member, members
 
 
 def bits(seed: int, count: int, side: int = 7) -> np.ndarray:
@@ -150,3 +158,344 @@ def test_what_is_no_array_is_refused_in_one_line(tmp_path: Path) -> None:
         PackedBits(packed, -3, -3)
     with open_store(tmp_path) as store, pytest.raises(UsageError, match="need a name"):
         store.ingest(bits(0, 1), name=3)  # type: ignore[arg-type]
+
+
+def test_an_array_is_stamped_as_it_is_however_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without a copy of all of it."""
+    images = bits(8, 40, 9)
+    stamp = MemoryArray(images, "x").mtime_ns
+    wide = np.zeros((40, 9, 18, 3), np.bool_)
+    wide[:, :, ::2] = images
+    backwards = np.ascontiguousarray(images[::-1])
+    for other in (wide[:, :, ::2], backwards[::-1], np.asfortranarray(images)):
+        assert not other.flags.c_contiguous
+        assert MemoryArray(other, "x").mtime_ns == stamp
+    most: list[int] = []
+    real = np.ascontiguousarray
+
+    def measured(array: np.ndarray) -> np.ndarray:
+        most.append(array.nbytes)
+        return real(array)
+
+    monkeypatch.setattr("engine.sources.memory._STAMPED", 1000)
+    monkeypatch.setattr(np, "ascontiguousarray", measured)
+    assert MemoryArray(wide[:, :, ::2], "x").mtime_ns == stamp
+    assert max(most) <= 1000
+    assert MemoryArray(backwards[::-1], "x").mtime_ns == stamp
+    packed = PackedBits.pack(images)
+    padded = np.zeros((40, packed.packed.shape[1] * 2), np.uint8)
+    padded[:, ::2] = packed.packed
+    again = PackedBits(padded[:, ::2], 9, 9)
+    assert MemoryArray(again, "x").mtime_ns == MemoryArray(packed, "x").mtime_ns
+
+
+# --- one image, and streams of them ---------------------------------------------------------------
+
+MOST = 1 << 30
+
+
+def picture(seed: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (6, 5, channels), np.uint8)
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_one_image_in_memory_is_ingested_under_its_name(tmp_path: Path) -> None:
+    data = png(picture(0))
+    with open_store(tmp_path) as store:
+        assert store.ingest(data, name="a.png", metadata={"label": "cat"}).added == 1
+        assert store.ingest(Image.fromarray(picture(1)), name="b").added == 1
+        assert store.ingest(Image.fromarray(picture(0)), name="c").duplicates == 1
+        assert store.ingest(data, name="d.png").duplicates == 1
+        first, second = store.get(1), store.get(2)
+        assert (first.container, first.file_bytes) == ("png", len(data))
+        assert first.file_hash == digest.file_hash(data)
+        assert first.metadata == {"label": "cat"}
+        assert (second.container, second.file_bytes, second.file_hash) == ("image", 0, b"")
+        assert (second.metadata, second.decoder) == (None, "")
+        assert sorted(store.sources(1)) == ["memory:a.png", "memory:c", "memory:d.png"]
+        assert store.lookup(picture(1)).identical[0].sources == ("memory:b",)
+        again = store.ingest(data, name="a.png", metadata={"label": "cat"})
+        assert (again.unchanged, again.added, again.duplicates) == (1, 0, 0)
+        assert store.ingest(png(picture(5)), name="a.png").added == 1, "another one of that name"
+        assert sorted(store.sources(1)) == ["memory:c", "memory:d.png"]
+        assert store.check().problems == ()
+
+
+def test_a_stream_is_of_all_kinds_of_images(tmp_path: Path) -> None:
+    rgba = picture(2, 4)
+    deep = picture(3).astype(np.uint16) * 200
+    mask = bits(0, 1)[0]
+    elements: list[Any] = [
+        ("file.png", png(picture(0))),
+        ["listed", bytearray(png(picture(1)))],
+        ("rgba", rgba, {"n": 1}),
+        ("deep", deep, None),
+        ("mask", mask),
+        ("grey", picture(4)[..., 0]),
+        ("pil", Image.fromarray(picture(5))),
+        ("packed", PackedBits.pack(bits(9, 3))[1]),
+    ]
+    with open_store(tmp_path) as store:
+        report = store.ingest(iter(elements), keep_pixels="yes")
+        assert (report.added, report.rejected) == (8, 0)
+        kinds = [store.get(id_).kind for id_ in range(1, 9)]
+        u8, u16, bit = Kind.U8, Kind.U16, Kind.BITS
+        assert kinds == [u8, u8, u8, u16, bit, u8, u8, bit]
+        assert store.get(3).metadata == {"n": 1}
+        for query, name in (
+            (png(picture(1)), "listed"),
+            (rgba, "rgba"),
+            (deep, "deep"),
+            (mask, "mask"),
+            (picture(4)[..., 0], "grey"),
+            (picture(5), "pil"),
+            (bits(9, 3)[1], "packed"),
+        ):
+            (hit,) = store.lookup(query).identical
+            how = "digest" if name == "listed" else "bytes"  # of that one the file is kept
+            assert (hit.sources, hit.verified) == ((f"memory:{name}",), how)
+        again = store.ingest(elements)
+        assert (again.unchanged, again.added) == (8, 0)
+        assert store.check().problems == ()
+
+
+def test_what_is_wrong_in_a_stream_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    cut = Image.open(io.BytesIO(png(picture(7))[:-30]))
+    elements: list[Any] = [
+        ("good", png(picture(0))),
+        ("broken", b"\x89PNG\r\n\x1a\n"),
+        ("cut", cut),
+        ("float", np.zeros((3, 3))),
+        ("flat", np.zeros(3, np.uint8)),
+        ("many", np.zeros((2, 3, 3, 3), np.uint8)),
+        ("none", np.zeros((0, 3), np.uint8)),
+        ("two", PackedBits.pack(bits(0, 2))),
+        ("mode", Image.new("F", (2, 2))),
+        ("text", "photo.jpg"),
+        ("nothing", None),
+        ("", png(picture(1))),
+        ("a\0b", png(picture(1))),
+        ("\ud800", png(picture(1))),
+        ("x" * 5000, png(picture(1))),
+        (7, png(picture(1))),
+        ("said", png(picture(1)), {"x": float("nan")}),
+        ("long", png(picture(1)), {"x": "y" * METADATA_LIMIT}),
+        ("odd", png(picture(1)), [1]),
+        ("pair",),
+        "photo.jpg",
+        None,
+        ("last", picture(2)),
+    ]
+    with open_store(tmp_path) as store:
+        report = store.ingest(element for element in elements)
+        assert (report.added, report.rejected) == (2, len(elements) - 2)
+        assert store.sources(2) == ["memory:last"]
+        told = (tmp_path / "store" / "rejects.jsonl").read_text().splitlines()
+        reasons = {line["source"]: line["reason"] for line in map(json.loads, told)}
+        assert len(reasons) == len(elements) - 2
+        assert "dtype float64" in reasons["memory:float"]
+        assert "not a str" in reasons["memory:text"]
+        assert "need a name" in reasons["memory:(11)"]
+        assert "no text" in reasons["memory:(13)"]
+        assert "5,000 bytes" in reasons["memory:(14)"]
+        assert "not JSON compliant" in reasons["memory:said"]
+        assert "16,384 are kept" in reasons["memory:long"]
+        assert "not a tuple of 1" in reasons["memory:(19)"]
+        assert "not a str" in reasons["memory:(20)"]
+        assert all("\n" not in reason for reason in reasons.values())
+        assert store.check().problems == ()
+        assert store.ingest([("cut", png(picture(7)))]).added == 1
+        assert store.info().rejects == len(elements) - 3, "what is mended is no reject any more"
+
+
+def test_a_stream_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "CHUNK_FILES", 10)
+    ahead: list[int] = []
+    with open_store(tmp_path) as store:
+
+        def endless() -> Iterator[tuple[str, np.ndarray]]:
+            number = 0
+            frame = np.zeros((4, 4), np.uint8)
+            while True:
+                ahead.append(number - len(store))
+                frame[:] = np.random.default_rng(number).integers(0, 256, (4, 4))
+                yield f"frame-{number}", frame  # the same array again and again
+                number += 1
+
+        report = store.ingest(endless(), stop=lambda: len(store) >= 200)
+        assert report.interrupted
+        assert 200 <= report.added == len(store) <= 230
+        assert max(ahead) <= 40, "a few chunks"
+        for number in (0, 57, 199):
+            frame = np.random.default_rng(number).integers(0, 256, (4, 4)).astype(np.uint8)
+            assert store.lookup(frame).identical[0].sources == (f"memory:frame-{number}",)
+        total: list[int | None] = []
+        store.ingest([("x", picture(0))], progress=lambda done, all_: total.append(all_))
+        assert set(total) == {None}
+
+
+def test_an_error_of_the_streams_own_is_the_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "CHUNK_FILES", 2)
+
+    def breaks() -> Iterator[tuple[str, np.ndarray]]:
+        for number in range(9):
+            yield f"{number}", picture(number)
+        raise KeyError("camera")
+
+    with open_store(tmp_path) as store:
+        with pytest.raises(KeyError, match="camera"):
+            store.ingest(breaks())
+        assert len(store) >= 6, "what was committed stays"
+        assert store.ingest((f"{n}", picture(n)) for n in range(9)).seen == 9
+        assert len(store) == 9
+        assert store.check().problems == ()
+
+
+def test_the_last_of_one_name_in_a_stream_counts(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        store.ingest([("x", picture(0)), ("x", picture(1)), ("x", picture(1))])
+        assert store.sources(2) == ["memory:x"]
+        assert store.sources(1) == []
+        assert store.check().problems == ()
+
+
+def test_what_is_said_later_of_an_image_is_kept(tmp_path: Path) -> None:
+    data = png(picture(0))
+    with open_store(tmp_path) as store:
+        store.ingest(data, name="x")
+        assert store.ingest(data, name="x", metadata={}).unchanged == 1
+        assert store.ingest(data, name="x", metadata={"label": "é\ud800"}).duplicates == 1
+        assert store.get(1).metadata == {"label": "é\ud800"}
+        assert store.info().sources == 1
+
+
+@pytest.mark.parametrize(
+    ("sources", "named", "says"),
+    [
+        ((b"x",), {}, "need a name"),
+        ((b"x",), {"name": ""}, "need a name"),
+        ((b"x", b"y"), {"name": "x"}, "ingested alone"),
+        ((b"x",), {"name": "x", "files_from": "y"}, "ingested alone"),
+        ((b"x",), {"name": "x", "metadata": [1]}, "no JSON object"),
+        ((b"x",), {"name": "x", "metadata": {"a": object()}}, "not JSON serializable"),
+        ((Image.new("F", (2, 2)),), {"name": "x"}, "mode F"),
+        (([("a", b"x")],), {"name": "x"}, "those of a stream have their own"),
+        (([("a", b"x")],), {"metadata": {"a": 1}}, "those of a stream have their own"),
+        ((bits(0, 2),), {"name": "x", "metadata": {"a": 1}}, "metadata is for one image"),
+        (("photos",), {"metadata": {"a": 1}}, "metadata is for one image"),
+        ((["a.jpg", "b.jpg"],), {}, "each an argument of its own"),
+        (({"a": b"x"},), {}, "not a dict"),
+        ((io.BytesIO(b"x"),), {}, "not a BytesIO"),
+        ((7,), {}, "not a int"),
+        (("photos", [("a", b"x")]), {}, "ingested alone"),
+    ],
+)
+def test_a_call_that_makes_no_sense_is_told_before_anything_is_done(
+    tmp_path: Path, sources: tuple[Any, ...], named: dict[str, Any], says: str
+) -> None:
+    with open_store(tmp_path) as store:
+        with pytest.raises(UsageError, match=says) as error:
+            store.ingest(*sources, **named)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "store" / "rejects.jsonl").exists()
+
+
+def test_one_image_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:
+    cut = Image.open(io.BytesIO(png(picture(7))[:-30]))
+    with open_store(tmp_path) as store:
+        assert store.ingest(b"no image", name="x").rejected == 1
+        assert store.ingest(cut, name="y").rejected == 1
+        assert len(store) == 0
+
+
+def test_a_pil_image_that_is_too_large_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.new("RGB", (100, 100))
+    with pytest.raises(ImageError, match="raise --memory"):
+        member("x", image, None, 100_000)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 9999)
+    with pytest.raises(ImageError, match="over the limit of 9,999"):
+        member("x", image, None, MOST)
+
+
+def test_members_say_what_they_are() -> None:
+    data = png(picture(0))
+    found = list(members([("x", data), ("y", picture(1)), ("z", 0)], MOST))
+    assert found[0] == Member(b"memory:x", digest.stamp(data), len(data), data)
+    other = found[1]
+    assert isinstance(other, Member) and other.decoded is not None
+    canonical = other.decoded.pixels.canonical
+    assert canonical == pixels.from_array(picture(1)).canonical
+    assert (other.mtime_ns, other.size, other.data) == (
+        digest.stamp(canonical),
+        len(canonical),
+        b"",
+    )
+    assert isinstance(found[2], Problem)
+
+
+# --- metadata -------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec=None, exclude_categories=[])),
+    lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(), inside, max_size=4),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5))
+def test_metadata_is_kept_as_it_is(value: dict[str, Any]) -> None:
+    found = checked_metadata(value)
+    assert found == (value or None)
+    assert json.loads(json.dumps(found)) == found
+
+
+def nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (7, "no JSON object"),
+        ([], "no JSON object"),
+        ("{}", "no JSON object"),
+        ({1: 2}, "text for keys"),
+        ({"a": float("inf")}, "not JSON compliant"),
+        ({"a": [{"b": float("nan")}]}, "not JSON compliant"),
+        ({"a": b"x"}, "not JSON serializable"),
+        ({"a": np.float32(1)}, "not JSON serializable"),
+        ({"a": 10**5000}, "no JSON object"),
+        ({"a": "x" * METADATA_LIMIT}, "16,384 are kept"),
+        (nested(33), "more than 32 levels"),
+        (nested(5000), "no JSON object|levels"),
+    ],
+)
+def test_metadata_that_is_none_is_refused(value: object, says: str) -> None:
+    with pytest.raises(ImageError, match=says) as error:
+        checked_metadata(value)
+    assert "\n" not in str(error.value)
+
+
+def test_metadata_has_limits_that_are_kept_to() -> None:
+    assert checked_metadata(nested(32)) == nested(32)
+    assert checked_metadata(None) is None
+    assert checked_metadata({}) is None
+    room = METADATA_LIMIT - len(json.dumps({"a": ""}))
+    assert checked_metadata({"a": "x" * room}) is not None
+    with pytest.raises(ImageError):
+        checked_metadata({"a": "x" * (room + 1)})
+    around: dict[str, Any] = {}
+    around["a"] = around
+    with pytest.raises(ImageError, match="Circular"):
+        checked_metadata(around)
