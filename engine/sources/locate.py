@@ -1,7 +1,8 @@
-"""Says what a SOURCE or an IMAGE is; a path that exists wins over ``#`` and ``?`` in it."""
+"""Says what a SOURCE or an IMAGE is; a path that exists wins over ``#``, ``?`` and ``{}`` in it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,12 +10,17 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from engine.errors import EngineError, ImageError, SourceError, UsageError
-from engine.pixels import decode, from_canonical
+from engine.pixels import SUFFIXES, decode, from_canonical
 from engine.records import Decoded
-from engine.sources import arrays, files
+from engine.sources import arrays, files, shards
+from engine.sources.archives import TarArchive, begins_as_tar, is_named_tar
 from engine.sources.arrays import KIND_OVERRIDES, NpyArray
-from engine.sources.base import FileItem, Item, Problem, absolute
+from engine.sources.base import FileItem, Item, Member, Problem, absolute
 from engine.sources.synthetic import PREFIX, SyntheticBits
+from engine.sources.tables import PARQUET_SUFFIXES, ParquetTable
+from engine.sources.zips import ZipArchive
+
+Archive = TarArchive | ZipArchive | ParquetTable
 
 _ARRAY_SUFFIXES = (".npy", ".npz")
 _MOST_LINE = 1 << 16
@@ -36,40 +42,43 @@ class Sources:
         ``UsageError`` for a source that is not there, before anything is read.
         """
         if not specs and files_from is None:
-            raise UsageError("name at least one source: a folder, an image, an array, or -")
+            raise UsageError("name at least one source: a folder, an image, an archive, or -")
         if files_from is not None and files_from != "-":
             next(listed(files_from), None)
         self._specs = list(specs)
         self._files_from = files_from
         self._recursive = recursive
         for spec in specs:
-            if spec == "-":
-                continue
-            if _is_synthetic(spec):
-                SyntheticBits(spec)
-            elif not _exists(spec):
-                array = _array_spec(spec)
-                if array is None or not _exists(array[0]):
-                    raise UsageError(f"{spec}: no such file or folder")
+            if spec != "-":
+                _check(spec)
 
     def count(self) -> int | None:
         """How many items there are, rows of arrays included; None if only reading all would tell."""
-        total = 0
         if self._files_from is not None or "-" in self._specs:
             return None
+        total = 0
         for spec in self._specs:
-            path = Path(spec)
-            if _is_synthetic(spec):
-                total += SyntheticBits(spec).count
-            elif path.is_dir():
-                total += files.count(path, recursive=self._recursive)
-            else:
-                try:
-                    total += sum(array.count for array in _arrays(spec) or [])
-                except EngineError:
-                    total += 1
-                total += path.is_file() and not _is_array(path)
+            for one in _expanded(spec):
+                count = self._count(one)
+                if count is None:
+                    return None
+                total += count
         return total
+
+    def _count(self, spec: str) -> int | None:
+        path = Path(spec)
+        if _is_synthetic(spec):
+            return SyntheticBits(spec).count
+        if path.is_dir():
+            return files.count(path, recursive=self._recursive)
+        try:
+            found = _arrays(spec)
+            if found is not None:
+                return sum(array.count for array in found)
+            archive = _archive_of(spec)
+            return archive.count if archive is not None else 1
+        except (EngineError, OSError):
+            return 1
 
     def __iter__(self) -> Iterator[Item]:
         for spec in self._specs:
@@ -93,6 +102,13 @@ class Sources:
                     yield Problem(os.fsencode(spec), str(error))
 
     def _items(self, spec: str) -> Iterator[Item]:
+        for one in _expanded(spec):
+            try:
+                yield from self._one(one)
+            except UsageError as error:  # of a shard, or what was right before: the rest goes on
+                yield Problem(absolute(one), str(error))
+
+    def _one(self, spec: str) -> Iterator[Item]:
         if _is_synthetic(spec):
             yield SyntheticBits(spec)
             return
@@ -100,8 +116,11 @@ class Sources:
         if path.is_dir():
             yield from files.walk(path, recursive=self._recursive)
             return
+        archive = None
         try:
             found = _arrays(spec)
+            if found is None:
+                archive = _archive_of(spec)
         except SourceError as error:
             yield Problem(absolute(spec), str(error))
             return
@@ -110,6 +129,8 @@ class Sources:
             return
         if found is not None:
             yield from found
+        elif archive is not None:
+            yield archive
         else:
             yield files.one(path)
 
@@ -141,14 +162,17 @@ class Query:
 
 
 def open_images(spec: str, most: int) -> Iterator[Query | Problem]:
-    """The images that an IMAGE argument names: one, or every row of an array.
+    """The images that an IMAGE argument names: one, or all of an array, an archive or a table.
 
-    ``spec`` is a file, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW`` or
-    ``synthetic:bits?seed=S#ROW``; ``most`` is the largest file read, in bytes.
+    ``spec`` is a file, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``, ``FILE.tar``,
+    ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``; ``most`` is the largest
+    file read, in bytes.
     """
     try:
         if spec == "-":
             yield _from_stdin(most)
+        elif (archive := _archive_of(spec)) is not None:
+            yield from _from_archive(archive, most)
         elif _exists(spec) and not _is_array(Path(spec)):
             item = files.one(Path(spec))
             if isinstance(item, FileItem):
@@ -179,6 +203,10 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
                 for number, canonical in enumerate(block.rows, block.first):
                     yield _from_row(f"{os.fsdecode(array.name)}#{number}", canonical)
         return
+    data = _in_archive(spec, most)
+    if data is not None:
+        yield Query(spec, data, None)
+        return
     if not _is_row(row) or not base:
         raise SourceError("no such file")
     found = _arrays(base)
@@ -203,6 +231,35 @@ def _member(spec: str) -> NpyArray:
     raise SourceError("no such file")
 
 
+def _from_archive(archive: Archive, most: int) -> Iterator[Query | Problem]:
+    """Every image of an archive, and why one cannot be read."""
+    try:
+        for item in archive.members(0, most):
+            if isinstance(item, Member):
+                yield Query(os.fsdecode(item.name), item.data, None)
+            elif isinstance(item, Problem):
+                yield item
+    except SourceError as error:
+        yield Problem(archive.name, str(error))
+
+
+def _in_archive(spec: str, most: int) -> bytes | None:
+    """The bytes of ``ARCHIVE#MEMBER``, where either may hold a ``#``; None if that is not its form."""
+    missing: SourceError | None = None
+    at = spec.find("#")
+    while at != -1:
+        archive = _archive_of(spec[:at])
+        if archive is not None:
+            try:
+                return archive.read(os.fsencode(spec[at + 1 :]), most)
+            except SourceError as error:
+                missing = missing or error
+        at = spec.find("#", at + 1)
+    if missing is not None:
+        raise missing
+    return None
+
+
 def _from_row(name: str, canonical: object) -> Query:
     pixels = from_canonical(memoryview(canonical))  # type: ignore[arg-type]
     return Query(name, None, Decoded(pixels, "array"))
@@ -221,6 +278,43 @@ def _exists(spec: str) -> bool:
     try:
         return os.path.lexists(spec)
     except ValueError:  # a null byte
+        return False
+
+
+def _check(spec: str) -> None:
+    """``UsageError`` if there is no such SOURCE, or it makes no sense."""
+    if _is_synthetic(spec):
+        SyntheticBits(spec)
+        return
+    if not _exists(spec) and not any(_is_there(one) for one in _expanded(spec)):
+        raise UsageError(f"{spec}: no such file or folder")
+    with contextlib.suppress(SourceError, OSError):  # damaged: told when its turn comes
+        _archive_of(spec)
+
+
+def _is_there(spec: str) -> bool:
+    """Whether there is a file or folder of this name, or one of a name with ``?`` behind it."""
+    if _exists(spec):
+        return True
+    array = _array_spec(spec)
+    if array is not None:
+        return _exists(array[0])
+    try:
+        return _archive_of(spec) is not None
+    except (SourceError, OSError):
+        return True
+
+
+def _expanded(spec: str) -> Iterator[str]:
+    """The names that a pattern stands for, or the one that it is."""
+    names = None if _exists(spec) else shards.expand(spec)
+    return iter([spec]) if names is None else names
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, a null byte
         return False
 
 
@@ -256,3 +350,29 @@ def _arrays(spec: str) -> list[NpyArray] | None:
     if named is None or not Path(named[0]).is_file():
         return None
     return arrays.open_arrays(Path(named[0]), named[1])
+
+
+def _archive_of(spec: str) -> Archive | None:
+    """The archive or table that ``FILE`` or ``FILE?…`` is; None if it is none."""
+    path, query = Path(spec), ""
+    at = spec.find("?") if not _exists(spec) else -1
+    while at != -1 and not _exists(spec[:at]):
+        at = spec.find("?", at + 1)
+    if at != -1:
+        path, query = Path(spec[:at]), spec[at + 1 :]
+    if not _is_file(path) or path.suffix.lower() in (*_ARRAY_SUFFIXES, *SUFFIXES):
+        return None
+    if path.name.lower().endswith(PARQUET_SUFFIXES):
+        return ParquetTable(path, query)
+    if path.name.lower().endswith(".zip"):
+        return ZipArchive(path, query)
+    if is_named_tar(path) or begins_as_tar(path):
+        return TarArchive(path, query)
+    if not path.suffix:
+        with path.open("rb") as file:
+            head = file.read(4)
+        if head in (b"PK\3\4", b"PK\5\6"):
+            return ZipArchive(path, query)
+        if head == b"PAR1":
+            return ParquetTable(path, query)
+    return None

@@ -1,0 +1,177 @@
+"""Sets in several archives: names like ``{000..150}.tar``, and what belongs together inside one.
+
+A sample, as WebDataset has it, is files next to each other whose paths are equal up to the first dot
+of the name: images, and beside them ``.json`` (an object: its fields), ``.cls`` (a label) and
+``.txt`` (a text).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import ImageError, UsageError
+from engine.sources.base import checked_metadata
+
+MOST_SHARDS = 100_000
+MOST_SIDECAR = 64 << 10  # bytes
+SIDECARS = frozenset([b"json", b"cls", b"txt"])
+
+# A sample is held until it is whole, so it must not be an archive: all of a.1.png, a.2.png, … are one.
+# These depend on the archive only, so that its members have the same numbers each time.
+_SAMPLE_FILES = 64
+_SAMPLE_BYTES = 8 << 20  # of images, with which a sample takes no further one
+
+_BRACES = re.compile(r"(\{[^{}]*\})")
+_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+_WHOLE = re.compile(r"[+-]?\d{1,18}")
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def expand(spec: str) -> Iterator[str] | None:
+    """The names that a pattern with ``{000..150}`` or ``{a,b}`` stands for; None if it is none.
+
+    ``UsageError`` if they are more than 100,000.
+    """
+    parts = [_choices(part) for part in _BRACES.split(spec)]
+    if all(isinstance(part, str) for part in parts):
+        return None
+    choices = [[part] if isinstance(part, str) else part for part in parts]
+    count = math.prod(map(len, choices))
+    if count > MOST_SHARDS:
+        raise UsageError(f"{spec}: stands for {count:,} files: at most {MOST_SHARDS:,} at a time")
+    return map("".join, itertools.product(*choices))
+
+
+class _Range(Sequence[str]):
+    """Numbers as text, made when they are asked for."""
+
+    def __init__(self, first: str, last: str) -> None:
+        start, end = int(first), int(last)
+        step = 1 if start <= end else -1
+        self._numbers = range(start, end + step, step)
+        padded = any(len(text) > 1 and text[0] == "0" for text in (first, last))
+        self._width = max(len(first), len(last)) if padded else 0
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, at: Any) -> Any:
+        return f"{self._numbers[at]:0{self._width}d}"
+
+
+def _choices(part: str) -> str | Sequence[str]:
+    if match := _RANGE.fullmatch(part):
+        return _Range(match[1], match[2])
+    if part.startswith("{") and "," in part:
+        return part[1:-1].split(",")
+    return part
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class File:
+    """One file of an archive, as far as it is needed."""
+
+    name: bytes
+    is_image: bool  # claims to be one
+    size: int
+    data: bytes = b""
+    problem: str = ""  # why it was not read
+    passing: bool = False
+
+    @property
+    def kind(self) -> bytes:
+        """What a sample calls it: what stands behind the first dot of its name."""
+        return self.name.rpartition(b"/")[2].partition(b".")[2]
+
+    @property
+    def is_sidecar(self) -> bool:
+        """Whether it may say something of the images beside it."""
+        return not self.is_image and self.kind in SIDECARS
+
+    @property
+    def key(self) -> bytes:
+        """What the files of a sample share."""
+        folder, slash, base = self.name.rpartition(b"/")
+        return folder + slash + base.partition(b".")[0]
+
+
+def samples(files: Iterable[File]) -> Iterator[list[File]]:
+    """Files that belong together; one sample is held at a time.
+
+    A sample also ends before a second sidecar of a kind, before an image where it has 8 MiB of them,
+    and after 64 files.
+    """
+    sample: list[File] = []
+    key, sidecars, size = b"", set[bytes](), 0
+    for file in files:
+        same = sample and file.key == key and len(sample) < _SAMPLE_FILES
+        again = file.is_sidecar and file.kind in sidecars
+        if not same or again or (file.is_image and size >= _SAMPLE_BYTES):
+            if sample:
+                yield sample
+            sample, sidecars, size, key = [], set(), 0, file.key
+        sample.append(file)
+        if file.is_sidecar:
+            sidecars.add(file.kind)
+        elif file.is_image:
+            size += file.size
+    if sample:
+        yield sample
+
+
+def metadata_of(
+    sample: Iterable[File], wanted: Collection[str] | None = None
+) -> dict[str, Any] | None:
+    """What the sidecars of a sample say: fields of its JSON, "label", "text"; all, or those ``wanted``.
+
+    ``ImageError`` if it cannot be read or is too much: an image is not taken in with half of it.
+    """
+    said: dict[str, Any] = {}
+    for file in sample:
+        if not file.is_sidecar:
+            continue
+        suffix = file.kind.decode()
+        if file.problem:
+            raise _instead(f"its .{suffix} {file.problem}")
+        try:
+            text = file.data.decode()
+        except UnicodeDecodeError:
+            raise _instead(f"its .{suffix} is not UTF-8") from None
+        if suffix == "cls":
+            said["label"] = int(text) if _WHOLE.fullmatch(text.strip()) else text.strip()
+        elif suffix == "txt":
+            said["text"] = text.rstrip("\r\n")
+        else:
+            # What .cls and .txt say is not overruled, wherever they stand.
+            said = _object(text) | said
+    if wanted is not None:
+        said = {name: value for name, value in said.items() if name in wanted}
+    try:
+        return checked_metadata(said)
+    except ImageError as error:
+        raise _instead(str(error)) from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _instead("its .json is not JSON") from None
+    if not isinstance(found, dict):
+        raise _instead("its .json is not an object")
+    return found
+
+
+def _instead(reason: str) -> ImageError:
+    return ImageError(f"{reason}; 'FILE.tar?metadata=' takes the images alone")

@@ -1,0 +1,207 @@
+"""Files that may be compressed as streams of plain bytes; their first bytes tell how."""
+
+from __future__ import annotations
+
+import bz2
+import functools
+import importlib
+import io
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from engine.errors import SourceError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+BUFFER_BYTES = 1 << 18
+_READ_BYTES = 1 << 16  # of the compressed file, at a time
+_CUT = "its compressed data was cut short"
+
+
+class Decompressor(Protocol):
+    """One compressed stream, as ``bz2``, ``lzma`` and ``zstd`` have it."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the stream has ended."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether nothing more comes out of what was given."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What was given behind the end of the stream."""
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        """Up to ``max_length`` bytes."""
+
+
+class _Gunzip:
+    """zlib's own has another form; with 31 it reads gzip and compares its checksum."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(31)
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._stream.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._stream.decompress(self._stream.unconsumed_tail + data, max(max_length, 0))
+
+
+_SIGNATURES = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+
+
+def decompressor(how: str, memory: int) -> Decompressor:
+    """A new one for "gzip", "bzip2", "xz" or "zstd" that takes no more than ``memory`` bytes.
+
+    What a file says its dictionary needs is up to its writer: gigabytes are possible.
+    """
+    if how == "gzip":
+        return _Gunzip()
+    if how == "bzip2":
+        return bz2.BZ2Decompressor()
+    if how == "xz":
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
+    zstd = _zstd()
+    window = max(10, min(memory.bit_length() - 1, 30))
+    options = {zstd.DecompressionParameter.window_log_max: window}
+    made: Decompressor = zstd.ZstdDecompressor(options=options)
+    return made
+
+
+def plain(file: IO[bytes], memory: int) -> tuple[IO[bytes], bool]:
+    """The bytes of a file, decompressed if need be, and whether it is the file itself."""
+    head = file.read(8)
+    file.seek(0)
+    for signature, how in _SIGNATURES.items():
+        if head.startswith(signature):
+            return io.BufferedReader(_Decompressed(file, how, memory), BUFFER_BYTES), False
+    return file, True
+
+
+class _Decompressed(io.RawIOBase):
+    """What is in a compressed file: one stream, or several behind each other."""
+
+    def __init__(self, file: IO[bytes], how: str, memory: int) -> None:
+        self._file = file
+        self._new = functools.partial(decompressor, how, memory)
+        self._stream = self._new()
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Some bytes; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        while True:
+            data, fresh = b"", False
+            if self._stream.eof:
+                data = self._stream.unused_data or self._file.read(_READ_BYTES)
+                if not data:
+                    return 0
+                self._stream, fresh = self._new(), True
+            elif self._stream.needs_input:
+                data = self._file.read(_READ_BYTES)
+            try:
+                out = self._stream.decompress(data, len(view))
+            except Exception:
+                if fresh:  # what stands behind a whole stream is none: padding, which nobody reads
+                    return 0
+                raise
+            if out:
+                view[: len(out)] = out
+                return len(out)
+            if not data and not self._stream.eof:
+                raise EOFError(_CUT)
+
+
+@contextmanager
+def steady(path: Path, stamp: tuple[int, int]) -> Iterator[IO[bytes]]:
+    """A file that is to be as it was stamped (mtime_ns, size) until it is closed.
+
+    ``SourceError`` if it is not, or cannot be read; also for what reading damaged data raises.
+    """
+    try:
+        with path.open("rb", buffering=BUFFER_BYTES) as file:
+            _compare(file, stamp)
+            try:
+                yield file
+            except Exception:
+                _compare(file, stamp)  # changed rather than damaged
+                raise
+            _compare(file, stamp)
+    except OSError as error:
+        if error.errno is not None:
+            raise SourceError(f"cannot be read: {error.strerror}", passing=True) from None
+        raise SourceError(f"is damaged: {_line(error)}") from None
+    except damage() as error:
+        raise SourceError(_reason(error), passing=_is_limit(error)) from None
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """What decompressing damaged data may raise."""
+    zstd = sys.modules.get(_ZSTD)
+    own = (zstd.ZstdError,) if zstd is not None else ()
+    return (zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, MemoryError, *own)
+
+
+_ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+
+
+def _zstd() -> Any:
+    """The module, when it is needed: it is in Python itself from 3.14 on."""
+    try:
+        return importlib.import_module(_ZSTD)
+    except ImportError:
+        raise SourceError(
+            "is compressed with zstd, which needs backports.zstd: pip install backports.zstd",
+            passing=True,
+        ) from None
+
+
+def _compare(file: IO[bytes], stamp: tuple[int, int]) -> None:
+    status = os.fstat(file.fileno())
+    if (status.st_mtime_ns, status.st_size) != stamp:
+        raise SourceError("changed while it was read: ingest it again", passing=True)
+
+
+def _is_limit(error: Exception) -> bool:
+    """Whether it would take more memory than it may."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "memory" in text
+
+
+def _reason(error: Exception) -> str:
+    if _is_limit(error):
+        return "takes more memory to decompress than there is: raise --memory"
+    if str(error) == _CUT:
+        return f"is damaged: {_CUT}"
+    return f"is damaged: {_line(error)}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

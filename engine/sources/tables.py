@@ -1,0 +1,473 @@
+"""Tables of images: Parquet files with a column of image files, read a few rows at a time (pyarrow).
+
+The column holds bytes, or ``{bytes, path}`` as Hugging Face data sets do. Row r of it is called
+``/path/FILE.parquet#r``; what the other columns say of it is its metadata.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from engine.errors import ImageError, SourceError, UsageError
+from engine.sources.archives import name_of, over_limit, query_values, wanted_fields
+from engine.sources.base import Member, Problem, Skipped, checked_metadata
+from engine.sources.streams import steady
+
+PARQUET_SUFFIXES = (".parquet", ".pq")
+PREFERRED = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
+_MAGIC = b"PAR1"
+_MOST_FOOTER = 64 << 20  # bytes
+_MOST_ROWS = 64  # of a batch
+_BATCH_BYTES = 8 << 20  # of a batch, about
+_STREAM_BYTES = 1 << 20  # of a column, read at a time; without it pyarrow reads a row group's whole
+_PAGE_SLACK = 4 << 20  # a page ends behind the value with which it is full
+_HEADER_BYTES = (1 << 9, 1 << 13, 1 << 21)  # of a page: tried one after the other
+
+
+class ParquetTable:
+    """The rows of one Parquet file."""
+
+    def __init__(self, path: Path, query: str = "") -> None:
+        """Read the footer. ``query``: ``image=COLUMN`` and ``metadata=COLUMN,COLUMN`` choose columns.
+
+        ``UsageError`` if there is no such column, or no way to tell which one holds the images;
+        ``SourceError`` if it is no such file, ``OSError`` if there is none.
+        """
+        values = query_values(path, query, {"image", "metadata"})
+        self._path = path
+        status = path.stat()
+        self.mtime_ns, self.size = status.st_mtime_ns, status.st_size
+        self.name = name_of(path, query)
+        with self._open() as (_, table):
+            self.count: int = table.metadata.num_rows
+            schema = table.schema_arrow
+        self._image, self._in_struct, self._has_path = _image_column(schema, values, path)
+        self._columns = _metadata_columns(schema, self._image, wanted_fields(values), path)
+        wanted = wanted_fields(values)
+        self._keeps_path = self._has_path and (wanted is None or "path" in wanted)
+
+    def members(self, start: int, most: int) -> Iterator[Member | Problem | Skipped]:
+        """Its rows from number ``start`` on, as ``ArchiveItem`` has it."""
+        return self._rows(start, most, self._columns, keeps_path=self._keeps_path)
+
+    def read(self, row: bytes, most: int) -> bytes:
+        """The image of one row; ``SourceError`` if there is no such row, ``ImageError`` if no image."""
+        number = int(row) if row.isdigit() and len(row) <= 18 else -1
+        if not 0 <= number < self.count:
+            shown = row[:200].decode(errors="backslashreplace")
+            raise SourceError(f"has rows 0 to {self.count - 1}, not {shown}")
+        found = next(self._rows(number, most, {}, keeps_path=False), None)
+        if isinstance(found, Member):
+            return found.data
+        raise ImageError(found.reason if isinstance(found, Problem) else "has no image bytes")
+
+    def _rows(
+        self,
+        start: int,
+        most: int,
+        columns: Mapping[str, Callable[[Any], dict[str, Any]]],
+        *,
+        keeps_path: bool,
+    ) -> Iterator[Member | Problem | Skipped]:
+        inside = [f"{self._image}.bytes"] if self._in_struct else [self._image]
+        if keeps_path:
+            inside.append(f"{self._image}.path")
+        names = [*inside, *columns]
+        first = 0
+        with self._open() as (file, table):
+            for group in range(table.metadata.num_row_groups):
+                rows = table.metadata.row_group(group).num_rows
+                if start < first + rows:
+                    number = first
+                    size = _batch_rows(file, table.metadata.row_group(group), names, most)
+                    batches = table.iter_batches(size, [group], names, use_threads=False)
+                    for batch in _whole(batches, number):
+                        yield from self._batch(batch, number, start, most, columns, keeps_path)
+                        number += batch.num_rows
+                    if number != first + rows:
+                        raise SourceError(f"ends after row {number} of {self.count}")
+                    _give_back()
+                first += rows
+
+    def _batch(
+        self,
+        batch: Any,
+        first: int,
+        start: int,
+        most: int,
+        columns: Mapping[str, Callable[[Any], dict[str, Any]]],
+        keeps_path: bool,
+    ) -> Iterator[Member | Problem]:
+        """The rows of a batch that begins with row ``first``, from ``start`` on."""
+        skip = max(0, start - first)
+        if skip >= batch.num_rows:
+            return
+        batch = batch.slice(skip)
+        images = batch.column(self._image)
+        paths = images.field("path") if keeps_path else None
+        data = images.field("bytes") if self._in_struct else images
+        said = [(tell, _plain_times(batch.column(name))) for name, tell in columns.items()]
+        for i in range(batch.num_rows):
+            name = b"%s#%d" % (self.name, first + skip + i)
+            try:
+                value = data[i].as_py()
+                if value is None:
+                    raise ImageError("has no image bytes")
+                if len(value) > most:
+                    raise over_limit(len(value), most)
+                metadata: dict[str, Any] = {}
+                if paths is not None and (path := paths[i].as_py()) is not None:
+                    metadata["path"] = path
+                for tell, column in said:
+                    metadata |= tell(column[i].as_py())
+                yield Member(name, self.mtime_ns, self.size, value, checked_metadata(metadata))
+            except ImageError as error:
+                reason = str(error)
+                if reason.startswith("metadata"):
+                    reason += "; 'FILE.parquet?metadata=' takes the images alone"
+                stamp = (0, 0) if error.passing else (self.mtime_ns, self.size)
+                yield Problem(name, reason, *stamp)
+            except (ValueError, OverflowError) as error:  # no UTF-8, a date that Python has not
+                reason = f"a column beside the image cannot be read: {_line(error)}"
+                yield Problem(name, reason, self.mtime_ns, self.size)
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[IO[bytes], Any]]:
+        """The file, and pyarrow's view of it."""
+        pa, parquet = _pyarrow()
+        with steady(self._path, (self.mtime_ns, self.size)) as file:
+            _check_ends(file, self.size)
+            try:
+                # Not by its path: one that is not UTF-8 is a path too.
+                table = parquet.ParquetFile(
+                    pa.PythonFile(file, mode="r"),
+                    buffer_size=_STREAM_BYTES,
+                    pre_buffer=False,
+                    page_checksum_verification=True,
+                )
+                yield file, table
+            except _errors(pa) as error:
+                raise SourceError(f"is damaged: {_line(error)}") from None
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UsageError(
+            "Parquet files need pyarrow: pip install 'image-index-engine[parquet]'"
+        ) from None
+    return pyarrow, parquet
+
+
+def _errors(pa: Any) -> tuple[type[Exception], ...]:
+    """What reading a damaged file may raise."""
+    return (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError)
+
+
+def _whole(batches: Iterator[Any], number: int) -> Iterator[Any]:
+    """Batches; ``SourceError`` where they break off. ``number`` is the first row."""
+    pa, _ = _pyarrow()
+    while True:
+        try:
+            batch = next(batches, None)
+        except _errors(pa) as error:
+            raise SourceError(
+                f"is damaged: it breaks off at row {number}: {_line(error)}"
+            ) from None
+        if batch is None:
+            return
+        yield batch
+        number += batch.num_rows
+
+
+def _give_back() -> None:
+    """Let the memory of a row group go, which pyarrow's pool keeps for the next one."""
+    _pyarrow()[0].default_memory_pool().release_unused()
+
+
+def _check_ends(file: IO[bytes], size: int) -> None:
+    head = file.read(4)
+    file.seek(max(0, size - 8))
+    tail = file.read(8)
+    file.seek(0)
+    if head != _MAGIC or tail[4:] != _MAGIC:
+        raise SourceError("is not a Parquet file, or was cut short")
+    length = int.from_bytes(tail[:4], "little")
+    if length > min(size, _MOST_FOOTER):
+        raise SourceError(f"is damaged: a footer of {length:,} bytes")
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+def _image_column(schema: Any, values: Mapping[str, str], path: Path) -> tuple[str, bool, bool]:
+    """The column of images, whether it is of ``{bytes, path}``, and whether it has that path."""
+    found = {field.name: field.type for field in schema if _holds_images(field.type)}
+    listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    shown = listed if len(listed) <= 500 else listed[:500] + " …"
+    name = values.get("image")
+    if name is not None and name not in schema.names:
+        raise UsageError(f"{path} has no column {name!r}: it has {shown}")
+    if name is not None and name not in found:
+        raise UsageError(f"{path}: the column {name!r} holds no image files: there are {shown}")
+    if name is None:
+        preferred = [column for column in PREFERRED if column in found]
+        likely = preferred if len(found) > 1 else list(found)
+        if len(likely) != 1:
+            which = "several columns" if found else "no column"
+            raise UsageError(
+                f"{path} has {which} of image files: there are {shown}; name one: "
+                f"'{path.name}?image=COLUMN'"
+            )
+        name = likely[0]
+    if schema.names.count(name) > 1:
+        raise UsageError(f"{path} has several columns that are called {name!r}")
+    import pyarrow as pa
+
+    kind = found[name]
+    in_struct = pa.types.is_struct(kind)
+    has_path = in_struct and any(
+        field.name == "path" and pa.types.is_string(field.type) for field in kind
+    )
+    return name, in_struct, has_path
+
+
+def _holds_images(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _metadata_columns(
+    schema: Any, image: str, wanted: tuple[str, ...] | None, path: Path
+) -> dict[str, Callable[[Any], dict[str, Any]]]:
+    """The columns beside the images, each with what makes metadata of one of its values."""
+    scalar = {
+        field.name: field.type
+        for field in schema
+        if field.name != image and schema.names.count(field.name) == 1 and _is_scalar(field.type)
+    }
+    names = list(scalar) if wanted is None else [name for name in wanted if name != "path"]
+    if wanted is not None and "path" in scalar and "path" in wanted:
+        names.append("path")
+    for name in names:
+        if name not in scalar:
+            raise UsageError(f"{path}: {name!r} is no column of numbers, texts or times")
+    labels = _class_labels(schema)
+    return {name: _teller(name, labels.get(name, [])) for name in names}
+
+
+def _is_scalar(kind: Any) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(
+        test(kind)
+        for test in (
+            types.is_integer,
+            types.is_floating,
+            types.is_boolean,
+            types.is_string,
+            types.is_large_string,
+            types.is_date,
+            types.is_timestamp,
+            types.is_time,
+        )
+    )
+
+
+def _plain_times(column: Any) -> Any:
+    """Nanoseconds as microseconds, which Python has; all else as it is."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return column.cast(pa.timestamp("us", kind.tz), safe=False)
+    if pa.types.is_time64(kind) and kind.unit == "ns":
+        return column.cast(pa.time64("us"), safe=False)
+    return column
+
+
+def _teller(name: str, labels: list[str]) -> Callable[[Any], dict[str, Any]]:
+    """Makes metadata of a column's values: JSON, with the name of a label where it has one."""
+
+    def tell(value: Any) -> dict[str, Any]:
+        if value is None:
+            return {}
+        if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
+            return {name: value.isoformat()}
+        if isinstance(value, bool | int | str):
+            told: dict[str, Any] = {name: value}
+            if labels and isinstance(value, int) and 0 <= value < len(labels):
+                told[f"{name}_name"] = labels[value]
+            return told
+        number = float(value)
+        return {name: number} if math.isfinite(number) else {}
+
+    return tell
+
+
+def _class_labels(schema: Any) -> dict[str, list[str]]:
+    """The names of labels that a Hugging Face data set says of its columns; they are no must."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: [str(name) for name in feature["names"]]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+# --- how many rows at a time ----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Pages:
+    """What the pages of some columns of a row group take."""
+
+    largest: int = 0  # bytes, unpacked
+    densest: float = 0.0  # bytes of a row, in the page where they are most
+
+
+def _batch_rows(file: IO[bytes], group: Any, names: list[str], most: int) -> int:
+    """Rows of a batch, so that it takes about 8 MiB, also where rows are of very different size.
+
+    ``SourceError`` for a page that is larger than the largest image may be: pyarrow would unpack it
+    as a whole, and a few kilobytes can become gigabytes.
+    """
+    densest = 0.0
+    for i in range(group.num_columns):
+        chunk = group.column(i)
+        path = chunk.path_in_schema
+        if path in names:
+            found = _walk(file, chunk)
+            if found.largest > most + _PAGE_SLACK:
+                raise SourceError(
+                    f"has a page of {found.largest:,} bytes in the column {path}: raise --memory",
+                    passing=True,
+                )
+            densest += found.densest
+    return max(1, min(_MOST_ROWS, int(min(_BATCH_BYTES, most) / max(densest, 1.0))))
+
+
+def _walk(file: IO[bytes], chunk: Any) -> _Pages:
+    """Go through the headers of a column's pages in one row group."""
+    pages = _Pages()
+    offsets = [chunk.data_page_offset]
+    if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+        offsets.append(chunk.dictionary_page_offset)
+    at = min(offsets)
+    end = at + chunk.total_compressed_size
+    dictionary = 0
+    while at < end:
+        header, length = _page_header(file, at)
+        unpacked, packed = header.get(2), header.get(3)
+        if (
+            not isinstance(unpacked, int)
+            or not isinstance(packed, int)
+            or min(unpacked, packed) < 0
+        ):
+            raise SourceError(f"is damaged: no page is at byte {at} where one must be")
+        pages.largest = max(pages.largest, unpacked, packed)
+        data = header.get(5) or header.get(8)
+        if isinstance(data, dict):
+            values = data.get(1)
+            rows = values if isinstance(values, int) and values > 0 else 1
+            pages.densest = max(pages.densest, unpacked / rows)
+        elif 7 in header:
+            dictionary = unpacked
+        at += length + packed
+    pages.densest += dictionary  # any value may be the dictionary's largest
+    return pages
+
+
+def _page_header(file: IO[bytes], at: int) -> tuple[dict[int, Any], int]:
+    """The header of a page, by the numbers of its fields, and its length."""
+    for size in _HEADER_BYTES:
+        file.seek(at)
+        data = file.read(size)
+        try:
+            return _struct(data, 0, 0)
+        except IndexError:  # longer than what was read
+            if len(data) < size:
+                break
+    raise SourceError(f"is damaged: no page is at byte {at} where one must be")
+
+
+# Thrift's compact protocol, as far as page headers use it.
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+_MOST_DEPTH = 4
+
+
+def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
+    """Fields by number, and where the struct ends; ``IndexError`` if it does not."""
+    if depth > _MOST_DEPTH:
+        raise SourceError("is damaged: a page header that is none")
+    fields: dict[int, Any] = {}
+    number = 0
+    while data[at]:
+        kind, step = data[at] & 15, data[at] >> 4
+        at += 1
+        if step:
+            number += step
+        else:
+            number, at = _zigzag(data, at)
+        fields[number], at = _value(data, at, kind, depth)
+    return fields, at + 1
+
+
+def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
+    if kind in (_TRUE, _FALSE):
+        return kind == _TRUE, at
+    if kind == _BYTE:
+        return data[at], at + 1
+    if kind in (_I16, _I32, _I64):
+        return _zigzag(data, at)
+    if kind == _DOUBLE:
+        return None, at + 8
+    if kind == _BINARY:
+        length, at = _varint(data, at)
+        if at + length > len(data):
+            raise IndexError
+        return None, at + length
+    if kind == _STRUCT:
+        return _struct(data, at, depth + 1)
+    raise SourceError("is damaged: a page header that is none")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while data[at] & 0x80 and shift < 63:
+        value |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    return value | (data[at] & 0x7F) << shift, at + 1
+
+
+def _zigzag(data: bytes, at: int) -> tuple[int, int]:
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at
+
+
+def _line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

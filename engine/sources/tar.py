@@ -1,0 +1,227 @@
+"""Tar archives, header by header: what is there, and the bytes of each; nothing is remembered.
+
+Python's tarfile is not used: it reads names and extended headers of any size into memory, which a
+compressed archive of a few megabytes can make gigabytes, remembers every member, and takes ten times
+as long for one. Read are the forms that are written: v7, ustar, GNU and pax (POSIX 1003.1-2001).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from engine.errors import SourceError
+
+BLOCK = 512
+_MOST_HEADER = 1 << 20  # bytes of a long name or of a pax header
+_MOST_SIZE = 1 << 62
+_SKIP_BYTES = 1 << 20
+_WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders, pipes: a size says nothing
+_LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL, _SPARSE = b"LKxXgS"
+_NO_FILES = _WITHOUT_DATA | frozenset(b"MVD")  # pieces of files, labels, lists of folders
+_ZEROS = bytes(BLOCK)
+_DIGITS = re.compile(rb"[0-9]{1,18}")
+
+
+@dataclass(slots=True)
+class Entry:
+    """One file in an archive. Folders, links and devices are none."""
+
+    name: bytes  # as it is written there: nothing but a name
+    size: int  # bytes
+    sparse: bool = False  # what is stored is not the file itself
+
+
+@dataclass(slots=True)
+class _Extended:
+    """What headers of their own say of the member behind them."""
+
+    name: bytes | None = None
+    size: int | None = None
+    sparse: bool = False
+
+
+class TarReader:
+    """Goes through an archive once. ``SourceError`` where it is no archive, or breaks off."""
+
+    def __init__(self, file: IO[bytes], *, seekable: bool) -> None:
+        """``seekable``: what nobody asks for may be left out by seeking."""
+        self._file = file
+        self._seekable = seekable
+        self._left = 0  # bytes of the entry that were not read
+        self._padding = 0
+        self._seen = 0  # members, of any kind
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The files, in their order; ``read`` gives the bytes of the last one."""
+        extended = _Extended()
+        while True:
+            self._skip()
+            block = self._file.read(BLOCK)
+            if len(block) == BLOCK and block == _ZEROS:
+                self._drain()
+                return
+            if len(block) < BLOCK:
+                raise self._cut()
+            kind = block[156]
+            size = self._size(block)
+            if kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS):
+                data = self._header(size)
+                if kind == _LONG_NAME:
+                    extended.name = data.partition(b"\0")[0]
+                elif kind != _LONG_LINK:
+                    self._read_pax(data, extended)
+                continue
+            if kind == _PAX_GLOBAL:  # says nothing that could hold for every member
+                self._expect(size)
+                continue
+            name, known = extended.name, extended
+            if name is None:
+                name = _name(block)
+            if known.size is not None:
+                size = known.size
+            extended = _Extended()
+            if kind in _WITHOUT_DATA:
+                size = 0
+            elif kind == _SPARSE:
+                self._skip_map(block)
+            self._seen += 1
+            self._expect(size)
+            folder = kind in (0, ord("0")) and name.endswith(b"/")
+            if kind not in _NO_FILES and not folder:
+                yield Entry(name, size, known.sparse or kind == _SPARSE)
+
+    def read(self, most: int) -> bytes:
+        """Up to ``most`` more bytes of the last file: fewer at its end only."""
+        want = min(most, self._left)
+        data = self._file.read(want)
+        self._left -= len(data)
+        if len(data) < want:
+            raise self._cut(whole=self._seen - 1)
+        return data
+
+    def _size(self, block: bytes) -> int:
+        """The size that a header tells, once it is known to be one."""
+        try:
+            told = _number(block[148:156])
+            total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+            good = told == total or told == _signed_sum(block)
+            size = _number(block[124:136]) if good else -1
+        except ValueError:
+            size = -1
+        if 0 <= size <= _MOST_SIZE:
+            return size
+        if self._seen:
+            raise SourceError(
+                f"is damaged after member {self._seen}: no header is where one must be"
+            )
+        raise SourceError("is not a tar archive")
+
+    def _header(self, size: int) -> bytes:
+        if size > _MOST_HEADER:
+            raise SourceError(
+                f"is damaged after member {self._seen}: a header of {size:,} bytes is over the limit "
+                f"of {_MOST_HEADER:,}"
+            )
+        self._expect(size)
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left:
+            raise self._cut()
+        return data
+
+    def _read_pax(self, data: bytes, extended: _Extended) -> None:
+        """Note what matters of records of the form ``b"LENGTH KEY=VALUE\\n"``."""
+        at, real = 0, None
+        while at < len(data) and data[at]:
+            space = data.find(b" ", at, at + 20)
+            length = int(data[at:space]) if _DIGITS.fullmatch(data, at, max(space, at)) else 0
+            end = at + length
+            if space < 0 or not space + 1 < end <= len(data):
+                raise SourceError(f"is damaged after member {self._seen}: a broken extended header")
+            key, _, value = data[space + 1 : end - 1].partition(b"=")
+            if key == b"path":
+                extended.name = value
+            elif key == b"size" and _DIGITS.fullmatch(value):
+                extended.size = int(value)
+            elif key.startswith(b"GNU.sparse."):
+                extended.sparse = True
+                real = value if key == b"GNU.sparse.name" else real
+            at = end
+        if real is not None:  # the path beside it is made up
+            extended.name = real
+
+    def _skip_map(self, block: bytes) -> None:
+        """Leave out what follows the header of a GNU sparse file."""
+        more = block[482]
+        while more:
+            block = self._file.read(BLOCK)
+            if len(block) < BLOCK:
+                raise self._cut()
+            more = block[504]
+
+    def _expect(self, size: int) -> None:
+        """``size`` bytes follow, and what fills up their last block."""
+        self._left = size
+        self._padding = -size % BLOCK
+
+    def _skip(self) -> None:
+        count = self._left + self._padding
+        self._left = self._padding = 0
+        if count >= BLOCK and self._seekable:
+            # Past the end of a file that was cut short, where no header will be.
+            self._file.seek(count, io.SEEK_CUR)
+            return
+        while count > 0:
+            data = self._file.read(min(count, _SKIP_BYTES))
+            if not data:
+                raise self._cut(whole=self._seen - 1)
+            count -= len(data)
+
+    def _drain(self) -> None:
+        """Read what fills up the last record, behind which a compressed file has its checksum."""
+        if not self._seekable:
+            self._file.read(_SKIP_BYTES)
+
+    def _cut(self, whole: int | None = None) -> SourceError:
+        seen = self._seen if whole is None else whole
+        if seen <= 0:
+            return SourceError("is not a tar archive, or was cut short before its first file ends")
+        return SourceError(f"ends after member {seen}: it was cut short")
+
+
+def is_tar(block: bytes) -> bool:
+    """Whether the first 512 bytes of a file are a tar header; that of zeros alone is none."""
+    if len(block) != BLOCK or block == _ZEROS:
+        return False
+    try:
+        return _number(block[148:156]) == sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    except ValueError:
+        return False
+
+
+def _name(block: bytes) -> bytes:
+    name = block[:100].partition(b"\0")[0]
+    if block[257:263] == b"ustar\0" and block[345]:
+        return block[345:500].partition(b"\0")[0] + b"/" + name
+    return name
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or binary where the first bit is set (GNU); ``ValueError`` for anything else."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    text = field.partition(b"\0")[0].strip()
+    if text and not text.isdigit():
+        raise ValueError(text)
+    return int(text or b"0", 8)
+
+
+def _signed_sum(block: bytes) -> int:
+    """The checksum as some old programs made it, of signed bytes."""
+    around = block[:148] + b" " * 8 + block[156:]
+    return sum(struct.unpack("512b", around))
