@@ -179,29 +179,3 @@ def absolute(path: Path | str) -> bytes:
     """The name of a file in results: its absolute path, links not followed, as bytes."""
     # Not Path.resolve: a link keeps its own name.
     return os.fsencode(os.path.abspath(path))  # noqa: PTH100
-
-
-def checked_metadata(value: object) -> dict[str, Any] | None:
-    """What is said of an image, as it will be read back: a JSON object; None for an empty one.
-
-    ``ImageError`` if it is none: not an object, numbers that are not finite, text that is not
-    Unicode, or more than 16 KiB.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise ImageError(f"metadata is a JSON object, not {_json_type(value)}")
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        size = len(text.encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ImageError(f"metadata is not JSON: {' '.join(str(error).split())}") from None
-    if size > MOST_METADATA:
-        raise ImageError(f"metadata of {size:,} bytes is over the limit of {MOST_METADATA:,}")
-    checked: dict[str, Any] = json.loads(text)  # a copy: nobody changes it any more
-    return checked or None
-
-
-def _json_type(value: object) -> str:
-    names = {list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}
-    return names.get(type(value), f"a {type(value).__name__}")
