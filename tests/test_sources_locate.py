@@ -3,6 +3,8 @@
 import io
 import os
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,13 @@ from PIL import Image
 
 from engine.errors import ImageError, UsageError
 from engine.pixels import from_array
+from engine.sources import shards
+from engine.sources.archives import TarArchive
 from engine.sources.arrays import NpyArray
 from engine.sources.base import FileItem, Problem, Skipped
 from engine.sources.locate import Query, Sources, listed, open_images
 from engine.sources.synthetic import SyntheticBits, generate
+from engine.sources.zips import ZipArchive
 
 RNG = np.random.default_rng(11)
 COLOUR = RNG.integers(0, 256, (5, 4, 6, 3), np.uint8)
@@ -36,6 +41,13 @@ def here(tmp_path, monkeypatch) -> Path:
     np.savez_compressed(tmp_path / "single.npz", x=COLOUR)
     (tmp_path / "broken.npy").write_bytes(b"text")
     return tmp_path
+
+
+def tarred(path: Path, files: dict[str, Path]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, file in files.items():
+            archive.add(file, name)
+    return path
 
 
 def items(*specs: str, **options) -> list:
@@ -135,6 +147,112 @@ def test_the_count_includes_the_rows_of_arrays():
     assert Sources(["several.npz", "one.png", "photos", "synthetic:bits?n=1e3"]).count() == 1014
     assert Sources(["photos"], recursive=False).count() == 2
     assert Sources(["broken.npy", "one.png"]).count() == 2
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+def test_an_archive_is_one_source_and_in_a_folder_none(here):
+    tarred(here / "a.tar", {"x.png": here / "one.png"})
+    tarred(here / "photos" / "a.tar", {"x.png": here / "one.png"})
+    with zipfile.ZipFile(here / "a.zip", "w") as archive:
+        archive.write(here / "one.png")
+    kinds = [type(item) for item in items("a.tar", "a.zip", "photos")]
+    assert kinds == [TarArchive, ZipArchive, FileItem, Skipped, Skipped, FileItem]
+    assert Sources(["a.zip", "one.png"]).count() == 2
+    assert Sources(["a.tar", "one.png"]).count() is None
+
+
+def test_a_pattern_stands_for_several_sources(here):
+    for number in (8, 9, 10):
+        np.save(here / f"part-{number:03d}.npy", COLOUR)
+    found = items("part-{008..010}.npy", "{one,two}.png", "part-{010..009}.npy?kind=8bit")
+    assert [Path(os.fsdecode(item.name)).name for item in found] == [
+        "part-008.npy",
+        "part-009.npy",
+        "part-010.npy",
+        "one.png",
+        "two.png",
+        "part-010.npy?kind=8bit",
+        "part-009.npy?kind=8bit",
+    ]
+    assert isinstance(found[4], Problem) and "No such file" in found[4].reason
+    assert Sources(["part-{008..010}.npy"]).count() == 15
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{0..3}", ["0", "1", "2", "3"]),
+        ("{08..11}", ["08", "09", "10", "11"]),
+        ("{8..011}", ["008", "009", "010", "011"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{a,b}-{1..2}", ["a-1", "a-2", "b-1", "b-2"]),
+        ("x{,y}", ["x", "xy"]),
+        ("plain", None),
+        ("{plain}", None),
+        ("{a..c}", None),
+        ("{1..}", None),
+        ("{-1..3}", None),
+    ],
+)
+def test_patterns_are_those_of_the_shell(pattern, names):
+    found = shards.expand(pattern)
+    assert names == (None if found is None else list(found))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{0..1000000000000}.tar", "{0..999}{0..999}.tar", "{1..2}" * 60, "{0..999999999999999999}"],
+)
+def test_a_pattern_for_too_many_is_a_usage_error(pattern):
+    with pytest.raises(UsageError, match="at most 100,000"):
+        Sources([pattern])
+
+
+@pytest.mark.parametrize("pattern", ["no-{000..150}.tar", "{a,b}.tar", "no-{0..3}.npy?kind=8bit"])
+def test_a_pattern_of_which_nothing_is_there_is_a_usage_error(pattern):
+    with pytest.raises(UsageError, match="no such file"):
+        Sources([pattern])
+
+
+def test_what_is_wrong_with_one_shard_is_its_problem(here):
+    tarred(here / "s-0.tar", {"x.png": here / "one.png"})
+    (here / "s-1.tar").write_text("text")
+    first, second = items("s-{0..1}.tar?metadata=")
+    assert isinstance(first, TarArchive) and isinstance(second, TarArchive)
+    with pytest.raises(UsageError, match="metadata="):
+        Sources(["s-{0..1}.tar?wrong=1"])
+    (here / "s-{0..1}.tar").write_bytes((here / "s-0.tar").read_bytes())
+    assert len(items("s-{0..1}.tar")) == 1  # a path that exists wins
+
+
+def test_a_member_is_an_image(here):
+    folder = here / "what?#1"
+    folder.mkdir()
+    files = {"x.png": here / "one.png", "in#side.png": here / "one.png"}
+    for path in (folder / "a#2.tar", here / "b.tar"):
+        tarred(path, files)
+        for name in files:
+            assert pixels(f"{path}#{name}") == of(COLOUR[0])
+        assert "has no member 'gone'" in problem(f"{path}#gone").reason
+    tarred(here / "b.tar#x", files)  # an archive of that name
+    assert pixels("b.tar#in#side.png") == of(COLOUR[0])
+    assert pixels("b.tar#x#x.png") == of(COLOUR[0])
+    Image.fromarray(COLOUR[1]).save(here / "b.tar#in#side.png", "PNG")
+    assert pixels("b.tar#in#side.png") == of(COLOUR[1])  # a path that exists wins
+
+
+def test_an_archive_alone_is_all_of_its_images(here):
+    (here / "text").write_text("text")
+    tarred(here / "a.tar", {"x.png": here / "one.png", "notes": here / "text"})
+    (query,) = queries("a.tar")
+    assert query.name == f"{here}/a.tar#x.png"
+    with (here / "a.tar").open("r+b") as file:
+        file.truncate(2200)  # in the second member
+    image, broken = open_images("a.tar", MOST)
+    assert isinstance(image, Query) and isinstance(broken, Problem) and "cut short" in broken.reason
+    assert "limit" in next(iter(open_images("a.tar#x.png", 5))).reason
 
 
 # --- lists ----------------------------------------------------------------------------------------

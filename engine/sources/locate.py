@@ -360,6 +360,8 @@ def _archive_of(spec: str) -> Archive | None:
         at = spec.find("?", at + 1)
     if at != -1:
         path, query = Path(spec[:at]), spec[at + 1 :]
+    if "#" in query:  # a member's; in the name of a column it is written %23
+        return None
     if not _is_file(path) or path.suffix.lower() in (*_ARRAY_SUFFIXES, *SUFFIXES):
         return None
     if path.name.lower().endswith(PARQUET_SUFFIXES):

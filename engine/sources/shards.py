@@ -110,22 +110,27 @@ def samples(files: Iterable[File]) -> Iterator[list[File]]:
     """Files that belong together; one sample is held at a time.
 
     A sample also ends before a second sidecar of a kind, before an image where it has 8 MiB of them,
-    and after 64 files.
+    after 64 files, and where ``files`` break off.
     """
     sample: list[File] = []
     key, sidecars, size = b"", set[bytes](), 0
-    for file in files:
-        same = sample and file.key == key and len(sample) < _SAMPLE_FILES
-        again = file.is_sidecar and file.kind in sidecars
-        if not same or again or (file.is_image and size >= _SAMPLE_BYTES):
-            if sample:
-                yield sample
-            sample, sidecars, size, key = [], set(), 0, file.key
-        sample.append(file)
-        if file.is_sidecar:
-            sidecars.add(file.kind)
-        elif file.is_image:
-            size += file.size
+    try:
+        for file in files:
+            same = sample and file.key == key and len(sample) < _SAMPLE_FILES
+            again = file.is_sidecar and file.kind in sidecars
+            if not same or again or (file.is_image and size >= _SAMPLE_BYTES):
+                if sample:
+                    yield sample
+                sample, sidecars, size, key = [], set(), 0, file.key
+            sample.append(file)
+            if file.is_sidecar:
+                sidecars.add(file.kind)
+            elif file.is_image:
+                size += file.size
+    except Exception:
+        if sample:
+            yield sample
+        raise
     if sample:
         yield sample
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 1 << 18
 _READ_BYTES = 1 << 16  # of the compressed file, at a time
+_LEAST_MEMORY = 16 << 20  # bytes: what all but the highest levels take, also for small files
 _CUT = "its compressed data was cut short"
 
 
@@ -75,10 +76,11 @@ _SIGNATURES = {
 
 
 def decompressor(how: str, memory: int) -> Decompressor:
-    """A new one for "gzip", "bzip2", "xz" or "zstd" that takes no more than ``memory`` bytes.
+    """A new one for "gzip", "bzip2", "xz" or "zstd" that takes no more than ``memory``, or 16 MiB.
 
     What a file says its dictionary needs is up to its writer: gigabytes are possible.
     """
+    memory = max(memory, _LEAST_MEMORY)
     if how == "gzip":
         return _Gunzip()
     if how == "bzip2":

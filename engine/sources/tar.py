@@ -101,7 +101,7 @@ class TarReader:
         data = self._file.read(want)
         self._left -= len(data)
         if len(data) < want:
-            raise self._cut(whole=self._seen - 1)
+            raise self._cut(self._seen - 1)
         return data
 
     def _size(self, block: bytes) -> int:
@@ -171,6 +171,7 @@ class TarReader:
 
     def _skip(self) -> None:
         count = self._left + self._padding
+        whole = self._seen - bool(self._left)
         self._left = self._padding = 0
         if count >= BLOCK and self._seekable:
             # Past the end of a file that was cut short, where no header will be.
@@ -179,7 +180,7 @@ class TarReader:
         while count > 0:
             data = self._file.read(min(count, _SKIP_BYTES))
             if not data:
-                raise self._cut(whole=self._seen - 1)
+                raise self._cut(whole)
             count -= len(data)
 
     def _drain(self) -> None:

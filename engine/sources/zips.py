@@ -42,7 +42,6 @@ _UTF8 = 0x800
 _UNIX = 3
 _STORED, _DEFLATED, _BZIP2, _ZSTD = 0, 8, 12, 93
 _DIRECTORY_BYTES = 1 << 16  # of the directory, read at a time
-_LEAST_WINDOW = 8 << 20  # bytes: what zstd uses below its highest levels, also for small files
 _DAMAGED = "is damaged in the archive"
 
 
@@ -138,7 +137,7 @@ def _directory(file: IO[bytes], size: int) -> _Directory:
     begin = max(0, size - _MOST_COMMENT - _END.size)
     file.seek(begin)
     tail = file.read(size - begin)
-    at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+    at = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - _END.size + 4))
     if at < 0:
         raise SourceError("is not a zip archive, or was cut short: its directory is missing")
     _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, at)
@@ -256,7 +255,7 @@ def _unpack(packed: bytes, method: int, most: int) -> bytes:
         if method == _BZIP2:
             return bz2.BZ2Decompressor().decompress(packed, most)
         if method == _ZSTD:
-            return decompressor("zstd", max(most, _LEAST_WINDOW)).decompress(packed, most)
+            return decompressor("zstd", most).decompress(packed, most)
     except damage() as error:
         raise ImageError(f"{_DAMAGED}: {' '.join(str(error).split())}") from None
     except SourceError as error:

@@ -1,0 +1,854 @@
+"""Tar and zip archives: every member in order and once, whatever else is in them, and never to disk."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import struct
+import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from engine import Store
+from engine.errors import ImageError, SourceError, UsageError
+from engine.sources import shards, tar
+from engine.sources.archives import TarArchive, begins_as_tar
+from engine.sources.base import MOST_METADATA, Member, Problem, checked_metadata
+from engine.sources.locate import Sources, open_images
+from engine.sources.streams import _zstd
+from engine.sources.zips import ZipArchive
+
+RNG = np.random.default_rng(3)
+MOST = 1 << 20
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "tar": bytes,
+    "tar.gz": gzip.compress,
+    "tar.bz2": bz2.compress,
+    "tar.xz": lzma.compress,
+    "tar.zst": lambda data: _zstd().compress(data),
+}
+SLOW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def png(side: int = 6) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (side, side, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+PNG, OTHER = png(), png()
+FILES = {"a.png": PNG, "d/b.PNG": OTHER, "notes.md": b"text", "d/no-suffix": PNG}
+
+
+def tar_bytes(files: dict[str, bytes] | list, form: int = tarfile.GNU_FORMAT, **more) -> bytes:
+    """A tar archive; of a list, also what tarfile.TarInfo says."""
+    file = io.BytesIO()
+    pairs = files.items() if isinstance(files, dict) else files
+    with tarfile.open(fileobj=file, mode="w", format=form, **more) as archive:
+        for name, data in pairs:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if data is None:
+                archive.addfile(info)
+            else:
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def a_tar(path: Path, files: dict[str, bytes] | list | bytes, **options) -> TarArchive:
+    data = files if isinstance(files, bytes) else tar_bytes(files, **options)
+    path.write_bytes(data)
+    return TarArchive(path)
+
+
+def a_zip(path: Path, files: dict[str, bytes] | list, method: int = zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in files.items() if isinstance(files, dict) else files:
+            archive.writestr(name, data)
+    return ZipArchive(path)
+
+
+def read(archive, start: int = 0, most: int = MOST) -> list:
+    return list(archive.members(start, most))
+
+
+def until(archive, most: int = MOST) -> tuple[list, str]:
+    """What an archive yields before it breaks off, and why: one line, or nothing."""
+    found = []
+    try:
+        for item in archive.members(0, most):
+            found.append(item)
+    except SourceError as error:
+        assert str(error) and len(str(error).splitlines()) == 1
+        return found, str(error)
+    return found, ""
+
+
+def member(item) -> bytes:
+    return item.name.rpartition(b"#")[2]
+
+
+def shown(items: list) -> list[tuple[str, str]]:
+    return [(type(item).__name__, member(item).decode()) for item in items]
+
+
+EXPECTED = [
+    ("Member", "a.png"),
+    ("Member", "d/b.PNG"),
+    ("Skipped", "notes.md"),
+    ("Member", "d/no-suffix"),
+]
+
+
+# --- what is read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_the_images_of_a_tar_come_in_its_order(tmp_path, suffix, form):
+    path = tmp_path / f"a.{suffix}"
+    archive = a_tar(path, COMPRESS[suffix](tar_bytes(FILES, form)))
+    found = read(archive)
+    assert shown(found) == EXPECTED
+    assert [item.data for item in found if isinstance(item, Member)] == [PNG, OTHER, PNG]
+    status = path.stat()
+    for item in found:
+        assert item.name == os.fsencode(path) + b"#" + member(item)
+        if isinstance(item, Member):
+            assert (item.mtime_ns, item.size) == (status.st_mtime_ns, status.st_size)
+            assert item.metadata is None
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_the_images_of_a_zip_come_in_its_order(tmp_path, method):
+    archive = a_zip(tmp_path / "a.zip", FILES, method)
+    found = read(archive)
+    assert shown(found) == EXPECTED
+    assert [item.data for item in found if isinstance(item, Member)][:2] == [PNG, OTHER]
+    assert archive.count == 4
+
+
+@pytest.mark.parametrize("kind", [*COMPRESS, "zip"])
+@given(data=st.data())
+@SLOW
+def test_an_archive_is_read_on_from_any_member(tmp_path, kind, data):
+    path = tmp_path / f"a.{kind}"
+    if not path.exists():
+        files = [(f"{i}.png", PNG + bytes(i)) for i in range(6)]
+        files[2:2] = [("x", b"text"), ("y.json", b"{}"), ("z.png", bytes(MOST + 1))]
+        if kind == "zip":
+            a_zip(path, files)
+        else:
+            side = [("0.json", b'{"of": 0}'), ("0.cls", b"4")]
+            path.write_bytes(COMPRESS[kind](tar_bytes(files[:1] + side + files[1:])))
+    archive = ZipArchive(path) if kind == "zip" else TarArchive(path)
+    whole = read(archive)
+    assert len(whole) == 9
+    start = data.draw(st.integers(0, 10))
+    assert read(archive, start) == whole[start:]
+    most = data.draw(st.sampled_from([1, 100, MOST, 2 * MOST]))
+    assert [item.name for item in read(archive, start, most)] == [i.name for i in whole[start:]]
+
+
+def test_folders_links_and_devices_are_no_members(tmp_path):
+    infos = []
+    for kind in [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]:
+        info = tarfile.TarInfo(f"{kind.decode()}.png")
+        info.type, info.linkname = kind, "/etc/passwd"
+        infos.append((info, None))
+    files = [("a.png", PNG), *infos, ("b.png", OTHER)]
+    assert shown(read(a_tar(tmp_path / "a.tar", files))) == [
+        ("Member", "a.png"),
+        ("Member", "b.png"),
+    ]
+    link = zipfile.ZipInfo("link.png")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    archive = a_zip(tmp_path / "a.zip", [("d/", b""), (link, b"/etc/passwd"), ("a.png", PNG)])
+    assert shown(read(archive)) == [("Member", "a.png")]
+
+
+NAMES = [
+    "../../etc/passwd.png",
+    "/absolute.png",
+    "./here.png",
+    "new\nline.png",
+    "\x1b[31mred.png",
+    "a#1.png",
+    "what?.png",
+    " .png.png",
+    "ü 😀.png",
+    "d/" * 60 + "long.png",
+    "x" * 300 + ".png",
+]
+
+
+@pytest.mark.parametrize("kind", ["ustar", "gnu", "pax", "zip"])
+def test_a_members_name_is_a_name_and_never_a_place(tmp_path, kind):
+    folder = tmp_path / "in" / "here"
+    folder.mkdir(parents=True)
+    path = folder / ("a.zip" if kind == "zip" else "a.tar")
+    names = [name for name in NAMES if kind != "ustar" or len(name) < 100]
+    files = {name: png() for name in names}
+    if kind == "zip":
+        archive = a_zip(path, files)
+    else:
+        forms = {"ustar": 0, "gnu": 1, "pax": 2}
+        archive = a_tar(path, files, form=forms[kind], encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    found = read(archive)
+    assert [item.name for item in found] == [
+        os.fsencode(path) + b"#" + name.encode() for name in names
+    ]
+    for item, data in zip(found, files.values(), strict=True):
+        assert item.data == data
+        (query,) = open_images(os.fsdecode(item.name), MOST)
+        assert query.data == data
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_that_are_no_utf_8_keep_their_bytes(tmp_path):
+    raw = b"caf\xe9\xff.png"
+    name = raw.decode(errors="surrogateescape")
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT):
+        path = tmp_path / f"{form}.tar"
+        archive = a_tar(path, {name: PNG}, form=form, errors="surrogateescape")
+        (item,) = read(archive)
+        assert member(item) == raw
+        (query,) = open_images(os.fsdecode(item.name), MOST)
+        assert query.data == PNG
+
+
+def test_old_zip_names_are_of_code_page_437(tmp_path):
+    path = tmp_path / "a.zip"
+    a_zip(path, {"cafE.png": PNG})
+    path.write_bytes(path.read_bytes().replace(b"cafE.png", b"caf\x82.png"))
+    (item,) = read(ZipArchive(path))
+    assert member(item) == "café.png".encode()
+    (query,) = open_images(f"{path}#café.png", MOST)
+    assert query.data == PNG
+
+
+def test_both_of_two_members_with_one_name_are_there(tmp_path):
+    files = [("a.png", PNG), ("a.png", OTHER)]
+    with pytest.warns(UserWarning, match="Duplicate"):
+        zipped = a_zip(tmp_path / "a.zip", files)
+    for archive in (a_tar(tmp_path / "a.tar", files), zipped):
+        assert [item.data for item in read(archive)] == [PNG, OTHER]
+
+
+def test_archives_in_archives_are_left_alone(tmp_path):
+    inner = tar_bytes(FILES)
+    files = {"in.tar": inner, "in.tar.gz": gzip.compress(inner), "in.zip": b"PK\3\4", "a.png": PNG}
+    expected = ["Skipped", "Skipped", "Skipped", "Member"]
+    assert [kind for kind, _ in shown(read(a_tar(tmp_path / "a.tar", files)))] == expected
+    assert [kind for kind, _ in shown(read(a_zip(tmp_path / "a.zip", files)))] == expected
+
+
+def test_a_member_over_the_limit_is_passed_by(tmp_path):
+    files = {"a.png": PNG, "large.png": bytes(5000), "b.png": OTHER}
+    zipped = a_zip(tmp_path / "a.zip", files, zipfile.ZIP_STORED)
+    archives = [a_tar(tmp_path / f"a.{s}", c(tar_bytes(files))) for s, c in COMPRESS.items()]
+    for archive in (*archives[:3], zipped):
+        first, large, last = read(archive, most=4000)
+        assert (
+            isinstance(large, Problem) and "5,000 bytes are over the limit of 4,000" in large.reason
+        )
+        assert (large.mtime_ns, large.size) == (0, 0)  # with more memory it may go better
+        assert (first.data, last.data) == (PNG, OTHER)
+
+
+def test_an_archive_without_anything_is_one(tmp_path):
+    assert read(a_tar(tmp_path / "a.tar", {})) == []
+    assert read(a_zip(tmp_path / "a.zip", {})) == []
+    for name in ("empty.tar", "empty.tar.gz", "empty.zip"):
+        (tmp_path / name).write_bytes(b"")
+        kind = ZipArchive if name.endswith("zip") else TarArchive
+        assert "is not a" in until(kind(tmp_path / name))[1]
+
+
+def test_an_archive_is_told_by_its_first_bytes_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for suffix, compress in COMPRESS.items():
+        data = compress(tar_bytes(FILES))
+        for name in (f"{suffix}.download", f"no-suffix-{suffix.replace('.', '')}", f"{suffix}.tar"):
+            Path(name).write_bytes(data)
+            (item,) = Sources([name])
+            assert isinstance(item, TarArchive) and shown(read(item)) == EXPECTED
+    a_zip(Path("zipped"), FILES)
+    assert isinstance(next(iter(Sources(["zipped"]))), ZipArchive)
+    a_zip(Path("book.cbz"), FILES)
+    a_zip(Path("picture.png"), FILES)
+    Path("text").write_text("text" * 500)
+    Path("zeros").write_bytes(bytes(5000))
+    for name in ("book.cbz", "picture.png", "text", "zeros"):
+        assert not isinstance(next(iter(Sources([name]))), TarArchive | ZipArchive)
+    assert not begins_as_tar(Path("gone"))
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+def said(tmp_path: Path, files: dict[str, bytes] | list, query: str = "") -> list:
+    path = tmp_path / "s.tar"
+    path.write_bytes(tar_bytes(files))
+    return read(TarArchive(path, query))
+
+
+def test_what_stands_beside_an_image_is_its_metadata(tmp_path):
+    files = {
+        "0.cls": b"7\n",
+        "0.jpg": PNG,
+        "0.json": b'{"width": 3, "label": "of the json", "deep": {"a": [1, null]}}',
+        "0.txt": "a cät\n".encode(),
+        "1.jpg": OTHER,
+        "1.cls": b"cat",
+    }
+    first, second = said(tmp_path, files)
+    assert first.metadata == {
+        "width": 3,
+        "label": 7,
+        "deep": {"a": [1, None]},
+        "text": "a cät",
+    }
+    assert second.metadata == {"label": "cat"}
+
+
+def test_a_sample_is_equal_up_to_the_first_dot_and_next_to_each_other(tmp_path):
+    files = [
+        ("d.d/0.left.png", PNG),
+        ("d.d/0.right.png", OTHER),
+        ("d.d/0.json", b'{"pair": 1}'),
+        ("d.d/0.mask.npy", b"array"),
+        ("1.png", PNG),
+        ("0.json", b'{"late": 1}'),
+        ("e/2.txt", b"of no image"),
+        ("3.png", PNG),
+        ("e/3.txt", b"of another folder"),
+    ]
+    found = said(tmp_path, files)
+    assert [
+        (type(i).__name__, member(i).decode(), getattr(i, "metadata", None)) for i in found
+    ] == [
+        ("Member", "d.d/0.left.png", {"pair": 1}),
+        ("Member", "d.d/0.right.png", {"pair": 1}),
+        ("Skipped", "d.d/0.mask.npy", None),
+        ("Member", "1.png", None),
+        ("Skipped", "0.json", None),
+        ("Skipped", "e/2.txt", None),
+        ("Member", "3.png", None),
+        ("Skipped", "e/3.txt", None),
+    ]
+
+
+def test_fields_are_chosen_or_left_out(tmp_path):
+    files = {
+        "0.png": PNG,
+        "0.json": b'{"a": 1, "b": 2}',
+        "0.cls": b"7",
+        "1.png": PNG,
+        "1.json": b"?",
+    }
+    both = said(tmp_path, files, "metadata=label,b,c")
+    assert both[0].metadata == {"label": 7, "b": 2}
+    assert both[0].name.endswith(b"s.tar?metadata=label,b,c#0.png")
+    assert isinstance(both[1], Problem)
+    assert [item.metadata for item in said(tmp_path, files, "metadata=")] == [None, None]
+    with pytest.raises(UsageError, match="metadata="):
+        TarArchive(tmp_path / "s.tar", "meta=1")
+    with pytest.raises(UsageError):
+        ZipArchive(tmp_path / "s.tar", "metadata=")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("0.json", b"{", "its .json is not JSON"),
+        ("0.json", b"[" * 100_000, "limit"),
+        ("0.json", b"[" * 60_000, "its .json is not JSON"),
+        ("0.json", b"[1]", "its .json is not an object"),
+        ("0.json", b'{"a": NaN}', "not JSON"),
+        ("0.json", b'{"a": 1e999}', "not JSON"),
+        ("0.json", b'{"a": ' + b"9" * 5000 + b"}", "its .json is not JSON"),
+        ("0.json", b'{"a": "\\ud800"}', "metadata is not JSON"),
+        ("0.json", b'{"a": "\xff"}', "its .json is not UTF-8"),
+        ("0.txt", b"\xff", "its .txt is not UTF-8"),
+        ("0.txt", b"x" * (MOST_METADATA + 1), "over the limit"),
+        ("0.txt", b"x" * (shards.MOST_SIDECAR + 1), "over the limit"),
+    ],
+)
+def test_an_image_is_not_taken_in_without_what_is_said_of_it(tmp_path, name, data, why):
+    for files in ({"0.png": PNG, name: data}, {name: data, "0.png": PNG}):
+        (found,) = said(tmp_path, files)
+        assert isinstance(found, Problem)
+        assert why in found.reason and "metadata=" in found.reason
+        assert len(found.reason.splitlines()) == 1
+        assert member(found) == b"0.png"
+
+
+def test_a_sample_is_bounded(tmp_path):
+    """Names like IMG.0001.png make a whole archive one sample."""
+    files = [(f"IMG.{i:04d}.png", PNG) for i in range(1000)]
+    held = max(len(sample) for sample in shards.samples(_files_of(files)))
+    assert held <= 64
+    assert len(said(tmp_path, files)) == 1000
+    large = [(f"IMG.{i}.png", bytes(3 << 20)) for i in range(9)]
+    assert max(len(sample) for sample in shards.samples(_files_of(large))) == 3
+    twice = [("a.png", PNG), ("a.txt", b"one"), ("a.txt", b"two")]
+    assert [len(sample) for sample in shards.samples(_files_of(twice))] == [2, 1]
+
+
+def _files_of(pairs: list[tuple[str, bytes]]) -> list[shards.File]:
+    return [shards.File(n.encode(), n.endswith(".png"), len(d)) for n, d in pairs]
+
+
+def test_metadata_is_what_json_gives_back():
+    given_ = {"a": (1, 2.5, None, True), 3: "x"}
+    assert checked_metadata(given_) == {"a": [1, 2.5, None, True], "3": "x"}
+    assert checked_metadata({}) is None and checked_metadata(None) is None
+    circle: dict = {}
+    circle["circle"] = circle
+    for wrong in (
+        ["list"],
+        "text",
+        3,
+        {"a": float("nan")},
+        {"a": object()},
+        {(1, 2): 3},
+        {"a": "\ud800"},
+        {"a": "x" * MOST_METADATA},
+        circle,
+    ):
+        with pytest.raises(ImageError) as caught:
+            checked_metadata(wrong)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+INTACT = tar_bytes([(f"{i}.png", png()) for i in range(4)])
+
+
+def cut_at(tmp_path: Path, data: bytes, suffix: str = "tar") -> tuple[list, str]:
+    path = tmp_path / f"cut.{suffix}"
+    path.write_bytes(data)
+    return until(TarArchive(path))
+
+
+@given(at=st.integers(1, len(INTACT.rstrip(b"\0"))))
+@example(at=512)
+@example(at=1024)
+@SLOW
+def test_a_tar_that_was_cut_short_says_so_after_what_is_whole(tmp_path, at):
+    whole = read(a_tar(tmp_path / "whole.tar", INTACT))
+    found, why = cut_at(tmp_path, INTACT[:at])
+    assert "cut short" in why or "is not a tar" in why
+    assert [item.data for item in found] == [item.data for item in whole[: len(found)]]
+    ends = [1024 * i + 512 + len(item.data) for i, item in enumerate(whole)]
+    assert len(found) == sum(end <= at for end in ends)
+    if found:
+        assert f"after member {len(found)}" in why
+
+
+@pytest.mark.parametrize("suffix", [s for s in COMPRESS if s != "tar"])
+@given(data=st.data())
+@SLOW
+def test_a_compressed_tar_that_was_cut_short_says_so(tmp_path, suffix, data):
+    packed = COMPRESS[suffix](INTACT)
+    whole = read(a_tar(tmp_path / "whole.tar", INTACT))
+    found, why = cut_at(tmp_path, packed[: data.draw(st.integers(10, len(packed) - 1))], suffix)
+    assert why
+    assert [item.data for item in found] == [item.data for item in whole[: len(found)]]
+
+
+@pytest.mark.parametrize("kind", [*COMPRESS, "zip"])
+@given(data=st.data())
+@SLOW
+def test_damaged_archives_end_in_one_line_or_in_images(tmp_path, kind, data):
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        a_zip(path, {f"{i}.png": PNG for i in range(4)})
+        intact = path.read_bytes()
+    else:
+        intact = COMPRESS[kind](INTACT)
+    damaged = bytearray(intact)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(damaged)
+    archive = ZipArchive(path) if kind == "zip" else TarArchive(path)
+    found, _ = until(archive)
+    assert all(len(item.data) <= MOST for item in found if isinstance(item, Member))
+
+
+@given(data=st.binary(max_size=2000))
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_noise_is_no_archive(tmp_path, data):
+    path = tmp_path / "noise"
+    for head in (
+        b"",
+        b"\x1f\x8b",
+        b"BZh9",
+        b"\xfd7zXZ\0",
+        b"\x28\xb5\x2f\xfd",
+        b"PK\3\4",
+        b"PK\5\6",
+    ):
+        path.write_bytes(head + data)
+        until(TarArchive(path))
+        until(ZipArchive(path))
+
+
+def test_a_flipped_byte_in_a_compressed_image_is_noticed(tmp_path):
+    packed = bytearray(gzip.compress(INTACT, 0))
+    packed[len(packed) // 2] ^= 1
+    _, why = cut_at(tmp_path, bytes(packed), "tar.gz")
+    assert "damaged" in why and "check" in why
+
+
+def test_several_compressed_pieces_are_one_archive(tmp_path):
+    half = len(INTACT) // 2
+    for suffix, compress in list(COMPRESS.items())[1:]:
+        pieces = compress(INTACT[:half]) + compress(INTACT[half:])
+        for padding in (b"", bytes(512)):
+            found, why = cut_at(tmp_path, pieces + padding, suffix)
+            assert (len(found), why) == (4, "")
+
+
+def test_an_archive_that_changes_meanwhile_is_to_be_read_again(tmp_path):
+    files = [(f"{i}.png", bytes(RNG.bytes(100_000))) for i in range(9)]
+    for archive in (
+        a_tar(tmp_path / "a.tar", files),
+        a_tar(tmp_path / "a.tar.gz", gzip.compress(tar_bytes(files))),
+        a_zip(tmp_path / "a.zip", files),
+    ):
+        members = archive.members(0, MOST)
+        next(members)
+        os.utime(archive._path, ns=(5, 5))
+        with pytest.raises(SourceError, match="changed while it was read") as caught:
+            list(members)
+        assert caught.value.passing
+        with pytest.raises(SourceError, match="changed"):
+            read(archive)
+
+
+def test_an_archive_that_is_gone_is_a_source_error(tmp_path):
+    archive = a_tar(tmp_path / "a.tar", FILES)
+    archive._path.unlink()
+    _, why = until(archive)
+    assert "No such file" in why
+
+
+# --- lies -----------------------------------------------------------------------------------------
+
+
+def header(name: bytes, size: int, kind: bytes = b"0") -> bytes:
+    info = tarfile.TarInfo(name.decode())
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [b"x", b"L", b"K", b"X"])
+def test_a_header_that_claims_gigabytes_is_not_read(tmp_path, kind):
+    claim = header(b"long", 10 << 30, kind)
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(INTACT[:1024] + claim + bytes(64 << 20)))
+    found: list = []
+    peak = peak_of(lambda: found.append(until(TarArchive(path))))
+    items, why = found[0]
+    assert len(items) == 1
+    assert "after member 1" in why and "over the limit" in why
+    assert peak < 4 << 20
+
+
+def test_a_size_that_claims_gigabytes_is_not_read(tmp_path):
+    for name in (b"large.png", b"large.txt", b"large"):
+        path = tmp_path / "a.tar"
+        path.write_bytes(header(name, 10 << 30) + PNG)
+        peak = peak_of(lambda path=path: until(TarArchive(path)))
+        assert peak < 2 << 20
+    size = b"30 size=10737418240\n"
+    pax = header(b"p", len(size), b"x") + size.replace(b"30", b"20").ljust(512, b"\0")
+    (tmp_path / "p.tar").write_bytes(pax + header(b"a.png", 5) + PNG)
+    (item,), why = until(TarArchive(tmp_path / "p.tar"))
+    assert isinstance(item, Problem) and "10,737,418,240 bytes" in item.reason
+    assert "cut short" in why
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"9999 path=a\n",
+        b"0 path=a\n",
+        b"path=a\n",
+        b"-5 path=a\n",
+        b" ",
+        b"9" * 30 + b" a=b\n",
+        b"2 \n",
+    ],
+)
+def test_broken_extended_headers_are_damage(tmp_path, records):
+    data = header(b"p", len(records), b"x") + records.ljust(512, b"\0") + INTACT
+    _, why = cut_at(tmp_path, data)
+    assert "extended header" in why
+
+
+def test_sizes_may_be_binary_and_checksums_signed(tmp_path):
+    data = bytearray(header(b"\xc3\xa9.png", len(PNG)))
+    data[124:136] = b"\x80" + len(PNG).to_bytes(11, "big")
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(struct.unpack("512b", bytes(data)))
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(data) + PNG.ljust(-(-len(PNG) // 512) * 512, b"\0") + bytes(1024))
+    (item,) = read(TarArchive(path))
+    assert item.data == PNG
+    negative = bytearray(data)
+    negative[124:136] = b"\xff" * 12
+    path.write_bytes(bytes(negative) + bytes(1024))
+    assert "is not a tar" in until(TarArchive(path))[1]
+
+
+def test_sparse_files_are_not_what_is_stored(tmp_path):
+    info = bytearray(header(b"a.png", 512, b"S"))
+    info[482] = 1  # a map goes on behind it
+    info[148:156] = b" " * 8
+    info[148:156] = b"%06o\0 " % sum(info)
+    more = bytearray(512)
+    more[504] = 0
+    data = bytes(info) + bytes(more) + PNG[:100].ljust(512, b"\0") + INTACT
+    (tmp_path / "a.tar").write_bytes(data)
+    first, *rest = read(TarArchive(tmp_path / "a.tar"))
+    assert isinstance(first, Problem) and "sparse" in first.reason
+    assert len(rest) == 4
+    name = b"26 GNU.sparse.name=real.png\n"
+    record = b"%d" % len(name) + name[2:]
+    pax = header(b"p", len(record), b"x") + record.ljust(512, b"\0") + header(b"GNUSparse/0", 0)
+    (tmp_path / "b.tar").write_bytes(pax + bytes(1024))
+    (item,) = read(TarArchive(tmp_path / "b.tar"))
+    assert isinstance(item, Problem) and member(item) == b"real.png"
+
+
+def test_names_that_no_store_can_keep_are_problems(tmp_path):
+    for value, why in [(b"a\0b.png", "null byte"), (b"x" * 5000 + b".png", "name of 5,004 bytes")]:
+        record = b" path=" + value + b"\n"
+        length = next(n for n in range(9999) if len(b"%d" % n + record) == n)
+        record = b"%d" % length + record
+        data = header(b"p", len(record), b"x") + record.ljust(-(-len(record) // 512) * 512, b"\0")
+        (tmp_path / "a.tar").write_bytes(data + header(b"a.png", 0) + bytes(1024))
+        (item,) = read(TarArchive(tmp_path / "a.tar"))
+        assert isinstance(item, Problem) and why in item.reason
+    data = bytearray(tar_bytes({"a": PNG}))
+    data[:512] = header(b"", len(PNG))
+    (tmp_path / "a.tar").write_bytes(data)
+    (item,) = read(TarArchive(tmp_path / "a.tar"))
+    assert isinstance(item, Problem) and "without a name" in item.reason
+
+
+def test_what_takes_too_much_memory_to_decompress_is_not(tmp_path):
+    zstd = _zstd()
+    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.checksum_flag: 1}
+    compressor = zstd.ZstdCompressor(options=options)
+    packed = compressor.compress(INTACT) + compressor.flush()
+    found, why = cut_at(tmp_path, packed, "tar.zst")
+    assert not found and "raise --memory" in why
+    path = tmp_path / "cut.tar.zst"
+    assert len(read(TarArchive(path), most=1 << 27)) == 4
+    large = lzma.compress(INTACT, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 27}])
+    found, why = cut_at(tmp_path, large, "tar.xz")
+    assert not found and "raise --memory" in why
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    path = tmp_path / "a.zip"
+    bomb = zipfile.ZipInfo("bomb.png")
+    bomb.compress_type = zipfile.ZIP_DEFLATED
+    a_zip(path, [(bomb, bytes(50 << 20)), ("a.png", PNG)])
+    peak = peak_of(lambda: read(ZipArchive(path)))
+    assert peak < 4 << 20
+    large, image = read(ZipArchive(path))
+    assert "over the limit" in large.reason and image.data == PNG
+    # The same, but it says that it is small.
+    data = bytearray(path.read_bytes())
+    at = data.find(b"PK\1\2")
+    data[at + 24 : at + 28] = struct.pack("<L", 1000)
+    path.write_bytes(data)
+    found: list = []
+    peak = peak_of(lambda: found.extend(read(ZipArchive(path))))
+    assert peak < 4 << 20
+    assert "more comes out than it says" in found[0].reason and found[1].data == PNG
+
+
+def test_members_that_overlap_are_not_all_unpacked(tmp_path):
+    path = tmp_path / "a.zip"
+    files = [(f"{i:03d}.png", RNG.bytes(1000)) for i in range(20)]
+    a_zip(path, files, zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    start = at = data.find(b"PK\1\2")
+    entry = bytes(data[at : data.find(b"PK\1\2", at + 4)])
+    end = bytearray(data[-22:])
+    count = 400
+    end[8:12] = struct.pack("<2H", count, count)
+    end[12:20] = struct.pack("<2L", count * len(entry), start)
+    path.write_bytes(bytes(data[:start]) + entry * count + bytes(end))
+    found, why = until(ZipArchive(path))
+    assert "overlap" in why
+    assert len(found) < 60
+
+
+def test_a_directory_that_claims_more_than_there_is_is_damage(tmp_path):
+    path = tmp_path / "a.zip"
+    a_zip(path, FILES)
+    data = bytearray(path.read_bytes())
+    end64 = struct.pack(
+        "<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1 << 40, 1 << 40, 1 << 40, len(data) - 22
+    )
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - 22, 1)
+    end = data[-22:-14] + b"\xff" * 12 + b"\0\0"
+    path.write_bytes(bytes(data[:-22]) + end64 + locator + bytes(end))
+    found, why = until(ZipArchive(path))
+    assert not found and "damaged" in why
+    assert ZipArchive(path).count is None
+    data[-14:-10] = struct.pack("<2H", 0xFFFE, 0xFFFE)  # a count alone
+    path.write_bytes(data)
+    assert len(read(ZipArchive(path))) == 4
+    assert (ZipArchive(path).count or 0) < 100
+
+
+def test_what_is_in_front_of_a_zip_does_not_matter(tmp_path):
+    path = tmp_path / "a.zip"
+    a_zip(path, FILES)
+    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+    assert shown(read(ZipArchive(path))) == EXPECTED
+
+
+def test_encrypted_members_are_problems(tmp_path):
+    path = tmp_path / "a.zip"
+    a_zip(path, FILES)
+    data = bytearray(path.read_bytes())
+    at = data.find(b"PK\1\2")
+    while at >= 0:
+        data[at + 8] |= 1
+        at = data.find(b"PK\1\2", at + 4)
+    path.write_bytes(data)
+    kinds = shown(read(ZipArchive(path)))
+    assert [kind for kind, _ in kinds] == ["Problem", "Problem", "Skipped", "Skipped"]
+    assert "is encrypted" in read(ZipArchive(path))[0].reason
+
+
+def test_damaged_members_of_a_zip_are_problems_and_the_rest_is_read(tmp_path):
+    path = tmp_path / "a.zip"
+    a_zip(path, {"a.png": PNG, "b.png": OTHER}, zipfile.ZIP_STORED)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(PNG, PNG[:50] + b"!" + PNG[51:]))
+    first, second = read(ZipArchive(path))
+    assert "checksum" in first.reason and second.data == OTHER
+    path.write_bytes(data.replace(b"PK\3\4", b"PK\3\5", 1))
+    first, second = read(ZipArchive(path))
+    assert "not where the directory says" in first.reason and second.data == OTHER
+    at = data.find(b"PK\1\2")
+    path.write_bytes(data[: at + 10] + b"\x09" + data[at + 11 :])
+    assert "method 9" in read(ZipArchive(path))[0].reason
+
+
+# --- many -----------------------------------------------------------------------------------------
+
+
+def many_tar(path: Path, count: int) -> None:
+    block = PNG.ljust(-(-len(PNG) // 512) * 512, b"\0")
+    with path.open("wb") as file:
+        for i in range(count):
+            file.write(header(b"%06d.png" % i, len(PNG)) + block)
+        file.write(bytes(1024))
+
+
+def test_memory_does_not_grow_with_the_members(tmp_path):
+    many_tar(tmp_path / "a.tar", 100_000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", allowZip64=True) as archive:
+        for i in range(100_000):  # more than 65,535: a zip64 archive
+            archive.writestr(zipfile.ZipInfo(f"{i:06d}.png"), b"\x89PNG")
+    for archive in (TarArchive(tmp_path / "a.tar"), ZipArchive(tmp_path / "a.zip")):
+        found: list = []
+        # Passing by what is done takes the memory that reading takes; tracing it takes time.
+        peak = peak_of(lambda a=archive, f=found: f.extend(a.members(99_900, MOST)))
+        assert len(found) == 100
+        assert peak < 2 << 20
+    assert ZipArchive(tmp_path / "a.zip").count == 100_000
+
+
+def test_a_plain_tar_is_read_on_without_reading_what_is_done(tmp_path, monkeypatch):
+    path = tmp_path / "a.tar"
+    archive = a_tar(path, [(f"{i}.png", bytes(1 << 20)) for i in range(8)])
+    read_ = tar.TarReader.read
+    asked: list[int] = []
+
+    def spy(self, most: int) -> bytes:
+        asked.append(most)
+        return read_(self, most)
+
+    monkeypatch.setattr(tar.TarReader, "read", spy)
+    assert len(read(archive, 7)) == 1
+    assert sum(asked) <= 1 << 20
+
+
+# --- through the store ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*COMPRESS, "zip"])
+def test_an_archive_is_ingested_looked_up_and_unchanged(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    files = {**FILES, "bad.png": b"text", "../up.png": png()}
+    if kind == "zip":
+        a_zip(path, files)
+    else:
+        path.write_bytes(COMPRESS[kind](tar_bytes(files)))
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        report = store.ingest(str(path))
+        assert (report.added, report.duplicates) == (3, 1)
+        assert (report.rejected, report.skipped) == (1, 1)
+        again = store.ingest(str(path))
+        assert (again.added, again.unchanged, again.skipped) == (0, 4, 1)
+        for name, data in files.items():
+            if name.endswith("md") or data == b"text":
+                continue
+            result = store.lookup(data)
+            assert f"{path}#{name}" in result.identical[0].sources
+            (found,) = (
+                store.lookup_many([f"{path}#{name}"])
+                if hasattr(store, "lookup_many")
+                else [store.lookup(f"{path}#{name}")]
+            )
+            assert found.identical[0].id == result.identical[0].id
+
+
+def test_metadata_of_a_shard_is_kept(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes({"0.png": PNG, "0.json": json.dumps({"caption": "a"}).encode()}))
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        store.ingest(str(path))
+        assert store.get(1).metadata == {"caption": "a"}
+
+
+def test_an_archive_that_breaks_off_is_rejected_after_what_is_whole(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(INTACT[:2600])
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        report = store.ingest(str(path))
+        assert (report.added, report.rejected) == (2, 1)
