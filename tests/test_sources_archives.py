@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine import Store
-from engine.errors import ImageError, SourceError, UsageError
+from engine.errors import SourceError, UsageError
 from engine.sources import shards, tar
 from engine.sources.archives import TarArchive, begins_as_tar
-from engine.sources.base import MOST_METADATA, Member, Problem, checked_metadata
+from engine.sources.base import METADATA_LIMIT, Member, Problem
 from engine.sources.locate import Sources, open_images
 from engine.sources.streams import _zstd
 from engine.sources.zips import ZipArchive
@@ -379,10 +379,10 @@ def test_fields_are_chosen_or_left_out(tmp_path):
         ("0.json", b'{"a": NaN}', "not JSON"),
         ("0.json", b'{"a": 1e999}', "not JSON"),
         ("0.json", b'{"a": ' + b"9" * 5000 + b"}", "its .json is not JSON"),
-        ("0.json", b'{"a": "\\ud800"}', "metadata is not JSON"),
+        ("0.json", b'{"a": "\\ud800"}', "no JSON object"),
         ("0.json", b'{"a": "\xff"}', "its .json is not UTF-8"),
         ("0.txt", b"\xff", "its .txt is not UTF-8"),
-        ("0.txt", b"x" * (MOST_METADATA + 1), "over the limit"),
+        ("0.txt", b"x" * (METADATA_LIMIT + 1), "over the limit"),
         ("0.txt", b"x" * (shards.MOST_SIDECAR + 1), "over the limit"),
     ],
 )
@@ -409,28 +409,6 @@ def test_a_sample_is_bounded(tmp_path):
 
 def _files_of(pairs: list[tuple[str, bytes]]) -> list[shards.File]:
     return [shards.File(n.encode(), n.endswith(".png"), len(d)) for n, d in pairs]
-
-
-def test_metadata_is_what_json_gives_back():
-    given_ = {"a": (1, 2.5, None, True), 3: "x"}
-    assert checked_metadata(given_) == {"a": [1, 2.5, None, True], "3": "x"}
-    assert checked_metadata({}) is None and checked_metadata(None) is None
-    circle: dict = {}
-    circle["circle"] = circle
-    for wrong in (
-        ["list"],
-        "text",
-        3,
-        {"a": float("nan")},
-        {"a": object()},
-        {(1, 2): 3},
-        {"a": "\ud800"},
-        {"a": "x" * MOST_METADATA},
-        circle,
-    ):
-        with pytest.raises(ImageError) as caught:
-            checked_metadata(wrong)
-        assert len(str(caught.value).splitlines()) == 1
 
 
 # --- damage ---------------------------------------------------------------------------------------

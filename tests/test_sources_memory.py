@@ -304,7 +304,7 @@ def test_what_is_wrong_in_a_stream_is_told_and_the_rest_goes_on(tmp_path: Path) 
         assert "no text" in reasons["memory:(13)"]
         assert "5,000 bytes" in reasons["memory:(14)"]
         assert "not JSON compliant" in reasons["memory:said"]
-        assert "16,384 are kept" in reasons["memory:long"]
+        assert "over the limit of 16,384" in reasons["memory:long"]
         assert "not a tuple of 1" in reasons["memory:(19)"]
         assert "not a str" in reasons["memory:(20)"]
         assert all("\n" not in reason for reason in reasons.values())
@@ -371,8 +371,8 @@ def test_what_is_said_later_of_an_image_is_kept(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         store.ingest(data, name="x")
         assert store.ingest(data, name="x", metadata={}).unchanged == 1
-        assert store.ingest(data, name="x", metadata={"label": "é\ud800"}).duplicates == 1
-        assert store.get(1).metadata == {"label": "é\ud800"}
+        assert store.ingest(data, name="x", metadata={"label": "é"}).duplicates == 1
+        assert store.get(1).metadata == {"label": "é"}
         assert store.info().sources == 1
 
 
@@ -444,7 +444,7 @@ def test_members_say_what_they_are() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec=None, exclude_categories=[])),
+    | st.text(),
     lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(), inside, max_size=4),
     max_leaves=20,
 )  # fmt: skip
@@ -476,7 +476,8 @@ def nested(levels: int) -> dict[str, Any]:
         ({"a": b"x"}, "not JSON serializable"),
         ({"a": np.float32(1)}, "not JSON serializable"),
         ({"a": 10**5000}, "no JSON object"),
-        ({"a": "x" * METADATA_LIMIT}, "16,384 are kept"),
+        ({"a": "x" * METADATA_LIMIT}, "over the limit of 16,384"),
+        ({"a": "\ud800"}, "surrogates not allowed"),
         (nested(33), "more than 32 levels"),
         (nested(5000), "no JSON object|levels"),
     ],

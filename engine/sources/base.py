@@ -19,8 +19,6 @@ Rows = npt.NDArray[np.uint8]
 METADATA_LIMIT = 16 << 10  # bytes as JSON: it is read with every record
 _DEEPEST = 32  # levels of objects and lists in metadata: readers go down them one by one
 
-MOST_METADATA = 16 << 10  # bytes of JSON, of one image
-
 
 @dataclass(frozen=True, slots=True)
 class FileItem:
@@ -151,7 +149,8 @@ Item = FileItem | Member | ArrayItem | ArchiveItem | Problem | Skipped
 def checked_metadata(value: object) -> dict[str, Any] | None:
     """What is said of an image, as it is kept: a JSON object, at most 16 KiB; None if it is empty.
 
-    Raises ``ImageError`` for anything else, and for numbers that are not finite.
+    Raises ``ImageError`` for anything else, for numbers that are not finite and text that is not
+    Unicode.
     """
     if value is None:
         return None
@@ -159,9 +158,10 @@ def checked_metadata(value: object) -> dict[str, Any] | None:
         raise ImageError("its metadata is no JSON object with text for keys")
     try:
         text = json.dumps(value, allow_nan=False)
+        json.dumps(value, ensure_ascii=False).encode()  # no half of a character, as JSON may hold
         if len(text) > METADATA_LIMIT:
             raise ImageError(
-                f"its metadata has {len(text):,} bytes, and {METADATA_LIMIT:,} are kept at most"
+                f"its metadata of {len(text):,} bytes is over the limit of {METADATA_LIMIT:,}"
             )
         found: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:

@@ -130,7 +130,7 @@ class ParquetTable:
                 yield Member(name, self.mtime_ns, self.size, value, checked_metadata(metadata))
             except ImageError as error:
                 reason = str(error)
-                if reason.startswith("metadata"):
+                if reason.startswith("its metadata"):
                     reason += "; 'FILE.parquet?metadata=' takes the images alone"
                 stamp = (0, 0) if error.passing else (self.mtime_ns, self.size)
                 yield Problem(name, reason, *stamp)
