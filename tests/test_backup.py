@@ -331,6 +331,73 @@ def test_backups_beside_a_writer_are_each_one_commit(tmp_path: Path, tiny_encode
         assert store.check().problems == ()
 
 
+def test_keys_that_move_while_they_are_opened_are_opened_again(
+    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that is gone when it is to be opened: what is in it is in tables that were not listed."""
+    shutil.copytree(full / "store", tmp_path / "store")
+    monkeypatch.setattr(keys, "_LONG_LOG", -1)
+    open_, turns = held.Held.open, []
+    with Store.open(tmp_path / "store") as writer:
+        writer.ingest(f"{SOURCE}&n=700", encoder="none")
+
+        def meanwhile(files: held.Held, name: str) -> None:
+            if not turns:
+                writer._files.keys.settle()
+            turns.append(name)
+            open_(files, name)
+
+        monkeypatch.setattr(held.Held, "open", meanwhile)
+        with Store.open(tmp_path / "store", read_only=True) as store:
+            store.backup(tmp_path / "copy")
+    assert turns.count("keys/IDENTITY") == 2
+    with Store.open(tmp_path / "copy") as copy:
+        assert copy.check().problems == ()
+        assert copy.lookup(f"{SOURCE}#699", tiers=IDENTICAL).identical
+
+
+def test_what_a_killed_writer_left_in_extents_is_not_copied(full: Path, tmp_path: Path) -> None:
+    shutil.copytree(full / "store", tmp_path / "store")
+    for path in (tmp_path / "store").glob("*/*.blobs"):
+        with path.open("ab") as file:
+            file.write(b"never committed")
+    with Store.open(tmp_path / "store") as store:
+        assert store.check().leftover_bytes > 0
+        store.backup(tmp_path / "copy")
+    with Store.open(tmp_path / "copy") as copy:
+        assert copy.check().leftover_bytes == 0
+        assert copy.check().problems == ()
+
+
+def test_extents_and_segments_of_later_commits_are_not_copied(
+    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the manifest names and the copied keys do not have yet."""
+    shutil.copytree(full / "store", tmp_path / "store")
+    real = backup.hold_rest
+
+    @contextmanager
+    def later(store: Path) -> Iterator[Any]:
+        with Store.open(store) as other:
+            other.ingest(f"{SOURCE}&n=700")
+        with real(store) as got:
+            yield got
+
+    with Store.open(tmp_path / "store", read_only=True) as store, monkeypatch.context() as patch:
+        expected = seen(store)
+        patch.setattr(backup, "hold_rest", later)
+        store.backup(tmp_path / "copy")
+    with Store.open(tmp_path / "copy") as copy:
+        assert copy.check().problems == ()
+        assert copy.check().leftover_bytes == 0
+        found = seen(copy)
+        # Where segments were merged since, the copy has fewer, and searches more exactly.
+        assert [*found[1:3], *found[4:]] == [*expected[1:3], *expected[4:]]
+        assert copy.info().images == expected[0].images == 220
+        assert copy.ingest(f"{SOURCE}&n=300").added == 90
+        assert copy.check().problems == ()
+
+
 def test_what_a_writer_gives_up_meanwhile_begins_the_backup_anew(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,12 +75,10 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
         for attempt in range(_TRIES):
             before = keys.version(folder)
             if before is not None:
-                current, size = before
-                log = f"{keys.FOLDER}/{current.decode().strip()}"
-                _open_keys(held, folder, log)
+                current, _ = before
+                _open_keys(held, folder, current.decode().strip())
                 held.measure()
-                if keys.version(folder) == before and log in held.files:
-                    held.files[log].size = size
+                if keys.version(folder) == before:
                     yield held, current
                     return
                 held.close()
@@ -97,16 +95,16 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
 
 
 def _open_keys(held: Held, folder: Path, log: str) -> None:
+    """Open RocksDB's files; ``log`` is its MANIFEST."""
     try:
         there = [entry.name for entry in folder.iterdir()]
     except OSError as error:
         raise StoreError(f"{folder} cannot be read: {error.strerror}") from None
-    for entry in there:
-        name = f"{keys.FOLDER}/{entry}"
-        if name == log or _KEPT_KEYS.fullmatch(entry):
+    for name in there:
+        if name == log or _KEPT_KEYS.fullmatch(name):
             # One that is gone by now was not of this state, or the state will turn out to have moved.
             with contextlib.suppress(FileNotFoundError):
-                held.open(name)
+                held.open(f"{keys.FOLDER}/{name}")
 
 
 @contextlib.contextmanager
