@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -43,9 +44,11 @@ from engine.records import (
     IngestPlan,
     IngestReport,
     LookupResult,
+    RemoveReport,
     StoreInfo,
 )
 from engine.records import Problem as CheckProblem
+from engine.remove import Remove
 from engine.repair import Repair
 from engine.sources.base import Item, Problem, checked_metadata
 from engine.sources.locate import Query, Sources, open_images
@@ -208,6 +211,40 @@ class Store:
             stop=stop,
         )
         return run.run(given)
+
+    def remove(
+        self,
+        *,
+        ids: Iterable[int] = (),
+        sources: Iterable[str | os.PathLike[str]] = (),
+        missing: bool = False,
+        progress: Callable[[int, int | None], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> RemoveReport:
+        """Remove images by id, and sources by name; an image goes with the last of its sources.
+
+        A source is a path as results show it, or a relative one. It stands for itself, for the rows of
+        an array, for the members of an archive and for everything below a folder, whether these are on
+        disk or not; "b.npy#17" is one row. ``missing``: also what is not there any more on disk.
+        What is named and is not in the store is told in the report. An image that comes back later
+        gets a new id. The disk is given back by ``optimize``.
+        ``progress(done, total)`` is called as it goes; ``stop()`` is asked after each commit.
+
+        Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; run again, it goes on.
+        """
+        wanted = [operator.index(id_) for id_ in ids]
+        names = [os.fspath(name) for name in ([sources] if isinstance(sources, str) else sources)]
+        if not wanted and not names and not missing:
+            raise UsageError("name what to remove: ids, sources, or what is missing")
+        tell = None
+        if progress is not None:
+            total, report = (None if names or missing else len(set(wanted))), progress
+            report(0, total)
+
+            def tell(done: int) -> None:
+                report(done, total)
+
+        return Remove(self._files, progress=tell, stop=stop).run(wanted, names, missing=missing)
 
     @classmethod
     def plan(

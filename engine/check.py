@@ -4,8 +4,10 @@
                bytes are of some append
 2. images      each record has its key and each key its record: their sums are equal, else they are
                looked for one by one; kept pixels lie in committed bytes, and where an append is
-               damaged, which images' are; their number is the committed one
-3. sources     each name has an image that names it back; their number is the committed one
+               damaged, which images' are; what is kept of no image is what counts as dead; their
+               number is the committed one, and with those removed that of all ids given
+3. sources     each name has an image that names it back; no run is of removed images only; their
+               number is the committed one
 4. vectors     as many ids as vectors, ascending, each of a known image; their encoder can be loaded
 5. segments    checksum
 6. leftovers   bytes that an interrupted writer left behind: no damage, and gone with the next write
@@ -66,6 +68,7 @@ class Damage:
     appends: list[DamagedAppend] = field(default_factory=list)
     images: list[int] = field(default_factory=list)  # whose kept pixels are damaged
     images_known: bool = False  # whether these are all of them: the keys could be read
+    dead: dict[str, int] | None = None  # what is to count as dead, where that is something else
     segments: list[SegmentEntry] = field(default_factory=list)
     encoder: bool = False
 
@@ -90,6 +93,7 @@ class Check:
         self._all_there = False  # whether these bits are all
         # Its own: the store's may have a file open that is gone or replaced by now.
         self._pixels = ExtentReader(store.path, extents.PIXELS)
+        self._live: collections.Counter[int] = collections.Counter()  # kept bytes, by extent
 
     def run(self) -> CheckReport:
         """Look at everything."""
@@ -204,6 +208,14 @@ class Check:
             self._say(
                 "keys", f"{store.state.images} images are committed, {self._images} are there"
             )
+        given = store.state.next_id - 1
+        if store.state.images + store.state.removed != given:
+            self._say(
+                "keys",
+                f"{given} ids were given, and {store.state.images} images and "
+                f"{store.state.removed} removed ones do not make them up",
+            )
+        self._dead()
         prints = store.state.extents.get(extents.FINGERPRINTS.name, [])
         rows_kept = sum(size for _, size in prints) // extents.FINGERPRINTS.row_bytes
         if rows_kept != store.state.next_id - 1:
@@ -215,6 +227,20 @@ class Check:
             also = f" and {more} more" if more > 0 else ""
             images = "image" if len(self.damage.images) == 1 else "images"
             self._say("pixels", f"the kept pixels of {images} {named}{also} are damaged or lost")
+
+    def _dead(self) -> None:
+        """Whether what counts as dead of each extent of pixels is what no image has."""
+        state = self._store.state
+        committed = state.extents.get(extents.PIXELS.name, [])
+        dead = {str(n): size - self._live[n] for n, size in committed if size != self._live[n]}
+        if dead == state.dead:
+            return
+        self.damage.dead = dead
+        for number in sorted(dead.keys() | state.dead.keys(), key=int):
+            told, found = state.dead.get(number, 0), dead.get(number, 0)
+            if told != found:
+                part = self._store.part(extents.PIXELS, int(number))
+                self._say(part, f"{told:,} bytes count as dead, {found:,} are of no image")
 
     def _read_records(self) -> tuple[int, int]:
         """Read all records; how many images they are of, and the sum of (id, key)."""
@@ -245,6 +271,9 @@ class Check:
             for id_ in rows.ids[~self._are_there(rows.ids)]:
                 self._say("keys", f"image {id_} has a key and no record")
             self._kept(rows, committed, damaged)
+            for number in np.unique(rows.extents[rows.kept]).tolist():
+                mine = rows.kept & (rows.extents == number)
+                self._live[number] += int(rows.lengths[mine].sum())
             for key in [key for key, _ in batch if len(key) > _KEY]:  # next to none
                 id_ = int.from_bytes(key[_KEY:], "big")
                 if id_ not in [row.id for row in store.image_of(key[:_KEY])]:
@@ -304,7 +333,9 @@ class Check:
     def _files(self) -> None:
         for batch in _batches(self._store.keys.scan("files")):
             ids = np.array([int.from_bytes(id_, "big") for _, id_ in batch], np.int64)
-            for id_ in ids[~self._are_there(ids)]:
+            # After a removal, a file that had changed since may go on naming an image that is gone.
+            there = self._given(ids) if self._store.state.removed else self._are_there(ids)
+            for id_ in ids[~there]:
                 self._say("keys", f"a file names image {id_}, not there")
         for table in ("arrays", "rejects"):  # nothing to compare with; reading is what may fail
             for _ in self._store.keys.scan(table):
@@ -334,12 +365,15 @@ class Check:
         for batch in _batches(store.keys.scan("runs", b"r")):
             runs = [Run.from_row(key, value) for key, value in batch]
             twins = self._values("runs", [run.by_id[0] for run in runs])
-            self._sources += sum(run.count for run in runs)
             for run, twin in zip(runs, twins, strict=True):
                 if twin is None:
                     self._say("keys", f"rows {run.row} … of array {run.array} are not found by id")
-                last = run.id + run.step * (run.count - 1)
-                if last >= store.state.next_id:
+                images = run.count if run.step else 1
+                there = int(self._are_there(np.arange(run.id, run.id + images)).sum())
+                self._sources += there if run.step else run.count
+                # A run of several may go on covering images that were removed.
+                whole = run.id + images <= store.state.next_id and there
+                if not whole or (there < images and not store.state.removed):
                     self._say("keys", f"rows of array {run.array} name images that are not there")
         by_id = itertools.chain(store.keys.scan("runs", b"i"), store.keys.scan("runs", ONE))
         for batch in _batches(by_id):
@@ -391,7 +425,8 @@ class Check:
             ids = vectors.ids(rows)
             ordered = bool((np.diff(ids) > 0).all()) and int(ids[0]) > last
             last = int(ids[-1])
-            if not ordered or not self._are_there(ids).all():
+            there = self._given(ids) if store.state.removed else self._are_there(ids)
+            if not ordered or not there.all():
                 self._say("vectors", f"rows {start} to {start + len(ids)} name unknown images")
         vectors.close()
 
@@ -419,12 +454,17 @@ class Check:
 
     def _are_there(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of these images have records; where not all could be read, which may have."""
-        inside = (ids > 0) & (ids < self._store.state.next_id)
+        inside = self._given(ids)
         if not self._all_there:
             return inside
         at = np.where(inside, ids, 0)
         there: npt.NDArray[np.bool_] = (self._there[at >> 3] >> (at & 7) & 1).astype(np.bool_)
         return inside & there
+
+    def _given(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of these ids were ever given to an image."""
+        given: npt.NDArray[np.bool_] = (ids > 0) & (ids < self._store.state.next_id)
+        return given
 
     def _values(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         return self._store.keys.get_many(table, list(keys))

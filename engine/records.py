@@ -166,6 +166,31 @@ class IngestPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveReport:
+    """What a removal did."""
+
+    images: int  # that are gone, with all that was known of them
+    sources: int
+    not_found: tuple[str, ...]  # ids and names that were asked for and are not there
+    seconds: float
+    kept: tuple[str, ...] = ()  # sources that may be missing and may not, and why they stay
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeReport:
+    """What an optimize did; bytes are of the disk."""
+
+    bytes_before: int
+    bytes_after: int
+    rewritten: int  # extents of pixels that are no more
+    moved: int  # images whose pixels lie elsewhere now
+    seconds: float
+    skipped: tuple[str, ...] = ()  # what was not done, and why
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StoreInfo:
     """The state of a store, counted and measured."""
 

@@ -16,6 +16,8 @@ from engine.records import (
     IngestReport,
     LookupResult,
     NearHit,
+    OptimizeReport,
+    RemoveReport,
     SimilarHit,
     StoreInfo,
 )
@@ -103,6 +105,31 @@ def plan_text(plan: IngestPlan) -> str:
     return "\n".join(lines)
 
 
+def remove_text(report: RemoveReport) -> str:
+    """What a removal did."""
+    images, sources = _count(report.images, "image"), _count(report.sources, "source")
+    lines = [f"{images} and {sources} removed in {report.seconds:.1f} s"]
+    if report.images:
+        lines.append("'engine optimize' gives their disk space back")
+    if report.interrupted:
+        lines.append("interrupted: what is counted is committed; run it again to go on")
+    return "\n".join(lines)
+
+
+def optimize_text(report: OptimizeReport) -> str:
+    """What an optimize did."""
+    lines = [
+        f"{size(report.bytes_before)} on disk before, {size(report.bytes_after)} after, "
+        f"in {report.seconds:.1f} s",
+        f"{_count(report.rewritten, 'extent')} of pixels rewritten, "
+        f"{_count(report.moved, 'image')} moved",
+    ]
+    lines += [f"not done: {what}" for what in report.skipped]
+    if report.interrupted:
+        lines.append("interrupted: what is done is committed; run it again to go on")
+    return "\n".join(lines)
+
+
 def info_text(info: StoreInfo) -> str:
     """The state of a store as a table."""
     encoder = "none"
@@ -110,7 +137,7 @@ def info_text(info: StoreInfo) -> str:
         encoder = f"{info.encoder['name']}, {info.encoder['dim']} dimensions"
     rows = [
         ("store", info.path),
-        ("images", f"{info.images:,}"),
+        ("images", f"{info.images:,}" + (f" ({info.removed:,} removed)" if info.removed else "")),
         ("sources", f"{info.sources:,}"),
         ("vectors", f"{info.vectors:,}"),
         ("rejects", f"{info.rejects:,}"),

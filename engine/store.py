@@ -35,10 +35,11 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.records import Buffer, Place
 from engine.storage import extents, keys, manifest, segments
-from engine.storage.chunk import Chunk, NewImage, NewRows
+from engine.storage.chunk import Chunk, NewImage, NewRows, Removal
 from engine.storage.extents import Append, ExtentWriter, Family
 from engine.storage.files import fsync_dir
 from engine.storage.keys import Batch
+from engine.storage.live import sources_in
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import EncoderEntry, Manifest
 from engine.storage.notice import commit_of
@@ -52,6 +53,7 @@ from engine.storage.rows import (
     pack_records,
     u64,
 )
+from engine.storage.state import State
 from engine.storage.vectors import Vectors
 from engine.storage.view import StoreView
 
@@ -273,6 +275,7 @@ class StoreFiles(StoreView):
             commit=self.state.commit + 1,
             vectors=dict(self.state.vectors),
             extents={name: [list(pair) for pair in v] for name, v in self.state.extents.items()},
+            dead=dict(self.state.dead),
         )
         batch = self.keys.batch()
         self._appends = []
@@ -314,6 +317,10 @@ class StoreFiles(StoreView):
                 self._put_new_rows(batch, rows, first_id + len(images), first_row)
             for one, place in zip(rekept, replaced, strict=True):
                 batch.put("images", one.key, one.row._replace(place=place).pack())
+                if one.row.place is not None:
+                    state.bury(one.row.place)
+            if chunk.removal is not None:
+                self._put_removal(batch, chunk.removal, state)
             self._put_metadata(batch, chunk.described)
             state.sources += self._put_sources(batch, chunk)
         finally:
@@ -344,6 +351,18 @@ class StoreFiles(StoreView):
         if self._index is not None:
             self._index.close()
             self._index = None
+
+    def _put_removal(self, batch: Batch, removal: Removal, state: State) -> None:
+        for table, key, value in removal.rows:
+            if value is None:
+                batch.delete(table, key)
+            else:
+                batch.put(table, key, value)
+        for place in removal.dead:
+            state.bury(place)
+        state.images -= removal.images
+        state.removed += removal.images
+        state.sources -= removal.sources
 
     def _put_images(
         self, batch: Batch, images: Sequence[NewImage], first_id: int, places: Iterator[Place]
@@ -434,7 +453,7 @@ class StoreFiles(StoreView):
             run = Run.from_row(key, value)
             batch.delete("runs", key)
             batch.delete("runs", run.by_id[0])
-            gone += run.count
+            gone += sources_in(self.keys, run) if self.state.removed else run.count
         batch.delete("arrays", b"#" + array.to_bytes(4, "big"))
         return gone
 

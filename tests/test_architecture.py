@@ -23,7 +23,7 @@ FLOORS = [
     {"fingerprint", "memory", "sources", "encoders", "training", "storage"},
     {"store"},
     {"near"},
-    {"ingest", "lookup", "check", "backup", "export"},
+    {"ingest", "lookup", "check", "backup", "export", "remove", "optimize"},
     {"repair", "plan"},
     {"api"},
     {"engine"},  # the package's front, engine/__init__.py

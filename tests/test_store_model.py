@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -28,9 +29,9 @@ from hypothesis.stateful import (
 )
 from PIL import Image
 
-from engine import ImageError, Store, StoreLockedError, UsageError, ingest
+from engine import ImageError, Store, StoreLockedError, UsageError, digest, ingest, remove
 from engine.config import SOURCES_SHOWN
-from engine.records import IngestReport, Kind
+from engine.records import Buffer, IngestReport, Kind, RemoveReport
 from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
 from engine.storage import extents, vectors
 from engine.store import StoreFiles
@@ -51,6 +52,7 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and runs of a few rows, so that all their edges are met."""
     patch.setattr(ingest, "CHUNK_FILES", 2)
     patch.setattr(ingest, "CHUNK_ROWS", 3)
+    patch.setattr(remove, "MOST", 3)
     patch.setattr(extents, "EXTENT_ROWS", 5)
     patch.setattr(vectors, "EXTENT_ROWS", 5)
     patch.setattr(extents, "EXTENT_BYTES", 200)
@@ -117,14 +119,14 @@ class File:
     """A file on disk, or a synthetic set: the images that can be read of it."""
 
     stamp: tuple[int, int]  # time and size
-    found: list[Picture]
+    found: list[Picture | None]  # None: a row that was removed, of one that is in a store
     container: str = "array"
     whole: bool = True  # false where reading it ends with an error
 
     @property
     def as_8bit(self) -> File:
         """The same file with its kind overridden."""
-        return replace(self, found=[replace(one, kind=Kind.U8) for one in self.found])
+        return replace(self, found=[replace(one, kind=Kind.U8) for one in self.found if one])
 
 
 NOTHING = File((0, 0), [], whole=False)
@@ -180,6 +182,7 @@ class View:
     images: dict[Picture, First]
     sources: dict[Picture, set[str]]
     rejects: int
+    next_id: int
 
 
 @dataclass
@@ -190,6 +193,7 @@ class Model:
     files: dict[str, File] = field(default_factory=dict)
     arrays: dict[str, File] = field(default_factory=dict)  # as far as they were read
     rejects: set[str] = field(default_factory=set)
+    next_id: int = 1
 
     def view(self) -> View:
         sources: dict[Picture, set[str]] = {found: set() for found in self.images}
@@ -197,8 +201,9 @@ class Model:
             sources[file.found[0]].add(name)
         for name, array in self.arrays.items():
             for row, found in enumerate(array.found):
-                sources[found].add(f"{name}#{row}")
-        return View(dict(self.images), sources, len(self.rejects))
+                if found is not None:
+                    sources[found].add(f"{name}#{row}")
+        return View(dict(self.images), sources, len(self.rejects), self.next_id)
 
     def ingest_file(self, name: str, file: File, keep: str, counts: Counts) -> None:
         if name in self.files and self.files[name].stamp == file.stamp:
@@ -234,8 +239,48 @@ class Model:
             return
         counts.added += 1
         # Ids are in the order in which images come, and never used again.
-        id_ = len(self.images) + 1
-        self.images[found] = First(id_, "bytes" if kept else "digest", container, size)
+        verified = "bytes" if kept else "digest"
+        self.images[found] = First(self.next_id, verified, container, size)
+        self.next_id += 1
+
+    def remove_images(self, ids: set[int]) -> None:
+        """An image goes with all its sources."""
+        gone = {found for found, first in self.images.items() if first.id in ids}
+        self.images = {found: first for found, first in self.images.items() if found not in gone}
+        self.files = {n: file for n, file in self.files.items() if file.found[0] not in gone}
+        for name, array in list(self.arrays.items()):
+            self._lose(name, {row for row, found in enumerate(array.found) if found in gone})
+
+    def remove_source(self, name: str) -> bool:
+        """A source goes with what is inside of it, and images with the last of theirs."""
+        before = self.view().sources
+        inside = (f"{name}#", f"{name}/")
+        named = [one for one in self.files if one == name or one.startswith(inside)]
+        for one in named:
+            del self.files[one]
+        array, _, row = name.rpartition("#")
+        rows = {int(row)} if array in self.arrays else set()
+        rows &= {at for at, found in enumerate(self.arrays[array].found) if found} if rows else rows
+        if rows:
+            self._lose(array, rows)
+        arrays = [one for one in self.arrays if one == name or one.startswith(inside)]
+        for one in arrays:
+            del self.arrays[one]
+        rejects = {one for one in self.rejects if one == name or one.startswith(inside)}
+        self.rejects -= rejects
+        after = self.view().sources
+        gone = {found for found in before if before[found] and not after[found]}
+        self.images = {found: first for found, first in self.images.items() if found not in gone}
+        return bool(named or rows or arrays or rejects)
+
+    def _lose(self, name: str, rows: set[int]) -> None:
+        if rows:
+            array = self.arrays[name]
+            left = [None if row in rows else found for row, found in enumerate(array.found)]
+            # The next ingest reads it again, from its beginning.
+            self.arrays[name] = replace(array, stamp=(-1, -1), found=left)
+            if not any(left):
+                del self.arrays[name]
 
 
 # --- the walk -------------------------------------------------------------------------------------
@@ -429,6 +474,73 @@ class Walk(RuleBasedStateMachine):
         with pytest.raises(UsageError, match="no such file"):
             handle.store.ingest(self.root / "gone.png")
 
+    @rule(ids=st.sets(st.integers(0, 40), min_size=1, max_size=6))
+    def remove_images(self, ids: set[int]) -> None:
+        self.remove({first.id for first in self.model.images.values()} & ids, ids)
+
+    @rule(share=st.floats(0, 1), seed=st.integers(0, 99))
+    def remove_many_images(self, share: float, seed: int) -> None:
+        ids = sorted(first.id for first in self.model.images.values())
+        chosen = set(random.Random(seed).sample(ids, int(share * len(ids))))
+        self.remove(chosen, chosen)
+
+    def remove(self, there: set[int], asked: set[int]) -> None:
+        handle, before = self.writer(), self.model.view()
+        self.model.remove_images(there)
+        if asked:
+            report = handle.store.remove(ids=asked)
+            assert report.not_found == tuple(map(str, sorted(asked - there)))
+            self.expect_report(report, before)
+            handle.writing, handle.seen = True, self.model.view()
+
+    @rule(
+        given=st.lists(
+            st.one_of(
+                st.sampled_from((*PICTURES, *ARRAYS, FOLDER, ".", "nothing.png")),
+                st.sampled_from(ARRAYS).map(lambda name: name + AS_8BIT),
+                st.builds(
+                    "{}{}#{}".format,
+                    st.sampled_from(ARRAYS),
+                    st.sampled_from(["", AS_8BIT]),
+                    st.integers(0, 12),
+                ),
+                st.builds("synthetic:bits?seed={}".format, st.integers(1, 2)),
+                st.builds(
+                    "synthetic:bits?seed={}#{}".format, st.integers(1, 2), st.integers(0, 13)
+                ),
+            ),
+            min_size=1,
+            max_size=6,
+            unique=True,
+        )
+    )
+    def remove_sources(self, given: list[str]) -> None:
+        handle, before = self.writer(), self.model.view()
+        names, missing = [], []
+        for one in given:
+            if one.startswith("synthetic:"):
+                name = one
+            elif one in (FOLDER, "."):
+                name = str(self.pictures if one == FOLDER else self.root)
+            else:
+                name = str(self.path(one))
+            names.append(name)
+            if not self.model.remove_source(name):
+                missing.append(name)
+        report = handle.store.remove(sources=names)
+        # What was named twice, in other words, is found or not as it is committed meanwhile.
+        assert set(report.not_found) <= set(missing)
+        if len(given) == 1:
+            assert list(report.not_found) == missing
+        self.expect_report(report, before)
+        handle.writing, handle.seen = True, self.model.view()
+
+    def expect_report(self, report: RemoveReport, before: View) -> None:
+        after = self.model.view()
+        assert report.images == len(before.images) - len(after.images)
+        lost = sum(map(len, before.sources.values())) - sum(map(len, after.sources.values()))
+        assert report.sources == lost
+
     @rule(which=st.integers(0, 1), how=st.sampled_from(["refresh", "read", "write"]))
     def reopen(self, which: int, how: str) -> None:
         handle = self.handles[which]
@@ -458,7 +570,8 @@ class Walk(RuleBasedStateMachine):
         info = store.info()
         assert len(store) == info.images == len(seen.images)
         assert info.sources == sum(map(len, seen.sources.values()))
-        assert (info.rejects, info.vectors, info.removed) == (seen.rejects, 0, 0)
+        removed = seen.next_id - 1 - len(seen.images)
+        assert (info.rejects, info.vectors, info.removed) == (seen.rejects, 0, removed)
         for found, first in seen.images.items():
             (hit,) = store.lookup(self.query(found), tiers=IDENTICAL).identical
             sources = seen.sources[found]
@@ -480,7 +593,8 @@ class Walk(RuleBasedStateMachine):
             )
             assert (record.height, record.width) == (found.height, found.width)
             assert (record.container, record.file_bytes) == (first.container, first.file_bytes)
-        for id_ in (0, len(seen.images) + 1):
+        there = {first.id for first in seen.images.values()}
+        for id_ in {*range(seen.next_id + 1)} - there:
             with pytest.raises(UsageError, match="no image"):
                 store.sources(id_)
 
@@ -553,6 +667,27 @@ class Walk(RuleBasedStateMachine):
         report = handle.store.check()
         assert report.problems == ()
         assert report.images == len(handle.seen.images)
+
+
+def test_images_that_share_a_key_live_and_go_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pieces(monkeypatch)
+    key = digest.key
+
+    def one_of_three(canonical: Buffer, seed: int) -> bytes:
+        return bytes([key(canonical, 0)[0] % 3]) * digest.KEY_BYTES
+
+    monkeypatch.setattr(digest, "key", one_of_three)
+    monkeypatch.setattr(
+        digest, "keys", lambda many, seed: [one_of_three(one, seed) for one in many]
+    )
+    run_state_machine_as_test(
+        lambda: Walk(tmp_path),
+        settings=settings(
+            max_examples=EXAMPLES // 2, stateful_step_count=STEPS, deadline=None, print_blob=True
+        ),
+    )
 
 
 def test_a_store_is_a_dict_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

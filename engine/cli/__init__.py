@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from engine import __version__
-from engine.cli import bench, copies, stores, train
+from engine.cli import bench, copies, stores, train, upkeep
 from engine.cli.options import DONE, FAILED, INTERRUPTED, warn
 from engine.errors import EngineError
 
@@ -29,6 +29,7 @@ for command in (
     stores.lookup,
     stores.info,
     stores.check,
+    upkeep.remove,
     copies.backup,
     copies.export,
     train.train,

@@ -1,4 +1,4 @@
-"""What one commit adds: a chunk of images, of names for them, of rows of arrays."""
+"""What one commit adds: a chunk of images, of names for them, of rows of arrays; or takes away."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.records import Buffer, Pixels
+from engine.records import Buffer, Pixels, Place
 from engine.storage.rows import ArchiveRow, ArrayRow, ImageRow, NameRow, Run
 
 
@@ -66,11 +66,22 @@ class NewName:
 
 @dataclass(slots=True)
 class Rekept:
-    """A stored image whose kept bytes were damaged: ``keep`` takes their place, or nothing does."""
+    """A stored image whose kept bytes lie elsewhere from now on, as ``keep``, or nowhere."""
 
     key: bytes  # of its row in ``images``
     row: ImageRow
     keep: Buffer | None
+
+
+@dataclass(slots=True)
+class Removal:
+    """What goes with some images and sources: worked out by ``engine.storage.removal``."""
+
+    images: int = 0
+    sources: int = 0
+    dead: list[Place] = field(default_factory=list)  # pixels that are no image's any more
+    # Table, key and value of each row, or None where it goes; in the order in which they count.
+    rows: list[tuple[str, bytes, bytes | None]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -89,6 +100,7 @@ class Chunk:
     arrays: list[tuple[bytes, ArrayRow]] = field(default_factory=list)
     archives: list[tuple[bytes, ArchiveRow]] = field(default_factory=list)
     rejects: list[tuple[bytes, dict[str, Any]]] = field(default_factory=list)
+    removal: Removal | None = None
 
     @property
     def empty(self) -> bool:
@@ -103,4 +115,5 @@ class Chunk:
             or self.arrays
             or self.archives
             or self.rejects
+            or (self.removal and self.removal.rows)
         )

@@ -115,9 +115,12 @@ class Keys:
     def scan(
         self, table: str, prefix: bytes = b"", start: bytes = b""
     ) -> Iterator[tuple[bytes, bytes]]:
-        """All rows whose key begins with ``prefix``, from ``prefix + start`` on, in key order."""
+        """All rows whose key begins with ``prefix``, in key order, from ``start`` on.
+
+        As they are when the first one is asked for, whatever is committed meanwhile.
+        """
         cursor = self._tables[table].iter()
-        cursor.seek(prefix + start)
+        cursor.seek(max(prefix, start))
         with _Naming(table):
             while cursor.valid():
                 key: bytes = cursor.key()

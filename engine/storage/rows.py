@@ -4,7 +4,8 @@ table     key                                  value
 images    key(16)                              flags, id, proof, place of the pixels   (first image)
           key(16) id(8)                        the same, for each further image of that key
 records   id(8)                                what is known of the image, or of up to 128 rows of an
-                                               array from this id on: they differ in key and quality
+                                               array from this id on: they differ in key and quality;
+                                               of one that was removed the quality is 255
 sources   id(8) name                           SHA-256 of the file, or nothing
 names     name                                 id, mtime_ns, size of the file
 files     SHA-256 of a file (32)               id
@@ -66,6 +67,7 @@ _RUN_BY_ID = struct.Struct(">IB")
 _RECORD_VERSION = 1
 _RECORDS_VERSION = 2
 ARRAY = "array"  # the container of an image that is a row of an array
+_REMOVED = 255  # the quality of a row that was removed out of a shared record; others are 0-100
 
 # The value of an image: flags, id, proof, and where pixels are kept their place.
 _ID = slice(1, 7)
@@ -325,7 +327,8 @@ def unpack_records(key: bytes, value: bytes) -> Iterator[tuple[int, RecordRow]]:
         yield id_, RecordRow.unpack(value)
         return
     for at in range(value[_RECORDS.size - 1] + 1):
-        yield id_ + at, _record_of_row(value, at)
+        if value[_RECORDS.size + at] != _REMOVED:
+            yield id_ + at, _record_of_row(value, at)
 
 
 def record_keys(key: bytes, value: bytes) -> Iterator[tuple[int, bytes]]:
@@ -337,7 +340,35 @@ def record_keys(key: bytes, value: bytes) -> Iterator[tuple[int, bytes]]:
     count = value[_RECORDS.size - 1] + 1
     keys = _RECORDS.size + count
     for at in range(count):
-        yield id_ + at, value[keys + 16 * at : keys + 16 * (at + 1)]
+        if value[_RECORDS.size + at] != _REMOVED:
+            yield id_ + at, value[keys + 16 * at : keys + 16 * (at + 1)]
+
+
+def record_ids(key: bytes, value: bytes | bytearray) -> npt.NDArray[np.int64]:
+    """The ids of the images in one row of ``records``: (n,) int64, ascending."""
+    first = int.from_bytes(key, "big")
+    if value[0] != _RECORDS_VERSION:
+        return np.array([first], np.int64)
+    count = value[_RECORDS.size - 1] + 1
+    qualities = np.frombuffer(value, np.uint8, count, _RECORDS.size)
+    return first + np.flatnonzero(qualities != _REMOVED)
+
+
+def record_without(key: bytes, value: bytes, ids: Sequence[int]) -> bytes | None:
+    """One row of ``records`` without some of its images; None once it has none.
+
+    Rows that share it keep their places: of one that goes, the key is zeroed and the quality says so.
+    """
+    if value[0] != _RECORDS_VERSION:
+        return None
+    first = int.from_bytes(key, "big")
+    left = bytearray(value)
+    keys = _RECORDS.size + value[_RECORDS.size - 1] + 1
+    for id_ in ids:
+        at = id_ - first
+        left[_RECORDS.size + at] = _REMOVED
+        left[keys + 16 * at : keys + 16 * (at + 1)] = bytes(16)
+    return bytes(left) if len(record_ids(key, left)) else None
 
 
 def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:
@@ -345,7 +376,9 @@ def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:
     at = id_ - int.from_bytes(key, "big")
     if value[0] != _RECORDS_VERSION:
         return RecordRow.unpack(value) if at == 0 else None
-    return _record_of_row(value, at) if 0 <= at <= value[_RECORDS.size - 1] else None
+    if not 0 <= at <= value[_RECORDS.size - 1] or value[_RECORDS.size + at] == _REMOVED:
+        return None
+    return _record_of_row(value, at)
 
 
 def _record_of_row(value: bytes, at: int) -> RecordRow:
@@ -487,6 +520,10 @@ class Run:
             step,
             int.from_bytes(id_, "big"),
         )
+
+    def part(self, row: int, count: int) -> Run:
+        """Of its rows, the ``count`` from ``row`` on."""
+        return Run(self.array, row, count, self.step, self.id + self.step * (row - self.row))
 
     def rows_of(self, id_: int) -> range:
         """Which rows of the array are image ``id_``."""

@@ -25,6 +25,7 @@ from engine.records import Problem
 from engine.storage import keys, manifest
 from engine.storage.files import fsync_dir, replace_file
 from engine.storage.keys import Keys
+from engine.storage.live import sources_in
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import DamagedManifestError
 from engine.storage.notice import Notice, commit_of
@@ -105,7 +106,7 @@ def _of_one_age(table: Keys, state: State) -> bool:
 
 
 def _sources(table: Keys) -> int:
-    runs = sum(Run.from_row(key, row).count for key, row in table.scan("runs", b"r"))
+    runs = sum(sources_in(table, Run.from_row(*row)) for row in table.scan("runs", b"r"))
     return runs + sum(1 for _ in table.scan("names"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from engine.records import Place
 from engine.storage.extents import Family
 
 
@@ -20,6 +21,7 @@ class State:
     removed: int = 0
     vectors: dict[str, int] = field(default_factory=dict)  # generation → rows
     extents: dict[str, list[list[int]]] = field(default_factory=dict)  # family → [number, bytes]
+    dead: dict[str, int] = field(default_factory=dict)  # extent of pixels → bytes of no image
 
     def pack(self) -> bytes:
         """The row's value."""
@@ -29,6 +31,11 @@ class State:
     def unpack(cls, value: bytes) -> State:
         """The state that ``pack`` wrote."""
         return cls(**json.loads(value))
+
+    def bury(self, place: Place) -> None:
+        """Count kept pixels as dead: no image has them any more."""
+        number = str(place.extent)
+        self.dead[number] = self.dead.get(number, 0) + place.length
 
     def last_extent(self, family: Family) -> tuple[int, int]:
         """Number and committed data bytes of a family's newest extent; (0, 0) if it has none."""

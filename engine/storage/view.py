@@ -19,6 +19,7 @@ from engine.storage.extents import ExtentReader, Family
 from engine.storage.fingerprints import Fingerprints
 from engine.storage.index import VectorIndex
 from engine.storage.keys import Keys
+from engine.storage.live import blocks_of
 from engine.storage.manifest import Manifest, SegmentEntry
 from engine.storage.notice import Notice, commit_of
 from engine.storage.rows import (
@@ -177,6 +178,11 @@ class StoreView:
         row = self.keys.at_or_before("records", u64(id_)) if 0 < id_ < 1 << 63 else None
         return record_in(*row, id_) if row is not None else None
 
+    def those_there(self, ids: list[int]) -> list[int]:
+        """Those of some ids, in ascending order, that are of images."""
+        able = [id_ for id_ in ids if 0 < id_ < 1 << 63]
+        return [id_ for _, _, held in blocks_of(self.keys, able) for id_ in held.tolist()]
+
     def get(self, id_: int) -> ImageRecord:
         """The record of image ``id_``; ``UsageError`` if the store has no such image."""
         record = self.record(id_)
@@ -294,9 +300,13 @@ class StoreView:
         return [NameRow.unpack(value) if value is not None else None for value in values]
 
     def files(self, hashes: list[bytes]) -> list[int | None]:
-        """The image of each file, by the file's SHA-256."""
+        """The image of each file that is there, by the file's SHA-256."""
         values = self.keys.get_many("files", hashes)
-        return [int.from_bytes(value, "big") if value is not None else None for value in values]
+        ids = [int.from_bytes(value, "big") if value is not None else None for value in values]
+        if self.state.removed:
+            # A file that had changed since may still name an image that was removed.
+            ids = [id_ if id_ is not None and self.record(id_) is not None else None for id_ in ids]
+        return ids
 
     def array(self, name: bytes) -> ArrayRow | None:
         """How far an array source is committed."""

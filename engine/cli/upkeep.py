@@ -1,0 +1,78 @@
+"""``engine remove`` and ``optimize``: each parses, makes one call and prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from engine import show
+from engine.api import Store
+from engine.cli.options import (
+    DONE,
+    INTERRUPTED,
+    SOME_REJECTED,
+    JsonOption,
+    StoreOption,
+    interruptible,
+    show_line,
+    warn,
+)
+from engine.config import default_store
+from engine.errors import UsageError
+from engine.progress import Progress
+
+_MOST_LISTED = 50
+
+
+def remove(
+    id_: Annotated[
+        list[int] | None, typer.Option("--id", metavar="N", help="An image, with all its sources.")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A file, an array or one row of it (b.npy#17), an archive or one member, or all "
+            "that is below a folder.",
+        ),
+    ] = None,
+    missing: Annotated[
+        bool,
+        typer.Option("--missing", help="Sources whose files are gone, and images without any."),
+    ] = False,
+    store: StoreOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Remove images from a store: by number, by where they came from, or because that is gone.
+
+    An image goes with the last of its sources. What is not in the store is listed, and the status is
+    3. Ctrl-C commits what is done; run it again to go on. 'engine optimize' then gives disk space back.
+
+    \b
+    Example:
+      engine remove --id 7 --id 12 --store photos.store
+      engine remove --source photos/2019/ --source 'masks.npy#17' --store photos.store
+      engine remove --missing --store photos.store
+    """
+    if not id_ and not source and not missing:
+        raise UsageError("name what to remove: --id N, --source NAME, or --missing")
+    opened = Store.open(store or default_store())
+    with opened, interruptible() as stop, Progress("remove", "images and sources") as progress:
+        report = opened.remove(
+            ids=id_ or [], sources=source or [], missing=missing, progress=progress, stop=stop
+        )
+    if as_json:
+        show_line(show.line(asdict(report)))
+    else:
+        show_line(show.remove_text(report))
+    lines = [f"{name} is not in the store" for name in report.not_found]
+    lines += [f"kept: {reason}; name what is to go with --source" for reason in report.kept]
+    for line in lines[:_MOST_LISTED]:
+        warn(line)
+    if len(lines) > _MOST_LISTED:
+        warn(f"and {len(lines) - _MOST_LISTED} more (--json lists them)")
+    if report.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(SOME_REJECTED if lines else DONE)

@@ -1,0 +1,385 @@
+"""Works out what goes from the keys with some images, or with some of their sources.
+
+An image that is removed leaves its fingerprint, its vector and its pixels where they are: ids are
+not used again, and whoever finds one without a record passes over it. Runs over several images may go
+on covering it. What goes is its record, its key, its names, the files that it was, and what is left
+of an array or an archive is marked, so that the next ingest reads it again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.storage.chunk import Removal
+from engine.storage.live import blocks_of, live
+from engine.storage.rows import (
+    BUCKET_BITS,
+    ONE,
+    ArrayRow,
+    ImageRow,
+    Run,
+    bucket_prefix,
+    record_in,
+    record_without,
+    u64,
+)
+from engine.storage.view import StoreView
+
+_MARKED = -1  # size and time of an array that lost some of its rows: no file has these
+_MOST_MARKS = 256  # of "#" in a name that may part an archive from a member
+
+
+@dataclass(slots=True)
+class Going:
+    """What one commit is to remove; nothing in it is named twice."""
+
+    ids: list[int] = field(default_factory=list)  # ascending, with all their sources
+    names: list[tuple[bytes, int]] = field(default_factory=list)  # and the image of each
+    rows: list[tuple[Run, Run]] = field(
+        default_factory=list
+    )  # a stored run, and the part that goes
+    arrays: list[bytes] = field(default_factory=list)  # keys of the table, as they are
+    rejects: list[bytes] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """How many rows of the keys it is about; a run counts as its images."""
+        parts = sum(part.count if part.step else 1 for _, part in self.rows)
+        return parts + len(self.ids) + len(self.names) + len(self.arrays) + len(self.rejects)
+
+
+@dataclass(slots=True)
+class _Image:
+    """An image that goes, or loses a source."""
+
+    id: int
+    key: bytes
+    file_hash: bytes
+    row: ImageRow | None = None  # None where its key is damaged
+    shared: bool = False  # whether other images have its key
+
+
+def removal(view: StoreView, going: Going, most: int) -> tuple[Removal, list[int]]:
+    """What goes with ``going``, and those of its ids that are left for the next commit.
+
+    Images that lose their last source go with it. An image takes about ``most`` of its sources with
+    it at a time: one that has more goes once these have gone.
+    """
+    return _Working(view, most).out(going)
+
+
+class _Working:
+    def __init__(self, view: StoreView, most: int) -> None:
+        self._view = view
+        self._keys = view.keys
+        self._most = most
+        self._removal = Removal()
+        self._images: dict[int, _Image] = {}
+        self._blocks: list[tuple[bytes, bytes, list[int]]] = []  # of records, that hold these
+        self._gone: set[int] = set()
+        self._names: dict[bytes, tuple[int, bytes]] = {}  # those that go: image, hash of the file
+        self._cuts: dict[bytes, tuple[Run, list[Run]]] = {}  # by the row of the run
+        self._parts: defaultdict[int, list[Run]] = defaultdict(list)  # of several, by bucket
+        self._arrays: set[int] = set()  # that lose rows
+        self._deleted_runs: set[bytes] = set()
+        self._put_runs: set[int] = set()  # arrays that certainly have some left
+
+    def out(self, going: Going) -> tuple[Removal, list[int]]:
+        for run, part in going.rows:
+            self._cut(run, part)
+        hashes = self._values("sources", [u64(id_) + name for name, id_ in going.names])
+        for (name, id_), hash_ in zip(going.names, hashes, strict=True):
+            self._names[name] = (id_, hash_ or b"")
+        touched = {id_ for _, id_ in going.names}
+        for _, part in going.rows:
+            touched.update(range(part.id, part.id + (part.count if part.step else 1)))
+        touched.update(going.ids)
+        self._load(sorted(touched))
+        left = self._choose(going.ids)
+        self._lose_last(touched)
+        self._put_runs_left()
+        self._put_names()
+        self._put_records()
+        self._put_images()
+        self._put_arrays()
+        self._delete("arrays", going.arrays)
+        self._delete("rejects", going.rejects)
+        self._removal.images = len(self._gone)
+        return self._removal, left
+
+    # --- what goes --------------------------------------------------------------------------------
+
+    def _cut(self, run: Run, part: Run) -> None:
+        self._cuts.setdefault(run.by_row[0], (run, []))[1].append(part)
+        if run.several:
+            self._parts[run.id >> BUCKET_BITS].append(part)
+
+    def _load(self, ids: Sequence[int]) -> None:
+        """Take in the records and rows of these images."""
+        for key, value, held in blocks_of(self._keys, ids):
+            self._blocks.append((key, value, held.tolist()))
+            for id_ in held.tolist():
+                record = record_in(key, value, id_)
+                assert record is not None
+                self._images[id_] = _Image(id_, record.key, record.file_hash)
+        found = list(self._images.values())
+        rows = self._view.images_of([image.key for image in found])
+        for image, candidates in zip(found, rows, strict=True):
+            image.row = next((row for row in candidates if row.id == image.id), None)
+            image.shared = bool(candidates) and candidates[0].shared
+
+    def _in_runs(self, id_: int) -> bool:
+        row = self._images[id_].row
+        return row is not None and row.in_runs
+
+    def _choose(self, ids: Sequence[int]) -> list[int]:
+        """Take images that were named, with all their sources; returns those left for later."""
+        for at, id_ in enumerate(ids):
+            if id_ not in self._images:
+                continue
+            if not self._in_runs(id_):
+                for key, value in self._keys.scan("sources", u64(id_)):
+                    if len(self._names) >= self._most:
+                        return list(ids[at:])
+                    self._names[key[8:]] = (id_, value)
+                for key, value in self._keys.scan("runs", ONE + u64(id_)):
+                    if len(self._cuts) >= self._most:
+                        return list(ids[at:])
+                    run = Run.from_id(key, value)
+                    self._cut(run, run)
+            self._gone.add(id_)
+        return []
+
+    def _lose_last(self, touched: Iterable[int]) -> None:
+        """Take the images that lose their last source, and count the sources that go."""
+        alive = [id_ for id_ in sorted(touched) if id_ in self._images]
+        named = self._gone.copy()
+        for bucket, ids in _by_bucket(alive):
+            cover = self._cover(bucket)
+            for id_ in ids:
+                rows = int(cover[id_ - (bucket << BUCKET_BITS)])
+                if id_ in named:
+                    self._removal.sources += rows
+                elif not rows and (self._in_runs(id_) or not self._has_others(id_)):
+                    self._gone.add(id_)
+
+    def _cover(self, bucket: int) -> npt.NDArray[np.int64]:
+        """How many rows in runs of several each image of a bucket keeps; those that go are counted."""
+        base = bucket << BUCKET_BITS
+        edges = np.zeros((1 << BUCKET_BITS) + 1, np.int64)
+        for run in self._several(base):
+            edges[run.id - base] += 1
+            edges[run.id - base + run.count] -= 1
+        for part in self._parts.get(bucket, []):
+            edges[part.id - base] -= 1
+            edges[part.id - base + part.count] += 1
+            rows = range(part.id, part.id + part.count)
+            self._removal.sources += sum(id_ in self._images for id_ in rows)
+        return edges.cumsum()
+
+    def _several(self, id_: int) -> Iterator[Run]:
+        found = self._keys.scan("runs", bucket_prefix(id_))
+        return (Run.from_id(key, value) for key, value in found)
+
+    def _has_others(self, id_: int) -> bool:
+        """Whether an image has a name, or a run of its own, that stays."""
+        for key, _ in self._keys.scan("sources", u64(id_)):
+            if key[8:] not in self._names:
+                return True
+        for key, value in self._keys.scan("runs", ONE + u64(id_)):
+            run = Run.from_id(key, value)
+            parts = self._cuts.get(run.by_row[0], (run, []))[1]
+            if sum(part.count for part in parts) < run.count:
+                return True
+        return False
+
+    # --- runs and arrays --------------------------------------------------------------------------
+
+    def _put_runs_left(self) -> None:
+        alone: set[int] = set()  # images of which a run of their own is left
+        for run, parts in list(self._cuts.values()):
+            if not run.several:
+                self._removal.sources += sum(part.count for part in parts)
+                pieces = _pieces(run, parts) if run.id not in self._gone else []
+                self._replace(run, pieces)
+                alone |= {piece.id for piece in pieces}
+        buckets = self._parts.keys() | {id_ >> BUCKET_BITS for id_ in self._gone}
+        gone = np.array(sorted(self._gone), np.int64)
+        for bucket in sorted(buckets):
+            alone |= self._put_bucket(bucket, gone)
+        self._leave_runs(alone)
+
+    def _put_bucket(self, bucket: int, gone: npt.NDArray[np.int64]) -> set[int]:
+        base = bucket << BUCKET_BITS
+        inside = gone[(gone >= base) & (gone < base + (1 << BUCKET_BITS))] - base
+        there = live(self._keys, base, 1 << BUCKET_BITS)
+        there[inside] = False
+        before = np.zeros(len(there) + 1, np.int64)
+        before[1:] = there.cumsum()  # how many live ones are before each
+        alone: set[int] = set()
+        for run in self._several(base):
+            at = run.id - base
+            cut = self._cuts.get(run.by_row[0])
+            if cut is None and not len(inside):
+                continue
+            first, last = np.searchsorted(inside, [at, at + run.count])
+            if cut is None and first == last:
+                continue
+            pieces = _pieces(run, cut[1]) if cut is not None else [run]
+            pieces = [p for p in pieces if before[p.id - base + p.count] > before[p.id - base]]
+            if pieces == [run]:
+                self._arrays.add(run.array)
+                self._put_runs.add(run.array)
+            else:
+                self._replace(run, pieces)
+                alone |= {piece.id for piece in pieces if not piece.several}
+        return alone
+
+    def _replace(self, run: Run, pieces: Sequence[Run]) -> None:
+        self._arrays.add(run.array)
+        self._row("runs", run.by_row[0], None)
+        self._row("runs", run.by_id[0], None)
+        self._deleted_runs.add(run.by_row[0])
+        for piece in pieces:
+            self._row("runs", *piece.by_row)
+            self._row("runs", *piece.by_id)
+            self._put_runs.add(run.array)
+
+    def _leave_runs(self, alone: Iterable[int]) -> None:
+        """Images of which a run of their own is left: their rows may say that they have none."""
+        new = sorted(set(alone) - self._images.keys())
+        for key, value, held in blocks_of(self._keys, new):
+            for id_ in held.tolist():
+                record = record_in(key, value, id_)
+                assert record is not None
+                for row in self._view.image_of(record.key)[:1]:
+                    if row.id == id_ and row.in_runs:
+                        self._row("images", record.key, row._replace(in_runs=False).pack())
+        for id_ in alone:
+            image = self._images.get(id_)
+            if image is not None and image.row is not None and image.row.in_runs:
+                self._row("images", image.key, image.row._replace(in_runs=False).pack())
+
+    def _put_arrays(self) -> None:
+        for number in sorted(self._arrays):
+            by_number = b"#" + number.to_bytes(4, "big")
+            name = self._keys.get("arrays", by_number)
+            if name is None:
+                continue
+            value = self._keys.get("arrays", b"n" + name)
+            array = ArrayRow.unpack(value) if value is not None else None
+            mine = array is not None and array.number == number
+            if number not in self._put_runs and not self._has_runs(number):
+                self._row("arrays", by_number, None)
+                if mine:
+                    self._row("arrays", b"n" + name, None)
+            elif array is not None and mine and array.size != _MARKED:
+                marked = ArrayRow(number, _MARKED, _MARKED, array.rows, array.kind)
+                self._row("arrays", b"n" + name, marked.pack())
+
+    def _has_runs(self, array: int) -> bool:
+        """Whether an array keeps some of its rows."""
+        prefix = b"r" + array.to_bytes(4, "big")
+        last = self._keys.at_or_before("runs", prefix + b"\xff" * 8)
+        if last is not None and last[0].startswith(prefix) and last[0] not in self._deleted_runs:
+            return True
+        return any(key not in self._deleted_runs for key, _ in self._keys.scan("runs", prefix))
+
+    # --- images and their names -------------------------------------------------------------------
+
+    def _put_names(self) -> None:
+        names = list(self._names)
+        values = self._view.names(names)
+        archives: dict[bytes, None] = {}
+        for name, row in zip(names, values, strict=True):
+            id_ = self._names[name][0]
+            self._row("sources", u64(id_) + name, None)
+            if row is not None and row.id == id_:
+                self._row("names", name, None)
+                self._removal.sources += 1
+            at = name.find(b"#")
+            for _ in range(_MOST_MARKS):
+                if at < 0:
+                    break
+                archives[b"a" + name[:at]] = None
+                at = name.find(b"#", at + 1)
+        marked = list(archives)
+        read = self._values("arrays", marked)
+        # An archive that loses a member is read again by the next ingest.
+        self._delete("arrays", [key for key, row in zip(marked, read, strict=True) if row])
+
+    def _put_records(self) -> None:
+        for key, value, held in self._blocks:
+            mine = [id_ for id_ in held if id_ in self._gone]
+            if mine:
+                self._row("records", key, record_without(key, value, mine))
+
+    def _put_images(self) -> None:
+        hashes: dict[bytes, int] = {}
+        shared: dict[bytes, None] = {}
+        for id_ in sorted(self._gone):
+            image = self._images[id_]
+            if image.file_hash:
+                hashes[image.file_hash] = id_
+            if image.row is None:
+                continue
+            if image.row.place is not None:
+                self._removal.dead.append(image.row.place)
+            if image.shared:
+                shared[image.key] = None
+            else:
+                self._row("images", image.key, None)
+        for key in shared:
+            self._share(key)
+        for id_, value in self._names.values():
+            if value and id_ in self._gone:
+                hashes[value] = id_
+        found = self._values("files", list(hashes))
+        for (hash_, id_), of in zip(hashes.items(), found, strict=True):
+            if of == u64(id_):
+                self._row("files", hash_, None)
+
+    def _share(self, key: bytes) -> None:
+        """Put the rows of a key that several images had, some of which go."""
+        rows = self._view.image_of(key)
+        left = [row for row in rows if row.id not in self._gone]
+        for row in rows[1:]:
+            if row not in left or row is left[0]:
+                self._row("images", key + u64(row.id), None)
+        if left:
+            self._row("images", key, left[0]._replace(shared=len(left) > 1).pack())
+        else:
+            self._row("images", key, None)
+
+    def _delete(self, table: str, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self._row(table, key, None)
+
+    def _values(self, table: str, keys: list[bytes]) -> list[bytes | None]:
+        return self._keys.get_many(table, keys) if keys else []
+
+    def _row(self, table: str, key: bytes, value: bytes | None) -> None:
+        self._removal.rows.append((table, key, value))
+
+
+def _by_bucket(ids: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for id_ in ids:
+        found[id_ >> BUCKET_BITS].append(id_)
+    yield from found.items()
+
+
+def _pieces(run: Run, parts: Sequence[Run]) -> list[Run]:
+    """What is left of a run without some parts of it, which do not overlap."""
+    left, row = [], run.row
+    for part in sorted(parts, key=lambda part: part.row):
+        if part.row > row:
+            left.append(run.part(row, part.row - row))
+        row = part.row + part.count
+    if row < run.row + run.count:
+        left.append(run.part(row, run.row + run.count - row))
+    return left
