@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeGuard
+from typing import Any, Self, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from engine.errors import EncoderError, EngineError, ImageError, StoreError, Usa
 from engine.export import Export
 from engine.ingest import Ingest
 from engine.lookup import Lookup, identical_ids
+from engine.optimize import Optimize
 from engine.pixels import PackedBits
 from engine.plan import Plan
 from engine.records import (
@@ -43,7 +44,9 @@ from engine.records import (
     ImageRecord,
     IngestPlan,
     IngestReport,
+    Kind,
     LookupResult,
+    OptimizeReport,
     RemoveReport,
     StoreInfo,
 )
@@ -54,6 +57,7 @@ from engine.sources.base import Item, Problem, checked_metadata
 from engine.sources.locate import Query, Sources, open_images
 from engine.sources.memory import Images, MemoryArray, OneImage, is_image, members
 from engine.storage.create import create as make_store
+from engine.storage.extents import MovedError
 from engine.storage.files import fsync_dir, replace_file, tree_bytes
 from engine.storage.listing import records_from
 from engine.storage.manifest import EncoderEntry
@@ -65,8 +69,10 @@ Stream = Iterable[tuple[str, OneImage] | tuple[str, OneImage, dict[str, Any] | N
 NO_ENCODER = "none"
 _RECORDS = 1000  # records read at a time
 _LOOKED_UP = 4096  # images in canonical form at a time
+_TRIES = 10  # of a question, while another process rewrites what it is about
 _PARTS = ("keys", "pixels", "fingerprints", "vectors", "index", "encoder")
 
+T = TypeVar("T")
 QueryLike = str | os.PathLike[str] | bytes | npt.NDArray[Any] | Image.Image | PackedBits
 
 
@@ -288,6 +294,23 @@ class Store:
             if store is not None:
                 store.close()
 
+    def optimize(
+        self,
+        *,
+        progress: Callable[[int, int | None], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> OptimizeReport:
+        """Give back the disk space of what was removed, and bring the keys in order.
+
+        Kept pixels are copied together where a fifth of a file or more is of no image any more, as far
+        as there is room on the disk for the copy; the report says what was not done. Readers are not
+        disturbed. ``progress(done, total)`` is called as images are looked at; ``stop()`` is asked
+        after each commit.
+
+        Raises ``StoreLockedError``, ``StoreError``; run again, it goes on.
+        """
+        return Optimize(self._files, progress=progress, stop=stop).run()
+
     # --- reading ----------------------------------------------------------------------------------
 
     def lookup(
@@ -314,13 +337,15 @@ class Store:
                 raise UsageError(f"{query} holds {len(found)} images: use lookup_many")
             result = found[0]
         elif isinstance(query, bytes):
-            result = finder.one(Query("bytes", query, None))
+            result = self._one(finder, Query("bytes", query, None))
         elif isinstance(query, PackedBits):
-            result = finder.one(Query("bits", None, Decoded(query.only(), "array")))
+            result = self._one(finder, Query("bits", None, Decoded(query.only(), "array")))
         elif isinstance(query, Image.Image):
-            result = finder.one(Query("image", None, Decoded(pixels.from_image(query), "image")))
+            found_ = Decoded(pixels.from_image(query), "image")
+            result = self._one(finder, Query("image", None, found_))
         else:
-            result = finder.one(Query("array", None, Decoded(pixels.from_array(query), "array")))
+            found_ = Decoded(pixels.from_array(query), "array")
+            result = self._one(finder, Query("array", None, found_))
         if result.error is not None:
             raise ImageError(f"{result.query}: {result.error}")
         return result
@@ -351,16 +376,7 @@ class Store:
         """
         kind = None if isinstance(images, PackedBits) else pixels.array_kind(images)
         self._files.follow()
-        ids = np.empty(len(images), np.int64)
-        for at in range(0, len(images), _LOOKED_UP):
-            part = images[at : at + _LOOKED_UP]
-            if isinstance(part, PackedBits):
-                rows = part.canonical()
-            else:
-                assert kind is not None
-                rows = pixels.rows_from_array(part, kind)
-            ids[at : at + len(rows)] = identical_ids(self._files, rows)
-        return ids
+        return self._again(lambda: self._find_identical(images, kind))
 
     def search_vectors(
         self, queries: npt.ArrayLike, k: int = DEFAULT_K, *, exact: bool = False
@@ -577,12 +593,36 @@ class Store:
             self._finder_of = (asked, self._files.manifest.encoder)
         return self._found
 
+    def _find_identical(self, images: Images, kind: Kind | None) -> npt.NDArray[np.int64]:
+        ids = np.empty(len(images), np.int64)
+        for at in range(0, len(images), _LOOKED_UP):
+            part = images[at : at + _LOOKED_UP]
+            if isinstance(part, PackedBits):
+                rows = part.canonical()
+            else:
+                assert kind is not None
+                rows = pixels.rows_from_array(part, kind)
+            ids[at : at + len(rows)] = identical_ids(self._files, rows)
+        return ids
+
     def _queries(self, finder: Lookup, spec: str) -> Iterator[LookupResult]:
         for query in open_images(spec, self._files.memory.max_file):
             if isinstance(query, Problem):
                 yield LookupResult(os.fsdecode(query.name), error=query.reason)
             else:
-                yield finder.one(query)
+                yield self._one(finder, query)
+
+    def _one(self, finder: Lookup, query: Query) -> LookupResult:
+        return self._again(lambda: finder.one(query))
+
+    def _again(self, ask: Callable[[], T]) -> T:
+        """An answer, asked for once more of a newer commit where that has moved what was looked for."""
+        for _ in range(_TRIES):
+            try:
+                return ask()
+            except MovedError:
+                self._files.refresh()
+        return ask()
 
     def _own_encoder(self) -> OnnxEncoder:
         entry = self._files.manifest.encoder

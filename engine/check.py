@@ -138,7 +138,7 @@ class Check:
         for family in store.families():
             for number in store.manifest.extents[family.name]:
                 problem = store.header_problem(family, number)
-                if problem:
+                if problem and not self._rewritten(family, number):
                     self._say(store.part(family, number), problem)
         for name, pairs in store.state.extents.items():
             named = store.manifest.extents.get(name, [])
@@ -188,11 +188,20 @@ class Check:
                 self._bytes += len(data)
                 check.update(data)
         except StoreDamagedError as error:
+            if self._rewritten(reader.family, place.extent):
+                return True
             self._say(where, f"{at} of commit {commit_number} are lost: {error}")
             return False
         if check.value != xxh64:
             self._say(where, f"{at} of commit {commit_number} are damaged (wrong checksum)")
         return check.value == xxh64
+
+    def _rewritten(self, family: Family, number: int) -> bool:
+        """Whether an extent is gone because a writer has rewritten it while we read."""
+        store = self._store
+        if not store.is_behind() or family.path(store.path, number).exists():
+            return False
+        return number not in manifest.load(store.path).extents.get(family.name, [])
 
     # --- images -----------------------------------------------------------------------------------
 
@@ -204,6 +213,8 @@ class Check:
         self.damage.images_known = True
         if by_id != by_key:
             self._pair()
+        else:
+            self._dead()
         if self._images != store.state.images:
             self._say(
                 "keys", f"{store.state.images} images are committed, {self._images} are there"
@@ -215,7 +226,6 @@ class Check:
                 f"{given} ids were given, and {store.state.images} images and "
                 f"{store.state.removed} removed ones do not make them up",
             )
-        self._dead()
         prints = store.state.extents.get(extents.FINGERPRINTS.name, [])
         rows_kept = sum(size for _, size in prints) // extents.FINGERPRINTS.row_bytes
         if rows_kept != store.state.next_id - 1:

@@ -89,7 +89,7 @@ class StoreFiles(StoreView):
 
     def follow(self) -> None:
         """``refresh`` if a writer has told of another commit since; costs a microsecond if not."""
-        if self._keys and not self._lock.held and self._notice.read() != self._seen:
+        if self._keys and self.is_behind():
             try:
                 self.refresh()
             except StoreError as error:
@@ -97,6 +97,10 @@ class StoreFiles(StoreView):
                     raise
                 self._seen = self._notice.read()  # not again before the next commit
                 _log.warning("%s; lookups go on with what was committed before", error)
+
+    def is_behind(self) -> bool:
+        """Whether a writer has told of another commit; never to the writer itself."""
+        return not self._lock.held and super().is_behind()
 
     def become_writer(self, *, salvage: bool = False) -> None:
         """Take the writer's lock, recover what a crash left, and open the keys for writing.
@@ -132,6 +136,11 @@ class StoreFiles(StoreView):
         if indexed != self.manifest.segments:
             # Over vectors that the keys have lost: the next ones take their rows.
             self.manifest = replace(self.manifest, segments=indexed)
+            self.manifest.save(self.path)
+        named = self.manifest.only(committed)
+        if named != self.manifest:
+            # Extents that were begun and not used, or rewritten, and not forgotten yet.
+            self.manifest = named
             self.manifest.save(self.path)
         live = {self.path / manifest.NAME}
         for name, numbers in self.manifest.extents.items():
@@ -242,6 +251,11 @@ class StoreFiles(StoreView):
         if self._keys is None:
             raise StoreError(f"{self.path} is closed")
 
+    def _require_writer(self) -> None:
+        self._require_healthy()
+        if not self._lock.held:
+            raise StoreError(f"{self.path} is not open for writing")
+
     # --- writing ----------------------------------------------------------------------------------
 
     def commit(self, chunk: Chunk) -> None:
@@ -250,13 +264,14 @@ class StoreFiles(StoreView):
         Any failed write closes the store: RocksDB takes no more writes after one, and what was
         appended is cut when the store is next opened for writing.
         """
-        self._require_healthy()
-        if not self._lock.held:
-            raise StoreError(f"{self.path} is not open for writing")
-        if chunk.empty:
-            return
+        self._require_writer()
+        if not chunk.empty:
+            self._safely(lambda: self._commit(chunk))
+
+    def _safely(self, write: Callable[[], None]) -> None:
+        """Write; any failure closes the store."""
         try:
-            self._commit(chunk)
+            write()
         except BaseException as error:
             what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             what = what or type(error).__name__
@@ -270,13 +285,7 @@ class StoreFiles(StoreView):
             raise
 
     def _commit(self, chunk: Chunk) -> None:
-        state = replace(
-            self.state,
-            commit=self.state.commit + 1,
-            vectors=dict(self.state.vectors),
-            extents={name: [list(pair) for pair in v] for name, v in self.state.extents.items()},
-            dead=dict(self.state.dead),
-        )
+        state = self.state.next()
         batch = self.keys.batch()
         self._appends = []
         first_id = state.next_id
@@ -339,11 +348,15 @@ class StoreFiles(StoreView):
         if self._appends:
             parts = [[a.family, a.extent, a.offset, a.length, a.xxh64] for a in self._appends]
             batch.put("commits", u64(state.commit), json.dumps(parts).encode())
+        self._commit_keys(batch, state, self.manifest)
+
+    def _commit_keys(self, batch: Batch, state: State, named: Manifest) -> None:
+        """Commit the keys' part of a chunk; ``named`` is the manifest that goes with it."""
         batch.put("meta", b"state", state.pack())
-        if self.manifest is not self._manifest_kept:
-            batch.put("meta", b"manifest", self.manifest.dump())
+        if named is not self._manifest_kept:
+            batch.put("meta", b"manifest", named.dump())
         self.keys.commit(batch)
-        self._manifest_kept = self.manifest
+        self._manifest_kept = named
 
         self.state = state
         self._notice.publish(state.commit)
@@ -351,6 +364,52 @@ class StoreFiles(StoreView):
         if self._index is not None:
             self._index.close()
             self._index = None
+
+    def drop_extents(self, numbers: Sequence[int]) -> None:
+        """Give back extents of pixels in which no image has any; they have to be dead as a whole.
+
+        The commit first, then the manifest, then the files: readers that see an older commit find a
+        file gone only once they can tell that there is a newer one.
+        """
+        self._require_writer()
+        self._safely(lambda: self._drop_extents(set(numbers)))
+
+    def _drop_extents(self, numbers: set[int]) -> None:
+        family = extents.PIXELS
+        state, batch = self.state.next(), self.keys.batch()
+        pairs = state.extents[family.name]
+        if any(number in numbers and state.dead.get(str(number)) != size for number, size in pairs):
+            raise StoreError("an extent that holds images was to be dropped; this is a bug")
+        if pairs[-1][0] in numbers:  # numbers are not used again: readers may know the old file
+            writer = self._open_writer(family)
+            if writer.number in numbers:
+                self._begin_next(writer)
+            pairs.append([writer.number, 0])
+        state.extents[family.name] = [pair for pair in pairs if pair[0] not in numbers]
+        for number in numbers:
+            state.dead.pop(str(number), None)
+        for key, value in self.keys.scan("commits"):
+            parts = json.loads(value)
+            left = [part for part in parts if part[0] != family.name or part[1] not in numbers]
+            if not left:
+                batch.delete("commits", key)
+            elif len(left) < len(parts):
+                batch.put("commits", key, json.dumps(left).encode())
+        before = self.manifest.extents[family.name]
+        live = {(name, n) for name, named in self.manifest.extents.items() for n in named}
+        named = self.manifest.only(live - {(family.name, number) for number in numbers})
+        self._commit_keys(batch, state, named)
+        self.manifest = named
+        self.manifest.save(self.path)
+        self._pixels.close()
+        for number in numbers.intersection(before):
+            family.path(self.path, number).unlink(missing_ok=True)
+        fsync_dir(self.path / family.folder)
+
+    def begin_extent(self) -> None:
+        """Let the pixels that are kept next lie in a new extent."""
+        self._require_writer()
+        self._safely(lambda: self._begin_next(self._open_writer(extents.PIXELS)))
 
     def _put_removal(self, batch: Batch, removal: Removal, state: State) -> None:
         for table, key, value in removal.rows:
@@ -460,24 +519,27 @@ class StoreFiles(StoreView):
     # --- appending --------------------------------------------------------------------------------
 
     def _writer(self, family: Family) -> ExtentWriter:
+        writer = self._open_writer(family)
+        if writer.full:
+            self._begin_next(writer)
+        return writer
+
+    def _open_writer(self, family: Family) -> ExtentWriter:
         writer = self._writers.get(family.name)
         if writer is None:
             last, end = self.state.last_extent(family)
             writer = ExtentWriter(self.path, family, last, end)
             self._writers[family.name] = writer
-        if writer.full:
-            # The file first, then the manifest that names it, then the rows that use it.
-            number = writer.number + 1
-            self._flush(writer)
-            named = number in self.manifest.extents.get(family.name, [])
-            # One that is named already is what a writer left that was killed before it used it.
-            if not named or self.header_problem(family, number):
-                extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
-            if not named:
-                self.manifest = self.manifest.with_extent(family.name, number)
-                self.manifest.save(self.path)
-            writer.begin(number)
         return writer
+
+    def _begin_next(self, writer: ExtentWriter) -> None:
+        # The file first, then the manifest that names it, then the rows that use it.
+        family, number = writer.family, writer.number + 1
+        self._flush(writer)
+        extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
+        self.manifest = self.manifest.with_extent(family.name, number)
+        self.manifest.save(self.path)
+        writer.begin(number)
 
     def _put_rows(self, family: Family, rows: Buffer) -> None:
         view = memoryview(rows)
@@ -514,6 +576,14 @@ class StoreFiles(StoreView):
         for commit, rows in parts.items():
             batch.put("commits", commit, json.dumps(rows).encode())
         self.keys.commit(batch)
+
+    def set_dead(self, dead: dict[str, int]) -> None:
+        """After a check: how many kept bytes of each extent are of no image."""
+        state = replace(self.state, dead=dead)
+        batch = self.keys.batch()
+        batch.put("meta", b"state", state.pack())
+        self.keys.commit(batch)
+        self.state = state
 
     # --- derived data -----------------------------------------------------------------------------
 

@@ -29,7 +29,16 @@ from hypothesis.stateful import (
 )
 from PIL import Image
 
-from engine import ImageError, Store, StoreLockedError, UsageError, digest, ingest, remove
+from engine import (
+    ImageError,
+    Store,
+    StoreLockedError,
+    UsageError,
+    digest,
+    ingest,
+    optimize,
+    remove,
+)
 from engine.config import SOURCES_SHOWN
 from engine.records import Buffer, IngestReport, Kind, RemoveReport
 from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
@@ -53,6 +62,9 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ingest, "CHUNK_FILES", 2)
     patch.setattr(ingest, "CHUNK_ROWS", 3)
     patch.setattr(remove, "MOST", 3)
+    patch.setattr(optimize, "_BATCH", 3)
+    patch.setattr(optimize, "_BYTES", 40)
+    patch.setattr(optimize, "_DROPPED", 2)
     patch.setattr(extents, "EXTENT_ROWS", 5)
     patch.setattr(vectors, "EXTENT_ROWS", 5)
     patch.setattr(extents, "EXTENT_BYTES", 200)
@@ -534,6 +546,19 @@ class Walk(RuleBasedStateMachine):
             assert list(report.not_found) == missing
         self.expect_report(report, before)
         handle.writing, handle.seen = True, self.model.view()
+
+    @rule()
+    def optimize(self) -> None:
+        handle = self.writer()
+        report = handle.store.optimize()
+        assert (report.skipped, report.interrupted) == ((), False)
+        handle.writing, handle.seen = True, self.model.view()
+        state = handle.store._files.state
+        for number, size in state.extents.get(extents.PIXELS.name, []):
+            assert state.dead.get(str(number), 0) <= 0.2 * size
+        live = {number for number, _ in state.extents.get(extents.PIXELS.name, [])}
+        files = {int(path.stem) for path in (self.where / "pixels").glob("*")}
+        assert live <= files <= {*live, max(live, default=0) + 1}
 
     def expect_report(self, report: RemoveReport, before: View) -> None:
         after = self.model.view()

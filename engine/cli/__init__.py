@@ -30,6 +30,7 @@ for command in (
     stores.info,
     stores.check,
     upkeep.remove,
+    upkeep.optimize,
     copies.backup,
     copies.export,
     train.train,

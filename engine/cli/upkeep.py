@@ -14,6 +14,7 @@ from engine.cli.options import (
     INTERRUPTED,
     SOME_REJECTED,
     JsonOption,
+    MemoryOption,
     StoreOption,
     interruptible,
     show_line,
@@ -76,3 +77,24 @@ def remove(
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(SOME_REJECTED if lines else DONE)
+
+
+def optimize(
+    store: StoreOption = "",
+    memory: MemoryOption = "1G",
+    as_json: JsonOption = False,
+) -> None:
+    """Give back the disk space of removed images, and bring the keys in order.
+
+    Kept pixels are copied together, so it needs some room while it works; what does not fit is told.
+    Lookups go on meanwhile. Ctrl-C commits what is done; run it again to go on.
+
+    \b
+    Example:
+      engine optimize --store photos.store
+    """
+    opened = Store.open(store or default_store(), memory=memory)
+    with opened, interruptible() as stop, Progress("optimize") as progress:
+        report = opened.optimize(progress=progress, stop=stop)
+    show_line(show.line(asdict(report)) if as_json else show.optimize_text(report))
+    raise typer.Exit(INTERRUPTED if report.interrupted else DONE)

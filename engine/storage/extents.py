@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,19 @@ import numpy.typing as npt
 
 from engine import digest
 from engine.config import EXTENT_BYTES, EXTENT_ROWS
-from engine.errors import StoreDamagedError
+from engine.errors import StoreDamagedError, StoreError
 from engine.records import Buffer, Place
 from engine.storage.files import fsync_dir, write_all
 
 HEADER_BYTES = 4096
 _DROP_BYTES = 1 << 20  # an append of fewer is left in the page cache: somebody may want it at once
+_AHEAD = 128 << 10  # bytes: Linux fetches no more at a time
 _HEADER = struct.Struct(">8s16sIII32s")  # magic, store uuid, version, number, row bytes, family
 _MAGIC = b"ENGEXT01"
+
+
+class MovedError(StoreError):
+    """What a reader looks for lies elsewhere since a newer commit, which it has to go over to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +159,13 @@ def header_problem(store: Path, family: Family, number: int, uuid: bytes) -> str
 class ExtentReader:
     """Reads committed bytes of one family with ``pread``, or rows of it through a read-only map."""
 
-    def __init__(self, store: Path, family: Family) -> None:
+    def __init__(
+        self, store: Path, family: Family, behind: Callable[[], bool] = lambda: False
+    ) -> None:
+        """``behind`` tells whether the store has gone on since: then a file may rightly be gone."""
         self._store = store
         self.family = family
+        self._behind = behind
         self._fds: dict[int, int] = {}
         self._maps: dict[int, npt.NDArray[Any]] = {}
 
@@ -222,13 +231,18 @@ class ExtentReader:
                 fd = self._fds.get(extent)
                 if fd is None:
                     fd = self._open(extent)
-                os.posix_fadvise(fd, HEADER_BYTES + offset, length, os.POSIX_FADV_WILLNEED)
+                start = HEADER_BYTES + offset
+                for at in range(start, start + length, _AHEAD):
+                    size = min(_AHEAD, start + length - at)
+                    os.posix_fadvise(fd, at, size, os.POSIX_FADV_WILLNEED)
 
     def _open(self, extent: int) -> int:
         path = self.family.path(self._store, extent)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and self._behind():
+                raise MovedError(f"{path} was rewritten; ask again") from None
             raise StoreDamagedError(
                 f"{path} cannot be read: {error.strerror}; run 'engine check'"
             ) from None

@@ -166,6 +166,18 @@ class Keys:
                 for table in self._tables.values():
                     table.flush()
 
+    def compact(self, table: str) -> None:
+        """As the writer, rewrite a table without what was deleted; ``StoreError`` if it fails.
+
+        It needs room for the table a second time. A full disk ends all writing until it is reopened.
+        """
+        try:
+            self._tables[table].compact_range(None, None)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise StoreError(
+                f"the table {table!r} could not be compacted: {_line(error)}"
+            ) from None
+
     def close(self) -> None:
         """Close it; what was committed is durable already."""
         self._tables.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ class Manifest:
         """The manifest that names one more extent."""
         extents = {**self.extents, family: [*self.extents.get(family, []), number]}
         return replace(self, extents=extents)
+
+    def only(self, live: Iterable[tuple[str, int]]) -> Manifest:
+        """The manifest without the extents that are not ``live``: (family, number) of each."""
+        kept = set(live)
+        extents = {
+            family: [number for number in numbers if (family, number) in kept]
+            for family, numbers in self.extents.items()
+        }
+        return replace(self, extents={family: left for family, left in extents.items() if left})
 
     def dump(self) -> bytes:
         """The file's contents."""

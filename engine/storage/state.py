@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.records import Place
 from engine.storage.extents import Family
@@ -31,6 +31,16 @@ class State:
     def unpack(cls, value: bytes) -> State:
         """The state that ``pack`` wrote."""
         return cls(**json.loads(value))
+
+    def next(self) -> State:
+        """A copy, to become what the next commit leaves behind."""
+        return replace(
+            self,
+            commit=self.commit + 1,
+            vectors=dict(self.vectors),
+            extents={name: [list(pair) for pair in v] for name, v in self.extents.items()},
+            dead=dict(self.dead),
+        )
 
     def bury(self, place: Place) -> None:
         """Count kept pixels as dead: no image has them any more."""

@@ -78,7 +78,7 @@ class StoreView:
             raise
         self._close_files()
         self.manifest, self._keys, self.state = found, table, state
-        self._pixels = ExtentReader(self.path, extents.PIXELS)
+        self._pixels = ExtentReader(self.path, extents.PIXELS, self.is_behind)
         self.fingerprints = Fingerprints(self.path)
         self._index: VectorIndex | None = None
         self._lookups = 0
@@ -104,6 +104,10 @@ class StoreView:
         # Bounded: a bucket's few runs answer for 4,096 images where their rows are one array's.
         self._buckets: dict[int, list[Run]] = {}
         self._array_names: dict[int, bytes] = {}
+
+    def is_behind(self) -> bool:
+        """Whether a writer has told of another commit since this one was opened."""
+        return self._notice.read() != self._seen
 
     @property
     def keys(self) -> Keys:
@@ -194,7 +198,7 @@ class StoreView:
         raise StoreDamagedError(f"image {id_} has a record and no key; run 'engine check'")
 
     def kept(self, place: Place) -> bytes:
-        """The bytes kept at ``place``."""
+        """The bytes kept at ``place``; ``MovedError`` if a newer commit has them elsewhere."""
         return self._pixels.read(place)
 
     def kept_whole(self, id_: int) -> tuple[bytes, bool] | None:
