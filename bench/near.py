@@ -152,7 +152,7 @@ def photographs(folders: Sequence[Path], most: int, seed: int) -> list[Path]:
         path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES
     )
     chosen = (every[i] for i in np.random.default_rng(seed).permutation(len(every)))
-    found = []
+    found: list[Path] = []
     for path in chosen:
         if len(found) == most:
             break

@@ -14,12 +14,11 @@ bits            256 of the image's bits at places drawn once for its size; noise
                 twice the share of the rarer value among the 256, in percent: a flat image is 0.
 
 What the quality is for: below ``least_quality`` a fingerprint says nothing, and is compared with none.
-Pictures need 20. Of 500 icons of 17 to 32 pixels a side, 34 pairs of different drawings are within 31
-bits, 29 of them at 0: pictures that are white or flat. From 2 on there are 5 such pairs, whatever is
-asked for; narrow strips of 65 to 128 pixels need 20 (10 pairs, then 1). PDQ's own 50, meant for
-pictures that were not shrunk to 64, loses 6 % of the photographs and 13 % of the icons for nothing;
-20 loses 2 and 9 %. A bit image needs ink in eight of the 256 bits: two specks of dust may well fall
-into the same pools, six of eight do not.
+Pictures need 10. Of 500 icons of 17 to 32 pixels a side, 34 pairs of different drawings are within 31
+bits, 29 of them at 0: pictures that are white or flat. From 2 on there are 5 such pairs, and no floor
+leaves fewer. PDQ's own 50, meant for pictures that were not shrunk to 64, loses 6 % of the photographs
+and 13 % of the icons for nothing; 10 loses 1 and 7 %. A bit image needs ink in eight of the 256 bits:
+two specks of dust may well fall into the same pools, six of eight do not.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _AT_ONCE = 256  # images, or bytes for each of the 256 bits: what stays in the c
 _SHUFFLED = 1 << 17  # values up to which all places are put in order, and beyond which drawn
 # The same in every store, so that fingerprints can be compared across shards.
 _SEED = 0x656E67696E65
-_PICTURE_QUALITY = 20
+_PICTURE_QUALITY = 10
 _BITS_QUALITY = 6  # 8 bits of 256
 
 Bytes = npt.NDArray[np.uint8]

@@ -138,7 +138,8 @@ def _by_pixels(store: StoreFiles, query: Pixels, most: int, some: Sequence[Near]
                 canonicals.append(kept)
             else:
                 yield one
-        yield from _compared(query, most, found, canonicals)
+        if found:
+            yield from _compared(query, most, found, canonicals)
 
 
 def _decoded(store: StoreFiles, row: ImageRow, query: Pixels) -> bytes | None:
@@ -174,7 +175,7 @@ def _compared(
 def _words(canonicals: Sequence[bytes | memoryview]) -> npt.NDArray[np.uint64]:
     """The pixels of canonical forms of one length: (n, words) uint64, with zeros behind them."""
     n = len(canonicals)
-    size = len(canonicals[0]) - pixels.HEADER_BYTES if n else 0
+    size = len(canonicals[0]) - pixels.HEADER_BYTES
     out = np.zeros((n, -(-size // 8) * 8), np.uint8)
     for row, canonical in zip(out, canonicals, strict=True):
         row[:size] = np.frombuffer(canonical, np.uint8)[pixels.HEADER_BYTES :]

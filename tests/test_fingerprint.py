@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from engine import fingerprint as fp
 from engine import pixels as px
@@ -80,12 +80,24 @@ def test_a_copy_is_near(seed):
         "larger": original.resize((400, 400)),
         "squeezed": original.resize((300, 200)),
         "small": original.resize((100, 100)),
+        "a third": original.resize((85, 85), Image.Resampling.LANCZOS),
+        "gamma": original.point([round(255 * (v / 255) ** 1.3) for v in range(256)] * 3),
+        "blurred": original.filter(ImageFilter.GaussianBlur(2)),
         "brighter": original.point(lambda value: min(255, value + 10)),
     }
     far = {
         name: d for name, copy in copies.items() if (d := distance(of(original), of(copy))) > NEAR
     }
     assert not far
+
+
+@pytest.mark.parametrize("side", [24, 48, 100])
+def test_a_copy_of_a_small_picture_is_near(side):
+    original = picture(5, 256).resize((side, side), Image.Resampling.LANCZOS)
+    for larger in (side * 3 // 2, side * 2, side * 5):
+        assert distance(of(original), of(original.resize((larger, larger)))) <= NEAR
+    if side > 32:  # below, JPEG's blocks are as large as what the picture is made of
+        assert distance(of(original), of(again_as(original, "JPEG", quality=70))) <= NEAR
 
 
 def test_another_picture_is_far():
@@ -154,6 +166,94 @@ def test_the_fingerprints_of_a_block_are_those_of_its_rows(n, height, width, see
     assert (prints.shape, prints.dtype) == ((n, fp.FINGERPRINT_BYTES), np.uint8)
     singles = [fp.fingerprint(from_array(row)) for row in rows]
     assert [(p.tobytes(), int(q)) for p, q in zip(prints, qualities, strict=True)] == singles
+
+
+def sparse(seed: int, share: float, side: int = 100) -> np.ndarray:
+    """A mask of a few strokes with about this share of ink, grey: three equal channels."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((side, side), bool)
+    while image.mean() < share:
+        y, x = rng.integers(0, side, 2)
+        length = int(rng.integers(1, 9))
+        if rng.random() < 0.5:
+            image[y, x : x + length] = True
+        else:
+            image[y : y + length, x] = True
+    return image
+
+
+@pytest.mark.parametrize("share", [0.01, 0.04, 0.15])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_unrelated_masks_with_little_ink_are_far_and_copies_near(share, inverted):
+    prints = []
+    for seed in range(6):
+        image = sparse(seed, share)
+        copy = image & (np.random.default_rng(99).random(image.shape) > 0.05)  # 5 % of the ink gone
+        one = fp.fingerprint(from_array(image ^ inverted))
+        ways = fp.candidates(from_array(copy ^ inverted), NEAR)
+        assert min(distance(one[0], way.tobytes()) for way in ways) <= NEAR
+        assert one[1] >= 50
+        prints.append(one[0])
+    for i, one in enumerate(prints):
+        assert all(distance(one, other) > 2 * NEAR for other in prints[:i])
+
+
+def test_an_image_and_its_negative_have_opposite_fingerprints():
+    for image in (bit_image(0), sparse(0, 0.02), sparse(0, 0.2)):
+        one = fp.fingerprint(from_array(image))
+        other = fp.fingerprint(from_array(~image))
+        assert distance(one[0], other[0]) == 256
+        assert one[1] == other[1]
+
+
+@given(st.integers(0, 60), st.integers(0, 10**6))
+def test_a_copy_is_near_however_close_its_ink_is_to_where_pools_grow(percent, seed):
+    """Of the query's fingerprints one is near the copy's, whichever pool that ended with."""
+    rng = np.random.default_rng(seed)
+    image = rng.random((60, 60, 3)) < percent / 100
+    copy = image ^ (rng.random(image.shape) < 0.1 * image)  # a tenth of the ink is lost
+    ways = fp.candidates(from_array(copy), NEAR)
+    if fp.fingerprint(from_array(image))[1] < 10:
+        return  # hardly any ink: there may be no way at all
+    stored = fp.fingerprint(from_array(image))[0]
+    assert min(distance(stored, way.tobytes()) for way in ways) <= 40
+
+
+def test_what_says_nothing_is_compared_with_nothing():
+    blank = np.zeros((50, 50, 3), bool)
+    assert len(fp.candidates(from_array(blank), 256)) == 0
+    blank[3, 3] = True
+    assert len(fp.candidates(from_array(blank), 31)) == 0
+    flat = np.full((60, 50, 3), 77, np.uint8)
+    assert len(fp.candidates(from_array(flat), 256)) == 0
+    assert len(fp.candidates(from_image(picture(0)), 31)) == 1
+
+
+def test_the_samples_of_a_grey_image_are_as_many_pixels():
+    """All three channels of a pixel are the same bit: a second one would tell nothing."""
+    places, masks = fp._places(16 * 16 * 3, 3, 1)
+    values = places * 8 + 7 - np.log2(masks).astype(int)
+    assert len(set((values // 3).tolist())) == 256
+    assert (np.bincount(values % 3, minlength=3) > 50).all()  # of every channel some
+
+
+@pytest.mark.parametrize("count", [768, 30_000, 200_000, 3_000_000])
+@pytest.mark.parametrize("each", [4, 64])
+def test_a_larger_pool_holds_the_smaller_one_and_no_place_twice(count, each):
+    if each * 256 > count:
+        each = count // 256
+
+    def values(each):
+        places, masks = fp._places(count, 3, each)
+        assert places.shape == (each * 256,)
+        return places * 8 + 7 - np.log2(masks).astype(int)
+
+    large = values(each)
+    assert large.min() >= 0 and large.max() < count
+    assert len(set(large.tolist())) == len(large)
+    assert (large[:256] == values(1)).all()
+    if each > 2:
+        assert (large[:512] == values(2)).all()
 
 
 # --- odd sizes ------------------------------------------------------------------------------------
