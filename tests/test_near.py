@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from engine import Store, StoreDamagedError, near
 from engine.pixels import HEADER_BYTES, from_array
@@ -20,6 +20,7 @@ from engine.storage.rows import u64
 
 Mask = npt.NDArray[np.bool_]
 NEAR = ["near"]
+PHOTOS = Path(__file__).parent.parent / "scripts" / "photos"
 
 
 def photo(seed: int, side: int = 160) -> Image.Image:
@@ -104,7 +105,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COPIES = {
     "jpeg": lambda image: as_file(image, "JPEG", quality=30),
-    "webp": lambda image: as_file(image, "WEBP", quality=30),
+    "webp": lambda image: as_file(image, "WEBP", quality=50),
     "half": lambda image: as_file(image.resize((80, 80)), "PNG"),
     "stretched": lambda image: as_file(image.resize((320, 200)), "PNG"),
     "darker": lambda image: as_file(image.point(lambda value: int(value * 0.8)), "PNG"),
@@ -130,6 +131,22 @@ def test_a_copy_is_near_and_nothing_else_is(photos: Path, how: str) -> None:
             assert hit.sources == (str(photos.with_suffix(".images") / f"{seed}.png"),)
             assert hit.source_count == 1
             assert result.milliseconds["near"] > 0
+
+
+def test_copies_of_real_photographs_are_near_and_other_photographs_are_not(tmp_path: Path) -> None:
+    paths = sorted(path for path in PHOTOS.iterdir() if path.suffix != ".md")
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(*paths)
+        missed = []
+        for path in paths:
+            image = Image.open(path).convert("RGB")
+            for how in ("jpeg", "webp", "darker"):
+                result = store.lookup(COPIES[how](image), tiers=NEAR)
+                assert {hit.sources[0] for hit in result.near} <= {str(path)}
+                missed += [(path.name, how)] * (not result.near)
+            assert store.lookup(ImageOps.mirror(image), tiers=NEAR).near == ()
+    assert len(paths) > 40
+    assert len(missed) <= 3, missed
 
 
 def test_another_picture_is_not_near(photos: Path) -> None:
