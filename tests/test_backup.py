@@ -474,7 +474,7 @@ def test_a_killed_backup_leaves_nothing_and_the_next_one_cleans_up(
         assert copy.check().problems == ()
 
 
-@pytest.mark.parametrize("moved", range(9))
+@pytest.mark.parametrize("moved", range(10))
 def test_killed_while_its_parts_are_moved_it_is_no_store_yet(
     full: Path, tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +506,27 @@ def test_killed_while_its_parts_are_moved_it_is_no_store_yet(
     assert sorted(p.name for p in dest.iterdir()) == sorted(
         p.name for p in (full / "store").iterdir()
     )
+
+
+@pytest.mark.parametrize("moved", range(10))
+def test_a_disk_that_fails_while_the_parts_are_moved_leaves_nothing(
+    full: Path, tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = tmp_path / "copy"
+    dest.mkdir()
+    rename, turns = Path.rename, []
+
+    def fails(path: Path, target: Path) -> Path:
+        turns.append(path)
+        if len(turns) > moved:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, Store.open(full / "store") as store:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises(StoreError, match="cannot be made: Input/output error"):
+            store.backup(dest)
+    assert list(dest.iterdir()) == []
 
 
 def test_two_backups_to_one_place_do_not_take_each_other_for_leftovers(

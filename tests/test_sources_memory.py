@@ -318,13 +318,16 @@ def test_a_stream_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.Mo
     ahead: list[int] = []
     with open_store(tmp_path) as store:
 
-        def endless() -> Iterator[tuple[str, np.ndarray]]:
+        def endless() -> Iterator[tuple[str, Any]]:
             number = 0
             frame = np.zeros((4, 4), np.uint8)
+            buffer = bytearray()
             while True:
                 ahead.append(number - len(store))
                 frame[:] = np.random.default_rng(number).integers(0, 256, (4, 4))
-                yield f"frame-{number}", frame  # the same array again and again
+                buffer[:] = png(frame)
+                # The same array and the same buffer again and again.
+                yield f"frame-{number}", frame if number % 2 else buffer
                 number += 1
 
         report = store.ingest(endless(), stop=lambda: len(store) >= 200)
