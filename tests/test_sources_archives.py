@@ -25,7 +25,7 @@ from engine.sources import shards, tar
 from engine.sources.archives import TarArchive, begins_as_tar
 from engine.sources.base import METADATA_LIMIT, Member, Problem
 from engine.sources.locate import Sources, open_images
-from engine.sources.streams import _zstd
+from engine.sources.streams import zstd
 from engine.sources.zips import ZipArchive
 
 RNG = np.random.default_rng(3)
@@ -35,7 +35,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "tar.gz": gzip.compress,
     "tar.bz2": bz2.compress,
     "tar.xz": lzma.compress,
-    "tar.zst": lambda data: _zstd().compress(data),
+    "tar.zst": lambda data: zstd().compress(data),
 }
 SLOW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -641,9 +641,12 @@ def test_names_that_no_store_can_keep_are_problems(tmp_path):
 
 
 def test_what_takes_too_much_memory_to_decompress_is_not(tmp_path):
-    zstd = _zstd()
-    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.checksum_flag: 1}
-    compressor = zstd.ZstdCompressor(options=options)
+    module = zstd()
+    options = {
+        module.CompressionParameter.window_log: 27,
+        module.CompressionParameter.checksum_flag: 1,
+    }
+    compressor = module.ZstdCompressor(options=options)
     packed = compressor.compress(INTACT) + compressor.flush()
     found, why = cut_at(tmp_path, packed, "tar.zst")
     assert not found and "raise --memory" in why

@@ -87,10 +87,10 @@ def decompressor(how: str, memory: int) -> Decompressor:
         return bz2.BZ2Decompressor()
     if how == "xz":
         return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
-    zstd = _zstd()
+    module = zstd()
     window = max(10, min(memory.bit_length() - 1, 30))
-    options = {zstd.DecompressionParameter.window_log_max: window}
-    made: Decompressor = zstd.ZstdDecompressor(options=options)
+    options = {module.DecompressionParameter.window_log_max: window}
+    made: Decompressor = module.ZstdDecompressor(options=options)
     return made
 
 
@@ -166,15 +166,15 @@ def steady(path: Path, stamp: tuple[int, int]) -> Iterator[IO[bytes]]:
 
 def damage() -> tuple[type[Exception], ...]:
     """What decompressing damaged data may raise."""
-    zstd = sys.modules.get(_ZSTD)
-    own = (zstd.ZstdError,) if zstd is not None else ()
+    module = sys.modules.get(_ZSTD)
+    own = (module.ZstdError,) if module is not None else ()
     return (zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, MemoryError, *own)
 
 
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
 
-def _zstd() -> Any:
+def zstd() -> Any:
     """The module, when it is needed: it is in Python itself from 3.14 on."""
     try:
         return importlib.import_module(_ZSTD)
