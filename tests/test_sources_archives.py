@@ -833,3 +833,28 @@ def test_an_archive_that_breaks_off_is_rejected_after_what_is_whole(tmp_path):
     with Store.open(tmp_path / "s", create=True, encoder="none") as store:
         report = store.ingest(str(path))
         assert (report.added, report.rejected) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.zst", "zip"])
+def test_damaged_pixels_are_mended_from_an_archive(tmp_path, kind):
+    bits = np.random.default_rng(1).integers(0, 2, (100, 100, 3), np.uint8) * np.uint8(255)
+    file = io.BytesIO()
+    Image.fromarray(bits).save(file, "PNG")
+    path = tmp_path / f"a#1.{kind}"
+    if kind == "zip":
+        a_zip(path, {"in#side.png": file.getvalue()})
+    else:
+        name = b"\xff#side.png".decode(errors="surrogateescape")
+        path.write_bytes(COMPRESS[kind](tar_bytes({name: file.getvalue()})))
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        assert store.ingest(str(path)).added == 1
+    (extent,) = (tmp_path / "s" / "pixels").iterdir()
+    data = bytearray(extent.read_bytes())
+    data[-100] ^= 1
+    extent.write_bytes(data)
+    with Store.open(tmp_path / "s") as store:
+        assert not store.check().ok
+        assert store.check(fix=True).ok
+        (hit,) = store.lookup(file.getvalue(), tiers=["identical"]).identical
+        assert store.lookup(bits // 255).identical[0].verified == "bytes"
+        assert hit.source_count == 1
