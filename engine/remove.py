@@ -270,8 +270,9 @@ class Remove:
                 raise _StoppedError
 
     def _advance(self, count: int) -> None:
-        self._done += count
-        self._progress(self._done)
+        if count:
+            self._done += count
+            self._progress(self._done)
 
 
 def bases(name: str) -> list[bytes]:

@@ -1,0 +1,538 @@
+"""Images and sources are removed: by id, by name, because their files are gone; and only these."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine import Store, StoreError, UsageError, digest, remove
+from engine.cli import main
+from engine.pixels import from_array
+from engine.storage.chunk import Chunk, NewImage, NewName
+from engine.storage.rows import ArchiveRow
+from engine.store import StoreFiles
+
+IDENTICAL = ["identical"]
+
+
+def mask(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2, (8, 8, 3)).astype(np.bool_)
+
+
+def save(path: Path, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask(seed).astype(np.uint8) * 255).save(path)
+    return path
+
+
+def rows(path: Path, *seeds: int) -> Path:
+    np.save(path, np.stack([mask(seed) for seed in seeds]))
+    return path
+
+
+def found(store: Store, *seeds: int) -> list[int]:
+    """Those of the images that are found, and have what an image has."""
+    there = []
+    for seed in seeds:
+        for hit in store.lookup(mask(seed), tiers=IDENTICAL).identical:
+            assert hit.source_count == len(store.sources(hit.id))
+            assert store.get(hit.id).id == hit.id
+            there.append(seed)
+    return there
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Photos 0 to 5, an array of 4 to 11, and another with 11 three times and 12, 13."""
+    for i in range(6):
+        save(tmp_path / "photos" / f"{i}.png", i)
+    rows(tmp_path / "a.npy", *range(4, 12))
+    rows(tmp_path / "b.npy", 11, 11, 11, 12, 13)
+    opened = Store.open(tmp_path / "store", create=True, encoder="none")
+    opened.ingest(tmp_path / "photos", tmp_path / "a.npy", tmp_path / "b.npy")
+    return opened
+
+
+@pytest.fixture(autouse=True)
+def whole_in_the_end(store: Store):
+    yield
+    assert store.check().problems == ()
+    store.close()
+
+
+def id_of(store: Store, seed: int) -> int:
+    (hit,) = store.lookup(mask(seed), tiers=IDENTICAL).identical
+    return hit.id
+
+
+# --- by id ----------------------------------------------------------------------------------------
+
+
+def test_an_image_goes_with_all_its_sources_and_nothing_else(store: Store, tmp_path: Path) -> None:
+    ids = [id_of(store, 4), id_of(store, 11)]
+    file = (tmp_path / "photos" / "4.png").read_bytes()
+    report = store.remove(ids=ids)
+    assert (report.images, report.sources, report.not_found) == (2, 2 + 4, ())
+    assert found(store, *range(14)) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 12, 13]
+    assert store.lookup(file, tiers=IDENTICAL).identical == ()
+    for id_ in ids:
+        with pytest.raises(UsageError, match="no image"):
+            store.get(id_)
+    info = store.info()
+    assert (info.images, info.sources, info.removed) == (12, 19 - 6, 2)
+    again = store.remove(ids=ids)
+    assert (again.images, again.sources, again.not_found) == (0, 0, tuple(map(str, ids)))
+
+
+def test_an_image_that_comes_back_gets_a_new_id(store: Store, tmp_path: Path) -> None:
+    ids = [id_of(store, seed) for seed in (0, 8)]
+    store.remove(ids=ids)
+    report = store.ingest(tmp_path / "photos", tmp_path / "a.npy")
+    assert (report.added, report.unchanged) == (2, 5)
+    assert [id_of(store, seed) for seed in (0, 8)] == [15, 16]
+    assert store.info().sources == 19
+
+
+@pytest.mark.parametrize("id_", [0, -1, 15, 1 << 70])
+def test_an_id_that_no_image_has_is_told_of(store: Store, id_: int) -> None:
+    assert store.remove(ids=[id_, 1]).not_found == (str(id_),)
+    assert found(store, 0, 1) == [1]
+
+
+def test_what_is_no_id_or_nothing_at_all_is_refused(store: Store) -> None:
+    with pytest.raises(UsageError, match="name what to remove"):
+        store.remove()
+    with pytest.raises(TypeError):
+        store.remove(ids=["1"])
+    with pytest.raises(UsageError, match="a source has a name"):
+        store.remove(ids=[1], sources=[""])
+    assert found(store, 0) == [0], "nothing was touched"
+
+
+def test_an_image_with_more_sources_than_a_commit_takes_goes_in_several(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(20):
+        save(tmp_path / "same" / f"{i}.png", 50)
+    rows(tmp_path / "mixed.npy", *[50, 51] * 10)
+    store.ingest(tmp_path / "same", tmp_path / "mixed.npy")
+    monkeypatch.setattr(remove, "MOST", 4)
+    commits = store._files.state.commit
+    report = store.remove(ids=[id_of(store, 50), id_of(store, 51), id_of(store, 0)])
+    assert (report.images, report.sources) == (3, 20 + 20 + 1)
+    assert store._files.state.commit > commits + 5
+    assert found(store, 0, 50, 51, 1) == [1]
+
+
+def test_all_images_go(store: Store, tmp_path: Path) -> None:
+    assert store.remove(ids=range(1, 15)).images == 14
+    info = store.info()
+    assert (info.images, info.sources, info.removed) == (0, 0, 14)
+    for table in ("images", "records", "sources", "names", "runs", "arrays"):
+        assert not list(store._files.keys.scan(table)), table
+    report = store.ingest(tmp_path / "photos", tmp_path / "a.npy", tmp_path / "b.npy")
+    assert (report.added, report.duplicates) == (14, 5)
+
+
+def test_images_that_share_a_key_go_one_by_one(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "key", lambda canonical, seed: b"k" * 16)
+    with Store.open(tmp_path / "one", create=True, encoder="none") as one:
+        one.ingest(tmp_path / "photos")
+        for seed in (2, 0, 5, 1, 4, 3):
+            assert one.remove(ids=[seed + 1]).images == 1
+            assert found(one, seed) == []
+            assert len(found(one, *range(6))) == len(one)
+            assert one.check().problems == ()
+
+
+# --- by name --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "gone", "sources"),
+    [
+        (["photos/0.png"], [0], 1),
+        (["photos/4.png"], [], 1),
+        (["photos"], [0, 1, 2, 3], 6),
+        (["photos/"], [0, 1, 2, 3], 6),
+        (["./photos/../photos//"], [0, 1, 2, 3], 6),
+        (["a.npy"], [6, 7, 8, 9, 10], 8),
+        (["a.npy#2"], [6], 1),
+        (["a.npy#2", "a.npy#3", "a.npy#2"], [6, 7], 2),
+        (["a.npy#7"], [], 1),
+        (["a.npy#7", "b.npy"], [11, 12, 13], 6),
+        (["b.npy#1", "b.npy"], [12, 13], 5),
+        (["b.npy", "b.npy#1", "a.npy", "photos"], [*range(14)], 19),
+        (["."], [*range(14)], 19),
+        (["/"], [*range(14)], 19),
+    ],
+    ids=str,
+)
+def test_a_source_goes_and_images_with_their_last(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    gone: list[int],
+    sources: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = store.remove(sources=names)
+    assert (report.images, report.sources) == (len(gone), sources)
+    assert found(store, *range(14)) == [seed for seed in range(14) if seed not in gone]
+    assert store.info().sources == 19 - sources
+    assert store.check().problems == ()
+    store.ingest(tmp_path / "photos", tmp_path / "a.npy", tmp_path / "b.npy")
+    assert found(store, *range(14)) == [*range(14)], "what was removed can come again"
+    assert store.info().sources == 19
+
+
+@pytest.mark.parametrize(
+    "name", ["photo", "photos/9.png", "a.npy#8", "a.npy#x", "a.np", "c.npy#1", "memory:a", "a.npy/"]
+)
+def test_what_is_not_there_is_told_of_and_the_rest_done(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name == "a.npy/":
+        store.remove(sources=[name])
+    report = store.remove(sources=[name, "photos/1.png"])
+    assert (report.images, report.not_found) == (1, (name,))
+
+
+def test_synthetic_sets_and_images_in_memory_go_by_name(store: Store) -> None:
+    store.ingest("synthetic:bits?n=10&seed=3")
+    store.ingest(np.stack([mask(20), mask(21)]), name="camera/3")
+    report = store.remove(sources=["synthetic:bits?seed=3#4", "memory:camera/3#0"])
+    assert (report.images, report.not_found) == (2, ())
+    assert found(store, 20, 21) == [21]
+    assert store.remove(sources=["synthetic:bits?n=5&seed=3"]).images == 9
+    assert store.remove(sources=["memory:camera/3"]).images == 1
+    assert store.ingest("synthetic:bits?n=10&seed=3").added == 10
+
+
+def test_arrays_of_an_npz_and_arrays_below_a_folder_go(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    path = tmp_path / "deep" / "er" / "c.npz"
+    np.savez(path, left=mask(30)[None], right=np.stack([mask(31), mask(32)]))
+    rows(tmp_path / "deep" / "d.npy", 33)
+    for again in (False, True):
+        store.ingest(path, tmp_path / "deep" / "d.npy")
+        assert store.remove(sources=[f"{path}#right"]).images == 2
+        assert found(store, 30, 31, 32, 33) == [30, 33]
+        if again:  # on disk or not
+            shutil.rmtree(tmp_path / "deep")
+        assert store.remove(sources=[tmp_path / "deep"]).images == 2
+
+
+def test_rows_that_were_removed_come_again_when_the_array_is_ingested(
+    store: Store, tmp_path: Path
+) -> None:
+    store.remove(sources=[f"{tmp_path}/a.npy#3"])
+    report = store.ingest(tmp_path / "a.npy")
+    assert (report.added, report.duplicates, report.unchanged) == (1, 7, 0)
+    report = store.ingest(tmp_path / "a.npy")
+    assert (report.added, report.unchanged) == (0, 8)
+
+
+def test_a_changed_array_forgets_no_more_than_what_was_left(store: Store, tmp_path: Path) -> None:
+    store.remove(ids=[id_of(store, 9)])
+    rows(tmp_path / "a.npy", 60, 61)
+    assert store.ingest(tmp_path / "a.npy").added == 2
+    assert store.info().sources == 6 + 2 + 5
+
+
+def test_rejects_go_with_their_folder(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    store.ingest(tmp_path / "photos")
+    assert store.info().rejects == 1
+    report = store.remove(sources=[tmp_path / "photos" / "bad.png"])
+    assert (report.images, report.not_found) == (0, ())
+    assert store.info().rejects == 0
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+def archive(store: Store, path: Path, seeds: dict[str, int], *, complete: bool = True) -> None:
+    """Commit members as an ingest of an archive does, with the stamp that its file has now."""
+    files = store._files
+    files.become_writer()
+    chunk = Chunk()
+    status = path.stat()
+    named = [os.fsencode(f"{path}#{member}") for member in seeds]
+    before = files.names(named)
+    for (member, seed), name, was in zip(seeds.items(), named, before, strict=True):
+        image = from_array(mask(seed))
+        key = digest.key(image.canonical, files.settings.hash_seed)
+        known = files.image_of(key)
+        id_ = known[0].id if known else files.state.next_id + len(chunk.images)
+        hash_ = member.encode().ljust(32)
+        if not known:
+            proof = digest.proof(image.canonical)
+            chunk.images.append(
+                NewImage(image, key, proof, "png", "test", 9, hash_, bytes(32), 9, None)
+            )
+        chunk.names.append(NewName(name, id_, status.st_mtime_ns, status.st_size, hash_, was))
+    row = ArchiveRow(status.st_mtime_ns, status.st_size, len(seeds), len(seeds), complete=complete)
+    chunk.archives.append((os.fsencode(path), row))
+    files.commit(chunk)
+
+
+def change(path: Path, size: int) -> Path:
+    path.write_bytes(bytes(size))
+    return path
+
+
+def test_an_archive_goes_whole_and_is_read_again_after_it_lost_a_member(
+    store: Store, tmp_path: Path
+) -> None:
+    path = change(tmp_path / "x.tar", 10)
+    name = os.fsencode(path)
+    archive(store, path, {"a/1.png": 70, "a/2.png": 71, "#3": 72, "0.png": 0})
+    assert store._files.archive(name) is not None
+    assert store.remove(sources=[f"{path}#a/2.png"]).images == 1
+    assert store._files.archive(name) is None
+    assert found(store, 70, 71, 72) == [70, 72]
+    archive(store, path, {"a/1.png": 70, "a/2.png": 71, "#3": 72, "0.png": 0})
+    assert store.remove(ids=[id_of(store, 72)]).sources == 1
+    assert store._files.archive(name) is None
+    archive(store, path, {"a/1.png": 70, "a/2.png": 71, "#3": 72, "0.png": 0})
+    report = store.remove(sources=[path])
+    assert (report.images, report.sources) == (3, 4)
+    assert found(store, 0, 70, 71, 72) == [0]
+    archive(store, path, {})
+    assert store.remove(sources=[path]).not_found == ()
+    assert store._files.archive(name) is None
+
+
+def test_members_that_an_archive_has_no_more_are_missing(store: Store, tmp_path: Path) -> None:
+    path = change(tmp_path / "x.tar", 10)
+    archive(store, path, {"1": 70, "2": 71, "3": 72})
+    assert store.remove(missing=True).images == 0
+    change(path, 20)
+    assert store.remove(missing=True).images == 0, "it has not been read since it changed"
+    archive(store, path, {"1": 70}, complete=False)
+    assert store.remove(missing=True).images == 0, "it has not been read to its end"
+    archive(store, path, {"1": 70})
+    assert store.remove(missing=True).images == 2
+    assert found(store, 70, 71, 72) == [70]
+    path.unlink()
+    assert store.remove(missing=True).images == 1
+
+
+# --- missing --------------------------------------------------------------------------------------
+
+
+def test_what_is_gone_from_the_disk_goes(store: Store, tmp_path: Path) -> None:
+    save(tmp_path / "old" / "er" / "1.png", 80)
+    store.ingest(tmp_path / "old", "synthetic:bits?n=3")
+    store.ingest(np.stack([mask(81)]), name="m")
+    assert store.remove(missing=True).sources == 0
+    shutil.rmtree(tmp_path / "old")
+    (tmp_path / "photos" / "1.png").unlink()
+    (tmp_path / "photos" / "4.png").unlink()
+    (tmp_path / "b.npy").unlink()
+    report = store.remove(missing=True)
+    assert (report.images, report.sources, report.kept) == (4, 3 + 5, ())
+    assert found(store, *range(14), 80, 81) == [0, *range(2, 12), 81]
+    again = store.remove(missing=True)
+    assert (again.images, again.sources) == (0, 0)
+
+
+def test_images_that_no_source_is_left_of_are_missing(store: Store, tmp_path: Path) -> None:
+    save(tmp_path / "photos" / "0.png", 90)
+    rows(tmp_path / "a.npy", 91)
+    os.utime(tmp_path / "a.npy", ns=(1, 1))
+    store.ingest(tmp_path / "photos", tmp_path / "a.npy")
+    assert found(store, 0, 8, 11, 90, 91) == [0, 8, 11, 90, 91]
+    report = store.remove(missing=True)
+    assert (report.images, report.sources) == (1 + 5, 0)
+    assert found(store, *range(14), 90, 91) == [1, 2, 3, 4, 5, 11, 12, 13, 90, 91]
+
+
+def test_links_that_lead_nowhere_and_overridden_arrays_are_there(
+    store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "photos" / "link.png").symlink_to(save(tmp_path / "target.png", 95))
+    np.save(tmp_path / "c.npy", np.zeros((2, 3, 3), np.uint8))
+    store.ingest(tmp_path / "photos", f"{tmp_path}/c.npy?kind=8bit")
+    (tmp_path / "target.png").unlink()
+    assert store.remove(missing=True).sources == 0
+    (tmp_path / "photos" / "link.png").unlink()
+    (tmp_path / "c.npy").unlink()
+    assert store.remove(missing=True).sources == 1 + 2
+
+
+def test_rejects_of_files_that_are_gone_are_forgotten(store: Store, tmp_path: Path) -> None:
+    bad = tmp_path / "photos" / "bad.png"
+    bad.write_bytes(b"\x89PNG\r\n\x1a\n")
+    store.ingest(tmp_path / "photos")
+    store.remove(missing=True)
+    assert store.info().rejects == 1
+    bad.unlink()
+    store.remove(missing=True)
+    assert store.info().rejects == 0
+
+
+def test_a_disk_that_may_only_be_unmounted_empties_no_store(store: Store, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    save(disk / "a" / "1.png", 80)
+    save(disk / "2.png", 81)
+    store.ingest(disk)
+    shutil.rmtree(disk)
+    disk.mkdir()  # as a mount point is left
+    (tmp_path / "photos" / "0.png").unlink()
+    report = store.remove(missing=True)
+    assert (report.images, len(report.kept)) == (1, 1)
+    assert f"{disk} is empty" in report.kept[0]
+    assert found(store, 0, 80, 81) == [80, 81]
+    assert store.remove(sources=[disk]).images == 2
+
+
+def test_what_cannot_be_looked_up_is_kept_and_told_of(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = tmp_path / "loop"
+    save(loop / "1.png", 80)
+    store.ingest(loop)
+    shutil.rmtree(loop)
+    loop.symlink_to(loop)  # ELOOP
+    report = store.remove(missing=True)
+    assert (report.images, len(report.kept)) == (0, 1)
+    assert "loop" in report.kept[0]
+    assert found(store, 80) == [80]
+
+
+# --- stopping, failing ----------------------------------------------------------------------------
+
+
+def test_it_stops_after_a_commit_and_goes_on(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remove, "MOST", 3)
+    told: list[tuple[int, int | None]] = []
+    report = store.remove(
+        ids=range(1, 15), progress=lambda *at: told.append(at), stop=lambda: len(told) > 2
+    )
+    assert report.interrupted
+    assert report.images == 14 - len(store) == 6
+    assert told == [(0, 14), (3, 14), (6, 14)]
+    assert store.check().problems == ()
+    rest = store.remove(ids=range(1, 15))
+    assert (rest.images, len(rest.not_found)) == (8, 6)
+
+
+def test_a_removal_that_fails_removes_whole_commits_only(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remove, "MOST", 3)
+    commit = StoreFiles._commit_keys
+    count = []
+
+    def fails(files: StoreFiles, *args: object) -> None:
+        count.append(1)
+        if len(count) == 3:
+            raise OSError(28, "No space left on device")
+        commit(files, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreFiles, "_commit_keys", fails)
+        with pytest.raises(StoreError, match="No space left"):
+            store.remove(ids=range(1, 15))
+    with Store.open(tmp_path / "store") as again:
+        assert len(again) == 14 - 6
+        assert again.check().problems == ()
+        assert again.remove(ids=range(1, 15)).images == 8
+    store._files.__init__(tmp_path / "store", store._files.memory, read_only=True)  # type: ignore
+
+
+# --- readers --------------------------------------------------------------------------------------
+
+
+def test_an_open_reader_sees_what_is_removed(store: Store, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", read_only=True) as reader:
+        id_ = id_of(reader, 8)
+        assert reader.find_identical(np.stack([mask(8), mask(9)])).tolist() == [id_, id_ + 1]
+        store.remove(ids=[id_])
+        assert reader.find_identical(np.stack([mask(8), mask(9)])).tolist() == [-1, id_ + 1]
+        assert found(reader, 8, 9) == [9]
+
+
+def test_a_file_that_named_a_removed_image_names_nothing(store: Store, tmp_path: Path) -> None:
+    """One that had changed since: its hash stays behind when the image goes."""
+    path = tmp_path / "photos" / "3.png"
+    old = path.read_bytes()
+    Image.fromarray(mask(3).astype(np.uint8) * 255).save(path, compress_level=0)
+    store.ingest(path)
+    assert len(store.lookup(old, tiers=IDENTICAL).identical) == 1
+    store.remove(sources=[path])
+    assert store.lookup(old, tiers=IDENTICAL).identical == ()
+    assert store.check().problems == ()
+    path.write_bytes(old)
+    assert store.ingest(path).added == 1
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    status = main([*map(str, arguments)])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_the_command_says_what_it_did(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.close()
+    where = ["--store", tmp_path / "store"]
+    status, out, err = run(capsys, "remove", "--id", 1, "--id", 99, *where)
+    assert (status, err) == (3, "engine: 99 is not in the store\n")
+    assert "1 image and 1 source removed" in out
+    status, out, err = run(
+        capsys, "remove", "--source", tmp_path / "photos", "--source", "zz", "--json", *where
+    )
+    body = json.loads(out)
+    assert (status, body["images"], body["sources"], body["not_found"]) == (3, 3, 5, ["zz"])
+    status, out, err = run(capsys, "remove", "--missing", "--json", *where)
+    assert (status, json.loads(out)["images"], err) == (0, 0, "")
+    status, out, err = run(capsys, "remove", *where)
+    assert (status, out) == (2, "")
+    assert "name what to remove" in err
+    store._files.__init__(tmp_path / "store", store._files.memory, read_only=True)  # type: ignore
+
+
+def test_ctrl_c_ends_the_command_on_a_commit(store: Store, tmp_path: Path) -> None:
+    store.close()
+    code = """
+import os, signal, sys
+from engine import remove, store
+from engine.cli import main
+from engine.pixels import from_array
+
+remove.MOST = 3
+commit = store.StoreFiles.commit
+
+def told(files, chunk):
+    commit(files, chunk)
+    os.kill(os.getpid(), signal.SIGINT)
+
+store.StoreFiles.commit = told
+sys.exit(main(sys.argv[1:]))
+"""
+    ids = [argument for id_ in range(1, 15) for argument in ("--id", str(id_))]
+    command = [sys.executable, "-c", code, "remove", *ids, "--store", str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "interrupted" in done.stdout
+    store._files.__init__(tmp_path / "store", store._files.memory, read_only=True)  # type: ignore
+    assert len(store) == 11
