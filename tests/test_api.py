@@ -270,6 +270,8 @@ CALLS = {
     "check": {"open", "salvage", "check"},
     "backup": {"open", "backup"},
     "export": {"open", "export"},
+    "remove": {"open", "remove"},
+    "optimize": {"open", "optimize"},
     "train": set(),
     "bench": set(),
 }

@@ -79,7 +79,7 @@ def test_a_scan_finds_what_brute_force_finds(
     write(folder, prints, rows_an_extent)
     rows = min(n, committed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprints, "EXTENT_ROWS", rows_an_extent)
+        patch.setattr(extents, "EXTENT_ROWS", rows_an_extent)
         patch.setattr(fingerprints, "_BLOCK", block)
         reader = Fingerprints(folder)
         assert scanned(reader, queries, most, rows) == brute_force(prints[:rows], queries, most)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import EXTENT_ROWS
 from engine.records import Place
 from engine.storage import extents
 from engine.storage.extents import ExtentReader
@@ -65,9 +64,10 @@ class Fingerprints:
 
     def _blocks(self, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """The first row of each block, and the block: (n, 4) uint64, a view of the map."""
-        for first in range(0, rows, EXTENT_ROWS):
-            count = min(EXTENT_ROWS, rows - first)
-            number = first // EXTENT_ROWS + 1
+        each = extents.FINGERPRINTS.capacity // extents.FINGERPRINTS.row_bytes
+        for first in range(0, rows, each):
+            count = min(each, rows - first)
+            number = first // each + 1
             mapped = np.asarray(self._reader.rows(number, count, np.uint64))
             # All of it at once: page by page, a disk would be asked for too little at a time.
             self._reader.announce([Place(number, 0, count * extents.FINGERPRINTS.row_bytes)])
