@@ -206,7 +206,7 @@ def measure_photos(
                 if hit.id != id_ and hit.distance <= DEFAULT_MAX_DISTANCE:
                     one, other = sorted((str(photo), hit.sources[0]))
                     pairs[one, other] = min(pairs.get((one, other), 256), hit.distance)
-                tick()
+            tick()
     found = [Photos(what, len(asked), _curve(distances[what]), spent[what]) for what in CHANGES]
     return len(ids), found, sorted(Pair(least, *names) for names, least in pairs.items())
 

@@ -206,17 +206,19 @@ def test_an_image_and_its_negative_have_opposite_fingerprints():
         assert one[1] == other[1]
 
 
-@given(st.integers(0, 60), st.integers(0, 10**6))
+@given(
+    st.sampled_from([1.7, 1.8, 1.9, 2, 6.8, 7, 7.2, 7.5, 24, 25, 26, 27, 50, 74, 76, 93, 98.2]),
+    st.integers(0, 10**6),
+)
 def test_a_copy_is_near_however_close_its_ink_is_to_where_pools_grow(percent, seed):
-    """Of the query's fingerprints one is near the copy's, whichever pool that ended with."""
+    """One of the query's fingerprints is near the copy's, whichever pool that ended with."""
     rng = np.random.default_rng(seed)
     image = rng.random((60, 60, 3)) < percent / 100
-    copy = image ^ (rng.random(image.shape) < 0.1 * image)  # a tenth of the ink is lost
-    ways = fp.candidates(from_array(copy), NEAR)
-    if fp.fingerprint(from_array(image))[1] < 10:
-        return  # hardly any ink: there may be no way at all
-    stored = fp.fingerprint(from_array(image))[0]
-    assert min(distance(stored, way.tobytes()) for way in ways) <= 40
+    copy = image ^ ((rng.random(image.shape) < 0.05) & (image == (percent <= 50)))  # of the ink
+    for query, stored in ((copy, image), (image, copy)):
+        ways = fp.candidates(from_array(query), NEAR)
+        print_ = fp.fingerprint(from_array(stored))[0]
+        assert min(distance(print_, way.tobytes()) for way in ways) <= NEAR
 
 
 def test_what_says_nothing_is_compared_with_nothing():
