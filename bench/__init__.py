@@ -1,7 +1,7 @@
 """Measures the engine beside simpler ways to find an image, through its public API.
 
 ``run`` measures and ``table`` shows it; both are what ``engine bench`` calls. The modules
-``exact_store``, ``cold_exact``, ``memory_growth``, ``exact_memory``, ``cold_lookup`` and
+``near``, ``exact_store``, ``cold_exact``, ``memory_growth``, ``exact_memory``, ``cold_lookup`` and
 ``similar_photos`` are scripts of their own.
 """
 
