@@ -166,6 +166,8 @@ def test_folders_links_and_devices_are_no_members(tmp_path):
         info = tarfile.TarInfo(f"{kind.decode()}.png")
         info.type, info.linkname = kind, "/etc/passwd"
         infos.append((info, None))
+    old = tarfile.TarInfo("as-files.png/")  # how the oldest archives have folders
+    infos.append((old, b""))
     files = [("a.png", PNG), *infos, ("b.png", OTHER)]
     assert shown(read(a_tar(tmp_path / "a.tar", files))) == [
         ("Member", "a.png"),

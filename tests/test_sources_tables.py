@@ -304,8 +304,12 @@ def test_what_is_no_table_says_so(tmp_path):
         path.write_bytes(data)
         found, why = until(path)
         assert not found and why
-    path.write_bytes(b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1")
-    assert "footer" in until(path)[1]
+    for claim in (0x7FFFFFFF, 70 << 20):
+        with path.open("wb") as file:
+            file.write(b"PAR1")
+            file.seek(80 << 20)
+            file.write(claim.to_bytes(4, "little") + b"PAR1")
+        assert f"a footer of {claim:,} bytes" in until(path)[1]
 
 
 @given(data=st.data())
@@ -383,6 +387,15 @@ def test_rows_of_very_different_size_are_read_few_at_a_time(tmp_path):
     with path.open("rb") as file:
         assert tables._batch_rows(file, group, ["image"], 1 << 26) <= 8
     assert len(read(ParquetTable(path), 5000, 1 << 21)) == 5012
+
+
+def test_values_that_many_rows_share_are_read_few_at_a_time(tmp_path):
+    path = tmp_path / "a.parquet"
+    a_table(path, {"image": [RNG.bytes(1 << 20)] * 500}, row_group_size=500)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    with path.open("rb") as file:
+        assert tables._batch_rows(file, group, ["image"], 1 << 22) <= 4
+    assert len(read(ParquetTable(path), 490)) == 10
 
 
 def test_a_table_that_changes_meanwhile_is_to_be_read_again(tmp_path):
