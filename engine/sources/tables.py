@@ -366,7 +366,8 @@ def _batch_rows(file: IO[bytes], group: Any, names: list[str], most: int) -> int
             found = _walk(file, chunk)
             if found.largest > most + _PAGE_SLACK:
                 raise SourceError(
-                    f"has a page of {found.largest:,} bytes in the column {path}: raise --memory",
+                    f"has a page of {found.largest:,} bytes in the column {path}: raise --memory, "
+                    f"or write it in smaller row groups",
                     passing=True,
                 )
             row += found.row

@@ -2,7 +2,7 @@
 
 Python's tarfile is not used: it reads names and extended headers of any size into memory, which a
 compressed archive of a few megabytes can make gigabytes, remembers every member, and takes more
-than twice as long for one. Read are the forms that are written: v7, ustar, GNU and pax (POSIX 1003.1-2001).
+than twice as long for one. Read are v7, ustar, GNU and pax archives (POSIX 1003.1-2001).
 """
 
 from __future__ import annotations
