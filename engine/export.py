@@ -35,7 +35,8 @@ from engine.records import ExportReport, ImageRecord
 from engine.storage import extents
 from engine.storage.aside import check_place, made_aside
 from engine.storage.extents import ExtentReader
-from engine.storage.listing import BUCKET, present, records_from, sources_in
+from engine.storage.listing import BUCKET, records_from, sources_in
+from engine.storage.live import live
 from engine.storage.vectors import Vectors
 from engine.store import StoreFiles
 
@@ -148,7 +149,7 @@ class Export:
             for one in into:
                 stack.callback(one.close)
             for bucket in range(-(-store.state.next_id // BUCKET)):
-                there = present(store, bucket)
+                there = live(store.keys, bucket * BUCKET, BUCKET)
                 counts = np.zeros(BUCKET, np.int64)
                 into[1].write(self._source_rows(bucket, there, counts))
                 self._sources += int(counts.sum())
@@ -209,7 +210,8 @@ class Export:
         buckets = ids // BUCKET
         for bucket in np.unique(buckets).tolist():
             mine = buckets == bucket
-            there[mine] = present(self._store, bucket)[ids[mine] - bucket * BUCKET]
+            first = bucket * BUCKET
+            there[mine] = live(self._store.keys, first, BUCKET)[ids[mine] - first]
         return there
 
 

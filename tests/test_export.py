@@ -19,22 +19,13 @@ from PIL import Image
 
 from engine import Store, StoreDamagedError, StoreError, UsageError, export
 from engine.cli import main
-from engine.storage import extents, listing, vectors
-from engine.storage.rows import u64
+from engine.storage import extents, fingerprints, listing, vectors
 
 Row = dict[str, Any]
 
 
 def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (8, 12, 3), np.uint8)
-
-
-def remove(store: Store, *ids: int) -> None:
-    """Take images out, as far as tables of records go."""
-    batch = store._files.keys.batch()
-    for id_ in ids:
-        batch.delete("records", u64(id_))
-    store._files.keys.commit(batch)
 
 
 @pytest.fixture(scope="module")
@@ -164,23 +155,25 @@ def test_edges_of_buckets_extents_and_batches(
     """The same with extents of 100 rows, more images than a bucket has, and gaps everywhere."""
     monkeypatch.setattr(extents, "EXTENT_ROWS", 1000)
     monkeypatch.setattr(vectors, "EXTENT_ROWS", 1000)
+    monkeypatch.setattr(fingerprints, "EXTENT_ROWS", 1000)
     monkeypatch.setattr(export, "_BATCH", 300)
     path = tmp_path / "store"
     with Store.open(path, create=True, encoder=str(tiny_encoder)) as store:
         store.ingest("synthetic:bits?n=50")
+        store.ingest(full / "rows.npy")  # runs of one image, in the first bucket
         store.ingest("synthetic:bits?n=6000", encoder="none")
         store.ingest(
             "synthetic:bits?n=6000&seed=0", (full / "photos"), "synthetic:bits?seed=3&n=3000"
         )
         store.ingest(full / "rows.npy")
-        alone = [record.id for record in store.records() if record.container != "array"]
-        shared = [record.id for record in store.records(5000) if record.container == "array"]
-        blocks = [id_ for id_ in range(4000, 9000) if store._files.keys.get("records", u64(id_))]
-        assert shared
-        remove(store, *alone[2:4], *blocks[:2], blocks[-3])
+        before = store.info().vectors
+        removed = [3, 52, 53, 54, 700, *range(4090, 4100), 4200, 6006, 6007, 9000, len(store)]
+        assert store.remove(ids=removed).images == len(removed)
+        store.remove(sources=["synthetic:bits?seed=3#1000", full / "photos" / "=1+1.png"])
         store.export(tmp_path / "out")
         compare(store, tmp_path / "out")
-        assert len(read_csv(tmp_path / "out", "images")) > listing.BUCKET
+        assert len(read_csv(tmp_path / "out", "images")) > 2 * listing.BUCKET
+        assert len(np.load(tmp_path / "out" / "vector_ids.npy")) < before
 
 
 def test_a_store_without_vectors_has_none_and_one_may_leave_them_out(
@@ -228,7 +221,7 @@ def test_csv_is_what_other_tools_expect(full: Path, tmp_path: Path) -> None:
 def test_an_export_is_of_one_commit(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, turns = export.present, []
+    real, turns = export.live, []
     path = tmp_path / "store"
     with Store.open(path, create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=5000")
@@ -240,7 +233,7 @@ def test_an_export_is_of_one_commit(
                 writer.ingest("synthetic:bits?n=9000", full / "photos")
         return real(*arguments)
 
-    monkeypatch.setattr(export, "present", meanwhile)
+    monkeypatch.setattr(export, "live", meanwhile)
     with Store.open(path) as store:
         report = store.export(tmp_path / "out")
         assert (report.images, report.sources) == (5000, 5000)

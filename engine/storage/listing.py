@@ -15,7 +15,6 @@ from engine.storage.rows import (
     RecordRow,
     Run,
     bucket_prefix,
-    record_keys,
     u64,
     unpack_records,
 )
@@ -27,7 +26,8 @@ BUCKET = 1 << BUCKET_BITS  # ids
 def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
     """The next images from id ``start`` on, in their order: about ``most``, none at the end."""
     found: list[tuple[int, RecordRow]] = []
-    for key, value in view.keys.scan("records", start=_row_of(view, start)):
+    before = view.keys.at_or_before("records", u64(start))  # it may be in one row with others
+    for key, value in view.keys.scan("records", start=before[0] if before else u64(start)):
         found += [(id_, record) for id_, record in unpack_records(key, value) if id_ >= start]
         if len(found) >= most:
             break
@@ -41,23 +41,10 @@ def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
     return images
 
 
-def present(view: StoreView, bucket: int) -> npt.NDArray[np.bool_]:
-    """Which ids of a bucket are images: (4096,), the first of them ``bucket * BUCKET``."""
-    first = bucket * BUCKET
-    there = np.zeros(BUCKET, np.bool_)
-    for key, value in view.keys.scan("records", start=_row_of(view, first)):
-        if int.from_bytes(key, "big") >= first + BUCKET:
-            break
-        for id_, _ in record_keys(key, value):
-            if first <= id_ < first + BUCKET:
-                there[id_ - first] = True
-    return there
-
-
 def sources_in(
     view: StoreView, bucket: int, there: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[int, bytes]]:
-    """The id and the name of every source of the images of a bucket; ``there`` is ``present``.
+    """The id and the name of every source of the images of a bucket; ``there`` (4096,): which it has.
 
     Files first and then rows of arrays, not sorted by id: that would hold as many runs at a time as
     arrays have the same images.
@@ -69,7 +56,7 @@ def sources_in(
             break
         if there[id_]:
             yield first + id_, key[8:]
-    for key, value in view.keys.scan("runs", ONE, u64(first)):
+    for key, value in view.keys.scan("runs", ONE, start=ONE + u64(first)):
         run = Run.from_id(key, value)
         if run.id >= first + BUCKET:
             break
@@ -83,9 +70,3 @@ def sources_in(
         for at in range(run.count):
             if there[run.id - first + at]:
                 yield run.id + at, b"%s#%d" % (base, run.row + at)
-
-
-def _row_of(view: StoreView, id_: int) -> bytes:
-    """The key of the row of ``records`` that image ``id_`` is in, or would be behind."""
-    row = view.keys.at_or_before("records", u64(id_))
-    return row[0] if row is not None else u64(id_)
