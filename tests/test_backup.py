@@ -106,6 +106,27 @@ def write(store: str) -> None:
         opened.ingest(f"{SOURCE}&n=1e7", stop=stop.is_set)
 
 
+def churn(store: str) -> None:
+    """Ingest, remove and optimize until standard input ends, and tell of each round."""
+    small_pieces(pytest.MonkeyPatch())
+    stop = threading.Event()
+
+    def listen() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    with Store.open(store) as opened:
+        turn = 0
+        while not stop.is_set():
+            opened.ingest(f"synthetic:bits?seed={turn}&n=60")
+            ids = [record.id for record in opened.records()]
+            opened.remove(ids=ids[turn % 2 :: 2])
+            opened.optimize()
+            turn += 1
+            print(turn, flush=True)
+
+
 def back_up(store: str, dest: str) -> None:
     """Back a store up, slowly, and tell of each file."""
     put = backup.Backup._put
@@ -120,7 +141,7 @@ def back_up(store: str, dest: str) -> None:
         opened.backup(dest)
 
 
-PARTS = {part.__name__: part for part in (write, back_up)}
+PARTS = {part.__name__: part for part in (write, churn, back_up)}
 
 
 def spawn(part: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
@@ -330,6 +351,28 @@ def test_backups_beside_a_writer_are_each_one_commit(tmp_path: Path, tiny_encode
     assert len(commits) > 1
     with Store.open(where) as store:
         assert store.check().problems == ()
+
+
+def test_backups_beside_one_that_removes_and_optimizes_are_whole(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    where, dest = tmp_path / "store", tmp_path / "copy"
+    Store.open(where, create=True, encoder=str(tiny_encoder)).close()
+    with child("churn", where) as writer:
+        writer.hear(4)
+        for _ in range(BACKUPS):
+            with Store.open(where, read_only=True) as store:
+                store.backup(dest)
+            with Store.open(dest) as copy:
+                assert copy.check().problems == ()
+                for count, record in enumerate(copy.records()):
+                    if count % 10 == 0:
+                        (name,) = copy.sources(record.id)
+                        (hit,) = copy.lookup(name, tiers=IDENTICAL).identical
+                        assert (hit.id, hit.verified) == (record.id, "bytes")
+            shutil.rmtree(dest)
+            writer.hear(len(writer.lines) + 1)
+    assert len(writer.lines) >= BACKUPS
 
 
 def test_keys_that_move_while_they_are_opened_are_opened_again(
