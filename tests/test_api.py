@@ -238,6 +238,15 @@ def test_records_are_read_by_the_block(mixed: Path, monkeypatch: pytest.MonkeyPa
         assert len(calls) == 1 and calls[0] < 10 + 128
 
 
+def test_records_with_much_metadata_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    said = {"a": [[]] * 4000}
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest((f"{i}", picture(i), said) for i in range(100))
+        first = api.records_from(store._files, 1, 1000)
+        assert 50 < len(first) < 90, "a MiB of JSON"
+        assert [record.id for record in store.records()] == list(range(1, 101))
+
+
 def test_a_record_without_its_key_is_damage(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=3")

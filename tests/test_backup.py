@@ -812,6 +812,48 @@ def test_a_read_only_source_is_backed_up(full: Path, tmp_path: Path) -> None:
 # --- the folder made aside ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_everything_is_durable_before_it_is_in_its_place(
+    full: Path, tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut: what was not synced is not there, or not whole."""
+    dest = tmp_path / "copy"
+    if there:
+        dest.mkdir()
+    fsync, rename = os.fsync, Path.rename
+    synced: set[int] = set()  # by inode
+    sizes: dict[int, int] = {}
+    renamed: list[str] = []
+
+    def synced_(fd: int) -> None:
+        fsync(fd)
+        stat = os.fstat(fd)
+        synced.add(stat.st_ino)
+        sizes[stat.st_ino] = stat.st_size
+
+    def checked(path: Path, target: Path) -> Path:
+        for part in [path, *path.rglob("*")]:
+            stat = part.stat()
+            assert stat.st_ino in synced, part
+            assert part.is_dir() or sizes[stat.st_ino] == stat.st_size
+        if there:
+            # The mark of an unfinished making is durable before the first part appears, and all
+            # others are before the one that makes a store of them.
+            assert dest.stat().st_ino in synced
+            if path.name == "keys":
+                synced.discard(dest.stat().st_ino)
+        renamed.append(path.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced_)
+    monkeypatch.setattr(Path, "rename", checked)
+    with Store.open(full / "store") as store:
+        store.backup(dest)
+    assert dest.stat().st_ino in synced
+    assert tmp_path.stat().st_ino in synced or there
+    assert renamed[-1] == ("MANIFEST.json" if there else renamed[0])
+
+
 def test_where_files_cannot_be_locked_a_folder_is_made_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,15 +21,18 @@ from engine.storage.rows import (
 from engine.storage.view import StoreView
 
 BUCKET = 1 << BUCKET_BITS  # ids
+_MOST_BYTES = 1 << 20  # of rows that are unpacked at a time: metadata takes twenty times its JSON
 
 
 def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
     """The next images from id ``start`` on, in their order: about ``most``, none at the end."""
     found: list[tuple[int, RecordRow]] = []
+    size = 0
     before = view.keys.at_or_before("records", u64(start))  # it may be in one row with others
     for key, value in view.keys.scan("records", start=before[0] if before else u64(start)):
         found += [(id_, record) for id_, record in unpack_records(key, value) if id_ >= start]
-        if len(found) >= most:
+        size += len(value)
+        if len(found) >= most or size >= _MOST_BYTES:
             break
     images = []
     rows = view.images_of([record.key for _, record in found])
