@@ -56,6 +56,7 @@ from engine.repair import Repair
 from engine.sources.base import Item, Problem, checked_metadata
 from engine.sources.locate import Query, Sources, open_images
 from engine.sources.memory import Images, MemoryArray, OneImage, is_image, members
+from engine.storage import reserve
 from engine.storage.create import create as make_store
 from engine.storage.extents import MovedError
 from engine.storage.files import fsync_dir, replace_file, tree_bytes
@@ -446,7 +447,7 @@ class Store:
             sources=files.state.sources,
             removed=files.state.removed,
             rejects=sum(1 for _ in files.keys.scan("rejects")),
-            bytes={part: tree_bytes(self.path / part) for part in (*_PARTS, REJECTS)},
+            bytes={part: tree_bytes(self.path / part) for part in (*_PARTS, REJECTS, reserve.NAME)},
             encoder=None
             if entry is None
             else {

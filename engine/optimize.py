@@ -56,7 +56,7 @@ class Optimize:
     def run(self) -> OptimizeReport:
         """Do all that there is room for; returns what was done."""
         started = time.perf_counter()
-        self._store.become_writer()
+        self._store.become_writer(to_remove=True)
         before = tree_bytes(self._store.path)
         self._extents()
         if not self._stop():

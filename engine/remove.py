@@ -62,7 +62,7 @@ class Remove:
         started = time.perf_counter()
         not_found: list[str] = []
         given = [(name, bases(name)) for name in dict.fromkeys(names)]  # UsageError before anything
-        self._store.become_writer()
+        self._store.become_writer(to_remove=True)
         interrupted = False
         try:
             self._ids(sorted(set(ids)), not_found)
@@ -259,6 +259,7 @@ class Remove:
     def _flush(self) -> None:
         """Commit what is to go by now; raises ``_StoppedError`` where no more is wanted."""
         while len(self._going):
+            self._store.require_room()
             found, left = removal(self._store, self._going, MOST)
             self._store.commit(Chunk(removal=found))
             self._images += found.images

@@ -11,6 +11,7 @@
       encoder/GEN/     the encoder that made them, so that a store can be moved and outlive upgrades
       index/           immutable IVF segments (engine.storage.segments)
       rejects.jsonl    what could not be ingested, and why
+      RESERVE          room for a removal on a full disk (engine.storage.reserve)
 
 A commit is: append to the extents, fdatasync them, then one synced RocksDB batch with everything
 else and the new committed lengths. Rows past those lengths do not exist; the next writer cuts them.
@@ -22,7 +23,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -32,9 +33,9 @@ from typing import Any, Self
 import numpy as np
 
 from engine.config import MemoryBudget
-from engine.errors import StoreDamagedError, StoreError, UsageError
+from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
 from engine.records import Buffer, Place
-from engine.storage import extents, keys, manifest, segments
+from engine.storage import extents, keys, manifest, reserve, segments
 from engine.storage.chunk import Chunk, NewImage, NewRows, Removal
 from engine.storage.extents import Append, ExtentWriter, Family
 from engine.storage.files import fsync_dir
@@ -76,6 +77,7 @@ class StoreFiles(StoreView):
         self._writers: dict[str, ExtentWriter] = {}
         self._manifest_kept: Manifest | None = None  # of which the keys have a copy, for repairs
         self._appends: list[Append] = []  # of the commit that is being made
+        self._reserved = 0  # bytes of the reserve that was last asked for
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
         super().__init__(path, memory)
 
@@ -102,12 +104,13 @@ class StoreFiles(StoreView):
         """Whether a writer has told of another commit; never to the writer itself."""
         return not self._lock.held and super().is_behind()
 
-    def become_writer(self, *, salvage: bool = False) -> None:
+    def become_writer(self, *, salvage: bool = False, to_remove: bool = False) -> None:
         """Take the writer's lock, recover what a crash left, and open the keys for writing.
 
         ``salvage``: extents that are gone or cut short get their header and their length back, as
         zeros, where ``StoreDamagedError`` would be raised otherwise; for repairs, which know what
-        is in them.
+        is in them. ``to_remove``: on a full disk make room first, of what an interrupted writer left
+        and of the reserve; an ingest would only fill it up again.
         """
         self._require_healthy()
         if self._lock.held:
@@ -119,15 +122,38 @@ class StoreFiles(StoreView):
             raise UsageError(f"{self.path} was opened read-only")
         self._lock.acquire()
         try:
+            tight = to_remove and self._make_room()
             self._close_files()
             told = commit_of(self._notice.read())
             found = manifest.load(self.path, writing=True)
-            self._load(found, keys.open_writer(self.path, self.memory), told)
+            self._load(found, keys.open_writer(self.path, self.memory, tight=tight), told)
             self._recover(salvage=salvage)
             self._notice.publish(self.state.commit)
         except BaseException:
             self.close()
             raise
+
+    def _make_room(self) -> bool:
+        """On a full disk, let go of what is not needed, before RocksDB writes; whether it was full."""
+        need = max(reserve.wanted(self.state), reserve.LITTLE)
+        if reserve.free(self.path) >= 2 * need:
+            return False
+        with contextlib.suppress(EngineError, OSError):  # else the recovery comes to it
+            self._open_reader()  # as of now: nobody else writes any more
+            self._cut(self._committed_extents(salvage=False))
+        if reserve.free(self.path) < need:
+            reserve.give_back(self.path)
+        return True
+
+    def _cut(self, committed: Mapping[tuple[str, int], int]) -> None:
+        """Cut what extents have past their committed lengths."""
+        for family in self.families():
+            for number in self.manifest.extents[family.name]:
+                path = family.path(self.path, number)
+                end = extents.HEADER_BYTES + committed.get((family.name, number), 0)
+                if path.exists() and path.stat().st_size > end:
+                    with path.open("r+b") as file:
+                        file.truncate(end)
 
     def _recover(self, *, salvage: bool) -> None:
         """Cut rows past the committed lengths; forget files that the manifest does not name."""
@@ -142,16 +168,11 @@ class StoreFiles(StoreView):
             # Extents that were begun and not used, or rewritten, and not forgotten yet.
             self.manifest = named
             self.manifest.save(self.path)
+        self._cut(committed)
         live = {self.path / manifest.NAME}
-        for name, numbers in self.manifest.extents.items():
-            family = self._family(name)
-            for number in numbers:
-                path = family.path(self.path, number)
-                live.add(path)
-                end = extents.HEADER_BYTES + committed.get((name, number), 0)
-                if path.exists() and path.stat().st_size > end:
-                    with path.open("r+b") as file:
-                        file.truncate(end)
+        for family in self.families():
+            named_ = self.manifest.extents[family.name]
+            live |= {family.path(self.path, number) for number in named_}
         live |= {segments.path_of(self.path, entry.number) for entry in self.manifest.segments}
         for folder in _FOLDERS:
             for path in (self.path / folder).rglob("*"):
@@ -361,9 +382,21 @@ class StoreFiles(StoreView):
         self.state = state
         self._notice.publish(state.commit)
         self._forget()
+        wanted = reserve.wanted(state)
+        if wanted > 1.25 * self._reserved:
+            reserve.renew(self.path, wanted)
+            self._reserved = wanted
         if self._index is not None:
             self._index.close()
             self._index = None
+
+    def require_room(self) -> None:
+        """``StoreError`` where the disk is too full to be sure that the store opens again."""
+        if reserve.free(self.path) < reserve.LITTLE:
+            raise StoreError(
+                f"the disk of {self.path} is full: what was committed is safe; "
+                f"make room, or run 'engine optimize', and then the command again"
+            )
 
     def drop_extents(self, numbers: Sequence[int]) -> None:
         """Give back extents of pixels in which no image has any; they have to be dead as a whole.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -38,8 +39,11 @@ from engine.storage.rows import TABLES
 
 FOLDER = "keys"
 _OPEN_TRIES = 200
+_NO_SPACE = os.strerror(errno.ENOSPC)
 _AHEAD = 128 << 10  # bytes
 _LONG_LOG = 1 << 20  # bytes
+_TIGHT_LOG = 2 << 20  # bytes
+_TIGHT_MANIFEST = 64 << 10  # bytes
 # Tables whose keys and values do not compress: hashes and proofs.
 _RANDOM = frozenset({"images", "files"})
 
@@ -192,16 +196,21 @@ def create(store: Path, memory: MemoryBudget) -> Keys:
     return _open(store / FOLDER, memory, AccessType.read_write(), create=True)
 
 
-def open_writer(store: Path, memory: MemoryBudget, *, salvage: bool = False) -> Keys:
+def open_writer(
+    store: Path, memory: MemoryBudget, *, salvage: bool = False, tight: bool = False
+) -> Keys:
     """For the process that holds the writer's lock; replays the write-ahead log.
 
-    ``salvage`` replays a damaged log up to the damage and drops the rest.
+    ``salvage`` replays a damaged log up to the damage and drops the rest. ``tight``: the disk is full,
+    or nearly.
     """
     if not (store / FOLDER / "CURRENT").is_file():
         raise StoreDamagedError(
             f"{store / FOLDER} is not whole (no CURRENT): restore the store from a copy"
         )
-    return _open(store / FOLDER, memory, AccessType.read_write(), create=False, salvage=salvage)
+    return _open(
+        store / FOLDER, memory, AccessType.read_write(), create=False, salvage=salvage, tight=tight
+    )
 
 
 def open_reader(store: Path, memory: MemoryBudget) -> Keys:
@@ -276,19 +285,32 @@ def _open(
     *,
     create: bool,
     salvage: bool = False,
+    tight: bool = False,
     real: Path | None = None,
 ) -> Keys:
     # Faster than the default LRU cache, and more so with several threads. 4 KiB: what it holds.
     cache = Cache.new_hyper_clock_cache(memory.block_cache, 4096)
     families = {name: _table_options(name, memory, cache) for name in TABLES}
+    database = _database_options(memory, create, salvage)
+    if tight:
+        # Logs and manifests are set aside whole, and compactions write before they delete.
+        database.set_max_total_wal_size(_TIGHT_LOG)
+        database.set_manifest_preallocation_size(_TIGHT_MANIFEST)
+        for options in families.values():
+            options.set_disable_auto_compactions(True)
     try:
         db = Rdict(
             str(folder),
-            options=_database_options(memory, create, salvage),
+            options=database,
             column_families=families,
             access_type=access,
         )
     except Exception as error:  # rocksdict raises bare Exception
+        if _NO_SPACE in str(error):
+            raise StoreError(
+                f"{folder} cannot be opened for writing: {_NO_SPACE}; make room, or remove images "
+                f"with 'engine remove'"
+            ) from None
         raise StoreDamagedError(f"{folder} cannot be opened: {_line(error)}") from None
     return Keys(db, real or folder)
 

@@ -1,0 +1,65 @@
+"""RESERVE: room on the disk that is given back when the disk is full, so that images can be removed.
+
+RocksDB has to write before it can delete: opening replays its log into tables, and each commit goes
+through the log. A file of no content holds the room for that. Its size goes with what has to be
+written for each image; a small store has none, since its removal would bring nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from engine.storage.state import State
+
+NAME = "RESERVE"
+LEAST_STORE = 8 << 20  # bytes of extents and keys below which there is none
+LITTLE = 2 << 20  # bytes of disk with which a store can still be opened for writing
+_LEAST = 6 << 20
+_EACH = 48  # bytes an image: of its share of a record row, its key, and both in the log
+_KEYS = 90  # bytes an image among the keys
+_MOST = 64 << 20
+_PLENTY = 4  # times its size that have to be free before it is made
+
+
+def wanted(state: State) -> int:
+    """How large the reserve of a store should be, in bytes; 0 if there should be none."""
+    held = sum(size for pairs in state.extents.values() for _, size in pairs) + _KEYS * state.images
+    return min(_LEAST + _EACH * state.images, _MOST) if held >= LEAST_STORE else 0
+
+
+def renew(store: Path, size: int) -> None:
+    """Make the reserve, or a larger one, if there is plenty of room on the disk."""
+    path = store / NAME
+    with contextlib.suppress(OSError):  # it is not worth an error
+        there = path.stat().st_size if path.exists() else 0
+        if there < size and free(store) >= _PLENTY * size:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                _allocate(fd, there, size)
+            except OSError:
+                path.unlink()
+                raise
+            finally:
+                os.close(fd)
+
+
+def give_back(store: Path) -> None:
+    """Let go of the reserve; it is made again when there is plenty of room."""
+    with contextlib.suppress(OSError):
+        (store / NAME).unlink(missing_ok=True)
+
+
+def free(store: Path) -> int:
+    """Bytes that this process may still write on the disk of a store."""
+    return shutil.disk_usage(store).free
+
+
+def _allocate(fd: int, start: int, end: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, start, end - start)
+        return
+    for at in range(start, end, 1 << 20):  # macOS
+        os.pwrite(fd, bytes(min(1 << 20, end - at)), at)

@@ -1,0 +1,165 @@
+"""On a full disk images can be removed, which is how it gets room again; trying loses nothing."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import Store, StoreError
+from engine.storage import reserve
+from engine.storage.state import State
+
+DISK = 100 << 20
+IMAGES = 6000  # 22 MB with their pixels
+SOURCE = f"synthetic:bits?n={IMAGES}&seed=0"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own, that can be filled up."""
+    at = tmp_path / "disk"
+    at.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(at)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield at
+    subprocess.run(["umount", "--lazy", str(at)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Use up the room that is left, to the last block."""
+    with (disk / "others").open("ab", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+    assert shutil.disk_usage(disk).free < 4096
+
+
+def engine(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "engine", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def remove(store: Path, ids: list[int]) -> subprocess.CompletedProcess[str]:
+    code = "import sys, json; from engine import Store\nwith Store.open(sys.argv[1]) as s: "
+    code += "print(s.remove(ids=json.load(sys.stdin)).images)"
+    command = [sys.executable, "-c", code, str(store)]
+    given = json.dumps(ids)
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+
+
+def check(store: Path) -> int:
+    with Store.open(store, read_only=True) as opened:
+        report = opened.check()
+        assert report.problems == ()
+        return report.images
+
+
+def test_images_are_removed_from_a_full_disk_which_gets_its_room_back(disk: Path) -> None:
+    store = disk / "store"
+    with Store.open(store, create=True, encoder="none") as opened:
+        opened.ingest(SOURCE)
+        assert opened.info().bytes["RESERVE"] >= 6 << 20
+    fill(disk)
+    failed = engine("ingest", "synthetic:bits?n=9&seed=1", "--store", store)
+    assert failed.returncode == 2
+    assert len(failed.stderr.splitlines()) == 1
+    assert "No space left on device" in failed.stderr
+    assert (store / "RESERVE").exists(), "an ingest does not use it up"
+    done = engine("remove", "--id", 1, "--id", 2, "--store", store)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (store / "RESERVE").exists()
+    done = remove(store, random.Random(0).sample(range(3, IMAGES + 1), IMAGES // 3))
+    assert (done.stdout, done.stderr) == (f"{IMAGES // 3}\n", "")
+    left = IMAGES - 2 - IMAGES // 3
+    assert check(store) == left
+    some = engine("optimize", "--store", store, "--json")
+    assert some.returncode == 0
+    assert "needs" in json.loads(some.stdout)["skipped"][0], "there is no room for a copy"
+    done = remove(store, list(range(1, IMAGES + 1)))
+    assert done.stdout == f"{left}\n"
+    done = engine("optimize", "--store", store, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["rewritten"] == 1
+    assert shutil.disk_usage(disk).free > IMAGES * 3750
+    assert check(store) == 0
+    (disk / "others").unlink()
+    done = engine("ingest", SOURCE, "--store", store)
+    assert done.returncode == 0
+    assert check(store) == IMAGES
+    assert reserve.wanted(State()) == 0
+
+
+def test_what_an_interrupted_ingest_left_is_the_first_to_go(disk: Path) -> None:
+    store = disk / "store"
+    with Store.open(store, create=True, encoder="none") as opened:
+        opened.ingest(SOURCE)
+    with (store / "pixels" / "00000001.blobs").open("ab") as file:
+        file.write(bytes(20 << 20))  # appended, and not committed
+    fill(disk)
+    done = engine("remove", "--id", 1, "--store", store)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (store / "RESERVE").exists(), "that was enough"
+    assert shutil.disk_usage(disk).free > 10 << 20
+    assert check(store) == IMAGES - 1
+
+
+def test_a_removal_stops_while_the_store_can_still_be_opened(disk: Path) -> None:
+    store = disk / "store"
+    with Store.open(store, create=True, encoder="none") as opened:
+        opened.ingest("synthetic:bits?n=150000&seed=0", keep_pixels="no")
+    os.truncate(store / "RESERVE", 5 << 20)  # less than such a removal takes
+    fill(disk)
+    ids = list(range(1, 150_001, 2))
+    done = remove(store, ids)
+    assert done.returncode == 1
+    assert "is full" in done.stderr
+    left = check(store)
+    assert 75_000 < left < 150_000
+    (disk / "others").unlink()
+    assert remove(store, ids).stdout == f"{left - 75_000}\n"
+    assert check(store) == 75_000
+
+
+def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "LEAST_STORE", 100)
+    path = tmp_path / "store" / "RESERVE"
+    with (
+        Store.open(tmp_path / "store", create=True, encoder="none") as store,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(reserve, "free", lambda store: 10 << 20)
+        store.ingest("synthetic:bits?n=10")
+        assert not path.exists()
+    with Store.open(tmp_path / "store") as store:
+        store.ingest("synthetic:bits?n=20")
+        assert path.stat().st_size > 6 << 20
+        assert store.check().problems == ()
+        assert store.info().bytes["RESERVE"] >= path.stat().st_size
+    with Store.open(tmp_path / "store") as store:
+        monkeypatch.setattr(reserve, "free", lambda store: 3 << 20)
+        store.remove(ids=[1])
+        assert not path.exists(), "given back where room is short"
+        monkeypatch.setattr(reserve, "free", lambda store: 1 << 20)
+        with pytest.raises(StoreError, match="is full"):
+            store.remove(ids=[2])
+        assert len(store) == 19
+        assert store.check().problems == ()
+
+
+def test_a_store_without_much_in_it_has_no_reserve(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=100")
+    assert not (tmp_path / "store" / "RESERVE").exists()
