@@ -436,8 +436,7 @@ class StoreFiles(StoreView):
         self.manifest.save(self.path)
         self._pixels.close()
         for number in numbers.intersection(before):
-            family.path(self.path, number).unlink(missing_ok=True)
-        fsync_dir(self.path / family.folder)
+            family.path(self.path, number).unlink(missing_ok=True)  # else the next writer does
 
     def begin_extent(self) -> None:
         """Let the pixels that are kept next lie in a new extent."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import Store, ingest
+from engine import Store, ingest, optimize, remove
 from engine.storage import extents, vectors
 from engine.storage.chunk import Chunk
 from engine.store import StoreFiles
@@ -56,10 +56,10 @@ def child(store: str) -> None:
             opened.ingest(*sources)
 
 
-def spawn(store: Path) -> subprocess.Popen[str]:
+def spawn(store: Path, what: str = "child") -> subprocess.Popen[str]:
     """A child that is started while something else is done, and waits."""
     return subprocess.Popen(
-        [sys.executable, __file__, str(store)],
+        [sys.executable, __file__, what, str(store)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -132,8 +132,84 @@ def test_a_killed_writer_loses_nothing_that_it_told_of(
         assert result.similar[0].score == pytest.approx(1, abs=1e-4)
 
 
+def upkeep(store: str) -> None:
+    """Wait for a line of ids, remove these images, telling of each commit, and optimize."""
+    patch = pytest.MonkeyPatch()
+    small_pieces(patch)
+    patch.setattr(remove, "MOST", 7)
+    patch.setattr(optimize, "_BATCH", 50)
+    patch.setattr(optimize, "_BYTES", 20_000)
+    patch.setattr(optimize, "_DROPPED", 1)
+    commit = StoreFiles.commit
+
+    def tell(files: StoreFiles, chunk: Chunk) -> None:
+        commit(files, chunk)
+        print(files.state.removed, flush=True)
+
+    StoreFiles.commit = tell  # type: ignore[method-assign]
+    ids = [int(id_) for id_ in sys.stdin.readline().split()]
+    if ids:
+        with Store.open(store) as opened:
+            opened.remove(ids=ids)
+            opened.optimize()
+
+
+def test_a_killed_removal_or_optimize_loses_nothing_and_goes_on(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pieces(monkeypatch)
+    rng = random.Random(11)
+    store, n = tmp_path / "store", 400
+    with Store.open(store, create=True, encoder=str(tiny_encoder)) as made:
+        made.ingest(f"{SYNTHETIC}&n={n}")
+    gone: set[int] = set()
+    extents_seen = set()
+    following = spawn(store, "upkeep")
+    for _ in range(ROUNDS):
+        left = sorted(set(range(1, n + 1)) - gone)
+        asked = gone | set(rng.sample(left, min(len(left) // 2, 40)))
+        run, following = following, spawn(store, "upkeep")
+        with run:
+            assert run.stdin is not None
+            assert run.stdout is not None
+            print(*sorted(asked), file=run.stdin, flush=True)
+            told = [run.stdout.readline() for _ in range(rng.randrange(60))]
+            time.sleep(rng.uniform(0, 0.05))
+            run.kill()
+            told += run.stdout.read().splitlines(keepends=True)
+        removed = max([int(line) for line in told if line.endswith("\n")], default=len(gone))
+        with Store.open(store, read_only=True) as reader:
+            assert reader.check().problems == ()
+            info = reader.info()
+            assert info.removed >= removed >= len(gone)
+            assert info.images + info.removed == n
+            there = set(reader._files.those_there(list(range(1, n + 1))))
+            lost = set(range(1, n + 1)) - there
+            assert gone <= lost <= asked
+            # Ids go in their order.
+            assert lost - gone == set(sorted(asked - gone)[: len(lost - gone)])
+            gone = lost
+            for id_ in [*rng.sample(sorted(there), min(len(there), 40)), *sorted(gone)[:5]]:
+                hits = reader.lookup(f"{SYNTHETIC}#{id_ - 1}", tiers=["identical"]).identical
+                wanted = [] if id_ in gone else [(id_, "bytes")]
+                assert [(hit.id, hit.verified) for hit in hits] == wanted
+            extents_seen |= {number for number, _ in reader._files.state.extents["pixels.blobs"]}
+    following.communicate()
+    assert len(gone) > n // 4
+    assert max(extents_seen) > 10, "it was killed while it rewrote, too"
+
+    with Store.open(store) as writer:
+        writer.remove(ids=gone)
+        writer.optimize()
+        assert writer.check().problems == ()
+        assert len(writer) == n - len(gone)
+        report = writer.ingest(f"{SYNTHETIC}&n={n}")
+        assert report.added == len(gone)
+        assert writer.check().problems == ()
+
+
 if __name__ == "__main__":
-    child(*sys.argv[1:])
+    {"child": child, "upkeep": upkeep}[sys.argv[1]](*sys.argv[2:])
 
 
 FULL = """

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ import pytest
 from PIL import Image
 from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced, Told, Wrote
 
-from engine import Store, api, ingest
+from engine import Store, api, ingest, optimize, remove
 from engine.storage import create as create_
 from engine.storage import extents, files, keys, segments, vectors
-from engine.storage.chunk import Chunk
+from engine.storage.chunk import Chunk, Removal
 from engine.storage.extents import HEADER_BYTES
 from engine.store import StoreFiles
 
@@ -57,6 +57,10 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(extents, "EXTENT_ROWS", 25)
     patch.setattr(vectors, "EXTENT_ROWS", 25)
     patch.setattr(extents, "EXTENT_BYTES", 500)
+    patch.setattr(remove, "MOST", 6)
+    patch.setattr(optimize, "_BATCH", 10)
+    patch.setattr(optimize, "_BYTES", 150)
+    patch.setattr(optimize, "_DROPPED", 1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -136,16 +140,31 @@ class Promise:
     vectors: int
     rejects: int
     encoder: str | None
+    removed: int = 0
 
     @classmethod
     def of(cls, opened: Store) -> Promise:
         info = opened.info()
         return cls(
-            {id_: tuple(opened.sources(id_)) for id_ in range(1, len(opened) + 1)},
+            {id_: tuple(opened.sources(id_)) for id_ in there(opened)},
             info.vectors,
             info.rejects,
             str(info.encoder["name"]) if info.encoder else None,
+            info.removed,
         )
+
+
+def there(opened: Store) -> list[int]:
+    """The ids of all images."""
+    return opened._files.those_there(list(range(1, opened._files.state.next_id)))
+
+
+def without(promise: Promise, files: StoreFiles, removal: Removal) -> Promise:
+    """What is still promised while some images are being removed."""
+    keys_ = [key for table, key, value in removal.rows if table == "images" and value is None]
+    gone = {row.id for key in keys_ for row in files.image_of(key)}
+    left = {id_: names for id_, names in promise.images.items() if id_ not in gone}
+    return replace(promise, images=left)
 
 
 @contextmanager
@@ -158,6 +177,8 @@ def recorded(where: Path, disk: Disk | None = None) -> Iterator[Recorder]:
     ):
 
         def told(files: StoreFiles, chunk: Chunk) -> None:
+            if chunk.removal is not None:
+                recorder.tell(without(Promise.of(Store(files)), files, chunk.removal))
             commit(files, chunk)
             recorder.tell(Promise.of(Store(files)))
 
@@ -207,6 +228,8 @@ def missing(opened: Store, promise: Promise, rng: random.Random | None) -> Itera
     info = opened.info()
     if info.images < len(promise.images) or info.vectors < promise.vectors:
         yield f"{info.images} images and {info.vectors} vectors are fewer than promised"
+    if info.removed < promise.removed:
+        yield "an image that was removed is back"
     if info.rejects < promise.rejects:
         yield "a reject is forgotten"
     if promise.encoder is not None and (info.encoder or {}).get("name") != promise.encoder:
@@ -443,6 +466,40 @@ def test_a_store_that_was_not_finished_can_be_made_again(
 ) -> None:
     told, _ = after(life, "told")
     none_of(replay(life, how, sources, where / "disk", at=range(told)))
+
+
+@pytest.fixture(scope="module")
+def upkeep(room: Path, sources: Sources) -> Recorder:
+    """Images are removed and their room given back, twice; between, the next writer adds some."""
+    where = room / "upkeep"
+    with recorded(where) as recorder:
+        path = create(where, recorder, sources.encoder)
+        with Store.open(path) as opened:
+            opened.ingest(sources.first, sources.photos, keep_pixels="yes")
+            opened.remove(ids=[*range(1, 9), 15, 27, 28])
+            opened.optimize()
+        with Store.open(path) as opened:
+            opened.ingest(sources.second)
+            opened.remove(ids=range(9, 40, 2))
+            opened.optimize()
+    return recorder
+
+
+def test_the_upkeep_has_met_every_edge(upkeep: Recorder) -> None:
+    happened = [event.what for event in upkeep.events]
+    assert sum(bool(re.search(r"unlink: store/pixels/\d+.blobs is gone", w)) for w in happened) > 4
+    *_, (_, _, disk) = upkeep.states()
+    assert disk.promise.removed == 11 + 14
+    assert upkeep.unsynced_commits == 0
+
+
+@pytest.mark.parametrize(
+    ("how", "seed"), [(SYNCED, 0), (LAST, 0), (IN_ORDER, 0), *((SOME, seed) for seed in SEEDS)]
+)
+def test_a_power_cut_during_a_removal_or_an_optimize_loses_nothing(
+    upkeep: Recorder, sources: Sources, where: Path, how: str, seed: int
+) -> None:
+    none_of(replay(upkeep, how, sources, where / "disk", seed))
 
 
 @pytest.fixture(scope="module")
