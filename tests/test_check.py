@@ -327,3 +327,88 @@ def test_a_report_is_ok_when_all_that_was_wrong_is_mended() -> None:
 def test_mending_needs_a_store_that_may_be_written(whole: Path) -> None:
     with Store.open(whole, read_only=True) as opened, pytest.raises(UsageError, match="read-only"):
         opened.check(fix=True)
+
+
+# --- after a removal ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lessened(store: Path) -> Path:
+    """Without an image of each kind: a file, some rows of a run, all rows of a short one."""
+    with Store.open(store) as opened:
+        opened.remove(ids=[2, 8, 9, *range(37, 47)])
+        assert opened.check().problems == ()
+    return store
+
+
+def test_a_removal_is_no_damage(lessened: Path) -> None:
+    report = check(lessened)
+    assert (report.problems, report.images) == ((), 46 - 13)
+    change = Change()
+    change.put("files", b"f" * 32, u64(2))  # a file that had changed since
+    damage_a_row(lessened, change)
+    assert check(lessened).problems == ()
+    change.put("files", b"f" * 32, u64(99))
+    damage_a_row(lessened, change)
+    assert not check(lessened).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("images", 34, "34 images are committed, 33 are there"),
+        ("removed", 12, "46 ids were given"),
+        ("sources", 46, "46 sources are committed, 33 are there"),
+        ("dead", {}, "0 bytes count as dead"),
+        ("dead", {"1": 10**6}, "1,000,000 bytes count as dead"),
+        ("dead", {"7": 1}, "1 bytes count as dead, 0 are of no image"),
+    ],
+)
+def test_a_wrong_count_after_a_removal_is_found(
+    lessened: Path, name: str, value: object, says: str
+) -> None:
+    import json
+
+    state = json.loads(rows(lessened, "meta", b"state")[0][1])
+    change = Change()
+    change.put("meta", b"state", json.dumps(state | {name: value}).encode())
+    damage_a_row(lessened, change)
+    assert any(says in problem.what for problem in check(lessened).problems)
+    with Store.open(lessened) as opened:
+        assert opened.check(fix=True).ok == (name == "dead")
+    assert check(lessened).ok == (name == "dead")
+
+
+def test_a_run_of_removed_images_only_is_found(lessened: Path) -> None:
+    from engine.storage.rows import Run
+
+    (name, _) = rows(lessened, "arrays", b"#")[0]
+    run = Run(int.from_bytes(name[1:], "big"), 100, 3, 1, 37)
+    change = Change()
+    change.put("runs", *run.by_row)
+    change.put("runs", *run.by_id)
+    damage_a_row(lessened, change)
+    assert any("images that are not there" in p.what for p in check(lessened).problems)
+
+
+def test_damaged_pixels_of_a_removed_image_are_nobodys(lessened: Path) -> None:
+    with Store.open(lessened, read_only=True) as opened:
+        place = opened.get(7).place
+    assert place is not None
+    blobs = lessened / "pixels" / f"{place.extent:08d}.blobs"
+    flip(blobs, HEADER_BYTES + place.offset + place.length + 20)  # of image 8
+    assert [problem.part for problem in check(lessened).problems] == [
+        f"pixels/{place.extent:08d}.blobs"
+    ]
+    with Store.open(lessened) as opened:
+        assert opened.check(fix=True).ok
+        assert opened.lookup("synthetic:bits?seed=0#0").identical[0].verified == "bytes"
+    assert check(lessened).ok
+
+
+def test_pixels_that_are_kept_anew_leave_dead_ones(store: Path) -> None:
+    flip(store / "pixels" / "00000001.blobs", HEADER_BYTES + 10)
+    with Store.open(store) as opened:
+        assert opened.check(fix=True).ok
+        assert opened._files.state.dead
+        assert opened.check().problems == ()

@@ -575,3 +575,20 @@ with Store.open(sys.argv[1], create=True, encoder="none") as store:
     with Store.open(where) as store:
         assert len(store) == 5
         assert store.check().problems == ()
+
+
+def test_keys_that_lost_their_end_after_a_removal_are_of_one_age(tmp_path: Path) -> None:
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder="none") as store:
+        store.ingest(f"{SYNTHETIC}&n=300", "synthetic:bits?seed=1&n=5")
+        store.remove(ids=[*range(1, 140), 150, 300, 301, 305])
+        last = store._files.state.commit
+    (where / "COMMIT").write_bytes((last + 1).to_bytes(8, "big"))
+    with pytest.raises(StoreDamagedError, match=f"end with commit {last}"):
+        Store.open(where)
+    (problem,) = Store.salvage(where)
+    assert problem.fixed
+    with Store.open(where) as store:
+        assert store.check().problems == ()
+        assert len(store) == 305 - 143
+        assert store.ingest(f"{SYNTHETIC}&n=300").added == 141
