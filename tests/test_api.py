@@ -277,8 +277,6 @@ CALLS = {
     "optimize": {"open", "optimize"},
     "backup": {"open", "backup"},
     "export": {"open", "export"},
-    "remove": {"open", "remove"},
-    "optimize": {"open", "optimize"},
     "train": set(),
     "bench": set(),
 }
