@@ -15,12 +15,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from engine.errors import SourceError, UsageError
 from engine.records import RemoveReport
 from engine.sources import synthetic
 from engine.sources.base import absolute
-from engine.sources.whereabouts import Whereabouts, stamp
+from engine.sources.whereabouts import QUERIES, Whereabouts, stamp, without_query
 from engine.storage.chunk import Chunk
 from engine.storage.removal import Going, removal
 from engine.storage.rows import ONE, NameRow, Run, record_ids, u64
@@ -126,6 +127,10 @@ class Remove:
                 yield before + base, value
         for mark in (b"#", b"/") if base else (b"/",):
             yield from keys.scan(table, before + base + mark)
+        for mark in QUERIES if base else ():
+            for key, value in keys.scan(table, before + base + mark):
+                if before or b"#" in key[len(base) :]:  # else it is a file with an odd name
+                    yield key, value
 
     def _name(self, name: bytes, id_: int) -> None:
         if name not in self._names:
@@ -215,21 +220,19 @@ class Remove:
             return False
 
     def _left(self, name: bytes, seen: tuple[int, int] | None) -> bool:
-        if os.path.lexists(name):
-            return False
-        file, mark, kind = name.rpartition(b"?kind=")
-        if mark and b"#" not in kind and os.path.lexists(file):
+        if os.path.lexists(name) or os.path.lexists(without_query(name)):
             return False
         at = name.find(b"#")
         while at >= 0:
             outer = name[:at]
-            if os.path.lexists(outer):
+            file = outer if os.path.lexists(outer) else without_query(outer)
+            if Path(os.fsdecode(file)).is_file():
                 row = self._store.archive(outer) if seen is not None else None
-                now = stamp(outer)
+                now = stamp(file)
                 read = row is not None and row.complete and (row.mtime_ns, row.size) == now
                 return read and seen != now
             at = name.find(b"#", at + 1)
-        return not self._disk.is_there(name)
+        return not self._disk.is_there(without_query(name))
 
     def _without_sources(self) -> Iterator[list[int]]:
         """Images that have no source, as a changed file leaves them; some at a time, ascending."""

@@ -1,5 +1,6 @@
 """Images and sources are removed: by id, by name, because their files are gone; and only these."""
 
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -34,6 +37,12 @@ def save(path: Path, seed: int) -> Path:
 def rows(path: Path, *seeds: int) -> Path:
     np.save(path, np.stack([mask(seed) for seed in seeds]))
     return path
+
+
+def png(seed: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(mask(seed).astype(np.uint8) * 255).save(data, "PNG")
+    return data.getvalue()
 
 
 def found(store: Store, *seeds: int) -> list[int]:
@@ -326,6 +335,42 @@ def test_members_that_an_archive_has_no_more_are_missing(store: Store, tmp_path:
     assert store.remove(missing=True).images == 2
     assert found(store, 70, 71, 72) == [70]
     path.unlink()
+    assert store.remove(missing=True).images == 1
+
+
+def test_what_was_read_in_one_of_several_ways_is_where_its_file_is(
+    store: Store, tmp_path: Path
+) -> None:
+    array = rows(tmp_path / "8.npy", 70, 71, 72)
+    table = tmp_path / "c.parquet"
+    files = [{"bytes": png(80 + i), "path": None} for i in range(3)]
+    said = {"scan": files, "page": files, "label": [1, 2, 3]}
+    pq.write_table(pa.table(said), table)
+    odd = tmp_path / "d.png?image=small"  # as some downloaders call them
+    odd.write_bytes(png(90))
+    ways = (f"{array}?kind=8bit", f"{table}?image=scan", f"{table}?image=scan&metadata=label", odd)
+    assert store.ingest(*ways).added == 7
+    for path in (None, array, table, odd):
+        if path is not None:
+            path.rename(f"{path}.away")
+        gone = {None: 0, array: 3, table: 6, odd: 1}[path]
+        assert store.remove(missing=True).sources == gone
+    for path in (array, table, odd):
+        Path(f"{path}.away").rename(path)
+    assert store.ingest(*ways).added == 7
+    assert store.remove(sources=[tmp_path / "d.png"]).not_found
+    assert store.remove(sources=[table]).sources == 6
+    assert store.remove(sources=[f"{array}?kind=8bit"]).images == 3
+
+
+def test_a_folder_whose_name_begins_another_is_no_archive(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "C").mkdir()
+    (tmp_path / "C#").mkdir()
+    for folder in ("C", "C#"):
+        (tmp_path / folder / "keep.png").write_bytes(png(ord(folder[-1])))
+        (tmp_path / folder / "gone.png").write_bytes(png(ord(folder[-1]) + 1))
+    store.ingest(tmp_path / "C", tmp_path / "C#")
+    (tmp_path / "C#" / "gone.png").unlink()
     assert store.remove(missing=True).images == 1
 
 

@@ -14,6 +14,16 @@ _MOUNTS = frozenset(map(PurePosixPath, ("/", "/mnt", "/media", "/run/media", "/V
 _MOUNTS_OF_USERS = frozenset(map(PurePosixPath, ("/media", "/run/media")))
 
 
+# How a name goes on behind its file's, where the file was to be read in one of several ways.
+QUERIES = (b"?kind=", b"?image=", b"?metadata=")
+
+
+def without_query(name: bytes) -> bytes:
+    """The file of ``/b.npy?kind=8bit`` or ``/c.parquet?image=scan``; other names as they are."""
+    found = [at for query in QUERIES if (at := name.find(query)) >= 0]
+    return name[: min(found)] if found else name
+
+
 class Whereabouts:
     """Looks files up by name. What it says of folders holds for as long as it lives."""
 
