@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ("ingest", "lookup", "info", "check", "train", "bench")
+COMMANDS = (
+    *("ingest", "lookup", "info", "check", "remove", "optimize"),
+    *("backup", "export", "train", "bench"),
+)
 # Long work is made short; a later option wins over an earlier one.
 SHORTER = {
     "train": ["--epochs", "1", "--image-size", "32", "--batch", "4"],
@@ -54,6 +58,11 @@ def workshop(tmp_path: Path) -> Path:
         Image.fromarray(small).resize((80 + number, 60)).save(photos / name)
     Image.open(photos / "dog.png").save(tmp_path / "query.jpg", quality=90)
     np.save(tmp_path / "masks.npy", rng.integers(0, 2, (20, 16, 16), dtype=np.uint8))
+    (tmp_path / "shards").mkdir()
+    for number, name in enumerate(["scans.tar", "shards/000.tar", "shards/001.tar"]):
+        Image.new("RGB", (40, 30), (number, 9, 9)).save(tmp_path / "page.png")
+        with tarfile.open(tmp_path / name, "w") as archive:
+            archive.add(tmp_path / "page.png", "page.png")
     return tmp_path
 
 

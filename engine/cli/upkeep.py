@@ -53,8 +53,8 @@ def remove(
 
     \b
     Example:
-      engine remove --id 7 --id 12 --store photos.store
-      engine remove --source photos/2019/ --source 'masks.npy#17' --store photos.store
+      engine remove --id 2 --id 3 --store photos.store
+      engine remove --source photos/more/ --store photos.store
       engine remove --missing --store photos.store
     """
     if not id_ and not source and not missing:
