@@ -29,12 +29,14 @@ def main() -> int:
     WORK.mkdir()
     photo = PHOTOS / "kingfisher.jpg"
     png, cropped = WORK / "kingfisher.png", WORK / "kingfisher-cropped.jpg"
+    smaller = WORK / "kingfisher-small.jpg"
     with Image.open(photo) as opened:
         original = ImageOps.exif_transpose(opened).convert("RGB")
     original.save(png)
     width, height = original.size
     box = (width // 10, height // 10, width - width // 10, height - height // 10)
     original.crop(box).save(cropped, quality=50)
+    original.resize((width // 2, height // 2)).save(smaller, quality=40)
     stranger = next(iter(sorted(HELD_OUT.glob("*.jpg"))))
 
     count = sum(1 for path in PHOTOS.iterdir() if path.suffix != ".md")
@@ -54,22 +56,30 @@ def main() -> int:
     expect(names(found, "identical") == [photo.name], "the original is found as identical")
 
     say(
-        "4. The photo with a tenth cut off each side and saved again at JPEG quality 50:",
-        "no pixel is the same, so it is not identical, but the original is the most *similar*.",
+        "4. The photo at half its size, saved again at JPEG quality 40: no pixel is the same, but few",
+        "of its fingerprint's 256 bits have changed. It is a *near* copy.",
+    )
+    found = lookup(smaller)
+    expect(not found["identical"], "nothing is identical")
+    expect(names(found, "near") == [photo.name], "the original, and nothing else, is near")
+
+    say(
+        "5. The photo with a tenth cut off each side: the fingerprint has changed altogether, but the",
+        "original is the most *similar*.",
     )
     found = lookup(cropped)
-    expect(not found["identical"], "nothing is identical")
+    expect(not found["identical"] and not found["near"], "nothing is identical or near")
     expect(names(found, "similar")[:1] == [photo.name], "the original is the most similar image")
 
     say(
-        "5. A photo that was never ingested. Nothing is identical; *similar* gives the closest",
+        "6. A photo that was never ingested. Nothing is identical; *similar* gives the closest",
         "there is, and its score says how close (1 is the same direction, 0 is unrelated).",
     )
     found = lookup(stranger)
     expect(not found["identical"], "nothing is identical")
 
     say(
-        "6. A bit image that is in (row 17 of the set), verified byte for byte, and one that is not."
+        "7. A bit image that is in (row 17 of the set), verified byte for byte, and one that is not."
     )
     inside, outside = "synthetic:bits?seed=0#17", "synthetic:bits?seed=1#17"
     found = lookup(inside, "--tier", "identical")
@@ -79,7 +89,7 @@ def main() -> int:
     found = lookup(outside, "--tier", "identical")
     expect(not found["identical"], "row 17 of another seed is not there")
 
-    say("7. What the store holds, and what it takes on disk.")
+    say("8. What the store holds, and what it takes on disk.")
     run("info", "--store", STORE)
     print(f"\nDone in {time.monotonic() - started:.0f} s. The store is {STORE}; try it yourself:")
     print(f"  .venv/bin/engine lookup YOUR.jpg --store {STORE}")
