@@ -240,7 +240,10 @@ class Store:
         Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; run again, it goes on.
         """
         wanted = [operator.index(id_) for id_ in ids]
-        names = [os.fspath(name) for name in ([sources] if isinstance(sources, str) else sources)]
+        names = [
+            os.fspath(name)
+            for name in ([sources] if isinstance(sources, str | os.PathLike) else sources)
+        ]
         if not wanted and not names and not missing:
             raise UsageError("name what to remove: ids, sources, or what is missing")
         tell = None
@@ -398,8 +401,7 @@ class Store:
             raise UsageError("queries hold NaN or infinite values")
         if k < 1:
             raise UsageError(f"k must be 1 or more, not {k}")
-        scores, rows = index.search(block, k, exact=exact)
-        return scores, index.vectors.ids(rows)
+        return self._files.search(block, k, exact=exact)
 
     def get(self, id_: int) -> ImageRecord:
         """What is known of image ``id_``; ``UsageError`` if there is none."""

@@ -66,10 +66,15 @@ class Remove:
         self._store.become_writer(to_remove=True)
         interrupted = False
         try:
-            self._ids(sorted(set(ids)), not_found)
-            for name, found in given:
-                if not any(self._named(base) for base in found):
+            wanted: list[bytes | None] = []
+            for name, may_be in given:  # all before any goes: one may be inside of another
+                wanted += [base for base in may_be if self._is_there(base)][:1] or [None]
+                if wanted[-1] is None:
                     not_found.append(name)
+            self._ids(sorted(set(ids)), not_found)
+            for base in wanted:
+                if base is not None:
+                    self._named(base)
             self._flush()
             if missing:
                 self._missing()
@@ -97,24 +102,27 @@ class Remove:
 
     # --- by name ----------------------------------------------------------------------------------
 
-    def _named(self, base: bytes) -> bool:
-        """Remove what is named ``base`` and what is inside of it; whether there was anything."""
-        found = self._row(base)
+    def _is_there(self, base: bytes) -> bool:
+        """Whether there is anything that is named ``base`` or inside of it."""
+        tables = (("names", b""), ("arrays", b"n"), ("arrays", b"a"), ("rejects", b""))
+        rows = (row for table, before in tables for row in self._inside(table, base, before))
+        return self._one_row(base) is not None or next(rows, None) is not None
+
+    def _named(self, base: bytes) -> None:
+        """Remove what is named ``base`` and what is inside of it."""
+        row = self._one_row(base)
+        if row is not None:
+            self._row(*row)
         for name, value in self._inside("names", base):
             self._name(name, NameRow.unpack(value).id)
-            found = True
         for key, _ in self._inside("arrays", base, b"n"):
             self._array(key[1:])
-            found = True
         for key, _ in self._inside("arrays", base, b"a"):
             self._going.arrays.append(key)
             self._flush_if_full()
-            found = True
         for name, _ in self._inside("rejects", base):
             self._going.rejects.append(name)
             self._flush_if_full()
-            found = True
-        return found
 
     def _inside(
         self, table: str, base: bytes, before: bytes = b""
@@ -138,29 +146,28 @@ class Remove:
             self._going.names.append((name, id_))
             self._flush_if_full()
 
-    def _row(self, name: bytes) -> bool:
-        """Remove the row of an array that ``name`` is; whether it is one that is there."""
+    def _one_row(self, name: bytes) -> tuple[Run, Run] | None:
+        """The run and the part of it that are the row of an array which ``name`` is, if it is there."""
         base, mark, digits = name.rpartition(b"#")
         if not mark or not digits.isdigit() or len(digits) > 18:
-            return False
+            return None
         array, row = self._store.array(base), int(digits)
         if array is None:
-            return False
-        if array.number in self._arrays:
-            self._flush()
+            return None
         prefix = b"r" + array.number.to_bytes(4, "big")
         found = self._store.keys.at_or_before("runs", prefix + u64(row))
         if found is None or not found[0].startswith(prefix):
-            return False
+            return None
         run = Run.from_row(*found)
         part = run.part(row, 1)
-        if row >= run.row + run.count or self._store.record(part.id) is None:
-            return False
-        if (array.number, row) not in self._rows:
-            self._rows.add((array.number, row))
+        there = row < run.row + run.count and self._store.record(part.id) is not None
+        return (run, part) if there else None
+
+    def _row(self, run: Run, part: Run) -> None:
+        if (part.array, part.row) not in self._rows and part.array not in self._arrays:
+            self._rows.add((part.array, part.row))
             self._going.rows.append((run, part))
             self._flush_if_full()
-        return True
 
     def _array(self, name: bytes) -> None:
         """Remove an array with all its rows."""

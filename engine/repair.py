@@ -172,6 +172,7 @@ class Repair:
             at = i * fingerprint.FINGERPRINT_BYTES
             data[at : at + fingerprint.FINGERPRINT_BYTES] = fingerprint.fingerprint(found)[0]
         self._overwrite(append, data)
+        lost = self._store.those_there(lost)
         if lost:
             self._set_aside(
                 append.family.folder,
@@ -207,6 +208,7 @@ class Repair:
         self._drop_index(row, row + count)
         self._overwrite(append, out.tobytes())
         gone = "the pixels are neither kept nor in a source any more"
+        lost, zero = self._store.those_there(lost), self._store.those_there(zero)
         if lost:
             what = f"{_named(lost)}: a vector may be wrong, and {gone}"
             self._set_aside(append.family.folder, what)

@@ -217,6 +217,16 @@ def test_what_is_not_there_is_told_of_and_the_rest_done(
     assert (report.images, report.not_found) == (1, (name,))
 
 
+def test_what_is_named_twice_is_found_both_times(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remove, "MOST", 1)
+    monkeypatch.chdir(tmp_path)
+    names = [".", "photos", "photos/0.png", "a.npy#1", "a.npy", "a.npy#1", "b.npy#99"]
+    report = store.remove(ids=[1], sources=names)
+    assert (report.images, report.sources, report.not_found) == (14, 19, ("b.npy#99",))
+
+
 def test_synthetic_sets_and_images_in_memory_go_by_name(store: Store) -> None:
     store.ingest("synthetic:bits?n=10&seed=3")
     store.ingest(np.stack([mask(20), mask(21)]), name="camera/3")
@@ -526,6 +536,26 @@ def test_a_file_that_named_a_removed_image_names_nothing(store: Store, tmp_path:
     assert store.check().problems == ()
     path.write_bytes(old)
     assert store.ingest(path).added == 1
+
+
+def test_vectors_of_removed_images_are_passed_over(tmp_path: Path, tiny_encoder: Path) -> None:
+    with Store.open(tmp_path / "with", create=True, encoder=str(tiny_encoder)) as store:
+        store.ingest("synthetic:bits?n=200")
+        queries = np.random.default_rng(0).standard_normal((3, 16))
+        scores, ids = store.search_vectors(queries, k=200)
+        gone = {*ids[0, :50].tolist(), *ids[1, 1::2].tolist()}
+        store.remove(ids=gone)
+        for k in (1, 5, 200):
+            after, found_ = store.search_vectors(queries, k=k)
+            assert after.shape == found_.shape == (3, k)
+            for i in range(3):
+                left = [at for at, id_ in enumerate(ids[i]) if id_ not in gone]
+                want = ids[i][left].tolist() + [-1] * 200
+                assert found_[i].tolist() == want[:k]
+                some = scores[i][left][:k]
+                assert after[i, : len(some)] == pytest.approx(some, abs=1e-5)
+                assert np.isneginf(after[i, len(some) :]).all()
+        assert store.check().problems == ()
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ committed by then, whoever committed it.
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import random
@@ -528,22 +529,19 @@ class Walk(RuleBasedStateMachine):
     )
     def remove_sources(self, given: list[str]) -> None:
         handle, before = self.writer(), self.model.view()
-        names, missing = [], []
+        names = []
         for one in given:
             if one.startswith("synthetic:"):
-                name = one
+                names.append(one)
             elif one in (FOLDER, "."):
-                name = str(self.pictures if one == FOLDER else self.root)
+                names.append(str(self.pictures if one == FOLDER else self.root))
             else:
-                name = str(self.path(one))
-            names.append(name)
-            if not self.model.remove_source(name):
-                missing.append(name)
+                names.append(str(self.path(one)))
+        missing = tuple(name for name in names if not copy.deepcopy(self.model).remove_source(name))
+        for name in names:
+            self.model.remove_source(name)
         report = handle.store.remove(sources=names)
-        # What was named twice, in other words, is found or not as it is committed meanwhile.
-        assert set(report.not_found) <= set(missing)
-        if len(given) == 1:
-            assert list(report.not_found) == missing
+        assert report.not_found == missing
         self.expect_report(report, before)
         handle.writing, handle.seen = True, self.model.view()
 

@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from engine import digest
 from engine.config import SOURCES_SHOWN, MemoryBudget, StructuralSettings
 from engine.errors import StoreDamagedError, StoreError, UsageError
@@ -348,6 +351,32 @@ class StoreView:
             vectors = Vectors(self.path, encoder.generation, encoder.dim, self.vector_rows)
             self._index = VectorIndex(self.path, vectors, self._segments())
         return self._index
+
+    def search(
+        self, queries: npt.NDArray[np.float32], k: int, *, exact: bool = False
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The k images whose vectors are closest to each query: scores and ids, (nq, k) each.
+
+        Best first, padded with -inf and -1. Vectors of removed images are passed over: more are
+        searched for until there are enough. ``StoreError`` for a store without vectors.
+        """
+        index = self.index
+        if index is None:
+            raise StoreError(f"{self.path} has no vectors")
+        most = k
+        while True:
+            scores, rows = index.search(queries, most, exact=exact)
+            ids = index.vectors.ids(rows)
+            if not self.state.removed:
+                return scores, ids
+            there = np.isin(ids, self.those_there(np.unique(ids).tolist()))
+            if most >= index.vectors.rows or (there.sum(axis=1) >= k).all():
+                break
+            most = min(4 * most, index.vectors.rows)
+        order = np.argsort(~there, axis=1, kind="stable")[:, :k]  # those there first, as they come
+        ids = np.where(there, ids, -1)
+        scores = np.where(there, scores, np.float32("-inf"))
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
 
     def _segments(self) -> list[SegmentEntry]:
         """The live segments, without those over rows that this reader's keys do not have yet."""
