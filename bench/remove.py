@@ -36,7 +36,7 @@ _ROOM = 1.8  # an optimize copies before it deletes
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was done to the store; bytes are of the disk, the peak is of resident memory so far."""
+    """One thing that was done to the store; bytes of disk, and the peak of resident memory so far."""
 
     what: str
     images: int  # that it was about

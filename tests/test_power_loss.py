@@ -57,9 +57,9 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(extents, "EXTENT_ROWS", 25)
     patch.setattr(vectors, "EXTENT_ROWS", 25)
     patch.setattr(extents, "EXTENT_BYTES", 500)
-    patch.setattr(remove, "MOST", 6)
-    patch.setattr(optimize, "_BATCH", 10)
-    patch.setattr(optimize, "_BYTES", 150)
+    patch.setattr(remove, "MOST", 8)
+    patch.setattr(optimize, "_BATCH", 20)
+    patch.setattr(optimize, "_BYTES", 300)
     patch.setattr(optimize, "_DROPPED", 1)
 
 

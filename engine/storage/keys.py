@@ -306,7 +306,7 @@ def _open(
             access_type=access,
         )
     except Exception as error:  # rocksdict raises bare Exception
-        if _NO_SPACE in str(error):
+        if _NO_SPACE in str(error) and real is None:
             raise StoreError(
                 f"{folder} cannot be opened for writing: {_NO_SPACE}; make room, or remove images "
                 f"with 'engine remove'"
