@@ -510,7 +510,7 @@ class Store:
         Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError``, or ``StoreError``
         (a full disk).
         """
-        self._files.refresh()  # a store that is closed or has failed says so
+        _ = self._files.keys  # StoreError if it is closed or has failed
         return Backup(self.path, self._files.memory, Path(dest), progress).run()
 
     def export(
@@ -532,7 +532,8 @@ class Store:
         Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError`` or ``StoreError``;
         then nothing is at ``dest``.
         """
-        self._files.refresh()
+        self._files.follow()
+        _ = self._files.keys  # StoreError if it is closed or has failed
         run = Export(self._files, Path(dest), format=format, vectors=vectors, progress=progress)
         return run.run()
 

@@ -63,7 +63,7 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
 
     def small_log(*arguments: Any) -> Any:
         made = options(*arguments)
-        made.set_max_total_wal_size(64 << 10)
+        made.set_max_total_wal_size(128 << 10)
         return made
 
     def merged(*arguments: Any) -> Any:
@@ -99,7 +99,7 @@ def write(store: str) -> None:
     def tell(files: StoreFiles, chunk: Chunk) -> None:
         commit(files, chunk)
         print(files.state.images, flush=True)
-        time.sleep(0.005)  # or nobody else gets to do anything
+        time.sleep(0.02)  # or there is no moment between two flushes in which a store can be opened
 
     StoreFiles.commit = tell  # type: ignore[method-assign]
     with Store.open(store) as opened:
