@@ -38,7 +38,7 @@ from engine import (
 )
 from engine.cli import main
 from engine.config import MemoryBudget
-from engine.storage import aside, extents, fingerprints, held, keys, manifest, vectors
+from engine.storage import aside, extents, held, keys, manifest, vectors
 from engine.storage.chunk import Chunk
 from engine.storage.lock import WriterLock
 from engine.store import StoreFiles
@@ -56,7 +56,6 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ingest, "_SEGMENT_ROWS", 40)
     patch.setattr(extents, "EXTENT_ROWS", 100)
     patch.setattr(vectors, "EXTENT_ROWS", 100)
-    patch.setattr(fingerprints, "EXTENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_BYTES", 200_000)
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: 16 << 20))
     options, tables = keys._database_options, keys._table_options
