@@ -258,3 +258,31 @@ def test_a_writer_that_was_failed_by_the_disk_says_so(
     monkeypatch.setattr(writer, "_db", Failing())
     with pytest.raises(StoreError, match="could not be written: IO error: No space left on device"):
         commit(writer, a=b"1")
+
+
+def test_keys_that_never_stand_still_are_not_called_damaged(
+    writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is deleted each time between its listing and its opening, as beside a quick writer."""
+    commit(writer, a=b"1")
+    real = keys._open_linked
+    count = 0
+
+    def meanwhile(folder: Path, memory: MemoryBudget) -> Keys:
+        nonlocal count
+        count += 1
+        (folder / f"{count:06d}.sst").touch()
+        (folder / f"{count - 1:06d}.sst").unlink(missing_ok=True)
+        if count < 20:
+            raise StoreDamagedError("No such file or directory")
+        return real(folder, memory)
+
+    monkeypatch.setattr(keys, "_open_linked", meanwhile)
+    reader = keys.open_reader(tmp_path, SMALL)
+    assert reader.get("images", b"a") == b"1"
+    reader.close()
+    count = -10_000
+    monkeypatch.setattr(keys, "_OPEN_TRIES", 10)
+    with pytest.raises(StoreError, match="try again") as raised:
+        keys.open_reader(tmp_path, SMALL)
+    assert not isinstance(raised.value, StoreDamagedError)

@@ -61,7 +61,9 @@ class Member:
     @property
     def held(self) -> int:
         """Bytes that it holds in memory."""
-        return len(self.data) if self.decoded is None else len(self.decoded.pixels.canonical)
+        held = len(self.data) if self.decoded is None else len(self.decoded.pixels.canonical)
+        # As objects, JSON takes up to twenty times its bytes.
+        return held + (20 * len(json.dumps(self.metadata)) if self.metadata else 0)
 
     def read(self, most: int) -> bytes:
         """The file's bytes; ``ImageError`` if they are more than ``most``."""

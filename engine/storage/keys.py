@@ -217,8 +217,9 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
     """A snapshot of what is committed, beside any writer, without a trace in the store."""
     folder = store / FOLDER
     problem: Exception | None = None
+    moving = False
     for attempt in range(_OPEN_TRIES):
-        before = version(folder)
+        before, files = version(folder), _names(folder)
         if before is not None:
             try:
                 keys = _open_linked(folder, memory)
@@ -231,16 +232,31 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
                     return keys
                 keys.close()
                 problem = None
-        if before is None or (problem is not None and version(folder) == before and attempt >= 3):
+        # A writer also deletes files some time after the MANIFEST has ceased to name them.
+        moving = (version(folder), _names(folder)) != (before, files)
+        if before is None or (problem is not None and not moving and attempt >= 3):
             # Nothing moved and it still fails: damage, not a race.
             break
         time.sleep(min(0.001 * (attempt + 1), 0.05))
     if not os.access(folder, os.R_OK | os.X_OK):
         raise StoreError(f"{folder} cannot be read: Permission denied")
+    if moving:
+        raise StoreError(
+            f"{folder} could not be opened between two changes of a writer: try again, or give the "
+            f"writer more memory"
+        )
     detail = f": {problem}" if problem else ""
     if problem is None and version(folder) is None:
         detail = " (no CURRENT)"
     raise StoreDamagedError(f"{folder} cannot be opened{detail}; run 'engine check'")
+
+
+def _names(folder: Path) -> frozenset[str]:
+    """The files of a RocksDB, without its own log."""
+    try:
+        return frozenset(e.name for e in os.scandir(folder) if not e.name.startswith("LOG"))
+    except OSError:
+        return frozenset()
 
 
 def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
