@@ -98,6 +98,16 @@ def test_the_newest_extent_is_rewritten_too(store: Store) -> None:
     expect(store, {31, 32, 33})
 
 
+def test_a_newest_extent_that_is_not_full_is_rewritten_too(tmp_path: Path, store: Store) -> None:
+    np.save(tmp_path / "b.npy", np.stack([mask(row) for row in range(ROWS, ROWS + 5)]))
+    store.ingest(tmp_path / "b.npy")
+    store.remove(ids=[42, 43])
+    report = store.optimize()
+    assert (report.rewritten, report.moved, report.skipped) == (1, 3, ())
+    assert numbers(store) == [1, 2, 3, 4, 6]
+    expect(store, {42, 43}, ROWS + 5)
+
+
 def test_what_is_dead_as_a_whole_goes_and_its_number_is_not_used_again(store: Store) -> None:
     store.remove(ids=range(11, 21))
     report = store.optimize()
