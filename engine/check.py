@@ -358,9 +358,12 @@ class Check:
         for batch in _batches(store.keys.scan("sources")):
             names = [key[8:] for key, _ in batch]
             values = self._values("names", names)
-            for (key, _), name, value in zip(batch, names, values, strict=True):
-                id_ = int.from_bytes(key[:8], "big")
-                if value is None or NameRow.unpack(value).id != id_:
+            ids = [int.from_bytes(key[:8], "big") for key, _ in batch]
+            there = self._are_there(np.array(ids, np.int64)).tolist()
+            for id_, is_there, name, value in zip(ids, there, names, values, strict=True):
+                if not is_there:
+                    self._say("keys", f"the source {name!r} is of image {id_}, which is not there")
+                elif value is None or NameRow.unpack(value).id != id_:
                     self._say("keys", f"image {id_} names a source that is not its own: {name!r}")
         for batch in _batches(store.keys.scan("names")):
             self._sources += len(batch)

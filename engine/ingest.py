@@ -481,7 +481,8 @@ class Ingest:
             blocks = array.blocks(start, most, self._store.memory.block)
             for rows in self._rows_ahead(blocks, kind, pool):
                 end = rows.block.first + len(rows.keys)
-                row = ArrayRow(row.number, *stamp, max(row.rows, end), kind)
+                rows_done = max(row.rows, end)
+                row = ArrayRow(row.number, *stamp, rows_done, kind, rows_done >= array.count)
                 self._commit_rows(array.name, row, rows)
                 start = end
                 if self._stop():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from engine.errors import StoreDamagedError
@@ -175,11 +176,12 @@ class Optimize:
                     ends = [p.offset + p.length for p in ahead if p.extent == place.extent]
                     size_ = max(ends) - place.offset
                     reader.announce([Place(place.extent, place.offset, size_)])
-                one.keep = reader.read(place)
+                data = reader.read(place)
             except StoreDamagedError:
                 stuck.add(place.extent)
                 continue
-            chunk.rekept.append(one)
+            # Not into what was found, which holds thousands: it must go with the chunk.
+            chunk.rekept.append(replace(one, keep=data))
             size += place.length
             if size >= _BYTES:
                 self._commit(chunk)

@@ -24,7 +24,7 @@ from engine.sources.base import absolute
 from engine.sources.whereabouts import QUERIES, Whereabouts, stamp, without_query
 from engine.storage.chunk import Chunk
 from engine.storage.removal import Going, removal
-from engine.storage.rows import ONE, NameRow, Run, record_ids, u64
+from engine.storage.rows import ONE, ArrayRow, NameRow, Run, record_ids, u64
 from engine.store import StoreFiles
 
 MOST = 4096  # images or sources of one commit
@@ -133,12 +133,27 @@ class Remove:
             value = keys.get(table, before + base)
             if value is not None:
                 yield before + base, value
-        for mark in (b"#", b"/") if base else (b"/",):
-            yield from keys.scan(table, before + base + mark)
-        for mark in QUERIES if base else ():
-            for key, value in keys.scan(table, before + base + mark):
-                if before or b"#" in key[len(base) :]:  # else it is a file with an odd name
-                    yield key, value
+        yield from keys.scan(table, before + base + b"/")
+        # Of "a.tar" and "a.tar?metadata=" what is behind "#" is inside; of a folder "C" a folder "C#" is
+        # not, nor of a file one whose name goes on like that.
+        for container in self._containers(base):
+            if container != base and table != "names":
+                value = keys.get(table, before + container)
+                if value is not None:
+                    yield before + container, value
+            yield from keys.scan(table, before + container + b"#")
+
+    def _containers(self, base: bytes) -> list[bytes]:
+        """The arrays, archives and tables that are the file ``base``, in whatever way it was read."""
+        keys = self._store.keys
+        found: dict[bytes, None] = {}
+        for kind in (b"n", b"a") if base else ():
+            if keys.get("arrays", kind + base) is not None:
+                found[base] = None
+            for query in QUERIES:
+                rows = keys.scan("arrays", kind + base + query)
+                found |= {key[1:]: None for key, _ in rows if b"/" not in key[len(base) + 1 :]}
+        return list(found)
 
     def _name(self, name: bytes, id_: int) -> None:
         if name not in self._names:
@@ -148,6 +163,8 @@ class Remove:
 
     def _one_row(self, name: bytes) -> tuple[Run, Run] | None:
         """The run and the part of it that are the row of an array which ``name`` is, if it is there."""
+        if self._store.keys.get("names", name) is not None:
+            return None  # a file of that name: a path wins over "#"
         base, mark, digits = name.rpartition(b"#")
         if not mark or not digits.isdigit() or len(digits) > 18:
             return None
@@ -209,10 +226,33 @@ class Remove:
                 self._going.rejects.append(name)
                 self._flush_if_full()
         self._flush()
-        for some in self._without_sources():
-            self._going.ids += some
-            self._flush_if_full()
-        self._flush()
+        if self._all_read():
+            for some in self._without_sources():
+                self._going.ids += some
+                self._flush_if_full()
+            self._flush()
+
+    def _all_read(self) -> bool:
+        """Whether each array is read to its end, as far as it can be.
+
+        One that has changed names its images anew as it is read. Until it has been, those that are
+        to come have no source, and are not missing.
+        """
+        unfinished = []
+        for key, value in self._store.keys.scan("arrays", b"n"):
+            row = ArrayRow.unpack(value)
+            reject = self._store.rejects([key[1:]])[0]
+            broken = reject is not None and (reject["mtime_ns"], reject["size"]) == (
+                row.mtime_ns,
+                row.size,
+            )
+            changes = row.mtime_ns or row.size  # a synthetic set never does
+            if changes and not row.complete and not broken:
+                unfinished.append(os.fsdecode(key[1:]))
+        for name in unfinished[:_MOST_KEPT]:
+            reason = f"images that no source is left of: {name} was not read to its end, ingest it"
+            self._kept[reason] = None
+        return not unfinished
 
     def _is_gone(self, name: bytes, seen: tuple[int, int] | None) -> bool:
         """Whether the file that ``name`` is in is gone; or, of a member that was ``seen`` when its

@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pyarrow as pa
@@ -319,11 +321,11 @@ def test_an_archive_goes_whole_and_is_read_again_after_it_lost_a_member(
     archive(store, path, {"a/1.png": 70, "a/2.png": 71, "#3": 72, "0.png": 0})
     assert store._files.archive(name) is not None
     assert store.remove(sources=[f"{path}#a/2.png"]).images == 1
-    assert store._files.archive(name) is None
+    assert store._files.archive(name) == ArchiveRow(-1, -1)
     assert found(store, 70, 71, 72) == [70, 72]
     archive(store, path, {"a/1.png": 70, "a/2.png": 71, "#3": 72, "0.png": 0})
     assert store.remove(ids=[id_of(store, 72)]).sources == 1
-    assert store._files.archive(name) is None
+    assert store._files.archive(name) == ArchiveRow(-1, -1)
     archive(store, path, {"a/1.png": 70, "a/2.png": 71, "#3": 72, "0.png": 0})
     report = store.remove(sources=[path])
     assert (report.images, report.sources) == (3, 4)
@@ -331,6 +333,40 @@ def test_an_archive_goes_whole_and_is_read_again_after_it_lost_a_member(
     archive(store, path, {})
     assert store.remove(sources=[path]).not_found == ()
     assert store._files.archive(name) is None
+
+
+def test_what_only_begins_like_it_is_not_inside(store: Store, tmp_path: Path) -> None:
+    """A file or a folder is no archive, and a path that exists wins over what "#" would mean."""
+    inside = tmp_path / "p"
+    for seed, name in enumerate(
+        ["cat/0.png", "cat#2.png", "cat#/1.png", "dog.png", "dog.png#old.png"], 70
+    ):
+        save(inside / name, seed)
+    beside = save(tmp_path / "x.png", 90).rename(tmp_path / "a.npy#5")
+    store.ingest(inside, beside)
+    assert found(store, 70, 71, 72, 73, 74, 90) == [70, 71, 72, 73, 74, 90]
+    assert store.remove(sources=[inside / "cat"]).images == 1
+    assert store.remove(sources=[inside / "dog.png"]).images == 1
+    assert found(store, 70, 71, 72, 73, 74) == [71, 72, 74]
+    assert store.remove(sources=[beside]).images == 1
+    assert found(store, 9, 90) == [9]
+
+
+def test_nothing_is_missing_while_a_changed_array_is_half_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.ingest.CHUNK_ROWS", 3)
+    os.utime(tmp_path / "a.npy", (1, 1))
+    asked = iter([False, False, True])
+    report = store.ingest(tmp_path / "a.npy", stop=lambda: next(asked, True))
+    assert report.interrupted
+    assert found(store, *range(12)) == list(range(12))
+    kept = store.remove(missing=True)
+    assert kept.images == 0
+    assert any("a.npy" in reason for reason in kept.kept)
+    assert found(store, *range(12)) == list(range(12))
+    assert store.ingest(tmp_path / "a.npy").rejected == 0
+    assert store.remove(missing=True) == replace(kept, kept=(), seconds=ANY)
 
 
 def test_members_that_an_archive_has_no_more_are_missing(store: Store, tmp_path: Path) -> None:

@@ -267,19 +267,22 @@ class Model:
     def remove_source(self, name: str) -> bool:
         """A source goes with what is inside of it, and images with the last of theirs."""
         before = self.view().sources
-        inside = (f"{name}#", f"{name}/")
+        read_otherwise = [one for one in self.arrays if one == name + AS_8BIT]
+        inside = f"{name}/"
         named = [one for one in self.files if one == name or one.startswith(inside)]
         for one in named:
             del self.files[one]
         array, _, row = name.rpartition("#")
-        rows = {int(row)} if array in self.arrays else set()
+        rows = {int(row)} if array in self.arrays and name not in self.files else set()
         rows &= {at for at, found in enumerate(self.arrays[array].found) if found} if rows else rows
         if rows:
             self._lose(array, rows)
         arrays = [one for one in self.arrays if one == name or one.startswith(inside)]
+        arrays += read_otherwise
         for one in arrays:
             del self.arrays[one]
         rejects = {one for one in self.rejects if one == name or one.startswith(inside)}
+        rejects |= self.rejects & set(read_otherwise)
         self.rejects -= rejects
         after = self.view().sources
         gone = {found for found in before if before[found] and not after[found]}

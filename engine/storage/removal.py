@@ -20,6 +20,7 @@ from engine.storage.live import blocks_of, live
 from engine.storage.rows import (
     BUCKET_BITS,
     ONE,
+    ArchiveRow,
     ArrayRow,
     ImageRow,
     Run,
@@ -308,9 +309,10 @@ class _Working:
                 archives[b"a" + name[:at]] = None
                 at = name.find(b"#", at + 1)
         marked = list(archives)
-        read = self._values("arrays", marked)
         # An archive that loses a member is read again by the next ingest.
-        self._delete("arrays", [key for key, row in zip(marked, read, strict=True) if row])
+        for key, value in zip(marked, self._values("arrays", marked), strict=True):
+            if value:
+                self._row("arrays", key, ArchiveRow(-1, -1).pack())
 
     def _put_records(self) -> None:
         for key, value, held in self._blocks:

@@ -426,6 +426,7 @@ class ArrayRow:
     size: int
     rows: int
     kind: Kind
+    complete: bool = True  # all rows that it has are committed
 
     def pack(self) -> bytes:
         """The row's value."""
