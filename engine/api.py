@@ -6,6 +6,7 @@ import io
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -95,6 +96,7 @@ class Store:
         self._encoder: OnnxEncoder | None = None
         self._found: Lookup | None = None
         self._finder_of: object = None
+        self._writing = ""  # the call that is at it
 
     # --- opening and closing ----------------------------------------------------------------------
 
@@ -199,25 +201,26 @@ class Store:
             given = Sources(_paths(sources), files_from=files_from, recursive=recursive)
         elif len(sources) > 1 or files_from is not None:
             raise UsageError("images in memory are ingested alone: call ingest once for each")
-        self._files.become_writer()  # first: another process may have given the store an encoder
-        used = self._encoder_for(encoder)
-        tell = None
-        if progress is not None:
-            total, report = given.count(), progress
-            report(0, total)
+        with self._alone("ingest"):
+            self._files.become_writer()  # first: another process may have given it an encoder
+            used = self._encoder_for(encoder)
+            tell = None
+            if progress is not None:
+                total, report = given.count(), progress
+                report(0, total)
 
-            def tell(done: int) -> None:
-                report(done, total)
+                def tell(done: int) -> None:
+                    report(done, total)
 
-        run = Ingest(
-            self._files,
-            used,
-            keep_pixels=keep_pixels,
-            workers=workers,
-            progress=tell,
-            stop=stop,
-        )
-        return run.run(given)
+            run = Ingest(
+                self._files,
+                used,
+                keep_pixels=keep_pixels,
+                workers=workers,
+                progress=tell,
+                stop=stop,
+            )
+            return run.run(given)
 
     def remove(
         self,
@@ -239,11 +242,15 @@ class Store:
 
         Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; run again, it goes on.
         """
-        wanted = [operator.index(id_) for id_ in ids]
-        names = [
-            os.fspath(name)
-            for name in ([sources] if isinstance(sources, str | os.PathLike) else sources)
-        ]
+        try:
+            wanted = [operator.index(id_) for id_ in ids]
+        except TypeError:
+            raise UsageError(f"ids are whole numbers in a list, not {ids!r}") from None
+        named = [sources] if isinstance(sources, str | os.PathLike) else sources
+        try:
+            names = [os.fspath(name) for name in named]
+        except TypeError:
+            raise UsageError(f"sources are paths in a list, not {sources!r}") from None
         if not wanted and not names and not missing:
             raise UsageError("name what to remove: ids, sources, or what is missing")
         tell = None
@@ -254,7 +261,8 @@ class Store:
             def tell(done: int) -> None:
                 report(done, total)
 
-        return Remove(self._files, progress=tell, stop=stop).run(wanted, names, missing=missing)
+        with self._alone("remove"):
+            return Remove(self._files, progress=tell, stop=stop).run(wanted, names, missing=missing)
 
     @classmethod
     def plan(
@@ -313,7 +321,8 @@ class Store:
 
         Raises ``StoreLockedError``, ``StoreError``; run again, it goes on.
         """
-        return Optimize(self._files, progress=progress, stop=stop).run()
+        with self._alone("optimize"):
+            return Optimize(self._files, progress=progress, stop=stop).run()
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -549,6 +558,17 @@ class Store:
         return salvage(Path(path), parse_memory(memory))
 
     # --- inside -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _alone(self, call: str) -> Iterator[None]:
+        """One writing call at a time: what one has looked up, another must not change under it."""
+        if self._writing:
+            raise UsageError(f"{call} was called during {self._writing} of the same store")
+        self._writing = call
+        try:
+            yield
+        finally:
+            self._writing = ""
 
     def _in_memory(
         self, sources: Sequence[object], name: str | None, metadata: dict[str, Any] | None

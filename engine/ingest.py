@@ -168,6 +168,7 @@ class Ingest:
         self._group_files = max(1, min(CHUNK_FILES, store.memory.chunk // each))
         self._counts = _Counts()
         self._done = 0
+        self._failure: Exception | None = None  # of whoever made the items
         self._peak = PeakMemory()
 
     def run(self, items: Iterable[Item]) -> IngestReport:
@@ -193,6 +194,8 @@ class Ingest:
                     break
             self._commit_files(waiting)
         self._index(EXACT_ROWS)
+        if self._failure is not None:
+            raise self._failure
         return self._report(time.perf_counter() - started)
 
     # --- grouping ---------------------------------------------------------------------------------
@@ -202,13 +205,16 @@ class Ingest:
     ) -> Iterator[list[FileItem | Member] | ArrayItem | ArchiveItem]:
         """Files in groups of one commit; arrays and archives alone. Problems and skipped end here."""
         group: list[FileItem | Member] = []
+        problems: list[Problem] = []
         size = 0
-        for item in items:
+        for item in self._until_it_fails(items):
             if self._stop():
                 break
             if isinstance(item, Problem):
-                self._reject([item])
-                self._advance(1)
+                problems.append(item)
+                if len(problems) >= CHUNK_FILES:
+                    self._reject(problems)
+                    problems = []
             elif isinstance(item, Skipped):
                 self._counts.skipped += 1
                 self._advance(1)
@@ -223,8 +229,16 @@ class Ingest:
                     yield group
                     group, size = [], 0
                 yield item
+        self._reject(problems)
         if group:
             yield group
+
+    def _until_it_fails(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; what making them raises is kept until all before it is committed."""
+        try:
+            yield from items
+        except Exception as error:
+            self._failure = error
 
     def _changed(self, group: Sequence[FileItem | Member]) -> list[FileItem | Member]:
         """The files of a group that are new or changed by their stamp; the rest is not read."""
@@ -421,7 +435,6 @@ class Ingest:
             self._commit_files(waiting[0], archive, waiting[1])
         if problem is not None:
             self._reject([problem])
-            self._advance(1)
         elif not self._stop():
             row = replace(archive.row, complete=True)
             # Read from its beginning next time: what was committed is unchanged then.
@@ -489,7 +502,7 @@ class Ingest:
                     return
         except (SourceError, ImageError) as error:
             self._reject([Problem(array.name, str(error), *((0, 0) if error.passing else stamp))])
-            self._advance(max(array.count - start, 1))
+            self._advance(max(array.count - start - 1, 0))
 
     def _rows_ahead(
         self, blocks: Iterator[RowBlock], kind: Kind, pool: ThreadPoolExecutor
@@ -687,6 +700,7 @@ class Ingest:
         chunk = Chunk()
         self._put_rejects(chunk, rejects)
         self._store.commit(chunk)
+        self._advance(len(rejects))
 
     def _put_rejects(self, chunk: Chunk, rejects: Sequence[Problem]) -> None:
         """Record what could not be read; a row that says the same as before is not repeated."""

@@ -12,7 +12,7 @@ from PIL import Image
 from engine import CheckReport, EngineError, Problem, Store, UsageError, ingest
 from engine.storage import keys
 from engine.storage.extents import HEADER_BYTES
-from engine.storage.rows import ImageRow, record_keys, u64
+from engine.storage.rows import ImageRow, NameRow, record_keys, u64
 
 
 def picture(seed: int) -> np.ndarray:
@@ -412,3 +412,15 @@ def test_pixels_that_are_kept_anew_leave_dead_ones(store: Path) -> None:
         assert opened.check(fix=True).ok
         assert opened._files.state.dead
         assert opened.check().problems == ()
+
+
+def test_a_source_of_an_image_that_is_not_there_is_found(store: Path) -> None:
+    with Store.open(store) as opened:
+        files = opened._files
+        files.become_writer()
+        batch = files.keys.batch()
+        batch.put("names", b"/gone.png", NameRow(10_000, 1, 1).pack())
+        batch.put("sources", u64(10_000) + b"/gone.png", b"")
+        files.keys.commit(batch)
+        problems = opened.check().problems
+    assert any("image 10000, which is not there" in problem.what for problem in problems)

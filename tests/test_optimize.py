@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,28 @@ def test_kept_files_move_with_their_images(tmp_path: Path, store: Store) -> None
         (hit,) = store.lookup(name, tiers=IDENTICAL).identical
         kept = store._files.kept_whole(hit.id)
         assert kept == (name.read_bytes(), False)
+
+
+def test_what_moves_is_not_held_longer_than_its_commit(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = 1 << 20
+    monkeypatch.setattr(optimize, "_BYTES", 4 * large)
+    monkeypatch.setattr(optimize, "_BATCH", 4096)
+    monkeypatch.setattr(extents, "EXTENT_BYTES", 40 * large)
+    rng = np.random.default_rng(0)
+    many = ((f"{i}", rng.integers(0, 256, (600, 600, 3), np.uint8)) for i in range(60))
+    store.ingest(many, keep_pixels="yes")
+    ids = [found.id for found in store.records() if found.width == 600]
+    store.remove(ids=ids[::2])
+    tracemalloc.start()
+    try:
+        report = store.optimize()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert report.moved >= 30
+    assert peak < 16 * large
 
 
 def test_files_that_name_removed_images_are_forgotten(tmp_path: Path, store: Store) -> None:

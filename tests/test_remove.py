@@ -119,8 +119,11 @@ def test_an_id_that_no_image_has_is_told_of(store: Store, id_: int) -> None:
 def test_what_is_no_id_or_nothing_at_all_is_refused(store: Store) -> None:
     with pytest.raises(UsageError, match="name what to remove"):
         store.remove()
-    with pytest.raises(TypeError):
-        store.remove(ids=["1"])
+    for wrong in (["1"], [1.5], 7):
+        with pytest.raises(UsageError, match="ids are whole numbers"):
+            store.remove(ids=wrong)
+    with pytest.raises(UsageError, match="sources are paths"):
+        store.remove(sources=[5])
     with pytest.raises(UsageError, match="a source has a name"):
         store.remove(ids=[1], sources=[""])
     assert found(store, 0) == [0], "nothing was touched"

@@ -503,3 +503,56 @@ def test_metadata_has_limits_that_are_kept_to() -> None:
     around["a"] = around
     with pytest.raises(ImageError, match="Circular"):
         checked_metadata(around)
+
+
+# --- what a stream may do to its store ------------------------------------------------------------
+
+
+def test_a_stream_that_fails_loses_nothing_that_came_before(tmp_path: Path) -> None:
+    def failing() -> Iterator[tuple[str, np.ndarray]]:
+        for i in range(5):
+            yield f"{i}", picture(i)
+        raise LookupError("the camera is gone")
+
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        with pytest.raises(LookupError, match="the camera is gone"):
+            store.ingest(failing())
+        assert [store.lookup(picture(i)).identical[0].id for i in range(5)] == [1, 2, 3, 4, 5]
+        assert store.check().ok
+
+
+@pytest.mark.parametrize("call", ["ingest", "remove", "optimize"])
+def test_a_stream_cannot_change_its_store(tmp_path: Path, call: str) -> None:
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest([("one", picture(1))])
+
+        def meddling() -> Iterator[tuple[str, np.ndarray]]:
+            yield "two", picture(1)
+            if call == "remove":
+                store.remove(ids=[1])
+            elif call == "optimize":
+                store.optimize()
+            else:
+                store.ingest([("three", picture(3))])
+
+        with pytest.raises(UsageError, match=f"{call} was called during ingest"):
+            store.ingest(meddling())
+        assert sorted(store.sources(1)) == ["memory:one", "memory:two"]
+        assert store.remove(ids=[1]).images == 1  # afterwards it may
+        assert store.check().ok
+
+
+def test_a_name_that_is_that_of_a_row_is_refused(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        with pytest.raises(UsageError, match="a row of an array"):
+            store.ingest(png(picture(1)), name="x#17")
+        assert store.ingest(png(picture(1)), name="x#seventeen").added == 1
+
+
+@pytest.mark.parametrize("first", ["a.png", ("a.png",), (picture(1), "a"), 7])
+def test_what_is_no_stream_of_pairs_is_told_at_once(tmp_path: Path, first: object) -> None:
+    with (
+        Store.open(tmp_path / "store", create=True, encoder="none") as store,
+        pytest.raises(UsageError),
+    ):
+        store.ingest(one for one in [first, first])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ from engine.records import Decoded, Kind
 from engine.sources.base import Member, Problem, RowBlock, checked_metadata
 
 PREFIX = "memory:"
+_LIKE_A_ROW = re.compile(rb"#[0-9]+\Z")  # "memory:camera-3#17" is one of an array
 
 Images = PackedBits | npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
 OneImage = bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | PackedBits
@@ -99,7 +101,7 @@ def members(
     """The images of a stream of (name, image) or (name, image, metadata), each as it is asked for.
 
     One that cannot be read is a ``Problem``, and the stream goes on; so is one that makes no sense,
-    which with ``strict`` is a ``UsageError``.
+    which with ``strict``, or where it is the first one, is a ``UsageError``.
     """
     for number, element in enumerate(stream):
         called = f"{PREFIX}({number})".encode()  # until it is known to have a name
@@ -113,7 +115,7 @@ def members(
             called = _checked_name(name)
             yield member(name, image, metadata, most)
         except UsageError as error:
-            if strict:
+            if strict or not number:
                 raise
             yield Problem(called, str(error))
         except ImageError as error:
@@ -160,6 +162,8 @@ def _checked_name(name: object) -> bytes:
         called = os.fsencode(name)
     except UnicodeEncodeError:
         raise UsageError(f"the name {name!r} is no text") from None
+    if _LIKE_A_ROW.search(called):
+        raise UsageError(f"the name {name!r} is that of a row of an array: end it otherwise")
     if len(called) > _MOST_NAME:
         raise UsageError(f"a name of {len(called):,} bytes: {_MOST_NAME:,} are kept at most")
     return PREFIX.encode() + called
