@@ -221,6 +221,94 @@ def test_a_copy_is_near_however_close_its_ink_is_to_where_pools_grow(percent, se
         assert min(distance(print_, way.tobytes()) for way in ways) <= NEAR
 
 
+DENSITIES = [0.5, 1, 2, 5, 10, 15, 20, 25, 27, 29, 30, 31, 32, 33, 35, 40, 50]  # % of ink
+
+
+def drawn(rng: np.random.Generator, side: int, share: float) -> np.ndarray:
+    """A mask of independent values with about this share of ones."""
+    return rng.random((side, side, 3)) < share
+
+
+def blobs(rng: np.random.Generator, side: int, share: float) -> np.ndarray:
+    """A grey mask of smooth blobs with this share of ones."""
+    cells = rng.standard_normal((max(5, side // 6),) * 2).astype(np.float32)
+    image = np.asarray(Image.fromarray(cells).resize((side, side), Image.Resampling.BICUBIC))
+    return np.repeat((image < np.quantile(image, share))[..., None], 3, axis=2)
+
+
+def is_near(query: np.ndarray, stored: np.ndarray) -> bool:
+    print_, quality = fp.fingerprint(from_array(stored))
+    ways = fp.candidates(from_array(query), NEAR)
+    return quality >= fp.least_quality(px.Kind.BITS) and any(
+        distance(print_, way.tobytes()) <= NEAR for way in ways
+    )
+
+
+@pytest.mark.parametrize("make", [drawn, blobs])
+@pytest.mark.parametrize("side", [16, 28, 64, 150])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_of_every_density_images_say_something_and_their_copies_are_near(make, side, inverted):
+    """With up to a tenth of the ink flipped, 0.1 to 2 % of all values; and each may be the query."""
+    asked = found = images = 0
+    for percent in DENSITIES:
+        before = None
+        for seed in range(12):
+            rng = np.random.default_rng([seed, side, int(percent * 10)])
+            image = make(rng, side, percent / 100) ^ inverted
+            ink = min(image.sum(), image.size - image.sum()) * min(1, 256 * 256 / image.size)
+            if ink < 32:
+                continue
+            images += 1
+            quality = fp.fingerprint(from_array(image))[1]
+            assert quality >= fp.least_quality(px.Kind.BITS), (percent, seed)
+            for share in (0.1, 0.5, 1, 2):
+                if share <= percent / 10:
+                    copy = image ^ (rng.random(image.shape) < share / 100)
+                    asked += 2
+                    found += is_near(copy, image) + is_near(image, copy)
+            # Few pixels of few sorts of blobs may well be alike.
+            if before is not None and (make is drawn or side >= 64):
+                assert not is_near(image, before), (percent, seed)
+            before = image
+    assert images > 100 and found >= 0.99 * asked > 0
+
+
+@pytest.mark.parametrize("share", [0.29, 0.31, 0.69, 0.71])
+def test_pools_that_set_most_of_the_bits_are_not_pooled_again(share):
+    """Of images with a quarter to a third of ink some are pooled, and then have much: 1 in 100."""
+    rng = np.random.default_rng(0)
+    rows = rng.random((1500, 64 * 64 * 3), np.float32) < share
+    packed = np.packbits(rows, axis=1)
+    _, qualities = fp.fingerprint_bits(packed, 64 * 64 * 3)
+    assert qualities.min() >= 30
+
+
+@given(st.integers(0, 100), st.floats(0, 0.5), st.sampled_from([8, 20, 40]), st.integers(0, 10**6))
+def test_the_candidates_hold_the_sort_of_pool_that_any_near_image_has(percent, flips, side, seed):
+    """``most`` is how far the two are apart at any size of pool, near or not."""
+    rng = np.random.default_rng(seed)
+    stored = rng.random((side, side, 3)) < percent / 100
+    query = stored ^ (rng.random(stored.shape) < flips)
+    count = stored.size
+
+    def every(image: np.ndarray) -> list[bytes]:
+        packed = np.packbits(image.reshape(1, -1), axis=1)
+        return [
+            fp._pooled(packed, count, 3, each, zeros=zeros)[0].tobytes()
+            for each in fp._pools(count)
+            for zeros in (False, True)
+        ]
+
+    of_stored, of_query = every(stored), every(query)
+    most = max(distance(*pair) for pair in zip(of_stored, of_query, strict=True))
+    print_, _ = fp.fingerprint(from_array(stored))
+    ways = {way.tobytes() for way in fp.candidates(from_array(query), most)}
+    same = [one for one, other in zip(of_query, of_stored, strict=True) if other == print_]
+    ones = [int.from_bytes(one).bit_count() for one in same]
+    says = [one for one, n in zip(same, ones, strict=True) if min(n, 256 - n) >= 8]
+    assert not says or ways & set(says)
+
+
 def test_what_says_nothing_is_compared_with_nothing():
     blank = np.zeros((50, 50, 3), bool)
     assert len(fp.candidates(from_array(blank), 256)) == 0
