@@ -33,7 +33,7 @@ from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError, EngineError, ImageError, StoreError, UsageError
 from engine.export import Export
 from engine.ingest import Ingest
-from engine.lookup import Lookup, identical_ids
+from engine.lookup import Lookup, identical_ids, tier_names
 from engine.optimize import Optimize
 from engine.pixels import PackedBits
 from engine.plan import Plan
@@ -356,6 +356,11 @@ class Store:
         elif isinstance(query, Image.Image):
             found_ = Decoded(pixels.from_image(query), "image")
             result = self._one(finder, Query("image", None, found_))
+        elif np.ndim(query) == 0:  # as None is to NumPy
+            raise UsageError(
+                f"a query is a path, a file's bytes, an array, a PIL image or PackedBits, not "
+                f"{type(query).__name__}"
+            )
         else:
             found_ = Decoded(pixels.from_array(query), "array")
             result = self._one(finder, Query("array", None, found_))
@@ -603,7 +608,8 @@ class Store:
     def _finder(
         self, k: int, tiers: Sequence[str] | None, min_score: float | None, max_distance: int
     ) -> Lookup:
-        asked = (k, tuple(tiers) if tiers is not None else None, min_score, max_distance)
+        tiers = tier_names(tiers)
+        asked = (k, tiers, min_score, max_distance)
         # Kept for the next query, which nearly always asks the same; an encoder may have been adopted.
         if self._finder_of != (asked, self._files.manifest.encoder) or self._found is None:
             self._found = Lookup(

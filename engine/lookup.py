@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -32,6 +32,7 @@ _AT_ONCE = 4096  # rows of a batch
 _PROBE = 64  # rows that show whether the others will come from memory
 _COLD_SECONDS = 8e-6  # a key, on average; from memory it takes 3, from disk 70, in a queue 15
 _MOST_SCORE = 1.01  # of two unit vectors, rounding included
+_NUMBER = float | int | np.floating | np.integer
 _log = logging.getLogger("engine")
 
 
@@ -49,10 +50,10 @@ class Lookup:
         max_distance: int = DEFAULT_MAX_DISTANCE,
     ) -> None:
         """``tiers``: which to search, by default all that the store has."""
-        if k < 1:
-            raise UsageError(f"k must be 1 or more, not {k}")
-        if min_score is not None and not -1 <= min_score <= 1:
-            raise UsageError(f"min-score is a cosine, between -1 and 1, not {min_score}")
+        if not (isinstance(k, int | np.integer) and k >= 1):
+            raise UsageError(f"k must be 1 or more, not {k!r}")
+        if min_score is not None and not (isinstance(min_score, _NUMBER) and -1 <= min_score <= 1):
+            raise UsageError(f"min-score is a cosine, between -1 and 1, not {min_score!r}")
         if not (
             isinstance(max_distance, int | np.integer) and 0 <= max_distance <= FINGERPRINT_BITS
         ):
@@ -138,19 +139,20 @@ class Lookup:
         self, decoded: Decoded, taken: set[int], spent: dict[str, float]
     ) -> tuple[NearHit, ...]:
         started = perf_counter()
+        query = decoded.pixels
+        values = query.height * query.width * query.channels
         hits = []
-        for one in near(self._store, decoded.pixels, self._max_distance, taken):
-            names, count = self._sources(one.id)
+        for id_, distance, unlike in zip(
+            *(column.tolist() for column in near(self._store, query, self._max_distance, taken)),
+            strict=True,
+        ):
+            record = self._store.record(id_)
+            if record is None:  # removed meanwhile
+                continue
+            names, count = self._sources(id_)
+            by_pixels = (None, None) if unlike < 0 else (unlike, values)
             hits.append(
-                NearHit(
-                    one.id,
-                    one.distance,
-                    one.pixel_distance,
-                    names,
-                    count,
-                    one.pixel_values,
-                    one.record.metadata,
-                )
+                NearHit(id_, distance, by_pixels[0], names, count, by_pixels[1], record.metadata)
             )
         _spend(spent, "near", started)
         return tuple(hits)
@@ -278,6 +280,13 @@ def _spend(spent: dict[str, float], stage: str, started: float) -> float:
     now = perf_counter()
     spent[stage] = spent.get(stage, 0.0) + (now - started) * 1e3
     return now
+
+
+def tier_names(wanted: Iterable[str] | None) -> tuple[str, ...] | None:
+    """Tiers as somebody asks for them; ``UsageError`` if they are something else."""
+    if isinstance(wanted, str) or not (wanted is None or isinstance(wanted, Iterable)):
+        raise UsageError(f"tiers is a list of {', '.join(TIERS)}, not {wanted!r}")
+    return None if wanted is None else tuple(wanted)
 
 
 def _tiers(store: StoreFiles, wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ bit images    D of the 256 bits of the fingerprint; of the pixels, where they ar
               masks agree nearly everywhere by being blank, and are alike only if their ink is. Twice:
               31 of 256 leave a quarter, as if two shapes shared 3/4 of what they cover.
 
-Where no pixels are kept, the rule of the ink is applied to the fingerprints' own bits.
+The rule of the ink is applied twice: always to the fingerprints' own bits, whose ink is the rarer value
+among the 256 of the query's; and, where pixels are kept, to all values of what that leaves.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from engine import fingerprint, pixels
 from engine.errors import ImageError, StoreDamagedError
 from engine.fingerprint import FINGERPRINT_BITS
 from engine.records import Kind, Pixels, Place
-from engine.storage.rows import ImageRow, RecordRow
+from engine.storage.rows import ImageRow
 from engine.store import StoreFiles
 
 _AT_ONCE = 1024  # candidates whose records are in hand
@@ -36,35 +37,47 @@ Numbers = npt.NDArray[np.int64]
 
 
 class Near(NamedTuple):
-    """One image near the query."""
+    """The images near a query, nearest first, by their pixels where they are known.
 
+    Numbers alone, since they may be all of a store: records have up to 16 KiB of metadata.
+    """
+
+    ids: Numbers  # (n,)
+    distances: Numbers  # (n,) bits of 256
+    pixel_distances: (
+        Numbers  # (n,) values that differ; -1 for pictures and where no pixels are kept
+    )
+
+
+class _Alike(NamedTuple):
+    """A candidate that may be compared with the query."""
+
+    number: int  # its place among the candidates
     id: int
-    distance: int  # bits of 256
-    pixel_distance: int | None  # values that differ; None for pictures and where no pixels are kept
-    pixel_values: int | None  # of how many
-    record: RecordRow
-
-    @property
-    def rank(self) -> tuple[float, int, int]:
-        """Nearest first: by the pixels where they are known, which are what is meant."""
-        share = float(self.distance)
-        if self.pixel_distance is not None and self.pixel_values:
-            share = self.pixel_distance * FINGERPRINT_BITS / self.pixel_values
-        return share, self.distance, self.id
+    key: bytes
 
 
-def near(store: StoreFiles, query: Pixels, most: int, taken: set[int]) -> list[Near]:
-    """The images within ``most`` (of 256) of ``query``, nearest first, without those ``taken``."""
+def near(store: StoreFiles, query: Pixels, most: int, taken: set[int]) -> Near:
+    """The images within ``most`` (of 256) of ``query``, without those ``taken``."""
     prints = fingerprint.candidates(query, most)
     if not len(prints):
-        return []
-    ids, distances = _within(store, prints, most, ink=query.kind is Kind.BITS)
-    found: list[Near] = []
+        return Near(*np.empty((3, 0), np.int64))
+    bits = query.kind is Kind.BITS
+    ids, distances = _within(store, prints, most, ink=bits)
+    fits = np.zeros(len(ids), np.bool_)
+    unlike = np.full(len(ids), -1)
     for at in range(0, len(ids), _AT_ONCE):
-        part = slice(at, at + _AT_ONCE)
-        some = list(_alike(store, query, ids[part], distances[part], taken))
-        found += _by_pixels(store, query, most, some) if query.kind is Kind.BITS else some
-    return sorted(found, key=lambda one: one.rank)
+        some = _alike(store, query, ids[at : at + _AT_ONCE], at, taken)
+        if bits:
+            for number, count in _by_pixels(store, query, most, list(some)):
+                fits[number], unlike[number] = True, count
+        else:
+            fits[[one.number for one in some]] = True
+    ids, distances, unlike = ids[fits], distances[fits], unlike[fits]
+    by_pixels = unlike * FINGERPRINT_BITS / (query.height * query.width * query.channels)
+    share = np.where(unlike < 0, distances, by_pixels)
+    order = np.lexsort((ids, distances, share))
+    return Near(ids[order], distances[order], unlike[order])
 
 
 def _within(
@@ -92,41 +105,49 @@ def _within(
 
 
 def _alike(
-    store: StoreFiles, query: Pixels, ids: Numbers, distances: Numbers, taken: set[int]
-) -> Iterator[Near]:
-    """Those of the candidates that may be compared with the query."""
-    for id_, distance in zip(ids.tolist(), distances.tolist(), strict=True):
+    store: StoreFiles, query: Pixels, ids: Numbers, first: int, taken: set[int]
+) -> Iterator[_Alike]:
+    """Those of the candidates, of which ``ids`` are from number ``first`` on, that may be compared."""
+    bits = query.kind is Kind.BITS
+    for number, id_ in enumerate(ids.tolist(), first):
         record = store.record(id_) if id_ not in taken else None
         if record is None:  # taken, or removed
             continue
-        bits = query.kind is Kind.BITS
         if (record.kind is Kind.BITS) != bits:
             continue
         size = (record.height, record.width, record.channels)
         if bits and size != (query.height, query.width, query.channels):
             continue
         if record.quality >= fingerprint.least_quality(record.kind):
-            yield Near(id_, distance, None, None, record)
+            yield _Alike(number, id_, record.key)
 
 
-def _by_pixels(store: StoreFiles, query: Pixels, most: int, some: Sequence[Near]) -> Iterator[Near]:
-    """Of bit images of one size those whose pixels are near too, where they are kept."""
-    places: list[tuple[Near, Place]] = []
-    rows = store.images_of([one.record.key for one in some])
+def _by_pixels(
+    store: StoreFiles, query: Pixels, most: int, some: Sequence[_Alike]
+) -> Iterator[tuple[int, int]]:
+    """Of bit images of one size the numbers of those whose pixels are near too, where they are kept.
+
+    With each how many values differ, or -1 where no pixels are kept.
+    """
+    places: list[tuple[_Alike, Place]] = []
+    rows = store.images_of([one.key for one in some])
     for one, of_key in zip(some, rows, strict=True):
         row = next((row for row in of_key if row.id == one.id), None)
         if row is None or row.place is None:
-            yield one
+            yield one.number, -1
         elif row.canonical:
             places.append((one, row.place))
         else:
             kept = _decoded(store, row, query)
-            yield from _compared(query, most, [one], [kept]) if kept is not None else [one]
+            if kept is None:
+                yield one.number, -1
+            else:
+                yield from _compared(query, most, [one.number], [kept])
     places.sort(key=lambda pair: pair[1])
     store.kept_pixels.announce(place for _, place in places)
     step = max(1, _READ_BYTES // len(query.canonical))
     for at in range(0, len(places), step):
-        found, canonicals = [], []
+        numbers, canonicals = [], []
         for one, place in places[at : at + step]:
             try:
                 kept = store.kept(place)
@@ -134,12 +155,12 @@ def _by_pixels(store: StoreFiles, query: Pixels, most: int, some: Sequence[Near]
                 _log.warning("image %d: %s", one.id, error)
                 kept = b""
             if len(kept) == len(query.canonical):
-                found.append(one)
+                numbers.append(one.number)
                 canonicals.append(kept)
             else:
-                yield one
-        if found:
-            yield from _compared(query, most, found, canonicals)
+                yield one.number, -1
+        if numbers:
+            yield from _compared(query, most, numbers, canonicals)
 
 
 def _decoded(store: StoreFiles, row: ImageRow, query: Pixels) -> bytes | None:
@@ -156,9 +177,12 @@ def _decoded(store: StoreFiles, row: ImageRow, query: Pixels) -> bytes | None:
 
 
 def _compared(
-    query: Pixels, most: int, some: Sequence[Near], canonicals: Sequence[bytes]
-) -> Iterator[Near]:
-    """Those whose canonical form, of the query's length, is within the distance of the query's."""
+    query: Pixels, most: int, numbers: Sequence[int], canonicals: Sequence[bytes]
+) -> Iterator[tuple[int, int]]:
+    """Those whose canonical form, of the query's length, is within the distance of the query's.
+
+    With each how many values differ.
+    """
     values = query.height * query.width * query.channels
     own = _words([query.canonical])
     theirs = _words(canonicals)
@@ -169,7 +193,7 @@ def _compared(
         both = 2 * values - both
     fits = unlike * FINGERPRINT_BITS <= most * np.minimum(values, 2 * both)
     for i in np.flatnonzero(fits).tolist():
-        yield some[i]._replace(pixel_distance=int(unlike[i]), pixel_values=values)
+        yield numbers[i], int(unlike[i])
 
 
 def _words(canonicals: Sequence[bytes | memoryview]) -> npt.NDArray[np.uint64]:

@@ -22,6 +22,8 @@ from engine.records import (
     StoreInfo,
 )
 
+NEAR_SHOWN = 10  # near hits of a lookup that the table lists; JSON has all
+
 
 def line(value: dict[str, Any]) -> str:
     """One compact JSON object; bytes that are no UTF-8 in a name stay as lone surrogates, escaped."""
@@ -39,14 +41,14 @@ def lookup_json(result: LookupResult) -> str:
 
 
 def lookup_text(result: LookupResult) -> str:
-    """A lookup as a small table under the query's name."""
+    """A lookup as a small table under the query's name, with the first ``NEAR_SHOWN`` near hits."""
     if result.error is not None:
         return f"{_name(result.query)}\n  error: {_name(result.error)}"
     rows: list[tuple[str, str, str, str]] = []
     for same in result.identical:
         how = "same pixels" if same.verified == "bytes" else "same SHA-256"
         rows.append(("identical", f"#{same.id}", how, _where(same)))
-    for near in result.near:
+    for near in result.near[:NEAR_SHOWN]:
         rows.append(("near", f"#{near.id}", _distance(near), _where(near)))
     for like in result.similar:
         rows.append(("similar", f"#{like.id}", f"{like.score:.3f}", _where(like)))
@@ -55,8 +57,14 @@ def lookup_text(result: LookupResult) -> str:
             rows.append((tier, "-", "", "nothing found"))
     order = {tier: place for place, tier in enumerate(result.searched)}
     rows.sort(key=lambda row: order[row[0]])
+    lines = columns(rows, indent="  ")
+    if len(result.near) > NEAR_SHOWN:
+        tiers = [row[0] for row in rows]
+        tier = "near".ljust(max(map(len, tiers)))
+        more = f"  {tier}  … and {len(result.near) - NEAR_SHOWN:,} more (--json lists them)"
+        lines.insert(tiers.index("near") + NEAR_SHOWN, more)
     spent = sum(result.milliseconds.values())
-    return "\n".join([f"{_name(result.query)}  ({spent:.1f} ms)", *columns(rows, indent="  ")])
+    return "\n".join([f"{_name(result.query)}  ({spent:.1f} ms)", *lines])
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:

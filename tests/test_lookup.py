@@ -351,7 +351,11 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Pat
         ({"max_distance": 257}, "0 to 256, not 257"),
         ({"max_distance": 31.5}, "0 to 256, not 31.5"),
         ({"max_distance": None}, "0 to 256, not None"),
+        ({"k": "a"}, "k must be 1 or more, not 'a'"),
+        ({"tiers": "near"}, "tiers is a list of identical, near, similar, not 'near'"),
+        ({"tiers": 3}, "tiers is a list of .*, not 3"),
         ({"min_score": 1.5}, "between -1 and 1"),
+        ({"min_score": "a"}, "min-score is a cosine, between -1 and 1, not 'a'"),
         ({"min_score": float("nan")}, "between -1 and 1"),
     ],
 )
@@ -360,6 +364,19 @@ def test_what_makes_no_sense_is_a_usage_error(
 ) -> None:
     with Store.open(shades / "store") as store, pytest.raises(UsageError, match=says):
         store.lookup(shade(0), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("query", [None, 7, {}])
+def test_what_is_no_image_at_all_is_a_usage_error(masks: Path, query: object) -> None:
+    says = f"a query is a path, .* not {type(query).__name__}$"
+    with Store.open(masks / "store") as store, pytest.raises(UsageError, match=says):
+        store.lookup(query)  # type: ignore[arg-type]
+
+
+def test_tiers_may_be_any_iterable(masks: Path) -> None:
+    with Store.open(masks / "store") as store:
+        result = store.lookup(mask(0), tiers=(name for name in ["near"]))  # type: ignore[arg-type]
+    assert result.searched == ("near",)
 
 
 def test_a_tier_that_the_store_lacks_is_an_error_that_says_how_to_get_it(masks: Path) -> None:

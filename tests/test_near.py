@@ -236,15 +236,14 @@ def test_the_distance_of_pixels_is_exact(
     noise = min(percent, 100 - percent) / 100 * lost  # of all values: as much as a part of the ink
     images = [query ^ (rng.random(query.shape) < noise * k / 4) for k in range(5)]
     pixels = from_array(query)
-    candidates = [near.Near(i, 0, None, None, None) for i in range(5)]  # type: ignore[arg-type]
     canonicals = [bytes(from_array(image).canonical) for image in images]
-    found = {one.id: one for one in near._compared(pixels, most, candidates, canonicals)}
+    found = dict(near._compared(pixels, most, range(5), canonicals))
     for i, image in enumerate(images):
         differ, ink = brute_force(query, image)
         fits = differ * 256 <= most * query.size and differ * 128 <= most * ink
         assert (i in found) == fits
         if fits:
-            assert (found[i].pixel_distance, found[i].pixel_values) == (differ, query.size)
+            assert found[i] == differ
 
 
 @pytest.mark.parametrize("keep_pixels", ["auto", "no"])
@@ -348,6 +347,29 @@ def test_tiny_bit_images_that_differ_are_never_at_distance_0(
             for hit in store.lookup(image, tiers=NEAR).near:
                 assert hit.id == i + 1 or hit.distance > 0
                 assert hit.pixel_distance in (None, (image != rows[hit.id - 1]).sum() * 3)
+
+
+def test_what_is_near_is_ranked_without_its_records(tmp_path: Path) -> None:
+    """Ids and distances alone are held while hits are gathered, and all hits come, in order."""
+    query = np.random.default_rng(0).random((40, 40, 3)) < 0.5
+    rows = np.repeat(query[None], 3000, axis=0)
+    rng = np.random.default_rng(1)
+    flips = rng.integers(1, 60, len(rows))
+    for row, count in zip(rows, flips.tolist(), strict=True):
+        row.reshape(-1)[rng.permutation(row.size)[:count]] ^= True
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        assert store.ingest(rows, name="x").duplicates < 100
+        found = near.near(store._files, from_array(query), 31, {1, 2})
+        assert all(column.dtype == np.int64 for column in found)
+        hits = store.lookup(query).near
+        images = store.info().images
+    assert len(hits) == images and len(found.ids) == images - 2
+    order = [(hit.pixel_distance, hit.distance, hit.id) for hit in hits]
+    assert order == sorted(order)  # type: ignore[type-var]
+    assert [id_ for *_, id_ in order if id_ > 2] == found.ids.tolist()
+    for hit in hits:
+        row = int(hit.sources[0].rpartition("#")[2])
+        assert (hit.pixel_distance, hit.pixel_values) == (flips[row], query.size)
 
 
 def test_only_like_is_compared_with_like(tmp_path: Path) -> None:

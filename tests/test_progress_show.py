@@ -133,6 +133,22 @@ def test_a_lookup_is_a_table_with_a_line_a_hit():
     assert len({row.index(what) for row, what in zip(rows, last, strict=True)}) == 1
 
 
+@pytest.mark.parametrize(
+    ("count", "more"), [(10, None), (11, "and 1 more"), (20_000, "and 19,990 more")]
+)
+def test_of_many_near_hits_the_table_shows_ten_and_json_all(count, more):
+    near = tuple(NearHit(id_, 3, None, ("a.png",), 1) for id_ in range(1, count + 1))
+    same = (IdenticalHit(30_000, ("b.png",), 1, "bytes"),)
+    like = (SimilarHit(40_000, 0.5, ("c.png",), 1),)
+    result = LookupResult("q.png", ("identical", "near", "similar"), same, near, like)
+    _, first, *rows = show.lookup_text(result).splitlines()
+    *rows, last = rows
+    assert (first.split()[0], last.split()[0]) == ("identical", "similar")
+    assert [row.split()[:2] for row in rows[:10]] == [["near", f"#{i}"] for i in range(1, 11)]
+    assert rows[10:] == ([] if more is None else [f"  near       … {more} (--json lists them)"])
+    assert len(json.loads(show.lookup_json(result))["near"]) == count
+
+
 def test_a_long_or_hostile_label_stays_a_few_printable_words():
     hit = IdenticalHit(1, ("a.png",), 1, "bytes", {"label": "\x1b[31m" + "red " * 50})
     row = show.lookup_text(LookupResult("q.png", ("identical",), (hit,))).splitlines()[1]
