@@ -204,7 +204,8 @@ def measure_photos(
             for hit in result.near:
                 distances[what].append((hit.distance, hit.id == id_))
                 if hit.id != id_ and hit.distance <= DEFAULT_MAX_DISTANCE:
-                    one, other = sorted((str(photo), hit.sources[0]))
+                    # Not by its source, which is absolute, and of equal files the first.
+                    one, other = sorted((str(photo), str(ids[hit.id])))
                     pairs[one, other] = min(pairs.get((one, other), 256), hit.distance)
             tick()
     found = [Photos(what, len(asked), _curve(distances[what]), spent[what]) for what in CHANGES]
