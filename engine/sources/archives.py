@@ -7,14 +7,22 @@ none either. Members have numbers, and these depend on the archive only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import parse_qsl
 
-from engine.errors import ImageError, SourceError, UsageError
-from engine.pixels import SUFFIXES, looks_like_image
-from engine.sources.base import Member, Problem, Skipped, absolute
+from engine.errors import ImageError, SourceError
+from engine.pixels import looks_like_image
+from engine.sources.base import HEAD_BYTES, Member, Problem, Skipped, over_limit
+from engine.sources.naming import (
+    MOST_NAME,
+    claims_by_name,
+    name_of,
+    name_problem,
+    no_member,
+    query_values,
+    wanted_fields,
+)
 from engine.sources.shards import MOST_SIDECAR, File, metadata_of, samples
 from engine.sources.streams import plain, steady
 from engine.sources.tar import Entry, TarReader, is_tar
@@ -26,9 +34,6 @@ TAR_SUFFIXES = (
     *(".tar.xz", ".txz"),
     *(".tar.zst", ".tzst"),
 )
-HEAD_BYTES = 32  # that show whether a file is signed as an image
-MOST_NAME = 4096  # bytes: no path on a disk is longer
-_SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
 _SNIFF_MEMORY = 32 << 20
 
 
@@ -145,58 +150,3 @@ def begins_as_tar(path: Path) -> bool:
             return is_tar(stream.read(512))
     except (OSError, SourceError):
         return False
-
-
-# --- what archives and tables share ---------------------------------------------------------------
-
-
-def name_of(path: Path, query: str) -> bytes:
-    """The name of an archive in results; with its query, so that a member can be found again."""
-    return absolute(path) + (b"?" + query.encode("utf-8", "surrogateescape") if query else b"")
-
-
-def query_values(path: Path, query: str, known: Collection[str]) -> dict[str, str]:
-    """What stands behind ``?``; ``UsageError`` for a name that is not among ``known``."""
-    pairs = parse_qsl(query, keep_blank_values=True)
-    values = dict(pairs)
-    if len(values) < len(pairs) or set(values) - set(known) or bool(query) != bool(pairs):
-        names = " or ".join(f"?{name}=" for name in sorted(known))
-        raise UsageError(f"{path}?{query}: {query!r} is not known: write {names}")
-    return values
-
-
-def wanted_fields(values: dict[str, str]) -> tuple[str, ...] | None:
-    """The fields that ``metadata=a,b`` names: none for an empty one; None, all, where it is missing."""
-    if "metadata" not in values:
-        return None
-    return tuple(name for name in values["metadata"].split(",") if name)
-
-
-def claims_by_name(name: bytes) -> bool:
-    """Whether a member is named as an image."""
-    base = name.rpartition(b"/")[2]
-    stem, dot, suffix = base.rpartition(b".")
-    return bool(stem and dot) and (b"." + suffix.lower()) in _SUFFIXES
-
-
-def name_problem(name: bytes) -> str:
-    """Why a member cannot be called by its name; empty if it can."""
-    if not name:
-        return "a member without a name"
-    if b"\0" in name:
-        return "a name with a null byte"
-    if len(name) > MOST_NAME:
-        return f"a name of {len(name):,} bytes is over the limit of {MOST_NAME:,}"
-    return ""
-
-
-def over_limit(size: int, most: int) -> ImageError:
-    """A member is too large for this ``--memory``."""
-    return ImageError(
-        f"{size:,} bytes are over the limit of {most:,} for this --memory", passing=True
-    )
-
-
-def no_member(member: bytes) -> str:
-    """There is none of this name."""
-    return f"has no member {member[:200].decode(errors='backslashreplace')!r}"

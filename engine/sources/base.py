@@ -17,6 +17,7 @@ from engine.records import Decoded, Kind
 
 Rows = npt.NDArray[np.uint8]
 METADATA_LIMIT = 16 << 10  # bytes as JSON: it is read with every record
+HEAD_BYTES = 32  # that show whether a file is signed as an image
 _DEEPEST = 32  # levels of objects and lists in metadata: readers go down them one by one
 
 
@@ -32,10 +33,7 @@ class FileItem:
     def read(self, most: int) -> bytes:
         """The file's bytes; ``ImageError`` if it cannot be read or is larger than ``most``."""
         if self.size > most:
-            raise ImageError(
-                f"{self.size:,} bytes are over the limit of {most:,} for this --memory",
-                passing=True,
-            )
+            raise over_limit(self.size, most)
         try:
             with self.path.open("rb") as file:
                 # Not most + 1: as much would be set aside for every file.
@@ -68,10 +66,7 @@ class Member:
     def read(self, most: int) -> bytes:
         """The file's bytes; ``ImageError`` if they are more than ``most``."""
         if len(self.data) > most:
-            raise ImageError(
-                f"{len(self.data):,} bytes are over the limit of {most:,} for this --memory",
-                passing=True,
-            )
+            raise over_limit(len(self.data), most)
         return self.data
 
 
@@ -146,6 +141,13 @@ class Skipped:
 
 
 Item = FileItem | Member | ArrayItem | ArchiveItem | Problem | Skipped
+
+
+def over_limit(size: int, most: int) -> ImageError:
+    """A file is too large for this ``--memory``."""
+    return ImageError(
+        f"{size:,} bytes are over the limit of {most:,} for this --memory", passing=True
+    )
 
 
 def checked_metadata(value: object) -> dict[str, Any] | None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.errors import ImageError, SourceError, UsageError
-from engine.sources.archives import name_of, over_limit, query_values, wanted_fields
-from engine.sources.base import Member, Problem, Skipped, checked_metadata
+from engine.sources.base import Member, Problem, Skipped, checked_metadata, over_limit
+from engine.sources.naming import name_of, query_values, wanted_fields
 from engine.sources.streams import steady
 
 PARQUET_SUFFIXES = (".parquet", ".pq")

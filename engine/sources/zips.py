@@ -15,19 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from engine.errors import ImageError, SourceError
+from engine.errors import ImageError, SourceError, UsageError
 from engine.pixels import looks_like_image
-from engine.sources.archives import (
-    HEAD_BYTES,
-    MOST_NAME,
-    claims_by_name,
-    name_of,
-    name_problem,
-    no_member,
-    over_limit,
-    query_values,
-)
-from engine.sources.base import Member, Problem, Skipped
+from engine.sources.base import HEAD_BYTES, Member, Problem, Skipped, absolute, over_limit
+from engine.sources.naming import MOST_NAME, claims_by_name, name_problem, no_member
 from engine.sources.streams import damage, decompressor, steady
 
 _END = struct.Struct("<4s4H2LH")  # of the central directory
@@ -67,11 +58,12 @@ class ZipArchive:
 
     def __init__(self, path: Path, query: str = "") -> None:
         """``UsageError`` for a query (there is none to give), ``OSError`` if there is no such file."""
-        query_values(path, query, ())
+        if query:
+            raise UsageError(f"{path}: a zip takes no ?{query[:200]}: leave that out")
         self._path = path
         status = path.stat()
         self.mtime_ns, self.size = status.st_mtime_ns, status.st_size
-        self.name = name_of(path, query)
+        self.name = absolute(path)
 
     @property
     def count(self) -> int | None:
