@@ -379,6 +379,15 @@ def test_sources_are_listed_on_standard_input(shop: Path, tmp_path: Path) -> Non
     assert (found["added"], found["duplicates"], found["rejected"]) == (4, 1, 2)
 
 
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_a_pipe_may_be_the_file_that_lists_sources(shop: Path, tmp_path: Path, name: str) -> None:
+    lines = b"".join(b"%s/photos/%d.png\n" % (os.fsencode(shop), i) for i in (1, 2, 3))
+    arguments = ("--json", "--encoder", "none", "--store", tmp_path / "store")
+    ran = spawn("ingest", "--files-from", name, *arguments, stdin=lines)
+    assert ran.returncode == 0
+    assert json.loads(ran.stdout)["added"] == 3
+
+
 def test_a_file_lists_sources_and_images(engine: Engine, shop: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text(f"{shop}/photos/1.png\n{shop}/unknown.png\n")

@@ -4,6 +4,8 @@ import io
 import os
 import sys
 import tarfile
+import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -276,6 +278,37 @@ def test_a_listed_line_that_makes_no_sense_is_a_problem(here):
     assert isinstance(image, FileItem)
 
 
+@pytest.mark.parametrize("long", ["x" * 300 + ".png", "d/" * 3000 + "x.png", "ü" * 2100 + ".tar"])
+def test_a_listed_line_that_is_too_long_for_a_path_is_a_problem(here, long):
+    (here / "list").write_text(f"{long}\n{{a,{long}}}\n{long}?metadata=\none.png\n")
+    *problems, image = items(files_from="list")
+    assert [type(item) for item in problems] == [Problem] * 4
+    assert all(len(item.name) <= 4096 and len(item.reason) < 500 for item in problems)
+    assert "File name too long" in problems[0].reason
+    assert isinstance(image, FileItem)
+    with pytest.raises(UsageError, match="no such file or folder") as caught:
+        Sources([long])
+    assert len(str(caught.value)) < 300
+    assert Sources([f"{{one.png,{long}}}"]).count() == 2
+
+
+def test_of_a_line_of_any_length_a_beginning_is_read(here):
+    limit = 1 << 16
+    longest = "y" * limit
+    with (here / "list").open("w") as file:
+        for line in ("ü" * 40_000, longest, longest + "\r", longest + "y", "x" * (32 << 20)):
+            file.write(line + "\none.png\n")
+    tracemalloc.start()
+    lines = list(listed(here / "list"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert lines[1::2] == ["one.png"] * 5
+    assert lines[2] == longest and lines[6] == longest + "y"
+    assert peak < 2 << 20
+    kinds = [type(item) for item in items(files_from="list")]
+    assert kinds == [Problem, FileItem] * 5
+
+
 def test_a_listed_name_that_is_no_utf_8_keeps_its_bytes(here):
     (here / "list").write_bytes(b"\xff\xfe.png\n")
     (gone,) = items(files_from="list")
@@ -287,6 +320,27 @@ def test_a_list_that_is_not_there_is_a_usage_error():
         items(files_from="nowhere")
     with pytest.raises(UsageError, match="cannot be read"):
         list(listed("photos"))
+    for name in ("photos", "nul\0byte", "x" * 5000):
+        with pytest.raises(UsageError, match="cannot be read"):
+            Sources(["one.png"], files_from=name)
+
+
+def test_every_line_of_a_pipe_is_taken():
+    names = [f"{i}-{'x' * 100}.png" for i in range(2000)]  # more than one read takes
+    out, into = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(into, "w") as file:
+            file.write("\n".join(names))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for _ in range(2):  # as a command checks its sources first, and then ingests them
+        sources = Sources([], files_from=f"/dev/fd/{out}")
+    found = [Path(os.fsdecode(item.name)).name for item in sources]
+    writer.join()
+    os.close(out)
+    assert found == names
 
 
 def test_standard_input_lists_sources(here):

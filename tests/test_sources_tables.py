@@ -209,7 +209,7 @@ def test_metadata_that_cannot_be_kept_makes_its_row_a_problem(tmp_path):
 
 def test_a_table_is_told_by_its_suffix_or_first_bytes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a.parquet", "a.PQ", "no-suffix"):
+    for name in ("a.parquet", "a.PQ", "no-suffix", "hf.pqt"):
         a_table(Path(name), {"image": HUGGING})
         (item,) = Sources([name])
         assert isinstance(item, ParquetTable)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from engine.sources import arrays, files, shards
 from engine.sources.archives import TarArchive, begins_as_tar, is_named_tar
 from engine.sources.arrays import KIND_OVERRIDES, NpyArray
 from engine.sources.base import FileItem, Item, Member, Problem, absolute
+from engine.sources.naming import MOST_NAME
 from engine.sources.synthetic import PREFIX, SyntheticBits
 from engine.sources.tables import PARQUET_SUFFIXES, ParquetTable
 from engine.sources.zips import ZipArchive
@@ -23,7 +26,8 @@ from engine.sources.zips import ZipArchive
 Archive = TarArchive | ZipArchive | ParquetTable
 
 _ARRAY_SUFFIXES = (".npy", ".npz")
-_MOST_LINE = 1 << 16
+_MOST_LINE = 1 << 16  # bytes
+_MOST_SHOWN = 200  # characters of a source, in a message
 _READ_BYTES = 1 << 20
 
 
@@ -37,14 +41,15 @@ class Sources:
         files_from: str | os.PathLike[str] | None = None,
         recursive: bool = True,
     ) -> None:
-        """``files_from`` is a file with one more source a line.
+        """``files_from`` is a file with one more source a line; "-" is standard input.
 
-        ``UsageError`` for a source that is not there, before anything is read.
+        ``UsageError`` for a source that is not there, before anything is read. Nothing is taken out of a
+        pipe before the sources are gone through.
         """
         if not specs and files_from is None:
             raise UsageError("name at least one source: a folder, an image, an archive, or -")
         if files_from is not None and files_from != "-":
-            next(listed(files_from), None)
+            _check_list(files_from)
         self._specs = list(specs)
         self._files_from = files_from
         self._recursive = recursive
@@ -69,7 +74,7 @@ class Sources:
         path = Path(spec)
         if _is_synthetic(spec):
             return SyntheticBits(spec).count
-        if path.is_dir():
+        if _is_folder(path):
             return files.count(path, recursive=self._recursive)
         try:
             found = _arrays(spec)
@@ -91,29 +96,29 @@ class Sources:
 
     def _listed(self, lines: Iterable[str]) -> Iterator[Item]:
         for spec in lines:
-            if len(spec) > _MOST_LINE or "\0" in spec:
-                yield Problem(os.fsencode(spec[:200]), "not a path")
+            if len(os.fsencode(spec)) > _MOST_LINE or "\0" in spec:
+                yield Problem(os.fsencode(spec[:_MOST_SHOWN]), "not a path")
             elif spec == "-":
                 yield Problem(b"-", "standard input cannot list itself")
             else:
                 try:
                     yield from self._items(spec)
                 except UsageError as error:
-                    yield Problem(os.fsencode(spec), str(error))
+                    yield _problem(os.fsencode(spec), str(error))
 
     def _items(self, spec: str) -> Iterator[Item]:
         for one in _expanded(spec):
             try:
                 yield from self._one(one)
             except UsageError as error:  # of a shard, or what was right before: the rest goes on
-                yield Problem(absolute(one), str(error))
+                yield _problem(absolute(one), str(error))
 
     def _one(self, spec: str) -> Iterator[Item]:
         if _is_synthetic(spec):
             yield SyntheticBits(spec)
             return
         path = Path(spec)
-        if path.is_dir():
+        if _is_folder(path):
             yield from files.walk(path, recursive=self._recursive)
             return
         archive = None
@@ -122,28 +127,60 @@ class Sources:
             if found is None:
                 archive = _archive_of(spec)
         except SourceError as error:
-            yield Problem(absolute(spec), str(error))
+            yield _problem(absolute(spec), str(error))
             return
         except OSError as error:
-            yield Problem(absolute(spec), f"cannot be read: {error.strerror}")
+            yield _problem(absolute(spec), f"cannot be read: {error.strerror}")
             return
         if found is not None:
             yield from found
         elif archive is not None:
             yield archive
         else:
-            yield files.one(path)
+            item = files.one(path)
+            yield _problem(item.name, item.reason) if isinstance(item, Problem) else item
 
 
 def listed(path: str | os.PathLike[str]) -> Iterator[str]:
-    """The lines of a file of paths, one by one; ``UsageError`` if it cannot be read."""
+    """The lines of a file of paths, one by one; ``UsageError`` if it cannot be read.
+
+    Of a line of more than 64 KiB, which is no path, comes the beginning: one byte more than that.
+    """
     try:
         with Path("/dev/stdin" if path == "-" else path).open("rb") as file:
-            for line in file:
+            while line := file.readline(_MOST_LINE + 1):
+                cut = len(line) > _MOST_LINE and not line.endswith(b"\n")
                 if line.strip():
-                    yield os.fsdecode(line.rstrip(b"\r\n"))
+                    yield os.fsdecode(line if cut else line.rstrip(b"\r\n"))
+                while cut and line and not line.endswith(b"\n"):
+                    line = file.readline(_MOST_LINE)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _check_list(path: str | os.PathLike[str]) -> None:
+    """``UsageError`` for a list that cannot be read; a pipe's lines, which come once, stay in it."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            if Path(path).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return
+        with Path(path).open("rb"):
+            pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{_shown(path)} cannot be read: {reason}") from None
+
+
+def _problem(name: bytes, reason: str) -> Problem:
+    """Of a source, which may be any line of a list: what is too long for a path is cut."""
+    return Problem(name[:MOST_NAME], _shown(reason, 2 * _MOST_SHOWN))
+
+
+def _shown(text: str | os.PathLike[str], most: int = _MOST_SHOWN) -> str:
+    """A text in a message, not all of a long one."""
+    text = os.fspath(text)
+    return text if len(text) <= most else text[:most] + " …"
 
 
 class Query:
@@ -287,7 +324,7 @@ def _check(spec: str) -> None:
         SyntheticBits(spec)
         return
     if not _exists(spec) and not any(_is_there(one) for one in _expanded(spec)):
-        raise UsageError(f"{spec}: no such file or folder")
+        raise UsageError(f"{_shown(spec)}: no such file or folder")
     with contextlib.suppress(SourceError, OSError):  # damaged: told when its turn comes
         _archive_of(spec)
 
@@ -315,6 +352,13 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name that is too long, a null byte
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 
@@ -370,11 +414,10 @@ def _archive_of(spec: str) -> Archive | None:
         return ZipArchive(path, query)
     if is_named_tar(path) or begins_as_tar(path):
         return TarArchive(path, query)
-    if not path.suffix:
-        with path.open("rb") as file:
-            head = file.read(4)
-        if head in (b"PK\3\4", b"PK\5\6"):
-            return ZipArchive(path, query)
-        if head == b"PAR1":
-            return ParquetTable(path, query)
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head in (b"PK\3\4", b"PK\5\6"):
+        return ZipArchive(path, query)
+    if head == b"PAR1":
+        return ParquetTable(path, query)
     return None
