@@ -378,8 +378,8 @@ def test_fields_are_chosen_or_left_out(tmp_path):
         ("0.json", b"[" * 100_000, "limit"),
         ("0.json", b"[" * 60_000, "its .json is not JSON"),
         ("0.json", b"[1]", "its .json is not an object"),
-        ("0.json", b'{"a": NaN}', "not JSON"),
-        ("0.json", b'{"a": 1e999}', "not JSON"),
+        ("0.json", b'{"a": [NaN]}', "not JSON"),
+        ("0.json", b'{"a": {"b": 1e999}}', "not JSON"),
         ("0.json", b'{"a": ' + b"9" * 5000 + b"}", "its .json is not JSON"),
         ("0.json", b'{"a": "\\ud800"}', "no JSON object"),
         ("0.json", b'{"a": "\xff"}', "its .json is not UTF-8"),
@@ -395,6 +395,15 @@ def test_an_image_is_not_taken_in_without_what_is_said_of_it(tmp_path, name, dat
         assert why in found.reason and "metadata=" in found.reason
         assert len(found.reason.splitlines()) == 1
         assert member(found) == b"0.png"
+
+
+def test_a_number_that_is_none_says_nothing(tmp_path):
+    (found,) = said(
+        tmp_path, {"0.png": PNG, "0.json": b'{"a": NaN, "b": 2.5, "c": -Infinity, "d": 1e999}'}
+    )
+    assert found.metadata == {"b": 2.5}
+    (found,) = said(tmp_path, {"0.png": PNG, "0.json": b'{"a": NaN}'})
+    assert isinstance(found, Member) and found.metadata is None
 
 
 def test_a_sample_is_bounded(tmp_path):
@@ -657,6 +666,37 @@ def test_what_takes_too_much_memory_to_decompress_is_not(tmp_path):
     large = lzma.compress(INTACT, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 27}])
     found, why = cut_at(tmp_path, large, "tar.xz")
     assert not found and "raise --memory" in why
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix != "tar"])
+@pytest.mark.parametrize("at", [512, 1200])
+def test_streams_behind_each_other_are_one(tmp_path, suffix, at):
+    compress = COMPRESS[suffix]
+    path = tmp_path / f"a.{suffix}"
+    for padding in (b"", bytes(100), b"\x1f"):
+        archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + padding)
+        assert len(read(archive)) == 4
+    damaged = bytearray(compress(INTACT[at:]))
+    damaged[8:12] = b"\xff" * 4
+    _, why = cut_at(tmp_path, compress(INTACT[:at]) + damaged, suffix)
+    assert "is damaged" in why and "cut short" not in why
+
+
+def test_a_later_stream_that_takes_too_much_memory_is_not_padding(tmp_path):
+    large = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 27}]
+    packed = lzma.compress(INTACT[:1200]) + lzma.compress(INTACT[1200:], filters=large)
+    assert "raise --memory" in cut_at(tmp_path, packed, "tar.xz")[1]
+
+
+@pytest.mark.parametrize("first", [0x50, 0x5F])
+def test_zstd_in_frames_that_announce_each_other_is_read(tmp_path, first):
+    packed = b""
+    for part in (INTACT[:700], INTACT[700:]):  # as pzstd writes it
+        frame = zstd().compress(part)
+        packed += bytes([first]) + b"\x2a\x4d\x18" + struct.pack("<2L", 4, len(frame)) + frame
+    (tmp_path / "frames").write_bytes(packed)
+    (archive,) = Sources([str(tmp_path / "frames")])
+    assert isinstance(archive, TarArchive) and len(read(archive)) == 4
 
 
 def test_a_bomb_is_not_unpacked(tmp_path):

@@ -110,7 +110,8 @@ def samples(files: Iterable[File]) -> Iterator[list[File]]:
     """Files that belong together; one sample is held at a time.
 
     A sample also ends before a second sidecar of a kind, before an image where it has 8 MiB of them,
-    after 64 files, and where ``files`` break off.
+    after 64 files, and where ``files`` break off. So a sidecar beside several images as large is of
+    the one next to it alone, and the others have no metadata; one image has all of its own.
     """
     sample: list[File] = []
     key, sidecars, size = b"", set[bytes](), 0
@@ -140,7 +141,8 @@ def metadata_of(
 ) -> dict[str, Any] | None:
     """What the sidecars of a sample say: fields of its JSON, "label", "text"; all, or those ``wanted``.
 
-    ``ImageError`` if it cannot be read or is too much: an image is not taken in with half of it.
+    A field of the JSON that is NaN or infinite is left out. ``ImageError`` if it cannot be read, has
+    such a number further inside, or is too much: an image is not taken in with half of it.
     """
     said: dict[str, Any] = {}
     for file in sample:
@@ -175,7 +177,12 @@ def _object(text: str) -> dict[str, Any]:
         raise _instead("its .json is not JSON") from None
     if not isinstance(found, dict):
         raise _instead("its .json is not an object")
-    return found
+    # As in a table: a number that is none says nothing.
+    return {
+        name: value
+        for name, value in found.items()
+        if not isinstance(value, float) or math.isfinite(value)
+    }
 
 
 def _instead(reason: str) -> ImageError:

@@ -72,7 +72,15 @@ _SIGNATURES = {
     b"BZh": "bzip2",
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
+    # A frame to be passed over, as pzstd puts in front of each of the others.
+    **{bytes([first]) + b"\x2a\x4d\x18": "zstd" for first in range(0x50, 0x60)},
 }
+_SIGNATURE_BYTES = max(map(len, _SIGNATURES))
+
+
+def _compression(head: bytes) -> str | None:
+    """How a stream that begins with ``head`` is compressed, if it is."""
+    return next((how for sign, how in _SIGNATURES.items() if head.startswith(sign)), None)
 
 
 def decompressor(how: str, memory: int) -> Decompressor:
@@ -96,12 +104,11 @@ def decompressor(how: str, memory: int) -> Decompressor:
 
 def plain(file: IO[bytes], memory: int) -> tuple[IO[bytes], bool]:
     """The bytes of a file, decompressed if need be, and whether it is the file itself."""
-    head = file.read(8)
+    how = _compression(file.read(_SIGNATURE_BYTES))
     file.seek(0)
-    for signature, how in _SIGNATURES.items():
-        if head.startswith(signature):
-            return io.BufferedReader(_Decompressed(file, how, memory), BUFFER_BYTES), False
-    return file, True
+    if how is None:
+        return file, True
+    return io.BufferedReader(_Decompressed(file, how, memory), BUFFER_BYTES), False
 
 
 class _Decompressed(io.RawIOBase):
@@ -109,6 +116,7 @@ class _Decompressed(io.RawIOBase):
 
     def __init__(self, file: IO[bytes], how: str, memory: int) -> None:
         self._file = file
+        self._how = how
         self._new = functools.partial(decompressor, how, memory)
         self._stream = self._new()
 
@@ -120,20 +128,17 @@ class _Decompressed(io.RawIOBase):
         """Some bytes; 0 at the end."""
         view = memoryview(buffer).cast("B")
         while True:
-            data, fresh = b"", False
+            data = b""
             if self._stream.eof:
-                data = self._stream.unused_data or self._file.read(_READ_BYTES)
-                if not data:
+                data = self._stream.unused_data
+                if len(data) < _SIGNATURE_BYTES:
+                    data += self._file.read(_READ_BYTES)
+                if _compression(data) != self._how:  # padding, which nobody reads
                     return 0
-                self._stream, fresh = self._new(), True
+                self._stream = self._new()
             elif self._stream.needs_input:
                 data = self._file.read(_READ_BYTES)
-            try:
-                out = self._stream.decompress(data, len(view))
-            except Exception:
-                if fresh:  # what stands behind a whole stream is none: padding, which nobody reads
-                    return 0
-                raise
+            out = self._stream.decompress(data, len(view))
             if out:
                 view[: len(out)] = out
                 return len(out)
