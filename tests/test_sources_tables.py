@@ -235,7 +235,6 @@ def test_a_path_need_not_be_utf_8(tmp_path):
         (["mask", "jpg"], "jpg"),
         (["a", "b"], None),
         (["image", "png"], None),
-        ([], None),
     ],
 )
 def test_the_column_of_images_is_found_or_asked_for(tmp_path, columns, chosen):
@@ -250,6 +249,17 @@ def test_the_column_of_images_is_found_or_asked_for(tmp_path, columns, chosen):
     for name in columns:
         assert f"{name} (binary)" in str(caught.value)
         assert len(read(ParquetTable(path, f"image={name}"))) == 10
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"), [({"label": [1]}, "it has label (int64)"), ({}, "it has no columns")]
+)
+def test_a_table_without_images_says_what_it_has(tmp_path, columns, shown):
+    with pytest.raises(UsageError, match="no column of image files") as caught:
+        a_table(tmp_path / "a.parquet", columns)
+    assert str(caught.value).endswith(shown)
+    with pytest.raises(UsageError, match="has no column 'x': it has "):
+        a_table(tmp_path / "a.parquet", columns, "image=x")
 
 
 @pytest.mark.parametrize(
@@ -353,6 +363,110 @@ def test_a_page_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
     found, why = until(path)
     assert not found and "has a page of 67,1" in why and "raise --memory" in why
     assert len(read(ParquetTable(path), most=1 << 27)) == 1
+
+
+def varint(number: int) -> bytes:
+    head = b""
+    while number > 127:
+        head, number = head + bytes([number & 127 | 128]), number >> 7
+    return head + bytes([number])
+
+
+def listing(kind: int, count: int, elements: bytes = b"") -> bytes:
+    return bytes([0xF0 | kind]) + varint(count) + elements
+
+
+def a_footer(schema: bytes, row_groups: bytes) -> bytes:
+    """A file of nothing but a footer: version 2, a schema, no rows, row groups."""
+    footer = b"\x15\x04\x19" + schema + b"\x16\0\x19" + row_groups + b"\0"
+    return b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+def element(name: bytes, children: int = 0) -> bytes:
+    if children:
+        return b"\x48" + varint(len(name)) + name + b"\x15" + varint(2 * children) + b"\0"
+    return b"\x15\x0c\x25\x02\x18" + varint(len(name)) + name + b"\0"
+
+
+SCHEMA = listing(12, 2, element(b"s", 1) + element(b"image"))
+COLUMN = b"\x26\0\0"  # three bytes that take some 700
+MANY = b"\x19" + listing(12, 60_000, COLUMN * 60_000) + b"\x16\0\x16\0\0"
+BOMBS = {
+    "columns of row groups": a_footer(SCHEMA, listing(12, 10, MANY * 10)),
+    "columns": a_footer(
+        listing(12, 60_001, element(b"s", 60_000) + element(b"image") * 60_000), listing(12, 0)
+    ),
+    "row groups": a_footer(SCHEMA, listing(12, 60_000, b"\x19\x0c\x16\0\x16\0\0" * 60_000)),
+    "a list of which nothing is there": a_footer(
+        SCHEMA, listing(12, 1, b"\x19" + listing(12, 900_000))
+    ),
+    "texts": a_footer(
+        SCHEMA, listing(12, 1, b"\xf9" + listing(8, 2_000_000, bytes(2_000_000)) + b"\0")
+    ),
+    "structs inside each other": a_footer(SCHEMA, listing(12, 1, b"\x1c" * 300_000)),
+    "an end that is missing": a_footer(
+        SCHEMA, listing(12, 1, b"\x18\xff\xff\xff\x7f" + b"x" * 300_000)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_footer_that_takes_much_more_than_its_length_is_not_read(tmp_path, kind):
+    (tmp_path / "a.parquet").write_bytes(BOMBS[kind])
+    code = (
+        "import resource, sys, pyarrow.parquet\n"
+        "from pathlib import Path\n"
+        "from engine.errors import SourceError\n"
+        "from engine.sources.tables import ParquetTable\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "try: ParquetTable(Path(sys.argv[1]))\n"
+        "except SourceError as error: print(error)\n"
+        "else: print('read')\n"
+        "print(peak() - before)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.parquet")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    why, taken = ran.stdout.splitlines()
+    assert "footer" in why or "thrift" in why
+    assert int(taken) < 32 << 10  # KiB
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.6"])
+def test_the_footers_of_large_tables_are_read(tmp_path, version):
+    path = tmp_path / "a.parquet"
+    columns = {"image": HUGGING[:2], **{f"{i}": [1.5, float(i)] for i in range(5)}}
+    columns |= {f"t{i}": ["a text", datetime.datetime(2020, 1, 1).isoformat()] for i in range(4)}
+    table = pa.table(columns)
+    with pq.ParquetWriter(path, table.schema, version=version) as writer:
+        for _ in range(1000):
+            writer.write_table(table)
+    length = int.from_bytes(path.read_bytes()[-8:-4], "little")
+    assert length * tables._LARGEST_GROWTH > tables._MOST_UNPACKED  # it is gone through
+    found = read(ParquetTable(path), 1998)
+    assert [item.data for item in found] == IMAGES[:2]
+
+
+def test_a_footer_is_gone_through_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_LARGEST_GROWTH", 1 << 40)
+    columns = {
+        "image": HUGGING,
+        "when": [datetime.datetime(2020, 1, 1)] * 10,
+        "list": [[{"deep": [[1.5]]}]] * 10,
+        "label": pa.array(["a", "b"] * 5).dictionary_encode(),
+        "nothing": [None] * 10,
+    }
+    for options in (
+        {"compression": "zstd", "row_group_size": 3},
+        {"write_page_index": True, "write_page_checksum": True},
+        {"sorting_columns": [pq.SortingColumn(2)], "store_schema": False},
+        {"write_statistics": False, "version": "1.0", "data_page_version": "2.0"},
+    ):
+        path = tmp_path / "a.parquet"
+        table = a_table(
+            path, columns, "metadata=when,label", metadata={"huggingface": "?"}, **options
+        )
+        assert len(read(table)) == 10
 
 
 def test_page_headers_are_gone_through_as_they_are(tmp_path):

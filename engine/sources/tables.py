@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.errors import ImageError, SourceError, UsageError
+from engine.sources import thrift
 from engine.sources.base import Member, Problem, Skipped, checked_metadata, over_limit
 from engine.sources.naming import name_of, query_values, wanted_fields
 from engine.sources.streams import steady
@@ -23,7 +25,12 @@ from engine.sources.streams import steady
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PREFERRED = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
 _MAGIC = b"PAR1"
-_MOST_FOOTER = 64 << 20  # bytes
+# Of 1,000 row groups × 10 columns it is 2 MB, and takes 14 MB to read: bounds that hold whatever the
+# --memory, as a footer is read whole before anything else is known.
+_MOST_FOOTER = 8 << 20  # bytes
+_MOST_UNPACKED = 64 << 20  # bytes that it takes once it is read
+_LARGEST_GROWTH = 256  # times: what is shorter need not be gone through
+_MOST_IN_LIST = 1 << 16  # row groups, or columns: room is made before the first one is read
 _MOST_ROWS = 64  # of a batch
 _BATCH_BYTES = 8 << 20  # of a batch, about
 _STREAM_BYTES = 1 << 20  # of a column, read at a time; without it pyarrow reads a row group's whole
@@ -143,7 +150,7 @@ class ParquetTable:
         """The file, and pyarrow's view of it."""
         pa, parquet = _pyarrow()
         with steady(self._path, (self.mtime_ns, self.size)) as file:
-            _check_ends(file, self.size)
+            length = _check_footer(file, self.size)
             try:
                 # Not by its path, which need not be UTF-8, and may be another file by now; nor
                 # through Python, which takes twice as long.
@@ -152,6 +159,8 @@ class ParquetTable:
                     buffer_size=_STREAM_BYTES,
                     pre_buffer=False,
                     page_checksum_verification=True,
+                    thrift_string_size_limit=_MOST_FOOTER,
+                    thrift_container_size_limit=max(1, min(length, _MOST_IN_LIST)),
                 )
                 yield file, table
             except _errors(pa) as error:
@@ -195,16 +204,23 @@ def _give_back() -> None:
     _pyarrow()[0].default_memory_pool().release_unused()
 
 
-def _check_ends(file: IO[bytes], size: int) -> None:
+def _check_footer(file: IO[bytes], size: int) -> int:
+    """The length of the footer in bytes; ``SourceError`` if it takes too much memory or is none."""
     head = file.read(4)
     file.seek(max(0, size - 8))
     tail = file.read(8)
-    file.seek(0)
     if head != _MAGIC or tail[4:] != _MAGIC:
         raise SourceError("is not a Parquet file, or was cut short")
     length = int.from_bytes(tail[:4], "little")
-    if length > min(size, _MOST_FOOTER):
+    if length > size - 12:
         raise SourceError(f"is damaged: a footer of {length:,} bytes")
+    if length > _MOST_FOOTER:
+        raise SourceError(f"has a footer of {length:,} bytes: {_MOST_FOOTER:,} are the limit")
+    if length * _LARGEST_GROWTH > _MOST_UNPACKED:
+        file.seek(size - 8 - length)
+        thrift.check_footer(file.read(length), _MOST_UNPACKED)
+    file.seek(0)
+    return length
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -217,16 +233,20 @@ def _image_column(schema: Any, values: Mapping[str, str], path: Path) -> tuple[s
     shown = listed if len(listed) <= 500 else listed[:500] + " …"
     name = values.get("image")
     if name is not None and name not in schema.names:
-        raise UsageError(f"{path} has no column {name!r}: it has {shown}")
+        raise UsageError(f"{path} has no column {name!r}: it has {shown or 'no columns'}")
     if name is not None and name not in found:
         raise UsageError(f"{path}: the column {name!r} holds no image files: there are {shown}")
+    if name is None and not found:
+        raise UsageError(
+            f"{path} has no column of image files, as bytes or {{bytes, path}}: it has "
+            f"{shown or 'no columns'}"
+        )
     if name is None:
         preferred = [column for column in PREFERRED if column in found]
         likely = preferred if len(found) > 1 else list(found)
         if len(likely) != 1:
-            which = "several columns" if found else "no column"
             raise UsageError(
-                f"{path} has {which} of image files: there are {shown}; name one: "
+                f"{path} has several columns of image files: there are {shown}; name one: "
                 f"'{path.name}?image=COLUMN'"
             )
         name = likely[0]
@@ -260,10 +280,11 @@ def _metadata_columns(
     schema: Any, image: str, wanted: tuple[str, ...] | None, path: Path
 ) -> dict[str, Callable[[Any], dict[str, Any]]]:
     """The columns beside the images, each with what makes metadata of one of its values."""
+    times = Counter(schema.names)
     scalar = {
         field.name: field.type
         for field in schema
-        if field.name != image and schema.names.count(field.name) == 1 and _is_scalar(field.type)
+        if field.name != image and times[field.name] == 1 and _is_scalar(field.type)
     }
     names = list(scalar) if wanted is None else [name for name in wanted if name != "path"]
     if wanted is not None and "path" in scalar and "path" in wanted:
@@ -410,65 +431,11 @@ def _page_header(file: IO[bytes], at: int) -> tuple[dict[int, Any], int]:
         file.seek(at)
         data = file.read(size)
         try:
-            return _struct(data, 0, 0)
+            return thrift.struct(data, 0)
         except IndexError:  # longer than what was read
             if len(data) < size:
                 break
     raise SourceError(f"is damaged: no page is at byte {at} where one must be")
-
-
-# Thrift's compact protocol, as far as page headers use it.
-_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
-_MOST_DEPTH = 4
-
-
-def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """Fields by number, and where the struct ends; ``IndexError`` if it does not."""
-    if depth > _MOST_DEPTH:
-        raise SourceError("is damaged: a page header that is none")
-    fields: dict[int, Any] = {}
-    number = 0
-    while data[at]:
-        kind, step = data[at] & 15, data[at] >> 4
-        at += 1
-        if step:
-            number += step
-        else:
-            number, at = _zigzag(data, at)
-        fields[number], at = _value(data, at, kind, depth)
-    return fields, at + 1
-
-
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (_TRUE, _FALSE):
-        return kind == _TRUE, at
-    if kind == _BYTE:
-        return data[at], at + 1
-    if kind in (_I16, _I32, _I64):
-        return _zigzag(data, at)
-    if kind == _DOUBLE:
-        return None, at + 8
-    if kind == _BINARY:
-        length, at = _varint(data, at)
-        if at + length > len(data):
-            raise IndexError
-        return None, at + length
-    if kind == _STRUCT:
-        return _struct(data, at, depth + 1)
-    raise SourceError("is damaged: a page header that is none")
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while data[at] & 0x80 and shift < 63:
-        value |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-    return value | (data[at] & 0x7F) << shift, at + 1
-
-
-def _zigzag(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return (value >> 1) ^ -(value & 1), at
 
 
 def _line(error: Exception) -> str:

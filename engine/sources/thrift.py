@@ -1,0 +1,151 @@
+"""Thrift's compact protocol, as far as the headers and the footers of Parquet files use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.errors import SourceError
+
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+_MOST_DEPTH = 4
+_MOST_FOOTER_DEPTH = 16
+
+# Bytes that pyarrow takes for what may be as little as one byte of a footer, as measured.
+_OUTER = 1536  # for an element of the outermost lists: a column, a row group
+_INNER = 768  # for one of the lists in these: a column of a row group
+_INNERMOST = 96  # for one of the lists further inside
+_TEXT = 40  # and its own bytes
+
+
+def struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+    """Fields by number, and where the struct ends; ``IndexError`` if it does not.
+
+    It is one without lists, as the header of a page is; ``SourceError`` if it is not.
+    """
+    if depth > _MOST_DEPTH:
+        raise SourceError("is damaged: a page header that is none")
+    fields: dict[int, Any] = {}
+    number = 0
+    while data[at]:
+        kind, step = data[at] & 15, data[at] >> 4
+        at += 1
+        if step:
+            number += step
+        else:
+            number, at = _zigzag(data, at)
+        fields[number], at = _value(data, at, kind, depth)
+    return fields, at + 1
+
+
+def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
+    if kind in (_TRUE, _FALSE):
+        return kind == _TRUE, at
+    if kind == _BYTE:
+        return data[at], at + 1
+    if kind in (_I16, _I32, _I64):
+        return _zigzag(data, at)
+    if kind == _DOUBLE:
+        return None, at + 8
+    if kind == _BINARY:
+        length, at = _varint(data, at)
+        if at + length > len(data):
+            raise IndexError
+        return None, at + length
+    if kind == _STRUCT:
+        return struct(data, at, depth + 1)
+    raise SourceError("is damaged: a page header that is none")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while data[at] & 0x80 and shift < 63:
+        value |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    return value | (data[at] & 0x7F) << shift, at + 1
+
+
+def _zigzag(data: bytes, at: int) -> tuple[int, int]:
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at
+
+
+def check_footer(data: bytes, most: int) -> None:
+    """``SourceError`` for a footer that takes more than ``most`` bytes once it is read, or is none.
+
+    It takes up to 250 times its length, which pyarrow would find out by reading it.
+    """
+    try:
+        _Footer(data, most).go_through()
+    except IndexError:
+        raise SourceError("is damaged: a footer that breaks off") from None
+
+
+class _Footer:
+    """Adds up what a footer takes in memory."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        self._data = data
+        self._most = most
+        self._at = 0
+        self._taken = 0
+
+    def go_through(self) -> None:
+        """Read all of it; ``IndexError`` if it breaks off."""
+        self._struct(0, 0)
+
+    def _struct(self, depth: int, lists: int) -> None:
+        if depth > _MOST_FOOTER_DEPTH:
+            raise SourceError("is damaged: a footer that is none")
+        data = self._data
+        while head := data[self._at]:
+            self._at += 1
+            if not head >> 4:
+                self._number()
+            if head & 15 not in (_TRUE, _FALSE):
+                self._value(head & 15, depth, lists)
+        self._at += 1
+
+    def _value(self, kind: int, depth: int, lists: int) -> None:
+        if kind in (_I16, _I32, _I64):
+            self._number()
+        elif kind == _BINARY:
+            length, at = _varint(self._data, self._at)
+            self._at = at + length
+            self._take(_TEXT + length)
+        elif kind == _STRUCT:
+            self._struct(depth + 1, lists)
+        elif kind in (_LIST, _SET):
+            self._list(depth, lists)
+        elif kind in (_TRUE, _FALSE, _BYTE):  # in a list
+            self._at += 1
+        elif kind == _DOUBLE:
+            self._at += 8
+        else:
+            raise SourceError("is damaged: a footer that is none")
+
+    def _list(self, depth: int, lists: int) -> None:
+        head = self._data[self._at]
+        self._at += 1
+        count, kind = head >> 4, head & 15
+        if count == 15:
+            count, self._at = _varint(self._data, self._at)
+        if kind == _STRUCT:
+            self._take(count * (_OUTER, _INNER, _INNERMOST)[min(lists, 2)])
+        else:
+            self._take(count * 8)
+        for _ in range(count):
+            self._value(kind, depth + 1, lists + 1)
+
+    def _number(self) -> None:
+        data, at = self._data, self._at
+        while data[at] & 0x80:
+            at += 1
+        self._at = at + 1
+
+    def _take(self, count: int) -> None:
+        self._taken += count
+        if self._taken > self._most:
+            raise SourceError(
+                f"has a footer that takes more than {self._most:,} bytes: write it in fewer or "
+                f"larger row groups"
+            )
