@@ -283,13 +283,19 @@ def test_a_listed_line_that_is_too_long_for_a_path_is_a_problem(here, long):
     (here / "list").write_text(f"{long}\n{{a,{long}}}\n{long}?metadata=\none.png\n")
     *problems, image = items(files_from="list")
     assert [type(item) for item in problems] == [Problem] * 4
-    assert all(len(item.name) <= 4096 and len(item.reason) < 500 for item in problems)
+    assert all(len(item.name) <= 4096 and len(item.reason) < 1100 for item in problems)
     assert "File name too long" in problems[0].reason
     assert isinstance(image, FileItem)
     with pytest.raises(UsageError, match="no such file or folder") as caught:
         Sources([long])
     assert len(str(caught.value)) < 300
     assert Sources([f"{{one.png,{long}}}"]).count() == 2
+
+
+def test_a_long_message_still_says_what_to_do(here):
+    (here / "list").write_text(f"one.png\na.npy?kind={'x' * 5000}\n")
+    _, found = items(files_from="list")
+    assert len(found.reason) < 1100 and found.reason.endswith("write ?kind=8bit or ?kind=bits")
 
 
 def test_of_a_line_of_any_length_a_beginning_is_read(here):

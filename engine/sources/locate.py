@@ -174,13 +174,13 @@ def _check_list(path: str | os.PathLike[str]) -> None:
 
 def _problem(name: bytes, reason: str) -> Problem:
     """Of a source, which may be any line of a list: what is too long for a path is cut."""
-    return Problem(name[:MOST_NAME], _shown(reason, 2 * _MOST_SHOWN))
+    return Problem(name[:MOST_NAME], _shown(reason, 5 * _MOST_SHOWN))
 
 
 def _shown(text: str | os.PathLike[str], most: int = _MOST_SHOWN) -> str:
-    """A text in a message, not all of a long one."""
+    """A text in a message; of a long one the beginning and the end, which says what to do."""
     text = os.fspath(text)
-    return text if len(text) <= most else text[:most] + " …"
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-(most // 2) :]}"
 
 
 class Query:
