@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import ANY
@@ -595,6 +596,34 @@ def test_vectors_of_removed_images_are_passed_over(tmp_path: Path, tiny_encoder:
                 assert after[i, : len(some)] == pytest.approx(some, abs=1e-5)
                 assert np.isneginf(after[i, len(some) :]).all()
         assert store.check().problems == ()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_where_few_are_left_all_of_them_are_found_in_bounded_memory(
+    tmp_path: Path, tiny_encoder: Path, exact: bool
+) -> None:
+    with Store.open(tmp_path / "with", create=True, encoder=str(tiny_encoder)) as store:
+        store.ingest("synthetic:bits?n=6000", keep_pixels="no")
+        queries = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
+        left = [7, 2000, 5000]
+        store.remove(ids=set(range(1, 6001)) - {*left})
+        rows = np.array(left) - 1
+        index = store._files.index
+        assert index is not None
+        truth = queries @ index.vectors.gather(rows).T
+        order = np.argsort(-truth, axis=1)
+        tracemalloc.start()
+        try:
+            scores, ids = store.search_vectors(queries, k=10, exact=exact)
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+        assert ids[:, :3].tolist() == np.array(left)[order].tolist()
+        assert scores[:, :3] == pytest.approx(np.take_along_axis(truth, order, 1), abs=1e-5)
+        assert (ids[:, 3:] == -1).all()
+        assert np.isneginf(scores[:, 3:]).all()
+        store.remove(ids=left)
+        assert (store.search_vectors(queries, k=10, exact=exact)[1] == -1).all()
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from engine.storage.segments import Segment
 from engine.storage.vectors import Vectors
 
 _BLOCK = 1 << 14  # rows, times
+_SOME = 1 << 12  # rows that are copied
 _QUERIES = 256  # at a time: 16 MiB of scores
 _log = logging.getLogger("engine")
 
@@ -64,6 +65,26 @@ class VectorIndex:
                 mine = np.unique(mine[(mine >= first) & (mine < end)])
                 best.add(i, self.vectors.gather(mine) @ queries[i], mine)
         self._exact(queries, best, self._bare)
+        return best.scores, best.rows
+
+    def search_all(
+        self,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        wanted: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]],
+    ) -> Found:
+        """What an exact ``search`` returns, of those vectors only whose ids are ``wanted``.
+
+        One pass, which asks for some thousands of ids, (n,), at a time.
+        """
+        best = _Best(len(queries), k)
+        for start in range(0, self.vectors.rows, _SOME):
+            rows = np.arange(start, min(start + _SOME, self.vectors.rows), dtype=np.int64)
+            rows = rows[wanted(self.vectors.ids(rows))]
+            block = self.vectors.gather(rows)
+            for at in range(0, len(queries) if len(rows) else 0, _QUERIES):
+                for i, scores in enumerate(queries[at : at + _QUERIES] @ block.T, at):
+                    best.add(i, scores, rows)
         return best.scores, best.rows
 
     def _exact(

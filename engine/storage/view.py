@@ -22,7 +22,7 @@ from engine.storage.extents import ExtentReader, Family
 from engine.storage.fingerprints import Fingerprints
 from engine.storage.index import VectorIndex
 from engine.storage.keys import Keys
-from engine.storage.live import blocks_of
+from engine.storage.live import blocks_of, live
 from engine.storage.manifest import Manifest, SegmentEntry
 from engine.storage.notice import Notice, commit_of
 from engine.storage.rows import (
@@ -45,6 +45,8 @@ from engine.storage.vectors import Vectors
 _BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
 _READERS = 16  # threads: reads in the disk's queue
 _MANY_LOOKUPS = 1000  # after which one more block of keys at a time is the slow way
+_FACTORS = (1, 4, 16)  # times as many as are wanted are searched for where images were removed
+_SEARCHED = 1 << 18  # results in hand, of all queries
 _BUCKET_RUNS = 16  # of a bucket that is remembered, at most
 
 
@@ -357,26 +359,56 @@ class StoreView:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The k images whose vectors are closest to each query: scores and ids, (nq, k) each.
 
-        Best first, padded with -inf and -1. Vectors of removed images are passed over: more are
-        searched for until there are enough. ``StoreError`` for a store without vectors.
+        Best first, padded with -inf and -1. Vectors of removed images are passed over: where they
+        leave too few, more are searched for, and in the end all that are there are looked at.
+        ``StoreError`` for a store without vectors.
         """
         index = self.index
         if index is None:
             raise StoreError(f"{self.path} has no vectors")
-        most = k
-        while True:
-            scores, rows = index.search(queries, most, exact=exact)
-            ids = index.vectors.ids(rows)
-            if not self.state.removed:
-                return scores, ids
-            there = np.isin(ids, self.those_there(np.unique(ids).tolist()))
-            if most >= index.vectors.rows or (there.sum(axis=1) >= k).all():
-                break
-            most = min(4 * most, index.vectors.rows)
-        order = np.argsort(~there, axis=1, kind="stable")[:, :k]  # those there first, as they come
-        ids = np.where(there, ids, -1)
+        if not self.state.removed:
+            found, rows = index.search(queries, k, exact=exact)
+            return found, index.vectors.ids(rows)
+        wanted = min(k, self.state.images)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        ids = np.full((len(queries), k), -1, np.int64)
+        left = np.arange(len(queries))  # those that have too few so far
+        for factor in _FACTORS if wanted else ():
+            short = []
+            each = max(_SEARCHED // (factor * wanted), 1)
+            for part in [left[at : at + each] for at in range(0, len(left), each)]:
+                found, rows = index.search(queries[part], factor * wanted, exact=exact)
+                best, of, there = self._there_first(found, index.vectors.ids(rows), wanted)
+                scores[part, :wanted], ids[part, :wanted] = best, of
+                short.append(part[there < wanted])
+            left = np.concatenate(short) if short else left
+        if wanted and len(left):
+            found, rows = index.search_all(queries[left], wanted, self.are_there)
+            scores[left, :wanted], ids[left, :wanted] = found, index.vectors.ids(rows)
+        return scores, ids
+
+    def _there_first(
+        self, scores: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], most: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The first ``most`` of each row of (nq, n) that are there, padded; and how many are there."""
+        there = np.isin(ids, self.those_there(np.unique(ids).tolist()))
+        order = np.argsort(~there, axis=1, kind="stable")[:, :most]  # in the order as they come
         scores = np.where(there, scores, np.float32("-inf"))
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+        ids = np.where(there, ids, -1)
+        return (
+            np.take_along_axis(scores, order, 1),
+            np.take_along_axis(ids, order, 1),
+            there.sum(axis=1),
+        )
+
+    def are_there(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of some ids are of images; quick where they are nearly consecutive."""
+        if not len(ids):
+            return np.zeros(0, np.bool_)
+        first, count = int(ids.min()), int(ids.max() - ids.min()) + 1
+        if first > 0 and count <= 2 * len(ids):
+            return live(self.keys, first, count)[ids - first]
+        return np.isin(ids, self.those_there(np.unique(ids).tolist()))
 
     def _segments(self) -> list[SegmentEntry]:
         """The live segments, without those over rows that this reader's keys do not have yet."""
