@@ -77,7 +77,8 @@ class StoreFiles(StoreView):
         self._writers: dict[str, ExtentWriter] = {}
         self._manifest_kept: Manifest | None = None  # of which the keys have a copy, for repairs
         self._appends: list[Append] = []  # of the commit that is being made
-        self._reserved = 0  # bytes of the reserve that was last asked for
+        self._reserved = 0  # bytes of the reserve that was last seen
+        self._tight = False  # whether the keys are open as on a full disk
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
         super().__init__(path, memory)
 
@@ -114,6 +115,8 @@ class StoreFiles(StoreView):
         """
         self._require_healthy()
         if self._lock.held:
+            if self._tight and not to_remove:
+                self._loosen()
             if salvage:
                 self._reopen_extents()
                 self._committed_extents(salvage=True)
@@ -122,13 +125,27 @@ class StoreFiles(StoreView):
             raise UsageError(f"{self.path} was opened read-only")
         self._lock.acquire()
         try:
-            tight = to_remove and self._make_room()
+            self._tight = to_remove and self._make_room()
             self._close_files()
             told = commit_of(self._notice.read())
             found = manifest.load(self.path, writing=True)
-            self._load(found, keys.open_writer(self.path, self.memory, tight=tight), told)
+            self._load(found, keys.open_writer(self.path, self.memory, tight=self._tight), told)
             self._recover(salvage=salvage)
             self._notice.publish(self.state.commit)
+        except BaseException:
+            self.close()
+            raise
+
+    def _loosen(self) -> None:
+        """Once there is room again, open the keys as at other times, so that they are compacted."""
+        if reserve.free(self.path) < 2 * max(reserve.wanted(self.state), reserve.LITTLE):
+            return
+        try:
+            self.keys.settle()
+            self._close_files()  # RocksDB is opened by one at a time
+            table = keys.open_writer(self.path, self.memory)
+            self._load(self.manifest, table, self.state.commit)
+            self._tight = False
         except BaseException:
             self.close()
             raise
@@ -384,14 +401,20 @@ class StoreFiles(StoreView):
         self._forget()
         wanted = reserve.wanted(state)
         if wanted > 1.25 * self._reserved:
-            reserve.renew(self.path, wanted)
-            self._reserved = wanted
+            there = reserve.renew(self.path, wanted)
+            self._reserved = wanted if there else 0
         if self._index is not None:
             self._index.close()
             self._index = None
 
     def require_room(self) -> None:
-        """``StoreError`` where the disk is too full to be sure that the store opens again."""
+        """``StoreError`` where the disk is too full to be sure that the store opens again.
+
+        For a removal: the reserve is given back first.
+        """
+        if reserve.free(self.path) < reserve.LITTLE:
+            reserve.give_back(self.path)
+            self._reserved = 0
         if reserve.free(self.path) < reserve.LITTLE:
             raise StoreError(
                 f"the disk of {self.path} is full: what was committed is safe; "

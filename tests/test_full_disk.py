@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine import Store, StoreError
-from engine.storage import reserve
+from engine.storage import keys, reserve
 from engine.storage.state import State
 
 DISK = 100 << 20
@@ -163,3 +164,51 @@ def test_a_store_without_much_in_it_has_no_reserve(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=100")
     assert not (tmp_path / "store" / "RESERVE").exists()
+
+
+def test_a_store_that_writes_already_uses_its_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "LEAST_STORE", 100)
+    path = tmp_path / "store" / "RESERVE"
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=20")
+        size = path.stat().st_size
+        with monkeypatch.context() as patch:
+            patch.setattr(reserve, "free", lambda store: 4096 + (0 if path.exists() else size))
+            assert store.remove(ids=[1]).images == 1
+            assert not path.exists()
+        store.remove(ids=[2])
+        assert path.stat().st_size > 6 << 20, "made again where there is room again"
+        assert len(store) == 18
+        assert store.check().problems == ()
+
+
+def test_where_there_is_room_again_keys_are_compacted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[bool] = []
+    real = keys.open_writer
+
+    def open_writer(*given: Any, tight: bool = False, **named: Any) -> keys.Keys:
+        opened.append(tight)
+        return real(*given, tight=tight, **named)
+
+    monkeypatch.setattr(keys, "open_writer", open_writer)
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=20")
+    with Store.open(tmp_path / "store") as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(reserve, "free", lambda store: 3 << 20)
+            store.remove(ids=[1])
+            store.ingest("synthetic:bits?n=21")
+        assert opened == [False, True], "there is none yet"
+        store.remove(ids=[2])
+        assert opened == [False, True], "a removal needs none"
+        store.ingest("synthetic:bits?n=22")
+        assert opened == [False, True, False]
+        store.ingest("synthetic:bits?n=23")
+        assert len(opened) == 3
+        assert len(store) == 23, "the two that were removed have come again"
+        assert store.lookup("synthetic:bits?seed=0#22").identical[0].verified == "bytes"
+        assert store.check().problems == ()

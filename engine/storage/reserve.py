@@ -30,8 +30,8 @@ def wanted(state: State) -> int:
     return min(_LEAST + _EACH * state.images, _MOST) if held >= LEAST_STORE else 0
 
 
-def renew(store: Path, size: int) -> None:
-    """Make the reserve, or a larger one, if there is plenty of room on the disk."""
+def renew(store: Path, size: int) -> bool:
+    """Make the reserve, or a larger one, if there is plenty of room; whether it is there, whole."""
     path = store / NAME
     with contextlib.suppress(OSError):  # it is not worth an error
         there = path.stat().st_size if path.exists() else 0
@@ -44,6 +44,8 @@ def renew(store: Path, size: int) -> None:
                 raise
             finally:
                 os.close(fd)
+        return path.exists() and path.stat().st_size >= size
+    return False
 
 
 def give_back(store: Path) -> None:
