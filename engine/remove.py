@@ -183,7 +183,7 @@ class Remove:
     def _row(self, run: Run, part: Run) -> None:
         if (part.array, part.row) not in self._rows and part.array not in self._arrays:
             self._rows.add((part.array, part.row))
-            self._going.rows.append((run, part))
+            self._going.add_rows(run, part)
             self._flush_if_full()
 
     def _array(self, name: bytes) -> None:
@@ -198,7 +198,7 @@ class Remove:
         for key, value in self._store.keys.scan("runs", b"r" + number):
             run = Run.from_row(key, value)
             self._arrays.add(array.number)
-            self._going.rows.append((run, run))
+            self._going.add_rows(run, run)
             self._flush_if_full()
             empty = False
         if empty:  # nothing was committed of it, or a changed file has taken its place

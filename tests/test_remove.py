@@ -21,7 +21,8 @@ from engine import Store, StoreError, UsageError, digest, remove
 from engine.cli import main
 from engine.pixels import from_array
 from engine.storage.chunk import Chunk, NewImage, NewName
-from engine.storage.rows import ArchiveRow
+from engine.storage.removal import Going
+from engine.storage.rows import ArchiveRow, Run
 from engine.store import StoreFiles
 
 IDENTICAL = ["identical"]
@@ -153,6 +154,22 @@ def test_all_images_go(store: Store, tmp_path: Path) -> None:
         assert not list(store._files.keys.scan(table)), table
     report = store.ingest(tmp_path / "photos", tmp_path / "a.npy", tmp_path / "b.npy")
     assert (report.added, report.duplicates) == (14, 5)
+
+
+def test_what_goes_is_counted_as_it_comes() -> None:
+    class NeverWalked(list):
+        def __iter__(self):
+            raise AssertionError("its length is asked for after each row")
+
+    run, alone = Run(1, 0, 5, 1, 9), Run(1, 9, 3, 0, 9)
+    going = Going(rows=NeverWalked(), ids=[4])
+    assert len(going) == 1
+    going.add_rows(run, run)
+    assert len(going) == 1 + run.count
+    going.add_rows(alone, alone)
+    assert len(going) == 1 + run.count + 1
+    going.names.append((b"/a", 4))
+    assert len(going) == 1 + run.count + 2
 
 
 def test_images_that_share_a_key_go_one_by_one(

@@ -46,10 +46,16 @@ class Going:
     )  # a stored run, and the part that goes
     arrays: list[bytes] = field(default_factory=list)  # keys of the table, as they are
     rejects: list[bytes] = field(default_factory=list)
+    _images_of_rows: int = 0  # counted as they come: the length is asked for after each
+
+    def add_rows(self, run: Run, part: Run) -> None:
+        """Let a part of a stored run go."""
+        self.rows.append((run, part))
+        self._images_of_rows += part.count if part.step else 1
 
     def __len__(self) -> int:
         """How many rows of the keys it is about; a run counts as its images."""
-        parts = sum(part.count if part.step else 1 for _, part in self.rows)
+        parts = self._images_of_rows
         return parts + len(self.ids) + len(self.names) + len(self.arrays) + len(self.rejects)
 
 
