@@ -422,6 +422,37 @@ def test_tiers_may_be_named(engine: Engine, shop: Path) -> None:
 # --- signals and pipes ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["backup", "export"])
+def test_a_copy_that_is_ended_leaves_nothing(
+    tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    code = """
+import os, sys
+from engine import backup, export
+from engine.cli import main
+
+def half(copy, *given):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    return real[type(copy)](copy, *given)
+
+real = {backup.Backup: backup.Backup._put, export.Export: export.Export._source_rows}
+backup.Backup._put = export.Export._source_rows = half
+sys.exit(main(sys.argv[2:]))
+"""
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=20")
+    (tmp_path / "copies").mkdir()
+    run = [sys.executable, "-c", code, str(int(number)), command, str(tmp_path / "copies" / "one")]
+    ran = subprocess.run(
+        [*run, "--store", str(tmp_path / "store")], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 130, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert ran.stdout == ""
+    assert list((tmp_path / "copies").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
 )

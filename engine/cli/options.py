@@ -55,10 +55,29 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         asked = True
         warn("stopping after this chunk is committed (Ctrl-C again to stop at once)")
 
-    # SIGTERM too: it is how containers and services are ended.
-    before: Any = [(number, signal.signal(number, ask)) for number in _INTERRUPTS]
-    try:
+    with _handled_by(ask):
         yield lambda: asked
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Work that is whole or not there: the first signal ends it, and it tidies up, undisturbed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in _INTERRUPTS:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    with _handled_by(end):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    # SIGTERM too: it is how containers and services are ended.
+    before: Any = [(number, signal.signal(number, handler)) for number in _INTERRUPTS]
+    try:
+        yield
     finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+        for number, old in before:
+            signal.signal(number, old)
