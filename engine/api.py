@@ -459,7 +459,7 @@ class Store:
             uuid=files.manifest.uuid,
             format=FORMAT_VERSION,
             images=files.state.images,
-            vectors=files.vector_rows,
+            vectors=files.state.live_vectors,
             sources=files.state.sources,
             removed=files.state.removed,
             rejects=sum(1 for _ in files.keys.scan("rejects")),

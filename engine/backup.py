@@ -98,7 +98,7 @@ class Backup:
             path=str(self._dest),
             commit=state.commit,
             images=state.images,
-            vectors=sum(state.vectors.values()),
+            vectors=state.live_vectors,
             files=self._files,
             bytes=self._done,
             seconds=round(time.perf_counter() - started, 3),

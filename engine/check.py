@@ -8,7 +8,8 @@
                number is the committed one, and with those removed that of all ids given
 3. sources     each name has an image that names it back; no run is of removed images only; their
                number is the committed one
-4. vectors     as many ids as vectors, ascending, each of a known image; their encoder can be loaded
+4. vectors     as many ids as vectors, ascending, each of a known image; those of removed images are as
+               many as count as such; their encoder can be loaded
 5. segments    checksum
 6. leftovers   bytes that an interrupted writer left behind: no damage, and gone with the next write
 
@@ -69,6 +70,7 @@ class Damage:
     images: list[int] = field(default_factory=list)  # whose kept pixels are damaged
     images_known: bool = False  # whether these are all of them: the keys could be read
     dead: dict[str, int] | None = None  # what is to count as dead, where that is something else
+    removed_vectors: dict[str, int] | None = None  # the same of vectors
     segments: list[SegmentEntry] = field(default_factory=list)
     encoder: bool = False
 
@@ -432,16 +434,36 @@ class Check:
                 self._say(family.folder, f"{store.vector_rows} rows are due, {size:,} bytes there")
                 return
         vectors = Vectors(store.path, encoder.generation, encoder.dim, store.vector_rows)
-        last = 0
+        last = live = 0
+        known = True
         for start in range(0, store.vector_rows, _BATCH):
             rows = np.arange(start, min(start + _BATCH, store.vector_rows), dtype=np.int64)
             ids = vectors.ids(rows)
             ordered = bool((np.diff(ids) > 0).all()) and int(ids[0]) > last
             last = int(ids[-1])
             there = self._given(ids) if store.state.removed else self._are_there(ids)
+            live += int(self._are_there(ids).sum())
             if not ordered or not there.all():
+                known = False
                 self._say("vectors", f"rows {start} to {start + len(ids)} name unknown images")
         vectors.close()
+        ids_whole = all(
+            one.family != extents.vector_ids(encoder.generation) for one in self.damage.appends
+        )
+        if known and ids_whole and self._all_there:
+            self._removed_vectors(store.vector_rows - live)
+
+    def _removed_vectors(self, found: int) -> None:
+        """Whether as many vectors as are of removed images count as such."""
+        encoder, told = self._store.manifest.encoder, self._store.state.removed_vectors
+        assert encoder is not None
+        removed = {str(encoder.generation): found} if found else {}
+        if removed != told:
+            self.damage.removed_vectors = removed
+            counted = sum(told.values())
+            self._say(
+                "vectors", f"{counted} count as of removed images, {found} are of removed images"
+            )
 
     def _segments(self) -> None:
         store = self._store

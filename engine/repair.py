@@ -8,6 +8,7 @@ vector ids     those of the commit's images, which are consecutive
 segments       built again from the vectors
 encoder        copied again from the package, if it is the same one
 dead bytes     counted again: what no image has
+dead vectors   counted again: those of removed images
 
 Damaged bytes are written over where they lie, except pixels, which are appended anew in a commit.
 Interrupted anywhere, it leaves damage that the next run finds again; what cannot be mended does not
@@ -64,6 +65,8 @@ class Repair:
             self._restore_encoder()
         if damage.dead is not None:
             self._store.set_dead(damage.dead)
+        if damage.removed_vectors is not None:
+            self._store.set_removed_vectors(damage.removed_vectors)
         if damage.images_known:
             self._rekeep(damage.images)
         self._stale = {e.first_row for e in self._store.manifest.segments if e in damage.segments}

@@ -477,6 +477,9 @@ class StoreFiles(StoreView):
         state.images -= removal.images
         state.removed += removal.images
         state.sources -= removal.sources
+        if removal.vectors and self.manifest.encoder:
+            of = str(self.manifest.encoder.generation)
+            state.removed_vectors[of] = state.removed_vectors.get(of, 0) + removal.vectors
 
     def _put_images(
         self, batch: Batch, images: Sequence[NewImage], first_id: int, places: Iterator[Place]
@@ -634,7 +637,13 @@ class StoreFiles(StoreView):
 
     def set_dead(self, dead: dict[str, int]) -> None:
         """After a check: how many kept bytes of each extent are of no image."""
-        state = replace(self.state, dead=dead)
+        self._set_state(replace(self.state, dead=dead))
+
+    def set_removed_vectors(self, removed: dict[str, int]) -> None:
+        """After a check: how many vectors of each encoder are of removed images."""
+        self._set_state(replace(self.state, removed_vectors=removed))
+
+    def _set_state(self, state: State) -> None:
         batch = self.keys.batch()
         batch.put("meta", b"state", state.pack())
         self.keys.commit(batch)

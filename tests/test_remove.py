@@ -20,6 +20,7 @@ from PIL import Image
 from engine import Store, StoreError, UsageError, digest, remove
 from engine.cli import main
 from engine.pixels import from_array
+from engine.storage import extents, vectors
 from engine.storage.chunk import Chunk, NewImage, NewName
 from engine.storage.removal import Going
 from engine.storage.rows import ArchiveRow, Run
@@ -612,6 +613,36 @@ def test_vectors_of_removed_images_are_passed_over(tmp_path: Path, tiny_encoder:
                 some = scores[i][left][:k]
                 assert after[i, : len(some)] == pytest.approx(some, abs=1e-5)
                 assert np.isneginf(after[i, len(some) :]).all()
+        assert store.check().problems == ()
+
+
+def test_vectors_of_removed_images_do_not_count(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "EXTENT_ROWS", 10)
+    monkeypatch.setattr(extents, "EXTENT_ROWS", 10)
+    path = tmp_path / "with"
+    with Store.open(path, create=True, encoder=str(tiny_encoder)) as store:
+        store.ingest("synthetic:bits?n=20")
+        store.ingest("synthetic:bits?n=30", encoder="none")
+        store.ingest("synthetic:bits?n=45", encoder=str(tiny_encoder))
+        assert store.info().vectors == 35
+        store.remove(ids=[1, 10, 11, 25, 45])
+        assert store.info().vectors == 35 - 4
+        store.remove(ids=[29, 30, 31])
+        assert store.info().vectors == 35 - 5
+        assert store.backup(tmp_path / "copy").vectors == 30
+        assert store.export(tmp_path / "tables").vectors == 30
+        assert store.check().problems == ()
+        for wrong in ({}, {"1": 4}, {"1": 5, "2": 1}):
+            store._files.set_removed_vectors(wrong)
+            (problem,) = store.check().problems
+            assert problem.part == "vectors"
+            assert "5 are of removed images" in problem.what
+            assert store.check(fix=True).ok
+            assert store.info().vectors == 30
+        store.remove(ids=range(1, 46))
+        assert store.info().vectors == 0
         assert store.check().problems == ()
 
 

@@ -79,6 +79,7 @@ class Removal:
 
     images: int = 0
     sources: int = 0
+    vectors: int = 0  # of these images
     dead: list[Place] = field(default_factory=list)  # pixels that are no image's any more
     # Table, key and value of each row, or None where it goes; in the order in which they count.
     rows: list[tuple[str, bytes, bytes | None]] = field(default_factory=list)

@@ -29,6 +29,7 @@ from engine.storage.rows import (
     record_without,
     u64,
 )
+from engine.storage.vectors import Vectors
 from engine.storage.view import StoreView
 
 _MARKED = -1  # size and time of an array that lost some of its rows: no file has these
@@ -116,7 +117,19 @@ class _Working:
         self._delete("arrays", going.arrays)
         self._delete("rejects", going.rejects)
         self._removal.images = len(self._gone)
+        self._removal.vectors = self._count_vectors()
         return self._removal, left
+
+    def _count_vectors(self) -> int:
+        """How many of the images that go have a vector."""
+        view, encoder = self._view, self._view.manifest.encoder
+        if encoder is None:
+            return 0
+        vectors = Vectors(view.path, encoder.generation, encoder.dim, view.vector_rows)
+        try:
+            return int(vectors.have(np.array(sorted(self._gone), np.int64)).sum())
+        finally:
+            vectors.close()
 
     # --- what goes --------------------------------------------------------------------------------
 

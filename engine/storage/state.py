@@ -20,6 +20,7 @@ class State:
     sources: int = 0
     removed: int = 0
     vectors: dict[str, int] = field(default_factory=dict)  # generation → rows
+    removed_vectors: dict[str, int] = field(default_factory=dict)  # of these, of removed images
     extents: dict[str, list[list[int]]] = field(default_factory=dict)  # family → [number, bytes]
     dead: dict[str, int] = field(default_factory=dict)  # extent of pixels → bytes of no image
 
@@ -38,9 +39,15 @@ class State:
             self,
             commit=self.commit + 1,
             vectors=dict(self.vectors),
+            removed_vectors=dict(self.removed_vectors),
             extents={name: [list(pair) for pair in v] for name, v in self.extents.items()},
             dead=dict(self.dead),
         )
+
+    @property
+    def live_vectors(self) -> int:
+        """How many vectors are of images that are there."""
+        return sum(self.vectors.values()) - sum(self.removed_vectors.values())
 
     def bury(self, place: Place) -> None:
         """Count kept pixels as dead: no image has them any more."""

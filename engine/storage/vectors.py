@@ -51,9 +51,17 @@ class Vectors:
         for extent in np.unique(extent_of[extent_of >= 0]):
             mine = extent_of == extent
             number = int(extent)
-            count = min(EXTENT_ROWS, self.rows - number * EXTENT_ROWS)
-            column = self._ids.rows(number + 1, count, np.int64)[:, 0]
+            column = self._column(number)
             out[mine] = column[rows[mine] - number * EXTENT_ROWS]
+        return out
+
+    def have(self, images: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of (n,) images have a vector: their ids are ascending, over all extents."""
+        out = np.zeros(len(images), np.bool_)
+        for first in range(0, self.rows, EXTENT_ROWS):
+            column = self._column(first // EXTENT_ROWS)
+            at = np.minimum(np.searchsorted(column, images), len(column) - 1)
+            out |= column[at] == images
         return out
 
     def open_all(self) -> None:
@@ -66,6 +74,10 @@ class Vectors:
         """Give the maps back."""
         self._vectors.close()
         self._ids.close()
+
+    def _column(self, extent: int) -> npt.NDArray[Any]:
+        count = min(EXTENT_ROWS, self.rows - extent * EXTENT_ROWS)
+        return self._ids.rows(extent + 1, count, np.int64)[:, 0]
 
     def _extent(self, extent: int) -> npt.NDArray[Any]:
         count = min(EXTENT_ROWS, self.rows - extent * EXTENT_ROWS)
