@@ -52,6 +52,7 @@ class Remove:
         self._images = 0
         self._sources = 0
         self._done = 0
+        self._stopped = False  # after the last commit
         self._disk = Whereabouts()
         self._kept: dict[str, None] = {}  # why sources that are not there stay
         self._begin()
@@ -257,6 +258,7 @@ class Remove:
     def _is_gone(self, name: bytes, seen: tuple[int, int] | None) -> bool:
         """Whether the file that ``name`` is in is gone; or, of a member that was ``seen`` when its
         archive had that stamp, whether it is in the archive no more."""
+        self._go_on()
         if not name.startswith(b"/"):  # in memory, synthetic, or never found
             return False
         try:
@@ -291,6 +293,7 @@ class Remove:
             _Spans((run.id, run.count) for run in map(_run, keys.scan("runs", b"i"))),
         )
         for key, value in keys.scan("records"):
+            self._go_on()
             ids = record_ids(key, value).tolist()
             yield [id_ for id_ in ids if not any(spans.cover(id_) for spans in by)]
 
@@ -303,12 +306,15 @@ class Remove:
         self._arrays: set[int] = set()  # arrays with runs in it
 
     def _flush_if_full(self) -> None:
+        if len(self._going):
+            self._go_on()
         if len(self._going) >= MOST:
             self._flush()
 
     def _flush(self) -> None:
         """Commit what is to go by now; raises ``_StoppedError`` where no more is wanted."""
         while len(self._going):
+            self._go_on()
             self._store.require_room()
             found, left = removal(self._store, self._going, MOST)
             self._store.commit(Chunk(removal=found))
@@ -317,8 +323,12 @@ class Remove:
             self._advance(len(self._going) - len(left))
             self._begin()
             self._going.ids = left
-            if self._stop():
-                raise _StoppedError
+            self._stopped = self._stop()
+
+    def _go_on(self) -> None:
+        """Before more is done: raises ``_StoppedError`` where no more is wanted."""
+        if self._stopped:
+            raise _StoppedError
 
     def _advance(self, count: int) -> None:
         if count:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import ANY
@@ -22,6 +23,7 @@ from engine.cli import main
 from engine.pixels import from_array
 from engine.storage import extents, vectors
 from engine.storage.chunk import Chunk, NewImage, NewName
+from engine.storage.keys import Keys
 from engine.storage.removal import Going
 from engine.storage.rows import ArchiveRow, Run
 from engine.store import StoreFiles
@@ -542,6 +544,37 @@ def test_it_stops_after_a_commit_and_goes_on(
     assert store.check().problems == ()
     rest = store.remove(ids=range(1, 15))
     assert (rest.images, len(rest.not_found)) == (8, 6)
+
+
+def test_what_is_done_when_it_is_asked_to_stop_is_not_interrupted(store: Store) -> None:
+    report = store.remove(ids=[1, 2], stop=lambda: True)
+    assert (report.images, report.interrupted) == (2, False)
+    report = store.remove(ids=[3], missing=True, stop=lambda: True)
+    assert (report.images, report.interrupted) == (1, True), "what is missing was not looked for"
+    assert not store.remove(missing=True, stop=lambda: False).interrupted
+
+
+def test_where_there_are_no_runs_few_records_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+    scan = Keys.scan
+
+    def told(
+        keys: Keys, table: str, *given: bytes, **named: bytes
+    ) -> Iterator[tuple[bytes, bytes]]:
+        for row in scan(keys, table, *given, **named):
+            if table == "records":
+                read.append(row[0])
+            yield row
+
+    with Store.open(tmp_path / "other", create=True, encoder="none") as store:
+        store.ingest((f"{seed}", mask(seed)) for seed in range(50))
+        monkeypatch.setattr(Keys, "scan", told)
+        assert store.remove(ids=[20]).images == 1
+        assert len(read) < 10
+        monkeypatch.undo()
+        assert store.check().problems == ()
 
 
 def test_a_removal_that_fails_removes_whole_commits_only(

@@ -235,6 +235,8 @@ class _Working:
 
     def _put_bucket(self, bucket: int, gone: npt.NDArray[np.int64]) -> set[int]:
         base = bucket << BUCKET_BITS
+        if next(self._several(base), None) is None:  # most have none; records are many
+            return set()
         inside = gone[(gone >= base) & (gone < base + (1 << BUCKET_BITS))] - base
         there = live(self._keys, base, 1 << BUCKET_BITS)
         there[inside] = False
