@@ -66,6 +66,7 @@ class DamagedAppend:
 class Damage:
     """What ``Check`` found broken, in the terms of what can be mended."""
 
+    commit: int  # as of which
     appends: list[DamagedAppend] = field(default_factory=list)
     images: list[int] = field(default_factory=list)  # whose kept pixels are damaged
     images_known: bool = False  # whether these are all of them: the keys could be read
@@ -85,7 +86,7 @@ class Check:
 
     def __init__(self, store: StoreFiles) -> None:
         self._store = store
-        self.damage = Damage()
+        self.damage = Damage(store.state.commit)
         self._problems: list[Problem] = []
         self._bytes = 0
         self._images = 0

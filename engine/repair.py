@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import digest, fingerprint, pixels
-from engine.check import Damage, DamagedAppend
+from engine.check import Check, Damage, DamagedAppend
 from engine.config import ENCODE_BATCH
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
@@ -61,6 +61,10 @@ class Repair:
     def run(self, damage: Damage) -> list[Problem]:
         """Mend what can be; returns what could only be set aside, and what could not be mended."""
         self._store.become_writer(salvage=True)
+        if self._store.state.commit != damage.commit:  # another process wrote before we could
+            again = Check(self._store)
+            again.run()
+            damage = again.damage
         if damage.encoder:
             self._restore_encoder()
         if damage.dead is not None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import CheckReport, EngineError, Problem, Store, UsageError, ingest
+from engine import CheckReport, EngineError, Problem, Store, UsageError, ingest, repair
+from engine.check import Damage
 from engine.storage import keys
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.rows import ImageRow, NameRow, record_keys, u64
@@ -424,3 +425,23 @@ def test_a_source_of_an_image_that_is_not_there_is_found(store: Path) -> None:
         files.keys.commit(batch)
         problems = opened.check().problems
     assert any("image 10000, which is not there" in problem.what for problem in problems)
+
+
+def test_what_was_committed_before_a_repair_began_is_checked_again(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(store) as opened:
+        opened.remove(ids=[1])
+        opened._files.set_dead({})
+    run = repair.Repair.run
+
+    def late(mending: repair.Repair, damage: Damage) -> list[Problem]:
+        with Store.open(store) as other:
+            other.remove(ids=[2, 3])
+        return run(mending, damage)
+
+    monkeypatch.setattr(repair.Repair, "run", late)
+    with Store.open(store) as opened:
+        report = opened.check(fix=True)
+        assert report.problems and report.ok
+        assert opened.check().problems == ()
