@@ -52,6 +52,7 @@ class Optimize:
         self._done = 0
         self._moved = 0
         self._rewritten = 0
+        self._damaged = 0
         self._skipped: list[str] = []
 
     def run(self) -> OptimizeReport:
@@ -71,6 +72,7 @@ class Optimize:
             moved=self._moved,
             seconds=round(time.perf_counter() - started, 3),
             skipped=tuple(self._skipped),
+            damaged=self._damaged,
             interrupted=self._stop(),
         )
 
@@ -149,6 +151,7 @@ class Optimize:
             store.drop_extents(free[at : at + _DROPPED])
             self._rewritten += len(free[at : at + _DROPPED])
         if stuck:
+            self._damaged += len(stuck)
             self._skipped.append(
                 f"{len(stuck)} extents of pixels stay: what is in them cannot be read, or is not "
                 f"what was counted: run 'engine check --fix'"

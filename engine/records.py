@@ -187,6 +187,7 @@ class OptimizeReport:
     moved: int  # images whose pixels lie elsewhere now
     seconds: float
     skipped: tuple[str, ...] = ()  # what was not done, and why
+    damaged: int = 0  # extents that stay, since what is in them cannot be read
     interrupted: bool = False
 
 

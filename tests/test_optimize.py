@@ -224,6 +224,7 @@ def test_what_cannot_be_read_stays_and_is_told_of(path: Path) -> None:
         report = store.optimize()
         assert (report.rewritten, report.moved) == (1, 8 + 6)
         assert "engine check --fix" in report.skipped[0]
+        assert report.damaged == 1
         blobs.write_bytes(whole)
         assert store.optimize().moved == 1
         expect(store, gone)
@@ -386,6 +387,18 @@ def test_readers_beside_it_are_not_disturbed(
 
 
 # --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_says_that_something_cannot_be_read(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store.open(path) as store:
+        store.remove(ids=[1, 2, 3])
+        store._files.set_dead({"1": 4 * EACH})
+    assert main(["optimize", "--store", str(path)]) == 3
+    assert "engine check --fix" in capsys.readouterr().out
+    assert main(["check", "--fix", "--store", str(path)]) == 0
+    assert main(["optimize", "--store", str(path)]) == 0
 
 
 def test_the_command_says_what_it_did(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

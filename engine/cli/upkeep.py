@@ -87,6 +87,7 @@ def optimize(
     """Give back the disk space of removed images, and bring the keys in order.
 
     Kept pixels are copied together, so it needs some room while it works; what does not fit is told.
+    What cannot be read stays where it is; the status is 3 then, and 'engine check --fix' comes next.
     Lookups go on meanwhile. Ctrl-C commits what is done; run it again to go on.
 
     \b
@@ -97,4 +98,6 @@ def optimize(
     with opened, interruptible() as stop, Progress("optimize") as progress:
         report = opened.optimize(progress=progress, stop=stop)
     show_line(show.line(asdict(report)) if as_json else show.optimize_text(report))
-    raise typer.Exit(INTERRUPTED if report.interrupted else DONE)
+    if report.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(SOME_REJECTED if report.damaged else DONE)
