@@ -529,6 +529,8 @@ def test_killed_while_its_parts_are_moved_it_is_no_store_yet(
         pass
 
     def die(path: Path, target: Path) -> Path:
+        if path.suffix == ".begun":  # before there are any parts
+            return rename(path, target)
         turns.append(path)
         if len(turns) > moved:
             raise KilledError
@@ -863,6 +865,45 @@ def test_where_files_cannot_be_locked_a_folder_is_made_all_the_same(
     with aside.made_aside(tmp_path / "x", "test", ("LOCK", "a")) as made:
         (made / "a").write_text("1")
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["LOCK", "a"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_that_another_process_takes_for_left_behind_is_begun_anew(
+    tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = tmp_path / "x"
+    if there:
+        dest.mkdir()
+    acquire, turns = WriterLock.acquire, []
+
+    def late(lock: WriterLock) -> None:
+        turns.append(1)
+        if len(turns) == 1:
+            with (
+                pytest.raises(InterruptedError),
+                aside.made_aside(dest, "test", ("a",)),
+            ):
+                raise InterruptedError
+        acquire(lock)
+
+    monkeypatch.setattr(WriterLock, "acquire", late)
+    with aside.made_aside(dest, "test", ("a",)) as made:
+        assert WriterLock(made).busy()
+        (made / "a").write_text("1")
+    assert len(turns) == 3
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "a"]
+
+
+def test_what_was_killed_before_it_was_locked_is_removed(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "there"):
+        folder.mkdir(exist_ok=True)
+    (tmp_path / ".x.test-0123abcd.begun").mkdir()
+    (tmp_path / "there" / ".there.test-0123abcd.begun").mkdir()
+    for name in ("x", "there"):
+        with aside.made_aside(tmp_path / name, "test", ("a",)) as made:
+            (made / "a").write_text("1")
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "x"]
 
 
 def test_what_appears_at_the_place_meanwhile_is_kept(tmp_path: Path) -> None:

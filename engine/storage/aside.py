@@ -22,6 +22,9 @@ from engine.storage import lock
 from engine.storage.files import fsync_dir, make_folders
 from engine.storage.lock import WriterLock
 
+_MADE, _BEGUN = ".new", ".begun"
+_TRIES = 100
+
 
 @contextlib.contextmanager
 def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
@@ -38,13 +41,9 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
     if not filling:
         make_folders(folder)
     _remove_leftovers(place, folder, kind, parts if filling else ())
-    made = folder / f".{place.name}.{kind}-{uuid.uuid4().hex[:8]}.new"
-    made.mkdir()
-    mine = WriterLock(made)
+    made, mine = _begin(place, folder, kind)
     moved: list[Path] = []
     try:
-        with contextlib.suppress(StoreError):  # a file system without locks: then without
-            mine.acquire()
         yield made
         if lock.NAME in parts:
             (made / lock.NAME).write_bytes(b"")
@@ -72,6 +71,31 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
         mine.release()
 
 
+def _begin(place: Path, folder: Path, kind: str) -> tuple[Path, WriterLock]:
+    """The new folder, and its lock, which it has before it has its name.
+
+    Before that, another process may take it for left behind and remove it: then it is begun anew.
+    """
+    for _ in range(_TRIES):
+        begun = folder / f".{place.name}.{kind}-{uuid.uuid4().hex[:8]}{_BEGUN}"
+        begun.mkdir()
+        mine = WriterLock(begun)
+        try:
+            with contextlib.suppress(StoreError):  # a file system without locks: then without
+                mine.acquire()
+            made = begun.with_suffix(_MADE)
+            begun.rename(made)
+        except FileNotFoundError:
+            mine.release()
+        except BaseException:
+            mine.release()
+            shutil.rmtree(begun, ignore_errors=True)
+            raise
+        else:
+            return made, mine
+    raise StoreError(f"other processes are making {place}: wait for them or end them")
+
+
 def check_place(dest: Path, kind: str, parts: Sequence[str]) -> None:
     """``UsageError`` if ``dest`` is anything but nothing, an empty folder or an unfinished making."""
     place = dest.resolve()
@@ -95,7 +119,7 @@ def _remove_leftovers(place: Path, folder: Path, kind: str, parts: Sequence[str]
         if WriterLock(mark).busy():
             raise StoreError(f"another process is making {place}: wait for it or end it")
     if marks:
-        for name in parts:
+        for name in parts if any(mark.suffix == _MADE for mark in marks) else ():
             _remove(folder / name)
         for mark in marks:
             shutil.rmtree(mark, ignore_errors=True)
@@ -103,7 +127,9 @@ def _remove_leftovers(place: Path, folder: Path, kind: str, parts: Sequence[str]
 
 
 def _leftovers(place: Path, folder: Path, kind: str) -> list[Path]:
-    name = re.compile(rf"\.{re.escape(place.name)}\.{kind}-[0-9a-f]{{8}}\.new", re.DOTALL)
+    name = re.compile(
+        rf"\.{re.escape(place.name)}\.{kind}-[0-9a-f]{{8}}({_MADE}|{_BEGUN})", re.DOTALL
+    )
     found: list[Path] = []
     with contextlib.suppress(PermissionError):  # one may make a folder where one may not look
         found = [entry for entry in folder.iterdir() if name.fullmatch(entry.name)]
