@@ -146,7 +146,7 @@ class Check:
         for name, pairs in store.state.extents.items():
             named = store.manifest.extents.get(name, [])
             for number, _ in pairs:
-                if number not in named:
+                if number not in named and not self._named_since(name, number):
                     self._say(
                         "MANIFEST.json", f"it does not name {name} {number}, which is committed"
                     )
@@ -205,6 +205,11 @@ class Check:
         if not store.is_behind() or family.path(store.path, number).exists():
             return False
         return number not in manifest.load(store.path).extents.get(family.name, [])
+
+    def _named_since(self, name: str, number: int) -> bool:
+        """Whether the manifest names an extent by now: it is read before the keys, which go on."""
+        store = self._store
+        return number in manifest.load(store.path).extents.get(name, []) or store.is_behind()
 
     # --- images -----------------------------------------------------------------------------------
 

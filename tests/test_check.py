@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -445,3 +446,23 @@ def test_what_was_committed_before_a_repair_began_is_checked_again(
         report = opened.check(fix=True)
         assert report.problems and report.ok
         assert opened.check().problems == ()
+
+
+def test_a_manifest_that_was_read_just_before_a_commit_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    real = keys.open_reader
+    with Store.open(path, create=True, encoder="none") as writer:
+        writer.ingest("synthetic:bits?n=20")
+
+        def late(*given: Any) -> keys.Keys:  # after the manifest was read
+            writer.remove(ids=range(1, 18))
+            writer.optimize()
+            return real(*given)
+
+        with Store.open(path, read_only=True) as reader:
+            writer.remove(ids=[20])
+            monkeypatch.setattr(keys, "open_reader", late)
+            assert reader.check().problems == ()
+            assert reader._files.manifest != writer._files.manifest
