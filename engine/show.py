@@ -106,10 +106,12 @@ def plan_text(plan: IngestPlan) -> str:
     ]
     if plan.archives:
         lines[0] = lines[0].replace(";", f", with {_count(plan.archives, 'archive')};", 1)
-        lines.append("how many images are in an archive, and what they take, only reading it tells")
-    lines.append(
+    grow = (
         f"the store would grow by at most {size(plan.disk_bytes)}, of {size(plan.free_bytes)} free"
     )
+    if plan.archives:
+        grow += ", and by what is in the archives: only reading them tells"
+    lines.append(grow)
     return "\n".join(lines)
 
 

@@ -36,8 +36,9 @@ def ingest(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders, images, .npy or .npz arrays, 'synthetic:bits?n=1e6&seed=0', "
-            "or - for a list of them on standard input.",
+            help="Folders, images, tar or zip archives, 'shards/{000..150}.tar', .parquet tables, "
+            ".npy or .npz arrays, 'synthetic:bits?n=1e6&seed=0', or - for a list of them on "
+            "standard input.",
         ),
     ] = None,
     store: StoreOption = "",
@@ -129,8 +130,8 @@ def lookup(
         list[str] | None,
         typer.Argument(
             metavar="IMAGE...",
-            help="Image files, FILE.npy#ROW, FILE.npy (every row), 'synthetic:bits?seed=0#17', "
-            "or - for an image's bytes on standard input.",
+            help="Image files, ARCHIVE.tar#MEMBER, FILE.parquet#ROW, FILE.npy#ROW (or all of one: "
+            "FILE.npy), 'synthetic:bits?seed=0#17', or - for an image's bytes on standard input.",
         ),
     ] = None,
     store: StoreOption = "",
@@ -166,7 +167,7 @@ def lookup(
     if files_from:
         given = itertools.chain(given, listed(files_from))
     elif not images:
-        raise UsageError("name at least one image: a file, FILE.npy#ROW, or -")
+        raise UsageError("name at least one image: a file, ARCHIVE.tar#MEMBER, FILE.npy#ROW, or -")
     tiers = tier or None
     if exact:
         if tiers and tiers != ["identical"]:
