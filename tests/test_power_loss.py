@@ -226,7 +226,8 @@ def missing(opened: Store, promise: Promise, rng: random.Random | None) -> Itera
     for problem in opened.check().problems:
         yield f"check: {problem.part}: {problem.what}"
     info = opened.info()
-    if info.images < len(promise.images) or info.vectors < promise.vectors:
+    vectors_ = promise.vectors - max(info.removed - promise.removed, 0)
+    if info.images < len(promise.images) or info.vectors < vectors_:
         yield f"{info.images} images and {info.vectors} vectors are fewer than promised"
     if info.removed < promise.removed:
         yield "an image that was removed is back"
