@@ -479,14 +479,15 @@ class Ingest:
                 raise SourceError(
                     f"has rows of {array.row_bytes:,} bytes: raise --memory", passing=True
                 )
-            kind = array.kind if row is None or (row.mtime_ns, row.size) != stamp else row.kind
+            begun = row is not None and (row.mtime_ns, row.size) == stamp
+            kind = array.kind if row is None or not begun else row.kind
             if row is None or (row.mtime_ns, row.size, row.kind) != (*stamp, kind):
                 row = ArrayRow(self._store.state.next_array, *stamp, 0, kind)
             start = min(row.rows, array.count)
             self._counts.unchanged += start
             self._advance(start)
             broken = self._store.rejects([array.name])[0]
-            if broken is not None and is_final(broken, *stamp):
+            if begun and broken is not None and is_final(broken, *stamp):
                 self._counts.rejected += 1  # what is left of it cannot be read
                 self._advance(max(array.count - start, 1))
                 return
