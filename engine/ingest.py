@@ -697,7 +697,9 @@ class Ingest:
         self._index(_SEGMENT_ROWS)
 
     def _reject(self, rejects: Sequence[Problem]) -> None:
-        """Commit what could not be read."""
+        """Commit what could not be read, if anything."""
+        if not rejects:
+            return
         chunk = Chunk()
         self._put_rejects(chunk, rejects)
         self._store.commit(chunk)
