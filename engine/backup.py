@@ -24,7 +24,7 @@ from pathlib import Path
 from engine.config import MemoryBudget
 from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
 from engine.records import BackupReport
-from engine.storage import keys, lock, manifest, notice, segments
+from engine.storage import keys, lock, manifest, notice
 from engine.storage.aside import check_place, made_aside
 from engine.storage.files import write_all
 from engine.storage.held import Held, HeldFile, check_extent, extent_name, hold_keys, hold_rest
@@ -40,7 +40,7 @@ _PARTS = (
     notice.NAME,
     REJECTS,
     "encoder",
-    segments.FOLDER,
+    manifest.INDEX_FOLDER,
     "fingerprints",
     "vectors",
     "pixels",
@@ -180,20 +180,15 @@ class Backup:
     @staticmethod
     def _restricted(named: Manifest, state: State) -> Manifest:
         """The manifest without what came after ``state``."""
-        encoder = named.encoder
-        rows = state.vectors.get(str(encoder.generation), 0) if encoder else 0
+        live = state.live_segments(named)
+        used = {entry.quantizer for entry in live}
         return replace(
             named,
             extents={
                 family: [number for number, _ in pairs] for family, pairs in state.extents.items()
             },
-            segments=tuple(
-                entry
-                for entry in named.segments
-                if encoder is not None
-                and entry.generation == encoder.generation
-                and entry.first_row + entry.rows <= rows
-            ),
+            segments=tuple(live),
+            quantizers=tuple(entry for entry in named.quantizers if entry.number in used),
         )
 
     def _check_room(self, made: Path, *held: Held) -> None:
@@ -271,19 +266,14 @@ class Backup:
 
 
 def _needed(rest: Held, named: Manifest, wanted: Manifest) -> list[str]:
-    """The held files that the copy needs: all but extents and segments that it does not name."""
+    """The held files that the copy needs: all but the extents and parts of the index that it does not name."""
     dropped = {
         extent_name(family, number)
         for family, numbers in named.extents.items()
         for number in numbers
         if number not in wanted.extents.get(family, [])
     }
-    kept = {entry.number for entry in wanted.segments}
-    dropped |= {
-        str(segments.path_of(Path(), entry.number))
-        for entry in named.segments
-        if entry.number not in kept
-    }
+    dropped |= {str(path) for path in named.index_files(Path()) - wanted.index_files(Path())}
     return [name for name in rest.files if name not in dropped]
 
 

@@ -36,9 +36,8 @@ from engine.errors import EncoderError, StoreDamagedError
 from engine.records import CheckReport, Place, Problem
 from engine.storage import extents, manifest, segments
 from engine.storage.extents import ExtentReader, Family
-from engine.storage.manifest import SegmentEntry
+from engine.storage.index import quantizer_path
 from engine.storage.rows import ONE, ImageRows, NameRow, Run, record_keys, u64
-from engine.storage.vectors import Vectors
 from engine.store import StoreFiles
 
 T = TypeVar("T")
@@ -72,7 +71,7 @@ class Damage:
     images_known: bool = False  # whether these are all of them: the keys could be read
     dead: dict[str, int] | None = None  # what is to count as dead, where that is something else
     removed_vectors: dict[str, int] | None = None  # the same of vectors
-    segments: list[SegmentEntry] = field(default_factory=list)
+    index: list[Path] = field(default_factory=list)  # files of it
     encoder: bool = False
 
 
@@ -109,7 +108,7 @@ class Check:
             (self._runs, "keys"),
             (self._encoder, "encoder"),
             (self._vectors, "vectors"),
-            (self._segments, segments.FOLDER),
+            (self._index, manifest.INDEX_FOLDER),
         )
         for step, part in steps:
             try:
@@ -439,7 +438,7 @@ class Check:
             if size != store.vector_rows * family.row_bytes:
                 self._say(family.folder, f"{store.vector_rows} rows are due, {size:,} bytes there")
                 return
-        vectors = Vectors(store.path, encoder.generation, encoder.dim, store.vector_rows)
+        vectors = store.open_vectors()
         last = live = 0
         known = True
         for start in range(0, store.vector_rows, _BATCH):
@@ -471,20 +470,24 @@ class Check:
                 "vectors", f"{counted} count as of removed images, {found} are of removed images"
             )
 
-    def _segments(self) -> None:
-        store = self._store
-        bad = [
-            (entry, problem)
-            for entry in store.manifest.segments
-            if (problem := segments.checksum(store.path, entry))
+    def _index(self) -> None:
+        store, named = self._store, self._store.manifest
+        found = [
+            (segments.path_of(store.path, entry.number), entry.bytes, entry.xxh64)
+            for entry in named.segments
         ]
-        self._bytes += sum(entry.bytes for entry in store.manifest.segments)
+        found += [
+            (quantizer_path(store.path, entry.number), entry.bytes, entry.xxh64)
+            for entry in named.quantizers
+        ]
+        bad = [(path, what) for path, *sums in found if (what := segments.problem(path, *sums))]
+        self._bytes += sum(size for _, size, _ in found)
         if bad:  # a writer may have merged them while we read
-            live = manifest.load(store.path).segments
-            bad = [(entry, problem) for entry, problem in bad if entry in live]
-        for entry, problem in bad:
-            self.damage.segments.append(entry)
-            self._say(f"{segments.FOLDER}/{entry.number:08d}", problem)
+            live = manifest.load(store.path).index_files(store.path)
+            bad = [(path, what) for path, what in bad if path in live]
+        for path, what in bad:
+            self.damage.index.append(path)
+            self._say(str(path.relative_to(store.path).with_suffix("")), what)
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -37,7 +37,6 @@ from engine.storage.aside import check_place, made_aside
 from engine.storage.extents import ExtentReader
 from engine.storage.listing import BUCKET, records_from, sources_in
 from engine.storage.live import live
-from engine.storage.vectors import Vectors
 from engine.store import StoreFiles
 
 KIND = "export"
@@ -187,7 +186,7 @@ class Export:
         entry = self._store.manifest.encoder
         if entry is None:
             return
-        vectors = Vectors(self._store.path, entry.generation, entry.dim, self._store.vector_rows)
+        vectors = self._store.open_vectors()
         try:
             vectors.open_all()  # as above
             with (made / _VECTORS).open("xb") as rows, (made / _VECTOR_IDS).open("xb") as ids:

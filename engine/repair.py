@@ -39,7 +39,6 @@ from engine.storage.chunk import Chunk, Rekept
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.files import fsync_dir, replace_file
 from engine.storage.rows import u64
-from engine.storage.vectors import Vectors
 from engine.store import StoreFiles
 
 _IMAGES = 256  # of one commit
@@ -192,7 +191,7 @@ class Repair:
         assert entry is not None
         encoder = self._encoder()
         count = append.place.length // append.family.row_bytes
-        found = Vectors(self._store.path, entry.generation, entry.dim, self._store.vector_rows)
+        found = self._store.open_vectors()
         ids = found.ids(np.arange(row, row + count, dtype=np.int64)).tolist()
         found.close()
         out = np.frombuffer(self._bytes(append), np.float32).reshape(count, entry.dim)

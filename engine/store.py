@@ -36,13 +36,20 @@ from engine.config import MemoryBudget
 from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
 from engine.records import Buffer, Place
 from engine.storage import extents, keys, manifest, reserve, segments
+from engine.storage.build import Ordered
 from engine.storage.chunk import Chunk, NewImage, NewRows, Removal
-from engine.storage.extents import Append, ExtentWriter, Family
+from engine.storage.extents import Append, ExtentReader, ExtentWriter, Family
 from engine.storage.files import fsync_dir
 from engine.storage.keys import Batch
 from engine.storage.live import sources_in
 from engine.storage.lock import WriterLock
-from engine.storage.manifest import EncoderEntry, Manifest
+from engine.storage.manifest import (
+    EncoderEntry,
+    Manifest,
+    Measured,
+    QuantizerEntry,
+    SegmentEntry,
+)
 from engine.storage.notice import commit_of
 from engine.storage.rows import (
     ARRAY,
@@ -59,11 +66,12 @@ from engine.storage.vectors import Vectors
 from engine.storage.view import StoreView
 
 REJECTS = "rejects.jsonl"
+_CARRIED = 1 << 15  # rows of vectors at a time
 _FOLDERS = (
     "pixels",
     "fingerprints",
     "vectors",
-    segments.FOLDER,
+    manifest.INDEX_FOLDER,
 )  # of files that the manifest names
 _log = logging.getLogger("engine")
 
@@ -175,10 +183,10 @@ class StoreFiles(StoreView):
     def _recover(self, *, salvage: bool) -> None:
         """Cut rows past the committed lengths; forget files that the manifest does not name."""
         committed = self._committed_extents(salvage=salvage)  # before anything is cut or deleted
-        indexed = tuple(self._segments())
+        indexed = tuple(self.state.live_segments(self.manifest))
         if indexed != self.manifest.segments:
-            # Over vectors that the keys have lost: the next ones take their rows.
-            self.manifest = replace(self.manifest, segments=indexed)
+            # Over vectors that the keys have lost, or that were laid out anew, or not in the end.
+            self.manifest = self.manifest.with_index(indexed)
             self.manifest.save(self.path)
         named = self.manifest.only(committed)
         if named != self.manifest:
@@ -190,14 +198,15 @@ class StoreFiles(StoreView):
         for family in self.families():
             named_ = self.manifest.extents[family.name]
             live |= {family.path(self.path, number) for number in named_}
-        live |= {segments.path_of(self.path, entry.number) for entry in self.manifest.segments}
+        live |= self.manifest.index_files(self.path)
         for folder in _FOLDERS:
             for path in (self.path / folder).rglob("*"):
                 if path.is_file() and path not in live:
                     path.unlink()
         for path in self.path.glob(".*.new"):
             if path.is_dir():
-                shutil.rmtree(path)
+                if not WriterLock(path).busy():  # else another process is making something in it
+                    shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
         # Names that a killed writer had not synced yet: what is committed next may rely on them.
@@ -249,9 +258,7 @@ class StoreFiles(StoreView):
             writer.close()
         self._writers.clear()
         self._pixels.close()
-        if self._index is not None:
-            self._index.close()
-            self._index = None
+        self._forget_index()
 
     def close(self) -> None:
         """Give everything back. What was committed is durable already."""
@@ -383,10 +390,24 @@ class StoreFiles(StoreView):
         state.next_array = max([state.next_array, *(row.number + 1 for _, row in chunk.arrays)])
         for name, reject in chunk.rejects:
             batch.put("rejects", name, json.dumps(reject).encode())
+        self._put_appends(batch, state)
+        self._commit_keys(batch, state, self.manifest)
+
+    def _put_appends(self, batch: Batch, state: State) -> None:
+        """Put what this commit has appended, for ``check``."""
         if self._appends:
             parts = [[a.family, a.extent, a.offset, a.length, a.xxh64] for a in self._appends]
             batch.put("commits", u64(state.commit), json.dumps(parts).encode())
-        self._commit_keys(batch, state, self.manifest)
+
+    def _forget_appends(self, batch: Batch, families: set[str], numbers: set[int]) -> None:
+        """Drop from the records of commits what was appended to extents that go."""
+        for key, value in self.keys.scan("commits"):
+            parts = json.loads(value)
+            left = [part for part in parts if part[0] not in families or part[1] not in numbers]
+            if not left:
+                batch.delete("commits", key)
+            elif len(left) < len(parts):
+                batch.put("commits", key, json.dumps(left).encode())
 
     def _commit_keys(self, batch: Batch, state: State, named: Manifest) -> None:
         """Commit the keys' part of a chunk; ``named`` is the manifest that goes with it."""
@@ -403,9 +424,7 @@ class StoreFiles(StoreView):
         if wanted > 1.25 * self._reserved:
             there = reserve.renew(self.path, wanted)
             self._reserved = wanted if there else 0
-        if self._index is not None:
-            self._index.close()
-            self._index = None
+        self._forget_index()
 
     def require_room(self) -> None:
         """``StoreError`` where the disk is too full to be sure that the store opens again.
@@ -444,13 +463,7 @@ class StoreFiles(StoreView):
         state.extents[family.name] = [pair for pair in pairs if pair[0] not in numbers]
         for number in numbers:
             state.dead.pop(str(number), None)
-        for key, value in self.keys.scan("commits"):
-            parts = json.loads(value)
-            left = [part for part in parts if part[0] != family.name or part[1] not in numbers]
-            if not left:
-                batch.delete("commits", key)
-            elif len(left) < len(parts):
-                batch.put("commits", key, json.dumps(left).encode())
+        self._forget_appends(batch, {family.name}, numbers)
         before = self.manifest.extents[family.name]
         live = {(name, n) for name, named in self.manifest.extents.items() for n in named}
         named = self.manifest.only(live - {(family.name, number) for number in numbers})
@@ -592,7 +605,8 @@ class StoreFiles(StoreView):
 
     def _begin_next(self, writer: ExtentWriter) -> None:
         # The file first, then the manifest that names it, then the rows that use it.
-        family, number = writer.family, writer.number + 1
+        family = writer.family
+        number = max(self.manifest.extents.get(family.name, [0])) + 1  # never used again
         self._flush(writer)
         extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
         self.manifest = self.manifest.with_extent(family.name, number)
@@ -651,25 +665,138 @@ class StoreFiles(StoreView):
 
     # --- derived data -----------------------------------------------------------------------------
 
-    def build_segment(self, first_row: int) -> None:
-        """Index rows from ``first_row`` on; segments that begin there or later are replaced."""
-        encoder = self.manifest.encoder
-        if encoder is None:
-            return
-        rows = self.vector_rows
-        vectors = Vectors(self.path, encoder.generation, encoder.dim, rows)
-        entries = self.manifest.segments
-        number = max((entry.number for entry in entries), default=0) + 1
-        built = segments.build(
-            self.path, number, vectors, encoder.generation, first_row, rows - first_row, self.memory
-        )
-        vectors.close()
-        kept = tuple(entry for entry in entries if entry.first_row < first_row)
-        self.manifest = replace(self.manifest, segments=(*kept, built))
+    def publish_index(
+        self,
+        live: Sequence[SegmentEntry],
+        quantizers: Sequence[QuantizerEntry] = (),
+        measured: Measured | None = None,
+    ) -> None:
+        """Let searches go by these segments instead; files of others are deleted.
+
+        ``quantizers``: new ones, beside those there are; ``measured`` is kept unless it is said anew.
+        """
+        self._require_writer()
+        before = self.manifest
+        known = {entry.number: entry for entry in (*before.quantizers, *quantizers)}
+        named = replace(before, quantizers=tuple(known.values()))
+        self.manifest = named.with_index(live, measured or before.measured)
         self.manifest.save(self.path)
-        for entry in entries:
-            if entry not in kept:  # readers that have it mapped keep it until they let go
-                segments.path_of(self.path, entry.number).unlink(missing_ok=True)
+        # Readers that have them mapped keep them until they let go.
+        for path in before.index_files(self.path) - self.manifest.index_files(self.path):
+            path.unlink(missing_ok=True)
+        self._forget_index()
+
+    def next_index_number(self) -> int:
+        """A number that no file of the index has."""
+        entries = (*self.manifest.segments, *self.manifest.quantizers)
+        return max((entry.number for entry in entries), default=0) + 1
+
+    def replace_vectors(
+        self, made: Path, old: Sequence[tuple[int, int]], new: Ordered, quantizer: QuantizerEntry
+    ) -> None:
+        """Go over from extents of vectors to what was laid out from them in the folder ``made``.
+
+        ``old``: these extents, with the rows that were laid out; what was appended to them since is
+        carried over. The new files get their names, the manifest names both, one commit goes over,
+        and then the old ones go. At any moment those segments are live whose rows are committed.
+        """
+        self._require_writer()
+        self._safely(lambda: self._replace_vectors(made, old, new, quantizer))
+
+    def _replace_vectors(
+        self, made: Path, old: Sequence[tuple[int, int]], new: Ordered, quantizer: QuantizerEntry
+    ) -> None:
+        encoder, before = self.manifest.encoder, self.manifest
+        assert encoder is not None
+        families = (
+            extents.vectors(encoder.generation, encoder.dim),
+            extents.vector_ids(encoder.generation),
+        )
+        state, batch = self.state.next(), self.keys.batch()
+        there, gone = dict(state.vector_parts(encoder)), {number for number, _ in old}
+        late = [(number, rows, there[number]) for number, rows in old if there[number] > rows]
+        number = max(before.extents.get(families[0].name, [0])) + 1
+        self._appends = []
+        both = before
+        for family in families:
+            self._open_writer(family).close()
+            del self._writers[family.name]
+            pairs = [pair for pair in state.extents[family.name] if pair[0] not in gone]
+            if new.rows:
+                extents.adopt(made, self.path, family, number, bytes.fromhex(before.uuid))
+                both = both.with_extent(family.name, number)
+                pairs.insert(0, [number, new.rows * family.row_bytes])
+            if late:
+                both = both.with_extent(family.name, number + 1)
+                pairs.append([number + 1, self._carry_over(family, number + 1, late)])
+            state.extents[family.name] = pairs
+        self._appends += [replace(part, extent=number) for pair in new.appends for part in pair]
+        ours = [e for e in before.segments if e.quantizer == quantizer.number]
+        live = [e for e in ours if not gone & {extent for extent, _, _ in e.ranges}]
+        both = replace(both, quantizers=(*before.quantizers, quantizer))
+        if new.segment is not None:
+            segment = replace(new.segment, ranges=((number, 0, new.rows),))
+            live.insert(0, segment)
+            both = replace(both, segments=(*before.segments, segment))
+        segments.make_folder(self.path)
+        for path in both.index_files(made) - before.index_files(made):
+            path.rename(self.path / path.relative_to(made))
+        fsync_dir(self.path / manifest.INDEX_FOLDER)
+        both.save(self.path)
+        named = both.only(
+            (name, n)
+            for name, numbers in both.extents.items()
+            for n in numbers
+            if n not in gone or name not in {family.name for family in families}
+        ).with_index(live)
+        self._forget_appends(batch, {family.name for family in families}, gone)
+        self._put_appends(batch, state)
+        generation = str(encoder.generation)
+        state.vectors[generation] = sum(rows for _, rows in state.vector_parts(encoder))
+        state.removed_vectors.pop(generation, None)
+        removed = self._count_removed(encoder, state)
+        if removed:
+            state.removed_vectors[generation] = removed
+        self.manifest = both
+        self._commit_keys(batch, state, named)
+        self.manifest = named
+        self.manifest.save(self.path)
+        for path in both.index_files(self.path) - named.index_files(self.path):
+            path.unlink(missing_ok=True)
+        for family in families:
+            for n in gone:
+                family.path(self.path, n).unlink(missing_ok=True)  # else the next writer does
+
+    def _carry_over(self, family: Family, number: int, late: Sequence[tuple[int, int, int]]) -> int:
+        """Copy rows [first, end) of extents to a new extent; returns the bytes of data in it."""
+        extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
+        writer = ExtentWriter(self.path, family, number, 0)
+        reader = ExtentReader(self.path, family)
+        try:
+            for extent, first, end in late:
+                rows = reader.rows(extent, end, np.uint8)
+                for at in range(first, end, _CARRIED):
+                    writer.put(rows[at : min(at + _CARRIED, end)].reshape(-1).data)
+                    self._flush(writer)
+            return writer.end
+        finally:
+            writer.close()
+            reader.close()
+
+    def _count_removed(self, encoder: EncoderEntry, state: State) -> int:
+        """How many of the vectors of a state are of images that were removed."""
+        gone = self.removed_ids()
+        if not len(gone):
+            return 0
+        parts = state.vector_parts(encoder)
+        vectors = Vectors(self.path, encoder.generation, encoder.dim, parts)
+        try:
+            blocks = vectors.id_blocks(0, vectors.rows, _CARRIED)
+            return sum(int(gone.has(block).sum()) for block in blocks)
+        finally:
+            vectors.close()
+
+    def _forget_index(self) -> None:
         if self._index is not None:
             self._index.close()
             self._index = None

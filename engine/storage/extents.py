@@ -9,6 +9,7 @@ because a full disk is an error from ``pwrite`` and a SIGBUS from a map.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -95,13 +96,22 @@ def create(store: Path, family: Family, number: int, uuid: bytes) -> None:
     _put_header(store, family, number, uuid, os.O_TRUNC)
 
 
-def _put_header(store: Path, family: Family, number: int, uuid: bytes, flags: int = 0) -> None:
+def _put_header(
+    store: Path,
+    family: Family,
+    number: int,
+    uuid: bytes,
+    flags: int = 0,
+    called: int | None = None,
+) -> None:
+    """Write the header of extent ``number``, which names it that or ``called``."""
     path = family.path(store, number)
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True)
         fsync_dir(path.parent.parent)
         fsync_dir(store)
-    header = _HEADER.pack(_MAGIC, uuid, 1, number, family.row_bytes, family.name.encode())
+    header = _HEADER.pack(
+        _MAGIC, uuid, 1, number if called is None else called, family.row_bytes, family.name.encode())
     header += struct.pack(">Q", digest.checksum(header))
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o666)
     try:
@@ -109,6 +119,15 @@ def _put_header(store: Path, family: Family, number: int, uuid: bytes, flags: in
         os.fsync(fd)
     finally:
         os.close(fd)
+    fsync_dir(path.parent)
+
+
+def adopt(made: Path, store: Path, family: Family, number: int, uuid: bytes) -> None:
+    """Move extent 0 out of the folder ``made`` into the store, as ``number``; durable."""
+    _put_header(made, family, 0, uuid, called=number)
+    path = family.path(store, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    family.path(made, 0).rename(path)
     fsync_dir(path.parent)
 
 
@@ -160,10 +179,19 @@ class ExtentReader:
     """Reads committed bytes of one family with ``pread``, or rows of it through a read-only map."""
 
     def __init__(
-        self, store: Path, family: Family, behind: Callable[[], bool] = lambda: False
+        self,
+        store: Path,
+        family: Family,
+        behind: Callable[[], bool] = lambda: False,
+        *,
+        scattered: bool = False,
     ) -> None:
-        """``behind`` tells whether the store has gone on since: then a file may rightly be gone."""
+        """``behind`` tells whether the store has gone on since: then a file may rightly be gone.
+
+        ``scattered``: rows are read here and there, so that nothing is read ahead through the map.
+        """
         self._store = store
+        self._scattered = scattered
         self.family = family
         self._behind = behind
         self._fds: dict[int, int] = {}
@@ -261,13 +289,29 @@ class ExtentReader:
         if mapped is None or len(mapped) < rows:
             path = self.family.path(self._store, number)
             try:
-                mapped = np.memmap(path, item, "r", offset=HEADER_BYTES, shape=(rows, width))
+                with path.open("rb") as file:
+                    length = HEADER_BYTES + rows * self.family.row_bytes
+                    opened = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
+                if isinstance(error, FileNotFoundError) and self._behind():
+                    raise MovedError(f"{path} was rewritten; ask again") from None
                 raise StoreDamagedError(
                     f"{path} is gone or cut short ({error}); run 'engine check'"
                 ) from None
+            if self._scattered and hasattr(mmap, "MADV_RANDOM"):
+                opened.madvise(mmap.MADV_RANDOM)
+            mapped = np.frombuffer(opened, item, rows * width, HEADER_BYTES).reshape(rows, width)
             self._maps[number] = mapped
         return mapped[:rows]
+
+    def ask_for(self, number: int, spans: Iterable[tuple[int, int]]) -> None:
+        """Tell the kernel of spans of the file, (start, end) in bytes, that are read next."""
+        if hasattr(os, "posix_fadvise"):
+            fd = self._fds.get(number)
+            if fd is None:
+                fd = self._open(number)
+            for start, end in spans:
+                os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Give the file descriptors and maps back."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from engine import digest
 from engine.records import Buffer
 
 
@@ -50,6 +51,39 @@ def replace_file(path: Path, data: bytes) -> None:
         new.unlink(missing_ok=True)
         raise
     fsync_dir(path.parent)
+
+
+def write_new(path: Path, parts: Iterable[Buffer]) -> tuple[int, int]:
+    """Durably write a new file of ``parts``; returns its length and xxh64.
+
+    Whoever names it does so afterwards. Where it cannot be written, nothing is left of it.
+    """
+    check, size = digest.Checksum(), 0
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            for part in parts:
+                write_all(fd, part, size)
+                check.update(part)
+                size += memoryview(part).nbytes
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+    return size, check.value
+
+
+def file_checksum(path: Path) -> tuple[int, int]:
+    """The length and the xxh64 of a file; reads all of it."""
+    check, size = digest.Checksum(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            check.update(block)
+            size += len(block)
+    return size, check.value
 
 
 def tree_bytes(path: Path) -> int:

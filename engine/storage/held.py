@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import StoreDamagedError, StoreError
-from engine.storage import keys, manifest, segments
+from engine.storage import keys, manifest
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
 
@@ -155,8 +155,7 @@ def _named(store: Path, found: Manifest) -> Iterator[str]:
     for family, numbers in found.extents.items():
         for number in numbers:
             yield extent_name(family, number)
-    for entry in found.segments:
-        yield str(segments.path_of(store, entry.number).relative_to(store))
+    yield from map(str, sorted(found.index_files(Path())))
     if found.encoder is not None:
         model = store / found.encoder.file
         yield found.encoder.file

@@ -1,109 +1,319 @@
-"""Top-k search over all vectors of a store: segments first, then the rows that are in none."""
+"""Top-k search over all vectors of a store: segments by their codes, then the vectors themselves.
+
+    queries → nearest lists → candidates of each segment, by their codes → their vectors → the best k
+                                                     rows in no segment: all of them ↗
+
+The lists are looked for once for all segments, which share their quantizer. How many lists and how many
+candidates is chosen by the recall that is wanted (``engine.storage.recall``).
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.errors import StoreDamagedError
-from engine.storage.manifest import SegmentEntry
-from engine.storage.segments import Segment
-from engine.storage.vectors import Vectors
+from engine.storage.idset import IdSet
+from engine.storage.manifest import (
+    INDEX_FOLDER,
+    Measured,
+    OperatingPoint,
+    QuantizerEntry,
+    SegmentEntry,
+)
+from engine.storage.quantizer import SUFFIX, Quantizer
+from engine.storage.recall import choose
+from engine.storage.segments import Segment, path_of
+from engine.storage.vectors import Numbers, Vectors
 
-_BLOCK = 1 << 14  # rows, times
-_SOME = 1 << 12  # rows that are copied
-_QUERIES = 256  # at a time: 16 MiB of scores
+_BLOCK = 1 << 14  # rows that are compared with all queries at a time
+_QUERIES = 1024  # at a time
+_CANDIDATES = 1 << 20  # of all queries in hand
+_FEW = 1 << 16  # wanted rows that are all compared rather than looked for by their codes
+_MAPPED_ROWS = 1 << 18  # of a segment, for which searching it mapped once is as good as loading it
 _log = logging.getLogger("engine")
 
-Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+Queries = npt.NDArray[np.float32]
+Found = tuple[npt.NDArray[np.float32], Numbers]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which rows count: of each segment a bitmap of its labels; and all of them, where they are few."""
+
+    ids: IdSet
+    count: int
+    alive: tuple[npt.NDArray[np.uint8], ...]
+    rows: Numbers | None
 
 
 class VectorIndex:
-    """Vectors and the segments over them. A segment that cannot be read is searched exactly."""
+    """Vectors and the segments over them. A segment that cannot be read is searched exactly.
 
-    def __init__(self, store: Path, vectors: Vectors, entries: Sequence[SegmentEntry]) -> None:
+    What it was made with does not change any more, so several threads may search it at once.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        vectors: Vectors,
+        quantizers: Sequence[QuantizerEntry] = (),
+        entries: Sequence[SegmentEntry] = (),
+        measured: Measured | None = None,
+        resident: int = 0,
+    ) -> None:
+        """``entries`` are live; ``resident`` bounds the bytes of codes that are held in memory."""
         self.vectors = vectors
+        self.measured = measured
+        self.quantizer: Quantizer | None = None
         self.segments: list[Segment] = []
+        self._entry: QuantizerEntry | None = None
+        self._spans: list[list[tuple[int, int, int]]] = []  # of each segment: label, row, rows
+        self._resident = resident
+        self._searched = 0
+        self._wanted: _Wanted | None = None
+        self._lock = threading.Lock()
+        if entries:
+            # One quantizer is live; segments of another one are about to be built anew.
+            number = max(entry.quantizer for entry in entries)
+            self._open(store, quantizers, [e for e in entries if e.quantizer == number])
+        covered = sorted((row, row + rows) for spans in self._spans for _, row, rows in spans)
+        self._bare = _gaps(covered, vectors.rows)
+
+    def _open(
+        self, store: Path, quantizers: Sequence[QuantizerEntry], entries: Sequence[SegmentEntry]
+    ) -> None:
+        try:
+            found = next((q for q in quantizers if q.number == entries[0].quantizer), None)
+            if found is None:
+                raise StoreDamagedError(f"{store}: the quantizer of its segments is not named")
+            self.quantizer = load_quantizer(store, found, self.vectors.dim)
+            self._entry = found
+        except StoreDamagedError as error:
+            _log.warning("%s: all rows are searched exactly; run 'engine check --fix'", error)
+            return
         for entry in entries:
             try:
-                self.segments.append(Segment(store, entry, vectors.dim))
+                self.segments.append(Segment(path_of(store, entry.number), entry, self.quantizer))
             except StoreDamagedError as error:
                 _log.warning("%s: its rows are searched exactly; run 'engine check --fix'", error)
-        self._bare = _gaps([segment.entry for segment in self.segments], vectors.rows)
+                continue
+            spans, label = [], 0
+            for extent, first, rows in entry.ranges:
+                at = self.vectors.first_of(extent)
+                assert at is not None  # live: all of it is committed
+                spans.append((label, at + first, rows))
+                label += rows
+            self._spans.append(spans)
 
-    def search(self, queries: npt.NDArray[np.float32], k: int, *, exact: bool = False) -> Found:
-        """The k largest inner products of each of (nq, dim) queries.
+    @property
+    def quantizer_number(self) -> int:
+        """Of the live quantizer; 0 if there is none."""
+        return self._entry.number if self._entry is not None else 0
+
+    def point(self, k: int, recall: float | None) -> OperatingPoint | None:
+        """How far a search for k looks at a recall; None where it looks at everything."""
+        if self._entry is None or not self.segments:
+            return None
+        return choose(self.measured, self._entry, k, recall)
+
+    def search(
+        self,
+        queries: Queries,
+        k: int,
+        *,
+        recall: float | None = None,
+        point: OperatingPoint | None = None,
+        wanted: IdSet | None = None,
+    ) -> Found:
+        """The k largest inner products of each of (nq, dim) contiguous queries.
+
+        ``recall``: the share of them to be found, 1 for all; by default what the store wants.
+        ``point`` says how far to look instead. ``wanted``: only rows of these images.
 
         Returns scores (nq, k) float32, best first, and vector rows (nq, k) int64, both padded
-        (-inf and -1) where there are fewer than k vectors.
+        (-inf and -1) where there are fewer than k vectors. Equal ones come in the order of rows.
         """
-        if len(queries) > _QUERIES:
+        point = point or self.point(k, recall)
+        among = self._among(wanted) if wanted is not None else None
+        depth = max(point.depth, k) if point is not None else k
+        step = max(1, min(_QUERIES, _CANDIDATES // max(depth, k)))
+        if len(queries) > step:
             parts = [
-                self.search(queries[at : at + _QUERIES], k, exact=exact)
-                for at in range(0, len(queries), _QUERIES)
+                self._search(queries[at : at + step], k, point, among)
+                for at in range(0, len(queries), step)
             ]
             return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-        best = _Best(len(queries), k)
-        if exact:
-            self._exact(queries, best, [(0, self.vectors.rows)])
-            return best.scores, best.rows
-        for segment in self.segments:
-            # Codes only rank roughly: ten times as many as asked for are ranked again in full.
-            depth = min(max(10 * k, 100), segment.entry.rows)
-            nprobe = max(16, segment.entry.nlist // 16)
-            rows = segment.candidates(queries, depth, nprobe)
-            if ((rows >= 0).sum(axis=1) < min(k, segment.entry.rows)).any():
-                # The nearest lists hold fewer than k: look into all of them.
-                rows = segment.candidates(queries, depth, segment.entry.nlist)
-            first, end = segment.entry.first_row, segment.entry.first_row + segment.entry.rows
-            for i, mine in enumerate(rows):
-                # Sorted, and none that is padding (-1) or that a damaged segment made up or doubled.
-                mine = np.unique(mine[(mine >= first) & (mine < end)])
-                best.add(i, self.vectors.gather(mine) @ queries[i], mine)
-        self._exact(queries, best, self._bare)
-        return best.scores, best.rows
+        return self._search(queries, k, point, among)
 
-    def search_all(
-        self,
-        queries: npt.NDArray[np.float32],
-        k: int,
-        wanted: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]],
+    def _search(
+        self, queries: Queries, k: int, point: OperatingPoint | None, among: _Wanted | None
     ) -> Found:
-        """What an exact ``search`` returns, of those vectors only whose ids are ``wanted``.
-
-        One pass, which asks for some thousands of ids, (n,), at a time.
-        """
         best = _Best(len(queries), k)
-        for start in range(0, self.vectors.rows, _SOME):
-            rows = np.arange(start, min(start + _SOME, self.vectors.rows), dtype=np.int64)
-            rows = rows[wanted(self.vectors.ids(rows))]
-            block = self.vectors.gather(rows)
-            for at in range(0, len(queries) if len(rows) else 0, _QUERIES):
-                for i, scores in enumerate(queries[at : at + _QUERIES] @ block.T, at):
-                    best.add(i, scores, rows)
+        if not len(queries):
+            return best.scores, best.rows
+        if among is not None and among.rows is not None:
+            self._compare(queries, among.rows, best)
+        elif point is None:
+            self._exact(queries, best, [(0, self.vectors.rows)], among)
+        else:
+            best.add(*self._by_codes(queries, k, point, among))
+            self._exact(queries, best, self._bare, among)
+        best.drop_doubled()
         return best.scores, best.rows
+
+    def is_indexed(self, rows: Numbers) -> npt.NDArray[np.bool_]:
+        """Which rows, of any shape, lie in a segment."""
+        there = rows >= 0
+        for start, end in self._bare:
+            there &= (rows < start) | (rows >= end)
+        return there
+
+    @property
+    def bare(self) -> list[tuple[int, int]]:
+        """The spans of rows that lie in no segment: (start, end)."""
+        return list(self._bare)
+
+    def ranked(self, queries: Queries, nprobe: int, depth: int, wanted: IdSet | None) -> Numbers:
+        """Candidates of the segments alone, (nq, depth), in the order of their codes; padded with -1."""
+        assert self.quantizer is not None
+        among = self._among(wanted) if wanted is not None else None
+        self._load(len(queries))
+        step = max(1, _CANDIDATES // depth)
+        found = []
+        for at in range(0, len(queries), step):
+            fitted = self.quantizer.fit(queries[at : at + step])
+            scores, rows = self._candidates(fitted, nprobe, depth, among)
+            order = np.argsort(-scores, axis=1, kind="stable")
+            found.append(np.take_along_axis(rows, order, 1))
+        return np.concatenate(found)
+
+    # --- by codes ---------------------------------------------------------------------------------
+
+    def _by_codes(
+        self, queries: Queries, k: int, point: OperatingPoint, among: _Wanted | None
+    ) -> Found:
+        """The rows of segments that are candidates, (nq, depth), with their inner products."""
+        assert self.quantizer is not None
+        self._load(len(queries))
+        nlist = self.quantizer.nlist
+        nprobe, depth = point.nprobe, max(point.depth, k)
+        if among is not None:
+            # The wanted ones lie as far apart as if there were no others: more lists hold as many.
+            nprobe = min(nlist, -(-nprobe * self.vectors.rows // among.count))
+        fitted = self.quantizer.fit(queries)
+        while True:
+            rows = self._candidates(fitted, min(nprobe, nlist), depth, among)[1]
+            there = min(depth, among.count if among is not None else self._covered)
+            if nprobe >= nlist or (rows[:, :k] >= 0).sum(axis=1).min() >= min(k, there):
+                break
+            nprobe = 4 * nprobe  # the nearest lists hold too few
+        return self.vectors.products(queries, rows), rows
+
+    def _candidates(
+        self, fitted: Queries, nprobe: int, depth: int, among: _Wanted | None
+    ) -> Found:
+        """Approximate inner products of candidates and their rows, (nq, depth), in any order."""
+        assert self.quantizer is not None
+        close, lists = self.quantizer.nearest(fitted, nprobe)
+        found: list[Found] = []
+        for number, segment in enumerate(self.segments):
+            alive = among.alive[number] if among is not None else None
+            scores, labels = segment.candidates(fitted, depth, close, lists, alive)
+            found.append((scores, self._rows_of(number, labels)))
+        if len(found) == 1:
+            return found[0]
+        scores = np.concatenate([scores for scores, _ in found], axis=1)
+        rows = np.concatenate([rows for _, rows in found], axis=1)
+        scores[rows < 0] = -np.inf
+        keep = np.argpartition(scores, -depth, axis=1)[:, -depth:]
+        return np.take_along_axis(scores, keep, 1), np.take_along_axis(rows, keep, 1)
+
+    def _rows_of(self, number: int, labels: Numbers) -> Numbers:
+        """The vector rows that labels of a segment stand for; -1 stays."""
+        spans = self._spans[number]
+        if len(spans) == 1:
+            first = spans[0][1]
+            return np.where(labels >= 0, labels + first, -1) if first else labels
+        starts = np.array([label for label, _, _ in spans])
+        moved = np.array([row - label for label, row, _ in spans])
+        return np.where(labels >= 0, labels + moved[np.searchsorted(starts, labels, "right") - 1], -1)
+
+    @property
+    def _covered(self) -> int:
+        return sum(segment.entry.rows for segment in self.segments)
+
+    def _load(self, queries: int) -> None:
+        """Have codes in memory as far as they may be, once that pays."""
+        self._searched += queries
+        room = self._resident
+        for segment in self.segments:
+            room -= segment.resident_bytes
+            if room < 0:
+                return
+            if not segment.is_resident and self._searched * _MAPPED_ROWS >= segment.entry.rows:
+                segment.hold()
+
+    # --- exactly ----------------------------------------------------------------------------------
 
     def _exact(
         self,
-        queries: npt.NDArray[np.float32],
+        queries: Queries,
         best: _Best,
         ranges: Sequence[tuple[int, int]],
+        among: _Wanted | None,
     ) -> None:
         for start, stop in ranges:
             at = start
             for block in self.vectors.blocks(start, stop, _BLOCK):
                 rows = np.arange(at, at + len(block), dtype=np.int64)
-                for i, scores in enumerate(queries @ block.T):
-                    best.add(i, scores, rows)
                 at += len(block)
+                if among is not None:
+                    some = among.ids.has(self.vectors.ids(rows))
+                    block, rows = block[some], rows[some]
+                if len(rows):
+                    best.add_block(queries, block, rows)
+
+    def _compare(self, queries: Queries, rows: Numbers, best: _Best) -> None:
+        for at in range(0, len(rows), _BLOCK):
+            some = rows[at : at + _BLOCK]
+            best.add_block(queries, self.vectors.gather(some), some)
+
+    # --- what is wanted ---------------------------------------------------------------------------
+
+    def _among(self, ids: IdSet) -> _Wanted:
+        """Which rows are of these images. The last answer is kept: the next query asks the same."""
+        with self._lock:
+            if self._wanted is None or self._wanted.ids is not ids:
+                self._wanted = self._find(ids)
+            return self._wanted
+
+    def _find(self, ids: IdSet) -> _Wanted:
+        there = np.zeros(self.vectors.rows, np.bool_)
+        at = 0
+        for block in self.vectors.id_blocks(0, self.vectors.rows, _BLOCK):
+            there[at : at + len(block)] = ids.has(block)
+            at += len(block)
+        count = int(there.sum())
+        alive = tuple(
+            np.packbits(
+                np.concatenate([there[row : row + rows] for _, row, rows in spans]),
+                bitorder="little",
+            )
+            for spans in self._spans
+        )
+        few = count <= _FEW and count * 2 < len(there)
+        return _Wanted(ids, count, alive, np.flatnonzero(there) if few else None)
 
     def close(self) -> None:
-        """Give the maps back."""
-        self.segments.clear()
+        """Let go of it; whoever searches it at this moment goes on until it is done."""
+        self.segments = []
         self.vectors.close()
 
 
@@ -114,25 +324,73 @@ class _Best:
         self.k = k
         self.scores = np.full((queries, k), -np.inf, np.float32)
         self.rows = np.full((queries, k), -1, np.int64)
+        self._empty = True
 
-    def add(self, query: int, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> None:
-        if len(scores) > self.k:
-            keep = np.argpartition(scores, -self.k)[-self.k :]
-            scores, rows = scores[keep], rows[keep]
-        scores = np.concatenate([self.scores[query], scores])
-        rows = np.concatenate([self.rows[query], rows])
+    def add_block(self, queries: Queries, block: Queries, rows: Numbers) -> None:
+        """Add (n, dim) vectors with their rows (n,)."""
+        if len(queries) == 1:
+            scores = (block @ queries[0])[None]
+            self.add(scores, np.broadcast_to(rows, scores.shape))
+            return
+        import faiss
+
+        most = min(self.k, len(block))
+        scores, at = faiss.knn(
+            queries, np.ascontiguousarray(block), most, metric=faiss.METRIC_INNER_PRODUCT
+        )
+        self.add(scores, np.where(at >= 0, rows[at], -1))
+
+    def add(self, scores: npt.NDArray[np.float32], rows: Numbers) -> None:
+        """Add (nq, n) scores and their rows; a score that is no number, of damaged vectors, is none."""
+        if not np.isfinite(scores).all():
+            bad = np.isnan(scores) | (rows < 0)
+            scores, rows = np.where(bad, np.float32("-inf"), scores), np.where(bad, -1, rows)
+        if scores.shape[1] > self.k:
+            keep = np.argpartition(scores, -self.k, axis=1)[:, -self.k :]
+            scores = np.take_along_axis(scores, keep, 1)
+            rows = np.take_along_axis(rows, keep, 1)
+        if not self._empty:
+            scores = np.concatenate([self.scores, scores], axis=1)
+            rows = np.concatenate([self.rows, rows], axis=1)
         # By score, then by row, so that equal vectors come in a stable order.
-        order = np.lexsort((rows, -scores))[: self.k]
-        self.scores[query], self.rows[query] = scores[order], rows[order]
+        order = np.lexsort((rows, -scores), axis=1)[:, : self.k]
+        most = order.shape[1]
+        self.scores[:, :most] = np.take_along_axis(scores, order, 1)
+        self.rows[:, :most] = np.take_along_axis(rows, order, 1)
+        self._empty = False
+
+    def drop_doubled(self) -> None:
+        """Keep each row once: labels of a damaged segment may name one twice."""
+        inner = self.rows if self.k > 1 else self.rows[:0]
+        ordered = np.sort(inner, axis=1)
+        for query in np.flatnonzero(
+            ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
+        ).tolist():
+            first = np.sort(np.unique(self.rows[query], return_index=True)[1])
+            first = first[self.rows[query, first] >= 0]
+            scores, rows = self.scores[query, first], self.rows[query, first]
+            self.scores[query], self.rows[query] = -np.inf, -1
+            self.scores[query, : len(rows)], self.rows[query, : len(rows)] = scores, rows
 
 
-def _gaps(entries: Sequence[SegmentEntry], rows: int) -> list[tuple[int, int]]:
-    """The row ranges that no segment covers."""
+def load_quantizer(store: Path, entry: QuantizerEntry, dim: int) -> Quantizer:
+    """The quantizer that the manifest names; ``StoreDamagedError`` if it cannot be read."""
+    path = quantizer_path(store, entry.number)
+    return Quantizer.load(path, entry.number, dim, entry.nlist, entry.bytes)
+
+
+def quantizer_path(store: Path, number: int) -> Path:
+    """Where quantizer ``number`` lies."""
+    return store / INDEX_FOLDER / f"{number:08d}{SUFFIX}"
+
+
+def _gaps(covered: Sequence[tuple[int, int]], rows: int) -> list[tuple[int, int]]:
+    """The spans of rows that are not ``covered``: sorted (start, end)."""
     gaps, at = [], 0
-    for entry in sorted(entries, key=lambda entry: entry.first_row):
-        if entry.first_row > at:
-            gaps.append((at, entry.first_row))
-        at = max(at, entry.first_row + entry.rows)
+    for start, end in covered:
+        if start > at:
+            gaps.append((at, start))
+        at = max(at, end)
     if at < rows:
         gaps.append((at, rows))
     return gaps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from engine.errors import StoreFormatError, StoreNotFoundError
 from engine.storage.files import replace_file
 
 NAME = "MANIFEST.json"
+INDEX_FOLDER = "index"
 _MAGIC = "image-index-engine store"
 _KNOWN_FEATURES: frozenset[str] = frozenset()
 _MOST_BYTES = 64 << 20
@@ -25,16 +26,58 @@ class DamagedManifestError(StoreFormatError):
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentEntry:
-    """One live index segment: rows ``[first_row, first_row + rows)`` of an encoder generation."""
+class QuantizerEntry:
+    """What the lists and codes of segments mean: trained on vectors of one encoder generation."""
 
     number: int
     generation: int
-    first_row: int
-    rows: int
     nlist: int
+    trained_on: int  # vectors that there were then
+    closeness: float  # mean inner product of a vector with its centroid, then
     bytes: int
     xxh64: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """One index segment; its rows are labelled by their number within ``ranges``, one after another.
+
+    It is live if all of these are committed: (extent of vectors, first row in it, rows).
+    """
+
+    number: int
+    generation: int
+    quantizer: int
+    ranges: tuple[tuple[int, int, int], ...]
+    ordered: bool  # whether its rows lie in the order of its lists
+    bytes: int
+    xxh64: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return sum(rows for _, _, rows in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """How far a search looks, and the recall that was measured of it."""
+
+    nprobe: int  # lists
+    depth: int  # candidates that are compared in full
+    recall: float
+    surely: float  # the lower end of its confidence interval (95 %, one-sided)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Recall as measured on a sample of a store's own vectors, and what is wanted by default."""
+
+    target: float
+    quantizer: int = 0
+    rows: int = 0  # vectors that there were then
+    sample: int = 0  # vectors that were looked for
+    points: tuple[tuple[int, tuple[OperatingPoint, ...]], ...] = ()  # by k; the cheapest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +100,8 @@ class Manifest:
     encoder: EncoderEntry | None = None
     extents: dict[str, list[int]] = field(default_factory=dict)  # family → extent numbers
     segments: tuple[SegmentEntry, ...] = ()
+    quantizers: tuple[QuantizerEntry, ...] = ()
+    measured: Measured | None = None
 
     def with_extent(self, family: str, number: int) -> Manifest:
         """The manifest that names one more extent."""
@@ -72,6 +117,27 @@ class Manifest:
         }
         return replace(self, extents={family: left for family, left in extents.items() if left})
 
+    def with_index(
+        self, live: Iterable[SegmentEntry], measured: Measured | None = None
+    ) -> Manifest:
+        """The manifest with these segments, and the quantizers that they use, and no others."""
+        segments = tuple(live)
+        used = {entry.quantizer for entry in segments}
+        quantizers = tuple(entry for entry in self.quantizers if entry.number in used)
+        return replace(
+            self,
+            segments=segments,
+            quantizers=quantizers,
+            measured=measured or self.measured,
+        )
+
+    def index_files(self, store: Path) -> set[Path]:
+        """The files of segments and quantizers."""
+        folder = store / INDEX_FOLDER
+        return {folder / f"{entry.number:08d}.ivf" for entry in self.segments} | {
+            folder / f"{entry.number:08d}.quantizer" for entry in self.quantizers
+        }
+
     def dump(self) -> bytes:
         """The file's contents."""
         body = {
@@ -82,9 +148,11 @@ class Manifest:
             "features": [],
             "uuid": self.uuid,
             "settings": self.settings.to_dict(),
-            "encoder": _as_dict(self.encoder) if self.encoder else None,
+            "encoder": asdict(self.encoder) if self.encoder else None,
             "extents": self.extents,
-            "segments": [_as_dict(segment) for segment in self.segments],
+            "segments": [asdict(segment) for segment in self.segments],
+            "quantizers": [asdict(entry) for entry in self.quantizers],
+            "measured": asdict(self.measured) if self.measured else None,
         }
         body["xxh64"] = _checksum(body)
         return (json.dumps(body, indent=1) + "\n").encode()
@@ -169,6 +237,8 @@ def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
         encoder=_encoder(encoder) if encoder else None,
         extents={str(k): [int(n) for n in v] for k, v in body["extents"].items()},
         segments=tuple(_segment(segment) for segment in body["segments"]),
+        quantizers=tuple(_quantizer(entry) for entry in body["quantizers"]),
+        measured=_measured(body["measured"]) if body["measured"] else None,
     )
 
 
@@ -187,17 +257,48 @@ def _encoder(body: dict[str, Any]) -> EncoderEntry:
 
 
 def _segment(body: dict[str, Any]) -> SegmentEntry:
-    entry = SegmentEntry(**{name: int(body[name]) for name in SegmentEntry.__dataclass_fields__})
-    if min(entry.rows, entry.nlist, entry.number) < 1 or min(entry.first_row, entry.bytes) < 0:
+    entry = SegmentEntry(
+        number=int(body["number"]),
+        generation=int(body["generation"]),
+        quantizer=int(body["quantizer"]),
+        ranges=tuple((int(a), int(b), int(c)) for a, b, c in body["ranges"]),
+        ordered=bool(body["ordered"]),
+        bytes=int(body["bytes"]),
+        xxh64=int(body["xxh64"]),
+    )
+    good = all(extent > 0 and first >= 0 and rows > 0 for extent, first, rows in entry.ranges)
+    if not good or not entry.ranges or entry.number < 1 or entry.bytes < 0:
         raise ValueError("a segment makes no sense")
     return entry
 
 
+def _quantizer(body: dict[str, Any]) -> QuantizerEntry:
+    names = ("number", "generation", "nlist", "trained_on", "bytes", "xxh64")
+    entry = QuantizerEntry(
+        **{name: int(body[name]) for name in names}, closeness=float(body["closeness"])
+    )
+    if min(entry.number, entry.nlist) < 1 or entry.bytes < 0:
+        raise ValueError("a quantizer makes no sense")
+    return entry
+
+
+def _measured(body: dict[str, Any]) -> Measured:
+    points = tuple((int(k), tuple(_point(point) for point in found)) for k, found in body["points"])
+    numbers = [int(body[name]) for name in ("quantizer", "rows", "sample")]
+    return Measured(float(body["target"]), *numbers, points)
+
+
+def _point(body: dict[str, Any]) -> OperatingPoint:
+    point = OperatingPoint(
+        int(body["nprobe"]), int(body["depth"]), float(body["recall"]), float(body["surely"])
+    )
+    if min(point.nprobe, point.depth) < 1:
+        raise ValueError("a measured recall makes no sense")
+    return point
+
+
 def _checksum(body: dict[str, Any]) -> int:
     """Over what is said of the store; not over the versions, which any engine has to be able to read."""
-    said = [body[name] for name in ("uuid", "settings", "encoder", "extents", "segments")]
+    names = ("uuid", "settings", "encoder", "extents", "segments", "quantizers", "measured")
+    said = [body[name] for name in names]
     return digest.checksum(json.dumps(said, sort_keys=True).encode())
-
-
-def _as_dict(entry: SegmentEntry | EncoderEntry) -> dict[str, Any]:
-    return {name: getattr(entry, name) for name in entry.__dataclass_fields__}

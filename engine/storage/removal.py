@@ -29,7 +29,6 @@ from engine.storage.rows import (
     record_without,
     u64,
 )
-from engine.storage.vectors import Vectors
 from engine.storage.view import StoreView
 
 _MARKED = -1  # size and time of an array that lost some of its rows: no file has these
@@ -122,10 +121,9 @@ class _Working:
 
     def _count_vectors(self) -> int:
         """How many of the images that go have a vector."""
-        view, encoder = self._view, self._view.manifest.encoder
-        if encoder is None:
+        if not self._view.vector_rows:
             return 0
-        vectors = Vectors(view.path, encoder.generation, encoder.dim, view.vector_rows)
+        vectors = self._view.open_vectors()
         try:
             return int(vectors.have(np.array(sorted(self._gone), np.int64)).sum())
         finally:

@@ -1,146 +1,291 @@
-"""Index segments: immutable on-disk FAISS IVF parts over a range of vector rows.
+"""Index segments: immutable on-disk IVF lists of short codes over ranges of vector rows.
 
-A segment holds short codes of its rows, names rows and not images, and can always be built again
-from the vectors. It becomes live when the
-manifest names it. FAISS reads a flipped byte without an error, so a segment carries a checksum.
+    header, 4 KiB     magic, number of the quantizer, code bytes, lists, rows; xxh64
+    sizes             uint32 (nlist,), padded to 8 bytes
+    list after list   codes (n, code bytes) and then labels int64 (n,), n rounded up so that the
+                      labels lie at a multiple of 8
+
+A segment names rows by a *label*, their number within its ranges, and never images; it can always be
+built again from the vectors. It becomes live when the manifest names it. Nothing in the file is an
+absolute path, so a store can be moved. The lists lie as FAISS's own on-disk lists do: FAISS searches
+them mapped, at once, or turns them into FastScan's form in memory, which is thirty times as fast. It
+believes whatever it reads, so the header is checked before, and the manifest has a checksum of it all.
 """
 
 from __future__ import annotations
 
-import os
+import math
+import mmap
+import struct
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import digest
-from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
-from engine.storage.files import fsync_dir
-from engine.storage.manifest import SegmentEntry
-from engine.storage.vectors import Vectors
+from engine.storage.files import file_checksum, fsync_dir, write_new
+from engine.storage.manifest import INDEX_FOLDER, SegmentEntry
+from engine.storage.quantizer import Quantizer
 
-FOLDER = "index"
-_TRAIN_PER_LIST = 64  # vectors a centroid is trained on; FAISS warns below 39
-_BLOCK = 1 << 16
+SUFFIX = ".ivf"
+LABEL_BYTES = 8
+_HEADER_BYTES = 4096
+_HEADER = struct.Struct("<8sIIIQ")  # magic, quantizer, code bytes, nlist, rows
+_MAGIC = b"ENGIVF01"
+_WRITTEN = 8 << 20  # bytes of lists that are put together before they are written
+
+Codes = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+# Codes that are in memory, shared by all stores that this process has open on the same file.
+_resident: weakref.WeakValueDictionary[tuple[str, int, int], _Resident] = (
+    weakref.WeakValueDictionary()
+)
+_making = threading.Lock()
+
+
+class _Resident:
+    """A segment's codes in memory, in FastScan's form."""
+
+    def __init__(self, index: Any, quantizer: Quantizer) -> None:
+        self.index = index
+        self.quantizer = quantizer  # whose centroids the index points to
+
+
+class InLists(Protocol):
+    """Codes and labels by the list."""
+
+    sizes: npt.NDArray[np.int64]  # (nlist,)
+
+    def of(self, number: int) -> tuple[Codes, Labels]:
+        """The codes and labels of one list, of which each is asked for once, in their order."""
+
+
+class Lists:
+    """Rows sorted by list: what a segment is written from."""
+
+    def __init__(self, lists: npt.NDArray[np.int64], codes: Codes, nlist: int) -> None:
+        """``lists`` (n,) and ``codes`` (n, code bytes) of the rows labelled 0 to n - 1."""
+        self.labels = np.argsort(lists, kind="stable")
+        self.codes = codes[self.labels]
+        self.sizes = np.bincount(lists, minlength=nlist)
+        self._ends = np.cumsum(self.sizes)
+
+    def of(self, number: int) -> tuple[Codes, Labels]:
+        """The codes and labels of one list."""
+        end = int(self._ends[number])
+        start = end - int(self.sizes[number])
+        return self.codes[start:end], self.labels[start:end]
 
 
 def path_of(store: Path, number: int) -> Path:
     """Where segment ``number`` lies."""
-    return store / FOLDER / f"{number:08d}.ivf"
+    return store / INDEX_FOLDER / f"{number:08d}{SUFFIX}"
 
 
-def build(
-    store: Path,
-    number: int,
-    vectors: Vectors,
-    generation: int,
-    first_row: int,
-    rows: int,
-    memory: MemoryBudget,
-) -> SegmentEntry:
-    """Train on a sample of the rows, add all of them in blocks, write, sync, checksum.
-
-    nlist is 4·√n, PQ has dim / 2 four-bit codes (dim / 4 bytes a vector), or where dim is odd the
-    codes are 8-bit scalars. The result is not live until the manifest names it.
-    """
-    import faiss
-
-    dim = vectors.dim
-    most = max(memory.training // (4 * dim), 4096)
-    nlist = max(1, min(int(4 * rows**0.5), most // _TRAIN_PER_LIST))
-    sample_size = min(rows, _TRAIN_PER_LIST * nlist)
-    # Sorted, so that the map is walked forwards; seeded, so that a build can be repeated.
-    chosen = np.random.default_rng(number).choice(rows, sample_size, replace=False)
-    chosen.sort()
-    sample = vectors.gather(chosen.astype(np.int64) + first_row)
-
-    quantizer = faiss.IndexFlatIP(dim)
-    metric = faiss.METRIC_INNER_PRODUCT
-    index: Any
-    if dim % 2:
-        scalar = faiss.ScalarQuantizer.QT_8bit
-        index = faiss.IndexIVFScalarQuantizer(quantizer, dim, nlist, scalar, metric)
-    else:
-        index = faiss.IndexIVFPQ(quantizer, dim, nlist, dim // 2, 4, metric)
-    index.cp.min_points_per_centroid = 1  # no warnings on duplicates: they are users' data
-    index.cp.spherical = True
-    index.train(sample)
-    del sample
-    at = first_row
-    for block in vectors.blocks(first_row, first_row + rows, min(_BLOCK, most)):
-        labels = np.arange(at, at + len(block), dtype=np.int64)
-        index.add_with_ids(np.ascontiguousarray(block), labels)
-        at += len(block)
-
-    path = path_of(store, number)
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True)
+def make_folder(store: Path) -> None:
+    """The folder that segments and quantizers lie in, if it is not there."""
+    if not (store / INDEX_FOLDER).is_dir():
+        (store / INDEX_FOLDER).mkdir()
         fsync_dir(store)
-    try:
-        faiss.write_index(index, str(path))
-        size, check = _sync_and_sum(path)
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # FAISS's only error
-            raise OSError(f"{path} could not be written") from error
-        raise
-    fsync_dir(path.parent)
-    return SegmentEntry(number, generation, first_row, rows, nlist, size, check)
+
+
+def write(
+    path: Path,
+    quantizer: int,
+    nlist: int,
+    code_bytes: int,
+    pieces: Sequence[tuple[InLists, int]],
+) -> tuple[int, int]:
+    """Write a segment whose lists are those of ``pieces`` put together; its length and xxh64.
+
+    Each piece comes with how much its labels are raised by. It is durable when this returns, and live
+    once the manifest names it. ``OSError`` where it cannot be written; nothing is left of it then.
+    """
+    make_folder(path.parent.parent)
+    sizes = np.sum([piece.sizes for piece, _ in pieces], axis=0).astype(np.uint32)
+    head = _HEADER.pack(_MAGIC, quantizer, code_bytes, nlist, int(sizes.sum()))
+    head += struct.pack("<Q", digest.checksum(head))
+
+    def parts() -> Iterator[bytes]:
+        yield head.ljust(_HEADER_BYTES, b"\0")
+        yield _padded(sizes.tobytes(), 8)
+        ready, size = [], 0
+        for number in range(nlist):
+            found = [(piece.of(number), raised) for piece, raised in pieces]
+            codes = b"".join([codes.tobytes() for (codes, _), _ in found])
+            labels = b"".join([(labels + raised).tobytes() for (_, labels), raised in found])
+            length = _capacity(len(codes) // code_bytes, code_bytes)
+            ready += [codes.ljust(length * code_bytes, b"\0"), labels]
+            ready.append(bytes(length * LABEL_BYTES - len(labels)))
+            size += length * (code_bytes + LABEL_BYTES)
+            if size >= _WRITTEN:
+                yield b"".join(ready)
+                ready, size = [], 0
+        yield b"".join(ready)
+
+    return write_new(path, parts())
 
 
 class Segment:
-    """One live segment, mapped."""
+    """One segment, mapped. Several threads may search it at once."""
 
-    def __init__(self, store: Path, entry: SegmentEntry, dim: int) -> None:
+    def __init__(self, path: Path, entry: SegmentEntry, quantizer: Quantizer) -> None:
         """Map it; ``StoreDamagedError`` if the file is gone, cut or not what the manifest says."""
+        self.entry = entry
+        self._path = path
+        self._quantizer = quantizer
+        nlist, code_bytes = quantizer.nlist, quantizer.code_bytes
+        try:
+            with path.open("rb") as file:
+                if path.stat().st_size != entry.bytes:
+                    raise StoreDamagedError(f"{path} has the wrong length")
+                self._map = mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise StoreDamagedError(f"{path} cannot be read: {error}") from None
+        head = self._map[: _HEADER.size + 8]
+        check = digest.checksum(head[: _HEADER.size])
+        said = _HEADER.unpack(head[: _HEADER.size])
+        wanted = (_MAGIC, entry.quantizer, code_bytes, nlist, entry.rows)
+        if said != wanted or int.from_bytes(head[_HEADER.size :], "little") != check:
+            raise StoreDamagedError(f"{path} holds something else")
+        start = _HEADER_BYTES + -(-4 * nlist // 8) * 8
+        if start > entry.bytes:
+            raise StoreDamagedError(f"{path} is cut short")
+        self.sizes = np.frombuffer(self._map, np.uint32, nlist, _HEADER_BYTES).astype(np.int64)
+        self._capacities = _capacities(self.sizes, code_bytes)
+        ends = start + np.cumsum(self._capacities) * (code_bytes + LABEL_BYTES)
+        if int(ends[-1]) != entry.bytes or int(self.sizes.sum()) != entry.rows:
+            raise StoreDamagedError(f"{path} holds something else")
+        self._starts = ends - self._capacities * (code_bytes + LABEL_BYTES)
+        self._held: _Resident | None = None
+        try:
+            self._mapped = self._open()
+        except (RuntimeError, MemoryError) as error:
+            raise StoreDamagedError(f"{path} cannot be read: {error}") from None
+
+    def of(self, number: int) -> tuple[Codes, Labels]:
+        """The codes and labels of one list: views of the map."""
+        code_bytes = self._quantizer.code_bytes
+        start, size = int(self._starts[number]), int(self.sizes[number])
+        codes = np.frombuffer(self._map, np.uint8, size * code_bytes, start)
+        labels_at = start + int(self._capacities[number]) * code_bytes
+        labels = np.frombuffer(self._map, np.int64, size, labels_at)
+        return codes.reshape(size, code_bytes), labels
+
+    @property
+    def resident_bytes(self) -> int:
+        """What its codes take in memory: FastScan's blocks are of 32 rows."""
+        code_bytes = self._quantizer.code_bytes
+        blocks = (-(-self.sizes // 32) * 32).sum()
+        return int(blocks) * code_bytes + self.entry.rows * LABEL_BYTES
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether its codes are in memory."""
+        return self._held is not None
+
+    def hold(self) -> None:
+        """Have its codes in memory from now on; they are shared within this process."""
         import faiss
 
-        self.entry = entry
-        path = path_of(store, entry.number)
-        try:
-            if path.stat().st_size != entry.bytes:
-                raise StoreDamagedError(f"{path} has the wrong length")
-            flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
-            # The object read_index returns must stay alive as long as anything made from it.
-            self._index = faiss.read_index(str(path), flags)
-        except (OSError, RuntimeError, MemoryError) as error:  # a wrong length asks for too much
-            raise StoreDamagedError(f"{path} cannot be read: {error}") from None
-        if (self._index.ntotal, self._index.d) != (entry.rows, dim):
-            raise StoreDamagedError(f"{path} holds something else")
+        if self._held is None:
+            name = (str(self._path.resolve()), self.entry.number, self.entry.xxh64)
+            with _making:
+                held = _resident.get(name)
+                if held is None:
+                    made = faiss.IndexIVFPQFastScan(self._mapped)
+                    held = _Resident(made, self._quantizer)
+                    _resident[name] = held
+            self._held = held
 
     def candidates(
-        self, queries: npt.NDArray[np.float32], depth: int, nprobe: int
-    ) -> npt.NDArray[np.int64]:
-        """Rows that may be close to (nq, dim) queries: (nq, depth) int64, padded with -1."""
+        self,
+        fitted: npt.NDArray[np.float32],
+        depth: int,
+        close: npt.NDArray[np.float32],
+        lists: npt.NDArray[np.int64],
+        alive: npt.NDArray[np.uint8] | None,
+    ) -> tuple[npt.NDArray[np.float32], Labels]:
+        """Rows that may be close to (nq, width) queries, by their codes.
+
+        ``close`` and ``lists`` (nq, nprobe) are the nearest lists; ``alive`` is a bitmap of the labels
+        that count. Returns approximate inner products and labels (nq, depth), padded with -1; of a
+        damaged segment labels may be anything below the number of its rows.
+        """
         import faiss
 
+        held = self._held
+        index = held.index if held is not None else self._mapped
+        nq, nprobe = lists.shape
         params: Any = faiss.SearchParametersIVF()
-        params.nprobe = min(nprobe, self.entry.nlist)
-        _, rows = self._index.search(queries, depth, params=params)
-        found: npt.NDArray[np.int64] = rows
-        return found
+        params.nprobe = nprobe
+        selector: Any = None
+        if alive is not None:
+            selector = faiss.IDSelectorBitmap(alive)
+            params.sel = selector
+        scores = np.empty((nq, depth), np.float32)
+        labels = np.empty((nq, depth), np.int64)
+        index.search_preassigned_c(
+            nq,
+            faiss.swig_ptr(fitted),
+            depth,
+            faiss.swig_ptr(lists),
+            faiss.swig_ptr(close),
+            faiss.swig_ptr(scores),
+            faiss.swig_ptr(labels),
+            False,
+            params,
+        )
+        labels[(labels < 0) | (labels >= self.entry.rows)] = -1
+        return scores, labels
+
+    def _open(self) -> Any:
+        """The lists as FAISS searches them where they lie."""
+        import faiss
+
+        table = np.empty((len(self.sizes), 3), np.uint64)  # size, capacity, offset
+        table[:, 0], table[:, 1], table[:, 2] = self.sizes, self._capacities, self._starts
+        lists: Any = faiss.OnDiskInvertedLists()
+        lists.nlist = self._quantizer.nlist
+        lists.code_size = self._quantizer.code_bytes
+        lists.filename = str(self._path)
+        lists.read_only = True
+        lists.totsize = self.entry.bytes
+        lists.lists.resize(lists.nlist)
+        bytes_ = table.view(np.uint8).reshape(-1)
+        faiss.memcpy(lists.lists.data(), faiss.swig_ptr(bytes_), len(bytes_))
+        lists.do_mmap()
+        index = self._quantizer.empty_index()
+        index.replace_invlists(lists, True)
+        lists.this.disown()  # it is the index's now
+        index.ntotal = self.entry.rows
+        return index
 
 
-def checksum(store: Path, entry: SegmentEntry) -> str | None:
-    """What is wrong with a segment's file, or None; reads all of it."""
-    path = path_of(store, entry.number)
+def problem(path: Path, size: int, xxh64: int) -> str | None:
+    """What is wrong with a segment's or a quantizer's file, or None; reads all of it."""
     try:
-        size, check = _sync_and_sum(path, sync=False)
+        found = file_checksum(path)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    if (size, check) != (entry.bytes, entry.xxh64):
-        return "its checksum is wrong"
-    return None
+    return "its checksum is wrong" if found != (size, xxh64) else None
 
 
-def _sync_and_sum(path: Path, *, sync: bool = True) -> tuple[int, int]:
-    check, size = digest.Checksum(), 0
-    with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        while block := file.read(1 << 20):
-            check.update(block)
-            size += len(block)
-    return size, check.value
+def _capacity(size: int, code_bytes: int) -> int:
+    step = 8 // math.gcd(code_bytes, 8)
+    return -(-size // step) * step
+
+
+def _capacities(sizes: npt.NDArray[np.int64], code_bytes: int) -> npt.NDArray[np.int64]:
+    step = 8 // math.gcd(code_bytes, 8)
+    return -(-sizes // step) * step
+
+
+def _padded(data: bytes, to: int) -> bytes:
+    return data.ljust(-(-len(data) // to) * to, b"\0")

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field, replace
 
 from engine.records import Place
-from engine.storage.extents import Family
+from engine.storage.extents import Family, vectors
+from engine.storage.manifest import EncoderEntry, Manifest, SegmentEntry
 
 
 @dataclass(slots=True)
@@ -45,6 +46,11 @@ class State:
         )
 
     @property
+    def dead_vectors(self) -> int:
+        """How many vectors are of images that were removed."""
+        return sum(self.removed_vectors.values())
+
+    @property
     def live_vectors(self) -> int:
         """How many vectors are of images that are there."""
         return sum(self.vectors.values()) - sum(self.removed_vectors.values())
@@ -58,3 +64,24 @@ class State:
         """Number and committed data bytes of a family's newest extent; (0, 0) if it has none."""
         numbers = self.extents.get(family.name)
         return (numbers[-1][0], numbers[-1][1]) if numbers else (0, 0)
+
+    def vector_parts(self, encoder: EncoderEntry | None) -> list[tuple[int, int]]:
+        """The extents of an encoder's vectors: the number and the committed rows of each."""
+        if encoder is None:
+            return []
+        family = vectors(encoder.generation, encoder.dim)
+        return [(number, size // family.row_bytes) for number, size in self.extents.get(family.name, [])]
+
+    def live_segments(self, named: Manifest) -> list[SegmentEntry]:
+        """The segments of a manifest that are over rows which are committed.
+
+        Others are about to go or to come: the manifest names both while vectors are laid out anew.
+        """
+        encoder, parts = named.encoder, dict(self.vector_parts(named.encoder))
+        return [
+            entry
+            for entry in named.segments
+            if encoder is not None
+            and entry.generation == encoder.generation
+            and all(first + rows <= parts.get(extent, 0) for extent, first, rows in entry.ranges)
+        ]

@@ -1,84 +1,218 @@
 """The committed vectors of one encoder generation, mapped, addressed by one row number.
 
-Row r lies in extent r // 2^20 + 1; rows are in the order of commit, their image ids beside them.
+Rows are counted through the extents in their order: row r lies in the extent in whose span it falls,
+with the id of its image beside it. An ingest appends in the order of commit; ``optimize`` lays rows
+out anew in the order of the index's lists, in one extent of any length. So a row number is good for
+one commit, and who wants to name rows for longer names the extent and the place in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import mmap
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import EXTENT_ROWS
 from engine.storage import extents
-from engine.storage.extents import ExtentReader
+from engine.storage.extents import HEADER_BYTES, ExtentReader
+from engine.storage.idset import IdSet
+
+_PAGE = mmap.PAGESIZE
+_ASKING_SECONDS = 1.5e-6  # for a span of pages: twice what it takes if they are in memory
+_WARM_SECONDS = 1e-3, 1e-6  # for a search, and for a row of it: many times what it takes from memory
+_WARM_AGAIN = 4  # searches that found everything in memory, after which pages are not asked for
+_GATHERED = 1 << 12  # rows that are asked for at a time
+
+Numbers = npt.NDArray[np.int64]
 
 
 class Vectors:
-    """(rows, dim) float32 and the (rows,) int64 ids beside it."""
+    """(rows, dim) float32 and the (rows,) int64 ids beside it.
 
-    def __init__(self, store: Path, generation: int, dim: int, rows: int) -> None:
+    All methods may be called by several threads at once.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        generation: int,
+        dim: int,
+        parts: Sequence[tuple[int, int]],
+        behind: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``parts`` are the committed extents in their order: the number and the rows of each.
+
+        ``behind`` tells whether the store has gone on since: then a file may rightly be gone.
+        """
         self.dim = dim
-        self.rows = rows
-        self._vectors = ExtentReader(store, extents.vectors(generation, dim))
-        self._ids = ExtentReader(store, extents.vector_ids(generation))
+        self.parts = tuple((number, rows) for number, rows in parts if rows)
+        self._numbers = [number for number, _ in self.parts]
+        self._firsts = np.cumsum([0, *(rows for _, rows in self.parts)])
+        self.rows = int(self._firsts[-1])
+        family = extents.vectors(generation, dim)
+        self._streamed = ExtentReader(store, family, behind)
+        # A map of its own: read-ahead would fill the memory with neighbours that nobody asked for.
+        self._scattered = ExtentReader(store, family, behind, scattered=True)
+        self._ids = ExtentReader(store, extents.vector_ids(generation), behind)
+        self._warm = 0
 
     def blocks(self, start: int, stop: int, most: int) -> Iterator[npt.NDArray[np.float32]]:
         """Rows ``[start, stop)`` in pieces of at most ``most``: views of the map, (n, dim)."""
         at = start
         while at < stop:
-            extent, inside = divmod(at, EXTENT_ROWS)
-            end = min(stop, at + most, (extent + 1) * EXTENT_ROWS)
-            yield self._extent(extent)[inside : inside + end - at]
+            part, inside = self._where(at)
+            end = min(stop, at + most, int(self._firsts[part + 1]))
+            yield self._part(part, self._streamed)[inside : inside + end - at]
             at = end
 
-    def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def gather(self, rows: Numbers) -> npt.NDArray[np.float32]:
         """The vectors of the given rows: (len(rows), dim), copied."""
         out = np.empty((len(rows), self.dim), np.float32)
-        extent_of = rows // EXTENT_ROWS
-        for extent in np.unique(extent_of):
-            mine = extent_of == extent
-            out[mine] = self._extent(int(extent))[rows[mine] - int(extent) * EXTENT_ROWS]
+        for part, mine, inside in self._by_part(rows):
+            mapped, into = self._part(part, self._scattered), out[mine]
+            for at in range(0, len(inside), _GATHERED):
+                some = inside[at : at + _GATHERED]
+                self._ask_for(part, some)
+                np.take(mapped, some, axis=0, out=into[at : at + _GATHERED])
+            out[mine] = into
         return out
 
-    def ids(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The image ids of the given rows; row -1 has id -1."""
+    def ids(self, rows: Numbers) -> Numbers:
+        """The image ids of the given rows, of any shape; row -1 has id -1."""
         out = np.full(rows.shape, -1, np.int64)
-        extent_of = np.where(rows >= 0, rows // EXTENT_ROWS, -1)
-        for extent in np.unique(extent_of[extent_of >= 0]):
-            mine = extent_of == extent
-            number = int(extent)
-            column = self._column(number)
-            out[mine] = column[rows[mine] - number * EXTENT_ROWS]
+        for part, mine, inside in self._by_part(rows):
+            out[mine] = self._column(part)[inside]
         return out
 
-    def have(self, images: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of (n,) images have a vector: their ids are ascending, over all extents."""
-        out = np.zeros(len(images), np.bool_)
-        for first in range(0, self.rows, EXTENT_ROWS):
-            column = self._column(first // EXTENT_ROWS)
-            at = np.minimum(np.searchsorted(column, images), len(column) - 1)
-            out |= column[at] == images
+    def id_blocks(self, start: int, stop: int, most: int) -> Iterator[Numbers]:
+        """The ids of rows ``[start, stop)`` in pieces of at most ``most``: views of the map, (n,)."""
+        at = start
+        while at < stop:
+            part, inside = self._where(at)
+            end = min(stop, at + most, int(self._firsts[part + 1]))
+            yield self._column(part)[inside : inside + end - at]
+            at = end
+
+    def have(self, images: Numbers) -> npt.NDArray[np.bool_]:
+        """Which of (n,) images have a vector; reads all ids."""
+        wanted = IdSet.of(images)
+        found = [
+            block[wanted.has(block)] for block in self.id_blocks(0, self.rows, _GATHERED * 16)
+        ]
+        return np.isin(images, np.concatenate([np.empty(0, np.int64), *found]))
+
+    def first_of(self, number: int) -> int | None:
+        """The first row of extent ``number``, or None if it is not one of these."""
+        if number not in self._numbers:
+            return None
+        return int(self._firsts[self._numbers.index(number)])
+
+    def ranges(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Rows ``[start, stop)`` by the extents they lie in: number, first row in it, rows."""
+        at = start
+        while at < stop:
+            part, inside = self._where(at)
+            end = min(stop, int(self._firsts[part + 1]))
+            yield self.parts[part][0], inside, end - at
+            at = end
+
+    def products(
+        self, queries: npt.NDArray[np.float32], rows: Numbers
+    ) -> npt.NDArray[np.float32]:
+        """The inner products of (nq, dim) queries with (nq, m) rows each; -inf for row -1.
+
+        Runs on all cores without the interpreter's lock. Pages that are not in memory are asked for
+        all together, so that the disk has a queue to work on and is not waited for page by page.
+        """
+        import faiss
+
+        nq, m = rows.shape
+        out = np.full((nq, m), -np.inf, np.float32)
+        for part in range(len(self.parts)):
+            first, end = self._firsts[part], self._firsts[part + 1]
+            mapped = self._part(part, self._scattered)
+            if len(self.parts) == 1:
+                inside, into = rows, out
+            else:
+                mine = (rows >= first) & (rows < end)
+                if not mine.any():
+                    continue
+                inside, into = np.where(mine, rows - first, -1), np.empty_like(out)
+            inside = np.ascontiguousarray(inside)
+            self._ask_for(part, inside)
+            started = time.perf_counter()
+            faiss.fvec_inner_products_by_idx(
+                faiss.swig_ptr(into),
+                faiss.swig_ptr(queries),
+                faiss.swig_ptr(mapped),
+                faiss.swig_ptr(inside),
+                self.dim,
+                nq,
+                m,
+            )
+            if time.perf_counter() - started > _WARM_SECONDS[0] + _WARM_SECONDS[1] * nq * m:
+                self._warm = 0
+            if into is not out:
+                np.maximum(out, into, out=out)
         return out
+
+    def _ask_for(self, part: int, rows: Numbers) -> None:
+        """Have the pages of some rows, -1 among them, read all together.
+
+        Left out while searches find everything in memory, where asking would take longer than they.
+        """
+        if self._warm >= _WARM_AGAIN:
+            return
+        row_bytes = 4 * self.dim
+        starts = np.unique(rows)
+        starts = starts[np.searchsorted(starts, 0) :] * row_bytes + HEADER_BYTES
+        first, last = starts // _PAGE, (starts + row_bytes - 1) // _PAGE
+        # Rows that lie in the same page or in neighbouring ones are asked for at once.
+        begins = np.flatnonzero(np.append(True, first[1:] > last[:-1] + 1))
+        ends = np.append(begins[1:], len(first)) - 1
+        started = time.perf_counter()
+        self._scattered.ask_for(
+            self.parts[part][0],
+            zip((first[begins] * _PAGE).tolist(), (last[ends] + 1).tolist(), strict=True),
+        )
+        quick = time.perf_counter() - started < _ASKING_SECONDS * len(begins)
+        self._warm = self._warm + 1 if quick else 0
 
     def open_all(self) -> None:
         """Map all of it now, so that it can be read whatever a writer deletes."""
-        for first in range(0, self.rows, EXTENT_ROWS):
-            self._extent(first // EXTENT_ROWS)
-            self.ids(np.array([min(first + EXTENT_ROWS, self.rows) - 1]))
+        for part in range(len(self.parts)):
+            self._part(part, self._streamed)
+            self._part(part, self._scattered)
+            self._column(part)
 
     def close(self) -> None:
         """Give the maps back."""
-        self._vectors.close()
+        self._streamed.close()
+        self._scattered.close()
         self._ids.close()
 
-    def _column(self, extent: int) -> npt.NDArray[Any]:
-        count = min(EXTENT_ROWS, self.rows - extent * EXTENT_ROWS)
-        return self._ids.rows(extent + 1, count, np.int64)[:, 0]
+    def _where(self, row: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._firsts, row, "right")) - 1
+        return part, row - int(self._firsts[part])
 
-    def _extent(self, extent: int) -> npt.NDArray[Any]:
-        count = min(EXTENT_ROWS, self.rows - extent * EXTENT_ROWS)
-        return self._vectors.rows(extent + 1, count, np.float32)
+    def _by_part(self, rows: Numbers) -> Iterator[tuple[int, Any, Numbers]]:
+        """For each part that has some of ``rows``: its number, which of them, and where they are in it."""
+        if len(self.parts) == 1 and (not rows.size or rows.min() >= 0):
+            yield 0, slice(None), rows
+            return
+        of = np.searchsorted(self._firsts, rows, "right") - 1
+        for part in np.unique(of[rows >= 0]).tolist():
+            mine = of == part
+            yield part, mine, rows[mine] - self._firsts[part]
+
+    def _column(self, part: int) -> npt.NDArray[Any]:
+        number, rows = self.parts[part]
+        return self._ids.rows(number, rows, np.int64)[:, 0]
+
+    def _part(self, part: int, reader: ExtentReader) -> npt.NDArray[Any]:
+        number, rows = self.parts[part]
+        return reader.rows(number, rows, np.float32)

@@ -17,13 +17,14 @@ from engine import digest
 from engine.config import SOURCES_SHOWN, MemoryBudget, StructuralSettings
 from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.records import ImageRecord, Place
-from engine.storage import extents, keys, manifest, segments
+from engine.storage import extents, keys, manifest
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.fingerprints import Fingerprints
+from engine.storage.idset import IdSet
 from engine.storage.index import VectorIndex
 from engine.storage.keys import Keys
 from engine.storage.live import blocks_of, live
-from engine.storage.manifest import Manifest, SegmentEntry
+from engine.storage.manifest import Manifest
 from engine.storage.notice import Notice, commit_of
 from engine.storage.rows import (
     BUCKET_BITS,
@@ -45,8 +46,6 @@ from engine.storage.vectors import Vectors
 _BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
 _READERS = 16  # threads: reads in the disk's queue
 _MANY_LOOKUPS = 1000  # after which one more block of keys at a time is the slow way
-_FACTORS = (1, 4, 16)  # times as many as are wanted are searched for where images were removed
-_SEARCHED = 1 << 18  # results in hand, of all queries
 _BUCKET_RUNS = 16  # of a bucket that is remembered, at most
 
 
@@ -109,6 +108,7 @@ class StoreView:
         # Bounded: a bucket's few runs answer for 4,096 images where their rows are one array's.
         self._buckets: dict[int, list[Run]] = {}
         self._array_names: dict[int, bytes] = {}
+        self._alive: IdSet | None = None
 
     def is_behind(self) -> bool:
         """Whether a writer has told of another commit since this one was opened."""
@@ -223,7 +223,7 @@ class StoreView:
     def leftover_bytes(self) -> int:
         """Bytes that an interrupted writer left behind, in extents or as files of their own."""
         left = 0
-        known = {segments.path_of(self.path, entry.number) for entry in self.manifest.segments}
+        known = self.manifest.index_files(self.path)
         committed = {
             (name, number): size
             for name, pairs in self.state.extents.items()
@@ -236,7 +236,7 @@ class StoreView:
                 if path.exists():
                     end = extents.HEADER_BYTES + committed.get((family.name, number), 0)
                     left += max(path.stat().st_size - end, 0)
-        for folder in ("pixels", "fingerprints", "vectors", segments.FOLDER):
+        for folder in ("pixels", "fingerprints", "vectors", manifest.INDEX_FOLDER):
             for path in (self.path / folder).rglob("*"):
                 with contextlib.suppress(FileNotFoundError):  # a writer may be tidying up beside us
                     if path not in known and not path.is_dir():
@@ -347,59 +347,66 @@ class StoreView:
         if encoder is None:
             return None
         if self._index is None:
-            if not all(segments.path_of(self.path, e.number).exists() for e in self._segments()):
-                # The writer may have merged them since this reader opened the store.
-                self.manifest = manifest.load(self.path)
-            vectors = Vectors(self.path, encoder.generation, encoder.dim, self.vector_rows)
-            self._index = VectorIndex(self.path, vectors, self._segments())
+            self._index = self._open_index()
         return self._index
 
+    def open_vectors(self) -> Vectors:
+        """The committed vectors of the live encoder; whoever asks closes them."""
+        encoder = self.manifest.encoder
+        if encoder is None:
+            raise StoreError(f"{self.path} has no vectors")
+        return Vectors(
+            self.path,
+            encoder.generation,
+            encoder.dim,
+            self.state.vector_parts(encoder),
+            self.is_behind,
+        )
+
+    def _open_index(self) -> VectorIndex:
+        named = self.manifest
+        if not all(path.exists() for path in named.index_files(self.path)):
+            # The writer may have merged them since this reader opened the store.
+            named = manifest.load(self.path)
+        vectors = self.open_vectors()
+        vectors.open_all()
+        return VectorIndex(
+            self.path,
+            vectors,
+            named.quantizers,
+            self.state.live_segments(named),
+            named.measured,
+            self.memory.codes,
+        )
+
     def search(
-        self, queries: npt.NDArray[np.float32], k: int, *, exact: bool = False
+        self,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        *,
+        recall: float | None = None,
+        wanted: IdSet | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The k images whose vectors are closest to each query: scores and ids, (nq, k) each.
 
-        Best first, padded with -inf and -1. Vectors of removed images are passed over: where they
-        leave too few, more are searched for, and in the end all that are there are looked at.
-        ``StoreError`` for a store without vectors.
+        Best first, padded with -inf and -1; of images that are there, and ``wanted`` if that is said.
+        ``recall``: the share of them to be found, 1 for all. ``StoreError`` for a store without vectors.
         """
         index = self.index
         if index is None:
             raise StoreError(f"{self.path} has no vectors")
-        if not self.state.removed:
-            found, rows = index.search(queries, k, exact=exact)
-            return found, index.vectors.ids(rows)
-        wanted = min(k, self.state.images)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        ids = np.full((len(queries), k), -1, np.int64)
-        left = np.arange(len(queries))  # those that have too few so far
-        for factor in _FACTORS if wanted else ():
-            short = []
-            each = max(_SEARCHED // (factor * wanted), 1)
-            for part in [left[at : at + each] for at in range(0, len(left), each)]:
-                found, rows = index.search(queries[part], factor * wanted, exact=exact)
-                best, of, there = self._there_first(found, index.vectors.ids(rows), wanted)
-                scores[part, :wanted], ids[part, :wanted] = best, of
-                short.append(part[there < wanted])
-            left = np.concatenate(short) if short else left
-        if wanted and len(left):
-            found, rows = index.search_all(queries[left], wanted, self.are_there)
-            scores[left, :wanted], ids[left, :wanted] = found, index.vectors.ids(rows)
-        return scores, ids
+        scores, rows = index.search(queries, k, recall=recall, wanted=wanted or self.alive())
+        return scores, index.vectors.ids(rows)
 
-    def _there_first(
-        self, scores: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], most: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The first ``most`` of each row of (nq, n) that are there, padded; and how many are there."""
-        there = np.isin(ids, self.those_there(np.unique(ids).tolist()))
-        order = np.argsort(~there, axis=1, kind="stable")[:, :most]  # in the order as they come
-        scores = np.where(there, scores, np.float32("-inf"))
-        ids = np.where(there, ids, -1)
-        return (
-            np.take_along_axis(scores, order, 1),
-            np.take_along_axis(ids, order, 1),
-            there.sum(axis=1),
-        )
+    def alive(self) -> IdSet | None:
+        """The images that are there; None where none of those with a vector was removed."""
+        if not self.state.dead_vectors:
+            return None
+        if self._alive is None:
+            every = IdSet.none(self.state.next_id)
+            every.add_span(1, self.state.next_id - 1)
+            self._alive = every.without(self.removed_ids())
+        return self._alive
 
     def are_there(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of some ids are of images; quick where they are nearly consecutive."""
@@ -409,31 +416,6 @@ class StoreView:
         if first > 0 and count <= 2 * len(ids):
             return live(self.keys, first, count)[ids - first]
         return np.isin(ids, self.those_there(np.unique(ids).tolist()))
-
-    def _segments(self) -> list[SegmentEntry]:
-        """The live segments, without those over rows that this reader's keys do not have yet."""
-        encoder, rows = self.manifest.encoder, self.vector_rows
-        return [
-            entry
-            for entry in self.manifest.segments
-            if encoder is not None
-            and entry.generation == encoder.generation
-            and entry.first_row + entry.rows <= rows
-        ]
-
-    def unindexed_from(self, least: int) -> int | None:
-        """The row to index from, if at least ``least`` vectors are in no segment; else None.
-
-        Segments no larger than what they would be merged with are indexed again together with it,
-        so that n vectors lie in O(log n) segments and each is indexed O(log n) times.
-        """
-        entries = sorted(self._segments(), key=lambda entry: entry.first_row)
-        first = entries[-1].first_row + entries[-1].rows if entries else 0
-        if self.vector_rows - first < least:
-            return None
-        while entries and entries[-1].rows <= self.vector_rows - first:
-            first = entries.pop().first_row
-        return first
 
     def _family(self, name: str) -> Family:
         families = [extents.PIXELS, extents.FINGERPRINTS]

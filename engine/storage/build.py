@@ -1,0 +1,332 @@
+"""Builds what searches go by: trains quantizers, writes segments, lays vectors out in list order.
+
+Nothing here is live: files are written, durably, below ``root``, which is a store or a folder beside
+its files, and whoever owns the store names them in its manifest. Memory is bounded: vectors are
+trained on by sample, coded by the block, and codes are sorted by the piece; a segment of many pieces is
+written piece by piece and then merged, list by list.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import digest
+from engine.config import MemoryBudget
+from engine.errors import StoreError
+from engine.storage import extents, segments
+from engine.storage.extents import HEADER_BYTES, Append
+from engine.storage.files import write_all
+from engine.storage.idset import IdSet
+from engine.storage.index import quantizer_path
+from engine.storage.manifest import QuantizerEntry, SegmentEntry
+from engine.storage.quantizer import SAMPLE_PER_LIST, Quantizer
+from engine.storage.segments import LABEL_BYTES, Codes, Labels, Lists, Segment
+from engine.storage.vectors import Numbers, Vectors
+
+_BLOCK = 1 << 14  # rows that are coded at a time
+_PIECE = 1 << 20  # rows that are sorted at a time, at most
+_LEAST_TRAINED = 4096  # vectors, however little memory there is
+_ORDERED_BYTES = 16 << 20  # of vectors that are gathered and written at a time
+
+Range = tuple[int, int, int]  # extent, first row in it, rows
+Progress = Callable[[int], None]  # told of rows as they are done
+Stop = Callable[[], bool]
+
+
+class StoppedError(Exception):
+    """Whoever asked for it does not want it any more; nothing is left of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a build is told: how much memory it may take, and whom it tells."""
+
+    memory: MemoryBudget
+    progress: Progress = lambda rows: None
+    stop: Stop = lambda: False
+
+    def done(self, rows: int) -> None:
+        """Tell of rows that are done; raises ``StoppedError`` if no more is wanted."""
+        self.progress(rows)
+        if self.stop():
+            raise StoppedError
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """A new extent of vectors that lie in the order of a segment's lists."""
+
+    rows: int
+    segment: SegmentEntry | None  # over extent 0, until it has its number; none if no row is left
+    appends: tuple[tuple[Append, Append], ...]  # of vectors and of ids, as a commit records them
+
+
+def lists_for(rows: int, dim: int, memory: MemoryBudget) -> int:
+    """How many lists so many rows should have, until they are four times as many."""
+    most = max(memory.training // (4 * dim), _LEAST_TRAINED)
+    return max(1, min(int(4 * (2 * rows) ** 0.5), most // SAMPLE_PER_LIST, rows // 16))
+
+
+def train(
+    root: Path, number: int, generation: int, vectors: Vectors, work: Work
+) -> tuple[QuantizerEntry, Quantizer]:
+    """Train a quantizer on a sample of all rows, and write it."""
+    rows = vectors.rows
+    nlist = lists_for(rows, vectors.dim, work.memory)
+    sample = sample_of(vectors, SAMPLE_PER_LIST * nlist, number)[1]
+    good = np.isfinite(sample).all(axis=1)
+    if not good.all():  # damaged: told by ``check``
+        sample = sample[good]
+    if len(sample) < max(nlist, 16):
+        raise StoreError("too many vectors are damaged to build an index: run 'engine check'")
+    quantizer = Quantizer.train(sample, nlist, number)
+    some = sample[:: max(1, len(sample) // _LEAST_TRAINED)]
+    closeness = float(quantizer.encode(some)[2].mean())
+    path = quantizer_path(root, number)
+    segments.make_folder(root)
+    size, xxh64 = quantizer.save(path, number)
+    work.done(0)
+    return QuantizerEntry(number, generation, nlist, rows, closeness, size, xxh64), quantizer
+
+
+def sample_of(
+    vectors: Vectors, most: int, seed: int
+) -> tuple[Numbers, npt.NDArray[np.float32]]:
+    """Rows drawn at random, ascending, and their vectors: (n,), (n, dim), n at most ``most``."""
+    size = min(vectors.rows, most)
+    # Sorted, so that the files are walked forwards; seeded, so that it can be repeated.
+    chosen = np.random.default_rng(seed).choice(vectors.rows, size, replace=False)
+    chosen.sort()
+    rows = chosen.astype(np.int64)
+    return rows, vectors.gather(rows)
+
+
+def segment(
+    root: Path,
+    number: int,
+    entry: QuantizerEntry,
+    quantizer: Quantizer,
+    vectors: Vectors,
+    spans: Sequence[tuple[int, int]],
+    work: Work,
+) -> tuple[SegmentEntry, float]:
+    """Write segment ``number`` over ``spans`` of rows, (start, end); and how close its centroids are.
+
+    Numbers from the next one on are used for pieces, of which nothing is left.
+    """
+    budget = work.memory.training // (2 * (quantizer.code_bytes + LABEL_BYTES))
+    piece_rows = max(_BLOCK, min(_PIECE, budget))
+    whole = [(at, min(at + piece_rows, end)) for start, end in spans for at in range(start, end, piece_rows)]
+    closeness, total = 0.0, 0
+    made: list[SegmentEntry] = []
+    try:
+        for at, (start, end) in enumerate(whole):
+            lists, close = _lists(quantizer, vectors, start, end, work)
+            closeness += close
+            total += end - start
+            ranges = _ranges(vectors, [(start, end)])
+            own = number if len(whole) == 1 else number + 1 + at
+            made.append(_write(root, own, entry, quantizer, ranges, [(lists, 0)]))
+        if len(whole) == 1:
+            return made[0], closeness / total
+        return merge(root, number, entry, quantizer, made), closeness / total
+    finally:
+        for piece in made:
+            if piece.number != number:
+                segments.path_of(root, piece.number).unlink(missing_ok=True)
+
+
+def merge(
+    root: Path,
+    number: int,
+    entry: QuantizerEntry,
+    quantizer: Quantizer,
+    parts: Sequence[SegmentEntry],
+    source: Path | None = None,
+) -> SegmentEntry:
+    """Write segment ``number``, which has the rows of ``parts``, these lying in ``source``."""
+    pieces, label = [], 0
+    for part in parts:
+        opened = Segment(segments.path_of(source or root, part.number), part, quantizer)
+        pieces.append((opened, label))
+        label += part.rows
+    ranges = [found for part in parts for found in part.ranges]
+    return _write(root, number, entry, quantizer, ranges, pieces)
+
+
+def lay_out(
+    root: Path,
+    number: int,
+    entry: QuantizerEntry,
+    quantizer: Quantizer,
+    vectors: Vectors,
+    pieces: Sequence[tuple[Lists | Segment, Callable[[Labels], Numbers]]],
+    gone: IdSet,
+    families: tuple[extents.Family, extents.Family],
+    uuid: bytes,
+    work: Work,
+) -> Ordered:
+    """Write the vectors of ``pieces`` anew in the order of their lists, and the segment over them.
+
+    Each piece comes with the rows that its labels stand for. Vectors of images in ``gone`` are left
+    out. The files are extent 0 of ``families``, of vectors and of ids, below ``root``.
+    """
+    laying = _Laying(root, vectors, pieces, gone, families, uuid, quantizer.nlist, work)
+    try:
+        size, xxh64 = segments.write(
+            segments.path_of(root, number),
+            entry.number,
+            quantizer.nlist,
+            quantizer.code_bytes,
+            [(laying, 0)],
+        )
+        appends = laying.finish()
+    finally:
+        laying.close()
+    rows = int(laying.sizes.sum())
+    if not rows:
+        segments.path_of(root, number).unlink()
+        return Ordered(0, None, ())
+    made = SegmentEntry(
+        number, entry.generation, entry.number, ((0, 0, rows),), True, size, xxh64
+    )
+    return Ordered(rows, made, appends)
+
+
+class _Laying:
+    """Lists as ``segments.write`` takes them, whose vectors are written as they are asked for."""
+
+    def __init__(
+        self,
+        root: Path,
+        vectors: Vectors,
+        pieces: Sequence[tuple[Lists | Segment, Callable[[Labels], Numbers]]],
+        gone: IdSet,
+        families: tuple[extents.Family, extents.Family],
+        uuid: bytes,
+        nlist: int,
+        work: Work,
+    ) -> None:
+        self._vectors = vectors
+        self._pieces = pieces
+        self._gone = gone
+        self._families = families
+        self._work = work
+        self.sizes = np.sum([piece.sizes for piece, _ in pieces], axis=0)
+        if len(gone):
+            for number in range(nlist):
+                self.sizes[number] = sum(len(rows) for _, rows in self._there(number))
+        self._waiting: list[Numbers] = []
+        self._count = 0  # rows that wait
+        self._label = 0
+        self._end = [0, 0]  # data bytes written
+        self._appends: list[tuple[Append, Append]] = []
+        self._fds: list[int] = []
+        for family in families:
+            extents.create(root, family, 0, uuid)
+            self._fds.append(os.open(family.path(root, 0), os.O_WRONLY | os.O_CLOEXEC))
+
+    def of(self, number: int) -> tuple[Codes, Labels]:
+        """One list, whose labels go on where those of the one before ended."""
+        found = list(self._there(number))
+        rows = [rows for _, rows in found]
+        count = sum(map(len, rows))
+        labels = np.arange(self._label, self._label + count, dtype=np.int64)
+        self._label += count
+        self._waiting += rows
+        self._count += count
+        if self._count * 4 * self._vectors.dim >= _ORDERED_BYTES:
+            self._flush()
+        return np.concatenate([codes for codes, _ in found]), labels
+
+    def _there(self, number: int) -> Iterator[tuple[Codes, Numbers]]:
+        for piece, rows_of in self._pieces:
+            codes, labels = piece.of(number)
+            rows = rows_of(labels)
+            if len(self._gone):
+                there = ~self._gone.has(self._vectors.ids(rows))
+                codes, rows = codes[there], rows[there]
+            yield codes, rows
+
+    def _flush(self) -> None:
+        """Write what waits, some at a time: a list may be any part of all rows."""
+        step = max(1, _ORDERED_BYTES // (4 * self._vectors.dim))
+        rows = np.concatenate(self._waiting) if self._waiting else np.empty(0, np.int64)
+        for at in range(0, len(rows), step):
+            some = rows[at : at + step]
+            self._append(self._vectors.gather(some), self._vectors.ids(some))
+            self._work.done(len(some))
+        self._waiting, self._count = [], 0
+
+    def _append(self, block: npt.NDArray[np.float32], ids: Numbers) -> None:
+        made = []
+        for i, data in enumerate((block, ids)):
+            view = memoryview(data).cast("B")
+            write_all(self._fds[i], view, HEADER_BYTES + self._end[i])
+            check = digest.checksum(view)
+            made.append(Append(self._families[i].name, 0, self._end[i], len(view), check))
+            self._end[i] += len(view)
+        self._appends.append((made[0], made[1]))
+
+    def finish(self) -> tuple[tuple[Append, Append], ...]:
+        """Write the rest and make all of it durable."""
+        self._flush()
+        for fd in self._fds:
+            os.fsync(fd)
+        return tuple(self._appends)
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+
+def _lists(
+    quantizer: Quantizer, vectors: Vectors, start: int, end: int, work: Work
+) -> tuple[Lists, float]:
+    lists = np.empty(end - start, np.int64)
+    codes = np.empty((end - start, quantizer.code_bytes), np.uint8)
+    at, closeness = 0, 0.0
+    for block in vectors.blocks(start, end, _BLOCK):
+        stop = at + len(block)
+        lists[at:stop], codes[at:stop], close = quantizer.encode(block)
+        closeness += float(close.sum(dtype=np.float64))
+        at = stop
+        work.done(len(block))
+    return Lists(lists, codes, quantizer.nlist), closeness
+
+
+def _ranges(vectors: Vectors, spans: Sequence[tuple[int, int]]) -> list[Range]:
+    """Spans of rows by the extents that they lie in."""
+    return [found for start, end in spans for found in vectors.ranges(start, end)]
+
+
+def _write(
+    root: Path,
+    number: int,
+    entry: QuantizerEntry,
+    quantizer: Quantizer,
+    ranges: Sequence[Range],
+    pieces: Sequence[tuple[Lists | Segment, int]],
+) -> SegmentEntry:
+    path = segments.path_of(root, number)
+    size, xxh64 = segments.write(path, entry.number, quantizer.nlist, quantizer.code_bytes, pieces)
+    return SegmentEntry(
+        number, entry.generation, entry.number, _joined(ranges), False, size, xxh64
+    )
+
+
+def _joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
+    """Ranges with those put together that go on where the one before ended."""
+    out: list[Range] = []
+    for extent, first, rows in ranges:
+        if out and out[-1][0] == extent and sum(out[-1][1:]) == first:
+            out[-1] = (extent, out[-1][1], out[-1][2] + rows)
+        else:
+            out.append((extent, first, rows))
+    return tuple(out)

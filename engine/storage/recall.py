@@ -1,0 +1,48 @@
+"""From the recall that is wanted to how far a search looks: by what was measured on the store itself."""
+
+from __future__ import annotations
+
+import math
+
+from engine.errors import UsageError
+from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry
+
+DEFAULT_RECALL = 0.95
+MEASURED_K = (10, 100)  # the recall of searches for so many is measured
+_UNMEASURED_SHARE = 16  # of the lists, until recall has been measured
+_UNMEASURED_LISTS = 16
+
+
+def check_recall(recall: float) -> float:
+    """``UsageError`` unless it is a share in (0, 1]."""
+    good = isinstance(recall, int | float) and not isinstance(recall, bool)
+    if not (good and 0 < recall <= 1):
+        raise UsageError(
+            f"recall is the share of the nearest that is to be found, above 0 and at most 1, "
+            f"not {recall!r}"
+        )
+    return float(recall)
+
+
+def choose(
+    measured: Measured | None, quantizer: QuantizerEntry, k: int, recall: float | None
+) -> OperatingPoint | None:
+    """How far to look for k images with ``recall`` (None: what the store wants); None is everywhere."""
+    wanted = recall if recall is not None else measured.target if measured else DEFAULT_RECALL
+    if wanted >= 1:
+        return None
+    if measured is None or measured.quantizer != quantizer.number or not measured.points:
+        nprobe = max(_UNMEASURED_LISTS, quantizer.nlist // _UNMEASURED_SHARE)
+        return OperatingPoint(min(nprobe, quantizer.nlist), max(10 * k, 100), 0.0, 0.0)
+    of, points = next((of for of in measured.points if of[0] >= k), measured.points[-1])
+    for point in points:
+        if point.surely >= wanted:
+            break
+    else:
+        return None
+    if k <= of:
+        return point
+    # More than was measured: as many candidates for each, and more lists, which hold them.
+    nprobe = math.ceil(point.nprobe * math.sqrt(k / of))
+    depth = math.ceil(point.depth * k / of)
+    return OperatingPoint(min(nprobe, quantizer.nlist), depth, point.recall, point.surely)
