@@ -5,7 +5,8 @@
 2. images      each record has its key and each key its record: their sums are equal, else they are
                looked for one by one; kept pixels lie in committed bytes, and where an append is
                damaged, which images' are; what is kept of no image is what counts as dead; their
-               number is the committed one, and with those removed that of all ids given
+               number is the committed one, and with those removed that of all ids given; those
+               without a record are the removed ones, and no others
 3. sources     each name has an image that names it back; no run is of removed images only; their
                number is the committed one
 4. vectors     as many ids as vectors, ascending, each of a known image; those of removed images are as
@@ -34,8 +35,9 @@ from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, StoreDamagedError
 from engine.records import CheckReport, Place, Problem
-from engine.storage import extents, manifest, segments
+from engine.storage import extents, manifest, removed, segments
 from engine.storage.extents import ExtentReader, Family
+from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
 from engine.storage.rows import ONE, ImageRows, NameRow, Run, record_keys, u64
 from engine.store import StoreFiles
@@ -70,6 +72,7 @@ class Damage:
     images: list[int] = field(default_factory=list)  # whose kept pixels are damaged
     images_known: bool = False  # whether these are all of them: the keys could be read
     dead: dict[str, int] | None = None  # what is to count as dead, where that is something else
+    removed: IdSet | None = None  # which ids are of removed images, where something else is said
     removed_vectors: dict[str, int] | None = None  # the same of vectors
     index: list[Path] = field(default_factory=list)  # files of it
     encoder: bool = False
@@ -91,7 +94,7 @@ class Check:
         self._images = 0
         self._sources = 0
         self._names_counted = False
-        self._there = np.zeros(store.state.next_id // 8 + 1, np.uint8)  # a bit an image
+        self._there = IdSet.none(store.state.next_id)  # those with a record
         self._all_there = False  # whether these bits are all
         # Its own: the store's may have a file open that is gone or replaced by now.
         self._pixels = ExtentReader(store.path, extents.PIXELS)
@@ -103,6 +106,7 @@ class Check:
         steps = (
             (self._extents, "keys"),
             (self._records, "keys"),
+            (self._removed, "keys"),
             (self._files, "keys"),
             (self._names, "keys"),
             (self._runs, "keys"),
@@ -259,6 +263,25 @@ class Check:
                 part = self._store.part(extents.PIXELS, int(number))
                 self._say(part, f"{told:,} bytes count as dead, {found:,} are of no image")
 
+    def _removed(self) -> None:
+        """Whether the ids that count as removed are those that have no record."""
+        state = self._store.state
+        found, bad = removed.read(self._store.keys, state.next_id)
+        if bad:
+            self._say("keys", f"{bad} rows of the ids of removed images are damaged")
+        if not self._all_there:
+            return
+        missing = IdSet.none(state.next_id)
+        missing.add_span(1, state.next_id - 1)
+        missing = missing.without(self._there)
+        few, many = missing.without(found), found.without(missing)
+        if len(few):
+            self._say("keys", f"{_first(few)} are not there and do not count as removed")
+        if len(many):
+            self._say("keys", f"{_first(many)} are there and count as removed")
+        if (bad or len(few) or len(many)) and len(missing) == state.removed:
+            self.damage.removed = missing  # else it is records that are damaged
+
     def _read_records(self) -> tuple[int, int]:
         """Read all records; how many images they are of, and the sum of (id, key)."""
         total = 0
@@ -270,7 +293,7 @@ class Check:
         for batch in _batches(records):
             ids = np.array([id_ for id_, _ in batch], np.int64)
             total += _sum(ids, [key for _, key in batch])
-            self._mark(ids)
+            self._there.add(ids)
             self._images += len(batch)
         return self._images, total & _SUM
 
@@ -491,19 +514,9 @@ class Check:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _mark(self, ids: npt.NDArray[np.int64]) -> None:
-        """Remember that these images have records."""
-        known = ids[(ids > 0) & (ids < self._store.state.next_id)]
-        np.bitwise_or.at(self._there, known >> 3, (1 << (known & 7)).astype(np.uint8))
-
     def _are_there(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of these images have records; where not all could be read, which may have."""
-        inside = self._given(ids)
-        if not self._all_there:
-            return inside
-        at = np.where(inside, ids, 0)
-        there: npt.NDArray[np.bool_] = (self._there[at >> 3] >> (at & 7) & 1).astype(np.bool_)
-        return inside & there
+        return self._there.has(ids) if self._all_there else self._given(ids)
 
     def _given(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of these ids were ever given to an image."""
@@ -512,6 +525,13 @@ class Check:
 
     def _values(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         return self._store.keys.get_many(table, list(keys))
+
+
+def _first(ids: IdSet) -> str:
+    """ "images 3, 7 and 12 more"."""
+    named = ", ".join(map(str, next(ids.blocks())[:_MOST_NAMED].tolist()))
+    more = len(ids) - _MOST_NAMED
+    return f"images {named}" + (f" and {more} more" if more > 0 else "")
 
 
 def _span(place: Place) -> tuple[int, int]:

@@ -85,15 +85,16 @@ def _within(
 ) -> tuple[Numbers, Numbers]:
     """The ids of the rows within ``most`` of any of the fingerprints, and their distances."""
     ones = fingerprint.ones_of(prints)
+    removed = store.removed_ids()
     ids, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for part in store.fingerprints.near(prints, most, store.state.next_id - 1):
-        which = slice(None)
+        which = ~removed.has(part.rows + 1)
         if ink:
             zeros = ones[part.query] * 2 > FINGERPRINT_BITS
             theirs = fingerprint.ones_of(part.prints)
             both = ones[part.query] + theirs
             both = 2 * FINGERPRINT_BITS - both if zeros else both
-            which = part.distances * FINGERPRINT_BITS <= 2 * most * both
+            which &= part.distances * FINGERPRINT_BITS <= 2 * most * both
         ids.append(part.rows[which] + 1)
         distances.append(part.distances[which])
     every, nearness = np.concatenate(ids), np.concatenate(distances)
@@ -111,7 +112,7 @@ def _alike(
     bits = query.kind is Kind.BITS
     for number, id_ in enumerate(ids.tolist(), first):
         record = store.record(id_) if id_ not in taken else None
-        if record is None:  # taken, or removed
+        if record is None:  # taken
             continue
         if (record.kind is Kind.BITS) != bits:
             continue

@@ -318,7 +318,7 @@ class Remove:
             self._store.require_room()
             found, left = removal(self._store, self._going, MOST)
             self._store.commit(Chunk(removal=found))
-            self._images += found.images
+            self._images += len(found.images)
             self._sources += found.sources
             self._advance(len(self._going) - len(left))
             self._begin()

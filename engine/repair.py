@@ -8,6 +8,7 @@ vector ids     those of the commit's images, which are consecutive
 segments       built again from the vectors
 encoder        copied again from the package, if it is the same one
 dead bytes     counted again: what no image has
+removed ids    told again: those that have no record
 dead vectors   counted again: those of removed images
 
 Damaged bytes are written over where they lie, except pixels, which are appended anew in a commit.
@@ -68,6 +69,8 @@ class Repair:
             self._restore_encoder()
         if damage.dead is not None:
             self._store.set_dead(damage.dead)
+        if damage.removed is not None:
+            self._store.set_removed(damage.removed)
         if damage.removed_vectors is not None:
             self._store.set_removed_vectors(damage.removed_vectors)
         if damage.images_known:

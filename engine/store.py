@@ -35,11 +35,12 @@ import numpy as np
 from engine.config import MemoryBudget
 from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
 from engine.records import Buffer, Place
-from engine.storage import extents, keys, manifest, reserve, segments
+from engine.storage import extents, keys, manifest, removed, reserve, segments
 from engine.storage.build import Ordered
 from engine.storage.chunk import Chunk, NewImage, NewRows, Removal
 from engine.storage.extents import Append, ExtentReader, ExtentWriter, Family
 from engine.storage.files import fsync_dir
+from engine.storage.idset import IdSet
 from engine.storage.keys import Batch
 from engine.storage.live import sources_in
 from engine.storage.lock import WriterLock
@@ -487,8 +488,10 @@ class StoreFiles(StoreView):
                 batch.put(table, key, value)
         for place in removal.dead:
             state.bury(place)
-        state.images -= removal.images
-        state.removed += removal.images
+        for key, value in removed.rows_with(self.keys, removal.images):
+            batch.put(removed.TABLE, key, value)
+        state.images -= len(removal.images)
+        state.removed += len(removal.images)
         state.sources -= removal.sources
         if removal.vectors and self.manifest.encoder:
             of = str(self.manifest.encoder.generation)
@@ -656,6 +659,16 @@ class StoreFiles(StoreView):
     def set_removed_vectors(self, removed: dict[str, int]) -> None:
         """After a check: how many vectors of each encoder are of removed images."""
         self._set_state(replace(self.state, removed_vectors=removed))
+
+    def set_removed(self, found: IdSet) -> None:
+        """After a check: which ids are of removed images."""
+        batch = self.keys.batch()
+        for key, _ in self.keys.scan(removed.TABLE):
+            batch.delete(removed.TABLE, key)
+        for key, value in removed.rows_of(found):
+            batch.put(removed.TABLE, key, value)
+        self.keys.commit(batch)
+        self._forget()
 
     def _set_state(self, state: State) -> None:
         batch = self.keys.batch()

@@ -381,6 +381,62 @@ def test_a_wrong_count_after_a_removal_is_found(
     assert check(lessened).ok == (name == "dead")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        (u64(0), None, "images 2, 8, 9, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46 are not there and"),
+        (u64(0), b"\0\2\0\x08", "images 9, 37, 38, 39, 40"),
+        (u64(0), b"\0\3", "images 3 are there and count as removed"),
+        (u64(0), b"\0", "1 rows of the ids of removed images are damaged"),
+        (u64(0), bytes(4096), "1 rows of the ids of removed images are damaged"),
+        (u64(3), b"\0\1", "1 rows of the ids of removed images are damaged"),
+        (b"?", b"\0\1", "1 rows of the ids of removed images are damaged"),
+    ],
+)
+def test_removed_ids_that_are_not_what_the_records_say_are_found_and_told_again(
+    lessened: Path, key: bytes, value: bytes | None, says: str
+) -> None:
+    before = rows(lessened, "removed")
+    change = Change()
+    if value is None:
+        change.delete("removed", key)
+    else:
+        change.put("removed", key, value)
+    damage_a_row(lessened, change)
+    assert any(says in problem.what for problem in check(lessened).problems)
+    with Store.open(lessened) as opened:
+        assert opened.check(fix=True).ok
+        assert opened._files.removed_ids().ids().tolist() == [2, 8, 9, *range(37, 47)]
+    assert check(lessened).problems == ()
+    assert rows(lessened, "removed") == before
+
+
+@pytest.mark.parametrize("bit", range(0, 26 * 8, 5))
+def test_a_flipped_bit_of_the_removed_ids_is_mended(lessened: Path, bit: int) -> None:
+    ((key, value),) = rows(lessened, "removed")
+    damaged = bytearray(value)
+    damaged[bit // 8] ^= 1 << bit % 8
+    change = Change()
+    change.put("removed", key, bytes(damaged))
+    damage_a_row(lessened, change)
+    assert not check(lessened).ok
+    with Store.open(lessened) as opened:
+        assert opened.check(fix=True).ok
+    assert rows(lessened, "removed") == [(key, value)]
+
+
+def test_an_image_that_lost_its_record_does_not_become_a_removed_one(lessened: Path) -> None:
+    before = rows(lessened, "removed")
+    change = Change()
+    change.delete("records", u64(3))
+    damage_a_row(lessened, change)
+    with Store.open(lessened) as opened:
+        report = opened.check(fix=True)
+    assert "images 3 are not there and do not count as removed" in [p.what for p in report.problems]
+    assert not report.ok
+    assert rows(lessened, "removed") == before
+
+
 def test_a_run_of_removed_images_only_is_found(lessened: Path) -> None:
     from engine.storage.rows import Run
 

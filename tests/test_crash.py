@@ -186,6 +186,7 @@ def test_a_killed_removal_or_optimize_loses_nothing_and_goes_on(
             there = set(reader._files.those_there(list(range(1, n + 1))))
             lost = set(range(1, n + 1)) - there
             assert gone <= lost <= asked
+            assert set(reader._files.removed_ids().ids().tolist()) == lost
             # Ids go in their order.
             assert lost - gone == set(sorted(asked - gone)[: len(lost - gone)])
             gone = lost

@@ -43,7 +43,7 @@ from engine import (
 from engine.config import SOURCES_SHOWN
 from engine.records import Buffer, IngestReport, Kind, RemoveReport
 from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
-from engine.storage import extents, vectors
+from engine.storage import extents, removed, vectors
 from engine.store import StoreFiles
 
 EXAMPLES, STEPS = 40, 30
@@ -72,6 +72,8 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     for name, module in sys.modules.items():  # whoever knows how runs are found by id
         if name.startswith("engine.") and hasattr(module, "BUCKET_BITS"):
             patch.setattr(module, "BUCKET_BITS", 2)
+    for name, value in (("_BITS", 5), ("_IDS", 32), ("_BITMAP", 4)):
+        patch.setattr(removed, name, value)
 
 
 # --- images and files -----------------------------------------------------------------------------
@@ -620,6 +622,8 @@ class Walk(RuleBasedStateMachine):
             assert (record.height, record.width) == (found.height, found.width)
             assert (record.container, record.file_bytes) == (first.container, first.file_bytes)
         there = {first.id for first in seen.images.values()}
+        gone = sorted({*range(1, seen.next_id)} - there)
+        assert store._files.removed_ids().ids().tolist() == gone
         for id_ in {*range(seen.next_id + 1)} - there:
             with pytest.raises(UsageError, match="no image"):
                 store.sources(id_)

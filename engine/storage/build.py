@@ -95,9 +95,7 @@ def train(
     return QuantizerEntry(number, generation, nlist, rows, closeness, size, xxh64), quantizer
 
 
-def sample_of(
-    vectors: Vectors, most: int, seed: int
-) -> tuple[Numbers, npt.NDArray[np.float32]]:
+def sample_of(vectors: Vectors, most: int, seed: int) -> tuple[Numbers, npt.NDArray[np.float32]]:
     """Rows drawn at random, ascending, and their vectors: (n,), (n, dim), n at most ``most``."""
     size = min(vectors.rows, most)
     # Sorted, so that the files are walked forwards; seeded, so that it can be repeated.
@@ -122,7 +120,11 @@ def segment(
     """
     budget = work.memory.training // (2 * (quantizer.code_bytes + LABEL_BYTES))
     piece_rows = max(_BLOCK, min(_PIECE, budget))
-    whole = [(at, min(at + piece_rows, end)) for start, end in spans for at in range(start, end, piece_rows)]
+    whole = [
+        (at, min(at + piece_rows, end))
+        for start, end in spans
+        for at in range(start, end, piece_rows)
+    ]
     closeness, total = 0.0, 0
     made: list[SegmentEntry] = []
     try:
@@ -193,9 +195,7 @@ def lay_out(
     if not rows:
         segments.path_of(root, number).unlink()
         return Ordered(0, None, ())
-    made = SegmentEntry(
-        number, entry.generation, entry.number, ((0, 0, rows),), True, size, xxh64
-    )
+    made = SegmentEntry(number, entry.generation, entry.number, ((0, 0, rows),), True, size, xxh64)
     return Ordered(rows, made, appends)
 
 
@@ -316,9 +316,7 @@ def _write(
 ) -> SegmentEntry:
     path = segments.path_of(root, number)
     size, xxh64 = segments.write(path, entry.number, quantizer.nlist, quantizer.code_bytes, pieces)
-    return SegmentEntry(
-        number, entry.generation, entry.number, _joined(ranges), False, size, xxh64
-    )
+    return SegmentEntry(number, entry.generation, entry.number, _joined(ranges), False, size, xxh64)
 
 
 def _joined(ranges: Sequence[Range]) -> tuple[Range, ...]:

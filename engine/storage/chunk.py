@@ -77,7 +77,7 @@ class Rekept:
 class Removal:
     """What goes with some images and sources: worked out by ``engine.storage.removal``."""
 
-    images: int = 0
+    images: list[int] = field(default_factory=list)  # their ids
     sources: int = 0
     vectors: int = 0  # of these images
     dead: list[Place] = field(default_factory=list)  # pixels that are no image's any more

@@ -111,7 +111,13 @@ def _put_header(
         fsync_dir(path.parent.parent)
         fsync_dir(store)
     header = _HEADER.pack(
-        _MAGIC, uuid, 1, number if called is None else called, family.row_bytes, family.name.encode())
+        _MAGIC,
+        uuid,
+        1,
+        number if called is None else called,
+        family.row_bytes,
+        family.name.encode(),
+    )
     header += struct.pack(">Q", digest.checksum(header))
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o666)
     try:

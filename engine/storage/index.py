@@ -216,9 +216,7 @@ class VectorIndex:
             nprobe = 4 * nprobe  # the nearest lists hold too few
         return self.vectors.products(queries, rows), rows
 
-    def _candidates(
-        self, fitted: Queries, nprobe: int, depth: int, among: _Wanted | None
-    ) -> Found:
+    def _candidates(self, fitted: Queries, nprobe: int, depth: int, among: _Wanted | None) -> Found:
         """Approximate inner products of candidates and their rows, (nq, depth), in any order."""
         assert self.quantizer is not None
         close, lists = self.quantizer.nearest(fitted, nprobe)
@@ -243,7 +241,9 @@ class VectorIndex:
             return np.where(labels >= 0, labels + first, -1) if first else labels
         starts = np.array([label for label, _, _ in spans])
         moved = np.array([row - label for label, row, _ in spans])
-        return np.where(labels >= 0, labels + moved[np.searchsorted(starts, labels, "right") - 1], -1)
+        return np.where(
+            labels >= 0, labels + moved[np.searchsorted(starts, labels, "right") - 1], -1
+        )
 
     @property
     def _covered(self) -> int:

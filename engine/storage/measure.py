@@ -51,9 +51,7 @@ def measure(
         good &= alive.has(vectors.ids(rows))
     rows, queries = rows[good], queries[good]
     largest = max(MEASURED_K)
-    truth = _without(
-        index.search(queries, largest + 1, recall=1.0, wanted=alive)[1], rows, largest
-    )
+    truth = _without(index.search(queries, largest + 1, recall=1.0, wanted=alive)[1], rows, largest)
     truth[~index.is_indexed(truth)] = -1  # always found
     done()
     depth = min(_MOST_DEPTH, max(int(max(_DEPTHS) * largest), largest))
@@ -108,9 +106,7 @@ def _ranks(candidates: Numbers, rows: Numbers, truth: Numbers) -> Numbers:
     return ranks
 
 
-def _recall(
-    hits: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
-) -> tuple[float, float]:
+def _recall(hits: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> tuple[float, float]:
     """The mean share that was found, and what it is at least with 95 % confidence."""
     if not len(hits):
         return 1.0, 1.0

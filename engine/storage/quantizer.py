@@ -111,9 +111,7 @@ class Quantizer:
         found: tuple[Block, npt.NDArray[np.int64]] = self._index.quantizer.search(fitted, nprobe)
         return found
 
-    def encode(
-        self, vectors: Block
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], Block]:
+    def encode(self, vectors: Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], Block]:
         """The list (n,), the code (n, code_bytes), and how close the centroid is (n,), of each."""
         import faiss
 

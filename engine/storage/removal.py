@@ -115,7 +115,7 @@ class _Working:
         self._put_arrays()
         self._delete("arrays", going.arrays)
         self._delete("rejects", going.rejects)
-        self._removal.images = len(self._gone)
+        self._removal.images = sorted(self._gone)
         self._removal.vectors = self._count_vectors()
         return self._removal, left
 

@@ -16,6 +16,8 @@ runs      "r" array(4) row(8)                  count, step, first id
           "i" bucket(8) id(8) array(4) row(8)  count, step  (runs over several images)
           "o" id(8) array(4) row(8)            count, step  (runs over one image)
 rejects   name                                 JSON: reason, and the file's stamp
+removed   bucket(8): id >> 15                  a bitmap of its ids that are of removed images, or 2 bytes
+                                               for each of them (engine.storage.removed)
 commits   commit(8)                            JSON: every append of the chunk with its xxh64
 meta      "settings", "state"                  JSON
 
@@ -52,6 +54,7 @@ TABLES = (
     "arrays",
     "runs",
     "rejects",
+    "removed",
     "commits",
     "meta",
 )

@@ -70,7 +70,9 @@ class State:
         if encoder is None:
             return []
         family = vectors(encoder.generation, encoder.dim)
-        return [(number, size // family.row_bytes) for number, size in self.extents.get(family.name, [])]
+        return [
+            (number, size // family.row_bytes) for number, size in self.extents.get(family.name, [])
+        ]
 
     def live_segments(self, named: Manifest) -> list[SegmentEntry]:
         """The segments of a manifest that are over rows which are committed.

@@ -23,7 +23,10 @@ from engine.storage.idset import IdSet
 
 _PAGE = mmap.PAGESIZE
 _ASKING_SECONDS = 1.5e-6  # for a span of pages: twice what it takes if they are in memory
-_WARM_SECONDS = 1e-3, 1e-6  # for a search, and for a row of it: many times what it takes from memory
+_WARM_SECONDS = (
+    1e-3,
+    1e-6,
+)  # for a search, and for a row of it: many times what it takes from memory
 _WARM_AGAIN = 4  # searches that found everything in memory, after which pages are not asked for
 _GATHERED = 1 << 12  # rows that are asked for at a time
 
@@ -100,9 +103,7 @@ class Vectors:
     def have(self, images: Numbers) -> npt.NDArray[np.bool_]:
         """Which of (n,) images have a vector; reads all ids."""
         wanted = IdSet.of(images)
-        found = [
-            block[wanted.has(block)] for block in self.id_blocks(0, self.rows, _GATHERED * 16)
-        ]
+        found = [block[wanted.has(block)] for block in self.id_blocks(0, self.rows, _GATHERED * 16)]
         return np.isin(images, np.concatenate([np.empty(0, np.int64), *found]))
 
     def first_of(self, number: int) -> int | None:
@@ -120,9 +121,7 @@ class Vectors:
             yield self.parts[part][0], inside, end - at
             at = end
 
-    def products(
-        self, queries: npt.NDArray[np.float32], rows: Numbers
-    ) -> npt.NDArray[np.float32]:
+    def products(self, queries: npt.NDArray[np.float32], rows: Numbers) -> npt.NDArray[np.float32]:
         """The inner products of (nq, dim) queries with (nq, m) rows each; -inf for row -1.
 
         Runs on all cores without the interpreter's lock. Pages that are not in memory are asked for

@@ -17,13 +17,13 @@ from engine import digest
 from engine.config import SOURCES_SHOWN, MemoryBudget, StructuralSettings
 from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.records import ImageRecord, Place
-from engine.storage import extents, keys, manifest
+from engine.storage import extents, keys, manifest, removed
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.fingerprints import Fingerprints
 from engine.storage.idset import IdSet
 from engine.storage.index import VectorIndex
 from engine.storage.keys import Keys
-from engine.storage.live import blocks_of, live
+from engine.storage.live import blocks_of
 from engine.storage.manifest import Manifest
 from engine.storage.notice import Notice, commit_of
 from engine.storage.rows import (
@@ -109,6 +109,7 @@ class StoreView:
         self._buckets: dict[int, list[Run]] = {}
         self._array_names: dict[int, bytes] = {}
         self._alive: IdSet | None = None
+        self._removed: IdSet | None = None
 
     def is_behind(self) -> bool:
         """Whether a writer has told of another commit since this one was opened."""
@@ -191,6 +192,21 @@ class StoreView:
         """Those of some ids, in ascending order, that are of images."""
         able = [id_ for id_ in ids if 0 < id_ < 1 << 63]
         return [id_ for _, _, held in blocks_of(self.keys, able) for id_ in held.tolist()]
+
+    def removed_ids(self) -> IdSet:
+        """The ids of all images that were removed; read once for each commit."""
+        if self._removed is None:
+            if self.state.removed:
+                found, bad = removed.read(self.keys, self.state.next_id)
+                if bad:
+                    raise StoreDamagedError(
+                        f"{self.path}: which images were removed cannot be read; run 'engine check "
+                        f"--fix'"
+                    )
+                self._removed = found
+            else:
+                self._removed = IdSet.none(self.state.next_id)
+        return self._removed
 
     def get(self, id_: int) -> ImageRecord:
         """The record of image ``id_``; ``UsageError`` if the store has no such image."""
@@ -407,15 +423,6 @@ class StoreView:
             every.add_span(1, self.state.next_id - 1)
             self._alive = every.without(self.removed_ids())
         return self._alive
-
-    def are_there(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of some ids are of images; quick where they are nearly consecutive."""
-        if not len(ids):
-            return np.zeros(0, np.bool_)
-        first, count = int(ids.min()), int(ids.max() - ids.min()) + 1
-        if first > 0 and count <= 2 * len(ids):
-            return live(self.keys, first, count)[ids - first]
-        return np.isin(ids, self.those_there(np.unique(ids).tolist()))
 
     def _family(self, name: str) -> Family:
         families = [extents.PIXELS, extents.FINGERPRINTS]

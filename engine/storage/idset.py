@@ -1,0 +1,103 @@
+"""A set of image ids as a bitmap: a bit for every id that was given, whether it is in the set or not.
+
+10 million ids take 1.25 MB, so a set can be held where a list of ids could not. Once it is handed out
+it is not changed any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+_BLOCK = 1 << 16  # bytes of a bitmap whose ids are in hand
+
+
+class IdSet:
+    """Some of the ids 0 .. ``size`` - 1."""
+
+    def __init__(self, bits: npt.NDArray[np.uint8], size: int) -> None:
+        """``bits`` is (ceil(size / 8),) uint8, the lowest bit first; those from ``size`` on are 0."""
+        self.bits = bits
+        self.size = size
+        self._count = -1  # not counted yet
+
+    @classmethod
+    def none(cls, size: int) -> IdSet:
+        """The empty set over ids below ``size``."""
+        return cls(np.zeros(-(-size // 8), np.uint8), size)
+
+    @classmethod
+    def of(cls, ids: npt.NDArray[np.int64], size: int | None = None) -> IdSet:
+        """The set of these (n,) ids that are below ``size`` and not negative.
+
+        Without a size it reaches as far as the greatest id, and takes the memory for that.
+        """
+        made = cls.none(size if size is not None else int(ids.max(initial=-1)) + 1)
+        made.add(ids)
+        return made
+
+    def add(self, ids: npt.NDArray[np.int64]) -> None:
+        """While it is made: take in those of (n,) ids that it reaches to."""
+        able = ids[(ids >= 0) & (ids < self.size)]
+        np.bitwise_or.at(self.bits, able >> 3, (1 << (able & 7)).astype(np.uint8))
+        self._count = -1
+
+    def add_span(self, first: int, count: int) -> None:
+        """While it is made: take in those of ``count`` ids from ``first`` on that it reaches to."""
+        first, end = max(first, 0), min(first + count, self.size)
+        if first >= end:
+            return
+        low, high = first >> 3, (end + 7) >> 3
+        flags = np.unpackbits(self.bits[low:high], bitorder="little")
+        flags[first - 8 * low : end - 8 * low] = 1
+        self.bits[low:high] = np.packbits(flags, bitorder="little")
+        self._count = -1
+
+    def has(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of (n,) ids are in it; those that it does not reach to are not."""
+        inside: npt.NDArray[np.bool_] = (ids >= 0) & (ids < self.size)
+        if not self.size:
+            return inside
+        at = np.where(inside, ids, 0)
+        there: npt.NDArray[np.bool_] = (self.bits[at >> 3] >> (at & 7) & 1).astype(np.bool_)
+        return inside & there
+
+    def __len__(self) -> int:
+        if self._count < 0:
+            blocks = (self.bits[at : at + _BLOCK] for at in range(0, len(self.bits), _BLOCK))
+            self._count = sum(int(np.bitwise_count(b).sum(dtype=np.int64)) for b in blocks)
+        return self._count
+
+    def ids(self) -> npt.NDArray[np.int64]:
+        """All of them, ascending: (len,) int64, so 64 times the memory of the set where it is full."""
+        return np.concatenate([np.empty(0, np.int64), *self.blocks()])
+
+    def blocks(self) -> Iterator[npt.NDArray[np.int64]]:
+        """All of them, ascending, at most 2^19 at a time."""
+        for at in range(0, len(self.bits), _BLOCK):
+            some = np.flatnonzero(self.bits[at : at + _BLOCK])  # a few ids need not unpack them all
+            flags = np.unpackbits(self.bits[at + some, None], axis=1, bitorder="little")
+            row, bit = np.nonzero(flags)
+            if len(some):
+                yield (at + some[row]) * 8 + bit
+
+    def union(self, other: IdSet) -> IdSet:
+        """The ids that are in either."""
+        small, large = sorted((self, other), key=lambda one: one.size)
+        bits = large.bits.copy()
+        bits[: len(small.bits)] |= small.bits
+        return IdSet(bits, large.size)
+
+    def both(self, other: IdSet) -> IdSet:
+        """The ids that are in both."""
+        small, large = sorted((self, other), key=lambda one: one.size)
+        return IdSet(small.bits & large.bits[: len(small.bits)], small.size)
+
+    def without(self, other: IdSet) -> IdSet:
+        """The ids that are in this one and not in the other."""
+        bits = self.bits.copy()
+        common = min(len(bits), len(other.bits))
+        bits[:common] &= ~other.bits[:common]
+        return IdSet(bits, self.size)
