@@ -397,12 +397,14 @@ class Store:
         return self._again(lambda: self._find_identical(images, kind))
 
     def search_vectors(
-        self, queries: npt.ArrayLike, k: int = DEFAULT_K, *, exact: bool = False
+        self, queries: npt.ArrayLike, k: int = DEFAULT_K, *, recall: float | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The k vectors closest to each query: scores (nq, k) float32 and image ids (nq, k) int64.
 
         ``queries`` is (nq, dim), finite; the score is the inner product, best first. Where there are
-        fewer than k vectors, scores are -inf and ids -1. ``exact`` compares with all of them.
+        fewer than k vectors, scores are -inf and ids -1. ``recall`` is the share of the k closest
+        that is to be found, by default the store's own (see ``optimize``): how far to look was
+        measured on the store's own vectors. With 1 all are compared.
         """
         self._files.follow()
         index = self._files.index
@@ -415,7 +417,7 @@ class Store:
             raise UsageError("queries hold NaN or infinite values")
         if k < 1:
             raise UsageError(f"k must be 1 or more, not {k}")
-        return self._files.search(block, k, exact=exact)
+        return self._files.search(block, k, recall=recall)
 
     def get(self, id_: int) -> ImageRecord:
         """What is known of image ``id_``; ``UsageError`` if there is none."""
@@ -473,7 +475,7 @@ class Store:
                 "fingerprint": entry.fingerprint,
             },
             segments=[
-                {"rows": s.rows, "first_row": s.first_row, "nlist": s.nlist, "bytes": s.bytes}
+                {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}
                 for s in files.manifest.segments
             ],
             recall=None,

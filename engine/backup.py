@@ -266,7 +266,7 @@ class Backup:
 
 
 def _needed(rest: Held, named: Manifest, wanted: Manifest) -> list[str]:
-    """The held files that the copy needs: all but the extents and parts of the index that it does not name."""
+    """The held files that the copy needs: all but what of extents and index it does not name."""
     dropped = {
         extent_name(family, number)
         for family, numbers in named.extents.items()

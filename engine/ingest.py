@@ -34,7 +34,8 @@ from engine.config import (
     cpu_count,
 )
 from engine.encoders.onnx import OnnxEncoder
-from engine.errors import ImageError, SourceError, UsageError
+from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
+from engine.indexing import Indexing
 from engine.memory import PeakMemory
 from engine.pixels import HEADER_BYTES
 from engine.records import Buffer, IngestReport, Kind, Pixels
@@ -48,6 +49,7 @@ from engine.sources.base import (
     RowBlock,
     Skipped,
 )
+from engine.storage.build import StoppedError, Work
 from engine.storage.chunk import Chunk, NewImage, NewName, NewRows
 from engine.storage.rows import ARRAY, ArchiveRow, ArrayRow, NameRow, Run
 from engine.store import REJECTS, StoreFiles
@@ -726,13 +728,16 @@ class Ingest:
 
     def _index(self, least: int) -> None:
         """Index the vectors that are in no segment, if there are at least ``least`` of them."""
-        first = self._store.unindexed_from(least)
-        if first is not None:
-            try:
-                self._store.build_segment(first)
-            except (OSError, MemoryError) as error:
-                # Derived: the vectors are committed, and are searched exactly until it succeeds.
-                _log.warning("the index was not built: %s; lookups go on without it", error)
+        if not self._store.vector_rows:
+            return
+        work = Work(self._store.memory, lambda rows: self._peak.sample(), self._stop)
+        try:
+            Indexing(self._store, work).update(least)
+        except StoppedError:
+            _log.warning("the index was not built: the next ingest or optimize builds it")
+        except (OSError, MemoryError, StoreDamagedError) as error:
+            # Derived: the vectors are committed, and are searched exactly until it succeeds.
+            _log.warning("the index was not built: %s; lookups go on without it", error)
 
     def _advance(self, count: int) -> None:
         self._done += count

@@ -701,8 +701,9 @@ class StoreFiles(StoreView):
 
     def next_index_number(self) -> int:
         """A number that no file of the index has."""
-        entries = (*self.manifest.segments, *self.manifest.quantizers)
-        return max((entry.number for entry in entries), default=0) + 1
+        numbers = [entry.number for entry in self.manifest.segments]
+        numbers += [entry.number for entry in self.manifest.quantizers]
+        return max(numbers, default=0) + 1
 
     def replace_vectors(
         self, made: Path, old: Sequence[tuple[int, int]], new: Ordered, quantizer: QuantizerEntry

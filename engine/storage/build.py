@@ -267,7 +267,7 @@ class _Laying:
     def _append(self, block: npt.NDArray[np.float32], ids: Numbers) -> None:
         made = []
         for i, data in enumerate((block, ids)):
-            view = memoryview(data).cast("B")
+            view = data.reshape(-1).view(np.uint8).data
             write_all(self._fds[i], view, HEADER_BYTES + self._end[i])
             check = digest.checksum(view)
             made.append(Append(self._families[i].name, 0, self._end[i], len(view), check))

@@ -113,9 +113,9 @@ class VectorIndex:
             self._spans.append(spans)
 
     @property
-    def quantizer_number(self) -> int:
-        """Of the live quantizer; 0 if there is none."""
-        return self._entry.number if self._entry is not None else 0
+    def quantizer_entry(self) -> QuantizerEntry | None:
+        """The live quantizer as the manifest has it."""
+        return self._entry
 
     def point(self, k: int, recall: float | None) -> OperatingPoint | None:
         """How far a search for k looks at a recall; None where it looks at everything."""
@@ -188,7 +188,7 @@ class VectorIndex:
         step = max(1, _CANDIDATES // depth)
         found = []
         for at in range(0, len(queries), step):
-            fitted = self.quantizer.fit(queries[at : at + step])
+            fitted = self.quantizer.queries(queries[at : at + step])
             scores, rows = self._candidates(fitted, nprobe, depth, among)
             order = np.argsort(-scores, axis=1, kind="stable")
             found.append(np.take_along_axis(rows, order, 1))
@@ -207,7 +207,7 @@ class VectorIndex:
         if among is not None:
             # The wanted ones lie as far apart as if there were no others: more lists hold as many.
             nprobe = min(nlist, -(-nprobe * self.vectors.rows // among.count))
-        fitted = self.quantizer.fit(queries)
+        fitted = self.quantizer.queries(queries)
         while True:
             rows = self._candidates(fitted, min(nprobe, nlist), depth, among)[1]
             there = min(depth, among.count if among is not None else self._covered)

@@ -284,8 +284,13 @@ def _quantizer(body: dict[str, Any]) -> QuantizerEntry:
 
 def _measured(body: dict[str, Any]) -> Measured:
     points = tuple((int(k), tuple(_point(point) for point in found)) for k, found in body["points"])
-    numbers = [int(body[name]) for name in ("quantizer", "rows", "sample")]
-    return Measured(float(body["target"]), *numbers, points)
+    return Measured(
+        target=float(body["target"]),
+        quantizer=int(body["quantizer"]),
+        rows=int(body["rows"]),
+        sample=int(body["sample"]),
+        points=points,
+    )
 
 
 def _point(body: dict[str, Any]) -> OperatingPoint:

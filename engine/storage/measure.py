@@ -41,8 +41,8 @@ def measure(
 
     ``alive``: images to be found, where not all are. ``done`` is called every second or so.
     """
-    quantizer = index.quantizer
-    assert quantizer is not None
+    quantizer, entry = index.quantizer, index.quantizer_entry
+    assert quantizer is not None and entry is not None
     vectors = index.vectors
     most = _SAMPLE if vectors.rows < _LARGE else _SAMPLE // 2
     rows, queries = sample_of(vectors, most, _SEED)
@@ -74,7 +74,7 @@ def measure(
         if least >= _ENOUGH:
             break
     points = tuple((k, _worthwhile(found[k])) for k in MEASURED_K)
-    return Measured(target, index.quantizer_number, vectors.rows, len(rows), points)
+    return Measured(target, entry.number, vectors.rows, len(rows), points)
 
 
 def _grid(nlist: int) -> list[int]:

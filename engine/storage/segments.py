@@ -182,8 +182,8 @@ class Segment:
     def resident_bytes(self) -> int:
         """What its codes take in memory: FastScan's blocks are of 32 rows."""
         code_bytes = self._quantizer.code_bytes
-        blocks = (-(-self.sizes // 32) * 32).sum()
-        return int(blocks) * code_bytes + self.entry.rows * LABEL_BYTES
+        blocks: int = (-(-self.sizes // 32) * 32).sum().item()
+        return blocks * code_bytes + self.entry.rows * LABEL_BYTES
 
     @property
     def is_resident(self) -> bool:
@@ -220,6 +220,7 @@ class Segment:
         """
         import faiss
 
+        _faiss: Any = faiss  # its type stubs know nothing of arrays
         held = self._held
         index = held.index if held is not None else self._mapped
         nq, nprobe = lists.shape
@@ -227,7 +228,7 @@ class Segment:
         params.nprobe = nprobe
         selector: Any = None
         if alive is not None:
-            selector = faiss.IDSelectorBitmap(alive)
+            selector = _faiss.IDSelectorBitmap(alive)
             params.sel = selector
         scores = np.empty((nq, depth), np.float32)
         labels = np.empty((nq, depth), np.int64)

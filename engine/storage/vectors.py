@@ -129,6 +129,7 @@ class Vectors:
         """
         import faiss
 
+        products: Any = faiss.fvec_inner_products_by_idx  # its stubs leave it out
         nq, m = rows.shape
         out = np.full((nq, m), -np.inf, np.float32)
         for part in range(len(self.parts)):
@@ -144,7 +145,7 @@ class Vectors:
             inside = np.ascontiguousarray(inside)
             self._ask_for(part, inside)
             started = time.perf_counter()
-            faiss.fvec_inner_products_by_idx(
+            products(
                 faiss.swig_ptr(into),
                 faiss.swig_ptr(queries),
                 faiss.swig_ptr(mapped),
@@ -176,7 +177,7 @@ class Vectors:
         started = time.perf_counter()
         self._scattered.ask_for(
             self.parts[part][0],
-            zip((first[begins] * _PAGE).tolist(), (last[ends] + 1).tolist(), strict=True),
+            zip((first[begins] * _PAGE).tolist(), ((last[ends] + 1) * _PAGE).tolist(), strict=True),
         )
         quick = time.perf_counter() - started < _ASKING_SECONDS * len(begins)
         self._warm = self._warm + 1 if quick else 0
@@ -199,7 +200,7 @@ class Vectors:
         return part, row - int(self._firsts[part])
 
     def _by_part(self, rows: Numbers) -> Iterator[tuple[int, Any, Numbers]]:
-        """For each part that has some of ``rows``: its number, which of them, and where they are in it."""
+        """Each part that has some of ``rows``: its number, which of them, where they are in it."""
         if len(self.parts) == 1 and (not rows.size or rows.min() >= 0):
             yield 0, slice(None), rows
             return

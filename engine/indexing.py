@@ -1,0 +1,139 @@
+"""Keeps the similarity index of a store up to date: what is built when, and when recall is measured.
+
+    new vectors → coded with the store's quantizer → a segment → merged with those no larger
+    four times as many as it was trained on, or others than it was trained on → trained and coded anew
+    twice as many as recall was measured on, or a new quantizer → recall measured again
+
+So n vectors lie in O(log n) segments, each is coded O(log n) times, and merging codes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from engine.storage import build
+from engine.storage.build import Work
+from engine.storage.index import VectorIndex
+from engine.storage.manifest import Measured, QuantizerEntry, SegmentEntry
+from engine.storage.measure import measure
+from engine.storage.quantizer import Quantizer
+from engine.storage.recall import DEFAULT_RECALL, choose
+from engine.store import StoreFiles
+
+_RETRAINED = 4  # times as many vectors as it was trained on, and a quantizer is trained anew
+_MEASURED_AGAIN = 2  # times as many vectors
+_MOVED = 1.25  # times as far from their centroids as those that were trained on: other vectors
+_NOTICED = 0.01  # recall lost, of which one is told
+_MEASURED_K = 10  # of which one is told
+_log = logging.getLogger("engine")
+
+
+class Indexing:
+    """The index of one store, which this process writes."""
+
+    def __init__(self, store: StoreFiles, work: Work) -> None:
+        self._store = store
+        self._work = work
+
+    def update(self, least: int) -> None:
+        """Index the vectors that are in no segment, if there are at least ``least`` of them.
+
+        Raises ``OSError``, ``MemoryError`` or ``StoppedError``; the index is as it was then, or better.
+        """
+        store = self._store
+        live = store.state.live_segments(store.manifest)
+        if store.vector_rows - sum(segment.rows for segment in live) < least:
+            return  # most commits end here, and opening the index takes some milliseconds
+        index = store.index
+        assert index is not None
+        entry = index.quantizer_entry
+        moved = False
+        if (
+            entry is None
+            or index.quantizer is None
+            or index.vectors.rows >= _RETRAINED * entry.trained_on
+        ):
+            self._build(index)
+        else:
+            moved = self._add(index, entry, index.quantizer)
+        self.measure(moved=moved)
+
+    def _build(self, index: VectorIndex) -> None:
+        """Train, and code all vectors."""
+        store, vectors = self._store, index.vectors
+        encoder = store.manifest.encoder
+        assert encoder is not None
+        number = store.next_index_number()
+        entry, quantizer = build.train(store.path, number, encoder.generation, vectors, self._work)
+        spans = [(0, vectors.rows)]
+        made, _ = build.segment(
+            store.path, number + 1, entry, quantizer, vectors, spans, self._work
+        )
+        store.publish_index([made], [entry])
+
+    def _add(self, index: VectorIndex, entry: QuantizerEntry, quantizer: Quantizer) -> bool:
+        """Code what is in no segment; returns whether it is unlike what the quantizer is for."""
+        store = self._store
+        number = store.next_index_number()
+        made, closeness = build.segment(
+            store.path, number, entry, quantizer, index.vectors, index.bare, self._work
+        )
+        live = [segment.entry for segment in index.segments]
+        store.publish_index([*live, made])
+        self._merge(entry, quantizer, [*live, made])
+        return 1 - closeness > _MOVED * (1 - entry.closeness)
+
+    def _merge(self, entry: QuantizerEntry, quantizer: Quantizer, live: list[SegmentEntry]) -> None:
+        """Merge the smallest segments while the next one is no larger than these together."""
+        store = self._store
+        by_size = sorted(live, key=lambda segment: segment.rows)
+        together, rows = by_size[:1], by_size[0].rows
+        while len(together) < len(by_size) and by_size[len(together)].rows <= rows:
+            rows += by_size[len(together)].rows
+            together.append(by_size[len(together)])
+        if len(together) > 1:
+            made = build.merge(store.path, store.next_index_number(), entry, quantizer, together)
+            store.publish_index([*(one for one in live if one not in together), made])
+
+    def measure(self, *, target: float | None = None, moved: bool = False) -> Measured | None:
+        """Measure recall if it has not been, or not on vectors like these; what is known of it now."""
+        store = self._store
+        index, before = store.index, store.manifest.measured
+        wanted = target or (before.target if before else DEFAULT_RECALL)
+        entry = index.quantizer_entry if index is not None else None
+        if index is None or entry is None:
+            found = Measured(wanted)
+        elif (
+            before is None
+            or before.quantizer != entry.number
+            or index.vectors.rows >= _MEASURED_AGAIN * before.rows
+            or moved
+        ):
+            found = measure(index, store.alive(), wanted, lambda: self._work.done(0))
+            if before is not None and before.quantizer == entry.number:
+                _tell(before, found, entry)
+        else:
+            found = replace(before, target=wanted)
+        if found != before and (before is not None or target is not None or found.points):
+            store.publish_index(store.manifest.segments, measured=found)
+        return found
+
+
+def _tell(before: Measured, now: Measured, entry: QuantizerEntry) -> None:
+    """Warn where searches, as they were set, find less than they did."""
+    was = choose(before, entry, _MEASURED_K, None)
+    if was is None:
+        return
+    points = dict(now.points).get(_MEASURED_K, ())
+    # The best that is now found by looking no further than before.
+    found = [p.recall for p in points if p.nprobe <= was.nprobe and p.depth <= was.depth]
+    recall = max(found, default=0.0)
+    if recall < was.recall - _NOTICED:
+        _log.warning(
+            "recall had drifted from %.3f to about %.3f, since the vectors are others than those "
+            "that the index was trained on: searches look further from now on, and 'engine optimize' "
+            "trains it anew",
+            was.recall,
+            recall,
+        )
