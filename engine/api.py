@@ -32,6 +32,7 @@ from engine.encoders.onnx import OnnxEncoder
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError, EngineError, ImageError, StoreError, UsageError
 from engine.export import Export
+from engine.given import normalized
 from engine.ingest import Ingest
 from engine.lookup import Lookup, identical_ids, tier_names
 from engine.optimize import Optimize
@@ -56,7 +57,7 @@ from engine.remove import Remove
 from engine.repair import Repair
 from engine.sources.base import Item, Problem, checked_metadata
 from engine.sources.locate import Query, Sources, open_images
-from engine.sources.memory import Images, MemoryArray, OneImage, is_image, members
+from engine.sources.memory import Images, OneImage, Vectors, array_of, is_image, members
 from engine.storage import reserve
 from engine.storage.create import create as make_store
 from engine.storage.extents import MovedError
@@ -155,7 +156,14 @@ class Store:
     @property
     def has_encoder(self) -> bool:
         """Whether images that are added get vectors, unless ``encoder="none"`` is said."""
-        return self._files.manifest.encoder is not None
+        entry = self._files.manifest.encoder
+        return entry is not None and not entry.given
+
+    @property
+    def has_given_vectors(self) -> bool:
+        """Whether the vectors were brought, and not made of images."""
+        entry = self._files.manifest.encoder
+        return entry is not None and entry.given
 
     def __len__(self) -> int:
         """The number of images."""
@@ -166,7 +174,7 @@ class Store:
 
     def ingest(
         self,
-        *sources: str | os.PathLike[str] | Images | OneImage | Stream,
+        *sources: str | os.PathLike[str] | Images | Vectors | OneImage | Stream,
         name: str | None = None,
         metadata: dict[str, Any] | None = None,
         files_from: str | os.PathLike[str] | None = None,
@@ -174,10 +182,17 @@ class Store:
         recursive: bool = True,
         keep_pixels: str = "auto",
         workers: int | None = None,
+        normalize: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> IngestReport:
         """Add the images of folders, files, arrays and synthetic sets; what is there stays as it is.
+
+        An array of float32 (n, d), in a file or in memory as "memory:NAME#17", is of vectors: rows
+        without pixels, each with an id of its own, for ``search_vectors``. A store holds vectors of
+        one d, its encoder's or given ones; images that are added to given ones get none.
+        ``normalize`` divides the vectors by their length, and queries too from then on, which makes
+        scores cosines; it is fixed with the first ones.
 
         A source may also be in memory, alone: one image, with a ``name`` that results call it by as
         "memory:NAME" (a file's bytes or a PIL image; ``metadata``, a JSON object of at most 16 KiB,
@@ -217,6 +232,7 @@ class Store:
                 used,
                 keep_pixels=keep_pixels,
                 workers=workers,
+                normalize=normalize,
                 progress=tell,
                 stop=stop,
             )
@@ -401,20 +417,17 @@ class Store:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The k vectors closest to each query: scores (nq, k) float32 and image ids (nq, k) int64.
 
-        ``queries`` is (nq, dim), finite; the score is the inner product, best first. Where there are
-        fewer than k vectors, scores are -inf and ids -1. ``recall`` is the share of the k closest
-        that is to be found, by default the store's own (see ``optimize``): how far to look was
-        measured on the store's own vectors. With 1 all are compared.
+        ``queries`` is (nq, dim), finite; the score is the inner product, best first, and the cosine
+        where the vectors have length 1: those of encoders, and given ones that were normalized, as
+        the queries are then. Where there are fewer than k vectors, scores are -inf and ids -1.
+        ``recall`` is the share of the k closest that is to be found, by default the store's own (see
+        ``optimize``): how far to look was measured on the store's own vectors. With 1 all are compared.
         """
         self._files.follow()
         index = self._files.index
         if index is None:
             raise UsageError(f"{self.path} has no vectors: it was filled with --encoder none")
-        block = np.ascontiguousarray(queries, np.float32)
-        if block.ndim != 2 or block.shape[1] != index.vectors.dim:
-            raise UsageError(f"queries of shape {block.shape}: (n, {index.vectors.dim}) is needed")
-        if not np.isfinite(block).all():
-            raise UsageError("queries hold NaN or infinite values")
+        block = self._as_queries(queries, index.vectors.dim)
         if k < 1:
             raise UsageError(f"k must be 1 or more, not {k}")
         return self._files.search(block, k, recall=recall)
@@ -473,6 +486,7 @@ class Store:
                 "dim": entry.dim,
                 "generation": entry.generation,
                 "fingerprint": entry.fingerprint,
+                "normalized": entry.normalized or not entry.given,
             },
             segments=[
                 {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}
@@ -566,6 +580,26 @@ class Store:
 
     # --- inside -----------------------------------------------------------------------------------
 
+    def _as_queries(self, queries: npt.ArrayLike, dim: int) -> npt.NDArray[np.float32]:
+        """Queries as they are compared: (nq, dim) float32; ``UsageError`` if they are something else."""
+        try:
+            with np.errstate(over="ignore"):
+                block = np.asarray(queries, np.float32, order="C")
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"queries are no array of numbers: {error}") from None
+        if block.ndim != 2 or block.shape[1] != dim:
+            one = "(1, d) for one" if block.ndim == 1 else f"(n, {dim})"
+            raise UsageError(f"queries of shape {block.shape}: {one} is needed")
+        if not np.isfinite(block).all():
+            raise UsageError("queries hold NaN or infinite values")
+        entry = self._files.manifest.encoder
+        if entry is not None and entry.normalized:
+            block, lengths = normalized(block)
+            if (lengths == 0).any():
+                at = int(np.argmin(lengths))
+                raise UsageError(f"query {at} has length zero, and so no direction")
+        return block
+
     @contextmanager
     def _alone(self, call: str) -> Iterator[None]:
         """One writing call at a time: what one has looked up, another must not change under it."""
@@ -595,7 +629,7 @@ class Store:
                 found = list(members([(name or "", source, metadata)], most, strict=True))
                 return _InMemory(found, 1)
             if isinstance(source, PackedBits | np.ndarray):
-                array = MemoryArray(source, name or "")
+                array = array_of(source, name or "")
                 return _InMemory([array], array.count)
             if name is None and _is_stream(source):
                 return _InMemory(members(source, most), None)
@@ -658,7 +692,7 @@ class Store:
 
     def _own_encoder(self) -> OnnxEncoder:
         entry = self._files.manifest.encoder
-        if entry is None:
+        if entry is None or entry.given:
             raise UsageError(f"{self.path} has no encoder")
         if self._encoder is None:
             found = registry.read((self.path / entry.file).parent)
@@ -670,9 +704,14 @@ class Store:
     def _encoder_for(self, wanted: str | None) -> OnnxEncoder | None:
         """The encoder of an ingest: the store's own, if ``wanted`` is no other one."""
         entry = self._files.manifest.encoder
-        if wanted == NO_ENCODER or (wanted is None and entry is None):
+        if wanted == NO_ENCODER or (wanted is None and not self.has_encoder):
             return None
         if wanted is not None:
+            if entry is not None and entry.given:
+                raise UsageError(
+                    f"{self.path} holds vectors that were given, with which those of {wanted} cannot "
+                    f"be compared: leave --encoder out, or make another store"
+                )
             chosen = registry.find(wanted)
             if entry is None:
                 self._files.adopt_encoder(lambda folder: _install(folder, chosen))

@@ -10,7 +10,7 @@
 3. sources     each name has an image that names it back; no run is of removed images only; their
                number is the committed one
 4. vectors     as many ids as vectors, ascending, each of a known image; those of removed images are as
-               many as count as such; their encoder can be loaded
+               many as count as such; their encoder can be loaded, or as many were given as have a record
 5. segments    checksum
 6. leftovers   bytes that an interrupted writer left behind: no damage, and gone with the next write
 
@@ -93,6 +93,7 @@ class Check:
         self._problems: list[Problem] = []
         self._bytes = 0
         self._images = 0
+        self._given_vectors = 0  # of these, vectors without pixels
         self._sources = 0
         self._names_counted = False
         self._there = IdSet.none(store.state.next_id)  # those with a record
@@ -284,7 +285,7 @@ class Check:
             self.damage.removed = missing  # else it is records that are damaged
 
     def _read_records(self) -> tuple[int, int]:
-        """Read all records; how many images they are of, and the sum of (id, key)."""
+        """Read all records; how many images with a key they are of, and the sum of (id, key)."""
         total = 0
         records = (
             found
@@ -293,10 +294,12 @@ class Check:
         )
         for batch in _batches(records):
             ids = np.array([id_ for id_, _ in batch], np.int64)
-            total += _sum(ids, [key for _, key in batch])
+            with_key = np.array([bool(key) for _, key in batch])  # vectors have none
+            total += _sum(ids[with_key], [key for _, key in batch if key])
             self._there.add(ids)
             self._images += len(batch)
-        return self._images, total & _SUM
+            self._given_vectors += int((~with_key).sum())
+        return self._images - self._given_vectors, total & _SUM
 
     def _read_images(self) -> tuple[int, int]:
         """Read the rows of all images; how many there are, and the sum of (id, key)."""
@@ -329,7 +332,7 @@ class Check:
             for found in record_keys(key, value)
         )
         before = len(self._problems)
-        for batch in _batches(records):
+        for batch in _batches(record for record in records if record[1]):
             rows = self._store.images_of([key for _, key in batch])
             for (id_, _), found in zip(batch, rows, strict=True):
                 if id_ not in [row.id for row in found]:
@@ -435,7 +438,7 @@ class Check:
 
     def _encoder(self) -> None:
         entry = self._store.manifest.encoder
-        if entry is None:
+        if entry is None or entry.given:
             return
         folder = (self._store.path / entry.file).parent
         try:
@@ -481,6 +484,9 @@ class Check:
         )
         if known and ids_whole and self._all_there:
             self._removed_vectors(store.vector_rows - live)
+            if encoder.given and live != self._given_vectors:
+                what = f"{self._given_vectors} vectors have a record, {live} are there"
+                self._say("vectors", what)
 
     def _removed_vectors(self, found: int) -> None:
         """Whether as many vectors as are of removed images count as such."""

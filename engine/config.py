@@ -59,6 +59,8 @@ KEEP_BITS_LIMIT = 64 << 10  # bytes: the largest packed bit image that "auto" ke
 
 CHUNK_FILES = 512  # images of one commit, at most
 CHUNK_ROWS = 20_000  # rows of an array of one commit, at most
+CHUNK_VECTORS = 1 << 16  # vectors that were brought of one commit, at most
+CHUNK_VECTOR_BYTES = 32 << 20  # the same in bytes
 CHUNK_ENCODED_ROWS = 2_048  # the same with vectors, which take seconds
 ENCODE_BATCH = 64  # images a call of the encoder
 EXACT_ROWS = 16_384  # vectors below which searching all of them beats an index

@@ -4,10 +4,11 @@
                       file_hash, fingerprint, quality, source_count, metadata; one row an image
     sources.csv       id, source, source_hex; one row a place where an image was seen, rows of
                       arrays each by itself, in groups of 4,096 ids
-    vectors.npy       float32 (n, dim), unit vectors of the live encoder
+    vectors.npy       float32 (n, dim), unit vectors of the live encoder; given ones as they were
     vector_ids.npy    int64 (n,), the image of each
 
-or the first two as Parquet with the same columns. Hashes and fingerprints are hexadecimal; metadata is
+or the first two as Parquet with the same columns. Of a vector without pixels, what is of pixels is
+empty. Hashes and fingerprints are hexadecimal; metadata is
 JSON, or nothing; ids have gaps where images were removed.
 
 CSV is that of RFC 4180 in UTF-8. A file's name is bytes, and need not be UTF-8: such a one has U+FFFD
@@ -31,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import StoreError, UsageError
-from engine.records import ExportReport, ImageRecord
+from engine.records import ExportReport, ImageRecord, Kind
 from engine.storage import extents
 from engine.storage.aside import check_place, made_aside
 from engine.storage.extents import ExtentReader
@@ -231,10 +232,10 @@ def _image_row(
         record.frames,
         record.container,
         record.file_bytes,
-        record.key.hex(),
-        record.proof.hex(),
+        record.key.hex() or None,
+        record.proof.hex() or None,
         record.file_hash.hex() or None,
-        fingerprints[extent][row].tobytes().hex(),
+        None if record.kind is Kind.VECTOR else fingerprints[extent][row].tobytes().hex(),
         record.quality,
         int(counts[record.id % BUCKET]),
         json.dumps(record.metadata) if record.metadata else None,

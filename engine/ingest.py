@@ -27,6 +27,8 @@ from engine.config import (
     CHUNK_ENCODED_ROWS,
     CHUNK_FILES,
     CHUNK_ROWS,
+    CHUNK_VECTOR_BYTES,
+    CHUNK_VECTORS,
     ENCODE_BATCH,
     EXACT_ROWS,
     KEEP_BITS_LIMIT,
@@ -35,6 +37,7 @@ from engine.config import (
 )
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
+from engine.given import CheckedBlock, GivenArray, begun, check_admission, checked
 from engine.indexing import Indexing
 from engine.memory import PeakMemory
 from engine.pixels import HEADER_BYTES
@@ -48,6 +51,7 @@ from engine.sources.base import (
     Problem,
     RowBlock,
     Skipped,
+    VectorItem,
 )
 from engine.storage.build import StoppedError, Work
 from engine.storage.chunk import Chunk, NewImage, NewName, NewRows
@@ -151,16 +155,21 @@ class Ingest:
         *,
         keep_pixels: str = "auto",
         workers: int | None = None,
+        normalize: bool = False,
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> None:
-        """``progress`` is told how many items are done; ``stop`` ends the run after a commit."""
+        """``progress`` is told how many items are done; ``stop`` ends the run after a commit.
+
+        ``normalize``: divide vectors that are brought by their length.
+        """
         check_keep_pixels(keep_pixels)
         if workers is not None and workers < 1:
             raise UsageError(f"workers must be 1 or more, not {workers}")
         self._store = store
         self._encoder = encoder
         self._keep = keep_pixels
+        self._normalize = normalize
         self._workers = workers or cpu_count()
         self._progress = progress or (lambda done: None)
         self._stop = stop or (lambda: False)
@@ -190,6 +199,8 @@ class Ingest:
                     waiting = []
                     if isinstance(group, ArchiveItem):
                         self._archive(group, pool)
+                    elif isinstance(group, VectorItem):
+                        self._vectors(group, pool)
                     else:
                         self._array(group, pool)
                 if self._stop():
@@ -204,7 +215,7 @@ class Ingest:
 
     def _groups(
         self, items: Iterable[Item]
-    ) -> Iterator[list[FileItem | Member] | ArrayItem | ArchiveItem]:
+    ) -> Iterator[list[FileItem | Member] | ArrayItem | VectorItem | ArchiveItem]:
         """Files in groups of one commit; arrays and archives alone. Problems and skipped end here."""
         group: list[FileItem | Member] = []
         problems: list[Problem] = []
@@ -655,6 +666,94 @@ class Ingest:
             # One that shares its key never says so.
             chunk.out_of_runs += [(key, row) for row in found[:1] if row.in_runs]
 
+    # --- vectors ----------------------------------------------------------------------------------
+
+    def _vectors(self, array: VectorItem, pool: ThreadPoolExecutor) -> None:
+        """Ingest the rows of an array of vectors that are not committed yet, block by block."""
+        row = self._store.array(array.name)
+        stamp = (array.mtime_ns, array.size)
+        start = 0
+        try:
+            if array.row_bytes > self._store.memory.chunk:
+                raise SourceError(
+                    f"has rows of {array.row_bytes:,} bytes: raise --memory", passing=True
+                )
+            known = begun(array, row)
+            if row is None or not known:
+                same = row is not None and row.kind is Kind.VECTOR
+                number = row.number if row is not None and same else self._store.state.next_array
+                row = ArrayRow(number, *stamp, 0, Kind.VECTOR)
+            start = row.rows
+            self._counts.unchanged += start - row.rejected
+            self._counts.rejected += row.rejected
+            self._advance(start)
+            broken = self._store.rejects([array.name])[0]
+            if known and broken is not None and is_final(broken, *stamp):
+                self._counts.rejected += 1  # what is left of it cannot be read
+                self._advance(max(array.count - start, 1))
+                return
+            if start < array.count:
+                check_admission(self._store, array.dim, normalize=self._normalize)
+            given = GivenArray(self._store, array, row.number)
+            if not known:
+                given.forget_rest()
+            for block in self._vectors_ahead(array, start, pool):
+                start = block.first + len(block.rows)
+                problems = block.problems(array.name, *stamp)
+                rejected = sum(problem.rows for problem in problems)
+                row = replace(
+                    row,
+                    rows=start,
+                    complete=start == array.count,
+                    rejected=row.rejected + rejected,
+                )
+                self._commit_vectors(given, block, array.name, row, problems)
+                if self._stop():
+                    return
+        except (SourceError, ImageError) as error:
+            self._reject([Problem(array.name, str(error), *((0, 0) if error.passing else stamp))])
+            self._advance(max(array.count - start - 1, 0))
+
+    def _vectors_ahead(
+        self, array: VectorItem, start: int, pool: ThreadPoolExecutor
+    ) -> Iterator[CheckedBlock]:
+        """Each block, checked. While one is committed the next is read and checked."""
+        entry = self._store.manifest.encoder
+        kept = entry is not None and self._store.vector_rows > 0
+        normalize = entry.normalized if entry is not None and kept else self._normalize
+        most = min(self._store.memory.block, CHUNK_VECTOR_BYTES)
+        blocks = array.vectors(start, CHUNK_VECTORS, most)
+
+        def read() -> CheckedBlock | None:
+            block = next(blocks, None)
+            self._peak.sample()
+            return checked(block, normalize=normalize) if block is not None else None
+
+        reading = pool.submit(read)
+        while (block := reading.result()) is not None:
+            reading = pool.submit(read)
+            yield block
+
+    def _commit_vectors(
+        self,
+        given: GivenArray,
+        block: CheckedBlock,
+        name: bytes,
+        array: ArrayRow,
+        problems: Sequence[Problem],
+    ) -> None:
+        chunk, unchanged = given.take(block)
+        if chunk.given is not None and not self._store.vector_rows:
+            self._store.adopt_vectors(block.rows.shape[1], normalized=self._normalize)
+            self._encoder = None  # from now on images get no vectors
+        added = len(chunk.given) if chunk.given is not None else 0
+        chunk.arrays = [(name, array)]
+        self._put_rejects(chunk, problems)
+        self._store.commit(chunk)
+        self._counts.added += added
+        self._counts.unchanged += unchanged
+        self._advance(len(block.rows))
+
     # --- both -------------------------------------------------------------------------------------
 
     def _known(self, pending: _Pending, images: Sequence[NewImage]) -> list[int | None]:
@@ -709,7 +808,7 @@ class Ingest:
 
     def _put_rejects(self, chunk: Chunk, rejects: Sequence[Problem]) -> None:
         """Record what could not be read; a row that says the same as before is not repeated."""
-        self._counts.rejected += len(rejects)
+        self._counts.rejected += sum(found.rows for found in rejects)
         lines = []
         before = self._store.rejects([found.name for found in rejects]) if rejects else []
         for found, known in zip(rejects, before, strict=True):

@@ -133,6 +133,7 @@ class Optimize:
                 found
                 for key, value in store.keys.scan("records")
                 for found in record_keys(key, value)
+                if found[1]  # a vector has no pixels
             )
             while batch := list(islice(records, _BATCH)):
                 self._move(self._of(batch, doomed), reader, stuck)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.config import CHUNK_FILES, KEEP_BITS_LIMIT
 from engine.errors import EngineError
+from engine.given import begun
 from engine.ingest import is_final
 from engine.records import IngestPlan, Kind
 from engine.sources.base import (
@@ -22,6 +23,7 @@ from engine.sources.base import (
     Member,
     Problem,
     Skipped,
+    VectorItem,
 )
 from engine.storage.view import StoreView
 
@@ -42,8 +44,7 @@ class Plan:
         """
         self._store = store
         self._keep = keep_pixels
-        # float32, an id, and a code and a row number in the index.
-        self._vector = 4 * dim + 8 + dim // 4 + 8 if dim else 0
+        self._vector = vector_bytes(dim) if dim else 0
         self._images = self._unchanged = self._rejected = self._skipped = 0
         self._archives = self._bytes = self._done = 0
         self._disk = disk_bytes
@@ -98,6 +99,8 @@ class Plan:
             self._skipped += 1
         elif isinstance(item, ArchiveItem):
             self._archive(item)
+        elif isinstance(item, VectorItem):
+            self._vectors(item)
         elif not isinstance(item, FileItem | Member):
             self._array(item)
 
@@ -122,6 +125,18 @@ class Plan:
         kept = self._keep == "yes" or (self._keep == "auto" and small)
         self._disk += left * (_ROW_BYTES + self._vector + (values if kept else 0))
 
+    def _vectors(self, item: VectorItem) -> None:
+        row = self._store.array(item.name) if self._store else None
+        if row is not None and begun(item, row):
+            self._unchanged += row.rows - row.rejected
+            self._rejected += row.rejected
+            left = item.count - row.rows
+        else:
+            left = item.count
+        self._images += left
+        self._bytes += item.size * left // max(item.count, 1)
+        self._disk += left * vector_bytes(item.dim)
+
     def _archive(self, item: ArchiveItem) -> None:
         row = self._store.archive(item.name) if self._store else None
         if row is not None and (row.mtime_ns, row.size) == (item.mtime_ns, item.size):
@@ -142,6 +157,11 @@ class Plan:
         left = item.count - (row.done if row else 0)
         self._images += left
         self._disk += left * (_FILE_BYTES + len(item.name) + self._vector)
+
+
+def vector_bytes(dim: int) -> int:
+    """Of disk: float32, an id, and a code and a row number in the index."""
+    return 4 * dim + 8 + dim // 4 + 8
 
 
 def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:

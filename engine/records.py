@@ -14,11 +14,16 @@ Buffer = bytes | memoryview
 
 
 class Kind(enum.IntEnum):
-    """What an image's canonical pixels are made of; never reduced from one to another."""
+    """What an image's canonical pixels are made of; never reduced from one to another.
+
+    A vector that somebody brought has none: a row of that kind has no key and no proof, is 1 high and
+    as wide as the vector is long.
+    """
 
     BITS = 1  # every channel value is one bit, packed eight to a byte
     U8 = 2  # 8 bits a channel
     U16 = 3  # 16 bits a channel, little-endian
+    VECTOR = 4  # no pixels
 
 
 class Pixels(NamedTuple):
@@ -65,8 +70,8 @@ class ImageRecord:
     frames: int
     container: str
     file_bytes: int  # size of the file it was first read from; 0 for a row of an array
-    key: bytes  # 16 bytes, xxh3-128 of the canonical pixels
-    proof: bytes  # 32 bytes, SHA-256 of the canonical pixels
+    key: bytes  # 16 bytes, xxh3-128 of the canonical pixels; empty for a vector
+    proof: bytes  # 32 bytes, SHA-256 of the canonical pixels; empty for a vector
     file_hash: bytes  # 32 bytes, SHA-256 of the file it was first read from; empty for a row
     quality: int  # 0-100: how much its fingerprint says about it
     place: Place | None  # its kept pixels
@@ -103,7 +108,10 @@ class NearHit:
 
 @dataclass(frozen=True, slots=True)
 class SimilarHit:
-    """An image whose vector lies close to the query's; ``score`` is their cosine (-1 to 1)."""
+    """An image whose vector lies close to the query's; ``score`` is their cosine (-1 to 1).
+
+    Of vectors that were brought and not normalized it is their inner product.
+    """
 
     id: int
     score: float

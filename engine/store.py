@@ -34,7 +34,7 @@ import numpy as np
 
 from engine.config import MemoryBudget
 from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
-from engine.records import Buffer, Place
+from engine.records import Buffer, Kind, Pixels, Place
 from engine.storage import extents, keys, manifest, removed, reserve, segments
 from engine.storage.build import Ordered
 from engine.storage.chunk import Chunk, NewImage, NewRows, Removal
@@ -338,7 +338,10 @@ class StoreFiles(StoreView):
         images = chunk.images
         rows = chunk.rows
         rekept = chunk.rekept
-        count = len(images) + (len(rows) if rows else 0)
+        given = chunk.given
+        assert given is None or not (images or rows)
+        vectors = given if given is not None else chunk.vectors
+        count = len(images) + (len(rows) if rows else 0) + (len(given) if given is not None else 0)
 
         kept = [image.keep for image in images if image.keep is not None]
         places = iter([self._writer(extents.PIXELS).put(blob) for blob in kept])
@@ -353,12 +356,14 @@ class StoreFiles(StoreView):
         self._put_rows(extents.FINGERPRINTS, prints)
         if rows:
             self._put_rows(extents.FINGERPRINTS, rows.fingerprints.tobytes())
+        if given is not None:
+            self._put_zeros(extents.FINGERPRINTS, len(given) * extents.FINGERPRINTS.row_bytes)
         encoder = self.manifest.encoder
-        if chunk.vectors is not None and encoder is not None and len(chunk.vectors):
-            block = np.ascontiguousarray(chunk.vectors, np.float32)
+        if vectors is not None and encoder is not None and len(vectors):
+            block = np.ascontiguousarray(vectors, np.float32)
             ids = np.arange(first_id, first_id + len(block), dtype=np.int64)
             generation = encoder.generation
-            self._put_rows(extents.vectors(generation, encoder.dim), block.tobytes())
+            self._put_rows(extents.vectors(generation, encoder.dim), block.reshape(-1).data)
             self._put_rows(extents.vector_ids(generation), ids.tobytes())
             vector_rows = state.vectors.get(str(generation), 0)
             state.vectors[str(generation)] = vector_rows + len(block)
@@ -370,6 +375,8 @@ class StoreFiles(StoreView):
             self._put_images(batch, images, first_id, places)
             if rows:
                 self._put_new_rows(batch, rows, first_id + len(images), first_row)
+            if given is not None:
+                self._put_given(batch, first_id, *given.shape)
             for one, place in zip(rekept, replaced, strict=True):
                 batch.put("images", one.key, one.row._replace(place=place).pack())
                 if one.row.place is not None:
@@ -542,6 +549,11 @@ class StoreFiles(StoreView):
         for key, value in pack_records(first_id, rows.shape, rows.keys, rows.qualities):
             batch.put("records", key, value)
 
+    def _put_given(self, batch: Batch, first_id: int, count: int, dim: int) -> None:
+        shape = Pixels(Kind.VECTOR, 1, dim, 1, 1, b"")
+        for key, value in pack_records(first_id, shape, [], np.zeros(count, np.uint8)):
+            batch.put("records", key, value)
+
     def _put_metadata(self, batch: Batch, described: Sequence[tuple[int, dict[str, Any]]]) -> None:
         """Put what is said of images that nothing was said of; rows of arrays share their records."""
         for id_, metadata in described:
@@ -617,12 +629,19 @@ class StoreFiles(StoreView):
         writer.begin(number)
 
     def _put_rows(self, family: Family, rows: Buffer) -> None:
-        view = memoryview(rows)
+        view = memoryview(rows).cast("B")
         while view:
             writer = self._writer(family)
             part = view[: writer.room]
             writer.put(part)
             view = view[len(part) :]
+
+    def _put_zeros(self, family: Family, length: int) -> None:
+        while length:
+            writer = self._writer(family)
+            part = min(length, writer.room)
+            writer.put_zeros(part)
+            length -= part
 
     def _flush(self, writer: ExtentWriter) -> None:
         done = writer.flush()
@@ -639,6 +658,31 @@ class StoreFiles(StoreView):
         if self.manifest.encoder is None:
             self.manifest = replace(self.manifest, encoder=install(self.path))
             self.manifest.save(self.path)
+
+    def adopt_vectors(self, dim: int, *, normalized: bool) -> None:
+        """Let a store that has no vectors hold given ones; what its encoder was goes."""
+        self._require_writer()
+        assert not self.vector_rows
+        self._safely(lambda: self._adopt_vectors(dim, normalized=normalized))
+
+    def _adopt_vectors(self, dim: int, *, normalized: bool) -> None:
+        before = self.manifest.encoder
+        # A generation of its own: extents of the one before may have been begun.
+        generation = before.generation + 1 if before is not None else 1
+        entry = EncoderEntry(manifest.GIVEN, generation, dim, "", "", normalized)
+        if before == replace(entry, generation=generation - 1):
+            return
+        families = (extents.PIXELS.name, extents.FINGERPRINTS.name)
+        kept = {name: n for name, n in self.manifest.extents.items() if name in families}
+        self.manifest = replace(self.manifest, encoder=entry, extents=kept, segments=())
+        self.manifest.save(self.path)
+        for name in [name for name in self._writers if name not in families]:
+            self._writers.pop(name).close()
+        if before is not None and not before.given:
+            shutil.rmtree((self.path / before.file).parent, ignore_errors=True)
+        if self._index is not None:
+            self._index.close()
+            self._index = None
 
     def set_checksums(self, found: Sequence[tuple[bytes, int, int]]) -> None:
         """After a repair: (commit, which of its appends, xxh64 of what is there now) for each."""

@@ -22,7 +22,7 @@ FLOORS = [
     {"pixels", "digest"},
     {"fingerprint", "memory", "sources", "encoders", "training", "storage"},
     {"store"},
-    {"near"},
+    {"near", "given"},
     {"ingest", "lookup", "check", "backup", "export", "remove", "optimize"},
     {"repair", "plan"},
     {"api"},

@@ -37,8 +37,8 @@ def ingest(
         typer.Argument(
             metavar="SOURCE...",
             help="Folders, images, tar or zip archives, 'shards/{000..150}.tar', .parquet tables, "
-            ".npy or .npz arrays, 'synthetic:bits?n=1e6&seed=0', or - for a list of them on "
-            "standard input.",
+            ".npy or .npz arrays (of images; or vectors, float32 (n, d)), "
+            "'synthetic:bits?n=1e6&seed=0', or - for a list of them on standard input.",
         ),
     ] = None,
     store: StoreOption = "",
@@ -61,6 +61,13 @@ def ingest(
             help="Keep pixels: of bit images up to 64 KiB, of all images, of none.",
         ),
     ] = "auto",
+    normalize: Annotated[
+        bool,
+        typer.Option(
+            "--normalize",
+            help="Divide given vectors by their length, and queries: scores are cosines.",
+        ),
+    ] = False,
     files_from: FilesFromOption = "",
     dry_run: Annotated[
         bool,
@@ -105,10 +112,11 @@ def ingest(
                 recursive=recursive,
                 keep_pixels=keep_pixels,
                 workers=workers or None,
+                normalize=normalize,
                 progress=progress,
                 stop=stop,
             )
-            has_encoder = opened.has_encoder
+            has_encoder = opened.has_encoder or opened.has_given_vectors
     if report.added and not encoder and not has_encoder:
         warn(
             "no vectors were made: this store began with --encoder none; with --encoder simclr, "

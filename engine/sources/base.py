@@ -79,6 +79,14 @@ class RowBlock:
     kind: Kind
 
 
+@dataclass(frozen=True, slots=True)
+class VectorBlock:
+    """Consecutive rows of one array of vectors: ``rows`` is (n, d) float32, C-contiguous."""
+
+    first: int
+    rows: npt.NDArray[np.float32]
+
+
 class ArrayItem(Protocol):
     """An array of images, or a synthetic set: rows that share a name."""
 
@@ -96,6 +104,24 @@ class ArrayItem(Protocol):
         """Bits or 8-bit, for all its rows."""
 
     def blocks(self, start: int, most_rows: int, most_bytes: int) -> Iterator[RowBlock]:
+        """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""
+
+
+@runtime_checkable
+class VectorItem(Protocol):
+    """An array of vectors that somebody brings: rows without pixels that share a name."""
+
+    name: bytes  # how results call it, before "#" and the row
+    mtime_ns: int
+    size: int
+    count: int  # rows
+    dim: int  # numbers in each
+
+    @property
+    def row_bytes(self) -> int:
+        """The most that one row takes while it is read."""
+
+    def vectors(self, start: int, most_rows: int, most_bytes: int) -> Iterator[VectorBlock]:
         """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""
 
 
@@ -124,13 +150,14 @@ class Problem:
     """Something that was named or claims to be images, and cannot be read.
 
     With the stamp of its file it is not tried again until that changes; 0 and 0 where another try
-    may go better.
+    may go better. It may stand for several rows of an array, "vectors.npy#17-39".
     """
 
     name: bytes
     reason: str
     mtime_ns: int = 0
     size: int = 0
+    rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +167,7 @@ class Skipped:
     name: bytes
 
 
-Item = FileItem | Member | ArrayItem | ArchiveItem | Problem | Skipped
+Item = FileItem | Member | ArrayItem | VectorItem | ArchiveItem | Problem | Skipped
 
 
 def over_limit(size: int, most: int) -> ImageError:

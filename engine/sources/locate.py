@@ -11,16 +11,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.errors import EngineError, ImageError, SourceError, UsageError
 from engine.pixels import SUFFIXES, decode, from_canonical
 from engine.records import Decoded
 from engine.sources import arrays, files, shards
 from engine.sources.archives import TarArchive, begins_as_tar, is_named_tar
-from engine.sources.arrays import KIND_OVERRIDES, NpyArray
-from engine.sources.base import FileItem, Item, Member, Problem, absolute
+from engine.sources.arrays import KIND_OVERRIDES, Array, open_array
+from engine.sources.base import (
+    FileItem,
+    Item,
+    Member,
+    Problem,
+    RowBlock,
+    Rows,
+    VectorBlock,
+    absolute,
+)
 from engine.sources.naming import MOST_NAME
 from engine.sources.synthetic import PREFIX, SyntheticBits
 from engine.sources.tables import PARQUET_SUFFIXES, ParquetTable
+from engine.sources.vectors import NpyVectors
 from engine.sources.zips import ZipArchive
 
 Archive = TarArchive | ZipArchive | ParquetTable
@@ -184,11 +197,18 @@ def _shown(text: str | os.PathLike[str], most: int = _MOST_SHOWN) -> str:
 
 
 class Query:
-    """One image to look up: its name, and its bytes or its canonical row."""
+    """One image to look up: its name, and its bytes or its canonical row; or a vector."""
 
-    def __init__(self, name: str, data: bytes | None, decoded: Decoded | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        data: bytes | None,
+        decoded: Decoded | None,
+        vector: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         self.name = name
         self.data = data  # the file's bytes, for an image file
+        self.vector = vector  # (d,), of which there are no pixels
         self._decoded = decoded
 
     def decode(self, max_bytes: int) -> Decoded:
@@ -236,9 +256,14 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
         for array in found:
             if array.row_bytes > most:
                 raise SourceError(f"has rows of {array.row_bytes:,} bytes: raise --memory")
-            for block in array.blocks(0, 256, 8 << 20):
-                for number, canonical in enumerate(block.rows, block.first):
-                    yield _from_row(f"{os.fsdecode(array.name)}#{number}", canonical)
+            blocks: Iterator[RowBlock] | Iterator[VectorBlock]
+            if isinstance(array, NpyVectors):
+                blocks = array.vectors(0, 256, 8 << 20)
+            else:
+                blocks = array.blocks(0, 256, 8 << 20)
+            for block in blocks:
+                for number, row in enumerate(block.rows, block.first):
+                    yield _from_row(f"{os.fsdecode(array.name)}#{number}", row)
         return
     data = _in_archive(spec, most)
     if data is not None:
@@ -257,13 +282,13 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
     yield _from_row(spec, found[0].row(int(row)))
 
 
-def _member(spec: str) -> NpyArray:
+def _member(spec: str) -> Array:
     """The array of ``FILE.npz#NAME``, where either may hold a ``#`` itself."""
     at = spec.find("#")
     while at != -1:
         named = _array_spec(spec[:at])
         if named is not None and Path(named[0]).is_file():
-            return NpyArray(Path(named[0]), spec[at + 1 :] + ".npy", named[1])
+            return open_array(Path(named[0]), spec[at + 1 :] + ".npy", named[1])
         at = spec.find("#", at + 1)
     raise SourceError("no such file")
 
@@ -297,8 +322,11 @@ def _in_archive(spec: str, most: int) -> bytes | None:
     return None
 
 
-def _from_row(name: str, canonical: object) -> Query:
-    pixels = from_canonical(memoryview(canonical))  # type: ignore[arg-type]
+def _from_row(name: str, row: Rows | npt.NDArray[np.float32]) -> Query:
+    """A row of an array: canonical pixels, or a vector."""
+    if row.dtype == np.float32:
+        return Query(name, None, None, row.astype(np.float32))
+    pixels = from_canonical(row.data)
     return Query(name, None, Decoded(pixels, "array"))
 
 
@@ -388,7 +416,7 @@ def _array_spec(spec: str) -> tuple[str, str | None] | None:
     return path, values["kind"]
 
 
-def _arrays(spec: str) -> list[NpyArray] | None:
+def _arrays(spec: str) -> list[Array] | None:
     """The arrays that ``spec`` names, or None if it names something else."""
     named = _array_spec(spec)
     if named is None or not Path(named[0]).is_file():

@@ -1,9 +1,9 @@
 """Images that are in memory already, under names that the caller gives.
 
-``MemoryArray`` is many images of one size, with rows; ``members`` are images of any size, one by one
-out of a stream. Either way a source is called "memory:NAME", and has a checksum of its contents for a
-stamp: the same name with the same images is what is there already, and with other images it replaces
-what the name stood for, as a changed file does.
+``array_of`` is many images of one size, or vectors, with rows; ``members`` are images of any size, one
+by one out of a stream. Either way a source is called "memory:NAME", and has a checksum of its contents
+for a stamp: the same name with the same images is what is there already, and with other images it
+replaces what the name stood for, as a changed file does.
 """
 
 from __future__ import annotations
@@ -28,12 +28,21 @@ from engine.pixels import (
     rows_header,
 )
 from engine.records import Decoded, Kind
-from engine.sources.base import Member, Problem, RowBlock, checked_metadata
+from engine.sources.base import (
+    ArrayItem,
+    Member,
+    Problem,
+    RowBlock,
+    VectorItem,
+    checked_metadata,
+)
+from engine.sources.vectors import MemoryVectors
 
 PREFIX = "memory:"
 _LIKE_A_ROW = re.compile(rb"#[0-9]+\Z")  # "memory:camera-3#17" is one of an array
 
 Images = PackedBits | npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
+Vectors = npt.NDArray[np.floating[Any]]
 OneImage = bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | PackedBits
 _MOST_NAME = 4096  # bytes, as of a path
 _PIXEL_BYTES = 22  # that an opened file takes while it is decoded, as with transparency
@@ -76,6 +85,13 @@ class MemoryArray:
                 yield RowBlock(at, part.canonical(), Kind.BITS)
             else:
                 yield RowBlock(at, rows_from_array(part, self.kind), self.kind)
+
+
+def array_of(source: Images | Vectors, name: str) -> ArrayItem | VectorItem:
+    """Many images of one size, or many vectors; ``UsageError`` for another array or no name."""
+    if isinstance(source, np.ndarray) and source.dtype.kind == "f":
+        return MemoryVectors(source, _checked_name(name))
+    return MemoryArray(source, name)  # type: ignore[arg-type]
 
 
 def member(name: object, image: object, metadata: object, most: int) -> Member:

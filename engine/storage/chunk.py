@@ -96,6 +96,7 @@ class Chunk:
     rekept: list[Rekept] = field(default_factory=list)
     described: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # metadata by id
     vectors: npt.NDArray[np.float32] | None = None  # (images, dim), or none for all of them
+    given: npt.NDArray[np.float32] | None = None  # (n, dim): vectors without images, alone
     names: list[NewName] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     arrays: list[tuple[bytes, ArrayRow]] = field(default_factory=list)
@@ -109,6 +110,7 @@ class Chunk:
         return not (
             self.images
             or self.rows
+            or self.given is not None
             or self.rekept
             or self.described
             or self.names

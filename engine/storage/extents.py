@@ -28,6 +28,7 @@ from engine.storage.files import fsync_dir, write_all
 
 HEADER_BYTES = 4096
 _DROP_BYTES = 1 << 20  # an append of fewer is left in the page cache: somebody may want it at once
+_ZEROS = bytes(64 << 10)
 _AHEAD = 128 << 10  # bytes: Linux fetches no more at a time
 _HEADER = struct.Struct(">8s16sIII32s")  # magic, store uuid, version, number, row bytes, family
 _MAGIC = b"ENGEXT01"
@@ -341,6 +342,7 @@ class ExtentWriter:
         self.number = last
         self.end = committed
         self._waiting: list[Buffer] = []
+        self._zeros = 0
         self._fd: int | None = None
 
     @property
@@ -356,27 +358,35 @@ class ExtentWriter:
     def begin(self, number: int) -> None:
         """Go on in a new extent, which exists and is named by the manifest."""
         assert not self._waiting  # flushed before
+        assert not self._zeros
         self.close()
         self.number, self.end = number, 0
 
     def put(self, data: Buffer) -> Place:
         """Append contiguous ``data``, which must not change until it is flushed; where it will lie."""
+        assert not self._zeros
         place = Place(self.number, self.end, memoryview(data).nbytes)
         self._waiting.append(data)
         self.end += place.length
         return place
 
+    def put_zeros(self, length: int) -> None:
+        """Append zeros, which take no room on the disk; nothing else until they are flushed."""
+        assert not self._waiting
+        self._zeros += length
+        self.end += length
+
     def flush(self) -> Append | None:
         """Write what was put and make it durable (contents and length); what was written, if any."""
+        if self._zeros:
+            return self._flush_zeros()
         if not self._waiting:
             return None
         data = b"".join(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
         view = memoryview(data).cast("B")
         self._waiting.clear()
         start = self.end - len(view)
-        if self._fd is None:
-            path = self.family.path(self._store, self.number)
-            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        self._fd = self._open()
         write_all(self._fd, view, HEADER_BYTES + start)
         # macOS has no fdatasync.
         getattr(os, "fdatasync", os.fsync)(self._fd)
@@ -386,9 +396,28 @@ class ExtentWriter:
             os.posix_fadvise(self._fd, HEADER_BYTES + start, len(view), os.POSIX_FADV_DONTNEED)
         return Append(self.family.name, self.number, start, len(view), digest.checksum(view))
 
+    def _flush_zeros(self) -> Append:
+        """Lengthen the file, whose end is that of what was committed before: zeros are what is read."""
+        length, self._zeros = self._zeros, 0
+        self._fd = self._open()
+        os.ftruncate(self._fd, HEADER_BYTES + self.end)
+        os.fsync(self._fd)
+        check = digest.Checksum()
+        for at in range(0, length, len(_ZEROS)):
+            check.update(memoryview(_ZEROS)[: length - at])
+        start = self.end - length
+        return Append(self.family.name, self.number, start, length, check.value)
+
+    def _open(self) -> int:
+        if self._fd is None:
+            path = self.family.path(self._store, self.number)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        return self._fd
+
     def close(self) -> None:
         """Give the file descriptor back; what was put and not flushed is forgotten."""
         self._waiting.clear()
+        self._zeros = 0
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

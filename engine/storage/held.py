@@ -156,7 +156,7 @@ def _named(store: Path, found: Manifest) -> Iterator[str]:
         for number in numbers:
             yield extent_name(family, number)
     yield from map(str, sorted(found.index_files(Path())))
-    if found.encoder is not None:
+    if found.encoder is not None and not found.encoder.given:
         model = store / found.encoder.file
         yield found.encoder.file
         for path in sorted(model.parent.iterdir()):

@@ -15,6 +15,7 @@ from engine.storage.rows import (
     RecordRow,
     Run,
     bucket_prefix,
+    no_image,
     u64,
     unpack_records,
 )
@@ -35,8 +36,9 @@ def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
         if len(found) >= most or size >= _MOST_BYTES:
             break
     images = []
-    rows = view.images_of([record.key for _, record in found])
-    for (id_, record), candidates in zip(found, rows, strict=True):
+    rows = iter(view.images_of([record.key for _, record in found if record.key]))
+    for id_, record in found:
+        candidates = next(rows) if record.key else [no_image(id_)]
         row = next((row for row in candidates if row.id == id_), None)
         if row is None:
             raise StoreDamagedError(f"image {id_} has a record and no key; run 'engine check'")

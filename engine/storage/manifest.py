@@ -16,7 +16,10 @@ from engine.storage.files import replace_file
 NAME = "MANIFEST.json"
 INDEX_FOLDER = "index"
 _MAGIC = "image-index-engine store"
-_KNOWN_FEATURES: frozenset[str] = frozenset()
+GIVEN = (
+    "vectors"  # the name of the encoder, and the feature, of a store of vectors that were brought
+)
+_KNOWN_FEATURES: frozenset[str] = frozenset({GIVEN})
 _MOST_BYTES = 64 << 20
 _NAME_ANOTHER = "name a store, or an empty or new folder for one, with --store"
 
@@ -82,13 +85,22 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class EncoderEntry:
-    """The encoder that made generation ``generation`` of the vectors; its files lie in the store."""
+    """The encoder that made generation ``generation`` of the vectors; its files lie in the store.
+
+    Vectors that somebody brought have an entry too, without files.
+    """
 
     name: str
     generation: int
     dim: int
     fingerprint: str  # hex SHA-256 of the model file
-    file: str  # relative to the store
+    file: str  # relative to the store; empty where the vectors were given
+    normalized: bool = False  # given ones were divided by their length, and queries are
+
+    @property
+    def given(self) -> bool:
+        """Whether the vectors were brought, and not made of images."""
+        return not self.file
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +157,7 @@ class Manifest:
             "format": FORMAT_VERSION,
             "min_reader": MIN_READER,
             "min_writer": MIN_WRITER,
-            "features": [],
+            "features": [GIVEN] if self.encoder and self.encoder.given else [],
             "uuid": self.uuid,
             "settings": self.settings.to_dict(),
             "encoder": asdict(self.encoder) if self.encoder else None,
@@ -249,6 +261,7 @@ def _encoder(body: dict[str, Any]) -> EncoderEntry:
         dim=int(body["dim"]),
         fingerprint=str(body["fingerprint"]),
         file=str(body["file"]),
+        normalized=bool(body.get("normalized", False)),
     )
     parts = Path(entry.file).parts
     if entry.dim < 1 or entry.generation < 1 or ".." in parts or Path(entry.file).is_absolute():

@@ -6,8 +6,8 @@ the centroid with the largest inner product, and what is coded is the difference
 codes alone the inner product of a query q with a vector x is q·x', where x' = centroid + r'.
 
 That estimate is too low for vectors that are coded too short and too high for the others, which costs
-half of the candidates their place. So each code has a byte more: (|x|² - |x'|²) / 2|x|, in 256 steps, that
-is added |q| times. For unit vectors the order is then that of the distances |q - x'|, as if these had
+half of the candidates their place. So each code has a byte more: (|x|² - |x'|²) / 2|x|, in 256 steps,
+added |q| times. For unit vectors the order is then that of the distances |q - x'|, as if these had
 been computed in full, but by the one table a query that an inner product needs (a table for each list
 would take as much memory as the codes). FAISS sees it as two more 4-bit parts, of sixteens and of ones.
 """

@@ -144,7 +144,7 @@ class _Working:
                 record = record_in(key, value, id_)
                 assert record is not None
                 self._images[id_] = _Image(id_, record.key, record.file_hash)
-        found = list(self._images.values())
+        found = [image for image in self._images.values() if image.key]
         rows = self._view.images_of([image.key for image in found])
         for image, candidates in zip(found, rows, strict=True):
             image.row = next((row for row in candidates if row.id == image.id), None)

@@ -5,7 +5,8 @@ images    key(16)                              flags, id, proof, place of the pi
           key(16) id(8)                        the same, for each further image of that key
 records   id(8)                                what is known of the image, or of up to 128 rows of an
                                                array from this id on: they differ in key and quality;
-                                               of one that was removed the quality is 255
+                                               of one that was removed the quality is 255;
+                                               vectors that were brought have no key
 sources   id(8) name                           SHA-256 of the file, or nothing
 names     name                                 id, mtime_ns, size of the file
 files     SHA-256 of a file (32)               id
@@ -125,6 +126,11 @@ class ImageRow(NamedTuple):
             flags & _IN_RUNS != 0,
             flags & _CANONICAL != 0,
         )
+
+
+def no_image(id_: int) -> ImageRow:
+    """What stands for the row in ``images`` that a vector does not have."""
+    return ImageRow(id_, b"", None)
 
 
 def pack_images(
@@ -278,7 +284,7 @@ class RecordRow:
         )
 
     def with_image(self, image: ImageRow) -> ImageRecord:
-        """The public record."""
+        """The public record; of a vector, ``image`` is ``no_image`` of its id."""
         return ImageRecord(
             id=image.id,
             kind=self.kind,
@@ -304,10 +310,13 @@ def pack_records(
     keys: Sequence[bytes],
     qualities: npt.NDArray[np.uint8],
 ) -> list[tuple[bytes, bytes]]:
-    """The rows of ``records`` for n new rows of an array, with consecutive ids and one ``shape``."""
+    """The rows of ``records`` for n new rows of an array, with consecutive ids and one ``shape``.
+
+    ``keys`` are n, or of vectors none.
+    """
     out = []
-    for at in range(0, len(keys), RECORD_BLOCK):
-        mine = keys[at : at + RECORD_BLOCK]
+    for at in range(0, len(qualities), RECORD_BLOCK):
+        mine = qualities[at : at + RECORD_BLOCK]
         head = _RECORDS.pack(
             _RECORDS_VERSION,
             shape.kind,
@@ -318,7 +327,7 @@ def pack_records(
             shape.frames,
             len(mine) - 1,
         )
-        tail = qualities[at : at + RECORD_BLOCK].tobytes() + b"".join(mine)
+        tail = mine.tobytes() + b"".join(keys[at : at + RECORD_BLOCK])
         out.append((u64(first_id + at), head + tail))
     return out
 
@@ -335,7 +344,7 @@ def unpack_records(key: bytes, value: bytes) -> Iterator[tuple[int, RecordRow]]:
 
 
 def record_keys(key: bytes, value: bytes) -> Iterator[tuple[int, bytes]]:
-    """The id and the image key of each image in one row of ``records``."""
+    """The id and the image key of each image in one row of ``records``; empty of a vector."""
     id_ = int.from_bytes(key, "big")
     if value[0] != _RECORDS_VERSION:
         yield id_, RecordRow.unpack(value).key
@@ -360,7 +369,8 @@ def record_ids(key: bytes, value: bytes | bytearray) -> npt.NDArray[np.int64]:
 def record_without(key: bytes, value: bytes, ids: Sequence[int]) -> bytes | None:
     """One row of ``records`` without some of its images; None once it has none.
 
-    Rows that share it keep their places: of one that goes, the key is zeroed and the quality says so.
+    Rows that share it keep their places: of one that goes, the key (if any) is zeroed and the quality
+    says so.
     """
     if value[0] != _RECORDS_VERSION:
         return None
@@ -370,8 +380,14 @@ def record_without(key: bytes, value: bytes, ids: Sequence[int]) -> bytes | None
     for id_ in ids:
         at = id_ - first
         left[_RECORDS.size + at] = _REMOVED
-        left[keys + 16 * at : keys + 16 * (at + 1)] = bytes(16)
+        if len(value) > keys:
+            left[keys + 16 * at : keys + 16 * (at + 1)] = bytes(16)
     return bytes(left) if len(record_ids(key, left)) else None
+
+
+def is_of_vectors(value: bytes) -> bool:
+    """Whether a row of ``records`` is of vectors that were brought."""
+    return value[1] == Kind.VECTOR  # after the version, in either
 
 
 def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:
@@ -430,6 +446,7 @@ class ArrayRow:
     rows: int
     kind: Kind
     complete: bool = True  # all rows that it has are committed
+    rejected: int = 0  # of these, vectors that are none
 
     def pack(self) -> bytes:
         """The row's value."""

@@ -28,6 +28,7 @@ _WARM_SECONDS = (
     1e-6,
 )  # for a search, and for a row of it: many times what it takes from memory
 _WARM_AGAIN = 4  # searches that found everything in memory, after which pages are not asked for
+_IDS = 1 << 16  # that are looked through at a time
 _GATHERED = 1 << 12  # rows that are asked for at a time
 
 Numbers = npt.NDArray[np.int64]
@@ -102,9 +103,21 @@ class Vectors:
 
     def have(self, images: Numbers) -> npt.NDArray[np.bool_]:
         """Which of (n,) images have a vector; reads all ids."""
-        wanted = IdSet.of(images)
-        found = [block[wanted.has(block)] for block in self.id_blocks(0, self.rows, _GATHERED * 16)]
-        return np.isin(images, np.concatenate([np.empty(0, np.int64), *found]))
+        return self.rows_of(images) >= 0
+
+    def rows_of(self, images: Numbers) -> Numbers:
+        """The row of the vector of each of (n,) images, -1 where it has none; reads all ids."""
+        wanted, at = IdSet.of(images), 0
+        found: list[tuple[Numbers, Numbers]] = [(np.full(1, -1), np.full(1, -1))]
+        for block in self.id_blocks(0, self.rows, _IDS):
+            rows = np.flatnonzero(wanted.has(block))
+            found.append((block[rows], rows + at))
+            at += len(block)
+        ids, rows = (np.concatenate(column) for column in zip(*found, strict=True))
+        order = np.argsort(ids, kind="stable")
+        ids, rows = ids[order], rows[order]
+        nearest = np.minimum(np.searchsorted(ids, images), len(ids) - 1)
+        return np.where(ids[nearest] == images, rows[nearest], -1)
 
     def first_of(self, number: int) -> int | None:
         """The first row of extent ``number``, or None if it is not one of these."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from engine import digest
 from engine.config import SOURCES_SHOWN, MemoryBudget, StructuralSettings
 from engine.errors import StoreDamagedError, StoreError, UsageError
-from engine.records import ImageRecord, Place
+from engine.records import ImageRecord, Kind, Place
 from engine.storage import extents, keys, manifest, removed
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.fingerprints import Fingerprints
@@ -37,6 +37,9 @@ from engine.storage.rows import (
     RecordRow,
     Run,
     bucket_prefix,
+    is_of_vectors,
+    no_image,
+    record_ids,
     record_in,
     u64,
 )
@@ -213,7 +216,8 @@ class StoreView:
         record = self.record(id_)
         if record is None:
             raise UsageError(f"{self.path} has no image {id_}")
-        for row in self.images_of([record.key])[0]:
+        rows = self.images_of([record.key])[0] if record.key else [no_image(id_)]
+        for row in rows:
             if row.id == id_:
                 return record.with_image(row)
         raise StoreDamagedError(f"image {id_} has a record and no key; run 'engine check'")
@@ -225,6 +229,8 @@ class StoreView:
     def kept_whole(self, id_: int) -> tuple[bytes, bool] | None:
         """What is kept of image ``id_`` if it is what was kept, and whether it is the canonical form."""
         record = self.get(id_)
+        if record.kind is Kind.VECTOR:
+            return None
         row = next(row for row in self.image_of(record.key) if row.id == id_)
         if row.place is None:
             return None
@@ -423,6 +429,21 @@ class StoreView:
             every.add_span(1, self.state.next_id - 1)
             self._alive = every.without(self.removed_ids())
         return self._alive
+
+    def are_vectors(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of (n,) ids, in ascending order, are of vectors without images."""
+        out = np.zeros(len(ids), np.bool_)
+        if not len(ids) or self.manifest.encoder is None or not self.manifest.encoder.given:
+            return out
+        before = self.keys.at_or_before("records", u64(int(ids[0])))
+        for key, value in self.keys.scan("records", start=before[0] if before else b""):
+            there = record_ids(key, value)
+            if there[0] > ids[-1]:
+                break
+            if is_of_vectors(value):
+                first, end = np.searchsorted(ids, [there[0], there[-1] + 1])
+                out[first:end] = np.isin(ids[first:end], there)
+        return out
 
     def _family(self, name: str) -> Family:
         families = [extents.PIXELS, extents.FINGERPRINTS]

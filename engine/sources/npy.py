@@ -1,0 +1,141 @@
+"""Reads ``.npy`` streams, in a file or as a member of an ``.npz`` archive; pickles are never loaded."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from engine.errors import SourceError
+from engine.sources.base import absolute
+
+_SKIP_BYTES = 1 << 20
+_READ_BYTES = 64 << 20  # at a time: a header that lies must not make us ask for terabytes
+_DAMAGED = (  # what reading a damaged archive may raise
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    KeyError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+
+class NpyFile:
+    """One ``.npy`` stream: the stamp of its file, its name, and what its header says of it.
+
+    Read with plain reads and not through a map, so that a file larger than memory leaves nothing
+    behind in it.
+    """
+
+    def __init__(self, path: Path, member: str | None = None, kind: str | None = None) -> None:
+        """Read the header. ``SourceError`` if it is no array of plain numbers in C order."""
+        self._path = path
+        self._member = member
+        status = path.stat()
+        self.mtime_ns, self.size = status.st_mtime_ns, status.st_size
+        shown = absolute(path)
+        if kind is not None:
+            shown += b"?kind=" + kind.encode()
+        if member is not None:
+            shown += b"#" + member.removesuffix(".npy").encode()
+        self.name = shown
+        self.forced = kind
+        with self._open() as file:
+            self.shape, self.dtype, self.fortran = _header(file)
+
+    @contextmanager
+    def data(self, offset: int = 0) -> Iterator[IO[bytes]]:
+        """Its data from byte ``offset`` on."""
+        with self._open() as file:
+            _header(file)
+            _skip(file, offset)
+            yield file
+
+    @contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        try:
+            if self._member is None:
+                with self._path.open("rb") as file:
+                    yield file
+            else:
+                with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as member:
+                    yield member
+        except _DAMAGED as error:
+            raise SourceError(f"is damaged or not an .npz archive ({error})") from None
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error.strerror or error}") from None
+
+
+def members(path: Path) -> list[str]:
+    """The ``.npy`` members of an ``.npz`` archive, by name; ``SourceError`` if it has none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [name for name in archive.namelist() if name.endswith(".npy")]
+    except (*_DAMAGED, OSError) as error:
+        raise SourceError(f"is damaged or not an .npz archive ({error})") from None
+    if not found:
+        raise SourceError("holds no arrays")
+    return sorted(found)
+
+
+def read(file: IO[bytes], count: int) -> bytes:
+    """Up to ``count`` bytes: fewer only at the end."""
+    parts, left = [], count
+    while left > 0:
+        data = file.read(min(left, _READ_BYTES))
+        if not data:
+            break
+        parts.append(data)
+        left -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    """Shape, dtype and whether in Fortran order: of an ``.npy`` stream, which is left at its data."""
+    try:
+        version = np.lib.format.read_magic(file)
+        # Version 3 differs from 2 in the encoding of field names only, which no array here has.
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+        read = read or np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        EOFError,
+        tokenize.TokenError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # what NumPy's reading of a header as a Python literal may raise
+        raise SourceError(f"is not an .npy array ({' '.join(str(error).split())})") from None
+    if dtype.hasobject:
+        raise SourceError(
+            "holds Python objects (a pickle), which are never loaded: save plain numbers"
+        )
+    # bool is an int to NumPy's own check, and a shape of () is whole.
+    return tuple(map(int, shape)), dtype, fortran
+
+
+def _skip(file: IO[bytes], count: int) -> None:
+    if count and file.seekable() and isinstance(file, io.BufferedReader):
+        file.seek(min(count, 1 << 62), io.SEEK_CUR)
+        return
+    while count > 0:  # a compressed member is read through
+        data = file.read(min(count, _SKIP_BYTES))
+        if not data:
+            return
+        count -= len(data)
