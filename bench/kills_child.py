@@ -19,7 +19,8 @@ from unittest import mock
 from engine import Store, ingest
 from engine.config import MemoryBudget
 from engine.errors import EngineError
-from engine.storage import extents, vectors
+from engine.indexing import Indexing
+from engine.storage import extents
 from engine.storage.chunk import Chunk
 from engine.store import StoreFiles
 
@@ -34,7 +35,6 @@ _NEVER = 1 << 40
 _CONSTANTS: dict[ModuleType, dict[str, int]] = {
     ingest: {"CHUNK_FILES": 2, "CHUNK_ROWS": 15, "_SEGMENT_ROWS": _NEVER, "EXACT_ROWS": _NEVER},
     extents: {"EXTENT_ROWS": 200, "EXTENT_BYTES": 200_000},
-    vectors: {"EXTENT_ROWS": 200},
 }
 
 
@@ -60,7 +60,7 @@ def small_pieces() -> Iterator[None]:
 
 def write(store: str, memory: int) -> None:
     """Ingest what the line on standard input says, a JSON list."""
-    commit, build = StoreFiles.commit, StoreFiles.build_segment
+    commit, build = StoreFiles.commit, Indexing.update
 
     def tell_commit(files: StoreFiles, chunk: Chunk) -> None:
         names = [os.fsdecode(new.name) for new in chunk.names]
@@ -72,14 +72,14 @@ def write(store: str, memory: int) -> None:
         commit(files, chunk)
         tell(what=DONE)
 
-    def tell_build(files: StoreFiles, first_row: int) -> None:
+    def tell_build(indexing: Indexing, least: int) -> None:
         tell(what=INDEX)
-        build(files, first_row)
+        build(indexing, least)
         tell(what=INDEXED)
 
     with (
         mock.patch.object(StoreFiles, "commit", tell_commit),
-        mock.patch.object(StoreFiles, "build_segment", tell_build),
+        mock.patch.object(Indexing, "update", tell_build),
     ):
         line = sys.stdin.readline()
         if line:

@@ -33,6 +33,7 @@ from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError, EngineError, ImageError, StoreError, UsageError
 from engine.export import Export
 from engine.given import normalized
+from engine.indexing import recall_of
 from engine.ingest import Ingest
 from engine.lookup import Lookup, identical_ids, tier_names
 from engine.optimize import Optimize
@@ -325,10 +326,16 @@ class Store:
     def optimize(
         self,
         *,
+        recall: float | None = None,
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> OptimizeReport:
-        """Give back the disk space of what was removed, and bring the keys in order.
+        """Build the index anew, give back the disk space of what was removed, bring the keys in order.
+
+        ``recall``: the share of the nearest vectors that searches are to find from now on, unless they
+        say it themselves (0.95 at first); what that takes is measured on a sample of the store's own
+        vectors. The index is trained again if the store has grown or changed, and vectors are laid out
+        in its order; others may go on writing to the store meanwhile, but for the last moment.
 
         Kept pixels are copied together where a fifth of a file or more is of no image any more, as far
         as there is room on the disk for the copy; the report says what was not done. Readers are not
@@ -338,7 +345,8 @@ class Store:
         Raises ``StoreLockedError``, ``StoreError``; run again, it goes on.
         """
         with self._alone("optimize"):
-            return Optimize(self._files, progress=progress, stop=stop).run()
+            run = Optimize(self._files, recall=recall, progress=progress, stop=stop)
+            return run.run()
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -492,7 +500,7 @@ class Store:
                 {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}
                 for s in files.manifest.segments
             ],
-            recall=None,
+            recall=recall_of(files.manifest.measured),
         )
 
     def check(self, *, fix: bool = False) -> CheckReport:

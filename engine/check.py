@@ -9,7 +9,7 @@
                without a record are the removed ones, and no others
 3. sources     each name has an image that names it back; no run is of removed images only; their
                number is the committed one
-4. vectors     as many ids as vectors, ascending, each of a known image; those of removed images are as
+4. vectors     as many ids as vectors, none twice, each of a known image; those of removed images are as
                many as count as such; their encoder can be loaded, or as many were given as have a record
 5. segments    checksum
 6. leftovers   bytes that an interrupted writer left behind: no damage, and gone with the next write
@@ -466,16 +466,18 @@ class Check:
                 self._say(family.folder, f"{store.vector_rows} rows are due, {size:,} bytes there")
                 return
         vectors = store.open_vectors()
-        last = live = 0
+        live = 0
+        seen = IdSet.none(store.state.next_id)
         known = True
         for start in range(0, store.vector_rows, _BATCH):
             rows = np.arange(start, min(start + _BATCH, store.vector_rows), dtype=np.int64)
             ids = vectors.ids(rows)
-            ordered = bool((np.diff(ids) > 0).all()) and int(ids[0]) > last
-            last = int(ids[-1])
+            ids = ids[ids != 0]  # of no image any more: set aside by a repair
+            again = seen.has(ids).any() or len(np.unique(ids)) < len(ids)
+            seen.add(ids)
             there = self._given(ids) if store.state.removed else self._are_there(ids)
             live += int(self._are_there(ids).sum())
-            if not ordered or not there.all():
+            if again or not there.all():
                 known = False
                 self._say("vectors", f"rows {start} to {start + len(ids)} name unknown images")
         vectors.close()

@@ -21,7 +21,6 @@ from engine.sources.base import Problem, VectorBlock, VectorItem
 from engine.storage.chunk import Chunk, Removal
 from engine.storage.removal import Going, removal
 from engine.storage.rows import ArrayRow, Run, u64
-from engine.storage.vectors import Vectors
 from engine.store import StoreFiles
 
 _AT_ONCE = 1 << 18  # numbers that are looked at, while they are in the processor's cache
@@ -172,13 +171,13 @@ class GivenArray:
         same = np.zeros(len(ids), np.bool_)
         if entry is None or not entry.given or entry.dim != block.rows.shape[1]:
             return same
-        vectors = Vectors(store.path, entry.generation, entry.dim, store.vector_rows)
+        vectors = store.open_vectors()
         try:
             step = max(1, _AT_ONCE // entry.dim)
             for at in range(0, len(ids), step):
                 some = slice(at, at + step)
                 rows = vectors.rows_of(ids[some])
-                known = np.flatnonzero((rows >= 0) & store.are_there(ids[some]))
+                known = np.flatnonzero((rows >= 0) & ~store.removed_ids().has(ids[some]))
                 stored = vectors.gather(rows[known])
                 same[at + known] = (stored == block.rows[some][known]).all(axis=1)
         finally:

@@ -21,9 +21,9 @@ from engine.storage.quantizer import Quantizer
 from engine.storage.recall import DEFAULT_RECALL, choose
 from engine.store import StoreFiles
 
-_RETRAINED = 4  # times as many vectors as it was trained on, and a quantizer is trained anew
+RETRAINED = 4  # times as many vectors as it was trained on, and a quantizer is trained anew
 _MEASURED_AGAIN = 2  # times as many vectors
-_MOVED = 1.25  # times as far from their centroids as those that were trained on: other vectors
+MOVED = 1.25  # times as far from their centroids as those that were trained on: other vectors
 _NOTICED = 0.01  # recall lost, of which one is told
 _MEASURED_K = 10  # of which one is told
 _log = logging.getLogger("engine")
@@ -52,7 +52,7 @@ class Indexing:
         if (
             entry is None
             or index.quantizer is None
-            or index.vectors.rows >= _RETRAINED * entry.trained_on
+            or index.vectors.rows >= RETRAINED * entry.trained_on
         ):
             self._build(index)
         else:
@@ -82,7 +82,7 @@ class Indexing:
         live = [segment.entry for segment in index.segments]
         store.publish_index([*live, made])
         self._merge(entry, quantizer, [*live, made])
-        return 1 - closeness > _MOVED * (1 - entry.closeness)
+        return 1 - closeness > MOVED * (1 - entry.closeness)
 
     def _merge(self, entry: QuantizerEntry, quantizer: Quantizer, live: list[SegmentEntry]) -> None:
         """Merge the smallest segments while the next one is no larger than these together."""
@@ -107,7 +107,7 @@ class Indexing:
         elif (
             before is None
             or before.quantizer != entry.number
-            or index.vectors.rows >= _MEASURED_AGAIN * before.rows
+            or not 1 / _MEASURED_AGAIN < index.vectors.rows / before.rows < _MEASURED_AGAIN
             or moved
         ):
             found = measure(index, store.alive(), wanted, lambda: self._work.done(0))
@@ -137,3 +137,21 @@ def _tell(before: Measured, now: Measured, entry: QuantizerEntry) -> None:
             was.recall,
             recall,
         )
+
+
+def recall_of(measured: Measured | None) -> dict[str, object] | None:
+    """What is known of recall, as JSON: of searches for ten images with what the store wants."""
+    if measured is None:
+        return None
+    points = dict(measured.points).get(_MEASURED_K, ())
+    point = next((point for point in points if point.surely >= measured.target), None)
+    return {
+        "target": measured.target,
+        "k": _MEASURED_K,
+        "measured": round(point.recall, 4) if point else None,
+        "at_least": round(point.surely, 4) if point else None,
+        "sample": measured.sample,
+        "vectors": measured.rows,
+        "nprobe": point.nprobe if point else None,
+        "depth": point.depth if point else None,
+    }

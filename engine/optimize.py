@@ -1,12 +1,13 @@
 """Gives back the disk space of what was removed, and brings the keys in order.
 
-1. pixels      extents of which a fifth or more is of no image: what images have there is copied to the
+1. vectors     laid out anew in the order of the index, without those of removed images (``layout``)
+2. pixels      extents of which a fifth or more is of no image: what images have there is copied to the
                newest extent, in commits of bounded size; then the extent is dropped
-2. files       rows that name images which are gone
-3. keys        compacted, table by table, so that what was deleted takes no room
+3. files       rows that name images which are gone
+4. keys        compacted, table by table, so that what was deleted takes no room
 
-Interrupted anywhere and run again, it goes on. Fingerprints and vectors of removed images stay where
-they are: a row's number says whose it is.
+Interrupted anywhere and run again, it goes on. Fingerprints of removed images stay where they are: a
+row's number says whose it is.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from engine.config import EXACT_ROWS
 from engine.errors import StoreDamagedError
+from engine.indexing import Indexing, recall_of
+from engine.layout import Laid, Layout
+from engine.memory import PeakMemory
 from engine.records import OptimizeReport, Place
 from engine.storage import extents
+from engine.storage.build import StoppedError, Work
 from engine.storage.chunk import Chunk, Rekept, Removal
 from engine.storage.extents import ExtentReader
 from engine.storage.files import tree_bytes
 from engine.storage.keys import FOLDER
+from engine.storage.recall import check_recall
 from engine.storage.rows import TABLES, ImageRow, record_keys, u64
 from engine.store import StoreFiles
 
@@ -42,11 +49,17 @@ class Optimize:
         self,
         store: StoreFiles,
         *,
+        recall: float | None = None,
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> None:
-        """``progress`` is told how many images were looked at; ``stop`` ends after a commit."""
+        """``progress`` is told how many images were looked at; ``stop`` ends after a commit.
+
+        ``recall``: what searches are to find from now on, unless they say it themselves.
+        """
         self._store = store
+        self._recall = check_recall(recall) if recall is not None else None
+        self._peak = PeakMemory()
         self._progress = progress or (lambda done, total: None)
         self._stop = stop or (lambda: False)
         self._done = 0
@@ -54,12 +67,14 @@ class Optimize:
         self._rewritten = 0
         self._damaged = 0
         self._skipped: list[str] = []
+        self._work = Work(store.memory, self._tell, self._stop)
 
     def run(self) -> OptimizeReport:
         """Do all that there is room for; returns what was done."""
         started = time.perf_counter()
-        self._store.become_writer(to_remove=True)
         before = tree_bytes(self._store.path)
+        laid = self._vectors()
+        self._store.become_writer(to_remove=True)
         self._extents()
         if not self._stop():
             self._files()
@@ -73,8 +88,36 @@ class Optimize:
             seconds=round(time.perf_counter() - started, 3),
             skipped=tuple(self._skipped),
             damaged=self._damaged,
+            laid_out=laid,
+            recall=recall_of(self._store.manifest.measured),
+            peak_memory_bytes=self._peak.anonymous,
             interrupted=self._stop(),
         )
+
+    # --- vectors ----------------------------------------------------------------------------------
+
+    def _vectors(self) -> int:
+        """Lay the vectors out anew, if that is worth it, and measure recall; how many were laid out."""
+        laid = Laid()
+        try:
+            laid = Layout(self._store, self._work).run()
+            self._store.become_writer(to_remove=True)
+            indexing = Indexing(self._store, self._work)
+            indexing.update(EXACT_ROWS)
+            indexing.measure(target=self._recall)
+        except StoppedError:
+            pass  # the report says that it was interrupted
+        except (OSError, MemoryError) as error:
+            what = error.strerror if isinstance(error, OSError) else None
+            self._skipped.append(f"the index was not built: {what or error}")
+        if laid.skipped:
+            self._skipped.append(laid.skipped)
+        return laid.rows
+
+    def _tell(self, rows: int) -> None:
+        self._peak.sample()
+        self._done += rows
+        self._progress(self._done, None)
 
     # --- pixels -----------------------------------------------------------------------------------
 

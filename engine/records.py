@@ -196,6 +196,9 @@ class OptimizeReport:
     seconds: float
     skipped: tuple[str, ...] = ()  # what was not done, and why
     damaged: int = 0  # extents that stay, since what is in them cannot be read
+    laid_out: int = 0  # vectors that lie anew, in the order of the index
+    recall: dict[str, object] | None = None  # as ``StoreInfo`` has it
+    peak_memory_bytes: int = 0  # anonymous memory
     interrupted: bool = False
 
 
@@ -214,7 +217,7 @@ class StoreInfo:
     bytes: dict[str, int]
     encoder: dict[str, object] | None
     segments: list[dict[str, object]]
-    recall: dict[str, object] | None
+    recall: dict[str, object] | None  # wanted, measured, of how many; what searches then look at
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,25 +21,29 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import digest, fingerprint, pixels
 from engine.check import Check, Damage, DamagedAppend
-from engine.config import ENCODE_BATCH
+from engine.config import ENCODE_BATCH, EXACT_ROWS
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, EngineError, ImageError, StoreDamagedError
+from engine.indexing import Indexing
 from engine.records import Buffer, Pixels, Place, Problem
 from engine.sources.base import Problem as SourceProblem
 from engine.sources.locate import Query, open_images
 from engine.storage import extents
+from engine.storage.build import Work
 from engine.storage.chunk import Chunk, Rekept
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.files import fsync_dir, replace_file
+from engine.storage.index import quantizer_path
 from engine.storage.rows import u64
+from engine.storage.segments import path_of
 from engine.store import StoreFiles
 
 _IMAGES = 256  # of one commit
@@ -56,7 +60,7 @@ class Repair:
         self._store = store
         self._encoder = encoder
         self._told: list[Problem] = []
-        self._stale: set[int] = set()  # rows at which segments begin that are to be built again
+        self._stale = False  # whether the index is to be built again
 
     def run(self, damage: Damage) -> list[Problem]:
         """Mend what can be; returns what could only be set aside, and what could not be mended."""
@@ -75,7 +79,7 @@ class Repair:
             self._store.set_removed_vectors(damage.removed_vectors)
         if damage.images_known:
             self._rekeep(damage.images)
-        self._stale = {e.first_row for e in self._store.manifest.segments if e in damage.segments}
+        self._drop_damaged(damage.index)
         vectors_whole = True
         # Ids first: they say whose the vectors are.
         for append in sorted(damage.appends, key=lambda append: not _is_ids(append.family)):
@@ -88,18 +92,35 @@ class Repair:
                 self._told.append(Problem(part, f"it cannot be mended: {error}"))
                 vectors_whole &= append.family in (extents.FINGERPRINTS, extents.PIXELS)
         if self._stale and vectors_whole:  # else it would be an index of damaged ones
-            self._store.build_segment(min(self._stale))
+            Indexing(self._store, Work(self._store.memory)).update(EXACT_ROWS)
         return self._told
+
+    def _drop_damaged(self, paths: Sequence[Path]) -> None:
+        """Drop segments whose file, or whose quantizer's, is damaged."""
+        store, damaged = self._store, set(paths)
+        entries = store.manifest.segments
+        good = {
+            entry.number
+            for entry in store.manifest.quantizers
+            if quantizer_path(store.path, entry.number) not in damaged
+        }
+        kept = [
+            entry
+            for entry in entries
+            if entry.quantizer in good and path_of(store.path, entry.number) not in damaged
+        ]
+        if len(kept) < len(entries):
+            self._stale = True
+            store.publish_index(kept)
 
     def _mend(self, append: DamagedAppend) -> None:
         family = append.family
-        row = _first_row(family, append.place)
         if family == extents.FINGERPRINTS:
-            self._fingerprints(append, row)
+            self._fingerprints(append, _first_row(family, append.place))
         elif _is_ids(family):
             self._vector_ids(append)
         elif family != extents.PIXELS:
-            self._vectors(append, row)
+            self._vectors(append)
         self._store.set_checksums([(append.commit, append.at, self._checksum(append))])
 
     def _set_aside(self, part: str, what: str) -> None:
@@ -189,13 +210,15 @@ class Repair:
                 f"a source any more",
             )
 
-    def _vectors(self, append: DamagedAppend, row: int) -> None:
+    def _vectors(self, append: DamagedAppend) -> None:
         entry = self._store.manifest.encoder
         assert entry is not None
         encoder = self._encoder()
         count = append.place.length // append.family.row_bytes
         found = self._store.open_vectors()
-        ids = found.ids(np.arange(row, row + count, dtype=np.int64)).tolist()
+        first = found.first_of(append.place.extent)
+        assert first is not None
+        ids = found.ids(first + np.arange(*_rows_at(append), dtype=np.int64)).tolist()
         found.close()
         out = np.frombuffer(self._bytes(append), np.float32).reshape(count, entry.dim)
         lost, zero = [], []
@@ -214,7 +237,7 @@ class Repair:
                     zero.append(ids[i])
             if some:
                 out[some] = encoder.encode(pictures)
-        self._drop_index(row, row + count)
+        self._drop_index(append.place.extent, *_rows_at(append))
         self._overwrite(append, out.tobytes())
         gone = "the pixels are neither kept nor in a source any more"
         lost, zero = self._store.those_there(lost), self._store.those_there(zero)
@@ -225,19 +248,20 @@ class Repair:
             what = f"{_named(zero)}: no vector is left, and {gone}; it is similar to nothing from now on"
             self._set_aside(append.family.folder, what)
 
-    def _drop_index(self, first: int, end: int) -> None:
+    def _drop_index(self, extent: int, first: int, end: int) -> None:
         """Drop segments over these rows, which may have been built when they were damaged already.
 
         Before the rows are mended: after that, nothing would tell that the segments are wrong.
         """
-        store = self._store
-        entries = store.manifest.segments
-        over = {e.first_row for e in entries if e.first_row < end and e.first_row + e.rows > first}
-        if over:
-            self._stale |= over
-            kept = tuple(entry for entry in entries if entry.first_row not in over)
-            store.manifest = replace(store.manifest, segments=kept)
-            store.manifest.save(store.path)
+        entries = self._store.manifest.segments
+        kept = [
+            entry
+            for entry in entries
+            if not any(e == extent and f < end and f + n > first for e, f, n in entry.ranges)
+        ]
+        if len(kept) < len(entries):
+            self._stale = True
+            self._store.publish_index(kept)
 
     def _vector_ids(self, append: DamagedAppend) -> None:
         """The images of a commit are consecutive, and the place of its fingerprints says from where."""
@@ -248,8 +272,13 @@ class Repair:
             for name, number, offset, length, _ in parts
             if name == extents.FINGERPRINTS.name
         ]
-        if not first:
-            raise StoreDamagedError("its commit has no fingerprints; restore the store from a copy")
+        if not first:  # laid out anew: in the order of the index, which ids do not follow from
+            count = append.place.length // append.family.row_bytes
+            self._drop_index(place.extent, *_rows_at(append))
+            self._overwrite(append, bytes(append.place.length))
+            what = f"whose {count} of the vectors are is lost; these images are similar to nothing"
+            self._set_aside(append.family.folder, what)
+            return
         before = sum(
             length // append.family.row_bytes
             for name, number, offset, length, _ in parts
@@ -309,6 +338,12 @@ def _first_row(family: Family, place: Place) -> int:
     if not family.row_bytes:
         return 0
     return ((place.extent - 1) * family.capacity + place.offset) // family.row_bytes
+
+
+def _rows_at(append: DamagedAppend) -> tuple[int, int]:
+    """The rows of its extent that a damaged append is: first and end."""
+    first = append.place.offset // append.family.row_bytes
+    return first, first + append.place.length // append.family.row_bytes
 
 
 def _named(ids: Sequence[int]) -> str:

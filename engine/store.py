@@ -204,7 +204,7 @@ class StoreFiles(StoreView):
             for path in (self.path / folder).rglob("*"):
                 if path.is_file() and path not in live:
                     path.unlink()
-        for path in self.path.glob(".*.new"):
+        for path in (*self.path.glob(".*.new"), *self.path.glob(".*.begun")):
             if path.is_dir():
                 if not WriterLock(path).busy():  # else another process is making something in it
                     shutil.rmtree(path)
@@ -750,7 +750,11 @@ class StoreFiles(StoreView):
         return max(numbers, default=0) + 1
 
     def replace_vectors(
-        self, made: Path, old: Sequence[tuple[int, int]], new: Ordered, quantizer: QuantizerEntry
+        self,
+        made: Path,
+        old: Sequence[tuple[int, int]],
+        new: Ordered,
+        quantizer: QuantizerEntry | None,
     ) -> None:
         """Go over from extents of vectors to what was laid out from them in the folder ``made``.
 
@@ -762,7 +766,11 @@ class StoreFiles(StoreView):
         self._safely(lambda: self._replace_vectors(made, old, new, quantizer))
 
     def _replace_vectors(
-        self, made: Path, old: Sequence[tuple[int, int]], new: Ordered, quantizer: QuantizerEntry
+        self,
+        made: Path,
+        old: Sequence[tuple[int, int]],
+        new: Ordered,
+        quantizer: QuantizerEntry | None,
     ) -> None:
         encoder, before = self.manifest.encoder, self.manifest
         assert encoder is not None
@@ -789,9 +797,10 @@ class StoreFiles(StoreView):
                 pairs.append([number + 1, self._carry_over(family, number + 1, late)])
             state.extents[family.name] = pairs
         self._appends += [replace(part, extent=number) for pair in new.appends for part in pair]
-        ours = [e for e in before.segments if e.quantizer == quantizer.number]
+        ours = [e for e in before.segments if quantizer and e.quantizer == quantizer.number]
         live = [e for e in ours if not gone & {extent for extent, _, _ in e.ranges}]
-        both = replace(both, quantizers=(*before.quantizers, quantizer))
+        if quantizer is not None and quantizer not in before.quantizers:
+            both = replace(both, quantizers=(*before.quantizers, quantizer))
         if new.segment is not None:
             segment = replace(new.segment, ranges=((number, 0, new.rows),))
             live.insert(0, segment)

@@ -71,6 +71,17 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
         mine.release()
 
 
+@contextlib.contextmanager
+def locked(folder: Path, name: str) -> Iterator[Path]:
+    """A new folder in ``folder`` that nobody takes for left behind; gone when the block ends."""
+    made, mine = _begin(folder / name, folder, "build")
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        mine.release()
+
+
 def _begin(place: Path, folder: Path, kind: str) -> tuple[Path, WriterLock]:
     """The new folder, and its lock, which it has before it has its name.
 

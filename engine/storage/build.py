@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ _LEAST_TRAINED = 4096  # vectors, however little memory there is
 _ORDERED_BYTES = 16 << 20  # of vectors that are gathered and written at a time
 
 Range = tuple[int, int, int]  # extent, first row in it, rows
+Piece = tuple[Segment, Callable[[Labels], Numbers]]  # and the rows that its labels stand for
 Progress = Callable[[int], None]  # told of rows as they are done
 Stop = Callable[[], bool]
 
@@ -162,75 +164,81 @@ def merge(
     return _write(root, number, entry, quantizer, ranges, pieces)
 
 
-def lay_out(
-    root: Path,
-    number: int,
-    entry: QuantizerEntry,
-    quantizer: Quantizer,
-    vectors: Vectors,
-    pieces: Sequence[tuple[Lists | Segment, Callable[[Labels], Numbers]]],
-    gone: IdSet,
-    families: tuple[extents.Family, extents.Family],
-    uuid: bytes,
-    work: Work,
-) -> Ordered:
-    """Write the vectors of ``pieces`` anew in the order of their lists, and the segment over them.
+def opened(root: Path, entry: SegmentEntry, quantizer: Quantizer) -> Segment:
+    """A segment that was written."""
+    return Segment(segments.path_of(root, entry.number), entry, quantizer)
 
-    Each piece comes with the rows that its labels stand for. Vectors of images in ``gone`` are left
-    out. The files are extent 0 of ``families``, of vectors and of ids, below ``root``.
+
+class Laying:
+    """Writes vectors anew in the order of the lists of an index, and the segment over them.
+
+    To ``segments.write`` it is lists, whose vectors are written as it asks for them. The files are
+    extent 0 of ``families``, of vectors and of ids, below ``root``.
     """
-    laying = _Laying(root, vectors, pieces, gone, families, uuid, quantizer.nlist, work)
-    try:
-        size, xxh64 = segments.write(
-            segments.path_of(root, number),
-            entry.number,
-            quantizer.nlist,
-            quantizer.code_bytes,
-            [(laying, 0)],
-        )
-        appends = laying.finish()
-    finally:
-        laying.close()
-    rows = int(laying.sizes.sum())
-    if not rows:
-        segments.path_of(root, number).unlink()
-        return Ordered(0, None, ())
-    made = SegmentEntry(number, entry.generation, entry.number, ((0, 0, rows),), True, size, xxh64)
-    return Ordered(rows, made, appends)
-
-
-class _Laying:
-    """Lists as ``segments.write`` takes them, whose vectors are written as they are asked for."""
 
     def __init__(
         self,
         root: Path,
         vectors: Vectors,
-        pieces: Sequence[tuple[Lists | Segment, Callable[[Labels], Numbers]]],
+        pieces: Sequence[Piece],
         gone: IdSet,
         families: tuple[extents.Family, extents.Family],
         uuid: bytes,
-        nlist: int,
         work: Work,
     ) -> None:
+        """``pieces`` hold all rows, or there are none. Vectors of images in ``gone`` are left out."""
+        self._root = root
         self._vectors = vectors
         self._pieces = pieces
         self._gone = gone
         self._families = families
+        self._uuid = uuid
         self._work = work
-        self.sizes = np.sum([piece.sizes for piece, _ in pieces], axis=0)
-        if len(gone):
-            for number in range(nlist):
-                self.sizes[number] = sum(len(rows) for _, rows in self._there(number))
         self._waiting: list[Numbers] = []
         self._count = 0  # rows that wait
         self._label = 0
         self._end = [0, 0]  # data bytes written
         self._appends: list[tuple[Append, Append]] = []
         self._fds: list[int] = []
-        for family in families:
-            extents.create(root, family, 0, uuid)
-            self._fds.append(os.open(family.path(root, 0), os.O_WRONLY | os.O_CLOEXEC))
+        self.sizes = np.zeros(0, np.int64)
+
+    def write(
+        self, number: int, entry: QuantizerEntry | None, quantizer: Quantizer | None
+    ) -> Ordered:
+        """Write all of it, the segment as ``number``; without a quantizer, rows in their order."""
+        try:
+            for family in self._families:
+                extents.create(self._root, family, 0, self._uuid)
+                path = family.path(self._root, 0)
+                self._fds.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+            if entry is None or quantizer is None:
+                self._all()
+                return Ordered(self._finish(), None, tuple(self._appends))
+            self.sizes = np.sum([piece.sizes for piece, _ in self._pieces], axis=0)
+            if len(self._gone):
+                there = (
+                    sum(len(rows) for _, rows in self._there(n)) for n in range(quantizer.nlist)
+                )
+                self.sizes = np.fromiter(there, np.int64, quantizer.nlist)
+            path = segments.path_of(self._root, number)
+            nlist, code_bytes = quantizer.nlist, quantizer.code_bytes
+            size, xxh64 = segments.write(path, entry.number, nlist, code_bytes, [(self, 0)])
+            rows = self._finish()
+            if not rows:
+                path.unlink()
+                return Ordered(0, None, ())
+            ranges = ((0, 0, rows),)
+            made = SegmentEntry(number, entry.generation, entry.number, ranges, True, size, xxh64)
+            return Ordered(rows, made, tuple(self._appends))
+        finally:
+            for fd in self._fds:
+                os.close(fd)
+
+    def _all(self) -> None:
+        for at in range(0, self._vectors.rows, _BLOCK):
+            rows = np.arange(at, min(at + _BLOCK, self._vectors.rows), dtype=np.int64)
+            self._waiting = [rows[~self._gone.has(self._vectors.ids(rows))]]
+            self._flush()
 
     def of(self, number: int) -> tuple[Codes, Labels]:
         """One list, whose labels go on where those of the one before ended."""
@@ -266,7 +274,8 @@ class _Laying:
 
     def _append(self, block: npt.NDArray[np.float32], ids: Numbers) -> None:
         made = []
-        for i, data in enumerate((block, ids)):
+        columns: tuple[npt.NDArray[Any], ...] = (block, ids)
+        for i, data in enumerate(columns):
             view = data.reshape(-1).view(np.uint8).data
             write_all(self._fds[i], view, HEADER_BYTES + self._end[i])
             check = digest.checksum(view)
@@ -274,16 +283,12 @@ class _Laying:
             self._end[i] += len(view)
         self._appends.append((made[0], made[1]))
 
-    def finish(self) -> tuple[tuple[Append, Append], ...]:
-        """Write the rest and make all of it durable."""
+    def _finish(self) -> int:
+        """Write the rest and make all of it durable; how many rows there are."""
         self._flush()
         for fd in self._fds:
             os.fsync(fd)
-        return tuple(self._appends)
-
-    def close(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
+        return self._end[1] // 8
 
 
 def _lists(

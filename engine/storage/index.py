@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,13 +104,22 @@ class VectorIndex:
             except StoreDamagedError as error:
                 _log.warning("%s: its rows are searched exactly; run 'engine check --fix'", error)
                 continue
-            spans, label = [], 0
-            for extent, first, rows in entry.ranges:
-                at = self.vectors.first_of(extent)
-                assert at is not None  # live: all of it is committed
-                spans.append((label, at + first, rows))
-                label += rows
-            self._spans.append(spans)
+            self._spans.append(self._spans_of(entry))
+
+    def _spans_of(self, entry: SegmentEntry) -> list[tuple[int, int, int]]:
+        """Where the ranges of a segment are: label, row, rows of each."""
+        spans, label = [], 0
+        for extent, first, rows in entry.ranges:
+            at = self.vectors.first_of(extent)
+            assert at is not None  # live: all of it is committed
+            spans.append((label, at + first, rows))
+            label += rows
+        return spans
+
+    def rows_in(self, entry: SegmentEntry) -> Callable[[Numbers], Numbers]:
+        """What tells the rows that labels of a segment over these vectors stand for."""
+        spans = self._spans_of(entry)
+        return lambda labels: _rows_of(spans, labels)
 
     @property
     def quantizer_entry(self) -> QuantizerEntry | None:
@@ -224,7 +233,7 @@ class VectorIndex:
         for number, segment in enumerate(self.segments):
             alive = among.alive[number] if among is not None else None
             scores, labels = segment.candidates(fitted, depth, close, lists, alive)
-            found.append((scores, self._rows_of(number, labels)))
+            found.append((scores, _rows_of(self._spans[number], labels)))
         if len(found) == 1:
             return found[0]
         scores = np.concatenate([scores for scores, _ in found], axis=1)
@@ -232,18 +241,6 @@ class VectorIndex:
         scores[rows < 0] = -np.inf
         keep = np.argpartition(scores, -depth, axis=1)[:, -depth:]
         return np.take_along_axis(scores, keep, 1), np.take_along_axis(rows, keep, 1)
-
-    def _rows_of(self, number: int, labels: Numbers) -> Numbers:
-        """The vector rows that labels of a segment stand for; -1 stays."""
-        spans = self._spans[number]
-        if len(spans) == 1:
-            first = spans[0][1]
-            return np.where(labels >= 0, labels + first, -1) if first else labels
-        starts = np.array([label for label, _, _ in spans])
-        moved = np.array([row - label for label, row, _ in spans])
-        return np.where(
-            labels >= 0, labels + moved[np.searchsorted(starts, labels, "right") - 1], -1
-        )
 
     @property
     def _covered(self) -> int:
@@ -382,6 +379,16 @@ def load_quantizer(store: Path, entry: QuantizerEntry, dim: int) -> Quantizer:
 def quantizer_path(store: Path, number: int) -> Path:
     """Where quantizer ``number`` lies."""
     return store / INDEX_FOLDER / f"{number:08d}{SUFFIX}"
+
+
+def _rows_of(spans: Sequence[tuple[int, int, int]], labels: Numbers) -> Numbers:
+    """The vector rows that labels stand for, by (label, row, rows) of each span; -1 stays."""
+    if len(spans) == 1:
+        first = spans[0][1]
+        return np.where(labels >= 0, labels + first, -1) if first else labels
+    starts = np.array([label for label, _, _ in spans])
+    moved = np.array([row - label for label, row, _ in spans])
+    return np.where(labels >= 0, labels + moved[np.searchsorted(starts, labels, "right") - 1], -1)
 
 
 def _gaps(covered: Sequence[tuple[int, int]], rows: int) -> list[tuple[int, int]]:

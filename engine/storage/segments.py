@@ -182,7 +182,7 @@ class Segment:
     def resident_bytes(self) -> int:
         """What its codes take in memory: FastScan's blocks are of 32 rows."""
         code_bytes = self._quantizer.code_bytes
-        blocks: int = (-(-self.sizes // 32) * 32).sum().item()
+        blocks = int(np.sum(-(-self.sizes // 32) * 32))
         return blocks * code_bytes + self.entry.rows * LABEL_BYTES
 
     @property

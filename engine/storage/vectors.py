@@ -142,7 +142,7 @@ class Vectors:
         """
         import faiss
 
-        products: Any = faiss.fvec_inner_products_by_idx  # its stubs leave it out
+        products: Any = faiss.fvec_inner_products_by_idx  # type: ignore[attr-defined]
         nq, m = rows.shape
         out = np.full((nq, m), -np.inf, np.float32)
         for part in range(len(self.parts)):
