@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
@@ -19,6 +20,7 @@ from engine.config import DEFAULT_MAX_DISTANCE
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError, StoreDamagedError, UsageError
 from engine.fingerprint import FINGERPRINT_BITS
+from engine.given import normalized
 from engine.near import near
 from engine.records import Buffer, Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
 from engine.sources.locate import Query
@@ -52,7 +54,14 @@ class Lookup:
         """``tiers``: which to search, by default all that the store has."""
         if not (isinstance(k, int | np.integer) and k >= 1):
             raise UsageError(f"k must be 1 or more, not {k!r}")
-        if min_score is not None and not (isinstance(min_score, _NUMBER) and -1 <= min_score <= 1):
+        entry = store.manifest.encoder
+        self._given = entry is not None and entry.given
+        # Of vectors that have length 1 the inner product is the cosine.
+        self._cosine = entry is None or not entry.given or entry.normalized
+        most = 1.0 if self._cosine else math.inf
+        if min_score is not None and not (
+            isinstance(min_score, _NUMBER) and abs(min_score) <= most
+        ):
             raise UsageError(f"min-score is a cosine, between -1 and 1, not {min_score!r}")
         if not (
             isinstance(max_distance, int | np.integer) and 0 <= max_distance <= FINGERPRINT_BITS
@@ -67,14 +76,26 @@ class Lookup:
         self._max_distance = max_distance
         self._asked = tiers is not None
         self.tiers = _tiers(store, tiers)
+        # Given vectors say nothing of images, which have none to compare with them.
+        self._of_images = tuple(t for t in self.tiers if t != SIMILAR or not self._given)
 
     def one(self, query: Query) -> LookupResult:
-        """Search every tier for one query. A query that is no image has an ``error``."""
+        """Search every tier for one query. A query that is no image has an ``error``.
+
+        ``UsageError`` for a query of a kind that the tiers which were asked for are not for.
+        """
+        if query.vector is not None:
+            return self._one_vector(query.name, query.vector)
+        if self._asked and self._of_images != self.tiers:
+            raise UsageError(
+                f"{self._store.path} holds vectors that were given, and an image has none: look up "
+                f"FILE.npy#ROW of vectors, or leave --tier similar out"
+            )
         spent: dict[str, float] = {}
         found: list[IdenticalHit] = []
         nearby: tuple[NearHit, ...] = ()
         similar: tuple[SimilarHit, ...] = ()
-        searched = self.tiers
+        searched = self._of_images
         self._store.count_lookups(1)
         try:
             if IDENTICAL in searched and query.data is not None:
@@ -167,7 +188,44 @@ class Lookup:
         encoder = self._encoder()
         started = _spend(spent, "load", started)  # only the first query of a process pays for it
         vector = encoder.encode([pixels.to_rgb8(decoded.pixels)])
-        started = _spend(spent, "encode", started)
+        _spend(spent, "encode", started)
+        return self._closest(index, vector, taken, spent)
+
+    def _one_vector(self, name: str, vector: npt.NDArray[np.float32]) -> LookupResult:
+        """Search the similar tier for a vector, (dim,)."""
+        index = self._store.index
+        if index is None:
+            raise UsageError(f"{self._store.path} has no vectors to compare {name} with")
+        if SIMILAR not in self.tiers:
+            raise UsageError(
+                f"{name} is a vector, which is looked up in the similar tier alone: leave --tier and "
+                f"--exact out"
+            )
+        if len(vector) != index.vectors.dim:
+            raise UsageError(
+                f"{name} has {len(vector)} dimensions, and the vectors of {self._store.path} have "
+                f"{index.vectors.dim}"
+            )
+        if not np.isfinite(vector).all():
+            return LookupResult(name, error="holds NaN or infinite values")
+        query = vector[None]
+        if self._cosine:
+            query, lengths = normalized(query)
+            if not lengths[0]:
+                return LookupResult(name, error="has length zero, and so no direction")
+        spent: dict[str, float] = {}
+        hits = self._closest(index, query, set(), spent) if index.vectors.rows else ()
+        return LookupResult(name, (SIMILAR,), similar=hits, milliseconds=spent)
+
+    def _closest(
+        self,
+        index: VectorIndex,
+        vector: npt.NDArray[np.float32],
+        taken: set[int],
+        spent: dict[str, float],
+    ) -> tuple[SimilarHit, ...]:
+        """The best k of all vectors, without those ``taken``; ``vector`` is (1, dim)."""
+        started = perf_counter()
         rows = index.vectors.rows
         # As many as may be taken; but near copies may be many, and need not be similar.
         most = min(self._k + min(len(taken), 3 * self._k), rows)
@@ -190,7 +248,8 @@ class Lookup:
                 return hits, True
             if id_ in taken:
                 continue
-            if not abs(score) < _MOST_SCORE:  # not a number, or more than unit vectors can give
+            # Not a number, or more than unit vectors can give.
+            if not (abs(score) < _MOST_SCORE if self._cosine else math.isfinite(score)):
                 _log.warning("image %d: its vector is damaged; run 'engine check'", id_)
                 continue
             if self._min_score is not None and score < self._min_score:
@@ -199,7 +258,7 @@ class Lookup:
             if record is None:  # removed since it got its vector
                 continue
             names, count = self._sources(id_)
-            value = round(min(score, 1.0), 6)
+            value = round(min(score, 1.0) if self._cosine else score, 6)
             hits.append(SimilarHit(id_, value, names, count, record.metadata))
             if len(hits) == self._k:
                 return hits, True

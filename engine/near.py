@@ -84,10 +84,12 @@ def _within(
     store: StoreFiles, prints: npt.NDArray[np.uint8], most: int, *, ink: bool
 ) -> tuple[Numbers, Numbers]:
     """The ids of the rows within ``most`` of any of the fingerprints, and their distances."""
+    entry = store.manifest.encoder
+    given = entry is not None and entry.given
     ones = fingerprint.ones_of(prints)
     removed = store.removed_ids()
     ids, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for part in store.fingerprints.near(prints, most, store.state.next_id - 1):
+    for part in store.fingerprints.near(prints, most, store.state.next_id - 1, holes=given):
         which = ~removed.has(part.rows + 1)
         if ink:
             zeros = ones[part.query] * 2 > FINGERPRINT_BITS
@@ -95,6 +97,8 @@ def _within(
             both = ones[part.query] + theirs
             both = 2 * FINGERPRINT_BITS - both if zeros else both
             which &= part.distances * FINGERPRINT_BITS <= 2 * most * both
+        if given and not part.prints.any(axis=1).all():
+            which &= ~store.are_vectors(part.rows + 1)  # which have zeros for a fingerprint
         ids.append(part.rows[which] + 1)
         distances.append(part.distances[which])
     every, nearness = np.concatenate(ids), np.concatenate(distances)
@@ -112,7 +116,7 @@ def _alike(
     bits = query.kind is Kind.BITS
     for number, id_ in enumerate(ids.tolist(), first):
         record = store.record(id_) if id_ not in taken else None
-        if record is None:  # taken
+        if record is None or record.kind is Kind.VECTOR:  # None: taken
             continue
         if (record.kind is Kind.BITS) != bits:
             continue

@@ -3,7 +3,8 @@
 pixels         read again from a source that is still there and still the very image; else the image
                goes on without, and is verified by its SHA-256
 fingerprints   computed again from the pixels, kept or read again; else left as they are
-vectors        encoded again from the same; else left as they are, or zero where they cannot be right
+vectors        encoded again from the same; else left as they are, or zero where they cannot be right;
+               given ones are read again from their array, while it has not changed
 vector ids     those of the commit's images, which are consecutive
 segments       built again from the vectors
 encoder        copied again from the package, if it is the same one
@@ -18,6 +19,7 @@ keep the rest from it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -31,17 +33,20 @@ from engine.check import Check, Damage, DamagedAppend
 from engine.config import ENCODE_BATCH, EXACT_ROWS
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
-from engine.errors import EncoderError, EngineError, ImageError, StoreDamagedError
+from engine.errors import EncoderError, EngineError, ImageError, SourceError, StoreDamagedError
+from engine.given import checked
 from engine.indexing import Indexing
 from engine.records import Buffer, Pixels, Place, Problem
 from engine.sources.base import Problem as SourceProblem
-from engine.sources.locate import Query, open_images
+from engine.sources.locate import Query, array_named, open_images
+from engine.sources.vectors import NpyVectors
 from engine.storage import extents
 from engine.storage.build import Work
 from engine.storage.chunk import Chunk, Rekept
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.files import fsync_dir, replace_file
 from engine.storage.index import quantizer_path
+from engine.storage.manifest import EncoderEntry
 from engine.storage.rows import u64
 from engine.storage.segments import path_of
 from engine.store import StoreFiles
@@ -49,6 +54,7 @@ from engine.store import StoreFiles
 _IMAGES = 256  # of one commit
 _SOURCES = 1000  # of one image that are tried
 _READ = 8 << 20
+_ROWS = 4096  # of an array of vectors at a time
 _MOST_NAMED = 100  # ranges of images in one line
 _NEARLY = 1e-3  # how far from 1 the length of a vector may be that nothing happened to
 
@@ -194,12 +200,17 @@ class Repair:
     def _fingerprints(self, append: DamagedAppend, row: int) -> None:
         data = self._bytes(append)
         lost = []
-        for i in range(len(data) // fingerprint.FINGERPRINT_BYTES):
+        ids = np.arange(row, row + len(data) // fingerprint.FINGERPRINT_BYTES, dtype=np.int64) + 1
+        bare = self._store.are_vectors(ids)
+        for i in range(len(ids)):
+            at = i * fingerprint.FINGERPRINT_BYTES
+            if bare[i]:
+                data[at : at + fingerprint.FINGERPRINT_BYTES] = bytes(fingerprint.FINGERPRINT_BYTES)
+                continue
             found = self._pixels(row + i + 1)
             if found is None:
                 lost.append(row + i + 1)
                 continue
-            at = i * fingerprint.FINGERPRINT_BYTES
             data[at : at + fingerprint.FINGERPRINT_BYTES] = fingerprint.fingerprint(found)[0]
         self._overwrite(append, data)
         lost = self._store.those_there(lost)
@@ -213,13 +224,12 @@ class Repair:
     def _vectors(self, append: DamagedAppend) -> None:
         entry = self._store.manifest.encoder
         assert entry is not None
+        if entry.given:
+            self._given_vectors(append, entry)
+            return
         encoder = self._encoder()
         count = append.place.length // append.family.row_bytes
-        found = self._store.open_vectors()
-        first = found.first_of(append.place.extent)
-        assert first is not None
-        ids = found.ids(first + np.arange(*_rows_at(append), dtype=np.int64)).tolist()
-        found.close()
+        ids = self._ids_of(append).tolist()
         out = np.frombuffer(self._bytes(append), np.float32).reshape(count, entry.dim)
         lost, zero = [], []
         for at in range(0, count, ENCODE_BATCH):
@@ -247,6 +257,70 @@ class Repair:
         if zero:
             what = f"{_named(zero)}: no vector is left, and {gone}; it is similar to nothing from now on"
             self._set_aside(append.family.folder, what)
+
+    def _given_vectors(self, append: DamagedAppend, entry: EncoderEntry) -> None:
+        """Read vectors again from the arrays that they are rows of.
+
+        One that has changed is believed where the whole append is then what was committed.
+        """
+        store = self._store
+        count = append.place.length // append.family.row_bytes
+        unordered = self._ids_of(append)
+        order = np.argsort(unordered, kind="stable")  # they may be laid out in another one
+        ids = unordered[order]
+        out = np.frombuffer(self._bytes(append), np.float32).reshape(count, entry.dim)
+        tried = out.copy()
+        sure = np.zeros(count, np.bool_)
+        arrays: dict[int, tuple[NpyVectors, bool] | None] = {}
+        for run in store.runs_over(ids):
+            if run.array not in arrays:
+                arrays[run.array] = self._array_of(run.array, entry.dim)
+            array = arrays[run.array]
+            first, end = np.searchsorted(ids, [run.id, run.id + run.count])
+            if array is not None and first < end:
+                rows = run.row + ids[first:end] - run.id
+                with contextlib.suppress(SourceError):
+                    for at, vectors in _rows_of(array[0], rows, normalize=entry.normalized):
+                        tried[order[first + at]] = vectors
+                        sure[order[first + at]] = array[1]
+        parts = json.loads(store.keys.get("commits", append.commit) or b"[]")
+        if digest.checksum(tried.reshape(-1).data) == parts[append.at][4]:
+            sure[:] = True
+        out[sure] = tried[sure]
+        wrong = ~sure & ~np.isfinite(out).all(axis=1)
+        out[wrong] = 0
+        self._drop_index(append.place.extent, *_rows_at(append))
+        self._overwrite(append, out.tobytes())
+        gone = "the array that it was a row of is gone or has changed"
+        lost = store.those_there(unordered[~sure & ~wrong].tolist())
+        zero = store.those_there(unordered[wrong].tolist())
+        if lost:
+            self._set_aside(
+                append.family.folder, f"{_named(lost)}: a vector may be wrong, and {gone}"
+            )
+        if zero:
+            self._set_aside(append.family.folder, f"{_named(zero)}: no vector is left, and {gone}")
+
+    def _array_of(self, number: int, dim: int) -> tuple[NpyVectors, bool] | None:
+        """An array that vectors came from, and whether it is as it was; None if it is gone."""
+        try:
+            name = self._store.array_name(number)
+            found, row = array_named(name), self._store.array(name)
+        except (EngineError, OSError):
+            return None
+        if not isinstance(found, NpyVectors) or found.dim != dim:
+            return None
+        return found, row is not None and (row.mtime_ns, row.size) == (found.mtime_ns, found.size)
+
+    def _ids_of(self, append: DamagedAppend) -> npt.NDArray[np.int64]:
+        """Whose the vectors of a damaged append are: (n,)."""
+        found = self._store.open_vectors()
+        try:
+            first = found.first_of(append.place.extent)
+            assert first is not None
+            return found.ids(first + np.arange(*_rows_at(append), dtype=np.int64))
+        finally:
+            found.close()
 
     def _drop_index(self, extent: int, first: int, end: int) -> None:
         """Drop segments over these rows, which may have been built when they were damaged already.
@@ -327,6 +401,20 @@ class Repair:
             replace_file(folder / name, (files.model.parent / name).read_bytes())
         for parent in (folder.parent, self._store.path):
             fsync_dir(parent)
+
+
+def _rows_of(
+    array: NpyVectors, rows: npt.NDArray[np.int64], *, normalize: bool
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """Some rows of an array, ascending, in pieces: which of them, and the vectors."""
+    for block in array.vectors(int(rows[0]), _ROWS, _READ):
+        first, end = np.searchsorted(rows, [block.first, block.first + len(block.rows)])
+        found = checked(block, normalize=normalize)
+        mine = rows[first:end] - block.first
+        good = found.wrong[mine] == 0
+        yield np.arange(first, end)[good], found.rows[mine][good]
+        if end == len(rows):
+            return
 
 
 def _is_ids(family: Family) -> bool:

@@ -269,7 +269,7 @@ def test_ids_may_have_gaps(tmp_path: Path) -> None:
 # --- the command is one call ----------------------------------------------------------------------
 
 CALLS = {
-    "ingest": {"open", "ingest", "plan", "has_encoder"},
+    "ingest": {"open", "ingest", "plan", "has_encoder", "has_given_vectors"},
     "lookup": {"open", "lookup_many"},
     "info": {"open", "info"},
     "check": {"open", "salvage", "check"},

@@ -139,7 +139,8 @@ def lookup(
         typer.Argument(
             metavar="IMAGE...",
             help="Image files, ARCHIVE.tar#MEMBER, FILE.parquet#ROW, FILE.npy#ROW (or all of one: "
-            "FILE.npy), 'synthetic:bits?seed=0#17', or - for an image's bytes on standard input.",
+            "FILE.npy; of vectors too, where the store holds such), 'synthetic:bits?seed=0#17', or - "
+            "for an image's bytes on standard input.",
         ),
     ] = None,
     store: StoreOption = "",

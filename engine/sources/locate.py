@@ -282,6 +282,13 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
     yield _from_row(spec, found[0].row(int(row)))
 
 
+def array_named(name: bytes) -> Array:
+    """The array that results call ``name``; ``SourceError`` or ``UsageError`` if there is none."""
+    spec = os.fsdecode(name)
+    found = _arrays(spec) or [_member(spec)]
+    return found[0]
+
+
 def _member(spec: str) -> Array:
     """The array of ``FILE.npz#NAME``, where either may hold a ``#`` itself."""
     at = spec.find("#")

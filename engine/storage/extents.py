@@ -12,7 +12,7 @@ import errno
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,6 +270,28 @@ class ExtentReader:
                 for at in range(start, start + length, _AHEAD):
                     size = min(_AHEAD, start + length - at)
                     os.posix_fadvise(fd, at, size, os.POSIX_FADV_WILLNEED)
+
+    def written(self, number: int, size: int) -> Iterator[tuple[int, int]]:
+        """Of the first ``size`` data bytes of an extent those in no hole: start and end of each.
+
+        A hole reads as zeros; not all zeros are in holes.
+        """
+        fd = self._fds.get(number)
+        if fd is None:
+            fd = self._open(number)
+        at, end = HEADER_BYTES, HEADER_BYTES + size
+        while at < end:
+            start, stop = at, end
+            try:
+                if hasattr(os, "SEEK_DATA"):
+                    start = os.lseek(fd, at, os.SEEK_DATA)
+                    stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    return
+            if start < end:
+                yield start - HEADER_BYTES, stop - HEADER_BYTES
+            at = stop
 
     def _open(self, extent: int) -> int:
         path = self.family.path(self._store, extent)

@@ -36,18 +36,22 @@ class Fingerprints:
     def __init__(self, store: Path) -> None:
         self._reader = ExtentReader(store, extents.FINGERPRINTS)
 
-    def near(self, queries: npt.NDArray[np.uint8], most: int, rows: int) -> Iterator[NearRows]:
+    def near(
+        self, queries: npt.NDArray[np.uint8], most: int, rows: int, *, holes: bool = False
+    ) -> Iterator[NearRows]:
         """Of the first ``rows`` those within ``most`` bits of one of (m, 32) ``queries``.
 
         In the order of rows, and for each query by itself. ``StoreDamagedError`` if an extent is gone
-        or cut short.
+        or cut short. ``holes``: many may never have been written, and are zeros; they are passed over
+        unless a query is near to that.
         """
         words = np.ascontiguousarray(queries).view(np.uint64)
+        holes = holes and bool((np.bitwise_count(words).sum(axis=1) > most).all())
         # A query as often as there are rows in a block: one loop over 64 Ki words and not 16 Ki of four.
         repeated = [np.tile(row, _BLOCK) for row in words]
         unlike = np.empty(_BLOCK * _WORDS, np.uint64)
         counts = np.empty(_BLOCK * _WORDS, np.uint8)
-        for first, block in self._blocks(rows):
+        for first, block in self._blocks(rows, holes=holes):
             flat = block.reshape(-1)
             size = len(flat)
             for number, query in enumerate(repeated):
@@ -62,17 +66,24 @@ class Fingerprints:
                     prints = block[at].view(np.uint8)
                     yield NearRows(number, at + first, distances[at].astype(np.int64), prints)
 
-    def _blocks(self, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """The first row of each block, and the block: (n, 4) uint64, a view of the map."""
-        each = extents.FINGERPRINTS.capacity // extents.FINGERPRINTS.row_bytes
+    def _blocks(self, rows: int, *, holes: bool) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """The first row of each block, and the block: (n, 4) uint64, a view of the map.
+
+        ``holes``: not of rows that are in one.
+        """
+        width = extents.FINGERPRINTS.row_bytes
+        each = extents.FINGERPRINTS.capacity // width
         for first in range(0, rows, each):
             count = min(each, rows - first)
             number = first // each + 1
             mapped = np.asarray(self._reader.rows(number, count, np.uint64))
-            # All of it at once: page by page, a disk would be asked for too little at a time.
-            self._reader.announce([Place(number, 0, count * extents.FINGERPRINTS.row_bytes)])
-            for at in range(0, count, _BLOCK):
-                yield first + at, mapped[at : at + _BLOCK]
+            spans = self._reader.written(number, count * width) if holes else [(0, count * width)]
+            for start, stop in spans:
+                # All of it at once: page by page, a disk would be asked for too little at a time.
+                self._reader.announce([Place(number, start, stop - start)])
+                end = -(-stop // width)
+                for at in range(start // width, end, _BLOCK):
+                    yield first + at, mapped[at : min(at + _BLOCK, end)]
 
     def close(self) -> None:
         """Give the maps back."""

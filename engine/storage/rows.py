@@ -451,6 +451,8 @@ class ArrayRow:
     def pack(self) -> bytes:
         """The row's value."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if not self.rejected:  # engines that know of no vectors read the others' rows
+            del fields["rejected"]
         return json.dumps(fields | {"kind": int(self.kind)}).encode()
 
     @classmethod

@@ -313,6 +313,18 @@ class StoreView:
                 self._buckets.clear()
             self._buckets[id_ >> BUCKET_BITS] = runs
 
+    def runs_over(self, ids: npt.NDArray[np.int64]) -> Iterator[Run]:
+        """The runs that cover some of (n,) ids, ascending, each run once."""
+        for bucket in np.unique(ids >> BUCKET_BITS).tolist():
+            for key, value in self.keys.scan("runs", bucket_prefix(bucket << BUCKET_BITS)):
+                yield Run.from_id(key, value)
+        if len(ids):
+            for key, value in self.keys.scan("runs", ONE, start=ONE + u64(int(ids[0]))):
+                run = Run.from_id(key, value)
+                if run.id > ids[-1]:
+                    return
+                yield run
+
     def array_name(self, number: int) -> bytes:
         """What array ``number`` is called in results."""
         name = self._array_names.get(number)
