@@ -312,7 +312,7 @@ class Store:
         try:
             files = store._files if store is not None else None
             entry = files.manifest.encoder if files is not None else None
-            dim, new = entry.dim if entry is not None else 0, 0
+            dim, new = entry.dim if entry is not None and not entry.given else 0, 0
             if entry is None and (encoder or files is None) and encoder != NO_ENCODER:
                 found = registry.find(encoder or DEFAULT_ENCODER)
                 dim, new = found.dim, tree_bytes(found.model.parent)

@@ -21,6 +21,7 @@ from engine.sources.base import Problem, VectorBlock, VectorItem
 from engine.storage.chunk import Chunk, Removal
 from engine.storage.removal import Going, removal
 from engine.storage.rows import ArrayRow, Run, u64
+from engine.storage.view import StoreView
 from engine.store import StoreFiles
 
 _AT_ONCE = 1 << 18  # numbers that are looked at, while they are in the processor's cache
@@ -84,7 +85,7 @@ def normalized(
     return wide.astype(np.float32), lengths
 
 
-def check_admission(store: StoreFiles, dim: int, *, normalize: bool) -> None:
+def check_admission(store: StoreView, dim: int, *, normalize: bool) -> None:
     """``UsageError`` if the store does not take given vectors of ``dim`` numbers."""
     entry = store.manifest.encoder
     if entry is None or not store.vector_rows:

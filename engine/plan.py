@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.config import CHUNK_FILES, KEEP_BITS_LIMIT
 from engine.errors import EngineError
-from engine.given import begun
+from engine.given import begun, check_admission
 from engine.ingest import is_final
 from engine.records import IngestPlan, Kind
 from engine.sources.base import (
@@ -133,6 +133,8 @@ class Plan:
             left = item.count - row.rows
         else:
             left = item.count
+        if left and self._store is not None:
+            check_admission(self._store, item.dim, normalize=False)
         self._images += left
         self._bytes += item.size * left // max(item.count, 1)
         self._disk += left * vector_bytes(item.dim)

@@ -679,7 +679,10 @@ class StoreFiles(StoreView):
         for name in [name for name in self._writers if name not in families]:
             self._writers.pop(name).close()
         if before is not None and not before.given:
-            shutil.rmtree((self.path / before.file).parent, ignore_errors=True)
+            folder = (self.path / before.file).parent
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()
         if self._index is not None:
             self._index.close()
             self._index = None

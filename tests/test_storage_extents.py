@@ -167,3 +167,58 @@ def test_rows_go_on_in_a_new_extent_where_one_is_full(
             (like,) = store.lookup(query, tiers=["similar"], k=1).similar
             assert like.id == row + 1
         assert store.info().vectors == 29
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 3 * 4096)), min_size=1, max_size=8))
+def test_zeros_are_read_and_checked_like_what_was_written(
+    tmp_path: Path, appends: list[tuple[bool, int]]
+) -> None:
+    log = writer(tmp_path)
+    kept = []
+    for are_zeros, length in appends:
+        data = bytes(length) if are_zeros else b"x" * length
+        place = Place(1, log.end, length)
+        if are_zeros:
+            log.put_zeros(length)
+        else:
+            assert log.put(data) == place
+        done = log.flush()
+        assert done is not None
+        assert (done.offset, done.length) == (place.offset, length)
+        assert done.xxh64 == digest.checksum(data)
+        kept.append((place, data))
+    log.close()
+    reader = ExtentReader(tmp_path, PIXELS)
+    written = bytearray(log.end)  # a byte that is 1 is in no hole
+    for start, end in reader.written(1, log.end):
+        written[start:end] = b"\1" * (end - start)
+    for place, data in kept:
+        assert reader.read(place) == data
+        if data[0]:
+            assert all(written[place.offset : place.offset + place.length])
+    reader.close()
+
+
+def test_zeros_take_no_room(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    log.put_zeros(50 << 20)
+    log.flush()
+    write(log, b"behind them")
+    log.close()
+    status = PIXELS.path(tmp_path, 1).stat()
+    assert status.st_size == HEADER_BYTES + (50 << 20) + 11
+    if status.st_blocks * 512 > 1 << 20:
+        pytest.skip("this file system has no holes")
+    reader = ExtentReader(tmp_path, PIXELS)
+    assert sum(end - start for start, end in reader.written(1, log.end)) < 1 << 20
+    assert list(reader.written(1, 10 << 20)) == []
+    reader.close()
+
+
+def test_zeros_that_were_not_flushed_are_forgotten(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    log.put_zeros(100)
+    log.close()
+    assert log.flush() is None
+    assert PIXELS.path(tmp_path, 1).stat().st_size == HEADER_BYTES

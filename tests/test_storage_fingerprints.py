@@ -1,6 +1,7 @@
 """The scan of fingerprints: what brute force finds, from committed rows only."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,12 @@ def write(folder: Path, prints: Rows, rows_an_extent: int) -> None:
 
 
 def scanned(
-    reader: Fingerprints, queries: Rows, most: int, rows: int
+    reader: Fingerprints, queries: Rows, most: int, rows: int, *, holes: bool = False
 ) -> dict[tuple[int, int], int]:
     """What was found: (query, row) → distance; the fingerprints that come with it are checked."""
     found: dict[tuple[int, int], int] = {}
     last = [-1] * len(queries)
-    for part in reader.near(queries, most, rows):
+    for part in reader.near(queries, most, rows, holes=holes):
         assert part.prints.shape == (len(part.rows), 32)
         for row, distance, print_ in zip(part.rows, part.distances, part.prints, strict=True):
             assert row > last[part.query]  # in order, and once
@@ -96,6 +97,43 @@ def test_rows_that_are_appended_later_are_seen_by_who_is_told_of_them(tmp_path: 
     assert scanned(reader, prints[8:9], 0, 6) == {}
     assert scanned(reader, prints[8:9], 0, 10) == {(0, 8): 0}
     reader.close()
+
+
+@given(
+    spans=st.lists(st.tuples(st.booleans(), st.integers(1, 400)), min_size=1, max_size=8),
+    ones=st.integers(0, 256),
+    most=st.integers(0, 256),
+    rows_an_extent=st.integers(100, 900),
+)
+def test_holes_are_passed_over_where_nothing_in_them_is_near(
+    tmp_path_factory: pytest.TempPathFactory,
+    spans: list[tuple[bool, int]],
+    ones: int,
+    most: int,
+    rows_an_extent: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("scan")
+    rng = np.random.default_rng(ones)
+    prints = np.concatenate(
+        [
+            np.zeros((n, 32), np.uint8) if hole else rng.integers(0, 256, (n, 32))
+            for hole, n in spans
+        ]
+    ).astype(np.uint8)
+    write(folder, prints, rows_an_extent)
+    for number in range(1, -(-len(prints) // rows_an_extent) + 1):
+        path = FINGERPRINTS.path(folder, number)
+        subprocess.run(["fallocate", "--dig-holes", path], check=False, capture_output=True)
+    query = np.zeros(256, np.uint8)
+    query[rng.permutation(256)[:ones]] = 1
+    queries = np.packbits(query)[None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extents, "EXTENT_ROWS", rows_an_extent)
+        patch.setattr(fingerprints, "_BLOCK", 64)
+        reader = Fingerprints(folder)
+        found = scanned(reader, queries, most, len(prints), holes=True)
+        assert found == brute_force(prints, queries, most)
+        reader.close()
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def edit(store: Path, **values: Any) -> None:
 
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
-    for written in (FULL, Manifest(FULL.uuid, FULL.settings)):
+    given = EncoderEntry("vectors", 2, 7, "", "", normalized=True)
+    assert given.given
+    assert not FULL.encoder.given
+    for written in (FULL, Manifest(FULL.uuid, FULL.settings), replace(FULL, encoder=given)):
         written.save(tmp_path)
         assert manifest.load(tmp_path) == written
     assert [path.name for path in tmp_path.iterdir()] == [manifest.NAME]

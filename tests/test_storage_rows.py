@@ -18,9 +18,13 @@ from engine.storage.rows import (
     RecordRow,
     Run,
     bucket_prefix,
+    is_of_vectors,
     pack_images,
     pack_records,
+    record_ids,
     record_in,
+    record_keys,
+    record_without,
     u64,
     unpack_records,
 )
@@ -112,6 +116,33 @@ def test_records_of_rows_are_read_as_written(first_id: int, count: int, seed: in
     assert record_in(key, value, last) == read[-1][1]
     assert record_in(key, value, last + 1) is None
     assert record_in(key, value, int.from_bytes(key, "big") - 1) is None
+    assert not is_of_vectors(value)
+
+
+@given(st.integers(1, 1 << 47), st.integers(1, 3 * RECORD_BLOCK), st.data())
+def test_records_of_vectors_take_a_byte_each_and_go_one_by_one(
+    first_id: int, count: int, data: st.DataObject
+) -> None:
+    packed = pack_records(
+        first_id, Pixels(Kind.VECTOR, 1, 77, 1, 1, b""), [], np.zeros(count, np.uint8)
+    )
+    assert sum(len(value) for _, value in packed) <= count + 24 * len(packed)
+    every = range(first_id, first_id + count)
+    gone = data.draw(st.sets(st.sampled_from(every)))
+    found = []
+    for key, value in packed:
+        assert is_of_vectors(value)
+        mine = [id_ for id_ in record_ids(key, value).tolist() if id_ in gone]
+        left = record_without(key, value, mine)
+        if left is None:
+            assert len(mine) == len(record_ids(key, value))
+            continue
+        assert len(left) == len(value)
+        assert all(record_in(key, left, id_) is None for id_ in mine)
+        found += unpack_records(key, left)
+        assert list(record_keys(key, left)) == [(i, b"") for i in record_ids(key, left).tolist()]
+    assert [id_ for id_, _ in found] == sorted(set(every) - gone)
+    assert {(r.kind, r.height, r.width, r.key) for _, r in found} <= {(Kind.VECTOR, 1, 77, b"")}
 
 
 @given(

@@ -719,6 +719,9 @@ def test_a_dry_run_counts_them(tmp_path, pieces):
         store.ingest(path)
     plan = Store.plan(tmp_path / "store", path)
     assert (plan.images, plan.unchanged, plan.disk_bytes) == (0, 500, 0)
+    saved(path, ROWS[:, 1:])
+    with pytest.raises(UsageError, match="of 11 dimensions"):
+        Store.plan(tmp_path / "store", path)
 
 
 def test_an_engine_that_knows_of_no_vectors_is_told_so(tmp_path):
