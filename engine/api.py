@@ -6,9 +6,10 @@ import io
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self, TypeGuard, TypeVar
 
@@ -65,8 +66,10 @@ from engine.storage.extents import MovedError
 from engine.storage.files import fsync_dir, replace_file, tree_bytes
 from engine.storage.listing import records_from
 from engine.storage.manifest import EncoderEntry
+from engine.storage.recall import check_recall
 from engine.storage.salvage import salvage
 from engine.store import REJECTS, StoreFiles
+from engine.within import Ids, Names, SearchedIn, Within
 
 Stream = Iterable[tuple[str, OneImage] | tuple[str, OneImage, dict[str, Any] | None]]
 
@@ -98,7 +101,9 @@ class Store:
         self._encoder: OnnxEncoder | None = None
         self._found: Lookup | None = None
         self._finder_of: object = None
+        self._searched: SearchedIn | None = None
         self._writing = ""  # the call that is at it
+        self._looking = Lock()  # for going over to a newer commit
 
     # --- opening and closing ----------------------------------------------------------------------
 
@@ -358,28 +363,39 @@ class Store:
         tiers: Sequence[str] | None = None,
         min_score: float | None = None,
         max_distance: int = DEFAULT_MAX_DISTANCE,
+        recall: float | None = None,
+        ids: Ids | None = None,
+        source: Names | None = None,
     ) -> LookupResult:
         """Look one image up: a path (or ``FILE.npy#ROW``), a file's bytes, an array, a PIL image, or
         ``PackedBits`` of one image.
 
         ``tiers``: of "identical", "near" and "similar", by default all the store has. ``k`` bounds
-        the similar images; near are all within ``max_distance``, of 256. Raises ``ImageError`` if the
-        query cannot be read as an image.
+        the similar images, of which ``recall`` are to be found (see ``search_vectors``); near are all
+        within ``max_distance``, of 256.
+
+        Nothing but these images is found: those with one of ``ids`` (any integers; what is not in the
+        store is ignored), and those seen in ``source``, a path or several, as ``remove`` takes them.
+        ``k`` are still found where so many are left, and a hit still names all of its sources.
+
+        Raises ``ImageError`` if the query cannot be read as an image, and ``UsageError`` if the store
+        has no image of a source.
         """
+        within = self._within(ids, source)
         self._files.follow()
-        finder = self._finder(k, tiers, min_score, max_distance)
+        finder = self._finder(k, tiers, min_score, max_distance, recall)
         if isinstance(query, str | os.PathLike):
-            found = list(self._queries(finder, os.fspath(query)))
+            found = list(self._queries(finder, os.fspath(query), within))
             if len(found) != 1:
                 raise UsageError(f"{query} holds {len(found)} images: use lookup_many")
             result = found[0]
         elif isinstance(query, bytes):
-            result = self._one(finder, Query("bytes", query, None))
+            result = self._one(finder, Query("bytes", query, None), within)
         elif isinstance(query, PackedBits):
-            result = self._one(finder, Query("bits", None, Decoded(query.only(), "array")))
+            result = self._one(finder, Query("bits", None, Decoded(query.only(), "array")), within)
         elif isinstance(query, Image.Image):
             found_ = Decoded(pixels.from_image(query), "image")
-            result = self._one(finder, Query("image", None, found_))
+            result = self._one(finder, Query("image", None, found_), within)
         elif np.ndim(query) == 0:  # as None is to NumPy
             raise UsageError(
                 f"a query is a path, a file's bytes, an array, a PIL image or PackedBits, not "
@@ -387,7 +403,7 @@ class Store:
             )
         else:
             found_ = Decoded(pixels.from_array(query), "array")
-            result = self._one(finder, Query("array", None, found_))
+            result = self._one(finder, Query("array", None, found_), within)
         if result.error is not None:
             raise ImageError(f"{result.query}: {result.error}")
         return result
@@ -400,14 +416,23 @@ class Store:
         tiers: Sequence[str] | None = None,
         min_score: float | None = None,
         max_distance: int = DEFAULT_MAX_DISTANCE,
+        recall: float | None = None,
+        ids: Ids | None = None,
+        source: Names | None = None,
     ) -> Iterator[LookupResult]:
-        """Look up each IMAGE that the command would take; one that cannot be read has an ``error``."""
-        self._finder(
-            k, tiers, min_score, max_distance
-        )  # a wrong argument is told before the first query
+        """Look up each IMAGE that the command would take; one that cannot be read has an ``error``.
+
+        ``ids`` and ``source`` as ``lookup`` has them.
+        """
+        # A wrong argument is told before the first query.
+        self._finder(k, tiers, min_score, max_distance, recall)
+        within = self._within(ids, source)
+        if within is not None:
+            within.ids(self._files)
         for query in queries:
             self._files.follow()
-            yield from self._queries(self._finder(k, tiers, min_score, max_distance), query)
+            finder = self._finder(k, tiers, min_score, max_distance, recall)
+            yield from self._queries(finder, query, within)
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
         """The image that each of n images of one size is, verified, or -1: (n,) int64.
@@ -421,7 +446,13 @@ class Store:
         return self._again(lambda: self._find_identical(images, kind))
 
     def search_vectors(
-        self, queries: npt.ArrayLike, k: int = DEFAULT_K, *, recall: float | None = None
+        self,
+        queries: npt.ArrayLike,
+        k: int = DEFAULT_K,
+        *,
+        recall: float | None = None,
+        ids: Ids | None = None,
+        source: Names | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The k vectors closest to each query: scores (nq, k) float32 and image ids (nq, k) int64.
 
@@ -430,15 +461,38 @@ class Store:
         the queries are then. Where there are fewer than k vectors, scores are -inf and ids -1.
         ``recall`` is the share of the k closest that is to be found, by default the store's own (see
         ``optimize``): how far to look was measured on the store's own vectors. With 1 all are compared.
+        ``ids`` and ``source``: the closest among these images only, as ``lookup`` has it.
+
+        Many queries at once are searched on all cores. Several threads may call this at once, and
+        search at once, as long as none of them writes with this ``Store``.
         """
-        self._files.follow()
-        index = self._files.index
-        if index is None:
-            raise UsageError(f"{self.path} has no vectors: it was filled with --encoder none")
-        block = self._as_queries(queries, index.vectors.dim)
-        if k < 1:
-            raise UsageError(f"k must be 1 or more, not {k}")
-        return self._files.search(block, k, recall=recall)
+        if not (isinstance(k, int | np.integer) and k >= 1):
+            raise UsageError(f"k must be 1 or more, not {k!r}")
+        share = check_recall(recall) if recall is not None else None
+        return self._again(lambda: self._search_vectors(queries, int(k), share, ids, source))
+
+    def _search_vectors(
+        self,
+        queries: npt.ArrayLike,
+        k: int,
+        recall: float | None,
+        ids: Ids | None,
+        source: Names | None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        with ExitStack() as stack:
+            with self._looking:
+                within = self._within(ids, source)
+                self._files.follow()
+                if self._files.manifest.encoder is None:
+                    raise UsageError(
+                        f"{self.path} has no vectors: it was filled with --encoder none"
+                    )
+                wanted = within.ids(self._files) if within is not None else None
+                index, among = self._files.to_search(wanted)
+                stack.enter_context(index)  # whatever other threads do now
+            block = self._as_queries(queries, index.vectors.dim)
+            scores, rows = index.search(block, k, recall=recall, wanted=among)
+            return scores, index.vectors.ids(rows)
 
     def get(self, id_: int) -> ImageRecord:
         """What is known of image ``id_``; ``UsageError`` if there is none."""
@@ -650,10 +704,15 @@ class Store:
         return None
 
     def _finder(
-        self, k: int, tiers: Sequence[str] | None, min_score: float | None, max_distance: int
+        self,
+        k: int,
+        tiers: Sequence[str] | None,
+        min_score: float | None,
+        max_distance: int,
+        recall: float | None,
     ) -> Lookup:
         tiers = tier_names(tiers)
-        asked = (k, tiers, min_score, max_distance)
+        asked = (k, tiers, min_score, max_distance, recall)
         # Kept for the next query, which nearly always asks the same; an encoder may have been adopted.
         if self._finder_of != (asked, self._files.manifest.encoder) or self._found is None:
             self._found = Lookup(
@@ -663,9 +722,21 @@ class Store:
                 tiers=tiers,
                 min_score=min_score,
                 max_distance=max_distance,
+                recall=recall,
             )
             self._finder_of = (asked, self._files.manifest.encoder)
         return self._found
+
+    def _within(self, ids: Ids | None, source: Names | None) -> Within | None:
+        """What a search is restricted to; the next one is nearly always to the same sources."""
+        if ids is None and source is None:
+            return None
+        sources = SearchedIn(source) if source is not None else None
+        if sources is not None:
+            if self._searched is None or self._searched.names != sources.names:
+                self._searched = sources
+            sources = self._searched
+        return Within(ids, sources)
 
     def _find_identical(self, images: Images, kind: Kind | None) -> npt.NDArray[np.int64]:
         ids = np.empty(len(images), np.int64)
@@ -679,15 +750,18 @@ class Store:
             ids[at : at + len(rows)] = identical_ids(self._files, rows)
         return ids
 
-    def _queries(self, finder: Lookup, spec: str) -> Iterator[LookupResult]:
+    def _queries(self, finder: Lookup, spec: str, within: Within | None) -> Iterator[LookupResult]:
         for query in open_images(spec, self._files.memory.max_file):
             if isinstance(query, Problem):
                 yield LookupResult(os.fsdecode(query.name), error=query.reason)
             else:
-                yield self._one(finder, query)
+                yield self._one(finder, query, within)
 
-    def _one(self, finder: Lookup, query: Query) -> LookupResult:
-        return self._again(lambda: finder.one(query))
+    def _one(self, finder: Lookup, query: Query, within: Within | None) -> LookupResult:
+        files = self._files
+        return self._again(
+            lambda: finder.one(query, within.ids(files) if within is not None else None)
+        )
 
     def _again(self, ask: Callable[[], T]) -> T:
         """An answer, asked for once more of a newer commit where that has moved what was looked for."""
@@ -695,7 +769,8 @@ class Store:
             try:
                 return ask()
             except MovedError:
-                self._files.refresh()
+                with self._looking:
+                    self._files.refresh()
         return ask()
 
     def _own_encoder(self) -> OnnxEncoder:

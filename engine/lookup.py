@@ -24,7 +24,9 @@ from engine.given import normalized
 from engine.near import near
 from engine.records import Buffer, Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
 from engine.sources.locate import Query
+from engine.storage.idset import IdSet
 from engine.storage.index import VectorIndex
+from engine.storage.recall import check_recall
 from engine.storage.rows import ImageRow
 from engine.store import StoreFiles
 
@@ -50,6 +52,7 @@ class Lookup:
         tiers: Sequence[str] | None = None,
         min_score: float | None = None,
         max_distance: int = DEFAULT_MAX_DISTANCE,
+        recall: float | None = None,
     ) -> None:
         """``tiers``: which to search, by default all that the store has."""
         if not (isinstance(k, int | np.integer) and k >= 1):
@@ -74,18 +77,20 @@ class Lookup:
         self._k = k
         self._min_score = min_score
         self._max_distance = max_distance
+        self._recall = check_recall(recall) if recall is not None else None
         self._asked = tiers is not None
         self.tiers = _tiers(store, tiers)
         # Given vectors say nothing of images, which have none to compare with them.
         self._of_images = tuple(t for t in self.tiers if t != SIMILAR or not self._given)
 
-    def one(self, query: Query) -> LookupResult:
+    def one(self, query: Query, wanted: IdSet | None = None) -> LookupResult:
         """Search every tier for one query. A query that is no image has an ``error``.
 
+        ``wanted``: which images may be found, if not all.
         ``UsageError`` for a query of a kind that the tiers which were asked for are not for.
         """
         if query.vector is not None:
-            return self._one_vector(query.name, query.vector)
+            return self._one_vector(query.name, query.vector, wanted)
         if self._asked and self._of_images != self.tiers:
             raise UsageError(
                 f"{self._store.path} holds vectors that were given, and an image has none: look up "
@@ -100,22 +105,22 @@ class Lookup:
         try:
             if IDENTICAL in searched and query.data is not None:
                 started = perf_counter()
-                self._by_file(query.data, found)
+                self._by_file(query.data, found, wanted)
                 _spend(spent, "identical", started)
             if searched != (IDENTICAL,) or not found:
                 started = perf_counter()
                 decoded = query.decode(self._store.memory.decoding)
                 started = _spend(spent, "decode", started)
                 if IDENTICAL in searched:
-                    self._by_pixels(decoded, found)
+                    self._by_pixels(decoded, found, wanted)
                     _spend(spent, "identical", started)
                 taken = {hit.id for hit in found}
                 if NEAR in searched:
-                    nearby = self._near(decoded, taken, spent)
+                    nearby = self._near(decoded, taken, spent, wanted)
                     taken.update(hit.id for hit in nearby)
                 if SIMILAR in searched:
                     try:
-                        similar = self._similar(decoded, taken, spent)
+                        similar = self._similar(decoded, taken, spent, wanted)
                     except EncoderError as error:
                         if self._asked:
                             raise
@@ -131,16 +136,18 @@ class Lookup:
             found.sort(key=lambda hit: hit.id)
         return LookupResult(query.name, searched, tuple(found), nearby, similar, spent)
 
-    def _by_file(self, data: bytes, found: list[IdenticalHit]) -> None:
+    def _by_file(self, data: bytes, found: list[IdenticalHit], wanted: IdSet | None) -> None:
         """The image that a file of exactly these bytes was; SHA-256 decides, so nothing to verify."""
         id_ = self._store.files([digest.file_hash(data)])[0]
-        if id_ is not None:
+        if id_ is not None and (wanted is None or id_ in wanted):
             found.append(self._hit(id_, "digest"))
 
-    def _by_pixels(self, decoded: Decoded, found: list[IdenticalHit]) -> None:
+    def _by_pixels(self, decoded: Decoded, found: list[IdenticalHit], wanted: IdSet | None) -> None:
         canonical = decoded.pixels.canonical
         key = digest.key(canonical, self._store.settings.hash_seed)
         for row in self._store.image_of(key):
+            if wanted is not None and row.id not in wanted:
+                continue
             if not found or all(hit.id != row.id for hit in found):
                 verified = _verify(self._store, row, canonical)
                 if verified:
@@ -157,16 +164,14 @@ class Lookup:
         return tuple([os.fsdecode(name) for name in names]), count
 
     def _near(
-        self, decoded: Decoded, taken: set[int], spent: dict[str, float]
+        self, decoded: Decoded, taken: set[int], spent: dict[str, float], wanted: IdSet | None
     ) -> tuple[NearHit, ...]:
         started = perf_counter()
         query = decoded.pixels
         values = query.height * query.width * query.channels
         hits = []
-        for id_, distance, unlike in zip(
-            *(column.tolist() for column in near(self._store, query, self._max_distance, taken)),
-            strict=True,
-        ):
+        found = near(self._store, query, self._max_distance, taken, wanted)
+        for id_, distance, unlike in zip(*(column.tolist() for column in found), strict=True):
             record = self._store.record(id_)
             if record is None:  # removed meanwhile
                 continue
@@ -179,19 +184,24 @@ class Lookup:
         return tuple(hits)
 
     def _similar(
-        self, decoded: Decoded, taken: set[int], spent: dict[str, float]
+        self, decoded: Decoded, taken: set[int], spent: dict[str, float], wanted: IdSet | None
     ) -> tuple[SimilarHit, ...]:
         index = self._store.index
-        if index is None or not index.vectors.rows:
+        rows = index.vectors.rows if index is not None else 0
+        if wanted is not None:
+            rows = min(rows, len(wanted))
+        if index is None or not rows:
             return ()
         started = perf_counter()
         encoder = self._encoder()
         started = _spend(spent, "load", started)  # only the first query of a process pays for it
         vector = encoder.encode([pixels.to_rgb8(decoded.pixels)])
         _spend(spent, "encode", started)
-        return self._closest(index, vector, taken, spent)
+        return self._closest(index, vector, taken, spent, wanted)
 
-    def _one_vector(self, name: str, vector: npt.NDArray[np.float32]) -> LookupResult:
+    def _one_vector(
+        self, name: str, vector: npt.NDArray[np.float32], wanted: IdSet | None
+    ) -> LookupResult:
         """Search the similar tier for a vector, (dim,)."""
         index = self._store.index
         if index is None:
@@ -214,7 +224,7 @@ class Lookup:
             if not lengths[0]:
                 return LookupResult(name, error="has length zero, and so no direction")
         spent: dict[str, float] = {}
-        hits = self._closest(index, query, set(), spent) if index.vectors.rows else ()
+        hits = self._closest(index, query, set(), spent, wanted) if index.vectors.rows else ()
         return LookupResult(name, (SIMILAR,), similar=hits, milliseconds=spent)
 
     def _closest(
@@ -223,27 +233,31 @@ class Lookup:
         vector: npt.NDArray[np.float32],
         taken: set[int],
         spent: dict[str, float],
+        wanted: IdSet | None,
     ) -> tuple[SimilarHit, ...]:
         """The best k of all vectors, without those ``taken``; ``vector`` is (1, dim)."""
         started = perf_counter()
         rows = index.vectors.rows
         # As many as may be taken; but near copies may be many, and need not be similar.
         most = min(self._k + min(len(taken), 3 * self._k), rows)
-        hits, enough = self._most_similar(index, vector, most, taken)
-        while not enough and most < rows:  # what was taken or removed had their places
+        hits, enough = self._most_similar(vector, most, taken, wanted)
+        while not enough and most < rows:  # what was taken had their places
             most = min(2 * most, rows)
-            hits, enough = self._most_similar(index, vector, most, taken)
+            hits, enough = self._most_similar(vector, most, taken, wanted)
         _spend(spent, "similar", started)
         return tuple(hits)
 
     def _most_similar(
-        self, index: VectorIndex, vector: npt.NDArray[np.float32], most: int, taken: set[int]
+        self,
+        vector: npt.NDArray[np.float32],
+        most: int,
+        taken: set[int],
+        wanted: IdSet | None,
     ) -> tuple[list[SimilarHit], bool]:
         """The best k among the ``most`` nearest vectors; and whether asking for more is no use."""
-        scores, rows = index.search(vector, most)
-        ids = index.vectors.ids(rows[0])
+        scores, ids = self._store.search(vector, most, recall=self._recall, wanted=wanted)
         hits: list[SimilarHit] = []
-        for score, id_ in zip(scores[0].tolist(), ids.tolist(), strict=True):
+        for score, id_ in zip(scores[0].tolist(), ids[0].tolist(), strict=True):
             if id_ < 0:
                 return hits, True
             if id_ in taken:
@@ -255,7 +269,7 @@ class Lookup:
             if self._min_score is not None and score < self._min_score:
                 return hits, True
             record = self._store.record(id_)
-            if record is None:  # removed since it got its vector
+            if record is None:
                 continue
             names, count = self._sources(id_)
             value = round(min(score, 1.0) if self._cosine else score, 6)

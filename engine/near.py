@@ -26,6 +26,7 @@ from engine import fingerprint, pixels
 from engine.errors import ImageError, StoreDamagedError
 from engine.fingerprint import FINGERPRINT_BITS
 from engine.records import Kind, Pixels, Place
+from engine.storage.idset import IdSet
 from engine.storage.rows import ImageRow
 from engine.store import StoreFiles
 
@@ -57,13 +58,18 @@ class _Alike(NamedTuple):
     key: bytes
 
 
-def near(store: StoreFiles, query: Pixels, most: int, taken: set[int]) -> Near:
-    """The images within ``most`` (of 256) of ``query``, without those ``taken``."""
+def near(
+    store: StoreFiles, query: Pixels, most: int, taken: set[int], wanted: IdSet | None = None
+) -> Near:
+    """The images within ``most`` (of 256) of ``query``, without those ``taken``.
+
+    ``wanted``: which images may be found, if not all.
+    """
     prints = fingerprint.candidates(query, most)
     if not len(prints):
         return Near(*np.empty((3, 0), np.int64))
     bits = query.kind is Kind.BITS
-    ids, distances = _within(store, prints, most, ink=bits)
+    ids, distances = _within(store, prints, most, wanted, ink=bits)
     fits = np.zeros(len(ids), np.bool_)
     unlike = np.full(len(ids), -1)
     for at in range(0, len(ids), _AT_ONCE):
@@ -81,7 +87,12 @@ def near(store: StoreFiles, query: Pixels, most: int, taken: set[int]) -> Near:
 
 
 def _within(
-    store: StoreFiles, prints: npt.NDArray[np.uint8], most: int, *, ink: bool
+    store: StoreFiles,
+    prints: npt.NDArray[np.uint8],
+    most: int,
+    wanted: IdSet | None,
+    *,
+    ink: bool,
 ) -> tuple[Numbers, Numbers]:
     """The ids of the rows within ``most`` of any of the fingerprints, and their distances."""
     entry = store.manifest.encoder
@@ -91,6 +102,8 @@ def _within(
     ids, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for part in store.fingerprints.near(prints, most, store.state.next_id - 1, holes=given):
         which = ~removed.has(part.rows + 1)
+        if wanted is not None:
+            which &= wanted.has(part.rows + 1)
         if ink:
             zeros = ones[part.query] * 2 > FINGERPRINT_BITS
             theirs = fingerprint.ones_of(part.prints)

@@ -1,12 +1,8 @@
 """Removes images and sources from a store, a commit for every few thousand of them.
 
 What has gone with a commit is gone; interrupted anywhere and run again, it goes on. How it goes is in
-``engine.storage.removal``; here is what goes: images by id, sources by name, and sources that are no
-longer where they were.
-
-A name is a path as results show it, or a relative one, and stands for itself and for what is inside of
-it: the rows of an array, the members of an archive, everything below a folder. One row of an array, or
-one member, is named with its ``#``.
+``engine.storage.removal``, what a name stands for in ``engine.named``; here is what goes: images by id,
+sources by name, and sources that are no longer where they were.
 """
 
 from __future__ import annotations
@@ -17,14 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from engine.errors import SourceError, UsageError
+from engine.errors import SourceError
+from engine.named import bases, is_there, one_row, rows_inside
 from engine.records import RemoveReport
-from engine.sources import synthetic
-from engine.sources.base import absolute
-from engine.sources.whereabouts import QUERIES, Whereabouts, stamp, without_query
+from engine.sources.whereabouts import Whereabouts, stamp, without_query
 from engine.storage.chunk import Chunk
 from engine.storage.removal import Going, removal
-from engine.storage.rows import ONE, ArrayRow, NameRow, Run, record_ids, u64
+from engine.storage.rows import ONE, ArrayRow, NameRow, Run, record_ids
 from engine.store import StoreFiles
 
 MOST = 4096  # images or sources of one commit
@@ -69,7 +64,7 @@ class Remove:
         try:
             wanted: list[bytes | None] = []
             for name, may_be in given:  # all before any goes: one may be inside of another
-                wanted += [base for base in may_be if self._is_there(base)][:1] or [None]
+                wanted += [base for base in may_be if is_there(self._store, base)][:1] or [None]
                 if wanted[-1] is None:
                     not_found.append(name)
             self._ids(sorted(set(ids)), not_found)
@@ -103,83 +98,27 @@ class Remove:
 
     # --- by name ----------------------------------------------------------------------------------
 
-    def _is_there(self, base: bytes) -> bool:
-        """Whether there is anything that is named ``base`` or inside of it."""
-        tables = (("names", b""), ("arrays", b"n"), ("arrays", b"a"), ("rejects", b""))
-        rows = (row for table, before in tables for row in self._inside(table, base, before))
-        return self._one_row(base) is not None or next(rows, None) is not None
-
     def _named(self, base: bytes) -> None:
         """Remove what is named ``base`` and what is inside of it."""
-        row = self._one_row(base)
+        row = one_row(self._store, base)
         if row is not None:
             self._row(*row)
-        for name, value in self._inside("names", base):
+        for name, value in rows_inside(self._store, "names", base):
             self._name(name, NameRow.unpack(value).id)
-        for key, _ in self._inside("arrays", base, b"n"):
+        for key, _ in rows_inside(self._store, "arrays", base, b"n"):
             self._array(key[1:])
-        for key, _ in self._inside("arrays", base, b"a"):
+        for key, _ in rows_inside(self._store, "arrays", base, b"a"):
             self._going.arrays.append(key)
             self._flush_if_full()
-        for name, _ in self._inside("rejects", base):
+        for name, _ in rows_inside(self._store, "rejects", base):
             self._going.rejects.append(name)
             self._flush_if_full()
-
-    def _inside(
-        self, table: str, base: bytes, before: bytes = b""
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """The rows of a table whose key is ``before`` and a name: ``base``, or one inside of it."""
-        keys = self._store.keys
-        if base:
-            value = keys.get(table, before + base)
-            if value is not None:
-                yield before + base, value
-        yield from keys.scan(table, before + base + b"/")
-        # Of "a.tar" and "a.tar?metadata=" what is behind "#" is inside; of a folder "C" a folder "C#" is
-        # not, nor of a file one whose name goes on like that.
-        for container in self._containers(base):
-            if container != base and table != "names":
-                value = keys.get(table, before + container)
-                if value is not None:
-                    yield before + container, value
-            yield from keys.scan(table, before + container + b"#")
-
-    def _containers(self, base: bytes) -> list[bytes]:
-        """The arrays, archives and tables that are the file ``base``, in whatever way it was read."""
-        keys = self._store.keys
-        found: dict[bytes, None] = {}
-        for kind in (b"n", b"a") if base else ():
-            if keys.get("arrays", kind + base) is not None:
-                found[base] = None
-            for query in QUERIES:
-                rows = keys.scan("arrays", kind + base + query)
-                found |= {key[1:]: None for key, _ in rows if b"/" not in key[len(base) + 1 :]}
-        return list(found)
 
     def _name(self, name: bytes, id_: int) -> None:
         if name not in self._names:
             self._names.add(name)
             self._going.names.append((name, id_))
             self._flush_if_full()
-
-    def _one_row(self, name: bytes) -> tuple[Run, Run] | None:
-        """The run and the part of it that are the row of an array which ``name`` is, if it is there."""
-        if self._store.keys.get("names", name) is not None:
-            return None  # a file of that name: a path wins over "#"
-        base, mark, digits = name.rpartition(b"#")
-        if not mark or not digits.isdigit() or len(digits) > 18:
-            return None
-        array, row = self._store.array(base), int(digits)
-        if array is None:
-            return None
-        prefix = b"r" + array.number.to_bytes(4, "big")
-        found = self._store.keys.at_or_before("runs", prefix + u64(row))
-        if found is None or not found[0].startswith(prefix):
-            return None
-        run = Run.from_row(*found)
-        part = run.part(row, 1)
-        there = row < run.row + run.count and self._store.record(part.id) is not None
-        return (run, part) if there else None
 
     def _row(self, run: Run, part: Run) -> None:
         if (part.array, part.row) not in self._rows and part.array not in self._arrays:
@@ -334,22 +273,6 @@ class Remove:
         if count:
             self._done += count
             self._progress(self._done)
-
-
-def bases(name: str) -> list[bytes]:
-    """What a source may be called in the store that a user calls ``name``, likeliest first."""
-    if not name:
-        raise UsageError("a source has a name: a path, as results show it")
-    head, mark, inside = name.partition("#")
-    if name.startswith(synthetic.PREFIX):
-        try:
-            found = synthetic.SyntheticBits(head).name
-        except UsageError:
-            return [os.fsencode(name)]
-        return [os.fsencode(name), found + os.fsencode(mark + inside)]
-    whole, apart = absolute(name), absolute(head) + os.fsencode(mark + inside)
-    names = [os.fsencode(name), whole.rstrip(b"/"), apart.rstrip(b"/")]
-    return list(dict.fromkeys(names))
 
 
 class _Spans:

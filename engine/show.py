@@ -132,8 +132,10 @@ def optimize_text(report: OptimizeReport) -> str:
         f"{size(report.bytes_before)} on disk before, {size(report.bytes_after)} after, "
         f"in {report.seconds:.1f} s",
         f"{_count(report.rewritten, 'extent')} of pixels rewritten, "
-        f"{_count(report.moved, 'image')} moved",
+        f"{_count(report.moved, 'image')} moved, {_count(report.laid_out, 'vector')} laid out anew",
     ]
+    if report.recall and report.recall["measured"] is not None:
+        lines.append(f"recall {recall_text(report.recall)}")
     lines += [f"not done: {what}" for what in report.skipped]
     if report.interrupted:
         lines.append("interrupted: what is done is committed; run it again to go on")
@@ -153,10 +155,23 @@ def info_text(info: StoreInfo) -> str:
         ("rejects", f"{info.rejects:,}"),
         ("encoder", encoder),
         ("segments", f"{len(info.segments)} with {_rows(info.segments):,} vectors"),
+        *([("recall", recall_text(info.recall))] if info.recall else []),
         ("bytes", f"{size(sum(info.bytes.values()))}"),
         *((f"  {part}", size(count)) for part, count in info.bytes.items() if count),
     ]
     return "\n".join(columns(rows))
+
+
+def recall_text(recall: dict[str, object]) -> str:
+    """What is known of the recall of searches."""
+    if not recall["sample"]:
+        return f"{recall['target']} wanted; so few vectors are all compared"
+    if recall["measured"] is None:
+        return f"{recall['target']} wanted, which no list gives: all vectors are compared"
+    return (
+        f"{recall['measured']:.3f} for the nearest {recall['k']}, measured on {recall['sample']} of "
+        f"{recall['vectors']:,} vectors; {recall['target']} is wanted"
+    )
 
 
 def check_text(report: CheckReport, most: int = 50) -> str:

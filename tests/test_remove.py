@@ -278,6 +278,25 @@ def test_arrays_of_an_npz_and_arrays_below_a_folder_go(store: Store, tmp_path: P
         assert store.remove(sources=[tmp_path / "deep"]).images == 2
 
 
+def test_all_arrays_of_an_npz_go_by_its_name_and_none_beside_it(
+    store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.npz"
+    np.savez(path, **{"left": mask(30)[None], "in/side": mask(31)[None]})
+    beside = tmp_path / "c.npz#x"
+    beside.mkdir()
+    rows(beside / "y.npy", 32)
+    np.savez(beside / "z.npz", right=mask(33)[None])
+    inputs = (path, f"{path}?kind=8bit", beside / "y.npy", beside / "z.npz")
+    assert store.ingest(*inputs).added == 6
+    assert store.remove(sources=[f"{path}?kind=8bit"]).images == 2
+    assert store.remove(sources=[path]).images == 2
+    assert found(store, 30, 31, 32, 33) == [32, 33]
+    assert store.ingest(*inputs).added == 4
+    assert store.remove(sources=[path]).images == 4
+    assert found(store, 30, 31, 32, 33) == [32, 33]
+
+
 def test_rows_that_were_removed_come_again_when_the_array_is_ingested(
     store: Store, tmp_path: Path
 ) -> None:

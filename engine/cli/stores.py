@@ -157,6 +157,20 @@ def lookup(
     min_score: Annotated[
         float | None, typer.Option(metavar="X", help="Leave out similar images below this cosine.")
     ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Find only images of a file, an array, an archive or a folder; may be repeated.",
+        ),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R",
+            help="The share of the similar images to be found [what the store wants]; 1 compares all.",
+        ),
+    ] = None,
     exact: Annotated[
         bool,
         typer.Option("--exact", help="--tier identical, and status 1 unless every image is found."),
@@ -171,6 +185,7 @@ def lookup(
     Example:
       engine lookup query.jpg 'masks.npy#17' --store photos.store
       engine lookup query.jpg --json -k 3 --store photos.store
+      engine lookup query.jpg --source photos/more/ --store photos.store
     """
     given: Iterable[str] = images or []
     if files_from:
@@ -186,7 +201,13 @@ def lookup(
     path = store or default_store()
     with Store.open(path, read_only=True, memory=memory) as opened:
         results = opened.lookup_many(
-            given, k=k, tiers=tiers, min_score=min_score, max_distance=max_distance
+            given,
+            k=k,
+            tiers=tiers,
+            min_score=min_score,
+            max_distance=max_distance,
+            recall=recall,
+            source=source or None,
         )
         for result in results:
             show_line(show.lookup_json(result) if as_json else show.lookup_text(result))

@@ -81,22 +81,33 @@ def remove(
 
 def optimize(
     store: StoreOption = "",
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R",
+            help="The share of the nearest that searches are to find from now on [0.95].",
+        ),
+    ] = None,
     memory: MemoryOption = "1G",
     as_json: JsonOption = False,
 ) -> None:
-    """Give back the disk space of removed images, and bring the keys in order.
+    """Build the index anew, give back the disk of removed images, and bring the keys in order.
 
-    Kept pixels are copied together, so it needs some room while it works; what does not fit is told.
+    The index is trained on what the store holds by now, vectors are laid out in its order, and how far
+    searches have to look for the recall that is wanted is measured on a sample of them. Others may
+    write to the store meanwhile, until the end. Kept pixels are copied together. All of this needs
+    some room while it works; what does not fit is told.
     What cannot be read stays where it is; the status is 3 then, and 'engine check --fix' comes next.
     Lookups go on meanwhile. Ctrl-C commits what is done; run it again to go on.
 
     \b
     Example:
       engine optimize --store photos.store
+      engine optimize --recall 0.99 --store photos.store
     """
     opened = Store.open(store or default_store(), memory=memory)
     with opened, interruptible() as stop, Progress("optimize") as progress:
-        report = opened.optimize(progress=progress, stop=stop)
+        report = opened.optimize(recall=recall, progress=progress, stop=stop)
     show_line(show.line(asdict(report)) if as_json else show.optimize_text(report))
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -64,6 +64,9 @@ class IdSet:
         there: npt.NDArray[np.bool_] = (self.bits[at >> 3] >> (at & 7) & 1).astype(np.bool_)
         return inside & there
 
+    def __contains__(self, id_: int) -> bool:
+        return 0 <= id_ < self.size and bool(self.bits[id_ >> 3] >> (id_ & 7) & 1)
+
     def __len__(self) -> int:
         if self._count < 0:
             blocks = (self.bits[at : at + _BLOCK] for at in range(0, len(self.bits), _BLOCK))

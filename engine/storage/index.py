@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,8 @@ class VectorIndex:
         self._searched = 0
         self._wanted: _Wanted | None = None
         self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
         if entries:
             # One quantizer is live; segments of another one are about to be built anew.
             number = max(entry.quantizer for entry in entries)
@@ -308,9 +311,28 @@ class VectorIndex:
         few = count <= _FEW and count * 2 < len(there)
         return _Wanted(ids, count, alive, np.flatnonzero(there) if few else None)
 
+    def __enter__(self) -> Self:
+        """Keep it open while it is searched, whoever closes it meanwhile."""
+        with self._lock:
+            self._users += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._closed and not self._users
+        if last:
+            self._let_go()
+
     def close(self) -> None:
-        """Let go of it; whoever searches it at this moment goes on until it is done."""
-        self.segments = []
+        """Let go of it, once nobody searches it any more."""
+        with self._lock:
+            self._closed, idle = True, not self._users
+        if idle:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.segments.clear()
         self.vectors.close()
 
 

@@ -183,7 +183,7 @@ class Segment:
         """What its codes take in memory: FastScan's blocks are of 32 rows."""
         code_bytes = self._quantizer.code_bytes
         blocks = int(np.sum(-(-self.sizes // 32) * 32))
-        return blocks * code_bytes + self.entry.rows * LABEL_BYTES
+        return int(blocks * code_bytes + self.entry.rows * LABEL_BYTES)
 
     @property
     def is_resident(self) -> bool:

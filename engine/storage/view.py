@@ -112,6 +112,7 @@ class StoreView:
         self._buckets: dict[int, list[Run]] = {}
         self._array_names: dict[int, bytes] = {}
         self._alive: IdSet | None = None
+        self._wanted: tuple[IdSet, IdSet] | None = None
         self._removed: IdSet | None = None
 
     def is_behind(self) -> bool:
@@ -426,11 +427,25 @@ class StoreView:
         Best first, padded with -inf and -1; of images that are there, and ``wanted`` if that is said.
         ``recall``: the share of them to be found, 1 for all. ``StoreError`` for a store without vectors.
         """
+        index, among = self.to_search(wanted)
+        with index:
+            scores, rows = index.search(queries, k, recall=recall, wanted=among)
+            return scores, index.vectors.ids(rows)
+
+    def to_search(self, wanted: IdSet | None) -> tuple[VectorIndex, IdSet | None]:
+        """The index, and which images it may find, if not all: those that are there and ``wanted``."""
         index = self.index
         if index is None:
             raise StoreError(f"{self.path} has no vectors")
-        scores, rows = index.search(queries, k, recall=recall, wanted=wanted or self.alive())
-        return scores, index.vectors.ids(rows)
+        return index, self.alive() if wanted is None else self._those_alive(wanted)
+
+    def _those_alive(self, wanted: IdSet) -> IdSet:
+        """Those of the wanted images that are there; the same set for the same question."""
+        if not self.state.dead_vectors:
+            return wanted
+        if self._wanted is None or self._wanted[0] is not wanted:
+            self._wanted = wanted, wanted.without(self.removed_ids())
+        return self._wanted[1]
 
     def alive(self) -> IdSet | None:
         """The images that are there; None where none of those with a vector was removed."""
