@@ -192,6 +192,12 @@ def failures() -> list[tuple[str, str]]:
         ("lookup rows.npy --min-score 2 --store store", "between -1 and 1"),
         ("lookup rows.npy --min-score nan --store store", "between -1 and 1"),
         ("lookup --files-from gone.txt --store store", "gone.txt cannot be read"),
+        ("lookup rows.npy --source gone --store store", "no image of the source gone"),
+        (
+            "lookup rows.npy --source photos --source row --store store",
+            "no image of the source row",
+        ),
+        ("lookup rows.npy --source= --store store", "a source has a name"),
         ("info --store gone", "there is no store at gone"),
         ("check --store gone", "there is no store at gone"),
         ("check extra --store store", "extra"),
@@ -300,6 +306,32 @@ def test_lookup_prints_one_object_a_line(engine: Engine, shop: Path) -> None:
     assert all(set(hit) == HIT | {"score"} for hit in unknown["similar"])
     assert all(isinstance(value, float) for value in known["milliseconds"].values())
     assert list(broken) == ["query", "error"]
+
+
+def test_lookup_finds_in_named_sources_only(
+    engine: Engine, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shop)
+    queries = [f"photos/{i}.png" for i in range(5)]
+    for sources, there in (
+        (["rows.npy"], [1, 2, 3, 4]),
+        (["photos/4.png"], [5]),
+        (["photos/4.png", shop / "rows.npy#1"], [2, 5]),
+        (["photos/"], [1, 2, 3, 4, 5]),
+    ):
+        named = [part for source in sources for part in ("--source", source)]
+        ran = engine("lookup", *queries, *named, "--json", "--store", "store")
+        assert (ran.status, ran.err) == (0, "")
+        for number, line in enumerate(ran.out.splitlines(), 1):
+            every = engine("lookup", f"photos/{number - 1}.png", "--json", "--store", "store").json
+            some = json.loads(line)
+            assert list(some) == list(every)
+            for tier in ("identical", "near", "similar"):
+                hits = every[tier]
+                assert isinstance(hits, list)
+                assert some[tier] == [hit for hit in hits if hit["id"] in there]
+        ran = engine("lookup", "--exact", *queries, *named, "--store", "store")
+        assert ran.status == (0 if len(there) == 5 else 1)
 
 
 def test_info_prints_one_object(engine: Engine, shop: Path) -> None:

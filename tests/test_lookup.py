@@ -324,6 +324,51 @@ def test_min_score_leaves_out_what_is_less_alike(shades: Path) -> None:
         assert store.lookup(shade(63), min_score=1.0).similar == ()
 
 
+@pytest.mark.parametrize("wanted", [{7}, {2, 4, 9}, set(range(1, 6)), set(range(1, 11)), {4}])
+def test_the_most_similar_among_some_are_all_there(shades: Path, wanted: set[int]) -> None:
+    with Store.open(shades / "store") as store:
+        for query in (f"{shades}/3.png", shade(63)):
+            every = store.lookup(query, k=10)
+            for k in (1, 2, 3, 10, 1000):
+                some = store.lookup(query, k=k, ids=wanted)
+                assert some.searched == every.searched
+                assert some.identical == tuple(h for h in every.identical if h.id in wanted)
+                assert some.similar == tuple(h for h in every.similar if h.id in wanted)[:k]
+            least = every.similar[4].score - 1e-6
+            some = store.lookup(query, ids=wanted, min_score=least)
+            assert some.similar == tuple(h for h in every.similar[:5] if h.id in wanted)
+
+
+def test_near_images_are_among_some_only(tmp_path: Path) -> None:
+    query = mask(0, 32, 32)
+    copies = np.stack([query] * 6)
+    for i, copy in enumerate(copies):
+        copy.reshape(-1)[: 7 * i] ^= True
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(copies, name="copies")
+        store.remove(ids=[3])
+        every = store.lookup(query)
+        assert ([hit.id for hit in every.identical], len(every.near)) == ([1], 4)
+        for wanted in ({1}, {2, 5}, {3, 6}, {3}, set(range(1, 7))):
+            some = store.lookup(query, ids=wanted)
+            assert some.identical == tuple(hit for hit in every.identical if hit.id in wanted)
+            assert some.near == tuple(hit for hit in every.near if hit.id in wanted)
+
+
+def test_an_image_that_shares_a_key_with_one_outside_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(digest, "key", lambda canonical, seed: bytes(16))
+        patch.setattr(digest, "keys", lambda many, seed: [bytes(16)] * len(many))
+        with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+            store.ingest(np.stack([mask(i) for i in range(4)]), name="alike")
+            for seed in range(4):
+                for id_ in range(1, 5):
+                    hits = store.lookup(mask(seed), tiers=["identical"], ids=[id_]).identical
+                    assert [hit.id for hit in hits] == [id_] * (id_ == seed + 1)
+
+
 def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Path) -> None:
     rows = tmp_path / "rows.npy"
     flat = np.full((6, 16, 16, 3), 200, np.uint8)
