@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from engine import digest, fingerprint, pixels
 from engine.check import Check, Damage, DamagedAppend
-from engine.config import ENCODE_BATCH, EXACT_ROWS
+from engine.config import ENCODE_BATCH
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, EngineError, ImageError, SourceError, StoreDamagedError
@@ -98,7 +98,7 @@ class Repair:
                 self._told.append(Problem(part, f"it cannot be mended: {error}"))
                 vectors_whole &= append.family in (extents.FINGERPRINTS, extents.PIXELS)
         if self._stale and vectors_whole:  # else it would be an index of damaged ones
-            Indexing(self._store, Work(self._store.memory)).update(EXACT_ROWS)
+            Indexing(self._store, Work(self._store.memory)).update(1)
         return self._told
 
     def _drop_damaged(self, paths: Sequence[Path]) -> None:

@@ -137,7 +137,7 @@ def test_vectors_are_searched_as_faiss_does_it(photos: Path) -> None:
         assert (scores.shape, scores.dtype) == ((3, 4), np.float32)
         assert (ids.shape, ids.dtype) == ((3, 4), np.int64)
         assert (np.diff(scores, axis=1) <= 0).all()
-        again = store.search_vectors(queries.tolist(), k=4, exact=True)
+        again = store.search_vectors(queries.tolist(), k=4, recall=1)
         assert np.array_equal(again[1], ids)
         scores, ids = store.search_vectors(queries, k=8)
         assert (ids[:, :6] > 0).all()

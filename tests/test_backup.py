@@ -38,7 +38,7 @@ from engine import (
 )
 from engine.cli import main
 from engine.config import MemoryBudget
-from engine.storage import aside, extents, held, keys, manifest, vectors
+from engine.storage import aside, extents, held, keys, manifest
 from engine.storage.chunk import Chunk
 from engine.storage.lock import WriterLock
 from engine.store import StoreFiles
@@ -55,7 +55,6 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ingest, "EXACT_ROWS", 20)
     patch.setattr(ingest, "_SEGMENT_ROWS", 40)
     patch.setattr(extents, "EXTENT_ROWS", 100)
-    patch.setattr(vectors, "EXTENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_BYTES", 200_000)
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: 16 << 20))
     options, tables = keys._database_options, keys._table_options
@@ -223,7 +222,7 @@ def seen(store: Store) -> list[Any]:
     return [
         replace(info, path="", bytes={}),
         [(store.get(id_), sorted(store.sources(id_))) for id_ in ids],
-        store.search_vectors(queries, 9, exact=True)[1].tolist(),
+        store.search_vectors(queries, 9, recall=1)[1].tolist(),
         store.search_vectors(queries, 9)[1].tolist(),
         [store.lookup(picture(i)).identical for i in (0, 7, 20, 50)],
         [store._files.kept_whole(id_) for id_ in ids],

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from engine import Store, ingest, optimize, remove
-from engine.storage import extents, vectors
+from engine.storage import extents
 from engine.storage.chunk import Chunk
 from engine.store import StoreFiles
 
@@ -32,7 +32,6 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ingest, "EXACT_ROWS", 50)
     patch.setattr(ingest, "_SEGMENT_ROWS", 80)
     patch.setattr(extents, "EXTENT_ROWS", 100)
-    patch.setattr(vectors, "EXTENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_BYTES", 200_000)
 
 

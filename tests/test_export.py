@@ -19,7 +19,7 @@ from PIL import Image
 
 from engine import Store, StoreDamagedError, StoreError, UsageError, export
 from engine.cli import main
-from engine.storage import extents, listing, vectors
+from engine.storage import extents, listing
 
 Row = dict[str, Any]
 
@@ -154,7 +154,6 @@ def test_edges_of_buckets_extents_and_batches(
 ) -> None:
     """The same with extents of 100 rows, more images than a bucket has, and gaps everywhere."""
     monkeypatch.setattr(extents, "EXTENT_ROWS", 1000)
-    monkeypatch.setattr(vectors, "EXTENT_ROWS", 1000)
     monkeypatch.setattr(export, "_BATCH", 300)
     path = tmp_path / "store"
     with Store.open(path, create=True, encoder=str(tiny_encoder)) as store:

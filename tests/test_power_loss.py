@@ -32,7 +32,7 @@ from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced,
 
 from engine import Store, api, ingest, optimize, remove
 from engine.storage import create as create_
-from engine.storage import extents, files, keys, segments, vectors
+from engine.storage import extents, files, keys, segments
 from engine.storage.chunk import Chunk, Removal
 from engine.storage.extents import HEADER_BYTES
 from engine.store import StoreFiles
@@ -55,7 +55,6 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ingest, "EXACT_ROWS", 20)
     patch.setattr(ingest, "_SEGMENT_ROWS", 30)
     patch.setattr(extents, "EXTENT_ROWS", 25)
-    patch.setattr(vectors, "EXTENT_ROWS", 25)
     patch.setattr(extents, "EXTENT_BYTES", 500)
     patch.setattr(remove, "MOST", 8)
     patch.setattr(optimize, "_BATCH", 20)

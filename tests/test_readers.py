@@ -31,7 +31,7 @@ from rocksdict import DBCompactionStyle
 
 from engine import Store, StoreError, StoreLockedError, ingest
 from engine.config import MemoryBudget
-from engine.storage import extents, keys, vectors
+from engine.storage import extents, keys
 from engine.storage.chunk import Chunk
 from engine.store import StoreFiles
 
@@ -53,7 +53,6 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ingest, "CHUNK_ROWS", 10)
     patch.setattr(ingest, "_SEGMENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_ROWS", 500)
-    patch.setattr(vectors, "EXTENT_ROWS", 500)
     patch.setattr(extents, "EXTENT_BYTES", 20_000)
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: WRITE_BUFFERS))
     options, tables = keys._database_options, keys._table_options
@@ -360,11 +359,11 @@ def test_readers_search_vectors_while_the_index_is_built_and_merged(
                 assert ids.min() >= 1
                 assert len(set(ids[0])) == 8
                 assert (np.diff(scores[0]) <= 0).all()
-                exact, _ = store.search_vectors(query, k=1, exact=True)
+                exact, _ = store.search_vectors(query, k=1, recall=1)
                 assert exact[0, 0] >= scores[0, 0] - 1e-5
                 info = store.info()
                 assert info.vectors == info.images
-                segments |= {(part["first_row"], part["rows"]) for part in info.segments}
+                segments |= {part["rows"] for part in info.segments}
                 assert writer.commit_of(store) >= told
     assert len(segments) > 1
 

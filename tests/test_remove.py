@@ -21,7 +21,7 @@ from PIL import Image
 from engine import Store, StoreError, UsageError, digest, remove
 from engine.cli import main
 from engine.pixels import from_array
-from engine.storage import extents, vectors
+from engine.storage import extents
 from engine.storage.chunk import Chunk, NewImage, NewName
 from engine.storage.keys import Keys
 from engine.storage.removal import Going
@@ -671,7 +671,6 @@ def test_vectors_of_removed_images_are_passed_over(tmp_path: Path, tiny_encoder:
 def test_vectors_of_removed_images_do_not_count(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vectors, "EXTENT_ROWS", 10)
     monkeypatch.setattr(extents, "EXTENT_ROWS", 10)
     path = tmp_path / "with"
     with Store.open(path, create=True, encoder=str(tiny_encoder)) as store:

@@ -19,7 +19,7 @@ from engine import CheckReport, EngineError, Store, ingest
 from engine.cli import main
 from engine.repair import _named
 from engine.show import size
-from engine.storage import extents, files, keys, segments, vectors
+from engine.storage import extents, files, keys, segments
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
 
@@ -114,7 +114,7 @@ def answers(opened: Store) -> list[object]:
     said += [opened.lookup(path, tiers=["identical"]).identical for path in photos.iterdir()]
     said += [opened.lookup(mask(seed), tiers=["identical"]).identical for seed in (50, 51)]
     unknown = np.random.default_rng(3).standard_normal((4, 16)).astype(np.float32)
-    scores, ids = opened.search_vectors(unknown, 5, exact=True)
+    scores, ids = opened.search_vectors(unknown, 5, recall=1)
     said += [scores.round(3).tolist(), ids.tolist()]
     for id_ in range(1, COUNT + 1):
         said.append({name: x for name, x in asdict(opened.get(id_)).items() if name != "place"})
@@ -249,7 +249,6 @@ def test_extents_of_a_few_rows_are_mended_across_their_borders(
 ) -> None:
     small_chunks(monkeypatch)
     monkeypatch.setattr(extents, "EXTENT_ROWS", 10)
-    monkeypatch.setattr(vectors, "EXTENT_ROWS", 10)
     monkeypatch.setattr(extents, "EXTENT_BYTES", 20_000)
     where = tmp_path / "store"
     with Store.open(where, create=True, encoder=str(tiny_encoder)) as opened:

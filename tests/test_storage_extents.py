@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine import Store, StoreDamagedError, digest
 from engine.records import Place
-from engine.storage import extents, vectors
+from engine.storage import extents
 from engine.storage.extents import HEADER_BYTES, PIXELS, ExtentReader, ExtentWriter
 
 UUID = bytes(range(16))
@@ -148,7 +148,6 @@ def test_rows_go_on_in_a_new_extent_where_one_is_full(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extents, "EXTENT_ROWS", 7)
-    monkeypatch.setattr(vectors, "EXTENT_ROWS", 7)
     monkeypatch.setattr(extents, "EXTENT_BYTES", 3 * 3766 + 1)
     with Store.open(tmp_path / "a", create=True, encoder=str(tiny_encoder)) as store:
         for n in (5, 7, 8, 29):  # ends before, at, behind an edge, and far behind

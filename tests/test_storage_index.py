@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -10,13 +11,15 @@ import pytest
 
 from engine import Store, ingest
 from engine.config import MemoryBudget
-from engine.storage import extents, segments, vectors
+from engine.storage import build, extents, segments
+from engine.storage.build import Work
 from engine.storage.extents import ExtentWriter
-from engine.storage.index import VectorIndex
-from engine.storage.manifest import SegmentEntry
+from engine.storage.index import VectorIndex, quantizer_path
+from engine.storage.manifest import QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
 
 UUID = bytes(16)
+EACH = 10_000  # rows of an extent
 
 
 @pytest.fixture(autouse=True)
@@ -40,21 +43,35 @@ def write(store: Path, block: np.ndarray) -> Vectors:
     """Commit vectors whose image ids are ten times their row."""
     rows, dim = block.shape
     ids = np.arange(rows, dtype=np.int64) * 10
+    parts = []
     for family, column in ((extents.vectors(1, dim), block), (extents.vector_ids(1), ids)):
-        at = 0
-        for number in range(1, rows // vectors.EXTENT_ROWS + 2):
+        parts = []
+        for number, at in enumerate(range(0, rows, EACH), 1):
             extents.create(store, family, number, UUID)
-            part = column[at : at + vectors.EXTENT_ROWS]
+            part = column[at : at + EACH]
             writer = ExtentWriter(store, family, number, 0)
             writer.put(part.tobytes())
             writer.flush()
             writer.close()
-            at += len(part)
-    return Vectors(store, 1, dim, rows)
+            parts.append((number, len(part)))
+    return Vectors(store, 1, dim, parts)
 
 
-def build(store: Path, found: Vectors, first: int, rows: int, number: int = 1) -> SegmentEntry:
-    return segments.build(store, number, found, 1, first, rows, MemoryBudget())
+def built(store: Path, found: Vectors, *spans: tuple[int, int], number: int = 1) -> VectorIndex:
+    """An index with a segment over each of some spans of rows."""
+    work = Work(MemoryBudget())
+    entry, quantizer = build.train(store, number, 1, found, work)
+    made = [
+        build.segment(store, number + 100 * i, entry, quantizer, found, [span], work)[0]
+        for i, span in enumerate(spans, 1)
+    ]
+    return reopened(store, found, [entry], made)
+
+
+def reopened(
+    store: Path, found: Vectors, quantizers: list[QuantizerEntry], made: list[SegmentEntry]
+) -> VectorIndex:
+    return VectorIndex(store, found, quantizers, made, None, 1 << 30)
 
 
 def nearest(block: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +91,6 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
 def test_vectors_are_addressed_by_one_row_number_over_all_extents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vectors, "EXTENT_ROWS", 10)
     block = clustered(37)
     found = write(tmp_path, block)
     rows = np.array([36, 0, 9, 10, 10, 29, 30], np.int64)
@@ -91,9 +107,9 @@ def test_vectors_are_addressed_by_one_row_number_over_all_extents(
 
 def test_exact_search_is_numpys(tmp_path: Path) -> None:
     block, queries = clustered(500), clustered(20, seed=1)
-    index = VectorIndex(tmp_path, write(tmp_path, block), [])
-    for exact in (False, True):
-        scores, rows = index.search(queries, 7, exact=exact)
+    index = VectorIndex(tmp_path, write(tmp_path, block))
+    for recall in (None, 1.0):
+        scores, rows = index.search(queries, 7, recall=recall)
         expected_scores, expected_rows = nearest(block, queries, 7)
         assert np.array_equal(rows, expected_rows)
         np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
@@ -104,7 +120,7 @@ def test_exact_search_is_numpys(tmp_path: Path) -> None:
 def test_where_there_are_fewer_than_k_the_answer_is_padded(tmp_path: Path, indexed: bool) -> None:
     block = clustered(30)
     found = write(tmp_path, block)
-    index = VectorIndex(tmp_path, found, [build(tmp_path, found, 0, 30)] if indexed else [])
+    index = built(tmp_path, found, (0, 30)) if indexed else VectorIndex(tmp_path, found)
     scores, rows = index.search(block[:2], 50)
     assert scores.shape == rows.shape == (2, 50)
     assert [sorted(line) for line in rows[:, :30].tolist()] == [list(range(30))] * 2
@@ -112,25 +128,23 @@ def test_where_there_are_fewer_than_k_the_answer_is_padded(tmp_path: Path, index
     assert np.isneginf(scores[:, 30:]).all()
 
 
-@pytest.mark.parametrize("dim", [16, 15])  # product codes, and scalar ones where dim is odd
+@pytest.mark.parametrize("dim", [16, 15, 67])
 def test_segments_find_nearly_all_and_score_them_in_full(tmp_path: Path, dim: int) -> None:
     block, queries = clustered(6000, dim), clustered(50, dim, seed=1)
     found = write(tmp_path, block)
-    entry = build(tmp_path, found, 0, 6000)
-    index = VectorIndex(tmp_path, found, [entry])
+    index = built(tmp_path, found, (0, 6000))
     scores, rows = index.search(queries, 10)
     expected_scores, expected_rows = nearest(block, queries, 10)
     assert recall(rows, expected_rows) >= 0.9
     np.testing.assert_allclose(scores[:, 0], expected_scores[:, 0], atol=1e-5)
     np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", queries, block[rows]), atol=1e-5)
-    assert np.array_equal(index.search(queries, 10, exact=True)[1], expected_rows)
+    assert np.array_equal(index.search(queries, 10, recall=1.0)[1], expected_rows)
 
 
 def test_rows_between_and_behind_segments_are_searched_too(tmp_path: Path) -> None:
     block = clustered(900)
     found = write(tmp_path, block)
-    entries = [build(tmp_path, found, 100, 300, 1), build(tmp_path, found, 600, 200, 2)]
-    index = VectorIndex(tmp_path, found, entries)
+    index = built(tmp_path, found, (100, 400), (600, 800))
     scores, rows = index.search(block, 1)
     np.testing.assert_allclose(scores[:, 0], 1, atol=1e-5)
     assert np.array_equal(rows[:, 0], np.arange(900))
@@ -139,7 +153,7 @@ def test_rows_between_and_behind_segments_are_searched_too(tmp_path: Path) -> No
 def test_equal_vectors_by_the_thousand_are_no_matter(tmp_path: Path) -> None:
     block = np.concatenate([clustered(500), np.repeat(clustered(1, seed=9), 4000, axis=0)])
     found = write(tmp_path, block)
-    index = VectorIndex(tmp_path, found, [build(tmp_path, found, 0, len(block))])
+    index = built(tmp_path, found, (0, len(block)))
     scores, rows = index.search(block[[-1, 3]], 20)
     np.testing.assert_allclose(scores[0], 1, atol=1e-5)
     assert len(set(rows[0])) == 20
@@ -149,7 +163,9 @@ def test_equal_vectors_by_the_thousand_are_no_matter(tmp_path: Path) -> None:
 
 def test_building_again_gives_the_same_segment(tmp_path: Path) -> None:
     found = write(tmp_path, clustered(1000))
-    assert build(tmp_path, found, 0, 1000) == build(tmp_path, found, 0, 1000)
+    first, again = (built(tmp_path, found, (0, 1000)) for _ in range(2))
+    assert first.quantizer_entry == again.quantizer_entry
+    assert first.segments[0].entry == again.segments[0].entry
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -170,41 +186,58 @@ def flip_its_kind(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, empty, Path.unlink, flip_its_kind])
-def test_a_segment_that_cannot_be_opened_is_searched_exactly(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+@pytest.mark.parametrize("part", ["quantizer", "segment"])
+def test_an_index_that_cannot_be_opened_is_searched_exactly(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+    part: str,
 ) -> None:
     block = clustered(800)
     found = write(tmp_path, block)
-    entry = build(tmp_path, found, 0, 800)
-    damage(segments.path_of(tmp_path, 1))
-    assert segments.checksum(tmp_path, entry) is not None
-    index = VectorIndex(tmp_path, found, [entry])
+    before = built(tmp_path, found, (0, 800))
+    assert before.quantizer_entry is not None
+    entry: QuantizerEntry | SegmentEntry = before.segments[0].entry
+    path = segments.path_of(tmp_path, entry.number)
+    if part == "quantizer":
+        entry = before.quantizer_entry
+        path = quantizer_path(tmp_path, entry.number)
+    damage(path)
+    assert segments.problem(path, entry.bytes, entry.xxh64) is not None
+    index = reopened(
+        tmp_path, found, [before.quantizer_entry], [one.entry for one in before.segments]
+    )
     assert index.segments == []
     assert "engine check --fix" in caplog.text
     assert np.array_equal(index.search(block, 3)[1], nearest(block, block, 3)[1])
 
 
-def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path, held: bool) -> None:
     block = clustered(1000)
     found = write(tmp_path, block)
-    entry = build(tmp_path, found, 0, 1000)
-    path = segments.path_of(tmp_path, 1)
+    before = built(tmp_path, found, (0, 1000))
+    assert before.quantizer_entry is not None
+    entry = before.segments[0].entry
+    path = segments.path_of(tmp_path, entry.number)
     whole = path.read_bytes()
-    # In the codes and row numbers of the lists, which FAISS reads without looking at them.
-    for at in [int(part * len(whole)) for part in np.linspace(0.45, 0.97, 40)]:
+    # In the codes and labels of the lists, which FAISS reads without looking at them.
+    for at in np.linspace(5000, len(whole) - 16, 40).astype(int).tolist():
         data = bytearray(whole)
         data[at : at + 16] = bytes(value ^ 0xA0 for value in data[at : at + 16])
         path.unlink()  # mapped files are replaced, never changed
         path.write_bytes(data)
-        index = VectorIndex(tmp_path, found, [entry])
+        changed = replace(entry, xxh64=at)  # or codes that are in memory would be used
+        index = reopened(tmp_path, found, [before.quantizer_entry], [changed])
+        if held:
+            index.segments[0].hold()
         scores, rows = index.search(block[:20], 5)
-        assert ((rows >= 0) & (rows < 1000)).all()
-        assert all(len(set(line)) == 5 for line in rows.tolist())
-        np.testing.assert_allclose(
-            scores, np.einsum("qd,qkd->qk", block[:20], block[rows]), atol=1e-5
-        )
-        assert segments.checksum(tmp_path, entry) == "its checksum is wrong"
-        index.close()
+        there = rows >= 0
+        assert (rows < 1000).all()
+        assert all(len(set(line[line >= 0])) == (line >= 0).sum() for line in rows)
+        exact = np.einsum("qd,qkd->qk", block[:20], block[rows])
+        np.testing.assert_allclose(scores[there], exact[there], atol=1e-5)
+        assert segments.problem(path, entry.bytes, entry.xxh64) == "its checksum is wrong"
 
 
 # --- segments of a store --------------------------------------------------------------------------
@@ -235,13 +268,13 @@ def test_a_growing_store_has_few_segments_and_finds_every_row(
             store.ingest(tmp_path / f"{at}.npy")
         np.save(tmp_path / "rest.npy", colours(400, 20))  # too few to be indexed
         store.ingest(tmp_path / "rest.npy")
-        ranges = sorted((s["first_row"], s["rows"]) for s in store.info().segments)
-        assert len(ranges) <= 5
-        assert [first for first, _ in ranges] == [0, *np.cumsum([n for _, n in ranges])[:-1]]
-        assert sum(n for _, n in ranges) == 400
-        assert len(list((tmp_path / "store" / "index").iterdir())) == len(ranges)
+        rows = [s["rows"] for s in store.info().segments]
+        assert len(rows) <= 5
+        assert sum(rows) == 400
+        assert len(list((tmp_path / "store" / "index").iterdir())) == len(rows) + 1
         index = store._files.index
         assert index is not None
+        assert index.bare == [(400, 420)]
         queries = index.vectors.gather(np.arange(420, dtype=np.int64))
         scores, ids = store.search_vectors(queries, 1)
         np.testing.assert_allclose(scores[:, 0], 1, atol=1e-4)
@@ -288,13 +321,13 @@ def test_check_finds_a_damaged_segment_and_builds_it_anew(
     np.save(tmp_path / "a.npy", colours(0, 60))
     with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
         store.ingest(tmp_path / "a.npy")
-    (path,) = (where / "index").iterdir()
+    (path,) = (where / "index").glob("*.ivf")
     damage(path)
     with Store.open(where) as store:
         assert store.lookup(query, tiers=["similar"], k=1).similar[0].id == 8
         report = store.check()
         assert not report.ok
-        assert [problem.part for problem in report.problems] == ["index/00000001"]
+        assert [problem.part for problem in report.problems] == ["index/00000002"]
         report = store.check(fix=True)
         assert report.ok
         assert [problem.fixed for problem in report.problems] == [True]

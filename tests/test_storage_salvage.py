@@ -259,7 +259,7 @@ MANIFEST_DAMAGE: dict[str, Callable[[Path], None]] = {
     "the generation": flip_digit(b"generation"),
     "the dimensions": flip_digit(b"dim"),
     "the fingerprint": flip_digit(b"xxh64"),
-    "a segment's lists": flip_digit(b"nlist"),
+    "a segment's lists": flip_digit(b"quantizer"),
 }
 
 

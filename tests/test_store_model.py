@@ -43,7 +43,7 @@ from engine import (
 from engine.config import SOURCES_SHOWN
 from engine.records import Buffer, IngestReport, Kind, RemoveReport
 from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
-from engine.storage import extents, removed, vectors
+from engine.storage import extents, removed
 from engine.store import StoreFiles
 
 EXAMPLES, STEPS = 40, 30
@@ -67,7 +67,6 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(optimize, "_BYTES", 40)
     patch.setattr(optimize, "_DROPPED", 2)
     patch.setattr(extents, "EXTENT_ROWS", 5)
-    patch.setattr(vectors, "EXTENT_ROWS", 5)
     patch.setattr(extents, "EXTENT_BYTES", 200)
     for name, module in sys.modules.items():  # whoever knows how runs are found by id
         if name.startswith("engine.") and hasattr(module, "BUCKET_BITS"):

@@ -20,7 +20,7 @@ from engine import given as given_module
 from engine.cli import app
 from engine.given import checked
 from engine.sources.base import VectorBlock
-from engine.storage import extents, vectors
+from engine.storage import extents
 from engine.storage.chunk import Chunk
 from engine.store import StoreFiles
 
@@ -35,7 +35,6 @@ def small_pieces(patch: pytest.MonkeyPatch, rows: int = 37) -> None:
     patch.setattr(given_module, "_REMOVED", 11)
     patch.setattr(given_module, "_AT_ONCE", 5 * DIM)
     patch.setattr(extents, "EXTENT_ROWS", 100)
-    patch.setattr(vectors, "EXTENT_ROWS", 100)
 
 
 @pytest.fixture
@@ -150,7 +149,7 @@ def test_any_array_in_any_pieces_is_found_again(
         if len(expected):
             assert np.allclose(np.array(list(found.values())), expected, atol=1e-6)
             queries = np.random.default_rng(9).standard_normal((3, dim)).astype(np.float32)
-            scores, ids = store.search_vectors(queries, k=5, exact=True)
+            scores, ids = store.search_vectors(queries, k=5, recall=1)
             if normalize:
                 queries /= np.linalg.norm(queries, axis=1, keepdims=True)
             for query, mine, of in zip(queries, scores, ids, strict=True):
@@ -359,7 +358,7 @@ def test_one_call_may_mix_sources(tmp_path, pieces):
         kinds = [record.kind for record in store.records()]
         assert kinds == [Kind.U8] + [Kind.VECTOR] * 60 + [Kind.U8] + [Kind.BITS] * 30
         assert store.ingest(ROWS[60:], name="more").added == 440
-        _, ids = store.search_vectors(ROWS[[0, 59, 60]], k=1, exact=True)
+        _, ids = store.search_vectors(ROWS[[0, 59, 60]], k=1, recall=1)
         assert ids[:, 0].tolist() == [2, 61, 93]
         assert is_whole(store)
 
@@ -373,7 +372,7 @@ def test_normalizing_is_fixed_with_the_first_vectors(tmp_path):
         store.ingest(ROWS * 7, name="a", normalize=True)
         store.ingest(ROWS[:5] * 3, name="b")
         assert np.allclose(np.linalg.norm(list(vectors_of(store).values()), axis=1), 1, atol=1e-6)
-        scores, ids = store.search_vectors(ROWS[:1] * 100, k=2, exact=True)
+        scores, ids = store.search_vectors(ROWS[:1] * 100, k=2, recall=1)
         assert ids.tolist() == [[1, 501]]
         assert np.allclose(scores, 1)
         assert store.info().encoder["normalized"]
@@ -600,7 +599,6 @@ def child(store: str, source: str) -> None:
 
 def test_an_ingest_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(extents, "EXTENT_ROWS", 100)
-    monkeypatch.setattr(vectors, "EXTENT_ROWS", 100)
     rows = np.concatenate([ROWS] * 10)
     rows[::7] = np.nan
     good = np.isfinite(rows).all(axis=1)

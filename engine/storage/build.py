@@ -26,7 +26,7 @@ from engine.storage.files import write_all
 from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
-from engine.storage.quantizer import SAMPLE_PER_LIST, Quantizer
+from engine.storage.quantizer import LEAST_SAMPLE, SAMPLE_PER_LIST, Quantizer
 from engine.storage.segments import LABEL_BYTES, Codes, Labels, Lists, Segment
 from engine.storage.vectors import Numbers, Vectors
 
@@ -85,8 +85,10 @@ def train(
     good = np.isfinite(sample).all(axis=1)
     if not good.all():  # damaged: told by ``check``
         sample = sample[good]
-    if len(sample) < max(nlist, 16):
+    if len(sample) < nlist:
         raise StoreError("too many vectors are damaged to build an index: run 'engine check'")
+    if len(sample) < LEAST_SAMPLE:
+        sample = np.resize(sample, (LEAST_SAMPLE, vectors.dim))
     quantizer = Quantizer.train(sample, nlist, number)
     some = sample[:: max(1, len(sample) // _LEAST_TRAINED)]
     closeness = float(quantizer.encode(some)[2].mean())

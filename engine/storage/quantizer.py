@@ -27,6 +27,7 @@ from engine.storage.files import write_new
 
 SUFFIX = ".quantizer"
 HEADER_BYTES = 4096
+LEAST_SAMPLE = 16  # vectors: as many as a part of a code has values
 SAMPLE_PER_LIST = 40  # vectors a centroid is trained on; FAISS warns below 39
 _ITERATIONS = 5  # of k-means; ten find 1 % more in the same lists, and take twice as long
 _HEADER = struct.Struct("<8sIIIIfff")  # magic, number, dim, nlist, parts, scale, least, step
