@@ -519,7 +519,7 @@ class Check:
             bad = [(path, what) for path, what in bad if path in live]
         for path, what in bad:
             self.damage.index.append(path)
-            self._say(str(path.relative_to(store.path).with_suffix("")), what)
+            self._say(str(path.relative_to(store.path)), what)
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -85,7 +85,6 @@ class Repair:
             self._store.set_removed_vectors(damage.removed_vectors)
         if damage.images_known:
             self._rekeep(damage.images)
-        self._drop_damaged(damage.index)
         vectors_whole = True
         # Ids first: they say whose the vectors are.
         for append in sorted(damage.appends, key=lambda append: not _is_ids(append.family)):
@@ -97,7 +96,9 @@ class Repair:
                 part = self._store.part(append.family, append.place.extent)
                 self._told.append(Problem(part, f"it cannot be mended: {error}"))
                 vectors_whole &= append.family in (extents.FINGERPRINTS, extents.PIXELS)
-        if self._stale and vectors_whole:  # else it would be an index of damaged ones
+        if vectors_whole:  # else it would be an index of damaged ones
+            self._drop_damaged(damage.index)
+        if self._stale and vectors_whole:
             Indexing(self._store, Work(self._store.memory)).update(1)
         return self._told
 

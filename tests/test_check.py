@@ -120,7 +120,7 @@ def test_a_cut_emptied_or_lost_file_is_found(store: Path, part: str) -> None:
 
 
 def test_damage_that_is_not_derived_stays_when_the_rest_is_mended(store: Path) -> None:
-    (index,) = files_in(store, "index")
+    index = store / "index" / "00000002.ivf"
     flip(index, 100)
     flip(store / "fingerprints" / "00000001.pdq", HEADER_BYTES)
     (names,) = table_files(store, "names")
@@ -130,7 +130,7 @@ def test_damage_that_is_not_derived_stays_when_the_rest_is_mended(store: Path) -
     assert not report.ok
     assert {problem.part: problem.fixed for problem in report.problems} == {
         "fingerprints/00000001.pdq": True,
-        "index/00000001": True,
+        "index/00000002.ivf": True,
         "keys": False,
     }
     (problem,) = check(store).problems
@@ -139,14 +139,14 @@ def test_damage_that_is_not_derived_stays_when_the_rest_is_mended(store: Path) -
 
 
 def test_an_index_over_damaged_vectors_is_built_of_mended_ones(store: Path) -> None:
-    (index,) = files_in(store, "index")
+    index = store / "index" / "00000002.ivf"
     flip(index, 100)
     os.truncate(store / "vectors" / "1" / "00000001.f32", HEADER_BYTES + 100)
     with Store.open(store) as opened:
         report = opened.check(fix=True)
     assert report.ok
     assert all(problem.fixed for problem in report.problems)
-    assert {"vectors/1/00000001.f32", "index/00000001"} <= {
+    assert {"vectors/1/00000001.f32", "index/00000002.ivf"} <= {
         problem.part for problem in report.problems
     }
     assert check(store).problems == ()
@@ -157,13 +157,13 @@ def test_an_index_over_damaged_vectors_is_built_of_mended_ones(store: Path) -> N
 
 
 def test_an_index_over_vectors_that_cannot_be_mended_stays_damaged(store: Path) -> None:
-    (index,) = files_in(store, "index")
+    index = store / "index" / "00000002.ivf"
     flip(index, 100)
     os.truncate(store / "vectors" / "1" / "00000001.f32", HEADER_BYTES + 100)
     shutil.rmtree(store / "encoder")
     with Store.open(store) as opened:
         report = opened.check(fix=True)
-    left = {"vectors/1/00000001.f32", "index/00000001", "encoder/1"}
+    left = {"vectors/1/00000001.f32", "index/00000002.ivf", "encoder/1"}
     assert {problem.part for problem in report.problems if not problem.fixed} == left
     assert {problem.part for problem in check(store).problems} == left
 

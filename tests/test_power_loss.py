@@ -428,7 +428,7 @@ def test_the_recording_has_met_every_edge(life: Recorder) -> None:
     for family in ("pixels", "fingerprints", "vectors/1"):
         assert sum(f"open: store/{family}/0000000" in what for what in happened) >= 2
     assert sum(what.endswith("→ store/MANIFEST.json") for what in happened) >= 10
-    assert any("unlink: store/index/00000001.ivf is gone" in what for what in happened)
+    assert any("unlink: store/index/00000002.ivf is gone" in what for what in happened)
     assert sum(isinstance(event, Committed) for event in life.events) >= 8
     # Only these are not written through ``os``; of all else, the order of single calls is known.
     past = {what.removeprefix("past os: ") for what in happened if what.startswith("past os")}
@@ -868,8 +868,8 @@ def test_the_system_is_asked_to_sync_in_the_order_of_a_commit(traced: tuple[str,
         (r"fsync\(.*\.f32>", "00000001.f32 is synced after the manifest names it"),
         (r"fsync\(.*/vectors/1>", "00000001.f32 is synced after the manifest names it"),
         (r"fsync\(.*/vectors>", "1 is synced after the manifest names it"),
-        (r"fsync\(.*\.ivf>", "00000001.ivf is synced after the manifest names it"),
-        (r"fsync\(.*/index>", "00000001.ivf is synced after the manifest names it"),
+        (r"fsync\(.*\.ivf>", "00000002.ivf is synced after the manifest names it"),
+        (r"fsync\(.*/index>", "00000002.ivf is synced after the manifest names it"),
         (r"fsync\(.*\.new>\)", r"\.MANIFEST.*\.new is synced after the manifest names it"),
         (r"fsync\(.*/store>", "written to before the manifest is synced"),
     ],

@@ -697,9 +697,9 @@ def test_vectors_of_removed_images_do_not_count(
         assert store.check().problems == ()
 
 
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("recall", [None, 1])
 def test_where_few_are_left_all_of_them_are_found_in_bounded_memory(
-    tmp_path: Path, tiny_encoder: Path, exact: bool
+    tmp_path: Path, tiny_encoder: Path, recall: float | None
 ) -> None:
     with Store.open(tmp_path / "with", create=True, encoder=str(tiny_encoder)) as store:
         store.ingest("synthetic:bits?n=6000", keep_pixels="no")
@@ -713,7 +713,7 @@ def test_where_few_are_left_all_of_them_are_found_in_bounded_memory(
         order = np.argsort(-truth, axis=1)
         tracemalloc.start()
         try:
-            scores, ids = store.search_vectors(queries, k=10, exact=exact)
+            scores, ids = store.search_vectors(queries, k=10, recall=recall)
             assert tracemalloc.get_traced_memory()[1] < 8 << 20
         finally:
             tracemalloc.stop()
@@ -722,7 +722,7 @@ def test_where_few_are_left_all_of_them_are_found_in_bounded_memory(
         assert (ids[:, 3:] == -1).all()
         assert np.isneginf(scores[:, 3:]).all()
         store.remove(ids=left)
-        assert (store.search_vectors(queries, k=10, exact=exact)[1] == -1).all()
+        assert (store.search_vectors(queries, k=10, recall=recall)[1] == -1).all()
 
 
 # --- the command ----------------------------------------------------------------------------------

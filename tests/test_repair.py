@@ -184,7 +184,8 @@ FILES = {
     "fingerprints": "fingerprints/00000001.pdq",
     "vectors": "vectors/1/00000001.f32",
     "ids": "vectors/1/00000001.ids",
-    "index": "index/00000001.ivf",
+    "quantizer": "index/00000001.quantizer",
+    "index": "index/00000002.ivf",
 }
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "header flipped": flipped(lambda size: 12),
@@ -354,7 +355,7 @@ def test_vectors_wait_for_their_encoder(
         flip(store / FILES[name], 3000 if name == "index" else HEADER_BYTES + 300)
     report = fix(store)
     left = {problem.part for problem in report.problems if not problem.fixed}
-    assert left == {"encoder/1", FILES["vectors"], "index/00000001"}
+    assert left == {"encoder/1", FILES["vectors"], FILES["index"]}
     assert left == {problem.part for problem in check(store).problems}
     shutil.copytree(tiny_encoder, store / "encoder" / "1")
     assert fix(store).ok

@@ -327,7 +327,7 @@ def test_check_finds_a_damaged_segment_and_builds_it_anew(
         assert store.lookup(query, tiers=["similar"], k=1).similar[0].id == 8
         report = store.check()
         assert not report.ok
-        assert [problem.part for problem in report.problems] == ["index/00000002"]
+        assert [problem.part for problem in report.problems] == ["index/00000002.ivf"]
         report = store.check(fix=True)
         assert report.ok
         assert [problem.fixed for problem in report.problems] == [True]

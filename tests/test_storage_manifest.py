@@ -11,14 +11,32 @@ import pytest
 from engine import Store, StoreError, StoreFormatError, StoreNotFoundError
 from engine.config import FORMAT_VERSION, StructuralSettings
 from engine.storage import manifest
-from engine.storage.manifest import EncoderEntry, Manifest, SegmentEntry
+from engine.storage.manifest import (
+    EncoderEntry,
+    Manifest,
+    Measured,
+    OperatingPoint,
+    QuantizerEntry,
+    SegmentEntry,
+)
 
 FULL = Manifest(
     uuid="00112233445566778899aabbccddeeff",
     settings=StructuralSettings(hash_seed=(1 << 64) - 1),
     encoder=EncoderEntry("tiny", 1, 16, "ab" * 32, "encoder/1/model.onnx"),
     extents={"pixels.blobs": [1, 2], "fingerprints.pdq": [1]},
-    segments=(SegmentEntry(3, 1, 0, 100, 40, 1234, (1 << 64) - 1),),
+    segments=(
+        SegmentEntry(3, 1, 2, ((1, 0, 100), (2, 7, 1)), True, 1234, (1 << 64) - 1),
+        SegmentEntry(4, 1, 2, ((3, 0, 5),), False, 1, 0),
+    ),
+    quantizers=(QuantizerEntry(2, 1, 40, 1000, 0.8125, 99, 1),),
+    measured=Measured(
+        0.97,
+        2,
+        1000,
+        500,
+        ((10, (OperatingPoint(1, 10, 0.5, 0.4), OperatingPoint(8, 20, 0.99, 0.98))), (100, ())),
+    ),
 )
 
 
