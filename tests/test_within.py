@@ -184,6 +184,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "a.npy", np.stack([mask(seed) for seed in (0, 20, 21, 21, 21, 22, 23)]))
     write(folder / "a.npy#5", png(30)).rename(folder / "a.npy#5.png")
     np.save(folder / "p" / "b.npy", np.stack([mask(seed) for seed in (22, 24)]))
+    np.save(folder / "d.npy", np.stack([mask(0)] * 3))
     np.savez(folder / "c.npz", left=mask(25)[None], right=np.stack([mask(26), mask(27)]))
     with tarfile.open(folder / "t.tar", "w") as tar:
         for name, seed in (("x/1.png", 40), ("x/2.png", 1), ("y.png", 41)):
@@ -225,6 +226,7 @@ NAMES = [
     "a.npy?kind=8bit",
     "a.npy?kind=8bit#1",
     "p/b.npy",
+    "d.npy",
     "c.npz",
     "c.npz#right",
     "c.npz#right#1",
@@ -379,7 +381,7 @@ def test_a_hit_names_its_sources_outside_too(shelf: Path) -> None:
         (every,) = store.lookup(mask(0)).identical
         (hit,) = store.lookup(mask(0), source=shelf / "a.npy").identical
         assert hit == every
-        assert (hit.source_count, len(hit.sources)) == (3, 3)
+        assert (hit.source_count, len(hit.sources)) == (6, 6)
         (hit,) = store.lookup(
             shelf / "p" / "0.png", source=shelf / "a.npy"
         ).identical  # by its bytes
