@@ -469,19 +469,19 @@ class Store:
         if not (isinstance(k, int | np.integer) and k >= 1):
             raise UsageError(f"k must be 1 or more, not {k!r}")
         share = check_recall(recall) if recall is not None else None
-        return self._again(lambda: self._search_vectors(queries, int(k), share, ids, source))
+        with self._looking:
+            within = self._within(ids, source)  # once: ids may come from what is read only once
+        return self._again(lambda: self._search_vectors(queries, int(k), share, within))
 
     def _search_vectors(
         self,
         queries: npt.ArrayLike,
         k: int,
         recall: float | None,
-        ids: Ids | None,
-        source: Names | None,
+        within: Within | None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         with ExitStack() as stack:
             with self._looking:
-                within = self._within(ids, source)
                 self._files.follow()
                 if self._files.manifest.encoder is None:
                     raise UsageError(

@@ -18,6 +18,9 @@ from PIL import Image
 
 from engine import Store, UsageError, ingest, within
 from engine.named import bases
+from engine.storage.extents import MovedError
+from engine.storage.idset import IdSet
+from engine.store import StoreFiles
 from engine.within import ids_within
 
 COUNT = 3000  # vectors
@@ -83,7 +86,7 @@ def queries_of(count: int, seed: int = 0) -> np.ndarray:
 
 
 def expect(store: Store, queries: np.ndarray, k: int, wanted: set[int], ids: Any) -> None:
-    scores, found = store.search_vectors(queries, k, ids=ids)
+    scores, found = store.search_vectors(queries, k, ids=ids, recall=1)
     best, truth = closest(store, queries, k, wanted)
     assert (scores.dtype, scores.shape) == (np.float32, (len(queries), k))
     assert (found.dtype, found.shape) == (np.int64, (len(queries), k))
@@ -98,6 +101,35 @@ def test_the_closest_among_some_are_those_of_all_products(
 ) -> None:
     ids = np.random.default_rng(some).permutation(np.arange(1, COUNT + 1))[:some]
     expect(vectors, queries_of(7), k, set(ids.tolist()), ids)
+
+
+@pytest.mark.parametrize("some", [1, 10, COUNT // 100, COUNT // 2, COUNT])
+def test_what_is_found_by_the_index_is_among_them_too(vectors: Store, some: int) -> None:
+    wanted = np.random.default_rng(some).permutation(np.arange(1, COUNT + 1))[:some]
+    queries, k = queries_of(20), 10
+    scores, found = vectors.search_vectors(queries, k, ids=wanted)
+    best, truth = closest(vectors, queries, k, set(wanted.tolist()))
+    assert np.isin(found, [-1, *wanted]).all() and not np.isin(found, GONE).any()
+    assert ((found >= 0).sum(axis=1) == (truth >= 0).sum(axis=1)).all()
+    shared = [len(set(mine) & set(true)) for mine, true in zip(found, truth, strict=True)]
+    assert sum(shared) >= 0.85 * sum(len(set(true.tolist())) for true in truth)
+    assert (scores <= best + 1e-5).all()
+
+
+def test_ids_that_can_be_read_once_do_for_a_question_that_is_asked_again(
+    vectors: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, moved = StoreFiles.to_search, []
+
+    def late(files: StoreFiles, wanted: IdSet | None) -> Any:
+        if not moved:
+            moved.append(True)
+            raise MovedError("it is elsewhere by now")
+        return real(files, wanted)
+
+    monkeypatch.setattr(StoreFiles, "to_search", late)
+    expect(vectors, queries_of(3), 4, {5, 9}, (id_ for id_ in (9, 5)))
+    assert moved
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
