@@ -447,6 +447,7 @@ def test_what_comes_and_goes_is_seen_at_once(tmp_path: Path) -> None:
             write(tmp_path / "p" / "3.png", png(3))
             write(tmp_path / "q" / "4.png", png(4))
             store.ingest(tmp_path)
+            assert [len(opened._files.removed_ids()) for opened in (store, reader)] == [0, 0]
             many = reader.lookup_many([str(tmp_path / "p" / "0.png")] * 2, **asked)
             assert next(many).identical
             store.remove(ids=[1])
@@ -455,6 +456,7 @@ def test_what_comes_and_goes_is_seen_at_once(tmp_path: Path) -> None:
                 assert found == [False, True, True, True, False]
                 ids = [opened.lookup(mask(i), ids=[1, 2, 9]).identical for i in range(3)]
                 assert [bool(hits) for hits in ids] == [False, True, False]
+                assert opened._files.removed_ids().ids().tolist() == [1]
             assert not next(many).identical
             store.remove(sources=[tmp_path / "p"])
             for opened in (store, reader):
