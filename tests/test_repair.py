@@ -633,7 +633,7 @@ def write_half(fd: int, data: bytes, offset: int) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name", "least"),
-    [(os, "fsync", 6), (keys.Keys, "commit", 5), (segments, "build", 1)],
+    [(os, "fsync", 6), (keys.Keys, "commit", 5), (segments, "write", 1)],
     ids=["fsync", "commit", "index"],
 )
 def test_a_repair_that_is_interrupted_is_finished_by_the_next(
@@ -744,7 +744,7 @@ def child(where: str, module: str, name: str) -> None:
 
 def test_a_repair_that_is_killed_is_finished_by_the_next(store: Path, truth: list[object]) -> None:
     damage_some(store)
-    for module, name in (("storage.extents", "write_all"), ("storage.segments", "build")):
+    for module, name in (("storage.extents", "write_all"), ("storage.segments", "write")):
         ran = subprocess.run(
             [sys.executable, __file__, str(store), module, name],
             capture_output=True,
