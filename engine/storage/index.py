@@ -364,7 +364,7 @@ class _Best:
         if not np.isfinite(scores).all():
             bad = np.isnan(scores) | (rows < 0)
             scores, rows = np.where(bad, np.float32("-inf"), scores), np.where(bad, -1, rows)
-        if scores.shape[1] > self.k:
+        if len(scores) > 1 and scores.shape[1] > 2 * self.k:
             keep = np.argpartition(scores, -self.k, axis=1)[:, -self.k :]
             scores = np.take_along_axis(scores, keep, 1)
             rows = np.take_along_axis(rows, keep, 1)
@@ -372,19 +372,23 @@ class _Best:
             scores = np.concatenate([self.scores, scores], axis=1)
             rows = np.concatenate([self.rows, rows], axis=1)
         # By score, then by row, so that equal vectors come in a stable order.
-        order = np.lexsort((rows, -scores), axis=1)[:, : self.k]
-        most = order.shape[1]
-        self.scores[:, :most] = np.take_along_axis(scores, order, 1)
-        self.rows[:, :most] = np.take_along_axis(rows, order, 1)
+        if len(scores) == 1:  # the general way takes five times as long
+            best = np.lexsort((rows[0], -scores[0]))[: self.k]
+            self.scores[0, : len(best)], self.rows[0, : len(best)] = scores[0, best], rows[0, best]
+        else:
+            order = np.lexsort((rows, -scores), axis=1)[:, : self.k]
+            most = order.shape[1]
+            self.scores[:, :most] = np.take_along_axis(scores, order, 1)
+            self.rows[:, :most] = np.take_along_axis(rows, order, 1)
         self._empty = False
 
     def drop_doubled(self) -> None:
         """Keep each row once: labels of a damaged segment may name one twice."""
-        inner = self.rows if self.k > 1 else self.rows[:0]
-        ordered = np.sort(inner, axis=1)
-        for query in np.flatnonzero(
-            ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
-        ).tolist():
+        ordered = np.sort(self.rows, axis=1)
+        doubled = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        if not doubled.any():
+            return
+        for query in np.flatnonzero(doubled.any(axis=1)).tolist():
             first = np.sort(np.unique(self.rows[query], return_index=True)[1])
             first = first[self.rows[query, first] >= 0]
             scores, rows = self.scores[query, first], self.rows[query, first]

@@ -37,6 +37,9 @@ _VALUES = 1 << _BITS  # of a part of a code
 _MOST_PARTS = 254  # with the two of the correction: the sums of more would not fit 16 bits well
 _FULL_DIM = 64  # up to which each dimension has a part of its own
 _LEAST_SCALE = 1e-30
+_COARSE_LISTS = 512  # of which looking at all centroids takes no longer
+_COARSE_SHARE = 4  # one in so many lists of centroids is looked at
+_COARSE_LEAST = 8  # times as many lists as are wanted, at least
 _CORRECTIONS = 2  # parts that are not of the vector
 _STEPS = _VALUES**_CORRECTIONS - 1
 _TAIL = 1e-3  # of the corrections that are cut off at either end
@@ -73,6 +76,7 @@ class Quantizer:
         self._flat = faiss.IndexFlatIP(self.width + _CORRECTIONS * each)
         self._flat.add(np.pad(centroids, ((0, 0), (0, _CORRECTIONS * each))))
         self._coder: Any = None  # made when something is to be coded
+        self._coarse: Any = None  # made by ``hasten``
 
     @classmethod
     def train(cls, sample: Block, nlist: int, seed: int) -> Self:
@@ -142,8 +146,33 @@ class Quantizer:
 
     def nearest(self, queries: Block, nprobe: int) -> tuple[Block, npt.NDArray[np.int64]]:
         """The ``nprobe`` nearest lists of each: inner products and numbers, (n, nprobe), best first."""
-        found: tuple[Block, npt.NDArray[np.int64]] = self._flat.search(queries, nprobe)
+        coarse = self._coarse if nprobe * _COARSE_LEAST <= self.nlist else None
+        found: tuple[Block, npt.NDArray[np.int64]]
+        found = (coarse or self._flat).search(queries, nprobe)
         return found
+
+    def hasten(self) -> None:
+        """Have ``nearest`` look at a quarter of the centroids, by lists of their own.
+
+        It takes a third of the time then, and 2 % of the lists are others, no nearer than those left
+        out. Many searches later it has paid for itself.
+        """
+        import faiss
+
+        if self._coarse is not None or self.nlist < _COARSE_LISTS:
+            return
+        # The corrections' dimensions are 0 in all centroids, so that inner products stay what they are.
+        centroids = np.pad(self._centroids, ((0, 0), (0, self._flat.d - self.width)))
+        lists = int(self.nlist**0.5)
+        coarse: Any = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(self._flat.d), self._flat.d, lists, faiss.METRIC_INNER_PRODUCT
+        )
+        coarse.cp.min_points_per_centroid = 1
+        coarse.cp.spherical = True
+        coarse.train(centroids)
+        coarse.add(centroids)
+        coarse.nprobe = -(-lists // _COARSE_SHARE)
+        self._coarse = coarse
 
     def encode(self, vectors: Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], Block]:
         """The list (n,), the code (n, code_bytes), and how close the centroid is (n,), of each."""

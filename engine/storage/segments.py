@@ -37,6 +37,7 @@ LABEL_BYTES = 8
 _HEADER_BYTES = 4096
 _HEADER = struct.Struct("<8sIIIQ")  # magic, quantizer, code bytes, nlist, rows
 _MAGIC = b"ENGIVF01"
+_ONE_QUERY = 10  # FAISS's number of a search list by list, with a heap
 _WRITTEN = 8 << 20  # bytes of lists that are put together before they are written
 
 Codes = npt.NDArray[np.uint8]
@@ -52,9 +53,16 @@ _making = threading.Lock()
 class _Resident:
     """A segment's codes in memory, in FastScan's form."""
 
-    def __init__(self, index: Any, quantizer: Quantizer) -> None:
-        self.index = index
+    def __init__(self, mapped: Any, quantizer: Quantizer) -> None:
+        import faiss
+
         self.quantizer = quantizer  # whose centroids the index points to
+        self.many: Any = faiss.IndexIVFPQFastScan(mapped)
+        # The same lists, searched in the way that is quicker for one query.
+        self.one: Any = faiss.IndexIVFPQFastScan(quantizer.empty_index())
+        self.one.replace_invlists(self.many.invlists, False)
+        self.one.ntotal = self.many.ntotal
+        self.one.implem = _ONE_QUERY
 
 
 class InLists(Protocol):
@@ -192,15 +200,13 @@ class Segment:
 
     def hold(self) -> None:
         """Have its codes in memory from now on; they are shared within this process."""
-        import faiss
-
         if self._held is None:
+            self._quantizer.hasten()
             name = (str(self._path.resolve()), self.entry.number, self.entry.xxh64)
             with _making:
                 held = _resident.get(name)
                 if held is None:
-                    made = faiss.IndexIVFPQFastScan(self._mapped)
-                    held = _Resident(made, self._quantizer)
+                    held = _Resident(self._mapped, self._quantizer)
                     _resident[name] = held
             self._held = held
 
@@ -222,8 +228,10 @@ class Segment:
 
         _faiss: Any = faiss  # its type stubs know nothing of arrays
         held = self._held
-        index = held.index if held is not None else self._mapped
         nq, nprobe = lists.shape
+        index = self._mapped
+        if held is not None:
+            index = held.one if nq == 1 else held.many
         params: Any = faiss.SearchParametersIVF()
         params.nprobe = nprobe
         selector: Any = None
