@@ -60,7 +60,8 @@ class _Resident:
         self.many: Any = faiss.IndexIVFPQFastScan(mapped)
         # The same lists, searched in the way that is quicker for one query.
         self.one: Any = faiss.IndexIVFPQFastScan(quantizer.empty_index())
-        self.one.replace_invlists(self.many.invlists, False)
+        lists: Any = self.many.invlists
+        self.one.replace_invlists(lists, False)
         self.one.ntotal = self.many.ntotal
         self.one.implem = _ONE_QUERY
 
