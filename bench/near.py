@@ -148,12 +148,8 @@ CHANGES: dict[str, Change] = {
 
 def photographs(folders: Sequence[Path], most: int, seed: int) -> list[Path]:
     """Up to ``most`` pictures below the folders: opaque, not of bits, and large enough; drawn."""
-    every = sorted(
-        path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES
-    )
-    chosen = (every[i] for i in np.random.default_rng(seed).permutation(len(every)))
     found: list[Path] = []
-    for path in chosen:
+    for path in drawn(folders, seed):
         if len(found) == most:
             break
         if path.is_file() and _is_photograph(path):
@@ -161,6 +157,14 @@ def photographs(folders: Sequence[Path], most: int, seed: int) -> list[Path]:
     if not found:
         raise UsageError("there is no photograph in these folders: give others with --photos")
     return found
+
+
+def drawn(folders: Sequence[Path], seed: int) -> Iterator[Path]:
+    """Every file below the folders that is named as a picture, each once, in an order drawn."""
+    every = sorted(
+        path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES
+    )
+    return (every[i] for i in np.random.default_rng(seed).permutation(len(every)))
 
 
 def _is_photograph(path: Path) -> bool:

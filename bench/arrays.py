@@ -1,0 +1,45 @@
+"""Vectors in .npy files: written block by block, so that they need not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import UsageError
+
+Vectors = npt.NDArray[np.float32]
+
+BLOCK_ROWS = 1 << 16  # read, written or compared at a time: 34 MB of 128 dimensions
+
+
+def write_array(path: Path, blocks: Iterable[Vectors], n: int, dim: int) -> None:
+    """Write (n, dim) float32 from its blocks of rows; there is no file until it is whole."""
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (n, dim)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f4").data)
+    unfinished.replace(path)
+
+
+def open_array(path: Path) -> Vectors:
+    """A file of float32 (n, dim), mapped; ``UsageError`` if it is none."""
+    try:
+        rows: Vectors = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as an array: {error}") from None
+    if rows.dtype != np.float32 or rows.ndim != 2 or not len(rows):
+        raise UsageError(
+            f"{path} holds {rows.dtype} of shape {rows.shape}: vectors are float32, (n, dimensions)"
+        )
+    return rows
+
+
+def blocks(rows: Vectors) -> Iterator[Vectors]:
+    """The rows of an array in blocks."""
+    for first in range(0, len(rows), BLOCK_ROWS):
+        yield rows[first : first + BLOCK_ROWS]
