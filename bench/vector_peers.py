@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine import Store
+from engine import Store, UsageError
 
 from .arrays import BLOCK_ROWS, Vectors, blocks, open_array
 from .errors import BenchError
@@ -39,6 +40,7 @@ class Index(ABC):
     """One index over the vectors of a .npy file, in a folder of its own; rows are numbered from 0."""
 
     name: str
+    module: str  # what has to be installed
     sweep: Sequence[Setting]
     setting: Setting
 
@@ -51,9 +53,17 @@ class Index(ABC):
             os.environ[name] = str(threads)
         self.load()
 
+    @classmethod
+    def check(cls) -> None:
+        """``UsageError`` if what it needs is not installed."""
+        if find_spec(cls.module) is None:
+            raise UsageError(
+                f"{cls.module} is not installed: pip install '.[peers]', or leave it out of --peers"
+            )
+
     @abstractmethod
     def load(self) -> None:
-        """Import what is needed, the memory of which is not the index's; ``BenchError`` if it is missing."""
+        """Import what is needed; what memory that takes is not the index's."""
 
     @abstractmethod
     def build(self, vectors: Path, recall: float) -> None:
@@ -99,7 +109,7 @@ class _OneByOne(Index):
 class Engine(Index):
     """The engine: ``ingest``, ``optimize``, ``search_vectors``; what is turned is the recall wanted."""
 
-    name = ENGINE
+    name, module = ENGINE, "faiss"
     sweep = tuple(
         (recall,) for recall in (0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)
     )
@@ -127,12 +137,12 @@ class Engine(Index):
 class Hnswlib(Index):
     """A graph in memory."""
 
-    name = HNSWLIB
+    name, module = HNSWLIB, "hnswlib"
     sweep = tuple((width,) for width in _WIDTHS)
 
     def load(self) -> None:
         """The module."""
-        self._module = _import("hnswlib")
+        self._module = import_module("hnswlib")
 
     def build(self, vectors: Path, recall: float) -> None:
         """With all threads."""
@@ -167,12 +177,12 @@ class Hnswlib(Index):
 class Usearch(Index):
     """A graph with vectors of 16 bits, mapped."""
 
-    name = USEARCH
+    name, module = USEARCH, "usearch"
     sweep = tuple((width,) for width in _WIDTHS)
 
     def load(self) -> None:
         """The module."""
-        self._module = _import("usearch.index")
+        self._module = import_module("usearch.index")
 
     def build(self, vectors: Path, recall: float) -> None:
         """With all threads."""
@@ -211,14 +221,14 @@ class Usearch(Index):
 class LanceDb(_OneByOne):
     """A table on disk with an IVF of RaBitQ codes; it brings its own threads."""
 
-    name = LANCEDB
+    name, module = LANCEDB, "lancedb"
     # nprobes and refine_factor
     sweep = ((5, 5), (10, 5), (20, 5), (30, 5), (40, 5), (60, 5), (80, 5), (80, 10), (160, 10))
 
     def load(self) -> None:
         """The modules."""
-        self._module, self._index = _import("lancedb"), _import("lancedb.index")
-        self._arrow = _import("pyarrow")
+        self._module, self._index = import_module("lancedb"), import_module("lancedb.index")
+        self._arrow = import_module("pyarrow")
 
     def build(self, vectors: Path, recall: float) -> None:
         """A table of ids and vectors, then the index; √n partitions are its default."""
@@ -260,7 +270,7 @@ class _Zvec(_OneByOne):
 
     def load(self) -> None:
         """The module, which says nothing less than an error, and has as many threads as it is told."""
-        self._module = _import("zvec")
+        self._module = import_module("zvec")
         self._module.init(
             log_level=self._module.LogLevel.ERROR,
             query_threads=self.threads,
@@ -314,7 +324,7 @@ class _Zvec(_OneByOne):
 class ZvecHnsw(_Zvec):
     """A graph."""
 
-    name = ZVEC_HNSW
+    name, module = ZVEC_HNSW, "zvec"
     sweep = tuple((width,) for width in _WIDTHS)
 
     def index(self) -> Any:
@@ -332,7 +342,7 @@ class ZvecHnsw(_Zvec):
 class ZvecDiskAnn(_Zvec):
     """A graph on disk."""
 
-    name = ZVEC_DISKANN
+    name, module = ZVEC_DISKANN, "zvec"
     sweep = tuple((size,) for size in (10, 20, 30, 50, 75, 100, 150, 200, 300))
 
     def index(self) -> Any:
@@ -349,7 +359,7 @@ class _Faiss(Index):
 
     def load(self) -> None:
         """The module, with as many threads as it may use."""
-        self._module = _import("faiss")
+        self._module = import_module("faiss")
         self._module.omp_set_num_threads(self.threads)
 
     @abstractmethod
@@ -381,7 +391,7 @@ class _Faiss(Index):
 class FaissFlat(_Faiss):
     """No index: all vectors are compared."""
 
-    name = FLAT
+    name, module = FLAT, "faiss"
     sweep = ((1,),)
 
     def factory(self, n: int) -> str:
@@ -392,7 +402,7 @@ class FaissFlat(_Faiss):
 class FaissIvf(_Faiss):
     """Inverted lists of whole vectors, as many as a power of two near 4·√n."""
 
-    name = IVF
+    name, module = IVF, "faiss"
     sweep = tuple((probes,) for probes in (4, 8, 16, 32, 48, 64, 96, 128, 192, 256))
 
     def factory(self, n: int) -> str:
@@ -404,18 +414,10 @@ class FaissIvf(_Faiss):
         self._index.nprobe = int(setting[0])
 
 
-INDEXES: dict[str, Callable[[Path, int, int], Index]] = {
+INDEXES: dict[str, type[Index]] = {
     kind.name: kind
     for kind in (Engine, Hnswlib, Usearch, LanceDb, ZvecHnsw, ZvecDiskAnn, FaissFlat, FaissIvf)
 }
 
 
 PEERS = tuple(name for name in INDEXES if name != ENGINE)
-
-
-def _import(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError:
-        name = module.partition(".")[0]
-        raise BenchError(f"{name} is not installed: pip install '.[peers]'") from None
