@@ -212,17 +212,15 @@ def measure(
 
 
 def _prepare(bench: Bench, index: Measured, wanted: float, builds: int, tick: Any) -> None:
-    """Build it, and find the cheapest setting that finds enough; where none does, the best."""
+    """Build it, and find the cheapest setting that finds enough, which is the first."""
     for _ in range(builds):
         tick(f"{index.name}, build")
         index.builds.append(bench.build(index.name, wanted))
     tick(f"{index.name}, sweep")
     sweep = _sweep_of(index.name)
     index.points = bench.sweep(index.name, sweep)
-    enough = [one for one in index.points if one["recall"] >= wanted]
-    chosen = max(enough, key=lambda one: one["qps"], default=None)
-    if chosen is not None:
-        index.setting = tuple(chosen["setting"])
+    enough = (tuple(one["setting"]) for one in index.points if one["recall"] >= wanted)
+    index.setting = next(enough, None)
 
 
 def _sweep_of(name: str) -> Sequence[Setting]:

@@ -77,10 +77,11 @@ class _Asked:
         return self.index.search(queries, self._k)
 
     def right(self, found: Rows) -> float:
-        """Recall of the first queries, as many as were answered."""
+        """Recall of the first queries: those that were answered, and whose neighbours are known."""
         if np.isin(found, self._gone).any():
             raise WrongAnswerError("a row that was removed is found")
-        return recall(found, self.truth[: len(found)])
+        some = min(len(found), len(self.truth))
+        return recall(found[:some], self.truth[:some])
 
     def memory(self) -> dict[str, int]:
         """Anonymous bytes: of the empty process, after opening, and now."""

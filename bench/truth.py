@@ -1,4 +1,4 @@
-"""Exact neighbours, computed over a stream of blocks of vectors; and how many of them were found."""
+"""Exact neighbours, found in a stream of blocks of vectors; and how many of them an index found."""
 
 from __future__ import annotations
 
@@ -9,41 +9,56 @@ import numpy.typing as npt
 
 from .arrays import Vectors
 
-_QUERIES = 512  # compared with a block at a time: scores take 34 MB for 16,384 rows
+_QUERIES = 512  # compared with a block at a time: their scores take 34 MB for 16,384 rows
 
 Rows = npt.NDArray[np.int64]
 
 
+class Nearest:
+    """The ``k`` rows with the largest inner product with each query, of the blocks seen so far."""
+
+    def __init__(self, queries: Vectors, k: int) -> None:
+        """``queries``: (nq, d)."""
+        self._queries = queries
+        self._scores = np.full((len(queries), k), -np.inf, np.float32)
+        self._rows = np.full((len(queries), k), -1, np.int64)
+        self._seen = 0
+
+    def add(self, block: Vectors) -> None:
+        """Look at the next rows, (n, d)."""
+        numbers = np.arange(self._seen, self._seen + len(block))
+        for first in range(0, len(self._queries), _QUERIES):
+            some = slice(first, first + _QUERIES)
+            new = self._queries[some] @ block.T
+            # Few blocks have anything better once some have been seen: only those queries are sorted.
+            better = np.flatnonzero(new.max(axis=1) > self._scores[some].min(axis=1))
+            for query, scores in zip((first + better).tolist(), new[better], strict=True):
+                self._keep(query, scores, numbers)
+        self._seen += len(block)
+
+    def _keep(self, query: int, scores: Vectors, numbers: Rows) -> None:
+        k = self._scores.shape[1]
+        every = np.concatenate([self._scores[query], scores])
+        best = np.argpartition(-every, k - 1)[:k]
+        self._scores[query] = every[best]
+        self._rows[query] = np.concatenate([self._rows[query], numbers])[best]
+
+    def rows(self) -> Rows:
+        """Best first: (nq, k) int64, -1 where there were fewer."""
+        order = np.argsort(-self._scores, axis=1, kind="stable")
+        return np.take_along_axis(self._rows, order, axis=1)
+
+
 def exact(blocks: Iterable[Vectors], queries: Vectors, k: int) -> Rows:
-    """The ``k`` rows with the largest inner product with each query, best first: (nq, k) int64.
-
-    -1 where there are fewer rows. ``blocks`` hold rows 0, 1, … in order.
-    """
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    found = np.full((len(queries), k), -1, np.int64)
-    first = 0
+    """The ``k`` nearest rows of each query, best first: (nq, k) int64; ``blocks`` in order."""
+    nearest = Nearest(queries, k)
     for block in blocks:
-        for at in range(0, len(queries), _QUERIES):
-            some = slice(at, at + _QUERIES)
-            _merge(scores[some], found[some], queries[some] @ block.T, first)
-        first += len(block)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return np.take_along_axis(found, order, axis=1)
-
-
-def _merge(scores: Vectors, found: Rows, new: Vectors, first: int) -> None:
-    """Keep the best of what was found and of a block's scores, (nq, rows), in place."""
-    k = scores.shape[1]
-    # Few blocks have anything better once some have been seen: only those queries are sorted.
-    for query in np.flatnonzero(new.max(axis=1) > scores.min(axis=1)):
-        both = np.concatenate([scores[query], new[query]])
-        best = np.argpartition(-both, k - 1)[:k]
-        rows = np.concatenate([found[query], np.arange(first, first + new.shape[1])])
-        scores[query], found[query] = both[best], rows[best]
+        nearest.add(block)
+    return nearest.rows()
 
 
 def recall(found: Rows, wanted: Rows) -> float:
     """The share of the wanted rows, (nq, k), that is among those found, (nq, any)."""
     there = wanted >= 0
-    hits = (found[:, :, None] == wanted[:, None, :]).any(axis=1) & there
+    hits = (wanted[:, :, None] == found[:, None, :]).any(axis=2) & there
     return float(hits.sum() / max(1, there.sum()))

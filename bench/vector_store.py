@@ -1,0 +1,112 @@
+"""A store of many made vectors, taken in a million at a time, so that they never all lie beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import clustered
+from .arrays import Vectors, write_array
+from .errors import BenchError
+from .process import run_child
+from .truth import Nearest, Rows
+
+K = 10  # neighbours that are asked for
+QUERIES = 500  # of which the recall is taken
+PIECE = 1_000_000  # vectors of one file, and of one ingest
+STORE_BYTES = 1_400  # of disk, a vector: twice what it takes in the end, while it is laid out anew
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """How a store was made: seconds, bytes."""
+
+    n: int
+    ingest_s: float
+    optimize_s: float
+    peak: int  # of anonymous memory above the empty process, in any of the processes that built it
+    parts: dict[str, int]  # bytes of disk
+
+    @property
+    def seconds(self) -> float:
+        """From vectors to a store that is indexed and laid out."""
+        return self.ingest_s + self.optimize_s
+
+
+@dataclass(frozen=True, slots=True)
+class VectorStore:
+    """A store of ``n`` vectors of a seed, with queries and their exact neighbours beside it."""
+
+    n: int
+    seed: int
+    folder: Path
+
+    @property
+    def store(self) -> Path:
+        """Its folder."""
+        return (self.folder / f"vectors-{self.n}-{self.seed}.store").absolute()
+
+    @property
+    def queries(self) -> Path:
+        """Queries that are none of its vectors: .npy."""
+        return self.store.with_suffix(".queries.npy")
+
+    @property
+    def truth(self) -> Path:
+        """Rows of the exact neighbours of the first of them: .npy."""
+        return self.store.with_suffix(".truth.npy")
+
+    @property
+    def _built(self) -> Path:
+        return self.store.with_suffix(".json")
+
+    def make(
+        self,
+        *,
+        memory: int,
+        wanted: float,
+        queries: int = QUERIES,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> Built:
+        """Have it there, with ``queries`` queries; one that is whole already is left as it is."""
+        if self._built.exists():
+            return Built(**json.loads(self._built.read_text()))
+        if self.store.exists():
+            raise BenchError(f"{self.store} is not whole: remove it")
+        asked = clustered.queries(self.seed, queries)
+        nearest = Nearest(asked[:QUERIES], K)
+        given: dict[str, object] = {"folder": str(self.store), "memory_bytes": memory}
+        seconds, peaks = 0.0, []
+        for first in range(0, self.n, PIECE):
+            count = min(PIECE, self.n - first)
+            # The name of an array is its identity: each piece has its own.
+            piece = self.folder / f"vectors-{first}.npy"
+            write_array(piece, self._watched(first, count, nearest), count, clustered.DIM)
+            taken = run_child("vector_child", given | {"job": "ingest", "vectors": str(piece)})
+            piece.unlink()
+            seconds += taken.result["seconds"]
+            peaks.append(taken.anonymous_peak - taken.result["empty"])
+            done(first + count)
+        ended = run_child("vector_child", given | {"job": "optimize", "wanted": wanted})
+        peaks.append(ended.anonymous_peak - ended.result["empty"])
+        if ended.result["vectors"] != self.n:
+            raise BenchError(f"{self.store} holds {ended.result['vectors']:,} vectors: remove it")
+        np.save(self.queries, asked)
+        np.save(self.truth, nearest.rows())
+        built = Built(self.n, seconds, ended.result["seconds"], max(peaks), ended.result["parts"])
+        self._built.write_text(json.dumps(asdict(built)))
+        return built
+
+    def exact(self) -> Rows:
+        """Rows of the exact neighbours: (500, 10) int64."""
+        rows: Rows = np.load(self.truth)
+        return rows
+
+    def _watched(self, first: int, count: int, nearest: Nearest) -> Iterator[Vectors]:
+        for block in clustered.blocks(self.seed, first, count):
+            nearest.add(block)
+            yield block
