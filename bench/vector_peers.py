@@ -219,11 +219,25 @@ class Usearch(Index):
 
 
 class LanceDb(_OneByOne):
-    """A table on disk with an IVF of RaBitQ codes; it brings its own threads."""
+    """A table on disk with an IVF of RaBitQ codes; it brings its own threads.
+
+    By cosine, which of its distances finds the most at each setting; of unit vectors it is the same.
+    """
 
     name, module = LANCEDB, "lancedb"
     # nprobes and refine_factor
-    sweep = ((5, 5), (10, 5), (20, 5), (30, 5), (40, 5), (60, 5), (80, 5), (80, 10), (160, 10))
+    sweep = (
+        (5, 5),
+        (10, 5),
+        (20, 5),
+        (30, 5),
+        (40, 5),
+        (60, 5),
+        (80, 5),
+        (80, 10),
+        (160, 10),
+        (160, 20),
+    )
 
     def load(self) -> None:
         """The modules."""
@@ -249,7 +263,7 @@ class LanceDb(_OneByOne):
         reader = arrow.RecordBatchReader.from_batches(schema, batches())
         table = self._module.connect(str(self.folder)).create_table("vectors", reader)
         partitions = max(1, round(len(rows) ** 0.5))
-        config = self._index.IvfRq(distance_type="dot", num_partitions=partitions)
+        config = self._index.IvfRq(distance_type="cosine", num_partitions=partitions)
         table.create_index("vector", config=config)
 
     def open(self) -> None:
@@ -259,7 +273,7 @@ class LanceDb(_OneByOne):
     def one(self, query: Vectors, k: int) -> Sequence[int]:
         """One query of the table."""
         probes, refine = map(int, self.setting)
-        asked = self._table.search(query, vector_column_name="vector").distance_type("dot")
+        asked = self._table.search(query, vector_column_name="vector").distance_type("cosine")
         asked = asked.limit(k).nprobes(probes).refine_factor(refine).select(["id", "_distance"])
         rows: list[int] = asked.to_arrow()["id"].to_pylist()
         return rows
