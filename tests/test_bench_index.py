@@ -190,7 +190,7 @@ def test_an_index_finds_what_it_took_in(
     assert built["seconds"] > 0 and built["disk"] > N * 64
     asked = place | {"queries": str(queries), "truth": str(tmp_path / "truth.npy")}
     asked |= {"k": 10, "gone": None}
-    given = {"job": "sweep", "threads": 2, "settings": INDEXES[name].sweep}
+    given = {"job": "sweep", "threads": 2, "settings": INDEXES[name].sweep[-1:]}
     points = index.run_child("index_child", asked | given).result["points"]
     assert points[-1]["recall"] > 0.9 and min(point["qps"] for point in points) > 0
     given = {"job": "single", "threads": 1, "setting": points[-1]["setting"]}
@@ -412,7 +412,7 @@ def test_a_writer_that_fails_ends_the_measurement(tmp_path: Path) -> None:
     store.make(memory=MEMORY, wanted=0.9)
     with Store.open(store.store) as other:
         other.remove(ids=[1])  # takes the lock
-        with pytest.raises(BenchError, match="lock"):
+        with pytest.raises(BenchError, match="is being written by process"):
             live_child.ask(str(store.store), MEMORY, 0, 500, 50, 100, 0.9, 0.1)
 
 
