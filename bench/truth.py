@@ -30,18 +30,18 @@ class Nearest:
         for first in range(0, len(self._queries), _QUERIES):
             some = slice(first, first + _QUERIES)
             new = self._queries[some] @ block.T
-            # Few blocks have anything better once some have been seen: only those queries are sorted.
-            better = np.flatnonzero(new.max(axis=1) > self._scores[some].min(axis=1))
-            for query, scores in zip((first + better).tolist(), new[better], strict=True):
+            for query, scores in enumerate(new, first):
                 self._keep(query, scores, numbers)
         self._seen += len(block)
 
     def _keep(self, query: int, scores: Vectors, numbers: Rows) -> None:
         k = self._scores.shape[1]
-        every = np.concatenate([self._scores[query], scores])
+        # Few are better once some blocks have been seen; to sort all of them would take far longer.
+        better = np.flatnonzero(scores > self._scores[query].min())
+        every = np.concatenate([self._scores[query], scores[better]])
         best = np.argpartition(-every, k - 1)[:k]
         self._scores[query] = every[best]
-        self._rows[query] = np.concatenate([self._rows[query], numbers])[best]
+        self._rows[query] = np.concatenate([self._rows[query], numbers[better]])[best]
 
     def rows(self) -> Rows:
         """Best first: (nq, k) int64, -1 where there were fewer."""
