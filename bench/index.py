@@ -84,6 +84,10 @@ class Measured:
         """Queries a second, in batches."""
         return _median([one["qps"] for one in self.batches])
 
+    def cpu_us(self, of: str) -> float | None:
+        """µs of CPU a query, of all threads: what a busy machine changes least; batches or singles."""
+        return _median([one["cpu_s"] * 1e6 for one in getattr(self, of)])
+
     def p50(self) -> float | None:
         """Milliseconds of a single query."""
         return _median([quantiles(one["seconds"])[0] * 1e3 for one in self.singles])
@@ -369,12 +373,16 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-_COLUMNS = ("build s", "RAM B", "opened B", "disk B", "recall", "queries/s", "p50 ms", "p99 ms")
+_MEMORY = ("build s", "CPU s", "RAM B", "opened B", "disk B")
+_TIMES = ("recall", "queries/s", "CPU µs", "p50 ms", "p99 ms", "CPU µs")
 
 
 def table(found: Mapping[str, Measured], recall: float) -> str:
-    """One line an index, medians; bytes are a vector's, RAM is anonymous memory after searching."""
-    lines: list[Sequence[str]] = [("index", "setting", *_COLUMNS)]
+    """One line an index, medians; bytes are a vector's, RAM is anonymous memory after searching.
+
+    CPU seconds are of all threads, of a build, of a query in a batch, and of a single one.
+    """
+    lines: list[Sequence[str]] = [("index", "setting", *_MEMORY, *_TIMES)]
     for index in found.values():
         setting = "-" if index.setting is None else " ".join(f"{one:g}" for one in index.setting)
         lines.append(
@@ -382,13 +390,16 @@ def table(found: Mapping[str, Measured], recall: float) -> str:
                 index.name,
                 setting,
                 _cell(index.build_s(), 1),
+                _cell(_median(_of(index.builds, "cpu_s")), 1),
                 _cell(index.anonymous(), 1),
                 _cell(index.anonymous("opened"), 1),
                 _cell(index.disk(), 0),
                 _cell(index.recall(), 4),
                 _cell(index.qps(), 0),
+                _cell(index.cpu_us("batches"), 1),
                 _cell(index.p50(), 3),
                 _cell(index.p99(), 3),
+                _cell(index.cpu_us("singles"), 1),
             )
         )
     n = found[ENGINE].n
@@ -419,6 +430,8 @@ def _write(out: Path, found: Mapping[str, Measured]) -> None:
             "queries_per_second": index.qps(),
             "p50_ms": index.p50(),
             "p99_ms": index.p99(),
+            "batch_cpu_us": index.cpu_us("batches"),
+            "single_cpu_us": index.cpu_us("singles"),
         }
         for index in found.values()
     }

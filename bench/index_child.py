@@ -95,7 +95,7 @@ def sweep(settings: Sequence[Setting], **given: Any) -> dict[str, Any]:
     for setting in settings:
         asked.index.set(tuple(setting))
         asked.search(asked.queries[:WARM])
-        found, seconds = _batches(asked)
+        found, seconds, _ = _batches(asked)
         right = asked.right(found)
         points.append({"setting": setting, "recall": right, "qps": len(found) / seconds})
         if right >= GOOD:
@@ -104,12 +104,13 @@ def sweep(settings: Sequence[Setting], **given: Any) -> dict[str, Any]:
 
 
 def batch(setting: Setting, **given: Any) -> dict[str, Any]:
-    """Queries a second, 1,000 at once."""
+    """Queries a second, 1,000 at once, and seconds of CPU a query."""
     asked = _Asked(**given)
     asked.index.set(tuple(setting))
     _batches(asked)  # what is read for the first time is read now
-    found, seconds = _batches(asked)
-    return {"recall": asked.right(found), "qps": len(found) / seconds, **asked.memory()}
+    found, seconds, cpu = _batches(asked)
+    each = {"qps": len(found) / seconds, "cpu_s": cpu / len(found)}
+    return {"recall": asked.right(found), **each, **asked.memory()}
 
 
 def single(setting: Setting, **given: Any) -> dict[str, Any]:
@@ -120,6 +121,7 @@ def single(setting: Setting, **given: Any) -> dict[str, Any]:
     for query in itertools.islice(itertools.cycle(reversed(queries)), WARM):
         asked.search(query)
     found, times = [], []
+    cpu = time.process_time()
     for query in queries:
         started = time.perf_counter()
         rows = asked.search(query)
@@ -127,14 +129,14 @@ def single(setting: Setting, **given: Any) -> dict[str, Any]:
         found.append(rows)
         if len(times) >= _FEWEST and sum(times) > _SECONDS:
             break
-    right = asked.right(np.concatenate(found))
-    return {"recall": right, "seconds": times, **asked.memory()}
+    each = {"seconds": times, "cpu_s": (time.process_time() - cpu) / len(times)}
+    return {"recall": asked.right(np.concatenate(found)), **each, **asked.memory()}
 
 
-def _batches(asked: _Asked) -> tuple[Rows, float]:
-    """All queries, 1,000 at once, or as many as fit into some seconds."""
+def _batches(asked: _Asked) -> tuple[Rows, float, float]:
+    """All queries, 1,000 at once, or as many as fit into some seconds; seconds, also of all CPUs."""
     found = []
-    seconds = 0.0
+    seconds, cpu = 0.0, time.process_time()
     size = BATCH
     first = 0
     while first < len(asked.queries) and (seconds < _SECONDS or first < _FEWEST):
@@ -145,7 +147,7 @@ def _batches(asked: _Asked) -> tuple[Rows, float]:
         first += len(some)
     if not found:
         raise BenchError("there is no query")
-    return np.concatenate(found), seconds
+    return np.concatenate(found), seconds, time.process_time() - cpu
 
 
 _JOBS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -274,11 +274,18 @@ def test_a_removed_row_that_is_found_is_an_error(
 def test_ratios_are_medians_of_the_rounds() -> None:
     def measured(name: str, qps: list[float], seconds: list[float]) -> Measured:
         batches = [
-            {"qps": one, "recall": 0.98, "empty": 100, "opened": 200, "searched": 600}
+            {
+                "qps": one,
+                "cpu_s": 1e-4,
+                "recall": 0.98,
+                "empty": 100,
+                "opened": 200,
+                "searched": 600,
+            }
             for one in qps
         ]
-        singles = [{"seconds": [one] * 3} for one in seconds]
-        builds = [{"seconds": 2.0 * len(qps), "disk": 50}]
+        singles = [{"seconds": [one] * 3, "cpu_s": 2e-4} for one in seconds]
+        builds = [{"seconds": 2.0 * len(qps), "cpu_s": 9.0, "disk": 50}]
         return Measured(name, 10, [], (1,), builds, batches, singles)
 
     found = {
@@ -296,6 +303,8 @@ def test_ratios_are_medians_of_the_rounds() -> None:
         index.TARGETS["removed"][0]: 2,
     }
     assert found[ENGINE].p99() == 300 and found[ENGINE].disk() == 5
+    assert found[ENGINE].cpu_us("singles") == pytest.approx(200)
+    assert "9.0" in index.table(found, 0.97)
 
 
 def test_an_index_that_never_finds_enough_is_not_timed() -> None:
