@@ -28,7 +28,25 @@ ZVEC_HNSW, ZVEC_DISKANN = "zvec-hnsw", "zvec-diskann"
 FLAT, IVF = "faiss-flat", "faiss-ivf"
 
 _LINKS, _BUILD_WIDTH = 16, 200  # of the graphs: M and efConstruction
-_WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # ef while searching
+_WIDTHS = (
+    16,
+    24,
+    32,
+    40,
+    48,
+    56,
+    64,
+    72,
+    80,
+    96,
+    112,
+    128,
+    160,
+    192,
+    256,
+    384,
+    512,
+)  # ef while searching
 _DOCS = 1_000  # rows of one insert where rows are Python objects
 # What sets the threads of libraries that have no call for it; read when they are loaded.
 _THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "LANCE_CPU_THREADS", "TOKIO_WORKER_THREADS")
@@ -111,7 +129,7 @@ class Engine(Index):
 
     name, module = ENGINE, "faiss"
     sweep = tuple(
-        (recall,) for recall in (0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)
+        (recall,) for recall in (0.8, 0.85, 0.9, 0.93, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)
     )
 
     def load(self) -> None:
@@ -357,7 +375,7 @@ class ZvecDiskAnn(_Zvec):
     """A graph on disk."""
 
     name, module = ZVEC_DISKANN, "zvec"
-    sweep = tuple((size,) for size in (10, 20, 30, 50, 75, 100, 150, 200, 300))
+    sweep = tuple((size,) for size in (10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300))
 
     def index(self) -> Any:
         """With its defaults."""
@@ -417,7 +435,7 @@ class FaissIvf(_Faiss):
     """Inverted lists of whole vectors, as many as a power of two near 4·√n."""
 
     name, module = IVF, "faiss"
-    sweep = tuple((probes,) for probes in (4, 8, 16, 32, 48, 64, 96, 128, 192, 256))
+    sweep = tuple((probes,) for probes in (4, 8, 16, 32, 48, 64, 80, 96, 128, 192, 256))
 
     def factory(self, n: int) -> str:
         """4,096 lists for 700,000 vectors."""
