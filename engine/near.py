@@ -110,8 +110,8 @@ def _within(
             both = ones[part.query] + theirs
             both = 2 * FINGERPRINT_BITS - both if zeros else both
             which &= part.distances * FINGERPRINT_BITS <= 2 * most * both
-        if given and not part.prints.any(axis=1).all():
-            which &= ~store.are_vectors(part.rows + 1)  # which have zeros for a fingerprint
+        if given and which.any() and not part.prints[which].any(axis=1).all():
+            which[which] = store.may_be_images(part.rows[which] + 1)  # vectors have zeros
         ids.append(part.rows[which] + 1)
         distances.append(part.distances[which])
     every, nearness = np.concatenate(ids), np.concatenate(distances)

@@ -202,7 +202,7 @@ class Repair:
         data = self._bytes(append)
         lost = []
         ids = np.arange(row, row + len(data) // fingerprint.FINGERPRINT_BYTES, dtype=np.int64) + 1
-        bare = self._store.are_vectors(ids)
+        bare = ~self._store.may_be_images(ids)
         for i in range(len(ids)):
             at = i * fingerprint.FINGERPRINT_BYTES
             if bare[i]:

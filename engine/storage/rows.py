@@ -385,9 +385,11 @@ def record_without(key: bytes, value: bytes, ids: Sequence[int]) -> bytes | None
     return bytes(left) if len(record_ids(key, left)) else None
 
 
-def is_of_vectors(value: bytes) -> bool:
-    """Whether a row of ``records`` is of vectors that were brought."""
-    return value[1] == Kind.VECTOR  # after the version, in either
+def images_in(value: bytes) -> int:
+    """How many ids from its own on a row of ``records`` has, removed or not; 0 if it is of vectors."""
+    if value[1] == Kind.VECTOR:
+        return 0
+    return value[_RECORDS.size - 1] + 1 if value[0] == _RECORDS_VERSION else 1
 
 
 def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:

@@ -37,9 +37,8 @@ from engine.storage.rows import (
     RecordRow,
     Run,
     bucket_prefix,
-    is_of_vectors,
+    images_in,
     no_image,
-    record_ids,
     record_in,
     u64,
 )
@@ -457,20 +456,22 @@ class StoreView:
             self._alive = every.without(self.removed_ids())
         return self._alive
 
-    def are_vectors(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of (n,) ids, in ascending order, are of vectors without images."""
-        out = np.zeros(len(ids), np.bool_)
-        if not len(ids) or self.manifest.encoder is None or not self.manifest.encoder.given:
-            return out
+    def may_be_images(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of (n,) ids, in ascending order, are not of vectors, nor gone with their neighbours."""
+        encoder = self.manifest.encoder
+        if not len(ids) or encoder is None or not encoder.given:
+            return np.ones(len(ids), np.bool_)
+        starts, counts = [0], [0]
         before = self.keys.at_or_before("records", u64(int(ids[0])))
         for key, value in self.keys.scan("records", start=before[0] if before else b""):
-            there = record_ids(key, value)
-            if there[0] > ids[-1]:
+            first = int.from_bytes(key, "big")
+            if first > ids[-1]:
                 break
-            if is_of_vectors(value):
-                first, end = np.searchsorted(ids, [there[0], there[-1] + 1])
-                out[first:end] = np.isin(ids[first:end], there)
-        return out
+            starts.append(first)
+            counts.append(images_in(value))
+        at = np.searchsorted(starts, ids, "right") - 1
+        inside: npt.NDArray[np.bool_] = ids < np.array(starts)[at] + np.array(counts)[at]
+        return inside
 
     def _family(self, name: str) -> Family:
         families = [extents.PIXELS, extents.FINGERPRINTS]
