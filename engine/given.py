@@ -110,16 +110,16 @@ def check_admission(store: StoreView, dim: int, *, normalize: bool) -> None:
 class GivenArray:
     """One array of vectors while it is read into a store."""
 
-    def __init__(self, store: StoreFiles, array: VectorItem, number: int) -> None:
-        """``number`` is that of the array among the keys."""
+    def __init__(self, store: StoreFiles, name: bytes, number: int) -> None:
+        """``number`` is that of the array ``name`` among the keys."""
         self._store = store
-        self._array = array
+        self._name = name
         self._number = number
 
-    def forget_rest(self) -> None:
-        """As it has changed, remove rows behind its end, and what was said of rejected ones."""
-        self._remove((run, [part]) for run, part in self._runs(self._array.count, None))
-        name = self._array.name + b"#"
+    def forget(self, first: int) -> None:
+        """As it has changed, remove rows from ``first`` on, and what was said of rejected ones."""
+        self._remove((run, [part]) for run, part in self._runs(first, None))
+        name = self._name + b"#"
         keys = (key for key, _ in self._store.keys.scan("rejects", name))
         stale = (key for key in keys if _OF_ROWS.fullmatch(key[len(name) :]))
         while some := list(islice(stale, _REMOVED)):
@@ -202,7 +202,7 @@ class GivenArray:
             self._store.commit(Chunk(removal=found))
 
 
-def begun(array: VectorItem, row: ArrayRow | None) -> bool:
+def is_begun(array: VectorItem, row: ArrayRow | None) -> bool:
     """Whether a row of ``arrays`` is of this array as it is now."""
     stamp = (array.mtime_ns, array.size, Kind.VECTOR)
     return row is not None and (row.mtime_ns, row.size, row.kind) == stamp

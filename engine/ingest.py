@@ -37,7 +37,7 @@ from engine.config import (
 )
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
-from engine.given import CheckedBlock, GivenArray, begun, check_admission, checked
+from engine.given import CheckedBlock, GivenArray, check_admission, checked, is_begun
 from engine.indexing import Indexing
 from engine.memory import PeakMemory
 from engine.pixels import HEADER_BYTES
@@ -492,6 +492,9 @@ class Ingest:
                 raise SourceError(
                     f"has rows of {array.row_bytes:,} bytes: raise --memory", passing=True
                 )
+            if row is not None and row.kind is Kind.VECTOR:  # it was no array of images
+                GivenArray(self._store, array.name, row.number).forget(0)
+                row = None
             begun = row is not None and (row.mtime_ns, row.size) == stamp
             kind = array.kind if row is None or not begun else row.kind
             if row is None or (row.mtime_ns, row.size, row.kind) != (*stamp, kind):
@@ -678,7 +681,7 @@ class Ingest:
                 raise SourceError(
                     f"has rows of {array.row_bytes:,} bytes: raise --memory", passing=True
                 )
-            known = begun(array, row)
+            known = is_begun(array, row)
             if row is None or not known:
                 same = row is not None and row.kind is Kind.VECTOR
                 number = row.number if row is not None and same else self._store.state.next_array
@@ -694,9 +697,9 @@ class Ingest:
                 return
             if start < array.count:
                 check_admission(self._store, array.dim, normalize=self._normalize)
-            given = GivenArray(self._store, array, row.number)
+            given = GivenArray(self._store, array.name, row.number)
             if not known:
-                given.forget_rest()
+                given.forget(array.count)  # what is behind its end
             for block in self._vectors_ahead(array, start, pool):
                 start = block.first + len(block.rows)
                 problems = block.problems(array.name, *stamp)

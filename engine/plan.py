@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.config import CHUNK_FILES, KEEP_BITS_LIMIT
 from engine.errors import EngineError
-from engine.given import begun, check_admission
+from engine.given import check_admission, is_begun
 from engine.ingest import is_final
 from engine.records import IngestPlan, Kind
 from engine.sources.base import (
@@ -127,7 +127,7 @@ class Plan:
 
     def _vectors(self, item: VectorItem) -> None:
         row = self._store.array(item.name) if self._store else None
-        if row is not None and begun(item, row):
+        if row is not None and is_begun(item, row):
             self._unchanged += row.rows - row.rejected
             self._rejected += row.rejected
             left = item.count - row.rows

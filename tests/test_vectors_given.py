@@ -577,8 +577,24 @@ def test_an_array_that_becomes_one_of_images_and_back(tmp_path, pieces):
         saved(path, RNG.integers(0, 256, (20, 8, 8, 3), np.uint8))
         assert store.ingest(path).added == 20
         assert store.lookup(f"{path}#3").identical[0].id == 504
+        assert (store.info().images, store.info().vectors) == (20, 0)
+        assert is_whole(store)
         saved(path, ROWS)
         assert store.ingest(path).added == 500
+        assert store.info().vectors == 500
+        assert is_whole(store)
+
+
+def test_an_array_of_images_with_the_stamp_of_one_of_vectors(tmp_path, pieces):
+    path = saved(tmp_path / "v.npy", ROWS[:100])
+    with with_store(tmp_path / "store") as store:
+        store.ingest(path)
+        before = path.stat()
+        saved(path, RNG.integers(0, 256, (100, 4, 4, 3), np.uint8))  # as many bytes
+        assert path.stat().st_size == before.st_size
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert store.ingest(path).added == 100
+        assert {record.kind for record in store.records()} == {Kind.U8}
         assert is_whole(store)
 
 

@@ -79,6 +79,7 @@ def ingest(
 
     What is there already is not read again, equal images are stored once, and what cannot be read
     is listed in the store's rejects.jsonl. Ctrl-C commits what is done; run it again to go on.
+    Rows of float32 arrays (n, d) are vectors of your own: a store holds such, or an encoder's.
 
     \b
     Example:
