@@ -770,6 +770,7 @@ def test_damaged_vectors_are_read_again_from_their_array(tmp_path, pieces, norma
         assert not store.check().ok
         report = store.check(fix=True)
         assert report.ok
+        assert not any("may be wrong" in problem.what for problem in report.problems)
         assert is_whole(store)
         after = vectors_of(store)
         assert before.keys() == after.keys()
