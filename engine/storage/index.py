@@ -198,7 +198,7 @@ class VectorIndex:
         among = self._among(wanted) if wanted is not None else None
         self._load(len(queries))
         step = max(1, _CANDIDATES // depth)
-        found = []
+        found = [np.empty((0, depth), np.int64)]
         for at in range(0, len(queries), step):
             fitted = self.quantizer.queries(queries[at : at + step])
             scores, rows = self._candidates(fitted, nprobe, depth, among)

@@ -183,6 +183,8 @@ class Vectors:
         row_bytes = 4 * self.dim
         starts = np.unique(rows)
         starts = starts[np.searchsorted(starts, 0) :] * row_bytes + HEADER_BYTES
+        if not len(starts):
+            return
         first, last = starts // _PAGE, (starts + row_bytes - 1) // _PAGE
         # Rows that lie in the same page or in neighbouring ones are asked for at once.
         begins = np.flatnonzero(np.append(True, first[1:] > last[:-1] + 1))
