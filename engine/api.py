@@ -372,12 +372,12 @@ class Store:
 
         ``tiers``: of "identical", "near" and "similar", by default all the store has. ``k`` bounds
         the similar images, of which ``recall`` are to be found (see ``search_vectors``); near are all
-        within ``max_distance``, of 256. A row of vectors is searched for in "similar" alone, where images
-        have nothing to compare if the vectors were given.
+        within ``max_distance``, of 256. A row of vectors is searched for in "similar" alone, where
+        images have nothing to compare if the vectors were given.
 
         ``ids`` and ``source`` restrict it to these images: those with one of ``ids`` (any integers; what
-        is not in the store is ignored), and those seen in ``source``, a path or several, as ``remove`` takes them.
-        ``k`` are still found where so many are left, and a hit still names all of its sources.
+        is not in the store is ignored), and those seen in ``source``, a path or several, as ``remove``
+        takes them. ``k`` are still found where so many are left, and a hit still names all of its sources.
 
         Raises ``ImageError`` if the query cannot be read as an image, and ``UsageError`` if the store
         has no image of a source.

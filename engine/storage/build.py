@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from engine import digest
 from engine.config import MemoryBudget
-from engine.errors import StoreError
+from engine.errors import StoreDamagedError
 from engine.storage import extents, segments
 from engine.storage.extents import HEADER_BYTES, Append
 from engine.storage.files import write_all
@@ -86,7 +86,9 @@ def train(
     if not good.all():  # damaged: told by ``check``
         sample = sample[good]
     if len(sample) < nlist:
-        raise StoreError("too many vectors are damaged to build an index: run 'engine check'")
+        raise StoreDamagedError(
+            "too many vectors are damaged to build an index: run 'engine check'"
+        )
     if len(sample) < LEAST_SAMPLE:
         sample = np.resize(sample, (LEAST_SAMPLE, vectors.dim))
     quantizer = Quantizer.train(sample, nlist, number)
