@@ -377,7 +377,7 @@ class Store:
 
         ``ids`` and ``source`` restrict it to these images: those with one of ``ids`` (any integers; what
         is not in the store is ignored), and those seen in ``source``, a path or several, as ``remove``
-        takes them. ``k`` are still found where so many are left, and a hit still names all of its sources.
+        takes them. ``k`` are still found where so many are left, and a hit names all of its sources.
 
         Raises ``ImageError`` if the query cannot be read as an image, and ``UsageError`` if the store
         has no image of a source.

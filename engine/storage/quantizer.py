@@ -36,7 +36,7 @@ _BITS = 4
 _VALUES = 1 << _BITS  # of a part of a code
 _MOST_PARTS = 254  # with the two of the correction: the sums of more would not fit 16 bits well
 _FULL_DIM = 64  # up to which each dimension has a part of its own
-_LEAST_SCALE = 1e-30
+_LEAST_SCALE, _MOST_SCALE = 1e-30, 3e38  # of which float32 can hold 1 / scale, too
 _COARSE_LISTS = 512  # of which looking at all centroids takes no longer
 _COARSE_SHARE = 4  # one in so many lists of centroids is looked at
 _COARSE_LEAST = 8  # times as many lists as are wanted, at least
@@ -86,7 +86,7 @@ class Quantizer:
         _, dim = sample.shape
         # Vectors of any length are brought to about 1, which is what centroids have.
         squares = np.einsum("ij,ij->i", sample, sample, dtype=np.float64)
-        scale = max(float(np.sqrt(squares).mean()), _LEAST_SCALE)
+        scale = min(max(float(np.sqrt(squares).mean()), _LEAST_SCALE), _MOST_SCALE)
         width, parts = _layout(dim)
         flat = faiss.IndexFlatIP(width)
         index: Any = faiss.IndexIVFPQ(flat, width, nlist, parts, _BITS, faiss.METRIC_INNER_PRODUCT)
@@ -138,10 +138,15 @@ class Quantizer:
         return cls(dim, scale, centroids, codebook, (least, step))
 
     def queries(self, vectors: Block) -> Block:
-        """Queries (n, dim) as ``nearest`` and the index of codes take them: contiguous."""
+        """Queries (n, dim) as ``nearest`` and the index of codes take them: contiguous.
+
+        They are brought to length 1, which changes no order: what is computed of long ones would not
+        fit float32.
+        """
         out = np.zeros((len(vectors), self._flat.d), np.float32)
-        np.multiply(vectors, np.float32(1 / self._scale), out=out[:, : self.dim])
-        out[:, self.width :: self._codebook.shape[2]] = np.linalg.norm(out, axis=1)[:, None]
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))[:, None]
+        np.divide(vectors, lengths, out=out[:, : self.dim], where=lengths > 0, casting="same_kind")
+        out[:, self.width :: self._codebook.shape[2]] = lengths > 0
         return out
 
     def nearest(self, queries: Block, nprobe: int) -> tuple[Block, npt.NDArray[np.int64]]:
