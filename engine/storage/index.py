@@ -178,6 +178,13 @@ class VectorIndex:
             best.add(*self._by_codes(queries, k, point, among))
             self._exact(queries, best, self._bare, among)
         best.drop_doubled()
+        if point is not None:
+            # FastScan leaves out what is as far away as can be: of a zero query, all there is.
+            most = among.count if among is not None else self.vectors.rows
+            short = np.flatnonzero((best.rows >= 0).sum(axis=1) < min(k, most))
+            if len(short):
+                found = self._search(np.ascontiguousarray(queries[short]), k, None, among)
+                best.scores[short], best.rows[short] = found
         return best.scores, best.rows
 
     def is_indexed(self, rows: Numbers) -> npt.NDArray[np.bool_]:
