@@ -23,6 +23,7 @@ _LARGE = 2_000_000  # vectors, of which half as many are looked for
 _SEED = 20
 _DEPTHS = (1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 100)  # times k
 _MOST_DEPTH = 2000
+_SAME = 1e-6  # of a score, by which those of equal vectors may differ
 _ENOUGH = 0.9995  # recall beyond which wider searches are not measured
 _CONFIDENCE = 1.645  # standard errors: 95 %, one-sided
 _NEVER_MISSED = 3.0  # of n that were all found, no more than 3 in n are missed (95 %)
@@ -51,7 +52,9 @@ def measure(
         good &= alive.has(vectors.ids(rows))
     rows, queries = rows[good], queries[good]
     largest = max(MEASURED_K)
-    truth = _without(index.search(queries, largest + 1, recall=1.0, wanted=alive)[1], rows, largest)
+    scores, near = index.search(queries, largest + 2, recall=1.0, wanted=alive)
+    scores = np.take_along_axis(scores, _own_last(near, rows), 1)
+    truth = _without(near, rows, largest)
     truth[~index.is_indexed(truth)] = -1  # always found
     done()
     depth = min(_MOST_DEPTH, max(int(max(_DEPTHS) * largest), largest))
@@ -62,7 +65,10 @@ def measure(
         done()
         least = 1.0
         for k in MEASURED_K:
-            there = truth[:, :k] >= 0
+            # Of vectors that are as near as the next one, any will do: users have duplicates.
+            next_ = scores[:, k : k + 1]
+            margin = np.where(np.isfinite(next_), _SAME * np.abs(next_), 0)
+            there = (truth[:, :k] >= 0) & (scores[:, :k] > next_ + margin)
             wanted = there.sum(axis=1)
             for depth_ in sorted({min(int(times * k), depth) for times in _DEPTHS}):
                 hits = ((ranks[:, :k] < depth_) & there).sum(axis=1)
@@ -86,10 +92,13 @@ def _grid(nlist: int) -> list[int]:
 
 def _without(found: Numbers, rows: Numbers, most: int) -> Numbers:
     """Of (n, m) rows found the first ``most`` that are not the query's own row."""
-    own = found == rows[:, None]
-    order = np.argsort(own, axis=1, kind="stable")  # its own goes last
-    out = np.take_along_axis(np.where(own, -1, found), order, 1)
-    return out[:, :most]
+    out = np.where(found == rows[:, None], -1, found)
+    return np.take_along_axis(out, _own_last(found, rows), 1)[:, :most]
+
+
+def _own_last(found: Numbers, rows: Numbers) -> Numbers:
+    """The order of (n, m) rows found in which the query's own comes last."""
+    return np.argsort(found == rows[:, None], axis=1, kind="stable")
 
 
 def _ranks(candidates: Numbers, rows: Numbers, truth: Numbers) -> Numbers:
