@@ -23,7 +23,8 @@ from engine.store import StoreFiles
 
 RETRAINED = 4  # times as many vectors as it was trained on, and a quantizer is trained anew
 _MEASURED_AGAIN = 2  # times as many vectors
-MOVED = 1.25  # times as far from their centroids as those that were trained on: other vectors
+_MOVED = 1.25  # times as far from their centroids as those that were trained on: other vectors
+_ROUNDED = 1e-3  # that is, where all are next to their centroids, as duplicates are
 _NOTICED = 0.01  # recall lost, of which one is told
 _MEASURED_K = 10  # of which one is told
 _log = logging.getLogger("engine")
@@ -82,7 +83,7 @@ class Indexing:
         live = [segment.entry for segment in index.segments]
         store.publish_index([*live, made])
         self._merge(entry, quantizer, [*live, made])
-        return 1 - closeness > MOVED * (1 - entry.closeness)
+        return is_moved(closeness, entry)
 
     def _merge(self, entry: QuantizerEntry, quantizer: Quantizer, live: list[SegmentEntry]) -> None:
         """Merge the smallest segments while the next one is no larger than these together."""
@@ -118,6 +119,11 @@ class Indexing:
         if found != before and (before is not None or target is not None or found.points):
             store.publish_index(store.manifest.segments, measured=found)
         return found
+
+
+def is_moved(closeness: float, entry: QuantizerEntry) -> bool:
+    """Whether vectors are so far from their centroids that a quantizer is not for them."""
+    return 1 - closeness > _MOVED * (1 - entry.closeness) + _ROUNDED
 
 
 def _tell(before: Measured, now: Measured, entry: QuantizerEntry) -> None:

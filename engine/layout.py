@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine.config import EXACT_ROWS
 from engine.errors import StoreLockedError
-from engine.indexing import MOVED, RETRAINED
+from engine.indexing import RETRAINED, is_moved
 from engine.storage import aside, build, extents
 from engine.storage.build import Ordered, Piece, Work
 from engine.storage.idset import IdSet
@@ -82,7 +82,7 @@ class Layout:
             return True
         sample = build.sample_of(index.vectors, _SAMPLE, entry.number)[1]
         closeness = float(index.quantizer.encode(sample)[2].mean())
-        return 1 - closeness > MOVED * (1 - entry.closeness)
+        return is_moved(closeness, entry)
 
     def _is_worth_it(self, index: VectorIndex) -> bool:
         rows = index.vectors.rows
