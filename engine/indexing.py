@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from engine.storage import build
 from engine.storage.build import Work
-from engine.storage.index import VectorIndex
+from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import Measured, QuantizerEntry, SegmentEntry
 from engine.storage.measure import measure
 from engine.storage.quantizer import Quantizer
@@ -66,11 +66,17 @@ class Indexing:
         encoder = store.manifest.encoder
         assert encoder is not None
         number = store.next_index_number()
-        entry, quantizer = build.train(store.path, number, encoder.generation, vectors, self._work)
-        spans = [(0, vectors.rows)]
-        made, _ = build.segment(
-            store.path, number + 1, entry, quantizer, vectors, spans, self._work
+        rows = vectors.rows
+        entry, quantizer = build.train(
+            store.path, number, encoder.generation, vectors, rows, self._work
         )
+        try:
+            made, _ = build.segment(
+                store.path, number + 1, entry, quantizer, vectors, [(0, rows)], self._work
+            )
+        except BaseException:
+            quantizer_path(store.path, number).unlink(missing_ok=True)
+            raise
         store.publish_index([made], [entry])
 
     def _add(self, index: VectorIndex, entry: QuantizerEntry, quantizer: Quantizer) -> bool:
@@ -123,7 +129,7 @@ class Indexing:
 
 def is_moved(closeness: float, entry: QuantizerEntry) -> bool:
     """Whether vectors are so far from their centroids that a quantizer is not for them."""
-    return 1 - closeness > _MOVED * (1 - entry.closeness) + _ROUNDED
+    return 1 - closeness > _MOVED * max(1 - entry.closeness, 0.0) + _ROUNDED
 
 
 def _tell(before: Measured, now: Measured, entry: QuantizerEntry) -> None:

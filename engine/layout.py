@@ -21,7 +21,7 @@ from engine.indexing import RETRAINED, is_moved
 from engine.storage import aside, build, extents
 from engine.storage.build import Ordered, Piece, Work
 from engine.storage.idset import IdSet
-from engine.storage.index import VectorIndex
+from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import QuantizerEntry
 from engine.storage.segments import LABEL_BYTES
 from engine.store import StoreFiles
@@ -112,7 +112,8 @@ class Layout:
         entry, quantizer = index.quantizer_entry, index.quantizer
         spans, held = index.bare, list(index.segments)
         if train:
-            entry, quantizer = build.train(made, number, encoder.generation, vectors, work)
+            rows = self._live(index)
+            entry, quantizer = build.train(made, number, encoder.generation, vectors, rows, work)
             spans, held = [(0, vectors.rows)], []
         pieces: list[Piece] = []
         if entry is not None and quantizer is not None:
@@ -153,7 +154,10 @@ class Layout:
         numbers = {one.number for one in store.manifest.segments}
         clash = new.segment is not None and new.segment.number in numbers
         same = all(there.get(number, 0) >= rows for number, rows in index.vectors.parts)
-        if clash or not same:
+        # The segment is of a quantizer that was live, or is to be: others may have trained one.
+        known = quantizer is None or (made / quantizer_path(Path(), quantizer.number)).exists()
+        known = known or quantizer in store.manifest.quantizers
+        if clash or not same or not known:
             return Laid(
                 skipped="the vectors were not laid out anew: another process did so meanwhile"
             )

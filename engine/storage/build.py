@@ -76,10 +76,12 @@ def lists_for(rows: int, dim: int, memory: MemoryBudget) -> int:
 
 
 def train(
-    root: Path, number: int, generation: int, vectors: Vectors, work: Work
+    root: Path, number: int, generation: int, vectors: Vectors, rows: int, work: Work
 ) -> tuple[QuantizerEntry, Quantizer]:
-    """Train a quantizer on a sample of all rows, and write it."""
-    rows = vectors.rows
+    """Train a quantizer on a sample of all vectors, for ``rows`` of them, and write it.
+
+    Where it cannot be written, or is not wanted any more, nothing is left of it.
+    """
     nlist = lists_for(rows, vectors.dim, work.memory)
     sample = sample_of(vectors, SAMPLE_PER_LIST * nlist, number)[1]
     good = np.isfinite(sample).all(axis=1)
@@ -96,8 +98,8 @@ def train(
     closeness = float(quantizer.encode(some)[2].mean())
     path = quantizer_path(root, number)
     segments.make_folder(root)
-    size, xxh64 = quantizer.save(path, number)
     work.done(0)
+    size, xxh64 = quantizer.save(path, number)
     return QuantizerEntry(number, generation, nlist, rows, closeness, size, xxh64), quantizer
 
 
