@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from engine.errors import StoreDamagedError
 from engine.storage import build
 from engine.storage.build import Work
 from engine.storage.index import VectorIndex, quantizer_path
@@ -19,6 +20,7 @@ from engine.storage.manifest import Measured, QuantizerEntry, SegmentEntry
 from engine.storage.measure import measure
 from engine.storage.quantizer import Quantizer
 from engine.storage.recall import DEFAULT_RECALL, choose
+from engine.storage.segments import path_of, problem
 from engine.store import StoreFiles
 
 RETRAINED = 4  # times as many vectors as it was trained on, and a quantizer is trained anew
@@ -100,6 +102,10 @@ class Indexing:
             rows += by_size[len(together)].rows
             together.append(by_size[len(together)])
         if len(together) > 1:
+            for one in together:  # what is damaged would get a checksum that is right
+                path = path_of(store.path, one.number)
+                if what := problem(path, one.bytes, one.xxh64):
+                    raise StoreDamagedError(f"{path}: {what}; run 'engine check --fix'")
             made = build.merge(store.path, store.next_index_number(), entry, quantizer, together)
             store.publish_index([*(one for one in live if one not in together), made])
 

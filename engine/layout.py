@@ -110,7 +110,12 @@ class Layout:
         assert encoder is not None
         number = store.next_index_number() + _APART
         entry, quantizer = index.quantizer_entry, index.quantizer
-        spans, held = index.bare, list(index.segments)
+        # Old extents go: a row that a damaged segment does not name would be lost with them.
+        held = [segment for segment in index.segments if segment.names_every_row()]
+        spans = index.bare
+        for segment in index.segments:
+            if segment not in held:
+                spans += index.spans_in(segment.entry)
         if train:
             rows = self._live(index)
             entry, quantizer = build.train(made, number, encoder.generation, vectors, rows, work)

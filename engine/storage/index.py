@@ -119,6 +119,10 @@ class VectorIndex:
             label += rows
         return spans
 
+    def spans_in(self, entry: SegmentEntry) -> list[tuple[int, int]]:
+        """The spans of rows of a segment over these vectors: (start, end)."""
+        return [(row, row + rows) for _, row, rows in self._spans_of(entry)]
+
     def rows_in(self, entry: SegmentEntry) -> Callable[[Numbers], Numbers]:
         """What tells the rows that labels of a segment over these vectors stand for."""
         spans = self._spans_of(entry)

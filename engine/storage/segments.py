@@ -29,6 +29,7 @@ import numpy.typing as npt
 from engine import digest
 from engine.errors import StoreDamagedError
 from engine.storage.files import file_checksum, fsync_dir, write_new
+from engine.storage.idset import IdSet
 from engine.storage.manifest import INDEX_FOLDER, SegmentEntry
 from engine.storage.quantizer import Quantizer
 
@@ -152,7 +153,7 @@ class Segment:
         nlist, code_bytes = quantizer.nlist, quantizer.code_bytes
         try:
             with path.open("rb") as file:
-                if path.stat().st_size != entry.bytes:
+                if path.stat().st_size != entry.bytes or entry.bytes < _HEADER_BYTES:
                     raise StoreDamagedError(f"{path} has the wrong length")
                 self._map = mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
@@ -186,6 +187,14 @@ class Segment:
         labels_at = start + int(self._capacities[number]) * code_bytes
         labels = np.frombuffer(self._map, np.int64, size, labels_at)
         return codes.reshape(size, code_bytes), labels
+
+    def names_every_row(self) -> bool:
+        """Whether its labels name each row once, as those of an undamaged segment do; reads them all."""
+        rows = self.entry.rows
+        seen = IdSet.none(rows)
+        for number in np.flatnonzero(self.sizes).tolist():
+            seen.add(self.of(number)[1])
+        return len(seen) == rows
 
     @property
     def resident_bytes(self) -> int:
