@@ -111,11 +111,6 @@ class MemoryBudget:
         return self.total // 4
 
     @property
-    def codes(self) -> int:
-        """Codes of vectors that are held to be searched fast; what is above is searched mapped."""
-        return self.total // 2
-
-    @property
     def training(self) -> int:
         """Vectors held to train the index, and those added to it at a time."""
         return self.total // 4

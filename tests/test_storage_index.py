@@ -60,7 +60,7 @@ def write(store: Path, block: np.ndarray) -> Vectors:
 def built(store: Path, found: Vectors, *spans: tuple[int, int], number: int = 1) -> VectorIndex:
     """An index with a segment over each of some spans of rows."""
     work = Work(MemoryBudget())
-    entry, quantizer = build.train(store, number, 1, found, work)
+    entry, quantizer = build.train(store, number, 1, found, found.rows, work)
     made = [
         build.segment(store, number + 100 * i, entry, quantizer, found, [span], work)[0]
         for i, span in enumerate(spans, 1)
@@ -71,7 +71,7 @@ def built(store: Path, found: Vectors, *spans: tuple[int, int], number: int = 1)
 def reopened(
     store: Path, found: Vectors, quantizers: list[QuantizerEntry], made: list[SegmentEntry]
 ) -> VectorIndex:
-    return VectorIndex(store, found, quantizers, made, None, 1 << 30)
+    return VectorIndex(store, found, quantizers, made)
 
 
 def nearest(block: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -212,8 +212,8 @@ def test_an_index_that_cannot_be_opened_is_searched_exactly(
     assert np.array_equal(index.search(block, 3)[1], nearest(block, block, 3)[1])
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path, held: bool) -> None:
+@pytest.mark.parametrize("queries", [1, 20])
+def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path, queries: int) -> None:
     block = clustered(1000)
     found = write(tmp_path, block)
     before = built(tmp_path, found, (0, 1000))
@@ -229,13 +229,11 @@ def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path, held: 
         path.write_bytes(data)
         changed = replace(entry, xxh64=at)  # or codes that are in memory would be used
         index = reopened(tmp_path, found, [before.quantizer_entry], [changed])
-        if held:
-            index.segments[0].hold()
-        scores, rows = index.search(block[:20], 5)
+        scores, rows = index.search(block[:queries], 5)
         there = rows >= 0
         assert (rows < 1000).all()
         assert all(len(set(line[line >= 0])) == (line >= 0).sum() for line in rows)
-        exact = np.einsum("qd,qkd->qk", block[:20], block[rows])
+        exact = np.einsum("qd,qkd->qk", block[:queries], block[rows])
         np.testing.assert_allclose(scores[there], exact[there], atol=1e-5)
         assert segments.problem(path, entry.bytes, entry.xxh64) == "its checksum is wrong"
 

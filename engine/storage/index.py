@@ -37,7 +37,7 @@ _BLOCK = 1 << 14  # rows that are compared with all queries at a time
 _QUERIES = 1024  # at a time
 _CANDIDATES = 1 << 20  # of all queries in hand
 _FEW = 1 << 16  # wanted rows that are all compared rather than looked for by their codes
-_MAPPED_ROWS = 1 << 18  # of a segment, for which searching it mapped once is as good as loading it
+_SEARCHES = 32  # after which it pays to prepare for more
 _log = logging.getLogger("engine")
 
 Queries = npt.NDArray[np.float32]
@@ -67,16 +67,14 @@ class VectorIndex:
         quantizers: Sequence[QuantizerEntry] = (),
         entries: Sequence[SegmentEntry] = (),
         measured: Measured | None = None,
-        resident: int = 0,
     ) -> None:
-        """``entries`` are live; ``resident`` bounds the bytes of codes that are held in memory."""
+        """``entries`` are live."""
         self.vectors = vectors
         self.measured = measured
         self.quantizer: Quantizer | None = None
         self.segments: list[Segment] = []
         self._entry: QuantizerEntry | None = None
         self._spans: list[list[tuple[int, int, int]]] = []  # of each segment: label, row, rows
-        self._resident = resident
         self._searched = 0
         self._wanted: _Wanted | None = None
         self._lock = threading.Lock()
@@ -207,7 +205,7 @@ class VectorIndex:
         """Candidates of the segments alone, (nq, depth), in the order of their codes; padded with -1."""
         assert self.quantizer is not None
         among = self._among(wanted) if wanted is not None else None
-        self._load(len(queries))
+        self._count(len(queries))
         step = max(1, _CANDIDATES // depth)
         found = [np.empty((0, depth), np.int64)]
         for at in range(0, len(queries), step):
@@ -224,7 +222,7 @@ class VectorIndex:
     ) -> Found:
         """The rows of segments that are candidates, (nq, depth), with their inner products."""
         assert self.quantizer is not None
-        self._load(len(queries))
+        self._count(len(queries))
         nlist = self.quantizer.nlist
         nprobe, depth = point.nprobe, max(point.depth, k)
         if among is not None:
@@ -243,6 +241,9 @@ class VectorIndex:
         """Approximate inner products of candidates and their rows, (nq, depth), in any order."""
         assert self.quantizer is not None
         close, lists = self.quantizer.nearest(fitted, nprobe)
+        if not self.vectors.warm:
+            for segment in self.segments:
+                segment.ask_for(lists)
         found: list[Found] = []
         for number, segment in enumerate(self.segments):
             alive = among.alive[number] if among is not None else None
@@ -260,16 +261,11 @@ class VectorIndex:
     def _covered(self) -> int:
         return sum(segment.entry.rows for segment in self.segments)
 
-    def _load(self, queries: int) -> None:
-        """Have codes in memory as far as they may be, once that pays."""
+    def _count(self, queries: int) -> None:
+        """Take notice of searches, and make the next ones faster once there were some."""
         self._searched += queries
-        room = self._resident
-        for segment in self.segments:
-            room -= segment.resident_bytes
-            if room < 0:
-                return
-            if not segment.is_resident and self._searched * _MAPPED_ROWS >= segment.entry.rows:
-                segment.hold()
+        if self._searched > _SEARCHES and self.quantizer is not None:
+            self.quantizer.hasten()
 
     # --- exactly ----------------------------------------------------------------------------------
 

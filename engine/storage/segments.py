@@ -1,25 +1,27 @@
 """Index segments: immutable on-disk IVF lists of short codes over ranges of vector rows.
 
     header, 4 KiB     magic, number of the quantizer, code bytes, lists, rows; xxh64
-    sizes             uint32 (nlist,), padded to 8 bytes
-    list after list   codes (n, code bytes) and then labels int64 (n,), n rounded up so that the
-                      labels lie at a multiple of 8
+    sizes             uint32 (nlist,)
+    list after list   each from a multiple of 64 bytes on: codes in blocks of 32 rows, and then labels,
+                      int64, as many as fit the blocks
 
 A segment names rows by a *label*, their number within its ranges, and never images; it can always be
 built again from the vectors. It becomes live when the manifest names it. Nothing in the file is an
-absolute path, so a store can be moved. The lists lie as FAISS's own on-disk lists do: FAISS searches
-them mapped, at once, or turns them into FastScan's form in memory, which is thirty times as fast. It
-believes whatever it reads, so the header is checked before, and the manifest has a checksum of it all.
+absolute path, so a store can be moved.
+
+In a block the same 4 bits of 32 codes lie together, as FAISS's FastScan kernels compare them with a
+query's table, 32 at a time. FAISS has such blocks in memory only; laid out so in a file, and mapped,
+they are searched as fast, take no memory that the kernel could not have back, and need no loading.
+FAISS believes whatever it reads, so the header is checked before, and the manifest has a checksum of
+it all. Should a version of FAISS arrange blocks otherwise, segments are refused, not misread.
 """
 
 from __future__ import annotations
 
-import math
 import mmap
 import struct
-import threading
-import weakref
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +38,11 @@ from engine.storage.quantizer import Quantizer
 SUFFIX = ".ivf"
 LABEL_BYTES = 8
 _HEADER_BYTES = 4096
+_ALIGNED = 64  # bytes: what the kernels load at once
+_BLOCK = 32  # rows
+_HALF = _BLOCK // 2
+# Which row of a block is the n-th of its first half; the second half follows it by 16.
+_ORDER = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
 _HEADER = struct.Struct("<8sIIIQ")  # magic, quantizer, code bytes, nlist, rows
 _MAGIC = b"ENGIVF01"
 _ONE_QUERY = 10  # FAISS's number of a search list by list, with a heap
@@ -43,28 +50,6 @@ _WRITTEN = 8 << 20  # bytes of lists that are put together before they are writt
 
 Codes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-
-# Codes that are in memory, shared by all stores that this process has open on the same file.
-_resident: weakref.WeakValueDictionary[tuple[str, int, int], _Resident] = (
-    weakref.WeakValueDictionary()
-)
-_making = threading.Lock()
-
-
-class _Resident:
-    """A segment's codes in memory, in FastScan's form."""
-
-    def __init__(self, mapped: Any, quantizer: Quantizer) -> None:
-        import faiss
-
-        self.quantizer = quantizer  # whose centroids the index points to
-        self.many: Any = faiss.IndexIVFPQFastScan(mapped)
-        # The same lists, searched in the way that is quicker for one query.
-        self.one: Any = faiss.IndexIVFPQFastScan(quantizer.empty_index())
-        lists: Any = self.many.invlists
-        self.one.replace_invlists(lists, False)
-        self.one.ntotal = self.many.ntotal
-        self.one.implem = _ONE_QUERY
 
 
 class InLists(Protocol):
@@ -123,23 +108,44 @@ def write(
     head += struct.pack("<Q", digest.checksum(head))
 
     def parts() -> Iterator[bytes]:
-        yield head.ljust(_HEADER_BYTES, b"\0")
-        yield _padded(sizes.tobytes(), 8)
-        ready, size = [], 0
+        ready = [head.ljust(_HEADER_BYTES, b"\0"), _padded(sizes.tobytes())]
+        size = 0
         for number in range(nlist):
             found = [(piece.of(number), raised) for piece, raised in pieces]
-            codes = b"".join([codes.tobytes() for (codes, _), _ in found])
-            labels = b"".join([(labels + raised).tobytes() for (_, labels), raised in found])
-            length = _capacity(len(codes) // code_bytes, code_bytes)
-            ready += [codes.ljust(length * code_bytes, b"\0"), labels]
-            ready.append(bytes(length * LABEL_BYTES - len(labels)))
-            size += length * (code_bytes + LABEL_BYTES)
+            codes = np.concatenate([codes for (codes, _), _ in found])
+            labels = np.zeros(-(-len(codes) // _BLOCK) * _BLOCK, np.int64)
+            labels[: len(codes)] = np.concatenate([mine + raised for (_, mine), raised in found])
+            ready.append(_padded(packed(codes).tobytes() + labels.tobytes()))
+            size += len(ready[-1])
             if size >= _WRITTEN:
                 yield b"".join(ready)
                 ready, size = [], 0
         yield b"".join(ready)
 
     return write_new(path, parts())
+
+
+def packed(codes: Codes) -> Codes:
+    """Codes (n, bytes) in blocks of 32, the last one filled up with zeros: (⌈n / 32⌉ · 32 · bytes,)."""
+    n, size = codes.shape
+    rows = np.zeros((-(-n // _BLOCK) * _BLOCK, size), np.uint8)
+    rows[:n] = codes
+    columns = rows.reshape(-1, _BLOCK, size).transpose(0, 2, 1)  # of a block, byte by byte
+    out = np.empty((len(columns), size, 2, _HALF), np.uint8)
+    for half in range(2):
+        values = columns >> 4 * half & 15
+        out[:, :, half] = values[:, :, _ORDER] | values[:, :, _ORDER + _HALF] << 4
+    return out.reshape(-1)
+
+
+def unpacked(blocks: Codes, n: int, size: int) -> Codes:
+    """The codes (n, size) that ``packed`` put into blocks."""
+    parts = blocks.reshape(-1, size, 2, _HALF)
+    columns = np.zeros((len(parts), size, _BLOCK), np.uint8)
+    for half in range(2):
+        columns[:, :, _ORDER] |= (parts[:, :, half] & 15) << 4 * half
+        columns[:, :, _ORDER + _HALF] |= (parts[:, :, half] >> 4) << 4 * half
+    return columns.transpose(0, 2, 1).reshape(-1, size)[:n]
 
 
 class Segment:
@@ -164,29 +170,37 @@ class Segment:
         wanted = (_MAGIC, entry.quantizer, code_bytes, nlist, entry.rows)
         if said != wanted or int.from_bytes(head[_HEADER.size :], "little") != check:
             raise StoreDamagedError(f"{path} holds something else")
-        start = _HEADER_BYTES + -(-4 * nlist // 8) * 8
+        start = _HEADER_BYTES + -(-4 * nlist // _ALIGNED) * _ALIGNED
         if start > entry.bytes:
             raise StoreDamagedError(f"{path} is cut short")
         self.sizes = np.frombuffer(self._map, np.uint32, nlist, _HEADER_BYTES).astype(np.int64)
-        self._capacities = _capacities(self.sizes, code_bytes)
-        ends = start + np.cumsum(self._capacities) * (code_bytes + LABEL_BYTES)
-        if int(ends[-1]) != entry.bytes or int(self.sizes.sum()) != entry.rows:
+        self._capacities = -(-self.sizes // _BLOCK) * _BLOCK
+        lengths = self._capacities * (code_bytes + LABEL_BYTES)
+        self._ends = start + np.cumsum(-(-lengths // _ALIGNED) * _ALIGNED)
+        self._starts = np.append(start, self._ends[:-1])
+        if int(self._ends[-1]) != entry.bytes or int(self.sizes.sum()) != entry.rows:
             raise StoreDamagedError(f"{path} holds something else")
-        self._starts = ends - self._capacities * (code_bytes + LABEL_BYTES)
-        self._held: _Resident | None = None
         try:
-            self._mapped = self._open()
+            self._one, self._many = self._open()
         except (RuntimeError, MemoryError) as error:
             raise StoreDamagedError(f"{path} cannot be read: {error}") from None
 
     def of(self, number: int) -> tuple[Codes, Labels]:
-        """The codes and labels of one list: views of the map."""
+        """The codes and labels of one list."""
         code_bytes = self._quantizer.code_bytes
         start, size = int(self._starts[number]), int(self.sizes[number])
-        codes = np.frombuffer(self._map, np.uint8, size * code_bytes, start)
-        labels_at = start + int(self._capacities[number]) * code_bytes
-        labels = np.frombuffer(self._map, np.int64, size, labels_at)
-        return codes.reshape(size, code_bytes), labels
+        length = int(self._capacities[number]) * code_bytes
+        blocks = np.frombuffer(self._map, np.uint8, length, start)
+        labels = np.frombuffer(self._map, np.int64, size, start + length)
+        return unpacked(blocks, size, code_bytes), labels
+
+    def ask_for(self, lists: npt.NDArray[np.int64]) -> None:
+        """Have the kernel read these lists, all together."""
+        if hasattr(mmap, "MADV_WILLNEED"):
+            for number in np.unique(lists[lists >= 0]).tolist():
+                start = int(self._starts[number]) // mmap.PAGESIZE * mmap.PAGESIZE
+                length = int(self._ends[number]) - start
+                self._map.madvise(mmap.MADV_WILLNEED, start, length)
 
     def names_every_row(self) -> bool:
         """Whether its labels name each row once, as those of an undamaged segment do; reads them all."""
@@ -195,30 +209,6 @@ class Segment:
         for number in np.flatnonzero(self.sizes).tolist():
             seen.add(self.of(number)[1])
         return len(seen) == rows
-
-    @property
-    def resident_bytes(self) -> int:
-        """What its codes take in memory: FastScan's blocks are of 32 rows."""
-        code_bytes = self._quantizer.code_bytes
-        blocks = int(np.sum(-(-self.sizes // 32) * 32))
-        return int(blocks * code_bytes + self.entry.rows * LABEL_BYTES)
-
-    @property
-    def is_resident(self) -> bool:
-        """Whether its codes are in memory."""
-        return self._held is not None
-
-    def hold(self) -> None:
-        """Have its codes in memory from now on; they are shared within this process."""
-        if self._held is None:
-            self._quantizer.hasten()
-            name = (str(self._path.resolve()), self.entry.number, self.entry.xxh64)
-            with _making:
-                held = _resident.get(name)
-                if held is None:
-                    held = _Resident(self._mapped, self._quantizer)
-                    _resident[name] = held
-            self._held = held
 
     def candidates(
         self,
@@ -237,11 +227,8 @@ class Segment:
         import faiss
 
         _faiss: Any = faiss  # its type stubs know nothing of arrays
-        held = self._held
         nq, nprobe = lists.shape
-        index = self._mapped
-        if held is not None:
-            index = held.one if nq == 1 else held.many
+        index = self._one if nq == 1 else self._many
         params: Any = faiss.SearchParametersIVF()
         params.nprobe = nprobe
         selector: Any = None
@@ -264,10 +251,12 @@ class Segment:
         labels[(labels < 0) | (labels >= self.entry.rows)] = -1
         return scores, labels
 
-    def _open(self) -> Any:
-        """The lists as FAISS searches them where they lie."""
+    def _open(self) -> tuple[Any, Any]:
+        """The lists as FAISS searches them where they lie: for one query, and for many."""
         import faiss
 
+        if not _is_as_faiss_has_it():
+            raise RuntimeError("this version of FAISS arranges codes otherwise")
         table = np.empty((len(self.sizes), 3), np.uint64)  # size, capacity, offset
         table[:, 0], table[:, 1], table[:, 2] = self.sizes, self._capacities, self._starts
         lists: Any = faiss.OnDiskInvertedLists()
@@ -280,11 +269,30 @@ class Segment:
         bytes_ = table.view(np.uint8).reshape(-1)
         faiss.memcpy(lists.lists.data(), faiss.swig_ptr(bytes_), len(bytes_))
         lists.do_mmap()
-        index = self._quantizer.empty_index()
-        index.replace_invlists(lists, True)
+        one, many = (faiss.IndexIVFPQFastScan(self._quantizer.empty_index()) for _ in range(2))
+        many.replace_invlists(lists, True)
         lists.this.disown()  # it is the index's now
-        index.ntotal = self.entry.rows
-        return index
+        one.replace_invlists(lists, False)
+        one.implem = _ONE_QUERY
+        one.ntotal = many.ntotal = self.entry.rows
+        return one, many
+
+
+@cache
+def _is_as_faiss_has_it() -> bool:
+    """Whether ``packed`` gives the bytes that FAISS's own FastScan lists have."""
+    import faiss
+
+    codes = np.arange(_BLOCK, dtype=np.uint8)[:, None] * np.array([7, 11], np.uint8)
+    index: Any = faiss.IndexIVFPQ(faiss.IndexFlatIP(4), 4, 1, 4, 4, faiss.METRIC_INNER_PRODUCT)
+    labels = np.arange(_BLOCK, dtype=np.int64)
+    index.invlists.add_entries(0, _BLOCK, faiss.swig_ptr(labels), faiss.swig_ptr(codes))
+    index.ntotal = _BLOCK
+    index.is_trained = True
+    theirs: Any = faiss.IndexIVFPQFastScan(index)
+    ours = packed(codes)
+    found = faiss.rev_swig_ptr(theirs.invlists.get_codes(0), len(ours))
+    return bool(np.array_equal(found, ours))
 
 
 def problem(path: Path, size: int, xxh64: int) -> str | None:
@@ -296,15 +304,5 @@ def problem(path: Path, size: int, xxh64: int) -> str | None:
     return "its checksum is wrong" if found != (size, xxh64) else None
 
 
-def _capacity(size: int, code_bytes: int) -> int:
-    step = 8 // math.gcd(code_bytes, 8)
-    return -(-size // step) * step
-
-
-def _capacities(sizes: npt.NDArray[np.int64], code_bytes: int) -> npt.NDArray[np.int64]:
-    step = 8 // math.gcd(code_bytes, 8)
-    return -(-sizes // step) * step
-
-
-def _padded(data: bytes, to: int) -> bytes:
-    return data.ljust(-(-len(data) // to) * to, b"\0")
+def _padded(data: bytes) -> bytes:
+    return data.ljust(-(-len(data) // _ALIGNED) * _ALIGNED, b"\0")

@@ -178,7 +178,7 @@ class Vectors:
 
         Left out while searches find everything in memory, where asking would take longer than they.
         """
-        if self._warm >= _WARM_AGAIN:
+        if self.warm:
             return
         row_bytes = 4 * self.dim
         starts = np.unique(rows)
@@ -196,6 +196,11 @@ class Vectors:
         )
         quick = time.perf_counter() - started < _ASKING_SECONDS * len(begins)
         self._warm = self._warm + 1 if quick else 0
+
+    @property
+    def warm(self) -> bool:
+        """Whether the last searches found what they looked at in memory."""
+        return self._warm >= _WARM_AGAIN
 
     def open_all(self) -> None:
         """Map all of it now, so that it can be read whatever a writer deletes."""

@@ -410,7 +410,6 @@ class StoreView:
             named.quantizers,
             self.state.live_segments(named),
             named.measured,
-            self.memory.codes,
         )
 
     def search(
