@@ -363,6 +363,16 @@ def test_one_call_may_mix_sources(tmp_path, pieces):
         assert is_whole(store)
 
 
+def test_images_behind_the_first_vectors_of_a_call_get_none(tmp_path, tiny_encoder):
+    Image.fromarray(RNG.integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / "a.png")
+    path = saved(tmp_path / "v.npy", ROWS[:60])
+    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+        assert store.ingest(path, tmp_path / "a.png").added == 61
+        assert (store.info().images, store.info().vectors) == (61, 60)
+        assert np.array_equal(np.array(list(vectors_of(store).values())), ROWS[:60])
+        assert is_whole(store)
+
+
 def test_normalizing_is_fixed_with_the_first_vectors(tmp_path):
     with with_store(tmp_path / "plain") as store:
         store.ingest(ROWS, name="a")
