@@ -798,6 +798,10 @@ class StoreFiles(StoreView):
             if late:
                 both = both.with_extent(family.name, number + 1)
                 pairs.append([number + 1, self._carry_over(family, number + 1, late)])
+            if not pairs:  # numbers are not used again: readers may know the old file
+                extents.create(self.path, family, number, bytes.fromhex(before.uuid))
+                both = both.with_extent(family.name, number)
+                pairs.append([number, 0])
             state.extents[family.name] = pairs
         self._appends += [replace(part, extent=number) for pair in new.appends for part in pair]
         ours = [e for e in before.segments if quantizer and e.quantizer == quantizer.number]
