@@ -1,0 +1,97 @@
+"""What tests of the similarity index share: vectors that have clusters, and stores of a few of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import Store, ingest, layout, optimize, repair
+from engine.storage import extents
+from engine.storage.extents import ExtentWriter
+from engine.storage.vectors import Vectors
+
+DIM = 12
+UUID = bytes(16)
+
+
+def clustered(n: int, dim: int = DIM, seed: int = 0, clusters: int = 30) -> np.ndarray:
+    """(n, dim) float32 unit vectors in clusters, which are the same for each seed."""
+    centres = np.random.default_rng(999).standard_normal((clusters, dim))
+    rng = np.random.default_rng(seed)
+    found = centres[rng.integers(0, clusters, n)] + 0.4 * rng.standard_normal((n, dim))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def write(store: Path, block: np.ndarray, each: int = 1 << 20) -> Vectors:
+    """Extents of ``each`` rows of vectors, whose image ids are ten times their row."""
+    rows, dim = block.shape
+    ids = np.arange(rows, dtype=np.int64) * 10
+    starts = range(0, rows, each)
+    for family, column in ((extents.vectors(1, dim), block), (extents.vector_ids(1), ids)):
+        for number, at in enumerate(starts, 1):
+            extents.create(store, family, number, UUID)
+            writer = ExtentWriter(store, family, number, 0)
+            writer.put(np.ascontiguousarray(column[at : at + each]).tobytes())
+            writer.flush()
+            writer.close()
+    parts = [(number, min(each, rows - at)) for number, at in enumerate(starts, 1)]
+    return Vectors(store, 1, dim, parts)
+
+
+def nearest(block: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows of the k largest inner products, by NumPy."""
+    scores = queries @ block.T
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, rows, axis=1), rows
+
+
+def recall_of(found: np.ndarray, truth: np.ndarray) -> float:
+    """The mean share of each row of ``truth`` that is in the same row of ``found``."""
+    return float(np.mean([len({*a} & {*b}) / len(b) for a, b in zip(found, truth, strict=True)]))
+
+
+def small_index(patch: pytest.MonkeyPatch, rows: int, extent: int = 1 << 20) -> None:
+    """Indexes from ``rows`` vectors on, and extents of ``extent``."""
+    for module in (ingest, layout, optimize, repair):
+        patch.setattr(module, "EXACT_ROWS", rows)
+    patch.setattr(ingest, "_SEGMENT_ROWS", 2 * rows)
+    patch.setattr(extents, "EXTENT_ROWS", extent)
+
+
+def new_store(path: Path) -> Store:
+    return Store.open(path, create=True, encoder="none")
+
+
+def stored(store: Store) -> dict[int, bytes]:
+    """The vectors of the images that are there, by id."""
+    store.refresh()
+    found = store._files.open_vectors()
+    try:
+        rows = np.arange(found.rows, dtype=np.int64)
+        ids, alive = found.ids(rows), store._files.alive()
+        there = np.ones(len(ids), bool) if alive is None else alive.has(ids)
+        blocks = found.gather(rows[there])
+        return {
+            int(id_): row.tobytes() for id_, row in zip(ids[there].tolist(), blocks, strict=True)
+        }
+    finally:
+        found.close()
+
+
+def leftovers(store: Path) -> list[str]:
+    """Files that belong to nothing: what the manifest does not name, and what is being made."""
+    from engine.storage import manifest
+
+    named = manifest.load(store)
+    live = named.index_files(store)
+    if named.encoder is not None:
+        generation, dim = named.encoder.generation, named.encoder.dim
+        for family in (extents.vectors(generation, dim), extents.vector_ids(generation)):
+            live |= {family.path(store, n) for n in named.extents.get(family.name, [])}
+    there = {p for top in ("index", "vectors") for p in (store / top).rglob("*") if p.is_file()}
+    return sorted(
+        str(p.relative_to(store))
+        for p in {*(there - live), *(live - there), *store.glob(".*.new"), *store.glob(".*.begun")}
+    )

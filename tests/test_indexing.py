@@ -1,0 +1,263 @@
+"""What is built when: segments as a store grows, quantizers as it changes, recall as both do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from indexed import DIM, clustered, leftovers, nearest, new_store, recall_of, small_index
+
+from engine import Store, indexing
+from engine.storage import measure
+
+LEAST = 100
+
+
+@pytest.fixture(autouse=True)
+def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
+    small_index(monkeypatch, LEAST)
+    monkeypatch.setattr(measure, "_SAMPLE", 50)
+    monkeypatch.setattr(measure, "_DEPTHS", (1, 2, 5))
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+def quantizers(store: Store) -> list[tuple[int, int]]:
+    return [(q.number, q.trained_on) for q in store._files.manifest.quantizers]
+
+
+def expect_all(store: Store, block: np.ndarray, recall: float | None = None) -> None:
+    """Vector i has id i + 1, and is what is nearest to itself."""
+    scores, ids = store.search_vectors(block, 1, recall=recall)
+    assert np.array_equal(ids[:, 0], np.arange(1, len(block) + 1))
+    np.testing.assert_allclose(scores[:, 0], 1, atol=1e-5)
+
+
+def test_a_store_that_grows_by_little_has_few_segments_and_finds_every_vector(
+    tmp_path: Path,
+) -> None:
+    block = clustered(3000)
+    most = 0
+    with new_store(tmp_path / "s") as store, Store.open(tmp_path / "s", read_only=True) as reader:
+        for at in range(0, 3000, LEAST):
+            store.ingest(block[at : at + LEAST], name=f"{at}")
+            new = block[at : at + LEAST]
+            for opened in (store, reader):
+                ids = opened.search_vectors(new, 1)[1]
+                assert np.array_equal(ids[:, 0], np.arange(at + 1, at + LEAST + 1))
+            segments = store.info().segments
+            most = max(most, len(segments))
+            assert sum(segment["rows"] for segment in segments) == at + LEAST
+            assert leftovers(store.path) == []
+        assert 1 < most <= 1 + np.log2(3000 / LEAST)
+        expect_all(store, block)
+        assert store.check().problems == ()
+
+
+def test_vectors_are_compared_exactly_until_there_are_enough_of_them(tmp_path: Path) -> None:
+    block = clustered(2 * LEAST)
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block[: LEAST - 1], name="a")
+        assert store.info().segments == []
+        expect_all(store, block[: LEAST - 1])
+        store.ingest(block[LEAST - 1 : LEAST], name="b")
+        assert [segment["rows"] for segment in store.info().segments] == [LEAST]
+        store.ingest(block[LEAST:-1], name="c")  # too few for another
+        assert [segment["rows"] for segment in store.info().segments] == [LEAST]
+        expect_all(store, block[:-1])
+
+
+def test_the_quantizer_is_trained_anew_at_four_times_as_many_vectors(tmp_path: Path) -> None:
+    block = clustered(10 * LEAST)
+    with new_store(tmp_path / "s") as store:
+        trained = []
+        for at in range(0, len(block), LEAST):
+            store.ingest(block[at : at + LEAST], name=f"{at}")
+            ((_, rows),) = quantizers(store)
+            trained.append(rows // LEAST)
+        assert trained == [1, 1, 1, 4, 4, 4, 4, 4, 4, 4]
+        expect_all(store, block)
+
+
+def test_recall_is_measured_again_at_twice_as_many_vectors_and_with_a_new_quantizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "_MOVED", 10)  # so few are never quite like others
+    block = clustered(10 * LEAST)
+    with new_store(tmp_path / "s") as store:
+        measured = []
+        for at in range(0, len(block), LEAST):
+            store.ingest(block[at : at + LEAST], name=f"{at}")
+            found = store._files.manifest.measured
+            assert found is not None
+            assert found.quantizer == quantizers(store)[0][0]
+            measured.append(found.rows // LEAST)
+        assert measured == [1, 2, 2, 4, 4, 4, 4, 8, 8, 8]  # at 4 it is trained anew, too
+
+
+def test_a_wanted_recall_is_kept_as_the_store_grows(tmp_path: Path) -> None:
+    block = clustered(9 * LEAST)
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block[:LEAST], name="a")
+        assert store.optimize(recall=0.5).recall["target"] == 0.5
+        store.ingest(block[LEAST:], name="b")
+        info = store.info().recall
+        assert info["target"] == 0.5
+        assert info["vectors"] == 9 * LEAST
+    with Store.open(tmp_path / "s", read_only=True) as store:
+        assert store.info().recall == info
+
+
+def test_vectors_of_another_kind_are_noticed_and_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trained in a plane, and then there are others in all directions."""
+    rng = np.random.default_rng(3)
+    dim = 64
+    flat = np.zeros((1500, dim), np.float32)
+    flat[:, :4] = rng.standard_normal((1500, 4))
+    round_ = rng.standard_normal((4000, dim)).astype(np.float32)
+    with new_store(tmp_path / "s") as store:
+        with caplog.at_level(logging.WARNING, "engine"):
+            store.ingest(flat, name="flat", normalize=True)
+            store.ingest(flat[:200] + np.float32(1e-3), name="more", normalize=True)
+            before = store._files.manifest.measured
+            assert "drifted" not in caplog.text
+            store.ingest(round_, name="round", normalize=True)
+        assert "drifted" in caplog.text
+        after = store._files.manifest.measured
+        assert before.quantizer == after.quantizer
+        assert after.rows == 5700
+        report = store.optimize()
+        assert report.laid_out == 5700
+        assert quantizers(store)[0][0] != before.quantizer
+        assert store.optimize().laid_out == 0
+
+
+def test_what_was_removed_is_never_found(tmp_path: Path) -> None:
+    block = clustered(8 * LEAST)
+    gone = np.random.default_rng(0).permutation(len(block))[: 3 * LEAST] + 1
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block, name="a")
+        with Store.open(tmp_path / "s", read_only=True) as reader:
+            expect_all(reader, block)
+            store.remove(ids=gone.tolist())
+            left = np.setdiff1d(np.arange(1, len(block) + 1), gone)
+            for opened in (store, reader):
+                for recall in (None, 1, 0.01):
+                    scores, ids = opened.search_vectors(block, 20, recall=recall)
+                    assert not np.isin(ids, gone).any()
+                    assert (ids > 0).all()
+                truth = left[nearest(block[left - 1], block, 10)[1]]
+                assert recall_of(opened.search_vectors(block, 10)[1], truth) > 0.9
+            scores, ids = reader.search_vectors(block[:3], len(block))
+            assert (ids[:, : len(left)] > 0).all()
+            assert (ids[:, len(left) :] == -1).all()
+            assert np.isneginf(scores[:, len(left) :]).all()
+
+
+def test_recall_one_is_numpys(tmp_path: Path) -> None:
+    block, queries = clustered(5 * LEAST), clustered(50, seed=1)
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block, name="a")
+        for k in (1, 7, 5 * LEAST, 6 * LEAST):
+            scores, ids = store.search_vectors(queries, k, recall=1)
+            expected, rows = nearest(block, queries, k)
+            most = expected.shape[1]
+            np.testing.assert_allclose(scores[:, :most], expected, atol=1e-5)
+            assert recall_of(ids[:, :most], rows + 1) == 1
+            assert (ids[:, most:] == -1).all()
+        assert len(store.info().segments) == 1
+
+
+@pytest.mark.parametrize("recall", [None, 0.3, 1])
+def test_where_there_are_fewer_than_k_the_answer_is_padded(
+    tmp_path: Path, recall: float | None
+) -> None:
+    block = clustered(3 * LEAST)
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block, name="a")
+        scores, ids = store.search_vectors(block[:5], 4 * LEAST, recall=recall)
+        assert [sorted(line) for line in ids[:, : 3 * LEAST].tolist()] == [
+            list(range(1, 3 * LEAST + 1))
+        ] * 5
+        assert (ids[:, 3 * LEAST :] == -1).all()
+        assert np.isneginf(scores[:, 3 * LEAST :]).all()
+
+
+def test_ten_thousand_equal_vectors_are_no_matter(tmp_path: Path) -> None:
+    same = clustered(1, seed=9)
+    block = np.concatenate([clustered(2000), np.repeat(same, 10_000, axis=0)])
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block, name="a")
+        scores, ids = store.search_vectors(same, 300)
+        assert len(set(ids[0].tolist())) == 300
+        np.testing.assert_allclose(scores, 1, atol=1e-5)
+        ids = store.search_vectors(block[:500], 1)[1]
+        assert np.mean(ids[:, 0] == np.arange(1, 501)) > 0.95
+        assert store.check().problems == ()
+
+
+@pytest.mark.parametrize("value", [0, 1, 1e20, 1e-20, 3e38])
+def test_where_all_vectors_are_the_same_there_is_an_index_too(tmp_path: Path, value: float) -> None:
+    block = np.full((5 * LEAST, DIM), value, np.float32)
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block[:LEAST], name="a")
+        store.ingest(block[LEAST:], name="b")
+        assert sum(segment["rows"] for segment in store.info().segments) == 5 * LEAST
+        ids = store.search_vectors(block[:1], 5 * LEAST)[1]
+        assert sorted(ids[0].tolist()) == list(range(1, 5 * LEAST + 1))
+        store.optimize()
+        assert store.optimize().laid_out == 0, "nothing has changed"
+        assert store.check().problems == ()
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-20, 1e20, 1e30])
+def test_how_long_queries_are_changes_nothing_of_what_is_found(
+    tmp_path: Path, length: float
+) -> None:
+    block, queries = clustered(20 * LEAST, dim=32), clustered(50, dim=32, seed=1)
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block, name="a")
+        point = store._files.index.point(10, None)
+        assert point is not None
+        ids = store.search_vectors(queries * np.float32(length), 10)[1]
+        assert recall_of(ids, store.search_vectors(queries, 10)[1]) > 0.95
+
+
+def test_what_is_measured_of_a_store_whose_sample_is_removed_harms_nothing(tmp_path: Path) -> None:
+    """All that can be looked for are zeros, of which none is a query."""
+    block = np.zeros((3 * LEAST, DIM), np.float32)
+    block[: 2 * LEAST] = clustered(2 * LEAST)
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block, name="a")
+        store.remove(ids=range(1, 2 * LEAST + 1))
+        index = store._files.index
+        found = measure.measure(index, store._files.alive(), 0.9)
+        assert found.sample == 0
+        assert sorted(store.search_vectors(block[:1], LEAST)[1][0]) == list(
+            range(2 * LEAST + 1, 3 * LEAST + 1)
+        )
+
+
+def test_damaged_vectors_do_not_keep_others_from_being_ingested(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = clustered(2 * LEAST)
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block[: LEAST - 1], name="a")
+    (path,) = (tmp_path / "s" / "vectors").rglob("*.f32")
+    data = bytearray(path.read_bytes())
+    data[4096:] = np.full((LEAST - 1) * DIM, np.nan, np.float32).tobytes()
+    path.write_bytes(data)
+    with Store.open(tmp_path / "s") as store:
+        assert store.ingest(block[LEAST - 1 : LEAST + 1], name="b").added == 2
+        assert "the index was not built" in caplog.text
+        assert leftovers(store.path) == []

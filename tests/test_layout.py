@@ -1,0 +1,378 @@
+"""Vectors laid out anew: where they lie afterwards, and what goes on beside it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from indexed import (
+    clustered,
+    leftovers,
+    nearest,
+    new_store,
+    recall_of,
+    small_index,
+    stored,
+)
+
+from engine import Store, indexing, layout
+from engine.records import OptimizeReport
+from engine.storage import extents, measure
+from engine.storage.extents import HEADER_BYTES
+from engine.storage.lock import WriterLock
+
+LEAST = 100
+N = 6 * LEAST
+BLOCK = clustered(2 * N)
+
+
+@pytest.fixture(autouse=True)
+def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
+    small_index(monkeypatch, LEAST)
+    monkeypatch.setattr(measure, "_SAMPLE", 50)
+    monkeypatch.setattr(measure, "_DEPTHS", (1, 2, 5))
+    monkeypatch.setattr(layout, "_WAIT_SECONDS", 0.01)
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A store with ids 1 to N, in two segments."""
+    with new_store(tmp_path / "s") as store:
+        store.ingest(BLOCK[: 4 * LEAST], name="a")
+        store.ingest(BLOCK[4 * LEAST : N], name="b")
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def store(made: Path) -> Iterator[Store]:
+    with Store.open(made) as opened:
+        yield opened
+        assert opened.check().problems == ()
+        assert leftovers(opened.path) == []
+
+
+def rows_of(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """All rows as they lie: ids and vectors."""
+    found = store._files.open_vectors()
+    rows = np.arange(found.rows, dtype=np.int64)
+    ids, vectors = found.ids(rows), found.gather(rows)
+    found.close()
+    return ids, vectors
+
+
+def expect(store: Store, ids: np.ndarray) -> None:
+    """The store holds these of ``BLOCK``, id i row i - 1, bit for bit, and finds them."""
+    assert stored(store) == {int(i): BLOCK[i - 1].tobytes() for i in ids}
+    truth = ids[nearest(BLOCK[ids - 1], BLOCK[:100], 5)[1]]
+    assert recall_of(store.search_vectors(BLOCK[:100], 5, recall=1)[1], truth) == 1
+    found = store.search_vectors(BLOCK[:100], 5)[1]
+    assert np.isin(found, ids).all()
+    assert recall_of(found, truth) > 0.8
+
+
+EVERY = np.arange(1, N + 1)
+
+
+def test_vectors_lie_in_the_order_of_lists_as_they_were(store: Store) -> None:
+    report = store.optimize()
+    assert (report.laid_out, report.skipped) == (N, ())
+    ids, vectors = rows_of(store)
+    assert not np.array_equal(ids, EVERY)
+    assert np.array_equal(np.sort(ids), EVERY)
+    assert np.array_equal(vectors, BLOCK[ids - 1])
+    index = store._files.index
+    (segment,) = index.segments
+    lists, _, _ = index.quantizer.encode(vectors)
+    assert (np.diff(lists) >= 0).all()
+    assert np.array_equal(np.bincount(lists, minlength=len(segment.sizes)), segment.sizes)
+    labels = np.concatenate([segment.of(number)[1] for number in range(len(segment.sizes))])
+    assert np.array_equal(labels, np.arange(N))
+    expect(store, EVERY)
+
+
+def test_a_second_optimize_does_nothing(store: Store) -> None:
+    assert store.optimize().laid_out == N
+    before = {path: path.stat().st_ino for path in store.path.rglob("*.[fi]*") if path.is_file()}
+    named = store._files.manifest
+    assert store.optimize().laid_out == 0
+    assert store._files.manifest == named
+    assert before == {
+        path: path.stat().st_ino for path in store.path.rglob("*.[fi]*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("part", [0.2, 0.6, 0.9])
+def test_vectors_of_removed_images_go_from_the_disk(store: Store, part: float) -> None:
+    gone = np.random.default_rng(1).permutation(EVERY)[: int(part * N)]
+    left = np.setdiff1d(EVERY, gone)
+    store.remove(ids=gone.tolist())
+    assert store.optimize().laid_out == len(left)
+    assert np.array_equal(np.sort(rows_of(store)[0]), left)
+    (path,) = (store.path / "vectors").rglob("*.f32")
+    assert path.stat().st_size == HEADER_BYTES + len(left) * BLOCK.shape[1] * 4
+    assert store._files.state.dead_vectors == 0
+    expect(store, left)
+    assert store.optimize().laid_out == 0, "there is nothing more to be done"
+    new = store.ingest(BLOCK[N : 2 * N], name="c")
+    assert new.added == N
+    expect(store, np.concatenate([left, np.arange(N + 1, 2 * N + 1)]))
+
+
+def test_where_all_are_removed_nothing_is_left_and_a_store_goes_on(store: Store) -> None:
+    numbers = {int(path.stem) for path in (store.path / "vectors").rglob("*.f32")}
+    with Store.open(store.path, read_only=True) as reader:
+        store.remove(ids=EVERY.tolist())
+        store.optimize()
+        assert stored(store) == {}
+        assert all(p.stat().st_size == HEADER_BYTES for p in (store.path / "vectors").rglob("*.*"))
+        for opened in (store, reader):
+            assert (opened.search_vectors(BLOCK[:2], 3)[1] == -1).all()
+        assert store.optimize().laid_out == 0
+        store.ingest(BLOCK[N:], name="c")
+        for opened in (store, reader):
+            expect(opened, np.arange(N + 1, 2 * N + 1))
+    # Readers may still know the old file by its number.
+    again = {int(path.stem) for path in (store.path / "vectors").rglob("*.f32")}
+    assert not again & numbers
+
+
+def test_fewer_vectors_than_are_indexed_lose_only_the_removed_ones(tmp_path: Path) -> None:
+    with new_store(tmp_path / "s") as store:
+        store.ingest(BLOCK[: LEAST - 1], name="a")
+        assert store.optimize().laid_out == 0
+        store.remove(ids=range(1, 31))
+        assert store.optimize().laid_out == LEAST - 31
+        assert rows_of(store)[0].tolist() == list(range(31, LEAST))
+        assert store.info().segments == []
+        expect(store, np.arange(31, LEAST))
+        assert store.optimize().laid_out == 0
+        assert leftovers(store.path) == []
+
+
+def test_several_extents_become_one_and_it_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extents, "EXTENT_ROWS", 70)
+    with new_store(tmp_path / "s") as store:
+        for at in range(0, N, 50):
+            store.ingest(BLOCK[at : at + 50], name=f"{at}")
+        assert len(list((store.path / "vectors").rglob("*.f32"))) == -(-N // 70)
+        assert store.optimize().laid_out == N
+        assert len(list((store.path / "vectors").rglob("*.f32"))) == 1
+        expect(store, EVERY)
+        for at in range(N, 2 * N, 150):
+            store.ingest(BLOCK[at : at + 150], name=f"{at}")
+        expect(store, np.arange(1, 2 * N + 1))
+        assert store.optimize().laid_out == 2 * N
+        expect(store, np.arange(1, 2 * N + 1))
+        assert store.check().problems == ()
+        assert leftovers(store.path) == []
+
+
+# --- beside others --------------------------------------------------------------------------------
+
+
+def beside(
+    path: Path, what: Callable[[Store], object], monkeypatch: pytest.MonkeyPatch
+) -> OptimizeReport:
+    """Optimize; when all is built, and before it takes the lock, another store does ``what``."""
+    lock, waits = layout.Layout._lock, []
+
+    def locked(self: layout.Layout) -> None:
+        if not waits:
+            waits.append(1)
+            with Store.open(path) as other:
+                what(other)
+        lock(self)
+
+    with monkeypatch.context() as patch, Store.open(path) as store:
+        patch.setattr(layout.Layout, "_lock", locked)
+        report = store.optimize()
+    assert waits
+    assert leftovers(path) == []
+    return report
+
+
+@pytest.mark.parametrize("extent", [1 << 20, N + 70])
+def test_what_another_ingests_meanwhile_is_carried_over(
+    made: Path, monkeypatch: pytest.MonkeyPatch, extent: int
+) -> None:
+    monkeypatch.setattr(extents, "EXTENT_ROWS", extent)
+    report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch)
+    assert (report.laid_out, report.skipped) == (N, ())
+    with Store.open(made) as store:
+        expect(store, np.arange(1, N + 351))
+        store.ingest(BLOCK[N + 350 : N + 400], name="d")
+        expect(store, np.arange(1, N + 401))
+        assert store.check().problems == ()
+
+
+def test_what_another_removes_meanwhile_stays_removed(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(made) as store:
+        store.remove(ids=[5])
+    report = beside(made, lambda o: o.remove(ids=range(1, 301)), monkeypatch)
+    assert report.laid_out == N - 1
+    with Store.open(made) as store:
+        expect(store, np.arange(301, N + 1))
+        assert store._files.state.dead_vectors == 299
+        assert store.optimize().laid_out == N - 300
+        expect(store, np.arange(301, N + 1))
+        assert store.check().problems == ()
+
+
+def test_if_another_has_laid_them_out_meanwhile_it_is_told(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = beside(made, lambda o: o.optimize(), monkeypatch)
+    assert report.laid_out == 0
+    assert "another process" in report.skipped[0]
+    with Store.open(made, read_only=True) as store:
+        expect(store, EVERY)
+
+
+def test_if_another_has_trained_anew_meanwhile_it_is_told(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(made) as store:
+        store.optimize()
+        store.remove(ids=range(1, 101))
+    monkeypatch.setattr(indexing, "RETRAINED", 1.2)  # for the ingest, and not for this optimize
+    report = beside(made, lambda o: o.ingest(BLOCK[N : 2 * N], name="c"), monkeypatch)
+    assert report.laid_out == 0
+    assert "another process" in report.skipped[0]
+    with Store.open(made, read_only=True) as store:
+        expect(store, np.arange(101, 2 * N + 1))
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from engine.storage.lock import WriterLock
+lock = WriterLock(Path(sys.argv[1]))
+lock.acquire()
+print("held", flush=True)
+sys.stdin.readline()
+lock.release()
+"""
+
+
+def test_while_another_writes_it_waits(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(store.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == "held\n"
+        asked = []
+
+        def progress(done: int, total: int | None) -> None:
+            if "waiting for the process that writes" in caplog.text and not asked:
+                asked.append(WriterLock(store.path).busy())
+                other.stdin.write("\n")
+                other.stdin.flush()
+
+        assert store.optimize(progress=progress).laid_out == N
+    assert asked == [True]
+    expect(store, EVERY)
+
+
+def test_it_can_be_stopped_anywhere(store: Store) -> None:
+    for after in (0, 1, 2, 3, 5, 8):
+        answers = chain(repeat(False, after), repeat(True))
+        report = store.optimize(stop=partial(next, answers))
+        assert report.interrupted
+        assert leftovers(store.path) == []
+        expect(store, EVERY)
+        if report.laid_out:
+            break
+    store.optimize()
+    expect(store, EVERY)
+
+
+def test_readers_that_were_open_go_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        Store.open(store.path, read_only=True) as mapped,
+        Store.open(store.path, read_only=True) as unmapped,
+    ):
+        mapped.search_vectors(BLOCK[:1], 1)
+        store.remove(ids=range(1, 201))
+        store.optimize()
+        left = np.arange(201, N + 1)
+        with monkeypatch.context() as patch:
+            # As if in the middle of a call, before it looks whether there is anything new.
+            patch.setattr(mapped._files, "follow", lambda: None)
+            patch.setattr(unmapped._files, "follow", lambda: None)
+            ids = mapped.search_vectors(BLOCK[:N], 1)[1]
+            assert np.mean(ids[:, 0] == EVERY) > 0.9, "as it was"
+            ids = unmapped.search_vectors(BLOCK[200:N], 1)[1]
+            assert np.mean(ids[:, 0] == left) > 0.9, "it had to ask again"
+            assert stored(unmapped).keys() == set(left.tolist())
+        for reader in (mapped, unmapped):
+            expect(reader, left)
+
+
+def test_a_reader_never_takes_new_vectors_for_those_it_knows(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of extents are not used again, not even when all vectors went."""
+    with Store.open(store.path, read_only=True) as reader:
+        store.remove(ids=EVERY.tolist())
+        store.optimize()
+        store.ingest(BLOCK[N:], name="c")
+        monkeypatch.setattr(reader._files, "follow", lambda: None)
+        ids = reader.search_vectors(BLOCK[N : N + 50], 1, recall=1)[1]
+        assert ids[:, 0].tolist() == list(range(N + 1, N + 51))
+
+
+# --- what cannot be done --------------------------------------------------------------------------
+
+
+def test_for_want_of_room_it_is_left_and_told_of(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, 1 << 20))
+        report = store.optimize()
+    assert report.laid_out == 0
+    assert any("were not laid out anew" in what for what in report.skipped)
+    assert leftovers(store.path) == []
+    expect(store, EVERY)
+    assert store.optimize().laid_out == N
+
+
+@pytest.mark.parametrize("more", [1, N, -N, 1 << 40])
+def test_a_damaged_segment_loses_no_vector(made: Path, more: int) -> None:
+    """Labels that name a row twice, and so another not at all, or that name none."""
+    with Store.open(made, read_only=True) as opened:
+        index = opened._files.index
+        segment = max(index.segments, key=lambda one: one.entry.rows)
+        number = int(np.argmax(segment.sizes))
+        codes = int(segment._capacities[number]) * index.quantizer.code_bytes
+        path, at = segment._path, int(segment._starts[number]) + codes
+    data = bytearray(path.read_bytes())
+    data[at : at + 8] = (np.frombuffer(data, np.int64, 1, at) + more).tobytes()
+    path.unlink()
+    path.write_bytes(data)
+    with Store.open(made) as opened:
+        assert opened.optimize().laid_out == N
+        expect(opened, EVERY)
+        assert opened.check().problems == ()
