@@ -1,0 +1,205 @@
+"""Quantizers: what they say of vectors of any size, and what is read back from their files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from indexed import clustered, nearest, recall_of
+
+from engine.errors import StoreDamagedError
+from engine.storage.quantizer import HEADER_BYTES, Quantizer
+
+
+def trained(block: np.ndarray, nlist: int = 8) -> Quantizer:
+    return Quantizer.train(block, nlist, 1)
+
+
+def estimates(
+    quantizer: Quantizer, block: np.ndarray, queries: np.ndarray, *, corrected: bool = True
+) -> np.ndarray:
+    """What codes alone say of the inner products of unit queries with vectors: (nq, n)."""
+    lists, codes, _ = quantizer.encode(block)
+    parts, _, each = quantizer._codebook.shape
+    nibbles = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)
+    own = quantizer._codebook[np.arange(parts), nibbles[:, :parts]].reshape(
+        len(block), parts * each
+    )
+    rebuilt = quantizer._centroids[lists] + own
+    found = queries @ rebuilt[:, : block.shape[1]].T
+    if corrected:
+        least, step = quantizer._correction
+        found = found + least + step * (16 * nibbles[:, parts] + nibbles[:, parts + 1])
+    return found
+
+
+@pytest.mark.parametrize("dim", [1, 3, 64, 65, 130, 509, 1000, 2048])
+def test_a_saved_one_is_the_same(tmp_path: Path, dim: int) -> None:
+    block = clustered(300, dim)
+    quantizer = trained(block)
+    path = tmp_path / "q"
+    size, _ = quantizer.save(path, 7)
+    assert path.stat().st_size == size
+    loaded = Quantizer.load(path, 7, dim, 8, size)
+    for one, other in zip(quantizer.encode(block), loaded.encode(block), strict=True):
+        assert np.array_equal(one, other)
+    for one, other in zip(
+        quantizer.nearest(quantizer.queries(block), 3),
+        loaded.nearest(loaded.queries(block), 3),
+        strict=True,
+    ):
+        assert np.array_equal(one, other)
+    assert loaded.code_bytes == quantizer.code_bytes == quantizer.encode(block)[1].shape[1]
+    assert quantizer.code_bytes <= 128
+    assert quantizer.save(tmp_path / "again", 7) == loaded.save(tmp_path / "third", 7)
+
+
+def test_training_again_gives_the_same(tmp_path: Path) -> None:
+    block = clustered(500, 24)
+    assert trained(block).save(tmp_path / "a", 1) == trained(block).save(tmp_path / "b", 1)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def lengthen(path: Path) -> None:
+    os.truncate(path, path.stat().st_size + 1)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+@pytest.mark.parametrize("damage", [cut, lengthen, empty, Path.unlink])
+def test_a_file_of_another_length_is_refused(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "q"
+    size, _ = trained(clustered(300)).save(path, 7)
+    damage(path)
+    with pytest.raises(StoreDamagedError) as error:
+        Quantizer.load(path, 7, 12, 8, size)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "dim", "nlist"), [(8, 12, 8), (7, 11, 8), (7, 12, 7), (7, 12, 1 << 30)]
+)
+def test_another_quantizers_file_is_refused(
+    tmp_path: Path, number: int, dim: int, nlist: int
+) -> None:
+    path = tmp_path / "q"
+    size, _ = trained(clustered(300)).save(path, 7)
+    with pytest.raises(StoreDamagedError):
+        Quantizer.load(path, number, dim, nlist, size)
+
+
+@given(at=st.integers(0, 43), bit=st.integers(0, 7))
+def test_any_flipped_bit_of_the_header_is_noticed(
+    tmp_path_factory: pytest.TempPathFactory, at: int, bit: int
+) -> None:
+    path = tmp_path_factory.mktemp("q") / "q"
+    size, _ = trained(clustered(64, 4), 2).save(path, 7)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+    with pytest.raises(StoreDamagedError):
+        Quantizer.load(path, 7, 4, 2, size)
+
+
+def test_a_file_shorter_than_its_header_is_refused(tmp_path: Path) -> None:
+    for size in (0, 10, HEADER_BYTES):
+        (tmp_path / "q").write_bytes(bytes(size))
+        with pytest.raises(StoreDamagedError):
+            Quantizer.load(tmp_path / "q", 7, 12, 8, size)
+
+
+# --- what codes say -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [16, 33, 96, 200])
+def test_codes_rank_better_with_their_correction(dim: int) -> None:
+    block, queries = clustered(3000, dim), clustered(40, dim, seed=1)
+    quantizer = trained(block, 30)
+    truth = nearest(block, queries, 10)[1]
+    with_, without = (
+        recall_of(np.argsort(-estimates(quantizer, block, queries, corrected=c))[:, :20], truth)
+        for c in (True, False)
+    )
+    assert with_ > without
+    assert with_ > 0.7
+
+
+def test_codes_are_close_to_inner_products() -> None:
+    block, queries = clustered(2000, 32), clustered(40, 32, seed=1)
+    found = estimates(trained(block, 20), block, queries)
+    assert np.abs(found - queries @ block.T).mean() < 0.05
+
+
+def test_queries_of_any_length_are_looked_for_alike() -> None:
+    quantizer = trained(clustered(500, 24), 8)
+    queries = clustered(10, 24, seed=1)
+    alike = quantizer.queries(queries)
+    for length in (1e-30, 1e-20, 7, 1e20, 1e37):
+        np.testing.assert_allclose(
+            quantizer.queries(queries * np.float32(length)), alike, rtol=1e-3, atol=1e-6
+        )
+    assert not quantizer.queries(np.zeros((1, 24), np.float32)).any()
+
+
+@pytest.mark.parametrize("length", [1e-20, 1e-3, 1e3, 1e20])
+def test_vectors_of_any_length_are_coded_alike(length: float) -> None:
+    block, queries = clustered(1000, 24), clustered(20, 24, seed=1)
+    truth = nearest(block, queries, 10)[1]
+    found = estimates(trained(block * np.float32(length)), block * np.float32(length), queries)
+    assert recall_of(np.argsort(-found)[:, :30], truth) > 0.8
+
+
+def odd_vectors(n: int = 400, dim: int = 10) -> dict[str, np.ndarray]:
+    block = clustered(n, dim)
+    some = block.copy()
+    some[::7] = 0
+    wild = block * np.float32(10) ** np.random.default_rng(0).integers(-20, 21, (n, 1)).astype(
+        np.float32
+    )
+    return {
+        "duplicates": np.concatenate([block, np.repeat(block[:1], 10_000, axis=0)]),
+        "all the same": np.repeat(block[:1], 1000, axis=0),
+        "some zeros": some,
+        "all zeros": np.zeros_like(block),
+        "of all lengths": wild,
+        "as long as can be": np.full_like(block, 3e38),
+        "on one line": np.outer(np.linspace(-1, 1, n), block[0]).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("name", odd_vectors())
+def test_odd_vectors_are_coded(tmp_path: Path, name: str) -> None:
+    block = odd_vectors()[name]
+    quantizer = trained(block)
+    lists, codes, _ = quantizer.encode(block)
+    assert ((lists >= 0) & (lists < 8)).all()
+    same = np.flatnonzero((block == block[0]).all(axis=1))
+    assert len(np.unique(lists[same])) == len(np.unique(codes[same], axis=0)) == 1
+    size, _ = quantizer.save(tmp_path / "q", 1)
+    loaded = Quantizer.load(tmp_path / "q", 1, 10, 8, size)
+    assert np.array_equal(loaded.encode(block)[1], codes)
+
+
+def test_what_is_no_number_is_coded_somewhere_and_harms_no_other() -> None:
+    block = clustered(400)
+    quantizer = trained(block)
+    damaged = block.copy()
+    damaged[3], damaged[5, 2], damaged[7] = np.nan, np.inf, -np.inf
+    lists, codes, _ = quantizer.encode(damaged)
+    assert ((lists >= 0) & (lists < 8)).all()
+    others = np.setdiff1d(np.arange(400), [3, 5, 7])
+    expected = quantizer.encode(block)
+    assert np.array_equal(lists[others], expected[0][others])
+    assert np.array_equal(codes[others], expected[1][others])
