@@ -240,9 +240,10 @@ def _coded(
     estimates = index.pq.decode(codes)
     estimates += centroids[lists]
     squares = np.einsum("ij,ij->i", fitted, fitted)
-    less = squares - np.einsum("ij,ij->i", estimates, estimates)
-    lengths = np.sqrt(squares)
-    corrections = np.divide(less, 2 * lengths, out=np.zeros_like(less), where=lengths > 0)
+    with np.errstate(invalid="ignore", over="ignore"):  # of what is damaged, or too long
+        less = squares - np.einsum("ij,ij->i", estimates, estimates)
+        lengths = np.sqrt(squares)
+        corrections = np.divide(less, 2 * lengths, out=np.zeros_like(less), where=lengths > 0)
     return lists, codes, close[:, 0], corrections
 
 
