@@ -1,0 +1,281 @@
+"""Segments: lists on the disk, searched mapped and in memory, and what is made of damaged ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from indexed import clustered, nearest, recall_of, write
+
+from engine.config import MemoryBudget
+from engine.errors import StoreDamagedError
+from engine.storage import build, segments
+from engine.storage.build import Work
+from engine.storage.index import VectorIndex
+from engine.storage.manifest import QuantizerEntry, SegmentEntry
+from engine.storage.quantizer import Quantizer
+from engine.storage.segments import Segment, path_of
+from engine.storage.vectors import Vectors
+
+WORK = Work(MemoryBudget())
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+class Made:
+    """Vectors, a quantizer and a segment over all of them."""
+
+    def __init__(self, root: Path, block: np.ndarray, nlist: int | None = None) -> None:
+        self.root, self.block = root, block
+        self.vectors: Vectors = write(root, block)
+        if nlist is None:
+            made = build.train(root, 1, 1, self.vectors, len(block), WORK)
+            self.named, self.quantizer = made
+        else:
+            self.quantizer = Quantizer.train(block, nlist, 1)
+            segments.make_folder(root)
+            sums = self.quantizer.save(root / "index" / "00000001.quantizer", 1)
+            self.named = QuantizerEntry(1, 1, nlist, len(block), 0.5, *sums)
+        self.entry = self.piece(2, [(0, len(block))])
+
+    def piece(self, number: int, spans: list[tuple[int, int]]) -> SegmentEntry:
+        made = build.segment(
+            self.root, number, self.named, self.quantizer, self.vectors, spans, WORK
+        )
+        return made[0]
+
+    def open(self, entry: SegmentEntry | None = None) -> Segment:
+        entry = entry or self.entry
+        return Segment(path_of(self.root, entry.number), entry, self.quantizer)
+
+
+def candidates(
+    made: Made,
+    segment: Segment,
+    queries: np.ndarray,
+    depth: int,
+    nprobe: int,
+    alive: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    fitted = made.quantizer.queries(queries)
+    close, lists = made.quantizer.nearest(fitted, nprobe)
+    return segment.candidates(fitted, depth, close, lists, alive)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 9, 12, 65, 130])  # codes of many odd lengths
+def test_what_is_read_is_what_was_coded(tmp_path: Path, dim: int) -> None:
+    made = Made(tmp_path, clustered(700, dim))
+    lists, codes, _ = made.quantizer.encode(made.block)
+    segment = made.open()
+    assert path_of(tmp_path, 2).stat().st_size == made.entry.bytes
+    assert segments.problem(path_of(tmp_path, 2), made.entry.bytes, made.entry.xxh64) is None
+    assert segment.names_every_row()
+    for number in range(made.quantizer.nlist):
+        mine = np.flatnonzero(lists == number)
+        found, labels = segment.of(number)
+        assert np.array_equal(labels, mine)
+        assert np.array_equal(found, codes[mine])
+
+
+def test_empty_lists_are_no_matter(tmp_path: Path) -> None:
+    block = np.repeat(clustered(5, 9), 40, axis=0)
+    made = Made(tmp_path, block, nlist=50)
+    segment = made.open()
+    assert (segment.sizes == 0).sum() >= 45
+    for _ in range(2):
+        found = candidates(made, segment, block[::40], 200, 50)[1]
+        assert (found[:, :40] >= 0).all()
+        segment.hold()
+
+
+@pytest.mark.parametrize("dim", [9, 12, 65])
+def test_merged_pieces_are_the_segment_of_all(tmp_path: Path, dim: int) -> None:
+    made = Made(tmp_path, clustered(900, dim))
+    pieces = [
+        made.piece(10, [(0, 100)]),
+        made.piece(11, [(100, 101)]),
+        made.piece(12, [(101, 900)]),
+    ]
+    merged = build.merge(tmp_path, 20, made.named, made.quantizer, pieces)
+    assert replace(merged, number=2) == made.entry
+    assert path_of(tmp_path, 20).read_bytes() == path_of(tmp_path, 2).read_bytes()
+
+
+def test_pieces_over_other_rows_keep_their_own(tmp_path: Path) -> None:
+    made = Made(tmp_path, clustered(600))
+    late, early = made.piece(10, [(400, 600)]), made.piece(11, [(0, 50), (100, 150)])
+    merged = build.merge(tmp_path, 20, made.named, made.quantizer, [late, early])
+    assert merged.ranges == ((1, 400, 200), (1, 0, 50), (1, 100, 50))
+    index = VectorIndex(tmp_path, made.vectors, [made.named], [merged])
+    assert index.bare == [(50, 100), (150, 400)]
+    rows = index.search(made.block, 1, recall=0.99)[1]
+    assert np.mean(rows[:, 0] == np.arange(600)) > 0.98
+
+
+@pytest.mark.parametrize("dim", [9, 12, 130])
+def test_mapped_and_held_codes_find_the_same(tmp_path: Path, dim: int) -> None:
+    made = Made(tmp_path, clustered(2000, dim))
+    queries, depth, nprobe = clustered(30, dim, seed=1), 50, made.quantizer.nlist
+    truth = nearest(made.block, queries, 10)[1]
+    segment = made.open()
+    assert not segment.is_resident
+    mapped = candidates(made, segment, queries, depth, nprobe)
+    segment.hold()
+    assert segment.is_resident
+    held = candidates(made, segment, queries, depth, nprobe)
+    assert recall_of(mapped[1], held[1][:, :20]) > 0.9
+    for scores, labels in (mapped, held):
+        assert recall_of(labels, truth) > 0.95
+        assert (np.diff(scores, axis=1) <= 0).all()
+    other = made.open()
+    other.hold()
+    assert other._held is segment._held, "what is in memory is shared"
+
+
+def test_only_those_that_are_alive_are_candidates(tmp_path: Path) -> None:
+    made = Made(tmp_path, clustered(1000))
+    alive = np.random.default_rng(0).random(1000) < 0.3
+    bits = np.packbits(alive, bitorder="little")
+    segment = made.open()
+    for _ in range(2):
+        found = candidates(made, segment, made.block[:50], 500, made.quantizer.nlist, bits)[1]
+        assert alive[found[found >= 0]].all()
+        assert ((found >= 0).sum(axis=1) >= alive.sum() - 1).all()
+        segment.hold()
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("whole"), clustered(500, 9))
+
+
+def put(whole: Made, root: Path, data: bytes) -> Path:
+    """A segment's file of ``data``: mapped files are replaced, never changed."""
+    path = path_of(root, 2)
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("length", [0, 1, 10, 35, 4095, 4096, 4100, -8, -1])
+def test_a_cut_file_is_refused_whatever_its_entry_says(
+    tmp_path: Path, whole: Made, length: int
+) -> None:
+    data = path_of(whole.root, 2).read_bytes()[:length]
+    path = put(whole, tmp_path, data)
+    for said in (whole.entry.bytes, len(data)):
+        with pytest.raises(StoreDamagedError):
+            Segment(path, replace(whole.entry, bytes=said), whole.quantizer)
+    assert segments.problem(path, whole.entry.bytes, whole.entry.xxh64)
+
+
+def test_a_file_that_is_gone_is_refused(tmp_path: Path, whole: Made) -> None:
+    with pytest.raises(StoreDamagedError):
+        Segment(tmp_path / "none", whole.entry, whole.quantizer)
+
+
+@given(at=st.integers(0, 35), bit=st.integers(0, 7))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_flipped_bit_of_the_header_is_noticed(
+    tmp_path: Path, whole: Made, at: int, bit: int
+) -> None:
+    data = bytearray(path_of(whole.root, 2).read_bytes())
+    data[at] ^= 1 << bit
+    path = put(whole, tmp_path, data)
+    with pytest.raises(StoreDamagedError):
+        Segment(path, whole.entry, whole.quantizer)
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=6), st.randoms())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_sizes_are_refused_or_harm_nothing(
+    tmp_path: Path, whole: Made, values: list[int], random: object
+) -> None:
+    """Those that happen to fit, as two that changed places do, make a segment of something else."""
+    data = bytearray(path_of(whole.root, 2).read_bytes())
+    nlist = whole.quantizer.nlist
+    sizes = np.frombuffer(data, np.uint32, nlist, 4096).copy()
+    random.shuffle(sizes)  # type: ignore[attr-defined]
+    for i, value in enumerate(values[2:]):
+        sizes[i % nlist] = value
+    data[4096 : 4096 + 4 * nlist] = sizes.tobytes()
+    search(whole, put(whole, tmp_path, data))
+
+
+@given(at=st.floats(0, 0.999), values=st.binary(min_size=1, max_size=64))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_lists_name_no_row_that_is_not_there(
+    tmp_path: Path, whole: Made, at: float, values: bytes
+) -> None:
+    data = bytearray(path_of(whole.root, 2).read_bytes())
+    start = 4096 + 4 * whole.quantizer.nlist
+    begin = start + int(at * (len(data) - start))
+    values = values[: len(data) - begin]
+    data[begin : begin + len(values)] = values
+    search(whole, put(whole, tmp_path, data))
+
+
+def search(whole: Made, path: Path) -> None:
+    """A damaged segment is refused, or names rows that there are."""
+    try:
+        segment = Segment(path, whole.entry, whole.quantizer)
+    except StoreDamagedError:
+        return
+    segment.names_every_row()
+    alive = np.full(-(-500 // 8), 255, np.uint8)
+    for _ in range(2):
+        for bits in (None, alive):
+            found = candidates(whole, segment, whole.block[:5], 40, whole.quantizer.nlist, bits)[1]
+            assert ((found >= -1) & (found < 500)).all()
+        segments._resident.clear()
+        segment.hold()
+
+
+def test_labels_that_are_doubled_are_noticed(tmp_path: Path, whole: Made) -> None:
+    data = bytearray(path_of(whole.root, 2).read_bytes())
+    segment = whole.open()
+    assert segment.names_every_row()
+    number = int(np.argmax(segment.sizes))
+    at = int(segment._starts[number] + segment._capacities[number] * whole.quantizer.code_bytes)
+    for value in (np.frombuffer(data, np.int64, 2, at)[1], 500, -1, 1 << 60):
+        changed = data.copy()
+        changed[at : at + 8] = np.int64(value).tobytes()
+        path = put(whole, tmp_path, changed)
+        assert not Segment(path, whole.entry, whole.quantizer).names_every_row()
+
+
+def test_what_cannot_be_written_leaves_nothing(
+    tmp_path: Path, whole: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = os.pwrite, [2]
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    quantizer = whole.quantizer
+    pieces = [(whole.open(), 0)]
+    with pytest.raises(OSError, match="No space"):
+        segments.write(path_of(tmp_path, 5), 1, quantizer.nlist, quantizer.code_bytes, pieces)
+    assert list((tmp_path / "index").iterdir()) == []
