@@ -1,0 +1,204 @@
+"""Builds: bounded pieces, nothing left of what did not end well, and what is laid out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from indexed import UUID, clustered, write
+
+from engine import digest
+from engine.config import MemoryBudget
+from engine.errors import StoreDamagedError
+from engine.storage import build, extents
+from engine.storage.build import Laying, StoppedError, Work
+from engine.storage.extents import HEADER_BYTES
+from engine.storage.idset import IdSet
+from engine.storage.segments import path_of
+from engine.storage.vectors import Vectors
+
+DIM, N = 12, 900
+WORK = Work(MemoryBudget())
+FAMILIES = (extents.vectors(1, DIM), extents.vector_ids(1))
+
+
+@pytest.fixture
+def vectors(tmp_path: Path) -> Vectors:
+    return write(tmp_path, clustered(N), each=400)
+
+
+def index_files(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "index").glob("*"))
+
+
+def test_pieces_are_as_large_as_memory_allows_and_nothing_is_left_of_them(
+    tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_BLOCK", 50)
+    entry, quantizer = build.train(tmp_path, 1, 1, vectors, N, WORK)
+    whole, close = build.segment(tmp_path, 2, entry, quantizer, vectors, [(0, N)], WORK)
+    sizes: list[int] = []
+    real = build.Lists.__init__
+
+    def made(self: build.Lists, lists: np.ndarray, *rest: object) -> None:
+        sizes.append(len(lists))
+        real(self, lists, *rest)
+
+    monkeypatch.setattr(build.Lists, "__init__", made)
+    monkeypatch.setattr(build, "_PIECE", 120)
+    small, near = build.segment(tmp_path, 9, entry, quantizer, vectors, [(0, N)], WORK)
+    assert max(sizes) <= 120
+    assert sum(sizes) == N
+    assert path_of(tmp_path, 9).read_bytes() == path_of(tmp_path, 2).read_bytes()
+    assert (small.ranges, small.xxh64) == (whole.ranges, whole.xxh64)
+    assert near == pytest.approx(close)
+    assert index_files(tmp_path) == ["00000001.quantizer", "00000002.ivf", "00000009.ivf"]
+
+
+def steps(calls: int) -> Work:
+    """Work that is stopped after so many steps."""
+    left = [calls]
+
+    def stop() -> bool:
+        left[0] -= 1
+        return left[0] < 0
+
+    return Work(MemoryBudget(), stop=stop)
+
+
+def test_what_is_stopped_leaves_nothing(
+    tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoppedError):
+        build.train(tmp_path, 1, 1, vectors, N, steps(0))
+    assert index_files(tmp_path) == []
+    entry, quantizer = build.train(tmp_path, 1, 1, vectors, N, WORK)
+    monkeypatch.setattr(build, "_BLOCK", 100)
+    monkeypatch.setattr(build, "_PIECE", 200)
+    for calls in range(9):
+        with pytest.raises(StoppedError):
+            build.segment(tmp_path, 2, entry, quantizer, vectors, [(0, N)], steps(calls))
+        assert index_files(tmp_path) == ["00000001.quantizer"]
+
+
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_BLOCK", 200)
+    monkeypatch.setattr(build, "_PIECE", 200)
+    real = os.pwrite
+
+    def build_all() -> None:
+        entry, quantizer = build.train(tmp_path, 1, 1, vectors, N, WORK)
+        try:
+            build.segment(tmp_path, 2, entry, quantizer, vectors, [(0, N)], WORK)
+        except OSError:
+            assert index_files(tmp_path) == ["00000001.quantizer"]
+            raise
+
+    failed = 0
+    for calls in range(100):
+        left = [calls]
+
+        def full(fd: int, data: bytes, offset: int, left: list[int] = left) -> int:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(28, "No space left on device")
+            return real(fd, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", full)
+        try:
+            build_all()
+        except OSError:
+            failed += 1
+            monkeypatch.setattr(os, "pwrite", real)
+            path = tmp_path / "index" / "00000001.quantizer"
+            path.unlink(missing_ok=True)
+            assert index_files(tmp_path) == []
+        else:
+            break
+    assert failed > 10
+
+
+def test_damaged_vectors_are_not_trained_on(tmp_path: Path) -> None:
+    block = clustered(N)
+    block[::3] = np.nan
+    vectors = write(tmp_path / "some", block)
+    entry, _ = build.train(tmp_path / "some", 1, 1, vectors, N, WORK)
+    assert np.isfinite(entry.closeness)
+    block[:] = np.inf
+    vectors = write(tmp_path / "all", block)
+    with pytest.raises(StoreDamagedError):
+        build.train(tmp_path / "all", 1, 1, vectors, N, WORK)
+
+
+# --- laying out -----------------------------------------------------------------------------------
+
+
+def lay(
+    root: Path, vectors: Vectors, gone: IdSet, work: Work = WORK
+) -> tuple[build.Ordered, Vectors, np.ndarray]:
+    """Lay out from two segments; what was made, its vectors, and the list of each row before."""
+    entry, quantizer = build.train(root, 1, 1, vectors, N, work)
+    pieces: list[build.Piece] = []
+    for number, (start, end) in enumerate(((0, 500), (500, N)), 2):
+        made, _ = build.segment(root, number, entry, quantizer, vectors, [(start, end)], WORK)
+        opened = build.opened(root, made, quantizer)
+        pieces.append((opened, lambda labels, start=start: labels + start))
+    (root / "made").mkdir(exist_ok=True)
+    laying = Laying(root / "made", vectors, pieces, gone, FAMILIES, UUID, work)
+    ordered = laying.write(4, entry, quantizer)
+    lists = quantizer.encode(vectors.gather(np.arange(N)))[0]
+    return ordered, Vectors(root / "made", 1, DIM, [(0, ordered.rows)]), lists
+
+
+@pytest.mark.parametrize("part", [0, 0.3, 1])
+def test_rows_are_laid_out_list_by_list_without_the_removed_ones(
+    tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch, part: float
+) -> None:
+    monkeypatch.setattr(build, "_ORDERED_BYTES", 4096)
+    gone = np.random.default_rng(0).permutation(N)[: int(part * N)].astype(np.int64)
+    block = vectors.gather(np.arange(N))
+    ordered, laid, lists = lay(tmp_path, vectors, IdSet.of(gone * 10, 10 * N))
+    left = np.setdiff1d(np.arange(N), gone)
+    expected = left[np.argsort(lists[left], kind="stable")]
+    assert ordered.rows == len(left)
+    assert (ordered.segment is None) == (len(left) == 0)
+    if len(left):
+        rows = np.arange(len(left))
+        assert np.array_equal(laid.ids(rows), expected * 10)
+        assert np.array_equal(laid.gather(rows), block[expected])
+        assert ordered.segment.ranges == ((0, 0, len(left)),)
+        assert ordered.segment.ordered
+    else:
+        assert not path_of(tmp_path / "made", 4).exists()
+
+
+def test_what_is_said_of_appends_is_what_was_written(
+    tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_ORDERED_BYTES", 4096)
+    ordered, _, _ = lay(tmp_path, vectors, IdSet.none(0))
+    assert len(ordered.appends) > 3
+    for column, family in enumerate(FAMILIES):
+        data = family.path(tmp_path / "made", 0).read_bytes()[HEADER_BYTES:]
+        at = 0
+        for append in (pair[column] for pair in ordered.appends):
+            assert (append.family, append.extent, append.offset) == (family.name, 0, at)
+            at += append.length
+            assert append.xxh64 == digest.checksum(data[append.offset : at])
+        assert at == len(data) == N * family.row_bytes
+
+
+def test_without_a_quantizer_rows_keep_their_order(tmp_path: Path, vectors: Vectors) -> None:
+    (tmp_path / "made").mkdir()
+    gone = IdSet.of(np.array([0, 50, 8990], np.int64), 10 * N)
+    laying = Laying(tmp_path / "made", vectors, [], gone, FAMILIES, UUID, WORK)
+    ordered = laying.write(4, None, None)
+    assert (ordered.rows, ordered.segment) == (N - 3, None)
+    laid = Vectors(tmp_path / "made", 1, DIM, [(0, N - 3)])
+    assert laid.ids(np.arange(N - 3)).tolist() == [
+        10 * row for row in range(N) if row not in (0, 5, 899)
+    ]
