@@ -1,0 +1,144 @@
+"""What is measured of recall, and what is chosen by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from indexed import clustered, nearest, write
+
+from engine.config import MemoryBudget
+from engine.storage import build
+from engine.storage.build import Work
+from engine.storage.index import VectorIndex
+from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry
+from engine.storage.measure import measure
+from engine.storage.recall import choose
+
+N, DIM = 3000, 24
+WORK = Work(MemoryBudget())
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+def indexed(root: Path, block: np.ndarray) -> VectorIndex:
+    vectors = write(root, block)
+    entry, quantizer = build.train(root, 1, 1, vectors, len(block), WORK)
+    made, _ = build.segment(root, 2, entry, quantizer, vectors, [(0, len(block))], WORK)
+    return VectorIndex(root, vectors, [entry], [made], resident=1 << 30)
+
+
+def test_what_is_measured_is_what_other_queries_find(tmp_path: Path) -> None:
+    index = indexed(tmp_path, clustered(N, DIM))
+    found = measure(index, None, 0.95)
+    assert (found.target, found.quantizer, found.rows, found.sample) == (0.95, 1, N, 1000)
+    queries = clustered(1000, DIM, seed=1)
+    for k, points in found.points:
+        truth = nearest(clustered(N, DIM), queries, k)[1]
+        assert len(points) > 2
+        for point in points[:: max(1, len(points) // 4)]:
+            rows = index.search(queries, k, point=point)[1]
+            shares = [len({*a} & {*b}) / k for a, b in zip(rows, truth, strict=True)]
+            error = 4 * float(np.std(shares)) / len(shares) ** 0.5 + 0.01  # of either sample
+            assert float(np.mean(shares)) > point.recall - error
+            if point.nprobe >= 16:  # fewer lists may hold too few, and then more are searched
+                assert float(np.mean(shares)) < point.recall + error
+            assert point.surely <= point.recall
+
+
+def test_points_cost_more_the_more_they_find(tmp_path: Path) -> None:
+    index = indexed(tmp_path, clustered(1500, DIM))
+    for _, points in measure(index, None, 0.9).points:
+        assert [p.surely for p in points] == sorted({p.surely for p in points})
+        assert points[-1].surely > 0.95
+
+
+def test_duplicates_are_as_good_as_each_other(tmp_path: Path) -> None:
+    """Which ten of a thousand equal vectors are found says nothing of recall."""
+    block = np.concatenate(
+        [clustered(1000, DIM), np.repeat(clustered(4, DIM, seed=5), 500, axis=0)]
+    )
+    index = indexed(tmp_path, block)
+    index.measured = measure(index, None, 0.9)
+    assert index.point(10, None) is not None
+    queries = clustered(100, DIM, seed=2)
+    scores = index.search(queries, 10)[0]
+    worst = nearest(block, queries, 10)[0][:, -1:] - 1e-5
+    assert (scores >= worst).mean() > 0.85
+
+
+# --- what is chosen -------------------------------------------------------------------------------
+
+ENTRY = QuantizerEntry(3, 1, 64, 10_000, 0.7, 1, 1)
+
+
+def points(*found: float) -> tuple[OperatingPoint, ...]:
+    return tuple(OperatingPoint(i + 1, 20 * (i + 1), s, s) for i, s in enumerate(found))
+
+
+MEASURED = Measured(
+    0.9, 3, 10_000, 1000, ((10, points(0.5, 0.8, 0.9, 0.99)), (100, points(0.4, 0.9, 0.95)))
+)
+
+
+@given(
+    k=st.integers(1, 5000),
+    one=st.floats(0.01, 1),
+    other=st.floats(0.01, 1),
+    measured=st.sampled_from([MEASURED, None]),
+)
+def test_more_recall_is_never_looked_for_in_less(
+    k: int, one: float, other: float, measured: Measured | None
+) -> None:
+    less, more = (choose(measured, ENTRY, k, recall) for recall in sorted((one, other)))
+    if less is None:
+        assert more is None
+    elif more is not None:
+        assert (more.nprobe, more.depth) >= (less.nprobe, less.depth)
+        assert more.nprobe <= ENTRY.nlist
+
+
+def test_the_cheapest_that_surely_finds_as_much_is_chosen() -> None:
+    for k, recall, nprobe in (
+        (10, 0.5, 1),
+        (10, 0.51, 2),
+        (1, 0.9, 3),
+        (10, None, 3),
+        (11, 0.9, 2),
+        (100, 0.95, 3),
+    ):
+        found = choose(MEASURED, ENTRY, k, recall)
+        assert found is not None
+        assert found.nprobe == nprobe
+    for k, recall in ((10, 0.995), (100, 0.96), (10, 1), (1000, 1.0)):
+        assert choose(MEASURED, ENTRY, k, recall) is None, "then all are compared"
+
+
+def test_more_than_was_measured_is_looked_for_further() -> None:
+    hundred, thousand = (choose(MEASURED, ENTRY, k, 0.9) for k in (100, 1000))
+    assert hundred is not None and thousand is not None
+    assert thousand.depth == 10 * hundred.depth
+    assert hundred.nprobe < thousand.nprobe <= ENTRY.nlist
+
+
+@pytest.mark.parametrize(
+    "measured", [None, Measured(0.9), Measured(0.9, 2, 1, 1, MEASURED.points), Measured(0.9, 3)]
+)
+def test_unmeasured_a_part_of_the_lists_is_searched(measured: Measured | None) -> None:
+    found = choose(measured, ENTRY, 10, None)
+    assert found is not None
+    assert 16 <= found.nprobe <= ENTRY.nlist
+    assert found.depth >= 100
+    assert choose(measured, ENTRY, 10, 1.0) is None
