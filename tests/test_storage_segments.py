@@ -1,4 +1,4 @@
-"""Segments: lists on the disk, searched mapped and in memory, and what is made of damaged ones."""
+"""Segments: lists on the disk, searched mapped, and what is made of damaged ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,7 +29,6 @@ WORK = Work(MemoryBudget())
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    import faiss
 
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
@@ -96,10 +96,9 @@ def test_empty_lists_are_no_matter(tmp_path: Path) -> None:
     made = Made(tmp_path, block, nlist=50)
     segment = made.open()
     assert (segment.sizes == 0).sum() >= 45
-    for _ in range(2):
-        found = candidates(made, segment, block[::40], 200, 50)[1]
+    for some in (block[::40], block[:1]):
+        found = candidates(made, segment, some, 200, 50)[1]
         assert (found[:, :40] >= 0).all()
-        segment.hold()
 
 
 @pytest.mark.parametrize("dim", [9, 12, 65])
@@ -126,24 +125,51 @@ def test_pieces_over_other_rows_keep_their_own(tmp_path: Path) -> None:
     assert np.mean(rows[:, 0] == np.arange(600)) > 0.98
 
 
-@pytest.mark.parametrize("dim", [9, 12, 130])
-def test_mapped_and_held_codes_find_the_same(tmp_path: Path, dim: int) -> None:
+@pytest.mark.parametrize("dim", [1, 9, 12, 130])
+def test_a_segment_finds_what_lists_of_faiss_in_memory_find(tmp_path: Path, dim: int) -> None:
     made = Made(tmp_path, clustered(2000, dim))
     queries, depth, nprobe = clustered(30, dim, seed=1), 50, made.quantizer.nlist
-    truth = nearest(made.block, queries, 10)[1]
     segment = made.open()
-    assert not segment.is_resident
-    mapped = candidates(made, segment, queries, depth, nprobe)
-    segment.hold()
-    assert segment.is_resident
-    held = candidates(made, segment, queries, depth, nprobe)
-    assert recall_of(mapped[1], held[1][:, :20]) > 0.9
-    for scores, labels in (mapped, held):
-        assert recall_of(labels, truth) > 0.95
-        assert (np.diff(scores, axis=1) <= 0).all()
-    other = made.open()
-    other.hold()
-    assert other._held is segment._held, "what is in memory is shared"
+    plain = made.quantizer.empty_index()
+    for number in range(nprobe):
+        codes, labels = (np.ascontiguousarray(part) for part in segment.of(number))
+        plain.invlists.add_entries(
+            number, len(labels), faiss.swig_ptr(labels), faiss.swig_ptr(codes)
+        )
+    plain.ntotal = 2000
+    theirs = faiss.IndexIVFPQFastScan(plain)
+    theirs.nprobe = nprobe
+    wanted, _ = theirs.search(made.quantizer.queries(queries), depth)
+    scores, labels = candidates(made, segment, queries, depth, nprobe)
+    np.testing.assert_allclose(scores, wanted, atol=1e-6)
+    for i in range(5):  # one alone is searched in another way
+        alone = candidates(made, segment, queries[i : i + 1], depth, nprobe)
+        np.testing.assert_allclose(alone[0][0], scores[i], atol=1e-6)
+    if dim > 1:
+        assert recall_of(labels, nearest(made.block, queries, 10)[1]) > 0.95
+
+
+@given(
+    codes=st.integers(0, 100).flatmap(
+        lambda n: st.integers(1, 9).map(
+            lambda size: np.random.default_rng(n).integers(0, 256, (n, size), np.uint8)
+        )
+    )
+)
+def test_blocks_give_back_what_was_packed(codes: np.ndarray) -> None:
+    n, size = codes.shape
+    blocks = segments.packed(codes)
+    assert len(blocks) == -(-n // 32) * 32 * size
+    assert np.array_equal(segments.unpacked(blocks, n, size), codes)
+
+
+def test_a_faiss_that_arranges_codes_otherwise_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(tmp_path, clustered(100))
+    monkeypatch.setattr(segments, "_is_as_faiss_has_it", lambda: False)
+    with pytest.raises(StoreDamagedError, match="otherwise"):
+        made.open()
 
 
 def test_only_those_that_are_alive_are_candidates(tmp_path: Path) -> None:
@@ -151,11 +177,10 @@ def test_only_those_that_are_alive_are_candidates(tmp_path: Path) -> None:
     alive = np.random.default_rng(0).random(1000) < 0.3
     bits = np.packbits(alive, bitorder="little")
     segment = made.open()
-    for _ in range(2):
-        found = candidates(made, segment, made.block[:50], 500, made.quantizer.nlist, bits)[1]
+    for some in (made.block[:50], made.block[:1]):
+        found = candidates(made, segment, some, 500, made.quantizer.nlist, bits)[1]
         assert alive[found[found >= 0]].all()
         assert ((found >= 0).sum(axis=1) >= alive.sum() - 1).all()
-        segment.hold()
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -241,12 +266,10 @@ def search(whole: Made, path: Path) -> None:
         return
     segment.names_every_row()
     alive = np.full(-(-500 // 8), 255, np.uint8)
-    for _ in range(2):
+    for some in (whole.block[:5], whole.block[:1]):
         for bits in (None, alive):
-            found = candidates(whole, segment, whole.block[:5], 40, whole.quantizer.nlist, bits)[1]
+            found = candidates(whole, segment, some, 40, whole.quantizer.nlist, bits)[1]
             assert ((found >= -1) & (found < 500)).all()
-        segments._resident.clear()
-        segment.hold()
 
 
 def test_labels_that_are_doubled_are_noticed(tmp_path: Path, whole: Made) -> None:
