@@ -288,7 +288,7 @@ def test_labels_that_are_doubled_are_noticed(tmp_path: Path, whole: Made) -> Non
 def test_what_cannot_be_written_leaves_nothing(
     tmp_path: Path, whole: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = os.pwrite, [2]
+    real, left = os.pwrite, [0]
 
     def full(fd: int, data: bytes, offset: int) -> int:
         left[0] -= 1

@@ -33,6 +33,7 @@ from engine.storage.vectors import Numbers, Vectors
 _BLOCK = 1 << 14  # rows that are coded at a time
 _PIECE = 1 << 20  # rows that are sorted at a time, at most
 _LEAST_TRAINED = 4096  # vectors, however little memory there is
+_SPARSE = 8  # times as many rows as are drawn, of which few are drawn twice
 _ORDERED_BYTES = 16 << 20  # of vectors that are gathered and written at a time
 
 Range = tuple[int, int, int]  # extent, first row in it, rows
@@ -107,9 +108,11 @@ def sample_of(vectors: Vectors, most: int, seed: int) -> tuple[Numbers, npt.NDAr
     """Rows drawn at random, ascending, and their vectors: (n,), (n, dim), n at most ``most``."""
     size = min(vectors.rows, most)
     # Sorted, so that the files are walked forwards; seeded, so that it can be repeated.
-    chosen = np.random.default_rng(seed).choice(vectors.rows, size, replace=False)
-    chosen.sort()
-    rows = chosen.astype(np.int64)
+    draw = np.random.default_rng(seed)
+    if size * _SPARSE > vectors.rows:
+        rows = np.sort(draw.choice(vectors.rows, size, replace=False)).astype(np.int64)
+    else:  # a few less, and no permutation of all rows in memory
+        rows = np.unique(draw.integers(0, vectors.rows, size))
     return rows, vectors.gather(rows)
 
 

@@ -229,12 +229,14 @@ class VectorIndex:
             # The wanted ones lie as far apart as if there were no others: more lists hold as many.
             nprobe = min(nlist, -(-nprobe * self.vectors.rows // among.count))
         fitted = self.quantizer.queries(queries)
-        while True:
-            rows = self._candidates(fitted, min(nprobe, nlist), depth, among)[1]
-            there = min(depth, among.count if among is not None else self._covered)
-            if nprobe >= nlist or (rows[:, :k] >= 0).sum(axis=1).min() >= min(k, there):
+        rows = self._candidates(fitted, min(nprobe, nlist), depth, among)[1]
+        there = min(k, among.count if among is not None else self._covered)
+        while nprobe < nlist:
+            short = np.flatnonzero((rows >= 0).sum(axis=1) < there)
+            if not len(short):
                 break
-            nprobe = 4 * nprobe  # the nearest lists hold too few
+            nprobe *= 4  # the nearest lists hold too few
+            rows[short] = self._candidates(fitted[short], min(nprobe, nlist), depth, among)[1]
         return self.vectors.products(queries, rows), rows
 
     def _candidates(self, fitted: Queries, nprobe: int, depth: int, among: _Wanted | None) -> Found:
