@@ -1,9 +1,10 @@
 """Made vectors in any number: clustered, seeded, 128 dimensions, unit length; never all in memory.
 
-Row r of a set depends on its seed and r only. 2,000 clusters have sizes as words in a text have
-(Zipf's law, flattened at its head). Around the middle of its cluster a vector varies in 24
-directions that its neighbours share, and a little in all others; one in twenty lies between two
-clusters. So neighbours are spread over several cells of an index, as with real data.
+Row r of a set depends on its seed and r only. 500 clusters have sizes as words in a text have
+(Zipf's law, flattened at its head). Around the middle of its cluster a vector varies in 13
+directions that its neighbours share, and a little in all others; one in fifty lies between two
+clusters. So neighbours are spread over several cells of an index, as with real data, and about as
+many at each size.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import numpy.typing as npt
 from .arrays import Vectors
 
 DIM = 128
-CLUSTERS = 2_000
+CLUSTERS = 500
 _BLOCK = 1 << 14  # rows made from one seed: what a row depends on must not depend on n
-_HEAD = 50  # ranks by which Zipf's law is flattened: the largest cluster has 0.5 % of all
-_WIDE = 24  # directions in which a cluster is wide
+_HEAD = 50  # ranks by which Zipf's law is flattened: the largest cluster has 0.8 % of all
+_WIDE = 13  # directions in which a cluster is wide
 _WIDTHS = 64  # different shapes of clusters
-_SPREAD, _NOISE = 0.24, 0.03  # standard deviations in those directions, and in the others
-_BETWEEN = 0.05  # of the vectors
+_SPREAD, _NOISE = 0.32, 0.03  # standard deviations in those directions, and in the others
+_BETWEEN = 0.02  # of the vectors
 _ROWS, _QUERIES = 0, 1  # streams
 
 
