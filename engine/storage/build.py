@@ -73,7 +73,7 @@ class Ordered:
 def lists_for(rows: int, dim: int, memory: MemoryBudget) -> int:
     """How many lists so many rows should have, until they are four times as many."""
     most = max(memory.training // (4 * dim), _LEAST_TRAINED)
-    return max(1, min(int(4 * (2 * rows) ** 0.5), most // SAMPLE_PER_LIST, rows // 16))
+    return max(1, min(int(2 * (2 * rows) ** 0.5), most // SAMPLE_PER_LIST, rows // 16))
 
 
 def train(
