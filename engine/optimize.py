@@ -19,7 +19,7 @@ from dataclasses import replace
 from itertools import islice
 
 from engine.config import EXACT_ROWS
-from engine.errors import StoreDamagedError
+from engine.errors import StoreDamagedError, UsageError
 from engine.indexing import Indexing, recall_of
 from engine.layout import Laid, Layout
 from engine.memory import PeakMemory
@@ -72,6 +72,8 @@ class Optimize:
     def run(self) -> OptimizeReport:
         """Do all that there is room for; returns what was done."""
         started = time.perf_counter()
+        if self._store.read_only:  # told before the index is built, and not after
+            raise UsageError(f"{self._store.path} was opened read-only")
         before = tree_bytes(self._store.path)
         laid = self._vectors()
         self._store.become_writer(to_remove=True)
@@ -107,7 +109,7 @@ class Optimize:
             indexing.measure(target=self._recall)
         except StoppedError:
             pass  # the report says that it was interrupted
-        except (OSError, MemoryError) as error:
+        except (OSError, MemoryError, StoreDamagedError) as error:
             what = error.strerror if isinstance(error, OSError) else None
             self._skipped.append(f"the index was not built: {what or error}")
         if laid.skipped:
