@@ -37,7 +37,7 @@ def indexed(root: Path, block: np.ndarray) -> VectorIndex:
     vectors = write(root, block)
     entry, quantizer = build.train(root, 1, 1, vectors, len(block), WORK)
     made, _ = build.segment(root, 2, entry, quantizer, vectors, [(0, len(block))], WORK)
-    return VectorIndex(root, vectors, [entry], [made], resident=1 << 30)
+    return VectorIndex(root, vectors, [entry], [made])
 
 
 def test_what_is_measured_is_what_other_queries_find(tmp_path: Path) -> None:
