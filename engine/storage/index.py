@@ -224,7 +224,7 @@ class VectorIndex:
         assert self.quantizer is not None
         self._count(len(queries))
         nlist = self.quantizer.nlist
-        nprobe, depth = point.nprobe, max(point.depth, k)
+        nprobe, depth = point.nprobe, min(max(point.depth, k), self._covered)
         if among is not None:
             # The wanted ones lie as far apart as if there were no others: more lists hold as many.
             nprobe = min(nlist, -(-nprobe * self.vectors.rows // among.count))

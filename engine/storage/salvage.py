@@ -16,7 +16,6 @@ import os
 import shutil
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 from engine.config import MemoryBudget
@@ -157,7 +156,7 @@ def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) ->
             f"{store / manifest.NAME} is gone or damaged, and nothing was ever committed that would "
             f"have left a copy of it among the keys: make another store"
         )
-    replace(manifest.parse(store, copy, writing=True), segments=()).save(store)
+    manifest.parse(store, copy, writing=True).with_index(()).save(store)
     what = str(error).partition(";")[0]
     return Problem(manifest.NAME, f"it was made anew, without the index: {what}", fixed=True)
 
