@@ -1,6 +1,7 @@
 """Lays the vectors of a store out anew, in the order of its index, without those of removed images.
 
-    train, if need be → code what is in no segment → list by list: codes, vectors, ids → publish
+    prove the vectors whole → train, if need be → code what is in no segment
+    → list by list: codes, vectors, ids → publish
 
 All but the last step is a reader's work, beside whoever writes: it goes to a folder of its own. Then the
 writer's lock is taken, what has been appended meanwhile is carried over, and one commit goes over to it.
@@ -9,17 +10,21 @@ There is one copy of the vectors before and after; while this works the disk has
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine import digest
 from engine.config import EXACT_ROWS
 from engine.errors import StoreLockedError
 from engine.indexing import RETRAINED, is_moved
+from engine.records import Place
 from engine.storage import aside, build, extents
 from engine.storage.build import Ordered, Piece, Work
+from engine.storage.extents import ExtentReader
 from engine.storage.idset import IdSet
 from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import QuantizerEntry
@@ -67,10 +72,40 @@ class Layout:
                 skipped=f"the vectors were not laid out anew: that needs {need:,} bytes of room on "
                 f"the disk, and {free:,} are free"
             )
+        damaged = self._damaged()
+        if damaged:
+            return Laid(
+                skipped=f"the vectors were not laid out anew: {damaged} is damaged; run 'engine check "
+                f"--fix'"
+            )
         with aside.locked(store.path, "index") as made:
             quantizer, new = self._build(made, index, train)
             self._lock()
             return self._publish(made, index, quantizer, new)
+
+    def _damaged(self) -> str | None:
+        """A file of vectors that is not what was committed: copied, it would get a right checksum."""
+        store, encoder = self._store, self._store.manifest.encoder
+        assert encoder is not None
+        readers = {
+            family.name: ExtentReader(store.path, family, store.is_behind)
+            for family in (
+                extents.vectors(encoder.generation, encoder.dim),
+                extents.vector_ids(encoder.generation),
+            )
+        }
+        try:
+            for _, value in store.keys.scan("commits"):
+                for name, extent, offset, length, xxh64 in json.loads(value):
+                    if name in readers:
+                        data = readers[name].read(Place(extent, offset, length))
+                        if digest.checksum(data) != xxh64:
+                            return store.part(readers[name].family, extent)
+                        self._work.done(0)
+            return None
+        finally:
+            for reader in readers.values():
+                reader.close()
 
     def _is_to_be_trained(self, index: VectorIndex) -> bool:
         rows, entry = self._live(index), index.quantizer_entry

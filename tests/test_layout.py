@@ -24,6 +24,7 @@ from indexed import (
 )
 
 from engine import Store, indexing, layout
+from engine.errors import StoreDamagedError
 from engine.records import OptimizeReport
 from engine.storage import extents, measure
 from engine.storage.extents import HEADER_BYTES
@@ -376,3 +377,29 @@ def test_a_damaged_segment_loses_no_vector(made: Path, more: int) -> None:
         assert opened.optimize().laid_out == N
         expect(opened, EVERY)
         assert opened.check().problems == ()
+
+
+@pytest.mark.parametrize("suffix", ["f32", "ids"])
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_damaged_vectors_are_not_laid_out_as_if_they_were_whole(
+    made: Path, suffix: str, damage: str
+) -> None:
+    """A copy would get a checksum that is right, and nobody would ever find the damage."""
+    (path,) = (made / "vectors").rglob(f"*.{suffix}")
+    data = bytearray(path.read_bytes())
+    data[HEADER_BYTES + 1000] ^= 1
+    path.unlink()
+    path.write_bytes(data if damage == "flipped" else data[:-1])
+    with Store.open(made, read_only=True) as opened:
+        before = [problem.part for problem in opened.check().problems]
+    if damage == "flipped":
+        with Store.open(made) as opened:
+            report = opened.optimize()
+            assert report.laid_out == 0
+            assert "check --fix" in report.skipped[0]
+    else:
+        with Store.open(made) as opened, pytest.raises(StoreDamagedError, match="cut short"):
+            opened.optimize()
+    with Store.open(made, read_only=True) as opened:
+        assert [problem.part for problem in opened.check().problems] == before
+    assert leftovers(made) == []
