@@ -44,9 +44,9 @@ _SPARE = 10  # true neighbours more than are asked for: some of them are removed
 TARGETS = {
     "batch": ("queries/s, times hnswlib's", 1.0, True),
     "p50": ("p50, times hnswlib's", 1.5, False),
-    "lancedb": ("p50 of LanceDB, times the engine's", 5.0, True),
-    "diskann": ("p50 of zvec DiskANN, times the engine's", 10.0, True),
-    "build": ("build, times hnswlib's", 0.5, False),
+    "lancedb": ("p50 of LanceDB, times the engine's", 15.0, True),
+    "diskann": ("p50 of zvec DiskANN, times the engine's", 20.0, True),
+    "build": ("build, times hnswlib's", 0.25, False),
     "memory": ("anonymous bytes a vector", 48.0, False),
     "removed": ("p50 with 1 % removed, times without", 1.5, False),
 }
