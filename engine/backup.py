@@ -137,6 +137,8 @@ class Backup:
             for family, pairs in state.extents.items():
                 for number, size in pairs:
                     extent = rest.files.get(extent_name(family, number))
+                    if extent is None and not size:
+                        continue
                     if extent is None and state.commit == seen:
                         raise StoreDamagedError(
                             f"{self._store / manifest.NAME} does not name "
@@ -185,7 +187,9 @@ class Backup:
         return replace(
             named,
             extents={
-                family: [number for number, _ in pairs] for family, pairs in state.extents.items()
+                family: [number for number, _ in pairs]
+                for family, pairs in state.extents.items()
+                if any(size for _, size in pairs) or family in named.extents
             },
             segments=tuple(live),
             quantizers=tuple(entry for entry in named.quantizers if entry.number in used),

@@ -150,8 +150,8 @@ class Check:
                     self._say(store.part(family, number), problem)
         for name, pairs in store.state.extents.items():
             named = store.manifest.extents.get(name, [])
-            for number, _ in pairs:
-                if number not in named and not self._named_since(name, number):
+            for number, size in pairs:
+                if size and number not in named and not self._named_since(name, number):
                     self._say(
                         "MANIFEST.json", f"it does not name {name} {number}, which is committed"
                     )

@@ -60,6 +60,7 @@ class Layout:
         Raises ``StoppedError``, ``StoreError``, ``OSError``; the vectors are as they were then.
         """
         store = self._store
+        store.follow()  # others may have laid them out since it was opened
         index = store.index
         if index is None or not index.vectors.rows:
             return Laid()
@@ -146,7 +147,12 @@ class Layout:
         number = store.next_index_number() + _APART
         entry, quantizer = index.quantizer_entry, index.quantizer
         # Old extents go: a row that a damaged segment does not name would be lost with them.
-        held = [segment for segment in index.segments if segment.names_every_row()]
+        # And codes are copied as they are, with a checksum that is right for them.
+        held = [
+            segment
+            for segment in index.segments
+            if segment.names_every_row() and not segment.problem()
+        ]
         spans = index.bare
         for segment in index.segments:
             if segment not in held:

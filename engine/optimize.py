@@ -27,7 +27,7 @@ from engine.records import OptimizeReport, Place
 from engine.storage import extents
 from engine.storage.build import StoppedError, Work
 from engine.storage.chunk import Chunk, Rekept, Removal
-from engine.storage.extents import ExtentReader
+from engine.storage.extents import ExtentReader, MovedError
 from engine.storage.files import tree_bytes
 from engine.storage.keys import FOLDER
 from engine.storage.recall import check_recall
@@ -109,6 +109,8 @@ class Optimize:
             indexing.measure(target=self._recall)
         except StoppedError:
             pass  # the report says that it was interrupted
+        except MovedError:
+            laid = Laid(skipped="the index was not built: another process laid it out meanwhile")
         except (OSError, MemoryError, StoreDamagedError) as error:
             what = error.strerror if isinstance(error, OSError) else None
             self._skipped.append(f"the index was not built: {what or error}")

@@ -207,7 +207,7 @@ class StoreFiles(StoreView):
         for path in (*self.path.glob(".*.new"), *self.path.glob(".*.begun")):
             if path.is_dir():
                 if not WriterLock(path).busy():  # else another process is making something in it
-                    shutil.rmtree(path)
+                    shutil.rmtree(path, ignore_errors=True)  # it may be tidying up itself
             else:
                 path.unlink(missing_ok=True)
         # Names that a killed writer had not synced yet: what is committed next may rely on them.
@@ -228,6 +228,8 @@ class StoreFiles(StoreView):
         committed = {}
         for name, pairs in self.state.extents.items():
             for number, size in pairs:
+                if not size and number not in self.manifest.extents.get(name, []):
+                    continue  # of an encoder whose vectors are all gone
                 committed[name, number] = size
                 path = self._family(name).path(self.path, number)
                 there = path.stat().st_size if path.exists() else 0
@@ -674,8 +676,13 @@ class StoreFiles(StoreView):
             return
         families = (extents.PIXELS.name, extents.FINGERPRINTS.name)
         kept = {name: n for name, n in self.manifest.extents.items() if name in families}
-        self.manifest = replace(self.manifest, encoder=entry, extents=kept, segments=())
+        named = replace(self.manifest, encoder=entry, extents=kept).with_index(())
+        self.manifest = named
         self.manifest.save(self.path)
+        if self.state.extents.keys() - {*families}:  # of vectors that are all gone
+            state = self.state.next()
+            state.extents = {name: n for name, n in state.extents.items() if name in families}
+            self._commit_keys(self.keys.batch(), state, named)
         for name in [name for name in self._writers if name not in families]:
             self._writers.pop(name).close()
         if before is not None and not before.given:

@@ -202,6 +202,10 @@ class Segment:
                 length = int(self._ends[number]) - start
                 self._map.madvise(mmap.MADV_WILLNEED, start, length)
 
+    def problem(self) -> str | None:
+        """What is wrong with its file, or None; reads all of it."""
+        return problem(self._path, self.entry.bytes, self.entry.xxh64)
+
     def names_every_row(self) -> bool:
         """Whether its labels name each row once, as those of an undamaged segment do; reads them all."""
         rows = self.entry.rows

@@ -207,6 +207,7 @@ class Vectors:
         for part in range(len(self.parts)):
             self._part(part, self._streamed)
             self._part(part, self._scattered)
+            self._scattered.ask_for(self.parts[part][0], ())  # opens the file
             self._column(part)
 
     def close(self) -> None:
