@@ -426,6 +426,7 @@ class Store:
         ``ids`` and ``source`` as ``lookup`` has them.
         """
         # A wrong argument is told before the first query.
+        self._files.follow()
         self._finder(k, tiers, min_score, max_distance, recall)
         within = self._within(ids, source)
         if within is not None:
