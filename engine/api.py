@@ -74,6 +74,7 @@ from engine.within import Ids, Names, SearchedIn, Within
 Stream = Iterable[tuple[str, OneImage] | tuple[str, OneImage, dict[str, Any] | None]]
 
 NO_ENCODER = "none"
+_ANSWER_BYTES = 4 + 8  # a score and an id
 _RECORDS = 1000  # records read at a time
 _LOOKED_UP = 4096  # images in canonical form at a time
 _TRIES = 10  # of a question, while another process rewrites what it is about
@@ -493,6 +494,12 @@ class Store:
                 index, among = self._files.to_search(wanted)
                 stack.enter_context(index)  # whatever other threads do now
             block = self._as_queries(queries, index.vectors.dim)
+            answer = _ANSWER_BYTES * len(block) * k
+            if answer > self._files.memory.total:
+                raise UsageError(
+                    f"{len(block):,} queries for {k:,} each have an answer of {answer:,} bytes, which "
+                    f"is more than the memory that was given: ask for fewer"
+                )
             scores, rows = index.search(block, k, recall=recall, wanted=among)
             return scores, index.vectors.ids(rows)
 
@@ -655,7 +662,7 @@ class Store:
             one = "(1, d) for one" if block.ndim == 1 else f"(n, {dim})"
             raise UsageError(f"queries of shape {block.shape}: {one} is needed")
         if not np.isfinite(block).all():
-            raise UsageError("queries hold NaN or infinite values")
+            raise UsageError("queries hold values that are NaN, infinite or too large for float32")
         entry = self._files.manifest.encoder
         if entry is not None and entry.normalized:
             block, lengths = normalized(block)

@@ -28,7 +28,7 @@ _AT_ONCE = 1 << 18  # numbers that are looked at, while they are in the processo
 _REMOVED = 4096  # rows of one commit
 _REASONS = (
     "",
-    "holds NaN or infinite values",
+    "holds values that are NaN, infinite or too large for float32",
     "has length zero, and so no direction: it cannot be normalized",
 )
 _OF_ROWS = re.compile(rb"[0-9]+(-[0-9]+)?")
@@ -174,13 +174,13 @@ class GivenArray:
             return same
         vectors = store.open_vectors()
         try:
+            rows = vectors.rows_of(ids)  # reads the ids of all vectors: once a block
+            rows[store.removed_ids().has(ids)] = -1
+            known = np.flatnonzero(rows >= 0)
             step = max(1, _AT_ONCE // entry.dim)
-            for at in range(0, len(ids), step):
-                some = slice(at, at + step)
-                rows = vectors.rows_of(ids[some])
-                known = np.flatnonzero((rows >= 0) & ~store.removed_ids().has(ids[some]))
-                stored = vectors.gather(rows[known])
-                same[at + known] = (stored == block.rows[some][known]).all(axis=1)
+            for at in range(0, len(known), step):
+                some = known[at : at + step]
+                same[some] = (vectors.gather(rows[some]) == block.rows[some]).all(axis=1)
         finally:
             vectors.close()
         return same

@@ -128,7 +128,7 @@ class Indexing:
                 _tell(before, found, entry)
         else:
             found = replace(before, target=wanted)
-        if found != before and (before is not None or target is not None or found.points):
+        if found != before and (before is not None or target is not None or found.rows):
             store.publish_index(store.manifest.segments, measured=found)
         return found
 

@@ -14,6 +14,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,38 +68,37 @@ class Layout:
         train = self._is_to_be_trained(index)
         if not train and not self._is_worth_it(index):
             return Laid()
-        need, free = self._need(index), shutil.disk_usage(store.path).free
+        need, free = self._need(index), _free(store)
         if free < need:
-            return Laid(
-                skipped=f"the vectors were not laid out anew: that needs {need:,} bytes of room on "
-                f"the disk, and {free:,} are free"
-            )
-        damaged = self._damaged()
+            return _left_for_want_of_room(need, free)
+        damaged = self._damaged({})
         if damaged:
-            return Laid(
-                skipped=f"the vectors were not laid out anew: {damaged} is damaged; run 'engine check "
-                f"--fix'"
-            )
+            return _left_damaged(damaged)
         with aside.locked(store.path, "index") as made:
             quantizer, new = self._build(made, index, train)
             self._lock()
             return self._publish(made, index, quantizer, new)
 
-    def _damaged(self) -> str | None:
-        """A file of vectors that is not what was committed: copied, it would get a right checksum."""
+    def _damaged(self, known: Mapping[int, int]) -> str | None:
+        """A file of vectors that is not what was committed: copied, it would get a right checksum.
+
+        ``known``: the rows of extents that need not be looked at, from their first on.
+        """
         store, encoder = self._store, self._store.manifest.encoder
         assert encoder is not None
+        families = (
+            extents.vectors(encoder.generation, encoder.dim),
+            extents.vector_ids(encoder.generation),
+        )
         readers = {
-            family.name: ExtentReader(store.path, family, store.is_behind)
-            for family in (
-                extents.vectors(encoder.generation, encoder.dim),
-                extents.vector_ids(encoder.generation),
-            )
+            family.name: ExtentReader(store.path, family, store.is_behind) for family in families
         }
         try:
             for _, value in store.keys.scan("commits"):
                 for name, extent, offset, length, xxh64 in json.loads(value):
-                    if name in readers:
+                    if name not in readers:
+                        continue
+                    if offset >= known.get(extent, 0) * readers[name].family.row_bytes:
                         data = readers[name].read(Place(extent, offset, length))
                         if digest.checksum(data) != xxh64:
                             return store.part(readers[name].family, extent)
@@ -207,5 +207,29 @@ class Layout:
             return Laid(
                 skipped="the vectors were not laid out anew: another process did so meanwhile"
             )
+        late = {n: rows for n, rows in index.vectors.parts if there[n] > rows}
+        carried = sum(there[number] - rows for number, rows in late.items())
+        need, free = carried * (4 * index.vectors.dim + 8) + _SLACK, _free(store)
+        if carried and free < need:
+            return _left_for_want_of_room(need, free)
+        if late and (damaged := self._damaged({n: late.get(n, rows) for n, rows in there.items()})):
+            return _left_damaged(damaged)
         store.replace_vectors(made, index.vectors.parts, new, quantizer)
         return Laid(new.rows)
+
+
+def _free(store: StoreFiles) -> int:
+    return shutil.disk_usage(store.path).free
+
+
+def _left_for_want_of_room(need: int, free: int) -> Laid:
+    return Laid(
+        skipped=f"the vectors were not laid out anew: that needs {need:,} bytes of room on the disk, "
+        f"and {free:,} are free"
+    )
+
+
+def _left_damaged(path: str) -> Laid:
+    return Laid(
+        skipped=f"the vectors were not laid out anew: {path} is damaged; run 'engine check --fix'"
+    )

@@ -51,7 +51,7 @@ from engine.storage.manifest import (
     QuantizerEntry,
     SegmentEntry,
 )
-from engine.storage.notice import commit_of
+from engine.storage.notice import commit_of, is_of_another_commit
 from engine.storage.rows import (
     ARRAY,
     ImageRow,
@@ -100,14 +100,22 @@ class StoreFiles(StoreView):
             self._open_reader()
 
     def follow(self) -> None:
-        """``refresh`` if a writer has told of another commit since; costs a microsecond if not."""
-        if self._keys and self.is_behind():
+        """Go over to a commit or an index that a writer has told of; a microsecond if there is none."""
+        if self._keys is None or self._lock.held:
+            return
+        told = self._notice.read()
+        if told != self._seen:
             try:
-                self.refresh()
+                if is_of_another_commit(told, self._seen):
+                    self.refresh()
+                else:
+                    self._seen = told  # before the manifest is read: what comes then is told again
+                    self.read_index()
+                    self._forget_index()
             except StoreError as error:
                 if self._keys is None:
                     raise
-                self._seen = self._notice.read()  # not again before the next commit
+                self._seen = self._notice.read()  # not again before there is something new
                 _log.warning("%s; lookups go on with what was committed before", error)
 
     def is_behind(self) -> bool:
@@ -690,9 +698,7 @@ class StoreFiles(StoreView):
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 folder.parent.rmdir()
-        if self._index is not None:
-            self._index.close()
-            self._index = None
+        self._forget_index()
 
     def set_checksums(self, found: Sequence[tuple[bytes, int, int]]) -> None:
         """After a repair: (commit, which of its appends, xxh64 of what is there now) for each."""
@@ -752,6 +758,7 @@ class StoreFiles(StoreView):
         for path in before.index_files(self.path) - self.manifest.index_files(self.path):
             path.unlink(missing_ok=True)
         self._forget_index()
+        self._notice.publish_index()
 
     def next_index_number(self) -> int:
         """A number that no file of the index has."""
@@ -876,11 +883,6 @@ class StoreFiles(StoreView):
             return sum(int(gone.has(block).sum()) for block in blocks)
         finally:
             vectors.close()
-
-    def _forget_index(self) -> None:
-        if self._index is not None:
-            self._index.close()
-            self._index = None
 
     def log_rejects(self, lines: Sequence[dict[str, Any]]) -> Path:
         """Append to ``rejects.jsonl``; the table ``rejects`` is what counts, this is for people."""

@@ -143,6 +143,10 @@ def test_vectors_are_searched_as_faiss_does_it(photos: Path) -> None:
         assert (ids[:, :6] > 0).all()
         assert (ids[:, 6:] == -1).all()
         assert np.isneginf(scores[:, 6:]).all()
+        many, padded = store.search_vectors(queries, k=10**6)  # takes what the answer takes
+        assert np.array_equal(many[:, :8], scores)
+        assert np.array_equal(padded[:, :8], ids)
+        assert (padded[:, 8:] == -1).all()
         scores, ids = store.search_vectors(np.empty((0, 16)), k=4)
         assert scores.shape == ids.shape == (0, 4)
 
@@ -154,7 +158,10 @@ def test_vectors_are_searched_as_faiss_does_it(photos: Path) -> None:
         (np.zeros((1, 15)), 1, "shape"),
         (np.full((1, 16), np.nan), 1, "NaN"),
         (np.full((1, 16), np.inf), 1, "infinite"),
+        (np.full((1, 16), 1e300), 1, "too large for float32"),
         (np.zeros((1, 16)), 0, "k must be 1 or more"),
+        (np.zeros((1, 16)), 10**12, "more than the memory"),
+        (np.zeros((1000, 16)), 10**6, "more than the memory"),
     ],
 )
 def test_queries_that_make_no_sense_are_refused(

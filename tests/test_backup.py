@@ -392,7 +392,8 @@ def test_keys_that_move_while_they_are_opened_are_opened_again(
         monkeypatch.setattr(held.Held, "open", meanwhile)
         with Store.open(tmp_path / "store", read_only=True) as store:
             store.backup(tmp_path / "copy")
-    assert turns.count("keys/IDENTITY") == 2
+    # RocksDB's own work beside it, once it has begun, may move them another time.
+    assert turns.count("keys/IDENTITY") >= 2
     with Store.open(tmp_path / "copy") as copy:
         assert copy.check().problems == ()
         assert copy.lookup(f"{SOURCE}#699", tiers=IDENTICAL).identical

@@ -26,7 +26,7 @@ from indexed import (
 from engine import Store, indexing, layout
 from engine.errors import StoreDamagedError
 from engine.records import OptimizeReport
-from engine.storage import extents, measure
+from engine.storage import build, extents, measure
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.lock import WriterLock
 
@@ -343,6 +343,58 @@ def test_a_reader_never_takes_new_vectors_for_those_it_knows(
         assert ids[:, 0].tolist() == list(range(N + 1, N + 51))
 
 
+def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        Store.open(made, read_only=True) as asked,
+        Store.open(made, read_only=True) as idle,
+        Store.open(made) as writer,
+    ):
+        for reader in (asked, idle):
+            reader.search_vectors(BLOCK[:1], 1)
+        commit, vectors = writer._files.state.commit, writer._files.state.vectors
+        writer._files.become_writer()
+        made_anew = indexing.Indexing(writer._files, build.Work(writer._files.memory))
+        made_anew._build(writer._files.index)
+        measured = made_anew.measure(target=0.6)
+        assert writer._files.state.commit == commit
+        for reader in (asked, idle):
+            reader.search_vectors(BLOCK[:1], 1)
+            assert reader._files.manifest == writer._files.manifest
+            assert reader._files.index.measured == measured
+            assert reader._files.state.commit == commit
+            assert reader._files.state.vectors == vectors
+            opened = reader._files.index
+            reader.search_vectors(BLOCK[:1], 1)
+            assert reader._files.index is opened, "once for each index"
+            expect(reader, EVERY)
+
+
+def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
+    made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store.open(made, read_only=True) as reader, Store.open(made) as writer:
+        writer._files.become_writer()
+        there, turns = reader._files._has_index_files, []
+
+        def meanwhile() -> bool:
+            """Once the files were seen, and before they are opened, they are others."""
+            answer = there()
+            if len(turns) < 3:
+                turns.append(answer)
+                anew = indexing.Indexing(writer._files, build.Work(writer._files.memory))
+                anew._build(writer._files.index)
+            return answer
+
+        monkeypatch.setattr(reader._files, "_has_index_files", meanwhile)
+        monkeypatch.setattr(reader._files, "follow", lambda: None)
+        index = reader._files.index
+        assert len(turns) == 3
+        assert [one.entry for one in index.segments] == list(writer._files.manifest.segments)
+        assert not index.bare
+
+
 # --- what cannot be done --------------------------------------------------------------------------
 
 
@@ -403,3 +455,42 @@ def test_damaged_vectors_are_not_laid_out_as_if_they_were_whole(
     with Store.open(made, read_only=True) as opened:
         assert [problem.part for problem in opened.check().problems] == before
     assert leftovers(made) == []
+
+
+@pytest.mark.parametrize("suffix", ["f32", "ids"])
+def test_damaged_vectors_that_came_meanwhile_are_not_carried_over(
+    made: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    (path,) = (made / "vectors").rglob(f"*.{suffix}")
+
+    def come_and_be_damaged(other: Store) -> None:
+        at = path.stat().st_size
+        other.ingest(BLOCK[N : N + 50], name="c")
+        with path.open("r+b") as file:
+            file.seek(at + 100)
+            (byte,) = file.read(1)
+            file.seek(at + 100)
+            file.write(bytes([byte ^ 1]))
+
+    report = beside(made, come_and_be_damaged, monkeypatch)
+    assert report.laid_out == 0
+    assert "check --fix" in report.skipped[0]
+    with Store.open(made, read_only=True) as opened:
+        assert str(path.relative_to(made)) in [p.part for p in opened.check().problems]
+
+
+def test_for_want_of_room_for_what_came_meanwhile_it_is_left(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+
+    def come_and_fill_the_disk(other: Store) -> None:
+        other.ingest(BLOCK[N : N + 50], name="c")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, 1 << 20))
+
+    report = beside(made, come_and_fill_the_disk, monkeypatch)
+    assert report.laid_out == 0
+    assert "of room on the disk" in report.skipped[0]
+    monkeypatch.undo()
+    with Store.open(made, read_only=True) as opened:
+        expect(opened, np.arange(1, N + 51))

@@ -1,5 +1,6 @@
 """Arrays in .npy and .npz files: every row in every block size, and nothing that is not plain pixels."""
 
+import contextlib
 import io
 import pickle
 import struct
@@ -257,6 +258,14 @@ def test_what_is_not_an_array_is_refused(tmp_path, content, suffix):
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.writestr("x.npy", content)
     refused(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("dtype", ["|u1", "<f4"])
+def test_a_dimension_that_no_number_holds_is_refused(tmp_path, dtype):
+    for many in (1 << 63, 10**4000, 10**5000):  # Python itself reads no numbers as long as the last
+        with contextlib.suppress(ValueError):
+            (tmp_path / "a.npy").write_bytes(npy(described(f"({many}, 5, 5)", dtype), b"\1" * 20))
+        assert "is not an .npy array" in refused(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(

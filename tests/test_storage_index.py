@@ -116,6 +116,17 @@ def test_exact_search_is_numpys(tmp_path: Path) -> None:
     assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
 
 
+def test_scores_below_every_number_are_padding(tmp_path: Path) -> None:
+    block = np.full((40, 12), 3e38, np.float32)
+    block[:10] *= -1
+    index = VectorIndex(tmp_path, write(tmp_path, block))
+    for queries in (1, 3):
+        scores, rows = index.search(np.full((queries, 12), 3e38, np.float32), 40)
+        assert (np.isneginf(scores) == (scores < 0)).all()
+        assert (np.sort(rows[:, :30]) == np.arange(10, 40)).all()
+        assert (rows[:, 30:] == -1).all() or (np.sort(rows[:, 30:]) == np.arange(10)).all()
+
+
 @pytest.mark.parametrize("indexed", [False, True])
 def test_where_there_are_fewer_than_k_the_answer_is_padded(tmp_path: Path, indexed: bool) -> None:
     block = clustered(30)

@@ -84,6 +84,14 @@ def test_duplicates_are_as_good_as_each_other(tmp_path: Path) -> None:
 ENTRY = QuantizerEntry(3, 1, 64, 10_000, 0.7, 1, 1)
 
 
+def test_where_all_are_next_to_equal_ones_nothing_is_said_of_recall(tmp_path: Path) -> None:
+    index = indexed(tmp_path, np.repeat(clustered(4, DIM), 500, axis=0))
+    index.measured = found = measure(index, None, 0.9)
+    assert (found.points, found.rows) == ((), 2000)
+    assert index.point(10, None) is not None
+    assert index.point(10, 0.9) is None, "what is asked for is kept"
+
+
 def points(*found: float) -> tuple[OperatingPoint, ...]:
     return tuple(OperatingPoint(i + 1, 20 * (i + 1), s, s) for i, s in enumerate(found))
 
@@ -141,4 +149,5 @@ def test_unmeasured_a_part_of_the_lists_is_searched(measured: Measured | None) -
     assert found is not None
     assert 16 <= found.nprobe <= ENTRY.nlist
     assert found.depth >= 100
-    assert choose(measured, ENTRY, 10, 1.0) is None
+    for recall in (0.5, 1.0):
+        assert choose(measured, ENTRY, 10, recall) is None, "what is asked for is kept"

@@ -175,7 +175,7 @@ def test_rows_that_are_no_vectors_are_told_as_stretches(tmp_path, pieces):
         assert [line["source"] for line in told] == [
             f"{path}#{which}" for which in ("17-29", "60", "70-73", "74")
         ]
-        assert "NaN or infinite" in told[0]["reason"]
+        assert "NaN, infinite" in told[0]["reason"]
         assert "length zero" in told[2]["reason"]
         assert store.info().rejects == 4
         array[17:30] = array[60] = array[70:75] = 1  # mended

@@ -19,6 +19,7 @@ from engine.errors import SourceError
 from engine.sources.base import absolute
 
 _SKIP_BYTES = 1 << 20
+_MOST = (1 << 63) - 1  # of a dimension; Python prints no numbers of thousands of digits
 _READ_BYTES = 64 << 20  # at a time: a header that lies must not make us ask for terabytes
 _DAMAGED = (  # what reading a damaged archive may raise
     zipfile.BadZipFile,
@@ -126,6 +127,8 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
         raise SourceError(
             "holds Python objects (a pickle), which are never loaded: save plain numbers"
         )
+    if max(shape, default=0) > _MOST:
+        raise SourceError("is not an .npy array (a dimension of it is larger than any file)")
     # bool is an int to NumPy's own check, and a shape of () is whole.
     return tuple(map(int, shape)), dtype, fortran
 

@@ -156,15 +156,17 @@ class VectorIndex:
         """
         point = point or self.point(k, recall)
         among = self._among(wanted) if wanted is not None else None
-        depth = max(point.depth, k) if point is not None else k
-        step = max(1, min(_QUERIES, _CANDIDATES // max(depth, k)))
-        if len(queries) > step:
-            parts = [
-                self._search(queries[at : at + step], k, point, among)
-                for at in range(0, len(queries), step)
-            ]
-            return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-        return self._search(queries, k, point, among)
+        depth = min(max(point.depth, k), self.vectors.rows) if point is not None else 0
+        most = min(k, self.vectors.rows)  # that there can be
+        step = max(1, min(_QUERIES, _CANDIDATES // max(depth, most, 1)))
+        if len(queries) <= step and most == k:
+            return self._search(queries, k, point, among)
+        found = _Best(len(queries), k)
+        for at in range(0, len(queries) if most else 0, step):
+            some = slice(at, at + step)
+            scores, rows = self._search(queries[some], most, point, among)
+            found.scores[some, :most], found.rows[some, :most] = scores, rows
+        return found.scores, found.rows
 
     def _search(
         self, queries: Queries, k: int, point: OperatingPoint | None, among: _Wanted | None
@@ -357,7 +359,8 @@ class _Best:
     def add_block(self, queries: Queries, block: Queries, rows: Numbers) -> None:
         """Add (n, dim) vectors with their rows (n,)."""
         if len(queries) == 1:
-            scores = (block @ queries[0])[None]
+            with np.errstate(over="ignore"):  # infinite, as faiss has it
+                scores = (block @ queries[0])[None]
             self.add(scores, np.broadcast_to(rows, scores.shape))
             return
         import faiss
@@ -366,7 +369,9 @@ class _Best:
         scores, at = faiss.knn(
             queries, np.ascontiguousarray(block), most, metric=faiss.METRIC_INNER_PRODUCT
         )
-        self.add(scores, np.where(at >= 0, rows[at], -1))
+        missing = at < 0  # of scores below every float32, which faiss leaves out
+        scores[missing] = -np.inf
+        self.add(scores, np.where(missing, -1, rows[at]))
 
     def add(self, scores: npt.NDArray[np.float32], rows: Numbers) -> None:
         """Add (nq, n) scores and their rows; a score that is no number, of damaged vectors, is none."""

@@ -70,6 +70,8 @@ def measure(
             margin = np.where(np.isfinite(next_), _SAME * np.abs(next_), 0)
             there = (truth[:, :k] >= 0) & (scores[:, :k] > next_ + margin)
             wanted = there.sum(axis=1)
+            if not wanted.any():
+                continue  # all are next to vectors that are equal: nothing is measured
             for depth_ in sorted({min(int(times * k), depth) for times in _DEPTHS}):
                 hits = ((ranks[:, :k] < depth_) & there).sum(axis=1)
                 recall, surely = _recall(hits[wanted > 0], wanted[wanted > 0])
@@ -79,7 +81,7 @@ def measure(
             least = min(least, recall)
         if least >= _ENOUGH:
             break
-    points = tuple((k, _worthwhile(found[k])) for k in MEASURED_K)
+    points = tuple((k, _worthwhile(found[k])) for k in MEASURED_K if found[k])
     return Measured(target, entry.number, vectors.rows, len(rows), points)
 
 
@@ -117,8 +119,6 @@ def _ranks(candidates: Numbers, rows: Numbers, truth: Numbers) -> Numbers:
 
 def _recall(hits: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> tuple[float, float]:
     """The mean share that was found, and what it is at least with 95 % confidence."""
-    if not len(hits):
-        return 1.0, 1.0
     shares = hits / wanted
     mean = float(shares.mean())
     error = float(shares.std()) / max(len(shares), 1) ** 0.5

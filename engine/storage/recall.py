@@ -32,6 +32,8 @@ def choose(
     if wanted >= 1:
         return None
     if measured is None or measured.quantizer != quantizer.number or not measured.points:
+        if recall is not None:
+            return None  # what is asked for is kept, and what is not is guessed
         nprobe = max(_UNMEASURED_LISTS, quantizer.nlist // _UNMEASURED_SHARE)
         return OperatingPoint(min(nprobe, quantizer.nlist), max(10 * k, 100), 0.0, 0.0)
     of, points = next((of for of in measured.points if of[0] >= k), measured.points[-1])

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from engine.storage.index import VectorIndex
 from engine.storage.keys import Keys
 from engine.storage.live import blocks_of
 from engine.storage.manifest import Manifest
-from engine.storage.notice import Notice, commit_of
+from engine.storage.notice import Notice, commit_of, is_of_another_commit
 from engine.storage.rows import (
     BUCKET_BITS,
     ONE,
@@ -46,6 +47,7 @@ from engine.storage.state import State
 from engine.storage.vectors import Vectors
 
 _BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
+_INDEX_TRIES = 10  # to open an index, while a writer publishes others
 _READERS = 16  # threads: reads in the disk's queue
 _MANY_LOOKUPS = 1000  # after which one more block of keys at a time is the slow way
 _BUCKET_RUNS = 16  # of a bucket that is remembered, at most
@@ -59,6 +61,7 @@ class StoreView:
         self.path = path
         self.memory = memory
         self._keys: Keys | None = None
+        self._index: VectorIndex | None = None
         self._failed: str | None = None
         self._notice = Notice(path)
         self._readers: ThreadPoolExecutor | None = None
@@ -86,7 +89,6 @@ class StoreView:
         self.manifest, self._keys, self.state = found, table, state
         self._pixels = ExtentReader(self.path, extents.PIXELS, self.is_behind)
         self.fingerprints = Fingerprints(self.path)
-        self._index: VectorIndex | None = None
         self._lookups = 0
         self._read_ahead = False
         self._forget()
@@ -116,7 +118,25 @@ class StoreView:
 
     def is_behind(self) -> bool:
         """Whether a writer has told of another commit since this one was opened."""
-        return self._notice.read() != self._seen
+        return is_of_another_commit(self._notice.read(), self._seen)
+
+    def read_index(self) -> bool:
+        """Take the index from the manifest as it is now, and all else as it was; whether it changed."""
+        found, before = manifest.load(self.path), self.manifest
+        if found.encoder != before.encoder:
+            return False
+        self.manifest = replace(
+            before,
+            segments=found.segments,
+            quantizers=found.quantizers,
+            measured=found.measured,
+        )
+        return self.manifest != before
+
+    def _forget_index(self) -> None:
+        if self._index is not None:
+            self._index.close()
+            self._index = None
 
     @property
     def keys(self) -> Keys:
@@ -139,8 +159,7 @@ class StoreView:
             table.close()
             self._pixels.close()
             self.fingerprints.close()
-            if self._index:
-                self._index.close()
+            self._forget_index()
 
     def image_of(self, key: bytes) -> list[ImageRow]:
         """The rows of all images that have a key (nearly always none or one)."""
@@ -398,18 +417,27 @@ class StoreView:
         )
 
     def _open_index(self) -> VectorIndex:
-        named = self.manifest
-        if not all(path.exists() for path in named.index_files(self.path)):
-            # The writer may have merged them since this reader opened the store.
-            named = manifest.load(self.path)
+        for _ in range(_INDEX_TRIES):
+            if not self._has_index_files():
+                self.read_index()  # the writer may have merged them since the manifest was read
+            index = self._make_index()
+            if self._has_index_files() or not self.read_index():
+                return index  # whole, or as damaged as the manifest has it
+            index.close()
+        return self._make_index()
+
+    def _has_index_files(self) -> bool:
+        return all(path.exists() for path in self.manifest.index_files(self.path))
+
+    def _make_index(self) -> VectorIndex:
         vectors = self.open_vectors()
         vectors.open_all()
         return VectorIndex(
             self.path,
             vectors,
-            named.quantizers,
-            self.state.live_segments(named),
-            named.measured,
+            self.manifest.quantizers,
+            self.state.live_segments(self.manifest),
+            self.manifest.measured,
         )
 
     def search(
