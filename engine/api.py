@@ -472,8 +472,10 @@ class Store:
         if not (isinstance(k, int | np.integer) and k >= 1):
             raise UsageError(f"k must be 1 or more, not {k!r}")
         share = check_recall(recall) if recall is not None else None
-        with self._looking:
-            within = self._within(ids, source)  # once: ids may come from what is read only once
+        within = None
+        if ids is not None or source is not None:
+            with self._looking:
+                within = self._within(ids, source)  # once: ids may come from what is read only once
         return self._again(lambda: self._search_vectors(queries, int(k), share, within))
 
     def _search_vectors(

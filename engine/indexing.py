@@ -172,4 +172,5 @@ def recall_of(measured: Measured | None) -> dict[str, object] | None:
         "vectors": measured.rows,
         "nprobe": point.nprobe if point else None,
         "depth": point.depth if point else None,
+        "reach": point.reach if point else None,
     }

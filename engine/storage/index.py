@@ -28,7 +28,7 @@ from engine.storage.manifest import (
     QuantizerEntry,
     SegmentEntry,
 )
-from engine.storage.quantizer import SUFFIX, Quantizer
+from engine.storage.quantizer import SUFFIX, Quantizer, Reach
 from engine.storage.recall import choose
 from engine.storage.segments import Segment, path_of
 from engine.storage.vectors import Numbers, Vectors
@@ -37,6 +37,9 @@ _BLOCK = 1 << 14  # rows that are compared with all queries at a time
 _QUERIES = 1024  # at a time
 _CANDIDATES = 1 << 20  # of all queries in hand
 _FEW = 1 << 16  # wanted rows that are all compared rather than looked for by their codes
+_MOST_OF_ALL = 0.9  # of the rows, that are wanted: then lists are left out as if all were
+_SAME_LIST = 0.5  # of the mean distance to the nearest centroid: what is nearer counts as so far
+_LEAST_DISTANCE = 1e-6  # where all vectors are centroids; as float32 has it
 _SEARCHES = 32  # after which it pays to prepare for more
 _log = logging.getLogger("engine")
 
@@ -86,6 +89,7 @@ class VectorIndex:
             self._open(store, quantizers, [e for e in entries if e.quantizer == number])
         covered = sorted((row, row + rows) for spans in self._spans for _, row, rows in spans)
         self._bare = _gaps(covered, vectors.rows)
+        self._covered = sum(segment.entry.rows for segment in self.segments)
 
     def _open(
         self, store: Path, quantizers: Sequence[QuantizerEntry], entries: Sequence[SegmentEntry]
@@ -182,7 +186,7 @@ class VectorIndex:
             best.add(*self._by_codes(queries, k, point, among))
             self._exact(queries, best, self._bare, among)
         best.drop_doubled()
-        if point is not None:
+        if point is not None and best.rows[:, -1].min() < 0:
             # FastScan leaves out what is as far away as can be: of a zero query, all there is.
             most = among.count if among is not None else self.vectors.rows
             short = np.flatnonzero((best.rows >= 0).sum(axis=1) < min(k, most))
@@ -213,9 +217,36 @@ class VectorIndex:
         for at in range(0, len(queries), step):
             fitted = self.quantizer.queries(queries[at : at + step])
             scores, rows = self._candidates(fitted, nprobe, depth, among)
-            order = np.argsort(-scores, axis=1, kind="stable")
-            found.append(np.take_along_axis(rows, order, 1))
+            if (scores[:, 1:] > scores[:, :-1]).any():  # put together of several segments
+                order = np.argsort(-scores, axis=1, kind="stable")
+                rows = np.take_along_axis(rows, order, 1)
+            found.append(rows)
         return np.concatenate(found)
+
+    def farness(self, queries: Queries) -> npt.NDArray[np.float32]:
+        """How many times as far as the nearest list each list is of (nq, dim) queries: (nq, nlist)."""
+        assert self.quantizer is not None
+        close = self.quantizer.closeness(self.quantizer.queries(queries))
+        return self._reach(1).far(close, close.max(axis=1, keepdims=True))
+
+    def _reach(self, times: float) -> Reach:
+        assert self._entry is not None
+        return Reach(times, max(_SAME_LIST * (1 - self._entry.closeness), _LEAST_DISTANCE))
+
+    def lists_of(self, rows: Numbers) -> Numbers:
+        """The list that each of (n,) rows is coded in, -1 if it lies in no segment; reads all labels."""
+        out = np.full(len(rows), -1, np.int64)
+        for segment, spans in zip(self.segments, self._spans, strict=True):
+            labels = np.full(len(rows), -1, np.int64)
+            for label, first, count in spans:
+                here = (rows >= first) & (rows < first + count)
+                labels[here] = rows[here] - first + label
+            mine = np.flatnonzero(labels >= 0)
+            there, lists = segment.lists_of(IdSet.of(labels[mine]))
+            if len(there):  # all of them, unless it is damaged
+                at = np.minimum(np.searchsorted(there, labels[mine]), len(there) - 1)
+                out[mine] = np.where(there[at] == labels[mine], lists[at], -1)
+        return out
 
     # --- by codes ---------------------------------------------------------------------------------
 
@@ -225,15 +256,16 @@ class VectorIndex:
         """The rows of segments that are candidates, (nq, depth), with their inner products."""
         assert self.quantizer is not None
         self._count(len(queries))
-        nlist = self.quantizer.nlist
+        nlist, reach = self.quantizer.nlist, point.reach
         nprobe, depth = point.nprobe, min(max(point.depth, k), self._covered)
         if among is not None:
             # The wanted ones lie as far apart as if there were no others: more lists hold as many.
             nprobe = min(nlist, -(-nprobe * self.vectors.rows // among.count))
+            reach = reach if among.count > _MOST_OF_ALL * self.vectors.rows else None
         fitted = self.quantizer.queries(queries)
-        rows = self._candidates(fitted, min(nprobe, nlist), depth, among)[1]
+        rows = self._candidates(fitted, min(nprobe, nlist), depth, among, reach)[1]
         there = min(k, among.count if among is not None else self._covered)
-        while nprobe < nlist:
+        while nprobe < nlist and rows.min() < 0:  # there are not as many as were asked for
             short = np.flatnonzero((rows >= 0).sum(axis=1) < there)
             if not len(short):
                 break
@@ -241,10 +273,18 @@ class VectorIndex:
             rows[short] = self._candidates(fitted[short], min(nprobe, nlist), depth, among)[1]
         return self.vectors.products(queries, rows), rows
 
-    def _candidates(self, fitted: Queries, nprobe: int, depth: int, among: _Wanted | None) -> Found:
+    def _candidates(
+        self,
+        fitted: Queries,
+        nprobe: int,
+        depth: int,
+        among: _Wanted | None,
+        reach: float | None = None,
+    ) -> Found:
         """Approximate inner products of candidates and their rows, (nq, depth), in any order."""
         assert self.quantizer is not None
-        close, lists = self.quantizer.nearest(fitted, nprobe)
+        within = self._reach(reach) if reach is not None else None
+        close, lists = self.quantizer.nearest(fitted, nprobe, within)
         if not self.vectors.warm:
             for segment in self.segments:
                 segment.ask_for(lists)
@@ -260,10 +300,6 @@ class VectorIndex:
         scores[rows < 0] = -np.inf
         keep = np.argpartition(scores, -depth, axis=1)[:, -depth:]
         return np.take_along_axis(scores, keep, 1), np.take_along_axis(rows, keep, 1)
-
-    @property
-    def _covered(self) -> int:
-        return sum(segment.entry.rows for segment in self.segments)
 
     def _count(self, queries: int) -> None:
         """Take notice of searches, and make the next ones faster once there were some."""
@@ -398,10 +434,10 @@ class _Best:
 
     def drop_doubled(self) -> None:
         """Keep each row once: labels of a damaged segment may name one twice."""
-        ordered = np.sort(self.rows, axis=1)
-        doubled = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        doubled = self.rows[:, 1:] == self.rows[:, :-1]  # with equal scores, so next to each other
         if not doubled.any():
             return
+        doubled &= self.rows[:, 1:] >= 0
         for query in np.flatnonzero(doubled.any(axis=1)).tolist():
             first = np.sort(np.unique(self.rows[query], return_index=True)[1])
             first = first[self.rows[query, first] >= 0]

@@ -66,10 +66,11 @@ class SegmentEntry:
 class OperatingPoint:
     """How far a search looks, and the recall that was measured of it."""
 
-    nprobe: int  # lists
+    nprobe: int  # lists, at most
     depth: int  # candidates that are compared in full
     recall: float
     surely: float  # the lower end of its confidence interval (95 %, one-sided)
+    reach: float | None = None  # times as far as the nearest list, beyond which lists are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,10 +308,15 @@ def _measured(body: dict[str, Any]) -> Measured:
 
 
 def _point(body: dict[str, Any]) -> OperatingPoint:
+    reach = body.get("reach")
     point = OperatingPoint(
-        int(body["nprobe"]), int(body["depth"]), float(body["recall"]), float(body["surely"])
+        nprobe=int(body["nprobe"]),
+        depth=int(body["depth"]),
+        recall=float(body["recall"]),
+        surely=float(body["surely"]),
+        reach=None if reach is None else float(reach),
     )
-    if min(point.nprobe, point.depth) < 1:
+    if min(point.nprobe, point.depth, point.reach or 1) < 1:
         raise ValueError("a measured recall makes no sense")
     return point
 

@@ -15,6 +15,7 @@ would take as much memory as the codes). FAISS sees it as two more 4-bit parts, 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,13 +39,37 @@ _MOST_PARTS = 254  # with the two of the correction: the sums of more would not 
 _FULL_DIM = 64  # up to which each dimension has a part of its own
 _LEAST_SCALE, _MOST_SCALE = 1e-30, 3e38  # of which float32 can hold 1 / scale, too
 _COARSE_LISTS = 512  # of which looking at all centroids takes no longer
-_COARSE_SHARE = 4  # one in so many lists of centroids is looked at
+_COARSE_SHARE = 2  # one in so many lists of centroids is looked at
+_ALL_OF_ONE = 4096  # lists, up to which one query is compared with all of them all the same
 _COARSE_LEAST = 8  # times as many lists as are wanted, at least
 _CORRECTIONS = 2  # parts that are not of the vector
 _STEPS = _VALUES**_CORRECTIONS - 1
 _TAIL = 1e-3  # of the corrections that are cut off at either end
 
 Block = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Which of the nearest lists are worth a look: those at most ``times`` as far off as the nearest.
+
+    What is far off is told by half the squared distance of query and centroid, both of length 1. Where
+    neighbours are, more lists are within reach the less clear it is in which one the query lies (as in
+    SPANN, Chen et al., 2021). ``least``: what is nearer counts as so far off, since a query that is all
+    but a centroid has its neighbours around it as others have.
+    """
+
+    times: float
+    least: float
+
+    def far(self, close: Block, closest: Block) -> Block:
+        """How many times as far off as the nearest one: lists with inner products (n, m) and (n, 1)."""
+        found: Any = (1 - close) / np.maximum(1 - closest, np.float32(self.least))
+        return found  # type: ignore[no-any-return]
+
+    def least_close(self, closest: float) -> float:
+        """The least inner product that is within reach."""
+        return 1 - self.times * max(1 - closest, self.least)
 
 
 class Quantizer:
@@ -145,22 +170,73 @@ class Quantizer:
         """
         out = np.zeros((len(vectors), self._flat.d), np.float32)
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))[:, None]
-        np.divide(vectors, lengths, out=out[:, : self.dim], where=lengths > 0, casting="same_kind")
-        out[:, self.width :: self._codebook.shape[2]] = lengths > 0
+        if lengths.min(initial=1) > _LEAST_SCALE and lengths.max(initial=1) < _MOST_SCALE:
+            np.multiply(vectors, (1 / lengths).astype(np.float32), out=out[:, : self.dim])
+            out[:, self.width :: self._codebook.shape[2]] = 1
+        else:
+            some = lengths > 0
+            np.divide(vectors, lengths, out=out[:, : self.dim], where=some, casting="same_kind")
+            out[:, self.width :: self._codebook.shape[2]] = some
         return out
 
-    def nearest(self, queries: Block, nprobe: int) -> tuple[Block, npt.NDArray[np.int64]]:
-        """The ``nprobe`` nearest lists of each: inner products and numbers, (n, nprobe), best first."""
+    def nearest(
+        self, queries: Block, nprobe: int, reach: Reach | None = None
+    ) -> tuple[Block, npt.NDArray[np.int64]]:
+        """The ``nprobe`` nearest lists of each: inner products and numbers, (n, nprobe), best first.
+
+        Those out of ``reach`` are -1, and left out altogether where they are so for all queries.
+        """
+        if len(queries) == 1 and (self._coarse is None or self.nlist <= _ALL_OF_ONE):
+            return self._nearest_of_one(queries, nprobe, reach)
         coarse = self._coarse if nprobe * _COARSE_LEAST <= self.nlist else None
         found: tuple[Block, npt.NDArray[np.int64]]
         found = (coarse or self._flat).search(queries, nprobe)
+        if reach is None:
+            return found
+        close, lists = found
+        near = reach.far(close, close[:, :1]) <= reach.times
+        most = int(near.sum(axis=1).max(initial=1))
+        return np.ascontiguousarray(close[:, :most]), np.where(near, lists, -1)[:, :most].copy()
+
+    def _nearest_of_one(
+        self, query: Block, nprobe: int, reach: Reach | None
+    ) -> tuple[Block, npt.NDArray[np.int64]]:
+        """``nearest`` of one query, which takes two thirds of the time of FAISS's heap."""
+        import faiss
+
+        products: Any = faiss.fvec_inner_products_ny  # type: ignore[attr-defined]
+        close = np.empty(self.nlist, np.float32)
+        products(
+            faiss.swig_ptr(close),
+            faiss.swig_ptr(query),
+            faiss.swig_ptr(self._centroids),
+            self.width,
+            self.nlist,
+        )
+        if reach is not None:
+            at = np.flatnonzero(close >= reach.least_close(float(close.max())))
+            some = close[at]
+        else:
+            at, some = np.arange(self.nlist), close
+        if len(at) > nprobe:
+            best = np.argpartition(some, -nprobe)[-nprobe:]
+            at, some = at[best], some[best]
+        if not len(at):  # of centroids that are damaged
+            found: tuple[Block, npt.NDArray[np.int64]] = self._flat.search(query, nprobe)
+            return found
+        order = np.argsort(-some)
+        return some[order][None], at[order][None]
+
+    def closeness(self, queries: Block) -> Block:
+        """The inner products of (n, width) fitted queries with all centroids: (n, nlist)."""
+        found: Block = queries[:, : self.width] @ self._centroids.T
         return found
 
     def hasten(self) -> None:
-        """Have ``nearest`` look at a quarter of the centroids, by lists of their own.
+        """Have ``nearest`` look at half of the centroids, by lists of their own.
 
-        It takes a third of the time then, and 2 % of the lists are others, no nearer than those left
-        out. Many searches later it has paid for itself.
+        It takes two thirds of the time then, and 0.4 % of the lists are others, no nearer than those
+        left out. Many searches later it has paid for itself.
         """
         import faiss
 

@@ -44,7 +44,8 @@ def choose(
         return None
     if k <= of:
         return point
-    # More than was measured: as many candidates for each, and more lists, which hold them.
+    # More than was measured: as many candidates for each, and more lists, which hold them, wherever
+    # these are.
     nprobe = math.ceil(point.nprobe * math.sqrt(k / of))
     depth = math.ceil(point.depth * k / of)
     return OperatingPoint(min(nprobe, quantizer.nlist), depth, point.recall, point.surely)

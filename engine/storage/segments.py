@@ -191,8 +191,23 @@ class Segment:
         start, size = int(self._starts[number]), int(self.sizes[number])
         length = int(self._capacities[number]) * code_bytes
         blocks = np.frombuffer(self._map, np.uint8, length, start)
-        labels = np.frombuffer(self._map, np.int64, size, start + length)
-        return unpacked(blocks, size, code_bytes), labels
+        return unpacked(blocks, size, code_bytes), self._labels(number)
+
+    def _labels(self, number: int) -> Labels:
+        length = int(self._capacities[number]) * self._quantizer.code_bytes
+        start = int(self._starts[number]) + length
+        return np.frombuffer(self._map, np.int64, int(self.sizes[number]), start)
+
+    def lists_of(self, wanted: IdSet) -> tuple[Labels, npt.NDArray[np.int64]]:
+        """The labels that are wanted, ascending, and the list of each; reads all labels."""
+        found: list[tuple[Labels, npt.NDArray[np.int64]]] = []
+        for number in np.flatnonzero(self.sizes).tolist():
+            labels = self._labels(number)
+            labels = labels[wanted.has(labels)]
+            found.append((labels, np.full(len(labels), number, np.int64)))
+        labels, lists = (np.concatenate(column) for column in zip(*found, strict=True))
+        order = np.argsort(labels, kind="stable")
+        return labels[order], lists[order]
 
     def ask_for(self, lists: npt.NDArray[np.int64]) -> None:
         """Have the kernel read these lists, all together."""
@@ -252,7 +267,8 @@ class Segment:
             False,
             params,
         )
-        labels[(labels < 0) | (labels >= self.entry.rows)] = -1
+        if labels.view(np.uint64).max(initial=0) >= self.entry.rows:  # negative ones are as large
+            labels[(labels < 0) | (labels >= self.entry.rows)] = -1
         return scores, labels
 
     def _open(self) -> tuple[Any, Any]:
