@@ -129,7 +129,7 @@ class Engine(Index):
 
     name, module = ENGINE, "faiss"
     sweep = tuple(
-        (recall,) for recall in (0.8, 0.85, 0.9, 0.93, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)
+        (recall,) for recall in (0.8, 0.85, 0.9, 0.93, 0.94, 0.95, 0.96, 0.965, 0.97, 0.98, 0.99)
     )
 
     def load(self) -> None:
