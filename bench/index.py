@@ -261,7 +261,7 @@ def main() -> bool:
     parser.add_argument("--recall", type=float, default=0.97, help="at 10 that is wanted  [0.97]")
     parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken  [3]")
     parser.add_argument("--builds", type=int, default=1, help="of the engine and hnswlib  [1]")
-    parser.add_argument("--memory", default="2G", help="the engine's bound  [2G]")
+    parser.add_argument("--memory", default="1G", help="the engine's bound  [1G]")
     parser.add_argument("--seed", type=int, default=0, help="of what is made or drawn  [0]")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the results")
     parser.add_argument("--dir", type=Path, help="where indexes are made, and removed again")

@@ -30,7 +30,7 @@ import pytest
 from PIL import Image
 from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced, Told, Wrote
 
-from engine import Store, api, ingest, optimize, remove
+from engine import Store, api, ingest, layout, optimize, remove
 from engine.storage import create as create_
 from engine.storage import extents, files, keys, quantizer, segments
 from engine.storage.chunk import Chunk, Removal
@@ -52,7 +52,8 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and segments of a few rows, so that all their edges are met."""
     patch.setattr(ingest, "CHUNK_FILES", 3)
     patch.setattr(ingest, "CHUNK_ROWS", 12)
-    patch.setattr(ingest, "EXACT_ROWS", 20)
+    for module in (ingest, layout, optimize):
+        patch.setattr(module, "EXACT_ROWS", 20)
     patch.setattr(ingest, "_SEGMENT_ROWS", 30)
     patch.setattr(extents, "EXTENT_ROWS", 25)
     patch.setattr(extents, "EXTENT_BYTES", 500)
@@ -487,6 +488,9 @@ def upkeep(room: Path, sources: Sources) -> Recorder:
 def test_the_upkeep_has_met_every_edge(upkeep: Recorder) -> None:
     happened = [event.what for event in upkeep.events]
     assert sum(bool(re.search(r"unlink: store/pixels/\d+.blobs is gone", w)) for w in happened) > 4
+    # The index and the vectors, laid out anew in a folder of their own, got their places.
+    for place in (r"index/\d+.ivf", r"index/\d+.quantizer", r"vectors/1/\d+.f32"):
+        assert sum(bool(re.search(f"→ store/{place}$", w)) for w in happened) >= 2
     *_, (_, _, disk) = upkeep.states()
     assert disk.promise.removed == 11 + 14
     assert upkeep.unsynced_commits == 0

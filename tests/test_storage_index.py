@@ -14,8 +14,9 @@ from engine.config import MemoryBudget
 from engine.storage import build, extents, segments
 from engine.storage.build import Work
 from engine.storage.extents import ExtentWriter
+from engine.storage.idset import IdSet
 from engine.storage.index import VectorIndex, quantizer_path
-from engine.storage.manifest import QuantizerEntry, SegmentEntry
+from engine.storage.manifest import OperatingPoint, QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
 
 UUID = bytes(16)
@@ -125,6 +126,52 @@ def test_scores_below_every_number_are_padding(tmp_path: Path) -> None:
         assert (np.isneginf(scores) == (scores < 0)).all()
         assert (np.sort(rows[:, :30]) == np.arange(10, 40)).all()
         assert (rows[:, 30:] == -1).all() or (np.sort(rows[:, 30:]) == np.arange(10)).all()
+
+
+def test_lists_out_of_reach_are_left_out(tmp_path: Path) -> None:
+    block, queries = clustered(3000), clustered(40, seed=1)
+    found = write(tmp_path, block)
+    index = built(tmp_path, found, (0, 1000), (1200, 3000))
+    far = index.farness(queries)
+    assert far.shape == (40, index.quantizer.nlist)
+    assert far.min() <= 1
+    rows = np.arange(3000)
+    lists = index.lists_of(rows)
+    indexed = index.is_indexed(rows)
+    assert (lists[~indexed] == -1).all()
+    assert np.array_equal(lists[indexed], index.quantizer.encode(block[indexed])[0])
+    assert index.lists_of(np.array([2999, -1, 5])).tolist() == [lists[2999], -1, lists[5]]
+    nlist = index.quantizer.nlist
+    truth = nearest(block, queries, 10)[1]
+    for times in (1.2, 2.0, 1e9):
+        point = OperatingPoint(nlist, 3000, 1, 1, times)
+        rows = index.search(queries, 10, point=point)[1]
+        inside = np.take_along_axis(far, np.maximum(lists, 0)[truth], axis=1) <= times * 0.9999
+        inside |= lists[truth] < 0
+        for mine, true, there in zip(rows, truth, inside, strict=True):
+            assert set(true[there]) <= set(mine)
+        for at in range(40):  # one alone finds the same
+            one = index.search(queries[at : at + 1], 10, point=point)[1]
+            assert len({*one[0]} & {*rows[at]}) >= 9
+    assert np.array_equal(rows, truth)
+
+
+def test_what_is_wanted_may_be_out_of_reach(tmp_path: Path) -> None:
+    """Where few are wanted, they are not where the others are."""
+    block, queries = clustered(3000), clustered(20, seed=1)
+    index = built(tmp_path, write(tmp_path, block), (0, 3000))
+    nlist = index.quantizer.nlist
+    point = OperatingPoint(nlist // 2, 200, 1, 1, 1.01)
+    for keep, k in ((np.arange(3000) % 5 == 0, 40), (np.arange(3000) != 7, 10)):
+        wanted = IdSet.of(np.flatnonzero(keep) * 10)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("engine.storage.index._FEW", 100)
+            rows = index.search(queries, k, point=point, wanted=wanted)[1]
+        assert (rows >= 0).all()
+        assert keep[rows].all()
+        if k == 40:
+            truth = nearest(np.where(keep[:, None], block, -9 * queries.mean(axis=0)), queries, k)
+            assert recall(rows, truth[1]) > 0.9
 
 
 @pytest.mark.parametrize("indexed", [False, True])

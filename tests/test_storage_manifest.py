@@ -35,7 +35,10 @@ FULL = Manifest(
         2,
         1000,
         500,
-        ((10, (OperatingPoint(1, 10, 0.5, 0.4), OperatingPoint(8, 20, 0.99, 0.98))), (100, ())),
+        (
+            (10, (OperatingPoint(1, 10, 0.5, 0.4), OperatingPoint(8, 20, 0.99, 0.98, 1.5))),
+            (100, ()),
+        ),
     ),
 )
 

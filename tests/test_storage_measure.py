@@ -58,6 +58,19 @@ def test_what_is_measured_is_what_other_queries_find(tmp_path: Path) -> None:
             assert point.surely <= point.recall
 
 
+def test_leaving_lists_out_is_measured_too(tmp_path: Path) -> None:
+    """In places where few lists hold what is near, few are enough."""
+    index = indexed(tmp_path, clustered(N, DIM))
+    found = measure(index, None, 0.95)
+    assert {p.reach for _, points in found.points for p in points} - {None}
+    queries = clustered(1000, DIM, seed=1)
+    truth = nearest(clustered(N, DIM), queries, 10)[1]
+    for point in [p for p in dict(found.points)[10] if p.reach and p.surely > 0.8]:
+        rows = index.search(queries, 10, point=point)[1]
+        shares = [len({*a} & {*b}) / 10 for a, b in zip(rows, truth, strict=True)]
+        assert float(np.mean(shares)) > point.surely - 0.02
+
+
 def test_points_cost_more_the_more_they_find(tmp_path: Path) -> None:
     index = indexed(tmp_path, clustered(1500, DIM))
     for _, points in measure(index, None, 0.9).points:

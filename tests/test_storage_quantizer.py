@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from indexed import clustered, nearest, recall_of
 
 from engine.errors import StoreDamagedError
-from engine.storage.quantizer import HEADER_BYTES, Quantizer
+from engine.storage.quantizer import HEADER_BYTES, Quantizer, Reach
 
 
 def trained(block: np.ndarray, nlist: int = 8) -> Quantizer:
@@ -203,3 +203,65 @@ def test_what_is_no_number_is_coded_somewhere_and_harms_no_other() -> None:
     expected = quantizer.encode(block)
     assert np.array_equal(lists[others], expected[0][others])
     assert np.array_equal(codes[others], expected[1][others])
+
+
+# --- nearest lists --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reach", [None, Reach(1, 1e-6), Reach(1.3, 1e-6), Reach(2, 0.3)])
+@pytest.mark.parametrize("nprobe", [1, 7, 40])
+def test_the_nearest_lists_are_those_of_all_within_reach(nprobe: int, reach: Reach | None) -> None:
+    quantizer = trained(clustered(2000, 24), 40)
+    queries = quantizer.queries(clustered(50, 24, seed=3) * 17)
+    every = quantizer.closeness(queries)
+    close, lists = quantizer.nearest(queries, nprobe, reach)
+    assert close.shape == lists.shape
+    assert close.shape[1] <= nprobe
+    for at, (mine, found) in enumerate(zip(every, lists, strict=True)):
+        order = np.argsort(-mine)[:nprobe]
+        if reach is not None:
+            base = max(1 - mine[order[0]], reach.least)
+            order = order[1 - mine[order] <= reach.times * base + 1e-6]
+        found = found[found >= 0]
+        assert found.tolist() == order.tolist()
+        np.testing.assert_allclose(close[at, : len(found)], mine[order], atol=1e-6)
+        one_close, one = quantizer.nearest(queries[at : at + 1], nprobe, reach)
+        assert one[0].tolist() == order.tolist()
+        np.testing.assert_allclose(one_close[0], mine[order], atol=1e-6)
+    if reach is not None and nprobe == 40:
+        assert (lists >= 0).sum(axis=1).min() >= 1
+        assert (lists < 0).any()
+
+
+def test_many_searches_later_nearly_the_same_lists_are_found_faster() -> None:
+    block = clustered(6000, 16)
+    quantizer = trained(block, 600)
+    queries = quantizer.queries(clustered(100, 16, seed=1))
+    truth = quantizer.nearest(queries, 8)[1]
+    quantizer.hasten()
+    assert quantizer._coarse is not None
+    assert recall_of(quantizer.nearest(queries, 8)[1], truth) > 0.95
+    one = [quantizer.nearest(queries[i : i + 1], 8)[1][0] for i in range(100)]
+    assert recall_of(np.array(one), truth) == 1, "one query is compared with all"
+
+
+def test_of_damaged_centroids_no_list_is_the_nearest() -> None:
+    quantizer = trained(clustered(300, 16))
+    quantizer._centroids = np.full_like(quantizer._centroids, np.nan)
+    query = quantizer.queries(clustered(1, 16))
+    lists = quantizer.nearest(query, 3, Reach(2, 0.1))[1]
+    assert lists.shape[0] == 1
+    assert lists.size
+
+
+@pytest.mark.parametrize("length", [1e-40, 1e-25, 1.0, 1e25, 3e37])
+def test_queries_of_any_length_are_brought_to_one(length: float) -> None:
+    block = clustered(300, 70)
+    quantizer = trained(block)
+    queries = (block[:9] * np.float64(length)).astype(np.float32)
+    fitted = quantizer.queries(queries)[:, :70]
+    np.testing.assert_allclose(np.linalg.norm(fitted, axis=1), 1, atol=1e-5)
+    queries[4] = 0
+    fitted = quantizer.queries(queries)
+    assert not fitted[4].any()
+    assert np.isfinite(fitted).all()

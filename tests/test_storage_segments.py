@@ -91,6 +91,21 @@ def test_what_is_read_is_what_was_coded(tmp_path: Path, dim: int) -> None:
         assert np.array_equal(found, codes[mine])
 
 
+@pytest.mark.parametrize("queries", [1, 2, 30])
+def test_lists_that_are_none_are_passed_over(tmp_path: Path, queries: int) -> None:
+    made = Made(tmp_path, clustered(900, 12))
+    segment = made.open()
+    fitted = made.quantizer.queries(clustered(queries, 12, seed=1))
+    close, lists = made.quantizer.nearest(fitted, 12)
+    some = lists.copy()
+    some[:, 1::3] = -1
+    some[0, 4:] = -1
+    expected = made.quantizer.encode(made.block)[0]
+    labels = segment.candidates(fitted, 900, close, some, None)[1]
+    for mine, found in zip(some, labels, strict=True):
+        assert set(found[found >= 0]) == set(np.flatnonzero(np.isin(expected, mine)))
+
+
 def test_empty_lists_are_no_matter(tmp_path: Path) -> None:
     block = np.repeat(clustered(5, 9), 40, axis=0)
     made = Made(tmp_path, block, nlist=50)
