@@ -78,6 +78,7 @@ def pieces() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where disks are laid out: in memory where that can be, for they are thousands of files."""
+    tmp_path_factory.getbasetemp()  # before tests' own folders would be looked for in here
     shared = Path("/dev/shm")
     if os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 256 << 20:
         folder = Path(tempfile.mkdtemp(prefix="engine-power-", dir=shared))
@@ -489,7 +490,7 @@ def test_the_upkeep_has_met_every_edge(upkeep: Recorder) -> None:
     happened = [event.what for event in upkeep.events]
     assert sum(bool(re.search(r"unlink: store/pixels/\d+.blobs is gone", w)) for w in happened) > 4
     # The index and the vectors, laid out anew in a folder of their own, got their places.
-    for place in (r"index/\d+.ivf", r"index/\d+.quantizer", r"vectors/1/\d+.f32"):
+    for place in (r"index/\d+.ivf", r"vectors/1/\d+.f32", r"vectors/1/\d+.ids"):
         assert sum(bool(re.search(f"→ store/{place}$", w)) for w in happened) >= 2
     *_, (_, _, disk) = upkeep.states()
     assert disk.promise.removed == 11 + 14
@@ -789,7 +790,7 @@ def calls(trace: str) -> Iterator[Call]:
             if not writes:
                 continue
         elif resumed := re.match(r"<\.\.\. \w+ resumed>", rest):
-            rest = begun.pop(thread) + rest[resumed.end() :]
+            rest = begun.pop(thread, "") + rest[resumed.end() :]  # a test leaves out lines
             if rest.startswith(("write(", "pwrite64(")):
                 continue
         name, _, text = rest.partition("(")

@@ -230,7 +230,7 @@ def test_the_nearest_lists_are_those_of_all_within_reach(nprobe: int, reach: Rea
         np.testing.assert_allclose(one_close[0], mine[order], atol=1e-6)
     if reach is not None and nprobe == 40:
         assert (lists >= 0).sum(axis=1).min() >= 1
-        assert (lists < 0).any()
+        assert (lists < 0).any() or lists.shape[1] < nprobe
 
 
 def test_many_searches_later_nearly_the_same_lists_are_found_faster() -> None:

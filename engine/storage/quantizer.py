@@ -37,6 +37,7 @@ _BITS = 4
 _VALUES = 1 << _BITS  # of a part of a code
 _MOST_PARTS = 254  # with the two of the correction: the sums of more would not fit 16 bits well
 _FULL_DIM = 64  # up to which each dimension has a part of its own
+_LEAST_SQUARE, _MOST_SQUARE = 1e-25, 1e35  # lengths that float32 has well
 _LEAST_SCALE, _MOST_SCALE = 1e-30, 3e38  # of which float32 can hold 1 / scale, too
 _COARSE_LISTS = 512  # of which looking at all centroids takes no longer
 _COARSE_SHARE = 2  # one in so many lists of centroids is looked at
@@ -169,14 +170,22 @@ class Quantizer:
         fit float32.
         """
         out = np.zeros((len(vectors), self._flat.d), np.float32)
-        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))[:, None]
-        if lengths.min(initial=1) > _LEAST_SCALE and lengths.max(initial=1) < _MOST_SCALE:
-            np.multiply(vectors, (1 / lengths).astype(np.float32), out=out[:, : self.dim])
-            out[:, self.width :: self._codebook.shape[2]] = 1
+        corrections = out[:, self.width :: self._codebook.shape[2]]
+        with np.errstate(over="ignore"):
+            squares = np.einsum("ij,ij->i", vectors, vectors)
+        if len(squares) == 1:  # the general way takes as long as all the rest
+            least = most = float(squares[0])
         else:
-            some = lengths > 0
-            np.divide(vectors, lengths, out=out[:, : self.dim], where=some, casting="same_kind")
-            out[:, self.width :: self._codebook.shape[2]] = some
+            least, most = squares.min(initial=1), squares.max(initial=1)
+        if least > _LEAST_SQUARE and most < _MOST_SQUARE:
+            np.multiply(vectors, (squares**-0.5)[:, None], out=out[:, : self.dim])
+            corrections[:] = 1
+            return out
+        wide = vectors.astype(np.float64)
+        lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
+        np.divide(wide, lengths, out=wide, where=lengths > 0)
+        out[:, : self.dim] = wide
+        corrections[:] = lengths > 0
         return out
 
     def nearest(

@@ -87,6 +87,8 @@ class Vectors:
 
     def ids(self, rows: Numbers) -> Numbers:
         """The image ids of the given rows, of any shape; row -1 has id -1."""
+        if len(self.parts) == 1 and rows.size and rows.min() >= 0:
+            return self._column(0)[rows]
         out = np.full(rows.shape, -1, np.int64)
         for part, mine, inside in self._by_part(rows):
             out[mine] = self._column(part)[inside]
