@@ -14,13 +14,13 @@ from dataclasses import replace
 
 from engine.errors import StoreDamagedError
 from engine.storage import build
-from engine.storage.build import Work
 from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import Measured, QuantizerEntry, SegmentEntry
 from engine.storage.measure import measure
 from engine.storage.quantizer import Quantizer
 from engine.storage.recall import DEFAULT_RECALL, choose
 from engine.storage.segments import path_of, problem
+from engine.storage.work import Work
 from engine.store import StoreFiles
 
 RETRAINED = 4  # times as many vectors as it was trained on, and a quantizer is trained anew
@@ -48,7 +48,10 @@ class Indexing:
         live = store.state.live_segments(store.manifest)
         if store.vector_rows - sum(segment.rows for segment in live) < least:
             return  # most commits end here, and opening the index takes some milliseconds
-        index = store.index
+        self._work.apart(lambda work: Indexing(store, work)._update())
+
+    def _update(self) -> None:
+        index = self._store.index
         assert index is not None
         entry = index.quantizer_entry
         moved = False
@@ -60,7 +63,7 @@ class Indexing:
             self._build(index)
         else:
             moved = self._add(index, entry, index.quantizer)
-        self.measure(moved=moved)
+        self._measure(None, moved=moved)
 
     def _build(self, index: VectorIndex) -> None:
         """Train, and code all vectors."""
@@ -109,8 +112,14 @@ class Indexing:
             made = build.merge(store.path, store.next_index_number(), entry, quantizer, together)
             store.publish_index([*(one for one in live if one not in together), made])
 
-    def measure(self, *, target: float | None = None, moved: bool = False) -> Measured | None:
+    def measure(self, target: float | None) -> Measured | None:
         """Measure recall if it has not been, or not on vectors like these; what is known of it now."""
+        index = self._store.index
+        if index is None or index.quantizer_entry is None:
+            return self._measure(target)  # there is nothing to do
+        return self._work.apart(lambda work: Indexing(self._store, work)._measure(target))
+
+    def _measure(self, target: float | None, *, moved: bool = False) -> Measured | None:
         store = self._store
         index, before = store.index, store.manifest.measured
         wanted = target or (before.target if before else DEFAULT_RECALL)

@@ -53,9 +53,9 @@ from engine.sources.base import (
     Skipped,
     VectorItem,
 )
-from engine.storage.build import StoppedError, Work
 from engine.storage.chunk import Chunk, NewImage, NewName, NewRows
 from engine.storage.rows import ARRAY, ArchiveRow, ArrayRow, NameRow, Run
+from engine.storage.work import StoppedError, Work
 from engine.store import REJECTS, StoreFiles
 
 Picture = npt.NDArray[np.uint8]

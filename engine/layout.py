@@ -24,12 +24,13 @@ from engine.errors import StoreLockedError
 from engine.indexing import RETRAINED, is_moved
 from engine.records import Place
 from engine.storage import aside, build, extents
-from engine.storage.build import Ordered, Piece, Work
+from engine.storage.build import Ordered, Piece
 from engine.storage.extents import ExtentReader
 from engine.storage.idset import IdSet
 from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import QuantizerEntry
 from engine.storage.segments import LABEL_BYTES
+from engine.storage.work import Work
 from engine.store import StoreFiles
 
 _WORTH = 0.1  # of the vectors that are removed or lie in another order
@@ -75,7 +76,9 @@ class Layout:
         if damaged:
             return _left_damaged(damaged)
         with aside.locked(store.path, "index") as made:
-            quantizer, new = self._build(made, index, train)
+            quantizer, new = self._work.apart(
+                lambda work: Layout(self._store, work)._build(made, index, train)
+            )
             self._lock()
             return self._publish(made, index, quantizer, new)
 

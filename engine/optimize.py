@@ -25,13 +25,13 @@ from engine.layout import Laid, Layout
 from engine.memory import PeakMemory
 from engine.records import OptimizeReport, Place
 from engine.storage import extents
-from engine.storage.build import StoppedError, Work
 from engine.storage.chunk import Chunk, Rekept, Removal
 from engine.storage.extents import ExtentReader, MovedError
 from engine.storage.files import tree_bytes
 from engine.storage.keys import FOLDER
 from engine.storage.recall import check_recall
 from engine.storage.rows import TABLES, ImageRow, record_keys, u64
+from engine.storage.work import StoppedError, Work
 from engine.store import StoreFiles
 
 _WORTH = 0.2  # of an extent that is dead
@@ -106,7 +106,7 @@ class Optimize:
             self._store.become_writer(to_remove=True)
             indexing = Indexing(self._store, self._work)
             indexing.update(EXACT_ROWS)
-            indexing.measure(target=self._recall)
+            indexing.measure(self._recall)
         except StoppedError:
             pass  # the report says that it was interrupted
         except MovedError:

@@ -41,7 +41,6 @@ from engine.sources.base import Problem as SourceProblem
 from engine.sources.locate import Query, array_named, open_images
 from engine.sources.vectors import NpyVectors
 from engine.storage import extents
-from engine.storage.build import Work
 from engine.storage.chunk import Chunk, Rekept
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.files import fsync_dir, replace_file
@@ -49,6 +48,7 @@ from engine.storage.index import quantizer_path
 from engine.storage.manifest import EncoderEntry
 from engine.storage.rows import u64
 from engine.storage.segments import path_of
+from engine.storage.work import Work
 from engine.store import StoreFiles
 
 _IMAGES = 256  # of one commit

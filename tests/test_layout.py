@@ -26,9 +26,10 @@ from indexed import (
 from engine import Store, indexing, layout
 from engine.errors import StoreDamagedError
 from engine.records import OptimizeReport
-from engine.storage import build, extents, measure
+from engine.storage import extents, measure
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.lock import WriterLock
+from engine.storage.work import Work
 
 LEAST = 100
 N = 6 * LEAST
@@ -265,6 +266,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from engine.storage.lock import WriterLock
+from engine.storage.work import Work
 lock = WriterLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)
@@ -355,9 +357,9 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
             reader.search_vectors(BLOCK[:1], 1)
         commit, vectors = writer._files.state.commit, writer._files.state.vectors
         writer._files.become_writer()
-        made_anew = indexing.Indexing(writer._files, build.Work(writer._files.memory))
+        made_anew = indexing.Indexing(writer._files, Work(writer._files.memory))
         made_anew._build(writer._files.index)
-        measured = made_anew.measure(target=0.6)
+        measured = made_anew.measure(0.6)
         assert writer._files.state.commit == commit
         for reader in (asked, idle):
             reader.search_vectors(BLOCK[:1], 1)
@@ -383,7 +385,7 @@ def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
             answer = there()
             if len(turns) < 3:
                 turns.append(answer)
-                anew = indexing.Indexing(writer._files, build.Work(writer._files.memory))
+                anew = indexing.Indexing(writer._files, Work(writer._files.memory))
                 anew._build(writer._files.index)
             return answer
 

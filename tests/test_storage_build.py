@@ -13,11 +13,12 @@ from engine import digest
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
 from engine.storage import build, extents
-from engine.storage.build import Laying, StoppedError, Work
+from engine.storage.build import Laying
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.idset import IdSet
 from engine.storage.segments import path_of
 from engine.storage.vectors import Vectors
+from engine.storage.work import StoppedError, Work
 
 DIM, N = 12, 900
 WORK = Work(MemoryBudget())

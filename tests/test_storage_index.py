@@ -12,12 +12,12 @@ import pytest
 from engine import Store, ingest
 from engine.config import MemoryBudget
 from engine.storage import build, extents, segments
-from engine.storage.build import Work
 from engine.storage.extents import ExtentWriter
 from engine.storage.idset import IdSet
 from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import OperatingPoint, QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
+from engine.storage.work import Work
 
 UUID = bytes(16)
 EACH = 10_000  # rows of an extent

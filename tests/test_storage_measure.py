@@ -13,11 +13,11 @@ from indexed import clustered, nearest, write
 
 from engine.config import MemoryBudget
 from engine.storage import build
-from engine.storage.build import Work
 from engine.storage.index import VectorIndex
 from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry
 from engine.storage.measure import measure
 from engine.storage.recall import choose
+from engine.storage.work import Work
 
 N, DIM = 3000, 24
 WORK = Work(MemoryBudget())

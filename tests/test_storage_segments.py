@@ -17,12 +17,12 @@ from indexed import clustered, nearest, recall_of, write
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
 from engine.storage import build, segments
-from engine.storage.build import Work
 from engine.storage.index import VectorIndex
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
 from engine.storage.quantizer import Quantizer
 from engine.storage.segments import Segment, path_of
 from engine.storage.vectors import Vectors
+from engine.storage.work import Work
 
 WORK = Work(MemoryBudget())
 

@@ -26,9 +26,11 @@ from engine.storage.files import write_all
 from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
+from engine.storage.products import Numbers
 from engine.storage.quantizer import LEAST_SAMPLE, SAMPLE_PER_LIST, Quantizer
 from engine.storage.segments import LABEL_BYTES, Codes, Labels, Lists, Segment
-from engine.storage.vectors import Numbers, Vectors
+from engine.storage.vectors import Vectors
+from engine.storage.work import Work
 
 _BLOCK = 1 << 14  # rows that are coded at a time
 _PIECE = 1 << 20  # rows that are sorted at a time, at most
@@ -38,27 +40,6 @@ _ORDERED_BYTES = 16 << 20  # of vectors that are gathered and written at a time
 
 Range = tuple[int, int, int]  # extent, first row in it, rows
 Piece = tuple[Segment, Callable[[Labels], Numbers]]  # and the rows that its labels stand for
-Progress = Callable[[int], None]  # told of rows as they are done
-Stop = Callable[[], bool]
-
-
-class StoppedError(Exception):
-    """Whoever asked for it does not want it any more; nothing is left of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a build is told: how much memory it may take, and whom it tells."""
-
-    memory: MemoryBudget
-    progress: Progress = lambda rows: None
-    stop: Stop = lambda: False
-
-    def done(self, rows: int) -> None:
-        """Tell of rows that are done; raises ``StoppedError`` if no more is wanted."""
-        self.progress(rows)
-        if self.stop():
-            raise StoppedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,11 @@ from engine.storage.manifest import (
     QuantizerEntry,
     SegmentEntry,
 )
+from engine.storage.products import Numbers, of_one
 from engine.storage.quantizer import SUFFIX, Quantizer, Reach
 from engine.storage.recall import choose
 from engine.storage.segments import Segment, path_of
-from engine.storage.vectors import Numbers, Vectors
+from engine.storage.vectors import Vectors
 
 _BLOCK = 1 << 14  # rows that are compared with all queries at a time
 _QUERIES = 1024  # at a time
@@ -395,8 +396,8 @@ class _Best:
     def add_block(self, queries: Queries, block: Queries, rows: Numbers) -> None:
         """Add (n, dim) vectors with their rows (n,)."""
         if len(queries) == 1:
-            with np.errstate(over="ignore"):  # infinite, as faiss has it
-                scores = (block @ queries[0])[None]
+            scores = np.empty((1, len(block)), np.float32)
+            of_one(queries, np.ascontiguousarray(block), scores[0])
             self.add(scores, np.broadcast_to(rows, scores.shape))
             return
         import faiss

@@ -15,8 +15,8 @@ from engine.storage.build import sample_of
 from engine.storage.idset import IdSet
 from engine.storage.index import VectorIndex
 from engine.storage.manifest import Measured, OperatingPoint
+from engine.storage.products import Numbers
 from engine.storage.recall import MEASURED_K
-from engine.storage.vectors import Numbers
 
 _SAMPLE = 1000  # vectors that are looked for
 _LARGE = 2_000_000  # vectors, of which half as many are looked for

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from engine import digest
 from engine.errors import StoreDamagedError
 from engine.storage.files import write_new
+from engine.storage.products import of_one
 
 SUFFIX = ".quantizer"
 HEADER_BYTES = 4096
@@ -211,17 +212,8 @@ class Quantizer:
         self, query: Block, nprobe: int, reach: Reach | None
     ) -> tuple[Block, npt.NDArray[np.int64]]:
         """``nearest`` of one query, which takes two thirds of the time of FAISS's heap."""
-        import faiss
-
-        products: Any = faiss.fvec_inner_products_ny  # type: ignore[attr-defined]
         close = np.empty(self.nlist, np.float32)
-        products(
-            faiss.swig_ptr(close),
-            faiss.swig_ptr(query),
-            faiss.swig_ptr(self._centroids),
-            self.width,
-            self.nlist,
-        )
+        of_one(query, self._centroids, close)
         if reach is not None:
             at = np.flatnonzero(close >= reach.least_close(float(close.max())))
             some = close[at]

@@ -9,7 +9,7 @@ one commit, and who wants to name rows for longer names the extent and the place
 from __future__ import annotations
 
 import mmap
-import time
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,13 @@ import numpy.typing as npt
 from engine.storage import extents
 from engine.storage.extents import HEADER_BYTES, ExtentReader
 from engine.storage.idset import IdSet
+from engine.storage.products import Numbers, of_many, of_one
 
 _PAGE = mmap.PAGESIZE
-_ASKING_SECONDS = 1.5e-6  # for a span of pages: twice what it takes if they are in memory
-_WARM_SECONDS = (
-    1e-3,
-    1e-6,
-)  # for a search, and for a row of it: many times what it takes from memory
-_WARM_AGAIN = 4  # searches that found everything in memory, after which pages are not asked for
+_THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux's
+_WARM_AGAIN = 4  # searches that read nothing from the disk, after which pages are not asked for
 _IDS = 1 << 16  # that are looked through at a time
 _GATHERED = 1 << 12  # rows that are asked for at a time
-
-Numbers = npt.NDArray[np.int64]
 
 
 class Vectors:
@@ -139,14 +134,14 @@ class Vectors:
     def products(self, queries: npt.NDArray[np.float32], rows: Numbers) -> npt.NDArray[np.float32]:
         """The inner products of (nq, dim) queries with (nq, m) rows each; -inf for row -1.
 
-        Runs on all cores without the interpreter's lock. Pages that are not in memory are asked for
+        Runs without the interpreter's lock, and on all cores if there are several queries: for one,
+        waiting for a second thread costs more than it does, and on a busy machine a thousand times as
+        much. Pages that are not in memory are asked for
         all together, so that the disk has a queue to work on and is not waited for page by page.
         """
-        import faiss
-
-        products: Any = faiss.fvec_inner_products_by_idx  # type: ignore[attr-defined]
         nq, m = rows.shape
         out = np.full((nq, m), -np.inf, np.float32)
+        before = _reads()
         for part in range(len(self.parts)):
             first, end = self._firsts[part], self._firsts[part + 1]
             mapped = self._part(part, self._scattered)
@@ -159,20 +154,20 @@ class Vectors:
                 inside, into = np.where(mine, rows - first, -1), np.empty_like(out)
             inside = np.ascontiguousarray(inside)
             self._ask_for(part, inside)
-            started = time.perf_counter()
-            products(
-                faiss.swig_ptr(into),
-                faiss.swig_ptr(queries),
-                faiss.swig_ptr(mapped),
-                faiss.swig_ptr(inside),
-                self.dim,
-                nq,
-                m,
-            )
-            if time.perf_counter() - started > _WARM_SECONDS[0] + _WARM_SECONDS[1] * nq * m:
-                self._warm = 0
+            if nq == 1:
+                for at in range(0, m, _GATHERED):
+                    some = inside[0, at : at + _GATHERED]
+                    of_one(
+                        queries,
+                        mapped.take(some, axis=0, mode="wrap"),
+                        into[0, at : at + _GATHERED],
+                    )
+                into[inside < 0] = -np.inf
+            else:
+                of_many(queries, mapped, inside, into)
             if into is not out:
                 np.maximum(out, into, out=out)
+        self._warm = self._warm + 1 if _reads() == before else 0
         return out
 
     def _ask_for(self, part: int, rows: Numbers) -> None:
@@ -191,13 +186,10 @@ class Vectors:
         # Rows that lie in the same page or in neighbouring ones are asked for at once.
         begins = np.flatnonzero(np.append(True, first[1:] > last[:-1] + 1))
         ends = np.append(begins[1:], len(first)) - 1
-        started = time.perf_counter()
         self._scattered.ask_for(
             self.parts[part][0],
             zip((first[begins] * _PAGE).tolist(), ((last[ends] + 1) * _PAGE).tolist(), strict=True),
         )
-        quick = time.perf_counter() - started < _ASKING_SECONDS * len(begins)
-        self._warm = self._warm + 1 if quick else 0
 
     @property
     def warm(self) -> bool:
@@ -239,3 +231,11 @@ class Vectors:
     def _part(self, part: int, reader: ExtentReader) -> npt.NDArray[Any]:
         number, rows = self.parts[part]
         return reader.rows(number, rows, np.float32)
+
+
+def _reads() -> tuple[int, int]:
+    """Blocks that this thread has had read from disks, and the pages that it has waited for."""
+    if _THREAD is None:
+        return 0, 0
+    used = resource.getrusage(_THREAD)
+    return used.ru_inblock, used.ru_majflt

@@ -1,0 +1,145 @@
+"""Work that is done apart: who is asked, who is told, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import faiss
+import pytest
+
+from engine.config import MemoryBudget
+from engine.storage.work import StoppedError, Work
+
+MEMORY = MemoryBudget()
+
+
+def steps(ended: list[int], count: int = 5) -> Callable[[Work], str]:
+    """A job of some steps, that notes how many it did."""
+
+    def job(work: Work) -> str:
+        done = 0
+        try:
+            for _ in range(count):
+                work.done(10)
+                done += 1
+        finally:
+            ended.append(done)
+        return "made"
+
+    return job
+
+
+def test_it_is_told_of_and_asked_for_in_the_thread_that_waits() -> None:
+    told: list[tuple[int, threading.Thread]] = []
+    asked: list[threading.Thread] = []
+    work = Work(
+        MEMORY,
+        lambda rows: told.append((rows, threading.current_thread())),
+        lambda: bool(asked.append(threading.current_thread())),
+    )
+    ran: list[threading.Thread] = []
+
+    def job(apart: Work) -> int:
+        ran.append(threading.current_thread())
+        assert apart.memory is MEMORY
+        apart.done(3)
+        apart.done(4)
+        return 7
+
+    assert work.apart(job) == 7
+    here = threading.current_thread()
+    assert told == [(3, here), (4, here)]
+    assert asked == [here, here]
+    assert ran != [here]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_others_come_first_and_only_before_the_job() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = priority()
+    assert Work(MEMORY).apart(lambda _: priority()) > before
+    assert priority() == before
+
+
+def test_it_uses_as_many_threads_as_its_caller() -> None:
+    before = faiss.omp_get_max_threads()
+    try:
+        for threads in (1, 3):
+            faiss.omp_set_num_threads(threads)
+            assert Work(MEMORY).apart(lambda _: faiss.omp_get_max_threads()) == threads
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_it_ends_where_no_more_is_wanted(after: int) -> None:
+    ended: list[int] = []
+    answers = iter([False] * after + [True] * 9)
+    with pytest.raises(StoppedError):
+        Work(MEMORY, stop=lambda: next(answers)).apart(steps(ended))
+    assert ended == [after]
+
+
+def test_an_error_of_the_job_is_raised_as_it_is() -> None:
+    def job(work: Work) -> None:
+        work.done(1)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        Work(MEMORY).apart(job)
+
+
+def test_an_error_of_who_is_told_ends_the_job() -> None:
+    ended: list[int] = []
+
+    def progress(rows: int) -> None:
+        raise ValueError("not today")
+
+    with pytest.raises(ValueError, match="not today"):
+        Work(MEMORY, progress).apart(steps(ended))
+    assert ended == [0]
+
+
+@pytest.mark.parametrize("moment", ["told", "between"])
+def test_an_interrupt_ends_the_job_before_it_is_raised(moment: str) -> None:
+    ended: list[int] = []
+    begun = threading.Event()
+
+    def progress(rows: int) -> None:
+        if moment == "told":
+            signal.raise_signal(signal.SIGINT)
+
+    def job(work: Work) -> None:
+        begun.set()
+        if moment == "between":
+            time.sleep(0.3)  # the caller waits for it meanwhile
+        steps(ended)(work)
+
+    def interrupt() -> None:
+        begun.wait()
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    if moment == "between":
+        other.start()
+    with pytest.raises(KeyboardInterrupt):
+        Work(MEMORY, progress).apart(job)
+    assert ended == [0]
+    if moment == "between":
+        other.join()
+
+
+def test_work_may_be_done_apart_again() -> None:
+    ended: list[int] = []
+    work = Work(MEMORY)
+    for _ in range(20):
+        assert work.apart(steps(ended, 50)) == "made"
+    assert ended == [50] * 20
