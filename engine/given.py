@@ -175,7 +175,8 @@ class GivenArray:
         vectors = store.open_vectors()
         try:
             rows = vectors.rows_of(ids)  # reads the ids of all vectors: once a block
-            rows[store.removed_ids().has(ids)] = -1
+            # A row of the array that is new has no id yet, and damaged vectors may be nobody's.
+            rows[(ids == 0) | store.removed_ids().has(ids)] = -1
             known = np.flatnonzero(rows >= 0)
             step = max(1, _AT_ONCE // entry.dim)
             for at in range(0, len(known), step):

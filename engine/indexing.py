@@ -124,7 +124,7 @@ class Indexing:
         index, before = store.index, store.manifest.measured
         wanted = target or (before.target if before else DEFAULT_RECALL)
         entry = index.quantizer_entry if index is not None else None
-        if index is None or entry is None:
+        if index is None or entry is None or not index.segments:
             found = Measured(wanted)
         elif (
             before is None

@@ -752,8 +752,9 @@ class StoreFiles(StoreView):
         before = self.manifest
         known = {entry.number: entry for entry in (*before.quantizers, *quantizers)}
         named = replace(before, quantizers=tuple(known.values()))
-        self.manifest = named.with_index(live, measured or before.measured)
-        self.manifest.save(self.path)
+        named = named.with_index(live, measured or before.measured)
+        named.save(self.path)  # where that fails, what was live still is
+        self.manifest = named
         # Readers that have them mapped keep them until they let go.
         for path in before.index_files(self.path) - self.manifest.index_files(self.path):
             path.unlink(missing_ok=True)

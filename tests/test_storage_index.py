@@ -16,6 +16,7 @@ from engine.storage.extents import ExtentWriter
 from engine.storage.idset import IdSet
 from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import OperatingPoint, QuantizerEntry, SegmentEntry
+from engine.storage.measure import measure
 from engine.storage.vectors import Vectors
 from engine.storage.work import Work
 
@@ -156,22 +157,31 @@ def test_lists_out_of_reach_are_left_out(tmp_path: Path) -> None:
     assert np.array_equal(rows, truth)
 
 
-def test_what_is_wanted_may_be_out_of_reach(tmp_path: Path) -> None:
-    """Where few are wanted, they are not where the others are."""
-    block, queries = clustered(3000), clustered(20, seed=1)
-    index = built(tmp_path, write(tmp_path, block), (0, 3000))
-    nlist = index.quantizer.nlist
-    point = OperatingPoint(nlist // 2, 200, 1, 1, 1.01)
-    for keep, k in ((np.arange(3000) % 5 == 0, 40), (np.arange(3000) != 7, 10)):
-        wanted = IdSet.of(np.flatnonzero(keep) * 10)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("engine.storage.index._FEW", 100)
-            rows = index.search(queries, k, point=point, wanted=wanted)[1]
-        assert (rows >= 0).all()
-        assert keep[rows].all()
-        if k == 40:
-            truth = nearest(np.where(keep[:, None], block, -9 * queries.mean(axis=0)), queries, k)
-            assert recall(rows, truth[1]) > 0.9
+@pytest.mark.parametrize("share", [0.3, 0.8, 0.97])
+def test_what_is_not_wanted_may_lie_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """Of a query among them, what is wanted lies in other lists than what is near."""
+    monkeypatch.setattr("engine.storage.index._FEW", 100)
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((25, 16))
+    of = np.sort(rng.integers(0, 25, 6000))
+    made = centres[of] + 0.5 * rng.standard_normal((6000, 16))
+    block = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    index = built(tmp_path, write(tmp_path, block), (0, 3000), (3000, 6000))
+    index.measured = measure(index, None, 0.95)
+    kept = np.arange(6000) >= (1 - share) * 6000
+    queries = block[~kept][rng.permutation((~kept).sum())[:100]]
+    wanted = IdSet.of(np.flatnonzero(kept) * 10)
+    truth = np.flatnonzero(kept)[nearest(block[kept], queries, 10)[1]]
+    for asked in (0.9, 0.99):
+        rows = index.search(queries, 10, recall=asked, wanted=wanted)[1]
+        assert kept[rows].all()
+        assert recall(rows, truth) > asked - 0.03
+        one = [
+            index.search(queries[i : i + 1], 10, recall=asked, wanted=wanted)[1] for i in range(40)
+        ]
+        assert recall(np.concatenate(one), truth[:40]) > asked - 0.05
 
 
 @pytest.mark.parametrize("indexed", [False, True])

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,9 @@ from engine.storage.vectors import Vectors
 _BLOCK = 1 << 14  # rows that are compared with all queries at a time
 _QUERIES = 1024  # at a time
 _CANDIDATES = 1 << 20  # of all queries in hand
+_WIDENED = 64  # queries that look at many lists, at a time
 _FEW = 1 << 16  # wanted rows that are all compared rather than looked for by their codes
-_MOST_OF_ALL = 0.9  # of the rows, that are wanted: then lists are left out as if all were
+_MOST_OF_ALL = 0.9  # of the rows of some lists, that are wanted: as good as all
 _SAME_LIST = 0.5  # of the mean distance to the nearest centroid: what is nearer counts as so far
 _LEAST_DISTANCE = 1e-6  # where all vectors are centroids; as float32 has it
 _SEARCHES = 32  # after which it pays to prepare for more
@@ -55,6 +56,7 @@ class _Wanted:
     ids: IdSet
     count: int
     alive: tuple[npt.NDArray[np.uint8], ...]
+    sizes: Numbers  # (nlist,): how many of them each list holds
     rows: Numbers | None
 
 
@@ -81,6 +83,7 @@ class VectorIndex:
         self._spans: list[list[tuple[int, int, int]]] = []  # of each segment: label, row, rows
         self._searched = 0
         self._wanted: _Wanted | None = None
+        self._finding = threading.Lock()
         self._lock = threading.Lock()
         self._users = 0
         self._closed = False
@@ -91,6 +94,8 @@ class VectorIndex:
         covered = sorted((row, row + rows) for spans in self._spans for _, row, rows in spans)
         self._bare = _gaps(covered, vectors.rows)
         self._covered = sum(segment.entry.rows for segment in self.segments)
+        sizes = [segment.sizes for segment in self.segments]
+        self._sizes: Numbers = np.sum(sizes, axis=0) if sizes else np.zeros(0, np.int64)
 
     def _open(
         self, store: Path, quantizers: Sequence[QuantizerEntry], entries: Sequence[SegmentEntry]
@@ -157,7 +162,7 @@ class VectorIndex:
         ``point`` says how far to look instead. ``wanted``: only rows of these images.
 
         Returns scores (nq, k) float32, best first, and vector rows (nq, k) int64, both padded
-        (-inf and -1) where there are fewer than k vectors. Equal ones come in the order of rows.
+        (-inf and -1) where there are fewer than k vectors. Of equal ones any may be left out.
         """
         point = point or self.point(k, recall)
         among = self._among(wanted) if wanted is not None else None
@@ -217,7 +222,8 @@ class VectorIndex:
         found = [np.empty((0, depth), np.int64)]
         for at in range(0, len(queries), step):
             fitted = self.quantizer.queries(queries[at : at + step])
-            scores, rows = self._candidates(fitted, nprobe, depth, among)
+            close, lists = self.quantizer.nearest(fitted, nprobe)
+            scores, rows = self._candidates(fitted, close, lists, depth, among)
             if (scores[:, 1:] > scores[:, :-1]).any():  # put together of several segments
                 order = np.argsort(-scores, axis=1, kind="stable")
                 rows = np.take_along_axis(rows, order, 1)
@@ -257,35 +263,89 @@ class VectorIndex:
         """The rows of segments that are candidates, (nq, depth), with their inner products."""
         assert self.quantizer is not None
         self._count(len(queries))
-        nlist, reach = self.quantizer.nlist, point.reach
-        nprobe, depth = point.nprobe, min(max(point.depth, k), self._covered)
-        if among is not None:
-            # The wanted ones lie as far apart as if there were no others: more lists hold as many.
-            nprobe = min(nlist, -(-nprobe * self.vectors.rows // among.count))
-            reach = reach if among.count > _MOST_OF_ALL * self.vectors.rows else None
+        depth = min(max(point.depth, k), self._covered)
         fitted = self.quantizer.queries(queries)
-        rows = self._candidates(fitted, min(nprobe, nlist), depth, among, reach)[1]
-        there = min(k, among.count if among is not None else self._covered)
-        while nprobe < nlist and rows.min() < 0:  # there are not as many as were asked for
-            short = np.flatnonzero((rows >= 0).sum(axis=1) < there)
-            if not len(short):
-                break
-            nprobe *= 4  # the nearest lists hold too few
-            rows[short] = self._candidates(fitted[short], min(nprobe, nlist), depth, among)[1]
+        reach = self._reach(point.reach) if point.reach is not None else None
+        close, lists = self.quantizer.nearest(fitted, point.nprobe, reach)
+        if among is None:
+            rows = self._candidates(fitted, close, lists, depth, None)[1]
+            if rows.min() >= 0:  # as many as were asked for
+                return self.vectors.products(queries, rows), rows
+            sizes, enough = self._sizes, min(k, self._covered)
+            need = np.full(len(queries), enough)
+            todo = np.flatnonzero((rows >= 0).sum(axis=1) < enough)
+        else:
+            rows = np.full((len(queries), depth), -1, np.int64)
+            sizes = among.sizes
+            enough = min(k, int(sizes.sum()))
+            # As many wanted rows are looked at as there would be rows if all were wanted.
+            every = _held(self._sizes, lists)
+            need = np.maximum(_MOST_OF_ALL * every[:, -1], enough).astype(np.int64)
+            need = np.minimum(need, int(sizes.sum()))
+            held = _held(sizes, lists)
+            # And they are where the others are: else those that are near may lie in any other list.
+            ready = (held[:, -1] >= need) & (_first(held, enough) == _first(every, enough))
+            if ready.any():
+                rows[ready] = self._candidates(
+                    fitted[ready], close[ready], lists[ready], depth, among
+                )[1]
+            todo = np.flatnonzero(~ready)
+        far = 1 - close
+        last = (lists >= 0).sum(axis=1, keepdims=True) - 1
+        nearest = np.take_along_axis(far, _first(_held(self._sizes, lists), enough)[:, None], 1)
+        least = np.float32(self._reach(1).least)
+        times: Any = np.take_along_axis(far, last, 1) / np.maximum(nearest, least)
+        for at in range(0, len(todo), _WIDENED):
+            some = todo[at : at + _WIDENED]
+            rows[some] = self._wider(
+                fitted[some], point.nprobe, depth, among, need[some], enough, times[some]
+            )
         return self.vectors.products(queries, rows), rows
 
-    def _candidates(
+    def _wider(
         self,
         fitted: Queries,
         nprobe: int,
         depth: int,
         among: _Wanted | None,
-        reach: float | None = None,
+        need: Numbers,
+        enough: int,
+        times: Queries,
+    ) -> Numbers:
+        """Candidates out of more lists: the nearest ones that hold what is needed, (nq, depth).
+
+        They hold ``need`` (nq,) rows that count, and all lists are among them that are not more than
+        ``times`` (nq, 1) as far as the one with which they hold ``enough``.
+        """
+        assert self.quantizer is not None
+        sizes = among.sizes if among is not None else self._sizes
+        nlist, least = self.quantizer.nlist, np.float32(self._reach(1).least)
+        rows = np.full((len(fitted), depth), -1, np.int64)
+        todo = np.arange(len(fitted))
+        while len(todo):
+            nprobe = min(4 * nprobe, nlist)
+            close, lists = self.quantizer.nearest(fitted[todo], nprobe)
+            far, held = 1 - close, _held(sizes, lists)
+            nearest = np.take_along_axis(far, _first(held, enough)[:, None], 1)
+            limit = times[todo] * np.maximum(nearest, least)
+            before = held - np.where(lists >= 0, sizes[lists], 0)
+            in_hand = (before < need[todo, None]) | (far <= limit)
+            ready = ((held[:, -1] >= need[todo]) & ~in_hand[:, -1]) | (nprobe == nlist)
+            if ready.any():
+                some, near = todo[ready], np.where(in_hand, lists, -1)[ready]
+                rows[some] = self._candidates(fitted[some], close[ready], near, depth, among)[1]
+            todo = todo[~ready]
+        return rows
+
+    def _candidates(
+        self,
+        fitted: Queries,
+        close: Queries,
+        lists: Numbers,
+        depth: int,
+        among: _Wanted | None,
     ) -> Found:
         """Approximate inner products of candidates and their rows, (nq, depth), in any order."""
-        assert self.quantizer is not None
-        within = self._reach(reach) if reach is not None else None
-        close, lists = self.quantizer.nearest(fitted, nprobe, within)
         if not self.vectors.warm:
             for segment in self.segments:
                 segment.ask_for(lists)
@@ -337,7 +397,7 @@ class VectorIndex:
 
     def _among(self, ids: IdSet) -> _Wanted:
         """Which rows are of these images. The last answer is kept: the next query asks the same."""
-        with self._lock:
+        with self._finding:
             if self._wanted is None or self._wanted.ids is not ids:
                 self._wanted = self._find(ids)
             return self._wanted
@@ -356,8 +416,12 @@ class VectorIndex:
             )
             for spans in self._spans
         )
-        few = count <= _FEW and count * 2 < len(there)
-        return _Wanted(ids, count, alive, np.flatnonzero(there) if few else None)
+        if count <= _FEW and count * 2 < len(there):
+            return _Wanted(ids, count, alive, self._sizes, np.flatnonzero(there))
+        sizes = np.zeros(len(self._sizes), np.int64)
+        for segment, spans in zip(self.segments, self._spans, strict=True):
+            sizes += segment.sizes_of(np.concatenate([there[r : r + n] for _, r, n in spans]))
+        return _Wanted(ids, count, alive, sizes, None)
 
     def __enter__(self) -> Self:
         """Keep it open while it is searched, whoever closes it meanwhile."""
@@ -450,12 +514,25 @@ class _Best:
 def load_quantizer(store: Path, entry: QuantizerEntry, dim: int) -> Quantizer:
     """The quantizer that the manifest names; ``StoreDamagedError`` if it cannot be read."""
     path = quantizer_path(store, entry.number)
-    return Quantizer.load(path, entry.number, dim, entry.nlist, entry.bytes)
+    return Quantizer.load(path, entry.number, dim, entry.nlist, entry.bytes, entry.xxh64)
 
 
 def quantizer_path(store: Path, number: int) -> Path:
     """Where quantizer ``number`` lies."""
     return store / INDEX_FOLDER / f"{number:08d}{SUFFIX}"
+
+
+def _held(sizes: Numbers, lists: Numbers) -> Numbers:
+    """How many rows lists (nq, nprobe) hold together with those before them; -1 holds none."""
+    found: Numbers = np.cumsum(np.where(lists >= 0, sizes[lists], 0), axis=1)
+    return found
+
+
+def _first(held: Numbers, enough: int) -> Numbers:
+    """The first list with which there are enough rows, or the last one: (nq,)."""
+    there = held >= enough
+    found: Numbers = np.where(there.any(axis=1), there.argmax(axis=1), held.shape[1] - 1)
+    return found
 
 
 def _rows_of(spans: Sequence[tuple[int, int, int]], labels: Numbers) -> Numbers:

@@ -209,6 +209,18 @@ class Segment:
         order = np.argsort(labels, kind="stable")
         return labels[order], lists[order]
 
+    def sizes_of(self, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """How many labels of each list are wanted, (rows,) by label; reads all labels."""
+        sizes = np.zeros(len(self.sizes), np.int64)
+        for number in np.flatnonzero(self.sizes).tolist():
+            labels = self._labels(number)
+            if self.entry.ordered:  # they follow each other
+                first = int(labels[0])
+                sizes[number] = np.count_nonzero(wanted[first : first + len(labels)])
+            else:
+                sizes[number] = np.count_nonzero(wanted[np.clip(labels, 0, len(wanted) - 1)])
+        return sizes
+
     def ask_for(self, lists: npt.NDArray[np.int64]) -> None:
         """Have the kernel read these lists, all together."""
         if hasattr(mmap, "MADV_WILLNEED"):
@@ -226,7 +238,7 @@ class Segment:
         rows = self.entry.rows
         seen = IdSet.none(rows)
         for number in np.flatnonzero(self.sizes).tolist():
-            seen.add(self.of(number)[1])
+            seen.add(self._labels(number))
         return len(seen) == rows
 
     def candidates(
