@@ -502,8 +502,7 @@ class Store:
                     f"{len(block):,} queries for {k:,} each have an answer of {answer:,} bytes, which "
                     f"is more than the memory that was given: ask for fewer"
                 )
-            scores, rows = index.search(block, k, recall=recall, wanted=among)
-            return scores, index.vectors.ids(rows)
+            return index.search_ids(block, k, recall=recall, wanted=among)
 
     def get(self, id_: int) -> ImageRecord:
         """What is known of image ``id_``; ``UsageError`` if there is none."""

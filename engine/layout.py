@@ -176,7 +176,7 @@ class Layout:
             extents.vectors(encoder.generation, encoder.dim),
             extents.vector_ids(encoder.generation),
         )
-        gone = store.removed_ids() if store.state.dead_vectors else IdSet.none(0)
+        gone = store.dead_ids() if store.state.dead_vectors else IdSet.none(0)
         uuid = bytes.fromhex(store.manifest.uuid)
         laying = build.Laying(made, vectors, pieces, gone, families, uuid, work)
         return entry, laying.write(number + 1, entry, quantizer)

@@ -66,6 +66,7 @@ class Optimize:
         self._moved = 0
         self._rewritten = 0
         self._damaged = 0
+        self._stopped = False
         self._skipped: list[str] = []
         self._work = Work(store.memory, self._tell, self._stop)
 
@@ -76,12 +77,17 @@ class Optimize:
             raise UsageError(f"{self._store.path} was opened read-only")
         before = tree_bytes(self._store.path)
         laid = self._vectors()
+        if self._stopped:
+            return self._report(before, laid, started)
         self._store.become_writer(to_remove=True)
         self._extents()
         if not self._stop():
             self._files()
         if not self._stop():
             self._compact()
+        return self._report(before, laid, started)
+
+    def _report(self, before: int, laid: int, started: float) -> OptimizeReport:
         return OptimizeReport(
             bytes_before=before,
             bytes_after=tree_bytes(self._store.path),
@@ -93,7 +99,7 @@ class Optimize:
             laid_out=laid,
             recall=recall_of(self._store.manifest.measured),
             peak_memory_bytes=self._peak.anonymous,
-            interrupted=self._stop(),
+            interrupted=self._stopped or self._stop(),
         )
 
     # --- vectors ----------------------------------------------------------------------------------
@@ -108,10 +114,12 @@ class Optimize:
             indexing.update(EXACT_ROWS)
             indexing.measure(self._recall)
         except StoppedError:
-            pass  # the report says that it was interrupted
+            self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
         except MovedError:
             laid = Laid(skipped="the index was not built: another process laid it out meanwhile")
         except (OSError, MemoryError, StoreDamagedError) as error:
+            if not self._store.is_open:  # the failure has closed it
+                raise
             what = error.strerror if isinstance(error, OSError) else None
             self._skipped.append(f"the index was not built: {what or error}")
         if laid.skipped:

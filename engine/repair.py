@@ -24,6 +24,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -347,10 +348,13 @@ class Repair:
             for name, number, offset, length, _ in parts
             if name == extents.FINGERPRINTS.name
         ]
-        if not first:  # laid out anew: in the order of the index, which ids do not follow from
+        rows = _count(parts, extents.FINGERPRINTS.name, extents.FINGERPRINTS.row_bytes)
+        if not first or rows != _count(parts, append.family.name, append.family.row_bytes):
+            # Laid out anew: in the order of the index, which ids do not follow from.
             count = append.place.length // append.family.row_bytes
             self._drop_index(place.extent, *_rows_at(append))
             self._overwrite(append, bytes(append.place.length))
+            self._store.count_dead_vectors()
             what = f"whose {count} of the vectors are is lost; these images are similar to nothing"
             self._set_aside(append.family.folder, what)
             return
@@ -427,6 +431,11 @@ def _first_row(family: Family, place: Place) -> int:
     if not family.row_bytes:
         return 0
     return ((place.extent - 1) * family.capacity + place.offset) // family.row_bytes
+
+
+def _count(parts: list[Any], name: str, row_bytes: int) -> int:
+    """How many rows of a family the record of a commit names."""
+    return int(sum(length // row_bytes for family, _, _, length, _ in parts if family == name))
 
 
 def _rows_at(append: DamagedAppend) -> tuple[int, int]:

@@ -720,6 +720,13 @@ class StoreFiles(StoreView):
         """After a check: how many vectors of each encoder are of removed images."""
         self._set_state(replace(self.state, removed_vectors=removed))
 
+    def count_dead_vectors(self) -> None:
+        """After a repair: count the vectors of the encoder that are of no image anew."""
+        encoder = self.manifest.encoder
+        if encoder is not None:
+            dead = self._dead_vectors(encoder, self.state)
+            self.set_removed_vectors({str(encoder.generation): dead} if dead else {})
+
     def set_removed(self, found: IdSet) -> None:
         """After a check: which ids are of removed images."""
         batch = self.keys.batch()
@@ -843,9 +850,9 @@ class StoreFiles(StoreView):
         generation = str(encoder.generation)
         state.vectors[generation] = sum(rows for _, rows in state.vector_parts(encoder))
         state.removed_vectors.pop(generation, None)
-        removed = self._count_removed(encoder, state)
-        if removed:
-            state.removed_vectors[generation] = removed
+        dead = self._dead_vectors(encoder, state) if self.state.dead_vectors else 0
+        if dead:
+            state.removed_vectors[generation] = dead
         self.manifest = both
         self._commit_keys(batch, state, named)
         self.manifest = named
@@ -872,11 +879,9 @@ class StoreFiles(StoreView):
             writer.close()
             reader.close()
 
-    def _count_removed(self, encoder: EncoderEntry, state: State) -> int:
-        """How many of the vectors of a state are of images that were removed."""
-        gone = self.removed_ids()
-        if not len(gone):
-            return 0
+    def _dead_vectors(self, encoder: EncoderEntry, state: State) -> int:
+        """How many of the vectors of a state are of images that were removed, or of none."""
+        gone = self.dead_ids()
         parts = state.vector_parts(encoder)
         vectors = Vectors(self.path, encoder.generation, encoder.dim, parts)
         try:

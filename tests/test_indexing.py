@@ -11,7 +11,7 @@ import pytest
 from indexed import DIM, clustered, leftovers, nearest, new_store, recall_of, small_index
 
 from engine import Store, indexing
-from engine.storage import measure
+from engine.storage import manifest, measure, segments
 
 LEAST = 100
 
@@ -261,3 +261,37 @@ def test_damaged_vectors_do_not_keep_others_from_being_ingested(
         assert store.ingest(block[LEAST - 1 : LEAST + 1], name="b").added == 2
         assert "the index was not built" in caplog.text
         assert leftovers(store.path) == []
+
+
+def test_where_faiss_arranges_codes_otherwise_rows_are_searched_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_is_as_faiss_has_it", lambda: False)
+    block = clustered(2 * LEAST)
+    with new_store(tmp_path / "s") as store:
+        assert store.ingest(block, name="a").added == 2 * LEAST
+        ids = store.search_vectors(block[:20], 1)[1][:, 0]
+        assert ids.tolist() == list(range(1, 21))
+        assert "arranges codes otherwise" in store.optimize(recall=0.9).skipped[0]
+
+
+def test_an_index_that_could_not_be_named_is_built_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, failed = manifest.Manifest.save, []
+
+    def full(self: manifest.Manifest, path: Path) -> None:
+        if self.segments and not failed:
+            failed.append(1)
+            raise OSError(28, "No space left on device")
+        save(self, path)
+
+    monkeypatch.setattr(manifest.Manifest, "save", full)
+    block = clustered(4 * LEAST)
+    with new_store(tmp_path / "s") as store:
+        store.ingest(block[: 2 * LEAST], name="a")
+        assert failed
+        assert store._files.manifest == manifest.load(store.path)
+        store.ingest(block[2 * LEAST :], name="b")
+        assert store._files.manifest == manifest.load(store.path)
+        assert sum(segment.rows for segment in store._files.manifest.segments) == 4 * LEAST

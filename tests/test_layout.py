@@ -395,6 +395,7 @@ def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
         assert len(turns) == 3
         assert [one.entry for one in index.segments] == list(writer._files.manifest.segments)
         assert not index.bare
+    assert "check --fix" not in caplog.text, "nothing is damaged"
 
 
 # --- what cannot be done --------------------------------------------------------------------------
@@ -496,3 +497,73 @@ def test_for_want_of_room_for_what_came_meanwhile_it_is_left(
     monkeypatch.undo()
     with Store.open(made, read_only=True) as opened:
         expect(opened, np.arange(1, N + 51))
+
+
+def damage_ids(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(HEADER_BYTES + 8 * 5)
+        file.write(b"\xff")
+
+
+def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) -> None:
+    """Ids that were laid out follow from nothing: where they are lost, so are these vectors."""
+    with Store.open(made) as opened:
+        assert opened.optimize().laid_out == N
+    (path,) = (made / "vectors").rglob("*.ids")
+    damage_ids(path)
+    with Store.open(made, read_only=True) as reader, Store.open(made) as opened:
+        assert any("is lost" in problem.what for problem in opened.check(fix=True).problems)
+        for store in (opened, reader):
+            for recall in (None, 1):
+                scores, ids = store.search_vectors(BLOCK[:5], 3, recall=recall)
+                assert (ids == -1).all()
+                assert np.isneginf(scores).all()
+        again = opened.ingest(np.concatenate([BLOCK[:N], BLOCK[:1]]), name="c")
+        assert again.added == N + 1
+        expect_found = np.arange(N + 1, 2 * N + 2)
+        ids = opened.search_vectors(BLOCK[:N], 1, recall=1)[1][:, 0]
+        assert np.isin(ids, expect_found).all()
+        assert opened.optimize().laid_out == N + 1, "they are not laid out with the others"
+        assert np.array_equal(np.sort(rows_of(opened)[0]), expect_found)
+
+
+def test_ids_of_half_a_commit_do_not_become_those_of_the_other_half(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extents, "EXTENT_ROWS", N + 70)
+    report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch)
+    assert report.laid_out == N
+    names = sorted((made / "vectors").rglob("*.ids"))
+    with Store.open(made, read_only=True) as opened:
+        whose = opened.search_vectors(BLOCK[N : N + 350], 1, recall=1)[1][:, 0]
+        assert np.array_equal(whose, np.arange(N + 1, N + 351))
+    for path in names:
+        damage_ids(path)
+    with Store.open(made) as opened:
+        opened.check(fix=True)
+        ids = opened.search_vectors(BLOCK[N : N + 350], 1, recall=1)[1][:, 0]
+        scores = opened.search_vectors(BLOCK[N : N + 350], 1, recall=1)[0][:, 0]
+        right = ids == np.arange(N + 1, N + 351)
+        assert not (~right & (scores > 0.9999)).any(), "a vector under the id of another"
+
+
+def test_a_store_that_cannot_be_written_says_why(made: Path) -> None:
+    with Store.open(made) as opened:
+        opened.remove(ids=range(1, 100))
+    (path,) = (made / "fingerprints").glob("*.pdq")
+    path.write_bytes(path.read_bytes()[:-32])
+    with Store.open(made) as opened, pytest.raises(StoreDamagedError, match="cut short"):
+        opened.optimize()
+
+
+def test_waiting_for_a_writer_can_be_stopped(made: Path) -> None:
+    held = WriterLock(made)
+    held.acquire()
+    try:
+        with Store.open(made) as opened:
+            answers = chain(repeat(False, 40), repeat(True))
+            report = opened.optimize(stop=partial(next, answers))
+    finally:
+        held.release()
+    assert (report.laid_out, report.interrupted) == (0, True)
+    assert leftovers(made) == []

@@ -37,7 +37,8 @@ def index_files(root: Path) -> list[str]:
 def test_pieces_are_as_large_as_memory_allows_and_nothing_is_left_of_them(
     tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_BLOCK", 50)
+    monkeypatch.setattr(build, "_ROWS", 50)
+    vectors.at_once = 50
     entry, quantizer = build.train(tmp_path, 1, 1, vectors, N, WORK)
     whole, close = build.segment(tmp_path, 2, entry, quantizer, vectors, [(0, N)], WORK)
     sizes: list[int] = []
@@ -76,7 +77,8 @@ def test_what_is_stopped_leaves_nothing(
         build.train(tmp_path, 1, 1, vectors, N, steps(0))
     assert index_files(tmp_path) == []
     entry, quantizer = build.train(tmp_path, 1, 1, vectors, N, WORK)
-    monkeypatch.setattr(build, "_BLOCK", 100)
+    monkeypatch.setattr(build, "_ROWS", 100)
+    vectors.at_once = 100
     monkeypatch.setattr(build, "_PIECE", 200)
     for calls in range(9):
         with pytest.raises(StoppedError):
@@ -87,7 +89,8 @@ def test_what_is_stopped_leaves_nothing(
 def test_a_full_disk_leaves_nothing(
     tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_BLOCK", 200)
+    monkeypatch.setattr(build, "_ROWS", 200)
+    vectors.at_once = 200
     monkeypatch.setattr(build, "_PIECE", 200)
     real = os.pwrite
 

@@ -32,9 +32,10 @@ from engine.storage.segments import LABEL_BYTES, Codes, Labels, Lists, Segment
 from engine.storage.vectors import Vectors
 from engine.storage.work import Work
 
-_BLOCK = 1 << 14  # rows that are coded at a time
+_ROWS = 1 << 14  # of which only the ids are looked at, or at least in a piece
 _PIECE = 1 << 20  # rows that are sorted at a time, at most
-_LEAST_TRAINED = 4096  # vectors, however little memory there is
+_LEAST_TRAINED = 256  # vectors, however little memory there is
+_CLOSE = 4096  # vectors that tell how close centroids are
 _SPARSE = 8  # times as many rows as are drawn, of which few are drawn twice
 _ORDERED_BYTES = 16 << 20  # of vectors that are gathered and written at a time
 
@@ -76,7 +77,7 @@ def train(
     if len(sample) < LEAST_SAMPLE:
         sample = np.resize(sample, (LEAST_SAMPLE, vectors.dim))
     quantizer = Quantizer.train(sample, nlist, number)
-    some = sample[:: max(1, len(sample) // _LEAST_TRAINED)]
+    some = sample[:: max(1, len(sample) // _CLOSE)]
     closeness = float(quantizer.encode(some)[2].mean())
     path = quantizer_path(root, number)
     segments.make_folder(root)
@@ -111,7 +112,7 @@ def segment(
     Numbers from the next one on are used for pieces, of which nothing is left.
     """
     budget = work.memory.training // (2 * (quantizer.code_bytes + LABEL_BYTES))
-    piece_rows = max(_BLOCK, min(_PIECE, budget))
+    piece_rows = max(_ROWS, min(_PIECE, budget))
     whole = [
         (at, min(at + piece_rows, end))
         for start, end in spans
@@ -225,8 +226,8 @@ class Laying:
                 os.close(fd)
 
     def _all(self) -> None:
-        for at in range(0, self._vectors.rows, _BLOCK):
-            rows = np.arange(at, min(at + _BLOCK, self._vectors.rows), dtype=np.int64)
+        for at in range(0, self._vectors.rows, _ROWS):
+            rows = np.arange(at, min(at + _ROWS, self._vectors.rows), dtype=np.int64)
             self._waiting = [rows[~self._gone.has(self._vectors.ids(rows))]]
             self._flush()
 
@@ -287,7 +288,7 @@ def _lists(
     lists = np.empty(end - start, np.int64)
     codes = np.empty((end - start, quantizer.code_bytes), np.uint8)
     at, closeness = 0, 0.0
-    for block in vectors.blocks(start, end, _BLOCK):
+    for block in vectors.blocks(start, end, vectors.at_once):
         stop = at + len(block)
         lists[at:stop], codes[at:stop], close = quantizer.encode(block)
         closeness += float(close.sum(dtype=np.float64))

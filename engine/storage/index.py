@@ -9,7 +9,6 @@ candidates is chosen by the recall that is wanted (``engine.storage.recall``).
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,8 @@ from engine.storage.recall import choose
 from engine.storage.segments import Segment, path_of
 from engine.storage.vectors import Vectors
 
-_BLOCK = 1 << 14  # rows that are compared with all queries at a time
 _QUERIES = 1024  # at a time
+_IDS = 1 << 14  # that are looked through at a time
 _CANDIDATES = 1 << 20  # of all queries in hand
 _WIDENED = 64  # queries that look at many lists, at a time
 _FEW = 1 << 16  # wanted rows that are all compared rather than looked for by their codes
@@ -43,7 +42,6 @@ _MOST_OF_ALL = 0.9  # of the rows of some lists, that are wanted: as good as all
 _SAME_LIST = 0.5  # of the mean distance to the nearest centroid: what is nearer counts as so far
 _LEAST_DISTANCE = 1e-6  # where all vectors are centroids; as float32 has it
 _SEARCHES = 32  # after which it pays to prepare for more
-_log = logging.getLogger("engine")
 
 Queries = npt.NDArray[np.float32]
 Found = tuple[npt.NDArray[np.float32], Numbers]
@@ -79,6 +77,7 @@ class VectorIndex:
         self.measured = measured
         self.quantizer: Quantizer | None = None
         self.segments: list[Segment] = []
+        self.problems: list[str] = []  # what could not be opened
         self._entry: QuantizerEntry | None = None
         self._spans: list[list[tuple[int, int, int]]] = []  # of each segment: label, row, rows
         self._searched = 0
@@ -107,13 +106,17 @@ class VectorIndex:
             self.quantizer = load_quantizer(store, found, self.vectors.dim)
             self._entry = found
         except StoreDamagedError as error:
-            _log.warning("%s: all rows are searched exactly; run 'engine check --fix'", error)
+            self.problems.append(
+                f"{error}: all rows are searched exactly; run 'engine check --fix'"
+            )
             return
         for entry in entries:
             try:
                 self.segments.append(Segment(path_of(store, entry.number), entry, self.quantizer))
             except StoreDamagedError as error:
-                _log.warning("%s: its rows are searched exactly; run 'engine check --fix'", error)
+                self.problems.append(
+                    f"{error}: its rows are searched exactly; run 'engine check --fix'"
+                )
                 continue
             self._spans.append(self._spans_of(entry))
 
@@ -200,6 +203,23 @@ class VectorIndex:
                 found = self._search(np.ascontiguousarray(queries[short]), k, None, among)
                 best.scores[short], best.rows[short] = found
         return best.scores, best.rows
+
+    def search_ids(
+        self,
+        queries: Queries,
+        k: int,
+        *,
+        recall: float | None = None,
+        wanted: IdSet | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """``search``, with the ids of images in the place of rows."""
+        scores, rows = self.search(queries, k, recall=recall, wanted=wanted)
+        ids = self.vectors.ids(rows)
+        if not ids.all():  # a repair did not know whose a vector is
+            order = np.argsort(ids == 0, axis=1, kind="stable")
+            ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+            scores[ids == 0], ids[ids == 0] = -np.inf, -1
+        return scores, ids
 
     def is_indexed(self, rows: Numbers) -> npt.NDArray[np.bool_]:
         """Which rows, of any shape, lie in a segment."""
@@ -379,7 +399,7 @@ class VectorIndex:
     ) -> None:
         for start, stop in ranges:
             at = start
-            for block in self.vectors.blocks(start, stop, _BLOCK):
+            for block in self.vectors.blocks(start, stop, self.vectors.at_once):
                 rows = np.arange(at, at + len(block), dtype=np.int64)
                 at += len(block)
                 if among is not None:
@@ -389,8 +409,9 @@ class VectorIndex:
                     best.add_block(queries, block, rows)
 
     def _compare(self, queries: Queries, rows: Numbers, best: _Best) -> None:
-        for at in range(0, len(rows), _BLOCK):
-            some = rows[at : at + _BLOCK]
+        step = self.vectors.at_once
+        for at in range(0, len(rows), step):
+            some = rows[at : at + step]
             best.add_block(queries, self.vectors.gather(some), some)
 
     # --- what is wanted ---------------------------------------------------------------------------
@@ -405,7 +426,7 @@ class VectorIndex:
     def _find(self, ids: IdSet) -> _Wanted:
         there = np.zeros(self.vectors.rows, np.bool_)
         at = 0
-        for block in self.vectors.id_blocks(0, self.vectors.rows, _BLOCK):
+        for block in self.vectors.id_blocks(0, self.vectors.rows, _IDS):
             there[at : at + len(block)] = ids.has(block)
             at += len(block)
         count = int(there.sum())

@@ -20,13 +20,16 @@ from engine.storage.recall import MEASURED_K
 
 _SAMPLE = 1000  # vectors that are looked for
 _LARGE = 2_000_000  # vectors, of which half as many are looked for
+_SAMPLE_BYTES = 32 << 20  # of them, at most
+_LEAST_SAMPLE = 128
 _SEED = 20
 _DEPTHS = (1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 100)  # times k
 _MOST_DEPTH = 2000
 _SAME = 1e-6  # of a score, by which those of equal vectors may differ
 _ENOUGH = 0.9995  # recall beyond which wider searches are not measured
 _CONFIDENCE = 1.645  # standard errors: 95 %, one-sided
-_NEVER_MISSED = 3.0  # of n that were all found, no more than 3 in n are missed (95 %)
+_NEVER_MISSED = 3.0  # of n queries that found all, no more than 3 in n do not (95 %)
+_LOST_BY = 10  # queries, that tell how much one misses that misses anything
 _REACHES = (1.1, 1.2, 1.3, 1.4, 1.5, 1.65, 1.8, 2.0, 2.2, 2.5, 3.0, 4.0)
 _FEWER = 0.95  # of the lists, at most, or leaving some out is not worth it
 _BLOCK = 256  # queries whose distances to all lists are in hand
@@ -51,6 +54,7 @@ def measure(
     assert quantizer is not None and entry is not None
     vectors = index.vectors
     most = _SAMPLE if vectors.rows < _LARGE else _SAMPLE // 2
+    most = min(most, max(_LEAST_SAMPLE, _SAMPLE_BYTES // (4 * vectors.dim)))
     rows, queries = sample_of(vectors, most, _SEED)
     good = np.isfinite(queries).all(axis=1) & (queries != 0).any(axis=1)
     if alive is not None:
@@ -66,6 +70,7 @@ def measure(
     done()
     depth = min(_MOST_DEPTH, max(int(max(_DEPTHS) * largest), largest))
     found: dict[int, list[tuple[float, OperatingPoint]]] = {k: [] for k in MEASURED_K}
+    lost = dict.fromkeys(MEASURED_K, 1.0)
     each = vectors.rows / quantizer.nlist
     for nprobe in _grid(quantizer.nlist):
         ranks = _ranks(index.ranked(queries, nprobe, depth + 1, alive), rows, truth)
@@ -89,7 +94,11 @@ def measure(
                 inside = there if reach is None else there & (far[:, :k] <= reach)
                 rank = np.where(inside, ranks[:, :k], depth)[some]
                 for depth_ in depths.tolist():
-                    recall, surely = _recall((rank < depth_).sum(axis=1), wanted[some])
+                    hits = (rank < depth_).sum(axis=1)
+                    missing = hits < wanted[some]
+                    if missing.sum() >= _LOST_BY:
+                        lost[k] = float(1 - (hits / wanted[some])[missing].mean())
+                    recall, surely = _recall(hits, wanted[some], lost[k])
                     cost = lists * (_LIST_COST + each * quantizer.code_bytes * _ROW_BYTE_COST)
                     cost += depth_ * _CANDIDATE_COST
                     point = OperatingPoint(nprobe, depth_, recall, surely, reach)
@@ -156,12 +165,18 @@ def _ranks(candidates: Numbers, rows: Numbers, truth: Numbers) -> Numbers:
     return ranks
 
 
-def _recall(hits: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """The mean share that was found, and what it is at least with 95 % confidence."""
+def _recall(
+    hits: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], lost: float
+) -> tuple[float, float]:
+    """The mean share that was found, and what it is at least with 95 % confidence.
+
+    ``lost``: the share that a query misses, if it misses anything. Where no query did, no more than
+    three in so many do (95 %).
+    """
     shares = hits / wanted
     mean = float(shares.mean())
     error = float(shares.std()) / max(len(shares), 1) ** 0.5
-    rare = _NEVER_MISSED / float(wanted.sum())
+    rare = _NEVER_MISSED / len(shares) * lost
     return mean, max(0.0, min(mean - _CONFIDENCE * error, 1.0 - rare))
 
 

@@ -25,6 +25,8 @@ from engine.storage.products import Numbers, of_many, of_one
 _PAGE = mmap.PAGESIZE
 _THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux's
 _WARM_AGAIN = 4  # searches that read nothing from the disk, after which pages are not asked for
+_BLOCK_BYTES = 8 << 20  # of vectors that are looked at together
+_BLOCK_ROWS = 1 << 14  # of them, at most
 _IDS = 1 << 16  # that are looked through at a time
 _GATHERED = 1 << 12  # rows that are asked for at a time
 
@@ -58,6 +60,7 @@ class Vectors:
         self._scattered = ExtentReader(store, family, behind, scattered=True)
         self._ids = ExtentReader(store, extents.vector_ids(generation), behind)
         self._warm = 0
+        self.at_once = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // (4 * dim)))  # rows of a block
 
     def blocks(self, start: int, stop: int, most: int) -> Iterator[npt.NDArray[np.float32]]:
         """Rows ``[start, stop)`` in pieces of at most ``most``: views of the map, (n, dim)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -46,6 +47,7 @@ from engine.storage.rows import (
 from engine.storage.state import State
 from engine.storage.vectors import Vectors
 
+_log = logging.getLogger("engine")
 _BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
 _INDEX_TRIES = 10  # to open an index, while a writer publishes others
 _READERS = 16  # threads: reads in the disk's queue
@@ -139,6 +141,11 @@ class StoreView:
             self._index = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether it is open; a failed write closes it."""
+        return self._keys is not None
+
+    @property
     def keys(self) -> Keys:
         """The open tables."""
         if self._keys is None:
@@ -229,6 +236,13 @@ class StoreView:
             else:
                 self._removed = IdSet.none(self.state.next_id)
         return self._removed
+
+    def dead_ids(self) -> IdSet:
+        """The ids by which no vector is found: of removed images, and 0, where whose it is was lost."""
+        gone = self.removed_ids()
+        made = IdSet(gone.bits.copy(), gone.size)
+        made.add(np.zeros(1, np.int64))
+        return made
 
     def get(self, id_: int) -> ImageRecord:
         """The record of image ``id_``; ``UsageError`` if the store has no such image."""
@@ -422,9 +436,13 @@ class StoreView:
                 self.read_index()  # the writer may have merged them since the manifest was read
             index = self._make_index()
             if self._has_index_files() or not self.read_index():
-                return index  # whole, or as damaged as the manifest has it
+                break  # whole, or as damaged as the manifest has it
             index.close()
-        return self._make_index()
+        else:
+            index = self._make_index()
+        for problem in index.problems:
+            _log.warning("%s", problem)
+        return index
 
     def _has_index_files(self) -> bool:
         return all(path.exists() for path in self.manifest.index_files(self.path))
@@ -455,8 +473,7 @@ class StoreView:
         """
         index, among = self.to_search(wanted)
         with index:
-            scores, rows = index.search(queries, k, recall=recall, wanted=among)
-            return scores, index.vectors.ids(rows)
+            return index.search_ids(queries, k, recall=recall, wanted=among)
 
     def to_search(self, wanted: IdSet | None) -> tuple[VectorIndex, IdSet | None]:
         """The index, and which images it may find, if not all: those that are there and ``wanted``."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 from engine.config import MemoryBudget
 
 _SOON = 0.1  # seconds
-_NICER = 5  # a third of the share of others, where there is not enough for all
+_NICER = 10  # a tenth of the share of others, where there is not enough for all
 T = TypeVar("T")
 Progress = Callable[[int], None]  # told of rows as they are done
 Stop = Callable[[], bool]
