@@ -112,12 +112,17 @@ class Indexing:
             made = build.merge(store.path, store.next_index_number(), entry, quantizer, together)
             store.publish_index([*(one for one in live if one not in together), made])
 
-    def measure(self, target: float | None) -> Measured | None:
-        """Measure recall if it has not been, or not on vectors like these; what is known of it now."""
+    def measure(self, target: float | None, *, anew: bool = False) -> Measured | None:
+        """Measure recall if it has not been, or not on vectors like these; what is known of it now.
+
+        ``anew``: also if it has been, for they have changed.
+        """
         index = self._store.index
         if index is None or index.quantizer_entry is None:
             return self._measure(target)  # there is nothing to do
-        return self._work.apart(lambda work: Indexing(self._store, work)._measure(target))
+        return self._work.apart(
+            lambda work: Indexing(self._store, work)._measure(target, moved=anew)
+        )
 
     def _measure(self, target: float | None, *, moved: bool = False) -> Measured | None:
         store = self._store

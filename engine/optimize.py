@@ -112,7 +112,7 @@ class Optimize:
             self._store.become_writer(to_remove=True)
             indexing = Indexing(self._store, self._work)
             indexing.update(EXACT_ROWS)
-            indexing.measure(self._recall)
+            indexing.measure(self._recall, anew=laid.rows > 0)
         except StoppedError:
             self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
         except MovedError:

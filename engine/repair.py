@@ -45,6 +45,7 @@ from engine.storage import extents
 from engine.storage.chunk import Chunk, Rekept
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.files import fsync_dir, replace_file
+from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
 from engine.storage.manifest import EncoderEntry
 from engine.storage.rows import u64
@@ -55,6 +56,7 @@ from engine.store import StoreFiles
 _IMAGES = 256  # of one commit
 _SOURCES = 1000  # of one image that are tried
 _READ = 8 << 20
+_IDS = 1 << 16  # that are looked through at a time
 _ROWS = 4096  # of an array of vectors at a time
 _MOST_NAMED = 100  # ranges of images in one line
 _NEARLY = 1e-3  # how far from 1 the length of a vector may be that nothing happened to
@@ -66,6 +68,7 @@ class Repair:
     def __init__(self, store: StoreFiles, encoder: Callable[[], OnnxEncoder]) -> None:
         self._store = store
         self._encoder = encoder
+        self._doubtful = np.empty(0, np.int64)  # ids that more than one vector was named
         self._told: list[Problem] = []
         self._stale = False  # whether the index is to be built again
 
@@ -351,12 +354,16 @@ class Repair:
         rows = _count(parts, extents.FINGERPRINTS.name, extents.FINGERPRINTS.row_bytes)
         if not first or rows != _count(parts, append.family.name, append.family.row_bytes):
             # Laid out anew: in the order of the index, which ids do not follow from.
-            count = append.place.length // append.family.row_bytes
+            ids = self._sure_ids(append)
+            lost = int((ids == 0).sum())
             self._drop_index(place.extent, *_rows_at(append))
-            self._overwrite(append, bytes(append.place.length))
+            self._overwrite(append, ids.tobytes())
             self._store.count_dead_vectors()
-            what = f"whose {count} of the vectors are is lost; these images are similar to nothing"
-            self._set_aside(append.family.folder, what)
+            if lost:
+                what = f"whose {lost} of {len(ids)} vectors are is lost"
+                self._set_aside(
+                    append.family.folder, f"{what}; these images are similar to nothing"
+                )
             return
         before = sum(
             length // append.family.row_bytes
@@ -366,6 +373,38 @@ class Repair:
         start = min(first) + before
         ids = np.arange(start, start + place.length // append.family.row_bytes, dtype=np.int64)
         self._overwrite(append, ids.tobytes())
+
+    def _sure_ids(self, append: DamagedAppend) -> npt.NDArray[np.int64]:
+        """Of damaged ids those that are surely right, and 0 for the others: (n,).
+
+        Each image has one vector, so an id that is named once, and is one that there is, is not what
+        a flipped bit or a lost page leaves.
+        """
+        store, encoder = self._store, self._store.manifest.encoder
+        assert encoder is not None
+        ids = np.frombuffer(bytes(self._bytes(append)), np.int64).copy()
+        ids[(ids < 1) | (ids >= store.state.next_id)] = 0
+        seen = IdSet.none(store.state.next_id)
+        seen.add(self._doubtful)
+        found = store.open_vectors()
+        try:
+            first = found.first_of(append.place.extent)
+            assert first is not None
+            start, end = (first + row for row in _rows_at(append))
+            for span in ((0, start), (end, found.rows)):
+                for block in found.id_blocks(*span, _IDS):
+                    seen.add(block)
+        finally:
+            found.close()
+        _, at, counts = np.unique(ids, return_inverse=True, return_counts=True)
+        doubtful = (counts[at] > 1) | seen.has(ids)
+        self._doubtful = np.union1d(self._doubtful, ids[doubtful])
+        ids[doubtful] = 0
+        if encoder.given:
+            order = np.argsort(ids, kind="stable")
+            images = store.may_be_images(ids[order])
+            ids[order[images]] = 0
+        return ids
 
     # --- inside -----------------------------------------------------------------------------------
 

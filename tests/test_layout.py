@@ -499,10 +499,30 @@ def test_for_want_of_room_for_what_came_meanwhile_it_is_left(
         expect(opened, np.arange(1, N + 51))
 
 
-def damage_ids(path: Path) -> None:
+def damage_ids(path: Path, rows: int = 1) -> None:
+    """As a lost page would, or as a flipped byte if it is one row's."""
     with path.open("r+b") as file:
         file.seek(HEADER_BYTES + 8 * 5)
-        file.write(b"\xff")
+        file.write(b"\xff" if rows == 1 else bytes(8 * rows))
+
+
+@pytest.mark.parametrize("rows", [1, 200])
+def test_of_damaged_ids_those_that_are_sure_are_kept(made: Path, rows: int) -> None:
+    with Store.open(made) as opened:
+        assert opened.optimize().laid_out == N
+    (path,) = (made / "vectors").rglob("*.ids")
+    damage_ids(path, rows)
+    with Store.open(made) as opened:
+        assert any("is lost" in problem.what for problem in opened.check(fix=True).problems)
+        scores, ids = opened.search_vectors(BLOCK[:N], 1, recall=1)
+        right = ids[:, 0] == EVERY
+        lost = 2 if rows == 1 else rows  # an id that is there twice is sure of neither
+        assert N - lost <= right.sum() < N
+        assert (scores[~right] < 0.9999).all(), "no vector is found under another's id"
+        again = opened.check(fix=True).problems
+        assert all("have a record" in problem.what for problem in again), again
+        assert opened.optimize(recall=0.9).laid_out in (0, int(right.sum()))
+        assert all("have a record" in problem.what for problem in opened.check().problems)
 
 
 def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) -> None:
@@ -510,7 +530,10 @@ def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) 
     with Store.open(made) as opened:
         assert opened.optimize().laid_out == N
     (path,) = (made / "vectors").rglob("*.ids")
-    damage_ids(path)
+    damage_ids(path, N - 5)
+    with path.open("r+b") as file:
+        file.seek(HEADER_BYTES)
+        file.write(bytes(8 * 5))
     with Store.open(made, read_only=True) as reader, Store.open(made) as opened:
         assert any("is lost" in problem.what for problem in opened.check(fix=True).problems)
         for store in (opened, reader):

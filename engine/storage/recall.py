@@ -44,8 +44,10 @@ def choose(
         return None
     if k <= of:
         return point
-    # More than was measured: as many candidates for each, and more lists, which hold them, wherever
-    # these are.
-    nprobe = math.ceil(point.nprobe * math.sqrt(k / of))
-    depth = math.ceil(point.depth * k / of)
+    # More than was measured: their share of lists and candidates, for which the wanted k lie in as many
+    # more lists at most, wherever these are. Of cheaper points, too, one may look farther in one way.
+    times = k / of
+    enough = points[: points.index(point) + 1]
+    nprobe = math.ceil(max(one.nprobe for one in enough) * times)
+    depth = math.ceil(max(one.depth for one in enough) * times)
     return OperatingPoint(min(nprobe, quantizer.nlist), depth, point.recall, point.surely)
