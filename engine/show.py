@@ -134,7 +134,7 @@ def optimize_text(report: OptimizeReport) -> str:
         f"{_count(report.rewritten, 'extent')} of pixels rewritten, "
         f"{_count(report.moved, 'image')} moved, {_count(report.laid_out, 'vector')} laid out anew",
     ]
-    if report.recall and report.recall["measured"] is not None:
+    if report.recall and report.recall["sample"]:
         lines.append(f"recall {recall_text(report.recall)}")
     lines += [f"not done: {what}" for what in report.skipped]
     if report.interrupted:
