@@ -54,7 +54,8 @@ class _Wanted:
     ids: IdSet
     count: int
     alive: tuple[npt.NDArray[np.uint8], ...]
-    sizes: Numbers  # (nlist,): how many of them each list holds
+    sizes: Numbers  # (nlist + 1,): how many of them each list holds; 0 of list -1
+    covered: int  # how many of them lie in segments
     rows: Numbers | None
 
 
@@ -94,7 +95,8 @@ class VectorIndex:
         self._bare = _gaps(covered, vectors.rows)
         self._covered = sum(segment.entry.rows for segment in self.segments)
         sizes = [segment.sizes for segment in self.segments]
-        self._sizes: Numbers = np.sum(sizes, axis=0) if sizes else np.zeros(0, np.int64)
+        counted = np.sum(sizes, axis=0) if sizes else np.zeros(0, np.int64)
+        self._sizes: Numbers = np.append(counted, 0)  # the last is that of list -1, which is none
 
     def _open(
         self, store: Path, quantizers: Sequence[QuantizerEntry], entries: Sequence[SegmentEntry]
@@ -295,16 +297,21 @@ class VectorIndex:
             need = np.full(len(queries), enough)
             todo = np.flatnonzero((rows >= 0).sum(axis=1) < enough)
         else:
-            rows = np.full((len(queries), depth), -1, np.int64)
-            sizes = among.sizes
-            enough = min(k, int(sizes.sum()))
+            sizes, total = among.sizes, among.covered
+            enough = min(k, total)
             # As many wanted rows are looked at as there would be rows if all were wanted.
-            every = _held(self._sizes, lists)
-            need = np.maximum(_MOST_OF_ALL * every[:, -1], enough).astype(np.int64)
-            need = np.minimum(need, int(sizes.sum()))
-            held = _held(sizes, lists)
+            need = np.minimum(_MOST_OF_ALL * self._sizes[lists].sum(axis=1), total)
+            need = np.maximum(need, enough).astype(np.int64)
+            held = sizes[lists]
             # And they are where the others are: else those that are near may lie in any other list.
-            ready = (held[:, -1] >= need) & (_first(held, enough) == _first(every, enough))
+            ready = held.sum(axis=1) >= need
+            if not (held[:, 0] >= enough).all():
+                every = _first(_held(self._sizes, lists), enough)
+                ready &= _first(held.cumsum(axis=1), enough) == every
+            if ready.all():
+                rows = self._candidates(fitted, close, lists, depth, among)[1]
+                return self.vectors.products(queries, rows), rows
+            rows = np.full((len(queries), depth), -1, np.int64)
             if ready.any():
                 rows[ready] = self._candidates(
                     fitted[ready], close[ready], lists[ready], depth, among
@@ -348,7 +355,7 @@ class VectorIndex:
             far, held = 1 - close, _held(sizes, lists)
             nearest = np.take_along_axis(far, _first(held, enough)[:, None], 1)
             limit = times[todo] * np.maximum(nearest, least)
-            before = held - np.where(lists >= 0, sizes[lists], 0)
+            before = held - sizes[lists]
             in_hand = (before < need[todo, None]) | (far <= limit)
             ready = ((held[:, -1] >= need[todo]) & ~in_hand[:, -1]) | (nprobe == nlist)
             if ready.any():
@@ -438,11 +445,11 @@ class VectorIndex:
             for spans in self._spans
         )
         if count <= _FEW and count * 2 < len(there):
-            return _Wanted(ids, count, alive, self._sizes, np.flatnonzero(there))
-        sizes = np.zeros(len(self._sizes), np.int64)
+            return _Wanted(ids, count, alive, self._sizes, 0, np.flatnonzero(there))
+        sizes = np.zeros(len(self._sizes) - 1, np.int64)
         for segment, spans in zip(self.segments, self._spans, strict=True):
             sizes += segment.sizes_of(np.concatenate([there[r : r + n] for _, r, n in spans]))
-        return _Wanted(ids, count, alive, sizes, None)
+        return _Wanted(ids, count, alive, np.append(sizes, 0), int(sizes.sum()), None)
 
     def __enter__(self) -> Self:
         """Keep it open while it is searched, whoever closes it meanwhile."""
@@ -544,9 +551,8 @@ def quantizer_path(store: Path, number: int) -> Path:
 
 
 def _held(sizes: Numbers, lists: Numbers) -> Numbers:
-    """How many rows lists (nq, nprobe) hold together with those before them; -1 holds none."""
-    found: Numbers = np.cumsum(np.where(lists >= 0, sizes[lists], 0), axis=1)
-    return found
+    """How many rows lists (nq, nprobe) hold together with those before them."""
+    return sizes[lists].cumsum(axis=1)
 
 
 def _first(held: Numbers, enough: int) -> Numbers:
