@@ -260,6 +260,15 @@ def test_a_writer_that_was_failed_by_the_disk_says_so(
         commit(writer, a=b"1")
 
 
+def test_a_log_that_goes_while_logs_are_measured_is_none(writer: Keys, tmp_path: Path) -> None:
+    commit(writer, a=b"1")
+    gone = next(tmp_path.rglob("*.log")).with_name("999999.log")
+    gone.symlink_to(tmp_path / "nowhere")  # it is listed, and is not there when it is looked at
+    writer.settle()
+    gone.unlink()
+    assert everything(writer)
+
+
 def test_keys_that_never_stand_still_are_not_called_damaged(
     writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

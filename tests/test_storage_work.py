@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import faiss
 import pytest
@@ -107,6 +107,15 @@ def test_an_error_of_who_is_told_ends_the_job() -> None:
     assert ended == [0]
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT raises: a shell without job control has it ignored in what it puts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("moment", ["told", "between"])
 def test_an_interrupt_ends_the_job_before_it_is_raised(moment: str) -> None:
     ended: list[int] = []
