@@ -51,12 +51,37 @@ def test_a_dict_of_it_survives_json() -> None:
         ("precision", "fp16"),
         ("schedule", "linear"),
         ("device", "cuda:"),
+        ("method", "byol"),
+        ("method", ["moco"]),
+        ("queue", -2),
+        ("queue", 64),  # of simclr, which has none
+        ("momentum", 1.0),
+        ("hard_negatives", -0.1),
+        ("tau_plus", 1.0),
+        ("semi_hard", 1),
+        ("warmup", 0.5),
+        ("weight_decay", float("inf")),
+        ("recipe", ""),
     ],
 )
 def test_nonsense_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"^{name} is .*: it has to be ") as caught:
         TrainSettings.from_dict({name: value})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("hard_negatives", 1.0), ("tau_plus", 0.1), ("semi_hard", True)]
+)
+def test_labels_have_no_negatives(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"^{name} is .*supervised has no negatives"):
+        TrainSettings.from_dict({"method": "supervised", name: value})
+
+
+def test_only_moco_has_a_queue() -> None:
+    assert TrainSettings().queue == 0 and TrainSettings(method="supervised").queue == 0
+    assert TrainSettings(method="moco").queue == 4096
+    assert TrainSettings(method="moco", queue=0).queue == 0
 
 
 def test_an_unknown_setting_is_refused() -> None:

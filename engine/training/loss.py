@@ -1,13 +1,53 @@
-"""The contrastive loss NT-Xent."""
+"""The losses: NT-Xent, InfoNCE against a queue, and cross entropy of labels.
+
+Both contrastive losses take the same choice of negatives, ``Negatives``.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Negatives:
+    """Which negatives count, and how much; by default all of them alike.
+
+    Let s be the cosines over the temperature, of an anchor with its positive (s+) and with its N
+    negatives (s1 … sN). The loss of the anchor is -log(exp(s+) / (exp(s+) + G)), where G is the sum
+    of exp(sj) over the negatives, or
+
+    - with ``beta`` > 0 that of wj · exp(sj), with the weights wj = N · exp(beta · sj) / sum over i
+      of exp(beta · si), so that near negatives weigh more (Robinson, Chuang, Sra, Jegelka, 2021,
+      Contrastive learning with hard negative samples, arXiv:2010.04592, section 3.1; the gradient
+      goes through the weights too);
+    - with ``tau_plus`` > 0, the share of the negatives that are thought to show the same as the
+      anchor, max((G - tau_plus · N · exp(s+)) / (1 - tau_plus), N · exp(-1 / temperature)) in place
+      of G (Chuang et al., 2020, arXiv:2007.00224, equation 8).
+
+    ``semi_hard`` leaves out the negatives that are at least as near as the positive, which may be
+    none at all (after Schroff et al., 2015, arXiv:1503.03832, section 3.2). An anchor that would
+    have none left keeps its farthest one.
+    """
+
+    beta: float = 0.0
+    tau_plus: float = 0.0
+    semi_hard: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether all negatives count alike."""
+        return not (self.beta or self.tau_plus or self.semi_hard)
+
+
+ALL = Negatives()
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float, negatives: Negatives = ALL) -> Tensor:
     """NT-Xent (Chen et al., 2020, arXiv:2002.05709, equation 1), a scalar.
 
     ``z1`` and ``z2`` are (n, d) unit vectors: row i of either is a view of image i. Every one of
@@ -21,4 +61,75 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
     logits = logits.masked_fill(itself, float("-inf"))
     positive = torch.arange(2 * n, device=z.device).roll(n)  # (2n,): i and i + n belong together
-    return F.cross_entropy(logits, positive)
+    return _contrast(logits, positive, temperature, negatives)
+
+
+def info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    images: Tensor,
+    queue: Tensor,
+    queue_images: Tensor,
+    temperature: float,
+    negatives: Negatives = ALL,
+) -> Tensor:
+    """InfoNCE of MoCo (He et al., 2020, arXiv:1911.05722, equation 1), a scalar in float32.
+
+    ``queries`` and ``keys`` are (m, d) unit vectors; row i of either is a view of image
+    ``images[i]``, another one, and the keys have no gradient. ``queue`` has (q, d) keys of earlier
+    batches and ``queue_images`` whose they are, (q,), -1 where the queue is not filled yet. The
+    positive of query i is key i. Its negatives are the keys of other images, those of its own batch
+    among them: so there are some from the first step on. MoCo takes its queue alone, and all of it;
+    but a queue that is long beside the data has keys of the very image, which are no negatives.
+    """
+    m, _ = queries.shape
+    logits = queries.float() @ torch.cat((keys, queue)).float().T / temperature  # (m, m + q)
+    others = torch.cat((images, queue_images))
+    out = (others == images[:, None]) | (others == -1)
+    positive = torch.arange(m, device=queries.device)
+    out[positive, positive] = False
+    return _contrast(logits.masked_fill(out, float("-inf")), positive, temperature, negatives)
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of (m, classes) logits with (m,) int64 labels, a scalar in float32."""
+    return F.cross_entropy(logits.float(), labels)
+
+
+def _contrast(logits: Tensor, positive: Tensor, temperature: float, negatives: Negatives) -> Tensor:
+    """(m, k) cosines over the temperature, -inf where there is none; (m,) columns; a scalar."""
+    if negatives.plain:
+        return F.cross_entropy(logits, positive)
+    at = positive[:, None]
+    near = logits.gather(1, at)  # (m, 1)
+    there = torch.isfinite(logits).scatter(1, at, False)
+    far = logits.masked_fill(~there, float("-inf"))
+    if negatives.semi_hard:
+        kept = there & (logits < near)
+        farthest = logits.detach().masked_fill(~there, float("inf")).argmin(1, keepdim=True)
+        none_left = ~kept.any(1, keepdim=True)
+        kept = kept.scatter(1, farthest, kept.gather(1, farthest) | none_left)
+        there = there & kept
+        far = far.masked_fill(~there, float("-inf"))
+    log_count = there.sum(1).log()  # (m,) of N
+    log_sum = far.logsumexp(1)  # of G
+    if negatives.beta:
+        log_sum = _hard(far, negatives.beta, log_count)
+    if negatives.tau_plus:
+        log_sum = _debiased(log_sum, near[:, 0], log_count, temperature, negatives.tau_plus)
+    return F.softplus(log_sum - near[:, 0]).mean()
+
+
+def _hard(far: Tensor, beta: float, log_count: Tensor) -> Tensor:
+    """The logarithm of the weighted sum: both sums are exponentials, so weights need no pass."""
+    return log_count + ((1 + beta) * far).logsumexp(1) - (beta * far).logsumexp(1)
+
+
+def _debiased(
+    log_sum: Tensor, near: Tensor, log_count: Tensor, temperature: float, tau_plus: float
+) -> Tensor:
+    top = 1 / temperature  # no logit is larger: relative to it nothing overflows
+    wrong = tau_plus * (log_count + near - top).exp()
+    corrected = ((log_sum - top).exp() - wrong) / (1 - tau_plus)
+    least = (log_count - 2 * top).exp().clamp_min(math.exp(-80))
+    return torch.maximum(corrected, least).log() + top

@@ -10,18 +10,29 @@ from typing import Any
 
 from engine.errors import UsageError
 
+METHODS = ("simclr", "moco", "supervised")
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("constant", "cosine")
+QUEUE = 4096  # keys of past batches that moco keeps where no other number is given
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """SimCLR (Chen et al., 2020, arXiv:2002.05709) with a ResNet-18; the defaults are the recipe.
+    """How a ResNet-18 is trained; the defaults are the recipe "report", which is SimCLR.
 
-    Lengths are pixels, probabilities and scales fractions of one. ``UsageError`` names the first
-    setting that makes no sense.
+    ``method`` is "simclr" (Chen et al., 2020, arXiv:2002.05709), "moco" (a momentum encoder and a
+    queue of its keys: He et al., 2020, arXiv:1911.05722; Chen et al., 2020, arXiv:2003.04297) or
+    "supervised" (cross entropy on the labels of the images). Lengths are pixels, probabilities and
+    scales fractions of one. ``UsageError`` names the first setting that makes no sense.
     """
 
+    recipe: str = "report"  # the name of the recipe that the run began from, see recipes.py
+    method: str = "simclr"
+    queue: int = -1  # keys of past batches that are negatives too; -1: 4,096 for moco, else 0
+    momentum: float = 0.99  # of moco's key encoder: the share of it that stays in a step
+    hard_negatives: float = 0.0  # beta of Robinson et al., 2021: how much the nearest weigh; 0 off
+    tau_plus: float = 0.0  # of the same: the share of the negatives that are thought to be none
+    semi_hard: bool = False  # leave out negatives that are nearer than the positive
     image_size: int = 224  # S: the network sees S × S
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the picture's area that a crop covers
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness … hue
@@ -35,6 +46,8 @@ class TrainSettings:
     epochs: int = 30
     learning_rate: float = 1e-3  # of Adam
     schedule: str = "constant"  # "cosine" lets the rate fall to zero over the run
+    warmup: int = 0  # epochs over which the rate rises from zero; at most half of the run
+    weight_decay: float = 0.0  # decoupled (AdamW), of the weights of convolutions and layers
     hidden: int = 256  # width of the projection head's middle layer
     dim: int = 128  # length of the embedding
     seed: int = 0
@@ -43,6 +56,47 @@ class TrainSettings:
     workers: int = 0  # threads that read and crop; 0 is one a core
 
     def __post_init__(self) -> None:
+        _require(
+            isinstance(self.recipe, str) and self.recipe.isidentifier(), "recipe", self, "a name"
+        )
+        _require(self.method in METHODS, "method", self, " or ".join(METHODS))
+        _require(_is_int(self.queue) and self.queue >= -1, "queue", self, "≥ 0")
+        if self.queue == -1:
+            object.__setattr__(self, "queue", QUEUE if self.method == "moco" else 0)
+        _require(
+            self.queue == 0 or self.method == "moco", "queue", self, "0 unless the method is moco"
+        )
+        _require(
+            _is_number(self.momentum) and 0 <= self.momentum < 1,
+            "momentum",
+            self,
+            "at least 0 and below 1",
+        )
+        _require(
+            _is_number(self.hard_negatives) and self.hard_negatives >= 0,
+            "hard_negatives",
+            self,
+            "≥ 0",
+        )
+        _require(
+            _is_number(self.tau_plus) and 0 <= self.tau_plus < 1,
+            "tau_plus",
+            self,
+            "at least 0 and below 1",
+        )
+        _require(isinstance(self.semi_hard, bool), "semi_hard", self, "true or false")
+        for name in ("hard_negatives", "tau_plus", "semi_hard"):
+            _require(
+                not getattr(self, name) or self.method != "supervised",
+                name,
+                self,
+                "off, for the method supervised has no negatives",
+            )
+        for name in ("warmup", "workers"):
+            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 0, name, self, "≥ 0")
+        _require(
+            _is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self, "≥ 0"
+        )
         for name in ("image_size", "blur_kernel", "batch", "epochs", "hidden", "dim"):
             _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, self, "≥ 1")
         _require(self.image_size >= 16, "image_size", self, "at least 16 pixels")
@@ -78,7 +132,6 @@ class TrainSettings:
             value = getattr(self, name)
             _require(_is_number(value) and value > 0, name, self, "above 0")
         _require(_is_int(self.seed) and 0 <= self.seed < 2**63, "seed", self, "0 to 2^63 - 1")
-        _require(_is_int(self.workers) and self.workers >= 0, "workers", self, "≥ 0")
         _require(self.precision in PRECISIONS, "precision", self, " or ".join(PRECISIONS))
         _require(self.schedule in SCHEDULES, "schedule", self, " or ".join(SCHEDULES))
         _require(

@@ -1,0 +1,86 @@
+"""The recipes by name, and how flags and a file of settings come over them; no torch here.
+
+A recipe is what differs from the defaults of ``TrainSettings``. What is given as a flag comes over
+what a file says, which comes over the recipe.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+from engine.training.settings import TrainSettings
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # SimCLR as the defaults have it.
+    "report": {},
+    # A few hundred images. The batch holds few negatives, so a short queue adds those of the last
+    # batches, and the hardest weigh more; small pictures leave time for many epochs, in which the
+    # key encoder must not lag behind.
+    "small": {
+        "method": "moco",
+        "queue": 512,
+        "momentum": 0.95,
+        "hard_negatives": 0.25,
+        "image_size": 128,
+        "crop_scale": [0.3, 1.0],
+        "temperature": 0.2,
+        "batch": 32,
+        "epochs": 200,
+        "schedule": "cosine",
+        "warmup": 5,
+        "weight_decay": 1e-4,
+        "precision": "bf16",
+    },
+    # Thousands and more: the batch has negatives enough.
+    "large": {
+        "image_size": 128,
+        "temperature": 0.1,
+        "batch": 256,
+        "epochs": 100,
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "warmup": 5,
+        "weight_decay": 1e-4,
+        "precision": "bf16",
+    },
+}
+_FILE_BYTES = 1 << 20  # a file of settings has a few hundred; more is some other file
+
+
+def resolve(
+    given: Mapping[str, Any],
+    *,
+    recipe: str = "",
+    file: str | Path = "",
+    base: TrainSettings | None = None,
+) -> TrainSettings:
+    """The settings of a run: ``given`` over the TOML ``file`` over the recipe.
+
+    Where no recipe is named, by ``recipe`` or in the file, they come over ``base``, and where that
+    is None over the recipe "report". ``UsageError`` names what is unknown or makes no sense.
+    """
+    read = _read(Path(file)) if file else {}
+    name = recipe or read.get("recipe", "")
+    if name and (not isinstance(name, str) or name not in RECIPES):
+        raise UsageError(f"recipe is {name!r}: it has to be one of {', '.join(RECIPES)}")
+    start = base.to_dict() if base and not name else RECIPES[name or "report"]
+    over = {**read, **given, **({"recipe": name} if name else {})}
+    return TrainSettings.from_dict({**start, **over})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_FILE_BYTES + 1)
+        if len(raw) > _FILE_BYTES:
+            raise UsageError(f"{path} is too large for a file of settings: name a TOML file")
+        return tomllib.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise UsageError(f"the settings {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path} is not a TOML file of settings: {reason}") from None
