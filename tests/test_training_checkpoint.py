@@ -30,7 +30,7 @@ PROVENANCE = checkpoint.Provenance(
 
 def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     network = build(SETTINGS).to(memory_format=torch.channels_last)
-    checkpoint.save_checkpoint(tmp_path, network, PROVENANCE)
+    checkpoint.save_checkpoint(tmp_path, network.state_dict(), PROVENANCE)
     again, provenance = checkpoint.load_checkpoint(tmp_path)
     assert provenance == PROVENANCE
     assert not again.training
@@ -39,7 +39,7 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_its_metadata_is_json_that_anyone_can_read(tmp_path: Path) -> None:
-    checkpoint.save_checkpoint(tmp_path, build(SETTINGS), PROVENANCE)
+    checkpoint.save_checkpoint(tmp_path, build(SETTINGS).state_dict(), PROVENANCE)
     with safe_open(tmp_path / checkpoint.CHECKPOINT, framework="np") as file:
         fields = {key: json.loads(value) for key, value in file.metadata().items()}
     assert fields["settings"] == SETTINGS.to_dict()
@@ -49,7 +49,7 @@ def test_its_metadata_is_json_that_anyone_can_read(tmp_path: Path) -> None:
 
 def test_it_is_replaced_whole(tmp_path: Path) -> None:
     for _ in range(2):
-        checkpoint.save_checkpoint(tmp_path, build(SETTINGS), PROVENANCE)
+        checkpoint.save_checkpoint(tmp_path, build(SETTINGS).state_dict(), PROVENANCE)
     path = tmp_path / checkpoint.CHECKPOINT
     assert list(tmp_path.iterdir()) == [path]
     assert path.stat().st_mode & 0o777 == 0o644
@@ -59,7 +59,7 @@ def test_it_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint.save_checkpoint(tmp_path, build(SETTINGS), PROVENANCE)
+    checkpoint.save_checkpoint(tmp_path, build(SETTINGS).state_dict(), PROVENANCE)
     path = tmp_path / checkpoint.CHECKPOINT
     before = path.read_bytes()
 
@@ -68,7 +68,7 @@ def test_a_failed_write_leaves_the_one_before(
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(TrainingError, match="No space left"):
-        checkpoint.save_checkpoint(tmp_path, build(SETTINGS), PROVENANCE)
+        checkpoint.save_checkpoint(tmp_path, build(SETTINGS).state_dict(), PROVENANCE)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 

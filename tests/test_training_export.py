@@ -44,7 +44,7 @@ def checkpoint(folder: Path) -> Path:
     with torch.no_grad():
         network(normalised(images(32, 0), SETTINGS.mean, SETTINGS.std))
     data = {"count": 32, "fingerprint": "ab", "description": "blots"}
-    save_checkpoint(folder, network, Provenance("blots", SETTINGS, 2, 0.5, data, "0"))
+    save_checkpoint(folder, network.state_dict(), Provenance("blots", SETTINGS, 2, 0.5, data, "0"))
     tensors = {"train": images(32, 0), "held_out": images(24, 1)}
     write_tensors(folder / CALIBRATION, tensors, {})
     return folder

@@ -1,7 +1,12 @@
 # ruff: noqa: E402 (torch is optional: without it the module is skipped)
 """Whole training runs on tiny images, good ones and those that cannot go on."""
 
+import dataclasses
 import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +18,16 @@ from engine.errors import TrainingError, UsageError
 torch = pytest.importorskip("torch")
 
 
-from engine.training import TrainProgress, TrainReport, TrainSettings, loop, train
-from engine.training.checkpoint import load_checkpoint
+from engine.training import (
+    TrainProgress,
+    TrainReport,
+    TrainSettings,
+    loop,
+    methods,
+    saved_run,
+    train,
+)
+from engine.training.checkpoint import CHECKPOINT, LAST, load_checkpoint, load_last, read_tensors
 from engine.training.export import ExportReport
 
 TINY = TrainSettings(image_size=32, batch=8, epochs=2, hidden=32, dim=16)
@@ -51,6 +64,7 @@ def whole(
         TINY,
         progress=seen.append,
         description="blots, CC0",
+        licence="MIT",
     )
     return folder / "out", report, seen
 
@@ -81,6 +95,7 @@ def test_progress_goes_through_the_phases(whole: Whole) -> None:
     _, _, seen = whole
     assert list(dict.fromkeys(p.phase for p in seen)) == ["read", "train", "export"]
     steps = [p for p in seen if p.loss is not None]
+    assert all(p.learning_rate == 1e-3 and p.images_per_second > 0 for p in steps)
     assert [(p.epoch, p.done, p.total) for p in steps] == [
         (1, 1, 4),
         (1, 2, 4),
@@ -96,13 +111,16 @@ def test_the_folder_holds_the_encoder_and_no_pickle(whole: Whole) -> None:
     assert names == {  # and none of the pictures
         "checkpoint.safetensors",
         "encoder.json",
+        "last.safetensors",
         "logs",
         "model.int8.onnx",
         "model.onnx",
+        "sheets",
     }
     body = json.loads((out / "encoder.json").read_text())
     assert body["name"] == "out" and body["data"]["description"] == "blots, CC0"
-    assert body["data"]["count"] == 20 and body["epoch"] == 2
+    assert body["data"]["count"] == 20 and body["epoch"] == whole[1].best_epoch
+    assert body["licence"] == "MIT" and body["settings"]["recipe"] == "report"
 
 
 def test_tensorboard_can_read_the_scalars(whole: Whole) -> None:
@@ -114,6 +132,14 @@ def test_tensorboard_can_read_the_scalars(whole: Whole) -> None:
         events.Tags()["scalars"]
     )
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Images("nearest")] == [1, 2]
+
+
+def test_sheets_show_queries_with_their_nearest(whole: Whole) -> None:
+    sheets = sorted((whole[0] / "sheets").iterdir())
+    assert [path.name for path in sheets] == ["epoch-0001.png", "epoch-0002.png"]
+    with Image.open(sheets[0]) as image:
+        assert image.width > 7 * 100 and image.height > 8 * 100
 
 
 def test_an_encoder_is_not_overwritten(whole: Whole) -> None:
@@ -125,13 +151,13 @@ def test_an_encoder_is_not_overwritten(whole: Whole) -> None:
 def test_a_seed_decides_the_run(tmp_path: Path) -> None:
     photos(tmp_path / "in", 10)
 
-    def losses(out: str) -> list[float]:
+    def losses(out: str, seed: int) -> list[float]:
         seen: list[TrainProgress] = []
-        settings = TrainSettings(image_size=32, batch=5, epochs=1, precision="bf16")
+        settings = TrainSettings(image_size=32, batch=5, epochs=1, precision="bf16", seed=seed)
         train([str(tmp_path / "in")], tmp_path / out, settings, progress=seen.append)
         return [p.loss for p in seen if p.loss is not None]
 
-    assert losses("one") == pytest.approx(losses("two"), rel=1e-2)
+    assert losses("one", 3) == losses("two", 3) != losses("other", 4)
 
 
 @pytest.mark.usefixtures("no_export")
@@ -188,7 +214,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = loop.nt_xent
+    right = methods.nt_xent
     calls = 0
 
     def wrong_in_the_second_epoch(*arguments: object) -> "torch.Tensor":
@@ -196,7 +222,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint_before(
         calls += 1
         return right(*arguments) * (float("nan") if calls == 4 else 1)
 
-    monkeypatch.setattr(loop, "nt_xent", wrong_in_the_second_epoch)
+    monkeypatch.setattr(methods, "nt_xent", wrong_in_the_second_epoch)
     with pytest.raises(TrainingError, match=r"epoch 2, step 2 .*checkpoint of epoch 1 is in"):
         train([str(photos(tmp_path / "in", 16))], tmp_path / "out", TINY)
     network, provenance = load_checkpoint(tmp_path / "out")
@@ -223,19 +249,309 @@ def test_ctrl_c_leaves_the_last_checkpoint(tmp_path: Path) -> None:
         train([str(photos(tmp_path / "in", 8))], tmp_path / "out", TINY, progress=stop)
     assert load_checkpoint(tmp_path / "out")[1].epoch == 1
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"calibration.safetensors", "checkpoint.safetensors", "logs"}
+    assert names == {"calibration.safetensors", CHECKPOINT, LAST, "logs"}
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_images_that_are_all_alike_are_refused(tmp_path: Path, count: int) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(count):
+        Image.new("RGB", (40 + i, 40), (9, 99, 199)).save(tmp_path / "in" / f"{i}.png")
+    with pytest.raises(TrainingError, match=f"all {count} images are alike"):
+        train([str(tmp_path / "in")], tmp_path / "out", TINY)
+
+
+# --- the rate -------------------------------------------------------------------------------------
+
+
+def rates(settings: TrainSettings, total: int = 10, per_epoch: int = 1) -> list[float]:
+    return [loop._learning_rate(settings, step, total, per_epoch) for step in range(total)]
 
 
 def test_the_rate_falls_along_a_cosine_only_when_asked() -> None:
-    settings = TrainSettings(schedule="cosine", learning_rate=0.1)
-    rates = [loop._learning_rate(settings, step, 10) for step in range(11)]
-    assert rates[0] == 0.1 and rates[5] == pytest.approx(0.05) and rates[10] == pytest.approx(0)
-    assert loop._learning_rate(TrainSettings(learning_rate=0.1), 7, 10) == 0.1
+    cosine = rates(TrainSettings(schedule="cosine", learning_rate=0.1))
+    assert cosine[0] == 0.1 and cosine[5] == pytest.approx(0.05) and 0 < cosine[9] < 0.003
+    assert rates(TrainSettings(learning_rate=0.1)) == [0.1] * 10
 
 
-def test_every_epoch_sees_every_image_once(tmp_path: Path) -> None:
-    run = loop._Run(TrainSettings(batch=5), lambda _: None, torch.device("cpu"))
-    run.pictures = range(10)  # type: ignore[assignment]
-    rows = list(run._order(4, torch.Generator().manual_seed(0)))
-    first, second = rows[0] + rows[1], rows[2] + rows[3]
-    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+def test_the_rate_rises_over_the_warmup_and_at_most_half_of_the_run() -> None:
+    settings = TrainSettings(learning_rate=0.1, warmup=2)
+    assert rates(settings, 10, 2)[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    assert rates(settings, 4, 4) == pytest.approx([0.05, 0.1, 0.1, 0.1])
+    cosine = rates(TrainSettings(learning_rate=0.1, warmup=2, schedule="cosine"), 10, 2)
+    assert cosine[3] == cosine[4] == 0.1 and cosine[7] == pytest.approx(0.05)
+
+
+# --- the best network -----------------------------------------------------------------------------
+
+
+def with_scores(monkeypatch: pytest.MonkeyPatch, scores: dict[int, float]) -> None:
+    right = loop._Run._score
+
+    def score(run: loop._Run, epoch: int) -> float:
+        right(run, epoch)
+        return scores[epoch]
+
+    monkeypatch.setattr(loop._Run, "_score", score)
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize(
+    ("scores", "best"), [((0.3, 0.9, 0.5), 2), ((0.3, 0.5, 0.5), 3), ((0.9, 0.5, 0.7), 1)]
+)
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_best_network_is_kept_and_of_equals_the_last(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: tuple[float, ...],
+    best: int,
+    share: float,
+) -> None:
+    monkeypatch.setattr(loop, "_SAVING_SHARE", share)
+    with_scores(monkeypatch, dict(enumerate(scores, 1)))
+    source = held_out_photos(tmp_path / "in")
+    report = train([source], tmp_path / "out", dataclasses.replace(TINY, epochs=3))
+    _, provenance = load_checkpoint(tmp_path / "out")
+    assert report.best_epoch == provenance.epoch == best
+    assert provenance.score == scores[best - 1]
+    _, last, place = load_last(tmp_path / "out")
+    assert last.epoch == 3 and (place.best_epoch, place.best_score) == (best, max(scores))
+
+
+@pytest.mark.usefixtures("no_export")
+def test_where_nothing_is_held_out_the_last_network_is_kept(tmp_path: Path) -> None:
+    report = train([str(photos(tmp_path / "in", 8))], tmp_path / "out", TINY)
+    assert report.best_epoch == 2 and load_checkpoint(tmp_path / "out")[1].epoch == 2
+    assert not (tmp_path / "out" / "sheets").exists()
+
+
+# --- the methods ----------------------------------------------------------------------------------
+
+
+def held_out_photos(folder: Path) -> str:
+    """A folder with train/ and valid/, each of two classes."""
+    for part, n in (("train", 10), ("valid", 3)):
+        for label in ("cats", "dogs"):
+            photos(folder / part / label, n, seed=len(label + part) + ord(label[0]))
+    return str(folder)
+
+
+@pytest.mark.usefixtures("no_export")
+def test_moco_learns_from_a_queue(tmp_path: Path) -> None:
+    settings = dataclasses.replace(TINY, method="moco", queue=24, hard_negatives=0.5)
+    report = train([str(photos(tmp_path / "in", 20))], tmp_path / "out", settings)
+    assert report.loss is not None and np.isfinite(report.loss)
+    tensors, _, _ = load_last(tmp_path / "out")
+    assert tensors["method.queue"].shape == (24, 16)
+    assert int(tensors["method.written"]) == 4 * 16 and int(tensors["method.steps"]) == 4
+    assert set(tensors["method.queue_images"].tolist()) <= set(range(20))
+
+
+@pytest.mark.usefixtures("no_export")
+def test_labels_are_learned_from_folders(tmp_path: Path) -> None:
+    source = held_out_photos(tmp_path / "in")
+    for part in ("train", "valid"):  # classes that anything tells apart
+        for path in (tmp_path / "in" / part / "dogs").iterdir():
+            Image.new("RGB", (40, 40), (20, 20, 20 + len(part))).save(path)
+    settings = dataclasses.replace(TINY, method="supervised", epochs=4)
+    # The folders are seen from the split's own: what is above them is no part of the label.
+    report = train([str(tmp_path / "in" / "train")], tmp_path / "bare", settings)
+    assert report.held_out_accuracy is None and report.loss is not None and report.loss < 0.6
+    assert source
+
+
+@pytest.mark.usefixtures("no_export")
+def test_labels_that_do_not_differ_or_are_not_there_are_said(tmp_path: Path) -> None:
+    settings = dataclasses.replace(TINY, method="supervised")
+    photos(tmp_path / "in" / "cats", 8)
+    with pytest.raises(TrainingError, match="all 8 images have the same label"):
+        train([str(tmp_path / "in")], tmp_path / "one", settings)
+    photos(tmp_path / "in", 2, seed=1)
+    with pytest.raises(TrainingError, match="2 of 10 images have no label") as caught:
+        train([str(tmp_path / "in")], tmp_path / "two", settings)
+    assert "\n" not in str(caught.value)
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from engine.training import TrainSettings, loop, train
+from engine.training.recipes import resolve
+loop._SAVING_SHARE = 1.0
+after, source, out, file = int(sys.argv[1]), *sys.argv[2:]
+def tell(at):
+    if at.loss is not None and at.done == after:
+        os.kill(os.getpid(), signal.SIGKILL)
+train([source], out, resolve({}, file=file), progress=tell)
+"""
+
+
+def same(one: Path, other: Path) -> bool:
+    for file in (CHECKPOINT, LAST):
+        (ours, said), (theirs, also) = (read_tensors(folder / file) for folder in (one, other))
+        said.pop("name"), also.pop("name")
+        if said != also or ours.keys() != theirs.keys():
+            return False
+        if not all(torch.equal(value, theirs[key]) for key, value in ours.items()):
+            return False
+    return True
+
+
+def stop_after(calls: int) -> Callable[[], bool]:
+    rest = iter([False] * calls)
+    return lambda: next(rest, True)
+
+
+METHODS = {
+    "simclr": {},
+    "moco": {"queue": 24, "hard_negatives": 0.3},
+    "supervised": {},
+}
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, method: str) -> None:
+    settings = dataclasses.replace(
+        TINY,
+        method=method,
+        queue=-1,
+        epochs=3,
+        batch=6,
+        schedule="cosine",
+        warmup=1,
+        weight_decay=1e-2,
+        seed=7,
+    )
+    settings = dataclasses.replace(settings, **METHODS[method])
+    source = tmp_path / "in"
+    for label, n in (("cats", 10), ("dogs", 11)):
+        photos(source / "train" / label, n, seed=n)
+        photos(source / "valid" / label, 3, seed=n + 2)
+    train([str(source)], tmp_path / "whole", settings)
+
+    # Stopped within an epoch of three steps, twice.
+    reading = 2  # how often it is asked while it reads
+    report = train([str(source)], tmp_path / "parts", settings, stop=stop_after(reading + 3))
+    assert report.interrupted and report.steps == 4 and not report.parity
+    report = train([str(source)], tmp_path / "parts", resume=True, stop=stop_after(reading))
+    assert report.interrupted and report.steps == 5
+    report = train([str(source)], tmp_path / "parts", resume=True)
+    assert not report.interrupted and (report.steps, report.epochs) == (9, 3)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.usefixtures("no_export")
+def test_a_run_that_was_killed_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
+    source = held_out_photos(tmp_path / "in")
+    file = tmp_path / "tiny.toml"
+    body = 'method = "moco"\nqueue = 24\nimage_size = 32\nbatch = 8\nepochs = 3\nhidden = 32\n'
+    file.write_text(body + "dim = 16\n")
+    command = [sys.executable, "-c", KILLED, "4", source, str(tmp_path / "killed"), str(file)]
+    killed = subprocess.run(command, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert load_last(tmp_path / "killed")[2].step == 2  # the epoch before
+    report = train([source], tmp_path / "killed", resume=True)
+    settings = saved_run(tmp_path / "killed").settings
+    train([source], tmp_path / "whole", settings)
+    assert report.steps == 6 and same(tmp_path / "whole", tmp_path / "killed")
+    left = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert left == {CHECKPOINT, LAST, "logs", "sheets"}
+
+
+@pytest.mark.usefixtures("no_export")
+def test_what_was_trained_may_go_on_for_more_epochs(tmp_path: Path) -> None:
+    source = str(photos(tmp_path / "in", 16))
+    train([source], tmp_path / "out", TINY)
+    longer = dataclasses.replace(TINY, epochs=3, workers=1)
+    report = train([source], tmp_path / "out", longer, resume=True)
+    assert (report.steps, report.epochs) == (6, 3)
+    with pytest.raises(UsageError, match=r"epochs is 2: .*already gone beyond it"):
+        train([source], tmp_path / "out", TINY, resume=True)
+
+
+@pytest.mark.usefixtures("no_export")
+def test_a_run_that_ended_is_only_exported_again(tmp_path: Path) -> None:
+    source = str(photos(tmp_path / "in", 16))
+    train([source], tmp_path / "out", TINY)
+    before = (tmp_path / "out" / LAST).read_bytes()
+    report = train([source], tmp_path / "out", resume=True)
+    assert report.steps == 4 and report.best_epoch == 2
+    assert (tmp_path / "out" / LAST).read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_export")
+def test_a_run_does_not_go_on_with_other_settings_or_images(tmp_path: Path) -> None:
+    source = photos(tmp_path / "in", 16)
+    train([str(source)], tmp_path / "out", TINY)
+    before = (tmp_path / "out" / LAST).read_bytes()
+    for name, value in (("temperature", 0.2), ("method", "moco"), ("image_size", 48)):
+        other = dataclasses.replace(TINY, queue=-1, **{name: value})
+        with pytest.raises(UsageError, match=f"^{name} is .* began with"):
+            train([str(source)], tmp_path / "out", other, resume=True)
+    (source / "003.png").unlink()
+    with pytest.raises(UsageError, match="are not those that the training"):
+        train([str(source)], tmp_path / "out", TINY, resume=True)
+    assert (tmp_path / "out" / LAST).read_bytes() == before
+
+
+def test_there_has_to_be_something_to_go_on_with(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no last\.safetensors"):
+        train([str(photos(tmp_path / "in", 4))], tmp_path / "out", resume=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize("damage", ["cut", "garbage", "foreign", "another network", "no moments"])
+def test_what_a_run_cannot_go_on_from_is_said_in_one_line(tmp_path: Path, damage: str) -> None:
+    source = str(photos(tmp_path / "in", 8))
+    train([source], tmp_path / "out", dataclasses.replace(TINY, epochs=1))
+    path = tmp_path / "out" / LAST
+    tensors, fields = read_tensors(path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "garbage":
+        path.write_bytes(b"\x80\x04garbage" * 10)
+    elif damage == "foreign":
+        loop.write_tensors(path, {"x": torch.zeros(1)}, {})
+    elif damage == "another network":
+        loop.write_tensors(path, tensors | {"network.head.0.bias": torch.zeros(3)}, fields)
+    else:
+        kept = {key: value for key, value in tensors.items() if "exp_avg_sq" not in key}
+        loop.write_tensors(path, kept, fields)
+    longer = dataclasses.replace(TINY, epochs=2)
+    with pytest.raises(TrainingError) as caught:
+        train([source], tmp_path / "out", longer, resume=True)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_export")
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(photos(tmp_path / "in", 8))
+    train([source], tmp_path / "out", TINY)
+    before = {file: (tmp_path / "out" / file).read_bytes() for file in (CHECKPOINT, LAST)}
+    script = (
+        "import resource, signal, sys\n"
+        "from engine.training import loop, train\n"
+        "from engine.training.recipes import resolve\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "train([sys.argv[1]], sys.argv[2], resolve({'epochs': 3}, "
+        "base=loop.saved_run(sys.argv[2]).settings), resume=True)\n"
+    )
+    command = [sys.executable, "-c", script, source, str(tmp_path / "out")]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "cannot be written" in failed.stderr.splitlines()[-1]
+    for file, body in before.items():
+        assert (tmp_path / "out" / file).read_bytes() == body
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.endswith(".new")]
+
+
+def test_a_stop_while_images_are_read_ends_it(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train([str(photos(tmp_path / "in", 4))], tmp_path / "out", TINY, stop=lambda: True)
+    assert list((tmp_path / "out").iterdir()) == []

@@ -44,8 +44,8 @@ def show_line(text: str) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the work to stop at its next commit; a second one stops it at once."""
+def interruptible(unit: str = "this chunk is committed") -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the work to stop after its ``unit``; a second one stops it at once."""
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -53,7 +53,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        warn("stopping after this chunk is committed (Ctrl-C again to stop at once)")
+        warn(f"stopping after {unit} (Ctrl-C again to stop at once)")
 
     with _handled_by(ask):
         yield lambda: asked

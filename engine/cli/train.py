@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import shlex
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from engine import show
-from engine.cli.options import DONE, SOME_REJECTED, JsonOption, show_line, warn
+from engine.cli.options import (
+    DONE,
+    INTERRUPTED,
+    SOME_REJECTED,
+    JsonOption,
+    interruptible,
+    show_line,
+    warn,
+)
 from engine.errors import TrainingError, UsageError
 from engine.progress import Progress
 
+_UNITS = {"read": "images", "train": "steps"}
 
+
+# Options of settings have no default here: what is not given is left to the recipe. The number in
+# brackets is that of the recipe "report".
 def train(
     sources: Annotated[
         list[str] | None,
@@ -26,54 +40,138 @@ def train(
     out: Annotated[
         str, typer.Option(metavar="ENCODER_DIR", help="A new folder for the encoder.")
     ] = "",
-    image_size: Annotated[int, typer.Option(metavar="S", help="The network sees S × S.")] = 224,
-    epochs: Annotated[int, typer.Option(metavar="N", help="Times each image is seen.")] = 30,
-    batch: Annotated[int, typer.Option(metavar="N", help="Images a step, two views each.")] = 64,
-    lr: Annotated[float, typer.Option(metavar="X", help="Learning rate of Adam.")] = 1e-3,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="report|small|large",
+            help="Where settings start from [report]; small is for a few hundred images, large "
+            "for many.",
+        ),
+    ] = "",
+    settings: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Settings by name, as encoder.json has them; over the recipe, under the options.",
+        ),
+    ] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in ENCODER_DIR.")
+    ] = False,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="simclr|moco|supervised",
+            help="What is learned from [simclr]: two views of an image; these and the keys of "
+            "past batches; the names of folders.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Times each image is seen [30].")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Images a step, two views each [64].")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(metavar="S", help="The network sees S × S [224].")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(metavar="X", help="Learning rate of Adam [0.001].")
+    ] = None,
     schedule: Annotated[
-        str, typer.Option(metavar="constant|cosine", help="How the learning rate goes.")
-    ] = "constant",
-    temperature: Annotated[float, typer.Option(metavar="X", help="Of InfoNCE.")] = 0.1,
-    hidden: Annotated[int, typer.Option(metavar="N", help="Width inside the head.")] = 256,
-    dim: Annotated[int, typer.Option(metavar="N", help="Length of the vectors.")] = 128,
+        str | None,
+        typer.Option(metavar="constant|cosine", help="How the learning rate goes [constant]."),
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(metavar="N", help="Epochs over which the rate rises [0].")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(metavar="X", help="Decoupled, as of AdamW [0].")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="X", help="Of the loss [0.1].")
+    ] = None,
+    queue: Annotated[
+        int | None, typer.Option(metavar="N", help="moco: keys that are kept [4096].")
+    ] = None,
+    momentum: Annotated[
+        float | None, typer.Option(metavar="M", help="moco: of the key encoder [0.99].")
+    ] = None,
+    hard_negatives: Annotated[
+        float | None,
+        typer.Option(metavar="BETA", help="Weigh near negatives more (Robinson et al.) [0: off]."),
+    ] = None,
+    tau_plus: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Share of negatives that are thought to be none [0]."),
+    ] = None,
+    semi_hard: Annotated[
+        bool | None,
+        typer.Option(
+            "--semi-hard/--no-semi-hard",
+            help="Leave out negatives that are nearer than the positive [no].",
+        ),
+    ] = None,
+    hidden: Annotated[
+        int | None, typer.Option(metavar="N", help="Width inside the head [256].")
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option(metavar="N", help="Length of the vectors [128].")
+    ] = None,
     crop_scale: Annotated[
-        tuple[float, float], typer.Option(metavar="MIN MAX", help="Share of the area in a crop.")
-    ] = (0.2, 1.0),
+        tuple[float, float] | None,
+        typer.Option(metavar="MIN MAX", help="Share of the area in a crop [0.2 1]."),
+    ] = None,
     jitter: Annotated[
-        tuple[float, float, float, float],
-        typer.Option(metavar="B C S H", help="Brightness, contrast, saturation, hue."),
-    ] = (0.4, 0.4, 0.4, 0.1),
-    flip: Annotated[float, typer.Option(metavar="P", help="Probability of a flip.")] = 0.5,
-    blur: Annotated[int, typer.Option(metavar="N", help="Kernel of the blur, odd.")] = 5,
+        tuple[float, float, float, float] | None,
+        typer.Option(
+            metavar="B C S H", help="Brightness, contrast, saturation, hue [0.4 0.4 0.4 0.1]."
+        ),
+    ] = None,
+    flip: Annotated[
+        float | None, typer.Option(metavar="P", help="Probability of a flip [0.5].")
+    ] = None,
+    blur: Annotated[
+        int | None, typer.Option(metavar="N", help="Kernel of the blur, odd [5].")
+    ] = None,
     mean: Annotated[
-        tuple[float, float, float], typer.Option(metavar="R G B", help="Normalisation: mean.")
-    ] = (0.485, 0.456, 0.406),
+        tuple[float, float, float] | None,
+        typer.Option(metavar="R G B", help="Normalisation: mean [ImageNet's]."),
+    ] = None,
     std: Annotated[
-        tuple[float, float, float], typer.Option(metavar="R G B", help="Normalisation: deviation.")
-    ] = (0.229, 0.224, 0.225),
+        tuple[float, float, float] | None,
+        typer.Option(metavar="R G B", help="Normalisation: deviation [ImageNet's]."),
+    ] = None,
     precision: Annotated[
-        str, typer.Option(metavar="fp32|bf16", help="bf16: autocast, twice as fast on new CPUs.")
-    ] = "fp32",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0,
+        str | None,
+        typer.Option(metavar="fp32|bf16", help="bf16: autocast, twice as fast on new CPUs [fp32]."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to train [auto].")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random [0].")] = None,
     workers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Threads that augment; 0: one a core.")
-    ] = 0,
+        int | None, typer.Option(metavar="N", help="Threads that augment [0: one a core].")
+    ] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="The encoder's name.")] = "",
     description: Annotated[
         str, typer.Option(metavar="TEXT", help="What the images are and under which licence.")
     ] = "",
+    licence: Annotated[
+        str, typer.Option(metavar="TEXT", help="Of the encoder itself; goes into its files.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Train a SimCLR encoder on your own images; the defaults are the classic recipe.
+    """Train an encoder on your own images; the defaults are the classic SimCLR recipe.
 
-    ENCODER_DIR gets a checkpoint, TensorBoard logs, and the model as ONNX, which
-    'engine ingest --encoder ENCODER_DIR' takes. Needs the extra: pip install
-    'image-index-engine[train]'.
+    ENCODER_DIR gets checkpoints, TensorBoard logs, sheets of nearest pictures, and the model as
+    ONNX, which 'engine ingest --encoder ENCODER_DIR' takes. Ctrl-C stops after a step, and
+    --resume goes on from there. Needs the extra: pip install 'image-index-engine[train]'.
 
     \b
     Example:
       engine train photos/ --out my-encoder --epochs 30
+      engine train photos/ --out other-encoder --recipe small
       tensorboard --logdir my-encoder/logs
     """
     if not sources:
@@ -86,50 +184,120 @@ def train(
         raise TrainingError(
             f"training needs {error.name}: install it with pip install 'image-index-engine[train]'"
         ) from None
-    settings = training.TrainSettings(
-        image_size=image_size,
-        crop_scale=crop_scale,
-        jitter=jitter,
-        blur_kernel=blur,
-        flip=flip,
-        mean=mean,
-        std=std,
-        temperature=temperature,
-        batch=batch,
-        epochs=epochs,
-        learning_rate=lr,
-        schedule=schedule,
-        hidden=hidden,
-        dim=dim,
-        seed=seed,
-        precision=precision,
-        device=device,
-        workers=workers,
+    flags = {
+        "method": method,
+        "epochs": epochs,
+        "batch": batch,
+        "image_size": image_size,
+        "learning_rate": lr,
+        "schedule": schedule,
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+        "temperature": temperature,
+        "queue": queue,
+        "momentum": momentum,
+        "hard_negatives": hard_negatives,
+        "tau_plus": tau_plus,
+        "semi_hard": semi_hard,
+        "hidden": hidden,
+        "dim": dim,
+        "crop_scale": crop_scale,
+        "jitter": jitter,
+        "flip": flip,
+        "blur_kernel": blur,
+        "mean": mean,
+        "std": std,
+        "precision": precision,
+        "device": device,
+        "seed": seed,
+        "workers": workers,
+    }
+    resolved = training.resolve(
+        {setting: value for setting, value in flags.items() if value is not None},
+        recipe=recipe,
+        file=settings,
+        base=training.saved_run(out).settings if resume else None,
     )
-    with Progress("train", "steps") as bar:
-
-        def tell(at: Any) -> None:
-            if at.warning:
-                warn(at.warning)
-            elif at.phase == "train":
-                loss = f", loss {at.loss:.3f}" if at.loss is not None else ""
-                bar.note(
-                    f"epoch {at.epoch} of {at.epochs}{loss}, {at.images_per_second:,.0f} images/s"
-                )
-                bar(at.done, at.total)
-
+    with interruptible("this step") as stop, _Shown() as shown:
         report = training.train(
-            sources, out, settings, progress=tell, name=name or None, description=description
+            sources,
+            out,
+            resolved,
+            progress=shown,
+            name=name or None,
+            description=description,
+            licence=licence,
+            resume=resume,
+            stop=stop,
         )
     if as_json:
         show_line(show.line(asdict(report)))
     else:
-        show_line(
-            f"{report.images:,} images, {report.epochs} epochs, {report.seconds:.0f} s "
-            f"({report.images_per_second:,.0f} images/s), loss {report.loss:.3f}\n"
-            f"parity of the exported model: {json.dumps(report.parity)}\n"
-            f"use it with: engine ingest SOURCE --encoder {report.out} --store NEW_STORE"
-        )
+        show_line(_text(report))
     for rejected in report.rejected:
         warn(f"{rejected.source}: {rejected.reason}")
+    if report.interrupted:
+        again = shlex.join(["engine", "train", *sources, "--out", out, "--resume"])
+        warn(f"stopped after step {report.steps:,}; go on with: {again}")
+        raise typer.Exit(INTERRUPTED)
     raise typer.Exit(SOME_REJECTED if report.rejected else DONE)
+
+
+class _Shown:
+    """Shows what a run tells: a bar for each of its phases, and warnings as they come."""
+
+    def __init__(self) -> None:
+        self._bars = ExitStack()
+        self._bar: Progress | None = None
+        self._phase = ""
+        self._score = ""
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.close()
+
+    def __call__(self, at: Any) -> None:
+        """``at`` is a ``TrainProgress``."""
+        if at.warning:
+            warn(at.warning)
+            return
+        if at.phase != self._phase:
+            self._bars.close()
+            self._phase, self._bar = at.phase, None
+            if at.phase in _UNITS:
+                self._bar = self._bars.enter_context(Progress(at.phase, _UNITS[at.phase]))
+        if self._bar is None:
+            return
+        score = at.held_out_recall if at.held_out_accuracy is None else at.held_out_accuracy
+        if score is not None:
+            self._score = f", held out {score:.3f}"
+        if at.loss is not None:
+            self._bar.note(
+                f"epoch {at.epoch} of {at.epochs}, loss {at.loss:.3f}, rate "
+                f"{at.learning_rate:.2g}, {at.images_per_second:,.0f} images/s{self._score}"
+            )
+        self._bar(at.done, at.total)
+
+
+def _text(report: Any) -> str:
+    """A ``TrainReport`` for people."""
+    loss = "" if report.loss is None else f", loss {report.loss:.3f}"
+    held_out = ""
+    if report.held_out_accuracy is not None:
+        held_out = f", held-out accuracy {report.held_out_accuracy:.3f}"
+    elif report.held_out_recall is not None:
+        held_out = f", held-out recall@1 {report.held_out_recall:.3f}"
+    text = (
+        f"{report.images:,} images, {report.epochs} epochs, {report.seconds:.0f} s "
+        f"({report.images_per_second:,.0f} images/s){loss}{held_out}"
+    )
+    if report.interrupted:
+        return text
+    return (
+        f"{text}\n"
+        f"the network of epoch {report.best_epoch}; parity of the exported model: "
+        f"{json.dumps(report.parity)}\n"
+        f"use it with: engine ingest SOURCE --encoder {report.out} --store NEW_STORE"
+    )

@@ -1,13 +1,17 @@
 """Checkpoints: a network's weights in one safetensors file that names what made them.
 
-Nothing is pickled, so a checkpoint from elsewhere can be opened without running code from it.
+``CHECKPOINT`` is the best network of a run, ``LAST`` all that the run needs to go on. Nothing is
+pickled, so a checkpoint from elsewhere can be opened without running code from it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.errors import TrainingError, UsageError
+from engine.errors import TrainingError
 from engine.training.model import SimCLR
 from engine.training.settings import TrainSettings
 
 CHECKPOINT = "checkpoint.safetensors"
+LAST = "last.safetensors"
 CALIBRATION = "calibration.safetensors"
 
 
@@ -34,6 +39,25 @@ class Provenance:
     loss: float | None  # mean over the last epoch
     data: dict[str, Any]  # count, fingerprint, description
     engine_version: str
+    score: float | None = None  # on what was held out, if anything was
+    licence: str = ""  # of the weights, as whoever trained them puts it
+    created: str = ""  # the date, as ISO 8601 has it
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run is; beside its tensors all that it needs to go on."""
+
+    step: int  # steps taken
+    losses: float  # their sum in the epoch that is under way
+    loss: float | None  # mean over the last whole epoch
+    best_epoch: int  # of the best network, 0 before the first
+    best_score: float | None
+
+
+def today() -> str:
+    """The date in UTC, as checkpoints have it."""
+    return datetime.now(UTC).date().isoformat()
 
 
 def engine_version() -> str:
@@ -43,43 +67,72 @@ def engine_version() -> str:
     return __version__
 
 
-def save_checkpoint(folder: Path, network: SimCLR, provenance: Provenance) -> None:
-    """Replace the folder's checkpoint, atomically."""
-    fields = {
-        "name": provenance.name,
-        "settings": provenance.settings.to_dict(),
-        "epoch": provenance.epoch,
-        "loss": provenance.loss,
-        "data": provenance.data,
-        "engine_version": provenance.engine_version,
-    }
-    write_tensors(
-        folder / CHECKPOINT,
-        network.state_dict(),
-        {key: json.dumps(value) for key, value in fields.items()},
-    )
+def save_checkpoint(folder: Path, weights: dict[str, Tensor], provenance: Provenance) -> None:
+    """Replace the folder's checkpoint, atomically; ``weights`` are a network's ``state_dict``."""
+    write_tensors(folder / CHECKPOINT, weights, _fields(provenance))
 
 
 def load_checkpoint(folder: Path) -> tuple[SimCLR, Provenance]:
     """The folder's network, on the CPU and in eval mode, with what is known of it."""
     path = folder / CHECKPOINT
     tensors, raw = read_tensors(path)
-    try:
-        fields = {key: json.loads(value) for key, value in raw.items()}
-        provenance = Provenance(
-            name=fields["name"],
-            settings=TrainSettings.from_dict(fields["settings"]),
-            epoch=fields["epoch"],
-            loss=fields["loss"],
-            data=fields["data"],
-            engine_version=fields["engine_version"],
-        )
+    with fitting(path):
+        provenance = _provenance(raw)
         network = SimCLR(provenance.settings.hidden, provenance.settings.dim)
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingError(f"{path} is not a checkpoint of this engine: {reason}") from None
     return network.eval(), provenance
+
+
+def save_last(
+    folder: Path, tensors: dict[str, Tensor], provenance: Provenance, place: Place
+) -> None:
+    """Replace what the folder's run goes on from, atomically."""
+    fields = _fields(provenance) | {"place": json.dumps(asdict(place))}
+    write_tensors(folder / LAST, tensors, fields)
+
+
+def load_last(folder: Path) -> tuple[dict[str, Tensor], Provenance, Place]:
+    """What ``save_last`` has written."""
+    path = folder / LAST
+    tensors, raw = read_tensors(path)
+    with fitting(path):
+        place = Place(**json.loads(raw["place"]))
+        numbers = (place.step, place.best_epoch)
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError(f"a place of {place}")
+        return tensors, _provenance(raw), place
+
+
+def last_provenance(folder: Path) -> Provenance:
+    """Whose run ``load_last`` would go on with; reads no tensors."""
+    path = folder / LAST
+    with _opened(path) as file, fitting(path):
+        return _provenance(file.metadata() or {})
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with the contents of ``path`` into a ``TrainingError``."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(f"{path} is not a checkpoint of this engine: {reason}") from None
+
+
+def _fields(provenance: Provenance) -> dict[str, str]:
+    values = {field.name: getattr(provenance, field.name) for field in fields(provenance)}
+    values["settings"] = provenance.settings.to_dict()
+    return {name: json.dumps(value) for name, value in values.items()}
+
+
+def _provenance(raw: dict[str, str]) -> Provenance:
+    values = {
+        field.name: json.loads(raw[field.name])
+        for field in fields(Provenance)
+        if field.name in raw or field.default is MISSING
+    }
+    return Provenance(**{**values, "settings": TrainSettings.from_dict(values["settings"])})
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], fields: dict[str, str]) -> None:
@@ -99,12 +152,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], fields: dict[str, str]
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, on the CPU, and its metadata."""
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise TrainingError(f"{path} is missing: run a training into {path.parent} first")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
+            yield file
+    except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path} cannot be read: {error}") from None
 
 
@@ -123,6 +182,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def is_finite(network: SimCLR) -> bool:
+def is_finite(weights: dict[str, Tensor]) -> bool:
     """Whether every weight and running statistic is a number."""
-    return all(bool(torch.isfinite(value).all()) for value in network.state_dict().values())
+    return all(bool(torch.isfinite(value).all()) for value in weights.values())

@@ -131,6 +131,7 @@ def _described(
         "epoch": provenance.epoch,
         "data": provenance.data,
         "engine_version": provenance.engine_version,
+        "licence": provenance.licence,
         "parity": parity,
         "created": datetime.now(UTC).date().isoformat(),
     }

@@ -1,40 +1,60 @@
-"""The training loop: reads the images, trains, keeps a checkpoint an epoch, exports the encoder."""
+"""The training loop: reads the images, trains, keeps checkpoints, exports the encoder."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from engine.config import cpu_count
 from engine.errors import TrainingError, UsageError
 from engine.records import Rejection
-from engine.training import augment, data
+from engine.training import data
+from engine.training.batches import Batches
 from engine.training.checkpoint import (
     CALIBRATION,
     CHECKPOINT,
+    LAST,
+    Place,
     Provenance,
     engine_version,
+    fitting,
     is_finite,
+    last_provenance,
+    load_last,
     save_checkpoint,
+    save_last,
+    today,
     write_tensors,
 )
 from engine.training.export import CALIBRATION_IMAGES, ENCODER, export
-from engine.training.loss import nt_xent
+from engine.training.methods import Contrastive, Supervised, method
 from engine.training.model import SimCLR, build, normalised
 from engine.training.settings import TrainSettings
+from engine.training.sheet import sheet
 
 LOGS = "logs"
+SHEETS = "sheets"
 HELD_OUT_IMAGES = 1024  # at most so many are scored after each epoch
+SHEET_QUERIES, SHEET_NEAREST = 8, 6
+_SHEETS = 10  # of one run
 _SCORE_BATCH = 64
+# A checkpoint of 180 MB after epochs of two batches would take longer than they: saving waits until
+# it has been no more than this share of the time.
+_SAVING_SHARE = 0.05
+# What a run that goes on may have otherwise: none of it changes what is learned from a batch.
+_MAY_DIFFER = ("recipe", "epochs", "device", "workers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +68,9 @@ class TrainProgress:
     epochs: int = 0
     loss: float | None = None  # of the last step
     images_per_second: float = 0.0  # of this epoch; the network sees two views of each image
+    learning_rate: float = 0.0  # of the last step
     held_out_recall: float | None = None  # set once an epoch is scored
+    held_out_accuracy: float | None = None  # the same, where labels are learned
     warning: str | None = None  # set in the call that reports it, and only there
 
 
@@ -60,14 +82,17 @@ class TrainReport:
     held_out: int
     rejected: tuple[Rejection, ...]
     epochs: int
-    steps: int
+    steps: int  # of all, those before a run went on included
     seconds: float
     images_per_second: float  # while training; the network sees two views of each image
-    loss: float  # mean over the last epoch
-    held_out_recall: float | None
+    loss: float | None  # mean over the last epoch; None before the first is done
+    held_out_recall: float | None  # after the last epoch
     out: str
-    parity: dict[str, float | int | str]
+    parity: dict[str, float | int | str]  # empty where nothing was exported
     warnings: tuple[str, ...] = field(default=())
+    held_out_accuracy: float | None = None  # after the last epoch, where labels are learned
+    best_epoch: int = 0  # the one that was exported
+    interrupted: bool = False  # stopped before its end; it can be resumed
 
 
 def train(
@@ -78,98 +103,151 @@ def train(
     progress: Callable[[TrainProgress], None] | None = None,
     name: str | None = None,
     description: str = "",
+    licence: str = "",
+    resume: bool = False,
+    stop: Callable[[], bool] | None = None,
 ) -> TrainReport:
     """Train an encoder on the images of ``sources`` and write it into the folder ``out``.
 
-    ``name`` (default: the folder's name) and ``description`` (what the images are, under which
-    licence) become part of the encoder. Unreadable images are skipped and reported. A run that
-    stops early, by Ctrl-C too, leaves the checkpoint of its last whole epoch.
+    ``name`` (default: the folder's name), ``description`` (what the images are, under which
+    licence) and ``licence`` (of the weights) become part of the encoder. Unreadable images are
+    skipped and reported. What is exported is the best network, by what was held out, or the last
+    where nothing was. Once ``stop`` says so the run ends after its step and can be resumed.
+
+    ``resume`` goes on with the run in ``out``, with its settings if none are given; more epochs
+    may be. On the CPU the result is that of a run that never stopped. ``UsageError`` where other
+    settings or other images are given; ``TrainingError`` where a run cannot go on.
     """
-    settings = settings or TrainSettings()
-    progress = progress or _ignore
+    folder = Path(out)
+    before = saved_run(folder) if resume else None
+    settings = settings or (before.settings if before else TrainSettings())
     device = _device(settings.device)
+    if before:
+        _check_settings(before.settings, settings, folder)
     files = data.named_images(sources)
     held_out_files = data.named_images(sources, held_out=True)[:HELD_OUT_IMAGES]
     if not files:
         raise TrainingError(
             f"no images in {', '.join(sources) or 'no sources'}: name a folder that has some"
         )
-    folder = _fresh_folder(Path(out))
-    run = _Run(settings, progress, device)
+    if not before:
+        _fresh_folder(folder)
+    run = _Run(settings, progress or _ignore, stop or _never, device, folder)
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(run.workers))
+        run.pool = stack.enter_context(ThreadPoolExecutor(run.workers))
         pixel_file = data.PixelFile(folder)
         stack.callback(pixel_file.close)
-        run.read(files, held_out_files, pixel_file, pool)
+        run.read(files, held_out_files, pixel_file)
         write_tensors(folder / CALIBRATION, run.calibration(), {})
-        provenance = Provenance(
-            name=name or folder.resolve().name,
-            settings=settings,
-            epoch=0,
-            loss=None,
-            data={
-                "count": len(run.pictures),
-                "fingerprint": run.pictures.fingerprint,
-                "description": description,
-            },
-            engine_version=engine_version(),
+        run.build(
+            Provenance(
+                name=name or (before.name if before else folder.resolve().name),
+                settings=settings,
+                epoch=0,
+                loss=None,
+                data=run.described(description or (before.data["description"] if before else "")),
+                engine_version=engine_version(),
+                licence=licence or (before.licence if before else ""),
+            )
         )
-        writer = stack.enter_context(SummaryWriter(str(folder / LOGS)))
-        run.train(folder, provenance, writer, pool)
-    progress(TrainProgress("export"))
+        if before:
+            run.restore()
+        run.writer = stack.enter_context(
+            SummaryWriter(str(folder / LOGS), purge_step=run.step + 1 if before else None)
+        )
+        run.train()
+    if run.interrupted:
+        return run.report({})
+    run.progress(TrainProgress("export"))
     exported = export(folder)
     # It holds pictures, which whoever passes the encoder on may not want to pass on.
     (folder / CALIBRATION).unlink()
-    return run.report(folder, exported.parity)
+    return run.report(exported.parity)
+
+
+def saved_run(out: str | Path) -> Provenance:
+    """Name, settings and data of the run that ``train(resume=True)`` would go on with."""
+    folder = Path(out)
+    if not (folder / LAST).is_file():
+        raise UsageError(
+            f"{folder} holds no {LAST}, so there is no training to go on with: start one without "
+            f"resume"
+        )
+    return last_provenance(folder)
 
 
 class _Run:
     """One training run: what it has read, the network, and the figures that it reports."""
 
+    pool: ThreadPoolExecutor
+    writer: SummaryWriter
     pictures: data.Pictures
     squashed: data.Pictures
     held_out: data.Pictures
     held_out_squashed: data.Pictures
+    network: SimCLR
+    method: Contrastive
+    optimizer: torch.optim.Optimizer
+    batches: Batches
 
     def __init__(
         self,
         settings: TrainSettings,
         progress: Callable[[TrainProgress], None],
+        stop: Callable[[], bool],
         device: torch.device,
+        folder: Path,
     ) -> None:
         self.settings = settings
         self.progress = progress
+        self.stop = stop
         self.device = device
+        self.folder = folder
         self.workers = settings.workers or cpu_count()
         self.batch = settings.batch
         self.rejected: list[Rejection] = []
         self.warnings: list[str] = []
         self.started = time.perf_counter()
-        self.steps = 0
         self.training_seconds = 0.0
-        self.loss = math.nan
+        self.step = 0  # steps taken, in the whole run
+        self.first_step = 0  # where this process began
+        self.losses = 0.0  # their sum in the epoch that is under way
+        self.loss: float | None = None
         self.recall: float | None = None
+        self.accuracy: float | None = None
+        self.best_epoch = 0
+        self.best_score: float | None = None
+        self.best_weights: dict[str, Tensor] = {}  # of the best network that is not saved yet
+        self.best_provenance: Provenance | None = None
+        self.saved_epoch = 0  # of the checkpoint on the disk
+        self.saving_seconds = 0.0
+        self.interrupted = False
 
     def read(
         self,
         files: Sequence[tuple[Path, str]],
         held_out_files: Sequence[tuple[Path, str]],
         pixel_file: data.PixelFile,
-        pool: ThreadPoolExecutor,
     ) -> None:
+        """Decode the images; ``TrainingError`` where there is nothing to learn from."""
         size = self.settings.image_size
         total = len(files) + len(held_out_files)
 
         def read(
             files: Sequence[tuple[Path, str]], before: int
         ) -> tuple[data.Pictures, data.Pictures]:
+            def tick(done: int, _: int) -> None:
+                self.progress(TrainProgress("read", before + done, total))
+                if self.stop():
+                    raise KeyboardInterrupt  # there is nothing yet to go on from
+
             shrunk, squashed, rejected = data.read_images(
                 files,
                 pixel_file,
                 side=round(self.settings.shrink * size),
                 square=size,
-                pool=pool,
-                tick=lambda done, _: self.progress(TrainProgress("read", before + done, total)),
+                pool=self.pool,
+                tick=tick,
             )
             self.rejected += rejected
             return shrunk, squashed
@@ -179,10 +257,14 @@ class _Run:
         if n < 2:
             first = next((f" ({r.source}: {r.reason})" for r in self.rejected), "")
             raise TrainingError(
-                f"{n} of {len(files)} images can be read{first}, and contrastive training needs at "
-                f"least 2: add images"
+                f"{n} of {len(files)} images can be read{first}, and training needs at least 2: "
+                f"add images"
             )
         self.held_out, self.held_out_squashed = read(held_out_files, len(files))
+        if _alike(self.squashed):
+            raise TrainingError(
+                f"all {n} images are alike, so there is nothing to tell apart: add other images"
+            )
         if self.rejected:
             self.warn(f"{len(self.rejected)} of {total} images cannot be read and are left out")
         if n < self.batch:
@@ -191,6 +273,16 @@ class _Run:
                 f"{n} images are fewer than a batch of {self.settings.batch}: the batch is {n}, "
                 f"and a small batch has few negatives to learn from"
             )
+
+    def described(self, description: str) -> dict[str, Any]:
+        """What checkpoints say of the images."""
+        return {
+            "count": len(self.pictures),
+            "fingerprint": self.pictures.fingerprint,
+            "held_out": len(self.held_out),
+            "held_out_fingerprint": self.held_out.fingerprint,
+            "description": description,
+        }
 
     def calibration(self) -> dict[str, Tensor]:
         """Evenly spread squashed images for the export: train and held_out, (n, S, S, 3) uint8."""
@@ -202,102 +294,126 @@ class _Run:
             for name, images in kept.items()
         }
 
-    def train(
-        self,
-        folder: Path,
-        provenance: Provenance,
-        writer: SummaryWriter,
-        pool: ThreadPoolExecutor,
-    ) -> None:
+    def build(self, provenance: Provenance) -> None:
+        """A fresh network, and what trains it."""
+        self.provenance = provenance
         settings = self.settings
         network = build(settings).to(memory_format=torch.channels_last).to(self.device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-        per_epoch = len(self.pictures) // self.batch  # what does not fill a batch waits an epoch
-        total = per_epoch * settings.epochs
-        batches = self._batches(total, pool)
-        saved = 0
-        for epoch in range(1, settings.epochs + 1):
-            network.train()
-            began = time.perf_counter()
-            losses = 0.0
-            for in_epoch in range(1, per_epoch + 1):
-                rate = _learning_rate(settings, self.steps, total)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                loss = self._step(network, optimizer, next(batches))
-                self.steps += 1
-                if not math.isfinite(loss):
-                    raise _diverged(epoch, in_epoch, saved, settings, folder)
-                losses += loss
-                speed = in_epoch * self.batch / (time.perf_counter() - began)
-                writer.add_scalar("loss", loss, self.steps)
-                writer.add_scalar("learning_rate", rate, self.steps)
-                writer.add_scalar("images_per_second", speed, self.steps)
-                self.progress(
-                    TrainProgress("train", self.steps, total, epoch, settings.epochs, loss, speed)
-                )
-            self.training_seconds += time.perf_counter() - began
-            # The last step's loss was finite, but what it did to the weights need not be.
-            if not is_finite(network):
-                raise _diverged(epoch, per_epoch, saved, settings, folder)
-            self.loss = losses / per_epoch
-            writer.add_scalar("epoch_loss", self.loss, epoch)
-            save_checkpoint(
-                folder,
-                network,
-                Provenance(
-                    provenance.name,
-                    settings,
-                    epoch,
-                    self.loss,
-                    provenance.data,
-                    provenance.engine_version,
-                ),
-            )
-            saved = epoch
-            if len(self.held_out) > 1:
-                self.recall = self._score(network, pool)
-                writer.add_scalar("held_out_recall_at_1", self.recall, epoch)
-                self.progress(
-                    TrainProgress(
-                        "train",
-                        self.steps,
-                        total,
-                        epoch,
-                        settings.epochs,
-                        held_out_recall=self.recall,
-                    )
-                )
-            writer.flush()
+        self.network = network
+        self.method = method(settings, network, _labels(self.pictures))
+        self.parameters: dict[str, nn.Parameter] = {
+            **{f"network.{name}": value for name, value in network.named_parameters()},
+            **{f"method.{name}": value for name, value in self.method.parameters().items()},
+        }
+        # Biases and the scales of the normalisation do not decay: they hold nothing back.
+        weights = [value for value in self.parameters.values() if value.ndim > 1]
+        others = [value for value in self.parameters.values() if value.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": weights, "weight_decay": settings.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+        )
+        self.batches = Batches(self.pictures, settings, self.batch, self.device, self.pool)
+        self.total = self.batches.per_epoch * settings.epochs
 
-    def report(self, folder: Path, parity: dict[str, float | int | str]) -> TrainReport:
+    def restore(self) -> None:
+        """Go to where the run in the folder was left."""
+        tensors, before, place = load_last(self.folder)
+        for name, what in (("fingerprint", "train"), ("held_out_fingerprint", "held out")):
+            if before.data.get(name) != self.provenance.data[name]:
+                raise UsageError(
+                    f"the images ({what}) are not those that the training in {self.folder} began "
+                    f"with: name the same sources, unchanged, or train into another folder"
+                )
+        if place.step > self.total:
+            raise UsageError(
+                f"epochs is {self.settings.epochs}: the training in {self.folder} has already "
+                f"gone beyond it"
+            )
+        with fitting(self.folder / LAST):
+            self.network.load_state_dict(_under("network.", tensors))
+            self.method.load(_under("method.", tensors))
+            for name, parameter in self.parameters.items():
+                self.optimizer.state[parameter] = _moments(
+                    parameter, _under(f"optimizer.{name}.", tensors)
+                )
+        self.step = self.first_step = place.step
+        self.losses, self.loss = place.losses, place.loss
+        if (self.folder / CHECKPOINT).is_file():
+            self.best_epoch = self.saved_epoch = place.best_epoch
+            self.best_score = place.best_score
+
+    def train(self) -> None:
+        """All steps that are left; afterwards the best network is on the disk."""
+        per_epoch = self.batches.per_epoch
+        self.network.train()
+        began, first = time.perf_counter(), self.step
+        for rows, views in self.batches.between(self.step, self.total):
+            epoch, in_epoch = (number + 1 for number in divmod(self.step, per_epoch))
+            rate = _learning_rate(self.settings, self.step, self.total, per_epoch)
+            loss = self._step(rows, views, rate)
+            self.step += 1
+            if not math.isfinite(loss):
+                raise self._diverged(epoch, in_epoch)
+            self.losses += loss
+            speed = (self.step - first) * self.batch / (time.perf_counter() - began)
+            self.writer.add_scalar("loss", loss, self.step)
+            self.writer.add_scalar("learning_rate", rate, self.step)
+            self.writer.add_scalar("images_per_second", speed, self.step)
+            self._tell(epoch, loss=loss, images_per_second=speed, learning_rate=rate)
+            if in_epoch == per_epoch:
+                self.training_seconds += time.perf_counter() - began
+                self._end_epoch(epoch)
+                self.network.train()
+                began, first = time.perf_counter(), self.step
+            if self.stop() and self.step < self.total:
+                self.training_seconds += time.perf_counter() - began
+                self._check_weights(epoch, in_epoch)
+                self._save()
+                self.interrupted = True
+                return
+
+    def report(self, parity: dict[str, float | int | str]) -> TrainReport:
+        """What is known at the end."""
+        here = self.step - self.first_step
         return TrainReport(
             images=len(self.pictures),
             held_out=len(self.held_out),
             rejected=tuple(self.rejected),
-            epochs=self.settings.epochs,
-            steps=self.steps,
+            epochs=self.step // self.batches.per_epoch,
+            steps=self.step,
             seconds=time.perf_counter() - self.started,
-            images_per_second=self.steps * self.batch / self.training_seconds,
+            images_per_second=here * self.batch / max(self.training_seconds, 1e-9),
             loss=self.loss,
             held_out_recall=self.recall,
-            out=str(folder),
+            out=str(self.folder),
             parity=parity,
             warnings=tuple(self.warnings),
+            held_out_accuracy=self.accuracy,
+            best_epoch=self.best_epoch,
+            interrupted=self.interrupted,
         )
 
     def warn(self, text: str) -> None:
+        """Tell it now, and again in the report."""
         self.warnings.append(text)
         self.progress(TrainProgress("read", warning=text))
 
-    def _step(self, network: SimCLR, optimizer: torch.optim.Optimizer, views: Tensor) -> float:
+    def _tell(self, epoch: int, **what: float | None) -> None:
+        at = TrainProgress("train", self.step, self.total, epoch, self.settings.epochs)
+        self.progress(dataclasses.replace(at, **what))  # type: ignore[arg-type]
+
+    def _step(self, rows: Sequence[int], views: Tensor, rate: float) -> float:
         """One step on (2 × batch, 3, S, S) float32, the second half other views of the first."""
-        optimizer.zero_grad(set_to_none=True)
-        z = self._embed(network, views)
-        z1, z2 = z.chunk(2)
-        loss = nt_xent(z1, z2, self.settings.temperature)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.method.loss(self.network, self._embed, rows, views)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        self.optimizer.step()
+        self.method.after_step(self.network)
         return loss.item()
 
     def _embed(self, network: SimCLR, x: Tensor) -> Tensor:
@@ -308,76 +424,130 @@ class _Run:
             z: Tensor = network(x.contiguous(memory_format=torch.channels_last))
         return z
 
-    def _batches(self, steps: int, pool: ThreadPoolExecutor) -> Iterator[Tensor]:
-        """Two views of each image of a batch, (2 × batch, 3, S, S) float32, for each step.
+    def _end_epoch(self, epoch: int) -> None:
+        """Score the network, keep it if it is the best, and save what is due."""
+        self._check_weights(epoch, self.batches.per_epoch)
+        self.loss, self.losses = self.losses / self.batches.per_epoch, 0.0
+        self.writer.add_scalar("epoch_loss", self.loss, epoch)
+        score = self._score(epoch) if len(self.held_out) > 1 else None
+        # Of equals the later one: it has learned for longer than so few images can tell.
+        if score is None or self.best_score is None or score >= self.best_score:
+            self.best_epoch, self.best_score = epoch, score
+            self.best_weights = {
+                name: value.detach().to("cpu", copy=True)
+                for name, value in self.network.state_dict().items()
+            }
+            self.best_provenance = self._provenance(epoch, score)
+        beside = time.perf_counter() - self.started
+        if epoch == self.settings.epochs or self.saving_seconds <= _SAVING_SHARE * beside:
+            self._save()
+        self.writer.flush()
 
-        Every epoch shuffles the images anew. Beside a GPU the next batch is cut while it computes;
-        on a CPU that would only take cores from the network.
-        """
-        generator = Generator().manual_seed(self.settings.seed)
-        order = self._order(steps, generator)
-        if self.device.type == "cpu":
-            for rows in order:
-                yield self._views(self.pictures, rows * 2, generator, pool)
-            return
-        with ThreadPoolExecutor(1) as ahead:
-            waiting: Future[Tensor] | None = None
-            for rows in order:
-                coming = ahead.submit(self._views, self.pictures, rows * 2, generator, pool)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = coming
-            if waiting is not None:
-                yield waiting.result()
-
-    def _order(self, steps: int, generator: Generator) -> Iterator[list[int]]:
-        """The rows of each batch. The shuffle has its own stream, since draws may run ahead."""
-        shuffle = Generator().manual_seed(generator.initial_seed() ^ 0x5EED)
-        n = len(self.pictures)
-        while steps > 0:
-            shuffled: list[int] = torch.randperm(n, generator=shuffle).tolist()
-            for start in range(0, n - self.batch + 1, self.batch):
-                yield shuffled[start : start + self.batch]
-                steps -= 1
-
-    def _views(
-        self,
-        pictures: data.Pictures,
-        rows: Sequence[int],
-        generator: Generator,
-        pool: ThreadPoolExecutor,
-    ) -> Tensor:
-        """One augmented view for each of ``rows``: (len(rows), 3, S, S) float32 on the device."""
-        draws = augment.draw([pictures.sizes[row] for row in rows], self.settings, generator)
-        crops = augment.crop(
-            [pictures[row] for row in rows],
-            draws,
-            self.settings.image_size,
-            pool if self.device.type != "cpu" else None,
+    def _provenance(self, epoch: int, score: float | None) -> Provenance:
+        return dataclasses.replace(
+            self.provenance, epoch=epoch, loss=self.loss, score=score, created=today()
         )
-        return augment.colour(crops.to(self.device), draws, self.settings)
+
+    def _save(self) -> None:
+        """Write the best network, if a newer one is, and then what the run goes on from.
+
+        In this order: should it end between the two, the run goes on from before that epoch, and
+        finds the same network again.
+        """
+        began = time.perf_counter()
+        if self.best_provenance is not None:
+            save_checkpoint(self.folder, self.best_weights, self.best_provenance)
+            self.saved_epoch = self.best_epoch
+            self.best_weights, self.best_provenance = {}, None
+        tensors = {
+            **_named("network.", self.network.state_dict()),
+            **_named("method.", self.method.tensors()),
+        }
+        for name, parameter in self.parameters.items():
+            tensors |= _named(f"optimizer.{name}.", self.optimizer.state[parameter])
+        place = Place(self.step, self.losses, self.loss, self.best_epoch, self.best_score)
+        last = self._provenance(self.step // self.batches.per_epoch, None)
+        save_last(self.folder, tensors, last, place)
+        self.saving_seconds += time.perf_counter() - began
+
+    def _check_weights(self, epoch: int, step: int) -> None:
+        # The last step's loss was finite, but what it did to the weights need not be.
+        if not is_finite(self.network.state_dict()):
+            raise self._diverged(epoch, step)
+
+    def _diverged(self, epoch: int, step: int) -> TrainingError:
+        kept = (
+            f"the checkpoint of epoch {self.saved_epoch} is in {self.folder}"
+            if self.saved_epoch
+            else "there is no checkpoint"
+        )
+        return TrainingError(
+            f"training diverged in epoch {epoch}, step {step} (the loss or a weight is no longer "
+            f"a number): lower the learning rate, now {self.settings.learning_rate:g}; {kept}"
+        )
 
     @torch.inference_mode()
-    def _score(self, network: SimCLR, pool: ThreadPoolExecutor) -> float:
-        """Recall@1 on held-out images: is a view's nearest clean image the one it is a view of?
+    def _score(self, epoch: int) -> float | None:
+        """How well held-out images are told apart: what the best network is chosen by.
 
-        Clean images are squashed as an encoder is given them; the views are the same each epoch.
+        Recall@1: is a view's nearest clean image the one it is a view of? Clean images are squashed
+        as an encoder is given them; the views are the same each epoch. Where labels are learned it
+        is the share of the clean images whose label is found instead.
         """
-        network.eval()
+        self.network.eval()
         generator = Generator().manual_seed(self.settings.seed + 1)
-        views, clean = [], []
+        parts, clean_parts = [], []
         for start in range(0, len(self.held_out), _SCORE_BATCH):
             rows = range(start, min(start + _SCORE_BATCH, len(self.held_out)))
-            views.append(self._embed(network, self._views(self.held_out, rows, generator, pool)))
+            views = self.batches.views(self.held_out, rows, generator)
+            parts.append(self._embed(self.network, views))
             pixels = torch.stack([self.held_out_squashed[row] for row in rows]).to(self.device)
             x = normalised(pixels, self.settings.mean, self.settings.std)
-            clean.append(self._embed(network, x))
-        nearest = (torch.cat(views) @ torch.cat(clean).T).argmax(1)
-        return float((nearest.cpu() == torch.arange(len(nearest))).float().mean())
+            clean_parts.append(self._embed(self.network, x))
+        clean = torch.cat(clean_parts)
+        nearest = (torch.cat(parts) @ clean.T).argmax(1)
+        self.recall = float((nearest.cpu() == torch.arange(len(nearest))).float().mean())
+        self.writer.add_scalar("held_out_recall_at_1", self.recall, epoch)
+        score: float | None = self.recall
+        if isinstance(self.method, Supervised):
+            score = self.accuracy = self.method.accuracy(clean, _labels(self.held_out))
+            if score is not None:
+                self.writer.add_scalar("held_out_accuracy", score, epoch)
+        self._tell(epoch, held_out_recall=self.recall, held_out_accuracy=self.accuracy)
+        if epoch % max(1, self.settings.epochs // _SHEETS) == 0 or epoch == self.settings.epochs:
+            self._sheet(epoch, clean)
+        return score
+
+    def _sheet(self, epoch: int, clean: Tensor) -> None:
+        """A picture of some held-out images, each with the nearest of the others."""
+        queries = _spread(len(clean), SHEET_QUERIES)
+        cosines = clean[queries] @ clean.T
+        cosines[range(len(queries)), queries] = -math.inf
+        nearest = cosines.topk(min(SHEET_NEAREST, len(clean) - 1), 1).indices.tolist()
+        image = sheet(
+            [
+                [self.held_out_squashed[row].numpy() for row in (query, *others)]
+                for query, others in zip(queries, nearest, strict=True)
+            ]
+        )
+        path = self.folder / SHEETS / f"epoch-{epoch:04}.png"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
+        except OSError as error:
+            raise TrainingError(
+                f"{path} cannot be written ({error.strerror}): make room there, and go on with "
+                f"resume"
+            ) from None
+        self.writer.add_image("nearest", np.asarray(image), epoch, dataformats="HWC")
 
 
 def _ignore(_: TrainProgress) -> None:
     pass
+
+
+def _never() -> bool:
+    return False
 
 
 def _device(wanted: str) -> torch.device:
@@ -393,12 +563,12 @@ def _device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def _fresh_folder(folder: Path) -> Path:
-    for file in (ENCODER, CHECKPOINT):
+def _fresh_folder(folder: Path) -> None:
+    for file in (ENCODER, CHECKPOINT, LAST):
         if (folder / file).exists():
             raise UsageError(
                 f"{folder} already holds {file} of an earlier training: choose another folder, "
-                f"or remove it"
+                f"or remove it, or go on with that training with resume"
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -406,23 +576,59 @@ def _fresh_folder(folder: Path) -> Path:
         raise UsageError(
             f"{folder} cannot be made a folder for the encoder: {error.strerror}"
         ) from None
-    return folder
 
 
-def _learning_rate(settings: TrainSettings, step: int, total: int) -> float:
+def _check_settings(before: TrainSettings, now: TrainSettings, folder: Path) -> None:
+    for field_ in dataclasses.fields(TrainSettings):
+        name = field_.name
+        if name not in _MAY_DIFFER and getattr(before, name) != getattr(now, name):
+            raise UsageError(
+                f"{name} is {getattr(now, name)!r}, and the training in {folder} began with "
+                f"{getattr(before, name)!r}: leave it as it was, or train into another folder"
+            )
+
+
+def _learning_rate(settings: TrainSettings, step: int, total: int, per_epoch: int) -> float:
+    """The rate of a step, counted from 0."""
+    warmup = min(settings.warmup * per_epoch, total // 2)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
     if settings.schedule == "cosine":
-        return settings.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
+        turn = math.pi * (step - warmup) / (total - warmup)
+        return settings.learning_rate * (1 + math.cos(turn)) / 2
     return settings.learning_rate
 
 
-def _diverged(
-    epoch: int, step: int, saved: int, settings: TrainSettings, folder: Path
-) -> TrainingError:
-    kept = f"the checkpoint of epoch {saved} is in {folder}" if saved else "there is no checkpoint"
-    return TrainingError(
-        f"training diverged in epoch {epoch}, step {step} (the loss or a weight is no longer a "
-        f"number): lower the learning rate, now {settings.learning_rate:g}; {kept}"
-    )
+def _labels(pictures: data.Pictures) -> list[str | None]:
+    """The folder of each picture, relative to its source; None for what lies in no folder."""
+    folders = [str(PurePosixPath(picture.name).parent) for picture in pictures.pictures]
+    return [None if folder == "." else folder for folder in folders]
+
+
+def _alike(squashed: data.Pictures) -> bool:
+    return all(torch.equal(squashed[0], squashed[i]) for i in range(1, len(squashed)))
+
+
+def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _moments(parameter: nn.Parameter, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What Adam keeps of a parameter, laid out in memory as the parameter is."""
+    kept = {"step": saved["step"]}
+    for name in ("exp_avg", "exp_avg_sq"):
+        if saved[name].shape != parameter.shape:
+            raise ValueError(f"{name} has the shape {tuple(saved[name].shape)}")
+        kept[name] = torch.empty_like(parameter.detach()).copy_(saved[name])
+    return kept
 
 
 def _spread(n: int, most: int) -> list[int]:

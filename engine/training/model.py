@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +36,23 @@ class SimCLR(nn.Module):
         """(n, 3, S, S) float32, normalised → (n, dim) float32 of unit length."""
         z = self.head(self.trunk(x))
         return F.normalize(z.float(), dim=1)
+
+
+class Classifier(nn.Module):
+    """Reads classes from embeddings: their scale is learned, because on the sphere they have none.
+
+    So what is exported, the embedding of unit length, is the very thing that was trained.
+    """
+
+    def __init__(self, dim: int, classes: int, scale: float) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.linear = nn.Linear(dim, classes)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(n, dim) float32 of unit length → (n, classes) logits."""
+        logits: Tensor = self.linear(self.log_scale.exp() * z)
+        return logits
 
 
 class Deployed(nn.Module):
