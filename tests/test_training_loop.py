@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -350,14 +351,23 @@ def test_moco_learns_from_a_queue(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_export")
 def test_labels_are_learned_from_folders(tmp_path: Path) -> None:
     source = held_out_photos(tmp_path / "in")
-    for part in ("train", "valid"):  # classes that anything tells apart
-        for path in (tmp_path / "in" / part / "dogs").iterdir():
-            Image.new("RGB", (40, 40), (20, 20, 20 + len(part))).save(path)
-    settings = dataclasses.replace(TINY, method="supervised", epochs=4)
-    # The folders are seen from the split's own: what is above them is no part of the label.
-    report = train([str(tmp_path / "in" / "train")], tmp_path / "bare", settings)
-    assert report.held_out_accuracy is None and report.loss is not None and report.loss < 0.6
-    assert source
+    for path in (tmp_path / "in").glob("*/dogs/*"):  # what anything tells apart
+        Image.new("RGB", (40, 40), (20, 20, 20)).save(path)
+    settings = dataclasses.replace(TINY, method="supervised", epochs=6, weight_decay=1e-4)
+    report = train([source], tmp_path / "out", settings)
+    assert report.loss is not None and report.loss < 0.5
+    assert report.held_out_accuracy is not None and report.held_out_recall is not None
+    best = load_checkpoint(tmp_path / "out")[1]
+    assert best.epoch == report.best_epoch and best.score is not None
+    assert best.score >= report.held_out_accuracy
+
+
+@pytest.mark.usefixtures("no_export")
+def test_a_share_is_held_out_where_no_folder_is_for_that(tmp_path: Path) -> None:
+    settings = dataclasses.replace(TINY, held_out=0.1, epochs=1, batch=32)
+    report = train([str(photos(tmp_path / "in", 70))], tmp_path / "out", settings)
+    assert (report.images, report.held_out) == (63, 7)
+    assert report.held_out_recall is not None
 
 
 @pytest.mark.usefixtures("no_export")
@@ -398,9 +408,13 @@ def same(one: Path, other: Path) -> bool:
     return True
 
 
-def stop_after(calls: int) -> Callable[[], bool]:
-    rest = iter([False] * calls)
-    return lambda: next(rest, True)
+def until(step: int) -> dict[str, Callable[..., Any]]:
+    """What ``train`` is given to end after a step."""
+    seen: list[TrainProgress] = []
+    return {
+        "progress": seen.append,
+        "stop": lambda: any(p.phase == "train" and p.done >= step for p in seen),
+    }
 
 
 METHODS = {
@@ -432,10 +446,9 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, metho
     train([str(source)], tmp_path / "whole", settings)
 
     # Stopped within an epoch of three steps, twice.
-    reading = 2  # how often it is asked while it reads
-    report = train([str(source)], tmp_path / "parts", settings, stop=stop_after(reading + 3))
+    report = train([str(source)], tmp_path / "parts", settings, **until(4))
     assert report.interrupted and report.steps == 4 and not report.parity
-    report = train([str(source)], tmp_path / "parts", resume=True, stop=stop_after(reading))
+    report = train([str(source)], tmp_path / "parts", resume=True, **until(5))
     assert report.interrupted and report.steps == 5
     report = train([str(source)], tmp_path / "parts", resume=True)
     assert not report.interrupted and (report.steps, report.epochs) == (9, 3)

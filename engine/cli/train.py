@@ -75,6 +75,13 @@ def train(
     image_size: Annotated[
         int | None, typer.Option(metavar="S", help="The network sees S × S [224].")
     ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of 64 images and more, hold out this share, where no folder is for that [0].",
+        ),
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(metavar="X", help="Learning rate of Adam [0.001].")
     ] = None,
@@ -189,6 +196,7 @@ def train(
         "epochs": epochs,
         "batch": batch,
         "image_size": image_size,
+        "held_out": held_out,
         "learning_rate": lr,
         "schedule": schedule,
         "warmup": warmup,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from engine.config import cpu_count
 from engine.errors import TrainingError, UsageError
 from engine.records import Rejection
-from engine.training import data
+from engine.training import data, reading
 from engine.training.batches import Batches
 from engine.training.checkpoint import (
     CALIBRATION,
@@ -46,7 +46,6 @@ from engine.training.sheet import sheet
 
 LOGS = "logs"
 SHEETS = "sheets"
-HELD_OUT_IMAGES = 1024  # at most so many are scored after each epoch
 SHEET_QUERIES, SHEET_NEAREST = 8, 6
 _SHEETS = 10  # of one run
 _SCORE_BATCH = 64
@@ -124,9 +123,7 @@ def train(
     device = _device(settings.device)
     if before:
         _check_settings(before.settings, settings, folder)
-    files = data.named_images(sources)
-    held_out_files = data.named_images(sources, held_out=True)[:HELD_OUT_IMAGES]
-    if not files:
+    if not data.named_images(sources):
         raise TrainingError(
             f"no images in {', '.join(sources) or 'no sources'}: name a folder that has some"
         )
@@ -135,9 +132,7 @@ def train(
     run = _Run(settings, progress or _ignore, stop or _never, device, folder)
     with ExitStack() as stack:
         run.pool = stack.enter_context(ThreadPoolExecutor(run.workers))
-        pixel_file = data.PixelFile(folder)
-        stack.callback(pixel_file.close)
-        run.read(files, held_out_files, pixel_file)
+        run.read(sources, stack)
         write_tensors(folder / CALIBRATION, run.calibration(), {})
         run.build(
             Provenance(
@@ -145,7 +140,9 @@ def train(
                 settings=settings,
                 epoch=0,
                 loss=None,
-                data=run.described(description or (before.data["description"] if before else "")),
+                data=run.described(
+                    description or (before.data.get("description", "") if before else "")
+                ),
                 engine_version=engine_version(),
                 licence=licence or (before.licence if before else ""),
             )
@@ -181,10 +178,10 @@ class _Run:
 
     pool: ThreadPoolExecutor
     writer: SummaryWriter
-    pictures: data.Pictures
-    squashed: data.Pictures
-    held_out: data.Pictures
-    held_out_squashed: data.Pictures
+    pictures: reading.Pictures
+    squashed: reading.Pictures
+    held_out: reading.Pictures
+    held_out_squashed: reading.Pictures
     network: SimCLR
     method: Contrastive
     optimizer: torch.optim.Optimizer
@@ -223,44 +220,41 @@ class _Run:
         self.saving_seconds = 0.0
         self.interrupted = False
 
-    def read(
-        self,
-        files: Sequence[tuple[Path, str]],
-        held_out_files: Sequence[tuple[Path, str]],
-        pixel_file: data.PixelFile,
-    ) -> None:
+    def read(self, sources: Sequence[str], stack: ExitStack) -> None:
         """Decode the images; ``TrainingError`` where there is nothing to learn from."""
-        size = self.settings.image_size
-        total = len(files) + len(held_out_files)
+        settings = self.settings
 
-        def read(
-            files: Sequence[tuple[Path, str]], before: int
-        ) -> tuple[data.Pictures, data.Pictures]:
-            def tick(done: int, _: int) -> None:
-                self.progress(TrainProgress("read", before + done, total))
-                if self.stop():
-                    raise KeyboardInterrupt  # there is nothing yet to go on from
+        def tick(done: int, total: int) -> None:
+            self.progress(TrainProgress("read", done, total))
 
-            shrunk, squashed, rejected = data.read_images(
-                files,
-                pixel_file,
-                side=round(self.settings.shrink * size),
-                square=size,
-                pool=self.pool,
-                tick=tick,
-            )
-            self.rejected += rejected
-            return shrunk, squashed
-
-        self.pictures, self.squashed = read(files, 0)
+        read = reading.read_images(
+            sources,
+            self.folder,
+            side=round(settings.shrink * settings.image_size),
+            square=settings.image_size,
+            held_out=settings.held_out,
+            pool=self.pool,
+            tick=tick,
+            stop=self.stop,
+        )
+        stack.callback(read.close)
+        if self.stop():
+            raise KeyboardInterrupt  # there is nothing yet to go on from
+        self.pictures, self.squashed = read.pictures, read.squashed
+        self.held_out, self.held_out_squashed = read.held_out, read.held_out_squashed
+        self.rejected = read.rejected
         n = len(self.pictures)
+        total = n + len(self.held_out) + len(self.rejected)
+        if not total:
+            raise TrainingError(
+                f"no images in {', '.join(sources) or 'no sources'}: name a folder that has some"
+            )
         if n < 2:
             first = next((f" ({r.source}: {r.reason})" for r in self.rejected), "")
             raise TrainingError(
-                f"{n} of {len(files)} images can be read{first}, and training needs at least 2: "
+                f"{n} of {total} images can be read{first}, and training needs at least 2: "
                 f"add images"
             )
-        self.held_out, self.held_out_squashed = read(held_out_files, len(files))
         if _alike(self.squashed):
             raise TrainingError(
                 f"all {n} images are alike, so there is nothing to tell apart: add other images"
@@ -300,7 +294,7 @@ class _Run:
         settings = self.settings
         network = build(settings).to(memory_format=torch.channels_last).to(self.device)
         self.network = network
-        self.method = method(settings, network, _labels(self.pictures))
+        self.method = method(settings, network, self.pictures.labels)
         self.parameters: dict[str, nn.Parameter] = {
             **{f"network.{name}": value for name, value in network.named_parameters()},
             **{f"method.{name}": value for name, value in self.method.parameters().items()},
@@ -510,7 +504,7 @@ class _Run:
         self.writer.add_scalar("held_out_recall_at_1", self.recall, epoch)
         score: float | None = self.recall
         if isinstance(self.method, Supervised):
-            score = self.accuracy = self.method.accuracy(clean, _labels(self.held_out))
+            score = self.accuracy = self.method.accuracy(clean, self.held_out.labels)
             if score is not None:
                 self.writer.add_scalar("held_out_accuracy", score, epoch)
         self._tell(epoch, held_out_recall=self.recall, held_out_accuracy=self.accuracy)
@@ -597,12 +591,6 @@ def _learning_rate(settings: TrainSettings, step: int, total: int, per_epoch: in
         turn = math.pi * (step - warmup) / (total - warmup)
         return settings.learning_rate * (1 + math.cos(turn)) / 2
     return settings.learning_rate
-
-
-def _labels(pictures: data.Pictures) -> list[str | None]:
-    """The folder of each picture, relative to its source; None for what lies in no folder."""
-    folders = [str(PurePosixPath(picture.name).parent) for picture in pictures.pictures]
-    return [None if folder == "." else folder for folder in folders]
 
 
 def _alike(squashed: data.Pictures) -> bool:

@@ -26,6 +26,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "momentum": 0.95,
         "hard_negatives": 0.25,
         "image_size": 128,
+        "held_out": 0.05,
         "crop_scale": [0.3, 1.0],
         "temperature": 0.2,
         "batch": 32,
@@ -38,6 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Thousands and more: the batch has negatives enough.
     "large": {
         "image_size": 128,
+        "held_out": 0.05,
         "temperature": 0.1,
         "batch": 256,
         "epochs": 100,

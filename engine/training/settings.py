@@ -34,6 +34,7 @@ class TrainSettings:
     tau_plus: float = 0.0  # of the same: the share of the negatives that are thought to be none
     semi_hard: bool = False  # leave out negatives that are nearer than the positive
     image_size: int = 224  # S: the network sees S × S
+    held_out: float = 0.0  # share of the images that is held out, where no folder is for that
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the picture's area that a crop covers
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness … hue
     blur_kernel: int = 5
@@ -125,6 +126,9 @@ class TrainSettings:
             "std",
             self,
             "three numbers above 0",
+        )
+        _require(
+            _is_number(self.held_out) and 0 <= self.held_out <= 0.5, "held_out", self, "0 to 0.5"
         )
         _require(_is_number(self.flip) and 0 <= self.flip <= 1, "flip", self, "from 0 to 1")
         _require(_is_number(self.shrink) and self.shrink >= 1, "shrink", self, "≥ 1")
