@@ -1,0 +1,113 @@
+# ruff: noqa: E402 (torch is optional: without it the module is skipped)
+"""``engine train`` as it is typed: settings, Ctrl-C, and going on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+
+from engine.training import saved_run
+from engine.training.checkpoint import LAST, load_checkpoint, load_last, read_tensors
+
+TINY = ["--image-size", "32", "--batch", "4", "--hidden", "32", "--dim", "16"]
+
+
+def photos(folder: Path, n: int) -> str:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((40, 40)).save(folder / f"{i:03}.png")
+    return str(folder)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "engine", "train", *map(str, arguments)]
+
+
+def engine(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_training_that_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    source, out = photos(tmp_path / "in", 8), tmp_path / "an encoder"
+    whole = [source, "--out", out, *TINY, "--recipe", "small", "--queue", 16, "--epochs", 40]
+    with subprocess.Popen(command(*whole), stderr=subprocess.PIPE, text=True) as run:
+        while not (out / LAST).exists() and run.poll() is None:
+            time.sleep(0.05)
+        run.send_signal(number)
+        _, err = run.communicate(timeout=300)
+    assert run.returncode == 130 and "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if "go on with" in line]
+    assert line.endswith(f"engine train {source} --out '{out}' --resume")
+    _, _, place = load_last(out)
+    assert 0 < place.step < 80 and f"stopped after step {place.step};" in line
+    assert not (out / "encoder.json").exists()
+
+    other = engine(source, "--out", out, "--resume", "--queue", 32)
+    assert other.returncode == 2 and other.stderr.startswith("engine: queue is 32, and the")
+    assert saved_run(out).settings.recipe == "small"
+    beyond = engine(source, "--out", out, "--resume", "--epochs", place.step // 2, "--json")
+    if place.step % 2:
+        assert beyond.returncode == 2 and "has already gone beyond it" in beyond.stderr
+    else:
+        assert beyond.returncode == 0, beyond.stderr
+        report = json.loads(beyond.stdout)
+        assert (report["steps"], report["interrupted"]) == (place.step, False)
+        assert (out / "encoder.json").exists()
+
+
+def test_settings_come_from_the_recipe_the_file_and_the_options(tmp_path: Path) -> None:
+    source, out = photos(tmp_path / "in", 8), tmp_path / "out"
+    (tmp_path / "my.toml").write_text("epochs = 3\nimage_size = 32\nqueue = 8\nblur_kernel = 3\n")
+    result = engine(
+        *(source, "--out", out, "--recipe", "small", "--settings", tmp_path / "my.toml"),
+        *("--epochs", 1, "--batch", 4, "--crop-scale", 0.5, 1, "--semi-hard", "--lr", 0.01),
+        *("--licence", "CC0-1.0", "--name", "mine"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "1 epochs" in result.stdout and "use it with: engine ingest" in result.stdout
+    _, provenance = load_checkpoint(out)
+    settings = provenance.settings
+    assert (settings.recipe, settings.method, settings.queue) == ("small", "moco", 8)
+    assert (settings.epochs, settings.batch, settings.blur_kernel) == (1, 4, 3)
+    assert (settings.crop_scale, settings.semi_hard) == ((0.5, 1.0), True)
+    assert (provenance.licence, provenance.name, settings.learning_rate) == (
+        "CC0-1.0",
+        "mine",
+        0.01,
+    )
+    body = json.loads((out / "encoder.json").read_text())
+    assert body["settings"]["recipe"] == "small" and body["licence"] == "CC0-1.0"
+    _, fields = read_tensors(out / LAST)
+    assert json.loads(fields["data"])["count"] == 8 and json.loads(fields["created"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "huge"], "recipe is 'huge': it has to be one of report, small, large"),
+        (["--method", "byol"], "method is 'byol': it has to be simclr or moco or supervised"),
+        (["--queue", "5"], "queue is 5: it has to be 0 unless the method is moco"),
+        (["--settings", "absent.toml"], "the settings absent.toml cannot be read: No such file"),
+        (["--resume"], "holds no last.safetensors"),
+        (["--held-out", "0.9"], "held_out is 0.9"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = engine(photos(tmp_path / "in", 4), "--out", tmp_path / "out", *arguments)
+    assert result.returncode == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
