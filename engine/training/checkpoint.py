@@ -146,7 +146,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], fields: dict[str, str]
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
         raise TrainingError(
-            f"{path} cannot be written ({error}): make room there, or choose another folder"
+            f"{path} cannot be written ({error}): make room there, after which a training goes on "
+            f"with resume, or choose another folder"
         ) from None
 
 
