@@ -445,11 +445,11 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, metho
         photos(source / "valid" / label, 3, seed=n + 2)
     train([str(source)], tmp_path / "whole", settings)
 
-    # Stopped within an epoch of three steps, twice.
+    # Stopped within an epoch of three steps, twice, and the second time it is the last one.
     report = train([str(source)], tmp_path / "parts", settings, **until(4))
     assert report.interrupted and report.steps == 4 and not report.parity
-    report = train([str(source)], tmp_path / "parts", resume=True, **until(5))
-    assert report.interrupted and report.steps == 5
+    report = train([str(source)], tmp_path / "parts", resume=True, **until(8))
+    assert report.interrupted and report.steps == 8
     report = train([str(source)], tmp_path / "parts", resume=True)
     assert not report.interrupted and (report.steps, report.epochs) == (9, 3)
     assert same(tmp_path / "whole", tmp_path / "parts")
