@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from engine import __version__
-from engine.cli import bench, copies, stores, train, upkeep
+from engine.cli import bench, copies, evaluate, stores, train, upkeep
 from engine.cli.options import DONE, FAILED, INTERRUPTED, warn
 from engine.errors import EngineError
 
@@ -37,6 +37,7 @@ for command in (
     bench.bench,
 ):
     app.command()(command)
+app.command("eval")(evaluate.evaluate)  # a function must not be called as Python's own is
 
 
 @app.callback(invoke_without_command=True)

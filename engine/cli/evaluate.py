@@ -1,0 +1,109 @@
+"""``engine eval``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from engine import show
+from engine.cli.options import DONE, SOME_REJECTED, JsonOption, ended_by_signals, show_line, warn
+from engine.errors import UsageError
+from engine.progress import Progress
+
+_MOST_LISTED = 50
+
+
+def evaluate(
+    encoders: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ENCODER...",
+            help="simclr, a folder that 'engine train' wrote, a FILE.onnx, or a baseline: pixels, "
+            "pdq, untrained, efficientnet-lite0=FILE.pth.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Pictures to look for by distorted copies of them; may be repeated.",
+        ),
+    ] = None,
+    distractors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="More pictures to be lost among; may be repeated."),
+    ] = None,
+    queries: Annotated[
+        int, typer.Option(metavar="N", help="Of the images, copies of N are made.")
+    ] = 500,
+    labels: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="TRAIN TEST",
+            help="Labelled pictures: folders of classes, archives or tables with labels, .npz of "
+            "x_train, y_train, x_test, y_test, or folders of IDX files (TRAIN and TEST the same).",
+        ),
+    ] = None,
+    labelled_most: Annotated[
+        tuple[int, int],
+        typer.Option(metavar="N N", help="Labelled pictures used, drawn by the seed."),
+    ] = (20_000, 5_000),
+    k: Annotated[str, typer.Option(metavar="N,N", help="Neighbours that vote.")] = "20,200",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0,
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", help="A new folder for eval.json and sheets of the worst cases."
+        ),
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure encoders: do they find copies again, and do they tell classes apart?
+
+    With --images, copies of some of them are made in eleven ways (JPEG, half size, crops, a turn, a
+    mirror, colours, blur, noise, an overlay, grey), and each is to find its original among all images
+    and distractors. With --labels, the nearest neighbours and a linear classifier name the classes.
+
+    \b
+    Example:
+      engine eval simclr pixels pdq --images photos/
+      engine eval simclr my-encoder/ --images photos/ --distractors more/ --out report/
+      engine eval simclr pixels --labels fashion.npz fashion.npz
+    """
+    from engine import evaluation
+    from engine.evaluation import report as found
+
+    if not encoders:
+        raise UsageError("name at least one encoder, such as simclr")
+    settings = evaluation.EvalSettings(
+        queries=queries,
+        ks=_numbers(k),
+        most_train=labelled_most[0],
+        most_test=labelled_most[1],
+        seed=seed,
+    )
+    with Progress("eval") as progress, ended_by_signals():
+        report = evaluation.evaluate(
+            encoders,
+            images=images or [],
+            distractors=distractors or [],
+            labels=labels,
+            settings=settings,
+            out=out or None,
+            progress=progress,
+        )
+    show_line(show.line(asdict(report)) if as_json else found.text(report))
+    for rejected in report.rejected[:_MOST_LISTED]:
+        warn(f"{rejected.source}: {rejected.reason}")
+    if len(report.rejected) > _MOST_LISTED:
+        warn(f"and {len(report.rejected) - _MOST_LISTED} more (--json lists them)")
+    raise typer.Exit(SOME_REJECTED if report.rejected else DONE)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise UsageError(f"k is {text!r}: write whole numbers, such as 20,200") from None

@@ -1,0 +1,119 @@
+"""How well the vectors of some entrants tell classes apart, on labelled pictures."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.errors import UsageError
+from engine.evaluation.classify import Labels, knn_accuracy, probe_accuracy
+from engine.evaluation.labelled import Labelled
+from engine.evaluation.pictures import Picture, choose
+from engine.evaluation.timed import Timed, Vectors
+
+_BLOCK = 64
+_MOST_BYTES = 4 << 30  # of vectors, all entrants together
+
+
+@dataclass(frozen=True, slots=True)
+class ClassResult:
+    """Accuracies of one entrant."""
+
+    knn: dict[int, float]
+    probe: float
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    vectors: list[Vectors]  # (n, d) of each entrant
+    labels: list[str]  # (n,)
+
+
+class Classes:
+    """One run. ``train``, ``test`` and ``classes`` are counts."""
+
+    def __init__(
+        self,
+        train: Labelled,
+        test: Labelled,
+        entrants: Sequence[Timed],
+        *,
+        ks: Sequence[int],
+        most_train: int,
+        most_test: int,
+        seed: int,
+        reject: Callable[[Picture], None],
+        tick: Callable[[int], None],
+    ) -> None:
+        """``tick`` is told how many pictures are done."""
+        self._sets = (train, test)
+        self._most = (most_train, most_test)
+        self._entrants = entrants
+        self._ks = ks
+        self._seed = seed
+        self._reject, self._tick = reject, tick
+        self.train = self.test = self.classes = 0
+
+    def run(self) -> list[ClassResult]:
+        """Everything, in the order of the entrants."""
+        train, test = (
+            self._embedded(labelled, most, what)
+            for labelled, most, what in zip(
+                self._sets, self._most, ("to learn from", "to test"), strict=True
+            )
+        )
+        known = {label: number for number, label in enumerate(sorted(set(train.labels)))}
+        self.train, self.test, self.classes = len(train.labels), len(test.labels), len(known)
+        if len(known) < 2:
+            raise UsageError("there is one class only: name pictures of at least two")
+        wanted = np.array([known[label] for label in train.labels])
+        # A class that nobody could learn is a number that nothing answers.
+        expected = np.array([known.get(label, len(known)) for label in test.labels])
+        return [
+            self._result(vectors, wanted, tested, expected)
+            for vectors, tested in zip(train.vectors, test.vectors, strict=True)
+        ]
+
+    def _result(self, train: Vectors, wanted: Labels, test: Vectors, right: Labels) -> ClassResult:
+        knn = knn_accuracy(train, wanted, test, right, self._ks)
+        probe, strength = probe_accuracy(train, wanted, test, right, seed=self._seed)
+        return ClassResult(knn, probe, strength)
+
+    def _embedded(self, labelled: Labelled, most: int, what: str) -> _Embedded:
+        chosen = choose(labelled.names(), most, self._seed)
+        size = 4 * len(chosen) * sum(entrant.dim for entrant in self._entrants)
+        if size > _MOST_BYTES:
+            raise UsageError(
+                f"the vectors of {len(chosen):,} pictures {what} would take {size >> 20:,} MiB: ask "
+                f"for fewer with --labelled-most"
+            )
+        vectors = [np.empty((len(chosen), entrant.dim), np.float32) for entrant in self._entrants]
+        labels: list[str] = []
+        stream = iter(labelled(chosen.__contains__))
+        while block := list(itertools.islice(stream, _BLOCK)):
+            self._tick(len(block))
+            good = []
+            for picture in block:
+                if picture.rgb is None:
+                    self._reject(picture)
+                elif picture.label is None:
+                    raise UsageError(
+                        f"{picture.name} has no class: put it into a folder of its class, or name "
+                        f"an archive or a table that says a label"
+                    )
+                else:
+                    good.append((picture.rgb, picture.label))
+            if not good:
+                continue
+            pictures = [rgb for rgb, _ in good]
+            at = slice(len(labels), len(labels) + len(good))
+            for entrant, into in zip(self._entrants, vectors, strict=True):
+                into[at] = entrant.encode(pictures)
+            labels += [label for _, label in good]
+        if not labels:
+            raise UsageError(f"there are no labelled pictures {what}")
+        return _Embedded([each[: len(labels)] for each in vectors], labels)

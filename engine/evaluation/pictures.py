@@ -1,0 +1,199 @@
+"""The pictures of a SOURCE as a stream: each has a number, which is the same each time.
+
+A picture is read only where it is wanted, so that a source can be gone through several times, once for
+the queries and once for the rest, while few of them are in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from engine import pixels as px
+from engine.errors import ImageError, SourceError
+from engine.sources.base import (
+    ArchiveItem,
+    FileItem,
+    Item,
+    Member,
+    Problem,
+    Skipped,
+    VectorItem,
+)
+from engine.sources.locate import Sources
+
+Array = npt.NDArray[np.uint8]
+
+SIDE = 512
+"""The longer side that pictures are shrunk to: distortions in pixels then mean the same for all."""
+
+_IN_FLIGHT = 32  # pictures that are decoded ahead
+_MOST_FILE = 256 << 20  # bytes
+_MOST_DECODING = 1 << 30  # bytes while one is decoded
+_LARGE = 256 << 20  # of those that take more while they are decoded, one at a time
+_ROWS, _ROW_BYTES = 256, 8 << 20  # of an array, read at a time
+_LABELS = ("label", "cls", "class")  # fields of metadata, the first that is there
+
+_large = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One that was wanted: (H, W, 3) uint8, or the reason why there are no pixels."""
+
+    number: int  # in its stream, from 0
+    name: str
+    label: str | None
+    rgb: Array | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    name: str
+    label: str | None
+    read: Callable[[], Array]  # may raise ImageError
+
+
+class Stream:
+    """All pictures of some SOURCEs, in their order."""
+
+    def __init__(self, specs: Iterable[str], pool: Executor) -> None:
+        """``UsageError`` for a source that is not there."""
+        self._specs = list(specs)
+        self._pool = pool
+        if self._specs:
+            Sources(self._specs)
+
+    def names(self) -> Iterator[tuple[int, str]]:
+        """Number and name of each; pixels are read of arrays and archives only."""
+        for number, item in enumerate(self._items()):
+            yield number, item.name
+
+    def __call__(self, wanted: Callable[[int], bool] | None = None) -> Iterator[Picture]:
+        """Those whose number is ``wanted``, or all."""
+        waiting: deque[Future[Picture]] = deque()
+        for number, item in enumerate(self._items()):
+            if wanted is None or wanted(number):
+                waiting.append(self._pool.submit(_load, number, item))
+            if len(waiting) > _IN_FLIGHT:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _items(self) -> Iterator[_Item]:
+        for spec in self._specs:
+            yield from _items_of(spec)
+
+
+def choose(numbers: Iterable[tuple[int, str]], most: int, seed: int) -> set[int]:
+    """At most ``most`` of a stream, at random by ``seed`` and name, whatever else is in the stream."""
+
+    def draw() -> Iterator[tuple[int, int]]:
+        for number, name in numbers:
+            data = f"{seed}\0{Path(name).name}\0{number}".encode("utf-8", "surrogateescape")
+            yield int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()), number
+
+    return {number for _, number in heapq.nsmallest(most, draw())}
+
+
+def shrunk(rgb: Array, side: int = SIDE) -> Array:
+    """(H, W, 3) with its longer side at most ``side``."""
+    height, width, _ = rgb.shape
+    factor = side / max(height, width)
+    if factor >= 1:
+        return rgb
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return np.array(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC, reducing_gap=3))
+
+
+def _load(number: int, item: _Item) -> Picture:
+    try:
+        return Picture(number, item.name, item.label, item.read())
+    except ImageError as error:
+        return Picture(number, item.name, item.label, None, str(error))
+    except MemoryError:
+        return Picture(number, item.name, item.label, None, "not enough memory to decode it")
+
+
+def _items_of(spec: str) -> Iterator[_Item]:
+    root = Path(os.path.abspath(spec)) if Path(spec).is_dir() else None  # noqa: PTH100
+    for item in Sources([spec]):
+        try:
+            yield from _of(item, root)
+        except SourceError as error:
+            name = spec if isinstance(item, Skipped) else os.fsdecode(item.name)
+            yield _Item(name, None, _raises(str(error)))
+
+
+def _of(item: Item, root: Path | None) -> Iterator[_Item]:
+    if isinstance(item, Skipped):
+        return
+    name = os.fsdecode(item.name)
+    if isinstance(item, Problem):
+        yield _Item(name, None, _raises(item.reason))
+    elif isinstance(item, FileItem):
+        yield _Item(name, _folder(name, root), lambda: _decoded(item.read(_MOST_FILE)))
+    elif isinstance(item, Member):
+        yield _Item(name, _label(item.metadata), _reads(item))
+    elif isinstance(item, ArchiveItem):
+        for member in item.members(0, _MOST_FILE):
+            if isinstance(member, Member):
+                label = _label(member.metadata)
+                yield _Item(os.fsdecode(member.name), label, _reads(member))
+            elif isinstance(member, Problem):
+                yield _Item(os.fsdecode(member.name), None, _raises(member.reason))
+    elif isinstance(item, VectorItem):
+        yield _Item(name, None, _raises("holds vectors: images are needed"))
+    else:
+        for block in item.blocks(0, _ROWS, _ROW_BYTES):
+            for row, canonical in enumerate(block.rows, block.first):
+                yield _Item(f"{name}#{row}", None, _from_row(canonical))
+
+
+def _reads(member: Member) -> Callable[[], Array]:
+    return lambda: _decoded(member.read(_MOST_FILE))
+
+
+def _from_row(canonical: Array) -> Callable[[], Array]:
+    return lambda: shrunk(px.to_rgb8(px.from_canonical(canonical.data)))
+
+
+def _raises(reason: str) -> Callable[[], Array]:
+    def read() -> Array:
+        raise ImageError(reason)
+
+    return read
+
+
+def _decoded(data: bytes) -> Array:
+    if px.decoding_bytes(data) <= _LARGE:
+        return shrunk(px.to_rgb8(px.decode(data, max_bytes=_MOST_DECODING).pixels))
+    with _large:
+        return shrunk(px.to_rgb8(px.decode(data, max_bytes=_MOST_DECODING).pixels))
+
+
+def _folder(name: str, root: Path | None) -> str | None:
+    """The class of a file is the first folder below its source."""
+    if root is None:
+        return None
+    parts = Path(name).relative_to(root).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def _label(metadata: dict[str, object] | None) -> str | None:
+    for field in _LABELS:
+        if metadata and field in metadata:
+            return str(metadata[field])
+    return None

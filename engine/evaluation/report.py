@@ -1,0 +1,157 @@
+"""What an evaluation found, as dataclasses and as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.errors import UsageError
+from engine.evaluation.entrants import Absent
+from engine.records import Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings:
+    """How an evaluation is made; ``UsageError`` names the first setting that makes no sense."""
+
+    queries: int = 500  # pictures that copies are made of, at most
+    ks: tuple[int, ...] = (20, 200)  # neighbours that vote
+    most_train: int = 20_000  # labelled pictures, at most
+    most_test: int = 5_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "most_train", "most_test"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it has to be at least 1")
+        if not self.ks or min(self.ks) < 1:
+            raise UsageError("k is a list of whole numbers from 1 on, such as 20,200")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed is {self.seed}: it has to be 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True, slots=True)
+class WorstCase:
+    """A copy whose original was not the nearest, and by how much."""
+
+    query: str
+    distortion: str
+    found: str
+    found_score: float  # cosine
+    right_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderResult:
+    """How one entrant did; what was not measured is empty or None."""
+
+    name: str
+    what: str
+    dim: int
+    recall_at_1: dict[str, float] = field(default_factory=dict)  # by distortion
+    mean_recall_at_1: float | None = None
+    micro_average_precision: float | None = None
+    knn: dict[str, float] = field(default_factory=dict)  # accuracy by k
+    probe: float | None = None  # accuracy
+    probe_strength: float | None = None
+    images: int = 0  # that it encoded
+    seconds: float = 0.0  # while it encoded them
+    images_per_second: float = 0.0
+    worst: tuple[WorstCase, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """Everything: what was asked, what it was measured on, and the results in the order asked for."""
+
+    settings: EvalSettings
+    engine_version: str
+    images: tuple[str, ...]
+    distractor_sources: tuple[str, ...]
+    labels: tuple[str, ...]
+    queries: int  # pictures, each of which is distorted in every way
+    unfit: int  # drawn, but too small, too flat, or near copies of other queries
+    distractors: int
+    left_out: int  # pictures that are near copies of a query: they would be right answers
+    train: int
+    test: int
+    classes: int
+    results: tuple[EncoderResult, ...]
+    absent: tuple[Absent, ...]
+    rejected: tuple[Rejection, ...]
+    seconds: float
+    files: tuple[str, ...] = ()  # written into --out
+
+
+def text(report: EvalReport) -> str:
+    """The report as tables, an encoder a row."""
+    parts = []
+    if report.queries:
+        names = list(report.results[0].recall_at_1)
+        rows = [["recall@1", *names, "mean", "µAP"]]
+        rows += [
+            [
+                result.name,
+                *(_share(result.recall_at_1[name]) for name in names),
+                _share(result.mean_recall_at_1),
+                _share(result.micro_average_precision),
+            ]
+            for result in report.results
+        ]
+        parts += _aligned(rows)
+        parts.append(
+            f"{report.queries:,} pictures, a copy of each in every way, among themselves and "
+            f"{report.distractors:,} distractors"
+        )
+        if report.left_out or report.unfit:
+            parts.append(
+                f"left out: {report.left_out:,} near copies of queries; no queries: "
+                f"{report.unfit:,} too small, too flat or near copies"
+            )
+        parts.append("")
+    if report.test:
+        ks = list(report.results[0].knn)
+        rows = [["accuracy", *(f"kNN {k}" for k in ks), "linear probe"]]
+        rows += [
+            [result.name, *(_share(result.knn[k]) for k in ks), _share(result.probe)]
+            for result in report.results
+        ]
+        parts += _aligned(rows)
+        parts.append(
+            f"{report.classes:,} classes, {report.train:,} pictures to learn from, {report.test:,} "
+            f"to test"
+        )
+        parts.append("")
+    rows = [["", "numbers", "images", "images/s", "what"]]
+    rows += [
+        [
+            result.name,
+            f"{result.dim:,}",
+            f"{result.images:,}",
+            f"{result.images_per_second:,.0f}",
+            result.what,
+        ]
+        for result in report.results
+    ]
+    parts += _aligned(rows)
+    parts += [f"{each.name} is left out: {each.reason}" for each in report.absent]
+    parts += [f"wrote {path}" for path in report.files]
+    return "\n".join(parts)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first column to the left, numbers to the right, the last text as it is."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    words = len(rows[0]) > 1 and rows[0][-1] == "what"
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(wide) for cell, wide in zip(row[1:], widths[1:], strict=True)]
+        if words:
+            cells[-1] = row[-1]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -1,0 +1,40 @@
+"""An entrant with a watch: how many pictures it encoded, and how long that took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.config import ENCODE_BATCH
+from engine.errors import EncoderError
+from engine.evaluation.entrants import Entrant
+from engine.evaluation.pictures import Array
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Timed:
+    """Encodes in batches, and counts."""
+
+    def __init__(self, entrant: Entrant) -> None:
+        self.entrant = entrant
+        self.dim = entrant.dim
+        self.images = 0
+        self.seconds = 0.0
+
+    def encode(self, pictures: Sequence[Array]) -> Vectors:
+        """(H, W, 3) uint8 each → (n, dim) float32, of unit length or zero."""
+        out = np.empty((len(pictures), self.dim), np.float32)
+        began = time.perf_counter()
+        for start in range(0, len(pictures), ENCODE_BATCH):
+            part = pictures[start : start + ENCODE_BATCH]
+            try:
+                out[start : start + len(part)] = self.entrant.encode(part)
+            except EncoderError as error:
+                raise EncoderError(f"{self.entrant.name}: {error}") from None
+        self.seconds += time.perf_counter() - began
+        self.images += len(pictures)
+        return out
