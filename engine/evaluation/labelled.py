@@ -34,6 +34,7 @@ _IDX_SPLITS = {TRAIN: ("train",), TEST: ("t10k", "test")}
 _IMAGES, _LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
 _MOST_LABELS = 1 << 30  # bytes
 _MOST_ROW = 64 << 20  # bytes
+_MOST_GROWTH = 1032  # of a byte that gzip packed: a header is not to promise more
 _ROWS, _ROW_BYTES = 256, 8 << 20
 
 
@@ -156,7 +157,10 @@ def _idx(path: Path, dimensions: int) -> Iterator[tuple[IO[bytes], tuple[int, ..
             head = file.read(4 + 4 * dimensions)
             if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, 8, dimensions)):
                 raise SourceError(f"{path} is no IDX file of bytes with {dimensions} dimensions")
-            yield file, tuple(int(size) for size in np.frombuffer(head, ">u4", offset=4))
+            shape = tuple(int(size) for size in np.frombuffer(head, ">u4", offset=4))
+            if math.prod(shape) > _MOST_GROWTH * path.stat().st_size:
+                raise SourceError(f"{path} was cut short, or says wrong how long it is")
+            yield file, shape
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise SourceError(f"{path} is damaged: {error}") from None
     except OSError as error:
