@@ -28,7 +28,6 @@ def check(entrant: Entrant | Absent) -> np.ndarray:
 
 def network(path: Path, kind: str, shape: list, *, flat: bool = True) -> Path:
     """An ONNX file that gives its input back, scaled, and flat or not."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     nodes = [helper.make_node("Cast", ["in"], ["float"], to=TensorProto.FLOAT)]

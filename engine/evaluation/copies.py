@@ -22,7 +22,6 @@ from engine.evaluation.sheet import Row
 from engine.evaluation.timed import Timed, Vectors
 
 LEAST_SIDE = 64  # pixels of a query: what is cropped and shrunk further says nothing below
-WORST = 8  # cases shown of each entrant
 _BLOCK = 64  # distractors compared at a time
 _GROUP = 4  # queries distorted at a time
 _MOST_BYTES = 2 << 30  # of vectors of queries, all entrants together
@@ -239,12 +238,12 @@ class Copies:
 
 
 def _worst(retrieval: Retrieval) -> list[int]:
-    """The rows that missed by most, one of each query."""
+    """The row that missed by most of each distortion that has one, the worst first."""
     margin = (retrieval.best[:, 0] - retrieval.right).reshape(-1, len(_NAMES))  # (n, ways)
-    way = margin.argmax(1)
-    most = margin[np.arange(len(margin)), way]
-    order = np.argsort(-most, kind="stable")[:WORST]
-    return [int(at * len(_NAMES) + way[at]) for at in order if most[at] >= 0]
+    at = margin.argmax(0)
+    most = margin[at, np.arange(len(_NAMES))]
+    order = np.argsort(-most, kind="stable")
+    return [int(at[way] * len(_NAMES) + way) for way in order if most[way] >= 0]
 
 
 def _number(score: np.float32) -> float:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from engine.evaluation.pictures import Array
 
 _CELL, _GAP, _TEXT = 192, 12, 16
-_SHOWN = 30  # characters below a picture
+_SHOWN, _FIRST = 30, 6  # characters below a picture, and how many of them from the beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,15 @@ def draw(title: str, rows: Sequence[Row]) -> Image.Image:
                 height, wide, _ = small.shape
                 at = left + (_CELL - wide) // 2, top + (_CELL - height) // 2
                 sheet.paste(Image.fromarray(small), at)
-            shown = text if len(text) <= _SHOWN else "..." + text[-_SHOWN + 3 :]
-            write(left, top + _CELL, shown)
+            write(left, top + _CELL, _cut(text))
     return sheet
+
+
+def _cut(text: str) -> str:
+    """What fits below a picture: the beginning, which is a score, and the end."""
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[:_FIRST]}...{text[_FIRST + 3 - _SHOWN :]}"
 
 
 def _fitted(picture: Array) -> Array:
