@@ -117,6 +117,28 @@ def test_the_worst_cases_are_named_and_drawn(report):
         )  # pictures, in colour
 
 
+@pytest.mark.parametrize("folder", ["queries", "more"])
+def test_what_was_found_is_named_wherever_it_is(tmp_path, folder):
+    for seed in range(6):
+        save(tmp_path / "queries" / f"{seed}.png", picture(seed))
+    for seed in range(6):
+        save(tmp_path / folder / f"{seed}-mirrored.png", picture(seed)[:, ::-1].copy())
+    (tmp_path / "more").mkdir(exist_ok=True)
+    found = evaluate(
+        ["pdq"],
+        images=[str(tmp_path / "queries")],
+        distractors=[str(tmp_path / "more")],
+        settings=EvalSettings(queries=3),
+    )
+    (case,) = [each for each in found.results[0].worst if each.distortion == "flip"]
+    stem = case.query.rpartition("/")[2].removesuffix(".png").removesuffix("-mirrored")
+    assert case.found in {
+        str(tmp_path / "queries" / f"{stem}.png"),
+        str(tmp_path / folder / f"{stem}-mirrored.png"),
+    }
+    assert case.found != case.query
+
+
 def test_the_report_is_json_with_everything(report):
     body = json.loads(open(report.files[-1]).read())  # noqa: PTH123, SIM115
     assert body["settings"] == {**body["settings"], "seed": 0, "ks": [5, 1000]}
