@@ -285,6 +285,7 @@ CALLS = {
     "backup": {"open", "backup"},
     "export": {"open", "export"},
     "train": set(),
+    "evaluate": set(),
     "bench": set(),
 }
 """What each command takes of ``Store``; ``train`` and ``bench`` call a function of their own."""

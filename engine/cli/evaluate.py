@@ -69,8 +69,7 @@ def evaluate(
     \b
     Example:
       engine eval simclr pixels pdq --images photos/
-      engine eval simclr my-encoder/ --images photos/ --distractors more/ --out report/
-      engine eval simclr pixels --labels fashion.npz fashion.npz
+      engine eval simclr pixels --images photos/ --distractors scans.tar --out report/
     """
     from engine import evaluation
     from engine.evaluation import report as found

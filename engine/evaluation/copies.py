@@ -21,7 +21,7 @@ from engine.evaluation.retrieval import Retrieval
 from engine.evaluation.sheet import Row
 from engine.evaluation.timed import Timed, Vectors
 
-LEAST_SIDE = 64  # pixels of a query: what is cropped and shrunk further says nothing below
+LEAST_SIDE = 48  # pixels of a query: what is cropped and shrunk further says nothing below
 _BLOCK = 64  # distractors compared at a time
 _GROUP = 4  # queries distorted at a time
 _MOST_BYTES = 2 << 30  # of vectors of queries, all entrants together
