@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,7 +38,7 @@ from engine.encoders.onnx import OnnxEncoder
 from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
 from engine.given import CheckedBlock, GivenArray, check_admission, checked, is_begun
 from engine.indexing import Indexing
-from engine.memory import PeakMemory
+from engine.memory import MemoryGate, PeakMemory
 from engine.pixels import HEADER_BYTES
 from engine.records import Buffer, IngestReport, Kind, Pixels
 from engine.sources.base import (
@@ -173,7 +172,7 @@ class Ingest:
         self._workers = workers or cpu_count()
         self._progress = progress or (lambda done: None)
         self._stop = stop or (lambda: False)
-        self._gate = _MemoryGate(store.memory.decoding)
+        self._gate = MemoryGate(store.memory.decoding)
         # What is kept of the images of a group, and their shrunk pictures, wait for the commit.
         each = KEEP_BITS_LIMIT + (3 * encoder.image_size**2 if encoder else 0)
         self._group_files = max(1, min(CHUNK_FILES, store.memory.chunk // each))
@@ -879,27 +878,6 @@ def _stands_for(
     if before is not None and (before.mtime_ns, before.size) == (item.mtime_ns, item.size):
         return before.id
     return None
-
-
-class _MemoryGate:
-    """Lets images be decoded at a time as memory allows; one always gets through."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def hold(self, count: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + count <= self._most)
-            self._held += count
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= count
-                self._changed.notify_all()
 
 
 @contextmanager

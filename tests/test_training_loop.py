@@ -195,7 +195,7 @@ def test_too_few_images_to_learn_from(tmp_path: Path, good: int, broken: int, me
 
 
 def test_a_source_that_is_not_there_touches_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such file or folder"):
         train([str(tmp_path / "absent")], tmp_path / "out", TINY)
     assert not (tmp_path / "out").exists()
 

@@ -33,8 +33,8 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders of images; of a folder with train/ and valid/ or test/, as Roboflow "
-            "lays COCO-128 out, train/ is trained on and the rest held out.",
+            help="Images, in all that 'engine ingest' takes; of a folder with train/ and valid/ or "
+            "test/, as Roboflow lays COCO-128 out, train/ is trained on and the rest held out.",
         ),
     ] = None,
     out: Annotated[
@@ -58,6 +58,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training in ENCODER_DIR.")
     ] = False,
+    cache: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", help="Keep the decoded images there, for the next training on them."
+        ),
+    ] = "",
     method: Annotated[
         str | None,
         typer.Option(
@@ -182,7 +188,7 @@ def train(
       tensorboard --logdir my-encoder/logs
     """
     if not sources:
-        raise UsageError("name at least one folder of images to train on")
+        raise UsageError("name at least one source of images to train on")
     if not out:
         raise UsageError("name a new folder for the encoder with --out")
     try:
@@ -236,6 +242,7 @@ def train(
             description=description,
             licence=licence,
             resume=resume,
+            cache=cache or None,
             stop=stop,
         )
     if as_json:

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from engine.config import cpu_count
 from engine.errors import TrainingError, UsageError
 from engine.records import Rejection
-from engine.training import data, reading
+from engine.training import data
 from engine.training.batches import Batches
 from engine.training.checkpoint import (
     CALIBRATION,
@@ -104,6 +104,7 @@ def train(
     description: str = "",
     licence: str = "",
     resume: bool = False,
+    cache: str | Path | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TrainReport:
     """Train an encoder on the images of ``sources`` and write it into the folder ``out``.
@@ -114,8 +115,9 @@ def train(
     where nothing was. Once ``stop`` says so the run ends after its step and can be resumed.
 
     ``resume`` goes on with the run in ``out``, with its settings if none are given; more epochs
-    may be. On the CPU the result is that of a run that never stopped. ``UsageError`` where other
-    settings or other images are given; ``TrainingError`` where a run cannot go on.
+    may be. On the CPU the result is that of a run that never stopped. ``cache`` is a folder that
+    keeps the decoded images for the next run. ``UsageError`` where other settings or other images
+    are given; ``TrainingError`` where a run cannot go on.
     """
     folder = Path(out)
     before = saved_run(folder) if resume else None
@@ -123,16 +125,13 @@ def train(
     device = _device(settings.device)
     if before:
         _check_settings(before.settings, settings, folder)
-    if not data.named_images(sources):
-        raise TrainingError(
-            f"no images in {', '.join(sources) or 'no sources'}: name a folder that has some"
-        )
+    data.check(sources)
     if not before:
         _fresh_folder(folder)
     run = _Run(settings, progress or _ignore, stop or _never, device, folder)
     with ExitStack() as stack:
         run.pool = stack.enter_context(ThreadPoolExecutor(run.workers))
-        run.read(sources, stack)
+        run.read(sources, Path(cache) if cache is not None else None, stack)
         write_tensors(folder / CALIBRATION, run.calibration(), {})
         run.build(
             Provenance(
@@ -178,10 +177,10 @@ class _Run:
 
     pool: ThreadPoolExecutor
     writer: SummaryWriter
-    pictures: reading.Pictures
-    squashed: reading.Pictures
-    held_out: reading.Pictures
-    held_out_squashed: reading.Pictures
+    pictures: data.Pictures
+    squashed: data.Pictures
+    held_out: data.Pictures
+    held_out_squashed: data.Pictures
     network: SimCLR
     method: Contrastive
     optimizer: torch.optim.Optimizer
@@ -220,18 +219,20 @@ class _Run:
         self.saving_seconds = 0.0
         self.interrupted = False
 
-    def read(self, sources: Sequence[str], stack: ExitStack) -> None:
+    def read(self, sources: Sequence[str], cache: Path | None, stack: ExitStack) -> None:
         """Decode the images; ``TrainingError`` where there is nothing to learn from."""
         settings = self.settings
 
         def tick(done: int, total: int) -> None:
             self.progress(TrainProgress("read", done, total))
 
-        read = reading.read_images(
+        side = round(settings.shrink * settings.image_size)
+        read = data.read(
             sources,
-            self.folder,
-            side=round(settings.shrink * settings.image_size),
+            side=side,
             square=settings.image_size,
+            folder=self.folder,
+            cache=cache,
             held_out=settings.held_out,
             pool=self.pool,
             tick=tick,
@@ -261,6 +262,11 @@ class _Run:
             )
         if self.rejected:
             self.warn(f"{len(self.rejected)} of {total} images cannot be read and are left out")
+        if read.side < side:
+            self.warn(
+                f"crops are cut from pictures of {read.side} pixels a side, not {side}: "
+                f"{data.MOST_BYTES >> 30} GiB of disk hold no larger ones"
+            )
         if n < self.batch:
             self.batch = n
             self.warn(
