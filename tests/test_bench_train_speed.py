@@ -1,0 +1,50 @@
+# ruff: noqa: E402 (torch is optional: without it the module is skipped)
+"""The measurement of training's speed: both sides get the same images and do the same work."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.errors import UsageError
+
+torch = pytest.importorskip("torch")
+
+from bench import train_speed
+
+
+def photos(folder: Path, n: int) -> Path:
+    folder.mkdir()
+    for seed in range(n):
+        noise = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{seed}.png")
+    return folder
+
+
+def test_both_make_batches_of_two_views_in_the_same_range(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "in", 6)
+    with ExitStack() as stack:
+        ours, count = train_speed.engine_batches(folder, 32, 4, stack)
+        theirs = train_speed.plain_batches(sorted(folder.iterdir()), 32, 4, stack)
+        one, other = next(ours), next(theirs)
+    assert count == 6
+    assert one.shape == other.shape == (8, 3, 32, 32)
+    assert one.dtype == other.dtype == torch.float32
+    assert (one.mean() - other.mean()).abs() < 0.5
+
+
+def test_a_measurement_takes_rounds_of_both_in_turn(tmp_path: Path) -> None:
+    found = train_speed.measure(photos(tmp_path / "in", 6), 32, 4, 1, 2)
+    assert len(found.engine) == len(found.plain) == 2
+    for one in (*found.engine, *found.plain):
+        assert one.images == 4 and 0 < one.share < 1
+    assert found.ratio > 0
+    table = train_speed.table([found])
+    assert "engine" in table and "plain" in table
+
+
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fewer than a batch"):
+        train_speed.measure(photos(tmp_path / "in", 2), 32, 4, 1, 1)
