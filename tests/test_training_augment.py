@@ -26,6 +26,19 @@ def pictures(n: int, height: int = 40, width: int = 56) -> list[Tensor]:
     ]
 
 
+def off(**on: float) -> TrainSettings:
+    """Settings that change nothing but the crop, and what is ``on``."""
+    return TrainSettings(
+        image_size=SIZE, jitter=(0.0, 0.0, 0.0, 0.0), blur_kernel=1, flip=0.0, **on
+    )
+
+
+def shown(images: list[Tensor], seed: int, settings: TrainSettings) -> Tensor:
+    """Views, with channel values from 0 to 1 again."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (settings.mean, settings.std))
+    return views(images, seed, settings) * std + mean
+
+
 def views(images: list[Tensor], seed: int, settings: TrainSettings = SETTINGS) -> Tensor:
     draws = augment.draw(
         [tuple(image.shape[:2]) for image in images], settings, Generator().manual_seed(seed)
@@ -159,3 +172,50 @@ def test_draws_stay_in_their_ranges_and_fill_them() -> None:
     assert 0.1 <= draws.sigma.min() < 0.11 and 1.99 < draws.sigma.max() <= 2
     orders = {tuple(order) for order in draws.order.tolist()}
     assert len(orders) == math.factorial(4)
+
+
+def test_what_is_off_draws_nothing() -> None:
+    images = pictures(5)
+    generators = [Generator().manual_seed(3) for _ in range(2)]
+    for generator, settings in zip(generators, (SETTINGS, off()), strict=True):
+        augment.draw([tuple(image.shape[:2]) for image in images], settings, generator)
+    left = [torch.rand(1, generator=generator).item() for generator in generators]
+    assert left[0] == left[1]
+    with_grey = Generator().manual_seed(3)
+    draws = augment.draw([(40, 56)] * 5, off(grey=1.0), with_grey)
+    assert torch.rand(1, generator=with_grey).item() != left[0] and draws.grey.all()
+
+
+def test_a_view_without_colour_is_luma() -> None:
+    images = pictures(20)
+    plain, grey = shown(images, 4, off()), shown(images, 4, off(grey=1.0))
+    for one, before in zip(grey, plain, strict=True):
+        assert torch.allclose(one, tv.rgb_to_grayscale(before, 3), atol=1e-5)
+    some = shown(images, 4, off(grey=0.5))
+    without = (some[:, 0] - some[:, 1]).abs().amax((1, 2)) < 1e-5
+    assert 0 < without.sum() < len(images)
+    assert torch.allclose(some[~without], plain[~without], atol=1e-5)
+
+
+def test_a_rectangle_of_one_colour_is_laid_over_a_view() -> None:
+    images = pictures(40)
+    plain, erased = shown(images, 4, off()), shown(images, 4, off(erase=1.0))
+    for one, before in zip(erased, plain, strict=True):
+        changed = (one - before).abs().amax(0) > 1e-5
+        rows, columns = changed.any(1).nonzero()[:, 0], changed.any(0).nonzero()[:, 0]
+        height = int(rows[-1] - rows[0]) + 1
+        width = int(columns[-1] - columns[0]) + 1
+        assert 0.01 < height * width / SIZE**2 < 0.3  # 0.02 to 0.25 of it, but for rounding
+        assert 0.4 < height / width < 2.5
+        box = one[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert torch.allclose(box, box[:, :1, :1].expand_as(box), atol=1e-5)
+    some = shown(images, 4, off(erase=0.5))
+    assert 5 < (some - plain).abs().amax((1, 2, 3)).gt(1e-5).sum() < 35
+
+
+def test_a_bit_image_has_one_bit_a_channel() -> None:
+    images = pictures(20)
+    plain, bits = shown(images, 4, off()), shown(images, 4, off(bits=1.0))
+    expected = (plain > plain.mean((2, 3), keepdim=True)).float()
+    assert torch.allclose(bits, expected, atol=1e-5)
+    assert 0.2 < bits.mean() < 0.8

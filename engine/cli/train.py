@@ -144,6 +144,17 @@ def train(
     flip: Annotated[
         float | None, typer.Option(metavar="P", help="Probability of a flip [0.5].")
     ] = None,
+    grey: Annotated[
+        float | None, typer.Option(metavar="P", help="Probability of a view without colour [0].")
+    ] = None,
+    erase: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Probability of a rectangle of one colour in a view [0]."),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Probability of a view of one bit a channel [0]."),
+    ] = None,
     blur: Annotated[
         int | None, typer.Option(metavar="N", help="Kernel of the blur, odd [5].")
     ] = None,
@@ -218,6 +229,9 @@ def train(
         "crop_scale": crop_scale,
         "jitter": jitter,
         "flip": flip,
+        "grey": grey,
+        "erase": erase,
+        "bits": bits,
         "blur_kernel": blur,
         "mean": mean,
         "std": std,

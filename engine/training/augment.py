@@ -1,14 +1,22 @@
 """Two-view augmentation: the random draws, the crops, and the colours of a whole batch at once.
 
 It has the distributions of torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip``,
-``ColorJitter`` and ``GaussianBlur``, in that order, with everything drawn anew for each view:
+``ColorJitter``, ``RandomGrayscale`` and ``GaussianBlur``, in that order, with everything drawn anew
+for each view:
 
 - crop: area share uniform in ``crop_scale``, log of the aspect ratio uniform between log(3/4) and
   log(4/3), ten tries, then the largest centred crop within these ratios; bilinear with
   antialiasing to S × S
 - jitter: brightness, contrast and saturation factors uniform in 1 ± strength, the hue turn uniform
   in ± strength of a full turn; the four in a random order
+- grey: with the probability ``grey``
 - blur: a kernel of ``blur_kernel`` pixels a side, its sigma uniform in 0.1 … 2, reflected borders
+
+and then, for copies with something laid over them and for bit images:
+
+- erase: with the probability ``erase`` a rectangle of 2 to 25 % of the view, its aspect ratio from
+  1/2 to 2, gets one random colour (after Zhong et al., 2020, arXiv:1708.04896)
+- bits: with the probability ``bits`` each channel is 1 where it is above its mean, else 0
 
 The one difference: colours stay float between the steps, where torchvision rounds PIL images to
 8 bits after each. Every number comes from one CPU ``torch.Generator``, whatever the device, so a
@@ -30,6 +38,8 @@ from engine.training.settings import TrainSettings
 
 RATIO = (3 / 4, 4 / 3)
 SIGMA = (0.1, 2.0)
+ERASED = (0.02, 0.25)  # share of the view
+ERASED_RATIO = (1 / 2, 2.0)
 _TRIES = 10
 # Colour passes are bound by memory on a CPU: this many views at a time stay in its caches.
 _CPU_CHUNK = 16
@@ -44,6 +54,10 @@ class Draws:
     order: Tensor  # (n, 4) int64: which of brightness, contrast, saturation, hue comes when
     factors: Tensor  # (n, 4) float32: three factors and a turn
     sigma: Tensor  # (n,) float32
+    grey: Tensor  # (n,) bool
+    erased: Tensor  # (n, 4) int64: as boxes, of the view; 0 high where nothing is erased
+    fill: Tensor  # (n, 3) float32: its colour, 0 to 1
+    bits: Tensor  # (n,) bool
 
 
 def draw(sizes: Sequence[tuple[int, int]], settings: TrainSettings, generator: Generator) -> Draws:
@@ -51,12 +65,33 @@ def draw(sizes: Sequence[tuple[int, int]], settings: TrainSettings, generator: G
     n = len(sizes)
     strength = torch.tensor(settings.jitter)
     middle = torch.tensor((1.0, 1.0, 1.0, 0.0))
+
+    def chosen(probability: float) -> Tensor:
+        # What is off draws nothing: a run with it off sees what it saw before there was such a thing.
+        if not probability:
+            return torch.zeros(n, dtype=torch.bool)
+        return torch.rand(n, generator=generator) < probability
+
+    def erased() -> Tensor:
+        if not settings.erase:
+            return torch.zeros(n, 4, dtype=torch.int64)
+        views = torch.full((n, 2), settings.image_size)
+        boxes = _boxes(views, ERASED, ERASED_RATIO, generator)
+        return boxes * chosen(settings.erase)[:, None]
+
+    def fill() -> Tensor:
+        return torch.rand(n, 3, generator=generator) if settings.erase else torch.zeros(n, 3)
+
     return Draws(
-        boxes=_boxes(torch.tensor(sizes), settings.crop_scale, generator),
+        boxes=_boxes(torch.tensor(sizes), settings.crop_scale, RATIO, generator),
         flip=torch.rand(n, generator=generator) < settings.flip,
         order=torch.rand(n, 4, generator=generator).argsort(1),
         factors=middle + strength * (2 * torch.rand(n, 4, generator=generator) - 1),
         sigma=SIGMA[0] + (SIGMA[1] - SIGMA[0]) * torch.rand(n, generator=generator),
+        grey=chosen(settings.grey),
+        erased=erased(),
+        fill=fill(),
+        bits=chosen(settings.bits),
     )
 
 
@@ -75,12 +110,15 @@ def crop(
 
 
 def colour(crops: Tensor, draws: Draws, settings: TrainSettings) -> Tensor:
-    """Flip, jitter, blur and normalise: (n, 3, S, S) uint8 → float32 on the device of ``crops``."""
+    """All that follows the crop, and normalise: (n, 3, S, S) uint8 → float32, where ``crops`` are."""
     n = len(crops)
     device = crops.device
     chunk = _CPU_CHUNK if device.type == "cpu" else n
     flip, order, factors, sigma = (
         part.to(device) for part in (draws.flip, draws.order, draws.factors, draws.sigma)
+    )
+    grey, erased, fill, bits = (
+        part.to(device) for part in (draws.grey, draws.erased, draws.fill, draws.bits)
     )
     mean = torch.tensor(settings.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(settings.std, device=device).view(1, 3, 1, 1)
@@ -90,7 +128,14 @@ def colour(crops: Tensor, draws: Draws, settings: TrainSettings) -> Tensor:
         x = crops[part].float() / 255
         x = torch.where(flip[part].view(-1, 1, 1, 1), x.flip(-1), x)
         x = _jittered(x, order[part], factors[part])
+        if settings.grey:
+            x = torch.where(grey[part].view(-1, 1, 1, 1), _grey(x)[:, None], x)
         x = _blurred(x, sigma[part], settings.blur_kernel)
+        if settings.erase:
+            x = _erased(x, erased[part], fill[part])
+        if settings.bits:
+            binary = (x > x.mean((2, 3), keepdim=True)).float()
+            x = torch.where(bits[part].view(-1, 1, 1, 1), binary, x)
         out[part] = (x - mean) / std
     return out
 
@@ -102,11 +147,13 @@ def _resized(picture: Tensor, size: int) -> Tensor:
     )[0]
 
 
-def _boxes(sizes: Tensor, scale: tuple[float, float], generator: Generator) -> Tensor:
+def _boxes(
+    sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator
+) -> Tensor:
     """(n, 2) heights and widths → (n, 4) boxes, as ``RandomResizedCrop.get_params`` finds them."""
     n, _ = sizes.shape
     height, width = sizes[:, :1].double(), sizes[:, 1:].double()  # (n, 1)
-    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
     uniform = torch.rand(4, n, _TRIES, generator=generator, dtype=torch.float64)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[0])
     aspect = torch.exp(low + (high - low) * uniform[1])
@@ -117,14 +164,14 @@ def _boxes(sizes: Tensor, scale: tuple[float, float], generator: Generator) -> T
     lefts = (uniform[3] * (width - widths + 1)).floor()
     first = fits.int().argmax(1, keepdim=True)  # argmax finds the first of equals
     found = torch.stack([part.gather(1, first) for part in (tops, lefts, heights, widths)], -1)
-    boxes = torch.where(fits.any(1).view(-1, 1), found[:, 0], _centred(height, width))
+    boxes = torch.where(fits.any(1).view(-1, 1), found[:, 0], _centred(height, width, ratio))
     return boxes.long()
 
 
-def _centred(height: Tensor, width: Tensor) -> Tensor:
+def _centred(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tensor:
     """(n, 1) each → (n, 4): the largest centred boxes whose aspect ratio is allowed."""
-    boxes_width = torch.minimum(width, (height * RATIO[1]).round())
-    boxes_height = torch.minimum(height, (width / RATIO[0]).round())
+    boxes_width = torch.minimum(width, (height * ratio[1]).round())
+    boxes_height = torch.minimum(height, (width / ratio[0]).round())
     top = ((height - boxes_height) / 2).floor()
     left = ((width - boxes_width) / 2).floor()
     return torch.cat((top, left, boxes_height, boxes_width), 1)
@@ -177,6 +224,17 @@ def _hue(x: Tensor, turn: Tensor) -> Tensor:
         ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
         torch.addcmul(value, chroma, ramp, value=-1, out=out[:, channel])
     return out
+
+
+def _erased(x: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
+    """(n, 3, S, S) with the box (n, 4) of each view in one colour (n, 3)."""
+    top, left, height, width = (part.view(-1, 1) for part in boxes.unbind(1))
+    rows = torch.arange(x.shape[2], device=x.device)
+    columns = torch.arange(x.shape[3], device=x.device)
+    high = (rows >= top) & (rows < top + height)
+    wide = (columns >= left) & (columns < left + width)
+    inside = high[:, None, :, None] & wide[:, None, None, :]
+    return torch.where(inside, fill[:, :, None, None], x)
 
 
 def _blurred(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:

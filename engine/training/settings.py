@@ -39,6 +39,9 @@ class TrainSettings:
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness … hue
     blur_kernel: int = 5
     flip: float = 0.5  # probability
+    grey: float = 0.0  # probability that a view has no colour
+    erase: float = 0.0  # probability that a rectangle of a view gets one colour
+    bits: float = 0.0  # probability that a view is a bit image, one bit a channel
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet, channel values 0 to 1
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     shrink: float = 1.15  # pictures are kept with the shorter side at shrink × image_size
@@ -130,7 +133,9 @@ class TrainSettings:
         _require(
             _is_number(self.held_out) and 0 <= self.held_out <= 0.5, "held_out", self, "0 to 0.5"
         )
-        _require(_is_number(self.flip) and 0 <= self.flip <= 1, "flip", self, "from 0 to 1")
+        for name in ("flip", "grey", "erase", "bits"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 <= value <= 1, name, self, "from 0 to 1")
         _require(_is_number(self.shrink) and self.shrink >= 1, "shrink", self, "≥ 1")
         for name in ("temperature", "learning_rate"):
             value = getattr(self, name)
