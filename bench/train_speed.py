@@ -221,7 +221,8 @@ def _steps(batches: Batches, size: int, batch: int, *, fast: bool) -> Callable[[
     network = build(settings)
     layout = torch.channels_last if fast else torch.contiguous_format
     network = network.to(memory_format=layout).train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    kind = torch.optim.AdamW if fast else torch.optim.Adam
+    optimizer = kind(network.parameters(), lr=settings.learning_rate, fused=fast or None)
 
     def run(steps: int) -> Round:
         waiting = 0.0

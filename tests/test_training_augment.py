@@ -51,8 +51,9 @@ def batch(n: int = 6) -> Tensor:
 
 
 def test_views_have_the_shape_and_the_range_of_normalised_pixels() -> None:
-    x = views(pictures(37), 0)  # more than a chunk, and not a whole number of them
-    assert x.shape == (37, 3, SIZE, SIZE) and x.dtype == torch.float32
+    n = augment._CPU_CHUNK + 5
+    x = views(pictures(n), 0)
+    assert x.shape == (n, 3, SIZE, SIZE) and x.dtype == torch.float32
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (SETTINGS.mean, SETTINGS.std))
     back = x * std + mean
     assert back.min() > -1e-5 and back.max() < 1 + 1e-5

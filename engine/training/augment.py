@@ -41,8 +41,8 @@ SIGMA = (0.1, 2.0)
 ERASED = (0.02, 0.25)  # share of the view
 ERASED_RATIO = (1 / 2, 2.0)
 _TRIES = 10
-# Colour passes are bound by memory on a CPU: this many views at a time stay in its caches.
-_CPU_CHUNK = 16
+# A pass over few views costs more to share out among threads than to do; over all, it takes memory.
+_CPU_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,6 +314,7 @@ class _Run:
                 {"params": others, "weight_decay": 0.0},
             ],
             lr=settings.learning_rate,
+            fused=True,  # half the time of an update
         )
         self.batches = Batches(self.pictures, settings, self.batch, self.device, self.pool)
         self.total = self.batches.per_epoch * settings.epochs
