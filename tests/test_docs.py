@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = (
     *("ingest", "lookup", "info", "check", "remove", "optimize"),
-    *("backup", "export", "train", "bench"),
+    *("backup", "export", "train", "eval", "bench"),
 )
 # Long work is made short; a later option wins over an earlier one.
 SHORTER = {
