@@ -117,7 +117,7 @@ def measure(folder: Path, size: int, batch: int, steps: int, rounds: int) -> Mea
         raise UsageError(f"{len(files)} images in {folder} are fewer than a batch of {batch}")
     with ExitStack() as stack:
         began = time.perf_counter()
-        views, pictures = engine_batches(folder, size, batch, stack)
+        views, pictures = engine_batches(files, size, batch, stack)
         read_seconds = time.perf_counter() - began
         runs = [
             _steps(views, size, batch, fast=True),
@@ -132,7 +132,9 @@ def measure(folder: Path, size: int, batch: int, steps: int, rounds: int) -> Mea
     return Measured(size, batch, read_seconds, pictures, *results)
 
 
-def engine_batches(folder: Path, size: int, batch: int, stack: ExitStack) -> tuple[Batches, int]:
+def engine_batches(
+    files: list[Path], size: int, batch: int, stack: ExitStack
+) -> tuple[Batches, int]:
     """Batches as the engine makes them, and how many pictures there are."""
     import torch
 
@@ -143,7 +145,7 @@ def engine_batches(folder: Path, size: int, batch: int, stack: ExitStack) -> tup
     pool = stack.enter_context(ThreadPoolExecutor(cpu_count()))
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     read = data.read(
-        [str(folder)],
+        [str(file) for file in files],
         side=round(settings.shrink * size),
         square=size,
         folder=scratch,

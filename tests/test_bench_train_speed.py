@@ -26,7 +26,7 @@ def photos(folder: Path, n: int) -> Path:
 def test_both_make_batches_of_two_views_in_the_same_range(tmp_path: Path) -> None:
     folder = photos(tmp_path / "in", 6)
     with ExitStack() as stack:
-        ours, count = train_speed.engine_batches(folder, 32, 4, stack)
+        ours, count = train_speed.engine_batches(sorted(folder.iterdir()), 32, 4, stack)
         theirs = train_speed.plain_batches(sorted(folder.iterdir()), 32, 4, stack)
         one, other = next(ours), next(theirs)
     assert count == 6

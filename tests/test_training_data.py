@@ -59,7 +59,7 @@ def test_a_folder_is_searched_with_its_subfolders_in_order(tmp_path: Path) -> No
     ticks: list[tuple[int, int]] = []
     found = read(tmp_path / "in", tick=lambda done, total: ticks.append((done, total)))
     assert found.pictures.names == ["b.png", "a/b.jpeg", "a/z.JPG", "c/d/e.bmp"]
-    assert found.pictures.labels == [None, "a", "a", "c/d"]
+    assert found.pictures.labels == [None, "a", "a", "c"]
     assert len(found.held_out) == 0 and found.rejected == []
     assert ticks[-1] == (4, 4) and ticks == sorted(ticks)
 
@@ -227,6 +227,14 @@ def test_a_run_is_stopped_while_it_reads(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         read("synthetic:bits?n=1e6", folder=tmp_path, cache=tmp_path / "kept", stop=lambda: True)
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_the_fingerprint_is_of_the_order_too(tmp_path: Path) -> None:
+    sources = [photo(tmp_path / folder / "a.png", seed=1).parent for folder in ("one", "two")]
+    photo(tmp_path / "two" / "b.png", seed=2)
+    there, back = read(*sources), read(*reversed(sources))
+    assert sorted(there.pictures.names) == sorted(back.pictures.names)
+    assert there.pictures.fingerprint != back.pictures.fingerprint
 
 
 def test_the_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:

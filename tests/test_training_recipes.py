@@ -45,7 +45,8 @@ def test_without_a_recipe_they_come_over_the_base() -> None:
     base = resolve({"image_size": 32}, recipe="small")
     assert resolve({}, base=base) == base
     assert resolve({"epochs": 3}, base=base).image_size == 32
-    assert resolve({}, base=base, recipe="small").image_size == RECIPES["small"]["image_size"]
+    assert resolve({}, base=base, recipe="small") == base  # the one that it began from
+    assert resolve({}, base=base, recipe="large").image_size == RECIPES["large"]["image_size"]
 
 
 @pytest.mark.parametrize(

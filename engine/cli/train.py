@@ -266,7 +266,8 @@ def train(
     for rejected in report.rejected:
         warn(f"{rejected.source}: {rejected.reason}")
     if report.interrupted:
-        again = shlex.join(["engine", "train", *sources, "--out", out, "--resume"])
+        kept = ["--cache", cache] if cache else []
+        again = shlex.join(["engine", "train", *sources, "--out", out, *kept, "--resume"])
         warn(f"stopped after step {report.steps:,}; go on with: {again}")
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(SOME_REJECTED if report.rejected else DONE)

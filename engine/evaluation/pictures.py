@@ -23,6 +23,7 @@ from PIL import Image
 from engine import pixels as px
 from engine.errors import ImageError, SourceError
 from engine.sources.base import (
+    LABELS,
     ArchiveItem,
     FileItem,
     Item,
@@ -43,7 +44,6 @@ _MOST_FILE = 256 << 20  # bytes
 _MOST_DECODING = 1 << 30  # bytes while one is decoded
 _LARGE = 256 << 20  # of those that take more while they are decoded, one at a time
 _ROWS, _ROW_BYTES = 256, 8 << 20  # of an array, read at a time
-_LABELS = ("label", "cls", "class")  # fields of metadata, the first that is there
 
 _large = threading.Lock()
 
@@ -193,7 +193,7 @@ def _folder(name: str, root: Path | None) -> str | None:
 
 
 def _label(metadata: dict[str, object] | None) -> str | None:
-    for field in _LABELS:
+    for field in LABELS:
         if metadata and field in metadata:
             return str(metadata[field])
     return None

@@ -17,6 +17,8 @@ from engine.records import Decoded, Kind
 
 Rows = npt.NDArray[np.uint8]
 METADATA_LIMIT = 16 << 10  # bytes as JSON: it is read with every record
+# Fields of metadata that say of which class an image is; the first that is there counts.
+LABELS = ("label", "cls", "class", "category")
 HEAD_BYTES = 32  # that show whether a file is signed as an image
 _DEEPEST = 32  # levels of objects and lists in metadata: readers go down them one by one
 

@@ -29,6 +29,7 @@ from engine.errors import ImageError, SourceError, UsageError
 from engine.memory import MemoryGate
 from engine.records import Rejection
 from engine.sources.base import (
+    LABELS,
     ArchiveItem,
     ArrayItem,
     FileItem,
@@ -54,7 +55,6 @@ _HELD_OUT_FROM = 64  # images in all: of fewer none are held out by their names
 _LONGEST = 8  # times the wanted shorter side: a strip of pixels would be kept as long as it is
 _IN_FLIGHT = 64  # files, members or blocks of rows that are decoded or wait for those before them
 _BLOCK_ROWS = 32  # of an array, decoded at a time
-_LABELS = ("label", "class", "cls", "category")  # what metadata calls it, the first that is there
 _IMAGES = "images"  # the folder beside "labels" in data sets for detection: it says nothing
 
 
@@ -86,10 +86,14 @@ class Pictures:
 
     @property
     def fingerprint(self) -> str:
-        """xxh3-128, in hex, of the sorted relative names and sizes of files."""
+        """xxh3-128, in hex, of relative names, labels and sizes of files, in their order.
+
+        In their order, because it is their numbers that are drawn for a batch.
+        """
         digest = xxhash.xxh3_128()
-        for name, size in sorted(zip(self.names, self._file_bytes.tolist(), strict=True)):
-            digest.update(_bytes(f"{name}\0{size}\n"))
+        sizes = self._file_bytes.tolist()
+        for name, label, size in zip(self.names, self.labels, sizes, strict=True):
+            digest.update(_bytes(f"{name}\0{label or ''}\0{size}\n"))
         return str(digest.hexdigest())
 
 
@@ -281,7 +285,7 @@ def _picture(part: _Part, name: bytes, metadata: dict[str, Any] | None = None) -
         ends = [at for at in (name.find(b"#"), name.find(b"?")) if at >= 0]
         inside = name[name.rfind(b"/", 0, min(ends, default=len(name))) + 1 :]
     shown = os.fsdecode(inside)
-    said = next((metadata[key] for key in _LABELS if key in metadata), None) if metadata else None
+    said = next((metadata[key] for key in LABELS if key in metadata), None) if metadata else None
     if isinstance(said, str | int):
         return _Picture(shown, str(said), part.held_out)
     member = shown.partition("#")[2] or shown
@@ -289,13 +293,13 @@ def _picture(part: _Part, name: bytes, metadata: dict[str, Any] | None = None) -
 
 
 def _folder(name: str, base: str) -> str | None:
-    """The folder that a name is in, relative to ``base``; None if it is in none."""
+    """The first folder that a name is in, relative to ``base``; None if it is in none."""
     folders = [part for part in PurePosixPath(name).parts[:-1] if part not in ("/", ".", "..")]
     if base:
         folders = folders[1:]
         if folders[:1] == [_IMAGES]:
             folders = folders[1:]
-    return "/".join(folders) or None
+    return folders[0] if folders else None
 
 
 def _bytes(text: str) -> bytes:

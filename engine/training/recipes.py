@@ -62,14 +62,15 @@ def resolve(
 ) -> TrainSettings:
     """The settings of a run: ``given`` over the TOML ``file`` over the recipe.
 
-    Where no recipe is named, by ``recipe`` or in the file, they come over ``base``, and where that
-    is None over the recipe "report". ``UsageError`` names what is unknown or makes no sense.
+    Where no recipe is named, by ``recipe`` or in the file, or that of ``base``, they come over
+    ``base``, and where that is None over the recipe "report". ``UsageError`` names what is unknown
+    or makes no sense.
     """
     read = _read(Path(file)) if file else {}
     name = recipe or read.get("recipe", "")
     if name and (not isinstance(name, str) or name not in RECIPES):
         raise UsageError(f"recipe is {name!r}: it has to be one of {', '.join(RECIPES)}")
-    start = base.to_dict() if base and not name else RECIPES[name or "report"]
+    start = base.to_dict() if base and name in ("", base.recipe) else RECIPES[name or "report"]
     over = {**read, **given, **({"recipe": name} if name else {})}
     return TrainSettings.from_dict({**start, **over})
 
