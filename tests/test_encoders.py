@@ -60,6 +60,10 @@ def test_the_int8_model_is_taken_where_there_is_one(folder):
     files = registry.read(folder).description["files"]
     describe(folder, files=files | {"int8": files["fp32"] | {"path": "small.onnx"}})
     assert registry.read(folder).model == folder / "small.onnx"
+    describe(folder, default="fp32")
+    assert registry.read(folder).model == folder / "model.onnx"
+    describe(folder, default="fp8")
+    assert "fp8" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["no-such-encoder", "", "none", "/nowhere", "nul\0byte"])

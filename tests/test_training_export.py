@@ -119,6 +119,17 @@ def test_the_description_says_what_it_is(exported: ExportReport) -> None:
     for file in body["files"].values():
         assert hashlib.sha256((folder / file["path"]).read_bytes()).hexdigest() == file["sha256"]
     assert registry.find(str(folder)).dim == 16
+    assert body["default"] == exported.default
+
+
+@pytest.mark.parametrize(("overlap", "default"), [(0.9, "int8"), (0.89, "fp32")])
+def test_int8_runs_only_if_it_finds_the_same_neighbours(
+    overlap: float, default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_agreement", lambda exact, quantised: (0.99, overlap))
+    assert export(checkpoint(tmp_path)).default == default
+    name = {"int8": "model.int8.onnx", "fp32": "model.onnx"}[default]
+    assert registry.find(str(tmp_path)).model == tmp_path / name
 
 
 def test_nothing_but_the_encoder_is_left(exported: ExportReport) -> None:

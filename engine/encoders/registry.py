@@ -20,7 +20,10 @@ DESCRIPTION = "encoder.json"
 
 @dataclass(frozen=True, slots=True)
 class EncoderFiles:
-    """A described encoder: its int8 model where there is one, else the float32 one."""
+    """A described encoder, with the model that its description says is to run.
+
+    Where it says nothing that is the int8 one if there is one, else the float32 one.
+    """
 
     name: str
     dim: int
@@ -57,7 +60,8 @@ def read(folder: Path) -> EncoderFiles:
     """The encoder in ``folder``, checked against its checksum."""
     try:
         body = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        chosen = body["files"].get("int8") or body["files"]["fp32"]
+        files = body["files"]
+        chosen = files[body.get("default") or ("int8" if "int8" in files else "fp32")]
         model = folder / Path(chosen["path"]).name  # a name, whatever the description says
         sha256 = digest.file_hash(model.read_bytes()).hex()
         found = EncoderFiles(

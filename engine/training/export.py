@@ -48,6 +48,7 @@ OPSET = 18
 
 CALIBRATION_IMAGES = 256
 MIN_COSINE = 0.9999  # of fp32 ONNX with the network itself
+MIN_OVERLAP = 0.9  # of the ten nearest by int8 and by fp32; with less, fp32 is what runs
 PERCENTILE = 99.999
 # Everything but the normalisation of the input, which stays float.
 QUANTIZED = ["Add", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "ReduceMean", "Relu"]
@@ -60,12 +61,16 @@ Images = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export wrote. ``parity`` says how well the files agree, see ``encoder.json``."""
+    """What an export wrote. ``parity`` says how well the files agree, see ``encoder.json``.
+
+    ``default`` is the file that runs: "int8", or "fp32" where int8 loses too many neighbours.
+    """
 
     out: str
     fp32_bytes: int
     int8_bytes: int
     parity: dict[str, float | int | str]
+    default: str
 
 
 def export(checkpoint_dir: str | Path) -> ExportReport:
@@ -102,7 +107,8 @@ def export(checkpoint_dir: str | Path) -> ExportReport:
             "calibration_images": len(calibration),
             "calibration": method,
         }
-        described = _described(work, provenance, parity)
+        default = "int8" if agreement[1] >= MIN_OVERLAP else "fp32"
+        described = _described(work, provenance, parity, default)
         (work / ENCODER).write_text(json.dumps(described, indent=2) + "\n")
         for file in (FP32, INT8, ENCODER):  # last what names the others
             replace(work / file, folder / file)
@@ -111,11 +117,12 @@ def export(checkpoint_dir: str | Path) -> ExportReport:
         fp32_bytes=(folder / FP32).stat().st_size,
         int8_bytes=(folder / INT8).stat().st_size,
         parity=parity,
+        default=default,
     )
 
 
 def _described(
-    work: Path, provenance: Provenance, parity: dict[str, float | int | str]
+    work: Path, provenance: Provenance, parity: dict[str, float | int | str], default: str
 ) -> dict[str, Any]:
     files = {
         kind: {"path": name, "sha256": hashlib.sha256((work / name).read_bytes()).hexdigest()}
@@ -127,6 +134,7 @@ def _described(
         "image_size": provenance.settings.image_size,
         "resize": RESIZE,
         "files": files,
+        "default": default,
         "settings": provenance.settings.to_dict(),
         "epoch": provenance.epoch,
         "data": provenance.data,
