@@ -46,7 +46,7 @@ def photos(folder: Path, n: int, seed: int = 0) -> Path:
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export takes seconds, and has tests of its own."""
-    monkeypatch.setattr(loop, "export", lambda folder: ExportReport(str(folder), 0, 0, {}))
+    monkeypatch.setattr(loop, "export", lambda folder: ExportReport(str(folder), 0, 0, {}, "int8"))
 
 
 @pytest.fixture(scope="module")
@@ -371,6 +371,25 @@ def test_a_share_is_held_out_where_no_folder_is_for_that(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("no_export")
+@pytest.mark.usefixtures("no_export")
+def test_a_run_may_begin_with_the_weights_of_an_encoder(whole: Whole, tmp_path: Path) -> None:
+    encoder, _, _ = whole
+    before, _ = load_checkpoint(encoder)
+    settings = dataclasses.replace(TINY, learning_rate=1e-12, epochs=1, seed=99)
+    sources = [str(photos(tmp_path / "in", 9))]
+    train(sources, tmp_path / "tuned", settings, init=encoder)
+    after, provenance = load_checkpoint(tmp_path / "tuned")
+    for name, value in after.named_parameters():
+        assert torch.allclose(value, before.state_dict()[name], atol=1e-6)
+    assert provenance.data["init"] == encoder.name
+    with pytest.raises(UsageError, match=r"dim of the encoder .* is 16, not 8: ask for that"):
+        wide = dataclasses.replace(settings, dim=8)
+        train(sources, tmp_path / "new", wide, init=encoder)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UsageError, match="leave out init, or resume"):
+        train(sources, tmp_path / "tuned", settings, init=encoder, resume=True)
+
+
 def test_labels_that_do_not_differ_or_are_not_there_are_said(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY, method="supervised")
     photos(tmp_path / "in" / "cats", 8)

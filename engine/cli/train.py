@@ -55,6 +55,12 @@ def train(
             help="Settings by name, as encoder.json has them; over the recipe, under the options.",
         ),
     ] = "",
+    init: Annotated[
+        str,
+        typer.Option(
+            metavar="ENCODER", help="Begin with the weights of simclr, or of a folder of this kind."
+        ),
+    ] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training in ENCODER_DIR.")
     ] = False,
@@ -255,6 +261,7 @@ def train(
             name=name or None,
             description=description,
             licence=licence,
+            init=init or None,
             resume=resume,
             cache=cache or None,
             stop=stop,

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from engine.config import cpu_count
+from engine.encoders import registry
 from engine.errors import TrainingError, UsageError
 from engine.records import Rejection
 from engine.training import data
@@ -32,6 +33,7 @@ from engine.training.checkpoint import (
     fitting,
     is_finite,
     last_provenance,
+    load_checkpoint,
     load_last,
     save_checkpoint,
     save_last,
@@ -103,6 +105,7 @@ def train(
     name: str | None = None,
     description: str = "",
     licence: str = "",
+    init: str | Path | None = None,
     resume: bool = False,
     cache: str | Path | None = None,
     stop: Callable[[], bool] | None = None,
@@ -113,6 +116,9 @@ def train(
     licence) and ``licence`` (of the weights) become part of the encoder. Unreadable images are
     skipped and reported. What is exported is the best network, by what was held out, or the last
     where nothing was. Once ``stop`` says so the run ends after its step and can be resumed.
+
+    ``init`` is an encoder to begin with the weights of, by name or folder, instead of random ones; its
+    widths have to be those of the settings.
 
     ``resume`` goes on with the run in ``out``, with its settings if none are given; more epochs
     may be. On the CPU the result is that of a run that never stopped. ``cache`` is a folder that
@@ -125,6 +131,9 @@ def train(
     device = _device(settings.device)
     if before:
         _check_settings(before.settings, settings, folder)
+        if init is not None:
+            raise UsageError(f"the training in {folder} has begun: leave out init, or resume")
+    first = _first_weights(init, settings) if init is not None else None
     data.check(sources)
     if not before:
         _fresh_folder(folder)
@@ -132,6 +141,7 @@ def train(
     with ExitStack() as stack:
         run.pool = stack.enter_context(ThreadPoolExecutor(run.workers))
         run.read(sources, Path(cache) if cache is not None else None, stack)
+        said = before.data if before else {}
         write_tensors(folder / CALIBRATION, run.calibration(), {})
         run.build(
             Provenance(
@@ -140,11 +150,13 @@ def train(
                 epoch=0,
                 loss=None,
                 data=run.described(
-                    description or (before.data.get("description", "") if before else "")
+                    description or said.get("description", ""),
+                    first[1].name if first else said.get("init", ""),
                 ),
                 engine_version=engine_version(),
                 licence=licence or (before.licence if before else ""),
-            )
+            ),
+            first[0] if first else None,
         )
         if before:
             run.restore()
@@ -279,14 +291,15 @@ class _Run:
                 f"and a small batch has few negatives to learn from"
             )
 
-    def described(self, description: str) -> dict[str, Any]:
-        """What checkpoints say of the images."""
+    def described(self, description: str, init: str) -> dict[str, Any]:
+        """What checkpoints say of the images, and of the encoder that the run began with."""
         return {
             "count": len(self.pictures),
             "fingerprint": self.pictures.fingerprint,
             "held_out": len(self.held_out),
             "held_out_fingerprint": self.held_out.fingerprint,
             "description": description,
+            **({"init": init} if init else {}),
         }
 
     def calibration(self) -> dict[str, Tensor]:
@@ -299,11 +312,12 @@ class _Run:
             for name, images in kept.items()
         }
 
-    def build(self, provenance: Provenance) -> None:
-        """A fresh network, and what trains it."""
+    def build(self, provenance: Provenance, first: SimCLR | None) -> None:
+        """The network to begin with, a fresh one by default, and what trains it."""
         self.provenance = provenance
         settings = self.settings
-        network = build(settings).to(memory_format=torch.channels_last).to(self.device)
+        network = build(settings) if first is None else first
+        network = network.to(memory_format=torch.channels_last).to(self.device)
         self.network = network
         self.method = method(settings, network, self.pictures.labels)
         self.parameters: dict[str, nn.Parameter] = {
@@ -582,6 +596,16 @@ def _fresh_folder(folder: Path) -> None:
         raise UsageError(
             f"{folder} cannot be made a folder for the encoder: {error.strerror}"
         ) from None
+
+
+def _first_weights(init: str | Path, settings: TrainSettings) -> tuple[SimCLR, Provenance]:
+    """The network of an encoder, by name or folder, and what is known of it."""
+    network, provenance = load_checkpoint(registry.find(str(init)).model.parent)
+    for name in ("hidden", "dim"):
+        theirs, ours = getattr(provenance.settings, name), getattr(settings, name)
+        if theirs != ours:
+            raise UsageError(f"{name} of the encoder {init} is {theirs}, not {ours}: ask for that")
+    return network, provenance
 
 
 def _check_settings(before: TrainSettings, now: TrainSettings, folder: Path) -> None:
