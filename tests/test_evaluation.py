@@ -206,6 +206,27 @@ def test_images_without_classes_and_one_class_are_refused(photos, tmp_path):
         evaluate(["pixels"], labels=(str(tmp_path / "none"), str(tmp_path)))
 
 
+def test_labels_that_no_picture_to_test_has_are_refused(photos, tmp_path):
+    for name in ("cats", "dogs"):
+        save(tmp_path / name / "one.png", picture(1))
+    with pytest.raises(UsageError, match="'cats' is not among them"):
+        evaluate(["pixels"], labels=(str(photos / "train"), str(tmp_path)))
+
+
+def test_more_classes_than_can_be_fitted_are_refused(photos, monkeypatch):
+    monkeypatch.setattr("engine.evaluation.classes._MOST_BYTES", 700_000)
+    with pytest.raises(UsageError, match="telling 2 classes apart would take"):
+        evaluate(["pixels"], labels=(str(photos / "train"), str(photos / "test")))
+
+
+def test_one_picture_has_nothing_to_be_confused_with(photos):
+    one = str(photos / "queries" / "00.png")
+    with pytest.raises(UsageError, match="one picture only"):
+        evaluate(["pixels"], images=[one])
+    found = evaluate(["pixels"], images=[one], distractors=[str(photos / "more")])
+    assert found.queries == 1
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(photos, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):

@@ -26,6 +26,13 @@ def test_neighbours_know_nothing_of_shuffled_labels():
     assert found[20] == pytest.approx(1 / 3, abs=0.1)
 
 
+def test_what_is_compared_at_a_time_does_not_show(monkeypatch):
+    (train, labels), (test, right) = clouds(60, 0.6), clouds(40, 0.6, seed=1)
+    whole = knn_accuracy(train, labels, test, right, (1, 5))
+    monkeypatch.setattr("engine.evaluation.classify._COMPARED", 100)
+    assert knn_accuracy(train, labels, test, right, (1, 5)) == whole
+
+
 def test_votes_are_weighted_by_nearness():
     train = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
     test = np.array([[0.9, np.sqrt(1 - 0.81)]], np.float32)

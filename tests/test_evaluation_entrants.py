@@ -1,6 +1,7 @@
 """Encoders and baselines, by name: all make unit vectors, and say in one line why one cannot."""
 
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,18 @@ def test_a_broken_network_and_none_are_one_line(tmp_path):
         find("efficientnet-lite0", seed=0)
 
 
+@pytest.mark.parametrize("shape", [["n", 8, 9, 3], ["n", 0, 0, 3], ["n", 60_000, 60_000, 3]])
+def test_a_network_of_odd_sides_is_refused(tmp_path, shape):
+    path = network(tmp_path / "odd.onnx", "UINT8", shape, flat=False)
+    with pytest.raises(EncoderError, match=r"odd\.onnx takes pictures of .* square"):
+        find(str(path), seed=0)
+
+
+def test_a_folder_that_is_no_encoder_is_said_to_be_none(tmp_path):
+    with pytest.raises(EncoderError, match=r"holds no encoder\.json"):
+        find(str(tmp_path), seed=0)
+
+
 def test_two_of_one_name_are_told_apart(tiny_encoder, tmp_path):
     import shutil
 
@@ -184,4 +197,11 @@ def test_a_file_of_other_weights_or_of_none_is_refused(tmp_path, monkeypatch):
         with pytest.raises(EngineError, match=f"{name}.pth") as error:
             find(f"efficientnet-lite0={name}.pth", seed=0)
         assert "\n" not in str(error.value)
+        assert "weights_only" not in str(error.value)  # no advice to run what the file says
     assert not Path("sprung").exists()
+    with zipfile.ZipFile("bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("archive/data/0", bytes(129 << 20))
+    with pytest.raises(EngineError, match="larger than 128 MiB"):
+        find("efficientnet-lite0=bomb.pth", seed=0)
+    with pytest.raises(UsageError, match=r"efficientnet-lite0=FILE\.pth"):
+        find("efficientnet-lite0=", seed=0)

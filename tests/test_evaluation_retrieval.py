@@ -49,6 +49,22 @@ def test_blocks_score_as_the_definition_does(seed, size, queries, step):
     assert score.micro_average_precision == pytest.approx(definition(scores, answers), abs=1e-6)
 
 
+def test_a_block_is_compared_in_parts_of_bounded_size(monkeypatch):
+    index = unit(0, 300)
+    answers = np.arange(0, 300, 3)
+    asked = index[answers] + 0.8 * unit(1, 100)
+    whole = met(asked, index, answers, 300)
+    seen = []
+    compare = Retrieval._meet
+    monkeypatch.setattr(
+        Retrieval, "_meet", lambda self, x, *rest: (seen.append(len(x)), compare(self, x, *rest))
+    )
+    monkeypatch.setattr("engine.evaluation.retrieval._COMPARED", 1000)
+    parts = met(asked, index, answers, 300)
+    assert seen == [10] * 30
+    assert np.array_equal(parts.right, whole.right) and np.array_equal(parts.who, whole.who)
+
+
 def test_perfect_vectors_score_one():
     index = unit(0, 50)
     score = met(index, index, np.arange(50), 7).score()

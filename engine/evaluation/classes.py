@@ -16,6 +16,8 @@ from engine.evaluation.timed import Timed, Vectors
 
 _BLOCK = 64
 _MOST_BYTES = 4 << 30  # of vectors, all entrants together
+_FITTED = 4  # arrays of a number for each picture and class, while a classifier is fitted
+_HISTORY = 50  # arrays of its weights, of float32: what L-BFGS keeps, in float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,18 @@ class Classes:
         self.train, self.test, self.classes = len(train.labels), len(test.labels), len(known)
         if len(known) < 2:
             raise UsageError("there is one class only: name pictures of at least two")
+        if not set(test.labels) & set(known):
+            raise UsageError(
+                f"no picture to test is of a class to learn from ({test.labels[0]!r} is not among "
+                f"them): give both sets the same labels"
+            )
+        widest = max(entrant.dim for entrant in self._entrants)
+        size = 4 * len(known) * (_FITTED * self.train + _HISTORY * widest)
+        if size > _MOST_BYTES:
+            raise UsageError(
+                f"telling {len(known):,} classes apart would take {size >> 20:,} MiB: are these labels "
+                f"those of classes? Else ask for fewer pictures with --labelled-most"
+            )
         wanted = np.array([known[label] for label in train.labels])
         # A class that nobody could learn is a number that nothing answers.
         expected = np.array([known.get(label, len(known)) for label in test.labels])

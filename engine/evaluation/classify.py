@@ -14,6 +14,7 @@ TEMPERATURE = 0.07
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the L2 penalty; the best on a part of the training set
 _HELD_BACK = 5  # a fifth of the training set chooses the strength
 _BLOCK = 256  # test vectors compared at a time
+_COMPARED = 16 << 20  # scores at a time, of some 16 bytes each
 _STEPS = 200
 _MEMORY = 10  # pairs that L-BFGS keeps
 _TOLERANCE = 1e-5  # of the gradient's largest number
@@ -33,8 +34,9 @@ def knn_accuracy(
     classes = int(train_labels.max()) + 1
     most = min(max(ks), n)
     right = dict.fromkeys(ks, 0)
-    for start in range(0, m, _BLOCK):
-        scores = test[start : start + _BLOCK] @ train.T  # (block, n)
+    block = max(1, min(_BLOCK, _COMPARED // n))
+    for start in range(0, m, block):
+        scores = test[start : start + block] @ train.T  # (block, n)
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :most]
         weights = np.exp(np.take_along_axis(scores, nearest, 1).astype(np.float64) / TEMPERATURE)
         votes_for = train_labels[nearest]  # (block, most)
@@ -42,7 +44,7 @@ def knn_accuracy(
         for k in ks:
             votes = np.zeros((len(scores), classes))
             np.add.at(votes, (rows, votes_for[:, :k]), weights[:, :k])
-            right[k] += int((votes.argmax(1) == test_labels[start : start + _BLOCK]).sum())
+            right[k] += int((votes.argmax(1) == test_labels[start : start + block]).sum())
     return {k: count / m for k, count in right.items()}
 
 

@@ -85,6 +85,11 @@ class Copies:
             retrieval.meet(original[:n], np.arange(n), answers)
             retrievals.append(retrieval)
         total = self._meet_distractors(retrievals)
+        if n + self.distractors < 2:
+            raise UsageError(
+                "there is one picture only, and nothing to confuse it with: name more images, or "
+                "distractors"
+            )
         return self._results(retrievals, total)
 
     def _check_memory(self, n: int) -> None:

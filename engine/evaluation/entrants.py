@@ -37,6 +37,7 @@ _SIDE = 32
 _MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 _STD = np.array((0.229, 0.224, 0.225), np.float32)
 _DEFAULT_SIZE = 224  # of a network that takes pictures of any size
+_MOST_SIZE = 1024  # pixels a side: 64 such pictures at a time take 800 MB as floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,9 @@ def find(spec: str, *, seed: int) -> Entrant | Absent:
         return Entrant(spec, what, fingerprint.FINGERPRINT_BITS, _fingerprints)
     if spec == UNTRAINED:
         return _with_torch(spec, lambda: _untrained(seed))
-    name, given, path = spec.partition("=")
+    name, _, path = spec.partition("=")
     if name == LITE0:
-        if not given:
+        if not path:
             raise UsageError(f"name the weights: {LITE0}=FILE.pth")
         return _with_torch(name, lambda: _lite0(Path(path)))
     if spec.lower().endswith(".onnx"):
@@ -77,6 +78,11 @@ def find(spec: str, *, seed: int) -> Entrant | Absent:
     try:
         files = registry.find(spec)
     except EncoderError as error:
+        if Path(spec).is_dir() and not (Path(spec) / registry.DESCRIPTION).exists():
+            raise EncoderError(
+                f"{spec} holds no {registry.DESCRIPTION}: name a folder that 'engine train --out' "
+                f"wrote, whose training has ended"
+            ) from None
         if Path(spec).exists():
             raise
         raise EncoderError(
@@ -212,7 +218,13 @@ def _network(path: Path) -> Entrant:
             f"needed, uint8 (n, S, S, 3) or float32 (n, 3, S, S)"
         )
     sides = shape[1:3] if last else shape[2:]
-    size = sides[0] if isinstance(sides[0], int) else _DEFAULT_SIZE
+    given = {side for side in sides if isinstance(side, int)}
+    if len(given) > 1 or not all(1 <= side <= _MOST_SIZE for side in given):
+        raise EncoderError(
+            f"{path} takes pictures of {' × '.join(map(str, sides))}: they have to be square, and "
+            f"at most {_MOST_SIZE:,} pixels a side"
+        )
+    size = given.pop() if given else _DEFAULT_SIZE
     alone = isinstance(shape[0], int)  # a batch of fixed size, mostly of 1
     if alone and shape[0] != 1:
         raise EncoderError(f"{path} takes {shape[0]} pictures at a time: export it for n or for 1")
@@ -226,6 +238,10 @@ def _network(path: Path) -> Entrant:
             vectors = [session.run(None, {name: np.ascontiguousarray(x)})[0] for x in parts]
         except Exception as error:
             raise EncoderError(f"{path} cannot be run: {' '.join(str(error).split())}") from None
+        for vector, part in zip(vectors, parts, strict=True):
+            numbers = isinstance(vector, np.ndarray) and vector.dtype.kind in "fiu" and vector.ndim
+            if not numbers or len(vector) != len(part) or not vector.size:
+                raise EncoderError(f"{path} does not give numbers for each picture")
         return unit(np.concatenate(vectors).reshape(len(pictures), -1))
 
     dim = encode([np.zeros((size, size, 3), np.uint8)]).shape[1]

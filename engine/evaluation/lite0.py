@@ -7,6 +7,7 @@ PyTorch ports give them, in a ``.pth`` of plain tensors; nothing else is unpickl
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -32,6 +33,8 @@ _STAGES = (
     (3, 1, 6, 320, 1),
 )
 _EPSILON = 1e-3
+_MOST_BYTES = 128 << 20  # the weights are some 20 MB
+_REASON = 160  # characters of it
 
 
 class Lite0(nn.Module):
@@ -106,13 +109,27 @@ def load(path: Path) -> Lite0:
     """The network with the weights of a ``.pth``; ``EncoderError`` if they are not its own."""
     network = Lite0()
     try:
+        if _unpacked_bytes(path) > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except OSError as error:
         raise EncoderError(f"{path} cannot be read: {error.strerror}") from None
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EncoderError(f"{path} does not hold EfficientNet-Lite0's weights: {reason}") from None
-    except (AttributeError, TypeError, KeyError, EOFError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except pickle.UnpicklingError:  # torch's own words advise to run what the file says
+        raise EncoderError(
+            f"{path} does not hold EfficientNet-Lite0's weights: it is no file of tensors alone"
+        ) from None
+    except (
+        *(RuntimeError, zipfile.BadZipFile, ValueError),
+        *(AttributeError, TypeError, KeyError, EOFError),
+    ) as error:
+        reason = " ".join(str(error).split())[:_REASON] or type(error).__name__
         raise EncoderError(f"{path} does not hold EfficientNet-Lite0's weights: {reason}") from None
     return network.eval()
+
+
+def _unpacked_bytes(path: Path) -> int:
+    """How large a file is, or what is in it if it is a zip, as torch's files are."""
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            return sum(member.file_size for member in zipfile.ZipFile(file).infolist())
+        return os.fstat(file.fileno()).st_size

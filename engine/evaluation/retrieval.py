@@ -14,6 +14,7 @@ import numpy.typing as npt
 Vectors = npt.NDArray[np.float32]
 
 DEPTH = 10
+_COMPARED = 16 << 20  # scores at a time, of some 16 bytes each
 """Pictures that each query may name, its nearest: what the average precision is taken over."""
 
 
@@ -46,8 +47,16 @@ class Retrieval:
 
         ``answers`` (n,) says which number is right for each query; leave it out if none is here.
         """
-        if not len(numbers):
-            return
+        step = max(1, _COMPARED // max(1, len(self._queries)))
+        for at in range(0, len(numbers), step):
+            self._meet(vectors[at : at + step], numbers[at : at + step], answers)
+
+    def _meet(
+        self,
+        vectors: Vectors,
+        numbers: npt.NDArray[np.int64],
+        answers: npt.NDArray[np.int64] | None,
+    ) -> None:
         scores = self._queries @ vectors.T  # (n, m)
         if answers is not None:
             rows, columns = np.nonzero(answers[:, None] == numbers)
