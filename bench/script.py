@@ -19,10 +19,10 @@ _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 def photos(folder: Path) -> list[Path]:
     """The photographs in a folder, by name; ``UsageError`` if there is none."""
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder: give one of photographs with --photos")
+        raise UsageError(f"{folder} is no folder: name one of photographs")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not found:
-        raise UsageError(f"there is no photograph in {folder}: give another folder with --photos")
+        raise UsageError(f"there is no photograph in {folder}: name another folder")
     return found
 
 

@@ -14,6 +14,7 @@ and augmentation would only take cores from each other.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import statistics
@@ -81,15 +82,19 @@ def main() -> bool:
     """Measure and print; true if the engine is fast enough at every size."""
     parser = script.parser(__doc__)
     parser.add_argument("images", type=Path, help="a folder of photographs")
-    parser.add_argument("--image-size", default="96,128", help="pixels a side  [96,128]")
-    parser.add_argument("--batch", type=int, default=64, help="images a step  [64]")
-    parser.add_argument("--steps", type=int, default=6, help="a round  [6]")
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken  [3]")
+    parser.add_argument(
+        "--image-size", type=_sizes, default="96,128", help="pixels a side  [96,128]"
+    )
+    parser.add_argument("--batch", type=_at_least(2), default=64, help="images a step  [64]")
+    parser.add_argument("--steps", type=_at_least(1), default=6, help="a round  [6]")
+    parser.add_argument(
+        "--rounds", type=_at_least(1), default=3, help="of which medians are taken  [3]"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
     found = [
-        measure(given.images, int(size), given.batch, given.steps, given.rounds)
-        for size in given.image_size.split(",")
+        measure(given.images, size, given.batch, given.steps, given.rounds)
+        for size in given.image_size
     ]
     wanted = [
         Target(
@@ -110,6 +115,19 @@ def main() -> bool:
     return all(one.met for one in wanted)
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"it has to be at least {least}")
+        return int(text)
+
+    return number
+
+
+def _sizes(text: str) -> list[int]:
+    return [_at_least(16)(size) for size in text.split(",")]
+
+
 def measure(folder: Path, size: int, batch: int, steps: int, rounds: int) -> Measured:
     """Rounds of both in turn, each beginning with another one."""
     files = script.photos(folder)
@@ -118,6 +136,11 @@ def measure(folder: Path, size: int, batch: int, steps: int, rounds: int) -> Mea
     with ExitStack() as stack:
         began = time.perf_counter()
         views, pictures = engine_batches(files, size, batch, stack)
+        if pictures < len(files):
+            raise UsageError(
+                f"{len(files) - pictures} of {len(files)} images in {folder} cannot be read: "
+                f"remove them, for the plain recipe would trip over them"
+            )
         read_seconds = time.perf_counter() - began
         runs = [
             _steps(views, size, batch, fast=True),

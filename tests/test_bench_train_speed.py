@@ -48,3 +48,20 @@ def test_a_measurement_takes_rounds_of_both_in_turn(tmp_path: Path) -> None:
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fewer than a batch"):
         train_speed.measure(photos(tmp_path / "in", 2), 32, 4, 1, 1)
+
+
+def test_images_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "in", 4)
+    (folder / "broken.png").write_bytes(b"broken")
+    with pytest.raises(UsageError, match=r"1 of 5 images in .* cannot be read"):
+        train_speed.measure(folder, 32, 4, 1, 1)
+
+
+@pytest.mark.parametrize("given", ["--rounds=0", "--steps=0", "--batch=1", "--image-size=96,x"])
+def test_measurements_that_make_no_sense_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train_speed", str(photos(tmp_path / "in", 4)), given])
+    with pytest.raises(SystemExit) as caught:
+        train_speed.main()
+    assert caught.value.code == 2

@@ -12,6 +12,7 @@ from engine.cli import main
 from engine.errors import EncoderError, UsageError
 from engine.evaluation import EvalSettings, evaluate
 from engine.evaluation.distort import DISTORTIONS
+from engine.evaluation.report import text
 
 
 def picture(seed: int, side: int = 96) -> np.ndarray:
@@ -204,6 +205,30 @@ def test_images_without_classes_and_one_class_are_refused(photos, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="no labelled pictures to learn from"):
         evaluate(["pixels"], labels=(str(tmp_path / "none"), str(tmp_path)))
+
+
+def test_a_picture_without_a_class_among_others_is_reported(photos, tmp_path):
+    for name in ("cats", "dogs"):
+        for number in range(3):
+            save(tmp_path / name / f"{number}.png", picture(7 * number + len(name) + ord(name[0])))
+    save(tmp_path / "stray.png", picture(1))
+    report = evaluate(["pixels"], labels=(str(tmp_path), str(tmp_path)))
+    assert {each.source for each in report.rejected} == {str(tmp_path / "stray.png")}
+    assert "no class" in report.rejected[0].reason
+    assert report.train == report.test == 6
+
+
+def test_pictures_that_are_in_both_sets_are_counted_and_told(photos, tmp_path):
+    def both(test: str) -> int:
+        report = evaluate(["pixels"], labels=(str(tmp_path / "train"), str(tmp_path / test)))
+        assert (f"{report.shared} of those to test" in text(report)) == (report.shared > 0)
+        return report.shared
+
+    for number, name in enumerate(("cats", "dogs")):
+        save(tmp_path / "train" / name / "a.png", picture(number))
+        save(tmp_path / "other" / name / "a.png", picture(number + 10))
+        save(tmp_path / "some" / name / "b.png", picture(10 * number))
+    assert (both("other"), both("some"), both("train")) == (0, 1, 2)
 
 
 def test_labels_that_no_picture_to_test_has_are_refused(photos, tmp_path):

@@ -75,6 +75,8 @@ def test_an_int8_model_that_loses_neighbours_is_not_shipped(
     assert not (tmp_path / "place").exists()
 
 
-def test_its_settings_are_settings(script: ModuleType) -> None:
-    settings = resolve({}, file=script.SETTINGS)
-    assert settings.recipe == "large" and settings.bits > 0
+def test_the_settings_of_its_stages_fit_one_another(script: ModuleType) -> None:
+    stages = [resolve({}, file=ROOT / "scripts" / f"{stage}.toml") for stage in script.STAGES]
+    assert all(stage.recipe == "large" and stage.bits > 0 for stage in stages)
+    for name in ("image_size", "hidden", "dim"):  # the second begins with the weights of the first
+        assert len({getattr(stage, name) for stage in stages}) == 1

@@ -214,6 +214,21 @@ def test_a_rectangle_of_one_colour_is_laid_over_a_view() -> None:
     assert 5 < (some - plain).abs().amax((1, 2, 3)).gt(1e-5).sum() < 35
 
 
+def test_turned_views_are_turned_as_torchvision_does_it() -> None:
+    images = pictures(4)
+    settings = off(turn=1.0)
+    draws = augment.draw([(40, 56)] * 4, settings, Generator().manual_seed(4))
+    degrees = (draws.angle * 180 / math.pi).tolist()
+    assert max(map(abs, degrees)) <= augment.TURNED and len({round(d, 3) for d in degrees}) == 4
+    plain, turned = shown(images, 4, off()), shown(images, 4, settings)
+    for one, before, angle in zip(turned, plain, degrees, strict=True):
+        wanted = tv.rotate(before, angle, tv.InterpolationMode.BILINEAR)
+        assert torch.allclose(one, wanted, atol=1e-3)
+    some = shown(images * 10, 4, off(turn=0.5))
+    same = sum(torch.equal(a, b) for a, b in zip(some, shown(images * 10, 4, off()), strict=True))
+    assert 5 < same < 35
+
+
 def test_a_bit_image_has_one_bit_a_channel() -> None:
     images = pictures(20)
     plain, bits = shown(images, 4, off()), shown(images, 4, off(bits=1.0))

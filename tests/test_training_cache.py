@@ -259,9 +259,10 @@ def test_who_tidies_up_leaves_what_others_write_and_what_is_not_a_cache(tmp_path
     assert len(list(tmp_path.glob("*.pixels"))) == 3
 
 
+@pytest.mark.parametrize("side", [100, 4])  # pixels; the small are still in a buffer
 @pytest.mark.parametrize("key", [None, KEY])
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(
-    tmp_path: Path, key: str | None
+    tmp_path: Path, key: str | None, side: int
 ) -> None:
     writer = cache.PictureWriter(tmp_path, key)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -269,14 +270,13 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
     try:
         with pytest.raises(TrainingError, match="cannot keep the decoded images") as told:
-            for _ in range(50):
-                large = np.zeros((100, 100, 3), np.uint8)
-                writer.add("x", None, 1, large, picture(0, 4, 4), held_out=False)
+            for _ in range(1000):
+                writer.add("x", None, 1, picture(0, side, side), picture(0, 4, 4), held_out=False)
+        writer.abandon()  # while it is full
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     assert "\n" not in str(told.value)
-    writer.abandon()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -40,7 +40,8 @@ def engine(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_training_that_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     source, out = photos(tmp_path / "in", 8), tmp_path / "an encoder"
-    whole = [source, "--out", out, *TINY, "--recipe", "small", "--queue", 16, "--epochs", 40]
+    whole = [source, "--out", out, *TINY, "--recipe", "small", "--epochs", 40]
+    whole += ["--method", "moco", "--queue", 16]
     with subprocess.Popen(command(*whole), stderr=subprocess.PIPE, text=True) as run:
         while not (out / LAST).exists() and run.poll() is None:
             time.sleep(0.05)
@@ -68,7 +69,7 @@ def test_a_signal_leaves_a_training_that_goes_on(tmp_path: Path, number: signal.
 
 def test_settings_come_from_the_recipe_the_file_and_the_options(tmp_path: Path) -> None:
     source, out = photos(tmp_path / "in", 8), tmp_path / "out"
-    (tmp_path / "my.toml").write_text("epochs = 3\nimage_size = 32\nqueue = 8\nblur_kernel = 3\n")
+    (tmp_path / "my.toml").write_text('epochs = 3\nimage_size = 32\nmethod = "moco"\nqueue = 8\nblur_kernel = 3\n')
     result = engine(
         *(source, "--out", out, "--recipe", "small", "--settings", tmp_path / "my.toml"),
         *("--epochs", 1, "--batch", 4, "--crop-scale", 0.5, 1, "--semi-hard", "--lr", 0.01),

@@ -76,6 +76,10 @@ def test_a_roboflow_folder_keeps_its_splits_apart(tmp_path: Path, images: str) -
     assert [name.split("/")[0] for name in found.pictures.names] == ["train"] * 3
     assert [name.split("/")[0] for name in found.held_out.names] == ["valid"] * 2 + ["test"]
     assert set(found.pictures.labels + found.held_out.labels) == {None}
+    assert len(read(tmp_path / "in", held_out=None).held_out) == 3
+    every = read(tmp_path / "in", held_out=0.0)
+    assert (len(every.pictures), len(every.held_out)) == (6, 0)
+    assert set(every.pictures.labels) == {None}
 
 
 def test_labels_are_relative_to_a_split(tmp_path: Path) -> None:
@@ -260,7 +264,8 @@ def test_a_share_is_held_out_by_name(tmp_path: Path) -> None:
     assert found.held_out.names == read(tmp_path / "a.npy", held_out=0.1).held_out.names
     more = set(read(tmp_path / "a.npy", held_out=0.2).held_out.names)
     assert set(found.held_out.names) < more
-    assert len(read(tmp_path / "a.npy", held_out=0.0).held_out) == 0
+    for share in (0.0, None):
+        assert len(read(tmp_path / "a.npy", held_out=share).held_out) == 0
 
 
 def test_of_a_few_images_and_of_very_many_at_most_so_many_are_held_out(tmp_path: Path) -> None:

@@ -17,13 +17,7 @@ onnx = pytest.importorskip("onnx")
 import onnxruntime
 
 from engine.training import export as exporting
-from engine.training.checkpoint import (
-    CALIBRATION,
-    Provenance,
-    load_checkpoint,
-    save_checkpoint,
-    write_tensors,
-)
+from engine.training.checkpoint import Provenance, load_checkpoint, save_checkpoint
 from engine.training.export import ExportReport, export
 from engine.training.model import build, normalised
 from engine.training.settings import TrainSettings
@@ -45,14 +39,16 @@ def checkpoint(folder: Path) -> Path:
         network(normalised(images(32, 0), SETTINGS.mean, SETTINGS.std))
     data = {"count": 32, "fingerprint": "ab", "description": "blots"}
     save_checkpoint(folder, network.state_dict(), Provenance("blots", SETTINGS, 2, 0.5, data, "0"))
-    tensors = {"train": images(32, 0), "held_out": images(24, 1)}
-    write_tensors(folder / CALIBRATION, tensors, {})
     return folder
+
+
+def exporting_from(folder: Path) -> ExportReport:
+    return export(folder, images(32, 0).numpy(), images(24, 1).numpy())
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    return export(checkpoint(tmp_path_factory.mktemp("encoder")))
+    return exporting_from(checkpoint(tmp_path_factory.mktemp("encoder")))
 
 
 def run(path: Path, pixels: "torch.Tensor") -> "np.ndarray":
@@ -127,14 +123,22 @@ def test_int8_runs_only_if_it_finds_the_same_neighbours(
     overlap: float, default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "_agreement", lambda exact, quantised: (0.99, overlap))
-    assert export(checkpoint(tmp_path)).default == default
+    assert exporting_from(checkpoint(tmp_path)).default == default
     name = {"int8": "model.int8.onnx", "fp32": "model.onnx"}[default]
     assert registry.find(str(tmp_path)).model == tmp_path / name
 
 
-def test_nothing_but_the_encoder_is_left(exported: ExportReport) -> None:
+@pytest.mark.parametrize("n", [4, 11, 41, 200])
+def test_vectors_that_have_nothing_to_do_with_others_do_not_agree(n: int) -> None:
+    exact, others = (
+        np.random.default_rng(seed).normal(size=(n, 16)).astype(np.float32) for seed in (0, 1)
+    )
+    assert exporting._agreement(exact, others)[1] < exporting.MIN_OVERLAP
+    assert exporting._agreement(exact, exact)[1] == 1
+
+
+def test_nothing_but_the_encoder_is_left(exported: ExportReport) -> None:  # and no pictures
     assert {path.name for path in Path(exported.out).iterdir()} == {
-        "calibration.safetensors",
         "checkpoint.safetensors",
         "encoder.json",
         "model.int8.onnx",
@@ -146,13 +150,15 @@ def test_a_file_that_computes_something_else_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint(tmp_path)
+    (tmp_path / ".export-killed").mkdir()  # what an export left that was killed
+    (tmp_path / ".export-killed" / "model.onnx").write_bytes(b"half")
     monkeypatch.setattr(exporting, "_write_fp32", lambda *_: None)
     monkeypatch.setattr(exporting, "_run", lambda _, pixels: np.eye(len(pixels), 16, dtype="f4"))
     with pytest.raises(TrainingError, match="disagree"):
-        export(tmp_path)
-    assert not list(tmp_path.glob("*.onnx")) and not (tmp_path / "encoder.json").exists()
+        exporting_from(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 
 def test_without_a_checkpoint_it_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="run a training"):
-        export(tmp_path)
+        exporting_from(tmp_path)

@@ -28,7 +28,14 @@ from engine.training import (
     saved_run,
     train,
 )
-from engine.training.checkpoint import CHECKPOINT, LAST, load_checkpoint, load_last, read_tensors
+from engine.training.checkpoint import (
+    CHECKPOINT,
+    LAST,
+    load_checkpoint,
+    load_last,
+    read_tensors,
+    write_tensors,
+)
 from engine.training.export import ExportReport
 
 TINY = TrainSettings(image_size=32, batch=8, epochs=2, hidden=32, dim=16)
@@ -46,7 +53,7 @@ def photos(folder: Path, n: int, seed: int = 0) -> Path:
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export takes seconds, and has tests of its own."""
-    monkeypatch.setattr(loop, "export", lambda folder: ExportReport(str(folder), 0, 0, {}, "int8"))
+    monkeypatch.setattr(loop, "export", lambda out, *_: ExportReport(str(out), 0, 0, {}, "int8"))
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +257,7 @@ def test_ctrl_c_leaves_the_last_checkpoint(tmp_path: Path) -> None:
         train([str(photos(tmp_path / "in", 8))], tmp_path / "out", TINY, progress=stop)
     assert load_checkpoint(tmp_path / "out")[1].epoch == 1
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"calibration.safetensors", CHECKPOINT, LAST, "logs"}
+    assert names == {CHECKPOINT, LAST, "logs"}  # and no pictures
 
 
 @pytest.mark.parametrize("count", [2, 9])
@@ -370,7 +377,6 @@ def test_a_share_is_held_out_where_no_folder_is_for_that(tmp_path: Path) -> None
     assert report.held_out_recall is not None
 
 
-@pytest.mark.usefixtures("no_export")
 @pytest.mark.usefixtures("no_export")
 def test_a_run_may_begin_with_the_weights_of_an_encoder(whole: Whole, tmp_path: Path) -> None:
     encoder, _, _ = whole
@@ -492,6 +498,15 @@ def test_a_run_that_was_killed_ends_as_one_that_never_stopped(tmp_path: Path) ->
     assert left == {CHECKPOINT, LAST, "logs", "sheets"}
 
 
+def test_all_that_adam_keeps_lies_where_its_parameter_does() -> None:
+    # Where there is no GPU, torch's device without memory is another one than the file's.
+    parameter = torch.nn.Parameter(torch.empty(2, 3, device="meta"))
+    saved = {"step": torch.tensor(4.0), "exp_avg": torch.ones(2, 3), "exp_avg_sq": torch.ones(2, 3)}
+    moments = loop._moments(parameter, saved)
+    assert moments.keys() == saved.keys()
+    assert {value.device for value in moments.values()} == {parameter.device}
+
+
 @pytest.mark.usefixtures("no_export")
 def test_what_was_trained_may_go_on_for_more_epochs(tmp_path: Path) -> None:
     source = str(photos(tmp_path / "in", 16))
@@ -546,12 +561,12 @@ def test_what_a_run_cannot_go_on_from_is_said_in_one_line(tmp_path: Path, damage
     elif damage == "garbage":
         path.write_bytes(b"\x80\x04garbage" * 10)
     elif damage == "foreign":
-        loop.write_tensors(path, {"x": torch.zeros(1)}, {})
+        write_tensors(path, {"x": torch.zeros(1)}, {})
     elif damage == "another network":
-        loop.write_tensors(path, tensors | {"network.head.0.bias": torch.zeros(3)}, fields)
+        write_tensors(path, tensors | {"network.head.0.bias": torch.zeros(3)}, fields)
     else:
         kept = {key: value for key, value in tensors.items() if "exp_avg_sq" not in key}
-        loop.write_tensors(path, kept, fields)
+        write_tensors(path, kept, fields)
     longer = dataclasses.replace(TINY, epochs=2)
     with pytest.raises(TrainingError) as caught:
         train([source], tmp_path / "out", longer, resume=True)
@@ -581,6 +596,49 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
     for file, body in before.items():
         assert (tmp_path / "out" / file).read_bytes() == body
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.endswith(".new")]
+
+
+@pytest.mark.usefixtures("no_export")
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    source = str(photos(tmp_path / "in", 16))
+    refused = []
+
+    def meanwhile(progress: TrainProgress) -> None:
+        if progress.epoch == 2 and not refused:  # there is something to go on from, too
+            for resume in (False, True):
+                with pytest.raises(UsageError, match="another training writes into"):
+                    train([source], tmp_path / "out", TINY, resume=resume)
+                refused.append(resume)
+
+    report = train([source], tmp_path / "out", TINY, progress=meanwhile)
+    assert len(refused) == 2 and report.steps == 4
+    assert train([source], tmp_path / "out", resume=True).steps == 4  # it has let go
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize("name", ["logs", "sheets"])
+def test_what_a_run_cannot_write_is_said_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("in the way")
+    with pytest.raises(TrainingError, match=r"out cannot be written .*: make room there") as caught:
+        train([held_out_photos(tmp_path / "in")], tmp_path / "out", TINY)
+    assert "\n" not in str(caught.value)
+
+
+def test_whoever_hears_no_more_of_a_run_is_not_a_full_disk(tmp_path: Path) -> None:
+    def gone(progress: TrainProgress) -> None:
+        if progress.phase == "train":
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        train([str(photos(tmp_path / "in", 8))], tmp_path / "out", TINY, progress=gone)
+
+
+def test_what_no_memory_holds_is_said_in_one_line(tmp_path: Path) -> None:
+    settings = dataclasses.replace(TINY, method="moco", queue=2**31 - 1, dim=2**16)
+    with pytest.raises(TrainingError, match="memory of the cpu does not suffice") as caught:
+        train([str(photos(tmp_path / "in", 8))], tmp_path / "out", settings)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_stop_while_images_are_read_ends_it(tmp_path: Path) -> None:

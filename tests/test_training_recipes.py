@@ -32,7 +32,7 @@ def test_flags_come_over_the_file_and_that_over_the_recipe(tmp_path: Path) -> No
     file = written(tmp_path, "epochs = 7\nbatch = 9\ncrop_scale = [0.5, 0.75]\n")
     settings = resolve({"batch": 11}, recipe="small", file=file)
     assert (settings.epochs, settings.batch, settings.crop_scale) == (7, 11, (0.5, 0.75))
-    assert settings.queue == RECIPES["small"]["queue"]
+    assert settings.image_size == RECIPES["small"]["image_size"]
 
 
 def test_a_file_may_name_the_recipe_that_it_changes(tmp_path: Path) -> None:
@@ -58,6 +58,7 @@ def test_without_a_recipe_they_come_over_the_base() -> None:
         ("batch = 2.5", "batch is 2.5"),
         ("[training]\nbatch = 2", "unknown training setting 'training'"),
         ("batch =", "is not a TOML file"),
+        ("epochs = " + "9" * 5000, "is not a TOML file"),
         ("a = " + "[" * 5000, "is not a TOML file"),
         ("#" * (1 << 20) + "\n", "too large"),
     ],

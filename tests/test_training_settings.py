@@ -20,7 +20,7 @@ def test_the_defaults_are_the_recipe() -> None:
     assert (settings.hidden, settings.dim) == (256, 128)
     assert settings.crop_scale == (0.2, 1.0)
     assert (settings.method, settings.queue, settings.hard_negatives) == ("simclr", 0, 0)
-    assert (settings.warmup, settings.weight_decay, settings.held_out) == (0, 0, 0)
+    assert (settings.warmup, settings.weight_decay, settings.held_out) == (0, 0, None)
     assert settings.jitter == (0.4, 0.4, 0.4, 0.1)
     assert (settings.blur_kernel, settings.precision, settings.schedule) == (5, "fp32", "constant")
 
@@ -65,6 +65,10 @@ def test_a_dict_of_it_survives_json() -> None:
         ("weight_decay", float("inf")),
         ("recipe", ""),
         ("held_out", 0.6),
+        ("held_out", False),
+        pytest.param("learning_rate", 10**400, id="learning_rate-beyond-float"),
+        ("epochs", 10**30),
+        ("queue", 10**30),
     ],
 )
 def test_nonsense_is_refused_by_name(name: str, value: object) -> None:

@@ -149,7 +149,7 @@ def test_any_ids_leave_what_they_say(vectors: Store, ids: set[int], k: int, seed
         (5, 9),
         {5: "five", 9: "nine"},
         range(5, 10, 4),
-        (id_ for id_ in (9, 5)),
+        pytest.param((id_ for id_ in (9, 5)), id="a generator"),
         [np.int64(5), np.uint8(9)],
         np.array([5, 9], np.uint8),
         np.array([[5, -1], [9, 0]]),

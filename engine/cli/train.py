@@ -91,7 +91,8 @@ def train(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Of 64 images and more, hold out this share, where no folder is for that [0].",
+            help="Of 64 images and more, hold out this share, where no folder is for that; 0 holds "
+            "out nothing at all [folders only].",
         ),
     ] = None,
     lr: Annotated[
@@ -153,6 +154,10 @@ def train(
     grey: Annotated[
         float | None, typer.Option(metavar="P", help="Probability of a view without colour [0].")
     ] = None,
+    turn: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Probability that a view is turned by up to 15° [0]."),
+    ] = None,
     erase: Annotated[
         float | None,
         typer.Option(metavar="P", help="Probability of a rectangle of one colour in a view [0]."),
@@ -174,14 +179,15 @@ def train(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="fp32|bf16", help="bf16: autocast, twice as fast on new CPUs [fp32]."),
+        typer.Option(metavar="fp32|bf16", help="bf16: autocast of the forward pass [fp32]."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to train [auto].")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random [0].")] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Threads that augment [0: one a core].")
+        int | None,
+        typer.Option(metavar="N", help="Threads that read, and crop for a GPU [0: one a core]."),
     ] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="The encoder's name.")] = "",
     description: Annotated[
@@ -236,6 +242,7 @@ def train(
         "jitter": jitter,
         "flip": flip,
         "grey": grey,
+        "turn": turn,
         "erase": erase,
         "bits": bits,
         "blur_kernel": blur,

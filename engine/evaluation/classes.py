@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
 
 import numpy as np
+import xxhash
 
 from engine.errors import UsageError
 from engine.evaluation.classify import Labels, knn_accuracy, probe_accuracy
@@ -17,6 +18,7 @@ from engine.evaluation.timed import Timed, Vectors
 _BLOCK = 64
 _MOST_BYTES = 4 << 30  # of vectors, all entrants together
 _FITTED = 4  # arrays of a number for each picture and class, while a classifier is fitted
+_NO_CLASS = "put it into a folder of its class, or name an archive or a table that says a label"
 _HISTORY = 50  # arrays of its weights, of float32: what L-BFGS keeps, in float64
 
 
@@ -33,10 +35,12 @@ class ClassResult:
 class _Embedded:
     vectors: list[Vectors]  # (n, d) of each entrant
     labels: list[str]  # (n,)
+    prints: set[int]  # hashes of the pictures
+    repeated: int  # pictures whose hash was among those given
 
 
 class Classes:
-    """One run. ``train``, ``test`` and ``classes`` are counts."""
+    """One run. ``train``, ``test``, ``classes`` and ``shared``, pictures of both, are counts."""
 
     def __init__(
         self,
@@ -58,18 +62,15 @@ class Classes:
         self._ks = ks
         self._seed = seed
         self._reject, self._tick = reject, tick
-        self.train = self.test = self.classes = 0
+        self.train = self.test = self.classes = self.shared = 0
 
     def run(self) -> list[ClassResult]:
         """Everything, in the order of the entrants."""
-        train, test = (
-            self._embedded(labelled, most, what)
-            for labelled, most, what in zip(
-                self._sets, self._most, ("to learn from", "to test"), strict=True
-            )
-        )
+        train = self._embedded(self._sets[0], self._most[0], "to learn from", frozenset())
+        test = self._embedded(self._sets[1], self._most[1], "to test", train.prints)
         known = {label: number for number, label in enumerate(sorted(set(train.labels)))}
         self.train, self.test, self.classes = len(train.labels), len(test.labels), len(known)
+        self.shared = test.repeated
         if len(known) < 2:
             raise UsageError("there is one class only: name pictures of at least two")
         if not set(test.labels) & set(known):
@@ -97,7 +98,7 @@ class Classes:
         probe, strength = probe_accuracy(train, wanted, test, right, seed=self._seed)
         return ClassResult(knn, probe, strength)
 
-    def _embedded(self, labelled: Labelled, most: int, what: str) -> _Embedded:
+    def _embedded(self, labelled: Labelled, most: int, what: str, others: Set[int]) -> _Embedded:
         chosen = choose(labelled.names(), most, self._seed)
         size = 4 * len(chosen) * sum(entrant.dim for entrant in self._entrants)
         if size > _MOST_BYTES:
@@ -107,6 +108,9 @@ class Classes:
             )
         vectors = [np.empty((len(chosen), entrant.dim), np.float32) for entrant in self._entrants]
         labels: list[str] = []
+        prints: set[int] = set()
+        repeated = 0
+        unlabelled: Picture | None = None
         stream = iter(labelled(chosen.__contains__))
         while block := list(itertools.islice(stream, _BLOCK)):
             self._tick(len(block))
@@ -115,12 +119,13 @@ class Classes:
                 if picture.rgb is None:
                     self._reject(picture)
                 elif picture.label is None:
-                    raise UsageError(
-                        f"{picture.name} has no class: put it into a folder of its class, or name "
-                        f"an archive or a table that says a label"
-                    )
+                    unlabelled = picture
+                    self._reject(replace(picture, rgb=None, reason=f"has no class: {_NO_CLASS}"))
                 else:
                     good.append((picture.rgb, picture.label))
+                    digest = xxhash.xxh3_64_intdigest(picture.rgb.tobytes())
+                    repeated += digest in others
+                    prints.add(digest)
             if not good:
                 continue
             pictures = [rgb for rgb, _ in good]
@@ -128,6 +133,8 @@ class Classes:
             for entrant, into in zip(self._entrants, vectors, strict=True):
                 into[at] = entrant.encode(pictures)
             labels += [label for _, label in good]
+        if not labels and unlabelled is not None:
+            raise UsageError(f"{unlabelled.name} has no class, nor has another: {_NO_CLASS}")
         if not labels:
             raise UsageError(f"there are no labelled pictures {what}")
-        return _Embedded([each[: len(labels)] for each in vectors], labels)
+        return _Embedded([each[: len(labels)] for each in vectors], labels, prints, repeated)

@@ -143,6 +143,7 @@ def evaluate(
         train=classes.train if classes else 0,
         test=classes.test if classes else 0,
         classes=classes.classes if classes else 0,
+        shared=classes.shared if classes else 0,
         results=tuple(results),
         absent=tuple(absent),
         rejected=tuple(rejected.values()),

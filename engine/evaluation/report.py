@@ -76,6 +76,7 @@ class EvalReport:
     train: int
     test: int
     classes: int
+    shared: int  # pictures to test that are also among those to learn from
     results: tuple[EncoderResult, ...]
     absent: tuple[Absent, ...]
     rejected: tuple[Rejection, ...]
@@ -121,6 +122,11 @@ def text(report: EvalReport) -> str:
             f"{report.classes:,} classes, {report.train:,} pictures to learn from, {report.test:,} "
             f"to test"
         )
+        if report.shared:
+            parts.append(
+                f"{report.shared:,} of those to test are also among those to learn from, which "
+                f"flatters all"
+            )
         parts.append("")
     rows = [["", "numbers", "images", "images/s", "what"]]
     rows += [

@@ -12,8 +12,10 @@ for each view:
 - grey: with the probability ``grey``
 - blur: a kernel of ``blur_kernel`` pixels a side, its sigma uniform in 0.1 … 2, reflected borders
 
-and then, for copies with something laid over them and for bit images:
+and then, for copies that were turned or have something laid over them, and for bit images:
 
+- turn: with the probability ``turn`` a view is turned about its middle by up to 15° either way;
+  what was not there is black
 - erase: with the probability ``erase`` a rectangle of 2 to 25 % of the view, its aspect ratio from
   1/2 to 2, gets one random colour (after Zhong et al., 2020, arXiv:1708.04896)
 - bits: with the probability ``bits`` each channel is 1 where it is above its mean, else 0
@@ -40,6 +42,7 @@ RATIO = (3 / 4, 4 / 3)
 SIGMA = (0.1, 2.0)
 ERASED = (0.02, 0.25)  # share of the view
 ERASED_RATIO = (1 / 2, 2.0)
+TURNED = 15.0  # degrees, at most
 _TRIES = 10
 # A pass over few views costs more to share out among threads than to do; over all, it takes memory.
 _CPU_CHUNK = 64
@@ -55,6 +58,7 @@ class Draws:
     factors: Tensor  # (n, 4) float32: three factors and a turn
     sigma: Tensor  # (n,) float32
     grey: Tensor  # (n,) bool
+    angle: Tensor  # (n,) float32, radians
     erased: Tensor  # (n, 4) int64: as boxes, of the view; 0 high where nothing is erased
     fill: Tensor  # (n, 3) float32: its colour, 0 to 1
     bits: Tensor  # (n,) bool
@@ -71,6 +75,12 @@ def draw(sizes: Sequence[tuple[int, int]], settings: TrainSettings, generator: G
         if not probability:
             return torch.zeros(n, dtype=torch.bool)
         return torch.rand(n, generator=generator) < probability
+
+    def angle() -> Tensor:
+        if not settings.turn:
+            return torch.zeros(n)
+        angles = math.radians(TURNED) * (2 * torch.rand(n, generator=generator) - 1)
+        return angles * chosen(settings.turn)
 
     def erased() -> Tensor:
         if not settings.erase:
@@ -89,6 +99,7 @@ def draw(sizes: Sequence[tuple[int, int]], settings: TrainSettings, generator: G
         factors=middle + strength * (2 * torch.rand(n, 4, generator=generator) - 1),
         sigma=SIGMA[0] + (SIGMA[1] - SIGMA[0]) * torch.rand(n, generator=generator),
         grey=chosen(settings.grey),
+        angle=angle(),
         erased=erased(),
         fill=fill(),
         bits=chosen(settings.bits),
@@ -117,8 +128,8 @@ def colour(crops: Tensor, draws: Draws, settings: TrainSettings) -> Tensor:
     flip, order, factors, sigma = (
         part.to(device) for part in (draws.flip, draws.order, draws.factors, draws.sigma)
     )
-    grey, erased, fill, bits = (
-        part.to(device) for part in (draws.grey, draws.erased, draws.fill, draws.bits)
+    grey, angle, erased, fill, bits = (
+        part.to(device) for part in (draws.grey, draws.angle, draws.erased, draws.fill, draws.bits)
     )
     mean = torch.tensor(settings.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(settings.std, device=device).view(1, 3, 1, 1)
@@ -131,6 +142,8 @@ def colour(crops: Tensor, draws: Draws, settings: TrainSettings) -> Tensor:
         if settings.grey:
             x = torch.where(grey[part].view(-1, 1, 1, 1), _grey(x)[:, None], x)
         x = _blurred(x, sigma[part], settings.blur_kernel)
+        if settings.turn:
+            x = _turned(x, angle[part])
         if settings.erase:
             x = _erased(x, erased[part], fill[part])
         if settings.bits:
@@ -224,6 +237,17 @@ def _hue(x: Tensor, turn: Tensor) -> Tensor:
         ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
         torch.addcmul(value, chroma, ramp, value=-1, out=out[:, channel])
     return out
+
+
+def _turned(x: Tensor, angle: Tensor) -> Tensor:
+    """(n, 3, S, S) with each view turned by its angle (n,), in radians, and black around it."""
+    rows = angle.nonzero()[:, 0]
+    if len(rows):
+        cos, sin, none = angle[rows].cos(), angle[rows].sin(), torch.zeros_like(angle[rows])
+        turns = torch.stack((cos, -sin, none, sin, cos, none), 1).view(-1, 2, 3)
+        grid = F.affine_grid(turns, [len(rows), *x.shape[1:]], align_corners=False)
+        x[rows] = F.grid_sample(x[rows], grid, align_corners=False)
+    return x
 
 
 def _erased(x: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:

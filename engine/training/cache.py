@@ -175,7 +175,8 @@ class PictureWriter:
 
     def abandon(self) -> None:
         """Remove what was written."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk takes no more of what is to be removed
+            self._file.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 

@@ -26,7 +26,6 @@ from engine.training.settings import TrainSettings
 
 CHECKPOINT = "checkpoint.safetensors"
 LAST = "last.safetensors"
-CALIBRATION = "calibration.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

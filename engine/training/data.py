@@ -124,7 +124,7 @@ def read(
     stop: Callable[[], bool] = lambda: False,
     cache: Path | None = None,
     most_bytes: int = MOST_BYTES,
-    held_out: float = HELD_OUT_SHARE,
+    held_out: float | None = HELD_OUT_SHARE,
 ) -> Read:
     """Decode the images of all that ``engine ingest`` takes, but for vectors.
 
@@ -136,7 +136,8 @@ def read(
     ``stop`` says so, ``KeyboardInterrupt`` is raised.
 
     Held out is what lies in ``valid/`` or ``test/`` beside ``train/`` (Roboflow's layout), else the
-    share ``held_out`` by a hash of the name, of 64 images or more; at most 1,024.
+    share ``held_out`` by a hash of the name, of 64 images or more; at most 1,024. With None only
+    the folders are, and with 0 nothing is: the folders are trained on too.
     """
     plan = _Plan(sources)
     key, total = plan.key((FORMAT, pixels.DECODER, side, square, most_bytes))
@@ -170,12 +171,14 @@ def _writer(folder: Path, cache: Path | None, key: str) -> PictureWriter:
     return PictureWriter(folder, None) if cache is None else PictureWriter(cache, key)
 
 
-def _split(file: PictureFile, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _split(
+    file: PictureFile, share: float | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The rows to train on and the rows that are held out, each in their order."""
-    out = file.rows["held_out"] != 0
+    by_folder = (file.rows["held_out"] != 0) & (share != 0)
+    out, most = by_folder, HELD_OUT_IMAGES
     n = len(out)
-    most = HELD_OUT_IMAGES
-    if not out.any() and n >= _HELD_OUT_FROM:
+    if share and not out.any() and n >= _HELD_OUT_FROM:
         out = np.ones(n, np.bool_)
         most = min(most, round(share * n))
     left = np.flatnonzero(out)
@@ -184,7 +187,7 @@ def _split(file: PictureFile, share: float) -> tuple[npt.NDArray[np.int64], npt.
     )
     kept = np.sort(left[np.argsort(hashes, kind="stable")[:most]])
     # By folder, what is over the limit is not trained on either.
-    trained = np.flatnonzero(file.rows["held_out"] == 0)
+    trained = np.flatnonzero(~by_folder)
     return np.setdiff1d(trained, kept, assume_unique=True), kept
 
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -28,13 +29,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization import shape_inference
 
 from engine.errors import TrainingError
-from engine.training.checkpoint import (
-    CALIBRATION,
-    Provenance,
-    load_checkpoint,
-    read_tensors,
-    replace,
-)
+from engine.training.checkpoint import Provenance, load_checkpoint, replace
 from engine.training.model import Deployed, SimCLR, normalised
 from engine.training.settings import TrainSettings
 
@@ -52,6 +47,7 @@ MIN_OVERLAP = 0.9  # of the ten nearest by int8 and by fp32; with less, fp32 is 
 PERCENTILE = 99.999
 # Everything but the normalisation of the input, which stays float.
 QUANTIZED = ["Add", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "ReduceMean", "Relu"]
+_WORK = ".export-"  # how the folder begins that files are made in
 _BATCH = 32
 _NEIGHBOURS = 10
 
@@ -73,21 +69,25 @@ class ExportReport:
     default: str
 
 
-def export(checkpoint_dir: str | Path) -> ExportReport:
+def export(
+    checkpoint_dir: str | Path, calibration: Images, held_out: Images | None = None
+) -> ExportReport:
     """Write the encoder of the checkpoint in ``checkpoint_dir`` beside it.
 
+    Both are (n, S, S, 3) uint8, squashed: int8 takes its ranges from ``calibration``, and what the
+    files compute is compared on ``held_out``, or on the same where there is nothing else.
     ``TrainingError`` if the fp32 file does not compute what the network computes; the files of an
     earlier export are then still there.
     """
     folder = Path(checkpoint_dir)
     network, provenance = load_checkpoint(folder)
     settings = provenance.settings
-    images, _ = read_tensors(folder / CALIBRATION)
-    calibration: Images = images["train"].numpy()
-    test: Images = images["held_out"].numpy() if "held_out" in images else calibration
+    test = calibration if held_out is None else held_out
     deployed = Deployed(network, settings.mean, settings.std)
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as name:
+    for left in folder.glob(f"{_WORK}*"):  # by an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_WORK) as name:
         work = Path(name)
         _write_fp32(deployed, work / FP32, settings.image_size)
         reference = _run(work / FP32, test)
@@ -103,7 +103,7 @@ def export(checkpoint_dir: str | Path) -> ExportReport:
             "int8_fp32_mean_cosine": agreement[0],
             "int8_fp32_top10_overlap": agreement[1],
             "images": len(test),
-            "images_from": "held_out" if "held_out" in images else "train",
+            "images_from": "train" if held_out is None else "held_out",
             "calibration_images": len(calibration),
             "calibration": method,
         }
@@ -285,12 +285,13 @@ def _least_cosine(a: Vectors, b: Vectors) -> float:
 
 
 def _agreement(exact: Vectors, quantised: Vectors) -> tuple[float, float]:
-    """Mean cosine, and the mean share of the ten nearest others that stay among the ten nearest."""
+    """Mean cosine, and the mean share of the ten nearest others that stay among the ten nearest.
+
+    Of few images it is the nearest quarter of the others, since all the others are always found.
+    """
     n, _ = exact.shape
     cosine = float((exact.astype(np.float64) * quantised).sum(1).mean())
-    k = min(_NEIGHBOURS, n - 1)
-    if k < 1:
-        return cosine, 1.0
+    k = min(_NEIGHBOURS, max(1, (n - 1) // 4))
     nearest = []
     for vectors in (exact, quantised):
         scores = vectors @ vectors.T

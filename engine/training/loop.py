@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,6 @@ from engine.records import Rejection
 from engine.training import data
 from engine.training.batches import Batches
 from engine.training.checkpoint import (
-    CALIBRATION,
     CHECKPOINT,
     LAST,
     Place,
@@ -38,9 +39,8 @@ from engine.training.checkpoint import (
     save_checkpoint,
     save_last,
     today,
-    write_tensors,
 )
-from engine.training.export import CALIBRATION_IMAGES, ENCODER, export
+from engine.training.export import CALIBRATION_IMAGES, ENCODER, Images, export
 from engine.training.methods import Contrastive, Supervised, method
 from engine.training.model import SimCLR, build, normalised
 from engine.training.settings import TrainSettings
@@ -135,14 +135,17 @@ def train(
             raise UsageError(f"the training in {folder} has begun: leave out init, or resume")
     first = _first_weights(init, settings) if init is not None else None
     data.check(sources)
-    if not before:
-        _fresh_folder(folder)
+    _make_folder(folder)
     run = _Run(settings, progress or _ignore, stop or _never, device, folder)
     with ExitStack() as stack:
+        stack.enter_context(_alone(folder))
+        if not before:
+            _check_fresh(folder)
         run.pool = stack.enter_context(ThreadPoolExecutor(run.workers))
         run.read(sources, Path(cache) if cache is not None else None, stack)
+        stack.enter_context(_written(folder))
+        stack.enter_context(_enough_memory(device))
         said = before.data if before else {}
-        write_tensors(folder / CALIBRATION, run.calibration(), {})
         run.build(
             Provenance(
                 name=name or (before.name if before else folder.resolve().name),
@@ -164,17 +167,15 @@ def train(
             SummaryWriter(str(folder / LOGS), purge_step=run.step + 1 if before else None)
         )
         run.train()
-    if run.interrupted:
-        return run.report({})
-    run.progress(TrainProgress("export"))
-    exported = export(folder)
+        if run.interrupted:
+            return run.report({})
+        run.progress(TrainProgress("export"))
+        exported = export(folder, *run.calibration())
     if exported.default != "int8":
         run.warn(
             f"int8 finds {exported.parity['int8_fp32_top10_overlap']:.0%} of the ten nearest that "
             f"fp32 finds: fp32 is what runs, at a third of the speed"
         )
-    # It holds pictures, which whoever passes the encoder on may not want to pass on.
-    (folder / CALIBRATION).unlink()
     return run.report(exported.parity)
 
 
@@ -302,15 +303,17 @@ class _Run:
             **({"init": init} if init else {}),
         }
 
-    def calibration(self) -> dict[str, Tensor]:
-        """Evenly spread squashed images for the export: train and held_out, (n, S, S, 3) uint8."""
-        kept = {"train": self.squashed}
-        if len(self.held_out_squashed) > 1:  # neighbours cannot be compared in less
-            kept["held_out"] = self.held_out_squashed
-        return {
-            name: torch.stack([images[i] for i in _spread(len(images), CALIBRATION_IMAGES)])
-            for name, images in kept.items()
-        }
+    def calibration(self) -> list[Images]:
+        """For the export: evenly spread images of those trained on, and of those held out if any."""
+        kept = [self.squashed]
+        if (
+            len(self.held_out_squashed) > 2
+        ):  # of two each is the other's nearest, whatever int8 does
+            kept.append(self.held_out_squashed)
+        return [
+            torch.stack([images[i] for i in _spread(len(images), CALIBRATION_IMAGES)]).numpy()
+            for images in kept
+        ]
 
     def build(self, provenance: Provenance, first: SimCLR | None) -> None:
         """The network to begin with, a fresh one by default, and what trains it."""
@@ -551,14 +554,8 @@ class _Run:
             ]
         )
         path = self.folder / SHEETS / f"epoch-{epoch:04}.png"
-        try:
-            path.parent.mkdir(exist_ok=True)
-            image.save(path)
-        except OSError as error:
-            raise TrainingError(
-                f"{path} cannot be written ({error.strerror}): make room there, and go on with "
-                f"resume"
-            ) from None
+        path.parent.mkdir(exist_ok=True)
+        image.save(path)
         self.writer.add_image("nearest", np.asarray(image), epoch, dataformats="HWC")
 
 
@@ -583,18 +580,68 @@ def _device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def _fresh_folder(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be made a folder for the encoder: {error.strerror}"
+        ) from None
+
+
+def _check_fresh(folder: Path) -> None:
     for file in (ENCODER, CHECKPOINT, LAST):
         if (folder / file).exists():
             raise UsageError(
                 f"{folder} already holds {file} of an earlier training: choose another folder, "
                 f"or remove it, or go on with that training with resume"
             )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder: two runs would mix their checkpoints. The kernel lets go of it if we die."""
+    held = os.open(folder, os.O_RDONLY)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another training writes into {folder}: wait for it or end it, or choose another "
+                f"folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(held)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Say what to do where logs, sheets or models cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:  # of whoever reads what a run tells
+        raise
     except OSError as error:
-        raise UsageError(
-            f"{folder} cannot be made a folder for the encoder: {error.strerror}"
+        raise TrainingError(
+            f"{folder} cannot be written ({error.strerror or error}): make room there, after which "
+            f"a training goes on with resume, or choose another folder"
+        ) from None
+
+
+@contextmanager
+def _enough_memory(device: torch.device) -> Iterator[None]:
+    """Say what to do where memory does not suffice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "allocate" not in str(error):  # on a CPU it has no class of its own
+            raise
+        raise TrainingError(
+            f"the memory of the {device} does not suffice: take a smaller batch, image_size, "
+            f"hidden, dim or queue"
         ) from None
 
 
@@ -646,8 +693,9 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _moments(parameter: nn.Parameter, saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What Adam keeps of a parameter, laid out in memory as the parameter is."""
-    kept = {"step": saved["step"]}
+    """What Adam keeps of a parameter, where the parameter is and laid out in memory as it is."""
+    # The count too: the fused update of a GPU reads it there.
+    kept = {"step": saved["step"].to(parameter.device, torch.float32).reshape(())}
     for name in ("exp_avg", "exp_avg_sq"):
         if saved[name].shape != parameter.shape:
             raise ValueError(f"{name} has the shape {tuple(saved[name].shape)}")

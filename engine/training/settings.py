@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +34,15 @@ class TrainSettings:
     tau_plus: float = 0.0  # of the same: the share of the negatives that are thought to be none
     semi_hard: bool = False  # leave out negatives that are nearer than the positive
     image_size: int = 224  # S: the network sees S × S
-    held_out: float = 0.0  # share of the images that is held out, where no folder is for that
+    held_out: float | None = (
+        None  # share to hold out where no folder is for that; 0: nothing at all
+    )
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the picture's area that a crop covers
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness … hue
     blur_kernel: int = 5
     flip: float = 0.5  # probability
     grey: float = 0.0  # probability that a view has no colour
+    turn: float = 0.0  # probability that a view is turned by up to 15°
     erase: float = 0.0  # probability that a rectangle of a view gets one colour
     bits: float = 0.0  # probability that a view is a bit image, one bit a channel
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet, channel values 0 to 1
@@ -131,9 +134,12 @@ class TrainSettings:
             "three numbers above 0",
         )
         _require(
-            _is_number(self.held_out) and 0 <= self.held_out <= 0.5, "held_out", self, "0 to 0.5"
+            self.held_out is None or (_is_number(self.held_out) and 0 <= self.held_out <= 0.5),
+            "held_out",
+            self,
+            "0 to 0.5",
         )
-        for name in ("flip", "grey", "erase", "bits"):
+        for name in ("flip", "grey", "turn", "erase", "bits"):
             value = getattr(self, name)
             _require(_is_number(value) and 0 <= value <= 1, name, self, "from 0 to 1")
         _require(_is_number(self.shrink) and self.shrink >= 1, "shrink", self, "≥ 1")
@@ -178,11 +184,14 @@ class TrainSettings:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    # torch counts with 64 bits.
+    return isinstance(value, int) and not isinstance(value, bool) and value < 2**63
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # which an int may be beyond
 
 
 def _floats(value: object, count: int) -> bool:
