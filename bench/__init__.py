@@ -1,13 +1,34 @@
-"""Measures the engine beside simpler ways to find an image, through its public API.
+"""Measures the engine beside simpler ways to find an image, and beside others, through its public API.
 
-``run`` measures and ``table`` shows it; both are what ``engine bench`` calls. The modules
-``near``, ``exact_store``, ``cold_exact``, ``memory_growth``, ``exact_memory``, ``cold_lookup`` and
-``similar_photos`` are scripts of their own.
+``plan`` checks what is asked for, ``run`` measures it, ``table`` shows it and ``compare`` puts it
+beside an earlier run: these are what ``engine bench`` calls. The other modules that have a ``main``
+are scripts of their own, a question each.
 """
 
+from .comparison import body as changes_of
+from .comparison import compare
+from .comparison import table as changes_table
 from .errors import BenchError, WrongAnswerError
-from .identical import run
-from .report import BenchReport, Row, table
+from .planned import Plan, place, plan
+from .results import Results, load
 from .sizes import parse_count
+from .suite import run
+from .summary import body as summary_of
+from .summary import table
 
-__all__ = ["BenchError", "BenchReport", "Row", "WrongAnswerError", "parse_count", "run", "table"]
+__all__ = [
+    "BenchError",
+    "Plan",
+    "Results",
+    "WrongAnswerError",
+    "changes_of",
+    "changes_table",
+    "compare",
+    "load",
+    "parse_count",
+    "place",
+    "plan",
+    "run",
+    "summary_of",
+    "table",
+]

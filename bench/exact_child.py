@@ -56,7 +56,7 @@ def take(
     if method == ENGINE:
         added = _take_in_store(images, Path(folder), memory_bytes, keep_pixels)
     else:
-        added = _take_in_peer(images, PEERS[method](Path(folder), _cache(budget)), budget)
+        added = _take_in_peer(images, PEERS[method](Path(folder), cache_bytes(budget)), budget)
     ended, spent = time.perf_counter(), time.process_time() - cpu
     if added != n:
         raise BenchError(f"{added:,} of {n:,} images were added to {folder}")
@@ -87,7 +87,7 @@ def chunk_rows(budget: MemoryBudget) -> int:
     return max(1, min(CHUNK_ROWS, budget.block // (HEADER_BYTES + data.PACKED_BYTES)))
 
 
-def _cache(budget: MemoryBudget) -> int:
+def cache_bytes(budget: MemoryBudget) -> int:
     """What the engine gives its keys: blocks that were read, and rows that wait to be written."""
     return budget.block_cache + budget.write_buffers
 
@@ -97,7 +97,7 @@ def _hashed_ahead(images: Images, each: int) -> Iterator[tuple[int, Hashes]]:
     with ThreadPoolExecutor(_AHEAD) as pool:
         waiting: deque[tuple[int, Future[Hashes]]] = deque()
         for first in range(0, len(images), each):
-            waiting.append((first, pool.submit(_hash, images[first : first + each])))
+            waiting.append((first, pool.submit(hashes, images[first : first + each])))
             if len(waiting) > _AHEAD:
                 at, hashed = waiting.popleft()
                 yield at, hashed.result()
@@ -105,7 +105,8 @@ def _hashed_ahead(images: Images, each: int) -> Iterator[tuple[int, Hashes]]:
             yield at, hashed.result()
 
 
-def _hash(images: Images) -> Hashes:
+def hashes(images: Images) -> Hashes:
+    """The key and the proof of each packed image, (n, 3750)."""
     keys: list[bytes] = []
     proofs: list[bytes] = []
     for at in range(0, len(images), _HASHED_ROWS):
@@ -189,7 +190,7 @@ def ask(
     if method == ENGINE:
         asked = AskedStore(Path(folder), memory_bytes)
     else:
-        asked = AskedPeer(PEERS[method](Path(folder), _cache(MemoryBudget(memory_bytes))))
+        asked = AskedPeer(PEERS[method](Path(folder), cache_bytes(MemoryBudget(memory_bytes))))
     rows = np.random.default_rng([seed, n]).integers(0, n, sample)
     hits, ids = data.packed_rows(seed, rows), rows + 1
     misses, none = data.packed_misses(n, seed, 0, sample), np.full(sample, -1)

@@ -112,7 +112,11 @@ class Bench:
     def ask_in_memory(self, method: str, n: int) -> float:
         """The median of µs a hit of one that has no store."""
         spec = {"method": method, "n": n, "folder": "", "lookups": True}
-        hits: list[float] = run_child("measure", spec | self._given).result["hit_us"]
+        spec |= {
+            "images": {"seed": self._given["seed"]},
+            "memory_bytes": self._given["memory_bytes"],
+        }
+        hits: list[float] = run_child("measure", spec).result["hit_us"]
         return statistics.median(hits)
 
     def drop(self, job: Job) -> None:

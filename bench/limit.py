@@ -18,6 +18,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 _V1 = _GROUPS / "memory"
 # The shell joins the group and becomes the command: everything that it takes is counted from the start.
 _JOIN = ("sh", "-c", 'echo $$ > "$0" && exec "$@"')
+_ULIMIT = ("sh", "-c", 'ulimit -d "$0" && exec "$@"')  # kilobytes
 _TRIES = 50
 
 
@@ -30,11 +31,11 @@ class Limit:
 
 
 @contextmanager
-def limited(memory: int) -> Iterator[Limit]:
+def limited(memory: int, *, fallback: bool = False) -> Iterator[Limit]:
     """A bound of ``memory`` bytes for the commands of one context.
 
-    Control groups of version 1 or 2 if this user may make one, else a scope of the user's systemd;
-    ``BenchError`` if there is no way.
+    Control groups of version 1 or 2 if this user may make one, else a scope of the user's systemd.
+    If there is no such way: with ``fallback`` a bound of anonymous memory alone, else ``BenchError``.
     """
     with contextlib.ExitStack() as stack:
         for make in (_version_1, _version_2, _systemd):
@@ -42,6 +43,13 @@ def limited(memory: int) -> Iterator[Limit]:
             if found is not None:
                 yield found
                 return
+        if fallback:
+            yield Limit(
+                (*_ULIMIT, str(memory >> 10)),
+                "RLIMIT_DATA: no control group can be made "
+                "here, so only anonymous memory is bounded, and the page cache is not",
+            )
+            return
         raise BenchError(
             "the memory of a process cannot be limited here: run as root, or where systemd-run "
             "--user --scope works"

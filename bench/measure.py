@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from . import data, memory
+from . import data, memory, sets
 from .data import Images
 from .errors import WrongAnswerError
 from .methods import (
@@ -22,6 +22,7 @@ from .methods import (
     PixelByPixel,
 )
 from .process import answer, tell
+from .sets import Wanted
 
 LOOKUPS = 200  # hits timed, and as many misses
 FEWEST_LOOKUPS = 5
@@ -35,31 +36,37 @@ _IN_MEMORY: dict[str, type[PixelByPixel | ListOfHashes | DictOfHashes]] = {
 
 
 def measure(
-    method: str, n: int, seed: int, folder: str, memory_bytes: int, lookups: bool
+    method: str,
+    n: int,
+    folder: str,
+    memory_bytes: int,
+    lookups: bool,
+    images: dict[str, Any],
 ) -> dict[str, Any]:
-    """Build ``method`` over ``n`` images and, if ``lookups``, ask it.
+    """Build ``method`` over the first ``n`` images of a set (``sets.make``) and, if ``lookups``, ask it.
 
     Times are in seconds, of lookups in µs; memory and disk in bytes. ``baseline`` is the anonymous
     memory before anything was built, with a chunk of images in hand as there is while building.
     """
     baseline = 0
+    chosen = sets.make(images)
     for _ in range(4):  # the heap takes a few chunks to settle
-        chunk = data.unpacked(seed, 0, data.CHUNK)
+        chunk = chosen.arrays(0, min(n, data.CHUNK))
         baseline = max(baseline, memory.anonymous())
         del chunk
     tell(start=True)
     built: Method
     if method == ENGINE:
-        built = Engine(n, seed, Path(folder), memory_bytes)
+        built = Engine(n, chosen, Path(folder), memory_bytes)
     else:
-        built = _IN_MEMORY[method](n, seed)
+        built = _IN_MEMORY[method](n, chosen)
     generate_s, build_s = built.build(lambda done: tell(done=done))
     peak_resident = memory.peak_resident()
     hits: list[float] = []
     misses: list[float] = []
     if lookups:
-        hits = _ask(built, data.hits(n, seed, LOOKUPS))
-        misses = _ask(built, data.misses(n, seed, LOOKUPS))
+        hits = _ask(built, chosen.hits(n, LOOKUPS))
+        misses = _ask(built, chosen.misses(n, LOOKUPS))
     return {
         "generate_s": generate_s,
         "build_s": build_s,
@@ -69,18 +76,19 @@ def measure(
         "final": memory.anonymous(),
         "peak_resident": peak_resident,
         "disk": built.disk(),
+        "parts": built.parts(),
     }
 
 
-def _ask(method: Method, queries: Iterable[tuple[int | None, Images]]) -> list[float]:
+def _ask(method: Method, queries: Iterable[tuple[Wanted, Images]]) -> list[float]:
     """Time one lookup after the other, in µs; each answer is checked."""
     times: list[float] = []
-    for row, image in queries:
+    for wanted, image in queries:
         started = time.perf_counter_ns()
         found = method.find(image)
         times.append((time.perf_counter_ns() - started) / 1e3)
-        if not method.right(found, row):
-            what = "an image that is not there" if row is None else f"row {row}"
+        if not method.right(found, wanted):
+            what = "an image that is not there" if wanted is None else wanted
             raise WrongAnswerError(f"{type(method).__name__}, n={method.n}: {what} gave {found!r}")
         if len(times) >= FEWEST_LOOKUPS and sum(times) > LOOKUP_SECONDS * 1e6:
             break

@@ -40,7 +40,7 @@ def measure(n: int, *, memory: int, seed: int = 0, folder: Path | None = None) -
         spec = {
             "method": ENGINE,
             "n": n,
-            "seed": seed,
+            "images": {"seed": seed},
             "folder": str(Path(work).absolute() / "bits.store"),
             "memory_bytes": memory,
             "lookups": False,

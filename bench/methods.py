@@ -14,6 +14,7 @@ from engine import Store
 from . import data
 from .data import Images
 from .errors import BenchError
+from .sets import ImageSet, Wanted
 
 ENGINE = "engine"
 PIXELS = "pixel by pixel"
@@ -21,7 +22,7 @@ LIST = "list of hashes"
 DICT = "dict of hashes"
 
 NOTES = {
-    ENGINE: "compared bit for bit, durable; build makes the images anew",
+    ENGINE: "compared bit for bit, durable; its time includes making or reading the images",
     PIXELS: "compared value by value",
     LIST: "hash only; gone with the process",
     DICT: "hash only; gone with the process",
@@ -37,9 +38,9 @@ Tick = Callable[[int], None]
 class Method(ABC):
     """One method over one set: built once, then asked one image at a time."""
 
-    def __init__(self, n: int, seed: int) -> None:
+    def __init__(self, n: int, images: ImageSet) -> None:
         self.n = n
-        self.seed = seed
+        self.images = images
 
     @abstractmethod
     def build(self, tick: Tick) -> tuple[float, float]:
@@ -47,15 +48,19 @@ class Method(ABC):
 
     @abstractmethod
     def find(self, image: Images) -> object:
-        """Look for one image, (100, 100, 3) uint8 of 0 and 1; true if it is there."""
+        """Look for one image, (H, W, 3) uint8; true if it is there."""
 
-    def right(self, found: object, row: int | None) -> bool:
-        """Whether ``found`` is the answer for row ``row`` of the set, or None for one it lacks."""
-        return bool(found) == (row is not None)
+    def right(self, found: object, wanted: Wanted) -> bool:
+        """Whether ``found`` is the answer for the image of that source, or for none of the set."""
+        return bool(found) == (wanted is not None)
 
     def disk(self) -> int:
         """Bytes of disk taken."""
         return 0
+
+    def parts(self) -> dict[str, int]:
+        """The same by part, where there are several."""
+        return {}
 
 
 class InMemory(Method):
@@ -66,7 +71,7 @@ class InMemory(Method):
         making = taking = 0.0
         for first in range(0, self.n, data.CHUNK):
             started = time.perf_counter()
-            images = data.unpacked(self.seed, first, min(data.CHUNK, self.n - first))
+            images = self.images.arrays(first, min(data.CHUNK, self.n - first))
             made = time.perf_counter()
             self.add(first, images)
             making += made - started
@@ -76,20 +81,20 @@ class InMemory(Method):
         return making, taking
 
     @abstractmethod
-    def add(self, first: int, images: Images) -> None:
-        """Take in rows ``first`` on: (count, 100, 100, 3) uint8."""
+    def add(self, first: int, images: Images | list[Images]) -> None:
+        """Take in rows ``first`` on, each (H, W, 3) uint8."""
 
 
 class PixelByPixel(InMemory):
-    """All images in one array, each compared with the query: O(n)."""
+    """All images, of one size, in one array; each compared with the query: O(n)."""
 
-    def __init__(self, n: int, seed: int) -> None:
-        super().__init__(n, seed)
+    def __init__(self, n: int, images: ImageSet) -> None:
+        super().__init__(n, images)
         self._images = np.empty((n, data.IMAGE_BYTES), np.uint8)
 
-    def add(self, first: int, images: Images) -> None:
+    def add(self, first: int, images: Images | list[Images]) -> None:
         """Copy them to their rows."""
-        self._images[first : first + len(images)] = images.reshape(len(images), -1)
+        self._images[first : first + len(images)] = np.reshape(images, (len(images), -1))
 
     def find(self, image: Images) -> bool:
         """Compare block by block, so that the comparison's own result stays small."""
@@ -103,11 +108,11 @@ class PixelByPixel(InMemory):
 class ListOfHashes(InMemory):
     """``hash(image.tobytes())`` of each in a list, searched from its beginning: O(n)."""
 
-    def __init__(self, n: int, seed: int) -> None:
-        super().__init__(n, seed)
+    def __init__(self, n: int, images: ImageSet) -> None:
+        super().__init__(n, images)
         self._hashes: list[int] = []
 
-    def add(self, first: int, images: Images) -> None:
+    def add(self, first: int, images: Images | list[Images]) -> None:
         """Append their hashes."""
         for image in images:
             self._hashes.append(hash(image.tobytes()))
@@ -120,11 +125,11 @@ class ListOfHashes(InMemory):
 class DictOfHashes(InMemory):
     """``hash(image.tobytes())`` of each as the key of a dict: O(1)."""
 
-    def __init__(self, n: int, seed: int) -> None:
-        super().__init__(n, seed)
+    def __init__(self, n: int, images: ImageSet) -> None:
+        super().__init__(n, images)
         self._hashes: dict[int, bool] = {}
 
-    def add(self, first: int, images: Images) -> None:
+    def add(self, first: int, images: Images | list[Images]) -> None:
         """Set their hashes to True."""
         for image in images:
             self._hashes[hash(image.tobytes())] = True
@@ -135,35 +140,32 @@ class DictOfHashes(InMemory):
 
 
 class Engine(Method):
-    """A store without an encoder, filled by ``Store.ingest`` and asked by ``Store.lookup``."""
+    """A store, filled by ``Store.ingest`` and asked by ``Store.lookup``."""
 
-    def __init__(self, n: int, seed: int, folder: Path, memory: int) -> None:
+    def __init__(self, n: int, images: ImageSet, folder: Path, memory: int) -> None:
         """``folder``: where the store will be; ``memory``: bytes, as for ``Store.open``."""
-        super().__init__(n, seed)
+        super().__init__(n, images)
         self._folder = folder
         self._memory = memory
         self._store: Store | None = None
 
     def build(self, tick: Tick) -> tuple[float, float]:
-        """Seconds to make the packed images, and to make, ingest and close a store of them.
-
-        An ingest cannot be given images that were made before, other than through a file, so it
-        makes them once more.
-        """
+        """Nothing, and the seconds to make, ingest and close a store; it makes or reads them itself."""
         started = time.perf_counter()
-        for first in range(0, self.n, data.CHUNK):
-            data.packed(self.seed, first, min(data.CHUNK, self.n - first))
-        made = time.perf_counter()
-        with Store.open(self._folder, create=True, encoder="none", memory=self._memory) as store:
+        encoder = self.images.encoder
+        with Store.open(self._folder, create=True, encoder=encoder, memory=self._memory) as store:
             report = store.ingest(
-                f"synthetic:bits?n={self.n}&seed={self.seed}",
-                progress=lambda done, total: tick(done),
+                *self.images.sources(self.n), progress=lambda done, total: tick(done)
             )
         built = time.perf_counter()
-        if report.added != self.n:
-            raise BenchError(f"{report.added:,} of {self.n:,} images were added to {self._folder}")
+        if report.seen != self.n:
+            raise BenchError(f"{report.seen:,} of {self.n:,} images were taken into {self._folder}")
+        self.open()
+        return 0.0, built - started
+
+    def open(self) -> None:
+        """Open the store, which is there, for lookups."""
         self._store = Store.open(self._folder, read_only=True, memory=self._memory)
-        return made - started, built - made
 
     def find(self, image: Images) -> tuple[tuple[str, ...], ...]:
         """The sources of each image found: one lookup, from the array to the answer."""
@@ -171,12 +173,16 @@ class Engine(Method):
         hits = self._store.lookup(image, tiers=["identical"]).identical
         return tuple(hit.sources for hit in hits)
 
-    def right(self, found: object, row: int | None) -> bool:
-        """The engine also says which image it is."""
-        wanted = () if row is None else ((f"synthetic:bits?seed={self.seed}#{row}",),)
-        return found == wanted
+    def right(self, found: object, wanted: Wanted) -> bool:
+        """The engine also says which image it is, and finds it once."""
+        assert isinstance(found, tuple)
+        return found == () if wanted is None else len(found) == 1 and wanted in found[0]
 
     def disk(self) -> int:
         """What ``engine info`` counts."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """The same by part of the store."""
         assert self._store is not None
-        return sum(self._store.info().bytes.values())
+        return dict(self._store.info().bytes)

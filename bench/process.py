@@ -31,10 +31,14 @@ _SAMPLE_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a child said, and the most anonymous memory (bytes) it was seen to use from its start on."""
+    """What a child said, and the most memory (bytes) it was seen to use.
+
+    Anonymous memory counts from its start on, resident memory from when it was born.
+    """
 
     result: dict[str, Any]
     anonymous_peak: int
+    resident_peak: int = 0
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -74,7 +78,7 @@ def run_child(
         assert child.stdout is not None
         with child.stdout as output:
             try:
-                result, peak = _watch(child.pid, output, done or (lambda count: None))
+                result, peak, resident = _watch(child.pid, output, done or (lambda count: None))
                 status = child.wait()
             finally:  # Ctrl-C here ends the child too
                 child.kill()
@@ -84,7 +88,7 @@ def run_child(
             last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
             how = f"signal {-status}" if status < 0 else f"status {status}"
             raise BenchError(f"a measurement ended with {how}: {last or 'out of memory?'}")
-    return Finished(result, peak)
+    return Finished(result, peak, resident)
 
 
 def answer(work: Callable[..., object]) -> None:
@@ -104,11 +108,12 @@ def tell(**message: object) -> None:
 
 def _watch(
     pid: int, output: IO[bytes], done: Callable[[int], None]
-) -> tuple[dict[str, Any] | None, int]:
+) -> tuple[dict[str, Any] | None, int, int]:
     result: dict[str, Any] | None = None
-    peak = 0
+    peak = resident = 0
     for message in _messages(output):
         peak = max(peak, memory.anonymous(pid))
+        resident = max(resident, memory.peak_resident(pid))
         if message is None:
             continue
         if "start" in message:
@@ -119,7 +124,7 @@ def _watch(
             raise (WrongAnswerError if message["wrong"] else BenchError)(message["error"])
         elif "result" in message:
             result = message["result"]
-    return result, peak
+    return result, peak, resident
 
 
 def _messages(output: IO[bytes]) -> Iterator[dict[str, Any] | None]:

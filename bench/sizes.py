@@ -49,6 +49,10 @@ def check_disk(n: int, folder: Path, each: int = STORE_BYTES) -> None:
     need, free = n * each, shutil.disk_usage(there).free
     if need > free:
         raise UsageError(
-            f"{n:,} images take about {need / 1e9:,.1f} GB of disk and {folder} has "
-            f"{free / 1e9:,.1f} GB free: measure fewer, or on another disk"
+            f"{n:,} images take about {_size(need)} of disk and {folder} has {_size(free)} free: "
+            f"measure fewer, or on another disk"
         )
+
+
+def _size(bytes_: int) -> str:
+    return f"{bytes_ / 1e12:,.1f} TB" if bytes_ >= 1e12 else f"{bytes_ / 1e9:,.1f} GB"

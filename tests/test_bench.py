@@ -1,203 +1,60 @@
-"""The benchmarks at small sizes: the shape of what they report, and that their answers are checked."""
+"""What the benchmarks share, and the small ones: at small sizes, and that answers are checked."""
 
 from __future__ import annotations
 
-import csv
-import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import bench
-from bench import cold_lookup, data, identical, measure, memory_growth, script, similar_photos
+from bench import cold_lookup, data, measure, memory_growth, script, similar_photos
 from bench.changes import CHANGES, as_file, upright
-from bench.methods import (
-    DICT,
-    ENGINE,
-    LIST,
-    NOTES,
-    PIXELS,
-    DictOfHashes,
-    ListOfHashes,
-    PixelByPixel,
-)
+from bench.errors import BenchError, WrongAnswerError
+from bench.methods import ENGINE, DictOfHashes, ListOfHashes, PixelByPixel
 from bench.methods import Engine as EngineMethod
 from bench.process import run_child
+from bench.sets import BitSet
+from bench.sizes import check_disk, parse_count, steps_up_to
 from engine import Store, UsageError
 
-COLUMNS = [
-    "n",
-    "method",
-    "generate_s",
-    "build_s",
-    "hit_median_us",
-    "hit_p95_us",
-    "hits",
-    "miss_median_us",
-    "miss_p95_us",
-    "misses",
-    "memory_bytes",
-    "disk_bytes",
-    "note",
-]
-METHODS = [ENGINE, PIXELS, LIST, DICT]
-N = 500
 LINUX = Path("/proc/self/status").exists()
 
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[bench.BenchReport, Path]:
-    out = tmp_path_factory.mktemp("bench") / "new" / "results"
-    told: list[tuple[int, int | None]] = []
-    report = bench.run(
-        N, out=out, steps=2, seed=3, progress=lambda done, total: told.append((done, total))
-    )
-    assert told[0] == (0, 4 * (N + N // 10))
-    assert told[-1] == (4 * (N + N // 10),) * 2
-    assert told == sorted(told)
-    return report, out
-
-
-# --- run ------------------------------------------------------------------------------------------
-
-
-def test_every_method_is_measured_at_every_size(
-    results: tuple[bench.BenchReport, Path],
-) -> None:
-    report, _ = results
-    assert [(row.n, row.method) for row in report.rows] == [
-        (n, method) for n in (N // 10, N) for method in METHODS
-    ]
-    for row in report.rows:
-        assert row.hits == row.misses == measure.LOOKUPS
-        assert row.generate_s and row.build_s
-        assert row.hit_median_us and row.hit_p95_us and row.hit_median_us <= row.hit_p95_us
-        assert row.miss_median_us and row.miss_p95_us and row.miss_median_us <= row.miss_p95_us
-        assert row.note == NOTES[row.method]
-
-
-def test_memory_and_disk_are_those_of_the_method(
-    results: tuple[bench.BenchReport, Path],
-) -> None:
-    rows = {(row.n, row.method): row for row in results[0].rows}
-    for (n, method), row in rows.items():
-        assert row.disk_bytes is not None
-        assert (row.disk_bytes >= 3_750 * n) if method == ENGINE else row.disk_bytes == 0
-    if LINUX:
-        held = rows[N, PIXELS].memory_bytes
-        assert held is not None and 29_000 * N < held < 60_000 * N
-
-
-def test_the_csv_is_tidy(results: tuple[bench.BenchReport, Path]) -> None:
-    report, out = results
-    with (out / "results.csv").open(newline="", encoding="utf-8") as file:
-        lines = list(csv.reader(file))
-    assert lines[0] == COLUMNS
-    assert len(lines) == 1 + len(report.rows)
-    for line, row in zip(lines[1:], report.rows, strict=True):
-        assert line == [str(value) for value in asdict(row).values()]
-
-
-def test_the_json_has_what_is_needed_to_measure_again(
-    results: tuple[bench.BenchReport, Path],
-) -> None:
-    report, out = results
-    body = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    lookups = body.pop("lookups")
-    assert body == json.loads(json.dumps(asdict(report)))
-    assert (body["n"], body["steps"], body["seed"], body["memory"]) == (N, 2, 3, 1 << 30)
-    assert body["machine"].keys() == {"cpu", "cores", "ram_bytes", "system"}
-    assert body["versions"].keys() >= {"python", "engine", "numpy", "rocksdict"}
-    assert all(len(one["hit_us"]) == len(one["miss_us"]) == measure.LOOKUPS for one in lookups)
-
-
-def test_the_stores_are_removed(results: tuple[bench.BenchReport, Path]) -> None:
-    assert {path.name for path in results[1].iterdir()} == {"results.csv", "results.json"}
-
-
-def test_the_table_is_aligned(results: tuple[bench.BenchReport, Path]) -> None:
-    head, *lines = bench.table(results[0]).splitlines()
-    assert head.split("  ")[-1] == "note"
-    assert len(lines) == len(results[0].rows)
-    at = head.index("note")
-    assert all(line[at - 2 : at] == "  " and line[at] != " " for line in lines)
-
-
-def test_what_does_not_fit_into_the_bound_is_left_out_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(identical, "IMAGE_MEMORY", dict.fromkeys((PIXELS, LIST, DICT), 1 << 30))
-    report = bench.run(2, out=None, steps=4, memory="128M")
-    assert [row.n for row in report.rows] == [2] * 4
-    for row in report.rows[1:]:
-        assert row.note.startswith("left out: needs about 2,147 MB of memory, the bound is 134 MB")
-        assert (row.hits, row.build_s, row.memory_bytes) == (0, None, None)
-    assert " -  left out" in bench.table(report)
-
-
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:
-    def interrupt(done: int, total: int | None) -> None:
-        if done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        bench.run(1000, out=tmp_path / "out", steps=1, progress=interrupt)
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-# --- refusals -------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "n"), [("100000", 100_000), ("1e5", 100_000), ("1_000", 1000), ("2.5E3", 2500)]
 )
 def test_n_is_written_as_people_do(text: str, n: int) -> None:
-    assert bench.parse_count(text) == n
+    assert parse_count(text) == n
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "abc", "", "1.5", "1e-3", "nan", "inf", "1e400"])
 def test_n_that_is_no_number_of_images_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"^n .*1e5|^n must be at least 1") as caught:
-        bench.parse_count(text)
+        parse_count(text)
     assert "\n" not in str(caught.value)
 
 
 def test_sizes_rise_by_ten_up_to_n() -> None:
-    assert identical.steps_up_to(100_000, 3) == [1000, 10_000, 100_000]
-    assert identical.steps_up_to(35, 4) == [3, 35]
-    assert identical.steps_up_to(1, 4) == [1]
+    assert steps_up_to(100_000, 3) == [1000, 10_000, 100_000]
+    assert steps_up_to(35, 4) == [3, 35]
+    assert steps_up_to(1, 4) == [1]
+    with pytest.raises(UsageError, match="steps must be 1 or more"):
+        steps_up_to(10, 0)
 
 
 def test_a_set_that_the_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"1,000,000,000,000 images take about 3,900,000\.0 GB"):
-        bench.run(10**12, out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"n": 0}, {"n": -1}, {"steps": 0}, {"seed": -1}, {"memory": "much"}, {"memory": "1M"}]
-)
-def test_arguments_that_make_no_sense_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
-    given: dict[str, object] = {"n": 10, "out": tmp_path / "out"} | wrong
-    with pytest.raises(UsageError):
-        bench.run(**given)  # type: ignore[arg-type]
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_earlier_result_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "results.csv").write_text("precious")
-    with pytest.raises(UsageError, match="is not empty"):
-        bench.run(10, out=tmp_path)
-    with pytest.raises(UsageError, match="cannot be used"):
-        bench.run(10, out=tmp_path / "results.csv")
-    assert (tmp_path / "results.csv").read_text() == "precious"
+    with pytest.raises(UsageError, match=r"1,000,000,000,000 images take about 3,900\.0 TB"):
+        check_disk(10**12, tmp_path / "out")
+    with pytest.raises(UsageError, match=r"104\.9 TB of disk and .* GB free"):
+        check_disk(10**8, tmp_path / "out", 1 << 20)
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -215,28 +72,28 @@ def test_images_depend_on_seed_and_row_only() -> None:
 
 
 def test_a_wrong_answer_is_an_error(tmp_path: Path) -> None:
-    n, seed = 20, 0
+    n, images = 20, BitSet(0)
     for method in (
-        PixelByPixel(n, seed),
-        ListOfHashes(n, seed),
-        DictOfHashes(n, seed),
-        EngineMethod(n, seed, tmp_path / "bits.store", 128 << 20),
+        PixelByPixel(n, images),
+        ListOfHashes(n, images),
+        DictOfHashes(n, images),
+        EngineMethod(n, images, tmp_path / "bits.store", 128 << 20),
     ):
         method.build(lambda done: None)
-        row, there = next(data.hits(n, seed, 1))
-        _, missing = next(data.misses(n, seed, 1))
-        assert len(measure._ask(method, [(row, there), (None, missing)])) == 2
-        with pytest.raises(bench.WrongAnswerError, match="not there"):
+        source, there = next(images.hits(n, 1))
+        _, missing = next(images.misses(n, 1))
+        assert len(measure._ask(method, [(source, there), (None, missing)])) == 2
+        with pytest.raises(WrongAnswerError, match="not there"):
             measure._ask(method, [(None, there)])
-        with pytest.raises(bench.WrongAnswerError, match=f"row {row}"):
-            measure._ask(method, [(row, missing)])
+        with pytest.raises(WrongAnswerError, match=re.escape(f"{source} gave")):
+            measure._ask(method, [(source, missing)])
 
 
 def test_the_engine_has_to_say_which_image_it_is(tmp_path: Path) -> None:
-    method = EngineMethod(20, 0, tmp_path / "bits.store", 128 << 20)
+    method = EngineMethod(20, BitSet(0), tmp_path / "bits.store", 128 << 20)
     method.build(lambda done: None)
-    with pytest.raises(bench.WrongAnswerError):
-        measure._ask(method, [(4, data.unpacked(0, 5, 1)[0])])
+    with pytest.raises(WrongAnswerError):
+        measure._ask(method, [("synthetic:bits?seed=0#4", data.unpacked(0, 5, 1)[0])])
 
 
 def test_slow_lookups_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,17 +102,18 @@ def test_slow_lookups_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.002)
             return super().find(image)
 
-    method = Slow(3, 0)
+    method = Slow(3, BitSet(0))
     method.build(lambda done: None)
     monkeypatch.setattr(measure, "LOOKUP_SECONDS", 0.001)
-    assert len(measure._ask(method, data.hits(3, 0, 100))) == measure.FEWEST_LOOKUPS
+    assert len(measure._ask(method, BitSet(0).hits(3, 100))) == measure.FEWEST_LOOKUPS
 
 
 def test_a_child_that_fails_is_an_error_with_its_reason(tmp_path: Path) -> None:
-    spec = {"method": ENGINE, "n": 5, "seed": 0, "folder": str(tmp_path / "s"), "lookups": False}
-    with pytest.raises(bench.BenchError, match="at least 128M"):
+    spec = {"method": ENGINE, "n": 5, "folder": str(tmp_path / "s"), "lookups": False}
+    spec |= {"images": {"seed": 0}}
+    with pytest.raises(BenchError, match="at least 128M"):
         run_child("measure", spec | {"memory_bytes": 1})
-    with pytest.raises(bench.BenchError, match="status 1: KeyError: 'guess'"):
+    with pytest.raises(BenchError, match="status 1: KeyError: 'guess'"):
         run_child("measure", spec | {"memory_bytes": 1 << 30, "method": "guess"})
 
 
@@ -320,7 +178,7 @@ def test_changed_photographs_are_counted_by_change(
 def test_a_photograph_that_is_not_stored_is_an_error(photos: Path, tmp_path: Path) -> None:
     with Store.open(tmp_path / "s.store", create=True, encoder="none") as store:
         store.ingest(photos / "photo1.jpg")
-        with pytest.raises(bench.BenchError, match=r"photo0\.jpg, photo2\.jpg, photo3\.jpg"):
+        with pytest.raises(BenchError, match=r"photo0\.jpg, photo2\.jpg, photo3\.jpg"):
             similar_photos.measure(script.photos(photos), store)
 
 
@@ -338,7 +196,7 @@ def test_a_cold_lookup_is_measured(photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(photos / "photo1.jpg"), str(store)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 20_000_000 < int(done.stdout) < 500_000_000
-    with pytest.raises(bench.BenchError, match="ended with 2: engine: "):
+    with pytest.raises(BenchError, match="ended with 2: engine: "):
         cold_lookup.measure(photos / "photo1.jpg", tmp_path / "none.store")
 
 

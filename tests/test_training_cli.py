@@ -69,7 +69,9 @@ def test_a_signal_leaves_a_training_that_goes_on(tmp_path: Path, number: signal.
 
 def test_settings_come_from_the_recipe_the_file_and_the_options(tmp_path: Path) -> None:
     source, out = photos(tmp_path / "in", 8), tmp_path / "out"
-    (tmp_path / "my.toml").write_text('epochs = 3\nimage_size = 32\nmethod = "moco"\nqueue = 8\nblur_kernel = 3\n')
+    (tmp_path / "my.toml").write_text(
+        'epochs = 3\nimage_size = 32\nmethod = "moco"\nqueue = 8\nblur_kernel = 3\n'
+    )
     result = engine(
         *(source, "--out", out, "--recipe", "small", "--settings", tmp_path / "my.toml"),
         *("--epochs", 1, "--batch", 4, "--crop-scale", 0.5, 1, "--semi-hard", "--lr", 0.01),

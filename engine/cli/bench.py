@@ -3,46 +3,89 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from engine import show
-from engine.cli.options import JsonOption, MemoryOption, show_line
+from engine.cli.options import JsonOption, MemoryOption, ended_by_signals, show_line, warn
 from engine.errors import UsageError
 from engine.progress import Progress
 
 
 def bench(
-    n: Annotated[str, typer.Option("--n", metavar="N", help="Bit images, such as 1e5.")] = "1e5",
-    out: Annotated[
-        str, typer.Option(metavar="DIR", help="A new folder for results.csv and results.json.")
+    n: Annotated[
+        str, typer.Option("--n", metavar="N", help="Images or vectors, such as 1e6.  [1e6]")
     ] = "",
-    steps: Annotated[int, typer.Option(metavar="N", help="Sizes measured up to n.", min=1)] = 4,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the images.", min=0)] = 0,
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="A new folder for figures, plots and a page.")
+    ] = "",
+    steps: Annotated[
+        int, typer.Option(metavar="N", help="Sizes up to n, ten times the last each.", min=1)
+    ] = 4,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH", help="A folder of pictures or a .npy of vectors.  [random bit images]"
+        ),
+    ] = "",
+    store: Annotated[
+        str, typer.Option(metavar="DIR", help="Ask a store that is there instead, read-only.")
+    ] = "",
+    peers: Annotated[
+        str, typer.Option(metavar="NAMES", help="Others beside it: all, or some with commas.")
+    ] = "none",
+    embed: Annotated[
+        str, typer.Option(metavar="WHAT", help="sample, all or none of the bit images.")
+    ] = "sample",
     memory: MemoryOption = "1G",
+    memory_limit: Annotated[
+        str, typer.Option(metavar="SIZE", help="Hold its processes to this, page cache included.")
+    ] = "",
+    compare: Annotated[
+        str, typer.Option(metavar="OLD", help="The results.json of an earlier run.")
+    ] = "",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the images.", min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure identical lookups on this machine, beside brute force, a list and a dict of hashes.
+    """Measure every tier on this machine as n grows, beside what people use instead.
 
     \b
     Example:
-      engine bench --n 1e5 --out results/
+      engine bench --n 1e6 --out results/
+      engine bench --n 1e6 --out again/ --compare results/results.json
+      engine bench --n 1e5 --peers sqlite,lmdb,hnswlib --memory-limit 512M
     """
     suite = _suite()
-    count = suite.parse_count(n)
-    with Progress("bench") as progress:
-        report = suite.run(
-            count,
-            out=Path(out) if out else None,
-            steps=steps,
-            seed=seed,
-            memory=memory,
-            progress=progress,
-        )
-    show_line(show.line(asdict(report)) if as_json else suite.table(report))
+    before = suite.load(Path(compare)) if compare else None
+    folder = Path(out) if out else None
+    plan = suite.plan(
+        suite.parse_count(n) if n else None,
+        folder=suite.place(folder),
+        steps=steps,
+        seed=seed,
+        memory=memory,
+        limit=memory_limit,
+        embed=embed,
+        peers=peers,
+        dataset=dataset,
+        store=store,
+    )
+    with Progress("bench", "s") as progress, ended_by_signals():
+        results, left_out = suite.run(plan, out=folder, progress=progress, note=progress.note)
+    for line in left_out:
+        warn(line)
+    changes = suite.compare(before, results) if before is not None else []
+    if as_json:
+        body = suite.summary_of(results)
+        if before is not None:
+            body["compared"] = suite.changes_of(before, results, changes)
+        show_line(show.line(body))
+        return
+    show_line(suite.table(results))
+    if before is not None:
+        show_line("\n" + suite.changes_table(before, results, changes))
 
 
 def _suite() -> Any:

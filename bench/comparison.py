@@ -1,0 +1,152 @@
+"""Two runs beside each other: the ratio of each figure with its noise, and what got worse.
+
+A figure is worse if it is more than a tenth larger and all of the ratio's interval is above 1; one
+that was measured once on either side, of which no noise is known, if it is more than a quarter larger.
+Of shares, as recall is one, it is the other way round, and a hundredth counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .measurement import SHARE, Measurement
+from .report import align
+from .results import Results
+from .units import show
+
+WORSE, BETTER, SAME = "worse", "better", "same"
+
+_FACTOR = 1.10  # by which a figure has to differ
+_ALONE = 1.25  # the same, where nothing is known of its noise
+_SHARE = 0.01  # by which a share has to differ
+_DRAWS = 1_000
+_SETTINGS = ("seed", "memory_bytes", "memory_limit_bytes", "embed", "data")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One figure at one n in both runs."""
+
+    old: Measurement
+    new: Measurement
+    ratio: float  # of the medians, new by old
+    low: float | None  # of 95 % of the bootstrap resamples; None where one side was measured once
+    high: float | None
+    verdict: str
+
+    @property
+    def name(self) -> str:
+        """What it is a figure of."""
+        return f"{self.new.tier}, {self.new.method}: {self.new.figure}"
+
+
+def compare(old: Results, new: Results) -> list[Change]:
+    """Every figure that both runs have, worst first."""
+    before = {_key(one): one for one in old.measurements}
+    changes = [_change(before[_key(one)], one) for one in new.measurements if _key(one) in before]
+    order = {WORSE: 0, BETTER: 1, SAME: 2}
+    return sorted(changes, key=lambda one: (order[one.verdict], -abs(np.log(max(one.ratio, 1e-9)))))
+
+
+def _key(one: Measurement) -> tuple[int, str, str, str, str]:
+    return one.n, one.tier, one.method, one.figure, one.unit
+
+
+def _change(old: Measurement, new: Measurement) -> Change:
+    ratio = 1.0 if new.median <= 0 else float("inf")
+    if old.median > 0:
+        ratio = new.median / old.median
+    low = high = None
+    if min(len(old.samples), len(new.samples)) > 1 and old.median > 0:
+        draw = np.random.default_rng(0)
+        ratios = _resampled(new, draw) / np.maximum(_resampled(old, draw), 1e-300)
+        low, high = (float(one) for one in np.quantile(ratios, [0.025, 0.975]))
+    return Change(old, new, ratio, low, high, _verdict(old, new, ratio, low, high))
+
+
+def _resampled(one: Measurement, draw: np.random.Generator) -> npt.NDArray[np.float64]:
+    given = np.asarray(one.samples)
+    picked = given[draw.integers(0, len(given), (_DRAWS, len(given)))]
+    return np.asarray(np.median(picked, axis=1), np.float64)
+
+
+def _verdict(
+    old: Measurement, new: Measurement, ratio: float, low: float | None, high: float | None
+) -> str:
+    if new.unit == SHARE:
+        gain = new.median - old.median
+        return WORSE if gain < -_SHARE else BETTER if gain > _SHARE else SAME
+    factor = _FACTOR if low is not None else _ALONE
+    if ratio > factor and (low is None or low > 1):
+        return WORSE
+    if ratio < 1 / factor and (high is None or high < 1):
+        return BETTER
+    return SAME
+
+
+def warnings(old: Results, new: Results) -> list[str]:
+    """Why the two may not be comparable, a line each."""
+    found = []
+    for name in ("cpu", "cores", "ram_bytes", "system"):
+        if old.machine.get(name) != new.machine.get(name):
+            found.append(f"another machine: {name} was {old.machine.get(name)}")
+    for name in _SETTINGS:
+        if old.settings.get(name) != new.settings.get(name):
+            found.append(f"another setting: {name} was {old.settings.get(name)}")
+    for name in sorted({*old.versions, *new.versions} - {"engine"}):
+        if old.versions.get(name) != new.versions.get(name):
+            found.append(f"another version: {name} was {old.versions.get(name, 'not there')}")
+    if not (old.complete and new.complete):
+        found.append("one of the runs did not end")
+    return found
+
+
+def table(old: Results, new: Results, changes: Sequence[Change]) -> str:
+    """What got worse and better, with ratios; how many stayed the same, and what only one has."""
+    blocks = [f"since {old.started}", *warnings(old, new)]
+    lines = [("", "n", "figure", "before", "now", "ratio", "95 %")]
+    for one in changes:
+        if one.verdict == SAME:
+            continue
+        interval = "-" if one.low is None else f"{one.low:.2f} to {one.high:.2f}"
+        shown = (show(one.old.median, one.old.unit), show(one.new.median, one.new.unit))
+        cells = (f"{one.new.n:,}", one.name, *shown, f"{one.ratio:.2f}", interval)
+        lines.append((one.verdict.upper() if one.verdict == WORSE else one.verdict, *cells))
+    if len(lines) > 1:
+        blocks.append(align(lines, left=(0, 2)))
+    same = sum(one.verdict == SAME for one in changes)
+    only_old = len(old.measurements) - len(changes)
+    only_new = len(new.measurements) - len(changes)
+    blocks.append(
+        f"{same:,} figures are the same within their noise; {only_old:,} are of the old run only, "
+        f"{only_new:,} of the new one"
+    )
+    return "\n".join(blocks)
+
+
+def body(old: Results, new: Results, changes: Sequence[Change]) -> dict[str, object]:
+    """The same for programs: every figure that both have."""
+    return {
+        "since": old.started,
+        "warnings": warnings(old, new),
+        "changes": [
+            {
+                "n": one.new.n,
+                "tier": one.new.tier,
+                "method": one.new.method,
+                "figure": one.new.figure,
+                "unit": one.new.unit,
+                "old": one.old.median,
+                "new": one.new.median,
+                "ratio": one.ratio if np.isfinite(one.ratio) else None,
+                "low": one.low,
+                "high": one.high,
+                "verdict": one.verdict,
+            }
+            for one in changes
+        ],
+    }

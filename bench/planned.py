@@ -1,0 +1,163 @@
+"""What one run of ``engine bench`` is to measure: arguments, checked before anything is made."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from engine.config import parse_memory
+from engine.errors import UsageError
+
+from .arrays import open_array
+from .peers import LMDB, SQLITE
+from .sets import BitSet, FileSet, ImageSet
+from .sizes import STORE_BYTES, check_disk, check_n, steps_up_to
+from .vector_peers import FLAT, INDEXES, PEERS
+from .vector_store import QUERIES
+from .vector_store import STORE_BYTES as VECTOR_BYTES
+
+IDENTICAL_PEERS = (SQLITE, LMDB)
+SIMILAR_PEERS = tuple(name for name in PEERS if name != FLAT)  # which is always there
+NEAR_PEERS = ("pdqhash", "imagededup")
+EVERY_PEER = (*IDENTICAL_PEERS, *NEAR_PEERS, *SIMILAR_PEERS)
+EMBED = ("sample", "all", "none")
+
+_PEER_BYTES = 1_200  # of disk, a vector more: an array of all, and one index at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run. ``sizes`` rise; ``images`` or ``vectors`` may be None, where there are none."""
+
+    sizes: tuple[int, ...]
+    seed: int
+    memory: int  # bytes: the store's bound, and what a method in memory may need
+    limit: int | None  # bytes of all memory of the engine's processes, page cache included
+    embed: str  # "sample", "all" or "none"
+    peers: tuple[str, ...]
+    images: ImageSet | None
+    spec: dict[str, Any]  # the same set, for children
+    vectors: Path | None  # a file of them; None: made ones
+    similar: bool  # whether an index of vectors is measured that are not the images'
+    store: Path | None  # one that is there, which is only asked
+    what: str  # the data, in words
+
+    def settings(self) -> dict[str, Any]:
+        """What somebody needs to know to run it again."""
+        return {
+            "n": self.sizes[-1] if self.sizes else 0,
+            "sizes": list(self.sizes),
+            "seed": self.seed,
+            "memory_bytes": self.memory,
+            "memory_limit_bytes": self.limit or 0,
+            "embed": self.embed,
+            "peers": list(self.peers),
+            "data": self.what,
+        }
+
+
+def plan(
+    n: int | None,
+    *,
+    folder: Path,
+    steps: int,
+    seed: int,
+    memory: str,
+    limit: str,
+    embed: str,
+    peers: str,
+    dataset: str,
+    store: str,
+) -> Plan:
+    """Check everything; ``folder`` is where stores will be made. ``UsageError`` says what is wrong.
+
+    ``n`` None: 1e6, or as many images or vectors as the data set has.
+    """
+    if seed < 0:
+        raise UsageError(f"the seed must be 0 or more, not {seed}")
+    if embed not in EMBED:
+        raise UsageError(f"embed is one of {', '.join(EMBED)}, not {embed!r}")
+    bound = parse_memory(limit).total if limit else None
+    budget = parse_memory(memory).total
+    if bound is not None:
+        # What the engine takes beside its budget: the interpreter, the libraries, mapped files.
+        budget = min(budget, max(128 << 20, bound // 2))
+    chosen = _peers(peers)
+    given: dict[str, Any] = {"seed": seed, "memory": budget, "limit": bound, "peers": chosen}
+    given |= {"embed": embed, "vectors": None, "store": None, "images": None, "spec": {}}
+    if store:
+        if dataset:
+            raise UsageError("--store asks a store that is there: leave --dataset out")
+        if not Path(store).is_dir():
+            raise UsageError(f"{store} is no store: name a folder that engine ingest has made")
+        what = f"the store {store}"
+        return Plan(**given | {"sizes": (), "similar": False, "store": Path(store), "what": what})
+    if dataset.endswith(".npy"):
+        rows = open_array(Path(dataset))
+        most = len(rows) - QUERIES
+        if most < 1:
+            raise UsageError(
+                f"{dataset} has {len(rows):,} rows: {QUERIES} are queries, more is needed"
+            )
+        sizes = steps_up_to(_at_most(n, most, dataset), steps)
+        check_disk(sizes[-1], folder, (VECTOR_BYTES + _PEER_BYTES) * rows.shape[1] // 128 + 64)
+        given |= {"vectors": Path(dataset).absolute(), "similar": True}
+        return Plan(**given | {"sizes": tuple(sizes), "what": f"the vectors of {dataset}"})
+    if dataset not in ("", "bits"):
+        if not Path(dataset).is_dir():
+            raise UsageError(
+                f"{dataset} is no data set: name a folder of pictures or a .npy of vectors, or leave "
+                f"it out for random bit images"
+            )
+        files = FileSet(dataset, seed)
+        sizes = steps_up_to(_at_most(n, len(files.files), dataset), steps)
+        check_disk(sizes[-1], folder, 4096)
+        given |= {"images": files, "spec": {"folder": str(Path(dataset).absolute()), "seed": seed}}
+        return Plan(**given | {"sizes": tuple(sizes), "similar": False, "what": files.name})
+    bits = BitSet(seed, "simclr" if embed == "all" else "none")
+    sizes = steps_up_to(check_n(1_000_000 if n is None else n), steps)
+    each = max(STORE_BYTES + 600 * (embed == "all"), VECTOR_BYTES + _PEER_BYTES)
+    check_disk(sizes[-1], folder, each)
+    given |= {"images": bits, "spec": {"seed": seed, "encoder": bits.encoder}, "what": bits.name}
+    return Plan(**given | {"sizes": tuple(sizes), "similar": embed == "sample"})
+
+
+def _at_most(n: int | None, most: int, dataset: str) -> int:
+    if n is None:
+        return most
+    if check_n(n) > most:
+        raise UsageError(f"{dataset} has {most:,} to measure, fewer than {n:,}: ask for fewer")
+    return n
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    if text in ("", "none"):
+        return ()
+    names = EVERY_PEER if text == "all" else tuple(name.strip() for name in text.split(","))
+    known = {name.lower(): name for name in EVERY_PEER}
+    for name in names:
+        if name.lower() not in known:
+            raise UsageError(
+                f"there is no peer called {name!r}: all, none, or some of {', '.join(known)}"
+            )
+    return tuple(dict.fromkeys(known[name.lower()] for name in names))
+
+
+def missing(peer: str) -> str | None:
+    """Why a peer cannot be measured here; None if it can."""
+    if peer == "imagededup":
+        return "it compares all images of a folder with each other and has no lookup of one"
+    module = {SQLITE: "sqlite3", LMDB: "lmdb", "pdqhash": "pdqhash"}.get(peer)
+    if module is None:
+        module = INDEXES[peer].module
+    if find_spec(module) is None:
+        return f"{module} is not installed: pip install 'image-index-engine[peers]'"
+    return None
+
+
+def place(out: Path | None) -> Path:
+    """Where stores are made: beside the results, or where the system keeps what is temporary."""
+    return out if out is not None else Path(tempfile.gettempdir())

@@ -1,0 +1,142 @@
+"""Plots of a run: time, memory and disk, and latency against n, both axes logarithmic."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .growth import Growth, Key, growths, series
+from .measurement import BYTES, SECONDS, Measurement
+from .results import Results
+from .units import show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which people who see fewer colours can tell apart; the engine's is its own.
+_ENGINE, _ENGINE_MISS = "#0072B2", "#56B4E9"
+_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#999933", "#882255", "#AAAAAA")
+_MARKS = "osD^vP*X"
+_WIDTH, _HEIGHT = 6.4, 4.4  # inches, of one panel
+_DOTS = 110  # an inch
+
+# A file each: panels with their title and unit, and which figures they draw.
+PLOTS: dict[str, tuple[str, list[tuple[str, str, list[tuple[str, str]]]]]] = {
+    "time": (
+        "Time to take a set in",
+        [
+            ("images, until they can be looked up", SECONDS, [("ingest", "time")]),
+            ("vectors, until they are indexed", SECONDS, [("similar", "build")]),
+        ],
+    ),
+    "memory": (
+        "Memory and disk",
+        [
+            (
+                "anonymous memory, images",
+                BYTES,
+                [("ingest", "memory")],
+            ),
+            ("anonymous memory, vectors, while asked", BYTES, [("similar", "memory")]),
+            ("disk", BYTES, [("ingest", "disk"), ("similar", "disk")]),
+        ],
+    ),
+    "latency": (
+        "One lookup: median, and from the 5th to the 95th percentile",
+        [
+            ("identical, an image that is there", SECONDS, [("identical", "hit")]),
+            ("identical, one that is not", SECONDS, [("identical", "miss")]),
+            ("near, a copy", SECONDS, [("near", "hit")]),
+            ("similar, a vector", SECONDS, [("similar", "single")]),
+        ],
+    ),
+}
+
+
+def write(results: Results, folder: Path) -> None:
+    """``time.png``, ``memory.png`` and ``latency.png``; one without anything to draw is left out."""
+    for name, image in drawn(results).items():
+        (folder / f"{name}.png").write_bytes(image)
+
+
+def drawn(results: Results) -> dict[str, bytes]:
+    """The plots by name, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    every, grown = series(results), growths(results)
+    found = {}
+    for name, (title, panels) in PLOTS.items():
+        shown = [(panel, keys) for panel in panels if (keys := _keys(panel, every))]
+        if not shown:
+            continue
+        across = min(2, len(shown))
+        down = -(-len(shown) // across)
+        figure = Figure((_WIDTH * across, _HEIGHT * down), dpi=_DOTS, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title, fontsize=13)
+        axes = figure.subplots(down, across, squeeze=False).ravel()
+        for place, ((heading, unit, _), keys) in zip(axes, shown, strict=False):
+            _draw(place, heading, unit, keys, every, grown)
+        for place in axes[len(shown) :]:
+            place.set_visible(False)
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        found[name] = file.getvalue()
+    return found
+
+
+def _keys(
+    panel: tuple[str, str, list[tuple[str, str]]], every: dict[Key, list[Measurement]]
+) -> list[Key]:
+    wanted = panel[2]
+    keys = [
+        key
+        for key, measured in every.items()
+        if (key[0], key[2]) in wanted and any(one.median > 0 for one in measured)
+    ]
+    return sorted(keys, key=lambda key: key[1] == "engine")  # drawn last, so on top
+
+
+def _draw(
+    place: Axes,
+    heading: str,
+    unit: str,
+    keys: Sequence[Key],
+    every: dict[Key, list[Measurement]],
+    grown: dict[Key, Growth],
+) -> None:
+    others = 0
+    for key in keys:
+        measured = [one for one in every[key] if one.median > 0]
+        sizes = [one.n for one in measured]
+        label = key[1] if len({one[0] for one in keys}) == 1 else f"{key[1]}, {_OF[key[0]]}"
+        growth = grown.get(key)
+        if growth is not None:
+            label += f"  n^{growth.exponent:.2f}"
+        if key[1] == "engine":
+            colour, width, mark = (_ENGINE if key[0] != "similar" else _ENGINE_MISS), 2.6, "o"
+            colour = _ENGINE if len({one[0] for one in keys}) == 1 else colour
+        else:
+            colour, width = _COLOURS[others % len(_COLOURS)], 1.4
+            mark = _MARKS[others % len(_MARKS)]
+            others += 1
+        style: dict[str, Any] = {"color": colour, "linewidth": width, "marker": mark}
+        place.plot(sizes, [one.median for one in measured], markersize=5, label=label, **style)
+        if any(len(one.samples) > 1 for one in measured):
+            low = [one.quantile(0.05) for one in measured]
+            high = [one.quantile(0.95) for one in measured]
+            place.fill_between(sizes, low, high, color=colour, alpha=0.13, linewidth=0)
+    place.set_xscale("log")
+    place.set_yscale("log")
+    place.set_title(heading, fontsize=11)
+    place.set_xlabel("vectors" if all(key[0] == "similar" for key in keys) else "images")
+    place.yaxis.set_major_formatter(lambda value, _: show(value, unit))
+    place.grid(visible=True, which="major", color="#dddddd", linewidth=0.7)
+    place.spines[["top", "right"]].set_visible(False)
+    place.legend(fontsize=8.5, frameon=False, loc="best")
+
+
+_OF = {"ingest": "images", "similar": "vectors"}

@@ -1,0 +1,213 @@
+"""The results of a run: kept in files that programs read, and read again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+
+from .measurement import Measurement, Skipped
+
+FORMAT = 1
+CSV_NAME, JSON_NAME = "results.csv", "results.json"
+COLUMNS = (
+    *("n", "tier", "method", "figure", "unit", "samples"),
+    *("median", "least", "p95", "p99", "note"),
+)
+_MOST_BYTES = 64 << 20  # of a file of results
+_DIGITS = 6  # significant ones of a sample
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All figures of one run, with what is needed to measure them again."""
+
+    started: str  # ISO 8601, UTC
+    seconds: float
+    complete: bool  # false: it was interrupted, or failed
+    settings: Mapping[str, Any]
+    machine: Mapping[str, str | int]
+    versions: Mapping[str, str]
+    measurements: tuple[Measurement, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def rows(results: Results) -> list[dict[str, Any]]:
+    """A dict a measurement, tidy: what the CSV has, and what a DataFrame is made of."""
+    return [
+        {
+            "n": one.n,
+            "tier": one.tier,
+            "method": one.method,
+            "figure": one.figure,
+            "unit": one.unit,
+            "samples": len(one.samples),
+            "median": _rounded(one.median),
+            "least": _rounded(min(one.samples)),
+            "p95": _rounded(one.quantile(0.95)),
+            "p99": _rounded(one.quantile(0.99)),
+            "note": one.note,
+        }
+        for one in results.measurements
+    ]
+
+
+def save(results: Results, folder: Path) -> None:
+    """``results.csv``, a line a measurement, and ``results.json``, with every sample."""
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows(results))
+    _replace(folder / CSV_NAME, table.getvalue())
+    body = {"format": FORMAT} | asdict(results)
+    for one in body["measurements"]:
+        one["samples"] = [_rounded(sample) for sample in one["samples"]]
+    _replace(folder / JSON_NAME, json.dumps(body, separators=(",", ":")) + "\n")
+
+
+def load(path: Path) -> Results:
+    """The results that ``save`` left in a folder, or its results.json; ``UsageError`` if it is none."""
+    file = path / JSON_NAME if path.is_dir() else path
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"the results {file} cannot be read: {error.strerror}") from None
+    if len(raw) > _MOST_BYTES:
+        raise UsageError(f"{file} is too large for results of engine bench: name another file")
+    try:
+        return _results(json.loads(raw))
+    except (ValueError, RecursionError, _WrongError) as error:  # UnicodeDecodeError is a ValueError
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"{file} has no results of engine bench: {reason[:200]}; name a results.json of it"
+        ) from None
+
+
+def finish(results: Results, folder: Path) -> list[str]:
+    """Write everything: figures, plots, a page, TensorBoard's logs; what was left out, and why.
+
+    The figures come first, and no failure of the rest is one of the run.
+    """
+    save(results, folder)
+    left_out = []
+    for what, write in _OTHERS.items():
+        try:
+            write(results, folder)
+        except ModuleNotFoundError as error:
+            left_out.append(
+                f"no {what}: {(error.name or '').partition('.')[0]} is not installed (pip install "
+                f"'image-index-engine[bench]')"
+            )
+        except Exception as error:  # a library that draws must not cost a run of hours
+            left_out.append(f"no {what}: {type(error).__name__}: {' '.join(str(error).split())}")
+    return left_out
+
+
+def _plots(results: Results, folder: Path) -> None:
+    from . import plots
+
+    plots.write(results, folder)
+
+
+def _page(results: Results, folder: Path) -> None:
+    from . import page
+
+    page.write(results, folder)
+
+
+def _board(results: Results, folder: Path) -> None:
+    from . import board
+
+    board.write(results, folder)
+
+
+_OTHERS: dict[str, Callable[[Results, Path], None]] = {
+    "plots": _plots,
+    "page": _page,
+    "logs for TensorBoard": _board,
+}
+
+
+class _WrongError(Exception):
+    """A part of a file is not what it should be."""
+
+
+def _results(body: object) -> Results:
+    if not isinstance(body, dict):
+        raise _WrongError("it is no object")
+    if body.get("format") != FORMAT:
+        raise _WrongError(f"its format is {body.get('format')!r} and not {FORMAT}")
+    return Results(
+        started=_a(body, "started", str),
+        seconds=_number(body.get("seconds"), "seconds"),
+        complete=_a(body, "complete", bool),
+        settings=_a(body, "settings", dict),
+        machine=_a(body, "machine", dict),
+        versions=_a(body, "versions", dict),
+        measurements=tuple(_measurement(one) for one in _a(body, "measurements", list)),
+        skipped=tuple(_skipped(one) for one in _a(body, "skipped", list)),
+    )
+
+
+def _measurement(one: object) -> Measurement:
+    samples = _a(one, "samples", list)
+    if not samples:
+        raise _WrongError("a measurement has no samples")
+    return Measurement(
+        n=_count(one),
+        tier=_a(one, "tier", str),
+        method=_a(one, "method", str),
+        figure=_a(one, "figure", str),
+        unit=_a(one, "unit", str),
+        samples=tuple(_number(sample, "a sample") for sample in samples),
+        note=_a(one, "note", str),
+    )
+
+
+def _skipped(one: object) -> Skipped:
+    return Skipped(_count(one), _a(one, "tier", str), _a(one, "method", str), _a(one, "why", str))
+
+
+def _a(body: object, name: str, kind: type) -> Any:
+    value = body.get(name) if isinstance(body, dict) else None
+    if not isinstance(value, kind):
+        raise _WrongError(f"{name} is missing, or no {kind.__name__}")
+    return value
+
+
+def _count(body: object) -> int:
+    n = _a(body, "n", int)
+    if isinstance(n, bool) or not 0 <= n < 1 << 63:
+        raise _WrongError("n is no number of images")
+    return int(n)
+
+
+def _number(value: object, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _WrongError(f"{what} is no number")
+    if abs(value) > 1e300 or not math.isfinite(value):
+        raise _WrongError(f"{what} is not finite")
+    return float(value)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file that is whole or not there."""
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)

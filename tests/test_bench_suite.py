@@ -1,0 +1,328 @@
+"""``engine bench``: what it measures of each sort of data, what it leaves out, and how it is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench import sets, suite
+from bench.errors import BenchError, WrongAnswerError
+from bench.limit import limited
+from bench.measurement import Measurement, Skipped
+from bench.planned import Plan, plan
+from bench.process import run_child
+from bench.results import Results, load
+from engine import Store, UsageError
+
+N = 600
+LINUX = Path("/proc/self/status").exists()
+GIVEN = {
+    "steps": 2,
+    "seed": 3,
+    "memory": "256M",
+    "limit": "",
+    "embed": "sample",
+    "peers": "none",
+    "dataset": "",
+    "store": "",
+}
+PHOTOS = Path(__file__).parent.parent / "scripts" / "photos"
+
+
+def planned(n: int | None, folder: Path, **given: object) -> Plan:
+    return plan(n, folder=folder, **(GIVEN | given))  # type: ignore[arg-type]
+
+
+def measured(results: Results) -> dict[tuple[int, str, str, str], Measurement]:
+    return {(one.n, one.tier, one.method, one.figure): one for one in results.measurements}
+
+
+@pytest.fixture(scope="module")
+def bits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+    out = tmp_path_factory.mktemp("bench") / "new" / "results"
+    told: list[tuple[int, int | None]] = []
+    labels: list[str] = []
+    results, _ = suite.run(
+        planned(N, out, peers="sqlite,faiss-ivf,pdqhash,imagededup"),
+        out=out,
+        progress=lambda done, total: told.append((done, total)),
+        note=labels.append,
+    )
+    assert told == sorted(told) and all(done <= (total or 0) for done, total in told)
+    assert "the engine, 600 images" in labels and "IndexFlatL2, 60 vectors" in labels
+    return results, out
+
+
+def test_every_tier_is_measured_at_every_size(bits: tuple[Results, Path]) -> None:
+    found = measured(bits[0])
+    for n in (N // 10, N):
+        for method in ("engine", "pixel by pixel", "list of hashes", "dict of hashes", "SQLite"):
+            assert len(found[n, "identical", method, "hit"].samples) >= 60
+            assert len(found[n, "identical", method, "miss"].samples) >= 60
+            assert found[n, "ingest", method, "time"].median > 0
+        for figure in ("hit, cold", "miss, cold", "hit, batch", "miss, batch"):
+            assert found[n, "identical", "engine", figure].unit == "s"
+        assert found[n, "near", "engine", "recall"].samples == (1.0,)
+        assert found[n, "near", "pdqhash", "recall"].unit == ""
+        for method in ("engine", "IndexFlatL2", "faiss-ivf"):
+            assert found[n, "similar", method, "recall@10"].median > 0.9
+            assert found[n, "similar", method, "single"].median > 0
+            assert found[n, "similar", method, "build"].unit == "s"
+    assert found[N, "ingest", "engine", "disk"].median > 3_750 * N
+    assert found[N, "ingest", "engine", "disk, pixels"].median > 3_750 * N
+    for figure in ("generate", "pack", "hash", "prove", "embed"):
+        assert found[N, "images", "made", figure].median > 0
+    assert found[N, "disk", "disk", "read"].median > 0
+    if LINUX:
+        assert 30e6 < found[N, "run", "engine", "rss"].median < 2e9
+
+
+def test_what_was_not_measured_says_why(bits: tuple[Results, Path]) -> None:
+    skipped = {(one.n, one.method): one.why for one in bits[0].skipped}
+    assert skipped.keys() == {(60, "imagededup"), (600, "imagededup")}
+    assert "no lookup of one" in skipped[600, "imagededup"]
+
+
+def test_only_results_are_left(bits: tuple[Results, Path]) -> None:
+    results, out = bits
+    names = {path.name for path in out.iterdir()}
+    assert {"results.csv", "results.json"} <= names
+    assert not any(name.startswith("engine-bench-") for name in names)
+    again = load(out)
+    assert again.settings == results.settings and again.complete
+    assert again.settings["sizes"] == [60, 600] and again.settings["seed"] == 3
+    assert len(again.measurements) == len(results.measurements)
+
+
+# --- other data -----------------------------------------------------------------------------------
+
+
+def test_a_folder_of_pictures_is_measured_with_its_own_vectors(tmp_path: Path) -> None:
+    given = planned(12, tmp_path / "out", dataset=str(PHOTOS), steps=1)
+    found = measured(suite.run(given, out=tmp_path / "out")[0])
+    assert found[12, "identical", "engine", "hit"].median > 0
+    assert found[12, "identical", "dict of hashes", "hit"].median > 0
+    assert (12, "identical", "pixel by pixel", "hit") not in found
+    assert found[12, "near", "engine", "recall"].median > 0.8
+    assert found[12, "similar", "engine", "recall@10"].median == 1.0
+    assert found[12, "images", "made", "embed"].median > 0
+    assert found[12, "ingest", "engine", "disk, vectors"].median > 0
+
+
+def test_pictures_that_cannot_be_read_are_not_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        picture = Image.fromarray(draw.integers(0, 256, (40, 50, 3), np.uint8))
+        picture.save(folder / f"{number}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    given = planned(None, tmp_path, dataset=str(folder), steps=1, embed="none")
+    assert given.sizes == (7,)
+    found = measured(suite.run(given, out=None)[0])
+    assert len(found[7, "identical", "dict of hashes", "hit"].samples) == 6
+
+
+def test_vectors_of_a_file_are_measured(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((2_500, 24)).astype(np.float32)
+    np.save(tmp_path / "v.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    given = planned(2_000, tmp_path, dataset=str(tmp_path / "v.npy"), peers="faiss-ivf")
+    results, _ = suite.run(given, out=None)
+    found = measured(results)
+    assert found[2_000, "similar", "engine", "recall@10"].median >= 0.95
+    assert found[200, "similar", "IndexFlatL2", "recall@10"].median > 0.99
+    assert not any(tier == "identical" for _, tier, _, _ in found)
+    with pytest.raises(UsageError, match="has 2,000 to measure, fewer than 2,001"):
+        planned(2_001, tmp_path, dataset=str(tmp_path / "v.npy"))
+
+
+def test_a_store_that_is_there_is_asked_and_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "s.store"
+    with Store.open(path, create=True) as store:
+        store.ingest(*sorted(map(str, PHOTOS.glob("*.jpg")))[:5])
+        store.remove(ids=[2])
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    results, _ = suite.run(planned(None, tmp_path, store=str(path)), out=None)
+    found = measured(results)
+    assert found[4, "identical", "engine", "found"].samples == (1.0,)
+    assert len(found[4, "identical", "engine", "hit"].samples) == 4
+    assert len(found[4, "similar", "engine", "single"].samples) == 4
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+
+
+def test_a_store_without_images_is_an_error(tmp_path: Path) -> None:
+    Store.open(tmp_path / "s.store", create=True, encoder="none").close()
+    with pytest.raises(BenchError, match="holds no image to ask for"):
+        suite.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
+
+
+def test_all_bit_images_can_be_embedded(tmp_path: Path) -> None:
+    given = planned(40, tmp_path, embed="all", steps=1)
+    found = measured(suite.run(given, out=None)[0])
+    assert found[40, "similar", "engine", "recall@10"].median == 1.0
+    assert (40, "similar", "IndexFlatL2", "single") not in found
+    assert found[40, "ingest", "engine", "disk, vectors"].median > 0
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_into_memory_is_left_out_and_the_largest_that_fits_measured(
+    tmp_path: Path,
+) -> None:
+    given = planned(20_000, tmp_path, memory="128M", embed="none", steps=2)
+    bench = suite._Bench(given, tmp_path, None)
+    found = list(bench._in_memory("pixel by pixel", 20_000, lambda share: None))
+    assert isinstance(found[0], Skipped)
+    assert found[0].why == "it would take 0.6 GB of memory, more than --memory allows"
+    assert {one.n for one in found[1:]} == {4_000}
+    assert "hit" in {one.figure for one in found[1:] if isinstance(one, Measurement)}
+
+
+@pytest.mark.skipif(not LINUX, reason="memory is bounded by control groups, or by ulimit on Linux")
+def test_lookups_within_a_limit_give_the_same_answers(tmp_path: Path) -> None:
+    given = planned(N, tmp_path, limit="256M", steps=1, embed="none")
+    assert given.memory == 128 << 20
+    results, _ = suite.run(given, out=None)
+    assert results.settings["memory_limit_bytes"] == 256 << 20
+    assert results.settings["memory_limit_by"]
+    assert measured(results)[N, "near", "engine", "recall"].samples == (1.0,)
+
+
+@pytest.mark.skipif(not LINUX, reason="needs ulimit -d")
+def test_where_no_group_can_be_made_anonymous_memory_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for way in ("_version_1", "_version_2", "_systemd"):
+        monkeypatch.setattr(f"bench.limit.{way}", lambda memory, stack: None)
+    with pytest.raises(BenchError, match="cannot be limited here"), limited(1 << 30):
+        pass
+    with limited(512 << 20, fallback=True) as limit:
+        assert "page cache is not" in limit.how
+        spec = {"method": "pixel by pixel", "n": 30_000, "folder": "", "memory_bytes": 1 << 30}
+        spec |= {"lookups": False, "images": {"seed": 0}}
+        with pytest.raises(BenchError, match=r"MemoryError|allocate|memory"):
+            run_child("measure", spec, within=limit.within)
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_a_peer_that_crashes_takes_nothing_else_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The process of a peer finds a module of its name that ends it, as a broken library would.
+    (tmp_path / "lmdb.py").write_text("import os; os.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    out = tmp_path / "out"
+    given = planned(50, out, peers="lmdb", steps=1, embed="none")
+    monkeypatch.setattr("bench.planned.find_spec", lambda module: object())
+    results, _ = suite.run(given, out=out)
+    (left,) = results.skipped
+    assert left.method == "LMDB" and "signal 6" in left.why
+    assert (50, "identical", "engine", "hit") in measured(results) and results.complete
+
+
+def test_a_peer_that_is_not_installed_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.planned.find_spec", lambda module: None)
+    given = planned(50, tmp_path, peers="hnswlib", steps=1)
+    results, _ = suite.run(given, out=None)
+    (left,) = results.skipped
+    assert left.why == "hnswlib is not installed: pip install 'image-index-engine[peers]'"
+
+
+def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(label: str) -> None:
+        if label.startswith("the engine"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(planned(100, out, steps=1), out=out, note=interrupt)
+    kept = load(out)
+    assert not kept.complete
+    assert {one.method for one in kept.measurements} >= {"made", "dict of hashes"}
+    assert not any(path.name.startswith("engine-bench-") for path in out.iterdir())
+
+
+def test_a_wrong_answer_ends_the_run(tmp_path: Path) -> None:
+    store = tmp_path / "s.store"
+    with Store.open(store, create=True, encoder="none") as opened:
+        opened.ingest("synthetic:bits?n=20&seed=1")
+    spec = {"job": "singles", "n": 20, "folder": str(store), "memory_bytes": 128 << 20}
+    spec |= {"count": 5, "warm": True, "set": {"seed": 0}}
+    with pytest.raises(WrongAnswerError, match="seed=0#"):
+        run_child("suite_child", spec)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"steps": 0}, "steps must be 1 or more"),
+        ({"memory": "much"}, "is not a size"),
+        ({"limit": "1M"}, "at least 128M"),
+        ({"embed": "some"}, "embed is one of"),
+        ({"peers": "milvus"}, "no peer called 'milvus'"),
+        ({"dataset": "nowhere"}, "nowhere is no data set"),
+        ({"store": "nowhere"}, "nowhere is no store"),
+        ({"store": ".", "dataset": "."}, "leave --dataset out"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    tmp_path: Path, wrong: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
+        planned(10, tmp_path / "out", **wrong)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_set_that_the_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"1,000,000,000,000 images take about 3,900\.0 TB"):
+        planned(10**12, tmp_path)
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("nothing")
+    with pytest.raises(UsageError, match="there is no image file in"):
+        planned(10, tmp_path, dataset=str(tmp_path))
+
+
+def test_an_earlier_result_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("precious")
+    with pytest.raises(UsageError, match="is not empty"):
+        suite.run(planned(10, tmp_path), out=tmp_path)
+    with pytest.raises(UsageError, match="cannot be used"):
+        suite.run(planned(10, tmp_path), out=tmp_path / "results.csv")
+    assert (tmp_path / "results.csv").read_text() == "precious"
+
+
+# --- sets -----------------------------------------------------------------------------------------
+
+
+def test_copies_are_near_and_not_identical(tmp_path: Path) -> None:
+    chosen = sets.make({"seed": 1})
+    with Store.open(tmp_path / "s.store", create=True, encoder="none") as store:
+        store.ingest(*chosen.sources(30))
+        for wanted, query in chosen.copies(30, 10):
+            result = store.lookup(query)
+            assert not result.identical
+            assert [hit.sources for hit in result.near] == [(wanted,)]
+
+
+def test_a_set_is_the_same_for_every_process() -> None:
+    spec = {"folder": str(PHOTOS), "seed": 5}
+    one, other = sets.make(spec), sets.make(json.loads(json.dumps(spec)))
+    assert one.sources(9) == other.sources(9) != sets.make(spec | {"seed": 6}).sources(9)
+    for (name, image), (again, same) in zip(one.hits(9, 4), other.hits(9, 4), strict=True):
+        assert name == again
+        np.testing.assert_array_equal(image, same)
+    for (_, changed), (name, _) in zip(one.misses(9, 2), one.hits(9, 2), strict=True):
+        assert changed.dtype == np.uint8 and name in one.sources(9)
