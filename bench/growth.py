@@ -140,7 +140,7 @@ _RULES = (
     _Rule("a near lookup is O(n)", ("near", "engine", "hit"), *_ON, True),
     _Rule("IndexFlatL2 is O(n)", ("similar", "IndexFlatL2", "single"), *_ON, True),
     _Rule(
-        "a similarity search of the engine grows far less than n",
+        "a similarity search grows far less than n",
         ("similar", "engine", "single"),
         -math.inf,
         0.35,

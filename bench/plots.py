@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _ENGINE, _ENGINE_MISS = "#0072B2", "#56B4E9"
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#999933", "#882255", "#AAAAAA")
 _MARKS = "osD^vP*X"
+_TIERS = ("ingest", "identical", "near", "similar")
 _WIDTH, _HEIGHT = 6.4, 4.4  # inches, of one panel
 _DOTS = 110  # an inch
 
@@ -67,6 +68,8 @@ def drawn(results: Results) -> dict[str, bytes]:
     from matplotlib.figure import Figure
 
     every, grown = series(results), growths(results)
+    others = sorted({key[1] for key in every if key[0] in _TIERS} - {"engine"})
+    numbers = {method: number for number, method in enumerate(others)}  # the same in each panel
     found = {}
     for name, (title, panels) in PLOTS.items():
         shown = [(panel, keys) for panel in panels if (keys := _keys(panel, every))]
@@ -79,7 +82,7 @@ def drawn(results: Results) -> dict[str, bytes]:
         figure.suptitle(title, fontsize=13)
         axes = figure.subplots(down, across, squeeze=False).ravel()
         for place, ((heading, unit, _), keys) in zip(axes, shown, strict=False):
-            _draw(place, heading, unit, keys, every, grown)
+            _draw(place, heading, unit, keys, every, grown, numbers)
         for place in axes[len(shown) :]:
             place.set_visible(False)
         file = io.BytesIO()
@@ -107,8 +110,8 @@ def _draw(
     keys: Sequence[Key],
     every: dict[Key, list[Measurement]],
     grown: dict[Key, Growth],
+    numbers: dict[str, int],
 ) -> None:
-    others = 0
     for key in keys:
         measured = [one for one in every[key] if one.median > 0]
         sizes = [one.n for one in measured]
@@ -120,9 +123,9 @@ def _draw(
             colour, width, mark = (_ENGINE if key[0] != "similar" else _ENGINE_MISS), 2.6, "o"
             colour = _ENGINE if len({one[0] for one in keys}) == 1 else colour
         else:
-            colour, width = _COLOURS[others % len(_COLOURS)], 1.4
-            mark = _MARKS[others % len(_MARKS)]
-            others += 1
+            number = numbers[key[1]]
+            colour, width = _COLOURS[number % len(_COLOURS)], 1.4
+            mark = _MARKS[(number + number // len(_COLOURS)) % len(_MARKS)]
         style: dict[str, Any] = {"color": colour, "linewidth": width, "marker": mark}
         place.plot(sizes, [one.median for one in measured], markersize=5, label=label, **style)
         if any(len(one.samples) > 1 for one in measured):

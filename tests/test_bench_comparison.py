@@ -1,0 +1,102 @@
+"""Two runs beside each other: what is called worse, what is noise, and what cannot be compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import benchrun
+import pytest
+
+from bench.comparison import BETTER, SAME, WORSE, body, compare, table, warnings
+from bench.measurement import Measurement
+from bench.results import Results
+
+
+def only(run: Results, *measurements: Measurement) -> Results:
+    return replace(run, measurements=measurements)
+
+
+def figure(*samples: float, unit: str = "s", name: str = "hit", n: int = 10) -> Measurement:
+    return Measurement(n, "identical", "engine", name, unit, samples)
+
+
+def verdict(old: Measurement, new: Measurement) -> str:
+    run = benchrun.run()
+    (change,) = compare(only(run, old), only(run, new))
+    return change.verdict
+
+
+def test_a_run_is_the_same_as_itself() -> None:
+    run = benchrun.run()
+    changes = compare(run, run)
+    assert len(changes) == len(run.measurements)
+    assert {one.verdict for one in changes} == {SAME}
+    assert all(one.ratio == 1 for one in changes)
+    assert "0 are of the old run only, 0 of the new one" in table(run, run, changes)
+
+
+def test_what_became_slower_is_worse_and_comes_first() -> None:
+    old, new = benchrun.run(), benchrun.run(slower=1.3)
+    changes = compare(old, new)
+    worse = [one for one in changes if one.verdict == WORSE]
+    assert changes[: len(worse)] == worse
+    assert {one.new.method for one in worse} == {"engine"}
+    assert {one.new.figure for one in worse} == {"hit", "miss", "time"}
+    assert {one.verdict for one in compare(new, old)} == {SAME, BETTER}
+    text = table(old, new, changes)
+    assert text.count("WORSE") == len(worse) and "1.30" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        (figure(1, 1.01, 0.99), figure(1.2, 1.21, 1.19), WORSE),
+        (figure(1, 1.01, 0.99), figure(1.08, 1.081, 1.079), SAME),  # less than a tenth
+        (figure(1, 5, 0.2), figure(1.2, 6, 0.3), SAME),  # within its noise
+        (figure(1), figure(1.2), SAME),  # once on each side
+        (figure(1), figure(1.3), WORSE),
+        (figure(1.3), figure(1), BETTER),
+        (figure(0), figure(0), SAME),
+        (figure(0), figure(5), WORSE),
+        (figure(0.97, unit=""), figure(0.95, unit=""), WORSE),
+        (figure(0.95, unit=""), figure(0.97, unit=""), BETTER),
+        (figure(0.951, unit=""), figure(0.95, unit=""), SAME),
+    ],
+)
+def test_a_difference_counts_beyond_its_noise(
+    old: Measurement, new: Measurement, wanted: str
+) -> None:
+    assert verdict(old, new) == wanted
+
+
+def test_only_the_same_figures_are_compared() -> None:
+    run = benchrun.run()
+    old = only(run, figure(1), figure(1, name="gone"), figure(1, n=20))
+    new = only(run, figure(1), figure(1, name="new"))
+    changes = compare(old, new)
+    assert len(changes) == 1
+    assert "2 are of the old run only, 1 of the new one" in table(old, new, changes)
+
+
+def test_what_makes_a_comparison_doubtful_is_told() -> None:
+    old = benchrun.run()
+    new = replace(
+        benchrun.run(seed=7, complete=False),
+        machine=dict(old.machine) | {"cpu": "Another"},
+        versions=dict(old.versions) | {"numpy": "3.0", "engine": "0.2.0"},
+    )
+    assert warnings(old, new) == [
+        "another machine: cpu was A CPU",
+        "another setting: seed was 0",
+        "another version: numpy was 2.3",
+        "one of the runs did not end",
+    ]
+    assert body(old, new, [])["warnings"] == warnings(old, new)
+    assert warnings(old, old) == []
+
+
+def test_programs_get_every_figure() -> None:
+    old, new = benchrun.run(), benchrun.run(slower=2)
+    changes = body(old, new, compare(old, new))["changes"]
+    assert isinstance(changes, list) and len(changes) == len(old.measurements)
+    assert changes[0]["verdict"] == WORSE and changes[0]["ratio"] == pytest.approx(2, rel=0.01)
