@@ -201,6 +201,7 @@ class Export:
                     ids.write(named[there].data)
                     self._vector_rows += int(there.sum())
                     at += len(block)
+                    vectors.let_go()
                 _put_header(rows, np.float32, (self._vector_rows, entry.dim))
                 _put_header(ids, np.int64, (self._vector_rows,))
         finally:

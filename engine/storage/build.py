@@ -95,7 +95,9 @@ def sample_of(vectors: Vectors, most: int, seed: int) -> tuple[Numbers, npt.NDAr
         rows = np.sort(draw.choice(vectors.rows, size, replace=False)).astype(np.int64)
     else:  # a few less, and no permutation of all rows in memory
         rows = np.unique(draw.integers(0, vectors.rows, size))
-    return rows, vectors.gather(rows)
+    sample = vectors.gather(rows)
+    vectors.let_go()
+    return rows, sample
 
 
 def segment(
@@ -260,6 +262,7 @@ class Laying:
         for at in range(0, len(rows), step):
             some = rows[at : at + step]
             self._append(self._vectors.gather(some), self._vectors.ids(some))
+            self._vectors.let_go()
             self._work.done(len(some))
         self._waiting, self._count = [], 0
 
@@ -293,6 +296,7 @@ def _lists(
         lists[at:stop], codes[at:stop], close = quantizer.encode(block)
         closeness += float(close.sum(dtype=np.float64))
         at = stop
+        vectors.let_go()
         work.done(len(block))
     return Lists(lists, codes, quantizer.nlist), closeness
 

@@ -203,6 +203,7 @@ class ExtentReader:
         self._behind = behind
         self._fds: dict[int, int] = {}
         self._maps: dict[int, npt.NDArray[Any]] = {}
+        self._opened: dict[int, mmap.mmap] = {}
 
     def read(self, place: Place) -> bytes:
         """The bytes at ``place``; ``StoreDamagedError`` if the file is gone or too short."""
@@ -330,8 +331,14 @@ class ExtentReader:
             if self._scattered and hasattr(mmap, "MADV_RANDOM"):
                 opened.madvise(mmap.MADV_RANDOM)
             mapped = np.frombuffer(opened, item, rows * width, HEADER_BYTES).reshape(rows, width)
-            self._maps[number] = mapped
+            self._maps[number], self._opened[number] = mapped, opened
         return mapped[:rows]
+
+    def let_go(self) -> None:
+        """Take all mapped pages out of this process; views stay good, and the page cache has them."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for opened in list(self._opened.values()):
+                opened.madvise(mmap.MADV_DONTNEED)
 
     def ask_for(self, number: int, spans: Iterable[tuple[int, int]]) -> None:
         """Tell the kernel of spans of the file, (start, end) in bytes, that are read next."""
@@ -348,6 +355,7 @@ class ExtentReader:
             os.close(fd)
         self._fds.clear()
         self._maps.clear()
+        self._opened.clear()
 
 
 class ExtentWriter:

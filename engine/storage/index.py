@@ -35,6 +35,8 @@ from engine.storage.vectors import Vectors
 
 _QUERIES = 1024  # at a time
 _IDS = 1 << 14  # that are looked through at a time
+_MANY = 64  # queries that are compared with all vectors at once
+_MAPPED_BLOCKS = 16  # of vectors, 8 MB each, that stay mapped behind them meanwhile
 _CANDIDATES = 1 << 20  # of all queries in hand
 _WIDENED = 64  # queries that look at many lists, at a time
 _FEW = 1 << 16  # wanted rows that are all compared rather than looked for by their codes
@@ -405,8 +407,12 @@ class VectorIndex:
         among: _Wanted | None,
     ) -> None:
         for start, stop in ranges:
-            at = start
+            at = let_go = start
             for block in self.vectors.blocks(start, stop, self.vectors.at_once):
+                # With many queries a block takes far longer to compare than to be mapped again.
+                if len(queries) >= _MANY and at - let_go >= _MAPPED_BLOCKS * self.vectors.at_once:
+                    self.vectors.let_go()
+                    let_go = at
                 rows = np.arange(at, at + len(block), dtype=np.int64)
                 at += len(block)
                 if among is not None:

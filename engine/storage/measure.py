@@ -65,6 +65,7 @@ def measure(
     scores = np.take_along_axis(scores, _own_last(near, rows), 1)
     truth = _without(near, rows, largest)
     truth[~index.is_indexed(truth)] = -1  # always found
+    vectors.let_go()
     done()
     far, counts = _reaches(index, queries, truth)
     done()

@@ -71,6 +71,11 @@ class Vectors:
             yield self._part(part, self._streamed)[inside : inside + end - at]
             at = end
 
+    def let_go(self) -> None:
+        """Give mapped vectors back to the page cache: what is gone through once is not wanted again."""
+        self._streamed.let_go()
+        self._scattered.let_go()
+
     def gather(self, rows: Numbers) -> npt.NDArray[np.float32]:
         """The vectors of the given rows: (len(rows), dim), copied."""
         out = np.empty((len(rows), self.dim), np.float32)
