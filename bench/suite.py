@@ -37,7 +37,7 @@ MADE = "made"  # the method of what is done to images before anything looks for 
 RUN = "run"
 
 _FLAT_BYTES = 600  # of memory, a vector of 128 dimensions
-_BRIEF = 100_000  # images or vectors up to which ingests are measured several times
+_BRIEF = 1_000_000  # images up to which an ingest is measured several times
 _ROUNDS = 3
 _SAMPLE = 10_000  # images that are made, packed and hashed for their times
 _EMBEDDED = 1_024

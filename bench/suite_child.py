@@ -189,6 +189,7 @@ def flat(n: int, seed: int, given: str, queries: str, truth: str, k: int) -> dic
     rows = VectorStore(n, seed, Path(), Path(given) if given else None)
     index = faiss.IndexFlatL2(asked.shape[1])
     empty = memory.anonymous()
+    faiss.omp_set_num_threads(1)  # for one query, as with the others
     tell(start=True)
     built = 0.0
     for block in rows.blocks(0, n):

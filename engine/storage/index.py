@@ -513,7 +513,12 @@ class _Best:
         if not np.isfinite(scores).all():
             bad = np.isnan(scores) | (rows < 0)
             scores, rows = np.where(bad, np.float32("-inf"), scores), np.where(bad, -1, rows)
-        if len(scores) > 1 and scores.shape[1] > 2 * self.k:
+        if len(scores) == 1 and scores.shape[1] > 2 * self.k:
+            # Sorting all of them would take ten times as long; those that are equal to the last stay.
+            least = np.partition(scores[0], -self.k)[-self.k]
+            few = np.flatnonzero(scores[0] >= least)
+            scores, rows = scores[:, few], rows[:, few]
+        elif scores.shape[1] > 2 * self.k:
             keep = np.argpartition(scores, -self.k, axis=1)[:, -self.k :]
             scores = np.take_along_axis(scores, keep, 1)
             rows = np.take_along_axis(rows, keep, 1)
