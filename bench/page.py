@@ -33,7 +33,7 @@ details { margin-top: 1.5rem; }
 
 def write(results: Results, folder: Path) -> None:
     """The page, with its plots inside; without plots where matplotlib is not installed."""
-    (folder / NAME).write_text(page(results), encoding="utf-8")
+    (folder / NAME).write_text(page(results), encoding="utf-8", errors="backslashreplace")
 
 
 def page(results: Results) -> str:

@@ -9,7 +9,9 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from engine.errors import UsageError
@@ -24,6 +26,7 @@ COLUMNS = (
 )
 _MOST_BYTES = 64 << 20  # of a file of results
 _DIGITS = 6  # significant ones of a sample
+_KINDS = {"settings": "plain value", "machine": "text or number", "versions": "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +78,24 @@ def save(results: Results, folder: Path) -> None:
 
 def load(path: Path) -> Results:
     """The results that ``save`` left in a folder, or its results.json; ``UsageError`` if it is none."""
-    file = path / JSON_NAME if path.is_dir() else path
+    file = path
     try:
+        if path.is_dir():
+            file = path / JSON_NAME
+        if file.exists() and not file.is_file():  # a pipe nobody writes to would be waited for
+            raise OSError(0, "it is no file")
         with file.open("rb") as opened:
             raw = opened.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"the results {file} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"the results {file} cannot be read: {reason}; name a results.json of engine bench"
+        ) from None
     if len(raw) > _MOST_BYTES:
         raise UsageError(f"{file} is too large for results of engine bench: name another file")
     try:
-        return _results(json.loads(raw))
+        # Python would guess other encodings, and take NaN, neither of which ``save`` writes.
+        return _results(json.loads(raw.decode("utf-8"), parse_constant=_no_constant))
     except (ValueError, RecursionError, _WrongError) as error:  # UnicodeDecodeError is a ValueError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
@@ -144,15 +155,15 @@ class _WrongError(Exception):
 def _results(body: object) -> Results:
     if not isinstance(body, dict):
         raise _WrongError("it is no object")
-    if body.get("format") != FORMAT:
-        raise _WrongError(f"its format is {body.get('format')!r} and not {FORMAT}")
+    if _a(body, "format", int) != FORMAT:
+        raise _WrongError(f"its format is {body['format']} and not {FORMAT}")
     return Results(
-        started=_a(body, "started", str),
+        started=_time(body),
         seconds=_number(body.get("seconds"), "seconds"),
         complete=_a(body, "complete", bool),
-        settings=_a(body, "settings", dict),
-        machine=_a(body, "machine", dict),
-        versions=_a(body, "versions", dict),
+        settings=_scalars(body, "settings", str | int | float | list | None),
+        machine=_scalars(body, "machine", str | int),
+        versions=_scalars(body, "versions", str),
         measurements=tuple(_measurement(one) for one in _a(body, "measurements", list)),
         skipped=tuple(_skipped(one) for one in _a(body, "skipped", list)),
     )
@@ -179,14 +190,41 @@ def _skipped(one: object) -> Skipped:
 
 def _a(body: object, name: str, kind: type) -> Any:
     value = body.get(name) if isinstance(body, dict) else None
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _WrongError(f"{name} is missing, or no {kind.__name__}")
     return value
 
 
+def _time(body: object) -> str:
+    text = _a(body, "started", str)
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise _WrongError("started is no time") from None
+    return str(text)
+
+
+def _scalars(body: object, name: str, kind: UnionType | type) -> dict[str, Any]:
+    """What describes a run: values that fit on a line, or lists of such."""
+    found: dict[str, Any] = _a(body, name, dict)
+    for value in found.values():
+        if not isinstance(value, kind):
+            raise _WrongError(f"a value of {name} is no {_KINDS[name]}")
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, list | dict):
+                raise _WrongError(f"a list of {name} has more than plain values")
+            if isinstance(one, int | float) and not isinstance(one, bool):
+                _number(one, f"a number of {name}")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise _WrongError(f"{name} is no number")
+
+
 def _count(body: object) -> int:
     n = _a(body, "n", int)
-    if isinstance(n, bool) or not 0 <= n < 1 << 63:
+    if not 0 <= n < 1 << 63:
         raise _WrongError("n is no number of images")
     return int(n)
 
@@ -204,9 +242,9 @@ def _rounded(value: float) -> float:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file that is whole or not there."""
+    """Write a file that is whole or not there; names of files that are no UTF-8 are escaped in it."""
     unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

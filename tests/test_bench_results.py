@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import csv
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -33,6 +34,17 @@ def test_what_was_saved_is_loaded_to_six_digits(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "results.json"}
 
 
+def test_names_that_are_no_utf8_cost_nothing(tmp_path: Path) -> None:
+    run = benchrun.run(data="the vectors of \udcff.npy")
+    odd = replace(run.measurements[0], note="vectors of \udcff.npy")
+    run = replace(run, measurements=(odd, *run.measurements[1:]))
+    assert results.finish(run, tmp_path) == []
+    again = results.load(tmp_path)
+    assert again.settings == run.settings and again.measurements[0].note == odd.note
+    assert "\\udcff.npy" in (tmp_path / "results.csv").read_text(encoding="utf-8")
+    assert "\\udcff.npy" in (tmp_path / "results.html").read_text(encoding="utf-8")
+
+
 def test_the_csv_is_tidy(tmp_path: Path) -> None:
     run = benchrun.run()
     results.save(run, tmp_path)
@@ -59,7 +71,7 @@ def test_quantiles_are_samples() -> None:
 
 def _body(**over: Any) -> dict[str, Any]:
     measurement = {"n": 1, "tier": "t", "method": "m", "figure": "f", "unit": "s", "note": ""}
-    body = {"format": 1, "started": "", "seconds": 1, "complete": True, "settings": {}}
+    body = {"format": 1, "started": "2026-01-02", "seconds": 1, "complete": True, "settings": {}}
     body |= {"machine": {}, "versions": {}, "skipped": []}
     return body | {"measurements": [measurement | {"samples": [1]}]} | over
 
@@ -70,6 +82,15 @@ def _body(**over: Any) -> dict[str, Any]:
         [],
         7,
         _body(format=2),
+        _body(format=True),
+        _body(started="\x1b[2J\nyesterday"),
+        _body(settings={"seed": float("nan")}),
+        _body(settings={"seed": {"a": 1}}),
+        _body(settings={"sizes": [[1]]}),
+        _body(settings={"seed": 10**400}),
+        _body(machine={"cores": [2]}),
+        _body(machine={"cores": None}),
+        _body(versions={"numpy": 2}),
         _body(complete=1),
         _body(seconds="long"),
         _body(measurements={}),
@@ -92,7 +113,14 @@ def test_a_file_that_is_no_result_is_refused_in_one_line(tmp_path: Path, wrong: 
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(file))
 
 
-@pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b"1" * 10_000])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(b"", b"\xff\xfe", b"{", b"[" * 100_000, b"1" * 10_000),
+        json.dumps(_body()).encode("utf-16"),
+        json.dumps(_body(settings={"data": "é"}), ensure_ascii=False).encode("latin-1"),
+    ],
+)
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "r.json").write_bytes(raw)
     with pytest.raises(UsageError, match="has no results of engine bench"):
@@ -106,6 +134,12 @@ def test_a_file_that_is_not_there_or_too_large_is_refused(
         results.load(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(_body()))
     assert results.load(tmp_path).measurements[0].samples == (1.0,)
+    for name in ("a" * 300, "zero\0byte"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            results.load(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="cannot be read: it is no file"):
+        results.load(tmp_path / "pipe")
     monkeypatch.setattr(results, "_MOST_BYTES", 10)
     with pytest.raises(UsageError, match="too large"):
         results.load(tmp_path)
