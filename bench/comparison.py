@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from .measurement import SHARE, Measurement
 from .report import align
+from .resample import medians
 from .results import Results
 from .units import show
 
@@ -63,15 +63,10 @@ def _change(old: Measurement, new: Measurement) -> Change:
     low = high = None
     if min(len(old.samples), len(new.samples)) > 1 and old.median > 0:
         draw = np.random.default_rng(0)
-        ratios = _resampled(new, draw) / np.maximum(_resampled(old, draw), 1e-300)
+        now, before = (medians(one.samples, _DRAWS, draw) for one in (new, old))
+        ratios = now / np.maximum(before, 1e-300)
         low, high = (float(one) for one in np.quantile(ratios, [0.025, 0.975]))
     return Change(old, new, ratio, low, high, _verdict(old, new, ratio, low, high))
-
-
-def _resampled(one: Measurement, draw: np.random.Generator) -> npt.NDArray[np.float64]:
-    given = np.asarray(one.samples)
-    picked = given[draw.integers(0, len(given), (_DRAWS, len(given)))]
-    return np.asarray(np.median(picked, axis=1), np.float64)
 
 
 def _verdict(

@@ -12,19 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from .measurement import BYTES, SECONDS, Measurement
+from .resample import Numbers, medians
 from .results import Results
 
 _DRAWS = 400
 _SEED = 0
-_FIXED = (
-    3.0  # what the largest set has to take of what the smallest takes, else that is fixed costs
-)
+_FIXED = 3.0  # times what the smallest set takes: what the largest has to, or fixed costs hide it
 
 Key = tuple[str, str, str]  # tier, method, figure
-Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +58,17 @@ def fit(measured: Sequence[Measurement], *, without_fixed: bool = False) -> Grow
     sizes = tuple(one.n for one in some)
     if len(set(sizes)) < 2 + without_fixed:
         return None
-    samples = [np.asarray(one.samples) for one in some]
-    medians = np.array([[np.median(one)] for one in samples])  # (sizes, 1)
+    taken = np.array([[one.median] for one in some])  # (sizes, 1)
     numbers = np.array(sizes, np.float64)
     if without_fixed:
-        medians, numbers = medians[1:] - medians[0], numbers[1:] - numbers[0]
-        if (medians <= 0).any():
+        taken, numbers = taken[1:] - taken[0], numbers[1:] - numbers[0]
+        if (taken <= 0).any():
             return None
-    exponent = float(_slopes(np.log(numbers), np.log(medians))[0])
-    if max(map(len, samples)) == 1:
+    exponent = float(_slopes(np.log(numbers), np.log(taken))[0])
+    if max(len(one.samples) for one in some) == 1:
         return Growth(exponent, None, None, sizes)
     draw = np.random.default_rng(_SEED)
-    drawn = np.stack([_medians(one, draw) for one in samples])  # (sizes, draws)
+    drawn = np.stack([medians(one.samples, _DRAWS, draw) for one in some])  # (sizes, draws)
     if without_fixed:
         drawn = drawn[1:] - drawn[0]
     slopes = _slopes(np.log(numbers), np.log(np.maximum(drawn, 1e-300)))
@@ -88,11 +84,6 @@ def growths(results: Results) -> dict[Key, Growth]:
         if growth is not None:
             found[key] = growth
     return found
-
-
-def _medians(samples: Numbers, draw: np.random.Generator) -> Numbers:
-    picked = samples[draw.integers(0, len(samples), (_DRAWS, len(samples)))]
-    return np.asarray(np.median(picked, axis=1), np.float64)
 
 
 def _slopes(x: Numbers, y: Numbers) -> Numbers:
