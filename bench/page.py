@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -31,12 +31,12 @@ details { margin-top: 1.5rem; }
 """
 
 
-def write(results: Results, folder: Path) -> None:
-    """The page, with its plots inside; without plots where matplotlib is not installed."""
-    (folder / NAME).write_text(page(results), encoding="utf-8", errors="backslashreplace")
+def write(results: Results, folder: Path, images: Mapping[str, bytes] | None) -> None:
+    """The page, with its plots inside: PNG by name; None if they could not be drawn."""
+    (folder / NAME).write_text(page(results, images), encoding="utf-8", errors="backslashreplace")
 
 
-def page(results: Results) -> str:
+def page(results: Results, images: Mapping[str, bytes] | None) -> str:
     """The page as text; everything that came from outside is escaped."""
     settings = results.settings
     what = str(settings.get("data", "images"))
@@ -49,7 +49,7 @@ def page(results: Results) -> str:
     ]
     if not results.complete:
         parts.append("<p class=fails>Interrupted: these are the figures until then.</p>")
-    parts += [_plots(results), _claims(results)]
+    parts += [_plots(images), _claims(results)]
     for tier, (title, columns) in BLOCKS.items():
         parts.append(_tier(results, tier, title, columns))
     parts += [_skipped(results), _reading(), _everything(results), _settings(results)]
@@ -65,13 +65,9 @@ def _line(results: Results) -> str:
     )
 
 
-def _plots(results: Results) -> str:
-    try:
-        from .plots import drawn
-
-        images = drawn(results)
-    except ModuleNotFoundError:
-        return "<p class=soft>No plots: matplotlib is not installed.</p>"
+def _plots(images: Mapping[str, bytes] | None) -> str:
+    if images is None:
+        return "<p class=soft>No plots: they could not be drawn where this was measured.</p>"
     return "\n".join(
         f"<p><img alt='{escape(name)} against n' "
         f"src='data:image/png;base64,{base64.b64encode(image).decode()}'></p>"

@@ -16,50 +16,52 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which people who see fewer colours can tell apart; the engine's is its own.
-_ENGINE, _ENGINE_MISS = "#0072B2", "#56B4E9"
+_ENGINE = "#0072B2"
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#999933", "#882255", "#AAAAAA")
 _MARKS = "osD^vP*X"
-_TIERS = ("ingest", "identical", "near", "similar")
-_WIDTH, _HEIGHT = 6.4, 4.4  # inches, of one panel
+_OF_IMAGES = ("ingest", "identical", "near")  # tiers; what is measured of vectors is "similar"
+_WIDTH, _HEIGHT = 6.4, 4.9  # inches, of one panel with its legend
 _DOTS = 110  # an inch
 
-# A file each: panels with their title and unit, and which figures they draw.
-PLOTS: dict[str, tuple[str, list[tuple[str, str, list[tuple[str, str]]]]]] = {
+# A file each: panels with their title and unit, and which tier's figure they draw.
+PLOTS: dict[str, tuple[str, list[tuple[str, str, tuple[str, str]]]]] = {
     "time": (
         "Time to take a set in",
         [
-            ("images, until they can be looked up", SECONDS, [("ingest", "time")]),
-            ("vectors, until they are indexed", SECONDS, [("similar", "build")]),
+            ("images, until they can be looked up", SECONDS, ("ingest", "time")),
+            ("vectors, until they are indexed", SECONDS, ("similar", "build")),
         ],
     ),
     "memory": (
         "Memory and disk",
         [
-            (
-                "anonymous memory, images",
-                BYTES,
-                [("ingest", "memory")],
-            ),
-            ("anonymous memory, vectors, while asked", BYTES, [("similar", "memory")]),
-            ("disk", BYTES, [("ingest", "disk"), ("similar", "disk")]),
+            ("anonymous memory, images, while taken in", BYTES, ("ingest", "memory")),
+            ("anonymous memory, vectors, while asked", BYTES, ("similar", "memory")),
+            ("disk, images", BYTES, ("ingest", "disk")),
+            ("disk, vectors and their index", BYTES, ("similar", "disk")),
         ],
     ),
     "latency": (
         "One lookup: median, and from the 5th to the 95th percentile",
         [
-            ("identical, an image that is there", SECONDS, [("identical", "hit")]),
-            ("identical, one that is not", SECONDS, [("identical", "miss")]),
-            ("near, a copy", SECONDS, [("near", "hit")]),
-            ("similar, a vector", SECONDS, [("similar", "single")]),
+            ("identical, an image that is there", SECONDS, ("identical", "hit")),
+            ("identical, one that is not", SECONDS, ("identical", "miss")),
+            ("near, a copy", SECONDS, ("near", "hit")),
+            ("similar, a vector", SECONDS, ("similar", "single")),
         ],
     ),
 }
 
 
-def write(results: Results, folder: Path) -> None:
-    """``time.png``, ``memory.png`` and ``latency.png``; one without anything to draw is left out."""
-    for name, image in drawn(results).items():
+def write(results: Results, folder: Path) -> dict[str, bytes]:
+    """``time.png``, ``memory.png`` and ``latency.png``; one without anything to draw is left out.
+
+    Returns what was drawn, by name.
+    """
+    images = drawn(results)
+    for name, image in images.items():
         (folder / f"{name}.png").write_bytes(image)
+    return images
 
 
 def drawn(results: Results) -> dict[str, bytes]:
@@ -68,8 +70,7 @@ def drawn(results: Results) -> dict[str, bytes]:
     from matplotlib.figure import Figure
 
     every, grown = series(results), growths(results)
-    others = sorted({key[1] for key in every if key[0] in _TIERS} - {"engine"})
-    numbers = {method: number for number, method in enumerate(others)}  # the same in each panel
+    numbers = _numbers(every, _OF_IMAGES) | _numbers(every, ("similar",))
     found = {}
     for name, (title, panels) in PLOTS.items():
         shown = [(panel, keys) for panel in panels if (keys := _keys(panel, every))]
@@ -91,14 +92,19 @@ def drawn(results: Results) -> dict[str, bytes]:
     return found
 
 
+def _numbers(every: dict[Key, list[Measurement]], tiers: Sequence[str]) -> dict[str, int]:
+    """Of each method but the engine, by which it has its colour and mark in all plots of these tiers."""
+    others = sorted({key[1] for key in every if key[0] in tiers} - {"engine"})
+    return {method: number for number, method in enumerate(others)}
+
+
 def _keys(
-    panel: tuple[str, str, list[tuple[str, str]]], every: dict[Key, list[Measurement]]
+    panel: tuple[str, str, tuple[str, str]], every: dict[Key, list[Measurement]]
 ) -> list[Key]:
-    wanted = panel[2]
     keys = [
         key
         for key, measured in every.items()
-        if (key[0], key[2]) in wanted and any(one.median > 0 for one in measured)
+        if (key[0], key[2]) == panel[2] and any(one.median > 0 for one in measured)
     ]
     return sorted(keys, key=lambda key: key[1] == "engine")  # drawn last, so on top
 
@@ -115,13 +121,12 @@ def _draw(
     for key in keys:
         measured = [one for one in every[key] if one.median > 0]
         sizes = [one.n for one in measured]
-        label = key[1] if len({one[0] for one in keys}) == 1 else f"{key[1]}, {_OF[key[0]]}"
+        label = key[1].replace("$", r"\$")  # else what is between two of them is a formula
         growth = grown.get(key)
         if growth is not None:
-            label += f"  n^{growth.exponent:.2f}"
+            label += f"  $n^{{{growth.exponent:.2f}}}$"
         if key[1] == "engine":
-            colour, width, mark = (_ENGINE if key[0] != "similar" else _ENGINE_MISS), 2.6, "o"
-            colour = _ENGINE if len({one[0] for one in keys}) == 1 else colour
+            colour, width, mark = _ENGINE, 2.6, "o"
         else:
             number = numbers[key[1]]
             colour, width = _COLOURS[number % len(_COLOURS)], 1.4
@@ -135,11 +140,23 @@ def _draw(
     place.set_xscale("log")
     place.set_yscale("log")
     place.set_title(heading, fontsize=11)
-    place.set_xlabel("vectors" if all(key[0] == "similar" for key in keys) else "images")
-    place.yaxis.set_major_formatter(lambda value, _: show(value, unit))
+    place.set_xlabel("vectors" if keys[0][0] == "similar" else "images")
+    place.yaxis.set_major_formatter(lambda value, _: _tick(value, unit))
     place.grid(visible=True, which="major", color="#dddddd", linewidth=0.7)
     place.spines[["top", "right"]].set_visible(False)
-    place.legend(fontsize=8.5, frameon=False, loc="best")
+    handles, labels = place.get_legend_handles_labels()
+    place.legend(  # below: inside, it hides lines as soon as there are peers
+        handles[::-1],  # the engine first, which is drawn last
+        labels[::-1],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.14),
+        ncols=3,
+        fontsize=8.5,
+        frameon=False,
+    )
 
 
-_OF = {"ingest": "images", "similar": "vectors"}
+def _tick(value: float, unit: str) -> str:
+    """``1.00 ms`` is ``1 ms`` beside an axis, where every digit is a power of ten."""
+    number, _, name = show(value, unit).partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {name}"

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -110,9 +110,31 @@ def finish(results: Results, folder: Path) -> list[str]:
     """
     save(results, folder)
     left_out = []
-    for what, write in _OTHERS.items():
+    images: dict[str, bytes] | None = None
+
+    def draw() -> None:
+        from . import plots
+
+        nonlocal images
+        images = plots.write(results, folder)
+
+    def write_page() -> None:
+        from . import page
+
+        page.write(results, folder, images)
+
+    def write_logs() -> None:
+        from . import board
+
+        board.write(results, folder)
+
+    for what, write in (
+        ("plots", draw),
+        ("page", write_page),
+        ("logs for TensorBoard", write_logs),
+    ):
         try:
-            write(results, folder)
+            write()
         except ModuleNotFoundError as error:
             left_out.append(
                 f"no {what}: {(error.name or '').partition('.')[0]} is not installed (pip install "
@@ -121,31 +143,6 @@ def finish(results: Results, folder: Path) -> list[str]:
         except Exception as error:  # a library that draws must not cost a run of hours
             left_out.append(f"no {what}: {type(error).__name__}: {' '.join(str(error).split())}")
     return left_out
-
-
-def _plots(results: Results, folder: Path) -> None:
-    from . import plots
-
-    plots.write(results, folder)
-
-
-def _page(results: Results, folder: Path) -> None:
-    from . import page
-
-    page.write(results, folder)
-
-
-def _board(results: Results, folder: Path) -> None:
-    from . import board
-
-    board.write(results, folder)
-
-
-_OTHERS: dict[str, Callable[[Results, Path], None]] = {
-    "plots": _plots,
-    "page": _page,
-    "logs for TensorBoard": _board,
-}
 
 
 class _WrongError(Exception):

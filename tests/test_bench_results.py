@@ -188,9 +188,19 @@ def test_a_plot_that_fails_costs_nothing_else(
     def fail(*given: object) -> None:
         raise ValueError("two\nlines")
 
-    monkeypatch.setattr(plots, "write", fail)
+    monkeypatch.setattr(plots, "drawn", fail)
     assert results.finish(benchrun.run(), tmp_path) == ["no plots: ValueError: two lines"]
-    assert (tmp_path / "results.html").exists() and (tmp_path / "results.json").exists()
+    assert "No plots" in (tmp_path / "results.html").read_text(encoding="utf-8")
+    assert results.load(tmp_path).complete
+
+
+def test_a_method_may_be_called_as_a_formula_is() -> None:
+    run = benchrun.run()
+    odd = tuple(
+        replace(one, method="$x^$_{") if one.method == "list of hashes" else one
+        for one in run.measurements
+    )
+    assert plots.drawn(replace(run, measurements=odd)).keys() == plots.PLOTS.keys()
 
 
 class _Page(HTMLParser):
@@ -217,7 +227,7 @@ def test_the_page_needs_nothing_else_and_trusts_nothing() -> None:
         complete=False,
     )
     parsed = _Page()
-    parsed.feed(page.page(hostile))
+    parsed.feed(page.page(hostile, plots.drawn(hostile)))
     assert "script" not in parsed.tags and parsed.tags.count("img") == 3
     assert all(link.startswith("data:image/png;base64,") for link in parsed.links)
     text = " ".join(parsed.text)
