@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.show import printable
+
 from .measurement import SHARE, Measurement
 from .report import align
 from .resample import medians
@@ -20,10 +22,14 @@ from .units import show
 
 WORSE, BETTER, SAME = "worse", "better", "same"
 
+_Key = tuple[int, str, str, str, str]
+
 _FACTOR = 1.10  # by which a figure has to differ
 _ALONE = 1.25  # the same, where nothing is known of its noise
 _SHARE = 0.01  # by which a share has to differ
 _DRAWS = 1_000
+_LONGEST = 80  # characters of what another file says
+_SHOWN = 12  # lines of what only one run has
 _SETTINGS = ("seed", "memory_bytes", "memory_limit_bytes", "embed", "data")
 
 
@@ -46,14 +52,18 @@ class Change:
 
 def compare(old: Results, new: Results) -> list[Change]:
     """Every figure that both runs have, worst first."""
-    before = {_key(one): one for one in old.measurements}
-    changes = [_change(before[_key(one)], one) for one in new.measurements if _key(one) in before]
+    before, now = _by_key(old), _by_key(new)
+    changes = [_change(before[key], one) for key, one in now.items() if key in before]
     order = {WORSE: 0, BETTER: 1, SAME: 2}
     return sorted(changes, key=lambda one: (order[one.verdict], -abs(np.log(max(one.ratio, 1e-9)))))
 
 
-def _key(one: Measurement) -> tuple[int, str, str, str, str]:
+def _key(one: Measurement) -> _Key:
     return one.n, one.tier, one.method, one.figure, one.unit
+
+
+def _by_key(results: Results) -> dict[_Key, Measurement]:
+    return {_key(one): one for one in results.measurements}
 
 
 def _change(old: Measurement, new: Measurement) -> Change:
@@ -88,21 +98,43 @@ def warnings(old: Results, new: Results) -> list[str]:
     found = []
     for name in ("cpu", "cores", "ram_bytes", "system"):
         if old.machine.get(name) != new.machine.get(name):
-            found.append(f"another machine: {name} was {old.machine.get(name)}")
+            found.append(f"another machine: {name} was {_plain(old.machine.get(name))}")
     for name in _SETTINGS:
         if old.settings.get(name) != new.settings.get(name):
-            found.append(f"another setting: {name} was {old.settings.get(name)}")
+            found.append(f"another setting: {name} was {_plain(old.settings.get(name))}")
     for name in sorted({*old.versions, *new.versions} - {"engine"}):
         if old.versions.get(name) != new.versions.get(name):
-            found.append(f"another version: {name} was {old.versions.get(name, 'not there')}")
+            was = _plain(old.versions.get(name, "not there"))
+            found.append(f"another version: {_plain(name)} was {was}")
     if not (old.complete and new.complete):
         found.append("one of the runs did not end")
     return found
 
 
+def _plain(value: object) -> str:
+    """What somebody else's file says, on one line and without what steers a terminal."""
+    text = printable(" ".join(str(value).split()))
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def missing(old: Results, new: Results) -> list[str]:
+    """What only one of the runs has, a line each; of one method all sizes on one line."""
+    before, now = _by_key(old), _by_key(new)
+    found = []
+    for which, mine, other in (("old", before, now), ("new", now, before)):
+        sizes: dict[tuple[str, ...], list[int]] = {}
+        for key in mine:
+            if key not in other:
+                sizes.setdefault(key[1:4], []).append(key[0])
+        for (tier, method, figure), some in sizes.items():
+            what = _plain(f"{tier}, {method}: {figure}")
+            found.append(f"{which} run only: {what}, n = {'; '.join(f'{n:,}' for n in some[:8])}")
+    return found
+
+
 def table(old: Results, new: Results, changes: Sequence[Change]) -> str:
     """What got worse and better, with ratios; how many stayed the same, and what only one has."""
-    blocks = [f"since {old.started}", *warnings(old, new)]
+    blocks = [f"since {_plain(old.started)}", *warnings(old, new)]
     lines = [("", "n", "figure", "before", "now", "ratio", "95 %")]
     for one in changes:
         if one.verdict == SAME:
@@ -114,12 +146,15 @@ def table(old: Results, new: Results, changes: Sequence[Change]) -> str:
     if len(lines) > 1:
         blocks.append(align(lines, left=(0, 2)))
     same = sum(one.verdict == SAME for one in changes)
-    only_old = len(old.measurements) - len(changes)
-    only_new = len(new.measurements) - len(changes)
+    only_old, only_new = (len(_by_key(one)) - len(changes) for one in (old, new))
     blocks.append(
         f"{same:,} figures are the same within their noise; {only_old:,} are of the old run only, "
         f"{only_new:,} of the new one"
     )
+    gone = missing(old, new)
+    blocks += gone[:_SHOWN]
+    if len(gone) > _SHOWN:
+        blocks.append(f"and {len(gone) - _SHOWN:,} more that only one run has (--json lists them)")
     return "\n".join(blocks)
 
 
@@ -128,6 +163,7 @@ def body(old: Results, new: Results, changes: Sequence[Change]) -> dict[str, obj
     return {
         "since": old.started,
         "warnings": warnings(old, new),
+        "missing": missing(old, new),
         "changes": [
             {
                 "n": one.new.n,

@@ -13,7 +13,8 @@ def show(value: float, unit: str) -> str:
     table = {SECONDS: _TIMES, BYTES: _SIZES}.get(unit)
     if table is None:
         return f"{value:.3f}"
-    _, name, times = next(one for one in table if value < one[0] or one is table[-1])
+    size = abs(value) * (1 + 0.5e-3)  # 999.6 µs are 1.00 ms when rounded
+    _, name, times = next(one for one in table if size < one[0] or one is table[-1])
     return f"{digits(value * times)} {name}"
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import benchrun
 import pytest
 
-from bench.comparison import BETTER, SAME, WORSE, body, compare, table, warnings
+from bench.comparison import BETTER, SAME, WORSE, body, compare, missing, table, warnings
 from bench.measurement import Measurement
 from bench.results import Results
 
@@ -75,7 +75,42 @@ def test_only_the_same_figures_are_compared() -> None:
     new = only(run, figure(1), figure(1, name="new"))
     changes = compare(old, new)
     assert len(changes) == 1
-    assert "2 are of the old run only, 1 of the new one" in table(old, new, changes)
+    text = table(old, new, changes)
+    assert "2 are of the old run only, 1 of the new one" in text
+    assert missing(old, new) == [
+        "old run only: identical, engine: gone, n = 10",
+        "old run only: identical, engine: hit, n = 20",
+        "new run only: identical, engine: new, n = 10",
+    ]
+    assert all(line in text for line in missing(old, new))
+    assert body(old, new, changes)["missing"] == missing(old, new)
+
+
+def test_of_many_missing_figures_the_first_are_shown() -> None:
+    run = benchrun.run()
+    old = only(run, figure(1), *(figure(1, name=f"figure {i}") for i in range(40)))
+    text = table(old, only(run, figure(1)), [])
+    assert "figure 11," in text and "figure 12," not in text
+    assert "and 28 more that only one run has" in text
+
+
+def test_a_figure_that_is_there_twice_counts_once() -> None:
+    run = benchrun.run()
+    old, new = only(run, figure(1)), only(run, figure(1), figure(1))
+    assert "0 are of the old run only, 0 of the new one" in table(old, new, compare(old, new))
+
+
+def test_an_old_file_does_not_drive_the_terminal() -> None:
+    run = benchrun.run()
+    hostile = replace(
+        only(run, figure(1, name="\x1b[2J\nworse")),
+        settings={"seed": "\x1b]0;title\a\n" * 99},
+        machine={"cpu": "\x1b[31m\nred"},
+        versions={"\x1b[1m": "\x1b[1m"},
+    )
+    text = table(hostile, run, compare(hostile, run))
+    assert "\x1b" not in text and "\a" not in text
+    assert max(map(len, text.splitlines())) <= 110
 
 
 def test_what_makes_a_comparison_doubtful_is_told() -> None:
