@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from engine.show import printable
 
 from .growth import Growth, claims, growths, series
 from .measurement import Measurement
@@ -41,6 +44,7 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
+_WIDTH = 110  # columns of a terminal
 _GROWN = {"ingest": "time", "identical": "hit", "near": "hit", "similar": "single"}
 
 
@@ -68,7 +72,15 @@ def table(results: Results) -> str:
     left_out = dict.fromkeys(f"{one.method}, {one.n:,}: {one.why}" for one in results.skipped)
     if left_out:
         blocks.append("\n".join(["not measured", *(f"  {line}" for line in left_out)]))
-    return "\n\n".join(blocks)
+    return "\n\n".join("\n".join(_wrapped(printable(block))) for block in blocks)
+
+
+def _wrapped(block: str) -> Iterator[str]:
+    """Its lines, of which those that are too long go on below, where their last column begins."""
+    for line in block.split("\n"):
+        column = line.rfind("  ") + 2 if len(line) > _WIDTH else 0
+        indent = " " * (column if column < _WIDTH * 2 // 3 else 4)
+        yield from textwrap.wrap(line, _WIDTH, subsequent_indent=indent) or [""]
 
 
 def _head(results: Results) -> str:

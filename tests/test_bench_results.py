@@ -263,6 +263,14 @@ def test_the_table_fits_a_terminal_and_says_what_matters() -> None:
     assert "interrupted" in summary.table(benchrun.run(complete=False))
 
 
+def test_what_is_long_is_wrapped_and_what_is_strange_is_escaped() -> None:
+    long = "no module is there; " * 12
+    run = benchrun.run(data="\x1b[2J" + "/a/long/path" * 20)
+    text = summary.table(replace(run, skipped=(replace(run.skipped[0], why=long),)))
+    assert "\x1b" not in text and max(map(len, text.splitlines())) <= 110
+    assert long.strip() in " ".join(text.split())
+
+
 def test_the_object_for_programs_has_every_figure() -> None:
     run = benchrun.run()
     body = json.loads(json.dumps(summary.body(run)))
