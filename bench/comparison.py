@@ -118,13 +118,17 @@ def _plain(value: object) -> str:
 
 
 def missing(old: Results, new: Results) -> list[str]:
-    """What only one of the runs has, a line each; of one method all sizes on one line."""
+    """What only one of the runs has: sizes of which the other has nothing, then figures, a line each."""
     before, now = _by_key(old), _by_key(new)
     found = []
     for which, mine, other in (("old", before, now), ("new", now, before)):
+        whole = {key[0] for key in mine} - {key[0] for key in other}
+        if whole:
+            some = sorted(whole)[-_SHOWN:]
+            found.append(f"{which} run only: all of n = {'; '.join(f'{n:,}' for n in some)}")
         sizes: dict[tuple[str, ...], list[int]] = {}
         for key in mine:
-            if key not in other:
+            if key not in other and key[0] not in whole:
                 sizes.setdefault(key[1:4], []).append(key[0])
         for (tier, method, figure), some in sizes.items():
             what = _plain(f"{tier}, {method}: {figure}")
