@@ -142,6 +142,11 @@ def _draw(
     place.set_title(heading, fontsize=11)
     place.set_xlabel("vectors" if keys[0][0] == "similar" else "images")
     place.yaxis.set_major_formatter(lambda value, _: _tick(value, unit))
+    low, high = place.get_ylim()
+    few = "25" if high < 30 * low else ""  # what lies between few powers of ten has numbers too
+    place.yaxis.set_minor_formatter(
+        lambda value, _: _tick(value, unit) if few and f"{value:e}"[0] in few else ""
+    )
     place.grid(visible=True, which="major", color="#dddddd", linewidth=0.7)
     place.spines[["top", "right"]].set_visible(False)
     handles, labels = place.get_legend_handles_labels()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -302,6 +306,75 @@ def test_an_earlier_result_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be used"):
         suite.run(planned(10, tmp_path), out=tmp_path / "results.csv")
     assert (tmp_path / "results.csv").read_text() == "precious"
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def command(*given: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "engine", "bench", *given],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_prints_one_object_and_compares(tmp_path: Path) -> None:
+    few = ("--n", "40", "--steps", "1", "--embed", "none", "--json")
+    first = command(*few, "--out", "one", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout)["figures"] and "compared" not in json.loads(first.stdout)
+    again = command(*few, "--out", "two", "--compare", "one", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    (line,) = again.stdout.splitlines()
+    compared = json.loads(line)["compared"]
+    assert len(compared["changes"]) == len(json.loads(line)["figures"])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["--n", "0"], "n must be at least 1"),
+        (["--n=-1"], "n must be at least 1"),
+        (["--n", "abc"], "not 'abc'"),
+        (["--n", "1e12"], "3,900.0 TB of disk"),
+        (["--compare", "nowhere.json"], "cannot be read"),
+        (["--out", "full"], "full is not empty"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(tmp_path: Path, given: list[str], reason: str) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    done = command(*given, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("engine: ") and reason in line
+
+
+def test_ctrl_c_leaves_what_was_measured(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine", "bench", "--n", "1e6", "--out", "out"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(600):
+            if (tmp_path / "out" / "results.json").exists():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "what was measured until now is in out" in told
+    kept = load(tmp_path / "out")
+    assert not kept.complete and kept.measurements
+    assert not list((tmp_path / "out").glob("engine-bench-*"))
 
 
 # --- sets -----------------------------------------------------------------------------------------

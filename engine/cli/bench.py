@@ -73,7 +73,12 @@ def bench(
         store=store,
     )
     with Progress("bench", "s") as progress, ended_by_signals():
-        results, left_out = suite.run(plan, out=folder, progress=progress, note=progress.note)
+        try:
+            results, left_out = suite.run(plan, out=folder, progress=progress, note=progress.note)
+        except KeyboardInterrupt:
+            if folder is not None:
+                warn(f"what was measured until now is in {folder}")
+            raise
     for line in left_out:
         warn(line)
     changes = suite.compare(before, results) if before is not None else []
