@@ -142,8 +142,8 @@ def _draw(
     place.set_title(heading, fontsize=11)
     place.set_xlabel("vectors" if keys[0][0] == "similar" else "images")
     place.yaxis.set_major_formatter(lambda value, _: _tick(value, unit))
-    low, high = place.get_ylim()
-    few = "25" if high < 30 * low else ""  # what lies between few powers of ten has numbers too
+    bottom, top = place.get_ylim()
+    few = "25" if top < 30 * bottom else ""  # what lies between few powers of ten has numbers too
     place.yaxis.set_minor_formatter(
         lambda value, _: _tick(value, unit) if few and f"{value:e}"[0] in few else ""
     )
