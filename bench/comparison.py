@@ -1,7 +1,7 @@
 """Two runs beside each other: the ratio of each figure with its noise, and what got worse.
 
-A figure is worse if it is more than a tenth larger and all of the ratio's interval is above 1; one
-that was measured once on either side, of which no noise is known, if it is more than a quarter larger.
+A figure is worse if it is more than a quarter larger and all of the ratio's interval is above 1; a time
+that was measured once on either side, of whose noise nothing is known, if it is more than half larger.
 Of shares, as recall is one, it is the other way round, and a hundredth counts.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.show import printable
 
-from .measurement import SHARE, Measurement
+from .measurement import SECONDS, SHARE, Measurement
 from .report import align
 from .resample import medians
 from .results import Results
@@ -24,8 +24,8 @@ WORSE, BETTER, SAME = "worse", "better", "same"
 
 _Key = tuple[int, str, str, str, str]
 
-_FACTOR = 1.10  # by which a figure has to differ
-_ALONE = 1.25  # the same, where nothing is known of its noise
+_FACTOR = 1.25  # by which a figure has to differ: runs of one version differ by a tenth and more
+_ALONE = 1.5  # the same of a time of whose noise nothing is known
 _SHARE = 0.01  # by which a share has to differ
 _DRAWS = 1_000
 _LONGEST = 80  # characters of what another file says
@@ -85,7 +85,7 @@ def _verdict(
     if new.unit == SHARE:
         gain = new.median - old.median
         return WORSE if gain < -_SHARE else BETTER if gain > _SHARE else SAME
-    factor = _FACTOR if low is not None else _ALONE
+    factor = _ALONE if low is None and new.unit == SECONDS else _FACTOR
     if ratio > factor and (low is None or low > 1):
         return WORSE
     if ratio < 1 / factor and (high is None or high < 1):

@@ -112,10 +112,11 @@ def plan(
                 f"{dataset} is no data set: name a folder of pictures or a .npy of vectors, or leave "
                 f"it out for random bit images"
             )
-        files = FileSet(dataset, seed)
+        files = FileSet(dataset, seed, "none" if embed == "none" else "simclr")
         sizes = steps_up_to(_at_most(n, len(files.files), dataset), steps)
         check_disk(sizes[-1], folder, 4096)
-        given |= {"images": files, "spec": {"folder": str(Path(dataset).absolute()), "seed": seed}}
+        spec = {"folder": str(Path(dataset).absolute()), "seed": seed, "encoder": files.encoder}
+        given |= {"images": files, "spec": spec}
         return Plan(**given | {"sizes": tuple(sizes), "similar": False, "what": files.name})
     bits = BitSet(seed, "simclr" if embed == "all" else "none")
     sizes = steps_up_to(check_n(1_000_000 if n is None else n), steps)

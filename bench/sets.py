@@ -116,10 +116,10 @@ class BitSet(ImageSet):
 class FileSet(ImageSet):
     """The image files of a folder, in an order that the seed draws."""
 
-    encoder, white = "simclr", 1
+    white = 1
 
-    def __init__(self, folder: str, seed: int) -> None:
-        self.name = f"the pictures in {folder}"
+    def __init__(self, folder: str, seed: int, encoder: str = "simclr") -> None:
+        self.name, self.encoder = f"the pictures in {folder}", encoder
         self._seed = seed
         every = sorted(
             str(Path(place) / name)
@@ -179,7 +179,7 @@ class FileSet(ImageSet):
 def make(spec: dict[str, Any]) -> ImageSet:
     """The set that ``spec`` describes, as a child is given it: its folder, if any, and its seed."""
     if spec.get("folder"):
-        return FileSet(spec["folder"], spec["seed"])
+        return FileSet(spec["folder"], spec["seed"], spec["encoder"])
     return BitSet(spec["seed"], spec.get("encoder", "none"))
 
 

@@ -37,8 +37,7 @@ MADE = "made"  # the method of what is done to images before anything looks for 
 RUN = "run"
 
 _FLAT_BYTES = 600  # of memory, a vector of 128 dimensions
-_BRIEF = 1_000_000  # images up to which an ingest is measured several times
-_ROUNDS = 3
+_ROUNDS = ((10_000, 9), (100_000, 5), (1_000_000, 3))  # ingests up to a size: short ones vary most
 _SAMPLE = 10_000  # images that are made, packed and hashed for their times
 _EMBEDDED = 1_024
 _BATCHED = 10_000
@@ -291,7 +290,7 @@ class _Bench:
         spec = self._given(n) | {"method": ENGINE, "folder": str(store), "lookups": False}
         spec["images"] = spec.pop("set")
         times = []
-        rounds = _ROUNDS if n <= _BRIEF and not self._encoded else 1
+        rounds = 1 if self._encoded else next((r for most, r in _ROUNDS if n <= most), 1)
         for number in range(rounds):
             shutil.rmtree(store, ignore_errors=True)
 

@@ -36,7 +36,7 @@ def test_a_run_is_the_same_as_itself() -> None:
 
 
 def test_what_became_slower_is_worse_and_comes_first() -> None:
-    old, new = benchrun.run(), benchrun.run(slower=1.3)
+    old, new = benchrun.run(), benchrun.run(slower=1.6)
     changes = compare(old, new)
     worse = [one for one in changes if one.verdict == WORSE]
     assert changes[: len(worse)] == worse
@@ -44,18 +44,19 @@ def test_what_became_slower_is_worse_and_comes_first() -> None:
     assert {one.new.figure for one in worse} == {"hit", "miss", "time"}
     assert {one.verdict for one in compare(new, old)} == {SAME, BETTER}
     text = table(old, new, changes)
-    assert text.count("WORSE") == len(worse) and "1.30" in text
+    assert text.count("WORSE") == len(worse) and "1.60" in text
 
 
 @pytest.mark.parametrize(
     ("old", "new", "wanted"),
     [
-        (figure(1, 1.01, 0.99), figure(1.2, 1.21, 1.19), WORSE),
-        (figure(1, 1.01, 0.99), figure(1.08, 1.081, 1.079), SAME),  # less than a tenth
-        (figure(1, 5, 0.2), figure(1.2, 6, 0.3), SAME),  # within its noise
-        (figure(1), figure(1.2), SAME),  # once on each side
-        (figure(1), figure(1.3), WORSE),
-        (figure(1.3), figure(1), BETTER),
+        (figure(1, 1.01, 0.99), figure(1.3, 1.31, 1.29), WORSE),
+        (figure(1, 1.01, 0.99), figure(1.2, 1.201, 1.199), SAME),  # less than a quarter
+        (figure(1, 5, 0.2), figure(1.4, 6, 0.3), SAME),  # within its noise
+        (figure(1), figure(1.4), SAME),  # once on each side
+        (figure(1), figure(1.6), WORSE),
+        (figure(1, unit="B"), figure(1.3, unit="B"), WORSE),
+        (figure(1.6), figure(1), BETTER),
         (figure(0), figure(0), SAME),
         (figure(0), figure(5), WORSE),
         (figure(0.97, unit=""), figure(0.95, unit=""), WORSE),
