@@ -78,6 +78,8 @@ def train_all(
 
             def watch(now: TrainProgress, run: Run = run, number: int = number) -> None:
                 nonlocal said
+                if now.warning:  # which may come at any time
+                    return
                 ended[now.phase] = time.perf_counter()  # noqa: B023 (it is called in this round only)
                 if now.phase == "train" and 10 * now.done // now.total > said:
                     said = 10 * now.done // now.total

@@ -321,7 +321,7 @@ class Store:
             dim, new = entry.dim if entry is not None and not entry.given else 0, 0
             if entry is None and (encoder or files is None) and encoder != NO_ENCODER:
                 found = registry.find(encoder or DEFAULT_ENCODER)
-                dim, new = found.dim, tree_bytes(found.model.parent)
+                dim, new = found.dim, _installed_bytes(found)
             dim = dim if encoder != NO_ENCODER else 0
             plan = Plan(files, dim=dim, keep_pixels=keep_pixels, disk_bytes=new)
             return plan.run(given, folder, tell)
@@ -852,6 +852,12 @@ def _paths(sources: Sequence[object]) -> list[str]:
             )
         found.append(os.fspath(source))
     return found
+
+
+def _installed_bytes(chosen: EncoderFiles) -> int:
+    """What an encoder takes of a store's disk."""
+    files = (chosen.model, chosen.model.parent / registry.DESCRIPTION)
+    return sum(file.stat().st_size for file in files)
 
 
 def _install(store: Path, chosen: EncoderFiles) -> EncoderEntry:

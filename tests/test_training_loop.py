@@ -95,7 +95,10 @@ def test_an_unreadable_image_is_reported_and_skipped(whole: Whole) -> None:
     _, report, seen = whole
     (rejected,) = report.rejected
     assert rejected.source.endswith("broken.png") and rejected.reason
-    assert report.warnings == ("1 of 33 images cannot be read and are left out",)
+    # What int8 loses of so few pictures depends on the processor, and may be told too.
+    first, *more = report.warnings
+    assert first == "1 of 33 images cannot be read and are left out"
+    assert all(warning.startswith("int8 finds") for warning in more)
     assert [p.warning for p in seen if p.warning] == list(report.warnings)
 
 

@@ -82,7 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except OSError as error:
         name = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{name}")
+        status = _fail(f"{error.strerror or error}{name}")
+        try:
+            sys.stdout.flush()
+        except (
+            OSError
+        ):  # it was this that failed, and what it still holds would fail at the end again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status
     except Exception as error:
         # Typer's own errors (an unknown option, say) have this method; which class they are of
         # depends on its version.
