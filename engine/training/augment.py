@@ -44,8 +44,10 @@ ERASED = (0.02, 0.25)  # share of the view
 ERASED_RATIO = (1 / 2, 2.0)
 TURNED = 15.0  # degrees, at most
 _TRIES = 10
-# A pass over few views costs more to share out among threads than to do; over all, it takes memory.
-_CPU_CHUNK = 64
+# Values a channel of a pass on a CPU: over few it costs more to share them out among threads than
+# to do it, over many they leave the caches before the next pass comes.
+_CPU_CHUNK = 400_000
+_MOST_VIEWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,9 @@ def colour(crops: Tensor, draws: Draws, settings: TrainSettings) -> Tensor:
     """All that follows the crop, and normalise: (n, 3, S, S) uint8 → float32, where ``crops`` are."""
     n = len(crops)
     device = crops.device
-    chunk = _CPU_CHUNK if device.type == "cpu" else n
+    chunk = n
+    if device.type == "cpu":
+        chunk = min(_MOST_VIEWS, max(1, _CPU_CHUNK // crops[0, 0].numel()))
     flip, order, factors, sigma = (
         part.to(device) for part in (draws.flip, draws.order, draws.factors, draws.sigma)
     )

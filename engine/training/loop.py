@@ -43,6 +43,7 @@ from engine.training.checkpoint import (
 from engine.training.export import CALIBRATION_IMAGES, ENCODER, Images, export
 from engine.training.methods import Contrastive, Supervised, method
 from engine.training.model import SimCLR, build, normalised
+from engine.training.pages import kept_pages
 from engine.training.settings import TrainSettings
 from engine.training.sheet import sheet
 
@@ -166,7 +167,8 @@ def train(
         run.writer = stack.enter_context(
             SummaryWriter(str(folder / LOGS), purge_step=run.step + 1 if before else None)
         )
-        run.train()
+        with kept_pages():
+            run.train()
         if run.interrupted:
             return run.report({})
         run.progress(TrainProgress("export"))

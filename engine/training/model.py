@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet18
 from torchvision.models.resnet import BasicBlock
 
+from engine.training.convolution import Convolution
 from engine.training.settings import TrainSettings
 
 TRUNK_DIM = 512
@@ -28,6 +29,9 @@ class SimCLR(nn.Module):
         super().__init__()
         self.trunk = resnet18(weights=None)
         self.trunk.fc = nn.Identity()
+        for path, module in list(self.trunk.named_modules()):
+            if isinstance(module, nn.Conv2d):
+                self.trunk.set_submodule(path, Convolution.of(module))
         self.head = nn.Sequential(
             nn.Linear(TRUNK_DIM, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
         )
