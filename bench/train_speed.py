@@ -87,7 +87,7 @@ def main() -> bool:
         "--image-size", type=_sizes, default="96,128", help="pixels a side  [96,128]"
     )
     parser.add_argument("--batch", type=_at_least(2), default=64, help="images a step  [64]")
-    parser.add_argument("--steps", type=_at_least(1), default=6, help="a round  [6]")
+    parser.add_argument("--steps", type=_at_least(1), default=12, help="a round  [12]")
     parser.add_argument(
         "--rounds", type=_at_least(1), default=3, help="of which medians are taken  [3]"
     )
