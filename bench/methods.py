@@ -167,16 +167,21 @@ class Engine(Method):
         """Open the store, which is there, for lookups."""
         self._store = Store.open(self._folder, read_only=True, memory=self._memory)
 
-    def find(self, image: Images) -> tuple[tuple[str, ...], ...]:
-        """The sources of each image found: one lookup, from the array to the answer."""
+    def find(self, image: Images) -> tuple[tuple[int, tuple[str, ...]], ...]:
+        """Id and sources of each image found: one lookup, from the array to the answer."""
         assert self._store is not None
         hits = self._store.lookup(image, tiers=["identical"]).identical
-        return tuple(hit.sources for hit in hits)
+        return tuple((hit.id, hit.sources) for hit in hits)
 
     def right(self, found: object, wanted: Wanted) -> bool:
         """The engine also says which image it is, and finds it once."""
-        assert isinstance(found, tuple)
-        return found == () if wanted is None else len(found) == 1 and wanted in found[0]
+        assert isinstance(found, tuple) and self._store is not None
+        if wanted is None or len(found) != 1:
+            return wanted is None and found == ()
+        ((id_, some),) = (
+            found  # a lookup names ten sources at most: a picture may be there more often
+        )
+        return wanted in some or wanted in self._store.sources(id_)
 
     def disk(self) -> int:
         """What ``engine info`` counts."""

@@ -45,6 +45,7 @@ _SINGLES = 1_000
 _COLD = 300
 _COPIES = 200
 _ASKED = 2_000  # made queries
+_NONE_PLAIN = "none of its pictures is opaque, of 8 bits a channel, and can be read"
 _HASH_SECONDS = 60.0  # that a peer may take to fingerprint a set
 
 Figure = Measurement | Skipped
@@ -317,6 +318,9 @@ class _Bench:
         found = self._child("suite_child", cold).result
         for figure in ("hit", "miss"):
             note = "a lookup in a new process, nothing of the store in the page cache"
+            if not found[figure]:
+                yield Skipped(n, "identical", ENGINE, _NONE_PLAIN)
+                return
             times = tuple(found[figure])
             yield Measurement(n, "identical", ENGINE, f"{figure}, cold", SECONDS, times, note)
             read = found[f"{figure} bytes"]
@@ -339,6 +343,9 @@ class _Bench:
     def _near(self, n: int) -> Iterator[Figure]:
         spec = self._given(n) | {"job": "near", "folder": str(self.work / "store")}
         done = self._child("suite_child", spec | {"count": min(_COPIES, n)}).result
+        if not done["seconds"]:
+            yield Skipped(n, "near", ENGINE, _NONE_PLAIN)
+            return
         what = "JPEG of quality 50" if self.plan.spec.get("folder") else "5 % of the bits flipped"
         note = f"{what}; {done['others']} other hits"
         yield Measurement(n, "near", ENGINE, "hit", SECONDS, tuple(done["seconds"]), note)
@@ -349,7 +356,9 @@ class _Bench:
         store = self.work / "store"
         spec = self._given(n) | {"job": "queries", "folder": str(store), "k": K}
         spec |= {"count": min(500, n), "out": str(self.work / "own")}
-        self._child("suite_child", spec)
+        if not self._child("suite_child", spec).result["queries"]:
+            yield Skipped(n, "similar", ENGINE, _NONE_PLAIN)
+            return
         queries, truth = self.work / "own.queries.npy", self.work / "own.truth.npy"
         yield from self._search(n, store, queries, truth, ENGINE, (RECALL,), self.within)
 
@@ -374,6 +383,9 @@ class _Bench:
         spec = self._given(n) | {"count": min(_COPIES, n), "most_seconds": _HASH_SECONDS}
         del spec["memory_bytes"]
         found = run_child("near_child", spec).result
+        if not found["seconds"]:
+            yield Skipped(n, "near", name, _NONE_PLAIN)
+            return
         note = "PDQ of each in memory, all compared, within 31 of 256"
         yield Measurement(n, "near", name, "build", SECONDS, (found["build"],), note)
         yield Measurement(n, "near", name, "hit", SECONDS, tuple(found["seconds"]), note)
@@ -534,6 +546,9 @@ def _of_method(n: int, method: str, done: Finished) -> Iterator[Figure]:
         yield _bytes(n, "ingest", method, "memory", max(0, peak))
     for figure in ("hit", "miss"):
         times = tuple(one / 1e6 for one in found[f"{figure}_us"])
+        if not times:
+            yield Skipped(n, "identical", method, _NONE_PLAIN)
+            return
         yield Measurement(n, "identical", method, figure, SECONDS, times, note)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -129,6 +130,45 @@ def test_pictures_that_cannot_be_read_are_not_asked_for(tmp_path: Path) -> None:
     assert given.sizes == (7,)
     found = measured(suite.run(given, out=None)[0])
     assert len(found[7, "identical", "dict of hashes", "hit"].samples) == 6
+
+
+def test_pictures_that_no_array_stands_for_are_taken_in_and_not_asked_for(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        mask = draw.integers(0, 2, (40, 50), np.uint8)
+        Image.fromarray(mask * 255).save(folder / f"mask-{number}.png")
+        Image.fromarray(np.stack([mask] * 3, axis=2)).save(folder / f"dark-{number}.png")
+    out = tmp_path / "out"
+    given = planned(None, out, dataset=str(folder), steps=1, peers="pdqhash")
+    results, left_out = suite.run(given, out=out)
+    found = measured(results)
+    assert found[6, "ingest", "engine", "time"].median > 0 and results.complete and not left_out
+    assert not any(tier in ("identical", "near", "similar") for _, tier, _, _ in found)
+    why = {(one.tier, one.method): one.why for one in results.skipped}
+    assert why.keys() >= {("identical", "engine"), ("near", "engine"), ("similar", "engine")}
+    assert why.keys() >= {("identical", "dict of hashes"), ("near", "pdqhash")}
+    assert all(one.startswith("none of its pictures is opaque") for one in why.values())
+
+
+def test_a_picture_that_is_there_more_often_than_a_lookup_names_is_right(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    picture = Image.open(PHOTOS / sorted(path.name for path in PHOTOS.glob("*.jpg"))[0])
+    for number in range(30):
+        picture.resize((160, 120)).save(folder / f"{number}.png")
+    given = planned(None, tmp_path, dataset=str(folder), steps=1, embed="none")
+    found = measured(suite.run(given, out=None)[0])
+    assert len(found[30, "identical", "engine", "hit"].samples) == 30
+    assert found[30, "near", "engine", "recall"].samples == (1.0,)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")
+def test_what_is_called_a_picture_and_is_no_file_is_left_out(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    Image.new("RGB", (20, 20), (9, 90, 200)).save(tmp_path / "one.png")
+    assert sets.FileSet(str(tmp_path), 0).files == [str(tmp_path / "one.png")]
 
 
 def test_vectors_of_a_file_are_measured(tmp_path: Path) -> None:
