@@ -69,15 +69,16 @@ class InMemory(Method):
     def build(self, tick: Tick) -> tuple[float, float]:
         """Seconds to make the unpacked images, and to take them in."""
         making = taking = 0.0
-        for first in range(0, self.n, data.CHUNK):
+        each = self.images.chunk
+        for first in range(0, self.n, each):
             started = time.perf_counter()
-            images = self.images.arrays(first, min(data.CHUNK, self.n - first))
+            images = self.images.arrays(first, min(each, self.n - first))
             made = time.perf_counter()
             self.add(first, images)
             making += made - started
             taking += time.perf_counter() - made
             del images  # or two chunks would be held while the next one is made
-            tick(min(first + data.CHUNK, self.n))
+            tick(min(first + each, self.n))
         return making, taking
 
     @abstractmethod

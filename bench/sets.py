@@ -37,6 +37,7 @@ class ImageSet(ABC):
     name: str
     encoder: str  # that an ingest has
     white: int  # what makes 255 of the largest value of an array
+    chunk: int  # arrays that are held at once
 
     @abstractmethod
     def sources(self, n: int) -> list[str]:
@@ -74,6 +75,7 @@ class BitSet(ImageSet):
     """Random bit images of 100×100 RGB; row r depends on the seed and r only."""
 
     white = 255
+    chunk = data.CHUNK
 
     def __init__(self, seed: int, encoder: str = "none") -> None:
         self.name, self.encoder = "random bit images, 100×100 RGB", encoder
@@ -117,6 +119,7 @@ class FileSet(ImageSet):
     """The image files of a folder, in an order that the seed draws."""
 
     white = 1
+    chunk = 8  # of a camera's they are some 300 MB
 
     def __init__(self, folder: str, seed: int, encoder: str = "simclr") -> None:
         self.name, self.encoder = f"the pictures in {folder}", encoder

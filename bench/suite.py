@@ -263,7 +263,9 @@ class _Bench:
         )
         for figure, times in done.result.items():
             if times:
-                note = f"an image, of a sample of {embedded if figure == 'embed' else count:,}"
+                note = f"an image, of a sample of {count:,}"
+                if figure == "embed":  # which ends after some seconds
+                    note = f"an image, of a sample of at most {embedded:,}"
                 yield Measurement(n, "images", MADE, figure, SECONDS, tuple(times), note)
 
     def _in_memory(self, method: str, n: int, tell: Tell) -> Iterator[Figure]:

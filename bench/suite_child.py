@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from .truth import recall
 BATCH = 1_000  # images of a batch
 _SECONDS = 10.0  # after which slow work is cut short
 _FEWEST = 20
-_EMBEDDED = 64  # pictures that an encoder gets at once
+_EMBEDDED = 64  # images that an encoder gets at once, at most
 
 
 def images(count: int, embedded: int, folder: str, set: dict[str, Any]) -> dict[str, list[float]]:
@@ -76,16 +77,18 @@ def _embed(chosen: sets.ImageSet, count: int) -> list[float]:
 
     encoder = onnx.OnnxEncoder(registry.find("simclr"))
     times: list[float] = []
-    for first in range(0, count, _EMBEDDED):
-        some = [
-            image * chosen.white for image in chosen.arrays(first, min(_EMBEDDED, count - first))
-        ]
-        if not some:
-            break
+    spent = 0.0
+    each = min(_EMBEDDED, chosen.chunk)
+    for first in range(0, count, each):
+        some = [image * chosen.white for image in chosen.arrays(first, min(each, count - first))]
+        if not some:  # none of these can be read
+            continue
         started = time.perf_counter()
         encoder.encode(some)
-        times.append((time.perf_counter() - started) / len(some))
-        if sum(times) * _EMBEDDED > _SECONDS:
+        took = time.perf_counter() - started
+        times.append(took / len(some))
+        spent += took
+        if spent > _SECONDS:
             break
     return times[1:] or times  # the first one warms up
 
@@ -174,10 +177,14 @@ def queries(
     from engine.encoders import onnx, registry
 
     encoder = onnx.OnnxEncoder(registry.find("simclr"))
-    views = list(sets.make(set).views(n, count))
-    if not views:
+    chosen = sets.make(set)
+    views = chosen.views(n, count)
+    encoded = []
+    while some := list(itertools.islice(views, chosen.chunk)):
+        encoded.append(encoder.encode(some))
+    if not encoded:
         return {"queries": 0, "vectors": 0}
-    asked = encoder.encode(views)
+    asked = np.concatenate(encoded)
     with Store.open(folder, read_only=True, memory=memory_bytes) as store:
         _, ids = store.search_vectors(asked, k=k, recall=1)
         vectors = store.info().vectors

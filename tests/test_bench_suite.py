@@ -171,6 +171,22 @@ def test_what_is_called_a_picture_and_is_no_file_is_left_out(tmp_path: Path) -> 
     assert sets.FileSet(str(tmp_path), 0).files == [str(tmp_path / "one.png")]
 
 
+@pytest.mark.skipif(not LINUX, reason="memory of processes is read from /proc")
+def test_few_pictures_are_held_at_once_and_none_is_taken_off_the_engine(tmp_path: Path) -> None:
+    count, size = 32, 2_000 * 1_500 * 3
+    for number in range(count):
+        Image.new("RGB", (2_000, 1_500), (number + 2, 90, 200)).save(
+            tmp_path / f"{number}.png", compress_level=1
+        )
+    spec = {"n": count, "lookups": False, "memory_bytes": 128 << 20, "folder": ""}
+    spec |= {"images": {"folder": str(tmp_path), "seed": 0, "encoder": "none"}}
+    held = run_child("measure", spec | {"method": "dict of hashes"})
+    assert held.resident_peak < 60e6 + count * size / 2
+    spec |= {"method": "engine", "folder": str(tmp_path / "s.store")}
+    taken = run_child("measure", spec)
+    assert taken.result["baseline"] < held.result["baseline"] - 4 * size
+
+
 def test_vectors_of_a_file_are_measured(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((2_500, 24)).astype(np.float32)
     np.save(tmp_path / "v.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
