@@ -158,8 +158,24 @@ class _Bench:
         if given.similar:
             for n in given.sizes:
                 found += self._similar(n)
+        found.append(_Stage("comparing with others", 0.1, self._unsuited))
         found.append(_Stage("reading the disk", 2, self._disk))
         return found
+
+    def _unsuited(self, tell: Tell) -> Iterator[Figure]:
+        """Peers that were asked for, and have nothing to do with these data."""
+        n, bits = (
+            self.plan.sizes[-1],
+            self.plan.images is not None and not self.plan.spec.get("folder"),
+        )
+        for name in self.plan.peers:
+            if name in IDENTICAL_PEERS and not bits:
+                yield Skipped(n, "identical", name, "it is measured beside random bit images only")
+            elif name in NEAR_PEERS and self.plan.images is None:
+                yield Skipped(n, "near", name, "it looks for images, and these are vectors")
+            elif name in SIMILAR_PEERS and not self.plan.similar:
+                why = "indexes are compared over made vectors, or those of --dataset FILE.npy"
+                yield Skipped(n, "similar", name, why)
 
     def _identical(self, n: int) -> list[_Stage]:
         bits = not self.plan.spec.get("folder")

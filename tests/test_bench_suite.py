@@ -200,6 +200,32 @@ def test_vectors_of_a_file_are_measured(tmp_path: Path) -> None:
         planned(2_001, tmp_path, dataset=str(tmp_path / "v.npy"))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (b"", "is no array of vectors"),
+        (b"nothing", "is no array of vectors"),
+        (np.zeros((600, 0), np.float32), "vectors are float32"),
+        (np.zeros(600, np.float32), "vectors are float32"),
+        (np.array([{}] * 600), "is no array of vectors"),
+        (np.where(np.arange(4_800) == 77, np.nan, 1).reshape(600, 8), "row 9 of .* has NaN"),
+    ],
+)
+def test_a_file_that_holds_no_vectors_is_refused(
+    tmp_path: Path, wrong: bytes | np.ndarray, reason: str
+) -> None:
+    file = tmp_path / "v.npy"
+    if isinstance(wrong, bytes):
+        file.write_bytes(wrong)
+    elif wrong.dtype == np.float64:
+        np.save(file, wrong.astype(np.float32))
+    else:
+        np.save(file, wrong, allow_pickle=True)
+    with pytest.raises(UsageError, match=reason) as caught:
+        planned(None, tmp_path, dataset=str(file))
+    assert "\n" not in str(caught.value) and "unsafe" not in str(caught.value)
+
+
 def test_a_store_that_is_there_is_asked_and_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "s.store"
     with Store.open(path, create=True) as store:
@@ -295,6 +321,24 @@ def test_a_peer_that_is_not_installed_says_so(
     results, _ = suite.run(given, out=None)
     (left,) = results.skipped
     assert left.why == "hnswlib is not installed: pip install 'image-index-engine[peers]'"
+
+
+def test_a_peer_that_the_data_do_not_suit_says_so(tmp_path: Path) -> None:
+    peers = "sqlite,hnswlib,pdqhash"
+    rows = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
+    np.save(tmp_path / "v.npy", rows)
+    for given, wanted in (
+        ({}, set()),
+        ({"embed": "none"}, {"hnswlib"}),
+        ({"dataset": str(PHOTOS)}, {"SQLite", "hnswlib"}),
+        ({"dataset": str(tmp_path / "v.npy")}, {"SQLite", "pdqhash"}),
+    ):
+        bench = suite._Bench(planned(10, tmp_path, peers=peers, **given), tmp_path, None)
+        skipped = list(bench._unsuited(lambda share: None))
+        assert {one.method for one in skipped} == wanted
+        assert all(isinstance(one, Skipped) and one.why for one in skipped)
+        labels = " ".join(stage.label for stage in bench.stages())
+        assert not any(f"{name}, " in labels for name in wanted)
 
 
 def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path) -> None:
