@@ -240,6 +240,31 @@ def test_a_store_that_is_there_is_asked_and_not_changed(tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
+def test_an_image_that_changed_since_is_not_found_identical(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, file in enumerate(sorted(PHOTOS.glob("*.jpg"))[:4]):
+        Image.open(file).resize((200, 150)).save(pictures / f"{number}.png")
+    with Store.open(tmp_path / "s.store", create=True, encoder="none") as store:
+        store.ingest(str(pictures))
+    again = Image.open(pictures / "0.png")
+    again.putpixel((0, 0), (1, 2, 3))  # near what it was
+    again.save(pictures / "0.png")
+    results, _ = suite.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
+    assert measured(results)[4, "identical", "engine", "found"].samples == (0.75,)
+
+
+def test_vectors_of_a_store_are_found_similar(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    np.save(tmp_path / "v.npy", rows)
+    with Store.open(tmp_path / "s.store", create=True) as store:
+        store.ingest(str(tmp_path / "v.npy"), normalize=True)
+    results, _ = suite.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
+    found = measured(results)
+    assert found[50, "similar", "engine", "found"].samples == (1.0,)
+    assert (50, "identical", "engine", "found") not in found
+
+
 def test_a_store_without_images_is_an_error(tmp_path: Path) -> None:
     Store.open(tmp_path / "s.store", create=True, encoder="none").close()
     with pytest.raises(BenchError, match="holds no image to ask for"):
