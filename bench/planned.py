@@ -27,6 +27,7 @@ NEAR_PEERS = ("pdqhash", "imagededup")
 EVERY_PEER = (*IDENTICAL_PEERS, *NEAR_PEERS, *SIMILAR_PEERS)
 EMBED = ("sample", "all", "none")
 
+_LEAST_LIMIT = 256 << 20  # twice the least that a store is given
 _PEER_BYTES = 1_200  # of disk, a vector more: an array of all, and one index at a time
 
 
@@ -85,6 +86,11 @@ def plan(
     bound = parse_memory(limit).total if limit else None
     budget = parse_memory(memory).total
     if bound is not None:
+        if bound < _LEAST_LIMIT:
+            raise UsageError(
+                f"--memory-limit must be at least {_LEAST_LIMIT >> 20}M, not {limit}: half of it is for "
+                f"what a process takes beside its store"
+            )
         # What the engine takes beside its budget: the interpreter, the libraries, mapped files.
         budget = min(budget, max(128 << 20, bound // 2))
     chosen = _peers(peers)

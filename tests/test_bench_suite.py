@@ -398,6 +398,7 @@ def test_a_wrong_answer_ends_the_run(tmp_path: Path) -> None:
         ({"steps": 0}, "steps must be 1 or more"),
         ({"memory": "much"}, "is not a size"),
         ({"limit": "1M"}, "at least 128M"),
+        ({"limit": "255M"}, "--memory-limit must be at least 256M, not 255M"),
         ({"embed": "some"}, "embed is one of"),
         ({"peers": "milvus"}, "no peer called 'milvus'"),
         ({"dataset": "nowhere"}, "nowhere is no data set"),
