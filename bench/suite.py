@@ -443,7 +443,11 @@ class _Bench:
         found, note = done.result, f"{self._vectors_note}; all compared"
         yield Measurement(n, "similar", FLAT, "build", SECONDS, (found["build"],), note)
         yield Measurement(n, "similar", FLAT, "single", SECONDS, tuple(found["seconds"]), note)
-        yield Measurement(n, "similar", FLAT, f"recall@{K}", SHARE, (found["recall"],), note)
+        if found["recall"] is not None:
+            yield Measurement(n, "similar", FLAT, f"recall@{K}", SHARE, (found["recall"],), note)
+        else:
+            why = "no recall: the vectors are not of unit length, and it compares distances"
+            yield Skipped(n, "similar", FLAT, why)
         yield _bytes(n, "similar", FLAT, "memory", found["after"] - found["empty"])
 
     def _peer_index(self, name: str, vectors: VectorStore) -> Iterator[Figure]:

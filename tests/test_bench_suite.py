@@ -226,6 +226,21 @@ def test_a_file_that_holds_no_vectors_is_refused(
     assert "\n" not in str(caught.value) and "unsafe" not in str(caught.value)
 
 
+def test_distances_of_vectors_of_many_lengths_are_not_held_to_inner_products(
+    tmp_path: Path,
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((700, 8)).astype(np.float32)
+    np.save(tmp_path / "v.npy", rows)
+    given = planned(None, tmp_path, dataset=str(tmp_path / "v.npy"), steps=1)
+    results, _ = suite.run(given, out=None)
+    found = measured(results)
+    assert found[200, "similar", "engine", "recall@10"].median >= 0.95
+    assert found[200, "similar", "IndexFlatL2", "single"].median > 0
+    assert (200, "similar", "IndexFlatL2", "recall@10") not in found
+    (left,) = results.skipped
+    assert left.method == "IndexFlatL2" and "not of unit length" in left.why
+
+
 def test_a_store_that_is_there_is_asked_and_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "s.store"
     with Store.open(path, create=True) as store:
