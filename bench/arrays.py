@@ -29,10 +29,14 @@ def write_array(path: Path, blocks: Iterable[Vectors], n: int, dim: int) -> None
 def open_array(path: Path) -> Vectors:
     """A file of float32 (n, dim), mapped; ``UsageError`` if it is none."""
     try:
-        rows: Vectors = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as an array: {error}") from None
-    if rows.dtype != np.float32 or rows.ndim != 2 or not len(rows):
+        # Not np.load, which takes other formats too, and advises to load them unsafely.
+        rows: Vectors = np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is no array of vectors: {reason[:200]}; name an .npy") from None
+    if rows.dtype != np.float32 or rows.ndim != 2 or not rows.size:
         raise UsageError(
             f"{path} holds {rows.dtype} of shape {rows.shape}: vectors are float32, (n, dimensions)"
         )

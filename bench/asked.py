@@ -36,6 +36,7 @@ def ask(folder: str, memory_bytes: int, count: int, seed: int) -> dict[str, Any]
         ids = draw.sample(range(1, last + 1), min(last, _TRIED * count))
         seconds: dict[str, list[float]] = {}
         asked = found = unreadable = 0
+        tier = "identical"
         began = time.perf_counter()
         for id_ in ids:
             source = _source(store, id_)
@@ -50,8 +51,11 @@ def ask(folder: str, memory_bytes: int, count: int, seed: int) -> dict[str, Any]
                 unreadable += 1
                 continue
             asked += 1
+            # Found is an image that is found identical; vectors without pixels are found similar.
             hits = [hit.id for hit in result.identical]
-            hits += [hit.id for hit in result.near] + [hit.id for hit in result.similar]
+            if "identical" not in result.searched:
+                tier = "similar"
+                hits = [hit.id for hit in result.similar]
             found += id_ in hits
             for part, spent in result.milliseconds.items():
                 if part != "load":  # which the first lookup alone does
@@ -63,6 +67,7 @@ def ask(folder: str, memory_bytes: int, count: int, seed: int) -> dict[str, Any]
             "images": info.images,
             "asked": asked,
             "found": found,
+            "tier": tier,
             "unreadable": unreadable,
             "seconds": seconds,
             "bytes": dict(info.bytes),
@@ -85,7 +90,7 @@ def figures(found: dict[str, Any]) -> Iterator[Measurement | Skipped]:
         yield Skipped(n, "identical", ENGINE, "no source of its images can be read any more")
     else:
         share = found["found"] / found["asked"]
-        yield Measurement(n, "identical", ENGINE, "found", SHARE, (share,), note)
+        yield Measurement(n, found["tier"], ENGINE, "found", SHARE, (share,), note)
     for part, times in found["seconds"].items():
         tier, figure = _PARTS.get(part, ("images", part))
         yield Measurement(n, tier, ENGINE, figure, SECONDS, tuple(times), note)

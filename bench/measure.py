@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from . import data, memory, sets
+from . import memory, sets
 from .data import Images
 from .errors import WrongAnswerError
 from .methods import (
@@ -46,12 +46,13 @@ def measure(
     """Build ``method`` over the first ``n`` images of a set (``sets.make``) and, if ``lookups``, ask it.
 
     Times are in seconds, of lookups in µs; memory and disk in bytes. ``baseline`` is the anonymous
-    memory before anything was built, with a chunk of images in hand as there is while building.
+    memory before anything was built: for a method in memory with a chunk of images in hand, as there
+    is while it is built. The engine makes or reads its images itself, and what they take is its own.
     """
-    baseline = 0
     chosen = sets.make(images)
-    for _ in range(4):  # the heap takes a few chunks to settle
-        chunk = chosen.arrays(0, min(n, data.CHUNK))
+    baseline = memory.anonymous()
+    for _ in range(4 if method != ENGINE else 0):  # the heap takes a few chunks to settle
+        chunk = chosen.arrays(0, min(n, chosen.chunk))
         baseline = max(baseline, memory.anonymous())
         del chunk
     tell(start=True)

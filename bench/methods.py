@@ -69,15 +69,16 @@ class InMemory(Method):
     def build(self, tick: Tick) -> tuple[float, float]:
         """Seconds to make the unpacked images, and to take them in."""
         making = taking = 0.0
-        for first in range(0, self.n, data.CHUNK):
+        each = self.images.chunk
+        for first in range(0, self.n, each):
             started = time.perf_counter()
-            images = self.images.arrays(first, min(data.CHUNK, self.n - first))
+            images = self.images.arrays(first, min(each, self.n - first))
             made = time.perf_counter()
             self.add(first, images)
             making += made - started
             taking += time.perf_counter() - made
             del images  # or two chunks would be held while the next one is made
-            tick(min(first + data.CHUNK, self.n))
+            tick(min(first + each, self.n))
         return making, taking
 
     @abstractmethod
@@ -167,16 +168,21 @@ class Engine(Method):
         """Open the store, which is there, for lookups."""
         self._store = Store.open(self._folder, read_only=True, memory=self._memory)
 
-    def find(self, image: Images) -> tuple[tuple[str, ...], ...]:
-        """The sources of each image found: one lookup, from the array to the answer."""
+    def find(self, image: Images) -> tuple[tuple[int, tuple[str, ...]], ...]:
+        """Id and sources of each image found: one lookup, from the array to the answer."""
         assert self._store is not None
         hits = self._store.lookup(image, tiers=["identical"]).identical
-        return tuple(hit.sources for hit in hits)
+        return tuple((hit.id, hit.sources) for hit in hits)
 
     def right(self, found: object, wanted: Wanted) -> bool:
         """The engine also says which image it is, and finds it once."""
-        assert isinstance(found, tuple)
-        return found == () if wanted is None else len(found) == 1 and wanted in found[0]
+        assert isinstance(found, tuple) and self._store is not None
+        if wanted is None or len(found) != 1:
+            return wanted is None and found == ()
+        ((id_, some),) = (
+            found  # a lookup names ten sources at most: a picture may be there more often
+        )
+        return wanted in some or wanted in self._store.sources(id_)
 
     def disk(self) -> int:
         """What ``engine info`` counts."""

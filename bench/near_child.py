@@ -39,10 +39,10 @@ def ask(n: int, count: int, set: dict[str, Any], most_seconds: float) -> dict[st
     words = prints[: len(rows)].view(np.uint64)
     times, found = [], 0
     for wanted, query in chosen.copies(n, count):
+        began = time.perf_counter()  # before it is unpacked or decoded, as of the engine's lookups
         picture = (
             _unpacked(query) if isinstance(query, PackedBits) else to_rgb8(decode(query).pixels)
         )
-        began = time.perf_counter()
         own = np.frombuffer(_fingerprint(picture), np.uint64)
         apart = np.bitwise_count(words ^ own).sum(axis=1)
         near = np.flatnonzero(apart <= DEFAULT_MAX_DISTANCE)

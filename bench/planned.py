@@ -8,10 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.config import parse_memory
 from engine.errors import UsageError
 
-from .arrays import open_array
+from .arrays import Vectors, blocks, open_array
 from .peers import LMDB, SQLITE
 from .sets import BitSet, FileSet, ImageSet
 from .sizes import STORE_BYTES, check_disk, check_n, steps_up_to
@@ -25,6 +27,7 @@ NEAR_PEERS = ("pdqhash", "imagededup")
 EVERY_PEER = (*IDENTICAL_PEERS, *NEAR_PEERS, *SIMILAR_PEERS)
 EMBED = ("sample", "all", "none")
 
+_LEAST_LIMIT = 256 << 20  # twice the least that a store is given
 _PEER_BYTES = 1_200  # of disk, a vector more: an array of all, and one index at a time
 
 
@@ -83,6 +86,11 @@ def plan(
     bound = parse_memory(limit).total if limit else None
     budget = parse_memory(memory).total
     if bound is not None:
+        if bound < _LEAST_LIMIT:
+            raise UsageError(
+                f"--memory-limit must be at least {_LEAST_LIMIT >> 20}M, not {limit}: half of it is for "
+                f"what a process takes beside its store"
+            )
         # What the engine takes beside its budget: the interpreter, the libraries, mapped files.
         budget = min(budget, max(128 << 20, bound // 2))
     chosen = _peers(peers)
@@ -102,6 +110,7 @@ def plan(
             raise UsageError(
                 f"{dataset} has {len(rows):,} rows: {QUERIES} are queries, more is needed"
             )
+        _all_numbers(rows, Path(dataset))
         sizes = steps_up_to(_at_most(n, most, dataset), steps)
         check_disk(sizes[-1], folder, (VECTOR_BYTES + _PEER_BYTES) * rows.shape[1] // 128 + 64)
         given |= {"vectors": Path(dataset).absolute(), "similar": True}
@@ -124,6 +133,18 @@ def plan(
     check_disk(sizes[-1], folder, each)
     given |= {"images": bits, "spec": {"seed": seed, "encoder": bits.encoder}, "what": bits.name}
     return Plan(**given | {"sizes": tuple(sizes), "similar": embed == "sample"})
+
+
+def _all_numbers(rows: Vectors, file: Path) -> None:
+    """``UsageError`` if one is NaN or infinite: a store would reject it."""
+    first = 0
+    for block in blocks(rows):
+        wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if len(wrong):
+            raise UsageError(
+                f"row {first + int(wrong[0]):,} of {file} has NaN or infinities: leave such rows out"
+            )
+        first += len(block)
 
 
 def _at_most(n: int | None, most: int, dataset: str) -> int:

@@ -37,6 +37,7 @@ class ImageSet(ABC):
     name: str
     encoder: str  # that an ingest has
     white: int  # what makes 255 of the largest value of an array
+    chunk: int  # arrays that are held at once
 
     @abstractmethod
     def sources(self, n: int) -> list[str]:
@@ -74,6 +75,7 @@ class BitSet(ImageSet):
     """Random bit images of 100×100 RGB; row r depends on the seed and r only."""
 
     white = 255
+    chunk = data.CHUNK
 
     def __init__(self, seed: int, encoder: str = "none") -> None:
         self.name, self.encoder = "random bit images, 100×100 RGB", encoder
@@ -117,6 +119,7 @@ class FileSet(ImageSet):
     """The image files of a folder, in an order that the seed draws."""
 
     white = 1
+    chunk = 8  # of a camera's they are some 300 MB
 
     def __init__(self, folder: str, seed: int, encoder: str = "simclr") -> None:
         self.name, self.encoder = f"the pictures in {folder}", encoder
@@ -126,6 +129,7 @@ class FileSet(ImageSet):
             for place, _, names in os.walk(Path(folder).absolute())
             for name in names
             if Path(name).suffix.lower() in SUFFIXES
+            and (Path(place) / name).is_file()  # a pipe that is called so would be waited for
         )
         if not every:
             raise UsageError(f"there is no image file in {folder}: name a folder of pictures")
@@ -184,10 +188,14 @@ def make(spec: dict[str, Any]) -> ImageSet:
 
 
 def _decoded(file: Path) -> Images | None:
-    """An opaque picture of 8 bits a channel as (H, W, 3); None of what is none, or cannot be read."""
+    """An opaque picture of 8 bits a channel as (H, W, 3); None of what is none, or cannot be read.
+
+    None too of one so dark that its array, of 0 and 1 only, would be another image: one of bits.
+    """
     try:
         pixels = decode(file.read_bytes(), max_pixels=_MOST_PIXELS).pixels
     except (ImageError, OSError):
         return None
     plain = pixels.kind is Kind.U8 and pixels.channels == 3 and pixels.frames == 1
-    return to_rgb8(pixels) if plain else None
+    picture = to_rgb8(pixels) if plain else None
+    return picture if picture is not None and picture.max() > 1 else None

@@ -45,6 +45,7 @@ _SINGLES = 1_000
 _COLD = 300
 _COPIES = 200
 _ASKED = 2_000  # made queries
+_NONE_PLAIN = "none of its pictures is opaque, of 8 bits a channel, and can be read"
 _HASH_SECONDS = 60.0  # that a peer may take to fingerprint a set
 
 Figure = Measurement | Skipped
@@ -157,8 +158,24 @@ class _Bench:
         if given.similar:
             for n in given.sizes:
                 found += self._similar(n)
+        found.append(_Stage("comparing with others", 0.1, self._unsuited))
         found.append(_Stage("reading the disk", 2, self._disk))
         return found
+
+    def _unsuited(self, tell: Tell) -> Iterator[Figure]:
+        """Peers that were asked for, and have nothing to do with these data."""
+        n, bits = (
+            self.plan.sizes[-1],
+            self.plan.images is not None and not self.plan.spec.get("folder"),
+        )
+        for name in self.plan.peers:
+            if name in IDENTICAL_PEERS and not bits:
+                yield Skipped(n, "identical", name, "it is measured beside random bit images only")
+            elif name in NEAR_PEERS and self.plan.images is None:
+                yield Skipped(n, "near", name, "it looks for images, and these are vectors")
+            elif name in SIMILAR_PEERS and not self.plan.similar:
+                why = "indexes are compared over made vectors, or those of --dataset FILE.npy"
+                yield Skipped(n, "similar", name, why)
 
     def _identical(self, n: int) -> list[_Stage]:
         bits = not self.plan.spec.get("folder")
@@ -262,7 +279,9 @@ class _Bench:
         )
         for figure, times in done.result.items():
             if times:
-                note = f"an image, of a sample of {embedded if figure == 'embed' else count:,}"
+                note = f"an image, of a sample of {count:,}"
+                if figure == "embed":  # which ends after some seconds
+                    note = f"an image, of a sample of at most {embedded:,}"
                 yield Measurement(n, "images", MADE, figure, SECONDS, tuple(times), note)
 
     def _in_memory(self, method: str, n: int, tell: Tell) -> Iterator[Figure]:
@@ -317,6 +336,9 @@ class _Bench:
         found = self._child("suite_child", cold).result
         for figure in ("hit", "miss"):
             note = "a lookup in a new process, nothing of the store in the page cache"
+            if not found[figure]:
+                yield Skipped(n, "identical", ENGINE, _NONE_PLAIN)
+                return
             times = tuple(found[figure])
             yield Measurement(n, "identical", ENGINE, f"{figure}, cold", SECONDS, times, note)
             read = found[f"{figure} bytes"]
@@ -339,6 +361,9 @@ class _Bench:
     def _near(self, n: int) -> Iterator[Figure]:
         spec = self._given(n) | {"job": "near", "folder": str(self.work / "store")}
         done = self._child("suite_child", spec | {"count": min(_COPIES, n)}).result
+        if not done["seconds"]:
+            yield Skipped(n, "near", ENGINE, _NONE_PLAIN)
+            return
         what = "JPEG of quality 50" if self.plan.spec.get("folder") else "5 % of the bits flipped"
         note = f"{what}; {done['others']} other hits"
         yield Measurement(n, "near", ENGINE, "hit", SECONDS, tuple(done["seconds"]), note)
@@ -349,7 +374,9 @@ class _Bench:
         store = self.work / "store"
         spec = self._given(n) | {"job": "queries", "folder": str(store), "k": K}
         spec |= {"count": min(500, n), "out": str(self.work / "own")}
-        self._child("suite_child", spec)
+        if not self._child("suite_child", spec).result["queries"]:
+            yield Skipped(n, "similar", ENGINE, _NONE_PLAIN)
+            return
         queries, truth = self.work / "own.queries.npy", self.work / "own.truth.npy"
         yield from self._search(n, store, queries, truth, ENGINE, (RECALL,), self.within)
 
@@ -374,6 +401,9 @@ class _Bench:
         spec = self._given(n) | {"count": min(_COPIES, n), "most_seconds": _HASH_SECONDS}
         del spec["memory_bytes"]
         found = run_child("near_child", spec).result
+        if not found["seconds"]:
+            yield Skipped(n, "near", name, _NONE_PLAIN)
+            return
         note = "PDQ of each in memory, all compared, within 31 of 256"
         yield Measurement(n, "near", name, "build", SECONDS, (found["build"],), note)
         yield Measurement(n, "near", name, "hit", SECONDS, tuple(found["seconds"]), note)
@@ -413,7 +443,11 @@ class _Bench:
         found, note = done.result, f"{self._vectors_note}; all compared"
         yield Measurement(n, "similar", FLAT, "build", SECONDS, (found["build"],), note)
         yield Measurement(n, "similar", FLAT, "single", SECONDS, tuple(found["seconds"]), note)
-        yield Measurement(n, "similar", FLAT, f"recall@{K}", SHARE, (found["recall"],), note)
+        if found["recall"] is not None:
+            yield Measurement(n, "similar", FLAT, f"recall@{K}", SHARE, (found["recall"],), note)
+        else:
+            why = "no recall: the vectors are not of unit length, and it compares distances"
+            yield Skipped(n, "similar", FLAT, why)
         yield _bytes(n, "similar", FLAT, "memory", found["after"] - found["empty"])
 
     def _peer_index(self, name: str, vectors: VectorStore) -> Iterator[Figure]:
@@ -534,6 +568,9 @@ def _of_method(n: int, method: str, done: Finished) -> Iterator[Figure]:
         yield _bytes(n, "ingest", method, "memory", max(0, peak))
     for figure in ("hit", "miss"):
         times = tuple(one / 1e6 for one in found[f"{figure}_us"])
+        if not times:
+            yield Skipped(n, "identical", method, _NONE_PLAIN)
+            return
         yield Measurement(n, "identical", method, figure, SECONDS, times, note)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -131,6 +132,61 @@ def test_pictures_that_cannot_be_read_are_not_asked_for(tmp_path: Path) -> None:
     assert len(found[7, "identical", "dict of hashes", "hit"].samples) == 6
 
 
+def test_pictures_that_no_array_stands_for_are_taken_in_and_not_asked_for(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        mask = draw.integers(0, 2, (40, 50), np.uint8)
+        Image.fromarray(mask * 255).save(folder / f"mask-{number}.png")
+        Image.fromarray(np.stack([mask] * 3, axis=2)).save(folder / f"dark-{number}.png")
+    out = tmp_path / "out"
+    given = planned(None, out, dataset=str(folder), steps=1, peers="pdqhash")
+    results, left_out = suite.run(given, out=out)
+    found = measured(results)
+    assert found[6, "ingest", "engine", "time"].median > 0 and results.complete and not left_out
+    assert not any(tier in ("identical", "near", "similar") for _, tier, _, _ in found)
+    why = {(one.tier, one.method): one.why for one in results.skipped}
+    assert why.keys() >= {("identical", "engine"), ("near", "engine"), ("similar", "engine")}
+    assert why.keys() >= {("identical", "dict of hashes"), ("near", "pdqhash")}
+    assert all(one.startswith("none of its pictures is opaque") for one in why.values())
+
+
+def test_a_picture_that_is_there_more_often_than_a_lookup_names_is_right(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    picture = Image.open(PHOTOS / sorted(path.name for path in PHOTOS.glob("*.jpg"))[0])
+    for number in range(30):
+        picture.resize((160, 120)).save(folder / f"{number}.png")
+    given = planned(None, tmp_path, dataset=str(folder), steps=1, embed="none")
+    found = measured(suite.run(given, out=None)[0])
+    assert len(found[30, "identical", "engine", "hit"].samples) == 30
+    assert found[30, "near", "engine", "recall"].samples == (1.0,)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")
+def test_what_is_called_a_picture_and_is_no_file_is_left_out(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    Image.new("RGB", (20, 20), (9, 90, 200)).save(tmp_path / "one.png")
+    assert sets.FileSet(str(tmp_path), 0).files == [str(tmp_path / "one.png")]
+
+
+@pytest.mark.skipif(not LINUX, reason="memory of processes is read from /proc")
+def test_few_pictures_are_held_at_once_and_none_is_taken_off_the_engine(tmp_path: Path) -> None:
+    count, size = 32, 2_000 * 1_500 * 3
+    for number in range(count):
+        Image.new("RGB", (2_000, 1_500), (number + 2, 90, 200)).save(
+            tmp_path / f"{number}.png", compress_level=1
+        )
+    spec = {"n": count, "lookups": False, "memory_bytes": 128 << 20, "folder": ""}
+    spec |= {"images": {"folder": str(tmp_path), "seed": 0, "encoder": "none"}}
+    held = run_child("measure", spec | {"method": "dict of hashes"})
+    assert held.resident_peak < 60e6 + count * size / 2
+    spec |= {"method": "engine", "folder": str(tmp_path / "s.store")}
+    taken = run_child("measure", spec)
+    assert taken.result["baseline"] < held.result["baseline"] - 4 * size
+
+
 def test_vectors_of_a_file_are_measured(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((2_500, 24)).astype(np.float32)
     np.save(tmp_path / "v.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
@@ -142,6 +198,47 @@ def test_vectors_of_a_file_are_measured(tmp_path: Path) -> None:
     assert not any(tier == "identical" for _, tier, _, _ in found)
     with pytest.raises(UsageError, match="has 2,000 to measure, fewer than 2,001"):
         planned(2_001, tmp_path, dataset=str(tmp_path / "v.npy"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (b"", "is no array of vectors"),
+        (b"nothing", "is no array of vectors"),
+        (np.zeros((600, 0), np.float32), "vectors are float32"),
+        (np.zeros(600, np.float32), "vectors are float32"),
+        (np.array([{}] * 600), "is no array of vectors"),
+        (np.where(np.arange(4_800) == 77, np.nan, 1).reshape(600, 8), "row 9 of .* has NaN"),
+    ],
+)
+def test_a_file_that_holds_no_vectors_is_refused(
+    tmp_path: Path, wrong: bytes | np.ndarray, reason: str
+) -> None:
+    file = tmp_path / "v.npy"
+    if isinstance(wrong, bytes):
+        file.write_bytes(wrong)
+    elif wrong.dtype == np.float64:
+        np.save(file, wrong.astype(np.float32))
+    else:
+        np.save(file, wrong, allow_pickle=True)
+    with pytest.raises(UsageError, match=reason) as caught:
+        planned(None, tmp_path, dataset=str(file))
+    assert "\n" not in str(caught.value) and "unsafe" not in str(caught.value)
+
+
+def test_distances_of_vectors_of_many_lengths_are_not_held_to_inner_products(
+    tmp_path: Path,
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((700, 8)).astype(np.float32)
+    np.save(tmp_path / "v.npy", rows)
+    given = planned(None, tmp_path, dataset=str(tmp_path / "v.npy"), steps=1)
+    results, _ = suite.run(given, out=None)
+    found = measured(results)
+    assert found[200, "similar", "engine", "recall@10"].median >= 0.95
+    assert found[200, "similar", "IndexFlatL2", "single"].median > 0
+    assert (200, "similar", "IndexFlatL2", "recall@10") not in found
+    (left,) = results.skipped
+    assert left.method == "IndexFlatL2" and "not of unit length" in left.why
 
 
 def test_a_store_that_is_there_is_asked_and_not_changed(tmp_path: Path) -> None:
@@ -156,6 +253,31 @@ def test_a_store_that_is_there_is_asked_and_not_changed(tmp_path: Path) -> None:
     assert len(found[4, "identical", "engine", "hit"].samples) == 4
     assert len(found[4, "similar", "engine", "single"].samples) == 4
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+
+
+def test_an_image_that_changed_since_is_not_found_identical(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, file in enumerate(sorted(PHOTOS.glob("*.jpg"))[:4]):
+        Image.open(file).resize((200, 150)).save(pictures / f"{number}.png")
+    with Store.open(tmp_path / "s.store", create=True, encoder="none") as store:
+        store.ingest(str(pictures))
+    again = Image.open(pictures / "0.png")
+    again.putpixel((0, 0), (1, 2, 3))  # near what it was
+    again.save(pictures / "0.png")
+    results, _ = suite.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
+    assert measured(results)[4, "identical", "engine", "found"].samples == (0.75,)
+
+
+def test_vectors_of_a_store_are_found_similar(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    np.save(tmp_path / "v.npy", rows)
+    with Store.open(tmp_path / "s.store", create=True) as store:
+        store.ingest(str(tmp_path / "v.npy"), normalize=True)
+    results, _ = suite.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
+    found = measured(results)
+    assert found[50, "similar", "engine", "found"].samples == (1.0,)
+    assert (50, "identical", "engine", "found") not in found
 
 
 def test_a_store_without_images_is_an_error(tmp_path: Path) -> None:
@@ -241,6 +363,24 @@ def test_a_peer_that_is_not_installed_says_so(
     assert left.why == "hnswlib is not installed: pip install 'image-index-engine[peers]'"
 
 
+def test_a_peer_that_the_data_do_not_suit_says_so(tmp_path: Path) -> None:
+    peers = "sqlite,hnswlib,pdqhash"
+    rows = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
+    np.save(tmp_path / "v.npy", rows)
+    for given, wanted in (
+        ({}, set()),
+        ({"embed": "none"}, {"hnswlib"}),
+        ({"dataset": str(PHOTOS)}, {"SQLite", "hnswlib"}),
+        ({"dataset": str(tmp_path / "v.npy")}, {"SQLite", "pdqhash"}),
+    ):
+        bench = suite._Bench(planned(10, tmp_path, peers=peers, **given), tmp_path, None)
+        skipped = list(bench._unsuited(lambda share: None))
+        assert {one.method for one in skipped} == wanted
+        assert all(isinstance(one, Skipped) and one.why for one in skipped)
+        labels = " ".join(stage.label for stage in bench.stages())
+        assert not any(f"{name}, " in labels for name in wanted)
+
+
 def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
@@ -273,6 +413,7 @@ def test_a_wrong_answer_ends_the_run(tmp_path: Path) -> None:
         ({"steps": 0}, "steps must be 1 or more"),
         ({"memory": "much"}, "is not a size"),
         ({"limit": "1M"}, "at least 128M"),
+        ({"limit": "255M"}, "--memory-limit must be at least 256M, not 255M"),
         ({"embed": "some"}, "embed is one of"),
         ({"peers": "milvus"}, "no peer called 'milvus'"),
         ({"dataset": "nowhere"}, "nowhere is no data set"),
