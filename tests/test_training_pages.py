@@ -1,4 +1,3 @@
-# ruff: noqa: E402 (torch is optional: without it the module is skipped)
 """Pages are kept while training, and given back afterwards.
 
 What malloc does depends on all that a process allocated before, so each is tried in a new one.
