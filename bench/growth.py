@@ -161,9 +161,12 @@ def _judge(rule: _Rule, every: Sequence[Measurement]) -> Claim:
         number = {2: "two", 3: "three"}[rule.fewest]
         why = f"fewer than {number} sizes from {rule.from_size:,} on"
         return Claim(rule.text, why, "cannot tell")
-    if rule.without_fixed and measured[-1].median < _FIXED * measured[0].median:
-        return Claim(rule.text, "fixed costs hide it at these sizes", "cannot tell")
-    growth = fit(measured, without_fixed=rule.without_fixed)
+    without_fixed = rule.without_fixed
+    if without_fixed and measured[-1].median < _FIXED * measured[0].median:
+        if rule.least > -math.inf:
+            return Claim(rule.text, "fixed costs hide it at these sizes", "cannot tell")
+        without_fixed = False  # that it grows by no more can be seen with them
+    growth = fit(measured, without_fixed=without_fixed)
     if growth is None:
         return Claim(rule.text, "it does not rise with each size", "cannot tell")
     what = f"{growth} from {growth.sizes[0]:,} to {growth.sizes[-1]:,}"

@@ -26,6 +26,12 @@ class Measurement:
     note: str = ""
 
     @property
+    def is_lookup(self) -> bool:
+        """Whether the samples are what single lookups, or shares of a batch, took."""
+        asks = self.tier in ("identical", "near", "similar") and self.figure != "build"
+        return asks and self.unit == SECONDS
+
+    @property
     def median(self) -> float:
         """The middle of the samples."""
         return statistics.median(self.samples)

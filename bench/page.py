@@ -10,7 +10,7 @@ from pathlib import Path
 from .growth import claims
 from .results import Results, rows
 from .summary import BLOCKS
-from .units import show
+from .units import digits, show
 
 NAME = "results.html"
 
@@ -146,12 +146,16 @@ def _everything(results: Results) -> str:
         [
             escape(f"{one['tier']}, {one['method']}, {one['figure']}"),
             f"{one['n']:,}",
-            *(escape(show(one[name], one["unit"])) for name in ("median", "least", "p95", "p99")),
+            *(
+                escape("-" if one[name] is None else show(one[name], one["unit"]))
+                for name in ("median", "least", "p95", "p99")
+            ),
+            "-" if one["per_second"] is None else digits(one["per_second"]),
             f"{one['samples']:,}",
         ]
         for one in rows(results)
     ]
-    head = ("figure", "n", "median", "least", "p95", "p99", "samples")
+    head = ("figure", "n", "median", "least", "p95", "p99", "a second", "samples")
     return f"<details><summary>Every figure</summary>{_table(head, lines)}</details>"
 
 

@@ -17,7 +17,7 @@ from .arrays import Vectors, blocks, open_array
 from .peers import LMDB, SQLITE
 from .sets import BitSet, FileSet, ImageSet
 from .sizes import STORE_BYTES, check_disk, check_n, steps_up_to
-from .vector_peers import FLAT, INDEXES, PEERS
+from .vector_peers import FLAT, INDEXES, LANCEDB, PEERS
 from .vector_store import QUERIES
 from .vector_store import STORE_BYTES as VECTOR_BYTES
 
@@ -28,6 +28,7 @@ EVERY_PEER = (*IDENTICAL_PEERS, *NEAR_PEERS, *SIMILAR_PEERS)
 EMBED = ("sample", "all", "none")
 
 _LEAST_LIMIT = 256 << 20  # twice the least that a store is given
+_UNIT = 1e-3  # by which the length of a unit vector may differ from 1
 _PEER_BYTES = 1_200  # of disk, a vector more: an array of all, and one index at a time
 
 
@@ -44,9 +45,25 @@ class Plan:
     images: ImageSet | None
     spec: dict[str, Any]  # the same set, for children
     vectors: Path | None  # a file of them; None: made ones
+    unit: bool  # whether these are of unit length
     similar: bool  # whether an index of vectors is measured that are not the images'
     store: Path | None  # one that is there, which is only asked
     what: str  # the data, in words
+
+    def unsuited(self, peer: str) -> tuple[str, str] | None:
+        """The tier that a peer is of, and why these data have nothing for it; None if they do."""
+        if peer in IDENTICAL_PEERS and (self.images is None or self.spec.get("folder")):
+            return "identical", "it is measured beside random bit images only"
+        if peer in NEAR_PEERS and self.images is None:
+            return "near", "it looks for images, and these are vectors"
+        if peer in SIMILAR_PEERS and not self.similar:
+            return (
+                "similar",
+                "indexes are compared over made vectors, or those of --dataset FILE.npy",
+            )
+        if peer == LANCEDB and not self.unit:
+            return "similar", "it is asked by cosine, and the vectors are not of unit length"
+        return None
 
     def settings(self) -> dict[str, Any]:
         """What somebody needs to know to run it again."""
@@ -66,7 +83,7 @@ def plan(
     n: int | None,
     *,
     folder: Path,
-    steps: int,
+    steps: int | None,
     seed: int,
     memory: str,
     limit: str,
@@ -77,12 +94,26 @@ def plan(
 ) -> Plan:
     """Check everything; ``folder`` is where stores will be made. ``UsageError`` says what is wrong.
 
-    ``n`` None: 1e6, or as many images or vectors as the data set has.
+    ``n`` None: 1e6, or as many images or vectors as the data set has. ``steps`` None is 4, and an empty
+    ``embed`` is "sample".
     """
     if seed < 0:
         raise UsageError(f"the seed must be 0 or more, not {seed}")
-    if embed not in EMBED:
+    if embed and embed not in EMBED:
         raise UsageError(f"embed is one of {', '.join(EMBED)}, not {embed!r}")
+    if store:
+        for name, there in (
+            ("--dataset", dataset),
+            ("--n", n is not None),
+            ("--steps", steps is not None),
+            ("--embed", embed),
+            ("--peers", peers not in ("", "none")),
+        ):
+            if there:
+                raise UsageError(f"--store asks a store as it is: leave {name} out")
+    if dataset.endswith(".npy") and embed:
+        raise UsageError(f"{dataset} has vectors and no images to embed: leave --embed out")
+    steps, embed = 4 if steps is None else steps, embed or "sample"
     bound = parse_memory(limit).total if limit else None
     budget = parse_memory(memory).total
     if bound is not None:
@@ -95,10 +126,15 @@ def plan(
         budget = min(budget, max(128 << 20, bound // 2))
     chosen = _peers(peers)
     given: dict[str, Any] = {"seed": seed, "memory": budget, "limit": bound, "peers": chosen}
-    given |= {"embed": embed, "vectors": None, "store": None, "images": None, "spec": {}}
+    given |= {
+        "embed": embed,
+        "vectors": None,
+        "unit": True,
+        "store": None,
+        "images": None,
+        "spec": {},
+    }
     if store:
-        if dataset:
-            raise UsageError("--store asks a store that is there: leave --dataset out")
         if not Path(store).is_dir():
             raise UsageError(f"{store} is no store: name a folder that engine ingest has made")
         what = f"the store {store}"
@@ -110,12 +146,13 @@ def plan(
             raise UsageError(
                 f"{dataset} has {len(rows):,} rows: {QUERIES} are queries, more is needed"
             )
-        _all_numbers(rows, Path(dataset))
+        unit = _of_unit_length(rows, Path(dataset))
         sizes = steps_up_to(_at_most(n, most, dataset), steps)
-        check_disk(sizes[-1], folder, (VECTOR_BYTES + _PEER_BYTES) * rows.shape[1] // 128 + 64)
-        given |= {"vectors": Path(dataset).absolute(), "similar": True}
+        each = (VECTOR_BYTES + _PEER_BYTES) * rows.shape[1] // 128 + 64
+        check_disk(sizes[-1], folder, each, "vectors")
+        given |= {"vectors": Path(dataset).absolute(), "unit": unit, "similar": True}
         return Plan(**given | {"sizes": tuple(sizes), "what": f"the vectors of {dataset}"})
-    if dataset not in ("", "bits"):
+    if dataset:
         if not Path(dataset).is_dir():
             raise UsageError(
                 f"{dataset} is no data set: name a folder of pictures or a .npy of vectors, or leave "
@@ -135,9 +172,9 @@ def plan(
     return Plan(**given | {"sizes": tuple(sizes), "similar": embed == "sample"})
 
 
-def _all_numbers(rows: Vectors, file: Path) -> None:
-    """``UsageError`` if one is NaN or infinite: a store would reject it."""
-    first = 0
+def _of_unit_length(rows: Vectors, file: Path) -> bool:
+    """Whether all are; ``UsageError`` if one is NaN or infinite: a store would reject it."""
+    first, unit = 0, True
     for block in blocks(rows):
         wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(wrong):
@@ -145,6 +182,8 @@ def _all_numbers(rows: Vectors, file: Path) -> None:
                 f"row {first + int(wrong[0]):,} of {file} has NaN or infinities: leave such rows out"
             )
         first += len(block)
+        unit = unit and bool((np.abs(np.linalg.norm(block, axis=1) - 1) < _UNIT).all())
+    return unit
 
 
 def _at_most(n: int | None, most: int, dataset: str) -> int:

@@ -22,7 +22,7 @@ FORMAT = 1
 CSV_NAME, JSON_NAME = "results.csv", "results.json"
 COLUMNS = (
     *("n", "tier", "method", "figure", "unit", "samples"),
-    *("median", "least", "p95", "p99", "note"),
+    *("median", "least", "p95", "p99", "per_second", "note"),
 )
 _MOST_BYTES = 64 << 20  # of a file of results
 _DIGITS = 6  # significant ones of a sample
@@ -44,7 +44,11 @@ class Results:
 
 
 def rows(results: Results) -> list[dict[str, Any]]:
-    """A dict a measurement, tidy: what the CSV has, and what a DataFrame is made of."""
+    """A dict a measurement, tidy: what the CSV has, and what a DataFrame is made of.
+
+    ``p95`` and ``p99`` are None of fewer than 20 and 100 samples, of which they would be the largest;
+    ``per_second``, lookups one after the other or of a batch, is None of all that is no lookup.
+    """
     return [
         {
             "n": one.n,
@@ -55,8 +59,9 @@ def rows(results: Results) -> list[dict[str, Any]]:
             "samples": len(one.samples),
             "median": _rounded(one.median),
             "least": _rounded(min(one.samples)),
-            "p95": _rounded(one.quantile(0.95)),
-            "p99": _rounded(one.quantile(0.99)),
+            "p95": _tail(one, 0.95),
+            "p99": _tail(one, 0.99),
+            "per_second": _rounded(1 / one.median) if one.is_lookup and one.median > 0 else None,
             "note": one.note,
         }
         for one in results.measurements
@@ -232,6 +237,12 @@ def _number(value: object, what: str) -> float:
     if abs(value) > 1e300 or not math.isfinite(value):
         raise _WrongError(f"{what} is not finite")
     return float(value)
+
+
+def _tail(one: Measurement, share: float) -> float | None:
+    if len(one.samples) * (1 - share) < 1 - 1e-9:  # no sample lies above it
+        return None
+    return _rounded(one.quantile(share))
 
 
 def _rounded(value: float) -> float:

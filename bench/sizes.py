@@ -43,13 +43,13 @@ def steps_up_to(n: int, steps: int) -> list[int]:
     return [n // _FACTOR**back for back in reversed(range(steps)) if n >= _FACTOR**back]
 
 
-def check_disk(n: int, folder: Path, each: int = STORE_BYTES) -> None:
-    """``UsageError`` unless ``n`` bit images fit on the disk that holds ``folder``; bytes an image."""
+def check_disk(n: int, folder: Path, each: int = STORE_BYTES, what: str = "images") -> None:
+    """``UsageError`` unless ``n`` of ``what`` fit on the disk that holds ``folder``; ``each``: bytes."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     need, free = n * each, shutil.disk_usage(there).free
     if need > free:
         raise UsageError(
-            f"{n:,} images take about {_size(need)} of disk and {folder} has {_size(free)} free: "
+            f"{n:,} {what} take about {_size(need)} of disk and {folder} has {_size(free)} free: "
             f"measure fewer, or on another disk"
         )
 

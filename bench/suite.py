@@ -162,20 +162,16 @@ class _Bench:
         found.append(_Stage("reading the disk", 2, self._disk))
         return found
 
+    @property
+    def _peers(self) -> list[str]:
+        return [name for name in self.plan.peers if self.plan.unsuited(name) is None]
+
     def _unsuited(self, tell: Tell) -> Iterator[Figure]:
         """Peers that were asked for, and have nothing to do with these data."""
-        n, bits = (
-            self.plan.sizes[-1],
-            self.plan.images is not None and not self.plan.spec.get("folder"),
-        )
         for name in self.plan.peers:
-            if name in IDENTICAL_PEERS and not bits:
-                yield Skipped(n, "identical", name, "it is measured beside random bit images only")
-            elif name in NEAR_PEERS and self.plan.images is None:
-                yield Skipped(n, "near", name, "it looks for images, and these are vectors")
-            elif name in SIMILAR_PEERS and not self.plan.similar:
-                why = "indexes are compared over made vectors, or those of --dataset FILE.npy"
-                yield Skipped(n, "similar", name, why)
+            why = self.plan.unsuited(name)
+            if why is not None:
+                yield Skipped(self.plan.sizes[-1], why[0], name, why[1])
 
     def _identical(self, n: int) -> list[_Stage]:
         bits = not self.plan.spec.get("folder")
@@ -201,8 +197,8 @@ class _Bench:
             shutil.rmtree(self.work / "store", ignore_errors=True)
 
         found.append(_Stage(f"the engine, {n:,} images", seconds + 8, engine))
-        for name in self.plan.peers:
-            if name in IDENTICAL_PEERS and bits:
+        for name in self._peers:
+            if name in IDENTICAL_PEERS:
                 found.append(
                     _Stage(
                         f"{name}, {n:,} images",
@@ -237,7 +233,7 @@ class _Bench:
             _Stage(f"the index, {n:,} vectors", 6 + 9e-5 * n, engine),
             _Stage(f"{FLAT}, {n:,} vectors", 3 + 2e-5 * n, flat),
         ]
-        for name in self.plan.peers:
+        for name in self._peers:
             if name in SIMILAR_PEERS:
                 found.append(
                     _Stage(
@@ -322,7 +318,7 @@ class _Bench:
         yield Measurement(n, "ingest", ENGINE, "time", SECONDS, tuple(times), NOTES[ENGINE])
         if found["baseline"]:
             peak = max(done.anonymous_peak, found["final"]) - found["baseline"]
-            yield _bytes(n, "ingest", ENGINE, "memory", peak)
+            yield from _memory(n, "ingest", ENGINE, "memory", peak)
             yield _bytes(n, "ingest", ENGINE, "rss", done.resident_peak)
         yield _bytes(n, "ingest", ENGINE, "disk", found["disk"])
         for part, size in found["parts"].items():
@@ -334,8 +330,10 @@ class _Bench:
         cold = given | {"job": "singles", "count": min(_COLD, count), "warm": False}
         disk.forget(self.work / "store", everything=False)
         found = self._child("suite_child", cold).result
-        for figure in ("hit", "miss"):
-            note = "a lookup in a new process, nothing of the store in the page cache"
+        for figure, note in (
+            ("hit", "a lookup in a new process, nothing of the store in the page cache"),
+            ("miss", "the same, after the hits: filters, which are most of a miss, are in memory"),
+        ):
             if not found[figure]:
                 yield Skipped(n, "identical", ENGINE, _NONE_PLAIN)
                 return
@@ -389,7 +387,7 @@ class _Bench:
         found = taken.result
         note = "keys and proofs, durable; without making the images"
         yield Measurement(n, "ingest", name, "time", SECONDS, (found["seconds"],), note)
-        yield _bytes(n, "ingest", name, "memory", taken.anonymous_peak - found["empty"])
+        yield from _memory(n, "ingest", name, "memory", taken.anonymous_peak - found["empty"])
         yield _bytes(n, "ingest", name, "disk", found["disk"])
         spec = given | {"job": "peer_ask", "count": min(_SINGLES, n)}
         for figure, times in run_child("suite_child", spec).result.items():
@@ -423,7 +421,7 @@ class _Bench:
         self.resident = max(self.resident, built.resident)
         note = f"{self._vectors_note}; ingest and optimize"
         yield Measurement(n, "similar", ENGINE, "build", SECONDS, (built.seconds,), note)
-        yield _bytes(n, "similar", ENGINE, "build memory", built.peak)
+        yield from _memory(n, "similar", ENGINE, "build memory", built.peak)
         yield _bytes(n, "similar", ENGINE, "disk", sum(built.parts.values()))
         yield from self._search(
             n, vectors.store, vectors.queries, vectors.truth, ENGINE, (RECALL,), self.within
@@ -443,12 +441,13 @@ class _Bench:
         found, note = done.result, f"{self._vectors_note}; all compared"
         yield Measurement(n, "similar", FLAT, "build", SECONDS, (found["build"],), note)
         yield Measurement(n, "similar", FLAT, "single", SECONDS, tuple(found["seconds"]), note)
-        if found["recall"] is not None:
+        # The truth is by inner product, which the least distance is only among vectors of one length.
+        if self.plan.unit:
             yield Measurement(n, "similar", FLAT, f"recall@{K}", SHARE, (found["recall"],), note)
         else:
             why = "no recall: the vectors are not of unit length, and it compares distances"
             yield Skipped(n, "similar", FLAT, why)
-        yield _bytes(n, "similar", FLAT, "memory", found["after"] - found["empty"])
+        yield from _memory(n, "similar", FLAT, "memory", found["after"] - found["empty"])
 
     def _peer_index(self, name: str, vectors: VectorStore) -> Iterator[Figure]:
         n = vectors.n
@@ -467,9 +466,8 @@ class _Bench:
         setting = next((one["setting"] for one in points if one["recall"] >= RECALL), None)
         note = self._vectors_note
         yield Measurement(n, "similar", name, "build", SECONDS, (built.result["seconds"],), note)
-        yield _bytes(
-            n, "similar", name, "build memory", built.anonymous_peak - built.result["empty"]
-        )
+        peak = built.anonymous_peak - built.result["empty"]
+        yield from _memory(n, "similar", name, "build memory", peak)
         yield _bytes(n, "similar", name, "disk", built.result["disk"])
         if setting is None:
             most = max(one["recall"] for one in points)
@@ -511,7 +509,7 @@ class _Bench:
         right = batch.result["recall"]
         yield Measurement(n, "similar", method, f"recall@{K}", SHARE, (right,), note)
         held = batch.result["searched"] - batch.result["empty"]
-        yield _bytes(n, "similar", method, "memory", held)
+        yield from _memory(n, "similar", method, "memory", held)
         if method == ENGINE:
             self.resident = max(self.resident, single.resident_peak, batch.resident_peak)
 
@@ -565,7 +563,7 @@ def _of_method(n: int, method: str, done: Finished) -> Iterator[Figure]:
     yield Measurement(n, "ingest", method, "time", SECONDS, (found["build_s"],), note)
     if found["baseline"]:
         peak = max(done.anonymous_peak, found["final"]) - found["baseline"]
-        yield _bytes(n, "ingest", method, "memory", max(0, peak))
+        yield from _memory(n, "ingest", method, "memory", peak)
     for figure in ("hit", "miss"):
         times = tuple(one / 1e6 for one in found[f"{figure}_us"])
         if not times:
@@ -576,6 +574,12 @@ def _of_method(n: int, method: str, done: Finished) -> Iterator[Figure]:
 
 def _bytes(n: int, tier: str, method: str, figure: str, size: float) -> Measurement:
     return Measurement(n, tier, method, figure, BYTES, (float(size),))
+
+
+def _memory(n: int, tier: str, method: str, figure: str, size: float) -> Iterator[Figure]:
+    """Memory that was taken on top; a set so small that it fits where other things lay has no figure."""
+    if size > 0:
+        yield _bytes(n, tier, method, figure, size)
 
 
 def _make_empty(out: Path) -> None:

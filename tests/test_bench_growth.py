@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import benchrun
 import pytest
 from hypothesis import given
@@ -85,10 +87,17 @@ def test_a_claim_that_is_wrong_does_not_hold() -> None:
         if (one.method, one.figure) == ("dict of hashes", "hit")
         for times in [benchrun.times(one.n, 1e-5, 0.5)]
     ]
-    from dataclasses import replace
-
     (claim,) = claims(replace(run, measurements=tuple(wrong)))
     assert claim.verdict == "does not hold" and "n^0.5" in claim.measured
+
+
+def test_fixed_costs_hide_no_bound_from_above() -> None:
+    near = [
+        Measurement(n, "near", "engine", "hit", "s", tuple(benchrun.times(n, 1e-3, 0.1)))
+        for n in (1_000, 10_000, 100_000)
+    ]
+    (claim,) = claims(replace(benchrun.run(), measurements=tuple(near)))
+    assert claim.text == "a near lookup grows no faster than n" and claim.verdict == "holds"
 
 
 def test_few_sizes_prove_nothing() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ GIVEN = {
     "seed": 3,
     "memory": "256M",
     "limit": "",
-    "embed": "sample",
+    "embed": "",
     "peers": "none",
     "dataset": "",
     "store": "",
@@ -39,6 +41,8 @@ PHOTOS = Path(__file__).parent.parent / "scripts" / "photos"
 
 
 def planned(n: int | None, folder: Path, **given: object) -> Plan:
+    if given.get("store"):
+        given = {"steps": None} | given
     return plan(n, folder=folder, **(GIVEN | given))  # type: ignore[arg-type]
 
 
@@ -231,14 +235,14 @@ def test_distances_of_vectors_of_many_lengths_are_not_held_to_inner_products(
 ) -> None:
     rows = np.random.default_rng(0).standard_normal((700, 8)).astype(np.float32)
     np.save(tmp_path / "v.npy", rows)
-    given = planned(None, tmp_path, dataset=str(tmp_path / "v.npy"), steps=1)
+    given = planned(None, tmp_path, dataset=str(tmp_path / "v.npy"), steps=1, peers="lancedb")
     results, _ = suite.run(given, out=None)
     found = measured(results)
     assert found[200, "similar", "engine", "recall@10"].median >= 0.95
     assert found[200, "similar", "IndexFlatL2", "single"].median > 0
     assert (200, "similar", "IndexFlatL2", "recall@10") not in found
-    (left,) = results.skipped
-    assert left.method == "IndexFlatL2" and "not of unit length" in left.why
+    assert {left.method for left in results.skipped} == {"IndexFlatL2", "lancedb"}
+    assert all("not of unit length" in left.why for left in results.skipped)
 
 
 def test_a_store_that_is_there_is_asked_and_not_changed(tmp_path: Path) -> None:
@@ -417,21 +421,36 @@ def test_a_wrong_answer_ends_the_run(tmp_path: Path) -> None:
         ({"embed": "some"}, "embed is one of"),
         ({"peers": "milvus"}, "no peer called 'milvus'"),
         ({"dataset": "nowhere"}, "nowhere is no data set"),
-        ({"store": "nowhere"}, "nowhere is no store"),
-        ({"store": ".", "dataset": "."}, "leave --dataset out"),
+        ({"n": None, "store": "nowhere"}, "nowhere is no store"),
+        ({"n": None, "store": ".", "dataset": "."}, "leave --dataset out"),
+        ({"store": "."}, "leave --n out"),
+        ({"n": None, "store": ".", "steps": 2}, "leave --steps out"),
+        ({"n": None, "store": ".", "embed": "all"}, "leave --embed out"),
+        ({"n": None, "store": ".", "peers": "SQLite"}, "leave --peers out"),
+        ({"dataset": "v.npy", "embed": "all"}, "leave --embed out"),
+        ({"dataset": "bits"}, "bits is no data set"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(
     tmp_path: Path, wrong: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
-        planned(10, tmp_path / "out", **wrong)
+        planned(**({"n": 10, "folder": tmp_path / "out"} | wrong))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_a_set_that_the_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"1,000,000,000,000 images take about 3,900\.0 TB"):
         planned(10**12, tmp_path)
+
+
+def test_vectors_that_the_disk_cannot_hold_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "v.npy", np.eye(700, 8, dtype=np.float32))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000))
+    with pytest.raises(UsageError, match=r"200 vectors take about 0\.0 GB of disk"):
+        planned(None, tmp_path, dataset=str(tmp_path / "v.npy"))
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
@@ -494,7 +513,8 @@ def test_what_cannot_be_measured_is_one_line(tmp_path: Path, given: list[str], r
     assert line.startswith("engine: ") and reason in line
 
 
-def test_ctrl_c_leaves_what_was_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_what_was_measured(tmp_path: Path, sent: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "engine", "bench", "--n", "1e6", "--out", "out"],
         cwd=tmp_path,
@@ -507,7 +527,7 @@ def test_ctrl_c_leaves_what_was_measured(tmp_path: Path) -> None:
             if (tmp_path / "out" / "results.json").exists():
                 break
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(sent)
         _, told = process.communicate(timeout=120)
     finally:
         process.kill()
@@ -516,6 +536,32 @@ def test_ctrl_c_leaves_what_was_measured(tmp_path: Path) -> None:
     kept = load(tmp_path / "out")
     assert not kept.complete and kept.measurements
     assert not list((tmp_path / "out").glob("engine-bench-*"))
+
+
+@pytest.mark.skipif(not LINUX, reason="children are found in /proc")
+def test_a_run_that_fails_says_where_what_was_measured_is(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine", "bench", "--n", "1e6", "--out", "out"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        for _ in range(600):
+            if (tmp_path / "out" / "results.json").exists() and children.read_text():
+                break
+            time.sleep(0.1)
+        for child in children.read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        _, told = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 2
+    assert "what was measured until now is in out" in told
+    assert "a measurement ended with signal 9" in told.splitlines()[-1]
+    assert load(tmp_path / "out").measurements
 
 
 # --- sets -----------------------------------------------------------------------------------------

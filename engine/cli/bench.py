@@ -22,8 +22,9 @@ def bench(
         str, typer.Option(metavar="DIR", help="A new folder for figures, plots and a page.")
     ] = "",
     steps: Annotated[
-        int, typer.Option(metavar="N", help="Sizes up to n, ten times the last each.", min=1)
-    ] = 4,
+        int | None,
+        typer.Option(metavar="N", help="Sizes up to n, ten times the last each.  [4]", min=1),
+    ] = None,
     dataset: Annotated[
         str,
         typer.Option(
@@ -37,8 +38,8 @@ def bench(
         str, typer.Option(metavar="NAMES", help="Others beside it: all, or some with commas.")
     ] = "none",
     embed: Annotated[
-        str, typer.Option(metavar="WHAT", help="sample, all or none of the bit images.")
-    ] = "sample",
+        str, typer.Option(metavar="WHAT", help="sample, all or none of the bit images.  [sample]")
+    ] = "",
     memory: MemoryOption = "1G",
     memory_limit: Annotated[
         str, typer.Option(metavar="SIZE", help="Hold its processes to this, page cache included.")
@@ -75,8 +76,10 @@ def bench(
     with Progress("bench", "s") as progress, ended_by_signals():
         try:
             results, left_out = suite.run(plan, out=folder, progress=progress, note=progress.note)
-        except KeyboardInterrupt:
-            if folder is not None:
+        except UsageError:  # nothing was begun
+            raise
+        except BaseException:  # Ctrl-C, a wrong answer, a disk that is full
+            if folder is not None and (folder / "results.json").exists():
                 warn(f"what was measured until now is in {folder}")
             raise
     for line in left_out:
