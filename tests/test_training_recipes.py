@@ -11,6 +11,8 @@ pytest.importorskip("torch")
 from engine.training.recipes import RECIPES, resolve
 from engine.training.settings import TrainSettings
 
+SCRIPTS = sorted((Path(__file__).parent.parent / "scripts").glob("*.toml"))
+
 
 def written(tmp_path: Path, text: str) -> Path:
     (tmp_path / "settings.toml").write_text(text)
@@ -39,6 +41,11 @@ def test_a_file_may_name_the_recipe_that_it_changes(tmp_path: Path) -> None:
     file = written(tmp_path, 'recipe = "small"\nepochs = 7\n')
     assert resolve({}, file=file) == resolve({"epochs": 7}, recipe="small")
     assert resolve({}, file=file, recipe="large") == resolve({"epochs": 7}, recipe="large")
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_the_settings_that_are_kept_make_sense(file: Path) -> None:
+    assert resolve({}, file=file).recipe == "large"
 
 
 def test_without_a_recipe_they_come_over_the_base() -> None:
