@@ -80,6 +80,12 @@ class Lookup:
         self._recall = check_recall(recall) if recall is not None else None
         self._asked = tiers is not None
         self.tiers = _tiers(store, tiers)
+        if tiers is not None and SIMILAR not in self.tiers:
+            for name, value in (("recall", recall), ("min-score", min_score)):
+                if value is not None:
+                    raise UsageError(
+                        f"{name} is of the similar tier, which is not asked: leave it out"
+                    )
         # Given vectors say nothing of images, which have none to compare with them.
         self._of_images = tuple(t for t in self.tiers if t != SIMILAR or not self._given)
 

@@ -402,6 +402,8 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Pat
         ({"min_score": 1.5}, "between -1 and 1"),
         ({"min_score": "a"}, "min-score is a cosine, between -1 and 1, not 'a'"),
         ({"min_score": float("nan")}, "between -1 and 1"),
+        ({"tiers": ["near"], "recall": 0.9}, "recall is of the similar tier, which is not asked"),
+        ({"tiers": ["identical"], "min_score": 0.5}, "min-score is of the similar tier"),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(
