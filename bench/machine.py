@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import sqlite3
 from importlib import metadata
 from pathlib import Path
 
 from engine import __version__
 
-_PACKAGES = ("numpy", "rocksdict", "xxhash", "faiss-cpu", "onnxruntime", "Pillow")
+_PACKAGES = (
+    *("numpy", "rocksdict", "xxhash", "faiss-cpu", "onnxruntime", "Pillow", "pdqhash"),
+    *("lmdb", "hnswlib", "usearch", "lancedb", "zvec"),  # which others may lack
+)
 
 
 def machine() -> dict[str, str | int]:
@@ -25,8 +29,9 @@ def machine() -> dict[str, str | int]:
 
 
 def versions() -> dict[str, str]:
-    """Python, the engine and what it stands on."""
+    """Python, the engine, what it stands on, and what it is measured beside."""
     found = {"python": platform.python_version(), "engine": __version__}
+    found["SQLite"] = sqlite3.sqlite_version
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)

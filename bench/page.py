@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from .growth import claims
-from .results import Results, rows
+from .results import Results, left_out, rows
 from .summary import BLOCKS
 from .units import digits, show
 
@@ -124,9 +124,7 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def _skipped(results: Results) -> str:
     if not results.skipped:
         return ""
-    lines = dict.fromkeys(
-        f"<li>{escape(one.method)}, {one.n:,}: {escape(one.why)}" for one in results.skipped
-    )
+    lines = [f"<li>{escape(line)}" for line in left_out(results)]
     return f"<h2>Not measured</h2><ul>{''.join(lines)}</ul>"
 
 

@@ -150,6 +150,17 @@ def finish(results: Results, folder: Path) -> list[str]:
     return left_out
 
 
+def left_out(results: Results) -> list[str]:
+    """A line for each method that was not measured, with its sizes and the reason."""
+    sizes: dict[tuple[str, str], list[int]] = {}
+    for one in results.skipped:
+        sizes.setdefault((one.method, one.why), []).append(one.n)
+    return [
+        f"{method}, {' and '.join(f'{n:,}' for n in dict.fromkeys(some))}: {why}"
+        for (method, why), some in sizes.items()
+    ]
+
+
 class _WrongError(Exception):
     """A part of a file is not what it should be."""
 

@@ -11,7 +11,7 @@ from engine.show import printable
 from .growth import Growth, claims, growths, series
 from .measurement import Measurement
 from .report import align
-from .results import Results, rows
+from .results import Results, left_out, rows
 from .units import show
 
 # What is shown of a tier: its title, and which figures are columns, by what they are called.
@@ -69,9 +69,8 @@ def table(results: Results) -> str:
     judged = [(one.verdict, one.text, one.measured) for one in claims(results)]
     if judged:
         blocks.append("growth\n" + align(judged, left=(0, 1, 2)))
-    left_out = dict.fromkeys(f"{one.method}, {one.n:,}: {one.why}" for one in results.skipped)
-    if left_out:
-        blocks.append("\n".join(["not measured", *(f"  {line}" for line in left_out)]))
+    if results.skipped:
+        blocks.append("\n".join(["not measured", *(f"  {line}" for line in left_out(results))]))
     return "\n\n".join("\n".join(_wrapped(printable(block))) for block in blocks)
 
 
