@@ -10,7 +10,7 @@ from .comparison import compare
 from .comparison import table as changes_table
 from .errors import BenchError, WrongAnswerError
 from .planned import Plan, place, plan
-from .results import Results, load
+from .results import Results, kept, load
 from .sizes import parse_count
 from .suite import run
 from .summary import body as summary_of
@@ -24,6 +24,7 @@ __all__ = [
     "changes_of",
     "changes_table",
     "compare",
+    "kept",
     "load",
     "parse_count",
     "place",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +31,21 @@ def write_array(path: Path, blocks: Iterable[Vectors], n: int, dim: int) -> None
 def open_array(path: Path) -> Vectors:
     """A file of float32 (n, dim), mapped; ``UsageError`` if it is none."""
     try:
-        # Not np.load, which takes other formats too, and advises to load them unsafely.
-        rows: Vectors = np.lib.format.open_memmap(path, mode="r")
+        if path.exists() and not path.is_file():  # a pipe nobody writes to would be waited for
+            raise UsageError(f"{path} is no file: name an .npy of vectors")
+        with warnings.catch_warnings(action="ignore"):  # of headers that old versions wrote
+            # Not np.load, which takes other formats too, and advises to load them unsafely.
+            rows: Vectors = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (
+        ValueError,
+        ArithmeticError,
+        SyntaxError,
+        TokenError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is no array of vectors: {reason[:200]}; name an .npy") from None
     if rows.dtype != np.float32 or rows.ndim != 2 or not rows.size:

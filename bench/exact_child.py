@@ -76,7 +76,8 @@ def _take_in_store(images: Images, folder: Path, memory: int, keep_pixels: str) 
 
 def _take_in_peer(images: Images, peer: Peer, budget: MemoryBudget) -> int:
     added = 0
-    for first, (keys, proofs) in _hashed_ahead(images, chunk_rows(budget)):
+    ahead = hashed_ahead(lambda at, rows: images[at : at + rows], len(images), chunk_rows(budget))
+    for first, (keys, proofs) in ahead:
         added += peer.take(first + 1, keys, proofs)
     peer.close()
     return added
@@ -92,12 +93,21 @@ def cache_bytes(budget: MemoryBudget) -> int:
     return budget.block_cache + budget.write_buffers
 
 
-def _hashed_ahead(images: Images, each: int) -> Iterator[tuple[int, Hashes]]:
-    """The keys and proofs of each chunk; the next is hashed while the last is inserted."""
+def hashed_ahead(
+    images: Callable[[int, int], Images], n: int, each: int
+) -> Iterator[tuple[int, Hashes]]:
+    """The first row of each chunk, its keys and proofs; the next is made while the last is inserted.
+
+    ``images(first, rows)`` are packed ones, asked for in another thread.
+    """
+
+    def made(first: int) -> Hashes:
+        return hashes(images(first, min(each, n - first)))
+
     with ThreadPoolExecutor(_AHEAD) as pool:
         waiting: deque[tuple[int, Future[Hashes]]] = deque()
-        for first in range(0, len(images), each):
-            waiting.append((first, pool.submit(hashes, images[first : first + each])))
+        for first in range(0, n, each):
+            waiting.append((first, pool.submit(made, first)))
             if len(waiting) > _AHEAD:
                 at, hashed = waiting.popleft()
                 yield at, hashed.result()

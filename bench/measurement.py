@@ -26,10 +26,11 @@ class Measurement:
     note: str = ""
 
     @property
-    def is_lookup(self) -> bool:
-        """Whether the samples are what single lookups, or shares of a batch, took."""
+    def rate(self) -> float | None:
+        """Lookups a second, one after the other, or of batches; None of what is no lookup."""
         asks = self.tier in ("identical", "near", "similar") and self.figure != "build"
-        return asks and self.unit == SECONDS
+        took = sum(self.samples)
+        return len(self.samples) / took if asks and self.unit == SECONDS and took > 0 else None
 
     @property
     def median(self) -> float:

@@ -22,11 +22,12 @@ LIST = "list of hashes"
 DICT = "dict of hashes"
 
 NOTES = {
-    ENGINE: "compared bit for bit, durable; its time includes making or reading the images",
+    ENGINE: "compared bit for bit, durable",
     PIXELS: "compared value by value",
     LIST: "hash only; gone with the process",
     DICT: "hash only; gone with the process",
 }
+MEANWHILE = "with making or reading the images"
 # What an image costs while a method is built, in bytes of memory. A hash is an int of 36 bytes, in
 # 48 of the heap; a list that grows has a copy of itself beside it, and so has a dict, whose table
 # is also a third empty.
@@ -179,9 +180,8 @@ class Engine(Method):
         assert isinstance(found, tuple) and self._store is not None
         if wanted is None or len(found) != 1:
             return wanted is None and found == ()
-        ((id_, some),) = (
-            found  # a lookup names ten sources at most: a picture may be there more often
-        )
+        # A lookup names ten sources at most: a picture may be there more often.
+        ((id_, some),) = found
         return wanted in some or wanted in self._store.sources(id_)
 
     def disk(self) -> int:

@@ -146,10 +146,11 @@ def plan(
             raise UsageError(
                 f"{dataset} has {len(rows):,} rows: {QUERIES} are queries, more is needed"
             )
-        unit = _of_unit_length(rows, Path(dataset))
         sizes = steps_up_to(_at_most(n, most, dataset), steps)
         each = (VECTOR_BYTES + _PEER_BYTES) * rows.shape[1] // 128 + 64
         check_disk(sizes[-1], folder, each, "vectors")
+        unit = _of_unit_length(rows, 0, sizes[-1], Path(dataset))
+        unit &= _of_unit_length(rows, most, len(rows), Path(dataset))
         given |= {"vectors": Path(dataset).absolute(), "unit": unit, "similar": True}
         return Plan(**given | {"sizes": tuple(sizes), "what": f"the vectors of {dataset}"})
     if dataset:
@@ -172,17 +173,18 @@ def plan(
     return Plan(**given | {"sizes": tuple(sizes), "similar": embed == "sample"})
 
 
-def _of_unit_length(rows: Vectors, file: Path) -> bool:
-    """Whether all are; ``UsageError`` if one is NaN or infinite: a store would reject it."""
-    first, unit = 0, True
-    for block in blocks(rows):
+def _of_unit_length(rows: Vectors, first: int, end: int, file: Path) -> bool:
+    """Whether those rows are; ``UsageError`` if one is NaN or infinite: a store would reject it."""
+    unit = True
+    for block in blocks(rows[first:end]):
         wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(wrong):
             raise UsageError(
                 f"row {first + int(wrong[0]):,} of {file} has NaN or infinities: leave such rows out"
             )
         first += len(block)
-        unit = unit and bool((np.abs(np.linalg.norm(block, axis=1) - 1) < _UNIT).all())
+        with np.errstate(over="ignore"):  # an infinite length is none of 1
+            unit = unit and bool((np.abs(np.linalg.norm(block, axis=1) - 1) < _UNIT).all())
     return unit
 
 

@@ -61,7 +61,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
             "least": _rounded(min(one.samples)),
             "p95": _tail(one, 0.95),
             "p99": _tail(one, 0.99),
-            "per_second": _rounded(1 / one.median) if one.is_lookup and one.median > 0 else None,
+            "per_second": _rounded(one.rate) if one.rate is not None else None,
             "note": one.note,
         }
         for one in results.measurements
@@ -150,13 +150,18 @@ def finish(results: Results, folder: Path) -> list[str]:
     return left_out
 
 
+def kept(folder: Path) -> bool:
+    """Whether a run that did not end has left measurements in a folder."""
+    return (folder / JSON_NAME).exists() and bool(load(folder).measurements)
+
+
 def left_out(results: Results) -> list[str]:
     """A line for each method that was not measured, with its sizes and the reason."""
     sizes: dict[tuple[str, str], list[int]] = {}
     for one in results.skipped:
         sizes.setdefault((one.method, one.why), []).append(one.n)
     return [
-        f"{method}, {' and '.join(f'{n:,}' for n in dict.fromkeys(some))}: {why}"
+        f"{method}, {', '.join(f'{n:,}' for n in dict.fromkeys(some))}: {why}"
         for (method, why), some in sizes.items()
     ]
 

@@ -115,6 +115,14 @@ class BitSet(ImageSet):
         return f"synthetic:bits?seed={self._seed}#{row}"
 
 
+def _is_file(path: Path) -> bool:
+    """And no pipe, which would be waited for, nor a link that leads nowhere."""
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
+
+
 class FileSet(ImageSet):
     """The image files of a folder, in an order that the seed draws."""
 
@@ -128,8 +136,7 @@ class FileSet(ImageSet):
             str(Path(place) / name)
             for place, _, names in os.walk(Path(folder).absolute())
             for name in names
-            if Path(name).suffix.lower() in SUFFIXES
-            and (Path(place) / name).is_file()  # a pipe that is called so would be waited for
+            if Path(name).suffix.lower() in SUFFIXES and _is_file(Path(place) / name)
         )
         if not every:
             raise UsageError(f"there is no image file in {folder}: name a folder of pictures")

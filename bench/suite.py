@@ -24,7 +24,7 @@ from .errors import BenchError, WrongAnswerError
 from .limit import Limit, limited
 from .machine import machine, versions
 from .measurement import BYTES, SECONDS, SHARE, Measurement, Skipped
-from .methods import DICT, ENGINE, IMAGE_MEMORY, LIST, NOTES, PIXELS
+from .methods import DICT, ENGINE, IMAGE_MEMORY, LIST, MEANWHILE, NOTES, PIXELS
 from .planned import IDENTICAL_PEERS, NEAR_PEERS, SIMILAR_PEERS, Plan, missing
 from .process import Finished, run_child
 from .results import Results, finish, save
@@ -290,7 +290,7 @@ class _Bench:
                 n,
                 "identical",
                 method,
-                f"it would take {need / 1e9:,.1f} GB of memory, more than --memory allows",
+                f"it would take {need / 1e9:,.1f} GB of memory, more than {self._allowed}",
             )
             if below * 2 > fits or below * IMAGE_MEMORY[method] > self.plan.memory:
                 return
@@ -315,7 +315,8 @@ class _Bench:
             done = self._child("measure", spec, share)
             times.append(done.result["build_s"])
         found = done.result
-        yield Measurement(n, "ingest", ENGINE, "time", SECONDS, tuple(times), NOTES[ENGINE])
+        note = f"{NOTES[ENGINE]}; {MEANWHILE}"
+        yield Measurement(n, "ingest", ENGINE, "time", SECONDS, tuple(times), note)
         if found["baseline"]:
             peak = max(done.anonymous_peak, found["final"]) - found["baseline"]
             yield from _memory(n, "ingest", ENGINE, "memory", peak)
@@ -385,7 +386,7 @@ class _Bench:
         given["memory_bytes"] = self.plan.memory
         taken = run_child("suite_child", given | {"job": "peer_take"}, lambda done: tell(done / n))
         found = taken.result
-        note = "keys and proofs, durable; without making the images"
+        note = f"keys and proofs, durable; {MEANWHILE}"
         yield Measurement(n, "ingest", name, "time", SECONDS, (found["seconds"],), note)
         yield from _memory(n, "ingest", name, "memory", taken.anonymous_peak - found["empty"])
         yield _bytes(n, "ingest", name, "disk", found["disk"])
@@ -402,7 +403,7 @@ class _Bench:
         if not found["seconds"]:
             yield Skipped(n, "near", name, _NONE_PLAIN)
             return
-        note = "PDQ of each in memory, all compared, within 31 of 256"
+        note = "PDQ, which is for pictures, of each in memory, all compared, within 31 of 256"
         yield Measurement(n, "near", name, "build", SECONDS, (found["build"],), note)
         yield Measurement(n, "near", name, "hit", SECONDS, tuple(found["seconds"]), note)
         yield Measurement(n, "near", name, "recall", SHARE, (found["found"],), note)
@@ -432,7 +433,7 @@ class _Bench:
         dim = vectors.asked(1).shape[1]
         need = n * _FLAT_BYTES * dim // clustered.DIM
         if need > self.plan.memory:
-            why = f"it would take {need / 1e9:,.1f} GB of memory, more than --memory allows"
+            why = f"it would take {need / 1e9:,.1f} GB of memory, more than {self._allowed}"
             yield Skipped(n, "similar", FLAT, why)
             return
         spec = {"job": "flat", "n": n, "seed": self.plan.seed, "k": K, "truth": str(vectors.truth)}
@@ -537,6 +538,11 @@ class _Bench:
         return self.limit.within if self.limit is not None else ()
 
     @property
+    def _allowed(self) -> str:
+        limited = self.plan.limit is not None and self.plan.memory * 2 <= self.plan.limit
+        return "half of --memory-limit" if limited else "--memory allows"
+
+    @property
     def _encoded(self) -> bool:
         return self.plan.images is not None and self.plan.images.encoder != "none"
 
@@ -560,7 +566,8 @@ class _Bench:
 
 def _of_method(n: int, method: str, done: Finished) -> Iterator[Figure]:
     found, note = done.result, NOTES[method]
-    yield Measurement(n, "ingest", method, "time", SECONDS, (found["build_s"],), note)
+    took = found["generate_s"] + found["build_s"]
+    yield Measurement(n, "ingest", method, "time", SECONDS, (took,), f"{note}; {MEANWHILE}")
     if found["baseline"]:
         peak = max(done.anonymous_peak, found["final"]) - found["baseline"]
         yield from _memory(n, "ingest", method, "memory", peak)

@@ -16,7 +16,7 @@ from engine.config import MemoryBudget
 from . import data, disk, memory, sets
 from .arrays import Vectors
 from .errors import BenchError, WrongAnswerError
-from .exact_child import AskedPeer, cache_bytes, check, chunk_rows, hashes
+from .exact_child import AskedPeer, cache_bytes, check, chunk_rows, hashed_ahead
 from .methods import Engine
 from .peers import PEERS
 from .process import answer, tell
@@ -232,21 +232,25 @@ def flat(n: int, seed: int, given: str, queries: str, truth: str, k: int) -> dic
 
 
 def peer_take(method: str, n: int, seed: int, folder: str, memory_bytes: int) -> dict[str, float]:
-    """Keys and proofs of a set into a peer, as many a commit as the engine has; without making them."""
+    """Keys and proofs of a set into a peer, as many a commit as the engine has.
+
+    From a peer that is not there to its end; the next images are made and hashed meanwhile.
+    """
     budget = MemoryBudget(memory_bytes)
-    empty, spent, each = memory.anonymous(), 0.0, chunk_rows(budget)
-    peer = PEERS[method](Path(folder), cache_bytes(budget))
+    empty = memory.anonymous()
     tell(start=True)
-    added = 0
-    for first in range(0, n, each):
-        made = np.concatenate(list(_packed(seed, first, min(each, n - first))))
-        started = time.perf_counter()
-        added += peer.take(first + 1, *hashes(made))
-        spent += time.perf_counter() - started
-        tell(done=first + len(made))
     started = time.perf_counter()
+    peer = PEERS[method](Path(folder), cache_bytes(budget))
+    added = 0
+
+    def packed(first: int, rows: int) -> data.Images:
+        return np.concatenate(list(_packed(seed, first, rows)))
+
+    for first, (keys, proofs) in hashed_ahead(packed, n, chunk_rows(budget)):
+        added += peer.take(first + 1, keys, proofs)
+        tell(done=first + len(keys))
     peer.close()
-    spent += time.perf_counter() - started
+    spent = time.perf_counter() - started
     if added != n:
         raise BenchError(f"{added:,} of {n:,} images were added to {method}")
     return {"seconds": spent, "disk": disk.taken(Path(folder)), "empty": empty}

@@ -68,7 +68,10 @@ def table(results: Results) -> str:
         blocks.append("\n".join(other))
     judged = [(one.verdict, one.text, one.measured) for one in claims(results)]
     if judged:
-        blocks.append("growth\n" + align(judged, left=(0, 1, 2)))
+        blocks.append(
+            "growth (what is O(n) without what the smallest set takes; 'grows' above is with it)\n"
+            + align(judged, left=(0, 1, 2))
+        )
     if results.skipped:
         blocks.append("\n".join(["not measured", *(f"  {line}" for line in left_out(results))]))
     return "\n\n".join("\n".join(_wrapped(printable(block))) for block in blocks)

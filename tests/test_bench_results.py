@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from bench import board, page, plots, results, summary
-from bench.measurement import Measurement
+from bench.measurement import Measurement, Skipped
 from bench.units import show
 from engine import UsageError
 
@@ -60,14 +60,32 @@ def test_the_csv_is_tidy(tmp_path: Path) -> None:
         assert len(tails) == (len(one.samples) >= 20) + (len(one.samples) >= 100)
         assert sorted(tails) == tails and all(tail >= one.median for tail in tails)
         assert float(line["least"]) <= float(line["median"])
-        if (
-            one.tier in ("identical", "near", "similar")
-            and one.unit == "s"
-            and one.figure != "build"
-        ):
-            assert float(line["per_second"]) == pytest.approx(1 / one.median, rel=1e-5)
+        if one.tier in ("identical", "similar") and one.unit == "s":
+            rate = len(one.samples) / sum(one.samples)
+            assert float(line["per_second"]) == pytest.approx(rate, rel=1e-5)
         else:
             assert line["per_second"] == ""
+
+
+def test_a_build_has_no_lookups_a_second() -> None:
+    one = Measurement(10, "similar", "engine", "build", "s", (2.0,))
+    assert one.rate is None and replace(one, figure="single").rate == 0.5
+    assert replace(one, figure="single", samples=(0.0,)).rate is None
+
+
+def test_what_was_left_out_is_a_line_a_reason() -> None:
+    left = [Skipped(n, "near", "a", why) for n, why in ((10, "one"), (1_000, "one"), (10, "two"))]
+    run = replace(benchrun.run(), skipped=(*left, left[0]))
+    assert results.left_out(run) == ["a, 10, 1,000: one", "a, 10: two"]
+    assert "a, 10, 1,000: one" in summary.table(run)
+    assert "<li>a, 10, 1,000: one" in page.page(run, None)
+
+
+def test_tails_of_few_samples_are_left_out_of_the_page() -> None:
+    few = Measurement(10, "identical", "engine", "hit", "s", (1e-3,) * 30)
+    text = page.page(replace(benchrun.run(), measurements=(few,)), None)
+    cells = "<td>1.00 ms<td>1.00 ms<td>1.00 ms<td>-<td>1,000<td>30"
+    assert cells in text
 
 
 def test_quantiles_are_samples() -> None:

@@ -189,6 +189,7 @@ def failures() -> list[tuple[str, str]]:
         ("lookup rows.npy --max-distance -1 --store store", "0 to 256, not -1"),
         ("lookup rows.npy --max-distance 1.5 --store store", "--max-distance"),
         ("lookup rows.npy --exact --tier similar --store store", "leave the other tiers out"),
+        ("lookup rows.npy --exact --recall 0.9 --store store", "recall is of the similar tier"),
         ("lookup rows.npy --min-score 2 --store store", "between -1 and 1"),
         ("lookup rows.npy --min-score nan --store store", "between -1 and 1"),
         ("lookup --files-from gone.txt --store store", "gone.txt cannot be read"),

@@ -38,7 +38,10 @@ def bench(
         str, typer.Option(metavar="NAMES", help="Others beside it: all, or some with commas.")
     ] = "none",
     embed: Annotated[
-        str, typer.Option(metavar="WHAT", help="sample, all or none of the bit images.  [sample]")
+        str,
+        typer.Option(
+            metavar="WHAT", help="Which images get vectors: all, none, or a sample.  [sample]"
+        ),
     ] = "",
     memory: MemoryOption = "1G",
     memory_limit: Annotated[
@@ -79,7 +82,7 @@ def bench(
         except UsageError:  # nothing was begun
             raise
         except BaseException:  # Ctrl-C, a wrong answer, a disk that is full
-            if folder is not None and (folder / "results.json").exists():
+            if folder is not None and suite.kept(folder):
                 warn(f"what was measured until now is in {folder}")
             raise
     for line in left_out:
