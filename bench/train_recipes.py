@@ -21,30 +21,35 @@ from .machine import machine, versions
 from .report import Target, align, targets
 from .trained import Run, Trained, sample, train_all
 
-REPORT, SMALL = "report", "small"
+REPORT, LONGER, SMALL = "report", "longer", "small"
 
 
 def runs(images: int, image_size: int, epochs: int) -> list[Run]:
-    """The recipes, and the recipe small with one thing more each, then with all of them."""
+    """The recipe report, with more epochs, with one thing more each, then the recipe small."""
     from engine.training import RECIPES
 
     sized = {"image_size": image_size}
-    long = {**sized, "epochs": epochs or RECIPES["small"]["epochs"]}
-    queue: dict[str, Any] = {"method": "moco", "queue": 512, "momentum": 0.95}
-    hard: dict[str, Any] = {"hard_negatives": 0.25}
-    views: dict[str, Any] = {"grey": 0.2, "erase": 0.2}
+    long = {**sized, "epochs": epochs or RECIPES["small"]["epochs"], "precision": "bf16"}
+    small = RECIPES["small"]
     more: dict[str, dict[str, Any]] = {
-        "small, queue": queue,
-        "small, hard negatives": hard,
-        "small, grey and erased views": views,
-        "small, cosine": {"schedule": "cosine", "warmup": 5, "weight_decay": 1e-4},
-        "small, all of these but cosine": {**queue, **hard, **views},
+        "queue": {"method": "moco", "queue": 512, "momentum": 0.95},
+        "hard negatives": _of(small, "hard_negatives"),
+        "grey and erased views": _of(small, "grey", "erase"),
+        "cosine": _of(small, "schedule", "warmup", "weight_decay"),
     }
     return [
         Run(REPORT, images, "report", sized),
+        Run(LONGER, images, "report", long),
+        *(
+            Run(f"{LONGER}, {name}", images, "report", {**long, **one})
+            for name, one in more.items()
+        ),
         Run(SMALL, images, "small", long),
-        *(Run(name, images, "small", {**long, **added}) for name, added in more.items()),
     ]
+
+
+def _of(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: settings[name] for name in names}
 
 
 def main() -> bool:
@@ -57,7 +62,9 @@ def main() -> bool:
     )
     parser.add_argument("--images", type=int, default=128, help="to train on  [128]")
     parser.add_argument("--image-size", type=int, default=64, help="pixels a side  [64]")
-    parser.add_argument("--epochs", type=int, default=0, help="of small  [as the recipe has it]")
+    parser.add_argument(
+        "--epochs", type=int, default=0, help="of all but report  [as small has it]"
+    )
     parser.add_argument("--count", type=int, default=300, help="queries  [300]")
     parser.add_argument(
         "--seeds", type=int, default=1, help="of each, of which means are taken  [1]"

@@ -8,37 +8,35 @@ Both train a ResNet-18 with SimCLR on the same images and the same cores, with t
 - plain: a folder of files through torchvision's PIL transforms, a DataLoader with a worker a core,
   fp32, eager
 
-They take turns, a few steps a round, and medians over the rounds are printed. "waiting" is the share
-of a step's time until its batch is there; on a CPU the engine makes it in that time, since network
-and augmentation would only take cores from each other.
+Each has a process of its own. They take turns, a few steps a round, and medians over the rounds are
+printed. "waiting" is the share of a step's time until its batch is there; on a CPU the engine makes
+it in that time, since network and augmentation would only take cores from each other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
+import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from engine.config import cpu_count
 from engine.errors import UsageError
 
 from . import script
+from .errors import BenchError
 from .machine import machine, versions
+from .process import PACKAGE, environment, python
 from .report import Target, align, targets
+from .train_speed_child import ENGINE, PLAIN
 
 TARGET_RATIO = 3.0
 _WARM_UP = 2  # steps of each that are not counted
-
-Batches = Iterator[Any]  # (2 × batch, 3, S, S) float32, without end
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class Measured:
 
     image_size: int
     batch: int
-    read_seconds: float  # until the engine's cache was there
+    read_seconds: float  # until the engine could begin: pictures decoded and shrunk
     pictures: int
     engine: list[Round]
     plain: list[Round]
@@ -135,147 +133,61 @@ def measure(folder: Path, size: int, batch: int, steps: int, rounds: int) -> Mea
     if len(files) < batch:
         raise UsageError(f"{len(files)} images in {folder} are fewer than a batch of {batch}")
     with ExitStack() as stack:
-        began = time.perf_counter()
-        views, pictures = engine_batches(files, size, batch, stack)
-        if pictures < len(files):
-            raise UsageError(
-                f"{len(files) - pictures} of {len(files)} images in {folder} cannot be read: "
-                f"remove them, for the plain recipe would trip over them"
-            )
-        read_seconds = time.perf_counter() - began
-        runs = [
-            _steps(views, size, batch, fast=True),
-            _steps(plain_batches(files, size, batch, stack), size, batch, fast=False),
-        ]
-        for run in runs:
-            run(_WARM_UP)
+        ways = [stack.enter_context(_Way(way, folder, size, batch)) for way in (ENGINE, PLAIN)]
+        read_seconds, _ = (way.said()["ready"] for way in ways)
+        for way in ways:
+            way.round(_WARM_UP)
         results: list[list[Round]] = [[], []]
         for number in range(rounds):
             for which in (0, 1) if number % 2 == 0 else (1, 0):
-                results[which].append(runs[which](steps))
-    return Measured(size, batch, read_seconds, pictures, *results)
+                results[which].append(ways[which].round(steps))
+    return Measured(size, batch, read_seconds, len(files), *results)
 
 
-def engine_batches(
-    files: list[Path], size: int, batch: int, stack: ExitStack
-) -> tuple[Batches, int]:
-    """Batches as the engine makes them, and how many pictures there are."""
-    import torch
+class _Way:
+    """One of the two in a process of its own, which does a round when it is told to."""
 
-    from engine.training import augment, data
-    from engine.training.settings import TrainSettings
+    def __init__(self, way: str, folder: Path, size: int, batch: int) -> None:
+        self._spec = {"way": way, "folder": str(folder), "size": size, "batch": batch}
 
-    settings = TrainSettings(image_size=size, precision="bf16")
-    pool = stack.enter_context(ThreadPoolExecutor(cpu_count()))
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    read = data.read(
-        [str(file) for file in files],
-        side=round(settings.shrink * size),
-        square=size,
-        folder=scratch,
-        pool=pool,
-        tick=lambda done, total: None,
-        held_out=0.0,
-    )
-    stack.callback(read.close)
-    pictures = read.pictures
+    def __enter__(self) -> Self:
+        self._errors = tempfile.TemporaryFile()
+        self._child = subprocess.Popen(
+            python(f"{PACKAGE}.train_speed_child", json.dumps(self._spec)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment(),
+            text=True,
+        )
+        return self
 
-    def batches() -> Batches:
-        generator = torch.Generator().manual_seed(0)
-        while True:
-            rows = torch.randperm(len(pictures), generator=generator)[:batch].tolist() * 2
-            draws = augment.draw([pictures.sizes[row] for row in rows], settings, generator)
-            crops = augment.crop([pictures[row] for row in rows], draws, size)
-            yield augment.colour(crops, draws, settings)
+    def __exit__(self, *error: object) -> None:
+        self._child.kill()
+        self._child.communicate()
+        self._errors.close()
 
-    return batches(), len(pictures)
+    def round(self, steps: int) -> Round:
+        """Have it do some steps."""
+        assert self._child.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, and ``said`` says why
+            print(steps, file=self._child.stdin, flush=True)
+        found = self.said()
+        return Round(found["seconds"], found["waiting"], steps * int(str(self._spec["batch"])))
 
-
-def plain_batches(files: list[Path], size: int, batch: int, stack: ExitStack) -> Batches:
-    """Batches as a notebook makes them: files, PIL, a DataLoader."""
-    import torch
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
-    from torchvision import transforms
-
-    from engine.training.settings import TrainSettings
-
-    s = TrainSettings(image_size=size)
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(size, scale=s.crop_scale),
-            transforms.RandomHorizontalFlip(s.flip),
-            transforms.ColorJitter(*s.jitter),
-            transforms.GaussianBlur(s.blur_kernel),
-            transforms.ToTensor(),
-            transforms.Normalize(s.mean, s.std),
-        ]
-    )
-
-    class TwoViews(Dataset[Any]):
-        def __len__(self) -> int:
-            return len(files)
-
-        def __getitem__(self, index: int) -> tuple[Any, Any]:
-            with Image.open(files[index]) as image:
-                picture = image.convert("RGB")
-            return transform(picture), transform(picture)
-
-    random.seed(0)
-    loader = DataLoader(TwoViews(), batch, shuffle=True, num_workers=cpu_count(), drop_last=True)
-
-    def batches() -> Batches:
-        while True:
-            for first, second in loader:
-                yield torch.cat((first, second))
-
-    made = batches()
-    stack.callback(made.close)  # type: ignore[attr-defined]
-    return made
-
-
-def _steps(batches: Batches, size: int, batch: int, *, fast: bool) -> Callable[[int], Round]:
-    """What does some steps of training on such batches."""
-    import torch
-    from torchvision.models import resnet18
-
-    from engine.training.loss import nt_xent
-    from engine.training.model import TRUNK_DIM, build
-    from engine.training.pages import kept_pages
-    from engine.training.settings import TrainSettings
-
-    settings = TrainSettings(image_size=size)
-    torch.manual_seed(0)
-    network = build(settings)
-    if not fast:  # the engine's has convolutions of its own
-        network.trunk = resnet18(num_classes=TRUNK_DIM)
-        network.trunk.fc = torch.nn.Identity()
-    layout = torch.channels_last if fast else torch.contiguous_format
-    network = network.to(memory_format=layout).train()
-    kind = torch.optim.AdamW if fast else torch.optim.Adam
-    optimizer = kind(network.parameters(), lr=settings.learning_rate, fused=fast or None)
-
-    def run(steps: int) -> Round:
-        with kept_pages() if fast else nullcontext():
-            return timed(steps)
-
-    def timed(steps: int) -> Round:
-        waiting = 0.0
-        began = time.perf_counter()
-        for _ in range(steps):
-            asked = time.perf_counter()
-            views = next(batches)
-            waiting += time.perf_counter() - asked
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                z = network(views.contiguous(memory_format=layout))
-            first, second = z.float().chunk(2)
-            loss = nt_xent(first, second, settings.temperature)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        return Round(time.perf_counter() - began, waiting, steps * batch)
-
-    return run
+    def said(self) -> dict[str, float]:
+        """What it tells next; ``BenchError`` if that is nothing more."""
+        assert self._child.stdout is not None
+        message: dict[str, Any] = json.loads(self._child.stdout.readline() or "{}")
+        if "error" in message:
+            raise BenchError(message["error"])
+        if not message:
+            status = self._child.wait()
+            self._errors.seek(0)
+            last = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            raise BenchError(f"a measurement ended with {how}: {last or 'out of memory?'}")
+        return message
 
 
 def table(found: list[Measured]) -> str:

@@ -12,7 +12,8 @@ from engine.errors import UsageError
 
 torch = pytest.importorskip("torch")
 
-from bench import train_speed
+from bench import train_speed, train_speed_child
+from bench.errors import BenchError
 
 
 def photos(folder: Path, n: int) -> Path:
@@ -26,8 +27,8 @@ def photos(folder: Path, n: int) -> Path:
 def test_both_make_batches_of_two_views_in_the_same_range(tmp_path: Path) -> None:
     folder = photos(tmp_path / "in", 6)
     with ExitStack() as stack:
-        ours, count = train_speed.engine_batches(sorted(folder.iterdir()), 32, 4, stack)
-        theirs = train_speed.plain_batches(sorted(folder.iterdir()), 32, 4, stack)
+        ours, count = train_speed_child.engine_batches(sorted(folder.iterdir()), 32, 4, stack)
+        theirs = train_speed_child.plain_batches(sorted(folder.iterdir()), 32, 4, stack)
         one, other = next(ours), next(theirs)
     assert count == 6
     assert one.shape == other.shape == (8, 3, 32, 32)
@@ -53,8 +54,21 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
 def test_images_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     folder = photos(tmp_path / "in", 4)
     (folder / "broken.png").write_bytes(b"broken")
-    with pytest.raises(UsageError, match=r"1 of 5 images in .* cannot be read"):
+    with pytest.raises(BenchError, match=r"1 of 5 images in .* cannot be read"):
         train_speed.measure(folder, 32, 4, 1, 1)
+
+
+def test_a_process_that_ends_is_one_line(tmp_path: Path) -> None:
+    with train_speed._Way("engine", photos(tmp_path / "in", 4), 32, 4) as way:
+        way.said()
+        way._child.kill()
+        with pytest.raises(BenchError, match="a measurement ended with signal 9"):
+            way.round(1)
+    with (
+        train_speed._Way("plain", tmp_path / "gone", 32, 4) as way,
+        pytest.raises(BenchError, match="gone is no folder"),
+    ):
+        way.said()
 
 
 @pytest.mark.parametrize("given", ["--rounds=0", "--steps=0", "--batch=1", "--image-size=96,x"])

@@ -74,8 +74,10 @@ def test_two_views_of_a_picture_differ() -> None:
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(9)
     whole = views(images, 3)
-    monkeypatch.setattr(augment, "_MOST_VIEWS", 2)
-    assert torch.allclose(views(images, 3), whole, atol=1e-5)
+    for chunk, most in ((augment._CPU_CHUNK, 2), (3 * 32 * 32 * 2, 64), (1, 64)):
+        monkeypatch.setattr(augment, "_CPU_CHUNK", chunk)
+        monkeypatch.setattr(augment, "_MOST_VIEWS", most)
+        assert torch.allclose(views(images, 3), whole, atol=1e-5)
 
 
 def test_boxes_lie_inside_and_are_spread_as_torchvision_spreads_them() -> None:

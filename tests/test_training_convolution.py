@@ -1,6 +1,8 @@
 # ruff: noqa: E402 (torch is optional: without it the module is skipped)
 """Convolutions as products compute what PyTorch's own do, forwards and backwards."""
 
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -109,6 +111,28 @@ def test_products_are_used_where_maps_are_small_and_only_in_training(
     asked.clear()
     network.eval()(torch.randn(2, 3, 96, 96)).sum().backward()
     assert asked == []
+
+
+@pytest.mark.parametrize(("side", "wanted"), [(3, 1), (4, 1), (5, 0)])
+def test_of_many_weights_all_three_passes_are_products(
+    monkeypatch: pytest.MonkeyPatch, side: int, wanted: int
+) -> None:
+    asked = []
+    for name in ("convolved", "input_gradient", "weight_gradient"):
+        real = getattr(convolution, name)
+
+        def counted(*given: object, name: str = name, real: Any = real) -> Tensor:
+            asked.append(name)
+            found: Tensor = real(*given)
+            return found
+
+        monkeypatch.setattr(convolution, name, counted)
+    layer = Convolution.of(nn.Conv2d(512, 512, 3, padding=1, bias=False))
+    x = torch.randn(2, 512, side, side, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).sum().backward()
+    assert asked.count("weight_gradient") == 1
+    assert asked.count("convolved") == asked.count("input_gradient") == wanted
 
 
 def test_a_network_is_torchvisions_in_all_that_is_saved() -> None:

@@ -6,7 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,26 @@ def photos(folder: Path, n: int, seed: int = 0) -> Path:
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export takes seconds, and has tests of its own."""
     monkeypatch.setattr(loop, "export", lambda out, *_: ExportReport(str(out), 0, 0, {}, "int8"))
+
+
+@pytest.mark.usefixtures("no_export")
+def test_steps_are_done_with_pages_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def kept_pages() -> Iterator[None]:
+        events.append("kept")
+        yield
+        events.append("given back")
+
+    def note(progress: TrainProgress) -> None:
+        if progress.phase == "train":
+            events.append("step")
+
+    monkeypatch.setattr(loop, "kept_pages", kept_pages)
+    settings = dataclasses.replace(TINY, epochs=1)
+    train([str(photos(tmp_path / "in", 8))], tmp_path / "out", settings, progress=note)
+    assert events[0] == "kept" and events[-1] == "given back" and "step" in events
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 The last stages of a ResNet see maps of a few pixels with hundreds of channels, and there the direct
 kernels of oneDNN spend their time on the weights: above all the gradient of the weights takes four
 to ten times as long as the same sum written as one product (im2col: Chellapilla, Puri, Simard, 2006,
-High performance convolutional neural networks for document processing). ``bench.train_speed``
-measures what that is worth. Everywhere else PyTorch's own convolution is used.
+High performance convolutional neural networks for document processing). Everywhere else PyTorch's own
+convolution is used. ``bench.train_speed`` measures what this and all else is worth together.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ class Convolution(nn.Conv2d):
     def of(cls, conv: nn.Conv2d) -> Convolution:
         """One that has the very weights of ``conv``; ``ValueError`` if it is none of these."""
         plain = (
-            *(conv.bias is None, conv.groups == 1, conv.dilation == (1, 1)),
-            *(conv.padding_mode == "zeros", not isinstance(conv.padding, str)),
-            *(len(set(conv.stride)) == 1, len(set(conv.padding)) == 1),
+            conv.bias is None,
+            conv.groups == 1,
+            conv.dilation == (1, 1),
+            conv.padding_mode == "zeros",
+            not isinstance(conv.padding, str),
+            len(set(conv.stride)) == 1,
+            len(set(conv.padding)) == 1,
         )
         if not all(plain):
             raise ValueError(f"not a plain convolution: {conv}")

@@ -17,9 +17,19 @@ from engine.training.settings import TrainSettings
 RECIPES: dict[str, dict[str, Any]] = {
     # SimCLR as the defaults have it.
     "report": {},
-    # A few hundred images: small pictures leave time for many epochs. A queue with hard negatives,
-    # grey and erased views found fewer copies than these epochs alone (bench.train_recipes).
-    "small": {"image_size": 128, "epochs": 200, "precision": "bf16"},
+    # A few hundred images: small pictures leave time for many epochs. Each of these found more copies
+    # than the epochs alone, and all of them more than each; a queue found fewer (bench.train_recipes).
+    "small": {
+        "image_size": 128,
+        "epochs": 200,
+        "hard_negatives": 0.25,
+        "grey": 0.2,
+        "erase": 0.2,
+        "schedule": "cosine",
+        "warmup": 5,
+        "weight_decay": 1e-4,
+        "precision": "bf16",
+    },
     # Thousands and more: the batch has negatives enough.
     "large": {
         "image_size": 128,
