@@ -142,7 +142,7 @@ _RULES = (
     ),
     _Rule("IndexFlatL2 is O(n)", ("similar", "IndexFlatL2", "single"), *_ON, True),
     _Rule(
-        "a similarity search by the index grows far less than n",
+        "a search of the index grows far less than n",
         ("similar", "engine", "single"),
         -math.inf,
         0.35,

@@ -8,15 +8,18 @@ Both train a ResNet-18 with SimCLR on the same images and the same cores, with t
 - plain: a folder of files through torchvision's PIL transforms, a DataLoader with a worker a core,
   fp32, eager
 
-Each has a process of its own. They take turns, a few steps a round, and medians over the rounds are
-printed. "waiting" is the share of a step's time until its batch is there; on a CPU the engine makes
-it in that time, since network and augmentation would only take cores from each other.
+Each has a process of its own, stopped while the other one works. They take turns, a few steps a
+round, and medians over the rounds are printed. "waiting" is the share of a step's time until its batch
+is there; on a CPU the engine makes it in that time, since network and augmentation would only take
+cores from each other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -145,7 +148,11 @@ def measure(folder: Path, size: int, batch: int, steps: int, rounds: int) -> Mea
 
 
 class _Way:
-    """One of the two in a process of its own, which does a round when it is told to."""
+    """One of the two in a process of its own, which does a round when it is told to.
+
+    Between rounds it is stopped with the processes that load for it: what they would read ahead is work
+    that the other one's round would pay for.
+    """
 
     def __init__(self, way: str, folder: Path, size: int, batch: int) -> None:
         self._spec = {"way": way, "folder": str(folder), "size": size, "batch": batch}
@@ -159,21 +166,29 @@ class _Way:
             stderr=self._errors,
             env=environment(),
             text=True,
+            start_new_session=True,
         )
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._child.kill()
+        self._signal(signal.SIGKILL)
         self._child.communicate()
         self._errors.close()
 
     def round(self, steps: int) -> Round:
         """Have it do some steps."""
         assert self._child.stdin is not None
+        self._signal(signal.SIGCONT)
         with suppress(BrokenPipeError):  # it has ended, and ``said`` says why
             print(steps, file=self._child.stdin, flush=True)
         found = self.said()
+        self._signal(signal.SIGSTOP)
         return Round(found["seconds"], found["waiting"], steps * int(str(self._spec["batch"])))
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To it and to all that it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._child.pid, number)
 
     def said(self) -> dict[str, float]:
         """What it tells next; ``BenchError`` if that is nothing more."""

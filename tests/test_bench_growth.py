@@ -75,7 +75,7 @@ def test_claims_are_put_to_the_test() -> None:
         "an ingest is O(n)": "holds",
         "its memory does not grow": "holds",
         "IndexFlatL2 is O(n)": "holds",
-        "a similarity search by the index grows far less than n": "holds",
+        "a search of the index grows far less than n": "holds",
     }
 
 
