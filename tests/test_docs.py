@@ -101,8 +101,12 @@ def test_every_help_has_an_example_that_runs(command: str, workshop: Path) -> No
     text = engine([command, "--help"], workshop).stdout
     examples = [line.strip() for line in text.splitlines() if line.strip().startswith("engine ")]
     assert examples, text
-    engine("engine ingest photos/ --store photos.store", workshop)
-    for line in examples:
+    # What the README shows too runs there, in the order in which it makes sense.
+    shown = {tuple(shlex.split(line, comments=True)) for line in readme_examples()}
+    others = [line for line in examples if tuple(shlex.split(line)) not in shown]
+    if others:
+        engine("engine ingest photos/ --store photos.store", workshop)
+    for line in others:
         done = engine(line, workshop)
         assert done.returncode == 0, (line, done.stderr)
 

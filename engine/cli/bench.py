@@ -59,7 +59,7 @@ def bench(
     Example:
       engine bench --n 1e6 --out results/
       engine bench --n 1e6 --out again/ --compare results/results.json
-      engine bench --n 1e5 --peers sqlite,lmdb,hnswlib --memory-limit 512M
+      engine bench --n 1e5 --peers sqlite,hnswlib --memory-limit 512M
     """
     suite = _suite()
     before = suite.load(Path(compare)) if compare else None

@@ -207,7 +207,7 @@ def train(
     \b
     Example:
       engine train photos/ --out my-encoder --epochs 30
-      engine train photos/ --out other-encoder --recipe small
+      engine train photos/ --out small-encoder --recipe small --cache decoded/
       tensorboard --logdir my-encoder/logs
     """
     if not sources:
