@@ -36,7 +36,7 @@ from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, StoreDamagedError
 from engine.records import CheckReport, Place, Problem
-from engine.storage import extents, manifest, removed, segments
+from engine.storage import beneath, extents, manifest, removed, segments
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
@@ -207,7 +207,7 @@ class Check:
     def _rewritten(self, family: Family, number: int) -> bool:
         """Whether an extent is gone because a writer has rewritten it while we read."""
         store = self._store
-        if not store.is_behind() or family.path(store.path, number).exists():
+        if not store.is_behind() or beneath.status(store.path, family.inside(number)) is not None:
             return False
         return number not in manifest.load(store.path).extents.get(family.name, [])
 
@@ -442,7 +442,7 @@ class Check:
             return
         folder = (self._store.path / entry.file).parent
         try:
-            found = registry.read(folder)
+            found = registry.read(folder, self._store.encoder_file)
             if found.sha256 != entry.fingerprint:
                 raise EncoderError(f"{found.model} is not the encoder that made the vectors")
             OnnxEncoder(found, threads=1)  # proves the rest of the description
