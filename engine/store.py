@@ -221,7 +221,7 @@ class StoreFiles(StoreView):
         for family in self.families():
             number, _ = self.state.last_extent(family)
             if number:
-                extents.own(self.path, family, number)
+                beneath.own(self.path, family.inside(number))
 
     def _remove_leftovers(self) -> None:
         """Delete files of ours that the manifest does not name, and what was made for a while."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class EncoderFiles:
     model: Path
     sha256: str  # of the model file, hex
     description: dict[str, Any]
+    content: bytes = field(repr=False, compare=False)  # of the model file
 
 
 def names() -> list[str]:
@@ -68,10 +69,10 @@ def read(folder: Path, contents: Callable[[str], bytes] | None = None) -> Encode
         files = body["files"]
         chosen = files[body.get("default") or ("int8" if "int8" in files else "fp32")]
         model = folder / Path(chosen["path"]).name  # a name, whatever the description says
-        sha256 = digest.file_hash(contents(model.name)).hex()
-        found = EncoderFiles(
-            str(body["name"]), int(body["dim"]), int(body["image_size"]), model, sha256, body
-        )
+        content = contents(model.name)
+        sha256 = digest.file_hash(content).hex()
+        name, dim, side = str(body["name"]), int(body["dim"]), int(body["image_size"])
+        found = EncoderFiles(name, dim, side, model, sha256, body, content)
     except OSError as error:
         raise EncoderError(f"{folder} cannot be read: {error.strerror}: {error.filename}") from None
     except (

@@ -84,6 +84,13 @@ def open_file(root: Path, name: str, flags: int = os.O_RDONLY) -> int:
         return _open_file(root, name, last, flags, at)
 
 
+def own(root: Path, name: str) -> None:
+    """Let a file have no other name than this, if it is there: a copy takes its place."""
+    found = status(root, name)
+    if found is not None and found.st_nlink > 1:
+        os.close(open_file(root, name, os.O_WRONLY))
+
+
 def open_lock(root: Path, name: str, flags: int) -> int:
     """As ``open_file``, and never a copy: whoever has the same file has the same lock."""
     folder, last = _split(name)

@@ -165,12 +165,6 @@ def restore(store: Path, family: Family, number: int, uuid: bytes, end: int) -> 
             os.close(fd)
 
 
-def own(store: Path, family: Family, number: int) -> None:
-    """Let an extent have no other name than this, if it is there: a copy takes its place."""
-    with contextlib.suppress(FileNotFoundError):
-        os.close(beneath.open_file(store, family.inside(number), os.O_WRONLY))
-
-
 def cut(store: Path, family: Family, number: int, end: int) -> None:
     """Cut what an extent has behind its ``end`` data bytes, if it is there and has more."""
     name = family.inside(number)

@@ -220,6 +220,8 @@ def open_writer(
         # rocksdict would read them first, and write into the second: both are made again.
         if name.startswith("OPTIONS-") or name == _CONFIG:
             beneath.remove(store, f"{FOLDER}/{name}")
+        elif not name.endswith(".sst"):  # these are never written to again
+            beneath.own(store, f"{FOLDER}/{name}")
     return _open(
         store / FOLDER, memory, AccessType.read_write(), create=False, salvage=salvage, tight=tight
     )
