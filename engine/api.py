@@ -865,6 +865,8 @@ def _install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
     """Copy an encoder into a store, which then outlives upgrades of it and can be moved alone."""
     generation = 1
     folder = store / names.ENCODER / str(generation)
+    if not names.may_be_model(chosen.model.name):
+        raise EncoderError(f"the model's file is called {chosen.model.name!r}: rename it")
     try:
         beneath.make_folder(store, names.ENCODER)
         beneath.make_folder(store, f"{names.ENCODER}/{generation}")

@@ -77,6 +77,9 @@ from engine.storage.view import StoreView
 
 REJECTS = names.REJECTS
 _CARRIED = 1 << 15  # rows of vectors at a time
+_LAST_INDEX = names.MAX_NUMBER - (
+    1 << 20
+)  # from there on as many are used for what is made at once
 _log = logging.getLogger("engine")
 
 
@@ -643,7 +646,8 @@ class StoreFiles(StoreView):
     def _begin_next(self, writer: ExtentWriter) -> None:
         # The file first, then the manifest that names it, then the rows that use it.
         family = writer.family
-        number = names.next_number(self.manifest.extents.get(family.name, ()))  # never used again
+        used = self.manifest.extents.get(family.name, ())
+        number = names.next_number(used, names.MAX_EXTENT)  # never used again
         self._flush(writer)
         extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
         self.manifest = self.manifest.with_extent(family.name, number)
@@ -690,7 +694,8 @@ class StoreFiles(StoreView):
     def _adopt_vectors(self, dim: int, *, normalized: bool) -> None:
         before = self.manifest.encoder
         # A generation of its own: extents of the one before may have been begun.
-        generation = before.generation + 1 if before is not None else 1
+        used = [before.generation] if before is not None else []
+        generation = names.next_number(used, names.MAX_GENERATION)
         entry = EncoderEntry(manifest.GIVEN, generation, dim, "", "", normalized)
         if before == replace(entry, generation=generation - 1):
             return
@@ -784,7 +789,7 @@ class StoreFiles(StoreView):
         """A number that no file of the index has."""
         numbers = [entry.number for entry in self.manifest.segments]
         numbers += [entry.number for entry in self.manifest.quantizers]
-        return names.next_number(numbers)
+        return names.next_number(numbers, _LAST_INDEX)
 
     def replace_vectors(
         self,
@@ -818,7 +823,8 @@ class StoreFiles(StoreView):
         state, batch = self.state.next(), self.keys.batch()
         there, gone = dict(state.vector_parts(encoder)), {number for number, _ in old}
         late = [(number, rows, there[number]) for number, rows in old if there[number] > rows]
-        number = names.next_number(before.extents.get(families[0].name, ()))
+        # One more may be needed for what was appended meanwhile.
+        number = names.next_number(before.extents.get(families[0].name, ()), names.MAX_EXTENT - 1)
         self._appends = []
         both = before
         for family in families:

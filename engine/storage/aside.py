@@ -39,7 +39,7 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
     folder = place if filling else place.parent
     if not filling:
         make_folders(folder)
-    _remove_leftovers(place, folder, kind, parts if filling else ())
+    _remove_leftovers(place, folder, kind, parts, filling=filling)
     made, mine = _begin(place, folder, kind)
     moved: list[Path] = []
     try:
@@ -122,14 +122,17 @@ def check_place(dest: Path, kind: str, parts: Sequence[str]) -> None:
         raise UsageError(f"{dest} is not empty: name a new or empty folder")
 
 
-def _remove_leftovers(place: Path, folder: Path, kind: str, parts: Sequence[str]) -> None:
-    """Remove what killed processes left: ``parts`` in ``folder`` first, then what marks them."""
+def _remove_leftovers(
+    place: Path, folder: Path, kind: str, parts: Sequence[str], *, filling: bool
+) -> None:
+    """Remove what killed processes left: where it is filled, parts first, then what marks them."""
     marks = _leftovers(place, folder, kind)
     for mark in marks:
         if WriterLock(mark).busy():
             raise StoreError(f"another process is making {place}: wait for it or end it")
     if marks:
-        for name in parts if any(mark.suffix == _MADE for mark in marks) else ():
+        moved = filling and any(mark.suffix == _MADE for mark in marks)
+        for name in parts if moved else ():
             _remove(folder, name)
         for mark in marks:
             beneath.discard(folder, mark.name, _ours(parts))

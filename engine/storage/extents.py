@@ -32,6 +32,7 @@ HEADER_BYTES = 4096
 _DROP_BYTES = 1 << 20  # an append of fewer is left in the page cache: somebody may want it at once
 _ZEROS = bytes(64 << 10)
 _AHEAD = 128 << 10  # bytes: Linux fetches no more at a time
+_LARGE = 16 << 20  # bytes of a place: of more it is asked first whether they are there
 _HEADER = struct.Struct(">8s16sIII32s")  # magic, store uuid, version, number, row bytes, family
 _MAGIC = b"ENGEXT01"
 
@@ -234,6 +235,8 @@ class ExtentReader:
         if fd is None:
             fd = self._open(place.extent)
         try:
+            if place.length > _LARGE:
+                self._require(fd, place)
             data = os.pread(fd, place.length, HEADER_BYTES + place.offset)
         except (OSError, ValueError, OverflowError, MemoryError) as error:
             path = self.family.path(self._store, place.extent)
@@ -245,6 +248,11 @@ class ExtentReader:
             path = self.family.path(self._store, place.extent)
             raise StoreDamagedError(f"{path} is cut short; run 'engine check'")
         return data
+
+    def _require(self, fd: int, place: Place) -> None:
+        """``OSError`` where a place is not in the file: no memory is taken for it then."""
+        if os.fstat(fd).st_size < HEADER_BYTES + place.offset + place.length:
+            raise OSError(errno.EINVAL, "it is cut short")
 
     def equal(
         self,
@@ -292,8 +300,11 @@ class ExtentReader:
                 if fd is None:
                     fd = self._open(extent)
                 start = HEADER_BYTES + offset
-                for at in range(start, start + length, _AHEAD):
-                    size = min(_AHEAD, start + length - at)
+                end = start + length
+                if length > _LARGE:
+                    end = min(end, os.fstat(fd).st_size)
+                for at in range(start, end, _AHEAD):
+                    size = min(_AHEAD, end - at)
                     with contextlib.suppress(OSError, OverflowError):  # whoever reads it says so
                         os.posix_fadvise(fd, at, size, os.POSIX_FADV_WILLNEED)
 

@@ -276,8 +276,12 @@ def _file_number(value: object) -> int:
     return number(value, 1, names.MAX_NUMBER)
 
 
+def _generation(value: object) -> int:
+    return number(value, 1, names.MAX_GENERATION)
+
+
 def _numbers(value: object) -> list[int]:
-    found = [_file_number(one) for one in items(value)]
+    found = [number(one, 1, names.MAX_EXTENT) for one in items(value)]
     if len(set(found)) < len(found):
         raise ValueError("an extent is named twice")
     return found
@@ -286,7 +290,7 @@ def _numbers(value: object) -> list[int]:
 def _encoder(body: dict[str, Any]) -> EncoderEntry:
     entry = EncoderEntry(
         name=text(body["name"]),
-        generation=_file_number(body["generation"]),
+        generation=_generation(body["generation"]),
         dim=number(body["dim"], 1, _MAX_DIM),
         fingerprint=text(body["fingerprint"]),
         file=text(body["file"]),
@@ -300,12 +304,12 @@ def _encoder(body: dict[str, Any]) -> EncoderEntry:
 def _segment(body: dict[str, Any]) -> SegmentEntry:
     ranges = []
     for extent, first, rows in map(items, items(body["ranges"])):
-        ranges.append((_file_number(extent), number(first), number(rows, 1)))
+        ranges.append((number(extent, 1, names.MAX_EXTENT), number(first), number(rows, 1)))
     if not ranges:
         raise ValueError("a segment is over nothing")
     return SegmentEntry(
         number=_file_number(body["number"]),
-        generation=_file_number(body["generation"]),
+        generation=_generation(body["generation"]),
         quantizer=_file_number(body["quantizer"]),
         ranges=tuple(ranges),
         ordered=truth(body["ordered"]),
@@ -317,7 +321,7 @@ def _segment(body: dict[str, Any]) -> SegmentEntry:
 def _quantizer(body: dict[str, Any]) -> QuantizerEntry:
     return QuantizerEntry(
         number=_file_number(body["number"]),
-        generation=_file_number(body["generation"]),
+        generation=_generation(body["generation"]),
         nlist=number(body["nlist"], 1, _MAX_LISTS),
         trained_on=number(body["trained_on"]),
         closeness=real(body["closeness"]),

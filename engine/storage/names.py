@@ -22,7 +22,9 @@ ENCODER = "encoder"
 FILES = (MANIFEST, LOCK, COMMIT, RESERVE, REJECTS)
 FOLDERS = (KEYS, "pixels", "fingerprints", VECTORS, INDEX, ENCODER)
 
-MAX_NUMBER = (1 << 31) - 1  # of a file, whose header has 32 bits for it
+MAX_NUMBER = (1 << 31) - 1  # of a file of the index, whose header has 32 bits for it
+MAX_GENERATION = (1 << 24) - 1  # of an encoder
+MAX_EXTENT = (1 << 24) - 1  # of an extent: a row of an image has 24 bits for it
 _NUMBER = r"\d{8,10}"
 _NEW = r"\.[0-9]+\.new"  # of a file that is being replaced, by the number of the process
 
@@ -45,7 +47,7 @@ OF_FOLDER = {
     folder: re.compile(rf"{_NUMBER}\.({suffix})|\.{_NUMBER}\.({suffix}){_NEW}")
     for folder, suffix in _OF_FOLDERS.items()
 }
-_ENCODER_FILE = r"[^./\0][^/\0]{0,254}"
+_ENCODER_FILE = r"[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]{0,200}"
 _MODEL = re.compile(rf"{ENCODER}/([1-9]\d{{0,9}})/{_ENCODER_FILE}")
 
 # What may lie in a folder that a store, a part of one or a copy of one is made in.
@@ -71,14 +73,19 @@ def family(name: str) -> str:
     return name
 
 
-def next_number(used: Iterable[int]) -> int:
-    """A number that no file has; ``StoreDamagedError`` where there is none left."""
+def next_number(used: Iterable[int], most: int) -> int:
+    """A number that no file has, at most ``most``; ``StoreDamagedError`` where there is none left."""
     number = max(used, default=0) + 1
-    if number >= MAX_NUMBER:
+    if number > most:
         raise StoreDamagedError(
             f"the store names a file by the number {number - 1:,}, which is damage: restore a copy"
         )
     return number
+
+
+def may_be_model(name: str) -> bool:
+    """Whether the file of an encoder's model may have this name in a store."""
+    return re.fullmatch(_ENCODER_FILE, name) is not None
 
 
 def encoder_folder(file: str, generation: int) -> str:

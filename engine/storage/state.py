@@ -42,7 +42,10 @@ class State:
         try:
             body = members(loads(value))
             found = cls(
-                **{name: number(body.get(name, default)) for name, default in _COUNTS.items()},
+                **{
+                    name: number(body.get(name, least), least, most)
+                    for name, (least, most) in _COUNTS.items()
+                },
                 vectors=_counted(body.get("vectors", {})),
                 removed_vectors=_counted(body.get("removed_vectors", {})),
                 extents={
@@ -52,8 +55,8 @@ class State:
                 dead=_counted(body.get("dead", {})),
             )
             unknown = body.keys() - {*cls.__slots__}
-            if unknown or found.next_id < 1 or found.next_array < 1:
-                raise ValueError("its counts make no sense")
+            if unknown:
+                raise ValueError("it has counts that there are none of")
             # What is allocated by the number of ids goes with what is on the disk.
             rows = len(found.extents.get(extents.FINGERPRINTS.name, ())) * EXTENT_ROWS
             if found.next_id > rows + _MOST_MISSING:
@@ -119,13 +122,15 @@ class State:
         ]
 
 
+_MAX = (1 << 48) - 1  # rows have 48 bits for an id
+# What the least and the most of each is; the least is what a new store has.
 _COUNTS = {
-    "commit": 0,
-    "next_id": 1,
-    "next_array": 1,
-    "images": 0,
-    "sources": 0,
-    "removed": 0,
+    "commit": (0, _MAX),
+    "next_id": (1, _MAX),
+    "next_array": (1, (1 << 32) - 2),  # rows have 32 bits for it
+    "images": (0, _MAX),
+    "sources": (0, _MAX),
+    "removed": (0, _MAX),
 }
 
 
@@ -141,7 +146,7 @@ def _counted(value: object) -> dict[str, int]:
 def _pairs(value: object) -> list[list[int]]:
     pairs = []
     for extent, size in map(items, items(value)):
-        pairs.append([number(extent, 1, names.MAX_NUMBER), number(size)])
+        pairs.append([number(extent, 1, names.MAX_EXTENT), number(size)])
     if len({extent for extent, _ in pairs}) < len(pairs):
         raise ValueError("an extent is named twice")
     return pairs
@@ -165,7 +170,7 @@ def appends_in(value: bytes) -> list[Append]:
             found.append(
                 Append(
                     names.family(text(family)),
-                    number(extent, 1, names.MAX_NUMBER),
+                    number(extent, 1, names.MAX_EXTENT),
                     number(offset, 0, MAX // 2),
                     number(length, 0, MAX // 2),
                     number(xxh64, 0, MAX_XXH64),
