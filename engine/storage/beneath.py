@@ -378,7 +378,8 @@ def _foreign(path: Path, mode: int, wanted: str) -> ForeignError:
         )
     else:
         todo = "remove it, or restore the store from a copy"
-    return ForeignError(f"{path} is {kind}, and should be {wanted}: it was left alone; {todo}")
+    shown = str(path) if str(path).isprintable() else repr(str(path))
+    return ForeignError(f"{shown} is {kind}, and should be {wanted}: it was left alone; {todo}")
 
 
 def _at(error: OSError, path: Path) -> OSError:

@@ -13,7 +13,7 @@ from engine.config import FORMAT_VERSION, MIN_READER, MIN_WRITER, StructuralSett
 from engine.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
 from engine.storage import beneath, names
 from engine.storage.files import replace_file
-from engine.storage.values import MAX_XXH64, items, loads, members, number, real, text, truth
+from engine.storage.values import MAX_64, items, loads, members, number, real, text, truth
 
 NAME = names.MANIFEST
 INDEX_FOLDER = names.INDEX
@@ -314,7 +314,7 @@ def _segment(body: dict[str, Any]) -> SegmentEntry:
         ranges=tuple(ranges),
         ordered=truth(body["ordered"]),
         bytes=number(body["bytes"]),
-        xxh64=number(body["xxh64"], 0, MAX_XXH64),
+        xxh64=number(body["xxh64"], 0, MAX_64),
     )
 
 
@@ -326,7 +326,7 @@ def _quantizer(body: dict[str, Any]) -> QuantizerEntry:
         trained_on=number(body["trained_on"]),
         closeness=real(body["closeness"]),
         bytes=number(body["bytes"]),
-        xxh64=number(body["xxh64"], 0, MAX_XXH64),
+        xxh64=number(body["xxh64"], 0, MAX_64),
     )
 
 

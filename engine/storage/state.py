@@ -12,7 +12,7 @@ from engine.records import Place
 from engine.storage import extents, names
 from engine.storage.extents import Append, Family, vectors
 from engine.storage.manifest import EncoderEntry, Manifest, SegmentEntry
-from engine.storage.values import MAX, MAX_XXH64, items, loads, members, number, text
+from engine.storage.values import MAX, MAX_64, items, loads, members, number, text
 
 _MOST_MISSING = 1 << 24  # ids whose fingerprints may be gone
 
@@ -173,7 +173,7 @@ def appends_in(value: bytes) -> list[Append]:
                     number(extent, 1, names.MAX_EXTENT),
                     number(offset, 0, MAX // 2),
                     number(length, 0, MAX // 2),
-                    number(xxh64, 0, MAX_XXH64),
+                    number(xxh64, 0, MAX_64),
                 )
             )
         return found

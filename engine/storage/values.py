@@ -11,7 +11,7 @@ import math
 from typing import Any, NoReturn
 
 MAX = (1 << 63) - 1  # of what counts something
-MAX_XXH64 = (1 << 64) - 1
+MAX_64 = (1 << 64) - 1  # of a checksum
 _MOST_TEXT = 4096  # characters
 
 
