@@ -60,7 +60,7 @@ from engine.repair import Repair
 from engine.sources.base import Item, Problem, checked_metadata
 from engine.sources.locate import Query, Sources, open_images
 from engine.sources.memory import Images, OneImage, Vectors, array_of, is_image, members
-from engine.storage import reserve
+from engine.storage import beneath, names, reserve
 from engine.storage.create import create as make_store
 from engine.storage.extents import MovedError
 from engine.storage.files import fsync_dir, replace_file, tree_bytes
@@ -788,7 +788,8 @@ class Store:
         if entry is None or entry.given:
             raise UsageError(f"{self.path} has no encoder")
         if self._encoder is None:
-            found = registry.read((self.path / entry.file).parent)
+            folder = (self.path / entry.file).parent
+            found = registry.read(folder, self._files.encoder_file)
             if found.sha256 != entry.fingerprint:
                 raise EncoderError(f"{self.path / entry.file} is not the encoder of this store")
             self._encoder = OnnxEncoder(found)
@@ -863,13 +864,17 @@ def _installed_bytes(chosen: EncoderFiles) -> int:
 def _install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
     """Copy an encoder into a store, which then outlives upgrades of it and can be moved alone."""
     generation = 1
-    folder = store / "encoder" / str(generation)
+    folder = store / names.ENCODER / str(generation)
+    if not names.may_be_model(chosen.model.name):
+        raise EncoderError(f"the model's file is called {chosen.model.name!r}: rename it")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / chosen.model.name, chosen.model.read_bytes())
+        beneath.make_folder(store, names.ENCODER)
+        beneath.make_folder(store, f"{names.ENCODER}/{generation}")
+        replace_file(folder / chosen.model.name, chosen.model.read_bytes(), store)
         replace_file(
             folder / registry.DESCRIPTION,
             (chosen.model.parent / registry.DESCRIPTION).read_bytes(),
+            store,
         )
         for parent in (folder.parent, store):
             fsync_dir(parent)

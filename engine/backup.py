@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import time
@@ -24,13 +23,13 @@ from pathlib import Path
 from engine.config import MemoryBudget
 from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
 from engine.records import BackupReport
-from engine.storage import keys, lock, manifest, notice
+from engine.storage import beneath, keys, lock, manifest, names, notice
 from engine.storage.aside import check_place, made_aside
 from engine.storage.files import write_all
 from engine.storage.held import Held, HeldFile, check_extent, extent_name, hold_keys, hold_rest
 from engine.storage.manifest import Manifest
 from engine.storage.notice import Notice, commit_of
-from engine.storage.state import State
+from engine.storage.state import State, settings_in
 from engine.store import REJECTS, StoreFiles
 
 KIND = "backup"
@@ -111,9 +110,9 @@ class Backup:
                 return self._copy_once(made, seen)
             except _GoneError as gone:
                 (seen,) = gone.args
-                for part in made.iterdir():
-                    if part.is_dir():
-                        shutil.rmtree(part)
+                for part in beneath.entries(made):
+                    if part.is_folder:
+                        beneath.discard(made, part.name, names.MADE, called=f"{part.name}/")
         raise StoreError(f"{self._store} did not stand still for a moment: try again")
 
     def _copy_once(self, made: Path, seen: int) -> State:
@@ -169,7 +168,7 @@ class Backup:
             table.close()
         if value is None or settings is None:
             raise StoreDamagedError(f"{self._store}: its keys have no state; run 'engine check'")
-        if json.loads(settings) != named.settings.to_dict():
+        if settings_in(settings) != named.settings:
             raise StoreDamagedError(f"{self._store}: manifest and keys belong to different stores")
         state = State.unpack(value)
         if state.commit < told:
@@ -224,7 +223,8 @@ class Backup:
     def _put(self, path: Path, file: HeldFile) -> None:
         """Copy what counts of a held file; holes stay holes."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o666)
         # Keys are few and asked for all the time; the rest of a store is larger than memory.
         cold = file.path.parent.name != keys.FOLDER
         try:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -36,11 +35,12 @@ from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, StoreDamagedError
 from engine.records import CheckReport, Place, Problem
-from engine.storage import extents, manifest, removed, segments
+from engine.storage import beneath, extents, manifest, removed, segments
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
 from engine.storage.rows import ONE, ImageRows, NameRow, Run, record_keys, u64
+from engine.storage.state import appends_in
 from engine.store import StoreFiles
 
 T = TypeVar("T")
@@ -158,12 +158,17 @@ class Check:
         readers = {family.name: ExtentReader(store.path, family) for family in self._families()}
         covered: collections.Counter[tuple[str, int]] = collections.Counter()
         for key, value in store.keys.scan("commits"):
-            for at, (name, number, offset, length, xxh64) in enumerate(json.loads(value)):
-                covered[name, number] += length
-                if name in readers:
-                    place = Place(number, offset, length)
-                    if not self._append(readers[name], place, xxh64, key):
-                        family = readers[name].family
+            try:
+                parts = appends_in(value)
+            except StoreDamagedError as error:
+                self._say("keys", f"commit {int.from_bytes(key, 'big')}: {error}")
+                continue
+            for at, one in enumerate(parts):
+                covered[one.family, one.extent] += one.length
+                if one.family in readers:
+                    place = Place(one.extent, one.offset, one.length)
+                    if not self._append(readers[one.family], place, one.xxh64, key):
+                        family = readers[one.family].family
                         self.damage.appends.append(DamagedAppend(key, at, family, place))
         for reader in readers.values():
             reader.close()
@@ -207,7 +212,7 @@ class Check:
     def _rewritten(self, family: Family, number: int) -> bool:
         """Whether an extent is gone because a writer has rewritten it while we read."""
         store = self._store
-        if not store.is_behind() or family.path(store.path, number).exists():
+        if not store.is_behind() or beneath.status(store.path, family.inside(number)) is not None:
             return False
         return number not in manifest.load(store.path).extents.get(family.name, [])
 
@@ -442,7 +447,7 @@ class Check:
             return
         folder = (self._store.path / entry.file).parent
         try:
-            found = registry.read(folder)
+            found = registry.read(folder, self._store.encoder_file)
             if found.sha256 != entry.fingerprint:
                 raise EncoderError(f"{found.model} is not the encoder that made the vectors")
             OnnxEncoder(found, threads=1)  # proves the rest of the description

@@ -34,9 +34,13 @@ class StructuralSettings:
     def from_dict(cls, values: dict[str, Any]) -> StructuralSettings:
         """Settings as ``to_dict`` gave them; ``StoreFormatError`` if they are something else."""
         try:
-            return cls(**{name: int(values[name]) for name in cls.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            found = {name: values[name] for name in cls.__dataclass_fields__}
+        except (KeyError, TypeError) as error:
             raise StoreFormatError(f"the manifest's settings cannot be read ({error})") from None
+        for name, value in found.items():
+            if type(value) is not int or not 0 <= value < 1 << 64:
+                raise StoreFormatError(f"the manifest's settings cannot be read ({name})")
+        return cls(**found)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""

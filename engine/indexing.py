@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from engine.errors import StoreDamagedError
 from engine.storage import build
+from engine.storage.files import remove
 from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import Measured, QuantizerEntry, SegmentEntry
 from engine.storage.measure import measure
@@ -80,7 +81,7 @@ class Indexing:
                 store.path, number + 1, entry, quantizer, vectors, [(0, rows)], self._work
             )
         except BaseException:
-            quantizer_path(store.path, number).unlink(missing_ok=True)
+            remove(quantizer_path(store.path, number), store.path)
             raise
         store.publish_index([made], [entry])
 

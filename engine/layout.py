@@ -10,7 +10,6 @@ There is one copy of the vectors before and after; while this works the disk has
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -23,13 +22,14 @@ from engine.config import EXACT_ROWS
 from engine.errors import StoreLockedError
 from engine.indexing import RETRAINED, is_moved
 from engine.records import Place
-from engine.storage import aside, build, extents
+from engine.storage import aside, beneath, build, extents
 from engine.storage.build import Ordered, Piece
 from engine.storage.extents import ExtentReader
 from engine.storage.idset import IdSet
 from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import QuantizerEntry
 from engine.storage.segments import LABEL_BYTES
+from engine.storage.state import appends_in
 from engine.storage.work import Work
 from engine.store import StoreFiles
 
@@ -98,13 +98,14 @@ class Layout:
         }
         try:
             for _, value in store.keys.scan("commits"):
-                for name, extent, offset, length, xxh64 in json.loads(value):
-                    if name not in readers:
+                for one in appends_in(value):
+                    reader = readers.get(one.family)
+                    if reader is None:
                         continue
-                    if offset >= known.get(extent, 0) * readers[name].family.row_bytes:
-                        data = readers[name].read(Place(extent, offset, length))
-                        if digest.checksum(data) != xxh64:
-                            return store.part(readers[name].family, extent)
+                    if one.offset >= known.get(one.extent, 0) * reader.family.row_bytes:
+                        data = reader.read(Place(one.extent, one.offset, one.length))
+                        if digest.checksum(data) != one.xxh64:
+                            return store.part(reader.family, one.extent)
                         self._work.done(0)
             return None
         finally:
@@ -169,7 +170,7 @@ class Layout:
             pieces = [(segment, index.rows_in(segment.entry)) for segment in held]
             if spans:
                 folder = made / "coded"
-                folder.mkdir()
+                beneath.make_folder(made, folder.name)
                 coded, _ = build.segment(folder, number + 1, entry, quantizer, vectors, spans, work)
                 pieces.append((build.opened(folder, coded, quantizer), index.rows_in(coded)))
         families = (
@@ -204,7 +205,7 @@ class Layout:
         clash = new.segment is not None and new.segment.number in numbers
         same = all(there.get(number, 0) >= rows for number, rows in index.vectors.parts)
         # The segment is of a quantizer that was live, or is to be: others may have trained one.
-        known = quantizer is None or (made / quantizer_path(Path(), quantizer.number)).exists()
+        known = quantizer is None or _has(made, quantizer)
         known = known or quantizer in store.manifest.quantizers
         if clash or not same or not known:
             return Laid(
@@ -219,6 +220,11 @@ class Layout:
             return _left_damaged(damaged)
         store.replace_vectors(made, index.vectors.parts, new, quantizer)
         return Laid(new.rows)
+
+
+def _has(made: Path, quantizer: QuantizerEntry) -> bool:
+    path = quantizer_path(Path(), quantizer.number)
+    return beneath.status(made, path.as_posix()) is not None
 
 
 def _free(store: StoreFiles) -> int:

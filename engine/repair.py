@@ -41,7 +41,7 @@ from engine.records import Buffer, Pixels, Place, Problem
 from engine.sources.base import Problem as SourceProblem
 from engine.sources.locate import Query, array_named, open_images
 from engine.sources.vectors import NpyVectors
-from engine.storage import extents
+from engine.storage import beneath, extents, names
 from engine.storage.chunk import Chunk, Rekept
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.files import fsync_dir, replace_file
@@ -439,11 +439,13 @@ class Repair:
             return
         if files.sha256 != entry.fingerprint:
             return
-        folder = (self._store.path / entry.file).parent
-        folder.mkdir(parents=True, exist_ok=True)
+        store = self._store.path
+        inner = names.encoder_folder(entry.file, entry.generation)
+        beneath.make_folder(store, names.ENCODER)
+        beneath.make_folder(store, inner)
         for name in (files.model.name, registry.DESCRIPTION):
-            replace_file(folder / name, (files.model.parent / name).read_bytes())
-        for parent in (folder.parent, self._store.path):
+            replace_file(store / inner / name, (files.model.parent / name).read_bytes(), store)
+        for parent in (store / names.ENCODER, store):
             fsync_dir(parent)
 
 

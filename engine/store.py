@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,11 +35,20 @@ import numpy as np
 from engine.config import MemoryBudget
 from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
 from engine.records import Buffer, Kind, Pixels, Place
-from engine.storage import extents, keys, manifest, removed, reserve, segments
+from engine.storage import (
+    beneath,
+    extents,
+    keys,
+    manifest,
+    names,
+    removed,
+    reserve,
+    segments,
+)
 from engine.storage.build import Ordered
 from engine.storage.chunk import Chunk, NewImage, NewRows, Removal
 from engine.storage.extents import Append, ExtentReader, ExtentWriter, Family
-from engine.storage.files import fsync_dir
+from engine.storage.files import fsync_dir, inside, remove
 from engine.storage.idset import IdSet
 from engine.storage.keys import Batch
 from engine.storage.live import sources_in
@@ -62,18 +71,15 @@ from engine.storage.rows import (
     pack_records,
     u64,
 )
-from engine.storage.state import State
+from engine.storage.state import State, appends_in, packed_appends
 from engine.storage.vectors import Vectors
 from engine.storage.view import StoreView
 
-REJECTS = "rejects.jsonl"
+REJECTS = names.REJECTS
 _CARRIED = 1 << 15  # rows of vectors at a time
-_FOLDERS = (
-    "pixels",
-    "fingerprints",
-    "vectors",
-    manifest.INDEX_FOLDER,
-)  # of files that the manifest names
+_LAST_INDEX = names.MAX_NUMBER - (
+    1 << 20
+)  # from there on as many are used for what is made at once
 _log = logging.getLogger("engine")
 
 
@@ -140,6 +146,7 @@ class StoreFiles(StoreView):
             return
         if self.read_only:
             raise UsageError(f"{self.path} was opened read-only")
+        beneath.require_kinds(self.path, names.FILES, names.FOLDERS)
         self._lock.acquire()
         try:
             self._tight = to_remove and self._make_room()
@@ -183,11 +190,7 @@ class StoreFiles(StoreView):
         """Cut what extents have past their committed lengths."""
         for family in self.families():
             for number in self.manifest.extents[family.name]:
-                path = family.path(self.path, number)
-                end = extents.HEADER_BYTES + committed.get((family.name, number), 0)
-                if path.exists() and path.stat().st_size > end:
-                    with path.open("r+b") as file:
-                        file.truncate(end)
+                extents.cut(self.path, family, number, committed.get((family.name, number), 0))
 
     def _recover(self, *, salvage: bool) -> None:
         """Cut rows past the committed lengths; forget files that the manifest does not name."""
@@ -203,29 +206,42 @@ class StoreFiles(StoreView):
             self.manifest = named
             self.manifest.save(self.path)
         self._cut(committed)
-        live = {self.path / manifest.NAME}
-        for family in self.families():
-            named_ = self.manifest.extents[family.name]
-            live |= {family.path(self.path, number) for number in named_}
-        live |= self.manifest.index_files(self.path)
-        for folder in _FOLDERS:
-            for path in (self.path / folder).rglob("*"):
-                if path.is_file() and path not in live:
-                    path.unlink()
-        for path in (*self.path.glob(".*.new"), *self.path.glob(".*.begun")):
-            if path.is_dir():
-                if not WriterLock(path).busy():  # else another process is making something in it
-                    shutil.rmtree(path, ignore_errors=True)  # it may be tidying up itself
-            else:
-                path.unlink(missing_ok=True)
+        self._own_last()
+        self._remove_leftovers()
         # Names that a killed writer had not synced yet: what is committed next may rely on them.
-        tops = [self.path / name for name in (*_FOLDERS, "encoder")]
-        below = [found for top in tops for found in top.glob("*/")]
-        for found in (self.path, *tops, *below):
-            if found.is_dir():
-                fsync_dir(found)
+        fsync_dir(self.path)
+        for top in (*names.OF_FOLDER, names.ENCODER):
+            if beneath.is_folder(self.path, top):
+                fsync_dir(self.path / top)
+                for entry in beneath.entries(self.path, top):
+                    if entry.is_folder:
+                        fsync_dir(self.path / top / entry.name)
         with contextlib.suppress(OSError):  # not ours to open, perhaps; then others made it, too
             fsync_dir(self.path.resolve().parent)
+
+    def _own_last(self) -> None:
+        """Copy those extents that are appended to and have a second name, before they are read."""
+        for family in self.families():
+            number, _ = self.state.last_extent(family)
+            if number:
+                beneath.own(self.path, family.inside(number))
+
+    def _remove_leftovers(self) -> None:
+        """Delete files of ours that the manifest does not name, and what was made for a while."""
+        live = {str(path) for path in self.manifest.index_files(Path())}
+        for family in self.families():
+            live |= {family.inside(number) for number in self.manifest.extents[family.name]}
+        for name in self.data_files() - live:
+            beneath.remove(self.path, name)
+        for entry in beneath.entries(self.path):
+            if entry.is_file and names.NEW_FILE.fullmatch(entry.name):
+                beneath.remove(self.path, entry.name)
+            if (
+                entry.is_folder
+                and names.MADE_FOLDER.fullmatch(entry.name)
+                and not WriterLock(self.path / entry.name).busy()  # else it is being filled
+            ):
+                beneath.discard(self.path, entry.name, names.MADE)
 
     def _committed_extents(self, *, salvage: bool) -> dict[tuple[str, int], int]:
         """The committed data bytes of each extent, all of which are named and there.
@@ -240,7 +256,7 @@ class StoreFiles(StoreView):
                     continue  # of an encoder whose vectors are all gone
                 committed[name, number] = size
                 path = self._family(name).path(self.path, number)
-                there = path.stat().st_size if path.exists() else 0
+                there = beneath.size(self.path, inside(path, self.path)) or 0
                 if number not in self.manifest.extents.get(name, []):
                     what = f"{manifest.NAME} does not name {path.name}, which holds committed data"
                 elif there < extents.HEADER_BYTES + size:
@@ -414,18 +430,17 @@ class StoreFiles(StoreView):
     def _put_appends(self, batch: Batch, state: State) -> None:
         """Put what this commit has appended, for ``check``."""
         if self._appends:
-            parts = [[a.family, a.extent, a.offset, a.length, a.xxh64] for a in self._appends]
-            batch.put("commits", u64(state.commit), json.dumps(parts).encode())
+            batch.put("commits", u64(state.commit), packed_appends(self._appends))
 
     def _forget_appends(self, batch: Batch, families: set[str], numbers: set[int]) -> None:
         """Drop from the records of commits what was appended to extents that go."""
         for key, value in self.keys.scan("commits"):
-            parts = json.loads(value)
-            left = [part for part in parts if part[0] not in families or part[1] not in numbers]
+            parts = appends_in(value)
+            left = [a for a in parts if a.family not in families or a.extent not in numbers]
             if not left:
                 batch.delete("commits", key)
             elif len(left) < len(parts):
-                batch.put("commits", key, json.dumps(left).encode())
+                batch.put("commits", key, packed_appends(left))
 
     def _commit_keys(self, batch: Batch, state: State, named: Manifest) -> None:
         """Commit the keys' part of a chunk; ``named`` is the manifest that goes with it."""
@@ -490,7 +505,7 @@ class StoreFiles(StoreView):
         self.manifest.save(self.path)
         self._pixels.close()
         for number in numbers.intersection(before):
-            family.path(self.path, number).unlink(missing_ok=True)  # else the next writer does
+            beneath.remove(self.path, family.inside(number))  # else the next writer does
 
     def begin_extent(self) -> None:
         """Let the pixels that are kept next lie in a new extent."""
@@ -631,7 +646,8 @@ class StoreFiles(StoreView):
     def _begin_next(self, writer: ExtentWriter) -> None:
         # The file first, then the manifest that names it, then the rows that use it.
         family = writer.family
-        number = max(self.manifest.extents.get(family.name, [0])) + 1  # never used again
+        used = self.manifest.extents.get(family.name, ())
+        number = names.next_number(used, names.MAX_EXTENT)  # never used again
         self._flush(writer)
         extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
         self.manifest = self.manifest.with_extent(family.name, number)
@@ -678,7 +694,8 @@ class StoreFiles(StoreView):
     def _adopt_vectors(self, dim: int, *, normalized: bool) -> None:
         before = self.manifest.encoder
         # A generation of its own: extents of the one before may have been begun.
-        generation = before.generation + 1 if before is not None else 1
+        used = [before.generation] if before is not None else []
+        generation = names.next_number(used, names.MAX_GENERATION)
         entry = EncoderEntry(manifest.GIVEN, generation, dim, "", "", normalized)
         if before == replace(entry, generation=generation - 1):
             return
@@ -694,10 +711,10 @@ class StoreFiles(StoreView):
         for name in [name for name in self._writers if name not in families]:
             self._writers.pop(name).close()
         if before is not None and not before.given:
-            folder = (self.path / before.file).parent
-            shutil.rmtree(folder, ignore_errors=True)
+            folder = names.encoder_folder(before.file, before.generation)
+            beneath.discard(self.path, folder, names.MADE, called=f"{folder}/")
             with contextlib.suppress(OSError):
-                folder.parent.rmdir()
+                beneath.remove_folder(self.path, names.ENCODER)
         self._forget_index()
 
     def set_checksums(self, found: Sequence[tuple[bytes, int, int]]) -> None:
@@ -764,7 +781,7 @@ class StoreFiles(StoreView):
         self.manifest = named
         # Readers that have them mapped keep them until they let go.
         for path in before.index_files(self.path) - self.manifest.index_files(self.path):
-            path.unlink(missing_ok=True)
+            remove(path, self.path)
         self._forget_index()
         self._notice.publish_index()
 
@@ -772,7 +789,7 @@ class StoreFiles(StoreView):
         """A number that no file of the index has."""
         numbers = [entry.number for entry in self.manifest.segments]
         numbers += [entry.number for entry in self.manifest.quantizers]
-        return max(numbers, default=0) + 1
+        return names.next_number(numbers, _LAST_INDEX)
 
     def replace_vectors(
         self,
@@ -806,7 +823,8 @@ class StoreFiles(StoreView):
         state, batch = self.state.next(), self.keys.batch()
         there, gone = dict(state.vector_parts(encoder)), {number for number, _ in old}
         late = [(number, rows, there[number]) for number, rows in old if there[number] > rows]
-        number = max(before.extents.get(families[0].name, [0])) + 1
+        # One more may be needed for what was appended meanwhile.
+        number = names.next_number(before.extents.get(families[0].name, ()), names.MAX_EXTENT - 1)
         self._appends = []
         both = before
         for family in families:
@@ -836,7 +854,8 @@ class StoreFiles(StoreView):
             both = replace(both, segments=(*before.segments, segment))
         segments.make_folder(self.path)
         for path in both.index_files(made) - before.index_files(made):
-            path.rename(self.path / path.relative_to(made))
+            name = inside(path, made)
+            beneath.rename(made, name, self.path, name)
         fsync_dir(self.path / manifest.INDEX_FOLDER)
         both.save(self.path)
         named = both.only(
@@ -858,10 +877,10 @@ class StoreFiles(StoreView):
         self.manifest = named
         self.manifest.save(self.path)
         for path in both.index_files(self.path) - named.index_files(self.path):
-            path.unlink(missing_ok=True)
+            remove(path, self.path)
         for family in families:
             for n in gone:
-                family.path(self.path, n).unlink(missing_ok=True)  # else the next writer does
+                beneath.remove(self.path, family.inside(n))  # else the next writer does
 
     def _carry_over(self, family: Family, number: int, late: Sequence[tuple[int, int, int]]) -> int:
         """Copy rows [first, end) of extents to a new extent; returns the bytes of data in it."""
@@ -894,7 +913,8 @@ class StoreFiles(StoreView):
         """Append to ``rejects.jsonl``; the table ``rejects`` is what counts, this is for people."""
         path = self.path / REJECTS
         try:
-            with path.open("a", encoding="utf-8") as file:
+            fd = beneath.open_file(self.path, REJECTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
         except OSError as error:
             raise StoreError(f"{path} could not be written: {error.strerror or error}") from None

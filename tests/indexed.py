@@ -27,6 +27,7 @@ def clustered(n: int, dim: int = DIM, seed: int = 0, clusters: int = 30) -> np.n
 def write(store: Path, block: np.ndarray, each: int = 1 << 20) -> Vectors:
     """Extents of ``each`` rows of vectors, whose image ids are ten times their row."""
     rows, dim = block.shape
+    store.mkdir(parents=True, exist_ok=True)
     ids = np.arange(rows, dtype=np.int64) * 10
     starts = range(0, rows, each)
     for family, column in ((extents.vectors(1, dim), block), (extents.vector_ids(1), ids)):

@@ -38,7 +38,7 @@ from engine import (
 )
 from engine.cli import main
 from engine.config import MemoryBudget
-from engine.storage import aside, extents, held, keys, manifest
+from engine.storage import aside, beneath, extents, held, keys, manifest
 from engine.storage.chunk import Chunk
 from engine.storage.lock import WriterLock
 from engine.store import StoreFiles
@@ -538,8 +538,8 @@ def test_killed_while_its_parts_are_moved_it_is_no_store_yet(
 
     with monkeypatch.context() as patch, Store.open(full / "store") as store:
         patch.setattr(Path, "rename", die)
-        patch.setattr(aside, "_remove", lambda path: None)  # a dead process does not clean up
-        patch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
+        patch.setattr(aside, "_remove", lambda *_: None)  # a dead process does not clean up
+        patch.setattr(beneath, "discard", lambda *_, **__: None)
         with pytest.raises(KilledError):
             store.backup(dest)
     assert len(list(dest.iterdir())) == moved + 1

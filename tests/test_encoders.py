@@ -1,6 +1,8 @@
 """Encoders: found by name or folder, checked against their description, giving unit vectors."""
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from engine.encoders import registry
+from engine.encoders.external import has_external_data
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError
 from engine.pixels import squash
@@ -163,3 +166,72 @@ def test_a_model_that_is_no_onnx_is_refused(folder):
     sha256 = registry.digest.file_hash(b"not a model").hex()
     describe(folder, files={"fp32": {"path": "model.onnx", "sha256": sha256}})
     assert "cannot be loaded" in refused(folder)
+
+
+def with_external_data(folder: Path, location: str) -> None:
+    """Let the encoder in a folder keep its weights in another file."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(folder / "model.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name == "weights":
+            raw = numpy_helper.to_array(tensor).tobytes()
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", location), ("length", str(len(raw)))):
+                entry = tensor.external_data.add()
+                entry.key, entry.value = key, value
+    data = model.SerializeToString()
+    (folder / "model.onnx").write_bytes(data)
+    body = json.loads((folder / "encoder.json").read_text())
+    body["files"]["fp32"]["sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / "encoder.json").write_text(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    "location", ["weights.bin", "../weights.bin", "link", "/etc/passwd", "pipe"]
+)
+def test_weights_in_another_file_are_refused_and_the_file_is_not_opened(
+    tiny_encoder: Path, tmp_path: Path, location: str
+) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder, folder)
+    (folder / "weights.bin").write_bytes(bytes(48 * 16 * 4))
+    (tmp_path / "weights.bin").write_bytes(bytes(48 * 16 * 4))
+    (folder / "link").symlink_to(tmp_path / "weights.bin")
+    os.mkfifo(folder / "pipe")
+    with_external_data(folder, location)
+    with pytest.raises(EncoderError, match="keeps weights in another file"):
+        OnnxEncoder(registry.find(str(folder)))
+
+
+def test_other_data_is_found_wherever_tensors_may_be() -> None:
+    from onnx import TensorProto, helper
+
+    other = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1])
+    other.data_location = TensorProto.EXTERNAL
+    inner = helper.make_graph([], "inner", [], [], [other])
+    sparse = helper.make_sparse_tensor(other, other, [1])
+    constant = helper.make_node("Constant", [], ["c"], value=other)
+    branch = helper.make_node("If", ["x"], ["c"], then_branch=inner)
+    where = {
+        "initializer": helper.make_graph([], "g", [], [], [other]),
+        "sparse": helper.make_graph([], "g", [], [], [], sparse_initializer=[sparse]),
+        "constant": helper.make_graph([constant], "g", [], []),
+        "subgraph": helper.make_graph([branch], "g", [], []),
+    }
+    for name, graph in where.items():
+        assert has_external_data(helper.make_model(graph).SerializeToString()), name
+    model = helper.make_model(helper.make_graph([], "g", [], []))
+    assert not has_external_data(model.SerializeToString())
+    model.functions.append(helper.make_function("d", "f", [], ["c"], [constant], []))
+    assert has_external_data(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x3a", b"\x3a\xff\xff\xff\xff\x0f", b"\xff" * 30, b"\x3f", b"\x3a\x02\x0a"]
+)
+def test_bytes_that_are_no_model_are_told_from_one(data: bytes) -> None:
+    with pytest.raises(EncoderError, match="not an ONNX model"):
+        has_external_data(data)

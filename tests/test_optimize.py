@@ -2,6 +2,7 @@
 not to readers beside it."""
 
 import json
+import os
 import select
 import shutil
 import subprocess
@@ -283,7 +284,7 @@ def test_a_dropped_extent_is_forgotten_by_the_next_writer(
             if at == "manifest":
                 patch.setattr(Manifest, "save", fail)
             else:
-                patch.setattr(Path, "unlink", fail)
+                patch.setattr(os, "unlink", fail)
             drop(files, numbers)
 
         patch.setattr(StoreFiles, "_drop_extents", dropping)

@@ -796,12 +796,16 @@ def calls(trace: str) -> Iterator[Call]:
         name, _, text = rest.partition("(")
         if not name.isidentifier() or re.search(r"= -1 E[A-Z]+", text):
             continue
-        named = re.findall(r'"([^"]*)"', text) if name != "write" else []
+        writes = name in ("write", "pwrite64")
+        named = re.findall(r'(?:<([^>]*)>, )?"([^"]*)"', text) if not writes else []
         opened = re.search(r"= \d+<(.*)>$", text)
-        by_fd = re.match(r"\d+<([^>]*)>", text)
-        found = opened or by_fd
-        if found or named:
-            yield Call(name, Path(found[1] if found else named[-1]), text)
+        if opened:
+            yield Call(name, Path(opened[1]), text)
+        elif named:  # in a folder that is open, or by its whole path
+            folder, last = named[-1]
+            yield Call(name, Path(folder, last), text)
+        elif by_fd := re.match(r"\d+<([^>]*)>", text):
+            yield Call(name, Path(by_fd[1]), text)
 
 
 def disorder(trace: str, path: Path) -> Iterator[str]:
@@ -822,7 +826,7 @@ def disorder(trace: str, path: Path) -> Iterator[str]:
         is_data = at.suffix in (".blobs", ".pdq", ".f32", ".ids")
         if (in_keys and not is_wal) or at.name in ("LOCK", "COMMIT", "rejects.jsonl"):
             continue  # RocksDB's own business, or not what counts
-        if call.creates or call.name == "mkdir":
+        if call.creates or call.name in ("mkdir", "mkdirat"):
             unnamed.add(at)
             if is_data or at.suffix == ".ivf":
                 new.add(at)
@@ -861,7 +865,8 @@ def traced(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> tuple[
     log, path = where / "trace", where / "store"
     if strace is None or subprocess.run([strace, "-f", "-o", log, "true"], check=False).returncode:
         pytest.skip("there is no strace, or it is not permitted")
-    names = "openat,mkdir,write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat"
+    names = "openat,mkdir,mkdirat,write,pwrite64,fsync,fdatasync,"
+    names += "rename,renameat,renameat2,unlink,unlinkat"
     command = [strace, "-f", "-y", "-s", "8", "-o", log, "-e", f"trace={names}"]
     program = [sys.executable, __file__, path, sources.encoder, sources.first, sources.photos]
     done = subprocess.run(

@@ -1,5 +1,6 @@
 """Vectors, their segments and the search over both: exact where it says so, never wrong elsewhere."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -426,15 +427,18 @@ def test_an_index_that_cannot_be_written_is_left_for_later(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     small_segments(monkeypatch, 30)
     np.save(tmp_path / "a.npy", colours(0, 40))
     with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
-        (tmp_path / "store" / "index").write_text("in the way")
-        assert store.ingest(tmp_path / "a.npy").added == 40
+        with monkeypatch.context() as patch:
+            patch.setattr(segments, "write_new", no_space)
+            assert store.ingest(tmp_path / "a.npy").added == 40
         assert "the index was not built" in caplog.text
         assert store.info().segments == []
         assert store.lookup(colours(7, 1)[0], tiers=["similar"], k=1).similar[0].id == 8
-        (tmp_path / "store" / "index").unlink()
         store.ingest(tmp_path / "a.npy")
         assert len(store.info().segments) == 1
         assert store.check().problems == ()

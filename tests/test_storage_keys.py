@@ -12,7 +12,7 @@ import pytest
 
 from engine import StoreDamagedError, StoreError
 from engine.config import MemoryBudget
-from engine.storage import keys
+from engine.storage import beneath, keys
 from engine.storage.keys import Keys
 
 SMALL = MemoryBudget(64 << 20)  # memtables of 8 MiB together
@@ -260,12 +260,15 @@ def test_a_writer_that_was_failed_by_the_disk_says_so(
         commit(writer, a=b"1")
 
 
-def test_a_log_that_goes_while_logs_are_measured_is_none(writer: Keys, tmp_path: Path) -> None:
+def test_a_log_that_goes_while_logs_are_measured_is_none(
+    writer: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit(writer, a=b"1")
-    gone = next(tmp_path.rglob("*.log")).with_name("999999.log")
-    gone.symlink_to(tmp_path / "nowhere")  # it is listed, and is not there when it is looked at
-    writer.settle()
-    gone.unlink()
+    real = beneath.entries
+    gone = beneath.Entry("999999.log", is_file=True, is_folder=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(beneath, "entries", lambda *of: [*real(*of), gone])
+        writer.settle()
     assert everything(writer)
 
 

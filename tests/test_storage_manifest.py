@@ -171,10 +171,10 @@ def test_a_save_is_on_disk_before_it_is_renamed(
 ) -> None:
     FULL.save(tmp_path)
     done: list[str] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, rename = os.fsync, os.rename
     monkeypatch.setattr(os, "fsync", lambda fd: (done.append("fsync"), fsync(fd))[1])
     monkeypatch.setattr(
-        Path, "replace", lambda self, to: (done.append("rename"), replace(self, to))[1]
+        os, "rename", lambda *names, **at: (done.append("rename"), rename(*names, **at))[1]
     )
     FULL.save(tmp_path)
     assert done == ["fsync", "rename", "fsync"]  # the file, its name, the folder
@@ -188,11 +188,11 @@ def test_what_a_kill_before_the_rename_left_is_ignored_and_tidied_up(
     with Store.open(where) as store:
         store._files.become_writer()
 
-        def killed(*_: object) -> None:
+        def killed(*_: object, **__: object) -> None:
             raise StoreError("killed")
 
-        monkeypatch.setattr(Path, "replace", killed)
-        monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+        monkeypatch.setattr(os, "rename", killed)
+        monkeypatch.setattr(os, "unlink", lambda *_, **__: None)
         with pytest.raises(StoreError, match="killed"):
             store.ingest("synthetic:bits?n=1")
         monkeypatch.undo()

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import cpu_count
+from engine.encoders.external import has_external_data
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError
 from engine.pixels import squash
@@ -29,8 +30,17 @@ class OnnxEncoder:
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
         try:
+            external = has_external_data(files.content)
+        except EncoderError as error:
+            raise EncoderError(f"{files.model} cannot be loaded: {error}") from None
+        if external:
+            raise EncoderError(
+                f"{files.model} keeps weights in another file, which is not read: save it as one "
+                f"file (onnx.save with save_as_external_data=False)"
+            )
+        try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(files.model), options, providers=["CPUExecutionProvider"]
+                files.content, options, providers=["CPUExecutionProvider"]
             )
             inputs = [(i.name, i.shape[1:]) for i in self._session.get_inputs()]
             outputs = [(o.name, o.shape[1:]) for o in self._session.get_outputs()]

@@ -7,7 +7,8 @@ The model takes ``pixels`` (n, S, S, 3) uint8 and gives ``embedding`` (n, dim) f
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class EncoderFiles:
     model: Path
     sha256: str  # of the model file, hex
     description: dict[str, Any]
+    content: bytes = field(repr=False, compare=False)  # of the model file
 
 
 def names() -> list[str]:
@@ -56,20 +58,31 @@ def find(name_or_path: str) -> EncoderFiles:
     return read(path)
 
 
-def read(folder: Path) -> EncoderFiles:
-    """The encoder in ``folder``, checked against its checksum."""
+def read(folder: Path, contents: Callable[[str], bytes] | None = None) -> EncoderFiles:
+    """The encoder in ``folder``, checked against its checksum.
+
+    ``contents`` reads a file of the folder, where a plain open would trust what lies there too much.
+    """
+    contents = contents or (lambda name: (folder / name).read_bytes())
     try:
-        body = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        body = json.loads(contents(DESCRIPTION))
         files = body["files"]
         chosen = files[body.get("default") or ("int8" if "int8" in files else "fp32")]
         model = folder / Path(chosen["path"]).name  # a name, whatever the description says
-        sha256 = digest.file_hash(model.read_bytes()).hex()
-        found = EncoderFiles(
-            str(body["name"]), int(body["dim"]), int(body["image_size"]), model, sha256, body
-        )
+        content = contents(model.name)
+        sha256 = digest.file_hash(content).hex()
+        name, dim, side = str(body["name"]), int(body["dim"]), int(body["image_size"])
+        found = EncoderFiles(name, dim, side, model, sha256, body, content)
     except OSError as error:
         raise EncoderError(f"{folder} cannot be read: {error.strerror}: {error.filename}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise EncoderError(f"{folder / DESCRIPTION} is not an encoder's ({error})") from None
     if sha256 != chosen.get("sha256"):
         raise EncoderError(f"{model} is not the file that {DESCRIPTION} describes: copy it again")

@@ -12,13 +12,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine.errors import StoreError, UsageError
-from engine.storage import lock
+from engine.storage import beneath, lock, names
 from engine.storage.files import fsync_dir, make_folders
 from engine.storage.lock import WriterLock
 
@@ -40,7 +39,7 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
     folder = place if filling else place.parent
     if not filling:
         make_folders(folder)
-    _remove_leftovers(place, folder, kind, parts if filling else ())
+    _remove_leftovers(place, folder, kind, parts, filling=filling)
     made, mine = _begin(place, folder, kind)
     moved: list[Path] = []
     try:
@@ -66,8 +65,8 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
         moved.clear()
     finally:
         for path in reversed(moved):
-            _remove(path)
-        shutil.rmtree(made, ignore_errors=True)
+            _remove(place, path.name)
+        beneath.discard(folder, made.name, _ours(parts))
         mine.release()
 
 
@@ -78,7 +77,7 @@ def locked(folder: Path, name: str) -> Iterator[Path]:
     try:
         yield made
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        beneath.discard(folder, made.name, names.MADE)
         mine.release()
 
 
@@ -100,7 +99,7 @@ def _begin(place: Path, folder: Path, kind: str) -> tuple[Path, WriterLock]:
             mine.release()
         except BaseException:
             mine.release()
-            shutil.rmtree(begun, ignore_errors=True)
+            beneath.discard(folder, begun.name, names.MADE)
             raise
         else:
             return made, mine
@@ -123,17 +122,20 @@ def check_place(dest: Path, kind: str, parts: Sequence[str]) -> None:
         raise UsageError(f"{dest} is not empty: name a new or empty folder")
 
 
-def _remove_leftovers(place: Path, folder: Path, kind: str, parts: Sequence[str]) -> None:
-    """Remove what killed processes left: ``parts`` in ``folder`` first, then what marks them."""
+def _remove_leftovers(
+    place: Path, folder: Path, kind: str, parts: Sequence[str], *, filling: bool
+) -> None:
+    """Remove what killed processes left: where it is filled, parts first, then what marks them."""
     marks = _leftovers(place, folder, kind)
     for mark in marks:
         if WriterLock(mark).busy():
             raise StoreError(f"another process is making {place}: wait for it or end it")
     if marks:
-        for name in parts if any(mark.suffix == _MADE for mark in marks) else ():
-            _remove(folder / name)
+        moved = filling and any(mark.suffix == _MADE for mark in marks)
+        for name in parts if moved else ():
+            _remove(folder, name)
         for mark in marks:
-            shutil.rmtree(mark, ignore_errors=True)
+            beneath.discard(folder, mark.name, _ours(parts))
         fsync_dir(folder)
 
 
@@ -147,16 +149,31 @@ def _leftovers(place: Path, folder: Path, kind: str) -> list[Path]:
     return [entry for entry in found if entry.is_dir() and not entry.is_symlink()]
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _remove(folder: Path, part: str) -> None:
+    """Remove a part that was put in its place: a file, or a folder of files of ours."""
+    there = next((entry for entry in beneath.entries(folder) if entry.name == part), None)
+    if there is not None and there.is_folder:
+        beneath.discard(folder, part, names.MADE, called=f"{part}/")
+    elif there is not None:
+        beneath.remove(folder, part)
+
+
+def _ours(parts: Sequence[str]) -> re.Pattern[str]:
+    """What may lie in a folder that these parts are made in."""
+    return re.compile("|".join([names.MADE.pattern, *map(re.escape, parts)]))
 
 
 def _sync(folder: Path) -> None:
     """Make a folder and everything in it durable."""
-    for path, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            fsync_dir(Path(path) / name)  # as good for files
+    for path, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _fsync_file(Path(path), name)
         fsync_dir(Path(path))
+
+
+def _fsync_file(folder: Path, name: str) -> None:
+    fd = beneath.open_file(folder, name)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

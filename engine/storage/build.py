@@ -20,9 +20,9 @@ import numpy.typing as npt
 from engine import digest
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
-from engine.storage import extents, segments
+from engine.storage import beneath, extents, segments
 from engine.storage.extents import HEADER_BYTES, Append
-from engine.storage.files import write_all
+from engine.storage.files import remove, write_all
 from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
@@ -136,7 +136,7 @@ def segment(
     finally:
         for piece in made:
             if piece.number != number:
-                segments.path_of(root, piece.number).unlink(missing_ok=True)
+                remove(segments.path_of(root, piece.number), root)
 
 
 def merge(
@@ -202,8 +202,8 @@ class Laying:
         try:
             for family in self._families:
                 extents.create(self._root, family, 0, self._uuid)
-                path = family.path(self._root, 0)
-                self._fds.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+                name = family.inside(0)
+                self._fds.append(beneath.open_file(self._root, name, os.O_WRONLY))
             if entry is None or quantizer is None:
                 self._all()
                 return Ordered(self._finish(), None, tuple(self._appends))
@@ -218,7 +218,7 @@ class Laying:
             size, xxh64 = segments.write(path, entry.number, nlist, code_bytes, [(self, 0)])
             rows = self._finish()
             if not rows:
-                path.unlink()
+                remove(path, self._root)
                 return Ordered(0, None, ())
             ranges = ((0, 0, rows),)
             made = SegmentEntry(number, entry.generation, entry.number, ranges, True, size, xxh64)

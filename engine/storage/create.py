@@ -9,14 +9,15 @@ folder ``.NAME.XXXXXXXX.new`` with a manifest in it, in a folder that has none.
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from engine.config import MemoryBudget, StructuralSettings
 from engine.errors import StoreError
-from engine.storage import keys, lock, manifest
+from engine.storage import beneath, keys, lock, manifest, names
+from engine.storage.beneath import Entry
 from engine.storage.files import fsync_dir, make_folders
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import EncoderEntry, Manifest
@@ -42,7 +43,7 @@ def create(
     try:
         if there:
             mine.acquire()  # or two processes would each take the other's parts for leftovers
-            if (path / manifest.NAME).exists():
+            if _is_made(path):
                 return  # another process was faster, and made the same
             _remove_leftovers(path)
         else:
@@ -70,37 +71,50 @@ def create(
             made.rename(path.resolve())
             fsync_dir(parent)
     except OSError as error:
-        if (path / manifest.NAME).exists():
+        if _is_made(path):
             return  # another process was faster, and made the same
         raise StoreError(f"{path} cannot be made: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        beneath.discard(parent, made.name, names.MADE)
         mine.release()
 
 
 def _may_be_filled(path: Path) -> bool:
     """Whether a folder is empty, but for what an interrupted making may have left."""
-    entries = list(path.iterdir())
-    names = {entry.name for entry in entries if not _is_aside(path, entry)}
-    if names <= {lock.NAME}:
+    there = {entry.name: entry for entry in beneath.entries(path)}
+    rest = {name for name, entry in there.items() if not _is_aside(path, entry)}
+    if rest <= {lock.NAME}:
         return True
-    marked = any((e / manifest.NAME).exists() for e in entries if _is_aside(path, e))
-    return marked and names <= _PARTS
+    marked = any(
+        beneath.status(path, f"{name}/{manifest.NAME}") is not None
+        for name in there.keys() - rest
+        if there[name].is_folder
+    )
+    return marked and rest <= _PARTS
+
+
+def _is_made(path: Path) -> bool:
+    try:
+        return beneath.status(path, manifest.NAME) is not None
+    except OSError:
+        return False
 
 
 def _remove_leftovers(path: Path) -> None:
-    entries = [entry for entry in path.iterdir() if entry.name != lock.NAME]
-    for entry in sorted(entries, key=lambda entry: _is_aside(path, entry)):  # the mark last
-        if entry.is_dir():
-            shutil.rmtree(entry)
+    there = [entry for entry in beneath.entries(path) if entry.name != lock.NAME]
+    for entry in sorted(there, key=lambda entry: _is_aside(path, entry)):  # the mark last
+        if entry.is_folder:
+            called = "" if _is_aside(path, entry) else f"{entry.name}/"
+            beneath.discard(path, entry.name, names.MADE, called=called)
         else:
-            entry.unlink()
+            beneath.remove(path, entry.name)
     fsync_dir(path)
 
 
-def _is_aside(path: Path, entry: Path) -> bool:
+def _is_aside(path: Path, entry: Entry) -> bool:
     """The folder that a store was made in, or the manifest's new file."""
     name = path.resolve().name
-    return entry.name.endswith(".new") and entry.name.startswith(
-        (f".{name}.", f".{manifest.NAME}.")
-    )
+    if entry.is_folder:
+        made = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.new", re.DOTALL)
+        return made.fullmatch(entry.name) is not None
+    return entry.is_file and names.NEW_FILE.fullmatch(entry.name) is not None

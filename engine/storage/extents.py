@@ -8,6 +8,7 @@ because a full disk is an error from ``pwrite`` and a SIGBUS from a map.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -24,12 +25,14 @@ from engine import digest
 from engine.config import EXTENT_BYTES, EXTENT_ROWS
 from engine.errors import StoreDamagedError, StoreError
 from engine.records import Buffer, Place
+from engine.storage import beneath
 from engine.storage.files import fsync_dir, write_all
 
 HEADER_BYTES = 4096
 _DROP_BYTES = 1 << 20  # an append of fewer is left in the page cache: somebody may want it at once
 _ZEROS = bytes(64 << 10)
 _AHEAD = 128 << 10  # bytes: Linux fetches no more at a time
+_LARGE = 16 << 20  # bytes of a place: of more it is asked first whether they are there
 _HEADER = struct.Struct(">8s16sIII32s")  # magic, store uuid, version, number, row bytes, family
 _MAGIC = b"ENGEXT01"
 
@@ -61,9 +64,13 @@ class Family:
         """Whether it is written by the gigabyte and read again piece by piece, if at all."""
         return not self.row_bytes
 
+    def inside(self, number: int) -> str:
+        """What extent ``number`` is called beneath a store."""
+        return f"{self.folder}/{number:08d}{self.suffix}"
+
     def path(self, store: Path, number: int) -> Path:
         """Where extent ``number`` lies."""
-        return store / self.folder / f"{number:08d}{self.suffix}"
+        return store / self.inside(number)
 
 
 PIXELS = Family("pixels", ".blobs", 0)
@@ -93,8 +100,9 @@ class Append:
 
 def create(store: Path, family: Family, number: int, uuid: bytes) -> None:
     """A new, empty extent; durable, name included, when this returns."""
-    # O_TRUNC: a file of this name that the manifest does not know is what a crash left behind.
-    _put_header(store, family, number, uuid, os.O_TRUNC)
+    # A file of this name that the manifest does not know is what a crash left behind.
+    _make_folders(store, family)
+    _put_header(store, family, number, uuid, beneath.create_file(store, family.inside(number)))
 
 
 def _put_header(
@@ -102,40 +110,41 @@ def _put_header(
     family: Family,
     number: int,
     uuid: bytes,
-    flags: int = 0,
-    called: int | None = None,
+    fd: int,
 ) -> None:
-    """Write the header of extent ``number``, which names it that or ``called``."""
-    path = family.path(store, number)
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True)
-        fsync_dir(path.parent.parent)
-        fsync_dir(store)
+    """Write the header of extent ``number`` to its file, and close that."""
     header = _HEADER.pack(
         _MAGIC,
         uuid,
         1,
-        number if called is None else called,
+        number,
         family.row_bytes,
         family.name.encode(),
     )
     header += struct.pack(">Q", digest.checksum(header))
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o666)
     try:
         write_all(fd, header.ljust(HEADER_BYTES, b"\0"), 0)
         os.fsync(fd)
     finally:
         os.close(fd)
-    fsync_dir(path.parent)
+    fsync_dir(store / family.folder)
+
+
+def _make_folders(store: Path, family: Family) -> None:
+    parts = family.folder.split("/")
+    new = [beneath.make_folder(store, "/".join(parts[:n])) for n in range(1, len(parts) + 1)]
+    if any(new):
+        fsync_dir((store / family.folder).parent)
+        fsync_dir(store)
 
 
 def adopt(made: Path, store: Path, family: Family, number: int, uuid: bytes) -> None:
     """Move extent 0 out of the folder ``made`` into the store, as ``number``; durable."""
-    _put_header(made, family, 0, uuid, called=number)
-    path = family.path(store, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    family.path(made, 0).rename(path)
-    fsync_dir(path.parent)
+    fd = beneath.open_file(made, family.inside(0), os.O_WRONLY)
+    _put_header(made, family, number, uuid, fd)
+    _make_folders(store, family)
+    beneath.rename(made, family.inside(0), store, family.inside(number))
+    fsync_dir(store / family.folder)
 
 
 def restore(store: Path, family: Family, number: int, uuid: bytes, end: int) -> None:
@@ -143,18 +152,34 @@ def restore(store: Path, family: Family, number: int, uuid: bytes, end: int) -> 
 
     What there is of its data stays where it is at every moment: it may be all that is left.
     """
-    path = family.path(store, number)
+    name = family.inside(number)
     if header_problem(store, family, number, uuid):
-        _put_header(store, family, number, uuid)
-    if path.stat().st_size < HEADER_BYTES + end:
-        with path.open("r+b") as file:
-            file.truncate(HEADER_BYTES + end)
-            os.fsync(file.fileno())
+        _make_folders(store, family)
+        fd = beneath.open_file(store, name, os.O_WRONLY | os.O_CREAT)
+        _put_header(store, family, number, uuid, fd)
+    if (beneath.size(store, name) or 0) < HEADER_BYTES + end:
+        fd = beneath.open_file(store, name, os.O_WRONLY)
+        try:
+            os.ftruncate(fd, HEADER_BYTES + end)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def cut(store: Path, family: Family, number: int, end: int) -> None:
+    """Cut what an extent has behind its ``end`` data bytes, if it is there and has more."""
+    name = family.inside(number)
+    if (beneath.size(store, name) or 0) > HEADER_BYTES + end:
+        fd = beneath.open_file(store, name, os.O_WRONLY)
+        try:
+            os.ftruncate(fd, HEADER_BYTES + end)
+        finally:
+            os.close(fd)
 
 
 def overwrite(store: Path, family: Family, place: Place, data: Buffer) -> None:
     """Write over damaged bytes, durably; for repairs only."""
-    fd = os.open(family.path(store, place.extent), os.O_WRONLY | os.O_CLOEXEC)
+    fd = beneath.open_file(store, family.inside(place.extent), os.O_WRONLY)
     try:
         write_all(fd, data, HEADER_BYTES + place.offset)
         os.fsync(fd)
@@ -165,8 +190,7 @@ def overwrite(store: Path, family: Family, place: Place, data: Buffer) -> None:
 def header_problem(store: Path, family: Family, number: int, uuid: bytes) -> str | None:
     """What is wrong with an extent's header, or None."""
     try:
-        with family.path(store, number).open("rb") as file:
-            head = file.read(HEADER_BYTES)
+        head = beneath.read_file(store, family.inside(number), HEADER_BYTES)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if len(head) < HEADER_BYTES:
@@ -177,7 +201,7 @@ def header_problem(store: Path, family: Family, number: int, uuid: bytes) -> str
     magic, owner, version, own_number, row_bytes, name = _HEADER.unpack(body)
     if (magic, version, own_number, row_bytes) != (_MAGIC, 1, number, family.row_bytes):
         return "its header is another extent's"
-    if owner != uuid or name.rstrip(b"\0").decode() != family.name:
+    if owner != uuid or name.rstrip(b"\0") != family.name.encode():
         return "it belongs to another store"
     return None
 
@@ -211,16 +235,24 @@ class ExtentReader:
         if fd is None:
             fd = self._open(place.extent)
         try:
+            if place.length > _LARGE:
+                self._require(fd, place)
             data = os.pread(fd, place.length, HEADER_BYTES + place.offset)
-        except OSError as error:
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
             path = self.family.path(self._store, place.extent)
-            raise StoreDamagedError(
-                f"{path} cannot be read: {error.strerror}; run 'engine check'"
-            ) from None
+            what = (
+                error.strerror if isinstance(error, OSError) else f"no such place in it ({place})"
+            )
+            raise StoreDamagedError(f"{path} cannot be read: {what}; run 'engine check'") from None
         if len(data) != place.length:
             path = self.family.path(self._store, place.extent)
             raise StoreDamagedError(f"{path} is cut short; run 'engine check'")
         return data
+
+    def _require(self, fd: int, place: Place) -> None:
+        """``OSError`` where a place is not in the file: no memory is taken for it then."""
+        if os.fstat(fd).st_size < HEADER_BYTES + place.offset + place.length:
+            raise OSError(errno.EINVAL, "it is cut short")
 
     def equal(
         self,
@@ -268,9 +300,13 @@ class ExtentReader:
                 if fd is None:
                     fd = self._open(extent)
                 start = HEADER_BYTES + offset
-                for at in range(start, start + length, _AHEAD):
-                    size = min(_AHEAD, start + length - at)
-                    os.posix_fadvise(fd, at, size, os.POSIX_FADV_WILLNEED)
+                end = start + length
+                if length > _LARGE:
+                    end = min(end, os.fstat(fd).st_size)
+                for at in range(start, end, _AHEAD):
+                    size = min(_AHEAD, end - at)
+                    with contextlib.suppress(OSError, OverflowError):  # whoever reads it says so
+                        os.posix_fadvise(fd, at, size, os.POSIX_FADV_WILLNEED)
 
     def written(self, number: int, size: int) -> Iterator[tuple[int, int]]:
         """Of the first ``size`` data bytes of an extent those in no hole: start and end of each.
@@ -297,7 +333,7 @@ class ExtentReader:
     def _open(self, extent: int) -> int:
         path = self.family.path(self._store, extent)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = beneath.open_file(self._store, self.family.inside(extent))
         except OSError as error:
             if isinstance(error, FileNotFoundError) and self._behind():
                 raise MovedError(f"{path} was rewritten; ask again") from None
@@ -319,9 +355,12 @@ class ExtentReader:
         if mapped is None or len(mapped) < rows:
             path = self.family.path(self._store, number)
             try:
-                with path.open("rb") as file:
+                fd = beneath.open_file(self._store, self.family.inside(number))
+                try:
                     length = HEADER_BYTES + rows * self.family.row_bytes
-                    opened = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
+                    opened = mmap.mmap(fd, length, access=mmap.ACCESS_READ)
+                finally:
+                    os.close(fd)
             except (OSError, ValueError) as error:
                 if isinstance(error, FileNotFoundError) and self._behind():
                     raise MovedError(f"{path} was rewritten; ask again") from None
@@ -440,8 +479,8 @@ class ExtentWriter:
 
     def _open(self) -> int:
         if self._fd is None:
-            path = self.family.path(self._store, self.number)
-            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            name = self.family.inside(self.number)
+            self._fd = beneath.open_file(self._store, name, os.O_WRONLY)
         return self._fd
 
     def close(self) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from engine import digest
 from engine.records import Buffer
+from engine.storage import beneath
 
 
 def fsync_dir(path: Path) -> None:
     """Make the names in a directory durable: a new file's name is not, until this returns."""
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
@@ -36,30 +38,36 @@ def write_all(fd: int, data: Buffer, offset: int) -> None:
         offset += written
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Atomically and durably put ``data`` at ``path``: new file, fsync, rename, fsync of the folder."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+def replace_file(path: Path, data: bytes, store: Path | None = None) -> None:
+    """Atomically and durably put ``data`` at ``path``: new file, fsync, rename, fsync of the folder.
+
+    ``path`` lies beneath ``store``, by default its own folder: from there on no link is followed.
+    """
+    root = store or path.parent
+    name = inside(path, root)
+    new = inside(path.with_name(f".{path.name}.{os.getpid()}.new"), root)
+    fd = beneath.create_file(root, new)
     try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             write_all(fd, data, 0)
             os.fsync(fd)
         finally:
             os.close(fd)
-        new.replace(path)
+        beneath.rename(root, new, root, name)
     except BaseException:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beneath.remove(root, new)
         raise
     fsync_dir(path.parent)
 
 
-def write_new(path: Path, parts: Iterable[Buffer]) -> tuple[int, int]:
-    """Durably write a new file of ``parts``; returns its length and xxh64.
+def write_new(path: Path, parts: Iterable[Buffer], store: Path) -> tuple[int, int]:
+    """Durably write a new file of ``parts`` beneath ``store``; returns its length and xxh64.
 
     Whoever names it does so afterwards. Where it cannot be written, nothing is left of it.
     """
     check, size = digest.Checksum(), 0
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    fd = beneath.create_file(store, inside(path, store))
     try:
         try:
             for part in parts:
@@ -70,16 +78,27 @@ def write_new(path: Path, parts: Iterable[Buffer]) -> tuple[int, int]:
         finally:
             os.close(fd)
     except BaseException:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            remove(path, store)
         raise
     fsync_dir(path.parent)
     return size, check.value
 
 
-def file_checksum(path: Path) -> tuple[int, int]:
-    """The length and the xxh64 of a file; reads all of it."""
+def inside(path: Path, store: Path) -> str:
+    """What a file is called beneath ``store``, with slashes."""
+    return path.relative_to(store).as_posix()
+
+
+def remove(path: Path, store: Path) -> None:
+    """Delete a file beneath ``store``, if it is there."""
+    beneath.remove(store, inside(path, store))
+
+
+def file_checksum(path: Path, store: Path) -> tuple[int, int]:
+    """The length and the xxh64 of a file beneath ``store``; reads all of it."""
     check, size = digest.Checksum(), 0
-    with path.open("rb") as file:
+    with os.fdopen(beneath.open_file(store, inside(path, store)), "rb") as file:
         while block := file.read(1 << 20):
             check.update(block)
             size += len(block)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import StoreDamagedError, StoreError
-from engine.storage import keys, manifest
+from engine.storage import beneath, keys, manifest, names
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
 
@@ -47,7 +47,7 @@ class Held:
         """Hold a file; ``FileNotFoundError`` if it is not there."""
         path = self._store / name
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = beneath.open_file(self._store, name)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -97,7 +97,7 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
 def _open_keys(held: Held, folder: Path, log: str) -> None:
     """Open RocksDB's files; ``log`` is its MANIFEST."""
     try:
-        there = [entry.name for entry in folder.iterdir()]
+        there = [entry.name for entry in beneath.entries(folder.parent, folder.name)]
     except OSError as error:
         raise StoreError(f"{folder} cannot be read: {error.strerror}") from None
     for name in there:
@@ -157,8 +157,10 @@ def _named(store: Path, found: Manifest) -> Iterator[str]:
             yield extent_name(family, number)
     yield from map(str, sorted(found.index_files(Path())))
     if found.encoder is not None and not found.encoder.given:
-        model = store / found.encoder.file
-        yield found.encoder.file
-        for path in sorted(model.parent.iterdir()):
-            if path != model and path.is_file() and not path.name.startswith("."):
-                yield str(path.relative_to(store))
+        model = found.encoder.file
+        folder = names.encoder_folder(model, found.encoder.generation)
+        yield model
+        for entry in beneath.entries(store, folder):
+            name = f"{folder}/{entry.name}"
+            if name != model and not entry.is_folder and not entry.name.startswith("."):
+                yield name

@@ -35,10 +35,15 @@ from rocksdict import (
 
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
+from engine.storage import beneath, names
+from engine.storage.beneath import ForeignError
 from engine.storage.rows import TABLES
 
-FOLDER = "keys"
+FOLDER = names.KEYS
+_CONFIG = "rocksdict-config.json"
+_LOST = "lost"  # a folder that RocksDB's own repair makes
 _OPEN_TRIES = 200
+_MOST_CURRENT = 64  # bytes of CURRENT
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _AHEAD = 128 << 10  # bytes
 _LONG_LOG = 1 << 20  # bytes
@@ -109,7 +114,8 @@ class Keys:
             return
         for file in files:
             with contextlib.suppress(OSError):  # a writer may have replaced it since
-                fd = os.open(self._folder / file["name"].lstrip("/"), os.O_RDONLY | os.O_CLOEXEC)
+                name = f"{FOLDER}/{file['name'].lstrip('/')}"
+                fd = beneath.open_file(self._folder.parent, name)
                 try:
                     for at in range(0, file["size"], _AHEAD):  # Linux fetches no more at a time
                         os.posix_fadvise(fd, at, _AHEAD, os.POSIX_FADV_WILLNEED)
@@ -164,10 +170,9 @@ class Keys:
         A log of 16 MB costs whoever opens the store next a tenth of a second; a short one is cheaper
         than the tables that would take its place.
         """
-        log = 0
-        for file in self._folder.glob("*.log"):
-            with contextlib.suppress(FileNotFoundError):  # RocksDB tidies up in a thread of its own
-                log += file.stat().st_size
+        store = self._folder.parent
+        logs = [one.name for one in beneath.entries(store, FOLDER) if one.name.endswith(".log")]
+        log = sum(beneath.size(store, f"{FOLDER}/{name}") or 0 for name in logs)
         if log > _LONG_LOG:
             with contextlib.suppress(Exception):  # a full disk, say: the log has everything
                 for table in self._tables.values():
@@ -207,10 +212,16 @@ def open_writer(
     ``salvage`` replays a damaged log up to the damage and drops the rest. ``tight``: the disk is full,
     or nearly.
     """
-    if not (store / FOLDER / "CURRENT").is_file():
+    if not has_current(store):
         raise StoreDamagedError(
             f"{store / FOLDER} is not whole (no CURRENT): restore the store from a copy"
         )
+    for name in require_files(store):
+        # rocksdict would read them first, and write into the second: both are made again.
+        if name.startswith("OPTIONS-") or name == _CONFIG:
+            beneath.remove(store, f"{FOLDER}/{name}")
+        elif not name.endswith(".sst"):  # these are never written to again
+            beneath.own(store, f"{FOLDER}/{name}")
     return _open(
         store / FOLDER, memory, AccessType.read_write(), create=False, salvage=salvage, tight=tight
     )
@@ -226,7 +237,7 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
         if before is not None:
             try:
                 keys = _open_linked(folder, memory)
-            except _NoTemporaryFolderError:
+            except (_NoTemporaryFolderError, ForeignError):
                 raise
             except (StoreError, OSError) as error:
                 problem = error
@@ -254,15 +265,31 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
     raise StoreDamagedError(f"{folder} cannot be opened{detail}; run 'engine check'")
 
 
+def has_current(store: Path) -> bool:
+    """Whether the keys have the file that says where everything else is."""
+    return beneath.status(store, f"{FOLDER}/CURRENT") is not None
+
+
+def require_files(store: Path) -> list[str]:
+    """What is in RocksDB's folder, which follows links itself; ``ForeignError`` if that is one."""
+    found = beneath.entries(store, FOLDER)
+    for entry in found:
+        if not entry.is_file and not (entry.is_folder and entry.name == _LOST):
+            beneath.status(store, f"{FOLDER}/{entry.name}")  # says what it is
+    return [entry.name for entry in found if entry.is_file]
+
+
 def _names(folder: Path) -> frozenset[str]:
     """The files of a RocksDB, without its own log."""
     try:
-        return frozenset(e.name for e in os.scandir(folder) if not e.name.startswith("LOG"))
+        found = beneath.entries(folder.parent, folder.name)
     except OSError:
         return frozenset()
+    return frozenset(entry.name for entry in found if not entry.name.startswith("LOG"))
 
 
 def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
+    there = [name for name in require_files(folder.parent) if names.ROCKSDB.fullmatch(name)]
     try:
         links = Path(tempfile.mkdtemp(prefix="engine-reader-"))
     except OSError as error:
@@ -270,15 +297,12 @@ def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
             f"no folder for temporary files: {error.strerror}; make room there, or set TMPDIR"
         ) from None
     try:
-        for entry in os.scandir(folder.resolve()):
-            if not entry.name.startswith(("LOG", "LOCK")):
-                (links / entry.name).symlink_to(entry.path)
-        # Written by rocksdict at every open; a link would lead the write back into the store.
-        config = links / "rocksdict-config.json"
-        if config.is_symlink():
-            text = config.read_bytes()
-            config.unlink()
-            config.write_bytes(text)
+        real = folder.resolve()
+        for name in there:
+            # Options are ours, and not the store's. rocksdict writes its own file at every open: a
+            # link would lead the write back into the store.
+            if not name.startswith(("LOG", "LOCK", "OPTIONS-")) and name != _CONFIG:
+                (links / name).symlink_to(real / name)
         return _open(links, memory, AccessType.read_only(), create=False, real=folder)
     finally:
         # All files are open by now (max_open_files is -1), so their names are not needed any more.
@@ -290,11 +314,16 @@ def version(folder: Path) -> tuple[bytes, int] | None:
 
     As long as it stays the same, the files of RocksDB's folder belong together.
     """
+    store = folder.parent
     try:
-        current = (folder / "CURRENT").read_bytes()
-        return current, (folder / current.decode().strip()).stat().st_size
+        current = beneath.read_file(store, f"{FOLDER}/CURRENT", _MOST_CURRENT)
+        named = current.decode().strip()
+        if not names.ROCKSDB_MANIFEST.fullmatch(named):
+            return None
+        length = beneath.size(store, f"{FOLDER}/{named}")
     except (OSError, ValueError):
         return None
+    return (current, length) if length is not None else None
 
 
 def _open(

@@ -10,14 +10,16 @@ import socket
 from pathlib import Path
 
 from engine.errors import StoreError, StoreLockedError
+from engine.storage import beneath, names
 
-NAME = "LOCK"
+NAME = names.LOCK
 
 
 class WriterLock:
     """Held from the first write until ``release``; pid and host in the file are information only."""
 
     def __init__(self, store: Path) -> None:
+        self._store = store
         self._path = store / NAME
         self._fd: int | None = None
 
@@ -31,7 +33,7 @@ class WriterLock:
         if self._fd is not None:
             return
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = beneath.open_lock(self._store, NAME, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise StoreError(
                 f"{self._path.parent} cannot be written: {error.strerror}; "
@@ -53,13 +55,15 @@ class WriterLock:
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         self._fd = fd
         with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
+            if os.fstat(fd).st_nlink > 1:
+                return  # it is somebody else's file too
             os.ftruncate(fd, 0)
             os.pwrite(fd, text, 0)
 
     def busy(self) -> bool:
         """Whether somebody holds the lock."""
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = beneath.open_lock(self._store, NAME, os.O_RDONLY)
         except OSError:
             return False
         try:

@@ -10,17 +10,23 @@ from typing import Any
 
 from engine import digest
 from engine.config import FORMAT_VERSION, MIN_READER, MIN_WRITER, StructuralSettings
-from engine.errors import StoreFormatError, StoreNotFoundError
+from engine.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
+from engine.storage import beneath, names
 from engine.storage.files import replace_file
+from engine.storage.values import MAX_64, items, loads, members, number, real, text, truth
 
-NAME = "MANIFEST.json"
-INDEX_FOLDER = "index"
+NAME = names.MANIFEST
+INDEX_FOLDER = names.INDEX
 _MAGIC = "image-index-engine store"
 GIVEN = (
     "vectors"  # the name of the encoder, and the feature, of a store of vectors that were brought
 )
 _KNOWN_FEATURES: frozenset[str] = frozenset({GIVEN})
 _MOST_BYTES = 64 << 20
+_UUID_BYTES = 16
+_MAX_DIM = 1 << 24
+_MAX_LISTS = 1 << 24
+_MAX_DEPTH = 1 << 20  # candidates of one query: arrays of as many are made
 _NAME_ANOTHER = "name a store, or an empty or new folder for one, with --store"
 
 
@@ -172,7 +178,7 @@ class Manifest:
 
     def save(self, store: Path) -> None:
         """Write it, durably."""
-        replace_file(store / NAME, self.dump())
+        replace_file(store / NAME, self.dump(), store)
 
 
 def load(store: Path, *, writing: bool = False) -> Manifest:
@@ -183,15 +189,14 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
     """
     path = store / NAME
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES)
+        found = beneath.read_file(store, NAME, _MOST_BYTES)
     except FileNotFoundError:
         if not store.exists():
             raise StoreNotFoundError(
                 f"there is no store at {store}: make one with "
                 f"'engine ingest SOURCE --store {store}', or name another with --store"
             ) from None
-        if (store / "keys").is_dir():
+        if beneath.is_folder(store, names.KEYS):
             raise DamagedManifestError(
                 f"{store}: its {NAME} is missing; 'engine check --fix' makes it anew"
             ) from None
@@ -202,36 +207,39 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
         raise StoreFormatError(f"{store} is a file, not a store: {_NAME_ANOTHER}") from None
     except OSError as error:
         raise StoreFormatError(f"{path} cannot be read: {error.strerror}") from None
-    return parse(store, text, writing=writing)
+    return parse(store, found, writing=writing)
 
 
-def parse(store: Path, text: bytes, *, writing: bool = False) -> Manifest:
+def parse(store: Path, dumped: bytes, *, writing: bool = False) -> Manifest:
     """The manifest that ``dump`` wrote; ``StoreFormatError`` if it is something else."""
-    path = store / NAME
     try:
-        body = json.loads(text)
-        return _parse(store, body, writing)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedManifestError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): "
-            f"it is damaged or not a store's manifest; 'engine check --fix' makes a damaged one anew"
-        ) from None
+        return _parse(store, members(loads(dumped)), writing)
+    except RecursionError:
+        what = "it is nested too deep"
+    except KeyError as error:
+        what = f"it has no {error}"
+    except (ValueError, StoreDamagedError) as error:
+        what = str(error)
+    raise DamagedManifestError(
+        f"{store / NAME} cannot be read ({what}): "
+        f"it is damaged or not a store's manifest; 'engine check --fix' makes a damaged one anew"
+    )
 
 
 def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
     if body["what"] != _MAGIC:
         raise ValueError("it belongs to something else")
-    if int(body["min_reader"]) > FORMAT_VERSION:
+    if number(body["min_reader"]) > FORMAT_VERSION:
         raise StoreFormatError(
-            f"{store} has format version {body['format']}, this engine reads up to "
+            f"{store} has format version {number(body['format'])}, this engine reads up to "
             f"{FORMAT_VERSION}: install a newer image-index-engine"
         )
-    if int(body["min_writer"]) > FORMAT_VERSION and writing:
+    if number(body["min_writer"]) > FORMAT_VERSION and writing:
         raise StoreFormatError(
-            f"{store} has format version {body['format']}, which can be read and not written by "
-            f"this engine: install a newer image-index-engine"
+            f"{store} has format version {number(body['format'])}, which can be read and not "
+            f"written by this engine: install a newer image-index-engine"
         )
-    unknown = set(body["features"]) - _KNOWN_FEATURES
+    unknown = {text(feature) for feature in items(body["features"])} - _KNOWN_FEATURES
     if unknown:
         raise StoreFormatError(
             f"{store} uses {', '.join(sorted(unknown))}, which this engine does not know: "
@@ -240,89 +248,117 @@ def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
     if body.get("xxh64", _checksum(body)) != _checksum(body):  # early stores have none
         raise ValueError("its checksum is wrong")
     try:
-        settings = StructuralSettings.from_dict(body["settings"])
+        settings = StructuralSettings.from_dict(members(body["settings"]))
     except StoreFormatError as error:
         raise ValueError(str(error)) from None
     encoder = body["encoder"]
     return Manifest(
-        uuid=bytes.fromhex(body["uuid"]).hex(),
+        uuid=_uuid(body["uuid"]),
         settings=settings,
-        encoder=_encoder(encoder) if encoder else None,
-        extents={str(k): [int(n) for n in v] for k, v in body["extents"].items()},
-        segments=tuple(_segment(segment) for segment in body["segments"]),
-        quantizers=tuple(_quantizer(entry) for entry in body["quantizers"]),
-        measured=_measured(body["measured"]) if body["measured"] else None,
+        encoder=_encoder(members(encoder)) if encoder is not None else None,
+        extents={
+            names.family(name): _numbers(found) for name, found in members(body["extents"]).items()
+        },
+        segments=tuple(_segment(members(segment)) for segment in items(body["segments"])),
+        quantizers=tuple(_quantizer(members(entry)) for entry in items(body["quantizers"])),
+        measured=_measured(members(body["measured"])) if body["measured"] is not None else None,
     )
+
+
+def _uuid(value: object) -> str:
+    found = bytes.fromhex(text(value))
+    if len(found) != _UUID_BYTES:
+        raise ValueError("its uuid is none")
+    return found.hex()
+
+
+def _file_number(value: object) -> int:
+    return number(value, 1, names.MAX_NUMBER)
+
+
+def _generation(value: object) -> int:
+    return number(value, 1, names.MAX_GENERATION)
+
+
+def _numbers(value: object) -> list[int]:
+    found = [number(one, 1, names.MAX_EXTENT) for one in items(value)]
+    if len(set(found)) < len(found):
+        raise ValueError("an extent is named twice")
+    return found
 
 
 def _encoder(body: dict[str, Any]) -> EncoderEntry:
     entry = EncoderEntry(
-        name=str(body["name"]),
-        generation=int(body["generation"]),
-        dim=int(body["dim"]),
-        fingerprint=str(body["fingerprint"]),
-        file=str(body["file"]),
-        normalized=bool(body.get("normalized", False)),
+        name=text(body["name"]),
+        generation=_generation(body["generation"]),
+        dim=number(body["dim"], 1, _MAX_DIM),
+        fingerprint=text(body["fingerprint"]),
+        file=text(body["file"]),
+        normalized=truth(body.get("normalized", False)),
     )
-    parts = Path(entry.file).parts
-    if entry.dim < 1 or entry.generation < 1 or ".." in parts or Path(entry.file).is_absolute():
-        raise ValueError("its encoder makes no sense")
+    if not entry.given:
+        names.encoder_folder(entry.file, entry.generation)
     return entry
 
 
 def _segment(body: dict[str, Any]) -> SegmentEntry:
-    entry = SegmentEntry(
-        number=int(body["number"]),
-        generation=int(body["generation"]),
-        quantizer=int(body["quantizer"]),
-        ranges=tuple((int(a), int(b), int(c)) for a, b, c in body["ranges"]),
-        ordered=bool(body["ordered"]),
-        bytes=int(body["bytes"]),
-        xxh64=int(body["xxh64"]),
+    ranges = []
+    for extent, first, rows in map(items, items(body["ranges"])):
+        ranges.append((number(extent, 1, names.MAX_EXTENT), number(first), number(rows, 1)))
+    if not ranges:
+        raise ValueError("a segment is over nothing")
+    return SegmentEntry(
+        number=_file_number(body["number"]),
+        generation=_generation(body["generation"]),
+        quantizer=_file_number(body["quantizer"]),
+        ranges=tuple(ranges),
+        ordered=truth(body["ordered"]),
+        bytes=number(body["bytes"]),
+        xxh64=number(body["xxh64"], 0, MAX_64),
     )
-    good = all(extent > 0 and first >= 0 and rows > 0 for extent, first, rows in entry.ranges)
-    if not good or not entry.ranges or entry.number < 1 or entry.bytes < 0:
-        raise ValueError("a segment makes no sense")
-    return entry
 
 
 def _quantizer(body: dict[str, Any]) -> QuantizerEntry:
-    names = ("number", "generation", "nlist", "trained_on", "bytes", "xxh64")
-    entry = QuantizerEntry(
-        **{name: int(body[name]) for name in names}, closeness=float(body["closeness"])
+    return QuantizerEntry(
+        number=_file_number(body["number"]),
+        generation=_generation(body["generation"]),
+        nlist=number(body["nlist"], 1, _MAX_LISTS),
+        trained_on=number(body["trained_on"]),
+        closeness=real(body["closeness"]),
+        bytes=number(body["bytes"]),
+        xxh64=number(body["xxh64"], 0, MAX_64),
     )
-    if min(entry.number, entry.nlist) < 1 or entry.bytes < 0:
-        raise ValueError("a quantizer makes no sense")
-    return entry
 
 
 def _measured(body: dict[str, Any]) -> Measured:
-    points = tuple((int(k), tuple(_point(point) for point in found)) for k, found in body["points"])
+    points = []
+    for k, found in map(items, items(body["points"])):
+        points.append((number(k, 1), tuple(_point(members(point)) for point in items(found))))
     return Measured(
-        target=float(body["target"]),
-        quantizer=int(body["quantizer"]),
-        rows=int(body["rows"]),
-        sample=int(body["sample"]),
-        points=points,
+        target=real(body["target"]),
+        quantizer=number(body["quantizer"]),
+        rows=number(body["rows"]),
+        sample=number(body["sample"]),
+        points=tuple(points),
     )
 
 
 def _point(body: dict[str, Any]) -> OperatingPoint:
     reach = body.get("reach")
     point = OperatingPoint(
-        nprobe=int(body["nprobe"]),
-        depth=int(body["depth"]),
-        recall=float(body["recall"]),
-        surely=float(body["surely"]),
-        reach=None if reach is None else float(reach),
+        nprobe=number(body["nprobe"], 1, _MAX_LISTS),
+        depth=number(body["depth"], 1, _MAX_DEPTH),
+        recall=real(body["recall"]),
+        surely=real(body["surely"]),
+        reach=None if reach is None else real(reach),
     )
-    if min(point.nprobe, point.depth, point.reach or 1) < 1:
+    if point.reach is not None and point.reach < 1:
         raise ValueError("a measured recall makes no sense")
     return point
 
 
 def _checksum(body: dict[str, Any]) -> int:
     """Over what is said of the store; not over the versions, which any engine has to be able to read."""
-    names = ("uuid", "settings", "encoder", "extents", "segments", "quantizers", "measured")
-    said = [body[name] for name in names]
+    parts = ("uuid", "settings", "encoder", "extents", "segments", "quantizers", "measured")
+    said = [body[name] for name in parts]
     return digest.checksum(json.dumps(said, sort_keys=True).encode())

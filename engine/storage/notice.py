@@ -14,7 +14,10 @@ import contextlib
 import os
 from pathlib import Path
 
-NAME = "COMMIT"
+from engine.storage import beneath, names
+from engine.storage.beneath import ForeignError
+
+NAME = names.COMMIT
 _EACH = 8  # bytes of a number
 
 
@@ -32,18 +35,18 @@ class Notice:
     """The notice of one store, for its writer or for a reader."""
 
     def __init__(self, store: Path) -> None:
-        self._path = store / NAME
+        self._store = store
         self._fd: int | None = None
         self._writing = False
 
     def publish(self, commit: int) -> None:
         """Tell readers that ``commit`` is committed."""
-        with contextlib.suppress(OSError):  # readers go on with what they have
+        with contextlib.suppress(OSError, ForeignError):  # readers go on with what they have
             os.pwrite(self._for_writing(), commit.to_bytes(_EACH, "big"), 0)
 
     def publish_index(self) -> None:
         """Tell readers that the manifest names another index over what is committed."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ForeignError):
             fd = self._for_writing()
             before = int.from_bytes(os.pread(fd, _EACH, _EACH), "big")
             after = (before + 1) % (1 << 8 * _EACH)
@@ -52,7 +55,7 @@ class Notice:
     def _for_writing(self) -> int:
         if self._fd is None or not self._writing:
             self.close()
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._fd = beneath.open_file(self._store, NAME, os.O_RDWR | os.O_CREAT)
             self._writing = True
         return self._fd
 
@@ -60,9 +63,9 @@ class Notice:
         """What the notice says; nothing where there is none."""
         try:
             if self._fd is None:
-                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = beneath.open_file(self._store, NAME)
             return os.pread(self._fd, 2 * _EACH, 0)
-        except OSError:
+        except (OSError, ForeignError):
             return b""
 
     def close(self) -> None:

@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from engine import digest
 from engine.errors import StoreDamagedError
-from engine.storage.files import write_new
+from engine.storage import beneath
+from engine.storage.files import inside, write_new
 from engine.storage.products import of_one
 
 SUFFIX = ".quantizer"
@@ -142,7 +143,7 @@ class Quantizer:
         head = _HEADER.pack(_MAGIC, *numbers)
         head += struct.pack("<Q", digest.checksum(head))
         body = [self._centroids.tobytes(), self._codebook.tobytes()]
-        return write_new(path, [head.ljust(HEADER_BYTES, b"\0"), *body])
+        return write_new(path, [head.ljust(HEADER_BYTES, b"\0"), *body], path.parent.parent)
 
     @classmethod
     def load(
@@ -150,7 +151,9 @@ class Quantizer:
     ) -> Self:
         """Read what ``save`` wrote; ``StoreDamagedError`` if it is anything else."""
         try:
-            data = path.read_bytes() if path.stat().st_size == size else b""
+            root = path.parent.parent
+            name = inside(path, root)
+            data = beneath.read_file(root, name) if beneath.size(root, name) == size else b""
         except OSError as error:
             raise StoreDamagedError(f"{path} cannot be read: {error.strerror}") from None
         if len(data) < HEADER_BYTES:

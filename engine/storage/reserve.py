@@ -12,9 +12,10 @@ import os
 import shutil
 from pathlib import Path
 
+from engine.storage import beneath, names
 from engine.storage.state import State
 
-NAME = "RESERVE"
+NAME = names.RESERVE
 LEAST_STORE = 8 << 20  # bytes of extents and keys below which there is none
 LITTLE = 2 << 20  # bytes of disk with which a store can still be opened for writing
 _LEAST = 6 << 20
@@ -32,26 +33,25 @@ def wanted(state: State) -> int:
 
 def renew(store: Path, size: int) -> bool:
     """Make the reserve, or a larger one, if there is plenty of room; whether it is there, whole."""
-    path = store / NAME
-    with contextlib.suppress(OSError):  # it is not worth an error
-        there = path.stat().st_size if path.exists() else 0
+    with contextlib.suppress(OSError, beneath.ForeignError):  # it is not worth an error
+        there = beneath.size(store, NAME) or 0
         if there < size and free(store) >= _PLENTY * size:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = beneath.open_file(store, NAME, os.O_WRONLY | os.O_CREAT)
             try:
                 _allocate(fd, there, size)
             except OSError:
-                path.unlink()
+                beneath.remove(store, NAME)
                 raise
             finally:
                 os.close(fd)
-        return path.exists() and path.stat().st_size >= size
+        return (beneath.size(store, NAME) or 0) >= size
     return False
 
 
 def give_back(store: Path) -> None:
     """Let go of the reserve; it is made again when there is plenty of room."""
-    with contextlib.suppress(OSError):
-        (store / NAME).unlink(missing_ok=True)
+    with contextlib.suppress(OSError, beneath.ForeignError):
+        beneath.remove(store, NAME)
 
 
 def free(store: Path) -> int:

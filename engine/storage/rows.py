@@ -44,7 +44,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import StoreDamagedError
 from engine.records import ImageRecord, Kind, Pixels, Place
+from engine.storage.values import MAX_64, loads, members, number, truth
 
 TABLES = (
     "images",
@@ -65,6 +67,9 @@ ONE = b"o"
 RECORD_BLOCK = 128  # rows of an array that share a record: 2 KiB, half a block of RocksDB
 _RECORD = struct.Struct(">BBBBIIIQ16sB")
 _RECORDS = struct.Struct(">BBBBIIIB")  # version, kind, channels, 0, height, width, frames, count
+_MAX_ARRAY = (1 << 32) - 1
+_MAX_STAMP = 1 << 80  # nanoseconds: file systems have years that 64 bits do not
+_OF_ARCHIVES = ("done", "images", "rejected", "skipped")
 _NAME = struct.Struct(">QqQ")
 _RUN = struct.Struct(">IBQ")
 _RUN_BY_ID = struct.Struct(">IB")
@@ -111,13 +116,15 @@ class ImageRow(NamedTuple):
 
     @classmethod
     def unpack(cls, value: bytes) -> ImageRow:
-        """The row that ``pack`` wrote."""
+        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
         if len(value) == _KEPT:
             flags, high, low, proof, extent_high, extent, at_high, at, length = _VALUE.unpack(value)
             place = Place(extent_high << 16 | extent, at_high << 32 | at, length)
-        else:
+        elif len(value) == _BARE:
             flags, high, low, proof = _BARE_VALUE.unpack(value)
             place = None
+        else:
+            raise _damaged("images")
         return cls(
             high << 32 | low,
             proof,
@@ -204,6 +211,8 @@ class ImageRows:
         """The values that were read for n keys, None where there is no row."""
         found = np.fromiter((value is not None for value in values), np.bool_, len(values))
         there = [value.ljust(_KEPT, b"\0") for value in values if value is not None]
+        if any(len(value) != _KEPT for value in there):
+            raise _damaged("images")
         rows = np.frombuffer(b"".join(there), np.uint8).reshape(-1, _KEPT)
         lengths = _number(rows[:, _LENGTH])
         return cls(
@@ -262,26 +271,29 @@ class RecordRow:
 
     @classmethod
     def unpack(cls, value: bytes) -> RecordRow:
-        """The row that ``pack`` wrote."""
-        (_, kind, channels, quality, height, width, frames, size, key, hashed) = _RECORD.unpack(
-            value[: _RECORD.size]
-        )
-        rest = value[_RECORD.size :]
-        container, decoder, tail = rest[hashed:].split(b"\0", 2)
-        return cls(
-            Kind(kind),
-            height,
-            width,
-            channels,
-            frames,
-            quality,
-            size,
-            key,
-            rest[:hashed],
-            container.decode(),
-            decoder.decode(),
-            json.loads(tail) if tail else None,
-        )
+        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        try:
+            (_, kind, channels, quality, height, width, frames, size, key, hashed) = _RECORD.unpack(
+                value[: _RECORD.size]
+            )
+            rest = value[_RECORD.size :]
+            container, decoder, tail = rest[hashed:].split(b"\0", 2)
+            return cls(
+                Kind(kind),
+                height,
+                width,
+                channels,
+                frames,
+                quality,
+                size,
+                key,
+                rest[:hashed],
+                container.decode(),
+                decoder.decode(),
+                members(json.loads(tail)) if tail else None,
+            )
+        except (ValueError, RecursionError, struct.error):
+            raise _damaged("records") from None
 
     def with_image(self, image: ImageRow) -> ImageRecord:
         """The public record; of a vector, ``image`` is ``no_image`` of its id."""
@@ -434,8 +446,11 @@ class NameRow:
 
     @classmethod
     def unpack(cls, value: bytes) -> NameRow:
-        """The row that ``pack`` wrote."""
-        return cls(*_NAME.unpack(value))
+        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        try:
+            return cls(*_NAME.unpack(value))
+        except struct.error:
+            raise _damaged("names") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,9 +474,20 @@ class ArrayRow:
 
     @classmethod
     def unpack(cls, value: bytes) -> ArrayRow:
-        """The row that ``pack`` wrote."""
-        fields = json.loads(value)
-        return cls(**(fields | {"kind": Kind(fields["kind"])}))
+        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        try:
+            fields = members(loads(value))
+            return cls(
+                number=number(fields["number"], 0, _MAX_ARRAY),
+                mtime_ns=number(fields["mtime_ns"], -_MAX_STAMP, _MAX_STAMP),
+                size=number(fields["size"], 0, MAX_64),
+                rows=number(fields["rows"], 0, MAX_64),
+                kind=Kind(number(fields["kind"])),
+                complete=truth(fields.get("complete", True)),
+                rejected=number(fields.get("rejected", 0), 0, MAX_64),
+            )
+        except (ValueError, KeyError):
+            raise _damaged("arrays") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,8 +508,17 @@ class ArchiveRow:
 
     @classmethod
     def unpack(cls, value: bytes) -> ArchiveRow:
-        """The row that ``pack`` wrote."""
-        return cls(**json.loads(value))
+        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        try:
+            fields = members(loads(value))
+            return cls(
+                mtime_ns=number(fields["mtime_ns"], -_MAX_STAMP, _MAX_STAMP),
+                size=number(fields["size"], 0, MAX_64),
+                complete=truth(fields.get("complete", False)),
+                **{name: number(fields.get(name, 0), 0, MAX_64) for name in _OF_ARCHIVES},
+            )
+        except (ValueError, KeyError):
+            raise _damaged("arrays") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -556,6 +591,12 @@ class Run:
             return range(self.row, self.row + self.count) if id_ == self.id else range(0)
         at = self.row + id_ - self.id
         return range(at, at + 1) if self.id <= id_ < self.id + self.count else range(0)
+
+
+def _damaged(table: str) -> StoreDamagedError:
+    return StoreDamagedError(
+        f"the table {table!r} has a row that makes no sense; run 'engine check'"
+    )
 
 
 def bucket_prefix(id_: int) -> bytes:

@@ -13,7 +13,6 @@ Before anything is lost for good, the files that it may still be in are set asid
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreFormatError
 from engine.records import Problem
-from engine.storage import keys, manifest
+from engine.storage import beneath, keys, manifest, names
 from engine.storage.files import fsync_dir, replace_file
 from engine.storage.keys import Keys
 from engine.storage.live import sources_in
@@ -46,8 +45,9 @@ def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
     except DamagedManifestError as error:
         damaged = error
     folder = store / keys.FOLDER
-    if not (folder / "CURRENT").is_file():
-        if damaged is not None and not folder.is_dir():
+    beneath.require_kinds(store, names.FILES, names.FOLDERS)
+    if not keys.has_current(store):
+        if damaged is not None and not beneath.is_folder(store, keys.FOLDER):
             raise StoreFormatError(f"{store} is not a store: it has no {keys.FOLDER}") from None
         raise StoreDamagedError(
             f"{folder} is not whole (no CURRENT): restore the store from a copy"
@@ -84,7 +84,7 @@ def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
             f"and not from others: restore the store from a copy"
         )
     # The next writer deletes the tables that RocksDB does not know of any more.
-    aside = _set_aside(store, (store / keys.FOLDER).iterdir())
+    aside = _set_aside(store, keys.require_files(store))
     return [_lost(f"the keys end before commit {told}, which was made", last, aside)]
 
 
@@ -110,11 +110,12 @@ def _sources(table: Keys) -> int:
 
 
 def _log(store: Path, memory: MemoryBudget) -> Problem:
-    aside = _set_aside(store, (store / keys.FOLDER).glob("*.log"))
+    logs = [name for name in keys.require_files(store) if name.endswith(".log")]
+    aside = _set_aside(store, logs)
     try:
         table = keys.open_writer(store, memory, salvage=True)
     except StoreDamagedError as error:  # not the log: a table, which no replay brings back
-        shutil.rmtree(aside)
+        beneath.discard(store, aside.name, names.ROCKSDB)
         raise StoreDamagedError(f"{error}; restore the store from a copy") from None
     with closing(table):
         last = _state(table).commit
@@ -127,22 +128,22 @@ def _lost(what: str, last: int, aside: Path) -> Problem:
     return Problem(keys.FOLDER, f"{after}; {where}", fixed=True)
 
 
-def _set_aside(store: Path, files: Iterable[Path]) -> Path:
-    """Copy files into a new folder, durably; those that never change are linked."""
+def _set_aside(store: Path, files: Iterable[str]) -> Path:
+    """Copy files of the keys into a new folder, durably; those that never change are linked."""
     aside, number = store / ASIDE, 1
-    while aside.exists():
+    while os.path.lexists(aside):
         number += 1
         aside = store / f"{ASIDE}-{number}"
-    aside.mkdir()
-    for file in sorted(files):
-        if file.suffix == ".sst":
+    beneath.make_folder(store, aside.name)
+    for name in sorted(files):
+        file = f"{keys.FOLDER}/{name}"
+        if name.endswith(".sst"):
             try:
-                os.link(file, aside / file.name)
+                os.link(store / file, aside / name, follow_symlinks=False)
                 continue
             except OSError:  # no links here
                 pass
-        if file.is_file():
-            replace_file(aside / file.name, file.read_bytes())
+        replace_file(aside / name, beneath.read_file(store, file), store)
     fsync_dir(aside)
     fsync_dir(store)
     return aside

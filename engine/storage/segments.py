@@ -19,6 +19,7 @@ it all. Should a version of FAISS arrange blocks otherwise, segments are refused
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -30,7 +31,8 @@ import numpy.typing as npt
 
 from engine import digest
 from engine.errors import StoreDamagedError
-from engine.storage.files import file_checksum, fsync_dir, write_new
+from engine.storage import beneath
+from engine.storage.files import file_checksum, fsync_dir, inside, write_new
 from engine.storage.idset import IdSet
 from engine.storage.manifest import INDEX_FOLDER, SegmentEntry
 from engine.storage.quantizer import Quantizer
@@ -85,8 +87,7 @@ def path_of(store: Path, number: int) -> Path:
 
 def make_folder(store: Path) -> None:
     """The folder that segments and quantizers lie in, if it is not there."""
-    if not (store / INDEX_FOLDER).is_dir():
-        (store / INDEX_FOLDER).mkdir()
+    if beneath.make_folder(store, INDEX_FOLDER):
         fsync_dir(store)
 
 
@@ -102,7 +103,8 @@ def write(
     Each piece comes with how much its labels are raised by. It is durable when this returns, and live
     once the manifest names it. ``OSError`` where it cannot be written; nothing is left of it then.
     """
-    make_folder(path.parent.parent)
+    root = path.parent.parent
+    make_folder(root)
     sizes = np.sum([piece.sizes for piece, _ in pieces], axis=0).astype(np.uint32)
     head = _HEADER.pack(_MAGIC, quantizer, code_bytes, nlist, int(sizes.sum()))
     head += struct.pack("<Q", digest.checksum(head))
@@ -122,7 +124,7 @@ def write(
                 ready, size = [], 0
         yield b"".join(ready)
 
-    return write_new(path, parts())
+    return write_new(path, parts(), root)
 
 
 def packed(codes: Codes) -> Codes:
@@ -156,12 +158,23 @@ class Segment:
         self.entry = entry
         self._path = path
         self._quantizer = quantizer
-        nlist, code_bytes = quantizer.nlist, quantizer.code_bytes
+        root = path.parent.parent
         try:
-            with path.open("rb") as file:
-                if path.stat().st_size != entry.bytes or entry.bytes < _HEADER_BYTES:
-                    raise StoreDamagedError(f"{path} has the wrong length")
-                self._map = mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_READ)
+            fd = beneath.open_file(root, inside(path, root))
+        except OSError as error:
+            raise StoreDamagedError(f"{path} cannot be read: {error}") from None
+        try:
+            self._map_file(fd)
+        finally:
+            os.close(fd)
+
+    def _map_file(self, fd: int) -> None:
+        path, entry = self._path, self.entry
+        nlist, code_bytes = self._quantizer.nlist, self._quantizer.code_bytes
+        try:
+            if os.fstat(fd).st_size != entry.bytes or entry.bytes < _HEADER_BYTES:
+                raise StoreDamagedError(f"{path} has the wrong length")
+            self._map = mmap.mmap(fd, entry.bytes, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise StoreDamagedError(f"{path} cannot be read: {error}") from None
         head = self._map[: _HEADER.size + 8]
@@ -181,7 +194,7 @@ class Segment:
         if int(self._ends[-1]) != entry.bytes or int(self.sizes.sum()) != entry.rows:
             raise StoreDamagedError(f"{path} holds something else")
         try:
-            self._one, self._many = self._open()
+            self._one, self._many = self._open(fd)
         except (RuntimeError, MemoryError) as error:
             raise StoreDamagedError(f"{path} cannot be read: {error}") from None
 
@@ -283,7 +296,7 @@ class Segment:
             labels[(labels < 0) | (labels >= self.entry.rows)] = -1
         return scores, labels
 
-    def _open(self) -> tuple[Any, Any]:
+    def _open(self, fd: int) -> tuple[Any, Any]:
         """The lists as FAISS searches them where they lie: for one query, and for many."""
         import faiss
 
@@ -294,7 +307,9 @@ class Segment:
         lists: Any = faiss.OnDiskInvertedLists()
         lists.nlist = self._quantizer.nlist
         lists.code_size = self._quantizer.code_bytes
-        lists.filename = str(self._path)
+        # The very file that was looked at, whatever its name stands for by now.
+        opened = Path(f"/dev/fd/{fd}")
+        lists.filename = str(opened if opened.exists() else self._path)
         lists.read_only = True
         lists.totsize = self.entry.bytes
         lists.lists.resize(lists.nlist)
@@ -330,7 +345,7 @@ def _is_as_faiss_has_it() -> bool:
 def problem(path: Path, size: int, xxh64: int) -> str | None:
     """What is wrong with a segment's or a quantizer's file, or None; reads all of it."""
     try:
-        found = file_checksum(path)
+        found = file_checksum(path, path.parent.parent)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return "its checksum is wrong" if found != (size, xxh64) else None

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from engine.config import EXTENT_ROWS, StructuralSettings
+from engine.errors import StoreDamagedError, StoreFormatError
 from engine.records import Place
-from engine.storage.extents import Family, vectors
+from engine.storage import extents, names
+from engine.storage.extents import Append, Family, vectors
 from engine.storage.manifest import EncoderEntry, Manifest, SegmentEntry
+from engine.storage.values import MAX, MAX_64, items, loads, members, number, text
+
+_MOST_MISSING = 1 << 24  # ids whose fingerprints may be gone
 
 
 @dataclass(slots=True)
@@ -31,8 +38,34 @@ class State:
 
     @classmethod
     def unpack(cls, value: bytes) -> State:
-        """The state that ``pack`` wrote."""
-        return cls(**json.loads(value))
+        """The state that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        try:
+            body = members(loads(value))
+            found = cls(
+                **{
+                    name: number(body.get(name, least), least, most)
+                    for name, (least, most) in _COUNTS.items()
+                },
+                vectors=_counted(body.get("vectors", {})),
+                removed_vectors=_counted(body.get("removed_vectors", {})),
+                extents={
+                    names.family(name): _pairs(pairs)
+                    for name, pairs in members(body.get("extents", {})).items()
+                },
+                dead=_counted(body.get("dead", {})),
+            )
+            unknown = body.keys() - {*cls.__slots__}
+            if unknown:
+                raise ValueError("it has counts that there are none of")
+            # What is allocated by the number of ids goes with what is on the disk.
+            rows = len(found.extents.get(extents.FINGERPRINTS.name, ())) * EXTENT_ROWS
+            if found.next_id > rows + _MOST_MISSING:
+                raise ValueError(f"{found.next_id:,} ids are more than there can be")
+        except (ValueError, RecursionError) as error:
+            raise StoreDamagedError(
+                f"what the keys say is committed cannot be read ({error}); run 'engine check'"
+            ) from None
+        return found
 
     def next(self) -> State:
         """A copy, to become what the next commit leaves behind."""
@@ -87,3 +120,70 @@ class State:
             and entry.generation == encoder.generation
             and all(first + rows <= parts.get(extent, 0) for extent, first, rows in entry.ranges)
         ]
+
+
+_MAX = (1 << 48) - 1  # rows have 48 bits for an id
+# What the least and the most of each is; the least is what a new store has.
+_COUNTS = {
+    "commit": (0, _MAX),
+    "next_id": (1, _MAX),
+    "next_array": (1, (1 << 32) - 2),  # rows have 32 bits for it
+    "images": (0, _MAX),
+    "sources": (0, _MAX),
+    "removed": (0, _MAX),
+}
+
+
+def _counted(value: object) -> dict[str, int]:
+    """Counts by the number of a generation or of an extent."""
+    found = members(value)
+    for name in found:
+        if not names.GENERATION.fullmatch(name):
+            raise ValueError(f"{name[:60]!r} is no number of a file")
+    return {name: number(count) for name, count in found.items()}
+
+
+def _pairs(value: object) -> list[list[int]]:
+    pairs = []
+    for extent, size in map(items, items(value)):
+        pairs.append([number(extent, 1, names.MAX_EXTENT), number(size)])
+    if len({extent for extent, _ in pairs}) < len(pairs):
+        raise ValueError("an extent is named twice")
+    return pairs
+
+
+def settings_in(value: bytes) -> StructuralSettings:
+    """The settings that the keys have a copy of; ``StoreDamagedError`` if they are something else."""
+    try:
+        return StructuralSettings.from_dict(members(loads(value)))
+    except (ValueError, StoreFormatError) as error:
+        raise StoreDamagedError(
+            f"the settings among the keys cannot be read ({error}); run 'engine check'"
+        ) from None
+
+
+def appends_in(value: bytes) -> list[Append]:
+    """What a commit appended, as its record among the keys says; ``StoreDamagedError`` if it cannot."""
+    try:
+        found = []
+        for family, extent, offset, length, xxh64 in map(items, items(loads(value))):
+            found.append(
+                Append(
+                    names.family(text(family)),
+                    number(extent, 1, names.MAX_EXTENT),
+                    number(offset, 0, MAX // 2),
+                    number(length, 0, MAX // 2),
+                    number(xxh64, 0, MAX_64),
+                )
+            )
+        return found
+    except (ValueError, RecursionError) as error:
+        raise StoreDamagedError(
+            f"what a commit appended cannot be read ({error}); run 'engine check'"
+        ) from None
+
+
+def packed_appends(appends: Iterable[Append]) -> bytes:
+    """The record of what a commit appended, as ``appends_in`` reads it."""
+    parts = [[a.family, a.extent, a.offset, a.length, a.xxh64] for a in appends]
+    return json.dumps(parts).encode()

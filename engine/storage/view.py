@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
@@ -19,7 +18,7 @@ from engine import digest
 from engine.config import SOURCES_SHOWN, MemoryBudget, StructuralSettings
 from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.records import ImageRecord, Kind, Place
-from engine.storage import extents, keys, manifest, removed
+from engine.storage import beneath, extents, keys, manifest, names, removed
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.fingerprints import Fingerprints
 from engine.storage.idset import IdSet
@@ -44,7 +43,7 @@ from engine.storage.rows import (
     record_in,
     u64,
 )
-from engine.storage.state import State
+from engine.storage.state import State, settings_in
 from engine.storage.vectors import Vectors
 
 _log = logging.getLogger("engine")
@@ -72,6 +71,7 @@ class StoreView:
 
     def _open_reader(self) -> None:
         seen = self._notice.read()  # before the keys: what is committed meanwhile is noticed again
+        beneath.require_kinds(self.path, names.FILES, names.FOLDERS)
         found = manifest.load(self.path)
         opened = keys.open_reader(self.path, self.memory)
         self._load(found, opened, commit_of(seen))
@@ -99,9 +99,12 @@ class StoreView:
         value, settings = table.get("meta", b"state"), table.get("meta", b"settings")
         if value is None or settings is None:
             raise StoreDamagedError(f"{self.path}: its keys have no state; run 'engine check'")
-        if json.loads(settings) != found.settings.to_dict():
+        if settings_in(settings) != found.settings:
             raise StoreDamagedError(f"{self.path}: manifest and keys belong to different stores")
-        state = State.unpack(value)
+        try:
+            state = State.unpack(value)
+        except StoreDamagedError as error:
+            raise StoreDamagedError(f"{self.path}: {error}") from None
         if state.commit < told:
             raise StoreDamagedError(
                 f"{self.path}: its keys end with commit {state.commit}, and commit {told} was "
@@ -278,7 +281,7 @@ class StoreView:
     def leftover_bytes(self) -> int:
         """Bytes that an interrupted writer left behind, in extents or as files of their own."""
         left = 0
-        known = self.manifest.index_files(self.path)
+        known = {str(path) for path in self.manifest.index_files(Path())}
         committed = {
             (name, number): size
             for name, pairs in self.state.extents.items()
@@ -286,17 +289,39 @@ class StoreView:
         }
         for family in self.families():
             for number in self.manifest.extents[family.name]:
-                path = family.path(self.path, number)
-                known.add(path)
-                if path.exists():
-                    end = extents.HEADER_BYTES + committed.get((family.name, number), 0)
-                    left += max(path.stat().st_size - end, 0)
-        for folder in ("pixels", "fingerprints", "vectors", manifest.INDEX_FOLDER):
-            for path in (self.path / folder).rglob("*"):
-                with contextlib.suppress(FileNotFoundError):  # a writer may be tidying up beside us
-                    if path not in known and not path.is_dir():
-                        left += path.lstat().st_size
+                known.add(family.inside(number))
+                end = extents.HEADER_BYTES + committed.get((family.name, number), 0)
+                left += max((beneath.size(self.path, family.inside(number)) or 0) - end, 0)
+        # A writer may be tidying up beside us.
+        left += sum(beneath.size(self.path, name) or 0 for name in self.data_files() - known)
         return left
+
+    def data_files(self) -> set[str]:
+        """The files in those folders whose files the manifest names, beneath the store.
+
+        Files that are not called as ours are not among them. ``ForeignError`` where one of ours is none.
+        """
+        found = set()
+        for top, ours in names.OF_FOLDER.items():
+            for folder in self._data_folders(top):
+                found |= {f"{folder}/{name}" for name in beneath.files(self.path, folder, ours)}
+        return found
+
+    def _data_folders(self, top: str) -> list[str]:
+        if top != names.VECTORS:
+            return [top]
+        there = beneath.entries(self.path, top)
+        ours = [one for one in there if names.GENERATION.fullmatch(one.name)]
+        for one in ours:
+            beneath.is_folder(self.path, f"{top}/{one.name}")  # says what it is instead
+        return [f"{top}/{one.name}" for one in ours]
+
+    def encoder_file(self, name: str) -> bytes:
+        """The content of a file of the encoder's folder, of which ``name`` is one; ``OSError``."""
+        entry = self.manifest.encoder
+        assert entry is not None
+        folder = names.encoder_folder(entry.file, entry.generation)
+        return beneath.read_file(self.path, f"{folder}/{name}")
 
     def part(self, family: Family, number: int) -> str:
         """The path of an extent within the store."""
@@ -445,7 +470,8 @@ class StoreView:
         return index
 
     def _has_index_files(self) -> bool:
-        return all(path.exists() for path in self.manifest.index_files(self.path))
+        inner = map(str, self.manifest.index_files(Path()))
+        return all(beneath.status(self.path, name) is not None for name in inner)
 
     def _make_index(self) -> VectorIndex:
         vectors = self.open_vectors()

@@ -1,0 +1,87 @@
+"""Whether an ONNX model keeps weights in other files, which whoever runs it would open by their names.
+
+A model of a store is one file: names in it may lead anywhere, and older versions of ONNX Runtime follow
+them. Only what leads to tensors is looked at, field by field; what they hold is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.errors import EncoderError
+
+_MOST_DEEP = 64  # graphs in each other
+_VARINT, _EIGHT_BYTES, _PARCEL, _FOUR_BYTES = 0, 1, 2, 5
+# Of the messages of onnx.proto, by field: what lies in it that may hold tensors.
+_WITHIN: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse",
+        23: "sparse",
+    },
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
+
+
+def has_external_data(model: bytes) -> bool:
+    """Whether a tensor of the model lies in another file; ``EncoderError`` if it is no ONNX model."""
+    try:
+        return _has(memoryview(model), "model", 0)
+    except (IndexError, ValueError):
+        raise EncoderError("it is not an ONNX model") from None
+
+
+def _has(message: memoryview, kind: str, deep: int) -> bool:
+    if deep > _MOST_DEEP:
+        raise ValueError("nested too deep")
+    for field, value in _fields(message):
+        if kind == "tensor":
+            if field == _EXTERNAL_DATA or (field == _DATA_LOCATION and value):
+                return True
+        elif isinstance(value, memoryview):
+            inner = _WITHIN[kind].get(field)
+            if inner is not None and _has(value, inner, deep + 1):
+                return True
+    return False
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a protobuf message in their order: number and value."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        field, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            value, at = _varint(message, at)
+            yield field, value
+            continue
+        if wire == _PARCEL:
+            length, at = _varint(message, at)
+        elif wire in (_EIGHT_BYTES, _FOUR_BYTES):
+            length = 8 if wire == _EIGHT_BYTES else 4
+        else:
+            raise ValueError("an unknown kind of field")
+        if length > len(message) - at:
+            raise ValueError("cut short")
+        yield field, message[at : at + length]
+        at += length
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("a number without an end")
