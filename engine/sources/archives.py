@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.errors import ImageError, SourceError
 from engine.pixels import looks_like_image
-from engine.sources.base import HEAD_BYTES, Member, Problem, Skipped, over_limit
+from engine.sources.base import HEAD_BYTES, Member, Problem, Skipped, over_limit, stamp_of
 from engine.sources.naming import (
     MOST_NAME,
     claims_by_name,
@@ -48,8 +48,7 @@ class TarArchive:
         ``UsageError`` if it is not known, ``OSError`` if there is no such file.
         """
         self._path = path
-        status = path.stat()
-        self.mtime_ns, self.size = status.st_mtime_ns, status.st_size
+        self.mtime_ns, self.size = stamp_of(path.stat())
         self.name = name_of(path, query)
         self._wanted = wanted_fields(query_values(path, query, {"metadata"}))
 
@@ -144,8 +143,7 @@ def is_named_tar(path: Path) -> bool:
 def begins_as_tar(path: Path) -> bool:
     """Whether a file is a tar archive by its first bytes, decompressed if need be."""
     try:
-        status = path.stat()
-        with steady(path, (status.st_mtime_ns, status.st_size)) as file:
+        with steady(path, stamp_of(path.stat())) as file:
             stream, _ = plain(file, _SNIFF_MEMORY)
             return is_tar(stream.read(512))
     except (OSError, SourceError):

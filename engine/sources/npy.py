@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from engine.errors import SourceError
-from engine.sources.base import absolute
+from engine.sources.base import absolute, stamp_of
 
 _SKIP_BYTES = 1 << 20
 _MOST = (1 << 63) - 1  # of a dimension; Python prints no numbers of thousands of digits
@@ -46,8 +46,7 @@ class NpyFile:
         """Read the header. ``SourceError`` if it is no array of plain numbers in C order."""
         self._path = path
         self._member = member
-        status = path.stat()
-        self.mtime_ns, self.size = status.st_mtime_ns, status.st_size
+        self.mtime_ns, self.size = stamp_of(path.stat())
         shown = absolute(path)
         if kind is not None:
             shown += b"?kind=" + kind.encode()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from engine.errors import SourceError
+from engine.sources.base import stamp_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -192,7 +193,7 @@ def zstd() -> Any:
 
 def _compare(file: IO[bytes], stamp: tuple[int, int]) -> None:
     status = os.fstat(file.fileno())
-    if (status.st_mtime_ns, status.st_size) != stamp:
+    if stamp_of(status) != stamp:
         raise SourceError("changed while it was read: ingest it again", passing=True)
 
 

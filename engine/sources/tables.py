@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from engine.errors import ImageError, SourceError, UsageError
 from engine.sources import thrift
-from engine.sources.base import Member, Problem, Skipped, checked_metadata, over_limit
+from engine.sources.base import Member, Problem, Skipped, checked_metadata, over_limit, stamp_of
 from engine.sources.naming import name_of, query_values, wanted_fields
 from engine.sources.streams import steady
 
@@ -49,8 +49,7 @@ class ParquetTable:
         """
         values = query_values(path, query, {"image", "metadata"})
         self._path = path
-        status = path.stat()
-        self.mtime_ns, self.size = status.st_mtime_ns, status.st_size
+        self.mtime_ns, self.size = stamp_of(path.stat())
         self.name = name_of(path, query)
         with self._open() as (_, table):
             self.count: int = table.metadata.num_rows
