@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine import Store
-from engine.errors import SourceError, UsageError
-from engine.sources import shards, tar
+from engine import Store, show
+from engine.errors import ImageError, SourceError, UsageError
+from engine.sources import base, shards, tar
 from engine.sources.archives import TarArchive, begins_as_tar
-from engine.sources.base import METADATA_LIMIT, Member, Problem
+from engine.sources.base import METADATA_LIMIT, Member, Problem, Skipped
 from engine.sources.locate import Sources, open_images
 from engine.sources.streams import zstd
 from engine.sources.zips import ZipArchive
@@ -160,7 +160,7 @@ def test_an_archive_is_read_on_from_any_member(tmp_path, kind, data):
     assert [item.name for item in read(archive, start, most)] == [i.name for i in whole[start:]]
 
 
-def test_folders_links_and_devices_are_no_members(tmp_path):
+def test_folders_are_no_members_and_links_and_devices_are_skipped(tmp_path):
     infos = []
     for kind in [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]:
         info = tarfile.TarInfo(f"{kind.decode()}.png")
@@ -169,14 +169,115 @@ def test_folders_links_and_devices_are_no_members(tmp_path):
     old = tarfile.TarInfo("as-files.png/")  # how the oldest archives have folders
     infos.append((old, b""))
     files = [("a.png", PNG), *infos, ("b.png", OTHER)]
-    assert shown(read(a_tar(tmp_path / "a.tar", files))) == [
+    archive = a_tar(tmp_path / "a.tar", files)
+    found = read(archive)
+    assert shown(found) == [
         ("Member", "a.png"),
+        ("Skipped", "2.png"),
+        ("Skipped", "1.png"),
+        ("Skipped", "6.png"),
         ("Member", "b.png"),
     ]
-    link = zipfile.ZipInfo("link.png")
-    link.create_system, link.external_attr = 3, 0o120777 << 16
-    archive = a_zip(tmp_path / "a.zip", [("d/", b""), (link, b"/etc/passwd"), ("a.png", PNG)])
-    assert shown(read(archive)) == [("Member", "a.png")]
+    assert [i.note for i in found] == ["", base.LINKS, base.HARD_LINKS, base.DEVICES, ""]
+    with pytest.raises(
+        ImageError, match="is a hard link in the archive: name '/etc/passwd' instead"
+    ):
+        archive.read(b"1.png", MOST)
+    with pytest.raises(ImageError, match="symbolic link"):
+        archive.read(b"2.png", MOST)
+
+    def unix(name: str, mode: int) -> zipfile.ZipInfo:
+        info = zipfile.ZipInfo(name)
+        info.create_system, info.external_attr = 3, mode << 16
+        return info
+
+    archive = a_zip(
+        tmp_path / "a.zip",
+        [
+            ("d/", b""),
+            ("with-data.png/", PNG),
+            (unix("link.png", 0o120777), b"/etc/passwd"),
+            (unix("pipe.png", 0o010644), b""),
+            (unix("a.png", 0o100644), PNG),
+        ],
+    )
+    found = read(archive)
+    assert shown(found)[-1] == ("Member", "a.png")
+    notes = [base.FOLDERS_WITH_DATA, base.LINKS, base.DEVICES]
+    assert [item.note for item in found[:-1]] == notes
+    with pytest.raises(ImageError, match="symbolic link"):
+        archive.read(b"link.png", MOST)
+
+
+def test_archives_behind_each_other_are_one(tmp_path):
+    first = tar_bytes({"0.png": PNG, "0.json": b'{"of": 1}'})
+    second = tar_bytes({"0.png": OTHER, "0.json": b'{"of": 2}'}, tarfile.PAX_FORMAT)
+    sides = [{"of": 1}, {"of": 2}]  # of each its own, though they have one name
+    for name, data in {
+        "a.tar": first + second,
+        "lone-zeros.tar": first[:3072] + bytes(512) + second,
+        "a.tar.gz": gzip.compress(first + bytes(102_400) + second),
+        "b.tar.gz": gzip.compress(first) + gzip.compress(second),
+        "c.tar.gz": gzip.compress(first) + bytes(70_000) + lzma.compress(second),
+    }.items():
+        archive = a_tar(tmp_path / name, data)
+        found = read(archive)
+        assert shown(found) == [("Member", "0.png"), ("Member", "0.png")]
+        assert [item.metadata for item in found] == sides
+        assert read(archive, 1) == found[1:]
+    for name, data in {
+        "a.tar": first + b"something else",
+        "b.tar": first + RNG.bytes(1024),
+        "a.tar.gz": gzip.compress(first) + second,
+        "b.tar.gz": gzip.compress(first + b"\1" * 512) + bytes(9),
+    }.items():
+        archive = a_tar(tmp_path / name, data)
+        found = read(archive)
+        assert [type(item) for item in found] == [Member, Skipped]
+        assert found[1].note == base.NO_ARCHIVE and not read(archive, 2)
+    assert len(read(a_tar(tmp_path / "zeros.tar", bytes(10240)))) == 0
+
+
+def test_an_ingest_says_what_of_an_archive_is_not_read(tmp_path):
+    linked = [tarfile.TarInfo(f"{i}.png") for i in range(3)]
+    for info in linked:
+        info.type, info.linkname = tarfile.LNKTYPE, "a.png"
+    files = [("a.png", PNG), *((info, None) for info in linked), ("b.png", OTHER)]
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes([*files, ("b.json", b"[1]")]) + b"?")
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        report = store.ingest(str(path))
+        assert (report.added, report.rejected, report.skipped) == (2, 0, 4)
+        assert report.notes == {
+            base.HARD_LINKS: 3,
+            base.WITHOUT_METADATA: 1,
+            base.NO_ARCHIVE: 1,
+        }
+        (line,) = map(json.loads, Path(report.rejects_file or "").read_text().splitlines())
+        assert line["source"] == f"{path}#b.png"
+        assert line["reason"] == "taken without its metadata: its .json is not an object"
+        text = show.ingest_text(report)
+        assert f"3 {base.HARD_LINKS}" in text and f"1 {base.WITHOUT_METADATA}" in text
+        again = store.ingest(str(path))
+        assert (again.unchanged, again.skipped, again.notes) == (2, 4, {})
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_what_macos_keeps_beside_an_image_is_none(tmp_path, kind):
+    double = bytes.fromhex("00051607000200004d6163204f532058") + bytes(66)
+    files = {
+        "a.png": PNG,
+        "._a.png": double,
+        "__MACOSX/._a.png": double,
+        "__MACOSX/d/a.png": double,
+        "._b.png": OTHER,  # an image, whatever it is called
+    }
+    make = a_zip if kind == "zip" else a_tar
+    assert [pair[0] for pair in shown(read(make(tmp_path / "a", files)))] == [
+        "Member",
+        *["Skipped"] * 3,
+        "Member",
+    ]
 
 
 NAMES = [
@@ -363,7 +464,7 @@ def test_fields_are_chosen_or_left_out(tmp_path):
     both = said(tmp_path, files, "metadata=label,b,c")
     assert both[0].metadata == {"label": 7, "b": 2}
     assert both[0].name.endswith(b"s.tar?metadata=label,b,c#0.png")
-    assert isinstance(both[1], Problem)
+    assert both[1].metadata is None and both[1].note == "its .json is not JSON"
     assert [item.metadata for item in said(tmp_path, files, "metadata=")] == [None, None]
     with pytest.raises(UsageError, match="metadata="):
         TarArchive(tmp_path / "s.tar", "meta=1")
@@ -388,13 +489,17 @@ def test_fields_are_chosen_or_left_out(tmp_path):
         ("0.txt", b"x" * (shards.MOST_SIDECAR + 1), "over the limit"),
     ],
 )
-def test_an_image_is_not_taken_in_without_what_is_said_of_it(tmp_path, name, data, why):
+def test_what_is_said_of_an_image_may_be_lost_but_not_the_image(tmp_path, name, data, why):
     for files in ({"0.png": PNG, name: data}, {name: data, "0.png": PNG}):
         (found,) = said(tmp_path, files)
-        assert isinstance(found, Problem)
-        assert why in found.reason and "metadata=" in found.reason
-        assert len(found.reason.splitlines()) == 1
+        assert isinstance(found, Member) and (found.data, found.metadata) == (PNG, None)
+        assert why in found.note and len(found.note.splitlines()) == 1
         assert member(found) == b"0.png"
+
+
+def test_a_sidecar_may_begin_with_a_byte_order_mark(tmp_path):
+    (found,) = said(tmp_path, {"0.png": PNG, "0.json": b'\xef\xbb\xbf{"a": 1}'})
+    assert (found.metadata, found.note) == ({"a": 1}, "")
 
 
 def test_a_number_that_is_none_says_nothing(tmp_path):
@@ -673,9 +778,11 @@ def test_what_takes_too_much_memory_to_decompress_is_not(tmp_path):
 def test_streams_behind_each_other_are_one(tmp_path, suffix, at):
     compress = COMPRESS[suffix]
     path = tmp_path / f"a.{suffix}"
-    for padding in (b"", bytes(100), b"\x1f"):
+    for padding in (b"", bytes(100)):
         archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + padding)
         assert len(read(archive)) == 4
+    archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + b"\x1f")
+    assert [item.note for item in read(archive)[4:]] == [base.NO_ARCHIVE]
     damaged = bytearray(compress(INTACT[at:]))
     damaged[8:12] = b"\xff" * 4
     _, why = cut_at(tmp_path, compress(INTACT[:at]) + damaged, suffix)

@@ -75,8 +75,11 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _claims(path: Path) -> bool:
-    """Whether a file claims to be an image, by its name or its first bytes."""
-    if path.suffix.lower() in SUFFIXES:
+    """Whether a file claims to be an image, by its name or its first bytes.
+
+    What macOS keeps beside an image as "._NAME" has its name, and is none.
+    """
+    if path.suffix.lower() in SUFFIXES and not path.name.startswith("._"):
         return True
     try:
         with path.open("rb") as file:
