@@ -1,6 +1,7 @@
 """Tar and zip archives: every member in order and once, whatever else is in them, and never to disk."""
 
 import bz2
+import functools
 import gzip
 import io
 import json
@@ -10,6 +11,7 @@ import struct
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -869,6 +871,122 @@ def test_what_is_in_front_of_a_zip_does_not_matter(tmp_path):
     assert shown(read(ZipArchive(path))) == EXPECTED
 
 
+def made_zip(
+    name: bytes = b"a.png",
+    data: bytes = PNG,
+    *,
+    flags: int = 0,
+    system: int = 3,
+    extra: bytes = b"",
+    descriptor: bytes | None = None,  # its signature, where there is one
+    long: str = "",  # zip64: "local", "full" (and nothing but that) or "record" (beside the others)
+    gap: bytes = b"",  # behind the record of zip64
+    prefix: bytes = b"",  # that offsets know of
+    comment: bytes = b"",
+) -> bytes:
+    """A zip archive of one stored member, byte by byte as APPNOTE 6.3 has it."""
+    crc, size = zlib.crc32(data), len(data)
+    flags |= 8 if descriptor is not None else 0
+    told = (0, 0, 0) if descriptor is not None else (crc, size, size)
+    width = "Q" if long else "L"
+    field = struct.pack("<2H2Q", 1, 16, size, size) if long else b""
+    if long:
+        told = (told[0], 0xFFFFFFFF, 0xFFFFFFFF)
+    out = bytearray(prefix)
+    at = len(out)
+    out += struct.pack(
+        "<4s5H3L2H", b"PK\3\4", 45, flags, 0, 0xFFFF, 0, *told, len(name), len(field)
+    )
+    out += name + field + data
+    if descriptor is not None:
+        out += descriptor + struct.pack(f"<L2{width}", crc, size, size)
+    start = len(out)
+    sizes, where = (size, size), at
+    if long == "full":
+        extra += struct.pack("<2H3Q", 1, 24, size, size, at)
+        sizes, where = (0xFFFFFFFF, 0xFFFFFFFF), 0xFFFFFFFF
+    out += struct.pack(
+        "<4s4B4HL2L5H2L",
+        *(b"PK\1\2", 45, system, 45, 0, flags, 0, 0xFFFF, 0, crc, *sizes, len(name), len(extra)),
+        *(0, 0, 0, 0o100644 << 16, where),
+    )
+    out += name + extra
+    length, count = len(out) - start, 1
+    if long in ("full", "record"):
+        record = len(out)
+        out += struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, length, start) + gap
+        out += struct.pack("<4sLQL", b"PK\6\7", 0, record, 1)
+    if long == "full":
+        length, start, count = 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFF
+    out += struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, length, start, len(comment))
+    return bytes(out + comment)
+
+
+@pytest.mark.parametrize("long", ["", "local", "record", "full"])
+@pytest.mark.parametrize("descriptor", [None, b"", b"PK\7\x08"], ids=["none", "bare", "signed"])
+def test_a_zip_may_be_written_to_a_pipe_and_be_of_any_size(tmp_path, long, descriptor):
+    path = tmp_path / "a.zip"
+    make = functools.partial(made_zip, long=long, descriptor=descriptor)
+    for data in (
+        make(),
+        make(prefix=b"#!/bin/sh\n" * 9),  # it extracts itself, and its offsets know of that
+        b"#!/bin/sh\n" * 9 + make(),  # or do not
+        make(comment=b"a comment"),
+        make(comment=b"PK\5\6" + bytes(18)),  # that looks like the end of a directory
+        make(gap=b"data of its own" * 3) if long in ("record", "full") else make(),
+        make() + b"\n",
+    ):
+        path.write_bytes(data)
+        (found,) = read(ZipArchive(path))
+        assert found.data == PNG and member(found) == b"a.png"
+        assert ZipArchive(path).count == 1
+    path.write_bytes(make(data=b""))
+    assert [item.data for item in read(ZipArchive(path))] == [b""]
+
+
+def test_a_part_of_a_split_zip_says_so(tmp_path):
+    data = bytearray(made_zip())
+    data[-18:-14] = struct.pack("<2H", 2, 2)
+    (tmp_path / "a.zip").write_bytes(data)
+    assert "split archive" in until(ZipArchive(tmp_path / "a.zip"))[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "system", "field", "shown"),
+    [
+        ("größe.png".encode(), 0, 3, b"", "größe.png"),  # as Unix tools write it
+        ("größe.png".encode(), 0, 19, b"", "größe.png"),  # macOS
+        ("größe.png".encode(), 0x800, 0, b"", "größe.png"),
+        ("größe.png".encode(), 0, 0, b"", "gr├╢├ƒe.png"),
+        ("größe.png".encode("cp437"), 0, 0, b"", "größe.png"),
+        ("größe.png".encode("cp437"), 0, 3, b"", "größe.png"),  # Unix, but no UTF-8
+        ("größe.png".encode("cp437"), 0, 0, "Größe.png".encode(), "Größe.png"),
+        (b"gr__e.png", 0, 3, "größe.png".encode(), "größe.png"),
+        ("größe.png".encode("cp437"), 0, 0, b"\xff.png", "größe.png"),  # a field of no UTF-8
+    ],
+)
+def test_names_of_zips_are_what_they_say(tmp_path, name, flags, system, field, shown):
+    def extra(of: bytes, version: int = 1) -> bytes:
+        body = bytes([version]) + struct.pack("<L", zlib.crc32(of)) + field
+        return struct.pack("<2H", 0x5455, 1) + b"\3" + struct.pack("<2H", 0x7075, len(body)) + body
+
+    path = tmp_path / "n.zip"
+    path.write_bytes(
+        made_zip(name, flags=flags, system=system, extra=extra(name) if field else b"")
+    )
+    archive = ZipArchive(path)
+    assert [member(item).decode() for item in read(archive)] == [shown]
+    assert archive.read(shown.encode(), MOST) == PNG
+    (query,) = open_images(f"{path}#{shown}", MOST)
+    assert query.data == PNG
+    # As a store may call it that does not know of any of this.
+    assert archive.read(name.decode("cp437").encode() if not flags else name, MOST) == PNG
+    for wrong in (extra(b"another"), extra(name, 2)) if field else ():
+        path.write_bytes(made_zip(name, flags=flags, system=0, extra=wrong))
+        (item,) = read(ZipArchive(path))
+        assert member(item).decode() == name.decode("cp437")
+
+
 def test_encrypted_members_are_problems(tmp_path):
     path = tmp_path / "a.zip"
     a_zip(path, FILES)
@@ -895,7 +1013,8 @@ def test_damaged_members_of_a_zip_are_problems_and_the_rest_is_read(tmp_path):
     assert "not where the directory says" in first.reason and second.data == OTHER
     at = data.find(b"PK\1\2")
     path.write_bytes(data[: at + 10] + b"\x09" + data[at + 11 :])
-    assert "method 9" in read(ZipArchive(path))[0].reason
+    reason = "is packed with Deflate64 (method 9): pack it with Deflate"
+    assert read(ZipArchive(path))[0].reason == reason
 
 
 # --- many -----------------------------------------------------------------------------------------

@@ -80,17 +80,21 @@ def find(file: IO[bytes], size: int) -> Directory:
 
 
 def _ends(tail: bytes) -> list[int]:
-    """Where the end of the directory may be, likeliest first: what its comment makes whole, the last."""
+    """Where the end of the directory may be, likeliest first.
+
+    That is where its comment ends with the file, and the directory is not empty; of several the last.
+    """
     found: list[int] = []
     at = len(tail) - _END.size + 4
     while len(found) < _MOST_ENDS and (at := tail.rfind(b"PK\5\6", 0, max(at, 0))) >= 0:
         found.append(at)
         at += 3
-    return sorted(found, key=lambda at: _comment_end(tail, at) != len(tail))
 
+    def unlikely(at: int) -> tuple[bool, bool]:
+        *_, length, _, comment = _END.unpack_from(tail, at)
+        return at + _END.size + comment != len(tail), not length
 
-def _comment_end(tail: bytes, at: int) -> int:
-    return at + _END.size + int.from_bytes(tail[at + _END.size - 2 : at + _END.size], "little")
+    return sorted(found, key=unlikely)
 
 
 def _directory(file: IO[bytes], end: int, record: tuple[int, ...]) -> Directory:
@@ -164,7 +168,7 @@ def entries(file: IO[bytes], directory: Directory) -> Iterator[Entry]:
             size, packed, at = _long(extra, [size, packed, at])
         mode = attributes >> 16 if system in _UNIX else 0
         old = name
-        if not flags & _UTF8 and not name.isascii():
+        if not flags & _UTF8 and (extra or not name.isascii()):
             old = name.decode("cp437").encode()
             name = _unicode_name(name, extra) or _unix_name(name, system) or old
         at += directory.shift
