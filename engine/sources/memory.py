@@ -50,7 +50,7 @@ _STAMPED = 1 << 20  # bytes of an array that are copied at a time, where they do
 
 
 class MemoryArray:
-    """n images of one size: ``PackedBits``, or an array (n, H, W) or (n, H, W, 3).
+    """n images of one size: ``PackedBits``, or an array (n, H, W), (n, H, W, 1) or (n, H, W, 3).
 
     An ingest of it that was interrupted goes on where it was.
     """
@@ -69,7 +69,7 @@ class MemoryArray:
             self.kind = array_kind(images)
             header = rows_header(self.kind, *images.shape[1:3]) + bytes([images.ndim])
             data = images.view(np.uint8)
-            self._each = int(np.prod(images.shape[1:])) * (1 if images.ndim == 4 else 3)
+            self._each = int(np.prod(images.shape[1:3])) * 3
         self.row_bytes = self._each
         # With the header: the same bytes in another shape are other images.
         contents = _stamp(data) if self.count else 0
