@@ -44,6 +44,7 @@ from PIL import (
     __version__,
 )
 
+from engine.config import whole
 from engine.errors import ImageError, UsageError
 from engine.records import Buffer, Decoded, Kind, Pixels
 
@@ -288,8 +289,13 @@ class PackedBits:
     def __init__(self, packed: npt.NDArray[np.uint8], height: int, width: int) -> None:
         if not isinstance(packed, np.ndarray):
             raise UsageError(f"packed bits are an array of uint8, not a {type(packed).__name__}")
-        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+        try:
+            sides = whole(height), whole(width)
+        except TypeError:
+            sides = 0, 0
+        if min(sides) < 1:
             raise UsageError(f"a height and width of {height!r} and {width!r}: whole numbers ≥ 1")
+        height, width = sides
         values = height * width * 3
         size = -(-values // 8)
         if packed.ndim != 2 or packed.shape[1] != size or packed.dtype != np.uint8:

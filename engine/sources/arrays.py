@@ -109,10 +109,31 @@ def open_array(path: Path, member: str | None = None, kind: str | None = None) -
 
 
 def open_arrays(path: Path, kind: str | None = None) -> list[Array]:
-    """The arrays of an ``.npy`` or ``.npz`` file; ``SourceError`` if it holds none."""
+    """The arrays of an ``.npy`` or ``.npz`` file.
+
+    ``SourceError`` if it holds none, or beside them what is none, or images and vectors, or vectors
+    that do not go together: then one has to be named.
+    """
     if path.suffix.lower() == ".npy":
         return [open_array(path, None, kind)]
-    return [open_array(path, member, kind) for member in npy.members(path)]
+    members = npy.members(path)
+    found: dict[str, Array] = {}
+    wrong = ""
+    for member in members:
+        try:
+            found[member] = open_array(path, member, kind)
+        except SourceError as error:
+            if len(members) == 1:
+                raise
+            wrong = wrong or f"its array {npy.listed([member])} {error}"
+    if len({array.dim if isinstance(array, NpyVectors) else 0 for array in found.values()}) > 1:
+        wrong = wrong or "holds arrays that do not go together"
+    if wrong:
+        example = npy.listed([*found, *members][:1])
+        raise SourceError(
+            f"{wrong}; it holds {npy.listed(members)}: name one, as '{path.name}#{example}'"
+        )
+    return list(found.values())
 
 
 def _check(file: NpyFile) -> None:

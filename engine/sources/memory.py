@@ -138,6 +138,21 @@ def members(
             yield Problem(called, str(error))
 
 
+def unlike(value: object) -> str:
+    """How to give an array of another library; empty for anything else. Nothing is imported to tell."""
+    for kind in type(value).__mro__:
+        if (
+            kind.__module__.partition(".")[0] in ("torch", "tensorflow")
+            and "Tensor" in kind.__name__
+        ):
+            library = kind.__module__.partition(".")[0]
+            how = "detach().cpu().numpy()" if library == "torch" else "numpy()"
+            return f"a {library} tensor: pass tensor.{how}"
+    if not isinstance(value, np.ndarray | np.generic) and hasattr(type(value), "__array__"):
+        return f"a {type(value).__name__}: pass numpy.asarray(it)"
+    return ""
+
+
 def is_image(source: object) -> bool:
     """Whether it is one image and nothing else: an array may be many."""
     return isinstance(source, bytes | bytearray | memoryview | Image.Image)
@@ -205,4 +220,4 @@ def _stamp_of(data: bytes | memoryview, metadata: dict[str, Any] | None) -> int:
 
 def _what(value: object) -> str:
     many = f" of {len(value)}" if isinstance(value, tuple | list) else ""
-    return f"a {type(value).__name__}{many}"
+    return unlike(value) or f"a {type(value).__name__}{many}"
