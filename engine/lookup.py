@@ -65,7 +65,8 @@ class Lookup:
             isinstance(min_score, _NUMBER) and abs(min_score) <= most
         ):
             raise UsageError(f"min-score is a cosine, between -1 and 1, not {min_score!r}")
-        if not (_is_whole(max_distance) and 0 <= max_distance <= FINGERPRINT_BITS):
+        distance = _whole_or(max_distance, -1)
+        if not 0 <= distance <= FINGERPRINT_BITS:
             raise UsageError(
                 f"max-distance is a number of bits, 0 to {FINGERPRINT_BITS}, not {max_distance!r}"
             )
@@ -73,7 +74,7 @@ class Lookup:
         self._encoder = encoder
         self._k = k
         self._min_score = min_score
-        self._max_distance = int(max_distance)
+        self._max_distance = distance
         self._recall = check_recall(recall) if recall is not None else None
         self._asked = tiers is not None
         self.tiers = _tiers(store, tiers)
@@ -360,17 +361,17 @@ def _spend(spent: dict[str, float], stage: str, started: float) -> float:
 
 def check_k(k: object) -> int:
     """How many hits are wanted; ``UsageError`` if it is no whole number of 1 or more."""
-    if not _is_whole(k) or whole(k) < 1:
+    number = _whole_or(k, 0)
+    if number < 1:
         raise UsageError(f"k must be 1 or more, not {k!r}")
-    return whole(k)
+    return number
 
 
-def _is_whole(value: object) -> bool:
+def _whole_or(value: object, instead: int) -> int:
     try:
-        whole(value)
+        return whole(value)
     except TypeError:
-        return False
-    return True
+        return instead
 
 
 def tier_names(wanted: Iterable[str] | None) -> tuple[str, ...] | None:
