@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +26,7 @@ from engine.config import (
     FORMAT_VERSION,
     check_keep_pixels,
     parse_memory,
+    whole,
 )
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
@@ -36,7 +36,7 @@ from engine.export import Export
 from engine.given import normalized
 from engine.indexing import recall_of
 from engine.ingest import Ingest
-from engine.lookup import Lookup, identical_ids, tier_names
+from engine.lookup import Lookup, check_k, identical_ids, tier_names
 from engine.optimize import Optimize
 from engine.pixels import PackedBits
 from engine.plan import Plan
@@ -59,7 +59,7 @@ from engine.remove import Remove
 from engine.repair import Repair
 from engine.sources.base import Item, Problem, checked_metadata
 from engine.sources.locate import Query, Sources, open_images
-from engine.sources.memory import Images, OneImage, Vectors, array_of, is_image, members
+from engine.sources.memory import Images, OneImage, Vectors, array_of, is_image, members, unlike
 from engine.storage import beneath, names, reserve
 from engine.storage.create import create as make_store
 from engine.storage.extents import MovedError
@@ -81,7 +81,18 @@ _TRIES = 10  # of a question, while another process rewrites what it is about
 _PARTS = ("keys", "pixels", "fingerprints", "vectors", "index", "encoder")
 
 T = TypeVar("T")
-QueryLike = str | os.PathLike[str] | bytes | npt.NDArray[Any] | Image.Image | PackedBits
+QueryLike = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | npt.NDArray[Any]
+    | Image.Image
+    | PackedBits
+)
+# Which of these a list of may be given by mistake; of numbers it is an array.
+_QUERIES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, PackedBits)
 
 
 class Store:
@@ -190,6 +201,7 @@ class Store:
         keep_pixels: str = "auto",
         workers: int | None = None,
         normalize: bool = False,
+        null: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> IngestReport:
@@ -212,7 +224,7 @@ class Store:
 
         ``encoder``: the store's own (default), or "none" to add images without vectors; a store
         made without one takes the first that is named. ``files_from``: a file with more sources,
-        one a line. ``keep_pixels``: "auto" keeps bit images of
+        one a line, or with ``null`` a null byte behind each. ``keep_pixels``: "auto" keeps bit images of
         up to 64 KiB packed, "yes" other images too, as their files' bytes, "no" none.
         ``progress(done, total)`` is called as items are done; ``stop()`` is asked between chunks.
 
@@ -220,7 +232,7 @@ class Store:
         """
         given: Sources | _InMemory | None = self._in_memory(sources, name, metadata)
         if given is None:
-            given = Sources(_paths(sources), files_from=files_from, recursive=recursive)
+            given = Sources(_paths(sources), files_from=files_from, recursive=recursive, null=null)
         elif len(sources) > 1 or files_from is not None:
             raise UsageError("images in memory are ingested alone: call ingest once for each")
         with self._alone("ingest"):
@@ -266,7 +278,7 @@ class Store:
         Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; run again, it goes on.
         """
         try:
-            wanted = [operator.index(id_) for id_ in ids]
+            wanted = [whole(id_) for id_ in ids]
         except TypeError:
             raise UsageError(f"ids are whole numbers in a list, not {ids!r}") from None
         named = [sources] if isinstance(sources, str | os.PathLike) else sources
@@ -296,6 +308,7 @@ class Store:
         encoder: str | None = None,
         recursive: bool = True,
         keep_pixels: str = "auto",
+        null: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> IngestPlan:
         """What ``ingest`` into the store at ``path`` would read, and how much disk it would take.
@@ -304,8 +317,7 @@ class Store:
         estimate: what is decoded only later may turn out to be a duplicate, or broken.
         """
         check_keep_pixels(keep_pixels)
-        specs = [os.fspath(source) for source in sources]
-        given = Sources(specs, files_from=files_from, recursive=recursive)
+        given = Sources(_paths(sources), files_from=files_from, recursive=recursive, null=null)
         tell = None
         if progress is not None:
             total, report = given.count(), progress
@@ -383,6 +395,8 @@ class Store:
         Raises ``ImageError`` if the query cannot be read as an image, and ``UsageError`` if the store
         has no image of a source.
         """
+        if isinstance(query, list | tuple) and any(isinstance(one, _QUERIES) for one in query):
+            raise UsageError(f"a list of {len(query)} queries: use lookup_many")
         within = self._within(ids, source)
         self._files.follow()
         finder = self._finder(k, tiers, min_score, max_distance, recall)
@@ -391,8 +405,8 @@ class Store:
             if len(found) != 1:
                 raise UsageError(f"{query} holds {len(found)} images: use lookup_many")
             result = found[0]
-        elif isinstance(query, bytes):
-            result = self._one(finder, Query("bytes", query, None), within)
+        elif isinstance(query, bytes | bytearray | memoryview):
+            result = self._one(finder, Query("bytes", bytes(query), None), within)
         elif isinstance(query, PackedBits):
             result = self._one(finder, Query("bits", None, Decoded(query.only(), "array")), within)
         elif isinstance(query, Image.Image):
@@ -404,7 +418,7 @@ class Store:
                 f"{type(query).__name__}"
             )
         else:
-            found_ = Decoded(pixels.from_array(query), "array")
+            found_ = Decoded(pixels.from_array(_as_array(query)), "array")
             result = self._one(finder, Query("array", None, found_), within)
         if result.error is not None:
             raise ImageError(f"{result.query}: {result.error}")
@@ -412,7 +426,7 @@ class Store:
 
     def lookup_many(
         self,
-        queries: Iterable[str],
+        queries: Iterable[str | os.PathLike[str]],
         *,
         k: int = DEFAULT_K,
         tiers: Sequence[str] | None = None,
@@ -426,6 +440,8 @@ class Store:
 
         ``ids`` and ``source`` as ``lookup`` has them.
         """
+        if isinstance(queries, str | os.PathLike | bytes):
+            raise UsageError("queries are paths in a list: use lookup for one")
         # A wrong argument is told before the first query.
         self._files.follow()
         self._finder(k, tiers, min_score, max_distance, recall)
@@ -435,7 +451,11 @@ class Store:
         for query in queries:
             self._files.follow()
             finder = self._finder(k, tiers, min_score, max_distance, recall)
-            yield from self._queries(finder, query, within)
+            if not isinstance(query, str | os.PathLike):
+                raise UsageError(
+                    f"a query of many is a path, not a {type(query).__name__}: use lookup for each"
+                )
+            yield from self._queries(finder, os.fsdecode(query), within)
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
         """The image that each of n images of one size is, verified, or -1: (n,) int64.
@@ -444,6 +464,9 @@ class Store:
         nothing but 0 and 1, or ``PackedBits``, which cost least. For many images this takes a tenth of
         the time of as many calls of ``lookup``; what it does not give are sources: see ``sources``.
         """
+        other = unlike(images)
+        if other:
+            raise UsageError(f"images are an array or PackedBits, not {other}")
         kind = None if isinstance(images, PackedBits) else pixels.array_kind(images)
         self._files.follow()
         return self._again(lambda: self._find_identical(images, kind))
@@ -469,14 +492,13 @@ class Store:
         Many queries at once are searched on all cores. Several threads may call this at once, and
         search at once, as long as none of them writes with this ``Store``.
         """
-        if not (isinstance(k, int | np.integer) and k >= 1):
-            raise UsageError(f"k must be 1 or more, not {k!r}")
+        k = check_k(k)
         share = check_recall(recall) if recall is not None else None
         within = None
         if ids is not None or source is not None:
             with self._looking:
                 within = self._within(ids, source)  # once: ids may come from what is read only once
-        return self._again(lambda: self._search_vectors(queries, int(k), share, within))
+        return self._again(lambda: self._search_vectors(queries, k, share, within))
 
     def _search_vectors(
         self,
@@ -506,14 +528,19 @@ class Store:
 
     def get(self, id_: int) -> ImageRecord:
         """What is known of image ``id_``; ``UsageError`` if there is none."""
+        number = _whole(id_, "an id")
         self._files.follow()
-        return self._files.get(id_)
+        return self._files.get(number)
 
     def sources(self, id_: int, most: int | None = None) -> list[str]:
         """Where image ``id_`` was seen, at most ``most`` places; all but "memory:" ``lookup`` takes."""
+        number = _whole(id_, "an id")
+        limit = _whole(most, "most") if most is not None else 1 << 62
+        if limit < 0:
+            raise UsageError(f"most is 0 or more, not {limit}")
         self._files.follow()
-        self._files.get(id_)  # UsageError if there is none
-        names, _ = self._files.sources_of(id_, most if most is not None else 1 << 62)
+        self._files.get(number)  # UsageError if there is none
+        names, _ = self._files.sources_of(number, limit)
         return [os.fsdecode(name) for name in names]
 
     def records(self, start: int = 1) -> Iterator[ImageRecord]:
@@ -523,6 +550,7 @@ class Store:
         committed while this goes on comes too, nothing comes twice, and the ``Store`` may be used for
         anything else meanwhile.
         """
+        start = _whole(start, "an id")
         if start < 1:
             raise UsageError(f"ids begin at 1: start at 1 or more, not {start}")
         return self._records(start)
@@ -657,8 +685,10 @@ class Store:
         try:
             with np.errstate(over="ignore"):
                 block = np.asarray(queries, np.float32, order="C")
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"queries are no array of numbers: {error}") from None
+        # RuntimeError: of a tensor that is to be trained.
+        except (TypeError, ValueError, RuntimeError) as error:
+            why = unlike(queries) or " ".join(str(error).split())
+            raise UsageError(f"queries are no array of numbers: {why}") from None
         if block.ndim != 2 or block.shape[1] != dim:
             one = "(1, d) for one" if block.ndim == 1 else f"(n, {dim})"
             raise UsageError(f"queries of shape {block.shape}: {one} is needed")
@@ -689,6 +719,9 @@ class Store:
         """The images of a call of ``ingest``, if they are in memory."""
         most = self._files.memory.decoding
         for source in sources:
+            other = unlike(source)
+            if other:
+                raise UsageError(f"a source is a path, or images in memory, not {other}")
             one = is_image(source)
             if metadata is not None and not one:
                 break
@@ -841,6 +874,23 @@ def _is_stream(source: object) -> TypeGuard[Iterable[object]]:
         return False
     listed = isinstance(source, list | tuple | set | frozenset)
     return not (listed and any(isinstance(part, str | os.PathLike) for part in source))
+
+
+def _whole(value: object, name: str) -> int:
+    """A number as somebody gives it; ``UsageError`` for anything else."""
+    try:
+        return whole(value)
+    except TypeError:
+        raise UsageError(f"{name} is a whole number, not {value!r:.60}") from None
+
+
+def _as_array(query: object) -> npt.NDArray[Any]:
+    """An image as an array; ``UsageError`` for what is none."""
+    try:
+        return np.asarray(query)
+    except (TypeError, ValueError, RuntimeError) as error:
+        why = unlike(query) or " ".join(str(error).split())
+        raise UsageError(f"a query is no array of numbers: {why}") from None
 
 
 def _paths(sources: Sequence[object]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import secrets
@@ -131,8 +132,11 @@ def parse_memory(text: str | int | None) -> MemoryBudget:
     """
     if text is None:
         return MemoryBudget()
-    if isinstance(text, int):
-        size = text
+    if not isinstance(text, str):
+        try:
+            size = whole(text)
+        except TypeError:
+            raise UsageError(f"memory {text!r} is not a size: write it like '2G'") from None
     else:
         match = _SIZE.fullmatch(text)
         if not match:
@@ -141,6 +145,16 @@ def parse_memory(text: str | int | None) -> MemoryBudget:
     if size < MEMORY_FLOOR:
         raise UsageError(f"memory {text} is too little: at least 128M is needed")
     return MemoryBudget(size)
+
+
+def whole(value: object) -> int:
+    """An integer of whatever library, such as an element of a NumPy array.
+
+    Raises ``TypeError`` for anything else. A bool is none here: it is more likely a mistake.
+    """
+    if isinstance(value, bool):
+        raise TypeError("a bool is no number here")
+    return operator.index(value)  # type: ignore[arg-type]
 
 
 def check_keep_pixels(value: str) -> None:

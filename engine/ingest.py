@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from engine.memory import MemoryGate, PeakMemory
 from engine.pixels import HEADER_BYTES
 from engine.records import Buffer, IngestReport, Kind, Pixels
 from engine.sources.base import (
+    WITHOUT_METADATA,
     ArchiveItem,
     ArrayItem,
     FileItem,
@@ -81,6 +83,7 @@ class _Group:
     files: list[Member] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     skipped: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
     size: int = 0  # bytes that it holds while it waits
 
     @property
@@ -115,6 +118,7 @@ class _Counts:
     unchanged: int = 0
     rejected: int = 0
     skipped: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
 
     @property
     def seen(self) -> int:
@@ -392,12 +396,28 @@ class Ingest:
         pending.chunk.names = list(named.values())
         if archive is not None and group is not None:
             archive.pass_by(group, rejected=len(rejects) + len(group.files) - len(futures))
+            self._counts.notes += group.notes
+            self._say_without_metadata(group.files)
             archive.again |= any(not (found.mtime_ns or found.size) for found in rejects)
             pending.chunk.archives = [(archive.name, archive.row)]
             self._counts.skipped += group.skipped
             self._advance(len(group.problems) + group.skipped)
         self._put_rejects(pending.chunk, rejects)
         self._commit(pending)
+
+    def _say_without_metadata(self, files: Sequence[Member]) -> None:
+        """List images that are taken in without what is said of them, and why, beside the rejects."""
+        lines = [
+            {
+                "source": os.fsdecode(found.name),
+                "reason": f"taken without its metadata: {found.note}",
+                "time": time.time(),
+            }
+            for found in files
+            if found.note
+        ]
+        if lines:
+            self._store.log_rejects(lines)
 
     def _describe(self, pending: _Pending, id_: int, metadata: dict[str, object]) -> None:
         """Keep what is said of an image that is there already, or comes with this chunk."""
@@ -467,10 +487,12 @@ class Ingest:
             if isinstance(found, Member):
                 group.files.append(found)
                 group.size += found.held
+                group.notes[WITHOUT_METADATA] += bool(found.note)
             elif isinstance(found, Problem):
                 group.problems.append(found)
             else:
                 group.skipped += 1
+                group.notes[found.note] += bool(found.note)
             if group.count >= self._group_files or group.size >= self._store.memory.block:
                 yield group
                 group = _Group()
@@ -858,8 +880,11 @@ class Ingest:
             images_per_second=round(counts.seen / seconds, 1) if seconds else 0.0,
             peak_memory_bytes=self._peak.anonymous,
             peak_rss_bytes=self._peak.resident,
-            rejects_file=str(self._store.path / REJECTS) if counts.rejected else None,
+            rejects_file=str(self._store.path / REJECTS)
+            if counts.rejected or WITHOUT_METADATA in counts.notes
+            else None,
             interrupted=self._stop(),
+            notes=dict(counts.notes),
         )
 
 

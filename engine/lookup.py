@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import digest, pixels
-from engine.config import DEFAULT_MAX_DISTANCE
+from engine.config import DEFAULT_MAX_DISTANCE, whole
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError, StoreDamagedError, UsageError
 from engine.fingerprint import FINGERPRINT_BITS
@@ -55,8 +55,7 @@ class Lookup:
         recall: float | None = None,
     ) -> None:
         """``tiers``: which to search, by default all that the store has."""
-        if not (isinstance(k, int | np.integer) and k >= 1):
-            raise UsageError(f"k must be 1 or more, not {k!r}")
+        k = check_k(k)
         entry = store.manifest.encoder
         self._given = entry is not None and entry.given
         # Of vectors that have length 1 the inner product is the cosine.
@@ -66,9 +65,8 @@ class Lookup:
             isinstance(min_score, _NUMBER) and abs(min_score) <= most
         ):
             raise UsageError(f"min-score is a cosine, between -1 and 1, not {min_score!r}")
-        if not (
-            isinstance(max_distance, int | np.integer) and 0 <= max_distance <= FINGERPRINT_BITS
-        ):
+        distance = _whole_or(max_distance, -1)
+        if not 0 <= distance <= FINGERPRINT_BITS:
             raise UsageError(
                 f"max-distance is a number of bits, 0 to {FINGERPRINT_BITS}, not {max_distance!r}"
             )
@@ -76,7 +74,7 @@ class Lookup:
         self._encoder = encoder
         self._k = k
         self._min_score = min_score
-        self._max_distance = max_distance
+        self._max_distance = distance
         self._recall = check_recall(recall) if recall is not None else None
         self._asked = tiers is not None
         self.tiers = _tiers(store, tiers)
@@ -359,6 +357,21 @@ def _spend(spent: dict[str, float], stage: str, started: float) -> float:
     now = perf_counter()
     spent[stage] = spent.get(stage, 0.0) + (now - started) * 1e3
     return now
+
+
+def check_k(k: object) -> int:
+    """How many hits are wanted; ``UsageError`` if it is no whole number of 1 or more."""
+    number = _whole_or(k, 0)
+    if number < 1:
+        raise UsageError(f"k must be 1 or more, not {k!r}")
+    return number
+
+
+def _whole_or(value: object, instead: int) -> int:
+    try:
+        return whole(value)
+    except TypeError:
+        return instead
 
 
 def tier_names(wanted: Iterable[str] | None) -> tuple[str, ...] | None:

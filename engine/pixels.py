@@ -44,6 +44,7 @@ from PIL import (
     __version__,
 )
 
+from engine.config import whole
 from engine.errors import ImageError, UsageError
 from engine.records import Buffer, Decoded, Kind, Pixels
 
@@ -181,6 +182,8 @@ def from_array(array: npt.ArrayLike) -> Pixels:
     Raises ``UsageError`` for another shape or dtype.
     """
     pixels = np.asarray(array)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
     if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
         raise UsageError(
             f"an image of shape {pixels.shape}: (H, W), (H, W, 3) or (H, W, 4) is needed"
@@ -220,12 +223,13 @@ def rows_header(kind: Kind, height: int, width: int) -> bytes:
 def rows_from_array(rows: npt.NDArray[Any], kind: Kind) -> npt.NDArray[np.uint8]:
     """Canonical rows of a block of an array.
 
-    ``rows`` is (n, H, W) or (n, H, W, 3): for ``Kind.BITS`` bool or 0/1, for ``Kind.U8`` uint8.
+    ``rows`` is (n, H, W), (n, H, W, 1) or (n, H, W, 3): for ``Kind.BITS`` bool or 0/1, for
+    ``Kind.U8`` uint8.
     Returns (n, 16 + pixel bytes) uint8, C-contiguous, each row an image's canonical form.
     """
     n, height, width = rows.shape[:3]
-    if rows.ndim == 3:
-        rows = np.repeat(rows[..., None], 3, axis=-1)
+    if rows.ndim == 3 or rows.shape[3] == 1:
+        rows = np.repeat(rows.reshape(n, height, width, 1), 3, axis=-1)
     header = np.frombuffer(rows_header(kind, height, width), np.uint8)
     flat = rows.reshape(n, height * width * 3)
     body = flat.shape[1] if kind is Kind.U8 else -(-flat.shape[1] // 8)
@@ -238,18 +242,36 @@ def rows_from_array(rows: npt.NDArray[Any], kind: Kind) -> npt.NDArray[np.uint8]
 def array_kind(images: npt.NDArray[Any]) -> Kind:
     """Whether an array of n images is of bits (bool, or nothing but 0 and 1) or 8-bit (other uint8).
 
-    Raises ``UsageError`` for another dtype, or a shape that is not (n, H, W) or (n, H, W, 3).
+    Raises ``UsageError`` for another dtype, or a shape that is not (n, H, W), (n, H, W, 1) or
+    (n, H, W, 3), or that may be one image and not n.
     """
     if not isinstance(images, np.ndarray):
         raise UsageError(f"images are an array or PackedBits, not a {type(images).__name__}")
-    if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+    if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
         raise UsageError(f"images of shape {images.shape}: (n, H, W) or (n, H, W, 3) is needed")
+    if may_be_one_image(images.shape):
+        raise UsageError(
+            f"an array of shape {images.shape} {what_it_may_be(images.shape)}: say which"
+        )
     if min(images.shape[1:]) < 1:
         raise UsageError(f"images of shape {images.shape} have no pixels")
     if images.dtype not in (np.bool_, np.uint8):
         raise UsageError(f"images of dtype {images.dtype}: bool or uint8 is needed")
     is_bits = images.dtype == np.bool_ or int(images.max(initial=0)) <= 1
     return Kind.BITS if is_bits else Kind.U8
+
+
+def may_be_one_image(shape: tuple[int, ...]) -> bool:
+    """Whether an array is of one image in colour as likely as of several grey ones, 3 or 4 wide."""
+    return len(shape) == 3 and shape[2] in (3, 4)
+
+
+def what_it_may_be(shape: tuple[int, ...]) -> str:
+    """What such an array may be, and how to say which."""
+    one = "array[None]"
+    if shape[2] == 4:
+        one += " of its colours, [(name, array)] with its alpha"
+    return f"may be one image ({one}), or {shape[0]:,} that are {shape[2]} wide (array[..., None])"
 
 
 class PackedBits:
@@ -267,8 +289,13 @@ class PackedBits:
     def __init__(self, packed: npt.NDArray[np.uint8], height: int, width: int) -> None:
         if not isinstance(packed, np.ndarray):
             raise UsageError(f"packed bits are an array of uint8, not a {type(packed).__name__}")
-        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+        try:
+            sides = whole(height), whole(width)
+        except TypeError:
+            sides = 0, 0
+        if min(sides) < 1:
             raise UsageError(f"a height and width of {height!r} and {width!r}: whole numbers ≥ 1")
+        height, width = sides
         values = height * width * 3
         size = -(-values // 8)
         if packed.ndim != 2 or packed.shape[1] != size or packed.dtype != np.uint8:
@@ -285,7 +312,7 @@ class PackedBits:
 
     @classmethod
     def pack(cls, images: npt.NDArray[Any]) -> PackedBits:
-        """Pack an array (n, H, W) or (n, H, W, 3) of bool or of 0 and 1; grey becomes RGB."""
+        """Pack (n, H, W), (n, H, W, 1) or (n, H, W, 3) of bool or of 0 and 1; grey becomes RGB."""
         if array_kind(images) is not Kind.BITS:
             raise UsageError("images with values above 1 are no bit images: pass images > 0")
         n, height, width = images.shape[:3]

@@ -157,6 +157,7 @@ class IngestReport:
     peak_rss_bytes: int  # with mapped pages
     rejects_file: str | None
     interrupted: bool = False
+    notes: dict[str, int] = field(default_factory=dict)  # what else was met, and how many of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,8 @@ from engine.given import checked
 from engine.indexing import Indexing
 from engine.records import Buffer, Pixels, Place, Problem
 from engine.sources.base import Problem as SourceProblem
-from engine.sources.locate import Query, array_named, open_images
+from engine.sources.locate import Query, open_images
+from engine.sources.named_arrays import array_named
 from engine.sources.vectors import NpyVectors
 from engine.storage import beneath, extents, names
 from engine.storage.chunk import Chunk, Rekept

@@ -91,6 +91,7 @@ def ingest_text(report: IngestReport) -> str:
     ]
     if report.skipped:
         lines.append(f"{report.skipped:,} skipped: files that do not claim to be images")
+    lines += [f"{count:,} {note}" for note, count in report.notes.items()]
     if report.rejected:
         lines.append(f"why images were rejected is in {report.rejects_file}")
     if report.interrupted:

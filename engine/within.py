@@ -6,7 +6,6 @@ source of which it has no image is one, since a misspelt name would find nothing
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterable
 from functools import reduce
@@ -15,6 +14,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import whole
 from engine.errors import UsageError
 from engine.named import bases, one_row, rows_inside
 from engine.storage.idset import IdSet
@@ -117,8 +117,8 @@ def _numbers(ids: Ids) -> npt.NDArray[np.int64]:
     try:
         if isinstance(ids, str | bytes | np.ndarray):
             raise TypeError
-        whole = map(operator.index, ids)
-        return np.fromiter((id_ for id_ in whole if 0 < id_ <= _MOST_ID), np.int64)
+        numbers = map(whole, ids)
+        return np.fromiter((id_ for id_ in numbers if 0 < id_ <= _MOST_ID), np.int64)
     except TypeError:
         raise UsageError(f"ids are whole numbers in a list, not {_short(ids)}") from None
 

@@ -4,13 +4,24 @@ import ast
 import inspect
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import engine.cli
-from engine import ImageRecord, Kind, Store, StoreDamagedError, UsageError, api, digest, pixels
+from engine import (
+    ImageRecord,
+    Kind,
+    PackedBits,
+    Store,
+    StoreDamagedError,
+    UsageError,
+    api,
+    digest,
+    pixels,
+)
 
 
 def picture(seed: int) -> np.ndarray:
@@ -88,6 +99,119 @@ def test_an_id_that_is_not_there_is_a_usage_error(photos: Path, id_: int) -> Non
             store.get(id_)
         with pytest.raises(UsageError, match=f"has no image {id_}"):
             store.sources(id_)
+
+
+class _Whole:
+    """An integer of another library."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+INTEGERS = [2, np.int64(2), np.uint8(2), np.array(2), np.array([[2, 3]])[0, 0], _Whole(2)]
+
+
+@pytest.mark.parametrize("id_", INTEGERS, ids=lambda id_: type(id_).__name__)
+def test_whatever_is_an_integer_is_an_id(photos: Path, tmp_path: Path, id_: Any) -> None:
+    with Store.open(photos / "store", read_only=True, memory=np.int64(1 << 28)) as store:
+        assert store.get(id_).id == 2
+        assert store.sources(id_, most=id_) == [str(photos / "1.png")]
+        assert next(store.records(id_)).id == 2
+        found = store.lookup(photos / "1.png", k=id_, max_distance=id_, ids=[id_])
+        assert [hit.id for hit in found.identical] == [2]
+        vector = np.ones((1, 16), np.float32)
+        scores, ids = store.search_vectors(vector, k=id_, ids=[id_], recall=np.float32(1))
+        assert scores.shape == (1, 2) and ids.tolist() == [[2, -1]]
+        assert store.get(ids[0, 0]) == store.get(2)
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        store.ingest([(str(i), picture(i)) for i in range(3)])
+        assert store.remove(ids=[id_]).images == 1
+        assert [record.id for record in store.records()] == [1, 3]
+        bits = PackedBits(np.zeros((2, 2), np.uint8), id_, id_)
+        assert (bits.height, bits.width) == (2, 2)
+
+
+NO_IDS = [True, np.True_, 2.0, np.float64(2), "2", None, [2], np.array([2, 3]), 1j, b"2"]
+
+
+@pytest.mark.parametrize("id_", NO_IDS, ids=repr)
+def test_what_is_no_integer_is_no_id(photos: Path, id_: Any) -> None:
+    with Store.open(photos / "store") as store:
+        for call in (
+            lambda: store.get(id_),
+            lambda: store.sources(id_),
+            lambda: store.records(id_),
+            lambda: store.remove(ids=[id_]),
+            lambda: store.lookup(photos / "1.png", ids=[id_]),
+            lambda: store.lookup(photos / "1.png", k=id_),
+            lambda: store.lookup(photos / "1.png", max_distance=id_),
+            lambda: store.search_vectors(np.ones((1, 16)), k=id_),
+            lambda: store.search_vectors(np.ones((1, 16)), ids=[id_]),
+        ):
+            with pytest.raises(UsageError) as caught:
+                call()
+            assert len(str(caught.value).splitlines()) == 1
+        assert len(store) == 6
+
+
+@pytest.mark.parametrize("id_", [0, -1, 7, 1 << 62, 1 << 63, 1 << 64, -(1 << 70)])
+def test_an_integer_that_no_image_has_is_said_to_be_none(photos: Path, id_: int) -> None:
+    with Store.open(photos / "store", read_only=True) as store:
+        for call in (store.get, store.sources):
+            with pytest.raises(UsageError, match=f"has no image {id_}$"):
+                call(id_)
+
+
+class _ArrayLike:
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return picture(1)
+
+
+_Tensor = type("Tensor", (_ArrayLike,), {"__module__": "torch"})
+
+
+def test_arrays_of_other_libraries_are_refused_with_what_to_pass(photos: Path) -> None:
+    with Store.open(photos / "store") as store:
+        for value, why in (
+            (_Tensor(), r"not a torch tensor: pass tensor\.detach\(\)\.cpu\(\)\.numpy\(\)$"),
+            (_ArrayLike(), r"not a _ArrayLike: pass numpy\.asarray\(it\)$"),
+        ):
+            for call in (
+                lambda value=value: store.ingest(value, name="a"),
+                lambda value=value: store.ingest([("a", value)]),
+                lambda value=value: store.find_identical(value),
+            ):
+                with pytest.raises(UsageError, match=why):
+                    call()
+        # A question stores nothing: what is an array is taken for one.
+        assert store.lookup(_Tensor()).identical[0].id == 2
+
+
+def test_a_files_bytes_may_be_of_any_type(photos: Path) -> None:
+    data = (photos / "1.png").read_bytes()
+    with Store.open(photos / "store", read_only=True) as store:
+        for query in (data, bytearray(data), memoryview(data)):
+            assert [hit.id for hit in store.lookup(query).identical] == [2]
+
+
+def test_a_query_and_queries_are_told_apart(photos: Path) -> None:
+    paths = [photos / "1.png", str(photos / "2.png")]
+    with Store.open(photos / "store", read_only=True) as store:
+        for queries in (paths, tuple(paths), [b"bytes"], [Image.new("L", (1, 1))]):
+            with pytest.raises(UsageError, match="queries: use lookup_many"):
+                store.lookup(queries)
+        for query in paths:
+            with pytest.raises(UsageError, match="use lookup for one"):
+                list(store.lookup_many(query))
+        with pytest.raises(UsageError, match="a query of many is a path, not a ndarray"):
+            list(store.lookup_many([picture(1)]))
+        found = [result.identical[0].id for result in store.lookup_many(paths)]
+        assert found == [2, 3]
+    with pytest.raises(UsageError, match="a source is a path"):
+        Store.plan(photos / "store", picture(1))  # type: ignore[arg-type]
 
 
 def test_the_places_of_an_image_may_be_capped(tmp_path: Path) -> None:

@@ -421,6 +421,27 @@ def test_a_pipe_may_be_the_file_that_lists_sources(shop: Path, tmp_path: Path, n
     assert json.loads(ran.stdout)["added"] == 3
 
 
+@pytest.mark.parametrize("option", ["-0", "--null"])
+def test_names_of_a_list_may_end_with_null_bytes(
+    engine: Engine, shop: Path, tmp_path: Path, option: str
+) -> None:
+    odd = tmp_path / "a\nb.png"
+    odd.write_bytes((shop / "photos/1.png").read_bytes())
+    listing = tmp_path / "list"
+    listing.write_bytes(os.fsencode(f"{odd}\0{shop}/photos/2.png\0"))
+    arguments = ("--files-from", listing, option, "--json", "--store", tmp_path / "store")
+    assert engine("ingest", "--dry-run", "--encoder", "none", *arguments).json["images"] == 2
+    assert engine("ingest", "--encoder", "none", *arguments).json["added"] == 2
+    ran = engine("lookup", "--exact", *arguments)
+    assert (ran.status, len(ran.out.splitlines())) == (0, 2)
+    for command in ("ingest", "lookup"):
+        ran = engine(command, shop / "photos/1.png", option, "--store", tmp_path / "store")
+        assert ran.status == 2 and "null" in ran.err and len(ran.err.splitlines()) == 1
+    sources = listing.read_bytes()
+    piped = spawn("ingest", "-", option, "--json", "--store", tmp_path / "store", stdin=sources)
+    assert json.loads(piped.stdout)["unchanged"] == 2
+
+
 def test_a_file_lists_sources_and_images(engine: Engine, shop: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text(f"{shop}/photos/1.png\n{shop}/unknown.png\n")

@@ -497,7 +497,7 @@ def test_links_that_lead_nowhere_and_overridden_arrays_are_there(
     store: Store, tmp_path: Path
 ) -> None:
     (tmp_path / "photos" / "link.png").symlink_to(save(tmp_path / "target.png", 95))
-    np.save(tmp_path / "c.npy", np.zeros((2, 3, 3), np.uint8))
+    np.save(tmp_path / "c.npy", np.zeros((2, 3, 5), np.uint8))
     store.ingest(tmp_path / "photos", f"{tmp_path}/c.npy?kind=8bit")
     (tmp_path / "target.png").unlink()
     assert store.remove(missing=True).sources == 0

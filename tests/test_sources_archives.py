@@ -1,6 +1,7 @@
 """Tar and zip archives: every member in order and once, whatever else is in them, and never to disk."""
 
 import bz2
+import functools
 import gzip
 import io
 import json
@@ -10,6 +11,7 @@ import struct
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +21,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine import Store
-from engine.errors import SourceError, UsageError
-from engine.sources import shards, tar
+from engine import Store, show
+from engine.errors import ImageError, SourceError, UsageError
+from engine.sources import base, shards, tar
 from engine.sources.archives import TarArchive, begins_as_tar
-from engine.sources.base import METADATA_LIMIT, Member, Problem
+from engine.sources.base import METADATA_LIMIT, Member, Problem, Skipped
 from engine.sources.locate import Sources, open_images
 from engine.sources.streams import zstd
 from engine.sources.zips import ZipArchive
@@ -160,7 +162,7 @@ def test_an_archive_is_read_on_from_any_member(tmp_path, kind, data):
     assert [item.name for item in read(archive, start, most)] == [i.name for i in whole[start:]]
 
 
-def test_folders_links_and_devices_are_no_members(tmp_path):
+def test_folders_are_no_members_and_links_and_devices_are_skipped(tmp_path):
     infos = []
     for kind in [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]:
         info = tarfile.TarInfo(f"{kind.decode()}.png")
@@ -169,14 +171,115 @@ def test_folders_links_and_devices_are_no_members(tmp_path):
     old = tarfile.TarInfo("as-files.png/")  # how the oldest archives have folders
     infos.append((old, b""))
     files = [("a.png", PNG), *infos, ("b.png", OTHER)]
-    assert shown(read(a_tar(tmp_path / "a.tar", files))) == [
+    archive = a_tar(tmp_path / "a.tar", files)
+    found = read(archive)
+    assert shown(found) == [
         ("Member", "a.png"),
+        ("Skipped", "2.png"),
+        ("Skipped", "1.png"),
+        ("Skipped", "6.png"),
         ("Member", "b.png"),
     ]
-    link = zipfile.ZipInfo("link.png")
-    link.create_system, link.external_attr = 3, 0o120777 << 16
-    archive = a_zip(tmp_path / "a.zip", [("d/", b""), (link, b"/etc/passwd"), ("a.png", PNG)])
-    assert shown(read(archive)) == [("Member", "a.png")]
+    assert [i.note for i in found] == ["", base.LINKS, base.HARD_LINKS, base.DEVICES, ""]
+    with pytest.raises(
+        ImageError, match="is a hard link in the archive: name '/etc/passwd' instead"
+    ):
+        archive.read(b"1.png", MOST)
+    with pytest.raises(ImageError, match="symbolic link"):
+        archive.read(b"2.png", MOST)
+
+    def unix(name: str, mode: int) -> zipfile.ZipInfo:
+        info = zipfile.ZipInfo(name)
+        info.create_system, info.external_attr = 3, mode << 16
+        return info
+
+    archive = a_zip(
+        tmp_path / "a.zip",
+        [
+            ("d/", b""),
+            ("with-data.png/", PNG),
+            (unix("link.png", 0o120777), b"/etc/passwd"),
+            (unix("pipe.png", 0o010644), b""),
+            (unix("a.png", 0o100644), PNG),
+        ],
+    )
+    found = read(archive)
+    assert shown(found)[-1] == ("Member", "a.png")
+    notes = [base.FOLDERS_WITH_DATA, base.LINKS, base.DEVICES]
+    assert [item.note for item in found[:-1]] == notes
+    with pytest.raises(ImageError, match="symbolic link"):
+        archive.read(b"link.png", MOST)
+
+
+def test_archives_behind_each_other_are_one(tmp_path):
+    first = tar_bytes({"0.png": PNG, "0.json": b'{"of": 1}'})
+    second = tar_bytes({"0.png": OTHER, "0.json": b'{"of": 2}'}, tarfile.PAX_FORMAT)
+    sides = [{"of": 1}, {"of": 2}]  # of each its own, though they have one name
+    for name, data in {
+        "a.tar": first + second,
+        "lone-zeros.tar": first[:3072] + bytes(512) + second,
+        "a.tar.gz": gzip.compress(first + bytes(102_400) + second),
+        "b.tar.gz": gzip.compress(first) + gzip.compress(second),
+        "c.tar.gz": gzip.compress(first) + bytes(70_000) + lzma.compress(second),
+    }.items():
+        archive = a_tar(tmp_path / name, data)
+        found = read(archive)
+        assert shown(found) == [("Member", "0.png"), ("Member", "0.png")]
+        assert [item.metadata for item in found] == sides
+        assert read(archive, 1) == found[1:]
+    for name, data in {
+        "a.tar": first + b"something else",
+        "b.tar": first + RNG.bytes(1024),
+        "a.tar.gz": gzip.compress(first) + second,
+        "b.tar.gz": gzip.compress(first + b"\1" * 512) + bytes(9),
+    }.items():
+        archive = a_tar(tmp_path / name, data)
+        found = read(archive)
+        assert [type(item) for item in found] == [Member, Skipped]
+        assert found[1].note == base.NO_ARCHIVE and not read(archive, 2)
+    assert len(read(a_tar(tmp_path / "zeros.tar", bytes(10240)))) == 0
+
+
+def test_an_ingest_says_what_of_an_archive_is_not_read(tmp_path):
+    linked = [tarfile.TarInfo(f"{i}.png") for i in range(3)]
+    for info in linked:
+        info.type, info.linkname = tarfile.LNKTYPE, "a.png"
+    files = [("a.png", PNG), *((info, None) for info in linked), ("b.png", OTHER)]
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes([*files, ("b.json", b"[1]")]) + b"?")
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        report = store.ingest(str(path))
+        assert (report.added, report.rejected, report.skipped) == (2, 0, 4)
+        assert report.notes == {
+            base.HARD_LINKS: 3,
+            base.WITHOUT_METADATA: 1,
+            base.NO_ARCHIVE: 1,
+        }
+        (line,) = map(json.loads, Path(report.rejects_file or "").read_text().splitlines())
+        assert line["source"] == f"{path}#b.png"
+        assert line["reason"] == "taken without its metadata: its .json is not an object"
+        text = show.ingest_text(report)
+        assert f"3 {base.HARD_LINKS}" in text and f"1 {base.WITHOUT_METADATA}" in text
+        again = store.ingest(str(path))
+        assert (again.unchanged, again.skipped, again.notes) == (2, 4, {})
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_what_macos_keeps_beside_an_image_is_none(tmp_path, kind):
+    double = bytes.fromhex("00051607000200004d6163204f532058") + bytes(66)
+    files = {
+        "a.png": PNG,
+        "._a.png": double,
+        "__MACOSX/._a.png": double,
+        "__MACOSX/d/a.png": double,
+        "._b.png": OTHER,  # an image, whatever it is called
+    }
+    make = a_zip if kind == "zip" else a_tar
+    assert [pair[0] for pair in shown(read(make(tmp_path / "a", files)))] == [
+        "Member",
+        *["Skipped"] * 3,
+        "Member",
+    ]
 
 
 NAMES = [
@@ -363,7 +466,7 @@ def test_fields_are_chosen_or_left_out(tmp_path):
     both = said(tmp_path, files, "metadata=label,b,c")
     assert both[0].metadata == {"label": 7, "b": 2}
     assert both[0].name.endswith(b"s.tar?metadata=label,b,c#0.png")
-    assert isinstance(both[1], Problem)
+    assert both[1].metadata is None and both[1].note == "its .json is not JSON"
     assert [item.metadata for item in said(tmp_path, files, "metadata=")] == [None, None]
     with pytest.raises(UsageError, match="metadata="):
         TarArchive(tmp_path / "s.tar", "meta=1")
@@ -388,13 +491,17 @@ def test_fields_are_chosen_or_left_out(tmp_path):
         ("0.txt", b"x" * (shards.MOST_SIDECAR + 1), "over the limit"),
     ],
 )
-def test_an_image_is_not_taken_in_without_what_is_said_of_it(tmp_path, name, data, why):
+def test_what_is_said_of_an_image_may_be_lost_but_not_the_image(tmp_path, name, data, why):
     for files in ({"0.png": PNG, name: data}, {name: data, "0.png": PNG}):
         (found,) = said(tmp_path, files)
-        assert isinstance(found, Problem)
-        assert why in found.reason and "metadata=" in found.reason
-        assert len(found.reason.splitlines()) == 1
+        assert isinstance(found, Member) and (found.data, found.metadata) == (PNG, None)
+        assert why in found.note and len(found.note.splitlines()) == 1
         assert member(found) == b"0.png"
+
+
+def test_a_sidecar_may_begin_with_a_byte_order_mark(tmp_path):
+    (found,) = said(tmp_path, {"0.png": PNG, "0.json": b'\xef\xbb\xbf{"a": 1}'})
+    assert (found.metadata, found.note) == ({"a": 1}, "")
 
 
 def test_a_number_that_is_none_says_nothing(tmp_path):
@@ -673,9 +780,11 @@ def test_what_takes_too_much_memory_to_decompress_is_not(tmp_path):
 def test_streams_behind_each_other_are_one(tmp_path, suffix, at):
     compress = COMPRESS[suffix]
     path = tmp_path / f"a.{suffix}"
-    for padding in (b"", bytes(100), b"\x1f"):
+    for padding in (b"", bytes(100)):
         archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + padding)
         assert len(read(archive)) == 4
+    archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + b"\x1f")
+    assert [item.note for item in read(archive)[4:]] == [base.NO_ARCHIVE]
     damaged = bytearray(compress(INTACT[at:]))
     damaged[8:12] = b"\xff" * 4
     _, why = cut_at(tmp_path, compress(INTACT[:at]) + damaged, suffix)
@@ -762,6 +871,122 @@ def test_what_is_in_front_of_a_zip_does_not_matter(tmp_path):
     assert shown(read(ZipArchive(path))) == EXPECTED
 
 
+def made_zip(
+    name: bytes = b"a.png",
+    data: bytes = PNG,
+    *,
+    flags: int = 0,
+    system: int = 3,
+    extra: bytes = b"",
+    descriptor: bytes | None = None,  # its signature, where there is one
+    long: str = "",  # zip64: "local", "full" (and nothing but that) or "record" (beside the others)
+    gap: bytes = b"",  # behind the record of zip64
+    prefix: bytes = b"",  # that offsets know of
+    comment: bytes = b"",
+) -> bytes:
+    """A zip archive of one stored member, byte by byte as APPNOTE 6.3 has it."""
+    crc, size = zlib.crc32(data), len(data)
+    flags |= 8 if descriptor is not None else 0
+    told = (0, 0, 0) if descriptor is not None else (crc, size, size)
+    width = "Q" if long else "L"
+    field = struct.pack("<2H2Q", 1, 16, size, size) if long else b""
+    if long:
+        told = (told[0], 0xFFFFFFFF, 0xFFFFFFFF)
+    out = bytearray(prefix)
+    at = len(out)
+    out += struct.pack(
+        "<4s5H3L2H", b"PK\3\4", 45, flags, 0, 0xFFFF, 0, *told, len(name), len(field)
+    )
+    out += name + field + data
+    if descriptor is not None:
+        out += descriptor + struct.pack(f"<L2{width}", crc, size, size)
+    start = len(out)
+    sizes, where = (size, size), at
+    if long == "full":
+        extra += struct.pack("<2H3Q", 1, 24, size, size, at)
+        sizes, where = (0xFFFFFFFF, 0xFFFFFFFF), 0xFFFFFFFF
+    out += struct.pack(
+        "<4s4B4HL2L5H2L",
+        *(b"PK\1\2", 45, system, 45, 0, flags, 0, 0xFFFF, 0, crc, *sizes, len(name), len(extra)),
+        *(0, 0, 0, 0o100644 << 16, where),
+    )
+    out += name + extra
+    length, count = len(out) - start, 1
+    if long in ("full", "record"):
+        record = len(out)
+        out += struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, length, start) + gap
+        out += struct.pack("<4sLQL", b"PK\6\7", 0, record, 1)
+    if long == "full":
+        length, start, count = 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFF
+    out += struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, length, start, len(comment))
+    return bytes(out + comment)
+
+
+@pytest.mark.parametrize("long", ["", "local", "record", "full"])
+@pytest.mark.parametrize("descriptor", [None, b"", b"PK\7\x08"], ids=["none", "bare", "signed"])
+def test_a_zip_may_be_written_to_a_pipe_and_be_of_any_size(tmp_path, long, descriptor):
+    path = tmp_path / "a.zip"
+    make = functools.partial(made_zip, long=long, descriptor=descriptor)
+    for data in (
+        make(),
+        make(prefix=b"#!/bin/sh\n" * 9),  # it extracts itself, and its offsets know of that
+        b"#!/bin/sh\n" * 9 + make(),  # or do not
+        make(comment=b"a comment"),
+        make(comment=b"PK\5\6" + bytes(18)),  # that looks like the end of a directory
+        make(gap=b"data of its own" * 3) if long in ("record", "full") else make(),
+        make() + b"\n",
+    ):
+        path.write_bytes(data)
+        (found,) = read(ZipArchive(path))
+        assert found.data == PNG and member(found) == b"a.png"
+        assert ZipArchive(path).count == 1
+    path.write_bytes(make(data=b""))
+    assert [item.data for item in read(ZipArchive(path))] == [b""]
+
+
+def test_a_part_of_a_split_zip_says_so(tmp_path):
+    data = bytearray(made_zip())
+    data[-18:-14] = struct.pack("<2H", 2, 2)
+    (tmp_path / "a.zip").write_bytes(data)
+    assert "split archive" in until(ZipArchive(tmp_path / "a.zip"))[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "system", "field", "shown"),
+    [
+        ("größe.png".encode(), 0, 3, b"", "größe.png"),  # as Unix tools write it
+        ("größe.png".encode(), 0, 19, b"", "größe.png"),  # macOS
+        ("größe.png".encode(), 0x800, 0, b"", "größe.png"),
+        ("größe.png".encode(), 0, 0, b"", "gr├╢├ƒe.png"),
+        ("größe.png".encode("cp437"), 0, 0, b"", "größe.png"),
+        ("größe.png".encode("cp437"), 0, 3, b"", "größe.png"),  # Unix, but no UTF-8
+        ("größe.png".encode("cp437"), 0, 0, "Größe.png".encode(), "Größe.png"),
+        (b"gr__e.png", 0, 3, "größe.png".encode(), "größe.png"),
+        ("größe.png".encode("cp437"), 0, 0, b"\xff.png", "größe.png"),  # a field of no UTF-8
+    ],
+)
+def test_names_of_zips_are_what_they_say(tmp_path, name, flags, system, field, shown):
+    def extra(of: bytes, version: int = 1) -> bytes:
+        body = bytes([version]) + struct.pack("<L", zlib.crc32(of)) + field
+        return struct.pack("<2H", 0x5455, 1) + b"\3" + struct.pack("<2H", 0x7075, len(body)) + body
+
+    path = tmp_path / "n.zip"
+    path.write_bytes(
+        made_zip(name, flags=flags, system=system, extra=extra(name) if field else b"")
+    )
+    archive = ZipArchive(path)
+    assert [member(item).decode() for item in read(archive)] == [shown]
+    assert archive.read(shown.encode(), MOST) == PNG
+    (query,) = open_images(f"{path}#{shown}", MOST)
+    assert query.data == PNG
+    # As a store may call it that does not know of any of this.
+    assert archive.read(name.decode("cp437").encode() if not flags else name, MOST) == PNG
+    for wrong in (extra(b"another"), extra(name, 2)) if field else ():
+        path.write_bytes(made_zip(name, flags=flags, system=0, extra=wrong))
+        (item,) = read(ZipArchive(path))
+        assert member(item).decode() == name.decode("cp437")
+
+
 def test_encrypted_members_are_problems(tmp_path):
     path = tmp_path / "a.zip"
     a_zip(path, FILES)
@@ -788,7 +1013,8 @@ def test_damaged_members_of_a_zip_are_problems_and_the_rest_is_read(tmp_path):
     assert "not where the directory says" in first.reason and second.data == OTHER
     at = data.find(b"PK\1\2")
     path.write_bytes(data[: at + 10] + b"\x09" + data[at + 11 :])
-    assert "method 9" in read(ZipArchive(path))[0].reason
+    reason = "is packed with Deflate64 (method 9): pack it with Deflate"
+    assert read(ZipArchive(path))[0].reason == reason
 
 
 # --- many -----------------------------------------------------------------------------------------

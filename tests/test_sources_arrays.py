@@ -18,14 +18,16 @@ from engine.records import Kind
 from engine.sources.arrays import NpyArray, open_arrays
 
 RNG = np.random.default_rng(7)
-COLOUR = RNG.integers(0, 256, (9, 5, 4, 3), np.uint8)
+COLOUR = RNG.integers(0, 256, (9, 5, 6, 3), np.uint8)
 GREY = COLOUR[..., 0]
-BITS = RNG.integers(0, 2, (9, 5, 4, 3), np.uint8)
+BITS = RNG.integers(0, 2, (9, 5, 6, 3), np.uint8)
 ARRAYS = {
     "bool": (BITS.astype(bool), Kind.BITS),
     "zero-one": (BITS, Kind.BITS),
     "8-bit": (COLOUR, Kind.U8),
     "grey": (GREY, Kind.U8),
+    "one-channel": (GREY[..., None], Kind.U8),
+    "narrow-bool": (BITS[:, :, :3, :1].astype(bool), Kind.BITS),
     "grey-bool": (BITS[..., 0].astype(bool), Kind.BITS),
     "grey-zero-one": (BITS[..., 0], Kind.BITS),
 }
@@ -182,6 +184,19 @@ def test_an_array_that_holds_no_images_is_refused(tmp_path, array):
     assert refused(tmp_path / "a.npy").startswith(("has dtype", "has shape"))
 
 
+@pytest.mark.parametrize("width", [3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+def test_an_array_that_may_be_one_image_is_refused_with_what_to_do(tmp_path, width, dtype):
+    one = RNG.integers(0, 2, (9, 5, width)).astype(dtype)
+    np.save(tmp_path / "a.npy", one)
+    assert f"has shape (9, 5, {width}), which may be one image (array[None]" in refused(
+        tmp_path / "a.npy"
+    )
+    assert "or 9 that are" in refused(tmp_path / "a.npy")
+    assert saved(tmp_path / "b.npy", one[..., None]).count == 9
+    assert saved(tmp_path / "c.npy", one[None, ..., :3]).count == 1
+
+
 def test_fortran_order_is_refused_with_what_to_do(tmp_path):
     np.save(tmp_path / "a.npy", np.asfortranarray(COLOUR))
     assert "ascontiguousarray" in refused(tmp_path / "a.npy")
@@ -215,7 +230,7 @@ def test_a_pickle_is_never_loaded(tmp_path, inside):
 def test_a_file_that_was_cut_gives_its_whole_rows_and_then_a_source_error(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, COLOUR)
-    path.write_bytes(path.read_bytes()[: -2 * 60 - 1])
+    path.write_bytes(path.read_bytes()[: -2 * 90 - 1])
     found, rows = NpyArray(path), []
     with pytest.raises(SourceError, match="after row 6 of 9"):
         for block in found.blocks(0, 4, 1 << 20):

@@ -3,15 +3,20 @@
 import contextlib
 import os
 import signal
+import tarfile
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from engine import Store
 from engine.errors import ImageError
-from engine.sources import files
+from engine.sources import base, files
 from engine.sources.base import FileItem, Problem, Skipped
+from engine.storage.rows import NameRow
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
 
@@ -54,6 +59,73 @@ def test_a_folders_own_files_come_by_name_and_then_its_subfolders(tmp_path):
         put(tmp_path / name)
     expected = ["C.png", "a.png", "b.png", "a/x.png", "a.d/w.png", "b/z.png", "b/a/y.png"]
     assert found(tmp_path) == expected == found(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "mtime",
+    [
+        0,
+        -1,
+        1 << 62,
+        (1 << 63) - 1,
+        -(1 << 63),
+        1 << 63,
+        -(1 << 63) - 1,
+        1 << 64,
+        -116444736 * 10**11,
+    ],
+)
+def test_a_time_stamp_of_any_year_is_one(mtime):
+    near = [base.stamp_of(SimpleNamespace(st_mtime_ns=mtime + i, st_size=7)) for i in (0, 1, 10**9)]
+    assert len(set(near)) == 3
+    for ns, size in near:
+        assert NameRow.unpack(NameRow(1, ns, size).pack()) == NameRow(1, ns, size)
+    if -(1 << 63) <= mtime < 1 << 63:
+        assert near[0] == (mtime, 7)
+
+
+def test_files_of_any_year_are_ingested_and_known_again(tmp_path):
+    years = {"then.png": -(10**18), "soon.png": 10_413_792_000 * 10**9, "epoch.png": 0}
+    names = [*years, "a.tar", "b.zip", "c.npy", "now.png"]
+    for i, name in enumerate([*years, "now.png"]):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / name)
+    member = tarfile.TarInfo("0.png")
+    member.size = (tmp_path / "now.png").stat().st_size
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for number, member.mtime in enumerate((-(10**12), 1 << 60, 1)):
+            member.name = f"{number}.png"
+            archive.addfile(member, (tmp_path / "now.png").open("rb"))
+    with tarfile.open(tmp_path / "a.tar", "a", format=tarfile.PAX_FORMAT) as archive:
+        for number, member.mtime in enumerate((-1.5, 1e300, 2.5), 3):
+            member.name = f"{number}.png"
+            archive.addfile(member, (tmp_path / "now.png").open("rb"))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as zipped:
+        zipped.writestr("0.png", (tmp_path / "now.png").read_bytes())
+    data = bytearray((tmp_path / "b.zip").read_bytes())
+    data[10:14] = data[data.find(b"PK\1\2") + 12 :][:4] = b"\xff" * 4  # no such day
+    (tmp_path / "b.zip").write_bytes(data)
+    np.save(tmp_path / "c.npy", np.ones((2, 5, 5), bool))
+    for name in ("a.tar", "b.zip", "c.npy"):
+        os.utime(tmp_path / name, ns=(0, years["soon.png"]))
+    for name, ns in years.items():
+        os.utime(tmp_path / name, ns=(0, ns))
+    assert (tmp_path / "soon.png").stat().st_mtime_ns > 1 << 62
+    sources = [tmp_path / name for name in names]
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        report = store.ingest(*sources)
+        assert (report.added, report.duplicates, report.rejected) == (5, 8, 0)
+        assert store.ingest(*sources).unchanged == 13
+        assert store.check().ok and store.remove(missing=True).images == 0
+        os.utime(tmp_path / "soon.png", ns=(0, years["soon.png"] + 1))
+        assert store.ingest(*sources).unchanged == 12
+
+
+def test_what_macos_keeps_beside_an_image_is_skipped(tmp_path):
+    put(tmp_path / "a.png")
+    put(tmp_path / "._a.png", bytes.fromhex("0005160700020000") + bytes(74))
+    put(tmp_path / "._b.png")  # an image, whatever it is called
+    assert found(tmp_path) == ["._b.png", "a.png"]
+    assert named(walked(tmp_path), Skipped) == ["._a.png"]
 
 
 def test_subfolders_are_left_alone_when_asked_to(tmp_path):

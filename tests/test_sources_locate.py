@@ -331,6 +331,87 @@ def test_a_list_that_is_not_there_is_a_usage_error():
             Sources(["one.png"], files_from=name)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_list_may_come_from_windows(here, end, mark):
+    lines = ["one.png", "  ", "photos/a.png", ""]
+    (here / "list").write_bytes((mark + end.join(lines)).encode())
+    assert list(listed("list")) == ["one.png", "photos/a.png"]
+    assert [type(item) for item in items(files_from="list")] == [FileItem] * 2
+    (here / "list").write_bytes(("\ufeff" + "one.png").encode("utf-16-le"))
+    with pytest.raises(UsageError, match="list is a list in UTF-16: save it as UTF-8"):
+        Sources([], files_from="list")
+    with pytest.raises(UsageError, match="UTF-16"):
+        list(listed("list"))
+
+
+def test_a_list_may_have_null_bytes_between_its_names(here):
+    odd = ["new\nline.png", " \r", "\ufeffmark.png", "a\r.png"]
+    for name in odd:
+        Image.fromarray(COLOUR[0]).save(here / name, "PNG")
+    for tail in ("", "\0", "\0\0"):
+        (here / "list").write_bytes(os.fsencode("\0".join(["\ufeffmark.png", *odd]) + tail))
+        assert list(listed("list", null=True)) == ["\ufeffmark.png", *odd]
+    found = items(files_from="list", null=True)
+    assert [type(item) for item in found] == [FileItem] * 5
+    assert found[1].name == os.fsencode(here / odd[0])
+    (here / "list").write_bytes(b"one.png\0" * 3)
+    (wrong,) = items(files_from="list")
+    assert "for --null?" in wrong.reason
+    (here / "list").write_bytes(b"x" * 200_000 + b"\0one.png")
+    assert [len(name) for name in listed("list", null=True)] == [(1 << 16) + 1, 7]
+    with pytest.raises(UsageError, match="null bytes"):
+        Sources(["one.png"], null=True)
+
+
+def test_an_array_of_an_archive_is_a_source(here):
+    np.savez(
+        here / "mix.npz", emb=COLOUR[:, 0, :, 0].astype("f"), labels=np.arange(5), images=COLOUR
+    )
+    (array,) = items("mix.npz#emb")
+    assert array.name == os.fsencode(here / "mix.npz#emb") and array.count == 5
+    assert Sources(["mix.npz#emb", "mix.npz#images"]).count() == 10
+    (again,) = items(os.fsdecode(array.name))
+    assert again.name == array.name
+    (forced,) = items("several.npz?kind=8bit#x")
+    assert forced.name == os.fsencode(here / "several.npz?kind=8bit#x")
+    (here / "list").write_text("mix.npz#images\nmix.npz#nope\n")
+    images, wrong = items(files_from="list")
+    assert images.count == 5
+    assert wrong.reason == "has no array 'nope': it holds emb, images, labels"
+    with pytest.raises(
+        UsageError, match=r"mix\.npz#nope: has no array 'nope': it holds emb, images"
+    ):
+        Sources(["mix.npz#nope"])
+    assert len(queries("mix.npz#images")) == 5
+    assert pixels("mix.npz#images#3") == of(COLOUR[3])
+    assert "it holds emb, images, labels" in problem("mix.npz#nope").reason
+
+
+def test_an_archive_of_arrays_that_do_not_go_together_says_which_there_are(here):
+    vectors = np.ones((5, 7), np.float32)
+    for arrays, why in (
+        ({"emb": vectors, "labels": np.arange(5)}, "its array labels has dtype int64"),
+        (
+            {"emb": vectors, "scale": np.float32(1)},
+            "its array scale has dtype float32 and shape ()",
+        ),
+        ({"emb": vectors, "images": COLOUR}, "holds arrays that do not go together"),
+        ({"emb": vectors, "more": vectors[:, 1:]}, "holds arrays that do not go together"),
+        ({"emb": vectors, "one": COLOUR[0]}, "which may be one image"),
+    ):
+        np.savez(here / "b.npz", **arrays)
+        (wrong,) = items("b.npz")
+        assert why in wrong.reason and wrong.name == os.fsencode(here / "b.npz")
+        assert wrong.reason.endswith(
+            f"it holds {', '.join(sorted(arrays))}: name one, as 'b.npz#emb'"
+        )
+        (array,) = items("b.npz#emb")
+        assert array.count == 5
+    np.savez(here / "b.npz", x=vectors, y=vectors)
+    assert len(items("b.npz")) == 2
+
+
 def test_every_line_of_a_pipe_is_taken():
     names = [f"{i}-{'x' * 100}.png" for i in range(2000)]  # more than one read takes
     out, into = os.pipe()

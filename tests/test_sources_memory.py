@@ -88,6 +88,30 @@ def test_grey_values_are_8_bit_images(tmp_path: Path) -> None:
         assert store.lookup(grey[2]).identical[0].verified == "bytes"
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+@pytest.mark.parametrize("width", [3, 4])
+def test_an_array_that_may_be_one_image_is_not_taken_for_many(
+    tmp_path: Path, width: int, dtype: type
+) -> None:
+    one = np.random.default_rng(0).integers(0, 2, (8, 6, width)).astype(dtype)
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        for call in (lambda: store.ingest(one, name="a"), lambda: store.find_identical(one)):
+            with pytest.raises(UsageError, match=r"may be one image \(array\[None\]"):
+                call()
+        with pytest.raises(UsageError, match="or 8 that are"):
+            PackedBits.pack(one)
+        assert store.ingest([("one", one)]).added == 1
+        assert [hit.sources for hit in store.lookup(one).identical] == [("memory:one",)]
+        colours = one[None, ..., :3]
+        store.ingest(colours, name="colours")
+        assert store.sources(int(store.find_identical(colours)[0]))[-1] == "memory:colours#0"
+        masks = one[..., None]
+        assert store.ingest(masks, name="masks").seen == 8
+        ids = store.find_identical(masks)
+        assert f"memory:masks#{5}" in store.sources(int(ids[5]))
+        assert store.lookup(masks[5]).identical[0].id == ids[5]
+
+
 def test_nothing_is_nothing(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         assert store.ingest(PackedBits.pack(bits(0, 0)), name="empty").seen == 0

@@ -16,7 +16,7 @@ from PIL import Image
 
 from engine import Store
 from engine.errors import SourceError, UsageError
-from engine.sources.base import Member, Problem
+from engine.sources.base import WITHOUT_METADATA, Member, Problem
 from engine.sources.locate import Sources, open_images
 
 pa = pytest.importorskip("pyarrow")
@@ -180,6 +180,110 @@ def test_labels_of_hugging_face_have_names(tmp_path):
         assert read(table)[0].metadata == {"label": 1}
 
 
+BYTES = pa.array(IMAGES[:3], pa.binary())
+PATHS = pa.array(["a/1.png", None, "größe.png"])
+ONE_SIZE = pa.array([IMAGES[0]] * 3, pa.binary(len(IMAGES[0])))
+
+
+class _Extension(pa.ExtensionType):
+    """A type that some library has registered."""
+
+    def __init__(self, storage: pa.DataType = None) -> None:
+        super().__init__(storage or pa.binary(), "engine.test")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage, serialized):
+        return cls(storage)
+
+
+def extension(of: pa.Array) -> pa.Array:
+    return pa.ExtensionArray.from_storage(_Extension(of.type), of)
+
+
+@pytest.fixture(params=[False, True], ids=["unknown", "registered"])
+def extensions(request):
+    if request.param:
+        pa.register_extension_type(_Extension())
+    yield
+    if request.param:
+        pa.unregister_extension_type("engine.test")
+
+
+BYTES_AS = {
+    "binary": BYTES,
+    "large_binary": BYTES.cast(pa.large_binary()),
+    "binary_view": BYTES.cast(pa.binary_view()),
+    "dictionary": BYTES.dictionary_encode(),
+    "fixed_size_binary": ONE_SIZE,
+    "extension": extension(BYTES),
+}
+PATHS_AS = {
+    "string": PATHS,
+    "large_string": PATHS.cast(pa.large_string()),
+    "string_view": PATHS.cast(pa.string_view()),
+    "dictionary": PATHS.dictionary_encode(),
+    "binary": PATHS.cast(pa.binary()),
+    "extension": extension(PATHS),
+}
+
+
+def struct(data: pa.Array, paths: pa.Array) -> pa.Array:
+    return pa.StructArray.from_arrays([data, paths], ["bytes", "path"])
+
+
+TYPES = {f"{name}-string": struct(data, PATHS) for name, data in BYTES_AS.items()}
+TYPES |= {f"binary-{name}": struct(BYTES, paths) for name, paths in PATHS_AS.items()}
+TYPES["extension of both"] = extension(struct(BYTES, PATHS))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_bytes_and_paths_may_be_of_any_type(tmp_path, extensions, kind):
+    path, column = tmp_path / "a.parquet", TYPES[kind]
+    images = [row.as_py()["bytes"] for row in column]
+    for query in ("", "metadata=path"):
+        table = a_table(path, {"image": column, "other": PATHS_AS["string"]}, query)
+        found = read(table)
+        assert [item.data for item in found] == images
+        assert [(item.metadata or {}).get("path") for item in found] == PATHS.to_pylist()
+        assert table.read(b"2", MOST) == images[2]
+    assert read(ParquetTable(path, "metadata="))[0].metadata is None
+
+
+@pytest.mark.parametrize("kind", BYTES_AS)
+def test_a_column_of_bytes_may_be_of_any_type(tmp_path, extensions, kind):
+    column = BYTES_AS[kind]
+    columns = {"data": column, "path": PATHS_AS["string_view"], "label": PATHS.dictionary_encode()}
+    columns["price"] = pa.array([1.5, None, 2.25]).cast(pa.decimal128(9, 2))
+    found = read(a_table(tmp_path / "a.parquet", columns))
+    assert [item.data for item in found] == [value.as_py() for value in column]
+    assert found[0].metadata == {"path": "a/1.png", "label": "a/1.png", "price": 1.5}
+    assert [item.metadata is None for item in found] == [False, True, False]
+
+
+def test_a_checksum_beside_the_images_is_no_image(tmp_path):
+    sums = pa.array([bytes(32)] * 3, pa.binary(32))
+    path = tmp_path / "a.parquet"
+    assert read(a_table(path, {"data": BYTES, "sha256": sums}))[0].data == IMAGES[0]
+    assert read(ParquetTable(path, "image=sha256"))[0].data == bytes(32)
+
+
+@pytest.mark.parametrize("columns", [{"image": BYTES}, {"image": [{"bytes": IMAGES[0]}] * 3}])
+def test_a_path_that_is_asked_for_and_not_there_is_a_usage_error(tmp_path, columns):
+    with pytest.raises(UsageError, match="'path' is no column of"):
+        a_table(tmp_path / "a.parquet", columns, "metadata=path")
+
+
+def test_several_images_a_row_are_not_read_and_it_says_so(tmp_path):
+    several = pa.array([IMAGES[:2]] * 3, pa.list_(pa.binary()))
+    with pytest.raises(UsageError, match="no column of image files, one a row"):
+        a_table(tmp_path / "a.parquet", {"images": several})
+    with pytest.raises(UsageError, match="the column 'images' holds no image files"):
+        a_table(tmp_path / "a.parquet", {"images": several, "image": BYTES}, "image=images")
+
+
 def test_rows_without_an_image_are_problems(tmp_path):
     rows = [HUGGING[0], None, {"bytes": None, "path": "elsewhere.png"}, HUGGING[1]]
     found = read(a_table(tmp_path / "a.parquet", {"image": rows}))
@@ -195,15 +299,20 @@ def test_a_row_over_the_limit_is_a_problem(tmp_path):
     assert found[2].data == IMAGES[1]
 
 
-def test_metadata_that_cannot_be_kept_makes_its_row_a_problem(tmp_path):
+def test_metadata_that_cannot_be_kept_is_lost_and_not_the_image(tmp_path):
     path = tmp_path / "a.parquet"
     text = pa.Array.from_buffers(
         pa.string(), 3, pa.array([b"\xff\xfe", b"good", b"x" * 20_000], pa.binary()).buffers()
     )
     found = read(a_table(path, {"image": HUGGING[:3], "text": text}))
-    assert "cannot be read" in found[0].reason
-    assert found[1].metadata["text"] == "good"
-    assert "metadata=" in found[2].reason
+    assert [item.data for item in found] == [row["bytes"] for row in HUGGING[:3]]
+    assert "cannot be read" in found[0].note and found[0].metadata is None
+    assert (found[1].metadata["text"], found[1].note) == ("good", "")
+    assert "over the limit" in found[2].note and found[2].metadata is None
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        report = store.ingest(path)
+        assert (report.added, report.rejected) == (3, 0)
+        assert report.notes == {WITHOUT_METADATA: 2}
     assert len(read(ParquetTable(path, "metadata="))) == 3
 
 

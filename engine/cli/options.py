@@ -31,6 +31,12 @@ FilesFromOption = Annotated[
     str,
     typer.Option("--files-from", metavar="FILE", help="Read more of them from FILE, one a line."),
 ]
+NullOption = Annotated[
+    bool,
+    typer.Option(
+        "-0", "--null", help="In lists a null byte ends each name, as find -print0 has it."
+    ),
+]
 
 
 def warn(message: str) -> None:

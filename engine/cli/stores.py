@@ -20,6 +20,7 @@ from engine.cli.options import (
     FilesFromOption,
     JsonOption,
     MemoryOption,
+    NullOption,
     StoreOption,
     interruptible,
     show_line,
@@ -28,7 +29,8 @@ from engine.cli.options import (
 from engine.config import DEFAULT_K, DEFAULT_MAX_DISTANCE, check_keep_pixels, default_store
 from engine.errors import StoreDamagedError, UsageError
 from engine.progress import Progress
-from engine.sources.locate import Sources, listed
+from engine.sources.lists import listed
+from engine.sources.locate import Sources
 
 
 def ingest(
@@ -69,6 +71,7 @@ def ingest(
         ),
     ] = False,
     files_from: FilesFromOption = "",
+    null: NullOption = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only say what would be read and how much disk it takes."),
@@ -87,7 +90,8 @@ def ingest(
       engine ingest 'synthetic:bits?n=20000&seed=0' --encoder none --store bits.store
     """
     given = sources or []
-    Sources(given, files_from=files_from or None)  # before a store is made for what is not there
+    # Before a store is made for what is not there.
+    Sources(given, files_from=files_from or None, null=null)
     check_keep_pixels(keep_pixels)
     path = store or default_store()
     if dry_run:
@@ -99,6 +103,7 @@ def ingest(
                 encoder=encoder or None,
                 recursive=recursive,
                 keep_pixels=keep_pixels,
+                null=null,
                 progress=progress,
             )
         show_line(show.line(asdict(plan)) if as_json else show.plan_text(plan))
@@ -114,6 +119,7 @@ def ingest(
                 keep_pixels=keep_pixels,
                 workers=workers or None,
                 normalize=normalize,
+                null=null,
                 progress=progress,
                 stop=stop,
             )
@@ -178,6 +184,7 @@ def lookup(
     ] = False,
     memory: MemoryOption = "1G",
     files_from: FilesFromOption = "",
+    null: NullOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Look images up: is this very image here, is a copy of it, and what looks like it?
@@ -190,7 +197,9 @@ def lookup(
     """
     given: Iterable[str] = images or []
     if files_from:
-        given = itertools.chain(given, listed(files_from))
+        given = itertools.chain(given, listed(files_from, null=null))
+    elif null:
+        raise UsageError("--null is for a list: name one with --files-from")
     elif not images:
         raise UsageError("name at least one image: a file, ARCHIVE.tar#MEMBER, FILE.npy#ROW, or -")
     tiers = tier or None

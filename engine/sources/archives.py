@@ -1,8 +1,8 @@
 """Tar archives, plain or compressed, read in one pass from beginning to end, never unpacked to disk.
 
 A member is called ``/path/a.tar#member``, with the member's path as it is in the archive: it is a name
-and never a place. Folders, links and devices are no members; what belongs to an image (``shards``) is
-none either. Members have numbers, and these depend on the archive only.
+and never a place. Folders are no members; what belongs to an image (``shards``) is none either. Links
+and devices are members that are skipped. Members have numbers, and these depend on the archive only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from pathlib import Path
 
 from engine.errors import ImageError, SourceError
 from engine.pixels import looks_like_image
-from engine.sources.base import HEAD_BYTES, Member, Problem, Skipped, over_limit
+from engine.sources.base import (
+    HARD_LINKS,
+    HEAD_BYTES,
+    NO_ARCHIVE,
+    Member,
+    Problem,
+    Skipped,
+    over_limit,
+    stamp_of,
+)
 from engine.sources.naming import (
     MOST_NAME,
     claims_by_name,
@@ -24,7 +33,7 @@ from engine.sources.naming import (
     wanted_fields,
 )
 from engine.sources.shards import MOST_SIDECAR, File, metadata_of, samples
-from engine.sources.streams import plain, steady
+from engine.sources.streams import Decompressed, plain, steady
 from engine.sources.tar import Entry, TarReader, is_tar
 
 TAR_SUFFIXES = (
@@ -48,26 +57,33 @@ class TarArchive:
         ``UsageError`` if it is not known, ``OSError`` if there is no such file.
         """
         self._path = path
-        status = path.stat()
-        self.mtime_ns, self.size = status.st_mtime_ns, status.st_size
+        self.mtime_ns, self.size = stamp_of(path.stat())
         self.name = name_of(path, query)
         self._wanted = wanted_fields(query_values(path, query, {"metadata"}))
 
     def members(self, start: int, most: int) -> Iterator[Member | Problem | Skipped]:
         """Its members from number ``start`` on, as ``ArchiveItem`` has it."""
         number = 0
-        with self._reader(most) as reader:
+        with self._reader(most) as (reader, stream):
             for sample in samples(self._files(reader, start, most)):
                 for item in self._items(sample):
                     if number >= start:
                         yield item
                     number += 1
+            remains = reader.remains or (stream is not None and stream.remains)
+            if remains and number >= start:
+                yield Skipped(self.name, NO_ARCHIVE)
 
     def read(self, member: bytes, most: int) -> bytes:
         """The bytes of one member; ``SourceError`` if it is missing, ``ImageError`` if too large."""
-        with self._reader(most) as reader:
+        with self._reader(most) as (reader, _):
             for entry in reader:
                 if entry.name == member:
+                    if entry.link and entry.note == HARD_LINKS:
+                        shown = entry.link[:200].decode(errors="backslashreplace")
+                        raise ImageError(f"is a hard link in the archive: name {shown!r} instead")
+                    if entry.note:
+                        raise ImageError(f"is no file in the archive: one of the {entry.note}")
                     if entry.sparse:
                         raise ImageError(_SPARSE)
                     if entry.size > most:
@@ -76,10 +92,10 @@ class TarArchive:
         raise SourceError(no_member(member))
 
     @contextmanager
-    def _reader(self, most: int) -> Iterator[TarReader]:
+    def _reader(self, most: int) -> Iterator[tuple[TarReader, Decompressed | None]]:
         with steady(self._path, (self.mtime_ns, self.size)) as file:
-            stream, seekable = plain(file, most)
-            yield TarReader(stream, seekable=seekable)
+            stream, compressed = plain(file, most)
+            yield TarReader(stream, seekable=compressed is None), compressed
 
     def _files(self, reader: TarReader, start: int, most: int) -> Iterator[File]:
         for number, entry in enumerate(reader):
@@ -88,12 +104,14 @@ class TarArchive:
 
     def _file(self, entry: Entry, reader: TarReader, most: int) -> File:
         """What is needed of a file, the rest is passed by; nothing of an image if ``most`` is -1."""
+        if entry.note:
+            return File(entry.name, False, 0, note=entry.note, begins=entry.begins)
         is_image = claims_by_name(entry.name)
         head = b""
         if not is_image and not entry.sparse:
             head = reader.read(HEAD_BYTES)
             is_image = looks_like_image(head)
-        file = File(entry.name, is_image, entry.size)
+        file = File(entry.name, is_image, entry.size, begins=entry.begins)
         if is_image and most < 0:
             return file
         if is_image:
@@ -115,22 +133,22 @@ class TarArchive:
     def _items(self, sample: list[File]) -> Iterator[Member | Problem | Skipped]:
         """What a sample is to whoever reads the archive, in the archive's order."""
         pictured = any(file.is_image for file in sample)
-        metadata, problem = None, ""
+        metadata, lost = None, ""
         if pictured and len(sample) > 1 and self._wanted != ():
             try:
                 metadata = metadata_of(sample, self._wanted)
             except ImageError as error:
-                problem = str(error)
+                lost = str(error)
         for file in sample:
             name = self.name + b"#" + file.name[:MOST_NAME]
             if not file.is_image:
                 if not (pictured and file.is_sidecar):
-                    yield Skipped(name)
-            elif file.problem or problem:
+                    yield Skipped(name, file.note)
+            elif file.problem:
                 stamp = (0, 0) if file.passing else (self.mtime_ns, self.size)
-                yield Problem(name, file.problem or problem, *stamp)
+                yield Problem(name, file.problem, *stamp)
             else:
-                yield Member(name, self.mtime_ns, self.size, file.data, metadata)
+                yield Member(name, self.mtime_ns, self.size, file.data, metadata, note=lost)
 
 
 _SPARSE = "is a sparse file in the archive: pack it without --sparse"
@@ -144,8 +162,7 @@ def is_named_tar(path: Path) -> bool:
 def begins_as_tar(path: Path) -> bool:
     """Whether a file is a tar archive by its first bytes, decompressed if need be."""
     try:
-        status = path.stat()
-        with steady(path, (status.st_mtime_ns, status.st_size)) as file:
+        with steady(path, stamp_of(path.stat())) as file:
             stream, _ = plain(file, _SNIFF_MEMORY)
             return is_tar(stream.read(512))
     except (OSError, SourceError):

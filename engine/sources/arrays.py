@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import SourceError
-from engine.pixels import HEADER_BYTES, rows_from_array
+from engine.pixels import HEADER_BYTES, may_be_one_image, rows_from_array, what_it_may_be
 from engine.records import Kind
 from engine.sources import npy
 from engine.sources.base import RowBlock, Rows
@@ -22,7 +22,7 @@ _SCAN_BYTES = 8 << 20
 
 
 class NpyArray:
-    """One array of shape (N, H, W, 3) or (N, H, W), of bool or uint8, in a file or in an archive.
+    """One array of bool or uint8, (N, H, W, 3), (N, H, W) or (N, H, W, 1), in a file or an archive.
 
     bool, and uint8 that holds nothing but 0 and 1, are bit images; that is decided for the whole
     array, which takes one more pass over a uint8 array of zeros and ones.
@@ -56,7 +56,7 @@ class NpyArray:
         kind = self.kind
         values = math.prod(self._shape[1:])
         # Read, unpacked to three channels, and canonical: what a row costs while it is converted.
-        cost = values * (1 if len(self._shape) == 4 else 4) + values + HEADER_BYTES
+        cost = values * (1 if self._shape[3:] == (3,) else 4) + values + HEADER_BYTES
         step = max(1, min(most_rows, most_bytes // cost))
         with self._file.data(start * values) as file:
             at = start
@@ -109,10 +109,31 @@ def open_array(path: Path, member: str | None = None, kind: str | None = None) -
 
 
 def open_arrays(path: Path, kind: str | None = None) -> list[Array]:
-    """The arrays of an ``.npy`` or ``.npz`` file; ``SourceError`` if it holds none."""
+    """The arrays of an ``.npy`` or ``.npz`` file.
+
+    ``SourceError`` if it holds none, or beside them what is none, or images and vectors, or vectors
+    that do not go together: then one has to be named.
+    """
     if path.suffix.lower() == ".npy":
         return [open_array(path, None, kind)]
-    return [open_array(path, member, kind) for member in npy.members(path)]
+    members = npy.members(path)
+    found: dict[str, Array] = {}
+    wrong = ""
+    for member in members:
+        try:
+            found[member] = open_array(path, member, kind)
+        except SourceError as error:
+            if len(members) == 1:
+                raise
+            wrong = wrong or f"its array {npy.listed([member])} {error}"
+    if len({array.dim if isinstance(array, NpyVectors) else 0 for array in found.values()}) > 1:
+        wrong = wrong or "holds arrays that do not go together"
+    if wrong:
+        example = npy.listed([*found, *members][:1])
+        raise SourceError(
+            f"{wrong}; it holds {npy.listed(members)}: name one, as '{path.name}#{example}'"
+        )
+    return list(found.values())
 
 
 def _check(file: NpyFile) -> None:
@@ -122,8 +143,10 @@ def _check(file: NpyFile) -> None:
         raise SourceError(
             f"has dtype {file.dtype}: images are uint8 or bool, vectors float32 of shape (N, d)"
         )
-    good = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
+    good = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
     if not good or min(shape[1:]) < 1 or shape[0] < 0:
         raise SourceError(f"has shape {shape}: images are (N, H, W, 3) or (N, H, W)")
+    if may_be_one_image(shape):
+        raise SourceError(f"has shape {shape}, which {what_it_may_be(shape)}: save it as that")
     if file.fortran:
         raise SourceError("is in Fortran order: save it with numpy.ascontiguousarray")

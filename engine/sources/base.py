@@ -20,6 +20,14 @@ METADATA_LIMIT = 16 << 10  # bytes as JSON: it is read with every record
 # Fields of metadata that say of which class an image is; the first that is there counts.
 LABELS = ("label", "cls", "class", "category")
 HEAD_BYTES = 32  # that show whether a file is signed as an image
+# What an archive may hold that is not read, as it stands behind a number of them.
+HARD_LINKS = "hard links in tars: their pixels are those of the member that each leads to"
+LINKS = "symbolic links in archives: they are not followed"
+DEVICES = "devices and pipes in archives"
+PIECES = "pieces of files in a tar of several volumes: put them together with tar -M"
+FOLDERS_WITH_DATA = "folders in zips that have contents of their own"
+NO_ARCHIVE = "tars with something behind their end that is no tar"
+WITHOUT_METADATA = "images without what is said of them, which cannot be kept"
 _DEEPEST = 32  # levels of objects and lists in metadata: readers go down them one by one
 
 
@@ -57,6 +65,7 @@ class Member:
     data: bytes  # its file; nothing where it is ``decoded`` already
     metadata: dict[str, Any] | None = None  # label and the like, JSON values
     decoded: Decoded | None = None
+    note: str = ""  # why it is without its metadata
 
     @property
     def held(self) -> int:
@@ -164,9 +173,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that does not claim to be an image."""
+    """A file that does not claim to be an image, or what is no file; ``note`` then says what it is."""
 
     name: bytes
+    note: str = ""  # to stand behind a number of them
 
 
 Item = FileItem | Member | ArrayItem | VectorItem | ArchiveItem | Problem | Skipped
@@ -206,6 +216,15 @@ def checked_metadata(value: object) -> dict[str, Any] | None:
     if level:
         raise ImageError(f"its metadata has more than {_DEEPEST} levels")
     return found or None
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int]:
+    """What tells that a file is as it was: (mtime_ns, size), the time as 64 bits with a sign.
+
+    A time before 1677 or after 2262, which file systems allow, does not fit and is wrapped: it is
+    compared only, and never shown.
+    """
+    return (status.st_mtime_ns + (1 << 63)) % (1 << 64) - (1 << 63), status.st_size
 
 
 def absolute(path: Path | str) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.pixels import SUFFIXES, looks_like_image
-from engine.sources.base import FileItem, Item, Problem, Skipped, absolute
+from engine.sources.base import FileItem, Item, Problem, Skipped, absolute, stamp_of
 
 
 def one(path: Path) -> FileItem | Problem:
@@ -21,7 +21,7 @@ def one(path: Path) -> FileItem | Problem:
         return Problem(absolute(path), "a folder: name the images in it")
     if not stat.S_ISREG(status.st_mode):
         return Problem(absolute(path), "neither a file nor a folder")
-    return FileItem(path, absolute(path), status.st_mtime_ns, status.st_size)
+    return FileItem(path, absolute(path), *stamp_of(status))
 
 
 def walk(folder: Path, *, recursive: bool) -> Iterator[Item]:
@@ -75,8 +75,11 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _claims(path: Path) -> bool:
-    """Whether a file claims to be an image, by its name or its first bytes."""
-    if path.suffix.lower() in SUFFIXES:
+    """Whether a file claims to be an image, by its name or its first bytes.
+
+    What macOS keeps beside an image as "._NAME" has its name, and is none.
+    """
+    if path.suffix.lower() in SUFFIXES and not path.name.startswith("._"):
         return True
     try:
         with path.open("rb") as file:

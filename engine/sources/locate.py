@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +14,8 @@ import numpy.typing as npt
 from engine.errors import EngineError, ImageError, SourceError, UsageError
 from engine.pixels import SUFFIXES, decode, from_canonical
 from engine.records import Decoded
-from engine.sources import arrays, files, shards
+from engine.sources import files, shards
 from engine.sources.archives import TarArchive, begins_as_tar, is_named_tar
-from engine.sources.arrays import KIND_OVERRIDES, Array, open_array
 from engine.sources.base import (
     FileItem,
     Item,
@@ -30,6 +26,15 @@ from engine.sources.base import (
     VectorBlock,
     absolute,
 )
+from engine.sources.lists import MOST_LINE, check_list, listed, shown
+from engine.sources.named_arrays import (
+    ARRAY_SUFFIXES,
+    array_file,
+    arrays_of,
+    exists,
+    is_array,
+    missing_array,
+)
 from engine.sources.naming import MOST_NAME
 from engine.sources.synthetic import PREFIX, SyntheticBits
 from engine.sources.tables import PARQUET_SUFFIXES, ParquetTable
@@ -38,8 +43,6 @@ from engine.sources.zips import ZipArchive
 
 Archive = TarArchive | ZipArchive | ParquetTable
 
-_ARRAY_SUFFIXES = (".npy", ".npz")
-_MOST_LINE = 1 << 16  # bytes
 _MOST_SHOWN = 200  # characters of a source, in a message
 _READ_BYTES = 1 << 20
 
@@ -53,19 +56,25 @@ class Sources:
         *,
         files_from: str | os.PathLike[str] | None = None,
         recursive: bool = True,
+        null: bool = False,
     ) -> None:
         """``files_from`` is a file with one more source a line; "-" is standard input.
+
+        ``null``: in lists a null byte is behind each source, as ``find -print0`` writes them.
 
         ``UsageError`` for a source that is not there, before anything is read. Nothing is taken out of a
         pipe before the sources are gone through.
         """
         if not specs and files_from is None:
             raise UsageError("name at least one source: a folder, an image, an archive, or -")
+        if null and files_from is None and "-" not in specs:
+            raise UsageError("null bytes are between the names of a list: files_from=, or -")
         if files_from is not None and files_from != "-":
-            _check_list(files_from)
+            check_list(files_from, null=null)
         self._specs = list(specs)
         self._files_from = files_from
         self._recursive = recursive
+        self._null = null
         for spec in specs:
             if spec != "-":
                 _check(spec)
@@ -90,7 +99,7 @@ class Sources:
         if _is_folder(path):
             return files.count(path, recursive=self._recursive)
         try:
-            found = _arrays(spec)
+            found = arrays_of(spec)
             if found is not None:
                 return sum(array.count for array in found)
             archive = _archive_of(spec)
@@ -101,16 +110,17 @@ class Sources:
     def __iter__(self) -> Iterator[Item]:
         for spec in self._specs:
             if spec == "-":
-                yield from self._listed(listed("/dev/stdin"))
+                yield from self._listed(listed("-", null=self._null))
             else:
                 yield from self._items(spec)
         if self._files_from is not None:
-            yield from self._listed(listed(self._files_from))
+            yield from self._listed(listed(self._files_from, null=self._null))
 
     def _listed(self, lines: Iterable[str]) -> Iterator[Item]:
         for spec in lines:
-            if len(os.fsencode(spec)) > _MOST_LINE or "\0" in spec:
-                yield Problem(os.fsencode(spec[:_MOST_SHOWN]), "not a path")
+            if len(os.fsencode(spec)) > MOST_LINE or "\0" in spec:
+                why = "it holds a null byte: is the list one for --null?" if "\0" in spec else ""
+                yield Problem(os.fsencode(spec[:_MOST_SHOWN]), f"not a path{why and ': ' + why}")
             elif spec == "-":
                 yield Problem(b"-", "standard input cannot list itself")
             else:
@@ -136,7 +146,7 @@ class Sources:
             return
         archive = None
         try:
-            found = _arrays(spec)
+            found = arrays_of(spec)
             if found is None:
                 archive = _archive_of(spec)
         except SourceError as error:
@@ -151,49 +161,15 @@ class Sources:
             yield archive
         else:
             item = files.one(path)
-            yield _problem(item.name, item.reason) if isinstance(item, Problem) else item
-
-
-def listed(path: str | os.PathLike[str]) -> Iterator[str]:
-    """The lines of a file of paths, one by one; ``UsageError`` if it cannot be read.
-
-    Of a line of more than 64 KiB, which is no path, comes the beginning: one byte more than that.
-    """
-    try:
-        with Path("/dev/stdin" if path == "-" else path).open("rb") as file:
-            while line := file.readline(_MOST_LINE + 1):
-                cut = len(line) > _MOST_LINE and not line.endswith(b"\n")
-                if line.strip():
-                    yield os.fsdecode(line if cut else line.rstrip(b"\r\n"))
-                while cut and line and not line.endswith(b"\n"):
-                    line = file.readline(_MOST_LINE)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _check_list(path: str | os.PathLike[str]) -> None:
-    """``UsageError`` for a list that cannot be read; a pipe's lines, which come once, stay in it."""
-    try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            if Path(path).is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            return
-        with Path(path).open("rb"):
-            pass
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{_shown(path)} cannot be read: {reason}") from None
+            if isinstance(item, Problem):
+                yield _problem(item.name, missing_array(spec) or item.reason)
+            else:
+                yield item
 
 
 def _problem(name: bytes, reason: str) -> Problem:
     """Of a source, which may be any line of a list: what is too long for a path is cut."""
-    return Problem(name[:MOST_NAME], _shown(reason, 5 * _MOST_SHOWN))
-
-
-def _shown(text: str | os.PathLike[str], most: int = _MOST_SHOWN) -> str:
-    """A text in a message; of a long one the beginning and the end, which says what to do."""
-    text = os.fspath(text)
-    return text if len(text) <= most else f"{text[: most // 2]} … {text[-(most // 2) :]}"
+    return Problem(name[:MOST_NAME], shown(reason, 5 * _MOST_SHOWN))
 
 
 class Query:
@@ -221,7 +197,8 @@ class Query:
 def open_images(spec: str, most: int) -> Iterator[Query | Problem]:
     """The images that an IMAGE argument names: one, or all of an array, an archive or a table.
 
-    ``spec`` is a file, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``, ``FILE.tar``,
+    ``spec`` is a file, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``,
+    ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, ``FILE.tar``,
     ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``; ``most`` is the largest
     file read, in bytes.
     """
@@ -230,7 +207,7 @@ def open_images(spec: str, most: int) -> Iterator[Query | Problem]:
             yield _from_stdin(most)
         elif (archive := _archive_of(spec)) is not None:
             yield from _from_archive(archive, most)
-        elif _exists(spec) and not _is_array(Path(spec)):
+        elif exists(spec) and not is_array(Path(spec)):
             item = files.one(Path(spec))
             if isinstance(item, FileItem):
                 yield Query(spec, item.read(most), None)
@@ -251,7 +228,7 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
             raise UsageError("name a row: 'synthetic:bits?seed=0#17'")
         yield _from_row(spec, SyntheticBits(base).row(int(row)))
         return
-    found = _arrays(spec)
+    found = arrays_of(spec)
     if found is not None:  # the whole array
         for array in found:
             if array.row_bytes > most:
@@ -270,34 +247,16 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
         yield Query(spec, data, None)
         return
     if not _is_row(row) or not base:
-        raise SourceError("no such file")
-    found = _arrays(base)
+        raise SourceError(missing_array(spec) or "no such file")
+    found = arrays_of(base)
     if found is None:
-        found = [_member(base)]
+        raise SourceError(missing_array(base) or "no such file")
     if len(found) != 1:
         inside = ", ".join(os.fsdecode(array.name).rpartition("#")[2] for array in found)
         raise SourceError(f"holds several arrays: name one of {inside}, as FILE.npz#NAME#ROW")
     if found[0].row_bytes > most:
         raise SourceError(f"has rows of {found[0].row_bytes:,} bytes: raise --memory")
     yield _from_row(spec, found[0].row(int(row)))
-
-
-def array_named(name: bytes) -> Array:
-    """The array that results call ``name``; ``SourceError`` or ``UsageError`` if there is none."""
-    spec = os.fsdecode(name)
-    found = _arrays(spec) or [_member(spec)]
-    return found[0]
-
-
-def _member(spec: str) -> Array:
-    """The array of ``FILE.npz#NAME``, where either may hold a ``#`` itself."""
-    at = spec.find("#")
-    while at != -1:
-        named = _array_spec(spec[:at])
-        if named is not None and Path(named[0]).is_file():
-            return open_array(Path(named[0]), spec[at + 1 :] + ".npy", named[1])
-        at = spec.find("#", at + 1)
-    raise SourceError("no such file")
 
 
 def _from_archive(archive: Archive, most: int) -> Iterator[Query | Problem]:
@@ -346,40 +305,33 @@ def _from_stdin(most: int) -> Query:
     return Query("-", bytes(data), None)
 
 
-def _exists(spec: str) -> bool:
-    try:
-        return os.path.lexists(spec)
-    except ValueError:  # a null byte
-        return False
-
-
 def _check(spec: str) -> None:
     """``UsageError`` if there is no such SOURCE, or it makes no sense."""
     if _is_synthetic(spec):
         SyntheticBits(spec)
         return
-    if not _exists(spec) and not any(_is_there(one) for one in _expanded(spec)):
-        raise UsageError(f"{_shown(spec)}: no such file or folder")
+    if not exists(spec) and not any(_is_there(one) for one in _expanded(spec)):
+        raise UsageError(f"{shown(spec)}: {missing_array(spec) or 'no such file or folder'}")
     with contextlib.suppress(SourceError, OSError):  # damaged: told when its turn comes
         _archive_of(spec)
 
 
 def _is_there(spec: str) -> bool:
     """Whether there is a file or folder of this name, or one of a name with ``?`` behind it."""
-    if _exists(spec):
+    if exists(spec):
         return True
-    array = _array_spec(spec)
+    array = array_file(spec)
     if array is not None:
-        return _exists(array[0])
+        return exists(array[0])
     try:
-        return _archive_of(spec) is not None
+        return arrays_of(spec) is not None or _archive_of(spec) is not None
     except (SourceError, OSError):
         return True
 
 
 def _expanded(spec: str) -> Iterator[str]:
     """The names that a pattern stands for, or the one that it is."""
-    names = None if _exists(spec) else shards.expand(spec)
+    names = None if exists(spec) else shards.expand(spec)
     return iter([spec]) if names is None else names
 
 
@@ -398,50 +350,24 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_synthetic(spec: str) -> bool:
-    return spec.startswith(PREFIX) and not _exists(spec)
+    return spec.startswith(PREFIX) and not exists(spec)
 
 
 def _is_row(text: str) -> bool:
     return text.isdecimal() and len(text) <= 18  # int() refuses thousands of digits
 
 
-def _is_array(path: Path) -> bool:
-    return path.suffix.lower() in _ARRAY_SUFFIXES
-
-
-def _array_spec(spec: str) -> tuple[str, str | None] | None:
-    """Path and kind of ``FILE.npy?kind=8bit``; None if it is nothing of that form."""
-    if _exists(spec):
-        return (spec, None) if _is_array(Path(spec)) else None
-    path, mark, query = spec.rpartition("?")
-    if not mark or "#" in query or not _is_array(Path(path)):
-        return None
-    values = dict(parse_qsl(query, keep_blank_values=True))
-    if set(values) != {"kind"} or values["kind"] not in KIND_OVERRIDES:
-        known = " or ".join(f"?kind={name}" for name in KIND_OVERRIDES)
-        raise UsageError(f"{spec}: {query!r} is not known: write {known}")
-    return path, values["kind"]
-
-
-def _arrays(spec: str) -> list[Array] | None:
-    """The arrays that ``spec`` names, or None if it names something else."""
-    named = _array_spec(spec)
-    if named is None or not Path(named[0]).is_file():
-        return None
-    return arrays.open_arrays(Path(named[0]), named[1])
-
-
 def _archive_of(spec: str) -> Archive | None:
     """The archive or table that ``FILE`` or ``FILE?…`` is; None if it is none."""
     path, query = Path(spec), ""
-    at = spec.find("?") if not _exists(spec) else -1
-    while at != -1 and not _exists(spec[:at]):
+    at = spec.find("?") if not exists(spec) else -1
+    while at != -1 and not exists(spec[:at]):
         at = spec.find("?", at + 1)
     if at != -1:
         path, query = Path(spec[:at]), spec[at + 1 :]
     if "#" in query:  # a member's; in the name of a column it is written %23
         return None
-    if not _is_file(path) or path.suffix.lower() in (*_ARRAY_SUFFIXES, *SUFFIXES):
+    if not _is_file(path) or path.suffix.lower() in (*ARRAY_SUFFIXES, *SUFFIXES):
         return None
     if path.name.lower().endswith(PARQUET_SUFFIXES):
         return ParquetTable(path, query)

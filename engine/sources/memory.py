@@ -50,7 +50,7 @@ _STAMPED = 1 << 20  # bytes of an array that are copied at a time, where they do
 
 
 class MemoryArray:
-    """n images of one size: ``PackedBits``, or an array (n, H, W) or (n, H, W, 3).
+    """n images of one size: ``PackedBits``, or an array (n, H, W), (n, H, W, 1) or (n, H, W, 3).
 
     An ingest of it that was interrupted goes on where it was.
     """
@@ -69,7 +69,7 @@ class MemoryArray:
             self.kind = array_kind(images)
             header = rows_header(self.kind, *images.shape[1:3]) + bytes([images.ndim])
             data = images.view(np.uint8)
-            self._each = int(np.prod(images.shape[1:])) * (1 if images.ndim == 4 else 3)
+            self._each = int(np.prod(images.shape[1:3])) * 3
         self.row_bytes = self._each
         # With the header: the same bytes in another shape are other images.
         contents = _stamp(data) if self.count else 0
@@ -136,6 +136,21 @@ def members(
             yield Problem(called, str(error))
         except ImageError as error:
             yield Problem(called, str(error))
+
+
+def unlike(value: object) -> str:
+    """How to give an array of another library; empty for anything else. Nothing is imported to tell."""
+    for kind in type(value).__mro__:
+        if (
+            kind.__module__.partition(".")[0] in ("torch", "tensorflow")
+            and "Tensor" in kind.__name__
+        ):
+            library = kind.__module__.partition(".")[0]
+            how = "detach().cpu().numpy()" if library == "torch" else "numpy()"
+            return f"a {library} tensor: pass tensor.{how}"
+    if not isinstance(value, np.ndarray | np.generic) and hasattr(type(value), "__array__"):
+        return f"a {type(value).__name__}: pass numpy.asarray(it)"
+    return ""
 
 
 def is_image(source: object) -> bool:
@@ -205,4 +220,4 @@ def _stamp_of(data: bytes | memoryview, metadata: dict[str, Any] | None) -> int:
 
 def _what(value: object) -> str:
     many = f" of {len(value)}" if isinstance(value, tuple | list) else ""
-    return f"a {type(value).__name__}{many}"
+    return unlike(value) or f"a {type(value).__name__}{many}"

@@ -11,6 +11,8 @@ from engine.pixels import SUFFIXES
 from engine.sources.base import absolute
 
 MOST_NAME = 4096  # bytes: no path on a disk is longer
+_APPLE_DOUBLE = b"._"
+_MACOS_FOLDER = b"__MACOSX/"
 _SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
 
 
@@ -37,8 +39,10 @@ def wanted_fields(values: dict[str, str]) -> tuple[str, ...] | None:
 
 
 def claims_by_name(name: bytes) -> bool:
-    """Whether a member is named as an image."""
+    """Whether a member is named as an image; what macOS keeps beside one as "._NAME" is not."""
     base = name.rpartition(b"/")[2]
+    if base.startswith(_APPLE_DOUBLE) or name.startswith(_MACOS_FOLDER):
+        return False
     stem, dot, suffix = base.rpartition(b".")
     return bool(stem and dot) and (b"." + suffix.lower()) in _SUFFIXES
 

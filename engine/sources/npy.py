@@ -16,10 +16,11 @@ from typing import IO, Any
 import numpy as np
 
 from engine.errors import SourceError
-from engine.sources.base import absolute
+from engine.sources.base import absolute, stamp_of
 
 _SKIP_BYTES = 1 << 20
 _MOST = (1 << 63) - 1  # of a dimension; Python prints no numbers of thousands of digits
+_MOST_LISTED = 200  # characters of a message
 _READ_BYTES = 64 << 20  # at a time: a header that lies must not make us ask for terabytes
 _DAMAGED = (  # what reading a damaged archive may raise
     zipfile.BadZipFile,
@@ -46,8 +47,7 @@ class NpyFile:
         """Read the header. ``SourceError`` if it is no array of plain numbers in C order."""
         self._path = path
         self._member = member
-        status = path.stat()
-        self.mtime_ns, self.size = status.st_mtime_ns, status.st_size
+        self.mtime_ns, self.size = stamp_of(path.stat())
         shown = absolute(path)
         if kind is not None:
             shown += b"?kind=" + kind.encode()
@@ -91,6 +91,12 @@ def members(path: Path) -> list[str]:
     if not found:
         raise SourceError("holds no arrays")
     return sorted(found)
+
+
+def listed(names: list[str]) -> str:
+    """The names of arrays in a message, as they are given to NumPy; of many the first ones."""
+    shown = ", ".join(name.removesuffix(".npy") for name in names)
+    return shown if len(shown) <= _MOST_LISTED else shown[:_MOST_LISTED] + " …"
 
 
 def read(file: IO[bytes], count: int) -> bytes:

@@ -88,6 +88,8 @@ class File:
     data: bytes = b""
     problem: str = ""  # why it was not read
     passing: bool = False
+    note: str = ""  # what it is, if it is no file
+    begins: bool = False  # an archive behind another one
 
     @property
     def kind(self) -> bytes:
@@ -97,7 +99,7 @@ class File:
     @property
     def is_sidecar(self) -> bool:
         """Whether it may say something of the images beside it."""
-        return not self.is_image and self.kind in SIDECARS
+        return not self.is_image and not self.note and self.kind in SIDECARS
 
     @property
     def key(self) -> bytes:
@@ -109,15 +111,15 @@ class File:
 def samples(files: Iterable[File]) -> Iterator[list[File]]:
     """Files that belong together; one sample is held at a time.
 
-    A sample also ends before a second sidecar of a kind, before an image where it has 8 MiB of them,
-    after 64 files, and where ``files`` break off. So a sidecar beside several images as large is of
-    the one next to it alone, and the others have no metadata; one image has all of its own.
+    A sample also ends with an archive, before a second sidecar of a kind, before an image where it has
+    8 MiB of them, after 64 files, and where ``files`` break off. So a sidecar beside several images as
+    large is of the one next to it alone, and the others have no metadata; one image has all of its own.
     """
     sample: list[File] = []
     key, sidecars, size = b"", set[bytes](), 0
     try:
         for file in files:
-            same = sample and file.key == key and len(sample) < _SAMPLE_FILES
+            same = sample and file.key == key and len(sample) < _SAMPLE_FILES and not file.begins
             again = file.is_sidecar and file.kind in sidecars
             if not same or again or (file.is_image and size >= _SAMPLE_BYTES):
                 if sample:
@@ -142,7 +144,7 @@ def metadata_of(
     """What the sidecars of a sample say: fields of its JSON, "label", "text"; all, or those ``wanted``.
 
     A field of the JSON that is NaN or infinite is left out. ``ImageError`` if it cannot be read, has
-    such a number further inside, or is too much: an image is not taken in with half of it.
+    such a number further inside, or is too much: half of it is not kept.
     """
     said: dict[str, Any] = {}
     for file in sample:
@@ -150,11 +152,11 @@ def metadata_of(
             continue
         suffix = file.kind.decode()
         if file.problem:
-            raise _instead(f"its .{suffix} {file.problem}")
+            raise ImageError(f"its .{suffix} {file.problem}")
         try:
-            text = file.data.decode()
+            text = file.data.decode("utf-8-sig")
         except UnicodeDecodeError:
-            raise _instead(f"its .{suffix} is not UTF-8") from None
+            raise ImageError(f"its .{suffix} is not UTF-8") from None
         if suffix == "cls":
             said["label"] = int(text) if _WHOLE.fullmatch(text.strip()) else text.strip()
         elif suffix == "txt":
@@ -164,26 +166,19 @@ def metadata_of(
             said = _object(text) | said
     if wanted is not None:
         said = {name: value for name, value in said.items() if name in wanted}
-    try:
-        return checked_metadata(said)
-    except ImageError as error:
-        raise _instead(str(error)) from None
+    return checked_metadata(said)
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        raise _instead("its .json is not JSON") from None
+        raise ImageError("its .json is not JSON") from None
     if not isinstance(found, dict):
-        raise _instead("its .json is not an object")
+        raise ImageError("its .json is not an object")
     # As in a table: a number that is none says nothing.
     return {
         name: value
         for name, value in found.items()
         if not isinstance(value, float) or math.isfinite(value)
     }
-
-
-def _instead(reason: str) -> ImageError:
-    return ImageError(f"{reason}; 'FILE.tar?metadata=' takes the images alone")

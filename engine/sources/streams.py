@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import functools
 import importlib
 import io
 import lzma
@@ -16,12 +15,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from engine.errors import SourceError
+from engine.sources.base import stamp_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 BUFFER_BYTES = 1 << 18
 _READ_BYTES = 1 << 16  # of the compressed file, at a time
+_MOST_PADDING = 64 << 20  # bytes of zeros between streams: more is not gone through
 _LEAST_MEMORY = 16 << 20  # bytes: what all but the highest levels take, also for small files
 _CUT = "its compressed data was cut short"
 
@@ -102,23 +103,26 @@ def decompressor(how: str, memory: int) -> Decompressor:
     return made
 
 
-def plain(file: IO[bytes], memory: int) -> tuple[IO[bytes], bool]:
-    """The bytes of a file, decompressed if need be, and whether it is the file itself."""
+def plain(file: IO[bytes], memory: int) -> tuple[IO[bytes], Decompressed | None]:
+    """The bytes of a file, decompressed if need be, and what does that; None for the file itself."""
     how = _compression(file.read(_SIGNATURE_BYTES))
     file.seek(0)
     if how is None:
-        return file, True
-    return io.BufferedReader(_Decompressed(file, how, memory), BUFFER_BYTES), False
+        return file, None
+    stream = Decompressed(file, how, memory)
+    return io.BufferedReader(stream, BUFFER_BYTES), stream
 
 
-class _Decompressed(io.RawIOBase):
+class Decompressed(io.RawIOBase):
     """What is in a compressed file: one stream, or several behind each other."""
 
     def __init__(self, file: IO[bytes], how: str, memory: int) -> None:
+        """``how`` is what the first stream is compressed with, as ``decompressor`` has it."""
         self._file = file
-        self._how = how
-        self._new = functools.partial(decompressor, how, memory)
-        self._stream = self._new()
+        self._memory = memory
+        self._stream = decompressor(how, memory)
+        self._ended = False
+        self.remains = False  # whether something that is not compressed is behind it
 
     def readable(self) -> bool:
         """It is."""
@@ -130,12 +134,9 @@ class _Decompressed(io.RawIOBase):
         while True:
             data = b""
             if self._stream.eof:
-                data = self._stream.unused_data
-                if len(data) < _SIGNATURE_BYTES:
-                    data += self._file.read(_READ_BYTES)
-                if _compression(data) != self._how:  # padding, which nobody reads
+                data = self._next_stream()
+                if not data:
                     return 0
-                self._stream = self._new()
             elif self._stream.needs_input:
                 data = self._file.read(_READ_BYTES)
             out = self._stream.decompress(data, len(view))
@@ -144,6 +145,23 @@ class _Decompressed(io.RawIOBase):
                 return len(out)
             if not data and not self._stream.eof:
                 raise EOFError(_CUT)
+
+    def _next_stream(self) -> bytes:
+        """Begin with the stream behind this one's end, and its first bytes; empty if there is none."""
+        if self._ended:
+            return b""
+        data = self._stream.unused_data.lstrip(b"\0")  # zeros are padding
+        for _ in range(_MOST_PADDING // _READ_BYTES):
+            more = b"" if len(data) >= _SIGNATURE_BYTES else self._file.read(_READ_BYTES)
+            if not more:
+                break
+            data = (data + more).lstrip(b"\0")
+        how = _compression(data)
+        if how is None:
+            self._ended, self.remains = True, bool(data)
+            return b""
+        self._stream = decompressor(how, self._memory)
+        return data
 
 
 @contextmanager
@@ -192,7 +210,7 @@ def zstd() -> Any:
 
 def _compare(file: IO[bytes], stamp: tuple[int, int]) -> None:
     status = os.fstat(file.fileno())
-    if (status.st_mtime_ns, status.st_size) != stamp:
+    if stamp_of(status) != stamp:
         raise SourceError("changed while it was read: ingest it again", passing=True)
 
 

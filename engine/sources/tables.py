@@ -10,7 +10,7 @@ import datetime
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from engine.errors import ImageError, SourceError, UsageError
 from engine.sources import thrift
-from engine.sources.base import Member, Problem, Skipped, checked_metadata, over_limit
+from engine.sources.base import Member, Problem, Skipped, checked_metadata, over_limit, stamp_of
 from engine.sources.naming import name_of, query_values, wanted_fields
 from engine.sources.streams import steady
 
@@ -49,15 +49,17 @@ class ParquetTable:
         """
         values = query_values(path, query, {"image", "metadata"})
         self._path = path
-        status = path.stat()
-        self.mtime_ns, self.size = status.st_mtime_ns, status.st_size
+        self.mtime_ns, self.size = stamp_of(path.stat())
         self.name = name_of(path, query)
         with self._open() as (_, table):
             self.count: int = table.metadata.num_rows
             schema = table.schema_arrow
         self._image, self._in_struct, self._has_path = _image_column(schema, values, path)
-        self._columns = _metadata_columns(schema, self._image, wanted_fields(values), path)
+        self._whole = _fields_of_extension(schema, self._image)
         wanted = wanted_fields(values)
+        self._columns = _metadata_columns(
+            schema, self._image, wanted, path, has_path=self._has_path
+        )
         self._keeps_path = self._has_path and (wanted is None or "path" in wanted)
 
     def members(self, start: int, most: int) -> Iterator[Member | Problem | Skipped]:
@@ -86,7 +88,7 @@ class ParquetTable:
         inside = [f"{self._image}.bytes"] if self._in_struct else [self._image]
         if keeps_path:
             inside.append(f"{self._image}.path")
-        names = [*inside, *columns]
+        names = [*(self._whole or inside), *columns]
         first = 0
         with self._open() as (file, table):
             for group in range(table.metadata.num_row_groups):
@@ -117,33 +119,24 @@ class ParquetTable:
         if skip >= batch.num_rows:
             return
         batch = batch.slice(skip)
-        images = batch.column(self._image)
-        paths = images.field("path") if keeps_path else None
-        data = images.field("bytes") if self._in_struct else images
-        said = [(tell, _plain_times(batch.column(name))) for name, tell in columns.items()]
+        images = _stored(batch.column(self._image))
+        data = _stored(images.field("bytes")) if self._in_struct else images
+        said = [(tell, _stored(batch.column(name))) for name, tell in columns.items()]
+        if keeps_path:
+            said.insert(0, (_tell_path, _stored(images.field("path"))))
+        stamp = (self.mtime_ns, self.size)
         for i in range(batch.num_rows):
             name = b"%s#%d" % (self.name, first + skip + i)
-            try:
-                value = data[i].as_py()
-                if value is None:
-                    raise ImageError("has no image bytes")
-                if len(value) > most:
-                    raise over_limit(len(value), most)
-                metadata: dict[str, Any] = {}
-                if paths is not None and (path := paths[i].as_py()) is not None:
-                    metadata["path"] = path
-                for tell, column in said:
-                    metadata |= tell(column[i].as_py())
-                yield Member(name, self.mtime_ns, self.size, value, checked_metadata(metadata))
-            except ImageError as error:
-                reason = str(error)
-                if reason.startswith("its metadata"):
-                    reason += "; 'FILE.parquet?metadata=' takes the images alone"
-                stamp = (0, 0) if error.passing else (self.mtime_ns, self.size)
-                yield Problem(name, reason, *stamp)
-            except (ValueError, OverflowError) as error:  # no UTF-8, a date that Python has not
-                reason = f"a column beside the image cannot be read: {_line(error)}"
-                yield Problem(name, reason, self.mtime_ns, self.size)
+            value = data[i].as_py()
+            if value is None:
+                yield Problem(name, "has no image bytes", *stamp)
+                continue
+            if len(value) > most:
+                error = over_limit(len(value), most)
+                yield Problem(name, str(error), *((0, 0) if error.passing else stamp))
+                continue
+            metadata, lost = _metadata(said, i)
+            yield Member(name, *stamp, value, metadata, note=lost)
 
     @contextmanager
     def _open(self) -> Iterator[tuple[IO[bytes], Any]]:
@@ -228,7 +221,10 @@ def _check_footer(file: IO[bytes], size: int) -> int:
 
 def _image_column(schema: Any, values: Mapping[str, str], path: Path) -> tuple[str, bool, bool]:
     """The column of images, whether it is of ``{bytes, path}``, and whether it has that path."""
-    found = {field.name: field.type for field in schema if _holds_images(field.type)}
+    found = {field.name: _plain(field.type) for field in schema if _holds_images(field.type)}
+    if values.get("image") not in found and (values.get("image") is not None or not found):
+        # Bytes of one length are most often a checksum.
+        found = {f.name: _plain(f.type) for f in schema if _holds_images(f.type, fixed=True)}
     listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
     shown = listed if len(listed) <= 500 else listed[:500] + " …"
     name = values.get("image")
@@ -238,7 +234,7 @@ def _image_column(schema: Any, values: Mapping[str, str], path: Path) -> tuple[s
         raise UsageError(f"{path}: the column {name!r} holds no image files: there are {shown}")
     if name is None and not found:
         raise UsageError(
-            f"{path} has no column of image files, as bytes or {{bytes, path}}: it has "
+            f"{path} has no column of image files, one a row, as bytes or {{bytes, path}}: it has "
             f"{shown or 'no columns'}"
         )
     if name is None:
@@ -257,27 +253,61 @@ def _image_column(schema: Any, values: Mapping[str, str], path: Path) -> tuple[s
     kind = found[name]
     in_struct = pa.types.is_struct(kind)
     has_path = in_struct and any(
-        field.name == "path" and pa.types.is_string(field.type) for field in kind
+        field.name == "path" and (_is_text(field.type) or _is_binary(field.type)) for field in kind
     )
     return name, in_struct, has_path
 
 
-def _holds_images(kind: Any) -> bool:
+def _holds_images(kind: Any, *, fixed: bool = False) -> bool:
     import pyarrow as pa
 
+    kind = _plain(kind)
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
-    return _is_binary(kind)
+        return any(field.name == "bytes" and _is_binary(field.type, fixed=True) for field in kind)
+    return _is_binary(kind, fixed=fixed)
 
 
-def _is_binary(kind: Any) -> bool:
+def _is_binary(kind: Any, *, fixed: bool = False) -> bool:
+    """Whether values are bytes; ``fixed``: also those of one length."""
     import pyarrow as pa
 
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    types, kind = pa.types, _plain(kind)
+    tests = [types.is_binary, types.is_large_binary, types.is_binary_view]
+    tests += [types.is_fixed_size_binary] * fixed
+    return any(test(kind) for test in tests)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    types, kind = pa.types, _plain(kind)
+    return any(
+        test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view)
+    )
+
+
+def _plain(kind: Any) -> Any:
+    """The type of the values, whatever they are wrapped in: an extension, a dictionary."""
+    import pyarrow as pa
+
+    while isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
+        is_extension = isinstance(kind, pa.BaseExtensionType)
+        kind = kind.storage_type if is_extension else kind.value_type
+    return kind
+
+
+def _fields_of_extension(schema: Any, image: str) -> list[str]:
+    """The fields of an extension type, which pyarrow reads all of or not at all; else none."""
+    import pyarrow as pa
+
+    kind = schema.field(image).type
+    if not isinstance(kind, pa.BaseExtensionType) or not pa.types.is_struct(_plain(kind)):
+        return []
+    return [f"{image}.{field.name}" for field in _plain(kind)]
 
 
 def _metadata_columns(
-    schema: Any, image: str, wanted: tuple[str, ...] | None, path: Path
+    schema: Any, image: str, wanted: tuple[str, ...] | None, path: Path, *, has_path: bool
 ) -> dict[str, Callable[[Any], dict[str, Any]]]:
     """The columns beside the images, each with what makes metadata of one of its values."""
     times = Counter(schema.names)
@@ -286,9 +316,9 @@ def _metadata_columns(
         for field in schema
         if field.name != image and times[field.name] == 1 and _is_scalar(field.type)
     }
-    names = list(scalar) if wanted is None else [name for name in wanted if name != "path"]
-    if wanted is not None and "path" in scalar and "path" in wanted:
-        names.append("path")
+    names = list(scalar) if wanted is None else list(wanted)
+    if wanted is not None and has_path and "path" in names and "path" not in scalar:
+        names.remove("path")  # it stands beside the image's bytes
     for name in names:
         if name not in scalar:
             raise UsageError(f"{path}: {name!r} is no column of numbers, texts or times")
@@ -299,17 +329,14 @@ def _metadata_columns(
 def _is_scalar(kind: Any) -> bool:
     import pyarrow as pa
 
-    types = pa.types
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return any(
+    types, kind = pa.types, _plain(kind)
+    return _is_text(kind) or any(
         test(kind)
         for test in (
             types.is_integer,
             types.is_floating,
+            types.is_decimal,
             types.is_boolean,
-            types.is_string,
-            types.is_large_string,
             types.is_date,
             types.is_timestamp,
             types.is_time,
@@ -317,16 +344,47 @@ def _is_scalar(kind: Any) -> bool:
     )
 
 
-def _plain_times(column: Any) -> Any:
-    """Nanoseconds as microseconds, which Python has; all else as it is."""
+def _stored(column: Any) -> Any:
+    """A column as it is stored, with nanoseconds as microseconds, which Python has.
+
+    ``SourceError`` where it has a value by a number that its dictionary does not have.
+    """
     import pyarrow as pa
 
+    while isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
     kind = column.type
+    if pa.types.is_dictionary(kind):
+        count = len(column.dictionary)
+        if not all(i is None or 0 <= i < count for i in column.indices.to_pylist()):
+            raise SourceError("is damaged: a value that is not in its dictionary")
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
         return column.cast(pa.timestamp("us", kind.tz), safe=False)
     if pa.types.is_time64(kind) and kind.unit == "ns":
         return column.cast(pa.time64("us"), safe=False)
     return column
+
+
+def _metadata(
+    said: Sequence[tuple[Callable[[Any], dict[str, Any]], Any]], row: int
+) -> tuple[dict[str, Any] | None, str]:
+    """What the columns say of a row; or why it cannot be kept, as the image can."""
+    metadata: dict[str, Any] = {}
+    try:
+        for tell, column in said:
+            metadata |= tell(column[row].as_py())
+        return checked_metadata(metadata), ""
+    except ImageError as error:
+        return None, str(error)
+    except (ValueError, OverflowError) as error:  # no UTF-8, a date that Python has not
+        return None, f"a column beside the image cannot be read: {_line(error)}"
+
+
+def _tell_path(value: str | bytes | None) -> dict[str, Any]:
+    """The name of the file that the bytes come from; some writers do not say that it is text."""
+    if value is None:
+        return {}
+    return {"path": value.decode() if isinstance(value, bytes) else value}
 
 
 def _teller(name: str, labels: list[str]) -> Callable[[Any], dict[str, Any]]:

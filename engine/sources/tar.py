@@ -15,25 +15,39 @@ from dataclasses import dataclass
 from typing import IO
 
 from engine.errors import SourceError
+from engine.sources.base import DEVICES, HARD_LINKS, LINKS, PIECES
 
 BLOCK = 512
 _MOST_HEADER = 1 << 20  # bytes of a long name or of a pax header
 _MOST_SIZE = 1 << 62
 _SKIP_BYTES = 1 << 20
+_MOST_ZEROS = 64 << 20  # bytes between archives: more is not gone through
 _WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders, pipes: a size says nothing
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL, _SPARSE = b"LKxXgS"
-_NO_FILES = _WITHOUT_DATA | frozenset(b"MVD")  # pieces of files, labels, lists of folders
+_HARD_LINK = ord("1")
+_FOLDERS = frozenset(
+    b"5VD"
+)  # and labels and lists of what is in a folder: there is nothing to be read
+_NOTES = {
+    _HARD_LINK: HARD_LINKS,
+    ord("2"): LINKS,
+    **dict.fromkeys(b"346", DEVICES),
+    ord("M"): PIECES,
+}
 _ZEROS = bytes(BLOCK)
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
 @dataclass(slots=True)
 class Entry:
-    """One file in an archive. Folders, links and devices are none."""
+    """One member of an archive that is no folder: a file, or with a ``note`` something else."""
 
     name: bytes  # as it is written there: nothing but a name
     size: int  # bytes
     sparse: bool = False  # what is stored is not the file itself
+    note: str = ""  # what it is, if it is no file
+    link: bytes = b""  # the member that a hard link leads to
+    begins: bool = False  # an archive, of which there may be several behind each other
 
 
 @dataclass(slots=True)
@@ -41,6 +55,7 @@ class _Extended:
     """What headers of their own say of the member behind them."""
 
     name: bytes | None = None
+    link: bytes | None = None
     size: int | None = None
     sparse: bool = False
 
@@ -55,16 +70,23 @@ class TarReader:
         self._left = 0  # bytes of the entry that were not read
         self._padding = 0
         self._seen = 0  # members, of any kind
+        self.remains = False  # whether something that is no archive is behind it
 
     def __iter__(self) -> Iterator[Entry]:
-        """The files, in their order; ``read`` gives the bytes of the last one."""
+        """The members but folders, in their order; ``read`` gives the bytes of the last one.
+
+        Archives behind each other are read as one, as GNU tar does with ``--ignore-zeros``.
+        """
         extended = _Extended()
+        begins = False
         while True:
             self._skip()
             block = self._file.read(BLOCK)
-            if len(block) == BLOCK and block == _ZEROS:
-                self._drain()
-                return
+            if block == _ZEROS:
+                block = self._next_archive()
+                if not block:
+                    return
+                extended, begins = _Extended(), True
             if len(block) < BLOCK:
                 raise self._cut()
             kind = block[156]
@@ -73,13 +95,18 @@ class TarReader:
                 data = self._header(size)
                 if kind == _LONG_NAME:
                     extended.name = data.partition(b"\0")[0]
-                elif kind != _LONG_LINK:
+                elif kind == _LONG_LINK:
+                    extended.link = data.partition(b"\0")[0]
+                else:
                     self._read_pax(data, extended)
                 continue
             if kind == _PAX_GLOBAL:  # says nothing that could hold for every member
                 self._expect(size)
                 continue
             name, known = extended.name, extended
+            link = known.link
+            if link is None:
+                link = block[157:257].partition(b"\0")[0]
             if name is None:
                 name = _name(block)
             if known.size is not None:
@@ -92,8 +119,10 @@ class TarReader:
             self._seen += 1
             self._expect(size)
             folder = kind in (0, ord("0")) and name.endswith(b"/")
-            if kind not in _NO_FILES and not folder:
-                yield Entry(name, size, known.sparse or kind == _SPARSE)
+            if kind not in _FOLDERS and not folder:
+                sparse = known.sparse or kind == _SPARSE
+                yield Entry(name, size, sparse, _NOTES.get(kind, ""), link, begins)
+                begins = False
 
     def read(self, most: int) -> bytes:
         """Up to ``most`` more bytes of the last file: fewer at its end only."""
@@ -107,10 +136,7 @@ class TarReader:
     def _size(self, block: bytes) -> int:
         """The size that a header tells, once it is known to be one."""
         try:
-            told = _number(block[148:156])
-            total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-            good = told == total or told == _signed_sum(block)
-            size = _number(block[124:136]) if good else -1
+            size = _number(block[124:136]) if _is_header(block) else -1
         except ValueError:
             size = -1
         if 0 <= size <= _MOST_SIZE:
@@ -146,6 +172,8 @@ class TarReader:
             key, _, value = data[space + 1 : end - 1].partition(b"=")
             if key == b"path":
                 extended.name = value
+            elif key == b"linkpath":
+                extended.link = value
             elif key == b"size" and _DIGITS.fullmatch(value):
                 extended.size = int(value)
             elif key.startswith(b"GNU.sparse."):
@@ -183,10 +211,21 @@ class TarReader:
                 raise self._cut(whole)
             count -= len(data)
 
-    def _drain(self) -> None:
-        """Read what fills up the last record, behind which a compressed file has its checksum."""
-        if not self._seekable:
-            self._file.read(_SKIP_BYTES)
+    def _next_archive(self) -> bytes:
+        """The first header of an archive behind this one's end; empty if there is none.
+
+        So a compressed file is read to its end, where its checksum is.
+        """
+        for _ in range(_MOST_ZEROS // BLOCK):
+            block = self._file.read(BLOCK)
+            if not block:
+                return b""
+            if block.strip(b"\0"):
+                if _is_header(block):
+                    return block
+                break
+        self.remains = True
+        return b""
 
     def _cut(self, whole: int | None = None) -> SourceError:
         seen = self._seen if whole is None else whole
@@ -203,6 +242,18 @@ def is_tar(block: bytes) -> bool:
         return _number(block[148:156]) == sum(block) - sum(block[148:156]) + 8 * ord(" ")
     except ValueError:
         return False
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether the checksum in a block is its own, as old programs made it too."""
+    if len(block) != BLOCK:
+        return False
+    try:
+        told = _number(block[148:156])
+    except ValueError:
+        return False
+    total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    return told == total or told == _signed_sum(block)
 
 
 def _name(block: bytes) -> bytes:

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from engine.errors import SourceError
+from engine.sources.base import stamp_of
 
 _MOST_FOLDERS = 4096  # that are remembered
 # Where disks are mounted, each in a folder that goes with it.
@@ -59,7 +60,7 @@ def stamp(path: bytes) -> tuple[int, int] | None:
         status = Path(os.fsdecode(path)).stat()
     except (OSError, ValueError):
         return None
-    return status.st_mtime_ns, status.st_size
+    return stamp_of(status)
 
 
 def _unmounted(folder: bytes) -> str | None:

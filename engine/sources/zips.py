@@ -11,46 +11,42 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from engine.errors import ImageError, SourceError, UsageError
 from engine.pixels import looks_like_image
-from engine.sources.base import HEAD_BYTES, Member, Problem, Skipped, absolute, over_limit
+from engine.sources import zipdir
+from engine.sources.base import (
+    DEVICES,
+    FOLDERS_WITH_DATA,
+    HEAD_BYTES,
+    LINKS,
+    Member,
+    Problem,
+    Skipped,
+    absolute,
+    over_limit,
+    stamp_of,
+)
 from engine.sources.naming import MOST_NAME, claims_by_name, name_problem, no_member
 from engine.sources.streams import damage, decompressor, steady
+from engine.sources.zipdir import Entry
 
-_END = struct.Struct("<4s4H2LH")  # of the central directory
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_LOCATOR64 = struct.Struct("<4sLQL")
-_CENTRAL = struct.Struct("<4s4B4HL2L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
-_MOST_COMMENT = 0xFFFF
-_FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
-_ENCRYPTED = 0x1 | 0x40
-_UTF8 = 0x800
-_UNIX = 3
 _STORED, _DEFLATED, _BZIP2, _ZSTD = 0, 8, 12, 93
-_DIRECTORY_BYTES = 1 << 16  # of the directory, read at a time
+_NOT_READ = {
+    1: "Shrink",
+    6: "Implode",
+    9: "Deflate64",
+    14: "LZMA",
+    95: "xz",
+    96: "packed JPEG",
+    97: "WavPack",
+    98: "PPMd",
+    99: "AES",
+}
 _DAMAGED = "is damaged in the archive"
-
-
-@dataclass(slots=True)
-class _Entry:
-    """One member, as the directory has it."""
-
-    name: bytes
-    flags: int
-    method: int
-    checksum: int
-    packed: int  # bytes
-    size: int  # bytes, once it is unpacked
-    at: int  # where its own header is
-
-    @property
-    def is_encrypted(self) -> bool:
-        return bool(self.flags & _ENCRYPTED)
 
 
 class ZipArchive:
@@ -61,8 +57,7 @@ class ZipArchive:
         if query:
             raise UsageError(f"{path}: a zip takes no ?{query[:200]}: leave that out")
         self._path = path
-        status = path.stat()
-        self.mtime_ns, self.size = status.st_mtime_ns, status.st_size
+        self.mtime_ns, self.size = stamp_of(path.stat())
         self.name = absolute(path)
 
     @property
@@ -70,7 +65,7 @@ class ZipArchive:
         """Its members by its own account, folders included; None if it cannot be read."""
         try:
             with steady(self._path, (self.mtime_ns, self.size)) as file:
-                return _directory(file, self.size).count
+                return zipdir.find(file, self.size).count
         except SourceError:
             return None
 
@@ -88,19 +83,35 @@ class ZipArchive:
     def read(self, member: bytes, most: int) -> bytes:
         """The bytes of one member; ``SourceError`` if it is missing, ``ImageError`` if too large."""
         with steady(self._path, (self.mtime_ns, self.size)) as file:
+            older = None
             for entry in self._entries(file):
                 if entry.name == member:
-                    return _read(file, entry, most)
+                    return self._bytes(file, entry, most)
+                if entry.as_cp437 == member:  # as stores may call it that were made before
+                    older = older or entry
+            if older is not None:
+                return self._bytes(file, older, most)
         raise SourceError(no_member(member))
 
-    def _entries(self, file: IO[bytes]) -> Iterator[_Entry]:
-        """The files of the directory; folders and links are none."""
+    def _entries(self, file: IO[bytes]) -> Iterator[Entry]:
+        """All of the directory but folders."""
         # Of its own, so that the two do not make each other read everything again.
         with steady(self._path, (self.mtime_ns, self.size)) as beside:
-            yield from _entries(beside, _directory(file, self.size))
+            for entry in zipdir.entries(beside, zipdir.find(file, self.size)):
+                if entry.size or not entry.is_folder:
+                    yield entry
 
-    def _member(self, file: IO[bytes], entry: _Entry, most: int) -> Member | Problem | Skipped:
+    def _bytes(self, file: IO[bytes], entry: Entry, most: int) -> bytes:
+        note = _note(entry)
+        if note:
+            raise ImageError(f"is no file in the archive: it is one of the {note}")
+        return _read(file, entry, most)
+
+    def _member(self, file: IO[bytes], entry: Entry, most: int) -> Member | Problem | Skipped:
         name = self.name + b"#" + entry.name[:MOST_NAME]
+        note = _note(entry)
+        if note:
+            return Skipped(name, note)
         try:
             if not claims_by_name(entry.name) and not _is_signed(file, entry):
                 return Skipped(name)
@@ -114,85 +125,17 @@ class ZipArchive:
         return Member(name, self.mtime_ns, self.size, data)
 
 
-@dataclass(frozen=True, slots=True)
-class _Directory:
-    """Where the directory is."""
-
-    at: int
-    size: int
-    count: int
-    shift: int  # by which everything is later than it says: something was put in front
-
-
-def _directory(file: IO[bytes], size: int) -> _Directory:
-    """Find the directory from the file's end; ``SourceError`` if there is none."""
-    begin = max(0, size - _MOST_COMMENT - _END.size)
-    file.seek(begin)
-    tail = file.read(size - begin)
-    at = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - _END.size + 4))
-    if at < 0:
-        raise SourceError("is not a zip archive, or was cut short: its directory is missing")
-    _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, at)
-    end = begin + at
-    if end >= _LOCATOR64.size and (count == _FULL_16 or _FULL_32 in (length, offset)):
-        file.seek(max(0, end - _LOCATOR64.size))
-        locator = file.read(_LOCATOR64.size)
-        if locator.startswith(b"PK\6\7") and len(locator) == _LOCATOR64.size:
-            # Right in front of its locator, wherever that says it is: something may be put in front.
-            file.seek(max(0, end - _LOCATOR64.size - _END64.size))
-            found = file.read(_END64.size)
-            if not found.startswith(b"PK\6\6") or len(found) < _END64.size:
-                raise SourceError("is damaged: its directory cannot be found")
-            count, length, offset = _END64.unpack(found)[7:]
-            end -= _LOCATOR64.size + _END64.size
-    shift = end - length - offset
-    if shift < 0:
-        raise SourceError("is damaged: its directory is larger than the file")
-    return _Directory(end - length, length, min(count, length // _CENTRAL.size), shift)
+def _note(entry: Entry) -> str:
+    """Why an entry is no file; empty if it is one."""
+    if entry.is_folder:
+        return FOLDERS_WITH_DATA
+    if entry.is_link:
+        return LINKS
+    of_a_file = entry.size or stat.S_IFMT(entry.mode) in (0, stat.S_IFREG)
+    return "" if of_a_file else DEVICES
 
 
-def _entries(file: IO[bytes], directory: _Directory) -> Iterator[_Entry]:
-    file.seek(directory.at)
-    left, number = directory.size, 0
-    while left > 0:
-        head = file.read(_CENTRAL.size)
-        if len(head) < _CENTRAL.size or not head.startswith(b"PK\1\2"):
-            raise SourceError(f"is damaged: its directory breaks off after member {number}")
-        (_, _, system, _, _, flags, method, _, _, checksum, packed, size, *rest) = _CENTRAL.unpack(
-            head
-        )
-        name_bytes, extra_bytes, comment_bytes, _, _, attributes, at = rest
-        variable = file.read(name_bytes + extra_bytes + comment_bytes)
-        left -= len(head) + len(variable)
-        if len(variable) < name_bytes + extra_bytes + comment_bytes or left < 0:
-            raise SourceError(f"is damaged: its directory breaks off after member {number}")
-        number += 1
-        name = variable[:name_bytes]
-        link = system == _UNIX and stat.S_ISLNK(attributes >> 16)
-        if name.endswith(b"/") or link:
-            continue
-        if _FULL_32 in (packed, size, at):
-            extra = variable[name_bytes : name_bytes + extra_bytes]
-            size, packed, at = _long(extra, [size, packed, at])
-        if not flags & _UTF8:
-            name = name.decode("cp437").encode()
-        yield _Entry(name, flags, method, checksum, packed, size, at + directory.shift)
-
-
-def _long(extra: bytes, values: list[int]) -> list[int]:
-    """Size, packed size and place where those that are 0xFFFFFFFF stand in a zip64 field."""
-    at = 0
-    while at + 4 <= len(extra):
-        tag, length = struct.unpack_from("<2H", extra, at)
-        field = extra[at + 4 : at + 4 + length]
-        at += 4 + length
-        if tag == 1:
-            wide = iter(struct.unpack(f"<{len(field) // 8}Q", field[: len(field) // 8 * 8]))
-            return [next(wide, value) if value == _FULL_32 else value for value in values]
-    return values
-
-
-def _is_signed(file: IO[bytes], entry: _Entry) -> bool:
+def _is_signed(file: IO[bytes], entry: Entry) -> bool:
     """Whether a member's first bytes are an image's; not of one that cannot be read."""
     if entry.is_encrypted or not entry.size:
         return False
@@ -203,7 +146,7 @@ def _is_signed(file: IO[bytes], entry: _Entry) -> bool:
         return False
 
 
-def _read(file: IO[bytes], entry: _Entry, most: int) -> bytes:
+def _read(file: IO[bytes], entry: Entry, most: int) -> bytes:
     """The bytes of a member, all of them and unharmed, or ``ImageError``."""
     if entry.is_encrypted:
         raise ImageError("is encrypted: unpack it with its password and ingest what comes out")
@@ -221,7 +164,7 @@ def _read(file: IO[bytes], entry: _Entry, most: int) -> bytes:
     return data
 
 
-def _packed(file: IO[bytes], entry: _Entry, count: int) -> bytes:
+def _packed(file: IO[bytes], entry: Entry, count: int) -> bytes:
     """The first ``count`` bytes of a member as they are in the file."""
     if entry.at >> 62:
         raise ImageError(f"{_DAMAGED}: it is not in the file")
@@ -252,4 +195,5 @@ def _unpack(packed: bytes, method: int, most: int) -> bytes:
         raise ImageError(f"{_DAMAGED}: {' '.join(str(error).split())}") from None
     except SourceError as error:
         raise ImageError(str(error), passing=True) from None
-    raise ImageError(f"is packed in a way that is not read (method {method}): pack it with deflate")
+    called = _NOT_READ.get(method, "a way that nobody knows here")
+    raise ImageError(f"is packed with {called} (method {method}): pack it with Deflate")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from engine.errors import UsageError
 from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry
 
@@ -15,7 +17,7 @@ _UNMEASURED_LISTS = 16
 
 def check_recall(recall: float) -> float:
     """``UsageError`` unless it is a share in (0, 1]."""
-    good = isinstance(recall, int | float) and not isinstance(recall, bool)
+    good = isinstance(recall, int | float | np.floating) and not isinstance(recall, bool)
     if not (good and 0 < recall <= 1):
         raise UsageError(
             f"recall is the share of the nearest that is to be found, above 0 and at most 1, "

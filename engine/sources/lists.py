@@ -1,0 +1,80 @@
+"""Lists of sources or images in files: one a line, or with a null byte behind each."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.errors import UsageError
+
+MOST_LINE = 1 << 16  # bytes
+_MOST_SHOWN = 200  # characters of a source, in a message
+_READ_BYTES = 1 << 16
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def listed(path: str | os.PathLike[str], *, null: bool = False) -> Iterator[str]:
+    """The lines of a file of paths, one by one; ``UsageError`` if it cannot be read.
+
+    Lines end as Unix or Windows has it, and a byte-order mark in front of the first is no part of it.
+    With ``null`` each ends with a null byte, as ``find -print0`` writes them, and is taken as it is.
+    Of one of more than 64 KiB, which is no path, comes the beginning: one byte more than that.
+    """
+    try:
+        with Path("/dev/stdin" if path == "-" else path).open("rb") as file:
+            for number, line in enumerate(_pieces(file, b"\0" if null else b"\n")):
+                if not null:
+                    line = _text(line, path) if number == 0 else line
+                    line = line if len(line) > MOST_LINE else line.rstrip(b"\r")
+                if line if null else line.strip():
+                    yield os.fsdecode(line)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _pieces(file: io.BufferedReader, end: bytes) -> Iterator[bytes]:
+    """What stands before each ``end``, as soon as it is there; of what is too long the beginning."""
+    piece = bytearray()
+    while data := file.read1(_READ_BYTES):
+        *whole, rest = data.split(end)
+        for part in whole:
+            piece += part
+            yield bytes(piece[: MOST_LINE + 1])
+            piece.clear()
+        piece += rest
+        del piece[MOST_LINE + 1 :]
+    if piece:
+        yield bytes(piece)
+
+
+def _text(line: bytes, path: str | os.PathLike[str]) -> bytes:
+    """The first line without a byte-order mark."""
+    if line.startswith(_UTF_16) and b"\0" in line:
+        raise UsageError(f"{shown(path)} is a list in UTF-16: save it as UTF-8")
+    return line.removeprefix(codecs.BOM_UTF8)
+
+
+def check_list(path: str | os.PathLike[str], *, null: bool = False) -> None:
+    """``UsageError`` for a list that cannot be read; a pipe's lines, which come once, stay in it."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            if Path(path).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return
+        with Path(path).open("rb") as file:
+            if not null:
+                _text(file.readline(MOST_LINE), path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{shown(path)} cannot be read: {reason}") from None
+
+
+def shown(text: str | os.PathLike[str], most: int = _MOST_SHOWN) -> str:
+    """A text in a message; of a long one the beginning and the end, which says what to do."""
+    text = os.fspath(text)
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-(most // 2) :]}"
