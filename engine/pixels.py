@@ -45,6 +45,8 @@ from PIL import (
 )
 
 from engine.errors import ImageError, UsageError
+from engine.formats import avif, bmp, jpeg2000, opened, png, pnm, tiff
+from engine.formats.common import grey_to_rgb, indexed_to_rgb, is_deep_layout, raw_mode, to_rgb
 from engine.records import Buffer, Decoded, Kind, Pixels
 
 CANONICAL_VERSION = 1
@@ -101,10 +103,6 @@ SUFFIXES = frozenset(
 )
 
 _ORIENTATION_TAG = 0x0112
-_PHOTOMETRIC_TAG = 262
-# 16-bit colour: Pillow keeps one byte of each channel, and which one depends on the raw mode. Decoding
-# once for either byte gives both, where converting would make 300 and 60000 the same value.
-_OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B"}
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -150,7 +148,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None =
     except MemoryError:
         raise ImageError("not enough memory to decode it", passing=True) from None
     except UnidentifiedImageError:
-        raise ImageError("not an image in a known format") from None
+        raise _unidentified(data) from None
     except Image.DecompressionBombError:
         raise ImageError(f"too many pixels (the limit is {max_pixels:,})") from None
     # Pillow's decoders raise whatever their parsing trips over: SyntaxError, struct.error, KeyError …
@@ -162,7 +160,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None =
 def decoding_bytes(data: bytes) -> int:
     """Memory that decoding an image file takes, by its header; 0 if it has no readable one."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _open(data, check=False)[0] as image:
             return _decoding_bytes(image)
     except Exception:  # decode will say what is wrong
         return 0
@@ -186,29 +184,47 @@ def from_array(array: npt.ArrayLike) -> Pixels:
             f"an image of shape {pixels.shape}: (H, W), (H, W, 3) or (H, W, 4) is needed"
         )
     if pixels.dtype == np.bool_ or (pixels.dtype == np.uint8 and pixels.max(initial=0) <= 1):
-        return _canonical(_rgb(pixels.astype(np.uint8)) * np.uint8(255), 1)
+        return _canonical(grey_to_rgb(pixels.astype(np.uint8)) * np.uint8(255), 1)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UsageError(f"an image of dtype {pixels.dtype}: bool, uint8 or uint16 is needed")
-    return _canonical(_rgb(pixels), 1, bits=False)
+    return _canonical(grey_to_rgb(pixels), 1, bits=False)
 
 
-def from_image(image: Image.Image) -> Pixels:
-    """A PIL image (its current frame, with no orientation applied)."""
+def from_image(image: Image.Image, *, max_bytes: int | None = None) -> Pixels:
+    """A PIL image (its current frame).
+
+    Of one that ``Image.open`` gave it is what ``decode`` makes of the file: turned as EXIF says and with
+    the number of frames, if it is at the first. Until its pixels are loaded, the file itself is read, in
+    full depth and in at most ``max_bytes`` of memory. What was made of an opened image (a copy, another
+    mode, a crop) is taken as it is.
+
+    Raises ``UsageError`` for a mode that is not supported, ``ImageError`` if it cannot be read.
+    """
+    data = opened.unread_file(image, FORMATS)
+    if data is not None:
+        return decode(data, max_bytes=max_bytes).pixels
     if image.mode.startswith("I;16"):
-        return from_array(np.asarray(image).astype(np.uint16))
-    if image.mode in ("I", "F"):
+        array: npt.NDArray[Any] = grey_to_rgb(np.asarray(image).astype(np.uint16))
+    elif image.mode in ("I", "F"):
         raise UsageError(
             f"a PIL image of mode {image.mode}: at most 16 bits a channel are supported"
         )
-    if ";16" in _raw_mode(image):  # an opened file whose pixels are not loaded yet
+    elif is_deep_layout(_raw_mode(image)):  # an opened file whose pixels are not loaded yet
         raise UsageError(
             "a 16-bit picture that Pillow would reduce to 8 bits: give the file or an array"
         )
-    try:
-        array = _to_rgb(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"a PIL image that cannot be read: {error}") from None
-    return _canonical(array, 1)
+    else:
+        try:
+            array = to_rgb(image)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ImageError(f"a PIL image that cannot be read: {error}") from None
+    if opened.is_ambiguous(image, array):
+        raise UsageError(
+            "a grey PNG with a transparent value that Pillow gets wrong: give the file"
+        )
+    if opened.is_opened(image):
+        array = _oriented(array, _orientation(image))
+    return _canonical(array, opened.frames_of(image), bits=array.dtype != np.uint16)
 
 
 @functools.lru_cache(maxsize=64)
@@ -371,7 +387,8 @@ def squash(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 def _decode(
     data: bytes, max_pixels: int, max_bytes: int | None
 ) -> tuple[npt.NDArray[Any], int, str]:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    image, frames = _open(data)
+    with image:
         container = (image.format or "").lower()
         width, height = image.size
         if width * height > max_pixels:
@@ -388,18 +405,73 @@ def _decode(
                 "which would make different images equal: unset it",
                 passing=True,
             )
-        _refuse_reduced_depth(data, image)
-        # OpenJPEG makes up what is missing; only the end-of-codestream marker tells.
-        if image.format == "JPEG2000" and b"\xff\xd9" not in data:
-            raise ImageError("broken image: the file was cut short")
-        # Counting may seek; the count must not change which frame is decoded.
-        # What an MPO holds besides its picture is a preview, a gain map or another eye's view.
-        frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-        image.seek(0)
-        array = _deep(data, image) if _is_deep(image) else _to_rgb(image)
+        if frames is None:
+            frames = _frames(image)
+            # Counting may seek; the count must not change which frame is decoded.
+            image.seek(0)
+        array = _samples(data, image)
         # After loading: Pillow's TIFF reader applies the tag itself and then drops it.
         orientation = _orientation(image)
     return _oriented(array, orientation), frames, container
+
+
+def _open(data: bytes, *, check: bool = True) -> tuple[ImageFile.ImageFile, int | None]:
+    """The file as Pillow opens it, and the number of its frames where that is not Pillow's to say."""
+    if data.startswith(png.SIGNATURE):
+        stream, frames = png.opened(data, check=check)
+        return Image.open(stream, formats=("PNG",)), frames
+    return Image.open(io.BytesIO(data), formats=FORMATS), None
+
+
+def _frames(image: ImageFile.ImageFile) -> int:
+    # What an MPO holds besides its picture is a preview, a gain map or another eye's view.
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+
+
+def _samples(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[Any]:
+    """(H, W, 3 or 4) uint8 or uint16: every sample of an opened file, or an ``ImageError``."""
+    match image.format:
+        case "PNG":
+            if not _is_deep(image):
+                return png.read(image, image)
+            with _open(data, check=False)[0] as again:
+                return png.read(image, again)
+        case "TIFF":
+            tiff.prepare(image)
+            if not _is_deep(image):
+                return tiff.read(image, None)
+            with _open(data)[0] as again:
+                tiff.prepare(again)
+                return tiff.read(image, again)
+        case "PPM":
+            return pnm.read(data, image)
+        case "BMP" | "DIB":
+            return bmp.read(data, image)
+        case "JPEG2000":
+            return jpeg2000.read(data, image)
+        case "AVIF":
+            avif.refuse_deep(data)
+            return to_rgb(image)
+        case _:
+            return indexed_to_rgb(image)
+
+
+def _unidentified(data: bytes) -> ImageError:
+    """Why Pillow does not know a file."""
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        refusal = tiff.refusal(data)
+        if refusal is not None:
+            return refusal
+    if not looks_like_image(data[:32]):
+        return ImageError("not an image in a known format")
+    for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
+        if accept is not None and accept(data[:16]) is True:
+            try:
+                factory(io.BytesIO(data), "")
+            except Exception as error:  # whatever Pillow's parsing trips over
+                reason = " ".join(str(error).split())
+                return ImageError(f"broken image, or not supported: {reason or 'no reason given'}")
+    return ImageError("not an image in a known format")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -422,76 +494,15 @@ def _oriented(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 def _raw_mode(image: Image.Image) -> str:
     tiles = getattr(image, "tile", None)
-    return _layout(tiles[0]) if tiles else ""
-
-
-def _layout(tile: Any) -> str:
-    raw = tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
-    return raw if isinstance(raw, str) else ""
+    return raw_mode(tiles[0]) if tiles else ""
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether the file holds more than 8 bits a channel."""
-    return image.mode in ("I", "F") or image.mode.startswith("I;") or ";16" in _raw_mode(image)
-
-
-def _deep(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[np.uint16]:
-    """(H, W, C) uint16 of a file with more than 8 bits a channel."""
-    if image.info.get("transparency") is not None:
-        raise ImageError("16-bit pixels with a transparent colour: convert it to RGBA first")
-    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == 0:
-        # Pillow inverts the 8-bit ones only; as they are, they would equal their negative.
-        raise ImageError("16-bit TIFF in which white is zero is not supported: convert it to PNG")
-    if image.mode.startswith("I;16"):
-        return _rgb(np.asarray(image).astype(np.uint16))
-    if image.mode == "I" and image.format == "PPM":
-        return _rgb(np.asarray(image).astype(np.uint16))
-    raw = _raw_mode(image)
-    base, _, order = raw.partition(";")
-    alike = all(_layout(tile) == raw for tile in image.tile)  # a TIFF may have many strips
-    if base not in ("RGB", "RGBA") or order not in _OTHER_BYTE or not alike:
-        raise ImageError(f"{image.mode} pixels ({raw or 'unknown layout'}) are not supported")
-    high = np.asarray(image).astype(np.uint16)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as again:
-        other = f"{base};{_OTHER_BYTE[order]}"
-        again.tile = [
-            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
-            for tile in again.tile
-        ]
-        low = np.asarray(again)
-    if high.shape != low.shape:
-        raise ImageError("16-bit pixels could not be read in full")
-    deep: npt.NDArray[np.uint16] = (high << 8) | low
-    return deep
-
-
-def _refuse_reduced_depth(data: bytes, image: ImageFile.ImageFile) -> None:
-    """Refuse the formats whose deep pixels Pillow can only give reduced to 8 bits."""
-    deep = False
-    if image.format == "PPM":
-        args = image.tile[0].args if image.tile else ()
-        deep = image.mode == "RGB" and isinstance(args, tuple) and len(args) > 1 and args[1] > 255
-    elif image.format == "AVIF":
-        at = data.find(b"av1C")  # AV1 codec configuration, byte 2: 0x40 is high_bitdepth
-        deep = at >= 0 and at + 6 < len(data) and bool(data[at + 6] & 0x40)
-    elif image.format == "JPEG2000" and not image.mode.startswith("I"):
-        at = data.find(b"\xff\x4f\xff\x51")  # SIZ: component count at 40, then 3 bytes a component
-        count = int.from_bytes(data[at + 40 : at + 42], "big") if at >= 0 else 0
-        deep = any((depth & 0x7F) >= 8 for depth in data[at + 42 : at + 42 + 3 * count : 3])
-    if deep:
-        raise ImageError(
-            f"{image.format} with more than 8 bits a channel is not supported: convert it to PNG"
-        )
-
-
-def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) or, where the file knows transparency, (H, W, 4) uint8."""
-    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-
-
-def _rgb(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Grey (H, W) as (H, W, 3); colour stays as it is."""
-    return np.repeat(array[..., None], 3, axis=-1) if array.ndim == 2 else array
+    if image.format == "PPM" and image.tile and isinstance(image.tile[0].args, tuple):
+        return image.mode == "I" or int(image.tile[0].args[-1]) > 255
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;")
+    return deep or is_deep_layout(_raw_mode(image))
 
 
 def _canonical(array: npt.NDArray[Any], frames: int, *, bits: bool = True) -> Pixels:
