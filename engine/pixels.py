@@ -46,7 +46,14 @@ from PIL import (
 
 from engine.errors import ImageError, UsageError
 from engine.formats import avif, bmp, jpeg2000, opened, png, pnm, tiff
-from engine.formats.common import grey_to_rgb, indexed_to_rgb, is_deep_layout, raw_mode, to_rgb
+from engine.formats.common import (
+    grey_to_rgb,
+    indexed_to_rgb,
+    is_deep_layout,
+    keyed,
+    raw_mode,
+    to_rgb,
+)
 from engine.records import Buffer, Decoded, Kind, Pixels
 
 CANONICAL_VERSION = 1
@@ -56,6 +63,13 @@ DECODER = f"pillow-{__version__}"
 
 MAX_PIXELS = 128_000_000
 """The most pixels (width × height) an image may have, whatever the memory: a guard against bombs."""
+
+# A drawing in white on transparency would be a blank page on white. Which ground it gets depends on the
+# mean luma (0-255) of what is opaque, weighted by alpha, which a smaller or compressed copy keeps to one
+# or two. No rule is without a value where the ground changes: one whose ground moved smoothly with the
+# picture would somewhere meet it. This one lies between the lumas that drawings often have: below it
+# light grey (211), gainsboro (220) and yellow (226), above it #eee (238), white smoke (245) and white.
+_ABOUT_WHITE = 232
 
 # Raster formats whose decoders stand up to hostile input; EPS, PDF and the like run interpreters.
 # The plugins are imported here because Pillow's own loading on first use is not safe in threads.
@@ -203,8 +217,17 @@ def from_image(image: Image.Image, *, max_bytes: int | None = None) -> Pixels:
     data = opened.unread_file(image, FORMATS)
     if data is not None:
         return decode(data, max_bytes=max_bytes).pixels
+    if opened.is_reduced(image):
+        raise UsageError(
+            "a loaded PIL image whose pixels Pillow has reduced or not made right: give the file, or "
+            "the image before its pixels are loaded"
+        )
     if image.mode.startswith("I;16"):
         array: npt.NDArray[Any] = grey_to_rgb(np.asarray(image).astype(np.uint16))
+        if "transparency" in image.info:
+            array = keyed(array, image.info["transparency"])
+    elif image.mode == "I" and image.format == "PPM":
+        array = grey_to_rgb(np.asarray(image).astype(np.uint16))
     elif image.mode in ("I", "F"):
         raise UsageError(
             f"a PIL image of mode {image.mode}: at most 16 bits a channel are supported"
@@ -218,10 +241,6 @@ def from_image(image: Image.Image, *, max_bytes: int | None = None) -> Pixels:
             array = to_rgb(image)
         except (OSError, ValueError, SyntaxError) as error:
             raise ImageError(f"a PIL image that cannot be read: {error}") from None
-    if opened.is_ambiguous(image, array):
-        raise UsageError(
-            "a grey PNG with a transparent value that Pillow gets wrong: give the file"
-        )
     if opened.is_opened(image):
         array = _oriented(array, _orientation(image))
     return _canonical(array, opened.frames_of(image), bits=array.dtype != np.uint16)
@@ -356,7 +375,10 @@ def from_canonical(canonical: Buffer) -> Pixels:
 
 
 def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 for looking at: bits as 0 and 255, 16 bits as the upper 8, alpha over white."""
+    """(H, W, 3) uint8 for looking at: bits as 0 and 255, 16 bits as the upper 8, alpha over a ground.
+
+    The ground is white, or black where what is opaque is about white (``_ABOUT_WHITE``).
+    """
     shape = (pixels.height, pixels.width, pixels.channels)
     body = np.frombuffer(pixels.canonical, np.uint8)[HEADER_BYTES:]
     if pixels.kind is Kind.BITS:
@@ -369,8 +391,13 @@ def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:
     if pixels.channels == 3:
         return array
     alpha = array[..., 3:].astype(np.uint16)
-    colour = array[..., :3] * alpha + 255 * (255 - alpha)
-    return (colour // 255).astype(np.uint8)
+    colour = array[..., :3] * alpha
+    red, green, blue = (int(total) for total in colour.sum(axis=(0, 1), dtype=np.uint64))
+    luma = 299 * red + 587 * green + 114 * blue
+    if luma <= _ABOUT_WHITE * 1000 * int(alpha.sum(dtype=np.uint64)):
+        colour += 255 * (255 - alpha)
+    colour //= 255
+    return colour.astype(np.uint8)
 
 
 def squash(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
@@ -458,10 +485,6 @@ def _samples(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[Any]:
 
 def _unidentified(data: bytes) -> ImageError:
     """Why Pillow does not know a file."""
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        refusal = tiff.refusal(data)
-        if refusal is not None:
-            return refusal
     if not looks_like_image(data[:32]):
         return ImageError("not an image in a known format")
     for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
@@ -469,8 +492,9 @@ def _unidentified(data: bytes) -> ImageError:
             try:
                 factory(io.BytesIO(data), "")
             except Exception as error:  # whatever Pillow's parsing trips over
-                reason = " ".join(str(error).split())
-                return ImageError(f"broken image, or not supported: {reason or 'no reason given'}")
+                reason = " ".join(str(error).split()) or "no reason given"
+                known = tiff.refusal(data, reason) if data[:2] in (b"II", b"MM") else None
+                return known or ImageError(f"broken image, or not supported: {reason}")
     return ImageError("not an image in a known format")
 
 

@@ -399,7 +399,7 @@ def test_pnms(kind, highest):
 
     def truth(values: np.ndarray) -> np.ndarray:
         top, dtype = (65535, np.uint16) if highest > 255 else (255, np.uint8)
-        array = ((values.astype(int) * 2 * top + highest) // (2 * highest)).astype(dtype)
+        array = np.rint(values / highest * top).astype(dtype)
         return array if shape[2] == 3 else grey(array)
 
     sweep(samples, lambda values: pnm(values, kind, highest), truth)

@@ -55,7 +55,7 @@ def scaled(values: npt.NDArray[Any], highest: int) -> Samples:
     dtype: type[np.unsignedinteger[Any]] = np.uint16 if deep else np.uint8
     if highest == full:
         return values.astype(dtype, copy=False)
-    table = (np.arange(highest + 1, dtype=np.uint64) * 2 * full + highest) // (2 * highest)
+    table = np.rint(np.arange(highest + 1) / highest * full)  # as Pillow rounds
     return looked_up(values, table.astype(dtype))
 
 

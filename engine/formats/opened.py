@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
+import numpy as np
 from PIL import Image, ImageFile
+
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
 def is_opened(image: Image.Image) -> bool:
@@ -17,7 +21,7 @@ def is_opened(image: Image.Image) -> bool:
 
 def unread_file(image: Image.Image, formats: Collection[str]) -> bytes | None:
     """The whole file of an opened image whose pixels nobody has loaded or changed yet; else None."""
-    if not isinstance(image, ImageFile.ImageFile) or image._im is not None or not image.tile:
+    if not isinstance(image, ImageFile.ImageFile) or image._im is not None:
         return None
     known = image.format in formats or image.format == "MPO"
     file = image.fp
@@ -59,15 +63,44 @@ def frames_of(image: Image.Image) -> int:
     return int(counted if counted is not None else getattr(image, "n_frames", 1))
 
 
-def is_ambiguous(image: Image.Image, array: npt.NDArray[Any]) -> bool:
-    """Whether it may be a loaded PNG of 2 or 4 bits with a transparent value, which Pillow gets wrong.
+def is_reduced(image: Image.Image) -> bool:
+    """Whether the loaded pixels of an opened image are not those of its file, as far as can be told.
 
-    The value is then that of the file, and the pixels are 17 or 85 times theirs.
+    Pillow has made 8 bits of 16, or inverted or scaled nothing where it should have.
     """
-    value = image.info.get("transparency")
-    if not is_opened(image) or image.format != "PNG" or image.mode != "L" or value is None:
+    if not isinstance(image, ImageFile.ImageFile):
         return False
-    return 0 < value < 16 and not (array[..., 0] % 17).any()
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
+        bits = tags.get(_TIFF_BITS, (1,))
+        deep = any(each > 8 for each in (bits if isinstance(bits, tuple) else (bits,)))
+        white_is_zero = tags.get(_TIFF_PHOTOMETRIC, 0) == 0
+        return deep and (not image.mode.startswith("I;16") or white_is_zero or 12 in bits)
+    if image.format == "PNG":
+        depth = _png_depth(image)
+        if depth == 16 and not image.mode.startswith("I;16"):
+            return True
+        value = image.info.get("transparency")
+        # The transparent value is then that of the file, and pixels are 17 or 85 times theirs.
+        scaled = depth in (2, 4) or (depth is None and isinstance(value, int) and value < 16)
+        return image.mode == "L" and bool(value) and scaled
+    if image.format == "JPEG2000" and image.mode == "I;16":  # 9 to 15 bits, shifted up
+        array = np.asarray(image)
+        return bool(array.any()) and not bool((array & 1).any())
+    return False
+
+
+def _png_depth(image: ImageFile.ImageFile) -> int | None:
+    """What the header of the file says, if it is still there to be asked."""
+    try:
+        path = Path(os.fsdecode(image.filename))
+        if not image.filename or not path.is_file():
+            return None
+        with path.open("rb") as file:
+            head = file.read(25)
+    except (OSError, ValueError):
+        return None
+    return head[24] if len(head) == 25 and head[12:16] == b"IHDR" else None
 
 
 def _readers(image: ImageFile.ImageFile) -> tuple[str]:

@@ -29,7 +29,7 @@ from engine.formats.common import (
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IMAGE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-_ONCE = (b"IHDR", b"PLTE", b"tRNS", b"acTL")
+_ONCE = (b"IHDR", b"PLTE", b"tRNS")
 # These may hold an orientation; Pillow looks for it in them.
 _ORIENTATION_KEYS = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif", b"xmp")
 _MOST_METADATA = 1 << 20  # bytes of text that is looked at for an orientation, inflated
@@ -67,6 +67,7 @@ def opened(data: bytes, *, check: bool = True) -> tuple[IO[bytes], int]:
             )
         if counts and name in _ONCE and name in seen:
             raise ImageError(f"broken image: two PNG chunks {name.decode('ascii')}")
+        twice = name in seen
         seen.add(name)
         keep: memoryview | None = None  # instead of the chunk itself
         kept = name in _IMAGE and (name != b"PLTE" or before_pixels)
@@ -80,7 +81,8 @@ def opened(data: bytes, *, check: bool = True) -> tuple[IO[bytes], int]:
                 keep = _chunk(name, _transparent(body, depth))
         elif name == b"acTL" and before_pixels and length >= 8:
             count = int.from_bytes(body[:4], "big")
-            frames = count if 0 < count <= _MOST_FRAMES else 0
+            # With two of them it is no animation, and its still image is shown.
+            frames = count if 0 < count <= _MOST_FRAMES and not twice else 0
         elif name == b"fcTL" and before_pixels:
             default_image = False  # the still image is the first frame
         elif name == b"eXIf" and length <= _MOST_EXIF:
@@ -98,6 +100,8 @@ def opened(data: bytes, *, check: bool = True) -> tuple[IO[bytes], int]:
         at = len(view)
     if b"IEND" not in seen:
         at = len(view)
+    elif b"IDAT" not in seen:
+        raise ImageError("broken image: a PNG without pixels")
     parts.append(view[start:at])
     count = frames + default_image if frames else 1
     if len(parts) == 2:

@@ -105,15 +105,15 @@ def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile | None) -> Sampl
     return to_rgb(image)
 
 
-def refusal(data: bytes) -> ImageError | None:
-    """Why Pillow does not know a TIFF; None if its tags cannot be read either."""
+def refusal(data: bytes, reason: str) -> ImageError | None:
+    """What layout a TIFF has where Pillow's ``reason`` is that it does not know it; else None."""
+    if not reason.startswith(("unknown", "Invalid value for samples")):
+        return None
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:3] == b"+" else data[:8])
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
-        if not isinstance(tags.get(_WIDTH), int) or not isinstance(tags.get(_HEIGHT), int):
-            return None
         return unsupported(_described(tags))
     except Exception:  # whatever Pillow's parsing trips over
         return None
