@@ -107,7 +107,8 @@ def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile | None) -> Sampl
 
 def refusal(data: bytes, reason: str) -> ImageError | None:
     """What layout a TIFF has where Pillow's ``reason`` is that it does not know it; else None."""
-    if not reason.startswith(("unknown", "Invalid value for samples")):
+    # The last is of planes that Pillow has no name for.
+    if not reason.startswith(("unknown", "Invalid value for samples", "string index")):
         return None
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:3] == b"+" else data[:8])
