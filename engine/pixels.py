@@ -14,8 +14,10 @@ Canonical form: a 16-byte header, then the pixels.
 Pixels are row-major with interleaved channels. Grey is RGB with three equal channels. Alpha is kept
 only where some pixel is not opaque. The EXIF orientation is applied; colour profiles are ignored.
 8-bit channels are bytes, 16-bit channels little-endian words, bits are packed eight to a byte, the
-first in the highest bit, with zeros behind the last. A file in which every channel value is 0 or
-255 is a bit image; an array is one if it is of bool, or if it holds nothing but 0 and 1.
+first in the highest bit, with zeros behind the last. Samples of fewer than 8 bits are scaled to 8, and
+those of 9 to 15 to 16, so that white stays white; ``engine.formats`` refuses layouts that cannot be read
+so. A file in which every channel value is 0 or 255 is a bit image; an array is one if it is of bool, or
+if it holds nothing but 0 and 1.
 """
 
 from __future__ import annotations
