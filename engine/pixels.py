@@ -47,13 +47,10 @@ from PIL import (
 )
 
 from engine.errors import ImageError, UsageError
-from engine.formats import avif, bmp, jpeg2000, opened, png, pnm, tiff
+from engine.formats import files, opened, png
 from engine.formats.common import (
     grey_to_rgb,
-    indexed_to_rgb,
-    is_deep_layout,
     keyed,
-    raw_mode,
     to_rgb,
 )
 from engine.records import Buffer, Decoded, Kind, Pixels
@@ -164,7 +161,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None =
     except MemoryError:
         raise ImageError("not enough memory to decode it", passing=True) from None
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        signed = looks_like_image(data[:32])
+        why = files.why_unknown(data, FORMATS) if signed else None
+        raise why or ImageError("not an image in a known format") from None
     except Image.DecompressionBombError:
         raise ImageError(f"too many pixels (the limit is {max_pixels:,})") from None
     # Pillow's decoders raise whatever their parsing trips over: SyntaxError, struct.error, KeyError …
@@ -184,8 +183,19 @@ def decoding_bytes(data: bytes) -> int:
 
 def _decoding_bytes(image: ImageFile.ImageFile) -> int:
     width, height = image.size
-    each = 32 if _is_deep(image) else 22 if image.has_transparency_data else 14
+    each = 32 if files.is_deep(image) else 22 if image.has_transparency_data else 14
     return width * height * each
+
+
+def measured(data: bytes) -> tuple[int, int]:
+    """Height and width of an image file as it lies, by its header; ``ImageError`` if it has none."""
+    try:
+        with _open(data, check=False)[0] as image:
+            return image.height, image.width
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's parsers raise whatever they trip over
+        raise ImageError(f"broken image: {type(error).__name__}") from None
 
 
 def from_array(array: npt.ArrayLike) -> Pixels:
@@ -226,7 +236,7 @@ def from_image(image: Image.Image, *, max_bytes: int | None = None) -> Pixels:
         )
     if image.mode.startswith("I;16"):
         array: npt.NDArray[Any] = grey_to_rgb(np.asarray(image).astype(np.uint16))
-        if "transparency" in image.info:
+        if isinstance(image.info.get("transparency"), int):
             array = keyed(array, image.info["transparency"])
     elif image.mode == "I" and image.format == "PPM":
         array = grey_to_rgb(np.asarray(image).astype(np.uint16))
@@ -234,7 +244,7 @@ def from_image(image: Image.Image, *, max_bytes: int | None = None) -> Pixels:
         raise UsageError(
             f"a PIL image of mode {image.mode}: at most 16 bits a channel are supported"
         )
-    elif is_deep_layout(_raw_mode(image)):  # an opened file whose pixels are not loaded yet
+    elif files.is_deep(image):  # an opened file whose pixels are not loaded yet
         raise UsageError(
             "a 16-bit picture that Pillow would reduce to 8 bits: give the file or an array"
         )
@@ -435,10 +445,10 @@ def _decode(
                 passing=True,
             )
         if frames is None:
-            frames = _frames(image)
+            frames = files.frames_of(image)
             # Counting may seek; the count must not change which frame is decoded.
             image.seek(0)
-        array = _samples(data, image)
+        array = files.samples(data, image, lambda: _open(data, check=False)[0])
         # After loading: Pillow's TIFF reader applies the tag itself and then drops it.
         orientation = _orientation(image)
     return _oriented(array, orientation), frames, container
@@ -450,54 +460,6 @@ def _open(data: bytes, *, check: bool = True) -> tuple[ImageFile.ImageFile, int 
         stream, frames = png.opened(data, check=check)
         return Image.open(stream, formats=("PNG",)), frames
     return Image.open(io.BytesIO(data), formats=FORMATS), None
-
-
-def _frames(image: ImageFile.ImageFile) -> int:
-    # What an MPO holds besides its picture is a preview, a gain map or another eye's view.
-    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-
-
-def _samples(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[Any]:
-    """(H, W, 3 or 4) uint8 or uint16: every sample of an opened file, or an ``ImageError``."""
-    match image.format:
-        case "PNG":
-            if not _is_deep(image):
-                return png.read(image, image)
-            with _open(data, check=False)[0] as again:
-                return png.read(image, again)
-        case "TIFF":
-            tiff.prepare(image)
-            if not _is_deep(image):
-                return tiff.read(image, None)
-            with _open(data)[0] as again:
-                tiff.prepare(again)
-                return tiff.read(image, again)
-        case "PPM":
-            return pnm.read(data, image)
-        case "BMP" | "DIB":
-            return bmp.read(data, image)
-        case "JPEG2000":
-            return jpeg2000.read(data, image)
-        case "AVIF":
-            avif.refuse_deep(data)
-            return to_rgb(image)
-        case _:
-            return indexed_to_rgb(image)
-
-
-def _unidentified(data: bytes) -> ImageError:
-    """Why Pillow does not know a file."""
-    if not looks_like_image(data[:32]):
-        return ImageError("not an image in a known format")
-    for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
-        if accept is not None and accept(data[:16]) is True:
-            try:
-                factory(io.BytesIO(data), "")
-            except Exception as error:  # whatever Pillow's parsing trips over
-                reason = " ".join(str(error).split()) or "no reason given"
-                known = tiff.refusal(data, reason) if data[:2] in (b"II", b"MM") else None
-                return known or ImageError(f"broken image, or not supported: {reason}")
-    return ImageError("not an image in a known format")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -516,19 +478,6 @@ def _oriented(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
     return array
-
-
-def _raw_mode(image: Image.Image) -> str:
-    tiles = getattr(image, "tile", None)
-    return raw_mode(tiles[0]) if tiles else ""
-
-
-def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether the file holds more than 8 bits a channel."""
-    if image.format == "PPM" and image.tile and isinstance(image.tile[0].args, tuple):
-        return image.mode == "I" or int(image.tile[0].args[-1]) > 255
-    deep = image.mode in ("I", "F") or image.mode.startswith("I;")
-    return deep or is_deep_layout(_raw_mode(image))
 
 
 def _canonical(array: npt.NDArray[Any], frames: int, *, bits: bool = True) -> Pixels:
