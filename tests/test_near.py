@@ -190,15 +190,15 @@ def test_flat_pictures_and_those_without_content_are_near_nothing(tmp_path: Path
 
 
 def test_drawings_in_white_on_transparency_are_near_to_their_copies_alone(tmp_path: Path) -> None:
-    transparent = np.zeros((40, 50, 4), np.uint8)
+    transparent = np.zeros((160, 200, 4), np.uint8)
     transparent[..., :3] = 255
     drawn = [transparent.copy() for _ in range(2)]
-    drawn[0][5:20, 5:20, 3] = 200
-    drawn[1][25:30, 5:45, 3] = 200
+    drawn[0][20:80, 20:80, 3] = 200
+    drawn[1][90:130, 20:180, 3] = 200
     store_of(tmp_path / "store", [*drawn])
     with Store.open(tmp_path / "store", read_only=True) as store:
         for i, image in enumerate(drawn):
-            half = np.asarray(Image.fromarray(image).resize((25, 20)))
+            half = np.asarray(Image.fromarray(image).resize((100, 80)))
             for copy in (image, half):
                 assert ids(store.lookup(copy, tiers=NEAR)) == [i + 1]
 
