@@ -14,8 +14,10 @@ Canonical form: a 16-byte header, then the pixels.
 Pixels are row-major with interleaved channels. Grey is RGB with three equal channels. Alpha is kept
 only where some pixel is not opaque. The EXIF orientation is applied; colour profiles are ignored.
 8-bit channels are bytes, 16-bit channels little-endian words, bits are packed eight to a byte, the
-first in the highest bit, with zeros behind the last. A file in which every channel value is 0 or
-255 is a bit image; an array is one if it is of bool, or if it holds nothing but 0 and 1.
+first in the highest bit, with zeros behind the last. Samples of fewer than 8 bits are scaled to 8, and
+those of 9 to 15 to 16, so that white stays white; ``engine.formats`` refuses layouts that cannot be read
+so. A file in which every channel value is 0 or 255 is a bit image; an array is one if it is of bool, or
+if it holds nothing but 0 and 1.
 """
 
 from __future__ import annotations
@@ -46,6 +48,12 @@ from PIL import (
 
 from engine.config import whole
 from engine.errors import ImageError, UsageError
+from engine.formats import files, opened, png
+from engine.formats.common import (
+    grey_to_rgb,
+    keyed,
+    to_rgb,
+)
 from engine.records import Buffer, Decoded, Kind, Pixels
 
 CANONICAL_VERSION = 1
@@ -55,6 +63,13 @@ DECODER = f"pillow-{__version__}"
 
 MAX_PIXELS = 128_000_000
 """The most pixels (width × height) an image may have, whatever the memory: a guard against bombs."""
+
+# A drawing in white on transparency would be a blank page on white. Which ground it gets depends on the
+# mean luma (0-255) of what is opaque, weighted by alpha, which a smaller or compressed copy keeps to one
+# or two. No rule is without a value where the ground changes: one whose ground moved smoothly with the
+# picture would somewhere meet it. This one lies between the lumas that drawings often have: below it
+# light grey (211), gainsboro (220) and yellow (226), above it #eee (238), white smoke (245) and white.
+_ABOUT_WHITE = 232
 
 # Raster formats whose decoders stand up to hostile input; EPS, PDF and the like run interpreters.
 # The plugins are imported here because Pillow's own loading on first use is not safe in threads.
@@ -102,10 +117,6 @@ SUFFIXES = frozenset(
 )
 
 _ORIENTATION_TAG = 0x0112
-_PHOTOMETRIC_TAG = 262
-# 16-bit colour: Pillow keeps one byte of each channel, and which one depends on the raw mode. Decoding
-# once for either byte gives both, where converting would make 300 and 60000 the same value.
-_OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B"}
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -151,7 +162,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None =
     except MemoryError:
         raise ImageError("not enough memory to decode it", passing=True) from None
     except UnidentifiedImageError:
-        raise ImageError("not an image in a known format") from None
+        signed = looks_like_image(data[:32])
+        why = files.why_unknown(data, FORMATS) if signed else None
+        raise why or ImageError("not an image in a known format") from None
     except Image.DecompressionBombError:
         raise ImageError(f"too many pixels (the limit is {max_pixels:,})") from None
     # Pillow's decoders raise whatever their parsing trips over: SyntaxError, struct.error, KeyError …
@@ -163,7 +176,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None =
 def decoding_bytes(data: bytes) -> int:
     """Memory that decoding an image file takes, by its header; 0 if it has no readable one."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _open(data, check=False)[0] as image:
             return _decoding_bytes(image)
     except Exception:  # decode will say what is wrong
         return 0
@@ -171,8 +184,19 @@ def decoding_bytes(data: bytes) -> int:
 
 def _decoding_bytes(image: ImageFile.ImageFile) -> int:
     width, height = image.size
-    each = 32 if _is_deep(image) else 22 if image.has_transparency_data else 14
+    each = 32 if files.is_deep(image) else 22 if image.has_transparency_data else 14
     return width * height * each
+
+
+def measured(data: bytes) -> tuple[int, int]:
+    """Height and width of an image file as it lies, by its header; ``ImageError`` if it has none."""
+    try:
+        with _open(data, check=False)[0] as image:
+            return image.height, image.width
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's parsers raise whatever they trip over
+        raise ImageError(f"broken image: {type(error).__name__}") from None
 
 
 def from_array(array: npt.ArrayLike) -> Pixels:
@@ -189,29 +213,52 @@ def from_array(array: npt.ArrayLike) -> Pixels:
             f"an image of shape {pixels.shape}: (H, W), (H, W, 3) or (H, W, 4) is needed"
         )
     if pixels.dtype == np.bool_ or (pixels.dtype == np.uint8 and pixels.max(initial=0) <= 1):
-        return _canonical(_rgb(pixels.astype(np.uint8)) * np.uint8(255), 1)
+        return _canonical(grey_to_rgb(pixels.astype(np.uint8)) * np.uint8(255), 1)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UsageError(f"an image of dtype {pixels.dtype}: bool, uint8 or uint16 is needed")
-    return _canonical(_rgb(pixels), 1, bits=False)
+    return _canonical(grey_to_rgb(pixels), 1, bits=False)
 
 
-def from_image(image: Image.Image) -> Pixels:
-    """A PIL image (its current frame, with no orientation applied)."""
+def from_image(image: Image.Image, *, max_bytes: int | None = None) -> Pixels:
+    """A PIL image (its current frame).
+
+    Of one that ``Image.open`` gave it is what ``decode`` makes of the file: turned as EXIF says and with
+    the number of frames, if it is at the first. Until its pixels are loaded, the file itself is read, in
+    full depth and in at most ``max_bytes`` of memory. What was made of an opened image (a copy, another
+    mode, a crop) is taken as it is.
+
+    Raises ``UsageError`` for a mode that is not supported, ``ImageError`` if it cannot be read.
+    """
+    data = opened.unread_file(image, FORMATS)
+    if data is not None:
+        return decode(data, max_bytes=max_bytes).pixels
+    if opened.is_reduced(image):
+        raise UsageError(
+            "a loaded PIL image whose pixels Pillow has reduced or not made right: give the file, or "
+            "the image before its pixels are loaded"
+        )
     if image.mode.startswith("I;16"):
-        return from_array(np.asarray(image).astype(np.uint16))
-    if image.mode in ("I", "F"):
+        array: npt.NDArray[Any] = grey_to_rgb(np.asarray(image).astype(np.uint16))
+        if isinstance(image.info.get("transparency"), int):
+            array = keyed(array, image.info["transparency"])
+    elif image.mode == "I" and image.format == "PPM":
+        array = grey_to_rgb(np.asarray(image).astype(np.uint16))
+    elif image.mode in ("I", "F"):
         raise UsageError(
             f"a PIL image of mode {image.mode}: at most 16 bits a channel are supported"
         )
-    if ";16" in _raw_mode(image):  # an opened file whose pixels are not loaded yet
+    elif files.is_deep(image):  # an opened file whose pixels are not loaded yet
         raise UsageError(
             "a 16-bit picture that Pillow would reduce to 8 bits: give the file or an array"
         )
-    try:
-        array = _to_rgb(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"a PIL image that cannot be read: {error}") from None
-    return _canonical(array, 1)
+    else:
+        try:
+            array = to_rgb(image)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ImageError(f"a PIL image that cannot be read: {error}") from None
+    if opened.is_opened(image):
+        array = _oriented(array, _orientation(image))
+    return _canonical(array, opened.frames_of(image), bits=array.dtype != np.uint16)
 
 
 @functools.lru_cache(maxsize=64)
@@ -367,7 +414,10 @@ def from_canonical(canonical: Buffer) -> Pixels:
 
 
 def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 for looking at: bits as 0 and 255, 16 bits as the upper 8, alpha over white."""
+    """(H, W, 3) uint8 for looking at: bits as 0 and 255, 16 bits as the upper 8, alpha over a ground.
+
+    The ground is white, or black where what is opaque is about white (``_ABOUT_WHITE``).
+    """
     shape = (pixels.height, pixels.width, pixels.channels)
     body = np.frombuffer(pixels.canonical, np.uint8)[HEADER_BYTES:]
     if pixels.kind is Kind.BITS:
@@ -380,8 +430,13 @@ def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:
     if pixels.channels == 3:
         return array
     alpha = array[..., 3:].astype(np.uint16)
-    colour = array[..., :3] * alpha + 255 * (255 - alpha)
-    return (colour // 255).astype(np.uint8)
+    colour = array[..., :3] * alpha
+    red, green, blue = (int(total) for total in colour.sum(axis=(0, 1), dtype=np.uint64))
+    luma = 299 * red + 587 * green + 114 * blue
+    if luma <= _ABOUT_WHITE * 1000 * int(alpha.sum(dtype=np.uint64)):
+        colour += 255 * (255 - alpha)
+    colour //= 255
+    return colour.astype(np.uint8)
 
 
 def squash(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
@@ -398,7 +453,8 @@ def squash(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 def _decode(
     data: bytes, max_pixels: int, max_bytes: int | None
 ) -> tuple[npt.NDArray[Any], int, str]:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    image, frames = _open(data)
+    with image:
         container = (image.format or "").lower()
         width, height = image.size
         if width * height > max_pixels:
@@ -415,18 +471,22 @@ def _decode(
                 "which would make different images equal: unset it",
                 passing=True,
             )
-        _refuse_reduced_depth(data, image)
-        # OpenJPEG makes up what is missing; only the end-of-codestream marker tells.
-        if image.format == "JPEG2000" and b"\xff\xd9" not in data:
-            raise ImageError("broken image: the file was cut short")
-        # Counting may seek; the count must not change which frame is decoded.
-        # What an MPO holds besides its picture is a preview, a gain map or another eye's view.
-        frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-        image.seek(0)
-        array = _deep(data, image) if _is_deep(image) else _to_rgb(image)
+        if frames is None:
+            frames = files.frames_of(image)
+            # Counting may seek; the count must not change which frame is decoded.
+            image.seek(0)
+        array = files.samples(data, image, lambda: _open(data, check=False)[0])
         # After loading: Pillow's TIFF reader applies the tag itself and then drops it.
         orientation = _orientation(image)
     return _oriented(array, orientation), frames, container
+
+
+def _open(data: bytes, *, check: bool = True) -> tuple[ImageFile.ImageFile, int | None]:
+    """The file as Pillow opens it, and the number of its frames where that is not Pillow's to say."""
+    if data.startswith(png.SIGNATURE):
+        stream, frames = png.opened(data, check=check)
+        return Image.open(stream, formats=("PNG",)), frames
+    return Image.open(io.BytesIO(data), formats=FORMATS), None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -445,80 +505,6 @@ def _oriented(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
     return array
-
-
-def _raw_mode(image: Image.Image) -> str:
-    tiles = getattr(image, "tile", None)
-    return _layout(tiles[0]) if tiles else ""
-
-
-def _layout(tile: Any) -> str:
-    raw = tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
-    return raw if isinstance(raw, str) else ""
-
-
-def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether the file holds more than 8 bits a channel."""
-    return image.mode in ("I", "F") or image.mode.startswith("I;") or ";16" in _raw_mode(image)
-
-
-def _deep(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[np.uint16]:
-    """(H, W, C) uint16 of a file with more than 8 bits a channel."""
-    if image.info.get("transparency") is not None:
-        raise ImageError("16-bit pixels with a transparent colour: convert it to RGBA first")
-    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == 0:
-        # Pillow inverts the 8-bit ones only; as they are, they would equal their negative.
-        raise ImageError("16-bit TIFF in which white is zero is not supported: convert it to PNG")
-    if image.mode.startswith("I;16"):
-        return _rgb(np.asarray(image).astype(np.uint16))
-    if image.mode == "I" and image.format == "PPM":
-        return _rgb(np.asarray(image).astype(np.uint16))
-    raw = _raw_mode(image)
-    base, _, order = raw.partition(";")
-    alike = all(_layout(tile) == raw for tile in image.tile)  # a TIFF may have many strips
-    if base not in ("RGB", "RGBA") or order not in _OTHER_BYTE or not alike:
-        raise ImageError(f"{image.mode} pixels ({raw or 'unknown layout'}) are not supported")
-    high = np.asarray(image).astype(np.uint16)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as again:
-        other = f"{base};{_OTHER_BYTE[order]}"
-        again.tile = [
-            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
-            for tile in again.tile
-        ]
-        low = np.asarray(again)
-    if high.shape != low.shape:
-        raise ImageError("16-bit pixels could not be read in full")
-    deep: npt.NDArray[np.uint16] = (high << 8) | low
-    return deep
-
-
-def _refuse_reduced_depth(data: bytes, image: ImageFile.ImageFile) -> None:
-    """Refuse the formats whose deep pixels Pillow can only give reduced to 8 bits."""
-    deep = False
-    if image.format == "PPM":
-        args = image.tile[0].args if image.tile else ()
-        deep = image.mode == "RGB" and isinstance(args, tuple) and len(args) > 1 and args[1] > 255
-    elif image.format == "AVIF":
-        at = data.find(b"av1C")  # AV1 codec configuration, byte 2: 0x40 is high_bitdepth
-        deep = at >= 0 and at + 6 < len(data) and bool(data[at + 6] & 0x40)
-    elif image.format == "JPEG2000" and not image.mode.startswith("I"):
-        at = data.find(b"\xff\x4f\xff\x51")  # SIZ: component count at 40, then 3 bytes a component
-        count = int.from_bytes(data[at + 40 : at + 42], "big") if at >= 0 else 0
-        deep = any((depth & 0x7F) >= 8 for depth in data[at + 42 : at + 42 + 3 * count : 3])
-    if deep:
-        raise ImageError(
-            f"{image.format} with more than 8 bits a channel is not supported: convert it to PNG"
-        )
-
-
-def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) or, where the file knows transparency, (H, W, 4) uint8."""
-    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-
-
-def _rgb(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Grey (H, W) as (H, W, 3); colour stays as it is."""
-    return np.repeat(array[..., None], 3, axis=-1) if array.ndim == 2 else array
 
 
 def _canonical(array: npt.NDArray[Any], frames: int, *, bits: bool = True) -> Pixels:

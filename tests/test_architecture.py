@@ -19,6 +19,7 @@ FLOORS = [
     {"errors"},
     {"records"},
     {"config"},
+    {"formats"},
     {"pixels", "digest"},
     {"fingerprint", "memory", "sources", "encoders", "storage"},
     {"store", "training"},

@@ -181,17 +181,26 @@ def test_flat_pictures_and_those_without_content_are_near_nothing(tmp_path: Path
     x = np.arange(50) + np.zeros((40, 1))
     flat = [np.full((40, 50, 3), value, np.uint8) for value in (1, 90, 254)]
     faint = [np.dstack([200 + (x > at)] * 3).astype(np.uint8) for at in (10, 11, 30)]
-    transparent = np.zeros((40, 50, 4), np.uint8)
-    transparent[..., :3] = 255  # a white drawing on nothing: over white, it is white
-    drawn = [transparent.copy() for _ in range(2)]
-    drawn[0][5:20, 5:20, 3] = 200
-    drawn[1][25:30, 5:45, 3] = 200
-    images: list[npt.NDArray[np.generic]] = [*flat, *faint, *drawn]
+    images: list[npt.NDArray[np.generic]] = [*flat, *faint]
     store_of(tmp_path / "store", images)
     with Store.open(tmp_path / "store", read_only=True) as store:
         for image in [*images, np.full((64, 64, 3), 91, np.uint8)]:
             for most in (0, 31):
                 assert store.lookup(image, tiers=NEAR, max_distance=most).near == ()
+
+
+def test_drawings_in_white_on_transparency_are_near_to_their_copies_alone(tmp_path: Path) -> None:
+    transparent = np.zeros((160, 200, 4), np.uint8)
+    transparent[..., :3] = 255
+    drawn = [transparent.copy() for _ in range(2)]
+    drawn[0][20:80, 20:80, 3] = 200
+    drawn[1][90:130, 20:180, 3] = 200
+    store_of(tmp_path / "store", [*drawn])
+    with Store.open(tmp_path / "store", read_only=True) as store:
+        for i, image in enumerate(drawn):
+            half = np.asarray(Image.fromarray(image).resize((100, 80)))
+            for copy in (image, half):
+                assert ids(store.lookup(copy, tiers=NEAR)) == [i + 1]
 
 
 @pytest.mark.parametrize("side", [2, 3, 5, 8, 16])

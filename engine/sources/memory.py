@@ -175,7 +175,7 @@ def _decoded(image: object, most: int) -> Decoded:
     if width * height * _PIXEL_BYTES > most:
         raise ImageError(f"{width} × {height} pixels are too many: raise --memory", passing=True)
     try:
-        return Decoded(pixels.from_image(image), "image")
+        return Decoded(pixels.from_image(image, max_bytes=most), "image")
     except (ImageError, UsageError):
         raise
     except MemoryError:

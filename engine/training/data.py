@@ -7,7 +7,6 @@ take more disk than they may and have to be smaller.
 
 from __future__ import annotations
 
-import io
 import os
 from array import array
 from collections import deque
@@ -512,7 +511,7 @@ class _Reader:
     def _decoded(self, picture: _Picture, name: bytes, data: bytes) -> _Result:
         try:
             if self._side is None:
-                return _Loaded(picture, len(data), _measured(data))
+                return _Loaded(picture, len(data), pixels.measured(data))
             with self._gate.hold(pixels.decoding_bytes(data)):
                 found = pixels.decode(data, max_bytes=self._memory.decoding).pixels
                 return self._shrunk(picture, len(data), pixels.to_rgb8(found))
@@ -573,15 +572,6 @@ def _fitting(sizes: npt.NDArray[np.int64], side: int, square: int, most: int) ->
 
 def _gib(count: int) -> str:
     return f"{count / (1 << 30):,.2f} GiB"
-
-
-def _measured(data: bytes) -> tuple[int, int]:
-    """Height and width by the header."""
-    try:
-        with Image.open(io.BytesIO(data), formats=pixels.FORMATS) as image:
-            return image.height, image.width
-    except Exception as error:  # Pillow's parsers raise whatever they trip over
-        raise ImageError(f"broken image: {type(error).__name__}") from None
 
 
 def _failed(name: bytes, reason: str, *, passing: bool = False) -> _Failed:
