@@ -22,8 +22,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,7 @@ from engine.storage.vectors import Vectors
 from engine.storage.view import StoreView
 
 REJECTS = "rejects.jsonl"
+_MAX_ROOTS_BYTES = 256 << 10
 _CARRIED = 1 << 15  # rows of vectors at a time
 _FOLDERS = (
     "pixels",
@@ -699,6 +701,17 @@ class StoreFiles(StoreView):
             with contextlib.suppress(OSError):
                 folder.parent.rmdir()
         self._forget_index()
+
+    def add_roots(self, folders: Iterable[bytes]) -> None:
+        """Remember folders that an ingest is given, for a removal of what is missing below them."""
+        self._require_writer()
+        known = self.roots()
+        roots = list(dict.fromkeys((*known, *folders)))
+        names = json.dumps([os.fsdecode(root) for root in roots]).encode()
+        if len(roots) > len(known) and len(names) <= _MAX_ROOTS_BYTES:
+            batch = self.keys.batch()
+            batch.put("meta", b"roots", names)
+            self._safely(lambda: self.keys.commit(batch))
 
     def set_checksums(self, found: Sequence[tuple[bytes, int, int]]) -> None:
         """After a repair: (commit, which of its appends, xxh64 of what is there now) for each."""
