@@ -53,6 +53,7 @@ from engine.sources.base import (
     VectorItem,
 )
 from engine.storage.chunk import Chunk, NewImage, NewName, NewRows
+from engine.storage.reserve import NoRoomError
 from engine.storage.rows import ARRAY, ArchiveRow, ArrayRow, NameRow, Run
 from engine.storage.work import StoppedError, Work
 from engine.store import REJECTS, StoreFiles
@@ -82,6 +83,7 @@ class _Group:
     problems: list[Problem] = field(default_factory=list)
     skipped: int = 0
     size: int = 0  # bytes that it holds while it waits
+    rejected: int = 0  # of it
 
     @property
     def count(self) -> int:
@@ -177,6 +179,7 @@ class Ingest:
         each = KEEP_BITS_LIMIT + (3 * encoder.image_size**2 if encoder else 0)
         self._group_files = max(1, min(CHUNK_FILES, store.memory.chunk // each))
         self._counts = _Counts()
+        self._reject_lines: list[dict[str, Any]] = []  # of the chunk that is being made
         self._done = 0
         self._failure: Exception | None = None  # of whoever made the items
         self._peak = PeakMemory()
@@ -357,6 +360,46 @@ class Ingest:
                 self._advance(1)
             else:
                 done.append(result)
+        if group is not None:
+            group.rejected = len(rejects) + len(group.files) - len(futures)
+        self._commit_prepared(done, rejects, archive, group)
+
+    def _commit_prepared(
+        self,
+        done: Sequence[_Prepared],
+        rejects: Sequence[Problem],
+        archive: _Archive | None,
+        group: _Group | None,
+        *,
+        last: bool = True,
+    ) -> None:
+        """Commit images that were read; where they do not fit the disk, half of them and then the rest.
+
+        How far the archive is read goes with the ``last`` of them: until then they are read again.
+        """
+        before = self._marks(), archive.row if archive else None, group.rejected if group else 0
+        try:
+            self._try_prepared(done, list(rejects), archive, group, last=last)
+        except NoRoomError:
+            if len(done) < 2:
+                raise
+            self._go_back(before[0])
+            if archive is not None and group is not None and before[1] is not None:
+                archive.row, group.rejected = before[1], before[2]
+            half = len(done) // 2
+            self._commit_prepared(done[:half], [], archive, group, last=False)
+            self._commit_prepared(done[half:], rejects, archive, group, last=last)
+
+    def _try_prepared(
+        self,
+        done: Sequence[_Prepared],
+        rejects: list[Problem],
+        archive: _Archive | None,
+        group: _Group | None,
+        *,
+        last: bool,
+    ) -> None:
+        known_rejects = len(rejects)
         pending = _Pending()
         before = self._store.names([prepared.item.name for prepared in done])
         images = [prepared.image for prepared in done if prepared.image is not None]
@@ -391,8 +434,10 @@ class Ingest:
             )
         pending.chunk.names = list(named.values())
         if archive is not None and group is not None:
-            archive.pass_by(group, rejected=len(rejects) + len(group.files) - len(futures))
+            group.rejected += len(rejects) - known_rejects
             archive.again |= any(not (found.mtime_ns or found.size) for found in rejects)
+        if archive is not None and group is not None and last:
+            archive.pass_by(group, rejected=group.rejected)
             pending.chunk.archives = [(archive.name, archive.row)]
             self._counts.skipped += group.skipped
             self._advance(len(group.problems) + group.skipped)
@@ -406,6 +451,16 @@ class Ingest:
             pending.chunk.described.append((id_, metadata))
         elif pending.chunk.images[id_ - first].metadata is None:
             pending.chunk.images[id_ - first].metadata = metadata
+
+    def _marks(self) -> tuple[_Counts, int]:
+        """What is counted by now, to ``_go_back`` to."""
+        return replace(self._counts), self._done
+
+    def _go_back(self, marks: tuple[_Counts, int]) -> None:
+        """Forget what was counted of a chunk that did not fit the disk."""
+        counts, self._done = marks
+        self._counts = replace(counts)
+        self._reject_lines = []
 
     # --- archives ---------------------------------------------------------------------------------
 
@@ -567,6 +622,20 @@ class Ingest:
         return _Rows(block, shape._replace(canonical=b""), keys, proofs, prints, qualities, keeps)
 
     def _commit_rows(self, name: bytes, array: ArrayRow, rows: _Rows) -> None:
+        """Commit a block; where it does not fit the disk, half of it and then the rest."""
+        before = self._marks()
+        try:
+            self._try_rows(name, array, rows)
+        except NoRoomError:
+            if len(rows.keys) < 2:
+                raise
+            self._go_back(before)
+            first, second = _halves(rows)
+            there = array.rows - len(second.keys)
+            self._commit_rows(name, replace(array, rows=there, complete=False), first)
+            self._commit_rows(name, array, second)
+
+    def _try_rows(self, name: bytes, array: ArrayRow, rows: _Rows) -> None:
         pending = _Pending()
         ids = self._add_rows(pending, rows)
         if ids is None:
@@ -701,15 +770,7 @@ class Ingest:
                 given.forget(array.count)  # what is behind its end
             for block in self._vectors_ahead(array, start, pool):
                 start = block.first + len(block.rows)
-                problems = block.problems(array.name, *stamp)
-                rejected = sum(problem.rows for problem in problems)
-                row = replace(
-                    row,
-                    rows=start,
-                    complete=start == array.count,
-                    rejected=row.rejected + rejected,
-                )
-                self._commit_vectors(given, block, array.name, row, problems)
+                row = self._commit_vectors(given, block, array, row)
                 if self._stop():
                     return
         except (SourceError, ImageError) as error:
@@ -737,6 +798,28 @@ class Ingest:
             yield block
 
     def _commit_vectors(
+        self, given: GivenArray, block: CheckedBlock, array: VectorItem, row: ArrayRow
+    ) -> ArrayRow:
+        """Commit a block; where it does not fit the disk, half of it and then the rest.
+
+        Returns how far the array is committed then.
+        """
+        before, end = self._marks(), block.first + len(block.rows)
+        problems = block.problems(array.name, array.mtime_ns, array.size)
+        rejected = row.rejected + sum(problem.rows for problem in problems)
+        new = replace(row, rows=end, complete=end == array.count, rejected=rejected)
+        try:
+            self._try_vectors(given, block, array.name, new, problems)
+        except NoRoomError:
+            if len(block.rows) < 2:
+                raise
+            self._go_back(before)
+            for half in block.halves():
+                row = self._commit_vectors(given, half, array, row)
+            return row
+        return new
+
+    def _try_vectors(
         self,
         given: GivenArray,
         block: CheckedBlock,
@@ -751,7 +834,7 @@ class Ingest:
         added = len(chunk.given) if chunk.given is not None else 0
         chunk.arrays = [(name, array)]
         self._put_rejects(chunk, problems)
-        self._store.commit(chunk)
+        self._save(chunk)
         self._counts.added += added
         self._counts.unchanged += unchanged
         self._advance(len(block.rows))
@@ -796,7 +879,7 @@ class Ingest:
         if pending.vectors:
             pending.chunk.vectors = np.concatenate(pending.vectors)
         self._peak.sample()
-        self._store.commit(pending.chunk)
+        self._save(pending.chunk)
         self._index(_SEGMENT_ROWS)
 
     def _reject(self, rejects: Sequence[Problem]) -> None:
@@ -805,13 +888,19 @@ class Ingest:
             return
         chunk = Chunk()
         self._put_rejects(chunk, rejects)
-        self._store.commit(chunk)
+        self._save(chunk)
         self._advance(len(rejects))
+
+    def _save(self, chunk: Chunk) -> None:
+        """Commit a chunk, and then tell people of its rejects."""
+        self._store.commit(chunk)
+        lines, self._reject_lines = self._reject_lines, []
+        if lines:
+            self._store.log_rejects(lines)
 
     def _put_rejects(self, chunk: Chunk, rejects: Sequence[Problem]) -> None:
         """Record what could not be read; a row that says the same as before is not repeated."""
         self._counts.rejected += sum(found.rows for found in rejects)
-        lines = []
         before = self._store.rejects([found.name for found in rejects]) if rejects else []
         for found, known in zip(rejects, before, strict=True):
             row = {
@@ -823,9 +912,8 @@ class Ingest:
             if known != row:
                 chunk.rejects.append((found.name, row))
                 source = os.fsdecode(found.name)
-                lines.append({"source": source, "reason": found.reason, "time": time.time()})
-        if lines:
-            self._store.log_rejects(lines)
+                line = {"source": source, "reason": found.reason, "time": time.time()}
+                self._reject_lines.append(line)
 
     def _index(self, least: int) -> None:
         """Index the vectors that are in no segment, if there are at least ``least`` of them."""
@@ -930,6 +1018,23 @@ def _joined(parts: Sequence[_Rows | None]) -> _Rows | None:
         fingerprints=np.concatenate([part.fingerprints for part in there]),
         qualities=np.concatenate([part.qualities for part in there]),
     )
+
+
+def _halves(rows: _Rows) -> tuple[_Rows, _Rows]:
+    """The two halves of a block of rows."""
+    block, half = rows.block, len(rows.keys) // 2
+
+    def part(at: slice) -> _Rows:
+        return replace(
+            rows,
+            block=replace(block, first=block.first + (at.start or 0), rows=block.rows[at]),
+            keys=rows.keys[at],
+            proofs=rows.proofs[at],
+            fingerprints=rows.fingerprints[at],
+            qualities=rows.qualities[at],
+        )
+
+    return part(slice(half)), part(slice(half, None))
 
 
 def _next(blocks: Iterator[RowBlock], before: Future[RowBlock | None]) -> RowBlock | None:
