@@ -11,7 +11,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -35,10 +37,12 @@ from rocksdict import (
 
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
+from engine.storage.leftovers import claimed, sweep
 from engine.storage.rows import TABLES
 
 FOLDER = "keys"
 _OPEN_TRIES = 200
+_LINKS = "engine-reader-"  # how the folder begins that has the links of a reader
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _AHEAD = 128 << 10  # bytes
 _LONG_LOG = 1 << 20  # bytes
@@ -207,6 +211,7 @@ def open_writer(
     ``salvage`` replays a damaged log up to the damage and drops the rest. ``tight``: the disk is full,
     or nearly.
     """
+    require_readable(store / FOLDER)
     if not (store / FOLDER / "CURRENT").is_file():
         raise StoreDamagedError(
             f"{store / FOLDER} is not whole (no CURRENT): restore the store from a copy"
@@ -241,8 +246,7 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
             # Nothing moved and it still fails: damage, not a race.
             break
         time.sleep(min(0.001 * (attempt + 1), 0.05))
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise StoreError(f"{folder} cannot be read: Permission denied")
+    require_readable(folder)
     if moving:
         raise StoreError(
             f"{folder} could not be opened between two changes of a writer: try again, or give the "
@@ -252,6 +256,25 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
     if problem is None and version(folder) is None:
         detail = " (no CURRENT)"
     raise StoreDamagedError(f"{folder} cannot be opened{detail}; run 'engine check'")
+
+
+def require_readable(folder: Path) -> None:
+    """``StoreError`` where RocksDB's folder, its CURRENT or its MANIFEST may not be read.
+
+    What is not there is not the matter of this: it is damage, and others say so.
+    """
+    path = folder
+    try:
+        os.scandir(folder).close()
+        path = folder / "CURRENT"
+        path = folder / path.read_bytes().decode().strip()
+        with path.open("rb"):
+            pass
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+        return
+    except OSError as error:
+        todo = "run the command as its owner" if isinstance(error, PermissionError) else "try again"
+        raise StoreError(f"{path} cannot be read: {error.strerror}; {todo}") from None
 
 
 def _names(folder: Path) -> frozenset[str]:
@@ -264,11 +287,12 @@ def _names(folder: Path) -> frozenset[str]:
 
 def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
     try:
-        links = Path(tempfile.mkdtemp(prefix="engine-reader-"))
+        claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=_LINKS)))
     except OSError as error:
         raise _NoTemporaryFolderError(
             f"no folder for temporary files: {error.strerror}; make room there, or set TMPDIR"
         ) from None
+    links = claim.path
     try:
         for entry in os.scandir(folder.resolve()):
             if not entry.name.startswith(("LOG", "LOCK")):
@@ -283,6 +307,14 @@ def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
     finally:
         # All files are open by now (max_open_files is -1), so their names are not needed any more.
         shutil.rmtree(links, ignore_errors=True)
+        claim.release()
+        _sweep_links(links.parent)
+
+
+@functools.cache
+def _sweep_links(folder: Path) -> None:
+    """Once in a process: remove what readers that were killed left behind."""
+    sweep(folder, re.compile(_LINKS + r"[a-z0-9_]{8}"), re.compile(r"[\w.-]+"))
 
 
 def version(folder: Path) -> tuple[bytes, int] | None:
