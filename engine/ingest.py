@@ -188,6 +188,17 @@ class Ingest:
         """Ingest everything; returns what was done."""
         started = time.perf_counter()
         self._store.become_writer()
+        try:
+            self._run(items)
+        except NoRoomError as error:
+            self._store.give_up(error)
+            raise
+        self._index(EXACT_ROWS)
+        if self._failure is not None:
+            raise self._failure
+        return self._report(time.perf_counter() - started)
+
+    def _run(self, items: Iterable[Item]) -> None:
         # Threads, not processes: decoding, hashing and the encoder all let go of the GIL.
         with _pool(self._workers) as pool:
             waiting: list[Future[_Prepared | Problem]] = []
@@ -208,10 +219,6 @@ class Ingest:
                 if self._stop():
                     break
             self._commit_files(waiting)
-        self._index(EXACT_ROWS)
-        if self._failure is not None:
-            raise self._failure
-        return self._report(time.perf_counter() - started)
 
     # --- grouping ---------------------------------------------------------------------------------
 

@@ -353,6 +353,11 @@ class StoreFiles(StoreView):
         if free < reserve.LOW and free < chunk.disk_bytes() + reserve.LEFT:
             raise self._no_room(os.strerror(errno.ENOSPC))
 
+    def give_up(self, error: reserve.NoRoomError) -> None:
+        """Close the store, as other failed writes do: not even the smallest chunk fits the disk."""
+        self._failed = str(error)
+        self.close()
+
     def _no_room(self, what: str) -> reserve.NoRoomError:
         return reserve.NoRoomError(
             f"{self.path} could not be written: {what}; what was committed before is safe: "
