@@ -933,7 +933,8 @@ class Ingest:
             _log.warning("the index was not built: the next ingest or optimize builds it")
         except (OSError, MemoryError, StoreDamagedError) as error:
             # Derived: the vectors are committed, and are searched exactly until it succeeds.
-            _log.warning("the index was not built: %s; lookups go on without it", error)
+            what = error.strerror if isinstance(error, OSError) and error.strerror else error
+            _log.warning("the index was not built: %s; lookups go on without it", what)
 
     def _advance(self, count: int) -> None:
         self._done += count
