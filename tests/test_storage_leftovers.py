@@ -12,7 +12,7 @@ import pytest
 
 from engine import EngineError, Store
 from engine.storage import leftovers
-from engine.storage.leftovers import claimed, sweep
+from engine.storage.leftovers import claimed, sweep, work_folder
 
 NAMES = re.compile(r"work-\d+")
 INSIDE = re.compile(r"keys/\w+|\w+")
@@ -206,6 +206,28 @@ Store.open(sys.argv[1], read_only=True)
     with Store.open(path, read_only=True) as store:
         assert len(store) == 3
     assert list(again.iterdir()) == []
+
+
+def test_a_folder_to_work_in_is_gone_however_the_work_ends(tmp_path: Path) -> None:
+    code = """
+from engine.storage.leftovers import work_folder
+from pathlib import Path
+with work_folder(Path(sys.argv[1]), "work-", 2) as work:
+    (work / "deep").mkdir()
+    (work / "deep" / "file").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed(code, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    with work_folder(tmp_path, "work-", 1) as work:
+        assert len(list(tmp_path.iterdir())) == 2, "it is deeper than that"
+        (work / "deep" / "er").mkdir(parents=True)
+    assert len(list(tmp_path.iterdir())) == 1
+    with work_folder(tmp_path, "work-", 2) as work:
+        assert list(tmp_path.iterdir()) == [work]
+        with work_folder(tmp_path, "work-", 2) as other:
+            assert sorted(tmp_path.iterdir()) == sorted([work, other])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")

@@ -12,7 +12,9 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,11 +69,31 @@ def claimed(make: Callable[[], Path]) -> Claimed:
     raise StoreError(f"{path} is removed as often as it is made: end what tidies up there")
 
 
-def sweep(folder: Path, names: re.Pattern[str], inside: re.Pattern[str]) -> int:
+@contextlib.contextmanager
+def work_folder(folder: Path | None, prefix: str, depth: int = 1) -> Iterator[Path]:
+    """A new folder in ``folder``, or in that for temporary files, which is gone when the block ends.
+
+    Those of this ``prefix`` that killed processes left there go first, if they are no deeper than
+    ``depth``. Raises ``OSError``.
+    """
+    parent = Path(folder or tempfile.gettempdir()).absolute()
+    names = re.compile(rf"{re.escape(prefix)}[a-z0-9_]{{8}}")
+    sweep(parent, names, re.compile(".*", re.DOTALL), depth)
+    claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=prefix, dir=parent)))
+    try:
+        yield claim.path
+    finally:
+        shutil.rmtree(claim.path, ignore_errors=True)
+        claim.release()
+
+
+def sweep(
+    folder: Path, names: re.Pattern[str], inside: re.Pattern[str], depth: int = _MAX_DEPTH
+) -> int:
     """Remove what killed processes left in ``folder``; returns how many folders that were.
 
-    ``names`` are theirs, ``inside`` the paths that files in them may have. It takes a bounded effort,
-    and raises nothing: whatever is in the way stays.
+    ``names`` are theirs, ``inside`` the paths that files in them may have, ``depth`` how deep these
+    lie. It takes a bounded effort, and raises nothing: whatever is in the way stays.
     """
     swept = 0
     with contextlib.suppress(OSError), _opened(os.open(folder, os.O_RDONLY | os.O_CLOEXEC)) as fd:
@@ -82,11 +104,11 @@ def sweep(folder: Path, names: re.Pattern[str], inside: re.Pattern[str]) -> int:
                     found.append(entry.name)
         for name in found[:_MAX_SWEPT]:
             with contextlib.suppress(OSError):
-                swept += _sweep(fd, name, inside)
+                swept += _sweep(fd, name, inside, depth)
     return swept
 
 
-def _sweep(parent: int, name: str, inside: re.Pattern[str]) -> bool:
+def _sweep(parent: int, name: str, inside: re.Pattern[str], depth: int) -> bool:
     with contextlib.ExitStack() as stack:
         fd = stack.enter_context(_opened(os.open(name, _FOLDER, dir_fd=parent)))
         folder = os.fstat(fd)
@@ -99,7 +121,7 @@ def _sweep(parent: int, name: str, inside: re.Pattern[str]) -> bool:
         now = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if (now.st_dev, now.st_ino) != (folder.st_dev, folder.st_ino):
             return False
-        found = list(_walk(fd, "", folder.st_dev))
+        found = list(_walk(fd, "", folder.st_dev, depth))
         files = [path for path, is_folder in found if not is_folder]
         if files and not locks:
             return False
@@ -111,7 +133,7 @@ def _sweep(parent: int, name: str, inside: re.Pattern[str]) -> bool:
     return True
 
 
-def _walk(fd: int, before: str, device: int, depth: int = 0) -> Iterator[tuple[str, bool]]:
+def _walk(fd: int, before: str, device: int, depth: int) -> Iterator[tuple[str, bool]]:
     """The paths in a folder, and whether each is a folder, which comes behind what is in it.
 
     ``OSError`` where there is anything that is not of this user and this disk, or too much.
@@ -120,11 +142,11 @@ def _walk(fd: int, before: str, device: int, depth: int = 0) -> Iterator[tuple[s
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         kind = stat.S_IFMT(status.st_mode)
         ours = status.st_uid == os.geteuid() and status.st_dev == device
-        if not ours or count >= _MAX_INSIDE or depth >= _MAX_DEPTH:
+        if not ours or count >= _MAX_INSIDE or depth < 1:
             raise OSError("not ours")
         if kind == stat.S_IFDIR:
             with _opened(os.open(name, _FOLDER, dir_fd=fd)) as below:
-                yield from _walk(below, f"{before}{name}/", device, depth + 1)
+                yield from _walk(below, f"{before}{name}/", device, depth - 1)
         elif kind not in (stat.S_IFREG, stat.S_IFLNK):
             raise OSError("not ours")
         yield before + name, kind == stat.S_IFDIR
