@@ -7,7 +7,6 @@ disk. Images and vectors are streamed: what a run holds in memory does not grow 
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError, UsageError
+from engine.storage.leftovers import work_folder
 
 from . import asked, clustered, disk
 from .arrays import write_array
@@ -30,6 +30,8 @@ from .process import Finished, run_child
 from .results import Results, finish, save
 from .vector_peers import INDEXES
 from .vector_store import QUERIES, K, VectorStore
+
+_DEPTH = 8  # of folders in the one that a bench works in
 
 FLAT = "IndexFlatL2"  # of FAISS, which the report used
 RECALL = 0.95  # at 10 that is wanted of the indexes
@@ -98,12 +100,12 @@ def run(
         )
 
     with ExitStack() as stack:
-        work = stack.enter_context(tempfile.TemporaryDirectory(prefix="engine-bench-", dir=out))
+        work = stack.enter_context(work_folder(out, "engine-bench-", _DEPTH))
         limit = None
         if given.limit is not None:
             limit = stack.enter_context(limited(given.limit, fallback=True))
             settings["memory_limit_by"] = limit.how
-        bench = _Bench(given, Path(work).absolute(), limit)
+        bench = _Bench(given, work, limit)
         stages = bench.stages()
         total = max(1, round(sum(stage.seconds for stage in stages)))
         before = 0.0

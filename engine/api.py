@@ -55,6 +55,7 @@ from engine.records import (
     StoreInfo,
 )
 from engine.records import Problem as CheckProblem
+from engine.removal_plan import RemovalPlan
 from engine.remove import Remove
 from engine.repair import Repair
 from engine.sources.base import Item, Problem, checked_metadata
@@ -255,7 +256,12 @@ class Store:
                 progress=tell,
                 stop=stop,
             )
-            return run.run(given)
+            if isinstance(given, _InMemory):
+                return run.run(given)
+            self._files.add_roots(given.folders)
+            found = run.run(given)
+            self._files.add_roots(given.folders)  # a list may have named more of them
+            return found
 
     def remove(
         self,
@@ -263,6 +269,8 @@ class Store:
         ids: Iterable[int] = (),
         sources: Iterable[str | os.PathLike[str]] = (),
         missing: bool = False,
+        yes: bool = False,
+        dry_run: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> RemoveReport:
@@ -271,11 +279,15 @@ class Store:
         A source is a path as results show it, or a relative one. It stands for itself, for the rows of
         an array, for the members of an archive and for everything below a folder, whether these are on
         disk or not; "b.npy#17" is one row. ``missing``: also what is not there any more on disk.
+        Where more than half of what an ingest's folder held is missing, its disk may be away: then
+        ``MissingError`` is raised and nothing is removed, unless ``yes``. ``dry_run`` only counts what
+        would go, and where; it takes no lock and needs no room on the disk.
         What is named and is not in the store is told in the report. An image that comes back later
         gets a new id. The disk is given back by ``optimize``.
         ``progress(done, total)`` is called as it goes; ``stop()`` is asked after each commit.
 
-        Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; run again, it goes on.
+        Raises ``UsageError``, ``MissingError``, ``StoreLockedError``, ``StoreError``; run again, it
+        goes on.
         """
         try:
             wanted = [whole(id_) for id_ in ids]
@@ -297,7 +309,11 @@ class Store:
                 report(done, total)
 
         with self._alone("remove"):
-            return Remove(self._files, progress=tell, stop=stop).run(wanted, names, missing=missing)
+            if dry_run:
+                self._files.follow()
+                return RemovalPlan(self._files, stop).run(wanted, names, missing=missing)
+            run = Remove(self._files, progress=tell, stop=stop)
+            return run.run(wanted, names, missing=missing, yes=yes)
 
     @classmethod
     def plan(

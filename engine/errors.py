@@ -3,6 +3,7 @@
 EngineError
 ├── UsageError             an argument makes no sense; nothing was touched
 ├── SourceError            a source of images cannot be read at all
+│   └── MissingError           most of what a folder held is gone: its disk may be away
 ├── ImageError             one image cannot be read; an ingest reports it as a row and goes on
 ├── EncoderError           an encoder cannot be loaded or used
 │   └── TrainingError      a training run cannot start or go on
@@ -28,6 +29,17 @@ class SourceError(EngineError):
     def __init__(self, reason: str, *, passing: bool = False) -> None:
         super().__init__(reason)
         self.passing = passing
+
+
+class MissingError(SourceError):
+    """Most of what a folder held is gone, as if its disk were away; nothing was removed.
+
+    ``found`` says where, with counts, and not what to do.
+    """
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{found}; {advice}")
+        self.found = found
 
 
 class ImageError(EngineError):

@@ -56,6 +56,14 @@ class CheckedBlock:
                 found.append(Problem(name + which.encode(), reason, mtime_ns, size, end - at))
         return found
 
+    def halves(self) -> tuple[CheckedBlock, CheckedBlock]:
+        """Its two halves, each of which can be committed alone."""
+        half = len(self.rows) // 2
+        return (
+            CheckedBlock(self.first, self.rows[:half], self.wrong[:half]),
+            CheckedBlock(self.first + half, self.rows[half:], self.wrong[half:]),
+        )
+
 
 def checked(block: VectorBlock, *, normalize: bool) -> CheckedBlock:
     """Say which rows are no vectors, and divide the others by their length if they are to be."""

@@ -9,11 +9,12 @@ So n vectors lie in O(log n) segments, each is coded O(log n) times, and merging
 
 from __future__ import annotations
 
+import errno
 import logging
 from dataclasses import replace
 
 from engine.errors import StoreDamagedError
-from engine.storage import build
+from engine.storage import build, reserve
 from engine.storage.files import remove
 from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import Measured, QuantizerEntry, SegmentEntry
@@ -49,6 +50,9 @@ class Indexing:
         live = store.state.live_segments(store.manifest)
         if store.vector_rows - sum(segment.rows for segment in live) < least:
             return  # most commits end here, and opening the index takes some milliseconds
+        if not _has_room(store):
+            what = "the disk is nearly full, make room and run 'engine optimize'"
+            raise OSError(errno.ENOSPC, what)
         self._work.apart(lambda work: Indexing(store, work)._update())
 
     def _update(self) -> None:
@@ -146,6 +150,16 @@ class Indexing:
         if found != before and (before is not None or target is not None or found.rows):
             store.publish_index(store.manifest.segments, measured=found)
         return found
+
+
+def _has_room(store: StoreFiles) -> bool:
+    """Whether the whole index, built again, leaves enough of the disk for a removal."""
+    free, encoder, rows = reserve.free(store.path), store.manifest.encoder, store.vector_rows
+    if free >= reserve.LOW or encoder is None:
+        return True
+    codes = rows * (encoder.dim // 4 + 24)  # and a label each
+    centroids = 4 * encoder.dim * (int(3 * (2 * rows) ** 0.5) + 64)
+    return free >= codes + centroids + reserve.LEFT
 
 
 def is_moved(closeness: float, entry: QuantizerEntry) -> bool:

@@ -55,6 +55,7 @@ from engine.sources.base import (
     VectorItem,
 )
 from engine.storage.chunk import Chunk, NewImage, NewName, NewRows
+from engine.storage.reserve import NoRoomError
 from engine.storage.rows import ARRAY, ArchiveRow, ArrayRow, NameRow, Run
 from engine.storage.work import StoppedError, Work
 from engine.store import REJECTS, StoreFiles
@@ -85,6 +86,7 @@ class _Group:
     skipped: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     size: int = 0  # bytes that it holds while it waits
+    rejected: int = 0  # of it
 
     @property
     def count(self) -> int:
@@ -181,6 +183,7 @@ class Ingest:
         each = KEEP_BITS_LIMIT + (3 * encoder.image_size**2 if encoder else 0)
         self._group_files = max(1, min(CHUNK_FILES, store.memory.chunk // each))
         self._counts = _Counts()
+        self._reject_lines: list[dict[str, Any]] = []  # of the chunk that is being made
         self._done = 0
         self._failure: Exception | None = None  # of whoever made the items
         self._peak = PeakMemory()
@@ -189,6 +192,17 @@ class Ingest:
         """Ingest everything; returns what was done."""
         started = time.perf_counter()
         self._store.become_writer()
+        try:
+            self._run(items)
+        except NoRoomError as error:
+            self._store.give_up(error)
+            raise
+        self._index(EXACT_ROWS)
+        if self._failure is not None:
+            raise self._failure
+        return self._report(time.perf_counter() - started)
+
+    def _run(self, items: Iterable[Item]) -> None:
         # Threads, not processes: decoding, hashing and the encoder all let go of the GIL.
         with _pool(self._workers) as pool:
             waiting: list[Future[_Prepared | Problem]] = []
@@ -209,10 +223,6 @@ class Ingest:
                 if self._stop():
                     break
             self._commit_files(waiting)
-        self._index(EXACT_ROWS)
-        if self._failure is not None:
-            raise self._failure
-        return self._report(time.perf_counter() - started)
 
     # --- grouping ---------------------------------------------------------------------------------
 
@@ -361,6 +371,46 @@ class Ingest:
                 self._advance(1)
             else:
                 done.append(result)
+        if group is not None:
+            group.rejected = len(rejects) + len(group.files) - len(futures)
+        self._commit_prepared(done, rejects, archive, group)
+
+    def _commit_prepared(
+        self,
+        done: Sequence[_Prepared],
+        rejects: Sequence[Problem],
+        archive: _Archive | None,
+        group: _Group | None,
+        *,
+        last: bool = True,
+    ) -> None:
+        """Commit images that were read; where they do not fit the disk, half of them and then the rest.
+
+        How far the archive is read goes with the ``last`` of them: until then they are read again.
+        """
+        before = self._marks(), archive.row if archive else None, group.rejected if group else 0
+        try:
+            self._try_prepared(done, list(rejects), archive, group, last=last)
+        except NoRoomError:
+            if len(done) < 2:
+                raise
+            self._go_back(before[0])
+            if archive is not None and group is not None and before[1] is not None:
+                archive.row, group.rejected = before[1], before[2]
+            half = len(done) // 2
+            self._commit_prepared(done[:half], [], archive, group, last=False)
+            self._commit_prepared(done[half:], rejects, archive, group, last=last)
+
+    def _try_prepared(
+        self,
+        done: Sequence[_Prepared],
+        rejects: list[Problem],
+        archive: _Archive | None,
+        group: _Group | None,
+        *,
+        last: bool,
+    ) -> None:
+        known_rejects = len(rejects)
         pending = _Pending()
         before = self._store.names([prepared.item.name for prepared in done])
         images = [prepared.image for prepared in done if prepared.image is not None]
@@ -395,10 +445,12 @@ class Ingest:
             )
         pending.chunk.names = list(named.values())
         if archive is not None and group is not None:
-            archive.pass_by(group, rejected=len(rejects) + len(group.files) - len(futures))
-            self._counts.notes += group.notes
-            self._say_without_metadata(group.files)
+            group.rejected += len(rejects) - known_rejects
             archive.again |= any(not (found.mtime_ns or found.size) for found in rejects)
+        if archive is not None and group is not None and last:
+            archive.pass_by(group, rejected=group.rejected)
+            self._counts.notes = self._counts.notes + group.notes
+            self._say_without_metadata(group.files)
             pending.chunk.archives = [(archive.name, archive.row)]
             self._counts.skipped += group.skipped
             self._advance(len(group.problems) + group.skipped)
@@ -407,7 +459,7 @@ class Ingest:
 
     def _say_without_metadata(self, files: Sequence[Member]) -> None:
         """List images that are taken in without what is said of them, and why, beside the rejects."""
-        lines = [
+        self._reject_lines += [
             {
                 "source": os.fsdecode(found.name),
                 "reason": f"taken without its metadata: {found.note}",
@@ -416,8 +468,6 @@ class Ingest:
             for found in files
             if found.note
         ]
-        if lines:
-            self._store.log_rejects(lines)
 
     def _describe(self, pending: _Pending, id_: int, metadata: dict[str, object]) -> None:
         """Keep what is said of an image that is there already, or comes with this chunk."""
@@ -426,6 +476,16 @@ class Ingest:
             pending.chunk.described.append((id_, metadata))
         elif pending.chunk.images[id_ - first].metadata is None:
             pending.chunk.images[id_ - first].metadata = metadata
+
+    def _marks(self) -> tuple[_Counts, int]:
+        """What is counted by now, to ``_go_back`` to."""
+        return replace(self._counts), self._done
+
+    def _go_back(self, marks: tuple[_Counts, int]) -> None:
+        """Forget what was counted of a chunk that did not fit the disk."""
+        counts, self._done = marks
+        self._counts = replace(counts)
+        self._reject_lines = []
 
     # --- archives ---------------------------------------------------------------------------------
 
@@ -589,6 +649,20 @@ class Ingest:
         return _Rows(block, shape._replace(canonical=b""), keys, proofs, prints, qualities, keeps)
 
     def _commit_rows(self, name: bytes, array: ArrayRow, rows: _Rows) -> None:
+        """Commit a block; where it does not fit the disk, half of it and then the rest."""
+        before = self._marks()
+        try:
+            self._try_rows(name, array, rows)
+        except NoRoomError:
+            if len(rows.keys) < 2:
+                raise
+            self._go_back(before)
+            first, second = _halves(rows)
+            there = array.rows - len(second.keys)
+            self._commit_rows(name, replace(array, rows=there, complete=False), first)
+            self._commit_rows(name, array, second)
+
+    def _try_rows(self, name: bytes, array: ArrayRow, rows: _Rows) -> None:
         pending = _Pending()
         ids = self._add_rows(pending, rows)
         if ids is None:
@@ -723,15 +797,7 @@ class Ingest:
                 given.forget(array.count)  # what is behind its end
             for block in self._vectors_ahead(array, start, pool):
                 start = block.first + len(block.rows)
-                problems = block.problems(array.name, *stamp)
-                rejected = sum(problem.rows for problem in problems)
-                row = replace(
-                    row,
-                    rows=start,
-                    complete=start == array.count,
-                    rejected=row.rejected + rejected,
-                )
-                self._commit_vectors(given, block, array.name, row, problems)
+                row = self._commit_vectors(given, block, array, row)
                 if self._stop():
                     return
         except (SourceError, ImageError) as error:
@@ -759,6 +825,28 @@ class Ingest:
             yield block
 
     def _commit_vectors(
+        self, given: GivenArray, block: CheckedBlock, array: VectorItem, row: ArrayRow
+    ) -> ArrayRow:
+        """Commit a block; where it does not fit the disk, half of it and then the rest.
+
+        Returns how far the array is committed then.
+        """
+        before, end = self._marks(), block.first + len(block.rows)
+        problems = block.problems(array.name, array.mtime_ns, array.size)
+        rejected = row.rejected + sum(problem.rows for problem in problems)
+        new = replace(row, rows=end, complete=end == array.count, rejected=rejected)
+        try:
+            self._try_vectors(given, block, array.name, new, problems)
+        except NoRoomError:
+            if len(block.rows) < 2:
+                raise
+            self._go_back(before)
+            for half in block.halves():
+                row = self._commit_vectors(given, half, array, row)
+            return row
+        return new
+
+    def _try_vectors(
         self,
         given: GivenArray,
         block: CheckedBlock,
@@ -773,7 +861,7 @@ class Ingest:
         added = len(chunk.given) if chunk.given is not None else 0
         chunk.arrays = [(name, array)]
         self._put_rejects(chunk, problems)
-        self._store.commit(chunk)
+        self._save(chunk)
         self._counts.added += added
         self._counts.unchanged += unchanged
         self._advance(len(block.rows))
@@ -818,7 +906,7 @@ class Ingest:
         if pending.vectors:
             pending.chunk.vectors = np.concatenate(pending.vectors)
         self._peak.sample()
-        self._store.commit(pending.chunk)
+        self._save(pending.chunk)
         self._index(_SEGMENT_ROWS)
 
     def _reject(self, rejects: Sequence[Problem]) -> None:
@@ -827,13 +915,19 @@ class Ingest:
             return
         chunk = Chunk()
         self._put_rejects(chunk, rejects)
-        self._store.commit(chunk)
+        self._save(chunk)
         self._advance(len(rejects))
+
+    def _save(self, chunk: Chunk) -> None:
+        """Commit a chunk, and then tell people of its rejects."""
+        self._store.commit(chunk)
+        lines, self._reject_lines = self._reject_lines, []
+        if lines:
+            self._store.log_rejects(lines)
 
     def _put_rejects(self, chunk: Chunk, rejects: Sequence[Problem]) -> None:
         """Record what could not be read; a row that says the same as before is not repeated."""
         self._counts.rejected += sum(found.rows for found in rejects)
-        lines = []
         before = self._store.rejects([found.name for found in rejects]) if rejects else []
         for found, known in zip(rejects, before, strict=True):
             row = {
@@ -845,9 +939,8 @@ class Ingest:
             if known != row:
                 chunk.rejects.append((found.name, row))
                 source = os.fsdecode(found.name)
-                lines.append({"source": source, "reason": found.reason, "time": time.time()})
-        if lines:
-            self._store.log_rejects(lines)
+                line = {"source": source, "reason": found.reason, "time": time.time()}
+                self._reject_lines.append(line)
 
     def _index(self, least: int) -> None:
         """Index the vectors that are in no segment, if there are at least ``least`` of them."""
@@ -860,7 +953,8 @@ class Ingest:
             _log.warning("the index was not built: the next ingest or optimize builds it")
         except (OSError, MemoryError, StoreDamagedError) as error:
             # Derived: the vectors are committed, and are searched exactly until it succeeds.
-            _log.warning("the index was not built: %s; lookups go on without it", error)
+            what = error.strerror if isinstance(error, OSError) and error.strerror else error
+            _log.warning("the index was not built: %s; lookups go on without it", what)
 
     def _advance(self, count: int) -> None:
         self._done += count
@@ -955,6 +1049,23 @@ def _joined(parts: Sequence[_Rows | None]) -> _Rows | None:
         fingerprints=np.concatenate([part.fingerprints for part in there]),
         qualities=np.concatenate([part.qualities for part in there]),
     )
+
+
+def _halves(rows: _Rows) -> tuple[_Rows, _Rows]:
+    """The two halves of a block of rows."""
+    block, half = rows.block, len(rows.keys) // 2
+
+    def part(at: slice) -> _Rows:
+        return replace(
+            rows,
+            block=replace(block, first=block.first + (at.start or 0), rows=block.rows[at]),
+            keys=rows.keys[at],
+            proofs=rows.proofs[at],
+            fingerprints=rows.fingerprints[at],
+            qualities=rows.qualities[at],
+        )
+
+    return part(slice(half)), part(slice(half, None))
 
 
 def _next(blocks: Iterator[RowBlock], before: Future[RowBlock | None]) -> RowBlock | None:

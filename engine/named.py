@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from engine.errors import UsageError
 from engine.sources import synthetic
@@ -38,6 +38,21 @@ def bases(name: str) -> list[bytes]:
     return list(dict.fromkeys(names))
 
 
+def those_named(
+    store: StoreFiles, given: Iterable[tuple[str, list[bytes]]]
+) -> tuple[list[bytes], list[str]]:
+    """What is there of names and their ``bases``, and the names of which nothing is."""
+    wanted: list[bytes] = []
+    not_found: list[str] = []
+    for name, may_be in given:
+        there = next((base for base in may_be if is_there(store, base)), None)
+        if there is None:
+            not_found.append(name)
+        else:
+            wanted.append(there)
+    return wanted, not_found
+
+
 def is_there(store: StoreFiles, base: bytes) -> bool:
     """Whether there is anything that is named ``base`` or inside of it."""
     tables = (("names", b""), ("arrays", b"n"), ("arrays", b"a"), ("rejects", b""))
@@ -57,7 +72,7 @@ def rows_inside(
     yield from keys.scan(table, before + base + b"/")
     # Of "a.tar" and "a.tar?metadata=" what is behind "#" is inside; of a folder "C" a folder "C#" is
     # not, nor of a file one whose name goes on like that.
-    for container in _containers(store, base):
+    for container in containers(store, base):
         if container != base and table != "names":
             value = keys.get(table, before + container)
             if value is not None:
@@ -65,7 +80,7 @@ def rows_inside(
         yield from keys.scan(table, before + container + b"#")
 
 
-def _containers(store: StoreFiles, base: bytes) -> list[bytes]:
+def containers(store: StoreFiles, base: bytes) -> list[bytes]:
     """The arrays, archives and tables that are the file ``base``, in whatever way it was read."""
     keys = store.keys
     found: dict[bytes, None] = {}

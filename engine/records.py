@@ -175,8 +175,18 @@ class IngestPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class MissingBelow:
+    """How many of the sources below one folder are gone from the disk."""
+
+    folder: str
+    missing: int
+    sources: int  # of which it is known whether they are there
+    needs_yes: bool  # so many that its disk may be away: they only go with ``yes``
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveReport:
-    """What a removal did."""
+    """What a removal did, or would do."""
 
     images: int  # that are gone, with all that was known of them
     sources: int
@@ -184,6 +194,10 @@ class RemoveReport:
     seconds: float
     kept: tuple[str, ...] = ()  # sources that may be missing and may not, and why they stay
     interrupted: bool = False
+    dry_run: bool = False  # nothing was removed; the fields below are of a dry run only
+    needs_yes: bool = False  # without ``yes`` nothing would be removed
+    folders: tuple[MissingBelow, ...] = ()  # where sources are missing
+    would_go: tuple[str, ...] = ()  # the first sources; an array or an image by id is one line
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,23 +7,19 @@ sources by name, and sources that are no longer where they were.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
-from engine.errors import SourceError
-from engine.named import bases, is_there, one_row, rows_inside
+from engine.missing import Missing, What, images_without_sources, unfinished_arrays
+from engine.named import bases, one_row, rows_inside, those_named
 from engine.records import RemoveReport
-from engine.sources.whereabouts import Whereabouts, stamp, without_query
 from engine.storage.chunk import Chunk
 from engine.storage.removal import Going, removal
-from engine.storage.rows import ONE, ArrayRow, NameRow, Run, record_ids
+from engine.storage.rows import NameRow, Run
 from engine.store import StoreFiles
 
 MOST = 4096  # images or sources of one commit
-_MOST_KEPT = 1000  # reasons told of
+_LOOKS = 256  # sources that are looked for between two questions whether to stop
 
 
 class _StoppedError(Exception):
@@ -48,41 +44,52 @@ class Remove:
         self._sources = 0
         self._done = 0
         self._stopped = False  # after the last commit
-        self._disk = Whereabouts()
+        self._interrupted = False
+        self._looks = 0
         self._kept: dict[str, None] = {}  # why sources that are not there stay
         self._begin()
 
     def run(
-        self, ids: Iterable[int], names: Iterable[str] = (), *, missing: bool = False
+        self,
+        ids: Iterable[int],
+        names: Iterable[str] = (),
+        *,
+        missing: bool = False,
+        yes: bool = False,
     ) -> RemoveReport:
-        """Remove images by id, sources by name, and what is ``missing``; returns what was done."""
+        """Remove images by id, sources by name, and what is ``missing``; returns what was done.
+
+        ``MissingError`` before anything goes, where so much is missing that a disk may be away,
+        unless ``yes``.
+        """
         started = time.perf_counter()
-        not_found: list[str] = []
         given = [(name, bases(name)) for name in dict.fromkeys(names)]  # UsageError before anything
         self._store.become_writer(to_remove=True)
-        interrupted = False
+        looked = Missing(self._store, self._look_on) if missing else None
+        not_found: list[str] = []
         try:
-            wanted: list[bytes | None] = []
-            for name, may_be in given:  # all before any goes: one may be inside of another
-                wanted += [base for base in may_be if is_there(self._store, base)][:1] or [None]
-                if wanted[-1] is None:
-                    not_found.append(name)
+            if looked is not None and self._look(looked) and not yes:
+                looked.require_yes()
+            wanted, not_found = those_named(self._store, given)
             self._ids(sorted(set(ids)), not_found)
             for base in wanted:
-                if base is not None:
-                    self._named(base)
+                self._named(base)
             self._flush()
-            if missing:
-                self._missing()
+            if looked is not None:
+                self._look_on()
+                self._remove_missing(looked)
         except _StoppedError:
-            interrupted = True
+            self._interrupted = True
+        finally:
+            if looked is not None:
+                looked.close()
         return RemoveReport(
             images=self._images,
             sources=self._sources,
             not_found=tuple(not_found),
             seconds=round(time.perf_counter() - started, 3),
             kept=tuple(self._kept),
-            interrupted=interrupted,
+            interrupted=self._interrupted,
         )
 
     # --- by id ------------------------------------------------------------------------------------
@@ -146,95 +153,54 @@ class Remove:
 
     # --- what is missing --------------------------------------------------------------------------
 
-    def _missing(self) -> None:
-        """Remove sources whose file is gone, images that no source is left of, and such rejects."""
-        keys = self._store.keys
-        for name, value in keys.scan("names"):
-            row = NameRow.unpack(value)
-            if self._is_gone(name, (row.mtime_ns, row.size)):
-                self._name(name, row.id)
-        for key, _ in keys.scan("arrays", b"n"):
-            if self._is_gone(key[1:], None):
-                self._array(key[1:])
-        for key, _ in keys.scan("arrays", b"a"):
-            if self._is_gone(key[1:], None):
-                self._going.arrays.append(key)
-                self._flush_if_full()
-        for name, value in keys.scan("rejects"):
-            row_ = json.loads(value)
-            if self._is_gone(name, (row_["mtime_ns"], row_["size"])):
-                self._going.rejects.append(name)
-                self._flush_if_full()
+    def _look(self, missing: Missing) -> bool:
+        """Look for what is missing; whether nobody stopped it."""
+        try:
+            missing.look()
+        except _StoppedError:
+            self._interrupted = True  # what was named goes all the same
+            return False
+        return True
+
+    def _look_on(self) -> None:
+        """While sources are looked for, which changes nothing: stop soon."""
+        self._looks += 1
+        if self._interrupted or (self._looks % _LOOKS == 0 and self._stop()):
+            raise _StoppedError
+        self._go_on()
+
+    def _remove_missing(self, missing: Missing) -> None:
+        """Remove what is missing, images that no source is left of, and such rejects."""
+        for what, name in missing.found():
+            self._remove_one(missing, what, name)
         self._flush()
-        if self._all_read():
-            for some in self._without_sources():
+        unfinished = unfinished_arrays(self._store)
+        if not unfinished:
+            for some in images_without_sources(self._store, self._go_on):
                 self._going.ids += some
                 self._flush_if_full()
             self._flush()
+        self._kept |= missing.kept | unfinished
 
-    def _all_read(self) -> bool:
-        """Whether each array is read to its end, as far as it can be.
-
-        One that has changed names its images anew as it is read. Until it has been, those that are
-        to come have no source, and are not missing.
-        """
-        unfinished = []
-        for key, value in self._store.keys.scan("arrays", b"n"):
-            row = ArrayRow.unpack(value)
-            reject = self._store.rejects([key[1:]])[0]
-            broken = reject is not None and (reject["mtime_ns"], reject["size"]) == (
-                row.mtime_ns,
-                row.size,
-            )
-            changes = row.mtime_ns or row.size  # a synthetic set never does
-            if changes and not row.complete and not broken:
-                unfinished.append(os.fsdecode(key[1:]))
-        for name in unfinished[:_MOST_KEPT]:
-            reason = f"images that no source is left of: {name} was not read to its end, ingest it"
-            self._kept[reason] = None
-        return not unfinished
-
-    def _is_gone(self, name: bytes, seen: tuple[int, int] | None) -> bool:
-        """Whether the file that ``name`` is in is gone; or, of a member that was ``seen`` when its
-        archive had that stamp, whether it is in the archive no more."""
-        self._go_on()
-        if not name.startswith(b"/"):  # in memory, synthetic, or never found
-            return False
-        try:
-            return self._left(name, seen)
-        except SourceError as error:
-            if len(self._kept) < _MOST_KEPT:
-                self._kept[str(error)] = None
-            return False
-
-    def _left(self, name: bytes, seen: tuple[int, int] | None) -> bool:
-        if os.path.lexists(name) or os.path.lexists(without_query(name)):
-            return False
-        at = name.find(b"#")
-        while at >= 0:
-            outer = name[:at]
-            file = outer if os.path.lexists(outer) else without_query(outer)
-            if Path(os.fsdecode(file)).is_file():
-                row = self._store.archive(outer) if seen is not None else None
-                now = stamp(file)
-                read = row is not None and row.complete and (row.mtime_ns, row.size) == now
-                return read and seen != now
-            at = name.find(b"#", at + 1)
-        return not self._disk.is_there(without_query(name))
-
-    def _without_sources(self) -> Iterator[list[int]]:
-        """Images that have no source, as a changed file leaves them; some at a time, ascending."""
-        keys = self._store.keys
-        # All of these are in the order of ids, so each is read once.
-        by = (
-            _Spans((int.from_bytes(key[:8], "big"), 1) for key, _ in keys.scan("sources")),
-            _Spans((Run.from_id(*row).id, 1) for row in keys.scan("runs", ONE)),
-            _Spans((run.id, run.count) for run in map(_run, keys.scan("runs", b"i"))),
-        )
-        for key, value in keys.scan("records"):
-            self._go_on()
-            ids = record_ids(key, value).tolist()
-            yield [id_ for id_ in ids if not any(spans.cover(id_) for spans in by)]
+    def _remove_one(self, missing: Missing, what: What, name: bytes) -> None:
+        """Remove what was missing when it was looked for, if it still is."""
+        store = self._store
+        if what is What.NAME:
+            row = store.names([name])[0]
+            if row is not None and missing.is_gone(name, (row.mtime_ns, row.size)):
+                self._name(name, row.id)
+        elif what is What.ARRAY:
+            if missing.is_gone(name, None):
+                self._array(name)
+        elif what is What.ARCHIVE:
+            if store.archive(name) is not None and missing.is_gone(name, None):
+                self._going.arrays.append(b"a" + name)
+                self._flush_if_full()
+        else:
+            reject = store.rejects([name])[0]
+            if reject and missing.is_gone(name, (reject["mtime_ns"], reject["size"])):
+                self._going.rejects.append(name)
+                self._flush_if_full()
 
     # --- commits ----------------------------------------------------------------------------------
 
@@ -273,24 +239,3 @@ class Remove:
         if count:
             self._done += count
             self._progress(self._done)
-
-
-class _Spans:
-    """Spans of ids, in the order in which they begin, asked for ids in ascending order."""
-
-    def __init__(self, spans: Iterator[tuple[int, int]]) -> None:
-        """``spans`` are a first id and how many follow it."""
-        self._spans = spans
-        self._next = next(spans, None)
-        self._end = 0
-
-    def cover(self, id_: int) -> bool:
-        """Whether an id is in any of them."""
-        while self._next is not None and self._next[0] <= id_:
-            self._end = max(self._end, sum(self._next))
-            self._next = next(self._spans, None)
-        return id_ < self._end
-
-
-def _run(row: tuple[bytes, bytes]) -> Run:
-    return Run.from_id(*row)

@@ -22,6 +22,7 @@ from engine.records import (
     StoreInfo,
 )
 
+_WOULD_GO_SHOWN = 20  # sources, and folders, of a removal's dry run
 NEAR_SHOWN = 10  # near hits of a lookup that the table lists; JSON has all
 
 
@@ -117,13 +118,30 @@ def plan_text(plan: IngestPlan) -> str:
 
 
 def remove_text(report: RemoveReport) -> str:
-    """What a removal did."""
+    """What a removal did, or would do."""
+    if report.dry_run:
+        return _removal_plan_text(report)
     images, sources = _count(report.images, "image"), _count(report.sources, "source")
     lines = [f"{images} and {sources} removed in {report.seconds:.1f} s"]
     if report.images:
         lines.append("'engine optimize' gives their disk space back")
     if report.interrupted:
         lines.append("interrupted: what is counted is committed; run it again to go on")
+    return "\n".join(lines)
+
+
+def _removal_plan_text(report: RemoveReport) -> str:
+    images, sources = _count(report.images, "image"), _count(report.sources, "source")
+    lines = [f"{images} and {sources} would go; nothing was removed"]
+    for one in report.folders[:_WOULD_GO_SHOWN]:
+        mark = ": only with --yes, its disk may be away" if one.needs_yes else ""
+        counts = f"{one.missing:,} of {one.sources:,} sources missing"
+        lines.append(f"{counts} below {_name(one.folder)}{mark}")
+    lines += [f"would go: {_name(name)}" for name in report.would_go[:_WOULD_GO_SHOWN]]
+    if len(report.would_go) > _WOULD_GO_SHOWN:
+        lines.append(f"and more (--json lists the first {len(report.would_go):,})")
+    if report.interrupted:
+        lines.append("interrupted: not everything is counted")
     return "\n".join(lines)
 
 

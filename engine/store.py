@@ -20,10 +20,11 @@ else and the new committed lengths. Rows past those lengths do not exist; the ne
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,7 @@ from engine.storage.vectors import Vectors
 from engine.storage.view import StoreView
 
 REJECTS = names.REJECTS
+_MAX_ROOTS_BYTES = 256 << 10
 _CARRIED = 1 << 15  # rows of vectors at a time
 _LAST_INDEX = names.MAX_NUMBER - (
     1 << 20
@@ -92,6 +94,7 @@ class StoreFiles(StoreView):
         self._writers: dict[str, ExtentWriter] = {}
         self._manifest_kept: Manifest | None = None  # of which the keys have a copy, for repairs
         self._appends: list[Append] = []  # of the commit that is being made
+        self._keys_written = False  # whether the keys' part of that commit was begun
         self._reserved = 0  # bytes of the reserve that was last seen
         self._tight = False  # whether the keys are open as on a full disk
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
@@ -149,7 +152,7 @@ class StoreFiles(StoreView):
         beneath.require_kinds(self.path, names.FILES, names.FOLDERS)
         self._lock.acquire()
         try:
-            self._tight = to_remove and self._make_room()
+            self._tight = not salvage and self._make_room(to_remove=to_remove)
             self._close_files()
             told = commit_of(self._notice.read())
             found = manifest.load(self.path, writing=True)
@@ -162,7 +165,7 @@ class StoreFiles(StoreView):
 
     def _loosen(self) -> None:
         """Once there is room again, open the keys as at other times, so that they are compacted."""
-        if reserve.free(self.path) < 2 * max(reserve.wanted(self.state), reserve.LITTLE):
+        if reserve.free(self.path) < self._low(to_remove=False):
             return
         try:
             self.keys.settle()
@@ -174,17 +177,28 @@ class StoreFiles(StoreView):
             self.close()
             raise
 
-    def _make_room(self) -> bool:
-        """On a full disk, let go of what is not needed, before RocksDB writes; whether it was full."""
-        need = max(reserve.wanted(self.state), reserve.LITTLE)
-        if reserve.free(self.path) >= 2 * need:
+    def _low(self, *, to_remove: bool) -> int:
+        """Free bytes below which RocksDB is to take as little as it can."""
+        twice = 2 * max(reserve.wanted(self.state), reserve.LITTLE)
+        return twice if to_remove else max(twice, reserve.LOW)
+
+    def _make_room(self, *, to_remove: bool) -> bool:
+        """On a full disk, let go of what is not needed, before RocksDB writes; whether it was full.
+
+        That is what an interrupted writer left, and ``to_remove`` the reserve, too.
+        """
+        if reserve.free(self.path) >= self._low(to_remove=to_remove):
             return False
+        self._cut_leftovers()
+        if to_remove and reserve.free(self.path) < max(reserve.wanted(self.state), reserve.LITTLE):
+            reserve.give_back(self.path)
+        return True
+
+    def _cut_leftovers(self) -> None:
+        """As the holder of the lock, before RocksDB is open: cut what was appended for nothing."""
         with contextlib.suppress(EngineError, OSError):  # else the recovery comes to it
             self._open_reader()  # as of now: nobody else writes any more
             self._cut(self._committed_extents(salvage=False))
-        if reserve.free(self.path) < need:
-            reserve.give_back(self.path)
-        return True
 
     def _cut(self, committed: Mapping[tuple[str, int], int]) -> None:
         """Cut what extents have past their committed lengths."""
@@ -333,33 +347,81 @@ class StoreFiles(StoreView):
     def commit(self, chunk: Chunk) -> None:
         """Make a chunk durable and visible, whole or not at all.
 
-        Any failed write closes the store: RocksDB takes no more writes after one, and what was
+        ``NoRoomError`` where it does not fit the disk: the store goes on, and a smaller chunk may fit.
+        Any other failed write closes the store: RocksDB takes no more writes after one, and what was
         appended is cut when the store is next opened for writing.
         """
         self._require_writer()
-        if not chunk.empty:
-            self._safely(lambda: self._commit(chunk))
+        if chunk.empty:
+            return
+        self._require_room_for(chunk)
+        try:
+            self._safely(lambda: self._commit(chunk), may_be_full=chunk.removal is None)
+        except OSError as error:
+            raise self._no_room(error.strerror or str(error)) from None
 
-    def _safely(self, write: Callable[[], None]) -> None:
-        """Write; any failure closes the store."""
+    def _require_room_for(self, chunk: Chunk) -> None:
+        """``NoRoomError`` where a chunk does not fit the disk, or the store could not be opened then."""
+        if chunk.removal is not None or chunk.rekept:  # these measure for themselves
+            return
+        free = reserve.free(self.path)
+        if free < reserve.LOW and free < chunk.disk_bytes() + reserve.LEFT:
+            raise self._no_room(os.strerror(errno.ENOSPC))
+
+    def give_up(self, error: reserve.NoRoomError) -> None:
+        """Close the store, as other failed writes do: not even the smallest chunk fits the disk."""
+        self._failed = str(error)
+        self.close()
+
+    def _no_room(self, what: str) -> reserve.NoRoomError:
+        return reserve.NoRoomError(
+            f"{self.path} could not be written: {what}; what was committed before is safe: "
+            f"make room and run the command again"
+        )
+
+    def _safely(self, write: Callable[[], None], *, may_be_full: bool = False) -> None:
+        """Write; any failure closes the store.
+
+        But ``may_be_full``: that of extents for want of room is raised as it is, and the store stays
+        open. Nothing was committed then, and what was appended is cut.
+        """
         try:
             write()
         except BaseException as error:
+            full = reserve.is_full(error)
+            appending = may_be_full and not self._keys_written
+            if full and appending and isinstance(error, OSError) and self._take_back():
+                raise
             what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             what = what or type(error).__name__
             self._failed = (
                 f"{self.path} could not be written: {what}; what was committed before is safe: "
                 f"mend the cause and run the command again"
             )
+            if full:
+                self._close_files()  # the keys take no more, and whether they took this is in them
+                self._cut_leftovers()
             self.close()
             if isinstance(error, OSError | StoreError):
                 raise StoreError(self._failed) from None
             raise
 
+    def _take_back(self) -> bool:
+        """Cut what a commit has appended that did not come to be; whether that succeeded."""
+        try:
+            for writer in self._writers.values():
+                writer.close()
+            self._writers.clear()
+            self._cut(self._committed_extents(salvage=False))
+        except (EngineError, OSError):
+            return False
+        return True
+
     def _commit(self, chunk: Chunk) -> None:
         state = self.state.next()
         batch = self.keys.batch()
         self._appends = []
+        self._keys_written = False
         first_id = state.next_id
         images = chunk.images
         rows = chunk.rows
@@ -444,6 +506,7 @@ class StoreFiles(StoreView):
 
     def _commit_keys(self, batch: Batch, state: State, named: Manifest) -> None:
         """Commit the keys' part of a chunk; ``named`` is the manifest that goes with it."""
+        self._keys_written = True
         batch.put("meta", b"state", state.pack())
         if named is not self._manifest_kept:
             batch.put("meta", b"manifest", named.dump())
@@ -716,6 +779,17 @@ class StoreFiles(StoreView):
             with contextlib.suppress(OSError):
                 beneath.remove_folder(self.path, names.ENCODER)
         self._forget_index()
+
+    def add_roots(self, folders: Iterable[bytes]) -> None:
+        """Remember folders that an ingest is given, for a removal of what is missing below them."""
+        self._require_writer()
+        known = self.roots()
+        roots = list(dict.fromkeys((*known, *folders)))
+        names = json.dumps([os.fsdecode(root) for root in roots]).encode()
+        if len(roots) > len(known) and len(names) <= _MAX_ROOTS_BYTES:
+            batch = self.keys.batch()
+            batch.put("meta", b"roots", names)
+            self._safely(lambda: self.keys.commit(batch))
 
     def set_checksums(self, found: Sequence[tuple[bytes, int, int]]) -> None:
         """After a repair: (commit, which of its appends, xxh64 of what is there now) for each."""

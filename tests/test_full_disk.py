@@ -1,37 +1,57 @@
 """On a full disk images can be removed, which is how it gets room again; trying loses nothing."""
 
 import errno
+import io
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from engine import Store, StoreError
 from engine.storage import keys, reserve
 from engine.storage.state import State
 
 DISK = 100 << 20
+TINY_DISK = 10 << 20
 IMAGES = 6000  # 22 MB with their pixels
 SOURCE = f"synthetic:bits?n={IMAGES}&seed=0"
+
+
+@contextmanager
+def mounted(at: Path, size: int) -> Iterator[Path]:
+    at.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(at)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", str(at)], check=True)
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk of its own, that can be filled up."""
-    at = tmp_path / "disk"
-    at.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(at)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no disk can be mounted here")
-    yield at
-    subprocess.run(["umount", "--lazy", str(at)], check=True)
+    with mounted(tmp_path / "disk", DISK) as at:
+        yield at
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that is nearly full from the beginning."""
+    with mounted(tmp_path / "tiny", TINY_DISK) as at:
+        yield at
 
 
 def fill(disk: Path) -> None:
@@ -99,6 +119,109 @@ def test_images_are_removed_from_a_full_disk_which_gets_its_room_back(disk: Path
     assert done.returncode == 0
     assert check(store) == IMAGES
     assert reserve.wanted(State()) == 0
+
+
+def noise(count: int) -> Iterator[tuple[str, bytes]]:
+    """Image files of 120 KB each, that do not compress."""
+    made = np.random.default_rng(0).integers(0, 256, (count, 200, 200, 3), np.uint8)
+    for i, pixels in enumerate(made):
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, "PNG", compress_level=0)
+        yield f"{i:03d}.png", data.getvalue()
+
+
+def folder(at: Path) -> tuple[str, int]:
+    (at / "in").mkdir()
+    for name, data in noise(90):
+        (at / "in" / name).write_bytes(data)
+    (at / "in" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return str(at / "in"), 90
+
+
+def archive(at: Path) -> tuple[str, int]:
+    with tarfile.open(at / "in.tar", "w") as tar:
+        for name, data in [*noise(90), ("bad.png", b"\x89PNG\r\n\x1a\n")]:
+            found = tarfile.TarInfo(name)
+            found.size = len(data)
+            tar.addfile(found, io.BytesIO(data))
+    return str(at / "in.tar"), 90
+
+
+def array(at: Path) -> tuple[str, int]:
+    return f"synthetic:bits?n={IMAGES}&seed=0", IMAGES
+
+
+def vectors(at: Path) -> tuple[str, int]:
+    np.save(at / "in.npy", np.random.default_rng(0).standard_normal((6000, 400), np.float32))
+    return str(at / "in.npy"), 6000
+
+
+@pytest.mark.parametrize("make", [folder, archive, array, vectors])
+def test_a_nearly_full_disk_takes_what_fits(
+    tiny_disk: Path, tmp_path: Path, make: Callable[[Path], tuple[str, int]]
+) -> None:
+    source, count = make(tmp_path)
+    path = tiny_disk / "store"
+    left = []
+    for _ in range(2):
+        with (
+            Store.open(path, create=True, encoder="none") as store,
+            pytest.raises(StoreError, match=r"No space left on device; .* make room"),
+        ):
+            store.ingest(source, keep_pixels="yes")
+        with Store.open(path, read_only=True) as store:
+            report = store.check()
+            assert (report.problems, report.leftover_bytes) == ((), 0)
+            left.append(len(store))
+    assert count / 5 < left[0] <= left[1] < count
+    assert shutil.disk_usage(tiny_disk).free > reserve.LITTLE
+    with Store.open(path) as store:
+        assert store.remove(ids=[1, 2]).images == 2, "there is room for that"
+        subprocess.run(["mount", "-o", "remount,size=64M", str(tiny_disk)], check=True)
+        report = store.ingest(source, keep_pixels="yes")
+        assert len(store) == count
+        assert report.seen == count + (make in (folder, archive))
+        assert report.rejected == (make in (folder, archive))
+        assert store.check().problems == ()
+        if report.rejects_file:
+            assert len(Path(report.rejects_file).read_text().splitlines()) == 1
+        if make in (folder, archive):
+            assert store.info().sources == count
+            again = store.ingest(source, keep_pixels="yes")
+            assert (again.unchanged, again.rejected) == (count, 1)
+
+
+def test_a_limit_of_the_system_takes_what_fits_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """As a quota does: there is room on the disk, and a write fails all the same."""
+    path = tmp_path / "store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=10")
+    code = "import resource, sys; from engine.cli import main; "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); sys.exit(main())"
+    command = [sys.executable, "-c", code, "ingest", "synthetic:bits?n=2000", "--store", str(path)]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert "File too large; what was committed before is safe" in failed.stderr
+    with Store.open(path) as store:
+        assert 200 < len(store) < 280
+        report = store.check()
+        assert (report.problems, report.leftover_bytes) == ((), 0)
+        store.ingest("synthetic:bits?n=2000")
+        assert len(store) == 2000
+        assert store.check().problems == ()
+
+
+def test_an_ingest_cuts_what_an_earlier_one_left(disk: Path) -> None:
+    store = disk / "store"
+    with Store.open(store, create=True, encoder="none") as opened:
+        opened.ingest("synthetic:bits?n=100")
+    with (store / "pixels" / "00000001.blobs").open("ab") as file:
+        file.write(bytes(20 << 20))  # appended, and not committed
+    fill(disk)
+    done = engine("ingest", "synthetic:bits?n=1000", "--encoder", "none", "--store", store)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert check(store) == 1000
 
 
 def test_what_an_interrupted_ingest_left_is_the_first_to_go(disk: Path) -> None:

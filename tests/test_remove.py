@@ -1,11 +1,13 @@
 """Images and sources are removed: by id, by name, because their files are gone; and only these."""
 
+import errno
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from engine import Store, StoreError, UsageError, digest, remove
+from engine import MissingError, Store, StoreError, UsageError, digest, missing, remove
 from engine.cli import main
 from engine.pixels import from_array
 from engine.storage import extents
@@ -143,7 +145,10 @@ def test_an_image_with_more_sources_than_a_commit_takes_goes_in_several(
     store.ingest(tmp_path / "same", tmp_path / "mixed.npy")
     monkeypatch.setattr(remove, "MOST", 4)
     commits = store._files.state.commit
-    report = store.remove(ids=[id_of(store, 50), id_of(store, 51), id_of(store, 0)])
+    ids = [id_of(store, 50), id_of(store, 51), id_of(store, 0)]
+    plan = store.remove(ids=ids, dry_run=True)
+    assert (plan.images, plan.sources, plan.would_go[0]) == (3, 20 + 20 + 1, f"#{ids[2]}")
+    report = store.remove(ids=ids)
     assert (report.images, report.sources) == (3, 20 + 20 + 1)
     assert store._files.state.commit > commits + 5
     assert found(store, 0, 50, 51, 1) == [1]
@@ -220,8 +225,11 @@ def test_a_source_goes_and_images_with_their_last(
     sources: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    plan = store.remove(sources=names, dry_run=True)
+    assert found(store, *range(14)) == [*range(14)]
     report = store.remove(sources=names)
     assert (report.images, report.sources) == (len(gone), sources)
+    assert (plan.images, plan.sources, plan.dry_run) == (len(gone), sources, True)
     assert found(store, *range(14)) == [seed for seed in range(14) if seed not in gone]
     assert store.info().sources == 19 - sources
     assert store.check().problems == ()
@@ -249,8 +257,11 @@ def test_what_is_named_twice_is_found_both_times(
     monkeypatch.setattr(remove, "MOST", 1)
     monkeypatch.chdir(tmp_path)
     names = [".", "photos", "photos/0.png", "a.npy#1", "a.npy", "a.npy#1", "b.npy#99"]
-    report = store.remove(ids=[1], sources=names)
-    assert (report.images, report.sources, report.not_found) == (14, 19, ("b.npy#99",))
+    plan = store.remove(ids=[1, 99], sources=names, dry_run=True)
+    report = store.remove(ids=[1, 99], sources=names)
+    for one in (plan, report):
+        assert (one.images, one.sources) == (14, 19)
+        assert sorted(one.not_found) == ["99", "b.npy#99"]
 
 
 def test_synthetic_sets_and_images_in_memory_go_by_name(store: Store) -> None:
@@ -475,8 +486,13 @@ def test_what_is_gone_from_the_disk_goes(store: Store, tmp_path: Path) -> None:
     (tmp_path / "photos" / "1.png").unlink()
     (tmp_path / "photos" / "4.png").unlink()
     (tmp_path / "b.npy").unlink()
-    report = store.remove(missing=True)
+    with pytest.raises(MissingError, match=r"1 of 1 below .*/old"):
+        store.remove(missing=True)
+    assert found(store, *range(14), 80, 81) == [*range(14), 80, 81]
+    plan = store.remove(missing=True, dry_run=True)
+    report = store.remove(missing=True, yes=True)
     assert (report.images, report.sources, report.kept) == (4, 3 + 5, ())
+    assert (plan.images, plan.sources, plan.kept) == (4, 3 + 5, ())
     assert found(store, *range(14), 80, 81) == [0, *range(2, 12), 81]
     again = store.remove(missing=True)
     assert (again.images, again.sources) == (0, 0)
@@ -488,8 +504,10 @@ def test_images_that_no_source_is_left_of_are_missing(store: Store, tmp_path: Pa
     os.utime(tmp_path / "a.npy", ns=(1, 1))
     store.ingest(tmp_path / "photos", tmp_path / "a.npy")
     assert found(store, 0, 8, 11, 90, 91) == [0, 8, 11, 90, 91]
+    plan = store.remove(missing=True, dry_run=True)
     report = store.remove(missing=True)
     assert (report.images, report.sources) == (1 + 5, 0)
+    assert (plan.images, plan.sources, plan.needs_yes) == (1 + 5, 0, False)
     assert found(store, *range(14), 90, 91) == [1, 2, 3, 4, 5, 11, 12, 13, 90, 91]
 
 
@@ -525,8 +543,10 @@ def test_a_disk_that_may_only_be_unmounted_empties_no_store(store: Store, tmp_pa
     shutil.rmtree(disk)
     disk.mkdir()  # as a mount point is left
     (tmp_path / "photos" / "0.png").unlink()
+    plan = store.remove(missing=True, dry_run=True)
     report = store.remove(missing=True)
     assert (report.images, len(report.kept)) == (1, 1)
+    assert (plan.images, plan.kept) == (1, report.kept)
     assert f"{disk} is empty" in report.kept[0]
     assert found(store, 0, 80, 81) == [80, 81]
     assert store.remove(sources=[disk]).images == 2
@@ -544,6 +564,133 @@ def test_what_cannot_be_looked_up_is_kept_and_told_of(
     assert (report.images, len(report.kept)) == (0, 1)
     assert "loop" in report.kept[0]
     assert found(store, 80) == [80]
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_drive_that_is_away_empties_no_store(
+    store: Store, tmp_path: Path, *, remembered: bool
+) -> None:
+    drives = [tmp_path / "drives" / name for name in ("a", "b")]
+    for seed, drive in enumerate(drives, 80):
+        save(drive / "deep" / "er" / "1.png", seed)
+        save(drive / "2.png", seed + 10)
+    store.ingest(*drives)
+    if not remembered:  # as an older engine left it
+        store._files.add_roots([])
+        batch = store._files.keys.batch()
+        batch.delete("meta", b"roots")
+        store._files.keys.commit(batch)
+    every = [*range(14), 80, 81, 90, 91]
+    (tmp_path / "photos" / "0.png").unlink()
+    drives[0].rename(tmp_path / "away")
+    with pytest.raises(MissingError) as failed:
+        store.remove(ids=[2], sources=[tmp_path / "b.npy"], missing=True)
+    assert f"2 of 2 below {drives[0]}" in str(failed.value)
+    assert "nothing was removed" in str(failed.value)
+    assert found(store, *every) == every
+    plan = store.remove(missing=True, dry_run=True)
+    assert (plan.images, plan.sources, plan.needs_yes) == (3, 3, True)
+    (suspect,) = [one for one in plan.folders if one.needs_yes]
+    assert (suspect.folder, suspect.missing, suspect.sources) == (str(drives[0]), 2, 2)
+    (tmp_path / "away").rename(drives[0])
+    report = store.remove(missing=True)
+    assert (report.images, found(store, *every)) == (1, every[1:]), "it is back"
+    shutil.rmtree(drives[0])
+    assert store.remove(missing=True, yes=True).images == 2
+    assert found(store, 80, 81, 90, 91) == [81, 91]
+
+
+def test_less_than_half_of_a_folder_goes_without_a_question(store: Store, tmp_path: Path) -> None:
+    for seed in range(80, 90):
+        save(tmp_path / "root" / ("album" if seed < 84 else "rest") / f"{seed}.png", seed)
+    store.ingest(tmp_path / "root")
+    shutil.rmtree(tmp_path / "root" / "album")
+    assert store.remove(missing=True).images == 4
+    for seed in range(84, 87):
+        (tmp_path / "root" / "rest" / f"{seed}.png").unlink()
+    assert store.remove(missing=True).images == 3
+    for seed in (87, 88):
+        (tmp_path / "root" / "rest" / f"{seed}.png").unlink()
+    with pytest.raises(MissingError, match=r"2 of 3 below .*/root"):
+        store.remove(missing=True)
+    assert found(store, 87, 88, 89) == [87, 88, 89]
+
+
+def test_files_that_were_named_one_by_one_do_not_all_go_without_a_question(tmp_path: Path) -> None:
+    archive = tmp_path / "x.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in ("1.png", "deep/2.png"):
+            tar.add(save(tmp_path / "in" / name, len(name)), name)
+    with Store.open(tmp_path / "few", create=True, encoder="none") as few:
+        few.ingest(archive, rows(tmp_path / "c.npy", 90), rows(tmp_path / "d.npy", 91, 92))
+        (tmp_path / "c.npy").unlink()
+        assert few.remove(missing=True).images == 1
+        archive.unlink()
+        (tmp_path / "d.npy").unlink()
+        with pytest.raises(MissingError, match=f"4 of 4 below {tmp_path}"):
+            few.remove(missing=True)
+        assert len(few) == 4
+        assert few.remove(missing=True, yes=True).images == 4
+
+
+def test_what_is_back_when_its_turn_comes_stays(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what goes meanwhile was not there to be counted, and stays too."""
+    photos = tmp_path / "photos"
+    (photos / "0.png").rename(tmp_path / "0")
+    (photos / "1.png").unlink()
+    look = missing.Missing.look
+
+    def looked(self: missing.Missing) -> None:
+        look(self)
+        (tmp_path / "0").rename(photos / "0.png")
+        (photos / "2.png").rename(tmp_path / "2")
+
+    monkeypatch.setattr(missing.Missing, "look", looked)
+    assert store.remove(missing=True).images == 1
+    assert found(store, 0, 1, 2) == [0, 2]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT])
+def test_a_share_that_answers_with_errors_is_not_missing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real = os.lstat
+
+    def lstat(path: str | bytes, **given: object) -> os.stat_result:
+        if os.fsencode(path).startswith(os.fsencode(tmp_path / "photos")):
+            raise OSError(number, os.strerror(number))
+        return real(path, **given)  # type: ignore[arg-type]
+
+    (tmp_path / "b.npy").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lstat)
+        report = store.remove(missing=True)
+    assert report.images == 2
+    assert len(report.kept) == 6
+    assert os.strerror(number) in report.kept[0]
+    assert found(store, *range(14)) == [*range(12)]
+
+
+def test_a_dry_run_writes_nothing_and_needs_no_lock(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "5.png").unlink()
+    before = store._files.state.commit
+    with Store.open(tmp_path / "store", read_only=True) as reader:
+        plan = reader.remove(ids=[1], missing=True, dry_run=True)
+        assert (plan.images, plan.sources) == (1, 2), "5 is in an array, too"
+        assert plan.would_go == ("#1", str(tmp_path / "photos" / "5.png"))
+        assert reader.remove(missing=True, dry_run=True, stop=lambda: True).interrupted
+    assert store._files.state.commit == before
+
+
+def test_a_stop_ends_the_looking(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remove, "_LOOKS", 2)
+    (tmp_path / "photos" / "0.png").unlink()
+    report = store.remove(missing=True, stop=lambda: True)
+    assert (report.images, report.interrupted) == (0, True)
 
 
 # --- stopping, failing ----------------------------------------------------------------------------
@@ -752,6 +899,24 @@ def test_the_command_says_what_it_did(
     status, out, err = run(capsys, "remove", *where)
     assert (status, out) == (2, "")
     assert "name what to remove" in err
+    for arguments in (["--id", 3], ["--source", tmp_path / "a.npy"]):
+        plan = json.loads(run(capsys, "remove", *arguments, "--dry-run", "--json", *where)[1])
+        body = json.loads(run(capsys, "remove", *arguments, "--json", *where)[1])
+        assert plan["dry_run"]
+        assert [plan["images"], plan["sources"]] == [body["images"], body["sources"]]
+    for path in (tmp_path / "photos", tmp_path / "b.npy"):
+        path.rename(f"{path}.away")
+    status, out, err = run(capsys, "remove", "--missing", *where)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert f"5 of 5 below {tmp_path}" in err
+    assert "say --yes" in err
+    status, out, err = run(capsys, "remove", "--missing", "--dry-run", *where)
+    assert (status, err) == (0, "")
+    assert "3 images and 5 sources would go; nothing was removed" in out
+    assert "only with --yes" in out
+    assert f"would go: {tmp_path}/b.npy" in out
+    body = json.loads(run(capsys, "remove", "--missing", "--yes", "--json", *where)[1])
+    assert (body["images"], body["sources"]) == (3, 5)
     store._files.__init__(tmp_path / "store", store._files.memory, read_only=True)  # type: ignore
 
 

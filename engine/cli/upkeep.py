@@ -21,7 +21,8 @@ from engine.cli.options import (
     warn,
 )
 from engine.config import default_store
-from engine.errors import UsageError
+from engine.errors import MissingError, UsageError
+from engine.missing import ADVICE
 from engine.progress import Progress
 
 _MOST_LISTED = 50
@@ -43,6 +44,15 @@ def remove(
         bool,
         typer.Option("--missing", help="Sources whose files are gone, and images without any."),
     ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes", help="With --missing: also where most of a folder, or all of it, is gone."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would go; nothing is written.")
+    ] = False,
     store: StoreOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -50,20 +60,33 @@ def remove(
 
     An image goes with the last of its sources. What is not in the store is listed, and the status is
     3. Ctrl-C commits what is done; run it again to go on. 'engine optimize' then gives disk space back.
+    Where more than half of what a folder held is missing, its disk may be away: --missing then
+    removes nothing without --yes.
 
     \b
     Example:
       engine remove --id 2 --id 3 --store photos.store
       engine remove --source photos/more/ --store photos.store
+      engine remove --missing --dry-run --store photos.store
       engine remove --missing --store photos.store
     """
     if not id_ and not source and not missing:
         raise UsageError("name what to remove: --id N, --source NAME, or --missing")
-    opened = Store.open(store or default_store())
+    opened = Store.open(store or default_store(), read_only=dry_run)
     with opened, interruptible() as stop, Progress("remove", "images and sources") as progress:
-        report = opened.remove(
-            ids=id_ or [], sources=source or [], missing=missing, progress=progress, stop=stop
-        )
+        try:
+            report = opened.remove(
+                ids=id_ or [],
+                sources=source or [],
+                missing=missing,
+                yes=yes,
+                dry_run=dry_run,
+                progress=progress,
+                stop=stop,
+            )
+        except MissingError as error:
+            advice = ADVICE.format(yes="--yes", dry_run="--dry-run")
+            raise MissingError(error.found, advice) from None
     if as_json:
         show_line(show.line(asdict(report)))
     else:

@@ -45,6 +45,7 @@ Archive = TarArchive | ZipArchive | ParquetTable
 
 _MOST_SHOWN = 200  # characters of a source, in a message
 _READ_BYTES = 1 << 20
+_MAX_FOLDERS = 1024  # that are remembered
 
 
 class Sources:
@@ -75,9 +76,11 @@ class Sources:
         self._files_from = files_from
         self._recursive = recursive
         self._null = null
+        self.folders: dict[bytes, None] = {}  # the first of those that were named, as they are met
         for spec in specs:
             if spec != "-":
                 _check(spec)
+                self._note_folder(spec)
 
     def count(self) -> int | None:
         """How many items there are, rows of arrays included; None if only reading all would tell."""
@@ -91,6 +94,14 @@ class Sources:
                     return None
                 total += count
         return total
+
+    def _note_folder(self, spec: str) -> bool:
+        """Whether a source is a folder, which is remembered as one."""
+        if _is_synthetic(spec) or not _is_folder(Path(spec)):
+            return False
+        if len(self.folders) < _MAX_FOLDERS:
+            self.folders[absolute(spec)] = None
+        return True
 
     def _count(self, spec: str) -> int | None:
         path = Path(spec)
@@ -141,7 +152,7 @@ class Sources:
             yield SyntheticBits(spec)
             return
         path = Path(spec)
-        if _is_folder(path):
+        if self._note_folder(spec):
             yield from files.walk(path, recursive=self._recursive)
             return
         archive = None

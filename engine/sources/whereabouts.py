@@ -29,7 +29,8 @@ class Whereabouts:
     """Looks files up by name. What it says of folders holds for as long as it lives."""
 
     def __init__(self) -> None:
-        self._folders: dict[bytes, str | None] = {}
+        # Of each folder: why its files may come back, if they may, and the nearest that is there.
+        self._folders: dict[bytes, tuple[str | None, bytes]] = {}
 
     def is_there(self, path: bytes) -> bool:
         """Whether there is something of this name, a link that leads nowhere included.
@@ -39,12 +40,7 @@ class Whereabouts:
         try:
             os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
-            folder = os.path.dirname(path)  # noqa: PTH120 - bytes
-            if folder not in self._folders:
-                if len(self._folders) >= _MOST_FOLDERS:
-                    self._folders.clear()
-                self._folders[folder] = _unmounted(folder)
-            reason = self._folders[folder]
+            reason, _ = self._folder(os.path.dirname(path))  # noqa: PTH120 - bytes
             if reason is not None:
                 raise SourceError(reason) from None
             return False
@@ -52,6 +48,22 @@ class Whereabouts:
             what = error.strerror if isinstance(error, OSError) else str(error)
             raise SourceError(f"{os.fsdecode(path)} cannot be looked up: {what}") from None
         return True
+
+    def missing_folder(self, path: bytes) -> bytes | None:
+        """Of a file that is gone, the topmost folder that went with it; None if its folder is there."""
+        folder = os.path.dirname(path)  # noqa: PTH120 - bytes
+        _, nearest = self._folder(folder)
+        if nearest == folder:
+            return None
+        top = folder.find(b"/", len(nearest.rstrip(b"/")) + 1)
+        return folder if top < 0 else folder[:top]
+
+    def _folder(self, folder: bytes) -> tuple[str | None, bytes]:
+        if folder not in self._folders:
+            if len(self._folders) >= _MOST_FOLDERS:
+                self._folders.clear()
+            self._folders[folder] = _unmounted(folder)
+        return self._folders[folder]
 
 
 def stamp(path: bytes) -> tuple[int, int] | None:
@@ -63,8 +75,9 @@ def stamp(path: bytes) -> tuple[int, int] | None:
     return stamp_of(status)
 
 
-def _unmounted(folder: bytes) -> str | None:
-    """Why a file that is not in ``folder`` may come back with its disk; None if it will not."""
+def _unmounted(folder: bytes) -> tuple[str | None, bytes]:
+    """Why a file that is not in ``folder`` may come back with its disk, None if it will not; and the
+    nearest folder above that is there."""
     try:
         while True:
             try:
@@ -73,15 +86,16 @@ def _unmounted(folder: bytes) -> str | None:
             except (FileNotFoundError, NotADirectoryError):
                 folder = os.path.dirname(folder)  # noqa: PTH120 - bytes
         if stat.S_ISLNK(status.st_mode):
-            return f"{os.fsdecode(folder)} leads nowhere: is its disk mounted?"
+            return f"{os.fsdecode(folder)} leads nowhere: is its disk mounted?", folder
         if not stat.S_ISDIR(status.st_mode):
-            return None  # a file has taken the folder's place
+            # A file has taken the folder's place.
+            return None, os.path.dirname(folder)  # noqa: PTH120 - bytes
         with os.scandir(folder) as entries:
             empty = next(entries, None) is None
     except OSError as error:
-        return f"{os.fsdecode(folder)} cannot be read: {error.strerror}"
+        return f"{os.fsdecode(folder)} cannot be read: {error.strerror}", folder
     path = PurePosixPath(os.fsdecode(folder))
     if empty or path in _MOUNTS or path.parent in _MOUNTS_OF_USERS:
         what = "is empty" if empty else "is where disks are mounted"
-        return f"{path} {what}: its disk may be gone and not the files"
-    return None
+        return f"{path} {what}: its disk may be gone and not the files", folder
+    return None, folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,10 @@ import numpy.typing as npt
 
 from engine.records import Buffer, Pixels, Place
 from engine.storage.rows import ArchiveRow, ArrayRow, ImageRow, NameRow, Run
+
+_IMAGE_BYTES = 320  # of an image: fingerprint, row, record and hash of its file, with their keys
+_NAME_BYTES = 200  # of a name: its rows but for the name
+_RUN_BYTES = 80
 
 
 @dataclass(slots=True)
@@ -103,6 +108,23 @@ class Chunk:
     archives: list[tuple[bytes, ArchiveRow]] = field(default_factory=list)
     rejects: list[tuple[bytes, dict[str, Any]]] = field(default_factory=list)
     removal: Removal | None = None
+
+    def disk_bytes(self) -> int:
+        """Bytes of disk that it takes, from above: what it appends, and its rows in log and table."""
+        kept = sum(memoryview(one.keep).nbytes for one in self.images if one.keep is not None)
+        rows = 0
+        if self.rows is not None:
+            kept += self.rows.keep.nbytes if self.rows.keep is not None else 0
+            rows = len(self.rows)
+        vectors = self.given if self.given is not None else self.vectors
+        if vectors is not None:
+            kept += vectors.nbytes + 8 * len(vectors)
+        said = sum(len(json.dumps(one.metadata)) for one in self.images if one.metadata)
+        said += sum(len(json.dumps(metadata)) for _, metadata in self.described)
+        named = sum(2 * len(new.name) + _NAME_BYTES for new in self.names)
+        named += sum(len(name) + len(row["reason"]) + _NAME_BYTES for name, row in self.rejects)
+        each = _IMAGE_BYTES * (len(self.images) + rows) + _RUN_BYTES * len(self.runs)
+        return kept + 2 * (said + named + each)
 
     @property
     def empty(self) -> bool:

@@ -19,11 +19,16 @@ from engine.errors import StoreError
 from engine.storage import beneath, keys, lock, manifest, names
 from engine.storage.beneath import Entry
 from engine.storage.files import fsync_dir, make_folders
+from engine.storage.leftovers import Claimed, claimed, sweep
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import EncoderEntry, Manifest
 from engine.storage.state import State
 
 _PARTS = frozenset({keys.FOLDER, "encoder", lock.NAME})
+# What is in a store that was never finished.
+_MADE = re.compile(
+    rf"{keys.FOLDER}/[\w.-]+|encoder/\d+/[\w.-]+|\.?{re.escape(manifest.NAME)}(\.\d+\.new)?"
+)
 
 
 def create(
@@ -38,8 +43,9 @@ def create(
         manifest.load(path)  # says what it is instead
         return
     parent = path if there else path.resolve().parent
-    made = parent / f".{path.resolve().name}.{uuid.uuid4().hex[:8]}.new"
+    made = _new_name(path, parent)
     mine = WriterLock(path)
+    claim: Claimed | None = None
     try:
         if there:
             mine.acquire()  # or two processes would each take the other's parts for leftovers
@@ -48,7 +54,12 @@ def create(
             _remove_leftovers(path)
         else:
             make_folders(parent)
-        made.mkdir()
+        if there:
+            made.mkdir()
+        else:  # the lock in it becomes that of the store
+            sweep(parent, _named_as(path), _MADE)
+            claim = claimed(lambda: _make(_new_name(path, parent)))
+            made = claim.path
         entry = encoder(made) if encoder else None
         first = Manifest(uuid.uuid4().hex, StructuralSettings.new(), entry)
         table = keys.create(made, memory)
@@ -57,8 +68,6 @@ def create(
         batch.put("meta", b"state", State().pack())
         table.commit(batch)
         table.close()
-        if not there:
-            (made / lock.NAME).touch()
         first.save(made)
         if there:
             fsync_dir(path)  # the mark of an unfinished making, before there are parts to be marked
@@ -76,7 +85,23 @@ def create(
         raise StoreError(f"{path} cannot be made: {error.strerror or error}") from None
     finally:
         beneath.discard(parent, made.name, names.MADE)
+        if claim is not None:
+            claim.release()
         mine.release()
+
+
+def _new_name(path: Path, parent: Path) -> Path:
+    return parent / f".{path.resolve().name}.{uuid.uuid4().hex[:8]}.new"
+
+
+def _named_as(path: Path) -> re.Pattern[str]:
+    """The names of folders that a store is made in."""
+    return re.compile(rf"\.{re.escape(path.resolve().name)}\.[0-9a-f]{{8}}\.new", re.DOTALL)
+
+
+def _make(made: Path) -> Path:
+    made.mkdir()
+    return made
 
 
 def _may_be_filled(path: Path) -> bool:

@@ -87,8 +87,7 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
             time.sleep(min(0.001 * (attempt + 1), 0.05))
     finally:
         held.close()
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise StoreError(f"{folder} cannot be read: Permission denied")
+    keys.require_readable(folder)
     if keys.version(folder) is None:
         raise StoreDamagedError(f"{folder} cannot be opened (no CURRENT); run 'engine check'")
     raise StoreError(f"{folder} did not stand still for a moment: try again")

@@ -11,7 +11,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -37,6 +39,7 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
 from engine.storage import beneath, names
 from engine.storage.beneath import ForeignError
+from engine.storage.leftovers import claimed, sweep
 from engine.storage.rows import TABLES
 
 FOLDER = names.KEYS
@@ -44,6 +47,7 @@ _CONFIG = "rocksdict-config.json"
 _LOST = "lost"  # a folder that RocksDB's own repair makes
 _OPEN_TRIES = 200
 _MOST_CURRENT = 64  # bytes of CURRENT
+_LINKS = "engine-reader-"  # how the folder begins that has the links of a reader
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _AHEAD = 128 << 10  # bytes
 _LONG_LOG = 1 << 20  # bytes
@@ -212,6 +216,7 @@ def open_writer(
     ``salvage`` replays a damaged log up to the damage and drops the rest. ``tight``: the disk is full,
     or nearly.
     """
+    require_readable(store / FOLDER)
     if not has_current(store):
         raise StoreDamagedError(
             f"{store / FOLDER} is not whole (no CURRENT): restore the store from a copy"
@@ -252,8 +257,7 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
             # Nothing moved and it still fails: damage, not a race.
             break
         time.sleep(min(0.001 * (attempt + 1), 0.05))
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise StoreError(f"{folder} cannot be read: Permission denied")
+    require_readable(folder)
     if moving:
         raise StoreError(
             f"{folder} could not be opened between two changes of a writer: try again, or give the "
@@ -279,6 +283,25 @@ def require_files(store: Path) -> list[str]:
     return [entry.name for entry in found if entry.is_file]
 
 
+def require_readable(folder: Path) -> None:
+    """``StoreError`` where RocksDB's folder, its CURRENT or its MANIFEST may not be read.
+
+    What is not there is not the matter of this: it is damage, and others say so.
+    """
+    store, name = folder.parent, f"{FOLDER}/CURRENT"
+    try:
+        with beneath.opened_folder(store, FOLDER, os.O_RDONLY):
+            current = beneath.read_file(store, name, _MOST_CURRENT)
+        name = f"{FOLDER}/{current.decode().strip()}"
+        os.close(beneath.open_file(store, name))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, StoreError):
+        return
+    except OSError as error:
+        todo = "run the command as its owner" if isinstance(error, PermissionError) else "try again"
+        path = error.filename or folder
+        raise StoreError(f"{path} cannot be read: {error.strerror}; {todo}") from None
+
+
 def _names(folder: Path) -> frozenset[str]:
     """The files of a RocksDB, without its own log."""
     try:
@@ -291,11 +314,12 @@ def _names(folder: Path) -> frozenset[str]:
 def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
     there = [name for name in require_files(folder.parent) if names.ROCKSDB.fullmatch(name)]
     try:
-        links = Path(tempfile.mkdtemp(prefix="engine-reader-"))
+        claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=_LINKS)))
     except OSError as error:
         raise _NoTemporaryFolderError(
             f"no folder for temporary files: {error.strerror}; make room there, or set TMPDIR"
         ) from None
+    links = claim.path
     try:
         real = folder.resolve()
         for name in there:
@@ -307,6 +331,14 @@ def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
     finally:
         # All files are open by now (max_open_files is -1), so their names are not needed any more.
         shutil.rmtree(links, ignore_errors=True)
+        claim.release()
+        _sweep_links(links.parent)
+
+
+@functools.cache
+def _sweep_links(folder: Path) -> None:
+    """Once in a process: remove what readers that were killed left behind."""
+    sweep(folder, re.compile(_LINKS + r"[a-z0-9_]{8}"), re.compile(r"[\w.-]+"))
 
 
 def version(folder: Path) -> tuple[bytes, int] | None:

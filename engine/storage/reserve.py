@@ -8,10 +8,12 @@ written for each image; a small store has none, since its removal would bring no
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
 
+from engine.errors import StoreError
 from engine.storage import beneath, names
 from engine.storage.state import State
 
@@ -23,6 +25,21 @@ _EACH = 48  # bytes an image: of its share of a record row, its key, and both in
 _KEYS = 90  # bytes an image among the keys
 _MOST = 64 << 20
 _PLENTY = 4  # times its size that have to be free before it is made
+LEFT = 5 << 19  # bytes of disk that an ingest leaves, so that images can be removed again
+LOW = 64 << 20  # free bytes below which a chunk is measured before it is written
+# A full disk, a used-up quota, and a limit on the size of files: less may still fit.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class NoRoomError(StoreError):
+    """A chunk does not fit the disk. Nothing of it is left there, and a smaller one may fit."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, of the system or as RocksDB puts it into words, is that of a full disk."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(os.strerror(number) in str(error) for number in FULL)
 
 
 def wanted(state: State) -> int:

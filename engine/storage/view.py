@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -408,6 +409,15 @@ class StoreView:
             # A file that had changed since may still name an image that was removed.
             ids = [id_ if id_ is not None and self.record(id_) is not None else None for id_ in ids]
         return ids
+
+    def roots(self) -> list[bytes]:
+        """The folders that ingests were given, so far as they are remembered."""
+        value = self.keys.get("meta", b"roots")
+        try:
+            names = json.loads(value) if value is not None else []
+            return [os.fsencode(name) for name in names]
+        except (ValueError, TypeError):  # they only make questions fewer
+            return []
 
     def array(self, name: bytes) -> ArrayRow | None:
         """How far an array source is committed."""
