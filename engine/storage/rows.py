@@ -481,7 +481,7 @@ class ArrayRow:
             return cls(
                 number=number(fields["number"], 0, _MAX_ARRAY),
                 mtime_ns=number(fields["mtime_ns"], -_MAX_STAMP, _MAX_STAMP),
-                size=number(fields["size"], 0, MAX_64),
+                size=number(fields["size"], -1, MAX_64),
                 rows=number(fields["rows"], 0, MAX_64),
                 kind=Kind(number(fields["kind"])),
                 complete=truth(fields.get("complete", True)),
@@ -514,7 +514,7 @@ class ArchiveRow:
             fields = members(loads(value))
             return cls(
                 mtime_ns=number(fields["mtime_ns"], -_MAX_STAMP, _MAX_STAMP),
-                size=number(fields["size"], 0, MAX_64),
+                size=number(fields["size"], -1, MAX_64),
                 complete=truth(fields.get("complete", False)),
                 **{name: number(fields.get(name, 0), 0, MAX_64) for name in _OF_ARCHIVES},
             )
