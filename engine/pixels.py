@@ -48,7 +48,7 @@ from PIL import (
 
 from engine.config import whole
 from engine.errors import ImageError, UsageError
-from engine.formats import files, opened, png
+from engine.formats import avif, files, opened, png
 from engine.formats.common import (
     grey_to_rgb,
     keyed,
@@ -486,7 +486,13 @@ def _open(data: bytes, *, check: bool = True) -> tuple[ImageFile.ImageFile, int 
     if data.startswith(png.SIGNATURE):
         stream, frames = png.opened(data, check=check)
         return Image.open(stream, formats=("PNG",)), frames
-    return Image.open(io.BytesIO(data), formats=FORMATS), None
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS), None
+    except Exception:
+        other = avif.without_exif(data) if data[4:8] == b"ftyp" else None
+        if other is None:
+            raise
+        return Image.open(io.BytesIO(other), formats=FORMATS), None
 
 
 def _orientation(image: Image.Image) -> int:

@@ -354,6 +354,15 @@ def test_the_alpha_and_the_frames_of_an_avif_are_looked_at():
     assert px.decode(moving).pixels.frames == 2
 
 
+def test_the_exif_of_an_avif_may_be_broken():
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "a description of the picture", 6
+    whole = save(PICTURE, "AVIF", exif=exif)
+    at = whole.rindex(b"MM\0*" if b"MM\0*" in whole else b"II*\0")
+    assert decoded(whole[:at] + b"XXXX" + whole[at + 4 :]) == decoded(whole)
+    assert px.decode(whole).pixels.width == 6
+
+
 def test_an_avif_that_does_not_hold_together_is_refused():
     data = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
     for at in range(0, len(data), 3):  # every cut, and every byte gone wrong

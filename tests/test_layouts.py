@@ -5,6 +5,7 @@ the pixels must be the true ones each time, so that identity changes with any of
 """
 
 import itertools
+import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -328,6 +329,29 @@ def test_a_tiff_without_its_last_strip_is_refused(rows, planar):
     refused(bytes(data), "missing")
 
 
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize(
+    ("bits", "channels"), [(b, 1) for b in (1, 2, 4, 8, 12, 16)] + [(8, 3), (16, 3)]
+)
+def test_tiffs_of_many_tiles(bits, channels, planar, compression):
+    samples = RNG.integers(0, 1 << bits, (20, 37, channels), np.uint32)
+    data = tiff(
+        samples,
+        bits,
+        photometric=1 if channels == 1 else 2,
+        tile=16,
+        planar=planar,
+        compression=compression,
+    )
+    if (bits, planar, compression, channels) == (16, 2, 8, 3):
+        refused(data, "separate planes")
+    else:
+        assert decoded(data) == shown(
+            full(samples, bits) if channels == 3 else grey(full(samples, bits))
+        )
+
+
 # --- PNG ------------------------------------------------------------------------------------------
 
 PNG_LAYOUTS = [(depth, 0, key) for depth in (1, 2, 4, 8, 16) for key in (False, True)] + [
@@ -432,6 +456,51 @@ def test_comments_between_the_digits_of_a_pnm():
 @pytest.mark.parametrize("magic", [b"PyP", b"PyRGBA", b"P0CMYK", b"Pf"])
 def test_other_pnms_are_refused(magic):
     refused(magic + b" 2 2 255\n" + bytes(16), "not supported")
+
+
+# --- GIF ------------------------------------------------------------------------------------------
+
+
+def gif(
+    indices: np.ndarray, bits: int, table: np.ndarray, *, transparent: int | None, local: bool
+) -> bytes:
+    """A GIF without compression: the dictionary is cleared before each pixel."""
+    height, width = indices.shape
+    least = max(bits, 2)
+    codes = [code for value in indices.reshape(-1) for code in (1 << least, int(value))] + [
+        (1 << least) + 1
+    ]
+    stream = np.array([code >> i & 1 for code in codes for i in range(least + 1)], np.uint8)
+    body = np.packbits(stream, bitorder="little").tobytes()
+    blocks = b"".join(
+        bytes([len(body[i : i + 255])]) + body[i : i + 255] for i in range(0, len(body), 255)
+    )
+    flags = 0x80 | bits - 1
+    colours = table.astype(np.uint8).tobytes()
+    head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0 if local else flags, 0, 0)
+    control = b"" if transparent is None else bytes([0x21, 0xF9, 4, 1, 0, 0, transparent, 0])
+    frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, flags if local else 0)
+    first, second = (b"", colours) if local else (colours, b"")
+    return head + first + control + frame + second + bytes([least]) + blocks + b"\0;"
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("transparent", [None, 1])
+@pytest.mark.parametrize("colours", ["odd", "ramp"])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_gifs(bits, colours, transparent, local):
+    table = np.repeat(np.arange(1 << bits)[:, None], 3, axis=1)
+    table = (table * [1, 3, 7] + 5) % 256 if colours == "odd" else np.minimum(table * 2, 255)
+    table[-1] = 251
+    alpha = np.full(len(table), 255)
+    alpha[transparent if transparent is not None else []] = 0
+    true = np.concatenate([table, alpha[:, None]], axis=1).astype(np.uint8)
+    samples = drawn(1, bits)[..., 0] // 2 if bits == 8 else drawn(1, bits)[..., 0]
+    sweep(
+        samples,
+        lambda values: gif(values, bits, table, transparent=transparent, local=local),
+        lambda values: true[values],
+    )
 
 
 # --- BMP and TGA ----------------------------------------------------------------------------------
