@@ -13,10 +13,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from engine.config import (
     check_keep_pixels,
     cpu_count,
 )
-from engine.encoders.onnx import OnnxEncoder
+from engine.encoders.onnx import EncodingStoppedError, OnnxEncoder
 from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
 from engine.given import CheckedBlock, GivenArray, check_admission, checked, is_begun
 from engine.indexing import Indexing
@@ -58,9 +58,13 @@ from engine.storage.work import StoppedError, Work
 from engine.store import REJECTS, StoreFiles
 
 Picture = npt.NDArray[np.uint8]
+Vector = npt.NDArray[np.float32]  # (dim,)
 _log = logging.getLogger("engine")
 _HASHED_ROWS = 64  # at a time
 _SEGMENT_ROWS = 16 * EXACT_ROWS  # unindexed vectors after which a running ingest stops to index
+_SOON = 0.1  # seconds
+_FINISHING = 0.5  # seconds that a run which is to stop goes on to encode what is prepared
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -74,6 +78,9 @@ class _Prepared:
     picture: Picture | None = None
 
 
+_Waiting = tuple[FileItem | Member, Future[_Prepared | Problem]]
+
+
 @dataclass(slots=True)
 class _Group:
     """Members of an archive that are committed together, and what was met between them."""
@@ -82,10 +89,22 @@ class _Group:
     problems: list[Problem] = field(default_factory=list)
     skipped: int = 0
     size: int = 0  # bytes that it holds while it waits
+    before: list[tuple[int, int]] = field(default_factory=list)  # each file: problems, skipped
 
     @property
     def count(self) -> int:
         return len(self.files) + len(self.problems) + self.skipped
+
+    def add(self, file: Member) -> None:
+        self.before.append((len(self.problems), self.skipped))
+        self.files.append(file)
+        self.size += file.held
+
+    def until(self, file: FileItem | Member) -> _Group:
+        """What was met before one of its files."""
+        at = next(i for i, other in enumerate(self.files) if other is file)
+        problems, skipped = self.before[at]
+        return _Group(self.files[:at], self.problems[:problems], skipped)
 
 
 @dataclass(slots=True)
@@ -127,8 +146,7 @@ class _Pending:
 
     chunk: Chunk = field(default_factory=Chunk)
     ids: dict[bytes, int] = field(default_factory=dict)
-    pictures: list[Picture] = field(default_factory=list)  # fewer than a batch of the encoder
-    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)  # of the chunk's images
 
 
 @dataclass(slots=True)
@@ -142,6 +160,17 @@ class _Rows:
     fingerprints: npt.NDArray[np.uint8]  # (n, 32)
     qualities: npt.NDArray[np.uint8]  # (n,)
     keeps: bool  # whether the pixels of those that are new are kept
+
+    def until(self, end: int) -> _Rows:
+        """Those before row ``end`` of the block."""
+        return replace(
+            self,
+            block=replace(self.block, rows=self.block.rows[:end]),
+            keys=self.keys[:end],
+            proofs=self.proofs[:end],
+            fingerprints=self.fingerprints[:end],
+            qualities=self.qualities[:end],
+        )
 
 
 class Ingest:
@@ -179,6 +208,7 @@ class Ingest:
         self._counts = _Counts()
         self._done = 0
         self._failure: Exception | None = None  # of whoever made the items
+        self._stopped_at: float | None = None  # when it was seen that the run is to stop
         self._peak = PeakMemory()
 
     def run(self, items: Iterable[Item]) -> IngestReport:
@@ -187,10 +217,12 @@ class Ingest:
         self._store.become_writer()
         # Threads, not processes: decoding, hashing and the encoder all let go of the GIL.
         with _pool(self._workers) as pool:
-            waiting: list[Future[_Prepared | Problem]] = []
+            waiting: list[_Waiting] = []
             for group in self._groups(items):
+                if self._stop():
+                    break
                 if isinstance(group, list):
-                    ahead = [pool.submit(self._prepare, item) for item in self._changed(group)]
+                    ahead = self._begin(pool, self._changed(group))
                     self._commit_files(waiting)
                     waiting = ahead
                 else:
@@ -275,7 +307,31 @@ class Ingest:
                 promising.append(item)
         return promising
 
+    # --- stopping ---------------------------------------------------------------------------------
+
+    def _ready(self, future: Future[T]) -> bool:
+        """Wait for a worker. Once the run is to stop: whether it is done already."""
+        while not future.done():
+            if self._stop():
+                future.cancel()
+                return False
+            wait([future], _SOON)
+        return True
+
+    def _late(self) -> bool:
+        """Whether the run is to stop, and has had its time to encode what is prepared."""
+        if not self._stop():
+            return False
+        now = time.monotonic()
+        self._stopped_at = now if self._stopped_at is None else self._stopped_at
+        return now - self._stopped_at >= _FINISHING
+
     # --- files ------------------------------------------------------------------------------------
+
+    def _begin(
+        self, pool: ThreadPoolExecutor, items: Iterable[FileItem | Member]
+    ) -> list[_Waiting]:
+        return [(item, pool.submit(self._prepare, item)) for item in items]
 
     def _prepare(self, item: FileItem | Member) -> _Prepared | Problem:
         """Everything about one file that needs its bytes or pixels; runs in a worker thread."""
@@ -343,31 +399,35 @@ class Ingest:
 
     def _commit_files(
         self,
-        futures: Sequence[Future[_Prepared | Problem]],
+        waiting: Sequence[_Waiting],
         archive: _Archive | None = None,
         group: _Group | None = None,
-    ) -> None:
-        """Commit what was prepared; of a group of an archive, also how far that is read by now."""
-        done: list[_Prepared] = []
-        rejects: list[Problem] = list(group.problems) if group else []
-        for future in futures:
-            result = future.result()
-            if isinstance(result, Problem):
-                rejects.append(result)
-                self._advance(1)
+    ) -> bool:
+        """Commit what was prepared; of a group of an archive, also how far that is read by now.
+
+        Once the run is to stop, what is ready is committed: of an archive all before the first that
+        is not, since it is gone on with from there. False where something is left.
+        """
+        results: list[_Prepared | Problem] = []
+        left: FileItem | Member | None = None  # the first that is not ready
+        for item, future in waiting:
+            if self._ready(future):
+                results.append(future.result())
             else:
-                done.append(result)
+                left = left or item
+                if group is not None:
+                    break
+        done = [result for result in results if isinstance(result, _Prepared)]
+        rejects: list[Problem] = []
         pending = _Pending()
-        before = self._store.names([prepared.item.name for prepared in done])
-        images = [prepared.image for prepared in done if prepared.image is not None]
-        known = iter(self._known(pending, images))
+        before = iter(self._store.names([prepared.item.name for prepared in done]))
         named: dict[bytes, NewName] = {}
-        for prepared, name_row in zip(done, before, strict=True):
-            item = prepared.item
-            if prepared.image is None:
-                id_ = prepared.known
-            else:
-                id_ = next(known) or pending.ids.get(prepared.image.proof)
+        taken = 0
+        for prepared, id_, vector in self._encoded(pending, done):
+            item, name_row = prepared.item, next(before)
+            taken += 1
+            if prepared.image is not None:
+                id_ = id_ or pending.ids.get(prepared.image.proof)
             self._advance(1)
             if archive is not None:
                 # Met before in this very archive: it is the same image, or another of its name.
@@ -381,7 +441,7 @@ class Ingest:
                     continue
             if id_ is None:
                 assert prepared.image is not None
-                id_ = self._add(pending, prepared.image, prepared.picture)
+                id_ = self._add(pending, prepared.image, vector)
             else:
                 self._counts.duplicates += 1
                 if isinstance(item, Member) and item.metadata:
@@ -390,14 +450,53 @@ class Ingest:
                 item.name, id_, item.mtime_ns, item.size, prepared.file_hash, name_row
             )
         pending.chunk.names = list(named.values())
+        if taken < len(done):
+            left = done[taken].item
+            if group is not None:
+                results = results[: next(i for i, r in enumerate(results) if r is done[taken])]
+        problems = [result for result in results if isinstance(result, Problem)]
+        self._advance(len(problems))
+        rejects += problems
         if archive is not None and group is not None:
-            archive.pass_by(group, rejected=len(rejects) + len(group.files) - len(futures))
+            group = group if left is None else group.until(left)
+            rejects += group.problems
+            archive.pass_by(group, rejected=len(rejects) + len(group.files) - len(results))
             archive.again |= any(not (found.mtime_ns or found.size) for found in rejects)
             pending.chunk.archives = [(archive.name, archive.row)]
             self._counts.skipped += group.skipped
             self._advance(len(group.problems) + group.skipped)
         self._put_rejects(pending.chunk, rejects)
         self._commit(pending)
+        return left is None
+
+    def _encoded(
+        self, pending: _Pending, done: Sequence[_Prepared]
+    ) -> Iterator[tuple[_Prepared, int | None, Vector | None]]:
+        """Each with the image that it is in the store, or with the vector of a new one.
+
+        They come by the batch of the encoder, and end before one for which there is no time any more.
+        """
+        images = [prepared.image for prepared in done if prepared.image is not None]
+        known = iter(self._known(pending, images))
+        batch: list[tuple[_Prepared, int | None]] = []
+        fresh: dict[bytes, Picture] = {}
+        for number, prepared in enumerate(done, 1):
+            image = prepared.image
+            id_ = prepared.known if image is None else next(known)
+            batch.append((prepared, id_))
+            picture = prepared.picture if self._encoder is not None else None
+            new = image is not None and id_ is None and image.proof not in pending.ids
+            if image is not None and new and picture is not None:
+                fresh[image.proof] = picture
+            if len(fresh) < ENCODE_BATCH and number < len(done):
+                continue
+            vectors = self._encode(list(fresh.values()))
+            if len(vectors) < len(fresh):
+                return
+            by_proof = dict(zip(fresh, vectors, strict=True))
+            for each, found in batch:
+                yield each, found, by_proof.get(each.image.proof) if each.image else None
+            batch, fresh = [], {}
 
     def _describe(self, pending: _Pending, id_: int, metadata: dict[str, object]) -> None:
         """Keep what is said of an image that is there already, or comes with this chunk."""
@@ -428,7 +527,7 @@ class Ingest:
             self._advance(1)
             return
         archive = _Archive(item.name, row)
-        waiting: tuple[list[Future[_Prepared | Problem]], _Group] | None = None
+        waiting: tuple[list[_Waiting], _Group] | None = None
         problem: Problem | None = None
         groups = self._member_groups(item.members(row.done, self._store.memory.max_file))
         while True:
@@ -439,12 +538,12 @@ class Ingest:
                 group = None
             if group is None:
                 break
-            ahead = [pool.submit(self._prepare, found) for found in self._promising(group.files)]
-            if waiting is not None:
-                self._commit_files(waiting[0], archive, waiting[1])
+            ahead = self._begin(pool, self._promising(group.files))
+            if waiting is not None and not self._commit_files(waiting[0], archive, waiting[1]):
+                return
             waiting = ahead, group
-        if waiting is not None:
-            self._commit_files(waiting[0], archive, waiting[1])
+        if waiting is not None and not self._commit_files(waiting[0], archive, waiting[1]):
+            return
         if problem is not None:
             self._reject([problem])
         elif not self._stop():
@@ -465,8 +564,7 @@ class Ingest:
             if found is None:
                 break
             if isinstance(found, Member):
-                group.files.append(found)
-                group.size += found.held
+                group.add(found)
             elif isinstance(found, Problem):
                 group.problems.append(found)
             else:
@@ -509,11 +607,16 @@ class Ingest:
             most = CHUNK_ROWS if self._encoder is None else min(CHUNK_ROWS, CHUNK_ENCODED_ROWS)
             blocks = array.blocks(start, most, self._store.memory.block)
             for rows in self._rows_ahead(blocks, kind, pool):
-                end = rows.block.first + len(rows.keys)
-                rows_done = max(row.rows, end)
+                pending = _Pending()
+                ids = self._add_rows(pending, rows)
+                if ids is None:
+                    ids = self._add_one_by_one(pending, rows)
+                if not len(ids):
+                    return
+                start = rows.block.first + len(ids)
+                rows_done = max(row.rows, start)
                 row = ArrayRow(row.number, *stamp, rows_done, kind, rows_done >= array.count)
-                self._commit_rows(array.name, row, rows)
-                start = end
+                self._commit_rows(array.name, row, rows, pending, ids)
                 if self._stop():
                     return
         except (SourceError, ImageError) as error:
@@ -532,7 +635,10 @@ class Ingest:
         reading = pool.submit(next, blocks, None)
         hashing = [pool.submit(self._hash, reading, part, parts) for part in range(parts)]
         reading = pool.submit(_next, blocks, reading)
-        while (rows := _joined([part.result() for part in hashing])) is not None:
+        while all(self._ready(part) for part in hashing):
+            rows = _joined([part.result() for part in hashing])
+            if rows is None:
+                return
             hashing = [pool.submit(self._hash, reading, part, parts) for part in range(parts)]
             reading = pool.submit(_next, blocks, reading)
             yield rows
@@ -566,11 +672,14 @@ class Ingest:
         self._peak.sample()
         return _Rows(block, shape._replace(canonical=b""), keys, proofs, prints, qualities, keeps)
 
-    def _commit_rows(self, name: bytes, array: ArrayRow, rows: _Rows) -> None:
-        pending = _Pending()
-        ids = self._add_rows(pending, rows)
-        if ids is None:
-            ids = self._add_one_by_one(pending, rows)
+    def _commit_rows(
+        self,
+        name: bytes,
+        array: ArrayRow,
+        rows: _Rows,
+        pending: _Pending,
+        ids: npt.NDArray[np.int64],
+    ) -> None:
         runs = [
             piece for run in runs_of(array.number, rows.block.first, ids) for piece in run.pieces()
         ]
@@ -580,8 +689,14 @@ class Ingest:
         self._commit(pending)
         self._advance(len(ids))
 
-    def _add_rows(self, pending: _Pending, rows: _Rows) -> npt.NDArray[np.int64] | None:
-        """The image of each row, new ones added by the column; None if any two share a key."""
+    def _add_rows(
+        self, pending: _Pending, rows: _Rows, vectors: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.int64] | None:
+        """The image of each row, new ones added by the column; None if any two share a key.
+
+        Fewer where the run is to stop: of the rows before the first new one that is not encoded.
+        ``vectors`` (n, dim) are those of the new images, if they are there already.
+        """
         known = self._store.image_columns(rows.keys)
         proofs = np.frombuffer(b"".join(rows.proofs), np.uint8).reshape(-1, digest.PROOF_BYTES)
         if known.shared.any() or (known.proofs != proofs[known.found]).any():
@@ -599,6 +714,11 @@ class Ingest:
                 return None
             chosen = new[np.unique(order, return_index=True)[1]]
             keys = list(at)
+        if self._encoder is not None and vectors is None:
+            vectors = self._row_vectors(rows, chosen)
+            if len(vectors) < len(chosen):
+                end = int(chosen[len(vectors)])
+                return self._add_rows(pending, rows.until(end), vectors) if end else ids[:0]
         ids[new] = self._store.state.next_id + order
         self._counts.added += len(chosen)
         self._counts.duplicates += len(ids) - len(chosen)
@@ -615,14 +735,27 @@ class Ingest:
             np.ones(len(chosen), np.bool_),
             None if not rows.keeps else block if every else block[chosen],
         )
-        if self._encoder is not None:
-            for i in chosen:
-                found = pixels.from_canonical(memoryview(block[i]))
-                self._add_picture(pending, self._picture(found))
+        if vectors is not None:
+            pending.vectors.append(vectors)
         return ids
 
+    def _row_vectors(self, rows: _Rows, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The vectors (n, dim) of some rows, fewer where the run is to stop."""
+        vectors: list[npt.NDArray[np.float32]] = []
+        for first in range(0, len(chosen), ENCODE_BATCH):
+            batch = [self._row_picture(rows, i) for i in chosen[first : first + ENCODE_BATCH]]
+            vectors.append(self._encode(batch))
+            if len(vectors[-1]) < len(batch):
+                break
+        return np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
+
+    def _row_picture(self, rows: _Rows, i: int) -> Picture:
+        assert self._encoder is not None
+        found = pixels.from_canonical(memoryview(rows.block.rows[i]))
+        return pixels.squash(pixels.to_rgb8(found), self._encoder.image_size)
+
     def _add_one_by_one(self, pending: _Pending, rows: _Rows) -> npt.NDArray[np.int64]:
-        """The image of each row, where different images have the same key."""
+        """The image of each row, where different images have the same key; fewer as above."""
         views = [memoryview(row) for row in rows.block.rows]
         images = [
             NewImage(
@@ -644,9 +777,13 @@ class Ingest:
         for image, known in zip(images, self._known(pending, images), strict=True):
             id_ = known or pending.ids.get(image.proof)
             if id_ is None:
-                id_ = self._add(
-                    pending, image, self._picture(pixels.from_canonical(views[len(ids)]))
-                )
+                vector = None
+                if self._encoder is not None:
+                    encoded = self._encode([self._row_picture(rows, len(ids))])
+                    if not len(encoded):
+                        break
+                    vector = encoded[0]
+                id_ = self._add(pending, image, vector)
             else:
                 self._counts.duplicates += 1
             ids.append(id_)
@@ -732,7 +869,7 @@ class Ingest:
             return checked(block, normalize=normalize) if block is not None else None
 
         reading = pool.submit(read)
-        while (block := reading.result()) is not None:
+        while self._ready(reading) and (block := reading.result()) is not None:
             reading = pool.submit(read)
             yield block
 
@@ -771,28 +908,25 @@ class Ingest:
                 pending.chunk.out_of_runs.append((image.key, found))
         return known
 
-    def _add(self, pending: _Pending, image: NewImage, picture: Picture | None) -> int:
+    def _add(self, pending: _Pending, image: NewImage, vector: Vector | None) -> int:
         id_ = self._store.state.next_id + len(pending.chunk.images)
         pending.chunk.images.append(image)
         pending.ids[image.proof] = id_
-        if picture is not None:
-            self._add_picture(pending, picture)
+        if vector is not None:
+            pending.vectors.append(vector[np.newaxis])
         self._counts.added += 1
         return id_
 
-    def _add_picture(self, pending: _Pending, picture: Picture | None) -> None:
-        if picture is not None:
-            pending.pictures.append(picture)
-            if len(pending.pictures) == ENCODE_BATCH:
-                self._encode(pending)
-
-    def _encode(self, pending: _Pending) -> None:
-        if self._encoder is not None and pending.pictures:
-            pending.vectors.append(self._encoder.encode(pending.pictures))
-            pending.pictures = []
+    def _encode(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
+        """The vectors (n, dim) of a batch; none where the run is to stop before they are there."""
+        if self._encoder is None:
+            return np.empty((0, 0), np.float32)
+        if pictures and not self._late():
+            with suppress(EncodingStoppedError):
+                return self._encoder.encode(pictures, self._late)
+        return np.empty((0, self._encoder.dim), np.float32)
 
     def _commit(self, pending: _Pending) -> None:
-        self._encode(pending)
         if pending.vectors:
             pending.chunk.vectors = np.concatenate(pending.vectors)
         self._peak.sample()
@@ -829,7 +963,7 @@ class Ingest:
 
     def _index(self, least: int) -> None:
         """Index the vectors that are in no segment, if there are at least ``least`` of them."""
-        if not self._store.vector_rows:
+        if not self._store.vector_rows or self._stop():
             return
         work = Work(self._store.memory, lambda rows: self._peak.sample(), self._stop)
         try:
@@ -887,7 +1021,8 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Not waited for: an image may take a minute to decode, and nobody wants it any more.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def runs_of(array: int, first_row: int, ids: npt.NDArray[np.int64]) -> list[Run]:
