@@ -1,7 +1,6 @@
 """An embedded, disk-backed index for images: is this very image here, and what looks like it?"""
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # type checkers take it for true; importing typing would take milliseconds
 
 if TYPE_CHECKING:
     from engine.api import Store
@@ -87,6 +86,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         ``python -m engine`` imports this package first, and has to handle signals before it loads
         anything that takes time.
         """
+        from importlib import import_module
+
         if name in {"api", "errors", "pixels", "records"}:
             return import_module(f"engine.{name}")
         if name not in __all__:

@@ -1,6 +1,5 @@
 """``python -m engine``."""
 
-import contextlib
 import os
 
 
@@ -14,9 +13,10 @@ def main() -> None:
         streams.protect()
         interrupts.install()
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
+        try:
             os.write(2, b"engine: interrupted; what was committed is safe\n")
-        os._exit(130)
+        finally:
+            os._exit(130)
     from engine.cli import main as run
 
     interrupts.finish(run())

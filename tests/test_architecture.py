@@ -137,7 +137,11 @@ def test_the_heavy_libraries_are_imported_inside_functions():
 
 @pytest.mark.parametrize(
     "command",
-    [["-c", "import engine; engine.Store"], ["-m", "engine", "--version"], ["-m", "engine", "lookup", "--help"]],
+    [
+        ["-c", "import engine; engine.Store"],
+        ["-m", "engine", "--version"],
+        ["-m", "engine", "lookup", "--help"],
+    ],
     ids=["import", "version", "help"],
 )
 def test_a_start_loads_nothing_heavy(command):
