@@ -31,6 +31,7 @@ PATIENCE = 1.5  # seconds
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # "timeout" and some terminals send a signal to the process and to its group: these are one.
 _ONE_SECONDS = 0.1
+_ENDING_SECONDS = 1.0
 
 
 class _Mode(Enum):
@@ -51,7 +52,7 @@ class _Interrupts:
         self.message = ""  # told when work is asked to stop
         self.patience: Callable[[], float] = lambda: PATIENCE
         self._first = 0.0
-        self._told = False
+        self._ending: int | None = None  # the thread that ends the process
         reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
@@ -78,8 +79,11 @@ class _Interrupts:
 
     def end(self) -> NoReturn:
         """End the process here and now."""
-        if self.mode is not _Mode.DONE and not self._told:
-            self._told = True
+        thread = threading.get_ident()
+        if self._ending is not None and self._ending != thread:
+            time.sleep(_ENDING_SECONDS)  # it is about to write the line
+        elif self._ending is None and self.mode is not _Mode.DONE:
+            self._ending = thread
             streams.write_now(f"{_clear()}engine: {LINE}\n{_restore()}")
         os._exit(self.status if self.mode is _Mode.DONE else STATUS)
 
@@ -90,7 +94,7 @@ class _Interrupts:
             self._hear()
         if self.mode is _Mode.STARTING:
             self.end()
-        if self.mode is _Mode.UNWINDING and not self.raised:
+        if self.mode is _Mode.UNWINDING and not self.raised and not streams.in_write():
             self.raised = True
             raise KeyboardInterrupt
 

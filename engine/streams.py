@@ -35,15 +35,22 @@ def open_closed() -> None:
 
 
 def protect() -> None:
-    """Replace standard output and error by streams that wait for a full pipe, and never fail (error).
+    """Replace standard error by a stream that never fails, and an output that does not block.
 
-    For the process that runs the command: whoever captures the streams has others.
+    Another process that has the same pipe or terminal may have made it so. For the process that runs
+    the command: whoever captures the streams has others.
     """
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.flush()
-        sys.stdout = _text(_Output(_OUT), sys.stdout.encoding)
+        with contextlib.suppress(OSError):
+            if not os.get_blocking(_OUT):
+                sys.stdout = _text(_Output(_OUT), sys.stdout.encoding)
     if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr = _text(_Errors(_ERR), sys.stderr.encoding)
+
+
+def in_write() -> bool:
+    """Whether some thread is in a write of ours, where a signal must not raise."""
+    return _Output.in_write
 
 
 def write_now(text: str) -> None:
@@ -62,16 +69,25 @@ def discard_output() -> None:
 
 
 class _Output(io.FileIO):
-    """A descriptor that is written to the end, also where another process made it non-blocking."""
+    """A descriptor that is written to the end, also where it does not block.
+
+    A signal must raise nothing in ``write``: the buffer above would write the same once more.
+    """
+
+    in_write = False
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd, "w", closefd=False)
 
     def write(self, data: object) -> int:
         """All of ``data``, or as much as the file takes."""
-        while (count := super().write(data)) is None:  # type: ignore[arg-type]
-            _writable(self.fileno(), None)
-        return count
+        _Output.in_write = True
+        try:
+            while (count := super().write(data)) is None:  # type: ignore[arg-type]
+                _writable(self.fileno(), None)
+            return count
+        finally:
+            _Output.in_write = False
 
 
 class _Errors(_Output):
@@ -80,12 +96,15 @@ class _Errors(_Output):
     def write(self, data: object) -> int:
         """``data``, or nothing of it."""
         size = len(memoryview(data).cast("B"))  # type: ignore[arg-type]
+        _Output.in_write = True
         try:
             count = io.FileIO.write(self, data)  # type: ignore[arg-type]
             if count is None and _writable(self.fileno(), _LINE_WAIT):
                 count = io.FileIO.write(self, data)  # type: ignore[arg-type]
         except OSError:
             count = None
+        finally:
+            _Output.in_write = False
         return size if count is None else count
 
 

@@ -4,6 +4,7 @@ The children signal themselves, or tell where they are before they get a signal,
 left to chance. Time-outs only guard against hanging.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -13,7 +14,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -106,8 +106,6 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     data = model.SerializeToString()
     (folder / "model.onnx").write_bytes(data)
-    import hashlib
-
     files = {"fp32": {"path": "model.onnx", "sha256": hashlib.sha256(data).hexdigest()}}
     body_ = {"name": "endless", "dim": 4, "image_size": 8, "files": files}
     (folder / "encoder.json").write_text(json.dumps(body_))
@@ -181,14 +179,57 @@ def test_a_model_that_never_ends_is_ended_in_an_ingest(
 def test_a_model_that_never_ends_is_ended_in_a_lookup(
     tmp_path: Path, endless: Path, photo: Path, number: signal.Signals
 ) -> None:
-    with Store.open(tmp_path / "store", create=True, encoder=str(endless)) as store:
-        store.ingest(photo, encoder="none")
-    with started(TELLS, "lookup", photo, "--store", tmp_path / "store") as run:
+    with Store.open(tmp_path / "store", create=True, encoder="none"):
+        pass
+    code = (
+        TELLS
+        + f"""
+import numpy as np
+from engine import api
+from engine.encoders import registry
+
+model = OnnxEncoder(registry.find({str(endless)!r}))
+api.Store.lookup_many = lambda *a, **k: model.encode([np.zeros((8, 8, 3), np.uint8)])
+"""
+    )
+    with started(code, "lookup", photo, "--store", tmp_path / "store") as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "here\n"
         run.send_signal(number)
         out, err = run.communicate(timeout=HANG)
     assert (run.returncode, out, err) == (130, "", LINE)
+
+
+def test_a_signal_within_a_write_raises_nothing_there() -> None:
+    code = """
+import os, signal
+from engine import interrupts, streams
+
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+while True:
+    try:
+        os.write(writing, b" " * 4096)
+    except BlockingIOError:
+        break
+
+def signalled(fd, seconds):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.read(reading, 1 << 20)
+
+interrupts.PATIENCE = 1e6
+streams._writable = signalled
+text = streams._text(streams._Output(writing), "utf-8")
+with interrupts.raising():
+    text.write("once")
+    text.flush()
+text.flush()
+print(os.read(reading, 1 << 20))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=True
+    )
+    assert done.stdout == "b'once'\n"
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, photo: Path) -> None:
@@ -251,20 +292,18 @@ def test_handlers_of_whoever_calls_the_command_come_back(tmp_path: Path) -> None
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_a_child_that_measures_ends_with_its_parent() -> None:
-    code = """
-from bench.process import run_child
-run_child("measure", {"sizes": [10**9]}, lambda count: None)
+    # A child that tells its number and then does nothing, for as long as its parent lives.
+    child = """
+import os, sys, time
+from bench.process import answer, tell
+sys.argv[1:] = ["{}"]
+answer(lambda: tell(done=os.getpid()) or time.sleep(1e6))
 """
-    # A child that says nothing and does nothing, for as long as its parent lives.
-    code = (
-        "import bench.process as process\n"
-        "process.python = lambda module, *given: [process.sys.executable, '-c', "
-        "'import sys, time, os\\nfrom bench.process import answer\\n"
-        'sys.argv[1:] = ["{}"]\\n'
-        'print(chr(123) + chr(34) + "done" + chr(34) + ":" + str(os.getpid()) + chr(125), flush=True)\\n'
-        "answer(lambda: time.sleep(1e6))']\n"
-        "process.run_child('none', {}, lambda pid: print(pid, flush=True))\n"
-    )
+    code = f"""
+from bench import process
+process.python = lambda *given: [process.sys.executable, "-c", {child!r}]
+process.run_child("", {{}}, lambda pid: print(pid, flush=True))
+"""
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -272,14 +311,12 @@ run_child("measure", {"sizes": [10**9]}, lambda count: None)
         cwd=Path(__file__).parents[1],
     )
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
+    pid = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
     parent.stdout.close()
     end = time.monotonic() + HANG
-    while Path(f"/proc/{child}").exists():
-        status = Path(f"/proc/{child}/status").read_text()
-        if "State:\tZ" in status:
-            break
+    # One that nobody waits for stays as a zombie.
+    while Path(f"/proc/{pid}").exists() and "Z (" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < end, "it outlives its parent"
         time.sleep(0.02)

@@ -116,9 +116,10 @@ def test_a_broken_pipe_leaves_the_status_as_it_is(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_full_standard_error_ends_nothing(tmp_path: Path, photos: Path) -> None:
-    arguments = ["ingest", str(photos), "gone.png", "--json", "--store", str(tmp_path / "store")]
-    code = "import logging; logging.getLogger('engine').warning('told'); from engine.__main__ import main; "
-    code += "from engine import progress; progress._PLAIN_SECONDS = -1.0; main()"
+    arguments = ["ingest", str(photos), "--json", "--store", str(tmp_path / "store")]
+    code = "from engine import progress; progress._PLAIN_SECONDS = -1.0\n"  # tells all the time
+    code += "import logging; logging.getLogger('engine').warning('told')\n"
+    code += "from engine.__main__ import main; main()"
     with Path("/dev/full").open("wb") as full:
         ran = subprocess.run(
             [sys.executable, "-c", code, *arguments, "--encoder", "none"],
