@@ -7,6 +7,7 @@ goes, and last ``{"result": {...}}`` or ``{"error": "...", "wrong": bool}``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from .errors import BenchError, WrongAnswerError
 PACKAGE = __name__.rpartition(".")[0]  # bench, or engine._bench where it was installed
 ROOT = Path(__file__).resolve().parents[PACKAGE.count(".") + 1]
 _SAMPLE_SECONDS = 0.01
+_PARENT = "ENGINE_BENCH_PARENT"  # the number of a descriptor, at whose end the parent has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +70,14 @@ def run_child(
     The child samples nothing itself: its memory is read from here, every 10 ms, so that neither the
     interpreter's lock nor the measuring hides a peak. Raises ``BenchError`` if it fails.
     """
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, _held_by_parent() as parent:
         child = subprocess.Popen(
             [*within, *python(f"{PACKAGE}.{module}", json.dumps(spec))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environment(),
+            env=environment() | {_PARENT: str(parent)},
+            pass_fds=[parent],
         )
         assert child.stdout is not None
         with child.stdout as output:
@@ -95,10 +99,29 @@ def answer(work: Callable[..., object]) -> None:
     """Do what this process's argument says, a JSON object of ``work``'s arguments; for children."""
     # The parent ends this process; a Ctrl-C that reaches both must not print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = os.environ.pop(_PARENT, "")  # not for the children of this one
+    if parent:
+        threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
     try:
         tell(result=work(**json.loads(sys.argv[1])))
     except EngineError as error:
         tell(error=str(error), wrong=isinstance(error, WrongAnswerError))
+
+
+@contextlib.contextmanager
+def _held_by_parent() -> Iterator[int]:
+    """A descriptor for a child to read, which ends when this process does, however that ends."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _end_with_parent(parent: int) -> None:
+    os.read(parent, 1)  # nothing is ever written
+    os._exit(1)
 
 
 def tell(**message: object) -> None:

@@ -127,6 +127,10 @@ def run(
             n = given.sizes[-1] if given.sizes else bench.images
             found.append(Measurement(n, RUN, ENGINE, "rss", BYTES, (float(bench.resident),)))
             done = results(True)
+        except KeyboardInterrupt:
+            if out is not None:
+                save(results(False), out)  # drawing takes longer than somebody wants to wait now
+            raise
         except BaseException:
             if out is not None:
                 finish(results(False), out)

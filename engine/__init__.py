@@ -1,38 +1,41 @@
 """An embedded, disk-backed index for images: is this very image here, and what looks like it?"""
 
-from engine.api import Store
-from engine.errors import (
-    EncoderError,
-    EngineError,
-    ImageError,
-    MissingError,
-    SourceError,
-    StoreDamagedError,
-    StoreError,
-    StoreFormatError,
-    StoreLockedError,
-    StoreNotFoundError,
-    TrainingError,
-    UsageError,
-)
-from engine.pixels import PackedBits
-from engine.records import (
-    BackupReport,
-    CheckReport,
-    ExportReport,
-    IdenticalHit,
-    ImageRecord,
-    IngestReport,
-    Kind,
-    LookupResult,
-    MissingBelow,
-    NearHit,
-    OptimizeReport,
-    Problem,
-    RemoveReport,
-    SimilarHit,
-    StoreInfo,
-)
+TYPE_CHECKING = False  # type checkers take it for true; importing typing would take milliseconds
+
+if TYPE_CHECKING:
+    from engine.api import Store
+    from engine.errors import (
+        EncoderError,
+        EngineError,
+        ImageError,
+        MissingError,
+        SourceError,
+        StoreDamagedError,
+        StoreError,
+        StoreFormatError,
+        StoreLockedError,
+        StoreNotFoundError,
+        TrainingError,
+        UsageError,
+    )
+    from engine.pixels import PackedBits
+    from engine.records import (
+        BackupReport,
+        CheckReport,
+        ExportReport,
+        IdenticalHit,
+        ImageRecord,
+        IngestReport,
+        Kind,
+        LookupResult,
+        MissingBelow,
+        NearHit,
+        OptimizeReport,
+        Problem,
+        RemoveReport,
+        SimilarHit,
+        StoreInfo,
+    )
 
 __version__ = "0.1.0"
 
@@ -68,3 +71,32 @@ __all__ = [
     "UsageError",
     "__version__",
 ]
+
+_MODULES = {
+    "Store": "engine.api",
+    "PackedBits": "engine.pixels",
+}  # of names beside errors and records
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> object:
+        """Load a public name when it is first asked for (PEP 562).
+
+        ``python -m engine`` imports this package first, and has to handle signals before it loads
+        anything that takes time.
+        """
+        from importlib import import_module
+
+        if name in {"api", "errors", "pixels", "records"}:
+            return import_module(f"engine.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = "engine.errors" if name.endswith("Error") else _MODULES.get(name, "engine.records")
+        value = getattr(import_module(home), name)
+        globals()[name] = value  # the next one finds it without this
+        return value

@@ -1,13 +1,25 @@
 """``python -m engine``."""
 
-import sys
+import os
 
 
 def main() -> None:
     """Run the command and exit with its status."""
+    # Nothing heavy is imported before a signal can end the process with one line.
+    try:
+        from engine import interrupts, streams
+
+        streams.open_closed()
+        streams.protect()
+        interrupts.install()
+    except KeyboardInterrupt:
+        try:
+            os.write(2, b"engine: interrupted; what was committed is safe\n")
+        finally:
+            os._exit(130)
     from engine.cli import main as run
 
-    sys.exit(run())
+    interrupts.finish(run())
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ from engine.config import (
     check_keep_pixels,
     cpu_count,
 )
-from engine.encoders.onnx import OnnxEncoder
+from engine.encoders.onnx import EncodingStoppedError, OnnxEncoder
 from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
 from engine.given import CheckedBlock, GivenArray, check_admission, checked, is_begun
 from engine.indexing import Indexing
@@ -61,9 +61,13 @@ from engine.storage.work import StoppedError, Work
 from engine.store import REJECTS, StoreFiles
 
 Picture = npt.NDArray[np.uint8]
+Vector = npt.NDArray[np.float32]  # (dim,)
 _log = logging.getLogger("engine")
 _HASHED_ROWS = 64  # at a time
 _SEGMENT_ROWS = 16 * EXACT_ROWS  # unindexed vectors after which a running ingest stops to index
+_SOON = 0.1  # seconds
+_FINISHING = 0.5  # seconds that a run which is to stop goes on to encode what is prepared
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -77,6 +81,10 @@ class _Prepared:
     picture: Picture | None = None
 
 
+_Waiting = tuple[FileItem | Member, Future[_Prepared | Problem]]
+_Encoded = tuple[_Prepared, Vector | None]  # with the vector that it gets if it is new
+
+
 @dataclass(slots=True)
 class _Group:
     """Members of an archive that are committed together, and what was met between them."""
@@ -84,13 +92,33 @@ class _Group:
     files: list[Member] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     skipped: int = 0
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)  # one for each that has something to be said of
     size: int = 0  # bytes that it holds while it waits
     rejected: int = 0  # of it
+    before: list[tuple[int, int, int]] = field(default_factory=list)
+    """What was met before each file: how many problems, skipped and notes."""
 
     @property
     def count(self) -> int:
         return len(self.files) + len(self.problems) + self.skipped
+
+    def add(self, file: Member) -> None:
+        self.before.append((len(self.problems), self.skipped, len(self.notes)))
+        self.files.append(file)
+        self.size += file.held
+        if file.note:
+            self.notes.append(WITHOUT_METADATA)
+
+    def skip(self, note: str) -> None:
+        self.skipped += 1
+        if note:
+            self.notes.append(note)
+
+    def until(self, file: FileItem | Member) -> _Group:
+        """What was met before one of its files."""
+        at = next(i for i, other in enumerate(self.files) if other is file)
+        problems, skipped, notes = self.before[at]
+        return _Group(self.files[:at], self.problems[:problems], skipped, self.notes[:notes])
 
 
 @dataclass(slots=True)
@@ -133,8 +161,7 @@ class _Pending:
 
     chunk: Chunk = field(default_factory=Chunk)
     ids: dict[bytes, int] = field(default_factory=dict)
-    pictures: list[Picture] = field(default_factory=list)  # fewer than a batch of the encoder
-    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)  # of the chunk's images
 
 
 @dataclass(slots=True)
@@ -148,6 +175,18 @@ class _Rows:
     fingerprints: npt.NDArray[np.uint8]  # (n, 32)
     qualities: npt.NDArray[np.uint8]  # (n,)
     keeps: bool  # whether the pixels of those that are new are kept
+
+    def part(self, start: int, end: int) -> _Rows:
+        """Rows [start, end) of the block."""
+        block, at = self.block, slice(start, end)
+        return replace(
+            self,
+            block=replace(block, first=block.first + start, rows=block.rows[at]),
+            keys=self.keys[at],
+            proofs=self.proofs[at],
+            fingerprints=self.fingerprints[at],
+            qualities=self.qualities[at],
+        )
 
 
 class Ingest:
@@ -186,6 +225,7 @@ class Ingest:
         self._reject_lines: list[dict[str, Any]] = []  # of the chunk that is being made
         self._done = 0
         self._failure: Exception | None = None  # of whoever made the items
+        self._stopped_at: float | None = None  # when it was seen that the run is to stop
         self._peak = PeakMemory()
 
     def run(self, items: Iterable[Item]) -> IngestReport:
@@ -205,10 +245,12 @@ class Ingest:
     def _run(self, items: Iterable[Item]) -> None:
         # Threads, not processes: decoding, hashing and the encoder all let go of the GIL.
         with _pool(self._workers) as pool:
-            waiting: list[Future[_Prepared | Problem]] = []
+            waiting: list[_Waiting] = []
             for group in self._groups(items):
+                if self._stop():
+                    break
                 if isinstance(group, list):
-                    ahead = [pool.submit(self._prepare, item) for item in self._changed(group)]
+                    ahead = self._begin(pool, self._changed(group))
                     self._commit_files(waiting)
                     waiting = ahead
                 else:
@@ -289,7 +331,31 @@ class Ingest:
                 promising.append(item)
         return promising
 
+    # --- stopping ---------------------------------------------------------------------------------
+
+    def _ready(self, future: Future[T]) -> bool:
+        """Wait for a worker. Once the run is to stop: whether it is done already."""
+        while not future.done():
+            if self._stop():
+                future.cancel()
+                return False
+            wait([future], _SOON)
+        return True
+
+    def _late(self) -> bool:
+        """Whether the run is to stop, and has had its time to encode what is prepared."""
+        if not self._stop():
+            return False
+        now = time.monotonic()
+        self._stopped_at = now if self._stopped_at is None else self._stopped_at
+        return now - self._stopped_at >= _FINISHING
+
     # --- files ------------------------------------------------------------------------------------
+
+    def _begin(
+        self, pool: ThreadPoolExecutor, items: Iterable[FileItem | Member]
+    ) -> list[_Waiting]:
+        return [(item, pool.submit(self._prepare, item)) for item in items]
 
     def _prepare(self, item: FileItem | Member) -> _Prepared | Problem:
         """Everything about one file that needs its bytes or pixels; runs in a worker thread."""
@@ -357,27 +423,70 @@ class Ingest:
 
     def _commit_files(
         self,
-        futures: Sequence[Future[_Prepared | Problem]],
+        waiting: Sequence[_Waiting],
         archive: _Archive | None = None,
         group: _Group | None = None,
-    ) -> None:
-        """Commit what was prepared; of a group of an archive, also how far that is read by now."""
-        done: list[_Prepared] = []
-        rejects: list[Problem] = list(group.problems) if group else []
-        for future in futures:
-            result = future.result()
-            if isinstance(result, Problem):
-                rejects.append(result)
-                self._advance(1)
+    ) -> bool:
+        """Commit what was prepared; of a group of an archive, also how far that is read by now.
+
+        Once the run is to stop, what is ready is committed: of an archive all before the first that
+        is not, since it is gone on with from there. False where something is left.
+        """
+        results: list[_Prepared | Problem] = []
+        left: FileItem | Member | None = None  # the first that is not ready
+        for item, future in waiting:
+            if self._ready(future):
+                results.append(future.result())
             else:
-                done.append(result)
+                left = left or item
+                if group is not None:
+                    break
+        done = [result for result in results if isinstance(result, _Prepared)]
+        encoded = self._encoded(done)
+        if len(encoded) < len(done):
+            first = done[len(encoded)]
+            left = first.item
+            if group is not None:
+                results = results[: next(i for i, one in enumerate(results) if one is first)]
+        rejects = [result for result in results if isinstance(result, Problem)]
+        self._advance(len(rejects))
         if group is not None:
-            group.rejected = len(rejects) + len(group.files) - len(futures)
-        self._commit_prepared(done, rejects, archive, group)
+            group = group if left is None else group.until(left)
+            rejects += group.problems
+            group.rejected = len(rejects) + len(group.files) - len(results)
+        self._commit_prepared(encoded, rejects, archive, group)
+        return left is None
+
+    def _encoded(self, done: Sequence[_Prepared]) -> list[_Encoded]:
+        """Each with the vector that it gets if it is new; fewer where the run is to stop."""
+        if self._encoder is None:
+            return [(prepared, None) for prepared in done]
+        images = [prepared.image for prepared in done if prepared.image is not None]
+        known = iter(self._store.images_of([image.key for image in images]))
+        out: list[_Encoded] = []
+        made: dict[bytes, Vector] = {}  # of each proof: any of equal images may be the one added
+        batch: list[_Prepared] = []
+        fresh: dict[bytes, Picture] = {}
+        for number, prepared in enumerate(done, 1):
+            batch.append(prepared)
+            image = prepared.image
+            if image is not None:
+                there = any(row.proof == image.proof for row in next(known))
+                if not there and image.proof not in made and prepared.picture is not None:
+                    fresh[image.proof] = prepared.picture
+            if len(fresh) < ENCODE_BATCH and number < len(done):
+                continue
+            vectors = self._encode(list(fresh.values()))
+            if len(vectors) < len(fresh):
+                break
+            made.update(zip(fresh, vectors, strict=True))
+            out += [(one, made.get(one.image.proof) if one.image else None) for one in batch]
+            batch, fresh = [], {}
+        return out
 
     def _commit_prepared(
         self,
-        done: Sequence[_Prepared],
+        done: Sequence[_Encoded],
         rejects: Sequence[Problem],
         archive: _Archive | None,
         group: _Group | None,
@@ -403,7 +512,7 @@ class Ingest:
 
     def _try_prepared(
         self,
-        done: Sequence[_Prepared],
+        done: Sequence[_Encoded],
         rejects: list[Problem],
         archive: _Archive | None,
         group: _Group | None,
@@ -412,11 +521,11 @@ class Ingest:
     ) -> None:
         known_rejects = len(rejects)
         pending = _Pending()
-        before = self._store.names([prepared.item.name for prepared in done])
-        images = [prepared.image for prepared in done if prepared.image is not None]
+        before = self._store.names([prepared.item.name for prepared, _ in done])
+        images = [prepared.image for prepared, _ in done if prepared.image is not None]
         known = iter(self._known(pending, images))
         named: dict[bytes, NewName] = {}
-        for prepared, name_row in zip(done, before, strict=True):
+        for (prepared, vector), name_row in zip(done, before, strict=True):
             item = prepared.item
             if prepared.image is None:
                 id_ = prepared.known
@@ -435,7 +544,7 @@ class Ingest:
                     continue
             if id_ is None:
                 assert prepared.image is not None
-                id_ = self._add(pending, prepared.image, prepared.picture)
+                id_ = self._add(pending, prepared.image, vector)
             else:
                 self._counts.duplicates += 1
                 if isinstance(item, Member) and item.metadata:
@@ -449,7 +558,7 @@ class Ingest:
             archive.again |= any(not (found.mtime_ns or found.size) for found in rejects)
         if archive is not None and group is not None and last:
             archive.pass_by(group, rejected=group.rejected)
-            self._counts.notes = self._counts.notes + group.notes
+            self._counts.notes = self._counts.notes + Counter(group.notes)
             self._say_without_metadata(group.files)
             pending.chunk.archives = [(archive.name, archive.row)]
             self._counts.skipped += group.skipped
@@ -508,7 +617,7 @@ class Ingest:
             self._advance(1)
             return
         archive = _Archive(item.name, row)
-        waiting: tuple[list[Future[_Prepared | Problem]], _Group] | None = None
+        waiting: tuple[list[_Waiting], _Group] | None = None
         problem: Problem | None = None
         groups = self._member_groups(item.members(row.done, self._store.memory.max_file))
         while True:
@@ -519,12 +628,12 @@ class Ingest:
                 group = None
             if group is None:
                 break
-            ahead = [pool.submit(self._prepare, found) for found in self._promising(group.files)]
-            if waiting is not None:
-                self._commit_files(waiting[0], archive, waiting[1])
+            ahead = self._begin(pool, self._promising(group.files))
+            if waiting is not None and not self._commit_files(waiting[0], archive, waiting[1]):
+                return
             waiting = ahead, group
-        if waiting is not None:
-            self._commit_files(waiting[0], archive, waiting[1])
+        if waiting is not None and not self._commit_files(waiting[0], archive, waiting[1]):
+            return
         if problem is not None:
             self._reject([problem])
         elif not self._stop():
@@ -545,14 +654,11 @@ class Ingest:
             if found is None:
                 break
             if isinstance(found, Member):
-                group.files.append(found)
-                group.size += found.held
-                group.notes[WITHOUT_METADATA] += bool(found.note)
+                group.add(found)
             elif isinstance(found, Problem):
                 group.problems.append(found)
             else:
-                group.skipped += 1
-                group.notes[found.note] += bool(found.note)
+                group.skip(found.note)
             if group.count >= self._group_files or group.size >= self._store.memory.block:
                 yield group
                 group = _Group()
@@ -591,12 +697,8 @@ class Ingest:
             most = CHUNK_ROWS if self._encoder is None else min(CHUNK_ROWS, CHUNK_ENCODED_ROWS)
             blocks = array.blocks(start, most, self._store.memory.block)
             for rows in self._rows_ahead(blocks, kind, pool):
-                end = rows.block.first + len(rows.keys)
-                rows_done = max(row.rows, end)
-                row = ArrayRow(row.number, *stamp, rows_done, kind, rows_done >= array.count)
-                self._commit_rows(array.name, row, rows)
-                start = end
-                if self._stop():
+                row, start = self._commit_rows(array.name, row, rows, array.count)
+                if start < rows.block.first + len(rows.keys) or self._stop():
                     return
         except (SourceError, ImageError) as error:
             self._reject([Problem(array.name, str(error), *((0, 0) if error.passing else stamp))])
@@ -614,7 +716,10 @@ class Ingest:
         reading = pool.submit(next, blocks, None)
         hashing = [pool.submit(self._hash, reading, part, parts) for part in range(parts)]
         reading = pool.submit(_next, blocks, reading)
-        while (rows := _joined([part.result() for part in hashing])) is not None:
+        while all(self._ready(part) for part in hashing):
+            rows = _joined([part.result() for part in hashing])
+            if rows is None:
+                return
             hashing = [pool.submit(self._hash, reading, part, parts) for part in range(parts)]
             reading = pool.submit(_next, blocks, reading)
             yield rows
@@ -648,25 +753,40 @@ class Ingest:
         self._peak.sample()
         return _Rows(block, shape._replace(canonical=b""), keys, proofs, prints, qualities, keeps)
 
-    def _commit_rows(self, name: bytes, array: ArrayRow, rows: _Rows) -> None:
-        """Commit a block; where it does not fit the disk, half of it and then the rest."""
+    def _commit_rows(
+        self, name: bytes, array: ArrayRow, rows: _Rows, count: int
+    ) -> tuple[ArrayRow, int]:
+        """Commit a block; where it does not fit the disk, half of it and then the rest.
+
+        ``count`` is the array's number of rows. Returns how far it is committed then, and the first
+        row that is not: one of this block where the run is to stop.
+        """
         before = self._marks()
         try:
-            self._try_rows(name, array, rows)
+            return self._try_rows(name, array, rows, count)
         except NoRoomError:
             if len(rows.keys) < 2:
                 raise
             self._go_back(before)
-            first, second = _halves(rows)
-            there = array.rows - len(second.keys)
-            self._commit_rows(name, replace(array, rows=there, complete=False), first)
-            self._commit_rows(name, array, second)
+        half = len(rows.keys) // 2
+        second = rows.part(half, len(rows.keys))
+        array, end = self._commit_rows(name, array, rows.part(0, half), count)
+        if end < second.block.first:
+            return array, end
+        return self._commit_rows(name, array, second, count)
 
-    def _try_rows(self, name: bytes, array: ArrayRow, rows: _Rows) -> None:
+    def _try_rows(
+        self, name: bytes, array: ArrayRow, rows: _Rows, count: int
+    ) -> tuple[ArrayRow, int]:
         pending = _Pending()
         ids = self._add_rows(pending, rows)
         if ids is None:
             ids = self._add_one_by_one(pending, rows)
+        end = rows.block.first + len(ids)
+        if not len(ids):
+            return array, end
+        there = max(array.rows, end)
+        array = replace(array, rows=there, complete=there >= count)
         runs = [
             piece for run in runs_of(array.number, rows.block.first, ids) for piece in run.pieces()
         ]
@@ -675,9 +795,16 @@ class Ingest:
         pending.chunk.arrays = [(name, array)]
         self._commit(pending)
         self._advance(len(ids))
+        return array, end
 
-    def _add_rows(self, pending: _Pending, rows: _Rows) -> npt.NDArray[np.int64] | None:
-        """The image of each row, new ones added by the column; None if any two share a key."""
+    def _add_rows(
+        self, pending: _Pending, rows: _Rows, vectors: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.int64] | None:
+        """The image of each row, new ones added by the column; None if any two share a key.
+
+        Fewer where the run is to stop: of the rows before the first new one that is not encoded.
+        ``vectors`` (n, dim) are those of the new images, if they are there already.
+        """
         known = self._store.image_columns(rows.keys)
         proofs = np.frombuffer(b"".join(rows.proofs), np.uint8).reshape(-1, digest.PROOF_BYTES)
         if known.shared.any() or (known.proofs != proofs[known.found]).any():
@@ -695,6 +822,11 @@ class Ingest:
                 return None
             chosen = new[np.unique(order, return_index=True)[1]]
             keys = list(at)
+        if self._encoder is not None and vectors is None:
+            vectors = self._row_vectors(rows, chosen)
+            if len(vectors) < len(chosen):
+                end = int(chosen[len(vectors)])
+                return self._add_rows(pending, rows.part(0, end), vectors) if end else ids[:0]
         ids[new] = self._store.state.next_id + order
         self._counts.added += len(chosen)
         self._counts.duplicates += len(ids) - len(chosen)
@@ -711,14 +843,27 @@ class Ingest:
             np.ones(len(chosen), np.bool_),
             None if not rows.keeps else block if every else block[chosen],
         )
-        if self._encoder is not None:
-            for i in chosen:
-                found = pixels.from_canonical(memoryview(block[i]))
-                self._add_picture(pending, self._picture(found))
+        if vectors is not None:
+            pending.vectors.append(vectors)
         return ids
 
+    def _row_vectors(self, rows: _Rows, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The vectors (n, dim) of some rows, fewer where the run is to stop."""
+        vectors: list[npt.NDArray[np.float32]] = []
+        for first in range(0, len(chosen), ENCODE_BATCH):
+            batch = [self._row_picture(rows, i) for i in chosen[first : first + ENCODE_BATCH]]
+            vectors.append(self._encode(batch))
+            if len(vectors[-1]) < len(batch):
+                break
+        return np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
+
+    def _row_picture(self, rows: _Rows, i: int) -> Picture:
+        assert self._encoder is not None
+        found = pixels.from_canonical(memoryview(rows.block.rows[i]))
+        return pixels.squash(pixels.to_rgb8(found), self._encoder.image_size)
+
     def _add_one_by_one(self, pending: _Pending, rows: _Rows) -> npt.NDArray[np.int64]:
-        """The image of each row, where different images have the same key."""
+        """The image of each row, where different images have the same key; fewer as above."""
         views = [memoryview(row) for row in rows.block.rows]
         images = [
             NewImage(
@@ -740,9 +885,13 @@ class Ingest:
         for image, known in zip(images, self._known(pending, images), strict=True):
             id_ = known or pending.ids.get(image.proof)
             if id_ is None:
-                id_ = self._add(
-                    pending, image, self._picture(pixels.from_canonical(views[len(ids)]))
-                )
+                vector = None
+                if self._encoder is not None:
+                    encoded = self._encode([self._row_picture(rows, len(ids))])
+                    if not len(encoded):
+                        break
+                    vector = encoded[0]
+                id_ = self._add(pending, image, vector)
             else:
                 self._counts.duplicates += 1
             ids.append(id_)
@@ -820,7 +969,7 @@ class Ingest:
             return checked(block, normalize=normalize) if block is not None else None
 
         reading = pool.submit(read)
-        while (block := reading.result()) is not None:
+        while self._ready(reading) and (block := reading.result()) is not None:
             reading = pool.submit(read)
             yield block
 
@@ -881,28 +1030,25 @@ class Ingest:
                 pending.chunk.out_of_runs.append((image.key, found))
         return known
 
-    def _add(self, pending: _Pending, image: NewImage, picture: Picture | None) -> int:
+    def _add(self, pending: _Pending, image: NewImage, vector: Vector | None) -> int:
         id_ = self._store.state.next_id + len(pending.chunk.images)
         pending.chunk.images.append(image)
         pending.ids[image.proof] = id_
-        if picture is not None:
-            self._add_picture(pending, picture)
+        if vector is not None:
+            pending.vectors.append(vector[np.newaxis])
         self._counts.added += 1
         return id_
 
-    def _add_picture(self, pending: _Pending, picture: Picture | None) -> None:
-        if picture is not None:
-            pending.pictures.append(picture)
-            if len(pending.pictures) == ENCODE_BATCH:
-                self._encode(pending)
-
-    def _encode(self, pending: _Pending) -> None:
-        if self._encoder is not None and pending.pictures:
-            pending.vectors.append(self._encoder.encode(pending.pictures))
-            pending.pictures = []
+    def _encode(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
+        """The vectors (n, dim) of a batch; none where the run is to stop before they are there."""
+        if self._encoder is None:
+            return np.empty((0, 0), np.float32)
+        if pictures and not self._late():
+            with suppress(EncodingStoppedError):
+                return self._encoder.encode(pictures, self._late)
+        return np.empty((0, self._encoder.dim), np.float32)
 
     def _commit(self, pending: _Pending) -> None:
-        self._encode(pending)
         if pending.vectors:
             pending.chunk.vectors = np.concatenate(pending.vectors)
         self._peak.sample()
@@ -944,7 +1090,7 @@ class Ingest:
 
     def _index(self, least: int) -> None:
         """Index the vectors that are in no segment, if there are at least ``least`` of them."""
-        if not self._store.vector_rows:
+        if not self._store.vector_rows or self._stop():
             return
         work = Work(self._store.memory, lambda rows: self._peak.sample(), self._stop)
         try:
@@ -1006,7 +1152,8 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Not waited for: an image may take a minute to decode, and nobody wants it any more.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def runs_of(array: int, first_row: int, ids: npt.NDArray[np.int64]) -> list[Run]:
@@ -1049,23 +1196,6 @@ def _joined(parts: Sequence[_Rows | None]) -> _Rows | None:
         fingerprints=np.concatenate([part.fingerprints for part in there]),
         qualities=np.concatenate([part.qualities for part in there]),
     )
-
-
-def _halves(rows: _Rows) -> tuple[_Rows, _Rows]:
-    """The two halves of a block of rows."""
-    block, half = rows.block, len(rows.keys) // 2
-
-    def part(at: slice) -> _Rows:
-        return replace(
-            rows,
-            block=replace(block, first=block.first + (at.start or 0), rows=block.rows[at]),
-            keys=rows.keys[at],
-            proofs=rows.proofs[at],
-            fingerprints=rows.fingerprints[at],
-            qualities=rows.qualities[at],
-        )
-
-    return part(slice(half)), part(slice(half, None))
 
 
 def _next(blocks: Iterator[RowBlock], before: Future[RowBlock | None]) -> RowBlock | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
+
+from engine import interrupts
 
 _PLAIN_SECONDS = 60.0
 _BAR_SECONDS = 0.1
@@ -22,6 +25,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._note = ""
+        self._shown_bar = ExitStack()
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -38,6 +42,7 @@ class Progress:
                 transient=True,
             )
             self._task = self._bar.add_task(self._what, total=None, counts="", rate="")
+            self._shown_bar.enter_context(interrupts.bar_shown())
             self._bar.start()
         return self
 
@@ -47,8 +52,9 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        with self._shown_bar:
+            if self._bar is not None:
+                self._bar.stop()
 
     def note(self, text: str) -> None:
         """Something to show behind the counts from now on."""

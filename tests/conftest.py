@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,12 @@ from hypothesis import settings
 # Examples are bounded so that the whole suite stays quick; no test depends on how long one takes.
 settings.register_profile("engine", max_examples=50, deadline=None)
 settings.load_profile("engine")
+
+
+# A shell without job control has SIGINT ignored in what it puts in the background, and children
+# inherit that: those of the tests are to get it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -669,3 +669,54 @@ def test_a_stop_while_images_are_read_ends_it(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train([str(photos(tmp_path / "in", 4))], tmp_path / "out", TINY, stop=lambda: True)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize("method", ["simclr", "moco"])
+@pytest.mark.parametrize(
+    ("step", "asked"), [(1, 20), (1, 90), (2, 1)], ids=["forward", "backward", "scoring"]
+)
+def test_a_step_that_is_given_up_is_taken_again(
+    tmp_path: Path, method: str, step: int, asked: int
+) -> None:
+    settings = dataclasses.replace(
+        TINY, method=method, queue=24 if method == "moco" else -1, epochs=2, batch=6
+    )
+    source = held_out_photos(tmp_path / "in")
+    train([source], tmp_path / "whole", settings)
+    per_epoch = load_last(tmp_path / "whole")[2].step // 2
+    assert per_epoch > 1
+    step = per_epoch if step == 2 else step
+    begun = until(step)
+    since = 0
+
+    def stop() -> bool:
+        nonlocal since
+        since += begun["stop"]()
+        return since > asked
+
+    report = train([source], tmp_path / "parts", settings, progress=begun["progress"], stop=stop)
+    assert report.interrupted and report.steps == step
+    report = train([source], tmp_path / "parts", resume=True)
+    assert not report.interrupted
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_without_a_step_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += any(p.phase == "train" for p in seen) or bool(seen and seen[-1].done == 8)
+        return asked > 10
+
+    seen: list[TrainProgress] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            [str(photos(tmp_path / "in", 8))],
+            tmp_path / "out",
+            TINY,
+            progress=seen.append,
+            stop=stop,
+        )
+    assert not (tmp_path / "out" / LAST).exists()

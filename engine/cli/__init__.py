@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from engine import __version__
+from engine import __version__, interrupts, streams
 from engine.cli import bench, copies, evaluate, stores, train, upkeep
 from engine.cli.options import DONE, FAILED, INTERRUPTED, warn
 from engine.errors import EngineError
@@ -58,6 +58,7 @@ def _main(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Every failure is one line on standard error."""
+    streams.open_closed()
     logging.basicConfig(format="engine: %(message)s", level=logging.WARNING)
     # Pillow warns of odd metadata in files that it reads all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -65,16 +66,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # names that are no UTF-8 must not stop a listing
             stream.reconfigure(errors="backslashreplace")
     try:
+        with interrupts.raising():
+            return _run(arguments)
+    except KeyboardInterrupt:
+        return _interrupted()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
         status = app(args=arguments, prog_name="engine", standalone_mode=False)
         sys.stdout.flush()
+        if interrupts.raised():  # Typer makes a status of it, and says nothing
+            return _interrupted()
         return status if isinstance(status, int) else DONE
     except EngineError as error:
         return _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        print("engine: interrupted; what was committed is safe", file=sys.stderr)
-        return INTERRUPTED
+    except typer.Abort:  # Click's word for KeyboardInterrupt
+        return _interrupted()
     except BrokenPipeError:  # the reader of our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.discard_output()
         return DONE
     except SystemExit as leaving:  # the same, where Click saw it first: its status 1 is taken
         if isinstance(leaving.__context__, BrokenPipeError):
@@ -85,10 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _fail(f"{error.strerror or error}{name}")
         try:
             sys.stdout.flush()
-        except (
-            OSError
-        ):  # it was this that failed, and what it still holds would fail at the end again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError:  # what it still holds would fail at the end again
+            streams.discard_output()
         return status
     except Exception as error:
         # Typer's own errors (an unknown option, say) have this method; which class they are of
@@ -109,5 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
+    if interrupts.raised():  # a library made another error of KeyboardInterrupt
+        return _interrupted()
     warn(message)
     return FAILED
+
+
+def _interrupted() -> int:
+    warn(interrupts.LINE)
+    return INTERRUPTED

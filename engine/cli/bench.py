@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from engine import show
-from engine.cli.options import JsonOption, MemoryOption, ended_by_signals, show_line, warn
+from engine.cli.options import JsonOption, MemoryOption, show_line, warn
 from engine.errors import UsageError
 from engine.progress import Progress
 
@@ -76,7 +76,7 @@ def bench(
         dataset=dataset,
         store=store,
     )
-    with Progress("bench", "s") as progress, ended_by_signals():
+    with Progress("bench", "s") as progress:
         try:
             results, left_out = suite.run(plan, out=folder, progress=progress, note=progress.note)
         except UsageError:  # nothing was begun

@@ -9,7 +9,7 @@ import typer
 
 from engine import show
 from engine.api import Store
-from engine.cli.options import JsonOption, StoreOption, ended_by_signals, show_line
+from engine.cli.options import JsonOption, StoreOption, show_line
 from engine.config import default_store
 from engine.progress import Progress
 
@@ -31,7 +31,6 @@ def backup(
     with (
         Store.open(store or default_store(), read_only=True) as opened,
         Progress("backup", "bytes") as progress,
-        ended_by_signals(),
     ):
         report = opened.backup(dest, progress=progress)
     show_line(show.line(asdict(report)) if as_json else show.backup_text(report))
@@ -59,7 +58,6 @@ def export(
     with (
         Store.open(store or default_store(), read_only=True) as opened,
         Progress("export") as progress,
-        ended_by_signals(),
     ):
         report = opened.export(dest, format=format, vectors=vectors, progress=progress)
     show_line(show.line(asdict(report)) if as_json else show.export_text(report))

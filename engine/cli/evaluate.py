@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from engine import show
-from engine.cli.options import DONE, SOME_REJECTED, JsonOption, ended_by_signals, show_line, warn
+from engine.cli.options import DONE, SOME_REJECTED, JsonOption, show_line, warn
 from engine.errors import UsageError
 from engine.progress import Progress
 
@@ -83,7 +83,7 @@ def evaluate(
         most_test=labelled_most[1],
         seed=seed,
     )
-    with Progress("eval") as progress, ended_by_signals():
+    with Progress("eval") as progress:
         report = evaluation.evaluate(
             encoders,
             images=images or [],

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import signal
+import contextlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Annotated, Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Annotated
 
 import typer
 
+from engine import interrupts, streams
 from engine.show import printable
 
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
-
-DONE, NOT_FOUND, FAILED, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, NOT_FOUND, FAILED, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, interrupts.STATUS
 """Exit statuses: the contract that scripts rely on."""
 
 StoreOption = Annotated[
@@ -40,50 +38,29 @@ NullOption = Annotated[
 
 
 def warn(message: str) -> None:
-    """One line on standard error."""
-    print("engine: " + printable(" ".join(message.split())), file=sys.stderr)
+    """One line on standard error; where that cannot be written, the work goes on without."""
+    with contextlib.suppress(OSError, ValueError):
+        print("engine: " + printable(" ".join(message.split())), file=sys.stderr)
 
 
-def show_line(text: str) -> None:
-    """A result on standard output, at once: somebody may be reading it line by line."""
-    print(text, flush=True)
+def show_line(text: str) -> bool:
+    """A result on standard output, at once: somebody may be reading it line by line.
 
-
-@contextmanager
-def interruptible(unit: str = "this chunk is committed") -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the work to stop after its ``unit``; a second one stops it at once."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        warn(f"stopping after {unit} (Ctrl-C again to stop at once)")
-
-    with _handled_by(ask):
-        yield lambda: asked
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Work that is whole or not there: the first signal ends it, and it tidies up, undisturbed."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        for each in _INTERRUPTS:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    with _handled_by(end):
-        yield
-
-
-@contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    # SIGTERM too: it is how containers and services are ended.
-    before: Any = [(number, signal.signal(number, handler)) for number in _INTERRUPTS]
+    False if the reader has had enough. What the work came to, its status, is not changed by that.
+    """
     try:
-        yield
-    finally:
-        for number, old in before:
-            signal.signal(number, old)
+        print(text, flush=True)
+    except BrokenPipeError:
+        streams.discard_output()
+        return False
+    return True
+
+
+def interruptible(
+    unit: str = "what is finished is committed", patience: Callable[[], float] | None = None
+) -> AbstractContextManager[Callable[[], bool]]:
+    """Ctrl-C asks the work to stop after its ``unit``; a second one ends the process at once.
+
+    So does the end of ``patience``, in seconds.
+    """
+    return interrupts.stopping(f"stopping after {unit} (Ctrl-C again to stop at once)", patience)

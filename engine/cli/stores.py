@@ -220,9 +220,11 @@ def lookup(
             source=source or None,
         )
         for result in results:
-            show_line(show.lookup_json(result) if as_json else show.lookup_text(result))
+            read = show_line(show.lookup_json(result) if as_json else show.lookup_text(result))
             failed |= result.error is not None
             missing |= not result.identical
+            if not read:
+                break
     if failed:
         raise typer.Exit(SOME_REJECTED)
     raise typer.Exit(NOT_FOUND if exact and missing else DONE)

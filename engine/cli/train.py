@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine import show
+from engine import interrupts, show
 from engine.cli.options import (
     DONE,
     INTERRUPTED,
@@ -24,6 +24,7 @@ from engine.errors import TrainingError, UsageError
 from engine.progress import Progress
 
 _UNITS = {"read": "images", "train": "steps"}
+_CHECKPOINT_SECONDS = 30.0  # it takes a second or less, but for slow disks
 
 
 # Options of settings have no default here: what is not given is left to the recipe. The number in
@@ -201,7 +202,7 @@ def train(
     """Train an encoder on your own images; the defaults are the classic SimCLR recipe.
 
     ENCODER_DIR gets checkpoints, TensorBoard logs, sheets of nearest pictures, and the model as
-    ONNX, which 'engine ingest --encoder ENCODER_DIR' takes. Ctrl-C stops after a step, and
+    ONNX, which 'engine ingest --encoder ENCODER_DIR' takes. Ctrl-C stops with a checkpoint, and
     --resume goes on from there. Needs the extra: pip install 'image-index-engine[train]'.
 
     \b
@@ -259,7 +260,8 @@ def train(
         file=settings,
         base=training.saved_run(out).settings if resume else None,
     )
-    with interruptible("this step") as stop, _Shown() as shown:
+    shown = _Shown()
+    with interruptible("a checkpoint", shown.patience) as stop, shown:
         report = training.train(
             sources,
             out,
@@ -301,6 +303,10 @@ class _Shown:
 
     def __exit__(self, *_: object) -> None:
         self._bars.close()
+
+    def patience(self) -> float:
+        """Seconds that a run may take to end: only where it trains is there anything to write."""
+        return _CHECKPOINT_SECONDS if self._phase == "train" else interrupts.PATIENCE
 
     def __call__(self, at: Any) -> None:
         """``at`` is a ``TrainProgress``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,12 @@ from engine.encoders.external import has_external_data
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError
 from engine.pixels import squash
+
+_SOON = 0.1  # seconds
+
+
+class EncodingStoppedError(Exception):
+    """Whoever asked for vectors does not want them any more."""
 
 
 class OnnxEncoder:
@@ -54,14 +61,39 @@ class OnnxEncoder:
                 f"pixels to {self.dim} dimensions"
             )
 
-    def encode(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Embed pictures; returns (len(pictures), dim) float32, each row of unit length."""
+    def encode(
+        self, pictures: Sequence[npt.NDArray[np.uint8]], stop: Callable[[], bool] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Embed pictures; returns (len(pictures), dim) float32, each row of unit length.
+
+        ``stop`` is asked now and then while the model runs; raises ``EncodingStoppedError`` once it
+        says so.
+        """
         if not pictures:
             return np.empty((0, self.dim), np.float32)
         batch = np.stack([squash(picture, self.image_size) for picture in pictures])
-        vectors: npt.NDArray[np.float32] = self._session.run(["embedding"], {"pixels": batch})[0]
+        vectors: npt.NDArray[np.float32] = self._run(batch, stop)[0]
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(vectors).all() or (norms == 0).any():
             raise EncoderError("the encoder gave a vector that is zero or not finite")
         unit: npt.NDArray[np.float32] = vectors / norms
         return unit
+
+    def _run(self, batch: npt.NDArray[np.uint8], stop: Callable[[], bool] | None) -> Any:
+        if stop is None:
+            return self._session.run(["embedding"], {"pixels": batch})
+        import onnxruntime
+
+        # A model may loop for ever. Another thread can end its run between two of its nodes.
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = 4  # that it was ended is no error
+        with ThreadPoolExecutor(1, thread_name_prefix="engine-encode") as pool:
+            running = pool.submit(self._session.run, ["embedding"], {"pixels": batch}, options)
+            try:
+                while not running.done():
+                    wait([running], _SOON)
+                    if not running.done() and stop():
+                        raise EncodingStoppedError
+            finally:
+                options.terminate = True
+        return running.result()

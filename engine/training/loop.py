@@ -44,6 +44,7 @@ from engine.training.export import CALIBRATION_IMAGES, ENCODER, Images, export
 from engine.training.methods import Contrastive, Supervised, method
 from engine.training.model import SimCLR, build, normalised
 from engine.training.pages import kept_pages
+from engine.training.pause import AbandonedError, asking, whole_or_not
 from engine.training.settings import TrainSettings
 from engine.training.sheet import sheet
 
@@ -116,7 +117,8 @@ def train(
     ``name`` (default: the folder's name), ``description`` (what the images are, under which
     licence) and ``licence`` (of the weights) become part of the encoder. Unreadable images are
     skipped and reported. What is exported is the best network, by what was held out, or the last
-    where nothing was. Once ``stop`` says so the run ends after its step and can be resumed.
+    where nothing was. Once ``stop`` says so the run ends, the step under way is given up, and it can be
+    resumed.
 
     ``init`` is an encoder to begin with the weights of, by name or folder, instead of random ones; its
     widths have to be those of the settings.
@@ -372,7 +374,22 @@ class _Run:
 
     def train(self) -> None:
         """All steps that are left; afterwards the best network is on the disk."""
+        try:
+            self._train()
+        except AbandonedError:  # the network is as it was before that step
+            self._stop_here()
+
+    def _stop_here(self) -> None:
+        if not self.step:
+            raise KeyboardInterrupt  # there is nothing yet to go on from
+        self._check_weights(*(n + 1 for n in divmod(max(self.step - 1, 0), self.batches.per_epoch)))
+        self._save()
+        self.interrupted = True
+
+    def _train(self) -> None:
         per_epoch = self.batches.per_epoch
+        if self.losses and self.step % per_epoch == 0:
+            self._end_epoch(self.step // per_epoch)  # it was to be scored when the run stopped
         self.network.train()
         began, first = time.perf_counter(), self.step
         for rows, views in self.batches.between(self.step, self.total):
@@ -395,9 +412,7 @@ class _Run:
                 began, first = time.perf_counter(), self.step
             if self.stop() and self.step < self.total:
                 self.training_seconds += time.perf_counter() - began
-                self._check_weights(epoch, in_epoch)
-                self._save()
-                self.interrupted = True
+                self._stop_here()
                 return
 
     def report(self, parity: dict[str, float | int | str]) -> TrainReport:
@@ -435,16 +450,20 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.method.loss(self.network, self._embed, rows, views)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with whole_or_not(self.network):
+            loss = self.method.loss(self.network, self._embed, rows, views)
+            loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.method.after_step(self.network)
         return loss.item()
 
     def _embed(self, network: SimCLR, x: Tensor) -> Tensor:
         """(n, 3, S, S) float32 → (n, dim) float32 of unit length."""
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
+        with (
+            torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
+            ),
+            asking(network, self.stop),
         ):
             z: Tensor = network(x.contiguous(memory_format=torch.channels_last))
         return z
@@ -452,9 +471,10 @@ class _Run:
     def _end_epoch(self, epoch: int) -> None:
         """Score the network, keep it if it is the best, and save what is due."""
         self._check_weights(epoch, self.batches.per_epoch)
+        score = self._score(epoch) if len(self.held_out) > 1 else None
+        # Only now: a run that stops while it scores goes on with scoring.
         self.loss, self.losses = self.losses / self.batches.per_epoch, 0.0
         self.writer.add_scalar("epoch_loss", self.loss, epoch)
-        score = self._score(epoch) if len(self.held_out) > 1 else None
         # Of equals the later one: it has learned for longer than so few images can tell.
         if score is None or self.best_score is None or score >= self.best_score:
             self.best_epoch, self.best_score = epoch, score

@@ -1,0 +1,181 @@
+"""A run that is to stop: what is finished is committed, and the next run goes on from there."""
+
+import io
+import tarfile
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine import Store, digest, ingest
+from engine.encoders.onnx import OnnxEncoder
+from engine.ingest import Ingest
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+def png(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture(seed)).save(file, "PNG")
+    return file.getvalue()
+
+
+# Two of them are the same image; one claims to be an image, one does not.
+SEEDS = [0, 1, 2, 1, 3, 4, 5, 6]
+FILES = {f"{at}.png": png(seed) for at, seed in enumerate(SEEDS)}
+FILES |= {"15.png": b"\x89PNG\r\n\x1a\n", "16.txt": b"text"}
+
+
+def folder(where: Path) -> Path:
+    path = where / "folder"
+    path.mkdir()
+    for name, data in FILES.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+def archive(where: Path) -> Path:
+    path = where / "archive.tar"
+    # What is no image lies between them: what is gone on from counts it.
+    order = ["0.png", "16.txt", "1.png", "15.png", *(f"{at}.png" for at in range(2, len(SEEDS)))]
+    with tarfile.open(path, "w") as tar:
+        for name in order:
+            info = tarfile.TarInfo(name)
+            info.size = len(FILES[name])
+            tar.addfile(info, io.BytesIO(FILES[name]))
+    return path
+
+
+def rows(where: Path) -> Path:
+    np.save(where / "rows.npy", np.stack([picture(seed) for seed in SEEDS]))
+    return where / "rows.npy"
+
+
+def collisions(where: Path) -> Path:
+    return rows(where)
+
+
+def places(store: Store) -> dict[int, set[str]]:
+    """Where each image was seen, by its seed."""
+    found = {}
+    for seed in set(SEEDS):
+        hits = store.lookup(picture(seed), tiers=["identical"]).identical
+        assert len(hits) <= 1
+        found[seed] = {source for hit in hits for source in store.sources(hit.id)}
+    return found
+
+
+class Slow:
+    """One image takes for ever to prepare; how many others are prepared."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.go_on = threading.Event()
+        self.done = 0
+
+    def patch(self, patch: pytest.MonkeyPatch) -> None:
+        prepare, begin = Ingest._prepare, Ingest._begin
+
+        def slowly(run: Ingest, item: Any) -> Any:
+            if item.name.endswith(self.name.encode()):
+                self.go_on.wait()
+            return prepare(run, item)
+
+        def counted(run: Ingest, pool: ThreadPoolExecutor, items: Iterable[Any]) -> list[Any]:
+            begun = begin(run, pool, items)
+            for _, future in begun:
+                future.add_done_callback(self._count)
+            return begun
+
+        patch.setattr(Ingest, "_prepare", slowly)
+        patch.setattr(Ingest, "_begin", counted)
+
+    def _count(self, future: "Future[Any]") -> None:
+        self.done += not future.cancelled()
+
+
+@pytest.fixture
+def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    found = Slow(request.param)
+    found.patch(monkeypatch)
+    yield found
+    found.go_on.set()  # else its thread would keep the tests from ending
+
+
+@pytest.mark.parametrize("slow", ["/0.png"], indirect=True)
+def test_an_image_that_takes_for_ever_is_not_waited_for(tmp_path: Path, slow: Slow) -> None:
+    source = folder(tmp_path)
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        report = store.ingest(source, workers=2, stop=lambda: slow.done >= len(SEEDS))
+        assert report.interrupted
+        assert (report.added, report.duplicates, report.rejected) == (6, 1, 1)
+        assert places(store)[0] == set()
+        assert store.check().ok
+        slow.go_on.set()
+        report = store.ingest(source, workers=2)
+        assert (report.added, report.unchanged, report.rejected) == (1, 7, 1)
+        assert places(store)[0] == {f"{source}/0.png"}
+
+
+@pytest.mark.parametrize("slow", ["#3.png"], indirect=True)
+def test_of_an_archive_what_comes_before_it_is_committed(tmp_path: Path, slow: Slow) -> None:
+    source = archive(tmp_path)
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        report = store.ingest(source, workers=2, stop=lambda: slow.done >= len(SEEDS))
+        assert report.interrupted
+        assert (report.added, report.rejected, report.skipped) == (3, 1, 1)
+        assert store.check().ok
+        slow.go_on.set()
+        report = store.ingest(source)
+        assert (report.added, report.duplicates, report.unchanged) == (4, 1, 3)
+        assert (report.rejected, report.skipped) == (1, 1)
+        assert places(store)[1] == {f"{source}#1.png", f"{source}#3.png"}
+        assert store.check().ok
+
+
+@pytest.mark.parametrize("make", [folder, archive, rows, collisions])
+def test_what_is_encoded_by_then_is_committed(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    if make is collisions:
+        key = b"\x07" * digest.KEY_BYTES
+        monkeypatch.setattr(digest, "key", lambda canonical, seed: key)
+        monkeypatch.setattr(digest, "keys", lambda rows, seed: [key for _ in rows])
+    monkeypatch.setattr(ingest, "ENCODE_BATCH", 2)
+    monkeypatch.setattr(ingest, "_FINISHING", 0.0)
+    encoded = 0
+    encode = OnnxEncoder.encode
+
+    def counted(encoder: OnnxEncoder, pictures: Any, stop: Any = None) -> Any:
+        nonlocal encoded
+        vectors = encode(encoder, pictures)
+        encoded += len(pictures)
+        return vectors
+
+    monkeypatch.setattr(OnnxEncoder, "encode", counted)
+    source = make(tmp_path)
+    with Store.open(tmp_path / "whole", create=True, encoder=str(tiny_encoder)) as whole:
+        whole.ingest(source)
+        expected = places(whole)
+    encoded = 0
+    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+        report = store.ingest(source, stop=lambda: encoded >= 4)
+        assert report.interrupted and report.added == 4
+        assert (store.info().images, store.info().vectors) == (4, 4)
+        assert store.check().ok
+        report = store.ingest(source)
+        assert report.added == 3 and report.seen == len(SEEDS) + (make in (folder, archive))
+        assert places(store) == expected
+        for seed in set(SEEDS):
+            hits = store.lookup(picture(seed), k=1, tiers=["similar"]).similar
+            assert [hit.id for hit in hits] == [
+                hit.id for hit in store.lookup(picture(seed), tiers=["identical"]).identical
+            ]
+        assert store.check().ok
