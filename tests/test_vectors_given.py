@@ -685,7 +685,7 @@ def test_what_is_missing_goes(tmp_path, pieces):
         store.ingest(path)
         store.ingest(ROWS, name="kept")
         path.unlink()
-        assert store.remove(missing=True).images == 500
+        assert store.remove(missing=True, yes=True).images == 500
         assert store.sources(501) == ["memory:kept#0"]
         assert is_whole(store)
 
