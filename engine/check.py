@@ -212,7 +212,11 @@ class Check:
     def _rewritten(self, family: Family, number: int) -> bool:
         """Whether an extent is gone because a writer has rewritten it while we read."""
         store = self._store
-        if not store.is_behind() or beneath.status(store.path, family.inside(number)) is not None:
+        if beneath.status(store.path, family.inside(number)) is not None:
+            return False
+        # The manifest goes on naming what a commit has given up, until the writer has saved it.
+        committed = any(n == number for n, _ in store.state.extents.get(family.name, ()))
+        if committed and not store.is_behind():
             return False
         return number not in manifest.load(store.path).extents.get(family.name, [])
 
