@@ -22,7 +22,7 @@ from engine.sources.locate import Sources, open_images
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from engine.sources import tables  # noqa: E402
+from engine.sources import pages, thrift  # noqa: E402
 from engine.sources.tables import ParquetTable  # noqa: E402
 
 RNG = np.random.default_rng(5)
@@ -551,13 +551,13 @@ def test_the_footers_of_large_tables_are_read(tmp_path, version):
         for _ in range(1000):
             writer.write_table(table)
     length = int.from_bytes(path.read_bytes()[-8:-4], "little")
-    assert length * tables._LARGEST_GROWTH > tables._MOST_UNPACKED  # it is gone through
+    assert length * pages._LARGEST_GROWTH > pages._MOST_UNPACKED  # it is gone through
     found = read(ParquetTable(path), 1998)
     assert [item.data for item in found] == IMAGES[:2]
 
 
 def test_a_footer_is_gone_through_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "_LARGEST_GROWTH", 1 << 40)
+    monkeypatch.setattr(pages, "_LARGEST_GROWTH", 1 << 40)
     columns = {
         "image": HUGGING,
         "when": [datetime.datetime(2020, 1, 1)] * 10,
@@ -592,13 +592,58 @@ def test_page_headers_are_gone_through_as_they_are(tmp_path):
                 write_page_checksum=True,
                 write_statistics=True,
             )
-            chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+            told = pq.ParquetFile(path).metadata.row_group(0).column(0)
             with path.open("rb") as file:
-                pages = tables._walk(file, chunk)
-            assert bool(pages.dictionary) == dictionary
-            assert 10_000 < pages.largest < 2_000_000
+                footer = pages.footer(file, path.stat().st_size)
+                ((count, (chunk,)),) = thrift.row_groups(footer)
+                found = pages.walk(file, chunk)
+            assert (count, chunk.path) == (1000, "image")
+            assert chunk.size == told.total_compressed_size
+            assert bool(found.dictionary) == dictionary
+            assert 10_000 < found.largest < 2_000_000
             if not dictionary:
-                assert 1000 <= pages.row < 1100
+                assert 1000 <= found.row < 1100
+
+
+def chunks_of(path: Path) -> list[thrift.Chunk]:
+    with path.open("rb") as file:
+        ((_, chunks),) = thrift.row_groups(pages.footer(file, path.stat().st_size))
+    return chunks
+
+
+def test_row_groups_are_where_pyarrow_finds_them(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = {"image": HUGGING, "text": ["a"] * 10, "deep": [[{"x": [1, 2]}]] * 10}
+    a_table(path, table, row_group_size=3, use_dictionary=["text"])
+    told = pq.ParquetFile(path).metadata
+    with path.open("rb") as file:
+        found = list(thrift.row_groups(pages.footer(file, path.stat().st_size)))
+    assert [rows for rows, _ in found] == [3, 3, 3, 1]
+    for group, (_, chunks) in enumerate(found):
+        for i, chunk in enumerate(chunks):
+            column = told.row_group(group).column(i)
+            first = column.data_page_offset
+            if column.has_dictionary_page:
+                first = min(first, column.dictionary_page_offset)
+            assert (chunk.at, chunk.size) == (first, column.total_compressed_size)
+            assert chunk.path == column.path_in_schema
+
+
+def test_no_byte_of_a_footer_ends_the_process(tmp_path):
+    path = tmp_path / "a.parquet"
+    a_table(path, {"image": IMAGES[:2]}, store_schema=False)
+    whole = path.read_bytes()
+    first = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    images = damaged = 0
+    for at in range(first, len(whole) - 8):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            found, why = until(path)
+        except UsageError:  # the name of the column
+            continue
+        images += len(found) == 2
+        damaged += bool(why)
+    assert images and damaged
 
 
 def test_rows_of_very_different_size_are_read_few_at_a_time(tmp_path):
@@ -606,18 +651,16 @@ def test_rows_of_very_different_size_are_read_few_at_a_time(tmp_path):
     rows = [b"x"] * 5000 + [RNG.bytes(1 << 20) for _ in range(12)] + [b"x"] * 5000
     options = {"data_page_size": 1000, "write_batch_size": 1}
     a_table(path, {"image": rows}, use_dictionary=False, row_group_size=20_000, **options)
-    group = pq.ParquetFile(path).metadata.row_group(0)
     with path.open("rb") as file:
-        assert tables._batch_rows(file, group, ["image"], 1 << 26) <= 8
+        assert pages.batch_rows(file, chunks_of(path), 1 << 26) <= 8
     assert len(read(ParquetTable(path), 5000, 1 << 21)) == 5012
 
 
 def test_values_that_many_rows_share_are_read_few_at_a_time(tmp_path):
     path = tmp_path / "a.parquet"
     a_table(path, {"image": [RNG.bytes(1 << 20)] * 500}, row_group_size=500)
-    group = pq.ParquetFile(path).metadata.row_group(0)
     with path.open("rb") as file:
-        assert tables._batch_rows(file, group, ["image"], 1 << 22) <= 4
+        assert pages.batch_rows(file, chunks_of(path), 1 << 22) <= 4
     assert len(read(ParquetTable(path), 490)) == 10
 
 

@@ -12,30 +12,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from engine.errors import ImageError, SourceError, UsageError
-from engine.sources import thrift
+from engine.sources import pages, thrift
 from engine.sources.base import Member, Problem, Skipped, checked_metadata, over_limit, stamp_of
 from engine.sources.naming import name_of, query_values, wanted_fields
 from engine.sources.streams import steady
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PREFERRED = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
-_MAGIC = b"PAR1"
-# Of 1,000 row groups × 10 columns it is 2 MB, and takes 14 MB to read: bounds that hold whatever the
-# --memory, as a footer is read whole before anything else is known.
-_MOST_FOOTER = 8 << 20  # bytes
-_MOST_UNPACKED = 64 << 20  # bytes that it takes once it is read
-_LARGEST_GROWTH = 256  # times: what is shorter need not be gone through
 _MOST_IN_LIST = 1 << 16  # row groups, or columns: room is made before the first one is read
-_MOST_ROWS = 64  # of a batch
-_BATCH_BYTES = 8 << 20  # of a batch, about
 _STREAM_BYTES = 1 << 20  # of a column, read at a time; without it pyarrow reads a row group's whole
-_PAGE_SLACK = 4 << 20  # a page ends behind the value with which it is full
-_HEADER_BYTES = (1 << 9, 1 << 13, 1 << 21)  # of a page: tried one after the other
 
 
 class ParquetTable:
@@ -51,7 +40,7 @@ class ParquetTable:
         self._path = path
         self.mtime_ns, self.size = stamp_of(path.stat())
         self.name = name_of(path, query)
-        with self._open() as (_, table):
+        with self._open() as (_, table, _):
             self.count: int = table.metadata.num_rows
             schema = table.schema_arrow
         self._image, self._in_struct, self._has_path = _image_column(schema, values, path)
@@ -90,12 +79,15 @@ class ParquetTable:
             inside.append(f"{self._image}.path")
         names = [*(self._whole or inside), *columns]
         first = 0
-        with self._open() as (file, table):
-            for group in range(table.metadata.num_row_groups):
-                rows = table.metadata.row_group(group).num_rows
+        with self._open() as (file, table, footer):
+            read = [table.schema.column(i).path in names for i in range(len(table.schema))]
+            for group, (rows, chunks) in enumerate(thrift.row_groups(footer)):
                 if start < first + rows:
                     number = first
-                    size = _batch_rows(file, table.metadata.row_group(group), names, most)
+                    wanted = [
+                        chunk for chunk, is_read in zip(chunks, read, strict=False) if is_read
+                    ]
+                    size = pages.batch_rows(file, wanted, most)
                     batches = table.iter_batches(size, [group], names, use_threads=False)
                     for batch in _whole(batches, number):
                         yield from self._batch(batch, number, start, most, columns, keeps_path)
@@ -139,11 +131,14 @@ class ParquetTable:
             yield Member(name, *stamp, value, metadata, note=lost)
 
     @contextmanager
-    def _open(self) -> Iterator[tuple[IO[bytes], Any]]:
-        """The file, and pyarrow's view of it."""
+    def _open(self) -> Iterator[tuple[IO[bytes], Any, bytes]]:
+        """The file, pyarrow's view of it, and its footer.
+
+        Of row groups, pyarrow's metadata is not asked: it ends the process where they make no sense.
+        """
         pa, parquet = _pyarrow()
         with steady(self._path, (self.mtime_ns, self.size)) as file:
-            length = _check_footer(file, self.size)
+            footer = pages.footer(file, self.size)
             try:
                 # Not by its path, which need not be UTF-8, and may be another file by now; nor
                 # through Python, which takes twice as long.
@@ -152,10 +147,10 @@ class ParquetTable:
                     buffer_size=_STREAM_BYTES,
                     pre_buffer=False,
                     page_checksum_verification=True,
-                    thrift_string_size_limit=_MOST_FOOTER,
-                    thrift_container_size_limit=max(1, min(length, _MOST_IN_LIST)),
+                    thrift_string_size_limit=pages.MOST_FOOTER,
+                    thrift_container_size_limit=max(1, min(len(footer), _MOST_IN_LIST)),
                 )
-                yield file, table
+                yield file, table, footer
             except _errors(pa) as error:
                 raise SourceError(f"is damaged: {_line(error)}") from None
 
@@ -195,25 +190,6 @@ def _whole(batches: Iterator[Any], number: int) -> Iterator[Any]:
 def _give_back() -> None:
     """Let the memory of a row group go, which pyarrow's pool keeps for the next one."""
     _pyarrow()[0].default_memory_pool().release_unused()
-
-
-def _check_footer(file: IO[bytes], size: int) -> int:
-    """The length of the footer in bytes; ``SourceError`` if it takes too much memory or is none."""
-    head = file.read(4)
-    file.seek(max(0, size - 8))
-    tail = file.read(8)
-    if head != _MAGIC or tail[4:] != _MAGIC:
-        raise SourceError("is not a Parquet file, or was cut short")
-    length = int.from_bytes(tail[:4], "little")
-    if length > size - 12:
-        raise SourceError(f"is damaged: a footer of {length:,} bytes")
-    if length > _MOST_FOOTER:
-        raise SourceError(f"has a footer of {length:,} bytes: {_MOST_FOOTER:,} are the limit")
-    if length * _LARGEST_GROWTH > _MOST_UNPACKED:
-        file.seek(size - 8 - length)
-        thrift.check_footer(file.read(length), _MOST_UNPACKED)
-    file.seek(0)
-    return length
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -417,83 +393,6 @@ def _class_labels(schema: Any) -> dict[str, list[str]]:
         }
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
-
-
-# --- how many rows at a time ----------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Pages:
-    """What the pages of some columns of a row group take, in bytes unpacked."""
-
-    largest: int = 0
-    row: float = 0.0  # of a row, in the page where they are largest
-    dictionary: int = 0  # any value may be one of its, and nearly all of it
-
-
-def _batch_rows(file: IO[bytes], group: Any, names: list[str], most: int) -> int:
-    """Rows of a batch, so that it takes about 8 MiB, also where rows are of very different size.
-
-    ``SourceError`` for a page that is larger than the largest image may be: pyarrow would unpack it
-    as a whole, and a few kilobytes can become gigabytes.
-    """
-    row, dictionary = 1.0, 1
-    for i in range(group.num_columns):
-        chunk = group.column(i)
-        path = chunk.path_in_schema
-        if path in names:
-            found = _walk(file, chunk)
-            if found.largest > most + _PAGE_SLACK:
-                raise SourceError(
-                    f"has a page of {found.largest:,} bytes in the column {path}: raise --memory, "
-                    f"or write it in smaller row groups",
-                    passing=True,
-                )
-            row += found.row
-            dictionary += found.dictionary
-    return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / row), most // dictionary))
-
-
-def _walk(file: IO[bytes], chunk: Any) -> _Pages:
-    """Go through the headers of a column's pages in one row group."""
-    pages = _Pages()
-    offsets = [chunk.data_page_offset]
-    if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-        offsets.append(chunk.dictionary_page_offset)
-    at = min(offsets)
-    end = at + chunk.total_compressed_size
-    while at < end:
-        header, length = _page_header(file, at)
-        unpacked, packed = header.get(2), header.get(3)
-        if (
-            not isinstance(unpacked, int)
-            or not isinstance(packed, int)
-            or min(unpacked, packed) < 0
-        ):
-            raise SourceError(f"is damaged: no page is at byte {at} where one must be")
-        pages.largest = max(pages.largest, unpacked, packed)
-        data = header.get(5) or header.get(8)
-        if isinstance(data, dict):
-            values = data.get(1)
-            rows = values if isinstance(values, int) and values > 0 else 1
-            pages.row = max(pages.row, unpacked / rows)
-        elif 7 in header:
-            pages.dictionary = unpacked
-        at += length + packed
-    return pages
-
-
-def _page_header(file: IO[bytes], at: int) -> tuple[dict[int, Any], int]:
-    """The header of a page, by the numbers of its fields, and its length."""
-    for size in _HEADER_BYTES:
-        file.seek(at)
-        data = file.read(size)
-        try:
-            return thrift.struct(data, 0)
-        except IndexError:  # longer than what was read
-            if len(data) < size:
-                break
-    raise SourceError(f"is damaged: no page is at byte {at} where one must be")
 
 
 def _line(error: Exception) -> str:

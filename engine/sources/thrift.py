@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import SourceError
@@ -80,6 +82,26 @@ def check_footer(data: bytes, most: int) -> None:
         raise SourceError("is damaged: a footer that breaks off") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Where one column of a row group is in the file."""
+
+    path: str
+    at: int  # of its first page
+    size: int  # bytes, packed
+
+
+def row_groups(footer: bytes) -> Iterator[tuple[int, list[Chunk]]]:
+    """The number of rows of each row group, and its columns in the order of the schema.
+
+    ``SourceError`` where the footer breaks off.
+    """
+    try:
+        yield from _Groups(footer, 1 << 62).groups()
+    except IndexError:
+        raise SourceError("is damaged: a footer that breaks off") from None
+
+
 class _Footer:
     """Adds up what a footer takes in memory."""
 
@@ -123,12 +145,19 @@ class _Footer:
         else:
             raise SourceError("is damaged: a footer that is none")
 
-    def _list(self, depth: int, lists: int) -> None:
+    def _list_head(self) -> tuple[int, int]:
+        """How many elements a list has, and of which kind."""
         head = self._data[self._at]
         self._at += 1
         count, kind = head >> 4, head & 15
         if count == 15:
             count, self._at = _varint(self._data, self._at)
+        if count > len(self._data) - self._at:  # each takes a byte at least
+            raise IndexError
+        return count, kind
+
+    def _list(self, depth: int, lists: int) -> None:
+        count, kind = self._list_head()
         if kind == _STRUCT:
             self._take(count * (_OUTER, _INNER, _INNERMOST)[min(lists, 2)])
         else:
@@ -149,3 +178,86 @@ class _Footer:
                 f"has a footer that takes more than {self._most:,} bytes: write it in fewer or "
                 f"larger row groups"
             )
+
+
+class _Groups(_Footer):
+    """Picks out of a footer what is needed to find the pages (parquet.thrift)."""
+
+    def groups(self) -> Iterator[tuple[int, list[Chunk]]]:
+        """The row groups, one at a time; ``IndexError`` if it breaks off."""
+        for number, kind in self._fields():
+            if (number, kind) == (4, _LIST):
+                for _ in self._structs():
+                    yield self._group()
+            else:
+                self._pass_by(kind)
+
+    def _group(self) -> tuple[int, list[Chunk]]:
+        rows, chunks = 0, list[Chunk]()
+        for number, kind in self._fields():
+            if (number, kind) == (1, _LIST):
+                chunks = [self._column() for _ in self._structs()]
+            elif (number, kind) == (3, _I64):
+                rows, self._at = _zigzag(self._data, self._at)
+            else:
+                self._pass_by(kind)
+        return rows, chunks
+
+    def _column(self) -> Chunk:
+        found = Chunk("", 0, 0)
+        for number, kind in self._fields():
+            if (number, kind) == (3, _STRUCT):
+                found = self._chunk()
+            else:
+                self._pass_by(kind)
+        return found
+
+    def _chunk(self) -> Chunk:
+        path, numbers = "", {7: 0, 9: 0, 11: 0}  # its size, its first page, its dictionary
+        for number, kind in self._fields():
+            if (number, kind) == (3, _LIST):
+                path = self._path()
+            elif number in numbers and kind == _I64:
+                numbers[number], self._at = _zigzag(self._data, self._at)
+            else:
+                self._pass_by(kind)
+        size, first, dictionary = numbers.values()
+        if min(first, size, dictionary) < 0:
+            raise SourceError("is damaged: not a valid Parquet footer")
+        return Chunk(path, min(first, dictionary) if dictionary else first, size)
+
+    def _path(self) -> str:
+        count, kind = self._list_head()
+        parts = []
+        for _ in range(count):
+            if kind != _BINARY:
+                raise SourceError("is damaged: not a valid Parquet footer")
+            length, at = _varint(self._data, self._at)
+            if at + length > len(self._data):
+                raise IndexError
+            parts.append(self._data[at : at + length].decode(errors="replace"))
+            self._at = at + length
+        return ".".join(parts)
+
+    def _fields(self) -> Iterator[tuple[int, int]]:
+        """The number and the kind of each field of a struct; whoever asks reads its value."""
+        number = 0
+        while head := self._data[self._at]:
+            self._at += 1
+            if head >> 4:
+                number += head >> 4
+            else:
+                number, self._at = _zigzag(self._data, self._at)
+            yield number, head & 15
+        self._at += 1
+
+    def _structs(self) -> range:
+        """For each struct of a list, which whoever asks reads."""
+        count, kind = self._list_head()
+        if kind != _STRUCT and count:
+            raise SourceError("is damaged: not a valid Parquet footer")
+        return range(count)
+
+    def _pass_by(self, kind: int) -> None:
+        if kind not in (_TRUE, _FALSE):
+            self._value(kind, 0, 0)
