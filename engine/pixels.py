@@ -59,7 +59,9 @@ from engine.records import Buffer, Decoded, Kind, Pixels
 CANONICAL_VERSION = 1
 HEADER = struct.Struct(">BBBxIII")
 HEADER_BYTES = HEADER.size
-DECODER = f"pillow-{__version__}"
+# The second number is of what the engine itself makes of the formats; with a new one, files that were
+# rejected are tried again.
+DECODER = f"pillow-{__version__}-2"
 
 MAX_PIXELS = 128_000_000
 """The most pixels (width × height) an image may have, whatever the memory: a guard against bombs."""
@@ -176,7 +178,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None =
 def decoding_bytes(data: bytes) -> int:
     """Memory that decoding an image file takes, by its header; 0 if it has no readable one."""
     try:
-        with _open(data, check=False)[0] as image:
+        with _open(data, head_only=True)[0] as image:
             return _decoding_bytes(image)
     except Exception:  # decode will say what is wrong
         return 0
@@ -191,7 +193,7 @@ def _decoding_bytes(image: ImageFile.ImageFile) -> int:
 def measured(data: bytes) -> tuple[int, int]:
     """Height and width of an image file as it lies, by its header; ``ImageError`` if it has none."""
     try:
-        with _open(data, check=False)[0] as image:
+        with _open(data, head_only=True)[0] as image:
             return image.height, image.width
     except ImageError:
         raise
@@ -475,16 +477,16 @@ def _decode(
             frames = files.frames_of(image)
             # Counting may seek; the count must not change which frame is decoded.
             image.seek(0)
-        array = files.samples(data, image, lambda: _open(data, check=False)[0])
+        array = files.samples(data, image, lambda: _open(data)[0])
         # After loading: Pillow's TIFF reader applies the tag itself and then drops it.
         orientation = _orientation(image)
     return _oriented(array, orientation), frames, container
 
 
-def _open(data: bytes, *, check: bool = True) -> tuple[ImageFile.ImageFile, int | None]:
+def _open(data: bytes, *, head_only: bool = False) -> tuple[ImageFile.ImageFile, int | None]:
     """The file as Pillow opens it, and the number of its frames where that is not Pillow's to say."""
     if data.startswith(png.SIGNATURE):
-        stream, frames = png.opened(data, check=check)
+        stream, frames = png.opened(data, head_only=head_only)
         return Image.open(stream, formats=("PNG",)), frames
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS), None

@@ -36,13 +36,15 @@ _MOST_METADATA = 1 << 20  # bytes of text that is looked at for an orientation, 
 _MOST_TEXTS = 8  # that are looked at
 _MOST_EXIF = 1 << 24
 _MOST_FRAMES = 1 << 31
+_MOST_CHUNKS = 1_000_000  # the largest pictures, in chunks of 4 KiB, have a tenth of it
 
 
-def opened(data: bytes, *, check: bool = True) -> tuple[IO[bytes], int]:
+def opened(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int]:
     """What of a PNG its pixels need, as a file, and the number of its frames.
 
-    Raises ``ImageError`` for a wrong checksum in a chunk that counts (not without ``check``), and for an
-    unknown one that must not be passed over.
+    With ``head_only`` chunks are looked at up to the first pixels, and frames are not counted. Raises
+    ``ImageError`` for a wrong checksum in a chunk that counts, and for an unknown one that must not be
+    passed over.
     """
     view = memoryview(data)
     parts: list[memoryview] = [view[:8]]
@@ -50,18 +52,24 @@ def opened(data: bytes, *, check: bool = True) -> tuple[IO[bytes], int]:
     depth = colour = 0
     frames, default_image, texts = 0, True, 0
     start = at = 8  # from ``start`` on all chunks are kept
+    chunks = 0
     while at + 12 <= len(view):
+        chunks += 1
+        if chunks > _MOST_CHUNKS:
+            raise ImageError(f"broken image: a PNG of more than {_MOST_CHUNKS:,} chunks")
         length = int.from_bytes(view[at : at + 4], "big")
         name = bytes(view[at + 4 : at + 8])
         end = at + 12 + length
         if end > len(view) or not name.isalpha():
             break  # it was cut, or garbage follows: Pillow says whether the pixels are whole
+        if head_only and name == b"IDAT":
+            break
         before_pixels = b"IDAT" not in seen
         body = view[at + 8 : end - 4]
         if name[:1].isupper() and name not in _IMAGE:
             raise unsupported(f"a PNG with a chunk {name.decode('ascii')}")
         counts = name in _IMAGE or (name in (b"tRNS", b"acTL") and before_pixels)
-        if check and counts and not _is_whole(view, at, end):
+        if counts and not _is_whole(view, at, end):
             raise ImageError(
                 f"broken image: wrong checksum in the PNG chunk {name.decode('ascii')}"
             )
@@ -96,8 +104,6 @@ def opened(data: bytes, *, check: bool = True) -> tuple[IO[bytes], int]:
         at = end
         if name == b"IEND":
             break
-    else:
-        at = len(view)
     if b"IEND" not in seen:
         at = len(view)
     elif b"IDAT" not in seen:
