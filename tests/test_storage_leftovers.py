@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import EngineError, Store
+from engine import Store
 from engine.storage import leftovers
 from engine.storage.leftovers import claimed, sweep, work_folder
 
@@ -228,27 +228,3 @@ with work_folder(Path(sys.argv[1]), "work-", 2) as work:
         with work_folder(tmp_path, "work-", 2) as other:
             assert sorted(tmp_path.iterdir()) == sorted([work, other])
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
-@pytest.mark.parametrize("name", ["keys/CURRENT", "keys/MANIFEST-*", "keys", "MANIFEST.json"])
-def test_what_may_not_be_read_is_said_to_be_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    path = tmp_path / "store"
-    (tmp_path / "temporary").mkdir()
-    (tmp_path / "temporary").chmod(0o777)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    Store.open(path, create=True, encoder="none").close()
-    (closed,) = path.glob(name)
-    closed.chmod(0)
-    for above in (path, *path.parents[:3]):
-        above.chmod(0o755)
-    os.setegid(12345)
-    os.seteuid(12345)
-    try:
-        with pytest.raises(EngineError, match=f"{closed} cannot be read: Permission denied"):
-            Store.open(path)
-    finally:
-        os.seteuid(0)
-        os.setegid(0)

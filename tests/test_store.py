@@ -1,8 +1,12 @@
 """One store directory: made, opened beside others, written to, and recovered after failures."""
 
 import errno
+import json
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from PIL import Image
 
 from engine import (
     EncoderError,
+    EngineError,
     PackedBits,
     Store,
     StoreDamagedError,
@@ -489,3 +494,67 @@ def test_check_beside_a_writer_takes_nothing_for_left_behind(tmp_path: Path) -> 
             assert reader.check().leftover_bytes == 0
     with Store.open(tmp_path / "a", read_only=True) as reader:
         assert reader.check().leftover_bytes == 9
+
+
+# --- what stands in the way -----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+@pytest.mark.parametrize(
+    "name", ["keys/CURRENT", "keys/MANIFEST-*", "keys", "MANIFEST.json", "pixels/*"]
+)
+def test_what_may_not_be_read_is_said_to_be_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / "store"
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "temporary").chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=3")
+    (closed,) = path.glob(name)
+    closed.chmod(0)
+    for above in (path, *path.parents[:3]):
+        above.chmod(0o755)
+    os.setegid(12345)
+    os.seteuid(12345)
+    try:
+        with (
+            pytest.raises(EngineError, match=f"{closed} cannot be read: Permission denied"),
+            Store.open(path, read_only=True) as store,
+        ):
+            store.check()
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest(np.ones((40, 8), np.float32), name="some")
+    code = """
+import contextlib, io, json, resource, sys
+from engine.cli import main
+import engine.storage.index, faiss
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+for limit in range(4, 40, 5):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+        status = main(["check", "--fix", "--store", sys.argv[1]])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    print(json.dumps([status, said.getvalue()]))
+"""
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    statuses = set()
+    for line in done.stdout.splitlines():
+        status, said = json.loads(line)
+        statuses.add(status)
+        assert status in (0, 2)
+        assert said.count("\n") == (1 if status else 0), said
+        assert "engine check" not in said
+    assert statuses == {0, 2}
+    with Store.open(path) as store:
+        assert store.check().problems == ()

@@ -26,7 +26,7 @@ from engine.config import EXTENT_BYTES, EXTENT_ROWS
 from engine.errors import StoreDamagedError, StoreError
 from engine.records import Buffer, Place
 from engine.storage import beneath
-from engine.storage.files import fsync_dir, write_all
+from engine.storage.files import cannot_read, fsync_dir, is_in_the_way, write_all
 
 HEADER_BYTES = 4096
 _DROP_BYTES = 1 << 20  # an append of fewer is left in the page cache: somebody may want it at once
@@ -192,6 +192,8 @@ def header_problem(store: Path, family: Family, number: int, uuid: bytes) -> str
     try:
         head = beneath.read_file(store, family.inside(number), HEADER_BYTES)
     except OSError as error:
+        if is_in_the_way(error):
+            raise cannot_read(family.path(store, number), error) from None
         return f"cannot be read: {error.strerror}"
     if len(head) < HEADER_BYTES:
         return "its header is cut short"
@@ -238,12 +240,13 @@ class ExtentReader:
             if place.length > _LARGE:
                 self._require(fd, place)
             data = os.pread(fd, place.length, HEADER_BYTES + place.offset)
-        except (OSError, ValueError, OverflowError, MemoryError) as error:
+        except OSError as error:
+            raise cannot_read(self.family.path(self._store, place.extent), error) from None
+        except (ValueError, OverflowError, MemoryError):
             path = self.family.path(self._store, place.extent)
-            what = (
-                error.strerror if isinstance(error, OSError) else f"no such place in it ({place})"
-            )
-            raise StoreDamagedError(f"{path} cannot be read: {what}; run 'engine check'") from None
+            raise StoreDamagedError(
+                f"{path} cannot be read: no such place in it ({place}); run 'engine check'"
+            ) from None
         if len(data) != place.length:
             path = self.family.path(self._store, place.extent)
             raise StoreDamagedError(f"{path} is cut short; run 'engine check'")
@@ -337,9 +340,7 @@ class ExtentReader:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and self._behind():
                 raise MovedError(f"{path} was rewritten; ask again") from None
-            raise StoreDamagedError(
-                f"{path} cannot be read: {error.strerror}; run 'engine check'"
-            ) from None
+            raise cannot_read(path, error) from None
         if hasattr(os, "posix_fadvise"):
             # Neighbours of a blob that is asked for are not what is asked for next.
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
@@ -364,6 +365,8 @@ class ExtentReader:
             except (OSError, ValueError) as error:
                 if isinstance(error, FileNotFoundError) and self._behind():
                     raise MovedError(f"{path} was rewritten; ask again") from None
+                if isinstance(error, OSError):
+                    raise cannot_read(path, error, "is gone or cut short") from None
                 raise StoreDamagedError(
                     f"{path} is gone or cut short ({error}); run 'engine check'"
                 ) from None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from engine import digest
+from engine.errors import StoreDamagedError, StoreError
 from engine.records import Buffer
 from engine.storage import beneath
+
+MORE_FILES = "let more files be open (ulimit -n 4096) and run the command again"
 
 
 def fsync_dir(path: Path) -> None:
@@ -27,6 +31,19 @@ def make_folders(path: Path) -> None:
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
         fsync_dir(folder.parent)
+
+
+def is_in_the_way(error: OSError) -> bool:
+    """Whether an error says nothing of a file: too many are open, or one may not open it."""
+    return error.errno in (errno.EMFILE, errno.ENFILE) or isinstance(error, PermissionError)
+
+
+def cannot_read(path: Path, error: OSError, otherwise: str = "cannot be read") -> StoreError:
+    """What to raise for a file of a store that cannot be opened or read: damage, or what to do."""
+    if not is_in_the_way(error):
+        return StoreDamagedError(f"{path} {otherwise}: {error.strerror}; run 'engine check'")
+    todo = "run the command as its owner" if isinstance(error, PermissionError) else MORE_FILES
+    return StoreError(f"{path} cannot be read: {error.strerror}; {todo}")
 
 
 def write_all(fd: int, data: Buffer, offset: int) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from engine.errors import StoreDamagedError, StoreError
 from engine.storage import beneath, keys, manifest, names
 from engine.storage.extents import HEADER_BYTES
+from engine.storage.files import cannot_read
 from engine.storage.manifest import Manifest
 
 _TRIES = 200
@@ -51,7 +52,7 @@ class Held:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+            raise cannot_read(path, error) from None
         self.files[name] = HeldFile(path, fd, 0)
 
     def measure(self) -> None:

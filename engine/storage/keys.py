@@ -39,7 +39,9 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
 from engine.storage import beneath, names
 from engine.storage.beneath import ForeignError
+from engine.storage.files import MORE_FILES
 from engine.storage.leftovers import claimed, sweep
+from engine.storage.reserve import FULL
 from engine.storage.rows import TABLES
 
 FOLDER = names.KEYS
@@ -48,7 +50,8 @@ _LOST = "lost"  # a folder that RocksDB's own repair makes
 _OPEN_TRIES = 200
 _MOST_CURRENT = 64  # bytes of CURRENT
 _LINKS = "engine-reader-"  # how the folder begins that has the links of a reader
-_NO_SPACE = os.strerror(errno.ENOSPC)
+_MANY_FILES = os.strerror(errno.EMFILE)
+_NO_PERMISSION = os.strerror(errno.EACCES)
 _AHEAD = 128 << 10  # bytes
 _LONG_LOG = 1 << 20  # bytes
 _TIGHT_LOG = 2 << 20  # bytes
@@ -57,7 +60,7 @@ _TIGHT_MANIFEST = 64 << 10  # bytes
 _RANDOM = frozenset({"images", "files"})
 
 
-class _NoTemporaryFolderError(StoreError):
+class _InTheWayError(StoreError):
     """Nothing is wrong with the store, and trying again would not help."""
 
 
@@ -242,7 +245,7 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
         if before is not None:
             try:
                 keys = _open_linked(folder, memory)
-            except (_NoTemporaryFolderError, ForeignError):
+            except (_InTheWayError, ForeignError):
                 raise
             except (StoreError, OSError) as error:
                 problem = error
@@ -299,7 +302,7 @@ def require_readable(folder: Path) -> None:
     except OSError as error:
         todo = "run the command as its owner" if isinstance(error, PermissionError) else "try again"
         path = error.filename or folder
-        raise StoreError(f"{path} cannot be read: {error.strerror}; {todo}") from None
+        raise _InTheWayError(f"{path} cannot be read: {error.strerror}; {todo}") from None
 
 
 def _names(folder: Path) -> frozenset[str]:
@@ -316,7 +319,7 @@ def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
     try:
         claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=_LINKS)))
     except OSError as error:
-        raise _NoTemporaryFolderError(
+        raise _InTheWayError(
             f"no folder for temporary files: {error.strerror}; make room there, or set TMPDIR"
         ) from None
     links = claim.path
@@ -386,10 +389,26 @@ def _open(
             access_type=access,
         )
     except Exception as error:  # rocksdict raises bare Exception
-        if _NO_SPACE in str(error) and real is None:
-            raise StoreError(
-                f"{folder} cannot be opened for writing: {_NO_SPACE}; make room, or remove images "
-                f"with 'engine remove'"
+        said = str(error)
+        if _MANY_FILES in said:
+            raise _InTheWayError(
+                f"{real or folder} cannot be opened: {_MANY_FILES}; {MORE_FILES}"
+            ) from None
+        if _NO_PERMISSION in said:
+            require_readable(real or folder)
+            what = _line(error).replace(str(folder), str(real or folder))
+            raise _InTheWayError(
+                f"{real or folder} cannot be opened: {what}; run the command as its owner"
+            ) from None
+        full = next((os.strerror(n) for n in FULL if os.strerror(n) in said), None)
+        if full is not None and real is None:
+            room = "make room, or remove images with 'engine remove'"
+            if full == os.strerror(errno.EFBIG):
+                room = "let files be larger (ulimit -f unlimited)"
+            raise StoreError(f"{folder} cannot be opened for writing: {full}; {room}") from None
+        if full is not None:
+            raise _InTheWayError(
+                f"no room for temporary files: {full}; make room there, or set TMPDIR"
             ) from None
         raise StoreDamagedError(f"{folder} cannot be opened: {_line(error)}") from None
     return Keys(db, real or folder)
