@@ -66,6 +66,7 @@ _log = logging.getLogger("engine")
 _HASHED_ROWS = 64  # at a time
 _SEGMENT_ROWS = 16 * EXACT_ROWS  # unindexed vectors after which a running ingest stops to index
 _SOON = 0.1  # seconds
+_LAST_BATCH = 8
 _FINISHING = 0.5  # seconds that a run which is to stop goes on to encode what is prepared
 T = TypeVar("T")
 
@@ -474,7 +475,9 @@ class Ingest:
                 there = any(row.proof == image.proof for row in next(known))
                 if not there and image.proof not in made and prepared.picture is not None:
                     fresh[image.proof] = prepared.picture
-            if len(fresh) < ENCODE_BATCH and number < len(done):
+            # The last ones are few at a time: what is encoded when time is up is committed.
+            most = min(ENCODE_BATCH, _LAST_BATCH) if self._stop() else ENCODE_BATCH
+            if len(fresh) < most and number < len(done):
                 continue
             vectors = self._encode(list(fresh.values()))
             if len(vectors) < len(fresh):

@@ -132,7 +132,7 @@ def ingest(
     if as_json:
         show_line(show.line(asdict(report)))
     else:
-        if not report.seen and not report.skipped:
+        if not report.seen and not report.skipped and not report.interrupted:
             warn(f"there is nothing to ingest in {', '.join(given) or files_from}")
         show_line(show.ingest_text(report))
     if report.interrupted:
