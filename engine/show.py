@@ -146,7 +146,7 @@ def info_text(info: StoreInfo) -> str:
     """The state of a store as a table."""
     encoder = "none"
     if info.encoder:
-        encoder = f"{info.encoder['name']}, {info.encoder['dim']} dimensions"
+        encoder = f"{printable(str(info.encoder['name']))}, {info.encoder['dim']} dimensions"
     rows = [
         ("store", info.path),
         ("images", f"{info.images:,}" + (f" ({info.removed:,} removed)" if info.removed else "")),

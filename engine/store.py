@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ import numpy as np
 
 from engine.config import MemoryBudget
 from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
+from engine.forking import abandon_in_child
 from engine.records import Buffer, Kind, Pixels, Place
 from engine.storage import extents, keys, manifest, removed, reserve, segments
 from engine.storage.build import Ordered
@@ -89,7 +91,10 @@ class StoreFiles(StoreView):
         self._reserved = 0  # bytes of the reserve that was last seen
         self._tight = False  # whether the keys are open as on a full disk
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
+        self._owner = os.getpid()
+        self._abandoned = False  # it was opened by the parent of this forked process
         super().__init__(path, memory)
+        abandon_in_child(self)
 
     # --- opening, recovering, closing -------------------------------------------------------------
 
@@ -101,6 +106,7 @@ class StoreFiles(StoreView):
 
     def follow(self) -> None:
         """Go over to a commit or an index that a writer has told of; a microsecond if there is none."""
+        self.require_own()
         if self._keys is None or self._lock.held:
             return
         told = self._notice.read()
@@ -273,12 +279,28 @@ class StoreFiles(StoreView):
 
     def close(self) -> None:
         """Give everything back. What was committed is durable already."""
+        if self._abandoned:
+            return
         self._flusher.shutdown()
         if self._lock.held and not self._failed and self._keys is not None:
             self._keys.settle()
         self._close_files()
         self._notice.close()
         self._lock.release()
+
+    def abandon(self) -> None:
+        """In a forked child: it stays the parent's; all that is left here is to say so."""
+        self._abandoned = True
+        self._keys = None
+        self._failed = (
+            f"{self.path} was opened by process {self._owner}, from which this process was forked: "
+            f"open it again here with Store.open"
+        )
+
+    def require_own(self) -> None:
+        """``StoreError`` in a process that was forked from the one that opened it."""
+        if self._abandoned:
+            raise StoreError(self._failed)
 
     def being_written(self) -> bool:
         """Whether another process, or another ``Store``, is writing."""
@@ -329,6 +351,8 @@ class StoreFiles(StoreView):
         try:
             write()
         except BaseException as error:
+            if self._abandoned:
+                raise  # a fork that leaves its parent's work has nothing to give back
             what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             what = what or type(error).__name__
             self._failed = (
@@ -373,6 +397,10 @@ class StoreFiles(StoreView):
             block = np.ascontiguousarray(vectors, np.float32)
             ids = np.arange(first_id, first_id + len(block), dtype=np.int64)
             generation = encoder.generation
+            if given is None and not (real := block.any(axis=1)).all():
+                ids[~real] = 0  # the encoder gave none: similar to nothing
+                gone = state.removed_vectors.get(str(generation), 0)
+                state.removed_vectors[str(generation)] = gone + int((~real).sum())
             self._put_rows(extents.vectors(generation, encoder.dim), block.reshape(-1).data)
             self._put_rows(extents.vector_ids(generation), ids.tobytes())
             vector_rows = state.vectors.get(str(generation), 0)

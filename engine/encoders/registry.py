@@ -6,7 +6,9 @@ The model takes ``pixels`` (n, S, S, 3) uint8 and gives ``embedding`` (n, dim) f
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from engine.errors import EncoderError
 
 _BUILT_IN = Path(__file__).parent / "models"
 DESCRIPTION = "encoder.json"
+_MOST_DESCRIBED = 1 << 20  # bytes of a description
+_MOST_DIM = 1 << 16  # dimensions
+_MOST_SIDE = 2048  # pixels
+_MOST_NAME = 100  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,11 @@ class EncoderFiles:
 def names() -> list[str]:
     """The encoders that come with the engine."""
     return sorted(path.parent.name for path in _BUILT_IN.glob(f"*/{DESCRIPTION}"))
+
+
+def comes_along(files: EncoderFiles) -> bool:
+    """Whether an encoder is one of the engine's own."""
+    return files.model.parent.parent == _BUILT_IN
 
 
 def find(name_or_path: str) -> EncoderFiles:
@@ -59,18 +70,51 @@ def find(name_or_path: str) -> EncoderFiles:
 def read(folder: Path) -> EncoderFiles:
     """The encoder in ``folder``, checked against its checksum."""
     try:
-        body = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        body = _description(folder / DESCRIPTION)
         files = body["files"]
         chosen = files[body.get("default") or ("int8" if "int8" in files else "fp32")]
         model = folder / Path(chosen["path"]).name  # a name, whatever the description says
+        dim, side = _size(body, "dim", _MOST_DIM), _size(body, "image_size", _MOST_SIDE)
+        name = _name(body["name"])
+        if not model.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(model))
         sha256 = digest.file_hash(model.read_bytes()).hex()
-        found = EncoderFiles(
-            str(body["name"]), int(body["dim"]), int(body["image_size"]), model, sha256, body
-        )
+        found = EncoderFiles(name, dim, side, model, sha256, body)
     except OSError as error:
         raise EncoderError(f"{folder} cannot be read: {error.strerror}: {error.filename}") from None
+    except RecursionError:
+        raise EncoderError(
+            f"{folder / DESCRIPTION} is not an encoder's (nested too deep)"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise EncoderError(f"{folder / DESCRIPTION} is not an encoder's ({error})") from None
     if sha256 != chosen.get("sha256"):
         raise EncoderError(f"{model} is not the file that {DESCRIPTION} describes: copy it again")
     return found
+
+
+def _description(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    with path.open("rb") as file:
+        text = file.read(_MOST_DESCRIBED + 1)
+    if len(text) > _MOST_DESCRIBED:
+        raise ValueError(f"more than {_MOST_DESCRIBED:,} bytes")
+    body = json.loads(text.decode("utf-8"))
+    if not isinstance(body, dict):
+        raise ValueError("no JSON object")
+    return body
+
+
+def _size(body: dict[str, Any], name: str, most: int) -> int:
+    value = body[name]
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name} is a whole number of 1 to {most:,}")
+    return value
+
+
+def _name(value: object) -> str:
+    """The name with control characters escaped: it is shown on terminals and in reports."""
+    if not isinstance(value, str):
+        raise ValueError("name is text")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value[:_MOST_NAME])

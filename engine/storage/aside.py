@@ -65,9 +65,10 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
         fsync_dir(folder)
         moved.clear()
     finally:
-        for path in reversed(moved):
-            _remove(path)
-        shutil.rmtree(made, ignore_errors=True)
+        if not mine.abandoned:  # by a process that was forked while this went on
+            for path in reversed(moved):
+                _remove(path)
+            shutil.rmtree(made, ignore_errors=True)
         mine.release()
 
 
@@ -78,7 +79,8 @@ def locked(folder: Path, name: str) -> Iterator[Path]:
     try:
         yield made
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if not mine.abandoned:
+            shutil.rmtree(made, ignore_errors=True)
         mine.release()
 
 

@@ -35,6 +35,8 @@ from rocksdict import (
 
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
+from engine.forking import abandon_in_child, keep_for_ever
+from engine.storage import threads
 from engine.storage.rows import TABLES
 
 FOLDER = "keys"
@@ -84,6 +86,9 @@ class Keys:
         self._handles = {name: db.get_column_family_handle(name) for name in TABLES}
         self._sync = WriteOptions()
         self._sync.sync = True
+        self._cursors: dict[int, Any] = {}  # of scans under way
+        self._abandoned = False
+        abandon_in_child(self)
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The value of one row, or None."""
@@ -124,15 +129,19 @@ class Keys:
         As they are when the first one is asked for, whatever is committed meanwhile.
         """
         cursor = self._tables[table].iter()
-        cursor.seek(max(prefix, start))
-        with _Naming(table):
-            while cursor.valid():
-                key: bytes = cursor.key()
-                if not key.startswith(prefix):
-                    return
-                yield key, cursor.value()
-                cursor.next()
-            cursor.status()  # an iterator that met damage is not valid either
+        self._cursors[id(cursor)] = cursor
+        try:
+            cursor.seek(max(prefix, start))
+            with _Naming(table):
+                while cursor.valid():
+                    key: bytes = cursor.key()
+                    if not key.startswith(prefix):
+                        return
+                    yield key, cursor.value()
+                    cursor.next()
+                cursor.status()  # an iterator that met damage is not valid either
+        finally:
+            self._cursors.pop(id(cursor), None)
 
     def at_or_before(self, table: str, key: bytes) -> tuple[bytes, bytes] | None:
         """The row with the greatest key that is not above ``key``."""
@@ -187,11 +196,19 @@ class Keys:
 
     def close(self) -> None:
         """Close it; what was committed is durable already."""
+        if self._abandoned:
+            return
         self._tables.clear()
         self._handles.clear()
         # After a failed write it fails too, and has nothing to add: commits are durable already.
         with contextlib.suppress(Exception):
             self._db.close()
+
+    def abandon(self) -> None:
+        """In a forked child: closing it would flush and delete files of the parent's database."""
+        keep_for_ever(self._db, *self._tables.values(), *self._handles.values())
+        keep_for_ever(*self._cursors.values())
+        self._tables, self._handles, self._abandoned = {}, {}, True
 
 
 def create(store: Path, memory: MemoryBudget) -> Keys:
@@ -307,6 +324,7 @@ def _open(
     tight: bool = False,
     real: Path | None = None,
 ) -> Keys:
+    threads.use(to_write=real is None)
     # Faster than the default LRU cache, and more so with several threads. 4 KiB: what it holds.
     cache = Cache.new_hyper_clock_cache(memory.block_cache, 4096)
     families = {name: _table_options(name, memory, cache) for name in TABLES}
