@@ -161,7 +161,7 @@ class Store:
         """Pickle how to open it again; ``StoreError`` if it is closed, or of another process."""
         _ = self._files.keys
         memory = self._files.memory.total
-        return _reopen, (os.path.abspath(self.path), self._files.read_only, memory)
+        return _reopen, (str(self.path.absolute()), self._files.read_only, memory)
 
     def refresh(self) -> None:
         """See what other processes have committed since; reading methods do so by themselves."""

@@ -7,6 +7,7 @@ So each object of that kind is noted here, and is abandoned in the child before 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from typing import Protocol
@@ -20,10 +21,13 @@ class Abandoned(Protocol):
 
 
 _open: weakref.WeakSet[Abandoned] = weakref.WeakSet()
+_used = False  # whether there ever was one, here or in a parent
 
 
 def abandon_in_child(thing: Abandoned) -> None:
     """Have ``thing.abandon()`` called in every process that is forked from this one."""
+    global _used
+    _used = True
     _open.add(thing)
 
 
@@ -38,6 +42,24 @@ def keep_for_ever(*objects: object) -> None:
 def _abandon_all() -> None:
     for thing in list(_open):
         thing.abandon()
+    if _used:
+        with contextlib.suppress(Exception):
+            _leave_without_destructors()
+
+
+def _leave_without_destructors() -> None:
+    """Have this process end before the destructors of C++ libraries run.
+
+    Those of RocksDB and ONNX Runtime wait for threads that only the parent has. Python's own end, with
+    its handlers and buffers, comes before; C's buffers are written here.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    end, flush = (ctypes.cast(call, ctypes.c_void_p) for call in (libc._exit, libc.fflush))
+    # The last one registered is the first one called. glibc passes the status to the first one.
+    libc.on_exit(end, None)
+    getattr(libc, "__cxa_atexit")(flush, None, None)
 
 
 if hasattr(os, "register_at_fork"):

@@ -12,12 +12,13 @@ import os
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 from rocksdict import Env
 
 from engine.errors import StoreError
 
-_TASKS = "/proc/self/task"
+_TASKS = Path("/proc/self/task")
 _NAME = "rocksdb:"  # of a background thread, and its priority behind it
 _MOST_WAIT = 10.0  # seconds for a flush or a compaction that is under way
 _POLL = 0.0005  # seconds
@@ -87,13 +88,12 @@ def _running() -> Counter[str] | None:
     """How many background threads of each priority run; None where the system does not say."""
     found: Counter[str] = Counter()
     try:
-        tasks = os.listdir(_TASKS)
+        tasks = list(_TASKS.iterdir())
     except OSError:
         return None
     for task in tasks:
         try:
-            with open(f"{_TASKS}/{task}/comm", encoding="ascii", errors="replace") as file:
-                name = file.read().strip()
+            name = (task / "comm").read_text(encoding="ascii", errors="replace").strip()
         except OSError:  # it has ended
             continue
         if name.startswith(_NAME):
