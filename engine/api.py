@@ -577,7 +577,7 @@ class Store:
                 {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}
                 for s in files.manifest.segments
             ],
-            recall=recall_of(files.manifest.measured),
+            recall=recall_of(files.manifest),
         )
 
     def check(self, *, fix: bool = False) -> CheckReport:

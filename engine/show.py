@@ -164,6 +164,8 @@ def info_text(info: StoreInfo) -> str:
 
 def recall_text(recall: dict[str, object]) -> str:
     """What is known of the recall of searches."""
+    if recall["measured"] is None and not recall["exact"]:
+        return f"{recall['target']} wanted, not measured yet; 'engine optimize' measures it"
     if not recall["sample"]:
         return f"{recall['target']} wanted; so few vectors are all compared"
     if recall["measured"] is None:
