@@ -20,6 +20,7 @@ from engine.errors import StoreDamagedError, StoreError
 from engine.storage import keys, manifest
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
+from engine.storage.pinned import version
 
 _TRIES = 200
 # Not LOCK: closing any descriptor of it would give back the lock that RocksDB has on it in this process.
@@ -73,12 +74,12 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
     held = Held(store)
     try:
         for attempt in range(_TRIES):
-            before = keys.version(folder)
+            before = version(folder)
             if before is not None:
                 current, _ = before
                 _open_keys(held, folder, current.decode().strip())
                 held.measure()
-                if keys.version(folder) == before:
+                if version(folder) == before:
                     yield held, current
                     return
                 held.close()
@@ -89,7 +90,7 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
         held.close()
     if not os.access(folder, os.R_OK | os.X_OK):
         raise StoreError(f"{folder} cannot be read: Permission denied")
-    if keys.version(folder) is None:
+    if version(folder) is None:
         raise StoreDamagedError(f"{folder} cannot be opened (no CURRENT); run 'engine check'")
     raise StoreError(f"{folder} did not stand still for a moment: try again")
 

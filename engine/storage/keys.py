@@ -1,9 +1,9 @@
 """The RocksDB of a store: its tables, its options with the reasons, one synced batch a commit.
 
-A reader opens it read-only, through a folder of symbolic links, so that reading leaves nothing
-behind and works on a read-only mount, and accepts what it opened only if RocksDB's CURRENT and
-MANIFEST did not move meanwhile: beside a live writer, a read-only open across a flush was seen to
-miss committed records. Secondary instances are no way out: they went on serving deleted ones.
+A reader opens it read-only, through a folder of links to files that it holds open, so that reading
+leaves nothing behind, works on a read-only mount, and sees one state (``engine.storage.pinned``):
+beside a live writer, a read-only open of the files themselves was seen to miss committed records.
+Secondary instances are no way out: they went on serving deleted ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,11 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
 from engine.forking import abandon_in_child, keep_for_ever
 from engine.storage import threads
+from engine.storage.pinned import TRIES, MovedError, pinned, version
 from engine.storage.rows import TABLES
 
 FOLDER = "keys"
-_OPEN_TRIES = 200
+_OPEN_TRIES = 4  # of what was found not to move
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _AHEAD = 128 << 10  # bytes
 _LONG_LOG = 1 << 20  # bytes
@@ -48,6 +49,10 @@ _TIGHT_LOG = 2 << 20  # bytes
 _TIGHT_MANIFEST = 64 << 10  # bytes
 # Tables whose keys and values do not compress: hashes and proofs.
 _RANDOM = frozenset({"images", "files"})
+
+
+class BusyError(StoreError):
+    """A writer changes files faster than they can be opened."""
 
 
 class _NoTemporaryFolderError(StoreError):
@@ -233,53 +238,72 @@ def open_writer(
     )
 
 
-def open_reader(store: Path, memory: MemoryBudget) -> Keys:
-    """A snapshot of what is committed, beside any writer, without a trace in the store."""
+def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Keys:
+    """A snapshot of what is committed, beside any writer, without a trace in the store.
+
+    Raises ``StoreDamagedError``, or ``BusyError`` where a writer never left the files alone.
+    """
     folder = store / FOLDER
-    problem: Exception | None = None
-    moving = False
+    problem: StoreError | OSError | None = None
     for attempt in range(_OPEN_TRIES):
-        before, files = version(folder), _names(folder)
-        if before is not None:
-            try:
-                keys = _open_linked(folder, memory)
-            except _NoTemporaryFolderError:
-                raise
-            except (StoreError, OSError) as error:
-                problem = error
-            else:
-                if version(folder) == before:
-                    return keys
-                keys.close()
-                problem = None
-        # A writer also deletes files some time after the MANIFEST has ceased to name them.
-        moving = (version(folder), _names(folder)) != (before, files)
-        if before is None or (problem is not None and not moving and attempt >= 3):
-            # Nothing moved and it still fails: damage, not a race.
-            break
-        time.sleep(min(0.001 * (attempt + 1), 0.05))
+        try:
+            with pinned(folder, tries) as files:
+                if files is None:
+                    break
+                try:
+                    return _open_linked(folder, memory, files.name_in)
+                except _NoTemporaryFolderError:
+                    raise
+                except (StoreError, OSError) as error:
+                    problem = error
+        except MovedError:
+            raise BusyError(
+                f"{folder} could not be opened between two changes of a writer: try again, or give "
+                f"the writer more memory"
+            ) from None
+        except OSError:  # no names of open files here, or too many files
+            keys = _open_unpinned(folder, memory)
+            if isinstance(keys, Keys):
+                return keys
+            problem = keys
+        time.sleep(0.001 * (attempt + 1))
     if not os.access(folder, os.R_OK | os.X_OK):
         raise StoreError(f"{folder} cannot be read: Permission denied")
-    if moving:
-        raise StoreError(
-            f"{folder} could not be opened between two changes of a writer: try again, or give the "
-            f"writer more memory"
-        )
     detail = f": {problem}" if problem else ""
     if problem is None and version(folder) is None:
         detail = " (no CURRENT)"
     raise StoreDamagedError(f"{folder} cannot be opened{detail}; run 'engine check'")
 
 
-def _names(folder: Path) -> frozenset[str]:
-    """The files of a RocksDB, without its own log."""
-    try:
-        return frozenset(e.name for e in os.scandir(folder) if not e.name.startswith("LOG"))
-    except OSError:
-        return frozenset()
+def _open_unpinned(folder: Path, memory: MemoryBudget) -> Keys | StoreError | OSError:
+    """Open the files by their own names, which a writer may delete: good if nothing has moved then."""
+
+    def name_in(links: Path) -> None:
+        for entry in os.scandir(folder.resolve()):
+            if not entry.name.startswith(("LOG", "LOCK")):
+                (links / entry.name).symlink_to(entry.path)
+
+    for attempt in range(TRIES):
+        before = version(folder)
+        problem: StoreError | OSError | None = None
+        try:
+            keys = _open_linked(folder, memory, name_in)
+        except _NoTemporaryFolderError:
+            raise
+        except (StoreError, OSError) as error:
+            problem = error
+        else:
+            if version(folder) == before:
+                return keys
+            keys.close()
+        # A writer also deletes files some time after the MANIFEST has ceased to name them.
+        if problem is not None and version(folder) == before and attempt >= 3:
+            return problem
+        time.sleep(min(0.001 * (attempt + 1), 0.05))
+    raise BusyError(f"{folder} could not be opened between two changes of a writer: try again")
 
 
-def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
+def _open_linked(folder: Path, memory: MemoryBudget, name_in: Callable[[Path], None]) -> Keys:
     try:
         links = Path(tempfile.mkdtemp(prefix="engine-reader-"))
     except OSError as error:
@@ -287,9 +311,7 @@ def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
             f"no folder for temporary files: {error.strerror}; make room there, or set TMPDIR"
         ) from None
     try:
-        for entry in os.scandir(folder.resolve()):
-            if not entry.name.startswith(("LOG", "LOCK")):
-                (links / entry.name).symlink_to(entry.path)
+        name_in(links)
         # Written by rocksdict at every open; a link would lead the write back into the store.
         config = links / "rocksdict-config.json"
         if config.is_symlink():
@@ -300,18 +322,6 @@ def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
     finally:
         # All files are open by now (max_open_files is -1), so their names are not needed any more.
         shutil.rmtree(links, ignore_errors=True)
-
-
-def version(folder: Path) -> tuple[bytes, int] | None:
-    """CURRENT's contents and the size of the MANIFEST it names; None while they are not there.
-
-    As long as it stays the same, the files of RocksDB's folder belong together.
-    """
-    try:
-        current = (folder / "CURRENT").read_bytes()
-        return current, (folder / current.decode().strip()).stat().st_size
-    except (OSError, ValueError):
-        return None
 
 
 def _open(

@@ -1,0 +1,119 @@
+"""The files of RocksDB as of one moment, held open under new names, for a reader to open at leisure.
+
+Opening RocksDB takes tenths of a second, in which a quick writer has flushed, compacted and deleted
+what is being opened. Holding its files takes a millisecond. Tables never change, and a MANIFEST and
+logs only grow. So the files that are open while CURRENT and the MANIFEST do not move, with a copy of
+these two, are one state: whatever that state needs is deleted only after the MANIFEST has grown. Logs
+may have grown meanwhile, by later commits, in their order. Where it did move, what is held stays held,
+and only what is new has to be opened the next time: so a few tries are enough beside any writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+TRIES = 200
+_OURS = re.compile(r"\d+\.(sst|log)|IDENTITY|rocksdict-config\.json")
+_FDS = Path("/proc/self/fd")  # names of open files, good for deleted ones too
+_PAUSE = 0.0005  # seconds, after some tries
+_AT_ONCE = 10  # tries without a pause
+_LISTINGS = 20  # of a try
+
+
+class MovedError(Exception):
+    """A writer never left the files alone for long enough."""
+
+
+class Pinned:
+    """Files of one folder of RocksDB, open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, int] = {}  # descriptors, by name
+        self._there: set[str] = set()  # what there was when it was last looked
+        self.current = b""
+        self.log = b""  # the MANIFEST that CURRENT names, as long as it was then
+
+    def hold(self, tries: int) -> bool:
+        """Hold one state; False where there is no CURRENT, ``MovedError`` where none stood still."""
+        for attempt in range(tries):
+            before = version(self.folder)
+            if before is None:
+                if attempt >= 3:
+                    return False
+            else:
+                self.current, size = before
+                # Again until there is nothing new: one listing may show a log and miss the one before.
+                whole = not all(self._open_new() for _ in range(_LISTINGS))
+                self.log = self._read(self.current.decode().strip(), size)
+                if whole and len(self.log) == size and version(self.folder) == before:
+                    return True
+            if attempt >= _AT_ONCE or before is None:
+                time.sleep(_PAUSE)
+        raise MovedError
+
+    def _open_new(self) -> bool:
+        """Hold what is not held yet; whether there was anything."""
+        self._there = {e.name for e in os.scandir(self.folder) if _OURS.fullmatch(e.name)}
+        before = len(self.files)
+        for name in self._there - self.files.keys():
+            # One that is gone by now was not of this state, or the state will turn out to have moved.
+            with contextlib.suppress(FileNotFoundError):
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not be waited for
+                self.files[name] = os.open(self.folder / name, flags)
+        return len(self.files) > before
+
+    def _read(self, name: str, size: int) -> bytes:
+        try:
+            with (self.folder / name).open("rb") as file:
+                return file.read(size)
+        except FileNotFoundError:
+            return b""
+
+    def name_in(self, links: Path) -> None:
+        """Make a folder that RocksDB can open: links to what is held, copies of the rest."""
+        for name, fd in self.files.items():
+            if name not in self._there:
+                continue  # of an earlier state
+            (links / name).symlink_to(_FDS / str(fd))
+        (links / self.current.decode().strip()).write_bytes(self.log)
+        (links / "CURRENT").write_bytes(self.current)
+
+    def close(self) -> None:
+        """Let go of all: what has been opened by its new name stays open."""
+        for fd in self.files.values():
+            os.close(fd)
+        self.files.clear()
+
+
+@contextlib.contextmanager
+def pinned(folder: Path, tries: int = TRIES) -> Iterator[Pinned | None]:
+    """Hold the files of one state of ``folder``; None where there is no CURRENT.
+
+    Raises ``MovedError``, and ``OSError`` where open files have no names or there are too many.
+    """
+    if not _FDS.is_dir():
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    made = Pinned(folder)
+    try:
+        yield made if made.hold(tries) else None
+    finally:
+        made.close()
+
+
+def version(folder: Path) -> tuple[bytes, int] | None:
+    """CURRENT's contents and the size of the MANIFEST it names; None while they are not there.
+
+    As long as it stays the same, the files of RocksDB's folder belong together.
+    """
+    try:
+        current = (folder / "CURRENT").read_bytes()
+        return current, (folder / current.decode().strip()).stat().st_size
+    except (OSError, ValueError):
+        return None
