@@ -445,7 +445,7 @@ class Store:
         if within is not None:
             within.ids(self._files)
         for query in queries:
-            self._files.follow()
+            self._files.follow(within_a_call=True)
             finder = self._finder(k, tiers, min_score, max_distance, recall)
             yield from self._queries(finder, query, within)
 

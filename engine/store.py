@@ -24,6 +24,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -54,6 +55,7 @@ from engine.storage.manifest import (
     SegmentEntry,
 )
 from engine.storage.notice import commit_of, is_of_another_commit
+from engine.storage.pinned import TRIES
 from engine.storage.rows import (
     ARRAY,
     ImageRow,
@@ -70,6 +72,8 @@ from engine.storage.view import StoreView
 
 REJECTS = "rejects.jsonl"
 _CARRIED = 1 << 15  # rows of vectors at a time
+_FOLLOW_TRIES = 100  # to go over to a newer commit, where there is one to go on with
+_MOST_OFTEN = 3  # times as long as it took, before a call that goes on goes over again
 _FOLDERS = (
     "pixels",
     "fingerprints",
@@ -98,26 +102,35 @@ class StoreFiles(StoreView):
 
     # --- opening, recovering, closing -------------------------------------------------------------
 
-    def refresh(self) -> None:
+    def refresh(self, tries: int = TRIES) -> None:
         """As a reader, see what has been committed since this store was opened."""
         self._require_healthy()
         if not self._lock.held:
-            self._open_reader()
+            self._open_reader(tries)
 
-    def follow(self) -> None:
-        """Go over to a commit or an index that a writer has told of; a microsecond if there is none."""
+    def follow(self, *, within_a_call: bool = False) -> None:
+        """Go over to a commit or an index that a writer has told of; a microsecond if there is none.
+
+        Where a writer leaves no moment for it, what was open stays open. ``within_a_call`` that began
+        with the newest commit, going over takes a quarter of the time at most.
+        """
         self.require_own()
         if self._keys is None or self._lock.held:
             return
         told = self._notice.read()
         if told != self._seen:
+            since = time.perf_counter() - self._opened_at
+            if within_a_call and since < _MOST_OFTEN * self._opening_took:
+                return
             try:
                 if is_of_another_commit(told, self._seen):
-                    self.refresh()
+                    self.refresh(_FOLLOW_TRIES)
                 else:
                     self._seen = told  # before the manifest is read: what comes then is told again
                     self.read_index()
                     self._forget_index()
+            except keys.BusyError:
+                return  # the next call tries again
             except StoreError as error:
                 if self._keys is None:
                     raise

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,6 +29,7 @@ from engine.storage.keys import Keys
 from engine.storage.live import blocks_of
 from engine.storage.manifest import Manifest
 from engine.storage.notice import Notice, commit_of, is_of_another_commit
+from engine.storage.pinned import TRIES
 from engine.storage.rows import (
     BUCKET_BITS,
     ONE,
@@ -70,12 +72,15 @@ class StoreView:
         self._seen = b""
         self._open_reader()
 
-    def _open_reader(self) -> None:
+    def _open_reader(self, tries: int = TRIES) -> None:
+        started = time.perf_counter()
         seen = self._notice.read()  # before the keys: what is committed meanwhile is noticed again
         found = manifest.load(self.path)
-        opened = keys.open_reader(self.path, self.memory)
+        opened = keys.open_reader(self.path, self.memory, tries=tries)
         self._load(found, opened, commit_of(seen))
         self._seen = seen
+        self._opened_at = time.perf_counter()
+        self._opening_took = self._opened_at - started
 
     def _load(self, found: Manifest, table: Keys, told: int) -> None:
         """Go over to what was opened; ``told`` is the commit that the notice named before.
