@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -103,6 +104,11 @@ class Store:
     its first write. Each call of a reading method sees everything that was committed before it, by
     whatever process, and whole commits only. A ``Store`` is for one thread at a time: open one for each.
 
+    A ``Store`` belongs to the process that opened it: in a forked child its methods raise
+    ``StoreError``, and the child opens one of its own. One that is pickled, for a spawned worker, is
+    opened again by path with the same ``read_only`` and ``memory``. It begins as a reader, whatever
+    the original writes.
+
         with Store.open("photos.store", create=True) as store:
             report = store.ingest("photos/")
             result = store.lookup("query.jpg", k=10)
@@ -162,6 +168,12 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Store], tuple[str, bool, int]]:
+        """Pickle how to open it again; ``StoreError`` if it is closed, or of another process."""
+        _ = self._files.keys
+        memory = self._files.memory.total
+        return _reopen, (str(self.path.absolute()), self._files.read_only, memory)
 
     def refresh(self) -> None:
         """See what other processes have committed since; reading methods do so by themselves."""
@@ -465,7 +477,7 @@ class Store:
         if within is not None:
             within.ids(self._files)
         for query in queries:
-            self._files.follow()
+            self._files.follow(within_a_call=True)
             finder = self._finder(k, tiers, min_score, max_distance, recall)
             if not isinstance(query, str | os.PathLike):
                 raise UsageError(
@@ -510,6 +522,7 @@ class Store:
         """
         k = check_k(k)
         share = check_recall(recall) if recall is not None else None
+        self._files.require_own()  # before a lock that a thread of the parent may have had
         within = None
         if ids is not None or source is not None:
             with self._looking:
@@ -608,7 +621,7 @@ class Store:
                 {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}
                 for s in files.manifest.segments
             ],
-            recall=recall_of(files.manifest.measured),
+            recall=recall_of(files.manifest),
         )
 
     def check(self, *, fix: bool = False) -> CheckReport:
@@ -868,6 +881,10 @@ class Store:
         return self._own_encoder()
 
 
+def _reopen(path: str, read_only: bool, memory: int) -> Store:
+    return Store.open(path, read_only=read_only, memory=memory)
+
+
 class _InMemory:
     """Images in memory, as ``Sources`` gives what is in files."""
 
@@ -946,5 +963,12 @@ def _install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
             fsync_dir(parent)
     except OSError as error:
         raise StoreError(f"{folder} cannot be written: {error.strerror or error}") from None
+    try:
+        # From where it is from now on: files that it needs beside its own are not there.
+        if not registry.comes_along(chosen):
+            OnnxEncoder(registry.read(folder)).try_out()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     file = (folder / chosen.model.name).relative_to(store)
     return EncoderEntry(chosen.name, generation, chosen.dim, chosen.sha256, str(file))

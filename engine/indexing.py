@@ -17,7 +17,7 @@ from engine.errors import StoreDamagedError
 from engine.storage import build, reserve
 from engine.storage.files import remove
 from engine.storage.index import VectorIndex, quantizer_path
-from engine.storage.manifest import Measured, QuantizerEntry, SegmentEntry
+from engine.storage.manifest import Manifest, Measured, QuantizerEntry, SegmentEntry
 from engine.storage.measure import measure
 from engine.storage.quantizer import Quantizer
 from engine.storage.recall import DEFAULT_RECALL, choose
@@ -186,14 +186,21 @@ def _tell(before: Measured, now: Measured, entry: QuantizerEntry) -> None:
         )
 
 
-def recall_of(measured: Measured | None) -> dict[str, object] | None:
+def recall_of(named: Manifest) -> dict[str, object] | None:
     """What is known of recall, as JSON: of searches for ten images with what the store wants."""
+    measured = named.measured
     if measured is None:
         return None
+    live = max((entry.quantizer for entry in named.segments), default=measured.quantizer)
+    if (
+        measured.quantizer != live
+    ):  # an index that was just built, or whose building was interrupted
+        measured = Measured(measured.target)
     points = dict(measured.points).get(_MEASURED_K, ())
     point = next((point for point in points if point.surely >= measured.target), None)
     return {
         "target": measured.target,
+        "exact": point is None and measured.quantizer == live,  # whether all vectors are compared
         "k": _MEASURED_K,
         "measured": round(point.recall, 4) if point else None,
         "at_least": round(point.surely, 4) if point else None,

@@ -64,6 +64,7 @@ Picture = npt.NDArray[np.uint8]
 Vector = npt.NDArray[np.float32]  # (dim,)
 _log = logging.getLogger("engine")
 _HASHED_ROWS = 64  # at a time
+_NAMED = 10  # images in a warning
 _SEGMENT_ROWS = 16 * EXACT_ROWS  # unindexed vectors after which a running ingest stops to index
 _SOON = 0.1  # seconds
 _LAST_BATCH = 8
@@ -228,6 +229,8 @@ class Ingest:
         self._failure: Exception | None = None  # of whoever made the items
         self._stopped_at: float | None = None  # when it was seen that the run is to stop
         self._peak = PeakMemory()
+        self._bare = 0  # images for which the encoder gave no vector
+        self._some_bare: list[int] = []  # the ids of the first ones
 
     def run(self, items: Iterable[Item]) -> IngestReport:
         """Ingest everything; returns what was done."""
@@ -238,6 +241,7 @@ class Ingest:
         except NoRoomError as error:
             self._store.give_up(error)
             raise
+        self._warn_of_bare()
         self._index(EXACT_ROWS)
         if self._failure is not None:
             raise self._failure
@@ -1055,7 +1059,12 @@ class Ingest:
         if pending.vectors:
             pending.chunk.vectors = np.concatenate(pending.vectors)
         self._peak.sample()
+        first = self._store.state.next_id
         self._save(pending.chunk)
+        if pending.chunk.vectors is not None:
+            bare = np.flatnonzero(~pending.chunk.vectors.any(axis=1))
+            self._bare += len(bare)
+            self._some_bare += (first + bare[: _NAMED - len(self._some_bare)]).tolist()
         self._index(_SEGMENT_ROWS)
 
     def _reject(self, rejects: Sequence[Problem]) -> None:
@@ -1104,6 +1113,19 @@ class Ingest:
             # Derived: the vectors are committed, and are searched exactly until it succeeds.
             what = error.strerror if isinstance(error, OSError) and error.strerror else error
             _log.warning("the index was not built: %s; lookups go on without it", what)
+
+    def _warn_of_bare(self) -> None:
+        """Name images that were added without a vector."""
+        if self._bare:
+            named = ", ".join(map(str, self._some_bare))
+            more = self._bare - len(self._some_bare)
+            _log.warning(
+                "the encoder gave no vector for %d of the images (ids %s%s): they are found as "
+                "identical and near, and as similar to nothing",
+                self._bare,
+                named,
+                f" and {more} more" if more else "",
+            )
 
     def _advance(self, count: int) -> None:
         self._done += count

@@ -40,6 +40,10 @@ _NUMBER = float | int | np.floating | np.integer
 _log = logging.getLogger("engine")
 
 
+class _NoVectorError(Exception):
+    """The encoder has nothing to say of one picture; other queries are not concerned."""
+
+
 class Lookup:
     """Answers queries from one store. The encoder is loaded when it is first needed."""
 
@@ -130,6 +134,11 @@ class Lookup:
                             raise
                         _log.warning("the similar tier was not searched: %s", error)
                         searched = tuple(tier for tier in searched if tier != SIMILAR)
+                    except _NoVectorError as error:
+                        searched = tuple(tier for tier in searched if tier != SIMILAR)
+                        if not searched:
+                            return LookupResult(query.name, error=str(error))
+                        _log.warning("%s: the similar tier was not searched: %s", query.name, error)
         except ImageError as error:
             if not found:
                 return LookupResult(query.name, error=str(error))
@@ -201,6 +210,8 @@ class Lookup:
         started = _spend(spent, "load", started)  # only the first query of a process pays for it
         vector = encoder.encode([pixels.to_rgb8(decoded.pixels)])
         _spend(spent, "encode", started)
+        if not vector.any():
+            raise _NoVectorError("the encoder gives no vector for it")
         return self._closest(index, vector, taken, spent, wanted)
 
     def _one_vector(

@@ -97,7 +97,7 @@ class Optimize:
             skipped=tuple(self._skipped),
             damaged=self._damaged,
             laid_out=laid,
-            recall=recall_of(self._store.manifest.measured),
+            recall=recall_of(self._store.manifest),
             peak_memory_bytes=self._peak.anonymous,
             interrupted=self._stopped or self._stop(),
         )

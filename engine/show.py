@@ -165,7 +165,7 @@ def info_text(info: StoreInfo) -> str:
     """The state of a store as a table."""
     encoder = "none"
     if info.encoder:
-        encoder = f"{info.encoder['name']}, {info.encoder['dim']} dimensions"
+        encoder = f"{printable(str(info.encoder['name']))}, {info.encoder['dim']} dimensions"
     rows = [
         ("store", info.path),
         ("images", f"{info.images:,}" + (f" ({info.removed:,} removed)" if info.removed else "")),
@@ -183,6 +183,8 @@ def info_text(info: StoreInfo) -> str:
 
 def recall_text(recall: dict[str, object]) -> str:
     """What is known of the recall of searches."""
+    if recall["measured"] is None and not recall["exact"]:
+        return f"{recall['target']} wanted, not measured yet; 'engine optimize' measures it"
     if not recall["sample"]:
         return f"{recall['target']} wanted; so few vectors are all compared"
     if recall["measured"] is None:

@@ -24,6 +24,7 @@ import errno
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,6 +36,7 @@ import numpy as np
 
 from engine.config import MemoryBudget
 from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
+from engine.forking import abandon_in_child
 from engine.records import Buffer, Kind, Pixels, Place
 from engine.storage import (
     beneath,
@@ -62,6 +64,7 @@ from engine.storage.manifest import (
     SegmentEntry,
 )
 from engine.storage.notice import commit_of, is_of_another_commit
+from engine.storage.pinned import TRIES
 from engine.storage.rows import (
     ARRAY,
     ImageRow,
@@ -82,6 +85,8 @@ _CARRIED = 1 << 15  # rows of vectors at a time
 _LAST_INDEX = names.MAX_NUMBER - (
     1 << 20
 )  # from there on as many are used for what is made at once
+_FOLLOW_TRIES = 100  # to go over to a newer commit, where there is one to go on with
+_MOST_OFTEN = 3  # times as long as it took, before a call that goes on goes over again
 _log = logging.getLogger("engine")
 
 
@@ -98,29 +103,42 @@ class StoreFiles(StoreView):
         self._reserved = 0  # bytes of the reserve that was last seen
         self._tight = False  # whether the keys are open as on a full disk
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
+        self._owner = os.getpid()
+        self._abandoned = False  # it was opened by the parent of this forked process
         super().__init__(path, memory)
+        abandon_in_child(self)
 
     # --- opening, recovering, closing -------------------------------------------------------------
 
-    def refresh(self) -> None:
+    def refresh(self, tries: int = TRIES) -> None:
         """As a reader, see what has been committed since this store was opened."""
         self._require_healthy()
         if not self._lock.held:
-            self._open_reader()
+            self._open_reader(tries)
 
-    def follow(self) -> None:
-        """Go over to a commit or an index that a writer has told of; a microsecond if there is none."""
+    def follow(self, *, within_a_call: bool = False) -> None:
+        """Go over to a commit or an index that a writer has told of; a microsecond if there is none.
+
+        Where a writer leaves no moment for it, what was open stays open. ``within_a_call`` that began
+        with the newest commit, going over takes a quarter of the time at most.
+        """
+        self.require_own()
         if self._keys is None or self._lock.held:
             return
         told = self._notice.read()
         if told != self._seen:
+            since = time.perf_counter() - self._opened_at
+            if within_a_call and since < _MOST_OFTEN * self._opening_took:
+                return
             try:
                 if is_of_another_commit(told, self._seen):
-                    self.refresh()
+                    self.refresh(_FOLLOW_TRIES)
                 else:
                     self._seen = told  # before the manifest is read: what comes then is told again
                     self.read_index()
                     self._forget_index()
+            except keys.BusyError:
+                return  # the next call tries again
             except StoreError as error:
                 if self._keys is None:
                     raise
@@ -303,12 +321,28 @@ class StoreFiles(StoreView):
 
     def close(self) -> None:
         """Give everything back. What was committed is durable already."""
+        if self._abandoned:
+            return
         self._flusher.shutdown()
         if self._lock.held and not self._failed and self._keys is not None:
             self._keys.settle()
         self._close_files()
         self._notice.close()
         self._lock.release()
+
+    def abandon(self) -> None:
+        """In a forked child: it stays the parent's; all that is left here is to say so."""
+        self._abandoned = True
+        self._keys = None
+        self._failed = (
+            f"{self.path} was opened by process {self._owner}, from which this process was forked: "
+            f"open it again here with Store.open"
+        )
+
+    def require_own(self) -> None:
+        """``StoreError`` in a process that was forked from the one that opened it."""
+        if self._abandoned:
+            raise StoreError(self._failed)
 
     def being_written(self) -> bool:
         """Whether another process, or another ``Store``, is writing."""
@@ -388,6 +422,8 @@ class StoreFiles(StoreView):
         try:
             write()
         except BaseException as error:
+            if self._abandoned:
+                raise  # a fork that leaves its parent's work has nothing to give back
             full = reserve.is_full(error)
             appending = may_be_full and not self._keys_written
             if full and appending and isinstance(error, OSError) and self._take_back():
@@ -451,6 +487,10 @@ class StoreFiles(StoreView):
             block = np.ascontiguousarray(vectors, np.float32)
             ids = np.arange(first_id, first_id + len(block), dtype=np.int64)
             generation = encoder.generation
+            if given is None and not (real := block.any(axis=1)).all():
+                ids[~real] = 0  # the encoder gave none: similar to nothing
+                gone = state.removed_vectors.get(str(generation), 0)
+                state.removed_vectors[str(generation)] = gone + int((~real).sum())
             self._put_rows(extents.vectors(generation, encoder.dim), block.reshape(-1).data)
             self._put_rows(extents.vector_ids(generation), ids.tobytes())
             vector_rows = state.vectors.get(str(generation), 0)

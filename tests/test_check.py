@@ -512,10 +512,10 @@ def test_a_manifest_that_was_read_just_before_a_commit_is_no_damage(
     with Store.open(path, create=True, encoder="none") as writer:
         writer.ingest("synthetic:bits?n=20")
 
-        def late(*given: Any) -> keys.Keys:  # after the manifest was read
+        def late(*given: Any, **named: Any) -> keys.Keys:  # after the manifest was read
             writer.remove(ids=range(1, 18))
             writer.optimize()
-            return real(*given)
+            return real(*given, **named)
 
         with Store.open(path, read_only=True) as reader:
             writer.remove(ids=[20])

@@ -4,16 +4,19 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from engine import Store
 from engine.encoders import registry
 from engine.encoders.external import has_external_data
 from engine.encoders.onnx import OnnxEncoder
-from engine.errors import EncoderError
+from engine.errors import EncoderError, ImageError
 from engine.pixels import squash
 
 RNG = np.random.default_rng(5)
@@ -235,3 +238,199 @@ def test_other_data_is_found_wherever_tensors_may_be() -> None:
 def test_bytes_that_are_no_model_are_told_from_one(data: bytes) -> None:
     with pytest.raises(EncoderError, match="not an ONNX model"):
         has_external_data(data)
+
+
+# --- hostile ones ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["dim", "image_size"])
+@pytest.mark.parametrize("value", [0, -1, 10**9, 10**400, True, 16.0, "16", None, [16], {}])
+def test_a_size_that_is_none_is_refused(folder, key, value):
+    describe(folder, **{key: value})
+    assert key in refused(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, " " * (2 << 20)])
+def test_a_description_that_is_too_much_is_refused(folder, text):
+    (folder / "encoder.json").write_text(text)
+    assert "encoder.json" in refused(folder)
+
+
+def test_what_is_no_file_is_not_waited_for(folder):
+    for name in ("model.onnx", "encoder.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        refused(folder)
+
+
+def test_control_characters_in_a_name_are_shown_harmlessly(folder):
+    describe(folder, name="a\x1b[2J\nb\u202ec" + "d" * 1000)
+    name = registry.read(folder).name
+    assert name.startswith(r"a\x1b[2J\nb\u202ecd") and len(name) < 200
+    describe(folder, name=7)
+    assert "name" in refused(folder)
+
+
+def change(folder: Path, alter: Callable[[Any], None]) -> Path:
+    """Alter the graph of an encoder's model."""
+    import onnx
+
+    model = onnx.load(folder / "model.onnx")
+    alter(model.graph)
+    data = model.SerializeToString()
+    (folder / "model.onnx").write_bytes(data)
+    sha256 = registry.digest.file_hash(data).hex()
+    describe(folder, files={"fp32": {"path": "model.onnx", "sha256": sha256}})
+    return folder
+
+
+def last(graph: Any, *nodes: tuple[Any, ...], **outputs: Any) -> None:
+    """Put nodes behind what was the embedding, which is "was" now; the last one gives it."""
+    from onnx import helper
+
+    next(node for node in graph.node if node.output[0] == "embedding").output[0] = "was"
+    for operator, inputs, output, attributes in nodes:
+        graph.node.append(helper.make_node(operator, inputs, [output], **attributes))
+    if outputs:
+        graph.output[0].CopyFrom(helper.make_tensor_value_info("embedding", **outputs))
+
+
+def twice(graph):
+    last(graph, ("Concat", ["was", "was"], "embedding", {"axis": 0}))
+
+
+def one_of_them(graph):
+    last(
+        graph,
+        ("ReduceMean", ["was"], "embedding", {"keepdims": 1}),
+        elem_type=1,
+        shape=["n", "d"],
+    )
+
+
+def doubles(graph):
+    last(graph, ("Cast", ["was"], "embedding", {"to": 11}), elem_type=11, shape=["n", 16])
+
+
+def more_dimensions(graph):
+    last(
+        graph,
+        ("Unsqueeze", ["was", "across"], "embedding", {}),
+        elem_type=1,
+        shape=["n", 1, 16],
+    )
+
+
+def one_at_a_time(graph):
+    graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def floats_in(graph):
+    graph.input[0].type.tensor_type.elem_type = 1
+
+
+def fails(graph):
+    last(graph, ("Reshape", ["was", "inside_a_cell"], "embedding", {}))  # to (2, 4)
+
+
+def others_beside(graph):
+    """A weight in a file of its own, which the checksum does not cover."""
+    from onnx import TensorProto
+
+    weight = next(each for each in graph.initializer if each.name == "weights")
+    data = weight.raw_data
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "weights.bin", "length": str(len(data))}.items():
+        weight.external_data.add(key=key, value=value)
+    others_beside.data = data
+
+
+def no_number_for_white(graph):
+    """The vector of a white picture is not a number, that of a black one is zero."""
+    from onnx import helper, numpy_helper
+
+    graph.initializer.append(numpy_helper.from_array(np.array(0.49, np.float32), "nearly"))
+    graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 3], np.int64), "inside"))
+    for node in (
+        helper.make_node("ReduceMean", ["scaled", "inside"], ["brightness"], keepdims=0),
+        helper.make_node("Sub", ["nearly", "brightness"], ["darker"]),
+        helper.make_node("Sqrt", ["darker"], ["number"]),
+        helper.make_node("Add", ["brightness", "nearly"], ["lighter"]),
+        helper.make_node("Relu", ["lighter"], ["none_of_black"]),
+        helper.make_node("Mul", ["number", "none_of_black"], ["factor"]),
+        helper.make_node("Unsqueeze", ["factor", "across"], ["factors"]),
+    ):
+        graph.node.append(node)
+    last(graph, ("Mul", ["was", "factors"], "embedding", {}))
+
+
+BAD = [
+    twice,
+    one_of_them,
+    doubles,
+    more_dimensions,
+    one_at_a_time,
+    floats_in,
+    fails,
+    others_beside,
+]
+
+
+@pytest.mark.parametrize("alter", BAD, ids=[alter.__name__ for alter in BAD])
+def test_an_encoder_that_cannot_be_used_leaves_no_store_behind(folder, tmp_path, alter):
+    change(folder, alter)
+    if alter is others_beside:
+        (folder / "weights.bin").write_bytes(others_beside.data)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(EncoderError) as caught:
+        Store.open(tmp_path / "store", create=True, encoder=str(folder))
+    assert len(str(caught.value).splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+    # A store that has none yet goes on without.
+    with Store.open(tmp_path / "bits", create=True, encoder="none") as store:
+        with pytest.raises(EncoderError):
+            store.ingest("synthetic:bits?n=3", encoder=str(folder))
+        assert not store.has_encoder and not list((tmp_path / "bits/encoder").glob("*"))
+        assert store.ingest("synthetic:bits?n=3", encoder="none").added == 3
+        assert store.check().problems == ()
+
+
+def test_a_batch_of_a_wrong_shape_is_an_error_that_names_the_encoder(folder):
+    encoder = OnnxEncoder(registry.read(change(folder, twice)), threads=1)
+    for pictures in (PICTURES, PICTURES[:1]):
+        with pytest.raises(EncoderError, match=r"'tiny'|'encoder'") as caught:
+            encoder.encode(pictures)
+        assert f"({2 * len(pictures)}, 16) float32" in str(caught.value)
+
+
+def test_an_image_for_which_the_encoder_gives_nothing_has_no_vector(folder, tmp_path, caplog):
+    change(folder, no_number_for_white)
+    white = np.full((20, 20, 3), 255, np.uint8)
+    grey = [np.full((20, 20, 3), 100 + i, np.uint8) for i in range(3)]
+    found = OnnxEncoder(registry.read(folder), threads=1).encode([grey[0], white, 0 * white])
+    assert found.any(axis=1).tolist() == [True, False, False]
+    assert np.isfinite(found).all()
+    with Store.open(tmp_path / "store", create=True, encoder=str(folder)) as store:
+        rows = [("a", grey[0]), ("white", white), ("b", grey[1]), ("black", 0 * white)]
+        assert store.ingest(iter(rows)).added == 4
+        assert "no vector for 2 of the images (ids 2, 4)" in caplog.text
+        caplog.clear()
+        info = store.info()
+        assert (info.images, info.vectors) == (4, 2)
+        assert store.check().problems == ()
+        # It is found as what it is, and as similar to nothing.
+        result = store.lookup(white)
+        assert [hit.id for hit in result.identical] == [2] and result.similar == ()
+        assert "similar" not in result.searched and "no vector" in caplog.text
+        with pytest.raises(ImageError, match="no vector"):
+            store.lookup(white, tiers=["similar"])
+        result = store.lookup(grey[2], k=10, tiers=["similar"])
+        assert sorted(hit.id for hit in result.similar) == [1, 3]
+        assert sorted(store.search_vectors(found[:1], k=4)[1][0].tolist()) == [-1, -1, 1, 3]
+        assert store.ingest(iter([("c", grey[2])])).added == 1
+        assert store.remove(ids=[2, 3]).images == 2
+        store.optimize()
+        assert store.check().problems == ()
+        assert (store.info().images, store.info().vectors) == (3, 2)
+        assert sorted(store.search_vectors(found[:1], k=4)[1][0].tolist()) == [-1, -1, 1, 5]

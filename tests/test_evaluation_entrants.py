@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import EncoderError, EngineError, UsageError
 from engine.evaluation.entrants import Absent, Entrant, find, find_all, unit
+from engine.evaluation.timed import Timed
 
 
 def pictures(n: int = 3) -> list[np.ndarray]:
@@ -205,3 +206,10 @@ def test_a_file_of_other_weights_or_of_none_is_refused(tmp_path, monkeypatch):
         find("efficientnet-lite0=bomb.pth", seed=0)
     with pytest.raises(UsageError, match=r"efficientnet-lite0=FILE\.pth"):
         find("efficientnet-lite0=", seed=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 9), (6, 4), (4,)])
+def test_an_entrant_that_gives_another_shape_is_named(shape: tuple[int, ...]) -> None:
+    timed = Timed(Entrant("odd", "odd", 4, lambda _: np.ones(shape, np.float32)))
+    with pytest.raises(EncoderError, match="odd gave an array of"):
+        timed.encode(pictures())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from indexed import DIM, clustered, leftovers, nearest, new_store, recall_of, small_index
 
 from engine import Store, indexing
+from engine.show import recall_text
 from engine.storage import manifest, measure, segments
 
 LEAST = 100
@@ -295,3 +297,28 @@ def test_an_index_that_could_not_be_named_is_built_by_the_next(
         store.ingest(block[2 * LEAST :], name="b")
         assert store._files.manifest == manifest.load(store.path)
         assert sum(segment.rows for segment in store._files.manifest.segments) == 4 * LEAST
+
+
+def test_what_info_says_of_recall_is_what_searches_do(tmp_path: Path) -> None:
+    same = np.repeat(clustered(4, DIM), 500, axis=0)
+    with Store.open(tmp_path / "same", create=True) as opened:
+        opened.ingest(same, name="same")
+        recall = opened.info().recall
+        assert (
+            recall is not None
+            and opened.info().segments
+            and recall["exact"]
+            and recall["measured"] is None
+        )
+        queries = clustered(50, DIM, seed=3)
+        found = opened.search_vectors(queries, 10)[0]
+        assert np.allclose(found, nearest(same, queries, 10)[0], atol=1e-4)
+        assert "all vectors are compared" in recall_text(recall)
+        index = opened._files
+        before = index.manifest.measured
+        assert before is not None
+        index.manifest = replace(index.manifest, measured=replace(before, quantizer=0))
+        recall = opened.info().recall  # as after a kill between building and measuring
+        assert recall is not None
+        assert not recall["exact"] and recall["measured"] is None
+        assert "not measured yet" in recall_text(recall)

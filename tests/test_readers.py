@@ -37,12 +37,12 @@ from engine.store import StoreFiles
 
 OPENS = int(os.environ.get("ENGINE_READER_OPENS", "1000"))
 ROWS = 40  # of each array
-# Bytes, of all tables together: a flush every few commits. With much less there is one at every commit,
-# and no moment left between two in which a store can be opened.
-WRITE_BUFFERS = 16 << 20
+# Bytes, of all tables together: a flush every few commits.
+WRITE_BUFFERS = int(os.environ.get("ENGINE_WRITER_BUFFERS", str(16 << 20)))
 LOG_BYTES = 128 << 10
-PAUSE = 0.01  # seconds between two commits
+PAUSE = float(os.environ.get("ENGINE_WRITER_PAUSE", "0.01"))  # seconds between two commits
 STOPS = 30
+QUICK_OPENS = 25
 SILENCE = 120  # seconds after which a writer that says nothing is taken to be stuck
 IDENTICAL = ["identical"]
 
@@ -177,7 +177,7 @@ def command(part: str, *arguments: str | Path) -> list[str]:
 class Writer:
     """The child that writes, and everything that it told of: commit by commit."""
 
-    def __init__(self, store: Path, folder: Path) -> None:
+    def __init__(self, store: Path, folder: Path, **environment: str) -> None:
         folder.mkdir()
         self.store = store
         self.folder = folder
@@ -192,7 +192,7 @@ class Writer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # One thread: FAISS's would wait for each other.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
 
     @property
@@ -271,9 +271,9 @@ def count_opens(patch: pytest.MonkeyPatch) -> list[float]:
     """
     real, took = keys.open_reader, []
 
-    def open_reader(*arguments: Any) -> Any:
+    def open_reader(*arguments: Any, **named: Any) -> Any:
         started = time.perf_counter()
-        opened = real(*arguments)
+        opened = real(*arguments, **named)
         took.append(time.perf_counter() - started)
         return opened
 
@@ -292,9 +292,9 @@ def quick_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 @contextmanager
-def a_writer(store: Path, folder: Path) -> Iterator[Writer]:
+def a_writer(store: Path, folder: Path, **environment: str) -> Iterator[Writer]:
     """A child that is writing."""
-    writer = Writer(store, folder)
+    writer = Writer(store, folder, **environment)
     try:
         writer.hear(1)
         yield writer
@@ -337,6 +337,35 @@ def test_every_reader_sees_whole_commits_up_to_the_last_at_least(
                     shown = writer.commit_of(store)
                     assert shown >= told
                     writer.look(store, told, shown)
+
+
+def test_a_writer_that_flushes_at_every_commit_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no moment between two commits that is long enough to open a store in."""
+    small_pieces(monkeypatch)
+    where = tmp_path / "store"
+    Store.open(where, create=True, encoder="none").close()
+    opened: list[int] = []
+    real = keys._open
+
+    def count(folder: Path, *arguments: Any, **named: Any) -> Any:
+        opened.append(1)
+        return real(folder, *arguments, **named)
+
+    monkeypatch.setattr(keys, "_open", count)
+    quick = {"ENGINE_WRITER_BUFFERS": str(64 << 10), "ENGINE_WRITER_PAUSE": "0"}
+    with a_writer(where, tmp_path / "images", **quick) as writer, Store.open(where) as stays:
+        for _ in range(QUICK_OPENS):
+            writer.hear(writer.commits + 1)
+            told = writer.commits - 1
+            with Store.open(where) as comes:
+                assert writer.commit_of(comes) >= told, "a commit that was acknowledged is missing"
+            calls = len(opened)
+            shown = writer.commit_of(stays)
+            assert shown >= told
+            assert len(opened) - calls <= 1, "it is opened once, in a moment that was held"
+            writer.look(stays, told, shown)
 
 
 def test_readers_search_vectors_while_the_index_is_built_and_merged(

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine import StoreDamagedError, StoreError
 from engine.config import MemoryBudget
-from engine.storage import beneath, keys
+from engine.storage import beneath, keys, pinned
 from engine.storage.keys import Keys
 
 SMALL = MemoryBudget(64 << 20)  # memtables of 8 MiB together
@@ -272,29 +273,85 @@ def test_a_log_that_goes_while_logs_are_measured_is_none(
     assert everything(writer)
 
 
-def test_keys_that_never_stand_still_are_not_called_damaged(
+def test_what_a_writer_does_while_a_reader_opens_changes_nothing(
     writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file is deleted each time between its listing and its opening, as beside a quick writer."""
-    commit(writer, a=b"1")
-    real = keys._open_linked
-    count = 0
+    """Flushes, compactions, deletions and commits between the pinning of files and their opening."""
+    real, turns = keys._open, 0
 
-    def meanwhile(folder: Path, memory: MemoryBudget) -> Keys:
+    def flush() -> None:
+        for table in writer._tables.values():
+            table.flush()
+
+    def later(*arguments: Any, **named: Any) -> Keys:
+        nonlocal turns
+        for turn in range(3):  # new logs, tables and MANIFEST entries; what was pinned goes
+            commit(writer, n=b"later", **{f"later{turns}-{turn}": b"x" * 5000})
+            flush()
+            writer.compact("images")
+        turns += 1
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(keys, "_open", later)
+    for n in range(6):
+        commit(writer, n=str(n).encode(), old=None if n % 2 else b"there", **{f"k{n}": b"y" * 5000})
+        if n % 3 == 0:
+            flush()  # some of it lies in tables, and some in the log
+        reader = keys.open_reader(tmp_path, SMALL)
+        (images, records, meta) = everything(reader)
+        reader.close()
+        assert images == records == meta
+        # The log that was pinned grew by the first commit of those that came meanwhile, and by no other.
+        assert (images[b"n"], images.get(b"old")) == (b"later", None if n % 2 else b"there")
+        later_ = {f"later{turn}-{i}".encode() for turn in range(n) for i in range(3)}
+        assert {key for key in images if key.startswith(b"later")} == later_ | {b"later%d-0" % n}
+        assert images.keys() >= {f"k{i}".encode() for i in range(n + 1)}
+    assert turns == 6, "each was opened at once"
+
+
+def test_a_state_that_moves_while_it_is_pinned_is_pinned_again(
+    writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(writer, a=b"0")
+    real, moves = pinned.Pinned._open_new, iter(range(1, 8))
+
+    def meanwhile(held: pinned.Pinned) -> bool:
+        found = real(held)
+        for n in moves:
+            commit(writer, a=str(n).encode())
+            for table in writer._tables.values():
+                table.flush()
+            break
+        return found
+
+    monkeypatch.setattr(pinned.Pinned, "_open_new", meanwhile)
+    reader = keys.open_reader(tmp_path, SMALL)
+    assert everything(reader) == [{b"a": b"7"}] * 3
+    reader.close()
+    moves = iter(range(8, 1000))
+    with pytest.raises(keys.BusyError, match="try again") as raised:
+        keys.open_reader(tmp_path, SMALL, tries=5)
+    assert not isinstance(raised.value, StoreDamagedError)
+
+
+def test_where_open_files_have_no_names_they_are_opened_by_their_own(
+    writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(writer, a=b"1")
+    monkeypatch.setattr(pinned, "_FDS", tmp_path / "none")
+    real, count = keys._open, 0
+
+    def meanwhile(*arguments: Any, **named: Any) -> Keys:
         nonlocal count
         count += 1
-        (folder / f"{count:06d}.sst").touch()
-        (folder / f"{count - 1:06d}.sst").unlink(missing_ok=True)
-        if count < 20:
-            raise StoreDamagedError("No such file or directory")
-        return real(folder, memory)
+        if count < 4:
+            commit(writer, a=str(count).encode())
+            for table in writer._tables.values():
+                table.flush()
+        return real(*arguments, **named)
 
-    monkeypatch.setattr(keys, "_open_linked", meanwhile)
+    monkeypatch.setattr(keys, "_open", meanwhile)
     reader = keys.open_reader(tmp_path, SMALL)
-    assert reader.get("images", b"a") == b"1"
+    assert everything(reader) == [{b"a": b"3"}] * 3
     reader.close()
-    count = -10_000
-    monkeypatch.setattr(keys, "_OPEN_TRIES", 10)
-    with pytest.raises(StoreError, match="try again") as raised:
-        keys.open_reader(tmp_path, SMALL)
-    assert not isinstance(raised.value, StoreDamagedError)
+    assert count >= 4

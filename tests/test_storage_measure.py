@@ -101,8 +101,8 @@ def test_where_all_are_next_to_equal_ones_nothing_is_said_of_recall(tmp_path: Pa
     index = indexed(tmp_path, np.repeat(clustered(4, DIM), 500, axis=0))
     index.measured = found = measure(index, None, 0.9)
     assert (found.points, found.rows) == ((), 2000)
-    assert index.point(10, None) is not None
-    assert index.point(10, 0.9) is None, "what is asked for is kept"
+    for recall in (None, 0.9, 0.5):
+        assert index.point(10, recall) is None, "then all are compared"
 
 
 def points(*found: float) -> tuple[OperatingPoint, ...]:
@@ -154,9 +154,7 @@ def test_more_than_was_measured_is_looked_for_further() -> None:
     assert hundred.nprobe < thousand.nprobe <= ENTRY.nlist
 
 
-@pytest.mark.parametrize(
-    "measured", [None, Measured(0.9), Measured(0.9, 2, 1, 1, MEASURED.points), Measured(0.9, 3)]
-)
+@pytest.mark.parametrize("measured", [None, Measured(0.9), Measured(0.9, 2, 1, 1, MEASURED.points)])
 def test_unmeasured_a_part_of_the_lists_is_searched(measured: Measured | None) -> None:
     found = choose(measured, ENTRY, 10, None)
     assert found is not None
@@ -164,3 +162,16 @@ def test_unmeasured_a_part_of_the_lists_is_searched(measured: Measured | None) -
     assert found.depth >= 100
     for recall in (0.5, 1.0):
         assert choose(measured, ENTRY, 10, recall) is None, "what is asked for is kept"
+
+
+@pytest.mark.parametrize("times", [18, 90])
+def test_what_was_measured_of_a_hundred_is_not_believed_of_ten(tmp_path: Path, times: int) -> None:
+    """With so many copies of each, ten nearest are all equal, and a hundred are not."""
+    block = np.repeat(clustered(1800 // times, DIM), times, axis=0)
+    index = indexed(tmp_path, block)
+    index.measured = measure(index, None, 0.9)
+    assert dict(index.measured.points).keys() == {100}
+    assert index.point(10, None) is None, "then all are compared"
+    queries = clustered(100, DIM, seed=2)
+    assert np.allclose(index.search(queries, 10)[0], nearest(block, queries, 10)[0], atol=1e-5)
+    assert index.point(100, 0.5) is not None

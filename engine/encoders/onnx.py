@@ -1,4 +1,4 @@
-"""Runs an encoder on CPUs with ONNX Runtime."""
+"""Runs an encoder on CPUs with ONNX Runtime, and checks all that it gives."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from engine.config import cpu_count
 from engine.encoders.external import has_external_data
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError
+from engine.forking import abandon_in_child, keep_for_ever
 from engine.pixels import squash
 
+_BATCH_BYTES = 32 << 20  # of pictures that the model is given at once
 _SOON = 0.1  # seconds
+_TRIED = 3  # blank pictures of a trial: no number that a model has on its own
 
 
 class EncodingStoppedError(Exception):
@@ -28,6 +31,7 @@ class OnnxEncoder:
     def __init__(self, files: EncoderFiles, *, threads: int | None = None) -> None:
         import onnxruntime
 
+        self.name = files.name
         self.dim = files.dim
         self.image_size = files.image_size
         options = onnxruntime.SessionOptions()
@@ -49,37 +53,88 @@ class OnnxEncoder:
             self._session: Any = onnxruntime.InferenceSession(
                 files.content, options, providers=["CPUExecutionProvider"]
             )
-            inputs = [(i.name, i.shape[1:]) for i in self._session.get_inputs()]
-            outputs = [(o.name, o.shape[1:]) for o in self._session.get_outputs()]
+            inputs = [(i.name, i.type, i.shape[1:]) for i in self._session.get_inputs()]
+            outputs = [(o.name, o.type, o.shape[1:]) for o in self._session.get_outputs()]
+            batches = [one.shape[0] for one in self._session.get_inputs() if one.shape]
         except Exception as error:  # ONNX Runtime has no error class of its own to name here
-            reason = " ".join(str(error).split())
-            raise EncoderError(f"{files.model} cannot be loaded: {reason}") from None
+            raise EncoderError(f"{files.model} cannot be loaded: {_line(error)}") from None
         side = files.image_size
-        if inputs != [("pixels", [side, side, 3])] or outputs != [("embedding", [self.dim])]:
+        if inputs != [("pixels", "tensor(uint8)", [side, side, 3])] or outputs != [
+            ("embedding", "tensor(float)", [self.dim])
+        ]:
             raise EncoderError(
                 f"{files.model} is not what encoder.json says: an encoder of {side} × {side} "
-                f"pixels to {self.dim} dimensions"
+                f"pixels (uint8) to {self.dim} dimensions (float32)"
             )
+        if isinstance(batches[0], int):
+            raise EncoderError(
+                f"{files.model} takes exactly {batches[0]} pictures at a time: export it with a "
+                f"first dimension of any length"
+            )
+        abandon_in_child(self)
 
     def encode(
         self, pictures: Sequence[npt.NDArray[np.uint8]], stop: Callable[[], bool] | None = None
     ) -> npt.NDArray[np.float32]:
         """Embed pictures; returns (len(pictures), dim) float32, each row of unit length.
 
+        A row is zero where the model gives a vector that is zero or not finite: such a picture has
+        no vector. ``EncoderError`` where the model fails, or gives an array of another shape or type.
         ``stop`` is asked now and then while the model runs; raises ``EncodingStoppedError`` once it
         says so.
         """
         if not pictures:
             return np.empty((0, self.dim), np.float32)
-        batch = np.stack([squash(picture, self.image_size) for picture in pictures])
-        vectors: npt.NDArray[np.float32] = self._run(batch, stop)[0]
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not np.isfinite(vectors).all() or (norms == 0).any():
-            raise EncoderError("the encoder gave a vector that is zero or not finite")
-        unit: npt.NDArray[np.float32] = vectors / norms
+        step = max(1, _BATCH_BYTES // (3 * self.image_size**2))
+        parts = [
+            self._run(
+                np.stack([squash(each, self.image_size) for each in pictures[at : at + step]]), stop
+            )
+            for at in range(0, len(pictures), step)
+        ]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def try_out(self) -> None:
+        """Run it on blank pictures: ``EncoderError`` where it cannot be used."""
+        side = self.image_size
+        try:
+            self._run(np.zeros((_TRIED, side, side, 3), np.uint8))
+        except MemoryError:
+            raise EncoderError(
+                f"the encoder {self.name!r} takes more memory than there is"
+            ) from None
+
+    def _run(
+        self, batch: npt.NDArray[np.uint8], stop: Callable[[], bool] | None = None
+    ) -> npt.NDArray[np.float32]:
+        if self._session is None:
+            raise EncoderError(
+                f"the encoder {self.name!r} was loaded before this process was forked: load it here"
+            )
+        try:
+            vectors = self._outputs(batch, stop)[0]
+        except EncodingStoppedError:
+            raise
+        except Exception as error:  # again no class of its own
+            raise EncoderError(f"the encoder {self.name!r} failed: {_line(error)}") from None
+        shape = (len(batch), self.dim)
+        if (
+            not isinstance(vectors, np.ndarray)
+            or vectors.dtype != np.float32
+            or vectors.shape != shape
+        ):
+            gave = f"{getattr(vectors, 'shape', '')} {getattr(vectors, 'dtype', type(vectors))}"
+            raise EncoderError(
+                f"the encoder {self.name!r} gave {gave.strip()} for {len(batch)} pictures, where "
+                f"{shape} float32 is right: export it again"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            good = np.isfinite(norms) & (norms > 0)
+            unit: npt.NDArray[np.float32] = np.where(good, vectors / np.where(good, norms, 1), 0)
         return unit
 
-    def _run(self, batch: npt.NDArray[np.uint8], stop: Callable[[], bool] | None) -> Any:
+    def _outputs(self, batch: npt.NDArray[np.uint8], stop: Callable[[], bool] | None) -> Any:
         if stop is None:
             return self._session.run(["embedding"], {"pixels": batch})
         import onnxruntime
@@ -97,3 +152,12 @@ class OnnxEncoder:
             finally:
                 options.terminate = True
         return running.result()
+
+    def abandon(self) -> None:
+        """In a forked child: its threads are gone, and to end it would wait for them."""
+        keep_for_ever(self._session)
+        self._session = None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

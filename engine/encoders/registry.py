@@ -6,7 +6,9 @@ The model takes ``pixels`` (n, S, S, 3) uint8 and gives ``embedding`` (n, dim) f
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,10 @@ from engine.errors import EncoderError
 
 _BUILT_IN = Path(__file__).parent / "models"
 DESCRIPTION = "encoder.json"
+_MOST_DESCRIBED = 1 << 20  # bytes of a description
+_MOST_DIM = 1 << 16  # dimensions
+_MOST_SIDE = 2048  # pixels
+_MOST_NAME = 100  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,11 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in _BUILT_IN.glob(f"*/{DESCRIPTION}"))
 
 
+def comes_along(files: EncoderFiles) -> bool:
+    """Whether an encoder is one of the engine's own."""
+    return files.model.parent.parent == _BUILT_IN
+
+
 def find(name_or_path: str) -> EncoderFiles:
     """The encoder of that name, or the one in that folder.
 
@@ -58,32 +69,61 @@ def find(name_or_path: str) -> EncoderFiles:
     return read(path)
 
 
-def read(folder: Path, contents: Callable[[str], bytes] | None = None) -> EncoderFiles:
+def read(folder: Path, contents: Callable[[str, int | None], bytes] | None = None) -> EncoderFiles:
     """The encoder in ``folder``, checked against its checksum.
 
-    ``contents`` reads a file of the folder, where a plain open would trust what lies there too much.
+    ``contents`` reads a file of the folder, or its first so many bytes, where a plain open would
+    trust what lies there too much.
     """
-    contents = contents or (lambda name: (folder / name).read_bytes())
+    contents = contents or (lambda name, most: _contents(folder / name, most))
     try:
-        body = json.loads(contents(DESCRIPTION))
+        body = _description(contents(DESCRIPTION, _MOST_DESCRIBED + 1))
         files = body["files"]
         chosen = files[body.get("default") or ("int8" if "int8" in files else "fp32")]
         model = folder / Path(chosen["path"]).name  # a name, whatever the description says
-        content = contents(model.name)
+        dim, side = _size(body, "dim", _MOST_DIM), _size(body, "image_size", _MOST_SIDE)
+        name = _name(body["name"])
+        content = contents(model.name, None)
         sha256 = digest.file_hash(content).hex()
-        name, dim, side = str(body["name"]), int(body["dim"]), int(body["image_size"])
         found = EncoderFiles(name, dim, side, model, sha256, body, content)
     except OSError as error:
         raise EncoderError(f"{folder} cannot be read: {error.strerror}: {error.filename}") from None
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except RecursionError:
+        raise EncoderError(
+            f"{folder / DESCRIPTION} is not an encoder's (nested too deep)"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise EncoderError(f"{folder / DESCRIPTION} is not an encoder's ({error})") from None
     if sha256 != chosen.get("sha256"):
         raise EncoderError(f"{model} is not the file that {DESCRIPTION} describes: copy it again")
     return found
+
+
+def _contents(path: Path, most: int | None) -> bytes:
+    if not path.is_file():  # a pipe is not waited for
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    with path.open("rb") as file:
+        return file.read(most)
+
+
+def _description(text: bytes) -> dict[str, Any]:
+    if len(text) > _MOST_DESCRIBED:
+        raise ValueError(f"more than {_MOST_DESCRIBED:,} bytes")
+    body = json.loads(text.decode("utf-8"))
+    if not isinstance(body, dict):
+        raise ValueError("no JSON object")
+    return body
+
+
+def _size(body: dict[str, Any], name: str, most: int) -> int:
+    value = body[name]
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name} is a whole number of 1 to {most:,}")
+    return value
+
+
+def _name(value: object) -> str:
+    """The name with control characters escaped: it is shown on terminals and in reports."""
+    if not isinstance(value, str):
+        raise ValueError("name is text")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value[:_MOST_NAME])

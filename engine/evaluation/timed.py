@@ -32,9 +32,15 @@ class Timed:
         for start in range(0, len(pictures), ENCODE_BATCH):
             part = pictures[start : start + ENCODE_BATCH]
             try:
-                out[start : start + len(part)] = self.entrant.encode(part)
+                vectors = self.entrant.encode(part)
             except EncoderError as error:
                 raise EncoderError(f"{self.entrant.name}: {error}") from None
+            if vectors.shape != (len(part), self.dim):
+                raise EncoderError(
+                    f"{self.entrant.name} gave an array of {vectors.shape} for {len(part)} pictures, "
+                    f"where {(len(part), self.dim)} is right"
+                )
+            out[start : start + len(part)] = vectors
         self.seconds += time.perf_counter() - began
         self.images += len(pictures)
         return out

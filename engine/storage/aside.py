@@ -64,9 +64,10 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
         fsync_dir(folder)
         moved.clear()
     finally:
-        for path in reversed(moved):
-            _remove(place, path.name)
-        beneath.discard(folder, made.name, _ours(parts))
+        if not mine.abandoned:  # by a process that was forked while this went on
+            for path in reversed(moved):
+                _remove(place, path.name)
+            beneath.discard(folder, made.name, _ours(parts))
         mine.release()
 
 
@@ -77,7 +78,8 @@ def locked(folder: Path, name: str) -> Iterator[Path]:
     try:
         yield made
     finally:
-        beneath.discard(folder, made.name, names.MADE)
+        if not mine.abandoned:
+            beneath.discard(folder, made.name, names.MADE)
         mine.release()
 
 

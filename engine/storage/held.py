@@ -21,6 +21,7 @@ from engine.storage import beneath, keys, manifest, names
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.files import cannot_read
 from engine.storage.manifest import Manifest
+from engine.storage.pinned import version
 
 _TRIES = 200
 # Not LOCK: closing any descriptor of it would give back the lock that RocksDB has on it in this process.
@@ -74,12 +75,12 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
     held = Held(store)
     try:
         for attempt in range(_TRIES):
-            before = keys.version(folder)
+            before = version(folder)
             if before is not None:
                 current, _ = before
                 _open_keys(held, folder, current.decode().strip())
                 held.measure()
-                if keys.version(folder) == before:
+                if version(folder) == before:
                     yield held, current
                     return
                 held.close()
@@ -89,7 +90,7 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
     finally:
         held.close()
     keys.require_readable(folder)
-    if keys.version(folder) is None:
+    if version(folder) is None:
         raise StoreDamagedError(f"{folder} cannot be opened (no CURRENT); run 'engine check'")
     raise StoreError(f"{folder} did not stand still for a moment: try again")
 

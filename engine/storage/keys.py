@@ -1,9 +1,9 @@
 """The RocksDB of a store: its tables, its options with the reasons, one synced batch a commit.
 
-A reader opens it read-only, through a folder of symbolic links, so that reading leaves nothing
-behind and works on a read-only mount, and accepts what it opened only if RocksDB's CURRENT and
-MANIFEST did not move meanwhile: beside a live writer, a read-only open across a flush was seen to
-miss committed records. Secondary instances are no way out: they went on serving deleted ones.
+A reader opens it read-only, through a folder of links to files that it holds open, so that reading
+leaves nothing behind, works on a read-only mount, and sees one state (``engine.storage.pinned``):
+beside a live writer, a read-only open of the files themselves was seen to miss committed records.
+Secondary instances are no way out: they went on serving deleted ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,19 @@ from rocksdict import (
 
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
-from engine.storage import beneath, names
+from engine.forking import abandon_in_child, keep_for_ever
+from engine.storage import beneath, names, threads
 from engine.storage.beneath import ForeignError
 from engine.storage.files import MORE_FILES
 from engine.storage.leftovers import claimed, sweep
+from engine.storage.pinned import TRIES, MovedError, pinned, version
 from engine.storage.reserve import FULL
 from engine.storage.rows import TABLES
 
 FOLDER = names.KEYS
 _CONFIG = "rocksdict-config.json"
 _LOST = "lost"  # a folder that RocksDB's own repair makes
-_OPEN_TRIES = 200
+_OPEN_TRIES = 4  # of what was found not to move
 _MOST_CURRENT = 64  # bytes of CURRENT
 _LINKS = "engine-reader-"  # how the folder begins that has the links of a reader
 _MANY_FILES = os.strerror(errno.EMFILE)
@@ -58,6 +60,10 @@ _TIGHT_LOG = 2 << 20  # bytes
 _TIGHT_MANIFEST = 64 << 10  # bytes
 # Tables whose keys and values do not compress: hashes and proofs.
 _RANDOM = frozenset({"images", "files"})
+
+
+class BusyError(StoreError):
+    """A writer changes files faster than they can be opened."""
 
 
 class _InTheWayError(StoreError):
@@ -96,6 +102,9 @@ class Keys:
         self._handles = {name: db.get_column_family_handle(name) for name in TABLES}
         self._sync = WriteOptions()
         self._sync.sync = True
+        self._cursors: dict[int, Any] = {}  # of scans under way
+        self._abandoned = False
+        abandon_in_child(self)
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The value of one row, or None."""
@@ -137,15 +146,19 @@ class Keys:
         As they are when the first one is asked for, whatever is committed meanwhile.
         """
         cursor = self._tables[table].iter()
-        cursor.seek(max(prefix, start))
-        with _Naming(table):
-            while cursor.valid():
-                key: bytes = cursor.key()
-                if not key.startswith(prefix):
-                    return
-                yield key, cursor.value()
-                cursor.next()
-            cursor.status()  # an iterator that met damage is not valid either
+        self._cursors[id(cursor)] = cursor
+        try:
+            cursor.seek(max(prefix, start))
+            with _Naming(table):
+                while cursor.valid():
+                    key: bytes = cursor.key()
+                    if not key.startswith(prefix):
+                        return
+                    yield key, cursor.value()
+                    cursor.next()
+                cursor.status()  # an iterator that met damage is not valid either
+        finally:
+            self._cursors.pop(id(cursor), None)
 
     def at_or_before(self, table: str, key: bytes) -> tuple[bytes, bytes] | None:
         """The row with the greatest key that is not above ``key``."""
@@ -199,11 +212,19 @@ class Keys:
 
     def close(self) -> None:
         """Close it; what was committed is durable already."""
+        if self._abandoned:
+            return
         self._tables.clear()
         self._handles.clear()
         # After a failed write it fails too, and has nothing to add: commits are durable already.
         with contextlib.suppress(Exception):
             self._db.close()
+
+    def abandon(self) -> None:
+        """In a forked child: closing it would flush and delete files of the parent's database."""
+        keep_for_ever(self._db, *self._tables.values(), *self._handles.values())
+        keep_for_ever(*self._cursors.values())
+        self._tables, self._handles, self._abandoned = {}, {}, True
 
 
 def create(store: Path, memory: MemoryBudget) -> Keys:
@@ -235,37 +256,38 @@ def open_writer(
     )
 
 
-def open_reader(store: Path, memory: MemoryBudget) -> Keys:
-    """A snapshot of what is committed, beside any writer, without a trace in the store."""
+def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Keys:
+    """A snapshot of what is committed, beside any writer, without a trace in the store.
+
+    Raises ``StoreDamagedError``, or ``BusyError`` where a writer never left the files alone.
+    """
     folder = store / FOLDER
-    problem: Exception | None = None
-    moving = False
+    problem: StoreError | OSError | None = None
     for attempt in range(_OPEN_TRIES):
-        before, files = version(folder), _names(folder)
-        if before is not None:
-            try:
-                keys = _open_linked(folder, memory)
-            except (_InTheWayError, ForeignError):
-                raise
-            except (StoreError, OSError) as error:
-                problem = error
-            else:
-                if version(folder) == before:
-                    return keys
-                keys.close()
-                problem = None
-        # A writer also deletes files some time after the MANIFEST has ceased to name them.
-        moving = (version(folder), _names(folder)) != (before, files)
-        if before is None or (problem is not None and not moving and attempt >= 3):
-            # Nothing moved and it still fails: damage, not a race.
-            break
-        time.sleep(min(0.001 * (attempt + 1), 0.05))
+        try:
+            require_files(store)
+            with pinned(store, tries) as files:
+                if files is None:
+                    break
+                try:
+                    return _open_linked(folder, memory, files.name_in)
+                except _InTheWayError:
+                    raise
+                except (StoreError, OSError) as error:
+                    problem = error
+        except MovedError:
+            raise BusyError(
+                f"{folder} could not be opened between two changes of a writer: try again, or give "
+                f"the writer more memory"
+            ) from None
+        except OSError:  # no names of open files here, or too many files
+            require_readable(folder)
+            keys = _open_unpinned(folder, memory)
+            if isinstance(keys, Keys):
+                return keys
+            problem = keys
+        time.sleep(0.001 * (attempt + 1))
     require_readable(folder)
-    if moving:
-        raise StoreError(
-            f"{folder} could not be opened between two changes of a writer: try again, or give the "
-            f"writer more memory"
-        )
     detail = f": {problem}" if problem else ""
     if problem is None and version(folder) is None:
         detail = " (no CURRENT)"
@@ -305,17 +327,39 @@ def require_readable(folder: Path) -> None:
         raise _InTheWayError(f"{path} cannot be read: {error.strerror}; {todo}") from None
 
 
-def _names(folder: Path) -> frozenset[str]:
-    """The files of a RocksDB, without its own log."""
-    try:
-        found = beneath.entries(folder.parent, folder.name)
-    except OSError:
-        return frozenset()
-    return frozenset(entry.name for entry in found if not entry.name.startswith("LOG"))
+def _open_unpinned(folder: Path, memory: MemoryBudget) -> Keys | StoreError | OSError:
+    """Open the files by their own names, which a writer may delete: good if nothing has moved then."""
+
+    def name_in(links: Path) -> None:
+        real = folder.resolve()
+        for name in require_files(folder.parent):
+            # Options are ours, and not the store's. rocksdict writes its own file at every open: a
+            # link would lead the write back into the store.
+            ours = names.ROCKSDB.fullmatch(name) and name != _CONFIG
+            if ours and not name.startswith(("LOG", "LOCK", "OPTIONS-")):
+                (links / name).symlink_to(real / name)
+
+    for attempt in range(TRIES):
+        before = version(folder)
+        problem: StoreError | OSError | None = None
+        try:
+            keys = _open_linked(folder, memory, name_in)
+        except (_InTheWayError, ForeignError):
+            raise
+        except (StoreError, OSError) as error:
+            problem = error
+        else:
+            if version(folder) == before:
+                return keys
+            keys.close()
+        # A writer also deletes files some time after the MANIFEST has ceased to name them.
+        if problem is not None and version(folder) == before and attempt >= 3:
+            return problem
+        time.sleep(min(0.001 * (attempt + 1), 0.05))
+    raise BusyError(f"{folder} could not be opened between two changes of a writer: try again")
 
 
-def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
-    there = [name for name in require_files(folder.parent) if names.ROCKSDB.fullmatch(name)]
+def _open_linked(folder: Path, memory: MemoryBudget, name_in: Callable[[Path], None]) -> Keys:
     try:
         claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=_LINKS)))
     except OSError as error:
@@ -324,12 +368,7 @@ def _open_linked(folder: Path, memory: MemoryBudget) -> Keys:
         ) from None
     links = claim.path
     try:
-        real = folder.resolve()
-        for name in there:
-            # Options are ours, and not the store's. rocksdict writes its own file at every open: a
-            # link would lead the write back into the store.
-            if not name.startswith(("LOG", "LOCK", "OPTIONS-")) and name != _CONFIG:
-                (links / name).symlink_to(real / name)
+        name_in(links)
         return _open(links, memory, AccessType.read_only(), create=False, real=folder)
     finally:
         # All files are open by now (max_open_files is -1), so their names are not needed any more.
@@ -344,23 +383,6 @@ def _sweep_links(folder: Path) -> None:
     sweep(folder, re.compile(_LINKS + r"[a-z0-9_]{8}"), re.compile(r"[\w.-]+"))
 
 
-def version(folder: Path) -> tuple[bytes, int] | None:
-    """CURRENT's contents and the size of the MANIFEST it names; None while they are not there.
-
-    As long as it stays the same, the files of RocksDB's folder belong together.
-    """
-    store = folder.parent
-    try:
-        current = beneath.read_file(store, f"{FOLDER}/CURRENT", _MOST_CURRENT)
-        named = current.decode().strip()
-        if not names.ROCKSDB_MANIFEST.fullmatch(named):
-            return None
-        length = beneath.size(store, f"{FOLDER}/{named}")
-    except (OSError, ValueError):
-        return None
-    return (current, length) if length is not None else None
-
-
 def _open(
     folder: Path,
     memory: MemoryBudget,
@@ -371,6 +393,7 @@ def _open(
     tight: bool = False,
     real: Path | None = None,
 ) -> Keys:
+    threads.use(to_write=real is None)
     # Faster than the default LRU cache, and more so with several threads. 4 KiB: what it holds.
     cache = Cache.new_hyper_clock_cache(memory.block_cache, 4096)
     families = {name: _table_options(name, memory, cache) for name in TABLES}

@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 from engine.errors import StoreError, StoreLockedError
+from engine.forking import abandon_in_child
 from engine.storage import beneath, names
 
 NAME = names.LOCK
@@ -22,6 +23,8 @@ class WriterLock:
         self._store = store
         self._path = store / NAME
         self._fd: int | None = None
+        self.abandoned = False  # it is the parent's of this forked process
+        abandon_in_child(self)
 
     @property
     def held(self) -> bool:
@@ -81,6 +84,11 @@ class WriterLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+    def abandon(self) -> None:
+        """In a forked child: it stays the parent's, and is free as soon as the parent gives it back."""
+        self.abandoned = True
+        self.release()
 
 
 def _holder(fd: int) -> str:

@@ -33,12 +33,14 @@ def choose(
     wanted = recall if recall is not None else measured.target if measured else DEFAULT_RECALL
     if wanted >= 1:
         return None
-    if measured is None or measured.quantizer != quantizer.number or not measured.points:
+    if measured is None or measured.quantizer != quantizer.number:
         if recall is not None:
             return None  # what is asked for is kept, and what is not is guessed
         nprobe = max(_UNMEASURED_LISTS, quantizer.nlist // _UNMEASURED_SHARE)
         return OperatingPoint(min(nprobe, quantizer.nlist), max(10 * k, 100), 0.0, 0.0)
-    of, points = next((of for of in measured.points if of[0] >= k), measured.points[-1])
+    of = next((of for of in MEASURED_K if of >= k), MEASURED_K[-1])
+    # None for so many where all are next to equal ones: then nothing is known of any part of the lists.
+    points = dict(measured.points).get(of, ())
     for point in points:
         if point.surely >= wanted:
             break

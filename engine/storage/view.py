@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,6 +29,7 @@ from engine.storage.keys import Keys
 from engine.storage.live import blocks_of
 from engine.storage.manifest import Manifest
 from engine.storage.notice import Notice, commit_of, is_of_another_commit
+from engine.storage.pinned import TRIES
 from engine.storage.rows import (
     BUCKET_BITS,
     ONE,
@@ -70,13 +72,16 @@ class StoreView:
         self._seen = b""
         self._open_reader()
 
-    def _open_reader(self) -> None:
+    def _open_reader(self, tries: int = TRIES) -> None:
+        started = time.perf_counter()
         seen = self._notice.read()  # before the keys: what is committed meanwhile is noticed again
         beneath.require_kinds(self.path, names.FILES, names.FOLDERS)
         found = manifest.load(self.path)
-        opened = keys.open_reader(self.path, self.memory)
+        opened = keys.open_reader(self.path, self.memory, tries=tries)
         self._load(found, opened, commit_of(seen))
         self._seen = seen
+        self._opened_at = time.perf_counter()
+        self._opening_took = self._opened_at - started
 
     def _load(self, found: Manifest, table: Keys, told: int) -> None:
         """Go over to what was opened; ``told`` is the commit that the notice named before.
@@ -317,12 +322,12 @@ class StoreView:
             beneath.is_folder(self.path, f"{top}/{one.name}")  # says what it is instead
         return [f"{top}/{one.name}" for one in ours]
 
-    def encoder_file(self, name: str) -> bytes:
-        """The content of a file of the encoder's folder, of which ``name`` is one; ``OSError``."""
+    def encoder_file(self, name: str, most: int | None = None) -> bytes:
+        """A file of the encoder's folder, or its first ``most`` bytes; ``OSError``."""
         entry = self.manifest.encoder
         assert entry is not None
         folder = names.encoder_folder(entry.file, entry.generation)
-        return beneath.read_file(self.path, f"{folder}/{name}")
+        return beneath.read_file(self.path, f"{folder}/{name}", most)
 
     def part(self, family: Family, number: int) -> str:
         """The path of an extent within the store."""

@@ -46,6 +46,7 @@ class Work:
         for its turn a hundred times as long as it takes. ``progress`` and ``stop`` are asked in this
         thread. Where waiting is interrupted, the job ends at its next step, before this returns.
         """
+        own = os.getpid()
         asked: SimpleQueue[int | None] = SimpleQueue()
         answers: SimpleQueue[bool] = SimpleQueue()
 
@@ -79,7 +80,7 @@ class Work:
                     finally:
                         answers.put(wanted)
             except BaseException:
-                while not future.done():
+                while not future.done() and os.getpid() == own:  # a fork has no thread to wait for
                     answers.put(False)
                     with contextlib.suppress(Empty):
                         asked.get(timeout=_SOON)
