@@ -513,7 +513,7 @@ def test_nothing_but_transparency_is_white():
 
 
 @pytest.mark.parametrize("planar", [1, 2])
-def test_deep_tiffs_are_told_to_take_more_memory(planar):
+def test_deep_tiffs_take_more_memory_by_their_headers(planar):
     deep = px.decoding_bytes(tiff(DEEP, 16, photometric=2, planar=planar))
     assert deep > px.decoding_bytes(tiff(DEEP >> 8, 8, photometric=2, planar=planar))
     table = np.arange(48, dtype=np.uint32).reshape(16, 3) * 257

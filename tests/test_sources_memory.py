@@ -234,7 +234,7 @@ def test_an_opened_file_is_the_same_image_as_its_path(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (6, 5), colour) for colour in ("orange", "navy")]
     frames[0].save(moving, save_all=True, append_images=frames[1:])
     with open_store(tmp_path) as store:
-        assert store.ingest([str(turned), str(moving)]).added == 2
+        assert store.ingest(str(turned), str(moving)).added == 2
         for number, path in enumerate((turned, moving), 1):
             with Image.open(path) as image:
                 assert [hit.id for hit in store.lookup(image).identical] == [number]
