@@ -510,3 +510,14 @@ def test_a_drawing_on_transparency_stands_out_from_its_ground(value):
 def test_nothing_but_transparency_is_white():
     empty = px.from_array(np.zeros((4, 4, 4), np.uint8) + np.uint8([9, 9, 9, 0]))
     assert (px.to_rgb8(empty) == 255).all()
+
+
+@pytest.mark.parametrize("planar", [1, 2])
+def test_deep_tiffs_take_more_memory_by_their_headers(planar):
+    deep = px.decoding_bytes(tiff(DEEP, 16, photometric=2, planar=planar))
+    assert deep > px.decoding_bytes(tiff(DEEP >> 8, 8, photometric=2, planar=planar))
+    table = np.arange(48, dtype=np.uint32).reshape(16, 3) * 257
+    indices = DEEP[..., :1] & 15
+    plain = px.decoding_bytes(tiff(indices, 4, photometric=3, colormap=table))
+    table[1] += 7
+    assert px.decoding_bytes(tiff(indices, 4, photometric=3, colormap=table)) > plain

@@ -250,6 +250,24 @@ def test_one_image_in_memory_is_ingested_under_its_name(tmp_path: Path) -> None:
         assert store.check().problems == ()
 
 
+def test_an_opened_file_is_the_same_image_as_its_path(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, moving = tmp_path / "turned.jpg", tmp_path / "moving.gif"
+    Image.fromarray(picture(0)).resize((80, 60)).save(turned, exif=exif)
+    frames = [Image.new("RGB", (6, 5), colour) for colour in ("orange", "navy")]
+    frames[0].save(moving, save_all=True, append_images=frames[1:])
+    with open_store(tmp_path) as store:
+        assert store.ingest(str(turned), str(moving)).added == 2
+        for number, path in enumerate((turned, moving), 1):
+            with Image.open(path) as image:
+                assert [hit.id for hit in store.lookup(image).identical] == [number]
+                assert store.ingest(image, name=f"unread {number}").duplicates == 1
+                image.load()
+                assert [hit.id for hit in store.lookup(image).identical] == [number]
+                assert store.ingest(image, name=f"loaded {number}").duplicates == 1
+
+
 def test_a_stream_is_of_all_kinds_of_images(tmp_path: Path) -> None:
     rgba = picture(2, 4)
     deep = picture(3).astype(np.uint16) * 200

@@ -123,8 +123,10 @@ def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> Samples:
     if raw == "LA;16B":
         # Four bytes a pixel, as 8-bit RGBA has: so both bytes of either channel come at once.
         set_raw_modes(image, ["RGBA"])
-        pairs = np.ascontiguousarray(np.asarray(image)).view(">u2").astype(np.uint16)
-        return pairs[..., [0, 0, 0, 1]]
+        pairs = np.ascontiguousarray(np.asarray(image)).view(">u2")
+        both = np.empty((*pairs.shape[:2], 4), np.uint16)
+        both[..., :3], both[..., 3] = pairs[..., :1], pairs[..., 1]
+        return both
     if raw == "I;16B":
         deep: Samples = grey_to_rgb(np.asarray(image).astype(np.uint16))
     else:

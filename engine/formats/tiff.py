@@ -105,6 +105,15 @@ def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile | None) -> Sampl
     return to_rgb(image)
 
 
+def is_deep(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether its samples, or the colours of its palette, may have more than 8 bits."""
+    tags = image.tag_v2
+    if image.mode in ("P", "PA"):
+        colours = np.asarray(tags.get(_COLORMAP, ()), np.uint32)
+        return bool((colours % 257).any() and (colours % 256).any())
+    return max(_bits(tags)) > 8
+
+
 def refusal(data: bytes, reason: str) -> ImageError | None:
     """What layout a TIFF has where Pillow's ``reason`` is that it does not know it; else None."""
     # The last is of planes that Pillow has no name for.
