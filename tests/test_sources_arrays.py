@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from engine.errors import SourceError
-from engine.pixels import from_array, rows_from_array
+from engine.pixels import decode, from_array, rows_from_array
 from engine.records import Kind
 from engine.sources.arrays import NpyArray, open_arrays
 
@@ -159,6 +160,28 @@ def test_an_empty_array_has_no_rows(tmp_path):
 def test_a_row_that_is_not_there_is_a_source_error(tmp_path, number):
     with pytest.raises(SourceError, match="rows 0 to 8"):
         saved(tmp_path / "a.npy", COLOUR).row(number)
+
+
+def test_a_mask_is_its_png_if_that_is_black_and_white(tmp_path):
+    mask = RNG.integers(0, 2, (1, 9, 6), np.uint8)
+    row = saved(tmp_path / "a.npy", mask).row(0).tobytes()
+    numbers = Image.fromarray(mask[0])  # 8-bit, of 0 and 1
+    colours = Image.fromarray(mask[0]).convert("P")
+    colours.putpalette([0, 0, 0, 255, 255, 255])
+    other = colours.copy()
+    other.putpalette([0, 0, 0, 128, 0, 0])
+    for image, same in (
+        (Image.fromarray(mask[0].astype(bool)), True),
+        (Image.fromarray(mask[0] * np.uint8(255)), True),
+        (colours, True),
+        (numbers, False),
+        (other, False),
+    ):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        found = decode(file.getvalue()).pixels
+        assert (bytes(found.canonical) == row) == same
+        assert found.kind is (Kind.BITS if same else Kind.U8)
 
 
 # --- what is refused ------------------------------------------------------------------------------
