@@ -15,6 +15,7 @@ from engine import __version__, interrupts, streams
 from engine.cli import bench, copies, evaluate, stores, train, upkeep
 from engine.cli.options import DONE, FAILED, INTERRUPTED, warn
 from engine.errors import EngineError
+from engine.storage.files import MORE_FILES
 
 app = typer.Typer(
     name="engine",
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(arguments)
     except KeyboardInterrupt:
         return _interrupted()
+    except OSError as error:  # no descriptors are left for the pipe that tells of signals
+        return _fail(f"signals cannot be handled: {error.strerror}; {MORE_FILES}")
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import repeat
@@ -51,6 +52,7 @@ _CONFIG = "rocksdict-config.json"
 _LOST = "lost"  # a folder that RocksDB's own repair makes
 _OPEN_TRIES = 4  # of what was found not to move
 _MOST_CURRENT = 64  # bytes of CURRENT
+_THREADS = 16 + 4  # that open files, and that flush and compact
 _LINKS = "engine-reader-"  # how the folder begins that has the links of a reader
 _MANY_FILES = os.strerror(errno.EMFILE)
 _NO_PERMISSION = os.strerror(errno.EACCES)
@@ -393,6 +395,7 @@ def _open(
     tight: bool = False,
     real: Path | None = None,
 ) -> Keys:
+    _require_threads()
     threads.use(to_write=real is None)
     # Faster than the default LRU cache, and more so with several threads. 4 KiB: what it holds.
     cache = Cache.new_hyper_clock_cache(memory.block_cache, 4096)
@@ -435,6 +438,29 @@ def _open(
             ) from None
         raise StoreDamagedError(f"{folder} cannot be opened: {_line(error)}") from None
     return Keys(db, real or folder)
+
+
+@functools.cache
+def _require_threads() -> None:
+    """Once in a process: ``StoreError`` where it may not start as many threads as RocksDB does.
+
+    RocksDB would abort the process.
+    """
+    done = threading.Event()
+    started = []
+    try:
+        for _ in range(_THREADS):
+            thread = threading.Thread(target=done.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        raise _InTheWayError(
+            "no more threads can be started: let more run (ulimit -u), or end other processes"
+        ) from None
+    finally:
+        done.set()
+        for thread in started:
+            thread.join()
 
 
 def _database_options(memory: MemoryBudget, create: bool, salvage: bool) -> Options:

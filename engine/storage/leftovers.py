@@ -52,7 +52,11 @@ def claimed(make: Callable[[], Path]) -> Claimed:
         fd = -1
         try:
             fd = os.open(path / _CLAIM, _FILE | os.O_CREAT | os.O_EXCL, 0o666)
-            _lock(fd)
+            try:
+                _lock(fd)
+            except OSError as error:  # a file system without locks: nobody sweeps there either
+                if isinstance(error, BlockingIOError):
+                    raise
             (path / _CLAIM).rename(path / _LOCK)
         except (FileNotFoundError, BlockingIOError):  # somebody swept it before it was locked
             if fd >= 0:
