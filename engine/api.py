@@ -228,12 +228,13 @@ class Store:
 
         A source may also be in memory, alone: one image, with a ``name`` that results call it by as
         "memory:NAME" (a file's bytes or a PIL image; ``metadata``, a JSON object of at most 16 KiB,
-        is kept with it); many of one size, as "memory:NAME#17" (``PackedBits``, or an array
-        (n, H, W) or (n, H, W, 3) of bool or uint8, which is of bits if it holds nothing but 0 and
-        1; one that may be one image as well, (n, H, 3) say, is refused); or a stream of them, which is read as it is needed: any iterable of (name, image) or
-        (name, image, metadata), where an image is bytes, a PIL image, ``PackedBits`` of one, or an
-        array (H, W), (H, W, 3) or (H, W, 4) of bool, uint8 or uint16. What is wrong with one of a
-        stream is told of as of a file that cannot be read, and the others go on.
+        is kept with it); or many of one size, as "memory:NAME#17": ``PackedBits``, or an array
+        (n, H, W), (n, H, W, 1) or (n, H, W, 3) of bool or uint8. Such an array is of bits if it holds
+        nothing but 0 and 1. One that may be a single image as well, (n, H, 3) say, is refused. Or a
+        stream of them, which is read as it is needed: any iterable of (name, image) or (name, image,
+        metadata), where an image is bytes, a PIL image, ``PackedBits`` of one, or an array (H, W),
+        (H, W, 3) or (H, W, 4) of bool, uint8 or uint16. An unreadable image of a stream is reported
+        like an unreadable file, and the others go on.
 
         ``encoder``: the store's own (default), or "none" to add images without vectors; a store
         made without one takes the first that is named. ``files_from``: a file with more sources,
