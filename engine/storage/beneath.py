@@ -178,13 +178,11 @@ def rename(root: Path, name: str, into: Path, new: str) -> None:
 
 def make_folder(root: Path, name: str) -> bool:
     """Make a folder, in one that is there; whether it was missing. ``ForeignError`` as for files."""
+    if is_folder(root, name):
+        return False
     folder, last = _split(name)
     with opened_folder(root, folder) as at:
-        try:
-            os.mkdir(last, dir_fd=at)
-        except FileExistsError:
-            with opened_folder(root, name):
-                return False
+        os.mkdir(last, dir_fd=at)
     return True
 
 
