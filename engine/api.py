@@ -217,8 +217,9 @@ class Store:
         "memory:NAME" (a file's bytes or a PIL image; ``metadata``, a JSON object of at most 16 KiB,
         is kept with it); many of one size, as "memory:NAME#17" (``PackedBits``, or an array
         (n, H, W) or (n, H, W, 3) of bool or uint8, which is of bits if it holds nothing but 0 and
-        1; one that may be one image as well, (n, H, 3) say, is refused); or a stream of them, which is read as it is needed: any iterable of (name, image) or
-        (name, image, metadata), where an image is bytes, a PIL image, ``PackedBits`` of one, or an
+        1; one that may be one image as well, (n, H, 3) say, is refused); or a stream of them, which
+        is read as it is needed: any iterable of (name, image) or (name, image, metadata), where an
+        image is bytes, a PIL image, ``PackedBits`` of one, or an
         array (H, W), (H, W, 3) or (H, W, 4) of bool, uint8 or uint16. What is wrong with one of a
         stream is told of as of a file that cannot be read, and the others go on.
 
