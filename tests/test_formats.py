@@ -2,6 +2,7 @@
 
 import base64
 import io
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -466,6 +467,14 @@ def test_a_later_frame_is_a_still_image():
             found = px.from_image(opened)
             assert found.frames == 1
             assert px.to_rgb8(found)[0, 0].tolist() == list(opened.convert("RGB").getpixel((0, 0)))
+
+
+def test_a_pickled_image_is_its_pixels():
+    for name in ("moving gif", "moving png", "palette", "turned jpeg", "pages"):
+        with Image.open(io.BytesIO(FILES[name])) as opened:
+            found = px.from_image(pickle.loads(pickle.dumps(opened)))
+        assert found.frames == 1
+        assert bytes(found.canonical)[16:] == decoded(FILES[name])[16:]
 
 
 def test_an_image_that_is_opened_smaller_is_smaller():

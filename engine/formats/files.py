@@ -50,7 +50,7 @@ def is_deep(image: Image.Image) -> bool:
     tiles = getattr(image, "tile", None) or []
     if tiles and image.format == "PPM" and isinstance(tiles[0].args, tuple):
         return image.mode == "I" or int(tiles[0].args[-1]) > 255
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and tiff.is_deep(image):
+    if tiles and isinstance(image, TiffImagePlugin.TiffImageFile) and tiff.is_deep(image):
         return True
     deep = image.mode in ("I", "F") or image.mode.startswith("I;")
     return deep or (bool(tiles) and is_deep_layout(raw_mode(tiles[0])))

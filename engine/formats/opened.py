@@ -45,8 +45,15 @@ def unread_file(image: Image.Image, formats: Collection[str]) -> bytes | None:
 
 def frames_of(image: Image.Image) -> int:
     """How many frames the file of an opened image has; 1 for any other, and for a later frame."""
-    if not isinstance(image, ImageFile.ImageFile) or image.format == "MPO" or image.tell() != 0:
+    if not isinstance(image, ImageFile.ImageFile) or image.format == "MPO":
         return 1
+    try:
+        return _counted(image) if image.tell() == 0 else 1
+    except AttributeError:  # it was pickled, which leaves the current frame
+        return 1
+
+
+def _counted(image: ImageFile.ImageFile) -> int:
     counted: Any = getattr(image, "_n_frames", None)
     if counted is None and hasattr(
         type(image), "n_frames"
