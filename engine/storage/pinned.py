@@ -113,7 +113,10 @@ def pinned(folder: Path, tries: int = TRIES) -> Iterator[Pinned | None]:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     made = Pinned(folder)
     try:
-        yield made if made.hold(tries) else None
+        there = made.hold(tries)
+        if there and not os.access(_FDS / str(made.files[made.log]), os.R_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # a process with privileges
+        yield made if there else None
     finally:
         made.close()
 
