@@ -243,7 +243,14 @@ def encode(_: str) -> None:
 @pytest.mark.parametrize("program", [fork_after_everything, fork_in_the_middle, encode])
 def test_forked_processes_work_and_leave_what_is_their_parents(program, tmp_path, tiny_encoder):
     done = subprocess.run(
-        [sys.executable, __file__, program.__name__, str(tmp_path)],
+        [
+            sys.executable,
+            "-W",
+            "ignore::DeprecationWarning",
+            __file__,
+            program.__name__,
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         timeout=STUCK,

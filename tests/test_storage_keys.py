@@ -355,3 +355,20 @@ def test_where_open_files_have_no_names_they_are_opened_by_their_own(
     assert everything(reader) == [{b"a": b"3"}] * 3
     reader.close()
     assert count >= 4
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "MANIFEST-000001/../x", "", "a\0b"])
+def test_what_current_names_is_never_written_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    keys.create(tmp_path / "store", SMALL).close()
+    temporary = tmp_path / "temporary" / "inside"
+    temporary.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    (tmp_path / "store/outside").write_bytes(b"1")
+    (tmp_path / "store/keys/CURRENT").write_text(f"{name}\n")
+    before = {*tmp_path.rglob("*")}
+    with pytest.raises(StoreDamagedError, match="keys"):
+        keys.open_reader(tmp_path / "store", SMALL)
+    assert {*tmp_path.rglob("*")} == before
+    assert (tmp_path / "store/outside").read_bytes() == b"1"

@@ -23,6 +23,8 @@ from engine.storage import beneath, names
 TRIES = 200
 _OURS = re.compile(r"\d+\.(sst|log)|IDENTITY")
 _MOST_CURRENT = 64  # bytes of CURRENT
+_MOST_BYTES = 1 << 30  # of a MANIFEST: RocksDB begins another one then
+_PIECE = 1 << 20  # bytes
 _FDS = Path("/proc/self/fd")  # names of open files, good for deleted ones too
 _PAUSE = 0.0005  # seconds, after some tries
 _AT_ONCE = 10  # tries without a pause
@@ -41,50 +43,59 @@ class Pinned:
         self.files: dict[str, int] = {}  # descriptors, by name
         self._there: set[str] = set()  # what there was when it was last looked
         self.current = b""
-        self.log = b""  # the MANIFEST that CURRENT names, as long as it was then
+        self.size = 0  # of the MANIFEST that it names
 
     def hold(self, tries: int) -> bool:
-        """Hold one state; False where there is no CURRENT, ``MovedError`` where none stood still."""
+        """Hold one state; False where CURRENT names none, ``MovedError`` where none stood still."""
         for attempt in range(tries):
             before = version(self.store / names.KEYS)
             if before is None:
                 if attempt >= 3:
                     return False
             else:
-                self.current, size = before
+                self.current, self.size = before
+                # It is about to be the name of a file that is written.
+                if not names.ROCKSDB_MANIFEST.fullmatch(self.log):
+                    return False
+                if self.size > _MOST_BYTES:
+                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                self._open(self.log)
                 # Again until there is nothing new: one listing may show a log and miss the one before.
                 whole = not all(self._open_new() for _ in range(_LISTINGS))
-                self.log = self._read(self.current.decode().strip(), size)
-                if whole and len(self.log) == size and version(self.store / names.KEYS) == before:
+                if whole and self.log in self.files and version(self.store / names.KEYS) == before:
                     return True
             if attempt >= _AT_ONCE or before is None:
                 time.sleep(_PAUSE)
         raise MovedError
+
+    @property
+    def log(self) -> str:
+        """The MANIFEST that CURRENT names."""
+        return self.current.decode("ascii", "replace").removesuffix("\n")
+
+    def _open(self, name: str) -> None:
+        if name not in self.files:
+            # One that is gone by now was not of this state, or the state will turn out to have moved.
+            with contextlib.suppress(FileNotFoundError):
+                self.files[name] = beneath.open_file(self.store, f"{names.KEYS}/{name}")
 
     def _open_new(self) -> bool:
         """Hold what is not held yet; whether there was anything."""
         found = beneath.entries(self.store, names.KEYS)
         self._there = {entry.name for entry in found if _OURS.fullmatch(entry.name)}
         before = len(self.files)
-        for name in self._there - self.files.keys():
-            # One that is gone by now was not of this state, or the state will turn out to have moved.
-            with contextlib.suppress(FileNotFoundError):
-                self.files[name] = beneath.open_file(self.store, f"{names.KEYS}/{name}")
+        for name in self._there:
+            self._open(name)
         return len(self.files) > before
-
-    def _read(self, name: str, size: int) -> bytes:
-        try:
-            return beneath.read_file(self.store, f"{names.KEYS}/{name}", size)
-        except FileNotFoundError:
-            return b""
 
     def name_in(self, links: Path) -> None:
         """Make a folder that RocksDB can open: links to what is held, copies of the rest."""
         for name, fd in self.files.items():
-            if name not in self._there:
-                continue  # of an earlier state
-            (links / name).symlink_to(_FDS / str(fd))
-        (links / self.current.decode().strip()).write_bytes(self.log)
+            if name in self._there:  # else it is of an earlier state
+                (links / name).symlink_to(_FDS / str(fd))
+        with (links / self.log).open("wb") as copy:  # as long as it was, and not as it is now
+            for at in range(0, self.size, _PIECE):
+                copy.write(os.pread(self.files[self.log], min(_PIECE, self.size - at), at))
         (links / "CURRENT").write_bytes(self.current)
 
     def close(self) -> None:
@@ -104,7 +115,10 @@ def pinned(store: Path, tries: int = TRIES) -> Iterator[Pinned | None]:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     made = Pinned(store)
     try:
-        yield made if made.hold(tries) else None
+        there = made.hold(tries)
+        if there and not os.access(_FDS / str(made.files[made.log]), os.R_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # a process with privileges
+        yield made if there else None
     finally:
         made.close()
 

@@ -43,6 +43,7 @@ class _Threads:
         running = _running()
         while running and time.monotonic() < deadline:
             time.sleep(_POLL)
+            self._set(Counter())  # another thread may have forked meanwhile, and started them again
             running = _running()
         # The last look and the fork are one step for all Python threads: none opens a database between.
         self._ended = running is not None and not running
