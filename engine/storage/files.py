@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,15 @@ def fsync_dir(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file to read it; ``OSError`` for a link or anything else, at once."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd
 
 
 def make_folders(path: Path) -> None:
@@ -88,7 +99,7 @@ def file_checksum(path: Path) -> tuple[int, int]:
 
 def tree_bytes(path: Path) -> int:
     """Bytes of disk that a file or everything below a folder takes."""
-    return sum(stat.st_blocks * 512 for stat in _stats(path))
+    return sum(found.st_blocks * 512 for found in _stats(path))
 
 
 def _stats(path: Path) -> Iterator[os.stat_result]:
