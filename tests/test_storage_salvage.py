@@ -27,6 +27,7 @@ from engine.cli import main
 from engine.config import FORMAT_VERSION
 from engine.storage import keys, manifest, salvage
 from engine.storage.notice import Notice, commit_of
+from engine.storage import notice
 
 SYNTHETIC = "synthetic:bits?seed=0"
 COUNT = 51
@@ -583,7 +584,7 @@ def test_keys_that_lost_their_end_after_a_removal_are_of_one_age(tmp_path: Path)
         store.ingest(f"{SYNTHETIC}&n=300", "synthetic:bits?seed=1&n=5")
         store.remove(ids=[*range(1, 140), 150, 300, 301, 305])
         last = store._files.state.commit
-    (where / "COMMIT").write_bytes((last + 1).to_bytes(8, "big"))
+    (where / "COMMIT").write_bytes(notice.pack(last + 1))
     with pytest.raises(StoreDamagedError, match=f"end with commit {last}"):
         Store.open(where)
     (problem,) = Store.salvage(where)

@@ -30,6 +30,15 @@ def open_regular(path: Path) -> int:
     return fd
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """The contents of a regular file, up to ``most`` bytes; ``OSError`` for a link or anything else."""
+    fd = open_regular(path)
+    try:
+        return os.read(fd, most)
+    finally:
+        os.close(fd)
+
+
 def make_folders(path: Path) -> None:
     """A folder and those above it that are missing, all durable."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]

@@ -71,9 +71,8 @@ class Records:
                     self.torn |= last
                     self.damaged |= not last
                     break
-                if masked(block[at + 6 : end]) != int.from_bytes(block[at : at + 4], "little"):
-                    self.damaged = True
-                elif not _FULL <= kind <= _LAST:
+                told = int.from_bytes(block[at : at + 4], "little")
+                if not _FULL <= kind <= _LAST or masked(block[at + 6 : end]) != told:
                     self.damaged = True
                 else:
                     yield kind, block[at + _HEADER : end]

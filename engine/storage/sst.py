@@ -11,6 +11,7 @@ Where the index is damaged, blocks are found by their checksums.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ class TableFile:
         self.unknown: list[tuple[int, int]] = []  # bytes of data that no index names blocks in
         self.properties: dict[bytes, bytes] = {}
         self._checksum = _XXH3
+        self._last: Row | None = None  # that was read
         self._fd = open_regular(path)
         try:
             self.size = os.fstat(self._fd).st_size
@@ -99,7 +101,8 @@ class TableFile:
         return self.problems
 
     def rows(self) -> Iterator[Row]:
-        """The rows of all blocks that can be read, in order; counts in ``problems`` what is lost."""
+        """The rows of all blocks that can be read, in order; ``problems`` then says what is lost."""
+        self._last = None
         gaps = iter([*self.unknown, (self.size, self.size)])
         gap = next(gaps)
         for handle in [*self.blocks, Handle(self.size, 0)]:
@@ -109,18 +112,26 @@ class TableFile:
             if handle.offset < self.size:
                 yield from self._rows_of(handle)
 
-    def _rows_of(self, handle: Handle) -> Iterator[Row]:
+    def _rows_of(self, handle: Handle, *, named: bool = True) -> Iterator[Row]:
+        """The rows of a block; one that no index has ``named`` may be something else."""
         data = self._block(handle)
         rows = parse_rows(data) if data is not None else None
-        if rows is None:
-            self.problems.append(f"the block of rows at byte {handle.offset:,} is lost")
-        else:
+        if rows and self._are_next(rows):
+            self._last = rows[-1]
             yield from rows
+        elif rows is None and (named or data is None):
+            self.problems.append(f"the block of rows at byte {handle.offset:,} is lost")
+
+    def _are_next(self, rows: list[Row]) -> bool:
+        """Whether rows are in order, and follow what came before: else they are none."""
+        before = [self._last, *rows] if self._last is not None else rows
+        places = [(row.key, -row.sequence) for row in before]
+        return all(a < b for a, b in itertools.pairwise(places))
 
     def _rows_between(self, start: int, end: int) -> Iterator[Row]:
         """The rows of what lies between two bytes, whose index is damaged."""
         while start < end and (found := self._search(start, end)) is not None:
-            yield from self._rows_of(found)
+            yield from self._rows_of(found, named=False)
             start = found.end
         later = []
         while start < end and (found := self._search_back(start, end)) is not None:
@@ -129,7 +140,7 @@ class TableFile:
         if start < end:
             self.problems.append(f"bytes {start:,} to {end:,} are lost")
         for handle in reversed(later):
-            yield from self._rows_of(handle)
+            yield from self._rows_of(handle, named=False)
 
     # --- structure --------------------------------------------------------------------------------
 
@@ -137,7 +148,9 @@ class TableFile:
         meta, index = self._footer()
         known: list[Handle] = []
         if meta is None:
-            meta = self._search_back(max(0, self.size - _FOOTER - _MAX_SEARCHED), self.size - _FOOTER)
+            meta = self._search_back(
+                max(0, self.size - _FOOTER - _MAX_SEARCHED), self.size - _FOOTER
+            )
         named = self._entries(meta, "the list of its parts", known) if meta is not None else []
         data_end = self._meta_blocks(named, known)
         self._index(index, data_end, known)
