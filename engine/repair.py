@@ -37,6 +37,7 @@ from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, EngineError, ImageError, SourceError, StoreDamagedError
 from engine.given import checked
 from engine.indexing import Indexing
+from engine.reconcile import Reconcile
 from engine.records import Buffer, Pixels, Place, Problem
 from engine.sources.base import Problem as SourceProblem
 from engine.sources.locate import Query, array_named, open_images
@@ -76,6 +77,11 @@ class Repair:
         """Mend what can be; returns what could only be set aside, and what could not be mended."""
         self._store.become_writer(salvage=True)
         if self._store.state.commit != damage.commit:  # another process wrote before we could
+            again = Check(self._store)
+            again.run()
+            damage = again.damage
+        if damage.rows and not damage.tables:
+            self._told += Reconcile(self._store).run()
             again = Check(self._store)
             again.run()
             damage = again.damage

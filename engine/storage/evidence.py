@@ -118,7 +118,7 @@ def _is_named(named: Manifest, name: str, number: int) -> bool:
 
 
 def _length(state: State, name: str, number: int) -> int:
-    return dict(map(tuple, state.extents.get(name, []))).get(number, 0)
+    return next((pair[1] for pair in state.extents.get(name, []) if pair[0] == number), 0)
 
 
 def _set_length(state: State, name: str, number: int, size: int) -> None:

@@ -84,19 +84,22 @@ def problems(folder: Path) -> list[Damaged]:
     Beside a writer as well: tables do not change, and one that went meanwhile is not missed.
     """
     seen: dict[int, list[str]] = {}
+    found: list[Damaged] = []
     for _ in range(_TRIES):
-        path = current(folder)
+        path, versions = current(folder), Versions()
         if path is None:
-            return [Damaged(CURRENT, "it does not name a MANIFEST that is there")]
-        try:
-            versions = rocklog.versions(path)
-        except OSError as error:
-            return [Damaged(path.name, f"cannot be read: {error.strerror}")]
-        found = _tables(folder, versions, seen)
-        if current(folder) == path and (not found or _same(path, versions)):
+            found = [Damaged(CURRENT, "it does not name a MANIFEST that is there")]
+        else:
+            try:
+                versions = rocklog.versions(path)
+            except OSError as error:
+                found = [Damaged(path.name, f"it cannot be read: {error.strerror}")]
+            else:
+                found = _tables(folder, versions, seen)
+                if versions.damaged:
+                    found.insert(0, Damaged(path.name, "a record of it is damaged"))
+        if not found or (current(folder) == path and (path is None or _same(path, versions))):
             break
-    if versions.damaged:
-        found.insert(0, Damaged(path.name, "a record of it is damaged"))
     return found
 
 
@@ -126,7 +129,7 @@ def _same(path: Path, versions: Versions) -> bool:
         return False
 
 
-def size_of(folder: Path) -> int:
+def table_bytes(folder: Path) -> int:
     """Bytes of the tables of a folder."""
     return sum(path.stat().st_size for path in numbered(folder, "sst").values())
 

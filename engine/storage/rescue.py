@@ -35,7 +35,6 @@ MENDED = f"{keys.FOLDER}.mended"
 ASIDE = "damaged"
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 4 << 20
-_NAMED = 5  # problems that are listed
 
 
 @dataclass(slots=True)
@@ -77,7 +76,7 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
                         f"{folder} holds no table and no log that can be read: restore the store "
                         f"from a copy"
                     )
-                commit = _complete(table, store, told, reading.problems)
+                commit = _complete(table, store, told, reading.lost)
                 table.settle()
             _sync(made / keys.FOLDER)
             place = _free_name(store)
@@ -104,14 +103,15 @@ class _Reading:
 
     def __init__(self, folder: Path, *, everything: bool) -> None:
         self.problems: list[str] = []
+        self.lost = False  # whether rows may be missing
         self._named, whole = _versions(folder)
         self._tables: dict[bytes, list[tuple[str, TableFile]]] = {}
         self._count = 0
         on_disk = keyfiles.numbered(folder, "sst")
         if whole and not everything:
-            self.problems += [
-                f"{number:06d}.sst is gone" for number in self._named.live if number not in on_disk
-            ]
+            gone = [n for n in sorted(self._named.live) if n not in on_disk]
+            self.problems += [f"{number:06d}.sst is gone" for number in gone]
+            self.lost = bool(gone)
             on_disk = {n: path for n, path in on_disk.items() if n in self._named.live}
         for number, path in on_disk.items():
             self._open(number, path)
@@ -123,6 +123,7 @@ class _Reading:
             table = TableFile(path)
         except OSError as error:
             self.problems.append(f"{path.name} cannot be read: {error.strerror}")
+            self.lost = True
             return
         families = self._named.families
         family = table.family or families.get(self._named.live.get(number, -1))
@@ -131,6 +132,7 @@ class _Reading:
             families.setdefault(varint(number_of, 0)[0], table.family)
         if family is None:
             self.problems.append(f"{path.name}: which table it is of is lost")
+            self.lost = True
             table.close()
             return
         self._tables.setdefault(family, []).append((path.name, table))
@@ -151,6 +153,7 @@ class _Reading:
             self._write(table, name, heapq.merge(*streams, key=_order))
             for file, found in mine:
                 self.problems += [f"{file} ({name}): {what}" for what in found.problems]
+                self.lost |= found.lost > 0
         return self._count
 
     def _write(self, table: Keys, name: str, rows: Iterator[Row]) -> None:
@@ -194,6 +197,7 @@ class _Reading:
                 self.problems.append(f"{path.name} cannot be read: {error.strerror}")
             if records.damaged:
                 self.problems.append(f"{path.name}: a record is lost")
+                self.lost = True
         for rows in found.values():
             rows.sort(key=_order)
         return found
@@ -217,7 +221,7 @@ def _order(row: Row) -> tuple[bytes, int]:
     return row.key, -row.sequence
 
 
-def _complete(table: Keys, store: Path, told: int, problems: list[str]) -> int:
+def _complete(table: Keys, store: Path, told: int, lost: bool) -> int:
     """Give the new keys the rows without which they cannot be opened, and the mark."""
     copy = table.get("meta", b"manifest")
     named = _manifest(store, copy)
@@ -226,7 +230,7 @@ def _complete(table: Keys, store: Path, told: int, problems: list[str]) -> int:
     batch.put("meta", b"settings", json.dumps(named.settings.to_dict()).encode())
     batch.put("meta", b"state", state.pack())
     batch.put("meta", b"manifest", named.dump())
-    batch.put("meta", MARK, json.dumps(problems[:_NAMED]).encode())
+    batch.put("meta", MARK, json.dumps({"lost": lost}).encode())
     table.commit(batch)
     return state.commit
 

@@ -69,6 +69,7 @@ class TableFile:
     def __init__(self, path: Path) -> None:
         """Read its structure and verify everything but the data blocks. ``OSError``."""
         self.problems: list[str] = []
+        self.lost = 0  # pieces that rows may have been in, once all rows were read
         self.blocks: list[Handle] = []  # of data, in order
         self.unknown: list[tuple[int, int]] = []  # bytes of data that no index names blocks in
         self.properties: dict[bytes, bytes] = {}
@@ -120,7 +121,11 @@ class TableFile:
             self._last = rows[-1]
             yield from rows
         elif rows is None and (named or data is None):
-            self.problems.append(f"the block of rows at byte {handle.offset:,} is lost")
+            self._lose(f"the block of rows at byte {handle.offset:,} is lost")
+
+    def _lose(self, what: str) -> None:
+        self.problems.append(what)
+        self.lost += 1
 
     def _are_next(self, rows: list[Row]) -> bool:
         """Whether rows are in order, and follow what came before: else they are none."""
@@ -138,7 +143,7 @@ class TableFile:
             later.append(found)
             end = found.offset
         if start < end:
-            self.problems.append(f"bytes {start:,} to {end:,} are lost")
+            self._lose(f"bytes {start:,} to {end:,} are lost")
         for handle in reversed(later):
             yield from self._rows_of(handle, named=False)
 
@@ -305,9 +310,9 @@ class TableFile:
 
     def _is_whole(self, data: bytes | memoryview) -> bool:
         size = len(data) - _TRAILER
-        told = _U32.unpack_from(data, size + 1)[0]
+        told: int = _U32.unpack_from(data, size + 1)[0]
         if self._checksum == _CRC32C:
-            return bool(masked(bytes(data[: size + 1])) == told)
+            return masked(bytes(data[: size + 1])) == told
         return _xxh3(data[:size], data[size]) == told
 
     def _search(self, start: int, end: int) -> Handle | None:
