@@ -22,7 +22,7 @@ from engine import (
     UsageError,
     ingest,
 )
-from engine.storage import manifest
+from engine.storage import manifest, notice
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.keys import Keys
 

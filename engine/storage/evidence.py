@@ -127,8 +127,11 @@ def _set_length(state: State, name: str, number: int, size: int) -> None:
         if pair[0] == number:
             pair[1] = size
             return
-    pairs.append([number, size])
-    pairs.sort()
+    if size:
+        pairs.append([number, size])
+        pairs.sort()
+    elif not pairs:
+        del state.extents[name]
 
 
 def _ids(state: State, table: Keys, store: Path, named: Manifest) -> None:
@@ -191,4 +194,5 @@ def _vectors(state: State, named: Manifest) -> None:
         for family in rows_of:
             _set_length(state, family.name, number, rows * family.row_bytes)
         total += rows
-    state.vectors[str(entry.generation)] = total
+    if total or str(entry.generation) in state.vectors:
+        state.vectors[str(entry.generation)] = total

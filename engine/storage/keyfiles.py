@@ -73,7 +73,7 @@ def newest(folder: Path) -> Path | None:
             versions = rocklog.versions(path)
         except OSError:
             continue
-        if not versions.damaged and len(versions.families) > 1:
+        if versions.whole and not versions.torn:
             return path
     return None
 
@@ -96,8 +96,8 @@ def problems(folder: Path) -> list[Damaged]:
                 found = [Damaged(path.name, f"it cannot be read: {error.strerror}")]
             else:
                 found = _tables(folder, versions, seen)
-                if versions.damaged:
-                    found.insert(0, Damaged(path.name, "a record of it is damaged"))
+                if not versions.whole:
+                    found.insert(0, Damaged(path.name, "a record of it is damaged or gone"))
         if not found or (current(folder) == path and (path is None or _same(path, versions))):
             break
     return found

@@ -209,7 +209,7 @@ def _versions(folder: Path) -> tuple[Versions, bool]:
     if path is not None:
         with contextlib.suppress(OSError):
             found = versions(path)
-            return found, not (found.damaged or found.torn)
+            return found, found.whole and not found.torn
     found = Versions()
     for older in sorted(folder.glob("MANIFEST-*")):
         with contextlib.suppress(OSError):
@@ -225,12 +225,14 @@ def _complete(table: Keys, store: Path, told: int, lost: bool) -> int:
     """Give the new keys the rows without which they cannot be opened, and the mark."""
     copy = table.get("meta", b"manifest")
     named = _manifest(store, copy)
+    before = table.get("meta", b"state")
     state = evidence.state_of(table, store, named, told)
     batch = table.batch()
     batch.put("meta", b"settings", json.dumps(named.settings.to_dict()).encode())
     batch.put("meta", b"state", state.pack())
     batch.put("meta", b"manifest", named.dump())
-    batch.put("meta", MARK, json.dumps({"lost": lost}).encode())
+    if lost or evidence.read_state(before) != state:
+        batch.put("meta", MARK, json.dumps({"lost": lost}).encode())
     table.commit(batch)
     return state.commit
 

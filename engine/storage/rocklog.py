@@ -21,6 +21,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _MAX_LOG = 4 << 30  # bytes of one log
 _IGNORABLE = 1 << 13  # of a tag: what is behind it has its length
 _NUMBERS = frozenset({2, 3, 4, 9, 10, 203, 300})  # tags that one number follows
+_NEEDED = frozenset({2, 3, 4})  # the log, the next file and the last sequence number
 _END = 1  # of the fields of a new file
 
 
@@ -88,8 +89,14 @@ class Versions:
     live: dict[int, int] = field(default_factory=dict)  # number of a table → its column family
     families: dict[int, bytes] = field(default_factory=dict)  # id → name
     logs: dict[int, int] = field(default_factory=dict)  # column family → its first log that counts
+    said: set[int] = field(default_factory=set)  # numbers that it gives
     damaged: bool = False
     torn: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of it is damaged, and it says what RocksDB cannot do without."""
+        return not self.damaged and self.said >= _NEEDED
 
 
 def versions(path: Path) -> Versions:
@@ -117,8 +124,10 @@ def _edit(data: bytes, found: Versions) -> None:
             family, at = varint(data, at)
         elif tag == 2:
             log, at = varint(data, at)
+            found.said.add(tag)
         elif tag in _NUMBERS:
             _, at = varint(data, at)
+            found.said.add(tag)
         elif tag == 201:
             name, at = _slice(data, at)
         elif tag == 1 or tag & _IGNORABLE:
