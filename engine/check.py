@@ -84,6 +84,7 @@ class Damage:
     index: list[Path] = field(default_factory=list)  # files of it
     encoder: bool = False
     tables: bool = False  # files of RocksDB: engine.storage.salvage mends them
+    unknown_ids: bool = False  # vectors are named images that cannot have them
     rows: bool = False  # tables of the keys that can be read, and do not agree
 
 
@@ -519,6 +520,7 @@ class Check:
             if again or not there.all():
                 known = False
                 self._say("vectors", f"rows {start} to {start + len(ids)} name unknown images")
+                self.damage.unknown_ids = True
         vectors.close()
         ids_whole = all(
             one.family != extents.vector_ids(encoder.generation) for one in self.damage.appends
@@ -528,6 +530,7 @@ class Check:
             if encoder.given and live != self._given_vectors:
                 what = f"{self._given_vectors} vectors have a record, {live} are there"
                 self._say("vectors", what)
+                self.damage.rows = True
 
     def _removed_vectors(self, found: int) -> None:
         """Whether as many vectors as are of removed images count as such."""

@@ -64,8 +64,10 @@ _BAD = (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.erro
 class Reconcile:
     """One pass over all keys of a store, by its writer."""
 
-    def __init__(self, store: StoreFiles) -> None:
+    def __init__(self, store: StoreFiles, *, ids_whole: bool = True) -> None:
+        """``ids_whole``: whether the ids of vectors are what was committed."""
         self._store = store
+        self._ids_whole = ids_whole
         self._keys = store.keys
         self._size = store.state.next_id
         self._rows: list[tuple[str, bytes, bytes | None]] = []
@@ -131,19 +133,20 @@ class Reconcile:
         self._there = self._there.without(both)
 
     def _vectors(self) -> None:
-        """Of vectors that were brought, the records that their ids say there were."""
+        """Each vector that was brought has a record, and each record of one a vector."""
         store, encoder = self._store, self._store.manifest.encoder
-        if encoder is None or not encoder.given or not store.vector_rows:
+        if encoder is None or not encoder.given or not self._ids_whole:
             return
         with suppress(StoreDamagedError):
             vectors = store.open_vectors()
-            missing = IdSet.none(self._size)
+            named = IdSet.none(self._size)
             try:
                 for block in vectors.id_blocks(0, vectors.rows, _IDS):
-                    missing.add(block[block > 0])
+                    named.add(block[block > 0])
             finally:
                 vectors.close()
-            missing = missing.without(self._there).without(self._gone)
+            self._drop_without_vector(named)
+            missing = named.without(self._there).without(self._gone)
             shape = Pixels(Kind.VECTOR, 1, encoder.dim, 1, 1, b"")
             for ids in missing.blocks():
                 free = ids[~self._are_covered(ids.tolist())]
@@ -155,6 +158,20 @@ class Reconcile:
                 self._there.add(free)
                 self._flush()
                 self._changed = True
+
+    def _drop_without_vector(self, named: IdSet) -> None:
+        """Drop the records of vectors that are gone: the vector is all that such an image is."""
+        lost = IdSet.none(self._size)
+        for ids in self._there.without(named).blocks():
+            lost.add(ids[~self._store.may_be_images(ids)])
+        if not len(lost):
+            return
+        for ids in lost.blocks():
+            for key, value, mine in blocks_of(self._keys, ids.tolist()):
+                self._put("records", key, record_without(key, value, mine.tolist()))
+        self._flush()
+        self._there = self._there.without(lost)
+        self._changed = True
 
     def _are_covered(self, ids: list[int]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """Which ids lie inside of a row of records that says that they are gone."""

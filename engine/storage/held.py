@@ -90,6 +90,7 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
     if not os.access(folder, os.R_OK | os.X_OK):
         raise StoreError(f"{folder} cannot be read: Permission denied")
     if keys.version(folder) is None:
+        keys.require_current(folder)
         raise StoreDamagedError(f"{folder} cannot be opened (no CURRENT); run 'engine check'")
     raise StoreError(f"{folder} did not stand still for a moment: try again")
 

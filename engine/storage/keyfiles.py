@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.errors import StoreError
 from engine.storage import rocklog
 from engine.storage.files import open_regular, read_regular
 from engine.storage.rocklog import Versions
@@ -41,6 +43,27 @@ class Damaged:
 def is_ours(name: str) -> bool:
     """Whether a file of RocksDB's folder can have this name."""
     return _OURS.fullmatch(name) is not None
+
+
+def require_readable(folder: Path) -> None:
+    """``StoreError`` where a file cannot be read for another reason than damage: it is not lost."""
+    try:
+        entries = [path for path in folder.iterdir() if is_ours(path.name)]
+        for path in entries:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise StoreError(
+                    f"{path} is not a regular file: a store holds no links; put the file itself there"
+                )
+            if path.name.startswith("LO"):  # RocksDB's own LOG and LOCK say nothing
+                continue
+            os.close(open_regular(path))
+    except PermissionError as error:
+        raise StoreError(
+            f"{error.filename or folder} cannot be read: Permission denied; run the command as the "
+            f"owner of the store"
+        ) from None
+    except OSError:
+        return  # damage, or a file that went meanwhile
 
 
 def numbered(folder: Path, suffix: str) -> dict[int, Path]:

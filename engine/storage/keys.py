@@ -207,10 +207,7 @@ def open_writer(
     ``salvage`` replays a damaged log up to the damage and drops the rest. ``tight``: the disk is full,
     or nearly.
     """
-    if not (store / FOLDER / "CURRENT").is_file():
-        raise StoreDamagedError(
-            f"{store / FOLDER} is not whole (no CURRENT): restore the store from a copy"
-        )
+    require_current(store / FOLDER)
     return _open(
         store / FOLDER, memory, AccessType.read_write(), create=False, salvage=salvage, tight=tight
     )
@@ -241,8 +238,7 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
             # Nothing moved and it still fails: damage, not a race.
             break
         time.sleep(min(0.001 * (attempt + 1), 0.05))
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise StoreError(f"{folder} cannot be read: Permission denied")
+    require_current(folder)
     if moving:
         raise StoreError(
             f"{folder} could not be opened between two changes of a writer: try again, or give the "
@@ -250,8 +246,21 @@ def open_reader(store: Path, memory: MemoryBudget) -> Keys:
         )
     detail = f": {problem}" if problem else ""
     if problem is None and version(folder) is None:
-        detail = " (no CURRENT)"
+        detail = " (no CURRENT with its MANIFEST)"
     raise StoreDamagedError(f"{folder} cannot be opened{detail}; run 'engine check'")
+
+
+def require_current(folder: Path) -> None:
+    """Say why there is no CURRENT: the folder cannot be read, or it is gone."""
+    try:
+        with (folder / "CURRENT").open("rb"):
+            return
+    except FileNotFoundError:
+        raise StoreDamagedError(
+            f"{folder} is not whole (no CURRENT); run 'engine check --fix'"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error.strerror}") from None
 
 
 def _names(folder: Path) -> frozenset[str]:

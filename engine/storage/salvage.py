@@ -68,6 +68,7 @@ def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
     folder, problems = store / keys.FOLDER, []
     if rescue.finish(store):
         problems.append(Problem(keys.FOLDER, "building them again was finished", fixed=True))
+    keyfiles.require_readable(folder)
     if keyfiles.current(folder) is None and (newest := keyfiles.newest(folder)) is not None:
         replace_file(folder / keyfiles.CURRENT, f"{newest.name}\n".encode())
         what = f"CURRENT was damaged or gone: it names {newest.name} again"
