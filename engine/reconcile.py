@@ -272,7 +272,10 @@ class Reconcile:
         self._there = self._there.without(lost)
 
     def _strays(self) -> None:
-        """Take away rows of images whose record has another key."""
+        """Take away rows of images whose record has another key: more rows than records with one."""
+        with_key = sum(1 for _ in self._with_key())
+        if sum(1 for _ in self._keys.scan("images")) == with_key:
+            return
         for batch in _batches(self._keys.scan("images")):
             for key, value in batch:
                 row = ImageRow.unpack(value)
