@@ -256,9 +256,7 @@ def require_current(folder: Path) -> None:
         with (folder / "CURRENT").open("rb"):
             return
     except FileNotFoundError:
-        raise StoreDamagedError(
-            f"{folder} is not whole (no CURRENT); run 'engine check --fix'"
-        ) from None
+        raise StoreDamagedError(f"{folder} is not whole (no CURRENT); run 'engine check'") from None
     except OSError as error:
         raise StoreError(f"{folder} cannot be read: {error.strerror}") from None
 
