@@ -342,7 +342,7 @@ Store.salvage(sys.argv[1])
     command = [sys.executable, "-c", program, str(images)]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     assert not (images / "keys").exists()
-    with pytest.raises(StoreError, match="run .engine check"):
+    with pytest.raises(StoreError, match="run 'engine check'"):
         Store.open(images)
     said = fix(images)
     assert "building them again was finished" in said
