@@ -29,6 +29,7 @@ from engine.errors import StoreDamagedError
 from engine.records import Kind, Pixels, Problem
 from engine.regain import Unkeyed
 from engine.storage import removed, unrecorded
+from engine.storage.chunk import Chunk, Rekept
 from engine.storage.evidence import MARK
 from engine.storage.extents import PIXELS
 from engine.storage.idset import IdSet
@@ -256,7 +257,7 @@ class Reconcile:
             return
         self._changed = True
         keys = {one.id: one.record.key for one in window}
-        for id_, row in regain.rows_of(self._store, window):
+        for id_, row, keep in regain.rows_of(self._store, window):
             key = keys.pop(id_)
             self._flush()
             before = self._store.image_of(key)
@@ -264,6 +265,9 @@ class Reconcile:
                 self._put("images", key, before[0]._replace(shared=True).pack())
                 key += u64(id_)
             self._put("images", key, row.pack())
+            if keep is not None:
+                self._flush()
+                self._store.commit(Chunk(rekept=[Rekept(key, row, keep)]))
             self._restored += 1
         for key, value, mine in blocks_of(self._keys, sorted(keys)):
             self._put("records", key, record_without(key, value, mine.tolist()))

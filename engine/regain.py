@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import digest, fingerprint, pixels
+from engine.config import KEEP_BITS_LIMIT
 from engine.errors import EngineError, ImageError, StoreDamagedError
-from engine.records import Pixels, Place
+from engine.records import Buffer, Kind, Pixels, Place
 from engine.sources.base import Problem as SourceProblem
 from engine.sources.locate import Query, open_images
 from engine.storage import extents
@@ -94,17 +95,28 @@ def from_sources(store: StoreFiles, id_: int) -> Iterator[tuple[Query, Pixels, s
             continue
 
 
-def rows_of(store: StoreFiles, lost: list[Unkeyed]) -> Iterator[tuple[int, ImageRow]]:
-    """The rows in ``images`` of those of some images that are found again: the id and the row."""
+def rows_of(
+    store: StoreFiles, lost: list[Unkeyed]
+) -> Iterator[tuple[int, ImageRow, Buffer | None]]:
+    """The rows in ``images`` of those of some images that are found again, by id.
+
+    With each, what is to be kept of it: bit images, where the store keeps pixels.
+    """
     wanted = {one.record.key: one for one in lost}
+    keeps = bool(store.state.extents.get(extents.PIXELS.name))
     for key, row in _among_kept(store, wanted):
-        yield wanted.pop(key).id, row
+        yield wanted.pop(key).id, row, None
     for key, one in wanted.items():
         for query, found, _ in from_sources(store, one.id):
             same_file = query.data is None or not one.record.file_hash
             same_file |= digest.file_hash(query.data or b"") == one.record.file_hash
             if same_file and digest.key(found.canonical, store.settings.hash_seed) == key:
-                yield one.id, ImageRow(one.id, digest.proof(found.canonical), None)
+                small = len(found.canonical) <= pixels.HEADER_BYTES + KEEP_BITS_LIMIT
+                keep = found.canonical if keeps and small and found.kind is Kind.BITS else None
+                row = ImageRow(
+                    one.id, digest.proof(found.canonical), None, canonical=keep is not None
+                )
+                yield one.id, row, keep
                 break
 
 
