@@ -640,7 +640,11 @@ class Store:
             return report
         aside: list[CheckProblem] = []
         try:
-            aside = Repair(self._files, self._own_encoder).run(check.damage)
+            if check.damage.tables:
+                aside += self._salvage()
+                check = Check(self._files)
+                check.run()
+            aside += Repair(self._files, self._own_encoder).run(check.damage)
         except (OSError, EngineError) as error:
             aside.append(CheckProblem("repair", f"it could not be finished: {error}"))
         try:
@@ -652,6 +656,16 @@ class Store:
         was = [replace(problem, fixed=problem.part not in parts) for problem in report.problems]
         new = [problem for problem in left if problem not in report.problems]
         return replace(report, problems=(*was, *aside, *new))
+
+    def _salvage(self) -> list[CheckProblem]:
+        """Build the keys again, for which they have to be closed."""
+        path, memory = self._files.path, self._files.memory
+        self._files.close()
+        try:
+            return salvage(path, memory)
+        finally:
+            self._files = StoreFiles(path, memory, read_only=False)
+            self._found = self._searched = None
 
     # --- copying ----------------------------------------------------------------------------------
 

@@ -151,7 +151,7 @@ class Backup:
             self._total = self._done + sum(rest.files[name].size for name in names)
             for name in names:
                 self._put(made / name, rest.files[name])
-        _write(made / notice.NAME, state.commit.to_bytes(8, "big"))
+        _write(made / notice.NAME, notice.pack(state.commit))
         _write(made / manifest.NAME, wanted.dump())
         self._prove(made)
         return state

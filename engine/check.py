@@ -1,5 +1,7 @@
 """Proves a store whole: reads everything that is committed and compares what says the same twice.
 
+0. keys        every block of every live table of RocksDB, and what names them; the copies of the
+               settings and of the manifest
 1. extents     header; length at least what is committed; the xxh64 of every append, and that all
                bytes are of some append
 2. images      each record has its key and each key its record: their sums are equal, else they are
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -35,10 +38,12 @@ from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, StoreDamagedError
 from engine.records import CheckReport, Place, Problem
-from engine.storage import beneath, extents, manifest, removed, segments
+from engine.storage import beneath, extents, keyfiles, keys, manifest, removed, segments
+from engine.storage.evidence import MARK
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
+from engine.storage.manifest import DamagedManifestError
 from engine.storage.rows import ONE, ImageRows, NameRow, Run, record_keys, u64
 from engine.storage.state import appends_in
 from engine.store import StoreFiles
@@ -46,6 +51,7 @@ from engine.store import StoreFiles
 T = TypeVar("T")
 _BATCH = 1000
 _READ = 8 << 20
+_BAD = (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error)
 _MOST_PROBLEMS = 1000  # listed; a store with more is to be restored, not read about
 _MOST_NAMED = 20  # images named in one problem
 _KEY = digest.KEY_BYTES
@@ -77,6 +83,9 @@ class Damage:
     removed_vectors: dict[str, int] | None = None  # the same of vectors
     index: list[Path] = field(default_factory=list)  # files of it
     encoder: bool = False
+    tables: bool = False  # files of RocksDB: engine.storage.salvage mends them
+    unknown_ids: bool = False  # vectors are named images that cannot have them
+    rows: bool = False  # tables of the keys that can be read, and do not agree
 
 
 def unreadable(error: StoreDamagedError) -> CheckReport:
@@ -106,6 +115,8 @@ class Check:
         """Look at everything."""
         started = time.perf_counter()
         steps = (
+            (self._key_files, "keys"),
+            (self._copies, "keys"),
             (self._extents, "keys"),
             (self._records, "keys"),
             (self._removed, "keys"),
@@ -120,7 +131,11 @@ class Check:
             try:
                 step()
             except StoreDamagedError as error:  # a table or file that cannot be read at all
+                self.damage.tables |= part == "keys"
                 self._say(part, str(error))
+            except _BAD as error:  # a row that is none
+                self._say(part, f"a row cannot be read ({type(error).__name__}: {error})")
+                self.damage.rows = True
         self._pixels.close()
         try:
             leftover = 0 if self._store.being_written() else self._store.leftover_bytes()
@@ -136,8 +151,33 @@ class Check:
         )
 
     def _say(self, part: str, what: str) -> None:
+        self.damage.rows |= part == "keys"
         if len(self._problems) < _MOST_PROBLEMS:
             self._problems.append(Problem(part, what))
+
+    # --- keys ---------------------------------------------------------------------------------------
+
+    def _key_files(self) -> None:
+        folder = self._store.path / keys.FOLDER
+        for found in keyfiles.problems(folder):
+            self._say("keys", f"{found.name}: {found.what}")
+            self.damage.tables = True
+        self._bytes += keyfiles.table_bytes(folder)
+
+    def _copies(self) -> None:
+        """Whether the copies of settings and manifest among the keys can be read."""
+        store = self._store
+        copy = store.keys.get("meta", b"manifest")
+        if copy is not None:
+            try:
+                named = manifest.parse(store.path, copy)
+            except DamagedManifestError:
+                self._say("keys", "the copy of the manifest cannot be read")
+            else:
+                if (named.uuid, named.settings) != (store.manifest.uuid, store.manifest.settings):
+                    self._say("keys", "the copy of the manifest is another store's")
+        if store.keys.get("meta", MARK) is not None:
+            self._say("keys", "rows of them are lost, and what is left does not agree yet")
 
     # --- extents ----------------------------------------------------------------------------------
 
@@ -489,6 +529,7 @@ class Check:
             if again or not there.all():
                 known = False
                 self._say("vectors", f"rows {start} to {start + len(ids)} name unknown images")
+                self.damage.unknown_ids = True
         vectors.close()
         ids_whole = all(
             one.family != extents.vector_ids(encoder.generation) for one in self.damage.appends
@@ -498,6 +539,7 @@ class Check:
             if encoder.given and live != self._given_vectors:
                 what = f"{self._given_vectors} vectors have a record, {live} are there"
                 self._say("vectors", what)
+                self.damage.rows = True
 
     def _removed_vectors(self, found: int) -> None:
         """Whether as many vectors as are of removed images count as such."""

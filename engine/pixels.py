@@ -62,6 +62,7 @@ HEADER_BYTES = HEADER.size
 # The second number is of what the engine itself makes of the formats; with a new one, files that were
 # rejected are tried again.
 DECODER = f"pillow-{__version__}-2"
+_PIXEL_KINDS = frozenset({Kind.BITS, Kind.U8, Kind.U16})
 
 MAX_PIXELS = 128_000_000
 """The most pixels (width × height) an image may have, whatever the memory: a guard against bombs."""
@@ -402,17 +403,23 @@ class PackedBits:
 def from_canonical(canonical: Buffer) -> Pixels:
     """The image that canonical bytes describe; ``ImageError`` if header and length disagree."""
     view = memoryview(canonical)
-    if len(view) < HEADER_BYTES:
+    if len(view) != canonical_bytes(view[:HEADER_BYTES]):
+        raise ImageError("canonical bytes have the wrong length")
+    _, kind, channels, height, width, frames = HEADER.unpack(view[:HEADER_BYTES])
+    return Pixels(Kind(kind), height, width, channels, frames, canonical)
+
+
+def canonical_bytes(header: Buffer) -> int:
+    """How long the canonical form with this header is; ``ImageError`` if it is none."""
+    if len(memoryview(header)) < HEADER_BYTES:
         raise ImageError("canonical bytes are cut short")
-    version, kind, channels, height, width, frames = HEADER.unpack(view[:HEADER_BYTES])
-    known = kind in Kind.__members__.values() and channels in (3, 4)
+    version, kind, channels, height, width, frames = HEADER.unpack(header)
+    known = kind in _PIXEL_KINDS and channels in (3, 4)
     if version != CANONICAL_VERSION or not known or not height or not width or not frames:
         raise ImageError("canonical bytes have an unknown header")
     values = height * width * channels
-    body = {Kind.BITS: -(-values // 8), Kind.U8: values, Kind.U16: 2 * values}[Kind(kind)]
-    if len(view) != HEADER_BYTES + body:
-        raise ImageError("canonical bytes have the wrong length")
-    return Pixels(Kind(kind), height, width, channels, frames, canonical)
+    body: int = {Kind.BITS: -(-values // 8), Kind.U8: values, Kind.U16: 2 * values}[Kind(kind)]
+    return HEADER_BYTES + body
 
 
 def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:

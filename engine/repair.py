@@ -37,6 +37,8 @@ from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, EngineError, ImageError, SourceError, StoreDamagedError
 from engine.given import checked
 from engine.indexing import Indexing
+from engine.owners import Owners
+from engine.reconcile import Reconcile
 from engine.records import Buffer, Pixels, Place, Problem
 from engine.sources.base import Problem as SourceProblem
 from engine.sources.locate import Query, open_images
@@ -57,7 +59,6 @@ from engine.store import StoreFiles
 _IMAGES = 256  # of one commit
 _SOURCES = 1000  # of one image that are tried
 _READ = 8 << 20
-_IDS = 1 << 16  # that are looked through at a time
 _ROWS = 4096  # of an array of vectors at a time
 _MOST_NAMED = 100  # ranges of images in one line
 _NEARLY = 1e-3  # how far from 1 the length of a vector may be that nothing happened to
@@ -80,6 +81,7 @@ class Repair:
             again = Check(self._store)
             again.run()
             damage = again.damage
+        damage = self._reconcile(damage)
         if damage.encoder:
             self._restore_encoder()
         if damage.dead is not None:
@@ -103,9 +105,25 @@ class Repair:
                 vectors_whole &= append.family in (extents.FINGERPRINTS, extents.PIXELS)
         if vectors_whole:  # else it would be an index of damaged ones
             self._drop_damaged(damage.index)
+        if damage.unknown_ids:
+            self._forget_unknown()
+        if damage.unknown_ids or any(_is_ids(append.family) for append in damage.appends):
+            again = Check(self._store)  # vectors that were brought may be of no record by now
+            again.run()
+            self._reconcile(again.damage)
         if self._stale and vectors_whole:
             Indexing(self._store, Work(self._store.memory)).update(1)
         return self._told
+
+    def _reconcile(self, damage: Damage) -> Damage:
+        """Make the keys agree where they do not; what is damaged then."""
+        if not damage.rows or damage.tables:
+            return damage
+        whole = not any(_is_ids(append.family) for append in damage.appends)
+        self._told += Reconcile(self._store, ids_whole=whole).run()
+        again = Check(self._store)
+        again.run()
+        return again.damage
 
     def _drop_damaged(self, paths: Sequence[Path]) -> None:
         """Drop segments whose file, or whose quantizer's, is damaged."""
@@ -354,17 +372,15 @@ class Repair:
         ]
         rows = _count(parts, extents.FINGERPRINTS.name, extents.FINGERPRINTS.row_bytes)
         if not first or rows != _count(parts, append.family.name, append.family.row_bytes):
-            # Laid out anew: in the order of the index, which ids do not follow from.
-            ids = self._sure_ids(append)
+            # In the order of the index, which ids do not follow from.
+            ids = self._owners(append, parts[append.at][4])
             lost = int((ids == 0).sum())
             self._drop_index(place.extent, *_rows_at(append))
             self._overwrite(append, ids.tobytes())
             self._store.count_dead_vectors()
             if lost:
-                what = f"whose {lost} of {len(ids)} vectors are is lost"
-                self._set_aside(
-                    append.family.folder, f"{what}; these images are similar to nothing"
-                )
+                what = f"whose {lost} of {len(ids)} vectors are is lost: they are of no image now"
+                self._set_aside(append.family.folder, what)
             return
         before = sum(
             length // append.family.row_bytes
@@ -375,37 +391,74 @@ class Repair:
         ids = np.arange(start, start + place.length // append.family.row_bytes, dtype=np.int64)
         self._overwrite(append, ids.tobytes())
 
-    def _sure_ids(self, append: DamagedAppend) -> npt.NDArray[np.int64]:
-        """Of damaged ids those that are surely right, and 0 for the others: (n,).
-
-        Each image has one vector, so an id that is named once, and is one that there is, is not what
-        a flipped bit or a lost page leaves.
-        """
+    def _forget_unknown(self) -> None:
+        """Let vectors be of no image that are named one that never was, or that has another."""
         store, encoder = self._store, self._store.manifest.encoder
         assert encoder is not None
-        ids = np.frombuffer(bytes(self._bytes(append)), np.int64).copy()
-        ids[(ids < 1) | (ids >= store.state.next_id)] = 0
+        family = extents.vector_ids(encoder.generation)
         seen = IdSet.none(store.state.next_id)
-        seen.add(self._doubtful)
-        found = store.open_vectors()
+        for key, value in store.keys.scan("commits"):
+            for at, (name, number, offset, length, _) in enumerate(json.loads(value)):
+                if name != family.name:
+                    continue
+                append = DamagedAppend(key, at, family, Place(number, offset, length))
+                ids = np.frombuffer(bytes(self._bytes(append)), np.int64).copy()
+                before = ids.copy()
+                ids[(ids < 0) | (ids >= store.state.next_id) | seen.has(ids)] = 0
+                first = np.zeros(len(ids), np.bool_)
+                first[np.unique(ids, return_index=True)[1]] = True
+                ids[~first] = 0
+                seen.add(ids[ids > 0])
+                if (ids != before).any():
+                    self._drop_index(number, *_rows_at(append))
+                    self._overwrite(append, ids.tobytes())
+                    store.set_checksums([(key, at, self._checksum(append))])
+        store.count_dead_vectors()
+
+    def _owners(self, append: DamagedAppend, checksum: int) -> npt.NDArray[np.int64]:
+        """Whose the vectors of an append are, and 0 where that cannot be known: (n,)."""
+        found = self._store.open_vectors()
         try:
             first = found.first_of(append.place.extent)
-            assert first is not None
-            start, end = (first + row for row in _rows_at(append))
-            for span in ((0, start), (end, found.rows)):
-                for block in found.id_blocks(*span, _IDS):
-                    seen.add(block)
         finally:
             found.close()
-        _, at, counts = np.unique(ids, return_inverse=True, return_counts=True)
-        doubtful = (counts[at] > 1) | seen.has(ids)
-        self._doubtful = np.union1d(self._doubtful, ids[doubtful])
-        ids[doubtful] = 0
-        if encoder.given:
-            order = np.argsort(ids, kind="stable")
-            images = store.may_be_images(ids[order])
-            ids[order[images]] = 0
-        return ids
+        assert first is not None
+        start, end = (first + row for row in _rows_at(append))
+        owners = Owners(self._store, bytes(self._bytes(append)), start, end)
+        self._doubtful = owners.keep_sure(self._doubtful)
+        with contextlib.suppress(EncoderError, StoreDamagedError):  # then without a comparison
+            owners.settle(checksum, self._made_again)
+        return owners.ids
+
+    def _made_again(
+        self, ids: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """The vectors of images, made again where that can be: ids (n,) and vectors (n, dim)."""
+        entry = self._store.manifest.encoder
+        assert entry is not None
+        if not entry.given:
+            encoder = self._encoder()
+            for at in range(0, len(ids), ENCODE_BATCH):
+                some, pictures = [], []
+                for id_ in ids[at : at + ENCODE_BATCH].tolist():
+                    image = self._pixels(id_)
+                    if image is not None:
+                        some.append(id_)
+                        pictures.append(pixels.squash(pixels.to_rgb8(image), encoder.image_size))
+                if some:
+                    yield np.array(some, np.int64), encoder.encode(pictures)
+            return
+        arrays: dict[int, tuple[NpyVectors, bool] | None] = {}
+        for run in self._store.runs_over(ids):
+            if run.array not in arrays:
+                arrays[run.array] = self._array_of(run.array, entry.dim)
+            array = arrays[run.array]
+            first, end = np.searchsorted(ids, [run.id, run.id + run.count])
+            if array is not None and first < end:
+                rows = run.row + ids[first:end] - run.id
+                with contextlib.suppress(SourceError):
+                    for mine, vectors in _rows_of(array[0], rows, normalize=entry.normalized):
+                        yield ids[first + mine], vectors
 
     # --- inside -----------------------------------------------------------------------------------
 

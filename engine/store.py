@@ -858,6 +858,24 @@ class StoreFiles(StoreView):
             dead = self._dead_vectors(encoder, self.state)
             self.set_removed_vectors({str(encoder.generation): dead} if dead else {})
 
+    def put_rows(
+        self, rows: Iterable[tuple[str, bytes, bytes | None]], state: State | None = None
+    ) -> None:
+        """After a check: put rows of tables (None: take it away), and the state, at once."""
+        batch = self.keys.batch()
+        for table, key, value in rows:
+            if value is None:
+                batch.delete(table, key)
+            else:
+                batch.put(table, key, value)
+        if state is not None:
+            batch.put("meta", b"state", state.pack())
+        self.keys.commit(batch)
+        if state is not None:
+            self.state = state
+            self._notice.publish(state.commit)
+        self._forget()
+
     def set_removed(self, found: IdSet) -> None:
         """After a check: which ids are of removed images."""
         batch = self.keys.batch()

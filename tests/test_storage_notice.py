@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.storage.notice import NAME, Notice, commit_of, is_of_another_commit
+from engine.storage.notice import NAME, Notice, commit_of, is_of_another_commit, pack
 
 
 def test_a_reader_sees_what_the_writer_publishes(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_a_reader_sees_what_the_writer_publishes(tmp_path: Path) -> None:
     again = Notice(tmp_path)
     again.publish(2)
     assert reader.read() == Notice(tmp_path).read()
-    assert (tmp_path / NAME).stat().st_size == 8
+    assert (tmp_path / NAME).stat().st_size == 24
     for notice in (again, reader):
         notice.close()
 
@@ -39,6 +39,18 @@ def test_a_new_index_is_told_of_and_is_no_commit(tmp_path: Path) -> None:
     assert is_of_another_commit(reader.read(), seen[-1])
     for notice in (again, reader):
         notice.close()
+
+
+def test_no_bit_of_a_notice_is_believed_that_was_not_written() -> None:
+    sound = pack(7, 3)
+    assert commit_of(sound) == commit_of(sound + b"of a later version") == 7
+    for bit in range(8 * len(sound)):
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert commit_of(bytes(damaged)) == 0
+    for size in range(len(sound)):  # earlier versions wrote 8 bytes, and 16
+        assert commit_of(sound[:size]) == 0
+    assert commit_of(bytes(24)) == 0
 
 
 def test_where_it_cannot_be_written_nothing_happens(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from engine import (
     UsageError,
     ingest,
 )
-from engine.storage import manifest
+from engine.storage import manifest, notice
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.keys import Keys
 
@@ -479,7 +479,7 @@ def test_a_reader_that_cannot_go_over_to_what_is_new_keeps_what_it_has(
     with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
         writer.ingest(rows(tmp_path / "1.npy", range(3)))
         with Store.open(tmp_path / "a", read_only=True) as reader:
-            (tmp_path / "a" / "COMMIT").write_bytes((99).to_bytes(8, "big"))
+            (tmp_path / "a" / "COMMIT").write_bytes(notice.pack(99))
             assert known(reader, range(3)) == [0, 1, 2]
             assert "commit 99 was made" in caplog.text
             assert reader.get(2).id == 2

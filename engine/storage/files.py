@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,24 @@ def fsync_dir(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file to read it; ``OSError`` for a link or anything else, at once."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The contents of a regular file, up to ``most`` bytes; ``OSError`` for a link or anything else."""
+    fd = open_regular(path)
+    try:
+        return os.read(fd, most)
     finally:
         os.close(fd)
 
@@ -124,7 +143,7 @@ def file_checksum(path: Path, store: Path) -> tuple[int, int]:
 
 def tree_bytes(path: Path) -> int:
     """Bytes of disk that a file or everything below a folder takes."""
-    return sum(stat.st_blocks * 512 for stat in _stats(path))
+    return sum(found.st_blocks * 512 for found in _stats(path))
 
 
 def _stats(path: Path) -> Iterator[os.stat_result]:

@@ -244,9 +244,7 @@ def open_writer(
     """
     require_readable(store / FOLDER)
     if not has_current(store):
-        raise StoreDamagedError(
-            f"{store / FOLDER} is not whole (no CURRENT): restore the store from a copy"
-        )
+        raise StoreDamagedError(f"{store / FOLDER} is not whole (no CURRENT); run 'engine check'")
     for name in require_files(store):
         # rocksdict would read them first, and write into the second: both are made again.
         if name.startswith("OPTIONS-") or name == _CONFIG:
@@ -292,7 +290,7 @@ def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Key
     require_readable(folder)
     detail = f": {problem}" if problem else ""
     if problem is None and version(folder) is None:
-        detail = " (no CURRENT)"
+        detail = " (no CURRENT with its MANIFEST)"
     raise StoreDamagedError(f"{folder} cannot be opened{detail}; run 'engine check'")
 
 

@@ -19,8 +19,9 @@ KEYS = "keys"
 INDEX = "index"
 VECTORS = "vectors"
 ENCODER = "encoder"
+MENDED = "keys.mended"
 FILES = (MANIFEST, LOCK, COMMIT, RESERVE, REJECTS)
-FOLDERS = (KEYS, "pixels", "fingerprints", VECTORS, INDEX, ENCODER)
+FOLDERS = (KEYS, "pixels", "fingerprints", VECTORS, INDEX, ENCODER, MENDED)
 
 MAX_NUMBER = (1 << 31) - 1  # of a file of the index, whose header has 32 bits for it
 MAX_GENERATION = (1 << 24) - 1  # of an encoder

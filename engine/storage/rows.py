@@ -405,6 +405,11 @@ def images_in(value: bytes) -> int:
     return value[_RECORDS.size - 1] + 1 if value[0] == _RECORDS_VERSION else 1
 
 
+def record_span(value: bytes) -> int:
+    """How many ids from its own on a row of ``records`` is about, removed ones and vectors too."""
+    return value[_RECORDS.size - 1] + 1 if value[0] == _RECORDS_VERSION else 1
+
+
 def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:
     """The record of image ``id_``, if it is in this row of ``records``."""
     at = id_ - int.from_bytes(key, "big")

@@ -1,17 +1,19 @@
 """Makes a store that cannot be opened openable again, with as little loss as its damage allows.
 
-manifest   gone or unreadable: made anew from the copy that the keys have. Extents that it names are
+manifest   gone or unreadable: made again from the copy that the keys have. Extents that it names are
            all that are committed; segments are derived, and dropped.
+CURRENT    gone or damaged: it names the newest MANIFEST again.
 log        RocksDB's write-ahead log has a flipped byte: it is replayed up to there, and what was
            committed behind it is lost.
-commits    the keys can be read and end before the last commit that was told of: a log or RocksDB's
-           own manifest was cut short. What is left goes on, if it is of one age.
+tables     some table or RocksDB's MANIFEST is damaged, or the keys end before the last commit that
+           was made: the keys are built again from all rows that can be read (engine.storage.rescue).
 
 Before anything is lost for good, the files that it may still be in are set aside.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from contextlib import closing
@@ -20,17 +22,15 @@ from pathlib import Path
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreFormatError
 from engine.records import Problem
-from engine.storage import beneath, keys, manifest, names
+from engine.storage import beneath, evidence, keyfiles, keys, manifest, names, rescue
 from engine.storage.files import fsync_dir, replace_file
 from engine.storage.keys import Keys
-from engine.storage.live import sources_in
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import DamagedManifestError
 from engine.storage.notice import Notice, commit_of
-from engine.storage.rows import NameRow, Run, record_in
 from engine.storage.state import State
 
-ASIDE = "damaged"
+_NAMED = 5  # problems that are listed
 
 
 def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
@@ -46,12 +46,10 @@ def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
         damaged = error
     folder = store / keys.FOLDER
     beneath.require_kinds(store, names.FILES, names.FOLDERS)
-    if not keys.has_current(store):
-        if damaged is not None and not beneath.is_folder(store, keys.FOLDER):
+    if not (folder.is_dir() or (store / rescue.MENDED).is_dir()):
+        if damaged is not None:
             raise StoreFormatError(f"{store} is not a store: it has no {keys.FOLDER}") from None
-        raise StoreDamagedError(
-            f"{folder} is not whole (no CURRENT): restore the store from a copy"
-        )
+        raise StoreDamagedError(f"{folder} is gone: restore the store from a copy")
     held, notice = WriterLock(store), Notice(store)
     try:
         held.acquire()
@@ -68,55 +66,54 @@ def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
 
 
 def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
+    folder, problems = store / keys.FOLDER, []
+    if rescue.finish(store):
+        problems.append(Problem(keys.FOLDER, "building them again was finished", fixed=True))
+    keyfiles.require_readable(folder)
+    if keyfiles.current(folder) is None and (newest := keyfiles.newest(folder)) is not None:
+        replace_file(folder / keyfiles.CURRENT, f"{newest.name}\n".encode())
+        what = f"CURRENT was damaged or gone: it names {newest.name} again"
+        problems.append(Problem(keys.FOLDER, what, fixed=True))
+    if keyfiles.current(folder) is None or keyfiles.problems(folder):
+        return [*problems, _rescue(store, memory, told)]
     try:
         table = keys.open_reader(store, memory)  # which leaves no trace
     except StoreDamagedError:
-        return [_log(store, memory)]
+        return [*problems, _log(store, memory, told)]
     with closing(table):
-        state = _state(table)
-        last = state.commit
-        if last >= told:
-            return []
-        whole = _of_one_age(table, state)
-    if not whole:
-        raise StoreDamagedError(
-            f"{store / keys.FOLDER} has lost what was committed after commit {last} from some tables "
-            f"and not from others: restore the store from a copy"
-        )
-    # The next writer deletes the tables that RocksDB does not know of any more.
-    aside = _set_aside(store, keys.require_files(store))
-    return [_lost(f"the keys end before commit {told}, which was made", last, aside)]
+        state = evidence.read_state(table.get("meta", b"state"))
+        whole = state is not None and _is_json(table.get("meta", b"settings"))
+    if state is not None and whole and state.commit >= told:
+        return problems
+    # RocksDB's MANIFEST may have been cut short: then there are tables that it does not name.
+    return [*problems, _rescue(store, memory, told, everything=True)]
 
 
-def _of_one_age(table: Keys, state: State) -> bool:
-    """Whether the tables end where ``state`` does: a writer would cut what it does not know of."""
-    end = b"\xff" * 8
-    commit = table.at_or_before("commits", end)
-    record = table.at_or_before("records", end)
-    return (
-        (commit is None or int.from_bytes(commit[0], "big") <= state.commit)
-        and (record is None or record_in(*record, state.next_id) is None)
-        and (record is None or int.from_bytes(record[0], "big") < state.next_id)
-        and sum(1 for _ in table.scan("images")) == state.images
-        and all(NameRow.unpack(row).id < state.next_id for _, row in table.scan("names"))
-        and all(int.from_bytes(id_, "big") < state.next_id for _, id_ in table.scan("files"))
-        and _sources(table) == state.sources
-    )
+def _is_json(value: bytes | None) -> bool:
+    try:
+        return value is not None and isinstance(json.loads(value), dict)
+    except ValueError:
+        return False
 
 
-def _sources(table: Keys) -> int:
-    runs = sum(sources_in(table, Run.from_row(*row)) for row in table.scan("runs", b"r"))
-    return runs + sum(1 for _ in table.scan("names"))
+def _rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = False) -> Problem:
+    done = rescue.rescue(store, memory, told, everything=everything)
+    if done.commit < told:
+        return _lost(f"the keys end before commit {told}, which was made", done.commit, done.aside)
+    found = "; ".join(done.problems[:_NAMED]) or "RocksDB's MANIFEST was damaged"
+    more = f"; and {len(done.problems) - _NAMED} more" if len(done.problems) > _NAMED else ""
+    what = f"they were built again from the rows that can be read: {found}{more}"
+    return Problem(keys.FOLDER, f"{what} (the damaged ones are in {done.aside})", fixed=True)
 
 
-def _log(store: Path, memory: MemoryBudget) -> Problem:
+def _log(store: Path, memory: MemoryBudget, told: int) -> Problem:
     logs = [name for name in keys.require_files(store) if name.endswith(".log")]
     aside = _set_aside(store, logs)
     try:
         table = keys.open_writer(store, memory, salvage=True)
-    except StoreDamagedError as error:  # not the log: a table, which no replay brings back
+    except StoreDamagedError:  # not the log alone, or tables are ahead of it
         beneath.discard(store, aside.name, names.ROCKSDB)
-        raise StoreDamagedError(f"{error}; restore the store from a copy") from None
+        return _rescue(store, memory, told)
     with closing(table):
         last = _state(table).commit
     return _lost("the write-ahead log was damaged", last, aside)
@@ -130,10 +127,10 @@ def _lost(what: str, last: int, aside: Path) -> Problem:
 
 def _set_aside(store: Path, files: Iterable[str]) -> Path:
     """Copy files of the keys into a new folder, durably; those that never change are linked."""
-    aside, number = store / ASIDE, 1
+    aside, number = store / rescue.ASIDE, 1
     while os.path.lexists(aside):
         number += 1
-        aside = store / f"{ASIDE}-{number}"
+        aside = store / f"{rescue.ASIDE}-{number}"
     beneath.make_folder(store, aside.name)
     for name in sorted(files):
         file = f"{keys.FOLDER}/{name}"

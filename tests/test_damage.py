@@ -1,0 +1,439 @@
+"""Damage on the disk costs what lay there and nothing else: it is found, told and mended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from indexed import clustered, small_index
+from PIL import Image
+
+from engine import CheckReport, EngineError, Store, StoreError
+from engine.storage import keyfiles, lz4, rescue
+from engine.storage.evidence import MARK
+from engine.storage.keys import Keys
+from engine.storage.notice import NAME as COMMIT
+from engine.storage.rocklog import Records, batch_rows, versions
+from engine.storage.rows import TABLES, record_ids
+from engine.storage.sst import PUT, TableFile
+
+FILES, ROWS, GONE = 70, 150, 40
+REMOVED = [2, 3, 75, *range(100, 110)]
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+
+
+def in_tables(store: Store) -> None:
+    """Write what is in the log to tables."""
+    for table in store._files.keys._tables.values():
+        table.flush()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``images``: files whose sources are there, rows, files that are gone; ``vectors``: laid out."""
+    made = tmp_path_factory.mktemp("damage")
+    for name, count, seed in (("photos", FILES, 0), ("gone", GONE, 1000)):
+        (made / name).mkdir()
+        for i in range(count):
+            Image.fromarray(picture(seed + i)).save(made / name / f"{i}.png")
+    np.save(made / "vectors.npy", clustered(300))
+    with Store.open(made / "images", create=True, encoder="none") as store:
+        store.ingest(made / "photos")
+        store.ingest(f"synthetic:bits?n={ROWS}")
+        store.ingest(made / "gone")
+        store.optimize()
+        store.remove(ids=REMOVED[:-1])
+        in_tables(store)
+        store.remove(ids=REMOVED[-1:])
+    with pytest.MonkeyPatch.context() as patch:
+        small_index(patch, 50)
+        with Store.open(made / "vectors", create=True, encoder="none") as store:
+            store.ingest(made / "vectors.npy")
+            store.remove(ids=[5, 6, *range(40, 80)])
+            store.optimize()
+            in_tables(store)
+    shutil.rmtree(made / "gone")
+    for unneeded in made.glob("*/keys/LOG*"):
+        unneeded.unlink()
+    return made
+
+
+@pytest.fixture
+def images(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder / "images", tmp_path / "store"))
+
+
+@pytest.fixture
+def vectors(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder / "vectors", tmp_path / "store"))
+
+
+def flip(path: Path, offset: int, bit: int = 0x10) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= bit
+    path.write_bytes(data)
+
+
+def check(where: Path) -> CheckReport:
+    with Store.open(where, read_only=True) as store:
+        return store.check()
+
+
+def fix(where: Path) -> list[str]:
+    """Mend a store, which is whole then; what was said."""
+    said = [problem.what for problem in Store.salvage(where)]
+    with Store.open(where) as store:
+        report = store.check(fix=True)
+        assert report.ok, report.problems
+        said += [problem.what for problem in report.problems]
+        assert store._files.keys.get("meta", MARK) is None
+    assert check(where).problems == ()
+    return said
+
+
+def known(where: Path) -> dict[int, bytes]:
+    """The proof of each image that a store has."""
+    with Store.open(where, read_only=True) as store:
+        rows = store._files.keys.scan("records")
+        ids = [int(id_) for row in rows for id_ in record_ids(*row)]
+        return {id_: store.get(id_).proof for id_ in ids}
+
+
+def found(where: Path) -> list[int]:
+    """The ids of all images that were ever ingested, and are found."""
+    queries: list[np.ndarray | str] = [picture(i) for i in range(FILES)]
+    queries += [f"synthetic:bits?seed=0#{i}" for i in range(ROWS)]
+    queries += [picture(1000 + i) for i in range(GONE)]
+    with Store.open(where, read_only=True) as store:
+        hits = [store.lookup(query, tiers=["identical"]).identical for query in queries]
+        return sorted(hit.id for some in hits for hit in some)
+
+
+def table_of(where: Path, table: str) -> Path:
+    """The largest file that holds a table."""
+    paths = sorted((where / "keys").glob("*.sst"), key=lambda path: -path.stat().st_size)
+    return next(path for path in paths if _table(path).family == table.encode())
+
+
+def _table(path: Path) -> TableFile:
+    table = TableFile(path)
+    table.close()
+    return table
+
+
+# --- RocksDB's files, read without it -------------------------------------------------------------
+
+
+def test_the_rows_of_its_files_are_those_that_rocksdb_has(images: Path) -> None:
+    keys = images / "keys"
+    manifest = keyfiles.current(keys)
+    assert manifest is not None
+    named = versions(manifest)
+    assert named.whole
+    newest: dict[bytes, dict[bytes, tuple[int, int, bytes]]] = {n.encode(): {} for n in TABLES}
+    for number in named.live:
+        table = TableFile(keys / f"{number:06d}.sst")
+        assert table.verify() == []
+        family = named.families[named.live[number]]
+        assert table.family == family
+        for row in table.rows():
+            entry = row.sequence, row.kind, row.value
+            newest[family][row.key] = max(newest[family].get(row.key, entry), entry)
+        table.close()
+    for log in keys.glob("*.log"):
+        for record in Records(log):
+            for cf, row in batch_rows(record):
+                entry = row.sequence, row.kind, row.value
+                mine = newest[named.families[cf]]
+                mine[row.key] = max(mine.get(row.key, entry), entry)
+    with Store.open(images, read_only=True) as store:
+        for name in TABLES:
+            rows = {k: v for k, (_, kind, v) in newest[name.encode()].items() if kind == PUT}
+            assert sorted(rows.items()) == list(store._files.keys.scan(name))
+
+
+@pytest.mark.parametrize(
+    ("block", "size", "content"),
+    [
+        (b"\x50hello", 5, b"hello"),
+        (b"\x14a\x01\x00\x50bcdef", 14, b"a" * 9 + b"bcdef"),
+        (b"\xf0\x01" + bytes(16), 16, bytes(16)),
+    ],
+)
+def test_a_block_is_decompressed_or_refused(block: bytes, size: int, content: bytes) -> None:
+    assert lz4.decompress(block, size) == content
+    for wrong in (block[:-1], b"", block + b"x"):
+        with pytest.raises(ValueError):
+            lz4.decompress(wrong, size)
+    with pytest.raises(ValueError):
+        lz4.decompress(block, size - 1)
+
+
+# --- one flipped bit ------------------------------------------------------------------------------
+
+
+def places(where: Path) -> Iterator[tuple[str, Path, int]]:
+    """One byte of each kind of block, and of each of RocksDB's other files."""
+    for name in ("images", "records", "names", "sources", "meta", "removed", "commits", "runs"):
+        yield f"rows of {name}", table_of(where, name), 30
+    path = table_of(where, "images")
+    table = _table(path)
+    size = path.stat().st_size
+    yield "a block in the middle", path, table.blocks[len(table.blocks) // 2].offset + 99
+    yield "the filter", path, table.blocks[-1].end + 10
+    yield "the footer", path, size - 20
+    yield "the list of parts", path, size - 70
+    yield "properties", path, size - 400
+    for byte in range(table.blocks[-1].end, size - 1000, 400):
+        yield f"behind the data, at {byte}", path, byte
+    manifest = keyfiles.current(where / "keys")
+    assert manifest is not None
+    yield "MANIFEST", manifest, manifest.stat().st_size // 2
+    yield "the end of MANIFEST", manifest, manifest.stat().st_size - 9
+    yield "CURRENT", where / "keys" / "CURRENT", 10
+
+
+def test_a_flipped_bit_costs_the_rows_of_its_block_and_says_which(images: Path) -> None:
+    sound, truth = shutil.copytree(images, images.with_name("sound")), known(images)
+    total = 0
+    for what, path, offset in list(places(images)):
+        flip(path, offset)
+        try:
+            assert not check(images).ok, what
+        except EngineError as error:
+            assert "\n" not in str(error)
+        said = fix(images)
+        left = known(images)
+        assert left.items() <= truth.items(), what  # none comes back that was removed
+        lost = sorted(truth.keys() - left.keys())
+        if lost:
+            (line,) = [line for line in said if "images are lost" in line]
+            assert line.startswith(f"{len(lost)} images are lost ({lost[0]}, "), what
+            total += len(lost)
+            assert found(images) == sorted(left), what
+        shutil.rmtree(images)
+        shutil.copytree(sound, images)
+    assert total > 0
+
+
+def test_what_is_lost_comes_back_with_its_source(images: Path, folder: Path) -> None:
+    before = known(images)
+    for name in ("images", "records"):
+        flip(table_of(images, name), 30)
+    fix(images)
+    lost = before.keys() - known(images).keys()
+    assert lost
+    again = folder.parent / "again"
+    shutil.rmtree(again, ignore_errors=True)
+    again.mkdir()
+    for i in range(GONE):
+        Image.fromarray(picture(1000 + i)).save(again / f"{i}.png")
+    with Store.open(images) as store:
+        report = store.ingest(folder / "photos", f"synthetic:bits?n={ROWS}", again)
+        # What was removed and is still there comes back, too.
+        assert report.added == len(lost) + len(REMOVED)
+        assert store.check().problems == ()
+    assert len(found(images)) == FILES + ROWS + GONE
+
+
+def test_no_bit_of_the_notice_refuses_a_store(images: Path) -> None:
+    path = images / COMMIT
+    sound = path.read_bytes()
+    for byte in range(len(sound)):  # test_storage_notice.py goes through all bits
+        flip(path, byte, 1 << byte % 8)
+        assert rescue_free(images)
+        path.write_bytes(sound)
+    for other in (b"", sound[:5], sound[:8], sound[:16], sound + bytes(8), b"\xff" * 24):
+        path.write_bytes(other)
+        assert rescue_free(images)
+    path.unlink()
+    assert rescue_free(images)
+
+
+def rescue_free(where: Path) -> bool:
+    with Store.open(where, read_only=True) as store:
+        return store._files.state.images == FILES + ROWS + GONE - len(REMOVED)
+
+
+def test_a_notice_that_is_wrong_is_written_again_and_nothing_called_lost(images: Path) -> None:
+    path = images / COMMIT
+    flip(path, 6)
+    assert Store.salvage(images) == []
+    with Store.open(images) as store:
+        assert store.ingest("synthetic:bits?n=1&seed=5").added == 1
+    data = path.read_bytes()
+    flip(path, 20)
+    with Store.open(images, read_only=True) as store:
+        assert store.check().problems == ()
+    with Store.open(images) as store:
+        store._files.become_writer()
+    assert path.read_bytes()[:8] == data[:8]
+
+
+# --- interrupted ----------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """One that nothing catches."""
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Path, "rename"), (rescue, "fsync_dir"), (Keys, "commit")]
+)
+def test_a_rescue_that_is_interrupted_is_finished_by_the_next(
+    images: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
+    truth = known(images)
+    flip(table_of(images, "meta"), 30)
+    flip(table_of(images, "sources"), 30)
+    sound = shutil.copytree(images, images.with_name("sound"))
+    real: Callable[..., object] = getattr(owner, name)
+    for nth in (1, 2, 3, 5, 8, 13, 21):
+        calls = 0
+
+        def failing(*arguments: object, **named: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls >= nth:  # noqa: B023 - it is called in this round only
+                raise Interrupted
+            return real(*arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing)
+            with contextlib.suppress(Interrupted):
+                fix(images)
+        fix(images)
+        assert known(images) == truth
+        assert not (images / rescue.MENDED).exists()
+        if calls < nth:
+            break
+        shutil.rmtree(images)
+        shutil.copytree(sound, images)
+
+
+def test_a_rescue_that_is_killed_is_finished_by_the_next(images: Path) -> None:
+    """Between the two renames there are no keys under their name."""
+    truth = known(images)
+    flip(table_of(images, "images"), 30)
+    program = """
+import os, signal, sys
+from pathlib import Path
+from engine import Store
+real = Path.rename
+def rename(path, target):
+    if path.name == "keys.mended":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(path, target)
+Path.rename = rename
+Store.salvage(sys.argv[1])
+"""
+    environment = {**os.environ, "TMPDIR": str(images.parent)}
+    command = [sys.executable, "-c", program, str(images)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    assert not (images / "keys").exists()
+    with pytest.raises(StoreError, match="run 'engine check'"):
+        Store.open(images)
+    said = fix(images)
+    assert "building them again was finished" in said
+    lost = truth.keys() - known(images).keys()
+    assert any(line.startswith(f"{len(lost)} images are lost") for line in said)
+
+
+def test_one_damaged_database_is_kept(images: Path) -> None:
+    for _ in range(3):
+        flip(table_of(images, "names"), 20)
+        fix(images)
+    assert len(list(images.glob("damaged*"))) == 1
+
+
+def test_keys_that_may_not_be_read_are_not_called_lost(images: Path) -> None:
+    path = table_of(images, "images")
+    aside = images.with_name("elsewhere.sst")
+    path.rename(aside)
+    path.symlink_to(aside)
+    before = sorted(p.name for p in images.rglob("*"))
+    with pytest.raises(StoreError, match="a store holds no links"):
+        Store.salvage(images)
+    assert sorted(p.name for p in images.rglob("*")) == before
+
+
+# --- vectors that were brought --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["records", "meta", "commits", "removed", "arrays", "runs"])
+def test_a_store_of_vectors_is_mended(vectors: Path, folder: Path, table: str) -> None:
+    query = np.load(folder / "vectors.npy")[:30]
+    with Store.open(vectors, read_only=True) as store:
+        before = store.search_vectors(query, 3, recall=1)[1].tolist(), store.info().images
+    flip(table_of(vectors, table), 20)
+    fix(vectors)
+    with Store.open(vectors) as store:
+        after = store.search_vectors(query, 3, recall=1)[1].tolist(), store.info().images
+        assert after == before
+        store.ingest(folder / "vectors.npy")
+        assert store.check().problems == ()
+
+
+def test_a_torn_log_of_a_store_of_vectors_is_settled(tmp_path: Path, folder: Path) -> None:
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder="none") as store:
+        store.ingest(folder / "vectors.npy")
+        shutil.copytree(where, tmp_path / "open")
+    (log,) = [path for path in (tmp_path / "open" / "keys").glob("*.log") if path.stat().st_size]
+    os.truncate(log, log.stat().st_size - 5)
+    with pytest.raises(EngineError, match="commit"):
+        Store.open(tmp_path / "open")
+    fix(tmp_path / "open")
+    with Store.open(tmp_path / "open") as store:
+        store.ingest(folder / "vectors.npy")
+        assert store.info().images == 300
+        assert store.check().problems == ()
+
+
+@pytest.mark.parametrize("damage", ["a bit", "two rows", "half of them"])
+@pytest.mark.parametrize("array", ["there", "gone"])
+def test_whose_damaged_vectors_are_is_found_or_settled(
+    vectors: Path, folder: Path, damage: str, array: str
+) -> None:
+    query = np.load(folder / "vectors.npy")
+    with Store.open(vectors, read_only=True) as store:
+        before = store.search_vectors(query, 1, recall=1)[1].tolist()
+    (path,) = (vectors / "vectors" / "1").glob("*.ids")
+    data = bytearray(path.read_bytes())
+    if damage == "a bit":
+        data[4096 + 8 * 17] ^= 4
+    elif damage == "two rows":
+        data[4096 + 8 * 20 : 4096 + 8 * 22] = bytes(16)
+    else:
+        data[4096 : 4096 + 8 * 120] = bytes(8 * 120)
+    path.write_bytes(data)
+    moved = folder / "moved.npy"
+    try:
+        if array == "gone":
+            (folder / "vectors.npy").rename(moved)
+        said = fix(vectors)
+    finally:
+        if moved.exists():
+            moved.rename(folder / "vectors.npy")
+    settled = damage == "half of them" and array == "gone"
+    assert any("vectors are is lost" in line for line in said) == settled
+    with Store.open(vectors) as store:
+        if not settled:
+            assert store.search_vectors(query, 1, recall=1)[1].tolist() == before
+        else:
+            assert any(line.startswith("120 images are lost") for line in said)
+            assert store.info().images == 300 - 42 - 120
+            store.ingest(folder / "vectors.npy")
+            assert store.info().images == 300
+        assert store.check().problems == ()
