@@ -223,8 +223,14 @@ class Missing:
             counts.append((self._common, self._others))
         if self._more_vanished.gone:
             counts.append((b"/", self._more_vanished))
+        # A file that was named itself is certainly gone: its folder is there, and not empty.
         told = [
-            MissingBelow(os.fsdecode(folder), one.gone, one.gone + one.there, one.needs_yes)
+            MissingBelow(
+                os.fsdecode(folder),
+                one.gone,
+                one.gone + one.there,
+                one.needs_yes and one is not self._others,
+            )
             for folder, one in counts
             if one.gone
         ]

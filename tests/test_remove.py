@@ -616,21 +616,23 @@ def test_less_than_half_of_a_folder_goes_without_a_question(store: Store, tmp_pa
     assert found(store, 87, 88, 89) == [87, 88, 89]
 
 
-def test_files_that_were_named_one_by_one_do_not_all_go_without_a_question(tmp_path: Path) -> None:
-    archive = tmp_path / "x.tar"
-    with tarfile.open(archive, "w") as tar:
+def test_files_that_were_named_one_by_one_go_if_their_folder_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "drive"
+    folder.mkdir()
+    with tarfile.open(folder / "x.tar", "w") as tar:
         for name in ("1.png", "deep/2.png"):
             tar.add(save(tmp_path / "in" / name, len(name)), name)
     with Store.open(tmp_path / "few", create=True, encoder="none") as few:
-        few.ingest(archive, rows(tmp_path / "c.npy", 90), rows(tmp_path / "d.npy", 91, 92))
-        (tmp_path / "c.npy").unlink()
+        few.ingest(folder / "x.tar", rows(folder / "c.npy", 90), rows(folder / "d.npy", 91, 92))
+        (folder / "c.npy").unlink()
         assert few.remove(missing=True).images == 1
-        archive.unlink()
-        (tmp_path / "d.npy").unlink()
-        with pytest.raises(MissingError, match=f"4 of 4 below {tmp_path}"):
+        folder.rename(tmp_path / "away")
+        with pytest.raises(MissingError, match=f"4 of 4 below {folder}"):
             few.remove(missing=True)
-        assert len(few) == 4
-        assert few.remove(missing=True, yes=True).images == 4
+        (tmp_path / "away").rename(folder)
+        (folder / "x.tar").unlink()
+        assert few.remove(missing=True).images == 2
+        assert len(few) == 2
 
 
 def test_what_is_back_when_its_turn_comes_stays(
@@ -904,19 +906,21 @@ def test_the_command_says_what_it_did(
         body = json.loads(run(capsys, "remove", *arguments, "--json", *where)[1])
         assert plan["dry_run"]
         assert [plan["images"], plan["sources"]] == [body["images"], body["sources"]]
-    for path in (tmp_path / "photos", tmp_path / "b.npy"):
-        path.rename(f"{path}.away")
+    save(tmp_path / "drive" / "1.png", 80)
+    save(tmp_path / "drive" / "2.png", 81)
+    run(capsys, "ingest", tmp_path / "drive", "--encoder", "none", *where)
+    (tmp_path / "drive").rename(tmp_path / "away")
     status, out, err = run(capsys, "remove", "--missing", *where)
     assert (status, out, len(err.splitlines())) == (2, "", 1)
-    assert f"5 of 5 below {tmp_path}" in err
+    assert f"2 of 2 below {tmp_path}/drive" in err
     assert "say --yes" in err
     status, out, err = run(capsys, "remove", "--missing", "--dry-run", *where)
     assert (status, err) == (0, "")
-    assert "3 images and 5 sources would go; nothing was removed" in out
+    assert "2 images and 2 sources would go; nothing was removed" in out
     assert "only with --yes" in out
-    assert f"would go: {tmp_path}/b.npy" in out
+    assert f"would go: {tmp_path}/drive/1.png" in out
     body = json.loads(run(capsys, "remove", "--missing", "--yes", "--json", *where)[1])
-    assert (body["images"], body["sources"]) == (3, 5)
+    assert (body["images"], body["sources"]) == (2, 2)
     store._files.__init__(tmp_path / "store", store._files.memory, read_only=True)  # type: ignore
 
 

@@ -57,7 +57,7 @@ def claimed(make: Callable[[], Path]) -> Claimed:
             except OSError as error:  # a file system without locks: nobody sweeps there either
                 if isinstance(error, BlockingIOError):
                     raise
-            (path / _CLAIM).rename(path / _LOCK)
+            os.rename(path / _CLAIM, path / _LOCK)  # noqa: PTH104 - needs not be durable
         except (FileNotFoundError, BlockingIOError):  # somebody swept it before it was locked
             if fd >= 0:
                 os.close(fd)
