@@ -21,7 +21,6 @@ first in the highest bit, with zeros behind the last. A file in which every chan
 from __future__ import annotations
 
 import functools
-import io
 import struct
 from typing import Any
 
@@ -44,6 +43,9 @@ from PIL import (
     __version__,
 )
 
+from engine.decoding import cost
+from engine.decoding.opening import open_image, structure
+from engine.decoding.records import Structure
 from engine.errors import ImageError, UsageError
 from engine.records import Buffer, Decoded, Kind, Pixels
 
@@ -53,7 +55,7 @@ HEADER_BYTES = HEADER.size
 DECODER = f"pillow-{__version__}"
 
 MAX_PIXELS = 128_000_000
-"""The most pixels (width × height) an image may have, whatever the memory: a guard against bombs."""
+"""The most pixels (width × height) an image may have where no memory is named: a guard against bombs."""
 
 # Raster formats whose decoders stand up to hostile input; EPS, PDF and the like run interpreters.
 # The plugins are imported here because Pillow's own loading on first use is not safe in threads.
@@ -100,6 +102,15 @@ SUFFIXES = frozenset(
     ]
 )
 
+# Of errors that Pillow's parsers raise without a word.
+_SILENT: dict[type[Exception], str] = {
+    AssertionError: "its header contradicts itself",
+    EOFError: "the file ends too early",
+    IndexError: "the file ends too early",
+    struct.error: "the file ends too early",
+    RecursionError: "its parts are nested too deep",
+    OverflowError: "a number in it is too large",
+}
 _ORIENTATION_TAG = 0x0112
 _PHOTOMETRIC_TAG = 262
 # 16-bit colour: Pillow keeps one byte of each channel, and which one depends on the raw mode. Decoding
@@ -133,15 +144,18 @@ def looks_like_image(head: bytes) -> bool:
     )
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None) -> Decoded:
+def decode(data: bytes, *, max_pixels: int | None = None, max_bytes: int | None = None) -> Decoded:
     """Decode an image file's bytes to canonical pixels.
 
     Raises ``ImageError`` with a one-line reason for anything that is not a whole image of a known
-    format within ``max_pixels`` (width × height) and ``max_bytes`` (of memory while it is decoded),
-    and for samples that would have to be reduced.
+    format within ``max_pixels`` (width × height) and ``max_bytes`` (of memory while it is decoded and
+    looked at), for work out of all proportion, and for samples that would have to be reduced. Without
+    either limit, ``MAX_PIXELS`` is one.
     """
     if not data:
         raise ImageError("the file is empty (0 bytes)")
+    if max_pixels is None and max_bytes is None:
+        max_pixels = MAX_PIXELS
     try:
         array, frames, container = _decode(data, max_pixels, max_bytes)
         return Decoded(_canonical(array, frames), container)
@@ -151,27 +165,42 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None =
         raise ImageError("not enough memory to decode it", passing=True) from None
     except UnidentifiedImageError:
         raise ImageError("not an image in a known format") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"too many pixels (the limit is {max_pixels:,})") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too many pixels for Pillow: {_words(error)}") from None
     # Pillow's decoders raise whatever their parsing trips over: SyntaxError, struct.error, KeyError …
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"broken image: {reason}") from None
+        raise ImageError(f"broken image: {_words(error)}") from None
 
 
 def decoding_bytes(data: bytes) -> int:
     """Memory that decoding an image file takes, by its header; 0 if it has no readable one."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _decoding_bytes(image)
+        found = structure(data)
+        with open_image(data, FORMATS) as image:
+            return _decoding_bytes(image, found, len(data))
     except Exception:  # decode will say what is wrong
         return 0
 
 
-def _decoding_bytes(image: ImageFile.ImageFile) -> int:
-    width, height = image.size
-    each = 32 if _is_deep(image) else 22 if image.has_transparency_data else 14
-    return width * height * each
+def _decoding_bytes(image: ImageFile.ImageFile, found: Structure, file_bytes: int) -> int:
+    one_byte = cost.PILLOW.get(image.mode, 4) < 4 or image.mode in ("I", "F")
+    return cost.decoding_bytes(
+        image.format or "",
+        image.mode,
+        image.size,
+        found,
+        channels=4 if image.has_transparency_data else 1 if one_byte else 3,
+        deep=_is_deep(image),
+        file_bytes=file_bytes,
+    )
+
+
+def _words(error: Exception) -> str:
+    """What an error of Pillow's says, in a line; words of ours where it says nothing."""
+    said = " ".join(str(error).split())
+    if isinstance(error, KeyError):  # says no more than the key
+        said = f"there is no {said}" if said else ""
+    return said or _SILENT.get(type(error), "its data contradict one another")
 
 
 def from_array(array: npt.ArrayLike) -> Pixels:
@@ -369,17 +398,29 @@ def squash(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
 
 def _decode(
-    data: bytes, max_pixels: int, max_bytes: int | None
+    data: bytes, max_pixels: int | None, max_bytes: int | None
 ) -> tuple[npt.NDArray[Any], int, str]:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    found = structure(data)
+    if max_bytes is not None and found.parsing > max_bytes:
+        raise ImageError(
+            f"its header takes {found.parsing >> 20:,} MiB to read, over the limit of "
+            f"{max_bytes >> 20:,} MiB: raise --memory",
+            passing=True,
+        )
+    with open_image(data, FORMATS) as image:
         container = (image.format or "").lower()
         width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(f"{width} × {height} pixels are over the limit of {max_pixels:,}")
-        if max_bytes is not None and _decoding_bytes(image) > max_bytes:
+        if max_pixels is not None and width * height > max_pixels:
             raise ImageError(
-                f"{width} × {height} pixels take {_decoding_bytes(image) >> 20} MiB to decode: "
-                f"raise --memory",
+                f"too many pixels: {width} × {height} are over the limit of {max_pixels:,}"
+            )
+        if (
+            max_bytes is not None
+            and (takes := _decoding_bytes(image, found, len(data))) > max_bytes
+        ):
+            raise ImageError(
+                f"{width} × {height} pixels take {takes >> 20:,} MiB to decode, over the limit of "
+                f"{max_bytes >> 20:,} MiB: raise --memory",
                 passing=True,
             )
         if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -452,7 +493,7 @@ def _deep(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[np.uint16]:
     if base not in ("RGB", "RGBA") or order not in _OTHER_BYTE or not alike:
         raise ImageError(f"{image.mode} pixels ({raw or 'unknown layout'}) are not supported")
     high = np.asarray(image).astype(np.uint16)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as again:
+    with open_image(data, FORMATS) as again:
         other = f"{base};{_OTHER_BYTE[order]}"
         again.tile = [
             tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)

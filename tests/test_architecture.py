@@ -19,6 +19,7 @@ FLOORS = [
     {"errors"},
     {"records"},
     {"config"},
+    {"decoding"},
     {"pixels", "digest"},
     {"fingerprint", "memory", "sources", "encoders", "storage"},
     {"store", "training"},
