@@ -69,6 +69,14 @@ EXTENT_ROWS = 1 << 20  # rows of a fixed-row extent, at most
 EXTENT_BYTES = 1 << 30  # bytes after which a new extent of kept pixels is begun
 
 
+# Measured, in bytes: what opening a store takes; an ONNX session with the encoder that is shipped;
+# and what its network takes for each pixel of its input.
+_OPENING_BYTES = 11 << 20
+_ENCODER_BYTES = 40 << 20
+_ENCODED_PIXEL_BYTES = 72
+_ROOMY = 512 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
     """How ``--memory`` is shared out, in bytes of anonymous memory above the empty process."""
@@ -102,8 +110,32 @@ class MemoryBudget:
 
     @property
     def decoding(self) -> int:
-        """What all images that are being decoded at a time may take, so also the largest one."""
-        return self.total
+        """What all images that are being decoded at a time may take, so also the largest one.
+
+        All but what an ingest holds beside them: a chunk, write buffers and what opening a store takes.
+        The block cache makes room for a large image (``crowded_cache``).
+        """
+        return self.total - self.chunk - self.write_buffers - _OPENING_BYTES
+
+    @property
+    def crowded_cache(self) -> int:
+        """The block cache while images take most of the memory."""
+        return self.block_cache // 8
+
+    @property
+    def reading(self) -> int:
+        """Image files that are read or decoded at a time, in bytes; a larger one comes alone."""
+        return self.total // 16
+
+    @property
+    def encode_batch(self) -> int:
+        """Images a call of the encoder in an ingest: a batch of 64 takes 40 MiB more than one of 8."""
+        return ENCODE_BATCH if self.total >= _ROOMY else ENCODE_BATCH // 8
+
+    def beside_encoder(self, image_size: int) -> int:
+        """What is left of ``decoding`` where an encoder of this input (pixels a side) is loaded."""
+        batch = self.encode_batch * image_size**2 * _ENCODED_PIXEL_BYTES
+        return max(self.decoding - _ENCODER_BYTES - batch, self.total // 4)
 
     @property
     def max_file(self) -> int:

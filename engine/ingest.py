@@ -28,7 +28,6 @@ from engine.config import (
     CHUNK_ROWS,
     CHUNK_VECTOR_BYTES,
     CHUNK_VECTORS,
-    ENCODE_BATCH,
     EXACT_ROWS,
     KEEP_BITS_LIMIT,
     check_keep_pixels,
@@ -172,7 +171,10 @@ class Ingest:
         self._workers = workers or cpu_count()
         self._progress = progress or (lambda done: None)
         self._stop = stop or (lambda: False)
-        self._gate = MemoryGate(store.memory.decoding)
+        memory = store.memory
+        self._decoding = memory.beside_encoder(encoder.image_size) if encoder else memory.decoding
+        self._gate = MemoryGate(self._decoding, crowded=self._crowd)
+        self._reading = MemoryGate(memory.reading)
         # What is kept of the images of a group, and their shrunk pictures, wait for the commit.
         each = KEEP_BITS_LIMIT + (3 * encoder.image_size**2 if encoder else 0)
         self._group_files = max(1, min(CHUNK_FILES, store.memory.chunk // each))
@@ -183,6 +185,10 @@ class Ingest:
 
     def run(self, items: Iterable[Item]) -> IngestReport:
         """Ingest everything; returns what was done."""
+        with self._peak.sampled():
+            return self._run(items)
+
+    def _run(self, items: Iterable[Item]) -> IngestReport:
         started = time.perf_counter()
         self._store.become_writer()
         # Threads, not processes: decoding, hashing and the encoder all let go of the GIL.
@@ -286,17 +292,18 @@ class Ingest:
                 image = self._new_image(found.pixels, found.container, b"", b"")
                 image.metadata = item.metadata
                 return _Prepared(item, b"", None, image, self._picture(found.pixels))
-            data = item.read(memory.max_file)
-            file_hash = digest.file_hash(data)
-            known = self._store.files([file_hash])[0]
-            if known is not None:
-                return _Prepared(item, file_hash, known)
-            cost = pixels.decoding_bytes(data)
-            with self._gate.hold(cost):
-                decoded = pixels.decode(data, max_bytes=memory.decoding)
-                image = self._new_image(decoded.pixels, decoded.container, data, file_hash)
-                picture = self._picture(decoded.pixels)
-                self._peak.sample()
+            # Of a member of an archive the bytes are here already, and counted with its group.
+            waiting = item.size if isinstance(item, FileItem) else 0
+            with self._reading.hold(min(waiting, memory.max_file)):
+                data = item.read(memory.max_file)
+                file_hash = digest.file_hash(data)
+                known = self._store.files([file_hash])[0]
+                if known is not None:
+                    return _Prepared(item, file_hash, known)
+                with self._gate.hold(min(pixels.decoding_bytes(data), self._decoding)):
+                    decoded = pixels.decode(data, max_bytes=self._decoding)
+                    image = self._new_image(decoded.pixels, decoded.container, data, file_hash)
+                    picture = self._picture(decoded.pixels)
         except ImageError as error:
             stamp = (0, 0) if error.passing else (item.mtime_ns, item.size)
             return Problem(item.name, str(error), *stamp)
@@ -335,6 +342,11 @@ class Ingest:
             keep=keep,
             keeps_canonical=small,
         )
+
+    def _crowd(self, crowded: bool) -> None:
+        """Have the block cache make room for large images, and take it back after them."""
+        memory = self._store.memory
+        self._store.limit_cache(memory.crowded_cache if crowded else memory.block_cache)
 
     def _picture(self, found: Pixels) -> Picture | None:
         if self._encoder is None:
@@ -443,6 +455,11 @@ class Ingest:
             if waiting is not None:
                 self._commit_files(waiting[0], archive, waiting[1])
             waiting = ahead, group
+            if (
+                group.size > 2 * self._store.memory.block
+            ):  # a large member: nothing is read beside it
+                self._commit_files(ahead, archive, group)
+                waiting = None
         if waiting is not None:
             self._commit_files(waiting[0], archive, waiting[1])
         if problem is not None:
@@ -783,7 +800,7 @@ class Ingest:
     def _add_picture(self, pending: _Pending, picture: Picture | None) -> None:
         if picture is not None:
             pending.pictures.append(picture)
-            if len(pending.pictures) == ENCODE_BATCH:
+            if len(pending.pictures) == self._store.memory.encode_batch:
                 self._encode(pending)
 
     def _encode(self, pending: _Pending) -> None:
