@@ -1,7 +1,11 @@
 """An embedded, disk-backed index for images: is this very image here, and what looks like it?"""
 
-from engine.api import Store
-from engine.errors import (
+from engine import address_space
+
+address_space.require()  # before anything that would end the process without a word
+
+from engine.api import Store  # noqa: E402
+from engine.errors import (  # noqa: E402
     EncoderError,
     EngineError,
     ImageError,
@@ -14,8 +18,8 @@ from engine.errors import (
     TrainingError,
     UsageError,
 )
-from engine.pixels import PackedBits
-from engine.records import (
+from engine.pixels import PackedBits  # noqa: E402
+from engine.records import (  # noqa: E402
     BackupReport,
     CheckReport,
     ExportReport,

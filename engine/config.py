@@ -8,6 +8,7 @@ import secrets
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from engine import address_space
 from engine.errors import StoreFormatError, UsageError
 
 # --- structural: what a store is made with and keeps for good -------------------------------------
@@ -155,10 +156,13 @@ _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 def parse_memory(text: str | int | None) -> MemoryBudget:
     """A memory size such as ``"2G"`` or ``"512M"`` (binary units), or a number of bytes.
 
-    Raises ``UsageError`` if it is no size or less than 128M.
+    Without one it is the default, or what a limit on address space leaves of it. Raises ``UsageError``
+    if it is no size, less than 128M, or more than that limit leaves.
     """
+    room = address_space.room()
     if text is None:
-        return MemoryBudget()
+        most = DEFAULT_MEMORY if room is None else min(DEFAULT_MEMORY, room)
+        return MemoryBudget(max(most, MEMORY_FLOOR))
     if isinstance(text, int):
         size = text
     else:
@@ -168,6 +172,11 @@ def parse_memory(text: str | int | None) -> MemoryBudget:
         size = int(min(float(match[1]), 1 << 60) * (1 << _UNITS[match[2].upper()]))
     if size < MEMORY_FLOOR:
         raise UsageError(f"memory {text} is too little: at least 128M is needed")
+    if room is not None and size > max(room, MEMORY_FLOOR):
+        raise UsageError(
+            f"memory {text} is more than the limit on address space leaves: give at most "
+            f"{max(room, MEMORY_FLOOR) >> 20}M, or raise it with 'ulimit -v'"
+        )
     return MemoryBudget(size)
 
 

@@ -488,7 +488,7 @@ class Ingest:
                 group.problems.append(found)
             else:
                 group.skipped += 1
-            if group.count >= self._group_files or group.size >= self._store.memory.block:
+            if group.count >= self._group_files or group.size >= self._store.memory.block // 2:
                 yield group
                 group = _Group()
         if group.count:

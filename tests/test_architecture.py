@@ -16,7 +16,7 @@ PACKAGE = Path(engine.__file__).parent
 # From the ground up. A module imports from lower floors only; what lies on one floor does not know
 # of each other. A folder is one room: inside it, modules import as they like.
 FLOORS = [
-    {"errors"},
+    {"errors", "address_space"},
     {"records"},
     {"config"},
     {"decoding"},

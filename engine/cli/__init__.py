@@ -12,9 +12,14 @@ from typing import Annotated
 import typer
 
 from engine import __version__
-from engine.cli import bench, copies, evaluate, stores, train, upkeep
+from engine.cli import bench, copies, evaluate, libtiff, stores, train, upkeep
 from engine.cli.options import DONE, FAILED, INTERRUPTED, warn
 from engine.errors import EngineError
+
+_NO_MEMORY = (
+    "there is not enough memory, or no room for another thread: lower --memory or --workers, or raise "
+    "the limits of this process (ulimit -v, ulimit -u)"
+)
 
 app = typer.Typer(
     name="engine",
@@ -65,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # names that are no UTF-8 must not stop a listing
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = app(args=arguments, prog_name="engine", standalone_mode=False)
+        with libtiff.complaints() as found:
+            status = app(args=arguments, prog_name="engine", standalone_mode=False)
+        if found.line:
+            warn(found.line)
         sys.stdout.flush()
         return status if isinstance(status, int) else DONE
     except EngineError as error:
@@ -90,7 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):  # it was this that failed, and what it still holds would fail at the end again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status
+    except MemoryError as error:
+        return _fail(str(error) or _NO_MEMORY)
     except Exception as error:
+        # Of ONNX Runtime, and of Python where the limits allow no more threads.
+        if "bad_alloc" in str(error) or "can't start new thread" in str(error):
+            return _fail(_NO_MEMORY)
         # Typer's own errors (an unknown option, say) have this method; which class they are of
         # depends on its version.
         if not hasattr(error, "format_message"):
