@@ -21,6 +21,7 @@ first in the highest bit, with zeros behind the last. A file in which every chan
 from __future__ import annotations
 
 import functools
+import re
 import struct
 from typing import Any
 
@@ -111,6 +112,7 @@ _SILENT: dict[type[Exception], str] = {
     RecursionError: "its parts are nested too deep",
     OverflowError: "a number in it is too large",
 }
+_ERROR_NUMBER = re.compile(r"decoder error -?\d+")
 _ORIENTATION_TAG = 0x0112
 _PHOTOMETRIC_TAG = 262
 # 16-bit colour: Pillow keeps one byte of each channel, and which one depends on the raw mode. Decoding
@@ -200,6 +202,8 @@ def _words(error: Exception) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, KeyError):  # says no more than the key
         said = f"there is no {said}" if said else ""
+    if _ERROR_NUMBER.search(said):
+        said = "what it holds is damaged, or cut short"
     return said or _SILENT.get(type(error), "its data contradict one another")
 
 

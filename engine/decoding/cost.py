@@ -35,7 +35,12 @@ class Decoder(NamedTuple):
     fixed: int = 0
 
 
-GREY, COLOUR, ALPHA = Way(11.1, 7.1), Way(14.1, 7.1), Way(17.1, 21.1, 13 << 20)
+GREY, PALETTE, COLOUR, ALPHA = (
+    Way(11.1, 7.1),
+    Way(12.1, 7.1),
+    Way(14.1, 7.1),
+    Way(17.1, 21.1, 13 << 20),
+)
 # Turned as EXIF says: one copy more.
 DEEP_GREY, DEEP_COLOUR, DEEP_ALPHA = Way(24.1, 21.1), Way(26.1, 21.1), Way(34.1, 30.1, 13 << 20)
 
@@ -85,18 +90,15 @@ def decoding_bytes(
         load = (pillow + 0.1) * pixels + values * each * tile + structure.decoder
     elif structure.multiple_scans:
         load += _COEFFICIENTS * pixels
-    way = _way(channels, deep=deep)
+    way = _way(mode, channels, deep=deep)
     look = way.look * pixels + min(way.look * pixels, way.fixed)
     peak = max(load, (decoder.kept + way.convert) * pixels, look)
     return int(peak) + structure.parsing + decoder.fixed + FIXED_BYTES + file_bytes
 
 
-def largest_image(memory: int) -> int:
-    """The most pixels that any image may have that is decoded in ``memory`` bytes."""
-    return int(memory / min(way.convert for way in (GREY, COLOUR, ALPHA)))
-
-
-def _way(channels: int, *, deep: bool) -> Way:
+def _way(mode: str, channels: int, *, deep: bool) -> Way:
     if deep:
         return DEEP_GREY if channels == 1 else DEEP_ALPHA if channels == 4 else DEEP_COLOUR
-    return GREY if channels == 1 else ALPHA if channels == 4 else COLOUR
+    if channels == 1:
+        return PALETTE if mode == "P" else GREY
+    return ALPHA if channels == 4 else COLOUR

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import IO
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, _imaging
 
 from engine.decoding import gif, jpeg, jpeg2000, tiff
 from engine.decoding.records import Structure
@@ -29,6 +29,15 @@ _BY_SIGNATURE = (
     (b"\x00\x00\x00\x0cjP  \r\n\x87\n", jpeg2000.structure),
     (b"\xff\x4f\xff\x51", jpeg2000.structure),
 )
+
+
+class _TiffFile(TiffImagePlugin.TiffImageFile):
+    """A TIFF that does not ask for the limit a second time, when its pixels are loaded."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = _imaging.new(self.mode, getattr(self, "_tile_size", self.size))
+        super().load_prepare()
 
 
 def structure(data: bytes) -> Structure:
@@ -59,7 +68,7 @@ def open_image(data: bytes | IO[bytes], formats: Sequence[str]) -> ImageFile.Ima
             continue
         stream.seek(0)
         try:
-            return factory(stream, "")
+            return _TiffFile(stream, "") if name == "TIFF" else factory(stream, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue
     raise UnidentifiedImageError("cannot identify image file")
