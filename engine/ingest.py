@@ -451,6 +451,7 @@ class Ingest:
                 group = None
             if group is None:
                 break
+            self._gate.reserve(group.size + (waiting[1].size if waiting is not None else 0))
             ahead = [pool.submit(self._prepare, found) for found in self._promising(group.files)]
             if waiting is not None:
                 self._commit_files(waiting[0], archive, waiting[1])
@@ -462,6 +463,7 @@ class Ingest:
                 waiting = None
         if waiting is not None:
             self._commit_files(waiting[0], archive, waiting[1])
+        self._gate.reserve(0)
         if problem is not None:
             self._reject([problem])
         elif not self._stop():

@@ -92,6 +92,7 @@ class MemoryGate:
         """``crowded`` is called when more than half of ``most`` bytes are held, and when no longer."""
         self._most = most
         self._held = 0
+        self._beside = 0
         self._empty = _field("RssAnon")
         self._crowded = crowded
         self._is_crowded = False
@@ -101,7 +102,9 @@ class MemoryGate:
     def hold(self, count: int) -> Iterator[None]:
         """Wait until there is room for ``count`` bytes, and hold them."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + count <= self._most)
+            self._changed.wait_for(
+                lambda: not self._held or self._held + self._beside + count <= self._most
+            )
             self._hold(count)
         try:
             if count >= _LARGE:
@@ -112,7 +115,13 @@ class MemoryGate:
                 self._hold(-count)
                 self._changed.notify_all()
             if count >= _LARGE:
-                self._tidy(self._most // 4)
+                self._tidy(self._most // 2)
+
+    def reserve(self, count: int) -> None:
+        """From now on ``count`` bytes are taken by something else, so fewer images get in at a time."""
+        with self._changed:
+            self._beside = count
+            self._changed.notify_all()
 
     def _hold(self, count: int) -> None:
         self._held += count

@@ -84,7 +84,7 @@ def test_bit_images_in_small_files_do_not_add_up(tmp_path: Path, keep_pixels: st
 
 # --- what decoding costs --------------------------------------------------------------------------
 
-PIXELS = (1500, 1000)
+PIXELS = (1000, 750)
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "png": ("RGB", "PNG", {}),
     "png-grey": ("L", "PNG", {}),

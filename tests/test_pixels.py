@@ -764,6 +764,13 @@ def test_what_a_header_asks_for_counts(changed, least):
     assert "raise --memory" in reason(changed, max_bytes=100 << 20)
 
 
+def test_an_avif_that_holds_a_larger_picture_than_it_says_counts_as_that():
+    data = save(np.zeros((600, 800, 3), np.uint8), "AVIF", speed=10)
+    at = data.index(b"ispe") + 8
+    small = data[:at] + struct.pack(">II", 4, 4) + data[at + 8 :]
+    assert px.decoding_bytes(small) - px.decoding_bytes(save(PICTURE[:4, :4], "AVIF")) > 600 * 800
+
+
 def test_strips_and_tiles_count():
     strips = save(PICTURE, "TIFF", compression="tiff_lzw")
     at = strips.index(struct.pack("<HH", 278, 3))  # rows of a strip

@@ -14,7 +14,7 @@ from typing import IO
 
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, _imaging
 
-from engine.decoding import gif, jpeg, jpeg2000, tiff
+from engine.decoding import avif, gif, jpeg, jpeg2000, tiff
 from engine.decoding.records import Structure
 
 _BY_SIGNATURE = (
@@ -48,7 +48,7 @@ def structure(data: bytes) -> Structure:
     for signature, read in _BY_SIGNATURE:
         if data.startswith(signature):
             return read(data)
-    return Structure()
+    return avif.structure(data) if data[4:8] == b"ftyp" else Structure()
 
 
 def open_image(data: bytes | IO[bytes], formats: Sequence[str]) -> ImageFile.ImageFile:
