@@ -7,11 +7,12 @@ def main() -> None:
     """Run the command and exit with its status."""
     # Nothing heavy is imported before a signal can end the process with one line.
     try:
-        from engine import interrupts, streams
+        from engine import address_space, interrupts, streams
 
         streams.open_closed()
         streams.protect()
         interrupts.install()
+        address_space.require()  # before anything that would end the process without a word
     except KeyboardInterrupt:
         try:
             os.write(2, b"engine: interrupted; what was committed is safe\n")

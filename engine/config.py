@@ -9,6 +9,7 @@ import secrets
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from engine import address_space
 from engine.errors import StoreFormatError, UsageError
 
 # --- structural: what a store is made with and keeps for good -------------------------------------
@@ -74,6 +75,14 @@ EXTENT_ROWS = 1 << 20  # rows of a fixed-row extent, at most
 EXTENT_BYTES = 1 << 30  # bytes after which a new extent of kept pixels is begun
 
 
+# Measured, in bytes: what opening a store takes; an ONNX session with the encoder that is shipped;
+# and what its network takes for each pixel of its input.
+_OPENING_BYTES = 11 << 20
+_ENCODER_BYTES = 40 << 20
+_ENCODED_PIXEL_BYTES = 72
+_ROOMY = 512 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
     """How ``--memory`` is shared out, in bytes of anonymous memory above the empty process."""
@@ -107,8 +116,32 @@ class MemoryBudget:
 
     @property
     def decoding(self) -> int:
-        """What all images that are being decoded at a time may take, so also the largest one."""
-        return self.total
+        """What all images that are being decoded at a time may take, so also the largest one.
+
+        All but what an ingest holds beside them: a chunk, write buffers and what opening a store takes.
+        The block cache makes room for a large image (``crowded_cache``).
+        """
+        return self.total - self.chunk - self.write_buffers - _OPENING_BYTES
+
+    @property
+    def crowded_cache(self) -> int:
+        """The block cache while images take most of the memory."""
+        return self.block_cache // 8
+
+    @property
+    def reading(self) -> int:
+        """Image files that are read or decoded at a time, in bytes; a larger one comes alone."""
+        return self.total // 16
+
+    @property
+    def encode_batch(self) -> int:
+        """Images a call of the encoder in an ingest: a batch of 64 takes 40 MiB more than one of 8."""
+        return ENCODE_BATCH if self.total >= _ROOMY else ENCODE_BATCH // 8
+
+    def beside_encoder(self, image_size: int) -> int:
+        """What is left of ``decoding`` where an encoder of this input (pixels a side) is loaded."""
+        batch = self.encode_batch * image_size**2 * _ENCODED_PIXEL_BYTES
+        return max(self.decoding - _ENCODER_BYTES - batch, self.total // 4)
 
     @property
     def max_file(self) -> int:
@@ -128,10 +161,13 @@ _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 def parse_memory(text: str | int | None) -> MemoryBudget:
     """A memory size such as ``"2G"`` or ``"512M"`` (binary units), or a number of bytes.
 
-    Raises ``UsageError`` if it is no size or less than 128M.
+    Without one it is the default, or what a limit on address space leaves of it. Raises ``UsageError``
+    if it is no size, less than 128M, or more than that limit leaves.
     """
+    room = address_space.room()
     if text is None:
-        return MemoryBudget()
+        most = DEFAULT_MEMORY if room is None else min(DEFAULT_MEMORY, room)
+        return MemoryBudget(max(most, MEMORY_FLOOR))
     if not isinstance(text, str):
         try:
             size = whole(text)
@@ -144,6 +180,11 @@ def parse_memory(text: str | int | None) -> MemoryBudget:
         size = int(min(float(match[1]), 1 << 60) * (1 << _UNITS[match[2].upper()]))
     if size < MEMORY_FLOOR:
         raise UsageError(f"memory {text} is too little: at least 128M is needed")
+    if room is not None and size > max(room, MEMORY_FLOOR):
+        raise UsageError(
+            f"memory {text} is more than the limit on address space leaves: give at most "
+            f"{max(room, MEMORY_FLOOR) >> 20}M, or raise it with 'ulimit -v'"
+        )
     return MemoryBudget(size)
 
 

@@ -29,7 +29,6 @@ from engine.config import (
     CHUNK_ROWS,
     CHUNK_VECTOR_BYTES,
     CHUNK_VECTORS,
-    ENCODE_BATCH,
     EXACT_ROWS,
     KEEP_BITS_LIMIT,
     check_keep_pixels,
@@ -219,7 +218,10 @@ class Ingest:
         self._workers = workers or cpu_count()
         self._progress = progress or (lambda done: None)
         self._stop = stop or (lambda: False)
-        self._gate = MemoryGate(store.memory.decoding)
+        memory = store.memory
+        self._decoding = memory.beside_encoder(encoder.image_size) if encoder else memory.decoding
+        self._gate = MemoryGate(self._decoding, crowded=self._crowd)
+        self._reading = MemoryGate(memory.reading)
         # What is kept of the images of a group, and their shrunk pictures, wait for the commit.
         each = KEEP_BITS_LIMIT + (3 * encoder.image_size**2 if encoder else 0)
         self._group_files = max(1, min(CHUNK_FILES, store.memory.chunk // each))
@@ -234,10 +236,14 @@ class Ingest:
 
     def run(self, items: Iterable[Item]) -> IngestReport:
         """Ingest everything; returns what was done."""
+        with self._peak.sampled():
+            return self._run(items)
+
+    def _run(self, items: Iterable[Item]) -> IngestReport:
         started = time.perf_counter()
         self._store.become_writer()
         try:
-            self._run(items)
+            self._take_all(items)
         except NoRoomError as error:
             self._store.give_up(error)
             raise
@@ -247,7 +253,7 @@ class Ingest:
             raise self._failure
         return self._report(time.perf_counter() - started)
 
-    def _run(self, items: Iterable[Item]) -> None:
+    def _take_all(self, items: Iterable[Item]) -> None:
         # Threads, not processes: decoding, hashing and the encoder all let go of the GIL.
         with _pool(self._workers) as pool:
             waiting: list[_Waiting] = []
@@ -371,17 +377,18 @@ class Ingest:
                 image = self._new_image(found.pixels, found.container, b"", b"")
                 image.metadata = item.metadata
                 return _Prepared(item, b"", None, image, self._picture(found.pixels))
-            data = item.read(memory.max_file)
-            file_hash = digest.file_hash(data)
-            known = self._store.files([file_hash])[0]
-            if known is not None:
-                return _Prepared(item, file_hash, known)
-            cost = pixels.decoding_bytes(data)
-            with self._gate.hold(cost):
-                decoded = pixels.decode(data, max_bytes=memory.decoding)
-                image = self._new_image(decoded.pixels, decoded.container, data, file_hash)
-                picture = self._picture(decoded.pixels)
-                self._peak.sample()
+            # Of a member of an archive the bytes are here already, and counted with its group.
+            waiting = item.size if isinstance(item, FileItem) else 0
+            with self._reading.hold(min(waiting, memory.max_file)):
+                data = item.read(memory.max_file)
+                file_hash = digest.file_hash(data)
+                known = self._store.files([file_hash])[0]
+                if known is not None:
+                    return _Prepared(item, file_hash, known)
+                with self._gate.hold(min(pixels.decoding_bytes(data), self._decoding)):
+                    decoded = pixels.decode(data, max_bytes=self._decoding)
+                    image = self._new_image(decoded.pixels, decoded.container, data, file_hash)
+                    picture = self._picture(decoded.pixels)
         except ImageError as error:
             stamp = (0, 0) if error.passing else (item.mtime_ns, item.size)
             return Problem(item.name, str(error), *stamp)
@@ -420,6 +427,11 @@ class Ingest:
             keep=keep,
             keeps_canonical=small,
         )
+
+    def _crowd(self, crowded: bool) -> None:
+        """Have the block cache make room for large images, and take it back after them."""
+        memory = self._store.memory
+        self._store.limit_cache(memory.crowded_cache if crowded else memory.block_cache)
 
     def _picture(self, found: Pixels) -> Picture | None:
         if self._encoder is None:
@@ -480,7 +492,9 @@ class Ingest:
                 if not there and image.proof not in made and prepared.picture is not None:
                     fresh[image.proof] = prepared.picture
             # The last ones are few at a time: what is encoded when time is up is committed.
-            most = min(ENCODE_BATCH, _LAST_BATCH) if self._stop() else ENCODE_BATCH
+            most = self._store.memory.encode_batch
+            if self._stop():
+                most = min(most, _LAST_BATCH)
             if len(fresh) < most and number < len(done):
                 continue
             vectors = self._encode(list(fresh.values()))
@@ -635,12 +649,19 @@ class Ingest:
                 group = None
             if group is None:
                 break
+            self._gate.reserve(group.size + (waiting[1].size if waiting is not None else 0))
             ahead = self._begin(pool, self._promising(group.files))
             if waiting is not None and not self._commit_files(waiting[0], archive, waiting[1]):
                 return
             waiting = ahead, group
+            # Nothing is read beside a large member.
+            if group.size > 2 * self._store.memory.block:
+                if not self._commit_files(ahead, archive, group):
+                    return
+                waiting = None
         if waiting is not None and not self._commit_files(waiting[0], archive, waiting[1]):
             return
+        self._gate.reserve(0)
         if problem is not None:
             self._reject([problem])
         elif not self._stop():
@@ -666,7 +687,7 @@ class Ingest:
                 group.problems.append(found)
             else:
                 group.skip(found.note)
-            if group.count >= self._group_files or group.size >= self._store.memory.block:
+            if group.count >= self._group_files or group.size >= self._store.memory.block // 2:
                 yield group
                 group = _Group()
         if group.count:
@@ -857,8 +878,9 @@ class Ingest:
     def _row_vectors(self, rows: _Rows, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """The vectors (n, dim) of some rows, fewer where the run is to stop."""
         vectors: list[npt.NDArray[np.float32]] = []
-        for first in range(0, len(chosen), ENCODE_BATCH):
-            batch = [self._row_picture(rows, i) for i in chosen[first : first + ENCODE_BATCH]]
+        most = self._store.memory.encode_batch
+        for first in range(0, len(chosen), most):
+            batch = [self._row_picture(rows, i) for i in chosen[first : first + most]]
             vectors.append(self._encode(batch))
             if len(vectors[-1]) < len(batch):
                 break

@@ -23,7 +23,7 @@ if it holds nothing but 0 and 1.
 from __future__ import annotations
 
 import functools
-import io
+import re
 import struct
 from typing import Any
 
@@ -47,6 +47,9 @@ from PIL import (
 )
 
 from engine.config import whole
+from engine.decoding import cost
+from engine.decoding.opening import open_image, structure
+from engine.decoding.records import Structure
 from engine.errors import ImageError, UsageError
 from engine.formats import avif, files, opened, png
 from engine.formats.common import (
@@ -65,7 +68,7 @@ DECODER = f"pillow-{__version__}-2"
 _PIXEL_KINDS = frozenset({Kind.BITS, Kind.U8, Kind.U16})
 
 MAX_PIXELS = 128_000_000
-"""The most pixels (width × height) an image may have, whatever the memory: a guard against bombs."""
+"""The most pixels (width × height) an image may have where no memory is named: a guard against bombs."""
 
 # A drawing in white on transparency would be a blank page on white. Which ground it gets depends on the
 # mean luma (0-255) of what is opaque, weighted by alpha, which a smaller or compressed copy keeps to one
@@ -119,6 +122,16 @@ SUFFIXES = frozenset(
     ]
 )
 
+# Of errors that Pillow's parsers raise without a word.
+_SILENT: dict[type[Exception], str] = {
+    AssertionError: "its header contradicts itself",
+    EOFError: "the file ends too early",
+    IndexError: "the file ends too early",
+    struct.error: "the file ends too early",
+    RecursionError: "its parts are nested too deep",
+    OverflowError: "a number in it is too large",
+}
+_ERROR_NUMBER = re.compile(r"decoder error -?\d+")
 _ORIENTATION_TAG = 0x0112
 
 
@@ -148,15 +161,18 @@ def looks_like_image(head: bytes) -> bool:
     )
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None) -> Decoded:
+def decode(data: bytes, *, max_pixels: int | None = None, max_bytes: int | None = None) -> Decoded:
     """Decode an image file's bytes to canonical pixels.
 
     Raises ``ImageError`` with a one-line reason for anything that is not a whole image of a known
-    format within ``max_pixels`` (width × height) and ``max_bytes`` (of memory while it is decoded),
-    and for samples that would have to be reduced.
+    format within ``max_pixels`` (width × height) and ``max_bytes`` (of memory while it is decoded and
+    looked at), for work out of all proportion, and for samples that would have to be reduced. Without
+    either limit, ``MAX_PIXELS`` is one.
     """
     if not data:
         raise ImageError("the file is empty (0 bytes)")
+    if max_pixels is None and max_bytes is None:
+        max_pixels = MAX_PIXELS
     try:
         array, frames, container = _decode(data, max_pixels, max_bytes)
         return Decoded(_canonical(array, frames), container)
@@ -168,27 +184,44 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None =
         signed = looks_like_image(data[:32])
         why = files.why_unknown(data, FORMATS) if signed else None
         raise why or ImageError("not an image in a known format") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"too many pixels (the limit is {max_pixels:,})") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too many pixels for Pillow: {_words(error)}") from None
     # Pillow's decoders raise whatever their parsing trips over: SyntaxError, struct.error, KeyError …
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"broken image: {reason}") from None
+        raise ImageError(f"broken image: {_words(error)}") from None
 
 
 def decoding_bytes(data: bytes) -> int:
     """Memory that decoding an image file takes, by its header; 0 if it has no readable one."""
     try:
+        found = structure(data)
         with _open(data, head_only=True)[0] as image:
-            return _decoding_bytes(image)
+            return _decoding_bytes(image, found, len(data))
     except Exception:  # decode will say what is wrong
         return 0
 
 
-def _decoding_bytes(image: ImageFile.ImageFile) -> int:
-    width, height = image.size
-    each = 32 if files.is_deep(image) else 22 if image.has_transparency_data else 14
-    return width * height * each
+def _decoding_bytes(image: ImageFile.ImageFile, found: Structure, file_bytes: int) -> int:
+    one_byte = cost.PILLOW.get(image.mode, 4) < 4 or image.mode in ("I", "F")
+    return cost.decoding_bytes(
+        image.format or "",
+        image.mode,
+        image.size,
+        found,
+        channels=4 if image.has_transparency_data else 1 if one_byte else 3,
+        deep=files.is_deep(image),
+        file_bytes=file_bytes,
+    )
+
+
+def _words(error: Exception) -> str:
+    """What an error of Pillow's says, in a line; words of ours where it says nothing."""
+    said = " ".join(str(error).split())
+    if isinstance(error, KeyError):  # says no more than the key
+        said = f"there is no {said}" if said else ""
+    if _ERROR_NUMBER.search(said):
+        said = "what it holds is damaged, or cut short"
+    return said or _SILENT.get(type(error), "its data contradict one another")
 
 
 def measured(data: bytes) -> tuple[int, int]:
@@ -199,7 +232,7 @@ def measured(data: bytes) -> tuple[int, int]:
     except ImageError:
         raise
     except Exception as error:  # Pillow's parsers raise whatever they trip over
-        raise ImageError(f"broken image: {type(error).__name__}") from None
+        raise ImageError(f"broken image: {_words(error)}") from None
 
 
 def from_array(array: npt.ArrayLike) -> Pixels:
@@ -460,18 +493,30 @@ def squash(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
 
 def _decode(
-    data: bytes, max_pixels: int, max_bytes: int | None
+    data: bytes, max_pixels: int | None, max_bytes: int | None
 ) -> tuple[npt.NDArray[Any], int, str]:
+    found = structure(data)
+    if max_bytes is not None and found.parsing > max_bytes:
+        raise ImageError(
+            f"its header takes {found.parsing >> 20:,} MiB to read, over the limit of "
+            f"{max_bytes >> 20:,} MiB: raise --memory",
+            passing=True,
+        )
     image, frames = _open(data)
     with image:
         container = (image.format or "").lower()
         width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(f"{width} × {height} pixels are over the limit of {max_pixels:,}")
-        if max_bytes is not None and _decoding_bytes(image) > max_bytes:
+        if max_pixels is not None and width * height > max_pixels:
             raise ImageError(
-                f"{width} × {height} pixels take {_decoding_bytes(image) >> 20} MiB to decode: "
-                f"raise --memory",
+                f"too many pixels: {width} × {height} are over the limit of {max_pixels:,}"
+            )
+        if (
+            max_bytes is not None
+            and (takes := _decoding_bytes(image, found, len(data))) > max_bytes
+        ):
+            raise ImageError(
+                f"{width} × {height} pixels take {takes >> 20:,} MiB to decode, over the limit of "
+                f"{max_bytes >> 20:,} MiB: raise --memory",
                 passing=True,
             )
         if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -494,14 +539,14 @@ def _open(data: bytes, *, head_only: bool = False) -> tuple[ImageFile.ImageFile,
     """The file as Pillow opens it, and the number of its frames where that is not Pillow's to say."""
     if data.startswith(png.SIGNATURE):
         stream, frames = png.opened(data, head_only=head_only)
-        return Image.open(stream, formats=("PNG",)), frames
+        return open_image(stream, ("PNG",)), frames
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS), None
+        return open_image(data, FORMATS), None
     except Exception:
         other = avif.without_exif(data) if data[4:8] == b"ftyp" else None
         if other is None:
             raise
-        return Image.open(io.BytesIO(other), formats=FORMATS), None
+        return open_image(other, FORMATS), None
 
 
 def _orientation(image: Image.Image) -> int:

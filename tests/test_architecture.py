@@ -16,10 +16,10 @@ PACKAGE = Path(engine.__file__).parent
 # From the ground up. A module imports from lower floors only; what lies on one floor does not know
 # of each other. A folder is one room: inside it, modules import as they like.
 FLOORS = [
-    {"errors", "streams", "forking"},
+    {"errors", "streams", "forking", "address_space"},
     {"records", "interrupts"},
     {"config"},
-    {"formats"},
+    {"formats", "decoding"},
     {"pixels", "digest"},
     {"fingerprint", "memory", "sources", "encoders", "storage"},
     {"store", "training"},

@@ -430,3 +430,51 @@ def test_a_place_where_no_store_can_be_made(others: Path) -> None:
     )
     assert ran.status == 2
     assert "a.store cannot be made: Permission denied" in ran.line
+
+
+# --- limits of the process, and what libraries write of their own -----------------------------------
+
+
+def command(*arguments: object, **options: Any) -> Ran:
+    """The command in a process of its own, in the folder that is current."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "engine", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        **options,
+    )
+    return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit that is kept")
+@pytest.mark.parametrize("mebibytes", [64, 300])
+def test_a_limit_on_address_space_that_is_too_low(tmp_path: Path, mebibytes: int) -> None:
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20, mebibytes << 20))
+
+    ran = command("info", cwd=tmp_path, preexec_fn=limit)
+    assert (ran.status, ran.out) == (2, "")
+    assert f"the limit on address space is {mebibytes} MiB" in ran.line
+    assert "ulimit -v" in ran.line
+
+
+def test_what_libtiff_writes_is_counted_and_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(picture(0, 200, 300)).save(tmp_path / "whole.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "whole.tif").read_bytes())
+    for at in range(1000, len(data) - 5000, 97):
+        data[at] ^= 0x5A
+    for name in ("a.tif", "b.tif"):
+        (tmp_path / "photos" / name).write_bytes(data + name.encode())
+    ran = command(
+        "ingest", "photos", "--encoder", "none", "--store", "a.store", "--json", cwd=tmp_path
+    )
+    assert (ran.status, json.loads(ran.out)["rejected"]) == (3, 2)
+    assert ran.line.startswith("engine: libtiff complained ")
+    reasons = (tmp_path / "a.store" / "rejects.jsonl").read_text()
+    assert "broken image: " in reasons
+    assert "decoder error" not in reasons

@@ -12,10 +12,15 @@ from typing import Annotated
 import typer
 
 from engine import __version__, interrupts, streams
-from engine.cli import bench, copies, evaluate, stores, train, upkeep
+from engine.cli import bench, copies, evaluate, libtiff, stores, train, upkeep
 from engine.cli.options import DONE, FAILED, INTERRUPTED, warn
 from engine.errors import EngineError
 from engine.storage.files import MORE_FILES
+
+_NO_MEMORY = (
+    "there is not enough memory, or no room for another thread: lower --memory or --workers, or raise "
+    "the limits of this process (ulimit -v, ulimit -u)"
+)
 
 app = typer.Typer(
     name="engine",
@@ -77,7 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        status = app(args=arguments, prog_name="engine", standalone_mode=False)
+        with libtiff.complaints() as found:
+            status = app(args=arguments, prog_name="engine", standalone_mode=False)
+        if found.line:
+            warn(found.line)
         sys.stdout.flush()
         if interrupts.raised():  # Typer makes a status of it, and says nothing
             return _interrupted()
@@ -101,7 +109,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         except OSError:  # what it still holds would fail at the end again
             streams.discard_output()
         return status
+    except MemoryError as error:
+        return _fail(str(error) or _NO_MEMORY)
     except Exception as error:
+        # Of ONNX Runtime, and of Python where the limits allow no more threads.
+        if "bad_alloc" in str(error) or "can't start new thread" in str(error):
+            return _fail(_NO_MEMORY)
         # Typer's own errors (an unknown option, say) have this method; which class they are of
         # depends on its version.
         if not hasattr(error, "format_message"):

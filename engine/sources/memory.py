@@ -45,7 +45,7 @@ Images = PackedBits | npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
 Vectors = npt.NDArray[np.floating[Any]]
 OneImage = bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | PackedBits
 _MOST_NAME = 4096  # bytes, as of a path
-_PIXEL_BYTES = 22  # that an opened file takes while it is decoded, as with transparency
+_PIXEL_BYTES = 26  # that an opened file takes while it is decoded, as a JPEG 2000 with transparency
 _STAMPED = 1 << 20  # bytes of an array that are copied at a time, where they do not lie in a row
 
 
@@ -168,10 +168,6 @@ def _decoded(image: object, most: int) -> Decoded:
             f"an image is bytes, a PIL image, an array or PackedBits, not {_what(image)}"
         )
     width, height = image.size
-    if width * height > pixels.MAX_PIXELS:
-        raise ImageError(
-            f"{width} × {height} pixels are over the limit of {pixels.MAX_PIXELS:,}", passing=True
-        )
     if width * height * _PIXEL_BYTES > most:
         raise ImageError(f"{width} × {height} pixels are too many: raise --memory", passing=True)
     try:

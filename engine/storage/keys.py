@@ -97,8 +97,9 @@ class Batch:
 class Keys:
     """One open RocksDB, for writing or for reading."""
 
-    def __init__(self, db: Rdict, folder: Path) -> None:
+    def __init__(self, db: Rdict, folder: Path, cache: Cache) -> None:
         self._db = db
+        self._cache = cache
         self._folder = folder
         self._tables = {name: db.get_column_family(name) for name in TABLES}
         self._handles = {name: db.get_column_family_handle(name) for name in TABLES}
@@ -121,6 +122,10 @@ class Keys:
         with _Naming(table):
             values: Any = self._tables[table].get(keys)  # type: ignore[arg-type]
         return list(values)
+
+    def limit_cache(self, most: int) -> None:
+        """Let the block cache hold ``most`` bytes from now on."""
+        self._cache.set_capacity(most)
 
     def read_ahead(self, most: int) -> None:
         """Ask the kernel to fetch all tables, if they are no more than ``most`` bytes.
@@ -435,7 +440,7 @@ def _open(
                 f"no room for temporary files: {full}; make room there, or set TMPDIR"
             ) from None
         raise StoreDamagedError(f"{folder} cannot be opened: {_line(error)}") from None
-    return Keys(db, real or folder)
+    return Keys(db, real or folder, cache)
 
 
 @functools.cache

@@ -161,6 +161,12 @@ class StoreView:
             raise StoreError(f"{self.path} is closed" if not self._failed else self._failed)
         return self._keys
 
+    def limit_cache(self, most: int) -> None:
+        """Let the cache of the keys hold ``most`` bytes; until they are opened again."""
+        keys = self._keys  # a failed write may close the store meanwhile
+        if keys is not None:
+            keys.limit_cache(most)
+
     @property
     def settings(self) -> StructuralSettings:
         """What the store was made with."""
