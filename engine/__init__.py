@@ -92,13 +92,12 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         """
         from importlib import import_module
 
-        from engine import address_space
-
         if name in {"api", "errors", "pixels", "records"}:
             return import_module(f"engine.{name}")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        address_space.require()  # before anything that would end the process without a word
+        # Before anything that would end the process without a word.
+        import_module("engine.address_space").require()
         home = "engine.errors" if name.endswith("Error") else _MODULES.get(name, "engine.records")
         value = getattr(import_module(home), name)
         globals()[name] = value  # the next one finds it without this
