@@ -1,5 +1,11 @@
 """An embedded, disk-backed index for images: is this very image here, and what looks like it?"""
 
+import os
+
+# ONNX Runtime 1.29 and later would report its use over the network and leave an identifier in the folder
+# for temporary files. Whoever wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 TYPE_CHECKING = False  # type checkers take it for true; importing typing would take milliseconds
 
 if TYPE_CHECKING:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,6 +240,25 @@ def test_other_data_is_found_wherever_tensors_may_be() -> None:
 def test_bytes_that_are_no_model_are_told_from_one(data: bytes) -> None:
     with pytest.raises(EncoderError, match="not an ONNX model"):
         has_external_data(data)
+
+
+def test_nothing_is_reported_and_nothing_is_left_in_other_folders(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    for name in ("temporary", "home"):
+        (tmp_path / name).mkdir()
+    code = (
+        "import sys, numpy as np; from engine.encoders import registry; "
+        "from engine.encoders.onnx import OnnxEncoder; "
+        "OnnxEncoder(registry.find(sys.argv[1])).encode([np.zeros((9, 9, 3), np.uint8)])"
+    )
+    places = {"TMPDIR": str(tmp_path / "temporary"), "HOME": str(tmp_path / "home")}
+    quiet = {"ORT_DISABLE_TELEMETRY": "", "XDG_CACHE_HOME": ""}
+    inherited = {name: value for name, value in os.environ.items() if name not in quiet}
+    subprocess.run(
+        [sys.executable, "-c", code, str(tiny_encoder)], env=inherited | places, check=True
+    )
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # --- hostile ones ---------------------------------------------------------------------------------
