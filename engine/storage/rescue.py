@@ -24,7 +24,7 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
 from engine.storage import aside, beneath, evidence, keyfiles, keys, manifest, names
 from engine.storage.evidence import MARK
-from engine.storage.files import fsync_dir
+from engine.storage.files import fsync_dir, fsync_file
 from engine.storage.keys import Keys
 from engine.storage.manifest import DamagedManifestError, Manifest
 from engine.storage.rocklog import Records, Versions, batch_rows, versions
@@ -78,7 +78,7 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
                     )
                 commit = _complete(table, store, told, reading.lost)
                 table.settle()
-            _sync(made / keys.FOLDER)
+            _sync(made)
             place = _free_name(store)
             older = [path for path in _names(store) if (path / keyfiles.CURRENT).exists()]
             (made / keys.FOLDER).rename(store / MENDED)
@@ -249,11 +249,11 @@ def _manifest(store: Path, copy: bytes | None) -> Manifest:
         return manifest.parse(store, copy, writing=True)
 
 
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        fsync_dir(path)  # as good for files
-    fsync_dir(folder)
-    fsync_dir(folder.parent)
+def _sync(made: Path) -> None:
+    for name in keys.require_files(made):
+        fsync_file(made, f"{keys.FOLDER}/{name}")
+    fsync_dir(made / keys.FOLDER)
+    fsync_dir(made)
 
 
 def _names(store: Path) -> list[Path]:
