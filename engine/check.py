@@ -44,14 +44,14 @@ from engine.storage.extents import ExtentReader, Family
 from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
 from engine.storage.manifest import DamagedManifestError
-from engine.storage.rows import ONE, ImageRows, NameRow, Run, record_keys, u64
+from engine.storage.rows import ONE, ImageRows, NameRow, RowError, Run, record_keys, u64
 from engine.storage.state import appends_in
 from engine.store import StoreFiles
 
 T = TypeVar("T")
 _BATCH = 1000
 _READ = 8 << 20
-_BAD = (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error)
+_BAD = (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError, struct.error)
 _MOST_PROBLEMS = 1000  # listed; a store with more is to be restored, not read about
 _MOST_NAMED = 20  # images named in one problem
 _KEY = digest.KEY_BYTES
@@ -130,6 +130,8 @@ class Check:
         for step, part in steps:
             try:
                 step()
+            except RowError as error:  # it can be read, and is none
+                self._say("keys", str(error))
             except StoreDamagedError as error:  # a table or file that cannot be read at all
                 self.damage.tables |= part == "keys"
                 self._say(part, str(error))

@@ -47,13 +47,21 @@ class Rescued:
 
 
 def finish(store: Path) -> bool:
-    """Go on where a killed process stopped; whether the new database is in its place now."""
+    """Go on where a killed process stopped; whether the new database is in its place now.
+
+    ``StoreError`` where something that is not ours is in the way of a new one.
+    """
     mended, folder = store / MENDED, store / keys.FOLDER
     if not mended.is_dir() or mended.is_symlink():
         return False
     if folder.exists() or folder.is_symlink():
         # A writer may have gone on with the old ones meanwhile: it is built again.
         beneath.discard(store, MENDED, names.ROCKSDB)
+        if mended.exists():
+            raise StoreError(
+                f"{mended} holds what is not the engine's: move it away, and run "
+                f"'engine check --fix' again"
+            )
         return False
     mended.rename(folder)
     fsync_dir(store)
