@@ -44,7 +44,18 @@ from engine.storage.extents import ExtentReader, Family
 from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
 from engine.storage.manifest import DamagedManifestError
-from engine.storage.rows import ONE, ImageRows, NameRow, RowError, Run, record_keys, u64
+from engine.storage.rows import (
+    ONE,
+    ArchiveRow,
+    ArrayRow,
+    ImageRows,
+    NameRow,
+    RowError,
+    Run,
+    record_keys,
+    reject_in,
+    u64,
+)
 from engine.storage.state import appends_in
 from engine.store import StoreFiles
 
@@ -432,9 +443,12 @@ class Check:
             there = self._given(ids) if self._store.state.removed else self._are_there(ids)
             for id_ in ids[~there]:
                 self._say("keys", f"a file names image {id_}, not there")
-        for table in ("arrays", "rejects"):  # nothing to compare with; reading is what may fail
-            for _ in self._store.keys.scan(table):
-                pass
+        # There is nothing to compare these with.
+        for key, value in self._store.keys.scan("arrays"):
+            if key[:1] != b"#":
+                (ArrayRow if key[:1] == b"n" else ArchiveRow).unpack(value)
+        for _, value in self._store.keys.scan("rejects"):
+            reject_in(value)
 
     # --- sources ----------------------------------------------------------------------------------
 

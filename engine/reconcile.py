@@ -49,6 +49,7 @@ from engine.storage.rows import (
     record_keys,
     record_span,
     record_without,
+    reject_in,
     u64,
 )
 from engine.store import StoreFiles
@@ -454,8 +455,7 @@ class Reconcile:
                 self._delete("arrays", key)
         for key, value in self._keys.scan("rejects"):
             try:
-                reject = json.loads(value)
-                reject["mtime_ns"], reject["size"], reject["reason"]
+                reject_in(value)
             except _BAD:
                 self._delete("rejects", key)
         self._flush()

@@ -24,9 +24,10 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
 from engine.storage import aside, beneath, evidence, keyfiles, keys, manifest, names
 from engine.storage.evidence import MARK
-from engine.storage.files import fsync_dir, fsync_file
+from engine.storage.files import cannot_read, fsync_dir, fsync_file, is_in_the_way
 from engine.storage.keys import Keys
 from engine.storage.manifest import DamagedManifestError, Manifest
+from engine.storage.reserve import is_full
 from engine.storage.rocklog import Records, Versions, batch_rows, versions
 from engine.storage.rows import TABLES
 from engine.storage.sst import PUT, Row, TableFile, varint
@@ -94,9 +95,12 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
         folder.rename(place)
         (store / MENDED).rename(folder)
         fsync_dir(store)
-    except OSError as error:
+    except (OSError, StoreError) as error:
+        if isinstance(error, StoreError) and not is_full(error):
+            raise
+        what = error.strerror if isinstance(error, OSError) else None
         raise StoreError(
-            f"the keys of {store} could not be built again: {error.strerror or error}; make room "
+            f"the keys of {store} could not be built again: {what or error}; make room "
             f"for them a second time, and run 'engine check --fix' again"
         ) from None
     finally:
@@ -130,6 +134,9 @@ class _Reading:
         try:
             table = TableFile(path)
         except OSError as error:
+            if is_in_the_way(error):
+                self.close()
+                raise cannot_read(path, error) from None
             self.problems.append(f"{path.name} cannot be read: {error.strerror}")
             self.lost = True
             return
@@ -202,7 +209,10 @@ class _Reading:
             except (ValueError, IndexError):
                 records.damaged = True
             except OSError as error:
+                if is_in_the_way(error):
+                    raise cannot_read(path, error) from None
                 self.problems.append(f"{path.name} cannot be read: {error.strerror}")
+                self.lost = True
             if records.damaged:
                 self.problems.append(f"{path.name}: a record is lost")
                 self.lost = True

@@ -552,6 +552,19 @@ class ArchiveRow:
             raise _damaged("arrays") from None
 
 
+def reject_in(value: bytes) -> dict[str, Any]:
+    """What was recorded of a source that could not be read; ``StoreDamagedError`` if it is nothing."""
+    try:
+        fields = members(loads(value))
+        number(fields["mtime_ns"], -_MAX_STAMP, _MAX_STAMP)
+        number(fields["size"], -1, MAX_64)
+        if type(fields["reason"]) is not str:
+            raise ValueError("a reason is text")
+    except (ValueError, KeyError):
+        raise _damaged("rejects") from None
+    return fields
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """``count`` rows of an array from ``row`` on are the images ``id``, ``id + step``, …"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import time
@@ -44,9 +43,11 @@ from engine.storage.rows import (
     images_in,
     no_image,
     record_in,
+    reject_in,
     u64,
 )
 from engine.storage.state import State, settings_in
+from engine.storage.values import items, loads
 from engine.storage.vectors import Vectors
 
 _log = logging.getLogger("engine")
@@ -425,8 +426,8 @@ class StoreView:
         """The folders that ingests were given, so far as they are remembered."""
         value = self.keys.get("meta", b"roots")
         try:
-            names = json.loads(value) if value is not None else []
-            return [os.fsencode(name) for name in names]
+            roots = items(loads(value)) if value is not None else []
+            return [os.fsencode(root) for root in roots]
         except (ValueError, TypeError):  # they only make questions fewer
             return []
 
@@ -443,7 +444,7 @@ class StoreView:
     def rejects(self, wanted: list[bytes]) -> list[dict[str, Any] | None]:
         """What was recorded of sources that could not be read."""
         values = self.keys.get_many("rejects", wanted)
-        return [json.loads(value) if value is not None else None for value in values]
+        return [reject_in(value) if value is not None else None for value in values]
 
     @property
     def vector_rows(self) -> int:
