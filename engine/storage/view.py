@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -329,11 +330,13 @@ class StoreView:
             beneath.is_folder(self.path, f"{top}/{one.name}")  # says what it is instead
         return [f"{top}/{one.name}" for one in ours]
 
-    def encoder_file(self, name: str, most: int | None = None) -> bytes:
-        """A file of the encoder's folder, or its first ``most`` bytes; ``OSError``."""
+    def encoder_file(self, name: str, most: int) -> bytes:
+        """A file of the encoder's folder; ``OSError``, also where it has more than ``most`` bytes."""
         entry = self.manifest.encoder
         assert entry is not None
         folder = names.encoder_folder(entry.file, entry.generation)
+        if (beneath.size(self.path, f"{folder}/{name}") or 0) > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self.path / folder / name))
         return beneath.read_file(self.path, f"{folder}/{name}", most)
 
     def part(self, family: Family, number: int) -> str:
