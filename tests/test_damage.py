@@ -347,8 +347,13 @@ Store.salvage(sys.argv[1])
             StoreError, match="a repair was interrupted, and 'engine check --fix' ends"
         ):
             Store.open(images, read_only=read_only)
+    bare = Path(shutil.copytree(images, images.with_name("bare")))
+    (bare / "MANIFEST.json").unlink()
+    said = fix(bare)
+    assert any("made anew" in line for line in said)
     said = fix(images)
     assert "building them again was finished" in said
+    assert known(bare) == known(images)
     lost = truth.keys() - known(images).keys()
     assert any(line.startswith(f"{len(lost)} images are lost") for line in said)
 
