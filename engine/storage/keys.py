@@ -310,7 +310,8 @@ def _require_folder(store: Path) -> None:
     """``StoreDamagedError`` where a repair was interrupted between two renames (``rescue``)."""
     if not beneath.is_folder(store, FOLDER) and beneath.is_folder(store, names.MENDED):
         raise StoreDamagedError(
-            f"{store / FOLDER} is gone: a repair was interrupted, and 'engine check --fix' ends it"
+            f"{store / FOLDER} is gone: a repair is under way, or 'engine check --fix' ends one "
+            f"that was killed"
         )
 
 
