@@ -715,7 +715,7 @@ class Store:
     def salvage(
         cls, path: str | os.PathLike[str], *, memory: str | int | None = None
     ) -> list[CheckProblem]:
-        """Mend what keeps a store from being opened: a lost manifest, a damaged write-ahead log.
+        """Mend what keeps a store from being opened: a lost manifest, damaged files of RocksDB.
 
         Returns what it was, or nothing where the store can be opened as it is. Raises
         ``StoreDamagedError`` where only a copy helps.

@@ -44,14 +44,25 @@ from engine.storage.extents import ExtentReader, Family
 from engine.storage.idset import IdSet
 from engine.storage.index import quantizer_path
 from engine.storage.manifest import DamagedManifestError
-from engine.storage.rows import ONE, ImageRows, NameRow, Run, record_keys, u64
+from engine.storage.rows import (
+    ONE,
+    ArchiveRow,
+    ArrayRow,
+    ImageRows,
+    NameRow,
+    RowError,
+    Run,
+    record_keys,
+    reject_in,
+    u64,
+)
 from engine.storage.state import appends_in
 from engine.store import StoreFiles
 
 T = TypeVar("T")
 _BATCH = 1000
 _READ = 8 << 20
-_BAD = (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error)
+_BAD = (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError, struct.error)
 _MOST_PROBLEMS = 1000  # listed; a store with more is to be restored, not read about
 _MOST_NAMED = 20  # images named in one problem
 _KEY = digest.KEY_BYTES
@@ -130,6 +141,8 @@ class Check:
         for step, part in steps:
             try:
                 step()
+            except RowError as error:  # it can be read, and is none
+                self._say("keys", str(error))
             except StoreDamagedError as error:  # a table or file that cannot be read at all
                 self.damage.tables |= part == "keys"
                 self._say(part, str(error))
@@ -430,9 +443,12 @@ class Check:
             there = self._given(ids) if self._store.state.removed else self._are_there(ids)
             for id_ in ids[~there]:
                 self._say("keys", f"a file names image {id_}, not there")
-        for table in ("arrays", "rejects"):  # nothing to compare with; reading is what may fail
-            for _ in self._store.keys.scan(table):
-                pass
+        # There is nothing to compare these with.
+        for key, value in self._store.keys.scan("arrays"):
+            if key[:1] != b"#":
+                (ArrayRow if key[:1] == b"n" else ArchiveRow).unpack(value)
+        for _, value in self._store.keys.scan("rejects"):
+            reject_in(value)
 
     # --- sources ----------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ The names found go to a temporary file. Memory does not grow with them.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from typing import IO
 from engine.errors import MissingError, SourceError
 from engine.records import MissingBelow
 from engine.sources.whereabouts import Whereabouts, stamp, without_query
-from engine.storage.rows import ONE, ArrayRow, NameRow, Run, record_ids
+from engine.storage.rows import ONE, ArrayRow, NameRow, Run, record_ids, reject_in
 from engine.store import StoreFiles
 
 MAX_SHARE = 0.5  # of the sources below a root; where more are gone, its disk may be away
@@ -118,7 +117,7 @@ class Missing:
         for key, _ in keys.scan("arrays", b"a/"):
             yield What.ARCHIVE, key[1:], None, 0
         for name, value in keys.scan("rejects", b"/"):
-            reject = json.loads(value)
+            reject = reject_in(value)
             yield What.REJECT, name, (reject["mtime_ns"], reject["size"]), 0
 
     def where(self, name: bytes, seen: tuple[int, int] | None) -> Where | None:

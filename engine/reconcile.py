@@ -42,12 +42,14 @@ from engine.storage.rows import (
     ImageRows,
     NameRow,
     RecordRow,
+    RowError,
     Run,
     pack_records,
     record_in,
     record_keys,
     record_span,
     record_without,
+    reject_in,
     u64,
 )
 from engine.store import StoreFiles
@@ -59,7 +61,16 @@ _WINDOW = 1 << 16  # images without a key that are looked for at a time
 _IDS = 1 << 16  # ids of vectors at a time
 _NAMED = 20  # ids or sources in one line
 _UNREAD = -1  # the stamp of what is to be read again
-_BAD = (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error)
+_BAD = (
+    RowError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    OverflowError,
+    AttributeError,
+    struct.error,
+)
 
 
 class Reconcile:
@@ -444,8 +455,7 @@ class Reconcile:
                 self._delete("arrays", key)
         for key, value in self._keys.scan("rejects"):
             try:
-                reject = json.loads(value)
-                reject["mtime_ns"], reject["size"], reject["reason"]
+                reject_in(value)
             except _BAD:
                 self._delete("rejects", key)
         self._flush()
@@ -550,7 +560,7 @@ def _run(key: bytes, value: bytes) -> Run | None:
     try:
         run = Run.from_row(key, value) if key[:1] == b"r" else Run.from_id(key, value)
         return run if (run.by_row if key[:1] == b"r" else run.by_id)[0] == key else None
-    except (*_BAD, OverflowError):
+    except _BAD:
         return None
 
 

@@ -195,17 +195,15 @@ def _file_at(
 def _gaps(store: StoreFiles) -> Iterator[tuple[int, int, int]]:
     """The kept bytes that no image has: extent, first and end."""
     for number, size in store.state.extents.get(extents.PIXELS.name, []):
-        at = 0
-        for start, length in _spans(store, number):
-            if start > at:
-                yield number, at, start
-            at = max(at, start + length)
-        if at < size:
-            yield number, at, size
+        starts, ends = _spans(store, number)
+        ends = np.append(0, np.maximum.accumulate(ends))
+        starts = np.append(starts, size)
+        for at in np.flatnonzero(starts > ends).tolist():
+            yield number, int(ends[at]), int(starts[at])
 
 
-def _spans(store: StoreFiles, number: int) -> list[tuple[int, int]]:
-    """Where kept pixels of images lie in one extent: (offset, length) of each, in order."""
+def _spans(store: StoreFiles, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where kept pixels of images lie in one extent, in order: first bytes and ends, (n,) each."""
     starts: list[npt.NDArray[np.int64]] = []
     lengths: list[npt.NDArray[np.int64]] = []
     values: list[bytes] = []
@@ -215,10 +213,10 @@ def _spans(store: StoreFiles, number: int) -> list[tuple[int, int]]:
             _take(values, number, starts, lengths)
             values = []
     _take(values, number, starts, lengths)
-    offsets = np.concatenate(starts) if starts else np.empty(0, np.int64)
+    offsets = np.concatenate([np.empty(0, np.int64), *starts])
     order = np.argsort(offsets)
-    sizes = np.concatenate(lengths)[order] if lengths else offsets
-    return list(zip(offsets[order].tolist(), sizes.tolist(), strict=True))
+    sizes = np.concatenate([np.empty(0, np.int64), *lengths])
+    return offsets[order], (offsets + sizes)[order]
 
 
 def _take(

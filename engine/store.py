@@ -274,6 +274,7 @@ class StoreFiles(StoreView):
                 and not WriterLock(self.path / entry.name).busy()  # else it is being filled
             ):
                 beneath.discard(self.path, entry.name, names.MADE)
+        beneath.discard(self.path, names.MENDED, names.ROCKSDB)  # of a repair that was killed
 
     def _committed_extents(self, *, salvage: bool) -> dict[tuple[str, int], int]:
         """The committed data bytes of each extent, all of which are named and there.

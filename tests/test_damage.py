@@ -22,7 +22,7 @@ from engine.storage.evidence import MARK
 from engine.storage.keys import Keys
 from engine.storage.notice import NAME as COMMIT
 from engine.storage.rocklog import Records, batch_rows, versions
-from engine.storage.rows import TABLES, record_ids
+from engine.storage.rows import TABLES, Run, record_ids, u64
 from engine.storage.sst import PUT, TableFile
 
 FILES, ROWS, GONE = 70, 150, 40
@@ -342,12 +342,94 @@ Store.salvage(sys.argv[1])
     command = [sys.executable, "-c", program, str(images)]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     assert not (images / "keys").exists()
-    with pytest.raises(StoreError, match="run 'engine check'"):
-        Store.open(images)
+    for read_only in (True, False):
+        with pytest.raises(StoreError, match="or 'engine check --fix' ends one that was killed"):
+            Store.open(images, read_only=read_only)
+    bare = Path(shutil.copytree(images, images.with_name("bare")))
+    (bare / "MANIFEST.json").unlink()
+    said = fix(bare)
+    assert any("made anew" in line for line in said)
     said = fix(images)
     assert "building them again was finished" in said
+    assert known(bare) == known(images)
     lost = truth.keys() - known(images).keys()
     assert any(line.startswith(f"{len(lost)} images are lost") for line in said)
+
+
+ENOUGH = (1 << 32) - 1  # rows of a run
+NONSENSE: list[tuple[str, bytes, bytes]] = [
+    ("images", bytes(16), b"x"),
+    ("images", bytes(5), bytes(39)),
+    ("records", u64(1), b""),
+    ("records", u64(1 << 60), b"\x02" + bytes(20)),
+    ("records", bytes(9), bytes(100)),
+    ("sources", b"x", b""),
+    ("names", b"/x", b"x"),
+    ("files", bytes(32), b"\xff" * 20),
+    ("files", bytes(31) + b"x", b"\xff" * 8),
+    ("runs", *Run(1, 0, ENOUGH, 1, 1).by_row),
+    ("runs", *Run(1, 1 << 40, ENOUGH, 1, 1).by_id),
+    ("runs", *Run(1, 5, 3, 9, 7).by_row),
+    ("runs", b"r" + bytes(12), b""),
+    ("arrays", b"n/x", b"[" * 100_000),
+    ("rejects", b"/x", b"["),
+    ("commits", bytes(8), b"[" * 100_000),
+    ("removed", u64(0), b"x"),
+]
+
+
+@pytest.mark.parametrize("table", sorted({table for table, _, _ in NONSENSE}))
+def test_rows_that_make_no_sense_are_found_and_taken_away(images: Path, table: str) -> None:
+    with Store.open(images) as store:
+        store._files.become_writer()
+        store._files.put_rows(row for row in NONSENSE if row[0] == table)
+    report = check(images)
+    assert not report.ok
+    assert all(problem.part == "keys" for problem in report.problems)
+    fix(images)
+
+
+OTHERS = "somebody else's"
+
+
+@pytest.mark.parametrize("name", [rescue.MENDED, rescue.ASIDE])
+@pytest.mark.parametrize("kind", ["link", "pipe", "file", "folder"])
+def test_a_rescue_leaves_alone_what_is_not_its_own(
+    images: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    outside = tmp_path / "outside"
+    there = images / name if kind == "folder" else outside
+    there.mkdir()
+    for other in ("CURRENT", "000009.sst", "notes.txt"):
+        (there / other).write_text(OTHERS)
+    if kind == "link":
+        (images / name).symlink_to(outside)
+    elif kind == "pipe":
+        os.mkfifo(images / name)
+    elif kind == "file":
+        (images / name).write_text(OTHERS)
+    else:
+        (images / name / "link").symlink_to(outside)
+    flip(table_of(images, "names"), 20)
+    if name == rescue.MENDED:
+        said = "holds what is not the engine's" if kind == "folder" else "should be a folder"
+        with pytest.raises(StoreError, match=f"{name} .*{said}"):
+            Store.salvage(images)
+    else:
+        fix(images)
+    if kind != "folder":
+        assert {path.read_text() for path in outside.iterdir()} == {OTHERS}
+        assert len(list(outside.iterdir())) == 3
+    else:
+        assert sorted(path.name for path in there.iterdir()) == ["link", "notes.txt"]
+
+
+def test_a_rescue_that_was_not_finished_goes_with_the_next_writer(images: Path) -> None:
+    shutil.copytree(images / "keys", images / rescue.MENDED)
+    with Store.open(images) as store:
+        store.remove(ids=[1])
+    assert not (images / rescue.MENDED).exists()
+    assert check(images).problems == ()
 
 
 def test_one_damaged_database_is_kept(images: Path) -> None:
@@ -363,9 +445,29 @@ def test_keys_that_may_not_be_read_are_not_called_lost(images: Path) -> None:
     path.rename(aside)
     path.symlink_to(aside)
     before = sorted(p.name for p in images.rglob("*"))
-    with pytest.raises(StoreError, match="a store holds no links"):
+    with pytest.raises(StoreError, match=r"\.sst is a symbolic link, and should be a file"):
         Store.salvage(images)
     assert sorted(p.name for p in images.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_a_limit_on_open_files_costs_no_rows(images: Path) -> None:
+    import resource
+
+    flip(table_of(images, "names"), 20)
+    before = sorted(p.name for p in images.rglob("*"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    tables = len(list((images / "keys").glob("*.sst")))
+    used = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    free = [number for number in range(soft) if number not in used]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[tables // 2], hard))
+    try:
+        with pytest.raises(StoreError, match="let more files be open"):
+            Store.salvage(images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert sorted(p.name for p in images.rglob("*")) == before
+    fix(images)
 
 
 # --- vectors that were brought --------------------------------------------------------------------

@@ -277,6 +277,17 @@ def test_a_description_that_is_too_much_is_refused(folder, text):
     assert "encoder.json" in refused(folder)
 
 
+def test_a_model_larger_than_models_can_be_is_not_read(folder, tmp_path):
+    Store.open(tmp_path / "store", create=True, encoder=str(folder)).close()
+    for model in (folder / "model.onnx", tmp_path / "store" / "encoder" / "1" / "model.onnx"):
+        with model.open("r+b") as file:
+            file.truncate(1 << 40)
+    assert "File too large" in refused(folder)
+    with Store.open(tmp_path / "store", read_only=True) as store:
+        (problem,) = store.check().problems
+        assert "File too large" in problem.what
+
+
 def test_what_is_no_file_is_not_waited_for(folder):
     for name in ("model.onnx", "encoder.json"):
         (folder / name).unlink()

@@ -3,6 +3,7 @@
 import string
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from engine.storage.rows import (
     ImageRows,
     NameRow,
     RecordRow,
+    RowError,
     Run,
     bucket_prefix,
     images_in,
@@ -178,8 +180,45 @@ def test_array_rows_are_read_as_written(row: ArrayRow) -> None:
 
 @given(runs)
 def test_runs_are_read_as_written_by_row_and_by_id(run: Run) -> None:
-    assert Run.from_row(*run.by_row) == run
-    assert Run.from_id(*run.by_id) == run
+    for piece in run.pieces():
+        assert Run.from_row(*piece.by_row) == piece
+        assert Run.from_id(*piece.by_id) == piece
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run(1, 0, (1 << 32) - 1, 1, 1),
+        Run(1, 0, 4097, 1, 4096),
+        Run(1, 0, 2, 1, 4095),
+        Run(1, 0, 0, 1, 7),
+        Run(1, 0, 3, 2, 7),
+        Run(1, 0, 1, 1, 1 << 48),
+        Run(1, 0, 1, 1, (1 << 64) - 1),
+        Run(1, (1 << 64) - 1, 1, 1, 7),
+    ],
+)
+def test_a_run_that_no_store_has_is_refused_when_it_is_read(run: Run) -> None:
+    with pytest.raises(RowError, match="a row that makes no sense"):
+        Run.from_row(*run.by_row)
+    with pytest.raises(RowError, match="a row that makes no sense"):
+        Run.from_id(*run.by_id)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (u64(7), b""),
+        (u64(7), b"\x02"),
+        (u64(7), b"\x02" + bytes(19) + b"\x05" + bytes(11)),
+        (u64(1 << 48), b"\x01" * 100),
+        (bytes(9), b"\x01" * 100),
+    ],
+)
+def test_a_record_that_no_store_has_is_refused_when_it_is_read(key: bytes, value: bytes) -> None:
+    for read in (record_keys, unpack_records):
+        with pytest.raises(RowError, match="a row that makes no sense"):
+            list(read(key, value))
 
 
 @given(u64s, u64s)

@@ -508,7 +508,7 @@ class Interrupted(BaseException):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (salvage, "replace_file"),
+        (salvage, "write_new"),
         (salvage, "fsync_dir"),
         (keys, "open_writer"),
         (Notice, "publish"),

@@ -19,6 +19,7 @@ from engine.errors import EncoderError
 
 _BUILT_IN = Path(__file__).parent / "models"
 DESCRIPTION = "encoder.json"
+_MOST_MODEL = (1 << 31) - 1  # bytes of a model: ONNX has no larger ones in one file
 _MOST_DESCRIBED = 1 << 20  # bytes of a description
 _MOST_DIM = 1 << 16  # dimensions
 _MOST_SIDE = 2048  # pixels
@@ -69,21 +70,21 @@ def find(name_or_path: str) -> EncoderFiles:
     return read(path)
 
 
-def read(folder: Path, contents: Callable[[str, int | None], bytes] | None = None) -> EncoderFiles:
+def read(folder: Path, contents: Callable[[str, int], bytes] | None = None) -> EncoderFiles:
     """The encoder in ``folder``, checked against its checksum.
 
-    ``contents`` reads a file of the folder, or its first so many bytes, where a plain open would
+    ``contents`` reads a file of the folder that has at most so many bytes, where a plain open would
     trust what lies there too much.
     """
     contents = contents or (lambda name, most: _contents(folder / name, most))
     try:
-        body = _description(contents(DESCRIPTION, _MOST_DESCRIBED + 1))
+        body = _description(contents(DESCRIPTION, _MOST_DESCRIBED))
         files = body["files"]
         chosen = files[body.get("default") or ("int8" if "int8" in files else "fp32")]
         model = folder / Path(chosen["path"]).name  # a name, whatever the description says
         dim, side = _size(body, "dim", _MOST_DIM), _size(body, "image_size", _MOST_SIDE)
         name = _name(body["name"])
-        content = contents(model.name, None)
+        content = contents(model.name, _MOST_MODEL)
         sha256 = digest.file_hash(content).hex()
         found = EncoderFiles(name, dim, side, model, sha256, body, content)
     except OSError as error:
@@ -99,16 +100,15 @@ def read(folder: Path, contents: Callable[[str, int | None], bytes] | None = Non
     return found
 
 
-def _contents(path: Path, most: int | None) -> bytes:
+def _contents(path: Path, most: int) -> bytes:
     if not path.is_file():  # a pipe is not waited for
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    with path.open("rb") as file:
-        return file.read(most)
+    if path.stat().st_size > most:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return path.read_bytes()
 
 
 def _description(text: bytes) -> dict[str, Any]:
-    if len(text) > _MOST_DESCRIBED:
-        raise ValueError(f"more than {_MOST_DESCRIBED:,} bytes")
     body = json.loads(text.decode("utf-8"))
     if not isinstance(body, dict):
         raise ValueError("no JSON object")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from engine.errors import StoreError, UsageError
 from engine.storage import beneath, lock, names
-from engine.storage.files import fsync_dir, make_folders
+from engine.storage.files import fsync_dir, fsync_file, make_folders
 from engine.storage.lock import WriterLock
 
 _MADE, _BEGUN = ".new", ".begun"
@@ -169,13 +169,5 @@ def _sync(folder: Path) -> None:
     """Make a folder and everything in it durable."""
     for path, _, files in os.walk(folder, topdown=False):
         for name in files:
-            _fsync_file(Path(path), name)
+            fsync_file(Path(path), name)
         fsync_dir(Path(path))
-
-
-def _fsync_file(folder: Path, name: str) -> None:
-    fd = beneath.open_file(folder, name)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -110,7 +110,9 @@ def create_file(root: Path, name: str) -> int:
 def read_file(root: Path, name: str, most: int | None = None) -> bytes:
     """A file's content, or its first ``most`` bytes. ``OSError``, ``ForeignError``."""
     with os.fdopen(open_file(root, name), "rb") as file:
-        return file.read() if most is None else file.read(most)
+        if most is None:
+            return file.read()
+        return file.read(min(most, os.fstat(file.fileno()).st_size))  # it sets all of it aside
 
 
 def status(root: Path, name: str) -> os.stat_result | None:

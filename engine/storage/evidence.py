@@ -7,7 +7,6 @@ are, and ids that rows and fingerprints have say how many were given. Counts are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from engine.storage import extents
 from engine.storage.extents import FINGERPRINTS, HEADER_BYTES, PIXELS, Family
 from engine.storage.keys import Keys
 from engine.storage.manifest import Manifest
-from engine.storage.rows import ImageRows, NameRow, record_ids, u64
+from engine.storage.rows import ImageRows, NameRow, RowError, record_span
 from engine.storage.state import State
+from engine.storage.values import loads
 
 MARK = b"rescued"  # a row of ``meta``: rows were lost, and what is left is not reconciled yet
 _END = b"\xff" * 8
@@ -46,7 +46,7 @@ def read_state(value: bytes | None) -> State | None:
 def appends_of(value: bytes) -> list[list[Any]]:
     """The appends that a row of ``commits`` tells of, without those that make no sense."""
     try:
-        parts = json.loads(value)
+        parts = loads(value)
     except ValueError:
         return []
     return [part for part in parts if _is_append(part)] if isinstance(parts, list) else []
@@ -177,8 +177,8 @@ def _greatest(table: Keys) -> int:
 def _last_of(value: bytes) -> int:
     """How far behind its first id the last one of a row of ``records`` is."""
     try:
-        return int(record_ids(u64(0), value)[-1])
-    except (ValueError, IndexError):
+        return record_span(value) - 1
+    except RowError:
         return 0
 
 

@@ -26,6 +26,15 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def fsync_file(store: Path, name: str) -> None:
+    """Make the contents of a file beneath ``store`` durable."""
+    fd = beneath.open_file(store, name)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def open_regular(path: Path) -> int:
     """Open a regular file to read it; ``OSError`` for a link or anything else, at once."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

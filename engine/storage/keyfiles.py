@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import StoreError
-from engine.storage import rocklog
-from engine.storage.files import open_regular, read_regular
+from engine.storage import beneath, names, rocklog
+from engine.storage.files import cannot_read, is_in_the_way, open_regular, read_regular
 from engine.storage.rocklog import Versions
 from engine.storage.sst import TableFile
 
@@ -25,10 +23,6 @@ _TRIES = 20  # beside a writer that goes on
 _TABLE = re.compile(r"(\d{6,20})\.sst")
 _LOG = re.compile(r"(\d{6,20})\.log")
 _MANIFEST = re.compile(r"MANIFEST-(\d{6,20})")
-_OURS = re.compile(
-    r"\d{6,20}\.(sst|log|dbtmp)|MANIFEST-\d{6,20}|OPTIONS-\d{6,20}(\.dbtmp)?|CURRENT|IDENTITY|LOCK"
-    r"|LOG(\.old\.\d+)?|rocksdict-config\.json"
-)
 _MAX_CURRENT = 64
 
 
@@ -40,30 +34,23 @@ class Damaged:
     what: str
 
 
-def is_ours(name: str) -> bool:
-    """Whether a file of RocksDB's folder can have this name."""
-    return _OURS.fullmatch(name) is not None
-
-
 def require_readable(folder: Path) -> None:
     """``StoreError`` where a file cannot be read for another reason than damage: it is not lost."""
     try:
-        entries = [path for path in folder.iterdir() if is_ours(path.name)]
-        for path in entries:
-            if not stat.S_ISREG(path.lstat().st_mode):
-                raise StoreError(
-                    f"{path} is not a regular file: a store holds no links; put the file itself there"
-                )
-            if path.name.startswith("LO"):  # RocksDB's own LOG and LOCK say nothing
-                continue
-            os.close(open_regular(path))
-    except PermissionError as error:
-        raise StoreError(
-            f"{error.filename or folder} cannot be read: Permission denied; run the command as the "
-            f"owner of the store"
-        ) from None
-    except OSError:
-        return  # damage, or a file that went meanwhile
+        found = beneath.entries(folder.parent, folder.name)
+    except OSError as error:
+        raise cannot_read(folder, error) from None
+    for entry in found:
+        name = f"{folder.name}/{entry.name}"
+        # RocksDB's own LOG and LOCK say nothing.
+        if names.ROCKSDB.fullmatch(entry.name) and not entry.name.startswith("LO"):
+            try:
+                os.close(beneath.open_file(folder.parent, name))
+            except OSError as error:
+                if is_in_the_way(error):
+                    raise cannot_read(folder.parent / name, error) from None
+        elif not entry.is_folder:
+            beneath.status(folder.parent, name)  # a link is none of ours, whatever it is called
 
 
 def numbered(folder: Path, suffix: str) -> dict[int, Path]:
@@ -134,6 +121,8 @@ def _tables(folder: Path, versions: Versions, seen: dict[int, list[str]]) -> lis
             try:
                 table = TableFile(folder / name)
             except OSError as error:
+                if is_in_the_way(error):
+                    raise cannot_read(folder / name, error) from None
                 out.append(Damaged(name, f"cannot be read: {error.strerror}"))
                 continue
             try:
@@ -154,7 +143,8 @@ def _same(path: Path, versions: Versions) -> bool:
 
 def table_bytes(folder: Path) -> int:
     """Bytes of the tables of a folder."""
-    return sum(path.stat().st_size for path in numbered(folder, "sst").values())
+    found = [f"{folder.name}/{path.name}" for path in numbered(folder, "sst").values()]
+    return sum(beneath.size(folder.parent, name) or 0 for name in found)  # a writer may delete them
 
 
 def _is_file(path: Path) -> bool:

@@ -248,6 +248,7 @@ def open_writer(
     or nearly.
     """
     require_readable(store / FOLDER)
+    _require_folder(store)
     if not has_current(store):
         raise StoreDamagedError(f"{store / FOLDER} is not whole (no CURRENT); run 'engine check'")
     for name in require_files(store):
@@ -293,6 +294,7 @@ def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Key
             problem = keys
         time.sleep(0.001 * (attempt + 1))
     require_readable(folder)
+    _require_folder(store)
     detail = f": {problem}" if problem else ""
     if problem is None and version(folder) is None:
         detail = " (no CURRENT with its MANIFEST)"
@@ -302,6 +304,15 @@ def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Key
 def has_current(store: Path) -> bool:
     """Whether the keys have the file that says where everything else is."""
     return beneath.status(store, f"{FOLDER}/CURRENT") is not None
+
+
+def _require_folder(store: Path) -> None:
+    """``StoreDamagedError`` where a repair was interrupted between two renames (``rescue``)."""
+    if not beneath.is_folder(store, FOLDER) and beneath.is_folder(store, names.MENDED):
+        raise StoreDamagedError(
+            f"{store / FOLDER} is gone: a repair is under way, or 'engine check --fix' ends one "
+            f"that was killed"
+        )
 
 
 def require_files(store: Path) -> list[str]:

@@ -196,7 +196,8 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
                 f"there is no store at {store}: make one with "
                 f"'engine ingest SOURCE --store {store}', or name another with --store"
             ) from None
-        if beneath.is_folder(store, names.KEYS):
+        # Without keys of that name while they are built again: see engine.storage.rescue.
+        if any(beneath.is_folder(store, name) for name in (names.KEYS, names.MENDED)):
             raise DamagedManifestError(
                 f"{store}: its {NAME} is missing; 'engine check --fix' makes it anew"
             ) from None

@@ -150,6 +150,9 @@ class Quantizer:
         cls, path: Path, number: int, dim: int, nlist: int, size: int, xxh64: int | None = None
     ) -> Self:
         """Read what ``save`` wrote; ``StoreDamagedError`` if it is anything else."""
+        width, parts = _layout(dim)
+        if size != HEADER_BYTES + 4 * (nlist + _VALUES) * width:  # before memory is taken for it
+            raise StoreDamagedError(f"{path} holds something else")
         try:
             root = path.parent.parent
             name = inside(path, root)
@@ -162,11 +165,9 @@ class Quantizer:
             raise StoreDamagedError(f"{path} is damaged: its checksum is wrong")
         head, check = data[: _HEADER.size], data[_HEADER.size : _HEADER.size + 8]
         magic, *own, scale, least, step = _HEADER.unpack(head)
-        width, parts = _layout(dim)
-        if (
-            int.from_bytes(check, "little") != digest.checksum(head)
-            or (magic, own) != (_MAGIC, [number, dim, nlist, parts])
-            or size != HEADER_BYTES + 4 * (nlist + _VALUES) * width
+        if int.from_bytes(check, "little") != digest.checksum(head) or (magic, own) != (
+            _MAGIC,
+            [number, dim, nlist, parts],
         ):
             raise StoreDamagedError(f"{path} holds something else")
         body = np.frombuffer(data, np.float32, offset=HEADER_BYTES)

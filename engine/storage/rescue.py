@@ -24,9 +24,10 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
 from engine.storage import aside, beneath, evidence, keyfiles, keys, manifest, names
 from engine.storage.evidence import MARK
-from engine.storage.files import fsync_dir
+from engine.storage.files import cannot_read, fsync_dir, fsync_file, is_in_the_way
 from engine.storage.keys import Keys
 from engine.storage.manifest import DamagedManifestError, Manifest
+from engine.storage.reserve import is_full
 from engine.storage.rocklog import Records, Versions, batch_rows, versions
 from engine.storage.rows import TABLES
 from engine.storage.sst import PUT, Row, TableFile, varint
@@ -47,13 +48,21 @@ class Rescued:
 
 
 def finish(store: Path) -> bool:
-    """Go on where a killed process stopped; whether the new database is in its place now."""
+    """Go on where a killed process stopped; whether the new database is in its place now.
+
+    ``StoreError`` where something that is not ours is in the way of a new one.
+    """
     mended, folder = store / MENDED, store / keys.FOLDER
     if not mended.is_dir() or mended.is_symlink():
         return False
     if folder.exists() or folder.is_symlink():
         # A writer may have gone on with the old ones meanwhile: it is built again.
         beneath.discard(store, MENDED, names.ROCKSDB)
+        if mended.exists():
+            raise StoreError(
+                f"{mended} holds what is not the engine's: move it away, and run "
+                f"'engine check --fix' again"
+            )
         return False
     mended.rename(folder)
     fsync_dir(store)
@@ -78,7 +87,7 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
                     )
                 commit = _complete(table, store, told, reading.lost)
                 table.settle()
-            _sync(made / keys.FOLDER)
+            _sync(made)
             place = _free_name(store)
             older = [path for path in _names(store) if (path / keyfiles.CURRENT).exists()]
             (made / keys.FOLDER).rename(store / MENDED)
@@ -86,9 +95,12 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
         folder.rename(place)
         (store / MENDED).rename(folder)
         fsync_dir(store)
-    except OSError as error:
+    except (OSError, StoreError) as error:
+        if isinstance(error, StoreError) and not is_full(error):
+            raise
+        what = error.strerror if isinstance(error, OSError) else None
         raise StoreError(
-            f"the keys of {store} could not be built again: {error.strerror or error}; make room "
+            f"the keys of {store} could not be built again: {what or error}; make room "
             f"for them a second time, and run 'engine check --fix' again"
         ) from None
     finally:
@@ -122,6 +134,9 @@ class _Reading:
         try:
             table = TableFile(path)
         except OSError as error:
+            if is_in_the_way(error):
+                self.close()
+                raise cannot_read(path, error) from None
             self.problems.append(f"{path.name} cannot be read: {error.strerror}")
             self.lost = True
             return
@@ -194,7 +209,10 @@ class _Reading:
             except (ValueError, IndexError):
                 records.damaged = True
             except OSError as error:
+                if is_in_the_way(error):
+                    raise cannot_read(path, error) from None
                 self.problems.append(f"{path.name} cannot be read: {error.strerror}")
+                self.lost = True
             if records.damaged:
                 self.problems.append(f"{path.name}: a record is lost")
                 self.lost = True
@@ -249,11 +267,11 @@ def _manifest(store: Path, copy: bytes | None) -> Manifest:
         return manifest.parse(store, copy, writing=True)
 
 
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        fsync_dir(path)  # as good for files
-    fsync_dir(folder)
-    fsync_dir(folder.parent)
+def _sync(made: Path) -> None:
+    for name in keys.require_files(made):
+        fsync_file(made, f"{keys.FOLDER}/{name}")
+    fsync_dir(made / keys.FOLDER)
+    fsync_dir(made)
 
 
 def _names(store: Path) -> list[Path]:

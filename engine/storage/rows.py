@@ -69,6 +69,9 @@ RECORD_BLOCK = 128  # rows of an array that share a record: 2 KiB, half a block 
 _RECORD = struct.Struct(">BBBBIIIQ16sB")
 _RECORDS = struct.Struct(">BBBBIIIB")  # version, kind, channels, 0, height, width, frames, count
 _MAX_ARRAY = (1 << 32) - 1
+_MAX_IDS = 1 << 48  # rows have 6 bytes for an id
+_FIRST_IMPOSSIBLE = _MAX_IDS.to_bytes(8, "big")
+_MAX_ROW = 1 << 63
 _MAX_STAMP = 1 << 80  # nanoseconds: file systems have years that 64 bits do not
 _OF_ARCHIVES = ("done", "images", "rejected", "skipped")
 _NAME = struct.Struct(">QqQ")
@@ -89,6 +92,10 @@ _VALUE = struct.Struct(">BHI32sBHBII")
 _SHARED_KEY = 1
 _IN_RUNS = 2
 _CANONICAL = 4
+
+
+class RowError(StoreDamagedError):
+    """A row of the keys makes no sense, though it is what was written."""
 
 
 def u64(value: int) -> bytes:
@@ -347,22 +354,21 @@ def pack_records(
 
 def unpack_records(key: bytes, value: bytes) -> Iterator[tuple[int, RecordRow]]:
     """The id and the record of each image in one row of ``records``."""
-    id_ = int.from_bytes(key, "big")
-    if value[0] != _RECORDS_VERSION:
+    id_, count = _first_id(key), record_rows(value)
+    if not count:
         yield id_, RecordRow.unpack(value)
         return
-    for at in range(value[_RECORDS.size - 1] + 1):
+    for at in range(count):
         if value[_RECORDS.size + at] != _REMOVED:
             yield id_ + at, _record_of_row(value, at)
 
 
 def record_keys(key: bytes, value: bytes) -> Iterator[tuple[int, bytes]]:
     """The id and the image key of each image in one row of ``records``; empty of a vector."""
-    id_ = int.from_bytes(key, "big")
-    if value[0] != _RECORDS_VERSION:
+    id_, count = _first_id(key), record_rows(value)
+    if not count:
         yield id_, RecordRow.unpack(value).key
         return
-    count = value[_RECORDS.size - 1] + 1
     keys = _RECORDS.size + count
     for at in range(count):
         if value[_RECORDS.size + at] != _REMOVED:
@@ -371,10 +377,9 @@ def record_keys(key: bytes, value: bytes) -> Iterator[tuple[int, bytes]]:
 
 def record_ids(key: bytes, value: bytes | bytearray) -> npt.NDArray[np.int64]:
     """The ids of the images in one row of ``records``: (n,) int64, ascending."""
-    first = int.from_bytes(key, "big")
-    if value[0] != _RECORDS_VERSION:
+    first, count = _first_id(key), record_rows(value)
+    if not count:
         return np.array([first], np.int64)
-    count = value[_RECORDS.size - 1] + 1
     qualities = np.frombuffer(value, np.uint8, count, _RECORDS.size)
     return first + np.flatnonzero(qualities != _REMOVED)
 
@@ -385,11 +390,11 @@ def record_without(key: bytes, value: bytes, ids: Sequence[int]) -> bytes | None
     Rows that share it keep their places: of one that goes, the key (if any) is zeroed and the quality
     says so.
     """
-    if value[0] != _RECORDS_VERSION:
+    first, count = _first_id(key), record_rows(value)
+    if not count:
         return None
-    first = int.from_bytes(key, "big")
     left = bytearray(value)
-    keys = _RECORDS.size + value[_RECORDS.size - 1] + 1
+    keys = _RECORDS.size + count
     for id_ in ids:
         at = id_ - first
         left[_RECORDS.size + at] = _REMOVED
@@ -400,22 +405,38 @@ def record_without(key: bytes, value: bytes, ids: Sequence[int]) -> bytes | None
 
 def images_in(value: bytes) -> int:
     """How many ids from its own on a row of ``records`` has, removed or not; 0 if it is of vectors."""
-    if value[1] == Kind.VECTOR:
-        return 0
-    return value[_RECORDS.size - 1] + 1 if value[0] == _RECORDS_VERSION else 1
+    return 0 if value[1:2] == bytes((Kind.VECTOR,)) else record_span(value)
 
 
 def record_span(value: bytes) -> int:
     """How many ids from its own on a row of ``records`` is about, removed ones and vectors too."""
-    return value[_RECORDS.size - 1] + 1 if value[0] == _RECORDS_VERSION else 1
+    return record_rows(value) or 1
+
+
+def record_rows(value: bytes | bytearray) -> int:
+    """How many ids share a row of ``records``, removed ones too; 0 if it is of one image alone."""
+    if value[:1] != bytes((_RECORDS_VERSION,)):
+        return 0
+    if len(value) < _RECORDS.size:
+        raise _damaged("records")
+    count = value[_RECORDS.size - 1] + 1
+    if len(value) not in (_RECORDS.size + count, _RECORDS.size + 17 * count):
+        raise _damaged("records")
+    return count
+
+
+def _first_id(key: bytes) -> int:
+    if len(key) != 8 or key >= _FIRST_IMPOSSIBLE:
+        raise _damaged("records")
+    return int.from_bytes(key, "big")
 
 
 def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:
     """The record of image ``id_``, if it is in this row of ``records``."""
-    at = id_ - int.from_bytes(key, "big")
-    if value[0] != _RECORDS_VERSION:
+    at, count = id_ - _first_id(key), record_rows(value)
+    if not count:
         return RecordRow.unpack(value) if at == 0 else None
-    if not 0 <= at <= value[_RECORDS.size - 1] or value[_RECORDS.size + at] == _REMOVED:
+    if not 0 <= at < count or value[_RECORDS.size + at] == _REMOVED:
         return None
     return _record_of_row(value, at)
 
@@ -423,8 +444,12 @@ def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:
 def _record_of_row(value: bytes, at: int) -> RecordRow:
     _, kind, channels, _, height, width, frames, last = _RECORDS.unpack_from(value)
     keys = _RECORDS.size + last + 1
+    try:
+        kind = Kind(kind)
+    except ValueError:
+        raise _damaged("records") from None
     return RecordRow(
-        Kind(kind),
+        kind,
         height,
         width,
         channels,
@@ -527,6 +552,19 @@ class ArchiveRow:
             raise _damaged("arrays") from None
 
 
+def reject_in(value: bytes) -> dict[str, Any]:
+    """What was recorded of a source that could not be read; ``StoreDamagedError`` if it is nothing."""
+    try:
+        fields = members(loads(value))
+        number(fields["mtime_ns"], -_MAX_STAMP, _MAX_STAMP)
+        number(fields["size"], -1, MAX_64)
+        if type(fields["reason"]) is not str:
+            raise ValueError("a reason is text")
+    except (ValueError, KeyError):
+        raise _damaged("rejects") from None
+    return fields
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """``count`` rows of an array from ``row`` on are the images ``id``, ``id + step``, …"""
@@ -568,15 +606,18 @@ class Run:
 
     @classmethod
     def from_row(cls, key: bytes, value: bytes) -> Run:
-        """The run that ``by_row`` wrote."""
+        """The run that ``by_row`` wrote; ``StoreDamagedError`` if it is something else."""
+        if len(key) != len(b"r") + 4 + 8 or len(value) != _RUN.size:
+            raise _damaged("runs")
         count, step, id_ = _RUN.unpack(value)
-        return cls(
-            int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:13], "big"), count, step, id_
-        )
+        array, row = int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:], "big")
+        return cls(array, row, count, step, id_)._checked()
 
     @classmethod
     def from_id(cls, key: bytes, value: bytes) -> Run:
-        """The run that ``by_id`` wrote."""
+        """The run that ``by_id`` wrote; ``StoreDamagedError`` if it is something else."""
+        if len(key) < len(ONE) + 8 + 4 + 8 or len(value) != _RUN_BY_ID.size:
+            raise _damaged("runs")
         count, step = _RUN_BY_ID.unpack(value)
         id_, array, row = key[-20:-12], key[-12:-8], key[-8:]
         return cls(
@@ -585,7 +626,17 @@ class Run:
             count,
             step,
             int.from_bytes(id_, "big"),
-        )
+        )._checked()
+
+    def _checked(self) -> Run:
+        """Itself: what goes through its images relies on there being no more than a bucket's."""
+        images = self.count if self.step else 1
+        able = self.count and self.step <= 1 and self.id + images <= _MAX_IDS
+        if not able or self.row + self.count > _MAX_ROW:
+            raise _damaged("runs")
+        if self.id >> BUCKET_BITS != self.id + images - 1 >> BUCKET_BITS:
+            raise _damaged("runs")
+        return self
 
     def part(self, row: int, count: int) -> Run:
         """Of its rows, the ``count`` from ``row`` on."""
@@ -599,10 +650,8 @@ class Run:
         return range(at, at + 1) if self.id <= id_ < self.id + self.count else range(0)
 
 
-def _damaged(table: str) -> StoreDamagedError:
-    return StoreDamagedError(
-        f"the table {table!r} has a row that makes no sense; run 'engine check'"
-    )
+def _damaged(table: str) -> RowError:
+    return RowError(f"the table {table!r} has a row that makes no sense; run 'engine check'")
 
 
 def bucket_prefix(id_: int) -> bytes:

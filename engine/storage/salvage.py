@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -23,13 +23,14 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreFormatError
 from engine.records import Problem
 from engine.storage import beneath, evidence, keyfiles, keys, manifest, names, rescue
-from engine.storage.files import fsync_dir, replace_file
+from engine.storage.files import fsync_dir, replace_file, write_new
 from engine.storage.keys import Keys
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import DamagedManifestError
 from engine.storage.notice import Notice, commit_of
 from engine.storage.state import State
 
+_PIECE = 1 << 20  # bytes
 _NAMED = 5  # problems that are listed
 
 
@@ -140,10 +141,17 @@ def _set_aside(store: Path, files: Iterable[str]) -> Path:
                 continue
             except OSError:  # no links here
                 pass
-        replace_file(aside / name, beneath.read_file(store, file), store)
+        write_new(aside / name, _pieces(store, file), store)
     fsync_dir(aside)
     fsync_dir(store)
     return aside
+
+
+def _pieces(store: Path, name: str) -> Iterator[bytes]:
+    """What a file holds: a log that somebody has tampered with may seem larger than memory."""
+    with os.fdopen(beneath.open_file(store, name), "rb") as file:
+        while data := file.read(_PIECE):
+            yield data
 
 
 def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) -> Problem:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
-import json
 import logging
 import os
 import time
@@ -44,9 +44,11 @@ from engine.storage.rows import (
     images_in,
     no_image,
     record_in,
+    reject_in,
     u64,
 )
 from engine.storage.state import State, settings_in
+from engine.storage.values import items, loads
 from engine.storage.vectors import Vectors
 
 _log = logging.getLogger("engine")
@@ -328,11 +330,13 @@ class StoreView:
             beneath.is_folder(self.path, f"{top}/{one.name}")  # says what it is instead
         return [f"{top}/{one.name}" for one in ours]
 
-    def encoder_file(self, name: str, most: int | None = None) -> bytes:
-        """A file of the encoder's folder, or its first ``most`` bytes; ``OSError``."""
+    def encoder_file(self, name: str, most: int) -> bytes:
+        """A file of the encoder's folder; ``OSError``, also where it has more than ``most`` bytes."""
         entry = self.manifest.encoder
         assert entry is not None
         folder = names.encoder_folder(entry.file, entry.generation)
+        if (beneath.size(self.path, f"{folder}/{name}") or 0) > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self.path / folder / name))
         return beneath.read_file(self.path, f"{folder}/{name}", most)
 
     def part(self, family: Family, number: int) -> str:
@@ -425,8 +429,8 @@ class StoreView:
         """The folders that ingests were given, so far as they are remembered."""
         value = self.keys.get("meta", b"roots")
         try:
-            names = json.loads(value) if value is not None else []
-            return [os.fsencode(name) for name in names]
+            roots = items(loads(value)) if value is not None else []
+            return [os.fsencode(root) for root in roots]
         except (ValueError, TypeError):  # they only make questions fewer
             return []
 
@@ -443,7 +447,7 @@ class StoreView:
     def rejects(self, wanted: list[bytes]) -> list[dict[str, Any] | None]:
         """What was recorded of sources that could not be read."""
         values = self.keys.get_many("rejects", wanted)
-        return [json.loads(value) if value is not None else None for value in values]
+        return [reject_in(value) if value is not None else None for value in values]
 
     @property
     def vector_rows(self) -> int:
