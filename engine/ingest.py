@@ -470,7 +470,7 @@ class Ingest:
         if group is not None:
             group = group if left is None else group.until(left)
             rejects += group.problems
-            group.rejected = len(rejects) + len(group.files) - len(results)
+            group.rejected = len(rejects)
         self._commit_prepared(encoded, rejects, archive, group)
         return left is None
 
@@ -650,7 +650,9 @@ class Ingest:
             if group is None:
                 break
             self._gate.reserve(group.size + (waiting[1].size if waiting is not None else 0))
-            ahead = self._begin(pool, self._promising(group.files))
+            # Also those that were rejected before: a name may stand for several members, and the bytes
+            # are here already.
+            ahead = self._begin(pool, group.files)
             if waiting is not None and not self._commit_files(waiting[0], archive, waiting[1]):
                 return
             waiting = ahead, group
