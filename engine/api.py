@@ -240,7 +240,8 @@ class Store:
         made without one takes the first that is named. ``files_from``: a file with more sources,
         one a line, or with ``null`` a null byte behind each. ``keep_pixels``: "auto" keeps bit images of
         up to 64 KiB packed, "yes" other images too, as their files' bytes, "no" none.
-        ``progress(done, total)`` is called as items are done; ``stop()`` is asked between chunks.
+        ``progress(done, total)`` is called as items are done; ``stop()`` is asked often; once
+        it says so, what is finished is committed and the run ends.
 
         Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; what was committed stays.
         """

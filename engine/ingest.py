@@ -93,7 +93,7 @@ class _Group:
     files: list[Member] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     skipped: int = 0
-    notes: list[str] = field(default_factory=list)  # one for each that has something to be said of
+    notes: list[str] = field(default_factory=list)  # of those that were skipped
     size: int = 0  # bytes that it holds while it waits
     rejected: int = 0  # of it
     before: list[tuple[int, int, int]] = field(default_factory=list)
@@ -107,8 +107,6 @@ class _Group:
         self.before.append((len(self.problems), self.skipped, len(self.notes)))
         self.files.append(file)
         self.size += file.held
-        if file.note:
-            self.notes.append(WITHOUT_METADATA)
 
     def skip(self, note: str) -> None:
         self.skipped += 1
@@ -204,7 +202,9 @@ class Ingest:
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> None:
-        """``progress`` is told how many items are done; ``stop`` ends the run after a commit.
+        """``progress`` is told how many items are done; ``stop``, asked often, ends the run.
+
+        What is finished by then is committed.
 
         ``normalize``: divide vectors that are brought by their length.
         """
@@ -470,7 +470,7 @@ class Ingest:
         if group is not None:
             group = group if left is None else group.until(left)
             rejects += group.problems
-            group.rejected = len(rejects) + len(group.files) - len(results)
+            group.rejected = len(rejects)
         self._commit_prepared(encoded, rejects, archive, group)
         return left is None
 
@@ -546,6 +546,7 @@ class Ingest:
         images = [prepared.image for prepared, _ in done if prepared.image is not None]
         known = iter(self._known(pending, images))
         named: dict[bytes, NewName] = {}
+        without: list[Member] = []  # what is said of them
         for (prepared, vector), name_row in zip(done, before, strict=True):
             item = prepared.item
             if prepared.image is None:
@@ -563,6 +564,8 @@ class Ingest:
                     reason = "another member of the archive has this name: rename one of them"
                     rejects.append(Problem(item.name, reason, item.mtime_ns, item.size))
                     continue
+            if isinstance(item, Member) and item.note:
+                without.append(item)
             if id_ is None:
                 assert prepared.image is not None
                 id_ = self._add(pending, prepared.image, vector)
@@ -574,29 +577,31 @@ class Ingest:
                 item.name, id_, item.mtime_ns, item.size, prepared.file_hash, name_row
             )
         pending.chunk.names = list(named.values())
+        self._say_without_metadata(without)
         if archive is not None and group is not None:
             group.rejected += len(rejects) - known_rejects
             archive.again |= any(not (found.mtime_ns or found.size) for found in rejects)
         if archive is not None and group is not None and last:
             archive.pass_by(group, rejected=group.rejected)
             self._counts.notes = self._counts.notes + Counter(group.notes)
-            self._say_without_metadata(group.files)
             pending.chunk.archives = [(archive.name, archive.row)]
             self._counts.skipped += group.skipped
             self._advance(len(group.problems) + group.skipped)
         self._put_rejects(pending.chunk, rejects)
         self._commit(pending)
 
-    def _say_without_metadata(self, files: Sequence[Member]) -> None:
+    def _say_without_metadata(self, members: Sequence[Member]) -> None:
         """List images that are taken in without what is said of them, and why, beside the rejects."""
+        if members:
+            notes = Counter({WITHOUT_METADATA: len(members)})
+            self._counts.notes = self._counts.notes + notes
         self._reject_lines += [
             {
                 "source": os.fsdecode(found.name),
                 "reason": f"taken without its metadata: {found.note}",
                 "time": time.time(),
             }
-            for found in files
-            if found.note
+            for found in members
         ]
 
     def _describe(self, pending: _Pending, id_: int, metadata: dict[str, object]) -> None:
@@ -650,7 +655,9 @@ class Ingest:
             if group is None:
                 break
             self._gate.reserve(group.size + (waiting[1].size if waiting is not None else 0))
-            ahead = self._begin(pool, self._promising(group.files))
+            # Also those that were rejected before: a name may stand for several members, and the bytes
+            # are here already.
+            ahead = self._begin(pool, group.files)
             if waiting is not None and not self._commit_files(waiting[0], archive, waiting[1]):
                 return
             waiting = ahead, group

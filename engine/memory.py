@@ -11,7 +11,7 @@ import resource
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -51,10 +51,9 @@ class PeakMemory:
 
         thread = threading.Thread(target=look, name="engine-memory", daemon=True)
         try:
-            thread.start()
-        except RuntimeError:  # no more threads: the samples of each chunk have to do
-            ended.set()
-        try:
+            # Where no more threads can be had, the samples of each chunk have to do.
+            with suppress(RuntimeError):
+                thread.start()
             yield
         finally:
             ended.set()

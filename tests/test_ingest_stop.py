@@ -1,6 +1,7 @@
 """A run that is to stop: what is finished is committed, and the next run goes on from there."""
 
 import io
+import json
 import tarfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -12,9 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import Store, digest, ingest
+from engine import IngestReport, Store, digest, ingest
+from engine.config import MemoryBudget
 from engine.encoders.onnx import OnnxEncoder
 from engine.ingest import Ingest
+from engine.sources.base import HARD_LINKS, WITHOUT_METADATA
+from engine.storage.chunk import Chunk
+from engine.storage.reserve import NoRoomError
+from engine.store import StoreFiles
 
 
 def picture(seed: int) -> np.ndarray:
@@ -148,7 +154,7 @@ def test_what_is_encoded_by_then_is_committed(
         key = b"\x07" * digest.KEY_BYTES
         monkeypatch.setattr(digest, "key", lambda canonical, seed: key)
         monkeypatch.setattr(digest, "keys", lambda rows, seed: [key for _ in rows])
-    monkeypatch.setattr(ingest, "ENCODE_BATCH", 2)
+    monkeypatch.setattr(MemoryBudget, "encode_batch", 2)
     monkeypatch.setattr(ingest, "_FINISHING", 0.0)
     encoded = 0
     encode = OnnxEncoder.encode
@@ -179,3 +185,143 @@ def test_what_is_encoded_by_then_is_committed(
                 hit.id for hit in store.lookup(picture(seed), tiers=["identical"]).identical
             ]
         assert store.check().ok
+
+
+# Of every kind, in an order in which each group of three has some of them.
+MIXED = [
+    ("0.png", png(0)),
+    ("a.txt.gz", b"no image"),
+    ("1.png", png(1)),
+    ("1.json", b"{"),
+    ("0.png", png(2)),  # another image of a name that is there
+    ("link.png", None),
+    ("broken.png", FILES["15.png"]),
+    ("broken.cls", b"\xff"),  # of no image that is taken in
+    ("copy.png", png(0)),
+    ("1.png", png(1)),  # the same once more
+    ("4.png", FILES["15.png"]),  # broken, and a whole one of its name comes later
+    ("3.png", png(3)),
+    ("3.json", b'{"label": 3}'),
+    ("4.png", png(4)),
+    ("4.cls", b"\xff"),
+    ("5.png", png(5)),
+    ("end.txt.gz", b"no image"),
+]
+# Without the sidecars 13 members: 10 seen and 3 skipped.
+ADDED, DUPLICATES, UNCHANGED, REJECTED, SKIPPED = 5, 1, 1, 3, 3
+NOTES = {WITHOUT_METADATA: 2, HARD_LINKS: 1}
+
+
+def mixed(where: Path) -> Path:
+    path = where / "mixed.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in MIXED:
+            info = tarfile.TarInfo(name)
+            if data is None:
+                info.type, info.linkname = tarfile.LNKTYPE, "0.png"
+            else:
+                info.size = len(data)
+            tar.addfile(info, io.BytesIO(data or b""))
+    return path
+
+
+def counts_of(report: IngestReport) -> tuple[int, ...]:
+    counts = (report.added, report.duplicates, report.unchanged, report.rejected, report.skipped)
+    assert report.seen == sum(counts[:4])
+    return counts
+
+
+def is_whole(store: Store, source: Path) -> bool:
+    """Whether each member is in once, and the archive counts as read with the right numbers."""
+    assert {seed: places(store)[seed] for seed in (0, 1, 3, 4, 5)} == {
+        0: {f"{source}#0.png", f"{source}#copy.png"},
+        **{seed: {f"{source}#{seed}.png"} for seed in (1, 3, 4, 5)},
+    }
+    assert not store.lookup(picture(2), tiers=["identical"]).identical
+    row = store._files.archive(bytes(source))
+    assert row is not None and row.complete
+    assert (row.done, row.images, row.rejected, row.skipped) == (
+        len(MIXED) - 4,
+        ADDED + DUPLICATES + UNCHANGED,
+        REJECTED,
+        SKIPPED,
+    )
+    done: list[int] = []
+    again = store.ingest(source, progress=lambda done_, total: done.append(done_))
+    assert counts_of(again) == (0, 0, ADDED + DUPLICATES + UNCHANGED, REJECTED, SKIPPED)
+    assert done[-1] == len(MIXED) - 4
+    lines = map(json.loads, (store.path / "rejects.jsonl").read_text().splitlines())
+    sources = sorted(
+        line["source"].rpartition("#")[2] for line in lines if "taken" in line["reason"]
+    )
+    assert sources == ["1.png", "4.png"]
+    return store.check().ok
+
+
+@pytest.mark.parametrize("at", range(10))
+def test_an_archive_that_was_stopped_anywhere_is_gone_on_with_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setattr(ingest, "CHUNK_FILES", 3)
+    source = mixed(tmp_path)
+    prepared = 0
+    stopped = False
+
+    def ready(run: Ingest, future: "Future[Any]") -> bool:
+        nonlocal prepared, stopped
+        prepared += 1
+        stopped = stopped or prepared > at
+        return not stopped and future.exception() is None
+
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(Ingest, "_ready", ready)
+            first = store.ingest(source, stop=lambda: stopped)
+        assert first.interrupted == stopped
+        done: list[int] = []
+        second = store.ingest(source, progress=lambda done_, total: done.append(done_))
+        assert not second.interrupted and done[-1] == len(MIXED) - 4
+        # The second one counts what the first one did as unchanged.
+        assert first.added + second.added == ADDED
+        assert second.seen == ADDED + DUPLICATES + UNCHANGED + REJECTED
+        assert (second.rejected, second.skipped) == (REJECTED, SKIPPED)
+        notes = {key: first.notes.get(key, 0) + second.notes.get(key, 0) for key in NOTES}
+        assert notes == NOTES
+        assert is_whole(store, source)
+
+
+@pytest.mark.parametrize("breaks", [None, 0, 4, 5, 6, 7, 8, 9, 10])
+def test_an_archive_whose_chunks_do_not_fit_the_disk_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: int | None
+) -> None:
+    source = mixed(tmp_path)
+    commit = StoreFiles.commit
+    tried = 0
+
+    def small_disk(files: StoreFiles, chunk: Chunk) -> None:
+        nonlocal tried
+        tried += bool(chunk.names)
+        # Once it stands half done: then not even the smallest part of it fits.
+        if len(chunk.names) > 1 or (breaks is not None and tried > breaks):
+            raise NoRoomError("no room")
+        commit(files, chunk)
+
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        done: list[int] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(StoreFiles, "commit", small_disk)
+            if breaks is not None:
+                with pytest.raises(NoRoomError):
+                    store.ingest(source)
+            else:
+                report = store.ingest(source, progress=lambda done_, total: done.append(done_))
+                assert counts_of(report) == (ADDED, DUPLICATES, UNCHANGED, REJECTED, SKIPPED)
+                assert report.notes == NOTES
+                assert done[-1] == len(MIXED) - 4
+    with Store.open(tmp_path / "store") as store:
+        if breaks is not None:
+            assert len(store) < ADDED + 1
+            report = store.ingest(source)
+            assert report.seen == ADDED + DUPLICATES + UNCHANGED + REJECTED
+            assert (report.rejected, report.skipped) == (REJECTED, SKIPPED)
+        assert is_whole(store, source)

@@ -218,8 +218,8 @@ def open_images(spec: str, most: int) -> Iterator[Query | Problem]:
             yield _from_stdin(most)
         elif (archive := _archive_of(spec)) is not None:
             yield from _from_archive(archive, most)
-        elif exists(spec) and not is_array(Path(spec)):
-            item = files.one(Path(spec))
+        elif exists(spec) and not is_array(path := Path(spec)):
+            item = files.one(path)
             if isinstance(item, FileItem):
                 yield Query(spec, item.read(most), None)
             else:
@@ -371,7 +371,9 @@ def _is_row(text: str) -> bool:
 def _archive_of(spec: str) -> Archive | None:
     """The archive or table that ``FILE`` or ``FILE?…`` is; None if it is none."""
     path, query = Path(spec), ""
-    at = spec.find("?") if not exists(spec) else -1
+    at = spec.find("?")
+    if at != -1 and exists(spec):
+        at = -1
     while at != -1 and not exists(spec[:at]):
         at = spec.find("?", at + 1)
     if at != -1:
