@@ -588,7 +588,7 @@ class Ingest:
         self._commit(pending)
 
     def _say_without_metadata(self, files: Sequence[Member]) -> None:
-        """List images that are taken in without what is said of them, and why, beside the rejects."""
+        """List images that are taken in without their metadata, and why, beside the rejects."""
         self._reject_lines += [
             {
                 "source": os.fsdecode(found.name),
