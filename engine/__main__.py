@@ -1,6 +1,7 @@
 """``python -m engine``."""
 
 import os
+import sys
 
 
 def main() -> None:
@@ -18,6 +19,9 @@ def main() -> None:
             os.write(2, b"engine: interrupted; what was committed is safe\n")
         finally:
             os._exit(130)
+    except MemoryError as error:
+        print(f"engine: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     from engine.cli import main as run
 
     interrupts.finish(run())

@@ -591,7 +591,7 @@ class Ingest:
         self._commit(pending)
 
     def _say_without_metadata(self, members: Sequence[Member]) -> None:
-        """List images that are taken in without what is said of them, and why, beside the rejects."""
+        """List images that are taken in without their metadata, and why, beside the rejects."""
         if members:
             notes = Counter({WITHOUT_METADATA: len(members)})
             self._counts.notes = self._counts.notes + notes

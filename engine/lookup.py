@@ -398,7 +398,7 @@ def _tiers(store: StoreFiles, wanted: Sequence[str] | None) -> tuple[str, ...]:
         return has
     for tier in wanted:
         if tier not in TIERS:
-            raise UsageError(f"there is no tier {tier!r}: {', '.join(TIERS)} are")
+            raise UsageError(f"there is no tier {tier!r}: choose among {', '.join(TIERS)}")
         if tier not in has:
             raise UsageError(
                 f"{store.path} has no {tier} tier: it was filled with --encoder none, and images "

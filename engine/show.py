@@ -139,7 +139,7 @@ def _removal_plan_text(report: RemoveReport) -> str:
         lines.append(f"{counts} below {_name(one.folder)}{mark}")
     lines += [f"would go: {_name(name)}" for name in report.would_go[:_WOULD_GO_SHOWN]]
     if len(report.would_go) > _WOULD_GO_SHOWN:
-        lines.append(f"and more (--json lists the first {len(report.would_go):,})")
+        lines.append(f"and more (--json lists {len(report.would_go):,} of them)")
     if report.interrupted:
         lines.append("interrupted: not everything is counted")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """What people get wrong: each input through the command, with the line or the result that it gives."""
 
+import io
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import Store
+from engine import Store, address_space
 from engine.cli import main
 from engine.config import FORMAT_VERSION
 
@@ -460,6 +461,35 @@ def test_a_limit_on_address_space_that_is_too_low(tmp_path: Path, mebibytes: int
     assert (ran.status, ran.out) == (2, "")
     assert f"the limit on address space is {mebibytes} MiB" in ran.line
     assert "ulimit -v" in ran.line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit that is kept")
+def test_the_least_address_space_is_enough(tmp_path: Path) -> None:
+    """The memory allocator must not reserve what the stacks of RocksDB's threads need."""
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (address_space.least(), address_space.least()))
+
+    name = "synthetic:bits?n=2000&seed=0"
+    options = ("--store", "a.store", "--memory", "128M", "--json")
+    ran = command("ingest", name, "--encoder", "none", *options, cwd=tmp_path, preexec_fn=limit)
+    assert (ran.status, ran.err) == (0, "")
+    ran = command("lookup", f"{name}#17", "--exact", *options, cwd=tmp_path, preexec_fn=limit)
+    assert (ran.status, ran.err) == (0, "")
+
+
+def test_what_pillow_logs_of_a_file_is_not_shown(tmp_path: Path) -> None:
+    """It names no file; the reject does."""
+    (tmp_path / "photos").mkdir()
+    stream = io.BytesIO()
+    Image.fromarray(picture(0, 20, 30)).save(stream, "TIFF")
+    samples = struct.pack("<HHI", 277, 3, 1)
+    assert stream.getvalue().count(samples) == 1
+    data = stream.getvalue().replace(samples + struct.pack("<H", 3), samples + b"\xff\xff")
+    (tmp_path / "photos" / "a.tif").write_bytes(data)
+    ran = command("ingest", "photos", "--encoder", "none", "--store", "a.store", cwd=tmp_path)
+    assert (ran.status, ran.err) == (3, "")
 
 
 def test_what_libtiff_writes_is_counted_and_not_shown(tmp_path: Path) -> None:

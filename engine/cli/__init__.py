@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Every failure is one line on standard error."""
     streams.open_closed()
     logging.basicConfig(format="engine: %(message)s", level=logging.WARNING)
+    # Pillow logs why it cannot read a file, and names no file; the reject does.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # Pillow warns of odd metadata in files that it reads all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):

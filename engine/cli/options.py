@@ -32,7 +32,7 @@ FilesFromOption = Annotated[
 NullOption = Annotated[
     bool,
     typer.Option(
-        "-0", "--null", help="In lists a null byte ends each name, as find -print0 has it."
+        "-0", "--null", help="A null byte ends each name of a list, as find -print0 writes them."
     ),
 ]
 

@@ -90,6 +90,8 @@ def ingest(
       engine ingest 'synthetic:bits?n=20000&seed=0' --encoder none --store bits.store
     """
     given = sources or []
+    if null and not files_from and "-" not in given:
+        raise UsageError("--null is for a list: name one with --files-from, or as -")
     # Before a store is made for what is not there.
     Sources(given, files_from=files_from or None, null=null)
     check_keep_pixels(keep_pixels)

@@ -27,7 +27,7 @@ DEVICES = "devices and pipes in archives"
 PIECES = "pieces of files in a tar of several volumes: put them together with tar -M"
 FOLDERS_WITH_DATA = "folders in zips that have contents of their own"
 NO_ARCHIVE = "tars with something behind their end that is no tar"
-WITHOUT_METADATA = "images without what is said of them, which cannot be kept"
+WITHOUT_METADATA = "images taken without their metadata, which cannot be read or kept"
 _DEEPEST = 32  # levels of objects and lists in metadata: readers go down them one by one
 
 

@@ -69,7 +69,7 @@ class Sources:
         if not specs and files_from is None:
             raise UsageError("name at least one source: a folder, an image, an archive, or -")
         if null and files_from is None and "-" not in specs:
-            raise UsageError("null bytes are between the names of a list: files_from=, or -")
+            raise UsageError("null bytes end the names of a list: name one with files_from=, or -")
         if files_from is not None and files_from != "-":
             check_list(files_from, null=null)
         self._specs = list(specs)

@@ -36,6 +36,7 @@ from rocksdict import (
     WriteOptions,
 )
 
+from engine import address_space
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
 from engine.forking import abandon_in_child, keep_for_ever
@@ -468,8 +469,9 @@ def _require_threads() -> None:
             thread.start()
             started.append(thread)
     except RuntimeError:
+        limits = "ulimit -u" if address_space.limit() is None else "ulimit -u, ulimit -v"
         raise _InTheWayError(
-            "no more threads can be started: let more run (ulimit -u), or end other processes"
+            f"no more threads can be started: raise the limit ({limits}), or end other processes"
         ) from None
     finally:
         done.set()
