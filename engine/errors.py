@@ -40,6 +40,10 @@ class MissingError(SourceError):
     def __init__(self, found: str, advice: str) -> None:
         super().__init__(f"{found}; {advice}")
         self.found = found
+        self._advice = advice
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.found, self._advice)
 
 
 class ImageError(EngineError):

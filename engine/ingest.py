@@ -466,7 +466,8 @@ class Ingest:
             if group is not None:
                 results = results[: next(i for i, one in enumerate(results) if one is first)]
         rejects = [result for result in results if isinstance(result, Problem)]
-        self._advance(len(rejects))
+        if rejects:
+            self._advance(len(rejects))
         if group is not None:
             group = group if left is None else group.until(left)
             rejects += group.problems

@@ -351,9 +351,9 @@ def test_tiny_bit_images_that_differ_are_never_at_distance_0(
     rng = np.random.default_rng(side)
     rows = np.unique(rng.integers(0, 2, (60, side, side)).astype(np.bool_), axis=0)
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
-        store.ingest(rows, name="x", keep_pixels=keep_pixels)
+        store.ingest(rows[..., None], name="x", keep_pixels=keep_pixels)
         for i, image in enumerate(rows):
-            for hit in store.lookup(image, tiers=NEAR).near:
+            for hit in store.lookup(np.repeat(image[..., None], 3, axis=2), tiers=NEAR).near:
                 assert hit.id == i + 1 or hit.distance > 0
                 assert hit.pixel_distance in (None, (image != rows[hit.id - 1]).sum() * 3)
 

@@ -314,7 +314,8 @@ def first_of(store: Store) -> Any:
 def test_what_workers_answer_with_can_be_pickled(tmp_path):
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     for kind in kinds:
-        again = pickle.loads(pickle.dumps(kind("what happened")))
+        arguments = ("what happened",) if kind is not errors.MissingError else ("what", "happened")
+        again = pickle.loads(pickle.dumps(kind(*arguments)))
         assert (type(again), str(again)) == (kind, "what happened")
     passing = pickle.loads(pickle.dumps(errors.ImageError("no", passing=True)))
     assert passing.passing

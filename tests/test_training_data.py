@@ -256,7 +256,7 @@ def test_the_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
 
 
 def test_a_share_is_held_out_by_name(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (200, 4, 4), np.uint8))
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (200, 4, 5), np.uint8))
     found = read(tmp_path / "a.npy", held_out=0.1)
     assert len(found.held_out) == 20 and len(found.pictures) == 180
     assert len(found.held_out_squashed) == 20 and len(found.squashed) == 180
