@@ -39,7 +39,7 @@ def ingest(
         typer.Argument(
             metavar="SOURCE...",
             help="Folders, images, tar or zip archives, 'shards/{000..150}.tar', .parquet tables, "
-            ".npy or .npz arrays (of images; or vectors, float32 (n, d)), "
+            ".npy or .npz arrays (of images; or vectors, float32 (n, d)), FILE.npz#NAME, "
             "'synthetic:bits?n=1e6&seed=0', or - for a list of them on standard input.",
         ),
     ] = None,
@@ -148,8 +148,8 @@ def lookup(
         typer.Argument(
             metavar="IMAGE...",
             help="Image files, ARCHIVE.tar#MEMBER, FILE.parquet#ROW, FILE.npy#ROW (or all of one: "
-            "FILE.npy; of vectors too, where the store holds such), 'synthetic:bits?seed=0#17', or - "
-            "for an image's bytes on standard input.",
+            "FILE.npy; of vectors too, where the store holds such), FILE.npz#NAME#ROW, "
+            "'synthetic:bits?seed=0#17', or - for an image's bytes on standard input.",
         ),
     ] = None,
     store: StoreOption = "",
