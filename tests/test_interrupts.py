@@ -90,7 +90,8 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
             helper.make_node("ReduceMax", ["float"], ["lightest"], keepdims=0),
             helper.make_node("Greater", ["lightest", "black"], ["go_on"]),
             helper.make_node("ReduceMean", ["float", "inside"], ["mean"], keepdims=0),
-            helper.make_node("Concat", ["mean", "one"], ["four"], axis=1),
+            helper.make_node("MatMul", ["mean", "ones"], ["sums"]),
+            helper.make_node("Add", ["sums", "one"], ["four"]),
             helper.make_node("Loop", ["rounds", "go_on", "four"], ["embedding"], body=body),
         ],
         "endless",
@@ -100,7 +101,8 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rounds,
             black,
             numpy_helper.from_array(np.array([1, 2], np.int64), "inside"),
-            numpy_helper.from_array(np.ones((1, 1), np.float32), "one"),
+            numpy_helper.from_array(np.ones((3, 4), np.float32), "ones"),
+            numpy_helper.from_array(np.ones(4, np.float32), "one"),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

@@ -39,7 +39,7 @@ class OnnxEncoder:
         options.inter_op_num_threads = 1
         # The arena keeps the largest batch's memory for ever; batches here are small and alike.
         options.enable_cpu_mem_arena = False
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised, too, and told in one line
         try:
             external = has_external_data(files.content)
         except EncoderError as error:

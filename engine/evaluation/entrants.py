@@ -201,7 +201,7 @@ def _network(path: Path) -> Entrant:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cpu_count()
     options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
         session: Any = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
