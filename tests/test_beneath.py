@@ -800,3 +800,14 @@ def test_no_descriptor_is_left_open(tree: Path) -> None:
                 os.close(beneath.open_file(tree, name, flags))
     os.close(beneath.open_file(tree, "a/b/file", os.O_WRONLY))
     assert len(descriptors()) == len(before)
+
+
+def test_a_file_that_leads_to_no_id_is_damage(store: Path, template: Path) -> None:
+    opened = keys.open_writer(store, MemoryBudget())
+    batch = opened.batch()
+    for key, value in opened.scan("files"):
+        batch.put("files", key, value * 2)
+    opened.commit(batch)
+    opened.close()
+    with Store.open(store) as reader, pytest.raises(StoreDamagedError, match="'files' has a row"):
+        reader.lookup(template / "photos" / "a.png")
