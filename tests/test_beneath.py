@@ -811,3 +811,17 @@ def test_a_file_that_leads_to_no_id_is_damage(store: Path, template: Path) -> No
     opened.close()
     with Store.open(store) as reader, pytest.raises(StoreDamagedError, match="'files' has a row"):
         reader.lookup(template / "photos" / "a.png")
+
+
+def test_settings_that_cannot_be_read_are_those_of_the_manifest_again(store: Path) -> None:
+    opened = keys.open_writer(store, MemoryBudget())
+    batch = opened.batch()
+    batch.put("meta", b"settings", b'{"hash_seed": 1}')
+    opened.commit(batch)
+    opened.close()
+    with pytest.raises(StoreDamagedError, match="the settings among the keys cannot be read"):
+        Store.open(store)
+    assert [problem.fixed for problem in Store.salvage(store)] == [True]
+    with Store.open(store) as mended:
+        assert mended.check(fix=True).problems == ()
+        assert mended.lookup(mask(3)).identical
