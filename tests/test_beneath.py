@@ -801,3 +801,28 @@ def test_no_descriptor_is_left_open(tree: Path) -> None:
                 os.close(beneath.open_file(tree, name, flags))
     os.close(beneath.open_file(tree, "a/b/file", os.O_WRONLY))
     assert len(descriptors()) == len(before)
+
+
+def test_a_file_that_leads_to_no_id_is_damage(store: Path, template: Path) -> None:
+    opened = keys.open_writer(store, MemoryBudget())
+    batch = opened.batch()
+    for key, value in opened.scan("files"):
+        batch.put("files", key, value * 2)
+    opened.commit(batch)
+    opened.close()
+    with Store.open(store) as reader, pytest.raises(StoreDamagedError, match="'files' has a row"):
+        reader.lookup(template / "photos" / "a.png")
+
+
+def test_settings_that_cannot_be_read_are_those_of_the_manifest_again(store: Path) -> None:
+    opened = keys.open_writer(store, MemoryBudget())
+    batch = opened.batch()
+    batch.put("meta", b"settings", b'{"hash_seed": 1}')
+    opened.commit(batch)
+    opened.close()
+    with pytest.raises(StoreDamagedError, match="the settings among the keys cannot be read"):
+        Store.open(store)
+    assert [problem.fixed for problem in Store.salvage(store)] == [True]
+    with Store.open(store) as mended:
+        assert mended.check(fix=True).problems == ()
+        assert mended.lookup(mask(3)).identical

@@ -103,6 +103,13 @@ def u64(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
+def file_id(value: bytes) -> int:
+    """The image that a row of ``files`` names; ``StoreDamagedError`` if it is something else."""
+    if len(value) != 8 or value[:2] != b"\0\0":  # rows of images have 6 bytes for an id
+        raise _damaged("files")
+    return int.from_bytes(value, "big")
+
+
 class ImageRow(NamedTuple):
     """One row of ``images``: an image's id, proof and kept pixels, found by its key."""
 

@@ -13,7 +13,6 @@ Before anything is lost for good, the files that it may still be in are set asid
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -28,7 +27,7 @@ from engine.storage.keys import Keys
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import DamagedManifestError
 from engine.storage.notice import Notice, commit_of
-from engine.storage.state import State
+from engine.storage.state import State, settings_in
 
 _PIECE = 1 << 20  # bytes
 _NAMED = 5  # problems that are listed
@@ -83,17 +82,17 @@ def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
         return [*problems, _log(store, memory, told)]
     with closing(table):
         state = evidence.read_state(table.get("meta", b"state"))
-        whole = state is not None and _is_json(table.get("meta", b"settings"))
+        whole = state is not None and _are_settings(table.get("meta", b"settings"))
     if state is not None and whole and state.commit >= told:
         return problems
     # RocksDB's MANIFEST may have been cut short: then there are tables that it does not name.
     return [*problems, _rescue(store, memory, told, everything=True)]
 
 
-def _is_json(value: bytes | None) -> bool:
+def _are_settings(value: bytes | None) -> bool:
     try:
-        return value is not None and isinstance(json.loads(value), dict)
-    except ValueError:
+        return value is not None and settings_in(value) is not None
+    except StoreDamagedError:
         return False
 
 

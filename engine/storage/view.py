@@ -41,6 +41,7 @@ from engine.storage.rows import (
     RecordRow,
     Run,
     bucket_prefix,
+    file_id,
     images_in,
     no_image,
     record_in,
@@ -419,7 +420,7 @@ class StoreView:
     def files(self, hashes: list[bytes]) -> list[int | None]:
         """The image of each file that is there, by the file's SHA-256."""
         values = self.keys.get_many("files", hashes)
-        ids = [int.from_bytes(value, "big") if value is not None else None for value in values]
+        ids = [file_id(value) if value is not None else None for value in values]
         if self.state.removed:
             # A file that had changed since may still name an image that was removed.
             ids = [id_ if id_ is not None and self.record(id_) is not None else None for id_ in ids]
