@@ -11,6 +11,7 @@ Only the command installs this. A signal that the parent process ignores (``nohu
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import select
@@ -138,6 +139,8 @@ def install() -> None:
     """Handle signals from now on until the process ends; ``finish`` has to end it."""
     global _current
     _current = _Interrupts(_Mode.STARTING)
+    # The first one registered is the last one called: behind it, Python gives handlers up.
+    atexit.register(_ignore)
     report = sys.unraisablehook
 
     def unless_interrupted(found: Any) -> None:
@@ -146,6 +149,12 @@ def install() -> None:
             report(found)
 
     sys.unraisablehook = unless_interrupted
+
+
+def _ignore() -> None:
+    """The work is done and told: nothing is left to be interrupted, and its status holds."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

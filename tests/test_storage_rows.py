@@ -253,5 +253,5 @@ def test_the_rows_of_an_image_are_found(run: Run, beside: int) -> None:
 
 @given(st.lists(st.integers(0, 4 * BUCKET), min_size=2, max_size=20))
 def test_runs_of_a_bucket_sort_by_their_first_image(ids: list[int]) -> None:
-    keys = [Run(1, row, 1, 1, id_).by_id[0] for row, id_ in enumerate(ids)]
-    assert [Run.from_id(key, b"\0" * 5).id for key in sorted(keys)] == sorted(ids)
+    rows = [Run(1, row, 1, 1, id_).by_id for row, id_ in enumerate(ids)]
+    assert [Run.from_id(*row).id for row in sorted(rows)] == sorted(ids)
