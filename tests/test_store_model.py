@@ -116,11 +116,11 @@ class Look:
 
 looks = st.sampled_from(
     [
-        Look(Kind.BITS, (2, 3), False),
-        Look(Kind.BITS, (2, 3), True),
-        Look(Kind.BITS, (3, 2), False),
-        Look(Kind.U8, (2, 3), False),
-        Look(Kind.U8, (3, 2), True),
+        Look(Kind.BITS, (2, 5), False),
+        Look(Kind.BITS, (2, 5), True),
+        Look(Kind.BITS, (5, 2), False),
+        Look(Kind.U8, (2, 5), False),
+        Look(Kind.U8, (5, 2), True),
     ]
 )
 
