@@ -353,7 +353,7 @@ def test_an_array_of_another_dtype(engine: Engine, tmp_path: Path) -> None:
 
 AS_NOBODY = """
 import contextlib, io, os, sys
-import pdqhash
+import numpy.ma, numpy.random, pdqhash
 from PIL import Image
 from engine.cli import main
 Image.init()

@@ -149,17 +149,25 @@ def test_no_kind_of_file_takes_more_than_is_counted_for_it(tmp_path: Path) -> No
     for name, (mode, form, options) in KINDS.items():
         (tmp_path / name).write_bytes(encoded(mode, form, options, PIXELS))
         (tmp_path / f"{name}-small").write_bytes(encoded(mode, form, options, (64, 64)))
-    done = subprocess.run(
-        [sys.executable, "-c", COSTS, *KINDS], cwd=tmp_path, capture_output=True, check=True
-    )
-    found = {name: tuple(pair) for name, pair in json.loads(done.stdout).items()}
+
+    def costs(*kinds: str) -> dict[str, tuple[int, int]]:
+        done = subprocess.run(
+            [sys.executable, "-c", COSTS, *kinds], cwd=tmp_path, capture_output=True, check=True
+        )
+        return {name: tuple(pair) for name, pair in json.loads(done.stdout).items()}
+
+    found = costs(*KINDS)
     assert found.keys() == KINDS.keys()
     spare = 4 << 20
     assert {name for name, (taken, counted) in found.items() if taken > counted + spare} == set()
-    # Nor is so much counted that what would fit is refused.
-    assert {
-        name for name, (taken, counted) in found.items() if counted > 2 * taken + spare
-    } == set()
+    # Nor is so much counted that what would fit is refused. Fixed parts weigh more in these small
+    # pictures, and the file is counted and not measured. A kind may take what those before it have
+    # freed and the allocator has kept: then it is measured alone.
+    for name, (taken, counted) in found.items():
+        most = 2 * spare + (tmp_path / name).stat().st_size
+        if counted > 2 * taken + most:
+            ((taken, counted),) = costs(name).values()
+        assert counted <= 2 * taken + most, name
 
 
 PEAK = """
