@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine import Store
-from engine.pixels import HEADER_BYTES
+from engine.images.canonical import HEADER_BYTES
 
 from . import data, disk
 from .disk import Disk

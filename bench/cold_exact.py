@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.cli.progress import Progress
 from engine.config import parse_memory
 from engine.errors import UsageError
-from engine.progress import Progress
 
 from . import disk, script
 from .cold_child import ROW_BYTES

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from engine.pixels import HEADER_BYTES
+from engine.images.canonical import HEADER_BYTES
 from engine.sources.synthetic import generate
 
 SHAPE = (100, 100, 3)

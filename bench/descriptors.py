@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from engine.cli.progress import Progress
 from engine.errors import UsageError
-from engine.progress import Progress
 
 from . import script
 from .arrays import Vectors, write_array

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine import Store, digest
+from engine import Store
 from engine.config import CHUNK_ROWS, MemoryBudget
-from engine.pixels import HEADER_BYTES, PackedBits
+from engine.images import hashing
+from engine.images.canonical import HEADER_BYTES, PackedBits
 
 from . import data, disk
 from .data import Images
@@ -121,8 +122,8 @@ def hashes(images: Images) -> Hashes:
     proofs: list[bytes] = []
     for at in range(0, len(images), _HASHED_ROWS):
         some = list(_packed(images[at : at + _HASHED_ROWS]).canonical())
-        keys += digest.keys(some, _SEED)
-        proofs += digest.proofs(some)
+        keys += hashing.keys(some, _SEED)
+        proofs += hashing.proofs(some)
     return keys, proofs
 
 
@@ -172,10 +173,10 @@ class AskedPeer(Asked):
     def many(self, images: Images) -> Ids:
         """All keys in one call of ``Peer.find_many``."""
         canonical = list(_packed(images).canonical())
-        found = self._peer.find_many(digest.keys(canonical, _SEED))
+        found = self._peer.find_many(hashing.keys(canonical, _SEED))
         there = [(i, row) for i, row in enumerate(found) if row is not None]
         ids = np.full(len(images), -1, np.int64)
-        proofs = digest.proofs([canonical[i] for i, _ in there])
+        proofs = hashing.proofs([canonical[i] for i, _ in there])
         for (i, (id_, proof)), own in zip(there, proofs, strict=True):
             if proof == own:
                 ids[i] = id_
@@ -184,8 +185,8 @@ class AskedPeer(Asked):
     def one(self, image: Images) -> int:
         """One call of ``Peer.find``."""
         canonical = _packed(image).only().canonical
-        row = self._peer.find(digest.key(canonical, _SEED))
-        return row[0] if row is not None and row[1] == digest.proof(canonical) else -1
+        row = self._peer.find(hashing.key(canonical, _SEED))
+        return row[0] if row is not None and row[1] == hashing.proof(canonical) else -1
 
 
 def ask(

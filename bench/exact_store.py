@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.cli.progress import Progress
 from engine.config import parse_memory
 from engine.errors import UsageError
-from engine.progress import Progress
 
 from . import data, memory, script
 from .exact_child import BATCH

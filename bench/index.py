@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.cli.progress import Progress
 from engine.config import parse_memory
 from engine.errors import UsageError
-from engine.progress import Progress
 
 from . import clustered, script, truth
 from .arrays import blocks, open_array, write_array

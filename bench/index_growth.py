@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.cli.progress import Progress
 from engine.config import parse_memory
-from engine.progress import Progress
 
 from . import script
 from .cold_exact import quantiles

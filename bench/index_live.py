@@ -11,9 +11,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.cli.progress import Progress
 from engine.config import parse_memory
 from engine.errors import UsageError
-from engine.progress import Progress
 
 from . import script
 from .cold_exact import quantiles

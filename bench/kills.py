@@ -30,9 +30,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine import Store
+from engine.cli.progress import Progress
 from engine.config import parse_memory
 from engine.errors import EngineError, UsageError
-from engine.progress import Progress
 
 from . import script
 from .errors import BenchError, WrongAnswerError

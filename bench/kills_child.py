@@ -16,13 +16,14 @@ from dataclasses import asdict
 from types import ModuleType
 from unittest import mock
 
-from engine import Store, ingest
+from engine import Store
 from engine.config import MemoryBudget
 from engine.errors import EngineError
-from engine.indexing import Indexing
+from engine.index.maintain import Indexing
+from engine.ingest import run
 from engine.storage import extents
-from engine.storage.chunk import Chunk
-from engine.store import StoreFiles
+from engine.storage.changeset import Chunk
+from engine.storage.writer import StoreFiles
 
 from .process import tell
 
@@ -33,7 +34,7 @@ _SEGMENT_ROWS = 150
 _BUCKET_BITS = 6
 _NEVER = 1 << 40
 _CONSTANTS: dict[ModuleType, dict[str, int]] = {
-    ingest: {"CHUNK_FILES": 2, "CHUNK_ROWS": 15, "_SEGMENT_ROWS": _NEVER, "EXACT_ROWS": _NEVER},
+    run: {"CHUNK_FILES": 2, "CHUNK_ROWS": 15, "_SEGMENT_ROWS": _NEVER, "EXACT_ROWS": _NEVER},
     extents: {"EXTENT_ROWS": 200, "EXTENT_BYTES": 200_000},
 }
 
@@ -87,7 +88,7 @@ def write(store: str, memory: int) -> None:
             with (
                 Store.open(store, memory=memory) as opened,
                 # Here and not in the parent: whoever only looks must not mend the index first.
-                mock.patch.object(ingest, "_SEGMENT_ROWS", _SEGMENT_ROWS),
+                mock.patch.object(run, "_SEGMENT_ROWS", _SEGMENT_ROWS),
             ):
                 report = opened.ingest(*json.loads(line))
             tell(what=END, **asdict(report))

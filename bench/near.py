@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from engine import PackedBits, Store, UsageError
+from engine.cli.progress import Progress
 from engine.config import DEFAULT_MAX_DISTANCE
-from engine.pixels import from_image
-from engine.progress import Progress
+from engine.images.canonical import from_image
 from engine.records import Kind
 
 from . import data, script

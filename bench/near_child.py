@@ -9,7 +9,7 @@ import numpy as np
 
 from engine import PackedBits
 from engine.config import DEFAULT_MAX_DISTANCE
-from engine.pixels import decode, to_rgb8
+from engine.images.canonical import decode, to_rgb8
 
 from . import data, sets
 from .errors import BenchError

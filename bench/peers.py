@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.digest import KEY_BYTES
+from engine.images.hashing import KEY_BYTES
 
 from .errors import BenchError
 

@@ -20,7 +20,7 @@ import numpy as np
 from engine import PackedBits, Store
 from engine.config import parse_memory
 from engine.errors import UsageError
-from engine.storage.files import tree_bytes
+from engine.storage.durable import tree_bytes
 
 from . import data, memory, script
 from .errors import WrongAnswerError

@@ -18,7 +18,7 @@ from PIL import Image
 
 from engine import PackedBits
 from engine.errors import ImageError, UsageError
-from engine.pixels import SUFFIXES, decode, to_rgb8
+from engine.images.canonical import SUFFIXES, decode, to_rgb8
 from engine.records import Kind
 
 from . import changes, data

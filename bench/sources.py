@@ -26,8 +26,8 @@ from PIL import Image
 from engine.config import parse_memory
 from engine.errors import UsageError
 from engine.sources import files
-from engine.sources.base import FileItem
-from engine.sources.streams import zstd
+from engine.sources.decompress import zstd
+from engine.sources.items import FileItem
 
 from . import data, script
 from .errors import BenchError

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError, UsageError
-from engine.storage.leftovers import work_folder
+from engine.storage.temp_folders import work_folder
 
 from . import asked, clustered, disk
 from .arrays import write_array

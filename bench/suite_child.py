@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from engine import PackedBits, Store, digest
+from engine import PackedBits, Store
 from engine.config import MemoryBudget
+from engine.images import hashing
 
 from . import data, disk, memory, sets
 from .arrays import Vectors
@@ -49,9 +50,9 @@ def images(count: int, embedded: int, folder: str, set: dict[str, Any]) -> dict[
         clock.lap("pack", rows)
         canonical = list(packed.canonical())
         clock.again()
-        digest.keys(canonical, 0)
+        hashing.keys(canonical, 0)
         clock.lap("hash", rows)
-        digest.proofs(canonical)
+        hashing.proofs(canonical)
         clock.lap("prove", rows)
         tell(done=first + rows)
     if embedded:

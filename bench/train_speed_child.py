@@ -133,8 +133,8 @@ def steps_of(
     from torchvision.models import resnet18
 
     from engine.training.loss import nt_xent
+    from engine.training.malloc_pages import kept_pages
     from engine.training.model import TRUNK_DIM, build
-    from engine.training.pages import kept_pages
     from engine.training.settings import TrainSettings
 
     settings = TrainSettings(image_size=size)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         TrainingError,
         UsageError,
     )
-    from engine.pixels import PackedBits
+    from engine.images.canonical import PackedBits
     from engine.records import (
         BackupReport,
         CheckReport,
@@ -80,7 +80,7 @@ __all__ = [
 
 _MODULES = {
     "Store": "engine.api",
-    "PackedBits": "engine.pixels",
+    "PackedBits": "engine.images.canonical",
 }  # of names beside errors and records
 
 
@@ -98,7 +98,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         """
         from importlib import import_module
 
-        if name in {"api", "errors", "pixels", "records"}:
+        if name in {"api", "errors", "images", "records"}:
             return import_module(f"engine.{name}")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,8 @@ def main() -> None:
     """Run the command and exit with its status."""
     # Nothing heavy is imported before a signal can end the process with one line.
     try:
-        from engine import address_space, interrupts, streams
+        from engine import address_space
+        from engine.cli import interrupts, streams
 
         streams.open_closed()
         streams.protect()
@@ -22,7 +23,7 @@ def main() -> None:
     except MemoryError as error:
         print(f"engine: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    from engine.cli import main as run
+    from engine.cli.app import main as run
 
     interrupts.finish(run())
 

@@ -17,9 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engine import pixels
-from engine.backup import Backup
-from engine.check import Check
 from engine.config import (
     DEFAULT_ENCODER,
     DEFAULT_K,
@@ -33,14 +30,21 @@ from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError, EngineError, ImageError, StoreError, UsageError
-from engine.export import Export
-from engine.given import normalized
-from engine.indexing import recall_of
-from engine.ingest import Ingest
-from engine.lookup import Lookup, check_k, identical_ids, tier_names
-from engine.optimize import Optimize
-from engine.pixels import PackedBits
-from engine.plan import Plan
+from engine.images import canonical
+from engine.images.canonical import PackedBits
+from engine.index.maintain import recall_of
+from engine.index.operating_point import check_recall
+from engine.ingest.dry_run import Plan
+from engine.ingest.given_arrays import normalized
+from engine.ingest.run import Ingest
+from engine.maintenance.backup import Backup
+from engine.maintenance.check import Check
+from engine.maintenance.export import Export
+from engine.maintenance.optimize import Optimize
+from engine.maintenance.removal_dry_run import RemovalPlan
+from engine.maintenance.remove import Remove
+from engine.maintenance.repair import Repair
+from engine.maintenance.salvage import salvage
 from engine.records import (
     BackupReport,
     CheckReport,
@@ -56,22 +60,26 @@ from engine.records import (
     StoreInfo,
 )
 from engine.records import Problem as CheckProblem
-from engine.removal_plan import RemovalPlan
-from engine.remove import Remove
-from engine.repair import Repair
-from engine.sources.base import Item, Problem, checked_metadata
+from engine.search.filters import Ids, Names, SearchedIn, Within
+from engine.search.lookup import Lookup, check_k, identical_ids, tier_names
+from engine.sources.in_memory import (
+    Images,
+    OneImage,
+    Vectors,
+    array_of,
+    is_image,
+    members,
+    unlike,
+)
+from engine.sources.items import Item, Problem, checked_metadata
 from engine.sources.locate import Query, Sources, open_images
-from engine.sources.memory import Images, OneImage, Vectors, array_of, is_image, members, unlike
-from engine.storage import beneath, names, reserve
+from engine.storage import ballast, file_names, nofollow
 from engine.storage.create import create as make_store
+from engine.storage.durable import fsync_dir, replace_file, tree_bytes
 from engine.storage.extents import MovedError
-from engine.storage.files import fsync_dir, replace_file, tree_bytes
-from engine.storage.listing import records_from
 from engine.storage.manifest import EncoderEntry
-from engine.storage.recall import check_recall
-from engine.storage.salvage import salvage
-from engine.store import REJECTS, StoreFiles
-from engine.within import Ids, Names, SearchedIn, Within
+from engine.storage.scan import records_from
+from engine.storage.writer import REJECTS, StoreFiles
 
 Stream = Iterable[tuple[str, OneImage] | tuple[str, OneImage, dict[str, Any] | None]]
 
@@ -440,7 +448,7 @@ class Store:
         elif isinstance(query, PackedBits):
             result = self._one(finder, Query("bits", None, Decoded(query.only(), "array")), within)
         elif isinstance(query, Image.Image):
-            found_ = Decoded(pixels.from_image(query), "image")
+            found_ = Decoded(canonical.from_image(query), "image")
             result = self._one(finder, Query("image", None, found_), within)
         elif np.ndim(query) == 0:  # as None is to NumPy
             raise UsageError(
@@ -448,7 +456,7 @@ class Store:
                 f"{type(query).__name__}"
             )
         else:
-            found_ = Decoded(pixels.from_array(_as_array(query)), "array")
+            found_ = Decoded(canonical.from_array(_as_array(query)), "array")
             result = self._one(finder, Query("array", None, found_), within)
         if result.error is not None:
             raise ImageError(f"{result.query}: {result.error}")
@@ -497,7 +505,7 @@ class Store:
         other = unlike(images)
         if other:
             raise UsageError(f"images are an array or PackedBits, not {other}")
-        kind = None if isinstance(images, PackedBits) else pixels.array_kind(images)
+        kind = None if isinstance(images, PackedBits) else canonical.array_kind(images)
         self._files.follow()
         return self._again(lambda: self._find_identical(images, kind))
 
@@ -609,7 +617,7 @@ class Store:
             sources=files.state.sources,
             removed=files.state.removed,
             rejects=sum(1 for _ in files.keys.scan("rejects")),
-            bytes={part: tree_bytes(self.path / part) for part in (*_PARTS, REJECTS, reserve.NAME)},
+            bytes={part: tree_bytes(self.path / part) for part in (*_PARTS, REJECTS, ballast.NAME)},
             encoder=None
             if entry is None
             else {
@@ -701,7 +709,7 @@ class Store:
         ``images.csv`` has a row for each image, ``sources.csv`` one for each place where one was
         seen; ``format`` may be "parquet". ``vectors.npy`` is (n, dim) float32 and ``vector_ids.npy``
         (n,) int64; a store without an encoder has none. All of it is as of one commit. What the
-        columns are, and how names that are no text are written, is in ``engine.export``.
+        columns are, and how names that are no text are written, is in ``engine.maintenance.export``.
         ``progress(done, total)`` is told of images.
 
         Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError`` or ``StoreError``;
@@ -834,7 +842,7 @@ class Store:
                 rows = part.canonical()
             else:
                 assert kind is not None
-                rows = pixels.rows_from_array(part, kind)
+                rows = canonical.rows_from_array(part, kind)
             ids[at : at + len(rows)] = identical_ids(self._files, rows)
         return ids
 
@@ -963,12 +971,12 @@ def _installed_bytes(chosen: EncoderFiles) -> int:
 def _install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
     """Copy an encoder into a store, which then outlives upgrades of it and can be moved alone."""
     generation = 1
-    folder = store / names.ENCODER / str(generation)
-    if not names.may_be_model(chosen.model.name):
+    folder = store / file_names.ENCODER / str(generation)
+    if not file_names.may_be_model(chosen.model.name):
         raise EncoderError(f"the model's file is called {chosen.model.name!r}: rename it")
     try:
-        beneath.make_folder(store, names.ENCODER)
-        beneath.make_folder(store, f"{names.ENCODER}/{generation}")
+        nofollow.make_folder(store, file_names.ENCODER)
+        nofollow.make_folder(store, f"{file_names.ENCODER}/{generation}")
         replace_file(folder / chosen.model.name, chosen.model.read_bytes(), store)
         replace_file(
             folder / registry.DESCRIPTION,

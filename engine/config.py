@@ -24,8 +24,8 @@ class StructuralSettings:
     """What decides how stored bytes are to be read; saved in the manifest and among the keys."""
 
     hash_seed: int  # 64 bits, drawn per store, so that nobody can prepare collisions in advance
-    canonical_version: int = 1  # engine.pixels
-    fingerprint_version: int = 1  # engine.fingerprint
+    canonical_version: int = 1  # engine.images.canonical
+    fingerprint_version: int = 1  # engine.images.fingerprint
 
     @classmethod
     def new(cls) -> StructuralSettings:

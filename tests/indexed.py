@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import Store, ingest, layout, optimize
+from engine import Store
+from engine.ingest import run
+from engine.maintenance import optimize, reorder
 from engine.storage import extents
 from engine.storage.extents import ExtentWriter
 from engine.storage.vectors import Vectors
@@ -55,9 +57,9 @@ def recall_of(found: np.ndarray, truth: np.ndarray) -> float:
 
 def small_index(patch: pytest.MonkeyPatch, rows: int, extent: int = 1 << 20) -> None:
     """Indexes from ``rows`` vectors on, and extents of ``extent``."""
-    for module in (ingest, layout, optimize):
+    for module in (run, reorder, optimize):
         patch.setattr(module, "EXACT_ROWS", rows)
-    patch.setattr(ingest, "_SEGMENT_ROWS", 2 * rows)
+    patch.setattr(run, "_SEGMENT_ROWS", 2 * rows)
     patch.setattr(extents, "EXTENT_ROWS", extent)
 
 

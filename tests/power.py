@@ -31,8 +31,8 @@ from typing import Any, Self
 
 import pytest
 
-from engine.storage import keys
-from engine.storage.keys import Batch, Keys
+from engine.storage.rocks import database
+from engine.storage.rocks.database import Batch, Keys
 
 SECTOR = 512
 ROOT = 0  # the node of the recorded folder itself, which is durable
@@ -295,7 +295,7 @@ class Recorder:
             if hasattr(os, name):  # macOS has no fdatasync
                 patch.setattr(os, name, self._sync(name))
         patch.setattr(os, "pwrite", self._pwrite(os.pwrite))
-        patch.setattr(keys, "Rdict", self._opened(keys.Rdict))
+        patch.setattr(database, "Rdict", self._opened(database.Rdict))
         patch.setattr(Keys, "commit", self._commit(Keys.commit))
         return self
 
@@ -395,7 +395,7 @@ class Recorder:
             return
         node = len(self._disk.kinds)
         kind = FOLDER if stat.S_ISDIR(status.st_mode) else FILE
-        kind = ROCKSDB if kind == FOLDER and name == keys.FOLDER else kind
+        kind = ROCKSDB if kind == FOLDER and name == database.FOLDER else kind
         self._nodes[status.st_dev, status.st_ino] = node
         self._stamps[node] = (0, 0)
         self._emit(Named(f"{what}: {path}", (Entry(folder, name, before, node),), kind))

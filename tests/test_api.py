@@ -10,18 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import engine.cli
-from engine import (
-    ImageRecord,
-    Kind,
-    PackedBits,
-    Store,
-    StoreDamagedError,
-    UsageError,
-    api,
-    digest,
-    pixels,
-)
+import engine.cli.app
+from engine import ImageRecord, Kind, PackedBits, Store, StoreDamagedError, UsageError, api
+from engine.images import canonical, hashing
 
 
 def picture(seed: int) -> np.ndarray:
@@ -71,14 +62,14 @@ def test_a_memory_that_is_none_or_too_little_is_refused(photos: Path, memory: st
 
 def test_a_record_says_what_is_known_of_an_image(photos: Path) -> None:
     data = (photos / "3.png").read_bytes()
-    canonical = pixels.from_array(picture(3)).canonical
+    form = canonical.from_array(picture(3)).canonical
     with Store.open(photos / "store") as store:
         record = store.get(4)
     assert isinstance(record, ImageRecord)
     assert (record.id, record.kind, record.height, record.width) == (4, Kind.U8, 8, 12)
     assert (record.channels, record.frames, record.container) == (3, 1, "png")
-    assert (record.file_bytes, record.file_hash) == (len(data), digest.file_hash(data))
-    assert (record.proof, record.decoder) == (digest.proof(canonical), pixels.DECODER)
+    assert (record.file_bytes, record.file_hash) == (len(data), hashing.file_hash(data))
+    assert (record.proof, record.decoder) == (hashing.proof(form), canonical.DECODER)
     assert (record.place, record.metadata) == (None, None)
 
 
@@ -440,13 +431,13 @@ def calls_of(function: ast.FunctionDef) -> set[str]:
 
 def test_what_a_command_does_is_a_call_of_store_and_the_other_way_round() -> None:
     found: dict[str, set[str]] = {}
-    modules = {command.callback.__module__ for command in engine.cli.app.registered_commands}  # type: ignore[union-attr]
+    modules = {command.callback.__module__ for command in engine.cli.app.app.registered_commands}  # type: ignore[union-attr]
     for name in modules:
         module: ModuleType = __import__(name, fromlist=["x"])
         for node in ast.parse(inspect.getsource(module)).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 found[node.name] = calls_of(node)
-    names = {command.callback.__name__ for command in engine.cli.app.registered_commands}  # type: ignore[union-attr]
+    names = {command.callback.__name__ for command in engine.cli.app.app.registered_commands}  # type: ignore[union-attr]
     assert names == set(CALLS)
     assert {name: found[name] for name in names} == CALLS
     public = {name for name, _ in inspect.getmembers(Store) if not name.startswith("_")}

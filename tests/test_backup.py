@@ -26,22 +26,16 @@ import pytest
 from PIL import Image
 from rocksdict import DBCompactionStyle
 
-from engine import (
-    EngineError,
-    Store,
-    StoreDamagedError,
-    StoreError,
-    StoreLockedError,
-    UsageError,
-    backup,
-    ingest,
-)
-from engine.cli import main
+from engine import EngineError, Store, StoreDamagedError, StoreError, StoreLockedError, UsageError
+from engine.cli.app import main
 from engine.config import MemoryBudget
-from engine.storage import aside, beneath, extents, held, keys, manifest
-from engine.storage.chunk import Chunk
+from engine.ingest import run
+from engine.maintenance import backup
+from engine.storage import extents, manifest, nofollow, pinned_files, staging
+from engine.storage.changeset import Chunk
 from engine.storage.lock import WriterLock
-from engine.store import StoreFiles
+from engine.storage.rocks import database
+from engine.storage.writer import StoreFiles
 
 BACKUPS = int(os.environ.get("ENGINE_BACKUPS", "12"))
 SOURCE = "synthetic:bits?seed=5"
@@ -51,13 +45,13 @@ SILENCE = 120  # seconds after which a child that says nothing is taken to be st
 
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and segments of a few rows; memtables and a log of a few chunks."""
-    patch.setattr(ingest, "CHUNK_ROWS", 10)
-    patch.setattr(ingest, "EXACT_ROWS", 20)
-    patch.setattr(ingest, "_SEGMENT_ROWS", 40)
+    patch.setattr(run, "CHUNK_ROWS", 10)
+    patch.setattr(run, "EXACT_ROWS", 20)
+    patch.setattr(run, "_SEGMENT_ROWS", 40)
     patch.setattr(extents, "EXTENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_BYTES", 200_000)
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: 16 << 20))
-    options, tables = keys._database_options, keys._table_options
+    options, tables = database._database_options, database._table_options
 
     def small_log(*arguments: Any) -> Any:
         made = options(*arguments)
@@ -70,8 +64,8 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
         made.set_level_zero_file_num_compaction_trigger(2)
         return made
 
-    patch.setattr(keys, "_database_options", small_log)
-    patch.setattr(keys, "_table_options", merged)
+    patch.setattr(database, "_database_options", small_log)
+    patch.setattr(database, "_table_options", merged)
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +123,7 @@ def back_up(store: str, dest: str) -> None:
     """Back a store up, slowly, and tell of each file."""
     put = backup.Backup._put
 
-    def tell(run: backup.Backup, path: Path, file: held.HeldFile) -> None:
+    def tell(run: backup.Backup, path: Path, file: pinned_files.HeldFile) -> None:
         put(run, path, file)
         print(path.name, flush=True)
         time.sleep(0.02)
@@ -288,7 +282,7 @@ def test_a_store_is_backed_up_by_the_one_that_writes_it(full: Path, tmp_path: Pa
         with Store.open(tmp_path / "store") as other, pytest.raises(StoreLockedError):
             other.ingest("synthetic:bits?n=1&seed=9")  # the lock was not given back by accident
         with pytest.raises(Exception, match=r"lock|LOCK"):
-            keys.open_writer(tmp_path / "store", MemoryBudget())  # nor RocksDB's
+            database.open_writer(tmp_path / "store", MemoryBudget())  # nor RocksDB's
     with Store.open(tmp_path / "copy") as copy:
         assert copy.check().problems == ()
         (hit,) = copy.lookup(f"{SOURCE}#399", tiers=IDENTICAL).identical
@@ -378,18 +372,18 @@ def test_keys_that_move_while_they_are_opened_are_opened_again(
 ) -> None:
     """A log that is gone when it is to be opened: what is in it is in tables that were not listed."""
     shutil.copytree(full / "store", tmp_path / "store")
-    monkeypatch.setattr(keys, "_LONG_LOG", -1)
-    open_, turns = held.Held.open, []
+    monkeypatch.setattr(database, "_LONG_LOG", -1)
+    open_, turns = pinned_files.Held.open, []
     with Store.open(tmp_path / "store") as writer:
         writer.ingest(f"{SOURCE}&n=700", encoder="none")
 
-        def meanwhile(files: held.Held, name: str) -> None:
+        def meanwhile(files: pinned_files.Held, name: str) -> None:
             if not turns:
                 writer._files.keys.settle()
             turns.append(name)
             open_(files, name)
 
-        monkeypatch.setattr(held.Held, "open", meanwhile)
+        monkeypatch.setattr(pinned_files.Held, "open", meanwhile)
         with Store.open(tmp_path / "store", read_only=True) as store:
             store.backup(tmp_path / "copy")
     # RocksDB's own work beside it, once it has begun, may move them another time.
@@ -479,7 +473,7 @@ def test_what_is_deleted_while_it_is_copied_is_copied(
     shutil.copytree(full / "store", tmp_path / "store")
     put, gone = backup.Backup._put, []
 
-    def delete(run: backup.Backup, path: Path, file: held.HeldFile) -> None:
+    def delete(run: backup.Backup, path: Path, file: pinned_files.HeldFile) -> None:
         if not gone:
             gone.append(shutil.rmtree(tmp_path / "store"))
         put(run, path, file)
@@ -538,8 +532,8 @@ def test_killed_while_its_parts_are_moved_it_is_no_store_yet(
 
     with monkeypatch.context() as patch, Store.open(full / "store") as store:
         patch.setattr(Path, "rename", die)
-        patch.setattr(aside, "_remove", lambda *_: None)  # a dead process does not clean up
-        patch.setattr(beneath, "discard", lambda *_, **__: None)
+        patch.setattr(staging, "_remove", lambda *_: None)  # a dead process does not clean up
+        patch.setattr(nofollow, "discard", lambda *_, **__: None)
         with pytest.raises(KilledError):
             store.backup(dest)
     assert len(list(dest.iterdir())) == moved + 1
@@ -767,7 +761,7 @@ def test_holes_stay_holes_and_large_files_go_in_pieces(
         file.write(data)
         file.truncate(5 << 20)
     for plain in (False, True):
-        opened = held.Held(tmp_path)
+        opened = pinned_files.Held(tmp_path)
         opened.open("a")
         opened.measure()
         run = backup.Backup(tmp_path, MemoryBudget(), tmp_path / "x")
@@ -864,7 +858,7 @@ def test_where_files_cannot_be_locked_a_folder_is_made_all_the_same(
         raise StoreError("no locks here")
 
     monkeypatch.setattr(WriterLock, "acquire", fails)
-    with aside.made_aside(tmp_path / "x", "test", ("LOCK", "a")) as made:
+    with staging.made_aside(tmp_path / "x", "test", ("LOCK", "a")) as made:
         (made / "a").write_text("1")
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["LOCK", "a"]
 
@@ -883,13 +877,13 @@ def test_a_folder_that_another_process_takes_for_left_behind_is_begun_anew(
         if len(turns) == 1:
             with (
                 pytest.raises(InterruptedError),
-                aside.made_aside(dest, "test", ("a",)),
+                staging.made_aside(dest, "test", ("a",)),
             ):
                 raise InterruptedError
         acquire(lock)
 
     monkeypatch.setattr(WriterLock, "acquire", late)
-    with aside.made_aside(dest, "test", ("a",)) as made:
+    with staging.made_aside(dest, "test", ("a",)) as made:
         assert WriterLock(made).busy()
         (made / "a").write_text("1")
     assert len(turns) == 3
@@ -902,7 +896,7 @@ def test_what_was_killed_before_it_was_locked_is_removed(tmp_path: Path) -> None
     (tmp_path / ".x.test-0123abcd.begun").mkdir()
     (tmp_path / "there" / ".there.test-0123abcd.begun").mkdir()
     for name in ("x", "there"):
-        with aside.made_aside(tmp_path / name, "test", ("a",)) as made:
+        with staging.made_aside(tmp_path / name, "test", ("a",)) as made:
             (made / "a").write_text("1")
         assert [path.name for path in (tmp_path / name).iterdir()] == ["a"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "x"]
@@ -911,7 +905,7 @@ def test_what_was_killed_before_it_was_locked_is_removed(tmp_path: Path) -> None
 def test_what_appears_at_the_place_meanwhile_is_kept(tmp_path: Path) -> None:
     with (
         pytest.raises(OSError, match="not empty"),
-        aside.made_aside(tmp_path / "x", "test", ("a",)) as made,
+        staging.made_aside(tmp_path / "x", "test", ("a",)) as made,
     ):
         (made / "a").write_text("1")
         (tmp_path / "x").mkdir()

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from engine import Store, address_space
-from engine.cli import main
+from engine.cli.app import main
 from engine.config import FORMAT_VERSION
 
 
@@ -355,7 +355,7 @@ AS_NOBODY = """
 import contextlib, io, os, sys
 import numpy.ma, numpy.random, pdqhash
 from PIL import Image
-from engine.cli import main
+from engine.cli.app import main
 Image.init()
 with contextlib.redirect_stderr(io.StringIO()):
     main(["ingest", "gone"])  # what is imported late may not be readable to nobody

@@ -11,7 +11,7 @@ import pytest
 from bench import BenchError, sources
 from bench.sources import BITS, BITS_ARRAY, FOLDER, TAR, Taken
 from engine import UsageError
-from engine.sources.base import Member
+from engine.sources.items import Member
 from engine.sources.locate import Sources
 
 MEMORY = 128 << 20

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import EngineError, Store, StoreDamagedError, StoreError, ingest
+from engine import EngineError, Store, StoreDamagedError, StoreError
 from engine.config import MemoryBudget
+from engine.ingest import run
 from engine.records import Place
-from engine.storage import beneath, keys, manifest, names, reserve
-from engine.storage.beneath import ForeignError
+from engine.storage import ballast, file_names, manifest, nofollow
+from engine.storage.nofollow import ForeignError
+from engine.storage.rocks import database
 from engine.storage.rows import ImageRow
 from engine.storage.state import State, appends_in
 
@@ -53,9 +55,9 @@ def mask(seed: int) -> np.ndarray:
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "EXACT_ROWS", 20)
-        patch.setattr(reserve, "LEAST_STORE", 1)
-        patch.setattr(reserve, "_LEAST", 4096)
+        patch.setattr(run, "EXACT_ROWS", 20)
+        patch.setattr(ballast, "LEAST_STORE", 1)
+        patch.setattr(ballast, "_LEAST", 4096)
         yield
 
 
@@ -71,7 +73,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Pa
     with Store.open(where / "store", create=True, encoder=str(tiny_encoder)) as store:
         store.ingest(where / "rows.npy", where / "photos")
         assert store.info().segments
-    parts = {*names.FILES, *names.FOLDERS} - {names.MENDED}
+    parts = {*file_names.FILES, *file_names.FOLDERS} - {file_names.MENDED}
     assert {entry.name for entry in (where / "store").iterdir()} == parts
     return where
 
@@ -275,7 +277,7 @@ def test_a_file_of_others_that_is_linked_in_is_not_written_to(
     outside = tmp_path / "outside"
     outside.mkdir()
     for name in (
-        *names.FILES[1:],
+        *file_names.FILES[1:],
         "keys/rocksdict-config.json",
         "keys/LOG",
         "keys/MANIFEST-000099",
@@ -298,7 +300,7 @@ def test_an_extent_that_is_copied_keeps_its_holes_and_its_mode(tmp_path: Path) -
     (tmp_path / "a").chmod(0o640)
     os.link(tmp_path / "a", tmp_path / "b")
     data = (tmp_path / "a").read_bytes()
-    fd = beneath.open_file(tmp_path, "a", os.O_WRONLY)
+    fd = nofollow.open_file(tmp_path, "a", os.O_WRONLY)
     os.pwrite(fd, b"x", 9)
     os.close(fd)
     assert (tmp_path / "b").read_bytes() == data
@@ -570,15 +572,16 @@ def test_what_a_commit_appended_is_checked_when_it_is_read(value: object) -> Non
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "an extent of a large number": lambda store: tampered(
-        store, lambda body: body["extents"].update({"pixels.blobs": [1, names.MAX_EXTENT]})
+        store, lambda body: body["extents"].update({"pixels.blobs": [1, file_names.MAX_EXTENT]})
     ),
     "a segment of a large number": lambda store: tampered(
-        store, lambda body: body["segments"][0].update(number=names.MAX_NUMBER)
+        store, lambda body: body["segments"][0].update(number=file_names.MAX_NUMBER)
     ),
     "a generation of a large number": lambda store: tampered(
         store,
         lambda body: body["encoder"].update(
-            generation=names.MAX_GENERATION, file=f"encoder/{names.MAX_GENERATION}/model.onnx"
+            generation=file_names.MAX_GENERATION,
+            file=f"encoder/{file_names.MAX_GENERATION}/model.onnx",
         ),
     ),
     "lengths that are huge": lambda store: tampered(
@@ -633,7 +636,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 def rekeyed(store: Path, table: str, which: Callable[[bytes], bool], value: bytes) -> None:
-    opened = keys.open_writer(store, MemoryBudget())
+    opened = database.open_writer(store, MemoryBudget())
     batch = opened.batch()
     for key, _ in opened.scan(table):
         if which(key):
@@ -643,7 +646,7 @@ def rekeyed(store: Path, table: str, which: Callable[[bytes], bool], value: byte
 
 
 def restated(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    opened = keys.open_writer(store, MemoryBudget())
+    opened = database.open_writer(store, MemoryBudget())
     body = json.loads(opened.get("meta", b"state") or b"")
     change(body)
     batch = opened.batch()
@@ -653,11 +656,11 @@ def restated(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def misplaced(store: Path) -> None:
-    opened = keys.open_writer(store, MemoryBudget())
+    opened = database.open_writer(store, MemoryBudget())
     batch = opened.batch()
     places = [
         Place(1, (1 << 40) - 1, 96),
-        Place(names.MAX_EXTENT, 0, 96),
+        Place(file_names.MAX_EXTENT, 0, 96),
         Place(1, 0, (1 << 32) - 1),
     ]
     for at, (key, value) in enumerate(opened.scan("images")):
@@ -694,7 +697,7 @@ def test_hostile_values_do_no_harm_outside(
 @pytest.fixture(params=["by the kernel", "step by step"])
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "step by step":
-        monkeypatch.setattr(beneath, "_beneath", None)
+        monkeypatch.setattr(nofollow, "_beneath", None)
 
 
 @pytest.fixture
@@ -729,24 +732,24 @@ FOREIGN = {
 def test_what_is_no_file_is_named_by_every_call(tree: Path, name: str) -> None:
     before = seen(tree.parent)
     calls: list[Callable[[], object]] = [
-        lambda: beneath.open_file(tree, name),
-        lambda: beneath.open_file(tree, name, os.O_WRONLY | os.O_CREAT),
-        lambda: beneath.open_file(tree, name, os.O_RDWR),
-        lambda: beneath.open_lock(tree, name, os.O_RDWR | os.O_CREAT),
-        lambda: beneath.create_file(tree, name),
-        lambda: beneath.read_file(tree, name),
-        lambda: beneath.status(tree, name),
-        lambda: beneath.size(tree, name),
-        lambda: beneath.remove(tree, name),
-        lambda: beneath.rename(tree, name, tree, "new"),
-        lambda: beneath.rename(tree, "a/b/file", tree, name),
+        lambda: nofollow.open_file(tree, name),
+        lambda: nofollow.open_file(tree, name, os.O_WRONLY | os.O_CREAT),
+        lambda: nofollow.open_file(tree, name, os.O_RDWR),
+        lambda: nofollow.open_lock(tree, name, os.O_RDWR | os.O_CREAT),
+        lambda: nofollow.create_file(tree, name),
+        lambda: nofollow.read_file(tree, name),
+        lambda: nofollow.status(tree, name),
+        lambda: nofollow.size(tree, name),
+        lambda: nofollow.remove(tree, name),
+        lambda: nofollow.rename(tree, name, tree, "new"),
+        lambda: nofollow.rename(tree, "a/b/file", tree, name),
     ]
     with no_hang():
         for call in calls:
             with pytest.raises(ForeignError, match=FOREIGN[name]) as caught:
                 call()
             assert "\n" not in str(caught.value)
-        beneath.discard(tree, name, names.ROCKSDB)
+        nofollow.discard(tree, name, file_names.ROCKSDB)
     assert seen(tree.parent) == before
 
 
@@ -757,11 +760,11 @@ def test_what_is_no_file_is_named_by_every_call(tree: Path, name: str) -> None:
 )
 def test_a_name_that_leads_out_is_refused(tree: Path, name: str) -> None:
     calls: list[Callable[[str], object]] = [
-        lambda name: beneath.open_file(tree, name),
-        lambda name: beneath.create_file(tree, name),
-        lambda name: beneath.remove(tree, name),
-        lambda name: beneath.entries(tree, name),
-        lambda name: beneath.make_folder(tree, name),
+        lambda name: nofollow.open_file(tree, name),
+        lambda name: nofollow.create_file(tree, name),
+        lambda name: nofollow.remove(tree, name),
+        lambda name: nofollow.entries(tree, name),
+        lambda name: nofollow.make_folder(tree, name),
     ]
     for call in calls:
         with pytest.raises(StoreDamagedError):
@@ -770,21 +773,21 @@ def test_a_name_that_leads_out_is_refused(tree: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("each_way")
 def test_files_are_made_listed_moved_and_deleted(tree: Path) -> None:
-    os.close(beneath.create_file(tree, "a/b/new"))
-    assert beneath.size(tree, "a/b/new") == 0
-    beneath.rename(tree, "a/b/new", tree, "a/moved")
-    assert beneath.size(tree, "a/b/new") is None
-    assert beneath.read_file(tree, "a/b/file") == b"ours"
-    assert beneath.read_file(tree, "a/b/file", 2) == b"ou"
-    assert beneath.make_folder(tree, "a/c")
-    assert not beneath.make_folder(tree, "a/c")
-    assert [entry.name for entry in beneath.entries(tree, "a") if entry.is_folder] == ["b", "c"]
-    assert [entry.name for entry in beneath.entries(tree, "a") if entry.is_file] == ["moved"]
-    assert beneath.entries(tree, "none/of/it") == []
-    beneath.remove(tree, "a/moved")
-    beneath.remove(tree, "a/moved")
-    beneath.remove_folder(tree, "a/c")
-    for call in (beneath.open_file, beneath.read_file):
+    os.close(nofollow.create_file(tree, "a/b/new"))
+    assert nofollow.size(tree, "a/b/new") == 0
+    nofollow.rename(tree, "a/b/new", tree, "a/moved")
+    assert nofollow.size(tree, "a/b/new") is None
+    assert nofollow.read_file(tree, "a/b/file") == b"ours"
+    assert nofollow.read_file(tree, "a/b/file", 2) == b"ou"
+    assert nofollow.make_folder(tree, "a/c")
+    assert not nofollow.make_folder(tree, "a/c")
+    assert [entry.name for entry in nofollow.entries(tree, "a") if entry.is_folder] == ["b", "c"]
+    assert [entry.name for entry in nofollow.entries(tree, "a") if entry.is_file] == ["moved"]
+    assert nofollow.entries(tree, "none/of/it") == []
+    nofollow.remove(tree, "a/moved")
+    nofollow.remove(tree, "a/moved")
+    nofollow.remove_folder(tree, "a/c")
+    for call in (nofollow.open_file, nofollow.read_file):
         with pytest.raises(FileNotFoundError, match="root/a/moved"):
             call(tree, "a/moved")
 
@@ -798,13 +801,13 @@ def test_no_descriptor_is_left_open(tree: Path) -> None:
     for name in (*FOREIGN, "a/b/none", "none/x"):
         for flags in (os.O_RDONLY, os.O_WRONLY):
             with pytest.raises((OSError, StoreError)):
-                os.close(beneath.open_file(tree, name, flags))
-    os.close(beneath.open_file(tree, "a/b/file", os.O_WRONLY))
+                os.close(nofollow.open_file(tree, name, flags))
+    os.close(nofollow.open_file(tree, "a/b/file", os.O_WRONLY))
     assert len(descriptors()) == len(before)
 
 
 def test_a_file_that_leads_to_no_id_is_damage(store: Path, template: Path) -> None:
-    opened = keys.open_writer(store, MemoryBudget())
+    opened = database.open_writer(store, MemoryBudget())
     batch = opened.batch()
     for key, value in opened.scan("files"):
         batch.put("files", key, value * 2)
@@ -815,7 +818,7 @@ def test_a_file_that_leads_to_no_id_is_damage(store: Path, template: Path) -> No
 
 
 def test_settings_that_cannot_be_read_are_those_of_the_manifest_again(store: Path) -> None:
-    opened = keys.open_writer(store, MemoryBudget())
+    opened = database.open_writer(store, MemoryBudget())
     batch = opened.batch()
     batch.put("meta", b"settings", b'{"hash_seed": 1}')
     opened.commit(batch)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import CheckReport, EngineError, Problem, Store, UsageError, ingest, repair
-from engine.check import Damage
-from engine.storage import keys
+from engine import CheckReport, EngineError, Problem, Store, UsageError
+from engine.ingest import run
+from engine.maintenance import repair
+from engine.maintenance.check import Damage
 from engine.storage.extents import HEADER_BYTES
+from engine.storage.rocks import database
 from engine.storage.rows import ImageRow, NameRow, record_keys, u64
 
 
@@ -30,8 +32,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
         Image.fromarray(picture(i)).save(folder / "photos" / f"{i}.png")
     (folder / "photos" / "broken.png").touch()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "EXACT_ROWS", 10)
-        patch.setattr(ingest, "CHUNK_ROWS", 15)
+        patch.setattr(run, "EXACT_ROWS", 10)
+        patch.setattr(run, "CHUNK_ROWS", 15)
         with Store.open(folder / "store", create=True, encoder=str(tiny_encoder)) as store:
             store.ingest(folder / "photos", keep_pixels="yes")
             store.ingest("synthetic:bits?n=40")
@@ -203,7 +205,7 @@ class Change(list[tuple[str, str, bytes, bytes]]):
 def damage_a_row(store: Path, change: Change) -> None:
     from engine.config import MemoryBudget
 
-    table = keys.open_writer(store, MemoryBudget())
+    table = database.open_writer(store, MemoryBudget())
     batch = table.batch()
     for what, *row in change:
         batch.put(*row) if what == "put" else batch.delete(*row[:2])
@@ -255,7 +257,7 @@ def test_records_that_have_each_others_key_are_found(store: Path) -> None:
 def test_an_image_that_its_shared_key_does_not_lead_to_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.digest.key", lambda canonical, seed: b"k" * 16)
+    monkeypatch.setattr("engine.images.hashing.key", lambda canonical, seed: b"k" * 16)
     for i in range(2):
         Image.fromarray(picture(i)).save(tmp_path / f"{i}.png")
     where = tmp_path / "store"
@@ -510,17 +512,17 @@ def test_a_manifest_that_was_read_just_before_a_commit_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "store"
-    real = keys.open_reader
+    real = database.open_reader
     with Store.open(path, create=True, encoder="none") as writer:
         writer.ingest("synthetic:bits?n=20")
 
-        def late(*given: Any, **named: Any) -> keys.Keys:  # after the manifest was read
+        def late(*given: Any, **named: Any) -> database.Keys:  # after the manifest was read
             writer.remove(ids=range(1, 18))
             writer.optimize()
             return real(*given, **named)
 
         with Store.open(path, read_only=True) as reader:
             writer.remove(ids=[20])
-            monkeypatch.setattr(keys, "open_reader", late)
+            monkeypatch.setattr(database, "open_reader", late)
             assert reader.check().problems == ()
             assert reader._files.manifest != writer._files.manifest

@@ -18,7 +18,7 @@ import typer
 from PIL import Image
 
 from engine import Store, __version__
-from engine.cli import app, main
+from engine.cli.app import app, main
 from engine.storage.extents import HEADER_BYTES
 
 HIT = {"id", "sources", "source_count", "metadata"}
@@ -488,7 +488,7 @@ def test_a_copy_that_is_ended_leaves_nothing(
     code = """
 import os, sys
 from engine import backup, export
-from engine.cli import main
+from engine.cli.app import main
 
 def half(copy, *given):
     os.kill(os.getpid(), int(sys.argv[1]))

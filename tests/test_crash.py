@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import Store, ingest, optimize, remove
+from engine import Store
+from engine.ingest import run
+from engine.maintenance import optimize, remove
 from engine.storage import extents
-from engine.storage.chunk import Chunk
-from engine.store import StoreFiles
+from engine.storage.changeset import Chunk
+from engine.storage.writer import StoreFiles
 
 ROUNDS = 12
 FILES = 6  # new ones each round
@@ -27,10 +29,10 @@ SYNTHETIC = "synthetic:bits?seed=5"
 
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and segments of a few rows, so that all their edges are met."""
-    patch.setattr(ingest, "CHUNK_FILES", 2)
-    patch.setattr(ingest, "CHUNK_ROWS", 30)
-    patch.setattr(ingest, "EXACT_ROWS", 50)
-    patch.setattr(ingest, "_SEGMENT_ROWS", 80)
+    patch.setattr(run, "CHUNK_FILES", 2)
+    patch.setattr(run, "CHUNK_ROWS", 30)
+    patch.setattr(run, "EXACT_ROWS", 50)
+    patch.setattr(run, "_SEGMENT_ROWS", 80)
     patch.setattr(extents, "EXTENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_BYTES", 200_000)
 
@@ -214,7 +216,7 @@ if __name__ == "__main__":
 
 FULL = """
 import resource, signal, sys
-from engine.cli import main
+from engine.cli.app import main
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))

@@ -17,13 +17,13 @@ from indexed import clustered, small_index
 from PIL import Image
 
 from engine import CheckReport, EngineError, Store, StoreError
-from engine.storage import keyfiles, lz4, rescue
-from engine.storage.evidence import MARK
-from engine.storage.keys import Keys
-from engine.storage.notice import NAME as COMMIT
-from engine.storage.rocklog import Records, batch_rows, versions
+from engine.storage.commit_evidence import MARK
+from engine.storage.commit_file import NAME as COMMIT
+from engine.storage.rocks import files, lz4, rebuild
+from engine.storage.rocks.database import Keys
+from engine.storage.rocks.log import Records, batch_rows, versions
+from engine.storage.rocks.sst import PUT, TableFile
 from engine.storage.rows import TABLES, Run, record_ids, u64
-from engine.storage.sst import PUT, TableFile
 
 FILES, ROWS, GONE = 70, 150, 40
 REMOVED = [2, 3, 75, *range(100, 110)]
@@ -137,7 +137,7 @@ def _table(path: Path) -> TableFile:
 
 def test_the_rows_of_its_files_are_those_that_rocksdb_has(images: Path) -> None:
     keys = images / "keys"
-    manifest = keyfiles.current(keys)
+    manifest = files.current(keys)
     assert manifest is not None
     named = versions(manifest)
     assert named.whole
@@ -197,7 +197,7 @@ def places(where: Path) -> Iterator[tuple[str, Path, int]]:
     yield "properties", path, size - 400
     for byte in range(table.blocks[-1].end, size - 1000, 400):
         yield f"behind the data, at {byte}", path, byte
-    manifest = keyfiles.current(where / "keys")
+    manifest = files.current(where / "keys")
     assert manifest is not None
     yield "MANIFEST", manifest, manifest.stat().st_size // 2
     yield "the end of MANIFEST", manifest, manifest.stat().st_size - 9
@@ -289,7 +289,7 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(Path, "rename"), (rescue, "fsync_dir"), (Keys, "commit")]
+    ("owner", "name"), [(Path, "rename"), (rebuild, "fsync_dir"), (Keys, "commit")]
 )
 def test_a_rescue_that_is_interrupted_is_finished_by_the_next(
     images: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
@@ -315,7 +315,7 @@ def test_a_rescue_that_is_interrupted_is_finished_by_the_next(
                 fix(images)
         fix(images)
         assert known(images) == truth
-        assert not (images / rescue.MENDED).exists()
+        assert not (images / rebuild.MENDED).exists()
         if calls < nth:
             break
         shutil.rmtree(images)
@@ -392,7 +392,7 @@ def test_rows_that_make_no_sense_are_found_and_taken_away(images: Path, table: s
 OTHERS = "somebody else's"
 
 
-@pytest.mark.parametrize("name", [rescue.MENDED, rescue.ASIDE])
+@pytest.mark.parametrize("name", [rebuild.MENDED, rebuild.ASIDE])
 @pytest.mark.parametrize("kind", ["link", "pipe", "file", "folder"])
 def test_a_rescue_leaves_alone_what_is_not_its_own(
     images: Path, tmp_path: Path, name: str, kind: str
@@ -411,7 +411,7 @@ def test_a_rescue_leaves_alone_what_is_not_its_own(
     else:
         (images / name / "link").symlink_to(outside)
     flip(table_of(images, "names"), 20)
-    if name == rescue.MENDED:
+    if name == rebuild.MENDED:
         said = "holds what is not the engine's" if kind == "folder" else "should be a folder"
         with pytest.raises(StoreError, match=f"{name} .*{said}"):
             Store.salvage(images)
@@ -425,10 +425,10 @@ def test_a_rescue_leaves_alone_what_is_not_its_own(
 
 
 def test_a_rescue_that_was_not_finished_goes_with_the_next_writer(images: Path) -> None:
-    shutil.copytree(images / "keys", images / rescue.MENDED)
+    shutil.copytree(images / "keys", images / rebuild.MENDED)
     with Store.open(images) as store:
         store.remove(ids=[1])
-    assert not (images / rescue.MENDED).exists()
+    assert not (images / rebuild.MENDED).exists()
     assert check(images).problems == ()
 
 

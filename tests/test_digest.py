@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import digest, pixels
+from engine.images import canonical, hashing
 
-PICTURE = pixels.from_array(np.arange(18, dtype=np.uint8).reshape(2, 3, 3)).canonical
-BITS = pixels.from_array(np.eye(4, 5, dtype=bool)).canonical
+PICTURE = canonical.from_array(np.arange(18, dtype=np.uint8).reshape(2, 3, 3)).canonical
+BITS = canonical.from_array(np.eye(4, 5, dtype=bool)).canonical
 
 
 def test_the_canonical_bytes_that_the_pins_below_are_taken_over():
@@ -28,71 +28,73 @@ def test_the_canonical_bytes_that_the_pins_below_are_taken_over():
     ],
 )
 def test_the_key_on_disk_never_changes(canonical, seed, key):
-    assert digest.key(canonical, seed).hex() == key
-    assert len(digest.key(canonical, seed)) == digest.KEY_BYTES
+    assert hashing.key(canonical, seed).hex() == key
+    assert len(hashing.key(canonical, seed)) == hashing.KEY_BYTES
 
 
 def test_the_proof_on_disk_never_changes():
     pinned = "5c54cdd15e086e0a529218e14d4c5a90cee6c5d2ae49a64af42c1abe2b600425"
-    assert digest.proof(PICTURE).hex() == pinned
-    assert digest.proof(PICTURE) == hashlib.sha256(PICTURE).digest()
-    assert len(digest.proof(PICTURE)) == digest.PROOF_BYTES
+    assert hashing.proof(PICTURE).hex() == pinned
+    assert hashing.proof(PICTURE) == hashlib.sha256(PICTURE).digest()
+    assert len(hashing.proof(PICTURE)) == hashing.PROOF_BYTES
 
 
 def test_the_checksum_on_disk_never_changes():
-    assert digest.checksum(b"") == 0xEF46DB3751D8E999  # xxh64's published value
-    assert digest.checksum(b"engine") == 1005433120339754814
+    assert hashing.checksum(b"") == 0xEF46DB3751D8E999  # xxh64's published value
+    assert hashing.checksum(b"engine") == 1005433120339754814
 
 
 def test_a_file_hash_is_its_sha256():
-    assert digest.file_hash(b"engine") == hashlib.sha256(b"engine").digest()
+    assert hashing.file_hash(b"engine") == hashlib.sha256(b"engine").digest()
 
 
 def test_equal_pixels_of_another_shape_have_another_key_and_proof():
-    tall = pixels.from_array(np.arange(18, dtype=np.uint8).reshape(3, 2, 3)).canonical
+    tall = canonical.from_array(np.arange(18, dtype=np.uint8).reshape(3, 2, 3)).canonical
     assert tall[16:] == PICTURE[16:]
-    assert digest.key(tall, 0) != digest.key(PICTURE, 0)
-    assert digest.proof(tall) != digest.proof(PICTURE)
+    assert hashing.key(tall, 0) != hashing.key(PICTURE, 0)
+    assert hashing.proof(tall) != hashing.proof(PICTURE)
 
 
 def test_equal_bytes_of_another_kind_have_another_key():
     def canonical(kind: int, width: int) -> bytes:
-        return pixels.HEADER.pack(1, kind, 3, 1, width, 1) + bytes(6)
+        return canonical.HEADER.pack(1, kind, 3, 1, width, 1) + bytes(6)
 
-    assert digest.key(canonical(2, 2), 0) != digest.key(canonical(3, 1), 0)
+    assert hashing.key(canonical(2, 2), 0) != hashing.key(canonical(3, 1), 0)
 
 
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_each_seed_gives_its_own_keys(data, seed, other):
-    assert (digest.key(data, seed) == digest.key(data, other)) == (seed == other)
+    assert (hashing.key(data, seed) == hashing.key(data, other)) == (seed == other)
 
 
 @given(st.binary(min_size=1, max_size=60), st.data())
 def test_one_changed_bit_changes_key_and_proof(data, draw):
     changed = bytearray(data)
     changed[draw.draw(st.integers(0, len(data) - 1))] ^= 1 << draw.draw(st.integers(0, 7))
-    assert digest.key(data, 5) != digest.key(bytes(changed), 5)
-    assert digest.proof(data) != digest.proof(bytes(changed))
+    assert hashing.key(data, 5) != hashing.key(bytes(changed), 5)
+    assert hashing.proof(data) != hashing.proof(bytes(changed))
 
 
 @given(st.binary(max_size=60))
 def test_views_hash_as_bytes_do(data):
     view = memoryview(data)
-    assert digest.key(view, 3) == digest.key(data, 3)
-    assert digest.proof(view) == digest.proof(data)
-    assert digest.checksum(view) == digest.checksum(data)
+    assert hashing.key(view, 3) == hashing.key(data, 3)
+    assert hashing.proof(view) == hashing.proof(data)
+    assert hashing.checksum(view) == hashing.checksum(data)
 
 
 @given(st.lists(st.binary(max_size=20)))
 def test_a_checksum_in_parts_is_the_checksum_of_the_whole(parts):
-    running = digest.Checksum()
+    running = hashing.Checksum()
     for part in parts:
         running.update(part)
-    assert running.value == digest.checksum(b"".join(parts))
+    assert running.value == hashing.checksum(b"".join(parts))
 
 
 def test_the_rows_of_an_array_have_the_keys_of_the_images():
     rows = np.random.default_rng(0).integers(0, 2, (4, 6, 6, 3), np.uint8)
-    block = pixels.rows_from_array(rows, pixels.Kind.BITS)
+    block = canonical.rows_from_array(rows, canonical.Kind.BITS)
     for row, image in zip(block, rows, strict=True):
-        assert digest.key(memoryview(row), 7) == digest.key(pixels.from_array(image).canonical, 7)
+        assert hashing.key(memoryview(row), 7) == hashing.key(
+            canonical.from_array(image).canonical, 7
+        )

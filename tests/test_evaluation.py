@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.cli import main
+from engine.cli.app import main
 from engine.errors import EncoderError, UsageError
 from engine.evaluation import EvalSettings, evaluate
 from engine.evaluation.distort import DISTORTIONS
@@ -333,7 +333,7 @@ def test_the_command_fails_in_one_line(arguments, tmp_path, monkeypatch, capsys)
 def test_it_runs_where_torch_is_not_installed(photos):
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from engine.cli import main\n"
+        "from engine.cli.app import main\n"
         f"sys.exit(main(['eval', 'simclr', 'untrained', '--images', {str(photos / 'queries')!r}]))"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

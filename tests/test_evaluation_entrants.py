@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import EncoderError, EngineError, UsageError
 from engine.evaluation.entrants import Absent, Entrant, find, find_all, unit
-from engine.evaluation.timed import Timed
+from engine.evaluation.timing import Timed
 
 
 def pictures(n: int = 3) -> list[np.ndarray]:
@@ -64,10 +64,10 @@ def test_the_folder_of_an_encoder(tiny_encoder):
 
 
 def test_inner_products_of_fingerprints_are_their_distances():
-    from engine import fingerprint, pixels
+    from engine.images import canonical, fingerprint
 
     a, b = (
-        np.frombuffer(fingerprint.fingerprint(pixels.from_array(each))[0], np.uint8)
+        np.frombuffer(fingerprint.fingerprint(canonical.from_array(each))[0], np.uint8)
         for each in pictures(2)
     )
     x, y = find("pdq", seed=0).encode(pictures(2))

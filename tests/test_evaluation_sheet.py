@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.evaluation.sheet import Row, draw
+from engine.evaluation.worst_cases import Row, draw
 
 
 def flat(value: int, height: int, width: int) -> np.ndarray:

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import Store, StoreDamagedError, StoreError, UsageError, export
-from engine.cli import main
-from engine.storage import extents, listing
+from engine import Store, StoreDamagedError, StoreError, UsageError
+from engine.cli.app import main
+from engine.maintenance import export
+from engine.storage import extents, scan
 
 Row = dict[str, Any]
 
@@ -170,7 +171,7 @@ def test_edges_of_buckets_extents_and_batches(
         store.remove(sources=["synthetic:bits?seed=3#1000", full / "photos" / "=1+1.png"])
         store.export(tmp_path / "out")
         compare(store, tmp_path / "out")
-        assert len(read_csv(tmp_path / "out", "images")) > 2 * listing.BUCKET
+        assert len(read_csv(tmp_path / "out", "images")) > 2 * scan.BUCKET
         assert len(np.load(tmp_path / "out" / "vector_ids.npy")) < before
 
 
@@ -284,7 +285,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         pytest.importorskip("pyarrow")
     code = (
         "import resource, signal, sys\n"
-        "from engine.cli import main\n"
+        "from engine.cli.app import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
         "sys.exit(main(sys.argv[1:]))\n"

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from engine import fingerprint as fp
-from engine import pixels as px
-from engine.pixels import from_array, from_canonical, from_image
+from engine.images import canonical as px
+from engine.images import fingerprint as fp
+from engine.images.canonical import from_array, from_canonical, from_image
 from engine.sources import synthetic
 
 NEAR = 31  # bits of 256: what PDQ's authors call a match

@@ -12,9 +12,9 @@ import pytest
 from layouts import box, chunk, packed, png, tiff
 from PIL import Image, ImageOps, PngImagePlugin
 
-from engine import pixels as px
 from engine.errors import ImageError, UsageError
-from engine.formats import avif
+from engine.images import canonical as px
+from engine.images.formats import avif
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -500,7 +500,7 @@ def drawing(value: int, seed: int) -> Image.Image:
 
 @pytest.mark.parametrize("value", [60, 128, 192, 211, 226, 238, 245, 254])
 def test_a_drawing_on_transparency_stands_out_from_its_ground(value):
-    from engine import fingerprint
+    from engine.images import fingerprint
 
     def of(image: Image.Image) -> tuple[int, int]:
         bits, quality = fingerprint.fingerprint(px.from_image(image))

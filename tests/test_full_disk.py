@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from engine import Store, StoreError
-from engine.storage import keys, reserve
+from engine.storage import ballast
+from engine.storage.rocks import database
 from engine.storage.state import State
 
 DISK = 100 << 20
@@ -118,7 +119,7 @@ def test_images_are_removed_from_a_full_disk_which_gets_its_room_back(disk: Path
     done = engine("ingest", SOURCE, "--store", store)
     assert done.returncode == 0
     assert check(store) == IMAGES
-    assert reserve.wanted(State()) == 0
+    assert ballast.wanted(State()) == 0
 
 
 def noise(count: int) -> Iterator[tuple[str, bytes]]:
@@ -174,7 +175,7 @@ def test_a_nearly_full_disk_takes_what_fits(
             assert (report.problems, report.leftover_bytes) == ((), 0)
             left.append(len(store))
     assert count / 5 < left[0] <= left[1] < count
-    assert shutil.disk_usage(tiny_disk).free > reserve.LITTLE
+    assert shutil.disk_usage(tiny_disk).free > ballast.LITTLE
     with Store.open(path) as store:
         assert store.remove(ids=[1, 2]).images == 2, "there is room for that"
         subprocess.run(["mount", "-o", "remount,size=64M", str(tiny_disk)], check=True)
@@ -196,7 +197,7 @@ def test_a_limit_of_the_system_takes_what_fits_and_leaves_nothing_behind(tmp_pat
     path = tmp_path / "store"
     with Store.open(path, create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=10")
-    code = "import resource, sys; from engine.cli import main; "
+    code = "import resource, sys; from engine.cli.app import main; "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); sys.exit(main())"
     command = [sys.executable, "-c", code, "ingest", "synthetic:bits?n=2000", "--store", str(path)]
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -258,13 +259,13 @@ def test_a_removal_stops_while_the_store_can_still_be_opened(disk: Path) -> None
 def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reserve, "LEAST_STORE", 100)
+    monkeypatch.setattr(ballast, "LEAST_STORE", 100)
     path = tmp_path / "store" / "RESERVE"
     with (
         Store.open(tmp_path / "store", create=True, encoder="none") as store,
         monkeypatch.context() as patch,
     ):
-        patch.setattr(reserve, "free", lambda store: 10 << 20)
+        patch.setattr(ballast, "free", lambda store: 10 << 20)
         store.ingest("synthetic:bits?n=10")
         assert not path.exists()
     with Store.open(tmp_path / "store") as store:
@@ -273,10 +274,10 @@ def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(
         assert store.check().problems == ()
         assert store.info().bytes["RESERVE"] >= path.stat().st_size
     with Store.open(tmp_path / "store") as store:
-        monkeypatch.setattr(reserve, "free", lambda store: 3 << 20)
+        monkeypatch.setattr(ballast, "free", lambda store: 3 << 20)
         store.remove(ids=[1])
         assert not path.exists(), "given back where room is short"
-        monkeypatch.setattr(reserve, "free", lambda store: 1 << 20)
+        monkeypatch.setattr(ballast, "free", lambda store: 1 << 20)
         with pytest.raises(StoreError, match="is full"):
             store.remove(ids=[2])
         assert len(store) == 19
@@ -292,13 +293,13 @@ def test_a_store_without_much_in_it_has_no_reserve(tmp_path: Path) -> None:
 def test_a_store_that_writes_already_uses_its_reserve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reserve, "LEAST_STORE", 100)
+    monkeypatch.setattr(ballast, "LEAST_STORE", 100)
     path = tmp_path / "store" / "RESERVE"
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=20")
         size = path.stat().st_size
         with monkeypatch.context() as patch:
-            patch.setattr(reserve, "free", lambda store: 4096 + (0 if path.exists() else size))
+            patch.setattr(ballast, "free", lambda store: 4096 + (0 if path.exists() else size))
             assert store.remove(ids=[1]).images == 1
             assert not path.exists()
         store.remove(ids=[2])
@@ -311,18 +312,18 @@ def test_where_there_is_room_again_keys_are_compacted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[bool] = []
-    real = keys.open_writer
+    real = database.open_writer
 
-    def open_writer(*given: Any, tight: bool = False, **named: Any) -> keys.Keys:
+    def open_writer(*given: Any, tight: bool = False, **named: Any) -> database.Keys:
         opened.append(tight)
         return real(*given, tight=tight, **named)
 
-    monkeypatch.setattr(keys, "open_writer", open_writer)
+    monkeypatch.setattr(database, "open_writer", open_writer)
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=20")
     with Store.open(tmp_path / "store") as store:
         with monkeypatch.context() as patch:
-            patch.setattr(reserve, "free", lambda store: 3 << 20)
+            patch.setattr(ballast, "free", lambda store: 3 << 20)
             store.remove(ids=[1])
             store.ingest("synthetic:bits?n=21")
         assert opened == [False, True], "there is none yet"

@@ -24,7 +24,7 @@ import pytest
 from indexed import clustered, leftovers, new_store, small_index, stored
 
 from engine import Store
-from engine.storage import measure
+from engine.index import calibrate
 
 LEAST = 60
 BLOCK = clustered(1200)
@@ -35,8 +35,8 @@ REMOVED = range(1, 41)
 
 def pieces(patch: pytest.MonkeyPatch) -> None:
     small_index(patch, LEAST, extent=250)
-    patch.setattr(measure, "_SAMPLE", 20)
-    patch.setattr(measure, "_DEPTHS", (1, 3))
+    patch.setattr(calibrate, "_SAMPLE", 20)
+    patch.setattr(calibrate, "_DEPTHS", (1, 3))
 
 
 # What is done to a store of the vectors 1 to 300, of which 40 are removed: the vectors that are then

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from indexed import clustered, leftovers, small_index, stored
 
 from engine import Store
-from engine.storage import measure
+from engine.index import calibrate
 
 EXAMPLES, STEPS = 5, 12
 DIM, LEAST = 6, 20
@@ -155,9 +155,9 @@ def test_a_random_walk_agrees_with_a_dict(monkeypatch: pytest.MonkeyPatch) -> No
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
     small_index(monkeypatch, LEAST, extent=70)
-    monkeypatch.setattr(measure, "_SAMPLE", 40)
-    monkeypatch.setattr(measure, "_DEPTHS", (1, 2, 4))
-    monkeypatch.setattr(measure, "MEASURED_K", (10, 20))
+    monkeypatch.setattr(calibrate, "_SAMPLE", 40)
+    monkeypatch.setattr(calibrate, "_DEPTHS", (1, 2, 4))
+    monkeypatch.setattr(calibrate, "MEASURED_K", (10, 20))
     Walk.found[:], Walk.met = [0, 0], set()
     try:
         run_state_machine_as_test(

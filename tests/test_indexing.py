@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from indexed import DIM, clustered, leftovers, nearest, new_store, recall_of, small_index
 
-from engine import Store, indexing
-from engine.show import recall_text
-from engine.storage import manifest, measure, segments
+from engine import Store
+from engine.cli.render import recall_text
+from engine.index import calibrate, maintain, segment
+from engine.storage import manifest
 
 LEAST = 100
 
@@ -25,8 +26,8 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
     small_index(monkeypatch, LEAST)
-    monkeypatch.setattr(measure, "_SAMPLE", 50)
-    monkeypatch.setattr(measure, "_DEPTHS", (1, 2, 5))
+    monkeypatch.setattr(calibrate, "_SAMPLE", 50)
+    monkeypatch.setattr(calibrate, "_DEPTHS", (1, 2, 5))
     yield
     faiss.omp_set_num_threads(threads)
 
@@ -91,7 +92,7 @@ def test_the_quantizer_is_trained_anew_at_four_times_as_many_vectors(tmp_path: P
 def test_recall_is_measured_again_at_twice_as_many_vectors_and_with_a_new_quantizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexing, "_MOVED", 10)  # so few are never quite like others
+    monkeypatch.setattr(maintain, "_MOVED", 10)  # so few are never quite like others
     block = clustered(10 * LEAST)
     with new_store(tmp_path / "s") as store:
         measured = []
@@ -242,7 +243,7 @@ def test_what_is_measured_of_a_store_whose_sample_is_removed_harms_nothing(tmp_p
         store.ingest(block, name="a")
         store.remove(ids=range(1, 2 * LEAST + 1))
         index = store._files.index
-        found = measure.measure(index, store._files.alive(), 0.9)
+        found = calibrate.measure(index, store._files.alive(), 0.9)
         assert found.sample == 0
         assert sorted(store.search_vectors(block[:1], LEAST)[1][0]) == list(
             range(2 * LEAST + 1, 3 * LEAST + 1)
@@ -268,7 +269,7 @@ def test_damaged_vectors_do_not_keep_others_from_being_ingested(
 def test_where_faiss_arranges_codes_otherwise_rows_are_searched_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "_is_as_faiss_has_it", lambda: False)
+    monkeypatch.setattr(segment, "_is_as_faiss_has_it", lambda: False)
     block = clustered(2 * LEAST)
     with new_store(tmp_path / "s") as store:
         assert store.ingest(block, name="a").added == 2 * LEAST

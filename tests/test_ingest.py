@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from PIL import Image
 
-from engine import IngestReport, Kind, Store, UsageError, digest, ingest, pixels
-from engine.ingest import runs_of
+from engine import IngestReport, Kind, Store, UsageError
+from engine.images import canonical, hashing
+from engine.ingest import run
+from engine.ingest.run import runs_of
 from engine.sources.arrays import NpyArray
-from engine.sources.base import FileItem
+from engine.sources.items import FileItem
 from engine.sources.synthetic import SyntheticBits
 
 
@@ -257,7 +259,7 @@ def test_a_reject_is_not_read_again_unless_it_or_the_decoder_changes(
     assert counts(store.ingest(photos)) == (0, 0, 4, 1, 0)
     assert read == ["2.png"]
     read.clear()
-    monkeypatch.setattr(pixels, "DECODER", "pillow-99")
+    monkeypatch.setattr(canonical, "DECODER", "pillow-99")
     assert counts(store.ingest(photos)) == (0, 0, 4, 1, 0)
     assert read == ["2.png"]
     read.clear()
@@ -331,7 +333,7 @@ def stop_after(commits: int, store: Store) -> Callable[[], bool]:
 def test_an_array_goes_on_behind_its_committed_rows(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(run, "CHUNK_ROWS", 4)
     path = save_rows(tmp_path / "rows.npy", [mask(i) for i in range(10)])
     report = store.ingest(path, stop=stop_after(1, store))
     assert report.interrupted
@@ -408,7 +410,7 @@ def test_a_synthetic_set_grows_and_never_shrinks(store: Store) -> None:
 def test_a_run_that_was_stopped_goes_on_where_it_was(
     store: Store, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_FILES", 1)
+    monkeypatch.setattr(run, "CHUNK_FILES", 1)
     added = 0
     for _ in range(5):
         report = store.ingest(photos, stop=stop_after(1, store))
@@ -509,7 +511,7 @@ def test_a_store_takes_its_first_encoder_and_no_other(
     body = json.loads((other / "encoder.json").read_text())
     model = (other / "model.onnx").read_bytes() + b"\x7a\x00"  # an empty field: the same model
     (other / "model.onnx").write_bytes(model)
-    body["files"]["fp32"]["sha256"] = digest.file_hash(model).hex()
+    body["files"]["fp32"]["sha256"] = hashing.file_hash(model).hex()
     (other / "encoder.json").write_text(json.dumps(body))
     with pytest.raises(UsageError, match="was made with the encoder tiny"):
         store.ingest(photos, encoder=str(other))
@@ -558,8 +560,8 @@ class StoreMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="engine-test-"))
         self.patches = pytest.MonkeyPatch()
-        self.patches.setattr(ingest, "CHUNK_FILES", 2)
-        self.patches.setattr(ingest, "CHUNK_ROWS", 3)
+        self.patches.setattr(run, "CHUNK_FILES", 2)
+        self.patches.setattr(run, "CHUNK_ROWS", 3)
         self.store = Store.open(self.folder / "store", create=True, encoder="none")
         self.clock = 0
         self.images: dict[bytes, np.ndarray | str] = {}  # every image ever seen
@@ -569,16 +571,14 @@ class StoreMachine(RuleBasedStateMachine):
         return mask(number) if number < MASKS else picture(number, 6, 5)
 
     def seen(self, place: str, rows: list[np.ndarray]) -> None:
-        self.places[place] = [bytes(pixels.from_array(row).canonical) for row in rows]
+        self.places[place] = [bytes(canonical.from_array(row).canonical) for row in rows]
         self.images.update(zip(self.places[place], rows, strict=True))
 
-    def sources_of(self, canonical: bytes) -> set[str]:
+    def sources_of(self, form: bytes) -> set[str]:
         found = set()
         for place, rows in self.places.items():
             one = place.startswith(str(self.folder / "file"))
-            found |= {
-                place if one else f"{place}#{i}" for i, row in enumerate(rows) if row == canonical
-            }
+            found |= {place if one else f"{place}#{i}" for i, row in enumerate(rows) if row == form}
         return found
 
     @rule(
@@ -615,9 +615,9 @@ class StoreMachine(RuleBasedStateMachine):
         name = "synthetic:bits?seed=1"
         known = self.places.setdefault(name, [])
         for row in range(len(known), n):
-            canonical = bytes(SyntheticBits(name).row(row))
-            known.append(canonical)
-            self.images[canonical] = f"{name}#{row}"
+            form = bytes(SyntheticBits(name).row(row))
+            known.append(form)
+            self.images[form] = f"{name}#{row}"
         self.ingest(f"synthetic:bits?n={n}&seed=1")
 
     def ingest(self, *specs: str) -> None:
@@ -635,13 +635,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_image_is_found_at_its_places_and_nothing_else_is(self) -> None:
-        for canonical, image in self.images.items():
+        for form, image in self.images.items():
             (hit,) = self.store.lookup(image).identical
-            assert set(self.store.sources(hit.id)) == self.sources_of(canonical)
-            assert self.store.get(hit.id).proof == digest.proof(canonical)
+            assert set(self.store.sources(hit.id)) == self.sources_of(form)
+            assert self.store.get(hit.id).proof == hashing.proof(form)
         for number in range(MASKS + PICTURES):
             image = self.pool(number)
-            known = bytes(pixels.from_array(image).canonical) in self.images
+            known = bytes(canonical.from_array(image).canonical) in self.images
             assert bool(self.store.lookup(image).identical) == known
         assert self.store.info().sources == sum(map(len, self.places.values()))
 

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import IngestReport, Store, digest, ingest
+from engine import IngestReport, Store
 from engine.config import MemoryBudget
 from engine.encoders.onnx import OnnxEncoder
-from engine.ingest import Ingest
-from engine.sources.base import HARD_LINKS, WITHOUT_METADATA
-from engine.storage.chunk import Chunk
-from engine.storage.reserve import NoRoomError
-from engine.store import StoreFiles
+from engine.images import hashing
+from engine.ingest import run
+from engine.ingest.run import Ingest
+from engine.sources.items import HARD_LINKS, WITHOUT_METADATA
+from engine.storage.ballast import NoRoomError
+from engine.storage.changeset import Chunk
+from engine.storage.writer import StoreFiles
 
 
 def picture(seed: int) -> np.ndarray:
@@ -151,11 +153,11 @@ def test_what_is_encoded_by_then_is_committed(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch, make: Any
 ) -> None:
     if make is collisions:
-        key = b"\x07" * digest.KEY_BYTES
-        monkeypatch.setattr(digest, "key", lambda canonical, seed: key)
-        monkeypatch.setattr(digest, "keys", lambda rows, seed: [key for _ in rows])
+        key = b"\x07" * hashing.KEY_BYTES
+        monkeypatch.setattr(hashing, "key", lambda canonical, seed: key)
+        monkeypatch.setattr(hashing, "keys", lambda rows, seed: [key for _ in rows])
     monkeypatch.setattr(MemoryBudget, "encode_batch", 2)
-    monkeypatch.setattr(ingest, "_FINISHING", 0.0)
+    monkeypatch.setattr(run, "_FINISHING", 0.0)
     encoded = 0
     encode = OnnxEncoder.encode
 
@@ -262,7 +264,7 @@ def is_whole(store: Store, source: Path) -> bool:
 def test_an_archive_that_was_stopped_anywhere_is_gone_on_with_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_FILES", 3)
+    monkeypatch.setattr(run, "CHUNK_FILES", 3)
     source = mixed(tmp_path)
     prepared = 0
     stopped = False

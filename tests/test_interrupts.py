@@ -18,7 +18,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from engine import Store, interrupts
+from engine import Store
+from engine.cli import interrupts
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 LINE = f"engine: {interrupts.LINE}\n"
@@ -286,7 +287,7 @@ api.Store.open = opened
 
 
 def test_handlers_of_whoever_calls_the_command_come_back(tmp_path: Path) -> None:
-    from engine.cli import main
+    from engine.cli.app import main
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert main(["info", "--store", str(tmp_path)]) == 2

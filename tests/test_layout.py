@@ -23,13 +23,15 @@ from indexed import (
     stored,
 )
 
-from engine import Store, indexing, layout
+from engine import Store
 from engine.errors import StoreDamagedError
+from engine.index import calibrate, maintain
+from engine.index.background import Work
+from engine.maintenance import reorder
 from engine.records import OptimizeReport
-from engine.storage import extents, measure
+from engine.storage import extents
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.lock import WriterLock
-from engine.storage.work import Work
 
 LEAST = 100
 N = 6 * LEAST
@@ -43,9 +45,9 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
     small_index(monkeypatch, LEAST)
-    monkeypatch.setattr(measure, "_SAMPLE", 50)
-    monkeypatch.setattr(measure, "_DEPTHS", (1, 2, 5))
-    monkeypatch.setattr(layout, "_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(calibrate, "_SAMPLE", 50)
+    monkeypatch.setattr(calibrate, "_DEPTHS", (1, 2, 5))
+    monkeypatch.setattr(reorder, "_WAIT_SECONDS", 0.01)
     yield
     faiss.omp_set_num_threads(threads)
 
@@ -192,9 +194,9 @@ def beside(
     path: Path, what: Callable[[Store], object], monkeypatch: pytest.MonkeyPatch
 ) -> OptimizeReport:
     """Optimize; when all is built, and before it takes the lock, another store does ``what``."""
-    lock, waits = layout.Layout._lock, []
+    lock, waits = reorder.Layout._lock, []
 
-    def locked(self: layout.Layout) -> None:
+    def locked(self: reorder.Layout) -> None:
         if not waits:
             waits.append(1)
             with Store.open(path) as other:
@@ -202,7 +204,7 @@ def beside(
         lock(self)
 
     with monkeypatch.context() as patch, Store.open(path) as store:
-        patch.setattr(layout.Layout, "_lock", locked)
+        patch.setattr(reorder.Layout, "_lock", locked)
         report = store.optimize()
     assert waits
     assert leftovers(path) == []
@@ -254,7 +256,7 @@ def test_if_another_has_trained_anew_meanwhile_it_is_told(
     with Store.open(made) as store:
         store.optimize()
         store.remove(ids=range(1, 101))
-    monkeypatch.setattr(indexing, "RETRAINED", 1.2)  # for the ingest, and not for this optimize
+    monkeypatch.setattr(maintain, "RETRAINED", 1.2)  # for the ingest, and not for this optimize
     report = beside(made, lambda o: o.ingest(BLOCK[N : 2 * N], name="c"), monkeypatch)
     assert report.laid_out == 0
     assert "another process" in report.skipped[0]
@@ -357,7 +359,7 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
             reader.search_vectors(BLOCK[:1], 1)
         commit, vectors = writer._files.state.commit, writer._files.state.vectors
         writer._files.become_writer()
-        made_anew = indexing.Indexing(writer._files, Work(writer._files.memory))
+        made_anew = maintain.Indexing(writer._files, Work(writer._files.memory))
         made_anew._build(writer._files.index)
         measured = made_anew.measure(0.6)
         assert writer._files.state.commit == commit
@@ -385,7 +387,7 @@ def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
             answer = there()
             if len(turns) < 3:
                 turns.append(answer)
-                anew = indexing.Indexing(writer._files, Work(writer._files.memory))
+                anew = maintain.Indexing(writer._files, Work(writer._files.memory))
                 anew._build(writer._files.index)
             return answer
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from layouts import bmp, chunk, packed, png, pnm, tga, tiff
 
-from engine import pixels as px
 from engine.errors import ImageError
+from engine.images import canonical as px
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 

@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import (
-    EncoderError,
-    ImageError,
-    PackedBits,
-    Store,
-    StoreDamagedError,
-    UsageError,
-    digest,
-    ingest,
-    lookup,
-    pixels,
-)
+from engine import EncoderError, ImageError, PackedBits, Store, StoreDamagedError, UsageError
+from engine.images import canonical, hashing
+from engine.ingest import run
 from engine.records import LookupResult
+from engine.search import lookup
 from engine.storage.extents import HEADER_BYTES
 
 
@@ -47,7 +39,7 @@ def encoded(array: np.ndarray, container: str) -> bytes:
 
 
 def proof_of(array: np.ndarray) -> bytes:
-    return digest.proof(pixels.from_array(array).canonical)
+    return hashing.proof(canonical.from_array(array).canonical)
 
 
 def flip(path: Path, offset: int) -> None:
@@ -69,16 +61,16 @@ def only(result: LookupResult) -> tuple[int, tuple[str, ...], str]:
 
 
 def constant_key(canonical: bytes, seed: int) -> bytes:
-    return b"\x07" * digest.KEY_BYTES
+    return b"\x07" * hashing.KEY_BYTES
 
 
 def use_key(monkeypatch: pytest.MonkeyPatch, key: Callable[[bytes, int], bytes]) -> None:
-    monkeypatch.setattr(digest, "key", key)
-    monkeypatch.setattr(digest, "keys", lambda rows, seed: [key(row, seed) for row in rows])
+    monkeypatch.setattr(hashing, "key", key)
+    monkeypatch.setattr(hashing, "keys", lambda rows, seed: [key(row, seed) for row in rows])
 
 
 def two_keys(canonical: bytes, seed: int) -> bytes:
-    return bytes([digest.proof(canonical)[0] & 1]) * digest.KEY_BYTES
+    return bytes([hashing.proof(canonical)[0] & 1]) * hashing.KEY_BYTES
 
 
 @pytest.mark.parametrize(
@@ -93,8 +85,8 @@ def test_images_that_share_a_key_are_never_mixed_up(
     keep_pixels: str,
 ) -> None:
     use_key(monkeypatch, key)
-    monkeypatch.setattr(ingest, "CHUNK_ROWS", 8)  # collisions inside a commit and across commits
-    monkeypatch.setattr(ingest, "CHUNK_FILES", 5)
+    monkeypatch.setattr(run, "CHUNK_ROWS", 8)  # collisions inside a commit and across commits
+    monkeypatch.setattr(run, "CHUNK_FILES", 5)
     images = {f"picture-{i}": picture(i) for i in range(12)}
     images |= {f"mask-{i}": mask(i) for i in range(12)}
     first, later = tmp_path / "first", tmp_path / "later"
@@ -232,7 +224,7 @@ def test_kept_pixels_that_are_damaged_never_make_a_wrong_answer(
         place = store.get(2).place
     assert place is not None
     blobs = where / "pixels" / "00000001.blobs"
-    flip(blobs, HEADER_BYTES + place.offset + pixels.HEADER_BYTES)
+    flip(blobs, HEADER_BYTES + place.offset + canonical.HEADER_BYTES)
     as_damaged = mask(1)
     as_damaged.reshape(-1)[3] ^= True  # the bit that was flipped on disk
     with Store.open(where) as store:
@@ -359,8 +351,8 @@ def test_an_image_that_shares_a_key_with_one_outside_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(digest, "key", lambda canonical, seed: bytes(16))
-        patch.setattr(digest, "keys", lambda many, seed: [bytes(16)] * len(many))
+        patch.setattr(hashing, "key", lambda canonical, seed: bytes(16))
+        patch.setattr(hashing, "keys", lambda many, seed: [bytes(16)] * len(many))
         with Store.open(tmp_path / "store", create=True, encoder="none") as store:
             store.ingest(np.stack([mask(i) for i in range(4)]), name="alike")
             for seed in range(4):

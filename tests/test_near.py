@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from engine import Store, StoreDamagedError, near
-from engine.pixels import HEADER_BYTES, from_array
+from engine import Store, StoreDamagedError
+from engine.images.canonical import HEADER_BYTES, from_array
 from engine.records import LookupResult, NearHit
+from engine.search import near
 from engine.storage.extents import FINGERPRINTS, PIXELS
 from engine.storage.extents import HEADER_BYTES as EXTENT_HEADER
 from engine.storage.rows import u64

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import Store, StoreError, ingest, optimize
-from engine.cli import main
+from engine import Store, StoreError
+from engine.cli.app import main
+from engine.ingest import run
+from engine.maintenance import optimize
 from engine.storage import extents
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
-from engine.store import StoreFiles
+from engine.storage.writer import StoreFiles
 
 IDENTICAL = ["identical"]
 EACH = 16 + 24  # bytes that are kept of an image
@@ -30,7 +32,7 @@ ROWS = 40
 
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Extents of ten images, chunks of five, commits of two."""
-    patch.setattr(ingest, "CHUNK_ROWS", 5)
+    patch.setattr(run, "CHUNK_ROWS", 5)
     patch.setattr(extents, "EXTENT_BYTES", 10 * EACH)
     patch.setattr(optimize, "_BATCH", 7)
     patch.setattr(optimize, "_BYTES", 2 * EACH)

@@ -39,7 +39,7 @@ def test_the_installed_wheel_ingests_looks_up_and_benches(wheel: Path, tmp_path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     # -I and not the checkout: what runs is the wheel, with the dependencies of this environment.
-    start = f"import sys; sys.path.insert(0, {str(site)!r}); from engine.cli import main; "
+    start = f"import sys; sys.path.insert(0, {str(site)!r}); from engine.cli.app import main; "
     photo = ROOT / "scripts" / "photos" / "goldfish.jpg"
     for words in (
         ["ingest", str(photo), "--store", "s"],

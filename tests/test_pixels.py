@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile, ImageOps
 
-from engine import pixels as px
-from engine.decoding.cost import FIXED_BYTES
 from engine.errors import ImageError, UsageError
+from engine.images import canonical as px
+from engine.images.decoding.cost import FIXED_BYTES
 from engine.records import Kind
 
 # Pillow warns of oddities in the broken files made here.

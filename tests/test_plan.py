@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from engine import Store, UsageError
-from engine.storage.files import tree_bytes
+from engine.storage.durable import tree_bytes
 
 
 def save(path: Path, seed: int) -> None:

@@ -30,12 +30,16 @@ import pytest
 from PIL import Image
 from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced, Told, Wrote
 
-from engine import Store, api, ingest, layout, optimize, remove
+from engine import Store, api
+from engine.index import quantizer, segment
+from engine.ingest import run
+from engine.maintenance import optimize, remove, reorder
 from engine.storage import create as create_
-from engine.storage import extents, files, keys, quantizer, segments
-from engine.storage.chunk import Chunk, Removal
+from engine.storage import durable, extents
+from engine.storage.changeset import Chunk, Removal
 from engine.storage.extents import HEADER_BYTES
-from engine.store import StoreFiles
+from engine.storage.rocks import database
+from engine.storage.writer import StoreFiles
 
 ALL = os.environ.get("POWER_LOSS") == "all"
 BESIDES = 1000 if ALL else 8  # points of a replay besides those that are always taken
@@ -50,11 +54,11 @@ HOW = (SYNCED, LAST, SOME, IN_ORDER)
 
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and segments of a few rows, so that all their edges are met."""
-    patch.setattr(ingest, "CHUNK_FILES", 3)
-    patch.setattr(ingest, "CHUNK_ROWS", 12)
-    for module in (ingest, layout, optimize):
+    patch.setattr(run, "CHUNK_FILES", 3)
+    patch.setattr(run, "CHUNK_ROWS", 12)
+    for module in (run, reorder, optimize):
         patch.setattr(module, "EXACT_ROWS", 20)
-    patch.setattr(ingest, "_SEGMENT_ROWS", 30)
+    patch.setattr(run, "_SEGMENT_ROWS", 30)
     patch.setattr(extents, "EXTENT_ROWS", 25)
     patch.setattr(extents, "EXTENT_BYTES", 500)
     patch.setattr(remove, "MOST", 8)
@@ -679,8 +683,8 @@ def no_appends(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_batches(patch: pytest.MonkeyPatch) -> None:
-    real = keys.Rdict
-    patch.setattr(keys, "Rdict", lambda *args, **named: Unsynced(real(*args, **named)))
+    real = database.Rdict
+    patch.setattr(database, "Rdict", lambda *args, **named: Unsynced(real(*args, **named)))
 
 
 IN_PLACE, NEW, ADOPTED = "made in place", "new", "with its first encoder later"
@@ -691,12 +695,12 @@ SYNCS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "an extent's name": (NEW, no_names(extents, "pixels", "fingerprints", "1")),
     "a folder of extents": (NEW, no_names(extents, "store")),
     "a folder of vectors": (NEW, no_names(extents, "vectors")),
-    "a replaced file": (NEW, no_contents(files)),
-    "a replaced file's name": (NEW, no_names(files, "")),
-    "a segment": (NEW, while_in(segments, "write_new", no_contents(files))),
-    "a segment's name": (NEW, while_in(segments, "write_new", no_names(files, "index"))),
-    "a quantizer": (NEW, while_in(quantizer, "write_new", no_contents(files))),
-    "the folder of segments": (NEW, no_names(segments, "store")),
+    "a replaced file": (NEW, no_contents(durable)),
+    "a replaced file's name": (NEW, no_names(durable, "")),
+    "a segment": (NEW, while_in(segment, "write_new", no_contents(durable))),
+    "a segment's name": (NEW, while_in(segment, "write_new", no_names(durable, "index"))),
+    "a quantizer": (NEW, while_in(quantizer, "write_new", no_contents(durable))),
+    "the folder of segments": (NEW, no_names(segment, "store")),
     "a new store's name": (NEW, no_names(create_, "disk")),
     "parts moved in place": (IN_PLACE, no_names(create_, "store")),
     "the encoder's folders": (NEW, no_names(api, "encoder")),
@@ -749,8 +753,8 @@ def child(path: str, encoder: str, *what: str) -> None:
     small_pieces(pytest.MonkeyPatch())
     commit = StoreFiles.commit
 
-    def tell(files: StoreFiles, chunk: Chunk) -> None:
-        commit(files, chunk)
+    def tell(durable: StoreFiles, chunk: Chunk) -> None:
+        commit(durable, chunk)
         print("told", flush=True)
 
     StoreFiles.commit = tell  # type: ignore[method-assign]

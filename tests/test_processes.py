@@ -23,7 +23,7 @@ import pytest
 from engine import Store, StoreError, errors, records
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
-from engine.storage import threads
+from engine.storage.rocks import threads
 
 STUCK = 120  # seconds after which a program is taken to wait for ever
 ROWS = np.random.default_rng(0).standard_normal((3000, 16)).astype(np.float32)

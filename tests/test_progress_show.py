@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import progress, show
+from engine.cli import progress, render
 from engine.records import (
     CheckReport,
     IdenticalHit,
@@ -56,18 +56,18 @@ NAMES = st.text(st.characters(exclude_categories=()), max_size=30)
 
 @given(st.dictionaries(NAMES, NAMES | st.integers() | st.lists(NAMES, max_size=3), max_size=4))
 def test_any_object_is_one_line_of_ascii_that_reads_back(value):
-    line = show.line(value)
+    line = render.line(value)
     assert json.loads(line) == value
     assert line.isascii()
     assert len(line.splitlines()) == 1
 
 
 def test_json_is_compact():
-    assert show.line({"a": 1, "b": [1, 2]}) == '{"a":1,"b":[1,2]}'
+    assert render.line({"a": 1, "b": [1, 2]}) == '{"a":1,"b":[1,2]}'
 
 
 def test_a_lookup_is_the_documented_object():
-    assert json.loads(show.lookup_json(FOUND)) == {
+    assert json.loads(render.lookup_json(FOUND)) == {
         "query": "query.jpg",
         "searched": ["identical", "near", "similar"],
         "identical": [
@@ -108,12 +108,12 @@ def test_a_lookup_is_the_documented_object():
 
 def test_a_lookup_that_failed_is_its_query_and_its_error():
     failed = LookupResult("gone.png", error="no such file")
-    assert json.loads(show.lookup_json(failed)) == {"query": "gone.png", "error": "no such file"}
+    assert json.loads(render.lookup_json(failed)) == {"query": "gone.png", "error": "no such file"}
 
 
 def test_a_name_that_is_no_utf_8_can_be_had_back_as_bytes():
     name = os.fsdecode(b"/photos/\xff\xfe.png")
-    line = show.lookup_json(LookupResult(name))
+    line = render.lookup_json(LookupResult(name))
     assert os.fsencode(json.loads(line)["query"]) == b"/photos/\xff\xfe.png"
 
 
@@ -121,7 +121,7 @@ def test_a_name_that_is_no_utf_8_can_be_had_back_as_bytes():
 
 
 def test_a_lookup_is_a_table_with_a_line_a_hit():
-    title, *rows = show.lookup_text(FOUND).splitlines()
+    title, *rows = render.lookup_text(FOUND).splitlines()
     assert title == "query.jpg  (2.0 ms)"
     assert [row.split() for row in rows] == [
         ["identical", "#7", "same", "pixels", "/photos/a.png", "(+11", "more)"],
@@ -141,28 +141,28 @@ def test_of_many_near_hits_the_table_shows_ten_and_json_all(count, more):
     same = (IdenticalHit(30_000, ("b.png",), 1, "bytes"),)
     like = (SimilarHit(40_000, 0.5, ("c.png",), 1),)
     result = LookupResult("q.png", ("identical", "near", "similar"), same, near, like)
-    _, first, *rows = show.lookup_text(result).splitlines()
+    _, first, *rows = render.lookup_text(result).splitlines()
     *rows, last = rows
     assert (first.split()[0], last.split()[0]) == ("identical", "similar")
     assert [row.split()[:2] for row in rows[:10]] == [["near", f"#{i}"] for i in range(1, 11)]
     assert rows[10:] == ([] if more is None else [f"  near       … {more} (--json lists them)"])
-    assert len(json.loads(show.lookup_json(result))["near"]) == count
+    assert len(json.loads(render.lookup_json(result))["near"]) == count
 
 
 def test_a_long_or_hostile_label_stays_a_few_printable_words():
     hit = IdenticalHit(1, ("a.png",), 1, "bytes", {"label": "\x1b[31m" + "red " * 50})
-    row = show.lookup_text(LookupResult("q.png", ("identical",), (hit,))).splitlines()[1]
+    row = render.lookup_text(LookupResult("q.png", ("identical",), (hit,))).splitlines()[1]
     assert "[\\x1b[31mred red" in row
     assert row.endswith("…]  a.png")
     assert len(row) < 90
     numbered = IdenticalHit(1, (), 0, "bytes", {"label": 0, "split": "train"})
-    assert show.lookup_text(LookupResult("q.png", ("identical",), (numbered,))).endswith(
+    assert render.lookup_text(LookupResult("q.png", ("identical",), (numbered,))).endswith(
         "[0]  (no source left)"
     )
 
 
 def test_a_lookup_that_found_nothing_says_so_for_each_tier():
-    _, *rows = show.lookup_text(NOTHING).splitlines()
+    _, *rows = render.lookup_text(NOTHING).splitlines()
     assert [row.split() for row in rows] == [
         ["identical", "-", "nothing", "found"],
         ["similar", "-", "nothing", "found"],
@@ -170,7 +170,7 @@ def test_a_lookup_that_found_nothing_says_so_for_each_tier():
 
 
 def test_a_lookup_that_failed_says_why():
-    assert show.lookup_text(LookupResult("x.png", error="why")).split() == [
+    assert render.lookup_text(LookupResult("x.png", error="why")).split() == [
         "x.png",
         "error:",
         "why",
@@ -191,16 +191,16 @@ def test_a_lookup_that_failed_says_why():
     ],
 )
 def test_sizes_are_in_binary_units(count, text):
-    assert show.size(count) == text
+    assert render.size(count) == text
 
 
 def test_columns_are_aligned_and_the_last_is_as_wide_as_it_likes():
-    assert show.columns([("a", "b"), ("long", "c d e f g")]) == ["a     b", "long  c d e f g"]
-    assert show.columns([]) == []
+    assert render.columns([("a", "b"), ("long", "c d e f g")]) == ["a     b", "long  c d e f g"]
+    assert render.columns([]) == []
 
 
 def test_an_ingest_tells_what_it_did():
-    text = show.ingest_text(INGESTED)
+    text = render.ingest_text(INGESTED)
     assert "1,234,567 images in 10.0 s (123,457/s)" in text
     assert "peak memory 300.0 MiB of its own, 2.0 GiB with mapped files" in text
     assert "rejected is in" not in text
@@ -221,18 +221,18 @@ def test_an_info_is_a_table():
         segments=[{"rows": 800}],
         recall=None,
     )
-    rows = dict(line.split(maxsplit=1) for line in show.info_text(info).splitlines())
+    rows = dict(line.split(maxsplit=1) for line in render.info_text(info).splitlines())
     assert (rows["images"], rows["encoder"], rows["bytes"]) == ("1,000", "none", "2.0 KiB")
     assert "pixels" not in rows
 
 
 def test_a_check_lists_its_problems_up_to_a_number():
     problems = tuple(Problem("keys", f"row {i}", fixed=i == 0) for i in range(60))
-    text = show.check_text(CheckReport(10, 10, 1 << 20, 1.0, problems), most=5)
+    text = render.check_text(CheckReport(10, 10, 1 << 20, 1.0, problems), most=5)
     assert "keys: row 0 (mended)" in text
     assert "row 5" not in text
     assert "55 more" in text
-    assert "whole" in show.check_text(CheckReport(10, 10, 1 << 20, 1.0, ()))
+    assert "whole" in render.check_text(CheckReport(10, 10, 1 << 20, 1.0, ()))
 
 
 # --- progress -------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_on_a_terminal_progress_is_a_bar(clock, capsys, monkeypatch):
 
 def test_a_strangers_file_name_cannot_drive_the_terminal():
     result = LookupResult("\x1b[31mred\n.png", searched=("identical",), error="no\x07 image")
-    text = show.lookup_text(result)
+    text = render.lookup_text(result)
     assert "\x1b" not in text and "\x07" not in text
     assert len(text.splitlines()) == 2
-    assert show.printable("grün 图 …") == "grün 图 …"
+    assert render.printable("grün 图 …") == "grün 图 …"

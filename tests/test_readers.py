@@ -29,11 +29,13 @@ import pytest
 from PIL import Image
 from rocksdict import DBCompactionStyle
 
-from engine import Store, StoreError, StoreLockedError, ingest
+from engine import Store, StoreError, StoreLockedError
 from engine.config import MemoryBudget
-from engine.storage import extents, keys
-from engine.storage.chunk import Chunk
-from engine.store import StoreFiles
+from engine.ingest import run
+from engine.storage import extents
+from engine.storage.changeset import Chunk
+from engine.storage.rocks import database
+from engine.storage.writer import StoreFiles
 
 OPENS = int(os.environ.get("ENGINE_READER_OPENS", "1000"))
 ROWS = 40  # of each array
@@ -49,13 +51,13 @@ IDENTICAL = ["identical"]
 
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and segments of a few rows; memtables and a log of a few chunks."""
-    patch.setattr(ingest, "CHUNK_FILES", 2)
-    patch.setattr(ingest, "CHUNK_ROWS", 10)
-    patch.setattr(ingest, "_SEGMENT_ROWS", 100)
+    patch.setattr(run, "CHUNK_FILES", 2)
+    patch.setattr(run, "CHUNK_ROWS", 10)
+    patch.setattr(run, "_SEGMENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_ROWS", 500)
     patch.setattr(extents, "EXTENT_BYTES", 20_000)
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: WRITE_BUFFERS))
-    options, tables = keys._database_options, keys._table_options
+    options, tables = database._database_options, database._table_options
 
     def small_log(*arguments: Any) -> Any:
         made = options(*arguments)
@@ -70,8 +72,8 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
         made.set_level_zero_file_num_compaction_trigger(2)
         return made
 
-    patch.setattr(keys, "_database_options", small_log)
-    patch.setattr(keys, "_table_options", merged)
+    patch.setattr(database, "_database_options", small_log)
+    patch.setattr(database, "_table_options", merged)
 
 
 def mask(number: int, row: int) -> np.ndarray:
@@ -269,7 +271,7 @@ def count_opens(patch: pytest.MonkeyPatch) -> list[float]:
 
     More than stores are opened: one that stays open may open them again to see what is new.
     """
-    real, took = keys.open_reader, []
+    real, took = database.open_reader, []
 
     def open_reader(*arguments: Any, **named: Any) -> Any:
         started = time.perf_counter()
@@ -277,7 +279,7 @@ def count_opens(patch: pytest.MonkeyPatch) -> list[float]:
         took.append(time.perf_counter() - started)
         return opened
 
-    patch.setattr(keys, "open_reader", open_reader)
+    patch.setattr(database, "open_reader", open_reader)
     return took
 
 
@@ -347,13 +349,13 @@ def test_a_writer_that_flushes_at_every_commit_is_read_all_the_same(
     where = tmp_path / "store"
     Store.open(where, create=True, encoder="none").close()
     opened: list[int] = []
-    real = keys._open
+    real = database._open
 
     def count(folder: Path, *arguments: Any, **named: Any) -> Any:
         opened.append(1)
         return real(folder, *arguments, **named)
 
-    monkeypatch.setattr(keys, "_open", count)
+    monkeypatch.setattr(database, "_open", count)
     quick = {"ENGINE_WRITER_BUFFERS": str(64 << 10), "ENGINE_WRITER_PAUSE": "0"}
     with a_writer(where, tmp_path / "images", **quick) as writer, Store.open(where) as stays:
         for _ in range(QUICK_OPENS):

@@ -20,15 +20,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from engine import MissingError, Store, StoreError, UsageError, digest, missing, remove
-from engine.cli import main
-from engine.pixels import from_array
+from engine import MissingError, Store, StoreError, UsageError
+from engine.cli.app import main
+from engine.images import hashing
+from engine.images.canonical import from_array
+from engine.maintenance import missing_sources, remove
 from engine.storage import extents
-from engine.storage.chunk import Chunk, NewImage, NewName
-from engine.storage.keys import Keys
+from engine.storage.changeset import Chunk, NewImage, NewName
 from engine.storage.removal import Going
+from engine.storage.rocks.database import Keys
 from engine.storage.rows import ArchiveRow, Run
-from engine.store import StoreFiles
+from engine.storage.writer import StoreFiles
 
 IDENTICAL = ["identical"]
 
@@ -183,7 +185,7 @@ def test_what_goes_is_counted_as_it_comes() -> None:
 def test_images_that_share_a_key_go_one_by_one(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(digest, "key", lambda canonical, seed: b"k" * 16)
+    monkeypatch.setattr(hashing, "key", lambda canonical, seed: b"k" * 16)
     with Store.open(tmp_path / "one", create=True, encoder="none") as one:
         one.ingest(tmp_path / "photos")
         for seed in (2, 0, 5, 1, 4, 3):
@@ -347,12 +349,12 @@ def archive(store: Store, path: Path, seeds: dict[str, int], *, complete: bool =
     before = files.names(named)
     for (member, seed), name, was in zip(seeds.items(), named, before, strict=True):
         image = from_array(mask(seed))
-        key = digest.key(image.canonical, files.settings.hash_seed)
+        key = hashing.key(image.canonical, files.settings.hash_seed)
         known = files.image_of(key)
         id_ = known[0].id if known else files.state.next_id + len(chunk.images)
         hash_ = member.encode().ljust(32)
         if not known:
-            proof = digest.proof(image.canonical)
+            proof = hashing.proof(image.canonical)
             chunk.images.append(
                 NewImage(image, key, proof, "png", "test", 9, hash_, bytes(32), 9, None)
             )
@@ -409,7 +411,7 @@ def test_what_only_begins_like_it_is_not_inside(store: Store, tmp_path: Path) ->
 def test_nothing_is_missing_while_a_changed_array_is_half_read(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.ingest.CHUNK_ROWS", 3)
+    monkeypatch.setattr("engine.ingest.run.CHUNK_ROWS", 3)
     os.utime(tmp_path / "a.npy", (1, 1))
     began = store._files.state.commit
     report = store.ingest(tmp_path / "a.npy", stop=lambda: store._files.state.commit >= began + 2)
@@ -642,14 +644,14 @@ def test_what_is_back_when_its_turn_comes_stays(
     photos = tmp_path / "photos"
     (photos / "0.png").rename(tmp_path / "0")
     (photos / "1.png").unlink()
-    look = missing.Missing.look
+    look = missing_sources.Missing.look
 
-    def looked(self: missing.Missing) -> None:
+    def looked(self: missing_sources.Missing) -> None:
         look(self)
         (tmp_path / "0").rename(photos / "0.png")
         (photos / "2.png").rename(tmp_path / "2")
 
-    monkeypatch.setattr(missing.Missing, "look", looked)
+    monkeypatch.setattr(missing_sources.Missing, "look", looked)
     assert store.remove(missing=True).images == 1
     assert found(store, 0, 1, 2) == [0, 2]
 
@@ -929,7 +931,7 @@ def test_ctrl_c_ends_the_command_on_a_commit(store: Store, tmp_path: Path) -> No
     code = """
 import os, signal, sys
 from engine import remove, store
-from engine.cli import main
+from engine.cli.app import main
 from engine.pixels import from_array
 
 remove.MOST = 3

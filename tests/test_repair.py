@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import CheckReport, EngineError, Store, ingest
-from engine.cli import main
-from engine.repair import _named
-from engine.show import size
-from engine.storage import extents, files, keys, segments
+from engine import CheckReport, EngineError, Store
+from engine.cli.app import main
+from engine.cli.render import size
+from engine.index import segment
+from engine.ingest import run
+from engine.maintenance.repair import _named
+from engine.storage import durable, extents
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
+from engine.storage.rocks import database
 
 SYNTHETIC = "synthetic:bits?seed=0"
 LATER = "synthetic:bits?seed=1"
@@ -42,8 +45,8 @@ def save(path: Path, array: np.ndarray) -> None:
 
 def small_chunks(patch: pytest.MonkeyPatch) -> None:
     """Commits of a few rows, and a segment that some vectors come after."""
-    patch.setattr(ingest, "CHUNK_ROWS", 15)
-    patch.setattr(ingest, "EXACT_ROWS", 40)
+    patch.setattr(run, "CHUNK_ROWS", 15)
+    patch.setattr(run, "EXACT_ROWS", 40)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -543,8 +546,8 @@ def test_any_of_many_sources_will_do(tmp_path: Path) -> None:
 def test_images_that_share_a_key_are_mended_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.digest.key", lambda canonical, seed: b"k" * 16)
-    monkeypatch.setattr("engine.digest.keys", lambda some, seed: [b"k" * 16 for _ in some])
+    monkeypatch.setattr("engine.images.hashing.key", lambda canonical, seed: b"k" * 16)
+    monkeypatch.setattr("engine.images.hashing.keys", lambda some, seed: [b"k" * 16 for _ in some])
     where, images = kinds_of_sources(tmp_path)
     before = verified(where, images)
     (where / FILES["pixels"]).unlink()
@@ -625,7 +628,7 @@ def write_half(fd: int, data: bytes, offset: int) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name", "least"),
-    [(os, "fsync", 6), (keys.Keys, "commit", 5), (segments, "write", 1)],
+    [(os, "fsync", 6), (database.Keys, "commit", 5), (segment, "write", 1)],
     ids=["fsync", "commit", "index"],
 )
 def test_a_repair_that_is_interrupted_is_finished_by_the_next(
@@ -664,7 +667,7 @@ def test_a_repair_that_is_interrupted_is_finished_by_the_next(
     is_as_before(store, truth)
 
 
-@pytest.mark.parametrize("where_from", [extents, files], ids=["extents", "manifest"])
+@pytest.mark.parametrize("where_from", [extents, durable], ids=["extents", "manifest"])
 def test_what_is_written_by_half_is_written_again(
     store: Path, truth: list[object], monkeypatch: pytest.MonkeyPatch, where_from: object
 ) -> None:
@@ -708,7 +711,7 @@ def test_a_disk_that_is_full_is_reported_and_leaves_the_damage_to_be_found(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for owner, name in ((files, "write_all"), (keys.Keys, "commit"), (extents, "write_all")):
+    for owner, name in ((durable, "write_all"), (database.Keys, "commit"), (extents, "write_all")):
         damage_some(store)
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full)

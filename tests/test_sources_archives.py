@@ -21,14 +21,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine import Store, show
+from engine import Store
+from engine.cli import render
 from engine.errors import ImageError, SourceError, UsageError
-from engine.sources import base, shards, tar
+from engine.sources import items, shards, tar
 from engine.sources.archives import TarArchive, begins_as_tar
-from engine.sources.base import METADATA_LIMIT, Member, Problem, Skipped
+from engine.sources.decompress import zstd
+from engine.sources.items import METADATA_LIMIT, Member, Problem, Skipped
 from engine.sources.locate import Sources, open_images
-from engine.sources.streams import zstd
-from engine.sources.zips import ZipArchive
+from engine.sources.zip import ZipArchive
 
 RNG = np.random.default_rng(3)
 MOST = 1 << 20
@@ -180,7 +181,7 @@ def test_folders_are_no_members_and_links_and_devices_are_skipped(tmp_path):
         ("Skipped", "6.png"),
         ("Member", "b.png"),
     ]
-    assert [i.note for i in found] == ["", base.LINKS, base.HARD_LINKS, base.DEVICES, ""]
+    assert [i.note for i in found] == ["", items.LINKS, items.HARD_LINKS, items.DEVICES, ""]
     with pytest.raises(
         ImageError, match="is a hard link in the archive: name '/etc/passwd' instead"
     ):
@@ -205,7 +206,7 @@ def test_folders_are_no_members_and_links_and_devices_are_skipped(tmp_path):
     )
     found = read(archive)
     assert shown(found)[-1] == ("Member", "a.png")
-    notes = [base.FOLDERS_WITH_DATA, base.LINKS, base.DEVICES]
+    notes = [items.FOLDERS_WITH_DATA, items.LINKS, items.DEVICES]
     assert [item.note for item in found[:-1]] == notes
     with pytest.raises(ImageError, match="symbolic link"):
         archive.read(b"link.png", MOST)
@@ -236,7 +237,7 @@ def test_archives_behind_each_other_are_one(tmp_path):
         archive = a_tar(tmp_path / name, data)
         found = read(archive)
         assert [type(item) for item in found] == [Member, Skipped]
-        assert found[1].note == base.NO_ARCHIVE and not read(archive, 2)
+        assert found[1].note == items.NO_ARCHIVE and not read(archive, 2)
     assert len(read(a_tar(tmp_path / "zeros.tar", bytes(10240)))) == 0
 
 
@@ -251,15 +252,15 @@ def test_an_ingest_says_what_of_an_archive_is_not_read(tmp_path):
         report = store.ingest(str(path))
         assert (report.added, report.rejected, report.skipped) == (2, 0, 4)
         assert report.notes == {
-            base.HARD_LINKS: 3,
-            base.WITHOUT_METADATA: 1,
-            base.NO_ARCHIVE: 1,
+            items.HARD_LINKS: 3,
+            items.WITHOUT_METADATA: 1,
+            items.NO_ARCHIVE: 1,
         }
         (line,) = map(json.loads, Path(report.rejects_file or "").read_text().splitlines())
         assert line["source"] == f"{path}#b.png"
         assert line["reason"] == "taken without its metadata: its .json is not an object"
-        text = show.ingest_text(report)
-        assert f"3 {base.HARD_LINKS}" in text and f"1 {base.WITHOUT_METADATA}" in text
+        text = render.ingest_text(report)
+        assert f"3 {items.HARD_LINKS}" in text and f"1 {items.WITHOUT_METADATA}" in text
         again = store.ingest(str(path))
         assert (again.unchanged, again.skipped, again.notes) == (2, 4, {})
 
@@ -784,7 +785,7 @@ def test_streams_behind_each_other_are_one(tmp_path, suffix, at):
         archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + padding)
         assert len(read(archive)) == 4
     archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + b"\x1f")
-    assert [item.note for item in read(archive)[4:]] == [base.NO_ARCHIVE]
+    assert [item.note for item in read(archive)[4:]] == [items.NO_ARCHIVE]
     damaged = bytearray(compress(INTACT[at:]))
     damaged[8:12] = b"\xff" * 4
     _, why = cut_at(tmp_path, compress(INTACT[:at]) + damaged, suffix)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from engine import Store
 from engine.errors import ImageError
-from engine.sources import base, files
-from engine.sources.base import FileItem, Problem, Skipped
+from engine.sources import files, items
+from engine.sources.items import FileItem, Problem, Skipped
 from engine.storage.rows import NameRow
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
@@ -76,7 +76,9 @@ def test_a_folders_own_files_come_by_name_and_then_its_subfolders(tmp_path):
     ],
 )
 def test_a_time_stamp_of_any_year_is_one(mtime):
-    near = [base.stamp_of(SimpleNamespace(st_mtime_ns=mtime + i, st_size=7)) for i in (0, 1, 10**9)]
+    near = [
+        items.stamp_of(SimpleNamespace(st_mtime_ns=mtime + i, st_size=7)) for i in (0, 1, 10**9)
+    ]
     assert len(set(near)) == 3
     for ns, size in near:
         assert NameRow.unpack(NameRow(1, ns, size).pack()) == NameRow(1, ns, size)

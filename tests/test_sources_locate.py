@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from engine.errors import ImageError, UsageError
-from engine.pixels import from_array
+from engine.images.canonical import from_array
 from engine.sources import shards
 from engine.sources.archives import TarArchive
 from engine.sources.arrays import NpyArray
-from engine.sources.base import FileItem, Problem, Skipped
+from engine.sources.items import FileItem, Problem, Skipped
 from engine.sources.locate import Query, Sources, listed, open_images
 from engine.sources.synthetic import SyntheticBits, generate
-from engine.sources.zips import ZipArchive
+from engine.sources.zip import ZipArchive
 
 RNG = np.random.default_rng(11)
 COLOUR = RNG.integers(0, 256, (5, 4, 6, 3), np.uint8)

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine import ImageError, Kind, PackedBits, Store, UsageError, digest, ingest, pixels
-from engine.pixels import HEADER_BYTES, rows_from_array
-from engine.sources.base import METADATA_LIMIT, Member, Problem, checked_metadata
-from engine.sources.memory import MemoryArray, member, members
+from engine import ImageError, Kind, PackedBits, Store, UsageError
+from engine.images import canonical, hashing
+from engine.images.canonical import HEADER_BYTES, rows_from_array
+from engine.ingest import run
+from engine.sources.in_memory import MemoryArray, member, members
+from engine.sources.items import METADATA_LIMIT, Member, Problem, checked_metadata
 
 
 def bits(seed: int, count: int, side: int = 7) -> np.ndarray:
@@ -69,7 +71,7 @@ def test_other_images_under_a_name_replace_what_it_stood_for(tmp_path: Path) -> 
 
 
 def test_an_interrupted_ingest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(run, "CHUNK_ROWS", 4)
     images = PackedBits.pack(bits(4, 20))
     with open_store(tmp_path) as store:
         first = store.ingest(images, name="camera", stop=lambda: len(store) >= 8)
@@ -201,7 +203,7 @@ def test_an_array_is_stamped_as_it_is_however_it_lies(monkeypatch: pytest.Monkey
         most.append(array.nbytes)
         return real(array)
 
-    monkeypatch.setattr("engine.sources.memory._STAMPED", 1000)
+    monkeypatch.setattr("engine.sources.in_memory._STAMPED", 1000)
     monkeypatch.setattr(np, "ascontiguousarray", measured)
     assert MemoryArray(wide[:, :, ::2], "x").mtime_ns == stamp
     assert max(most) <= 1000
@@ -237,7 +239,7 @@ def test_one_image_in_memory_is_ingested_under_its_name(tmp_path: Path) -> None:
         assert store.ingest(data, name="d.png").duplicates == 1
         first, second = store.get(1), store.get(2)
         assert (first.container, first.file_bytes) == ("png", len(data))
-        assert first.file_hash == digest.file_hash(data)
+        assert first.file_hash == hashing.file_hash(data)
         assert first.metadata == {"label": "cat"}
         assert (second.container, second.file_bytes, second.file_hash) == ("image", 0, b"")
         assert (second.metadata, second.decoder) == (None, "")
@@ -356,7 +358,7 @@ def test_what_is_wrong_in_a_stream_is_told_and_the_rest_goes_on(tmp_path: Path) 
 
 
 def test_a_stream_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_FILES", 10)
+    monkeypatch.setattr(run, "CHUNK_FILES", 10)
     ahead: list[int] = []
     with open_store(tmp_path) as store:
 
@@ -387,7 +389,7 @@ def test_a_stream_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_error_of_the_streams_own_is_the_callers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_FILES", 2)
+    monkeypatch.setattr(run, "CHUNK_FILES", 2)
 
     def breaks() -> Iterator[tuple[str, np.ndarray]]:
         for number in range(9):
@@ -464,20 +466,20 @@ def test_a_pil_image_that_is_too_large_is_not_decoded(monkeypatch: pytest.Monkey
     image = Image.new("RGB", (100, 100))
     with pytest.raises(ImageError, match="raise --memory"):
         member("x", image, None, 100_000)
-    monkeypatch.setattr(pixels, "MAX_PIXELS", 9999)  # of callers that name no memory
+    monkeypatch.setattr(canonical, "MAX_PIXELS", 9999)  # of callers that name no memory
     assert member("x", image, None, MOST).decoded is not None
 
 
 def test_members_say_what_they_are() -> None:
     data = png(picture(0))
     found = list(members([("x", data), ("y", picture(1)), ("z", 0)], MOST))
-    assert found[0] == Member(b"memory:x", digest.stamp(data), len(data), data)
+    assert found[0] == Member(b"memory:x", hashing.stamp(data), len(data), data)
     other = found[1]
     assert isinstance(other, Member) and other.decoded is not None
     canonical = other.decoded.pixels.canonical
-    assert canonical == pixels.from_array(picture(1)).canonical
+    assert canonical == canonical.from_array(picture(1)).canonical
     assert (other.mtime_ns, other.size, other.data) == (
-        digest.stamp(canonical),
+        hashing.stamp(canonical),
         len(canonical),
         b"",
     )

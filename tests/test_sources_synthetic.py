@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import SourceError, UsageError
-from engine.pixels import from_canonical
+from engine.images.canonical import from_canonical
 from engine.records import Kind
 from engine.sources.synthetic import SyntheticBits, generate
 

@@ -16,13 +16,13 @@ from PIL import Image
 
 from engine import Store
 from engine.errors import SourceError, UsageError
-from engine.sources.base import WITHOUT_METADATA, Member, Problem
+from engine.sources.items import WITHOUT_METADATA, Member, Problem
 from engine.sources.locate import Sources, open_images
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from engine.sources import pages, thrift  # noqa: E402
+from engine.sources import parquet_pages, parquet_thrift  # noqa: E402
 from engine.sources.tables import ParquetTable  # noqa: E402
 
 RNG = np.random.default_rng(5)
@@ -551,13 +551,15 @@ def test_the_footers_of_large_tables_are_read(tmp_path, version):
         for _ in range(1000):
             writer.write_table(table)
     length = int.from_bytes(path.read_bytes()[-8:-4], "little")
-    assert length * pages._LARGEST_GROWTH > pages._MOST_UNPACKED  # it is gone through
+    assert (
+        length * parquet_pages._LARGEST_GROWTH > parquet_pages._MOST_UNPACKED
+    )  # it is gone through
     found = read(ParquetTable(path), 1998)
     assert [item.data for item in found] == IMAGES[:2]
 
 
 def test_a_footer_is_gone_through_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "_LARGEST_GROWTH", 1 << 40)
+    monkeypatch.setattr(parquet_pages, "_LARGEST_GROWTH", 1 << 40)
     columns = {
         "image": HUGGING,
         "when": [datetime.datetime(2020, 1, 1)] * 10,
@@ -594,9 +596,9 @@ def test_page_headers_are_gone_through_as_they_are(tmp_path):
             )
             told = pq.ParquetFile(path).metadata.row_group(0).column(0)
             with path.open("rb") as file:
-                footer = pages.footer(file, path.stat().st_size)
-                ((count, (chunk,)),) = thrift.row_groups(footer)
-                found = pages.walk(file, chunk)
+                footer = parquet_pages.footer(file, path.stat().st_size)
+                ((count, (chunk,)),) = parquet_thrift.row_groups(footer)
+                found = parquet_pages.walk(file, chunk)
             assert (count, chunk.path) == (1000, "image")
             assert chunk.size == told.total_compressed_size
             assert bool(found.dictionary) == dictionary
@@ -605,9 +607,9 @@ def test_page_headers_are_gone_through_as_they_are(tmp_path):
                 assert 1000 <= found.row < 1100
 
 
-def chunks_of(path: Path) -> list[thrift.Chunk]:
+def chunks_of(path: Path) -> list[parquet_thrift.Chunk]:
     with path.open("rb") as file:
-        ((_, chunks),) = thrift.row_groups(pages.footer(file, path.stat().st_size))
+        ((_, chunks),) = parquet_thrift.row_groups(parquet_pages.footer(file, path.stat().st_size))
     return chunks
 
 
@@ -617,7 +619,7 @@ def test_row_groups_are_where_pyarrow_finds_them(tmp_path):
     a_table(path, table, row_group_size=3, use_dictionary=["text"])
     told = pq.ParquetFile(path).metadata
     with path.open("rb") as file:
-        found = list(thrift.row_groups(pages.footer(file, path.stat().st_size)))
+        found = list(parquet_thrift.row_groups(parquet_pages.footer(file, path.stat().st_size)))
     assert [rows for rows, _ in found] == [3, 3, 3, 1]
     for group, (_, chunks) in enumerate(found):
         for i, chunk in enumerate(chunks):
@@ -652,7 +654,7 @@ def test_rows_of_very_different_size_are_read_few_at_a_time(tmp_path):
     options = {"data_page_size": 1000, "write_batch_size": 1}
     a_table(path, {"image": rows}, use_dictionary=False, row_group_size=20_000, **options)
     with path.open("rb") as file:
-        assert pages.batch_rows(file, chunks_of(path), 1 << 26) <= 8
+        assert parquet_pages.batch_rows(file, chunks_of(path), 1 << 26) <= 8
     assert len(read(ParquetTable(path), 5000, 1 << 21)) == 5012
 
 
@@ -660,7 +662,7 @@ def test_values_that_many_rows_share_are_read_few_at_a_time(tmp_path):
     path = tmp_path / "a.parquet"
     a_table(path, {"image": [RNG.bytes(1 << 20)] * 500}, row_group_size=500)
     with path.open("rb") as file:
-        assert pages.batch_rows(file, chunks_of(path), 1 << 22) <= 4
+        assert parquet_pages.batch_rows(file, chunks_of(path), 1 << 22) <= 4
     assert len(read(ParquetTable(path), 490)) == 10
 
 

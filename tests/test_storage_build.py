@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from indexed import UUID, clustered, write
 
-from engine import digest
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
-from engine.storage import build, extents
-from engine.storage.build import Laying
+from engine.images import hashing
+from engine.index import build
+from engine.index.background import StoppedError, Work
+from engine.index.build import Laying
+from engine.index.segment import path_of
+from engine.storage import extents
+from engine.storage.bitmap import IdSet
 from engine.storage.extents import HEADER_BYTES
-from engine.storage.idset import IdSet
-from engine.storage.segments import path_of
 from engine.storage.vectors import Vectors
-from engine.storage.work import StoppedError, Work
 
 DIM, N = 12, 900
 WORK = Work(MemoryBudget())
@@ -192,7 +193,7 @@ def test_what_is_said_of_appends_is_what_was_written(
         for append in (pair[column] for pair in ordered.appends):
             assert (append.family, append.extent, append.offset) == (family.name, 0, at)
             at += append.length
-            assert append.xxh64 == digest.checksum(data[append.offset : at])
+            assert append.xxh64 == hashing.checksum(data[append.offset : at])
         assert at == len(data) == N * family.row_bytes
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import Store, StoreDamagedError, digest
+from engine import Store, StoreDamagedError
+from engine.images import hashing
 from engine.records import Place
 from engine.storage import extents
 from engine.storage.extents import HEADER_BYTES, PIXELS, ExtentReader, ExtentWriter
@@ -43,7 +44,7 @@ def test_blobs_are_read_back_where_they_were_put(
         assert (done is None) == (not blobs)
         if done:
             assert (done.offset, done.length) == (before, sum(map(len, blobs)))
-            assert done.xxh64 == digest.checksum(b"".join(blobs))
+            assert done.xxh64 == hashing.checksum(b"".join(blobs))
         assert log.flush() is None
         kept += zip(places, blobs, strict=True)
     log.close()
@@ -185,7 +186,7 @@ def test_zeros_are_read_and_checked_like_what_was_written(
         done = log.flush()
         assert done is not None
         assert (done.offset, done.length) == (place.offset, length)
-        assert done.xxh64 == digest.checksum(data)
+        assert done.xxh64 == hashing.checksum(data)
         kept.append((place, data))
     log.close()
     reader = ExtentReader(tmp_path, PIXELS)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import MemoryBudget
-from engine.storage import keys, removed
-from engine.storage.idset import IdSet
+from engine.storage import tombstones
+from engine.storage.bitmap import IdSet
+from engine.storage.rocks import database
 from engine.storage.rows import u64
 
 SIZES = st.integers(0, 70) | st.integers((1 << 19) - 9, (1 << 19) + 70)
@@ -86,39 +87,39 @@ def test_a_count_is_of_what_is_in_it_by_now() -> None:
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> keys.Keys:
-    return keys.create(tmp_path, MemoryBudget())
+def table(tmp_path: Path) -> database.Keys:
+    return database.create(tmp_path, MemoryBudget())
 
 
-def put(table: keys.Keys, rows: object) -> list[bytes]:
+def put(table: database.Keys, rows: object) -> list[bytes]:
     batch = table.batch()
     values = []
     for key, value in rows:
-        batch.put(removed.TABLE, key, value)
+        batch.put(tombstones.TABLE, key, value)
         values.append(value)
     table.commit(batch)
     return values
 
 
-def test_removed_ids_are_there_again_whether_few_or_many(table: keys.Keys) -> None:
+def test_removed_ids_are_there_again_whether_few_or_many(table: database.Keys) -> None:
     draw = np.random.default_rng(0)
     want: set[int] = set()
     for count in (1, 5, 0, 3000, 40_000, 1, 60_000):
         new = draw.integers(1, 100_000, count).tolist()
-        values = put(table, removed.rows_with(table, [*new, *sorted(want)[:3]]))
+        values = put(table, tombstones.rows_with(table, [*new, *sorted(want)[:3]]))
         assert all(len(value) <= 4096 for value in values)
         want |= set(new)
-        found, bad = removed.read(table, 100_000)
+        found, bad = tombstones.read(table, 100_000)
         assert (found.ids().tolist(), bad) == (sorted(want), 0)
-        assert dict(removed.rows_of(found)) == dict(table.scan(removed.TABLE))
+        assert dict(tombstones.rows_of(found)) == dict(table.scan(tombstones.TABLE))
 
 
-def test_a_few_ids_take_a_few_bytes_and_never_more_than_a_bit_each(table: keys.Keys) -> None:
-    assert put(table, removed.rows_with(table, [1, 5])) == [b"\0\1\0\5"]
+def test_a_few_ids_take_a_few_bytes_and_never_more_than_a_bit_each(table: database.Keys) -> None:
+    assert put(table, tombstones.rows_with(table, [1, 5])) == [b"\0\1\0\5"]
     for count in (2047, 2048, 2049):
-        (value,) = put(table, removed.rows_with(table, list(range(1, count + 1))))
+        (value,) = put(table, tombstones.rows_with(table, list(range(1, count + 1))))
         assert len(value) == min(2 * count, 4096)
-        assert removed.read(table, 1 << 15)[0].ids().tolist() == [*range(1, count + 1)]
+        assert tombstones.read(table, 1 << 15)[0].ids().tolist() == [*range(1, count + 1)]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,8 @@ def test_a_few_ids_take_a_few_bytes_and_never_more_than_a_bit_each(table: keys.K
     ],
 )
 def test_a_row_that_cannot_be_is_counted_and_left_out(
-    table: keys.Keys, key: bytes, value: bytes
+    table: database.Keys, key: bytes, value: bytes
 ) -> None:
     put(table, [(key, value)])
-    found, bad = removed.read(table, 100)
+    found, bad = tombstones.read(table, 100)
     assert (len(found), bad) == (0, 1)

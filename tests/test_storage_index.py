@@ -10,16 +10,18 @@ import faiss
 import numpy as np
 import pytest
 
-from engine import Store, ingest
+from engine import Store
 from engine.config import MemoryBudget
-from engine.storage import build, extents, segments
+from engine.index import build, segment
+from engine.index.background import Work
+from engine.index.calibrate import measure
+from engine.index.search import VectorIndex, quantizer_path
+from engine.ingest import run
+from engine.storage import extents
+from engine.storage.bitmap import IdSet
 from engine.storage.extents import ExtentWriter
-from engine.storage.idset import IdSet
-from engine.storage.index import VectorIndex, quantizer_path
 from engine.storage.manifest import OperatingPoint, QuantizerEntry, SegmentEntry
-from engine.storage.measure import measure
 from engine.storage.vectors import Vectors
-from engine.storage.work import Work
 
 UUID = bytes(16)
 EACH = 10_000  # rows of an extent
@@ -163,7 +165,7 @@ def test_what_is_not_wanted_may_lie_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     """Of a query among them, what is wanted lies in other lists than what is near."""
-    monkeypatch.setattr("engine.storage.index._FEW", 100)
+    monkeypatch.setattr("engine.index.search._FEW", 100)
     rng = np.random.default_rng(1)
     centres = rng.standard_normal((25, 16))
     of = np.sort(rng.integers(0, 25, 6000))
@@ -283,12 +285,12 @@ def test_an_index_that_cannot_be_opened_is_searched_exactly(
     before = built(tmp_path, found, (0, 800))
     assert before.quantizer_entry is not None
     entry: QuantizerEntry | SegmentEntry = before.segments[0].entry
-    path = segments.path_of(tmp_path, entry.number)
+    path = segment.path_of(tmp_path, entry.number)
     if part == "quantizer":
         entry = before.quantizer_entry
         path = quantizer_path(tmp_path, entry.number)
     damage(path)
-    assert segments.problem(path, entry.bytes, entry.xxh64) is not None
+    assert segment.problem(path, entry.bytes, entry.xxh64) is not None
     index = reopened(
         tmp_path, found, [before.quantizer_entry], [one.entry for one in before.segments]
     )
@@ -305,7 +307,7 @@ def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path, querie
     before = built(tmp_path, found, (0, 1000))
     assert before.quantizer_entry is not None
     entry = before.segments[0].entry
-    path = segments.path_of(tmp_path, entry.number)
+    path = segment.path_of(tmp_path, entry.number)
     whole = path.read_bytes()
     # In the codes and labels of the lists, which FAISS reads without looking at them.
     for at in np.linspace(5000, len(whole) - 16, 40).astype(int).tolist():
@@ -321,15 +323,15 @@ def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path, querie
         assert all(len(set(line[line >= 0])) == (line >= 0).sum() for line in rows)
         exact = np.einsum("qd,qkd->qk", block[:queries], block[rows])
         np.testing.assert_allclose(scores[there], exact[there], atol=1e-5)
-        assert segments.problem(path, entry.bytes, entry.xxh64) == "its checksum is wrong"
+        assert segment.problem(path, entry.bytes, entry.xxh64) == "its checksum is wrong"
 
 
 # --- segments of a store --------------------------------------------------------------------------
 
 
 def small_segments(patch: pytest.MonkeyPatch, rows: int) -> None:
-    patch.setattr(ingest, "EXACT_ROWS", rows)
-    patch.setattr(ingest, "_SEGMENT_ROWS", 16 * rows)
+    patch.setattr(run, "EXACT_ROWS", rows)
+    patch.setattr(run, "_SEGMENT_ROWS", 16 * rows)
 
 
 def colours(first: int, count: int) -> np.ndarray:
@@ -434,7 +436,7 @@ def test_an_index_that_cannot_be_written_is_left_for_later(
     np.save(tmp_path / "a.npy", colours(0, 40))
     with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
         with monkeypatch.context() as patch:
-            patch.setattr(segments, "write_new", no_space)
+            patch.setattr(segment, "write_new", no_space)
             assert store.ingest(tmp_path / "a.npy").added == 40
         assert "the index was not built" in caplog.text
         assert store.info().segments == []

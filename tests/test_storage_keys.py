@@ -13,8 +13,9 @@ import pytest
 
 from engine import StoreDamagedError, StoreError
 from engine.config import MemoryBudget
-from engine.storage import beneath, keys, pinned
-from engine.storage.keys import Keys
+from engine.storage import nofollow
+from engine.storage.rocks import database, pin
+from engine.storage.rocks.database import Keys
 
 SMALL = MemoryBudget(64 << 20)  # memtables of 8 MiB together
 TABLES = ("images", "records", "meta")
@@ -22,7 +23,7 @@ TABLES = ("images", "records", "meta")
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[Keys]:
-    opened = keys.create(tmp_path, SMALL)
+    opened = database.create(tmp_path, SMALL)
     yield opened
     opened.close()
 
@@ -92,9 +93,9 @@ def test_a_scan_does_not_see_what_is_committed_meanwhile(writer: Keys) -> None:
 
 def test_a_reader_sees_what_was_committed_when_it_was_opened(writer: Keys, tmp_path: Path) -> None:
     commit(writer, a=b"1")
-    before = keys.open_reader(tmp_path, SMALL)
+    before = database.open_reader(tmp_path, SMALL)
     commit(writer, a=None, b=b"2")
-    after = keys.open_reader(tmp_path, SMALL)
+    after = database.open_reader(tmp_path, SMALL)
     assert everything(before) == [{b"a": b"1"}] * 3
     assert everything(after) == [{b"b": b"2"}] * 3
     before.close()
@@ -122,7 +123,7 @@ def test_readers_beside_a_busy_writer_see_whole_commits_in_their_order(
     try:
         for _ in range(12):
             least = committed
-            reader = keys.open_reader(tmp_path, SMALL)
+            reader = database.open_reader(tmp_path, SMALL)
             images, records, meta = everything(reader)
             assert images == records == meta
             assert least <= int(images[b"n"]) <= committed + 1
@@ -147,12 +148,12 @@ def test_reading_leaves_no_trace(
     store.mkdir()
     elsewhere.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
-    writer = keys.create(store, SMALL)
+    writer = database.create(store, SMALL)
     commit(writer, a=b"1")
     if not beside_a_writer:
         writer.close()
     before = stamps(store)
-    reader = keys.open_reader(store, SMALL)
+    reader = database.open_reader(store, SMALL)
     assert everything(reader) == [{b"a": b"1"}] * 3
     assert stamps(store) == before
     assert list(elsewhere.iterdir()) == []
@@ -170,7 +171,7 @@ def crashed(tmp_path: Path) -> Path:
     """A store's keys after five commits, as a kill leaves them: all in the write-ahead log."""
     live, image = tmp_path / "live", tmp_path / "image"
     live.mkdir()
-    opened = keys.create(live, SMALL)
+    opened = database.create(live, SMALL)
     for n in range(5):
         commit(opened, **{f"k{n}": bytes([n]) * 50})
     shutil.copytree(live / "keys", image / "keys")
@@ -181,7 +182,7 @@ def crashed(tmp_path: Path) -> Path:
 Opener = Callable[[Path, MemoryBudget], Keys]
 
 
-@pytest.mark.parametrize("opener", [keys.open_reader, keys.open_writer])
+@pytest.mark.parametrize("opener", [database.open_reader, database.open_writer])
 def test_what_was_committed_survives_a_kill(crashed: Path, opener: Opener) -> None:
     opened = opener(crashed, SMALL)
     assert [sorted(rows) for rows in everything(opened)] == [
@@ -190,7 +191,7 @@ def test_what_was_committed_survives_a_kill(crashed: Path, opener: Opener) -> No
     opened.close()
 
 
-@pytest.mark.parametrize("opener", [keys.open_reader, keys.open_writer])
+@pytest.mark.parametrize("opener", [database.open_reader, database.open_writer])
 @pytest.mark.parametrize("cut", [1, 30, 150, 400, 700])
 def test_of_a_torn_log_whole_commits_are_left(crashed: Path, opener: Opener, cut: int) -> None:
     (log,) = (crashed / "keys").glob("*.log")
@@ -203,7 +204,7 @@ def test_of_a_torn_log_whole_commits_are_left(crashed: Path, opener: Opener, cut
     opened.close()
 
 
-@pytest.mark.parametrize("opener", [keys.open_reader, keys.open_writer])
+@pytest.mark.parametrize("opener", [database.open_reader, database.open_writer])
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.6, 0.99])
 def test_a_flipped_byte_in_the_log_is_damage_and_drops_no_commit(
     crashed: Path, opener: Opener, part: float
@@ -217,14 +218,14 @@ def test_a_flipped_byte_in_the_log_is_damage_and_drops_no_commit(
 
 
 def test_a_flipped_byte_in_a_table_is_damage_when_it_is_read(tmp_path: Path) -> None:
-    table = keys.create(tmp_path, SMALL)
+    table = database.create(tmp_path, SMALL)
     commit(table, **{f"k{n}": os.urandom(100) for n in range(100)})
     table.close()
     for path in (tmp_path / "keys").glob("*.sst"):
         data = bytearray(path.read_bytes())
         data[500] ^= 1  # among the rows
         path.write_bytes(data)
-    reader = keys.open_reader(tmp_path, SMALL)
+    reader = database.open_reader(tmp_path, SMALL)
     with pytest.raises(StoreDamagedError, match=r"'images' cannot be read: .*engine check"):
         for n in range(100):
             reader.get("images", b"k%d" % n)
@@ -237,12 +238,12 @@ def test_a_flipped_byte_in_a_table_is_damage_when_it_is_read(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("gone", ["CURRENT", "MANIFEST-*", "*.sst"])
 def test_a_lost_file_is_damage(tmp_path: Path, gone: str) -> None:
-    table = keys.create(tmp_path, SMALL)
+    table = database.create(tmp_path, SMALL)
     commit(table, a=b"1")
     table.close()
     for path in (tmp_path / "keys").glob(gone):
         path.unlink()
-    for opener in (keys.open_reader, keys.open_writer):
+    for opener in (database.open_reader, database.open_writer):
         with pytest.raises(StoreDamagedError, match="keys"):
             opener(tmp_path, SMALL)
 
@@ -265,10 +266,10 @@ def test_a_log_that_goes_while_logs_are_measured_is_none(
     writer: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit(writer, a=b"1")
-    real = beneath.entries
-    gone = beneath.Entry("999999.log", is_file=True, is_folder=False)
+    real = nofollow.entries
+    gone = nofollow.Entry("999999.log", is_file=True, is_folder=False)
     with monkeypatch.context() as patch:
-        patch.setattr(beneath, "entries", lambda *of: [*real(*of), gone])
+        patch.setattr(nofollow, "entries", lambda *of: [*real(*of), gone])
         writer.settle()
     assert everything(writer)
 
@@ -277,7 +278,7 @@ def test_what_a_writer_does_while_a_reader_opens_changes_nothing(
     writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flushes, compactions, deletions and commits between the pinning of files and their opening."""
-    real, turns = keys._open, 0
+    real, turns = database._open, 0
 
     def flush() -> None:
         for table in writer._tables.values():
@@ -292,12 +293,12 @@ def test_what_a_writer_does_while_a_reader_opens_changes_nothing(
         turns += 1
         return real(*arguments, **named)
 
-    monkeypatch.setattr(keys, "_open", later)
+    monkeypatch.setattr(database, "_open", later)
     for n in range(6):
         commit(writer, n=str(n).encode(), old=None if n % 2 else b"there", **{f"k{n}": b"y" * 5000})
         if n % 3 == 0:
             flush()  # some of it lies in tables, and some in the log
-        reader = keys.open_reader(tmp_path, SMALL)
+        reader = database.open_reader(tmp_path, SMALL)
         (images, records, meta) = everything(reader)
         reader.close()
         assert images == records == meta
@@ -313,9 +314,9 @@ def test_a_state_that_moves_while_it_is_pinned_is_pinned_again(
     writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit(writer, a=b"0")
-    real, moves = pinned.Pinned._open_new, iter(range(1, 8))
+    real, moves = pin.Pinned._open_new, iter(range(1, 8))
 
-    def meanwhile(held: pinned.Pinned) -> bool:
+    def meanwhile(held: pin.Pinned) -> bool:
         found = real(held)
         for n in moves:
             commit(writer, a=str(n).encode())
@@ -324,13 +325,13 @@ def test_a_state_that_moves_while_it_is_pinned_is_pinned_again(
             break
         return found
 
-    monkeypatch.setattr(pinned.Pinned, "_open_new", meanwhile)
-    reader = keys.open_reader(tmp_path, SMALL)
+    monkeypatch.setattr(pin.Pinned, "_open_new", meanwhile)
+    reader = database.open_reader(tmp_path, SMALL)
     assert everything(reader) == [{b"a": b"7"}] * 3
     reader.close()
     moves = iter(range(8, 1000))
-    with pytest.raises(keys.BusyError, match="try again") as raised:
-        keys.open_reader(tmp_path, SMALL, tries=5)
+    with pytest.raises(database.BusyError, match="try again") as raised:
+        database.open_reader(tmp_path, SMALL, tries=5)
     assert not isinstance(raised.value, StoreDamagedError)
 
 
@@ -338,8 +339,8 @@ def test_where_open_files_have_no_names_they_are_opened_by_their_own(
     writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit(writer, a=b"1")
-    monkeypatch.setattr(pinned, "_FDS", tmp_path / "none")
-    real, count = keys._open, 0
+    monkeypatch.setattr(pin, "_FDS", tmp_path / "none")
+    real, count = database._open, 0
 
     def meanwhile(*arguments: Any, **named: Any) -> Keys:
         nonlocal count
@@ -350,8 +351,8 @@ def test_where_open_files_have_no_names_they_are_opened_by_their_own(
                 table.flush()
         return real(*arguments, **named)
 
-    monkeypatch.setattr(keys, "_open", meanwhile)
-    reader = keys.open_reader(tmp_path, SMALL)
+    monkeypatch.setattr(database, "_open", meanwhile)
+    reader = database.open_reader(tmp_path, SMALL)
     assert everything(reader) == [{b"a": b"3"}] * 3
     reader.close()
     assert count >= 4
@@ -361,7 +362,7 @@ def test_where_open_files_have_no_names_they_are_opened_by_their_own(
 def test_what_current_names_is_never_written_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    keys.create(tmp_path / "store", SMALL).close()
+    database.create(tmp_path / "store", SMALL).close()
     temporary = tmp_path / "temporary" / "inside"
     temporary.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -369,6 +370,6 @@ def test_what_current_names_is_never_written_elsewhere(
     (tmp_path / "store/keys/CURRENT").write_text(f"{name}\n")
     before = {*tmp_path.rglob("*")}
     with pytest.raises(StoreDamagedError, match="keys"):
-        keys.open_reader(tmp_path / "store", SMALL)
+        database.open_reader(tmp_path / "store", SMALL)
     assert {*tmp_path.rglob("*")} == before
     assert (tmp_path / "store/outside").read_bytes() == b"1"

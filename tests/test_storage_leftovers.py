@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine import Store
-from engine.storage import leftovers
-from engine.storage.leftovers import claimed, sweep, work_folder
+from engine.storage import temp_folders
+from engine.storage.temp_folders import claimed, sweep, work_folder
 
 NAMES = re.compile(r"work-\d+")
 INSIDE = re.compile(r"keys/\w+|\w+")
@@ -56,7 +56,7 @@ def test_what_somebody_holds_stays(tmp_path: Path) -> None:
         return path
 
     claim = claimed(make)
-    code = "from engine.storage.leftovers import *; import re; from pathlib import Path\n"
+    code = "from engine.storage.temp_folders import *; import re; from pathlib import Path\n"
     code += "print(sweep(Path(sys.argv[1]), re.compile(r'work-\\d+'), re.compile('.*')))"
     command = [sys.executable, "-c", f"import sys\n{code}", str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
@@ -136,13 +136,13 @@ def test_what_was_finished_meanwhile_is_somebodys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = made(tmp_path)
-    lock = leftovers._lock
+    lock = temp_folders._lock
 
     def finished(fd: int) -> None:
         path.rename(tmp_path / "store")
         lock(fd)
 
-    monkeypatch.setattr(leftovers, "_lock", finished)
+    monkeypatch.setattr(temp_folders, "_lock", finished)
     assert sweep(tmp_path, NAMES, INSIDE) == 0
     assert (tmp_path / "store" / "keys" / "a").exists()
 

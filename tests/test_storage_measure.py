@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from indexed import clustered, nearest, write
 
 from engine.config import MemoryBudget
-from engine.storage import build
-from engine.storage.index import VectorIndex
+from engine.index import build
+from engine.index.background import Work
+from engine.index.calibrate import measure
+from engine.index.operating_point import choose
+from engine.index.search import VectorIndex
 from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry
-from engine.storage.measure import measure
-from engine.storage.recall import choose
-from engine.storage.work import Work
 
 N, DIM = 3000, 24
 WORK = Work(MemoryBudget())

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.storage.notice import NAME, Notice, commit_of, is_of_another_commit, pack
+from engine.storage.commit_file import NAME, Notice, commit_of, is_of_another_commit, pack
 
 
 def test_a_reader_sees_what_the_writer_publishes(tmp_path: Path) -> None:

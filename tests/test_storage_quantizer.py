@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from indexed import clustered, nearest, recall_of
 
 from engine.errors import StoreDamagedError
-from engine.storage.quantizer import HEADER_BYTES, Quantizer, Reach
+from engine.index.quantizer import HEADER_BYTES, Quantizer, Reach
 
 
 def trained(block: np.ndarray, nlist: int = 8) -> Quantizer:

@@ -21,12 +21,14 @@ from engine import (
     StoreFormatError,
     StoreLockedError,
     StoreNotFoundError,
-    ingest,
 )
-from engine.cli import main
+from engine.cli.app import main
 from engine.config import FORMAT_VERSION
-from engine.storage import keys, manifest, notice, salvage
-from engine.storage.notice import Notice, commit_of
+from engine.ingest import run
+from engine.maintenance import salvage
+from engine.storage import commit_file, manifest
+from engine.storage.commit_file import Notice, commit_of
+from engine.storage.rocks import database
 
 SYNTHETIC = "synthetic:bits?seed=0"
 COUNT = 51
@@ -63,8 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path
         Image.fromarray(mask(i).astype(np.uint8) * 255).save(made / "photos" / f"{i}.png")
     np.save(made / "rows.npy", np.stack([mask(i) for i in range(3, 9)]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "CHUNK_ROWS", 15)
-        patch.setattr(ingest, "EXACT_ROWS", 40)
+        patch.setattr(run, "CHUNK_ROWS", 15)
+        patch.setattr(run, "EXACT_ROWS", 40)
         with Store.open(made / "closed", create=True, encoder=str(tiny_encoder)) as opened:
             ingest_all(opened, made)
             assert opened._files.state.commit == COMMITS
@@ -294,7 +296,7 @@ def test_no_bit_of_a_manifest_can_change_an_answer(folder: Path) -> None:
 def test_the_index_comes_back_with_the_next_ingest(
     closed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "EXACT_ROWS", 40)
+    monkeypatch.setattr(run, "EXACT_ROWS", 40)
     (closed / "MANIFEST.json").unlink()
     Store.salvage(closed)
     with Store.open(closed) as store:
@@ -510,7 +512,7 @@ class Interrupted(BaseException):
     [
         (salvage, "write_new"),
         (salvage, "fsync_dir"),
-        (keys, "open_writer"),
+        (database, "open_writer"),
         (Notice, "publish"),
         (os, "fsync"),
     ],
@@ -576,7 +578,7 @@ def test_keys_that_lost_their_end_after_a_removal_are_of_one_age(tmp_path: Path)
         store.ingest(f"{SYNTHETIC}&n=300", "synthetic:bits?seed=1&n=5")
         store.remove(ids=[*range(1, 140), 150, 300, 301, 305])
         last = store._files.state.commit
-    (where / "COMMIT").write_bytes(notice.pack(last + 1))
+    (where / "COMMIT").write_bytes(commit_file.pack(last + 1))
     with pytest.raises(StoreDamagedError, match=f"end with commit {last}"):
         Store.open(where)
     (problem,) = Store.salvage(where)

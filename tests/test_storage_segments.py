@@ -16,13 +16,13 @@ from indexed import clustered, nearest, recall_of, write
 
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
-from engine.storage import build, segments
-from engine.storage.index import VectorIndex
+from engine.index import build, segment
+from engine.index.background import Work
+from engine.index.quantizer import Quantizer
+from engine.index.search import VectorIndex
+from engine.index.segment import Segment, path_of
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
-from engine.storage.quantizer import Quantizer
-from engine.storage.segments import Segment, path_of
 from engine.storage.vectors import Vectors
-from engine.storage.work import Work
 
 WORK = Work(MemoryBudget())
 
@@ -47,7 +47,7 @@ class Made:
             self.named, self.quantizer = made
         else:
             self.quantizer = Quantizer.train(block, nlist, 1)
-            segments.make_folder(root)
+            segment.make_folder(root)
             sums = self.quantizer.save(root / "index" / "00000001.quantizer", 1)
             self.named = QuantizerEntry(1, 1, nlist, len(block), 0.5, *sums)
         self.entry = self.piece(2, [(0, len(block))])
@@ -82,7 +82,7 @@ def test_what_is_read_is_what_was_coded(tmp_path: Path, dim: int) -> None:
     lists, codes, _ = made.quantizer.encode(made.block)
     segment = made.open()
     assert path_of(tmp_path, 2).stat().st_size == made.entry.bytes
-    assert segments.problem(path_of(tmp_path, 2), made.entry.bytes, made.entry.xxh64) is None
+    assert segment.problem(path_of(tmp_path, 2), made.entry.bytes, made.entry.xxh64) is None
     assert segment.names_every_row()
     for number in range(made.quantizer.nlist):
         mine = np.flatnonzero(lists == number)
@@ -173,16 +173,16 @@ def test_a_segment_finds_what_lists_of_faiss_in_memory_find(tmp_path: Path, dim:
 )
 def test_blocks_give_back_what_was_packed(codes: np.ndarray) -> None:
     n, size = codes.shape
-    blocks = segments.packed(codes)
+    blocks = segment.packed(codes)
     assert len(blocks) == -(-n // 32) * 32 * size
-    assert np.array_equal(segments.unpacked(blocks, n, size), codes)
+    assert np.array_equal(segment.unpacked(blocks, n, size), codes)
 
 
 def test_a_faiss_that_arranges_codes_otherwise_is_not_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Made(tmp_path, clustered(100))
-    monkeypatch.setattr(segments, "_is_as_faiss_has_it", lambda: False)
+    monkeypatch.setattr(segment, "_is_as_faiss_has_it", lambda: False)
     with pytest.raises(StoreDamagedError, match="otherwise"):
         made.open()
 
@@ -224,7 +224,7 @@ def test_a_cut_file_is_refused_whatever_its_entry_says(
     for said in (whole.entry.bytes, len(data)):
         with pytest.raises(StoreDamagedError):
             Segment(path, replace(whole.entry, bytes=said), whole.quantizer)
-    assert segments.problem(path, whole.entry.bytes, whole.entry.xxh64)
+    assert segment.problem(path, whole.entry.bytes, whole.entry.xxh64)
 
 
 def test_a_file_that_is_gone_is_refused(tmp_path: Path, whole: Made) -> None:
@@ -315,5 +315,5 @@ def test_what_cannot_be_written_leaves_nothing(
     quantizer = whole.quantizer
     pieces = [(whole.open(), 0)]
     with pytest.raises(OSError, match="No space"):
-        segments.write(path_of(tmp_path, 5), 1, quantizer.nlist, quantizer.code_bytes, pieces)
+        segment.write(path_of(tmp_path, 5), 1, quantizer.nlist, quantizer.code_bytes, pieces)
     assert list((tmp_path / "index").iterdir()) == []

@@ -13,7 +13,7 @@ import faiss
 import pytest
 
 from engine.config import MemoryBudget
-from engine.storage.work import StoppedError, Work
+from engine.index.background import StoppedError, Work
 
 MEMORY = MemoryBudget()
 

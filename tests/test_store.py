@@ -25,11 +25,11 @@ from engine import (
     StoreLockedError,
     StoreNotFoundError,
     UsageError,
-    ingest,
 )
-from engine.storage import manifest, notice
+from engine.ingest import run
+from engine.storage import commit_file, manifest
 from engine.storage.extents import HEADER_BYTES
-from engine.storage.keys import Keys
+from engine.storage.rocks.database import Keys
 
 
 def mask(seed: int) -> np.ndarray:
@@ -304,7 +304,7 @@ def test_any_failed_write_closes_the_store_in_one_line(
 def test_a_commit_that_fails_adds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_FILES", 2)  # more files are being read meanwhile
+    monkeypatch.setattr(run, "CHUNK_FILES", 2)  # more files are being read meanwhile
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(12):
@@ -479,7 +479,7 @@ def test_a_reader_that_cannot_go_over_to_what_is_new_keeps_what_it_has(
     with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
         writer.ingest(rows(tmp_path / "1.npy", range(3)))
         with Store.open(tmp_path / "a", read_only=True) as reader:
-            (tmp_path / "a" / "COMMIT").write_bytes(notice.pack(99))
+            (tmp_path / "a" / "COMMIT").write_bytes(commit_file.pack(99))
             assert known(reader, range(3)) == [0, 1, 2]
             assert "commit 99 was made" in caplog.text
             assert reader.get(2).id == 2
@@ -536,8 +536,8 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
         store.ingest(np.ones((40, 8), np.float32), name="some")
     code = """
 import contextlib, io, json, resource, sys
-from engine.cli import main
-import engine.storage.index, faiss
+from engine.cli.app import main
+import engine.index.search, faiss
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 for limit in range(4, 40, 5):
     said = io.StringIO()

@@ -30,21 +30,15 @@ from hypothesis.stateful import (
 )
 from PIL import Image
 
-from engine import (
-    ImageError,
-    Store,
-    StoreLockedError,
-    UsageError,
-    digest,
-    ingest,
-    optimize,
-    remove,
-)
+from engine import ImageError, Store, StoreLockedError, UsageError
 from engine.config import SOURCES_SHOWN
+from engine.images import hashing
+from engine.ingest import run
+from engine.maintenance import optimize, remove
 from engine.records import Buffer, IngestReport, Kind, RemoveReport
 from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
-from engine.storage import extents, removed
-from engine.store import StoreFiles
+from engine.storage import extents, tombstones
+from engine.storage.writer import StoreFiles
 
 EXAMPLES, STEPS = 40, 30
 PICTURES = ("a.png", "b.bmp", "c.png", "d.bmp", "e.png")
@@ -60,8 +54,8 @@ IDENTICAL = ["identical"]
 
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and runs of a few rows, so that all their edges are met."""
-    patch.setattr(ingest, "CHUNK_FILES", 2)
-    patch.setattr(ingest, "CHUNK_ROWS", 3)
+    patch.setattr(run, "CHUNK_FILES", 2)
+    patch.setattr(run, "CHUNK_ROWS", 3)
     patch.setattr(remove, "MOST", 3)
     patch.setattr(optimize, "_BATCH", 3)
     patch.setattr(optimize, "_BYTES", 40)
@@ -72,7 +66,7 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
         if name.startswith("engine.") and hasattr(module, "BUCKET_BITS"):
             patch.setattr(module, "BUCKET_BITS", 2)
     for name, value in (("_BITS", 5), ("_IDS", 32), ("_BITMAP", 4)):
-        patch.setattr(removed, name, value)
+        patch.setattr(tombstones, name, value)
 
 
 # --- images and files -----------------------------------------------------------------------------
@@ -702,14 +696,14 @@ def test_images_that_share_a_key_live_and_go_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_pieces(monkeypatch)
-    key = digest.key
+    key = hashing.key
 
     def one_of_three(canonical: Buffer, seed: int) -> bytes:
-        return bytes([key(canonical, 0)[0] % 3]) * digest.KEY_BYTES
+        return bytes([key(canonical, 0)[0] % 3]) * hashing.KEY_BYTES
 
-    monkeypatch.setattr(digest, "key", one_of_three)
+    monkeypatch.setattr(hashing, "key", one_of_three)
     monkeypatch.setattr(
-        digest, "keys", lambda many, seed: [one_of_three(one, seed) for one in many]
+        hashing, "keys", lambda many, seed: [one_of_three(one, seed) for one in many]
     )
     run_state_machine_as_test(
         lambda: Walk(tmp_path),

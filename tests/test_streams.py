@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import Store, streams
+from engine import Store
+from engine.cli import streams
 
 CLOSED = {0: "<&-", 1: ">&-", 2: "2>&-"}
 

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from engine.training.pages import kept_pages
+from engine.training.malloc_pages import kept_pages
 
 glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc" or not Path("/proc/self/statm").exists(),

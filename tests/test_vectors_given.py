@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from engine import Kind, Store, UsageError, ingest
-from engine import given as given_module
-from engine.cli import app
-from engine.given import checked
-from engine.sources.base import VectorBlock
+from engine import Kind, Store, UsageError
+from engine.cli.app import app
+from engine.ingest import given_arrays as given_module
+from engine.ingest import run
+from engine.ingest.given_arrays import checked
+from engine.sources.items import VectorBlock
 from engine.storage import extents
-from engine.storage.chunk import Chunk
-from engine.store import StoreFiles
+from engine.storage.changeset import Chunk
+from engine.storage.writer import StoreFiles
 
 RNG = np.random.default_rng(5)
 DIM = 12
@@ -31,7 +32,7 @@ ROWS = RNG.standard_normal((500, DIM)).astype(np.float32)
 
 def small_pieces(patch: pytest.MonkeyPatch, rows: int = 37) -> None:
     """Commits and extents of a few rows, so that all their edges are met."""
-    patch.setattr(ingest, "CHUNK_VECTORS", rows)
+    patch.setattr(run, "CHUNK_VECTORS", rows)
     patch.setattr(given_module, "_REMOVED", 11)
     patch.setattr(given_module, "_AT_ONCE", 5 * DIM)
     patch.setattr(extents, "EXTENT_ROWS", 100)
@@ -824,22 +825,22 @@ def test_a_lost_manifest_is_made_anew(tmp_path):
 # --- the command ----------------------------------------------------------------------------------
 
 
-def run(*words: object) -> tuple[int, str]:
+def command(*words: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(word) for word in words])
     return result.exit_code, result.stdout
 
 
 def test_the_command(tmp_path):
     path, store = saved(tmp_path / "v.npy", ROWS), tmp_path / "store"
-    code, out = run("ingest", path, "--normalize", "--store", store, "--json")
+    code, out = command("ingest", path, "--normalize", "--store", store, "--json")
     assert (code, json.loads(out)["added"]) == (0, 500)
-    code, out = run("lookup", path, "-k", 2, "--store", store, "--json")
+    code, out = command("lookup", path, "-k", 2, "--store", store, "--json")
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [line["similar"][0]["id"] for line in lines] == list(range(1, 501))
     assert [line["query"] for line in lines][:2] == [f"{path}#0", f"{path}#1"]
-    assert run("check", "--store", store)[0] == 0
-    code, out = run("info", "--store", store)
+    assert command("check", "--store", store)[0] == 0
+    code, out = command("info", "--store", store)
     assert "vectors, 12 dimensions" in out
     assert not list(store.glob("encoder/*"))
 

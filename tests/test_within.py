@@ -16,12 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine import Store, UsageError, ingest, within
-from engine.named import bases
+from engine import Store, UsageError
+from engine.ingest import run
+from engine.search import filters
+from engine.search.filters import ids_within
+from engine.storage.bitmap import IdSet
 from engine.storage.extents import MovedError
-from engine.storage.idset import IdSet
-from engine.store import StoreFiles
-from engine.within import ids_within
+from engine.storage.source_names import bases
+from engine.storage.writer import StoreFiles
 
 COUNT = 3000  # vectors
 GONE = (1, 2, 3, 700, 1500, 2999)  # of images that are removed
@@ -53,7 +55,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Ite
     folder = tmp_path_factory.mktemp("vectors")
     draw = np.random.default_rng(5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "EXACT_ROWS", 1000)
+        patch.setattr(run, "EXACT_ROWS", 1000)
         with Store.open(folder / "store", create=True, encoder=str(tiny_encoder)) as store:
             for part in (2500, 500):
                 images = draw.integers(0, 256, (part, 16, 16, 3), np.uint8)
@@ -473,7 +475,7 @@ def test_the_same_sources_are_looked_for_once_a_commit(
         asked.append([name for name, _ in names])
         return ids_within(store, names)
 
-    monkeypatch.setattr(within, "ids_within", counted)
+    monkeypatch.setattr(filters, "ids_within", counted)
     with Store.open(shelf / "store", read_only=True) as store:
         for _ in range(3):
             store.lookup(mask(0), source=str(shelf / "p"))
@@ -488,5 +490,5 @@ def test_names_are_read_a_few_at_a_time(shelf: Path, monkeypatch: pytest.MonkeyP
     with Store.open(shelf / "store", read_only=True) as store:
         asked = [("", tuple(bases(str(shelf))))]
         every = ids_within(store._files, asked).ids().tolist()
-        monkeypatch.setattr(within, "_BATCH", 3)
+        monkeypatch.setattr(filters, "_BATCH", 3)
         assert ids_within(store._files, asked).ids().tolist() == every

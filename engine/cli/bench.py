@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from engine import show
+from engine.cli import render
 from engine.cli.options import JsonOption, MemoryOption, show_line, warn
+from engine.cli.progress import Progress
 from engine.errors import UsageError
-from engine.progress import Progress
 
 
 def bench(
@@ -92,7 +92,7 @@ def bench(
         body = suite.summary_of(results)
         if before is not None:
             body["compared"] = suite.changes_of(before, results, changes)
-        show_line(show.line(body))
+        show_line(render.line(body))
         return
     show_line(suite.table(results))
     if before is not None:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from engine import show
 from engine.api import Store
+from engine.cli import render
 from engine.cli.options import JsonOption, StoreOption, show_line
+from engine.cli.progress import Progress
 from engine.config import default_store
-from engine.progress import Progress
 
 
 def backup(
@@ -33,7 +33,7 @@ def backup(
         Progress("backup", "bytes") as progress,
     ):
         report = opened.backup(dest, progress=progress)
-    show_line(show.line(asdict(report)) if as_json else show.backup_text(report))
+    show_line(render.line(asdict(report)) if as_json else render.backup_text(report))
 
 
 def export(
@@ -60,4 +60,4 @@ def export(
         Progress("export") as progress,
     ):
         report = opened.export(dest, format=format, vectors=vectors, progress=progress)
-    show_line(show.line(asdict(report)) if as_json else show.export_text(report))
+    show_line(render.line(asdict(report)) if as_json else render.export_text(report))

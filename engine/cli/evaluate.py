@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from engine import show
+from engine.cli import render
 from engine.cli.options import DONE, SOME_REJECTED, JsonOption, show_line, warn
+from engine.cli.progress import Progress
 from engine.errors import UsageError
-from engine.progress import Progress
 
 _MOST_LISTED = 50
 
@@ -93,7 +93,7 @@ def evaluate(
             out=out or None,
             progress=progress,
         )
-    show_line(show.line(asdict(report)) if as_json else found.text(report))
+    show_line(render.line(asdict(report)) if as_json else found.text(report))
     for rejected in report.rejected[:_MOST_LISTED]:
         warn(f"{rejected.source}: {rejected.reason}")
     if len(report.rejected) > _MOST_LISTED:

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from engine import interrupts, streams
-from engine.show import printable
+from engine.cli import interrupts, streams
+from engine.cli.render import printable
 
 DONE, NOT_FOUND, FAILED, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, interrupts.STATUS
 """Exit statuses: the contract that scripts rely on."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine import interrupts, show
+from engine.cli import interrupts, render
 from engine.cli.options import (
     DONE,
     INTERRUPTED,
@@ -20,8 +20,8 @@ from engine.cli.options import (
     show_line,
     warn,
 )
+from engine.cli.progress import Progress
 from engine.errors import TrainingError, UsageError
-from engine.progress import Progress
 
 _UNITS = {"read": "images", "train": "steps"}
 _CHECKPOINT_SECONDS = 30.0  # it takes a second or less, but for slow disks
@@ -276,7 +276,7 @@ def train(
             stop=stop,
         )
     if as_json:
-        show_line(show.line(asdict(report)))
+        show_line(render.line(asdict(report)))
     else:
         show_line(_text(report))
     for rejected in report.rejected:

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import cpu_count
-from engine.encoders.external import has_external_data
+from engine.encoders.external_data import has_external_data
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError
 from engine.forking import abandon_in_child, keep_for_ever
-from engine.pixels import squash
+from engine.images.canonical import squash
 
 _BATCH_BYTES = 32 << 20  # of pictures that the model is given at once
 _SOON = 0.1  # seconds

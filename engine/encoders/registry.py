@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import digest
 from engine.errors import EncoderError
+from engine.images import hashing
 
 _BUILT_IN = Path(__file__).parent / "models"
 DESCRIPTION = "encoder.json"
@@ -85,7 +85,7 @@ def read(folder: Path, contents: Callable[[str, int], bytes] | None = None) -> E
         dim, side = _size(body, "dim", _MOST_DIM), _size(body, "image_size", _MOST_SIDE)
         name = _name(body["name"])
         content = contents(model.name, _MOST_MODEL)
-        sha256 = digest.file_hash(content).hex()
+        sha256 = hashing.file_hash(content).hex()
         found = EncoderFiles(name, dim, side, model, sha256, body, content)
     except OSError as error:
         raise EncoderError(f"{folder} cannot be read: {error.strerror}: {error.filename}") from None

@@ -13,7 +13,7 @@ from engine.errors import UsageError
 from engine.evaluation.classify import Labels, knn_accuracy, probe_accuracy
 from engine.evaluation.labelled import Labelled
 from engine.evaluation.pictures import Picture, choose
-from engine.evaluation.timed import Timed, Vectors
+from engine.evaluation.timing import Timed, Vectors
 
 _BLOCK = 64
 _MOST_BYTES = 4 << 30  # of vectors, all entrants together

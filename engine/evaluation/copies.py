@@ -18,8 +18,8 @@ from engine.evaluation.entrants import picture_print
 from engine.evaluation.pictures import Array, Picture, Stream, choose
 from engine.evaluation.report import WorstCase
 from engine.evaluation.retrieval import Retrieval
-from engine.evaluation.sheet import Row
-from engine.evaluation.timed import Timed, Vectors
+from engine.evaluation.timing import Timed, Vectors
+from engine.evaluation.worst_cases import Row
 
 LEAST_SIDE = 48  # pixels of a query: what is cropped and shrunk further says nothing below
 _BLOCK = 64  # distractors compared at a time

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engine import fingerprint
-from engine import pixels as px
 from engine.config import cpu_count
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, UsageError
 from engine.evaluation.pictures import Array
+from engine.images import canonical as px
+from engine.images import fingerprint
 
 Vectors = npt.NDArray[np.float32]
 

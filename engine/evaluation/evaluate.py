@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.config import cpu_count
 from engine.errors import EngineError, UsageError
-from engine.evaluation import sheet
+from engine.evaluation import worst_cases
 from engine.evaluation.classes import Classes
 from engine.evaluation.copies import Copies, CopyResult
 from engine.evaluation.distort import DISTORTIONS
@@ -21,10 +21,10 @@ from engine.evaluation.entrants import find_all
 from engine.evaluation.labelled import TEST, TRAIN, open_labelled
 from engine.evaluation.pictures import Picture, Stream
 from engine.evaluation.report import EncoderResult, EvalReport, EvalSettings
-from engine.evaluation.timed import Timed
+from engine.evaluation.timing import Timed
 from engine.records import Rejection
 from engine.sources.locate import Sources
-from engine.storage.files import make_folders, replace_file
+from engine.storage.durable import make_folders, replace_file
 
 REPORT = "eval.json"
 
@@ -189,7 +189,7 @@ def _written(report: EvalReport, found: Sequence[CopyResult], folder: Path) -> E
             name = report.results[number].name
             path = folder / f"worst-{number + 1}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:80]}.png"
             data = io.BytesIO()
-            sheet.draw(f"{name}: the worst of {report.queries:,} queries", each.rows).save(
+            worst_cases.draw(f"{name}: the worst of {report.queries:,} queries", each.rows).save(
                 data, "PNG"
             )
             replace_file(path, data.getvalue())

@@ -21,9 +21,9 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from engine import pixels as px
 from engine.errors import SourceError, UsageError
 from engine.evaluation.pictures import Picture, Stream, shrunk
+from engine.images import canonical as px
 from engine.sources import npy
 from engine.sources.arrays import NpyArray, open_array
 from engine.sources.npy import NpyFile

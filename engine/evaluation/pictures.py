@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engine import pixels as px
 from engine.errors import ImageError, SourceError
-from engine.sources.base import (
+from engine.images import canonical as px
+from engine.sources.items import (
     LABELS,
     ArchiveItem,
     FileItem,

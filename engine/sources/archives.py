@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import ImageError, SourceError
-from engine.pixels import looks_like_image
-from engine.sources.base import (
+from engine.images.canonical import looks_like_image
+from engine.sources.decompress import Decompressed, plain, steady
+from engine.sources.items import (
     HARD_LINKS,
     HEAD_BYTES,
     NO_ARCHIVE,
@@ -23,7 +24,7 @@ from engine.sources.base import (
     over_limit,
     stamp_of,
 )
-from engine.sources.naming import (
+from engine.sources.member_names import (
     MOST_NAME,
     claims_by_name,
     name_of,
@@ -33,7 +34,6 @@ from engine.sources.naming import (
     wanted_fields,
 )
 from engine.sources.shards import MOST_SIDECAR, File, metadata_of, samples
-from engine.sources.streams import Decompressed, plain, steady
 from engine.sources.tar import Entry, TarReader, is_tar
 
 TAR_SUFFIXES = (

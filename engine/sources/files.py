@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.pixels import SUFFIXES, looks_like_image
-from engine.sources.base import FileItem, Item, Problem, Skipped, absolute, stamp_of
+from engine.images.canonical import SUFFIXES, looks_like_image
+from engine.sources.items import FileItem, Item, Problem, Skipped, absolute, stamp_of
 
 
 def one(path: Path) -> FileItem | Problem:

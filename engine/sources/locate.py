@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import EngineError, ImageError, SourceError, UsageError
-from engine.pixels import SUFFIXES, decode, from_canonical
+from engine.images.canonical import SUFFIXES, decode, from_canonical
 from engine.records import Decoded
 from engine.sources import files, shards
 from engine.sources.archives import TarArchive, begins_as_tar, is_named_tar
-from engine.sources.base import (
+from engine.sources.items import (
     FileItem,
     Item,
     Member,
@@ -26,7 +26,7 @@ from engine.sources.base import (
     VectorBlock,
     absolute,
 )
-from engine.sources.lists import MOST_LINE, check_list, listed, shown
+from engine.sources.member_names import MOST_NAME
 from engine.sources.named_arrays import (
     ARRAY_SUFFIXES,
     array_file,
@@ -35,11 +35,11 @@ from engine.sources.named_arrays import (
     is_array,
     missing_array,
 )
-from engine.sources.naming import MOST_NAME
+from engine.sources.path_lists import MOST_LINE, check_list, listed, shown
 from engine.sources.synthetic import PREFIX, SyntheticBits
 from engine.sources.tables import PARQUET_SUFFIXES, ParquetTable
 from engine.sources.vectors import NpyVectors
-from engine.sources.zips import ZipArchive
+from engine.sources.zip import ZipArchive
 
 Archive = TarArchive | ZipArchive | ParquetTable
 

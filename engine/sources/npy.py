@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from engine.errors import SourceError
-from engine.sources.base import absolute, stamp_of
+from engine.sources.items import absolute, stamp_of
 
 _SKIP_BYTES = 1 << 20
 _MOST = (1 << 63) - 1  # of a dimension; Python prints no numbers of thousands of digits

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import ImageError, UsageError
-from engine.sources.base import checked_metadata
+from engine.sources.items import checked_metadata
 
 MOST_SHARDS = 100_000
 MOST_SIDECAR = 64 << 10  # bytes

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from engine.errors import SourceError, UsageError
-from engine.pixels import HEADER_BYTES, rows_header
+from engine.images.canonical import HEADER_BYTES, rows_header
 from engine.records import Kind
-from engine.sources.base import RowBlock, Rows
+from engine.sources.items import RowBlock, Rows
 
 PREFIX = "synthetic:"
 SIDE = 100

@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.errors import ImageError, SourceError, UsageError
-from engine.sources import pages, thrift
-from engine.sources.base import Member, Problem, Skipped, checked_metadata, over_limit, stamp_of
-from engine.sources.naming import name_of, query_values, wanted_fields
-from engine.sources.streams import steady
+from engine.sources import parquet_pages, parquet_thrift
+from engine.sources.decompress import steady
+from engine.sources.items import (
+    Member,
+    Problem,
+    Skipped,
+    checked_metadata,
+    over_limit,
+    stamp_of,
+)
+from engine.sources.member_names import name_of, query_values, wanted_fields
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PREFERRED = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
@@ -81,13 +88,13 @@ class ParquetTable:
         first = 0
         with self._open() as (file, table, footer):
             read = [table.schema.column(i).path in names for i in range(len(table.schema))]
-            for group, (rows, chunks) in enumerate(thrift.row_groups(footer)):
+            for group, (rows, chunks) in enumerate(parquet_thrift.row_groups(footer)):
                 if start < first + rows:
                     number = first
                     wanted = [
                         chunk for chunk, is_read in zip(chunks, read, strict=False) if is_read
                     ]
-                    size = pages.batch_rows(file, wanted, most)
+                    size = parquet_pages.batch_rows(file, wanted, most)
                     batches = table.iter_batches(size, [group], names, use_threads=False)
                     for batch in _whole(batches, number):
                         yield from self._batch(batch, number, start, most, columns, keeps_path)
@@ -138,7 +145,7 @@ class ParquetTable:
         """
         pa, parquet = _pyarrow()
         with steady(self._path, (self.mtime_ns, self.size)) as file:
-            footer = pages.footer(file, self.size)
+            footer = parquet_pages.footer(file, self.size)
             try:
                 # Not by its path, which need not be UTF-8, and may be another file by now; nor
                 # through Python, which takes twice as long.
@@ -147,7 +154,7 @@ class ParquetTable:
                     buffer_size=_STREAM_BYTES,
                     pre_buffer=False,
                     page_checksum_verification=True,
-                    thrift_string_size_limit=pages.MOST_FOOTER,
+                    thrift_string_size_limit=parquet_pages.MOST_FOOTER,
                     thrift_container_size_limit=max(1, min(len(footer), _MOST_IN_LIST)),
                 )
                 yield file, table, footer

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine import digest
 from engine.errors import SourceError, UsageError
+from engine.images import hashing
 from engine.sources import npy
-from engine.sources.base import VectorBlock
+from engine.sources.items import VectorBlock
 from engine.sources.npy import NpyFile
 
 MOST_DIM = 1 << 16  # an index trains on thousands of vectors at a time, however long they are
@@ -92,7 +92,7 @@ class MemoryVectors:
         self._rows = rows
         self.count, self.dim = rows.shape
         self.row_bytes = 4 * self.dim
-        stamp = digest.Stamp()
+        stamp = hashing.Stamp()
         # With the shape: the same bytes in another one are other vectors.
         stamp.update(f"vectors {rows.shape}".encode())
         for block in self.vectors(0, self.count, _STAMPED):

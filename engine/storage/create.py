@@ -16,18 +16,19 @@ from pathlib import Path
 
 from engine.config import MemoryBudget, StructuralSettings
 from engine.errors import StoreError
-from engine.storage import beneath, keys, lock, manifest, names
-from engine.storage.beneath import Entry
-from engine.storage.files import fsync_dir, make_folders
-from engine.storage.leftovers import Claimed, claimed, sweep
+from engine.storage import file_names, lock, manifest, nofollow
+from engine.storage.durable import fsync_dir, make_folders
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import EncoderEntry, Manifest
+from engine.storage.nofollow import Entry
+from engine.storage.rocks import database
 from engine.storage.state import State
+from engine.storage.temp_folders import Claimed, claimed, sweep
 
-_PARTS = frozenset({keys.FOLDER, "encoder", lock.NAME})
+_PARTS = frozenset({database.FOLDER, "encoder", lock.NAME})
 # What is in a store that was never finished.
 _MADE = re.compile(
-    rf"{keys.FOLDER}/[\w.-]+|encoder/\d+/[\w.-]+|\.?{re.escape(manifest.NAME)}(\.\d+\.new)?"
+    rf"{database.FOLDER}/[\w.-]+|encoder/\d+/[\w.-]+|\.?{re.escape(manifest.NAME)}(\.\d+\.new)?"
 )
 
 
@@ -62,7 +63,7 @@ def create(
             made = claim.path
         entry = encoder(made) if encoder else None
         first = Manifest(uuid.uuid4().hex, StructuralSettings.new(), entry)
-        table = keys.create(made, memory)
+        table = database.create(made, memory)
         batch = table.batch()
         batch.put("meta", b"settings", json.dumps(first.settings.to_dict()).encode())
         batch.put("meta", b"state", State().pack())
@@ -84,7 +85,7 @@ def create(
             return  # another process was faster, and made the same
         raise StoreError(f"{path} cannot be made: {error.strerror or error}") from None
     finally:
-        beneath.discard(parent, made.name, names.MADE)
+        nofollow.discard(parent, made.name, file_names.MADE)
         if claim is not None:
             claim.release()
         mine.release()
@@ -106,12 +107,12 @@ def _make(made: Path) -> Path:
 
 def _may_be_filled(path: Path) -> bool:
     """Whether a folder is empty, but for what an interrupted making may have left."""
-    there = {entry.name: entry for entry in beneath.entries(path)}
+    there = {entry.name: entry for entry in nofollow.entries(path)}
     rest = {name for name, entry in there.items() if not _is_aside(path, entry)}
     if rest <= {lock.NAME}:
         return True
     marked = any(
-        beneath.status(path, f"{name}/{manifest.NAME}") is not None
+        nofollow.status(path, f"{name}/{manifest.NAME}") is not None
         for name in there.keys() - rest
         if there[name].is_folder
     )
@@ -120,19 +121,19 @@ def _may_be_filled(path: Path) -> bool:
 
 def _is_made(path: Path) -> bool:
     try:
-        return beneath.status(path, manifest.NAME) is not None
+        return nofollow.status(path, manifest.NAME) is not None
     except OSError:
         return False
 
 
 def _remove_leftovers(path: Path) -> None:
-    there = [entry for entry in beneath.entries(path) if entry.name != lock.NAME]
+    there = [entry for entry in nofollow.entries(path) if entry.name != lock.NAME]
     for entry in sorted(there, key=lambda entry: _is_aside(path, entry)):  # the mark last
         if entry.is_folder:
             called = "" if _is_aside(path, entry) else f"{entry.name}/"
-            beneath.discard(path, entry.name, names.MADE, called=called)
+            nofollow.discard(path, entry.name, file_names.MADE, called=called)
         else:
-            beneath.remove(path, entry.name)
+            nofollow.remove(path, entry.name)
     fsync_dir(path)
 
 
@@ -142,4 +143,4 @@ def _is_aside(path: Path, entry: Entry) -> bool:
     if entry.is_folder:
         made = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.new", re.DOTALL)
         return made.fullmatch(entry.name) is not None
-    return entry.is_file and names.NEW_FILE.fullmatch(entry.name) is not None
+    return entry.is_file and file_names.NEW_FILE.fullmatch(entry.name) is not None

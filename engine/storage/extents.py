@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine import digest
 from engine.config import EXTENT_BYTES, EXTENT_ROWS
 from engine.errors import StoreDamagedError, StoreError
+from engine.images import hashing
 from engine.records import Buffer, Place
-from engine.storage import beneath
-from engine.storage.files import cannot_read, fsync_dir, is_in_the_way, write_all
+from engine.storage import nofollow
+from engine.storage.durable import cannot_read, fsync_dir, is_in_the_way, write_all
 
 HEADER_BYTES = 4096
 _DROP_BYTES = 1 << 20  # an append of fewer is left in the page cache: somebody may want it at once
@@ -102,7 +102,7 @@ def create(store: Path, family: Family, number: int, uuid: bytes) -> None:
     """A new, empty extent; durable, name included, when this returns."""
     # A file of this name that the manifest does not know is what a crash left behind.
     _make_folders(store, family)
-    _put_header(store, family, number, uuid, beneath.create_file(store, family.inside(number)))
+    _put_header(store, family, number, uuid, nofollow.create_file(store, family.inside(number)))
 
 
 def _put_header(
@@ -121,7 +121,7 @@ def _put_header(
         family.row_bytes,
         family.name.encode(),
     )
-    header += struct.pack(">Q", digest.checksum(header))
+    header += struct.pack(">Q", hashing.checksum(header))
     try:
         write_all(fd, header.ljust(HEADER_BYTES, b"\0"), 0)
         os.fsync(fd)
@@ -132,7 +132,7 @@ def _put_header(
 
 def _make_folders(store: Path, family: Family) -> None:
     parts = family.folder.split("/")
-    new = [beneath.make_folder(store, "/".join(parts[:n])) for n in range(1, len(parts) + 1)]
+    new = [nofollow.make_folder(store, "/".join(parts[:n])) for n in range(1, len(parts) + 1)]
     if any(new):
         fsync_dir((store / family.folder).parent)
         fsync_dir(store)
@@ -140,10 +140,10 @@ def _make_folders(store: Path, family: Family) -> None:
 
 def adopt(made: Path, store: Path, family: Family, number: int, uuid: bytes) -> None:
     """Move extent 0 out of the folder ``made`` into the store, as ``number``; durable."""
-    fd = beneath.open_file(made, family.inside(0), os.O_WRONLY)
+    fd = nofollow.open_file(made, family.inside(0), os.O_WRONLY)
     _put_header(made, family, number, uuid, fd)
     _make_folders(store, family)
-    beneath.rename(made, family.inside(0), store, family.inside(number))
+    nofollow.rename(made, family.inside(0), store, family.inside(number))
     fsync_dir(store / family.folder)
 
 
@@ -155,10 +155,10 @@ def restore(store: Path, family: Family, number: int, uuid: bytes, end: int) -> 
     name = family.inside(number)
     if header_problem(store, family, number, uuid):
         _make_folders(store, family)
-        fd = beneath.open_file(store, name, os.O_WRONLY | os.O_CREAT)
+        fd = nofollow.open_file(store, name, os.O_WRONLY | os.O_CREAT)
         _put_header(store, family, number, uuid, fd)
-    if (beneath.size(store, name) or 0) < HEADER_BYTES + end:
-        fd = beneath.open_file(store, name, os.O_WRONLY)
+    if (nofollow.size(store, name) or 0) < HEADER_BYTES + end:
+        fd = nofollow.open_file(store, name, os.O_WRONLY)
         try:
             os.ftruncate(fd, HEADER_BYTES + end)
             os.fsync(fd)
@@ -169,8 +169,8 @@ def restore(store: Path, family: Family, number: int, uuid: bytes, end: int) -> 
 def cut(store: Path, family: Family, number: int, end: int) -> None:
     """Cut what an extent has behind its ``end`` data bytes, if it is there and has more."""
     name = family.inside(number)
-    if (beneath.size(store, name) or 0) > HEADER_BYTES + end:
-        fd = beneath.open_file(store, name, os.O_WRONLY)
+    if (nofollow.size(store, name) or 0) > HEADER_BYTES + end:
+        fd = nofollow.open_file(store, name, os.O_WRONLY)
         try:
             os.ftruncate(fd, HEADER_BYTES + end)
         finally:
@@ -179,7 +179,7 @@ def cut(store: Path, family: Family, number: int, end: int) -> None:
 
 def overwrite(store: Path, family: Family, place: Place, data: Buffer) -> None:
     """Write over damaged bytes, durably; for repairs only."""
-    fd = beneath.open_file(store, family.inside(place.extent), os.O_WRONLY)
+    fd = nofollow.open_file(store, family.inside(place.extent), os.O_WRONLY)
     try:
         write_all(fd, data, HEADER_BYTES + place.offset)
         os.fsync(fd)
@@ -190,7 +190,7 @@ def overwrite(store: Path, family: Family, place: Place, data: Buffer) -> None:
 def header_problem(store: Path, family: Family, number: int, uuid: bytes) -> str | None:
     """What is wrong with an extent's header, or None."""
     try:
-        head = beneath.read_file(store, family.inside(number), HEADER_BYTES)
+        head = nofollow.read_file(store, family.inside(number), HEADER_BYTES)
     except OSError as error:
         if is_in_the_way(error):
             raise cannot_read(family.path(store, number), error) from None
@@ -198,7 +198,7 @@ def header_problem(store: Path, family: Family, number: int, uuid: bytes) -> str
     if len(head) < HEADER_BYTES:
         return "its header is cut short"
     body, check = head[: _HEADER.size], head[_HEADER.size : _HEADER.size + 8]
-    if int.from_bytes(check, "big") != digest.checksum(body):
+    if int.from_bytes(check, "big") != hashing.checksum(body):
         return "its header is damaged"
     magic, owner, version, own_number, row_bytes, name = _HEADER.unpack(body)
     if (magic, version, own_number, row_bytes) != (_MAGIC, 1, number, family.row_bytes):
@@ -336,7 +336,7 @@ class ExtentReader:
     def _open(self, extent: int) -> int:
         path = self.family.path(self._store, extent)
         try:
-            fd = beneath.open_file(self._store, self.family.inside(extent))
+            fd = nofollow.open_file(self._store, self.family.inside(extent))
         except OSError as error:
             if isinstance(error, FileNotFoundError) and self._behind():
                 raise MovedError(f"{path} was rewritten; ask again") from None
@@ -356,7 +356,7 @@ class ExtentReader:
         if mapped is None or len(mapped) < rows:
             path = self.family.path(self._store, number)
             try:
-                fd = beneath.open_file(self._store, self.family.inside(number))
+                fd = nofollow.open_file(self._store, self.family.inside(number))
                 try:
                     length = HEADER_BYTES + rows * self.family.row_bytes
                     opened = mmap.mmap(fd, length, access=mmap.ACCESS_READ)
@@ -466,7 +466,7 @@ class ExtentWriter:
             # Millions of images that stream through would push everything else out of the page
             # cache; and on virtual machines a page that was never used costs ten times a used one.
             os.posix_fadvise(self._fd, HEADER_BYTES + start, len(view), os.POSIX_FADV_DONTNEED)
-        return Append(self.family.name, self.number, start, len(view), digest.checksum(view))
+        return Append(self.family.name, self.number, start, len(view), hashing.checksum(view))
 
     def _flush_zeros(self) -> Append:
         """Lengthen the file, whose end is that of what was committed before: zeros are what is read."""
@@ -474,7 +474,7 @@ class ExtentWriter:
         self._fd = self._open()
         os.ftruncate(self._fd, HEADER_BYTES + self.end)
         os.fsync(self._fd)
-        check = digest.Checksum()
+        check = hashing.Checksum()
         for at in range(0, length, len(_ZEROS)):
             check.update(memoryview(_ZEROS)[: length - at])
         start = self.end - length
@@ -483,7 +483,7 @@ class ExtentWriter:
     def _open(self) -> int:
         if self._fd is None:
             name = self.family.inside(self.number)
-            self._fd = beneath.open_file(self._store, name, os.O_WRONLY)
+            self._fd = nofollow.open_file(self._store, name, os.O_WRONLY)
         return self._fd
 
     def close(self) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from engine.errors import StoreError, StoreLockedError
 from engine.forking import abandon_in_child
-from engine.storage import beneath, names
+from engine.storage import file_names, nofollow
 
-NAME = names.LOCK
+NAME = file_names.LOCK
 
 
 class WriterLock:
@@ -36,7 +36,7 @@ class WriterLock:
         if self._fd is not None:
             return
         try:
-            fd = beneath.open_lock(self._store, NAME, os.O_RDWR | os.O_CREAT)
+            fd = nofollow.open_lock(self._store, NAME, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise StoreError(
                 f"{self._path.parent} cannot be written: {error.strerror}; "
@@ -66,7 +66,7 @@ class WriterLock:
     def busy(self) -> bool:
         """Whether somebody holds the lock."""
         try:
-            fd = beneath.open_lock(self._store, NAME, os.O_RDONLY)
+            fd = nofollow.open_lock(self._store, NAME, os.O_RDONLY)
         except OSError:
             return False
         try:

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine import digest
 from engine.config import FORMAT_VERSION, MIN_READER, MIN_WRITER, StructuralSettings
 from engine.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
-from engine.storage import beneath, names
-from engine.storage.files import replace_file
-from engine.storage.values import MAX_64, items, loads, members, number, real, text, truth
+from engine.images import hashing
+from engine.storage import file_names, nofollow
+from engine.storage.durable import replace_file
+from engine.storage.json_values import MAX_64, items, loads, members, number, real, text, truth
 
-NAME = names.MANIFEST
-INDEX_FOLDER = names.INDEX
+NAME = file_names.MANIFEST
+INDEX_FOLDER = file_names.INDEX
 _MAGIC = "image-index-engine store"
 GIVEN = (
     "vectors"  # the name of the encoder, and the feature, of a store of vectors that were brought
@@ -189,15 +189,15 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
     """
     path = store / NAME
     try:
-        found = beneath.read_file(store, NAME, _MOST_BYTES)
+        found = nofollow.read_file(store, NAME, _MOST_BYTES)
     except FileNotFoundError:
         if not store.exists():
             raise StoreNotFoundError(
                 f"there is no store at {store}: make one with "
                 f"'engine ingest SOURCE --store {store}', or name another with --store"
             ) from None
-        # Without keys of that name while they are built again: see engine.storage.rescue.
-        if any(beneath.is_folder(store, name) for name in (names.KEYS, names.MENDED)):
+        # Without keys of that name while they are built again: see engine.storage.rocks.rebuild.
+        if any(nofollow.is_folder(store, name) for name in (file_names.KEYS, file_names.MENDED)):
             raise DamagedManifestError(
                 f"{store}: its {NAME} is missing; 'engine check --fix' makes it anew"
             ) from None
@@ -258,7 +258,8 @@ def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
         settings=settings,
         encoder=_encoder(members(encoder)) if encoder is not None else None,
         extents={
-            names.family(name): _numbers(found) for name, found in members(body["extents"]).items()
+            file_names.family(name): _numbers(found)
+            for name, found in members(body["extents"]).items()
         },
         segments=tuple(_segment(members(segment)) for segment in items(body["segments"])),
         quantizers=tuple(_quantizer(members(entry)) for entry in items(body["quantizers"])),
@@ -274,15 +275,15 @@ def _uuid(value: object) -> str:
 
 
 def _file_number(value: object) -> int:
-    return number(value, 1, names.MAX_NUMBER)
+    return number(value, 1, file_names.MAX_NUMBER)
 
 
 def _generation(value: object) -> int:
-    return number(value, 1, names.MAX_GENERATION)
+    return number(value, 1, file_names.MAX_GENERATION)
 
 
 def _numbers(value: object) -> list[int]:
-    found = [number(one, 1, names.MAX_EXTENT) for one in items(value)]
+    found = [number(one, 1, file_names.MAX_EXTENT) for one in items(value)]
     if len(set(found)) < len(found):
         raise ValueError("an extent is named twice")
     return found
@@ -298,14 +299,14 @@ def _encoder(body: dict[str, Any]) -> EncoderEntry:
         normalized=truth(body.get("normalized", False)),
     )
     if not entry.given:
-        names.encoder_folder(entry.file, entry.generation)
+        file_names.encoder_folder(entry.file, entry.generation)
     return entry
 
 
 def _segment(body: dict[str, Any]) -> SegmentEntry:
     ranges = []
     for extent, first, rows in map(items, items(body["ranges"])):
-        ranges.append((number(extent, 1, names.MAX_EXTENT), number(first), number(rows, 1)))
+        ranges.append((number(extent, 1, file_names.MAX_EXTENT), number(first), number(rows, 1)))
     if not ranges:
         raise ValueError("a segment is over nothing")
     return SegmentEntry(
@@ -362,4 +363,4 @@ def _checksum(body: dict[str, Any]) -> int:
     """Over what is said of the store; not over the versions, which any engine has to be able to read."""
     parts = ("uuid", "settings", "encoder", "extents", "segments", "quantizers", "measured")
     said = [body[name] for name in parts]
-    return digest.checksum(json.dumps(said, sort_keys=True).encode())
+    return hashing.checksum(json.dumps(said, sort_keys=True).encode())

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from engine.storage.chunk import Removal
-from engine.storage.live import blocks_of, live
+from engine.storage.changeset import Removal
+from engine.storage.live_ids import blocks_of, live
 from engine.storage.rows import (
     BUCKET_BITS,
     ONE,
@@ -29,7 +29,7 @@ from engine.storage.rows import (
     record_without,
     u64,
 )
-from engine.storage.view import StoreView
+from engine.storage.snapshot import StoreView
 
 _MARKED = -1  # size and time of an array that lost some of its rows: no file has these
 _MOST_MARKS = 256  # of "#" in a name that may part an archive from a member

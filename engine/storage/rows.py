@@ -18,7 +18,7 @@ runs      "r" array(4) row(8)                  count, step, first id
           "o" id(8) array(4) row(8)            count, step  (runs over one image)
 rejects   name                                 JSON: reason, and the file's stamp
 removed   bucket(8): id >> 15                  a bitmap of its ids that are of removed images, or 2 bytes
-                                               for each of them (engine.storage.removed)
+                                               for each of them (engine.storage.tombstones)
 commits   commit(8)                            JSON: every append of the chunk with its xxh64
 meta      "settings", "state"                  JSON
           "roots"                              JSON: folders that ingests were given
@@ -47,7 +47,7 @@ import numpy.typing as npt
 
 from engine.errors import StoreDamagedError
 from engine.records import ImageRecord, Kind, Pixels, Place
-from engine.storage.values import MAX_64, loads, members, number, truth
+from engine.storage.json_values import MAX_64, loads, members, number, truth
 
 TABLES = (
     "images",

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from engine.config import EXTENT_ROWS, StructuralSettings
 from engine.errors import StoreDamagedError, StoreFormatError
 from engine.records import Place
-from engine.storage import extents, names
+from engine.storage import extents, file_names
 from engine.storage.extents import Append, Family, vectors
+from engine.storage.json_values import MAX, MAX_64, items, loads, members, number, text
 from engine.storage.manifest import EncoderEntry, Manifest, SegmentEntry
-from engine.storage.values import MAX, MAX_64, items, loads, members, number, text
 
 _MOST_MISSING = 1 << 24  # ids whose fingerprints may be gone
 
@@ -49,7 +49,7 @@ class State:
                 vectors=_counted(body.get("vectors", {})),
                 removed_vectors=_counted(body.get("removed_vectors", {})),
                 extents={
-                    names.family(name): _pairs(pairs)
+                    file_names.family(name): _pairs(pairs)
                     for name, pairs in members(body.get("extents", {})).items()
                 },
                 dead=_counted(body.get("dead", {})),
@@ -138,7 +138,7 @@ def _counted(value: object) -> dict[str, int]:
     """Counts by the number of a generation or of an extent."""
     found = members(value)
     for name in found:
-        if not names.GENERATION.fullmatch(name):
+        if not file_names.GENERATION.fullmatch(name):
             raise ValueError(f"{name[:60]!r} is no number of a file")
     return {name: number(count) for name, count in found.items()}
 
@@ -146,7 +146,7 @@ def _counted(value: object) -> dict[str, int]:
 def _pairs(value: object) -> list[list[int]]:
     pairs = []
     for extent, size in map(items, items(value)):
-        pairs.append([number(extent, 1, names.MAX_EXTENT), number(size)])
+        pairs.append([number(extent, 1, file_names.MAX_EXTENT), number(size)])
     if len({extent for extent, _ in pairs}) < len(pairs):
         raise ValueError("an extent is named twice")
     return pairs
@@ -169,8 +169,8 @@ def appends_in(value: bytes) -> list[Append]:
         for family, extent, offset, length, xxh64 in map(items, items(loads(value))):
             found.append(
                 Append(
-                    names.family(text(family)),
-                    number(extent, 1, names.MAX_EXTENT),
+                    file_names.family(text(family)),
+                    number(extent, 1, file_names.MAX_EXTENT),
                     number(offset, 0, MAX // 2),
                     number(length, 0, MAX // 2),
                     number(xxh64, 0, MAX_64),

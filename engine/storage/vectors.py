@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.index.inner_product import Numbers, of_many, of_one
 from engine.storage import extents
+from engine.storage.bitmap import IdSet
 from engine.storage.extents import HEADER_BYTES, ExtentReader
-from engine.storage.idset import IdSet
-from engine.storage.products import Numbers, of_many, of_one
 
 _PAGE = mmap.PAGESIZE
 _THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux's

@@ -34,10 +34,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine import digest
 from engine.errors import TrainingError, UsageError
+from engine.images import hashing
 from engine.records import Rejection
-from engine.storage.files import fsync_dir, replace_file
+from engine.storage.durable import fsync_dir, replace_file
 
 Array = npt.NDArray[np.uint8]
 
@@ -160,7 +160,7 @@ class PictureWriter:
                     "file": self._path.name,
                     "bytes": self.bytes,
                     "table": at,
-                    "table_xxh64": digest.checksum(table),
+                    "table_xxh64": hashing.checksum(table),
                     "pictures": len(rows),
                     "side": side,
                     "square": square,
@@ -214,7 +214,7 @@ def find(folder: Path, key: str, square: int) -> PictureFile | None:
                 raise ValueError
             file.seek(at)
             table = file.read(size - at)
-            if digest.checksum(table) != said["table_xxh64"]:
+            if hashing.checksum(table) != said["table_xxh64"]:
                 raise ValueError
             rows = np.frombuffer(table, ROW, count)
             _check(rows, at, square)
@@ -256,7 +256,7 @@ def _unpacked(data: bytes, count: int) -> Texts:
 
 def _sealed(said: dict[str, Any]) -> bytes:
     """JSON with the xxh64 of everything else in it last."""
-    check = digest.checksum(json.dumps(said).encode())
+    check = hashing.checksum(json.dumps(said).encode())
     return json.dumps({**said, "xxh64": check}, indent=1).encode() + b"\n"
 
 
@@ -267,7 +267,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise ValueError("no manifest")
     check = said.pop("xxh64", None)
-    if check != digest.checksum(json.dumps(said).encode()) or said.get("format") != FORMAT:
+    if check != hashing.checksum(json.dumps(said).encode()) or said.get("format") != FORMAT:
         raise ValueError("a damaged manifest")
     return said
 

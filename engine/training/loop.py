@@ -41,12 +41,12 @@ from engine.training.checkpoint import (
     today,
 )
 from engine.training.export import CALIBRATION_IMAGES, ENCODER, Images, export
+from engine.training.interruptible import AbandonedError, asking, whole_or_not
+from engine.training.malloc_pages import kept_pages
 from engine.training.methods import Contrastive, Supervised, method
 from engine.training.model import SimCLR, build, normalised
-from engine.training.pages import kept_pages
-from engine.training.pause import AbandonedError, asking, whole_or_not
+from engine.training.neighbours_sheet import sheet
 from engine.training.settings import TrainSettings
-from engine.training.sheet import sheet
 
 LOGS = "logs"
 SHEETS = "sheets"

@@ -1,0 +1,1 @@
+"""What an image is: bytes to canonical pixels, and the hashes and fingerprints of these."""

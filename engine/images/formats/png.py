@@ -1,0 +1,215 @@
+"""PNG: which chunks count for the pixels, their checksums, and 16-bit samples with transparency.
+
+Text, profiles and the like say nothing of pixels. Pillow reads them all the same, and refuses a file
+with much text, or with a wrong checksum in it. So it is given the file without them. The frames of an
+animation are left out too: the first one is the still image, and how many there are one chunk says.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import zlib
+from typing import IO, cast
+
+import numpy as np
+from PIL import ImageFile
+
+from engine.errors import ImageError
+from engine.images.formats.common import (
+    Samples,
+    both_bytes,
+    grey_to_rgb,
+    indexed_to_rgb,
+    keyed,
+    raw_mode,
+    set_raw_modes,
+    unsupported,
+)
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_IMAGE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_ONCE = (b"IHDR", b"PLTE", b"tRNS")
+# These may hold an orientation; Pillow looks for it in them.
+_ORIENTATION_KEYS = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif", b"xmp")
+_MOST_METADATA = 1 << 20  # bytes of text that is looked at for an orientation, inflated
+_MOST_TEXTS = 8  # that are looked at
+_MOST_EXIF = 1 << 24
+_MOST_FRAMES = 1 << 31
+_MOST_CHUNKS = 1_000_000  # the largest pictures, in chunks of 4 KiB, have a tenth of it
+
+
+def opened(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int]:
+    """What of a PNG its pixels need, as a file, and the number of its frames.
+
+    With ``head_only`` chunks are looked at up to the first pixels, and frames are not counted. Raises
+    ``ImageError`` for a wrong checksum in a chunk that counts, and for an unknown one that must not be
+    passed over.
+    """
+    view = memoryview(data)
+    parts: list[memoryview] = [view[:8]]
+    seen: set[bytes] = set()
+    depth = colour = 0
+    frames, default_image, texts = 0, True, 0
+    start = at = 8  # from ``start`` on all chunks are kept
+    chunks = 0
+    while at + 12 <= len(view):
+        chunks += 1
+        if chunks > _MOST_CHUNKS:
+            raise ImageError(f"broken image: a PNG of more than {_MOST_CHUNKS:,} chunks")
+        length = int.from_bytes(view[at : at + 4], "big")
+        name = bytes(view[at + 4 : at + 8])
+        end = at + 12 + length
+        if end > len(view) or not name.isalpha():
+            break  # it was cut, or garbage follows: Pillow says whether the pixels are whole
+        if head_only and name == b"IDAT":
+            break
+        before_pixels = b"IDAT" not in seen
+        body = view[at + 8 : end - 4]
+        if name[:1].isupper() and name not in _IMAGE:
+            raise unsupported(f"a PNG with a chunk {name.decode('ascii')}")
+        counts = name in _IMAGE or (name in (b"tRNS", b"acTL") and before_pixels)
+        if counts and not _is_whole(view, at, end):
+            raise ImageError(
+                f"broken image: wrong checksum in the PNG chunk {name.decode('ascii')}"
+            )
+        if counts and name in _ONCE and name in seen:
+            raise ImageError(f"broken image: two PNG chunks {name.decode('ascii')}")
+        twice = name in seen
+        seen.add(name)
+        keep: memoryview | None = None  # instead of the chunk itself
+        kept = name in _IMAGE and (name != b"PLTE" or before_pixels)
+        if name == b"IHDR" and length >= 10:
+            depth, colour = body[8], body[9]
+        elif name == b"IDAT" and colour == 3 and b"PLTE" not in seen:
+            raise ImageError("broken image: a PNG with a palette that is not there")
+        elif name == b"tRNS" and before_pixels and colour in (0, 2, 3):
+            kept = True
+            if colour != 3 and length == (2 if colour == 0 else 6):
+                keep = _chunk(name, _transparent(body, depth))
+        elif name == b"acTL" and before_pixels and length >= 8:
+            count = int.from_bytes(body[:4], "big")
+            # With two of them it is no animation, and its still image is shown.
+            frames = count if 0 < count <= _MOST_FRAMES and not twice else 0
+        elif name == b"fcTL" and before_pixels:
+            default_image = False  # the still image is the first frame
+        elif name == b"eXIf" and length <= _MOST_EXIF:
+            kept = _is_whole(view, at, end)
+        elif name in (b"tEXt", b"zTXt", b"iTXt"):
+            kept = texts < _MOST_TEXTS and _may_turn(name, body) and _is_whole(view, at, end)
+            texts += kept
+        if not kept or keep is not None:
+            parts += [view[start:at], *([keep] if keep is not None else [])]
+            start = end
+        at = end
+        if name == b"IEND":
+            break
+    if b"IEND" not in seen:
+        at = len(view)
+    elif b"IDAT" not in seen:
+        raise ImageError("broken image: a PNG without pixels")
+    parts.append(view[start:at])
+    count = frames + default_image if frames else 1
+    if len(parts) == 2:
+        return io.BytesIO(data), count
+    return cast("IO[bytes]", _Joined(parts)), count
+
+
+def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> Samples:
+    """The samples of a PNG that was opened twice."""
+    raw = raw_mode(image.tile[0])
+    if not raw.endswith("16B"):
+        return indexed_to_rgb(image)
+    if raw == "LA;16B":
+        # Four bytes a pixel, as 8-bit RGBA has: so both bytes of either channel come at once.
+        set_raw_modes(image, ["RGBA"])
+        pairs = np.ascontiguousarray(np.asarray(image)).view(">u2")
+        both = np.empty((*pairs.shape[:2], 4), np.uint16)
+        both[..., :3], both[..., 3] = pairs[..., :1], pairs[..., 1]
+        return both
+    if raw == "I;16B":
+        deep: Samples = grey_to_rgb(np.asarray(image).astype(np.uint16))
+    else:
+        deep = both_bytes(image, again)
+    transparent = image.info.get("transparency")
+    return deep if transparent is None else keyed(deep, transparent)
+
+
+def _is_whole(view: memoryview, at: int, end: int) -> bool:
+    return zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(view[end - 4 : end], "big")
+
+
+def _chunk(name: bytes, body: bytes) -> memoryview:
+    crc = zlib.crc32(name + body).to_bytes(4, "big")
+    return memoryview(len(body).to_bytes(4, "big") + name + body + crc)
+
+
+def _transparent(body: memoryview, depth: int) -> bytes:
+    """The transparent colour, of which the low bits count, at the scale that Pillow's pixels have."""
+    values = [
+        int.from_bytes(body[i : i + 2], "big") & ((1 << depth) - 1) for i in range(0, len(body), 2)
+    ]
+    if 1 < depth < 8:
+        values = [value * 255 // ((1 << depth) - 1) for value in values]
+    return b"".join(value.to_bytes(2, "big") for value in values)
+
+
+def _may_turn(name: bytes, body: memoryview) -> bool:
+    """Whether a text is of the kind that may hold an orientation, and short enough to be read."""
+    key, zero, rest = bytes(body[: _MOST_METADATA + 1]).partition(b"\0")
+    if not zero or key not in _ORIENTATION_KEYS or len(body) > _MOST_METADATA:
+        return False
+    if name == b"iTXt":
+        if rest[:2] != b"\x01\0":
+            return rest[:1] == b"\0"
+        rest = rest[2:].split(b"\0", 2)[-1]
+    elif name == b"zTXt":
+        if rest[:1] != b"\0":
+            return False
+        rest = rest[1:]
+    else:
+        return True
+    inflate = zlib.decompressobj()
+    try:
+        inflate.decompress(rest, _MOST_METADATA)
+    except zlib.error:
+        return False
+    return not inflate.unconsumed_tail
+
+
+class _Joined:
+    """Pieces of a file in memory, read as one without copying them together."""
+
+    def __init__(self, parts: list[memoryview]) -> None:
+        self._parts = [part for part in parts if len(part)]
+        self._ends: list[int] = []
+        total = 0
+        for part in self._parts:
+            total += len(part)
+            self._ends.append(total)
+        self._size = total
+        self._at = 0
+
+    def read(self, count: int = -1) -> bytes:
+        """Up to ``count`` bytes, or all that are left."""
+        stop = self._size if count < 0 else min(self._at + count, self._size)
+        found = []
+        # A search and not a walk: a file may alternate a million times between what counts and what not.
+        which = bisect.bisect_right(self._ends, self._at)
+        while self._at < stop:
+            part, end = self._parts[which], self._ends[which]
+            begin = end - len(part)
+            found.append(part[self._at - begin : stop - begin])
+            self._at = min(end, stop)
+            which += 1
+        return bytes(found[0]) if len(found) == 1 else b"".join(found)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to ``offset``, as files do."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, origin + offset)
+        return self._at
+
+    def tell(self) -> int:
+        """Where the next byte is read."""
+        return self._at

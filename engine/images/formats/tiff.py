@@ -1,0 +1,203 @@
+"""TIFF: the layouts that Pillow reads in full, and the corrections that they need."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import ImageFile, TiffImagePlugin
+
+from engine.errors import ImageError
+from engine.images.formats.common import (
+    Samples,
+    both_bytes,
+    grey_to_rgb,
+    looked_up,
+    raw_mode,
+    scaled,
+    set_raw_modes,
+    straight,
+    to_rgb,
+    unsupported,
+)
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
+_SAMPLES, _PLANAR, _COLORMAP, _EXTRA, _FORMAT = 277, 284, 320, 338, 339
+_WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 3, 5, 6, 8
+_RAW, _OLD_JPEG, _JPEG = 1, 6, 7
+_SEPARATE = 2
+_ASSOCIATED = 1
+_FORMATS = {
+    1: "unsigned",
+    2: "signed",
+    3: "floating-point",
+    4: "untyped",
+    5: "complex",
+    6: "complex",
+}
+_PHOTOMETRICS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
+
+
+def prepare(image: ImageFile.ImageFile) -> None:
+    """Refuse the layouts of which Pillow drops or mistakes samples; set right how others are read."""
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)
+    tags = image.tag_v2
+    if any(each != 1 for each in _several(tags.get(_FORMAT, 1))):
+        raise unsupported(_described(tags))
+    # Pillow passes over samples that it does not know the meaning of, which may be anything.
+    if 0 in _several(tags.get(_EXTRA, ())):
+        raise unsupported("a TIFF with extra samples that are no alpha")
+    compression, photometric = tags.get(_COMPRESSION, 1), tags.get(_PHOTOMETRIC, 0)
+    if photometric == _LAB or (photometric == _YCBCR and compression not in (_OLD_JPEG, _JPEG)):
+        raise unsupported(f"a TIFF of {_PHOTOMETRICS[photometric]} samples")
+    if tags.get(_PLANAR, 1) == _SEPARATE:
+        if len(_bits(tags)) == 1:
+            tags[_PLANAR] = (
+                1  # the same with one sample; Pillow would take a part of the layout's name
+            )
+            image._setup()
+        else:
+            _prepare_planes(image)
+    if compression == _RAW:
+        _refuse_missing(image)
+
+
+def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile | None) -> Samples:
+    """The samples of a prepared TIFF; of one with 16-bit colour it was opened (and prepared) twice."""
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)
+    tags = image.tag_v2
+    raw = raw_mode(image.tile[0])
+    photometric = tags.get(_PHOTOMETRIC, 0)
+    associated = _ASSOCIATED in _several(tags.get(_EXTRA, ()))
+    if image.mode in ("P", "PA"):
+        table = _palette(tags)
+        if image.mode == "P":
+            return _coloured(np.asarray(image), table)
+        pairs = np.asarray(image)
+        colours = _coloured(pairs[..., 0], table)
+        if colours.dtype != np.uint8:
+            raise unsupported("a TIFF with alpha and a 16-bit palette")
+        return np.concatenate([colours, pairs[..., 1:]], axis=-1)
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16)
+        if raw == "I;12":
+            return grey_to_rgb(scaled(grey, 4095))
+        # Pillow inverts the 8-bit ones only; as they are, they would equal their negative.
+        return grey_to_rgb(65535 - grey if photometric == _WHITE_IS_ZERO else grey)
+    if ";16" in raw:
+        if again is None or not raw.startswith(("RGB", "R;")):
+            raise unsupported(_described(tags))
+        if associated:
+            for each in (image, again):
+                modes = [raw_mode(tile).replace("RGBa", "RGBA") for tile in each.tile]
+                set_raw_modes(each, modes)
+        deep: Samples = both_bytes(image, again)
+        return straight(deep) if associated else deep
+    if image.mode in ("I", "F"):
+        raise unsupported(_described(tags))
+    if associated and image.mode == "RGBA":
+        set_raw_modes(image, [raw_mode(tile).replace("RGBa", "RGBA") for tile in image.tile])
+        return straight(np.asarray(image))
+    if image.mode == "La":
+        pairs = np.asarray(image)
+        return straight(pairs[..., [0, 0, 0, 1]])
+    return to_rgb(image)
+
+
+def is_deep(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether its samples, or the colours of its palette, may have more than 8 bits."""
+    tags = image.tag_v2
+    if image.mode in ("P", "PA"):
+        colours = np.asarray(tags.get(_COLORMAP, ()), np.uint32)
+        return bool((colours % 257).any() and (colours % 256).any())
+    return max(_bits(tags)) > 8
+
+
+def refusal(data: bytes, reason: str) -> ImageError | None:
+    """What layout a TIFF has where Pillow's ``reason`` is that it does not know it; else None."""
+    # The last is of planes that Pillow has no name for.
+    if not reason.startswith(("unknown", "Invalid value for samples", "string index")):
+        return None
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:3] == b"+" else data[:8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        return unsupported(_described(tags))
+    except Exception:  # whatever Pillow's parsing trips over
+        return None
+
+
+def _prepare_planes(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Of samples that lie plane by plane, those that Pillow puts where they belong."""
+    tags = image.tag_v2
+    bits = _bits(tags)
+    plain = {2: ("RGB", "RGBA"), _CMYK: ("CMYK",)}.get(tags.get(_PHOTOMETRIC, 0), ())
+    if (
+        image.mode not in plain
+        or tags.get(_FILL_ORDER, 1) != 1
+        or _ASSOCIATED in _several(tags.get(_EXTRA, ()))
+    ):
+        raise unsupported("a TIFF with separate planes of this layout")
+    if set(bits) == {8}:
+        return
+    if tags.get(_COMPRESSION, 1) != _RAW or set(bits) != {16} or image.mode == "CMYK":
+        raise unsupported("a TIFF with separate planes of more than 8 bits")
+    # Pillow would read each second byte of a plane; "R" has become "R;16L".
+    order = "16L" if tags.prefix == TiffImagePlugin.II else "16B"
+    set_raw_modes(image, [f"{raw_mode(tile)[:1]};{order}" for tile in image.tile])
+
+
+def _refuse_missing(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Refuse a file without some of its strips or tiles, which Pillow leaves black."""
+    planes: dict[str, int] = {}
+    for tile in image.tile:
+        left, top, right, bottom = tile.extents or (0, 0, 0, 0)
+        layer = raw_mode(tile)
+        planes[layer] = planes.get(layer, 0) + (right - left) * (bottom - top)
+    width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
+    separate = image.tag_v2.get(_PLANAR, 1) == _SEPARATE
+    wanted = len(image.getbands()) if separate else 1
+    if len(planes) < wanted or any(area < width * height for area in planes.values()):
+        raise ImageError("broken image: some of its strips or tiles are missing")
+
+
+def _palette(tags: Any) -> Samples:
+    """The colours as they are written, (n, 3) uint16."""
+    values = np.asarray(tags[_COLORMAP], np.uint16)
+    if len(values) != 3 << _bits(tags)[0]:
+        raise ImageError(f"broken image: {len(values):,} values in the palette of a TIFF")
+    return np.ascontiguousarray(values.reshape(3, -1).T)
+
+
+def _coloured(indices: Samples, table: Samples) -> Samples:
+    """At 8 bits if all colours that are used are written in one of the two ways of 8, else at 16."""
+    used = np.unique(indices)
+    if int(used[-1]) >= len(table):
+        raise ImageError("broken image: a pixel has a colour that its palette lacks")
+    for factor in (257, 256):
+        if not (table[used] % factor).any():
+            return looked_up(indices, (table // factor).astype(np.uint8))
+    return looked_up(indices, table)
+
+
+def _bits(tags: Any) -> tuple[int, ...]:
+    """The bits of each sample, of which there may be more than samples, or one for all of them."""
+    count = int(tags.get(_SAMPLES, 1))
+    bits = _several(tags.get(_BITS, 1))
+    return tuple(bits[:count]) if len(bits) > 1 else tuple(bits) * max(1, min(count, 64))
+
+
+def _several(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _described(tags: Any) -> str:
+    bits = sorted(set(_bits(tags)))
+    form = sorted({_FORMATS.get(each, "odd") for each in _several(tags.get(_FORMAT, 1))})
+    colour = _PHOTOMETRICS.get(tags.get(_PHOTOMETRIC, 0), "other")
+    return (
+        f"a TIFF of {len(_bits(tags))} {colour} samples of {' and '.join(map(str, bits))} bits "
+        f"({' and '.join(form)})"
+    )

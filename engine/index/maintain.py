@@ -1,0 +1,213 @@
+"""Keeps the similarity index of a store up to date: what is built when, and when recall is measured.
+
+    new vectors → coded with the store's quantizer → a segment → merged with those no larger
+    four times as many as it was trained on, or others than it was trained on → trained and coded anew
+    twice as many as recall was measured on, or a new quantizer → recall measured again
+
+So n vectors lie in O(log n) segments, each is coded O(log n) times, and merging codes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from dataclasses import replace
+
+from engine.errors import StoreDamagedError
+from engine.index import build
+from engine.index.background import Work
+from engine.index.calibrate import measure
+from engine.index.operating_point import DEFAULT_RECALL, choose
+from engine.index.quantizer import Quantizer
+from engine.index.search import VectorIndex, quantizer_path
+from engine.index.segment import path_of, problem
+from engine.storage import ballast
+from engine.storage.durable import remove
+from engine.storage.manifest import Manifest, Measured, QuantizerEntry, SegmentEntry
+from engine.storage.writer import StoreFiles
+
+RETRAINED = 4  # times as many vectors as it was trained on, and a quantizer is trained anew
+_MEASURED_AGAIN = 2  # times as many vectors
+_MOVED = 1.25  # times as far from their centroids as those that were trained on: other vectors
+_ROUNDED = 1e-3  # that is, where all are next to their centroids, as duplicates are
+_NOTICED = 0.01  # recall lost, of which one is told
+_MEASURED_K = 10  # of which one is told
+_log = logging.getLogger("engine")
+
+
+class Indexing:
+    """The index of one store, which this process writes."""
+
+    def __init__(self, store: StoreFiles, work: Work) -> None:
+        self._store = store
+        self._work = work
+
+    def update(self, least: int) -> None:
+        """Index the vectors that are in no segment, if there are at least ``least`` of them.
+
+        Raises ``OSError``, ``MemoryError`` or ``StoppedError``; the index is as it was then, or better.
+        """
+        store = self._store
+        live = store.state.live_segments(store.manifest)
+        if store.vector_rows - sum(segment.rows for segment in live) < least:
+            return  # most commits end here, and opening the index takes some milliseconds
+        if not _has_room(store):
+            what = "the disk is nearly full, make room and run 'engine optimize'"
+            raise OSError(errno.ENOSPC, what)
+        self._work.apart(lambda work: Indexing(store, work)._update())
+
+    def _update(self) -> None:
+        index = self._store.index
+        assert index is not None
+        entry = index.quantizer_entry
+        moved = False
+        if (
+            entry is None
+            or index.quantizer is None
+            or index.vectors.rows >= RETRAINED * entry.trained_on
+        ):
+            self._build(index)
+        else:
+            moved = self._add(index, entry, index.quantizer)
+        self._measure(None, moved=moved)
+
+    def _build(self, index: VectorIndex) -> None:
+        """Train, and code all vectors."""
+        store, vectors = self._store, index.vectors
+        encoder = store.manifest.encoder
+        assert encoder is not None
+        number = store.next_index_number()
+        rows = vectors.rows
+        entry, quantizer = build.train(
+            store.path, number, encoder.generation, vectors, rows, self._work
+        )
+        try:
+            made, _ = build.segment(
+                store.path, number + 1, entry, quantizer, vectors, [(0, rows)], self._work
+            )
+        except BaseException:
+            remove(quantizer_path(store.path, number), store.path)
+            raise
+        store.publish_index([made], [entry])
+
+    def _add(self, index: VectorIndex, entry: QuantizerEntry, quantizer: Quantizer) -> bool:
+        """Code what is in no segment; returns whether it is unlike what the quantizer is for."""
+        store = self._store
+        number = store.next_index_number()
+        made, closeness = build.segment(
+            store.path, number, entry, quantizer, index.vectors, index.bare, self._work
+        )
+        live = [segment.entry for segment in index.segments]
+        store.publish_index([*live, made])
+        self._merge(entry, quantizer, [*live, made])
+        return is_moved(closeness, entry)
+
+    def _merge(self, entry: QuantizerEntry, quantizer: Quantizer, live: list[SegmentEntry]) -> None:
+        """Merge the smallest segments while the next one is no larger than these together."""
+        store = self._store
+        by_size = sorted(live, key=lambda segment: segment.rows)
+        together, rows = by_size[:1], by_size[0].rows
+        while len(together) < len(by_size) and by_size[len(together)].rows <= rows:
+            rows += by_size[len(together)].rows
+            together.append(by_size[len(together)])
+        if len(together) > 1:
+            for one in together:  # what is damaged would get a checksum that is right
+                path = path_of(store.path, one.number)
+                if what := problem(path, one.bytes, one.xxh64):
+                    raise StoreDamagedError(f"{path}: {what}; run 'engine check --fix'")
+            made = build.merge(store.path, store.next_index_number(), entry, quantizer, together)
+            store.publish_index([*(one for one in live if one not in together), made])
+
+    def measure(self, target: float | None, *, anew: bool = False) -> Measured | None:
+        """Measure recall if it has not been, or not on vectors like these; what is known of it now.
+
+        ``anew``: also if it has been, for they have changed.
+        """
+        index = self._store.index
+        if index is None or index.quantizer_entry is None:
+            return self._measure(target)  # there is nothing to do
+        return self._work.apart(
+            lambda work: Indexing(self._store, work)._measure(target, moved=anew)
+        )
+
+    def _measure(self, target: float | None, *, moved: bool = False) -> Measured | None:
+        store = self._store
+        index, before = store.index, store.manifest.measured
+        wanted = target or (before.target if before else DEFAULT_RECALL)
+        entry = index.quantizer_entry if index is not None else None
+        if index is None or entry is None or not index.segments:
+            found = Measured(wanted)
+        elif (
+            before is None
+            or before.quantizer != entry.number
+            or not 1 / _MEASURED_AGAIN < index.vectors.rows / before.rows < _MEASURED_AGAIN
+            or moved
+        ):
+            found = measure(index, store.alive(), wanted, lambda: self._work.done(0))
+            if before is not None and before.quantizer == entry.number:
+                _tell(before, found, entry)
+        else:
+            found = replace(before, target=wanted)
+        if found != before and (before is not None or target is not None or found.rows):
+            store.publish_index(store.manifest.segments, measured=found)
+        return found
+
+
+def _has_room(store: StoreFiles) -> bool:
+    """Whether the whole index, built again, leaves enough of the disk for a removal."""
+    free, encoder, rows = ballast.free(store.path), store.manifest.encoder, store.vector_rows
+    if free >= ballast.LOW or encoder is None:
+        return True
+    codes = rows * (encoder.dim // 4 + 24)  # and a label each
+    centroids = 4 * encoder.dim * (int(3 * (2 * rows) ** 0.5) + 64)
+    return free >= codes + centroids + ballast.LEFT
+
+
+def is_moved(closeness: float, entry: QuantizerEntry) -> bool:
+    """Whether vectors are so far from their centroids that a quantizer is not for them."""
+    return 1 - closeness > _MOVED * max(1 - entry.closeness, 0.0) + _ROUNDED
+
+
+def _tell(before: Measured, now: Measured, entry: QuantizerEntry) -> None:
+    """Warn where searches, as they were set, find less than they did."""
+    was = choose(before, entry, _MEASURED_K, None)
+    if was is None:
+        return
+    points = dict(now.points).get(_MEASURED_K, ())
+    # The best that is now found by looking no further than before.
+    found = [p.recall for p in points if p.nprobe <= was.nprobe and p.depth <= was.depth]
+    recall = max(found, default=0.0)
+    if recall < was.recall - _NOTICED:
+        _log.warning(
+            "recall had drifted from %.3f to about %.3f, since the vectors are others than those "
+            "that the index was trained on: searches look further from now on, and 'engine optimize' "
+            "trains it anew",
+            was.recall,
+            recall,
+        )
+
+
+def recall_of(named: Manifest) -> dict[str, object] | None:
+    """What is known of recall, as JSON: of searches for ten images with what the store wants."""
+    measured = named.measured
+    if measured is None:
+        return None
+    live = max((entry.quantizer for entry in named.segments), default=measured.quantizer)
+    if (
+        measured.quantizer != live
+    ):  # an index that was just built, or whose building was interrupted
+        measured = Measured(measured.target)
+    points = dict(measured.points).get(_MEASURED_K, ())
+    point = next((point for point in points if point.surely >= measured.target), None)
+    return {
+        "target": measured.target,
+        "exact": point is None and measured.quantizer == live,  # whether all vectors are compared
+        "k": _MEASURED_K,
+        "measured": round(point.recall, 4) if point else None,
+        "at_least": round(point.surely, 4) if point else None,
+        "sample": measured.sample,
+        "vectors": measured.rows,
+        "nprobe": point.nprobe if point else None,
+        "depth": point.depth if point else None,
+        "reach": point.reach if point else None,
+    }

@@ -1,0 +1,1 @@
+"""The write path: sources to committed images, chunk by chunk."""

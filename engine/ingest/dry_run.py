@@ -1,0 +1,177 @@
+"""What an ingest would read and how much disk it would take, without reading an image: the dry run.
+
+Names and stamps tell what is new, headers of arrays how many rows they have; nothing is decoded, so
+what turns out to be a duplicate or broken counts as an image here, and the disk is an upper estimate.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from engine.config import CHUNK_FILES, KEEP_BITS_LIMIT
+from engine.errors import EngineError
+from engine.ingest.given_arrays import check_admission, is_begun
+from engine.ingest.run import is_final
+from engine.records import IngestPlan, Kind
+from engine.sources.items import (
+    ArchiveItem,
+    ArrayItem,
+    FileItem,
+    Item,
+    Member,
+    Problem,
+    Skipped,
+    VectorItem,
+)
+from engine.storage.snapshot import StoreView
+
+# Bytes of disk an image, measured: its rows among the keys without its name, and its fingerprint.
+_FILE_BYTES = 400 + 32
+_ROW_BYTES = 90 + 32
+
+
+class Plan:
+    """One dry run over some sources, against a store or, where it is not made yet, against none."""
+
+    def __init__(
+        self, store: StoreView | None, *, dim: int, keep_pixels: str, disk_bytes: int = 0
+    ) -> None:
+        """``dim``: the length of the vectors that would be made, 0 for none.
+
+        ``disk_bytes``: what it takes to make the store, before there are images.
+        """
+        self._store = store
+        self._keep = keep_pixels
+        self._vector = vector_bytes(dim) if dim else 0
+        self._images = self._unchanged = self._rejected = self._skipped = 0
+        self._archives = self._bytes = self._done = 0
+        self._disk = disk_bytes
+
+    def run(
+        self, items: Iterable[Item], path: Path, progress: Callable[[int], None] | None = None
+    ) -> IngestPlan:
+        """Go through everything; ``path`` is where the store is or would be."""
+        for group in _groups(items):
+            self._files([item for item in group if isinstance(item, FileItem | Member)])
+            for item in group:
+                self._other(item)
+            self._done += len(group)
+            if progress is not None:
+                progress(self._done)
+        folder = path.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return IngestPlan(
+            images=self._images,
+            unchanged=self._unchanged,
+            rejected=self._rejected,
+            skipped=self._skipped,
+            archives=self._archives,
+            bytes_to_read=self._bytes,
+            disk_bytes=self._disk,
+            free_bytes=shutil.disk_usage(folder).free,
+        )
+
+    def _files(self, items: list[FileItem | Member]) -> None:
+        names = [item.name for item in items]
+        known = self._store.names(names) if self._store else [None] * len(items)
+        rejects = self._store.rejects(names) if self._store else [None] * len(items)
+        for item, row, reject in zip(items, known, rejects, strict=True):
+            stamp = (item.mtime_ns, item.size)
+            if row is not None and (row.mtime_ns, row.size) == stamp:
+                self._unchanged += 1
+            elif reject is not None and is_final(reject, *stamp):
+                self._rejected += 1
+            else:
+                size = item.size if isinstance(item, FileItem) else item.held
+                self._images += 1
+                self._bytes += size
+                self._disk += _FILE_BYTES + len(item.name) + self._vector
+                if self._keep == "yes":
+                    self._disk += size
+
+    def _other(self, item: Item) -> None:
+        if isinstance(item, Problem):
+            self._rejected += 1
+        elif isinstance(item, Skipped):
+            self._skipped += 1
+        elif isinstance(item, ArchiveItem):
+            self._archive(item)
+        elif isinstance(item, VectorItem):
+            self._vectors(item)
+        elif not isinstance(item, FileItem | Member):
+            self._array(item)
+
+    def _array(self, item: ArrayItem) -> None:
+        row = self._store.array(item.name) if self._store else None
+        done = 0
+        if row is not None and (row.mtime_ns, row.size) == (item.mtime_ns, item.size):
+            done = min(row.rows, item.count)
+        left = item.count - done
+        self._unchanged += done
+        if not left:
+            return
+        try:
+            kind = item.kind
+        except EngineError:  # only reading all of it tells, and that fails
+            self._rejected += 1
+            return
+        self._images += left
+        self._bytes += item.size * left // item.count
+        values = -(-item.row_bytes // 8) if kind is Kind.BITS else item.row_bytes
+        small = kind is Kind.BITS and values <= KEEP_BITS_LIMIT
+        kept = self._keep == "yes" or (self._keep == "auto" and small)
+        self._disk += left * (_ROW_BYTES + self._vector + (values if kept else 0))
+
+    def _vectors(self, item: VectorItem) -> None:
+        row = self._store.array(item.name) if self._store else None
+        if row is not None and is_begun(item, row):
+            self._unchanged += row.rows - row.rejected
+            self._rejected += row.rejected
+            left = item.count - row.rows
+        else:
+            left = item.count
+        if left and self._store is not None:
+            check_admission(self._store, item.dim, normalize=False)
+        self._images += left
+        self._bytes += item.size * left // max(item.count, 1)
+        self._disk += left * vector_bytes(item.dim)
+
+    def _archive(self, item: ArchiveItem) -> None:
+        row = self._store.archive(item.name) if self._store else None
+        if row is not None and (row.mtime_ns, row.size) == (item.mtime_ns, item.size):
+            self._unchanged += row.images
+            self._rejected += row.rejected
+            self._skipped += row.skipped
+            if row.complete:
+                return
+            self._bytes += item.size  # how much of it is left, only reading it tells
+        else:
+            row = None
+            self._bytes += item.size
+        if self._keep == "yes":
+            self._disk += item.size
+        if item.count is None:
+            self._archives += 1
+            return
+        left = item.count - (row.done if row else 0)
+        self._images += left
+        self._disk += left * (_FILE_BYTES + len(item.name) + self._vector)
+
+
+def vector_bytes(dim: int) -> int:
+    """Of disk: float32, an id, and a code and a row number in the index."""
+    return 4 * dim + 8 + dim // 4 + 8
+
+
+def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    group: list[Item] = []
+    for item in items:
+        group.append(item)
+        if len(group) == CHUNK_FILES:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,231 @@
+"""Vectors that people bring, on their way into a store: which are taken, and what their array was.
+
+Nothing is compared with what other rows are: each row of an array is an id of its own. But where an
+array is read again since its file has changed, a row that is still the same vector keeps its id, and
+what the others were goes. So touching a file costs a reading of it, and not all its ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import UsageError
+from engine.records import Kind
+from engine.sources.items import Problem, VectorBlock, VectorItem
+from engine.storage.changeset import Chunk, Removal
+from engine.storage.removal import Going, removal
+from engine.storage.rows import ArrayRow, Run, u64
+from engine.storage.snapshot import StoreView
+from engine.storage.writer import StoreFiles
+
+_AT_ONCE = 1 << 18  # numbers that are looked at, while they are in the processor's cache
+_REMOVED = 4096  # rows of one commit
+_REASONS = (
+    "",
+    "holds values that are NaN, infinite or too large for float32",
+    "has length zero, and so no direction: it cannot be normalized",
+)
+_OF_ROWS = re.compile(rb"[0-9]+(-[0-9]+)?")
+
+Numbers = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedBlock:
+    """A block of rows as they are to be kept; ``wrong`` is (n,) uint8: 0, or why one is no vector."""
+
+    first: int
+    rows: npt.NDArray[np.float32]
+    wrong: npt.NDArray[np.uint8]
+
+    def problems(self, name: bytes, mtime_ns: int, size: int) -> list[Problem]:
+        """What is wrong with rows of array ``name``: one problem for each stretch of them."""
+        found = []
+        for at, end in stretches(self.wrong):
+            if self.wrong[at]:
+                first, last = self.first + at, self.first + end - 1
+                which = f"#{first}-{last}" if last > first else f"#{first}"
+                reason = _REASONS[self.wrong[at]]
+                found.append(Problem(name + which.encode(), reason, mtime_ns, size, end - at))
+        return found
+
+    def halves(self) -> tuple[CheckedBlock, CheckedBlock]:
+        """Its two halves, each of which can be committed alone."""
+        half = len(self.rows) // 2
+        return (
+            CheckedBlock(self.first, self.rows[:half], self.wrong[:half]),
+            CheckedBlock(self.first + half, self.rows[half:], self.wrong[half:]),
+        )
+
+
+def checked(block: VectorBlock, *, normalize: bool) -> CheckedBlock:
+    """Say which rows are no vectors, and divide the others by their length if they are to be."""
+    n, dim = block.rows.shape
+    rows = np.empty_like(block.rows) if normalize else block.rows
+    wrong = np.zeros(n, np.uint8)
+    step = max(1, _AT_ONCE // dim)
+    for at in range(0, n, step):
+        some = block.rows[at : at + step]
+        finite = np.isfinite(some).all(axis=1)
+        wrong[at : at + step] = ~finite
+        if normalize:
+            units, lengths = normalized(some)
+            rows[at : at + step] = units
+            wrong[at : at + step][finite & (lengths == 0)] = 2
+    return CheckedBlock(block.first, rows, wrong)
+
+
+def normalized(
+    rows: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """(n, d) float32 rows divided by their lengths, and these: (n,) float64."""
+    wide = rows.astype(np.float64)  # squares of large and of small numbers are numbers there
+    with np.errstate(invalid="ignore"):  # of rows that are no vectors
+        lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+        wide /= np.where(lengths > 0, lengths, 1)[:, None]
+    return wide.astype(np.float32), lengths
+
+
+def check_admission(store: StoreView, dim: int, *, normalize: bool) -> None:
+    """``UsageError`` if the store does not take given vectors of ``dim`` numbers."""
+    entry = store.manifest.encoder
+    if entry is None or not store.vector_rows:
+        return
+    if not entry.given:
+        raise UsageError(
+            f"{store.path} holds vectors of the encoder {entry.name}, with which others cannot be "
+            f"compared: make another store for vectors of your own"
+        )
+    if entry.dim != dim:
+        raise UsageError(
+            f"vectors of {dim} dimensions do not go with those of {entry.dim} dimensions that "
+            f"{store.path} holds: make another store for them"
+        )
+    if normalize and not entry.normalized:
+        raise UsageError(
+            f"{store.path} holds vectors that were not normalized: leave --normalize out, or make "
+            f"another store"
+        )
+
+
+class GivenArray:
+    """One array of vectors while it is read into a store."""
+
+    def __init__(self, store: StoreFiles, name: bytes, number: int) -> None:
+        """``number`` is that of the array ``name`` among the keys."""
+        self._store = store
+        self._name = name
+        self._number = number
+
+    def forget(self, first: int) -> None:
+        """As it has changed, remove rows from ``first`` on, and what was said of rejected ones."""
+        self._remove((run, [part]) for run, part in self._runs(first, None))
+        name = self._name + b"#"
+        keys = (key for key, _ in self._store.keys.scan("rejects", name))
+        stale = (key for key in keys if _OF_ROWS.fullmatch(key[len(name) :]))
+        while some := list(islice(stale, _REMOVED)):
+            rows: list[tuple[str, bytes, bytes | None]] = [("rejects", key, None) for key in some]
+            self._store.commit(Chunk(removal=Removal(rows=rows)))
+
+    def take(self, block: CheckedBlock) -> tuple[Chunk, int]:
+        """What is to be committed of a block, and how many of its rows are there as they are.
+
+        What rows were that are something else now is removed before this returns.
+        """
+        good = block.wrong == 0
+        same = np.zeros(len(good), np.bool_)
+        runs = list(self._runs(block.first, block.first + len(good)))
+        if runs:
+            same = self._same(block, runs) & good
+            self._remove((run, _cut(part, block.first, ~same)) for run, part in runs)
+        new = good & ~same
+        chunk = Chunk()
+        if new.any():
+            chunk.given = block.rows if new.all() else block.rows[new]
+            id_ = self._store.state.next_id
+            for at, end in stretches(new):
+                if new[at]:
+                    chunk.runs += Run(self._number, block.first + at, end - at, 1, id_).pieces()
+                    id_ += end - at
+        return chunk, int(same.sum())
+
+    def _runs(self, first: int, end: int | None) -> Iterator[tuple[Run, Run]]:
+        """The committed runs of rows from ``first`` on, to ``end`` if there is one, and their parts."""
+        prefix = b"r" + self._number.to_bytes(4, "big")
+        before = self._store.keys.at_or_before("runs", prefix + u64(first))
+        start = before[0] if before is not None and before[0].startswith(prefix) else None
+        for key, value in self._store.keys.scan("runs", prefix, start=start or prefix):
+            run = Run.from_row(key, value)
+            begin, stop = max(run.row, first), run.row + run.count
+            stop = stop if end is None else min(stop, end)
+            if end is not None and run.row >= end:
+                return
+            if begin < stop:
+                yield run, run.part(begin, stop - begin)
+
+    def _same(self, block: CheckedBlock, runs: Sequence[tuple[Run, Run]]) -> Mask:
+        """Which rows of a block are the vectors that they were."""
+        store, entry = self._store, self._store.manifest.encoder
+        ids = np.zeros(len(block.rows), np.int64)
+        for _, part in runs:
+            at = part.row - block.first
+            ids[at : at + part.count] = np.arange(part.id, part.id + part.count)
+        same = np.zeros(len(ids), np.bool_)
+        if entry is None or not entry.given or entry.dim != block.rows.shape[1]:
+            return same
+        vectors = store.open_vectors()
+        try:
+            rows = vectors.rows_of(ids)  # reads the ids of all vectors: once a block
+            # A row of the array that is new has no id yet, and damaged vectors may be nobody's.
+            rows[(ids == 0) | store.removed_ids().has(ids)] = -1
+            known = np.flatnonzero(rows >= 0)
+            step = max(1, _AT_ONCE // entry.dim)
+            for at in range(0, len(known), step):
+                some = known[at : at + step]
+                same[some] = (vectors.gather(rows[some]) == block.rows[some]).all(axis=1)
+        finally:
+            vectors.close()
+        return same
+
+    def _remove(self, cuts: Iterator[tuple[Run, list[Run]]]) -> None:
+        """Remove parts of runs with what they are, in commits of bounded size."""
+        going = Going()
+        for run, parts in cuts:
+            for part in parts:
+                going.add_rows(run, part)
+            if len(going) >= _REMOVED:
+                self._flush(going)
+                going = Going()
+        self._flush(going)
+
+    def _flush(self, going: Going) -> None:
+        if len(going):
+            found, _ = removal(self._store, going, _REMOVED)
+            self._store.commit(Chunk(removal=found))
+
+
+def is_begun(array: VectorItem, row: ArrayRow | None) -> bool:
+    """Whether a row of ``arrays`` is of this array as it is now."""
+    stamp = (array.mtime_ns, array.size, Kind.VECTOR)
+    return row is not None and (row.mtime_ns, row.size, row.kind) == stamp
+
+
+def stretches(values: npt.NDArray[np.uint8] | Mask) -> Iterator[tuple[int, int]]:
+    """Where stretches of equal values begin and end."""
+    if len(values):
+        edges = (np.flatnonzero(values[1:] != values[:-1]) + 1).tolist()
+        yield from zip([0, *edges], [*edges, len(values)], strict=True)
+
+
+def _cut(part: Run, first: int, wanted: Mask) -> list[Run]:
+    """The pieces of a part of a run whose rows are ``wanted`` in a block from row ``first`` on."""
+    at = part.row - first
+    mine = wanted[at : at + part.count]
+    return [part.part(part.row + a, b - a) for a, b in stretches(mine) if mine[a]]

@@ -1,0 +1,1 @@
+"""Keeps a store healthy: checks, repairs, removals, compaction, copies."""

@@ -1,0 +1,326 @@
+"""Copies a store while others read it and write to it: one state, whole, without a lock.
+
+    hold the keys → hold what the manifest names → copy the keys → open the copy: what is committed?
+    → copy that much of everything else → sync → rename
+
+It is a reader's work: nothing is written to the source. What is copied is held open from the first
+moment on, so a writer may compact, merge and delete meanwhile; see ``engine.storage.pinned_files``.
+The copy is the same store, with the same uuid, as of an earlier commit. Damage in the contents of a file is
+copied with it: ``engine check`` of the copy proves it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from engine.config import MemoryBudget
+from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
+from engine.records import BackupReport
+from engine.storage import commit_file, file_names, lock, manifest, nofollow
+from engine.storage.commit_file import Notice, commit_of
+from engine.storage.durable import write_all
+from engine.storage.manifest import Manifest
+from engine.storage.pinned_files import (
+    Held,
+    HeldFile,
+    check_extent,
+    extent_name,
+    hold_keys,
+    hold_rest,
+)
+from engine.storage.rocks import database
+from engine.storage.staging import check_place, made_aside
+from engine.storage.state import State, settings_in
+from engine.storage.writer import REJECTS, StoreFiles
+
+KIND = "backup"
+# In the order in which they appear in an empty folder: once the keys do, all the others are there.
+_PARTS = (
+    lock.NAME,
+    commit_file.NAME,
+    REJECTS,
+    "encoder",
+    manifest.INDEX_FOLDER,
+    "fingerprints",
+    "vectors",
+    "pixels",
+    database.FOLDER,
+    manifest.NAME,
+)
+_ROUNDS = 10  # beginnings, where a writer gives files up in the first moments of each
+_PIECE = 32 << 20  # bytes
+_OF_DEST = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
+class _GoneError(Exception):
+    """The held keys need an extent that a writer has given up since."""
+
+
+class Backup:
+    """One backup of one store. ``run`` may be called once."""
+
+    def __init__(
+        self,
+        store: Path,
+        memory: MemoryBudget,
+        dest: Path,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> None:
+        """``progress(done, total)`` is told of bytes."""
+        self._store = store
+        self._memory = memory
+        self._dest = dest
+        self._progress = progress or (lambda done, total: None)
+        self._done = 0
+        self._total = 0
+        self._files = 0
+        self._plain = False  # whether the kernel cannot copy from the one disk to the other
+
+    def run(self) -> BackupReport:
+        """Copy everything; returns what was copied.
+
+        Raises ``UsageError`` for a place that will not do, ``StoreDamagedError`` where the source is
+        damaged, ``StoreError``; nothing is left at the place then.
+        """
+        started = time.perf_counter()
+        source, place = self._store.resolve(), self._dest.resolve()
+        if place.is_relative_to(source):
+            raise UsageError(f"{self._dest} lies inside of the store: name another place")
+        check_place(self._dest, KIND, _PARTS)
+        try:
+            with made_aside(self._dest, KIND, _PARTS) as made:
+                state = self._copy(made)
+        except OSError as error:
+            raise StoreError(
+                f"{self._dest} cannot be made: {error.strerror or error}; nothing was left there"
+            ) from None
+        return BackupReport(
+            path=str(self._dest),
+            commit=state.commit,
+            images=state.images,
+            vectors=state.live_vectors,
+            files=self._files,
+            bytes=self._done,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+
+    def _copy(self, made: Path) -> State:
+        seen = -1
+        for _ in range(_ROUNDS):
+            try:
+                return self._copy_once(made, seen)
+            except _GoneError as gone:
+                (seen,) = gone.args
+                for part in nofollow.entries(made):
+                    if part.is_folder:
+                        nofollow.discard(made, part.name, file_names.MADE, called=f"{part.name}/")
+        raise StoreError(f"{self._store} did not stand still for a moment: try again")
+
+    def _copy_once(self, made: Path, seen: int) -> State:
+        """``seen`` is the commit that this was begun with before."""
+        self._done = self._files = 0
+        notice_ = Notice(self._store)
+        told = commit_of(
+            notice_.read()
+        )  # before the keys: it may say less than they, and never more
+        notice_.close()
+        with hold_keys(self._store) as (table, current), hold_rest(self._store) as (rest, named):
+            with contextlib.suppress(FileNotFoundError):
+                rest.open(REJECTS)
+                rest.measure()
+            self._check_room(made, table, rest)
+            for name, file in table.files.items():
+                self._put(made / name, file)
+            _write(made / database.FOLDER / "CURRENT", current)
+            state = self._state(made, named, told)
+            wanted = self._restricted(named, state)
+            for family, pairs in state.extents.items():
+                for number, size in pairs:
+                    extent = rest.files.get(extent_name(family, number))
+                    if extent is None and not size:
+                        continue
+                    if extent is None and state.commit == seen:
+                        raise StoreDamagedError(
+                            f"{self._store / manifest.NAME} does not name "
+                            f"{extent_name(family, number)}, which holds committed data; "
+                            f"run 'engine check'"
+                        )
+                    if extent is None:
+                        raise _GoneError(state.commit)
+                    check_extent(extent, size)
+            names = _needed(rest, named, wanted)
+            self._total = self._done + sum(rest.files[name].size for name in names)
+            for name in names:
+                self._put(made / name, rest.files[name])
+        _write(made / commit_file.NAME, commit_file.pack(state.commit))
+        _write(made / manifest.NAME, wanted.dump())
+        self._prove(made)
+        return state
+
+    def _state(self, made: Path, named: Manifest, told: int) -> State:
+        """What the copied keys have committed."""
+        try:
+            table = database.open_reader(made, self._memory)
+        except StoreDamagedError as error:  # it is the source that is damaged
+            raise StoreDamagedError(str(error).replace(str(made), str(self._store))) from None
+        try:
+            value, settings = table.get("meta", b"state"), table.get("meta", b"settings")
+        finally:
+            table.close()
+        if value is None or settings is None:
+            raise StoreDamagedError(f"{self._store}: its keys have no state; run 'engine check'")
+        if settings_in(settings) != named.settings:
+            raise StoreDamagedError(f"{self._store}: manifest and keys belong to different stores")
+        state = State.unpack(value)
+        if state.commit < told:
+            raise StoreDamagedError(
+                f"{self._store}: its keys end with commit {state.commit}, and commit {told} was "
+                f"made; run 'engine check'"
+            )
+        return state
+
+    @staticmethod
+    def _restricted(named: Manifest, state: State) -> Manifest:
+        """The manifest without what came after ``state``."""
+        live = state.live_segments(named)
+        used = {entry.quantizer for entry in live}
+        return replace(
+            named,
+            extents={
+                family: [number for number, _ in pairs]
+                for family, pairs in state.extents.items()
+                if any(size for _, size in pairs) or family in named.extents
+            },
+            segments=tuple(live),
+            quantizers=tuple(entry for entry in named.quantizers if entry.number in used),
+        )
+
+    def _check_room(self, made: Path, *held: Held) -> None:
+        stats = [os.fstat(file.fd) for part in held for file in part.files.values()]
+        needed = sum(min(stat.st_size, 512 * stat.st_blocks) for stat in stats)
+        self._total = sum(stat.st_size for stat in stats)
+        free = shutil.disk_usage(made).free
+        if free < needed:
+            raise StoreError(
+                f"{self._dest} cannot be made: {needed:,} bytes are needed and {free:,} are free "
+                f"there; nothing was left there"
+            )
+
+    def _prove(self, made: Path) -> None:
+        """That the copy can be opened and its extents are this store's."""
+        try:
+            with StoreFiles(made, self._memory, read_only=True) as copy:
+                for family in copy.families():
+                    for number in copy.manifest.extents[family.name]:
+                        problem = copy.header_problem(family, number)
+                        if problem:
+                            path = family.path(self._store, number)
+                            raise StoreDamagedError(f"{path}: {problem}; run 'engine check'")
+        except EngineError as error:
+            raise type(error)(str(error).replace(str(made), str(self._store))) from None
+
+    # --- copying ----------------------------------------------------------------------------------
+
+    def _put(self, path: Path, file: HeldFile) -> None:
+        """Copy what counts of a held file; holes stay holes."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o666)
+        # Keys are few and asked for all the time; the rest of a store is larger than memory.
+        cold = file.path.parent.name != database.FOLDER
+        try:
+            at = 0
+            while at < file.size:
+                start, end = _data(file.fd, at, file.size)
+                self._advance(start - at)
+                if start < end:
+                    self._copy_range(file, fd, start, end)
+                    getattr(os, "fdatasync", os.fsync)(fd)  # or the pages cannot be let go
+                    _drop(fd, start, end)
+                    if cold:
+                        _drop(file.fd, start, end)
+                at = end
+            os.ftruncate(fd, file.size)
+        finally:
+            os.close(fd)
+        self._files += 1
+
+    def _copy_range(self, file: HeldFile, fd: int, at: int, end: int) -> None:
+        while at < end:
+            count = 0
+            if not self._plain:
+                try:
+                    # The kernel copies, and where the disk can share blocks it shares them.
+                    count = os.copy_file_range(file.fd, fd, end - at, at, at)
+                except OSError as error:
+                    if error.errno in _OF_DEST:
+                        raise
+                    self._plain = True  # or the disk fails: then reading says so
+                except AttributeError:  # macOS
+                    self._plain = True
+            if not count:
+                data = _read(file, min(end - at, 1 << 20), at)
+                write_all(fd, data, at)
+                count = len(data)
+            at += count
+            self._advance(count)
+
+    def _advance(self, count: int) -> None:
+        self._done += count
+        self._progress(self._done, self._total)
+
+
+def _needed(rest: Held, named: Manifest, wanted: Manifest) -> list[str]:
+    """The held files that the copy needs: all but what of extents and index it does not name."""
+    dropped = {
+        extent_name(family, number)
+        for family, numbers in named.extents.items()
+        for number in numbers
+        if number not in wanted.extents.get(family, [])
+    }
+    dropped |= {str(path) for path in named.index_files(Path()) - wanted.index_files(Path())}
+    return [name for name in rest.files if name not in dropped]
+
+
+def _data(fd: int, at: int, end: int) -> tuple[int, int]:
+    """The next piece to copy from ``at`` on, at most to ``end``; what is before it is a hole."""
+    if not hasattr(os, "SEEK_DATA"):
+        return at, min(end, at + _PIECE)
+    try:
+        start = min(os.lseek(fd, at, os.SEEK_DATA), end)
+        stop = os.lseek(fd, start, os.SEEK_HOLE) if start < end else end
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+            return end, end
+        return at, min(end, at + _PIECE)
+    return start, min(stop, end, start + _PIECE)
+
+
+def _read(file: HeldFile, count: int, at: int) -> bytes:
+    try:
+        data = os.pread(file.fd, count, at)
+    except OSError as error:
+        raise StoreDamagedError(
+            f"{file.path} cannot be read: {error.strerror}; run 'engine check'"
+        ) from None
+    if not data:
+        raise StoreDamagedError(f"{file.path} is cut short; run 'engine check'")
+    return data
+
+
+def _drop(fd: int, start: int, end: int) -> None:
+    """A backup that streams through must not push everything else out of the page cache."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A small file, durable when the folder that it is in is put in its place."""
+    path.write_bytes(data)

@@ -1,0 +1,308 @@
+"""Writes what a store knows as tables that other tools read: one state, whole, without a lock.
+
+    images.csv        id, kind, width, height, channels, frames, container, file_bytes, key, proof,
+                      file_hash, fingerprint, quality, source_count, metadata; one row an image
+    sources.csv       id, source, source_hex; one row a place where an image was seen, rows of
+                      arrays each by itself, in groups of 4,096 ids
+    vectors.npy       float32 (n, dim), unit vectors of the live encoder; given ones as they were
+    vector_ids.npy    int64 (n,), the image of each
+
+or the first two as Parquet with the same columns. Of a vector without pixels, what is of pixels is
+empty. Hashes and fingerprints are hexadecimal; metadata is
+JSON, or nothing; ids have gaps where images were removed.
+
+CSV is that of RFC 4180 in UTF-8. A file's name is bytes, and need not be UTF-8: such a one has U+FFFD
+for what is none in ``source``, so that any tool can read the table, and all of its bytes in
+``source_hex``, which is empty otherwise. No cell begins with what a spreadsheet takes for a formula
+("=", "+", "-", "@"), so names need not be changed to be safe: sources are absolute paths or begin with
+"memory:" or "synthetic:", metadata begins with "{", and nothing else comes from outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import StoreError, UsageError
+from engine.records import ExportReport, ImageRecord, Kind
+from engine.storage import extents
+from engine.storage.extents import ExtentReader
+from engine.storage.live_ids import live
+from engine.storage.scan import BUCKET, records_from, sources_in
+from engine.storage.staging import check_place, made_aside
+from engine.storage.writer import StoreFiles
+
+KIND = "export"
+FORMATS = ("csv", "parquet")
+IMAGES = {
+    "id": int,
+    "kind": str,
+    "width": int,
+    "height": int,
+    "channels": int,
+    "frames": int,
+    "container": str,
+    "file_bytes": int,
+    "key": str,
+    "proof": str,
+    "file_hash": str,
+    "fingerprint": str,
+    "quality": int,
+    "source_count": int,
+    "metadata": str,
+}
+SOURCES = {"id": int, "source": str, "source_hex": str}
+_VECTORS, _VECTOR_IDS = "vectors.npy", "vector_ids.npy"
+_BATCH = 1000  # images at a time
+_GROUP_ROWS = 1 << 16  # of a table, that Parquet keeps together
+_GROUP_BYTES = 16 << 20
+_NPY_HEADER = 128  # bytes
+
+
+class _Table(Protocol):
+    """One table while it is written."""
+
+    def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Add rows, a value for each column; None where there is none."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class Export:
+    """One export of one store. ``run`` may be called once."""
+
+    def __init__(
+        self,
+        store: StoreFiles,
+        dest: Path,
+        *,
+        format: str = "csv",
+        vectors: bool = True,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> None:
+        """``progress(done, total)`` is told of images."""
+        if format not in FORMATS:
+            raise UsageError(f"the format is one of {', '.join(FORMATS)}, not {format!r}")
+        if format == "parquet":
+            _pyarrow()  # before anything is done
+        self._store = store
+        self._dest = dest
+        self._format = format
+        self._vectors = vectors
+        self._progress = progress or (lambda done, total: None)
+        self._images = self._sources = self._vector_rows = 0
+
+    def run(self) -> ExportReport:
+        """Write everything; returns how much that was.
+
+        Raises ``UsageError`` for a place that will not do, ``StoreDamagedError``, or ``StoreError``;
+        nothing is left at the place then.
+        """
+        started = time.perf_counter()
+        if self._dest.resolve().is_relative_to(self._store.path.resolve()):
+            raise UsageError(f"{self._dest} lies inside of the store: name another place")
+        tables = (f"images.{self._format}", f"sources.{self._format}")
+        parts = (_VECTORS, _VECTOR_IDS, *reversed(tables))
+        check_place(self._dest, KIND, parts)
+        try:
+            with made_aside(self._dest, KIND, parts) as made:
+                self._write_tables(made / tables[0], made / tables[1])
+                if self._vectors:
+                    self._write_vectors(made)
+                written = [made / name for name in parts if (made / name).exists()]
+                size = sum(path.stat().st_size for path in written)
+        except OSError as error:
+            raise StoreError(
+                f"{self._dest} cannot be made: {error.strerror or error}; nothing was left there"
+            ) from None
+        return ExportReport(
+            path=str(self._dest),
+            images=self._images,
+            sources=self._sources,
+            vectors=self._vector_rows,
+            bytes=size,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+
+    # --- tables -----------------------------------------------------------------------------------
+
+    def _write_tables(self, images: Path, sources: Path) -> None:
+        store = self._store
+        prints = ExtentReader(store.path, extents.FINGERPRINTS)
+        table: Callable[..., _Table] = _Csv if self._format == "csv" else _Parquet
+        with contextlib.ExitStack() as stack:
+            stack.callback(prints.close)
+            # All at once: a writer may give files up meanwhile, and what is mapped stays.
+            kept = store.state.extents.get(extents.FINGERPRINTS.name, [])
+            width = extents.FINGERPRINTS.row_bytes
+            found = [  # as plain arrays: a row of a map costs five times as much
+                np.asarray(prints.rows(number, size // width, np.uint8)) for number, size in kept
+            ]
+            into = [table(images, IMAGES), table(sources, SOURCES)]
+            for one in into:
+                stack.callback(one.close)
+            for bucket in range(-(-store.state.next_id // BUCKET)):
+                there = live(store.keys, bucket * BUCKET, BUCKET)
+                counts = np.zeros(BUCKET, np.int64)
+                into[1].write(self._source_rows(bucket, there, counts))
+                self._sources += int(counts.sum())
+                for records in self._records(bucket):
+                    into[0].write([_image_row(record, counts, found) for record in records])
+                    self._images += len(records)
+                    self._progress(self._images, store.state.images)
+
+    def _records(self, bucket: int) -> Iterator[list[ImageRecord]]:
+        start, end = bucket * BUCKET, (bucket + 1) * BUCKET
+        while start < end:
+            records = records_from(self._store, start, min(_BATCH, end - start))
+            start = records[-1].id + 1 if records else end
+            mine = [record for record in records if record.id < end]
+            if mine:
+                yield mine
+
+    def _source_rows(
+        self, bucket: int, there: npt.NDArray[np.bool_], counts: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[Any, ...]]:
+        """The sources of a bucket, counted by image into ``counts``."""
+        first = bucket * BUCKET
+        for id_, name in sources_in(self._store, bucket, there):
+            counts[id_ - first] += 1
+            try:
+                yield id_, name.decode(), None
+            except UnicodeDecodeError:
+                yield id_, name.decode(errors="replace"), name.hex()
+
+    # --- vectors ----------------------------------------------------------------------------------
+
+    def _write_vectors(self, made: Path) -> None:
+        entry = self._store.manifest.encoder
+        if entry is None:
+            return
+        vectors = self._store.open_vectors()
+        try:
+            vectors.open_all()  # as above
+            with (made / _VECTORS).open("xb") as rows, (made / _VECTOR_IDS).open("xb") as ids:
+                rows.write(bytes(_NPY_HEADER))
+                ids.write(bytes(_NPY_HEADER))
+                at = 0
+                for block in vectors.blocks(0, vectors.rows, BUCKET):
+                    named = vectors.ids(np.arange(at, at + len(block), dtype=np.int64))
+                    there = self._are_there(named)
+                    rows.write(np.ascontiguousarray(block[there]).data)
+                    ids.write(named[there].data)
+                    self._vector_rows += int(there.sum())
+                    at += len(block)
+                    vectors.let_go()
+                _put_header(rows, np.float32, (self._vector_rows, entry.dim))
+                _put_header(ids, np.int64, (self._vector_rows,))
+        finally:
+            vectors.close()
+
+    def _are_there(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of some ids, ascending or not, are images."""
+        there = np.zeros(len(ids), np.bool_)
+        buckets = ids // BUCKET
+        for bucket in np.unique(buckets).tolist():
+            mine = buckets == bucket
+            first = bucket * BUCKET
+            there[mine] = live(self._store.keys, first, BUCKET)[ids[mine] - first]
+        return there
+
+
+def _image_row(
+    record: ImageRecord,
+    counts: npt.NDArray[np.int64],
+    fingerprints: list[npt.NDArray[np.uint8]],
+) -> tuple[Any, ...]:
+    extent, row = divmod(record.id - 1, len(fingerprints[0]))
+    return (
+        record.id,
+        record.kind.name.lower(),
+        record.width,
+        record.height,
+        record.channels,
+        record.frames,
+        record.container,
+        record.file_bytes,
+        record.key.hex() or None,
+        record.proof.hex() or None,
+        record.file_hash.hex() or None,
+        None if record.kind is Kind.VECTOR else fingerprints[extent][row].tobytes().hex(),
+        record.quality,
+        int(counts[record.id % BUCKET]),
+        json.dumps(record.metadata) if record.metadata else None,
+    )
+
+
+def _put_header(file: IO[bytes], kind: type[np.generic], shape: tuple[int, ...]) -> None:
+    """The header of a .npy file, over the room that was left for it."""
+    text = str({"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape})
+    rest = _NPY_HEADER - 10
+    file.seek(0)
+    file.write(b"\x93NUMPY\x01\x00" + rest.to_bytes(2, "little"))
+    file.write(text.encode().ljust(rest - 1) + b"\n")
+
+
+class _Csv:
+    def __init__(self, path: Path, columns: dict[str, type]) -> None:
+        self._file = path.open("x", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(columns)
+
+    def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        self._writer.writerows(rows)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Parquet:
+    def __init__(self, path: Path, columns: dict[str, type]) -> None:
+        arrow, parquet = _pyarrow()
+        self._arrow = arrow
+        kinds = {int: arrow.int64(), str: arrow.string()}
+        self._schema = arrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
+        self._file = path.open("xb")
+        self._writer = parquet.ParquetWriter(self._file, self._schema)
+        self._rows: list[tuple[Any, ...]] = []
+        self._bytes = 0
+
+    def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        for row in rows:
+            self._rows.append(row)
+            self._bytes += sum(len(value) for value in row if isinstance(value, str))
+            if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        columns = [list(column) for column in zip(*self._rows, strict=True)]
+        self._rows, self._bytes = [], 0
+        self._writer.write_table(self._arrow.table(columns, schema=self._schema))
+
+    def close(self) -> None:
+        try:
+            if self._rows:
+                self._flush()
+            self._writer.close()
+        finally:
+            self._file.close()
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UsageError(
+            "Parquet needs pyarrow: pip install 'image-index-engine[parquet]', or take --format csv"
+        ) from None
+    return pyarrow, parquet

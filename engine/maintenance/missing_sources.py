@@ -1,0 +1,307 @@
+"""Finds the sources whose files are gone, and where so many are that a disk may be away.
+
+An unmounted disk, a share that is offline and a folder that was renamed all look like files that
+somebody deleted. So nothing is removed before all sources have been looked for. What counts is the
+folder that an ingest was given (a *root*): where most of what it held is gone, somebody has to say
+that it is so. The store remembers its roots; of sources below none of them, as older stores have
+them, each whole folder that is gone counts as one.
+
+The names found go to a temporary file. Memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import IO
+
+from engine.errors import MissingError, SourceError
+from engine.records import MissingBelow
+from engine.sources.file_presence import Whereabouts, stamp, without_query
+from engine.storage.rows import ONE, ArrayRow, NameRow, Run, record_ids, reject_in
+from engine.storage.writer import StoreFiles
+
+MAX_SHARE = 0.5  # of the sources below a root; where more are gone, its disk may be away
+_MAX_FOLDERS = 4096  # whose roots are remembered, and that are counted one by one
+_MAX_REASONS = 1000
+_MAX_SHOWN = 3
+_IN_MEMORY = 4 << 20  # bytes of names, before they go to a file
+ADVICE = (
+    "nothing was removed: mount the disk, or say {yes} if they are gone for good "
+    "({dry_run} lists them)"
+)
+
+
+class Where(Enum):
+    """Where a source is."""
+
+    THERE = 0
+    FILE_GONE = 1
+    MEMBER_GONE = 2  # the archive is there, was read again, and has it no more
+
+
+class What(Enum):
+    """What a missing source is among the keys."""
+
+    NAME = b"f"
+    ARRAY = b"n"
+    ARCHIVE = b"a"
+    REJECT = b"r"
+
+
+@dataclass(slots=True)
+class _Count:
+    gone: int = 0
+    there: int = 0
+
+    @property
+    def needs_yes(self) -> bool:
+        return self.gone > MAX_SHARE * (self.gone + self.there)
+
+    def add(self, *, gone: bool, sources: int) -> None:
+        if gone:
+            self.gone += sources
+        else:
+            self.there += sources
+
+
+class Missing:
+    """What is missing of one store, once ``look`` has looked for all of it."""
+
+    def __init__(self, store: StoreFiles, go_on: Callable[[], None]) -> None:
+        """``go_on`` is called before each look; what it raises ends the looking."""
+        self._store = store
+        self._go_on = go_on
+        self._disk = Whereabouts()
+        self._found: IO[bytes] | None = None
+        self.kept: dict[str, None] = {}  # why sources that are not there stay
+        self._roots = {root: _Count() for root in store.roots()}
+        self._of_folder: dict[bytes, list[_Count]] = {}
+        self._vanished: dict[bytes, _Count] = {}  # whole folders, below no root
+        self._more_vanished = _Count()
+        self._others = _Count()  # below no root, their folders being there
+        self._common: bytes | None = None  # the folder above all of these
+        self._last_folder = b""
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Look for every source; ``SourceError`` if there is no room to note what is missing."""
+        try:
+            self._found = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+            for what, name, seen, sources in self._every():
+                where = self.where(name, seen)
+                if where is None:
+                    continue
+                self._count(name, where, sources)
+                if where is not Where.THERE:
+                    self._found.write(what.value + len(name).to_bytes(4, "big") + name)
+        except OSError as error:
+            raise SourceError(
+                f"what is missing cannot be noted in the folder for temporary files: "
+                f"{error.strerror or error}; make room there, or set TMPDIR"
+            ) from None
+
+    def _every(self) -> Iterator[tuple[What, bytes, tuple[int, int] | None, int]]:
+        """Each source that has a file: what it is, its name, its stamp, how many sources it counts."""
+        keys = self._store.keys
+        for name, value in keys.scan("names", b"/"):
+            row = NameRow.unpack(value)
+            yield What.NAME, name, (row.mtime_ns, row.size), 1
+        for key, value in keys.scan("arrays", b"n/"):
+            yield What.ARRAY, key[1:], None, ArrayRow.unpack(value).rows
+        for key, _ in keys.scan("arrays", b"a/"):
+            yield What.ARCHIVE, key[1:], None, 0
+        for name, value in keys.scan("rejects", b"/"):
+            reject = reject_in(value)
+            yield What.REJECT, name, (reject["mtime_ns"], reject["size"]), 0
+
+    def where(self, name: bytes, seen: tuple[int, int] | None) -> Where | None:
+        """Where the file is that ``name`` is in; None where nobody can tell, which is noted.
+
+        A member that was ``seen`` when its archive had that stamp may be in the archive no more.
+        """
+        self._go_on()
+        try:
+            return self._where(name, seen)
+        except SourceError as error:
+            if len(self.kept) < _MAX_REASONS:
+                self.kept[str(error)] = None
+            return None
+
+    def _where(self, name: bytes, seen: tuple[int, int] | None) -> Where:
+        if os.path.lexists(name) or os.path.lexists(without_query(name)):
+            return Where.THERE
+        at = name.find(b"#")
+        while at >= 0:
+            outer = name[:at]
+            file = outer if os.path.lexists(outer) else without_query(outer)
+            if Path(os.fsdecode(file)).is_file():
+                row = self._store.archive(outer) if seen is not None else None
+                now = stamp(file)
+                read = row is not None and row.complete and (row.mtime_ns, row.size) == now
+                return Where.MEMBER_GONE if read and seen != now else Where.THERE
+            at = name.find(b"#", at + 1)
+        there = self._disk.is_there(without_query(name))
+        return Where.THERE if there else Where.FILE_GONE
+
+    def is_gone(self, name: bytes, seen: tuple[int, int] | None) -> bool:
+        """Whether a source is certainly gone, now that it is looked for once more."""
+        return self.where(name, seen) in (Where.FILE_GONE, Where.MEMBER_GONE)
+
+    def found(self) -> Iterator[tuple[What, bytes]]:
+        """What is missing, in the order in which it was found."""
+        assert self._found is not None
+        self._found.seek(0)
+        while head := self._found.read(5):
+            yield What(head[:1]), self._found.read(int.from_bytes(head[1:], "big"))
+
+    def close(self) -> None:
+        """Let go of what was noted."""
+        if self._found is not None:
+            self._found.close()
+            self._found = None
+
+    # --- counting ---------------------------------------------------------------------------------
+
+    def _count(self, name: bytes, where: Where, sources: int) -> None:
+        gone = where is Where.FILE_GONE
+        if not sources:
+            return
+        folder = os.path.dirname(name)  # noqa: PTH120 - bytes
+        roots = self._of_folder.get(folder)
+        if roots is None:
+            if len(self._of_folder) >= _MAX_FOLDERS:
+                self._of_folder.clear()
+            roots = self._of_folder[folder] = list(self._roots_of(folder))
+        for count in roots:
+            count.add(gone=gone, sources=sources)
+        if roots:
+            return
+        vanished = self._disk.missing_folder(self._file_of(name)) if gone else None
+        if vanished is None:
+            self._others.add(gone=gone, sources=sources)
+            if folder != self._last_folder:
+                self._last_folder = folder
+                above = os.path.dirname(name.partition(b"#")[0])  # noqa: PTH120 - bytes
+                both = [above] if self._common is None else [self._common, above]
+                self._common = os.path.commonpath(both)
+        elif vanished in self._vanished or len(self._vanished) < _MAX_FOLDERS:
+            self._vanished.setdefault(vanished, _Count()).add(gone=True, sources=sources)
+        else:
+            self._more_vanished.add(gone=True, sources=sources)
+
+    def _file_of(self, name: bytes) -> bytes:
+        """The file that a source which is gone was in: an archive, or the file itself."""
+        at = name.find(b"#")
+        while at >= 0:
+            outer = without_query(name[:at])
+            if outer.lower().endswith(b".npz") or self._store.archive(name[:at]) is not None:
+                return outer
+            at = name.find(b"#", at + 1)
+        return without_query(name)
+
+    def _roots_of(self, folder: bytes) -> Iterator[_Count]:
+        """The counts of the roots that ``folder`` is, or is below."""
+        at = len(folder)
+        while at > 0:
+            if folder[:at] in self._roots:
+                yield self._roots[folder[:at]]
+            at = folder.rfind(b"/", 0, at)
+        if b"/" in self._roots:
+            yield self._roots[b"/"]
+
+    def folders(self) -> Iterator[MissingBelow]:
+        """The folders below which something is missing, those that need a ``yes`` first."""
+        counts = [*self._roots.items(), *self._vanished.items()]
+        if self._common is not None:
+            counts.append((self._common, self._others))
+        if self._more_vanished.gone:
+            counts.append((b"/", self._more_vanished))
+        # A file that was named itself is certainly gone: its folder is there, and not empty.
+        told = [
+            MissingBelow(
+                os.fsdecode(folder),
+                one.gone,
+                one.gone + one.there,
+                one.needs_yes and one is not self._others,
+            )
+            for folder, one in counts
+            if one.gone
+        ]
+        yield from sorted(told, key=lambda one: (not one.needs_yes, -one.missing))
+
+    def require_yes(self) -> None:
+        """``MissingError`` where so much is missing that a disk may be away."""
+        suspect = [one for one in self.folders() if one.needs_yes]
+        if not suspect:
+            return
+        parts = [f"{one.missing:,} of {one.sources:,} below {one.folder}" for one in suspect]
+        more = len(parts) - _MAX_SHOWN
+        shown = ", ".join(parts[:_MAX_SHOWN]) + (f", and {more:,} more folders" if more > 0 else "")
+        raise MissingError(
+            f"sources are missing as if a disk were away ({shown})",
+            ADVICE.format(yes="yes=True", dry_run="dry_run=True"),
+        )
+
+
+def unfinished_arrays(store: StoreFiles) -> dict[str, None]:
+    """Why images without a source stay: arrays that are not read to their end, as far as they can be.
+
+    One that has changed names its images again as it is read. Until it has been, those that are to
+    come have no source, and are not missing.
+    """
+    unfinished: dict[str, None] = {}
+    for key, value in store.keys.scan("arrays", b"n"):
+        row = ArrayRow.unpack(value)
+        reject = store.rejects([key[1:]])[0]
+        broken = reject is not None and (reject["mtime_ns"], reject["size"]) == (
+            row.mtime_ns,
+            row.size,
+        )
+        changes = row.mtime_ns or row.size  # a synthetic set never does
+        if changes and not row.complete and not broken and len(unfinished) < _MAX_REASONS:
+            name = os.fsdecode(key[1:])
+            reason = f"images that no source is left of: {name} was not read to its end, ingest it"
+            unfinished[reason] = None
+    return unfinished
+
+
+def images_without_sources(store: StoreFiles, go_on: Callable[[], None]) -> Iterator[list[int]]:
+    """Images that have no source, as a changed file leaves them; some at a time, ascending."""
+    keys = store.keys
+    # All of these are in the order of ids, so each is read once.
+    by = (
+        _Spans((int.from_bytes(key[:8], "big"), 1) for key, _ in keys.scan("sources")),
+        _Spans((Run.from_id(*row).id, 1) for row in keys.scan("runs", ONE)),
+        _Spans((run.id, run.count) for run in map(_run, keys.scan("runs", b"i"))),
+    )
+    for key, value in keys.scan("records"):
+        go_on()
+        ids = record_ids(key, value).tolist()
+        yield [id_ for id_ in ids if not any(spans.cover(id_) for spans in by)]
+
+
+class _Spans:
+    """Spans of ids, in the order in which they begin, asked for ids in ascending order."""
+
+    def __init__(self, spans: Iterator[tuple[int, int]]) -> None:
+        """``spans`` are a first id and how many follow it."""
+        self._spans = spans
+        self._next = next(spans, None)
+        self._end = 0
+
+    def cover(self, id_: int) -> bool:
+        """Whether an id is in any of them."""
+        while self._next is not None and self._next[0] <= id_:
+            self._end = max(self._end, sum(self._next))
+            self._next = next(self._spans, None)
+        return id_ < self._end
+
+
+def _run(row: tuple[bytes, bytes]) -> Run:
+    return Run.from_id(*row)

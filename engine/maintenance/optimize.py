@@ -1,0 +1,286 @@
+"""Gives back the disk space of what was removed, and brings the keys in order.
+
+1. vectors     laid out anew in the order of the index, without those of removed images (``layout``)
+2. pixels      extents of which a fifth or more is of no image: what images have there is copied to the
+               newest extent, in commits of bounded size; then the extent is dropped
+3. files       rows that name images which are gone
+4. keys        compacted, table by table, so that what was deleted takes no room
+
+Interrupted anywhere and run again, it goes on. Fingerprints of removed images stay where they are: a
+row's number says whose it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from engine.config import EXACT_ROWS
+from engine.errors import StoreDamagedError, UsageError
+from engine.index.background import StoppedError, Work
+from engine.index.maintain import Indexing, recall_of
+from engine.index.operating_point import check_recall
+from engine.maintenance.reorder import Laid, Layout
+from engine.memory import PeakMemory
+from engine.records import OptimizeReport, Place
+from engine.storage import extents
+from engine.storage.changeset import Chunk, Rekept, Removal
+from engine.storage.durable import tree_bytes
+from engine.storage.extents import ExtentReader, MovedError
+from engine.storage.rocks.database import FOLDER
+from engine.storage.rows import TABLES, ImageRow, record_keys, u64
+from engine.storage.writer import StoreFiles
+
+_WORTH = 0.2  # of an extent that is dead
+_BATCH = 4096  # images, or rows, looked at at a time
+_BYTES = 16 << 20  # of pixels in one commit
+_DROPPED = 16  # extents of one commit: it rewrites the commit records of each
+_KEY_BYTES = 256  # of disk that moving an image takes for a while among the keys, at most
+_SLACK = 1 << 20  # bytes: an extent's header, a manifest, RocksDB's own files
+
+
+class Optimize:
+    """One optimize of one store, which becomes its writer. ``run`` may be called once."""
+
+    def __init__(
+        self,
+        store: StoreFiles,
+        *,
+        recall: float | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """``progress`` is told how many images were looked at; ``stop`` ends after a commit.
+
+        ``recall``: what searches are to find from now on, unless they say it themselves.
+        """
+        self._store = store
+        self._recall = check_recall(recall) if recall is not None else None
+        self._peak = PeakMemory()
+        self._progress = progress or (lambda done, total: None)
+        self._stop = stop or (lambda: False)
+        self._done = 0
+        self._moved = 0
+        self._rewritten = 0
+        self._damaged = 0
+        self._stopped = False
+        self._skipped: list[str] = []
+        self._work = Work(store.memory, self._tell, self._stop)
+
+    def run(self) -> OptimizeReport:
+        """Do all that there is room for; returns what was done."""
+        started = time.perf_counter()
+        if self._store.read_only:  # told before the index is built, and not after
+            raise UsageError(f"{self._store.path} was opened read-only")
+        before = tree_bytes(self._store.path)
+        laid = self._vectors()
+        if self._stopped:
+            return self._report(before, laid, started)
+        self._store.become_writer(to_remove=True)
+        self._extents()
+        if not self._stop():
+            self._files()
+        if not self._stop():
+            self._compact()
+        return self._report(before, laid, started)
+
+    def _report(self, before: int, laid: int, started: float) -> OptimizeReport:
+        return OptimizeReport(
+            bytes_before=before,
+            bytes_after=tree_bytes(self._store.path),
+            rewritten=self._rewritten,
+            moved=self._moved,
+            seconds=round(time.perf_counter() - started, 3),
+            skipped=tuple(self._skipped),
+            damaged=self._damaged,
+            laid_out=laid,
+            recall=recall_of(self._store.manifest),
+            peak_memory_bytes=self._peak.anonymous,
+            interrupted=self._stopped or self._stop(),
+        )
+
+    # --- vectors ----------------------------------------------------------------------------------
+
+    def _vectors(self) -> int:
+        """Lay the vectors out anew, if that is worth it, and measure recall; how many were laid out."""
+        laid = Laid()
+        try:
+            laid = Layout(self._store, self._work).run()
+            self._store.become_writer(to_remove=True)
+            indexing = Indexing(self._store, self._work)
+            indexing.update(EXACT_ROWS)
+            indexing.measure(self._recall, anew=laid.rows > 0)
+        except StoppedError:
+            self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
+        except MovedError:
+            laid = Laid(skipped="the index was not built: another process laid it out meanwhile")
+        except (OSError, MemoryError, StoreDamagedError) as error:
+            if not self._store.is_open:  # the failure has closed it
+                raise
+            what = error.strerror if isinstance(error, OSError) else None
+            self._skipped.append(f"the index was not built: {what or error}")
+        if laid.skipped:
+            self._skipped.append(laid.skipped)
+        return laid.rows
+
+    def _tell(self, rows: int) -> None:
+        self._peak.sample()
+        self._done += rows
+        self._progress(self._done, None)
+
+    # --- pixels -----------------------------------------------------------------------------------
+
+    def _extents(self) -> None:
+        """Rewrite what is worth it: as many extents at a time as there is room for, emptiest first."""
+        while not self._stop():
+            doomed = self._doomed()
+            fit, need = self._that_fit(doomed)
+            if not fit:
+                if doomed:
+                    live = sum(size - dead for _, size, dead in doomed)
+                    self._skipped.append(
+                        f"{len(doomed)} extents of pixels were not rewritten: the next one needs "
+                        f"{need:,} bytes of room on the disk, all of them {live:,} at most"
+                    )
+                return
+            stuck = self._rewrite(fit)
+            if stuck or self._stop():
+                return
+
+    def _doomed(self) -> list[tuple[int, int, int]]:
+        """Number, bytes and dead bytes of extents that are worth it, the emptiest first."""
+        state = self._store.state
+        pairs = state.extents.get(extents.PIXELS.name, [])
+        found = [(number, size, state.dead.get(str(number), 0)) for number, size in pairs]
+        worth = [one for one in found if one[1] and one[2] >= _WORTH * one[1]]
+        return sorted(worth, key=lambda one: one[2] / one[1], reverse=True)
+
+    def _that_fit(self, doomed: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
+        """Those that there is room for at once, and the bytes that the next one would need."""
+        state = self._store.state
+        kept = sum(size for _, size in state.extents.get(extents.PIXELS.name, []))
+        live = kept - sum(state.dead.values())
+        each = max(live // max(state.images, 1), 1)  # bytes of an image
+        free = shutil.disk_usage(self._store.path).free - _SLACK
+        fit: list[int] = []
+        for number, size, dead in doomed:
+            need = (size - dead) + (size - dead) // each * _KEY_BYTES
+            if need > max(free, 0):
+                return fit, need + _SLACK
+            free -= need
+            fit.append(number)
+        return fit, 0
+
+    def _rewrite(self, numbers: list[int]) -> bool:
+        """Copy what images have in these extents, and drop them; whether any of it has to stay."""
+        store = self._store
+        last, _ = store.state.last_extent(extents.PIXELS)
+        if last in numbers:
+            store.begin_extent()
+        reader = ExtentReader(store.path, extents.PIXELS)
+        doomed, stuck = set(numbers), set[int]()
+        self._done = 0
+        try:
+            records = (
+                found
+                for key, value in store.keys.scan("records")
+                for found in record_keys(key, value)
+                if found[1]  # a vector has no pixels
+            )
+            while batch := list(islice(records, _BATCH)):
+                self._move(self._of(batch, doomed), reader, stuck)
+                self._done += len(batch)
+                self._progress(self._done, store.state.images)
+                if self._stop():
+                    return False
+        finally:
+            reader.close()
+        state = store.state
+        for number, size in state.extents[extents.PIXELS.name]:
+            if number in doomed and state.dead.get(str(number), 0) != size:
+                stuck.add(number)
+        free = sorted(doomed - stuck)
+        for at in range(0, len(free), _DROPPED):
+            store.drop_extents(free[at : at + _DROPPED])
+            self._rewritten += len(free[at : at + _DROPPED])
+        if stuck:
+            self._damaged += len(stuck)
+            self._skipped.append(
+                f"{len(stuck)} extents of pixels stay: what is in them cannot be read, or is not "
+                f"what was counted: run 'engine check --fix'"
+            )
+        return bool(stuck)
+
+    def _of(self, batch: Sequence[tuple[int, bytes]], doomed: set[int]) -> list[Rekept]:
+        """The rows of those images whose pixels lie in doomed extents, in the order of the pixels."""
+        found: list[Rekept] = []
+        rows = self._store.images_of([key for _, key in batch])
+        for (id_, key), candidates in zip(batch, rows, strict=True):
+            for row in candidates:
+                if row.id == id_ and row.place is not None and row.place.extent in doomed:
+                    name = key if row is candidates[0] else key + u64(id_)
+                    found.append(Rekept(name, row, None))
+        return sorted(found, key=lambda one: _place(one.row))
+
+    def _move(self, found: Sequence[Rekept], reader: ExtentReader, stuck: set[int]) -> None:
+        chunk, size = Chunk(), 0
+        for at, one in enumerate(found):
+            place = _place(one.row)
+            try:
+                if at % 256 == 0:  # the neighbours, that come next, are asked for together
+                    ahead = [_place(next_.row) for next_ in found[at : at + 256]]
+                    ends = [p.offset + p.length for p in ahead if p.extent == place.extent]
+                    size_ = max(ends) - place.offset
+                    reader.announce([Place(place.extent, place.offset, size_)])
+                data = reader.read(place)
+            except StoreDamagedError:
+                stuck.add(place.extent)
+                continue
+            # Not into what was found, which holds thousands: it must go with the chunk.
+            chunk.rekept.append(replace(one, keep=data))
+            size += place.length
+            if size >= _BYTES:
+                self._commit(chunk)
+                chunk, size = Chunk(), 0
+                if self._stop():
+                    return
+        self._commit(chunk)
+
+    def _commit(self, chunk: Chunk) -> None:
+        self._store.commit(chunk)
+        self._moved += len(chunk.rekept)
+
+    # --- keys -------------------------------------------------------------------------------------
+
+    def _files(self) -> None:
+        """Drop files that name images which are gone."""
+        if not self._store.state.removed:
+            return
+        rows = self._store.keys.scan("files")
+        while batch := list(islice(rows, _BATCH)):
+            ids = [int.from_bytes(value, "big") for _, value in batch]
+            there = set(self._store.those_there(sorted(set(ids))))
+            stale = [key for (key, _), id_ in zip(batch, ids, strict=True) if id_ not in there]
+            self._store.commit(Chunk(removal=Removal(rows=[("files", key, None) for key in stale])))
+            if self._stop():
+                return
+
+    def _compact(self) -> None:
+        need = tree_bytes(self._store.path / FOLDER) + _SLACK
+        free = shutil.disk_usage(self._store.path).free
+        if free < need:
+            self._skipped.append(
+                f"the keys were not compacted: that needs {need:,} bytes of room on the disk, and "
+                f"{free:,} are free"
+            )
+            return
+        for table in TABLES:
+            self._store.keys.compact(table)
+
+
+def _place(row: ImageRow) -> Place:
+    assert row.place is not None
+    return row.place

@@ -1,0 +1,246 @@
+"""Removes images and sources from a store, a commit for every few thousand of them.
+
+What has gone with a commit is gone; interrupted anywhere and run again, it goes on. How it goes is in
+``engine.storage.removal``, what a name stands for in ``engine.storage.source_names``;
+here is what goes: images by id, sources by name, and sources that are no longer where they were.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from engine.maintenance.missing_sources import (
+    Missing,
+    What,
+    images_without_sources,
+    unfinished_arrays,
+)
+from engine.records import RemoveReport
+from engine.storage.changeset import Chunk
+from engine.storage.removal import Going, removal
+from engine.storage.rows import NameRow, Run
+from engine.storage.source_names import bases, one_row, rows_inside, those_named
+from engine.storage.writer import StoreFiles
+
+MOST = 4096  # images or sources of one commit
+_LOOKS = 256  # sources that are looked for between two questions whether to stop
+
+
+class _StoppedError(Exception):
+    """``stop`` said so: everything that was done is committed."""
+
+
+class Remove:
+    """One removal from one store, which becomes its writer. ``run`` may be called once."""
+
+    def __init__(
+        self,
+        store: StoreFiles,
+        *,
+        progress: Callable[[int], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """``progress`` is told how many images and sources are done; ``stop`` ends after a commit."""
+        self._store = store
+        self._progress = progress or (lambda done: None)
+        self._stop = stop or (lambda: False)
+        self._images = 0
+        self._sources = 0
+        self._done = 0
+        self._stopped = False  # after the last commit
+        self._interrupted = False
+        self._looks = 0
+        self._kept: dict[str, None] = {}  # why sources that are not there stay
+        self._begin()
+
+    def run(
+        self,
+        ids: Iterable[int],
+        names: Iterable[str] = (),
+        *,
+        missing: bool = False,
+        yes: bool = False,
+    ) -> RemoveReport:
+        """Remove images by id, sources by name, and what is ``missing``; returns what was done.
+
+        ``MissingError`` before anything goes, where so much is missing that a disk may be away,
+        unless ``yes``.
+        """
+        started = time.perf_counter()
+        given = [(name, bases(name)) for name in dict.fromkeys(names)]  # UsageError before anything
+        self._store.become_writer(to_remove=True)
+        looked = Missing(self._store, self._look_on) if missing else None
+        not_found: list[str] = []
+        try:
+            if looked is not None and self._look(looked) and not yes:
+                looked.require_yes()
+            wanted, not_found = those_named(self._store, given)
+            self._ids(sorted(set(ids)), not_found)
+            for base in wanted:
+                self._named(base)
+            self._flush()
+            if looked is not None:
+                self._look_on()
+                self._remove_missing(looked)
+        except _StoppedError:
+            self._interrupted = True
+        finally:
+            if looked is not None:
+                looked.close()
+        return RemoveReport(
+            images=self._images,
+            sources=self._sources,
+            not_found=tuple(not_found),
+            seconds=round(time.perf_counter() - started, 3),
+            kept=tuple(self._kept),
+            interrupted=self._interrupted,
+        )
+
+    # --- by id ------------------------------------------------------------------------------------
+
+    def _ids(self, ids: Sequence[int], not_found: list[str]) -> None:
+        for at in range(0, len(ids), MOST):
+            some = list(ids[at : at + MOST])
+            there = self._store.those_there(some)
+            not_found += [str(id_) for id_ in sorted(set(some) - set(there))]
+            self._advance(len(some) - len(there))
+            self._going.ids = there
+            self._flush()
+
+    # --- by name ----------------------------------------------------------------------------------
+
+    def _named(self, base: bytes) -> None:
+        """Remove what is named ``base`` and what is inside of it."""
+        row = one_row(self._store, base)
+        if row is not None:
+            self._row(*row)
+        for name, value in rows_inside(self._store, "names", base):
+            self._name(name, NameRow.unpack(value).id)
+        for key, _ in rows_inside(self._store, "arrays", base, b"n"):
+            self._array(key[1:])
+        for key, _ in rows_inside(self._store, "arrays", base, b"a"):
+            self._going.arrays.append(key)
+            self._flush_if_full()
+        for name, _ in rows_inside(self._store, "rejects", base):
+            self._going.rejects.append(name)
+            self._flush_if_full()
+
+    def _name(self, name: bytes, id_: int) -> None:
+        if name not in self._names:
+            self._names.add(name)
+            self._going.names.append((name, id_))
+            self._flush_if_full()
+
+    def _row(self, run: Run, part: Run) -> None:
+        if (part.array, part.row) not in self._rows and part.array not in self._arrays:
+            self._rows.add((part.array, part.row))
+            self._going.add_rows(run, part)
+            self._flush_if_full()
+
+    def _array(self, name: bytes) -> None:
+        """Remove an array with all its rows."""
+        array = self._store.array(name)
+        if array is None:
+            return
+        if self._rows or array.number in self._arrays:
+            self._flush()
+        number = array.number.to_bytes(4, "big")
+        empty = True
+        for key, value in self._store.keys.scan("runs", b"r" + number):
+            run = Run.from_row(key, value)
+            self._arrays.add(array.number)
+            self._going.add_rows(run, run)
+            self._flush_if_full()
+            empty = False
+        if empty:  # nothing was committed of it, or a changed file has taken its place
+            self._going.arrays += [b"n" + name, b"#" + number]
+
+    # --- what is missing --------------------------------------------------------------------------
+
+    def _look(self, missing: Missing) -> bool:
+        """Look for what is missing; whether nobody stopped it."""
+        try:
+            missing.look()
+        except _StoppedError:
+            self._interrupted = True  # what was named goes all the same
+            return False
+        return True
+
+    def _look_on(self) -> None:
+        """While sources are looked for, which changes nothing: stop soon."""
+        self._looks += 1
+        if self._interrupted or (self._looks % _LOOKS == 0 and self._stop()):
+            raise _StoppedError
+        self._go_on()
+
+    def _remove_missing(self, missing: Missing) -> None:
+        """Remove what is missing, images that no source is left of, and such rejects."""
+        for what, name in missing.found():
+            self._remove_one(missing, what, name)
+        self._flush()
+        unfinished = unfinished_arrays(self._store)
+        if not unfinished:
+            for some in images_without_sources(self._store, self._go_on):
+                self._going.ids += some
+                self._flush_if_full()
+            self._flush()
+        self._kept |= missing.kept | unfinished
+
+    def _remove_one(self, missing: Missing, what: What, name: bytes) -> None:
+        """Remove what was missing when it was looked for, if it still is."""
+        store = self._store
+        if what is What.NAME:
+            row = store.names([name])[0]
+            if row is not None and missing.is_gone(name, (row.mtime_ns, row.size)):
+                self._name(name, row.id)
+        elif what is What.ARRAY:
+            if missing.is_gone(name, None):
+                self._array(name)
+        elif what is What.ARCHIVE:
+            if store.archive(name) is not None and missing.is_gone(name, None):
+                self._going.arrays.append(b"a" + name)
+                self._flush_if_full()
+        else:
+            reject = store.rejects([name])[0]
+            if reject and missing.is_gone(name, (reject["mtime_ns"], reject["size"])):
+                self._going.rejects.append(name)
+                self._flush_if_full()
+
+    # --- commits ----------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._going = Going()
+        self._names: set[bytes] = set()  # those in it
+        self._rows: set[tuple[int, int]] = set()  # single rows in it: array, row
+        self._arrays: set[int] = set()  # arrays with runs in it
+
+    def _flush_if_full(self) -> None:
+        if len(self._going):
+            self._go_on()
+        if len(self._going) >= MOST:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Commit what is to go by now; raises ``_StoppedError`` where no more is wanted."""
+        while len(self._going):
+            self._go_on()
+            self._store.require_room()
+            found, left = removal(self._store, self._going, MOST)
+            self._store.commit(Chunk(removal=found))
+            self._images += len(found.images)
+            self._sources += found.sources
+            self._advance(len(self._going) - len(left))
+            self._begin()
+            self._going.ids = left
+            self._stopped = self._stop()
+
+    def _go_on(self) -> None:
+        """Before more is done: raises ``_StoppedError`` where no more is wanted."""
+        if self._stopped:
+            raise _StoppedError
+
+    def _advance(self, count: int) -> None:
+        if count:
+            self._done += count
+            self._progress(self._done)

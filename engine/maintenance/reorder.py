@@ -1,0 +1,245 @@
+"""Lays the vectors of a store out anew, in the order of its index, without those of removed images.
+
+    prove the vectors whole → train, if need be → code what is in no segment
+    → list by list: codes, vectors, ids → publish
+
+All but the last step is a reader's work, beside whoever writes: it goes to a folder of its own. Then the
+writer's lock is taken, what has been appended meanwhile is carried over, and one commit goes over to it.
+There is one copy of the vectors before and after; while this works the disk has to hold another.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import EXACT_ROWS
+from engine.errors import StoreLockedError
+from engine.images import hashing
+from engine.index import build
+from engine.index.background import Work
+from engine.index.build import Ordered, Piece
+from engine.index.maintain import RETRAINED, is_moved
+from engine.index.search import VectorIndex, quantizer_path
+from engine.index.segment import LABEL_BYTES
+from engine.records import Place
+from engine.storage import extents, nofollow, staging
+from engine.storage.bitmap import IdSet
+from engine.storage.extents import ExtentReader
+from engine.storage.manifest import QuantizerEntry
+from engine.storage.state import appends_in
+from engine.storage.writer import StoreFiles
+
+_WORTH = 0.1  # of the vectors that are removed or lie in another order
+_APART = 1000  # numbers that a writer may use up for its own segments meanwhile
+_SAMPLE = 4096  # vectors that show whether they are like those that were trained on
+_SLACK = 16 << 20  # bytes: headers, the keys' own files
+_WAIT_SECONDS = 0.2
+_log = logging.getLogger("engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """What was done: ``rows`` vectors lie anew; or why it was not."""
+
+    rows: int = 0
+    skipped: str | None = None
+
+
+class Layout:
+    """One layout of one store, which becomes its writer in the end."""
+
+    def __init__(self, store: StoreFiles, work: Work) -> None:
+        self._store = store
+        self._work = work
+
+    def run(self) -> Laid:
+        """Lay the vectors out if that is worth it and there is room.
+
+        Raises ``StoppedError``, ``StoreError``, ``OSError``; the vectors are as they were then.
+        """
+        store = self._store
+        store.follow()  # others may have laid them out since it was opened
+        index = store.index
+        if index is None or not index.vectors.rows:
+            return Laid()
+        train = self._is_to_be_trained(index)
+        if not train and not self._is_worth_it(index):
+            return Laid()
+        need, free = self._need(index), _free(store)
+        if free < need:
+            return _left_for_want_of_room(need, free)
+        damaged = self._damaged({})
+        if damaged:
+            return _left_damaged(damaged)
+        with staging.locked(store.path, "index") as made:
+            quantizer, new = self._work.apart(
+                lambda work: Layout(self._store, work)._build(made, index, train)
+            )
+            self._lock()
+            return self._publish(made, index, quantizer, new)
+
+    def _damaged(self, known: Mapping[int, int]) -> str | None:
+        """A file of vectors that is not what was committed: copied, it would get a right checksum.
+
+        ``known``: the rows of extents that need not be looked at, from their first on.
+        """
+        store, encoder = self._store, self._store.manifest.encoder
+        assert encoder is not None
+        families = (
+            extents.vectors(encoder.generation, encoder.dim),
+            extents.vector_ids(encoder.generation),
+        )
+        readers = {
+            family.name: ExtentReader(store.path, family, store.is_behind) for family in families
+        }
+        try:
+            for _, value in store.keys.scan("commits"):
+                for one in appends_in(value):
+                    reader = readers.get(one.family)
+                    if reader is None:
+                        continue
+                    if one.offset >= known.get(one.extent, 0) * reader.family.row_bytes:
+                        data = reader.read(Place(one.extent, one.offset, one.length))
+                        if hashing.checksum(data) != one.xxh64:
+                            return store.part(reader.family, one.extent)
+                        self._work.done(0)
+            return None
+        finally:
+            for reader in readers.values():
+                reader.close()
+
+    def _is_to_be_trained(self, index: VectorIndex) -> bool:
+        rows, entry = self._live(index), index.quantizer_entry
+        if rows < EXACT_ROWS:
+            return False
+        if entry is None or index.quantizer is None:
+            return True
+        if not RETRAINED**-0.5 < rows / entry.trained_on < RETRAINED**0.5:
+            return True
+        sample = build.sample_of(index.vectors, _SAMPLE, entry.number)[1]
+        closeness = float(index.quantizer.encode(sample)[2].mean())
+        return is_moved(closeness, entry)
+
+    def _is_worth_it(self, index: VectorIndex) -> bool:
+        rows = index.vectors.rows
+        ordered = sum(one.entry.rows for one in index.segments if one.entry.ordered)
+        dead = self._store.state.dead_vectors
+        if self._live(index) < EXACT_ROWS:
+            return dead >= _WORTH * rows
+        return rows - ordered + dead >= _WORTH * rows
+
+    def _live(self, index: VectorIndex) -> int:
+        return index.vectors.rows - self._store.state.dead_vectors
+
+    def _need(self, index: VectorIndex) -> int:
+        """Bytes of disk: the vectors once more, and their codes twice while segments are merged."""
+        each = index.vectors.dim // 2 + LABEL_BYTES
+        return (
+            self._live(index) * (4 * index.vectors.dim + 8) + 2 * index.vectors.rows * each + _SLACK
+        )
+
+    def _build(
+        self, made: Path, index: VectorIndex, train: bool
+    ) -> tuple[QuantizerEntry | None, Ordered]:
+        store, work, vectors = self._store, self._work, index.vectors
+        encoder = store.manifest.encoder
+        assert encoder is not None
+        number = store.next_index_number() + _APART
+        entry, quantizer = index.quantizer_entry, index.quantizer
+        # Old extents go: a row that a damaged segment does not name would be lost with them.
+        # And codes are copied as they are, with a checksum that is right for them.
+        held = [
+            segment
+            for segment in index.segments
+            if segment.names_every_row() and not segment.problem()
+        ]
+        spans = index.bare
+        for segment in index.segments:
+            if segment not in held:
+                spans += index.spans_in(segment.entry)
+        if train:
+            rows = self._live(index)
+            entry, quantizer = build.train(made, number, encoder.generation, vectors, rows, work)
+            spans, held = [(0, vectors.rows)], []
+        pieces: list[Piece] = []
+        if entry is not None and quantizer is not None:
+            pieces = [(segment, index.rows_in(segment.entry)) for segment in held]
+            if spans:
+                folder = made / "coded"
+                nofollow.make_folder(made, folder.name)
+                coded, _ = build.segment(folder, number + 1, entry, quantizer, vectors, spans, work)
+                pieces.append((build.opened(folder, coded, quantizer), index.rows_in(coded)))
+        families = (
+            extents.vectors(encoder.generation, encoder.dim),
+            extents.vector_ids(encoder.generation),
+        )
+        gone = store.dead_ids() if store.state.dead_vectors else IdSet.none(0)
+        uuid = bytes.fromhex(store.manifest.uuid)
+        laying = build.Laying(made, vectors, pieces, gone, families, uuid, work)
+        return entry, laying.write(number + 1, entry, quantizer)
+
+    def _lock(self) -> None:
+        """Become the writer; while another one is at it, wait."""
+        told = False
+        while True:
+            try:
+                self._store.become_writer(to_remove=True)
+                return
+            except StoreLockedError:
+                if not told:
+                    _log.warning("waiting for the process that writes to %s", self._store.path)
+                told = True
+                self._work.done(0)
+                time.sleep(_WAIT_SECONDS)
+
+    def _publish(
+        self, made: Path, index: VectorIndex, quantizer: QuantizerEntry | None, new: Ordered
+    ) -> Laid:
+        store = self._store
+        there = dict(store.state.vector_parts(store.manifest.encoder))
+        numbers = {one.number for one in store.manifest.segments}
+        clash = new.segment is not None and new.segment.number in numbers
+        same = all(there.get(number, 0) >= rows for number, rows in index.vectors.parts)
+        # The segment is of a quantizer that was live, or is to be: others may have trained one.
+        known = quantizer is None or _has(made, quantizer)
+        known = known or quantizer in store.manifest.quantizers
+        if clash or not same or not known:
+            return Laid(
+                skipped="the vectors were not laid out anew: another process did so meanwhile"
+            )
+        late = {n: rows for n, rows in index.vectors.parts if there[n] > rows}
+        carried = sum(there[number] - rows for number, rows in late.items())
+        need, free = carried * (4 * index.vectors.dim + 8) + _SLACK, _free(store)
+        if carried and free < need:
+            return _left_for_want_of_room(need, free)
+        if late and (damaged := self._damaged({n: late.get(n, rows) for n, rows in there.items()})):
+            return _left_damaged(damaged)
+        store.replace_vectors(made, index.vectors.parts, new, quantizer)
+        return Laid(new.rows)
+
+
+def _has(made: Path, quantizer: QuantizerEntry) -> bool:
+    path = quantizer_path(Path(), quantizer.number)
+    return nofollow.status(made, path.as_posix()) is not None
+
+
+def _free(store: StoreFiles) -> int:
+    return shutil.disk_usage(store.path).free
+
+
+def _left_for_want_of_room(need: int, free: int) -> Laid:
+    return Laid(
+        skipped=f"the vectors were not laid out anew: that needs {need:,} bytes of room on the disk, "
+        f"and {free:,} are free"
+    )
+
+
+def _left_damaged(path: str) -> Laid:
+    return Laid(
+        skipped=f"the vectors were not laid out anew: {path} is damaged; run 'engine check --fix'"
+    )

@@ -1,0 +1,172 @@
+"""Makes a store that cannot be opened openable again, with as little loss as its damage allows.
+
+manifest   gone or unreadable: made again from the copy that the keys have. Extents that it names are
+           all that are committed; segments are derived, and dropped.
+CURRENT    gone or damaged: it names the newest MANIFEST again.
+log        RocksDB's write-ahead log has a flipped byte: it is replayed up to there, and what was
+           committed behind it is lost.
+tables     some table or RocksDB's MANIFEST is damaged, or the keys end before the last commit that
+           was made: the keys are built again from all rows that can be read
+           (engine.storage.rocks.rebuild).
+
+Before anything is lost for good, the files that it may still be in are set aside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from engine.config import MemoryBudget
+from engine.errors import StoreDamagedError, StoreFormatError
+from engine.records import Problem
+from engine.storage import commit_evidence, file_names, manifest, nofollow
+from engine.storage.commit_file import Notice, commit_of
+from engine.storage.durable import fsync_dir, replace_file, write_new
+from engine.storage.lock import WriterLock
+from engine.storage.manifest import DamagedManifestError
+from engine.storage.rocks import database, files, rebuild
+from engine.storage.rocks.database import Keys
+from engine.storage.state import State, settings_in
+
+_PIECE = 1 << 20  # bytes
+_NAMED = 5  # problems that are listed
+
+
+def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
+    """Mend what keeps ``store`` from being opened; returns what it was, or nothing.
+
+    Raises ``StoreDamagedError`` where nothing helps but a copy, ``StoreLockedError`` where another
+    process is writing, ``StoreFormatError`` where there is no store, or one of a newer engine.
+    """
+    damaged: DamagedManifestError | None = None
+    try:
+        manifest.load(store, writing=True)  # before anything is touched: it may not be ours
+    except DamagedManifestError as error:
+        damaged = error
+    folder = store / database.FOLDER
+    nofollow.require_kinds(store, file_names.FILES, file_names.FOLDERS)
+    if not (folder.is_dir() or (store / rebuild.MENDED).is_dir()):
+        if damaged is not None:
+            raise StoreFormatError(f"{store} is not a store: it has no {database.FOLDER}") from None
+        raise StoreDamagedError(f"{folder} is gone: restore the store from a copy")
+    held, notice = WriterLock(store), Notice(store)
+    try:
+        held.acquire()
+        problems = _keys(store, memory, commit_of(notice.read()))
+        if damaged is not None:
+            problems.append(_manifest(store, memory, damaged))
+        if problems:
+            with closing(database.open_reader(store, memory)) as table:
+                notice.publish(_state(table).commit)
+        return problems
+    finally:
+        notice.close()
+        held.release()
+
+
+def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
+    folder, problems = store / database.FOLDER, []
+    if rebuild.finish(store):
+        problems.append(Problem(database.FOLDER, "building them again was finished", fixed=True))
+    files.require_readable(folder)
+    if files.current(folder) is None and (newest := files.newest(folder)) is not None:
+        replace_file(folder / files.CURRENT, f"{newest.name}\n".encode())
+        what = f"CURRENT was damaged or gone: it names {newest.name} again"
+        problems.append(Problem(database.FOLDER, what, fixed=True))
+    if files.current(folder) is None or files.problems(folder):
+        return [*problems, _rescue(store, memory, told)]
+    try:
+        table = database.open_reader(store, memory)  # which leaves no trace
+    except StoreDamagedError:
+        return [*problems, _log(store, memory, told)]
+    with closing(table):
+        state = commit_evidence.read_state(table.get("meta", b"state"))
+        whole = state is not None and _are_settings(table.get("meta", b"settings"))
+    if state is not None and whole and state.commit >= told:
+        return problems
+    # RocksDB's MANIFEST may have been cut short: then there are tables that it does not name.
+    return [*problems, _rescue(store, memory, told, everything=True)]
+
+
+def _are_settings(value: bytes | None) -> bool:
+    try:
+        return value is not None and settings_in(value) is not None
+    except StoreDamagedError:
+        return False
+
+
+def _rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = False) -> Problem:
+    done = rebuild.rescue(store, memory, told, everything=everything)
+    if done.commit < told:
+        return _lost(f"the keys end before commit {told}, which was made", done.commit, done.aside)
+    found = "; ".join(done.problems[:_NAMED]) or "RocksDB's MANIFEST was damaged"
+    more = f"; and {len(done.problems) - _NAMED} more" if len(done.problems) > _NAMED else ""
+    what = f"they were built again from the rows that can be read: {found}{more}"
+    return Problem(database.FOLDER, f"{what} (the damaged ones are in {done.aside})", fixed=True)
+
+
+def _log(store: Path, memory: MemoryBudget, told: int) -> Problem:
+    logs = [name for name in database.require_files(store) if name.endswith(".log")]
+    aside = _set_aside(store, logs)
+    try:
+        table = database.open_writer(store, memory, salvage=True)
+    except StoreDamagedError:  # not the log alone, or tables are ahead of it
+        nofollow.discard(store, aside.name, file_names.ROCKSDB)
+        return _rescue(store, memory, told)
+    with closing(table):
+        last = _state(table).commit
+    return _lost("the write-ahead log was damaged", last, aside)
+
+
+def _lost(what: str, last: int, aside: Path) -> Problem:
+    after = f"{what}: what was committed after commit {last} is lost"
+    where = f"ingest the same sources again (what there was of the keys is in {aside})"
+    return Problem(database.FOLDER, f"{after}; {where}", fixed=True)
+
+
+def _set_aside(store: Path, files: Iterable[str]) -> Path:
+    """Copy files of the keys into a new folder, durably; those that never change are linked."""
+    aside, number = store / rebuild.ASIDE, 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = store / f"{rebuild.ASIDE}-{number}"
+    nofollow.make_folder(store, aside.name)
+    for name in sorted(files):
+        file = f"{database.FOLDER}/{name}"
+        if name.endswith(".sst"):
+            try:
+                os.link(store / file, aside / name, follow_symlinks=False)
+                continue
+            except OSError:  # no links here
+                pass
+        write_new(aside / name, _pieces(store, file), store)
+    fsync_dir(aside)
+    fsync_dir(store)
+    return aside
+
+
+def _pieces(store: Path, name: str) -> Iterator[bytes]:
+    """What a file holds: a log that somebody has tampered with may seem larger than memory."""
+    with os.fdopen(nofollow.open_file(store, name), "rb") as file:
+        while data := file.read(_PIECE):
+            yield data
+
+
+def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) -> Problem:
+    with closing(database.open_reader(store, memory)) as table:
+        copy = table.get("meta", b"manifest")
+    if copy is None:
+        raise StoreDamagedError(
+            f"{store / manifest.NAME} is gone or damaged, and nothing was ever committed that would "
+            f"have left a copy of it among the keys: make another store"
+        )
+    manifest.parse(store, copy, writing=True).with_index(()).save(store)
+    what = str(error).partition(";")[0]
+    return Problem(manifest.NAME, f"it was made anew, without the index: {what}", fixed=True)
+
+
+def _state(table: Keys) -> State:
+    return State.unpack(table.get("meta", b"state") or b"{}")

@@ -1,0 +1,145 @@
+"""Restricts a search to some images of a store: by their ids, by where they were seen, or by both.
+
+Ids that the store has no image of are no mistake: they may be of a list that is older than the store. A
+source of which it has no image is one, since a misspelt name would find nothing, silently.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import reduce
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.config import whole
+from engine.errors import UsageError
+from engine.storage.bitmap import IdSet
+from engine.storage.rows import ArrayRow, NameRow, Run
+from engine.storage.source_names import bases, one_row, rows_inside
+from engine.storage.writer import StoreFiles
+
+_BATCH = 4096  # names in hand
+_MOST_ID = (1 << 63) - 1
+
+Ids = Iterable[int] | npt.NDArray[np.integer]
+Names = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+class SearchedIn:
+    """Some sources, asked for their images, commit after commit."""
+
+    def __init__(self, sources: Names) -> None:
+        """``UsageError`` for what are no names."""
+        # With what each may be called: a relative name holds for where the process is now.
+        self.names = tuple(_name(one) for one in _listed(sources))
+        if not self.names:
+            raise UsageError("name at least one source to search in")
+        self._found = IdSet.none(0)
+        self._commit = -1
+
+    def ids(self, store: StoreFiles) -> IdSet:
+        """``ids_within``, remembered until the commit changes: it reads all that is inside of them."""
+        if self._commit != store.state.commit:
+            self._found, self._commit = ids_within(store, self.names), store.state.commit
+        return self._found
+
+
+class Within:
+    """A restriction of a search by ids, by sources, or by both."""
+
+    def __init__(self, ids: Ids | None, sources: SearchedIn | None) -> None:
+        """By one of them at least; ``UsageError`` for what are no ids."""
+        self._ids = None if ids is None else _numbers(ids)
+        self._sources = sources
+        self._found = IdSet.none(0)
+        self._commit = -1
+
+    def ids(self, store: StoreFiles) -> IdSet:
+        """The images that it leaves, without removed ones; remembered until the commit changes.
+
+        ``UsageError`` if there is no image of one of the sources.
+        """
+        if self._commit != store.state.commit:
+            parts = [self._sources.ids(store)] if self._sources is not None else []
+            if self._ids is not None:
+                given = IdSet.of(self._ids, store.state.next_id)
+                parts.append(given.without(store.removed_ids()))
+            self._found, self._commit = reduce(IdSet.both, parts), store.state.commit
+        return self._found
+
+
+def ids_within(store: StoreFiles, names: Iterable[tuple[str, tuple[bytes, ...]]]) -> IdSet:
+    """The images that were seen in any of these sources: each its name, and what it may be called.
+
+    ``UsageError`` if there is no image of one. It takes the memory of two sets, however many names
+    are inside of a source.
+    """
+    every = IdSet.none(store.state.next_id)
+    for name, may_be in names:
+        for base in may_be:
+            found = _ids_inside(store, base)
+            if len(found):
+                every = every.union(found)
+                break
+        else:
+            raise UsageError(
+                f"{store.path} has no image of the source {name}: name a file, or a folder, as "
+                f"results show it"
+            )
+    return every
+
+
+def _ids_inside(store: StoreFiles, base: bytes) -> IdSet:
+    """The images that were seen in ``base`` or inside of it."""
+    found = IdSet.none(store.state.next_id)
+    row = one_row(store, base)
+    if row is not None:
+        found.add_span(row[1].id, 1)
+    rows = rows_inside(store, "names", base)
+    while batch := list(islice(rows, _BATCH)):
+        found.add(np.array([NameRow.unpack(value).id for _, value in batch], np.int64))
+    for _, value in rows_inside(store, "arrays", base, b"n"):
+        number = ArrayRow.unpack(value).number.to_bytes(4, "big")
+        for key, of in store.keys.scan("runs", b"r" + number):
+            run = Run.from_row(key, of)
+            found.add_span(run.id, run.count if run.step else 1)
+    # Runs may go on covering images that were removed.
+    return found.without(store.removed_ids()) if store.state.removed else found
+
+
+def _numbers(ids: Ids) -> npt.NDArray[np.int64]:
+    """Ids as somebody gives them: (n,) int64, without those that cannot be one."""
+    if isinstance(ids, np.ndarray) and (ids.dtype.kind in "iu" or not ids.size):
+        return ids[(ids > 0) & (ids <= _MOST_ID)].astype(np.int64)
+    try:
+        if isinstance(ids, str | bytes | np.ndarray):
+            raise TypeError
+        numbers = map(whole, ids)
+        return np.fromiter((id_ for id_ in numbers if 0 < id_ <= _MOST_ID), np.int64)
+    except TypeError:
+        raise UsageError(f"ids are whole numbers in a list, not {_short(ids)}") from None
+
+
+def _listed(sources: Names) -> Iterable[str | os.PathLike[str]]:
+    if isinstance(sources, str | os.PathLike):
+        return [sources]
+    if isinstance(sources, bytes) or not isinstance(sources, Iterable):
+        raise UsageError(f"a source is a path, or several are in a list, not {_short(sources)}")
+    return sources
+
+
+def _name(source: str | os.PathLike[str]) -> tuple[str, tuple[bytes, ...]]:
+    """A source's name, and what it may be called in a store."""
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+    if not isinstance(name, str):
+        raise UsageError(f"a source is a path, or several are in a list, not {_short(source)}")
+    return name, tuple(bases(name))
+
+
+def _short(value: object) -> str:
+    """What is not what it should be, in one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

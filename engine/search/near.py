@@ -1,0 +1,224 @@
+"""The images of a store that are near copies of a query: fingerprints first, pixels where they decide.
+
+Only like is compared with like: pictures of 8 and 16 bits with each other, bit images with bit images
+of their size. What a distance D of 256 (``--max-distance``) allows:
+
+pictures      D of the 256 bits of the fingerprint, both fingerprints saying something (quality).
+bit images    D of the 256 bits of the fingerprint; of the pixels, where they are kept, the same share
+              of all values, and twice that share of the *ink* of both. Ink is the rarer value: two
+              masks agree nearly everywhere by being blank, and are alike only if their ink is. Twice:
+              31 of 256 leave a quarter, as if two shapes shared 3/4 of what they cover.
+
+The rule of the ink is applied twice: always to the fingerprints' own bits, whose ink is the rarer value
+among the 256 of the query's; and, where pixels are kept, to all values of what that leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import ImageError, StoreDamagedError
+from engine.images import canonical, fingerprint
+from engine.images.fingerprint import FINGERPRINT_BITS
+from engine.records import Kind, Pixels, Place
+from engine.storage.bitmap import IdSet
+from engine.storage.rows import ImageRow
+from engine.storage.writer import StoreFiles
+
+_AT_ONCE = 1024  # candidates whose records are in hand
+_READ_BYTES = 4 << 20  # of kept pixels in hand
+_log = logging.getLogger("engine")
+
+Numbers = npt.NDArray[np.int64]
+
+
+class Near(NamedTuple):
+    """The images near a query, nearest first, by their pixels where they are known.
+
+    Numbers alone, since they may be all of a store: records have up to 16 KiB of metadata.
+    """
+
+    ids: Numbers  # (n,)
+    distances: Numbers  # (n,) bits of 256
+    pixel_distances: (
+        Numbers  # (n,) values that differ; -1 for pictures and where no pixels are kept
+    )
+
+
+class _Alike(NamedTuple):
+    """A candidate that may be compared with the query."""
+
+    number: int  # its place among the candidates
+    id: int
+    key: bytes
+
+
+def near(
+    store: StoreFiles, query: Pixels, most: int, taken: set[int], wanted: IdSet | None = None
+) -> Near:
+    """The images within ``most`` (of 256) of ``query``, without those ``taken``.
+
+    ``wanted``: which images may be found, if not all.
+    """
+    prints = fingerprint.candidates(query, most)
+    if not len(prints):
+        return Near(*np.empty((3, 0), np.int64))
+    bits = query.kind is Kind.BITS
+    ids, distances = _within(store, prints, most, wanted, ink=bits)
+    fits = np.zeros(len(ids), np.bool_)
+    unlike = np.full(len(ids), -1)
+    for at in range(0, len(ids), _AT_ONCE):
+        some = _alike(store, query, ids[at : at + _AT_ONCE], at, taken)
+        if bits:
+            for number, count in _by_pixels(store, query, most, list(some)):
+                fits[number], unlike[number] = True, count
+        else:
+            fits[[one.number for one in some]] = True
+    ids, distances, unlike = ids[fits], distances[fits], unlike[fits]
+    by_pixels = unlike * FINGERPRINT_BITS / (query.height * query.width * query.channels)
+    share = np.where(unlike < 0, distances, by_pixels)
+    order = np.lexsort((ids, distances, share))
+    return Near(ids[order], distances[order], unlike[order])
+
+
+def _within(
+    store: StoreFiles,
+    prints: npt.NDArray[np.uint8],
+    most: int,
+    wanted: IdSet | None,
+    *,
+    ink: bool,
+) -> tuple[Numbers, Numbers]:
+    """The ids of the rows within ``most`` of any of the fingerprints, and their distances."""
+    entry = store.manifest.encoder
+    given = entry is not None and entry.given
+    ones = fingerprint.ones_of(prints)
+    removed = store.removed_ids()
+    ids, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for part in store.fingerprints.near(prints, most, store.state.next_id - 1, holes=given):
+        which = ~removed.has(part.rows + 1)
+        if wanted is not None:
+            which &= wanted.has(part.rows + 1)
+        if ink:
+            zeros = ones[part.query] * 2 > FINGERPRINT_BITS
+            theirs = fingerprint.ones_of(part.prints)
+            both = ones[part.query] + theirs
+            both = 2 * FINGERPRINT_BITS - both if zeros else both
+            which &= part.distances * FINGERPRINT_BITS <= 2 * most * both
+        if given and which.any() and not part.prints[which].any(axis=1).all():
+            which[which] = store.may_be_images(part.rows[which] + 1)  # vectors have zeros
+        ids.append(part.rows[which] + 1)
+        distances.append(part.distances[which])
+    every, nearness = np.concatenate(ids), np.concatenate(distances)
+    # One that is near to several of the query's fingerprints counts once, with the least distance.
+    order = np.lexsort((nearness, every))
+    every, nearness = every[order], nearness[order]
+    first = np.flatnonzero(np.diff(every, prepend=0))
+    return every[first], nearness[first]
+
+
+def _alike(
+    store: StoreFiles, query: Pixels, ids: Numbers, first: int, taken: set[int]
+) -> Iterator[_Alike]:
+    """Those of the candidates, of which ``ids`` are from number ``first`` on, that may be compared."""
+    bits = query.kind is Kind.BITS
+    for number, id_ in enumerate(ids.tolist(), first):
+        record = store.record(id_) if id_ not in taken else None
+        if record is None or record.kind is Kind.VECTOR:  # None: taken
+            continue
+        if (record.kind is Kind.BITS) != bits:
+            continue
+        size = (record.height, record.width, record.channels)
+        if bits and size != (query.height, query.width, query.channels):
+            continue
+        if record.quality >= fingerprint.least_quality(record.kind):
+            yield _Alike(number, id_, record.key)
+
+
+def _by_pixels(
+    store: StoreFiles, query: Pixels, most: int, some: Sequence[_Alike]
+) -> Iterator[tuple[int, int]]:
+    """Of bit images of one size the numbers of those whose pixels are near too, where they are kept.
+
+    With each how many values differ, or -1 where no pixels are kept.
+    """
+    places: list[tuple[_Alike, Place]] = []
+    rows = store.images_of([one.key for one in some])
+    for one, of_key in zip(some, rows, strict=True):
+        row = next((row for row in of_key if row.id == one.id), None)
+        if row is None or row.place is None:
+            yield one.number, -1
+        elif row.canonical:
+            places.append((one, row.place))
+        else:
+            kept = _decoded(store, row, query)
+            if kept is None:
+                yield one.number, -1
+            else:
+                yield from _compared(query, most, [one.number], [kept])
+    places.sort(key=lambda pair: pair[1])
+    store.kept_pixels.announce(place for _, place in places)
+    step = max(1, _READ_BYTES // len(query.canonical))
+    for at in range(0, len(places), step):
+        numbers, canonicals = [], []
+        for one, place in places[at : at + step]:
+            try:
+                kept = store.kept(place)
+            except StoreDamagedError as error:
+                _log.warning("image %d: %s", one.id, error)
+                kept = b""
+            if len(kept) == len(query.canonical):
+                numbers.append(one.number)
+                canonicals.append(kept)
+            else:
+                yield one.number, -1
+        if numbers:
+            yield from _compared(query, most, numbers, canonicals)
+
+
+def _decoded(store: StoreFiles, row: ImageRow, query: Pixels) -> bytes | None:
+    """The canonical form of what is kept as a file, if it can be had and is of the query's size."""
+    try:
+        if row.place is None:
+            return None
+        kept = store.kept(row.place)
+        found = canonical.decode(kept, max_bytes=store.memory.decoding).pixels
+    except (ImageError, StoreDamagedError) as error:
+        _log.warning("image %d: its kept file cannot be compared: %s", row.id, error)
+        return None
+    return bytes(found.canonical) if len(found.canonical) == len(query.canonical) else None
+
+
+def _compared(
+    query: Pixels, most: int, numbers: Sequence[int], canonicals: Sequence[bytes]
+) -> Iterator[tuple[int, int]]:
+    """Those whose canonical form, of the query's length, is within the distance of the query's.
+
+    With each how many values differ.
+    """
+    values = query.height * query.width * query.channels
+    own = _words([query.canonical])
+    theirs = _words(canonicals)
+    unlike = np.bitwise_count(theirs ^ own).sum(axis=1, dtype=np.int64)
+    ink = np.bitwise_count(own).sum(dtype=np.int64)
+    both = ink + np.bitwise_count(theirs).sum(axis=1, dtype=np.int64)
+    if 2 * ink > values:
+        both = 2 * values - both
+    fits = unlike * FINGERPRINT_BITS <= most * np.minimum(values, 2 * both)
+    for i in np.flatnonzero(fits).tolist():
+        yield numbers[i], int(unlike[i])
+
+
+def _words(canonicals: Sequence[bytes | memoryview]) -> npt.NDArray[np.uint64]:
+    """The pixels of canonical forms of one length: (n, words) uint64, with zeros behind them."""
+    n = len(canonicals)
+    size = len(canonicals[0]) - canonical.HEADER_BYTES
+    out = np.zeros((n, -(-size // 8) * 8), np.uint8)
+    for row, form in zip(out, canonicals, strict=True):
+        row[:size] = np.frombuffer(form, np.uint8)[canonical.HEADER_BYTES :]
+    return out.view(np.uint64)

@@ -1,0 +1,232 @@
+"""Files that may be compressed as streams of plain bytes; their first bytes tell how."""
+
+from __future__ import annotations
+
+import bz2
+import importlib
+import io
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from engine.errors import SourceError
+from engine.sources.items import stamp_of
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+BUFFER_BYTES = 1 << 18
+_READ_BYTES = 1 << 16  # of the compressed file, at a time
+_MOST_PADDING = 64 << 20  # bytes of zeros between streams: more is not gone through
+_LEAST_MEMORY = 16 << 20  # bytes: what all but the highest levels take, also for small files
+_CUT = "its compressed data was cut short"
+
+
+class Decompressor(Protocol):
+    """One compressed stream, as ``bz2``, ``lzma`` and ``zstd`` have it."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the stream has ended."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether nothing more comes out of what was given."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What was given behind the end of the stream."""
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        """Up to ``max_length`` bytes."""
+
+
+class _Gunzip:
+    """zlib's own has another form; with 31 it reads gzip and compares its checksum."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(31)
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._stream.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._stream.decompress(self._stream.unconsumed_tail + data, max(max_length, 0))
+
+
+_SIGNATURES = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    # A frame to be passed over, as pzstd puts in front of each of the others.
+    **{bytes([first]) + b"\x2a\x4d\x18": "zstd" for first in range(0x50, 0x60)},
+}
+_SIGNATURE_BYTES = max(map(len, _SIGNATURES))
+
+
+def _compression(head: bytes) -> str | None:
+    """How a stream that begins with ``head`` is compressed, if it is."""
+    return next((how for sign, how in _SIGNATURES.items() if head.startswith(sign)), None)
+
+
+def decompressor(how: str, memory: int) -> Decompressor:
+    """A new one for "gzip", "bzip2", "xz" or "zstd" that takes no more than ``memory``, or 16 MiB.
+
+    What a file says its dictionary needs is up to its writer: gigabytes are possible.
+    """
+    memory = max(memory, _LEAST_MEMORY)
+    if how == "gzip":
+        return _Gunzip()
+    if how == "bzip2":
+        return bz2.BZ2Decompressor()
+    if how == "xz":
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
+    module = zstd()
+    window = max(10, min(memory.bit_length() - 1, 30))
+    options = {module.DecompressionParameter.window_log_max: window}
+    made: Decompressor = module.ZstdDecompressor(options=options)
+    return made
+
+
+def plain(file: IO[bytes], memory: int) -> tuple[IO[bytes], Decompressed | None]:
+    """The bytes of a file, decompressed if need be, and what does that; None for the file itself."""
+    how = _compression(file.read(_SIGNATURE_BYTES))
+    file.seek(0)
+    if how is None:
+        return file, None
+    stream = Decompressed(file, how, memory)
+    return io.BufferedReader(stream, BUFFER_BYTES), stream
+
+
+class Decompressed(io.RawIOBase):
+    """What is in a compressed file: one stream, or several behind each other."""
+
+    def __init__(self, file: IO[bytes], how: str, memory: int) -> None:
+        """``how`` is what the first stream is compressed with, as ``decompressor`` has it."""
+        self._file = file
+        self._memory = memory
+        self._stream = decompressor(how, memory)
+        self._ended = False
+        self.remains = False  # whether something that is not compressed is behind it
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Some bytes; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        while True:
+            data = b""
+            if self._stream.eof:
+                data = self._next_stream()
+                if not data:
+                    return 0
+            elif self._stream.needs_input:
+                data = self._file.read(_READ_BYTES)
+            out = self._stream.decompress(data, len(view))
+            if out:
+                view[: len(out)] = out
+                return len(out)
+            if not data and not self._stream.eof:
+                raise EOFError(_CUT)
+
+    def _next_stream(self) -> bytes:
+        """Begin with the stream behind this one's end, and its first bytes; empty if there is none."""
+        if self._ended:
+            return b""
+        data = self._stream.unused_data.lstrip(b"\0")  # zeros are padding
+        for _ in range(_MOST_PADDING // _READ_BYTES):
+            more = b"" if len(data) >= _SIGNATURE_BYTES else self._file.read(_READ_BYTES)
+            if not more:
+                break
+            data = (data + more).lstrip(b"\0")
+        how = _compression(data)
+        if how is None:
+            self._ended, self.remains = True, bool(data)
+            return b""
+        self._stream = decompressor(how, self._memory)
+        return data
+
+
+@contextmanager
+def steady(path: Path, stamp: tuple[int, int]) -> Iterator[IO[bytes]]:
+    """A file that is to be as it was stamped (mtime_ns, size) until it is closed.
+
+    ``SourceError`` if it is not, or cannot be read; also for what reading damaged data raises.
+    """
+    try:
+        with path.open("rb", buffering=BUFFER_BYTES) as file:
+            _compare(file, stamp)
+            try:
+                yield file
+            except Exception:
+                _compare(file, stamp)  # changed rather than damaged
+                raise
+            _compare(file, stamp)
+    except OSError as error:
+        if error.errno is not None:
+            raise SourceError(f"cannot be read: {error.strerror}", passing=True) from None
+        raise SourceError(f"is damaged: {_line(error)}") from None
+    except damage() as error:
+        raise SourceError(_reason(error), passing=_is_limit(error)) from None
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """What decompressing damaged data may raise."""
+    module = sys.modules.get(_ZSTD)
+    own = (module.ZstdError,) if module is not None else ()
+    return (zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, MemoryError, *own)
+
+
+_ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+
+
+def zstd() -> Any:
+    """The module, when it is needed: it is in Python itself from 3.14 on."""
+    try:
+        return importlib.import_module(_ZSTD)
+    except ImportError:
+        raise SourceError(
+            "is compressed with zstd, which needs backports.zstd: pip install backports.zstd",
+            passing=True,
+        ) from None
+
+
+def _compare(file: IO[bytes], stamp: tuple[int, int]) -> None:
+    status = os.fstat(file.fileno())
+    if stamp_of(status) != stamp:
+        raise SourceError("changed while it was read: ingest it again", passing=True)
+
+
+def _is_limit(error: Exception) -> bool:
+    """Whether it would take more memory than it may."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "memory" in text
+
+
+def _reason(error: Exception) -> str:
+    if _is_limit(error):
+        return "takes more memory to decompress than there is: raise --memory"
+    if str(error) == _CUT:
+        return f"is damaged: {_CUT}"
+    return f"is damaged: {_line(error)}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

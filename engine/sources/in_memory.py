@@ -1,0 +1,219 @@
+"""Images that are in memory already, under names that the caller gives.
+
+``array_of`` is many images of one size, or vectors, with rows; ``members`` are images of any size, one
+by one out of a stream. Either way a source is called "memory:NAME", and has a checksum of its contents
+for a stamp: the same name with the same images is what is there already, and with other images it
+replaces what the name stood for, as a changed file does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from engine.errors import ImageError, UsageError
+from engine.images import canonical, hashing
+from engine.images.canonical import (
+    HEADER_BYTES,
+    PackedBits,
+    array_kind,
+    rows_from_array,
+    rows_header,
+)
+from engine.records import Decoded, Kind
+from engine.sources.items import (
+    ArrayItem,
+    Member,
+    Problem,
+    RowBlock,
+    VectorItem,
+    checked_metadata,
+)
+from engine.sources.vectors import MemoryVectors
+
+PREFIX = "memory:"
+_LIKE_A_ROW = re.compile(rb"#[0-9]+\Z")  # "memory:camera-3#17" is one of an array
+
+Images = PackedBits | npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
+Vectors = npt.NDArray[np.floating[Any]]
+OneImage = bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | PackedBits
+_MOST_NAME = 4096  # bytes, as of a path
+_PIXEL_BYTES = 26  # that an opened file takes while it is decoded, as a JPEG 2000 with transparency
+_STAMPED = 1 << 20  # bytes of an array that are copied at a time, where they do not lie in a row
+
+
+class MemoryArray:
+    """n images of one size: ``PackedBits``, or an array (n, H, W), (n, H, W, 1) or (n, H, W, 3).
+
+    An ingest of it that was interrupted goes on where it was.
+    """
+
+    def __init__(self, images: Images, name: str) -> None:
+        """``UsageError`` if it is no such array or ``name`` is no name."""
+        self.name = _checked_name(name)
+        self._images = images
+        self.count = len(images)
+        if isinstance(images, PackedBits):
+            self.kind = Kind.BITS
+            header = rows_header(Kind.BITS, images.height, images.width)
+            data = images.packed
+            self._each = data.shape[1] + HEADER_BYTES
+        else:
+            self.kind = array_kind(images)
+            header = rows_header(self.kind, *images.shape[1:3]) + bytes([images.ndim])
+            data = images.view(np.uint8)
+            self._each = int(np.prod(images.shape[1:3])) * 3
+        self.row_bytes = self._each
+        # With the header: the same bytes in another shape are other images.
+        contents = _stamp(data) if self.count else 0
+        self.mtime_ns = hashing.stamp(header + contents.to_bytes(8, "big"))
+        self.size = data.nbytes
+
+    def blocks(self, start: int, most_rows: int, most_bytes: int) -> Iterator[RowBlock]:
+        """Canonical rows from ``start`` on."""
+        step = max(1, min(most_rows, most_bytes // self._each))
+        for at in range(start, self.count, step):
+            part = self._images[at : at + step]
+            if isinstance(part, PackedBits):
+                yield RowBlock(at, part.canonical(), Kind.BITS)
+            else:
+                yield RowBlock(at, rows_from_array(part, self.kind), self.kind)
+
+
+def array_of(source: Images | Vectors, name: str) -> ArrayItem | VectorItem:
+    """Many images of one size, or many vectors; ``UsageError`` for another array or no name."""
+    if isinstance(source, np.ndarray) and source.dtype.kind == "f":
+        return MemoryVectors(source, _checked_name(name))
+    return MemoryArray(source, name)  # type: ignore[arg-type]
+
+
+def member(name: object, image: object, metadata: object, most: int) -> Member:
+    """One image as the ingest takes it; what it is of may change as soon as this returns.
+
+    ``image`` is a file's bytes, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of bool, uint8 or
+    uint16, or ``PackedBits`` of one; ``most`` bounds the bytes that decoding it takes. Raises
+    ``UsageError`` for a wrong type or name, ``ImageError`` for an image that cannot be read.
+    """
+    called = _checked_name(name)
+    said = checked_metadata(metadata)
+    if isinstance(image, bytes | bytearray | memoryview):
+        data = bytes(image)
+        return Member(called, _stamp_of(data, said), len(data), data, said)
+    decoded = _decoded(image, most)
+    canonical = decoded.pixels.canonical
+    return Member(called, _stamp_of(canonical, said), len(canonical), b"", said, decoded)
+
+
+def members(
+    stream: Iterable[object], most: int, *, strict: bool = False
+) -> Iterator[Member | Problem]:
+    """The images of a stream of (name, image) or (name, image, metadata), each as it is asked for.
+
+    One that cannot be read is a ``Problem``, and the stream goes on; so is one that makes no sense,
+    which with ``strict``, or where it is the first one, is a ``UsageError``.
+    """
+    for number, element in enumerate(stream):
+        called = f"{PREFIX}({number})".encode()  # until it is known to have a name
+        try:
+            if not isinstance(element, tuple | list) or len(element) not in (2, 3):
+                raise UsageError(
+                    f"an element of a stream is (name, image) or (name, image, metadata), "
+                    f"not {_what(element)}"
+                )
+            name, image, metadata = (*element, None)[:3]
+            called = _checked_name(name)
+            yield member(name, image, metadata, most)
+        except UsageError as error:
+            if strict or not number:
+                raise
+            yield Problem(called, str(error))
+        except ImageError as error:
+            yield Problem(called, str(error))
+
+
+def unlike(value: object) -> str:
+    """How to give an array of another library; empty for anything else. Nothing is imported to tell."""
+    for kind in type(value).__mro__:
+        if (
+            kind.__module__.partition(".")[0] in ("torch", "tensorflow")
+            and "Tensor" in kind.__name__
+        ):
+            library = kind.__module__.partition(".")[0]
+            how = "detach().cpu().numpy()" if library == "torch" else "numpy()"
+            return f"a {library} tensor: pass tensor.{how}"
+    if not isinstance(value, np.ndarray | np.generic) and hasattr(type(value), "__array__"):
+        return f"a {type(value).__name__}: pass numpy.asarray(it)"
+    return ""
+
+
+def is_image(source: object) -> bool:
+    """Whether it is one image and nothing else: an array may be many."""
+    return isinstance(source, bytes | bytearray | memoryview | Image.Image)
+
+
+def _decoded(image: object, most: int) -> Decoded:
+    if isinstance(image, PackedBits):
+        return Decoded(image.only(), "array")
+    if isinstance(image, np.ndarray):
+        return Decoded(canonical.from_array(image), "array")
+    if not isinstance(image, Image.Image):
+        raise UsageError(
+            f"an image is bytes, a PIL image, an array or PackedBits, not {_what(image)}"
+        )
+    width, height = image.size
+    if width * height * _PIXEL_BYTES > most:
+        raise ImageError(f"{width} × {height} pixels are too many: raise --memory", passing=True)
+    try:
+        return Decoded(canonical.from_image(image, max_bytes=most), "image")
+    except (ImageError, UsageError):
+        raise
+    except MemoryError:
+        raise ImageError("not enough memory to read it", passing=True) from None
+    # An opened file is decoded only now: Pillow raises whatever its parsing trips over.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"a PIL image that cannot be read: {reason}") from None
+
+
+def _checked_name(name: object) -> bytes:
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise UsageError("images in memory need a name: name='camera-3'")
+    try:
+        called = os.fsencode(name)
+    except UnicodeEncodeError:
+        raise UsageError(f"the name {name!r} is no text") from None
+    if _LIKE_A_ROW.search(called):
+        raise UsageError(f"the name {name!r} is that of a row of an array: end it otherwise")
+    if len(called) > _MOST_NAME:
+        raise UsageError(f"a name of {len(called):,} bytes: {_MOST_NAME:,} are kept at most")
+    return PREFIX.encode() + called
+
+
+def _stamp(data: npt.NDArray[np.uint8]) -> int:
+    if data.flags.c_contiguous:
+        return hashing.stamp(data.data)
+    stamp = hashing.Stamp()
+    step = max(1, _STAMPED // max(1, data[0].nbytes))
+    for at in range(0, len(data), step):
+        stamp.update(np.ascontiguousarray(data[at : at + step]).data)
+    return stamp.value
+
+
+def _stamp_of(data: bytes | memoryview, metadata: dict[str, Any] | None) -> int:
+    """Of an image, and of what is said of it, if anything: more said is a change."""
+    stamp = hashing.stamp(data)
+    if metadata is None:
+        return stamp
+    return hashing.stamp(stamp.to_bytes(8, "big") + json.dumps(metadata).encode())
+
+
+def _what(value: object) -> str:
+    many = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return unlike(value) or f"a {type(value).__name__}{many}"

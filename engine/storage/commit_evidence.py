@@ -1,0 +1,199 @@
+"""What was committed, from all that says so, where the keys have lost rows.
+
+The row ``state`` may be lost, or older than other rows. Then the records of commits say how long extents
+are, and ids that rows and fingerprints have say how many were given. Counts are left to
+``engine.maintenance.reconcile``, which goes through all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.errors import StoreDamagedError
+from engine.storage import extents
+from engine.storage.extents import FINGERPRINTS, HEADER_BYTES, PIXELS, Family
+from engine.storage.json_values import loads
+from engine.storage.manifest import Manifest
+from engine.storage.rocks.database import Keys
+from engine.storage.rows import ImageRows, NameRow, RowError, record_span
+from engine.storage.state import State
+
+MARK = b"rescued"  # a row of ``meta``: rows were lost, and what is left is not reconciled yet
+_END = b"\xff" * 8
+_BATCH = 4096
+
+
+def read_state(value: bytes | None) -> State | None:
+    """The state that a row holds; None where it holds none that can be."""
+    if value is None:
+        return None
+    try:
+        state = State.unpack(value)
+        numbers = [state.commit, state.next_id, state.next_array, state.images, state.sources]
+        numbers += [state.removed, *state.vectors.values(), *state.removed_vectors.values()]
+        numbers += [n for pairs in state.extents.values() for pair in pairs for n in pair]
+        numbers += [*state.dead.values()]
+        whole = all(type(n) is int and n >= 0 for n in numbers) and state.next_id > 0
+        return (
+            state if whole and all(len(p) == 2 for v in state.extents.values() for p in v) else None
+        )
+    except (StoreDamagedError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def appends_of(value: bytes) -> list[list[Any]]:
+    """The appends that a row of ``commits`` tells of, without those that make no sense."""
+    try:
+        parts = loads(value)
+    except ValueError:
+        return []
+    return [part for part in parts if _is_append(part)] if isinstance(parts, list) else []
+
+
+def _is_append(part: object) -> bool:
+    return (
+        isinstance(part, list)
+        and len(part) == 5
+        and isinstance(part[0], str)
+        and all(type(number) is int and number >= 0 for number in part[1:])
+    )
+
+
+def state_of(table: Keys, store: Path, named: Manifest, told: int) -> State:
+    """The state that the rows of ``table`` and the files of ``store`` are of.
+
+    ``told`` is the commit that COMMIT names; ``named`` is the manifest.
+    """
+    state = read_state(table.get("meta", b"state"))
+    ends, last = _appended(table)
+    if state is not None and state.commit >= max(last, told):
+        return state  # counts may be wrong by now, which is found
+    found = state if state is not None else State()
+    found.commit = max(found.commit, last)
+    there = _named(store, named)
+    for family, number in there:
+        size = max(ends.get((family.name, number), 0), _length(found, family.name, number))
+        _set_length(found, family.name, number, size)
+    found.extents = {
+        name: [pair for pair in pairs if pair[1] or _is_named(named, name, pair[0])]
+        for name, pairs in found.extents.items()
+    }
+    _ids(found, table, store, named)
+    _vectors(found, named)
+    numbers = [int.from_bytes(key[1:], "big") for key, _ in table.scan("arrays", b"#")]
+    found.next_array = max([found.next_array, *(number + 1 for number in numbers)])
+    return found
+
+
+def _appended(table: Keys) -> tuple[dict[tuple[str, int], int], int]:
+    """Where the last append to each extent ended, and the last commit."""
+    ends: dict[tuple[str, int], int] = {}
+    last = 0
+    for key, value in table.scan("commits"):
+        last = max(last, int.from_bytes(key, "big")) if len(key) == len(_END) else last
+        for name, number, offset, length, _ in appends_of(value):
+            ends[name, number] = max(offset + length, ends.get((name, number), 0))
+    return ends, last
+
+
+def _named(store: Path, named: Manifest) -> Iterator[tuple[Family, int]]:
+    """The extents that the manifest names."""
+    for family in families(named):
+        for number in sorted(named.extents.get(family.name, [])):
+            yield family, number
+
+
+def families(named: Manifest) -> list[Family]:
+    """The families of extents that a store with this manifest may have."""
+    found = [PIXELS, FINGERPRINTS]
+    if named.encoder is not None:
+        found.append(extents.vectors(named.encoder.generation, named.encoder.dim))
+        found.append(extents.vector_ids(named.encoder.generation))
+    return found
+
+
+def _is_named(named: Manifest, name: str, number: int) -> bool:
+    return number in named.extents.get(name, [])
+
+
+def _length(state: State, name: str, number: int) -> int:
+    return next((pair[1] for pair in state.extents.get(name, []) if pair[0] == number), 0)
+
+
+def _set_length(state: State, name: str, number: int, size: int) -> None:
+    pairs = state.extents.setdefault(name, [])
+    for pair in pairs:
+        if pair[0] == number:
+            pair[1] = size
+            return
+    if size:
+        pairs.append([number, size])
+        pairs.sort()
+    elif not pairs:
+        del state.extents[name]
+
+
+def _ids(state: State, table: Keys, store: Path, named: Manifest) -> None:
+    """How many ids were given: as many as there are fingerprints, and no fewer than rows name."""
+    numbers = sorted(named.extents.get(FINGERPRINTS.name, []))
+    on_disk = 0
+    for number in numbers:
+        path = FINGERPRINTS.path(store, number)
+        size = path.lstat().st_size - HEADER_BYTES if path.exists() else 0
+        on_disk += max(size, 0) // FINGERPRINTS.row_bytes
+    given = sum(_length(state, FINGERPRINTS.name, n) for n in numbers) // FINGERPRINTS.row_bytes
+    # No row of a commit that was made is of an id whose fingerprint was never written.
+    most = max(state.next_id - 1, given, on_disk)
+    state.next_id = max(state.next_id, given + 1, min(_greatest(table), most) + 1)
+    left = (state.next_id - 1) * FINGERPRINTS.row_bytes
+    for number in numbers:
+        _set_length(state, FINGERPRINTS.name, number, min(left, FINGERPRINTS.capacity))
+        left -= min(left, FINGERPRINTS.capacity)
+
+
+def _greatest(table: Keys) -> int:
+    """The greatest id that some row names."""
+    greatest = 0
+    row = table.at_or_before("records", _END)
+    if row is not None and len(row[0]) == len(_END):
+        greatest = int.from_bytes(row[0], "big")
+        greatest += _last_of(row[1])
+    rows = table.scan("images")
+    while True:
+        values = [v for _, v in zip(range(_BATCH), (value for _, value in rows), strict=False)]
+        if not values:
+            break
+        able = [value for value in values if len(value) in (39, 51)]
+        if able:
+            greatest = max(greatest, int(ImageRows.unpack(able).ids.max(initial=0)))
+    for _, value in table.scan("names"):
+        if len(value) == len(NameRow(0, 0, 0).pack()):
+            greatest = max(greatest, NameRow.unpack(value).id)
+    return greatest
+
+
+def _last_of(value: bytes) -> int:
+    """How far behind its first id the last one of a row of ``records`` is."""
+    try:
+        return record_span(value) - 1
+    except RowError:
+        return 0
+
+
+def _vectors(state: State, named: Manifest) -> None:
+    """As many ids as vectors: what either says."""
+    if named.encoder is None:
+        return
+    entry = named.encoder
+    rows_of = extents.vectors(entry.generation, entry.dim), extents.vector_ids(entry.generation)
+    numbers = {n for family in rows_of for n in named.extents.get(family.name, [])}
+    total = 0
+    for number in sorted(numbers):
+        rows = max(_length(state, f.name, number) // f.row_bytes for f in rows_of)
+        for family in rows_of:
+            _set_length(state, family.name, number, rows * family.row_bytes)
+        total += rows
+    if total or str(entry.generation) in state.vectors:
+        state.vectors[str(entry.generation)] = total

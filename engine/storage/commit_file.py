@@ -1,0 +1,98 @@
+"""COMMIT: the numbers of the newest commit and of the newest index, for open readers and for all.
+
+Eight bytes each, and eight of a checksum of both. Readers that are open learn from it that there is
+something new, for the price of reading it; an index that was built or measured anew is no commit, since
+nothing that is kept changed with it. It is written afterwards and not synced, so the commit that it
+names may be older than the keys', after a kill or a power cut, and never newer: if it is, keys that
+were committed are lost. RocksDB alone cannot tell, since a log or a MANIFEST that was cut short looks
+as if a crash had left it so. Only a notice with its checksum is believed in this; any other is a hint
+to look again. Earlier versions wrote none, and their readers pass over it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from engine.images import hashing
+from engine.storage import file_names, nofollow
+from engine.storage.nofollow import ForeignError
+
+NAME = file_names.COMMIT
+_EACH = 8  # bytes of a number
+_NUMBERS = 2 * _EACH
+_SIZE = 3 * _EACH
+
+
+def pack(commit: int, index: int = 0) -> bytes:
+    """What the file holds."""
+    numbers = commit.to_bytes(_EACH, "big") + index.to_bytes(_EACH, "big")
+    return numbers + _checksum(numbers)
+
+
+def commit_of(notice: bytes) -> int:
+    """The commit that a notice names, if it is as it was written; else 0."""
+    numbers = notice[:_NUMBERS]
+    if len(notice) < _SIZE or notice[_NUMBERS:_SIZE] != _checksum(numbers):
+        return 0
+    return int.from_bytes(numbers[:_EACH], "big")
+
+
+def is_of_another_commit(notice: bytes, than: bytes) -> bool:
+    """Whether two notices name two commits."""
+    return notice[:_EACH] != than[:_EACH]
+
+
+def _checksum(numbers: bytes) -> bytes:
+    return hashing.checksum(NAME.encode() + numbers).to_bytes(_EACH, "big")
+
+
+class Notice:
+    """The notice of one store, for its writer or for a reader."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._fd: int | None = None
+        self._writing = False
+        self._commit: int | None = None  # that was published last
+
+    def publish(self, commit: int) -> None:
+        """Tell readers that ``commit`` is committed."""
+        with contextlib.suppress(OSError, ForeignError):  # readers go on with what they have
+            fd = self._for_writing()
+            index = int.from_bytes(os.pread(fd, _EACH, _EACH), "big")
+            os.pwrite(fd, pack(commit, index), 0)
+            self._commit = commit
+
+    def publish_index(self) -> None:
+        """Tell readers that the manifest names another index over what is committed."""
+        with contextlib.suppress(OSError, ForeignError):
+            fd = self._for_writing()
+            before = os.pread(fd, _SIZE, 0)
+            commit = commit_of(before) if self._commit is None else self._commit
+            index = int.from_bytes(before[_EACH:_NUMBERS], "big")
+            os.pwrite(fd, pack(commit, (index + 1) % (1 << 8 * _EACH)), 0)
+
+    def _for_writing(self) -> int:
+        if self._fd is None or not self._writing:
+            self.close()
+            self._fd = nofollow.open_file(self._store, NAME, os.O_RDWR | os.O_CREAT)
+            self._writing = True
+        return self._fd
+
+    def read(self) -> bytes:
+        """What the notice says; nothing where there is none."""
+        try:
+            if self._fd is None:
+                self._fd = nofollow.open_file(self._store, NAME)
+            return os.pread(self._fd, _SIZE, 0)
+        except (OSError, ForeignError):
+            return b""
+
+    def close(self) -> None:
+        """Give the file descriptor back."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        self._writing = False

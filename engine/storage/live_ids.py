@@ -1,0 +1,49 @@
+"""Which ids are of images that are there: those that have a record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.storage.rocks.database import Keys
+from engine.storage.rows import Run, record_ids, u64
+
+
+def live(table: Keys, first: int, count: int) -> npt.NDArray[np.bool_]:
+    """Which of the ``count`` ids from ``first`` on have a record: (count,)."""
+    out = np.zeros(count, np.bool_)
+    before = table.at_or_before("records", u64(first))
+    for key, value in table.scan("records", start=before[0] if before else u64(first)):
+        if int.from_bytes(key, "big") >= first + count:
+            break
+        ids = record_ids(key, value) - first
+        out[ids[(ids >= 0) & (ids < count)]] = True
+    return out
+
+
+def sources_in(table: Keys, run: Run) -> int:
+    """How many sources a run is: its rows that are images which are there."""
+    if not run.several:
+        return run.count
+    return int(live(table, run.id, run.count).sum())
+
+
+def blocks_of(
+    table: Keys, ids: Sequence[int]
+) -> Iterator[tuple[bytes, bytes, npt.NDArray[np.int64]]]:
+    """The rows of ``records`` that hold some of ``ids`` (ascending), and which of them each holds."""
+    wanted = np.array(ids, np.int64)
+    at = 0
+    while at < len(wanted):
+        row = table.at_or_before("records", u64(int(wanted[at])))
+        if row is None:
+            at += 1
+            continue
+        there = record_ids(*row)
+        end = max(at + 1, int(np.searchsorted(wanted, there[-1], "right")))
+        held = np.intersect1d(wanted[at:end], there, assume_unique=True)
+        if len(held):
+            yield *row, held
+        at = end

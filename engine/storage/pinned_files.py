@@ -1,0 +1,168 @@
+"""The files of a store as of one moment, held open: what is deleted meanwhile can still be read.
+
+RocksDB's tables never change, its logs and its MANIFEST only grow, and so do extents. Files that were
+opened while CURRENT and the MANIFEST did not move, read up to the length that they had then, are
+therefore one state of the keys, of which at most the last commit of a log is cut short: that one was
+not acknowledged. No lock is taken and nothing is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import StoreDamagedError, StoreError
+from engine.storage import file_names, manifest, nofollow
+from engine.storage.durable import cannot_read
+from engine.storage.extents import HEADER_BYTES
+from engine.storage.manifest import Manifest
+from engine.storage.rocks import database
+from engine.storage.rocks.pin import version
+
+_TRIES = 200
+# Not LOCK: closing any descriptor of it would give back the lock that RocksDB has on it in this process.
+_KEPT_KEYS = re.compile(r"\d+\.(sst|log)|IDENTITY|rocksdict-config\.json")
+_FAMILY = re.compile(r"([a-z]+(?:/\d+)?)(\.[a-z0-9]+)")
+
+
+@dataclass(slots=True)
+class HeldFile:
+    """An open file of a store; ``size`` is how many of its bytes count."""
+
+    path: Path
+    fd: int
+    size: int
+
+
+class Held:
+    """Open files, by what they are called inside of the store."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self.files: dict[str, HeldFile] = {}
+
+    def open(self, name: str) -> None:
+        """Hold a file; ``FileNotFoundError`` if it is not there."""
+        path = self._store / name
+        try:
+            fd = nofollow.open_file(self._store, name)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise cannot_read(path, error) from None
+        self.files[name] = HeldFile(path, fd, 0)
+
+    def measure(self) -> None:
+        """Take the lengths that the files have now."""
+        for file in self.files.values():
+            file.size = os.fstat(file.fd).st_size
+
+    def close(self) -> None:
+        """Let go of all."""
+        for file in self.files.values():
+            os.close(file.fd)
+        self.files.clear()
+
+
+@contextlib.contextmanager
+def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
+    """The files of one state of the keys, and what CURRENT says in it."""
+    folder = store / database.FOLDER
+    held = Held(store)
+    try:
+        for attempt in range(_TRIES):
+            before = version(folder)
+            if before is not None:
+                current, _ = before
+                _open_keys(held, folder, current.decode().strip())
+                held.measure()
+                if version(folder) == before:
+                    yield held, current
+                    return
+                held.close()
+            elif attempt >= 3:
+                break
+            time.sleep(min(0.001 * (attempt + 1), 0.05))
+    finally:
+        held.close()
+    database.require_readable(folder)
+    if version(folder) is None:
+        raise StoreDamagedError(f"{folder} cannot be opened (no CURRENT); run 'engine check'")
+    raise StoreError(f"{folder} did not stand still for a moment: try again")
+
+
+def _open_keys(held: Held, folder: Path, log: str) -> None:
+    """Open RocksDB's files; ``log`` is its MANIFEST."""
+    try:
+        there = [entry.name for entry in nofollow.entries(folder.parent, folder.name)]
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error.strerror}") from None
+    for name in there:
+        if name == log or _KEPT_KEYS.fullmatch(name):
+            # One that is gone by now was not of this state, or the state will turn out to have moved.
+            with contextlib.suppress(FileNotFoundError):
+                held.open(f"{database.FOLDER}/{name}")
+
+
+@contextlib.contextmanager
+def hold_rest(store: Path) -> Iterator[tuple[Held, Manifest]]:
+    """Everything that the manifest names, and the manifest; to be called while the keys are held.
+
+    The manifest names what a commit needs before the commit is made, so this is at least what the
+    held keys need, but for what a writer has given up between the two calls.
+    """
+    held = Held(store)
+    try:
+        for _ in range(_TRIES):
+            found = manifest.load(store)
+            try:
+                for name in _named(store, found):
+                    held.open(name)
+            except FileNotFoundError as error:
+                held.close()
+                if manifest.load(store) == found:
+                    raise StoreDamagedError(
+                        f"{error.filename} is gone; run 'engine check'"
+                    ) from None
+                continue
+            held.measure()
+            yield held, found
+            return
+    finally:
+        held.close()
+    raise StoreError(f"{store / manifest.NAME} did not stand still for a moment: try again")
+
+
+def extent_name(family: str, number: int) -> str:
+    """What an extent is called inside of the store."""
+    parts = _FAMILY.fullmatch(family)
+    if parts is None:
+        raise StoreDamagedError(f"{manifest.NAME} names unknown extents {family!r}")
+    return f"{parts[1]}/{number:08d}{parts[2]}"
+
+
+def check_extent(file: HeldFile, size: int) -> None:
+    """Set the length of a held extent to ``size`` committed bytes, which must be there."""
+    if file.size < HEADER_BYTES + size:
+        raise StoreDamagedError(f"{file.path} is cut short; run 'engine check'")
+    file.size = HEADER_BYTES + size
+
+
+def _named(store: Path, found: Manifest) -> Iterator[str]:
+    for family, numbers in found.extents.items():
+        for number in numbers:
+            yield extent_name(family, number)
+    yield from map(str, sorted(found.index_files(Path())))
+    if found.encoder is not None and not found.encoder.given:
+        model = found.encoder.file
+        folder = file_names.encoder_folder(model, found.encoder.generation)
+        yield model
+        for entry in nofollow.entries(store, folder):
+            name = f"{folder}/{entry.name}"
+            if name != model and not entry.is_folder and not entry.name.startswith("."):
+                yield name

@@ -1,0 +1,1 @@
+"""RocksDB: opened for a store, and its files read without it where it refuses to."""

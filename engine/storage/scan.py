@@ -1,0 +1,77 @@
+"""Everything in a store one after another: records, and sources by the bucket, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import StoreDamagedError
+from engine.records import ImageRecord
+from engine.storage.rows import (
+    BUCKET_BITS,
+    ONE,
+    RecordRow,
+    Run,
+    bucket_prefix,
+    no_image,
+    u64,
+    unpack_records,
+)
+from engine.storage.snapshot import StoreView
+
+BUCKET = 1 << BUCKET_BITS  # ids
+_MOST_BYTES = 1 << 20  # of rows that are unpacked at a time: metadata takes twenty times its JSON
+
+
+def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
+    """The next images from id ``start`` on, in their order: about ``most``, none at the end."""
+    found: list[tuple[int, RecordRow]] = []
+    size = 0
+    before = view.keys.at_or_before("records", u64(start))  # it may be in one row with others
+    for key, value in view.keys.scan("records", start=before[0] if before else u64(start)):
+        found += [(id_, record) for id_, record in unpack_records(key, value) if id_ >= start]
+        size += len(value)
+        if len(found) >= most or size >= _MOST_BYTES:
+            break
+    images = []
+    rows = iter(view.images_of([record.key for _, record in found if record.key]))
+    for id_, record in found:
+        candidates = next(rows) if record.key else [no_image(id_)]
+        row = next((row for row in candidates if row.id == id_), None)
+        if row is None:
+            raise StoreDamagedError(f"image {id_} has a record and no key; run 'engine check'")
+        images.append(record.with_image(row))
+    return images
+
+
+def sources_in(
+    view: StoreView, bucket: int, there: npt.NDArray[np.bool_]
+) -> Iterator[tuple[int, bytes]]:
+    """The id and the name of every source of the images of a bucket; ``there`` (4096,): which it has.
+
+    Files first and then rows of arrays, not sorted by id: that would hold as many runs at a time as
+    arrays have the same images.
+    """
+    first = bucket * BUCKET
+    for key, _ in view.keys.scan("sources", start=u64(first)):
+        id_ = int.from_bytes(key[:8], "big") - first
+        if id_ >= BUCKET:
+            break
+        if there[id_]:
+            yield first + id_, key[8:]
+    for key, value in view.keys.scan("runs", ONE, start=ONE + u64(first)):
+        run = Run.from_id(key, value)
+        if run.id >= first + BUCKET:
+            break
+        if there[run.id - first]:
+            base = view.array_name(run.array)
+            for row in range(run.row, run.row + run.count):
+                yield run.id, b"%s#%d" % (base, row)
+    for key, value in view.keys.scan("runs", bucket_prefix(first)):
+        run = Run.from_id(key, value)
+        base = view.array_name(run.array)
+        for at in range(run.count):
+            if there[run.id - first + at]:
+                yield run.id + at, b"%s#%d" % (base, run.row + at)

@@ -1,0 +1,96 @@
+"""Records of commits again, for committed bytes of extents that no record tells of any more.
+
+What they say from then on is what is there: whether it is what was committed, kept pixels can still
+prove, and nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+from engine.errors import StoreDamagedError
+from engine.images import hashing
+from engine.records import Place
+from engine.storage.commit_evidence import appends_of, families
+from engine.storage.extents import ExtentReader, Family
+from engine.storage.rows import u64
+from engine.storage.snapshot import StoreView
+
+_ID = 8  # bytes of a commit's number
+_PIECE = 4 << 20  # bytes of one append: a repair reads it whole
+
+
+def mended(view: StoreView, first: int) -> list[tuple[bytes, bytes | None]]:
+    """The rows of ``commits`` to be put (None: taken away), so that each byte is of one append.
+
+    New ones are numbered from ``first`` on, one for each family of extents.
+    """
+    lengths = {
+        (name, number): size for name, pairs in view.state.extents.items() for number, size in pairs
+    }
+    known = {family.name: family for family in families(view.manifest)}
+    spans: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for key, value in view.keys.scan("commits"):
+        for part in appends_of(value) if len(key) == _ID else ():
+            if _fits(part, lengths):
+                name, number, offset, length, _ = part
+                spans.setdefault((name, number), []).append((offset, offset + length))
+    twice = {extent for extent, found in spans.items() if _overlap(sorted(found))}
+    rows: list[tuple[bytes, bytes | None]] = []
+    for key, value in view.keys.scan("commits"):
+        parts = appends_of(value) if len(key) == _ID else []
+        left = [p for p in parts if _fits(p, lengths) and (p[0], p[1]) not in twice]
+        if not left:
+            rows.append((key, None))
+        elif json.dumps(left).encode() != value:
+            rows.append((key, json.dumps(left).encode()))
+    for name, pairs in view.state.extents.items():
+        gaps: list[list[Any]] = []
+        for number, size in pairs if name in known else ():
+            covered = [] if (name, number) in twice else spans.get((name, number), [])
+            for start, end in _gaps(covered, size):
+                gaps += _appends(view, known[name], number, start, end)
+        if gaps:
+            rows.append((u64(first), json.dumps(gaps).encode()))
+            first += 1
+    return rows
+
+
+def _fits(part: list[Any], lengths: dict[tuple[str, int], int]) -> bool:
+    """Whether an append lies in committed bytes."""
+    name, number, offset, length, _ = part
+    return bool(0 < length <= lengths.get((name, number), 0) - offset)
+
+
+def _overlap(spans: list[tuple[int, int]]) -> bool:
+    return any(first[1] > second[0] for first, second in itertools.pairwise(spans))
+
+
+def _gaps(spans: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    out, at = [], 0
+    for start, end in sorted(spans):
+        if start > at:
+            out.append((at, start))
+        at = max(at, end)
+    if at < size:
+        out.append((at, size))
+    return out
+
+
+def _appends(view: StoreView, family: Family, number: int, start: int, end: int) -> list[list[Any]]:
+    step = _PIECE - _PIECE % family.row_bytes if family.row_bytes else _PIECE
+    out: list[list[Any]] = []
+    reader = ExtentReader(view.path, family)
+    try:
+        for at in range(start, end, step or family.row_bytes):
+            place = Place(number, at, min(step, end - at))
+            try:
+                check = hashing.checksum(reader.read(place))
+            except StoreDamagedError:  # it is found as damaged, and mended then
+                check = 0
+            out.append([family.name, number, place.offset, place.length, check])
+    finally:
+        reader.close()
+    return out
