@@ -24,14 +24,14 @@ from . import script
 from .arrays import Vectors, write_array
 from .changes import upright
 from .errors import BenchError
-from .near import LEAST_SIDE, drawn
+from .near import MIN_SIDE, drawn
 from .sizes import parse_count
 
 DIM = 128
 LONGEST_SIDE = 1024  # pixels of a photograph whose descriptors are taken
 EACH = 3_000  # descriptors of one photograph: none is to outweigh the others
 EACH_ASKED = 100  # of one that gives queries
-MOST_PIXELS = 1 << 25  # of a picture: larger ones take too much memory
+MAX_PIXELS = 1 << 25  # of a picture: larger ones take too much memory
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -44,7 +44,7 @@ def described(photo: Path, most: int) -> Bytes:
     cv2 = _opencv()
     try:
         with Image.open(photo) as file:
-            if min(file.size) < LEAST_SIDE or file.width * file.height > MOST_PIXELS:
+            if min(file.size) < MIN_SIDE or file.width * file.height > MAX_PIXELS:
                 return np.empty((0, DIM), np.uint8)
         image = upright(photo.read_bytes()).convert("L")
     except Exception:  # what cannot be read is no photograph

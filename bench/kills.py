@@ -42,8 +42,8 @@ from .report import align
 
 SIDE = 12  # pixels, of pictures and rows of arrays
 FILES, ROWS, SYNTHETIC_ROWS = 8, 60, 45  # new ones each round
-MOST_COMMITS = 24  # a child is left alone for so many of them at most,
-MOST_SECONDS = 0.04  # and then for so long at most
+MAX_COMMITS = 24  # a child is left alone for so many of them at most,
+MAX_SECONDS = 0.04  # and then for so long at most
 SAMPLE = 200  # images of earlier rounds that a reader is asked for; the writer is asked for all
 SYNTHETIC = "synthetic:bits?seed=0"
 NO_ENCODER, TINY = "none", "tiny"
@@ -276,7 +276,7 @@ class Kills:
     def _kill(self, child: Child) -> None:
         """Let a child write some commits, however long they take here, and kill it a moment later."""
         child.begin([*self._sources(), f"{SYNTHETIC}&n=1e9"])  # it never has nothing to do
-        commits, seconds = self._draw.randrange(MOST_COMMITS), self._draw.uniform(0, MOST_SECONDS)
+        commits, seconds = self._draw.randrange(MAX_COMMITS), self._draw.uniform(0, MAX_SECONDS)
         while child.hear() and child.commits < commits:
             pass
         time.sleep(seconds)

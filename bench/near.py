@@ -33,7 +33,7 @@ from .report import Target, align, targets
 from .sizes import check_disk, parse_count
 
 FLIPPED = (0.01, 0.05, 0.10)  # of the bits of a copy
-LEAST_SIDE = 96  # pixels of a photograph
+MIN_SIDE = 96  # pixels of a photograph
 FARTHEST = 48  # bits: how far the curve goes
 _NEAR = ("near",)
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
@@ -170,7 +170,7 @@ def drawn(folders: Sequence[Path], seed: int) -> Iterator[Path]:
 def _is_photograph(path: Path) -> bool:
     try:
         with Image.open(path) as image:
-            if min(image.size) < LEAST_SIDE or image.width * image.height > 1 << 25:
+            if min(image.size) < MIN_SIDE or image.width * image.height > 1 << 25:
                 return False
             return not image.has_transparency_data and from_image(image).kind is Kind.U8
     except Exception:  # what cannot be read is no photograph

@@ -18,10 +18,10 @@ from .process import answer
 _BYTES = 32  # of a fingerprint
 
 
-def ask(n: int, count: int, set: dict[str, Any], most_seconds: float) -> dict[str, Any]:
+def ask(n: int, count: int, set: dict[str, Any], max_seconds: float) -> dict[str, Any]:
     """Fingerprint a set, then look copies up: seconds of the build and of each, and the share found.
 
-    ``BenchError`` if the fingerprints would take longer than ``most_seconds``.
+    ``BenchError`` if the fingerprints would take longer than ``max_seconds``.
     """
     chosen = sets.make(set)
     prints = np.empty((n, _BYTES), np.uint8)
@@ -32,7 +32,7 @@ def ask(n: int, count: int, set: dict[str, Any], most_seconds: float) -> dict[st
             prints[len(rows)] = np.frombuffer(_fingerprint(image * chosen.white), np.uint8)
             rows[name] = len(rows)
         spent = time.perf_counter() - started
-        if spent > most_seconds:
+        if spent > max_seconds:
             whole = spent / (first + data.CHUNK) * n
             raise BenchError(f"fingerprints of all images would take {whole:,.0f} s")
     build = time.perf_counter() - started

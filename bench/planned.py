@@ -27,7 +27,7 @@ NEAR_PEERS = ("pdqhash", "imagededup")
 EVERY_PEER = (*IDENTICAL_PEERS, *NEAR_PEERS, *SIMILAR_PEERS)
 EMBED = ("sample", "all", "none")
 
-_LEAST_LIMIT = 256 << 20  # twice the least that a store is given
+_MIN_LIMIT = 256 << 20  # twice the least that a store is given
 _UNIT = 1e-3  # by which the length of a unit vector may differ from 1
 _PEER_BYTES = 1_200  # of disk, a vector more: an array of all, and one index at a time
 
@@ -117,9 +117,9 @@ def plan(
     bound = parse_memory(limit).total if limit else None
     budget = parse_memory(memory).total
     if bound is not None:
-        if bound < _LEAST_LIMIT:
+        if bound < _MIN_LIMIT:
             raise UsageError(
-                f"--memory-limit must be at least {_LEAST_LIMIT >> 20}M, not {limit}: half of it is for "
+                f"--memory-limit must be at least {_MIN_LIMIT >> 20}M, not {limit}: half of it is for "
                 f"what a process takes beside its store"
             )
         # What the engine takes beside its budget: the interpreter, the libraries, mapped files.

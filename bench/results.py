@@ -24,7 +24,7 @@ COLUMNS = (
     *("n", "tier", "method", "figure", "unit", "samples"),
     *("median", "least", "p95", "p99", "per_second", "note"),
 )
-_MOST_BYTES = 64 << 20  # of a file of results
+_MAX_BYTES = 64 << 20  # of a file of results
 _DIGITS = 6  # significant ones of a sample
 _KINDS = {"settings": "plain value", "machine": "text or number", "versions": "text"}
 
@@ -90,13 +90,13 @@ def load(path: Path) -> Results:
         if file.exists() and not file.is_file():  # a pipe nobody writes to would be waited for
             raise OSError(0, "it is no file")
         with file.open("rb") as opened:
-            raw = opened.read(_MOST_BYTES + 1)
+            raw = opened.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(
             f"the results {file} cannot be read: {reason}; name a results.json of engine bench"
         ) from None
-    if len(raw) > _MOST_BYTES:
+    if len(raw) > _MAX_BYTES:
         raise UsageError(f"{file} is too large for results of engine bench: name another file")
     try:
         # Python would guess other encodings, and take NaN, neither of which ``save`` writes.

@@ -25,7 +25,7 @@ from . import changes, data
 from .data import Images
 
 FLIPPED = 0.05  # of the bits of a bit image's copy
-_MOST_PIXELS = 1 << 25  # of a picture that is asked for: larger ones would be most of what is timed
+_MAX_PIXELS = 1 << 25  # of a picture that is asked for: larger ones would be most of what is timed
 
 Wanted = str | None  # the source of the image that is to be found; None: it is not there
 Query = Any  # what Store.lookup takes: an array, a file's bytes, PackedBits
@@ -200,7 +200,7 @@ def _decoded(file: Path) -> Images | None:
     None too of one so dark that its array, of 0 and 1 only, would be another image: one of bits.
     """
     try:
-        pixels = decode(file.read_bytes(), max_pixels=_MOST_PIXELS).pixels
+        pixels = decode(file.read_bytes(), max_pixels=_MAX_PIXELS).pixels
     except (ImageError, OSError):
         return None
     plain = pixels.kind is Kind.U8 and pixels.channels == 3 and pixels.frames == 1

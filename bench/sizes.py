@@ -9,7 +9,7 @@ from engine.errors import UsageError
 
 STORE_BYTES = 3_900  # of disk, an image: 3,750 of pixels, 32 of fingerprint, keys and records
 _FACTOR = 10  # from one size to the next
-_MOST = 1 << 53  # rows a synthetic set can have
+_MAX = 1 << 53  # rows a synthetic set can have
 
 
 def parse_count(text: str) -> int:
@@ -28,7 +28,7 @@ def parse_count(text: str) -> int:
 
 def check_n(n: int) -> int:
     """``n``, if a set of bit images can have that many."""
-    if not 1 <= n <= _MOST:
+    if not 1 <= n <= _MAX:
         raise UsageError(f"n must be at least 1 and at most 2^53 images, not {n}")
     return n
 

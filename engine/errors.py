@@ -24,11 +24,11 @@ class UsageError(EngineError, ValueError):
 
 
 class SourceError(EngineError):
-    """A source of images cannot be read at all, or not to its end; ``passing`` as of ``ImageError``."""
+    """A source of images cannot be read, or not to its end; ``retryable`` as of ``ImageError``."""
 
-    def __init__(self, reason: str, *, passing: bool = False) -> None:
+    def __init__(self, reason: str, *, retryable: bool = False) -> None:
         super().__init__(reason)
-        self.passing = passing
+        self.retryable = retryable
 
 
 class MissingError(SourceError):
@@ -49,13 +49,13 @@ class MissingError(SourceError):
 class ImageError(EngineError):
     """One image cannot be read; an ingest reports it as a row and goes on.
 
-    ``passing``: another try may succeed, with more memory or once somebody has mended what is in the
+    ``retryable``: another try may succeed, with more memory or once somebody has mended what is in the
     way; else the image's bytes themselves are why, and an ingest tries again when they have changed.
     """
 
-    def __init__(self, reason: str, *, passing: bool = False) -> None:
+    def __init__(self, reason: str, *, retryable: bool = False) -> None:
         super().__init__(reason)
-        self.passing = passing
+        self.retryable = retryable
 
 
 class EncoderError(EngineError):

@@ -31,7 +31,8 @@ class Pixels(NamedTuple):
 
     ``canonical`` is a 16-byte header followed by the pixel bytes, row-major with interleaved
     channels (see ``engine.images.canonical``); it is what is hashed, stored and compared.
-    ``channels`` is 3 (RGB) or 4 (RGBA, only where a pixel is not opaque). ``frames`` is 1 for a still image.
+    ``channels`` is 3 (RGB) or 4 (RGBA, only where a pixel is not opaque). ``frames`` is 1 for
+    a still image.
     """
 
     kind: Kind

@@ -239,7 +239,7 @@ def blobs(rng: np.random.Generator, side: int, share: float) -> np.ndarray:
 def is_near(query: np.ndarray, stored: np.ndarray) -> bool:
     print_, quality = fp.fingerprint(from_array(stored))
     ways = fp.candidates(from_array(query), NEAR)
-    return quality >= fp.least_quality(px.Kind.BITS) and any(
+    return quality >= fp.min_quality(px.Kind.BITS) and any(
         distance(print_, way.tobytes()) <= NEAR for way in ways
     )
 
@@ -260,7 +260,7 @@ def test_of_every_density_images_say_something_and_their_copies_are_near(make, s
                 continue
             images += 1
             quality = fp.fingerprint(from_array(image))[1]
-            assert quality >= fp.least_quality(px.Kind.BITS), (percent, seed)
+            assert quality >= fp.min_quality(px.Kind.BITS), (percent, seed)
             for share in (0.1, 0.5, 1, 2):
                 if share <= percent / 10:
                     copy = image ^ (rng.random(image.shape) < share / 100)

@@ -318,8 +318,8 @@ def test_what_workers_answer_with_can_be_pickled(tmp_path):
         error = kind(*arguments)
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again)) == (kind, str(error)) and "what" in str(again)
-    passing = pickle.loads(pickle.dumps(errors.ImageError("no", passing=True)))
-    assert passing.passing
+    retryable = pickle.loads(pickle.dumps(errors.ImageError("no", retryable=True)))
+    assert retryable.retryable
     with Store.open(tmp_path / "bits", create=True, encoder="none") as store:
         report = store.ingest("synthetic:bits?n=5")
         answers = [report, store.lookup(IMAGE), store.get(1), store.info(), store.check()]

@@ -489,7 +489,7 @@ def test_fields_are_chosen_or_left_out(tmp_path):
         ("0.json", b'{"a": "\xff"}', "its .json is not UTF-8"),
         ("0.txt", b"\xff", "its .txt is not UTF-8"),
         ("0.txt", b"x" * (METADATA_LIMIT + 1), "over the limit"),
-        ("0.txt", b"x" * (shards.MOST_SIDECAR + 1), "over the limit"),
+        ("0.txt", b"x" * (shards.MAX_SIDECAR + 1), "over the limit"),
     ],
 )
 def test_what_is_said_of_an_image_may_be_lost_but_not_the_image(tmp_path, name, data, why):
@@ -633,7 +633,7 @@ def test_an_archive_that_changes_meanwhile_is_to_be_read_again(tmp_path):
         os.utime(archive._path, ns=(5, 5))
         with pytest.raises(SourceError, match="changed while it was read") as caught:
             list(members)
-        assert caught.value.passing
+        assert caught.value.retryable
         with pytest.raises(SourceError, match="changed"):
             read(archive)
 

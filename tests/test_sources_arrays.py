@@ -39,8 +39,8 @@ def saved(path: Path, array: np.ndarray, **options) -> NpyArray:
     return NpyArray(path)
 
 
-def all_rows(array: NpyArray, start: int = 0, most_rows: int = 100, most_bytes: int = 1 << 20):
-    blocks = list(array.blocks(start, most_rows, most_bytes))
+def all_rows(array: NpyArray, start: int = 0, max_rows: int = 100, max_bytes: int = 1 << 20):
+    blocks = list(array.blocks(start, max_rows, max_bytes))
     return np.concatenate([block.rows for block in blocks]) if blocks else np.empty((0, 0))
 
 
@@ -80,24 +80,22 @@ def test_each_row_is_the_image_it_is_as_an_array(tmp_path, name):
 
 @given(
     start=st.integers(0, 9),
-    most_rows=st.integers(1, 12),
-    most_bytes=st.integers(1, 3000),
+    max_rows=st.integers(1, 12),
+    max_bytes=st.integers(1, 3000),
     name=st.sampled_from(sorted(ARRAYS)),
     packed=st.booleans(),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_blocks_of_any_size_hold_the_same_rows(
-    tmp_path, start, most_rows, most_bytes, name, packed
-):
+def test_blocks_of_any_size_hold_the_same_rows(tmp_path, start, max_rows, max_bytes, name, packed):
     array, kind = ARRAYS[name]
     path = tmp_path / f"{name}.{'npz' if packed else 'npy'}"
     if not path.exists():
         np.savez_compressed(path, x=array) if packed else np.save(path, array)
     found = open_arrays(path)[0]
     at, expected = start, rows_from_array(array, kind)
-    for block in found.blocks(start, most_rows, most_bytes):
+    for block in found.blocks(start, max_rows, max_bytes):
         assert (block.first, block.kind) == (at, kind)
-        assert 1 <= len(block.rows) <= most_rows
+        assert 1 <= len(block.rows) <= max_rows
         assert np.array_equal(block.rows, expected[at : at + len(block.rows)])
         at += len(block.rows)
     assert at == 9

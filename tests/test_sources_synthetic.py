@@ -49,14 +49,14 @@ def test_a_row_depends_on_seed_and_number_only(first, count, inside, seed):
 @given(
     n=st.integers(0, 30),
     start=st.integers(0, 35),
-    most_rows=st.integers(1, 40),
-    most_bytes=st.integers(1, 40 * ROW_LENGTH),
+    max_rows=st.integers(1, 40),
+    max_bytes=st.integers(1, 40 * ROW_LENGTH),
 )
-def test_blocks_of_any_size_hold_the_same_rows(n, start, most_rows, most_bytes):
+def test_blocks_of_any_size_hold_the_same_rows(n, start, max_rows, max_bytes):
     at = start
-    for block in SyntheticBits(f"synthetic:bits?n={n}&seed=3").blocks(start, most_rows, most_bytes):
+    for block in SyntheticBits(f"synthetic:bits?n={n}&seed=3").blocks(start, max_rows, max_bytes):
         assert (block.first, block.kind) == (at, Kind.BITS)
-        assert 1 <= len(block.rows) <= most_rows
+        assert 1 <= len(block.rows) <= max_rows
         assert np.array_equal(block.rows, generate(3, at, len(block.rows)))
         at += len(block.rows)
     assert at == max(start, n)

@@ -552,7 +552,7 @@ def test_the_footers_of_large_tables_are_read(tmp_path, version):
             writer.write_table(table)
     length = int.from_bytes(path.read_bytes()[-8:-4], "little")
     assert (
-        length * parquet_pages._LARGEST_GROWTH > parquet_pages._MOST_UNPACKED
+        length * parquet_pages._LARGEST_GROWTH > parquet_pages._MAX_UNPACKED
     )  # it is gone through
     found = read(ParquetTable(path), 1998)
     assert [item.data for item in found] == IMAGES[:2]

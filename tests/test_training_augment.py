@@ -51,7 +51,7 @@ def batch(n: int = 6) -> Tensor:
 
 
 def test_views_have_the_shape_and_the_range_of_normalised_pixels() -> None:
-    n = augment._MOST_VIEWS + 5
+    n = augment._MAX_VIEWS + 5
     x = views(pictures(n), 0)
     assert x.shape == (n, 3, SIZE, SIZE) and x.dtype == torch.float32
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (SETTINGS.mean, SETTINGS.std))
@@ -76,7 +76,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = views(images, 3)
     for chunk, most in ((augment._CPU_CHUNK, 2), (3 * 32 * 32 * 2, 64), (1, 64)):
         monkeypatch.setattr(augment, "_CPU_CHUNK", chunk)
-        monkeypatch.setattr(augment, "_MOST_VIEWS", most)
+        monkeypatch.setattr(augment, "_MAX_VIEWS", most)
         assert torch.allclose(views(images, 3), whole, atol=1e-5)
 
 

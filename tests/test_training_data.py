@@ -282,7 +282,7 @@ def test_pictures_take_no_more_disk_than_they_may(tmp_path: Path) -> None:
     whole = read(tmp_path / "in", side=40)
     assert whole.side == 40
     each = 3 * (27 * 20 + 16 * 16)  # of both sizes, at 20 pixels
-    found = read(tmp_path / "in", side=40, most_bytes=6 * each)
+    found = read(tmp_path / "in", side=40, max_bytes=6 * each)
     assert found.side == 20 and found.pictures.sizes == [(20, 27)] * 6
     assert found.pictures.names == whole.pictures.names
 
@@ -291,7 +291,7 @@ def test_what_is_too_much_even_when_small_is_refused(tmp_path: Path) -> None:
     for number in range(6):
         photo(tmp_path / "in" / f"{number}.png", (80, 60), seed=number)
     with pytest.raises(UsageError, match=r"6 pictures of 16 pixels a side take 0\.00 GiB"):
-        read(tmp_path / "in", side=40, most_bytes=5000)
+        read(tmp_path / "in", side=40, max_bytes=5000)
 
 
 @given(

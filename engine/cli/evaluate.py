@@ -12,7 +12,7 @@ from engine.cli.options import DONE, SOME_REJECTED, JsonOption, show_line, warn
 from engine.cli.progress import Progress
 from engine.errors import UsageError
 
-_MOST_LISTED = 50
+_MAX_LISTED = 50
 
 
 def evaluate(
@@ -94,10 +94,10 @@ def evaluate(
             progress=progress,
         )
     show_line(render.line(asdict(report)) if as_json else found.text(report))
-    for rejected in report.rejected[:_MOST_LISTED]:
+    for rejected in report.rejected[:_MAX_LISTED]:
         warn(f"{rejected.source}: {rejected.reason}")
-    if len(report.rejected) > _MOST_LISTED:
-        warn(f"and {len(report.rejected) - _MOST_LISTED} more (--json lists them)")
+    if len(report.rejected) > _MAX_LISTED:
+        warn(f"and {len(report.rejected) - _MAX_LISTED} more (--json lists them)")
     raise typer.Exit(SOME_REJECTED if report.rejected else DONE)
 
 

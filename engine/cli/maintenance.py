@@ -25,7 +25,7 @@ from engine.config import default_store
 from engine.errors import MissingError, UsageError
 from engine.maintenance.missing_sources import ADVICE
 
-_MOST_LISTED = 50
+_MAX_LISTED = 50
 
 
 def remove(
@@ -93,10 +93,10 @@ def remove(
         show_line(render.remove_text(report))
     lines = [f"{name} is not in the store" for name in report.not_found]
     lines += [f"kept: {reason}; name what is to go with --source" for reason in report.kept]
-    for line in lines[:_MOST_LISTED]:
+    for line in lines[:_MAX_LISTED]:
         warn(line)
-    if len(lines) > _MOST_LISTED:
-        warn(f"and {len(lines) - _MOST_LISTED} more (--json lists them)")
+    if len(lines) > _MAX_LISTED:
+        warn(f"and {len(lines) - _MAX_LISTED} more (--json lists them)")
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(SOME_REJECTED if lines else DONE)

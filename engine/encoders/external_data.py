@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from engine.errors import EncoderError
 
-_MOST_DEEP = 64  # graphs in each other
+_MAX_DEEP = 64  # graphs in each other
 _VARINT, _EIGHT_BYTES, _PARCEL, _FOUR_BYTES = 0, 1, 2, 5
 # Of the messages of onnx.proto, by field: what lies in it that may hold tensors.
 _WITHIN: dict[str, dict[int, str]] = {
@@ -41,7 +41,7 @@ def has_external_data(model: bytes) -> bool:
 
 
 def _has(message: memoryview, kind: str, deep: int) -> bool:
-    if deep > _MOST_DEEP:
+    if deep > _MAX_DEEP:
         raise ValueError("nested too deep")
     for field, value in _fields(message):
         if kind == "tensor":

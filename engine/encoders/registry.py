@@ -19,11 +19,11 @@ from engine.images import hashing
 
 _BUILT_IN = Path(__file__).parent / "models"
 DESCRIPTION = "encoder.json"
-_MOST_MODEL = (1 << 31) - 1  # bytes of a model: ONNX has no larger ones in one file
-_MOST_DESCRIBED = 1 << 20  # bytes of a description
-_MOST_DIM = 1 << 16  # dimensions
-_MOST_SIDE = 2048  # pixels
-_MOST_NAME = 100  # characters
+_MAX_MODEL = (1 << 31) - 1  # bytes of a model: ONNX has no larger ones in one file
+_MAX_DESCRIBED = 1 << 20  # bytes of a description
+_MAX_DIM = 1 << 16  # dimensions
+_MAX_SIDE = 2048  # pixels
+_MAX_NAME = 100  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ def read(folder: Path, contents: Callable[[str, int], bytes] | None = None) -> E
     """
     contents = contents or (lambda name, most: _contents(folder / name, most))
     try:
-        body = _description(contents(DESCRIPTION, _MOST_DESCRIBED))
+        body = _description(contents(DESCRIPTION, _MAX_DESCRIBED))
         files = body["files"]
         chosen = files[body.get("default") or ("int8" if "int8" in files else "fp32")]
         model = folder / Path(chosen["path"]).name  # a name, whatever the description says
-        dim, side = _size(body, "dim", _MOST_DIM), _size(body, "image_size", _MOST_SIDE)
+        dim, side = _size(body, "dim", _MAX_DIM), _size(body, "image_size", _MAX_SIDE)
         name = _name(body["name"])
-        content = contents(model.name, _MOST_MODEL)
+        content = contents(model.name, _MAX_MODEL)
         sha256 = hashing.file_hash(content).hex()
         found = EncoderFiles(name, dim, side, model, sha256, body, content)
     except OSError as error:
@@ -126,4 +126,4 @@ def _name(value: object) -> str:
     """The name with control characters escaped: it is shown on terminals and in reports."""
     if not isinstance(value, str):
         raise ValueError("name is text")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value[:_MOST_NAME])
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value[:_MAX_NAME])

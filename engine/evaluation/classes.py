@@ -16,7 +16,7 @@ from engine.evaluation.pictures import Picture, choose
 from engine.evaluation.timing import Timed, Vectors
 
 _BLOCK = 64
-_MOST_BYTES = 4 << 30  # of vectors, all entrants together
+_MAX_BYTES = 4 << 30  # of vectors, all entrants together
 _FITTED = 4  # arrays of a number for each picture and class, while a classifier is fitted
 _NO_CLASS = "put it into a folder of its class, or name an archive or a table that says a label"
 _HISTORY = 50  # arrays of its weights, of float32: what L-BFGS keeps, in float64
@@ -80,7 +80,7 @@ class Classes:
             )
         widest = max(entrant.dim for entrant in self._entrants)
         size = 4 * len(known) * (_FITTED * self.train + _HISTORY * widest)
-        if size > _MOST_BYTES:
+        if size > _MAX_BYTES:
             raise UsageError(
                 f"telling {len(known):,} classes apart would take {size >> 20:,} MiB: are these labels "
                 f"those of classes? Else ask for fewer pictures with --labelled-most"
@@ -101,7 +101,7 @@ class Classes:
     def _embedded(self, labelled: Labelled, most: int, what: str, others: Set[int]) -> _Embedded:
         chosen = choose(labelled.names(), most, self._seed)
         size = 4 * len(chosen) * sum(entrant.dim for entrant in self._entrants)
-        if size > _MOST_BYTES:
+        if size > _MAX_BYTES:
             raise UsageError(
                 f"the vectors of {len(chosen):,} pictures {what} would take {size >> 20:,} MiB: ask "
                 f"for fewer with --labelled-most"

@@ -21,10 +21,10 @@ from engine.evaluation.retrieval import Retrieval
 from engine.evaluation.timing import Timed, Vectors
 from engine.evaluation.worst_cases import Row
 
-LEAST_SIDE = 48  # pixels of a query: what is cropped and shrunk further says nothing below
+MIN_SIDE = 48  # pixels of a query: what is cropped and shrunk further says nothing below
 _BLOCK = 64  # distractors compared at a time
 _GROUP = 4  # queries distorted at a time
-_MOST_BYTES = 2 << 30  # of vectors of queries, all entrants together
+_MAX_BYTES = 2 << 30  # of vectors of queries, all entrants together
 
 _NAMES = list(DISTORTIONS)
 _T = TypeVar("_T")
@@ -76,7 +76,7 @@ class Copies:
         if not n:
             raise UsageError(
                 f"none of {len(chosen):,} images drawn can be a query: name images that are at "
-                f"least {LEAST_SIDE} pixels a side and not flat"
+                f"least {MIN_SIDE} pixels a side and not flat"
             )
         answers = np.repeat(np.arange(n), len(_NAMES))
         retrievals = []
@@ -94,10 +94,10 @@ class Copies:
 
     def _check_memory(self, n: int) -> None:
         each = sum(entrant.dim for entrant in self._entrants) * 4 * (1 + len(_NAMES))
-        if n * each > _MOST_BYTES:
+        if n * each > _MAX_BYTES:
             raise UsageError(
                 f"the vectors of {n:,} queries would take {n * each >> 20:,} MiB: ask for at most "
-                f"{_MOST_BYTES // each:,} with --queries"
+                f"{_MAX_BYTES // each:,} with --queries"
             )
 
     def _embedded(self, chosen: set[int]) -> tuple[list[Vectors], list[Vectors]]:
@@ -124,7 +124,7 @@ class Copies:
                 self._reject(picture)
                 continue
             bits, quality, least = picture_print(picture.rgb)
-            small = min(picture.rgb.shape[:2]) < LEAST_SIDE
+            small = min(picture.rgb.shape[:2]) < MIN_SIDE
             if small or quality < least or self._is_copy(bits):
                 self.unfit += 1
                 continue

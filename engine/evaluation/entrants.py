@@ -37,7 +37,7 @@ _SIDE = 32
 _MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 _STD = np.array((0.229, 0.224, 0.225), np.float32)
 _DEFAULT_SIZE = 224  # of a network that takes pictures of any size
-_MOST_SIZE = 1024  # pixels a side: 64 such pictures at a time take 800 MB as floats
+_MAX_SIZE = 1024  # pixels a side: 64 such pictures at a time take 800 MB as floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def picture_print(picture: Array) -> tuple[Array, int, int]:
     """A picture's fingerprint (32,) uint8, its quality, and the least that says something."""
     pixels = px.from_array(picture)
     bits, quality = fingerprint.fingerprint(pixels)
-    return np.frombuffer(bits, np.uint8), quality, fingerprint.least_quality(pixels.kind)
+    return np.frombuffer(bits, np.uint8), quality, fingerprint.min_quality(pixels.kind)
 
 
 def _with_torch(name: str, make: Callable[[], Entrant]) -> Entrant | Absent:
@@ -219,10 +219,10 @@ def _network(path: Path) -> Entrant:
         )
     sides = shape[1:3] if last else shape[2:]
     given = {side for side in sides if isinstance(side, int)}
-    if len(given) > 1 or not all(1 <= side <= _MOST_SIZE for side in given):
+    if len(given) > 1 or not all(1 <= side <= _MAX_SIZE for side in given):
         raise EncoderError(
             f"{path} takes pictures of {' × '.join(map(str, sides))}: they have to be square, and "
-            f"at most {_MOST_SIZE:,} pixels a side"
+            f"at most {_MAX_SIZE:,} pixels a side"
         )
     size = given.pop() if given else _DEFAULT_SIZE
     alone = isinstance(shape[0], int)  # a batch of fixed size, mostly of 1

@@ -32,9 +32,9 @@ TRAIN, TEST = "train", "test"
 
 _IDX_SPLITS = {TRAIN: ("train",), TEST: ("t10k", "test")}
 _IMAGES, _LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
-_MOST_LABELS = 1 << 30  # bytes
-_MOST_ROW = 64 << 20  # bytes
-_MOST_GROWTH = 1032  # of a byte that gzip packed: a header is not to promise more
+_MAX_LABELS = 1 << 30  # bytes
+_MAX_ROW = 64 << 20  # bytes
+_MAX_GROWTH = 1032  # of a byte that gzip packed: a header is not to promise more
 _ROWS, _ROW_BYTES = 256, 8 << 20
 
 
@@ -91,7 +91,7 @@ class _Arrays:
                 f"{y} has labels of shape {labels.shape} and dtype {labels.dtype}: ({n},) of whole "
                 f"numbers is needed"
             )
-        if labels.dtype.itemsize * n > _MOST_LABELS:
+        if labels.dtype.itemsize * n > _MAX_LABELS:
             raise SourceError(f"{y} has more labels than fit in memory")
         with labels.data() as file:
             data = npy.read(file, labels.dtype.itemsize * n)
@@ -126,7 +126,7 @@ class _Idx:
                 raise SourceError(
                     f"{images} has {shape[0]} pictures, and {labels} {count[0]} labels"
                 )
-            if not 0 < math.prod(shape[1:]) <= _MOST_ROW:
+            if not 0 < math.prod(shape[1:]) <= _MAX_ROW:
                 raise SourceError(f"{images} has pictures of {shape[1]} × {shape[2]}")
             self._count = shape[0]
 
@@ -158,7 +158,7 @@ def _idx(path: Path, dimensions: int) -> Iterator[tuple[IO[bytes], tuple[int, ..
             if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, 8, dimensions)):
                 raise SourceError(f"{path} is no IDX file of bytes with {dimensions} dimensions")
             shape = tuple(int(size) for size in np.frombuffer(head, ">u4", offset=4))
-            if math.prod(shape) > _MOST_GROWTH * path.stat().st_size:
+            if math.prod(shape) > _MAX_GROWTH * path.stat().st_size:
                 raise SourceError(f"{path} was cut short, or says wrong how long it is")
             yield file, shape
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -33,7 +33,7 @@ _STAGES = (
     (3, 1, 6, 320, 1),
 )
 _EPSILON = 1e-3
-_MOST_BYTES = 128 << 20  # the weights are some 20 MB
+_MAX_BYTES = 128 << 20  # the weights are some 20 MB
 _REASON = 160  # characters of it
 
 
@@ -109,8 +109,8 @@ def load(path: Path) -> Lite0:
     """The network with the weights of a ``.pth``; ``EncoderError`` if they are not its own."""
     network = Lite0()
     try:
-        if _unpacked_bytes(path) > _MOST_BYTES:
-            raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+        if _unpacked_bytes(path) > _MAX_BYTES:
+            raise ValueError(f"it is larger than {_MAX_BYTES >> 20} MiB")
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except OSError as error:
         raise EncoderError(f"{path} cannot be read: {error.strerror}") from None

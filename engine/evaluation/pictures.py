@@ -40,8 +40,8 @@ SIDE = 512
 """The longer side that pictures are shrunk to: distortions in pixels then mean the same for all."""
 
 _IN_FLIGHT = 32  # pictures that are decoded ahead
-_MOST_FILE = 256 << 20  # bytes
-_MOST_DECODING = 1 << 30  # bytes while one is decoded
+_MAX_FILE = 256 << 20  # bytes
+_MAX_DECODING = 1 << 30  # bytes while one is decoded
 _LARGE = 256 << 20  # of those that take more while they are decoded, one at a time
 _ROWS, _ROW_BYTES = 256, 8 << 20  # of an array, read at a time
 
@@ -144,11 +144,11 @@ def _of(item: Item, root: Path | None) -> Iterator[_Item]:
     if isinstance(item, Problem):
         yield _Item(name, None, _raises(item.reason))
     elif isinstance(item, FileItem):
-        yield _Item(name, _folder(name, root), lambda: _decoded(item.read(_MOST_FILE)))
+        yield _Item(name, _folder(name, root), lambda: _decoded(item.read(_MAX_FILE)))
     elif isinstance(item, Member):
         yield _Item(name, _label(item.metadata), _reads(item))
     elif isinstance(item, ArchiveItem):
-        for member in item.members(0, _MOST_FILE):
+        for member in item.members(0, _MAX_FILE):
             if isinstance(member, Member):
                 label = _label(member.metadata)
                 yield _Item(os.fsdecode(member.name), label, _reads(member))
@@ -163,7 +163,7 @@ def _of(item: Item, root: Path | None) -> Iterator[_Item]:
 
 
 def _reads(member: Member) -> Callable[[], Array]:
-    return lambda: _decoded(member.read(_MOST_FILE))
+    return lambda: _decoded(member.read(_MAX_FILE))
 
 
 def _from_row(canonical: Array) -> Callable[[], Array]:
@@ -179,9 +179,9 @@ def _raises(reason: str) -> Callable[[], Array]:
 
 def _decoded(data: bytes) -> Array:
     if px.decoding_bytes(data) <= _LARGE:
-        return shrunk(px.to_rgb8(px.decode(data, max_bytes=_MOST_DECODING).pixels))
+        return shrunk(px.to_rgb8(px.decode(data, max_bytes=_MAX_DECODING).pixels))
     with _large:
-        return shrunk(px.to_rgb8(px.decode(data, max_bytes=_MOST_DECODING).pixels))
+        return shrunk(px.to_rgb8(px.decode(data, max_bytes=_MAX_DECODING).pixels))
 
 
 def _folder(name: str, root: Path | None) -> str | None:

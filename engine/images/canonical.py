@@ -16,8 +16,8 @@ only where some pixel is not opaque. The EXIF orientation is applied; colour pro
 8-bit channels are bytes, 16-bit channels little-endian words, bits are packed eight to a byte, the
 first in the highest bit, with zeros behind the last. Samples of fewer than 8 bits are scaled to 8, and
 those of 9 to 15 to 16, so that white stays white; ``engine.images.formats`` refuses layouts that
-cannot be read so. A file in which every channel value is 0 or 255 is a bit image; an array is one if it is of bool, or
-if it holds nothing but 0 and 1.
+cannot be read so. A file in which every channel value is 0 or 255 is a bit image; an array is
+one if it is of bool, or if it holds nothing but 0 and 1.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_bytes: int | None 
     except ImageError:
         raise
     except MemoryError:
-        raise ImageError("not enough memory to decode it", passing=True) from None
+        raise ImageError("not enough memory to decode it", retryable=True) from None
     except UnidentifiedImageError:
         signed = looks_like_image(data[:32])
         why = files.why_unknown(data, FORMATS) if signed else None
@@ -496,7 +496,7 @@ def _decode(
         raise ImageError(
             f"its header takes {found.parsing >> 20:,} MiB to read, over the limit of "
             f"{max_bytes >> 20:,} MiB: raise --memory",
-            passing=True,
+            retryable=True,
         )
     image, frames = _open(data)
     with image:
@@ -513,13 +513,13 @@ def _decode(
             raise ImageError(
                 f"{width} × {height} pixels take {takes >> 20:,} MiB to decode, over the limit of "
                 f"{max_bytes >> 20:,} MiB: raise --memory",
-                passing=True,
+                retryable=True,
             )
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             raise ImageError(
                 "Pillow is set to fill up truncated images (ImageFile.LOAD_TRUNCATED_IMAGES), "
                 "which would make different images equal: unset it",
-                passing=True,
+                retryable=True,
             )
         if frames is None:
             frames = files.frames_of(image)

@@ -14,7 +14,7 @@ bits            256 of the image's bits at places drawn once for its size; noise
                 differ in about 100 bits, then as otherwise. Quality is twice the share of the rarer
                 value among the 256, in percent: a flat image is 0.
 
-What the quality is for: below ``least_quality`` a fingerprint says nothing, and is compared with none.
+What the quality is for: below ``min_quality`` a fingerprint says nothing, and is compared with none.
 Pictures need 10. Of 500 icons of 17 to 32 pixels a side, 34 pairs of different drawings are within 31
 bits, 29 of them at 0: pictures that are white or flat. From 2 on there are 5 such pairs, and no floor
 leaves fewer. PDQ's own 50, meant for pictures that were not shrunk to 64, loses 6 % of the photographs
@@ -121,7 +121,7 @@ def candidates(pixels: Pixels, most: int) -> Bytes:
     return np.concatenate([_NONE, *[bits for bits in found if _quality(bits)[0] >= _BITS_QUALITY]])
 
 
-def least_quality(kind: Kind) -> int:
+def min_quality(kind: Kind) -> int:
     """The quality below which a fingerprint of an image of this kind says nothing."""
     return _BITS_QUALITY if kind is Kind.BITS else _PICTURE_QUALITY
 

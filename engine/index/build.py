@@ -23,7 +23,7 @@ from engine.images import hashing
 from engine.index import segment as segment_file
 from engine.index.background import Work
 from engine.index.inner_product import Numbers
-from engine.index.quantizer import LEAST_SAMPLE, SAMPLE_PER_LIST, Quantizer
+from engine.index.quantizer import MIN_SAMPLE, SAMPLE_PER_LIST, Quantizer
 from engine.index.search import quantizer_path
 from engine.index.segment import LABEL_BYTES, Codes, Labels, Lists, Segment
 from engine.storage import extents, nofollow
@@ -35,7 +35,7 @@ from engine.storage.vectors import Vectors
 
 _ROWS = 1 << 14  # of which only the ids are looked at, or at least in a piece
 _PIECE = 1 << 20  # rows that are sorted at a time, at most
-_LEAST_TRAINED = 256  # vectors, however little memory there is
+_MIN_TRAINED = 256  # vectors, however little memory there is
 _CLOSE = 4096  # vectors that tell how close centroids are
 _SPARSE = 8  # times as many rows as are drawn, of which few are drawn twice
 _ORDERED_BYTES = 16 << 20  # of vectors that are gathered and written at a time
@@ -55,7 +55,7 @@ class Ordered:
 
 def lists_for(rows: int, dim: int, memory: MemoryBudget) -> int:
     """How many lists so many rows should have, until they are four times as many."""
-    most = max(memory.training // (4 * dim), _LEAST_TRAINED)
+    most = max(memory.training // (4 * dim), _MIN_TRAINED)
     return max(1, min(int(2 * (2 * rows) ** 0.5), most // SAMPLE_PER_LIST, rows // 16))
 
 
@@ -75,8 +75,8 @@ def train(
         raise StoreDamagedError(
             "too many vectors are damaged to build an index: run 'engine check'"
         )
-    if len(sample) < LEAST_SAMPLE:
-        sample = np.resize(sample, (LEAST_SAMPLE, vectors.dim))
+    if len(sample) < MIN_SAMPLE:
+        sample = np.resize(sample, (MIN_SAMPLE, vectors.dim))
     quantizer = Quantizer.train(sample, nlist, number)
     some = sample[:: max(1, len(sample) // _CLOSE)]
     closeness = float(quantizer.encode(some)[2].mean())

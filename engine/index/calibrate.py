@@ -21,10 +21,10 @@ from engine.storage.manifest import Measured, OperatingPoint
 _SAMPLE = 1000  # vectors that are looked for
 _LARGE = 2_000_000  # vectors, of which half as many are looked for
 _SAMPLE_BYTES = 32 << 20  # of them, at most
-_LEAST_SAMPLE = 128
+_MIN_SAMPLE = 128
 _SEED = 20
 _DEPTHS = (1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 100)  # times k
-_MOST_DEPTH = 2000
+_MAX_DEPTH = 2000
 _SAME = 1e-6  # of a score, by which those of equal vectors may differ
 _ENOUGH = 0.9995  # recall beyond which wider searches are not measured
 _CONFIDENCE = 1.645  # standard errors: 95 %, one-sided
@@ -54,7 +54,7 @@ def measure(
     assert quantizer is not None and entry is not None
     vectors = index.vectors
     most = _SAMPLE if vectors.rows < _LARGE else _SAMPLE // 2
-    most = min(most, max(_LEAST_SAMPLE, _SAMPLE_BYTES // (4 * vectors.dim)))
+    most = min(most, max(_MIN_SAMPLE, _SAMPLE_BYTES // (4 * vectors.dim)))
     rows, queries = sample_of(vectors, most, _SEED)
     good = np.isfinite(queries).all(axis=1) & (queries != 0).any(axis=1)
     if alive is not None:
@@ -69,7 +69,7 @@ def measure(
     done()
     far, counts = _reaches(index, queries, truth)
     done()
-    depth = min(_MOST_DEPTH, max(int(max(_DEPTHS) * largest), largest))
+    depth = min(_MAX_DEPTH, max(int(max(_DEPTHS) * largest), largest))
     found: dict[int, list[tuple[float, OperatingPoint]]] = {k: [] for k in MEASURED_K}
     lost = dict.fromkeys(MEASURED_K, 1.0)
     each = vectors.rows / quantizer.nlist

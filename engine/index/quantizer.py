@@ -30,17 +30,17 @@ from engine.storage.durable import inside, write_new
 
 SUFFIX = ".quantizer"
 HEADER_BYTES = 4096
-LEAST_SAMPLE = 16  # vectors: as many as a part of a code has values
+MIN_SAMPLE = 16  # vectors: as many as a part of a code has values
 SAMPLE_PER_LIST = 40  # vectors a centroid is trained on; FAISS warns below 39
 _ITERATIONS = 5  # of k-means; ten find 1 % more in the same lists, and take twice as long
 _HEADER = struct.Struct("<8sIIIIfff")  # magic, number, dim, nlist, parts, scale, least, step
 _MAGIC = b"ENGQUANT"
 _BITS = 4
 _VALUES = 1 << _BITS  # of a part of a code
-_MOST_PARTS = 254  # with the two of the correction: the sums of more would not fit 16 bits well
+_MAX_PARTS = 254  # with the two of the correction: the sums of more would not fit 16 bits well
 _FULL_DIM = 64  # up to which each dimension has a part of its own
-_LEAST_SQUARE, _MOST_SQUARE = 1e-25, 1e35  # lengths that float32 has well
-_LEAST_SCALE, _MOST_SCALE = 1e-30, 3e38  # of which float32 can hold 1 / scale, too
+_MIN_SQUARE, _MAX_SQUARE = 1e-25, 1e35  # lengths that float32 has well
+_MIN_SCALE, _MAX_SCALE = 1e-30, 3e38  # of which float32 can hold 1 / scale, too
 _COARSE_LISTS = 512  # of which looking at all centroids takes no longer
 _COARSE_SHARE = 2  # one in so many lists of centroids is looked at
 _ALL_OF_ONE = 4096  # lists, up to which one query is compared with all of them all the same
@@ -72,7 +72,7 @@ class Reach:
         found: Any = (1 - close) / np.maximum(1 - closest, np.float32(self.least))
         return found  # type: ignore[no-any-return]
 
-    def least_close(self, closest: float) -> float:
+    def min_close(self, closest: float) -> float:
         """The least inner product that is within reach."""
         return 1 - self.times * max(1 - closest, self.least)
 
@@ -117,7 +117,7 @@ class Quantizer:
         _, dim = sample.shape
         # Vectors of any length are brought to about 1, which is what centroids have.
         squares = np.einsum("ij,ij->i", sample, sample, dtype=np.float64)
-        scale = min(max(float(np.sqrt(squares).mean()), _LEAST_SCALE), _MOST_SCALE)
+        scale = min(max(float(np.sqrt(squares).mean()), _MIN_SCALE), _MAX_SCALE)
         width, parts = _layout(dim)
         flat = faiss.IndexFlatIP(width)
         index: Any = faiss.IndexIVFPQ(flat, width, nlist, parts, _BITS, faiss.METRIC_INNER_PRODUCT)
@@ -189,7 +189,7 @@ class Quantizer:
             least = most = float(squares[0])
         else:
             least, most = squares.min(initial=1), squares.max(initial=1)
-        if least > _LEAST_SQUARE and most < _MOST_SQUARE:
+        if least > _MIN_SQUARE and most < _MAX_SQUARE:
             np.multiply(vectors, (squares**-0.5)[:, None], out=out[:, : self.dim])
             corrections[:] = 1
             return out
@@ -228,7 +228,7 @@ class Quantizer:
         close = np.empty(self.nlist, np.float32)
         of_one(query, self._centroids, close)
         if reach is not None:
-            at = np.flatnonzero(close >= reach.least_close(float(close.max())))
+            at = np.flatnonzero(close >= reach.min_close(float(close.max())))
             some = close[at]
         else:
             at, some = np.arange(self.nlist), close
@@ -347,7 +347,7 @@ def _coded(
 
 def _layout(dim: int) -> tuple[int, int]:
     """The width that vectors are padded to, and in how many parts each is coded."""
-    each = 1 if dim <= _FULL_DIM else max(2, -(-dim // _MOST_PARTS))
+    each = 1 if dim <= _FULL_DIM else max(2, -(-dim // _MAX_PARTS))
     parts = -(-dim // each)
     return parts * each, parts
 

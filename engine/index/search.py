@@ -40,9 +40,9 @@ _MAPPED_BLOCKS = 16  # of vectors, 8 MB each, that stay mapped behind them meanw
 _CANDIDATES = 1 << 20  # of all queries in hand
 _WIDENED = 64  # queries that look at many lists, at a time
 _FEW = 1 << 16  # wanted rows that are all compared rather than looked for by their codes
-_MOST_OF_ALL = 0.9  # of the rows of some lists, that are wanted: as good as all
+_MAX_OF_ALL = 0.9  # of the rows of some lists, that are wanted: as good as all
 _SAME_LIST = 0.5  # of the mean distance to the nearest centroid: what is nearer counts as so far
-_LEAST_DISTANCE = 1e-6  # where all vectors are centroids; as float32 has it
+_MIN_DISTANCE = 1e-6  # where all vectors are centroids; as float32 has it
 _SEARCHES = 32  # after which it pays to prepare for more
 
 Queries = npt.NDArray[np.float32]
@@ -262,7 +262,7 @@ class VectorIndex:
 
     def _reach(self, times: float) -> Reach:
         assert self._entry is not None
-        return Reach(times, max(_SAME_LIST * (1 - self._entry.closeness), _LEAST_DISTANCE))
+        return Reach(times, max(_SAME_LIST * (1 - self._entry.closeness), _MIN_DISTANCE))
 
     def lists_of(self, rows: Numbers) -> Numbers:
         """The list that each of (n,) rows is coded in, -1 if it lies in no segment; reads all labels."""
@@ -302,7 +302,7 @@ class VectorIndex:
             sizes, total = among.sizes, among.covered
             enough = min(k, total)
             # As many wanted rows are looked at as there would be rows if all were wanted.
-            need = np.minimum(_MOST_OF_ALL * self._sizes[lists].sum(axis=1), total)
+            need = np.minimum(_MAX_OF_ALL * self._sizes[lists].sum(axis=1), total)
             need = np.maximum(need, enough).astype(np.int64)
             held = sizes[lists]
             # And they are where the others are: else those that are near may lie in any other list.

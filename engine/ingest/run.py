@@ -396,7 +396,7 @@ class Ingest:
                     image = self._new_image(decoded.pixels, decoded.container, data, file_hash)
                     picture = self._picture(decoded.pixels)
         except ImageError as error:
-            stamp = (0, 0) if error.passing else (item.mtime_ns, item.size)
+            stamp = (0, 0) if error.retryable else (item.mtime_ns, item.size)
             return Problem(item.name, str(error), *stamp)
         except MemoryError:
             return Problem(item.name, "not enough memory to read it")
@@ -416,7 +416,7 @@ class Ingest:
         elif self._keep == "yes":
             if len(data) >> 32:
                 raise ImageError(
-                    "4 GiB or more cannot be kept: leave --keep-pixels yes out", passing=True
+                    "4 GiB or more cannot be kept: leave --keep-pixels yes out", retryable=True
                 )
             keep = data
         return NewImage(
@@ -657,7 +657,7 @@ class Ingest:
             try:
                 group = next(groups, None)
             except (SourceError, ImageError) as error:
-                problem = Problem(item.name, str(error), *((0, 0) if error.passing else stamp))
+                problem = Problem(item.name, str(error), *((0, 0) if error.retryable else stamp))
                 group = None
             if group is None:
                 break
@@ -719,7 +719,7 @@ class Ingest:
         try:
             if array.row_bytes > self._store.memory.chunk:
                 raise SourceError(
-                    f"has rows of {array.row_bytes:,} bytes: raise --memory", passing=True
+                    f"has rows of {array.row_bytes:,} bytes: raise --memory", retryable=True
                 )
             if row is not None and row.kind is Kind.VECTOR:  # it was no array of images
                 GivenArray(self._store, array.name, row.number).forget(0)
@@ -743,7 +743,7 @@ class Ingest:
                 if start < rows.block.first + len(rows.keys) or self._stop():
                     return
         except (SourceError, ImageError) as error:
-            self._reject([Problem(array.name, str(error), *((0, 0) if error.passing else stamp))])
+            self._reject([Problem(array.name, str(error), *((0, 0) if error.retryable else stamp))])
             self._advance(max(array.count - start - 1, 0))
 
     def _rows_ahead(
@@ -966,7 +966,7 @@ class Ingest:
         try:
             if array.row_bytes > self._store.memory.chunk:
                 raise SourceError(
-                    f"has rows of {array.row_bytes:,} bytes: raise --memory", passing=True
+                    f"has rows of {array.row_bytes:,} bytes: raise --memory", retryable=True
                 )
             known = is_begun(array, row)
             if row is None or not known:
@@ -993,7 +993,7 @@ class Ingest:
                 if self._stop():
                     return
         except (SourceError, ImageError) as error:
-            self._reject([Problem(array.name, str(error), *((0, 0) if error.passing else stamp))])
+            self._reject([Problem(array.name, str(error), *((0, 0) if error.retryable else stamp))])
             self._advance(max(array.count - start - 1, 0))
 
     def _vectors_ahead(

@@ -5,8 +5,8 @@
 
 It is a reader's work: nothing is written to the source. What is copied is held open from the first
 moment on, so a writer may compact, merge and delete meanwhile; see ``engine.storage.pinned_files``.
-The copy is the same store, with the same uuid, as of an earlier commit. Damage in the contents of a file is
-copied with it: ``engine check`` of the copy proves it.
+The copy is the same store, with the same uuid, as of an earlier commit. Damage in the contents
+of a file is copied with it: ``engine check`` of the copy proves it.
 """
 
 from __future__ import annotations

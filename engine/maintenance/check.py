@@ -65,8 +65,8 @@ T = TypeVar("T")
 _BATCH = 1000
 _READ = 8 << 20
 _BAD = (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError, struct.error)
-_MOST_PROBLEMS = 1000  # listed; a store with more is to be restored, not read about
-_MOST_NAMED = 20  # images named in one problem
+_MAX_PROBLEMS = 1000  # listed; a store with more is to be restored, not read about
+_MAX_NAMED = 20  # images named in one problem
 _KEY = hashing.KEY_BYTES
 _SUM = (1 << 64) - 1
 _EXTENT = np.uint64(40)  # bits of an offset, below the number of its extent
@@ -167,7 +167,7 @@ class Check:
 
     def _say(self, part: str, what: str) -> None:
         self.damage.rows |= part == "keys"
-        if len(self._problems) < _MOST_PROBLEMS:
+        if len(self._problems) < _MAX_PROBLEMS:
             self._problems.append(Problem(part, what))
 
     # --- keys ---------------------------------------------------------------------------------------
@@ -309,8 +309,8 @@ class Check:
             self._say("fingerprints", f"{store.state.next_id - 1} are due, {rows_kept} are there")
         if self.damage.images:
             self.damage.images.sort()
-            named = ", ".join(map(str, self.damage.images[:_MOST_NAMED]))
-            more = len(self.damage.images) - _MOST_NAMED
+            named = ", ".join(map(str, self.damage.images[:_MAX_NAMED]))
+            more = len(self.damage.images) - _MAX_NAMED
             also = f" and {more} more" if more > 0 else ""
             images = "image" if len(self.damage.images) == 1 else "images"
             self._say("pixels", f"the kept pixels of {images} {named}{also} are damaged or lost")
@@ -607,8 +607,8 @@ class Check:
 
 def _first(ids: IdSet) -> str:
     """ "images 3, 7 and 12 more"."""
-    named = ", ".join(map(str, next(ids.blocks())[:_MOST_NAMED].tolist()))
-    more = len(ids) - _MOST_NAMED
+    named = ", ".join(map(str, next(ids.blocks())[:_MAX_NAMED].tolist()))
+    more = len(ids) - _MAX_NAMED
     return f"images {named}" + (f" and {more} more" if more > 0 else "")
 
 

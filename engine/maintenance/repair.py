@@ -60,7 +60,7 @@ _IMAGES = 256  # of one commit
 _SOURCES = 1000  # of one image that are tried
 _READ = 8 << 20
 _ROWS = 4096  # of an array of vectors at a time
-_MOST_NAMED = 100  # ranges of images in one line
+_MAX_NAMED = 100  # ranges of images in one line
 _NEARLY = 1e-3  # how far from 1 the length of a vector may be that nothing happened to
 
 
@@ -547,6 +547,6 @@ def _named(ids: Sequence[int]) -> str:
         return f"image {ids[0]}"
     ordered = np.unique(np.array(ids, np.int64))
     ranges = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
-    shown = [f"{r[0]} to {r[-1]}" if len(r) > 1 else f"{r[0]}" for r in ranges[:_MOST_NAMED]]
-    more = sum(len(r) for r in ranges[_MOST_NAMED:])
+    shown = [f"{r[0]} to {r[-1]}" if len(r) > 1 else f"{r[0]}" for r in ranges[:_MAX_NAMED]]
+    more = sum(len(r) for r in ranges[_MAX_NAMED:])
     return f"images {', '.join(shown)}" + (f" and {more} more" if more else "")

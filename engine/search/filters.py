@@ -22,7 +22,7 @@ from engine.storage.source_names import bases, one_row, rows_inside
 from engine.storage.writer import StoreFiles
 
 _BATCH = 4096  # names in hand
-_MOST_ID = (1 << 63) - 1
+_MAX_ID = (1 << 63) - 1
 
 Ids = Iterable[int] | npt.NDArray[np.integer]
 Names = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -113,12 +113,12 @@ def _ids_inside(store: StoreFiles, base: bytes) -> IdSet:
 def _numbers(ids: Ids) -> npt.NDArray[np.int64]:
     """Ids as somebody gives them: (n,) int64, without those that cannot be one."""
     if isinstance(ids, np.ndarray) and (ids.dtype.kind in "iu" or not ids.size):
-        return ids[(ids > 0) & (ids <= _MOST_ID)].astype(np.int64)
+        return ids[(ids > 0) & (ids <= _MAX_ID)].astype(np.int64)
     try:
         if isinstance(ids, str | bytes | np.ndarray):
             raise TypeError
         numbers = map(whole, ids)
-        return np.fromiter((id_ for id_ in numbers if 0 < id_ <= _MOST_ID), np.int64)
+        return np.fromiter((id_ for id_ in numbers if 0 < id_ <= _MAX_ID), np.int64)
     except TypeError:
         raise UsageError(f"ids are whole numbers in a list, not {_short(ids)}") from None
 

@@ -35,7 +35,7 @@ TIERS = (IDENTICAL, NEAR, SIMILAR)
 _AT_ONCE = 4096  # rows of a batch
 _PROBE = 64  # rows that show whether the others will come from memory
 _COLD_SECONDS = 8e-6  # a key, on average; from memory it takes 3, from disk 70, in a queue 15
-_MOST_SCORE = 1.01  # of two unit vectors, rounding included
+_MAX_SCORE = 1.01  # of two unit vectors, rounding included
 _NUMBER = float | int | np.floating | np.integer
 _log = logging.getLogger("engine")
 
@@ -278,7 +278,7 @@ class Lookup:
             if id_ in taken:
                 continue
             # Not a number, or more than unit vectors can give.
-            if not (abs(score) < _MOST_SCORE if self._cosine else math.isfinite(score)):
+            if not (abs(score) < _MAX_SCORE if self._cosine else math.isfinite(score)):
                 _log.warning("image %d: its vector is damaged; run 'engine check'", id_)
                 continue
             if self._min_score is not None and score < self._min_score:

@@ -136,7 +136,7 @@ def _alike(
         size = (record.height, record.width, record.channels)
         if bits and size != (query.height, query.width, query.channels):
             continue
-        if record.quality >= fingerprint.least_quality(record.kind):
+        if record.quality >= fingerprint.min_quality(record.kind):
             yield _Alike(number, id_, record.key)
 
 

@@ -25,7 +25,7 @@ from engine.sources.items import (
     stamp_of,
 )
 from engine.sources.member_names import (
-    MOST_NAME,
+    MAX_NAME,
     claims_by_name,
     name_of,
     name_problem,
@@ -33,7 +33,7 @@ from engine.sources.member_names import (
     query_values,
     wanted_fields,
 )
-from engine.sources.shards import MOST_SIDECAR, File, metadata_of, samples
+from engine.sources.shards import MAX_SIDECAR, File, metadata_of, samples
 from engine.sources.tar import Entry, TarReader, is_tar
 
 TAR_SUFFIXES = (
@@ -120,11 +120,11 @@ class TarArchive:
                 file.problem = _SPARSE
             elif entry.size > most:
                 error = over_limit(entry.size, most)
-                file.problem, file.passing = str(error), error.passing
+                file.problem, file.retryable = str(error), error.retryable
         elif not file.is_sidecar or self._wanted == ():
             return file
-        elif entry.size > MOST_SIDECAR:
-            file.problem = f"of {entry.size:,} bytes is over the limit of {MOST_SIDECAR:,}"
+        elif entry.size > MAX_SIDECAR:
+            file.problem = f"of {entry.size:,} bytes is over the limit of {MAX_SIDECAR:,}"
         if not file.problem:
             rest = reader.read(entry.size - len(head))
             file.data = head + rest if head else rest
@@ -140,12 +140,12 @@ class TarArchive:
             except ImageError as error:
                 lost = str(error)
         for file in sample:
-            name = self.name + b"#" + file.name[:MOST_NAME]
+            name = self.name + b"#" + file.name[:MAX_NAME]
             if not file.is_image:
                 if not (pictured and file.is_sidecar):
                     yield Skipped(name, file.note)
             elif file.problem:
-                stamp = (0, 0) if file.passing else (self.mtime_ns, self.size)
+                stamp = (0, 0) if file.retryable else (self.mtime_ns, self.size)
                 yield Problem(name, file.problem, *stamp)
             else:
                 yield Member(name, self.mtime_ns, self.size, file.data, metadata, note=lost)

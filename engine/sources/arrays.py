@@ -56,13 +56,13 @@ class NpyArray:
             self._kind = Kind.BITS if self._all_zero_or_one() else Kind.U8
         return self._kind
 
-    def blocks(self, start: int, most_rows: int, most_bytes: int) -> Iterator[RowBlock]:
+    def blocks(self, start: int, max_rows: int, max_bytes: int) -> Iterator[RowBlock]:
         """Canonical rows from ``start`` on; ``SourceError`` where the file ends too early."""
         kind = self.kind
         values = math.prod(self._shape[1:])
         # Read, unpacked to three channels, and canonical: what a row costs while it is converted.
         cost = values * (1 if self._shape[3:] == (3,) else 4) + values + HEADER_BYTES
-        step = max(1, min(most_rows, most_bytes // cost))
+        step = max(1, min(max_rows, max_bytes // cost))
         with self._file.data(start * values) as file:
             at = start
             while at < self.count:

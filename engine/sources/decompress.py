@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 1 << 18
 _READ_BYTES = 1 << 16  # of the compressed file, at a time
-_MOST_PADDING = 64 << 20  # bytes of zeros between streams: more is not gone through
-_LEAST_MEMORY = 16 << 20  # bytes: what all but the highest levels take, also for small files
+_MAX_PADDING = 64 << 20  # bytes of zeros between streams: more is not gone through
+_MIN_MEMORY = 16 << 20  # bytes: what all but the highest levels take, also for small files
 _CUT = "its compressed data was cut short"
 
 
@@ -89,7 +89,7 @@ def decompressor(how: str, memory: int) -> Decompressor:
 
     What a file says its dictionary needs is up to its writer: gigabytes are possible.
     """
-    memory = max(memory, _LEAST_MEMORY)
+    memory = max(memory, _MIN_MEMORY)
     if how == "gzip":
         return _Gunzip()
     if how == "bzip2":
@@ -151,7 +151,7 @@ class Decompressed(io.RawIOBase):
         if self._ended:
             return b""
         data = self._stream.unused_data.lstrip(b"\0")  # zeros are padding
-        for _ in range(_MOST_PADDING // _READ_BYTES):
+        for _ in range(_MAX_PADDING // _READ_BYTES):
             more = b"" if len(data) >= _SIGNATURE_BYTES else self._file.read(_READ_BYTES)
             if not more:
                 break
@@ -181,10 +181,10 @@ def steady(path: Path, stamp: tuple[int, int]) -> Iterator[IO[bytes]]:
             _compare(file, stamp)
     except OSError as error:
         if error.errno is not None:
-            raise SourceError(f"cannot be read: {error.strerror}", passing=True) from None
+            raise SourceError(f"cannot be read: {error.strerror}", retryable=True) from None
         raise SourceError(f"is damaged: {_line(error)}") from None
     except damage() as error:
-        raise SourceError(_reason(error), passing=_is_limit(error)) from None
+        raise SourceError(_reason(error), retryable=_is_limit(error)) from None
 
 
 def damage() -> tuple[type[Exception], ...]:
@@ -204,14 +204,14 @@ def zstd() -> Any:
     except ImportError:
         raise SourceError(
             "is compressed with zstd, which needs backports.zstd: pip install backports.zstd",
-            passing=True,
+            retryable=True,
         ) from None
 
 
 def _compare(file: IO[bytes], stamp: tuple[int, int]) -> None:
     status = os.fstat(file.fileno())
     if stamp_of(status) != stamp:
-        raise SourceError("changed while it was read: ingest it again", passing=True)
+        raise SourceError("changed while it was read: ingest it again", retryable=True)
 
 
 def _is_limit(error: Exception) -> bool:

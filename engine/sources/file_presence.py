@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from engine.errors import SourceError
 from engine.sources.items import stamp_of
 
-_MOST_FOLDERS = 4096  # that are remembered
+_MAX_FOLDERS = 4096  # that are remembered
 # Where disks are mounted, each in a folder that goes with it.
 _MOUNTS = frozenset(map(PurePosixPath, ("/", "/mnt", "/media", "/run/media", "/Volumes")))
 _MOUNTS_OF_USERS = frozenset(map(PurePosixPath, ("/media", "/run/media")))
@@ -60,7 +60,7 @@ class Whereabouts:
 
     def _folder(self, folder: bytes) -> tuple[str | None, bytes]:
         if folder not in self._folders:
-            if len(self._folders) >= _MOST_FOLDERS:
+            if len(self._folders) >= _MAX_FOLDERS:
                 self._folders.clear()
             self._folders[folder] = _unmounted(folder)
         return self._folders[folder]

@@ -44,7 +44,7 @@ _LIKE_A_ROW = re.compile(rb"#[0-9]+\Z")  # "memory:camera-3#17" is one of an arr
 Images = PackedBits | npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
 Vectors = npt.NDArray[np.floating[Any]]
 OneImage = bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | PackedBits
-_MOST_NAME = 4096  # bytes, as of a path
+_MAX_NAME = 4096  # bytes, as of a path
 _PIXEL_BYTES = 26  # that an opened file takes while it is decoded, as a JPEG 2000 with transparency
 _STAMPED = 1 << 20  # bytes of an array that are copied at a time, where they do not lie in a row
 
@@ -76,9 +76,9 @@ class MemoryArray:
         self.mtime_ns = hashing.stamp(header + contents.to_bytes(8, "big"))
         self.size = data.nbytes
 
-    def blocks(self, start: int, most_rows: int, most_bytes: int) -> Iterator[RowBlock]:
+    def blocks(self, start: int, max_rows: int, max_bytes: int) -> Iterator[RowBlock]:
         """Canonical rows from ``start`` on."""
-        step = max(1, min(most_rows, most_bytes // self._each))
+        step = max(1, min(max_rows, max_bytes // self._each))
         for at in range(start, self.count, step):
             part = self._images[at : at + step]
             if isinstance(part, PackedBits):
@@ -169,13 +169,13 @@ def _decoded(image: object, most: int) -> Decoded:
         )
     width, height = image.size
     if width * height * _PIXEL_BYTES > most:
-        raise ImageError(f"{width} × {height} pixels are too many: raise --memory", passing=True)
+        raise ImageError(f"{width} × {height} pixels are too many: raise --memory", retryable=True)
     try:
         return Decoded(canonical.from_image(image, max_bytes=most), "image")
     except (ImageError, UsageError):
         raise
     except MemoryError:
-        raise ImageError("not enough memory to read it", passing=True) from None
+        raise ImageError("not enough memory to read it", retryable=True) from None
     # An opened file is decoded only now: Pillow raises whatever its parsing trips over.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -191,8 +191,8 @@ def _checked_name(name: object) -> bytes:
         raise UsageError(f"the name {name!r} is no text") from None
     if _LIKE_A_ROW.search(called):
         raise UsageError(f"the name {name!r} is that of a row of an array: end it otherwise")
-    if len(called) > _MOST_NAME:
-        raise UsageError(f"a name of {len(called):,} bytes: {_MOST_NAME:,} are kept at most")
+    if len(called) > _MAX_NAME:
+        raise UsageError(f"a name of {len(called):,} bytes: {_MAX_NAME:,} are kept at most")
     return PREFIX.encode() + called
 
 

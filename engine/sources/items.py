@@ -49,9 +49,9 @@ class FileItem:
                 # Not most + 1: as much would be set aside for every file.
                 data = file.read(self.size + 1)
         except OSError as error:
-            raise ImageError(f"cannot be read: {error.strerror}", passing=True) from None
+            raise ImageError(f"cannot be read: {error.strerror}", retryable=True) from None
         if len(data) > self.size:
-            raise ImageError("it grew while it was read: ingest it again", passing=True)
+            raise ImageError("it grew while it was read: ingest it again", retryable=True)
         return data
 
 
@@ -114,7 +114,7 @@ class ArrayItem(Protocol):
     def kind(self) -> Kind:
         """Bits or 8-bit, for all its rows."""
 
-    def blocks(self, start: int, most_rows: int, most_bytes: int) -> Iterator[RowBlock]:
+    def blocks(self, start: int, max_rows: int, max_bytes: int) -> Iterator[RowBlock]:
         """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""
 
 
@@ -132,7 +132,7 @@ class VectorItem(Protocol):
     def row_bytes(self) -> int:
         """The most that one row takes while it is read."""
 
-    def vectors(self, start: int, most_rows: int, most_bytes: int) -> Iterator[VectorBlock]:
+    def vectors(self, start: int, max_rows: int, max_bytes: int) -> Iterator[VectorBlock]:
         """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""
 
 
@@ -185,7 +185,7 @@ Item = FileItem | Member | ArrayItem | VectorItem | ArchiveItem | Problem | Skip
 def over_limit(size: int, most: int) -> ImageError:
     """A file is too large for this ``--memory``."""
     return ImageError(
-        f"{size:,} bytes are over the limit of {most:,} for this --memory", passing=True
+        f"{size:,} bytes are over the limit of {most:,} for this --memory", retryable=True
     )
 
 

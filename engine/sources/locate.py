@@ -26,7 +26,7 @@ from engine.sources.items import (
     VectorBlock,
     absolute,
 )
-from engine.sources.member_names import MOST_NAME
+from engine.sources.member_names import MAX_NAME
 from engine.sources.named_arrays import (
     ARRAY_SUFFIXES,
     array_file,
@@ -35,7 +35,7 @@ from engine.sources.named_arrays import (
     is_array,
     missing_array,
 )
-from engine.sources.path_lists import MOST_LINE, check_list, listed, shown
+from engine.sources.path_lists import MAX_LINE, check_list, listed, shown
 from engine.sources.synthetic import PREFIX, SyntheticBits
 from engine.sources.tables import PARQUET_SUFFIXES, ParquetTable
 from engine.sources.vectors import NpyVectors
@@ -43,7 +43,7 @@ from engine.sources.zip import ZipArchive
 
 Archive = TarArchive | ZipArchive | ParquetTable
 
-_MOST_SHOWN = 200  # characters of a source, in a message
+_MAX_SHOWN = 200  # characters of a source, in a message
 _READ_BYTES = 1 << 20
 _MAX_FOLDERS = 1024  # that are remembered
 
@@ -129,9 +129,9 @@ class Sources:
 
     def _listed(self, lines: Iterable[str]) -> Iterator[Item]:
         for spec in lines:
-            if len(os.fsencode(spec)) > MOST_LINE or "\0" in spec:
+            if len(os.fsencode(spec)) > MAX_LINE or "\0" in spec:
                 why = "it holds a null byte: is the list one for --null?" if "\0" in spec else ""
-                yield Problem(os.fsencode(spec[:_MOST_SHOWN]), f"not a path{why and ': ' + why}")
+                yield Problem(os.fsencode(spec[:_MAX_SHOWN]), f"not a path{why and ': ' + why}")
             elif spec == "-":
                 yield Problem(b"-", "standard input cannot list itself")
             else:
@@ -180,7 +180,7 @@ class Sources:
 
 def _problem(name: bytes, reason: str) -> Problem:
     """Of a source, which may be any line of a list: what is too long for a path is cut."""
-    return Problem(name[:MOST_NAME], shown(reason, 5 * _MOST_SHOWN))
+    return Problem(name[:MAX_NAME], shown(reason, 5 * _MAX_SHOWN))
 
 
 class Query:

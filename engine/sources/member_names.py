@@ -10,7 +10,7 @@ from engine.errors import UsageError
 from engine.images.canonical import SUFFIXES
 from engine.sources.items import absolute
 
-MOST_NAME = 4096  # bytes: no path on a disk is longer
+MAX_NAME = 4096  # bytes: no path on a disk is longer
 _APPLE_DOUBLE = b"._"
 _MACOS_FOLDER = b"__MACOSX/"
 _SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
@@ -53,8 +53,8 @@ def name_problem(name: bytes) -> str:
         return "a member without a name"
     if b"\0" in name:
         return "a name with a null byte"
-    if len(name) > MOST_NAME:
-        return f"a name of {len(name):,} bytes is over the limit of {MOST_NAME:,}"
+    if len(name) > MAX_NAME:
+        return f"a name of {len(name):,} bytes is over the limit of {MAX_NAME:,}"
     return ""
 
 

@@ -19,8 +19,8 @@ from engine.errors import SourceError
 from engine.sources.items import absolute, stamp_of
 
 _SKIP_BYTES = 1 << 20
-_MOST = (1 << 63) - 1  # of a dimension; Python prints no numbers of thousands of digits
-_MOST_LISTED = 200  # characters of a message
+_MAX = (1 << 63) - 1  # of a dimension; Python prints no numbers of thousands of digits
+_MAX_LISTED = 200  # characters of a message
 _READ_BYTES = 64 << 20  # at a time: a header that lies must not make us ask for terabytes
 _DAMAGED = (  # what reading a damaged archive may raise
     zipfile.BadZipFile,
@@ -96,7 +96,7 @@ def members(path: Path) -> list[str]:
 def listed(names: list[str]) -> str:
     """The names of arrays in a message, as they are given to NumPy; of many the first ones."""
     shown = ", ".join(name.removesuffix(".npy") for name in names)
-    return shown if len(shown) <= _MOST_LISTED else shown[:_MOST_LISTED] + " …"
+    return shown if len(shown) <= _MAX_LISTED else shown[:_MAX_LISTED] + " …"
 
 
 def read(file: IO[bytes], count: int) -> bytes:
@@ -133,7 +133,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
         raise SourceError(
             "holds Python objects (a pickle), which are never loaded: save plain numbers"
         )
-    if max(shape, default=0) > _MOST:
+    if max(shape, default=0) > _MAX:
         raise SourceError("is not an .npy array (a dimension of it is larger than any file)")
     # bool is an int to NumPy's own check, and a shape of () is whole.
     return tuple(map(int, shape)), dtype, fortran

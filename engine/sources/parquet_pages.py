@@ -12,10 +12,10 @@ from engine.sources import parquet_thrift
 _MAGIC = b"PAR1"
 # Of 1,000 row groups × 10 columns it is 2 MB, and takes 14 MB to read: bounds that hold whatever the
 # --memory, as a footer is read whole before anything else is known.
-MOST_FOOTER = 8 << 20  # bytes
-_MOST_UNPACKED = 64 << 20  # bytes that it takes once it is read
+MAX_FOOTER = 8 << 20  # bytes
+_MAX_UNPACKED = 64 << 20  # bytes that it takes once it is read
 _LARGEST_GROWTH = 256  # times: what is shorter need not be gone through
-_MOST_ROWS = 64  # of a batch
+_MAX_ROWS = 64  # of a batch
 _BATCH_BYTES = 8 << 20  # of a batch, about
 _PAGE_SLACK = 4 << 20  # a page ends behind the value with which it is full
 _HEADER_BYTES = (1 << 9, 1 << 13, 1 << 21)  # of a page: tried one after the other
@@ -31,12 +31,12 @@ def footer(file: IO[bytes], size: int) -> bytes:
     length = int.from_bytes(tail[:4], "little")
     if length > size - 12:
         raise SourceError(f"is damaged: a footer of {length:,} bytes")
-    if length > MOST_FOOTER:
-        raise SourceError(f"has a footer of {length:,} bytes: {MOST_FOOTER:,} are the limit")
+    if length > MAX_FOOTER:
+        raise SourceError(f"has a footer of {length:,} bytes: {MAX_FOOTER:,} are the limit")
     file.seek(size - 8 - length)
     data = file.read(length)
-    if length * _LARGEST_GROWTH > _MOST_UNPACKED:
-        parquet_thrift.check_footer(data, _MOST_UNPACKED)
+    if length * _LARGEST_GROWTH > _MAX_UNPACKED:
+        parquet_thrift.check_footer(data, _MAX_UNPACKED)
     file.seek(0)
     return data
 
@@ -63,11 +63,11 @@ def batch_rows(file: IO[bytes], chunks: Sequence[parquet_thrift.Chunk], most: in
             raise SourceError(
                 f"has a page of {found.largest:,} bytes in the column {chunk.path}: raise --memory, "
                 f"or write it in smaller row groups",
-                passing=True,
+                retryable=True,
             )
         row += found.row
         dictionary += found.dictionary
-    return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / row), most // dictionary))
+    return max(1, min(_MAX_ROWS, int(_BATCH_BYTES / row), most // dictionary))
 
 
 def walk(file: IO[bytes], chunk: parquet_thrift.Chunk) -> Pages:

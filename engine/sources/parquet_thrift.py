@@ -9,8 +9,8 @@ from typing import Any
 from engine.errors import SourceError
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
-_MOST_DEPTH = 4
-_MOST_FOOTER_DEPTH = 16
+_MAX_DEPTH = 4
+_MAX_FOOTER_DEPTH = 16
 
 # Bytes that pyarrow takes for what may be as little as one byte of a footer, as measured.
 _OUTER = 1536  # for an element of the outermost lists: a column, a row group
@@ -24,7 +24,7 @@ def struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
 
     It is one without lists, as the header of a page is; ``SourceError`` if it is not.
     """
-    if depth > _MOST_DEPTH:
+    if depth > _MAX_DEPTH:
         raise SourceError("is damaged: a page header that is none")
     fields: dict[int, Any] = {}
     number = 0
@@ -116,7 +116,7 @@ class _Footer:
         self._struct(0, 0)
 
     def _struct(self, depth: int, lists: int) -> None:
-        if depth > _MOST_FOOTER_DEPTH:
+        if depth > _MAX_FOOTER_DEPTH:
             raise SourceError("is damaged: a footer that is none")
         data = self._data
         while head := data[self._at]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from engine.errors import UsageError
 
-MOST_LINE = 1 << 16  # bytes
-_MOST_SHOWN = 200  # characters of a source, in a message
+MAX_LINE = 1 << 16  # bytes
+_MAX_SHOWN = 200  # characters of a source, in a message
 _READ_BYTES = 1 << 16
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -30,7 +30,7 @@ def listed(path: str | os.PathLike[str], *, null: bool = False) -> Iterator[str]
             for number, line in enumerate(_pieces(file, b"\0" if null else b"\n")):
                 if not null:
                     line = _text(line, path) if number == 0 else line
-                    line = line if len(line) > MOST_LINE else line.rstrip(b"\r")
+                    line = line if len(line) > MAX_LINE else line.rstrip(b"\r")
                 if line if null else line.strip():
                     yield os.fsdecode(line)
     except OSError as error:
@@ -44,10 +44,10 @@ def _pieces(file: io.BufferedReader, end: bytes) -> Iterator[bytes]:
         *whole, rest = data.split(end)
         for part in whole:
             piece += part
-            yield bytes(piece[: MOST_LINE + 1])
+            yield bytes(piece[: MAX_LINE + 1])
             piece.clear()
         piece += rest
-        del piece[MOST_LINE + 1 :]
+        del piece[MAX_LINE + 1 :]
     if piece:
         yield bytes(piece)
 
@@ -68,13 +68,13 @@ def check_list(path: str | os.PathLike[str], *, null: bool = False) -> None:
             return
         with Path(path).open("rb") as file:
             if not null:
-                _text(file.readline(MOST_LINE), path)
+                _text(file.readline(MAX_LINE), path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"{shown(path)} cannot be read: {reason}") from None
 
 
-def shown(text: str | os.PathLike[str], most: int = _MOST_SHOWN) -> str:
+def shown(text: str | os.PathLike[str], most: int = _MAX_SHOWN) -> str:
     """A text in a message; of a long one the beginning and the end, which says what to do."""
     text = os.fspath(text)
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-(most // 2) :]}"

@@ -18,8 +18,8 @@ from typing import Any
 from engine.errors import ImageError, UsageError
 from engine.sources.items import checked_metadata
 
-MOST_SHARDS = 100_000
-MOST_SIDECAR = 64 << 10  # bytes
+MAX_SHARDS = 100_000
+MAX_SIDECAR = 64 << 10  # bytes
 SIDECARS = frozenset([b"json", b"cls", b"txt"])
 
 # A sample is held until it is whole, so it must not be an archive: all of a.1.png, a.2.png, … are one.
@@ -45,8 +45,8 @@ def expand(spec: str) -> Iterator[str] | None:
         return None
     choices = [[part] if isinstance(part, str) else part for part in parts]
     count = math.prod(map(len, choices))
-    if count > MOST_SHARDS:
-        raise UsageError(f"{spec}: stands for {count:,} files: at most {MOST_SHARDS:,} at a time")
+    if count > MAX_SHARDS:
+        raise UsageError(f"{spec}: stands for {count:,} files: at most {MAX_SHARDS:,} at a time")
     return map("".join, itertools.product(*choices))
 
 
@@ -87,7 +87,7 @@ class File:
     size: int
     data: bytes = b""
     problem: str = ""  # why it was not read
-    passing: bool = False
+    retryable: bool = False
     note: str = ""  # what it is, if it is no file
     begins: bool = False  # an archive behind another one
 

@@ -43,9 +43,9 @@ class SyntheticBits:
         self.seed = whole_number(values.get("seed", "0"), "seed", spec)
         self.name = f"{PREFIX}bits?seed={self.seed}".encode()
 
-    def blocks(self, start: int, most_rows: int, most_bytes: int) -> Iterator[RowBlock]:
+    def blocks(self, start: int, max_rows: int, max_bytes: int) -> Iterator[RowBlock]:
         """Canonical rows from ``start`` on."""
-        step = max(1, min(most_rows, most_bytes // (HEADER_BYTES + ROW_BYTES)))
+        step = max(1, min(max_rows, max_bytes // (HEADER_BYTES + ROW_BYTES)))
         for at in range(start, self.count, step):
             rows = generate(self.seed, at, min(step, self.count - at))
             yield RowBlock(at, rows, Kind.BITS)

@@ -30,7 +30,7 @@ from engine.sources.member_names import name_of, query_values, wanted_fields
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PREFERRED = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
-_MOST_IN_LIST = 1 << 16  # row groups, or columns: room is made before the first one is read
+_MAX_IN_LIST = 1 << 16  # row groups, or columns: room is made before the first one is read
 _STREAM_BYTES = 1 << 20  # of a column, read at a time; without it pyarrow reads a row group's whole
 
 
@@ -132,7 +132,7 @@ class ParquetTable:
                 continue
             if len(value) > most:
                 error = over_limit(len(value), most)
-                yield Problem(name, str(error), *((0, 0) if error.passing else stamp))
+                yield Problem(name, str(error), *((0, 0) if error.retryable else stamp))
                 continue
             metadata, lost = _metadata(said, i)
             yield Member(name, *stamp, value, metadata, note=lost)
@@ -154,8 +154,8 @@ class ParquetTable:
                     buffer_size=_STREAM_BYTES,
                     pre_buffer=False,
                     page_checksum_verification=True,
-                    thrift_string_size_limit=parquet_pages.MOST_FOOTER,
-                    thrift_container_size_limit=max(1, min(len(footer), _MOST_IN_LIST)),
+                    thrift_string_size_limit=parquet_pages.MAX_FOOTER,
+                    thrift_container_size_limit=max(1, min(len(footer), _MAX_IN_LIST)),
                 )
                 yield file, table, footer
             except _errors(pa) as error:

@@ -18,10 +18,10 @@ from engine.errors import SourceError
 from engine.sources.items import DEVICES, HARD_LINKS, LINKS, PIECES
 
 BLOCK = 512
-_MOST_HEADER = 1 << 20  # bytes of a long name or of a pax header
-_MOST_SIZE = 1 << 62
+_MAX_HEADER = 1 << 20  # bytes of a long name or of a pax header
+_MAX_SIZE = 1 << 62
 _SKIP_BYTES = 1 << 20
-_MOST_ZEROS = 64 << 20  # bytes between archives: more is not gone through
+_MAX_ZEROS = 64 << 20  # bytes between archives: more is not gone through
 _WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders, pipes: a size says nothing
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL, _SPARSE = b"LKxXgS"
 _HARD_LINK = ord("1")
@@ -139,7 +139,7 @@ class TarReader:
             size = _number(block[124:136]) if _is_header(block) else -1
         except ValueError:
             size = -1
-        if 0 <= size <= _MOST_SIZE:
+        if 0 <= size <= _MAX_SIZE:
             return size
         if self._seen:
             raise SourceError(
@@ -148,10 +148,10 @@ class TarReader:
         raise SourceError("is not a tar archive")
 
     def _header(self, size: int) -> bytes:
-        if size > _MOST_HEADER:
+        if size > _MAX_HEADER:
             raise SourceError(
                 f"is damaged after member {self._seen}: a header of {size:,} bytes is over the limit "
-                f"of {_MOST_HEADER:,}"
+                f"of {_MAX_HEADER:,}"
             )
         self._expect(size)
         data = self._file.read(size)
@@ -216,7 +216,7 @@ class TarReader:
 
         So a compressed file is read to its end, where its checksum is.
         """
-        for _ in range(_MOST_ZEROS // BLOCK):
+        for _ in range(_MAX_ZEROS // BLOCK):
             block = self._file.read(BLOCK)
             if not block:
                 return b""

@@ -15,8 +15,8 @@ from engine.sources import npy
 from engine.sources.items import VectorBlock
 from engine.sources.npy import NpyFile
 
-MOST_DIM = 1 << 16  # an index trains on thousands of vectors at a time, however long they are
-_NEEDED = f"vectors are (N, d), with d from 1 to {MOST_DIM:,}"
+MAX_DIM = 1 << 16  # an index trains on thousands of vectors at a time, however long they are
+_NEEDED = f"vectors are (N, d), with d from 1 to {MAX_DIM:,}"
 _ITEM_BYTES = (2, 4, 8)
 _STAMPED = 1 << 20  # bytes of an array that are copied at a time
 
@@ -28,7 +28,7 @@ class NpyVectors:
         """Read the header. ``SourceError`` if it is no such array."""
         self._file = file = NpyFile(path, member, kind)
         self.name, self.mtime_ns, self.size = file.name, file.mtime_ns, file.size
-        if len(file.shape) != 2 or not 1 <= file.shape[1] <= MOST_DIM or file.shape[0] < 0:
+        if len(file.shape) != 2 or not 1 <= file.shape[1] <= MAX_DIM or file.shape[0] < 0:
             raise SourceError(
                 f"has dtype {file.dtype} and shape {file.shape}: images are uint8 or bool, {_NEEDED}"
             )
@@ -48,11 +48,11 @@ class NpyVectors:
         """The most that one row takes."""
         return (self._file.dtype.itemsize + 4) * self.dim
 
-    def vectors(self, start: int, most_rows: int, most_bytes: int) -> Iterator[VectorBlock]:
+    def vectors(self, start: int, max_rows: int, max_bytes: int) -> Iterator[VectorBlock]:
         """Rows from ``start`` on; ``SourceError`` where the file ends too early."""
         dtype = self._file.dtype
         width = dtype.itemsize * self.dim
-        step = max(1, min(most_rows, most_bytes // width))
+        step = max(1, min(max_rows, max_bytes // width))
         with self._file.data(start * width) as file:
             at = start
             while at < self.count:
@@ -83,7 +83,7 @@ class MemoryVectors:
         """``UsageError`` if it is no such array."""
         if rows.dtype.kind != "f" or rows.dtype.itemsize not in _ITEM_BYTES:
             raise UsageError(f"vectors of dtype {rows.dtype}: float32 is needed")
-        if rows.ndim != 2 or not 1 <= rows.shape[1] <= MOST_DIM:
+        if rows.ndim != 2 or not 1 <= rows.shape[1] <= MAX_DIM:
             raise UsageError(
                 f"an array of dtype {rows.dtype} and shape {rows.shape}: images are uint8 or bool, "
                 f"{_NEEDED}"
@@ -100,9 +100,9 @@ class MemoryVectors:
         self.mtime_ns = stamp.value
         self.size = 4 * rows.size
 
-    def vectors(self, start: int, most_rows: int, most_bytes: int) -> Iterator[VectorBlock]:
+    def vectors(self, start: int, max_rows: int, max_bytes: int) -> Iterator[VectorBlock]:
         """Rows from ``start`` on."""
-        step = max(1, min(most_rows, most_bytes // self.row_bytes))
+        step = max(1, min(max_rows, max_bytes // self.row_bytes))
         for at in range(start, self.count, step):
             yield VectorBlock(at, _float32(self._rows[at : at + step]))
 

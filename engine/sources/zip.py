@@ -30,7 +30,7 @@ from engine.sources.items import (
     over_limit,
     stamp_of,
 )
-from engine.sources.member_names import MOST_NAME, claims_by_name, name_problem, no_member
+from engine.sources.member_names import MAX_NAME, claims_by_name, name_problem, no_member
 from engine.sources.zip_directory import Entry
 
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -108,7 +108,7 @@ class ZipArchive:
         return _read(file, entry, most)
 
     def _member(self, file: IO[bytes], entry: Entry, most: int) -> Member | Problem | Skipped:
-        name = self.name + b"#" + entry.name[:MOST_NAME]
+        name = self.name + b"#" + entry.name[:MAX_NAME]
         note = _note(entry)
         if note:
             return Skipped(name, note)
@@ -120,7 +120,7 @@ class ZipArchive:
                 raise ImageError(problem)
             data = _read(file, entry, most)
         except ImageError as error:
-            stamp = (0, 0) if error.passing else (self.mtime_ns, self.size)
+            stamp = (0, 0) if error.retryable else (self.mtime_ns, self.size)
             return Problem(name, str(error), *stamp)
         return Member(name, self.mtime_ns, self.size, data)
 
@@ -194,6 +194,6 @@ def _unpack(packed: bytes, method: int, most: int) -> bytes:
     except damage() as error:
         raise ImageError(f"{_DAMAGED}: {' '.join(str(error).split())}") from None
     except SourceError as error:
-        raise ImageError(str(error), passing=True) from None
+        raise ImageError(str(error), retryable=True) from None
     called = _NOT_READ.get(method, "a way that nobody knows here")
     raise ImageError(f"is packed with {called} (method {method}): pack it with Deflate")

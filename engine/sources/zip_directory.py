@@ -15,8 +15,8 @@ _END = struct.Struct("<4s4H2LH")  # of the central directory
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s4B4HL2L5H2L")
-_MOST_COMMENT = 0xFFFF
-_MOST_ENDS = 16  # of the signatures near the end of a file, which may be chance or malice
+_MAX_COMMENT = 0xFFFF
+_MAX_ENDS = 16  # of the signatures near the end of a file, which may be chance or malice
 _FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED = 0x1 | 0x40
 _UTF8 = 0x800
@@ -67,7 +67,7 @@ class Directory:
 
 def find(file: IO[bytes], size: int) -> Directory:
     """Find the directory from the end of a file of ``size`` bytes; ``SourceError`` if there is none."""
-    begin = max(0, size - _MOST_COMMENT - _END.size)
+    begin = max(0, size - _MAX_COMMENT - _END.size)
     file.seek(begin)
     tail = file.read(size - begin)
     wrong = SourceError("is not a zip archive, or was cut short: its directory is missing")
@@ -86,7 +86,7 @@ def _ends(tail: bytes) -> list[int]:
     """
     found: list[int] = []
     at = len(tail) - _END.size + 4
-    while len(found) < _MOST_ENDS and (at := tail.rfind(b"PK\5\6", 0, max(at, 0))) >= 0:
+    while len(found) < _MAX_ENDS and (at := tail.rfind(b"PK\5\6", 0, max(at, 0))) >= 0:
         found.append(at)
         at += 3
 

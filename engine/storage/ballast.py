@@ -18,12 +18,12 @@ from engine.storage import file_names, nofollow
 from engine.storage.state import State
 
 NAME = file_names.RESERVE
-LEAST_STORE = 8 << 20  # bytes of extents and keys below which there is none
+MIN_STORE = 8 << 20  # bytes of extents and keys below which there is none
 LITTLE = 2 << 20  # bytes of disk with which a store can still be opened for writing
-_LEAST = 6 << 20
+_MIN = 6 << 20
 _EACH = 48  # bytes an image: of its share of a record row, its key, and both in the log
 _KEYS = 90  # bytes an image among the keys
-_MOST = 64 << 20
+_MAX = 64 << 20
 _PLENTY = 4  # times its size that have to be free before it is made
 LEFT = 5 << 19  # bytes of disk that an ingest leaves, so that images can be removed again
 LOW = 64 << 20  # free bytes below which a chunk is measured before it is written
@@ -45,7 +45,7 @@ def is_full(error: BaseException) -> bool:
 def wanted(state: State) -> int:
     """How large the reserve of a store should be, in bytes; 0 if there should be none."""
     held = sum(size for pairs in state.extents.values() for _, size in pairs) + _KEYS * state.images
-    return min(_LEAST + _EACH * state.images, _MOST) if held >= LEAST_STORE else 0
+    return min(_MIN + _EACH * state.images, _MAX) if held >= MIN_STORE else 0
 
 
 def renew(store: Path, size: int) -> bool:

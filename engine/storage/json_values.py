@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 MAX = (1 << 63) - 1  # of what counts something
 MAX_64 = (1 << 64) - 1  # of a checksum
-_MOST_TEXT = 4096  # characters
+_MAX_TEXT = 4096  # characters
 
 
 def loads(text: bytes) -> Any:
@@ -48,7 +48,7 @@ def truth(value: object) -> bool:
 
 def text(value: object) -> str:
     """A text of a length that fits in an error."""
-    if type(value) is not str or len(value) > _MOST_TEXT:
+    if type(value) is not str or len(value) > _MAX_TEXT:
         raise ValueError(f"a text is due where there is {_shown(value)}")
     return value
 

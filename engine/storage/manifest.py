@@ -22,7 +22,7 @@ GIVEN = (
     "vectors"  # the name of the encoder, and the feature, of a store of vectors that were brought
 )
 _KNOWN_FEATURES: frozenset[str] = frozenset({GIVEN})
-_MOST_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 _UUID_BYTES = 16
 _MAX_DIM = 1 << 24
 _MAX_LISTS = 1 << 24
@@ -189,7 +189,7 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
     """
     path = store / NAME
     try:
-        found = nofollow.read_file(store, NAME, _MOST_BYTES)
+        found = nofollow.read_file(store, NAME, _MAX_BYTES)
     except FileNotFoundError:
         if not store.exists():
             raise StoreNotFoundError(

@@ -32,7 +32,7 @@ from engine.storage.rows import (
 from engine.storage.snapshot import StoreView
 
 _MARKED = -1  # size and time of an array that lost some of its rows: no file has these
-_MOST_MARKS = 256  # of "#" in a name that may part an archive from a member
+_MAX_MARKS = 256  # of "#" in a name that may part an archive from a member
 
 
 @dataclass(slots=True)
@@ -322,7 +322,7 @@ class _Working:
                 self._row("names", name, None)
                 self._removal.sources += 1
             at = name.find(b"#")
-            for _ in range(_MOST_MARKS):
+            for _ in range(_MAX_MARKS):
                 if at < 0:
                     break
                 archives[b"a" + name[:at]] = None

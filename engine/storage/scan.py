@@ -22,7 +22,7 @@ from engine.storage.rows import (
 from engine.storage.snapshot import StoreView
 
 BUCKET = 1 << BUCKET_BITS  # ids
-_MOST_BYTES = 1 << 20  # of rows that are unpacked at a time: metadata takes twenty times its JSON
+_MAX_BYTES = 1 << 20  # of rows that are unpacked at a time: metadata takes twenty times its JSON
 
 
 def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
@@ -33,7 +33,7 @@ def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
     for key, value in view.keys.scan("records", start=before[0] if before else u64(start)):
         found += [(id_, record) for id_, record in unpack_records(key, value) if id_ >= start]
         size += len(value)
-        if len(found) >= most or size >= _MOST_BYTES:
+        if len(found) >= most or size >= _MAX_BYTES:
             break
     images = []
     rows = iter(view.images_of([record.key for _, record in found if record.key]))

@@ -14,7 +14,7 @@ from engine.storage.extents import Append, Family, vectors
 from engine.storage.json_values import MAX, MAX_64, items, loads, members, number, text
 from engine.storage.manifest import EncoderEntry, Manifest, SegmentEntry
 
-_MOST_MISSING = 1 << 24  # ids whose fingerprints may be gone
+_MAX_MISSING = 1 << 24  # ids whose fingerprints may be gone
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class State:
                 raise ValueError("it has counts that there are none of")
             # What is allocated by the number of ids goes with what is on the disk.
             rows = len(found.extents.get(extents.FINGERPRINTS.name, ())) * EXTENT_ROWS
-            if found.next_id > rows + _MOST_MISSING:
+            if found.next_id > rows + _MAX_MISSING:
                 raise ValueError(f"{found.next_id:,} ids are more than there can be")
         except (ValueError, RecursionError) as error:
             raise StoreDamagedError(

@@ -79,7 +79,7 @@ _LAST_INDEX = file_names.MAX_NUMBER - (
     1 << 20
 )  # from there on as many are used for what is made at once
 _FOLLOW_TRIES = 100  # to go over to a newer commit, where there is one to go on with
-_MOST_OFTEN = 3  # times as long as it took, before a call that goes on goes over again
+_MAX_OFTEN = 3  # times as long as it took, before a call that goes on goes over again
 _log = logging.getLogger("engine")
 
 
@@ -121,7 +121,7 @@ class StoreFiles(StoreView):
         told = self._notice.read()
         if told != self._seen:
             since = time.perf_counter() - self._opened_at
-            if within_a_call and since < _MOST_OFTEN * self._opening_took:
+            if within_a_call and since < _MAX_OFTEN * self._opening_took:
                 return
             try:
                 if is_of_another_commit(told, self._seen):

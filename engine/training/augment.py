@@ -47,7 +47,7 @@ _TRIES = 10
 # Values a channel of a pass on a CPU: over few it costs more to share them out among threads than
 # to do it, over many they leave the caches before the next pass comes.
 _CPU_CHUNK = 400_000
-_MOST_VIEWS = 64
+_MAX_VIEWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def colour(crops: Tensor, draws: Draws, settings: TrainSettings) -> Tensor:
     device = crops.device
     chunk = n
     if device.type == "cpu":
-        chunk = min(_MOST_VIEWS, max(1, _CPU_CHUNK // crops[0, 0].numel()))
+        chunk = min(_MAX_VIEWS, max(1, _CPU_CHUNK // crops[0, 0].numel()))
     flip, order, factors, sigma = (
         part.to(device) for part in (draws.flip, draws.order, draws.factors, draws.sigma)
     )

@@ -51,8 +51,8 @@ ROW = np.dtype(
         ("held_out", "u1"),  # by the folder that it is in
     ]
 )
-_MOST_SIDE = 1 << 20  # pixels: products of two of them stay far from what 64 bits hold
-_MOST_MANIFEST = 1 << 16  # bytes
+_MAX_SIDE = 1 << 20  # pixels: products of two of them stay far from what 64 bits hold
+_MAX_MANIFEST = 1 << 16  # bytes
 _NAMED = re.compile(r"([0-9a-f]{32})\.[0-9a-f]{16}\.pixels")
 
 
@@ -232,7 +232,7 @@ def find(folder: Path, key: str, square: int) -> PictureFile | None:
 def _check(rows: npt.NDArray[Any], most: int, square: int) -> None:
     """``ValueError`` if pixels of a picture would lie outside of the first ``most`` bytes."""
     height, width, at = (rows[name].astype(np.int64) for name in ("height", "width", "at"))
-    good = (height > 0) & (height <= _MOST_SIDE) & (width > 0) & (width <= _MOST_SIDE)
+    good = (height > 0) & (height <= _MAX_SIDE) & (width > 0) & (width <= _MAX_SIDE)
     good &= (at >= 0) & (at <= most) & (rows["file_bytes"] >= 0)
     if not good.all() or (at + 3 * (height * width + square * square) > most).any():
         raise ValueError("a picture lies outside of its file")
@@ -263,7 +263,7 @@ def _sealed(said: dict[str, Any]) -> bytes:
 def _manifest(path: Path) -> dict[str, Any]:
     """What a manifest says; ``ValueError`` if it is damaged."""
     with path.open("rb") as file:
-        said = json.loads(file.read(_MOST_MANIFEST))
+        said = json.loads(file.read(_MAX_MANIFEST))
     if not isinstance(said, dict):
         raise ValueError("no manifest")
     check = said.pop("xxh64", None)

@@ -49,7 +49,7 @@ TRAIN = "train"
 HELD_OUT = ("valid", "val", "test")
 HELD_OUT_SHARE = 0.05
 HELD_OUT_IMAGES = 1024  # at most so many are held out
-MOST_BYTES = 32 << 30  # of disk, for the decoded pictures
+MAX_BYTES = 32 << 30  # of disk, for the decoded pictures
 _HELD_OUT_FROM = 64  # images in all: of fewer none are held out by their names
 _LONGEST = 8  # times the wanted shorter side: a strip of pixels would be kept as long as it is
 _IN_FLIGHT = 64  # files, members or blocks of rows that are decoded or wait for those before them
@@ -122,14 +122,14 @@ def read(
     tick: Callable[[int, int], None],
     stop: Callable[[], bool] = lambda: False,
     cache: Path | None = None,
-    most_bytes: int = MOST_BYTES,
+    max_bytes: int = MAX_BYTES,
     held_out: float | None = HELD_OUT_SHARE,
 ) -> Read:
     """Decode the images of all that ``engine ingest`` takes, but for vectors.
 
     Pictures are kept with the shorter side shrunk to ``side`` (never enlarged), and squashed to
     ``square`` × ``square``: in ``cache``, where later runs find them while the sources have not
-    changed, else in a nameless file in ``folder``. Where they would take over ``most_bytes``, a
+    changed, else in a nameless file in ``folder``. Where they would take over ``max_bytes``, a
     smaller side is chosen, down to ``square``; ``UsageError`` says what that would take if it is
     still too much. ``tick`` is told how many items are done and about how many there are; once
     ``stop`` says so, ``KeyboardInterrupt`` is raised.
@@ -139,12 +139,12 @@ def read(
     the folders are, and with 0 nothing is: the folders are trained on too.
     """
     plan = _Plan(sources)
-    key, total = plan.key((FORMAT, canonical.DECODER, side, square, most_bytes))
+    key, total = plan.key((FORMAT, canonical.DECODER, side, square, max_bytes))
     file = find(cache, key, square) if cache is not None else None
     reused = file is not None
     if file is None:
         reader = _Reader(square, pool, tick, stop, total)
-        file = reader.read(plan, side, most_bytes, lambda: _writer(folder, cache, key))
+        file = reader.read(plan, side, max_bytes, lambda: _writer(folder, cache, key))
     if reused:
         tick(total, total)
     trained, out = _split(file, held_out)
@@ -325,7 +325,7 @@ class _Loaded:
 @dataclass(frozen=True, slots=True)
 class _Failed:
     rejection: Rejection
-    passing: bool = False  # the next run may be luckier with the very same file
+    retryable: bool = False  # the next run may be luckier with the very same file
 
 
 _Result = _Loaded | _Failed
@@ -383,7 +383,7 @@ class _Reader:
             for result in self._results(plan):
                 if isinstance(result, _Failed):
                     rejected.append(result.rejection)
-                    whole = whole and not result.passing
+                    whole = whole and not result.retryable
                     continue
                 sizes.extend(result.size)
                 if result.shrunk is None or result.squashed is None:
@@ -454,7 +454,7 @@ class _Reader:
             except SourceError as error:
                 yield 0, _refused(item.name, str(error))
             except OSError as error:
-                yield 0, _refused(item.name, f"cannot be read: {error.strerror}", passing=True)
+                yield 0, _refused(item.name, f"cannot be read: {error.strerror}", retryable=True)
 
     @property
     def _waiting(self) -> int:
@@ -488,7 +488,7 @@ class _Reader:
             try:
                 data = item.read(self._memory.max_file)
             except ImageError as error:
-                return [_failed(item.name, str(error), passing=True)]
+                return [_failed(item.name, str(error), retryable=True)]
             return [self._decoded(_picture(part, item.name), item.name, data)]
 
         return load
@@ -518,7 +518,7 @@ class _Reader:
         except ImageError as error:
             return _failed(name, str(error))
         except MemoryError:
-            return _failed(name, "not enough memory to read it", passing=True)
+            return _failed(name, "not enough memory to read it", retryable=True)
 
     def _shrunk(self, picture: _Picture, file_bytes: int, rgb: Array) -> _Loaded:
         height, width, _ = rgb.shape
@@ -574,9 +574,9 @@ def _gib(count: int) -> str:
     return f"{count / (1 << 30):,.2f} GiB"
 
 
-def _failed(name: bytes, reason: str, *, passing: bool = False) -> _Failed:
-    return _Failed(Rejection(os.fsdecode(name), reason), passing)
+def _failed(name: bytes, reason: str, *, retryable: bool = False) -> _Failed:
+    return _Failed(Rejection(os.fsdecode(name), reason), retryable)
 
 
-def _refused(name: bytes, reason: str, *, passing: bool = False) -> Callable[[], list[_Result]]:
-    return lambda: [_failed(name, reason, passing=passing)]
+def _refused(name: bytes, reason: str, *, retryable: bool = False) -> Callable[[], list[_Result]]:
+    return lambda: [_failed(name, reason, retryable=retryable)]

@@ -91,7 +91,7 @@ def export(
         work = Path(name)
         _write_fp32(deployed, work / FP32, settings.image_size)
         reference = _run(work / FP32, test)
-        cosine = _least_cosine(reference, _run_torch(network, settings, test))
+        cosine = _min_cosine(reference, _run_torch(network, settings, test))
         if not cosine >= MIN_COSINE:
             raise TrainingError(
                 f"the ONNX file and the network disagree (cosine {cosine:.5f}, {MIN_COSINE} is "
@@ -280,7 +280,7 @@ def _run_torch(network: SimCLR, settings: TrainSettings, images: Images) -> Vect
     return np.asarray(torch.cat(vectors).numpy(), np.float32)
 
 
-def _least_cosine(a: Vectors, b: Vectors) -> float:
+def _min_cosine(a: Vectors, b: Vectors) -> float:
     return float((a.astype(np.float64) * b).sum(1).min())
 
 

@@ -287,7 +287,7 @@ class _Run:
         if read.side < side:
             self.warn(
                 f"crops are cut from pictures of {read.side} pixels a side, not {side}: "
-                f"{data.MOST_BYTES >> 30} GiB of disk hold no larger ones"
+                f"{data.MAX_BYTES >> 30} GiB of disk hold no larger ones"
             )
         if n < self.batch:
             self.batch = n

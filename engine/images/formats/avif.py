@@ -14,8 +14,8 @@ from engine.images.formats.boxes import boxes, first
 from engine.images.formats.common import unsupported
 
 _SEQUENCE_HEADER = 1
-_MOST_ITEMS = 4096
-_MOST_UNITS = 65536
+_MAX_ITEMS = 4096
+_MAX_UNITS = 65536
 
 
 @dataclass(slots=True)
@@ -145,7 +145,7 @@ def _locate(content: memoryview | None, items: dict[int, _Item]) -> None:
     base_size, index_size = content[5] >> 4, content[5] & 15 if version in (1, 2) else 0
     wide = 2 if version < 2 else 4
     count, at = _number(content, 6, wide), 6 + wide
-    for _ in range(min(count, _MOST_ITEMS)):
+    for _ in range(min(count, _MAX_ITEMS)):
         number, at = _number(content, at, wide), at + wide
         within = False
         if version in (1, 2):
@@ -164,7 +164,7 @@ def _locate(content: memoryview | None, items: dict[int, _Item]) -> None:
 def _associate(content: memoryview, items: dict[int, _Item]) -> None:
     wide, large = (2 if content[0] < 1 else 4), content[3] & 1
     count, at = _number(content, 4, 4), 8
-    for _ in range(min(count, _MOST_ITEMS)):
+    for _ in range(min(count, _MAX_ITEMS)):
         item, at = items.setdefault(_number(content, at, wide), _Item()), at + wide
         properties, at = content[at], at + 1
         for _ in range(properties):
@@ -212,7 +212,7 @@ def _configured(content: memoryview) -> int:
 def _bitstream(view: memoryview) -> Iterator[int]:
     """The depth in each sequence header of a bitstream; there must be one."""
     at, found = 0, False
-    for _ in range(_MOST_UNITS):
+    for _ in range(_MAX_UNITS):
         if at >= len(view):
             break
         header = view[at]

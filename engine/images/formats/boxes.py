@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from engine.errors import ImageError
 
-_MOST_BOXES = 10_000
+_MAX_BOXES = 10_000
 
 
 def boxes(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
@@ -15,7 +15,7 @@ def boxes(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     Raises ``ImageError`` for one that does not end within it.
     """
     at = 0
-    for _ in range(_MOST_BOXES):
+    for _ in range(_MAX_BOXES):
         if at + 8 > len(view):
             return
         size = int.from_bytes(view[at : at + 4], "big")

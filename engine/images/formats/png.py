@@ -32,11 +32,11 @@ _IMAGE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _ONCE = (b"IHDR", b"PLTE", b"tRNS")
 # These may hold an orientation; Pillow looks for it in them.
 _ORIENTATION_KEYS = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif", b"xmp")
-_MOST_METADATA = 1 << 20  # bytes of text that is looked at for an orientation, inflated
-_MOST_TEXTS = 8  # that are looked at
-_MOST_EXIF = 1 << 24
-_MOST_FRAMES = 1 << 31
-_MOST_CHUNKS = 1_000_000  # the largest pictures, in chunks of 4 KiB, have a tenth of it
+_MAX_METADATA = 1 << 20  # bytes of text that is looked at for an orientation, inflated
+_MAX_TEXTS = 8  # that are looked at
+_MAX_EXIF = 1 << 24
+_MAX_FRAMES = 1 << 31
+_MAX_CHUNKS = 1_000_000  # the largest pictures, in chunks of 4 KiB, have a tenth of it
 
 
 def opened(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int]:
@@ -55,8 +55,8 @@ def opened(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int]:
     chunks = 0
     while at + 12 <= len(view):
         chunks += 1
-        if chunks > _MOST_CHUNKS:
-            raise ImageError(f"broken image: a PNG of more than {_MOST_CHUNKS:,} chunks")
+        if chunks > _MAX_CHUNKS:
+            raise ImageError(f"broken image: a PNG of more than {_MAX_CHUNKS:,} chunks")
         length = int.from_bytes(view[at : at + 4], "big")
         name = bytes(view[at + 4 : at + 8])
         end = at + 12 + length
@@ -90,13 +90,13 @@ def opened(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int]:
         elif name == b"acTL" and before_pixels and length >= 8:
             count = int.from_bytes(body[:4], "big")
             # With two of them it is no animation, and its still image is shown.
-            frames = count if 0 < count <= _MOST_FRAMES and not twice else 0
+            frames = count if 0 < count <= _MAX_FRAMES and not twice else 0
         elif name == b"fcTL" and before_pixels:
             default_image = False  # the still image is the first frame
-        elif name == b"eXIf" and length <= _MOST_EXIF:
+        elif name == b"eXIf" and length <= _MAX_EXIF:
             kept = _is_whole(view, at, end)
         elif name in (b"tEXt", b"zTXt", b"iTXt"):
-            kept = texts < _MOST_TEXTS and _may_turn(name, body) and _is_whole(view, at, end)
+            kept = texts < _MAX_TEXTS and _may_turn(name, body) and _is_whole(view, at, end)
             texts += kept
         if not kept or keep is not None:
             parts += [view[start:at], *([keep] if keep is not None else [])]
@@ -156,8 +156,8 @@ def _transparent(body: memoryview, depth: int) -> bytes:
 
 def _may_turn(name: bytes, body: memoryview) -> bool:
     """Whether a text is of the kind that may hold an orientation, and short enough to be read."""
-    key, zero, rest = bytes(body[: _MOST_METADATA + 1]).partition(b"\0")
-    if not zero or key not in _ORIENTATION_KEYS or len(body) > _MOST_METADATA:
+    key, zero, rest = bytes(body[: _MAX_METADATA + 1]).partition(b"\0")
+    if not zero or key not in _ORIENTATION_KEYS or len(body) > _MAX_METADATA:
         return False
     if name == b"iTXt":
         if rest[:2] != b"\x01\0":
@@ -171,7 +171,7 @@ def _may_turn(name: bytes, body: memoryview) -> bool:
         return True
     inflate = zlib.decompressobj()
     try:
-        inflate.decompress(rest, _MOST_METADATA)
+        inflate.decompress(rest, _MAX_METADATA)
     except zlib.error:
         return False
     return not inflate.unconsumed_tail

@@ -53,7 +53,7 @@ FOLDER = file_names.KEYS
 _CONFIG = "rocksdict-config.json"
 _LOST = "lost"  # a folder that RocksDB's own repair makes
 _OPEN_TRIES = 4  # of what was found not to move
-_MOST_CURRENT = 64  # bytes of CURRENT
+_MAX_CURRENT = 64  # bytes of CURRENT
 _THREADS = 16 + 4  # that open files, and that flush and compact
 _LINKS = "engine-reader-"  # how the folder begins that has the links of a reader
 _MANY_FILES = os.strerror(errno.EMFILE)
@@ -334,7 +334,7 @@ def require_readable(folder: Path) -> None:
     store, name = folder.parent, f"{FOLDER}/CURRENT"
     try:
         with nofollow.opened_folder(store, FOLDER, os.O_RDONLY):
-            current = nofollow.read_file(store, name, _MOST_CURRENT)
+            current = nofollow.read_file(store, name, _MAX_CURRENT)
         name = f"{FOLDER}/{current.decode().strip()}"
         os.close(nofollow.open_file(store, name))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, StoreError):

@@ -22,8 +22,8 @@ from engine.storage import file_names, nofollow
 
 TRIES = 200
 _OURS = re.compile(r"\d+\.(sst|log)|IDENTITY")
-_MOST_CURRENT = 64  # bytes of CURRENT
-_MOST_BYTES = 1 << 30  # of a MANIFEST: RocksDB begins another one then
+_MAX_CURRENT = 64  # bytes of CURRENT
+_MAX_BYTES = 1 << 30  # of a MANIFEST: RocksDB begins another one then
 _PIECE = 1 << 20  # bytes
 _FDS = Path("/proc/self/fd")  # names of open files, good for deleted ones too
 _PAUSE = 0.0005  # seconds, after some tries
@@ -57,7 +57,7 @@ class Pinned:
                 # It is about to be the name of a file that is written.
                 if not file_names.ROCKSDB_MANIFEST.fullmatch(self.log):
                     return False
-                if self.size > _MOST_BYTES:
+                if self.size > _MAX_BYTES:
                     raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
                 self._open(self.log)
                 # Again until there is nothing new: one listing may show a log and miss the one before.
@@ -134,7 +134,7 @@ def version(folder: Path) -> tuple[bytes, int] | None:
     """
     store = folder.parent
     try:
-        current = nofollow.read_file(store, f"{file_names.KEYS}/CURRENT", _MOST_CURRENT)
+        current = nofollow.read_file(store, f"{file_names.KEYS}/CURRENT", _MAX_CURRENT)
         named = current.decode().strip()
         if not file_names.ROCKSDB_MANIFEST.fullmatch(named):
             return None

@@ -20,7 +20,7 @@ from engine.errors import StoreError
 
 _TASKS = Path("/proc/self/task")
 _NAME = "rocksdb:"  # of a background thread, and its priority behind it
-_MOST_WAIT = 10.0  # seconds for a flush or a compaction that is under way
+_MAX_WAIT = 10.0  # seconds for a flush or a compaction that is under way
 _POLL = 0.0005  # seconds
 
 
@@ -39,7 +39,7 @@ class _Threads:
             return
         self._counts = _running() or Counter(low=1, high=1)
         self._set(Counter())
-        deadline = time.monotonic() + _MOST_WAIT
+        deadline = time.monotonic() + _MAX_WAIT
         running = _running()
         while running and time.monotonic() < deadline:
             time.sleep(_POLL)
