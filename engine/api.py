@@ -22,6 +22,7 @@ from engine.config import (
     DEFAULT_K,
     DEFAULT_MAX_DISTANCE,
     FORMAT_VERSION,
+    Limits,
     check_keep_pixels,
     parse_memory,
     whole,
@@ -143,12 +144,14 @@ class Store:
         read_only: bool = False,
         encoder: str | None = None,
         memory: str | int | None = None,
+        limits: Limits | None = None,
     ) -> Self:
         """Open the store at ``path``.
 
         ``create``: make it if it is not there, with ``encoder`` ("simclr", the path of a folder that
         ``engine train`` wrote, or "none"). ``memory``: a size such as "2G" (binary units, default 1G,
-        at least 128M) that bounds the anonymous memory used.
+        at least 128M) that bounds the anonymous memory used. ``limits``: how much is handled at a time;
+        the default suits every store.
 
         Raises ``StoreNotFoundError``, ``StoreFormatError``, ``StoreDamagedError`` or ``EncoderError``.
         """
@@ -159,7 +162,7 @@ class Store:
                 raise UsageError("a store cannot be both created and read-only")
             chosen = None if encoder == NO_ENCODER else registry.find(encoder or DEFAULT_ENCODER)
             make_store(folder, budget, (lambda made: _install(made, chosen)) if chosen else None)
-        return cls(StoreFiles(folder, budget, read_only=read_only))
+        return cls(StoreFiles(folder, budget, read_only=read_only, limits=limits))
 
     def close(self) -> None:
         """Close it. What was committed is durable already."""
@@ -668,12 +671,12 @@ class Store:
 
     def _salvage(self) -> list[CheckProblem]:
         """Build the keys again, for which they have to be closed."""
-        path, memory = self._files.path, self._files.memory
+        path, memory, limits = self._files.path, self._files.memory, self._files.limits
         self._files.close()
         try:
             return salvage(path, memory)
         finally:
-            self._files = StoreFiles(path, memory, read_only=False)
+            self._files = StoreFiles(path, memory, read_only=False, limits=limits)
             self._found = self._searched = None
 
     # --- copying ----------------------------------------------------------------------------------

@@ -75,6 +75,31 @@ EXTENT_ROWS = 1 << 20  # rows of a fixed-row extent, at most
 EXTENT_BYTES = 1 << 30  # bytes after which a new extent of kept pixels is begun
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of something a store handles at a time, passed in when it is opened.
+
+    The defaults suit every store. Tests pass smaller ones, to reach each edge with a few images.
+    """
+
+    chunk_files: int = CHUNK_FILES
+    chunk_rows: int = CHUNK_ROWS
+    chunk_vectors: int = CHUNK_VECTORS
+    chunk_vector_bytes: int = CHUNK_VECTOR_BYTES
+    chunk_encoded_rows: int = CHUNK_ENCODED_ROWS
+    exact_rows: int = EXACT_ROWS
+    unindexed_rows: int = 16 * EXACT_ROWS  # vectors after which a running ingest stops to index
+    extent_rows: int = EXTENT_ROWS
+    extent_bytes: int = EXTENT_BYTES
+    removal_batch: int = 4096  # images or sources that one commit removes
+    compact_batch: int = 4096  # images, or rows, that ``optimize`` looks at at a time
+    compact_bytes: int = 16 << 20  # pixels that ``optimize`` moves in one commit
+    compact_extents: int = (
+        16  # extents that one commit drops: it rewrites the commit records of each
+    )
+    recall_sample: int = 1000  # vectors of a store that recall is measured with
+
+
 # Measured, in bytes: what opening a store takes; an ONNX session with the encoder that is shipped;
 # and what its network takes for each pixel of its input.
 _OPENING_BYTES = 11 << 20

@@ -1,10 +1,11 @@
 """Makes the tables of the keys agree again, where rows of them were lost.
 
-Each row is held against the others that say the same. What one table lacks is put there from another,
-from kept pixels or from a source (engine.maintenance.recover_images); an image that has lost its
-record or its key for good goes, and is named. Deletions may have been lost with a row: what
-``removed`` has of an id counts more than a record of it. In the end all counts are
-those of what is there, and where rows may be missing that nothing tells of, arrays and archives are read again by the next ingest.
+Each row is held against the others that say the same. What one table lacks is put there from
+another, from kept pixels or from a source (engine.maintenance.recover_images); an image that has
+lost its record or its key for good goes, and is named. Deletions may have been lost with a row:
+what ``removed`` has of an id counts more than a record of it. In the end all counts are those of
+what is there, and where rows may be missing that nothing tells of, arrays and archives are read
+again by the next ingest.
 
 Every step leaves the keys no worse than they were, and the mark of a rescue goes with the last one: a
 process that is killed in between leaves what the next run goes on with.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import SOURCES_SHOWN, MemoryBudget, StructuralSettings
+from engine.config import SOURCES_SHOWN, Limits, MemoryBudget, StructuralSettings
 from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.images import hashing
 from engine.index.search import VectorIndex
@@ -64,10 +64,11 @@ _BUCKET_RUNS = 16  # of a bucket that is remembered, at most
 class StoreView:
     """The committed images of one store directory, as a reader sees them beside any writer."""
 
-    def __init__(self, path: Path, memory: MemoryBudget) -> None:
+    def __init__(self, path: Path, memory: MemoryBudget, limits: Limits | None = None) -> None:
         """Open it for reading: the manifest first, then the keys."""
         self.path = path
         self.memory = memory
+        self.limits = limits or Limits()
         self._keys: Keys | None = None
         self._index: VectorIndex | None = None
         self._failed: str | None = None

@@ -34,7 +34,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from engine.config import MemoryBudget
+from engine.config import Limits, MemoryBudget
 from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
 from engine.forking import abandon_in_child
 from engine.index import segment
@@ -86,7 +86,9 @@ _log = logging.getLogger("engine")
 class StoreFiles(StoreView):
     """One store directory: a view of it, that becomes its one writer and commits chunks."""
 
-    def __init__(self, path: Path, memory: MemoryBudget, *, read_only: bool) -> None:
+    def __init__(
+        self, path: Path, memory: MemoryBudget, *, read_only: bool, limits: Limits | None = None
+    ) -> None:
         self.read_only = read_only
         self._lock = WriterLock(path)
         self._writers: dict[str, ExtentWriter] = {}
@@ -98,7 +100,7 @@ class StoreFiles(StoreView):
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
         self._owner = os.getpid()
         self._abandoned = False  # it was opened by the parent of this forked process
-        super().__init__(path, memory)
+        super().__init__(path, memory, limits)
         abandon_in_child(self)
 
     # --- opening, recovering, closing -------------------------------------------------------------
