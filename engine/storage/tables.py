@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.images import hashing
 from engine.storage.commit_row import CommitRow
 from engine.storage.rocks.database import Keys
 from engine.storage.rows import (
@@ -30,11 +32,16 @@ from engine.storage.rows import (
     file_id,
     record_in,
     record_keys,
+    record_rows,
+    record_span,
     reject_in,
     u64,
 )
 
+T = TypeVar("T")
 Row = tuple[bytes, bytes]
+UNREAD = -1  # size and time of a source that is to be read again: no file has these
+_KEY = hashing.KEY_BYTES
 _MAX_ID = 1 << 63
 
 
@@ -102,13 +109,29 @@ class Images(Table):
         """The first image of each of many keys, by the column."""
         return ImageRows.unpack(self.get_many(keys))
 
+    @staticmethod
+    def further_key(key: bytes, id_: int) -> bytes:
+        """The key of the row of another image with the same key."""
+        return key + u64(id_)
+
+    @staticmethod
+    def parts(key: bytes) -> tuple[bytes, int | None]:
+        """The image's key in the key of a row, and the id behind it; None of the first image."""
+        image_key, id_ = key[:_KEY], key[_KEY:]
+        return image_key, int.from_bytes(id_, "big") if id_ else None
+
+    @staticmethod
+    def is_key(key: bytes) -> bool:
+        """Whether a row can have this key."""
+        return len(key) in (_KEY, _KEY + 8)
+
     def put(self, key: bytes, row: ImageRow) -> RowChange:
         """The first image of a key."""
         return self.change(key, row.pack())
 
     def put_further(self, key: bytes, row: ImageRow) -> RowChange:
         """Another image with the same key."""
-        return self.change(key + u64(row.id), row.pack())
+        return self.change(self.further_key(key, row.id), row.pack())
 
     def _rows(self, key: bytes, value: bytes | None) -> list[ImageRow]:
         if value is None:
@@ -132,6 +155,21 @@ class Records(Table):
     def row_over(self, id_: int) -> Row | None:
         """The stored row that may cover image ``id_``: the last one that begins at or before it."""
         return self.at_or_before(u64(id_)) if 0 < id_ < _MAX_ID else None
+
+    def covers(self, id_: int) -> bool:
+        """Whether a stored row is about image ``id_``, even if it says that it was removed."""
+        row = self.row_over(id_)
+        if row is None or len(row[0]) != 8:
+            return False
+        return id_ < int.from_bytes(row[0], "big") + record_span(row[1])
+
+    def files(self) -> Iterator[tuple[int, bytes]]:
+        """The id of each image that came as a file, and the SHA-256 of the file."""
+        for key, value in self.scan():
+            if not record_rows(value):  # rows of arrays have no file
+                record = RecordRow.unpack(value)
+                if record.file_hash:
+                    yield int.from_bytes(key, "big"), record.file_hash
 
     def scan_from(self, id_: int) -> Iterator[Row]:
         """The stored rows from the one on that may cover image ``id_``."""
@@ -161,6 +199,10 @@ class Sources(Table):
         """The stored rows of image ``id_`` and of those after it."""
         return self.scan(start=u64(id_))
 
+    def ids(self, start: int = 0) -> Iterator[int]:
+        """The image of each row, ascending, from image ``start`` on."""
+        return (self.parts(key)[0] for key, _ in self.scan_from(start))
+
     @staticmethod
     def key(id_: int, name: bytes) -> bytes:
         """The key of a row."""
@@ -171,11 +213,20 @@ class Sources(Table):
         """The id and the name in a key."""
         return int.from_bytes(key[:8], "big"), key[8:]
 
+    @staticmethod
+    def is_key(key: bytes) -> bool:
+        """Whether a row can have this key."""
+        return len(key) > 8
+
 
 class Names(Table):
     """Name of a file → the image it was when it was last read, and its stamp then."""
 
     name = "names"
+
+    def put(self, name: bytes, row: NameRow) -> RowChange:
+        """What a name stands for."""
+        return self.change(name, row.pack())
 
     def rows(self, names: list[bytes]) -> list[NameRow | None]:
         """What each name stood for, or None."""
@@ -187,6 +238,15 @@ class Files(Table):
     """SHA-256 of a file → id."""
 
     name = "files"
+
+    def put(self, file_hash: bytes, id_: int) -> RowChange:
+        """The image that a file is."""
+        return self.change(file_hash, u64(id_))
+
+    @staticmethod
+    def is_value(value: bytes) -> bool:
+        """Whether a row can have this value."""
+        return len(value) == 8
 
     def ids(self, hashes: list[bytes]) -> list[int | None]:
         """The image of each file, or None."""
@@ -233,6 +293,12 @@ class Arrays(Table):
             self.change(self.ARRAY + name, row.pack()),
             self.change(self.number_key(row.number), name),
         ]
+
+    def require_whole(self) -> None:
+        """Read every row; ``StoreDamagedError`` at one that makes no sense."""
+        for key, value in self.scan():
+            if key[:1] != self.NUMBER:
+                (ArrayRow if key[:1] == self.ARRAY else ArchiveRow).unpack(value)
 
     def put_archive(self, name: bytes, row: ArchiveRow) -> RowChange:
         """The row of an archive."""
@@ -318,6 +384,11 @@ class Rejects(Table):
         values = self.get_many(names)
         return [reject_in(value) if value is not None else None for value in values]
 
+    def require_whole(self) -> None:
+        """Read every row; ``StoreDamagedError`` at one that makes no sense."""
+        for _, value in self.scan():
+            reject_in(value)
+
     def names(self, prefix: bytes = b"") -> Iterator[bytes]:
         """The names of rejected sources that begin with ``prefix``."""
         return (key for key, _ in self.scan(prefix))
@@ -396,13 +467,8 @@ class Tables:
         return tuple(vars(self).values())
 
 
-def in_batches(rows: Iterable[Row], size: int = 1000) -> Iterator[list[Row]]:
-    """Rows in lists of up to ``size``."""
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def in_batches(rows: Iterable[T], size: int = 1000) -> Iterator[list[T]]:
+    """Rows, or what was made of them, in lists of up to ``size``."""
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
         yield batch
