@@ -15,7 +15,7 @@ from engine.ingest import run
 from engine.maintenance.check.damage import Damage
 from engine.maintenance.repair.run import Repair
 from engine.storage.extents import HEADER_BYTES
-from engine.storage.rocks import database
+from engine.storage.rocks import database, open_reader, opening
 from engine.storage.rows import ImageRow, NameRow, record_keys, u64
 
 
@@ -205,7 +205,7 @@ class Change(list[tuple[str, str, bytes, bytes]]):
 def damage_a_row(store: Path, change: Change) -> None:
     from engine.config import MemoryBudget
 
-    table = database.open_writer(store, MemoryBudget())
+    table = opening.open_writer(store, MemoryBudget())
     batch = table.batch()
     for what, *row in change:
         batch.put(*row) if what == "put" else batch.delete(*row[:2])
@@ -512,7 +512,7 @@ def test_a_manifest_that_was_read_just_before_a_commit_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "store"
-    real = database.open_reader
+    real = open_reader.open_reader
     with Store.open(path, create=True, encoder="none") as writer:
         writer.ingest("synthetic:bits?n=20")
 
@@ -523,6 +523,6 @@ def test_a_manifest_that_was_read_just_before_a_commit_is_no_damage(
 
         with Store.open(path, read_only=True) as reader:
             writer.remove(ids=[20])
-            monkeypatch.setattr(database, "open_reader", late)
+            monkeypatch.setattr(open_reader, "open_reader", late)
             assert reader.check().problems == ()
             assert reader._files.manifest != writer._files.manifest

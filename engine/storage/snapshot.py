@@ -29,7 +29,7 @@ from engine.storage.fingerprints import Fingerprints
 from engine.storage.json_values import items, loads
 from engine.storage.live_ids import blocks_of
 from engine.storage.manifest import Manifest
-from engine.storage.rocks import database
+from engine.storage.rocks import open_reader
 from engine.storage.rocks.database import Keys
 from engine.storage.rocks.pin import TRIES
 from engine.storage.rows import (
@@ -83,7 +83,7 @@ class StoreView:
         seen = self._notice.read()  # before the keys: what is committed meanwhile is noticed again
         nofollow.require_kinds(self.path, file_names.FILES, file_names.FOLDERS)
         found = manifest.load(self.path)
-        opened = database.open_reader(self.path, self.memory, tries=tries)
+        opened = open_reader.open_reader(self.path, self.memory, tries=tries)
         self._load(found, opened, commit_of(seen))
         self._seen = seen
         self._opened_at = time.perf_counter()
