@@ -20,9 +20,10 @@ from engine import CheckReport, EngineError, Store, StoreError
 from engine.storage.commit_evidence import MARK
 from engine.storage.commit_file import NAME as COMMIT
 from engine.storage.rocks import files, lz4, rebuild
+from engine.storage.rocks.blocks import PUT
 from engine.storage.rocks.database import Keys
 from engine.storage.rocks.log import Records, batch_rows, versions
-from engine.storage.rocks.sst import PUT, TableFile
+from engine.storage.rocks.sst import TableFile
 from engine.storage.rows import TABLES, Run, record_ids, u64
 
 FILES, ROWS, GONE = 70, 150, 40

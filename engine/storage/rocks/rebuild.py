@@ -29,10 +29,11 @@ from engine.storage.commit_evidence import MARK
 from engine.storage.durable import cannot_read, fsync_dir, fsync_file, is_in_the_way
 from engine.storage.manifest import DamagedManifestError, Manifest
 from engine.storage.rocks import database, files, opening
+from engine.storage.rocks.blocks import PUT, Row, varint
 from engine.storage.rocks.database import Keys
 from engine.storage.rocks.folder import require_files
 from engine.storage.rocks.log import Records, Versions, batch_rows, versions
-from engine.storage.rocks.sst import PUT, Row, TableFile, varint
+from engine.storage.rocks.sst import TableFile
 from engine.storage.rows import TABLES
 
 MENDED = file_names.MENDED
