@@ -1,6 +1,6 @@
-"""Which tests run (``scripts/test`` says how it is asked for), and fixtures that several modules share.
+"""Which tests run, as ``scripts/test`` is asked for it, and fixtures that several modules share.
 
-A test that takes more than half a second of a core is marked ``slow``, what is exhaustive ``exhaustive``.
+``slow`` is a test that takes more than half a second of a core, ``exhaustive`` one that others sample.
 Without an option all but the exhaustive ones run.
 """
 
