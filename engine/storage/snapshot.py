@@ -51,6 +51,7 @@ from engine.storage.rows import (
     u64,
 )
 from engine.storage.state import State, settings_in
+from engine.storage.tables import Tables
 from engine.storage.vectors import Vectors
 
 _log = logging.getLogger("engine")
@@ -100,6 +101,7 @@ class StoreView:
             raise
         self._close_files()
         self.manifest, self._keys, self.state = found, table, state
+        self.tables = Tables(table)
         self._pixels = ExtentReader(self.path, extents.PIXELS, self.is_behind)
         self.fingerprints = Fingerprints(self.path)
         self._lookups = 0

@@ -12,8 +12,8 @@ from PIL import Image
 
 from engine import CheckReport, EngineError, Problem, Store, UsageError
 from engine.ingest import run
-from engine.maintenance import repair
-from engine.maintenance.check import Damage
+from engine.maintenance.check.damage import Damage
+from engine.maintenance.repair.run import Repair
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.rocks import database
 from engine.storage.rows import ImageRow, NameRow, record_keys, u64
@@ -490,14 +490,14 @@ def test_what_was_committed_before_a_repair_began_is_checked_again(
     with Store.open(store) as opened:
         opened.remove(ids=[1])
         opened._files.set_dead({})
-    run = repair.Repair.run
+    run = Repair.run
 
-    def late(mending: repair.Repair, damage: Damage) -> list[Problem]:
+    def late(mending: Repair, damage: Damage) -> list[Problem]:
         with Store.open(store) as other:
             other.remove(ids=[2, 3])
         return run(mending, damage)
 
-    monkeypatch.setattr(repair.Repair, "run", late)
+    monkeypatch.setattr(Repair, "run", late)
     with Store.open(store) as opened:
         report = opened.check(fix=True)
         assert report.problems and report.ok

@@ -27,7 +27,7 @@ from engine.images.canonical import from_array
 from engine.maintenance import missing_sources, remove
 from engine.storage import extents
 from engine.storage.changeset import Chunk, NewImage, NewName
-from engine.storage.removal import Going
+from engine.storage.removal import RemovalRequest
 from engine.storage.rocks.database import Keys
 from engine.storage.rows import ArchiveRow, Run
 from engine.storage.writer import StoreFiles
@@ -156,14 +156,14 @@ def test_what_goes_is_counted_as_it_comes() -> None:
             raise AssertionError("its length is asked for after each row")
 
     run, alone = Run(1, 0, 5, 1, 9), Run(1, 9, 3, 0, 9)
-    going = Going(rows=NeverWalked(), ids=[4])
-    assert len(going) == 1
-    going.add_rows(run, run)
-    assert len(going) == 1 + run.count
-    going.add_rows(alone, alone)
-    assert len(going) == 1 + run.count + 1
-    going.names.append((b"/a", 4))
-    assert len(going) == 1 + run.count + 2
+    request = RemovalRequest(rows=NeverWalked(), ids=[4])
+    assert len(request) == 1
+    request.add_rows(run, run)
+    assert len(request) == 1 + run.count
+    request.add_rows(alone, alone)
+    assert len(request) == 1 + run.count + 1
+    request.names.append((b"/a", 4))
+    assert len(request) == 1 + run.count + 2
 
 
 def test_images_that_share_a_key_go_one_by_one(
@@ -914,18 +914,18 @@ def test_ctrl_c_ends_the_command_on_a_commit(store: Store, tmp_path: Path) -> No
     store.close()
     code = """
 import os, signal, sys
-from engine import remove, store
 from engine.cli.app import main
-from engine.pixels import from_array
+from engine.maintenance import remove
+from engine.storage import writer
 
 remove.MOST = 3
-commit = store.StoreFiles.commit
+commit = writer.StoreFiles.commit
 
 def told(files, chunk):
     commit(files, chunk)
     os.kill(os.getpid(), signal.SIGINT)
 
-store.StoreFiles.commit = told
+writer.StoreFiles.commit = told
 sys.exit(main(sys.argv[1:]))
 """
     ids = [argument for id_ in range(1, 15) for argument in ("--id", str(id_))]

@@ -341,7 +341,7 @@ CHILD = """
 import sys
 import pytest
 from engine import Store
-from test_optimize import small_pieces
+from test_maintenance_optimize import small_pieces
 
 small_pieces(pytest.MonkeyPatch())
 with Store.open(sys.argv[1]) as store:
