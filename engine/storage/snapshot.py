@@ -25,6 +25,7 @@ from engine.storage.json_values import items, loads
 from engine.storage.live_ids import blocks_of
 from engine.storage.manifest import Manifest
 from engine.storage.open_files import OpenFiles
+from engine.storage.rocks.database import Keys
 from engine.storage.rows import (
     BUCKET_BITS,
     ArchiveRow,
@@ -94,6 +95,11 @@ class Snapshot:
     def tables(self) -> Tables:
         """The open tables; ``StoreError`` if they are closed."""
         return self.files.tables
+
+    @property
+    def keys(self) -> Keys:
+        """The open database; ``StoreError`` if it is closed."""
+        return self.files.keys
 
     @property
     def settings(self) -> StructuralSettings:
@@ -173,13 +179,13 @@ class Snapshot:
     def those_there(self, ids: list[int]) -> list[int]:
         """Those of some ids, in ascending order, that are of images."""
         able = [id_ for id_ in ids if 0 < id_ < 1 << 63]
-        return [id_ for _, _, held in blocks_of(self.files.keys, able) for id_ in held.tolist()]
+        return [id_ for _, _, held in blocks_of(self.keys, able) for id_ in held.tolist()]
 
     def removed_ids(self) -> IdSet:
         """The ids of all images that were removed; read once for each commit."""
         if self._removed is None:
             if self.state.removed:
-                found, bad = tombstones.read(self.files.keys, self.state.next_id)
+                found, bad = tombstones.read(self.keys, self.state.next_id)
                 if bad:
                     raise StoreDamagedError(
                         f"{self.path}: which images were removed cannot be read; run 'engine check "

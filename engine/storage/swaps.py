@@ -51,7 +51,7 @@ def publish_index(
     # Readers that have them mapped keep them until they let go.
     for path in before.index_files(writer.path) - writer.manifest.index_files(writer.path):
         remove(path, writer.path)
-    writer.publish_index()
+    writer.announce_index()
 
 
 def drop_extents(writer: Writer, numbers: Sequence[int]) -> None:

@@ -317,7 +317,7 @@ class Writer:
         self.require_open()
         self.safely(lambda: self._appender.begin_next(extents.PIXELS))
 
-    def publish_index(self) -> None:
+    def announce_index(self) -> None:
         """Tell readers that the manifest names another index."""
         self._notice.publish_index()
 
