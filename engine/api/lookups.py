@@ -1,0 +1,306 @@
+"""The searching methods of ``Store``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from engine.api.open_store import OpenStore
+from engine.config import (
+    DEFAULT_K,
+    DEFAULT_MAX_DISTANCE,
+)
+from engine.errors import ImageError, UsageError
+from engine.images import canonical
+from engine.images.canonical import PackedBits
+from engine.index.operating_point import check_recall
+from engine.ingest.given_arrays import normalized
+from engine.records import (
+    Decoded,
+    Kind,
+    LookupResult,
+)
+from engine.search.filters import Ids, Names, SearchedIn, Within
+from engine.search.lookup import Lookup, check_k, identical_ids, tier_names
+from engine.sources.in_memory import (
+    Images,
+    unlike,
+)
+from engine.sources.items import Problem
+from engine.sources.locate import Query, open_images
+
+_ANSWER_BYTES = 4 + 8  # a score and an id
+_LOOKED_UP = 4096  # images in canonical form at a time
+
+QueryLike = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | npt.NDArray[Any]
+    | Image.Image
+    | PackedBits
+)
+# Which of these a list of may be given by mistake; of numbers it is an array.
+_QUERIES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, PackedBits)
+
+
+class Lookups(OpenStore):
+    """The methods of ``Store`` that search."""
+
+    def lookup(
+        self,
+        query: QueryLike,
+        *,
+        k: int = DEFAULT_K,
+        tiers: Sequence[str] | None = None,
+        min_score: float | None = None,
+        max_distance: int = DEFAULT_MAX_DISTANCE,
+        recall: float | None = None,
+        ids: Ids | None = None,
+        source: Names | None = None,
+    ) -> LookupResult:
+        """Look one image up: a path (or ``FILE.npy#ROW``), a file's bytes, an array, a PIL image, or
+        ``PackedBits`` of one image.
+
+        ``tiers``: of "identical", "near" and "similar", by default all the store has. ``k`` bounds
+        the similar images, of which ``recall`` are to be found (see ``search_vectors``); near are all
+        within ``max_distance``, of 256. A row of vectors is searched for in "similar" alone, where
+        images have nothing to compare if the vectors were given.
+
+        ``ids`` and ``source`` restrict it to these images: those with one of ``ids`` (any integers; what
+        is not in the store is ignored), and those seen in ``source``, a path or several, as ``remove``
+        takes them. ``k`` are still found where so many are left, and a hit names all of its sources.
+
+        Raises ``ImageError`` if the query cannot be read as an image, and ``UsageError`` if the store
+        has no image of a source.
+        """
+        if isinstance(query, list | tuple) and any(isinstance(one, _QUERIES) for one in query):
+            raise UsageError(f"a list of {len(query)} queries: use lookup_many")
+        within = self._within(ids, source)
+        self._session.follow()
+        finder = self._finder(k, tiers, min_score, max_distance, recall)
+        if isinstance(query, str | os.PathLike):
+            found = list(self._queries(finder, os.fspath(query), within))
+            if len(found) != 1:
+                raise UsageError(f"{query} holds {len(found)} images: use lookup_many")
+            result = found[0]
+        elif isinstance(query, bytes | bytearray | memoryview):
+            result = self._one(finder, Query("bytes", bytes(query), None), within)
+        elif isinstance(query, PackedBits):
+            result = self._one(finder, Query("bits", None, Decoded(query.only(), "array")), within)
+        elif isinstance(query, Image.Image):
+            found_ = Decoded(canonical.from_image(query), "image")
+            result = self._one(finder, Query("image", None, found_), within)
+        elif np.ndim(query) == 0:  # as None is to NumPy
+            raise UsageError(
+                f"a query is a path, a file's bytes, an array, a PIL image or PackedBits, not "
+                f"{type(query).__name__}"
+            )
+        else:
+            found_ = Decoded(canonical.from_array(_as_array(query)), "array")
+            result = self._one(finder, Query("array", None, found_), within)
+        if result.error is not None:
+            raise ImageError(f"{result.query}: {result.error}")
+        return result
+
+    def lookup_many(
+        self,
+        queries: Iterable[str | os.PathLike[str]],
+        *,
+        k: int = DEFAULT_K,
+        tiers: Sequence[str] | None = None,
+        min_score: float | None = None,
+        max_distance: int = DEFAULT_MAX_DISTANCE,
+        recall: float | None = None,
+        ids: Ids | None = None,
+        source: Names | None = None,
+    ) -> Iterator[LookupResult]:
+        """Look up each IMAGE that the command would take; one that cannot be read has an ``error``.
+
+        ``ids`` and ``source`` as ``lookup`` has them.
+        """
+        if isinstance(queries, str | os.PathLike | bytes):
+            raise UsageError("queries are paths in a list: use lookup for one")
+        # A wrong argument is told before the first query.
+        self._session.follow()
+        self._finder(k, tiers, min_score, max_distance, recall)
+        within = self._within(ids, source)
+        if within is not None:
+            within.ids(self._session)
+        for query in queries:
+            self._session.follow(within_a_call=True)
+            finder = self._finder(k, tiers, min_score, max_distance, recall)
+            if not isinstance(query, str | os.PathLike):
+                raise UsageError(
+                    f"a query of many is a path, not a {type(query).__name__}: use lookup for each"
+                )
+            yield from self._queries(finder, os.fsdecode(query), within)
+
+    def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
+        """The image that each of n images of one size is, verified, or -1: (n,) int64.
+
+        ``images`` is an array (n, H, W) or (n, H, W, 3) of bool or uint8, which is of bits if it holds
+        nothing but 0 and 1, or ``PackedBits``, which cost least. For many images this takes a tenth of
+        the time of as many calls of ``lookup``; what it does not give are sources: see ``sources``.
+        """
+        other = unlike(images)
+        if other:
+            raise UsageError(f"images are an array or PackedBits, not {other}")
+        kind = None if isinstance(images, PackedBits) else canonical.array_kind(images)
+        self._session.follow()
+        return self._again(lambda: self._find_identical(images, kind))
+
+    def search_vectors(
+        self,
+        queries: npt.ArrayLike,
+        k: int = DEFAULT_K,
+        *,
+        recall: float | None = None,
+        ids: Ids | None = None,
+        source: Names | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The k vectors closest to each query: scores (nq, k) float32 and image ids (nq, k) int64.
+
+        ``queries`` is (nq, dim), finite; the score is the inner product, best first, and the cosine
+        where the vectors have length 1: those of encoders, and given ones that were normalized, as
+        the queries are then. Where there are fewer than k vectors, scores are -inf and ids -1.
+        ``recall`` is the share of the k closest that is to be found, by default the store's own (see
+        ``optimize``): how far to look was measured on the store's own vectors. With 1 all are compared.
+        ``ids`` and ``source``: the closest among these images only, as ``lookup`` has it.
+
+        Many queries at once are searched on all cores. Several threads may call this at once, and
+        search at once, as long as none of them writes with this ``Store``.
+        """
+        k = check_k(k)
+        share = check_recall(recall) if recall is not None else None
+        self._session.require_own()  # before a lock that a thread of the parent may have had
+        within = None
+        if ids is not None or source is not None:
+            with self._looking:
+                within = self._within(ids, source)  # once: ids may come from what is read only once
+        return self._again(lambda: self._search_vectors(queries, k, share, within))
+
+    def _search_vectors(
+        self,
+        queries: npt.ArrayLike,
+        k: int,
+        recall: float | None,
+        within: Within | None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        with ExitStack() as stack:
+            with self._looking:
+                self._session.follow()
+                if self._session.manifest.encoder is None:
+                    raise UsageError(
+                        f"{self.path} has no vectors: it was filled with --encoder none"
+                    )
+                wanted = within.ids(self._session) if within is not None else None
+                index, among = self._session.to_search(wanted)
+                stack.enter_context(index)  # whatever other threads do now
+            block = self._as_queries(queries, index.vectors.dim)
+            answer = _ANSWER_BYTES * len(block) * k
+            if answer > self._session.memory.total:
+                raise UsageError(
+                    f"{len(block):,} queries for {k:,} each have an answer of {answer:,} bytes, which "
+                    f"is more than the memory that was given: ask for fewer"
+                )
+            return index.search_ids(block, k, recall=recall, wanted=among)
+
+    def _as_queries(self, queries: npt.ArrayLike, dim: int) -> npt.NDArray[np.float32]:
+        """Queries as they are compared: (nq, dim) float32; ``UsageError`` if they are something else."""
+        try:
+            with np.errstate(over="ignore"):
+                block = np.asarray(queries, np.float32, order="C")
+        # RuntimeError: of a tensor that is to be trained.
+        except (TypeError, ValueError, RuntimeError) as error:
+            why = unlike(queries) or " ".join(str(error).split())
+            raise UsageError(f"queries are no array of numbers: {why}") from None
+        if block.ndim != 2 or block.shape[1] != dim:
+            one = "(1, d) for one" if block.ndim == 1 else f"(n, {dim})"
+            raise UsageError(f"queries of shape {block.shape}: {one} is needed")
+        if not np.isfinite(block).all():
+            raise UsageError("queries hold values that are NaN, infinite or too large for float32")
+        entry = self._session.manifest.encoder
+        if entry is not None and entry.normalized:
+            block, lengths = normalized(block)
+            if (lengths == 0).any():
+                at = int(np.argmin(lengths))
+                raise UsageError(f"query {at} has length zero, and so no direction")
+        return block
+
+    def _finder(
+        self,
+        k: int,
+        tiers: Sequence[str] | None,
+        min_score: float | None,
+        max_distance: int,
+        recall: float | None,
+    ) -> Lookup:
+        tiers = tier_names(tiers)
+        asked = (k, tiers, min_score, max_distance, recall)
+        # Kept for the next query, which nearly always asks the same; an encoder may have been adopted.
+        if self._finder_of != (asked, self._session.manifest.encoder) or self._found is None:
+            self._found = Lookup(
+                self._session,
+                self._own_encoder,
+                k=k,
+                tiers=tiers,
+                min_score=min_score,
+                max_distance=max_distance,
+                recall=recall,
+            )
+            self._finder_of = (asked, self._session.manifest.encoder)
+        return self._found
+
+    def _within(self, ids: Ids | None, source: Names | None) -> Within | None:
+        """What a search is restricted to; the next one is nearly always to the same sources."""
+        if ids is None and source is None:
+            return None
+        sources = SearchedIn(source) if source is not None else None
+        if sources is not None:
+            if self._searched is None or self._searched.names != sources.names:
+                self._searched = sources
+            sources = self._searched
+        return Within(ids, sources)
+
+    def _find_identical(self, images: Images, kind: Kind | None) -> npt.NDArray[np.int64]:
+        ids = np.empty(len(images), np.int64)
+        for at in range(0, len(images), _LOOKED_UP):
+            part = images[at : at + _LOOKED_UP]
+            if isinstance(part, PackedBits):
+                rows = part.canonical()
+            else:
+                assert kind is not None
+                rows = canonical.rows_from_array(part, kind)
+            ids[at : at + len(rows)] = identical_ids(self._session, rows)
+        return ids
+
+    def _queries(self, finder: Lookup, spec: str, within: Within | None) -> Iterator[LookupResult]:
+        for query in open_images(spec, self._session.memory.max_file):
+            if isinstance(query, Problem):
+                yield LookupResult(os.fsdecode(query.name), error=query.reason)
+            else:
+                yield self._one(finder, query, within)
+
+    def _one(self, finder: Lookup, query: Query, within: Within | None) -> LookupResult:
+        files = self._session
+        return self._again(
+            lambda: finder.one(query, within.ids(files) if within is not None else None)
+        )
+
+
+def _as_array(query: object) -> npt.NDArray[Any]:
+    """An image as an array; ``UsageError`` for what is none."""
+    try:
+        return np.asarray(query)
+    except (TypeError, ValueError, RuntimeError) as error:
+        why = unlike(query) or " ".join(str(error).split())
+        raise UsageError(f"a query is no array of numbers: {why}") from None

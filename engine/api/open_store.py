@@ -1,0 +1,187 @@
+"""A store that is open: its session, its encoder, and one writing call at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Self, TypeVar
+
+from engine.api.encoder_files import install
+from engine.config import (
+    DEFAULT_ENCODER,
+    Limits,
+    parse_memory,
+)
+from engine.encoders import registry
+from engine.encoders.onnx import OnnxEncoder
+from engine.errors import EncoderError, UsageError
+from engine.search.filters import SearchedIn
+from engine.search.lookup import Lookup
+from engine.storage.create import create as make_store
+from engine.storage.extents import MovedError
+from engine.storage.writer import StoreFiles
+
+NO_ENCODER = "none"
+_TRIES = 10  # of a question, while another process rewrites what it is about
+
+T = TypeVar("T")
+
+
+class OpenStore:
+    """What every part of ``Store`` needs: the open session, the encoder, one writing call at a time."""
+
+    def __init__(self, files: StoreFiles) -> None:
+        """Use ``Store.open``."""
+        self._session = files
+        self._encoder: OnnxEncoder | None = None
+        self._found: Lookup | None = None
+        self._finder_of: object = None
+        self._searched: SearchedIn | None = None
+        self._writing = ""  # the call that is at it
+        self._looking = Lock()  # for going over to a newer commit
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        encoder: str | None = None,
+        memory: str | int | None = None,
+        limits: Limits | None = None,
+    ) -> Self:
+        """Open the store at ``path``.
+
+        ``create``: make it if it is not there, with ``encoder`` ("simclr", the path of a folder that
+        ``engine train`` wrote, or "none"). ``memory``: a size such as "2G" (binary units, default 1G,
+        at least 128M) that bounds the anonymous memory used. ``limits``: how much is handled at a time;
+        the default suits every store.
+
+        Raises ``StoreNotFoundError``, ``StoreFormatError``, ``StoreDamagedError`` or ``EncoderError``.
+        """
+        budget = parse_memory(memory)
+        folder = Path(path)
+        if create and not (folder / "MANIFEST.json").exists():
+            if read_only:
+                raise UsageError("a store cannot be both created and read-only")
+            chosen = None if encoder == NO_ENCODER else registry.find(encoder or DEFAULT_ENCODER)
+            make_store(folder, budget, (lambda made: install(made, chosen)) if chosen else None)
+        return cls(StoreFiles(folder, budget, read_only=read_only, limits=limits))
+
+    def close(self) -> None:
+        """Close it. What was committed is durable already."""
+        self._session.close()
+        self._encoder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., OpenStore], tuple[type[OpenStore], str, bool, int]]:
+        """Pickle how to open it again; ``StoreError`` if it is closed, or of another process."""
+        _ = self._session.keys
+        memory = self._session.memory.total
+        return _reopen, (type(self), str(self.path.absolute()), self._session.read_only, memory)
+
+    def refresh(self) -> None:
+        """See what other processes have committed since; reading methods do so by themselves."""
+        self._session.refresh()
+
+    @property
+    def session(self) -> StoreFiles:
+        """The open session below, for those who look inside of a store."""
+        return self._session
+
+    @property
+    def path(self) -> Path:
+        """The store's folder."""
+        return self._session.path
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether images that are added get vectors, unless ``encoder="none"`` is said."""
+        entry = self._session.manifest.encoder
+        return entry is not None and not entry.given
+
+    @property
+    def has_given_vectors(self) -> bool:
+        """Whether the vectors were brought, and not made of images."""
+        entry = self._session.manifest.encoder
+        return entry is not None and entry.given
+
+    def __len__(self) -> int:
+        """The number of images."""
+        self._session.follow()
+        return self._session.state.images
+
+    @contextmanager
+    def _alone(self, call: str) -> Iterator[None]:
+        """One writing call at a time: what one has looked up, another must not change under it."""
+        if self._writing:
+            raise UsageError(f"{call} was called during {self._writing} of the same store")
+        self._writing = call
+        try:
+            yield
+        finally:
+            self._writing = ""
+
+    def _again(self, ask: Callable[[], T]) -> T:
+        """An answer, asked for once more of a newer commit where that has moved what was looked for."""
+        for _ in range(_TRIES):
+            try:
+                return ask()
+            except MovedError:
+                with self._looking:
+                    self._session.refresh()
+        return ask()
+
+    def _own_encoder(self) -> OnnxEncoder:
+        entry = self._session.manifest.encoder
+        if entry is None or entry.given:
+            raise UsageError(f"{self.path} has no encoder")
+        if self._encoder is None:
+            folder = (self.path / entry.file).parent
+            found = registry.read(folder, self._session.encoder_file)
+            if found.sha256 != entry.fingerprint:
+                raise EncoderError(f"{self.path / entry.file} is not the encoder of this store")
+            self._encoder = OnnxEncoder(found)
+        return self._encoder
+
+    def _encoder_for(self, wanted: str | None) -> OnnxEncoder | None:
+        """The encoder of an ingest: the store's own, if ``wanted`` is no other one."""
+        entry = self._session.manifest.encoder
+        if wanted == NO_ENCODER or (wanted is None and not self.has_encoder):
+            return None
+        if wanted is not None:
+            if entry is not None and entry.given:
+                raise UsageError(
+                    f"{self.path} holds vectors that were given, with which those of {wanted} cannot "
+                    f"be compared: leave --encoder out, or make another store"
+                )
+            chosen = registry.find(wanted)
+            if entry is None:
+                self._session.adopt_encoder(lambda folder: install(folder, chosen))
+                entry = self._session.manifest.encoder
+            if entry is None or chosen.sha256 != entry.fingerprint:
+                name = entry.name if entry else NO_ENCODER
+                raise UsageError(
+                    f"{self.path} was made with the encoder {name}, and {wanted} is another one: "
+                    f"leave --encoder out, or make another store"
+                )
+        return self._own_encoder()
+
+
+def _reopen(cls: type[OpenStore], path: str, read_only: bool, memory: int) -> OpenStore:
+    return cls.open(path, read_only=read_only, memory=memory)

@@ -1,0 +1,153 @@
+"""The methods of ``Store`` that say what is in it, or copy it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from engine.api.open_store import OpenStore
+from engine.config import (
+    FORMAT_VERSION,
+    whole,
+)
+from engine.errors import UsageError
+from engine.index.maintain import recall_of
+from engine.maintenance.backup import Backup
+from engine.maintenance.export import Export
+from engine.records import (
+    BackupReport,
+    ExportReport,
+    ImageRecord,
+    StoreInfo,
+)
+from engine.storage import ballast
+from engine.storage.durable import tree_bytes
+from engine.storage.scan import records_from
+from engine.storage.writer import REJECTS
+
+_RECORDS = 1000  # records read at a time
+_PARTS = ("keys", "pixels", "fingerprints", "vectors", "index", "encoder")
+
+
+class Reading(OpenStore):
+    """The methods of ``Store`` that read without searching."""
+
+    def get(self, id_: int) -> ImageRecord:
+        """What is known of image ``id_``; ``UsageError`` if there is none."""
+        number = _whole(id_, "an id")
+        self._session.follow()
+        return self._session.get(number)
+
+    def sources(self, id_: int, most: int | None = None) -> list[str]:
+        """Where image ``id_`` was seen, at most ``most`` places; all but "memory:" ``lookup`` takes."""
+        number = _whole(id_, "an id")
+        limit = _whole(most, "most") if most is not None else 1 << 62
+        if limit < 0:
+            raise UsageError(f"most is 0 or more, not {limit}")
+        self._session.follow()
+        self._session.get(number)  # UsageError if there is none
+        names, _ = self._session.sources_of(number, limit)
+        return [os.fsdecode(name) for name in names]
+
+    def records(self, start: int = 1) -> Iterator[ImageRecord]:
+        """What is known of each image, in the order of ids, from id ``start`` on.
+
+        They are read about a thousand at a time, each thousand as of the newest commit: what is
+        committed while this goes on comes too, nothing comes twice, and the ``Store`` may be used for
+        anything else meanwhile.
+        """
+        start = _whole(start, "an id")
+        if start < 1:
+            raise UsageError(f"ids begin at 1: start at 1 or more, not {start}")
+        return self._records(start)
+
+    def _records(self, start: int) -> Iterator[ImageRecord]:
+        while True:
+            self._session.follow()
+            records = records_from(self._session, start, _RECORDS)
+            if not records:
+                return
+            yield from records
+            start = records[-1].id + 1
+
+    def info(self) -> StoreInfo:
+        """Counts, bytes by part, encoder and segments."""
+        files = self._session
+        files.follow()
+        entry = files.manifest.encoder
+        return StoreInfo(
+            path=str(self.path),
+            uuid=files.manifest.uuid,
+            format=FORMAT_VERSION,
+            images=files.state.images,
+            vectors=files.state.live_vectors,
+            sources=files.state.sources,
+            removed=files.state.removed,
+            rejects=sum(1 for _ in files.keys.scan("rejects")),
+            bytes={part: tree_bytes(self.path / part) for part in (*_PARTS, REJECTS, ballast.NAME)},
+            encoder=None
+            if entry is None
+            else {
+                "name": entry.name,
+                "dim": entry.dim,
+                "generation": entry.generation,
+                "fingerprint": entry.fingerprint,
+                "normalized": entry.normalized or not entry.given,
+            },
+            segments=[
+                {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}
+                for s in files.manifest.segments
+            ],
+            recall=recall_of(files.manifest),
+        )
+
+    def backup(
+        self,
+        dest: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> BackupReport:
+        """Copy the store to ``dest``, a new or empty folder, while others read it and write to it.
+
+        The copy is a store: the same one, with the same uuid, as it was after one commit that was
+        made before or during the call. It takes no lock and writes nothing to this one. Either all
+        of it is at ``dest``, durable, or nothing is. ``progress(done, total)`` is told of bytes.
+
+        Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError``, or ``StoreError``
+        (a full disk).
+        """
+        _ = self._session.keys  # StoreError if it is closed or has failed
+        return Backup(self.path, self._session.memory, Path(dest), progress).run()
+
+    def export(
+        self,
+        dest: str | os.PathLike[str],
+        *,
+        format: str = "csv",
+        vectors: bool = True,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> ExportReport:
+        """Write what the store knows to ``dest``, a new or empty folder, for other tools.
+
+        ``images.csv`` has a row for each image, ``sources.csv`` one for each place where one was
+        seen; ``format`` may be "parquet". ``vectors.npy`` is (n, dim) float32 and ``vector_ids.npy``
+        (n,) int64; a store without an encoder has none. All of it is as of one commit. What the
+        columns are, and how names that are no text are written, is in ``engine.maintenance.export``.
+        ``progress(done, total)`` is told of images.
+
+        Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError`` or ``StoreError``;
+        then nothing is at ``dest``.
+        """
+        self._session.follow()
+        _ = self._session.keys  # StoreError if it is closed or has failed
+        run = Export(self._session, Path(dest), format=format, vectors=vectors, progress=progress)
+        return run.run()
+
+
+def _whole(value: object, name: str) -> int:
+    """A number as somebody gives it; ``UsageError`` for anything else."""
+    try:
+        return whole(value)
+    except TypeError:
+        raise UsageError(f"{name} is a whole number, not {value!r:.60}") from None

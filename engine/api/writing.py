@@ -1,0 +1,373 @@
+"""The writing methods of ``Store``."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from engine.api.encoder_files import installed_bytes
+from engine.api.open_store import NO_ENCODER, OpenStore
+from engine.config import (
+    DEFAULT_ENCODER,
+    check_keep_pixels,
+    parse_memory,
+    whole,
+)
+from engine.encoders import registry
+from engine.errors import EngineError, ImageError, StoreError, UsageError
+from engine.images.canonical import PackedBits
+from engine.ingest.dry_run import Plan
+from engine.ingest.run import Ingest
+from engine.maintenance.check.run import Check
+from engine.maintenance.optimize import Optimize
+from engine.maintenance.removal_dry_run import RemovalPlan
+from engine.maintenance.remove import Remove
+from engine.maintenance.repair.run import Repair
+from engine.maintenance.salvage import salvage
+from engine.records import (
+    CheckReport,
+    IngestPlan,
+    IngestReport,
+    OptimizeReport,
+    RemoveReport,
+)
+from engine.records import Problem as CheckProblem
+from engine.sources.in_memory import (
+    Images,
+    OneImage,
+    Vectors,
+    array_of,
+    is_image,
+    members,
+    unlike,
+)
+from engine.sources.items import Item, checked_metadata
+from engine.sources.locate import Sources
+from engine.storage.writer import StoreFiles
+
+Stream = Iterable[tuple[str, OneImage] | tuple[str, OneImage, dict[str, Any] | None]]
+
+
+class Writing(OpenStore):
+    """The methods of ``Store`` that write."""
+
+    def ingest(
+        self,
+        *sources: str | os.PathLike[str] | Images | Vectors | OneImage | Stream,
+        name: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        files_from: str | os.PathLike[str] | None = None,
+        encoder: str | None = None,
+        recursive: bool = True,
+        keep_pixels: str = "auto",
+        workers: int | None = None,
+        normalize: bool = False,
+        null: bool = False,
+        progress: Callable[[int, int | None], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> IngestReport:
+        """Add the images of folders, files, arrays and synthetic sets; what is there stays as it is.
+
+        An array of float32 (n, d), in a file or in memory as "memory:NAME#17", is of vectors: rows
+        without pixels, each with an id of its own, for ``search_vectors``. A store holds vectors of
+        one d, its encoder's or given ones; images that are added to given ones get none.
+        ``normalize`` divides the vectors by their length, and queries too from then on, which makes
+        scores cosines; it is fixed with the first ones.
+
+        A source may also be in memory, alone: one image, with a ``name`` that results call it by as
+        "memory:NAME" (a file's bytes or a PIL image; ``metadata``, a JSON object of at most 16 KiB,
+        is kept with it); or many of one size, as "memory:NAME#17": ``PackedBits``, or an array
+        (n, H, W), (n, H, W, 1) or (n, H, W, 3) of bool or uint8. Such an array is of bits if it holds
+        nothing but 0 and 1. One that may be a single image as well, (n, H, 3) say, is refused. Or a
+        stream of them, which is read as it is needed: any iterable of (name, image) or (name, image,
+        metadata), where an image is bytes, a PIL image, ``PackedBits`` of one, or an array (H, W),
+        (H, W, 3) or (H, W, 4) of bool, uint8 or uint16. An unreadable image of a stream is reported
+        like an unreadable file, and the others go on.
+
+        ``encoder``: the store's own (default), or "none" to add images without vectors; a store
+        made without one takes the first that is named. ``files_from``: a file with more sources,
+        one a line, or with ``null`` a null byte behind each. ``keep_pixels``: "auto" keeps bit images of
+        up to 64 KiB packed, "yes" other images too, as their files' bytes, "no" none.
+        ``progress(done, total)`` is called as items are done; ``stop()`` is asked often; once
+        it says so, what is finished is committed and the run ends.
+
+        Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; what was committed stays.
+        """
+        given: Sources | _InMemory | None = self._in_memory(sources, name, metadata)
+        if given is None:
+            given = Sources(_paths(sources), files_from=files_from, recursive=recursive, null=null)
+        elif len(sources) > 1 or files_from is not None:
+            raise UsageError("images in memory are ingested alone: call ingest once for each")
+        with self._alone("ingest"):
+            self._session.become_writer()  # first: another process may have given it an encoder
+            used = self._encoder_for(encoder)
+            tell = None
+            if progress is not None:
+                total, report = given.count(), progress
+                report(0, total)
+
+                def tell(done: int) -> None:
+                    report(done, total)
+
+            run = Ingest(
+                self._session,
+                used,
+                keep_pixels=keep_pixels,
+                workers=workers,
+                normalize=normalize,
+                progress=tell,
+                stop=stop,
+            )
+            if isinstance(given, _InMemory):
+                return run.run(given)
+            self._session.add_roots(given.folders)
+            found = run.run(given)
+            self._session.add_roots(given.folders)  # a list may have named more of them
+            return found
+
+    def remove(
+        self,
+        *,
+        ids: Iterable[int] = (),
+        sources: Iterable[str | os.PathLike[str]] = (),
+        missing: bool = False,
+        yes: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[int, int | None], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> RemoveReport:
+        """Remove images by id, and sources by name; an image goes with the last of its sources.
+
+        A source is a path as results show it, or a relative one. It stands for itself, for the rows of
+        an array, for the members of an archive and for everything below a folder, whether these are on
+        disk or not; "b.npy#17" is one row. ``missing``: also what is not there any more on disk.
+        Where more than half of what an ingest's folder held is missing, its disk may be away: then
+        ``MissingError`` is raised and nothing is removed, unless ``yes``. ``dry_run`` only counts what
+        would go, and where; it takes no lock and needs no room on the disk.
+        What is named and is not in the store is told in the report. An image that comes back later
+        gets a new id. The disk is given back by ``optimize``.
+        ``progress(done, total)`` is called as it goes; ``stop()`` is asked after each commit.
+
+        Raises ``UsageError``, ``MissingError``, ``StoreLockedError``, ``StoreError``; run again, it
+        goes on.
+        """
+        try:
+            wanted = [whole(id_) for id_ in ids]
+        except TypeError:
+            raise UsageError(f"ids are whole numbers in a list, not {ids!r}") from None
+        named = [sources] if isinstance(sources, str | os.PathLike) else sources
+        try:
+            names = [os.fspath(name) for name in named]
+        except TypeError:
+            raise UsageError(f"sources are paths in a list, not {sources!r}") from None
+        if not wanted and not names and not missing:
+            raise UsageError("name what to remove: ids, sources, or what is missing")
+        tell = None
+        if progress is not None:
+            total, report = (None if names or missing else len(set(wanted))), progress
+            report(0, total)
+
+            def tell(done: int) -> None:
+                report(done, total)
+
+        with self._alone("remove"):
+            if dry_run:
+                self._session.follow()
+                return RemovalPlan(self._session, stop).run(wanted, names, missing=missing)
+            run = Remove(self._session, progress=tell, stop=stop)
+            return run.run(wanted, names, missing=missing, yes=yes)
+
+    @classmethod
+    def plan(
+        cls,
+        path: str | os.PathLike[str],
+        *sources: str | os.PathLike[str],
+        files_from: str | os.PathLike[str] | None = None,
+        encoder: str | None = None,
+        recursive: bool = True,
+        keep_pixels: str = "auto",
+        null: bool = False,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> IngestPlan:
+        """What ``ingest`` into the store at ``path`` would read, and how much disk it would take.
+
+        Nothing is written, and no store is made where there is none. ``disk_bytes`` is an upper
+        estimate: what is decoded only later may turn out to be a duplicate, or broken.
+        """
+        check_keep_pixels(keep_pixels)
+        given = Sources(_paths(sources), files_from=files_from, recursive=recursive, null=null)
+        tell = None
+        if progress is not None:
+            total, report = given.count(), progress
+
+            def tell(done: int) -> None:
+                report(done, total)
+
+        folder = Path(path)
+        store = cls.open(folder, read_only=True) if (folder / "MANIFEST.json").exists() else None
+        try:
+            files = store._session if store is not None else None
+            entry = files.manifest.encoder if files is not None else None
+            dim, new = entry.dim if entry is not None and not entry.given else 0, 0
+            if entry is None and (encoder or files is None) and encoder != NO_ENCODER:
+                found = registry.find(encoder or DEFAULT_ENCODER)
+                dim, new = found.dim, installed_bytes(found)
+            dim = dim if encoder != NO_ENCODER else 0
+            plan = Plan(files, dim=dim, keep_pixels=keep_pixels, disk_bytes=new)
+            return plan.run(given, folder, tell)
+        finally:
+            if store is not None:
+                store.close()
+
+    def optimize(
+        self,
+        *,
+        recall: float | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> OptimizeReport:
+        """Build the index anew, give back the disk space of what was removed, bring the keys in order.
+
+        ``recall``: the share of the nearest vectors that searches are to find from now on, unless they
+        say it themselves (0.95 at first); what that takes is measured on a sample of the store's own
+        vectors. The index is trained again if the store has grown or changed, and vectors are laid out
+        in its order; others may go on writing to the store meanwhile, but for the last moment.
+
+        Kept pixels are copied together where a fifth of a file or more is of no image any more, as far
+        as there is room on the disk for the copy; the report says what was not done. Readers are not
+        disturbed. ``progress(done, total)`` is called as images are looked at; ``stop()`` is asked
+        after each commit.
+
+        Raises ``StoreLockedError``, ``StoreError``; run again, it goes on.
+        """
+        with self._alone("optimize"):
+            run = Optimize(self._session, recall=recall, progress=progress, stop=stop)
+            return run.run()
+
+    def check(self, *, fix: bool = False) -> CheckReport:
+        """Read everything that is committed and compare.
+
+        ``fix`` makes anew what is derived, from kept pixels or from sources that are still there, and
+        sets aside what is lost; the report names it.
+        """
+        if fix and self._session.read_only:
+            raise UsageError(f"{self.path} was opened read-only")
+        self._session.follow()
+        check = Check(self._session)
+        report = check.run()
+        if not fix or not report.problems:
+            return report
+        aside: list[CheckProblem] = []
+        try:
+            if check.damage.tables:
+                aside += self._salvage()
+                check = Check(self._session)
+                check.run()
+            aside += Repair(self._session, self._own_encoder).run(check.damage)
+        except (OSError, EngineError) as error:
+            aside.append(CheckProblem("repair", f"it could not be finished: {error}"))
+        try:
+            left = Check(self._session).run().problems
+        except StoreError:  # the repair failed and closed the store
+            left = report.problems
+        # The same damage may be told in other words by now: a part with any left is not mended.
+        parts = {problem.part for problem in left}
+        was = [replace(problem, fixed=problem.part not in parts) for problem in report.problems]
+        new = [problem for problem in left if problem not in report.problems]
+        return replace(report, problems=(*was, *aside, *new))
+
+    def _salvage(self) -> list[CheckProblem]:
+        """Build the keys again, for which they have to be closed."""
+        path, memory, limits = self._session.path, self._session.memory, self._session.limits
+        self._session.close()
+        try:
+            return salvage(path, memory)
+        finally:
+            self._session = StoreFiles(path, memory, read_only=False, limits=limits)
+            self._found = self._searched = None
+
+    @classmethod
+    def salvage(
+        cls, path: str | os.PathLike[str], *, memory: str | int | None = None
+    ) -> list[CheckProblem]:
+        """Mend what keeps a store from being opened: a lost manifest, damaged files of RocksDB.
+
+        Returns what it was, or nothing where the store can be opened as it is. Raises
+        ``StoreDamagedError`` where only a copy helps.
+        """
+        return salvage(Path(path), parse_memory(memory))
+
+    def _in_memory(
+        self, sources: Sequence[object], name: str | None, metadata: dict[str, Any] | None
+    ) -> _InMemory | None:
+        """The images of a call of ``ingest``, if they are in memory."""
+        most = self._session.memory.decoding
+        for source in sources:
+            other = unlike(source)
+            if other:
+                raise UsageError(f"a source is a path, or images in memory, not {other}")
+            one = is_image(source)
+            if metadata is not None and not one:
+                break
+            if one:
+                try:
+                    checked_metadata(metadata)
+                except ImageError as error:
+                    raise UsageError(str(error)) from None
+                # At once: what is no image is told before anything is done.
+                found = list(members([(name or "", source, metadata)], most, strict=True))
+                return _InMemory(found, 1)
+            if isinstance(source, PackedBits | np.ndarray):
+                array = array_of(source, name or "")
+                return _InMemory([array], array.count)
+            if name is None and _is_stream(source):
+                return _InMemory(members(source, most), None)
+        if metadata is not None:
+            raise UsageError(
+                "metadata is for one image in memory; those of a stream have their own"
+            )
+        if name is not None:
+            raise UsageError("a name is for images in memory; those of a stream have their own")
+        return None
+
+
+class _InMemory:
+    """Images in memory, as ``Sources`` gives what is in files."""
+
+    def __init__(self, items: Iterable[Item], count: int | None) -> None:
+        self._items = items
+        self._count = count
+
+    def count(self) -> int | None:
+        return self._count
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+
+def _is_stream(source: object) -> TypeGuard[Iterable[object]]:
+    """Whether it may be pairs of names and images; a list of paths is not."""
+    if isinstance(source, str | os.PathLike | Mapping | io.IOBase):
+        return False
+    if not isinstance(source, Iterable):
+        return False
+    listed = isinstance(source, list | tuple | set | frozenset)
+    return not (listed and any(isinstance(part, str | os.PathLike) for part in source))
+
+
+def _paths(sources: Sequence[object]) -> list[str]:
+    found = []
+    for source in sources:
+        if not isinstance(source, str | os.PathLike):
+            raise UsageError(
+                f"a source is a path, each an argument of its own, or images in memory, "
+                f"not a {type(source).__name__}"
+            )
+        found.append(os.fspath(source))
+    return found

@@ -1,0 +1,74 @@
+"""The families of extents that a manifest names, with the files that lie in their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.errors import StoreDamagedError
+from engine.storage import extents, file_names, manifest, nofollow
+from engine.storage.extents import Family
+from engine.storage.manifest import Manifest
+from engine.storage.state import State
+
+
+def family(store: Path, named: Manifest, name: str) -> Family:
+    """The family that the manifest calls ``name``; ``StoreDamagedError`` if there is none."""
+    known = [extents.PIXELS, extents.FINGERPRINTS]
+    if named.encoder:
+        entry = named.encoder
+        known.append(extents.vectors(entry.generation, entry.dim))
+        known.append(extents.vector_ids(entry.generation))
+    for one in known:
+        if one.name == name:
+            return one
+    raise StoreDamagedError(f"{store / manifest.NAME} names unknown extents {name!r}")
+
+
+def families(store: Path, named: Manifest) -> list[Family]:
+    """All families that the manifest names."""
+    return [family(store, named, name) for name in named.extents]
+
+
+def data_files(store: Path) -> set[str]:
+    """The files in those folders whose files the manifest names, beneath the store.
+
+    Files that are not called as ours are not among them. ``ForeignError`` where one of ours is none.
+    """
+    found = set()
+    for top, ours in file_names.OF_FOLDER.items():
+        for folder in _folders(store, top):
+            found |= {f"{folder}/{name}" for name in nofollow.files(store, folder, ours)}
+    return found
+
+
+def named_files(store: Path, named: Manifest) -> set[str]:
+    """The extents and the index files that the manifest names, beneath the store."""
+    found = {str(path) for path in named.index_files(Path())}
+    for one in families(store, named):
+        found |= {one.inside(number) for number in named.extents[one.name]}
+    return found
+
+
+def leftover_bytes(store: Path, named: Manifest, state: State) -> int:
+    """Bytes that an interrupted writer left behind, in extents or as files of their own."""
+    left = 0
+    committed = {
+        (name, number): size for name, pairs in state.extents.items() for number, size in pairs
+    }
+    for one in families(store, named):
+        for number in named.extents[one.name]:
+            end = extents.HEADER_BYTES + committed.get((one.name, number), 0)
+            left += max((nofollow.size(store, one.inside(number)) or 0) - end, 0)
+    # A writer may be tidying up beside us.
+    unnamed = data_files(store) - named_files(store, named)
+    return left + sum(nofollow.size(store, name) or 0 for name in unnamed)
+
+
+def _folders(store: Path, top: str) -> list[str]:
+    if top != file_names.VECTORS:
+        return [top]
+    there = nofollow.entries(store, top)
+    ours = [one for one in there if file_names.GENERATION.fullmatch(one.name)]
+    for one in ours:
+        nofollow.is_folder(store, f"{top}/{one.name}")  # says what it is instead
+    return [f"{top}/{one.name}" for one in ours]

@@ -1,0 +1,78 @@
+"""Opens a store: the manifest first, then the keys, which have to belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.config import Limits, MemoryBudget
+from engine.errors import StoreDamagedError
+from engine.storage import file_names, manifest, nofollow
+from engine.storage.commit_file import Notice, commit_of
+from engine.storage.manifest import Manifest
+from engine.storage.open_files import OpenFiles
+from engine.storage.rocks import open_reader as reader
+from engine.storage.rocks.database import Keys
+from engine.storage.rocks.pin import TRIES
+from engine.storage.snapshot import Snapshot
+from engine.storage.state import State, settings_in
+from engine.storage.tables import Meta
+
+
+def open_reader(
+    path: Path,
+    memory: MemoryBudget,
+    limits: Limits,
+    notice: Notice,
+    is_behind: Callable[[], bool],
+    tries: int = TRIES,
+) -> tuple[Snapshot, bytes]:
+    """What is committed, beside any writer; and what the notice of commits said before.
+
+    Raises ``StoreDamagedError``, or ``BusyError`` where a writer never left the files alone.
+    """
+    seen = notice.read()  # before the keys: what is committed meanwhile is noticed again
+    nofollow.require_kinds(path, file_names.FILES, file_names.FOLDERS)
+    found = manifest.load(path)
+    opened = reader.open_reader(path, memory, tries=tries)
+    return open_snapshot(path, memory, limits, found, opened, commit_of(seen), is_behind), seen
+
+
+def open_snapshot(
+    path: Path,
+    memory: MemoryBudget,
+    limits: Limits,
+    found: Manifest,
+    keys: Keys,
+    told: int,
+    is_behind: Callable[[], bool],
+) -> Snapshot:
+    """A snapshot of what was opened; ``told`` is the commit that the notice named before.
+
+    Where the keys and the manifest do not belong together, the keys are closed.
+    """
+    try:
+        state = _read_state(path, found, keys, told)
+    except BaseException:
+        keys.close()
+        raise
+    return Snapshot(path, memory, limits, found, state, OpenFiles(path, keys, is_behind))
+
+
+def _read_state(path: Path, found: Manifest, keys: Keys, told: int) -> State:
+    meta = Meta(keys)
+    value, settings = meta.state(), meta.settings()
+    if value is None or settings is None:
+        raise StoreDamagedError(f"{path}: its keys have no state; run 'engine check'")
+    if settings_in(settings) != found.settings:
+        raise StoreDamagedError(f"{path}: manifest and keys belong to different stores")
+    try:
+        state = State.unpack(value)
+    except StoreDamagedError as error:
+        raise StoreDamagedError(f"{path}: {error}") from None
+    if state.commit < told:
+        raise StoreDamagedError(
+            f"{path}: its keys end with commit {state.commit}, and commit {told} was "
+            f"made: restore the store from a copy, or go on without with 'engine check --fix'"
+        )
+    return state

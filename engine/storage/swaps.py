@@ -1,0 +1,274 @@
+"""Swaps: goes over from some files of a store to others that stand for them, in safe steps.
+
+Each saves the manifest with old and new, commits, saves the manifest without the old, and only then
+deletes. At any moment those segments are live whose rows are committed; a crash anywhere leaves
+files that the next writer forgets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import StoreError
+from engine.index import segment
+from engine.index.build import Ordered
+from engine.storage import extents, file_names, manifest, nofollow
+from engine.storage.durable import fsync_dir, inside, remove
+from engine.storage.extents import Append, ExtentReader, ExtentWriter, Family
+from engine.storage.manifest import (
+    EncoderEntry,
+    Manifest,
+    Measured,
+    QuantizerEntry,
+    SegmentEntry,
+)
+from engine.storage.state import State
+from engine.storage.writer import Writer
+
+_CARRIED = 1 << 15  # rows of vectors at a time
+
+
+def publish_index(
+    writer: Writer,
+    live: Sequence[SegmentEntry],
+    quantizers: Sequence[QuantizerEntry] = (),
+    measured: Measured | None = None,
+) -> None:
+    """Let searches go by these segments instead; files of others are deleted.
+
+    ``quantizers``: new ones, beside those there are; ``measured`` is kept unless it is said again.
+    """
+    writer.require_open()
+    before = writer.manifest
+    known = {entry.number: entry for entry in (*before.quantizers, *quantizers)}
+    named = replace(before, quantizers=tuple(known.values()))
+    writer.save(named.with_index(live, measured or before.measured))
+    # Readers that have them mapped keep them until they let go.
+    for path in before.index_files(writer.path) - writer.manifest.index_files(writer.path):
+        remove(path, writer.path)
+    writer.announce_index()
+
+
+def drop_extents(writer: Writer, numbers: Sequence[int]) -> None:
+    """Give back extents of pixels in which no image has any; they have to be dead as a whole.
+
+    The commit first, then the manifest, then the files: readers that see an older commit find a
+    file gone only once they can tell that there is a newer one.
+    """
+    writer.require_open()
+    writer.safely(lambda: _drop_extents(writer, set(numbers)))
+
+
+def _drop_extents(writer: Writer, numbers: set[int]) -> None:
+    family = extents.PIXELS
+    with writer.begin() as transaction:
+        state = transaction.state
+        pairs = state.extents[family.name]
+        if any(n in numbers and state.dead.get(str(n)) != size for n, size in pairs):
+            raise StoreError("an extent that holds images was to be dropped; this is a bug")
+        if pairs[-1][0] in numbers:  # numbers are not used again: readers may know the old file
+            if writer.appender.newest(family) in numbers:
+                writer.appender.begin_next(family)
+            pairs.append([writer.appender.newest(family), 0])
+        state.extents[family.name] = [pair for pair in pairs if pair[0] not in numbers]
+        for number in numbers:
+            state.dead.pop(str(number), None)
+        transaction.forget_appends({family.name}, numbers)
+        before = writer.manifest.extents[family.name]
+        live = {(name, n) for name, named in writer.manifest.extents.items() for n in named}
+        named = writer.manifest.only(live - {(family.name, number) for number in numbers})
+        transaction.manifest = named
+    writer.save(named)
+    writer.snapshot.files.pixels.close()
+    for number in numbers.intersection(before):
+        nofollow.remove(writer.path, family.inside(number))  # else the next writer does
+
+
+def adopt_encoder(writer: Writer, install: Callable[[Path], EncoderEntry]) -> None:
+    """Give a store that was made without an encoder its first one."""
+    if writer.manifest.encoder is None:
+        writer.save(replace(writer.manifest, encoder=install(writer.path)))
+
+
+def adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
+    """Let a store that has no vectors hold ones that are brought; what its encoder was goes."""
+    writer.require_open()
+    assert not writer.snapshot.vector_rows
+    writer.safely(lambda: _adopt_vectors(writer, dim, normalized=normalized))
+
+
+def _adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
+    before = writer.manifest.encoder
+    # A generation of its own: extents of the one before may have been begun.
+    used = [before.generation] if before is not None else []
+    generation = file_names.next_number(used, file_names.MAX_GENERATION)
+    entry = EncoderEntry(manifest.GIVEN, generation, dim, "", "", normalized)
+    if before == replace(entry, generation=generation - 1):
+        return
+    families = (extents.PIXELS.name, extents.FINGERPRINTS.name)
+    gone = writer.manifest.extents.keys() - {*families}
+    kept = {name: n for name, n in writer.manifest.extents.items() if name in families}
+    writer.save(replace(writer.manifest, encoder=entry, extents=kept).with_index(()))
+    if writer.state.extents.keys() - {*families}:  # of vectors that are all gone
+        with writer.begin() as transaction:
+            state = transaction.state
+            state.extents = {name: n for name, n in state.extents.items() if name in families}
+    writer.appender.forget(gone)
+    if before is not None and not before.given:
+        folder = file_names.encoder_folder(before.file, before.generation)
+        nofollow.discard(writer.path, folder, file_names.MADE, called=f"{folder}/")
+        with contextlib.suppress(OSError):
+            nofollow.remove_folder(writer.path, file_names.ENCODER)
+
+
+def replace_vectors(
+    writer: Writer,
+    made: Path,
+    old: Sequence[tuple[int, int]],
+    new: Ordered,
+    quantizer: QuantizerEntry | None,
+) -> None:
+    """Go over from extents of vectors to what was laid out from them in the folder ``made``.
+
+    ``old``: these extents, with the rows that were laid out; what was appended to them since is
+    carried over. The new files get their names, the manifest names both, one commit goes over,
+    and then the old ones go.
+    """
+    writer.require_open()
+    writer.safely(lambda: _VectorSwap(writer, made, old, new, quantizer).run())
+
+
+class _VectorSwap:
+    """One run of ``replace_vectors``."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        made: Path,
+        old: Sequence[tuple[int, int]],
+        new: Ordered,
+        quantizer: QuantizerEntry | None,
+    ) -> None:
+        encoder = writer.manifest.encoder
+        assert encoder is not None
+        self._writer = writer
+        self._encoder = encoder
+        self._made = made
+        self._new = new
+        self._quantizer = quantizer
+        self._families = (
+            extents.vectors(encoder.generation, encoder.dim),
+            extents.vector_ids(encoder.generation),
+        )
+        self._gone = {number for number, _ in old}
+        there = dict(writer.state.vector_parts(encoder))
+        self._late = [(n, rows, there[n]) for n, rows in old if there[n] > rows]
+        # One more may be needed for what was appended meanwhile.
+        used = writer.manifest.extents.get(self._families[0].name, ())
+        self._number = file_names.next_number(used, file_names.MAX_EXTENT - 1)
+        self._appends: list[Append] = []
+
+    def run(self) -> None:
+        writer, before = self._writer, self._writer.manifest
+        names = {family.name for family in self._families}
+        with writer.begin() as transaction:
+            both = self._with_extents(before, transaction.state)
+            both, live = self._with_segments(both)
+            self._move_index(both, before)
+            both.save(writer.path)
+            named = both.only(
+                (name, n)
+                for name, numbers in both.extents.items()
+                for n in numbers
+                if n not in self._gone or name not in names
+            ).with_index(live)
+            transaction.forget_appends(names, self._gone)
+            transaction.appended = self._appends
+            self._count(transaction.state)
+            writer.name(both)
+            transaction.manifest = named
+        writer.save(named)
+        for path in both.index_files(writer.path) - named.index_files(writer.path):
+            remove(path, writer.path)
+        for family in self._families:
+            for n in self._gone:
+                nofollow.remove(writer.path, family.inside(n))  # else the next writer does
+
+    def _with_extents(self, both: Manifest, state: State) -> Manifest:
+        """Give the new extents their names; the manifest with them, and their lengths in ``state``."""
+        store, number, uuid = self._writer.path, self._number, bytes.fromhex(both.uuid)
+        for family in self._families:
+            self._writer.appender.forget([family.name])
+            pairs = [pair for pair in state.extents[family.name] if pair[0] not in self._gone]
+            if self._new.rows:
+                extents.adopt(self._made, store, family, number, uuid)
+                both = both.with_extent(family.name, number)
+                pairs.insert(0, [number, self._new.rows * family.row_bytes])
+            if self._late:
+                both = both.with_extent(family.name, number + 1)
+                pairs.append([number + 1, self._carry_over(family, number + 1, uuid)])
+            if not pairs:  # numbers are not used again: readers may know the old file
+                extents.create(store, family, number, uuid)
+                both = both.with_extent(family.name, number)
+                pairs.append([number, 0])
+            state.extents[family.name] = pairs
+        self._appends += [
+            replace(part, extent=number) for pair in self._new.appends for part in pair
+        ]
+        return both
+
+    def _with_segments(self, both: Manifest) -> tuple[Manifest, list[SegmentEntry]]:
+        """The manifest with the new segment and quantizer; and the segments that stay live."""
+        before, quantizer = both, self._quantizer
+        ours = [e for e in before.segments if quantizer and e.quantizer == quantizer.number]
+        live = [e for e in ours if not self._gone & {extent for extent, _, _ in e.ranges}]
+        if quantizer is not None and quantizer not in before.quantizers:
+            both = replace(both, quantizers=(*before.quantizers, quantizer))
+        if self._new.segment is not None:
+            laid_out = replace(self._new.segment, ranges=((self._number, 0, self._new.rows),))
+            live.insert(0, laid_out)
+            both = replace(both, segments=(*before.segments, laid_out))
+        return both, live
+
+    def _move_index(self, both: Manifest, before: Manifest) -> None:
+        """Give the new index files their names in the store; durable."""
+        store, made = self._writer.path, self._made
+        segment.make_folder(store)
+        for path in both.index_files(made) - before.index_files(made):
+            name = inside(path, made)
+            nofollow.rename(made, name, store, name)
+        fsync_dir(store / manifest.INDEX_FOLDER)
+
+    def _count(self, state: State) -> None:
+        """Count the vectors of a state, and those of no image."""
+        generation = str(self._encoder.generation)
+        state.vectors[generation] = sum(rows for _, rows in state.vector_parts(self._encoder))
+        state.removed_vectors.pop(generation, None)
+        some = self._writer.state.dead_vectors
+        dead = self._writer.dead_vectors(self._encoder, state) if some else 0
+        if dead:
+            state.removed_vectors[generation] = dead
+
+    def _carry_over(self, family: Family, number: int, uuid: bytes) -> int:
+        """Copy what was appended late to a new extent; returns the bytes of data in it."""
+        store = self._writer.path
+        extents.create(store, family, number, uuid)
+        writer = ExtentWriter(store, family, number, 0)
+        reader = ExtentReader(store, family)
+        try:
+            for extent, first, end in self._late:
+                rows = reader.rows(extent, end, np.uint8)
+                for at in range(first, end, _CARRIED):
+                    writer.put(rows[at : min(at + _CARRIED, end)].reshape(-1).data)
+                    done = writer.flush()
+                    if done is not None:
+                        self._appends.append(done)
+            return writer.end
+        finally:
+            writer.close()
+            reader.close()

@@ -1,0 +1,345 @@
+"""A transaction: what one commit changes, and the only place where a batch of rows is written.
+
+Data first: what is appended to extents is written and synced before the batch. Then one synced
+RocksDB batch has all rows and the new ``State``, with the committed lengths. A transaction that is
+not committed leaves nothing that counts; the writer cuts what was appended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.records import Kind, Pixels, Place
+from engine.storage import extents, tombstones
+from engine.storage.appender import Appender, count_appends
+from engine.storage.bitmap import IdSet
+from engine.storage.changeset import (
+    Chunk,
+    NewImage,
+    NewName,
+    NewRows,
+    Rekept,
+    Removal,
+)
+from engine.storage.commit_row import CommitRow
+from engine.storage.extents import Append
+from engine.storage.live_ids import sources_in
+from engine.storage.manifest import EncoderEntry, Manifest
+from engine.storage.rows import (
+    ARRAY,
+    ArchiveRow,
+    ArrayRow,
+    ImageRow,
+    NameRow,
+    RecordRow,
+    Run,
+    pack_images,
+    pack_records,
+    u64,
+)
+from engine.storage.snapshot import Snapshot
+from engine.storage.state import State
+
+_MAX_ROOTS_BYTES = 256 << 10
+
+
+@dataclass(slots=True)
+class _Placed:
+    """Where the kept bytes of a changeset will lie."""
+
+    images: Iterator[Place]
+    first_row: Place | None
+    rekept: list[Place | None]
+
+
+class Transaction:
+    """The changes of one commit over ``snapshot``; made by ``Writer.begin``.
+
+    ``state`` is what the commit leaves behind. ``begun`` says whether the batch was handed to
+    RocksDB: from then on a failure leaves open whether it was committed.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, appender: Appender, flusher: Executor, *, amend: bool
+    ) -> None:
+        """``amend``: change what the newest commit left behind; its number stays."""
+        self.snapshot = snapshot
+        self.tables = snapshot.tables
+        self.state = replace(snapshot.state) if amend else snapshot.state.next()
+        self.begun = False
+        self.manifest: Manifest | None = None  # that goes with it, if it is not the live one
+        self.appended: Sequence[Append] | None = None  # where ``state`` has the lengths already
+        self._appender = appender
+        self._flusher = flusher
+        self._keys = snapshot.files.keys
+        self._batch = self._keys.batch()
+        appender.take()  # of a transaction that was not committed
+
+    def put(self, changes: Iterable[tuple[str, bytes, bytes | None]]) -> None:
+        """Put rows, or delete those without a value, in this order."""
+        for table, key, value in changes:
+            if value is None:
+                self._batch.delete(table, key)
+            else:
+                self._batch.put(table, key, value)
+
+    # --- chunks -----------------------------------------------------------------------------------
+
+    def add(self, changes: Chunk) -> None:
+        """Everything of a changeset: its data to the extents, and its rows to the batch."""
+        first_id = self.state.next_id
+        placed = self._append(changes, first_id)
+        # Both take their time and neither needs the other's result: only the commit needs both.
+        flushed = self._flusher.submit(self._appender.flush)
+        try:
+            self._put_chunk(changes, first_id, placed)
+        finally:
+            flushed.result()
+        rows = len(changes.rows) if changes.rows else 0
+        given = len(changes.given) if changes.given is not None else 0
+        count = len(changes.images) + rows + given
+        self.state.next_id += count
+        self.state.images += count
+        numbers = (row.number + 1 for _, row in changes.arrays)
+        self.state.next_array = max([self.state.next_array, *numbers])
+
+    def _append(self, changes: Chunk, first_id: int) -> _Placed:
+        """Append what is kept, fingerprints and vectors; returns where the kept bytes will lie."""
+        images, rows, given = changes.images, changes.rows, changes.given
+        assert given is None or not (images or rows)
+        put = self._appender.put
+        kept = [image.keep for image in images if image.keep is not None]
+        places = [put(extents.PIXELS, blob) for blob in kept]
+        first_row = None
+        if rows and rows.keep is not None:
+            first_row = put(extents.PIXELS, rows.keep.reshape(-1).data)
+        rekept = [
+            put(extents.PIXELS, one.keep) if one.keep is not None else None
+            for one in changes.rekept
+        ]
+        prints = b"".join(image.fingerprint for image in images)
+        self._appender.put_rows(extents.FINGERPRINTS, prints)
+        if rows:
+            self._appender.put_rows(extents.FINGERPRINTS, rows.fingerprints.tobytes())
+        if given is not None:
+            length = len(given) * extents.FINGERPRINTS.row_bytes
+            self._appender.put_zeros(extents.FINGERPRINTS, length)
+        vectors = given if given is not None else changes.vectors
+        encoder = self.snapshot.manifest.encoder
+        if vectors is not None and encoder is not None and len(vectors):
+            self._append_vectors(encoder, vectors, first_id, given=given is not None)
+        return _Placed(iter(places), first_row, rekept)
+
+    def _append_vectors(
+        self, encoder: EncoderEntry, vectors: npt.NDArray[np.float32], first_id: int, *, given: bool
+    ) -> None:
+        """Append (n, dim) vectors with the ids of their images."""
+        block = np.ascontiguousarray(vectors, np.float32)
+        ids = np.arange(first_id, first_id + len(block), dtype=np.int64)
+        generation = str(encoder.generation)
+        if not given and not (real := block.any(axis=1)).all():
+            ids[~real] = 0  # the encoder gave none: similar to nothing
+            gone = self.state.removed_vectors.get(generation, 0)
+            self.state.removed_vectors[generation] = gone + int((~real).sum())
+        family = extents.vectors(encoder.generation, encoder.dim)
+        self._appender.put_rows(family, block.reshape(-1).data)
+        self._appender.put_rows(extents.vector_ids(encoder.generation), ids.tobytes())
+        self.state.vectors[generation] = self.state.vectors.get(generation, 0) + len(block)
+
+    def _put_chunk(self, changes: Chunk, first_id: int, placed: _Placed) -> None:
+        """Put the rows of a changeset; their order is the one in which they count."""
+        images = self.tables.images
+        # Before what tells that a key is shared.
+        self.put(images.put(key, row._replace(in_runs=False)) for key, row in changes.out_of_runs)
+        self._put_images(changes.images, first_id, placed.images)
+        if changes.rows:
+            self._put_rows(changes.rows, first_id + len(changes.images), placed.first_row)
+        if changes.given is not None:
+            count, dim = changes.given.shape
+            shape = Pixels(Kind.VECTOR, 1, dim, 1, 1, b"")
+            for key, value in pack_records(first_id, shape, [], np.zeros(count, np.uint8)):
+                self._batch.put("records", key, value)
+        self._put_rekept(changes.rekept, placed.rekept)
+        if changes.removal is not None:
+            self._remove(changes.removal)
+        self._describe(changes.described)
+        self._put_names(changes.names)
+        self._put_arrays(changes.arrays)
+        self._put_archives(changes.archives)
+        self._put_runs(changes.runs)
+        self.put(self.tables.rejects.put(name, row) for name, row in changes.rejects)
+
+    def _put_images(
+        self, images: Sequence[NewImage], first_id: int, places: Iterator[Place]
+    ) -> None:
+        firsts: dict[bytes, ImageRow] = {}
+        table = self.tables.images
+        for id_, image in enumerate(images, first_id):
+            place = next(places) if image.keep is not None else None
+            row = ImageRow(id_, image.proof, place, canonical=image.keeps_canonical)
+            first = firsts.get(image.key) or image.first
+            if first is None:
+                firsts[image.key] = row
+                self.put([table.put(image.key, row)])
+            else:
+                # Another image with this key: a collision. Both live on.
+                firsts[image.key] = first._replace(shared=True)
+                self.put([table.put(image.key, firsts[image.key])])
+                self.put([table.put_further(image.key, row)])
+            pixels = image.pixels
+            record = RecordRow(
+                pixels.kind,
+                pixels.height,
+                pixels.width,
+                pixels.channels,
+                pixels.frames,
+                image.quality,
+                image.file_bytes,
+                image.key,
+                image.file_hash,
+                image.container,
+                image.decoder,
+                image.metadata,
+            )
+            self.put([self.tables.records.put(id_, record)])
+            if image.file_hash:
+                self._batch.put("files", image.file_hash, u64(id_))
+
+    def _put_rows(self, rows: NewRows, first_id: int, first_row: Place | None) -> None:
+        if first_row is not None:
+            first_row = first_row._replace(length=first_row.length // len(rows))
+        keys, values = pack_images(first_id, rows.keys, rows.proofs, first_row, rows.in_runs)
+        self._batch.put_all("images", keys, values)
+        for key, value in pack_records(first_id, rows.shape, rows.keys, rows.qualities):
+            self._batch.put("records", key, value)
+
+    def _put_rekept(self, rekept: Sequence[Rekept], places: Sequence[Place | None]) -> None:
+        for one, place in zip(rekept, places, strict=True):
+            self.put([self.tables.images.put(one.key, one.row._replace(place=place))])
+            if one.row.place is not None:
+                self.state.bury(one.row.place)
+
+    def _remove(self, removal: Removal) -> None:
+        self.put(removal.rows)
+        for place in removal.dead:
+            self.state.bury(place)
+        for key, value in tombstones.rows_with(self._keys, removal.images):
+            self._batch.put(tombstones.TABLE, key, value)
+        self.state.images -= len(removal.images)
+        self.state.removed += len(removal.images)
+        self.state.sources -= removal.sources
+        encoder = self.snapshot.manifest.encoder
+        if removal.vectors and encoder:
+            of = str(encoder.generation)
+            gone = self.state.removed_vectors.get(of, 0)
+            self.state.removed_vectors[of] = gone + removal.vectors
+
+    def _describe(self, described: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        """Put what is said of images that nothing was said of; rows of arrays share their records."""
+        for id_, metadata in described:
+            record = self.snapshot.record(id_)
+            if record is not None and record.metadata is None and record.container != ARRAY:
+                self.put([self.tables.records.put(id_, replace(record, metadata=metadata))])
+
+    def _put_names(self, names: Sequence[NewName]) -> None:
+        for new in names:
+            if new.before is None:
+                self.state.sources += 1
+            elif new.before.id != new.id:
+                self._batch.delete("sources", u64(new.before.id) + new.name)
+            self._batch.put("names", new.name, NameRow(new.id, new.mtime_ns, new.size).pack())
+            self._batch.put("sources", u64(new.id) + new.name, new.file_hash)
+            if new.file_hash:
+                self._batch.put("files", new.file_hash, u64(new.id))
+            self._batch.delete("rejects", new.name)
+
+    def _put_arrays(self, arrays: Sequence[tuple[bytes, ArrayRow]]) -> None:
+        for name, array in arrays:
+            before = self.snapshot.array(name)
+            if before is not None and before.number != array.number:
+                self._forget_runs(before.number)
+            self.put(self.tables.arrays.put_array(name, array))
+            self._batch.delete("rejects", name)
+
+    def _forget_runs(self, array: int) -> None:
+        """Remove the rows of an array that has changed since."""
+        for run in self.tables.runs.of_array(array):
+            self.put(self.tables.runs.delete(run))
+            some_removed = self.snapshot.state.removed
+            self.state.sources -= sources_in(self._keys, run) if some_removed else run.count
+        self._batch.delete("arrays", self.tables.arrays.number_key(array))
+
+    def _put_archives(self, archives: Sequence[tuple[bytes, ArchiveRow]]) -> None:
+        for name, archive in archives:
+            self.put([self.tables.arrays.put_archive(name, archive)])
+            self._batch.delete("rejects", name)
+
+    def _put_runs(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            self.state.sources += run.count
+            for piece in run.pieces():
+                self.put(self.tables.runs.put(piece))
+
+    # --- single changes ---------------------------------------------------------------------------
+
+    def set_roots(self, folders: Iterable[bytes]) -> bool:
+        """Remember folders that an ingest is given; False where there is nothing new, or no room."""
+        known = self.snapshot.roots()
+        roots = list(dict.fromkeys((*known, *folders)))
+        value = json.dumps([os.fsdecode(root) for root in roots]).encode()
+        if len(roots) <= len(known) or len(value) > _MAX_ROOTS_BYTES:
+            return False
+        self._batch.put("meta", self.tables.meta.ROOTS, value)
+        return True
+
+    def set_checksums(self, found: Sequence[tuple[int, int, int]]) -> None:
+        """For a repair: (commit, which of its appends, xxh64 of what is there now) of each."""
+        rows: dict[int, CommitRow] = {}
+        for commit, at, xxh64 in found:
+            row = rows.get(commit) or self.tables.commits.row(commit)
+            assert row is not None
+            rows[commit] = row.with_checksum(at, xxh64)
+        self.put(map(self.tables.commits.put, rows.values()))
+
+    def set_tombstones(self, found: IdSet) -> None:
+        """For a repair: which ids are of removed images."""
+        for key, _ in self.tables.removed.scan():
+            self._batch.delete(tombstones.TABLE, key)
+        for key, value in tombstones.rows_of(found):
+            self._batch.put(tombstones.TABLE, key, value)
+
+    def forget_appends(self, families: set[str], numbers: set[int]) -> None:
+        """Drop from the rows of commits what was appended to extents that go."""
+        for row in self.tables.commits.rows():
+            left = row.only(lambda a: a.family not in families or a.extent not in numbers)
+            if len(left.appends) < len(row.appends) or not row.appends:
+                self.put([self.tables.commits.put(left)])
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def finish(self, copy: Manifest | None) -> State:
+        """Write the batch, synced; returns the state that it leaves behind.
+
+        ``copy``: the manifest to keep among the keys, where it has changed.
+        """
+        appends = self.appended
+        if appends is None:
+            appends = self._appender.take()
+            count_appends(self.state, appends)
+        if appends:
+            self.put([self.tables.commits.put(CommitRow(self.state.commit, tuple(appends)))])
+        meta = self.tables.meta
+        self.begun = True
+        self._batch.put(meta.name, meta.STATE, self.state.pack())
+        if copy is not None:
+            self._batch.put(meta.name, meta.MANIFEST, copy.dump())
+        self._keys.commit(self._batch)
+        return self.state
