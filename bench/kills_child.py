@@ -23,7 +23,7 @@ from engine.index.maintain import Indexing
 from engine.ingest import run
 from engine.storage import extents
 from engine.storage.changeset import Chunk
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 from .process import tell
 
@@ -61,9 +61,9 @@ def small_pieces() -> Iterator[None]:
 
 def write(store: str, memory: int) -> None:
     """Ingest what the line on standard input says, a JSON list."""
-    commit, build = StoreFiles.commit, Indexing.update
+    commit, build = Session.commit, Indexing.update
 
-    def tell_commit(files: StoreFiles, chunk: Chunk) -> None:
+    def tell_commit(files: Session, chunk: Chunk) -> None:
         names = [os.fsdecode(new.name) for new in chunk.names]
         arrays = [[os.fsdecode(name), array.rows] for name, array in chunk.arrays]
         if not names and not arrays:  # a group of files that are all unchanged
@@ -79,7 +79,7 @@ def write(store: str, memory: int) -> None:
         tell(what=INDEXED)
 
     with (
-        mock.patch.object(StoreFiles, "commit", tell_commit),
+        mock.patch.object(Session, "commit", tell_commit),
         mock.patch.object(Indexing, "update", tell_build),
     ):
         line = sys.stdin.readline()

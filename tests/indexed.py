@@ -70,10 +70,10 @@ def new_store(path: Path) -> Store:
 def stored(store: Store) -> dict[int, bytes]:
     """The vectors of the images that are there, by id."""
     store.refresh()
-    found = store._files.open_vectors()
+    found = store.session.snapshot.open_vectors()
     try:
         rows = np.arange(found.rows, dtype=np.int64)
-        ids, alive = found.ids(rows), store._files.alive()
+        ids, alive = found.ids(rows), store.session.snapshot.alive()
         there = np.ones(len(ids), bool) if alive is None else alive.has(ids)
         blocks = found.gather(rows[there])
         return {

@@ -361,7 +361,7 @@ def test_records_with_much_metadata_are_read_a_few_at_a_time(tmp_path: Path) -> 
     said = {"a": [[]] * 4000}
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest((f"{i}", picture(i), said) for i in range(100))
-        first = api.records_from(store._files, 1, 1000)
+        first = api.records_from(store.session, 1, 1000)
         assert 50 < len(first) < 90, "a MiB of JSON"
         assert [record.id for record in store.records()] == list(range(1, 101))
 
@@ -369,9 +369,9 @@ def test_records_with_much_metadata_are_read_a_few_at_a_time(tmp_path: Path) -> 
 def test_a_record_without_its_key_is_damage(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=3")
-        batch = store._files.keys.batch()
+        batch = store.session.snapshot.keys.batch()
         batch.delete("images", store.get(2).key)
-        store._files.keys.commit(batch)
+        store.session.snapshot.keys.commit(batch)
         with pytest.raises(StoreDamagedError, match="image 2 has a record and no key"):
             list(store.records())
 

@@ -21,7 +21,7 @@ from engine.ingest import run
 from engine.maintenance import optimize, remove
 from engine.storage import extents
 from engine.storage.changeset import Chunk
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 ROUNDS = 12
 FILES = 6  # new ones each round
@@ -41,9 +41,9 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
 def child(store: str) -> None:
     """Wait for a line of sources, then ingest them and tell of each commit."""
     small_pieces(pytest.MonkeyPatch())
-    commit = StoreFiles.commit
+    commit = Session.commit
 
-    def tell(files: StoreFiles, chunk: Chunk) -> None:
+    def tell(files: Session, chunk: Chunk) -> None:
         commit(files, chunk)
         for name in chunk.names:
             print("file", Path(name.name.decode()).stem, flush=True)
@@ -51,7 +51,7 @@ def child(store: str) -> None:
             assert name.decode() == SYNTHETIC
             print("rows", array.rows, flush=True)
 
-    StoreFiles.commit = tell  # type: ignore[method-assign]
+    Session.commit = tell  # type: ignore[method-assign]
     sources = sys.stdin.readline().split()
     if sources:
         with Store.open(store) as opened:
@@ -119,7 +119,7 @@ def test_a_killed_writer_loses_nothing_that_it_told_of(
     assert files
 
     with Store.open(store) as writer:  # and goes on where the last one was
-        array = writer._files.array(SYNTHETIC.encode())
+        array = writer.session.snapshot.array(SYNTHETIC.encode())
         assert array is not None
         report = writer.ingest(photos, f"{SYNTHETIC}&n={array.rows + 45}")
         assert report.seen == ROUNDS * FILES + array.rows + 45
@@ -138,13 +138,13 @@ def upkeep(store: str) -> None:
     patch.setattr(optimize, "_BATCH", 50)
     patch.setattr(optimize, "_BYTES", 20_000)
     patch.setattr(optimize, "_DROPPED", 1)
-    commit = StoreFiles.commit
+    commit = Session.commit
 
-    def tell(files: StoreFiles, chunk: Chunk) -> None:
+    def tell(files: Session, chunk: Chunk) -> None:
         commit(files, chunk)
         print(files.state.removed, flush=True)
 
-    StoreFiles.commit = tell  # type: ignore[method-assign]
+    Session.commit = tell  # type: ignore[method-assign]
     ids = [int(id_) for id_ in sys.stdin.readline().split()]
     if ids:
         with Store.open(store) as opened:
@@ -181,10 +181,10 @@ def test_a_killed_removal_or_optimize_loses_nothing_and_goes_on(
             info = reader.info()
             assert info.removed >= removed >= len(gone)
             assert info.images + info.removed == n
-            there = set(reader._files.those_there(list(range(1, n + 1))))
+            there = set(reader.session.snapshot.those_there(list(range(1, n + 1))))
             lost = set(range(1, n + 1)) - there
             assert gone <= lost <= asked
-            assert set(reader._files.removed_ids().ids().tolist()) == lost
+            assert set(reader.session.snapshot.removed_ids().ids().tolist()) == lost
             # Ids go in their order.
             assert lost - gone == set(sorted(asked - gone)[: len(lost - gone)])
             gone = lost
@@ -192,7 +192,9 @@ def test_a_killed_removal_or_optimize_loses_nothing_and_goes_on(
                 hits = reader.lookup(f"{SYNTHETIC}#{id_ - 1}", tiers=["identical"]).identical
                 wanted = [] if id_ in gone else [(id_, "bytes")]
                 assert [(hit.id, hit.verified) for hit in hits] == wanted
-            extents_seen |= {number for number, _ in reader._files.state.extents["pixels.blobs"]}
+            extents_seen |= {
+                number for number, _ in reader.session.snapshot.state.extents["pixels.blobs"]
+            }
     following.communicate()
     assert len(gone) > n // 4
     assert max(extents_seen) > 10, "it was killed while it rewrote, too"

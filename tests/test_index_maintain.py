@@ -33,7 +33,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def quantizers(store: Store) -> list[tuple[int, int]]:
-    return [(q.number, q.trained_on) for q in store._files.manifest.quantizers]
+    return [(q.number, q.trained_on) for q in store.session.snapshot.manifest.quantizers]
 
 
 def expect_all(store: Store, block: np.ndarray, recall: float | None = None) -> None:
@@ -98,7 +98,7 @@ def test_recall_is_measured_again_at_twice_as_many_vectors_and_with_a_new_quanti
         measured = []
         for at in range(0, len(block), LEAST):
             store.ingest(block[at : at + LEAST], name=f"{at}")
-            found = store._files.manifest.measured
+            found = store.session.snapshot.manifest.measured
             assert found is not None
             assert found.quantizer == quantizers(store)[0][0]
             measured.append(found.rows // LEAST)
@@ -131,11 +131,11 @@ def test_vectors_of_another_kind_are_noticed_and_told_of(
         with caplog.at_level(logging.WARNING, "engine"):
             store.ingest(flat, name="flat", normalize=True)
             store.ingest(flat[:200] + np.float32(1e-3), name="more", normalize=True)
-            before = store._files.manifest.measured
+            before = store.session.snapshot.manifest.measured
             assert "drifted" not in caplog.text
             store.ingest(round_, name="round", normalize=True)
         assert "drifted" in caplog.text
-        after = store._files.manifest.measured
+        after = store.session.snapshot.manifest.measured
         assert before.quantizer == after.quantizer
         assert after.rows == 5700
         report = store.optimize()
@@ -229,7 +229,7 @@ def test_how_long_queries_are_changes_nothing_of_what_is_found(
     block, queries = clustered(20 * LEAST, dim=32), clustered(50, dim=32, seed=1)
     with new_store(tmp_path / "s") as store:
         store.ingest(block, name="a")
-        point = store._files.index.point(10, None)
+        point = store.session.index.point(10, None)
         assert point is not None
         ids = store.search_vectors(queries * np.float32(length), 10)[1]
         assert recall_of(ids, store.search_vectors(queries, 10)[1]) > 0.95
@@ -242,8 +242,8 @@ def test_what_is_measured_of_a_store_whose_sample_is_removed_harms_nothing(tmp_p
     with new_store(tmp_path / "s") as store:
         store.ingest(block, name="a")
         store.remove(ids=range(1, 2 * LEAST + 1))
-        index = store._files.index
-        found = calibrate.measure(index, store._files.alive(), 0.9)
+        index = store.session.index
+        found = calibrate.measure(index, store.session.snapshot.alive(), 0.9)
         assert found.sample == 0
         assert sorted(store.search_vectors(block[:1], LEAST)[1][0]) == list(
             range(2 * LEAST + 1, 3 * LEAST + 1)
@@ -294,10 +294,12 @@ def test_an_index_that_could_not_be_named_is_built_by_the_next(
     with new_store(tmp_path / "s") as store:
         store.ingest(block[: 2 * LEAST], name="a")
         assert failed
-        assert store._files.manifest == manifest.load(store.path)
+        assert store.session.snapshot.manifest == manifest.load(store.path)
         store.ingest(block[2 * LEAST :], name="b")
-        assert store._files.manifest == manifest.load(store.path)
-        assert sum(segment.rows for segment in store._files.manifest.segments) == 4 * LEAST
+        assert store.session.snapshot.manifest == manifest.load(store.path)
+        assert (
+            sum(segment.rows for segment in store.session.snapshot.manifest.segments) == 4 * LEAST
+        )
 
 
 def test_what_info_says_of_recall_is_what_searches_do(tmp_path: Path) -> None:
@@ -315,7 +317,7 @@ def test_what_info_says_of_recall_is_what_searches_do(tmp_path: Path) -> None:
         found = opened.search_vectors(queries, 10)[0]
         assert np.allclose(found, nearest(same, queries, 10)[0], atol=1e-4)
         assert "all vectors are compared" in recall_text(recall)
-        index = opened._files
+        index = opened.session
         before = index.manifest.measured
         assert before is not None
         index.manifest = replace(index.manifest, measured=replace(before, quantizer=0))

@@ -358,7 +358,7 @@ def test_a_growing_store_has_few_segments_and_finds_every_row(
         assert len(rows) <= 5
         assert sum(rows) == 400
         assert len(list((tmp_path / "store" / "index").iterdir())) == len(rows) + 1
-        index = store._files.index
+        index = store.session.index
         assert index is not None
         assert index.bare == [(400, 420)]
         queries = index.vectors.gather(np.arange(420, dtype=np.int64))
@@ -386,7 +386,7 @@ def test_a_reader_goes_on_while_the_writer_merges_the_segments_that_it_uses(
             assert len(writer.info().segments) == 1
             for reader in (mapped, unmapped):
                 # As if in the middle of a call, before it looks whether there is anything new.
-                monkeypatch.setattr(reader._files, "follow", lambda: None)
+                monkeypatch.setattr(reader.session, "follow", lambda: None)
                 result = reader.lookup(query, tiers=["similar"], k=100)
                 assert len(result.similar) == 40
                 assert result.similar[0].id == 8

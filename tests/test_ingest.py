@@ -313,8 +313,8 @@ def test_settings_that_make_no_sense_are_refused(
 
 def stop_after(commits: int, store: Store) -> Callable[[], bool]:
     """Stops a run once so many more chunks are committed."""
-    first = store._files.state.commit
-    return lambda: store._files.state.commit - first >= commits
+    first = store.session.snapshot.state.commit
+    return lambda: store.session.snapshot.state.commit - first >= commits
 
 
 def test_an_array_goes_on_behind_its_committed_rows(
@@ -453,7 +453,7 @@ def test_of_an_8_bit_image_the_very_file_is_kept(store: Store, photos: Path) -> 
     store.ingest(photos / "1.png", keep_pixels="yes")
     place = store.get(1).place
     assert place is not None
-    assert store._files.kept(place) == (photos / "1.png").read_bytes()
+    assert store.session.snapshot.kept(place) == (photos / "1.png").read_bytes()
 
 
 def test_sources_may_be_listed_in_a_file(store: Store, photos: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from engine.ingest.run import Ingest
 from engine.sources.items import HARD_LINKS, WITHOUT_METADATA
 from engine.storage.ballast import NoRoomError
 from engine.storage.changeset import Chunk
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 # Two of them are the same image; one claims to be an image, one does not.
 SEEDS = [0, 1, 2, 1, 3, 4, 5, 6]
@@ -229,7 +229,7 @@ def is_whole(store: Store, source: Path) -> bool:
         **{seed: {f"{source}#{seed}.png"} for seed in (1, 3, 4, 5)},
     }
     assert not store.lookup(picture(2), tiers=["identical"]).identical
-    row = store._files.archive(bytes(source))
+    row = store.session.snapshot.archive(bytes(source))
     assert row is not None and row.complete
     assert (row.done, row.images, row.rejected, row.skipped) == (
         len(MIXED) - 4,
@@ -286,10 +286,10 @@ def test_an_archive_whose_chunks_do_not_fit_the_disk_is_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: int | None
 ) -> None:
     source = mixed(tmp_path)
-    commit = StoreFiles.commit
+    commit = Session.commit
     tried = 0
 
-    def small_disk(files: StoreFiles, chunk: Chunk) -> None:
+    def small_disk(files: Session, chunk: Chunk) -> None:
         nonlocal tried
         tried += bool(chunk.names)
         # Once it stands half done: then not even the smallest part of it fits.
@@ -300,7 +300,7 @@ def test_an_archive_whose_chunks_do_not_fit_the_disk_is_counted_once(
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         done: list[int] = []
         with monkeypatch.context() as patch:
-            patch.setattr(StoreFiles, "commit", small_disk)
+            patch.setattr(Session, "commit", small_disk)
             if breaks is not None:
                 with pytest.raises(NoRoomError):
                     store.ingest(source)

@@ -36,7 +36,7 @@ from engine.storage import extents, manifest, nofollow, pinned_files, staging
 from engine.storage.changeset import Chunk
 from engine.storage.lock import WriterLock
 from engine.storage.rocks import database, opening, options
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 BACKUPS = int(os.environ.get("ENGINE_BACKUPS", "12"))
 SOURCE = "synthetic:bits?seed=5"
@@ -87,14 +87,14 @@ def write(store: str) -> None:
         stop.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    commit = StoreFiles.commit
+    commit = Session.commit
 
-    def tell(files: StoreFiles, chunk: Chunk) -> None:
+    def tell(files: Session, chunk: Chunk) -> None:
         commit(files, chunk)
         print(files.state.images, flush=True)
         time.sleep(0.02)  # or there is no moment between two flushes in which a store can be opened
 
-    StoreFiles.commit = tell  # type: ignore[method-assign]
+    Session.commit = tell  # type: ignore[method-assign]
     with Store.open(store) as opened:
         opened.ingest(f"{SOURCE}&n=1e7", stop=stop.is_set)
 
@@ -208,7 +208,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
 def seen(store: Store) -> list[Any]:
     """Everything that a store answers."""
     info = store.info()
-    ids = range(1, store._files.state.next_id)
+    ids = range(1, store.session.snapshot.state.next_id)
     queries = np.random.default_rng(0).standard_normal((4, 16))
     return [
         replace(info, path="", bytes={}),
@@ -216,7 +216,7 @@ def seen(store: Store) -> list[Any]:
         store.search_vectors(queries, 9, recall=1)[1].tolist(),
         store.search_vectors(queries, 9)[1].tolist(),
         [store.lookup(picture(i)).identical for i in (0, 7, 20, 50)],
-        [store._files.kept_whole(id_) for id_ in ids],
+        [store.session.snapshot.kept_whole(id_) for id_ in ids],
     ]
 
 
@@ -238,7 +238,7 @@ def test_a_backup_is_the_store(full: Path, tmp_path: Path, place: str) -> None:
     told: list[tuple[int, int | None]] = []
     with Store.open(full / "store", read_only=True) as store:
         report = store.backup(dest, progress=lambda done, total: told.append((done, total)))
-        state, expected = store._files.state, seen(store)
+        state, expected = store.session.snapshot.state, seen(store)
     assert trees(full / "store") == before, "nothing is written to the source"
     assert (report.path, report.commit, report.images) == (str(dest), state.commit, state.images)
     assert report.vectors == sum(state.vectors.values())
@@ -274,7 +274,7 @@ def test_a_store_is_backed_up_by_the_one_that_writes_it(full: Path, tmp_path: Pa
     with Store.open(tmp_path / "store") as store:
         store.ingest(f"{SOURCE}&n=400", encoder="none")  # in the log, and in no table
         report = store.backup(tmp_path / "copy")
-        assert report.commit == store._files.state.commit
+        assert report.commit == store.session.snapshot.state.commit
         assert store.ingest(f"{SOURCE}&n=410", encoder="none").added == 10
         with Store.open(tmp_path / "store") as other, pytest.raises(StoreLockedError):
             other.ingest("synthetic:bits?n=1&seed=9")  # the lock was not given back by accident
@@ -376,7 +376,7 @@ def test_keys_that_move_while_they_are_opened_are_opened_again(
 
         def meanwhile(files: pinned_files.Held, name: str) -> None:
             if not turns:
-                writer._files.keys.settle()
+                writer.session.snapshot.keys.settle()
             turns.append(name)
             open_(files, name)
 

@@ -67,8 +67,8 @@ def flip(path: Path, offset: int) -> None:
 def table_files(store: Path, table: str) -> list[Path]:
     """The files of RocksDB that hold a table, told by its first and its last row."""
     with Store.open(store, read_only=True) as opened:
-        held = [key for key, _ in opened._files.keys.scan(table)]
-        found = opened._files.keys._db.live_files()
+        held = [key for key, _ in opened.session.snapshot.keys.scan(table)]
+        found = opened.session.snapshot.keys._db.live_files()
     return [
         store / "keys" / file["name"].lstrip("/")
         for file in found
@@ -211,7 +211,7 @@ def damage_a_row(store: Path, change: Change) -> None:
 
 def rows(store: Path, table: str, prefix: bytes = b"") -> list[tuple[bytes, bytes]]:
     with Store.open(store, read_only=True) as opened:
-        return list(opened._files.keys.scan(table, prefix))
+        return list(opened.session.snapshot.keys.scan(table, prefix))
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_removed_ids_that_are_not_what_the_records_say_are_found_and_told_again(
     assert any(says in problem.what for problem in check(lessened).problems)
     with Store.open(lessened) as opened:
         assert opened.check(fix=True).ok
-        assert opened._files.removed_ids().ids().tolist() == [2, 8, 9, *range(37, 47)]
+        assert opened.session.snapshot.removed_ids().ids().tolist() == [2, 8, 9, *range(37, 47)]
     assert check(lessened).problems == ()
     assert rows(lessened, "removed") == before
 
@@ -468,13 +468,13 @@ def test_pixels_that_are_kept_anew_leave_dead_ones(store: Path) -> None:
     flip(store / "pixels" / "00000001.blobs", HEADER_BYTES + 10)
     with Store.open(store) as opened:
         assert opened.check(fix=True).ok
-        assert opened._files.state.dead
+        assert opened.session.snapshot.state.dead
         assert opened.check().problems == ()
 
 
 def test_a_source_of_an_image_that_is_not_there_is_found(store: Path) -> None:
     with Store.open(store) as opened:
-        files = opened._files
+        files = opened.session
         files.become_writer()
         batch = files.keys.batch()
         batch.put("names", b"/gone.png", NameRow(10_000, 1, 1).pack())
@@ -489,7 +489,7 @@ def test_what_was_committed_before_a_repair_began_is_checked_again(
 ) -> None:
     with Store.open(store) as opened:
         opened.remove(ids=[1])
-        opened._files.set_dead({})
+        opened.session.writer.set_dead({})
     run = Repair.run
 
     def late(mending: Repair, damage: Damage) -> list[Problem]:
@@ -521,4 +521,4 @@ def test_a_manifest_that_was_read_just_before_a_commit_is_no_damage(
             writer.remove(ids=[20])
             monkeypatch.setattr(open_reader, "open_reader", late)
             assert reader.check().problems == ()
-            assert reader._files.manifest != writer._files.manifest
+            assert reader.session.snapshot.manifest != writer.session.snapshot.manifest

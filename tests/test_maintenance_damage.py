@@ -33,7 +33,7 @@ REMOVED = [2, 3, 75, *range(100, 110)]
 
 def in_tables(store: Store) -> None:
     """Write what is in the log to tables."""
-    for table in store._files.keys._tables.values():
+    for table in store.session.snapshot.keys._tables.values():
         table.flush()
 
 
@@ -95,7 +95,7 @@ def fix(where: Path) -> list[str]:
         report = store.check(fix=True)
         assert report.ok, report.problems
         said += [problem.what for problem in report.problems]
-        assert store._files.keys.get("meta", MARK) is None
+        assert store.session.snapshot.keys.get("meta", MARK) is None
     assert check(where).problems == ()
     return said
 
@@ -103,7 +103,7 @@ def fix(where: Path) -> list[str]:
 def known(where: Path) -> dict[int, bytes]:
     """The proof of each image that a store has."""
     with Store.open(where, read_only=True) as store:
-        rows = store._files.keys.scan("records")
+        rows = store.session.snapshot.keys.scan("records")
         ids = [int(id_) for row in rows for id_ in record_ids(*row)]
         return {id_: store.get(id_).proof for id_ in ids}
 
@@ -158,7 +158,7 @@ def test_the_rows_of_its_files_are_those_that_rocksdb_has(images: Path) -> None:
     with Store.open(images, read_only=True) as store:
         for name in TABLES:
             rows = {k: v for k, (_, kind, v) in newest[name.encode()].items() if kind == PUT}
-            assert sorted(rows.items()) == list(store._files.keys.scan(name))
+            assert sorted(rows.items()) == list(store.session.snapshot.keys.scan(name))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_no_bit_of_the_notice_refuses_a_store(images: Path) -> None:
 
 def rescue_free(where: Path) -> bool:
     with Store.open(where, read_only=True) as store:
-        return store._files.state.images == FILES + ROWS + GONE - len(REMOVED)
+        return store.session.snapshot.state.images == FILES + ROWS + GONE - len(REMOVED)
 
 
 def test_a_notice_that_is_wrong_is_written_again_and_nothing_called_lost(images: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_notice_that_is_wrong_is_written_again_and_nothing_called_lost(images:
     with Store.open(images, read_only=True) as store:
         assert store.check().problems == ()
     with Store.open(images) as store:
-        store._files.become_writer()
+        store.session.become_writer()
     assert path.read_bytes()[:8] == data[:8]
 
 
@@ -379,8 +379,8 @@ NONSENSE: list[tuple[str, bytes, bytes]] = [
 @pytest.mark.parametrize("table", sorted({table for table, _, _ in NONSENSE}))
 def test_rows_that_make_no_sense_are_found_and_taken_away(images: Path, table: str) -> None:
     with Store.open(images) as store:
-        store._files.become_writer()
-        store._files.put_rows(row for row in NONSENSE if row[0] == table)
+        store.session.become_writer()
+        store.session.writer.put_rows(row for row in NONSENSE if row[0] == table)
     report = check(images)
     assert not report.ok
     assert all(problem.part == "keys" for problem in report.problems)

@@ -24,7 +24,7 @@ from engine.maintenance import optimize
 from engine.storage import extents
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 IDENTICAL = ["identical"]
 EACH = 16 + 24  # bytes that are kept of an image
@@ -42,7 +42,7 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
 
 def numbers(store: Store) -> list[int]:
     """The extents of pixels, of which the keys, the manifest and the disk know alike."""
-    files = store._files
+    files = store.session
     found = [number for number, _ in files.state.extents[extents.PIXELS.name]]
     assert files.manifest.extents[extents.PIXELS.name] == found
     assert sorted(int(path.stem) for path in (store.path / "pixels").iterdir()) == found
@@ -86,7 +86,7 @@ def test_extents_that_are_worth_it_are_rewritten(store: Store) -> None:
     assert report.bytes_before > 0
     assert numbers(store) == [2, 4, 5, 6]
     expect(store, gone)
-    assert store._files.state.dead == {"2": EACH}
+    assert store.session.snapshot.state.dead == {"2": EACH}
     again = store.optimize()
     assert (again.rewritten, again.moved) == (0, 0)
 
@@ -142,7 +142,7 @@ def test_kept_files_move_with_their_images(tmp_path: Path, store: Store) -> None
     assert store.optimize().moved > 0
     for name in names[1::2]:
         (hit,) = store.lookup(name, tiers=IDENTICAL).identical
-        kept = store._files.kept_whole(hit.id)
+        kept = store.session.snapshot.kept_whole(hit.id)
         assert kept == (name.read_bytes(), False)
 
 
@@ -174,9 +174,9 @@ def test_files_that_name_removed_images_are_forgotten(tmp_path: Path, store: Sto
         Image.fromarray(mask(100).astype(np.uint8) * 255).save(path, compress_level=level)
         store.ingest(path)
     store.remove(sources=[path])
-    assert len(list(store._files.keys.scan("files"))) == 1
+    assert len(list(store.session.snapshot.keys.scan("files"))) == 1
     store.optimize()
-    assert not list(store._files.keys.scan("files"))
+    assert not list(store.session.snapshot.keys.scan("files"))
 
 
 def test_keys_take_less_room_afterwards(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_what_cannot_be_read_stays_and_is_told_of(path: Path) -> None:
         store.remove(ids=gone)
         blobs = path / "pixels" / "00000001.blobs"
         whole = blobs.read_bytes()
-        store._files.kept_pixels.close()
+        store.session.snapshot.kept_pixels.close()
         with blobs.open("r+b") as file:
             file.truncate(HEADER_BYTES + 9 * EACH + 1)
         report = store.optimize()
@@ -238,7 +238,7 @@ def test_a_wrong_count_is_found_loses_nothing_and_is_mended(
 ) -> None:
     gone = {1, 2, 3}
     store.remove(ids=gone)
-    store._files.set_dead(wrong)
+    store.session.writer.set_dead(wrong)
     problems = store.check().problems
     assert any("count as dead" in problem.what for problem in problems)
     store.optimize()
@@ -258,8 +258,10 @@ def test_it_stops_after_a_commit_and_goes_on(store: Store) -> None:
     store.remove(ids=gone)
     moved = 0
     for _ in range(50):
-        began = store._files.state.commit
-        report = store.optimize(stop=lambda began=began: store._files.state.commit > began + 1)
+        began = store.session.snapshot.state.commit
+        report = store.optimize(
+            stop=lambda began=began: store.session.snapshot.state.commit > began + 1
+        )
         moved += report.moved
         expect(store, gone)
         assert store.check().problems == ()
@@ -277,16 +279,16 @@ def test_a_dropped_extent_is_forgotten_by_the_next_writer(
     with Store.open(path) as store, monkeypatch.context() as patch:
         store.remove(ids=gone)
         fail = lambda *given, **named: (_ for _ in ()).throw(OSError(5, "pulled"))  # noqa: E731
-        drop = StoreFiles._drop_extents
+        drop = Session._drop_extents
 
-        def dropping(files: StoreFiles, numbers: set[int]) -> None:
+        def dropping(files: Session, numbers: set[int]) -> None:
             if at == "manifest":
                 patch.setattr(Manifest, "save", fail)
             else:
                 patch.setattr(os, "unlink", fail)
             drop(files, numbers)
 
-        patch.setattr(StoreFiles, "_drop_extents", dropping)
+        patch.setattr(Session, "_drop_extents", dropping)
         with pytest.raises(StoreError, match="pulled"):
             store.optimize()
     assert (path / "pixels" / "00000001.blobs").exists()
@@ -313,21 +315,21 @@ def test_a_reader_of_an_older_commit_gets_the_right_answer(
         moved = stayed = 0
         for row in range(ROWS):  # each of them just before it asks
             reader.refresh()
-            seen, before = reader._files.state.commit, gone.copy()
+            seen, before = reader.session.snapshot.state.commit, gone.copy()
             with monkeypatch.context() as patch:
-                patch.setattr(StoreFiles, "follow", lambda files: None)
+                patch.setattr(Session, "follow", lambda files: None)
                 store.remove(ids=[row + 1])
                 gone.add(row + 1)
                 store.optimize()
                 asked = [(row + 20) % ROWS, (row + 5) % ROWS]
                 for one in asked:
                     hits = reader.lookup(mask(one), tiers=IDENTICAL).identical
-                    known = before if reader._files.state.commit == seen else gone
+                    known = before if reader.session.snapshot.state.commit == seen else gone
                     assert [hit.id for hit in hits] == ([] if one + 1 in known else [one + 1])
                     assert all(hit.verified == "bytes" for hit in hits)
                 block = np.stack([mask(one) for one in range(ROWS)])
                 found = reader.find_identical(block)
-                known = before if reader._files.state.commit == seen else gone
+                known = before if reader.session.snapshot.state.commit == seen else gone
                 ids = [-1 if one + 1 in known else one + 1 for one in range(ROWS)]
                 assert found.tolist() == ids
                 moved += known is gone
@@ -404,7 +406,7 @@ def test_the_command_says_that_something_cannot_be_read(
 ) -> None:
     with Store.open(path) as store:
         store.remove(ids=[1, 2, 3])
-        store._files.set_dead({"1": 4 * EACH})
+        store.session.writer.set_dead({"1": 4 * EACH})
     assert main(["optimize", "--store", str(path)]) == 3
     assert "engine check --fix" in capsys.readouterr().out
     assert main(["check", "--fix", "--store", str(path)]) == 0

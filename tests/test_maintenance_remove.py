@@ -30,7 +30,7 @@ from engine.storage.changeset import Chunk, NewImage, NewName
 from engine.storage.removal import RemovalRequest
 from engine.storage.rocks.database import Keys
 from engine.storage.rows import ArchiveRow, Run
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 IDENTICAL = ["identical"]
 
@@ -130,13 +130,13 @@ def test_an_image_with_more_sources_than_a_commit_takes_goes_in_several(
     rows(tmp_path / "mixed.npy", *[50, 51] * 10)
     store.ingest(tmp_path / "same", tmp_path / "mixed.npy")
     monkeypatch.setattr(remove, "MOST", 4)
-    commits = store._files.state.commit
+    commits = store.session.snapshot.state.commit
     ids = [id_of(store, 50), id_of(store, 51), id_of(store, 0)]
     plan = store.remove(ids=ids, dry_run=True)
     assert (plan.images, plan.sources, plan.would_go[0]) == (3, 20 + 20 + 1, f"#{ids[2]}")
     report = store.remove(ids=ids)
     assert (report.images, report.sources) == (3, 20 + 20 + 1)
-    assert store._files.state.commit > commits + 5
+    assert store.session.snapshot.state.commit > commits + 5
     assert found(store, 0, 50, 51, 1) == [1]
 
 
@@ -145,7 +145,7 @@ def test_all_images_go(store: Store, tmp_path: Path) -> None:
     info = store.info()
     assert (info.images, info.sources, info.removed) == (0, 0, 14)
     for table in ("images", "records", "sources", "names", "runs", "arrays"):
-        assert not list(store._files.keys.scan(table)), table
+        assert not list(store.session.snapshot.keys.scan(table)), table
     report = store.ingest(tmp_path / "photos", tmp_path / "a.npy", tmp_path / "b.npy")
     assert (report.added, report.duplicates) == (14, 5)
 
@@ -325,7 +325,7 @@ def test_rejects_go_with_their_folder(store: Store, tmp_path: Path) -> None:
 
 def archive(store: Store, path: Path, seeds: dict[str, int], *, complete: bool = True) -> None:
     """Commit members as an ingest of an archive does, with the stamp that its file has now."""
-    files = store._files
+    files = store.session
     files.become_writer()
     chunk = Chunk()
     status = path.stat()
@@ -359,20 +359,20 @@ def test_an_archive_goes_whole_and_is_read_again_after_it_lost_a_member(
     path = change(tmp_path / "x.tar", 10)
     name = os.fsencode(path)
     archive(store, path, {"a/1.png": 70, "a/2.png": 71, "#3": 72, "0.png": 0})
-    assert store._files.archive(name) is not None
+    assert store.session.snapshot.archive(name) is not None
     assert store.remove(sources=[f"{path}#a/2.png"]).images == 1
-    assert store._files.archive(name) == ArchiveRow(-1, -1)
+    assert store.session.snapshot.archive(name) == ArchiveRow(-1, -1)
     assert found(store, 70, 71, 72) == [70, 72]
     archive(store, path, {"a/1.png": 70, "a/2.png": 71, "#3": 72, "0.png": 0})
     assert store.remove(ids=[id_of(store, 72)]).sources == 1
-    assert store._files.archive(name) == ArchiveRow(-1, -1)
+    assert store.session.snapshot.archive(name) == ArchiveRow(-1, -1)
     archive(store, path, {"a/1.png": 70, "a/2.png": 71, "#3": 72, "0.png": 0})
     report = store.remove(sources=[path])
     assert (report.images, report.sources) == (3, 4)
     assert found(store, 0, 70, 71, 72) == [0]
     archive(store, path, {})
     assert store.remove(sources=[path]).not_found == ()
-    assert store._files.archive(name) is None
+    assert store.session.snapshot.archive(name) is None
 
 
 def test_what_only_begins_like_it_is_not_inside(store: Store, tmp_path: Path) -> None:
@@ -397,8 +397,10 @@ def test_nothing_is_missing_while_a_changed_array_is_half_read(
 ) -> None:
     monkeypatch.setattr("engine.ingest.run.CHUNK_ROWS", 3)
     os.utime(tmp_path / "a.npy", (1, 1))
-    began = store._files.state.commit
-    report = store.ingest(tmp_path / "a.npy", stop=lambda: store._files.state.commit >= began + 2)
+    began = store.session.snapshot.state.commit
+    report = store.ingest(
+        tmp_path / "a.npy", stop=lambda: store.session.snapshot.state.commit >= began + 2
+    )
     assert report.interrupted
     assert found(store, *range(12)) == list(range(12))
     kept = store.remove(missing=True)
@@ -562,10 +564,10 @@ def test_a_drive_that_is_away_empties_no_store(
         save(drive / "2.png", mask(seed + 10))
     store.ingest(*drives)
     if not remembered:  # as an older engine left it
-        store._files.add_roots([])
-        batch = store._files.keys.batch()
+        store.session.writer.add_roots([])
+        batch = store.session.snapshot.keys.batch()
         batch.delete("meta", b"roots")
-        store._files.keys.commit(batch)
+        store.session.snapshot.keys.commit(batch)
     every = [*range(14), 80, 81, 90, 91]
     (tmp_path / "photos" / "0.png").unlink()
     drives[0].rename(tmp_path / "away")
@@ -663,13 +665,13 @@ def test_a_share_that_answers_with_errors_is_not_missing(
 
 def test_a_dry_run_writes_nothing_and_needs_no_lock(store: Store, tmp_path: Path) -> None:
     (tmp_path / "photos" / "5.png").unlink()
-    before = store._files.state.commit
+    before = store.session.snapshot.state.commit
     with Store.open(tmp_path / "store", read_only=True) as reader:
         plan = reader.remove(ids=[1], missing=True, dry_run=True)
         assert (plan.images, plan.sources) == (1, 2), "5 is in an array, too"
         assert plan.would_go == ("#1", str(tmp_path / "photos" / "5.png"))
         assert reader.remove(missing=True, dry_run=True, stop=lambda: True).interrupted
-    assert store._files.state.commit == before
+    assert store.session.snapshot.state.commit == before
 
 
 def test_a_stop_ends_the_looking(
@@ -735,24 +737,24 @@ def test_a_removal_that_fails_removes_whole_commits_only(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remove, "MOST", 3)
-    commit = StoreFiles._commit_keys
+    commit = Session._commit_keys
     count = []
 
-    def fails(files: StoreFiles, *args: object) -> None:
+    def fails(files: Session, *args: object) -> None:
         count.append(1)
         if len(count) == 3:
             raise OSError(28, "No space left on device")
         commit(files, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreFiles, "_commit_keys", fails)
+        patch.setattr(Session, "_commit_keys", fails)
         with pytest.raises(StoreError, match="No space left"):
             store.remove(ids=range(1, 15))
     with Store.open(tmp_path / "store") as again:
         assert len(again) == 14 - 6
         assert again.check().problems == ()
         assert again.remove(ids=range(1, 15)).images == 8
-    store._files.__init__(tmp_path / "store", store._files.memory, read_only=True)  # type: ignore
+    store._files.__init__(tmp_path / "store", store.session.memory, read_only=True)  # type: ignore
 
 
 # --- readers --------------------------------------------------------------------------------------
@@ -821,7 +823,7 @@ def test_vectors_of_removed_images_do_not_count(
         assert store.export(tmp_path / "tables").vectors == 30
         assert store.check().problems == ()
         for wrong in ({}, {"1": 4}, {"1": 5, "2": 1}):
-            store._files.set_removed_vectors(wrong)
+            store.session.writer.set_removed_vectors(wrong)
             (problem,) = store.check().problems
             assert problem.part == "vectors"
             assert "5 are of removed images" in problem.what
@@ -842,7 +844,7 @@ def test_where_few_are_left_all_of_them_are_found_in_bounded_memory(
         left = [7, 2000, 5000]
         store.remove(ids=set(range(1, 6001)) - {*left})
         rows = np.array(left) - 1
-        index = store._files.index
+        index = store.session.index
         assert index is not None
         truth = queries @ index.vectors.gather(rows).T
         order = np.argsort(-truth, axis=1)
@@ -907,7 +909,7 @@ def test_the_command_says_what_it_did(
     assert f"would go: {tmp_path}/drive/1.png" in out
     body = json.loads(run(capsys, "remove", "--missing", "--yes", "--json", *where)[1])
     assert (body["images"], body["sources"]) == (2, 2)
-    store._files.__init__(tmp_path / "store", store._files.memory, read_only=True)  # type: ignore
+    store._files.__init__(tmp_path / "store", store.session.memory, read_only=True)  # type: ignore
 
 
 def test_ctrl_c_ends_the_command_on_a_commit(store: Store, tmp_path: Path) -> None:
@@ -919,13 +921,13 @@ from engine.maintenance import remove
 from engine.storage import writer
 
 remove.MOST = 3
-commit = writer.StoreFiles.commit
+commit = writer.Session.commit
 
 def told(files, chunk):
     commit(files, chunk)
     os.kill(os.getpid(), signal.SIGINT)
 
-writer.StoreFiles.commit = told
+writer.Session.commit = told
 sys.exit(main(sys.argv[1:]))
 """
     ids = [argument for id_ in range(1, 15) for argument in ("--id", str(id_))]
@@ -933,5 +935,5 @@ sys.exit(main(sys.argv[1:]))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr
     assert "interrupted" in done.stdout
-    store._files.__init__(tmp_path / "store", store._files.memory, read_only=True)  # type: ignore
+    store._files.__init__(tmp_path / "store", store.session.memory, read_only=True)  # type: ignore
     assert len(store) == 11

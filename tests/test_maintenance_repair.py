@@ -67,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
             store.ingest(f"{SYNTHETIC}&n=32")
             store.ingest(f"{LATER}&n=4")
             assert len(store) == COUNT
-            assert [entry.rows for entry in store._files.manifest.segments] == [47]
+            assert [entry.rows for entry in store.session.snapshot.manifest.segments] == [47]
             assert [store.lookup(q).identical[0].id for q in queries()] == list(range(1, COUNT + 1))
     for unneeded in (folder / "store" / "keys").glob("LOG*"):  # it is copied again and again
         unneeded.unlink()
@@ -267,7 +267,7 @@ def test_extents_of_a_few_rows_are_mended_across_their_borders(
 
 def test_what_the_manifest_does_not_name_is_named_again(store: Path, truth: list[object]) -> None:
     with Store.open(store, read_only=True) as opened:
-        found = opened._files.manifest
+        found = opened.session.snapshot.manifest
     Manifest(found.uuid, found.settings, found.encoder, {"pixels.blobs": [1]}).save(store)
     flip(store / FILES["fingerprints"], HEADER_BYTES + 5)
     assert {problem.part for problem in check(store).problems} == {
@@ -360,8 +360,8 @@ def test_vectors_wait_for_their_encoder(
 def tables_of(where: Path, table: str) -> list[Path]:
     """The files that hold a table."""
     with Store.open(where, read_only=True) as opened:
-        rows = [key for key, _ in opened._files.keys.scan(table)]
-        found = opened._files.keys._db.live_files()
+        rows = [key for key, _ in opened.session.snapshot.keys.scan(table)]
+        found = opened.session.snapshot.keys._db.live_files()
     ends = (rows[0], rows[-1])
     return [
         where / "keys" / file["name"].lstrip("/")
@@ -499,7 +499,7 @@ def test_only_what_is_gone_is_set_aside(tmp_path: Path) -> None:
     with Store.open(where, read_only=True) as opened:
         place = opened.get(2).place
         assert place is not None
-        assert opened._files.kept(place) == (tmp_path / "photo.png").read_bytes()
+        assert opened.session.snapshot.kept(place) == (tmp_path / "photo.png").read_bytes()
     assert check(where).problems == ()
 
 

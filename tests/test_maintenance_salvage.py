@@ -66,8 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path
         patch.setattr(run, "EXACT_ROWS", 40)
         with Store.open(made / "closed", create=True, encoder=str(tiny_encoder)) as opened:
             ingest_all(opened, made)
-            assert opened._files.state.commit == COMMITS
-            assert len(opened._files.manifest.segments) == 1
+            assert opened.session.snapshot.state.commit == COMMITS
+            assert len(opened.session.snapshot.manifest.segments) == 1
             shutil.copytree(made / "closed", made / "open")
     for unneeded in made.glob("*/keys/LOG*"):
         unneeded.unlink()
@@ -196,7 +196,7 @@ HOLD = """
 import sys
 from engine import Store
 with Store.open(sys.argv[1]) as store:
-    store._files.become_writer()
+    store.session.become_writer()
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -270,7 +270,9 @@ def test_a_damaged_manifest_is_made_anew(closed: Path, folder: Path, what: str) 
     assert (problem.part, problem.fixed) == ("MANIFEST.json", True)
     assert str(closed) in problem.what
     with Store.open(closed, read_only=True) as store:
-        assert store._files.manifest.segments == ()  # derived: the next ingest makes them again
+        assert (
+            store.session.snapshot.manifest.segments == ()
+        )  # derived: the next ingest makes them again
     assert found(closed) == list(range(1, COUNT + 1))
     is_whole(closed, folder)
 
@@ -298,7 +300,7 @@ def test_the_index_comes_back_with_the_next_ingest(
     Store.salvage(closed)
     with Store.open(closed) as store:
         assert store.ingest("synthetic:bits?seed=7&n=2").added == 2
-        assert [entry.rows for entry in store._files.manifest.segments] == [COUNT + 2]
+        assert [entry.rows for entry in store.session.snapshot.manifest.segments] == [COUNT + 2]
         assert store.check().problems == ()
         assert store.check().leftover_bytes == 0
 
@@ -333,7 +335,7 @@ def test_a_flipped_log_is_replayed_up_to_there_and_the_rest_ingested_again(
     assert left == list(range(1, len(left) + 1))
     assert 0 < len(left) < COUNT
     with Store.open(opened, read_only=True) as store:
-        assert f"after commit {store._files.state.commit} is lost" in problem["what"]
+        assert f"after commit {store.session.snapshot.state.commit} is lost" in problem["what"]
         assert store.check().problems == ()
         assert store.check().leftover_bytes > 0  # of what is lost: the next writer cuts it
     assert (opened / "damaged" / damaged.name).read_bytes() == data
@@ -413,7 +415,7 @@ def test_an_index_over_vectors_that_are_lost_is_dropped(
         assert len(store) == 39
     with Store.open(opened) as store:
         store.ingest("synthetic:bits?seed=8&n=20")
-        assert store._files.manifest.segments == ()
+        assert store.session.snapshot.manifest.segments == ()
         for row in range(20):
             (hit,) = store.lookup(f"synthetic:bits?seed=8#{row}", k=1, tiers=["similar"]).similar
             assert (hit.id, round(hit.score, 3)) == (40 + row, 1.0)
@@ -574,7 +576,7 @@ def test_keys_that_lost_their_end_after_a_removal_are_of_one_age(tmp_path: Path)
     with Store.open(where, create=True, encoder="none") as store:
         store.ingest(f"{SYNTHETIC}&n=300", "synthetic:bits?seed=1&n=5")
         store.remove(ids=[*range(1, 140), 150, 300, 301, 305])
-        last = store._files.state.commit
+        last = store.session.snapshot.state.commit
     (where / "COMMIT").write_bytes(commit_file.pack(last + 1))
     with pytest.raises(StoreDamagedError, match=f"end with commit {last}"):
         Store.open(where)

@@ -39,7 +39,7 @@ from engine.storage import durable, extents
 from engine.storage.changeset import Chunk, Removal
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.rocks import opening
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 ALL = os.environ.get("POWER_LOSS") == "all"
 BESIDES = 1000 if ALL else 8  # points of a replay besides those that are always taken
@@ -161,10 +161,12 @@ class Promise:
 
 def there(opened: Store) -> list[int]:
     """The ids of all images."""
-    return opened._files.those_there(list(range(1, opened._files.state.next_id)))
+    return opened.session.snapshot.those_there(
+        list(range(1, opened.session.snapshot.state.next_id))
+    )
 
 
-def without(promise: Promise, files: StoreFiles, removal: Removal) -> Promise:
+def without(promise: Promise, files: Session, removal: Removal) -> Promise:
     """What is still promised while some images are being removed."""
     keys_ = [key for table, key, value in removal.rows if table == "images" and value is None]
     gone = {row.id for key in keys_ for row in files.image_of(key)}
@@ -175,19 +177,19 @@ def without(promise: Promise, files: StoreFiles, removal: Removal) -> Promise:
 @contextmanager
 def recorded(where: Path, disk: Disk | None = None) -> Iterator[Recorder]:
     """Record what happens to ``where / "disk"``; each commit that returns is a promise."""
-    commit = StoreFiles.commit
+    commit = Session.commit
     with (
         pytest.MonkeyPatch.context() as patch,
         Recorder(disk or Disk(), where / "disk", where / "copies") as recorder,
     ):
 
-        def told(files: StoreFiles, chunk: Chunk) -> None:
+        def told(files: Session, chunk: Chunk) -> None:
             if chunk.removal is not None:
                 recorder.tell(without(Promise.of(Store(files)), files, chunk.removal))
             commit(files, chunk)
             recorder.tell(Promise.of(Store(files)))
 
-        patch.setattr(StoreFiles, "commit", told)
+        patch.setattr(Session, "commit", told)
         yield recorder
 
 
@@ -751,13 +753,13 @@ def test_without_any_one_sync_something_is(what: str, sources: Sources, where: P
 def child(path: str, encoder: str, *what: str) -> None:
     """Make a store and fill it, telling of each commit."""
     small_pieces(pytest.MonkeyPatch())
-    commit = StoreFiles.commit
+    commit = Session.commit
 
-    def tell(durable: StoreFiles, chunk: Chunk) -> None:
+    def tell(durable: Session, chunk: Chunk) -> None:
         commit(durable, chunk)
         print("told", flush=True)
 
-    StoreFiles.commit = tell  # type: ignore[method-assign]
+    Session.commit = tell  # type: ignore[method-assign]
     with Store.open(path, create=True, encoder=encoder) as opened:
         opened.ingest(*what)
 

@@ -50,14 +50,14 @@ def look_up(path: str) -> list[int]:
 
 def flush(store: Store) -> None:
     """Write tables, which waits for a thread of RocksDB."""
-    for table in store._files.keys._tables.values():
+    for table in store.session.snapshot.keys._tables.values():
         table.flush()
 
 
 def write(path: str) -> tuple[int, int]:
     with Store.open(path, create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=50")
-        store._files.keys.settle()
+        store.session.snapshot.keys.settle()
         flush(store)
         store.optimize()
         vectors = path + ".vectors"
@@ -132,7 +132,7 @@ def fork_after_everything(folder: str) -> None:
         reading.search_vectors(ROWS[:300])
         under_way = writing.records()
         next(under_way)
-        scan = writing._files.keys.scan("images")
+        scan = writing.session.snapshot.keys.scan("images")
         next(scan)
         forked(lambda: (inherited(writing), inherited(reading)))
         forked(lambda: None)
@@ -286,7 +286,7 @@ def test_a_store_is_pickled_as_how_to_open_it(tmp_path, monkeypatch):
         monkeypatch.chdir("/")
         with pickle.loads(data) as copy:
             assert copy.path == tmp_path / "here"
-            assert copy._files.memory == store._files.memory
+            assert copy.session.memory == store.session.memory
             assert copy.lookup(IMAGE).identical[0].id == 4
             with pytest.raises(errors.StoreLockedError):  # it is a reader while the other writes
                 copy.ingest("synthetic:bits?n=6")

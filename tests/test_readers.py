@@ -35,7 +35,7 @@ from engine.ingest import run
 from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.rocks import open_reader, opening, options
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 OPENS = int(os.environ.get("ENGINE_READER_OPENS", "1000"))
 ROWS = 40  # of each array
@@ -100,10 +100,10 @@ def write(store: str, folder: str) -> None:
         stop.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    commit = StoreFiles.commit
+    commit = Session.commit
     with Store.open(store) as opened:
 
-        def tell(files: StoreFiles, chunk: Chunk) -> None:
+        def tell(files: Session, chunk: Chunk) -> None:
             commit(files, chunk)
             names = [new.name.decode() for new in chunk.names]
             arrays = [(name.decode(), array.rows) for name, array in chunk.arrays]
@@ -111,7 +111,7 @@ def write(store: str, folder: str) -> None:
                 print(json.dumps([len(opened), names, arrays]), flush=True)
                 time.sleep(PAUSE)
 
-        StoreFiles.commit = tell  # type: ignore[method-assign]
+        Session.commit = tell  # type: ignore[method-assign]
         number = 0
         while not stop.is_set():
             array = Path(folder, f"{number}.npy")

@@ -22,8 +22,8 @@ from engine.search import filters
 from engine.search.filters import ids_within
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import MovedError
+from engine.storage.session import Session
 from engine.storage.source_names import bases
-from engine.storage.writer import StoreFiles
 
 COUNT = 3000  # vectors
 GONE = (1, 2, 3, 700, 1500, 2999)  # of images that are removed
@@ -51,7 +51,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Ite
                 images = draw.integers(0, 256, (part, 16, 16, 3), np.uint8)
                 store.ingest(images, name=f"part{part}")
             store.remove(ids=GONE)
-            assert store._files.manifest.segments
+            assert store.session.snapshot.manifest.segments
             yield store
 
 
@@ -59,7 +59,7 @@ def closest(
     store: Store, queries: np.ndarray, k: int, wanted: set[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The truth: all inner products, sorted."""
-    index = store._files.index
+    index = store.session.index
     assert index is not None
     rows = np.arange(COUNT, dtype=np.int64)
     ids = index.vectors.ids(rows)
@@ -111,15 +111,15 @@ def test_what_is_found_by_the_index_is_among_them_too(vectors: Store, some: int)
 def test_ids_that_can_be_read_once_do_for_a_question_that_is_asked_again(
     vectors: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, moved = StoreFiles.to_search, []
+    real, moved = Session.to_search, []
 
-    def late(files: StoreFiles, wanted: IdSet | None) -> Any:
+    def late(files: Session, wanted: IdSet | None) -> Any:
         if not moved:
             moved.append(True)
             raise MovedError("it is elsewhere by now")
         return real(files, wanted)
 
-    monkeypatch.setattr(StoreFiles, "to_search", late)
+    monkeypatch.setattr(Session, "to_search", late)
     expect(vectors, queries_of(3), 4, {5, 9}, (id_ for id_ in (9, 5)))
     assert moved
 
@@ -302,7 +302,7 @@ def test_a_name_stands_for_the_images_seen_in_it(
             if any(is_inside(source, name, shelf) for source in sources)
         }
         assert wanted
-        found = ids_within(store._files, [(name, tuple(bases(name)))])
+        found = ids_within(store.session, [(name, tuple(bases(name)))])
         assert set(found.ids().tolist()) == wanted
         for seed in (0, 1, 2, 3, 21, 22, 24, 26, 40, 42, 51, 60):
             every = store.lookup(mask(seed), max_distance=0)
@@ -326,7 +326,7 @@ def test_what_a_name_stands_for_is_what_goes_with_it(
         for name in NAMES:
             before = {record.id: len(store.sources(record.id)) for record in store.records()}
             try:
-                found = set(ids_within(store._files, [(name, tuple(bases(name)))]).ids().tolist())
+                found = set(ids_within(store.session, [(name, tuple(bases(name)))]).ids().tolist())
             except UsageError:  # it went with another
                 found = set()
             store.remove(sources=[name])
@@ -439,7 +439,10 @@ def test_what_comes_and_goes_is_seen_at_once(tmp_path: Path) -> None:
             write(tmp_path / "p" / "3.png", encoded(mask(3)))
             write(tmp_path / "q" / "4.png", encoded(mask(4)))
             store.ingest(tmp_path)
-            assert [len(opened._files.removed_ids()) for opened in (store, reader)] == [0, 0]
+            assert [len(opened.session.snapshot.removed_ids()) for opened in (store, reader)] == [
+                0,
+                0,
+            ]
             many = reader.lookup_many([str(tmp_path / "p" / "0.png")] * 2, **asked)
             assert next(many).identical
             store.remove(ids=[1])
@@ -448,7 +451,7 @@ def test_what_comes_and_goes_is_seen_at_once(tmp_path: Path) -> None:
                 assert found == [False, True, True, True, False]
                 ids = [opened.lookup(mask(i), ids=[1, 2, 9]).identical for i in range(3)]
                 assert [bool(hits) for hits in ids] == [False, True, False]
-                assert opened._files.removed_ids().ids().tolist() == [1]
+                assert opened.session.snapshot.removed_ids().ids().tolist() == [1]
             assert not next(many).identical
             store.remove(sources=[tmp_path / "p"])
             for opened in (store, reader):
@@ -479,6 +482,6 @@ def test_the_same_sources_are_looked_for_once_a_commit(
 def test_names_are_read_a_few_at_a_time(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(shelf / "store", read_only=True) as store:
         asked = [("", tuple(bases(str(shelf))))]
-        every = ids_within(store._files, asked).ids().tolist()
+        every = ids_within(store.session, asked).ids().tolist()
         monkeypatch.setattr(filters, "_BATCH", 3)
-        assert ids_within(store._files, asked).ids().tolist() == every
+        assert ids_within(store.session, asked).ids().tolist() == every

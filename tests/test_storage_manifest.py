@@ -186,7 +186,7 @@ def test_what_a_kill_before_the_rename_left_is_ignored_and_tidied_up(
     where = tmp_path / "a"
     Store.open(where, create=True, encoder="none").close()
     with Store.open(where) as store:
-        store._files.become_writer()
+        store.session.become_writer()
 
         def killed(*_: object, **__: object) -> None:
             raise StoreError("killed")

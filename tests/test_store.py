@@ -278,7 +278,7 @@ def test_any_failed_write_closes_the_store_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
 ) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
-        store._files.become_writer()
+        store.session.become_writer()
         failing(monkeypatch, call, 1, error)
         with pytest.raises(StoreError, match=os.strerror(error)):
             store.ingest("synthetic:bits?n=3")
@@ -349,7 +349,7 @@ def test_the_next_writer_cuts_what_was_not_committed(tmp_path: Path, tiny_encode
         assert reader.check().ok
         assert extents[0].stat().st_size == before[str(extents[0].relative_to(where))] + 100
     with Store.open(where) as store:
-        store._files.become_writer()
+        store.session.become_writer()
         after = listing(where)
         assert {name: size for name, size in after.items() if not name.startswith("keys/")} == {
             name: size for name, size in before.items() if not name.startswith("keys/")
@@ -439,7 +439,7 @@ def test_an_image_that_is_repeated_costs_its_neighbours_nothing(tmp_path: Path) 
         blank = store.lookup(np.zeros((8, 8), np.uint8)).identical[0]
         assert blank.source_count == 300
         other = store.lookup(many[301]).identical[0]
-        read = list(store._files._bucket(other.id))
+        read = list(store.session._bucket(other.id))
         assert other.sources == (f"{tmp_path / 'many.npy'}#301",)
         assert len(read) < 5
 

@@ -38,7 +38,7 @@ from engine.maintenance import optimize, remove
 from engine.records import Buffer, IngestReport, Kind, RemoveReport
 from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
 from engine.storage import extents, tombstones
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 EXAMPLES, STEPS = 40, 30
 PICTURES = ("a.png", "b.bmp", "c.png", "d.bmp", "e.png")
@@ -48,7 +48,7 @@ FOLDER = "all pictures"
 SEEDS = st.integers(0, 4)  # few, so that the same images come again and again; 0 is black
 UNKNOWN = 1000  # a seed of which no image is made
 # An engine without this shows what was committed when a store was opened or last refreshed.
-FOLLOWS = hasattr(StoreFiles, "follow")
+FOLLOWS = hasattr(Session, "follow")
 IDENTICAL = ["identical"]
 
 
@@ -549,7 +549,7 @@ class Walk(RuleBasedStateMachine):
         report = handle.store.optimize()
         assert (report.skipped, report.interrupted) == ((), False)
         handle.writing, handle.seen = True, self.model.view()
-        state = handle.store._files.state
+        state = handle.store.session.snapshot.state
         for number, size in state.extents.get(extents.PIXELS.name, []):
             assert state.dead.get(str(number), 0) <= 0.2 * size
         live = {number for number, _ in state.extents.get(extents.PIXELS.name, [])}
@@ -616,7 +616,7 @@ class Walk(RuleBasedStateMachine):
             assert (record.container, record.file_bytes) == (first.container, first.file_bytes)
         there = {first.id for first in seen.images.values()}
         gone = sorted({*range(1, seen.next_id)} - there)
-        assert store._files.removed_ids().ids().tolist() == gone
+        assert store.session.snapshot.removed_ids().ids().tolist() == gone
         for id_ in {*range(seen.next_id + 1)} - there:
             with pytest.raises(UsageError, match="no image"):
                 store.sources(id_)

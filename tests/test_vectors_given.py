@@ -23,7 +23,7 @@ from engine.ingest.given_arrays import checked
 from engine.sources.items import VectorBlock
 from engine.storage import extents
 from engine.storage.changeset import Chunk
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 RNG = np.random.default_rng(5)
 DIM = 12
@@ -108,10 +108,10 @@ def test_what_was_ingested_is_not_read_again(tmp_path, pieces):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
         store.ingest(path)
-        commit = store._files.state.commit
+        commit = store.session.snapshot.state.commit
         report = store.ingest(path)
         assert (report.added, report.unchanged, report.seen) == (0, 500, 500)
-        assert store._files.state.commit == commit
+        assert store.session.snapshot.state.commit == commit
 
 
 @given(
@@ -612,14 +612,14 @@ def test_an_array_of_images_with_the_stamp_of_one_of_vectors(tmp_path, pieces):
 def child(store: str, source: str) -> None:
     """Ingest, and tell of each commit."""
     small_pieces(pytest.MonkeyPatch(), 100)
-    commit = StoreFiles.commit
+    commit = Session.commit
 
-    def tell(files: StoreFiles, chunk: Chunk) -> None:
+    def tell(files: Session, chunk: Chunk) -> None:
         commit(files, chunk)
         for _, array in chunk.arrays:
             print(array.rows, flush=True)
 
-    StoreFiles.commit = tell  # type: ignore[method-assign]
+    Session.commit = tell  # type: ignore[method-assign]
     with Store.open(store) as opened:
         opened.ingest(source)
 
@@ -730,7 +730,7 @@ def test_a_backup_is_the_same_and_as_small(tmp_path, pieces):
 def test_their_fingerprints_take_no_room(tmp_path):
     with with_store(tmp_path / "store") as store:
         store.ingest(np.ones((300_000, 1), np.float32), name="a")
-        assert store._files.state.extents["fingerprints.pdq"] == [[1, 300_000 * 32]]
+        assert store.session.snapshot.state.extents["fingerprints.pdq"] == [[1, 300_000 * 32]]
         assert store.info().bytes["fingerprints"] < 100_000
         assert is_whole(store)
 

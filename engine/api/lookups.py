@@ -198,7 +198,7 @@ class Lookups(OpenStore):
         with ExitStack() as stack:
             with self._looking:
                 self._session.follow()
-                if self._session.manifest.encoder is None:
+                if self._session.snapshot.manifest.encoder is None:
                     raise UsageError(
                         f"{self.path} has no vectors: it was filled with --encoder none"
                     )
@@ -228,7 +228,7 @@ class Lookups(OpenStore):
             raise UsageError(f"queries of shape {block.shape}: {one} is needed")
         if not np.isfinite(block).all():
             raise UsageError("queries hold values that are NaN, infinite or too large for float32")
-        entry = self._session.manifest.encoder
+        entry = self._session.snapshot.manifest.encoder
         if entry is not None and entry.normalized:
             block, lengths = normalized(block)
             if (lengths == 0).any():
@@ -247,7 +247,10 @@ class Lookups(OpenStore):
         tiers = tier_names(tiers)
         asked = (k, tiers, min_score, max_distance, recall)
         # Kept for the next query, which nearly always asks the same; an encoder may have been adopted.
-        if self._finder_of != (asked, self._session.manifest.encoder) or self._found is None:
+        if (
+            self._finder_of != (asked, self._session.snapshot.manifest.encoder)
+            or self._found is None
+        ):
             self._found = Lookup(
                 self._session,
                 self._own_encoder,
@@ -257,7 +260,7 @@ class Lookups(OpenStore):
                 max_distance=max_distance,
                 recall=recall,
             )
-            self._finder_of = (asked, self._session.manifest.encoder)
+            self._finder_of = (asked, self._session.snapshot.manifest.encoder)
         return self._found
 
     def _within(self, ids: Ids | None, source: Names | None) -> Within | None:

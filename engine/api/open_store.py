@@ -21,9 +21,10 @@ from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, UsageError
 from engine.search.filters import SearchedIn
 from engine.search.lookup import Lookup
+from engine.storage import swaps
 from engine.storage.create import create as make_store
 from engine.storage.extents import MovedError
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 NO_ENCODER = "none"
 _TRIES = 10  # of a question, while another process rewrites what it is about
@@ -34,7 +35,7 @@ T = TypeVar("T")
 class OpenStore:
     """What every part of ``Store`` needs: the open session, the encoder, one writing call at a time."""
 
-    def __init__(self, files: StoreFiles) -> None:
+    def __init__(self, files: Session) -> None:
         """Use ``Store.open``."""
         self._session = files
         self._encoder: OnnxEncoder | None = None
@@ -71,7 +72,7 @@ class OpenStore:
                 raise UsageError("a store cannot be both created and read-only")
             chosen = None if encoder == NO_ENCODER else registry.find(encoder or DEFAULT_ENCODER)
             make_store(folder, budget, (lambda made: install(made, chosen)) if chosen else None)
-        return cls(StoreFiles(folder, budget, read_only=read_only, limits=limits))
+        return cls(Session(folder, budget, read_only=read_only, limits=limits))
 
     def close(self) -> None:
         """Close it. What was committed is durable already."""
@@ -91,7 +92,7 @@ class OpenStore:
 
     def __reduce__(self) -> tuple[Callable[..., OpenStore], tuple[type[OpenStore], str, bool, int]]:
         """Pickle how to open it again; ``StoreError`` if it is closed, or of another process."""
-        _ = self._session.keys
+        _ = self._session.snapshot.keys
         memory = self._session.memory.total
         return _reopen, (type(self), str(self.path.absolute()), self._session.read_only, memory)
 
@@ -100,7 +101,7 @@ class OpenStore:
         self._session.refresh()
 
     @property
-    def session(self) -> StoreFiles:
+    def session(self) -> Session:
         """The open session below, for those who look inside of a store."""
         return self._session
 
@@ -112,19 +113,19 @@ class OpenStore:
     @property
     def has_encoder(self) -> bool:
         """Whether images that are added get vectors, unless ``encoder="none"`` is said."""
-        entry = self._session.manifest.encoder
+        entry = self._session.snapshot.manifest.encoder
         return entry is not None and not entry.given
 
     @property
     def has_given_vectors(self) -> bool:
         """Whether the vectors were brought, and not made of images."""
-        entry = self._session.manifest.encoder
+        entry = self._session.snapshot.manifest.encoder
         return entry is not None and entry.given
 
     def __len__(self) -> int:
         """The number of images."""
         self._session.follow()
-        return self._session.state.images
+        return self._session.snapshot.state.images
 
     @contextmanager
     def _alone(self, call: str) -> Iterator[None]:
@@ -148,12 +149,12 @@ class OpenStore:
         return ask()
 
     def _own_encoder(self) -> OnnxEncoder:
-        entry = self._session.manifest.encoder
+        entry = self._session.snapshot.manifest.encoder
         if entry is None or entry.given:
             raise UsageError(f"{self.path} has no encoder")
         if self._encoder is None:
             folder = (self.path / entry.file).parent
-            found = registry.read(folder, self._session.encoder_file)
+            found = registry.read(folder, self._session.snapshot.encoder_file)
             if found.sha256 != entry.fingerprint:
                 raise EncoderError(f"{self.path / entry.file} is not the encoder of this store")
             self._encoder = OnnxEncoder(found)
@@ -161,7 +162,7 @@ class OpenStore:
 
     def _encoder_for(self, wanted: str | None) -> OnnxEncoder | None:
         """The encoder of an ingest: the store's own, if ``wanted`` is no other one."""
-        entry = self._session.manifest.encoder
+        entry = self._session.snapshot.manifest.encoder
         if wanted == NO_ENCODER or (wanted is None and not self.has_encoder):
             return None
         if wanted is not None:
@@ -172,8 +173,10 @@ class OpenStore:
                 )
             chosen = registry.find(wanted)
             if entry is None:
-                self._session.adopt_encoder(lambda folder: install(folder, chosen))
-                entry = self._session.manifest.encoder
+                swaps.adopt_encoder(
+                    self._session.become_writer(), lambda folder: install(folder, chosen)
+                )
+                entry = self._session.snapshot.manifest.encoder
             if entry is None or chosen.sha256 != entry.fingerprint:
                 name = entry.name if entry else NO_ENCODER
                 raise UsageError(

@@ -37,7 +37,7 @@ class Reading(OpenStore):
         """What is known of image ``id_``; ``UsageError`` if there is none."""
         number = _whole(id_, "an id")
         self._session.follow()
-        return self._session.get(number)
+        return self._session.snapshot.get(number)
 
     def sources(self, id_: int, most: int | None = None) -> list[str]:
         """Where image ``id_`` was seen, at most ``most`` places; all but "memory:" ``lookup`` takes."""
@@ -46,8 +46,8 @@ class Reading(OpenStore):
         if limit < 0:
             raise UsageError(f"most is 0 or more, not {limit}")
         self._session.follow()
-        self._session.get(number)  # UsageError if there is none
-        names, _ = self._session.sources_of(number, limit)
+        self._session.snapshot.get(number)  # UsageError if there is none
+        names, _ = self._session.snapshot.sources_of(number, limit)
         return [os.fsdecode(name) for name in names]
 
     def records(self, start: int = 1) -> Iterator[ImageRecord]:
@@ -65,7 +65,7 @@ class Reading(OpenStore):
     def _records(self, start: int) -> Iterator[ImageRecord]:
         while True:
             self._session.follow()
-            records = records_from(self._session, start, _RECORDS)
+            records = records_from(self._session.snapshot, start, _RECORDS)
             if not records:
                 return
             yield from records
@@ -75,16 +75,16 @@ class Reading(OpenStore):
         """Counts, bytes by part, encoder and segments."""
         files = self._session
         files.follow()
-        entry = files.manifest.encoder
+        entry = files.snapshot.manifest.encoder
         return StoreInfo(
             path=str(self.path),
-            uuid=files.manifest.uuid,
+            uuid=files.snapshot.manifest.uuid,
             format=FORMAT_VERSION,
-            images=files.state.images,
-            vectors=files.state.live_vectors,
-            sources=files.state.sources,
-            removed=files.state.removed,
-            rejects=sum(1 for _ in files.keys.scan("rejects")),
+            images=files.snapshot.state.images,
+            vectors=files.snapshot.state.live_vectors,
+            sources=files.snapshot.state.sources,
+            removed=files.snapshot.state.removed,
+            rejects=sum(1 for _ in files.snapshot.keys.scan("rejects")),
             bytes={part: tree_bytes(self.path / part) for part in (*_PARTS, REJECTS, ballast.NAME)},
             encoder=None
             if entry is None
@@ -97,9 +97,9 @@ class Reading(OpenStore):
             },
             segments=[
                 {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}
-                for s in files.manifest.segments
+                for s in files.snapshot.manifest.segments
             ],
-            recall=recall_of(files.manifest),
+            recall=recall_of(files.snapshot.manifest),
         )
 
     def backup(
@@ -117,7 +117,7 @@ class Reading(OpenStore):
         Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError``, or ``StoreError``
         (a full disk).
         """
-        _ = self._session.keys  # StoreError if it is closed or has failed
+        _ = self._session.snapshot.keys  # StoreError if it is closed or has failed
         return Backup(self.path, self._session.memory, Path(dest), progress).run()
 
     def export(
@@ -140,7 +140,7 @@ class Reading(OpenStore):
         then nothing is at ``dest``.
         """
         self._session.follow()
-        _ = self._session.keys  # StoreError if it is closed or has failed
+        _ = self._session.snapshot.keys  # StoreError if it is closed or has failed
         run = Export(self._session, Path(dest), format=format, vectors=vectors, progress=progress)
         return run.run()
 

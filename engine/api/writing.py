@@ -49,7 +49,7 @@ from engine.sources.in_memory import (
 )
 from engine.sources.items import Item, checked_metadata
 from engine.sources.locate import Sources
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 Stream = Iterable[tuple[str, OneImage] | tuple[str, OneImage, dict[str, Any] | None]]
 
@@ -126,9 +126,9 @@ class Writing(OpenStore):
             )
             if isinstance(given, _InMemory):
                 return run.run(given)
-            self._session.add_roots(given.folders)
+            self._session.writer.add_roots(given.folders)
             found = run.run(given)
-            self._session.add_roots(given.folders)  # a list may have named more of them
+            self._session.writer.add_roots(given.folders)  # a list may have named more of them
             return found
 
     def remove(
@@ -213,13 +213,15 @@ class Writing(OpenStore):
         store = cls.open(folder, read_only=True) if (folder / "MANIFEST.json").exists() else None
         try:
             files = store._session if store is not None else None
-            entry = files.manifest.encoder if files is not None else None
+            entry = files.snapshot.manifest.encoder if files is not None else None
             dim, new = entry.dim if entry is not None and not entry.given else 0, 0
             if entry is None and (encoder or files is None) and encoder != NO_ENCODER:
                 found = registry.find(encoder or DEFAULT_ENCODER)
                 dim, new = found.dim, installed_bytes(found)
             dim = dim if encoder != NO_ENCODER else 0
-            plan = Plan(files, dim=dim, keep_pixels=keep_pixels, disk_bytes=new)
+            plan = Plan(
+                files.snapshot if files else None, dim=dim, keep_pixels=keep_pixels, disk_bytes=new
+            )
             return plan.run(given, folder, tell)
         finally:
             if store is not None:
@@ -289,7 +291,7 @@ class Writing(OpenStore):
         try:
             return salvage(path, memory)
         finally:
-            self._session = StoreFiles(path, memory, read_only=False, limits=limits)
+            self._session = Session(path, memory, read_only=False, limits=limits)
             self._found = self._searched = None
 
     @classmethod

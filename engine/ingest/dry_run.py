@@ -25,7 +25,7 @@ from engine.sources.items import (
     Skipped,
     VectorItem,
 )
-from engine.storage.snapshot import StoreView
+from engine.storage.snapshot import Snapshot
 
 # Bytes of disk an image, measured: its rows among the keys without its name, and its fingerprint.
 _FILE_BYTES = 400 + 32
@@ -36,7 +36,7 @@ class Plan:
     """One dry run over some sources, against a store or, where it is not made yet, against none."""
 
     def __init__(
-        self, store: StoreView | None, *, dim: int, keep_pixels: str, disk_bytes: int = 0
+        self, store: Snapshot | None, *, dim: int, keep_pixels: str, disk_bytes: int = 0
     ) -> None:
         """``dim``: the length of the vectors that would be made, 0 for none.
 

@@ -23,7 +23,7 @@ from engine.errors import MissingError, SourceError
 from engine.records import MissingBelow
 from engine.sources.file_presence import Whereabouts, stamp, without_query
 from engine.storage.rows import ONE, ArrayRow, NameRow, Run, record_ids, reject_in
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 MAX_SHARE = 0.5  # of the sources below a root; where more are gone, its disk may be away
 _MAX_FOLDERS = 4096  # whose roots are remembered, and that are counted one by one
@@ -72,14 +72,14 @@ class _Count:
 class Missing:
     """What is missing of one store, once ``look`` has looked for all of it."""
 
-    def __init__(self, store: StoreFiles, go_on: Callable[[], None]) -> None:
+    def __init__(self, store: Session, go_on: Callable[[], None]) -> None:
         """``go_on`` is called before each look; what it raises ends the looking."""
         self._store = store
         self._go_on = go_on
         self._disk = Whereabouts()
         self._found: IO[bytes] | None = None
         self.kept: dict[str, None] = {}  # why sources that are not there stay
-        self._roots = {root: _Count() for root in store.roots()}
+        self._roots = {root: _Count() for root in store.snapshot.roots()}
         self._of_folder: dict[bytes, list[_Count]] = {}
         self._vanished: dict[bytes, _Count] = {}  # whole folders, below no root
         self._more_vanished = _Count()
@@ -108,7 +108,7 @@ class Missing:
 
     def _every(self) -> Iterator[tuple[What, bytes, tuple[int, int] | None, int]]:
         """Each source that has a file: what it is, its name, its stamp, how many sources it counts."""
-        keys = self._store.keys
+        keys = self._store.snapshot.keys
         for name, value in keys.scan("names", b"/"):
             row = NameRow.unpack(value)
             yield What.NAME, name, (row.mtime_ns, row.size), 1
@@ -141,7 +141,7 @@ class Missing:
             outer = name[:at]
             file = outer if os.path.lexists(outer) else without_query(outer)
             if Path(os.fsdecode(file)).is_file():
-                row = self._store.archive(outer) if seen is not None else None
+                row = self._store.snapshot.archive(outer) if seen is not None else None
                 now = stamp(file)
                 read = row is not None and row.complete and (row.mtime_ns, row.size) == now
                 return Where.MEMBER_GONE if read and seen != now else Where.THERE
@@ -200,7 +200,10 @@ class Missing:
         at = name.find(b"#")
         while at >= 0:
             outer = without_query(name[:at])
-            if outer.lower().endswith(b".npz") or self._store.archive(name[:at]) is not None:
+            if (
+                outer.lower().endswith(b".npz")
+                or self._store.snapshot.archive(name[:at]) is not None
+            ):
                 return outer
             at = name.find(b"#", at + 1)
         return without_query(name)
@@ -249,16 +252,16 @@ class Missing:
         )
 
 
-def unfinished_arrays(store: StoreFiles) -> dict[str, None]:
+def unfinished_arrays(store: Session) -> dict[str, None]:
     """Why images without a source stay: arrays that are not read to their end, as far as they can be.
 
     One that has changed names its images again as it is read. Until it has been, those that are to
     come have no source, and are not missing.
     """
     unfinished: dict[str, None] = {}
-    for key, value in store.keys.scan("arrays", b"n"):
+    for key, value in store.snapshot.keys.scan("arrays", b"n"):
         row = ArrayRow.unpack(value)
-        reject = store.rejects([key[1:]])[0]
+        reject = store.snapshot.rejects([key[1:]])[0]
         broken = reject is not None and (reject["mtime_ns"], reject["size"]) == (
             row.mtime_ns,
             row.size,
@@ -271,9 +274,9 @@ def unfinished_arrays(store: StoreFiles) -> dict[str, None]:
     return unfinished
 
 
-def images_without_sources(store: StoreFiles, go_on: Callable[[], None]) -> Iterator[list[int]]:
+def images_without_sources(store: Session, go_on: Callable[[], None]) -> Iterator[list[int]]:
     """Images that have no source, as a changed file leaves them; some at a time, ascending."""
-    keys = store.keys
+    keys = store.snapshot.keys
     # All of these are in the order of ids, so each is read once.
     by = (
         _Spans((int.from_bytes(key[:8], "big"), 1) for key, _ in keys.scan("sources")),

@@ -26,13 +26,13 @@ from engine.index.operating_point import check_recall
 from engine.maintenance.reorder import Reorder, ReorderResult
 from engine.memory import PeakMemory
 from engine.records import OptimizeReport, Place
-from engine.storage import extents
+from engine.storage import extents, swaps
 from engine.storage.changeset import Chunk, Rekept, Removal
 from engine.storage.durable import tree_bytes
 from engine.storage.extents import ExtentReader, MovedError
 from engine.storage.rocks.database import FOLDER
 from engine.storage.rows import TABLES, ImageRow, record_keys, u64
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _WORTH = 0.2  # of an extent that is dead
 _BATCH = 4096  # images, or rows, looked at at a time
@@ -47,7 +47,7 @@ class Optimize:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         *,
         recall: float | None = None,
         progress: Callable[[int, int | None], None] | None = None,
@@ -97,7 +97,7 @@ class Optimize:
             skipped=tuple(self._skipped),
             damaged=self._damaged,
             laid_out=laid,
-            recall=recall_of(self._store.manifest),
+            recall=recall_of(self._store.snapshot.manifest),
             peak_memory_bytes=self._peak.anonymous,
             interrupted=self._stopped or self._stop(),
         )
@@ -154,7 +154,7 @@ class Optimize:
 
     def _doomed(self) -> list[tuple[int, int, int]]:
         """Number, bytes and dead bytes of extents that are worth it, the emptiest first."""
-        state = self._store.state
+        state = self._store.snapshot.state
         pairs = state.extents.get(extents.PIXELS.name, [])
         found = [(number, size, state.dead.get(str(number), 0)) for number, size in pairs]
         worth = [one for one in found if one[1] and one[2] >= _WORTH * one[1]]
@@ -162,7 +162,7 @@ class Optimize:
 
     def _that_fit(self, doomed: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
         """Those that there is room for at once, and the bytes that the next one would need."""
-        state = self._store.state
+        state = self._store.snapshot.state
         kept = sum(size for _, size in state.extents.get(extents.PIXELS.name, []))
         live = kept - sum(state.dead.values())
         each = max(live // max(state.images, 1), 1)  # bytes of an image
@@ -179,34 +179,34 @@ class Optimize:
     def _rewrite(self, numbers: list[int]) -> bool:
         """Copy what images have in these extents, and drop them; whether any of it has to stay."""
         store = self._store
-        last, _ = store.state.last_extent(extents.PIXELS)
+        last, _ = store.snapshot.state.last_extent(extents.PIXELS)
         if last in numbers:
-            store.begin_extent()
+            store.writer.begin_extent()
         reader = ExtentReader(store.path, extents.PIXELS)
         doomed, stuck = set(numbers), set[int]()
         self._done = 0
         try:
             records = (
                 found
-                for key, value in store.keys.scan("records")
+                for key, value in store.snapshot.keys.scan("records")
                 for found in record_keys(key, value)
                 if found[1]  # a vector has no pixels
             )
             while batch := list(islice(records, _BATCH)):
                 self._move(self._of(batch, doomed), reader, stuck)
                 self._done += len(batch)
-                self._progress(self._done, store.state.images)
+                self._progress(self._done, store.snapshot.state.images)
                 if self._stop():
                     return False
         finally:
             reader.close()
-        state = store.state
+        state = store.snapshot.state
         for number, size in state.extents[extents.PIXELS.name]:
             if number in doomed and state.dead.get(str(number), 0) != size:
                 stuck.add(number)
         free = sorted(doomed - stuck)
         for at in range(0, len(free), _DROPPED):
-            store.drop_extents(free[at : at + _DROPPED])
+            swaps.drop_extents(store.writer, free[at : at + _DROPPED])
             self._rewritten += len(free[at : at + _DROPPED])
         if stuck:
             self._damaged += len(stuck)
@@ -219,7 +219,7 @@ class Optimize:
     def _of(self, batch: Sequence[tuple[int, bytes]], doomed: set[int]) -> list[Rekept]:
         """The rows of those images whose pixels lie in doomed extents, in the order of the pixels."""
         found: list[Rekept] = []
-        rows = self._store.images_of([key for _, key in batch])
+        rows = self._store.snapshot.images_of([key for _, key in batch])
         for (id_, key), candidates in zip(batch, rows, strict=True):
             for row in candidates:
                 if row.id == id_ and row.place is not None and row.place.extent in doomed:
@@ -252,21 +252,23 @@ class Optimize:
         self._commit(chunk)
 
     def _commit(self, chunk: Chunk) -> None:
-        self._store.commit(chunk)
+        self._store.writer.commit(chunk)
         self._moved += len(chunk.rekept)
 
     # --- keys -------------------------------------------------------------------------------------
 
     def _files(self) -> None:
         """Drop files that name images which are gone."""
-        if not self._store.state.removed:
+        if not self._store.snapshot.state.removed:
             return
-        rows = self._store.keys.scan("files")
+        rows = self._store.snapshot.keys.scan("files")
         while batch := list(islice(rows, _BATCH)):
             ids = [int.from_bytes(value, "big") for _, value in batch]
-            there = set(self._store.those_there(sorted(set(ids))))
+            there = set(self._store.snapshot.those_there(sorted(set(ids))))
             stale = [key for (key, _), id_ in zip(batch, ids, strict=True) if id_ not in there]
-            self._store.commit(Chunk(removal=Removal(rows=[("files", key, None) for key in stale])))
+            self._store.writer.commit(
+                Chunk(removal=Removal(rows=[("files", key, None) for key in stale]))
+            )
             if self._stop():
                 return
 
@@ -280,7 +282,7 @@ class Optimize:
             )
             return
         for table in TABLES:
-            self._store.keys.compact(table)
+            self._store.snapshot.keys.compact(table)
 
 
 def _place(row: ImageRow) -> Place:

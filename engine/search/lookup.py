@@ -28,7 +28,7 @@ from engine.search.near import near
 from engine.sources.locate import Query
 from engine.storage.bitmap import IdSet
 from engine.storage.rows import ImageRow
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 IDENTICAL, NEAR, SIMILAR = "identical", "near", "similar"
 TIERS = (IDENTICAL, NEAR, SIMILAR)
@@ -49,7 +49,7 @@ class Lookup:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         encoder: Callable[[], OnnxEncoder],
         *,
         k: int,
@@ -60,7 +60,7 @@ class Lookup:
     ) -> None:
         """``tiers``: which to search, by default all that the store has."""
         k = check_k(k)
-        entry = store.manifest.encoder
+        entry = store.snapshot.manifest.encoder
         self._given = entry is not None and entry.given
         # Of vectors that have length 1 the inner product is the cosine.
         self._cosine = entry is None or not entry.given or entry.normalized
@@ -109,7 +109,7 @@ class Lookup:
         nearby: tuple[NearHit, ...] = ()
         similar: tuple[SimilarHit, ...] = ()
         searched = self._of_images
-        self._store.count_lookups(1)
+        self._store.snapshot.count_lookups(1)
         try:
             if IDENTICAL in searched and query.data is not None:
                 started = perf_counter()
@@ -151,14 +151,14 @@ class Lookup:
 
     def _by_file(self, data: bytes, found: list[IdenticalHit], wanted: IdSet | None) -> None:
         """The image that a file of exactly these bytes was; SHA-256 decides, so nothing to verify."""
-        id_ = self._store.files([hashing.file_hash(data)])[0]
+        id_ = self._store.snapshot.ids_of_files([hashing.file_hash(data)])[0]
         if id_ is not None and (wanted is None or id_ in wanted):
             found.append(self._hit(id_, "digest"))
 
     def _by_pixels(self, decoded: Decoded, found: list[IdenticalHit], wanted: IdSet | None) -> None:
         canonical = decoded.pixels.canonical
-        key = hashing.key(canonical, self._store.settings.hash_seed)
-        for row in self._store.image_of(key):
+        key = hashing.key(canonical, self._store.snapshot.settings.hash_seed)
+        for row in self._store.snapshot.image_of(key):
             if wanted is not None and row.id not in wanted:
                 continue
             if not found or all(hit.id != row.id for hit in found):
@@ -169,11 +169,11 @@ class Lookup:
     def _hit(self, id_: int, verified: str, *, in_runs: bool = False) -> IdenticalHit:
         names, count = self._sources(id_, in_runs=in_runs)
         # Rows of arrays have none, and what is not read costs nothing.
-        record = self._store.record(id_) if not in_runs else None
+        record = self._store.snapshot.record(id_) if not in_runs else None
         return IdenticalHit(id_, names, count, verified, record.metadata if record else None)
 
     def _sources(self, id_: int, *, in_runs: bool = False) -> tuple[tuple[str, ...], int]:
-        names, count = self._store.sources_of(id_, in_runs=in_runs)
+        names, count = self._store.snapshot.sources_of(id_, in_runs=in_runs)
         return tuple([os.fsdecode(name) for name in names]), count
 
     def _near(
@@ -185,7 +185,7 @@ class Lookup:
         hits = []
         found = near(self._store, query, self._max_distance, taken, wanted)
         for id_, distance, unlike in zip(*(column.tolist() for column in found), strict=True):
-            record = self._store.record(id_)
+            record = self._store.snapshot.record(id_)
             if record is None:  # removed meanwhile
                 continue
             names, count = self._sources(id_)
@@ -283,7 +283,7 @@ class Lookup:
                 continue
             if self._min_score is not None and score < self._min_score:
                 return hits, True
-            record = self._store.record(id_)
+            record = self._store.snapshot.record(id_)
             if record is None:
                 continue
             names, count = self._sources(id_)
@@ -294,10 +294,10 @@ class Lookup:
         return hits, False
 
 
-def identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def identical_ids(store: Session, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """The image that each canonical row is, verified, or -1: (n, canonical bytes) → (n,) int64."""
     n = len(rows)
-    store.count_lookups(n)
+    store.snapshot.count_lookups(n)
     ids = np.empty(n, np.int64)
     at, size = 0, _PROBE if n > 4 * _PROBE else n
     cold = False
@@ -310,7 +310,7 @@ def identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArray
 
 
 def _identical_ids(
-    store: StoreFiles, rows: npt.NDArray[np.uint8], cold: bool
+    store: Session, rows: npt.NDArray[np.uint8], cold: bool
 ) -> tuple[npt.NDArray[np.int64], float]:
     """The images of some rows, and how many seconds it took to find their keys.
 
@@ -318,9 +318,9 @@ def _identical_ids(
     """
     n, length = rows.shape
     canonical = list(rows)
-    keys = hashing.keys(canonical, store.settings.hash_seed)
+    keys = hashing.keys(canonical, store.snapshot.settings.hash_seed)
     started = perf_counter()
-    columns = store.image_columns(keys, spread=cold)
+    columns = store.snapshot.image_columns(keys, spread=cold)
     seconds = perf_counter() - started
     ids = np.full(n, -1, np.int64)
     at = np.flatnonzero(columns.found)
@@ -330,7 +330,7 @@ def _identical_ids(
     if easy.any():
         wanted = [canonical[i] for i in at[easy].tolist()]
         with contextlib.suppress(StoreDamagedError):  # one by one it is told which are lost
-            same[easy] = store.kept_pixels.equal(
+            same[easy] = store.snapshot.kept_pixels.equal(
                 columns.extents[easy], columns.offsets[easy], wanted
             )
     bare = np.flatnonzero(~kept & ~columns.shared)
@@ -340,17 +340,17 @@ def _identical_ids(
         same[bare] = (proof_columns == columns.proofs[bare]).all(axis=1)
     ids[at[same]] = columns.ids[same]
     for i in at[~same]:  # a collision, or damage: next to never
-        for row in store.image_of(keys[i]):
+        for row in store.snapshot.image_of(keys[i]):
             if _verify(store, row, canonical[i].tobytes()):
                 ids[i] = row.id
     return ids, seconds
 
 
-def _verify(store: StoreFiles, row: ImageRow, canonical: Buffer) -> str | None:
+def _verify(store: Session, row: ImageRow, canonical: Buffer) -> str | None:
     """How a key's image was shown to be the query: "bytes", "digest", or None if it is not."""
     if row.place is not None and row.canonical:
         try:
-            kept = store.kept(row.place)
+            kept = store.snapshot.kept(row.place)
         except StoreDamagedError as error:
             _log.warning("image %d: %s", row.id, error)
             kept = None
@@ -392,8 +392,8 @@ def tier_names(wanted: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if wanted is None else tuple(wanted)
 
 
-def _tiers(store: StoreFiles, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    has = TIERS if store.manifest.encoder else (IDENTICAL, NEAR)
+def _tiers(store: Session, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    has = TIERS if store.snapshot.manifest.encoder else (IDENTICAL, NEAR)
     if wanted is None:
         return has
     for tier in wanted:

@@ -29,7 +29,7 @@ from engine.storage.rows import (
     record_without,
     u64,
 )
-from engine.storage.snapshot import StoreView
+from engine.storage.snapshot import Snapshot
 
 _MARKED = -1  # size and time of an array that lost some of its rows: no file has these
 _MAX_MARKS = 256  # of "#" in a name that may part an archive from a member
@@ -71,7 +71,7 @@ class _Image:
 
 
 def plan_removal(
-    view: StoreView, request: RemovalRequest, max_sources: int
+    view: Snapshot, request: RemovalRequest, max_sources: int
 ) -> tuple[Removal, list[int]]:
     """What goes with ``request``, and those of its ids that are left for the next commit.
 
@@ -84,7 +84,7 @@ def plan_removal(
 class RemovalPlanner:
     """Works out one commit of a removal. ``plan`` may be called once."""
 
-    def __init__(self, view: StoreView, max_sources: int) -> None:
+    def __init__(self, view: Snapshot, max_sources: int) -> None:
         self._view = view
         self._keys = view.keys
         self._max_sources = max_sources

@@ -19,13 +19,13 @@ from engine.storage.rows import (
     u64,
     unpack_records,
 )
-from engine.storage.snapshot import StoreView
+from engine.storage.snapshot import Snapshot
 
 BUCKET = 1 << BUCKET_BITS  # ids
 _MAX_BYTES = 1 << 20  # of rows that are unpacked at a time: metadata takes twenty times its JSON
 
 
-def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
+def records_from(view: Snapshot, start: int, most: int) -> list[ImageRecord]:
     """The next images from id ``start`` on, in their order: about ``most``, none at the end."""
     found: list[tuple[int, RecordRow]] = []
     size = 0
@@ -47,7 +47,7 @@ def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
 
 
 def sources_of_bucket(
-    view: StoreView, bucket: int, there: npt.NDArray[np.bool_]
+    view: Snapshot, bucket: int, there: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[int, bytes]]:
     """The id and the name of every source of the images of a bucket; ``there`` (4096,): which it has.
 

@@ -235,3 +235,56 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    # scratch
+    _index_of: tuple[object, object] | None = None
+    _index: object = None
+
+    @property
+    def index(self):  # type: ignore[no-untyped-def]
+        from engine.index.search import VectorIndex
+
+        snap = self.snapshot
+        if snap.manifest.encoder is None:
+            return None
+        key = (snap.manifest, snap.state.commit, id(snap.files))
+        if self._index is None or self._index_of != key:
+            if self._index is not None:
+                self._index.close()
+            for _ in range(10):
+                snap = self.snapshot
+                vectors = snap.open_vectors()
+                vectors.open_all()
+                self._index = VectorIndex(
+                    self.path,
+                    vectors,
+                    snap.manifest.quantizers,
+                    snap.state.live_segments(snap.manifest),
+                    snap.manifest.measured,
+                )
+                if (
+                    all(
+                        nofollow.status(self.path, str(n)) is not None
+                        for n in snap.manifest.index_files(Path())
+                    )
+                    or not self.read_index()
+                ):
+                    break
+                self._index.close()
+            for problem in self._index.problems:
+                _log.warning("%s", problem)
+            snap = self.snapshot
+            self._index_of = (snap.manifest, snap.state.commit, id(snap.files))
+        return self._index
+
+    def to_search(self, wanted):  # type: ignore[no-untyped-def]
+        index = self.index
+        if index is None:
+            raise StoreError(f"{self.path} has no vectors")
+        snap = self.snapshot
+        return index, snap.alive() if wanted is None else snap.those_alive(wanted)
+
+    def search(self, queries, k, *, recall=None, wanted=None):  # type: ignore[no-untyped-def]
+        index, among = self.to_search(wanted)
+        with index:
+            return index.search_ids(queries, k, recall=recall, wanted=among)

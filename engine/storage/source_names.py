@@ -16,7 +16,7 @@ from engine.sources import synthetic
 from engine.sources.file_presence import QUERIES, without_query
 from engine.sources.items import absolute
 from engine.storage.rows import Run, u64
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 # In what is behind "a.npz#": an array file of a folder that is called so, and no array of the archive.
 _FILE = re.compile(rb"/.*\.np[yz](\?kind=[^/]*)?(#|$)", re.IGNORECASE | re.DOTALL)
@@ -39,7 +39,7 @@ def bases(name: str) -> list[bytes]:
 
 
 def those_named(
-    store: StoreFiles, given: Iterable[tuple[str, list[bytes]]]
+    store: Session, given: Iterable[tuple[str, list[bytes]]]
 ) -> tuple[list[bytes], list[str]]:
     """What is there of names and their ``bases``, and the names of which nothing is."""
     wanted: list[bytes] = []
@@ -53,7 +53,7 @@ def those_named(
     return wanted, not_found
 
 
-def is_there(store: StoreFiles, base: bytes) -> bool:
+def is_there(store: Session, base: bytes) -> bool:
     """Whether there is anything that is named ``base`` or inside of it."""
     tables = (("names", b""), ("arrays", b"n"), ("arrays", b"a"), ("rejects", b""))
     rows = (row for table, before in tables for row in rows_inside(store, table, base, before))
@@ -61,10 +61,10 @@ def is_there(store: StoreFiles, base: bytes) -> bool:
 
 
 def rows_inside(
-    store: StoreFiles, table: str, base: bytes, before: bytes = b""
+    store: Session, table: str, base: bytes, before: bytes = b""
 ) -> Iterator[tuple[bytes, bytes]]:
     """The rows of a table whose key is ``before`` and a name: ``base``, or one inside of it."""
-    keys = store.keys
+    keys = store.snapshot.keys
     if base:
         value = keys.get(table, before + base)
         if value is not None:
@@ -80,9 +80,9 @@ def rows_inside(
         yield from keys.scan(table, before + container + b"#")
 
 
-def containers(store: StoreFiles, base: bytes) -> list[bytes]:
+def containers(store: Session, base: bytes) -> list[bytes]:
     """The arrays, archives and tables that are the file ``base``, in whatever way it was read."""
-    keys = store.keys
+    keys = store.snapshot.keys
     found: dict[bytes, None] = {}
     archive = without_query(base).lower().endswith(b".npz")  # of arrays, which may have "/" in them
     for kind in (b"n", b"a") if base else ():
@@ -96,21 +96,21 @@ def containers(store: StoreFiles, base: bytes) -> list[bytes]:
     return list(found)
 
 
-def one_row(store: StoreFiles, name: bytes) -> tuple[Run, Run] | None:
+def one_row(store: Session, name: bytes) -> tuple[Run, Run] | None:
     """The run and the part of it that are the row of an array which ``name`` is, if it is there."""
-    if store.keys.get("names", name) is not None:
+    if store.snapshot.keys.get("names", name) is not None:
         return None  # a file of that name: a path wins over "#"
     base, mark, digits = name.rpartition(b"#")
     if not mark or not digits.isdigit() or len(digits) > 18:
         return None
-    array, row = store.array(base), int(digits)
+    array, row = store.snapshot.array(base), int(digits)
     if array is None:
         return None
     prefix = b"r" + array.number.to_bytes(4, "big")
-    found = store.keys.at_or_before("runs", prefix + u64(row))
+    found = store.snapshot.keys.at_or_before("runs", prefix + u64(row))
     if found is None or not found[0].startswith(prefix):
         return None
     run = Run.from_row(*found)
     part = run.part(row, 1)
-    there = row < run.row + run.count and store.record(part.id) is not None
+    there = row < run.row + run.count and store.snapshot.record(part.id) is not None
     return (run, part) if there else None

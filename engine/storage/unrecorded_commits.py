@@ -16,13 +16,13 @@ from engine.records import Place
 from engine.storage.commit_evidence import appends_of, families
 from engine.storage.extents import ExtentReader, Family
 from engine.storage.rows import u64
-from engine.storage.snapshot import StoreView
+from engine.storage.snapshot import Snapshot
 
 _ID = 8  # bytes of a commit's number
 _PIECE = 4 << 20  # bytes of one append: a repair reads it whole
 
 
-def mended(view: StoreView, first: int) -> list[tuple[bytes, bytes | None]]:
+def mended(view: Snapshot, first: int) -> list[tuple[bytes, bytes | None]]:
     """The rows of ``commits`` to be put (None: taken away), so that each byte is of one append.
 
     New ones are numbered from ``first`` on, one for each family of extents.
@@ -79,7 +79,7 @@ def _gaps(spans: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
     return out
 
 
-def _appends(view: StoreView, family: Family, number: int, start: int, end: int) -> list[list[Any]]:
+def _appends(view: Snapshot, family: Family, number: int, start: int, end: int) -> list[list[Any]]:
     step = _PIECE - _PIECE % family.row_bytes if family.row_bytes else _PIECE
     out: list[list[Any]] = []
     reader = ExtentReader(view.path, family)

@@ -12,7 +12,7 @@ from engine.records import Place
 from engine.storage import extents, manifest, nofollow
 from engine.storage.commit_row import CommitRow
 from engine.storage.extents import Append, ExtentReader, Family
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _READ = 8 << 20  # bytes at a time
 
@@ -20,7 +20,7 @@ _READ = 8 << 20  # bytes at a time
 class ExtentsCheck:
     """All extents that are committed, byte for byte."""
 
-    def __init__(self, store: StoreFiles, findings: Findings) -> None:
+    def __init__(self, store: Session, findings: Findings) -> None:
         self._store = store
         self._findings = findings
 
@@ -29,7 +29,7 @@ class ExtentsCheck:
         self._headers()
         self._named()
         covered = self._appends()
-        for name, pairs in self._store.state.extents.items():
+        for name, pairs in self._store.snapshot.state.extents.items():
             for number, size in pairs:
                 if covered[name, number] != size:
                     bytes_ = f"{size:,} bytes of {name} {number}"
@@ -38,17 +38,17 @@ class ExtentsCheck:
 
     def _headers(self) -> None:
         store = self._store
-        for family in store.families():
-            for number in store.manifest.extents[family.name]:
-                problem = store.header_problem(family, number)
+        for family in store.snapshot.families():
+            for number in store.snapshot.manifest.extents[family.name]:
+                problem = store.snapshot.header_problem(family, number)
                 if problem and not self._rewritten(family, number):
-                    self._findings.report(store.part(family, number), problem)
+                    self._findings.report(store.snapshot.part(family, number), problem)
 
     def _named(self) -> None:
         """Whether the manifest names all extents that are committed."""
         store = self._store
-        for name, pairs in store.state.extents.items():
-            named = store.manifest.extents.get(name, [])
+        for name, pairs in store.snapshot.state.extents.items():
+            named = store.snapshot.manifest.extents.get(name, [])
             for number, size in pairs:
                 if size and number not in named and not self._named_since(name, number):
                     what = f"it does not name {name} {number}, which is committed"
@@ -60,7 +60,7 @@ class ExtentsCheck:
             family.name: ExtentReader(self._store.path, family) for family in self._families()
         }
         covered: collections.Counter[tuple[str, int]] = collections.Counter()
-        for key, value in self._store.tables.commits.scan():
+        for key, value in self._store.snapshot.tables.commits.scan():
             try:
                 row = CommitRow.unpack(key, value)
             except StoreDamagedError as error:
@@ -80,7 +80,7 @@ class ExtentsCheck:
     def _families(self) -> list[Family]:
         """All that may be committed, whether the manifest names them or not."""
         families = [extents.PIXELS, extents.FINGERPRINTS]
-        encoder = self._store.manifest.encoder
+        encoder = self._store.snapshot.manifest.encoder
         if encoder is not None:
             families.append(extents.vectors(encoder.generation, encoder.dim))
             families.append(extents.vector_ids(encoder.generation))
@@ -88,7 +88,7 @@ class ExtentsCheck:
 
     def _is_whole(self, reader: ExtentReader, append: Append, commit: int) -> bool:
         """Whether the bytes of an append are what was committed."""
-        where = self._store.part(reader.family, append.extent)
+        where = self._store.snapshot.part(reader.family, append.extent)
         at = f"bytes {append.offset:,} to {append.offset + append.length:,}"
         try:
             check = hashing.Checksum()
@@ -113,7 +113,7 @@ class ExtentsCheck:
         if nofollow.status(store.path, family.inside(number)) is not None:
             return False
         # The manifest goes on naming what a commit has given up, until the writer has saved it.
-        committed = any(n == number for n, _ in store.state.extents.get(family.name, ()))
+        committed = any(n == number for n, _ in store.snapshot.state.extents.get(family.name, ()))
         if committed and not store.is_behind():
             return False
         return number not in manifest.load(store.path).extents.get(family.name, [])

@@ -6,12 +6,12 @@ from engine.index import segment
 from engine.index.search import quantizer_path
 from engine.maintenance.check.findings import Findings
 from engine.storage import manifest
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 
-def check_index(store: StoreFiles, findings: Findings) -> None:
+def check_index(store: Session, findings: Findings) -> None:
     """Whether segments and quantizers are what was published."""
-    named = store.manifest
+    named = store.snapshot.manifest
     found = [
         (segment.path_of(store.path, entry.number), entry.bytes, entry.xxh64)
         for entry in named.segments

@@ -8,13 +8,13 @@ from engine.storage.commit_evidence import MARK
 from engine.storage.manifest import DamagedManifestError
 from engine.storage.rocks import files
 from engine.storage.rocks.database import FOLDER
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 
 class KeysCheck:
     """The keys as files, and what they have a copy of."""
 
-    def __init__(self, store: StoreFiles, findings: Findings) -> None:
+    def __init__(self, store: Session, findings: Findings) -> None:
         self._store = store
         self._findings = findings
 
@@ -28,7 +28,7 @@ class KeysCheck:
 
     def copies(self) -> None:
         """Whether the copy of the manifest among the keys can be read, and no repair is unfinished."""
-        store, meta = self._store, self._store.tables.meta
+        store, meta = self._store, self._store.snapshot.tables.meta
         copy = meta.manifest()
         if copy is not None:
             try:
@@ -36,7 +36,10 @@ class KeysCheck:
             except DamagedManifestError:
                 self._findings.report("keys", "the copy of the manifest cannot be read")
             else:
-                if (named.uuid, named.settings) != (store.manifest.uuid, store.manifest.settings):
+                if (named.uuid, named.settings) != (
+                    store.snapshot.manifest.uuid,
+                    store.snapshot.manifest.settings,
+                ):
                     self._findings.report("keys", "the copy of the manifest is another store's")
         if meta.get(MARK) is not None:
             what = "rows of them are lost, and what is left does not agree yet"

@@ -40,7 +40,7 @@ from engine.maintenance.check.vectors import VectorsCheck
 from engine.records import CheckReport, Problem
 from engine.storage import manifest
 from engine.storage.rows import RowError
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _BAD = (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError, struct.error)
 _log = logging.getLogger("engine.maintenance")
@@ -54,9 +54,9 @@ def unreadable(error: StoreDamagedError) -> CheckReport:
 class Check:
     """One check of one store."""
 
-    def __init__(self, store: StoreFiles) -> None:
+    def __init__(self, store: Session) -> None:
         self._store = store
-        self._findings = Findings(store.state.commit)
+        self._findings = Findings(store.snapshot.state.commit)
 
     @property
     def damage(self) -> Damage:
@@ -67,7 +67,7 @@ class Check:
         """Look at everything."""
         started = time.perf_counter()
         store, findings = self._store, self._findings
-        known = KnownImages(store.state.next_id)
+        known = KnownImages(store.snapshot.state.next_id)
         keys = KeysCheck(store, findings)
         sources = SourcesCheck(store, findings, known)
         vectors = VectorsCheck(store, findings, known)
@@ -84,12 +84,12 @@ class Check:
             self._step(vectors.vectors, "vectors")
             self._step(lambda: check_index(store, findings), manifest.INDEX_FOLDER)
         try:
-            leftover = 0 if store.being_written() else store.leftover_bytes()
+            leftover = 0 if store.being_written() else store.snapshot.leftover_bytes()
         except StoreDamagedError:  # the manifest names what cannot be, which was said
             leftover = 0
         report = CheckReport(
             images=known.count,
-            vectors=store.vector_rows,
+            vectors=store.snapshot.vector_rows,
             bytes_read=findings.bytes_read,
             seconds=round(time.perf_counter() - started, 3),
             problems=tuple(findings.problems),

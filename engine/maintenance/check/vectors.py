@@ -12,7 +12,7 @@ from engine.maintenance.check.known_images import KnownImages
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
 from engine.storage.manifest import EncoderEntry
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _BATCH = 1000  # rows at a time
 
@@ -20,19 +20,19 @@ _BATCH = 1000  # rows at a time
 class VectorsCheck:
     """The live encoder and its vectors."""
 
-    def __init__(self, store: StoreFiles, findings: Findings, known: KnownImages) -> None:
+    def __init__(self, store: Session, findings: Findings, known: KnownImages) -> None:
         self._store = store
         self._findings = findings
         self._known = known
 
     def encoder(self) -> None:
         """Whether the encoder can be loaded, and is the one that made the vectors."""
-        entry = self._store.manifest.encoder
+        entry = self._store.snapshot.manifest.encoder
         if entry is None or entry.given:
             return
         folder = (self._store.path / entry.file).parent
         try:
-            found = registry.read(folder, self._store.encoder_file)
+            found = registry.read(folder, self._store.snapshot.encoder_file)
             if found.sha256 != entry.fingerprint:
                 raise EncoderError(f"{found.model} is not the encoder that made the vectors")
             OnnxEncoder(found, threads=1)  # proves the rest of the description
@@ -45,16 +45,16 @@ class VectorsCheck:
 
     def vectors(self) -> None:
         """Whether each vector is of a known image, none twice, and the counts are right."""
-        store, encoder = self._store, self._store.manifest.encoder
+        store, encoder = self._store, self._store.snapshot.manifest.encoder
         if encoder is None:
             return
         for family in (
             extents.vectors(encoder.generation, encoder.dim),
             extents.vector_ids(encoder.generation),
         ):
-            size = sum(size for _, size in store.state.extents.get(family.name, []))
-            if size != store.vector_rows * family.row_bytes:
-                what = f"{store.vector_rows} rows are due, {size:,} bytes there"
+            size = sum(size for _, size in store.snapshot.state.extents.get(family.name, []))
+            if size != store.snapshot.vector_rows * family.row_bytes:
+                what = f"{store.snapshot.vector_rows} rows are due, {size:,} bytes there"
                 self._findings.report(family.folder, what)
                 return
         live = self._live()
@@ -63,7 +63,7 @@ class VectorsCheck:
             for one in self._findings.damage.appends
         )
         if live is not None and ids_whole and self._known.complete:
-            self._removed(encoder, store.vector_rows - live)
+            self._removed(encoder, store.snapshot.vector_rows - live)
             if encoder.given and live != self._known.vectors:
                 what = f"{self._known.vectors} vectors have a record, {live} are there"
                 self._findings.report("vectors", what)
@@ -72,18 +72,18 @@ class VectorsCheck:
     def _live(self) -> int | None:
         """How many vectors are of images that are there; None where some name unknown images."""
         store = self._store
-        vectors = store.open_vectors()
+        vectors = store.snapshot.open_vectors()
         live = 0
-        seen = IdSet.none(store.state.next_id)
+        seen = IdSet.none(store.snapshot.state.next_id)
         known = True
-        for start in range(0, store.vector_rows, _BATCH):
-            rows = np.arange(start, min(start + _BATCH, store.vector_rows), dtype=np.int64)
+        for start in range(0, store.snapshot.vector_rows, _BATCH):
+            rows = np.arange(start, min(start + _BATCH, store.snapshot.vector_rows), dtype=np.int64)
             ids = vectors.ids(rows)
             ids = ids[ids != 0]  # of no image any more: set aside by a repair
             again = seen.has(ids).any() or len(np.unique(ids)) < len(ids)
             seen.add(ids)
             have_records = self._known.have_records(ids)
-            there = self._known.were_given(ids) if store.state.removed else have_records
+            there = self._known.were_given(ids) if store.snapshot.state.removed else have_records
             live += int(have_records.sum())
             if again or not there.all():
                 known = False
@@ -95,7 +95,7 @@ class VectorsCheck:
 
     def _removed(self, encoder: EncoderEntry, found: int) -> None:
         """Whether as many vectors as are of removed images count as such."""
-        told = self._store.state.removed_vectors
+        told = self._store.snapshot.state.removed_vectors
         removed = {str(encoder.generation): found} if found else {}
         if removed != told:
             self._findings.damage.removed_vectors = removed

@@ -8,14 +8,14 @@ from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.survey import BAD_ROW, Survey
 from engine.records import Kind
 from engine.storage.rows import ArchiveRow, ArrayRow, reject_in
+from engine.storage.session import Session
 from engine.storage.tables import UNREAD
-from engine.storage.writer import StoreFiles
 
 
-def reconcile_arrays(store: StoreFiles, survey: Survey, changes: Changes) -> None:
+def reconcile_arrays(store: Session, survey: Survey, changes: Changes) -> None:
     """Make names and numbers lead to each other; where rows are lost, let arrays be read again."""
-    given = store.manifest.encoder is not None and store.manifest.encoder.given
-    arrays = store.tables.arrays
+    given = store.snapshot.manifest.encoder is not None and store.snapshot.manifest.encoder.given
+    arrays = store.snapshot.tables.arrays
     for key, value in arrays.scan():
         try:
             if key[:1] == arrays.NUMBER:
@@ -37,9 +37,9 @@ def reconcile_arrays(store: StoreFiles, survey: Survey, changes: Changes) -> Non
                     changes.add(arrays.change(key, ArchiveRow(UNREAD, UNREAD).pack()))
         except BAD_ROW:
             changes.add(arrays.change(key, None))
-    for key, value in store.tables.rejects.scan():
+    for key, value in store.snapshot.tables.rejects.scan():
         try:
             reject_in(value)
         except BAD_ROW:
-            changes.add(store.tables.rejects.change(key, None))
+            changes.add(store.snapshot.tables.rejects.change(key, None))
     changes.flush()

@@ -9,12 +9,12 @@ from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.survey import BAD_ROW, Survey
 from engine.storage.bitmap import IdSet
 from engine.storage.rows import record_in, record_keys, record_without
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 
-def reconcile_records(store: StoreFiles, survey: Survey, changes: Changes) -> None:
+def reconcile_records(store: Session, survey: Survey, changes: Changes) -> None:
     """Find which ids have a record; those that were removed have none."""
-    records = store.tables.records
+    records = store.snapshot.tables.records
     for key, value in records.scan():
         found = _images_in(key, value)
         if not found:
@@ -29,7 +29,7 @@ def reconcile_records(store: StoreFiles, survey: Survey, changes: Changes) -> No
     absent = survey.size - 1 - len(survey.there)
     if not len(both):
         return
-    if not survey.rescued and absent == store.state.removed:
+    if not survey.rescued and absent == store.snapshot.state.removed:
         # As many have no record as were removed: it is the bitmap that is wrong.
         survey.removed = survey.removed.without(both)
         return

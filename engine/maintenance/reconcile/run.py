@@ -25,7 +25,7 @@ from engine.maintenance.reconcile.sources import SourcesReconciler
 from engine.maintenance.reconcile.survey import Survey
 from engine.maintenance.reconcile.vectors import reconcile_vectors
 from engine.records import Problem
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _log = logging.getLogger("engine.maintenance")
 
@@ -33,7 +33,7 @@ _log = logging.getLogger("engine.maintenance")
 class Reconcile:
     """One pass over all keys of a store, by its writer."""
 
-    def __init__(self, store: StoreFiles, *, ids_whole: bool = True) -> None:
+    def __init__(self, store: Session, *, ids_whole: bool = True) -> None:
         """``ids_whole``: whether the ids of vectors are what was committed."""
         self._store = store
         self._ids_whole = ids_whole

@@ -18,7 +18,7 @@ from engine.storage.bitmap import IdSet
 from engine.storage.commit_evidence import MARK
 from engine.storage.live_ids import blocks_of
 from engine.storage.rows import RowError, record_without
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _NAMED = 20  # ids or sources in one line
 # What reading a row raises that makes no sense.
@@ -37,13 +37,13 @@ BAD_ROW = (
 class Survey:
     """The images of a store whose rows are being reconciled."""
 
-    def __init__(self, store: StoreFiles, changes: Changes) -> None:
+    def __init__(self, store: Session, changes: Changes) -> None:
         self._store = store
         self._changes = changes
-        self.size = store.state.next_id  # the first id that no image was given
+        self.size = store.snapshot.state.next_id  # the first id that no image was given
         self.there = IdSet.none(self.size)  # with a record
-        self.removed, bad = tombstones.read(store.keys, self.size)
-        mark = store.tables.meta.get(MARK)
+        self.removed, bad = tombstones.read(store.snapshot.keys, self.size)
+        mark = store.snapshot.tables.meta.get(MARK)
         self.rescued = mark is not None  # whether the keys were built again from what was left
         # Whether rows were missing, or said what others do not.
         self.changed = bad > 0
@@ -84,8 +84,8 @@ class Survey:
 
     def drop_records(self, ids: Sequence[int]) -> None:
         """Delete the records of images, ascending."""
-        records = self._store.tables.records
-        for key, value, mine in blocks_of(self._store.keys, ids):
+        records = self._store.snapshot.tables.records
+        for key, value, mine in blocks_of(self._store.snapshot.keys, ids):
             self._changes.add(records.change(key, record_without(key, value, mine.tolist())))
 
     def lose_source(self, name: bytes) -> None:
@@ -101,7 +101,7 @@ class Survey:
         every = self.every()
         lost = every.without(self.there).without(self.removed)
         if len(lost) and (
-            self.rescued or len(every) - len(self.there) != self._store.state.removed
+            self.rescued or len(every) - len(self.there) != self._store.snapshot.state.removed
         ):
             shown = ", ".join(map(str, next(lost.blocks())[:_NAMED].tolist()))
             more = f" and {len(lost) - _NAMED:,} more" if len(lost) > _NAMED else ""

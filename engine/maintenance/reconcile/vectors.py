@@ -12,14 +12,14 @@ from engine.maintenance.reconcile.survey import Survey
 from engine.records import Kind, Pixels
 from engine.storage.bitmap import IdSet
 from engine.storage.rows import pack_records
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _IDS = 1 << 16  # ids of vectors at a time
 
 
-def reconcile_vectors(store: StoreFiles, survey: Survey, changes: Changes) -> None:
+def reconcile_vectors(store: Session, survey: Survey, changes: Changes) -> None:
     """Make records again for vectors without one, and drop records without their vector."""
-    encoder = store.manifest.encoder
+    encoder = store.snapshot.manifest.encoder
     if encoder is None or not encoder.given:
         return
     with suppress(StoreDamagedError):
@@ -27,7 +27,7 @@ def reconcile_vectors(store: StoreFiles, survey: Survey, changes: Changes) -> No
         _drop_without_vector(store, survey, named)
         missing = named.without(survey.there).without(survey.removed)
         shape = Pixels(Kind.VECTOR, 1, encoder.dim, 1, 1, b"")
-        records = store.tables.records
+        records = store.snapshot.tables.records
         for ids in missing.blocks():
             covered = np.array([records.covers(id_) for id_ in ids.tolist()], np.bool_)
             free = ids[~covered]
@@ -41,9 +41,9 @@ def reconcile_vectors(store: StoreFiles, survey: Survey, changes: Changes) -> No
             survey.changed = True
 
 
-def _named(store: StoreFiles, survey: Survey) -> IdSet:
+def _named(store: Session, survey: Survey) -> IdSet:
     """The images that vectors are of."""
-    vectors = store.open_vectors()
+    vectors = store.snapshot.open_vectors()
     named = IdSet.none(survey.size)
     try:
         for block in vectors.id_blocks(0, vectors.rows, _IDS):
@@ -53,11 +53,11 @@ def _named(store: StoreFiles, survey: Survey) -> IdSet:
     return named
 
 
-def _drop_without_vector(store: StoreFiles, survey: Survey, named: IdSet) -> None:
+def _drop_without_vector(store: Session, survey: Survey, named: IdSet) -> None:
     """Drop the records of vectors that are gone: the vector is all that such an image is."""
     lost = IdSet.none(survey.size)
     for ids in survey.there.without(named).blocks():
-        lost.add(ids[~store.may_be_images(ids)])
+        lost.add(ids[~store.snapshot.may_be_images(ids)])
     if len(lost):
         survey.drop(lost)
         survey.changed = True

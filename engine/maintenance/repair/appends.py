@@ -12,7 +12,7 @@ from engine.records import Buffer, Place
 from engine.storage import extents
 from engine.storage.commit_row import CommitRow
 from engine.storage.extents import ExtentReader, Family
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _READ = 8 << 20  # bytes at a time
 
@@ -20,7 +20,7 @@ _READ = 8 << 20  # bytes at a time
 class Appends:
     """The appends of one store."""
 
-    def __init__(self, store: StoreFiles) -> None:
+    def __init__(self, store: Session) -> None:
         self._store = store
 
     def read(self, append: DamagedAppend) -> bytearray:
@@ -37,7 +37,7 @@ class Appends:
 
     def commit_row(self, append: DamagedAppend) -> CommitRow:
         """What its commit appended; ``StoreDamagedError`` where that row is gone."""
-        row = self._store.tables.commits.row(append.commit)
+        row = self._store.snapshot.tables.commits.row(append.commit)
         if row is None:
             raise StoreDamagedError(
                 f"nothing says what commit {append.commit} appended; run 'engine check'"
@@ -51,7 +51,7 @@ class Appends:
     def accept(self, append: DamagedAppend) -> None:
         """Let the checksum of an append be that of its bytes as they are now."""
         row = self.commit_row(append)
-        self._store.set_checksums([(row.key, append.at, self._checksum(append))])
+        self._store.writer.set_checksums([(row.commit, append.at, self._checksum(append))])
 
     def _checksum(self, append: DamagedAppend) -> int:
         reader = ExtentReader(self._store.path, append.family)
@@ -67,7 +67,7 @@ class Appends:
 
     def vector_rows(self, append: DamagedAppend) -> tuple[int, int]:
         """The rows of an append of vectors or of their ids, among all: first and end."""
-        found = self._store.open_vectors()
+        found = self._store.snapshot.open_vectors()
         try:
             first = found.first_of(append.place.extent)
         finally:
@@ -78,7 +78,7 @@ class Appends:
 
     def vector_ids(self, append: DamagedAppend) -> npt.NDArray[np.int64]:
         """The images that the vectors of a damaged append are of: (n,)."""
-        found = self._store.open_vectors()
+        found = self._store.snapshot.open_vectors()
         try:
             first = found.first_of(append.place.extent)
             assert first is not None

@@ -6,12 +6,12 @@ from engine.encoders import registry
 from engine.errors import EncoderError
 from engine.storage import file_names, nofollow
 from engine.storage.durable import fsync_dir, replace_file
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 
-def restore_encoder(store: StoreFiles) -> None:
+def restore_encoder(store: Session) -> None:
     """Put the encoder's files back, durably; nothing where the package does not have them."""
-    entry = store.manifest.encoder
+    entry = store.snapshot.manifest.encoder
     assert entry is not None
     try:
         files = registry.find(entry.name)

@@ -9,13 +9,13 @@ from engine.maintenance.check.damage import DamagedAppend
 from engine.maintenance.repair.appends import Appends, first_row
 from engine.maintenance.repair.outcome import Outcome, named
 from engine.maintenance.repair.pixels import ImagePixels
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _BYTES = fingerprint.FINGERPRINT_BYTES
 
 
 def mend_fingerprints(
-    store: StoreFiles,
+    store: Session,
     appends: Appends,
     pixels: ImagePixels,
     outcome: Outcome,
@@ -26,7 +26,7 @@ def mend_fingerprints(
     lost = []
     row = first_row(append.family, append.place)
     ids = np.arange(row, row + len(data) // _BYTES, dtype=np.int64) + 1
-    bare = ~store.may_be_images(ids)
+    bare = ~store.snapshot.may_be_images(ids)
     for i in range(len(ids)):
         at = i * _BYTES
         if bare[i]:
@@ -38,7 +38,7 @@ def mend_fingerprints(
             continue
         data[at : at + _BYTES] = fingerprint.fingerprint(found)[0]
     appends.overwrite(append, data)
-    lost = store.those_there(lost)
+    lost = store.snapshot.those_there(lost)
     if lost:
         outcome.set_aside(
             append.family.folder,

@@ -37,7 +37,7 @@ from engine.maintenance.repair.vector_ids import VectorIdsRepair
 from engine.maintenance.repair.vectors import VectorMaker, VectorsRepair
 from engine.records import Problem
 from engine.storage import extents
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _log = logging.getLogger("engine.maintenance")
 
@@ -45,7 +45,7 @@ _log = logging.getLogger("engine.maintenance")
 class Repair:
     """One repair of one store, which becomes its writer."""
 
-    def __init__(self, store: StoreFiles, encoder: Callable[[], OnnxEncoder]) -> None:
+    def __init__(self, store: Session, encoder: Callable[[], OnnxEncoder]) -> None:
         """``encoder`` loads the store's encoder, or raises ``EncoderError``."""
         self._store = store
         self._outcome = Outcome()
@@ -61,7 +61,7 @@ class Repair:
         store = self._store
         _log.info("repairing %s as of commit %d", store.path, damage.commit)
         store.become_writer(salvage=True)
-        if store.state.commit != damage.commit:  # another process wrote before we could
+        if store.snapshot.state.commit != damage.commit:  # another process wrote before we could
             damage = self._check_again()
         damage = self._reconcile(damage)
         if damage.encoder:
@@ -99,11 +99,11 @@ class Repair:
     def _count_again(self, damage: Damage) -> None:
         """Store the counts that the check found to be others."""
         if damage.dead is not None:
-            self._store.set_dead(damage.dead)
+            self._store.writer.set_dead(damage.dead)
         if damage.removed is not None:
-            self._store.set_removed(damage.removed)
+            self._store.writer.set_removed(damage.removed)
         if damage.removed_vectors is not None:
-            self._store.set_removed_vectors(damage.removed_vectors)
+            self._store.writer.set_removed_vectors(damage.removed_vectors)
 
     def _mend_all(self, damage: Damage) -> bool:
         """Mend all damaged appends that can be; whether all vectors are whole then."""
@@ -115,7 +115,7 @@ class Repair:
             try:
                 self._mend(append)
             except (StoreDamagedError, EncoderError) as error:
-                part = self._store.part(append.family, append.place.extent)
+                part = self._store.snapshot.part(append.family, append.place.extent)
                 self._outcome.not_mended(part, error)
                 vectors_whole &= append.family in (extents.FINGERPRINTS, extents.PIXELS)
         return vectors_whole

@@ -13,7 +13,7 @@ from engine.ingest.given_arrays import checked
 from engine.sources.named_arrays import array_named
 from engine.sources.vectors import NpyVectors
 from engine.storage.manifest import EncoderEntry
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _READ = 8 << 20  # bytes of an array at a time
 _ROWS = 4096  # rows of an array at a time
@@ -25,7 +25,7 @@ Rows = npt.NDArray[np.float32]
 class SourceArrays:
     """The arrays that the vectors of a store came from, each opened once."""
 
-    def __init__(self, store: StoreFiles, entry: EncoderEntry) -> None:
+    def __init__(self, store: Session, entry: EncoderEntry) -> None:
         """``entry`` is that of the vectors."""
         self._store = store
         self._entry = entry
@@ -37,7 +37,7 @@ class SourceArrays:
         Each piece is: which of ``ids`` (m,), their vectors (m, dim), and whether the array is
         unchanged. An id may come more than once.
         """
-        for run in self._store.runs_over(ids):
+        for run in self._store.snapshot.runs_over(ids):
             if run.array not in self._arrays:
                 self._arrays[run.array] = self._open(run.array)
             array = self._arrays[run.array]
@@ -51,8 +51,8 @@ class SourceArrays:
     def _open(self, number: int) -> tuple[NpyVectors, bool] | None:
         """An array, and whether it is as it was; None if it is gone."""
         try:
-            name = self._store.array_name(number)
-            found, row = array_named(name), self._store.array(name)
+            name = self._store.snapshot.array_name(number)
+            found, row = array_named(name), self._store.snapshot.array(name)
         except (EngineError, OSError):
             return None
         if not isinstance(found, NpyVectors) or found.dim != self._entry.dim:

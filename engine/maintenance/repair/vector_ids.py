@@ -19,7 +19,7 @@ from engine.storage import extents
 from engine.storage.bitmap import IdSet
 from engine.storage.commit_row import CommitRow
 from engine.storage.extents import Append
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 
 class VectorIdsRepair:
@@ -27,7 +27,7 @@ class VectorIdsRepair:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         appends: Appends,
         maker: VectorMaker,
         index: IndexRepair,
@@ -65,18 +65,18 @@ class VectorIdsRepair:
 
     def forget_unknown(self) -> None:
         """Let vectors be of no image that are named one that never was, or that has another."""
-        store, encoder = self._store, self._store.manifest.encoder
+        store, encoder = self._store, self._store.snapshot.manifest.encoder
         assert encoder is not None
         family = extents.vector_ids(encoder.generation)
-        seen = IdSet.none(store.state.next_id)
-        for row in store.tables.commits.rows():
+        seen = IdSet.none(store.snapshot.state.next_id)
+        for row in store.snapshot.tables.commits.rows():
             for at, one in enumerate(row.appends):
                 if one.family != family.name:
                     continue
                 append = DamagedAppend(row.commit, at, family, _place(one))
                 ids = np.frombuffer(bytes(self._appends.read(append)), np.int64).copy()
                 before = ids.copy()
-                ids[(ids < 0) | (ids >= store.state.next_id) | seen.has(ids)] = 0
+                ids[(ids < 0) | (ids >= store.snapshot.state.next_id) | seen.has(ids)] = 0
                 first = np.zeros(len(ids), np.bool_)
                 first[np.unique(ids, return_index=True)[1]] = True
                 ids[~first] = 0
@@ -85,7 +85,7 @@ class VectorIdsRepair:
                     self._index.drop_over(append)
                     self._appends.overwrite(append, ids.tobytes())
                     self._appends.accept(append)
-        store.count_dead_vectors()
+        store.writer.count_dead_vectors()
 
     def _find_owners(self, append: DamagedAppend, checksum: int) -> None:
         """Where vectors lie in the order of the index, which ids do not follow from."""
@@ -93,7 +93,7 @@ class VectorIdsRepair:
         lost = int((ids == 0).sum())
         self._index.drop_over(append)
         self._appends.overwrite(append, ids.tobytes())
-        self._store.count_dead_vectors()
+        self._store.writer.count_dead_vectors()
         if lost:
             what = f"whose {lost} of {len(ids)} vectors are is lost: they are of no image now"
             self._outcome.set_aside(append.family.folder, what)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from engine.images import hashing
 from engine.storage.bitmap import IdSet
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 Ids = npt.NDArray[np.int64]
 Again = Callable[[Ids], Iterator[tuple[Ids, npt.NDArray[np.float32]]]]
@@ -34,11 +34,11 @@ _SAME = 1e-4  # squared distance, of the squared length, below which two vectors
 class Owners:
     """The ids of one damaged append: ``extent`` of the rows ``start`` to ``end`` of all."""
 
-    def __init__(self, store: StoreFiles, damaged: bytes, start: int, end: int) -> None:
+    def __init__(self, store: Session, damaged: bytes, start: int, end: int) -> None:
         self._store = store
         self._start, self._end = start, end
-        self._size = store.state.next_id
-        encoder = store.manifest.encoder
+        self._size = store.snapshot.state.next_id
+        encoder = store.snapshot.manifest.encoder
         assert encoder is not None
         self._given = encoder.given
         self._dim = encoder.dim
@@ -50,7 +50,7 @@ class Owners:
         """Put 0 for all ids that may be wrong; returns those that more than one vector was named."""
         seen = IdSet.none(self._size)
         seen.add(doubtful)
-        found = self._store.open_vectors()
+        found = self._store.snapshot.open_vectors()
         try:
             for span in ((0, self._start), (self._end, found.rows)):
                 for block in found.id_blocks(*span, _BLOCK):
@@ -63,7 +63,7 @@ class Owners:
         self.ids[wrong] = 0
         if self._given:
             order = np.argsort(self.ids, kind="stable")
-            images = self._store.may_be_images(self.ids[order])
+            images = self._store.snapshot.may_be_images(self.ids[order])
             self.ids[order[images]] = 0
         return doubtful
 
@@ -99,8 +99,8 @@ class Owners:
         if not len(left):
             return left
         if self._given:
-            left = left[~self._store.may_be_images(left)]
-        return np.array(self._store.those_there(left.tolist()), np.int64)
+            left = left[~self._store.snapshot.may_be_images(left)]
+        return np.array(self._store.snapshot.those_there(left.tolist()), np.int64)
 
     def _try(self, checksum: int) -> bool:
         """Find the combination of ids that has the right checksum."""
@@ -125,7 +125,7 @@ class Owners:
             return
         if not self._given and len(left) > _MAX_COMPARED:
             return
-        found = self._store.open_vectors()
+        found = self._store.snapshot.open_vectors()
         try:
             there = found.gather(self._start + rows).astype(np.float64)
         finally:

@@ -17,7 +17,7 @@ from engine.maintenance.repair.outcome import Outcome, named
 from engine.maintenance.repair.pixels import ImagePixels
 from engine.maintenance.repair.source_arrays import SourceArrays
 from engine.storage.manifest import EncoderEntry
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 # How far from 1 the length of a vector may be that nothing happened to.
 _NEARLY = 1e-3
@@ -30,7 +30,7 @@ class VectorMaker:
     """Makes the vectors of a store's images again, where that can be."""
 
     def __init__(
-        self, store: StoreFiles, encoder: Callable[[], OnnxEncoder], pixels: ImagePixels
+        self, store: Session, encoder: Callable[[], OnnxEncoder], pixels: ImagePixels
     ) -> None:
         self._store = store
         self._encoder = encoder
@@ -38,7 +38,7 @@ class VectorMaker:
 
     def vectors_of(self, ids: Numbers) -> Iterator[tuple[Numbers, Rows]]:
         """The vectors of (n,) ids, ascending, that can be made again: ids (m,), vectors (m, dim)."""
-        entry = self._store.manifest.encoder
+        entry = self._store.snapshot.manifest.encoder
         assert entry is not None
         if entry.given:
             for mine, vectors, _ in SourceArrays(self._store, entry).vectors_of(ids):
@@ -70,7 +70,7 @@ class VectorsRepair:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         appends: Appends,
         maker: VectorMaker,
         index: IndexRepair,
@@ -84,7 +84,7 @@ class VectorsRepair:
 
     def mend(self, append: DamagedAppend) -> None:
         """Overwrite a damaged append of vectors. ``EncoderError``, ``StoreDamagedError``."""
-        entry = self._store.manifest.encoder
+        entry = self._store.snapshot.manifest.encoder
         assert entry is not None
         if entry.given:
             self._read_again(append, entry)
@@ -108,7 +108,7 @@ class VectorsRepair:
         self._index.drop_over(append)
         self._appends.overwrite(append, out.tobytes())
         gone = "the pixels are neither kept nor in a source any more"
-        lost, zero = self._store.those_there(lost), self._store.those_there(zero)
+        lost, zero = self._store.snapshot.those_there(lost), self._store.snapshot.those_there(zero)
         if lost:
             what = f"{named(lost)}: a vector may be wrong, and {gone}"
             self._outcome.set_aside(append.family.folder, what)
@@ -139,8 +139,8 @@ class VectorsRepair:
         self._index.drop_over(append)
         self._appends.overwrite(append, out.tobytes())
         gone = "the array that it was a row of is gone or has changed"
-        lost = store.those_there(unordered[~sure & ~wrong].tolist())
-        zero = store.those_there(unordered[wrong].tolist())
+        lost = store.snapshot.those_there(unordered[~sure & ~wrong].tolist())
+        zero = store.snapshot.those_there(unordered[wrong].tolist())
         if lost:
             what = f"{named(lost)}: a vector may be wrong, and {gone}"
             self._outcome.set_aside(append.family.folder, what)
