@@ -12,7 +12,8 @@ from helpers import picture
 from PIL import Image
 
 import engine.cli.app
-from engine import ImageRecord, Kind, PackedBits, Store, StoreDamagedError, UsageError, api
+from engine import ImageRecord, Kind, PackedBits, Store, StoreDamagedError, UsageError
+from engine.api import reading
 from engine.images import canonical, hashing
 
 
@@ -309,7 +310,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 def test_records_are_all_images_in_their_order(
     mixed: Path, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "_RECORDS", most)
+    monkeypatch.setattr(reading, "_RECORDS", most)
     with Store.open(mixed) as store:
         every = list(store.records())
         assert every == [store.get(id_) for id_ in range(1, 307)]
@@ -321,7 +322,7 @@ def test_records_are_all_images_in_their_order(
 
 
 def test_records_go_on_beside_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_RECORDS", 10)
+    monkeypatch.setattr(reading, "_RECORDS", 10)
     path = tmp_path / "store"
     with Store.open(path, create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=200")
@@ -342,16 +343,16 @@ def test_records_go_on_beside_other_work(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_records_are_read_by_the_block(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_RECORDS", 10)
+    monkeypatch.setattr(reading, "_RECORDS", 10)
     calls: list[int] = []
-    real = api.records_from
+    real = reading.records_from
 
     def counted(files: object, start: int, most: int) -> list[ImageRecord]:
         found = real(files, start, most)  # type: ignore[arg-type]
         calls.append(len(found))
         return found
 
-    monkeypatch.setattr(api, "records_from", counted)
+    monkeypatch.setattr(reading, "records_from", counted)
     with Store.open(mixed) as store:
         next(store.records())
         assert len(calls) == 1 and calls[0] < 10 + 128
@@ -361,7 +362,7 @@ def test_records_with_much_metadata_are_read_a_few_at_a_time(tmp_path: Path) -> 
     said = {"a": [[]] * 4000}
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest((f"{i}", picture(i), said) for i in range(100))
-        first = api.records_from(store.session, 1, 1000)
+        first = reading.records_from(store.session.snapshot, 1, 1000)
         assert 50 < len(first) < 90, "a MiB of JSON"
         assert [record.id for record in store.records()] == list(range(1, 101))
 
@@ -411,6 +412,7 @@ PYTHON_ONLY = {
     "records": "export",
     "refresh": "a command sees the newest commit",
     "search_vectors": "arrays",
+    "session": "what lies below, for tools that look inside",
     "sources": "export, and lookup",
 }
 
