@@ -32,7 +32,8 @@ from engine.encoders.onnx import OnnxEncoder
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError, EngineError, ImageError, StoreError, UsageError
 from engine.images import canonical
-from engine.images.canonical import PackedBits
+from engine.images.packed_bits import PackedBits
+from engine.images.pil_images import from_image
 from engine.index.maintain import recall_of
 from engine.index.operating_point import check_recall
 from engine.ingest.dry_run import Plan
@@ -451,7 +452,7 @@ class Store:
         elif isinstance(query, PackedBits):
             result = self._one(finder, Query("bits", None, Decoded(query.only(), "array")), within)
         elif isinstance(query, Image.Image):
-            found_ = Decoded(canonical.from_image(query), "image")
+            found_ = Decoded(from_image(query), "image")
             result = self._one(finder, Query("image", None, found_), within)
         elif np.ndim(query) == 0:  # as None is to NumPy
             raise UsageError(

@@ -19,7 +19,7 @@ from engine.encoders import registry
 from engine.encoders.external_data import has_external_data
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError
-from engine.images.canonical import squash
+from engine.images.rgb_picture import squash
 
 RNG = np.random.default_rng(5)
 PICTURES = [RNG.integers(0, 256, (20 + i, 31, 3), np.uint8) for i in range(7)]

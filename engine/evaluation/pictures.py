@@ -22,6 +22,8 @@ from PIL import Image
 
 from engine.errors import ImageError, SourceError
 from engine.images import canonical as px
+from engine.images.decode import decode, decoding_bytes
+from engine.images.rgb_picture import to_rgb8
 from engine.sources.items import (
     LABELS,
     ArchiveItem,
@@ -167,7 +169,7 @@ def _reads(member: Member) -> Callable[[], Array]:
 
 
 def _from_row(canonical: Array) -> Callable[[], Array]:
-    return lambda: shrunk(px.to_rgb8(px.from_canonical(canonical.data)))
+    return lambda: shrunk(to_rgb8(px.from_canonical(canonical.data)))
 
 
 def _raises(reason: str) -> Callable[[], Array]:
@@ -178,10 +180,10 @@ def _raises(reason: str) -> Callable[[], Array]:
 
 
 def _decoded(data: bytes) -> Array:
-    if px.decoding_bytes(data) <= _LARGE:
-        return shrunk(px.to_rgb8(px.decode(data, max_bytes=_MAX_DECODING).pixels))
+    if decoding_bytes(data) <= _LARGE:
+        return shrunk(to_rgb8(decode(data, max_bytes=_MAX_DECODING).pixels))
     with _large:
-        return shrunk(px.to_rgb8(px.decode(data, max_bytes=_MAX_DECODING).pixels))
+        return shrunk(to_rgb8(decode(data, max_bytes=_MAX_DECODING).pixels))
 
 
 def _folder(name: str, root: Path | None) -> str | None:

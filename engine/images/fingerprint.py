@@ -30,7 +30,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engine.images import canonical as px
+from engine.images.canonical import HEADER_BYTES
+from engine.images.rgb_picture import to_rgb8
 from engine.records import Kind, Pixels
 
 FINGERPRINT_VERSION = 1
@@ -61,7 +62,7 @@ def fingerprint(pixels: Pixels) -> tuple[bytes, int]:
         return bits[0].tobytes(), int(quality[0])
     import pdqhash
 
-    picture = Image.fromarray(px.to_rgb8(pixels))
+    picture = Image.fromarray(to_rgb8(pixels))
     shrunk = min(picture.width, _SHRUNK), min(picture.height, _SHRUNK)
     picture = picture.resize(shrunk, Image.Resampling.BILINEAR)
     picture = picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
@@ -141,7 +142,7 @@ def _quality(bits: Bytes) -> Bytes:
 
 def _packed(pixels: Pixels) -> tuple[Bytes, int]:
     """A bit image as one packed row, and how many bits it has."""
-    row = np.frombuffer(pixels.canonical, np.uint8)[None, px.HEADER_BYTES :]
+    row = np.frombuffer(pixels.canonical, np.uint8)[None, HEADER_BYTES:]
     return row, pixels.height * pixels.width * pixels.channels
 
 

@@ -37,6 +37,8 @@ from engine.encoders.onnx import EncodingStoppedError, OnnxEncoder
 from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
 from engine.images import canonical, fingerprint, hashing
 from engine.images.canonical import HEADER_BYTES
+from engine.images.decode import DECODER, decode, decoding_bytes
+from engine.images.rgb_picture import squash, to_rgb8
 from engine.index.background import StoppedError, Work
 from engine.index.maintain import Indexing
 from engine.ingest.given_arrays import (
@@ -391,8 +393,8 @@ class Ingest:
                 known = self._store.files([file_hash])[0]
                 if known is not None:
                     return _Prepared(item, file_hash, known)
-                with self._gate.hold(min(canonical.decoding_bytes(data), self._decoding)):
-                    decoded = canonical.decode(data, max_bytes=self._decoding)
+                with self._gate.hold(min(decoding_bytes(data), self._decoding)):
+                    decoded = decode(data, max_bytes=self._decoding)
                     image = self._new_image(decoded.pixels, decoded.container, data, file_hash)
                     picture = self._picture(decoded.pixels)
         except ImageError as error:
@@ -425,7 +427,7 @@ class Ingest:
             key=hashing.key(form, self._store.settings.hash_seed),
             proof=hashing.proof(form),
             container=container,
-            decoder=canonical.DECODER if data else "",
+            decoder=DECODER if data else "",
             file_bytes=len(data),
             file_hash=file_hash,
             fingerprint=print_,
@@ -442,7 +444,7 @@ class Ingest:
     def _picture(self, found: Pixels) -> Picture | None:
         if self._encoder is None:
             return None
-        return canonical.squash(canonical.to_rgb8(found), self._encoder.image_size)
+        return squash(to_rgb8(found), self._encoder.image_size)
 
     def _commit_files(
         self,
@@ -903,7 +905,7 @@ class Ingest:
     def _row_picture(self, rows: _Rows, i: int) -> Picture:
         assert self._encoder is not None
         found = canonical.from_canonical(memoryview(rows.block.rows[i]))
-        return canonical.squash(canonical.to_rgb8(found), self._encoder.image_size)
+        return squash(to_rgb8(found), self._encoder.image_size)
 
     def _add_one_by_one(self, pending: _Pending, rows: _Rows) -> npt.NDArray[np.int64]:
         """The image of each row, where different images have the same key; fewer as above."""
@@ -1128,7 +1130,7 @@ class Ingest:
                 "reason": found.reason,
                 "mtime_ns": found.mtime_ns,
                 "size": found.size,
-                "decoder": canonical.DECODER,
+                "decoder": DECODER,
             }
             if known != row:
                 chunk.rejects.append((found.name, row))
@@ -1192,7 +1194,7 @@ class Ingest:
 def is_final(reject: dict[str, Any], mtime_ns: int, size: int) -> bool:
     """Whether what was rejected would be again: it has not changed, nor has what decodes it."""
     stamp = (reject["mtime_ns"], reject["size"])
-    return any(stamp) and stamp == (mtime_ns, size) and reject.get("decoder") == canonical.DECODER
+    return any(stamp) and stamp == (mtime_ns, size) and reject.get("decoder") == DECODER
 
 
 def _stands_for(

@@ -34,6 +34,8 @@ from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, EngineError, ImageError, SourceError, StoreDamagedError
 from engine.images import canonical, fingerprint, hashing
+from engine.images.decode import decode
+from engine.images.rgb_picture import squash, to_rgb8
 from engine.index.background import Work
 from engine.index.maintain import Indexing
 from engine.index.search import quantizer_path
@@ -214,7 +216,7 @@ class Repair:
                 data, is_canonical = kept
                 if is_canonical:
                     return canonical.from_canonical(data)
-                return canonical.decode(data, max_bytes=self._store.memory.decoding).pixels
+                return decode(data, max_bytes=self._store.memory.decoding).pixels
             except ImageError:  # another decoder than when it was ingested
                 pass
         return next((found for _, found in self._read_again(id_)), None)
@@ -263,7 +265,7 @@ class Repair:
                 image = self._pixels(ids[i])
                 if image is not None:
                     some.append(i)
-                    pictures.append(canonical.squash(canonical.to_rgb8(image), encoder.image_size))
+                    pictures.append(squash(to_rgb8(image), encoder.image_size))
                 elif abs(float(np.linalg.norm(out[i].astype(np.float64))) - 1) < _NEARLY:
                     lost.append(ids[i])
                 else:  # not a number, or not of unit length
@@ -444,9 +446,7 @@ class Repair:
                     image = self._pixels(id_)
                     if image is not None:
                         some.append(id_)
-                        pictures.append(
-                            canonical.squash(canonical.to_rgb8(image), encoder.image_size)
-                        )
+                        pictures.append(squash(to_rgb8(image), encoder.image_size))
                 if some:
                     yield np.array(some, np.int64), encoder.encode(pictures)
             return

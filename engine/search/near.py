@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from engine.errors import ImageError, StoreDamagedError
 from engine.images import canonical, fingerprint
+from engine.images.decode import decode
 from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.records import Kind, Pixels, Place
 from engine.storage.bitmap import IdSet
@@ -187,7 +188,7 @@ def _decoded(store: StoreFiles, row: ImageRow, query: Pixels) -> bytes | None:
         if row.place is None:
             return None
         kept = store.kept(row.place)
-        found = canonical.decode(kept, max_bytes=store.memory.decoding).pixels
+        found = decode(kept, max_bytes=store.memory.decoding).pixels
     except (ImageError, StoreDamagedError) as error:
         _log.warning("image %d: its kept file cannot be compared: %s", row.id, error)
         return None

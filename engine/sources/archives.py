@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import ImageError, SourceError
-from engine.images.canonical import looks_like_image
+from engine.images.file_types import looks_like_image
 from engine.sources.decompress import Decompressed, plain, steady
 from engine.sources.items import (
     HARD_LINKS,

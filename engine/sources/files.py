@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.images.canonical import SUFFIXES, looks_like_image
+from engine.images.file_types import SUFFIXES, looks_like_image
 from engine.sources.items import FileItem, Item, Problem, Skipped, absolute, stamp_of
 
 

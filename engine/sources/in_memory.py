@@ -20,13 +20,9 @@ from PIL import Image
 
 from engine.errors import ImageError, UsageError
 from engine.images import canonical, hashing
-from engine.images.canonical import (
-    HEADER_BYTES,
-    PackedBits,
-    array_kind,
-    rows_from_array,
-    rows_header,
-)
+from engine.images.canonical import HEADER_BYTES, array_kind, rows_from_array, rows_header
+from engine.images.packed_bits import PackedBits
+from engine.images.pil_images import from_image
 from engine.records import Decoded, Kind
 from engine.sources.items import (
     ArrayItem,
@@ -169,9 +165,9 @@ def _decoded(image: object, most: int) -> Decoded:
         )
     width, height = image.size
     if width * height * _PIXEL_BYTES > most:
-        raise ImageError(f"{width} × {height} pixels are too many: raise --memory", retryable=True)
+        raise ImageError(f"{width} × {height} pixels are too many: raise memory=", retryable=True)
     try:
-        return Decoded(canonical.from_image(image, max_bytes=most), "image")
+        return Decoded(from_image(image, max_bytes=most), "image")
     except (ImageError, UsageError):
         raise
     except MemoryError:

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import EngineError, ImageError, SourceError, UsageError
-from engine.images.canonical import SUFFIXES, decode, from_canonical
+from engine.images.canonical import from_canonical
+from engine.images.decode import decode
+from engine.images.file_types import SUFFIXES
 from engine.records import Decoded
 from engine.sources import files, shards
 from engine.sources.archives import TarArchive, begins_as_tar, is_named_tar

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from engine.errors import ImageError, SourceError, UsageError
-from engine.images.canonical import looks_like_image
+from engine.images.file_types import looks_like_image
 from engine.sources import zip_directory
 from engine.sources.decompress import damage, decompressor, steady
 from engine.sources.items import (

@@ -25,6 +25,8 @@ from torch import Tensor
 from engine.config import MemoryBudget
 from engine.errors import ImageError, SourceError, UsageError
 from engine.images import canonical
+from engine.images.decode import DECODER, decode, decoding_bytes, measured
+from engine.images.rgb_picture import squash, to_rgb8
 from engine.memory import MemoryGate
 from engine.records import Rejection
 from engine.sources.items import (
@@ -139,7 +141,7 @@ def read(
     the folders are, and with 0 nothing is: the folders are trained on too.
     """
     plan = _Plan(sources)
-    key, total = plan.key((FORMAT, canonical.DECODER, side, square, max_bytes))
+    key, total = plan.key((FORMAT, DECODER, side, square, max_bytes))
     file = find(cache, key, square) if cache is not None else None
     reused = file is not None
     if file is None:
@@ -501,7 +503,7 @@ class _Reader:
         def load() -> list[_Result]:
             results: list[_Result] = []
             for number, row in enumerate(block.rows, block.first):
-                rgb = canonical.to_rgb8(canonical.from_canonical(row.data))
+                rgb = to_rgb8(canonical.from_canonical(row.data))
                 picture = _picture(part, b"%b#%d" % (rows.name, number))
                 results.append(self._shrunk(picture, rows.size, rgb))
             return results
@@ -511,10 +513,10 @@ class _Reader:
     def _decoded(self, picture: _Picture, name: bytes, data: bytes) -> _Result:
         try:
             if self._side is None:
-                return _Loaded(picture, len(data), canonical.measured(data))
-            with self._gate.hold(canonical.decoding_bytes(data)):
-                found = canonical.decode(data, max_bytes=self._memory.decoding).pixels
-                return self._shrunk(picture, len(data), canonical.to_rgb8(found))
+                return _Loaded(picture, len(data), measured(data))
+            with self._gate.hold(decoding_bytes(data)):
+                found = decode(data, max_bytes=self._memory.decoding).pixels
+                return self._shrunk(picture, len(data), to_rgb8(found))
         except ImageError as error:
             return _failed(name, str(error))
         except MemoryError:
@@ -525,7 +527,7 @@ class _Reader:
         side = self._side
         if side is None:
             return _Loaded(picture, file_bytes, (height, width))
-        squashed = canonical.squash(rgb, self._square)
+        squashed = squash(rgb, self._square)
         return _Loaded(picture, file_bytes, (height, width), shrunk(rgb, side), squashed)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ImageFile
 
 from engine.errors import ImageError
-from engine.images.formats.common import (
+from engine.images.formats.samples import (
     Samples,
     both_bytes,
     grey_to_rgb,

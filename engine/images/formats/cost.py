@@ -1,6 +1,6 @@
 """Bytes of memory that an image takes while it is decoded and looked at, by format, mode and size.
 
-    peak = max(load, kept + convert, look) × pixels + what the structure of the file adds + fixed
+    peak = max(load, kept + convert, look) × pixels + what the headers of the file add + fixed
 
 *load* is the decoder's own peak, with Pillow's image; *kept* is what the decoder keeps until the file is
 closed; *convert* is the way from Pillow's image to canonical pixels; *look* is the way from these to a
@@ -13,10 +13,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from engine.images.decoding.records import Structure
-
 FIXED_BYTES = 512 << 10
 """What every image takes beside its pixels: parsed headers, tables, the shrunk copies."""
+
+
+class HeaderCost(NamedTuple):
+    """What the headers of a file say of its cost: bytes that do not follow from size and mode."""
+
+    parsing: int = 0  # Python objects that opening it makes
+    decoder: int = 0  # buffers of the decoder, beside those for each pixel
+    multiple_scans: bool = False  # of a JPEG: coefficients of the whole picture are kept
+    tile_pixels: int = 0  # of a JPEG 2000: the largest tile; 0 if unknown
 
 
 class Way(NamedTuple):
@@ -66,7 +73,7 @@ def decoding_bytes(
     form: str,
     mode: str,
     size: tuple[int, int],
-    structure: Structure,
+    headers: HeaderCost,
     *,
     channels: int,
     deep: bool = False,
@@ -81,19 +88,19 @@ def decoding_bytes(
     pixels = size[0] * size[1]
     pillow = PILLOW.get(mode, 4)
     decoder = DECODERS.get((form, channels), Decoder(pillow + 0.1, 0))
-    load = decoder.load * pixels + structure.decoder
+    load = decoder.load * pixels + headers.decoder
     if form == "JPEG2000":
         # Pillow's modes for it have as many letters as channels; colour of 16 bits comes as 8.
         values = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3}.get(mode, 1)
         each = _JPEG2000_VALUE[2 if deep or mode.startswith("I") else 1]
-        tile = structure.tile_pixels or pixels
-        load = (pillow + 0.1) * pixels + values * each * tile + structure.decoder
-    elif structure.multiple_scans:
+        tile = headers.tile_pixels or pixels
+        load = (pillow + 0.1) * pixels + values * each * tile + headers.decoder
+    elif headers.multiple_scans:
         load += _COEFFICIENTS * pixels
     way = _way(mode, channels, deep=deep)
     look = way.look * pixels + min(way.look * pixels, way.fixed)
     peak = max(load, (decoder.kept + way.convert) * pixels, look)
-    return int(peak) + structure.parsing + decoder.fixed + FIXED_BYTES + file_bytes
+    return int(peak) + headers.parsing + decoder.fixed + FIXED_BYTES + file_bytes
 
 
 def _way(mode: str, channels: int, *, deep: bool) -> Way:

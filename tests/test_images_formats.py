@@ -14,7 +14,10 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from engine.errors import ImageError, UsageError
 from engine.images import canonical as px
+from engine.images.decode import decode, decoding_bytes
 from engine.images.formats import avif
+from engine.images.pil_images import from_image
+from engine.images.rgb_picture import to_rgb8
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -31,7 +34,7 @@ def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
 
 
 def decoded(data: bytes) -> bytes:
-    return bytes(px.decode(data).pixels.canonical)
+    return bytes(decode(data).pixels.canonical)
 
 
 def of_array(array: np.ndarray) -> bytes:
@@ -40,7 +43,7 @@ def of_array(array: np.ndarray) -> bytes:
 
 def refused(data: bytes, *words: str) -> None:
     with pytest.raises(ImageError) as caught:
-        px.decode(data)
+        decode(data)
     text = str(caught.value)
     assert all(word in text for word in words), text
     assert len(text.splitlines()) == 1
@@ -152,7 +155,7 @@ def test_the_frames_of_a_png_are_counted_without_reading_them():
         frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=True, pnginfo=info
     )
     for data, count in ((moving, 3), (hidden, 3)):
-        found = px.decode(data).pixels
+        found = decode(data).pixels
         assert found.frames == count == Image.open(io.BytesIO(data)).n_frames
         assert bytes(found.canonical)[16:] == PICTURE.tobytes()
         # A later frame says nothing of the pixels.
@@ -161,7 +164,7 @@ def test_the_frames_of_a_png_are_counted_without_reading_them():
         assert decoded(bytes(broken)) == bytes(found.canonical)
     claims = [struct.pack(">II", count, 0) for count in (2, 5)]
     still = png(PICTURE, 8, 2, *(chunk(b"acTL", claim) for claim in claims))
-    assert px.decode(still).pixels.frames == 1
+    assert decode(still).pixels.frames == 1
 
 
 def test_why_a_file_is_not_known_is_said():
@@ -352,7 +355,7 @@ def test_the_alpha_and_the_frames_of_an_avif_are_looked_at():
         changed[data.rindex(b"av1C") + 6] |= 0x40
         with pytest.raises(ImageError, match="10 bits"):
             avif.refuse_deep(bytes(changed))
-    assert px.decode(moving).pixels.frames == 2
+    assert decode(moving).pixels.frames == 2
 
 
 def test_the_exif_of_an_avif_may_be_broken():
@@ -361,7 +364,7 @@ def test_the_exif_of_an_avif_may_be_broken():
     whole = save(PICTURE, "AVIF", exif=exif)
     at = whole.rindex(b"MM\0*" if b"MM\0*" in whole else b"II*\0")
     assert decoded(whole[:at] + b"XXXX" + whole[at + 4 :]) == decoded(whole)
-    assert px.decode(whole).pixels.width == 6
+    assert decode(whole).pixels.width == 6
 
 
 def test_an_avif_that_does_not_hold_together_is_refused():
@@ -426,15 +429,15 @@ def test_an_opened_image_is_what_its_file_is(name, tmp_path: Path):
     path.write_bytes(data)
     for opened in (Image.open(path), Image.open(io.BytesIO(data))):
         with opened:
-            assert px.from_image(opened).canonical == decoded(data)
+            assert from_image(opened).canonical == decoded(data)
             opened.load()  # the file was left as it was
             if name in REDUCED:
                 if opened.filename or "tiff" in name or "4 bits" in name:
                     with pytest.raises(UsageError, match="give the file"):
-                        px.from_image(opened)
+                        from_image(opened)
                 continue
             for _ in range(2):
-                assert px.from_image(opened).canonical == decoded(data)
+                assert from_image(opened).canonical == decoded(data)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if "turned" in name])
@@ -442,19 +445,19 @@ def test_what_is_made_of_an_opened_image_is_taken_as_it_is(name):
     data = FILES[name]
     with Image.open(io.BytesIO(data)) as opened:
         upright = ImageOps.exif_transpose(opened)
-        assert px.from_image(upright).canonical == decoded(data)
+        assert from_image(upright).canonical == decoded(data)
         as_it_lies = Image.fromarray(np.asarray(opened))
         for made in (opened.copy(), opened.convert("RGB"), opened.crop((0, 0, *opened.size))):
-            assert px.from_image(made).canonical == px.from_image(as_it_lies).canonical
+            assert from_image(made).canonical == from_image(as_it_lies).canonical
         ImageOps.exif_transpose(opened, in_place=True)
-        assert px.from_image(opened).canonical == decoded(data)
+        assert from_image(opened).canonical == decoded(data)
 
 
 def test_changes_to_an_opened_image_count_and_stay():
     with Image.open(io.BytesIO(FILES["moving gif"])) as opened:
         opened.load()
         opened.putpixel((1, 1), 9)
-        found = px.from_image(opened)
+        found = from_image(opened)
         assert found.frames == 3
         assert found.canonical != decoded(FILES["moving gif"])
         assert opened.getpixel((1, 1)) == 9
@@ -464,15 +467,15 @@ def test_a_later_frame_is_a_still_image():
     for name in ("moving gif", "moving png", "moving webp", "pages"):
         with Image.open(io.BytesIO(FILES[name])) as opened:
             opened.seek(2)
-            found = px.from_image(opened)
+            found = from_image(opened)
             assert found.frames == 1
-            assert px.to_rgb8(found)[0, 0].tolist() == list(opened.convert("RGB").getpixel((0, 0)))
+            assert to_rgb8(found)[0, 0].tolist() == list(opened.convert("RGB").getpixel((0, 0)))
 
 
 def test_a_pickled_image_is_its_pixels():
     for name in ("moving gif", "moving png", "palette", "turned jpeg", "pages"):
         with Image.open(io.BytesIO(FILES[name])) as opened:
-            found = px.from_image(pickle.loads(pickle.dumps(opened)))
+            found = from_image(pickle.loads(pickle.dumps(opened)))
         assert found.frames == 1
         assert bytes(found.canonical)[16:] == decoded(FILES[name])[16:]
 
@@ -481,7 +484,7 @@ def test_an_image_that_is_opened_smaller_is_smaller():
     data = save(np.asarray(Image.fromarray(PICTURE).resize((320, 240))), "JPEG")
     with Image.open(io.BytesIO(data)) as opened:
         opened.draft("RGB", (80, 60))
-        assert (px.from_image(opened).width, opened.size) == (80, (80, 60))
+        assert (from_image(opened).width, opened.size) == (80, (80, 60))
 
 
 # --- the ground of transparent pictures -----------------------------------------------------------
@@ -503,7 +506,7 @@ def test_a_drawing_on_transparency_stands_out_from_its_ground(value):
     from engine.images import fingerprint
 
     def of(image: Image.Image) -> tuple[int, int]:
-        bits, quality = fingerprint.fingerprint(px.from_image(image))
+        bits, quality = fingerprint.fingerprint(from_image(image))
         return int.from_bytes(bits), quality
 
     first, quality = of(drawing(value, 1))
@@ -518,15 +521,15 @@ def test_a_drawing_on_transparency_stands_out_from_its_ground(value):
 
 def test_nothing_but_transparency_is_white():
     empty = px.from_array(np.zeros((4, 4, 4), np.uint8) + np.uint8([9, 9, 9, 0]))
-    assert (px.to_rgb8(empty) == 255).all()
+    assert (to_rgb8(empty) == 255).all()
 
 
 @pytest.mark.parametrize("planar", [1, 2])
 def test_deep_tiffs_take_more_memory_by_their_headers(planar):
-    deep = px.decoding_bytes(tiff(DEEP, 16, photometric=2, planar=planar))
-    assert deep > px.decoding_bytes(tiff(DEEP >> 8, 8, photometric=2, planar=planar))
+    deep = decoding_bytes(tiff(DEEP, 16, photometric=2, planar=planar))
+    assert deep > decoding_bytes(tiff(DEEP >> 8, 8, photometric=2, planar=planar))
     table = np.arange(48, dtype=np.uint32).reshape(16, 3) * 257
     indices = DEEP[..., :1] & 15
-    plain = px.decoding_bytes(tiff(indices, 4, photometric=3, colormap=table))
+    plain = decoding_bytes(tiff(indices, 4, photometric=3, colormap=table))
     table[1] += 7
-    assert px.decoding_bytes(tiff(indices, 4, photometric=3, colormap=table)) > plain
+    assert decoding_bytes(tiff(indices, 4, photometric=3, colormap=table)) > plain

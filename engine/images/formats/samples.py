@@ -1,4 +1,4 @@
-"""What the readers of the formats share: RGB of a file, scaling of depths, the reason of a reject."""
+"""Pillow's pixels as true samples: what the readers of the formats share."""
 
 from __future__ import annotations
 

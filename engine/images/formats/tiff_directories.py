@@ -1,4 +1,4 @@
-"""TIFF: how many pages, tags and strips it has, and how large a strip or tile is.
+"""TIFF directories: how many pages, tags and strips there are, and how large a strip or tile is.
 
 Pillow goes through all pages to count them and looks for each in a list of those before, so the time
 grows with the square of their number. It makes Python objects for each strip of an uncompressed file.
@@ -9,7 +9,21 @@ from __future__ import annotations
 import struct
 
 from engine.errors import ImageError
-from engine.images.decoding.records import Structure
+from engine.images.formats.cost import HeaderCost
+from engine.images.formats.tiff_tags import (
+    BITS,
+    COMPRESSION,
+    HEIGHT,
+    RAW,
+    ROWS_PER_STRIP,
+    SAMPLES,
+    STRIP_COUNTS,
+    STRIP_OFFSETS,
+    TILE_HEIGHT,
+    TILE_OFFSETS,
+    TILE_WIDTH,
+    WIDTH,
+)
 
 MAX_PAGES = 10_000
 """The most pages: 35,000 took 5.7 s."""
@@ -24,12 +38,9 @@ _TAG_BYTES = 512
 # The strip as libtiff unpacks it, as Pillow takes it over, and the decompressor's own window.
 _STRIP_COPIES = 3
 _SIZES = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8}  # bytes of a value: BYTE, SHORT, LONG, IFD, LONG8
-_RAW = 1  # compression
-_BITS, _COMPRESSION, _STRIP_OFFSETS, _SAMPLES, _ROWS, _STRIP_COUNTS = 258, 259, 273, 277, 278, 279
-_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS = 256, 257, 322, 323, 324
 _WANTED = frozenset(
-    {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _STRIP_OFFSETS, _SAMPLES, _ROWS, _STRIP_COUNTS}
-    | {_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS}
+    {WIDTH, HEIGHT, BITS, COMPRESSION, STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS}
+    | {TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS}
 )
 
 
@@ -86,28 +97,28 @@ class _Directories:
         return int.from_bytes(inline[:size], order)  # type: ignore[arg-type]
 
 
-def structure(data: bytes) -> Structure:
+def header_cost(data: bytes) -> HeaderCost:
     """What decoding the first page takes; ``ImageError`` if it has too many pages, tags or strips."""
     try:
         tags, first = _Directories(data).walk()
     except struct.error:
-        return Structure()  # too short: Pillow says what is wrong
+        return HeaderCost()  # too short: Pillow says what is wrong
     value = {tag: found for tag, (_, found) in first.items()}
     strips = max(
-        (first[tag][0] for tag in (_STRIP_OFFSETS, _TILE_OFFSETS, _STRIP_COUNTS) if tag in first),
+        (first[tag][0] for tag in (STRIP_OFFSETS, TILE_OFFSETS, STRIP_COUNTS) if tag in first),
         default=0,
     )
     if strips > MAX_STRIPS:
         raise ImageError(
             f"a TIFF of more than {MAX_STRIPS:,} strips or tiles: save it with larger ones"
         )
-    raw = value.get(_COMPRESSION, _RAW) == _RAW
-    bits = value.get(_BITS, 1) * max(value.get(_SAMPLES, 1), 1)
-    if _TILE_WIDTH in value or _TILE_HEIGHT in value:
-        pixels = value.get(_TILE_WIDTH, 0) * value.get(_TILE_HEIGHT, 0)
+    raw = value.get(COMPRESSION, RAW) == RAW
+    bits = value.get(BITS, 1) * max(value.get(SAMPLES, 1), 1)
+    if TILE_WIDTH in value or TILE_HEIGHT in value:
+        pixels = value.get(TILE_WIDTH, 0) * value.get(TILE_HEIGHT, 0)
     else:
-        height = value.get(_HEIGHT, 0)
-        pixels = value.get(_WIDTH, 0) * min(value.get(_ROWS, height) or height, height)
+        height = value.get(HEIGHT, 0)
+        pixels = value.get(WIDTH, 0) * min(value.get(ROWS_PER_STRIP, height) or height, height)
     unpacked = 0 if raw else _STRIP_COPIES * (pixels * bits // 8)
     each = _RAW_STRIP_BYTES if raw else _STRIP_BYTES
-    return Structure(parsing=strips * each + tags * _TAG_BYTES, decoder=unpacked)
+    return HeaderCost(parsing=strips * each + tags * _TAG_BYTES, decoder=unpacked)

@@ -10,7 +10,8 @@ from PIL import Image, ImageFilter
 
 from engine.images import canonical as px
 from engine.images import fingerprint as fp
-from engine.images.canonical import from_array, from_canonical, from_image
+from engine.images.canonical import from_array, from_canonical
+from engine.images.pil_images import from_image
 from engine.sources import synthetic
 
 NEAR = 31  # bits of 256: what PDQ's authors call a match

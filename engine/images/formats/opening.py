@@ -12,23 +12,41 @@ import struct
 from collections.abc import Sequence
 from typing import IO
 
-from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, _imaging
-
-from engine.images.decoding import avif, gif, jpeg, jpeg2000, tiff
-from engine.images.decoding.records import Structure
-
-_BY_SIGNATURE = (
-    (b"\xff\xd8\xff", jpeg.structure),
-    (b"GIF8", gif.structure),
-    (b"II*\0", tiff.structure),
-    (b"MM\0*", tiff.structure),
-    (b"MM*\0", tiff.structure),
-    (b"II\0*", tiff.structure),
-    (b"II+\0", tiff.structure),
-    (b"MM\0+", tiff.structure),
-    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", jpeg2000.structure),
-    (b"\xff\x4f\xff\x51", jpeg2000.structure),
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TgaImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+    _imaging,
 )
+
+from engine.images.formats import avif, png
+
+# Raster formats whose decoders stand up to hostile input; EPS, PDF and the like run interpreters.
+# The plugins are imported here because Pillow's own loading on first use is not safe in threads.
+_PLUGINS = {
+    "PNG": PngImagePlugin,
+    "JPEG": JpegImagePlugin,
+    "WEBP": WebPImagePlugin,
+    "GIF": GifImagePlugin,
+    "BMP": BmpImagePlugin,
+    "DIB": BmpImagePlugin,
+    "TIFF": TiffImagePlugin,
+    "PPM": PpmImagePlugin,
+    "AVIF": AvifImagePlugin,
+    "JPEG2000": Jpeg2KImagePlugin,
+    "TGA": TgaImagePlugin,
+}
+FORMATS = tuple(_PLUGINS)
 
 
 class _TiffFile(TiffImagePlugin.TiffImageFile):
@@ -40,15 +58,23 @@ class _TiffFile(TiffImagePlugin.TiffImageFile):
         super().load_prepare()
 
 
-def structure(data: bytes) -> Structure:
-    """What the headers of a file say about its cost, before Pillow reads them.
+def open_file(data: bytes, *, head_only: bool = False) -> tuple[ImageFile.ImageFile, int | None]:
+    """The file as Pillow opens it, and the number of its frames where that is not Pillow's to say.
 
-    Raises ``ImageError`` for a file that would take out of all proportion long to open or to decode.
+    With ``head_only`` a PNG is looked at up to its pixels, and its frames are not counted. Raises
+    ``ImageError`` for a file that must not be opened, ``UnidentifiedImageError`` if no format accepts
+    it, and whatever a plugin raises.
     """
-    for signature, read in _BY_SIGNATURE:
-        if data.startswith(signature):
-            return read(data)
-    return avif.structure(data) if data[4:8] == b"ftyp" else Structure()
+    if data.startswith(png.SIGNATURE):
+        stream, frames = png.opened(data, head_only=head_only)
+        return open_image(stream, ("PNG",)), frames
+    try:
+        return open_image(data, FORMATS), None
+    except Exception:
+        other = avif.without_exif(data) if data[4:8] == b"ftyp" else None
+        if other is None:
+            raise
+        return open_image(other, FORMATS), None
 
 
 def open_image(data: bytes | IO[bytes], formats: Sequence[str]) -> ImageFile.ImageFile:

@@ -1,4 +1,4 @@
-"""The samples of an opened file, by its format; how deep they are; and why a file cannot be opened."""
+"""Asks the module of a file's format: what its headers cost, its samples, why it cannot be opened."""
 
 from __future__ import annotations
 
@@ -8,14 +8,49 @@ from collections.abc import Callable, Sequence
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from engine.errors import ImageError
-from engine.images.formats import avif, bmp, jpeg2000, png, pnm, tiff
-from engine.images.formats.common import (
+from engine.images.formats import (
+    avif,
+    bmp,
+    gif,
+    jpeg,
+    jpeg2000,
+    png,
+    pnm,
+    tiff,
+    tiff_directories,
+)
+from engine.images.formats.cost import HeaderCost
+from engine.images.formats.samples import (
     Samples,
     indexed_to_rgb,
     is_deep_layout,
     raw_mode,
     to_rgb,
 )
+
+_COST_BY_SIGNATURE = (
+    (b"\xff\xd8\xff", jpeg.header_cost),
+    (b"GIF8", gif.header_cost),
+    (b"II*\0", tiff_directories.header_cost),
+    (b"MM\0*", tiff_directories.header_cost),
+    (b"MM*\0", tiff_directories.header_cost),
+    (b"II\0*", tiff_directories.header_cost),
+    (b"II+\0", tiff_directories.header_cost),
+    (b"MM\0+", tiff_directories.header_cost),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", jpeg2000.header_cost),
+    (b"\xff\x4f\xff\x51", jpeg2000.header_cost),
+)
+
+
+def header_cost(data: bytes) -> HeaderCost:
+    """What the headers of a file say about its cost, before Pillow reads them.
+
+    Raises ``ImageError`` for a file that would take out of all proportion long to open or to decode.
+    """
+    for signature, read in _COST_BY_SIGNATURE:
+        if data.startswith(signature):
+            return read(data)
+    return avif.header_cost(data) if data[4:8] == b"ftyp" else HeaderCost()
 
 
 def samples(

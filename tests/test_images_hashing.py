@@ -56,10 +56,10 @@ def test_equal_pixels_of_another_shape_have_another_key_and_proof():
 
 
 def test_equal_bytes_of_another_kind_have_another_key():
-    def canonical(kind: int, width: int) -> bytes:
+    def form(kind: int, width: int) -> bytes:
         return canonical.HEADER.pack(1, kind, 3, 1, width, 1) + bytes(6)
 
-    assert hashing.key(canonical(2, 2), 0) != hashing.key(canonical(3, 1), 0)
+    assert hashing.key(form(2, 2), 0) != hashing.key(form(3, 1), 0)
 
 
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))

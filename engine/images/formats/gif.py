@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.errors import ImageError
-from engine.images.decoding.records import Structure
+from engine.images.formats.cost import HeaderCost
 
 MAX_EXTENSIONS = 250_000
 """The most extensions: of a real animation one or two a frame. 800,000 took 135 MiB."""
@@ -12,7 +12,7 @@ _EXTENSION_BYTES = 200
 _EXTENSION, _IMAGE = 0x21, 0x2C
 
 
-def structure(data: bytes) -> Structure:
+def header_cost(data: bytes) -> HeaderCost:
     """What going through a GIF takes; ``ImageError`` if it has too many extensions."""
     extensions = 0
     at = 13 + _table(data, 10)
@@ -28,7 +28,7 @@ def structure(data: bytes) -> Structure:
             at += 1
         else:
             break
-    return Structure(parsing=extensions * _EXTENSION_BYTES)
+    return HeaderCost(parsing=extensions * _EXTENSION_BYTES)
 
 
 def _table(data: bytes, at: int) -> int:

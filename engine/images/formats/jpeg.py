@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 
 from engine.errors import ImageError
-from engine.images.decoding.records import Structure
+from engine.images.formats.cost import HeaderCost
 
 MAX_BLOCK_VISITS = 50_000_000
 """The most blocks that all scans together go over, about two seconds; but see ``VISITS_PER_BLOCK``."""
@@ -69,7 +69,7 @@ class _Frame:
         return sum(self.blocks([component]) for component in self.sampling)
 
 
-def structure(data: bytes) -> Structure:
+def header_cost(data: bytes) -> HeaderCost:
     """What decoding a JPEG takes; ``ImageError`` if its scans or segments are too many."""
     frame: _Frame | None = None
     segments = scans = visits = at = 0
@@ -108,4 +108,4 @@ def structure(data: bytes) -> Structure:
                     f"more than {scans - 1} scans over {frame.all_blocks:,} blocks: decoding would take "
                     "out of all proportion long; save it again as a baseline JPEG"
                 )
-    return Structure(parsing=segments * _SEGMENT_BYTES, multiple_scans=multiple)
+    return HeaderCost(parsing=segments * _SEGMENT_BYTES, multiple_scans=multiple)

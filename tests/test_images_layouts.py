@@ -14,6 +14,8 @@ from layouts import bmp, chunk, packed, png, pnm, tga, tiff
 
 from engine.errors import ImageError
 from engine.images import canonical as px
+from engine.images.decode import decode
+from engine.images.rgb_picture import to_rgb8
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -30,7 +32,7 @@ def shown(array: np.ndarray) -> bytes:
 
 
 def decoded(data: bytes) -> bytes:
-    return bytes(px.decode(data).pixels.canonical)
+    return bytes(decode(data).pixels.canonical)
 
 
 def full(values: np.ndarray, bits: int) -> np.ndarray:
@@ -66,7 +68,7 @@ def sweep(
 
 def refused(data: bytes, *words: str) -> None:
     with pytest.raises(ImageError) as caught:
-        px.decode(data)
+        decode(data)
     text = str(caught.value)
     assert all(word in text for word in words), text
     assert len(text.splitlines()) == 1
@@ -313,7 +315,7 @@ def test_cmyk_tiffs_are_compared_as_rgb():
     samples = drawn(4, 8)
     plain = tiff(samples, 8, photometric=5)
     assert decoded(plain) == decoded(tiff(samples, 8, photometric=5, planar=2, rows=2))
-    rgb = px.to_rgb8(px.decode(plain).pixels).astype(int)
+    rgb = to_rgb8(decode(plain).pixels).astype(int)
     want = (255 - samples[..., :3].astype(int)) * (255 - samples[..., 3:].astype(int)) / 255
     assert np.abs(rgb - want).max() <= 1
     refused(tiff(drawn(4, 16), 16, photometric=5), "convert it")

@@ -13,7 +13,11 @@ from PIL import Image, ImageFile, ImageOps
 
 from engine.errors import ImageError, UsageError
 from engine.images import canonical as px
-from engine.images.decoding.cost import FIXED_BYTES
+from engine.images.decode import decode, decoding_bytes, reason_of
+from engine.images.file_types import SUFFIXES, looks_like_image
+from engine.images.formats.cost import FIXED_BYTES
+from engine.images.pil_images import from_image
+from engine.images.rgb_picture import to_rgb8
 from engine.records import Kind
 
 # Pillow warns of oddities in the broken files made here.
@@ -55,7 +59,7 @@ def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
 
 
 def canonical(data: bytes) -> bytes:
-    return bytes(px.decode(data).pixels.canonical)
+    return bytes(decode(data).pixels.canonical)
 
 
 def of_array(array: np.ndarray) -> bytes:
@@ -69,7 +73,7 @@ def body(data: bytes) -> bytes:
 def reason(data: bytes, **limits) -> str:
     """Why ``data`` is refused: one line that is not empty."""
     with pytest.raises(ImageError) as caught:
-        px.decode(data, **limits)
+        decode(data, **limits)
     text = str(caught.value)
     assert text.strip()
     assert len(text.splitlines()) == 1
@@ -137,16 +141,14 @@ def tiff(samples: np.ndarray, *, order: str = "<", rows: int = 0, photometric: i
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_a_picture_is_identical_in_every_lossless_container(name):
     form, options = LOSSLESS[name]
-    decoded = px.decode(save(PICTURE, form, **options))
+    decoded = decode(save(PICTURE, form, **options))
     assert bytes(decoded.pixels.canonical) == of_array(PICTURE)
     assert decoded.container == form.lower()
 
 
 def test_a_picture_is_identical_as_an_array_and_as_a_pil_image():
-    assert px.from_image(Image.fromarray(PICTURE)).canonical == of_array(PICTURE)
-    assert px.from_image(Image.open(io.BytesIO(save(PICTURE, "PNG")))).canonical == of_array(
-        PICTURE
-    )
+    assert from_image(Image.fromarray(PICTURE)).canonical == of_array(PICTURE)
+    assert from_image(Image.open(io.BytesIO(save(PICTURE, "PNG")))).canonical == of_array(PICTURE)
 
 
 @given(
@@ -194,7 +196,7 @@ def test_alpha_is_kept_where_one_pixel_is_not_opaque():
     alpha = np.full(PICTURE.shape[:2], 255, np.uint8)
     alpha[3, 4] = 254
     picture = np.dstack([PICTURE, alpha])
-    decoded = px.decode(save(picture, "PNG")).pixels
+    decoded = decode(save(picture, "PNG")).pixels
     assert decoded.channels == 4
     assert bytes(decoded.canonical) == of_array(picture) != of_array(PICTURE)
     assert canonical(save(picture, "WEBP", lossless=True, exact=True)) == of_array(picture)
@@ -212,13 +214,13 @@ def test_grey_with_alpha_is_rgba():
 def test_a_palette_is_looked_up(form):
     image = Image.fromarray(PICTURE).quantize(16)
     assert canonical(save(image, form)) == of_array(np.asarray(image.convert("RGB")))
-    assert px.from_image(image).canonical == of_array(np.asarray(image.convert("RGB")))
+    assert from_image(image).canonical == of_array(np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(0, 160, 10))])
 def test_a_transparent_palette_is_rgba(transparency):
     image = Image.fromarray(PICTURE).quantize(16)
-    decoded = px.decode(save(image, "PNG", transparency=transparency)).pixels
+    decoded = decode(save(image, "PNG", transparency=transparency)).pixels
     image.info["transparency"] = transparency
     assert decoded.channels == 4
     assert bytes(decoded.canonical) == of_array(np.asarray(image.convert("RGBA")))
@@ -268,7 +270,7 @@ def test_of_an_animation_the_first_frame_counts_and_how_many_there_are(form):
     moving = save(frames[0], form, save_all=True, append_images=frames[1:], **options)
     longer = save(frames[0], form, save_all=True, append_images=[*frames[1:], frames[0]], **options)
     still = save(frames[0], form, **options)
-    assert px.decode(moving).pixels.frames == 3
+    assert decode(moving).pixels.frames == 3
     assert body(moving) == body(still) == body(longer)
     assert len({canonical(moving), canonical(still), canonical(longer)}) == 3
 
@@ -285,7 +287,7 @@ def test_a_jpeg_with_a_preview_is_the_still_picture():
 @pytest.mark.parametrize("shape", [(9, 7), (9, 7, 3), (9, 7, 4)])
 def test_a_16_bit_png_is_read_without_loss(shape):
     samples = RNG.integers(0, 65536, shape, np.uint16)
-    decoded = px.decode(png16(samples)).pixels
+    decoded = decode(png16(samples)).pixels
     assert decoded.kind is Kind.U16
     assert bytes(decoded.canonical) == of_array(samples)
     grey = samples.ndim == 2
@@ -335,7 +337,7 @@ def test_16_bit_alpha_is_dropped_only_where_all_of_it_is_opaque():
     samples[..., 3] = 65535
     assert canonical(png16(samples)) == of_array(samples[..., :3])
     samples[2, 2, 3] = 65534
-    assert px.decode(png16(samples)).pixels.channels == 4
+    assert decode(png16(samples)).pixels.channels == 4
 
 
 def test_the_orientation_of_16_bit_pictures_is_applied():
@@ -376,23 +378,23 @@ def test_what_could_only_be_read_reduced_is_refused(name):
 
 def test_a_pil_image_that_would_be_reduced_is_refused():
     loaded = Image.open(io.BytesIO(tiff(SAMPLES[..., :3])))
-    assert px.from_image(loaded).canonical == of_array(SAMPLES[..., :3])
+    assert from_image(loaded).canonical == of_array(SAMPLES[..., :3])
     loaded.load()
     with pytest.raises(UsageError, match="reduced"):
-        px.from_image(loaded)
+        from_image(loaded)
     for mode in ("I", "F"):
         with pytest.raises(UsageError, match="16 bits"):
-            px.from_image(Image.new(mode, (3, 3)))
+            from_image(Image.new(mode, (3, 3)))
 
 
 def test_a_16_bit_grey_pil_image_is_read_without_loss():
     samples = SAMPLES[..., 0]
-    assert px.from_image(Image.open(io.BytesIO(png16(samples)))).canonical == of_array(samples)
+    assert from_image(Image.open(io.BytesIO(png16(samples)))).canonical == of_array(samples)
 
 
 def test_a_pil_image_that_cannot_be_read_is_an_image_error():
     with pytest.raises(ImageError, match="truncated"):
-        px.from_image(Image.open(io.BytesIO(save(PICTURE, "BMP")[:2000])))
+        from_image(Image.open(io.BytesIO(save(PICTURE, "BMP")[:2000])))
 
 
 # --- bit images -----------------------------------------------------------------------------------
@@ -401,7 +403,7 @@ BITS = RNG.integers(0, 2, (10, 13, 3), np.uint8)
 
 
 def test_a_png_of_0_and_255_equals_the_arrays_of_bool_and_of_0_and_1():
-    decoded = px.decode(save(BITS * 255, "PNG")).pixels
+    decoded = decode(save(BITS * 255, "PNG")).pixels
     assert decoded.kind is Kind.BITS
     assert bytes(decoded.canonical) == of_array(BITS) == of_array(BITS.astype(bool))
 
@@ -410,7 +412,7 @@ def test_a_png_of_0_and_255_equals_the_arrays_of_bool_and_of_0_and_1():
 def test_a_one_bit_file_equals_the_array_of_bool(form):
     mask = BITS[..., 0].astype(bool)
     assert canonical(save(Image.fromarray(mask), form)) == of_array(mask)
-    assert px.from_image(Image.fromarray(mask)).canonical == of_array(mask)
+    assert from_image(Image.fromarray(mask)).canonical == of_array(mask)
 
 
 def test_bits_are_packed_row_major_from_the_highest_bit_with_zeros_behind_the_last():
@@ -422,7 +424,7 @@ def test_bits_are_packed_row_major_from_the_highest_bit_with_zeros_behind_the_la
 def test_one_other_value_makes_it_an_8_bit_image():
     values = BITS * 255
     values[4, 4, 1] = 254
-    assert px.decode(save(values, "PNG")).pixels.kind is Kind.U8
+    assert decode(save(values, "PNG")).pixels.kind is Kind.U8
 
 
 def test_an_array_of_0_and_255_is_8_bit():
@@ -433,7 +435,7 @@ def test_bits_with_transparency_keep_their_alpha():
     alpha = np.ones((10, 13, 1), np.uint8)
     assert canonical(save(np.dstack([BITS, alpha]) * 255, "PNG")) == of_array(BITS)
     alpha[0, 0] = 0
-    decoded = px.decode(save(np.dstack([BITS, alpha]) * 255, "PNG")).pixels
+    decoded = decode(save(np.dstack([BITS, alpha]) * 255, "PNG")).pixels
     assert (decoded.kind, decoded.channels) == (Kind.BITS, 4)
 
 
@@ -496,15 +498,15 @@ def test_canonical_bytes_with_an_unknown_header_are_refused(header):
 
 
 def test_a_picture_for_looking_at_is_the_picture():
-    assert np.array_equal(px.to_rgb8(px.from_array(PICTURE)), PICTURE)
-    assert np.array_equal(px.to_rgb8(px.from_array(BITS)), BITS * 255)
-    assert np.array_equal(px.to_rgb8(px.from_array(SAMPLES[..., :3])), SAMPLES[..., :3] >> 8)
+    assert np.array_equal(to_rgb8(px.from_array(PICTURE)), PICTURE)
+    assert np.array_equal(to_rgb8(px.from_array(BITS)), BITS * 255)
+    assert np.array_equal(to_rgb8(px.from_array(SAMPLES[..., :3])), SAMPLES[..., :3] >> 8)
 
 
 def test_a_picture_for_looking_at_lies_on_white():
     picture = np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)])
     picture[0, 0, 3], picture[0, 1, 3] = 0, 128
-    seen = px.to_rgb8(px.from_array(picture))
+    seen = to_rgb8(px.from_array(picture))
     assert seen[0, 0].tolist() == [255, 255, 255]
     assert np.all(seen[0, 1] >= PICTURE[0, 1])
     assert np.array_equal(seen[1:], PICTURE[1:])
@@ -536,7 +538,7 @@ def test_a_broken_file_is_refused_with_a_reason(name):
 
 def test_the_limit_of_pixels_is_inclusive():
     data = save(PICTURE, "PNG")
-    assert px.decode(data, max_pixels=37 * 41).pixels.height == 37
+    assert decode(data, max_pixels=37 * 41).pixels.height == 37
     assert "41 × 37" in reason(data, max_pixels=37 * 41 - 1)
 
 
@@ -583,7 +585,7 @@ SIGNATURES = [
 
 def reads_or_refuses(data: bytes) -> None:
     try:
-        px.decode(data, max_pixels=1 << 20)
+        decode(data, max_pixels=1 << 20)
     except ImageError as error:
         assert str(error).strip()
         assert len(str(error).splitlines()) == 1
@@ -632,33 +634,33 @@ def test_an_image_without_pixels_is_refused(shape):
 UNSIGNED = {"TGA", "DIB"}  # known by their names alone: other files begin like them
 
 
-@pytest.mark.parametrize("suffix", sorted(px.SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_every_suffix_is_of_a_format_that_is_read_and_signed(suffix):
     form = Image.registered_extensions()[suffix]
     data = save(SMOOTH[:16, :16], form)
-    px.decode(data)
-    assert px.looks_like_image(data[:32]) is (form not in UNSIGNED)
+    decode(data)
+    assert looks_like_image(data[:32]) is (form not in UNSIGNED)
 
 
 @pytest.mark.parametrize("head", [b"", b"text, and more of it", bytes(32), b"PK\3\4" + bytes(28)])
 def test_other_files_are_not_signed_as_images(head):
-    assert not px.looks_like_image(head)
+    assert not looks_like_image(head)
 
 
 def test_what_decoding_takes_is_told_by_the_header():
     data = save(PICTURE, "JPEG")[:-200]
-    each = (px.decoding_bytes(data) - FIXED_BYTES - len(data)) / (41 * 37)
+    each = (decoding_bytes(data) - FIXED_BYTES - len(data)) / (41 * 37)
     assert 14 <= each < 16
     head = png_header(9_000, 8_000) + chunk(b"IDAT", b"")
-    assert px.decoding_bytes(head) >= 14 * 9_000 * 8_000
-    assert px.decoding_bytes(b"not an image") == 0
+    assert decoding_bytes(head) >= 14 * 9_000 * 8_000
+    assert decoding_bytes(b"not an image") == 0
 
 
 def test_an_image_that_takes_more_memory_than_there_is_is_refused():
     data = save(PICTURE, "JPEG")
-    takes = px.decoding_bytes(data)
-    assert px.decode(data, max_bytes=takes).pixels.width == 41
-    assert "raise --memory" in reason(data, max_bytes=takes - 1)
+    takes = decoding_bytes(data)
+    assert decode(data, max_bytes=takes).pixels.width == 41
+    assert "raise memory=" in reason(data, max_bytes=takes - 1)
 
 
 def test_pillow_must_not_fill_up_truncated_images(monkeypatch):
@@ -738,15 +740,15 @@ HEAVY = {
 def test_a_file_that_would_take_out_of_all_proportion_long_is_refused_by_its_header(name):
     data, words = HEAVY[name]
     assert words in reason(data)
-    assert px.decoding_bytes(data) == 0
+    assert decoding_bytes(data) == 0
 
 
 def test_a_small_picture_may_have_many_scans():
-    assert px.decode(progressive(41, 37, 500)).pixels.height == 37
+    assert decode(progressive(41, 37, 500)).pixels.height == 37
 
 
 def test_pages_that_go_round_in_a_circle_are_counted_once():
-    assert px.decode(tiff_of_pages(3, loop=True)).pixels.frames == 3
+    assert decode(tiff_of_pages(3, loop=True)).pixels.frames == 3
 
 
 @pytest.mark.parametrize(
@@ -761,15 +763,15 @@ def test_pages_that_go_round_in_a_circle_are_counted_once():
     ids=["tiles", "code-blocks"],
 )
 def test_what_a_header_asks_for_counts(changed, least):
-    assert px.decoding_bytes(changed) >= least
-    assert "raise --memory" in reason(changed, max_bytes=100 << 20)
+    assert decoding_bytes(changed) >= least
+    assert "raise memory=" in reason(changed, max_bytes=100 << 20)
 
 
 def test_an_avif_that_holds_a_larger_picture_than_it_says_counts_as_that():
     data = save(np.zeros((600, 800, 3), np.uint8), "AVIF", speed=10)
     at = data.index(b"ispe") + 8
     small = data[:at] + struct.pack(">II", 4, 4) + data[at + 8 :]
-    assert px.decoding_bytes(small) - px.decoding_bytes(save(PICTURE[:4, :4], "AVIF")) > 600 * 800
+    assert decoding_bytes(small) - decoding_bytes(save(PICTURE[:4, :4], "AVIF")) > 600 * 800
 
 
 def test_strips_and_tiles_count():
@@ -777,13 +779,13 @@ def test_strips_and_tiles_count():
     at = strips.index(struct.pack("<HH", 278, 3))  # rows of a strip
     tile = struct.pack("<HHII", 322, 4, 1, 30_000) + struct.pack("<HHII", 323, 4, 1, 30_000)
     tiled = strips[:at] + tile + strips[at + 24 :]
-    assert px.decoding_bytes(tiled) >= 3 * 30_000**2
-    assert px.decoding_bytes(strips) < 1 << 20
+    assert decoding_bytes(tiled) >= 3 * 30_000**2
+    assert decoding_bytes(strips) < 1 << 20
 
 
 def test_the_limit_of_pixels_follows_the_memory():
     head = png_header(20_000, 7_000) + chunk(b"IDAT", b"")
-    assert "raise --memory" in reason(head, max_bytes=1 << 30)
+    assert "raise memory=" in reason(head, max_bytes=1 << 30)
     assert "limit" not in reason(head, max_bytes=8 << 30)
     assert "over the limit of 128,000,000" in reason(head)
 
@@ -792,7 +794,7 @@ def test_the_limit_of_pixels_follows_the_memory():
 @pytest.mark.filterwarnings("error")
 def test_the_limit_of_pixels_that_pillow_has_for_a_process_is_left_alone(form, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert px.decode(save(PICTURE, form)).pixels.height == 37
+    assert decode(save(PICTURE, form)).pixels.height == 37
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
@@ -800,6 +802,6 @@ def test_the_limit_of_pixels_that_pillow_has_for_a_process_is_left_alone(form, m
     "error", [AssertionError(), EOFError(), KeyError("a"), ValueError(), KeyError()]
 )
 def test_a_reason_is_never_the_name_of_a_class(error):
-    words = px._words(error)
+    words = reason_of(error)
     assert words
     assert "Error" not in words
