@@ -67,14 +67,15 @@ from engine.search.lookup import Lookup, check_k, identical_ids, tier_names
 from engine.sources.in_memory import (
     Images,
     OneImage,
-    Vectors,
+    VectorArray,
     array_of,
     is_image,
     members,
     unlike,
 )
-from engine.sources.items import Item, Problem, checked_metadata
-from engine.sources.locate import Query, Sources, open_images
+from engine.sources.items import Item, Reject, checked_metadata
+from engine.sources.query import Query, open_images
+from engine.sources.source_stream import Sources
 from engine.storage import ballast, file_names, nofollow
 from engine.storage.create import create as make_store
 from engine.storage.durable import fsync_dir, replace_file, tree_bytes
@@ -217,7 +218,7 @@ class Store:
 
     def ingest(
         self,
-        *sources: str | os.PathLike[str] | Images | Vectors | OneImage | Stream,
+        *sources: str | os.PathLike[str] | Images | VectorArray | OneImage | Stream,
         name: str | None = None,
         metadata: dict[str, Any] | None = None,
         files_from: str | os.PathLike[str] | None = None,
@@ -852,7 +853,7 @@ class Store:
 
     def _queries(self, finder: Lookup, spec: str, within: Within | None) -> Iterator[LookupResult]:
         for query in open_images(spec, self._files.memory.max_file):
-            if isinstance(query, Problem):
+            if isinstance(query, Reject):
                 yield LookupResult(os.fsdecode(query.name), error=query.reason)
             else:
                 yield self._one(finder, query, within)

@@ -30,11 +30,11 @@ from engine.sources.items import (
     FileItem,
     Item,
     Member,
-    Problem,
+    Reject,
     Skipped,
     VectorItem,
 )
-from engine.sources.locate import Sources
+from engine.sources.source_stream import Sources
 
 Array = npt.NDArray[np.uint8]
 
@@ -143,7 +143,7 @@ def _of(item: Item, root: Path | None) -> Iterator[_Item]:
     if isinstance(item, Skipped):
         return
     name = os.fsdecode(item.name)
-    if isinstance(item, Problem):
+    if isinstance(item, Reject):
         yield _Item(name, None, _raises(item.reason))
     elif isinstance(item, FileItem):
         yield _Item(name, _folder(name, root), lambda: _decoded(item.read(_MAX_FILE)))
@@ -154,7 +154,7 @@ def _of(item: Item, root: Path | None) -> Iterator[_Item]:
             if isinstance(member, Member):
                 label = _label(member.metadata)
                 yield _Item(os.fsdecode(member.name), label, _reads(member))
-            elif isinstance(member, Problem):
+            elif isinstance(member, Reject):
                 yield _Item(os.fsdecode(member.name), None, _raises(member.reason))
     elif isinstance(item, VectorItem):
         yield _Item(name, None, _raises("holds vectors: images are needed"))

@@ -21,7 +21,7 @@ from engine.sources.items import (
     FileItem,
     Item,
     Member,
-    Problem,
+    Reject,
     Skipped,
     VectorItem,
 )
@@ -93,7 +93,7 @@ class Plan:
                     self._disk += size
 
     def _other(self, item: Item) -> None:
-        if isinstance(item, Problem):
+        if isinstance(item, Reject):
             self._rejected += 1
         elif isinstance(item, Skipped):
             self._skipped += 1

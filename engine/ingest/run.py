@@ -57,7 +57,7 @@ from engine.sources.items import (
     FileItem,
     Item,
     Member,
-    Problem,
+    Reject,
     RowBlock,
     Skipped,
     VectorItem,
@@ -90,7 +90,7 @@ class _Prepared:
     picture: Picture | None = None
 
 
-_Waiting = tuple[FileItem | Member, Future[_Prepared | Problem]]
+_Waiting = tuple[FileItem | Member, Future[_Prepared | Reject]]
 _Encoded = tuple[_Prepared, Vector | None]  # with the vector that it gets if it is new
 
 
@@ -99,7 +99,7 @@ class _Group:
     """Members of an archive that are committed together, and what was met between them."""
 
     files: list[Member] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Reject] = field(default_factory=list)
     skipped: int = 0
     notes: list[str] = field(default_factory=list)  # of those that were skipped
     size: int = 0  # bytes that it holds while it waits
@@ -292,12 +292,12 @@ class Ingest:
     ) -> Iterator[list[FileItem | Member] | ArrayItem | VectorItem | ArchiveItem]:
         """Files in groups of one commit; arrays and archives alone. Problems and skipped end here."""
         group: list[FileItem | Member] = []
-        problems: list[Problem] = []
+        problems: list[Reject] = []
         size = 0
         for item in self._until_it_fails(items):
             if self._stop():
                 break
-            if isinstance(item, Problem):
+            if isinstance(item, Reject):
                 problems.append(item)
                 if len(problems) >= CHUNK_FILES:
                     self._reject(problems)
@@ -376,7 +376,7 @@ class Ingest:
     ) -> list[_Waiting]:
         return [(item, pool.submit(self._prepare, item)) for item in items]
 
-    def _prepare(self, item: FileItem | Member) -> _Prepared | Problem:
+    def _prepare(self, item: FileItem | Member) -> _Prepared | Reject:
         """Everything about one file that needs its bytes or pixels; runs in a worker thread."""
         memory = self._store.memory
         try:
@@ -399,9 +399,9 @@ class Ingest:
                     picture = self._picture(decoded.pixels)
         except ImageError as error:
             stamp = (0, 0) if error.retryable else (item.mtime_ns, item.size)
-            return Problem(item.name, str(error), *stamp)
+            return Reject(item.name, str(error), *stamp)
         except MemoryError:
-            return Problem(item.name, "not enough memory to read it")
+            return Reject(item.name, "not enough memory to read it")
         if isinstance(item, Member):
             image.metadata = item.metadata
         return _Prepared(item, file_hash, None, image, picture)
@@ -457,7 +457,7 @@ class Ingest:
         Once the run is to stop, what is ready is committed: of an archive all before the first that
         is not, since it is gone on with from there. False where something is left.
         """
-        results: list[_Prepared | Problem] = []
+        results: list[_Prepared | Reject] = []
         left: FileItem | Member | None = None  # the first that is not ready
         for item, future in waiting:
             if self._ready(future):
@@ -473,7 +473,7 @@ class Ingest:
             left = first.item
             if group is not None:
                 results = results[: next(i for i, one in enumerate(results) if one is first)]
-        rejects = [result for result in results if isinstance(result, Problem)]
+        rejects = [result for result in results if isinstance(result, Reject)]
         if rejects:
             self._advance(len(rejects))
         if group is not None:
@@ -517,7 +517,7 @@ class Ingest:
     def _commit_prepared(
         self,
         done: Sequence[_Encoded],
-        rejects: Sequence[Problem],
+        rejects: Sequence[Reject],
         archive: _Archive | None,
         group: _Group | None,
         *,
@@ -543,7 +543,7 @@ class Ingest:
     def _try_prepared(
         self,
         done: Sequence[_Encoded],
-        rejects: list[Problem],
+        rejects: list[Reject],
         archive: _Archive | None,
         group: _Group | None,
         *,
@@ -571,7 +571,7 @@ class Ingest:
                     continue
                 if same is not None:
                     reason = "another member of the archive has this name: rename one of them"
-                    rejects.append(Problem(item.name, reason, item.mtime_ns, item.size))
+                    rejects.append(Reject(item.name, reason, item.mtime_ns, item.size))
                     continue
             if isinstance(item, Member) and item.note:
                 without.append(item)
@@ -653,13 +653,13 @@ class Ingest:
             return
         archive = _Archive(item.name, row)
         waiting: tuple[list[_Waiting], _Group] | None = None
-        problem: Problem | None = None
+        problem: Reject | None = None
         groups = self._member_groups(item.members(row.done, self._store.memory.max_file))
         while True:
             try:
                 group = next(groups, None)
             except (SourceError, ImageError) as error:
-                problem = Problem(item.name, str(error), *((0, 0) if error.retryable else stamp))
+                problem = Reject(item.name, str(error), *((0, 0) if error.retryable else stamp))
                 group = None
             if group is None:
                 break
@@ -686,7 +686,7 @@ class Ingest:
             row = ArchiveRow(*stamp) if archive.again else row
             self._store.commit(Chunk(archives=[(item.name, row)]))
 
-    def _member_groups(self, members: Iterator[Member | Problem | Skipped]) -> Iterator[_Group]:
+    def _member_groups(self, members: Iterator[Member | Reject | Skipped]) -> Iterator[_Group]:
         """Members of one commit at a time; they are in memory, so groups are smaller than of files."""
         group = _Group()
         broken: SourceError | None = None
@@ -699,7 +699,7 @@ class Ingest:
                 break
             if isinstance(found, Member):
                 group.add(found)
-            elif isinstance(found, Problem):
+            elif isinstance(found, Reject):
                 group.problems.append(found)
             else:
                 group.skip(found.note)
@@ -745,7 +745,7 @@ class Ingest:
                 if start < rows.block.first + len(rows.keys) or self._stop():
                     return
         except (SourceError, ImageError) as error:
-            self._reject([Problem(array.name, str(error), *((0, 0) if error.retryable else stamp))])
+            self._reject([Reject(array.name, str(error), *((0, 0) if error.retryable else stamp))])
             self._advance(max(array.count - start - 1, 0))
 
     def _rows_ahead(
@@ -995,7 +995,7 @@ class Ingest:
                 if self._stop():
                     return
         except (SourceError, ImageError) as error:
-            self._reject([Problem(array.name, str(error), *((0, 0) if error.retryable else stamp))])
+            self._reject([Reject(array.name, str(error), *((0, 0) if error.retryable else stamp))])
             self._advance(max(array.count - start - 1, 0))
 
     def _vectors_ahead(
@@ -1046,7 +1046,7 @@ class Ingest:
         block: CheckedBlock,
         name: bytes,
         array: ArrayRow,
-        problems: Sequence[Problem],
+        problems: Sequence[Reject],
     ) -> None:
         chunk, unchanged = given.take(block)
         if chunk.given is not None and not self._store.vector_rows:
@@ -1105,7 +1105,7 @@ class Ingest:
             self._some_bare += (first + bare[: _NAMED - len(self._some_bare)]).tolist()
         self._index(_SEGMENT_ROWS)
 
-    def _reject(self, rejects: Sequence[Problem]) -> None:
+    def _reject(self, rejects: Sequence[Reject]) -> None:
         """Commit what could not be read, if anything."""
         if not rejects:
             return
@@ -1121,7 +1121,7 @@ class Ingest:
         if lines:
             self._store.log_rejects(lines)
 
-    def _put_rejects(self, chunk: Chunk, rejects: Sequence[Problem]) -> None:
+    def _put_rejects(self, chunk: Chunk, rejects: Sequence[Reject]) -> None:
         """Record what could not be read; a row that says the same as before is not repeated."""
         self._counts.rejected += sum(found.rows for found in rejects)
         before = self._store.rejects([found.name for found in rejects]) if rejects else []

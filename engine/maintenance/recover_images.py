@@ -19,8 +19,8 @@ from engine.errors import EngineError, ImageError, StoreDamagedError
 from engine.images import canonical, fingerprint, hashing
 from engine.images.decode import DECODER, decode
 from engine.records import Buffer, Kind, Pixels, Place
-from engine.sources.items import Problem as SourceProblem
-from engine.sources.locate import Query, open_images
+from engine.sources.items import Reject
+from engine.sources.query import Query, open_images
 from engine.storage import extents
 from engine.storage.rows import ARRAY, ImageRow, ImageRows, RecordRow
 from engine.storage.writer import StoreFiles
@@ -89,7 +89,7 @@ def from_sources(store: StoreFiles, id_: int) -> Iterator[tuple[Query, Pixels, s
     for name in names:
         try:
             for query in open_images(os.fsdecode(name), store.memory.max_file):
-                if not isinstance(query, SourceProblem) and query.vector is None:
+                if not isinstance(query, Reject) and query.vector is None:
                     decoded = query.decode(store.memory.decoding)
                     yield query, decoded.pixels, decoded.container
         except EngineError:

@@ -45,9 +45,9 @@ from engine.maintenance.check import Check, Damage, DamagedAppend
 from engine.maintenance.reconcile import Reconcile
 from engine.maintenance.vector_owners import Owners
 from engine.records import Buffer, Pixels, Place, Problem
-from engine.sources.items import Problem as SourceProblem
-from engine.sources.locate import Query, open_images
+from engine.sources.items import Reject
 from engine.sources.named_arrays import array_named
+from engine.sources.query import Query, open_images
 from engine.sources.vectors import NpyVectors
 from engine.storage import extents, file_names, nofollow
 from engine.storage.bitmap import IdSet
@@ -198,7 +198,7 @@ class Repair:
         for name in self._store.sources_of(id_, _SOURCES)[0]:
             try:
                 for query in open_images(os.fsdecode(name), memory.max_file):
-                    if isinstance(query, SourceProblem):
+                    if isinstance(query, Reject):
                         continue
                     found = query.decode(memory.decoding).pixels
                     if hashing.proof(found.canonical) == proof:

@@ -26,7 +26,7 @@ from engine.index.search import VectorIndex
 from engine.ingest.given_arrays import normalized
 from engine.records import Buffer, Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
 from engine.search.near import near
-from engine.sources.locate import Query
+from engine.sources.query import Query
 from engine.storage.bitmap import IdSet
 from engine.storage.rows import ImageRow
 from engine.storage.writer import StoreFiles

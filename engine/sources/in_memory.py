@@ -27,7 +27,7 @@ from engine.records import Decoded, Kind
 from engine.sources.items import (
     ArrayItem,
     Member,
-    Problem,
+    Reject,
     RowBlock,
     VectorItem,
     checked_metadata,
@@ -38,7 +38,7 @@ PREFIX = "memory:"
 _LIKE_A_ROW = re.compile(rb"#[0-9]+\Z")  # "memory:camera-3#17" is one of an array
 
 Images = PackedBits | npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
-Vectors = npt.NDArray[np.floating[Any]]
+VectorArray = npt.NDArray[np.floating[Any]]
 OneImage = bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | PackedBits
 _MAX_NAME = 4096  # bytes, as of a path
 _PIXEL_BYTES = 26  # that an opened file takes while it is decoded, as a JPEG 2000 with transparency
@@ -83,7 +83,7 @@ class MemoryArray:
                 yield RowBlock(at, rows_from_array(part, self.kind), self.kind)
 
 
-def array_of(source: Images | Vectors, name: str) -> ArrayItem | VectorItem:
+def array_of(source: Images | VectorArray, name: str) -> ArrayItem | VectorItem:
     """Many images of one size, or many vectors; ``UsageError`` for another array or no name."""
     if isinstance(source, np.ndarray) and source.dtype.kind == "f":
         return MemoryVectors(source, _checked_name(name))
@@ -109,10 +109,10 @@ def member(name: object, image: object, metadata: object, most: int) -> Member:
 
 def members(
     stream: Iterable[object], most: int, *, strict: bool = False
-) -> Iterator[Member | Problem]:
+) -> Iterator[Member | Reject]:
     """The images of a stream of (name, image) or (name, image, metadata), each as it is asked for.
 
-    One that cannot be read is a ``Problem``, and the stream goes on; so is one that makes no sense,
+    One that cannot be read is a ``Reject``, and the stream goes on; so is one that makes no sense,
     which with ``strict``, or where it is the first one, is a ``UsageError``.
     """
     for number, element in enumerate(stream):
@@ -129,9 +129,9 @@ def members(
         except UsageError as error:
             if strict or not number:
                 raise
-            yield Problem(called, str(error))
+            yield Reject(called, str(error))
         except ImageError as error:
-            yield Problem(called, str(error))
+            yield Reject(called, str(error))
 
 
 def unlike(value: object) -> str:

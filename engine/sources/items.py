@@ -148,16 +148,16 @@ class ArchiveItem(Protocol):
     def count(self) -> int | None:
         """Members, about, where that is known without reading all of it: for showing progress."""
 
-    def members(self, start: int, most: int) -> Iterator[Member | Problem | Skipped]:
+    def members(self, start: int, most: int) -> Iterator[Member | Reject | Skipped]:
         """Its members from number ``start`` on, in their order, which never changes.
 
-        One of more than ``most`` bytes is a ``Problem`` and is not read. ``SourceError`` where the
+        One of more than ``most`` bytes is a ``Reject`` and is not read. ``SourceError`` where the
         container breaks off: what was yielded before is good.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Reject:
     """Something that was named or claims to be images, and cannot be read.
 
     With the stamp of its file it is not tried again until that changes; 0 and 0 where another try
@@ -179,13 +179,13 @@ class Skipped:
     note: str = ""  # to stand behind a number of them
 
 
-Item = FileItem | Member | ArrayItem | VectorItem | ArchiveItem | Problem | Skipped
+Item = FileItem | Member | ArrayItem | VectorItem | ArchiveItem | Reject | Skipped
 
 
 def over_limit(size: int, most: int) -> ImageError:
-    """A file is too large for this ``--memory``."""
+    """A file is too large for the memory that there is."""
     return ImageError(
-        f"{size:,} bytes are over the limit of {most:,} for this --memory", retryable=True
+        f"{size:,} bytes are over the limit of {most:,}: raise memory=", retryable=True
     )
 
 

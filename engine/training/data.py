@@ -36,13 +36,13 @@ from engine.sources.items import (
     FileItem,
     Item,
     Member,
-    Problem,
+    Reject,
     RowBlock,
     Skipped,
     VectorItem,
     absolute,
 )
-from engine.sources.locate import Sources
+from engine.sources.source_stream import Sources
 from engine.training.cache import FORMAT, PictureFile, PictureWriter, find
 
 Array = npt.NDArray[np.uint8]
@@ -230,7 +230,7 @@ class _Plan:
         total = 0
         for part, item in self:
             name = item.name
-            if isinstance(item, Problem):
+            if isinstance(item, Reject):
                 digest.update(b"%d %b %b\n" % (part.held_out, name, _bytes(item.reason)))
                 continue
             # The rows of a synthetic set have no stamp; how many they are is not in its name.
@@ -443,7 +443,7 @@ class _Reader:
         """What is to be done, with the bytes that it holds until then."""
         for part, item in plan:
             try:
-                if isinstance(item, Problem):
+                if isinstance(item, Reject):
                     yield 0, _refused(item.name, item.reason)
                 elif isinstance(item, FileItem):
                     yield self._waiting, self._file(part, item)
@@ -467,7 +467,7 @@ class _Reader:
         self, part: _Part, archive: ArchiveItem
     ) -> Iterator[tuple[int, Callable[[], list[_Result]]]]:
         for member in archive.members(0, self._memory.max_file):
-            if isinstance(member, Problem):
+            if isinstance(member, Reject):
                 yield 0, _refused(member.name, member.reason)
             elif isinstance(member, Member):
                 yield member.held + self._waiting, self._member(part, member)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from engine.errors import ImageError
 from engine.images.formats import av1
-from engine.images.formats.avif_items import Item, descriptions, items_of, kind_of, primary_of
+from engine.images.formats.avif_items import AvifItem, descriptions, items_of, kind_of, primary_of
 from engine.images.formats.boxes import boxes, first, number
 from engine.images.formats.cost import HeaderCost
 from engine.images.formats.samples import unsupported
@@ -86,7 +86,7 @@ def _item_depths(view: memoryview, meta: memoryview) -> Iterator[int]:
         yield from _bitstream_depths(_bytes_of(item, view, inside))
 
 
-def _bytes_of(item: Item, view: memoryview, inside: memoryview | None) -> memoryview:
+def _bytes_of(item: AvifItem, view: memoryview, inside: memoryview | None) -> memoryview:
     """The bytes of an item, out of the file or what lies ``inside`` its ``meta`` box."""
     parts = []
     for within, offset, length in item.extents:

@@ -12,7 +12,7 @@ _MAX_ITEMS = 4096
 
 
 @dataclass(slots=True)
-class Item:
+class AvifItem:
     """One picture, or a part of one."""
 
     kind: bytes = b""
@@ -21,19 +21,19 @@ class Item:
     parts: list[int] = field(default_factory=list)  # of a grid
 
 
-class Items(NamedTuple):
+class AvifItems(NamedTuple):
     """The items of a ``meta`` box by their numbers, and the numbers of the alpha items of each."""
 
-    items: dict[int, Item]
+    items: dict[int, AvifItem]
     alphas: dict[int, list[int]]
 
-    def read_for(self, main: int) -> Iterator[Item]:
+    def read_for(self, main: int) -> Iterator[AvifItem]:
         """The items that a decoder reads for ``main``: with its alpha, and the tiles of both."""
         wanted = [main, *self.alphas.get(main, [])]
-        wanted += [part for each in wanted for part in self.items.get(each, Item()).parts]
+        wanted += [part for each in wanted for part in self.items.get(each, AvifItem()).parts]
         # The alpha of a grid may be given tile by tile.
         wanted += [alpha for each in wanted[1:] for alpha in self.alphas.get(each, [])]
-        return (self.items.get(each, Item()) for each in dict.fromkeys(wanted))
+        return (self.items.get(each, AvifItem()) for each in dict.fromkeys(wanted))
 
 
 def descriptions(meta: memoryview) -> Iterator[memoryview]:
@@ -57,13 +57,13 @@ def primary_of(meta: memoryview) -> int | None:
     return None if primary is None else number(primary, 4, 2 if primary[0] == 0 else 4)
 
 
-def items_of(meta: memoryview) -> Items:
+def items_of(meta: memoryview) -> AvifItems:
     """The items of a ``meta`` box; ``IndexError`` or ``ImageError`` where it does not fit."""
-    items: dict[int, Item] = {}
+    items: dict[int, AvifItem] = {}
     for info in descriptions(meta):
         if info[0] >= 2:
             wide = 2 if info[0] == 2 else 4
-            items.setdefault(number(info, 4, wide), Item()).kind = kind_of(info)
+            items.setdefault(number(info, 4, wide), AvifItem()).kind = kind_of(info)
     _locate(first(meta, b"iloc"), items)
     associations = first(meta, b"iprp")
     if associations is not None:
@@ -78,14 +78,14 @@ def items_of(meta: memoryview) -> Items:
             source, count = number(content, 0, wide), number(content, wide, 2)
             targets = [number(content, wide + 2 + wide * i, wide) for i in range(count)]
             if name == b"dimg":
-                items.setdefault(source, Item()).parts += targets
+                items.setdefault(source, AvifItem()).parts += targets
             elif name == b"auxl":
                 for target in targets:
                     alphas.setdefault(target, []).append(source)
-    return Items(items, alphas)
+    return AvifItems(items, alphas)
 
 
-def _locate(content: memoryview | None, items: dict[int, Item]) -> None:
+def _locate(content: memoryview | None, items: dict[int, AvifItem]) -> None:
     if content is None:
         return
     version = content[0]
@@ -94,7 +94,7 @@ def _locate(content: memoryview | None, items: dict[int, Item]) -> None:
     wide = 2 if version < 2 else 4
     count, at = number(content, 6, wide), 6 + wide
     for _ in range(min(count, _MAX_ITEMS)):
-        item, at = items.setdefault(number(content, at, wide), Item()), at + wide
+        item, at = items.setdefault(number(content, at, wide), AvifItem()), at + wide
         within = False
         if version in (1, 2):
             within, at = number(content, at, 2) & 15 == 1, at + 2
@@ -108,11 +108,11 @@ def _locate(content: memoryview | None, items: dict[int, Item]) -> None:
             item.extents.append((within, base + offset, length))
 
 
-def _associate(content: memoryview, items: dict[int, Item]) -> None:
+def _associate(content: memoryview, items: dict[int, AvifItem]) -> None:
     wide, large = (2 if content[0] < 1 else 4), content[3] & 1
     count, at = number(content, 4, 4), 8
     for _ in range(min(count, _MAX_ITEMS)):
-        item, at = items.setdefault(number(content, at, wide), Item()), at + wide
+        item, at = items.setdefault(number(content, at, wide), AvifItem()), at + wide
         properties, at = content[at], at + 1
         for _ in range(properties):
             value, at = number(content, at, 1 + large), at + 1 + large

@@ -39,7 +39,7 @@ _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
 @dataclass(slots=True)
-class Entry:
+class TarEntry:
     """One member of an archive that is no folder: a file, or with a ``note`` something else."""
 
     name: bytes  # as it is written there: nothing but a name
@@ -72,7 +72,7 @@ class TarReader:
         self._seen = 0  # members, of any kind
         self.remains = False  # whether something that is no archive is behind it
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[TarEntry]:
         """The members but folders, in their order; ``read`` gives the bytes of the last one.
 
         Archives behind each other are read as one, as GNU tar does with ``--ignore-zeros``.
@@ -121,7 +121,7 @@ class TarReader:
             folder = kind in (0, ord("0")) and name.endswith(b"/")
             if kind not in _FOLDERS and not folder:
                 sparse = known.sparse or kind == _SPARSE
-                yield Entry(name, size, sparse, _NOTES.get(kind, ""), link, begins)
+                yield TarEntry(name, size, sparse, _NOTES.get(kind, ""), link, begins)
                 begins = False
 
     def read(self, most: int) -> bytes:

@@ -17,21 +17,22 @@ from typing import IO
 from engine.errors import ImageError, SourceError, UsageError
 from engine.images.file_types import looks_like_image
 from engine.sources import zip_directory
-from engine.sources.decompress import damage, decompressor, steady
+from engine.sources.decompress import damage, decompressor
 from engine.sources.items import (
     DEVICES,
     FOLDERS_WITH_DATA,
     HEAD_BYTES,
     LINKS,
     Member,
-    Problem,
+    Reject,
     Skipped,
     absolute,
     over_limit,
     stamp_of,
 )
 from engine.sources.member_names import MAX_NAME, claims_by_name, name_problem, no_member
-from engine.sources.zip_directory import Entry
+from engine.sources.steady_file import steady
+from engine.sources.zip_directory import ZipEntry
 
 _LOCAL = struct.Struct("<4s5H3L2H")
 _STORED, _DEFLATED, _BZIP2, _ZSTD = 0, 8, 12, 93
@@ -69,7 +70,7 @@ class ZipArchive:
         except SourceError:
             return None
 
-    def members(self, start: int, most: int) -> Iterator[Member | Problem | Skipped]:
+    def members(self, start: int, most: int) -> Iterator[Member | Reject | Skipped]:
         """Its members from number ``start`` on, as ``ArchiveItem`` has it."""
         with steady(self._path, (self.mtime_ns, self.size)) as file:
             left = self.size
@@ -93,7 +94,7 @@ class ZipArchive:
                 return self._bytes(file, older, most)
         raise SourceError(no_member(member))
 
-    def _entries(self, file: IO[bytes]) -> Iterator[Entry]:
+    def _entries(self, file: IO[bytes]) -> Iterator[ZipEntry]:
         """All of the directory but folders."""
         # Of its own, so that the two do not make each other read everything again.
         with steady(self._path, (self.mtime_ns, self.size)) as beside:
@@ -101,13 +102,13 @@ class ZipArchive:
                 if entry.size or not entry.is_folder:
                     yield entry
 
-    def _bytes(self, file: IO[bytes], entry: Entry, most: int) -> bytes:
+    def _bytes(self, file: IO[bytes], entry: ZipEntry, most: int) -> bytes:
         note = _note(entry)
         if note:
             raise ImageError(f"is no file in the archive: it is one of the {note}")
         return _read(file, entry, most)
 
-    def _member(self, file: IO[bytes], entry: Entry, most: int) -> Member | Problem | Skipped:
+    def _member(self, file: IO[bytes], entry: ZipEntry, most: int) -> Member | Reject | Skipped:
         name = self.name + b"#" + entry.name[:MAX_NAME]
         note = _note(entry)
         if note:
@@ -121,11 +122,11 @@ class ZipArchive:
             data = _read(file, entry, most)
         except ImageError as error:
             stamp = (0, 0) if error.retryable else (self.mtime_ns, self.size)
-            return Problem(name, str(error), *stamp)
+            return Reject(name, str(error), *stamp)
         return Member(name, self.mtime_ns, self.size, data)
 
 
-def _note(entry: Entry) -> str:
+def _note(entry: ZipEntry) -> str:
     """Why an entry is no file; empty if it is one."""
     if entry.is_folder:
         return FOLDERS_WITH_DATA
@@ -135,7 +136,7 @@ def _note(entry: Entry) -> str:
     return "" if of_a_file else DEVICES
 
 
-def _is_signed(file: IO[bytes], entry: Entry) -> bool:
+def _is_signed(file: IO[bytes], entry: ZipEntry) -> bool:
     """Whether a member's first bytes are an image's; not of one that cannot be read."""
     if entry.is_encrypted or not entry.size:
         return False
@@ -146,7 +147,7 @@ def _is_signed(file: IO[bytes], entry: Entry) -> bool:
         return False
 
 
-def _read(file: IO[bytes], entry: Entry, most: int) -> bytes:
+def _read(file: IO[bytes], entry: ZipEntry, most: int) -> bytes:
     """The bytes of a member, all of them and unharmed, or ``ImageError``."""
     if entry.is_encrypted:
         raise ImageError("is encrypted: unpack it with its password and ingest what comes out")
@@ -164,7 +165,7 @@ def _read(file: IO[bytes], entry: Entry, most: int) -> bytes:
     return data
 
 
-def _packed(file: IO[bytes], entry: Entry, count: int) -> bytes:
+def _packed(file: IO[bytes], entry: ZipEntry, count: int) -> bytes:
     """The first ``count`` bytes of a member as they are in the file."""
     if entry.at >> 62:
         raise ImageError(f"{_DAMAGED}: it is not in the file")

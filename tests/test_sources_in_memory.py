@@ -17,7 +17,7 @@ from engine.images import canonical, hashing
 from engine.images.canonical import HEADER_BYTES, rows_from_array
 from engine.ingest import run
 from engine.sources.in_memory import MemoryArray, member, members
-from engine.sources.items import METADATA_LIMIT, Member, Problem, checked_metadata
+from engine.sources.items import METADATA_LIMIT, Member, Reject, checked_metadata
 
 
 def bits(seed: int, count: int, side: int = 7) -> np.ndarray:
@@ -483,7 +483,7 @@ def test_members_say_what_they_are() -> None:
         len(form),
         b"",
     )
-    assert isinstance(found[2], Problem)
+    assert isinstance(found[2], Reject)
 
 
 # --- metadata -------------------------------------------------------------------------------------

@@ -1,24 +1,21 @@
-"""Sets in several archives: names like ``{000..150}.tar``, and what belongs together inside one.
+"""Files in an archive that belong together, as WebDataset has it.
 
-A sample, as WebDataset has it, is files next to each other whose paths are equal up to the first dot
-of the name: images, and beside them ``.json`` (an object: its fields), ``.cls`` (a label) and
-``.txt`` (a text).
+A sample is files next to each other whose paths are equal up to the first dot of the name: images, and
+beside them ``.json`` (an object: its fields), ``.cls`` (a label) and ``.txt`` (a text).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from engine.errors import ImageError, UsageError
+from engine.errors import ImageError
 from engine.sources.items import checked_metadata
 
-MAX_SHARDS = 100_000
 MAX_SIDECAR = 64 << 10  # bytes
 SIDECARS = frozenset([b"json", b"cls", b"txt"])
 
@@ -27,59 +24,11 @@ SIDECARS = frozenset([b"json", b"cls", b"txt"])
 _SAMPLE_FILES = 64
 _SAMPLE_BYTES = 8 << 20  # of images, with which a sample takes no further one
 
-_BRACES = re.compile(r"(\{[^{}]*\})")
-_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
-# --- names ----------------------------------------------------------------------------------------
-
-
-def expand(spec: str) -> Iterator[str] | None:
-    """The names that a pattern with ``{000..150}`` or ``{a,b}`` stands for; None if it is none.
-
-    ``UsageError`` if they are more than 100,000.
-    """
-    parts = [_choices(part) for part in _BRACES.split(spec)]
-    if all(isinstance(part, str) for part in parts):
-        return None
-    choices = [[part] if isinstance(part, str) else part for part in parts]
-    count = math.prod(map(len, choices))
-    if count > MAX_SHARDS:
-        raise UsageError(f"{spec}: stands for {count:,} files: at most {MAX_SHARDS:,} at a time")
-    return map("".join, itertools.product(*choices))
-
-
-class _Range(Sequence[str]):
-    """Numbers as text, made when they are asked for."""
-
-    def __init__(self, first: str, last: str) -> None:
-        start, end = int(first), int(last)
-        step = 1 if start <= end else -1
-        self._numbers = range(start, end + step, step)
-        padded = any(len(text) > 1 and text[0] == "0" for text in (first, last))
-        self._width = max(len(first), len(last)) if padded else 0
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, at: Any) -> Any:
-        return f"{self._numbers[at]:0{self._width}d}"
-
-
-def _choices(part: str) -> str | Sequence[str]:
-    if match := _RANGE.fullmatch(part):
-        return _Range(match[1], match[2])
-    if part.startswith("{") and "," in part:
-        return part[1:-1].split(",")
-    return part
-
-
-# --- samples --------------------------------------------------------------------------------------
-
-
 @dataclass(slots=True)
-class File:
+class SampleFile:
     """One file of an archive, as far as it is needed."""
 
     name: bytes
@@ -108,14 +57,14 @@ class File:
         return folder + slash + base.partition(b".")[0]
 
 
-def samples(files: Iterable[File]) -> Iterator[list[File]]:
+def samples(files: Iterable[SampleFile]) -> Iterator[list[SampleFile]]:
     """Files that belong together; one sample is held at a time.
 
     A sample also ends with an archive, before a second sidecar of a kind, before an image where it has
     8 MiB of them, after 64 files, and where ``files`` break off. So a sidecar beside several images as
     large is of the one next to it alone, and the others have no metadata; one image has all of its own.
     """
-    sample: list[File] = []
+    sample: list[SampleFile] = []
     key, sidecars, size = b"", set[bytes](), 0
     try:
         for file in files:
@@ -139,7 +88,7 @@ def samples(files: Iterable[File]) -> Iterator[list[File]]:
 
 
 def metadata_of(
-    sample: Iterable[File], wanted: Collection[str] | None = None
+    sample: Iterable[SampleFile], wanted: Collection[str] | None = None
 ) -> dict[str, Any] | None:
     """What the sidecars of a sample say: fields of its JSON, "label", "text"; all, or those ``wanted``.
 

@@ -1,8 +1,9 @@
 """Tar archives, plain or compressed, read in one pass from beginning to end, never unpacked to disk.
 
 A member is called ``/path/a.tar#member``, with the member's path as it is in the archive: it is a name
-and never a place. Folders are no members; what belongs to an image (``shards``) is none either. Links
-and devices are members that are skipped. Members have numbers, and these depend on the archive only.
+and never a place. Folders are no members; what belongs to an image (``webdataset``) is none either.
+Links and devices are members that are skipped. Members have numbers, and these depend on the archive
+only.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from pathlib import Path
 
 from engine.errors import ImageError, SourceError
 from engine.images.file_types import looks_like_image
-from engine.sources.decompress import Decompressed, plain, steady
+from engine.sources.decompress import Decompressed, plain
 from engine.sources.items import (
     HARD_LINKS,
     HEAD_BYTES,
     NO_ARCHIVE,
     Member,
-    Problem,
+    Reject,
     Skipped,
     over_limit,
     stamp_of,
@@ -33,8 +34,9 @@ from engine.sources.member_names import (
     query_values,
     wanted_fields,
 )
-from engine.sources.shards import MAX_SIDECAR, File, metadata_of, samples
-from engine.sources.tar import Entry, TarReader, is_tar
+from engine.sources.steady_file import steady
+from engine.sources.tar_reader import TarEntry, TarReader, is_tar
+from engine.sources.webdataset import MAX_SIDECAR, SampleFile, metadata_of, samples
 
 TAR_SUFFIXES = (
     ".tar",
@@ -61,7 +63,7 @@ class TarArchive:
         self.name = name_of(path, query)
         self._wanted = wanted_fields(query_values(path, query, {"metadata"}))
 
-    def members(self, start: int, most: int) -> Iterator[Member | Problem | Skipped]:
+    def members(self, start: int, most: int) -> Iterator[Member | Reject | Skipped]:
         """Its members from number ``start`` on, as ``ArchiveItem`` has it."""
         number = 0
         with self._reader(most) as (reader, stream):
@@ -97,21 +99,21 @@ class TarArchive:
             stream, compressed = plain(file, most)
             yield TarReader(stream, seekable=compressed is None), compressed
 
-    def _files(self, reader: TarReader, start: int, most: int) -> Iterator[File]:
+    def _files(self, reader: TarReader, start: int, most: int) -> Iterator[SampleFile]:
         for number, entry in enumerate(reader):
             # There are fewer members than files, so what is before ``start`` as a file is as a member.
             yield self._file(entry, reader, most if number >= start else -1)
 
-    def _file(self, entry: Entry, reader: TarReader, most: int) -> File:
+    def _file(self, entry: TarEntry, reader: TarReader, most: int) -> SampleFile:
         """What is needed of a file, the rest is passed by; nothing of an image if ``most`` is -1."""
         if entry.note:
-            return File(entry.name, False, 0, note=entry.note, begins=entry.begins)
+            return SampleFile(entry.name, False, 0, note=entry.note, begins=entry.begins)
         is_image = claims_by_name(entry.name)
         head = b""
         if not is_image and not entry.sparse:
             head = reader.read(HEAD_BYTES)
             is_image = looks_like_image(head)
-        file = File(entry.name, is_image, entry.size, begins=entry.begins)
+        file = SampleFile(entry.name, is_image, entry.size, begins=entry.begins)
         if is_image and most < 0:
             return file
         if is_image:
@@ -130,7 +132,7 @@ class TarArchive:
             file.data = head + rest if head else rest
         return file
 
-    def _items(self, sample: list[File]) -> Iterator[Member | Problem | Skipped]:
+    def _items(self, sample: list[SampleFile]) -> Iterator[Member | Reject | Skipped]:
         """What a sample is to whoever reads the archive, in the archive's order."""
         pictured = any(file.is_image for file in sample)
         metadata, lost = None, ""
@@ -146,7 +148,7 @@ class TarArchive:
                     yield Skipped(name, file.note)
             elif file.problem:
                 stamp = (0, 0) if file.retryable else (self.mtime_ns, self.size)
-                yield Problem(name, file.problem, *stamp)
+                yield Reject(name, file.problem, *stamp)
             else:
                 yield Member(name, self.mtime_ns, self.size, file.data, metadata, note=lost)
 

@@ -16,14 +16,15 @@ from PIL import Image
 
 from engine import Store
 from engine.errors import SourceError, UsageError
-from engine.sources.items import WITHOUT_METADATA, Member, Problem
-from engine.sources.locate import Sources, open_images
+from engine.sources.items import WITHOUT_METADATA, Member, Reject
+from engine.sources.query import open_images
+from engine.sources.source_stream import Sources
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from engine.sources import parquet_pages, parquet_thrift  # noqa: E402
-from engine.sources.tables import ParquetTable  # noqa: E402
+from engine.sources import parquet_footer, parquet_pages  # noqa: E402
+from engine.sources.parquet_table import ParquetTable  # noqa: E402
 
 RNG = np.random.default_rng(5)
 MOST = 1 << 20
@@ -287,7 +288,7 @@ def test_several_images_a_row_are_not_read_and_it_says_so(tmp_path):
 def test_rows_without_an_image_are_problems(tmp_path):
     rows = [HUGGING[0], None, {"bytes": None, "path": "elsewhere.png"}, HUGGING[1]]
     found = read(a_table(tmp_path / "a.parquet", {"image": rows}))
-    assert [type(item) for item in found] == [Member, Problem, Problem, Member]
+    assert [type(item) for item in found] == [Member, Reject, Reject, Member]
     assert found[1].reason == found[2].reason == "has no image bytes"
 
 
@@ -405,7 +406,7 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        "from engine.sources.locate import Sources\n"
+        "from engine.sources.source_stream import Sources\n"
         "from engine.errors import UsageError\n"
         f"try: Sources([{str(tmp_path / 'a.parquet')!r}])\n"
         "except UsageError as error: print(error)\n"
@@ -470,7 +471,7 @@ def test_a_page_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
     a_table(path, {"image": [bytes(64 << 20)]}, compression="zstd", use_dictionary=False)
     assert path.stat().st_size < 1 << 20
     found, why = until(path)
-    assert not found and "has a page of 67,1" in why and "raise --memory" in why
+    assert not found and "has a page of 67,1" in why and "raise memory=" in why
     assert len(read(ParquetTable(path), most=1 << 27)) == 1
 
 
@@ -526,7 +527,7 @@ def test_a_footer_that_takes_much_more_than_its_length_is_not_read(tmp_path, kin
         "import resource, sys, pyarrow.parquet\n"
         "from pathlib import Path\n"
         "from engine.errors import SourceError\n"
-        "from engine.sources.tables import ParquetTable\n"
+        "from engine.sources.parquet_table import ParquetTable\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
         "try: ParquetTable(Path(sys.argv[1]))\n"
@@ -552,14 +553,14 @@ def test_the_footers_of_large_tables_are_read(tmp_path, version):
             writer.write_table(table)
     length = int.from_bytes(path.read_bytes()[-8:-4], "little")
     assert (
-        length * parquet_pages._LARGEST_GROWTH > parquet_pages._MAX_UNPACKED
+        length * parquet_footer._LARGEST_GROWTH > parquet_footer._MAX_UNPACKED
     )  # it is gone through
     found = read(ParquetTable(path), 1998)
     assert [item.data for item in found] == IMAGES[:2]
 
 
 def test_a_footer_is_gone_through_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_pages, "_LARGEST_GROWTH", 1 << 40)
+    monkeypatch.setattr(parquet_footer, "_LARGEST_GROWTH", 1 << 40)
     columns = {
         "image": HUGGING,
         "when": [datetime.datetime(2020, 1, 1)] * 10,
@@ -596,8 +597,8 @@ def test_page_headers_are_gone_through_as_they_are(tmp_path):
             )
             told = pq.ParquetFile(path).metadata.row_group(0).column(0)
             with path.open("rb") as file:
-                footer = parquet_pages.footer(file, path.stat().st_size)
-                ((count, (chunk,)),) = parquet_thrift.row_groups(footer)
+                footer = parquet_footer.read_footer(file, path.stat().st_size)
+                ((count, (chunk,)),) = parquet_footer.row_groups(footer)
                 found = parquet_pages.walk(file, chunk)
             assert (count, chunk.path) == (1000, "image")
             assert chunk.size == told.total_compressed_size
@@ -607,9 +608,11 @@ def test_page_headers_are_gone_through_as_they_are(tmp_path):
                 assert 1000 <= found.row < 1100
 
 
-def chunks_of(path: Path) -> list[parquet_thrift.Chunk]:
+def chunks_of(path: Path) -> list[parquet_footer.ColumnChunk]:
     with path.open("rb") as file:
-        ((_, chunks),) = parquet_thrift.row_groups(parquet_pages.footer(file, path.stat().st_size))
+        ((_, chunks),) = parquet_footer.row_groups(
+            parquet_footer.read_footer(file, path.stat().st_size)
+        )
     return chunks
 
 
@@ -619,7 +622,9 @@ def test_row_groups_are_where_pyarrow_finds_them(tmp_path):
     a_table(path, table, row_group_size=3, use_dictionary=["text"])
     told = pq.ParquetFile(path).metadata
     with path.open("rb") as file:
-        found = list(parquet_thrift.row_groups(parquet_pages.footer(file, path.stat().st_size)))
+        found = list(
+            parquet_footer.row_groups(parquet_footer.read_footer(file, path.stat().st_size))
+        )
     assert [rows for rows, _ in found] == [3, 3, 3, 1]
     for group, (_, chunks) in enumerate(found):
         for i, chunk in enumerate(chunks):
@@ -681,7 +686,7 @@ def test_a_row_that_is_not_there_is_a_problem(tmp_path, row):
     path = tmp_path / "a.parquet"
     a_table(path, {"image": HUGGING})
     (found,) = open_images(f"{path}#{row}", MOST)
-    assert isinstance(found, Problem) and "has rows 0 to 9" in found.reason
+    assert isinstance(found, Reject) and "has rows 0 to 9" in found.reason
 
 
 # --- through the store ----------------------------------------------------------------------------
