@@ -91,8 +91,8 @@ def fingerprint_bits(packed: Bytes, count: int, channels: int = 3) -> tuple[Byte
     return bits, _quality(bits)
 
 
-def candidates(pixels: Pixels, most: int) -> Bytes:
-    """The fingerprints that an image within ``most`` bits of this one may have: (m, 32) uint8.
+def candidates(pixels: Pixels, max_distance: int) -> Bytes:
+    """The fingerprints that an image within ``max_distance`` bits of this one may have: (m, 32) uint8.
 
     One of a picture. Of a bit image those of each size of pool that such an image may have ended
     with, since it may have a little less or more ink, and of both values that may be its ink. None
@@ -107,17 +107,17 @@ def candidates(pixels: Pixels, most: int) -> Bytes:
     bits = _pooled(packed, count, pixels.channels, 1, zeros=False)
     ones = int(ones_of(bits)[0])
     found = []
-    if min(ones, 256 - ones) + most >= _ENOUGH or len(pools) == 1:
+    if min(ones, 256 - ones) + max_distance >= _ENOUGH or len(pools) == 1:
         found.append(bits)
     for zeros in (False, True):
         ink = 256 - ones if zeros else ones
         for each in pools[1:]:
-            if ink - most >= _ENOUGH:
+            if ink - max_distance >= _ENOUGH:
                 break  # and so has any image that is near: it needs no larger pool
             bits = _pooled(packed, count, pixels.channels, each, zeros=zeros)
             ink = int(ones_of(bits)[0])
             ink = 256 - ink if zeros else ink
-            if ink + most >= _ENOUGH or each == pools[-1]:
+            if ink + max_distance >= _ENOUGH or each == pools[-1]:
                 found.append(bits)
     return np.concatenate([_NONE, *[bits for bits in found if _quality(bits)[0] >= _BITS_QUALITY]])
 

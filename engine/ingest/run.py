@@ -35,9 +35,8 @@ from engine.config import (
 )
 from engine.encoders.onnx import EncodingStoppedError, OnnxEncoder
 from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
-from engine.images import canonical, fingerprint, hashing
+from engine.images import canonical, decode, fingerprint, hashing
 from engine.images.canonical import HEADER_BYTES
-from engine.images.decode import DECODER, decode, decoding_bytes
 from engine.images.rgb_picture import squash, to_rgb8
 from engine.index.background import StoppedError, Work
 from engine.index.maintain import Indexing
@@ -114,7 +113,7 @@ class _Group:
     def add(self, file: Member) -> None:
         self.before.append((len(self.problems), self.skipped, len(self.notes)))
         self.files.append(file)
-        self.size += file.held
+        self.size += file.memory_bytes
 
     def skip(self, note: str) -> None:
         self.skipped += 1
@@ -307,7 +306,7 @@ class Ingest:
                 self._advance(1)
             elif isinstance(item, FileItem | Member):
                 group.append(item)
-                size += item.size if isinstance(item, FileItem) else 2 * item.held
+                size += item.size if isinstance(item, FileItem) else 2 * item.memory_bytes
                 if len(group) >= self._group_files or size >= self._store.memory.chunk:
                     yield group
                     group, size = [], 0
@@ -393,8 +392,8 @@ class Ingest:
                 known = self._store.files([file_hash])[0]
                 if known is not None:
                     return _Prepared(item, file_hash, known)
-                with self._gate.hold(min(decoding_bytes(data), self._decoding)):
-                    decoded = decode(data, max_bytes=self._decoding)
+                with self._gate.hold(min(decode.decoding_bytes(data), self._decoding)):
+                    decoded = decode.decode(data, max_bytes=self._decoding)
                     image = self._new_image(decoded.pixels, decoded.container, data, file_hash)
                     picture = self._picture(decoded.pixels)
         except ImageError as error:
@@ -427,7 +426,7 @@ class Ingest:
             key=hashing.key(form, self._store.settings.hash_seed),
             proof=hashing.proof(form),
             container=container,
-            decoder=DECODER if data else "",
+            decoder=decode.DECODER if data else "",
             file_bytes=len(data),
             file_hash=file_hash,
             fingerprint=print_,
@@ -1130,7 +1129,7 @@ class Ingest:
                 "reason": found.reason,
                 "mtime_ns": found.mtime_ns,
                 "size": found.size,
-                "decoder": DECODER,
+                "decoder": decode.DECODER,
             }
             if known != row:
                 chunk.rejects.append((found.name, row))
@@ -1194,7 +1193,7 @@ class Ingest:
 def is_final(reject: dict[str, Any], mtime_ns: int, size: int) -> bool:
     """Whether what was rejected would be again: it has not changed, nor has what decodes it."""
     stamp = (reject["mtime_ns"], reject["size"])
-    return any(stamp) and stamp == (mtime_ns, size) and reject.get("decoder") == DECODER
+    return any(stamp) and stamp == (mtime_ns, size) and reject.get("decoder") == decode.DECODER
 
 
 def _stands_for(

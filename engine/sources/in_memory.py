@@ -90,11 +90,11 @@ def array_of(source: Images | VectorArray, name: str) -> ArrayItem | VectorItem:
     return MemoryArray(source, name)  # type: ignore[arg-type]
 
 
-def member(name: object, image: object, metadata: object, most: int) -> Member:
+def member(name: object, image: object, metadata: object, max_bytes: int) -> Member:
     """One image as the ingest takes it; what it is of may change as soon as this returns.
 
     ``image`` is a file's bytes, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of bool, uint8 or
-    uint16, or ``PackedBits`` of one; ``most`` bounds the bytes that decoding it takes. Raises
+    uint16, or ``PackedBits`` of one; ``max_bytes`` bounds the bytes that decoding it takes. Raises
     ``UsageError`` for a wrong type or name, ``ImageError`` for an image that cannot be read.
     """
     called = _checked_name(name)
@@ -102,13 +102,13 @@ def member(name: object, image: object, metadata: object, most: int) -> Member:
     if isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)
         return Member(called, _stamp_of(data, said), len(data), data, said)
-    decoded = _decoded(image, most)
+    decoded = _decoded(image, max_bytes)
     canonical = decoded.pixels.canonical
     return Member(called, _stamp_of(canonical, said), len(canonical), b"", said, decoded)
 
 
 def members(
-    stream: Iterable[object], most: int, *, strict: bool = False
+    stream: Iterable[object], max_bytes: int, *, strict: bool = False
 ) -> Iterator[Member | Reject]:
     """The images of a stream of (name, image) or (name, image, metadata), each as it is asked for.
 
@@ -125,7 +125,7 @@ def members(
                 )
             name, image, metadata = (*element, None)[:3]
             called = _checked_name(name)
-            yield member(name, image, metadata, most)
+            yield member(name, image, metadata, max_bytes)
         except UsageError as error:
             if strict or not number:
                 raise
@@ -154,7 +154,7 @@ def is_image(source: object) -> bool:
     return isinstance(source, bytes | bytearray | memoryview | Image.Image)
 
 
-def _decoded(image: object, most: int) -> Decoded:
+def _decoded(image: object, max_bytes: int) -> Decoded:
     if isinstance(image, PackedBits):
         return Decoded(image.only(), "array")
     if isinstance(image, np.ndarray):
@@ -164,10 +164,10 @@ def _decoded(image: object, most: int) -> Decoded:
             f"an image is bytes, a PIL image, an array or PackedBits, not {_what(image)}"
         )
     width, height = image.size
-    if width * height * _PIXEL_BYTES > most:
+    if width * height * _PIXEL_BYTES > max_bytes:
         raise ImageError(f"{width} × {height} pixels are too many: raise memory=", retryable=True)
     try:
-        return Decoded(from_image(image, max_bytes=most), "image")
+        return Decoded(from_image(image, max_bytes=max_bytes), "image")
     except (ImageError, UsageError):
         raise
     except MemoryError:

@@ -40,10 +40,10 @@ class FileItem:
     mtime_ns: int
     size: int
 
-    def read(self, most: int) -> bytes:
-        """The file's bytes; ``ImageError`` if it cannot be read or is larger than ``most``."""
-        if self.size > most:
-            raise over_limit(self.size, most)
+    def read(self, max_bytes: int) -> bytes:
+        """The file's bytes; ``ImageError`` if it cannot be read or is larger than ``max_bytes``."""
+        if self.size > max_bytes:
+            raise over_limit(self.size, max_bytes)
         try:
             with self.path.open("rb") as file:
                 # Not most + 1: as much would be set aside for every file.
@@ -68,16 +68,16 @@ class Member:
     note: str = ""  # why it is without its metadata
 
     @property
-    def held(self) -> int:
-        """Bytes that it holds in memory."""
-        held = len(self.data) if self.decoded is None else len(self.decoded.pixels.canonical)
+    def memory_bytes(self) -> int:
+        """What it takes in memory."""
+        taken = len(self.data) if self.decoded is None else len(self.decoded.pixels.canonical)
         # As objects, JSON takes up to twenty times its bytes.
-        return held + (20 * len(json.dumps(self.metadata)) if self.metadata else 0)
+        return taken + (20 * len(json.dumps(self.metadata)) if self.metadata else 0)
 
-    def read(self, most: int) -> bytes:
-        """The file's bytes; ``ImageError`` if they are more than ``most``."""
-        if len(self.data) > most:
-            raise over_limit(len(self.data), most)
+    def read(self, max_bytes: int) -> bytes:
+        """The file's bytes; ``ImageError`` if they are more than ``max_bytes``."""
+        if len(self.data) > max_bytes:
+            raise over_limit(len(self.data), max_bytes)
         return self.data
 
 
@@ -148,10 +148,10 @@ class ArchiveItem(Protocol):
     def count(self) -> int | None:
         """Members, about, where that is known without reading all of it: for showing progress."""
 
-    def members(self, start: int, most: int) -> Iterator[Member | Reject | Skipped]:
+    def members(self, start: int, max_bytes: int) -> Iterator[Member | Reject | Skipped]:
         """Its members from number ``start`` on, in their order, which never changes.
 
-        One of more than ``most`` bytes is a ``Reject`` and is not read. ``SourceError`` where the
+        One of more than ``max_bytes`` is a ``Reject`` and is not read. ``SourceError`` where the
         container breaks off: what was yielded before is good.
         """
 
@@ -182,10 +182,10 @@ class Skipped:
 Item = FileItem | Member | ArrayItem | VectorItem | ArchiveItem | Reject | Skipped
 
 
-def over_limit(size: int, most: int) -> ImageError:
+def over_limit(size: int, max_bytes: int) -> ImageError:
     """A file is too large for the memory that there is."""
     return ImageError(
-        f"{size:,} bytes are over the limit of {most:,}: raise memory=", retryable=True
+        f"{size:,} bytes are over the limit of {max_bytes:,}: raise memory=", retryable=True
     )
 
 

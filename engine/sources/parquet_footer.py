@@ -58,13 +58,13 @@ def read_footer(file: IO[bytes], size: int) -> bytes:
     return data
 
 
-def check_footer(data: bytes, most: int) -> None:
-    """``SourceError`` for a footer that takes more than ``most`` bytes once it is read, or is none.
+def check_footer(data: bytes, max_bytes: int) -> None:
+    """``SourceError`` for a footer that takes more than ``max_bytes`` once it is read, or is none.
 
     It takes up to 250 times its length, which pyarrow would find out by reading it.
     """
     try:
-        _Footer(data, most).go_through()
+        _Footer(data, max_bytes).go_through()
     except IndexError:
         raise SourceError("is damaged: a footer that breaks off") from None
 
@@ -92,9 +92,9 @@ def row_groups(footer: bytes) -> Iterator[tuple[int, list[ColumnChunk]]]:
 class _Footer:
     """Adds up what a footer takes in memory."""
 
-    def __init__(self, data: bytes, most: int) -> None:
+    def __init__(self, data: bytes, max_bytes: int) -> None:
         self._data = data
-        self._most = most
+        self._max_bytes = max_bytes
         self._at = 0
         self._taken = 0
 
@@ -160,9 +160,9 @@ class _Footer:
 
     def _take(self, count: int) -> None:
         self._taken += count
-        if self._taken > self._most:
+        if self._taken > self._max_bytes:
             raise SourceError(
-                f"has a footer that takes more than {self._most:,} bytes: write it in fewer or "
+                f"has a footer that takes more than {self._max_bytes:,} bytes: write it in fewer or "
                 f"larger row groups"
             )
 

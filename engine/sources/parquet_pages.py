@@ -25,7 +25,7 @@ class Pages:
     dictionary: int = 0  # any value may be one of its, and nearly all of it
 
 
-def batch_rows(file: IO[bytes], chunks: Sequence[ColumnChunk], most: int) -> int:
+def batch_rows(file: IO[bytes], chunks: Sequence[ColumnChunk], max_bytes: int) -> int:
     """Rows of a batch, so that it takes about 8 MiB, also where rows are of very different size.
 
     ``SourceError`` for a page that is larger than the largest image may be: pyarrow would unpack it
@@ -34,7 +34,7 @@ def batch_rows(file: IO[bytes], chunks: Sequence[ColumnChunk], most: int) -> int
     row, dictionary = 1.0, 1
     for chunk in chunks:
         found = walk(file, chunk)
-        if found.largest > most + _PAGE_SLACK:
+        if found.largest > max_bytes + _PAGE_SLACK:
             raise SourceError(
                 f"has a page of {found.largest:,} bytes in the column {chunk.path}: raise memory=, "
                 f"or write it in smaller row groups",
@@ -42,7 +42,7 @@ def batch_rows(file: IO[bytes], chunks: Sequence[ColumnChunk], most: int) -> int
             )
         row += found.row
         dictionary += found.dictionary
-    return max(1, min(_MAX_ROWS, int(_BATCH_BYTES / row), most // dictionary))
+    return max(1, min(_MAX_ROWS, int(_BATCH_BYTES / row), max_bytes // dictionary))
 
 
 def walk(file: IO[bytes], chunk: ColumnChunk) -> Pages:

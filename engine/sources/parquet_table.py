@@ -56,17 +56,17 @@ class ParquetTable:
         )
         self._keeps_path = column.has_path and (wanted is None or "path" in wanted)
 
-    def members(self, start: int, most: int) -> Iterator[Member | Reject | Skipped]:
+    def members(self, start: int, max_bytes: int) -> Iterator[Member | Reject | Skipped]:
         """Its rows from number ``start`` on, as ``ArchiveItem`` has it."""
-        return self._rows(start, most, self._columns, keeps_path=self._keeps_path)
+        return self._rows(start, max_bytes, self._columns, keeps_path=self._keeps_path)
 
-    def read(self, row: bytes, most: int) -> bytes:
+    def read(self, row: bytes, max_bytes: int) -> bytes:
         """The image of one row; ``SourceError`` if there is no such row, ``ImageError`` if no image."""
         number = int(row) if row.isdigit() and len(row) <= 18 else -1
         if not 0 <= number < self.count:
             shown = row[:200].decode(errors="backslashreplace")
             raise SourceError(f"has rows 0 to {self.count - 1}, not {shown}")
-        found = next(self._rows(number, most, {}, keeps_path=False), None)
+        found = next(self._rows(number, max_bytes, {}, keeps_path=False), None)
         if isinstance(found, Member):
             return found.data
         raise ImageError(found.reason if isinstance(found, Reject) else "has no image bytes")
@@ -74,7 +74,7 @@ class ParquetTable:
     def _rows(
         self,
         start: int,
-        most: int,
+        max_bytes: int,
         columns: Mapping[str, Teller],
         *,
         keeps_path: bool,
@@ -92,10 +92,10 @@ class ParquetTable:
                     wanted = [
                         chunk for chunk, is_read in zip(chunks, read, strict=False) if is_read
                     ]
-                    size = parquet_pages.batch_rows(file, wanted, most)
+                    size = parquet_pages.batch_rows(file, wanted, max_bytes)
                     batches = table.iter_batches(size, [group], names, use_threads=False)
                     for batch in _whole(batches, number):
-                        yield from self._batch(batch, number, start, most, columns, keeps_path)
+                        yield from self._batch(batch, number, start, max_bytes, columns, keeps_path)
                         number += batch.num_rows
                     if number != first + rows:
                         raise SourceError(f"ends after row {number} of {self.count}")
@@ -107,7 +107,7 @@ class ParquetTable:
         batch: Any,
         first: int,
         start: int,
-        most: int,
+        max_bytes: int,
         columns: Mapping[str, Teller],
         keeps_path: bool,
     ) -> Iterator[Member | Reject]:
@@ -128,8 +128,8 @@ class ParquetTable:
             if value is None:
                 yield Reject(name, "has no image bytes", *stamp)
                 continue
-            if len(value) > most:
-                error = over_limit(len(value), most)
+            if len(value) > max_bytes:
+                error = over_limit(len(value), max_bytes)
                 yield Reject(name, str(error), *((0, 0) if error.retryable else stamp))
                 continue
             metadata, lost = metadata_of(said, i)

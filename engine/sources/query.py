@@ -46,34 +46,33 @@ class Query:
         return self._decoded
 
 
-def open_images(spec: str, most: int) -> Iterator[Query | Reject]:
+def open_images(spec: str, max_bytes: int) -> Iterator[Query | Reject]:
     """The images that an IMAGE argument names: one, or all of an array, an archive or a table.
 
     ``spec`` is a file, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``,
-    ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, ``FILE.tar``,
-    ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``; ``most`` is the largest
-    file read, in bytes.
+    ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, ``FILE.tar``, ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or
+    ``synthetic:bits?seed=S#ROW``; ``max_bytes`` is the size of the largest file read.
     """
     try:
         if spec == "-":
-            yield _from_stdin(most)
+            yield _from_stdin(max_bytes)
         elif (archive := archive_of(spec)) is not None:
-            yield from _from_archive(archive, most)
+            yield from _from_archive(archive, max_bytes)
         elif exists(spec) and not is_array(path := Path(spec)):
             item = files.one(path)
             if isinstance(item, FileItem):
-                yield Query(spec, item.read(most), None)
+                yield Query(spec, item.read(max_bytes), None)
             else:
                 yield Reject(os.fsencode(spec), item.reason)
         else:
-            yield from _rows(spec, most)
+            yield from _rows(spec, max_bytes)
     except (ImageError, SourceError, UsageError) as error:
         yield Reject(os.fsencode(spec), str(error))
     except OSError as error:
         yield Reject(os.fsencode(spec), f"cannot be read: {error.strerror or error}")
 
 
-def _rows(spec: str, most: int) -> Iterator[Query]:
+def _rows(spec: str, max_bytes: int) -> Iterator[Query]:
     base, _, row = spec.rpartition("#")
     if spec.startswith(PREFIX):
         if not is_row(row):
@@ -83,7 +82,7 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
     found = arrays_of(spec)
     if found is not None:  # the whole array
         for array in found:
-            if array.row_bytes > most:
+            if array.row_bytes > max_bytes:
                 raise SourceError(f"has rows of {array.row_bytes:,} bytes: raise memory=")
             blocks: Iterator[RowBlock] | Iterator[VectorBlock]
             if isinstance(array, NpyVectors):
@@ -94,7 +93,7 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
                 for number, row in enumerate(block.rows, block.first):
                     yield _from_row(f"{os.fsdecode(array.name)}#{number}", row)
         return
-    data = _in_archive(spec, most)
+    data = _in_archive(spec, max_bytes)
     if data is not None:
         yield Query(spec, data, None)
         return
@@ -106,15 +105,15 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
     if len(found) != 1:
         inside = ", ".join(os.fsdecode(array.name).rpartition("#")[2] for array in found)
         raise SourceError(f"holds several arrays: name one of {inside}, as FILE.npz#NAME#ROW")
-    if found[0].row_bytes > most:
+    if found[0].row_bytes > max_bytes:
         raise SourceError(f"has rows of {found[0].row_bytes:,} bytes: raise memory=")
     yield _from_row(spec, found[0].row(int(row)))
 
 
-def _from_archive(archive: Archive, most: int) -> Iterator[Query | Reject]:
+def _from_archive(archive: Archive, max_bytes: int) -> Iterator[Query | Reject]:
     """Every image of an archive, and why one cannot be read."""
     try:
-        for item in archive.members(0, most):
+        for item in archive.members(0, max_bytes):
             if isinstance(item, Member):
                 yield Query(os.fsdecode(item.name), item.data, None)
             elif isinstance(item, Reject):
@@ -123,7 +122,7 @@ def _from_archive(archive: Archive, most: int) -> Iterator[Query | Reject]:
         yield Reject(archive.name, str(error))
 
 
-def _in_archive(spec: str, most: int) -> bytes | None:
+def _in_archive(spec: str, max_bytes: int) -> bytes | None:
     """The bytes of ``ARCHIVE#MEMBER``, where either may hold a ``#``; None if that is not its form."""
     missing: SourceError | None = None
     at = spec.find("#")
@@ -131,7 +130,7 @@ def _in_archive(spec: str, most: int) -> bytes | None:
         archive = archive_of(spec[:at])
         if archive is not None:
             try:
-                return archive.read(os.fsencode(spec[at + 1 :]), most)
+                return archive.read(os.fsencode(spec[at + 1 :]), max_bytes)
             except SourceError as error:
                 missing = missing or error
         at = spec.find("#", at + 1)
@@ -148,10 +147,10 @@ def _from_row(name: str, row: Rows | npt.NDArray[np.float32]) -> Query:
     return Query(name, None, Decoded(pixels, "array"))
 
 
-def _from_stdin(most: int) -> Query:
+def _from_stdin(max_bytes: int) -> Query:
     data = bytearray()
     while part := sys.stdin.buffer.read(_READ_BYTES):
         data += part
-        if len(data) > most:
-            raise ImageError(f"more than the limit of {most:,} bytes: raise memory=")
+        if len(data) > max_bytes:
+            raise ImageError(f"more than the limit of {max_bytes:,} bytes: raise memory=")
     return Query("-", bytes(data), None)

@@ -63,11 +63,11 @@ class TarArchive:
         self.name = name_of(path, query)
         self._wanted = wanted_fields(query_values(path, query, {"metadata"}))
 
-    def members(self, start: int, most: int) -> Iterator[Member | Reject | Skipped]:
+    def members(self, start: int, max_bytes: int) -> Iterator[Member | Reject | Skipped]:
         """Its members from number ``start`` on, as ``ArchiveItem`` has it."""
         number = 0
-        with self._reader(most) as (reader, stream):
-            for sample in samples(self._files(reader, start, most)):
+        with self._reader(max_bytes) as (reader, stream):
+            for sample in samples(self._files(reader, start, max_bytes)):
                 for item in self._items(sample):
                     if number >= start:
                         yield item
@@ -76,9 +76,9 @@ class TarArchive:
             if remains and number >= start:
                 yield Skipped(self.name, NO_ARCHIVE)
 
-    def read(self, member: bytes, most: int) -> bytes:
+    def read(self, member: bytes, max_bytes: int) -> bytes:
         """The bytes of one member; ``SourceError`` if it is missing, ``ImageError`` if too large."""
-        with self._reader(most) as (reader, _):
+        with self._reader(max_bytes) as (reader, _):
             for entry in reader:
                 if entry.name == member:
                     if entry.link and entry.note == HARD_LINKS:
@@ -88,24 +88,24 @@ class TarArchive:
                         raise ImageError(f"is no file in the archive: one of the {entry.note}")
                     if entry.sparse:
                         raise ImageError(_SPARSE)
-                    if entry.size > most:
-                        raise over_limit(entry.size, most)
+                    if entry.size > max_bytes:
+                        raise over_limit(entry.size, max_bytes)
                     return reader.read(entry.size)
         raise SourceError(no_member(member))
 
     @contextmanager
-    def _reader(self, most: int) -> Iterator[tuple[TarReader, Decompressed | None]]:
+    def _reader(self, max_bytes: int) -> Iterator[tuple[TarReader, Decompressed | None]]:
         with steady(self._path, (self.mtime_ns, self.size)) as file:
-            stream, compressed = plain(file, most)
+            stream, compressed = plain(file, max_bytes)
             yield TarReader(stream, seekable=compressed is None), compressed
 
-    def _files(self, reader: TarReader, start: int, most: int) -> Iterator[SampleFile]:
+    def _files(self, reader: TarReader, start: int, max_bytes: int) -> Iterator[SampleFile]:
         for number, entry in enumerate(reader):
             # There are fewer members than files, so what is before ``start`` as a file is as a member.
-            yield self._file(entry, reader, most if number >= start else -1)
+            yield self._file(entry, reader, max_bytes if number >= start else -1)
 
-    def _file(self, entry: TarEntry, reader: TarReader, most: int) -> SampleFile:
-        """What is needed of a file, the rest is passed by; nothing of an image if ``most`` is -1."""
+    def _file(self, entry: TarEntry, reader: TarReader, max_bytes: int) -> SampleFile:
+        """What is needed of a file; the rest is passed by, all of an image if ``max_bytes`` is -1."""
         if entry.note:
             return SampleFile(entry.name, False, 0, note=entry.note, begins=entry.begins)
         is_image = claims_by_name(entry.name)
@@ -114,14 +114,14 @@ class TarArchive:
             head = reader.read(HEAD_BYTES)
             is_image = looks_like_image(head)
         file = SampleFile(entry.name, is_image, entry.size, begins=entry.begins)
-        if is_image and most < 0:
+        if is_image and max_bytes < 0:
             return file
         if is_image:
             file.problem = name_problem(entry.name)
             if entry.sparse:
                 file.problem = _SPARSE
-            elif entry.size > most:
-                error = over_limit(entry.size, most)
+            elif entry.size > max_bytes:
+                error = over_limit(entry.size, max_bytes)
                 file.problem, file.retryable = str(error), error.retryable
         elif not file.is_sidecar or self._wanted == ():
             return file

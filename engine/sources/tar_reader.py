@@ -124,9 +124,9 @@ class TarReader:
                 yield TarEntry(name, size, sparse, _NOTES.get(kind, ""), link, begins)
                 begins = False
 
-    def read(self, most: int) -> bytes:
-        """Up to ``most`` more bytes of the last file: fewer at its end only."""
-        want = min(most, self._left)
+    def read(self, max_bytes: int) -> bytes:
+        """Up to ``max_bytes`` more bytes of the last file: fewer at its end only."""
+        want = min(max_bytes, self._left)
         data = self._file.read(want)
         self._left -= len(data)
         if len(data) < want:

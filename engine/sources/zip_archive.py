@@ -1,7 +1,14 @@
 """Zip archives, read along their directory; nothing is unpacked to disk, nothing remembered.
 
-Python's zipfile is not used: it holds the whole directory, some 500 bytes a member, and believes what
-that says of sizes. Read are stored, deflated, bzip2 and zstd members, and zip64 (APPNOTE 6.3).
+Read are stored, deflated, bzip2 and zstd members, and zip64 (APPNOTE 6.3).
+
+Zip trust: archives of images go through this reader, ``.npz`` files through Python's ``zipfile`` (in
+``npy``). ``zipfile`` holds the whole directory, some 500 bytes a member, and believes what it says of
+sizes. An archive of images may come from anyone, have millions of members, and each is read whole: so
+the directory is gone through entry by entry, members must not overlap, and none may take more memory
+than there is. An ``.npz`` is what NumPy writes and itself reads with ``zipfile``: a few arrays. Their
+rows are read as a stream, block by block, which our reader does not offer, and no size in the directory
+decides how much is read at a time.
 """
 
 from __future__ import annotations
@@ -70,7 +77,7 @@ class ZipArchive:
         except SourceError:
             return None
 
-    def members(self, start: int, most: int) -> Iterator[Member | Reject | Skipped]:
+    def members(self, start: int, max_bytes: int) -> Iterator[Member | Reject | Skipped]:
         """Its members from number ``start`` on, as ``ArchiveItem`` has it."""
         with steady(self._path, (self.mtime_ns, self.size)) as file:
             left = self.size
@@ -79,19 +86,19 @@ class ZipArchive:
                 if left < 0:  # one byte is unpacked many times over
                     raise SourceError(f"is damaged: from member {number} on its members overlap")
                 if number >= start:
-                    yield self._member(file, entry, most)
+                    yield self._member(file, entry, max_bytes)
 
-    def read(self, member: bytes, most: int) -> bytes:
+    def read(self, member: bytes, max_bytes: int) -> bytes:
         """The bytes of one member; ``SourceError`` if it is missing, ``ImageError`` if too large."""
         with steady(self._path, (self.mtime_ns, self.size)) as file:
             older = None
             for entry in self._entries(file):
                 if entry.name == member:
-                    return self._bytes(file, entry, most)
+                    return self._bytes(file, entry, max_bytes)
                 if entry.as_cp437 == member:  # as stores may call it that were made before
                     older = older or entry
             if older is not None:
-                return self._bytes(file, older, most)
+                return self._bytes(file, older, max_bytes)
         raise SourceError(no_member(member))
 
     def _entries(self, file: IO[bytes]) -> Iterator[ZipEntry]:
@@ -102,13 +109,15 @@ class ZipArchive:
                 if entry.size or not entry.is_folder:
                     yield entry
 
-    def _bytes(self, file: IO[bytes], entry: ZipEntry, most: int) -> bytes:
+    def _bytes(self, file: IO[bytes], entry: ZipEntry, max_bytes: int) -> bytes:
         note = _note(entry)
         if note:
             raise ImageError(f"is no file in the archive: it is one of the {note}")
-        return _read(file, entry, most)
+        return _read(file, entry, max_bytes)
 
-    def _member(self, file: IO[bytes], entry: ZipEntry, most: int) -> Member | Reject | Skipped:
+    def _member(
+        self, file: IO[bytes], entry: ZipEntry, max_bytes: int
+    ) -> Member | Reject | Skipped:
         name = self.name + b"#" + entry.name[:MAX_NAME]
         note = _note(entry)
         if note:
@@ -119,7 +128,7 @@ class ZipArchive:
             problem = name_problem(entry.name)
             if problem:
                 raise ImageError(problem)
-            data = _read(file, entry, most)
+            data = _read(file, entry, max_bytes)
         except ImageError as error:
             stamp = (0, 0) if error.retryable else (self.mtime_ns, self.size)
             return Reject(name, str(error), *stamp)
@@ -147,13 +156,13 @@ def _is_signed(file: IO[bytes], entry: ZipEntry) -> bool:
         return False
 
 
-def _read(file: IO[bytes], entry: ZipEntry, most: int) -> bytes:
+def _read(file: IO[bytes], entry: ZipEntry, max_bytes: int) -> bytes:
     """The bytes of a member, all of them and unharmed, or ``ImageError``."""
     if entry.is_encrypted:
         raise ImageError("is encrypted: unpack it with its password and ingest what comes out")
     # What is packed is held beside it, and is hardly ever larger.
-    if max(entry.size, entry.packed) > most:
-        raise over_limit(max(entry.size, entry.packed), most)
+    if max(entry.size, entry.packed) > max_bytes:
+        raise over_limit(max(entry.size, entry.packed), max_bytes)
     packed = _packed(file, entry, entry.packed)
     # One byte more than it should be: what is larger than it says is never unpacked further.
     data = _unpack(packed, entry.method, entry.size + 1)
@@ -181,17 +190,17 @@ def _packed(file: IO[bytes], entry: ZipEntry, count: int) -> bytes:
     return data
 
 
-def _unpack(packed: bytes, method: int, most: int) -> bytes:
-    """Up to ``most`` bytes of what is packed."""
+def _unpack(packed: bytes, method: int, max_bytes: int) -> bytes:
+    """Up to ``max_bytes`` of what is packed."""
     try:
         if method == _STORED:
-            return packed[:most]
+            return packed[:max_bytes]
         if method == _DEFLATED:
-            return zlib.decompressobj(-15).decompress(packed, most)
+            return zlib.decompressobj(-15).decompress(packed, max_bytes)
         if method == _BZIP2:
-            return bz2.BZ2Decompressor().decompress(packed, most)
+            return bz2.BZ2Decompressor().decompress(packed, max_bytes)
         if method == _ZSTD:
-            return decompressor("zstd", most).decompress(packed, most)
+            return decompressor("zstd", max_bytes).decompress(packed, max_bytes)
     except damage() as error:
         raise ImageError(f"{_DAMAGED}: {' '.join(str(error).split())}") from None
     except SourceError as error:

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from engine.config import MemoryBudget
 from engine.errors import ImageError, SourceError, UsageError
-from engine.images import canonical
-from engine.images.decode import DECODER, decode, decoding_bytes, measured
+from engine.images import canonical, decode
 from engine.images.rgb_picture import squash, to_rgb8
 from engine.memory import MemoryGate
 from engine.records import Rejection
@@ -141,7 +140,7 @@ def read(
     the folders are, and with 0 nothing is: the folders are trained on too.
     """
     plan = _Plan(sources)
-    key, total = plan.key((FORMAT, DECODER, side, square, max_bytes))
+    key, total = plan.key((FORMAT, decode.DECODER, side, square, max_bytes))
     file = find(cache, key, square) if cache is not None else None
     reused = file is not None
     if file is None:
@@ -470,7 +469,7 @@ class _Reader:
             if isinstance(member, Reject):
                 yield 0, _refused(member.name, member.reason)
             elif isinstance(member, Member):
-                yield member.held + self._waiting, self._member(part, member)
+                yield member.memory_bytes + self._waiting, self._member(part, member)
 
     def _rows(
         self, part: _Part, rows: ArrayItem
@@ -513,9 +512,9 @@ class _Reader:
     def _decoded(self, picture: _Picture, name: bytes, data: bytes) -> _Result:
         try:
             if self._side is None:
-                return _Loaded(picture, len(data), measured(data))
-            with self._gate.hold(decoding_bytes(data)):
-                found = decode(data, max_bytes=self._memory.decoding).pixels
+                return _Loaded(picture, len(data), decode.measured(data))
+            with self._gate.hold(decode.decoding_bytes(data)):
+                found = decode.decode(data, max_bytes=self._memory.decoding).pixels
                 return self._shrunk(picture, len(data), to_rgb8(found))
         except ImageError as error:
             return _failed(name, str(error))
