@@ -73,7 +73,8 @@ from engine.sources.in_memory import (
     members,
     unlike,
 )
-from engine.sources.items import Item, Reject, checked_metadata
+from engine.sources.items import Item, Reject
+from engine.sources.metadata import checked_metadata
 from engine.sources.query import Query, open_images
 from engine.sources.source_stream import Sources
 from engine.storage import ballast, file_names, nofollow

@@ -2,22 +2,18 @@
 
 import base64
 import io
-import pickle
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from layouts import box, chunk, packed, png, tiff
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
-from engine.errors import ImageError, UsageError
+from engine.errors import ImageError
 from engine.images import canonical as px
 from engine.images.decode import decode, decoding_bytes
 from engine.images.formats import avif
-from engine.images.pil_images import from_image
-from engine.images.rgb_picture import to_rgb8
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -375,153 +371,6 @@ def test_an_avif_that_does_not_hold_together_is_refused():
                 avif.refuse_deep(broken)
             except ImageError as error:
                 assert len(str(error).splitlines()) == 1
-
-
-# --- PIL images of opened files -------------------------------------------------------------------
-
-
-def opened_files() -> dict[str, bytes]:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    frames = [Image.new("RGB", (7, 6), colour) for colour in ("orange", "navy", "teal")]
-    moving = {"save_all": True, "append_images": frames[1:]}
-    palette = Image.fromarray(PICTURE).quantize(16)
-    grey_alpha = Image.fromarray(PICTURE).convert("LA")
-    return {
-        "turned jpeg": save(PICTURE, "JPEG", exif=exif),
-        "turned png": save(PICTURE, "PNG", exif=exif),
-        "turned webp": save(PICTURE, "WEBP", exif=exif),
-        "turned tiff": save(PICTURE, "TIFF", exif=exif),
-        "turned avif": save(PICTURE, "AVIF", exif=exif),
-        "cmyk": save(Image.fromarray(PICTURE).convert("CMYK"), "JPEG"),
-        "palette": save(palette, "PNG"),
-        "transparent palette": save(palette, "PNG", transparency=3),
-        "grey and alpha": save(grey_alpha, "PNG"),
-        "bits": save(Image.fromarray(PICTURE[..., 0] > 99), "PNG"),
-        "moving gif": save(frames[0], "GIF", **moving),
-        "moving png": save(frames[0], "PNG", **moving),
-        "moving webp": save(frames[0], "WEBP", **moving),
-        "pages": save(frames[0], "TIFF", **moving),
-        "mpo": save(frames[0], "MPO", exif=exif, **moving),
-        "grey of 16 bits": save(DEEP[..., 0], "PNG"),
-        "transparent grey of 16 bits": png(
-            DEEP[..., :1], 16, 0, chunk(b"tRNS", DEEP[1, 1, :1].astype(">u2").tobytes())
-        ),
-        "pgm of 16 bits": save(DEEP[..., 0], "PPM"),
-    }
-
-
-FILES = opened_files()
-# What Pillow has reduced once its pixels are loaded.
-REDUCED = {
-    "colour of 16 bits": png(DEEP, 16, 2),
-    "grey and alpha of 16 bits": png(DEEP[..., :2], 16, 4),
-    "tiff of 16 bits": tiff(DEEP, 16, photometric=2),
-    "tiff in which white is 0": tiff(DEEP[..., :1], 16, photometric=0),
-    "transparent grey of 4 bits": png(PICTURE[..., :1] >> 4, 4, 0, chunk(b"tRNS", b"\0\5")),
-}
-
-
-@pytest.mark.parametrize("name", FILES | REDUCED)
-def test_an_opened_image_is_what_its_file_is(name, tmp_path: Path):
-    data = (FILES | REDUCED)[name]
-    path = tmp_path / "file"
-    path.write_bytes(data)
-    for opened in (Image.open(path), Image.open(io.BytesIO(data))):
-        with opened:
-            assert from_image(opened).canonical == decoded(data)
-            opened.load()  # the file was left as it was
-            if name in REDUCED:
-                if opened.filename or "tiff" in name or "4 bits" in name:
-                    with pytest.raises(UsageError, match="give the file"):
-                        from_image(opened)
-                continue
-            for _ in range(2):
-                assert from_image(opened).canonical == decoded(data)
-
-
-@pytest.mark.parametrize("name", [name for name in FILES if "turned" in name])
-def test_what_is_made_of_an_opened_image_is_taken_as_it_is(name):
-    data = FILES[name]
-    with Image.open(io.BytesIO(data)) as opened:
-        upright = ImageOps.exif_transpose(opened)
-        assert from_image(upright).canonical == decoded(data)
-        as_it_lies = Image.fromarray(np.asarray(opened))
-        for made in (opened.copy(), opened.convert("RGB"), opened.crop((0, 0, *opened.size))):
-            assert from_image(made).canonical == from_image(as_it_lies).canonical
-        ImageOps.exif_transpose(opened, in_place=True)
-        assert from_image(opened).canonical == decoded(data)
-
-
-def test_changes_to_an_opened_image_count_and_stay():
-    with Image.open(io.BytesIO(FILES["moving gif"])) as opened:
-        opened.load()
-        opened.putpixel((1, 1), 9)
-        found = from_image(opened)
-        assert found.frames == 3
-        assert found.canonical != decoded(FILES["moving gif"])
-        assert opened.getpixel((1, 1)) == 9
-
-
-def test_a_later_frame_is_a_still_image():
-    for name in ("moving gif", "moving png", "moving webp", "pages"):
-        with Image.open(io.BytesIO(FILES[name])) as opened:
-            opened.seek(2)
-            found = from_image(opened)
-            assert found.frames == 1
-            assert to_rgb8(found)[0, 0].tolist() == list(opened.convert("RGB").getpixel((0, 0)))
-
-
-def test_a_pickled_image_is_its_pixels():
-    for name in ("moving gif", "moving png", "palette", "turned jpeg", "pages"):
-        with Image.open(io.BytesIO(FILES[name])) as opened:
-            found = from_image(pickle.loads(pickle.dumps(opened)))
-        assert found.frames == 1
-        assert bytes(found.canonical)[16:] == decoded(FILES[name])[16:]
-
-
-def test_an_image_that_is_opened_smaller_is_smaller():
-    data = save(np.asarray(Image.fromarray(PICTURE).resize((320, 240))), "JPEG")
-    with Image.open(io.BytesIO(data)) as opened:
-        opened.draft("RGB", (80, 60))
-        assert (from_image(opened).width, opened.size) == (80, (80, 60))
-
-
-# --- the ground of transparent pictures -----------------------------------------------------------
-
-
-def drawing(value: int, seed: int) -> Image.Image:
-    """Some ellipses of one grey on transparency."""
-    from PIL import ImageDraw
-
-    image = Image.new("RGBA", (128, 128), (value, value, value, 0))
-    draw = ImageDraw.Draw(image)
-    for x, y in np.random.default_rng(seed).integers(10, 80, (4, 2)).tolist():
-        draw.ellipse((x, y, x + 26, y + 20), fill=(value, value, value, 255))
-    return image
-
-
-@pytest.mark.parametrize("value", [60, 128, 192, 211, 226, 238, 245, 254])
-def test_a_drawing_on_transparency_stands_out_from_its_ground(value):
-    from engine.images import fingerprint
-
-    def of(image: Image.Image) -> tuple[int, int]:
-        bits, quality = fingerprint.fingerprint(from_image(image))
-        return int.from_bytes(bits), quality
-
-    first, quality = of(drawing(value, 1))
-    half, _ = of(drawing(value, 1).resize((64, 64)))
-    compressed, _ = of(Image.open(io.BytesIO(save(drawing(value, 1), "WEBP", quality=60))))
-    other, _ = of(drawing(value, 2))
-    assert quality >= 10
-    assert (first ^ half).bit_count() <= 31
-    assert (first ^ compressed).bit_count() <= 31
-    assert (first ^ other).bit_count() > 31
-
-
-def test_nothing_but_transparency_is_white():
-    empty = px.from_array(np.zeros((4, 4, 4), np.uint8) + np.uint8([9, 9, 9, 0]))
-    assert (to_rgb8(empty) == 255).all()
 
 
 @pytest.mark.parametrize("planar", [1, 2])

@@ -24,9 +24,10 @@ from PIL import Image
 from engine import Store
 from engine.cli import render
 from engine.errors import ImageError, SourceError, UsageError
-from engine.sources import items, tar_reader, webdataset
+from engine.sources import skip_notes, tar_reader, webdataset
 from engine.sources.decompress import zstd
-from engine.sources.items import METADATA_LIMIT, Member, Reject, Skipped
+from engine.sources.items import Member, Reject, Skipped
+from engine.sources.metadata import METADATA_LIMIT
 from engine.sources.query import open_images
 from engine.sources.source_stream import Sources
 from engine.sources.tar_archive import TarArchive, begins_as_tar
@@ -182,7 +183,13 @@ def test_folders_are_no_members_and_links_and_devices_are_skipped(tmp_path):
         ("Skipped", "6.png"),
         ("Member", "b.png"),
     ]
-    assert [i.note for i in found] == ["", items.LINKS, items.HARD_LINKS, items.DEVICES, ""]
+    assert [i.note for i in found] == [
+        "",
+        skip_notes.LINKS,
+        skip_notes.HARD_LINKS,
+        skip_notes.DEVICES,
+        "",
+    ]
     with pytest.raises(
         ImageError, match="is a hard link in the archive: name '/etc/passwd' instead"
     ):
@@ -207,7 +214,7 @@ def test_folders_are_no_members_and_links_and_devices_are_skipped(tmp_path):
     )
     found = read(archive)
     assert shown(found)[-1] == ("Member", "a.png")
-    notes = [items.FOLDERS_WITH_DATA, items.LINKS, items.DEVICES]
+    notes = [skip_notes.FOLDERS_WITH_DATA, skip_notes.LINKS, skip_notes.DEVICES]
     assert [item.note for item in found[:-1]] == notes
     with pytest.raises(ImageError, match="symbolic link"):
         archive.read(b"link.png", MOST)
@@ -238,7 +245,7 @@ def test_archives_behind_each_other_are_one(tmp_path):
         archive = a_tar(tmp_path / name, data)
         found = read(archive)
         assert [type(item) for item in found] == [Member, Skipped]
-        assert found[1].note == items.NO_ARCHIVE and not read(archive, 2)
+        assert found[1].note == skip_notes.NO_ARCHIVE and not read(archive, 2)
     assert len(read(a_tar(tmp_path / "zeros.tar", bytes(10240)))) == 0
 
 
@@ -253,15 +260,15 @@ def test_an_ingest_says_what_of_an_archive_is_not_read(tmp_path):
         report = store.ingest(str(path))
         assert (report.added, report.rejected, report.skipped) == (2, 0, 4)
         assert report.notes == {
-            items.HARD_LINKS: 3,
-            items.WITHOUT_METADATA: 1,
-            items.NO_ARCHIVE: 1,
+            skip_notes.HARD_LINKS: 3,
+            skip_notes.WITHOUT_METADATA: 1,
+            skip_notes.NO_ARCHIVE: 1,
         }
         (line,) = map(json.loads, Path(report.rejects_file or "").read_text().splitlines())
         assert line["source"] == f"{path}#b.png"
         assert line["reason"] == "taken without its metadata: its .json is not an object"
         text = render.ingest_text(report)
-        assert f"3 {items.HARD_LINKS}" in text and f"1 {items.WITHOUT_METADATA}" in text
+        assert f"3 {skip_notes.HARD_LINKS}" in text and f"1 {skip_notes.WITHOUT_METADATA}" in text
         again = store.ingest(str(path))
         assert (again.unchanged, again.skipped, again.notes) == (2, 4, {})
 
@@ -786,7 +793,7 @@ def test_streams_behind_each_other_are_one(tmp_path, suffix, at):
         archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + padding)
         assert len(read(archive)) == 4
     archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + b"\x1f")
-    assert [item.note for item in read(archive)[4:]] == [items.NO_ARCHIVE]
+    assert [item.note for item in read(archive)[4:]] == [skip_notes.NO_ARCHIVE]
     damaged = bytearray(compress(INTACT[at:]))
     damaged[8:12] = b"\xff" * 4
     _, why = cut_at(tmp_path, compress(INTACT[:at]) + damaged, suffix)

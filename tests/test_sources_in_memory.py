@@ -17,7 +17,8 @@ from engine.images import canonical, hashing
 from engine.images.canonical import HEADER_BYTES, rows_from_array
 from engine.ingest import run
 from engine.sources.in_memory import MemoryArray, member, members
-from engine.sources.items import METADATA_LIMIT, Member, Reject, checked_metadata
+from engine.sources.items import Member, Reject
+from engine.sources.metadata import METADATA_LIMIT, checked_metadata
 
 
 def bits(seed: int, count: int, side: int = 7) -> np.ndarray:

@@ -16,8 +16,9 @@ from PIL import Image
 
 from engine import Store
 from engine.errors import SourceError, UsageError
-from engine.sources.items import WITHOUT_METADATA, Member, Reject
+from engine.sources.items import Member, Reject
 from engine.sources.query import open_images
+from engine.sources.skip_notes import WITHOUT_METADATA
 from engine.sources.source_stream import Sources
 
 pa = pytest.importorskip("pyarrow")

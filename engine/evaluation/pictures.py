@@ -24,16 +24,8 @@ from engine.errors import ImageError, SourceError
 from engine.images import canonical as px
 from engine.images.decode import decode, decoding_bytes
 from engine.images.rgb_picture import to_rgb8
-from engine.sources.items import (
-    LABELS,
-    ArchiveItem,
-    FileItem,
-    Item,
-    Member,
-    Reject,
-    Skipped,
-    VectorItem,
-)
+from engine.sources.items import ArchiveItem, FileItem, Item, Member, Reject, Skipped, VectorItem
+from engine.sources.metadata import LABELS
 from engine.sources.source_stream import Sources
 
 Array = npt.NDArray[np.uint8]

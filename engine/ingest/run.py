@@ -50,7 +50,6 @@ from engine.ingest.given_arrays import (
 from engine.memory import MemoryGate, PeakMemory
 from engine.records import Buffer, IngestReport, Kind, Pixels
 from engine.sources.items import (
-    WITHOUT_METADATA,
     ArchiveItem,
     ArrayItem,
     FileItem,
@@ -61,6 +60,7 @@ from engine.sources.items import (
     Skipped,
     VectorItem,
 )
+from engine.sources.skip_notes import WITHOUT_METADATA
 from engine.storage.ballast import NoRoomError
 from engine.storage.changeset import Chunk, NewImage, NewName, NewRows
 from engine.storage.rows import ARRAY, ArchiveRow, ArrayRow, NameRow, Run

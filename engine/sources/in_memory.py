@@ -24,14 +24,8 @@ from engine.images.canonical import HEADER_BYTES, array_kind, rows_from_array, r
 from engine.images.packed_bits import PackedBits
 from engine.images.pil_images import from_image
 from engine.records import Decoded, Kind
-from engine.sources.items import (
-    ArrayItem,
-    Member,
-    Reject,
-    RowBlock,
-    VectorItem,
-    checked_metadata,
-)
+from engine.sources.items import ArrayItem, Member, Reject, RowBlock, VectorItem
+from engine.sources.metadata import checked_metadata
 from engine.sources.vectors import MemoryVectors
 
 PREFIX = "memory:"

@@ -16,19 +16,7 @@ from engine.errors import ImageError
 from engine.records import Decoded, Kind
 
 Rows = npt.NDArray[np.uint8]
-METADATA_LIMIT = 16 << 10  # bytes as JSON: it is read with every record
-# Fields of metadata that say of which class an image is; the first that is there counts.
-LABELS = ("label", "cls", "class", "category")
 HEAD_BYTES = 32  # that show whether a file is signed as an image
-# What an archive may hold that is not read, as it stands behind a number of them.
-HARD_LINKS = "hard links in tars: their pixels are those of the member that each leads to"
-LINKS = "symbolic links in archives: they are not followed"
-DEVICES = "devices and pipes in archives"
-PIECES = "pieces of files in a tar of several volumes: put them together with tar -M"
-FOLDERS_WITH_DATA = "folders in zips that have contents of their own"
-NO_ARCHIVE = "tars with something behind their end that is no tar"
-WITHOUT_METADATA = "images taken without their metadata, which cannot be read or kept"
-_DEEPEST = 32  # levels of objects and lists in metadata: readers go down them one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,35 +175,6 @@ def over_limit(size: int, max_bytes: int) -> ImageError:
     return ImageError(
         f"{size:,} bytes are over the limit of {max_bytes:,}: raise memory=", retryable=True
     )
-
-
-def checked_metadata(value: object) -> dict[str, Any] | None:
-    """What is said of an image, as it is kept: a JSON object, at most 16 KiB; None if it is empty.
-
-    Raises ``ImageError`` for anything else, for numbers that are not finite and text that is not
-    Unicode.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ImageError("its metadata is no JSON object with text for keys")
-    try:
-        text = json.dumps(value, allow_nan=False)
-        json.dumps(value, ensure_ascii=False).encode()  # no half of a character, as JSON may hold
-        if len(text) > METADATA_LIMIT:
-            raise ImageError(
-                f"its metadata of {len(text):,} bytes is over the limit of {METADATA_LIMIT:,}"
-            )
-        found: dict[str, Any] = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ImageError(f"its metadata is no JSON object: {error}") from None
-    level: list[Any] = [found]
-    for _ in range(_DEEPEST):
-        inside = [part.values() if isinstance(part, dict) else part for part in level]
-        level = [part for parts in inside for part in parts if isinstance(part, dict | list)]
-    if level:
-        raise ImageError(f"its metadata has more than {_DEEPEST} levels")
-    return found or None
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int]:

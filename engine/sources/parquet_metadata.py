@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import ImageError, SourceError, UsageError
 from engine.sources.decompress import line_of
-from engine.sources.items import checked_metadata
+from engine.sources.metadata import checked_metadata
 from engine.sources.parquet_columns import is_scalar
 
 Teller = Callable[[Any], dict[str, Any]]

@@ -14,13 +14,7 @@ from typing import IO, Any
 from engine.errors import ImageError, SourceError, UsageError
 from engine.sources import parquet_footer, parquet_pages
 from engine.sources.decompress import line_of
-from engine.sources.items import (
-    Member,
-    Reject,
-    Skipped,
-    over_limit,
-    stamp_of,
-)
+from engine.sources.items import Member, Reject, Skipped, over_limit, stamp_of
 from engine.sources.member_names import name_of, query_values, wanted_fields
 from engine.sources.parquet_columns import fields_of_extension, image_column
 from engine.sources.parquet_metadata import Teller, metadata_columns, metadata_of, stored, tell_path

@@ -15,16 +15,7 @@ from pathlib import Path
 from engine.errors import ImageError, SourceError
 from engine.images.file_types import looks_like_image
 from engine.sources.decompress import Decompressed, plain
-from engine.sources.items import (
-    HARD_LINKS,
-    HEAD_BYTES,
-    NO_ARCHIVE,
-    Member,
-    Reject,
-    Skipped,
-    over_limit,
-    stamp_of,
-)
+from engine.sources.items import HEAD_BYTES, Member, Reject, Skipped, over_limit, stamp_of
 from engine.sources.member_names import (
     MAX_NAME,
     claims_by_name,
@@ -34,6 +25,7 @@ from engine.sources.member_names import (
     query_values,
     wanted_fields,
 )
+from engine.sources.skip_notes import HARD_LINKS, NO_ARCHIVE
 from engine.sources.steady_file import steady
 from engine.sources.tar_reader import TarEntry, TarReader, is_tar
 from engine.sources.webdataset import MAX_SIDECAR, SampleFile, metadata_of, samples

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from engine.errors import SourceError
-from engine.sources.items import DEVICES, HARD_LINKS, LINKS, PIECES
+from engine.sources.skip_notes import DEVICES, HARD_LINKS, LINKS, PIECES
 
 BLOCK = 512
 _MAX_HEADER = 1 << 20  # bytes of a long name or of a pax header

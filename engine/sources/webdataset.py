@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import ImageError
-from engine.sources.items import checked_metadata
+from engine.sources.metadata import checked_metadata
 
 MAX_SIDECAR = 64 << 10  # bytes
 SIDECARS = frozenset([b"json", b"cls", b"txt"])

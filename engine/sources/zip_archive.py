@@ -25,19 +25,9 @@ from engine.errors import ImageError, SourceError, UsageError
 from engine.images.file_types import looks_like_image
 from engine.sources import zip_directory
 from engine.sources.decompress import damage, decompressor
-from engine.sources.items import (
-    DEVICES,
-    FOLDERS_WITH_DATA,
-    HEAD_BYTES,
-    LINKS,
-    Member,
-    Reject,
-    Skipped,
-    absolute,
-    over_limit,
-    stamp_of,
-)
+from engine.sources.items import HEAD_BYTES, Member, Reject, Skipped, absolute, over_limit, stamp_of
 from engine.sources.member_names import MAX_NAME, claims_by_name, name_problem, no_member
+from engine.sources.skip_notes import DEVICES, FOLDERS_WITH_DATA, LINKS
 from engine.sources.steady_file import steady
 from engine.sources.zip_directory import ZipEntry
 

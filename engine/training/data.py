@@ -29,7 +29,6 @@ from engine.images.rgb_picture import squash, to_rgb8
 from engine.memory import MemoryGate
 from engine.records import Rejection
 from engine.sources.items import (
-    LABELS,
     ArchiveItem,
     ArrayItem,
     FileItem,
@@ -41,6 +40,7 @@ from engine.sources.items import (
     VectorItem,
     absolute,
 )
+from engine.sources.metadata import LABELS
 from engine.sources.source_stream import Sources
 from engine.training.cache import FORMAT, PictureFile, PictureWriter, find
 
