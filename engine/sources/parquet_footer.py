@@ -104,7 +104,7 @@ class _Footer:
 
     def _struct(self, depth: int, lists: int) -> None:
         if depth > _MAX_DEPTH:
-            raise SourceError("is damaged: a footer that is none")
+            raise SourceError("is damaged: not a valid Parquet footer")
         data = self._data
         while head := data[self._at]:
             self._at += 1
@@ -130,7 +130,7 @@ class _Footer:
         elif kind == DOUBLE:
             self._at += 8
         else:
-            raise SourceError("is damaged: a footer that is none")
+            raise SourceError("is damaged: not a valid Parquet footer")
 
     def _list_head(self) -> tuple[int, int]:
         """How many elements a list has, and of which kind."""

@@ -16,7 +16,7 @@ def struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
     It is one without lists, as the header of a page is; ``SourceError`` if it is not.
     """
     if depth > _MAX_DEPTH:
-        raise SourceError("is damaged: a page header that is none")
+        raise SourceError("is damaged: not a valid Parquet page header")
     fields: dict[int, Any] = {}
     number = 0
     while data[at]:
@@ -46,7 +46,7 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
         return None, at + length
     if kind == STRUCT:
         return struct(data, at, depth + 1)
-    raise SourceError("is damaged: a page header that is none")
+    raise SourceError("is damaged: not a valid Parquet page header")
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:

@@ -66,7 +66,7 @@ def open_file(data: bytes, *, head_only: bool = False) -> tuple[ImageFile.ImageF
     it, and whatever a plugin raises.
     """
     if data.startswith(png.SIGNATURE):
-        stream, frames = png.opened(data, head_only=head_only)
+        stream, frames = png.pixels_only(data, head_only=head_only)
         return open_image(stream, ("PNG",)), frames
     try:
         return open_image(data, FORMATS), None
