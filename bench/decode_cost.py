@@ -2,7 +2,7 @@
 
 Makes a picture of each kind that Pillow can write, decodes it in a process of its own, and prints the
 peak of anonymous memory a pixel: while it is decoded, and with fingerprint and picture; and what
-``engine.images.decoding.cost`` counts for it. Met if nothing takes more than is counted. Linux only.
+``engine.images.formats.cost`` counts for it. Met if nothing takes more than is counted. Linux only.
 """
 
 from __future__ import annotations

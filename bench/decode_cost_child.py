@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from engine.images import canonical, fingerprint
+from engine.images import fingerprint
+from engine.images.decode import decode, decoding_bytes
+from engine.images.rgb_picture import squash, to_rgb8
 
 from . import memory
 from .process import answer
@@ -28,15 +30,15 @@ def ask(small: str, large: str) -> dict[str, int]:
     before = memory.peak_resident()
     decoded = _whole(data) - before
     found = {"decoded": decoded, "whole": memory.peak_resident() - before}
-    return found | {"counted": canonical.decoding_bytes(data)}
+    return found | {"counted": decoding_bytes(data)}
 
 
 def _whole(data: bytes) -> int:
     """Everything that an ingest does with the pixels; the peak when they are decoded."""
-    found = canonical.decode(data, max_bytes=1 << 50).pixels
+    found = decode(data, max_bytes=1 << 50).pixels
     peak = memory.peak_resident()
     fingerprint.fingerprint(found)
-    canonical.squash(canonical.to_rgb8(found), _SIDE)
+    squash(to_rgb8(found), _SIDE)
     return peak
 
 

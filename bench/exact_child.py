@@ -17,7 +17,8 @@ import numpy.typing as npt
 from engine import Store
 from engine.config import CHUNK_ROWS, MemoryBudget
 from engine.images import hashing
-from engine.images.canonical import HEADER_BYTES, PackedBits
+from engine.images.canonical import HEADER_BYTES
+from engine.images.packed_bits import PackedBits
 
 from . import data, disk
 from .data import Images

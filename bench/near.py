@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from engine import PackedBits, Store, UsageError
 from engine.cli.progress import Progress
 from engine.config import DEFAULT_MAX_DISTANCE
-from engine.images.canonical import from_image
+from engine.images.pil_images import from_image
 from engine.records import Kind
 
 from . import data, script

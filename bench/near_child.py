@@ -9,7 +9,8 @@ import numpy as np
 
 from engine import PackedBits
 from engine.config import DEFAULT_MAX_DISTANCE
-from engine.images.canonical import decode, to_rgb8
+from engine.images.decode import decode
+from engine.images.rgb_picture import to_rgb8
 
 from . import data, sets
 from .errors import BenchError

@@ -18,7 +18,9 @@ from PIL import Image
 
 from engine import PackedBits
 from engine.errors import ImageError, UsageError
-from engine.images.canonical import SUFFIXES, decode, to_rgb8
+from engine.images.decode import decode
+from engine.images.file_types import SUFFIXES
+from engine.images.rgb_picture import to_rgb8
 from engine.records import Kind
 
 from . import changes, data

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         TrainingError,
         UsageError,
     )
-    from engine.images.canonical import PackedBits
+    from engine.images.packed_bits import PackedBits
     from engine.records import (
         BackupReport,
         CheckReport,
@@ -80,7 +80,7 @@ __all__ = [
 
 _MODULES = {
     "Store": "engine.api",
-    "PackedBits": "engine.images.canonical",
+    "PackedBits": "engine.images.packed_bits",
 }  # of names beside errors and records
 
 

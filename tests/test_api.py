@@ -15,6 +15,7 @@ import engine.cli.app
 from engine import ImageRecord, Kind, PackedBits, Store, StoreDamagedError, UsageError
 from engine.api import reading
 from engine.images import canonical, hashing
+from engine.images.decode import DECODER
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_a_record_says_what_is_known_of_an_image(photos: Path) -> None:
     assert (record.id, record.kind, record.height, record.width) == (4, Kind.U8, 8, 12)
     assert (record.channels, record.frames, record.container) == (3, 1, "png")
     assert (record.file_bytes, record.file_hash) == (len(data), hashing.file_hash(data))
-    assert (record.proof, record.decoder) == (hashing.proof(form), canonical.DECODER)
+    assert (record.proof, record.decoder) == (hashing.proof(form), DECODER)
     assert (record.place, record.metadata) == (None, None)
 
 

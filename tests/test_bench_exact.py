@@ -31,7 +31,7 @@ from bench.peers import LMDB, PEERS, SQLITE, Peer
 from bench.report import Target, targets
 from engine import Store, UsageError
 from engine.config import MemoryBudget
-from engine.images.canonical import PackedBits
+from engine.images.packed_bits import PackedBits
 
 N = 120
 MEMORY = 128 << 20

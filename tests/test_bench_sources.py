@@ -12,7 +12,7 @@ from bench import BenchError, sources
 from bench.sources import BITS, BITS_ARRAY, FOLDER, TAR, Taken
 from engine import UsageError
 from engine.sources.items import Member
-from engine.sources.locate import Sources
+from engine.sources.source_stream import Sources
 
 MEMORY = 128 << 20
 

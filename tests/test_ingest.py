@@ -246,7 +246,7 @@ def test_a_reject_is_not_read_again_unless_it_or_the_decoder_changes(
     assert counts(store.ingest(photos)) == (0, 0, 4, 1, 0)
     assert read == ["2.png"]
     read.clear()
-    monkeypatch.setattr(canonical, "DECODER", "pillow-99")
+    monkeypatch.setattr("engine.images.decode.DECODER", "pillow-99")
     assert counts(store.ingest(photos)) == (0, 0, 4, 1, 0)
     assert read == ["2.png"]
     read.clear()

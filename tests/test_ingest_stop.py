@@ -19,7 +19,7 @@ from engine.encoders.onnx import OnnxEncoder
 from engine.images import hashing
 from engine.ingest import run
 from engine.ingest.run import Ingest
-from engine.sources.items import HARD_LINKS, WITHOUT_METADATA
+from engine.sources.skip_notes import HARD_LINKS, WITHOUT_METADATA
 from engine.storage.ballast import NoRoomError
 from engine.storage.changeset import Chunk
 from engine.storage.session import Session

@@ -107,7 +107,8 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 COSTS = """
 import ctypes, json, sys
 from pathlib import Path
-from engine import fingerprint, pixels
+from engine.images import decode, fingerprint
+from engine.images.rgb_picture import squash, to_rgb8
 
 def status(name):
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -122,12 +123,12 @@ for kind in sys.argv[1:]:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = status("VmRSS")
-        image = pixels.decode(data).pixels
+        image = decode.decode(data).pixels
         fingerprint.fingerprint(image)
-        pixels.squash(pixels.to_rgb8(image), 96)
+        squash(to_rgb8(image), 96)
         del image
         taken = status("VmHWM") - before
-    found[kind] = (taken, pixels.decoding_bytes(data))
+    found[kind] = (taken, decode.decoding_bytes(data))
 print(json.dumps(found))
 """
 
@@ -217,7 +218,7 @@ def test_what_did_not_fit_is_tried_again_with_more_memory(tmp_path: Path) -> Non
     assert (added, rejected) == (0, 1)
     assert grown < SLACK
     (line,) = (tmp_path / "store/rejects.jsonl").read_text().splitlines()
-    assert "raise --memory" in json.loads(line)["reason"]
+    assert "raise memory=" in json.loads(line)["reason"]
     with Store.open(tmp_path / "store", memory="256M") as store:
         assert store.ingest(tmp_path / "images").added == 1
 

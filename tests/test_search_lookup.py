@@ -467,7 +467,7 @@ def test_a_file_known_by_its_bytes_is_found_even_where_it_cannot_be_decoded(
         def refuse(*_: object, **__: object) -> None:
             raise ImageError("too large")
 
-        monkeypatch.setattr("engine.sources.locate.decode", refuse)
+        monkeypatch.setattr("engine.sources.query.decode", refuse)
         for tiers in (None, ["identical"]):
             assert [hit.id for hit in store.lookup(path, tiers=tiers).identical] == [1]
         with pytest.raises(ImageError, match="too large"):

@@ -24,12 +24,14 @@ from PIL import Image
 from engine import Store
 from engine.cli import render
 from engine.errors import ImageError, SourceError, UsageError
-from engine.sources import items, shards, tar
-from engine.sources.archives import TarArchive, begins_as_tar
+from engine.sources import skip_notes, tar_reader, webdataset
 from engine.sources.decompress import zstd
-from engine.sources.items import METADATA_LIMIT, Member, Problem, Skipped
-from engine.sources.locate import Sources, open_images
-from engine.sources.zip import ZipArchive
+from engine.sources.items import Member, Reject, Skipped
+from engine.sources.metadata import METADATA_LIMIT
+from engine.sources.query import open_images
+from engine.sources.source_stream import Sources
+from engine.sources.tar_archive import TarArchive, begins_as_tar
+from engine.sources.zip_archive import ZipArchive
 
 RNG = np.random.default_rng(3)
 MOST = 1 << 20
@@ -181,7 +183,13 @@ def test_folders_are_no_members_and_links_and_devices_are_skipped(tmp_path):
         ("Skipped", "6.png"),
         ("Member", "b.png"),
     ]
-    assert [i.note for i in found] == ["", items.LINKS, items.HARD_LINKS, items.DEVICES, ""]
+    assert [i.note for i in found] == [
+        "",
+        skip_notes.LINKS,
+        skip_notes.HARD_LINKS,
+        skip_notes.DEVICES,
+        "",
+    ]
     with pytest.raises(
         ImageError, match="is a hard link in the archive: name '/etc/passwd' instead"
     ):
@@ -206,7 +214,7 @@ def test_folders_are_no_members_and_links_and_devices_are_skipped(tmp_path):
     )
     found = read(archive)
     assert shown(found)[-1] == ("Member", "a.png")
-    notes = [items.FOLDERS_WITH_DATA, items.LINKS, items.DEVICES]
+    notes = [skip_notes.FOLDERS_WITH_DATA, skip_notes.LINKS, skip_notes.DEVICES]
     assert [item.note for item in found[:-1]] == notes
     with pytest.raises(ImageError, match="symbolic link"):
         archive.read(b"link.png", MOST)
@@ -237,7 +245,7 @@ def test_archives_behind_each_other_are_one(tmp_path):
         archive = a_tar(tmp_path / name, data)
         found = read(archive)
         assert [type(item) for item in found] == [Member, Skipped]
-        assert found[1].note == items.NO_ARCHIVE and not read(archive, 2)
+        assert found[1].note == skip_notes.NO_ARCHIVE and not read(archive, 2)
     assert len(read(a_tar(tmp_path / "zeros.tar", bytes(10240)))) == 0
 
 
@@ -252,15 +260,15 @@ def test_an_ingest_says_what_of_an_archive_is_not_read(tmp_path):
         report = store.ingest(str(path))
         assert (report.added, report.rejected, report.skipped) == (2, 0, 4)
         assert report.notes == {
-            items.HARD_LINKS: 3,
-            items.WITHOUT_METADATA: 1,
-            items.NO_ARCHIVE: 1,
+            skip_notes.HARD_LINKS: 3,
+            skip_notes.WITHOUT_METADATA: 1,
+            skip_notes.NO_ARCHIVE: 1,
         }
         (line,) = map(json.loads, Path(report.rejects_file or "").read_text().splitlines())
         assert line["source"] == f"{path}#b.png"
         assert line["reason"] == "taken without its metadata: its .json is not an object"
         text = render.ingest_text(report)
-        assert f"3 {items.HARD_LINKS}" in text and f"1 {items.WITHOUT_METADATA}" in text
+        assert f"3 {skip_notes.HARD_LINKS}" in text and f"1 {skip_notes.WITHOUT_METADATA}" in text
         again = store.ingest(str(path))
         assert (again.unchanged, again.skipped, again.notes) == (2, 4, {})
 
@@ -367,7 +375,7 @@ def test_a_member_over_the_limit_is_passed_by(tmp_path):
     for archive in (*archives[:3], zipped):
         first, large, last = read(archive, most=4000)
         assert (
-            isinstance(large, Problem) and "5,000 bytes are over the limit of 4,000" in large.reason
+            isinstance(large, Reject) and "5,000 bytes are over the limit of 4,000" in large.reason
         )
         assert (large.mtime_ns, large.size) == (0, 0)  # with more memory it may go better
         assert (first.data, last.data) == (PNG, OTHER)
@@ -489,7 +497,7 @@ def test_fields_are_chosen_or_left_out(tmp_path):
         ("0.json", b'{"a": "\xff"}', "its .json is not UTF-8"),
         ("0.txt", b"\xff", "its .txt is not UTF-8"),
         ("0.txt", b"x" * (METADATA_LIMIT + 1), "over the limit"),
-        ("0.txt", b"x" * (shards.MAX_SIDECAR + 1), "over the limit"),
+        ("0.txt", b"x" * (webdataset.MAX_SIDECAR + 1), "over the limit"),
     ],
 )
 def test_what_is_said_of_an_image_may_be_lost_but_not_the_image(tmp_path, name, data, why):
@@ -517,17 +525,17 @@ def test_a_number_that_is_none_says_nothing(tmp_path):
 def test_a_sample_is_bounded(tmp_path):
     """Names like IMG.0001.png make a whole archive one sample."""
     files = [(f"IMG.{i:04d}.png", PNG) for i in range(1000)]
-    held = max(len(sample) for sample in shards.samples(_files_of(files)))
+    held = max(len(sample) for sample in webdataset.samples(_files_of(files)))
     assert held <= 64
     assert len(said(tmp_path, files)) == 1000
     large = [(f"IMG.{i}.png", bytes(3 << 20)) for i in range(9)]
-    assert max(len(sample) for sample in shards.samples(_files_of(large))) == 3
+    assert max(len(sample) for sample in webdataset.samples(_files_of(large))) == 3
     twice = [("a.png", PNG), ("a.txt", b"one"), ("a.txt", b"two")]
-    assert [len(sample) for sample in shards.samples(_files_of(twice))] == [2, 1]
+    assert [len(sample) for sample in webdataset.samples(_files_of(twice))] == [2, 1]
 
 
-def _files_of(pairs: list[tuple[str, bytes]]) -> list[shards.File]:
-    return [shards.File(n.encode(), n.endswith(".png"), len(d)) for n, d in pairs]
+def _files_of(pairs: list[tuple[str, bytes]]) -> list[webdataset.SampleFile]:
+    return [webdataset.SampleFile(n.encode(), n.endswith(".png"), len(d)) for n, d in pairs]
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -686,7 +694,7 @@ def test_a_size_that_claims_gigabytes_is_not_read(tmp_path):
     pax = header(b"p", len(size), b"x") + size.replace(b"30", b"20").ljust(512, b"\0")
     (tmp_path / "p.tar").write_bytes(pax + header(b"a.png", 5) + PNG)
     (item,), why = until(TarArchive(tmp_path / "p.tar"))
-    assert isinstance(item, Problem) and "10,737,418,240 bytes" in item.reason
+    assert isinstance(item, Reject) and "10,737,418,240 bytes" in item.reason
     assert "cut short" in why
 
 
@@ -733,14 +741,14 @@ def test_sparse_files_are_not_what_is_stored(tmp_path):
     data = bytes(info) + bytes(more) + PNG[:100].ljust(512, b"\0") + INTACT
     (tmp_path / "a.tar").write_bytes(data)
     first, *rest = read(TarArchive(tmp_path / "a.tar"))
-    assert isinstance(first, Problem) and "sparse" in first.reason
+    assert isinstance(first, Reject) and "sparse" in first.reason
     assert len(rest) == 4
     name = b"26 GNU.sparse.name=real.png\n"
     record = b"%d" % len(name) + name[2:]
     pax = header(b"p", len(record), b"x") + record.ljust(512, b"\0") + header(b"GNUSparse/0", 0)
     (tmp_path / "b.tar").write_bytes(pax + bytes(1024))
     (item,) = read(TarArchive(tmp_path / "b.tar"))
-    assert isinstance(item, Problem) and member(item) == b"real.png"
+    assert isinstance(item, Reject) and member(item) == b"real.png"
 
 
 def test_names_that_no_store_can_keep_are_problems(tmp_path):
@@ -751,12 +759,12 @@ def test_names_that_no_store_can_keep_are_problems(tmp_path):
         data = header(b"p", len(record), b"x") + record.ljust(-(-len(record) // 512) * 512, b"\0")
         (tmp_path / "a.tar").write_bytes(data + header(b"a.png", 0) + bytes(1024))
         (item,) = read(TarArchive(tmp_path / "a.tar"))
-        assert isinstance(item, Problem) and why in item.reason
+        assert isinstance(item, Reject) and why in item.reason
     data = bytearray(tar_bytes({"a": PNG}))
     data[:512] = header(b"", len(PNG))
     (tmp_path / "a.tar").write_bytes(data)
     (item,) = read(TarArchive(tmp_path / "a.tar"))
-    assert isinstance(item, Problem) and "without a name" in item.reason
+    assert isinstance(item, Reject) and "without a name" in item.reason
 
 
 def test_what_takes_too_much_memory_to_decompress_is_not(tmp_path):
@@ -768,12 +776,12 @@ def test_what_takes_too_much_memory_to_decompress_is_not(tmp_path):
     compressor = module.ZstdCompressor(options=options)
     packed = compressor.compress(INTACT) + compressor.flush()
     found, why = cut_at(tmp_path, packed, "tar.zst")
-    assert not found and "raise --memory" in why
+    assert not found and "raise memory=" in why
     path = tmp_path / "cut.tar.zst"
     assert len(read(TarArchive(path), most=1 << 27)) == 4
     large = lzma.compress(INTACT, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 27}])
     found, why = cut_at(tmp_path, large, "tar.xz")
-    assert not found and "raise --memory" in why
+    assert not found and "raise memory=" in why
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix != "tar"])
@@ -785,7 +793,7 @@ def test_streams_behind_each_other_are_one(tmp_path, suffix, at):
         archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + padding)
         assert len(read(archive)) == 4
     archive = a_tar(path, compress(INTACT[:at]) + compress(INTACT[at:]) + b"\x1f")
-    assert [item.note for item in read(archive)[4:]] == [items.NO_ARCHIVE]
+    assert [item.note for item in read(archive)[4:]] == [skip_notes.NO_ARCHIVE]
     damaged = bytearray(compress(INTACT[at:]))
     damaged[8:12] = b"\xff" * 4
     _, why = cut_at(tmp_path, compress(INTACT[:at]) + damaged, suffix)
@@ -795,7 +803,7 @@ def test_streams_behind_each_other_are_one(tmp_path, suffix, at):
 def test_a_later_stream_that_takes_too_much_memory_is_not_padding(tmp_path):
     large = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 27}]
     packed = lzma.compress(INTACT[:1200]) + lzma.compress(INTACT[1200:], filters=large)
-    assert "raise --memory" in cut_at(tmp_path, packed, "tar.xz")[1]
+    assert "raise memory=" in cut_at(tmp_path, packed, "tar.xz")[1]
 
 
 @pytest.mark.parametrize("first", [0x50, 0x5F])
@@ -998,7 +1006,7 @@ def test_encrypted_members_are_problems(tmp_path):
         at = data.find(b"PK\1\2", at + 4)
     path.write_bytes(data)
     kinds = shown(read(ZipArchive(path)))
-    assert [kind for kind, _ in kinds] == ["Problem", "Problem", "Skipped", "Skipped"]
+    assert [kind for kind, _ in kinds] == ["Reject", "Reject", "Skipped", "Skipped"]
     assert "is encrypted" in read(ZipArchive(path))[0].reason
 
 
@@ -1046,14 +1054,14 @@ def test_memory_does_not_grow_with_the_members(tmp_path):
 def test_a_plain_tar_is_read_on_without_reading_what_is_done(tmp_path, monkeypatch):
     path = tmp_path / "a.tar"
     archive = a_tar(path, [(f"{i}.png", bytes(1 << 20)) for i in range(8)])
-    read_ = tar.TarReader.read
+    read_ = tar_reader.TarReader.read
     asked: list[int] = []
 
     def spy(self, most: int) -> bytes:
         asked.append(most)
         return read_(self, most)
 
-    monkeypatch.setattr(tar.TarReader, "read", spy)
+    monkeypatch.setattr(tar_reader.TarReader, "read", spy)
     assert len(read(archive, 7)) == 1
     assert sum(asked) <= 1 << 20
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.errors import SourceError
-from engine.images.canonical import decode, from_array, rows_from_array
+from engine.images.canonical import from_array, rows_from_array
+from engine.images.decode import decode
 from engine.records import Kind
 from engine.sources.arrays import NpyArray, open_arrays
 

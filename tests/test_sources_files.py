@@ -15,7 +15,7 @@ from PIL import Image
 from engine import Store
 from engine.errors import ImageError
 from engine.sources import files, items
-from engine.sources.items import FileItem, Problem, Skipped
+from engine.sources.items import FileItem, Reject, Skipped
 from engine.storage.rows import NameRow
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
@@ -187,7 +187,7 @@ def test_a_link_in_a_circle_does_not_stop_the_walk(tmp_path):
     put(tmp_path / "z.png")
     skipped, problem, image = walked(tmp_path)
     assert isinstance(skipped, Skipped)
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, Reject)
     assert image.path.name == "z.png"
 
 
@@ -233,7 +233,7 @@ def test_what_is_closed_to_us_is_a_problem_and_the_rest_is_read(tmp_path):
     (tmp_path / "closed").chmod(0)
     try:
         items = walked(tmp_path)
-        assert named(items, Problem) == ["link.png", "closed"]
+        assert named(items, Reject) == ["link.png", "closed"]
         assert found(tmp_path) == ["closed.png", "open/b.png"]
         with pytest.raises(ImageError, match="Permission denied"):
             items[0].read(1000)
@@ -252,8 +252,8 @@ def test_pipes_and_sockets_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     put(tmp_path / "z.png")
     assert found(tmp_path) == ["z.png"]
-    assert isinstance(files.one(tmp_path / "pipe.png"), Problem)
-    assert isinstance(files.one(Path("/dev/null")), Problem)
+    assert isinstance(files.one(tmp_path / "pipe.png"), Reject)
+    assert isinstance(files.one(Path("/dev/null")), Reject)
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,15 @@ from PIL import Image
 
 from engine.errors import ImageError, UsageError
 from engine.images.canonical import from_array
-from engine.sources import shards
-from engine.sources.archives import TarArchive
 from engine.sources.arrays import NpyArray
-from engine.sources.items import FileItem, Problem, Skipped
-from engine.sources.locate import Query, Sources, listed, open_images
+from engine.sources.items import FileItem, Reject, Skipped
+from engine.sources.name_patterns import expand
+from engine.sources.path_lists import listed
+from engine.sources.query import Query, open_images
+from engine.sources.source_stream import Sources
 from engine.sources.synthetic import SyntheticBits, generate
-from engine.sources.zip import ZipArchive
+from engine.sources.tar_archive import TarArchive
+from engine.sources.zip_archive import ZipArchive
 
 RNG = np.random.default_rng(11)
 COLOUR = RNG.integers(0, 256, (5, 4, 6, 3), np.uint8)
@@ -67,9 +69,9 @@ def pixels(spec: str) -> bytes:
     return bytes(query.decode(MOST).pixels.canonical)
 
 
-def problem(spec: str) -> Problem:
+def problem(spec: str) -> Reject:
     (found,) = open_images(spec, MOST)
-    assert isinstance(found, Problem), found
+    assert isinstance(found, Reject), found
     assert found.name == os.fsencode(spec)
     assert len(found.reason.splitlines()) == 1
     return found
@@ -141,7 +143,7 @@ def test_a_source_that_went_between_is_a_problem(here):
     sources = Sources(["one.png", "a.npy"])
     (here / "one.png").unlink()
     (here / "a.npy").unlink()
-    assert [type(item) for item in sources] == [Problem, Problem]
+    assert [type(item) for item in sources] == [Reject, Reject]
 
 
 def test_the_count_includes_the_rows_of_arrays():
@@ -178,7 +180,7 @@ def test_a_pattern_stands_for_several_sources(here):
         "part-010.npy?kind=8bit",
         "part-009.npy?kind=8bit",
     ]
-    assert isinstance(found[4], Problem) and "No such file" in found[4].reason
+    assert isinstance(found[4], Reject) and "No such file" in found[4].reason
     assert Sources(["part-{008..010}.npy"]).count() == 15
 
 
@@ -199,7 +201,7 @@ def test_a_pattern_stands_for_several_sources(here):
     ],
 )
 def test_patterns_are_those_of_the_shell(pattern, names):
-    found = shards.expand(pattern)
+    found = expand(pattern)
     assert names == (None if found is None else list(found))
 
 
@@ -253,7 +255,7 @@ def test_an_archive_alone_is_all_of_its_images(here):
     with (here / "a.tar").open("r+b") as file:
         file.truncate(2200)  # in the second member
     image, broken = open_images("a.tar", MOST)
-    assert isinstance(image, Query) and isinstance(broken, Problem) and "cut short" in broken.reason
+    assert isinstance(image, Query) and isinstance(broken, Reject) and "cut short" in broken.reason
     assert "limit" in next(iter(open_images("a.tar#x.png", 5))).reason
 
 
@@ -263,7 +265,7 @@ def test_an_archive_alone_is_all_of_its_images(here):
 def test_a_list_names_more_sources(here):
     (here / "list").write_text("photos\n\na.npy\r\nsynthetic:bits?n=2\n  \nnowhere.png\n")
     found = items("one.png", files_from="list")
-    kinds = [FileItem, FileItem, Skipped, FileItem, NpyArray, SyntheticBits, Problem]
+    kinds = [FileItem, FileItem, Skipped, FileItem, NpyArray, SyntheticBits, Reject]
     assert [type(item) for item in found] == kinds
     assert found[-1].name == os.fsencode(here / "nowhere.png")
     assert Sources(["one.png"], files_from="list").count() is None
@@ -273,7 +275,7 @@ def test_a_listed_line_that_makes_no_sense_is_a_problem(here):
     lines = ["-", "nul\0byte", "x" * 70_000, "synthetic:photos", "a.npy?kind=9bit", "one.png"]
     (here / "list").write_text("\n".join(lines))
     *problems, image = items(files_from="list")
-    assert [type(item) for item in problems] == [Problem] * 5
+    assert [type(item) for item in problems] == [Reject] * 5
     assert all(len(item.name) <= 200 for item in problems)
     assert isinstance(image, FileItem)
 
@@ -282,7 +284,7 @@ def test_a_listed_line_that_makes_no_sense_is_a_problem(here):
 def test_a_listed_line_that_is_too_long_for_a_path_is_a_problem(here, long):
     (here / "list").write_text(f"{long}\n{{a,{long}}}\n{long}?metadata=\none.png\n")
     *problems, image = items(files_from="list")
-    assert [type(item) for item in problems] == [Problem] * 4
+    assert [type(item) for item in problems] == [Reject] * 4
     assert all(len(item.name) <= 4096 and len(item.reason) < 1100 for item in problems)
     assert "File name too long" in problems[0].reason
     assert isinstance(image, FileItem)
@@ -312,7 +314,7 @@ def test_of_a_line_of_any_length_a_beginning_is_read(here):
     assert lines[2] == longest and lines[6] == longest + "y"
     assert peak < 2 << 20
     kinds = [type(item) for item in items(files_from="list")]
-    assert kinds == [Problem, FileItem] * 5
+    assert kinds == [Reject, FileItem] * 5
 
 
 def test_a_listed_name_that_is_no_utf_8_keeps_its_bytes(here):
@@ -357,7 +359,7 @@ def test_a_list_may_have_null_bytes_between_its_names(here):
     assert found[1].name == os.fsencode(here / odd[0])
     (here / "list").write_bytes(b"one.png\0" * 3)
     (wrong,) = items(files_from="list")
-    assert "for --null?" in wrong.reason
+    assert "for null=True?" in wrong.reason
     (here / "list").write_bytes(b"x" * 200_000 + b"\0one.png")
     assert [len(name) for name in listed("list", null=True)] == [(1 << 16) + 1, 7]
     with pytest.raises(UsageError, match="null bytes"):
@@ -572,4 +574,4 @@ def test_a_pipe_is_a_problem(here):
     os.mkfifo(here / "pipe.npy")
     assert "neither a file nor a folder" in problem("pipe.png").reason
     problem("pipe.npy")
-    assert [type(item) for item in items("pipe.png", "pipe.npy")] == [Problem, Problem]
+    assert [type(item) for item in items("pipe.png", "pipe.npy")] == [Reject, Reject]

@@ -311,13 +311,13 @@ def test_shrunk_sizes_are_bounded_and_keep_their_shape(size: tuple[int, int], si
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many images have been decoded so far."""
     calls: list[int] = []
-    real = data.pixels.decode
+    real = data.decode.decode
 
     def decode(*args: Any, **given: Any) -> Any:
         calls.append(1)
         return real(*args, **given)
 
-    monkeypatch.setattr(data.pixels, "decode", decode)
+    monkeypatch.setattr(data.decode, "decode", decode)
     return lambda: len(calls)
 
 

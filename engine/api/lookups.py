@@ -18,7 +18,8 @@ from engine.config import (
 )
 from engine.errors import ImageError, UsageError
 from engine.images import canonical
-from engine.images.canonical import PackedBits
+from engine.images.packed_bits import PackedBits
+from engine.images.pil_images import from_image
 from engine.index.operating_point import check_recall
 from engine.ingest.given_arrays import normalized
 from engine.records import (
@@ -32,8 +33,8 @@ from engine.sources.in_memory import (
     Images,
     unlike,
 )
-from engine.sources.items import Problem
-from engine.sources.locate import Query, open_images
+from engine.sources.items import Reject
+from engine.sources.query import Query, open_images
 
 _ANSWER_BYTES = 4 + 8  # a score and an id
 _LOOKED_UP = 4096  # images in canonical form at a time
@@ -97,7 +98,7 @@ class Lookups(OpenStore):
         elif isinstance(query, PackedBits):
             result = self._one(finder, Query("bits", None, Decoded(query.only(), "array")), within)
         elif isinstance(query, Image.Image):
-            found_ = Decoded(canonical.from_image(query), "image")
+            found_ = Decoded(from_image(query), "image")
             result = self._one(finder, Query("image", None, found_), within)
         elif np.ndim(query) == 0:  # as None is to NumPy
             raise UsageError(
@@ -288,7 +289,7 @@ class Lookups(OpenStore):
 
     def _queries(self, finder: Lookup, spec: str, within: Within | None) -> Iterator[LookupResult]:
         for query in open_images(spec, self._session.memory.max_file):
-            if isinstance(query, Problem):
+            if isinstance(query, Reject):
                 yield LookupResult(os.fsdecode(query.name), error=query.reason)
             else:
                 yield self._one(finder, query, within)

@@ -21,7 +21,7 @@ from engine.config import (
 )
 from engine.encoders import registry
 from engine.errors import EngineError, ImageError, StoreError, UsageError
-from engine.images.canonical import PackedBits
+from engine.images.packed_bits import PackedBits
 from engine.ingest.dry_run import Plan
 from engine.ingest.run import Ingest
 from engine.maintenance.check.run import Check
@@ -41,14 +41,15 @@ from engine.records import Problem as CheckProblem
 from engine.sources.in_memory import (
     Images,
     OneImage,
-    Vectors,
+    VectorArray,
     array_of,
     is_image,
     members,
     unlike,
 )
-from engine.sources.items import Item, checked_metadata
-from engine.sources.locate import Sources
+from engine.sources.items import Item
+from engine.sources.metadata import checked_metadata
+from engine.sources.source_stream import Sources
 from engine.storage.session import Session
 
 Stream = Iterable[tuple[str, OneImage] | tuple[str, OneImage, dict[str, Any] | None]]
@@ -59,7 +60,7 @@ class Writing(OpenStore):
 
     def ingest(
         self,
-        *sources: str | os.PathLike[str] | Images | Vectors | OneImage | Stream,
+        *sources: str | os.PathLike[str] | Images | VectorArray | OneImage | Stream,
         name: str | None = None,
         metadata: dict[str, Any] | None = None,
         files_from: str | os.PathLike[str] | None = None,

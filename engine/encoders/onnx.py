@@ -14,7 +14,7 @@ from engine.encoders.external_data import has_external_data
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError
 from engine.forking import abandon_in_child, keep_for_ever
-from engine.images.canonical import squash
+from engine.images.rgb_picture import squash
 
 _BATCH_BYTES = 32 << 20  # of pictures that the model is given at once
 _SOON = 0.1  # seconds

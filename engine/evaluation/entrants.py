@@ -26,6 +26,7 @@ from engine.errors import EncoderError, UsageError
 from engine.evaluation.pictures import Array
 from engine.images import canonical as px
 from engine.images import fingerprint
+from engine.images.rgb_picture import squash
 
 Vectors = npt.NDArray[np.float32]
 
@@ -125,7 +126,7 @@ def unit(vectors: npt.NDArray[Any]) -> Vectors:
 def _raw(pictures: Sequence[Array]) -> Vectors:
     out = np.empty((len(pictures), 4 * _SIDE * _SIDE), np.float32)
     for row, picture in zip(out, pictures, strict=True):
-        small = px.squash(picture, _SIDE)
+        small = squash(picture, _SIDE)
         row[: 3 * _SIDE * _SIDE] = small.reshape(-1)
         row[3 * _SIDE * _SIDE :] = np.asarray(Image.fromarray(small).convert("L")).reshape(-1)
     return out
@@ -165,7 +166,7 @@ def _untrained(seed: int) -> Entrant:
     trunk = build(settings).trunk.eval()
 
     def encode(pictures: Sequence[Array]) -> Vectors:
-        batch = torch.from_numpy(np.stack([px.squash(each, UNTRAINED_SIZE) for each in pictures]))
+        batch = torch.from_numpy(np.stack([squash(each, UNTRAINED_SIZE) for each in pictures]))
         with torch.inference_mode():
             return unit(trunk(normalised(batch, settings.mean, settings.std)).numpy())
 
@@ -181,7 +182,7 @@ def _lite0(path: Path) -> Entrant:
     network = lite0.load(path)
 
     def encode(pictures: Sequence[Array]) -> Vectors:
-        batch = torch.from_numpy(np.stack([px.squash(each, lite0.SIZE) for each in pictures]))
+        batch = torch.from_numpy(np.stack([squash(each, lite0.SIZE) for each in pictures]))
         with torch.inference_mode():
             return unit(network(batch).numpy())
 
@@ -230,7 +231,7 @@ def _network(path: Path) -> Entrant:
         raise EncoderError(f"{path} takes {shape[0]} pictures at a time: export it for n or for 1")
 
     def encode(pictures: Sequence[Array]) -> Vectors:
-        batch: npt.NDArray[Any] = np.stack([px.squash(picture, size) for picture in pictures])
+        batch: npt.NDArray[Any] = np.stack([squash(picture, size) for picture in pictures])
         if first:
             batch = ((batch / np.float32(255) - _MEAN) / _STD).transpose(0, 3, 1, 2)
         parts = np.split(batch, len(batch)) if alone else [batch]

@@ -23,7 +23,7 @@ from engine.evaluation.pictures import Picture, Stream
 from engine.evaluation.report import EncoderResult, EvalReport, EvalSettings
 from engine.evaluation.timing import Timed
 from engine.records import Rejection
-from engine.sources.locate import Sources
+from engine.sources.source_stream import Sources
 from engine.storage.durable import make_folders, replace_file
 
 REPORT = "eval.json"

@@ -24,6 +24,7 @@ import numpy as np
 from engine.errors import SourceError, UsageError
 from engine.evaluation.pictures import Picture, Stream, shrunk
 from engine.images import canonical as px
+from engine.images.rgb_picture import to_rgb8
 from engine.sources import npy
 from engine.sources.arrays import NpyArray, open_array
 from engine.sources.npy import NpyFile
@@ -108,7 +109,7 @@ class _Arrays:
         for block in self._array.blocks(0, _ROWS, _ROW_BYTES):
             for number, row in enumerate(block.rows, block.first):
                 if wanted is None or wanted(number):
-                    rgb = px.to_rgb8(px.from_canonical(row.data))
+                    rgb = to_rgb8(px.from_canonical(row.data))
                     label = str(int(self._labels[number]))
                     yield Picture(number, f"{self._name}#{number}", label, shrunk(rgb))
 

@@ -22,17 +22,11 @@ from PIL import Image
 
 from engine.errors import ImageError, SourceError
 from engine.images import canonical as px
-from engine.sources.items import (
-    LABELS,
-    ArchiveItem,
-    FileItem,
-    Item,
-    Member,
-    Problem,
-    Skipped,
-    VectorItem,
-)
-from engine.sources.locate import Sources
+from engine.images.decode import decode, decoding_bytes
+from engine.images.rgb_picture import to_rgb8
+from engine.sources.items import ArchiveItem, FileItem, Item, Member, Reject, Skipped, VectorItem
+from engine.sources.metadata import LABELS
+from engine.sources.source_stream import Sources
 
 Array = npt.NDArray[np.uint8]
 
@@ -141,7 +135,7 @@ def _of(item: Item, root: Path | None) -> Iterator[_Item]:
     if isinstance(item, Skipped):
         return
     name = os.fsdecode(item.name)
-    if isinstance(item, Problem):
+    if isinstance(item, Reject):
         yield _Item(name, None, _raises(item.reason))
     elif isinstance(item, FileItem):
         yield _Item(name, _folder(name, root), lambda: _decoded(item.read(_MAX_FILE)))
@@ -152,7 +146,7 @@ def _of(item: Item, root: Path | None) -> Iterator[_Item]:
             if isinstance(member, Member):
                 label = _label(member.metadata)
                 yield _Item(os.fsdecode(member.name), label, _reads(member))
-            elif isinstance(member, Problem):
+            elif isinstance(member, Reject):
                 yield _Item(os.fsdecode(member.name), None, _raises(member.reason))
     elif isinstance(item, VectorItem):
         yield _Item(name, None, _raises("holds vectors: images are needed"))
@@ -167,7 +161,7 @@ def _reads(member: Member) -> Callable[[], Array]:
 
 
 def _from_row(canonical: Array) -> Callable[[], Array]:
-    return lambda: shrunk(px.to_rgb8(px.from_canonical(canonical.data)))
+    return lambda: shrunk(to_rgb8(px.from_canonical(canonical.data)))
 
 
 def _raises(reason: str) -> Callable[[], Array]:
@@ -178,10 +172,10 @@ def _raises(reason: str) -> Callable[[], Array]:
 
 
 def _decoded(data: bytes) -> Array:
-    if px.decoding_bytes(data) <= _LARGE:
-        return shrunk(px.to_rgb8(px.decode(data, max_bytes=_MAX_DECODING).pixels))
+    if decoding_bytes(data) <= _LARGE:
+        return shrunk(to_rgb8(decode(data, max_bytes=_MAX_DECODING).pixels))
     with _large:
-        return shrunk(px.to_rgb8(px.decode(data, max_bytes=_MAX_DECODING).pixels))
+        return shrunk(to_rgb8(decode(data, max_bytes=_MAX_DECODING).pixels))
 
 
 def _folder(name: str, root: Path | None) -> str | None:

@@ -30,7 +30,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engine.images import canonical as px
+from engine.images.canonical import HEADER_BYTES
+from engine.images.rgb_picture import to_rgb8
 from engine.records import Kind, Pixels
 
 FINGERPRINT_VERSION = 1
@@ -61,7 +62,7 @@ def fingerprint(pixels: Pixels) -> tuple[bytes, int]:
         return bits[0].tobytes(), int(quality[0])
     import pdqhash
 
-    picture = Image.fromarray(px.to_rgb8(pixels))
+    picture = Image.fromarray(to_rgb8(pixels))
     shrunk = min(picture.width, _SHRUNK), min(picture.height, _SHRUNK)
     picture = picture.resize(shrunk, Image.Resampling.BILINEAR)
     picture = picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
@@ -90,8 +91,8 @@ def fingerprint_bits(packed: Bytes, count: int, channels: int = 3) -> tuple[Byte
     return bits, _quality(bits)
 
 
-def candidates(pixels: Pixels, most: int) -> Bytes:
-    """The fingerprints that an image within ``most`` bits of this one may have: (m, 32) uint8.
+def candidates(pixels: Pixels, max_distance: int) -> Bytes:
+    """The fingerprints that an image within ``max_distance`` bits of this one may have: (m, 32) uint8.
 
     One of a picture. Of a bit image those of each size of pool that such an image may have ended
     with, since it may have a little less or more ink, and of both values that may be its ink. None
@@ -106,17 +107,17 @@ def candidates(pixels: Pixels, most: int) -> Bytes:
     bits = _pooled(packed, count, pixels.channels, 1, zeros=False)
     ones = int(ones_of(bits)[0])
     found = []
-    if min(ones, 256 - ones) + most >= _ENOUGH or len(pools) == 1:
+    if min(ones, 256 - ones) + max_distance >= _ENOUGH or len(pools) == 1:
         found.append(bits)
     for zeros in (False, True):
         ink = 256 - ones if zeros else ones
         for each in pools[1:]:
-            if ink - most >= _ENOUGH:
+            if ink - max_distance >= _ENOUGH:
                 break  # and so has any image that is near: it needs no larger pool
             bits = _pooled(packed, count, pixels.channels, each, zeros=zeros)
             ink = int(ones_of(bits)[0])
             ink = 256 - ink if zeros else ink
-            if ink + most >= _ENOUGH or each == pools[-1]:
+            if ink + max_distance >= _ENOUGH or each == pools[-1]:
                 found.append(bits)
     return np.concatenate([_NONE, *[bits for bits in found if _quality(bits)[0] >= _BITS_QUALITY]])
 
@@ -141,7 +142,7 @@ def _quality(bits: Bytes) -> Bytes:
 
 def _packed(pixels: Pixels) -> tuple[Bytes, int]:
     """A bit image as one packed row, and how many bits it has."""
-    row = np.frombuffer(pixels.canonical, np.uint8)[None, px.HEADER_BYTES :]
+    row = np.frombuffer(pixels.canonical, np.uint8)[None, HEADER_BYTES:]
     return row, pixels.height * pixels.width * pixels.channels
 
 

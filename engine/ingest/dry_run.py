@@ -21,7 +21,7 @@ from engine.sources.items import (
     FileItem,
     Item,
     Member,
-    Problem,
+    Reject,
     Skipped,
     VectorItem,
 )
@@ -85,7 +85,7 @@ class Plan:
             elif reject is not None and is_final(reject, *stamp):
                 self._rejected += 1
             else:
-                size = item.size if isinstance(item, FileItem) else item.held
+                size = item.size if isinstance(item, FileItem) else item.memory_bytes
                 self._images += 1
                 self._bytes += size
                 self._disk += _FILE_BYTES + len(item.name) + self._vector
@@ -93,7 +93,7 @@ class Plan:
                     self._disk += size
 
     def _other(self, item: Item) -> None:
-        if isinstance(item, Problem):
+        if isinstance(item, Reject):
             self._rejected += 1
         elif isinstance(item, Skipped):
             self._skipped += 1

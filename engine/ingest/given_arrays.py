@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from engine.errors import UsageError
 from engine.records import Kind
-from engine.sources.items import Problem, VectorBlock, VectorItem
+from engine.sources.items import Reject, VectorBlock, VectorItem
 from engine.storage.changeset import Chunk, Removal
 from engine.storage.removal import RemovalRequest, plan_removal
 from engine.storage.rows import ArrayRow, Run, u64
@@ -45,7 +45,7 @@ class CheckedBlock:
     rows: npt.NDArray[np.float32]
     wrong: npt.NDArray[np.uint8]
 
-    def problems(self, name: bytes, mtime_ns: int, size: int) -> list[Problem]:
+    def problems(self, name: bytes, mtime_ns: int, size: int) -> list[Reject]:
         """What is wrong with rows of array ``name``: one problem for each stretch of them."""
         found = []
         for at, end in stretches(self.wrong):
@@ -53,7 +53,7 @@ class CheckedBlock:
                 first, last = self.first + at, self.first + end - 1
                 which = f"#{first}-{last}" if last > first else f"#{first}"
                 reason = _REASONS[self.wrong[at]]
-                found.append(Problem(name + which.encode(), reason, mtime_ns, size, end - at))
+                found.append(Reject(name + which.encode(), reason, mtime_ns, size, end - at))
         return found
 
     def halves(self) -> tuple[CheckedBlock, CheckedBlock]:

@@ -35,8 +35,9 @@ from engine.config import (
 )
 from engine.encoders.onnx import EncodingStoppedError, OnnxEncoder
 from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
-from engine.images import canonical, fingerprint, hashing
+from engine.images import canonical, decode, fingerprint, hashing
 from engine.images.canonical import HEADER_BYTES
+from engine.images.rgb_picture import squash, to_rgb8
 from engine.index.background import StoppedError, Work
 from engine.index.maintain import Indexing
 from engine.ingest.given_arrays import (
@@ -49,23 +50,21 @@ from engine.ingest.given_arrays import (
 from engine.memory import MemoryGate, PeakMemory
 from engine.records import Buffer, IngestReport, Kind, Pixels
 from engine.sources.items import (
-    WITHOUT_METADATA,
     ArchiveItem,
     ArrayItem,
     FileItem,
     Item,
     Member,
-    Problem,
+    Reject,
     RowBlock,
     Skipped,
     VectorItem,
 )
-from engine.storage import swaps
+from engine.sources.skip_notes import WITHOUT_METADATA
 from engine.storage.ballast import NoRoomError
 from engine.storage.changeset import Chunk, NewImage, NewName, NewRows
 from engine.storage.rows import ARRAY, ArchiveRow, ArrayRow, NameRow, Run
-from engine.storage.session import Session
-from engine.storage.writer import REJECTS
+from engine.storage.writer import REJECTS, StoreFiles
 
 Picture = npt.NDArray[np.uint8]
 Vector = npt.NDArray[np.float32]  # (dim,)
@@ -90,7 +89,7 @@ class _Prepared:
     picture: Picture | None = None
 
 
-_Waiting = tuple[FileItem | Member, Future[_Prepared | Problem]]
+_Waiting = tuple[FileItem | Member, Future[_Prepared | Reject]]
 _Encoded = tuple[_Prepared, Vector | None]  # with the vector that it gets if it is new
 
 
@@ -99,7 +98,7 @@ class _Group:
     """Members of an archive that are committed together, and what was met between them."""
 
     files: list[Member] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Reject] = field(default_factory=list)
     skipped: int = 0
     notes: list[str] = field(default_factory=list)  # of those that were skipped
     size: int = 0  # bytes that it holds while it waits
@@ -114,7 +113,7 @@ class _Group:
     def add(self, file: Member) -> None:
         self.before.append((len(self.problems), self.skipped, len(self.notes)))
         self.files.append(file)
-        self.size += file.held
+        self.size += file.memory_bytes
 
     def skip(self, note: str) -> None:
         self.skipped += 1
@@ -201,7 +200,7 @@ class Ingest:
 
     def __init__(
         self,
-        store: Session,
+        store: StoreFiles,
         encoder: OnnxEncoder | None,
         *,
         keep_pixels: str = "auto",
@@ -253,7 +252,7 @@ class Ingest:
         try:
             self._take_all(items)
         except NoRoomError as error:
-            self._store.writer.give_up(error)
+            self._store.give_up(error)
             raise
         self._warn_of_bare()
         self._index(EXACT_ROWS)
@@ -292,12 +291,12 @@ class Ingest:
     ) -> Iterator[list[FileItem | Member] | ArrayItem | VectorItem | ArchiveItem]:
         """Files in groups of one commit; arrays and archives alone. Problems and skipped end here."""
         group: list[FileItem | Member] = []
-        problems: list[Problem] = []
+        problems: list[Reject] = []
         size = 0
         for item in self._until_it_fails(items):
             if self._stop():
                 break
-            if isinstance(item, Problem):
+            if isinstance(item, Reject):
                 problems.append(item)
                 if len(problems) >= CHUNK_FILES:
                     self._reject(problems)
@@ -307,7 +306,7 @@ class Ingest:
                 self._advance(1)
             elif isinstance(item, FileItem | Member):
                 group.append(item)
-                size += item.size if isinstance(item, FileItem) else 2 * item.held
+                size += item.size if isinstance(item, FileItem) else 2 * item.memory_bytes
                 if len(group) >= self._group_files or size >= self._store.memory.chunk:
                     yield group
                     group, size = [], 0
@@ -330,9 +329,7 @@ class Ingest:
     def _changed(self, group: Sequence[FileItem | Member]) -> list[FileItem | Member]:
         """The files of a group that are new or changed by their stamp; the rest is not read."""
         changed: list[FileItem | Member] = []
-        for item, known in zip(
-            group, self._store.snapshot.names([i.name for i in group]), strict=True
-        ):
+        for item, known in zip(group, self._store.names([i.name for i in group]), strict=True):
             if known and (known.mtime_ns, known.size) == (item.mtime_ns, item.size):
                 self._counts.unchanged += 1
                 self._advance(1)
@@ -343,7 +340,7 @@ class Ingest:
     def _promising(self, items: Sequence[FileItem | Member]) -> list[FileItem | Member]:
         """Those that were not rejected before as they are now; these count as rejected again."""
         promising: list[FileItem | Member] = []
-        rows = self._store.snapshot.rejects([item.name for item in items])
+        rows = self._store.rejects([item.name for item in items])
         for item, row in zip(items, rows, strict=True):
             if row is not None and is_final(row, item.mtime_ns, item.size):
                 self._counts.rejected += 1
@@ -378,7 +375,7 @@ class Ingest:
     ) -> list[_Waiting]:
         return [(item, pool.submit(self._prepare, item)) for item in items]
 
-    def _prepare(self, item: FileItem | Member) -> _Prepared | Problem:
+    def _prepare(self, item: FileItem | Member) -> _Prepared | Reject:
         """Everything about one file that needs its bytes or pixels; runs in a worker thread."""
         memory = self._store.memory
         try:
@@ -392,18 +389,18 @@ class Ingest:
             with self._reading.hold(min(waiting, memory.max_file)):
                 data = item.read(memory.max_file)
                 file_hash = hashing.file_hash(data)
-                known = self._store.snapshot.ids_of_files([file_hash])[0]
+                known = self._store.files([file_hash])[0]
                 if known is not None:
                     return _Prepared(item, file_hash, known)
-                with self._gate.hold(min(canonical.decoding_bytes(data), self._decoding)):
-                    decoded = canonical.decode(data, max_bytes=self._decoding)
+                with self._gate.hold(min(decode.decoding_bytes(data), self._decoding)):
+                    decoded = decode.decode(data, max_bytes=self._decoding)
                     image = self._new_image(decoded.pixels, decoded.container, data, file_hash)
                     picture = self._picture(decoded.pixels)
         except ImageError as error:
             stamp = (0, 0) if error.retryable else (item.mtime_ns, item.size)
-            return Problem(item.name, str(error), *stamp)
+            return Reject(item.name, str(error), *stamp)
         except MemoryError:
-            return Problem(item.name, "not enough memory to read it")
+            return Reject(item.name, "not enough memory to read it")
         if isinstance(item, Member):
             image.metadata = item.metadata
         return _Prepared(item, file_hash, None, image, picture)
@@ -426,10 +423,10 @@ class Ingest:
         return NewImage(
             # The pixels are let go here: only what is kept of them waits for the commit.
             pixels=Pixels(found.kind, found.height, found.width, found.channels, found.frames, b""),
-            key=hashing.key(form, self._store.snapshot.settings.hash_seed),
+            key=hashing.key(form, self._store.settings.hash_seed),
             proof=hashing.proof(form),
             container=container,
-            decoder=canonical.DECODER if data else "",
+            decoder=decode.DECODER if data else "",
             file_bytes=len(data),
             file_hash=file_hash,
             fingerprint=print_,
@@ -441,14 +438,12 @@ class Ingest:
     def _crowd(self, crowded: bool) -> None:
         """Have the block cache make room for large images, and take it back after them."""
         memory = self._store.memory
-        self._store.snapshot.files.limit_cache(
-            memory.crowded_cache if crowded else memory.block_cache
-        )
+        self._store.limit_cache(memory.crowded_cache if crowded else memory.block_cache)
 
     def _picture(self, found: Pixels) -> Picture | None:
         if self._encoder is None:
             return None
-        return canonical.squash(canonical.to_rgb8(found), self._encoder.image_size)
+        return squash(to_rgb8(found), self._encoder.image_size)
 
     def _commit_files(
         self,
@@ -461,7 +456,7 @@ class Ingest:
         Once the run is to stop, what is ready is committed: of an archive all before the first that
         is not, since it is gone on with from there. False where something is left.
         """
-        results: list[_Prepared | Problem] = []
+        results: list[_Prepared | Reject] = []
         left: FileItem | Member | None = None  # the first that is not ready
         for item, future in waiting:
             if self._ready(future):
@@ -477,7 +472,7 @@ class Ingest:
             left = first.item
             if group is not None:
                 results = results[: next(i for i, one in enumerate(results) if one is first)]
-        rejects = [result for result in results if isinstance(result, Problem)]
+        rejects = [result for result in results if isinstance(result, Reject)]
         if rejects:
             self._advance(len(rejects))
         if group is not None:
@@ -492,7 +487,7 @@ class Ingest:
         if self._encoder is None:
             return [(prepared, None) for prepared in done]
         images = [prepared.image for prepared in done if prepared.image is not None]
-        known = iter(self._store.snapshot.images_of([image.key for image in images]))
+        known = iter(self._store.images_of([image.key for image in images]))
         out: list[_Encoded] = []
         made: dict[bytes, Vector] = {}  # of each proof: any of equal images may be the one added
         batch: list[_Prepared] = []
@@ -521,7 +516,7 @@ class Ingest:
     def _commit_prepared(
         self,
         done: Sequence[_Encoded],
-        rejects: Sequence[Problem],
+        rejects: Sequence[Reject],
         archive: _Archive | None,
         group: _Group | None,
         *,
@@ -547,7 +542,7 @@ class Ingest:
     def _try_prepared(
         self,
         done: Sequence[_Encoded],
-        rejects: list[Problem],
+        rejects: list[Reject],
         archive: _Archive | None,
         group: _Group | None,
         *,
@@ -555,7 +550,7 @@ class Ingest:
     ) -> None:
         known_rejects = len(rejects)
         pending = _Pending()
-        before = self._store.snapshot.names([prepared.item.name for prepared, _ in done])
+        before = self._store.names([prepared.item.name for prepared, _ in done])
         images = [prepared.image for prepared, _ in done if prepared.image is not None]
         known = iter(self._known(pending, images))
         named: dict[bytes, NewName] = {}
@@ -575,7 +570,7 @@ class Ingest:
                     continue
                 if same is not None:
                     reason = "another member of the archive has this name: rename one of them"
-                    rejects.append(Problem(item.name, reason, item.mtime_ns, item.size))
+                    rejects.append(Reject(item.name, reason, item.mtime_ns, item.size))
                     continue
             if isinstance(item, Member) and item.note:
                 without.append(item)
@@ -619,7 +614,7 @@ class Ingest:
 
     def _describe(self, pending: _Pending, id_: int, metadata: dict[str, object]) -> None:
         """Keep what is said of an image that is there already, or comes with this chunk."""
-        first = self._store.snapshot.state.next_id
+        first = self._store.state.next_id
         if id_ < first:
             pending.chunk.described.append((id_, metadata))
         elif pending.chunk.images[id_ - first].metadata is None:
@@ -640,7 +635,7 @@ class Ingest:
     def _archive(self, item: ArchiveItem, pool: ThreadPoolExecutor) -> None:
         """Ingest the members of an archive that are not committed yet, group by group."""
         stamp = (item.mtime_ns, item.size)
-        row = self._store.snapshot.archive(item.name)
+        row = self._store.archive(item.name)
         begun = row is not None and (row.mtime_ns, row.size) == stamp
         if row is None or not begun:
             row = ArchiveRow(*stamp)
@@ -650,20 +645,20 @@ class Ingest:
         self._advance(row.done)
         if row.complete:
             return
-        broken = self._store.snapshot.rejects([item.name])[0]
+        broken = self._store.rejects([item.name])[0]
         if begun and broken is not None and is_final(broken, *stamp):
             self._counts.rejected += 1
             self._advance(1)
             return
         archive = _Archive(item.name, row)
         waiting: tuple[list[_Waiting], _Group] | None = None
-        problem: Problem | None = None
+        problem: Reject | None = None
         groups = self._member_groups(item.members(row.done, self._store.memory.max_file))
         while True:
             try:
                 group = next(groups, None)
             except (SourceError, ImageError) as error:
-                problem = Problem(item.name, str(error), *((0, 0) if error.retryable else stamp))
+                problem = Reject(item.name, str(error), *((0, 0) if error.retryable else stamp))
                 group = None
             if group is None:
                 break
@@ -688,9 +683,9 @@ class Ingest:
             row = replace(archive.row, complete=True)
             # Read from its beginning next time: what was committed is unchanged then.
             row = ArchiveRow(*stamp) if archive.again else row
-            self._store.writer.commit(Chunk(archives=[(item.name, row)]))
+            self._store.commit(Chunk(archives=[(item.name, row)]))
 
-    def _member_groups(self, members: Iterator[Member | Problem | Skipped]) -> Iterator[_Group]:
+    def _member_groups(self, members: Iterator[Member | Reject | Skipped]) -> Iterator[_Group]:
         """Members of one commit at a time; they are in memory, so groups are smaller than of files."""
         group = _Group()
         broken: SourceError | None = None
@@ -703,7 +698,7 @@ class Ingest:
                 break
             if isinstance(found, Member):
                 group.add(found)
-            elif isinstance(found, Problem):
+            elif isinstance(found, Reject):
                 group.problems.append(found)
             else:
                 group.skip(found.note)
@@ -719,7 +714,7 @@ class Ingest:
 
     def _array(self, array: ArrayItem, pool: ThreadPoolExecutor) -> None:
         """Ingest the rows of an array that are not committed yet, block by block."""
-        row = self._store.snapshot.array(array.name)
+        row = self._store.array(array.name)
         stamp = (array.mtime_ns, array.size)
         start = 0
         try:
@@ -733,11 +728,11 @@ class Ingest:
             begun = row is not None and (row.mtime_ns, row.size) == stamp
             kind = array.kind if row is None or not begun else row.kind
             if row is None or (row.mtime_ns, row.size, row.kind) != (*stamp, kind):
-                row = ArrayRow(self._store.snapshot.state.next_array, *stamp, 0, kind)
+                row = ArrayRow(self._store.state.next_array, *stamp, 0, kind)
             start = min(row.rows, array.count)
             self._counts.unchanged += start
             self._advance(start)
-            broken = self._store.snapshot.rejects([array.name])[0]
+            broken = self._store.rejects([array.name])[0]
             if begun and broken is not None and is_final(broken, *stamp):
                 self._counts.rejected += 1  # what is left of it cannot be read
                 self._advance(max(array.count - start, 1))
@@ -749,7 +744,7 @@ class Ingest:
                 if start < rows.block.first + len(rows.keys) or self._stop():
                     return
         except (SourceError, ImageError) as error:
-            self._reject([Problem(array.name, str(error), *((0, 0) if error.retryable else stamp))])
+            self._reject([Reject(array.name, str(error), *((0, 0) if error.retryable else stamp))])
             self._advance(max(array.count - start - 1, 0))
 
     def _rows_ahead(
@@ -780,7 +775,7 @@ class Ingest:
         at = [len(block.rows) * i // parts for i in (part, part + 1)]
         rows = block.rows[at[0] : at[1]]
         shape = canonical.from_canonical(memoryview(block.rows[0]))
-        seed = self._store.snapshot.settings.hash_seed
+        seed = self._store.settings.hash_seed
         keys: list[bytes] = []
         proofs: list[bytes] = []
         for first in range(0, len(rows), _HASHED_ROWS):
@@ -853,7 +848,7 @@ class Ingest:
         Fewer where the run is to stop: of the rows before the first new one that is not encoded.
         ``vectors`` (n, dim) are those of the new images, if they are there already.
         """
-        known = self._store.snapshot.image_columns(rows.keys)
+        known = self._store.image_columns(rows.keys)
         proofs = np.frombuffer(b"".join(rows.proofs), np.uint8).reshape(-1, hashing.PROOF_BYTES)
         if known.shared.any() or (known.proofs != proofs[known.found]).any():
             return None
@@ -875,7 +870,7 @@ class Ingest:
             if len(vectors) < len(chosen):
                 end = int(chosen[len(vectors)])
                 return self._add_rows(pending, rows.part(0, end), vectors) if end else ids[:0]
-        ids[new] = self._store.snapshot.state.next_id + order
+        ids[new] = self._store.state.next_id + order
         self._counts.added += len(chosen)
         self._counts.duplicates += len(ids) - len(chosen)
         if not len(chosen):
@@ -909,7 +904,7 @@ class Ingest:
     def _row_picture(self, rows: _Rows, i: int) -> Picture:
         assert self._encoder is not None
         found = canonical.from_canonical(memoryview(rows.block.rows[i]))
-        return canonical.squash(canonical.to_rgb8(found), self._encoder.image_size)
+        return squash(to_rgb8(found), self._encoder.image_size)
 
     def _add_one_by_one(self, pending: _Pending, rows: _Rows) -> npt.NDArray[np.int64]:
         """The image of each row, where different images have the same key; fewer as above."""
@@ -953,12 +948,12 @@ class Ingest:
         alone = np.array([run.id for run in runs if not run.several], np.int64)
         if not len(alone):
             return
-        first = self._store.snapshot.state.next_id
+        first = self._store.state.next_id
         if chunk.rows is not None:
             chunk.rows.in_runs = ~np.isin(first + np.arange(len(chunk.rows)), alone)
         known = np.flatnonzero((ids < first) & np.isin(ids, alone))
         touched = list({keys[i]: None for i in known})
-        for key, found in zip(touched, self._store.snapshot.images_of(touched), strict=True):
+        for key, found in zip(touched, self._store.images_of(touched), strict=True):
             # One that shares its key never says so.
             chunk.out_of_runs += [(key, row) for row in found[:1] if row.in_runs]
 
@@ -966,7 +961,7 @@ class Ingest:
 
     def _vectors(self, array: VectorItem, pool: ThreadPoolExecutor) -> None:
         """Ingest the rows of an array of vectors that are not committed yet, block by block."""
-        row = self._store.snapshot.array(array.name)
+        row = self._store.array(array.name)
         stamp = (array.mtime_ns, array.size)
         start = 0
         try:
@@ -977,23 +972,19 @@ class Ingest:
             known = is_begun(array, row)
             if row is None or not known:
                 same = row is not None and row.kind is Kind.VECTOR
-                number = (
-                    row.number
-                    if row is not None and same
-                    else self._store.snapshot.state.next_array
-                )
+                number = row.number if row is not None and same else self._store.state.next_array
                 row = ArrayRow(number, *stamp, 0, Kind.VECTOR)
             start = row.rows
             self._counts.unchanged += start - row.rejected
             self._counts.rejected += row.rejected
             self._advance(start)
-            broken = self._store.snapshot.rejects([array.name])[0]
+            broken = self._store.rejects([array.name])[0]
             if known and broken is not None and is_final(broken, *stamp):
                 self._counts.rejected += 1  # what is left of it cannot be read
                 self._advance(max(array.count - start, 1))
                 return
             if start < array.count:
-                check_admission(self._store.snapshot, array.dim, normalize=self._normalize)
+                check_admission(self._store, array.dim, normalize=self._normalize)
             given = GivenArray(self._store, array.name, row.number)
             if not known:
                 given.forget(array.count)  # what is behind its end
@@ -1003,15 +994,15 @@ class Ingest:
                 if self._stop():
                     return
         except (SourceError, ImageError) as error:
-            self._reject([Problem(array.name, str(error), *((0, 0) if error.retryable else stamp))])
+            self._reject([Reject(array.name, str(error), *((0, 0) if error.retryable else stamp))])
             self._advance(max(array.count - start - 1, 0))
 
     def _vectors_ahead(
         self, array: VectorItem, start: int, pool: ThreadPoolExecutor
     ) -> Iterator[CheckedBlock]:
         """Each block, checked. While one is committed the next is read and checked."""
-        entry = self._store.snapshot.manifest.encoder
-        kept = entry is not None and self._store.snapshot.vector_rows > 0
+        entry = self._store.manifest.encoder
+        kept = entry is not None and self._store.vector_rows > 0
         normalize = entry.normalized if entry is not None and kept else self._normalize
         most = min(self._store.memory.block, CHUNK_VECTOR_BYTES)
         blocks = array.vectors(start, CHUNK_VECTORS, most)
@@ -1054,11 +1045,11 @@ class Ingest:
         block: CheckedBlock,
         name: bytes,
         array: ArrayRow,
-        problems: Sequence[Problem],
+        problems: Sequence[Reject],
     ) -> None:
         chunk, unchanged = given.take(block)
-        if chunk.given is not None and not self._store.snapshot.vector_rows:
-            swaps.adopt_vectors(self._store.writer, block.rows.shape[1], normalized=self._normalize)
+        if chunk.given is not None and not self._store.vector_rows:
+            self._store.adopt_vectors(block.rows.shape[1], normalized=self._normalize)
             self._encoder = None  # from now on images get no vectors
         added = len(chunk.given) if chunk.given is not None else 0
         chunk.arrays = [(name, array)]
@@ -1072,7 +1063,7 @@ class Ingest:
 
     def _known(self, pending: _Pending, images: Sequence[NewImage]) -> list[int | None]:
         """The stored image that each of ``images`` is, by key and then by proof."""
-        rows = self._store.snapshot.images_of([image.key for image in images])
+        rows = self._store.images_of([image.key for image in images])
         known: list[int | None] = []
         for image, candidates in zip(images, rows, strict=True):
             # One that shares its key never says that all its sources are in runs.
@@ -1084,7 +1075,7 @@ class Ingest:
         return known
 
     def _add(self, pending: _Pending, image: NewImage, vector: Vector | None) -> int:
-        id_ = self._store.snapshot.state.next_id + len(pending.chunk.images)
+        id_ = self._store.state.next_id + len(pending.chunk.images)
         pending.chunk.images.append(image)
         pending.ids[image.proof] = id_
         if vector is not None:
@@ -1105,7 +1096,7 @@ class Ingest:
         if pending.vectors:
             pending.chunk.vectors = np.concatenate(pending.vectors)
         self._peak.sample()
-        first = self._store.snapshot.state.next_id
+        first = self._store.state.next_id
         self._save(pending.chunk)
         if pending.chunk.vectors is not None:
             bare = np.flatnonzero(~pending.chunk.vectors.any(axis=1))
@@ -1113,7 +1104,7 @@ class Ingest:
             self._some_bare += (first + bare[: _NAMED - len(self._some_bare)]).tolist()
         self._index(_SEGMENT_ROWS)
 
-    def _reject(self, rejects: Sequence[Problem]) -> None:
+    def _reject(self, rejects: Sequence[Reject]) -> None:
         """Commit what could not be read, if anything."""
         if not rejects:
             return
@@ -1124,21 +1115,21 @@ class Ingest:
 
     def _save(self, chunk: Chunk) -> None:
         """Commit a chunk, and then tell people of its rejects."""
-        self._store.writer.commit(chunk)
+        self._store.commit(chunk)
         lines, self._reject_lines = self._reject_lines, []
         if lines:
-            self._store.writer.log_rejects(lines)
+            self._store.log_rejects(lines)
 
-    def _put_rejects(self, chunk: Chunk, rejects: Sequence[Problem]) -> None:
+    def _put_rejects(self, chunk: Chunk, rejects: Sequence[Reject]) -> None:
         """Record what could not be read; a row that says the same as before is not repeated."""
         self._counts.rejected += sum(found.rows for found in rejects)
-        before = self._store.snapshot.rejects([found.name for found in rejects]) if rejects else []
+        before = self._store.rejects([found.name for found in rejects]) if rejects else []
         for found, known in zip(rejects, before, strict=True):
             row = {
                 "reason": found.reason,
                 "mtime_ns": found.mtime_ns,
                 "size": found.size,
-                "decoder": canonical.DECODER,
+                "decoder": decode.DECODER,
             }
             if known != row:
                 chunk.rejects.append((found.name, row))
@@ -1148,7 +1139,7 @@ class Ingest:
 
     def _index(self, least: int) -> None:
         """Index the vectors that are in no segment, if there are at least ``least`` of them."""
-        if not self._store.snapshot.vector_rows or self._stop():
+        if not self._store.vector_rows or self._stop():
             return
         work = Work(self._store.memory, lambda rows: self._peak.sample(), self._stop)
         try:
@@ -1202,7 +1193,7 @@ class Ingest:
 def is_final(reject: dict[str, Any], mtime_ns: int, size: int) -> bool:
     """Whether what was rejected would be again: it has not changed, nor has what decodes it."""
     stamp = (reject["mtime_ns"], reject["size"])
-    return any(stamp) and stamp == (mtime_ns, size) and reject.get("decoder") == canonical.DECODER
+    return any(stamp) and stamp == (mtime_ns, size) and reject.get("decoder") == decode.DECODER
 
 
 def _stands_for(

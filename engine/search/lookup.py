@@ -18,14 +18,15 @@ import numpy.typing as npt
 from engine.config import DEFAULT_MAX_DISTANCE, whole
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError, StoreDamagedError, UsageError
-from engine.images import canonical, hashing
+from engine.images import hashing
 from engine.images.fingerprint import FINGERPRINT_BITS
+from engine.images.rgb_picture import to_rgb8
 from engine.index.operating_point import check_recall
 from engine.index.search import VectorIndex
 from engine.ingest.given_arrays import normalized
 from engine.records import Buffer, Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
 from engine.search.near import near
-from engine.sources.locate import Query
+from engine.sources.query import Query
 from engine.storage.bitmap import IdSet
 from engine.storage.rows import ImageRow
 from engine.storage.session import Session
@@ -208,7 +209,7 @@ class Lookup:
         started = perf_counter()
         encoder = self._encoder()
         started = _spend(spent, "load", started)  # only the first query of a process pays for it
-        vector = encoder.encode([canonical.to_rgb8(decoded.pixels)])
+        vector = encoder.encode([to_rgb8(decoded.pixels)])
         _spend(spent, "encode", started)
         if not vector.any():
             raise _NoVectorError("the encoder gives no vector for it")

@@ -10,12 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import SourceError
-from engine.images.canonical import (
-    HEADER_BYTES,
-    may_be_one_image,
-    rows_from_array,
-    what_it_may_be,
-)
+from engine.images.canonical import HEADER_BYTES, may_be_one_image, rows_from_array, what_it_may_be
 from engine.records import Kind
 from engine.sources import npy
 from engine.sources.items import RowBlock, Rows

@@ -6,16 +6,11 @@ import bz2
 import importlib
 import io
 import lzma
-import os
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from engine.errors import SourceError
-from engine.sources.items import stamp_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -24,7 +19,7 @@ BUFFER_BYTES = 1 << 18
 _READ_BYTES = 1 << 16  # of the compressed file, at a time
 _MAX_PADDING = 64 << 20  # bytes of zeros between streams: more is not gone through
 _MIN_MEMORY = 16 << 20  # bytes: what all but the highest levels take, also for small files
-_CUT = "its compressed data was cut short"
+CUT = "its compressed data was cut short"
 
 
 class Decompressor(Protocol):
@@ -144,7 +139,7 @@ class Decompressed(io.RawIOBase):
                 view[: len(out)] = out
                 return len(out)
             if not data and not self._stream.eof:
-                raise EOFError(_CUT)
+                raise EOFError(CUT)
 
     def _next_stream(self) -> bytes:
         """Begin with the stream behind this one's end, and its first bytes; empty if there is none."""
@@ -162,29 +157,6 @@ class Decompressed(io.RawIOBase):
             return b""
         self._stream = decompressor(how, self._memory)
         return data
-
-
-@contextmanager
-def steady(path: Path, stamp: tuple[int, int]) -> Iterator[IO[bytes]]:
-    """A file that is to be as it was stamped (mtime_ns, size) until it is closed.
-
-    ``SourceError`` if it is not, or cannot be read; also for what reading damaged data raises.
-    """
-    try:
-        with path.open("rb", buffering=BUFFER_BYTES) as file:
-            _compare(file, stamp)
-            try:
-                yield file
-            except Exception:
-                _compare(file, stamp)  # changed rather than damaged
-                raise
-            _compare(file, stamp)
-    except OSError as error:
-        if error.errno is not None:
-            raise SourceError(f"cannot be read: {error.strerror}", retryable=True) from None
-        raise SourceError(f"is damaged: {_line(error)}") from None
-    except damage() as error:
-        raise SourceError(_reason(error), retryable=_is_limit(error)) from None
 
 
 def damage() -> tuple[type[Exception], ...]:
@@ -208,25 +180,6 @@ def zstd() -> Any:
         ) from None
 
 
-def _compare(file: IO[bytes], stamp: tuple[int, int]) -> None:
-    status = os.fstat(file.fileno())
-    if stamp_of(status) != stamp:
-        raise SourceError("changed while it was read: ingest it again", retryable=True)
-
-
-def _is_limit(error: Exception) -> bool:
-    """Whether it would take more memory than it may."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "memory" in text
-
-
-def _reason(error: Exception) -> str:
-    if _is_limit(error):
-        return "takes more memory to decompress than there is: raise --memory"
-    if str(error) == _CUT:
-        return f"is damaged: {_CUT}"
-    return f"is damaged: {_line(error)}"
-
-
-def _line(error: Exception) -> str:
+def line_of(error: Exception) -> str:
+    """What an error says, in a line; the name of its class where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

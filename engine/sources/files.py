@@ -7,20 +7,20 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.images.canonical import SUFFIXES, looks_like_image
-from engine.sources.items import FileItem, Item, Problem, Skipped, absolute, stamp_of
+from engine.images.file_types import SUFFIXES, looks_like_image
+from engine.sources.items import FileItem, Item, Reject, Skipped, absolute, stamp_of
 
 
-def one(path: Path) -> FileItem | Problem:
+def one(path: Path) -> FileItem | Reject:
     """A file that was named: an item, or the reason why it is none."""
     try:
         status = path.stat()
     except OSError as error:
-        return Problem(absolute(path), f"cannot be read: {error.strerror}")
+        return Reject(absolute(path), f"cannot be read: {error.strerror}")
     if stat.S_ISDIR(status.st_mode):
-        return Problem(absolute(path), "a folder: name the images in it")
+        return Reject(absolute(path), "a folder: name the images in it")
     if not stat.S_ISREG(status.st_mode):
-        return Problem(absolute(path), "neither a file nor a folder")
+        return Reject(absolute(path), "neither a file nor a folder")
     return FileItem(path, absolute(path), *stamp_of(status))
 
 
@@ -31,7 +31,7 @@ def walk(folder: Path, *, recursive: bool) -> Iterator[Item]:
     signed as an image is skipped; a folder that cannot be listed is a problem.
     """
     for listed in _listings(folder, recursive=recursive):
-        if isinstance(listed, Problem):
+        if isinstance(listed, Reject):
             yield listed
             continue
         for entry in listed:
@@ -42,10 +42,10 @@ def walk(folder: Path, *, recursive: bool) -> Iterator[Item]:
 def count(folder: Path, *, recursive: bool) -> int:
     """How many files ``walk`` will meet; quick, for a progress bar."""
     listings = _listings(folder, recursive=recursive)
-    return sum(1 if isinstance(listed, Problem) else len(listed) for listed in listings)
+    return sum(1 if isinstance(listed, Reject) else len(listed) for listed in listings)
 
 
-def _listings(folder: Path, *, recursive: bool) -> Iterator[list[os.DirEntry[str]] | Problem]:
+def _listings(folder: Path, *, recursive: bool) -> Iterator[list[os.DirEntry[str]] | Reject]:
     """What each folder holds besides folders, by name; or why it cannot be listed."""
     left = [folder]  # a list, and not recursion: folders may be nested deeper than calls may be
     while left:
@@ -54,7 +54,7 @@ def _listings(folder: Path, *, recursive: bool) -> Iterator[list[os.DirEntry[str
             with os.scandir(current) as listing:
                 entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
-            yield Problem(absolute(current), f"the folder cannot be listed: {error.strerror}")
+            yield Reject(absolute(current), f"the folder cannot be listed: {error.strerror}")
             continue
         if {"MANIFEST.json", "keys"} <= {entry.name for entry in entries}:
             continue  # a store: what it keeps is not there to be ingested

@@ -20,29 +20,19 @@ from PIL import Image
 
 from engine.errors import ImageError, UsageError
 from engine.images import canonical, hashing
-from engine.images.canonical import (
-    HEADER_BYTES,
-    PackedBits,
-    array_kind,
-    rows_from_array,
-    rows_header,
-)
+from engine.images.canonical import HEADER_BYTES, array_kind, rows_from_array, rows_header
+from engine.images.packed_bits import PackedBits
+from engine.images.pil_images import from_image
 from engine.records import Decoded, Kind
-from engine.sources.items import (
-    ArrayItem,
-    Member,
-    Problem,
-    RowBlock,
-    VectorItem,
-    checked_metadata,
-)
+from engine.sources.items import ArrayItem, Member, Reject, RowBlock, VectorItem
+from engine.sources.metadata import checked_metadata
 from engine.sources.vectors import MemoryVectors
 
 PREFIX = "memory:"
 _LIKE_A_ROW = re.compile(rb"#[0-9]+\Z")  # "memory:camera-3#17" is one of an array
 
 Images = PackedBits | npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
-Vectors = npt.NDArray[np.floating[Any]]
+VectorArray = npt.NDArray[np.floating[Any]]
 OneImage = bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | PackedBits
 _MAX_NAME = 4096  # bytes, as of a path
 _PIXEL_BYTES = 26  # that an opened file takes while it is decoded, as a JPEG 2000 with transparency
@@ -87,18 +77,18 @@ class MemoryArray:
                 yield RowBlock(at, rows_from_array(part, self.kind), self.kind)
 
 
-def array_of(source: Images | Vectors, name: str) -> ArrayItem | VectorItem:
+def array_of(source: Images | VectorArray, name: str) -> ArrayItem | VectorItem:
     """Many images of one size, or many vectors; ``UsageError`` for another array or no name."""
     if isinstance(source, np.ndarray) and source.dtype.kind == "f":
         return MemoryVectors(source, _checked_name(name))
     return MemoryArray(source, name)  # type: ignore[arg-type]
 
 
-def member(name: object, image: object, metadata: object, most: int) -> Member:
+def member(name: object, image: object, metadata: object, max_bytes: int) -> Member:
     """One image as the ingest takes it; what it is of may change as soon as this returns.
 
     ``image`` is a file's bytes, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of bool, uint8 or
-    uint16, or ``PackedBits`` of one; ``most`` bounds the bytes that decoding it takes. Raises
+    uint16, or ``PackedBits`` of one; ``max_bytes`` bounds the bytes that decoding it takes. Raises
     ``UsageError`` for a wrong type or name, ``ImageError`` for an image that cannot be read.
     """
     called = _checked_name(name)
@@ -106,17 +96,17 @@ def member(name: object, image: object, metadata: object, most: int) -> Member:
     if isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)
         return Member(called, _stamp_of(data, said), len(data), data, said)
-    decoded = _decoded(image, most)
+    decoded = _decoded(image, max_bytes)
     canonical = decoded.pixels.canonical
     return Member(called, _stamp_of(canonical, said), len(canonical), b"", said, decoded)
 
 
 def members(
-    stream: Iterable[object], most: int, *, strict: bool = False
-) -> Iterator[Member | Problem]:
+    stream: Iterable[object], max_bytes: int, *, strict: bool = False
+) -> Iterator[Member | Reject]:
     """The images of a stream of (name, image) or (name, image, metadata), each as it is asked for.
 
-    One that cannot be read is a ``Problem``, and the stream goes on; so is one that makes no sense,
+    One that cannot be read is a ``Reject``, and the stream goes on; so is one that makes no sense,
     which with ``strict``, or where it is the first one, is a ``UsageError``.
     """
     for number, element in enumerate(stream):
@@ -129,13 +119,13 @@ def members(
                 )
             name, image, metadata = (*element, None)[:3]
             called = _checked_name(name)
-            yield member(name, image, metadata, most)
+            yield member(name, image, metadata, max_bytes)
         except UsageError as error:
             if strict or not number:
                 raise
-            yield Problem(called, str(error))
+            yield Reject(called, str(error))
         except ImageError as error:
-            yield Problem(called, str(error))
+            yield Reject(called, str(error))
 
 
 def unlike(value: object) -> str:
@@ -158,7 +148,7 @@ def is_image(source: object) -> bool:
     return isinstance(source, bytes | bytearray | memoryview | Image.Image)
 
 
-def _decoded(image: object, most: int) -> Decoded:
+def _decoded(image: object, max_bytes: int) -> Decoded:
     if isinstance(image, PackedBits):
         return Decoded(image.only(), "array")
     if isinstance(image, np.ndarray):
@@ -168,10 +158,10 @@ def _decoded(image: object, most: int) -> Decoded:
             f"an image is bytes, a PIL image, an array or PackedBits, not {_what(image)}"
         )
     width, height = image.size
-    if width * height * _PIXEL_BYTES > most:
-        raise ImageError(f"{width} × {height} pixels are too many: raise --memory", retryable=True)
+    if width * height * _PIXEL_BYTES > max_bytes:
+        raise ImageError(f"{width} × {height} pixels are too many: raise memory=", retryable=True)
     try:
-        return Decoded(canonical.from_image(image, max_bytes=most), "image")
+        return Decoded(from_image(image, max_bytes=max_bytes), "image")
     except (ImageError, UsageError):
         raise
     except MemoryError:

@@ -16,19 +16,7 @@ from engine.errors import ImageError
 from engine.records import Decoded, Kind
 
 Rows = npt.NDArray[np.uint8]
-METADATA_LIMIT = 16 << 10  # bytes as JSON: it is read with every record
-# Fields of metadata that say of which class an image is; the first that is there counts.
-LABELS = ("label", "cls", "class", "category")
 HEAD_BYTES = 32  # that show whether a file is signed as an image
-# What an archive may hold that is not read, as it stands behind a number of them.
-HARD_LINKS = "hard links in tars: their pixels are those of the member that each leads to"
-LINKS = "symbolic links in archives: they are not followed"
-DEVICES = "devices and pipes in archives"
-PIECES = "pieces of files in a tar of several volumes: put them together with tar -M"
-FOLDERS_WITH_DATA = "folders in zips that have contents of their own"
-NO_ARCHIVE = "tars with something behind their end that is no tar"
-WITHOUT_METADATA = "images taken without their metadata, which cannot be read or kept"
-_DEEPEST = 32  # levels of objects and lists in metadata: readers go down them one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +28,10 @@ class FileItem:
     mtime_ns: int
     size: int
 
-    def read(self, most: int) -> bytes:
-        """The file's bytes; ``ImageError`` if it cannot be read or is larger than ``most``."""
-        if self.size > most:
-            raise over_limit(self.size, most)
+    def read(self, max_bytes: int) -> bytes:
+        """The file's bytes; ``ImageError`` if it cannot be read or is larger than ``max_bytes``."""
+        if self.size > max_bytes:
+            raise over_limit(self.size, max_bytes)
         try:
             with self.path.open("rb") as file:
                 # Not most + 1: as much would be set aside for every file.
@@ -68,16 +56,16 @@ class Member:
     note: str = ""  # why it is without its metadata
 
     @property
-    def held(self) -> int:
-        """Bytes that it holds in memory."""
-        held = len(self.data) if self.decoded is None else len(self.decoded.pixels.canonical)
+    def memory_bytes(self) -> int:
+        """What it takes in memory."""
+        taken = len(self.data) if self.decoded is None else len(self.decoded.pixels.canonical)
         # As objects, JSON takes up to twenty times its bytes.
-        return held + (20 * len(json.dumps(self.metadata)) if self.metadata else 0)
+        return taken + (20 * len(json.dumps(self.metadata)) if self.metadata else 0)
 
-    def read(self, most: int) -> bytes:
-        """The file's bytes; ``ImageError`` if they are more than ``most``."""
-        if len(self.data) > most:
-            raise over_limit(len(self.data), most)
+    def read(self, max_bytes: int) -> bytes:
+        """The file's bytes; ``ImageError`` if they are more than ``max_bytes``."""
+        if len(self.data) > max_bytes:
+            raise over_limit(len(self.data), max_bytes)
         return self.data
 
 
@@ -148,16 +136,16 @@ class ArchiveItem(Protocol):
     def count(self) -> int | None:
         """Members, about, where that is known without reading all of it: for showing progress."""
 
-    def members(self, start: int, most: int) -> Iterator[Member | Problem | Skipped]:
+    def members(self, start: int, max_bytes: int) -> Iterator[Member | Reject | Skipped]:
         """Its members from number ``start`` on, in their order, which never changes.
 
-        One of more than ``most`` bytes is a ``Problem`` and is not read. ``SourceError`` where the
+        One of more than ``max_bytes`` is a ``Reject`` and is not read. ``SourceError`` where the
         container breaks off: what was yielded before is good.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Reject:
     """Something that was named or claims to be images, and cannot be read.
 
     With the stamp of its file it is not tried again until that changes; 0 and 0 where another try
@@ -179,43 +167,14 @@ class Skipped:
     note: str = ""  # to stand behind a number of them
 
 
-Item = FileItem | Member | ArrayItem | VectorItem | ArchiveItem | Problem | Skipped
+Item = FileItem | Member | ArrayItem | VectorItem | ArchiveItem | Reject | Skipped
 
 
-def over_limit(size: int, most: int) -> ImageError:
-    """A file is too large for this ``--memory``."""
+def over_limit(size: int, max_bytes: int) -> ImageError:
+    """A file is too large for the memory that there is."""
     return ImageError(
-        f"{size:,} bytes are over the limit of {most:,} for this --memory", retryable=True
+        f"{size:,} bytes are over the limit of {max_bytes:,}: raise memory=", retryable=True
     )
-
-
-def checked_metadata(value: object) -> dict[str, Any] | None:
-    """What is said of an image, as it is kept: a JSON object, at most 16 KiB; None if it is empty.
-
-    Raises ``ImageError`` for anything else, for numbers that are not finite and text that is not
-    Unicode.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ImageError("its metadata is no JSON object with text for keys")
-    try:
-        text = json.dumps(value, allow_nan=False)
-        json.dumps(value, ensure_ascii=False).encode()  # no half of a character, as JSON may hold
-        if len(text) > METADATA_LIMIT:
-            raise ImageError(
-                f"its metadata of {len(text):,} bytes is over the limit of {METADATA_LIMIT:,}"
-            )
-        found: dict[str, Any] = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ImageError(f"its metadata is no JSON object: {error}") from None
-    level: list[Any] = [found]
-    for _ in range(_DEEPEST):
-        inside = [part.values() if isinstance(part, dict) else part for part in level]
-        level = [part for parts in inside for part in parts if isinstance(part, dict | list)]
-    if level:
-        raise ImageError(f"its metadata has more than {_DEEPEST} levels")
-    return found or None
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int]:

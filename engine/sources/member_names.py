@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from engine.errors import UsageError
-from engine.images.canonical import SUFFIXES
+from engine.images.file_types import SUFFIXES
 from engine.sources.items import absolute
 
 MAX_NAME = 4096  # bytes: no path on a disk is longer

@@ -1,4 +1,7 @@
-"""Reads ``.npy`` streams, in a file or as a member of an ``.npz`` archive; pickles are never loaded."""
+"""Reads ``.npy`` streams, in a file or as a member of an ``.npz`` archive; pickles are never loaded.
+
+An ``.npz`` is opened with Python's ``zipfile``; ``zip_archive`` says why other zips are not.
+"""
 
 from __future__ import annotations
 

@@ -1,22 +1,13 @@
-"""Thrift's compact protocol, as far as the headers and the footers of Parquet files use it."""
+"""Thrift's compact protocol, as far as Parquet files use it: numbers, and structs without lists."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import SourceError
 
-_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 _MAX_DEPTH = 4
-_MAX_FOOTER_DEPTH = 16
-
-# Bytes that pyarrow takes for what may be as little as one byte of a footer, as measured.
-_OUTER = 1536  # for an element of the outermost lists: a column, a row group
-_INNER = 768  # for one of the lists in these: a column of a row group
-_INNERMOST = 96  # for one of the lists further inside
-_TEXT = 40  # and its own bytes
 
 
 def struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
@@ -25,7 +16,7 @@ def struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
     It is one without lists, as the header of a page is; ``SourceError`` if it is not.
     """
     if depth > _MAX_DEPTH:
-        raise SourceError("is damaged: a page header that is none")
+        raise SourceError("is damaged: not a valid Parquet page header")
     fields: dict[int, Any] = {}
     number = 0
     while data[at]:
@@ -34,31 +25,32 @@ def struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
         if step:
             number += step
         else:
-            number, at = _zigzag(data, at)
+            number, at = zigzag(data, at)
         fields[number], at = _value(data, at, kind, depth)
     return fields, at + 1
 
 
 def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (_TRUE, _FALSE):
-        return kind == _TRUE, at
-    if kind == _BYTE:
+    if kind in (TRUE, FALSE):
+        return kind == TRUE, at
+    if kind == BYTE:
         return data[at], at + 1
-    if kind in (_I16, _I32, _I64):
-        return _zigzag(data, at)
-    if kind == _DOUBLE:
+    if kind in (I16, I32, I64):
+        return zigzag(data, at)
+    if kind == DOUBLE:
         return None, at + 8
-    if kind == _BINARY:
-        length, at = _varint(data, at)
+    if kind == BINARY:
+        length, at = varint(data, at)
         if at + length > len(data):
             raise IndexError
         return None, at + length
-    if kind == _STRUCT:
+    if kind == STRUCT:
         return struct(data, at, depth + 1)
-    raise SourceError("is damaged: a page header that is none")
+    raise SourceError("is damaged: not a valid Parquet page header")
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and where it ends; ``IndexError`` if it does not."""
     value = shift = 0
     while data[at] & 0x80 and shift < 63:
         value |= (data[at] & 0x7F) << shift
@@ -66,198 +58,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     return value | (data[at] & 0x7F) << shift, at + 1
 
 
-def _zigzag(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
+def zigzag(data: bytes, at: int) -> tuple[int, int]:
+    """A number with a sign, and where it ends; ``IndexError`` if it does not."""
+    value, at = varint(data, at)
     return (value >> 1) ^ -(value & 1), at
-
-
-def check_footer(data: bytes, most: int) -> None:
-    """``SourceError`` for a footer that takes more than ``most`` bytes once it is read, or is none.
-
-    It takes up to 250 times its length, which pyarrow would find out by reading it.
-    """
-    try:
-        _Footer(data, most).go_through()
-    except IndexError:
-        raise SourceError("is damaged: a footer that breaks off") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Where one column of a row group is in the file."""
-
-    path: str
-    at: int  # of its first page
-    size: int  # bytes, packed
-
-
-def row_groups(footer: bytes) -> Iterator[tuple[int, list[Chunk]]]:
-    """The number of rows of each row group, and its columns in the order of the schema.
-
-    ``SourceError`` where the footer breaks off.
-    """
-    try:
-        yield from _Groups(footer, 1 << 62).groups()
-    except IndexError:
-        raise SourceError("is damaged: a footer that breaks off") from None
-
-
-class _Footer:
-    """Adds up what a footer takes in memory."""
-
-    def __init__(self, data: bytes, most: int) -> None:
-        self._data = data
-        self._most = most
-        self._at = 0
-        self._taken = 0
-
-    def go_through(self) -> None:
-        """Read all of it; ``IndexError`` if it breaks off."""
-        self._struct(0, 0)
-
-    def _struct(self, depth: int, lists: int) -> None:
-        if depth > _MAX_FOOTER_DEPTH:
-            raise SourceError("is damaged: a footer that is none")
-        data = self._data
-        while head := data[self._at]:
-            self._at += 1
-            if not head >> 4:
-                self._number()
-            if head & 15 not in (_TRUE, _FALSE):
-                self._value(head & 15, depth, lists)
-        self._at += 1
-
-    def _value(self, kind: int, depth: int, lists: int) -> None:
-        if kind in (_I16, _I32, _I64):
-            self._number()
-        elif kind == _BINARY:
-            length, at = _varint(self._data, self._at)
-            self._at = at + length
-            self._take(_TEXT + length)
-        elif kind == _STRUCT:
-            self._struct(depth + 1, lists)
-        elif kind in (_LIST, _SET):
-            self._list(depth, lists)
-        elif kind in (_TRUE, _FALSE, _BYTE):  # in a list
-            self._at += 1
-        elif kind == _DOUBLE:
-            self._at += 8
-        else:
-            raise SourceError("is damaged: a footer that is none")
-
-    def _list_head(self) -> tuple[int, int]:
-        """How many elements a list has, and of which kind."""
-        head = self._data[self._at]
-        self._at += 1
-        count, kind = head >> 4, head & 15
-        if count == 15:
-            count, self._at = _varint(self._data, self._at)
-        if count > len(self._data) - self._at:  # each takes a byte at least
-            raise IndexError
-        return count, kind
-
-    def _list(self, depth: int, lists: int) -> None:
-        count, kind = self._list_head()
-        if kind == _STRUCT:
-            self._take(count * (_OUTER, _INNER, _INNERMOST)[min(lists, 2)])
-        else:
-            self._take(count * 8)
-        for _ in range(count):
-            self._value(kind, depth + 1, lists + 1)
-
-    def _number(self) -> None:
-        data, at = self._data, self._at
-        while data[at] & 0x80:
-            at += 1
-        self._at = at + 1
-
-    def _take(self, count: int) -> None:
-        self._taken += count
-        if self._taken > self._most:
-            raise SourceError(
-                f"has a footer that takes more than {self._most:,} bytes: write it in fewer or "
-                f"larger row groups"
-            )
-
-
-class _Groups(_Footer):
-    """Picks out of a footer what is needed to find the pages (parquet.thrift)."""
-
-    def groups(self) -> Iterator[tuple[int, list[Chunk]]]:
-        """The row groups, one at a time; ``IndexError`` if it breaks off."""
-        for number, kind in self._fields():
-            if (number, kind) == (4, _LIST):
-                for _ in self._structs():
-                    yield self._group()
-            else:
-                self._pass_by(kind)
-
-    def _group(self) -> tuple[int, list[Chunk]]:
-        rows, chunks = 0, list[Chunk]()
-        for number, kind in self._fields():
-            if (number, kind) == (1, _LIST):
-                chunks = [self._column() for _ in self._structs()]
-            elif (number, kind) == (3, _I64):
-                rows, self._at = _zigzag(self._data, self._at)
-            else:
-                self._pass_by(kind)
-        return rows, chunks
-
-    def _column(self) -> Chunk:
-        found = Chunk("", 0, 0)
-        for number, kind in self._fields():
-            if (number, kind) == (3, _STRUCT):
-                found = self._chunk()
-            else:
-                self._pass_by(kind)
-        return found
-
-    def _chunk(self) -> Chunk:
-        path, numbers = "", {7: 0, 9: 0, 11: 0}  # its size, its first page, its dictionary
-        for number, kind in self._fields():
-            if (number, kind) == (3, _LIST):
-                path = self._path()
-            elif number in numbers and kind == _I64:
-                numbers[number], self._at = _zigzag(self._data, self._at)
-            else:
-                self._pass_by(kind)
-        size, first, dictionary = numbers.values()
-        if min(first, size, dictionary) < 0:
-            raise SourceError("is damaged: not a valid Parquet footer")
-        return Chunk(path, min(first, dictionary) if dictionary else first, size)
-
-    def _path(self) -> str:
-        count, kind = self._list_head()
-        parts = []
-        for _ in range(count):
-            if kind != _BINARY:
-                raise SourceError("is damaged: not a valid Parquet footer")
-            length, at = _varint(self._data, self._at)
-            if at + length > len(self._data):
-                raise IndexError
-            parts.append(self._data[at : at + length].decode(errors="replace"))
-            self._at = at + length
-        return ".".join(parts)
-
-    def _fields(self) -> Iterator[tuple[int, int]]:
-        """The number and the kind of each field of a struct; whoever asks reads its value."""
-        number = 0
-        while head := self._data[self._at]:
-            self._at += 1
-            if head >> 4:
-                number += head >> 4
-            else:
-                number, self._at = _zigzag(self._data, self._at)
-            yield number, head & 15
-        self._at += 1
-
-    def _structs(self) -> range:
-        """For each struct of a list, which whoever asks reads."""
-        count, kind = self._list_head()
-        if kind != _STRUCT and count:
-            raise SourceError("is damaged: not a valid Parquet footer")
-        return range(count)
-
-    def _pass_by(self, kind: int) -> None:
-        if kind not in (_TRUE, _FALSE):
-            self._value(kind, 0, 0)

@@ -74,7 +74,8 @@ def check_list(path: str | os.PathLike[str], *, null: bool = False) -> None:
         raise UsageError(f"{shown(path)} cannot be read: {reason}") from None
 
 
-def shown(text: str | os.PathLike[str], most: int = _MAX_SHOWN) -> str:
+def shown(text: str | os.PathLike[str], max_characters: int = _MAX_SHOWN) -> str:
     """A text in a message; of a long one the beginning and the end, which says what to do."""
     text = os.fspath(text)
-    return text if len(text) <= most else f"{text[: most // 2]} … {text[-(most // 2) :]}"
+    half = max_characters // 2
+    return text if len(text) <= max_characters else f"{text[:half]} … {text[-half:]}"

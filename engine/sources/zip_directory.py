@@ -26,7 +26,7 @@ _DAMAGED = "is damaged: its directory cannot be found"
 
 
 @dataclass(slots=True)
-class Entry:
+class ZipEntry:
     """One member, as the directory has it."""
 
     name: bytes  # UTF-8, where the archive says enough to tell
@@ -56,7 +56,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
+class ZipDirectory:
     """Where the directory is."""
 
     at: int
@@ -65,7 +65,7 @@ class Directory:
     shift: int  # by which everything is later than it says: something was put in front
 
 
-def find(file: IO[bytes], size: int) -> Directory:
+def find(file: IO[bytes], size: int) -> ZipDirectory:
     """Find the directory from the end of a file of ``size`` bytes; ``SourceError`` if there is none."""
     begin = max(0, size - _MAX_COMMENT - _END.size)
     file.seek(begin)
@@ -97,7 +97,7 @@ def _ends(tail: bytes) -> list[int]:
     return sorted(found, key=unlikely)
 
 
-def _directory(file: IO[bytes], end: int, record: tuple[int, ...]) -> Directory:
+def _directory(file: IO[bytes], end: int, record: tuple[int, ...]) -> ZipDirectory:
     """The directory that the record at byte ``end`` tells of; ``SourceError`` if it is not there."""
     _, disk, _, _, count, length, offset, _ = record
     if disk not in (0, _FULL_16):
@@ -114,7 +114,7 @@ def _directory(file: IO[bytes], end: int, record: tuple[int, ...]) -> Directory:
         if 0 <= at <= end - length and _begins(file, at, length):
             # An entry that lies behind its directory is not there.
             shift = max(0, at - offset)
-            return Directory(at, length, min(count, length // _CENTRAL.size), shift)
+            return ZipDirectory(at, length, min(count, length // _CENTRAL.size), shift)
     if end - length < 0:
         raise SourceError("is damaged: its directory is larger than the file")
     raise SourceError(_DAMAGED)
@@ -146,7 +146,7 @@ def _long_record(file: IO[bytes], end: int) -> tuple[int, int, int, int] | None:
     return None
 
 
-def entries(file: IO[bytes], directory: Directory) -> Iterator[Entry]:
+def entries(file: IO[bytes], directory: ZipDirectory) -> Iterator[ZipEntry]:
     """All entries, folders and links too; ``SourceError`` where the directory breaks off."""
     file.seek(directory.at)
     left, number = directory.size, 0
@@ -172,7 +172,7 @@ def entries(file: IO[bytes], directory: Directory) -> Iterator[Entry]:
             old = name.decode("cp437").encode()
             name = _unicode_name(name, extra) or _unix_name(name, system) or old
         at += directory.shift
-        yield Entry(name, flags, method, checksum, packed, size, at, mode, old)
+        yield ZipEntry(name, flags, method, checksum, packed, size, at, mode, old)
 
 
 def _unicode_name(name: bytes, extra: bytes) -> bytes | None:

@@ -24,23 +24,24 @@ from torch import Tensor
 
 from engine.config import MemoryBudget
 from engine.errors import ImageError, SourceError, UsageError
-from engine.images import canonical
+from engine.images import canonical, decode
+from engine.images.rgb_picture import squash, to_rgb8
 from engine.memory import MemoryGate
 from engine.records import Rejection
 from engine.sources.items import (
-    LABELS,
     ArchiveItem,
     ArrayItem,
     FileItem,
     Item,
     Member,
-    Problem,
+    Reject,
     RowBlock,
     Skipped,
     VectorItem,
     absolute,
 )
-from engine.sources.locate import Sources
+from engine.sources.metadata import LABELS
+from engine.sources.source_stream import Sources
 from engine.training.cache import FORMAT, PictureFile, PictureWriter, find
 
 Array = npt.NDArray[np.uint8]
@@ -139,7 +140,7 @@ def read(
     the folders are, and with 0 nothing is: the folders are trained on too.
     """
     plan = _Plan(sources)
-    key, total = plan.key((FORMAT, canonical.DECODER, side, square, max_bytes))
+    key, total = plan.key((FORMAT, decode.DECODER, side, square, max_bytes))
     file = find(cache, key, square) if cache is not None else None
     reused = file is not None
     if file is None:
@@ -228,7 +229,7 @@ class _Plan:
         total = 0
         for part, item in self:
             name = item.name
-            if isinstance(item, Problem):
+            if isinstance(item, Reject):
                 digest.update(b"%d %b %b\n" % (part.held_out, name, _bytes(item.reason)))
                 continue
             # The rows of a synthetic set have no stamp; how many they are is not in its name.
@@ -441,7 +442,7 @@ class _Reader:
         """What is to be done, with the bytes that it holds until then."""
         for part, item in plan:
             try:
-                if isinstance(item, Problem):
+                if isinstance(item, Reject):
                     yield 0, _refused(item.name, item.reason)
                 elif isinstance(item, FileItem):
                     yield self._waiting, self._file(part, item)
@@ -465,10 +466,10 @@ class _Reader:
         self, part: _Part, archive: ArchiveItem
     ) -> Iterator[tuple[int, Callable[[], list[_Result]]]]:
         for member in archive.members(0, self._memory.max_file):
-            if isinstance(member, Problem):
+            if isinstance(member, Reject):
                 yield 0, _refused(member.name, member.reason)
             elif isinstance(member, Member):
-                yield member.held + self._waiting, self._member(part, member)
+                yield member.memory_bytes + self._waiting, self._member(part, member)
 
     def _rows(
         self, part: _Part, rows: ArrayItem
@@ -501,7 +502,7 @@ class _Reader:
         def load() -> list[_Result]:
             results: list[_Result] = []
             for number, row in enumerate(block.rows, block.first):
-                rgb = canonical.to_rgb8(canonical.from_canonical(row.data))
+                rgb = to_rgb8(canonical.from_canonical(row.data))
                 picture = _picture(part, b"%b#%d" % (rows.name, number))
                 results.append(self._shrunk(picture, rows.size, rgb))
             return results
@@ -511,10 +512,10 @@ class _Reader:
     def _decoded(self, picture: _Picture, name: bytes, data: bytes) -> _Result:
         try:
             if self._side is None:
-                return _Loaded(picture, len(data), canonical.measured(data))
-            with self._gate.hold(canonical.decoding_bytes(data)):
-                found = canonical.decode(data, max_bytes=self._memory.decoding).pixels
-                return self._shrunk(picture, len(data), canonical.to_rgb8(found))
+                return _Loaded(picture, len(data), decode.measured(data))
+            with self._gate.hold(decode.decoding_bytes(data)):
+                found = decode.decode(data, max_bytes=self._memory.decoding).pixels
+                return self._shrunk(picture, len(data), to_rgb8(found))
         except ImageError as error:
             return _failed(name, str(error))
         except MemoryError:
@@ -525,7 +526,7 @@ class _Reader:
         side = self._side
         if side is None:
             return _Loaded(picture, file_bytes, (height, width))
-        squashed = canonical.squash(rgb, self._square)
+        squashed = squash(rgb, self._square)
         return _Loaded(picture, file_bytes, (height, width), shrunk(rgb, side), squashed)
 
 

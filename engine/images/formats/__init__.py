@@ -1,6 +1,15 @@
-"""What Pillow reads wrongly, or only in part, of each format; and what has to be refused for it.
+"""What is in an image file, by its format: what decoding it costs, and its true samples.
 
-Identity is decided by samples, so each sample of a file must reach the canonical pixels. Every module
-here has a ``read`` for a file that Pillow has opened: it returns (H, W, 3 or 4) of uint8 or uint16 with
-the true samples, or raises ``ImageError`` with what is not supported and what to do about it.
+Every module knows one format. It answers up to two questions about a file in memory:
+
+``header_cost``   what decoding it takes beside its pixels, by its headers and before Pillow opens it;
+                  ``ImageError`` for work out of all proportion to its size.
+``read``          (H, W, 3 or 4) of uint8 or uint16 with the true samples of a file that Pillow has
+                  opened; ``ImageError`` with what is not supported and what to do about it. Identity is
+                  decided by samples, so each one must reach the canonical pixels, also where Pillow
+                  reads a format wrongly, or only in part.
+
+``dispatch`` asks the module of a file's format, ``opening`` opens a file through Pillow, ``cost`` turns
+what headers say into bytes of memory. ``boxes``, ``av1``, ``avif_items``, ``jpeg2000_codestream``,
+``tiff_directories`` and ``tiff_tags`` parse what the formats are made of.
 """

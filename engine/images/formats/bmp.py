@@ -6,7 +6,7 @@ import numpy as np
 from PIL import ImageFile, ImagePalette
 
 from engine.errors import ImageError
-from engine.images.formats.common import (
+from engine.images.formats.samples import (
     Samples,
     grey_to_rgb,
     indexed_to_rgb,

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from engine.errors import ImageError
 
 _MAX_BOXES = 10_000
 
 
-def boxes(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """The name and content of each box that lies directly in ``view``.
+class Box(NamedTuple):
+    """One box where it says it is; it may end beyond its file, or before it begins."""
 
-    Raises ``ImageError`` for one that does not end within it.
-    """
+    name: bytes
+    size: int  # bytes, its header included
+    start: int  # of its content
+    end: int
+
+    def fits(self, view: memoryview) -> bool:
+        """Whether it lies within ``view``."""
+        return self.start <= self.end <= len(view)
+
+
+def walk(view: memoryview) -> Iterator[Box]:
+    """Each box that begins directly in ``view``; one that does not fit is the last."""
     at = 0
-    for _ in range(_MAX_BOXES):
-        if at + 8 > len(view):
-            return
+    while at + 8 <= len(view):
         size = int.from_bytes(view[at : at + 4], "big")
         name = bytes(view[at + 4 : at + 8])
         head = 8
@@ -25,11 +34,23 @@ def boxes(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
             size, head = int.from_bytes(view[at + 8 : at + 16], "big"), 16
         elif size == 0:  # to the end
             size = len(view) - at
-        if size < head or at + size > len(view):
-            raise ImageError(f"broken image: a box {name!r} of {size:,} bytes does not fit")
-        yield name, view[at + head : at + size]
+        yield Box(name, size, at + head, at + size)
+        if size < head:
+            return
         at += size
-    raise ImageError("broken image: too many boxes")
+
+
+def boxes(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """The name and content of each box that lies directly in ``view``.
+
+    Raises ``ImageError`` for one that does not end within it.
+    """
+    for number, box in enumerate(walk(view), 1):
+        if not box.fits(view):
+            raise ImageError(f"broken image: a box {box.name!r} of {box.size:,} bytes does not fit")
+        yield box.name, view[box.start : box.end]
+        if number >= _MAX_BOXES:
+            raise ImageError("broken image: too many boxes")
 
 
 def first(view: memoryview, *path: bytes) -> memoryview | None:
@@ -40,3 +61,10 @@ def first(view: memoryview, *path: bytes) -> memoryview | None:
             return None
         found = next((content for each, content in boxes(found) if each == name), None)
     return found
+
+
+def number(view: memoryview, at: int, size: int) -> int:
+    """A big-endian number of ``size`` bytes; ``IndexError`` where it is not there."""
+    if at + size > len(view):
+        raise IndexError
+    return int.from_bytes(view[at : at + size], "big")

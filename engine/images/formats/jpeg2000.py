@@ -1,4 +1,9 @@
-"""JPEG 2000: depth and sign as the codestream has them, palettes, and what Pillow passes over."""
+"""JPEG 2000: depth and sign as the codestream has them, palettes, and what Pillow passes over.
+
+Also what OpenJPEG makes structures for: tiles, code-blocks, precincts and packets. All of them are
+settled by a few bytes of the headers: 180 bytes may ask for 65,535 tiles, which take 490 MiB, and
+code-blocks of 4 × 4 take a hundred bytes a pixel.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,10 @@ import numpy as np
 from PIL import ImageFile
 
 from engine.errors import ImageError
-from engine.images.formats.boxes import boxes
-from engine.images.formats.common import (
+from engine.images.formats.boxes import boxes, walk
+from engine.images.formats.cost import HeaderCost
+from engine.images.formats.jpeg2000_codestream import START, precisions_of, sizes_of, style_of
+from engine.images.formats.samples import (
     Samples,
     grey_to_rgb,
     looked_up,
@@ -18,7 +25,15 @@ from engine.images.formats.common import (
     unsupported,
 )
 
-_START = b"\xff\x4f\xff\x51"  # of the codestream, and of its SIZ segment
+MAX_PACKETS = 20_000_000
+"""The most packets (precinct × layer): a real file has thousands."""
+
+# Measured with OpenJPEG 2.5.4, and rounded up.
+_TILE_BYTES, _TILE_COMPONENT_BYTES = 8_192, 1_536
+_BLOCK_BYTES = 512
+_PRECINCT_BYTES = 8_192
+_PACKET_BYTES = 2  # which packets have been seen
+
 _BANDS = {"L": 1, "I;16": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
 _SYCC = 18
 
@@ -29,6 +44,57 @@ class _Layout:
     depths: tuple[int, ...]
     palette: Samples | None
     sycc: bool
+
+
+def header_cost(data: bytes) -> HeaderCost:
+    """What decoding the picture takes; ``ImageError`` if it has too many packets."""
+    codestream = _codestream_to_the_end(memoryview(data))
+    sizes = sizes_of(codestream) if codestream is not None else None
+    if codestream is None or sizes is None:
+        return HeaderCost()
+    width, height = sizes.right - sizes.left, sizes.bottom - sizes.top
+    count = sizes.components
+    if not (sizes.tile_width and sizes.tile_height and count and width > 0 and height > 0):
+        return HeaderCost()
+    tiles = -(-(sizes.right - sizes.tile_left) // sizes.tile_width)
+    tiles *= -(-(sizes.bottom - sizes.tile_top) // sizes.tile_height)
+    style = style_of(codestream, count)
+    width, height = min(sizes.tile_width, width), min(sizes.tile_height, height)
+    values = width * height
+    sides = width + height
+    # At most: each resolution has a quarter of the values of the next, and pieces are cut at the edges.
+    blocks = precincts = 0
+    for level in range(style.levels + 1):
+        down = style.levels - level
+        each = style.precinct(level)
+        precincts += _pieces(values >> (2 * down), sides >> down, each)
+        blocks += _pieces(values >> (2 * down), sides >> down, min(style.block, each))
+    precincts *= count
+    blocks *= count
+    if precincts * style.layers * tiles > MAX_PACKETS:
+        raise ImageError(
+            "a JPEG 2000 with more than "
+            f"{MAX_PACKETS:,} packets: decoding would take out of all proportion long"
+        )
+    return HeaderCost(
+        parsing=tiles * (_TILE_BYTES + _TILE_COMPONENT_BYTES * count),
+        decoder=blocks * _BLOCK_BYTES
+        + precincts * (_PRECINCT_BYTES + _PACKET_BYTES * style.layers),
+        tile_pixels=values,
+    )
+
+
+def _codestream_to_the_end(view: memoryview) -> memoryview | None:
+    """The codestream as OpenJPEG reads it: to the end of the file, wherever its box ends."""
+    if view[:4] == START:
+        return view
+    return next((view[box.start :] for box in walk(view) if box.name == b"jp2c"), None)
+
+
+def _pieces(values: int, sides: int, exponent: int) -> int:
+    """How many pieces of 2^exponent values an area may be cut into, with those at its edges."""
+    side = 1 << (exponent // 2)
+    return (values >> exponent) + 2 * (sides // side) + 4
 
 
 def read(data: bytes, image: ImageFile.ImageFile) -> Samples:
@@ -89,7 +155,7 @@ def _coloured(array: Samples, layout: _Layout) -> Samples:
 
 
 def _layout(view: memoryview) -> _Layout:
-    if view[:4] == _START:
+    if view[:4] == START:
         size, depths = _codestream(view)
         return _Layout(size, depths, None, False)
     header: memoryview | None = None
@@ -111,16 +177,16 @@ def _layout(view: memoryview) -> _Layout:
 
 def _codestream(view: memoryview) -> tuple[tuple[int, int], tuple[int, ...]]:
     """Width and height, and the depth of each component, of the SIZ segment that begins it."""
-    if view[:4] != _START or len(view) < 42:
+    sizes = sizes_of(view) if view[:4] == START else None
+    if sizes is None:
         raise ImageError("broken image: no JPEG 2000 codestream where one should be")
-    right, bottom, left, top = (int.from_bytes(view[i : i + 4], "big") for i in range(8, 24, 4))
-    count = int.from_bytes(view[40:42], "big")
-    parts = bytes(view[42 : 42 + 3 * count : 3])
-    if not count or len(parts) != count:
+    parts = precisions_of(view, sizes.components)
+    if not sizes.components or len(parts) != sizes.components:
         raise ImageError("broken image: a JPEG 2000 codestream without its components")
     if any(part & 0x80 for part in parts):
         raise unsupported("JPEG 2000 with signed samples")
-    return (right - left, bottom - top), tuple((part & 0x7F) + 1 for part in parts)
+    size = sizes.right - sizes.left, sizes.bottom - sizes.top
+    return size, tuple((part & 0x7F) + 1 for part in parts)
 
 
 def _colours(header: memoryview, components: int) -> tuple[Samples | None, bool]:

@@ -7,7 +7,6 @@ animation are left out too: the first one is the still image, and how many there
 
 from __future__ import annotations
 
-import bisect
 import io
 import zlib
 from typing import IO, cast
@@ -16,7 +15,8 @@ import numpy as np
 from PIL import ImageFile
 
 from engine.errors import ImageError
-from engine.images.formats.common import (
+from engine.images.formats.joined_file import JoinedFile
+from engine.images.formats.samples import (
     Samples,
     both_bytes,
     grey_to_rgb,
@@ -39,7 +39,7 @@ _MAX_FRAMES = 1 << 31
 _MAX_CHUNKS = 1_000_000  # the largest pictures, in chunks of 4 KiB, have a tenth of it
 
 
-def opened(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int]:
+def pixels_only(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int]:
     """What of a PNG its pixels need, as a file, and the number of its frames.
 
     With ``head_only`` chunks are looked at up to the first pixels, and frames are not counted. Raises
@@ -112,7 +112,7 @@ def opened(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int]:
     count = frames + default_image if frames else 1
     if len(parts) == 2:
         return io.BytesIO(data), count
-    return cast("IO[bytes]", _Joined(parts)), count
+    return cast("IO[bytes]", JoinedFile(parts)), count
 
 
 def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> Samples:
@@ -175,41 +175,3 @@ def _may_turn(name: bytes, body: memoryview) -> bool:
     except zlib.error:
         return False
     return not inflate.unconsumed_tail
-
-
-class _Joined:
-    """Pieces of a file in memory, read as one without copying them together."""
-
-    def __init__(self, parts: list[memoryview]) -> None:
-        self._parts = [part for part in parts if len(part)]
-        self._ends: list[int] = []
-        total = 0
-        for part in self._parts:
-            total += len(part)
-            self._ends.append(total)
-        self._size = total
-        self._at = 0
-
-    def read(self, count: int = -1) -> bytes:
-        """Up to ``count`` bytes, or all that are left."""
-        stop = self._size if count < 0 else min(self._at + count, self._size)
-        found = []
-        # A search and not a walk: a file may alternate a million times between what counts and what not.
-        which = bisect.bisect_right(self._ends, self._at)
-        while self._at < stop:
-            part, end = self._parts[which], self._ends[which]
-            begin = end - len(part)
-            found.append(part[self._at - begin : stop - begin])
-            self._at = min(end, stop)
-            which += 1
-        return bytes(found[0]) if len(found) == 1 else b"".join(found)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to ``offset``, as files do."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, origin + offset)
-        return self._at
-
-    def tell(self) -> int:
-        """Where the next byte is read."""
-        return self._at

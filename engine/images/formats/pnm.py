@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ImageFile
 
 from engine.errors import ImageError
-from engine.images.formats.common import Samples, grey_to_rgb, scaled, to_rgb, unsupported
+from engine.images.formats.samples import Samples, grey_to_rgb, scaled, to_rgb, unsupported
 
 _WHITESPACE = b" \t\n\v\f\r"
 

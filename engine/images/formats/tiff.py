@@ -1,4 +1,8 @@
-"""TIFF: the layouts that Pillow reads in full, and the corrections that they need."""
+"""TIFF: the layouts that Pillow reads in full, and the corrections that they need.
+
+Layouts are looked up in the tags as Pillow has parsed them, since it is Pillow's reading of them that is
+set right here. What a file costs must be known before Pillow opens it: see ``tiff_directories``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 from PIL import ImageFile, TiffImagePlugin
 
 from engine.errors import ImageError
-from engine.images.formats.common import (
+from engine.images.formats.samples import (
     Samples,
     both_bytes,
     grey_to_rgb,
@@ -21,13 +25,29 @@ from engine.images.formats.common import (
     to_rgb,
     unsupported,
 )
+from engine.images.formats.tiff_tags import (
+    ASSOCIATED_ALPHA,
+    BITS,
+    CMYK,
+    COLORMAP,
+    COMPRESSION,
+    EXTRA_SAMPLES,
+    FILL_ORDER,
+    HEIGHT,
+    JPEG,
+    LAB,
+    OLD_JPEG,
+    PHOTOMETRIC,
+    PLANAR,
+    RAW,
+    SAMPLE_FORMAT,
+    SAMPLES,
+    SEPARATE_PLANES,
+    WHITE_IS_ZERO,
+    WIDTH,
+    YCBCR,
+)
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
-_SAMPLES, _PLANAR, _COLORMAP, _EXTRA, _FORMAT = 277, 284, 320, 338, 339
-_WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 3, 5, 6, 8
-_RAW, _OLD_JPEG, _JPEG = 1, 6, 7
-_SEPARATE = 2
-_ASSOCIATED = 1
 _FORMATS = {
     1: "unsigned",
     2: "signed",
@@ -43,23 +63,23 @@ def prepare(image: ImageFile.ImageFile) -> None:
     """Refuse the layouts of which Pillow drops or mistakes samples; set right how others are read."""
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     tags = image.tag_v2
-    if any(each != 1 for each in _several(tags.get(_FORMAT, 1))):
+    if any(each != 1 for each in _several(tags.get(SAMPLE_FORMAT, 1))):
         raise unsupported(_described(tags))
     # Pillow passes over samples that it does not know the meaning of, which may be anything.
-    if 0 in _several(tags.get(_EXTRA, ())):
+    if 0 in _several(tags.get(EXTRA_SAMPLES, ())):
         raise unsupported("a TIFF with extra samples that are no alpha")
-    compression, photometric = tags.get(_COMPRESSION, 1), tags.get(_PHOTOMETRIC, 0)
-    if photometric == _LAB or (photometric == _YCBCR and compression not in (_OLD_JPEG, _JPEG)):
+    compression, photometric = tags.get(COMPRESSION, 1), tags.get(PHOTOMETRIC, 0)
+    if photometric == LAB or (photometric == YCBCR and compression not in (OLD_JPEG, JPEG)):
         raise unsupported(f"a TIFF of {_PHOTOMETRICS[photometric]} samples")
-    if tags.get(_PLANAR, 1) == _SEPARATE:
+    if tags.get(PLANAR, 1) == SEPARATE_PLANES:
         if len(_bits(tags)) == 1:
-            tags[_PLANAR] = (
+            tags[PLANAR] = (
                 1  # the same with one sample; Pillow would take a part of the layout's name
             )
             image._setup()
         else:
             _prepare_planes(image)
-    if compression == _RAW:
+    if compression == RAW:
         _refuse_missing(image)
 
 
@@ -68,8 +88,8 @@ def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile | None) -> Sampl
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     tags = image.tag_v2
     raw = raw_mode(image.tile[0])
-    photometric = tags.get(_PHOTOMETRIC, 0)
-    associated = _ASSOCIATED in _several(tags.get(_EXTRA, ()))
+    photometric = tags.get(PHOTOMETRIC, 0)
+    associated = ASSOCIATED_ALPHA in _several(tags.get(EXTRA_SAMPLES, ()))
     if image.mode in ("P", "PA"):
         table = _palette(tags)
         if image.mode == "P":
@@ -84,7 +104,7 @@ def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile | None) -> Sampl
         if raw == "I;12":
             return grey_to_rgb(scaled(grey, 4095))
         # Pillow inverts the 8-bit ones only; as they are, they would equal their negative.
-        return grey_to_rgb(65535 - grey if photometric == _WHITE_IS_ZERO else grey)
+        return grey_to_rgb(65535 - grey if photometric == WHITE_IS_ZERO else grey)
     if ";16" in raw:
         if again is None or not raw.startswith(("RGB", "R;")):
             raise unsupported(_described(tags))
@@ -109,7 +129,7 @@ def is_deep(image: TiffImagePlugin.TiffImageFile) -> bool:
     """Whether its samples, or the colours of its palette, may have more than 8 bits."""
     tags = image.tag_v2
     if image.mode in ("P", "PA"):
-        colours = np.asarray(tags.get(_COLORMAP, ()), np.uint32)
+        colours = np.asarray(tags.get(COLORMAP, ()), np.uint32)
         return bool((colours % 257).any() and (colours % 256).any())
     return max(_bits(tags)) > 8
 
@@ -133,16 +153,16 @@ def _prepare_planes(image: TiffImagePlugin.TiffImageFile) -> None:
     """Of samples that lie plane by plane, those that Pillow puts where they belong."""
     tags = image.tag_v2
     bits = _bits(tags)
-    plain = {2: ("RGB", "RGBA"), _CMYK: ("CMYK",)}.get(tags.get(_PHOTOMETRIC, 0), ())
+    plain = {2: ("RGB", "RGBA"), CMYK: ("CMYK",)}.get(tags.get(PHOTOMETRIC, 0), ())
     if (
         image.mode not in plain
-        or tags.get(_FILL_ORDER, 1) != 1
-        or _ASSOCIATED in _several(tags.get(_EXTRA, ()))
+        or tags.get(FILL_ORDER, 1) != 1
+        or ASSOCIATED_ALPHA in _several(tags.get(EXTRA_SAMPLES, ()))
     ):
         raise unsupported("a TIFF with separate planes of this layout")
     if set(bits) == {8}:
         return
-    if tags.get(_COMPRESSION, 1) != _RAW or set(bits) != {16} or image.mode == "CMYK":
+    if tags.get(COMPRESSION, 1) != RAW or set(bits) != {16} or image.mode == "CMYK":
         raise unsupported("a TIFF with separate planes of more than 8 bits")
     # Pillow would read each second byte of a plane; "R" has become "R;16L".
     order = "16L" if tags.prefix == TiffImagePlugin.II else "16B"
@@ -156,8 +176,8 @@ def _refuse_missing(image: TiffImagePlugin.TiffImageFile) -> None:
         left, top, right, bottom = tile.extents or (0, 0, 0, 0)
         layer = raw_mode(tile)
         planes[layer] = planes.get(layer, 0) + (right - left) * (bottom - top)
-    width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
-    separate = image.tag_v2.get(_PLANAR, 1) == _SEPARATE
+    width, height = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
+    separate = image.tag_v2.get(PLANAR, 1) == SEPARATE_PLANES
     wanted = len(image.getbands()) if separate else 1
     if len(planes) < wanted or any(area < width * height for area in planes.values()):
         raise ImageError("broken image: some of its strips or tiles are missing")
@@ -165,7 +185,7 @@ def _refuse_missing(image: TiffImagePlugin.TiffImageFile) -> None:
 
 def _palette(tags: Any) -> Samples:
     """The colours as they are written, (n, 3) uint16."""
-    values = np.asarray(tags[_COLORMAP], np.uint16)
+    values = np.asarray(tags[COLORMAP], np.uint16)
     if len(values) != 3 << _bits(tags)[0]:
         raise ImageError(f"broken image: {len(values):,} values in the palette of a TIFF")
     return np.ascontiguousarray(values.reshape(3, -1).T)
@@ -184,8 +204,8 @@ def _coloured(indices: Samples, table: Samples) -> Samples:
 
 def _bits(tags: Any) -> tuple[int, ...]:
     """The bits of each sample, of which there may be more than samples, or one for all of them."""
-    count = int(tags.get(_SAMPLES, 1))
-    bits = _several(tags.get(_BITS, 1))
+    count = int(tags.get(SAMPLES, 1))
+    bits = _several(tags.get(BITS, 1))
     return tuple(bits[:count]) if len(bits) > 1 else tuple(bits) * max(1, min(count, 64))
 
 
@@ -195,8 +215,8 @@ def _several(value: Any) -> tuple[int, ...]:
 
 def _described(tags: Any) -> str:
     bits = sorted(set(_bits(tags)))
-    form = sorted({_FORMATS.get(each, "odd") for each in _several(tags.get(_FORMAT, 1))})
-    colour = _PHOTOMETRICS.get(tags.get(_PHOTOMETRIC, 0), "other")
+    form = sorted({_FORMATS.get(each, "odd") for each in _several(tags.get(SAMPLE_FORMAT, 1))})
+    colour = _PHOTOMETRICS.get(tags.get(PHOTOMETRIC, 0), "other")
     return (
         f"a TIFF of {len(_bits(tags))} {colour} samples of {' and '.join(map(str, bits))} bits "
         f"({' and '.join(form)})"

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from engine.config import KEEP_BITS_LIMIT
 from engine.errors import EngineError, ImageError, StoreDamagedError
 from engine.images import canonical, fingerprint, hashing
+from engine.images.decode import DECODER, decode
 from engine.records import Buffer, Kind, Pixels, Place
-from engine.sources.items import Problem as SourceProblem
-from engine.sources.locate import Query, open_images
+from engine.sources.items import Reject
+from engine.sources.query import Query, open_images
 from engine.storage import extents
 from engine.storage.rows import ARRAY, ImageRow, ImageRows, RecordRow
 from engine.storage.session import Session
@@ -57,7 +58,7 @@ def _kept(store: Session, row: ImageRow) -> Pixels | None:
         if row.canonical:
             found = canonical.from_canonical(data)
         else:
-            found = canonical.decode(data, max_bytes=store.memory.decoding).pixels
+            found = decode(data, max_bytes=store.memory.decoding).pixels
     except (StoreDamagedError, ImageError):
         return None
     return found if hashing.proof(found.canonical) == row.proof else None
@@ -75,7 +76,7 @@ def _record(found: Pixels, key: bytes, container: str, data: bytes = b"") -> Rec
         key,
         hashing.file_hash(data) if data else b"",
         container,
-        canonical.DECODER if data else "",
+        DECODER if data else "",
     )
 
 
@@ -88,7 +89,7 @@ def from_sources(store: Session, id_: int) -> Iterator[tuple[Query, Pixels, str]
     for name in names:
         try:
             for query in open_images(os.fsdecode(name), store.memory.max_file):
-                if not isinstance(query, SourceProblem) and query.vector is None:
+                if not isinstance(query, Reject) and query.vector is None:
                     decoded = query.decode(store.memory.decoding)
                     yield query, decoded.pixels, decoded.container
         except EngineError:
@@ -180,7 +181,7 @@ def _file_at(
         for one in files[size]:
             if one.record.file_hash == hashed:
                 try:
-                    found = canonical.decode(data, max_bytes=store.memory.decoding).pixels
+                    found = decode(data, max_bytes=store.memory.decoding).pixels
                 except ImageError:
                     continue
                 if (

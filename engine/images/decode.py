@@ -1,0 +1,155 @@
+"""Image files to canonical pixels, within limits of memory and time."""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any
+
+import numpy.typing as npt
+from PIL import Image, ImageFile, UnidentifiedImageError, __version__
+
+from engine.errors import ImageError
+from engine.images.canonical import from_samples
+from engine.images.file_types import looks_like_image
+from engine.images.formats import cost, dispatch
+from engine.images.formats.cost import HeaderCost
+from engine.images.formats.dispatch import header_cost
+from engine.images.formats.opening import FORMATS, open_file
+from engine.images.orientation import orientation_of, oriented
+from engine.records import Decoded
+
+# The second number is of what the engine itself makes of the formats; with a new one, files that were
+# rejected are tried again.
+DECODER = f"pillow-{__version__}-2"
+
+MAX_PIXELS = 128_000_000
+"""The most pixels (width × height) an image may have where no memory is named: a guard against bombs."""
+
+# Of errors that Pillow's parsers raise without a word.
+_SILENT: dict[type[Exception], str] = {
+    AssertionError: "its header contradicts itself",
+    EOFError: "the file ends too early",
+    IndexError: "the file ends too early",
+    struct.error: "the file ends too early",
+    RecursionError: "its parts are nested too deep",
+    OverflowError: "a number in it is too large",
+}
+_ERROR_NUMBER = re.compile(r"decoder error -?\d+")
+
+
+def decode(data: bytes, *, max_pixels: int | None = None, max_bytes: int | None = None) -> Decoded:
+    """Decode an image file's bytes to canonical pixels.
+
+    Raises ``ImageError`` with a one-line reason for anything that is not a whole image of a known
+    format within ``max_pixels`` (width × height) and ``max_bytes`` (of memory while it is decoded and
+    looked at), for work out of all proportion, and for samples that would have to be reduced. Without
+    either limit, ``MAX_PIXELS`` is one.
+    """
+    if not data:
+        raise ImageError("the file is empty (0 bytes)")
+    if max_pixels is None and max_bytes is None:
+        max_pixels = MAX_PIXELS
+    try:
+        array, frames, container = _decode(data, max_pixels, max_bytes)
+        return Decoded(from_samples(array, frames), container)
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError("not enough memory to decode it", retryable=True) from None
+    except UnidentifiedImageError:
+        signed = looks_like_image(data[:32])
+        why = dispatch.why_unknown(data, FORMATS) if signed else None
+        raise why or ImageError("not an image in a known format") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too many pixels for Pillow: {reason_of(error)}") from None
+    # Pillow's decoders raise whatever their parsing trips over: SyntaxError, struct.error, KeyError …
+    except Exception as error:
+        raise ImageError(f"broken image: {reason_of(error)}") from None
+
+
+def decoding_bytes(data: bytes) -> int:
+    """Memory that decoding an image file takes, by its header; 0 if it has no readable one."""
+    try:
+        headers = header_cost(data)
+        with open_file(data, head_only=True)[0] as image:
+            return _decoding_bytes(image, headers, len(data))
+    except Exception:  # decode will say what is wrong
+        return 0
+
+
+def _decoding_bytes(image: ImageFile.ImageFile, headers: HeaderCost, file_bytes: int) -> int:
+    one_byte = cost.PILLOW.get(image.mode, 4) < 4 or image.mode in ("I", "F")
+    return cost.decoding_bytes(
+        image.format or "",
+        image.mode,
+        image.size,
+        headers,
+        channels=4 if image.has_transparency_data else 1 if one_byte else 3,
+        deep=dispatch.is_deep(image),
+        file_bytes=file_bytes,
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of Pillow's says, in a line; words of ours where it says nothing."""
+    said = " ".join(str(error).split())
+    if isinstance(error, KeyError):  # says no more than the key
+        said = f"there is no {said}" if said else ""
+    if _ERROR_NUMBER.search(said):
+        said = "what it holds is damaged, or cut short"
+    return said or _SILENT.get(type(error), "its data contradict one another")
+
+
+def measured(data: bytes) -> tuple[int, int]:
+    """Height and width of an image file as it lies, by its header; ``ImageError`` if it has none."""
+    try:
+        with open_file(data, head_only=True)[0] as image:
+            return image.height, image.width
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's parsers raise whatever they trip over
+        raise ImageError(f"broken image: {reason_of(error)}") from None
+
+
+def _decode(
+    data: bytes, max_pixels: int | None, max_bytes: int | None
+) -> tuple[npt.NDArray[Any], int, str]:
+    headers = header_cost(data)
+    if max_bytes is not None and headers.parsing > max_bytes:
+        raise ImageError(
+            f"its header takes {headers.parsing >> 20:,} MiB to read, over the limit of "
+            f"{max_bytes >> 20:,} MiB: raise memory=",
+            retryable=True,
+        )
+    image, frames = open_file(data)
+    with image:
+        container = (image.format or "").lower()
+        width, height = image.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise ImageError(
+                f"too many pixels: {width} × {height} are over the limit of {max_pixels:,}"
+            )
+        if (
+            max_bytes is not None
+            and (takes := _decoding_bytes(image, headers, len(data))) > max_bytes
+        ):
+            raise ImageError(
+                f"{width} × {height} pixels take {takes >> 20:,} MiB to decode, over the limit of "
+                f"{max_bytes >> 20:,} MiB: raise memory=",
+                retryable=True,
+            )
+        if ImageFile.LOAD_TRUNCATED_IMAGES:
+            raise ImageError(
+                "Pillow is set to fill up truncated images (ImageFile.LOAD_TRUNCATED_IMAGES), "
+                "which would make different images equal: unset it",
+                retryable=True,
+            )
+        if frames is None:
+            frames = dispatch.frames_of(image)
+            # Counting may seek; the count must not change which frame is decoded.
+            image.seek(0)
+        array = dispatch.samples(data, image, lambda: open_file(data)[0])
+        # After loading: Pillow's TIFF reader applies the tag itself and then drops it.
+        orientation = orientation_of(image)
+    return oriented(array, orientation), frames, container

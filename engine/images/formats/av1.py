@@ -1,0 +1,156 @@
+"""AV1 bitstreams: the size and depth of a picture, by its sequence headers (AV1 specification 5.5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+_SEQUENCE_HEADER = 1
+_MAX_UNITS = 65536
+# A temporal delimiter, or the box in which a picture or its configuration lies; then the first byte of a
+# sequence header that has a length.
+_ANYWHERE = re.compile(rb"(?:\x12\x00|av1C.{4}|mdat)\x0a(?=.{4})", re.DOTALL)
+_MAX_SEQUENCES = 4096
+_HEADER_BYTES = 80  # that are looked at of a sequence header that is found so
+
+
+class SequenceHeader:
+    """What a sequence header says; ``IndexError`` or ``ValueError`` where it breaks off.
+
+    The size is read at once, and the depth, which comes behind it, when it is asked for.
+    """
+
+    def __init__(self, data: memoryview) -> None:
+        """``data`` begins with the header, behind its type and length."""
+        bits = self._bits = _Bits(data)
+        self._profile = bits.take(3)
+        bits.take(1)  # still_picture
+        self._reduced = bits.take(1)
+        if self._reduced:
+            bits.take(5)
+        else:
+            _skip_operating_points(bits)
+        width, height = bits.take(4) + 1, bits.take(4) + 1
+        self.size = bits.take(width) + 1, bits.take(height) + 1
+        """The most pixels a frame has, across and down."""
+
+    def depth(self) -> int:
+        """Bits a channel: 5.5.1 and 5.5.2, as far as ``twelve_bit``. To be asked for once."""
+        bits, reduced = self._bits, self._reduced
+        if not reduced and bits.take(1):  # frame_id_numbers_present_flag
+            bits.take(7)
+        bits.take(3)  # superblocks of 128, filter_intra, intra_edge_filter
+        if not reduced:
+            bits.take(4)  # interintra, masked compound, warped motion, dual filter
+            order = bits.take(1)
+            if order:
+                bits.take(2)
+            screen = 2 if bits.take(1) else bits.take(1)
+            if screen and not bits.take(1):
+                bits.take(1)
+            if order:
+                bits.take(3)
+        bits.take(3)  # superres, cdef, restoration
+        if not bits.take(1):
+            return 8
+        return 12 if self._profile == 2 and bits.take(1) else 10
+
+
+def sequence_headers(view: memoryview) -> Iterator[SequenceHeader]:
+    """Each sequence header of a bitstream; ``ValueError`` or ``IndexError`` if there is none."""
+    at, found = 0, False
+    for _ in range(_MAX_UNITS):
+        if at >= len(view):
+            break
+        header = view[at]
+        at += 2 if header & 4 else 1
+        size = len(view) - at
+        if header & 2:
+            size, at = _leb128(view, at)
+        if header >> 3 & 15 == _SEQUENCE_HEADER:
+            found = True
+            yield SequenceHeader(view[at : at + size])
+        at += size
+    if not found or at < len(view):
+        raise ValueError
+
+
+def sequence_headers_anywhere(data: bytes) -> Iterator[SequenceHeader]:
+    """Each sequence header in a file, whatever its container says of where its pictures lie."""
+    view = memoryview(data)
+    for count, found in enumerate(_ANYWHERE.finditer(data)):
+        if count >= _MAX_SEQUENCES:
+            return
+        header = view[found.end() : found.end() + _HEADER_BYTES]
+        at = 0  # of the last byte of its length
+        while at < len(header) and header[at] & 0x80:
+            at += 1
+        try:
+            yield SequenceHeader(header[at + 1 :])
+        except (IndexError, ValueError):
+            continue
+
+
+def configured_depth(configuration: memoryview) -> int:
+    """The depth that an AV1 configuration (``av1C``) tells: high_bitdepth and twelve_bit."""
+    return (12 if configuration[2] & 0x20 else 10) if configuration[2] & 0x40 else 8
+
+
+class _Bits:
+    """A bitstream, read from the highest bit of each byte on; ``IndexError`` behind its end."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._at = 0
+
+    def take(self, count: int) -> int:
+        end = self._at + count
+        if end > 8 * len(self._view):
+            raise IndexError
+        value = int.from_bytes(self._view[self._at >> 3 : (end + 7) >> 3], "big")
+        self._at = end
+        return (value >> (-end & 7)) & ((1 << count) - 1)
+
+
+def _leb128(view: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for i in range(8):
+        byte = view[at]
+        at += 1
+        value |= (byte & 0x7F) << 7 * i
+        if not byte & 0x80:
+            break
+    return value, at
+
+
+def _skip_operating_points(bits: _Bits) -> None:
+    delay = 0  # bits of a buffer's delay, where there is a decoder model
+    decoder_model = 0
+    if bits.take(1):  # timing_info_present_flag
+        bits.take(64)
+        if bits.take(1):  # equal_picture_interval
+            _skip_uvlc(bits)
+        decoder_model = bits.take(1)
+        if decoder_model:
+            delay = bits.take(5) + 1
+            bits.take(32 + 5 + 5)
+    display_delay = bits.take(1)
+    for _ in range(bits.take(5) + 1):
+        bits.take(12)
+        if bits.take(5) > 7:
+            bits.take(1)
+        if decoder_model and bits.take(1):
+            bits.take(2 * delay + 1)
+        if display_delay and bits.take(1):
+            bits.take(4)
+
+
+def _skip_uvlc(bits: _Bits) -> None:
+    """Pass by a number that has as many zeros in front as digits."""
+    zeros = 0
+    while not bits.take(1):
+        zeros += 1
+        if zeros > 32:
+            raise ValueError
+    if zeros < 32:
+        bits.take(zeros)

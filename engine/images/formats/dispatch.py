@@ -1,0 +1,118 @@
+"""Asks the module of a file's format: what its headers cost, its samples, why it cannot be opened."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from engine.errors import ImageError
+from engine.images.formats import (
+    avif,
+    bmp,
+    gif,
+    jpeg,
+    jpeg2000,
+    png,
+    pnm,
+    tiff,
+    tiff_directories,
+)
+from engine.images.formats.cost import HeaderCost
+from engine.images.formats.samples import (
+    Samples,
+    indexed_to_rgb,
+    is_deep_layout,
+    raw_mode,
+    to_rgb,
+)
+
+_COST_BY_SIGNATURE = (
+    (b"\xff\xd8\xff", jpeg.header_cost),
+    (b"GIF8", gif.header_cost),
+    (b"II*\0", tiff_directories.header_cost),
+    (b"MM\0*", tiff_directories.header_cost),
+    (b"MM*\0", tiff_directories.header_cost),
+    (b"II\0*", tiff_directories.header_cost),
+    (b"II+\0", tiff_directories.header_cost),
+    (b"MM\0+", tiff_directories.header_cost),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", jpeg2000.header_cost),
+    (b"\xff\x4f\xff\x51", jpeg2000.header_cost),
+)
+
+
+def header_cost(data: bytes) -> HeaderCost:
+    """What the headers of a file say about its cost, before Pillow reads them.
+
+    Raises ``ImageError`` for a file that would take out of all proportion long to open or to decode.
+    """
+    for signature, read in _COST_BY_SIGNATURE:
+        if data.startswith(signature):
+            return read(data)
+    return avif.header_cost(data) if data[4:8] == b"ftyp" else HeaderCost()
+
+
+def samples(
+    data: bytes, image: ImageFile.ImageFile, reopen: Callable[[], ImageFile.ImageFile]
+) -> Samples:
+    """(H, W, 3 or 4) uint8 or uint16: every sample of an opened file that ``reopen`` opens again.
+
+    Raises ``ImageError`` for a layout that cannot be read in full.
+    """
+    match image.format:
+        case "PNG":
+            if not is_deep(image):
+                return png.read(image, image)
+            with reopen() as again:
+                return png.read(image, again)
+        case "TIFF":
+            tiff.prepare(image)
+            if not is_deep(image):
+                return tiff.read(image, None)
+            with reopen() as again:
+                tiff.prepare(again)
+                return tiff.read(image, again)
+        case "PPM":
+            return pnm.read(data, image)
+        case "BMP" | "DIB":
+            return bmp.read(data, image)
+        case "JPEG2000":
+            return jpeg2000.read(data, image)
+        case "AVIF":
+            avif.refuse_deep(data)
+            return to_rgb(image)
+        case _:
+            return indexed_to_rgb(image)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened file whose pixels are not loaded has more than 8 bits a channel."""
+    tiles = getattr(image, "tile", None) or []
+    if tiles and image.format == "PPM" and isinstance(tiles[0].args, tuple):
+        return image.mode == "I" or int(tiles[0].args[-1]) > 255
+    if tiles and isinstance(image, TiffImagePlugin.TiffImageFile) and tiff.is_deep(image):
+        return True
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;")
+    return deep or (bool(tiles) and is_deep_layout(raw_mode(tiles[0])))
+
+
+def frames_of(image: ImageFile.ImageFile) -> int:
+    """How many frames or pages Pillow finds; counting them may seek."""
+    # What an MPO holds besides its picture is a preview, a gain map or another eye's view.
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+
+
+def why_unknown(data: bytes, formats: Sequence[str]) -> ImageError | None:
+    """Why Pillow does not know a file that is signed as one of ``formats``; None if it is of none."""
+    for name in formats:
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(data[:16]) is not True:
+            continue
+        try:
+            factory(io.BytesIO(data), "")
+        except Exception as error:  # whatever Pillow's parsing trips over
+            reason = " ".join(str(error).split()) or "no reason given"
+            known = tiff.refusal(data, reason) if name == "TIFF" else None
+            return known or ImageError(f"broken image, or not supported: {reason}")
+    return None

@@ -1,0 +1,29 @@
+"""How a picture is turned, as its EXIF says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+from PIL import Image
+
+_TAG = 0x0112
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation (1 to 8) of an image whose pixels are loaded; 1 where it is none."""
+    try:
+        return int(image.getexif().get(_TAG, 1))
+    except Exception:  # a broken EXIF block does not make the pixels unreadable
+        return 1
+
+
+def oriented(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Apply an EXIF orientation (TIFF 6.0, tag 274) to (H, W, C)."""
+    if orientation in (5, 6, 7, 8):
+        array = array.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array

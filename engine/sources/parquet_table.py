@@ -1,0 +1,191 @@
+"""Tables of images: Parquet files with a column of image files, read a few rows at a time (pyarrow).
+
+The column holds bytes, or ``{bytes, path}`` as Hugging Face data sets do. Row r of it is called
+``/path/FILE.parquet#r``; what the other columns say of it is its metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from engine.errors import ImageError, SourceError, UsageError
+from engine.sources import parquet_footer, parquet_pages
+from engine.sources.decompress import line_of
+from engine.sources.items import Member, Reject, Skipped, over_limit, stamp_of
+from engine.sources.member_names import name_of, query_values, wanted_fields
+from engine.sources.parquet_columns import fields_of_extension, image_column
+from engine.sources.parquet_metadata import Teller, metadata_columns, metadata_of, stored, tell_path
+from engine.sources.steady_file import steady
+
+PARQUET_SUFFIXES = (".parquet", ".pq")
+_MAX_IN_LIST = 1 << 16  # row groups, or columns: room is made before the first one is read
+_STREAM_BYTES = 1 << 20  # of a column, read at a time; without it pyarrow reads a row group's whole
+
+
+class ParquetTable:
+    """The rows of one Parquet file."""
+
+    def __init__(self, path: Path, query: str = "") -> None:
+        """Read the footer. ``query``: ``image=COLUMN`` and ``metadata=COLUMN,COLUMN`` choose columns.
+
+        ``UsageError`` if there is no such column, or no way to tell which one holds the images;
+        ``SourceError`` if it is no such file, ``OSError`` if there is none.
+        """
+        values = query_values(path, query, {"image", "metadata"})
+        self._path = path
+        self.mtime_ns, self.size = stamp_of(path.stat())
+        self.name = name_of(path, query)
+        with self._open() as (_, table, _):
+            self.count: int = table.metadata.num_rows
+            schema = table.schema_arrow
+        column = image_column(schema, values, path)
+        self._image, self._in_struct = column.name, column.in_struct
+        self._whole = fields_of_extension(schema, column.name)
+        wanted = wanted_fields(values)
+        self._columns = metadata_columns(
+            schema, column.name, wanted, path, has_path=column.has_path
+        )
+        self._keeps_path = column.has_path and (wanted is None or "path" in wanted)
+
+    def members(self, start: int, max_bytes: int) -> Iterator[Member | Reject | Skipped]:
+        """Its rows from number ``start`` on, as ``ArchiveItem`` has it."""
+        return self._rows(start, max_bytes, self._columns, keeps_path=self._keeps_path)
+
+    def read(self, row: bytes, max_bytes: int) -> bytes:
+        """The image of one row; ``SourceError`` if there is no such row, ``ImageError`` if no image."""
+        number = int(row) if row.isdigit() and len(row) <= 18 else -1
+        if not 0 <= number < self.count:
+            shown = row[:200].decode(errors="backslashreplace")
+            raise SourceError(f"has rows 0 to {self.count - 1}, not {shown}")
+        found = next(self._rows(number, max_bytes, {}, keeps_path=False), None)
+        if isinstance(found, Member):
+            return found.data
+        raise ImageError(found.reason if isinstance(found, Reject) else "has no image bytes")
+
+    def _rows(
+        self,
+        start: int,
+        max_bytes: int,
+        columns: Mapping[str, Teller],
+        *,
+        keeps_path: bool,
+    ) -> Iterator[Member | Reject | Skipped]:
+        inside = [f"{self._image}.bytes"] if self._in_struct else [self._image]
+        if keeps_path:
+            inside.append(f"{self._image}.path")
+        names = [*(self._whole or inside), *columns]
+        first = 0
+        with self._open() as (file, table, footer):
+            read = [table.schema.column(i).path in names for i in range(len(table.schema))]
+            for group, (rows, chunks) in enumerate(parquet_footer.row_groups(footer)):
+                if start < first + rows:
+                    number = first
+                    wanted = [
+                        chunk for chunk, is_read in zip(chunks, read, strict=False) if is_read
+                    ]
+                    size = parquet_pages.batch_rows(file, wanted, max_bytes)
+                    batches = table.iter_batches(size, [group], names, use_threads=False)
+                    for batch in _whole(batches, number):
+                        yield from self._batch(batch, number, start, max_bytes, columns, keeps_path)
+                        number += batch.num_rows
+                    if number != first + rows:
+                        raise SourceError(f"ends after row {number} of {self.count}")
+                    _give_back()
+                first += rows
+
+    def _batch(
+        self,
+        batch: Any,
+        first: int,
+        start: int,
+        max_bytes: int,
+        columns: Mapping[str, Teller],
+        keeps_path: bool,
+    ) -> Iterator[Member | Reject]:
+        """The rows of a batch that begins with row ``first``, from ``start`` on."""
+        skip = max(0, start - first)
+        if skip >= batch.num_rows:
+            return
+        batch = batch.slice(skip)
+        images = stored(batch.column(self._image))
+        data = stored(images.field("bytes")) if self._in_struct else images
+        said = [(tell, stored(batch.column(name))) for name, tell in columns.items()]
+        if keeps_path:
+            said.insert(0, (tell_path, stored(images.field("path"))))
+        stamp = (self.mtime_ns, self.size)
+        for i in range(batch.num_rows):
+            name = b"%s#%d" % (self.name, first + skip + i)
+            value = data[i].as_py()
+            if value is None:
+                yield Reject(name, "has no image bytes", *stamp)
+                continue
+            if len(value) > max_bytes:
+                error = over_limit(len(value), max_bytes)
+                yield Reject(name, str(error), *((0, 0) if error.retryable else stamp))
+                continue
+            metadata, lost = metadata_of(said, i)
+            yield Member(name, *stamp, value, metadata, note=lost)
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[IO[bytes], Any, bytes]]:
+        """The file, pyarrow's view of it, and its footer.
+
+        Of row groups, pyarrow's metadata is not asked: it ends the process where they make no sense.
+        """
+        pa, parquet = _pyarrow()
+        with steady(self._path, (self.mtime_ns, self.size)) as file:
+            footer = parquet_footer.read_footer(file, self.size)
+            try:
+                # Not by its path, which need not be UTF-8, and may be another file by now; nor
+                # through Python, which takes twice as long.
+                table = parquet.ParquetFile(
+                    pa.OSFile(f"/dev/fd/{file.fileno()}"),
+                    buffer_size=_STREAM_BYTES,
+                    pre_buffer=False,
+                    page_checksum_verification=True,
+                    thrift_string_size_limit=parquet_footer.MAX_FOOTER,
+                    thrift_container_size_limit=max(1, min(len(footer), _MAX_IN_LIST)),
+                )
+                yield file, table, footer
+            except _errors(pa) as error:
+                raise SourceError(f"is damaged: {line_of(error)[:300]}") from None
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UsageError(
+            "Parquet files need pyarrow: pip install 'image-index-engine[parquet]'"
+        ) from None
+    return pyarrow, parquet
+
+
+def _errors(pa: Any) -> tuple[type[Exception], ...]:
+    """What reading a damaged file may raise."""
+    return (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError)
+
+
+def _whole(batches: Iterator[Any], number: int) -> Iterator[Any]:
+    """Batches; ``SourceError`` where they break off. ``number`` is the first row."""
+    pa, _ = _pyarrow()
+    while True:
+        try:
+            batch = next(batches, None)
+        except _errors(pa) as error:
+            raise SourceError(
+                f"is damaged: it breaks off at row {number}: {line_of(error)[:300]}"
+            ) from None
+        if batch is None:
+            return
+        yield batch
+        number += batch.num_rows
+
+
+def _give_back() -> None:
+    """Let the memory of a row group go, which pyarrow's pool keeps for the next one."""
+    _pyarrow()[0].default_memory_pool().release_unused()

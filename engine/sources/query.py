@@ -1,0 +1,156 @@
+"""The images that an IMAGE argument names, one by one, to be looked up."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import ImageError, SourceError, UsageError
+from engine.images.canonical import from_canonical
+from engine.images.decode import decode
+from engine.records import Decoded
+from engine.sources import files
+from engine.sources.items import FileItem, Member, Reject, RowBlock, Rows, VectorBlock
+from engine.sources.locate import Archive, archive_of, is_row
+from engine.sources.named_arrays import arrays_of, exists, is_array, missing_array
+from engine.sources.synthetic import PREFIX, SyntheticBits
+from engine.sources.vectors import NpyVectors
+
+_READ_BYTES = 1 << 20
+
+
+class Query:
+    """One image to look up: its name, and its bytes or its canonical row; or a vector."""
+
+    def __init__(
+        self,
+        name: str,
+        data: bytes | None,
+        decoded: Decoded | None,
+        vector: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        self.name = name
+        self.data = data  # the file's bytes, for an image file
+        self.vector = vector  # (d,), of which there are no pixels
+        self._decoded = decoded
+
+    def decode(self, max_bytes: int) -> Decoded:
+        """Its pixels; ``ImageError`` if it is not a whole image."""
+        if self._decoded is None:
+            self._decoded = decode(self.data or b"", max_bytes=max_bytes)
+        return self._decoded
+
+
+def open_images(spec: str, max_bytes: int) -> Iterator[Query | Reject]:
+    """The images that an IMAGE argument names: one, or all of an array, an archive or a table.
+
+    ``spec`` is a file, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``,
+    ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, ``FILE.tar``, ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or
+    ``synthetic:bits?seed=S#ROW``; ``max_bytes`` is the size of the largest file read.
+    """
+    try:
+        if spec == "-":
+            yield _from_stdin(max_bytes)
+        elif (archive := archive_of(spec)) is not None:
+            yield from _from_archive(archive, max_bytes)
+        elif exists(spec) and not is_array(path := Path(spec)):
+            item = files.one(path)
+            if isinstance(item, FileItem):
+                yield Query(spec, item.read(max_bytes), None)
+            else:
+                yield Reject(os.fsencode(spec), item.reason)
+        else:
+            yield from _rows(spec, max_bytes)
+    except (ImageError, SourceError, UsageError) as error:
+        yield Reject(os.fsencode(spec), str(error))
+    except OSError as error:
+        yield Reject(os.fsencode(spec), f"cannot be read: {error.strerror or error}")
+
+
+def _rows(spec: str, max_bytes: int) -> Iterator[Query]:
+    base, _, row = spec.rpartition("#")
+    if spec.startswith(PREFIX):
+        if not is_row(row):
+            raise UsageError("name a row: 'synthetic:bits?seed=0#17'")
+        yield _from_row(spec, SyntheticBits(base).row(int(row)))
+        return
+    found = arrays_of(spec)
+    if found is not None:  # the whole array
+        for array in found:
+            if array.row_bytes > max_bytes:
+                raise SourceError(f"has rows of {array.row_bytes:,} bytes: raise memory=")
+            blocks: Iterator[RowBlock] | Iterator[VectorBlock]
+            if isinstance(array, NpyVectors):
+                blocks = array.vectors(0, 256, 8 << 20)
+            else:
+                blocks = array.blocks(0, 256, 8 << 20)
+            for block in blocks:
+                for number, row in enumerate(block.rows, block.first):
+                    yield _from_row(f"{os.fsdecode(array.name)}#{number}", row)
+        return
+    data = _in_archive(spec, max_bytes)
+    if data is not None:
+        yield Query(spec, data, None)
+        return
+    if not is_row(row) or not base:
+        raise SourceError(missing_array(spec) or "no such file")
+    found = arrays_of(base)
+    if found is None:
+        raise SourceError(missing_array(base) or "no such file")
+    if len(found) != 1:
+        inside = ", ".join(os.fsdecode(array.name).rpartition("#")[2] for array in found)
+        raise SourceError(f"holds several arrays: name one of {inside}, as FILE.npz#NAME#ROW")
+    if found[0].row_bytes > max_bytes:
+        raise SourceError(f"has rows of {found[0].row_bytes:,} bytes: raise memory=")
+    yield _from_row(spec, found[0].row(int(row)))
+
+
+def _from_archive(archive: Archive, max_bytes: int) -> Iterator[Query | Reject]:
+    """Every image of an archive, and why one cannot be read."""
+    try:
+        for item in archive.members(0, max_bytes):
+            if isinstance(item, Member):
+                yield Query(os.fsdecode(item.name), item.data, None)
+            elif isinstance(item, Reject):
+                yield item
+    except SourceError as error:
+        yield Reject(archive.name, str(error))
+
+
+def _in_archive(spec: str, max_bytes: int) -> bytes | None:
+    """The bytes of ``ARCHIVE#MEMBER``, where either may hold a ``#``; None if that is not its form."""
+    missing: SourceError | None = None
+    at = spec.find("#")
+    while at != -1:
+        archive = archive_of(spec[:at])
+        if archive is not None:
+            try:
+                return archive.read(os.fsencode(spec[at + 1 :]), max_bytes)
+            except SourceError as error:
+                missing = missing or error
+        at = spec.find("#", at + 1)
+    if missing is not None:
+        raise missing
+    return None
+
+
+def _from_row(name: str, row: Rows | npt.NDArray[np.float32]) -> Query:
+    """A row of an array: canonical pixels, or a vector."""
+    if row.dtype == np.float32:
+        return Query(name, None, None, row.astype(np.float32))
+    pixels = from_canonical(row.data)
+    return Query(name, None, Decoded(pixels, "array"))
+
+
+def _from_stdin(max_bytes: int) -> Query:
+    data = bytearray()
+    while part := sys.stdin.buffer.read(_READ_BYTES):
+        data += part
+        if len(data) > max_bytes:
+            raise ImageError(f"more than the limit of {max_bytes:,} bytes: raise memory=")
+    return Query("-", bytes(data), None)
