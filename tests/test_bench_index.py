@@ -13,25 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import (
-    BenchError,
-    WrongAnswerError,
+from bench import BenchError, WrongAnswerError
+from bench.data import (
     arrays,
-    clustered,
+    clustered_vectors,
     descriptors,
-    disk,
-    index,
-    index_cold,
-    index_growth,
-    index_live,
-    limit,
-    live_child,
-    truth,
-    vector_peers,
+    exact_neighbours,
     vector_store,
 )
-from bench.index import REMOVED, Measured
-from bench.vector_peers import ENGINE, HNSWLIB, INDEXES, PEERS
+from bench.harness import disk, memory_limit
+from bench.peers import vector_indexes
+from bench.peers.vector_indexes import ENGINE, HNSWLIB, INDEXES, PEERS
+from bench.questions import index_cold, index_growth, index_live, index_live_child, index_peers
+from bench.questions.index_peers import REMOVED, Measured
 from engine import Store, UsageError
 
 N = 2_000
@@ -53,8 +47,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The files of some vectors and of some queries."""
     folder = tmp_path_factory.mktemp("vectors")
     vectors, queries = folder / "vectors.npy", folder / "queries.npy"
-    arrays.write_array(vectors, clustered.blocks(0, 0, N), N, clustered.DIM)
-    arrays.write_array(queries, [clustered.queries(0, 60)], 60, clustered.DIM)
+    arrays.write_array(vectors, clustered_vectors.blocks(0, 0, N), N, clustered_vectors.DIM)
+    arrays.write_array(queries, [clustered_vectors.queries(0, 60)], 60, clustered_vectors.DIM)
     return vectors, queries
 
 
@@ -67,28 +61,30 @@ def run(main: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, *arguments: s
 
 
 def test_a_made_row_depends_on_the_seed_and_its_number_only() -> None:
-    rows = clustered.rows(3, 0, 40_000)
-    np.testing.assert_array_equal(rows[16_380:16_390], clustered.rows(3, 16_380, 10))
+    rows = clustered_vectors.rows(3, 0, 40_000)
+    np.testing.assert_array_equal(rows[16_380:16_390], clustered_vectors.rows(3, 16_380, 10))
     np.testing.assert_array_equal(
-        rows[7:33_000], np.concatenate(list(clustered.blocks(3, 7, 32_993)))
+        rows[7:33_000], np.concatenate(list(clustered_vectors.blocks(3, 7, 32_993)))
     )
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert rows.dtype == np.float32 and len(np.unique(rows[:, 0])) > 39_000
-    assert not np.array_equal(rows[:10], clustered.rows(4, 0, 10))
-    assert not np.array_equal(rows[:10], clustered.queries(3, 10))
+    assert not np.array_equal(rows[:10], clustered_vectors.rows(4, 0, 10))
+    assert not np.array_equal(rows[:10], clustered_vectors.queries(3, 10))
 
 
 def test_made_vectors_have_near_neighbours_that_lie_in_several_cells() -> None:
-    rows, queries = clustered.rows(0, 0, 30_000), clustered.queries(0, 100)
+    rows, queries = clustered_vectors.rows(0, 0, 30_000), clustered_vectors.queries(0, 100)
     scores = np.sort(queries @ rows.T, axis=1)
     assert scores[:, -1].mean() > scores[:, -1_000].mean() + 0.2, "clustered"
     import faiss
 
-    cells = faiss.index_factory(clustered.DIM, "IVF256,Flat", faiss.METRIC_INNER_PRODUCT)
+    cells = faiss.index_factory(clustered_vectors.DIM, "IVF256,Flat", faiss.METRIC_INNER_PRODUCT)
     cells.train(rows)
     cells.add(rows)
     cells.nprobe = 4
-    found = truth.recall(cells.search(queries, 10)[1], truth.exact([rows], queries, 10))
+    found = exact_neighbours.recall(
+        cells.search(queries, 10)[1], exact_neighbours.exact([rows], queries, 10)
+    )
     assert 0.3 < found < 0.98, "neither hopeless nor trivial"
 
 
@@ -122,16 +118,16 @@ def test_exact_neighbours_are_those_of_all_rows_together() -> None:
     draw = np.random.default_rng(0)
     rows = draw.standard_normal((500, 8)).astype(np.float32)
     queries = draw.standard_normal((700, 8)).astype(np.float32)
-    found = truth.exact([rows[:3], rows[3:200], rows[200:]], queries, 10)
+    found = exact_neighbours.exact([rows[:3], rows[3:200], rows[200:]], queries, 10)
     np.testing.assert_array_equal(found, np.argsort(-queries @ rows.T, axis=1)[:, :10])
-    few = truth.exact([rows[:4]], queries, 10)
+    few = exact_neighbours.exact([rows[:4]], queries, 10)
     assert (few[:, :4] >= 0).all() and (few[:, 4:] == -1).all()
 
 
 def test_recall_is_the_share_of_those_wanted() -> None:
     wanted = np.array([[1, 2], [3, -1]])
-    assert truth.recall(np.array([[2, 1], [3, 9]]), wanted) == 1
-    assert truth.recall(np.array([[1, 7], [-1, -1]]), wanted) == pytest.approx(1 / 3)
+    assert exact_neighbours.recall(np.array([[2, 1], [3, 9]]), wanted) == 1
+    assert exact_neighbours.recall(np.array([[1, 7], [-1, -1]]), wanted) == pytest.approx(1 / 3)
 
 
 def photograph(path: Path, seed: int) -> None:
@@ -179,22 +175,24 @@ def test_an_index_finds_what_it_took_in(
 ) -> None:
     pytest.importorskip(INDEXES[name].module)
     vectors, queries = files
-    np.save(tmp_path / "truth.npy", truth.exact([np.load(vectors)], np.load(queries), 10))
+    np.save(
+        tmp_path / "truth.npy", exact_neighbours.exact([np.load(vectors)], np.load(queries), 10)
+    )
     folder = str(tmp_path / "index")
     # A process of its own for each, as in the benchmark: some libraries can be set up only once.
     place: dict[str, Any] = {"method": name, "folder": folder, "memory_bytes": MEMORY}
-    built = index.run_child(
-        "index_child",
+    built = index_peers.run_child(
+        "peers.index_child",
         place | {"job": "build", "vectors": str(vectors), "threads": 2, "wanted": 0.97},
     ).result
     assert built["seconds"] > 0 and built["disk"] > N * 64
     asked = place | {"queries": str(queries), "truth": str(tmp_path / "truth.npy")}
     asked |= {"k": 10, "gone": None}
     given = {"job": "sweep", "threads": 2, "settings": INDEXES[name].sweep[-1:]}
-    points = index.run_child("index_child", asked | given).result["points"]
+    points = index_peers.run_child("peers.index_child", asked | given).result["points"]
     assert points[-1]["recall"] > 0.9 and min(point["qps"] for point in points) > 0
     given = {"job": "single", "threads": 1, "setting": points[-1]["setting"]}
-    single = index.run_child("index_child", asked | given).result
+    single = index_peers.run_child("peers.index_child", asked | given).result
     assert single["recall"] == pytest.approx(points[-1]["recall"], abs=0.02)
     assert len(single["seconds"]) == 60 and single["searched"] > single["empty"] > 0
 
@@ -208,7 +206,7 @@ def test_the_engine_and_a_peer_are_measured_and_everything_is_kept(
     pytest.importorskip("hnswlib")
     given = ["--vectors", str(files[0]), "--queries", str(files[1]), "--rounds", "1"]
     given += ["--peers", "hnswlib,faiss-flat", "--memory", "256M", "--dir", str(tmp_path / "work")]
-    met = run(index.main, monkeypatch, *given, "--out", str(tmp_path / "out"))
+    met = run(index_peers.main, monkeypatch, *given, "--out", str(tmp_path / "out"))
     out = capsys.readouterr().out
     for name in (ENGINE, REMOVED, HNSWLIB, "faiss-flat"):
         assert f"\n{name} " in out
@@ -227,7 +225,7 @@ def test_the_engine_and_a_peer_are_measured_and_everything_is_kept(
     medians = json.loads((tmp_path / "out" / "results.json").read_text())["indexes"]
     assert medians["faiss-flat"]["recall_at_10"] == 1
     with pytest.raises(UsageError, match="is not empty"):
-        run(index.main, monkeypatch, *given, "--out", str(tmp_path / "out"))
+        run(index_peers.main, monkeypatch, *given, "--out", str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -242,12 +240,12 @@ def test_wrong_arguments_are_refused_before_anything_is_made(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError):
-        run(index.main, monkeypatch, *arguments, "--out", str(tmp_path / "out"))
+        run(index_peers.main, monkeypatch, *arguments, "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(vector_indexes, "find_spec", lambda name: None)
     for name in PEERS:
         with pytest.raises(UsageError, match=r"pip install '\.\[peers\]'"):
             INDEXES[name].check()
@@ -257,7 +255,9 @@ def test_a_removed_row_that_is_found_is_an_error(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = files
-    bench = index.Bench(vectors, queries, tmp_path, tmp_path / "log", memory=MEMORY, k=10, seed=0)
+    bench = index_peers.Bench(
+        vectors, queries, tmp_path, tmp_path / "log", memory=MEMORY, k=10, seed=0
+    )
     gone, left = np.load(tmp_path / "gone.npy"), np.load(tmp_path / "truth-left.npy")
     assert len(gone) == 20 and left.shape == (60, 10) and not np.isin(left, gone).any()
     bench.build(ENGINE, 0.9)
@@ -293,26 +293,26 @@ def test_ratios_are_medians_of_the_rounds() -> None:
         REMOVED: measured(REMOVED, [10, 2, 9], [0.2, 0.9, 0.6]),
         HNSWLIB: measured(HNSWLIB, [10, 1, 3], [0.1, 0.3, 0.1]),
     }
-    wanted = {one.what: one.measured for one in index.wanted_of(found, 0.97)}
+    wanted = {one.what: one.measured for one in index_peers.wanted_of(found, 0.97)}
     assert wanted == {
         "recall at 10": 0.98,
-        index.TARGETS["batch"][0]: 2,
-        index.TARGETS["p50"][0]: pytest.approx(3),
-        index.TARGETS["build"][0]: 1,
-        index.TARGETS["memory"][0]: 50,
-        index.TARGETS["removed"][0]: 2,
+        index_peers.TARGETS["batch"][0]: 2,
+        index_peers.TARGETS["p50"][0]: pytest.approx(3),
+        index_peers.TARGETS["build"][0]: 1,
+        index_peers.TARGETS["memory"][0]: 50,
+        index_peers.TARGETS["removed"][0]: 2,
     }
     assert found[ENGINE].p99() == 300 and found[ENGINE].disk() == 5
     assert found[ENGINE].cpu_us("singles") == pytest.approx(200)
-    assert "9.0" in index.table(found, 0.97)
+    assert "9.0" in index_peers.table(found, 0.97)
 
 
 def test_an_index_that_never_finds_enough_is_not_timed() -> None:
     found = {name: Measured(name, 10) for name in (ENGINE, REMOVED)}
     found[ENGINE].points = [{"setting": [0.9], "recall": 0.6, "qps": 1.0}]
-    (only,) = index.wanted_of(found, 0.97)
+    (only,) = index_peers.wanted_of(found, 0.97)
     assert (only.what, only.measured, only.met) == ("recall at 10", 0.6, False)
-    assert "-" in index.table(found, 0.97)
+    assert "-" in index_peers.table(found, 0.97)
 
 
 # --- growth, cold, live ---------------------------------------------------------------------------
@@ -343,7 +343,8 @@ def test_a_store_that_is_whole_is_not_made_again(tmp_path: Path) -> None:
     built = store.make(memory=MEMORY, wanted=0.9)
     assert store.make(memory=MEMORY, wanted=0.9) == built
     np.testing.assert_array_equal(
-        store.exact(), truth.exact([clustered.rows(1, 0, 300)], np.load(store.queries), 10)
+        store.exact(),
+        exact_neighbours.exact([clustered_vectors.rows(1, 0, 300)], np.load(store.queries), 10),
     )
     store.store.with_suffix(".json").unlink()
     with pytest.raises(BenchError, match="is not whole: remove it"):
@@ -354,7 +355,7 @@ def test_cold_queries_are_asked_within_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        with limit.limited(256 << 20):
+        with memory_limit.limited(256 << 20):
             pass
     except BenchError as error:
         pytest.skip(str(error))
@@ -404,13 +405,13 @@ def test_an_added_vector_that_is_not_found_is_counted(
     store = vector_store.VectorStore(500, 0, tmp_path)
     store.make(memory=MEMORY, wanted=0.9)
     # The writer, in a process of its own, adds the rows of another seed than those asked for.
-    run_child = live_child.run_child
+    run_child = index_live_child.run_child
     monkeypatch.setattr(
-        live_child,
+        index_live_child,
         "run_child",
         lambda module, spec, done: run_child(module, spec | {"seed": 9}, done),
     )
-    found = live_child.ask(str(store.store), MEMORY, 0, 500, 50, 100, 0.9, 0.1)
+    found = index_live_child.ask(str(store.store), MEMORY, 0, 500, 50, 100, 0.9, 0.1)
     assert (found["asked"], found["missed"]) == (2, 2)
     (_, missed) = index_live.wanted_of(index_live.Live(**found))
     assert missed.measured == 2 and not missed.met
@@ -422,7 +423,7 @@ def test_a_writer_that_fails_ends_the_measurement(tmp_path: Path) -> None:
     with Store.open(store.store) as other:
         other.remove(ids=[1])  # takes the lock
         with pytest.raises(BenchError, match="is being written by process"):
-            live_child.ask(str(store.store), MEMORY, 0, 500, 50, 100, 0.9, 0.1)
+            index_live_child.ask(str(store.store), MEMORY, 0, 500, 50, 100, 0.9, 0.1)
 
 
 def test_more_than_a_commit_is_added(tmp_path: Path) -> None:

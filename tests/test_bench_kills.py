@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import kills
-from bench.errors import BenchError, WrongAnswerError
-from bench.kills import BLANK, Chunk, Kills, Picture, Report, Told
+from bench.harness.errors import BenchError, WrongAnswerError
+from bench.questions import kills
+from bench.questions.kills import BLANK, Chunk, Kills, Picture, Report, Told
 from engine import UsageError
 
 MEMORY = 128 << 20

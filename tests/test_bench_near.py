@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import near
+from bench.data import photographs
+from bench.questions import near_copies
 from engine import Store, UsageError
 
 PHOTOS = Path(__file__).parent.parent / "scripts" / "photos"
@@ -21,7 +22,9 @@ def new(path: Path) -> Store:
 def test_flipped_bit_images_are_found_and_new_ones_are_not(tmp_path: Path) -> None:
     ticks: list[None] = []
     with new(tmp_path / "store") as store:
-        found = near.measure_bits(60, store, queries=5, seed=3, tick=lambda: ticks.append(None))
+        found = near_copies.measure_bits(
+            60, store, queries=5, seed=3, tick=lambda: ticks.append(None)
+        )
     assert [one.what for one in found] == [
         "1% of the bits flipped",
         "5% of the bits flipped",
@@ -44,14 +47,14 @@ def test_photographs_are_chosen_once_by_what_they_are(tmp_path: Path) -> None:
     Image.fromarray(np.dstack([big, big[..., 0]])).save(tmp_path / "transparent.png")
     Image.fromarray((big > 99).astype(np.uint8) * 255).save(tmp_path / "bits.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    chosen = near.photographs([tmp_path], 10, 0)
+    chosen = photographs.sample([tmp_path], 10, 0)
     assert {path.name for path in chosen} == {"good.png", "same.bmp"}
-    assert len(near.photographs([tmp_path], 1, 0)) == 1
+    assert len(photographs.sample([tmp_path], 1, 0)) == 1
     with pytest.raises(UsageError, match="no photograph"):
-        near.photographs([tmp_path / "nothing"], 10, 0)
+        photographs.sample([tmp_path / "nothing"], 10, 0)
     with new(tmp_path / "store") as store:
         store.ingest(*chosen)
-        images, found, pairs = near.measure_photos(chosen, store, queries=10, seed=0)
+        images, found, pairs = near_copies.measure_photos(chosen, store, queries=10, seed=0)
     assert images == 1  # each image once, in however many files
     assert {one.asked for one in found} == {1}
     assert pairs == []
@@ -64,9 +67,9 @@ def test_a_copy_in_the_data_is_counted_and_named_as_a_pair(tmp_path: Path) -> No
     with Image.open(PHOTOS / "clownfish.jpg") as image:
         image.convert("RGB").save(tmp_path / "third.png")
     with new(tmp_path / "store") as store:
-        chosen = near.photographs([tmp_path], 10, 0)
+        chosen = photographs.sample([tmp_path], 10, 0)
         store.ingest(*chosen)
-        images, found, pairs = near.measure_photos(chosen, store, queries=10, seed=0)
+        images, found, pairs = near_copies.measure_photos(chosen, store, queries=10, seed=0)
     assert images == 3
     assert [(Path(pair.one).name, Path(pair.other).name) for pair in pairs] == [
         ("one.png", "other.jpg")
@@ -77,7 +80,7 @@ def test_a_copy_in_the_data_is_counted_and_named_as_a_pair(tmp_path: Path) -> No
         assert one.false == 2  # each of the two for the other one
         right, wrong = zip(*one.by_distance, strict=True)
         assert list(right) == sorted(right) and list(wrong) == sorted(wrong)
-        assert len(right) == near.FARTHEST + 1
+        assert len(right) == near_copies.FARTHEST + 1
 
 
 def test_a_pair_is_one_pair_in_relative_folders_and_with_equal_files(
@@ -91,7 +94,7 @@ def test_a_pair_is_one_pair_in_relative_folders_and_with_equal_files(
     chosen = [Path("c.png"), Path("other.jpg"), Path("a.png"), Path("b.png")]
     with new(tmp_path / "store") as store:
         store.ingest(*chosen)
-        images, _, pairs = near.measure_photos(chosen, store, queries=10, seed=0)
+        images, _, pairs = near_copies.measure_photos(chosen, store, queries=10, seed=0)
     assert images == 2
     assert [(pair.one, pair.other) for pair in pairs] == [("c.png", "other.jpg")]
 
@@ -102,7 +105,7 @@ def test_all_of_it_is_printed_and_written(
     arguments = ["--n", "40", "--queries", "3", "--most", "4", "--dir", str(tmp_path / "work")]
     out = tmp_path / "out.json"
     monkeypatch.setattr(sys, "argv", ["bench", *arguments, "--json", str(out)])
-    met = near.main()
+    met = near_copies.main()
     printed = capsys.readouterr().out
     assert "40 images of 100×100 RGB bits" in printed
     assert "4 different images, within 31 of 256" in printed
@@ -111,15 +114,15 @@ def test_all_of_it_is_printed_and_written(
     assert all(line.startswith("a lookup") for line in missed)  # how long it takes is no behaviour
     body = json.loads(out.read_text())
     assert len(body["bits"]) == 4
-    assert len(body["photos"]) == len(near.CHANGES)
+    assert len(body["photos"]) == len(near_copies.CHANGES)
     assert {"machine", "versions", "pairs"} <= set(body)
     assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_missed_target_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    lost = near.Bits("1% of the bits flipped", 100, 90, 0, [1.0])
-    slow = near.Bits("not there", 100, 0, 1, [50.0] * 9)
-    curve = [(9, 0)] * (near.FARTHEST + 1)
-    photos = near.Photos("half the size", 10, curve, [1.0])
-    wanted = near.wanted_of([lost, slow], [photos])
+    lost = near_copies.Bits("1% of the bits flipped", 100, 90, 0, [1.0])
+    slow = near_copies.Bits("not there", 100, 0, 1, [50.0] * 9)
+    curve = [(9, 0)] * (near_copies.FARTHEST + 1)
+    photos = near_copies.Photos("half the size", 10, curve, [1.0])
+    wanted = near_copies.wanted_of([lost, slow], [photos])
     assert [one.met for one in wanted] == [False, False, False, False]

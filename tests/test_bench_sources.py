@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import BenchError, sources
-from bench.sources import BITS, BITS_ARRAY, FOLDER, TAR, Taken
+from bench import BenchError
+from bench.questions import source_kinds
+from bench.questions.source_kinds import BITS, BITS_ARRAY, FOLDER, TAR, Taken
 from engine import UsageError
 from engine.sources.items import Member
 from engine.sources.locate import Sources
@@ -24,8 +25,8 @@ def taken(
 
 
 def test_every_kind_holds_the_images_of_the_folder(tmp_path: Path) -> None:
-    images = list(sources.made_images(12, 0))
-    made = sources.write_all(tmp_path, iter(images), 5, 0)
+    images = list(source_kinds.made_images(12, 0))
+    made = source_kinds.write_all(tmp_path, iter(images), 5, 0)
     assert {FOLDER, TAR, "tar.gz", "tar.zst", "zip", "webdataset", BITS, BITS_ARRAY} <= set(made)
     for kind, (beside, source, count) in made.items():
         if beside == FOLDER and kind != FOLDER:
@@ -38,17 +39,17 @@ def test_every_kind_holds_the_images_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_images_of_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
-    for number, (suffix, content) in enumerate(sources.made_images(5, 0)):
+    for number, (suffix, content) in enumerate(source_kinds.made_images(5, 0)):
         (tmp_path / f"{number}{suffix}").write_bytes(content)
     (tmp_path / "large.png").write_bytes(bytes(100_000))
     (tmp_path / "notes.txt").write_text("notes")
-    found = list(sources.found_images(tmp_path, 3))
+    found = list(source_kinds.found_images(tmp_path, 3))
     assert len(found) == 3
-    assert len(list(sources.found_images(tmp_path, 30))) == 5
-    assert {content for _, content in found} <= {c for _, c in sources.made_images(5, 0)}
+    assert len(list(source_kinds.found_images(tmp_path, 30))) == 5
+    assert {content for _, content in found} <= {c for _, c in source_kinds.made_images(5, 0)}
     (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="no image"):
-        list(sources.found_images(tmp_path / "none", 3))
+        list(source_kinds.found_images(tmp_path / "none", 3))
 
 
 def test_it_measures_every_kind_and_says_so(
@@ -58,7 +59,7 @@ def test_it_measures_every_kind_and_says_so(
     monkeypatch.setattr(
         sys, "argv", ["bench", *arguments, "--memory", "128M", "--kinds", "zip,parquet"]
     )
-    sources.main()
+    source_kinds.main()
     ingests = json.loads(capsys.readouterr().out)["ingests"]
     assert {one["kind"] for one in ingests} >= {FOLDER, TAR, "zip", BITS, "tar of bits", BITS_ARRAY}
     assert {(one["beside"], one["images"], one["added"]) for one in ingests} == {
@@ -72,20 +73,20 @@ def test_it_measures_every_kind_and_says_so(
 def test_a_kind_that_adds_other_images_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = sources.write_all(tmp_path, sources.made_images(4, 0), 0, 0, [TAR])
-    sources.write_folder(tmp_path / "fewer", sources.made_images(3, 0))
-    sources.write_tar(tmp_path / "a.tar", tmp_path / "fewer")
+    made = source_kinds.write_all(tmp_path, source_kinds.made_images(4, 0), 0, 0, [TAR])
+    source_kinds.write_folder(tmp_path / "fewer", source_kinds.made_images(3, 0))
+    source_kinds.write_tar(tmp_path / "a.tar", tmp_path / "fewer")
     with pytest.raises(BenchError, match="3 of 4 images"):
-        sources.measure(made, 1, MEMORY, tmp_path)
+        source_kinds.measure(made, 1, MEMORY, tmp_path)
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     rounds = [taken(FOLDER, 1), taken(TAR, 2), taken(FOLDER, 10), taken(TAR, 10), taken(FOLDER, 2)]
     rounds += [taken(TAR, 8)]
-    assert sources.speed(rounds, TAR) == 0.5
-    slow, much = sources.wanted_of(rounds)
+    assert source_kinds.speed(rounds, TAR) == 0.5
+    slow, much = source_kinds.wanted_of(rounds)
     assert not slow.met and much.met
     fast = [taken(FOLDER, 1, 100), taken(TAR, 1.1, 120)]
-    assert [one.met for one in sources.wanted_of(fast)] == [True, False]
-    lines = sources.table(rounds).splitlines()
+    assert [one.met for one in source_kinds.wanted_of(fast)] == [True, False]
+    lines = source_kinds.table(rounds).splitlines()
     assert lines[2].split() == ["tar", "9", "1", "1", "4", "0.50", "0"]

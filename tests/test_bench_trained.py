@@ -11,8 +11,8 @@ from engine.errors import UsageError
 
 torch = pytest.importorskip("torch")
 
-from bench import train_batches, train_recipes
-from bench.trained import Run, sample, train_all
+from bench.questions import train_batches, train_recipes
+from bench.questions.training_runs import Run, sample, train_all
 from engine.training import RECIPES, resolve
 
 
