@@ -42,7 +42,7 @@ INSIDE = {
     "questions.index_cold": {"engine.cli.progress"},
     "questions.index_growth": {"engine.cli.progress"},
     "questions.index_live": {"engine.cli.progress"},
-    "questions.index_peers": {"engine.cli.progress"},
+    "questions.index_rounds": {"engine.cli.progress"},
     "questions.kills": {"engine.cli.progress"},
     # It tells of each commit before and after, and makes chunks and extents of a few rows.
     "questions.kills_child": {
@@ -51,7 +51,7 @@ INSIDE = {
     },
     "questions.near_copies": {"engine.cli.progress"},
     "questions.removal": {"engine.storage.durable"},
-    "questions.source_kinds": {
+    "questions.source_writers": {
         *("engine.sources", "engine.sources.decompress", "engine.sources.items"),
     },
     # The plain recipe beside it has the engine's own network and loss.

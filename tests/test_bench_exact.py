@@ -14,6 +14,8 @@ import pytest
 from bench import BenchError, WrongAnswerError
 from bench.data import bit_images
 from bench.harness import disk, memory, memory_limit, script
+from bench.harness.measurement import quantiles
+from bench.peers import key_lookups
 from bench.peers.key_tables import LMDB, PEERS, SQLITE, Peer
 from bench.peers.methods import DICT, ENGINE, PIXELS
 from bench.questions import (
@@ -22,6 +24,8 @@ from bench.questions import (
     exact_memory,
     exact_store,
     exact_store_child,
+    exact_store_jobs,
+    exact_store_report,
 )
 from bench.questions.memory_growth import Growth
 from bench.report.tables import Target, targets
@@ -106,7 +110,7 @@ def test_a_peer_that_is_not_installed_is_named(
 
 
 def test_the_peers_commit_as_many_rows_at_a_time_as_the_engine(tmp_path: Path) -> None:
-    rows = exact_store_child.chunk_rows(MemoryBudget(MEMORY))
+    rows = key_lookups.chunk_rows(MemoryBudget(MEMORY))
     done: list[int] = []
     with Store.open(tmp_path / "s", create=True, encoder="none", memory=MEMORY) as store:
         images = PackedBits(bit_images.packed_set(0, rows + 1), 100, 100)
@@ -124,7 +128,7 @@ def test_a_set_is_taken_in_and_asked(method: str, tmp_path: Path) -> None:
     least = N * (3_750 if method == ENGINE else 56)
     assert taken["written"] >= least and taken["disk"] >= least
     answers = exact_store_child.ask(method, N, 1, folder, MEMORY, 50)
-    assert list(answers) == list(exact_store.Answers.__dataclass_fields__)
+    assert list(answers) == list(exact_store_jobs.Answers.__dataclass_fields__)
     assert min(answers.values()) > 0
     with pytest.raises(WrongAnswerError, match="was answered with nothing"):
         exact_store_child.ask(method, N, 2, folder, MEMORY, 50)  # of another set
@@ -138,7 +142,7 @@ def test_a_wrong_id_is_an_error(answer: int) -> None:
     with pytest.raises(WrongAnswerError, match="image 6 was answered with"):
         exact_store_child._ask_batches(lambda some: np.array([answer]), image, ids)
     with pytest.raises(WrongAnswerError, match="not there was answered with 5"):
-        exact_store_child.check(5, -1)
+        key_lookups.check(5, -1)
 
 
 def test_exact_store_measures_and_judges(
@@ -148,7 +152,7 @@ def test_exact_store_measures_and_judges(
     arguments = ("--n", "9", "--rounds", "1", "--sample", "9", "--dir", str(tmp_path / "new"))
     met = run(exact_store.main, monkeypatch, *arguments)
     out = capsys.readouterr().out
-    for job in exact_store.JOBS:
+    for job in exact_store_jobs.JOBS:
         assert f"\n{job.what}" in out
     assert out.count("MISSED") + out.count(" met") == 8
     assert met == ("MISSED" not in out)
@@ -166,14 +170,14 @@ def test_growth_is_fitted() -> None:
     sizes = [1000, 10_000]
     answers = {
         size: {
-            job: exact_store.Answers(2.0 * size, 1, 7.0, 1)
-            for job in exact_store.JOBS
-            if job.method != ENGINE or job is exact_store.KEPT
+            job: exact_store_jobs.Answers(2.0 * size, 1, 7.0, 1)
+            for job in exact_store_jobs.JOBS
+            if job.method != ENGINE or job is exact_store_jobs.KEPT
         }
         for size in sizes
     }
     held = {DICT: dict.fromkeys(sizes, 3.0), PIXELS: {1000: 50.0}}
-    lines = exact_store.growth_table(sizes, answers, held).splitlines()
+    lines = exact_store_report.growth_table(sizes, answers, held).splitlines()
     fitted = {line.split("  ")[0]: line.split()[-1] for line in lines[1:]}
     assert fitted["engine, pixels kept, one"] == fitted["dict of hashes, one"] == "0.00"
     assert fitted["LMDB, keys and proofs, batch"] == "1.00"
@@ -304,7 +308,7 @@ def test_reads_are_those_of_the_quietest_round_and_shares_are_medians() -> None:
     assert (reads.measured, miss.measured, key.measured) == (1.2, 1.2, 2.2)
     assert (reads.met, miss.met, key.met, share.met) == (True, False, True, False)
     assert share.measured == pytest.approx(50)
-    assert cold_exact.quantiles([3.0, 1.0, 2.0]) == (2.0, 3.0)
+    assert quantiles([3.0, 1.0, 2.0]) == (2.0, 3.0)
     assert "75" in cold_exact.asked_table(asked), "the share of what the disk read"
 
 

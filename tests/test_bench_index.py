@@ -22,10 +22,22 @@ from bench.data import (
     vector_store,
 )
 from bench.harness import disk, memory_limit
-from bench.peers import vector_indexes
-from bench.peers.vector_indexes import ENGINE, HNSWLIB, INDEXES, PEERS
-from bench.questions import index_cold, index_growth, index_live, index_live_child, index_peers
-from bench.questions.index_peers import REMOVED, Measured
+from bench.harness.process import run_child
+from bench.peers import vector_index
+from bench.peers.engine_index import ENGINE
+from bench.peers.hnswlib_index import HNSWLIB
+from bench.peers.vector_indexes import INDEXES, PEERS
+from bench.questions import (
+    index_cold,
+    index_growth,
+    index_live,
+    index_live_child,
+    index_peers,
+    index_report,
+    index_rounds,
+)
+from bench.questions.index_measured import Measured
+from bench.questions.index_rounds import REMOVED
 from engine import Store, UsageError
 
 N = 2_000
@@ -181,7 +193,7 @@ def test_an_index_finds_what_it_took_in(
     folder = str(tmp_path / "index")
     # A process of its own for each, as in the benchmark: some libraries can be set up only once.
     place: dict[str, Any] = {"method": name, "folder": folder, "memory_bytes": MEMORY}
-    built = index_peers.run_child(
+    built = run_child(
         "peers.index_child",
         place | {"job": "build", "vectors": str(vectors), "threads": 2, "wanted": 0.97},
     ).result
@@ -189,10 +201,10 @@ def test_an_index_finds_what_it_took_in(
     asked = place | {"queries": str(queries), "truth": str(tmp_path / "truth.npy")}
     asked |= {"k": 10, "gone": None}
     given = {"job": "sweep", "threads": 2, "settings": INDEXES[name].sweep[-1:]}
-    points = index_peers.run_child("peers.index_child", asked | given).result["points"]
+    points = run_child("peers.index_child", asked | given).result["points"]
     assert points[-1]["recall"] > 0.9 and min(point["qps"] for point in points) > 0
     given = {"job": "single", "threads": 1, "setting": points[-1]["setting"]}
-    single = index_peers.run_child("peers.index_child", asked | given).result
+    single = run_child("peers.index_child", asked | given).result
     assert single["recall"] == pytest.approx(points[-1]["recall"], abs=0.02)
     assert len(single["seconds"]) == 60 and single["searched"] > single["empty"] > 0
 
@@ -245,7 +257,7 @@ def test_wrong_arguments_are_refused_before_anything_is_made(
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_indexes, "find_spec", lambda name: None)
+    monkeypatch.setattr(vector_index, "find_spec", lambda name: None)
     for name in PEERS:
         with pytest.raises(UsageError, match=r"pip install '\.\[peers\]'"):
             INDEXES[name].check()
@@ -255,7 +267,7 @@ def test_a_removed_row_that_is_found_is_an_error(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = files
-    bench = index_peers.Bench(
+    bench = index_rounds.Bench(
         vectors, queries, tmp_path, tmp_path / "log", memory=MEMORY, k=10, seed=0
     )
     gone, left = np.load(tmp_path / "gone.npy"), np.load(tmp_path / "truth-left.npy")
@@ -293,26 +305,26 @@ def test_ratios_are_medians_of_the_rounds() -> None:
         REMOVED: measured(REMOVED, [10, 2, 9], [0.2, 0.9, 0.6]),
         HNSWLIB: measured(HNSWLIB, [10, 1, 3], [0.1, 0.3, 0.1]),
     }
-    wanted = {one.what: one.measured for one in index_peers.wanted_of(found, 0.97)}
+    wanted = {one.what: one.measured for one in index_report.wanted_of(found, 0.97)}
     assert wanted == {
         "recall at 10": 0.98,
-        index_peers.TARGETS["batch"][0]: 2,
-        index_peers.TARGETS["p50"][0]: pytest.approx(3),
-        index_peers.TARGETS["build"][0]: 1,
-        index_peers.TARGETS["memory"][0]: 50,
-        index_peers.TARGETS["removed"][0]: 2,
+        index_report.TARGETS["batch"][0]: 2,
+        index_report.TARGETS["p50"][0]: pytest.approx(3),
+        index_report.TARGETS["build"][0]: 1,
+        index_report.TARGETS["memory"][0]: 50,
+        index_report.TARGETS["removed"][0]: 2,
     }
     assert found[ENGINE].p99() == 300 and found[ENGINE].disk() == 5
     assert found[ENGINE].cpu_us("singles") == pytest.approx(200)
-    assert "9.0" in index_peers.table(found, 0.97)
+    assert "9.0" in index_report.table(found, 0.97)
 
 
 def test_an_index_that_never_finds_enough_is_not_timed() -> None:
     found = {name: Measured(name, 10) for name in (ENGINE, REMOVED)}
     found[ENGINE].points = [{"setting": [0.9], "recall": 0.6, "qps": 1.0}]
-    (only,) = index_peers.wanted_of(found, 0.97)
+    (only,) = index_report.wanted_of(found, 0.97)
     assert (only.what, only.measured, only.met) == ("recall at 10", 0.6, False)
-    assert "-" in index_peers.table(found, 0.97)
+    assert "-" in index_report.table(found, 0.97)
 
 
 # --- growth, cold, live ---------------------------------------------------------------------------

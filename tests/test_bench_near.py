@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bench.data import photographs
-from bench.questions import near_copies
+from bench.questions import near_bits, near_copies, near_photos
 from engine import Store, UsageError
 
 PHOTOS = Path(__file__).parent.parent / "scripts" / "photos"
@@ -22,7 +22,7 @@ def new(path: Path) -> Store:
 def test_flipped_bit_images_are_found_and_new_ones_are_not(tmp_path: Path) -> None:
     ticks: list[None] = []
     with new(tmp_path / "store") as store:
-        found = near_copies.measure_bits(
+        found = near_bits.measure_bits(
             60, store, queries=5, seed=3, tick=lambda: ticks.append(None)
         )
     assert [one.what for one in found] == [
@@ -54,7 +54,7 @@ def test_photographs_are_chosen_once_by_what_they_are(tmp_path: Path) -> None:
         photographs.sample([tmp_path / "nothing"], 10, 0)
     with new(tmp_path / "store") as store:
         store.ingest(*chosen)
-        images, found, pairs = near_copies.measure_photos(chosen, store, queries=10, seed=0)
+        images, found, pairs = near_photos.measure_photos(chosen, store, queries=10, seed=0)
     assert images == 1  # each image once, in however many files
     assert {one.asked for one in found} == {1}
     assert pairs == []
@@ -69,7 +69,7 @@ def test_a_copy_in_the_data_is_counted_and_named_as_a_pair(tmp_path: Path) -> No
     with new(tmp_path / "store") as store:
         chosen = photographs.sample([tmp_path], 10, 0)
         store.ingest(*chosen)
-        images, found, pairs = near_copies.measure_photos(chosen, store, queries=10, seed=0)
+        images, found, pairs = near_photos.measure_photos(chosen, store, queries=10, seed=0)
     assert images == 3
     assert [(Path(pair.one).name, Path(pair.other).name) for pair in pairs] == [
         ("one.png", "other.jpg")
@@ -80,7 +80,7 @@ def test_a_copy_in_the_data_is_counted_and_named_as_a_pair(tmp_path: Path) -> No
         assert one.false == 2  # each of the two for the other one
         right, wrong = zip(*one.by_distance, strict=True)
         assert list(right) == sorted(right) and list(wrong) == sorted(wrong)
-        assert len(right) == near_copies.FARTHEST + 1
+        assert len(right) == near_photos.FARTHEST + 1
 
 
 def test_a_pair_is_one_pair_in_relative_folders_and_with_equal_files(
@@ -94,7 +94,7 @@ def test_a_pair_is_one_pair_in_relative_folders_and_with_equal_files(
     chosen = [Path("c.png"), Path("other.jpg"), Path("a.png"), Path("b.png")]
     with new(tmp_path / "store") as store:
         store.ingest(*chosen)
-        images, _, pairs = near_copies.measure_photos(chosen, store, queries=10, seed=0)
+        images, _, pairs = near_photos.measure_photos(chosen, store, queries=10, seed=0)
     assert images == 2
     assert [(pair.one, pair.other) for pair in pairs] == [("c.png", "other.jpg")]
 
@@ -114,15 +114,15 @@ def test_all_of_it_is_printed_and_written(
     assert all(line.startswith("a lookup") for line in missed)  # how long it takes is no behaviour
     body = json.loads(out.read_text())
     assert len(body["bits"]) == 4
-    assert len(body["photos"]) == len(near_copies.CHANGES)
+    assert len(body["photos"]) == len(near_photos.CHANGES)
     assert {"machine", "versions", "pairs"} <= set(body)
     assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_missed_target_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    lost = near_copies.Bits("1% of the bits flipped", 100, 90, 0, [1.0])
-    slow = near_copies.Bits("not there", 100, 0, 1, [50.0] * 9)
-    curve = [(9, 0)] * (near_copies.FARTHEST + 1)
-    photos = near_copies.Photos("half the size", 10, curve, [1.0])
+    lost = near_bits.Bits("1% of the bits flipped", 100, 90, 0, [1.0])
+    slow = near_bits.Bits("not there", 100, 0, 1, [50.0] * 9)
+    curve = [(9, 0)] * (near_photos.FARTHEST + 1)
+    photos = near_photos.Photos("half the size", 10, curve, [1.0])
     wanted = near_copies.wanted_of([lost, slow], [photos])
     assert [one.met for one in wanted] == [False, False, False, False]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench import BenchError
-from bench.questions import source_kinds
-from bench.questions.source_kinds import BITS, BITS_ARRAY, FOLDER, TAR, Taken
+from bench.questions import source_kinds, source_writers
+from bench.questions.source_kinds import Taken
+from bench.questions.source_writers import BITS, BITS_ARRAY, FOLDER, TAR
 from engine import UsageError
 from engine.sources.items import Member
 from engine.sources.locate import Sources
@@ -25,8 +26,8 @@ def taken(
 
 
 def test_every_kind_holds_the_images_of_the_folder(tmp_path: Path) -> None:
-    images = list(source_kinds.made_images(12, 0))
-    made = source_kinds.write_all(tmp_path, iter(images), 5, 0)
+    images = list(source_writers.made_images(12, 0))
+    made = source_writers.write_all(tmp_path, iter(images), 5, 0)
     assert {FOLDER, TAR, "tar.gz", "tar.zst", "zip", "webdataset", BITS, BITS_ARRAY} <= set(made)
     for kind, (beside, source, count) in made.items():
         if beside == FOLDER and kind != FOLDER:
@@ -39,17 +40,17 @@ def test_every_kind_holds_the_images_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_images_of_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
-    for number, (suffix, content) in enumerate(source_kinds.made_images(5, 0)):
+    for number, (suffix, content) in enumerate(source_writers.made_images(5, 0)):
         (tmp_path / f"{number}{suffix}").write_bytes(content)
     (tmp_path / "large.png").write_bytes(bytes(100_000))
     (tmp_path / "notes.txt").write_text("notes")
-    found = list(source_kinds.found_images(tmp_path, 3))
+    found = list(source_writers.found_images(tmp_path, 3))
     assert len(found) == 3
-    assert len(list(source_kinds.found_images(tmp_path, 30))) == 5
-    assert {content for _, content in found} <= {c for _, c in source_kinds.made_images(5, 0)}
+    assert len(list(source_writers.found_images(tmp_path, 30))) == 5
+    assert {content for _, content in found} <= {c for _, c in source_writers.made_images(5, 0)}
     (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="no image"):
-        list(source_kinds.found_images(tmp_path / "none", 3))
+        list(source_writers.found_images(tmp_path / "none", 3))
 
 
 def test_it_measures_every_kind_and_says_so(
@@ -73,9 +74,9 @@ def test_it_measures_every_kind_and_says_so(
 def test_a_kind_that_adds_other_images_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = source_kinds.write_all(tmp_path, source_kinds.made_images(4, 0), 0, 0, [TAR])
-    source_kinds.write_folder(tmp_path / "fewer", source_kinds.made_images(3, 0))
-    source_kinds.write_tar(tmp_path / "a.tar", tmp_path / "fewer")
+    made = source_writers.write_all(tmp_path, source_writers.made_images(4, 0), 0, 0, [TAR])
+    source_writers.write_folder(tmp_path / "fewer", source_writers.made_images(3, 0))
+    source_writers.write_tar(tmp_path / "a.tar", tmp_path / "fewer")
     with pytest.raises(BenchError, match="3 of 4 images"):
         source_kinds.measure(made, 1, MEMORY, tmp_path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SECONDS, BYTES, SHARE = "s", "B", ""
@@ -51,3 +52,9 @@ class Skipped:
     tier: str
     method: str
     why: str
+
+
+def quantiles(seconds: Sequence[float]) -> tuple[float, float]:
+    """The median, and the smallest value that 99 % are no larger than."""
+    ordered = sorted(seconds)
+    return statistics.median(ordered), ordered[math.ceil(0.99 * len(ordered)) - 1]

@@ -17,7 +17,8 @@ from ..data.exact_neighbours import Rows, recall
 from ..harness import disk, memory
 from ..harness.errors import BenchError, WrongAnswerError
 from ..harness.process import answer
-from .vector_indexes import INDEXES, Index, Setting
+from .vector_index import Index, Setting
+from .vector_indexes import INDEXES
 
 BATCH = 1_000  # queries of one call
 SINGLES = 1_000  # single queries that are timed

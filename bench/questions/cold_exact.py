@@ -9,7 +9,6 @@ places at random is measured beside it.
 from __future__ import annotations
 
 import contextlib
-import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from engine.config import parse_memory
 from engine.errors import UsageError
 
 from ..harness import disk, script
+from ..harness.measurement import quantiles
 from ..harness.memory_limit import limited
 from ..harness.process import run_child
 from ..harness.sizes import STORE_BYTES, check_disk, parse_count
@@ -257,12 +257,6 @@ def asked_table(asked: dict[Kind, list[Cold]]) -> str:
 
 def _ours(cold: Cold) -> float:
     return cold.own_bytes / cold.disk_bytes if cold.disk_bytes else 1.0
-
-
-def quantiles(seconds: Sequence[float]) -> tuple[float, float]:
-    """The median, and the smallest value that 99 % are no larger than."""
-    ordered = sorted(seconds)
-    return statistics.median(ordered), ordered[math.ceil(0.99 * len(ordered)) - 1]
 
 
 def disk_table(speeds: Sequence[DiskSpeed]) -> str:

@@ -22,11 +22,11 @@ from engine.errors import UsageError
 from ..data.vector_child import FIRST
 from ..data.vector_store import STORE_BYTES, VectorStore
 from ..harness import disk, script
+from ..harness.measurement import quantiles
 from ..harness.memory_limit import limited
 from ..harness.process import run_child
 from ..harness.sizes import check_disk, parse_count
 from ..report.tables import Target, align, targets
-from .cold_exact import quantiles
 
 COUNT = 1_000  # queries a round
 TARGET_READS = 25.0  # times the disk's latency: the median

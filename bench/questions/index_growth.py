@@ -19,12 +19,12 @@ from engine.config import parse_memory
 
 from ..data.vector_store import STORE_BYTES, Built, K, VectorStore
 from ..harness import script
+from ..harness.measurement import quantiles
 from ..harness.process import run_child
 from ..harness.sizes import check_disk, parse_count
-from ..peers.vector_indexes import ENGINE
+from ..peers.engine_index import ENGINE
+from ..report.growth import exponent
 from ..report.tables import Target, align, targets
-from .cold_exact import quantiles
-from .exact_store import exponent
 
 TARGET_RATIO = 4.0
 _QUERIES = 5_000  # asked; the recall is of the first 500

@@ -17,10 +17,10 @@ from engine.errors import UsageError
 
 from ..data.vector_store import STORE_BYTES, VectorStore
 from ..harness import script
+from ..harness.measurement import quantiles
 from ..harness.process import run_child
 from ..harness.sizes import check_disk, parse_count
 from ..report.tables import Target, align, targets
-from .cold_exact import quantiles
 
 STEP = 5_000  # vectors of a commit
 TARGET_TAIL = 5.0  # times p99 while idle

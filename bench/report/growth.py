@@ -180,3 +180,10 @@ def _judge(rule: _Rule, every: Sequence[Measurement]) -> Claim:
     if high < rule.least or low > rule.most:
         return Claim(rule.text, what, "does not hold")
     return Claim(rule.text, f"{what}; the noise is too large", "cannot tell")
+
+
+def exponent(times: dict[int, float]) -> float | None:
+    """e of the n^e that fits times by n best; None of fewer than two."""
+    if len(times) < 2:
+        return None
+    return float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0])

@@ -6,8 +6,9 @@ from importlib.util import find_spec
 
 from engine.errors import UsageError
 
+from ..peers.faiss_indexes import FLAT
 from ..peers.key_tables import LMDB, SQLITE
-from ..peers.vector_indexes import FLAT, INDEXES, PEERS
+from ..peers.vector_indexes import INDEXES, PEERS
 
 IDENTICAL_PEERS = (SQLITE, LMDB)
 SIMILAR_PEERS = tuple(name for name in PEERS if name != FLAT)  # which is always there

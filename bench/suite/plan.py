@@ -17,7 +17,7 @@ from ..data.image_sets import BitSet, FileSet, ImageSet
 from ..data.vector_store import QUERIES
 from ..data.vector_store import STORE_BYTES as VECTOR_BYTES
 from ..harness.sizes import STORE_BYTES, check_disk, check_n, steps_up_to
-from ..peers.vector_indexes import LANCEDB
+from ..peers.lancedb_index import LANCEDB
 from .peer_names import IDENTICAL_PEERS, NEAR_PEERS, SIMILAR_PEERS, parse_peers
 
 EMBED = ("sample", "all", "none")
