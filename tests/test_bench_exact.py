@@ -304,7 +304,7 @@ def test_reads_are_those_of_the_quietest_round_and_shares_are_medians() -> None:
     disturbed = replace(cold, reads=99, own_bytes=1)
     asked = {kind: [disturbed, cold, disturbed] for kind in cold_exact.KINDS}
     speed = cold_exact.DiskSpeed(1e-4, {"8 threads": 5.0, "16 threads": 20.0})
-    reads, miss, key, share = cold_exact.wanted_of(1, 2, asked, [speed] * 3)
+    reads, miss, key, share = cold_exact.targets_of(1, 2, asked, [speed] * 3)
     assert (reads.measured, miss.measured, key.measured) == (1.2, 1.2, 2.2)
     assert (reads.met, miss.met, key.met, share.met) == (True, False, True, False)
     assert share.measured == pytest.approx(50)
@@ -331,7 +331,7 @@ def test_memory_is_counted_above_the_empty_process() -> None:
         return Growth(1, 1.0, peak, peak, empty, 0)
 
     bound = 200_000_000
-    wanted = exact_memory.wanted_of([grown(270_000_000), grown(300_000_000)], bound)
+    wanted = exact_memory.targets_of([grown(270_000_000), grown(300_000_000)], bound)
     assert [one.met for one in wanted] == [True, False, False]
     assert wanted[2].measured == pytest.approx(280 / 250)
     with pytest.raises(BenchError, match="Linux only"):

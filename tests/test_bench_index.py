@@ -305,7 +305,7 @@ def test_ratios_are_medians_of_the_rounds() -> None:
         REMOVED: measured(REMOVED, [10, 2, 9], [0.2, 0.9, 0.6]),
         HNSWLIB: measured(HNSWLIB, [10, 1, 3], [0.1, 0.3, 0.1]),
     }
-    wanted = {one.what: one.measured for one in index_report.wanted_of(found, 0.97)}
+    wanted = {one.what: one.measured for one in index_report.targets_of(found, 0.97)}
     assert wanted == {
         "recall at 10": 0.98,
         index_report.TARGETS["batch"][0]: 2,
@@ -322,7 +322,7 @@ def test_ratios_are_medians_of_the_rounds() -> None:
 def test_an_index_that_never_finds_enough_is_not_timed() -> None:
     found = {name: Measured(name, 10) for name in (ENGINE, REMOVED)}
     found[ENGINE].points = [{"setting": [0.9], "recall": 0.6, "qps": 1.0}]
-    (only,) = index_report.wanted_of(found, 0.97)
+    (only,) = index_report.targets_of(found, 0.97)
     assert (only.what, only.measured, only.met) == ("recall at 10", 0.6, False)
     assert "-" in index_report.table(found, 0.97)
 
@@ -395,7 +395,7 @@ def test_cold_targets_are_medians_and_the_recall_is_the_worst() -> None:
         return index_cold.Cold([p50] * 98 + [p50 * 4] * 2, 1, recall, 20, 20, 1, 1, 1)
 
     rounds = [cold(0.001, 0.98), cold(0.004, 0.97), cold(0.002, 0.98)]
-    wanted = index_cold.wanted_of(rounds, cold(1, 0.98), [0.0001, 0.0001, 0.0001], 0.97)
+    wanted = index_cold.targets_of(rounds, cold(1, 0.98), [0.0001, 0.0001, 0.0001], 0.97)
     assert [one.measured for one in wanted] == pytest.approx([20, 4, 0.97, 0.01])
     assert [one.met for one in wanted] == [True, True, True, False]
 
@@ -425,7 +425,7 @@ def test_an_added_vector_that_is_not_found_is_counted(
     )
     found = index_live_child.ask(str(store.store), MEMORY, 0, 500, 50, 100, 0.9, 0.1)
     assert (found["asked"], found["missed"]) == (2, 2)
-    (_, missed) = index_live.wanted_of(index_live.Live(**found))
+    (_, missed) = index_live.targets_of(index_live.Live(**found))
     assert missed.measured == 2 and not missed.met
 
 

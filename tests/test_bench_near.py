@@ -124,5 +124,5 @@ def test_a_missed_target_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     slow = near_bits.Bits("not there", 100, 0, 1, [50.0] * 9)
     curve = [(9, 0)] * (near_photos.FARTHEST + 1)
     photos = near_photos.Photos("half the size", 10, curve, [1.0])
-    wanted = near_copies.wanted_of([lost, slow], [photos])
+    wanted = near_copies.targets_of([lost, slow], [photos])
     assert [one.met for one in wanted] == [False, False, False, False]

@@ -85,9 +85,9 @@ def test_ratios_are_taken_round_by_round() -> None:
     rounds = [taken(FOLDER, 1), taken(TAR, 2), taken(FOLDER, 10), taken(TAR, 10), taken(FOLDER, 2)]
     rounds += [taken(TAR, 8)]
     assert source_kinds.speed(rounds, TAR) == 0.5
-    slow, much = source_kinds.wanted_of(rounds)
+    slow, much = source_kinds.targets_of(rounds)
     assert not slow.met and much.met
     fast = [taken(FOLDER, 1, 100), taken(TAR, 1.1, 120)]
-    assert [one.met for one in source_kinds.wanted_of(fast)] == [True, False]
+    assert [one.met for one in source_kinds.targets_of(fast)] == [True, False]
     lines = source_kinds.table(rounds).splitlines()
     assert lines[2].split() == ["tar", "9", "1", "1", "4", "0.50", "0"]

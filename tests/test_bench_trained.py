@@ -37,7 +37,7 @@ def test_all_runs_have_the_same_images_and_are_asked_the_same(tmp_path: Path) ->
         [photos(tmp_path / "distractors", 4, 200)],
         count=5,
         seed=0,
-        tell=told.append,
+        log=told.append,
     )
     assert [(one.run.name, one.steps) for one in found] == [("one", 2), ("two", 2)]
     for one in found:

@@ -1,7 +1,7 @@
 """The images: seeded, 100×100 RGB, every channel value one random bit; made in chunks, never all.
 
 Row r of a set depends on its seed and r only, so the rows from n on are images that a set of n does
-not hold, and any row can be made anew to ask for it.
+not hold, and any row can be made again to ask for it.
 """
 
 from __future__ import annotations

@@ -133,9 +133,9 @@ def main() -> bool:
     parser.add_argument("--queries", default="5000", help="queries  [5000]")
     parser.add_argument("--seed", type=int, default=0, help="of the photographs' order  [0]")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the two files")
-    given = parser.parse_args()
-    n, queries = parse_count(given.n), parse_count(given.queries)
-    for path in make(given.photos, given.out, n, queries, given.seed):
+    arguments = parser.parse_args()
+    n, queries = parse_count(arguments.n), parse_count(arguments.queries)
+    for path in make(arguments.photos, arguments.out, n, queries, arguments.seed):
         print(path)
     return True
 

@@ -1,6 +1,6 @@
 """What images a run of ``engine bench`` is about: random bit images, or the files of a folder.
 
-A set says what an ingest of its first n images is given, makes any of them anew, and makes what is
+A set says what an ingest of its first n images is given, makes any of them again, and makes what is
 asked for: images of the set, images it lacks, and copies. Nothing here grows with n but the list of
 a folder's files.
 """

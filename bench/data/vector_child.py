@@ -17,7 +17,7 @@ from engine import Store
 from ..harness import disk, memory
 from ..harness.errors import BenchError
 from ..harness.memory_limit import pressure
-from ..harness.process import answer, tell
+from ..harness.process import answer, send
 from .exact_neighbours import recall
 
 PAGE = 4096  # bytes
@@ -28,7 +28,7 @@ _READS = 2_000  # of the disk, of which the latency is taken
 def ingest(folder: str, vectors: str, memory_bytes: int) -> dict[str, float]:
     """Take the vectors of one file into a store, which is made if it is not there."""
     empty = memory.anonymous()
-    tell(start=True)
+    send(start=True)
     started = time.perf_counter()
     with Store.open(folder, create=True, encoder="none", memory=memory_bytes) as store:
         store.ingest(vectors)
@@ -38,7 +38,7 @@ def ingest(folder: str, vectors: str, memory_bytes: int) -> dict[str, float]:
 def optimize(folder: str, memory_bytes: int, wanted: float) -> dict[str, Any]:
     """Have everything in one index, laid out and measured; then what takes how much disk."""
     empty = memory.anonymous()
-    tell(start=True)
+    send(start=True)
     started = time.perf_counter()
     with Store.open(folder, memory=memory_bytes) as store:
         store.optimize(recall=wanted)

@@ -18,7 +18,7 @@ from .exact_neighbours import Nearest, Rows
 K = 10  # neighbours that are asked for
 QUERIES = 500  # of which the recall is taken
 PIECE = 1_000_000  # vectors of one file, and of one ingest
-STORE_BYTES = 1_400  # of disk, a vector: twice what it takes in the end, while it is laid out anew
+STORE_BYTES = 1_400  # of disk, a vector: twice what it takes in the end, while it is laid out again
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Built:
 class VectorStore:
     """A store of ``n`` vectors, with queries and their exact neighbours beside it.
 
-    They are made by a seed, or are the first rows of ``given``, whose last rows are the queries.
+    They are made by a seed, or are the first rows of ``array``, whose last rows are the queries.
     """
 
     n: int
     seed: int
     folder: Path
-    given: Path | None = None
+    array: Path | None = None
 
     @property
     def store(self) -> Path:
@@ -117,15 +117,15 @@ class VectorStore:
 
     def asked(self, count: int) -> Vectors:
         """Queries, (count, d)."""
-        if self.given is None:
+        if self.array is None:
             return clustered_vectors.queries(self.seed, count)
-        return np.array(open_array(self.given)[-count:])
+        return np.array(open_array(self.array)[-count:])
 
     def blocks(self, first: int, count: int) -> Iterator[Vectors]:
         """Its rows ``[first, first + count)``, some at a time."""
-        if self.given is None:
+        if self.array is None:
             return clustered_vectors.blocks(self.seed, first, count)
-        return blocks(open_array(self.given)[first : first + count])
+        return blocks(open_array(self.array)[first : first + count])
 
     def exact(self) -> Rows:
         """Rows of the exact neighbours: (500, 10) int64."""

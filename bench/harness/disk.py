@@ -35,7 +35,7 @@ def _counted(name: str) -> int:
                 return int(line.split()[1])
     except OSError:
         pass
-    raise BenchError("what a process reads and writes is told on Linux only (/proc/self/io)")
+    raise BenchError("what a process reads and writes is counted on Linux only (/proc/self/io)")
 
 
 def taken(folder: Path) -> int:
@@ -78,7 +78,7 @@ class Disk:
     """The disk that a file lies on, with all that anybody reads from it."""
 
     def __init__(self, path: Path) -> None:
-        """``BenchError`` if the kernel does not tell which disk it is, as on a network's."""
+        """``BenchError`` if the kernel does not say which disk it is, as on a network's."""
         number = path.stat().st_dev
         device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
         # A partition counts for itself on most kernels; where it does not, its disk does.

@@ -65,7 +65,7 @@ def run_child(
     *,
     within: Sequence[str] = (),
 ) -> Finished:
-    """Run a module of this package to its end; ``done`` is told of its progress.
+    """Run a module of this package to its end; ``done`` gets its progress.
 
     ``within``: a command that runs the one it is given in its own place (``memory_limit.Limit.within``).
 
@@ -105,9 +105,9 @@ def answer(work: Callable[..., object]) -> None:
     if parent:
         threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
     try:
-        tell(result=work(**json.loads(sys.argv[1])))
+        send(result=work(**json.loads(sys.argv[1])))
     except EngineError as error:
-        tell(error=str(error), wrong=isinstance(error, WrongAnswerError))
+        send(error=str(error), wrong=isinstance(error, WrongAnswerError))
 
 
 @contextlib.contextmanager
@@ -126,8 +126,8 @@ def _end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def tell(**message: object) -> None:
-    """Say something to the parent; for children."""
+def send(**message: object) -> None:
+    """Send a message to the parent; for children."""
     print(json.dumps(message), flush=True)
 
 

@@ -49,7 +49,7 @@ def remove(folder: str, memory_bytes: int, gone: str) -> dict[str, int]:
     return {"removed": len(rows)}
 
 
-class _Asked:
+class _OpenedIndex:
     """An index with its queries, and what it takes of memory."""
 
     def __init__(
@@ -91,7 +91,7 @@ class _Asked:
 
 def sweep(settings: Sequence[Setting], **given: Any) -> dict[str, Any]:
     """Recall and queries a second of each setting, until one finds nearly everything."""
-    asked = _Asked(**given)
+    asked = _OpenedIndex(**given)
     points = []
     for setting in settings:
         asked.index.set(tuple(setting))
@@ -106,7 +106,7 @@ def sweep(settings: Sequence[Setting], **given: Any) -> dict[str, Any]:
 
 def batch(setting: Setting, **given: Any) -> dict[str, Any]:
     """Queries a second, 1,000 at once, and seconds of CPU a query."""
-    asked = _Asked(**given)
+    asked = _OpenedIndex(**given)
     asked.index.set(tuple(setting))
     _batches(asked)  # what is read for the first time is read now
     found, seconds, cpu = _batches(asked)
@@ -116,7 +116,7 @@ def batch(setting: Setting, **given: Any) -> dict[str, Any]:
 
 def single(setting: Setting, **given: Any) -> dict[str, Any]:
     """The seconds of each of many queries, one at a time; those before them are not counted."""
-    asked = _Asked(**given)
+    asked = _OpenedIndex(**given)
     asked.index.set(tuple(setting))
     queries = [asked.queries[i : i + 1] for i in range(min(SINGLES, len(asked.queries)))]
     for query in itertools.islice(itertools.cycle(reversed(queries)), WARM):
@@ -134,7 +134,7 @@ def single(setting: Setting, **given: Any) -> dict[str, Any]:
     return {"recall": asked.right(np.concatenate(found)), **each, **asked.memory()}
 
 
-def _batches(asked: _Asked) -> tuple[Rows, float, float]:
+def _batches(asked: _OpenedIndex) -> tuple[Rows, float, float]:
     """All queries, 1,000 at once, or as many as fit into some seconds; seconds, also of all CPUs."""
     found = []
     seconds, cpu = 0.0, time.process_time()

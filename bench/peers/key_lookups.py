@@ -77,7 +77,7 @@ def packed_bits(images: Images) -> PackedBits:
     return PackedBits(images, *bit_images.SHAPE[:2])
 
 
-class Asked(ABC):
+class Lookup(ABC):
     """Something that says which image a packed one is: its id, or -1."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Asked(ABC):
         """Of one image: (1, 3750)."""
 
 
-class AskedStore(Asked):
+class StoreLookup(Lookup):
     """The engine; one image is a whole lookup, with its sources."""
 
     def __init__(self, folder: Path, memory: int) -> None:
@@ -106,7 +106,7 @@ class AskedStore(Asked):
         return hits[0].id if hits else -1
 
 
-class AskedPeer(Asked):
+class PeerLookup(Lookup):
     """A peer: the key, what lies under it, and the proof of what was found."""
 
     def __init__(self, peer: Peer) -> None:

@@ -12,7 +12,7 @@ from ..data.bit_images import Images
 from ..data.image_sets import Wanted
 from ..harness import memory
 from ..harness.errors import WrongAnswerError
-from ..harness.process import answer, tell
+from ..harness.process import answer, send
 from .methods import (
     DICT,
     ENGINE,
@@ -56,13 +56,13 @@ def measure(
         chunk = chosen.arrays(0, min(n, chosen.chunk))
         baseline = max(baseline, memory.anonymous())
         del chunk
-    tell(start=True)
+    send(start=True)
     built: Method
     if method == ENGINE:
         built = Engine(n, chosen, Path(folder), memory_bytes)
     else:
         built = _IN_MEMORY[method](n, chosen)
-    generate_s, build_s = built.build(lambda done: tell(done=done))
+    generate_s, build_s = built.build(lambda done: send(done=done))
     peak_resident = memory.peak_resident()
     hits: list[float] = []
     misses: list[float] = []

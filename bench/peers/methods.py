@@ -27,7 +27,7 @@ NOTES = {
     LIST: "hash only; gone with the process",
     DICT: "hash only; gone with the process",
 }
-MEANWHILE = "with making or reading the images"
+WITH_MAKING = "with making or reading the images"
 # What an image costs while a method is built, in bytes of memory. A hash is an int of 36 bytes, in
 # 48 of the heap; a list that grows has a copy of itself beside it, and so has a dict, whose table
 # is also a third empty.

@@ -23,7 +23,7 @@ class _Zvec(OneByOne):
     """zvec: documents with one vector each."""
 
     def load(self) -> None:
-        """The module, which says nothing less than an error, and has as many threads as it is told."""
+        """The module, which logs errors only, with as many threads as it may use."""
         self._module = import_module("zvec")
         self._module.init(
             log_level=self._module.LogLevel.ERROR,

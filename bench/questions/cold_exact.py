@@ -59,7 +59,7 @@ class Cold:
     count: int
     seconds: list[float]
     opening_reads: int  # to open the store; not counted below
-    reads: int  # that the disk did meanwhile, for whomever
+    reads: int  # that the disk did in that time, for whomever
     disk_bytes: int  # of those
     own_bytes: int  # of those, what this child asked for
     peak: int  # bytes of memory, page cache included
@@ -145,15 +145,19 @@ def main() -> bool:
     parser.add_argument("--seed", type=int, default=0, help="of the images  [0]")
     parser.add_argument("--dir", type=Path, help="where the stores are made")
     parser.add_argument("--keep", action="store_true", help="leave them there, for the next run")
-    given = parser.parse_args()
-    n, keys, count = parse_count(given.n), parse_count(given.keys), parse_count(given.count)
-    bound = parse_memory(given.limit).total
-    if given.keep and given.dir is None:
+    arguments = parser.parse_args()
+    n, keys, count = (
+        parse_count(arguments.n),
+        parse_count(arguments.keys),
+        parse_count(arguments.count),
+    )
+    bound = parse_memory(arguments.limit).total
+    if arguments.keep and arguments.dir is None:
         raise UsageError("--keep needs a --dir to leave the stores in")
     with limited(bound) as limit:  # before a store is made for nothing
         how = limit.how
-    with _folder(given.dir, given.keep) as folder:
-        kept, bare = Set(n, given.seed, True, folder), Set(keys, given.seed, False, folder)
+    with _folder(arguments.dir, arguments.keep) as folder:
+        kept, bare = Set(n, arguments.seed, True, folder), Set(keys, arguments.seed, False, folder)
         missing = [STORE_BYTES * n] * (not kept.store.exists())
         missing += [_KEYS_BYTES * keys] * (not bare.store.exists())
         check_disk(n + keys, folder, sum(missing) // (n + keys))
@@ -162,7 +166,7 @@ def main() -> bool:
                 one.make(lambda done, n=one.n: progress(done, n))  # type: ignore[misc]
         asked: dict[Kind, list[Cold]] = {kind: [] for kind in KINDS}
         speeds: list[DiskSpeed] = []
-        rounds = max(1, given.rounds)
+        rounds = max(1, arguments.rounds)
         with Progress("cold_exact", "children") as progress:
             done = iter(range(rounds * (len(KINDS) + 1)))
             for number in range(rounds):
@@ -178,7 +182,7 @@ def main() -> bool:
     print(f"are kept, of {keys:,} they are not, and their hits are verified by SHA-256\n")
     print(asked_table(asked), end="\n\n")
     print(disk_table(speeds), end="\n\n")
-    wanted = wanted_of(n, keys, asked, speeds)
+    wanted = targets_of(n, keys, asked, speeds)
     print(targets(wanted))
     return all(one.met for one in wanted)
 
@@ -195,7 +199,7 @@ def _folder(folder: Path | None, keep: bool) -> Iterator[Path]:
         yield Path(work)
 
 
-def wanted_of(
+def targets_of(
     n: int, keys: int, asked: dict[Kind, list[Cold]], speeds: Sequence[DiskSpeed]
 ) -> list[Target]:
     """The targets, with what was measured."""
@@ -230,7 +234,7 @@ def _fewest(rounds: Sequence[Cold]) -> Cold:
 def asked_table(asked: dict[Kind, list[Cold]]) -> str:
     """Medians of times, the fewest reads, as aligned columns; MB are 10^6 bytes, kB 10^3.
 
-    "ours" is how much of what the disk read was for the child: the rest, others wanted meanwhile.
+    "ours" is how much of what the disk read was for the child: the rest was for others.
     """
     head = ("cold", "reads each", "kB each", "ours %", "p50 µs", "p99 µs", "images/s")
     lines: list[tuple[str, ...]] = [(*head, "to open", "peak MB", "at bound")]

@@ -20,13 +20,13 @@ from ..harness import disk
 from ..harness.disk import Disk
 from ..harness.errors import BenchError
 from ..harness.memory_limit import pressure
-from ..harness.process import answer, tell
-from ..peers.key_lookups import AskedStore, check
+from ..harness.process import answer, send
+from ..peers.key_lookups import StoreLookup, check
 from .exact_store_child import BATCH
 
 ROW_BYTES = HEADER_BYTES + bit_images.PACKED_BYTES  # of the kept pixels of an image
 _THREADS = (8, 16, 32, 64)  # that read at a time: one of these is what the disk likes best
-_TOLD = (100, 1000)  # reads that the kernel is told of before the first is waited for
+_AHEAD = (100, 1000)  # reads that are announced to the kernel before the first is waited for
 _SINGLE_READS = 2000  # of which the latency is taken
 
 
@@ -36,7 +36,7 @@ def make(n: int, seed: int, folder: str, memory_bytes: int, keep_pixels: str) ->
         store.ingest(
             f"synthetic:bits?n={n}&seed={seed}",
             keep_pixels=keep_pixels,
-            progress=lambda done, total: tell(done=done),
+            progress=lambda done, total: send(done=done),
         )
         images = len(store)
     if images != n:
@@ -53,7 +53,7 @@ def ask(
     """
     counted = Disk(Path(folder))
     opening = counted.reads()
-    asked = AskedStore(Path(folder), memory_bytes)
+    asked = StoreLookup(Path(folder), memory_bytes)
     before, own = counted.reads(), disk.fetched()
     draw = np.random.default_rng([seed, n, there, batched])
     times: list[float] = []
@@ -117,7 +117,7 @@ def read_disk(seed: int, folder: str, count: int) -> dict[str, Any]:
         os.pread(fd, ROW_BYTES, at)
         latencies.append(time.perf_counter() - started)
     rates = {f"{threads} threads": _by_threads(places(count), threads) for threads in _THREADS}
-    rates |= {f"{told:,} told ahead": _told_ahead(places(count), told) for told in _TOLD}
+    rates |= {f"{told:,} told ahead": _told_ahead(places(count), told) for told in _AHEAD}
     return {"latency": statistics.median(latencies), "rates": rates}
 
 

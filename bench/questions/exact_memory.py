@@ -29,14 +29,14 @@ def main() -> bool:
     parser.add_argument("--memory", default="256M", help="the store's bound  [256M]")
     parser.add_argument("--seed", type=int, default=0, help="of the images  [0]")
     parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
-    given = parser.parse_args()
-    budget = parse_memory(given.memory).total
-    sizes = [parse_count(text) for text in given.n.split(",")]
-    if given.dir is not None:
-        given.dir.mkdir(parents=True, exist_ok=True)
-    grown = [measure(n, memory=budget, seed=given.seed, folder=given.dir) for n in sizes]
+    arguments = parser.parse_args()
+    budget = parse_memory(arguments.memory).total
+    sizes = [parse_count(text) for text in arguments.n.split(",")]
+    if arguments.dir is not None:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
+    grown = [measure(n, memory=budget, seed=arguments.seed, folder=arguments.dir) for n in sizes]
     print(table(grown), end="\n\n")
-    wanted = wanted_of(grown, budget)
+    wanted = targets_of(grown, budget)
     print(targets(wanted))
     return all(one.met for one in wanted)
 
@@ -44,11 +44,11 @@ def main() -> bool:
 def above(grown: Growth) -> int:
     """Peak anonymous memory above that of the empty process, in bytes."""
     if not grown.empty:
-        raise BenchError("anonymous memory is told on Linux only (/proc)")
+        raise BenchError("anonymous memory is counted on Linux only (/proc)")
     return grown.anonymous - grown.empty
 
 
-def wanted_of(grown: Sequence[Growth], budget: int) -> list[Target]:
+def targets_of(grown: Sequence[Growth], budget: int) -> list[Target]:
     """The targets, with what was measured."""
     peaks = [above(one) for one in grown]
     most = (budget + SLACK) / 1e6

@@ -21,7 +21,7 @@ from ..harness.sizes import check_disk, parse_count, steps_up_to
 from ..peers.methods import DICT, LIST, PIXELS
 from ..report.tables import targets
 from .exact_store_jobs import ASKED, JOBS, SAMPLE, Bench, ask_all, take_all
-from .exact_store_report import answers_table, growth_table, taken_table, wanted_of
+from .exact_store_report import answers_table, growth_table, taken_table, targets_of
 
 _HEADROOM = 1.3  # memory needed, beside that of the images themselves
 _SIZES = 4  # of the table of growth, each ten times the one before
@@ -38,20 +38,20 @@ def main() -> bool:
     parser.add_argument("--seed", type=int, default=0, help="of the images  [0]")
     parser.add_argument("--sample", default=f"{SAMPLE}", help=f"images asked for  [{SAMPLE}]")
     parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
-    given = parser.parse_args()
-    n, sample = parse_count(given.n), parse_count(given.sample)
-    rounds = max(1, given.rounds)
+    arguments = parser.parse_args()
+    n, sample = parse_count(arguments.n), parse_count(arguments.sample)
+    rounds = max(1, arguments.rounds)
     sizes = steps_up_to(n, _SIZES)
     check_memory(n)
-    check_disk(n, given.dir or Path(tempfile.gettempdir()))
-    if given.dir is not None:
-        given.dir.mkdir(parents=True, exist_ok=True)
+    check_disk(n, arguments.dir or Path(tempfile.gettempdir()))
+    if arguments.dir is not None:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix="engine-bench-", dir=given.dir) as work,
+        tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as work,
         Progress("exact_store", "children") as progress,
     ):
-        memory_bytes = parse_memory(given.memory).total
-        bench = Bench(Path(work), memory=memory_bytes, seed=given.seed, sample=sample)
+        memory_bytes = parse_memory(arguments.memory).total
+        bench = Bench(Path(work), memory=memory_bytes, seed=arguments.seed, sample=sample)
         small = len(sizes) - 1
         in_memory = sum(size <= most for size in sizes for most in _IN_MEMORY.values())
         total = rounds * (len(JOBS) + len(ASKED) * len(sizes)) + small * len(ASKED) + in_memory
@@ -70,14 +70,14 @@ def main() -> bool:
                 tick(job.what)
                 bench.take(job, size)
             answers[size] = ask_all(bench, size, rounds, tick)
-        held: dict[str, dict[int, float]] = {method: {} for method in _IN_MEMORY}
+        times_in_memory: dict[str, dict[int, float]] = {method: {} for method in _IN_MEMORY}
         for method, most in _IN_MEMORY.items():
             for size in sizes:
                 if size <= most:
                     tick(method)
-                    held[method][size] = bench.ask_in_memory(method, size)
-    print(growth_table(sizes, answers, held), end="\n\n")
-    wanted = wanted_of(taken, answers[n])
+                    times_in_memory[method][size] = bench.ask_in_memory(method, size)
+    print(growth_table(sizes, answers, times_in_memory), end="\n\n")
+    wanted = targets_of(taken, answers[n])
     print(targets(wanted))
     return all(one.met for one in wanted)
 

@@ -19,10 +19,10 @@ from ..harness import disk
 from ..harness.errors import BenchError
 from ..harness.process import answer
 from ..peers.key_lookups import (
-    Asked,
-    AskedPeer,
-    AskedStore,
     Ids,
+    Lookup,
+    PeerLookup,
+    StoreLookup,
     cache_bytes,
     check,
     chunk_rows,
@@ -94,11 +94,11 @@ def ask(
     The same ``sample`` images are asked for twice, and the second time counts: by then their pixels
     are in the page cache, also those of a set that is larger than memory.
     """
-    asked: Asked
+    asked: Lookup
     if method == ENGINE:
-        asked = AskedStore(Path(folder), memory_bytes)
+        asked = StoreLookup(Path(folder), memory_bytes)
     else:
-        asked = AskedPeer(PEERS[method](Path(folder), cache_bytes(MemoryBudget(memory_bytes))))
+        asked = PeerLookup(PEERS[method](Path(folder), cache_bytes(MemoryBudget(memory_bytes))))
     rows = np.random.default_rng([seed, n]).integers(0, n, sample)
     hits, ids = bit_images.packed_rows(seed, rows), rows + 1
     misses, none = bit_images.packed_misses(n, seed, 0, sample), np.full(sample, -1)

@@ -12,7 +12,7 @@ from .exact_store_child import BATCH
 from .exact_store_jobs import ASKED, JOBS, KEPT, Answers, Job, Taken
 
 
-def wanted_of(taken: dict[Job, list[Taken]], answers: dict[Job, Answers]) -> list[Target]:
+def targets_of(taken: dict[Job, list[Taken]], answers: dict[Job, Answers]) -> list[Target]:
     """The targets, with what was measured for 100×100 RGB bit images."""
     kept, keys, sqlite, lmdb = (taken[job] for job in JOBS)
     engine = answers[KEPT]
@@ -84,14 +84,14 @@ def answers_table(answers: dict[Job, Answers]) -> str:
 def growth_table(
     sizes: Sequence[int],
     answers: dict[int, dict[Job, Answers]],
-    held: dict[str, dict[int, float]],
+    in_memory: dict[str, dict[int, float]],
 ) -> str:
     """Hits by n as aligned columns, with the exponent of n that fits their times best."""
     rows: dict[str, dict[int, float]] = {}
     for job in ASKED:
         rows[f"{job.what}, one"] = {size: answers[size][job].hit_one for size in sizes}
         rows[f"{job.what}, batch"] = {size: answers[size][job].hit for size in sizes}
-    for method, found in held.items():
+    for method, found in in_memory.items():
         rows[f"{method}, one"] = found
     lines: list[tuple[str, ...]] = [
         ("warm lookup, µs an image", *(f"n = {size:,}" for size in sizes), "exponent")

@@ -87,38 +87,38 @@ def main() -> bool:
     parser.add_argument("--seed", type=int, default=0, help="of the vectors  [0]")
     parser.add_argument("--dir", type=Path, help="where the store is made")
     parser.add_argument("--keep", action="store_true", help="leave it there, for the next run")
-    given = parser.parse_args()
-    n, count = parse_count(given.n), parse_count(given.count)
-    bound, memory = parse_memory(given.limit).total, parse_memory(given.memory).total
-    if given.keep and given.dir is None:
+    arguments = parser.parse_args()
+    n, count = parse_count(arguments.n), parse_count(arguments.count)
+    bound, memory = parse_memory(arguments.limit).total, parse_memory(arguments.memory).total
+    if arguments.keep and arguments.dir is None:
         raise UsageError("--keep needs a --dir to leave the store in")
     with limited(bound) as limit:  # before a store is made for nothing
         how = limit.how
     cold: list[Cold] = []
     latencies: list[float] = []
-    rounds = max(1, given.rounds)
-    with _folder(given.dir, given.keep) as folder:
-        store = VectorStore(n, given.seed, folder)
+    rounds = max(1, arguments.rounds)
+    with _folder(arguments.dir, arguments.keep) as folder:
+        store = VectorStore(n, arguments.seed, folder)
         if not store.store.exists():
             check_disk(n, folder, STORE_BYTES)
         with Progress("index_cold", "vectors") as progress:
             store.make(
                 memory=_MAKE_MEMORY,
-                wanted=given.recall,
+                wanted=arguments.recall,
                 queries=count + FIRST,
                 done=lambda done: progress(done, n),
             )
         with Progress("index_cold", "rounds") as progress:
             for number in range(rounds):
                 progress(number, rounds)
-                asked = ask(store, memory=memory, wanted=given.recall, count=count, bound=bound)
+                asked = ask(store, memory=memory, wanted=arguments.recall, count=count, bound=bound)
                 cold.append(asked)
                 latencies.append(read_disk(store, number, bound))
-            free = ask(store, memory=memory, wanted=given.recall, count=count, bound=None)
+            free = ask(store, memory=memory, wanted=arguments.recall, count=count, bound=None)
     print(f"{n:,} vectors; within {bound / 1e6:,.0f} MB, page cache included ({how})\n")
     print(table(cold, free), end="\n\n")
     print(f"one read of 4 KiB alone: {statistics.median(latencies) * 1e6:,.0f} µs\n")
-    wanted = wanted_of(cold, free, latencies, given.recall)
+    wanted = targets_of(cold, free, latencies, arguments.recall)
     print(targets(wanted))
     return all(one.met for one in wanted)
 
@@ -135,7 +135,7 @@ def _folder(folder: Path | None, keep: bool) -> Iterator[Path]:
         yield Path(work)
 
 
-def wanted_of(
+def targets_of(
     cold: Sequence[Cold], free: Cold, latencies: Sequence[float], recall: float
 ) -> list[Target]:
     """The targets, with what was measured: medians of the rounds' ratios."""

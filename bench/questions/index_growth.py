@@ -87,31 +87,31 @@ def main() -> bool:
     parser.add_argument("--seed", type=int, default=0, help="of the vectors  [0]")
     parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
     parser.add_argument("--csv", type=Path, help="a file for the figures")
-    given = parser.parse_args()
-    sizes = [parse_count(text) for text in given.n.split(",")]
-    memory = parse_memory(given.memory).total
-    check_disk(max(sizes), given.dir or Path(tempfile.gettempdir()), STORE_BYTES)
-    if given.dir is not None:
-        given.dir.mkdir(parents=True, exist_ok=True)
+    arguments = parser.parse_args()
+    sizes = [parse_count(text) for text in arguments.n.split(",")]
+    memory = parse_memory(arguments.memory).total
+    check_disk(max(sizes), arguments.dir or Path(tempfile.gettempdir()), STORE_BYTES)
+    if arguments.dir is not None:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
     grown = []
     with Progress("index_growth", "sizes") as progress:
         for number, n in enumerate(sizes):
             progress.note(f"{n:,}")
             progress(number, len(sizes))
-            with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=given.dir) as work:
-                store = VectorStore(n, given.seed, Path(work))
-                rounds = max(1, given.rounds)
-                grown.append(measure(store, memory=memory, wanted=given.recall, rounds=rounds))
+            with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as work:
+                store = VectorStore(n, arguments.seed, Path(work))
+                rounds = max(1, arguments.rounds)
+                grown.append(measure(store, memory=memory, wanted=arguments.recall, rounds=rounds))
     print(table(grown), end="\n\n")
     print(parts_table(grown), end="\n\n")
-    if given.csv is not None:
-        _write(given.csv, grown)
-    wanted = wanted_of(grown, given.recall, memory)
+    if arguments.csv is not None:
+        _write(arguments.csv, grown)
+    wanted = targets_of(grown, arguments.recall, memory)
     print(targets(wanted))
     return all(one.met for one in wanted)
 
 
-def wanted_of(grown: Sequence[Grown], recall: float, memory: int) -> list[Target]:
+def targets_of(grown: Sequence[Grown], recall: float, memory: int) -> list[Target]:
     """The targets, with what was measured."""
     first, last = grown[0], grown[-1]
     worst = min(one.recall for one in grown)

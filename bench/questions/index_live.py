@@ -1,7 +1,7 @@
 """Do lookups go on while another process adds vectors? And is what was added found at once?
 
 One process asks single queries all the time: first alone, then while a second process ingests
-vectors, a commit for each 5,000, and in the end indexes all of them anew. After each commit the
+vectors, a commit for each 5,000, and in the end indexes all of them again. After each commit the
 next query asks for one of its vectors, which has to be found first.
 """
 
@@ -69,28 +69,28 @@ def main() -> bool:
     parser.add_argument("--recall", type=float, default=0.97, help="that is wanted  [0.97]")
     parser.add_argument("--seed", type=int, default=0, help="of the vectors  [0]")
     parser.add_argument("--dir", type=Path, help="where the store is made, and removed again")
-    given = parser.parse_args()
-    n, added = parse_count(given.n), parse_count(given.added)
-    check_disk(n + added, given.dir or Path(tempfile.gettempdir()), STORE_BYTES)
-    if given.dir is not None:
-        given.dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=given.dir) as work:
+    arguments = parser.parse_args()
+    n, added = parse_count(arguments.n), parse_count(arguments.added)
+    check_disk(n + added, arguments.dir or Path(tempfile.gettempdir()), STORE_BYTES)
+    if arguments.dir is not None:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as work:
         live = measure(
             Path(work),
             n,
             added,
-            memory=parse_memory(given.memory).total,
-            wanted=given.recall,
-            idle_s=given.idle,
-            seed=given.seed,
+            memory=parse_memory(arguments.memory).total,
+            wanted=arguments.recall,
+            idle_s=arguments.idle,
+            seed=arguments.seed,
         )
     print(table(live, n, added), end="\n\n")
-    wanted = wanted_of(live)
+    wanted = targets_of(live)
     print(targets(wanted))
     return all(one.met for one in wanted)
 
 
-def wanted_of(live: Live) -> list[Target]:
+def targets_of(live: Live) -> list[Target]:
     """The targets, with what was measured."""
     tail = quantiles(live.busy)[1] / quantiles(live.idle)[1]
     return [

@@ -17,7 +17,7 @@ from engine import Store
 from ..data import clustered_vectors
 from ..data.arrays import write_array
 from ..harness.errors import BenchError
-from ..harness.process import answer, run_child, tell
+from ..harness.process import answer, run_child, send
 
 _K = 10
 _WARM = 500  # queries before the first that is timed
@@ -26,7 +26,7 @@ _WARM = 500  # queries before the first that is timed
 def write(
     folder: str, memory_bytes: int, seed: int, n: int, step: int, added: int, wanted: float
 ) -> dict[str, int]:
-    """Add rows ``[n, n + added)``, a file and a commit for each ``step``; then index them anew."""
+    """Add rows ``[n, n + added)``, a file and a commit for each ``step``; then index all again."""
     given = {"folder": folder, "seed": seed, "n": n, "step": step}
     work = Path(folder).parent
     with Store.open(folder, memory=memory_bytes) as store:
@@ -36,7 +36,7 @@ def write(
                 path, [clustered_vectors.rows(seed, first, step)], step, clustered_vectors.DIM
             )
             report = store.ingest(str(path))
-            tell(done=number + 1)
+            send(done=number + 1)
             path.unlink()
             if report.added != step:
                 raise BenchError(f"{report.added} of {step} vectors were added: {given}")

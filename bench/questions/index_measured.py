@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..harness.measurement import quantiles
-from ..peers.vector_indexes import Setting
+from ..peers.vector_index import Setting
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from ..harness import script
 from ..harness.sizes import check_disk, parse_count
 from ..peers.vector_indexes import INDEXES, PEERS
 from ..report.tables import targets
-from .index_report import table, wanted_of, write
+from .index_report import table, targets_of, write
 from .index_rounds import Bench, measure
 
 QUERIES = 5_000  # made ones
@@ -42,28 +42,32 @@ def main() -> bool:
     parser.add_argument("--seed", type=int, default=0, help="of what is made or drawn  [0]")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the results")
     parser.add_argument("--dir", type=Path, help="where indexes are made, and removed again")
-    given = parser.parse_args()
-    peers = _peers(given.peers)
-    if (given.vectors is None) != (given.queries is None):
+    arguments = parser.parse_args()
+    peers = _peers(arguments.peers)
+    if (arguments.vectors is None) != (arguments.queries is None):
         raise UsageError("--vectors and --queries go together")
-    if not 0 < given.recall < 1:
-        raise UsageError(f"recall is above 0 and below 1, not {given.recall}")
-    _make_empty(given.out)
-    if given.dir is not None:
-        given.dir.mkdir(parents=True, exist_ok=True)
-    n = parse_count(given.n) if given.vectors is None else len(open_array(given.vectors))
-    check_disk(n, given.dir or Path(tempfile.gettempdir()), _DISK)
-    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=given.dir) as folder:
+    if not 0 < arguments.recall < 1:
+        raise UsageError(f"recall is above 0 and below 1, not {arguments.recall}")
+    _make_empty(arguments.out)
+    if arguments.dir is not None:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
+    n = (
+        parse_count(arguments.n)
+        if arguments.vectors is None
+        else len(open_array(arguments.vectors))
+    )
+    check_disk(n, arguments.dir or Path(tempfile.gettempdir()), _DISK)
+    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as folder:
         work = Path(folder).absolute()
-        vectors, queries = given.vectors, given.queries
+        vectors, queries = arguments.vectors, arguments.queries
         if vectors is None:
             vectors, queries = work / "vectors.npy", work / "queries.npy"
             write_array(
-                vectors, clustered_vectors.blocks(given.seed, 0, n), n, clustered_vectors.DIM
+                vectors, clustered_vectors.blocks(arguments.seed, 0, n), n, clustered_vectors.DIM
             )
             write_array(
                 queries,
-                [clustered_vectors.queries(given.seed, QUERIES)],
+                [clustered_vectors.queries(arguments.seed, QUERIES)],
                 QUERIES,
                 clustered_vectors.DIM,
             )
@@ -71,21 +75,21 @@ def main() -> bool:
             vectors.absolute(),
             queries.absolute(),
             work,
-            given.out / "results.jsonl",
-            memory=parse_memory(given.memory).total,
+            arguments.out / "results.jsonl",
+            memory=parse_memory(arguments.memory).total,
             k=10,
-            seed=given.seed,
+            seed=arguments.seed,
         )
         found = measure(
             bench,
             peers,
-            wanted=given.recall,
-            rounds=max(1, given.rounds),
-            builds=max(1, given.builds),
+            wanted=arguments.recall,
+            rounds=max(1, arguments.rounds),
+            builds=max(1, arguments.builds),
         )
-    write(given.out, found)
-    print(table(found, given.recall), end="\n\n")
-    wanted = wanted_of(found, given.recall)
+    write(arguments.out, found)
+    print(table(found, arguments.recall), end="\n\n")
+    wanted = targets_of(found, arguments.recall)
     print(targets(wanted))
     return all(one.met for one in wanted)
 

@@ -11,7 +11,10 @@ from typing import Any
 
 from ..harness.machine import machine, versions
 from ..harness.measurement import quantiles
-from ..peers.vector_indexes import ENGINE, HNSWLIB, LANCEDB, ZVEC_DISKANN
+from ..peers.engine_index import ENGINE
+from ..peers.hnswlib_index import HNSWLIB
+from ..peers.lancedb_index import LANCEDB
+from ..peers.zvec_indexes import ZVEC_DISKANN
 from ..report.tables import Target, align
 from .index_measured import Measured, median
 from .index_rounds import REMOVED
@@ -27,7 +30,7 @@ TARGETS = {
 }
 
 
-def wanted_of(found: Mapping[str, Measured], recall: float) -> list[Target]:
+def targets_of(found: Mapping[str, Measured], recall: float) -> list[Target]:
     """The targets, with what was measured; those for which a peer is missing are left out."""
     engine = found[ENGINE]
     peer = found.get(HNSWLIB, Measured(HNSWLIB, engine.n))

@@ -17,7 +17,10 @@ from ..data import exact_neighbours
 from ..data.arrays import blocks, open_array
 from ..harness.errors import BenchError
 from ..harness.process import run_child
-from ..peers.vector_indexes import ENGINE, HNSWLIB, INDEXES, Setting
+from ..peers.engine_index import ENGINE
+from ..peers.hnswlib_index import HNSWLIB
+from ..peers.vector_index import Setting
+from ..peers.vector_indexes import INDEXES
 from .index_measured import Measured
 
 REMOVED = "engine, 1 % removed"
@@ -49,7 +52,7 @@ class Bench:
         np.save(work / "truth-left.npy", _left(wanted, gone, k))
 
     def build(self, name: str, wanted: float) -> dict[str, Any]:
-        """Build it anew."""
+        """Build it again from nothing."""
         self.drop(name)
         spec = {"vectors": str(self._vectors), "threads": THREADS, "wanted": wanted}
         return self._child(name, "build", spec | {"method": name})

@@ -35,17 +35,17 @@ def main() -> bool:
         "--encoder", help="tiny, none, a name or a folder  [tiny where onnx is installed, or none]"
     )
     parser.add_argument("--dir", type=Path, help="where the store is made, and removed again")
-    given = parser.parse_args()
-    if given.kills < 1:
-        raise UsageError(f"kills must be 1 or more, not {given.kills}")
-    budget = parse_memory(given.memory).total
-    encoder = given.encoder or (TINY if importlib.util.find_spec("onnx") else NO_ENCODER)
-    work = Path(tempfile.mkdtemp(prefix="engine-bench-", dir=given.dir)).absolute()
+    arguments = parser.parse_args()
+    if arguments.kills < 1:
+        raise UsageError(f"kills must be 1 or more, not {arguments.kills}")
+    budget = parse_memory(arguments.memory).total
+    encoder = arguments.encoder or (TINY if importlib.util.find_spec("onnx") else NO_ENCODER)
+    work = Path(tempfile.mkdtemp(prefix="engine-bench-", dir=arguments.dir)).absolute()
     keep = False
     try:
-        kills = Kills(work, seed=given.seed, memory=budget, encoder=encoder)
+        kills = Kills(work, seed=arguments.seed, memory=budget, encoder=encoder)
         with Progress("kills", unit="kills") as progress:
-            kills.run(given.kills, progress)
+            kills.run(arguments.kills, progress)
     except WrongAnswerError as error:
         keep = True
         print(f"kill {kills.report.hits.total()}: {error}; see {work}: MISSED")

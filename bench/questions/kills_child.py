@@ -25,7 +25,7 @@ from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.writer import StoreFiles
 
-from ..harness.process import tell
+from ..harness.process import send
 
 OPEN, BEGIN, DONE, INDEX, INDEXED, END = "open", "begin", "done", "index", "indexed", "end"
 
@@ -81,14 +81,14 @@ def write(store: str, memory: int) -> None:
         if not names and not arrays:  # a group of files that are all unchanged
             commit(files, chunk)
             return
-        tell(what=BEGIN, names=names, arrays=arrays)
+        send(what=BEGIN, names=names, arrays=arrays)
         commit(files, chunk)
-        tell(what=DONE)
+        send(what=DONE)
 
     def tell_build(indexing: Indexing, least: int) -> None:
-        tell(what=INDEX)
+        send(what=INDEX)
         build(indexing, least)
-        tell(what=INDEXED)
+        send(what=INDEXED)
 
     with (
         mock.patch.object(StoreFiles, "commit", tell_commit),
@@ -96,14 +96,14 @@ def write(store: str, memory: int) -> None:
     ):
         line = sys.stdin.readline()
         if line:
-            tell(what=OPEN)
+            send(what=OPEN)
             with ExitStack() as stack:
                 opened = stack.enter_context(Store.open(store, memory=memory, limits=WRITING))
                 if hasattr(run, "_SEGMENT_ROWS"):
                     rows = WRITING.unindexed_rows
                     stack.enter_context(mock.patch.object(run, "_SEGMENT_ROWS", rows))
                 report = opened.ingest(*json.loads(line))
-            tell(what=END, **asdict(report))
+            send(what=END, **asdict(report))
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def main() -> None:
         with small_buffers():
             write(**json.loads(sys.argv[1]))
     except EngineError as error:
-        tell(error=str(error))
+        send(error=str(error))
 
 
 if __name__ == "__main__":

@@ -64,11 +64,11 @@ def main() -> bool:
     parser.add_argument("--memory", default="1G", help="the store's bound  [1G]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
-    given = parser.parse_args()
-    budget = parse_memory(given.memory).total
+    arguments = parser.parse_args()
+    budget = parse_memory(arguments.memory).total
     grown = [
-        measure(n, memory=budget, seed=given.seed, folder=given.dir)
-        for n in [parse_count(text) for text in given.n.split(",")]
+        measure(n, memory=budget, seed=arguments.seed, folder=arguments.dir)
+        for n in [parse_count(text) for text in arguments.n.split(",")]
     ]
     print(table(grown))
     peaks = [one.resident for one in grown]

@@ -45,45 +45,45 @@ def main() -> bool:
     parser.add_argument("--seed", type=int, default=0, help="of images, choice and changes  [0]")
     parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
     parser.add_argument("--json", type=Path, help="a file for all of it, curves and pairs too")
-    given = parser.parse_args()
-    n = parse_count(given.n) if given.n != "0" else 0
-    queries, most = parse_count(given.queries), parse_count(given.most)
-    check_disk(n, given.dir or Path(tempfile.gettempdir()))
-    if given.dir is not None:
-        given.dir.mkdir(parents=True, exist_ok=True)
-    folders = [photographs.PHOTOS] if given.photos is None else given.photos
+    arguments = parser.parse_args()
+    n = parse_count(arguments.n) if arguments.n != "0" else 0
+    queries, most = parse_count(arguments.queries), parse_count(arguments.most)
+    check_disk(n, arguments.dir or Path(tempfile.gettempdir()))
+    if arguments.dir is not None:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
+    folders = [photographs.PHOTOS] if arguments.photos is None else arguments.photos
     bits: list[Bits] = []
     photos: list[Photos] = []
     pairs: list[Pair] = []
     images = 0
     with (
-        tempfile.TemporaryDirectory(prefix="engine-bench-", dir=given.dir) as work,
+        tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as work,
         Progress("near", "lookups") as progress,
     ):
         if n:
             total = (len(FLIPPED) + 1) * queries
-            with _new(Path(work) / "bits.store", given.memory) as store:
+            with _new(Path(work) / "bits.store", arguments.memory) as store:
                 tick = _ticker(progress, total)
-                bits = measure_bits(n, store, queries=queries, seed=given.seed, tick=tick)
+                bits = measure_bits(n, store, queries=queries, seed=arguments.seed, tick=tick)
             print(bits_table(n, bits), end="\n\n")
         if folders:
-            chosen = photographs.sample(folders, most, given.seed)
+            chosen = photographs.sample(folders, most, arguments.seed)
             total = len(CHANGES) * min(queries, len(chosen))
-            with _new(Path(work) / "photos.store", given.memory) as store:
+            with _new(Path(work) / "photos.store", arguments.memory) as store:
                 store.ingest(*chosen)
                 tick = _ticker(progress, total)
                 images, photos, pairs = measure_photos(
-                    chosen, store, queries=queries, seed=given.seed, tick=tick
+                    chosen, store, queries=queries, seed=arguments.seed, tick=tick
                 )
             print(photos_table(images, photos), end="\n\n")
             print(pairs_table(pairs), end="\n\n")
-    wanted = wanted_of(bits, photos)
+    wanted = targets_of(bits, photos)
     print(targets(wanted))
-    if given.json is not None:
+    if arguments.json is not None:
         body = {"machine": machine(), "versions": versions(), "n": n, "photographs": images}
         body |= {"bits": [asdict(one) for one in bits], "photos": [asdict(one) for one in photos]}
         body |= {"pairs": [asdict(one) for one in pairs]}
-        given.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return all(one.met for one in wanted)
 
 
@@ -96,7 +96,7 @@ def _ticker(progress: Progress, total: int) -> Callable[[], None]:
     return lambda: progress(next(done), total)
 
 
-def wanted_of(bits: Sequence[Bits], photos: Sequence[Photos]) -> list[Target]:
+def targets_of(bits: Sequence[Bits], photos: Sequence[Photos]) -> list[Target]:
     """The targets, with what was measured."""
     wanted = []
     for flipped in bits:

@@ -121,7 +121,7 @@ def table(removed: Removed) -> str:
     return align(lines, left=(0,))
 
 
-def wanted_of(removed: Removed) -> list[Target]:
+def targets_of(removed: Removed) -> list[Target]:
     """The targets, with what was measured."""
     _, remove, optimize = removed.steps
     most = TARGET_SECONDS * max(remove.images / TARGET_IMAGES, 0.1)
@@ -142,12 +142,12 @@ def main() -> bool:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dir", type=Path, help="where the store is made, and removed again")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args()
-    budget = parse_memory(given.memory).total
-    n = parse_count(given.n)
-    removed = measure(n, given.share, budget=budget, seed=given.seed, folder=given.dir)
-    wanted = wanted_of(removed)
-    if given.json:
+    arguments = parser.parse_args()
+    budget = parse_memory(arguments.memory).total
+    n = parse_count(arguments.n)
+    removed = measure(n, arguments.share, budget=budget, seed=arguments.seed, folder=arguments.dir)
+    wanted = targets_of(removed)
+    if arguments.json:
         print(json.dumps(asdict(removed)))
     else:
         print(table(removed), end="\n\n")

@@ -84,18 +84,18 @@ def main() -> bool:
     parser.add_argument("--encoder", default="simclr", help="a name, a folder or none  [simclr]")
     parser.add_argument("--seed", type=int, default=0, help="of the changes  [0]")
     parser.add_argument("--missed", action="store_true", help="name the photographs not found")
-    given = parser.parse_args()
-    photos = photographs.listed(given.photos)
+    arguments = parser.parse_args()
+    photos = photographs.listed(arguments.photos)
     with (
         tempfile.TemporaryDirectory(prefix="engine-bench-") as work,
-        Store.open(Path(work) / "photos.store", create=True, encoder=given.encoder) as store,
+        Store.open(Path(work) / "photos.store", create=True, encoder=arguments.encoder) as store,
     ):
-        store.ingest(*photos, encoder=given.encoder)
-        results = measure(photos, store, given.seed)
+        store.ingest(*photos, encoder=arguments.encoder)
+        results = measure(photos, store, arguments.seed)
     print(table(results))
-    if given.encoder == _NO_ENCODER:
+    if arguments.encoder == _NO_ENCODER:
         print("no encoder: changed photographs were not looked up")
-    if given.missed:
+    if arguments.missed:
         for result in results:
             for name in result.missed:
                 print(f"missed, {result.what}: {name}")

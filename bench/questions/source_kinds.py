@@ -97,7 +97,7 @@ def peak(taken: Sequence[Taken], kind: str) -> float:
     return statistics.median(one.peak_bytes for one in of(taken, kind))
 
 
-def wanted_of(taken: Sequence[Taken]) -> list[Target]:
+def targets_of(taken: Sequence[Taken]) -> list[Target]:
     """The targets, with what was measured."""
     memory = peak(taken, TAR) / peak(taken, FOLDER)
     return [
@@ -138,21 +138,25 @@ def main() -> bool:
     parser.add_argument("--seed", type=int, default=0, help="of made images  [0]")
     parser.add_argument("--dir", type=Path, help="where everything is made, and removed again")
     parser.add_argument("--json", action="store_true", help="every ingest, as one object")
-    given = parser.parse_args()
-    n = parse_count(given.n)
-    bits = 0 if given.bits == "0" else parse_count(given.bits)
-    check_disk(n + bits, given.dir or Path(tempfile.gettempdir()), _EACH)
-    if given.dir is not None:
-        given.dir.mkdir(parents=True, exist_ok=True)
-    images = made_images(n, given.seed) if given.images is None else found_images(given.images, n)
-    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=given.dir) as folder:
+    arguments = parser.parse_args()
+    n = parse_count(arguments.n)
+    bits = 0 if arguments.bits == "0" else parse_count(arguments.bits)
+    check_disk(n + bits, arguments.dir or Path(tempfile.gettempdir()), _EACH)
+    if arguments.dir is not None:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
+    images = (
+        made_images(n, arguments.seed)
+        if arguments.images is None
+        else found_images(arguments.images, n)
+    )
+    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as folder:
         work = Path(folder).absolute()
-        kinds = {TAR, *given.kinds.split(",")}
-        made = write_all(work, images, bits, given.seed, kinds)
-        memory = parse_memory(given.memory).total
-        taken = measure(made, max(1, given.rounds), memory, work)
-    wanted = wanted_of(taken)
-    if given.json:
+        kinds = {TAR, *arguments.kinds.split(",")}
+        made = write_all(work, images, bits, arguments.seed, kinds)
+        memory = parse_memory(arguments.memory).total
+        taken = measure(made, max(1, arguments.rounds), memory, work)
+    wanted = targets_of(taken)
+    if arguments.json:
         about = {"machine": machine(), "versions": versions(), "memory_bytes": memory}
         print(json.dumps(about | {"ingests": [asdict(one) for one in taken]}))
     else:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from engine import Store
 
-from ..harness.process import answer, tell
+from ..harness.process import answer, send
 
 
 def take(source: str, work: str, memory_bytes: int) -> dict[str, float]:
     """Ingest ``source``, from opening a store that is not there to closing it; it is removed again."""
     folder = Path(work) / "bench.store"
-    tell(start=True)
+    send(start=True)
     try:
         started = time.perf_counter()
         with Store.open(folder, create=True, encoder="none", memory=memory_bytes) as store:

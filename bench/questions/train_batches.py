@@ -57,19 +57,19 @@ def main() -> bool:
     parser.add_argument("--count", type=int, default=300, help="queries  [300]")
     parser.add_argument("--seed", type=int, default=0, help="of everything random  [0]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args()
-    counts = sorted({parse_count(text) for text in given.images.split(",")})
-    batches = sorted({parse_count(text) for text in given.batch.split(",")})
+    arguments = parser.parse_args()
+    counts = sorted({parse_count(text) for text in arguments.images.split(",")})
+    batches = sorted({parse_count(text) for text in arguments.batch.split(",")})
     found = train_all(
-        runs(counts, batches, given.image_size, given.seen),
-        sample(given.photos, counts[-1], seed=0),
-        given.queries,
-        given.distractors,
-        count=given.count,
-        seed=given.seed,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        runs(counts, batches, arguments.image_size, arguments.seen),
+        sample(arguments.photos, counts[-1], seed=0),
+        arguments.queries,
+        arguments.distractors,
+        count=arguments.count,
+        seed=arguments.seed,
+        log=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    if given.json:
+    if arguments.json:
         said = {
             "machine": machine(),
             "versions": versions(),

@@ -1,7 +1,7 @@
 """Which recipe suits a few images, and what do a queue, hard negatives and other views add?
 
-Every run begins anew on the same images and is asked the same: copies of photographs that none of
-them saw, distorted in eleven ways, are to find their original again among distractors
+Every run starts from nothing on the same images and answers the same: copies of photographs that none
+of them saw, distorted in eleven ways, are to find their original again among distractors
 (``engine eval``). The last lines are what decoding once is worth: what a run took to read its
 images, which a training without a cache pays in every epoch.
 """
@@ -71,24 +71,24 @@ def main() -> bool:
     )
     parser.add_argument("--only", default="", help="runs whose names begin so, divided by /")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args()
-    files = sample(given.photos, given.images, seed=0)
+    arguments = parser.parse_args()
+    files = sample(arguments.photos, arguments.images, seed=0)
     chosen = [
         run
-        for run in runs(given.images, given.image_size, given.epochs)
-        if not given.only or any(run.name == name.strip() for name in given.only.split("/"))
+        for run in runs(arguments.images, arguments.image_size, arguments.epochs)
+        if not arguments.only or any(run.name == name.strip() for name in arguments.only.split("/"))
     ]
     found = [
         train_all(
             chosen,
             files,
-            given.queries,
-            given.distractors,
-            count=given.count,
+            arguments.queries,
+            arguments.distractors,
+            count=arguments.count,
             seed=seed,
-            tell=lambda line: print(line, file=sys.stderr, flush=True),
+            log=lambda line: print(line, file=sys.stderr, flush=True),
         )
-        for seed in range(given.seeds)
+        for seed in range(arguments.seeds)
     ]
     means = {
         run.name: statistics.mean(one[i].mean for one in found) for i, run in enumerate(chosen)
@@ -98,7 +98,7 @@ def main() -> bool:
         what = "recall@1, small - report"
         gain = means[SMALL] - means[REPORT]
         wanted.append(Target(what, 0.0, gain, digits=3, at_least=True))
-    if given.json:
+    if arguments.json:
         said = {
             "machine": machine(),
             "versions": versions(),
@@ -130,7 +130,7 @@ def table(found: Sequence[Sequence[Trained]]) -> str:
 
 
 def reading(one: Trained) -> str:
-    """What it would cost to decode anew in every epoch."""
+    """What it would cost to decode again in every epoch."""
     epochs = one.run.settings.get("epochs", 1)
     each = one.train_seconds / epochs
     return (

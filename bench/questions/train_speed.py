@@ -94,10 +94,10 @@ def main() -> bool:
         "--rounds", type=_at_least(1), default=3, help="of which medians are taken  [3]"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     found = [
-        measure(given.images, size, given.batch, given.steps, given.rounds)
-        for size in given.image_size
+        measure(arguments.images, size, arguments.batch, arguments.steps, arguments.rounds)
+        for size in arguments.image_size
     ]
     wanted = [
         Target(
@@ -105,7 +105,7 @@ def main() -> bool:
         )
         for one in found
     ]
-    if given.json:
+    if arguments.json:
         said = {
             "machine": machine(),
             "versions": versions(),
@@ -149,7 +149,7 @@ def measure(folder: Path, size: int, batch: int, steps: int, rounds: int) -> Mea
 
 
 class _Way:
-    """One of the two in a process of its own, which does a round when it is told to.
+    """One of the two in a process of its own, which does a round on request.
 
     Between rounds it is stopped with the processes that load for it: what they would read ahead is work
     that the other one's round would pay for.

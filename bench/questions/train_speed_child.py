@@ -1,4 +1,4 @@
-"""The child of ``train_speed``: one of the two ways to train, a round at a time, as it is told to.
+"""The child of ``train_speed``: one of the two ways to train, a round at a time, on request.
 
 A process of its own for each, so that neither runs with the other's settings of threads or memory.
 """
@@ -19,7 +19,7 @@ from engine.config import cpu_count
 
 from ..data import photographs
 from ..harness.errors import BenchError
-from ..harness.process import answer, tell
+from ..harness.process import answer, send
 
 ENGINE, PLAIN = "engine", "plain"
 
@@ -27,7 +27,7 @@ Batches = Iterator[Any]  # (2 × batch, 3, S, S) float32, without end
 
 
 def serve(way: str, folder: str, size: int, batch: int) -> None:
-    """Tell when it is ready; then do as many steps as each line of standard input says, and tell."""
+    """Report readiness; then do as many steps as each line of standard input says, and report them."""
     files = photographs.listed(Path(folder))
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -41,10 +41,10 @@ def serve(way: str, folder: str, size: int, batch: int) -> None:
         else:
             views = plain_batches(files, size, batch, stack)
         run = steps_of(views, size, batch, fast=way == ENGINE)
-        tell(ready=time.perf_counter() - began)
+        send(ready=time.perf_counter() - began)
         for line in sys.stdin:
             seconds, waiting = run(int(line))
-            tell(seconds=seconds, waiting=waiting)
+            send(seconds=seconds, waiting=waiting)
 
 
 def engine_batches(

@@ -62,7 +62,7 @@ def train_all(
     *,
     count: int,
     seed: int,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[Trained]:
     """Train one after the other, then ask all of them for copies of ``count`` of the ``queries``."""
     from engine.evaluation import EvalSettings, evaluate
@@ -83,7 +83,7 @@ def train_all(
                 ended[now.phase] = time.perf_counter()  # noqa: B023 (it is called in this round only)
                 if now.phase == "train" and 10 * now.done // now.total > said:
                     said = 10 * now.done // now.total
-                    tell(
+                    log(
                         f"{number + 1} of {len(runs)}: {run.name}, {run.images:,} images, epoch "
                         f"{now.epoch} of {now.epochs}, {now.images_per_second:.0f} images/s"
                     )

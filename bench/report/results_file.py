@@ -159,7 +159,7 @@ def _number(value: object, what: str) -> float:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file that is whole or not there; names of files that are no UTF-8 are escaped in it."""
+    """Write a file that is whole or not there; names of files that are not UTF-8 are escaped."""
     unfinished = path.with_name(path.name + ".part")
     with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(text)

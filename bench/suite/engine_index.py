@@ -8,20 +8,20 @@ from ..data.vector_store import QUERIES, VectorStore
 from ..harness.measurement import SECONDS, Measurement
 from ..peers.methods import ENGINE
 from .context import Context
-from .figures import RECALL, Figure, Tell, bytes_figure, memory_figure
+from .figures import RECALL, Advance, Figure, bytes_figure, memory_figure
 from .index_search import search
 
 _QUERIES = 2_000  # made ones
 
 
-def engine_index(context: Context, vectors: VectorStore, tell: Tell) -> Iterator[Figure]:
+def engine_index(context: Context, vectors: VectorStore, advance: Advance) -> Iterator[Figure]:
     """The engine's index of vectors that are not the images': built, and asked."""
     n = vectors.n
     built = vectors.make(
         memory=context.plan.memory,
         wanted=RECALL,
-        queries=_QUERIES if vectors.given is None else QUERIES,
-        done=lambda done: tell(0.3 * done / n),
+        queries=_QUERIES if vectors.array is None else QUERIES,
+        done=lambda done: advance(0.3 * done / n),
         within=context.within,
     )
     context.resident = max(context.resident, built.resident)

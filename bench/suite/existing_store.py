@@ -16,7 +16,7 @@ from engine.errors import EngineError
 
 from ..harness.errors import BenchError
 from ..harness.measurement import BYTES, SECONDS, SHARE, Measurement, Skipped
-from ..harness.process import answer, tell
+from ..harness.process import answer, send
 from ..peers.methods import ENGINE
 
 _SECONDS = 60.0  # after which no more is asked
@@ -59,7 +59,7 @@ def ask(folder: str, memory_bytes: int, count: int, seed: int) -> dict[str, Any]
             for part, spent in result.milliseconds.items():
                 if part != "load":  # which the first lookup alone does
                     seconds.setdefault(part, []).append(spent / 1e3)
-            tell(done=asked)
+            send(done=asked)
             if asked == count or time.perf_counter() - began > _SECONDS:
                 break
         return {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from ..harness.measurement import BYTES, Measurement, Skipped
 
 Figure = Measurement | Skipped
-Tell = Callable[[float], None]  # the share of a stage that is done
+Advance = Callable[[float], None]  # the share of a stage that is done
 
 RECALL = 0.95  # at 10 that is wanted of the indexes
 NO_PLAIN_PICTURE = "none of its pictures is opaque, of 8 bits a channel, and can be read"

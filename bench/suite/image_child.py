@@ -12,7 +12,7 @@ from engine import PackedBits
 from engine.images import hashing
 
 from ..data import image_sets
-from ..harness.process import answer, tell
+from ..harness.process import answer, send
 
 BATCH = 1_000  # images of a batch
 _SECONDS = 10.0  # after which slow work is cut short
@@ -44,7 +44,7 @@ def images(count: int, embedded: int, folder: str, set: dict[str, Any]) -> dict[
         clock.lap("hash", rows)
         hashing.proofs(canonical)
         clock.lap("prove", rows)
-        tell(done=first + rows)
+        send(done=first + rows)
     if embedded:
         found["embed"] = _embed(chosen, embedded)
     return found

@@ -9,9 +9,9 @@ from ..data.vector_store import K
 from ..harness import disk
 from ..harness.measurement import SECONDS, SHARE, Measurement, Skipped
 from ..harness.process import Finished, run_child
-from ..peers.methods import ENGINE, IMAGE_MEMORY, MEANWHILE, NOTES
+from ..peers.methods import ENGINE, IMAGE_MEMORY, NOTES, WITH_MAKING
 from .context import Context
-from .figures import NO_PLAIN_PICTURE, RECALL, Figure, Tell, bytes_figure, memory_figure
+from .figures import NO_PLAIN_PICTURE, RECALL, Advance, Figure, bytes_figure, memory_figure
 from .index_search import search
 
 MADE = "made"  # the method of what is done to images before anything looks for them
@@ -25,14 +25,14 @@ _BATCHED = 10_000
 _COLD = 300
 
 
-def made(context: Context, tell: Tell) -> Iterator[Figure]:
+def made(context: Context, advance: Advance) -> Iterator[Figure]:
     """Times of making, packing, hashing, proving and embedding images."""
     n = context.plan.sizes[-1]
     count = min(n, _SAMPLE)
     embedded = 0 if context.plan.embed == "none" else min(n, _EMBEDDED)
     spec = {"job": "images", "count": count, "embedded": embedded, "folder": str(context.work)}
     done = run_child(
-        "suite.image_child", spec | {"set": context.plan.spec}, lambda done: tell(done / count)
+        "suite.image_child", spec | {"set": context.plan.spec}, lambda done: advance(done / count)
     )
     for figure, times in done.result.items():
         if times:
@@ -42,7 +42,7 @@ def made(context: Context, tell: Tell) -> Iterator[Figure]:
             yield Measurement(n, "images", MADE, figure, SECONDS, tuple(times), note)
 
 
-def in_memory(context: Context, method: str, n: int, tell: Tell) -> Iterator[Figure]:
+def in_memory(context: Context, method: str, n: int, advance: Advance) -> Iterator[Figure]:
     """A method that holds the whole set in memory: what it takes, and its lookups."""
     need = n * IMAGE_MEMORY[method]
     if need > context.plan.memory:
@@ -60,11 +60,11 @@ def in_memory(context: Context, method: str, n: int, tell: Tell) -> Iterator[Fig
         n = fits // 1_000 * 1_000 or fits
     spec = context.set_spec(n) | {"method": method, "folder": "", "lookups": True}
     spec["images"] = spec.pop("set")
-    done = run_child("peers.method_child", spec, lambda done: tell(done / n))
+    done = run_child("peers.method_child", spec, lambda done: advance(done / n))
     yield from _method_figures(n, method, done)
 
 
-def ingest(context: Context, n: int, tell: Tell) -> Iterator[Figure]:
+def ingest(context: Context, n: int, advance: Advance) -> Iterator[Figure]:
     """Taking the set into a store, which is left in ``work/store``; short ones several times."""
     store = context.work / "store"
     spec = context.set_spec(n) | {"method": ENGINE, "folder": str(store), "lookups": False}
@@ -75,12 +75,12 @@ def ingest(context: Context, n: int, tell: Tell) -> Iterator[Figure]:
         shutil.rmtree(store, ignore_errors=True)
 
         def share(done: int, number: int = number) -> None:
-            tell(0.7 * (number + done / n) / rounds)
+            advance(0.7 * (number + done / n) / rounds)
 
         done = context.child("peers.method_child", spec, share)
         times.append(done.result["build_s"])
     found = done.result
-    note = f"{NOTES[ENGINE]}; {MEANWHILE}"
+    note = f"{NOTES[ENGINE]}; {WITH_MAKING}"
     yield Measurement(n, "ingest", ENGINE, "time", SECONDS, tuple(times), note)
     if found["baseline"]:
         peak = max(done.anonymous_peak, found["final"]) - found["baseline"]
@@ -153,7 +153,7 @@ def embedded(context: Context, n: int) -> Iterator[Figure]:
 def _method_figures(n: int, method: str, done: Finished) -> Iterator[Figure]:
     found, note = done.result, NOTES[method]
     took = found["generate_s"] + found["build_s"]
-    yield Measurement(n, "ingest", method, "time", SECONDS, (took,), f"{note}; {MEANWHILE}")
+    yield Measurement(n, "ingest", method, "time", SECONDS, (took,), f"{note}; {WITH_MAKING}")
     if found["baseline"]:
         peak = max(done.anonymous_peak, found["final"]) - found["baseline"]
         yield from memory_figure(n, "ingest", method, "memory", peak)

@@ -17,8 +17,8 @@ from ..data.arrays import Vectors
 from ..data.exact_neighbours import recall
 from ..harness import disk, memory
 from ..harness.errors import BenchError
-from ..harness.process import answer, tell
-from ..peers.key_lookups import AskedPeer, cache_bytes, check, chunk_rows, hashed_ahead
+from ..harness.process import answer, send
+from ..peers.key_lookups import PeerLookup, cache_bytes, check, chunk_rows, hashed_ahead
 from ..peers.key_tables import PEERS
 
 BATCH = 1_000  # images of a batch
@@ -26,7 +26,7 @@ _SECONDS = 10.0  # after which slow work is cut short
 _FEWEST = 20
 
 
-def flat(n: int, seed: int, given: str, queries: str, truth: str, k: int) -> dict[str, Any]:
+def flat(n: int, seed: int, array: str, queries: str, truth: str, k: int) -> dict[str, Any]:
     """FAISS's ``IndexFlatL2`` over the same vectors, added as they are made."""
     import faiss
 
@@ -34,11 +34,11 @@ def flat(n: int, seed: int, given: str, queries: str, truth: str, k: int) -> dic
 
     asked: Vectors = np.load(queries)
     known = np.load(truth)[:, :k]
-    rows = VectorStore(n, seed, Path(), Path(given) if given else None)
+    rows = VectorStore(n, seed, Path(), Path(array) if array else None)
     index = faiss.IndexFlatL2(asked.shape[1])
     empty = memory.anonymous()
     faiss.omp_set_num_threads(1)  # for one query, as with the others
-    tell(start=True)
+    send(start=True)
     built = 0.0
     for block in rows.blocks(0, n):
         started = time.perf_counter()
@@ -67,11 +67,11 @@ def flat(n: int, seed: int, given: str, queries: str, truth: str, k: int) -> dic
 def take(method: str, n: int, seed: int, folder: str, memory_bytes: int) -> dict[str, float]:
     """Keys and proofs of a set into a peer, as many a commit as the engine has.
 
-    From a peer that is not there to its end; the next images are made and hashed meanwhile.
+    From a peer that does not exist to its end; the next images are made and hashed at the same time.
     """
     budget = MemoryBudget(memory_bytes)
     empty = memory.anonymous()
-    tell(start=True)
+    send(start=True)
     started = time.perf_counter()
     peer = PEERS[method](Path(folder), cache_bytes(budget))
     added = 0
@@ -81,7 +81,7 @@ def take(method: str, n: int, seed: int, folder: str, memory_bytes: int) -> dict
 
     for first, (keys, proofs) in hashed_ahead(packed, n, chunk_rows(budget)):
         added += peer.take(first + 1, keys, proofs)
-        tell(done=first + len(keys))
+        send(done=first + len(keys))
     peer.close()
     spent = time.perf_counter() - started
     if added != n:
@@ -99,7 +99,7 @@ def ask(
 ) -> dict[str, list[float]]:
     """Seconds of each lookup in a peer, from the unpacked array to the verified answer; second pass."""
     peer = PEERS[method](Path(folder), cache_bytes(MemoryBudget(memory_bytes)))
-    asked = AskedPeer(peer)
+    asked = PeerLookup(peer)
     found: dict[str, list[float]] = {}
     for _ in range(2):
         for what, some in (

@@ -10,10 +10,10 @@ from ..data.arrays import write_array
 from ..data.vector_store import K, VectorStore
 from ..harness.measurement import SECONDS, SHARE, Measurement, Skipped
 from ..harness.process import run_child
-from ..peers.methods import MEANWHILE
+from ..peers.methods import WITH_MAKING
 from ..peers.vector_indexes import INDEXES
 from .context import Context
-from .figures import NO_PLAIN_PICTURE, RECALL, Figure, Tell, bytes_figure, memory_figure
+from .figures import NO_PLAIN_PICTURE, RECALL, Advance, Figure, bytes_figure, memory_figure
 from .image_stages import COPIES, SINGLES
 from .index_search import search
 
@@ -23,15 +23,15 @@ _FLAT_BYTES = 600  # of memory, a vector of 128 dimensions
 _HASH_SECONDS = 60.0  # that a peer may take to fingerprint a set
 
 
-def key_table(context: Context, name: str, n: int, tell: Tell) -> Iterator[Figure]:
+def key_table(context: Context, name: str, n: int, advance: Advance) -> Iterator[Figure]:
     """A table of keys and proofs: the set taken in, and looked up."""
     folder = context.work / "peer"
     shutil.rmtree(folder, ignore_errors=True)
     given = {"method": name, "n": n, "seed": context.plan.seed, "folder": str(folder)}
     given["memory_bytes"] = context.plan.memory
-    taken = run_child("suite.peer_child", given | {"job": "take"}, lambda done: tell(done / n))
+    taken = run_child("suite.peer_child", given | {"job": "take"}, lambda done: advance(done / n))
     found = taken.result
-    note = f"keys and proofs, durable; {MEANWHILE}"
+    note = f"keys and proofs, durable; {WITH_MAKING}"
     yield Measurement(n, "ingest", name, "time", SECONDS, (found["seconds"],), note)
     yield from memory_figure(n, "ingest", name, "memory", taken.anonymous_peak - found["empty"])
     yield bytes_figure(n, "ingest", name, "disk", found["disk"])
@@ -42,7 +42,7 @@ def key_table(context: Context, name: str, n: int, tell: Tell) -> Iterator[Figur
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def fingerprints(context: Context, name: str, n: int, tell: Tell) -> Iterator[Figure]:
+def fingerprints(context: Context, name: str, n: int, advance: Advance) -> Iterator[Figure]:
     """Fingerprints in memory, all compared: copies looked up."""
     spec = context.set_spec(n) | {"count": min(COPIES, n), "max_seconds": _HASH_SECONDS}
     del spec["memory_bytes"]
@@ -66,7 +66,7 @@ def flat_index(context: Context, vectors: VectorStore) -> Iterator[Figure]:
         yield Skipped(n, "similar", FLAT_L2, why)
         return
     spec = {"job": "flat", "n": n, "seed": context.plan.seed, "k": K, "truth": str(vectors.truth)}
-    spec |= {"queries": str(vectors.queries), "given": str(vectors.given or "")}
+    spec |= {"queries": str(vectors.queries), "array": str(vectors.array or "")}
     done = run_child("suite.peer_child", spec)
     found, note = done.result, f"{context.vectors_note}; all compared"
     yield Measurement(n, "similar", FLAT_L2, "build", SECONDS, (found["build"],), note)
@@ -80,7 +80,9 @@ def flat_index(context: Context, vectors: VectorStore) -> Iterator[Figure]:
     yield from memory_figure(n, "similar", FLAT_L2, "memory", found["after"] - found["empty"])
 
 
-def vector_index(context: Context, name: str, vectors: VectorStore, tell: Tell) -> Iterator[Figure]:
+def vector_index(
+    context: Context, name: str, vectors: VectorStore, advance: Advance
+) -> Iterator[Figure]:
     """An index of vectors: built, swept to the recall wanted, and asked there."""
     n = vectors.n
     array, folder = context.work / f"all-{n}.npy", context.work / "peer"

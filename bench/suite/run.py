@@ -40,9 +40,9 @@ def run(
 ) -> tuple[Results, list[str]]:
     """Measure; the results, and what could not be written of them and why.
 
-    ``out``: a new or empty folder for the results, in which stores are made meanwhile and removed
+    ``out``: a new or empty folder for the results, in which stores are made and removed
     again; where it is None, that is done in the system's folder for temporary files.
-    ``progress(done, total)`` counts seconds as they were guessed beforehand, ``note`` is told what is
+    ``progress(done, total)`` counts seconds as they were guessed beforehand, ``note`` gets what is
     being measured. Ctrl-C ends the run, and what was measured until then is in ``out``.
 
     Raises ``UsageError`` if ``out`` cannot be used, ``WrongAnswerError`` if the engine gives one, and
@@ -82,12 +82,12 @@ def run(
                 if note is not None:
                     note(stage.label)
 
-                def tell(share: float, stage: Stage = stage) -> None:
+                def advance(share: float, stage: Stage = stage) -> None:
                     if progress is not None:
                         progress(round(before + min(1.0, share) * stage.seconds), total)  # noqa: B023
 
-                tell(0.0)
-                for figure in stage.work(tell):
+                advance(0.0)
+                for figure in stage.work(advance):
                     (found if isinstance(figure, Measurement) else skipped).append(figure)  # type: ignore[arg-type]
                 before += stage.seconds
                 if out is not None:

@@ -16,10 +16,10 @@ from ..peers.methods import DICT, LIST, PIXELS
 from . import existing_store, image_stages, peer_stages
 from .context import Context
 from .engine_index import engine_index
-from .figures import Figure, Tell
+from .figures import Advance, Figure
 from .peer_names import IDENTICAL_PEERS, NEAR_PEERS, SIMILAR_PEERS, missing
 
-Work = Callable[[Tell], Iterator[Figure]]
+Work = Callable[[Advance], Iterator[Figure]]
 
 
 @dataclass(slots=True)
@@ -45,8 +45,8 @@ def stages_of(context: Context) -> list[Stage]:
     if plan.similar:
         for n in plan.sizes:
             found += _of_vectors(context, n)
-    found.append(Stage("comparing with others", 0.1, lambda tell: unsuited(context)))
-    found.append(Stage("reading the disk", 2, lambda tell: _disk(context)))
+    found.append(Stage("comparing with others", 0.1, lambda advance: unsuited(context)))
+    found.append(Stage("reading the disk", 2, lambda advance: _disk(context)))
     return found
 
 
@@ -87,9 +87,9 @@ def _of_images(context: Context, n: int) -> list[Stage]:
     return found
 
 
-def _engine(context: Context, n: int, tell: Tell) -> Iterator[Figure]:
+def _engine(context: Context, n: int, advance: Advance) -> Iterator[Figure]:
     """Every tier of one store of images, which is removed in the end."""
-    yield from image_stages.ingest(context, n, tell)
+    yield from image_stages.ingest(context, n, advance)
     yield from image_stages.lookups(context, n)
     yield from image_stages.near(context, n)
     if context.is_encoded:
@@ -104,7 +104,7 @@ def _of_vectors(context: Context, n: int) -> list[Stage]:
         Stage(
             f"{peer_stages.FLAT_L2}, {n:,} vectors",
             3 + 2e-5 * n,
-            lambda tell: peer_stages.flat_index(context, vectors),
+            lambda advance: peer_stages.flat_index(context, vectors),
         ),
     ]
     for name in _suited(context):
@@ -115,7 +115,7 @@ def _of_vectors(context: Context, n: int) -> list[Stage]:
     return [*found, Stage("tidying up", 0.1, partial(_tidy_up, context))]
 
 
-def _tidy_up(context: Context, tell: Tell) -> Iterator[Figure]:
+def _tidy_up(context: Context, advance: Advance) -> Iterator[Figure]:
     for path in context.work.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     yield from ()
@@ -124,24 +124,24 @@ def _tidy_up(context: Context, tell: Tell) -> Iterator[Figure]:
 def _guarded(n: int, tier: str, name: str, work: Work) -> Work:
     """A peer that is not installed, crashes or fails is left out, with the reason."""
 
-    def guarded(tell: Tell) -> Iterator[Figure]:
+    def guarded(advance: Advance) -> Iterator[Figure]:
         why = missing(name)
         if why is not None:
             yield Skipped(n, tier, name, why)
             return
         try:
-            yield from work(tell)
+            yield from work(advance)
         except EngineError as error:
             yield Skipped(n, tier, name, str(error))
 
     return guarded
 
 
-def _existing_store(context: Context, tell: Tell) -> Iterator[Figure]:
+def _existing_store(context: Context, advance: Advance) -> Iterator[Figure]:
     plan, count = context.plan, image_stages.SINGLES
     spec = {"folder": str(plan.store), "memory_bytes": plan.memory, "count": count}
     spec |= {"seed": plan.seed}
-    done = context.child("suite.existing_store", spec, lambda done: tell(done / count))
+    done = context.child("suite.existing_store", spec, lambda done: advance(done / count))
     context.images = done.result["images"]
     yield from existing_store.figures(done.result)
 
