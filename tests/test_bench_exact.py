@@ -29,9 +29,8 @@ from bench.questions import (
 )
 from bench.questions.memory_growth import Growth
 from bench.report.tables import Target, targets
-from engine import Store, UsageError
+from engine import PackedBits, Store, UsageError
 from engine.config import MemoryBudget
-from engine.images.canonical import PackedBits
 
 N = 120
 MEMORY = 128 << 20

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine import Store
+from engine import PackedBits, Store
 from engine.config import CHUNK_ROWS, MemoryBudget
 from engine.images import hashing
-from engine.images.canonical import HEADER_BYTES, PackedBits
+from engine.images.canonical import HEADER_BYTES
 
 from ..data import bit_images
 from ..data.bit_images import Images

@@ -61,15 +61,15 @@ def main() -> bool:
     parser.add_argument("--photos", type=Path, default=photographs.PHOTOS, help="what is looked up")
     parser.add_argument("--encoder", default="simclr", help="of the store that is made  [simclr]")
     parser.add_argument("--runs", type=int, default=5, help="processes started  [5]")
-    given = parser.parse_args()
-    found = photographs.listed(given.photos)
+    arguments = parser.parse_args()
+    found = photographs.listed(arguments.photos)
     with ExitStack() as stack:
-        store = given.store
+        store = arguments.store
         if store is None:
             work = stack.enter_context(tempfile.TemporaryDirectory(prefix="engine-bench-"))
             store = Path(work) / "photos.store"
-            make_store(given.photos, store, given.encoder)
-        runs = [measure(found[i % len(found)], store) for i in range(max(1, given.runs))]
+            make_store(arguments.photos, store, arguments.encoder)
+        runs = [measure(found[i % len(found)], store) for i in range(max(1, arguments.runs))]
     print(table(runs))
     seconds = statistics.median(run.seconds for run in runs)
     peak = max(run.resident for run in runs)
