@@ -1,8 +1,9 @@
 """Measures the engine beside simpler ways to find an image, and beside others, through its public API.
 
 ``plan`` checks what is asked for, ``run`` measures it, ``table`` shows it and ``compare`` puts it
-beside an earlier run: these are what ``engine bench`` calls. The other modules that have a ``main``
-are scripts of their own, a question each.
+beside an earlier run: these are what ``engine bench`` calls. Rooms, from the ground up: ``harness``,
+``data``, ``peers``, ``report``, ``suite``; and ``questions``, scripts that each answer one question,
+which no wheel has.
 """
 
 from .harness.errors import BenchError, WrongAnswerError
