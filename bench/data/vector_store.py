@@ -96,14 +96,14 @@ class VectorStore:
             piece = self.folder / f"vectors-{first}.npy"
             write_array(piece, self._watched(first, count, nearest), count, asked.shape[1])
             spec = given | {"job": "ingest", "vectors": str(piece)}
-            taken = run_child("data.vector_child", spec, within=within)
+            taken = run_child("data.vector_store_child", spec, within=within)
             piece.unlink()
             seconds += taken.result["seconds"]
             peaks.append(taken.anonymous_peak - taken.result["empty"])
             resident.append(taken.resident_peak)
             done(first + count)
         spec = given | {"job": "optimize", "wanted": wanted}
-        ended = run_child("data.vector_child", spec, within=within)
+        ended = run_child("data.vector_store_child", spec, within=within)
         resident.append(ended.resident_peak)
         peaks.append(ended.anonymous_peak - ended.result["empty"])
         if ended.result["vectors"] != self.n:

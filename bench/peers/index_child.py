@@ -1,4 +1,4 @@
-"""The child of ``index``: one index built, or asked, in a process of its own."""
+"""The child that builds or asks one index of vectors, in a process of its own."""
 
 from __future__ import annotations
 

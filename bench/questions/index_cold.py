@@ -19,7 +19,6 @@ from engine.cli.progress import Progress
 from engine.config import parse_memory
 from engine.errors import UsageError
 
-from ..data.vector_child import FIRST
 from ..data.vector_store import STORE_BYTES, VectorStore
 from ..harness import disk, script
 from ..harness.measurement import quantiles
@@ -27,6 +26,7 @@ from ..harness.memory_limit import limited
 from ..harness.process import run_child
 from ..harness.sizes import check_disk, parse_count
 from ..report.tables import Target, align, targets
+from .index_cold_child import FIRST
 
 COUNT = 1_000  # queries a round
 TARGET_READS = 25.0  # times the disk's latency: the median
@@ -63,7 +63,7 @@ def ask(store: VectorStore, *, memory: int, wanted: float, count: int, bound: in
     }
     with contextlib.ExitStack() as stack:
         within = () if bound is None else stack.enter_context(limited(bound)).within
-        return Cold(**run_child("data.vector_child", spec, within=within).result)
+        return Cold(**run_child("questions.index_cold_child", spec, within=within).result)
 
 
 def read_disk(store: VectorStore, number: int, bound: int) -> float:
@@ -71,7 +71,9 @@ def read_disk(store: VectorStore, number: int, bound: int) -> float:
     disk.forget(store.store)
     spec = {"job": "disk", "folder": str(store.store), "seed": number}
     with limited(bound) as limit:
-        latency: float = run_child("data.vector_child", spec, within=limit.within).result["latency"]
+        latency: float = run_child("questions.index_cold_child", spec, within=limit.within).result[
+            "latency"
+        ]
     return latency
 
 

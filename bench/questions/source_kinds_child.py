@@ -1,4 +1,4 @@
-"""The child of ``sources``: one ingest into a new store, in a process of its own."""
+"""The child of ``source_kinds``: one ingest into a new store, in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store that is there, asked for images of its own, read-only: what ``engine bench --store`` shows.
+"""An existing store, asked for images of its own, read-only: what ``engine bench --store`` shows.
 
 Its images are looked up by the names of their sources, as far as these can still be read: in every
 tier that it has. This module is the child too.

@@ -1,4 +1,4 @@
-"""The children that make a store of vectors, and ask it while it is cold."""
+"""The child of ``index_cold``: asks a store of vectors with nothing cached, or times the disk alone."""
 
 from __future__ import annotations
 
@@ -14,43 +14,15 @@ import numpy as np
 
 from engine import Store
 
+from ..data.exact_neighbours import recall
 from ..harness import disk, memory
 from ..harness.errors import BenchError
 from ..harness.memory_limit import pressure
-from ..harness.process import answer, send
-from .exact_neighbours import recall
+from ..harness.process import answer
 
 PAGE = 4096  # bytes
 FIRST = 20  # queries before those that are timed: the quantizers are read by them
 _READS = 2_000  # of the disk, of which the latency is taken
-
-
-def ingest(folder: str, vectors: str, memory_bytes: int) -> dict[str, float]:
-    """Take the vectors of one file into a store, which is made if it is not there."""
-    empty = memory.anonymous()
-    send(start=True)
-    started = time.perf_counter()
-    with Store.open(folder, create=True, encoder="none", memory=memory_bytes) as store:
-        store.ingest(vectors)
-    return {"seconds": time.perf_counter() - started, "empty": empty}
-
-
-def optimize(folder: str, memory_bytes: int, wanted: float) -> dict[str, Any]:
-    """Have everything in one index, laid out and measured; then what takes how much disk."""
-    empty = memory.anonymous()
-    send(start=True)
-    started = time.perf_counter()
-    with Store.open(folder, memory=memory_bytes) as store:
-        store.optimize(recall=wanted)
-    seconds = time.perf_counter() - started
-    with Store.open(folder, read_only=True, memory=memory_bytes) as store:
-        info = store.info()
-        return {
-            "seconds": seconds,
-            "empty": empty,
-            "vectors": info.vectors,
-            "parts": dict(info.bytes),
-        }
 
 
 def ask(
@@ -119,12 +91,7 @@ def _faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
-_JOBS: dict[str, Callable[..., dict[str, Any]]] = {
-    "ingest": ingest,
-    "optimize": optimize,
-    "ask": ask,
-    "disk": read_disk,
-}
+_JOBS: dict[str, Callable[..., dict[str, Any]]] = {"ask": ask, "disk": read_disk}
 
 
 def work(job: str, **given: Any) -> dict[str, Any]:
