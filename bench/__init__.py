@@ -1,20 +1,22 @@
 """Measures the engine beside simpler ways to find an image, and beside others, through its public API.
 
 ``plan`` checks what is asked for, ``run`` measures it, ``table`` shows it and ``compare`` puts it
-beside an earlier run: these are what ``engine bench`` calls. The other modules that have a ``main``
-are scripts of their own, a question each.
+beside an earlier run: these are what ``engine bench`` calls. Rooms, from the ground up: ``harness``,
+``data``, ``peers``, ``report``, ``suite``; and ``questions``, scripts that each answer one question,
+which no wheel has.
 """
 
-from .comparison import body as changes_of
-from .comparison import compare
-from .comparison import table as changes_table
-from .errors import BenchError, WrongAnswerError
-from .planned import Plan, place, plan
-from .results import Results, kept, load
-from .sizes import parse_count
-from .suite import run
-from .summary import body as summary_of
-from .summary import table
+from .harness.errors import BenchError, WrongAnswerError
+from .harness.sizes import parse_count
+from .report.comparison import body as changes_of
+from .report.comparison import compare
+from .report.comparison import table as changes_table
+from .report.results import Results
+from .report.results_file import kept, load
+from .report.summary import body as summary_of
+from .report.summary import table
+from .suite.plan import Plan, place, plan
+from .suite.run import run
 
 __all__ = [
     "BenchError",

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.measurement import Measurement, Skipped
-from bench.results import Results
+from bench.harness.measurement import Measurement, Skipped
+from bench.report.results import Results
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import cold_lookup, data, measure, memory_growth, script, similar_photos
-from bench.changes import CHANGES, as_file, upright
-from bench.errors import BenchError, WrongAnswerError
-from bench.methods import ENGINE, DictOfHashes, ListOfHashes, PixelByPixel
-from bench.methods import Engine as EngineMethod
-from bench.process import run_child
-from bench.sets import BitSet
-from bench.sizes import check_disk, parse_count, steps_up_to
+from bench.data import bit_images, photographs
+from bench.data.distortions import CHANGES, as_file, upright
+from bench.data.image_sets import BitSet
+from bench.harness import script
+from bench.harness.errors import BenchError, WrongAnswerError
+from bench.harness.process import run_child
+from bench.harness.sizes import check_disk, parse_count, steps_up_to
+from bench.peers import method_child
+from bench.peers.methods import ENGINE, DictOfHashes, ListOfHashes, PixelByPixel
+from bench.peers.methods import Engine as EngineMethod
+from bench.questions import cold_lookup, memory_growth, similar_photos
 from engine import Store, UsageError
 
 LINUX = Path("/proc/self/status").exists()
@@ -61,12 +64,12 @@ def test_a_set_that_the_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 
 def test_images_depend_on_seed_and_row_only() -> None:
-    rows = data.unpacked(1, 0, 5)
+    rows = bit_images.unpacked(1, 0, 5)
     assert rows.shape == (5, 100, 100, 3) and rows.dtype == np.uint8 and rows.max() == 1
-    np.testing.assert_array_equal(rows[3:], data.unpacked(1, 3, 2))
-    for row, image in data.hits(5, 1, 20):
+    np.testing.assert_array_equal(rows[3:], bit_images.unpacked(1, 3, 2))
+    for row, image in bit_images.hits(5, 1, 20):
         np.testing.assert_array_equal(image, rows[row])
-    apart = [int((image != rows).sum((1, 2, 3)).min()) for _, image in data.misses(5, 1, 20)]
+    apart = [int((image != rows).sum((1, 2, 3)).min()) for _, image in bit_images.misses(5, 1, 20)]
     assert set(apart[1::2]) == {1}, "every other one is a bit away from an image of the set"
     assert min(apart[::2]) > 10_000
 
@@ -82,39 +85,39 @@ def test_a_wrong_answer_is_an_error(tmp_path: Path) -> None:
         method.build(lambda done: None)
         source, there = next(images.hits(n, 1))
         _, missing = next(images.misses(n, 1))
-        assert len(measure._ask(method, [(source, there), (None, missing)])) == 2
+        assert len(method_child._ask(method, [(source, there), (None, missing)])) == 2
         with pytest.raises(WrongAnswerError, match="not there"):
-            measure._ask(method, [(None, there)])
+            method_child._ask(method, [(None, there)])
         with pytest.raises(WrongAnswerError, match=re.escape(f"{source} gave")):
-            measure._ask(method, [(source, missing)])
+            method_child._ask(method, [(source, missing)])
 
 
 def test_the_engine_has_to_say_which_image_it_is(tmp_path: Path) -> None:
     method = EngineMethod(20, BitSet(0), tmp_path / "bits.store", 128 << 20)
     method.build(lambda done: None)
     with pytest.raises(WrongAnswerError):
-        measure._ask(method, [("synthetic:bits?seed=0#4", data.unpacked(0, 5, 1)[0])])
+        method_child._ask(method, [("synthetic:bits?seed=0#4", bit_images.unpacked(0, 5, 1)[0])])
 
 
 def test_slow_lookups_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(DictOfHashes):
-        def find(self, image: data.Images) -> bool:
+        def find(self, image: bit_images.Images) -> bool:
             time.sleep(0.002)
             return super().find(image)
 
     method = Slow(3, BitSet(0))
     method.build(lambda done: None)
-    monkeypatch.setattr(measure, "LOOKUP_SECONDS", 0.001)
-    assert len(measure._ask(method, BitSet(0).hits(3, 100))) == measure.FEWEST_LOOKUPS
+    monkeypatch.setattr(method_child, "LOOKUP_SECONDS", 0.001)
+    assert len(method_child._ask(method, BitSet(0).hits(3, 100))) == method_child.FEWEST_LOOKUPS
 
 
 def test_a_child_that_fails_is_an_error_with_its_reason(tmp_path: Path) -> None:
     spec = {"method": ENGINE, "n": 5, "folder": str(tmp_path / "s"), "lookups": False}
     spec |= {"images": {"seed": 0}}
     with pytest.raises(BenchError, match="at least 128M"):
-        run_child("measure", spec | {"memory_bytes": 1})
+        run_child("peers.method_child", spec | {"memory_bytes": 1})
     with pytest.raises(BenchError, match="status 1: KeyError: 'guess'"):
-        run_child("measure", spec | {"memory_bytes": 1 << 30, "method": "guess"})
+        run_child("peers.method_child", spec | {"memory_bytes": 1 << 30, "method": "guess"})
 
 
 # --- the scripts ----------------------------------------------------------------------------------
@@ -150,7 +153,7 @@ def test_changes_are_what_they_say(photos: Path) -> None:
 
 
 def ingested(folder: Path, store: Path, encoder: str) -> Iterator[similar_photos.Found]:
-    found = script.photos(folder)
+    found = photographs.listed(folder)
     with Store.open(store, create=True, encoder=encoder) as opened:
         opened.ingest(*found)
         yield from similar_photos.measure(found, opened)
@@ -179,7 +182,7 @@ def test_a_photograph_that_is_not_stored_is_an_error(photos: Path, tmp_path: Pat
     with Store.open(tmp_path / "s.store", create=True, encoder="none") as store:
         store.ingest(photos / "photo1.jpg")
         with pytest.raises(BenchError, match=r"photo0\.jpg, photo2\.jpg, photo3\.jpg"):
-            similar_photos.measure(script.photos(photos), store)
+            similar_photos.measure(photographs.listed(photos), store)
 
 
 def test_a_cold_lookup_is_measured(photos: Path, tmp_path: Path) -> None:
@@ -191,7 +194,7 @@ def test_a_cold_lookup_is_measured(photos: Path, tmp_path: Path) -> None:
     assert "photo1.jpg" in cold_lookup.table([run])
     # Asked for by a small process, as the script is one: a child counts what its parent had when it
     # was split off, and this one may have all of torch.
-    code = "import sys; from pathlib import Path; from bench.cold_lookup import measure; "
+    code = "import sys; from pathlib import Path; from bench.questions.cold_lookup import measure; "
     code += "print(measure(*map(Path, sys.argv[1:])).resident)"
     command = [sys.executable, "-c", code, str(photos / "photo1.jpg"), str(store)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -220,7 +223,7 @@ def test_a_script_that_fails_says_so_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def work() -> bool:
-        return bool(script.photos(tmp_path))
+        return bool(photographs.listed(tmp_path))
 
     with pytest.raises(SystemExit) as caught:
         script.exit_with(work)

@@ -7,9 +7,18 @@ from dataclasses import replace
 import benchrun
 import pytest
 
-from bench.comparison import BETTER, SAME, WORSE, body, compare, missing, table, warnings
-from bench.measurement import Measurement
-from bench.results import Results
+from bench.harness.measurement import Measurement
+from bench.report.comparison import (
+    BETTER,
+    SAME,
+    WORSE,
+    body,
+    compare,
+    missing,
+    table,
+    warnings,
+)
+from bench.report.results import Results
 
 
 def only(run: Results, *measurements: Measurement) -> Results:

@@ -11,27 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import (
-    BenchError,
-    WrongAnswerError,
-    cold_child,
+from bench import BenchError, WrongAnswerError
+from bench.data import bit_images
+from bench.harness import disk, memory, memory_limit, script
+from bench.harness.measurement import quantiles
+from bench.peers import key_lookups
+from bench.peers.key_tables import LMDB, PEERS, SQLITE, Peer
+from bench.peers.methods import DICT, ENGINE, PIXELS
+from bench.questions import (
     cold_exact,
-    data,
-    disk,
-    exact_child,
+    cold_exact_child,
     exact_memory,
     exact_store,
-    limit,
-    memory,
-    script,
+    exact_store_child,
+    exact_store_jobs,
+    exact_store_report,
 )
-from bench.memory_growth import Growth
-from bench.methods import DICT, ENGINE, PIXELS
-from bench.peers import LMDB, PEERS, SQLITE, Peer
-from bench.report import Target, targets
-from engine import Store, UsageError
+from bench.questions.memory_growth import Growth
+from bench.report.tables import Target, targets
+from engine import PackedBits, Store, UsageError
 from engine.config import MemoryBudget
-from engine.images.packed_bits import PackedBits
 
 N = 120
 MEMORY = 128 << 20
@@ -56,20 +55,20 @@ def run(main: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, *arguments: s
 
 
 def test_a_set_in_memory_has_the_rows_of_the_set_on_disk() -> None:
-    rows = data.packed_set(3, 1030)
-    assert rows.shape == (1030, data.PACKED_BYTES) and rows.flags.c_contiguous
-    np.testing.assert_array_equal(rows[1020:], data.packed(3, 1020, 10))
+    rows = bit_images.packed_set(3, 1030)
+    assert rows.shape == (1030, bit_images.PACKED_BYTES) and rows.flags.c_contiguous
+    np.testing.assert_array_equal(rows[1020:], bit_images.packed(3, 1020, 10))
     numbers = np.array([7, 1029, 7])
-    np.testing.assert_array_equal(data.packed_rows(3, numbers), rows[numbers])
+    np.testing.assert_array_equal(bit_images.packed_rows(3, numbers), rows[numbers])
 
 
 def test_every_other_miss_is_a_bit_away_from_an_image_of_the_set() -> None:
     n, seed = 40, 3
-    rows = np.unpackbits(data.packed(seed, 0, n), axis=1)
-    misses = np.unpackbits(data.packed_misses(n, seed, 10, 11), axis=1)
+    rows = np.unpackbits(bit_images.packed(seed, 0, n), axis=1)
+    misses = np.unpackbits(bit_images.packed_misses(n, seed, 10, 11), axis=1)
     apart = [int((rows != image).sum(axis=1).min()) for image in misses]
     assert set(apart[1::2]) == {1} and min(apart[::2]) > 10_000
-    others = data.packed_misses(n, seed, 30, 11)
+    others = bit_images.packed_misses(n, seed, 30, 11)
     assert (np.unpackbits(others, axis=1) != misses).any(axis=1).all()
 
 
@@ -110,10 +109,10 @@ def test_a_peer_that_is_not_installed_is_named(
 
 
 def test_the_peers_commit_as_many_rows_at_a_time_as_the_engine(tmp_path: Path) -> None:
-    rows = exact_child.chunk_rows(MemoryBudget(MEMORY))
+    rows = key_lookups.chunk_rows(MemoryBudget(MEMORY))
     done: list[int] = []
     with Store.open(tmp_path / "s", create=True, encoder="none", memory=MEMORY) as store:
-        images = PackedBits(data.packed_set(0, rows + 1), 100, 100)
+        images = PackedBits(bit_images.packed_set(0, rows + 1), 100, 100)
         store.ingest(images, name="set", progress=lambda count, total: done.append(count))
     assert done[-2:] == [rows, rows + 1]
 
@@ -123,26 +122,26 @@ def test_a_set_is_taken_in_and_asked(method: str, tmp_path: Path) -> None:
     if method == LMDB:
         pytest.importorskip("lmdb")
     folder = str(tmp_path / "set")
-    taken = exact_child.take(method, N, 1, folder, MEMORY, "auto")
+    taken = exact_store_child.take(method, N, 1, folder, MEMORY, "auto")
     assert min(taken.values()) > 0
     least = N * (3_750 if method == ENGINE else 56)
     assert taken["written"] >= least and taken["disk"] >= least
-    answers = exact_child.ask(method, N, 1, folder, MEMORY, 50)
-    assert list(answers) == list(exact_store.Answers.__dataclass_fields__)
+    answers = exact_store_child.ask(method, N, 1, folder, MEMORY, 50)
+    assert list(answers) == list(exact_store_jobs.Answers.__dataclass_fields__)
     assert min(answers.values()) > 0
     with pytest.raises(WrongAnswerError, match="was answered with nothing"):
-        exact_child.ask(method, N, 2, folder, MEMORY, 50)  # of another set
+        exact_store_child.ask(method, N, 2, folder, MEMORY, 50)  # of another set
 
 
 @pytest.mark.parametrize("answer", [5, 7, -1])
 def test_a_wrong_id_is_an_error(answer: int) -> None:
-    image, ids = data.packed(0, 0, 1), np.array([6])
+    image, ids = bit_images.packed(0, 0, 1), np.array([6])
     with pytest.raises(WrongAnswerError, match="image 6 was answered with"):
-        exact_child._ask_singly(lambda one: answer, image, ids)
+        exact_store_child._ask_singly(lambda one: answer, image, ids)
     with pytest.raises(WrongAnswerError, match="image 6 was answered with"):
-        exact_child._ask_batches(lambda some: np.array([answer]), image, ids)
+        exact_store_child._ask_batches(lambda some: np.array([answer]), image, ids)
     with pytest.raises(WrongAnswerError, match="not there was answered with 5"):
-        exact_child.check(5, -1)
+        key_lookups.check(5, -1)
 
 
 def test_exact_store_measures_and_judges(
@@ -152,7 +151,7 @@ def test_exact_store_measures_and_judges(
     arguments = ("--n", "9", "--rounds", "1", "--sample", "9", "--dir", str(tmp_path / "new"))
     met = run(exact_store.main, monkeypatch, *arguments)
     out = capsys.readouterr().out
-    for job in exact_store.JOBS:
+    for job in exact_store_jobs.JOBS:
         assert f"\n{job.what}" in out
     assert out.count("MISSED") + out.count(" met") == 8
     assert met == ("MISSED" not in out)
@@ -170,14 +169,14 @@ def test_growth_is_fitted() -> None:
     sizes = [1000, 10_000]
     answers = {
         size: {
-            job: exact_store.Answers(2.0 * size, 1, 7.0, 1)
-            for job in exact_store.JOBS
-            if job.method != ENGINE or job is exact_store.KEPT
+            job: exact_store_jobs.Answers(2.0 * size, 1, 7.0, 1)
+            for job in exact_store_jobs.JOBS
+            if job.method != ENGINE or job is exact_store_jobs.KEPT
         }
         for size in sizes
     }
     held = {DICT: dict.fromkeys(sizes, 3.0), PIXELS: {1000: 50.0}}
-    lines = exact_store.growth_table(sizes, answers, held).splitlines()
+    lines = exact_store_report.growth_table(sizes, answers, held).splitlines()
     fitted = {line.split("  ")[0]: line.split()[-1] for line in lines[1:]}
     assert fitted["engine, pixels kept, one"] == fitted["dict of hashes, one"] == "0.00"
     assert fitted["LMDB, keys and proofs, batch"] == "1.00"
@@ -191,7 +190,7 @@ def test_growth_is_fitted() -> None:
 def kept(tmp_path_factory: pytest.TempPathFactory) -> cold_exact.Set:
     """A small store with pixels, closed."""
     made = cold_exact.Set(N, 1, True, tmp_path_factory.mktemp("kept"))
-    cold_child.make(N, 1, str(made.store), MEMORY, "auto")
+    cold_exact_child.make(N, 1, str(made.store), MEMORY, "auto")
     return made
 
 
@@ -207,12 +206,14 @@ def disk_of(path: Path) -> disk.Disk:
 def test_a_cold_store_is_asked(kept: cold_exact.Set, there: bool, batched: bool) -> None:
     disk_of(kept.store)
     disk.forget(kept.store)
-    found = cold_exact.Cold(**cold_child.ask(N, 1, str(kept.store), MEMORY, 30, there, batched))
+    found = cold_exact.Cold(
+        **cold_exact_child.ask(N, 1, str(kept.store), MEMORY, 30, there, batched)
+    )
     assert (found.count, len(found.seconds)) == (30, 1 if batched else 30)
     if there:
         assert found.own_bytes >= 4096 and found.reads >= 1
     with pytest.raises(WrongAnswerError):
-        cold_child.ask(N + 9, 1, str(kept.store), MEMORY, 400, there=True, batched=batched)
+        cold_exact_child.ask(N + 9, 1, str(kept.store), MEMORY, 400, there=True, batched=batched)
 
 
 def test_what_is_forgotten_is_read_from_the_disk_again(tmp_path: Path) -> None:
@@ -228,27 +229,27 @@ def test_what_is_forgotten_is_read_from_the_disk_again(tmp_path: Path) -> None:
 
 
 def test_the_disk_is_read_in_several_ways(kept: cold_exact.Set) -> None:
-    found = cold_exact.DiskSpeed(**cold_child.read_disk(0, str(kept.store), 200))
+    found = cold_exact.DiskSpeed(**cold_exact_child.read_disk(0, str(kept.store), 200))
     assert found.latency > 0 and found.best == max(found.rates.values())
     assert len(cold_exact.disk_table([found]).splitlines()) == 2 + len(found.rates)
     with pytest.raises(BenchError, match="keeps no pixels"):
-        cold_child.read_disk(0, str(kept.folder / "none"), 200)
+        cold_exact_child.read_disk(0, str(kept.folder / "none"), 200)
 
 
 def test_a_store_that_is_whole_is_not_made_again(tmp_path: Path) -> None:
     folder = str(tmp_path / "s")
     for _ in range(2):
-        assert cold_child.make(N, 1, folder, MEMORY, "no") == {"images": N}
+        assert cold_exact_child.make(N, 1, folder, MEMORY, "no") == {"images": N}
     assert not (tmp_path / "s" / "pixels").exists()
     with pytest.raises(BenchError, match="holds 120 images and not 60: remove it"):
-        cold_child.make(N // 2, 1, folder, MEMORY, "no")
+        cold_exact_child.make(N // 2, 1, folder, MEMORY, "no")
 
 
 @pytest.fixture
 def limits() -> None:
     """Skips a test where memory cannot be limited."""
     try:
-        with limit.limited(256 << 20):
+        with memory_limit.limited(256 << 20):
             pass
     except BenchError as error:
         pytest.skip(str(error))
@@ -281,8 +282,8 @@ def test_a_child_has_no_more_memory_than_its_limit(tmp_path: Path) -> None:
 def test_without_a_way_to_limit_memory_nothing_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(limit, "_GROUPS", tmp_path)
-    monkeypatch.setattr(limit, "_V1", tmp_path)
+    monkeypatch.setattr(memory_limit, "_GROUPS", tmp_path)
+    monkeypatch.setattr(memory_limit, "_V1", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["bench", "--dir", str(tmp_path / "new")])
     with pytest.raises(SystemExit) as caught:
@@ -302,11 +303,11 @@ def test_reads_are_those_of_the_quietest_round_and_shares_are_medians() -> None:
     disturbed = replace(cold, reads=99, own_bytes=1)
     asked = {kind: [disturbed, cold, disturbed] for kind in cold_exact.KINDS}
     speed = cold_exact.DiskSpeed(1e-4, {"8 threads": 5.0, "16 threads": 20.0})
-    reads, miss, key, share = cold_exact.wanted_of(1, 2, asked, [speed] * 3)
+    reads, miss, key, share = cold_exact.targets_of(1, 2, asked, [speed] * 3)
     assert (reads.measured, miss.measured, key.measured) == (1.2, 1.2, 2.2)
     assert (reads.met, miss.met, key.met, share.met) == (True, False, True, False)
     assert share.measured == pytest.approx(50)
-    assert cold_exact.quantiles([3.0, 1.0, 2.0]) == (2.0, 3.0)
+    assert quantiles([3.0, 1.0, 2.0]) == (2.0, 3.0)
     assert "75" in cold_exact.asked_table(asked), "the share of what the disk read"
 
 
@@ -329,7 +330,7 @@ def test_memory_is_counted_above_the_empty_process() -> None:
         return Growth(1, 1.0, peak, peak, empty, 0)
 
     bound = 200_000_000
-    wanted = exact_memory.wanted_of([grown(270_000_000), grown(300_000_000)], bound)
+    wanted = exact_memory.targets_of([grown(270_000_000), grown(300_000_000)], bound)
     assert [one.met for one in wanted] == [True, False, False]
     assert wanted[2].measured == pytest.approx(280 / 250)
     with pytest.raises(BenchError, match="Linux only"):

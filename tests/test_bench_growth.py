@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.growth import claims, fit, growths
-from bench.measurement import Measurement
+from bench.harness.measurement import Measurement
+from bench.report.growth import claims, fit, growths
 
 
 def measured(exponent: float, *, fixed: float = 0.0, count: int = 50) -> list[Measurement]:

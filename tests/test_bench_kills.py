@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import kills
-from bench.errors import BenchError, WrongAnswerError
-from bench.kills import BLANK, Chunk, Kills, Picture, Report, Told
+from bench.harness.errors import BenchError, WrongAnswerError
+from bench.questions import kills, kills_ledger
+from bench.questions.kills_ledger import BLANK, Chunk, Ledger, Picture
+from bench.questions.kills_run import Kills, Report
 from engine import UsageError
 
 MEMORY = 128 << 20
@@ -25,9 +26,9 @@ def test_three_kills_lose_nothing(tmp_path: Path) -> None:
     assert report.kills == 3
     assert (told[0], told[-1]) == ((0, 3), (3, 3))
     assert report.commits > 0
-    assert (report.images, report.sources) == run.told.counts()
+    assert (report.images, report.sources) == run.ledger.counts()
     assert report.vectors == report.images
-    assert report.landed <= report.flights <= report.hits.total()
+    assert report.landed <= report.in_flight <= report.hits.total()
     shown = kills.table(report)
     assert "3 kills of a child that wrote" in shown
     assert f"{report.images:,} images" in shown
@@ -44,62 +45,62 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Kills:
 @pytest.fixture
 def filled(whole: Kills) -> Iterator[Kills]:
     """The same, to be told something wrong."""
-    told = copy.deepcopy(whole.told)
+    ledger = copy.deepcopy(whole.ledger)
     yield whole
-    whole.told = told
+    whole.ledger = ledger
 
 
 def test_what_is_lost_is_noticed(filled: Kills) -> None:
     filled._look(None)
-    images, sources = filled.told.counts()
+    images, sources = filled.ledger.counts()
 
     # A commit that was acknowledged, and whose file nobody has ingested.
-    filled.told.files["lost.png"] = Picture("bits", 10**6)
-    flight = Chunk(("lost.png",), ())
-    filled._look(flight)  # in flight it may be lost
-    assert filled.told.counts() == (images, sources)
-    filled.told.add(flight)
+    filled.ledger.files["lost.png"] = Picture("bits", 10**6)
+    in_flight = Chunk(("lost.png",), ())
+    filled._look(in_flight)  # in flight it may be lost
+    assert filled.ledger.counts() == (images, sources)
+    filled.ledger.add(in_flight)
     with pytest.raises(WrongAnswerError, match=f"{images} images with {sources} sources are there"):
         filled._look(None)
 
 
 def test_an_image_that_is_another_one_is_noticed(filled: Kills) -> None:
-    name, *_ = filled.told.files
-    was, other = filled.told.files[name], Picture("bits", 10**6)
-    filled.told.images[other] = filled.told.images.pop(was)
+    name, *_ = filled.ledger.files
+    was, other = filled.ledger.files[name], Picture("bits", 10**6)
+    filled.ledger.images[other] = filled.ledger.images.pop(was)
     with pytest.raises(WrongAnswerError, match=r"was committed, and found are \(\)"):
         filled._look(None)
 
 
 def test_a_source_that_is_missing_is_noticed(filled: Kills) -> None:
-    assert len(filled.told.images[BLANK]) == len(filled.told.arrays)
-    filled.told.images[BLANK] = {"elsewhere"}
+    assert len(filled.ledger.images[BLANK]) == len(filled.ledger.arrays)
+    filled.ledger.images[BLANK] = {"elsewhere"}
     with pytest.raises(WrongAnswerError, match="was seen in"):
         filled._look(None)
 
 
 def test_half_a_chunk_is_noticed(filled: Kills) -> None:
-    name, *_ = filled.told.files
+    name, *_ = filled.ledger.files
     # Of the two files of this chunk one is there.
-    filled.told.committed.remove(name)
-    picture = filled.told.files[name]
-    filled.told.images[picture].remove(name)
-    if not filled.told.images[picture]:
-        del filled.told.images[picture]
-    filled.told.files["lost.png"] = Picture("bits", 10**6)
+    filled.ledger.committed.remove(name)
+    picture = filled.ledger.files[name]
+    filled.ledger.images[picture].remove(name)
+    if not filled.ledger.images[picture]:
+        del filled.ledger.images[picture]
+    filled.ledger.files["lost.png"] = Picture("bits", 10**6)
     with pytest.raises(WrongAnswerError, match="were committed"):
         filled._look(Chunk((name, "lost.png"), ()))
 
 
 def test_what_is_committed_twice_is_noticed() -> None:
     rows = [Picture("bits", number) for number in range(4)]
-    told = Told(files={"a": BLANK}, arrays={"b": rows})
-    told.add(Chunk(("a",), (("b", 3),)))
-    assert told.counts() == (3, 4)
-    assert told.counts(Chunk((), (("b", 4),))) == (4, 5)
+    ledger = Ledger(files={"a": BLANK}, arrays={"b": rows})
+    ledger.add(Chunk(("a",), (("b", 3),)))
+    assert ledger.counts() == (3, 4)
+    assert ledger.counts(Chunk((), (("b", 4),))) == (4, 5)
     for again in (Chunk(("a",), ()), Chunk((), (("b", 3),)), Chunk((), (("b", 2),))):
         with pytest.raises(WrongAnswerError, match="committed again"):
-            told.add(again)
+            ledger.add(again)
 
 
 def test_a_child_that_is_not_alive_is_not_killed(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_child_that_is_not_alive_is_not_killed(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="ended by itself"):
         child.kill()
     child.end()
-    assert run.told.rows == {"synthetic:bits?seed=0": 40}
+    assert run.ledger.rows == {"synthetic:bits?seed=0": 40}
 
 
 def test_a_child_that_cannot_write_is_no_success(tmp_path: Path) -> None:
@@ -123,11 +124,11 @@ def test_a_child_that_cannot_write_is_no_success(tmp_path: Path) -> None:
 
 def test_pictures_are_made_anew_alike_and_are_of_their_kind() -> None:
     bits, other = Picture("bits", 5), Picture("8-bit", 5)
-    assert kills.values(bits).max() == 1
-    assert kills.values(other).max() > 1
-    before = kills.values(bits).copy()
-    kills.values.cache_clear()
-    np.testing.assert_array_equal(kills.values(bits), before)
+    assert kills_ledger.values(bits).max() == 1
+    assert kills_ledger.values(other).max() > 1
+    before = kills_ledger.values(bits).copy()
+    kills_ledger.values.cache_clear()
+    np.testing.assert_array_equal(kills_ledger.values(bits), before)
 
 
 def test_as_a_script_it_leaves_nothing_behind(

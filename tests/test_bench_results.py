@@ -16,17 +16,17 @@ import benchrun
 import pytest
 from PIL import Image
 
-from bench import board, page, plots, results, summary
-from bench.measurement import Measurement, Skipped
-from bench.units import show
+from bench.harness.measurement import Measurement, Skipped
+from bench.report import artifacts, page, plots, results, results_file, summary, tensorboard
+from bench.report.units import show
 from engine import UsageError
 
 
 def test_what_was_saved_is_loaded_to_six_digits(tmp_path: Path) -> None:
     run = benchrun.run(complete=False)
-    results.save(run, tmp_path)
+    results_file.save(run, tmp_path)
     for place in (tmp_path, tmp_path / "results.json"):
-        again = results.load(place)
+        again = results_file.load(place)
         assert replace(again, measurements=()) == replace(run, measurements=())
         for one, other in zip(again.measurements, run.measurements, strict=True):
             assert replace(one, samples=()) == replace(other, samples=())
@@ -38,8 +38,8 @@ def test_names_that_are_no_utf8_cost_nothing(tmp_path: Path) -> None:
     run = benchrun.run(data="the vectors of \udcff.npy")
     odd = replace(run.measurements[0], note="vectors of \udcff.npy")
     run = replace(run, measurements=(odd, *run.measurements[1:]))
-    assert results.finish(run, tmp_path) == []
-    again = results.load(tmp_path)
+    assert artifacts.write(run, tmp_path) == []
+    again = results_file.load(tmp_path)
     assert again.settings == run.settings and again.measurements[0].note == odd.note
     assert "\\udcff.npy" in (tmp_path / "results.csv").read_text(encoding="utf-8")
     assert "\\udcff.npy" in (tmp_path / "results.html").read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def test_names_that_are_no_utf8_cost_nothing(tmp_path: Path) -> None:
 
 def test_the_csv_is_tidy(tmp_path: Path) -> None:
     run = benchrun.run()
-    results.save(run, tmp_path)
+    results_file.save(run, tmp_path)
     with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == list(results.COLUMNS)
@@ -138,7 +138,7 @@ def test_a_file_that_is_no_result_is_refused_in_one_line(tmp_path: Path, wrong: 
     file = tmp_path / "r.json"
     file.write_text(json.dumps(wrong))
     with pytest.raises(UsageError, match="has no results of engine bench") as caught:
-        results.load(file)
+        results_file.load(file)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(file))
 
 
@@ -153,32 +153,32 @@ def test_a_file_that_is_no_result_is_refused_in_one_line(tmp_path: Path, wrong: 
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "r.json").write_bytes(raw)
     with pytest.raises(UsageError, match="has no results of engine bench"):
-        results.load(tmp_path / "r.json")
+        results_file.load(tmp_path / "r.json")
 
 
 def test_a_file_that_is_not_there_or_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
-        results.load(tmp_path)
+        results_file.load(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(_body()))
-    assert results.load(tmp_path).measurements[0].samples == (1.0,)
+    assert results_file.load(tmp_path).measurements[0].samples == (1.0,)
     for name in ("a" * 300, "zero\0byte"):
         with pytest.raises(UsageError, match="cannot be read"):
-            results.load(tmp_path / name)
+            results_file.load(tmp_path / name)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match="cannot be read: it is no file"):
-        results.load(tmp_path / "pipe")
-    monkeypatch.setattr(results, "_MOST_BYTES", 10)
+        results_file.load(tmp_path / "pipe")
+    monkeypatch.setattr(results_file, "_MAX_BYTES", 10)
     with pytest.raises(UsageError, match="too large"):
-        results.load(tmp_path)
+        results_file.load(tmp_path)
 
 
 # --- plots, page, logs ----------------------------------------------------------------------------
 
 
 def test_everything_is_written(tmp_path: Path) -> None:
-    assert results.finish(benchrun.run(), tmp_path) == []
+    assert artifacts.write(benchrun.run(), tmp_path) == []
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         *("results.csv", "results.json", "results.html", "tensorboard"),
@@ -200,7 +200,7 @@ def test_without_libraries_the_figures_are_written_and_the_rest_is_told(
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    left_out = results.finish(benchrun.run(), tmp_path)
+    left_out = artifacts.write(benchrun.run(), tmp_path)
     assert left_out == [
         "no plots: matplotlib is not installed (pip install 'image-index-engine[bench]')",
         "no logs for TensorBoard: tensorboard is not installed "
@@ -218,9 +218,9 @@ def test_a_plot_that_fails_costs_nothing_else(
         raise ValueError("two\nlines")
 
     monkeypatch.setattr(plots, "drawn", fail)
-    assert results.finish(benchrun.run(), tmp_path) == ["no plots: ValueError: two lines"]
+    assert artifacts.write(benchrun.run(), tmp_path) == ["no plots: ValueError: two lines"]
     assert "No plots" in (tmp_path / "results.html").read_text(encoding="utf-8")
-    assert results.load(tmp_path).complete
+    assert results_file.load(tmp_path).complete
 
 
 def test_a_method_may_be_called_as_a_formula_is() -> None:
@@ -268,7 +268,7 @@ def test_logs_are_what_tensorboard_reads(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = benchrun.run()
-    board.write(run, tmp_path)
+    tensorboard.write(run, tmp_path)
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
     points = read.Scalars("identical/engine/hit")

@@ -16,13 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import sets, suite
-from bench.errors import BenchError, WrongAnswerError
-from bench.limit import limited
-from bench.measurement import Measurement, Skipped
-from bench.planned import Plan, plan
-from bench.process import run_child
-from bench.results import Results, load
+from bench.data import image_sets
+from bench.harness.errors import BenchError, WrongAnswerError
+from bench.harness.measurement import Measurement, Skipped
+from bench.harness.memory_limit import limited
+from bench.harness.process import run_child
+from bench.report.results import Results
+from bench.report.results_file import load
+from bench.suite import run
+from bench.suite.context import Context
+from bench.suite.image_stages import in_memory
+from bench.suite.plan import Plan, plan
+from bench.suite.stages import stages_of, unsuited
 from engine import Store, UsageError
 
 N = 600
@@ -55,7 +60,7 @@ def bits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     out = tmp_path_factory.mktemp("bench") / "new" / "results"
     told: list[tuple[int, int | None]] = []
     labels: list[str] = []
-    results, _ = suite.run(
+    results, _ = run.run(
         planned(N, out, peers="sqlite,faiss-ivf,pdqhash,imagededup"),
         out=out,
         progress=lambda done, total: told.append((done, total)),
@@ -112,7 +117,7 @@ def test_only_results_are_left(bits: tuple[Results, Path]) -> None:
 
 def test_a_folder_of_pictures_is_measured_with_its_own_vectors(tmp_path: Path) -> None:
     given = planned(12, tmp_path / "out", dataset=str(PHOTOS), steps=1)
-    found = measured(suite.run(given, out=tmp_path / "out")[0])
+    found = measured(run.run(given, out=tmp_path / "out")[0])
     assert found[12, "identical", "engine", "hit"].median > 0
     assert found[12, "identical", "dict of hashes", "hit"].median > 0
     assert (12, "identical", "pixel by pixel", "hit") not in found
@@ -132,7 +137,7 @@ def test_pictures_that_cannot_be_read_are_not_asked_for(tmp_path: Path) -> None:
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     given = planned(None, tmp_path, dataset=str(folder), steps=1, embed="none")
     assert given.sizes == (7,)
-    found = measured(suite.run(given, out=None)[0])
+    found = measured(run.run(given, out=None)[0])
     assert len(found[7, "identical", "dict of hashes", "hit"].samples) == 6
 
 
@@ -146,7 +151,7 @@ def test_pictures_that_no_array_stands_for_are_taken_in_and_not_asked_for(tmp_pa
         Image.fromarray(np.stack([mask] * 3, axis=2)).save(folder / f"dark-{number}.png")
     out = tmp_path / "out"
     given = planned(None, out, dataset=str(folder), steps=1, peers="pdqhash")
-    results, left_out = suite.run(given, out=out)
+    results, left_out = run.run(given, out=out)
     found = measured(results)
     assert found[6, "ingest", "engine", "time"].median > 0 and results.complete and not left_out
     assert not any(tier in ("identical", "near", "similar") for _, tier, _, _ in found)
@@ -163,7 +168,7 @@ def test_a_picture_that_is_there_more_often_than_a_lookup_names_is_right(tmp_pat
     for number in range(30):
         picture.resize((160, 120)).save(folder / f"{number}.png")
     given = planned(None, tmp_path, dataset=str(folder), steps=1, embed="none")
-    found = measured(suite.run(given, out=None)[0])
+    found = measured(run.run(given, out=None)[0])
     assert len(found[30, "identical", "engine", "hit"].samples) == 30
     assert found[30, "near", "engine", "recall"].samples == (1.0,)
 
@@ -172,7 +177,7 @@ def test_a_picture_that_is_there_more_often_than_a_lookup_names_is_right(tmp_pat
 def test_what_is_called_a_picture_and_is_no_file_is_left_out(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     Image.new("RGB", (20, 20), (9, 90, 200)).save(tmp_path / "one.png")
-    assert sets.FileSet(str(tmp_path), 0).files == [str(tmp_path / "one.png")]
+    assert image_sets.FileSet(str(tmp_path), 0).files == [str(tmp_path / "one.png")]
 
 
 @pytest.mark.skipif(not LINUX, reason="memory of processes is read from /proc")
@@ -184,11 +189,11 @@ def test_few_pictures_are_held_at_once_and_none_is_taken_off_the_engine(tmp_path
         )
     spec = {"n": count, "lookups": False, "memory_bytes": 128 << 20, "folder": ""}
     spec |= {"images": {"folder": str(tmp_path), "seed": 0, "encoder": "none"}}
-    one = run_child("measure", spec | {"method": "dict of hashes", "n": 1})
-    held = run_child("measure", spec | {"method": "dict of hashes"})
+    one = run_child("peers.method_child", spec | {"method": "dict of hashes", "n": 1})
+    held = run_child("peers.method_child", spec | {"method": "dict of hashes"})
     assert held.resident_peak < one.resident_peak + count * size / 2
     spec |= {"method": "engine", "folder": str(tmp_path / "s.store")}
-    taken = run_child("measure", spec)
+    taken = run_child("peers.method_child", spec)
     assert taken.result["baseline"] < held.result["baseline"] - 4 * size
 
 
@@ -208,7 +213,7 @@ def test_vectors_of_a_file_are_measured(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((2_500, 24)).astype(np.float32)
     np.save(tmp_path / "v.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
     given = planned(2_000, tmp_path, dataset=str(tmp_path / "v.npy"), peers="faiss-ivf")
-    results, _ = suite.run(given, out=None)
+    results, _ = run.run(given, out=None)
     found = measured(results)
     assert found[2_000, "similar", "engine", "recall@10"].median >= 0.95
     assert found[200, "similar", "IndexFlatL2", "recall@10"].median > 0.99
@@ -256,7 +261,7 @@ def test_distances_of_vectors_of_many_lengths_are_not_held_to_inner_products(
     rows = np.random.default_rng(0).standard_normal((700, 8)).astype(np.float32)
     np.save(tmp_path / "v.npy", rows)
     given = planned(None, tmp_path, dataset=str(tmp_path / "v.npy"), steps=1, peers="lancedb")
-    results, _ = suite.run(given, out=None)
+    results, _ = run.run(given, out=None)
     found = measured(results)
     assert found[200, "similar", "engine", "recall@10"].median >= 0.95
     assert found[200, "similar", "IndexFlatL2", "single"].median > 0
@@ -271,7 +276,7 @@ def test_a_store_that_is_there_is_asked_and_not_changed(tmp_path: Path) -> None:
         store.ingest(*sorted(map(str, PHOTOS.glob("*.jpg")))[:5])
         store.remove(ids=[2])
     before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
-    results, _ = suite.run(planned(None, tmp_path, store=str(path)), out=None)
+    results, _ = run.run(planned(None, tmp_path, store=str(path)), out=None)
     found = measured(results)
     assert found[4, "identical", "engine", "found"].samples == (1.0,)
     assert len(found[4, "identical", "engine", "hit"].samples) == 4
@@ -289,7 +294,7 @@ def test_an_image_that_changed_since_is_not_found_identical(tmp_path: Path) -> N
     again = Image.open(pictures / "0.png")
     again.putpixel((0, 0), (1, 2, 3))  # near what it was
     again.save(pictures / "0.png")
-    results, _ = suite.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
+    results, _ = run.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
     assert measured(results)[4, "identical", "engine", "found"].samples == (0.75,)
 
 
@@ -298,7 +303,7 @@ def test_vectors_of_a_store_are_found_similar(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", rows)
     with Store.open(tmp_path / "s.store", create=True) as store:
         store.ingest(str(tmp_path / "v.npy"), normalize=True)
-    results, _ = suite.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
+    results, _ = run.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
     found = measured(results)
     assert found[50, "similar", "engine", "found"].samples == (1.0,)
     assert (50, "identical", "engine", "found") not in found
@@ -307,12 +312,12 @@ def test_vectors_of_a_store_are_found_similar(tmp_path: Path) -> None:
 def test_a_store_without_images_is_an_error(tmp_path: Path) -> None:
     Store.open(tmp_path / "s.store", create=True, encoder="none").close()
     with pytest.raises(BenchError, match="holds no image to ask for"):
-        suite.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
+        run.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
 
 
 def test_all_bit_images_can_be_embedded(tmp_path: Path) -> None:
     given = planned(40, tmp_path, embed="all", steps=1)
-    found = measured(suite.run(given, out=None)[0])
+    found = measured(run.run(given, out=None)[0])
     assert found[40, "similar", "engine", "recall@10"].median == 1.0
     assert (40, "similar", "IndexFlatL2", "single") not in found
     assert found[40, "ingest", "engine", "disk, vectors"].median > 0
@@ -325,8 +330,8 @@ def test_what_does_not_fit_into_memory_is_left_out_and_the_largest_that_fits_mea
     tmp_path: Path,
 ) -> None:
     given = planned(20_000, tmp_path, memory="128M", embed="none", steps=2)
-    bench = suite._Bench(given, tmp_path, None)
-    found = list(bench._in_memory("pixel by pixel", 20_000, lambda share: None))
+    context = Context(given, tmp_path, None)
+    found = list(in_memory(context, "pixel by pixel", 20_000, lambda share: None))
     assert isinstance(found[0], Skipped)
     assert found[0].why == "it would take 0.6 GB of memory, more than --memory allows"
     assert {one.n for one in found[1:]} == {4_000}
@@ -337,7 +342,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_the_largest_that_fits_mea
 def test_lookups_within_a_limit_give_the_same_answers(tmp_path: Path) -> None:
     given = planned(N, tmp_path, limit="256M", steps=1, embed="none")
     assert given.memory == 128 << 20
-    results, _ = suite.run(given, out=None)
+    results, _ = run.run(given, out=None)
     assert results.settings["memory_limit_bytes"] == 256 << 20
     assert results.settings["memory_limit_by"]
     assert measured(results)[N, "near", "engine", "recall"].samples == (1.0,)
@@ -348,7 +353,7 @@ def test_where_no_group_can_be_made_anonymous_memory_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for way in ("_version_1", "_version_2", "_systemd"):
-        monkeypatch.setattr(f"bench.limit.{way}", lambda memory, stack: None)
+        monkeypatch.setattr(f"bench.harness.memory_limit.{way}", lambda memory, stack: None)
     with pytest.raises(BenchError, match="cannot be limited here"), limited(1 << 30):
         pass
     with limited(512 << 20, fallback=True) as limit:
@@ -356,7 +361,7 @@ def test_where_no_group_can_be_made_anonymous_memory_is_bounded(
         spec = {"method": "pixel by pixel", "n": 30_000, "folder": "", "memory_bytes": 1 << 30}
         spec |= {"lookups": False, "images": {"seed": 0}}
         with pytest.raises(BenchError, match=r"MemoryError|allocate|memory"):
-            run_child("measure", spec, within=limit.within)
+            run_child("peers.method_child", spec, within=limit.within)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -370,8 +375,8 @@ def test_a_peer_that_crashes_takes_nothing_else_with_it(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     out = tmp_path / "out"
     given = planned(50, out, peers="lmdb", steps=1, embed="none")
-    monkeypatch.setattr("bench.planned.find_spec", lambda module: object())
-    results, _ = suite.run(given, out=out)
+    monkeypatch.setattr("bench.suite.peer_names.find_spec", lambda module: object())
+    results, _ = run.run(given, out=out)
     (left,) = results.skipped
     assert left.method == "LMDB" and "signal 6" in left.why
     assert (50, "identical", "engine", "hit") in measured(results) and results.complete
@@ -380,9 +385,9 @@ def test_a_peer_that_crashes_takes_nothing_else_with_it(
 def test_a_peer_that_is_not_installed_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.planned.find_spec", lambda module: None)
+    monkeypatch.setattr("bench.suite.peer_names.find_spec", lambda module: None)
     given = planned(50, tmp_path, peers="hnswlib", steps=1)
-    results, _ = suite.run(given, out=None)
+    results, _ = run.run(given, out=None)
     (left,) = results.skipped
     assert left.why == "hnswlib is not installed: pip install 'image-index-engine[peers]'"
 
@@ -397,11 +402,11 @@ def test_a_peer_that_the_data_do_not_suit_says_so(tmp_path: Path) -> None:
         ({"dataset": str(PHOTOS)}, {"SQLite", "hnswlib"}),
         ({"dataset": str(tmp_path / "v.npy")}, {"SQLite", "pdqhash"}),
     ):
-        bench = suite._Bench(planned(10, tmp_path, peers=peers, **given), tmp_path, None)
-        skipped = list(bench._unsuited(lambda share: None))
+        context = Context(planned(10, tmp_path, peers=peers, **given), tmp_path, None)
+        skipped = list(unsuited(context))
         assert {one.method for one in skipped} == wanted
         assert all(isinstance(one, Skipped) and one.why for one in skipped)
-        labels = " ".join(stage.label for stage in bench.stages())
+        labels = " ".join(stage.label for stage in stages_of(context))
         assert not any(f"{name}, " in labels for name in wanted)
 
 
@@ -413,7 +418,7 @@ def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        suite.run(planned(100, out, steps=1), out=out, note=interrupt)
+        run.run(planned(100, out, steps=1), out=out, note=interrupt)
     kept = load(out)
     assert not kept.complete
     assert {one.method for one in kept.measurements} >= {"made", "dict of hashes"}
@@ -427,7 +432,7 @@ def test_a_wrong_answer_ends_the_run(tmp_path: Path) -> None:
     spec = {"job": "singles", "n": 20, "folder": str(store), "memory_bytes": 128 << 20}
     spec |= {"count": 5, "warm": True, "set": {"seed": 0}}
     with pytest.raises(WrongAnswerError, match="seed=0#"):
-        run_child("suite_child", spec)
+        run_child("suite.store_child", spec)
 
 
 @pytest.mark.parametrize(
@@ -482,9 +487,9 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
 def test_an_earlier_result_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("precious")
     with pytest.raises(UsageError, match="is not empty"):
-        suite.run(planned(10, tmp_path), out=tmp_path)
+        run.run(planned(10, tmp_path), out=tmp_path)
     with pytest.raises(UsageError, match="cannot be used"):
-        suite.run(planned(10, tmp_path), out=tmp_path / "results.csv")
+        run.run(planned(10, tmp_path), out=tmp_path / "results.csv")
     assert (tmp_path / "results.csv").read_text() == "precious"
 
 
@@ -599,7 +604,7 @@ def test_a_run_that_fails_says_where_what_was_measured_is(tmp_path: Path) -> Non
 
 
 def test_copies_are_near_and_not_identical(tmp_path: Path) -> None:
-    chosen = sets.make({"seed": 1})
+    chosen = image_sets.make({"seed": 1})
     with Store.open(tmp_path / "s.store", create=True, encoder="none") as store:
         store.ingest(*chosen.sources(30))
         for wanted, query in chosen.copies(30, 10):
@@ -610,8 +615,8 @@ def test_copies_are_near_and_not_identical(tmp_path: Path) -> None:
 
 def test_a_set_is_the_same_for_every_process() -> None:
     spec = {"folder": str(PHOTOS), "seed": 5, "encoder": "none"}
-    one, other = sets.make(spec), sets.make(json.loads(json.dumps(spec)))
-    assert one.sources(9) == other.sources(9) != sets.make(spec | {"seed": 6}).sources(9)
+    one, other = image_sets.make(spec), image_sets.make(json.loads(json.dumps(spec)))
+    assert one.sources(9) == other.sources(9) != image_sets.make(spec | {"seed": 6}).sources(9)
     for (name, image), (again, same) in zip(one.hits(9, 4), other.hits(9, 4), strict=True):
         assert name == again
         np.testing.assert_array_equal(image, same)

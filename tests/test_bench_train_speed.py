@@ -12,8 +12,8 @@ from engine.errors import UsageError
 
 torch = pytest.importorskip("torch")
 
-from bench import train_speed, train_speed_child
-from bench.errors import BenchError
+from bench.harness.errors import BenchError
+from bench.questions import train_speed, train_speed_child
 
 
 def photos(folder: Path, n: int) -> Path:

@@ -300,12 +300,12 @@ def test_a_child_that_measures_ends_with_its_parent() -> None:
     # A child that tells its number and then does nothing, for as long as its parent lives.
     child = """
 import os, sys, time
-from bench.process import answer, tell
+from bench.harness.process import answer, send
 sys.argv[1:] = ["{}"]
-answer(lambda: tell(done=os.getpid()) or time.sleep(1e6))
+answer(lambda: send(done=os.getpid()) or time.sleep(1e6))
 """
     code = f"""
-from bench import process
+from bench.harness import process
 process.python = lambda *given: [process.sys.executable, "-c", {child!r}]
 process.run_child("", {{}}, lambda pid: print(pid, flush=True))
 """

@@ -30,6 +30,8 @@ def test_the_wheel_holds_the_encoder_the_benchmarks_and_the_type_marker(wheel: P
     assert "engine/_bench/__init__.py" in names
     assert "engine/encoders/models/simclr/encoder.json" in names
     assert "engine/encoders/models/simclr/model.int8.onnx" in names
+    benches = {name.split("/")[2] for name in names if name.startswith("engine/_bench/")}
+    assert benches == {"__init__.py", "data", "harness", "peers", "report", "suite"}
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"engine"}, "nothing but the package may land in site-packages"
 

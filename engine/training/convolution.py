@@ -4,7 +4,7 @@ The last stages of a ResNet see maps of a few pixels with hundreds of channels, 
 kernels of oneDNN spend their time on the weights: above all the gradient of the weights takes four
 to ten times as long as the same sum written as one product (im2col: Chellapilla, Puri, Simard, 2006,
 High performance convolutional neural networks for document processing). Everywhere else PyTorch's own
-convolution is used. ``bench.train_speed`` measures what this and all else is worth together.
+convolution is used. ``bench.questions.train_speed`` measures what this and all else is worth together.
 """
 
 from __future__ import annotations

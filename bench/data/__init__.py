@@ -1,0 +1,1 @@
+"""What is measured: bit images, photographs, vectors, sets of them, exact neighbours."""

@@ -1,0 +1,1 @@
+"""What measurements stand on: child processes, memory limits, the disk, the machine, counts."""

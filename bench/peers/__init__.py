@@ -1,0 +1,1 @@
+"""What the engine is measured beside: methods in memory, tables of keys, indexes of vectors."""

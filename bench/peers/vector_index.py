@@ -1,0 +1,96 @@
+"""The contract of an index of vectors: taken in, opened again, asked."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from engine import UsageError
+
+from ..data.arrays import Vectors
+from ..data.exact_neighbours import Rows
+
+# What all graphs are built with: M and efConstruction.
+LINKS, BUILD_WIDTH = 16, 200
+# What all graphs are searched with, one after the other: ef.
+WIDTHS = (16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 192, 256, 384, 512)
+# What sets the threads of libraries that have no call for it; read when they are loaded.
+_THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "LANCE_CPU_THREADS", "TOKIO_WORKER_THREADS")
+
+Setting = tuple[float, ...]
+
+
+class Index(ABC):
+    """One index over the vectors of a .npy file, in a folder of its own; rows are numbered from 0."""
+
+    name: str
+    module: str  # what has to be installed
+    sweep: Sequence[Setting]
+    setting: Setting
+
+    def __init__(self, folder: Path, threads: int, memory: int) -> None:
+        """Nothing is opened yet; ``memory``: bytes, for the engine."""
+        self.folder = folder
+        self.threads = threads
+        self.memory = memory
+        for name in _THREADS:
+            os.environ[name] = str(threads)
+        self.load()
+
+    @classmethod
+    def check(cls) -> None:
+        """``UsageError`` if what it needs is not installed."""
+        if find_spec(cls.module) is None:
+            raise UsageError(
+                f"{cls.module} is not installed: pip install '.[peers]', or leave it out of --peers"
+            )
+
+    @abstractmethod
+    def load(self) -> None:
+        """Import what is needed; what memory that takes is not the index's."""
+
+    @abstractmethod
+    def build(self, vectors: Path, recall: float) -> None:
+        """Take all vectors in, and leave what ``open`` needs on disk."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open what ``build`` has left."""
+
+    def set(self, setting: Setting) -> None:
+        """Search like this from now on."""
+        self.setting = setting
+
+    @abstractmethod
+    def search(self, queries: Vectors, k: int) -> Rows:
+        """Rows that are nearest to each query, best first: (nq, d) → (nq, k) int64, -1 for none."""
+
+
+class OneByOne(Index):
+    """One that is asked for one query at a time, by as many threads as it may use."""
+
+    @abstractmethod
+    def one(self, query: Vectors, k: int) -> Sequence[int]:
+        """Rows that are nearest to one query, (d,)."""
+
+    def search(self, queries: Vectors, k: int) -> Rows:
+        """One after another, or in threads where there are many."""
+        found = np.full((len(queries), k), -1, np.int64)
+        if len(queries) == 1 or self.threads == 1:
+            answers: Iterator[Sequence[int]] = (self.one(query, k) for query in queries)
+            self._fill(found, answers)
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                self._fill(found, pool.map(lambda query: self.one(query, k), queries))
+        return found
+
+    @staticmethod
+    def _fill(found: Rows, answers: Iterator[Sequence[int]]) -> None:
+        for row, rows in zip(found, answers, strict=True):
+            row[: len(rows)] = rows

@@ -1,0 +1,82 @@
+"""Does an ingest keep to the memory it was given? Two sets of bit images, each in its own process.
+
+The images are made while they are ingested. What counts is the peak of anonymous memory above that
+of the process before it opened the store: at most what ``--memory`` says and 64 MB, and the same for
+both sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.config import parse_memory
+
+from ..harness import script
+from ..harness.errors import BenchError
+from ..harness.sizes import parse_count
+from ..report.tables import Target, align, targets
+from .memory_growth import Growth, measure
+
+SLACK = 64_000_000  # bytes above ``--memory``: interpreter, libraries, what allocators keep
+TARGET_RATIO = 1.1
+
+
+def main() -> bool:
+    """Measure and print; true if every peak is within its bound and they are alike."""
+    parser = script.parser(__doc__)
+    parser.add_argument("--n", default="1e6,2e6", help="numbers of images  [1e6,2e6]")
+    parser.add_argument("--memory", default="256M", help="the store's bound  [256M]")
+    parser.add_argument("--seed", type=int, default=0, help="of the images  [0]")
+    parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
+    arguments = parser.parse_args()
+    budget = parse_memory(arguments.memory).total
+    sizes = [parse_count(text) for text in arguments.n.split(",")]
+    if arguments.dir is not None:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
+    grown = [measure(n, memory=budget, seed=arguments.seed, folder=arguments.dir) for n in sizes]
+    print(table(grown), end="\n\n")
+    wanted = targets_of(grown, budget)
+    print(targets(wanted))
+    return all(one.met for one in wanted)
+
+
+def above(grown: Growth) -> int:
+    """Peak anonymous memory above that of the empty process, in bytes."""
+    if not grown.empty:
+        raise BenchError("anonymous memory is counted on Linux only (/proc)")
+    return grown.anonymous - grown.empty
+
+
+def targets_of(grown: Sequence[Growth], budget: int) -> list[Target]:
+    """The targets, with what was measured."""
+    peaks = [above(one) for one in grown]
+    most = (budget + SLACK) / 1e6
+    wanted = [
+        Target(f"above the empty process, {one.n:,} images", most, peak / 1e6, unit=" MB")
+        for one, peak in zip(grown, peaks, strict=True)
+    ]
+    ratio = max(peaks) / min(peaks)
+    return [*wanted, Target("largest / smallest of these", TARGET_RATIO, ratio, digits=2)]
+
+
+def table(grown: Sequence[Growth]) -> str:
+    """The ingests as aligned columns; MB are 10^6 bytes."""
+    lines = [("n", "seconds", "images/s", "empty MB", "peak MB", "above MB", "peak RSS MB")]
+    for one in grown:
+        lines.append(
+            (
+                f"{one.n:,}",
+                f"{one.seconds:.1f}",
+                f"{one.n / one.seconds:,.0f}",
+                f"{one.empty / 1e6:,.1f}",
+                f"{one.anonymous / 1e6:,.1f}",
+                f"{above(one) / 1e6:,.1f}",
+                f"{one.resident / 1e6:,.1f}",
+            )
+        )
+    return align(lines)
+
+
+if __name__ == "__main__":
+    script.exit_with(main)

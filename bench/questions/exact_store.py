@@ -1,0 +1,96 @@
+"""Many bit images, exactly: how fast are they taken in, and how fast is each found again?
+
+Images of 100×100 RGB bits that lie packed in memory are ingested until they are durable on disk:
+with their pixels; then their keys and proofs only, beside SQLite and LMDB doing the same. Then each
+store is asked, from the packed image to the verified answer, in batches of 1,000 and one at a time;
+and for growing n, beside a dict, a list and brute force.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from engine.cli.progress import Progress
+from engine.config import parse_memory
+from engine.errors import UsageError
+
+from ..data import bit_images
+from ..harness import memory, script
+from ..harness.sizes import check_disk, parse_count, steps_up_to
+from ..peers.methods import DICT, LIST, PIXELS
+from ..report.tables import targets
+from .exact_store_jobs import ASKED, JOBS, SAMPLE, Bench, ask_all, take_all
+from .exact_store_report import answers_table, growth_table, taken_table, targets_of
+
+_HEADROOM = 1.3  # memory needed, beside that of the images themselves
+_SIZES = 4  # of the table of growth, each ten times the one before
+# What holds the set in memory is asked up to the size at which it becomes tedious.
+_IN_MEMORY = {DICT: 1_000_000, LIST: 100_000, PIXELS: 10_000}
+
+
+def main() -> bool:
+    """Measure and print; true if every target is met."""
+    parser = script.parser(__doc__)
+    parser.add_argument("--n", default="1e6", help="images  [1e6]")
+    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken  [3]")
+    parser.add_argument("--memory", default="1G", help="the store's bound  [1G]")
+    parser.add_argument("--seed", type=int, default=0, help="of the images  [0]")
+    parser.add_argument("--sample", default=f"{SAMPLE}", help=f"images asked for  [{SAMPLE}]")
+    parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
+    arguments = parser.parse_args()
+    n, sample = parse_count(arguments.n), parse_count(arguments.sample)
+    rounds = max(1, arguments.rounds)
+    sizes = steps_up_to(n, _SIZES)
+    check_memory(n)
+    check_disk(n, arguments.dir or Path(tempfile.gettempdir()))
+    if arguments.dir is not None:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as work,
+        Progress("exact_store", "children") as progress,
+    ):
+        memory_bytes = parse_memory(arguments.memory).total
+        bench = Bench(Path(work), memory=memory_bytes, seed=arguments.seed, sample=sample)
+        small = len(sizes) - 1
+        in_memory = sum(size <= most for size in sizes for most in _IN_MEMORY.values())
+        total = rounds * (len(JOBS) + len(ASKED) * len(sizes)) + small * len(ASKED) + in_memory
+        done = iter(range(total))
+
+        def tick(what: str) -> None:
+            progress.note(what)
+            progress(next(done), total)
+
+        taken = take_all(bench, n, rounds, tick)
+        print(taken_table(taken), end="\n\n")
+        answers = {n: ask_all(bench, n, rounds, tick)}
+        print(answers_table(answers[n]), end="\n\n")
+        for size in reversed(sizes[:-1]):
+            for job in ASKED:
+                tick(job.what)
+                bench.take(job, size)
+            answers[size] = ask_all(bench, size, rounds, tick)
+        times_in_memory: dict[str, dict[int, float]] = {method: {} for method in _IN_MEMORY}
+        for method, most in _IN_MEMORY.items():
+            for size in sizes:
+                if size <= most:
+                    tick(method)
+                    times_in_memory[method][size] = bench.ask_in_memory(method, size)
+    print(growth_table(sizes, answers, times_in_memory), end="\n\n")
+    wanted = targets_of(taken, answers[n])
+    print(targets(wanted))
+    return all(one.met for one in wanted)
+
+
+def check_memory(n: int) -> None:
+    """``UsageError`` unless a child can hold ``n`` packed images."""
+    need, free = n * bit_images.PACKED_BYTES * _HEADROOM, memory.available()
+    if free and need > free:
+        raise UsageError(
+            f"{n:,} packed images take about {need / 1e9:,.1f} GB of memory and {free / 1e9:,.1f} "
+            f"GB are free: measure fewer"
+        )
+
+
+if __name__ == "__main__":
+    script.exit_with(main)

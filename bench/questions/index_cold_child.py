@@ -1,0 +1,103 @@
+"""The child of ``index_cold``: asks a store of vectors with nothing cached, or times the disk alone."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import Store
+
+from ..data.exact_neighbours import recall
+from ..harness import disk, memory
+from ..harness.errors import BenchError
+from ..harness.memory_limit import pressure
+from ..harness.process import answer
+
+PAGE = 4096  # bytes
+FIRST = 20  # queries before those that are timed: the quantizers are read by them
+_READS = 2_000  # of the disk, of which the latency is taken
+
+
+def ask(
+    folder: str, memory_bytes: int, queries: str, truth: str, wanted: float, count: int
+) -> dict[str, Any]:
+    """Ask ``count`` single queries that were never asked before: times, recall, what was read.
+
+    The first queries are those whose neighbours are known; the last are asked before the clock runs.
+    """
+    asked, known = np.load(queries), np.load(truth)
+    count = min(count, len(asked) - FIRST)
+    started = time.perf_counter()
+    with Store.open(folder, read_only=True, memory=memory_bytes) as store:
+        for query in asked[-FIRST:]:
+            store.search_vectors(query[None], k=known.shape[1], recall=wanted)
+        opening = time.perf_counter() - started
+        before, faults = disk.fetched(), _faults()
+        times, found = [], []
+        for query in asked[:count]:
+            one = query[None]
+            started = time.perf_counter()
+            _, ids = store.search_vectors(one, k=known.shape[1], recall=wanted)
+            times.append(time.perf_counter() - started)
+            found.append(ids[0] - 1)
+        after, faulted = disk.fetched(), _faults()
+        anonymous = memory.anonymous()
+    peak, at_bound = pressure()
+    some = min(count, len(known))
+    return {
+        "seconds": times,
+        "opening_s": opening,
+        "recall": recall(np.array(found[:some]), known[:some]),
+        "pages": (after - before) / PAGE / count,
+        "faults": (faulted - faults) / count,
+        "anonymous": anonymous,
+        "peak": peak,
+        "at_bound": at_bound,
+    }
+
+
+def read_disk(folder: str, seed: int) -> dict[str, float]:
+    """The median of seconds of one read of 4 KiB alone, at a random place of a store's larger files.
+
+    The caller has seen to it that nothing is cached.
+    """
+    paths = sorted(path for path in Path(folder).rglob("*") if path.stat().st_size > 1 << 20)
+    pages = np.array([path.stat().st_size // PAGE for path in paths])
+    if not len(pages):
+        raise BenchError(f"{folder} has no file to read from")
+    fds = [os.open(path, os.O_RDONLY) for path in paths]
+    for fd in fds:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    draw = np.random.default_rng(seed)
+    which = draw.choice(len(fds), _READS, p=pages / pages.sum())
+    offsets = draw.integers(0, pages[which]) * PAGE
+    times = []
+    for number, at in zip(which.tolist(), offsets.tolist(), strict=True):
+        started = time.perf_counter()
+        os.pread(fds[number], PAGE, at)
+        times.append(time.perf_counter() - started)
+    return {"latency": statistics.median(times)}
+
+
+def _faults() -> int:
+    """Pages that were waited for, so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+_JOBS: dict[str, Callable[..., dict[str, Any]]] = {"ask": ask, "disk": read_disk}
+
+
+def work(job: str, **given: Any) -> dict[str, Any]:
+    """One of the functions above, by its name."""
+    return _JOBS[job](**given)
+
+
+if __name__ == "__main__":
+    answer(work)

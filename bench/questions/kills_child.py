@@ -1,0 +1,120 @@
+"""The child that is killed: waits for a line of sources, ingests them, and acknowledges each commit.
+
+It announces a commit before it begins and acknowledges it once it has returned: the parent, who keeps
+a ledger outside the store, then knows what has to be there after a kill, and what the kill hit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from types import ModuleType
+from unittest import mock
+
+from engine import Store
+from engine.config import Limits, MemoryBudget
+from engine.errors import EngineError
+from engine.index.maintain import Indexing
+from engine.ingest import run
+from engine.storage import extents
+from engine.storage.changeset import Chunk
+from engine.storage.session import Session
+
+from ..harness.process import send
+
+OPEN, BEGIN, DONE, INDEX, INDEXED, END = "open", "begin", "done", "index", "indexed", "end"
+
+_WRITE_BUFFERS = 64 << 10  # bytes: RocksDB flushes every few commits, and compacts what it flushed
+_BUCKET_BITS = 6
+_NEVER = 1 << 40
+
+# Chunks and extents of a few rows: every kill may then hit their edges. Whoever opens the store needs
+# them, also for reading: how many rows an extent has is not written down.
+LOOKING = Limits(
+    chunk_files=2,
+    chunk_rows=15,
+    exact_rows=_NEVER,
+    unindexed_rows=_NEVER,
+    extent_rows=200,
+    extent_bytes=200_000,
+)
+# The child alone indexes: whoever only looks must not mend the index first.
+WRITING = replace(LOOKING, unindexed_rows=150)
+
+# The same for what the engine does not take from its limits yet; goes once it does.
+_CONSTANTS: dict[ModuleType, dict[str, int]] = {
+    run: {"CHUNK_FILES": 2, "CHUNK_ROWS": 15, "_SEGMENT_ROWS": _NEVER, "EXACT_ROWS": _NEVER},
+    extents: {"EXTENT_ROWS": 200, "EXTENT_BYTES": 200_000},
+}
+
+
+@contextmanager
+def small_buffers() -> Iterator[None]:
+    """Memtables and buckets of ids of a few rows, which are constants of the engine."""
+    with ExitStack() as stack:
+        for module, values in _CONSTANTS.items():
+            for name, value in values.items():
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, value))
+        for module in [
+            module for name, module in sys.modules.items() if name.startswith("engine.")
+        ]:
+            if hasattr(module, "BUCKET_BITS"):  # of ids, among which the runs of one are searched
+                stack.enter_context(mock.patch.object(module, "BUCKET_BITS", _BUCKET_BITS))
+        small = property(lambda memory: _WRITE_BUFFERS)
+        stack.enter_context(mock.patch.object(MemoryBudget, "write_buffers", small))
+        yield
+
+
+def write(store: str, memory: int) -> None:
+    """Ingest what the line on standard input says, a JSON list."""
+    commit, build = Session.commit, Indexing.update
+
+    def tell_commit(files: Session, chunk: Chunk) -> None:
+        names = [os.fsdecode(new.name) for new in chunk.names]
+        arrays = [[os.fsdecode(name), array.rows] for name, array in chunk.arrays]
+        if not names and not arrays:  # a group of files that are all unchanged
+            commit(files, chunk)
+            return
+        send(what=BEGIN, names=names, arrays=arrays)
+        commit(files, chunk)
+        send(what=DONE)
+
+    def tell_build(indexing: Indexing, least: int) -> None:
+        send(what=INDEX)
+        build(indexing, least)
+        send(what=INDEXED)
+
+    with (
+        mock.patch.object(Session, "commit", tell_commit),
+        mock.patch.object(Indexing, "update", tell_build),
+    ):
+        line = sys.stdin.readline()
+        if line:
+            send(what=OPEN)
+            with ExitStack() as stack:
+                opened = stack.enter_context(Store.open(store, memory=memory, limits=WRITING))
+                if hasattr(run, "_SEGMENT_ROWS"):
+                    rows = WRITING.unindexed_rows
+                    stack.enter_context(mock.patch.object(run, "_SEGMENT_ROWS", rows))
+                report = opened.ingest(*json.loads(line))
+            send(what=END, **asdict(report))
+
+
+def main() -> None:
+    """Write as the argument says, a JSON object of ``write``'s arguments."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent ends this process
+    try:
+        with small_buffers():
+            write(**json.loads(sys.argv[1]))
+    except EngineError as error:
+        send(error=str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a run leaves: results, comparison, growth, tables, plots, a page."""

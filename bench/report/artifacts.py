@@ -1,0 +1,50 @@
+"""What a run leaves in its folder: the figures, and what is drawn of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .results import Results
+from .results_file import save
+
+
+def write(results: Results, folder: Path) -> list[str]:
+    """Write everything: figures, plots, a page, TensorBoard's logs; what was left out, and why.
+
+    The figures come first, and no failure of the rest is one of the run.
+    """
+    save(results, folder)
+    left_out = []
+    images: dict[str, bytes] | None = None
+
+    def draw() -> None:
+        from . import plots
+
+        nonlocal images
+        images = plots.write(results, folder)
+
+    def write_page() -> None:
+        from . import page
+
+        page.write(results, folder, images)
+
+    def write_logs() -> None:
+        from . import tensorboard
+
+        tensorboard.write(results, folder)
+
+    for what, draw_one in (
+        ("plots", draw),
+        ("page", write_page),
+        ("logs for TensorBoard", write_logs),
+    ):
+        try:
+            draw_one()
+        except ModuleNotFoundError as error:
+            left_out.append(
+                f"no {what}: {(error.name or '').partition('.')[0]} is not installed (pip install "
+                f"'image-index-engine[bench]')"
+            )
+        except Exception as error:  # a library that draws must not cost a run of hours
+            left_out.append(f"no {what}: {type(error).__name__}: {' '.join(str(error).split())}")
+    return left_out

@@ -1,0 +1,1 @@
+"""What ``engine bench`` runs: the plan, its stages, and the children that measure."""
