@@ -19,7 +19,7 @@ from unittest import mock
 from engine import Store
 from engine.config import MemoryBudget
 from engine.errors import EngineError
-from engine.index.maintain import Indexing
+from engine.index.maintain import IndexUpdater
 from engine.ingest import run
 from engine.storage import extents
 from engine.storage.changeset import Chunk
@@ -61,7 +61,7 @@ def small_pieces() -> Iterator[None]:
 
 def write(store: str, memory: int) -> None:
     """Ingest what the line on standard input says, a JSON list."""
-    commit, build = StoreFiles.commit, Indexing.update
+    commit, build = StoreFiles.commit, IndexUpdater.update
 
     def tell_commit(files: StoreFiles, chunk: Chunk) -> None:
         names = [os.fsdecode(new.name) for new in chunk.names]
@@ -73,14 +73,14 @@ def write(store: str, memory: int) -> None:
         commit(files, chunk)
         tell(what=DONE)
 
-    def tell_build(indexing: Indexing, least: int) -> None:
+    def tell_build(indexing: IndexUpdater, least: int) -> None:
         tell(what=INDEX)
         build(indexing, least)
         tell(what=INDEXED)
 
     with (
         mock.patch.object(StoreFiles, "commit", tell_commit),
-        mock.patch.object(Indexing, "update", tell_build),
+        mock.patch.object(IndexUpdater, "update", tell_build),
     ):
         line = sys.stdin.readline()
         if line:

@@ -37,8 +37,8 @@ from engine.encoders.onnx import EncodingStoppedError, OnnxEncoder
 from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
 from engine.images import canonical, fingerprint, hashing
 from engine.images.canonical import HEADER_BYTES
-from engine.index.background import StoppedError, Work
-from engine.index.maintain import Indexing
+from engine.index.background import BackgroundWork, StoppedError
+from engine.index.maintain import IndexUpdater
 from engine.ingest.given_arrays import (
     CheckedBlock,
     GivenArray,
@@ -1140,9 +1140,9 @@ class Ingest:
         """Index the vectors that are in no segment, if there are at least ``least`` of them."""
         if not self._store.vector_rows or self._stop():
             return
-        work = Work(self._store.memory, lambda rows: self._peak.sample(), self._stop)
+        work = BackgroundWork(self._store.memory, lambda rows: self._peak.sample(), self._stop)
         try:
-            Indexing(self._store, work).update(least)
+            IndexUpdater(self._store, work).update(least)
         except StoppedError:
             _log.warning("the index was not built: the next ingest or optimize builds it")
         except (OSError, MemoryError, StoreDamagedError) as error:

@@ -37,13 +37,12 @@ from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, StoreDamagedError
 from engine.images import hashing
-from engine.index import segment
-from engine.index.search import quantizer_path
 from engine.records import CheckReport, Place, Problem
 from engine.storage import extents, manifest, nofollow, tombstones
 from engine.storage.bitmap import IdSet
 from engine.storage.commit_evidence import MARK
 from engine.storage.extents import ExtentReader, Family
+from engine.storage.index_files import file_problem, quantizer_path, segment_path
 from engine.storage.manifest import DamagedManifestError
 from engine.storage.rocks import database, files
 from engine.storage.rows import (
@@ -574,14 +573,14 @@ class Check:
     def _index(self) -> None:
         store, named = self._store, self._store.manifest
         found = [
-            (segment.path_of(store.path, entry.number), entry.bytes, entry.xxh64)
+            (segment_path(store.path, entry.number), entry.bytes, entry.xxh64)
             for entry in named.segments
         ]
         found += [
             (quantizer_path(store.path, entry.number), entry.bytes, entry.xxh64)
             for entry in named.quantizers
         ]
-        bad = [(path, what) for path, *sums in found if (what := segment.problem(path, *sums))]
+        bad = [(path, what) for path, *sums in found if (what := file_problem(path, *sums))]
         self._bytes += sum(size for _, size, _ in found)
         if bad:  # a writer may have merged them while we read
             live = manifest.load(store.path).index_files(store.path)

@@ -21,15 +21,17 @@ from engine.config import EXACT_ROWS
 from engine.errors import StoreLockedError
 from engine.images import hashing
 from engine.index import build
-from engine.index.background import Work
-from engine.index.build import Ordered, Piece
+from engine.index.background import BackgroundWork
 from engine.index.maintain import RETRAINED, is_moved
-from engine.index.search import VectorIndex, quantizer_path
-from engine.index.segment import LABEL_BYTES
+from engine.index.reordered import Piece, ReorderedWriter
+from engine.index.search import VectorIndex
+from engine.index.segment_layout import LABEL_BYTES
+from engine.index.train import sample_of, train_quantizer
 from engine.records import Place
 from engine.storage import extents, nofollow, staging
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import ExtentReader
+from engine.storage.index_files import ReorderedExtent, quantizer_path
 from engine.storage.manifest import QuantizerEntry
 from engine.storage.state import appends_in
 from engine.storage.writer import StoreFiles
@@ -53,7 +55,7 @@ class Laid:
 class Layout:
     """One layout of one store, which becomes its writer in the end."""
 
-    def __init__(self, store: StoreFiles, work: Work) -> None:
+    def __init__(self, store: StoreFiles, work: BackgroundWork) -> None:
         self._store = store
         self._work = work
 
@@ -77,7 +79,7 @@ class Layout:
         if damaged:
             return _left_damaged(damaged)
         with staging.locked(store.path, "index") as made:
-            quantizer, new = self._work.apart(
+            quantizer, new = self._work.in_background(
                 lambda work: Layout(self._store, work)._build(made, index, train)
             )
             self._lock()
@@ -121,7 +123,7 @@ class Layout:
             return True
         if not RETRAINED**-0.5 < rows / entry.trained_on < RETRAINED**0.5:
             return True
-        sample = build.sample_of(index.vectors, _SAMPLE, entry.number)[1]
+        sample = sample_of(index.vectors, _SAMPLE, entry.number)[1]
         closeness = float(index.quantizer.encode(sample)[2].mean())
         return is_moved(closeness, entry)
 
@@ -145,7 +147,7 @@ class Layout:
 
     def _build(
         self, made: Path, index: VectorIndex, train: bool
-    ) -> tuple[QuantizerEntry | None, Ordered]:
+    ) -> tuple[QuantizerEntry | None, ReorderedExtent]:
         store, work, vectors = self._store, self._work, index.vectors
         encoder = store.manifest.encoder
         assert encoder is not None
@@ -164,7 +166,9 @@ class Layout:
                 spans += index.spans_in(segment.entry)
         if train:
             rows = self._live(index)
-            entry, quantizer = build.train(made, number, encoder.generation, vectors, rows, work)
+            entry, quantizer = train_quantizer(
+                made, number, encoder.generation, vectors, rows, work
+            )
             spans, held = [(0, vectors.rows)], []
         pieces: list[Piece] = []
         if entry is not None and quantizer is not None:
@@ -172,15 +176,17 @@ class Layout:
             if spans:
                 folder = made / "coded"
                 nofollow.make_folder(made, folder.name)
-                coded, _ = build.segment(folder, number + 1, entry, quantizer, vectors, spans, work)
-                pieces.append((build.opened(folder, coded, quantizer), index.rows_in(coded)))
+                coded, _ = build.build_segment(
+                    folder, number + 1, entry, quantizer, vectors, spans, work
+                )
+                pieces.append((build.open_segment(folder, coded, quantizer), index.rows_in(coded)))
         families = (
             extents.vectors(encoder.generation, encoder.dim),
             extents.vector_ids(encoder.generation),
         )
         gone = store.dead_ids() if store.state.dead_vectors else IdSet.none(0)
         uuid = bytes.fromhex(store.manifest.uuid)
-        laying = build.Laying(made, vectors, pieces, gone, families, uuid, work)
+        laying = ReorderedWriter(made, vectors, pieces, gone, families, uuid, work)
         return entry, laying.write(number + 1, entry, quantizer)
 
     def _lock(self) -> None:
@@ -198,7 +204,7 @@ class Layout:
                 time.sleep(_WAIT_SECONDS)
 
     def _publish(
-        self, made: Path, index: VectorIndex, quantizer: QuantizerEntry | None, new: Ordered
+        self, made: Path, index: VectorIndex, quantizer: QuantizerEntry | None, new: ReorderedExtent
     ) -> Laid:
         store = self._store
         there = dict(store.state.vector_parts(store.manifest.encoder))

@@ -34,10 +34,8 @@ from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, EngineError, ImageError, SourceError, StoreDamagedError
 from engine.images import canonical, fingerprint, hashing
-from engine.index.background import Work
-from engine.index.maintain import Indexing
-from engine.index.search import quantizer_path
-from engine.index.segment import path_of
+from engine.index.background import BackgroundWork
+from engine.index.maintain import IndexUpdater
 from engine.ingest.given_arrays import checked
 from engine.maintenance.check import Check, Damage, DamagedAppend
 from engine.maintenance.reconcile import Reconcile
@@ -52,6 +50,7 @@ from engine.storage.bitmap import IdSet
 from engine.storage.changeset import Chunk, Rekept
 from engine.storage.durable import fsync_dir, replace_file
 from engine.storage.extents import ExtentReader, Family
+from engine.storage.index_files import quantizer_path, segment_path
 from engine.storage.manifest import EncoderEntry
 from engine.storage.rows import u64
 from engine.storage.writer import StoreFiles
@@ -112,7 +111,7 @@ class Repair:
             again.run()
             self._reconcile(again.damage)
         if self._stale and vectors_whole:
-            Indexing(self._store, Work(self._store.memory)).update(1)
+            IndexUpdater(self._store, BackgroundWork(self._store.memory)).update(1)
         return self._told
 
     def _reconcile(self, damage: Damage) -> Damage:
@@ -137,7 +136,7 @@ class Repair:
         kept = [
             entry
             for entry in entries
-            if entry.quantizer in good and path_of(store.path, entry.number) not in damaged
+            if entry.quantizer in good and segment_path(store.path, entry.number) not in damaged
         ]
         if len(kept) < len(entries):
             self._stale = True
