@@ -147,6 +147,20 @@ def test_vectors_of_another_kind_are_noticed_and_told_of(
         assert store.optimize().laid_out == 0
 
 
+def test_what_is_built_and_measured_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = clustered(3 * LEAST)
+    with new_store(tmp_path / "s", LIMITS) as store, caplog.at_level(logging.INFO, "engine.index"):
+        store.ingest(block[:LEAST], name="a")
+        assert "trained a quantizer" in caplog.text
+        assert f"over {LEAST} vectors" in caplog.text
+        assert f"with 50 of {LEAST} vectors" in caplog.text
+        store.ingest(block[LEAST : 2 * LEAST], name="b")
+        assert "merged 2 segments" in caplog.text
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+
+
 def test_what_was_removed_is_never_found(tmp_path: Path) -> None:
     block = clustered(8 * LEAST)
     gone = np.random.default_rng(0).permutation(len(block))[: 3 * LEAST] + 1

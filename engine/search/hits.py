@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from engine.records import IdenticalHit, NearHit, Pixels, SimilarHit
-from engine.search.near import Near
+from engine.search.near import NearImages
 from engine.storage.writer import StoreFiles
 
 
@@ -19,7 +19,7 @@ def identical_hit(
     return IdenticalHit(id_, names, count, verified, record.metadata if record else None)
 
 
-def near_hits(store: StoreFiles, query: Pixels, found: Near) -> tuple[NearHit, ...]:
+def near_hits(store: StoreFiles, query: Pixels, found: NearImages) -> tuple[NearHit, ...]:
     """The hits of images near a query, in their order."""
     values = query.height * query.width * query.channels
     hits = []

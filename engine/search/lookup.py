@@ -27,7 +27,7 @@ from engine.search.hits import identical_hit, near_hits
 # ``engine.api`` still asks for two of these names here: it goes when that imports where they are.
 from engine.search.identical import id_of_file, rows_of_pixels
 from engine.search.identical import identical_ids as identical_ids
-from engine.search.near import near
+from engine.search.near import near_images
 from engine.search.similar import SimilarTier
 from engine.search.tiers import IDENTICAL, NEAR, SIMILAR, searched_tiers
 from engine.search.tiers import tier_names as tier_names
@@ -164,7 +164,7 @@ class Lookup:
     ) -> tuple[NearHit, ...]:
         started = perf_counter()
         query = decoded.pixels
-        found = near(self._store, query, self._max_distance, taken, wanted)
+        found = near_images(self._store, query, self._max_distance, taken, wanted)
         hits = near_hits(self._store, query, found)
         _spend(spent, "near", started)
         return hits

@@ -37,7 +37,7 @@ _log = logging.getLogger("engine")
 Numbers = npt.NDArray[np.int64]
 
 
-class Near(NamedTuple):
+class NearImages(NamedTuple):
     """The images near a query, nearest first, by their pixels where they are known.
 
     Numbers alone, since they may be all of a store: records have up to 16 KiB of metadata.
@@ -58,16 +58,16 @@ class _Alike(NamedTuple):
     key: bytes
 
 
-def near(
+def near_images(
     store: StoreFiles, query: Pixels, most: int, taken: set[int], wanted: IdSet | None = None
-) -> Near:
+) -> NearImages:
     """The images within ``most`` (of 256) of ``query``, without those ``taken``.
 
     ``wanted``: which images may be found, if not all.
     """
     prints = fingerprint.candidates(query, most)
     if not len(prints):
-        return Near(*np.empty((3, 0), np.int64))
+        return NearImages(*np.empty((3, 0), np.int64))
     bits = query.kind is Kind.BITS
     ids, distances = _within(store, prints, most, wanted, ink=bits)
     fits = np.zeros(len(ids), np.bool_)
@@ -83,7 +83,7 @@ def near(
     by_pixels = unlike * FINGERPRINT_BITS / (query.height * query.width * query.channels)
     share = np.where(unlike < 0, distances, by_pixels)
     order = np.lexsort((ids, distances, share))
-    return Near(ids[order], distances[order], unlike[order])
+    return NearImages(ids[order], distances[order], unlike[order])
 
 
 def _within(
