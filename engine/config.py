@@ -69,6 +69,7 @@ CHUNK_VECTORS = 1 << 16  # vectors that were brought of one commit, at most
 CHUNK_VECTOR_BYTES = 32 << 20  # the same in bytes
 CHUNK_ENCODED_ROWS = 2_048  # the same with vectors, which take seconds
 ENCODE_BATCH = 64  # images a call of the encoder
+RECALL_SAMPLE = 1000  # vectors of a store that recall is measured with
 EXACT_ROWS = 16_384  # vectors below which searching all of them beats an index
 
 EXTENT_ROWS = 1 << 20  # rows of a fixed-row extent, at most
@@ -97,7 +98,7 @@ class Limits:
     compact_extents: int = (
         16  # extents that one commit drops: it rewrites the commit records of each
     )
-    recall_sample: int = 1000  # vectors of a store that recall is measured with
+    recall_sample: int = RECALL_SAMPLE  # vectors of a store that recall is measured with
 
 
 # Measured, in bytes: what opening a store takes; an ONNX session with the encoder that is shipped;

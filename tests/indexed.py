@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine import Store
+from engine.config import Limits
 from engine.ingest import run
 from engine.maintenance import optimize, reorder
 from engine.storage import extents
@@ -63,8 +64,8 @@ def small_index(patch: pytest.MonkeyPatch, rows: int, extent: int = 1 << 20) -> 
     patch.setattr(extents, "EXTENT_ROWS", extent)
 
 
-def new_store(path: Path) -> Store:
-    return Store.open(path, create=True, encoder="none")
+def new_store(path: Path, limits: Limits | None = None) -> Store:
+    return Store.open(path, create=True, encoder="none", limits=limits)
 
 
 def stored(store: Store) -> dict[int, bytes]:

@@ -13,15 +13,15 @@ import faiss
 import pytest
 
 from engine.config import MemoryBudget
-from engine.index.background import StoppedError, Work
+from engine.index.background import BackgroundWork, StoppedError
 
 MEMORY = MemoryBudget()
 
 
-def steps(ended: list[int], count: int = 5) -> Callable[[Work], str]:
+def steps(ended: list[int], count: int = 5) -> Callable[[BackgroundWork], str]:
     """A job of some steps, that notes how many it did."""
 
-    def job(work: Work) -> str:
+    def job(work: BackgroundWork) -> str:
         done = 0
         try:
             for _ in range(count):
@@ -37,21 +37,21 @@ def steps(ended: list[int], count: int = 5) -> Callable[[Work], str]:
 def test_it_is_told_of_and_asked_for_in_the_thread_that_waits() -> None:
     told: list[tuple[int, threading.Thread]] = []
     asked: list[threading.Thread] = []
-    work = Work(
+    work = BackgroundWork(
         MEMORY,
         lambda rows: told.append((rows, threading.current_thread())),
         lambda: bool(asked.append(threading.current_thread())),
     )
     ran: list[threading.Thread] = []
 
-    def job(apart: Work) -> int:
+    def job(apart: BackgroundWork) -> int:
         ran.append(threading.current_thread())
         assert apart.memory is MEMORY
         apart.done(3)
         apart.done(4)
         return 7
 
-    assert work.apart(job) == 7
+    assert work.in_background(job) == 7
     here = threading.current_thread()
     assert told == [(3, here), (4, here)]
     assert asked == [here, here]
@@ -64,7 +64,7 @@ def test_others_come_first_and_only_before_the_job() -> None:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     before = priority()
-    assert Work(MEMORY).apart(lambda _: priority()) > before
+    assert BackgroundWork(MEMORY).in_background(lambda _: priority()) > before
     assert priority() == before
 
 
@@ -73,7 +73,10 @@ def test_it_uses_as_many_threads_as_its_caller() -> None:
     try:
         for threads in (1, 3):
             faiss.omp_set_num_threads(threads)
-            assert Work(MEMORY).apart(lambda _: faiss.omp_get_max_threads()) == threads
+            assert (
+                BackgroundWork(MEMORY).in_background(lambda _: faiss.omp_get_max_threads())
+                == threads
+            )
     finally:
         faiss.omp_set_num_threads(before)
 
@@ -83,17 +86,17 @@ def test_it_ends_where_no_more_is_wanted(after: int) -> None:
     ended: list[int] = []
     answers = iter([False] * after + [True] * 9)
     with pytest.raises(StoppedError):
-        Work(MEMORY, stop=lambda: next(answers)).apart(steps(ended))
+        BackgroundWork(MEMORY, stop=lambda: next(answers)).in_background(steps(ended))
     assert ended == [after]
 
 
 def test_an_error_of_the_job_is_raised_as_it_is() -> None:
-    def job(work: Work) -> None:
+    def job(work: BackgroundWork) -> None:
         work.done(1)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        Work(MEMORY).apart(job)
+        BackgroundWork(MEMORY).in_background(job)
 
 
 def test_an_error_of_who_is_told_ends_the_job() -> None:
@@ -103,7 +106,7 @@ def test_an_error_of_who_is_told_ends_the_job() -> None:
         raise ValueError("not today")
 
     with pytest.raises(ValueError, match="not today"):
-        Work(MEMORY, progress).apart(steps(ended))
+        BackgroundWork(MEMORY, progress).in_background(steps(ended))
     assert ended == [0]
 
 
@@ -125,7 +128,7 @@ def test_an_interrupt_ends_the_job_before_it_is_raised(moment: str) -> None:
         if moment == "told":
             signal.raise_signal(signal.SIGINT)
 
-    def job(work: Work) -> None:
+    def job(work: BackgroundWork) -> None:
         begun.set()
         if moment == "between":
             time.sleep(0.3)  # the caller waits for it meanwhile
@@ -140,7 +143,7 @@ def test_an_interrupt_ends_the_job_before_it_is_raised(moment: str) -> None:
     if moment == "between":
         other.start()
     with pytest.raises(KeyboardInterrupt):
-        Work(MEMORY, progress).apart(job)
+        BackgroundWork(MEMORY, progress).in_background(job)
     assert ended == [0]
     if moment == "between":
         other.join()
@@ -148,7 +151,7 @@ def test_an_interrupt_ends_the_job_before_it_is_raised(moment: str) -> None:
 
 def test_work_may_be_done_apart_again() -> None:
     ended: list[int] = []
-    work = Work(MEMORY)
+    work = BackgroundWork(MEMORY)
     for _ in range(20):
-        assert work.apart(steps(ended, 50)) == "made"
+        assert work.in_background(steps(ended, 50)) == "made"
     assert ended == [50] * 20

@@ -13,16 +13,18 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
 from engine.images import hashing
 from engine.index import build
-from engine.index.background import StoppedError, Work
-from engine.index.build import Laying
-from engine.index.segment import path_of
+from engine.index.background import BackgroundWork, StoppedError
+from engine.index.reordered import Piece, ReorderedWriter
+from engine.index.segment_writer import SortedLists
+from engine.index.train import train_quantizer
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import HEADER_BYTES
+from engine.storage.index_files import ReorderedExtent, segment_path
 from engine.storage.vectors import Vectors
 
 DIM, N = 12, 900
-WORK = Work(MemoryBudget())
+WORK = BackgroundWork(MemoryBudget())
 FAMILIES = (extents.vectors(1, DIM), extents.vector_ids(1))
 
 
@@ -38,29 +40,29 @@ def index_files(root: Path) -> list[str]:
 def test_pieces_are_as_large_as_memory_allows_and_nothing_is_left_of_them(
     tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_ROWS", 50)
     vectors.at_once = 50
-    entry, quantizer = build.train(tmp_path, 1, 1, vectors, N, WORK)
-    whole, close = build.segment(tmp_path, 2, entry, quantizer, vectors, [(0, N)], WORK)
+    entry, quantizer = train_quantizer(tmp_path, 1, 1, vectors, N, WORK)
+    whole, close = build.build_segment(tmp_path, 2, entry, quantizer, vectors, [(0, N)], WORK)
     sizes: list[int] = []
-    real = build.Lists.__init__
+    real = SortedLists.__init__
 
-    def made(self: build.Lists, lists: np.ndarray, *rest: object) -> None:
+    def made(self: SortedLists, lists: np.ndarray, *rest: object) -> None:
         sizes.append(len(lists))
         real(self, lists, *rest)
 
-    monkeypatch.setattr(build.Lists, "__init__", made)
-    monkeypatch.setattr(build, "_PIECE", 120)
-    small, near = build.segment(tmp_path, 9, entry, quantizer, vectors, [(0, N)], WORK)
+    monkeypatch.setattr(SortedLists, "__init__", made)
+    small, near = build.build_segment(
+        tmp_path, 9, entry, quantizer, vectors, [(0, N)], WORK, min_piece=50, max_piece=120
+    )
     assert max(sizes) <= 120
     assert sum(sizes) == N
-    assert path_of(tmp_path, 9).read_bytes() == path_of(tmp_path, 2).read_bytes()
+    assert segment_path(tmp_path, 9).read_bytes() == segment_path(tmp_path, 2).read_bytes()
     assert (small.ranges, small.xxh64) == (whole.ranges, whole.xxh64)
     assert near == pytest.approx(close)
     assert index_files(tmp_path) == ["00000001.quantizer", "00000002.ivf", "00000009.ivf"]
 
 
-def steps(calls: int) -> Work:
+def steps(calls: int) -> BackgroundWork:
     """Work that is stopped after so many steps."""
     left = [calls]
 
@@ -68,37 +70,43 @@ def steps(calls: int) -> Work:
         left[0] -= 1
         return left[0] < 0
 
-    return Work(MemoryBudget(), stop=stop)
+    return BackgroundWork(MemoryBudget(), stop=stop)
 
 
-def test_what_is_stopped_leaves_nothing(
-    tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_stopped_leaves_nothing(tmp_path: Path, vectors: Vectors) -> None:
     with pytest.raises(StoppedError):
-        build.train(tmp_path, 1, 1, vectors, N, steps(0))
+        train_quantizer(tmp_path, 1, 1, vectors, N, steps(0))
     assert index_files(tmp_path) == []
-    entry, quantizer = build.train(tmp_path, 1, 1, vectors, N, WORK)
-    monkeypatch.setattr(build, "_ROWS", 100)
+    entry, quantizer = train_quantizer(tmp_path, 1, 1, vectors, N, WORK)
     vectors.at_once = 100
-    monkeypatch.setattr(build, "_PIECE", 200)
     for calls in range(9):
         with pytest.raises(StoppedError):
-            build.segment(tmp_path, 2, entry, quantizer, vectors, [(0, N)], steps(calls))
+            build.build_segment(
+                tmp_path,
+                2,
+                entry,
+                quantizer,
+                vectors,
+                [(0, N)],
+                steps(calls),
+                min_piece=100,
+                max_piece=200,
+            )
         assert index_files(tmp_path) == ["00000001.quantizer"]
 
 
 def test_a_full_disk_leaves_nothing(
     tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_ROWS", 200)
     vectors.at_once = 200
-    monkeypatch.setattr(build, "_PIECE", 200)
     real = os.pwrite
 
     def build_all() -> None:
-        entry, quantizer = build.train(tmp_path, 1, 1, vectors, N, WORK)
+        entry, quantizer = train_quantizer(tmp_path, 1, 1, vectors, N, WORK)
         try:
-            build.segment(tmp_path, 2, entry, quantizer, vectors, [(0, N)], WORK)
+            build.build_segment(
+                tmp_path, 2, entry, quantizer, vectors, [(0, N)], WORK, min_piece=200, max_piece=200
+            )
         except OSError:
             assert index_files(tmp_path) == ["00000001.quantizer"]
             raise
@@ -131,29 +139,31 @@ def test_damaged_vectors_are_not_trained_on(tmp_path: Path) -> None:
     block = clustered(N)
     block[::3] = np.nan
     vectors = write(tmp_path / "some", block)
-    entry, _ = build.train(tmp_path / "some", 1, 1, vectors, N, WORK)
+    entry, _ = train_quantizer(tmp_path / "some", 1, 1, vectors, N, WORK)
     assert np.isfinite(entry.closeness)
     block[:] = np.inf
     vectors = write(tmp_path / "all", block)
     with pytest.raises(StoreDamagedError):
-        build.train(tmp_path / "all", 1, 1, vectors, N, WORK)
+        train_quantizer(tmp_path / "all", 1, 1, vectors, N, WORK)
 
 
 # --- laying out -----------------------------------------------------------------------------------
 
 
 def lay(
-    root: Path, vectors: Vectors, gone: IdSet, work: Work = WORK
-) -> tuple[build.Ordered, Vectors, np.ndarray]:
+    root: Path, vectors: Vectors, gone: IdSet, work: BackgroundWork = WORK
+) -> tuple[ReorderedExtent, Vectors, np.ndarray]:
     """Lay out from two segments; what was made, its vectors, and the list of each row before."""
-    entry, quantizer = build.train(root, 1, 1, vectors, N, work)
-    pieces: list[build.Piece] = []
+    entry, quantizer = train_quantizer(root, 1, 1, vectors, N, work)
+    pieces: list[Piece] = []
     for number, (start, end) in enumerate(((0, 500), (500, N)), 2):
-        made, _ = build.segment(root, number, entry, quantizer, vectors, [(start, end)], WORK)
-        opened = build.opened(root, made, quantizer)
+        made, _ = build.build_segment(root, number, entry, quantizer, vectors, [(start, end)], WORK)
+        opened = build.open_segment(root, made, quantizer)
         pieces.append((opened, lambda labels, start=start: labels + start))
     (root / "made").mkdir(exist_ok=True)
-    laying = Laying(root / "made", vectors, pieces, gone, FAMILIES, UUID, work)
+    laying = ReorderedWriter(
+        root / "made", vectors, pieces, gone, FAMILIES, UUID, work, batch_bytes=4096
+    )
     ordered = laying.write(4, entry, quantizer)
     lists = quantizer.encode(vectors.gather(np.arange(N)))[0]
     return ordered, Vectors(root / "made", 1, DIM, [(0, ordered.rows)]), lists
@@ -161,9 +171,8 @@ def lay(
 
 @pytest.mark.parametrize("part", [0, 0.3, 1])
 def test_rows_are_laid_out_list_by_list_without_the_removed_ones(
-    tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch, part: float
+    tmp_path: Path, vectors: Vectors, part: float
 ) -> None:
-    monkeypatch.setattr(build, "_ORDERED_BYTES", 4096)
     gone = np.random.default_rng(0).permutation(N)[: int(part * N)].astype(np.int64)
     block = vectors.gather(np.arange(N))
     ordered, laid, lists = lay(tmp_path, vectors, IdSet.of(gone * 10, 10 * N))
@@ -178,13 +187,10 @@ def test_rows_are_laid_out_list_by_list_without_the_removed_ones(
         assert ordered.segment.ranges == ((0, 0, len(left)),)
         assert ordered.segment.ordered
     else:
-        assert not path_of(tmp_path / "made", 4).exists()
+        assert not segment_path(tmp_path / "made", 4).exists()
 
 
-def test_what_is_said_of_appends_is_what_was_written(
-    tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "_ORDERED_BYTES", 4096)
+def test_what_is_said_of_appends_is_what_was_written(tmp_path: Path, vectors: Vectors) -> None:
     ordered, _, _ = lay(tmp_path, vectors, IdSet.none(0))
     assert len(ordered.appends) > 3
     for column, family in enumerate(FAMILIES):
@@ -200,7 +206,7 @@ def test_what_is_said_of_appends_is_what_was_written(
 def test_without_a_quantizer_rows_keep_their_order(tmp_path: Path, vectors: Vectors) -> None:
     (tmp_path / "made").mkdir()
     gone = IdSet.of(np.array([0, 50, 8990], np.int64), 10 * N)
-    laying = Laying(tmp_path / "made", vectors, [], gone, FAMILIES, UUID, WORK)
+    laying = ReorderedWriter(tmp_path / "made", vectors, [], gone, FAMILIES, UUID, WORK)
     ordered = laying.write(4, None, None)
     assert (ordered.rows, ordered.segment) == (N - 3, None)
     laid = Vectors(tmp_path / "made", 1, DIM, [(0, N - 3)])

@@ -13,14 +13,15 @@ from indexed import clustered, nearest, write
 
 from engine.config import MemoryBudget
 from engine.index import build
-from engine.index.background import Work
+from engine.index.background import BackgroundWork
 from engine.index.calibrate import measure
 from engine.index.operating_point import choose
 from engine.index.search import VectorIndex
+from engine.index.train import train_quantizer
 from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry
 
 N, DIM = 3000, 24
-WORK = Work(MemoryBudget())
+WORK = BackgroundWork(MemoryBudget())
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +36,8 @@ def one_thread() -> Iterator[None]:
 
 def indexed(root: Path, block: np.ndarray) -> VectorIndex:
     vectors = write(root, block)
-    entry, quantizer = build.train(root, 1, 1, vectors, len(block), WORK)
-    made, _ = build.segment(root, 2, entry, quantizer, vectors, [(0, len(block))], WORK)
+    entry, quantizer = train_quantizer(root, 1, 1, vectors, len(block), WORK)
+    made, _ = build.build_segment(root, 2, entry, quantizer, vectors, [(0, len(block))], WORK)
     return VectorIndex(root, vectors, [entry], [made])
 
 
@@ -55,27 +56,31 @@ def test_what_is_measured_is_what_other_queries_find(tmp_path: Path) -> None:
             assert float(np.mean(shares)) > point.recall - error
             if point.nprobe >= 16:  # fewer lists may hold too few, and then more are searched
                 assert float(np.mean(shares)) < point.recall + error
-            assert point.surely <= point.recall
+            assert point.recall_lower_bound <= point.recall
 
 
 def test_leaving_lists_out_is_measured_too(tmp_path: Path) -> None:
     """In places where few lists hold what is near, few are enough."""
     index = indexed(tmp_path, clustered(N, DIM))
     found = measure(index, None, 0.95)
-    assert {p.reach for _, points in found.points for p in points} - {None}
+    assert {p.probe_radius for _, points in found.points for p in points} - {None}
     queries = clustered(1000, DIM, seed=1)
     truth = nearest(clustered(N, DIM), queries, 10)[1]
-    for point in [p for p in dict(found.points)[10] if p.reach and p.surely > 0.8]:
+    for point in [
+        p for p in dict(found.points)[10] if p.probe_radius and p.recall_lower_bound > 0.8
+    ]:
         rows = index.search(queries, 10, point=point)[1]
         shares = [len({*a} & {*b}) / 10 for a, b in zip(rows, truth, strict=True)]
-        assert float(np.mean(shares)) > point.surely - 0.02
+        assert float(np.mean(shares)) > point.recall_lower_bound - 0.02
 
 
 def test_points_cost_more_the_more_they_find(tmp_path: Path) -> None:
     index = indexed(tmp_path, clustered(1500, DIM))
     for _, points in measure(index, None, 0.9).points:
-        assert [p.surely for p in points] == sorted({p.surely for p in points})
-        assert points[-1].surely > 0.95
+        assert [p.recall_lower_bound for p in points] == sorted(
+            {p.recall_lower_bound for p in points}
+        )
+        assert points[-1].recall_lower_bound > 0.95
 
 
 def test_duplicates_are_as_good_as_each_other(tmp_path: Path) -> None:
@@ -127,7 +132,7 @@ def test_more_recall_is_never_looked_for_in_less(
     if less is None:
         assert more is None
     elif more is not None:
-        assert (more.nprobe, more.depth) >= (less.nprobe, less.depth)
+        assert (more.nprobe, more.rerank_depth) >= (less.nprobe, less.rerank_depth)
         assert more.nprobe <= ENTRY.nlist
 
 
@@ -150,7 +155,7 @@ def test_the_cheapest_that_surely_finds_as_much_is_chosen() -> None:
 def test_more_than_was_measured_is_looked_for_further() -> None:
     hundred, thousand = (choose(MEASURED, ENTRY, k, 0.9) for k in (100, 1000))
     assert hundred is not None and thousand is not None
-    assert thousand.depth == 10 * hundred.depth
+    assert thousand.rerank_depth == 10 * hundred.rerank_depth
     assert hundred.nprobe < thousand.nprobe <= ENTRY.nlist
 
 
@@ -159,7 +164,7 @@ def test_unmeasured_a_part_of_the_lists_is_searched(measured: Measured | None) -
     found = choose(measured, ENTRY, 10, None)
     assert found is not None
     assert 16 <= found.nprobe <= ENTRY.nlist
-    assert found.depth >= 100
+    assert found.rerank_depth >= 100
     for recall in (0.5, 1.0):
         assert choose(measured, ENTRY, 10, recall) is None, "what is asked for is kept"
 

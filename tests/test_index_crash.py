@@ -24,8 +24,10 @@ import pytest
 from indexed import clustered, leftovers, new_store, small_index, stored
 
 from engine import Store
+from engine.config import Limits
 from engine.index import calibrate
 
+LIMITS = Limits(recall_sample=20)
 LEAST = 60
 BLOCK = clustered(1200)
 CALLS = ("fsync", "fdatasync", "pwrite", "rename", "replace", "unlink", "mkdir")
@@ -35,8 +37,7 @@ REMOVED = range(1, 41)
 
 def pieces(patch: pytest.MonkeyPatch) -> None:
     small_index(patch, LEAST, extent=250)
-    patch.setattr(calibrate, "_SAMPLE", 20)
-    patch.setattr(calibrate, "_DEPTHS", (1, 3))
+    patch.setattr(calibrate, "_RERANK_DEPTHS", (1, 3))
 
 
 # What is done to a store of the vectors 1 to 300, of which 40 are removed: the vectors that are then
@@ -95,7 +96,7 @@ def serve() -> None:
         child = os.fork()
         if not child:
             count = count_calls(kill, at)
-            with Store.open(store) as opened:
+            with Store.open(store, limits=LIMITS) as opened:
                 WORKS[work][0](opened)
             os.write(writer, str(count[0]).encode())
             os._exit(0)
@@ -145,7 +146,7 @@ def small() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("start") / "s"
-    with new_store(path) as store:
+    with new_store(path, LIMITS) as store:
         store.ingest(BLOCK[:200], name="a")
         store.ingest(BLOCK[200:300], name="b")
         store.remove(ids=REMOVED)
@@ -182,7 +183,7 @@ def test_a_kill_at_any_write_loses_nothing(
     assert status == 0
     assert calls > 20
     most = WORKS[work][1]
-    with Store.open(whole, read_only=True) as store:
+    with Store.open(whole, read_only=True, limits=LIMITS) as store:
         assert expect(store, most, most) == most
         assert leftovers(whole) == []
     for kill in sorted({*np.linspace(1 + at, calls, POINTS).astype(int).tolist()}):
@@ -190,10 +191,10 @@ def test_a_kill_at_any_write_loses_nothing(
         shutil.copytree(start, path)
         status, _ = server(path, work, kill, at)
         assert status == -signal.SIGKILL
-        with Store.open(path, read_only=True) as store:
+        with Store.open(path, read_only=True, limits=LIMITS) as store:
             last = expect(store, 300, most)
             assert store.check().problems == (), kill
-        with Store.open(path) as store:
+        with Store.open(path, limits=LIMITS) as store:
             store.ingest(np.stack([BLOCK[last % len(BLOCK)]]), name="last")
             if last < len(BLOCK):
                 expect(store, last + 1, last + 1)

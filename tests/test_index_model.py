@@ -25,9 +25,11 @@ from hypothesis.stateful import (
 from indexed import clustered, leftovers, small_index, stored
 
 from engine import Store
+from engine.config import Limits
 from engine.index import calibrate
 
 EXAMPLES, STEPS = 5, 12
+LIMITS = Limits(recall_sample=40)
 DIM, LEAST = 6, 20
 POOL = clustered(400, DIM, clusters=8)
 POOL[:3] = 0  # vectors of no direction
@@ -47,8 +49,8 @@ class Walk(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="engine-index-model-"))
         self.path = self.folder / "store"
-        self.writer = Store.open(self.path, create=True, encoder="none")
-        self.reader = Store.open(self.path, read_only=True)
+        self.writer = Store.open(self.path, create=True, encoder="none", limits=LIMITS)
+        self.reader = Store.open(self.path, read_only=True, limits=LIMITS)
         self.there: dict[int, np.ndarray] = {}
         self.next, self.arrays = 1, 0
         self.ingest(150, 0, 400)
@@ -83,10 +85,10 @@ class Walk(RuleBasedStateMachine):
     def reopen(self, writer: bool) -> None:
         if writer:
             self.writer.close()
-            self.writer = Store.open(self.path)
+            self.writer = Store.open(self.path, limits=LIMITS)
         else:
             self.reader.close()
-            self.reader = Store.open(self.path, read_only=True)
+            self.reader = Store.open(self.path, read_only=True, limits=LIMITS)
 
     @rule(
         seed=SEEDS,
@@ -155,8 +157,7 @@ def test_a_random_walk_agrees_with_a_dict(monkeypatch: pytest.MonkeyPatch) -> No
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
     small_index(monkeypatch, LEAST, extent=70)
-    monkeypatch.setattr(calibrate, "_SAMPLE", 40)
-    monkeypatch.setattr(calibrate, "_DEPTHS", (1, 2, 4))
+    monkeypatch.setattr(calibrate, "_RERANK_DEPTHS", (1, 2, 4))
     monkeypatch.setattr(calibrate, "MEASURED_K", (10, 20))
     Walk.found[:], Walk.met = [0, 0], set()
     try:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from indexed import clustered, nearest, recall_of
 
 from engine.errors import StoreDamagedError
-from engine.index.quantizer import HEADER_BYTES, Quantizer, Reach
+from engine.index.probe import ProbeRadius
+from engine.index.quantizer import Quantizer
+from engine.index.quantizer_file import HEADER_BYTES, read_quantizer, save_quantizer
 
 
 def trained(block: np.ndarray, nlist: int = 8) -> Quantizer:
@@ -25,15 +27,13 @@ def estimates(
 ) -> np.ndarray:
     """What codes alone say of the inner products of unit queries with vectors: (nq, n)."""
     lists, codes, _ = quantizer.encode(block)
-    parts, _, each = quantizer._codebook.shape
+    parts, _, each = quantizer.codebook.shape
     nibbles = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)
-    own = quantizer._codebook[np.arange(parts), nibbles[:, :parts]].reshape(
-        len(block), parts * each
-    )
-    rebuilt = quantizer._centroids[lists] + own
+    own = quantizer.codebook[np.arange(parts), nibbles[:, :parts]].reshape(len(block), parts * each)
+    rebuilt = quantizer.centroids.block[lists] + own
     found = queries @ rebuilt[:, : block.shape[1]].T
     if corrected:
-        least, step = quantizer._correction
+        least, step = quantizer.correction
         found = found + least + step * (16 * nibbles[:, parts] + nibbles[:, parts + 1])
     return found
 
@@ -43,25 +43,29 @@ def test_a_saved_one_is_the_same(tmp_path: Path, dim: int) -> None:
     block = clustered(300, dim)
     quantizer = trained(block)
     path = tmp_path / "q"
-    size, _ = quantizer.save(path, 7)
+    size, _ = save_quantizer(quantizer, path, 7)
     assert path.stat().st_size == size
-    loaded = Quantizer.load(path, 7, dim, 8, size)
+    loaded = read_quantizer(path, 7, dim, 8, size)
     for one, other in zip(quantizer.encode(block), loaded.encode(block), strict=True):
         assert np.array_equal(one, other)
     for one, other in zip(
-        quantizer.nearest(quantizer.queries(block), 3),
-        loaded.nearest(loaded.queries(block), 3),
+        quantizer.centroids.nearest(quantizer.prepare_queries(block), 3),
+        loaded.centroids.nearest(loaded.prepare_queries(block), 3),
         strict=True,
     ):
         assert np.array_equal(one, other)
     assert loaded.code_bytes == quantizer.code_bytes == quantizer.encode(block)[1].shape[1]
     assert quantizer.code_bytes <= 128
-    assert quantizer.save(tmp_path / "again", 7) == loaded.save(tmp_path / "third", 7)
+    assert save_quantizer(quantizer, tmp_path / "again", 7) == save_quantizer(
+        loaded, tmp_path / "third", 7
+    )
 
 
 def test_training_again_gives_the_same(tmp_path: Path) -> None:
     block = clustered(500, 24)
-    assert trained(block).save(tmp_path / "a", 1) == trained(block).save(tmp_path / "b", 1)
+    assert save_quantizer(trained(block), tmp_path / "a", 1) == save_quantizer(
+        trained(block), tmp_path / "b", 1
+    )
 
 
 def cut(path: Path) -> None:
@@ -81,10 +85,10 @@ def test_a_file_of_another_length_is_refused(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "q"
-    size, _ = trained(clustered(300)).save(path, 7)
+    size, _ = save_quantizer(trained(clustered(300)), path, 7)
     damage(path)
     with pytest.raises(StoreDamagedError) as error:
-        Quantizer.load(path, 7, 12, 8, size)
+        read_quantizer(path, 7, 12, 8, size)
     assert str(path) in str(error.value)
 
 
@@ -95,9 +99,9 @@ def test_another_quantizers_file_is_refused(
     tmp_path: Path, number: int, dim: int, nlist: int
 ) -> None:
     path = tmp_path / "q"
-    size, _ = trained(clustered(300)).save(path, 7)
+    size, _ = save_quantizer(trained(clustered(300)), path, 7)
     with pytest.raises(StoreDamagedError):
-        Quantizer.load(path, number, dim, nlist, size)
+        read_quantizer(path, number, dim, nlist, size)
 
 
 @given(at=st.integers(0, 43), bit=st.integers(0, 7))
@@ -105,19 +109,19 @@ def test_any_flipped_bit_of_the_header_is_noticed(
     tmp_path_factory: pytest.TempPathFactory, at: int, bit: int
 ) -> None:
     path = tmp_path_factory.mktemp("q") / "q"
-    size, _ = trained(clustered(64, 4), 2).save(path, 7)
+    size, _ = save_quantizer(trained(clustered(64, 4), 2), path, 7)
     data = bytearray(path.read_bytes())
     data[at] ^= 1 << bit
     path.write_bytes(data)
     with pytest.raises(StoreDamagedError):
-        Quantizer.load(path, 7, 4, 2, size)
+        read_quantizer(path, 7, 4, 2, size)
 
 
 def test_a_file_shorter_than_its_header_is_refused(tmp_path: Path) -> None:
     for size in (0, 10, HEADER_BYTES):
         (tmp_path / "q").write_bytes(bytes(size))
         with pytest.raises(StoreDamagedError):
-            Quantizer.load(tmp_path / "q", 7, 12, 8, size)
+            read_quantizer(tmp_path / "q", 7, 12, 8, size)
 
 
 # --- what codes say -------------------------------------------------------------------------------
@@ -145,12 +149,12 @@ def test_codes_are_close_to_inner_products() -> None:
 def test_queries_of_any_length_are_looked_for_alike() -> None:
     quantizer = trained(clustered(500, 24), 8)
     queries = clustered(10, 24, seed=1)
-    alike = quantizer.queries(queries)
+    alike = quantizer.prepare_queries(queries)
     for length in (1e-30, 1e-20, 7, 1e20, 1e37):
         np.testing.assert_allclose(
-            quantizer.queries(queries * np.float32(length)), alike, rtol=1e-3, atol=1e-6
+            quantizer.prepare_queries(queries * np.float32(length)), alike, rtol=1e-3, atol=1e-6
         )
-    assert not quantizer.queries(np.zeros((1, 24), np.float32)).any()
+    assert not quantizer.prepare_queries(np.zeros((1, 24), np.float32)).any()
 
 
 @pytest.mark.parametrize("length", [1e-20, 1e-3, 1e3, 1e20])
@@ -187,8 +191,8 @@ def test_odd_vectors_are_coded(tmp_path: Path, name: str) -> None:
     assert ((lists >= 0) & (lists < 8)).all()
     same = np.flatnonzero((block == block[0]).all(axis=1))
     assert len(np.unique(lists[same])) == len(np.unique(codes[same], axis=0)) == 1
-    size, _ = quantizer.save(tmp_path / "q", 1)
-    loaded = Quantizer.load(tmp_path / "q", 1, 10, 8, size)
+    size, _ = save_quantizer(quantizer, tmp_path / "q", 1)
+    loaded = read_quantizer(tmp_path / "q", 1, 10, 8, size)
     assert np.array_equal(loaded.encode(block)[1], codes)
 
 
@@ -208,27 +212,31 @@ def test_what_is_no_number_is_coded_somewhere_and_harms_no_other() -> None:
 # --- nearest lists --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reach", [None, Reach(1, 1e-6), Reach(1.3, 1e-6), Reach(2, 0.3)])
+@pytest.mark.parametrize(
+    "radius", [None, ProbeRadius(1, 1e-6), ProbeRadius(1.3, 1e-6), ProbeRadius(2, 0.3)]
+)
 @pytest.mark.parametrize("nprobe", [1, 7, 40])
-def test_the_nearest_lists_are_those_of_all_within_reach(nprobe: int, reach: Reach | None) -> None:
+def test_the_nearest_lists_are_those_of_all_within_reach(
+    nprobe: int, radius: ProbeRadius | None
+) -> None:
     quantizer = trained(clustered(2000, 24), 40)
-    queries = quantizer.queries(clustered(50, 24, seed=3) * 17)
-    every = quantizer.closeness(queries)
-    close, lists = quantizer.nearest(queries, nprobe, reach)
+    queries = quantizer.prepare_queries(clustered(50, 24, seed=3) * 17)
+    every = quantizer.centroids.closeness(queries)
+    close, lists = quantizer.centroids.nearest(queries, nprobe, radius)
     assert close.shape == lists.shape
     assert close.shape[1] <= nprobe
     for at, (mine, found) in enumerate(zip(every, lists, strict=True)):
         order = np.argsort(-mine)[:nprobe]
-        if reach is not None:
-            base = max(1 - mine[order[0]], reach.least)
-            order = order[1 - mine[order] <= reach.times * base + 1e-6]
+        if radius is not None:
+            base = max(1 - mine[order[0]], radius.min_distance)
+            order = order[1 - mine[order] <= radius.times * base + 1e-6]
         found = found[found >= 0]
         assert found.tolist() == order.tolist()
         np.testing.assert_allclose(close[at, : len(found)], mine[order], atol=1e-6)
-        one_close, one = quantizer.nearest(queries[at : at + 1], nprobe, reach)
+        one_close, one = quantizer.centroids.nearest(queries[at : at + 1], nprobe, radius)
         assert one[0].tolist() == order.tolist()
         np.testing.assert_allclose(one_close[0], mine[order], atol=1e-6)
-    if reach is not None and nprobe == 40:
+    if radius is not None and nprobe == 40:
         assert (lists >= 0).sum(axis=1).min() >= 1
         assert (lists < 0).any() or lists.shape[1] < nprobe
 
@@ -236,20 +244,20 @@ def test_the_nearest_lists_are_those_of_all_within_reach(nprobe: int, reach: Rea
 def test_many_searches_later_nearly_the_same_lists_are_found_faster() -> None:
     block = clustered(6000, 16)
     quantizer = trained(block, 600)
-    queries = quantizer.queries(clustered(100, 16, seed=1))
-    truth = quantizer.nearest(queries, 8)[1]
-    quantizer.hasten()
-    assert quantizer._coarse is not None
-    assert recall_of(quantizer.nearest(queries, 8)[1], truth) > 0.95
-    one = [quantizer.nearest(queries[i : i + 1], 8)[1][0] for i in range(100)]
+    queries = quantizer.prepare_queries(clustered(100, 16, seed=1))
+    truth = quantizer.centroids.nearest(queries, 8)[1]
+    quantizer.centroids.speed_up()
+    assert quantizer.centroids._coarse is not None
+    assert recall_of(quantizer.centroids.nearest(queries, 8)[1], truth) > 0.95
+    one = [quantizer.centroids.nearest(queries[i : i + 1], 8)[1][0] for i in range(100)]
     assert recall_of(np.array(one), truth) == 1, "one query is compared with all"
 
 
 def test_of_damaged_centroids_no_list_is_the_nearest() -> None:
     quantizer = trained(clustered(300, 16))
-    quantizer._centroids = np.full_like(quantizer._centroids, np.nan)
-    query = quantizer.queries(clustered(1, 16))
-    lists = quantizer.nearest(query, 3, Reach(2, 0.1))[1]
+    quantizer.centroids.block = np.full_like(quantizer.centroids.block, np.nan)
+    query = quantizer.prepare_queries(clustered(1, 16))
+    lists = quantizer.centroids.nearest(query, 3, ProbeRadius(2, 0.1))[1]
     assert lists.shape[0] == 1
     assert lists.size
 
@@ -259,9 +267,9 @@ def test_queries_of_any_length_are_brought_to_one(length: float) -> None:
     block = clustered(300, 70)
     quantizer = trained(block)
     queries = (block[:9] * np.float64(length)).astype(np.float32)
-    fitted = quantizer.queries(queries)[:, :70]
+    fitted = quantizer.prepare_queries(queries)[:, :70]
     np.testing.assert_allclose(np.linalg.norm(fitted, axis=1), 1, atol=1e-5)
     queries[4] = 0
-    fitted = quantizer.queries(queries)
+    fitted = quantizer.prepare_queries(queries)
     assert not fitted[4].any()
     assert np.isfinite(fitted).all()

@@ -12,14 +12,17 @@ import pytest
 
 from engine import Store
 from engine.config import MemoryBudget
-from engine.index import build, segment
-from engine.index.background import Work
+from engine.index import build, segment_writer
+from engine.index.background import BackgroundWork
 from engine.index.calibrate import measure
-from engine.index.search import VectorIndex, quantizer_path
+from engine.index.row_filter import COMPARED_ROWS
+from engine.index.search import VectorIndex
+from engine.index.train import train_quantizer
 from engine.ingest import run
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import ExtentWriter
+from engine.storage.index_files import file_problem, quantizer_path, segment_path
 from engine.storage.manifest import OperatingPoint, QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
 
@@ -62,15 +65,17 @@ def write(store: Path, block: np.ndarray) -> Vectors:
     return Vectors(store, 1, dim, parts)
 
 
-def built(store: Path, found: Vectors, *spans: tuple[int, int], number: int = 1) -> VectorIndex:
+def built(
+    store: Path, found: Vectors, *spans: tuple[int, int], compared_rows: int = COMPARED_ROWS
+) -> VectorIndex:
     """An index with a segment over each of some spans of rows."""
-    work = Work(MemoryBudget())
-    entry, quantizer = build.train(store, number, 1, found, found.rows, work)
+    work = BackgroundWork(MemoryBudget())
+    entry, quantizer = train_quantizer(store, 1, 1, found, found.rows, work)
     made = [
-        build.segment(store, number + 100 * i, entry, quantizer, found, [span], work)[0]
+        build.build_segment(store, 1 + 100 * i, entry, quantizer, found, [span], work)[0]
         for i, span in enumerate(spans, 1)
     ]
-    return reopened(store, found, [entry], made)
+    return VectorIndex(store, found, [entry], made, compared_rows=compared_rows)
 
 
 def reopened(
@@ -136,15 +141,15 @@ def test_lists_out_of_reach_are_left_out(tmp_path: Path) -> None:
     block, queries = clustered(3000), clustered(40, seed=1)
     found = write(tmp_path, block)
     index = built(tmp_path, found, (0, 1000), (1200, 3000))
-    far = index.farness(queries)
+    far = index.scan.list_distances(queries)
     assert far.shape == (40, index.quantizer.nlist)
     assert far.min() <= 1
     rows = np.arange(3000)
-    lists = index.lists_of(rows)
+    lists = index.scan.lists_of(rows)
     indexed = index.is_indexed(rows)
     assert (lists[~indexed] == -1).all()
     assert np.array_equal(lists[indexed], index.quantizer.encode(block[indexed])[0])
-    assert index.lists_of(np.array([2999, -1, 5])).tolist() == [lists[2999], -1, lists[5]]
+    assert index.scan.lists_of(np.array([2999, -1, 5])).tolist() == [lists[2999], -1, lists[5]]
     nlist = index.quantizer.nlist
     truth = nearest(block, queries, 10)[1]
     for times in (1.2, 2.0, 1e9):
@@ -161,17 +166,14 @@ def test_lists_out_of_reach_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.97])
-def test_what_is_not_wanted_may_lie_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
-) -> None:
+def test_what_is_not_wanted_may_lie_together(tmp_path: Path, share: float) -> None:
     """Of a query among them, what is wanted lies in other lists than what is near."""
-    monkeypatch.setattr("engine.index.search._FEW", 100)
     rng = np.random.default_rng(1)
     centres = rng.standard_normal((25, 16))
     of = np.sort(rng.integers(0, 25, 6000))
     made = centres[of] + 0.5 * rng.standard_normal((6000, 16))
     block = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
-    index = built(tmp_path, write(tmp_path, block), (0, 3000), (3000, 6000))
+    index = built(tmp_path, write(tmp_path, block), (0, 3000), (3000, 6000), compared_rows=100)
     index.measured = measure(index, None, 0.95)
     kept = np.arange(6000) >= (1 - share) * 6000
     queries = block[~kept][rng.permutation((~kept).sum())[:100]]
@@ -285,12 +287,12 @@ def test_an_index_that_cannot_be_opened_is_searched_exactly(
     before = built(tmp_path, found, (0, 800))
     assert before.quantizer_entry is not None
     entry: QuantizerEntry | SegmentEntry = before.segments[0].entry
-    path = segment.path_of(tmp_path, entry.number)
+    path = segment_path(tmp_path, entry.number)
     if part == "quantizer":
         entry = before.quantizer_entry
         path = quantizer_path(tmp_path, entry.number)
     damage(path)
-    assert segment.problem(path, entry.bytes, entry.xxh64) is not None
+    assert file_problem(path, entry.bytes, entry.xxh64) is not None
     index = reopened(
         tmp_path, found, [before.quantizer_entry], [one.entry for one in before.segments]
     )
@@ -307,7 +309,7 @@ def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path, querie
     before = built(tmp_path, found, (0, 1000))
     assert before.quantizer_entry is not None
     entry = before.segments[0].entry
-    path = segment.path_of(tmp_path, entry.number)
+    path = segment_path(tmp_path, entry.number)
     whole = path.read_bytes()
     # In the codes and labels of the lists, which FAISS reads without looking at them.
     for at in np.linspace(5000, len(whole) - 16, 40).astype(int).tolist():
@@ -323,7 +325,7 @@ def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path, querie
         assert all(len(set(line[line >= 0])) == (line >= 0).sum() for line in rows)
         exact = np.einsum("qd,qkd->qk", block[:queries], block[rows])
         np.testing.assert_allclose(scores[there], exact[there], atol=1e-5)
-        assert segment.problem(path, entry.bytes, entry.xxh64) == "its checksum is wrong"
+        assert file_problem(path, entry.bytes, entry.xxh64) == "its checksum is wrong"
 
 
 # --- segments of a store --------------------------------------------------------------------------
@@ -436,7 +438,7 @@ def test_an_index_that_cannot_be_written_is_left_for_later(
     np.save(tmp_path / "a.npy", colours(0, 40))
     with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
         with monkeypatch.context() as patch:
-            patch.setattr(segment, "write_new", no_space)
+            patch.setattr(segment_writer, "write_new", no_space)
             assert store.ingest(tmp_path / "a.npy").added == 40
         assert "the index was not built" in caplog.text
         assert store.info().segments == []

@@ -17,14 +17,19 @@ from indexed import clustered, nearest, recall_of, write
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
 from engine.index import build, segment
-from engine.index.background import Work
+from engine.index.background import BackgroundWork
 from engine.index.quantizer import Quantizer
+from engine.index.quantizer_file import save_quantizer
 from engine.index.search import VectorIndex
-from engine.index.segment import Segment, path_of
+from engine.index.segment import Segment
+from engine.index.segment_layout import pack_codes, unpack_codes
+from engine.index.segment_writer import write_segment
+from engine.index.train import train_quantizer
+from engine.storage.index_files import file_problem, make_index_folder, segment_path
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
 
-WORK = Work(MemoryBudget())
+WORK = BackgroundWork(MemoryBudget())
 
 
 @pytest.fixture(autouse=True)
@@ -43,24 +48,24 @@ class Made:
         self.root, self.block = root, block
         self.vectors: Vectors = write(root, block)
         if nlist is None:
-            made = build.train(root, 1, 1, self.vectors, len(block), WORK)
+            made = train_quantizer(root, 1, 1, self.vectors, len(block), WORK)
             self.named, self.quantizer = made
         else:
             self.quantizer = Quantizer.train(block, nlist, 1)
-            segment.make_folder(root)
-            sums = self.quantizer.save(root / "index" / "00000001.quantizer", 1)
+            make_index_folder(root)
+            sums = save_quantizer(self.quantizer, root / "index" / "00000001.quantizer", 1)
             self.named = QuantizerEntry(1, 1, nlist, len(block), 0.5, *sums)
         self.entry = self.piece(2, [(0, len(block))])
 
     def piece(self, number: int, spans: list[tuple[int, int]]) -> SegmentEntry:
-        made = build.segment(
+        made = build.build_segment(
             self.root, number, self.named, self.quantizer, self.vectors, spans, WORK
         )
         return made[0]
 
     def open(self, entry: SegmentEntry | None = None) -> Segment:
         entry = entry or self.entry
-        return Segment(path_of(self.root, entry.number), entry, self.quantizer)
+        return Segment(segment_path(self.root, entry.number), entry, self.quantizer)
 
 
 def candidates(
@@ -71,8 +76,8 @@ def candidates(
     nprobe: int,
     alive: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    fitted = made.quantizer.queries(queries)
-    close, lists = made.quantizer.nearest(fitted, nprobe)
+    fitted = made.quantizer.prepare_queries(queries)
+    close, lists = made.quantizer.centroids.nearest(fitted, nprobe)
     return segment.candidates(fitted, depth, close, lists, alive)
 
 
@@ -81,8 +86,8 @@ def test_what_is_read_is_what_was_coded(tmp_path: Path, dim: int) -> None:
     made = Made(tmp_path, clustered(700, dim))
     lists, codes, _ = made.quantizer.encode(made.block)
     segment = made.open()
-    assert path_of(tmp_path, 2).stat().st_size == made.entry.bytes
-    assert segment.problem(path_of(tmp_path, 2), made.entry.bytes, made.entry.xxh64) is None
+    assert segment_path(tmp_path, 2).stat().st_size == made.entry.bytes
+    assert file_problem(segment_path(tmp_path, 2), made.entry.bytes, made.entry.xxh64) is None
     assert segment.names_every_row()
     for number in range(made.quantizer.nlist):
         mine = np.flatnonzero(lists == number)
@@ -95,8 +100,8 @@ def test_what_is_read_is_what_was_coded(tmp_path: Path, dim: int) -> None:
 def test_lists_that_are_none_are_passed_over(tmp_path: Path, queries: int) -> None:
     made = Made(tmp_path, clustered(900, 12))
     segment = made.open()
-    fitted = made.quantizer.queries(clustered(queries, 12, seed=1))
-    close, lists = made.quantizer.nearest(fitted, 12)
+    fitted = made.quantizer.prepare_queries(clustered(queries, 12, seed=1))
+    close, lists = made.quantizer.centroids.nearest(fitted, 12)
     some = lists.copy()
     some[:, 1::3] = -1
     some[0, 4:] = -1
@@ -124,15 +129,15 @@ def test_merged_pieces_are_the_segment_of_all(tmp_path: Path, dim: int) -> None:
         made.piece(11, [(100, 101)]),
         made.piece(12, [(101, 900)]),
     ]
-    merged = build.merge(tmp_path, 20, made.named, made.quantizer, pieces)
+    merged = build.merge_segments(tmp_path, 20, made.named, made.quantizer, pieces)
     assert replace(merged, number=2) == made.entry
-    assert path_of(tmp_path, 20).read_bytes() == path_of(tmp_path, 2).read_bytes()
+    assert segment_path(tmp_path, 20).read_bytes() == segment_path(tmp_path, 2).read_bytes()
 
 
 def test_pieces_over_other_rows_keep_their_own(tmp_path: Path) -> None:
     made = Made(tmp_path, clustered(600))
     late, early = made.piece(10, [(400, 600)]), made.piece(11, [(0, 50), (100, 150)])
-    merged = build.merge(tmp_path, 20, made.named, made.quantizer, [late, early])
+    merged = build.merge_segments(tmp_path, 20, made.named, made.quantizer, [late, early])
     assert merged.ranges == ((1, 400, 200), (1, 0, 50), (1, 100, 50))
     index = VectorIndex(tmp_path, made.vectors, [made.named], [merged])
     assert index.bare == [(50, 100), (150, 400)]
@@ -154,7 +159,7 @@ def test_a_segment_finds_what_lists_of_faiss_in_memory_find(tmp_path: Path, dim:
     plain.ntotal = 2000
     theirs = faiss.IndexIVFPQFastScan(plain)
     theirs.nprobe = nprobe
-    wanted, _ = theirs.search(made.quantizer.queries(queries), depth)
+    wanted, _ = theirs.search(made.quantizer.prepare_queries(queries), depth)
     scores, labels = candidates(made, segment, queries, depth, nprobe)
     np.testing.assert_allclose(scores, wanted, atol=1e-6)
     for i in range(5):  # one alone is searched in another way
@@ -173,16 +178,16 @@ def test_a_segment_finds_what_lists_of_faiss_in_memory_find(tmp_path: Path, dim:
 )
 def test_blocks_give_back_what_was_packed(codes: np.ndarray) -> None:
     n, size = codes.shape
-    blocks = segment.packed(codes)
+    blocks = pack_codes(codes)
     assert len(blocks) == -(-n // 32) * 32 * size
-    assert np.array_equal(segment.unpacked(blocks, n, size), codes)
+    assert np.array_equal(unpack_codes(blocks, n, size), codes)
 
 
 def test_a_faiss_that_arranges_codes_otherwise_is_not_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Made(tmp_path, clustered(100))
-    monkeypatch.setattr(segment, "_is_as_faiss_has_it", lambda: False)
+    monkeypatch.setattr(segment, "is_layout_of_faiss", lambda: False)
     with pytest.raises(StoreDamagedError, match="otherwise"):
         made.open()
 
@@ -208,7 +213,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def put(whole: Made, root: Path, data: bytes) -> Path:
     """A segment's file of ``data``: mapped files are replaced, never changed."""
-    path = path_of(root, 2)
+    path = segment_path(root, 2)
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     path.write_bytes(data)
@@ -219,12 +224,12 @@ def put(whole: Made, root: Path, data: bytes) -> Path:
 def test_a_cut_file_is_refused_whatever_its_entry_says(
     tmp_path: Path, whole: Made, length: int
 ) -> None:
-    data = path_of(whole.root, 2).read_bytes()[:length]
+    data = segment_path(whole.root, 2).read_bytes()[:length]
     path = put(whole, tmp_path, data)
     for said in (whole.entry.bytes, len(data)):
         with pytest.raises(StoreDamagedError):
             Segment(path, replace(whole.entry, bytes=said), whole.quantizer)
-    assert segment.problem(path, whole.entry.bytes, whole.entry.xxh64)
+    assert file_problem(path, whole.entry.bytes, whole.entry.xxh64)
 
 
 def test_a_file_that_is_gone_is_refused(tmp_path: Path, whole: Made) -> None:
@@ -237,7 +242,7 @@ def test_a_file_that_is_gone_is_refused(tmp_path: Path, whole: Made) -> None:
 def test_any_flipped_bit_of_the_header_is_noticed(
     tmp_path: Path, whole: Made, at: int, bit: int
 ) -> None:
-    data = bytearray(path_of(whole.root, 2).read_bytes())
+    data = bytearray(segment_path(whole.root, 2).read_bytes())
     data[at] ^= 1 << bit
     path = put(whole, tmp_path, data)
     with pytest.raises(StoreDamagedError):
@@ -250,7 +255,7 @@ def test_damaged_sizes_are_refused_or_harm_nothing(
     tmp_path: Path, whole: Made, values: list[int], random: object
 ) -> None:
     """Those that happen to fit, as two that changed places do, make a segment of something else."""
-    data = bytearray(path_of(whole.root, 2).read_bytes())
+    data = bytearray(segment_path(whole.root, 2).read_bytes())
     nlist = whole.quantizer.nlist
     sizes = np.frombuffer(data, np.uint32, nlist, 4096).copy()
     random.shuffle(sizes)  # type: ignore[attr-defined]
@@ -265,7 +270,7 @@ def test_damaged_sizes_are_refused_or_harm_nothing(
 def test_damaged_lists_name_no_row_that_is_not_there(
     tmp_path: Path, whole: Made, at: float, values: bytes
 ) -> None:
-    data = bytearray(path_of(whole.root, 2).read_bytes())
+    data = bytearray(segment_path(whole.root, 2).read_bytes())
     start = 4096 + 4 * whole.quantizer.nlist
     begin = start + int(at * (len(data) - start))
     values = values[: len(data) - begin]
@@ -288,7 +293,7 @@ def search(whole: Made, path: Path) -> None:
 
 
 def test_labels_that_are_doubled_are_noticed(tmp_path: Path, whole: Made) -> None:
-    data = bytearray(path_of(whole.root, 2).read_bytes())
+    data = bytearray(segment_path(whole.root, 2).read_bytes())
     segment = whole.open()
     assert segment.names_every_row()
     number = int(np.argmax(segment.sizes))
@@ -315,5 +320,5 @@ def test_what_cannot_be_written_leaves_nothing(
     quantizer = whole.quantizer
     pieces = [(whole.open(), 0)]
     with pytest.raises(OSError, match="No space"):
-        segment.write(path_of(tmp_path, 5), 1, quantizer.nlist, quantizer.code_bytes, pieces)
+        write_segment(segment_path(tmp_path, 5), 1, quantizer.nlist, quantizer.code_bytes, pieces)
     assert list((tmp_path / "index").iterdir()) == []

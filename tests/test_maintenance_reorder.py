@@ -24,15 +24,17 @@ from indexed import (
 )
 
 from engine import Store
+from engine.config import Limits
 from engine.errors import StoreDamagedError
 from engine.index import calibrate, maintain
-from engine.index.background import Work
+from engine.index.background import BackgroundWork
 from engine.maintenance import reorder
 from engine.records import OptimizeReport
 from engine.storage import extents
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.lock import WriterLock
 
+LIMITS = Limits(recall_sample=50)
 LEAST = 100
 N = 6 * LEAST
 BLOCK = clustered(2 * N)
@@ -45,8 +47,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
     small_index(monkeypatch, LEAST)
-    monkeypatch.setattr(calibrate, "_SAMPLE", 50)
-    monkeypatch.setattr(calibrate, "_DEPTHS", (1, 2, 5))
+    monkeypatch.setattr(calibrate, "_RERANK_DEPTHS", (1, 2, 5))
     monkeypatch.setattr(reorder, "_WAIT_SECONDS", 0.01)
     yield
     faiss.omp_set_num_threads(threads)
@@ -55,7 +56,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A store with ids 1 to N, in two segments."""
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(BLOCK[: 4 * LEAST], name="a")
         store.ingest(BLOCK[4 * LEAST : N], name="b")
     return tmp_path / "s"
@@ -63,7 +64,7 @@ def made(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(made: Path) -> Iterator[Store]:
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         yield opened
         assert opened.check().problems == ()
         assert leftovers(opened.path) == []
@@ -71,7 +72,7 @@ def store(made: Path) -> Iterator[Store]:
 
 def rows_of(store: Store) -> tuple[np.ndarray, np.ndarray]:
     """All rows as they lie: ids and vectors."""
-    found = store.session.snapshot.open_vectors()
+    found = store._files.open_vectors()
     rows = np.arange(found.rows, dtype=np.int64)
     ids, vectors = found.ids(rows), found.gather(rows)
     found.close()
@@ -98,7 +99,7 @@ def test_vectors_lie_in_the_order_of_lists_as_they_were(store: Store) -> None:
     assert not np.array_equal(ids, EVERY)
     assert np.array_equal(np.sort(ids), EVERY)
     assert np.array_equal(vectors, BLOCK[ids - 1])
-    index = store.session.index
+    index = store._files.index
     (segment,) = index.segments
     lists, _, _ = index.quantizer.encode(vectors)
     assert (np.diff(lists) >= 0).all()
@@ -111,9 +112,9 @@ def test_vectors_lie_in_the_order_of_lists_as_they_were(store: Store) -> None:
 def test_a_second_optimize_does_nothing(store: Store) -> None:
     assert store.optimize().laid_out == N
     before = {path: path.stat().st_ino for path in store.path.rglob("*.[fi]*") if path.is_file()}
-    named = store.session.snapshot.manifest
+    named = store._files.manifest
     assert store.optimize().laid_out == 0
-    assert store.session.snapshot.manifest == named
+    assert store._files.manifest == named
     assert before == {
         path: path.stat().st_ino for path in store.path.rglob("*.[fi]*") if path.is_file()
     }
@@ -128,7 +129,7 @@ def test_vectors_of_removed_images_go_from_the_disk(store: Store, part: float) -
     assert np.array_equal(np.sort(rows_of(store)[0]), left)
     (path,) = (store.path / "vectors").rglob("*.f32")
     assert path.stat().st_size == HEADER_BYTES + len(left) * BLOCK.shape[1] * 4
-    assert store.session.snapshot.state.dead_vectors == 0
+    assert store._files.state.dead_vectors == 0
     expect(store, left)
     assert store.optimize().laid_out == 0, "there is nothing more to be done"
     new = store.ingest(BLOCK[N : 2 * N], name="c")
@@ -138,7 +139,7 @@ def test_vectors_of_removed_images_go_from_the_disk(store: Store, part: float) -
 
 def test_where_all_are_removed_nothing_is_left_and_a_store_goes_on(store: Store) -> None:
     numbers = {int(path.stem) for path in (store.path / "vectors").rglob("*.f32")}
-    with Store.open(store.path, read_only=True) as reader:
+    with Store.open(store.path, read_only=True, limits=LIMITS) as reader:
         store.remove(ids=EVERY.tolist())
         store.optimize()
         assert stored(store) == {}
@@ -155,7 +156,7 @@ def test_where_all_are_removed_nothing_is_left_and_a_store_goes_on(store: Store)
 
 
 def test_fewer_vectors_than_are_indexed_lose_only_the_removed_ones(tmp_path: Path) -> None:
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(BLOCK[: LEAST - 1], name="a")
         assert store.optimize().laid_out == 0
         store.remove(ids=range(1, 31))
@@ -171,7 +172,7 @@ def test_several_extents_become_one_and_it_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extents, "EXTENT_ROWS", 70)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         for at in range(0, N, 50):
             store.ingest(BLOCK[at : at + 50], name=f"{at}")
         assert len(list((store.path / "vectors").rglob("*.f32"))) == -(-N // 70)
@@ -199,11 +200,11 @@ def beside(
     def locked(self: reorder.Reorder) -> None:
         if not waits:
             waits.append(1)
-            with Store.open(path) as other:
+            with Store.open(path, limits=LIMITS) as other:
                 what(other)
         lock(self)
 
-    with monkeypatch.context() as patch, Store.open(path) as store:
+    with monkeypatch.context() as patch, Store.open(path, limits=LIMITS) as store:
         patch.setattr(reorder.Reorder, "_lock", locked)
         report = store.optimize()
     assert waits
@@ -218,7 +219,7 @@ def test_what_another_ingests_meanwhile_is_carried_over(
     monkeypatch.setattr(extents, "EXTENT_ROWS", extent)
     report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch)
     assert (report.laid_out, report.skipped) == (N, ())
-    with Store.open(made) as store:
+    with Store.open(made, limits=LIMITS) as store:
         expect(store, np.arange(1, N + 351))
         store.ingest(BLOCK[N + 350 : N + 400], name="d")
         expect(store, np.arange(1, N + 401))
@@ -228,13 +229,13 @@ def test_what_another_ingests_meanwhile_is_carried_over(
 def test_what_another_removes_meanwhile_stays_removed(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Store.open(made) as store:
+    with Store.open(made, limits=LIMITS) as store:
         store.remove(ids=[5])
     report = beside(made, lambda o: o.remove(ids=range(1, 301)), monkeypatch)
     assert report.laid_out == N - 1
-    with Store.open(made) as store:
+    with Store.open(made, limits=LIMITS) as store:
         expect(store, np.arange(301, N + 1))
-        assert store.session.snapshot.state.dead_vectors == 299
+        assert store._files.state.dead_vectors == 299
         assert store.optimize().laid_out == N - 300
         expect(store, np.arange(301, N + 1))
         assert store.check().problems == ()
@@ -246,21 +247,21 @@ def test_if_another_has_laid_them_out_meanwhile_it_is_told(
     report = beside(made, lambda o: o.optimize(), monkeypatch)
     assert report.laid_out == 0
     assert "another process" in report.skipped[0]
-    with Store.open(made, read_only=True) as store:
+    with Store.open(made, read_only=True, limits=LIMITS) as store:
         expect(store, EVERY)
 
 
 def test_if_another_has_trained_anew_meanwhile_it_is_told(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Store.open(made) as store:
+    with Store.open(made, limits=LIMITS) as store:
         store.optimize()
         store.remove(ids=range(1, 101))
     monkeypatch.setattr(maintain, "RETRAINED", 1.2)  # for the ingest, and not for this optimize
     report = beside(made, lambda o: o.ingest(BLOCK[N : 2 * N], name="c"), monkeypatch)
     assert report.laid_out == 0
     assert "another process" in report.skipped[0]
-    with Store.open(made, read_only=True) as store:
+    with Store.open(made, read_only=True, limits=LIMITS) as store:
         expect(store, np.arange(101, 2 * N + 1))
 
 
@@ -268,7 +269,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from engine.storage.lock import WriterLock
-from engine.storage.work import Work
+from engine.index.background import BackgroundWork
 lock = WriterLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)
@@ -314,8 +315,8 @@ def test_it_can_be_stopped_anywhere(store: Store) -> None:
 
 def test_readers_that_were_open_go_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
-        Store.open(store.path, read_only=True) as mapped,
-        Store.open(store.path, read_only=True) as unmapped,
+        Store.open(store.path, read_only=True, limits=LIMITS) as mapped,
+        Store.open(store.path, read_only=True, limits=LIMITS) as unmapped,
     ):
         mapped.search_vectors(BLOCK[:1], 1)
         store.remove(ids=range(1, 201))
@@ -323,8 +324,8 @@ def test_readers_that_were_open_go_on(store: Store, monkeypatch: pytest.MonkeyPa
         left = np.arange(201, N + 1)
         with monkeypatch.context() as patch:
             # As if in the middle of a call, before it looks whether there is anything new.
-            patch.setattr(mapped.session, "follow", lambda: None)
-            patch.setattr(unmapped.session, "follow", lambda: None)
+            patch.setattr(mapped._files, "follow", lambda: None)
+            patch.setattr(unmapped._files, "follow", lambda: None)
             ids = mapped.search_vectors(BLOCK[:N], 1)[1]
             assert np.mean(ids[:, 0] == EVERY) > 0.9, "as it was"
             ids = unmapped.search_vectors(BLOCK[200:N], 1)[1]
@@ -338,11 +339,11 @@ def test_a_reader_never_takes_new_vectors_for_those_it_knows(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers of extents are not used again, not even when all vectors went."""
-    with Store.open(store.path, read_only=True) as reader:
+    with Store.open(store.path, read_only=True, limits=LIMITS) as reader:
         store.remove(ids=EVERY.tolist())
         store.optimize()
         store.ingest(BLOCK[N:], name="c")
-        monkeypatch.setattr(reader.session, "follow", lambda: None)
+        monkeypatch.setattr(reader._files, "follow", lambda: None)
         ids = reader.search_vectors(BLOCK[N : N + 50], 1, recall=1)[1]
         assert ids[:, 0].tolist() == list(range(N + 1, N + 51))
 
@@ -351,56 +352,54 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        Store.open(made, read_only=True) as asked,
-        Store.open(made, read_only=True) as idle,
-        Store.open(made) as writer,
+        Store.open(made, read_only=True, limits=LIMITS) as asked,
+        Store.open(made, read_only=True, limits=LIMITS) as idle,
+        Store.open(made, limits=LIMITS) as writer,
     ):
         for reader in (asked, idle):
             reader.search_vectors(BLOCK[:1], 1)
-        commit, vectors = (
-            writer.session.snapshot.state.commit,
-            writer.session.snapshot.state.vectors,
-        )
-        writer.session.become_writer()
-        made_anew = maintain.Indexing(writer.session, Work(writer.session.memory))
-        made_anew._build(writer.session.index)
+        commit, vectors = writer._files.state.commit, writer._files.state.vectors
+        writer._files.become_writer()
+        made_anew = maintain.IndexUpdater(writer._files, BackgroundWork(writer._files.memory))
+        made_anew._build(writer._files.index)
         measured = made_anew.measure(0.6)
-        assert writer.session.snapshot.state.commit == commit
+        assert writer._files.state.commit == commit
         for reader in (asked, idle):
             reader.search_vectors(BLOCK[:1], 1)
-            assert reader.session.snapshot.manifest == writer.session.snapshot.manifest
-            assert reader.session.index.measured == measured
-            assert reader.session.snapshot.state.commit == commit
-            assert reader.session.snapshot.state.vectors == vectors
-            opened = reader.session.index
+            assert reader._files.manifest == writer._files.manifest
+            assert reader._files.index.measured == measured
+            assert reader._files.state.commit == commit
+            assert reader._files.state.vectors == vectors
+            opened = reader._files.index
             reader.search_vectors(BLOCK[:1], 1)
-            assert reader.session.index is opened, "once for each index"
+            assert reader._files.index is opened, "once for each index"
             expect(reader, EVERY)
 
 
 def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
     made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Store.open(made, read_only=True) as reader, Store.open(made) as writer:
-        writer.session.become_writer()
-        there, turns = reader.session._has_index_files, []
+    with (
+        Store.open(made, read_only=True, limits=LIMITS) as reader,
+        Store.open(made, limits=LIMITS) as writer,
+    ):
+        writer._files.become_writer()
+        there, turns = reader._files._has_index_files, []
 
         def meanwhile() -> bool:
             """Once the files were seen, and before they are opened, they are others."""
             answer = there()
             if len(turns) < 3:
                 turns.append(answer)
-                anew = maintain.Indexing(writer.session, Work(writer.session.memory))
-                anew._build(writer.session.index)
+                anew = maintain.IndexUpdater(writer._files, BackgroundWork(writer._files.memory))
+                anew._build(writer._files.index)
             return answer
 
-        monkeypatch.setattr(reader.session, "_has_index_files", meanwhile)
-        monkeypatch.setattr(reader.session, "follow", lambda: None)
-        index = reader.session.index
+        monkeypatch.setattr(reader._files, "_has_index_files", meanwhile)
+        monkeypatch.setattr(reader._files, "follow", lambda: None)
+        index = reader._files.index
         assert len(turns) == 3
-        assert [one.entry for one in index.segments] == list(
-            writer.session.snapshot.manifest.segments
-        )
+        assert [one.entry for one in index.segments] == list(writer._files.manifest.segments)
         assert not index.bare
     assert "check --fix" not in caplog.text, "nothing is damaged"
 
@@ -425,8 +424,8 @@ def test_for_want_of_room_it_is_left_and_told_of(
 @pytest.mark.parametrize("more", [1, N, -N, 1 << 40])
 def test_a_damaged_segment_loses_no_vector(made: Path, more: int) -> None:
     """Labels that name a row twice, and so another not at all, or that name none."""
-    with Store.open(made, read_only=True) as opened:
-        index = opened.session.index
+    with Store.open(made, read_only=True, limits=LIMITS) as opened:
+        index = opened._files.index
         segment = max(index.segments, key=lambda one: one.entry.rows)
         number = int(np.argmax(segment.sizes))
         codes = int(segment._capacities[number]) * index.quantizer.code_bytes
@@ -435,7 +434,7 @@ def test_a_damaged_segment_loses_no_vector(made: Path, more: int) -> None:
     data[at : at + 8] = (np.frombuffer(data, np.int64, 1, at) + more).tobytes()
     path.unlink()
     path.write_bytes(data)
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         assert opened.optimize().laid_out == N
         expect(opened, EVERY)
         assert opened.check().problems == ()
@@ -452,17 +451,20 @@ def test_damaged_vectors_are_not_laid_out_as_if_they_were_whole(
     data[HEADER_BYTES + 1000] ^= 1
     path.unlink()
     path.write_bytes(data if damage == "flipped" else data[:-1])
-    with Store.open(made, read_only=True) as opened:
+    with Store.open(made, read_only=True, limits=LIMITS) as opened:
         before = [problem.part for problem in opened.check().problems]
     if damage == "flipped":
-        with Store.open(made) as opened:
+        with Store.open(made, limits=LIMITS) as opened:
             report = opened.optimize()
             assert report.laid_out == 0
             assert "check --fix" in report.skipped[0]
     else:
-        with Store.open(made) as opened, pytest.raises(StoreDamagedError, match="cut short"):
+        with (
+            Store.open(made, limits=LIMITS) as opened,
+            pytest.raises(StoreDamagedError, match="cut short"),
+        ):
             opened.optimize()
-    with Store.open(made, read_only=True) as opened:
+    with Store.open(made, read_only=True, limits=LIMITS) as opened:
         assert [problem.part for problem in opened.check().problems] == before
     assert leftovers(made) == []
 
@@ -485,7 +487,7 @@ def test_damaged_vectors_that_came_meanwhile_are_not_carried_over(
     report = beside(made, come_and_be_damaged, monkeypatch)
     assert report.laid_out == 0
     assert "check --fix" in report.skipped[0]
-    with Store.open(made, read_only=True) as opened:
+    with Store.open(made, read_only=True, limits=LIMITS) as opened:
         assert str(path.relative_to(made)) in [p.part for p in opened.check().problems]
 
 
@@ -502,7 +504,7 @@ def test_for_want_of_room_for_what_came_meanwhile_it_is_left(
     assert report.laid_out == 0
     assert "of room on the disk" in report.skipped[0]
     monkeypatch.undo()
-    with Store.open(made, read_only=True) as opened:
+    with Store.open(made, read_only=True, limits=LIMITS) as opened:
         expect(opened, np.arange(1, N + 51))
 
 
@@ -515,11 +517,11 @@ def damage_ids(path: Path, rows: int = 1) -> None:
 
 @pytest.mark.parametrize("rows", [1, 200])
 def test_of_damaged_ids_those_that_are_sure_are_kept(made: Path, rows: int) -> None:
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         assert opened.optimize().laid_out == N
     (path,) = (made / "vectors").rglob("*.ids")
     damage_ids(path, rows)
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         problems = opened.check(fix=True).problems
         assert all(problem.fixed for problem in problems)
         scores, ids = opened.search_vectors(BLOCK[:N], 1, recall=1)
@@ -538,14 +540,17 @@ def test_of_damaged_ids_those_that_are_sure_are_kept(made: Path, rows: int) -> N
 
 def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) -> None:
     """Ids that were laid out follow from nothing: where they are lost, so are these vectors."""
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         assert opened.optimize().laid_out == N
     (path,) = (made / "vectors").rglob("*.ids")
     damage_ids(path, N - 5)
     with path.open("r+b") as file:
         file.seek(HEADER_BYTES)
         file.write(bytes(8 * 5))
-    with Store.open(made, read_only=True) as reader, Store.open(made) as opened:
+    with (
+        Store.open(made, read_only=True, limits=LIMITS) as reader,
+        Store.open(made, limits=LIMITS) as opened,
+    ):
         assert any("is lost" in problem.what for problem in opened.check(fix=True).problems)
         for store in (opened, reader):
             for recall in (None, 1):
@@ -568,12 +573,12 @@ def test_ids_of_half_a_commit_do_not_become_those_of_the_other_half(
     report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch)
     assert report.laid_out == N
     names = sorted((made / "vectors").rglob("*.ids"))
-    with Store.open(made, read_only=True) as opened:
+    with Store.open(made, read_only=True, limits=LIMITS) as opened:
         whose = opened.search_vectors(BLOCK[N : N + 350], 1, recall=1)[1][:, 0]
         assert np.array_equal(whose, np.arange(N + 1, N + 351))
     for path in names:
         damage_ids(path)
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         opened.check(fix=True)
         ids = opened.search_vectors(BLOCK[N : N + 350], 1, recall=1)[1][:, 0]
         scores = opened.search_vectors(BLOCK[N : N + 350], 1, recall=1)[0][:, 0]
@@ -582,11 +587,14 @@ def test_ids_of_half_a_commit_do_not_become_those_of_the_other_half(
 
 
 def test_a_store_that_cannot_be_written_says_why(made: Path) -> None:
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         opened.remove(ids=range(1, 100))
     (path,) = (made / "fingerprints").glob("*.pdq")
     path.write_bytes(path.read_bytes()[:-32])
-    with Store.open(made) as opened, pytest.raises(StoreDamagedError, match="cut short"):
+    with (
+        Store.open(made, limits=LIMITS) as opened,
+        pytest.raises(StoreDamagedError, match="cut short"),
+    ):
         opened.optimize()
 
 
@@ -594,7 +602,7 @@ def test_waiting_for_a_writer_can_be_stopped(made: Path) -> None:
     held = WriterLock(made)
     held.acquire()
     try:
-        with Store.open(made) as opened:
+        with Store.open(made, limits=LIMITS) as opened:
             answers = chain(repeat(False, 40), repeat(True))
             report = opened.optimize(stop=partial(next, answers))
     finally:

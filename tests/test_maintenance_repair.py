@@ -19,7 +19,7 @@ from PIL import Image
 from engine import CheckReport, EngineError, Store
 from engine.cli.app import main
 from engine.cli.render import size
-from engine.index import segment
+from engine.index import build
 from engine.ingest import run
 from engine.maintenance.repair.outcome import named
 from engine.storage import durable, extents
@@ -617,7 +617,7 @@ def write_half(fd: int, data: bytes, offset: int) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name", "least"),
-    [(os, "fsync", 6), (database.Keys, "commit", 5), (segment, "write", 1)],
+    [(os, "fsync", 6), (database.Keys, "commit", 5), (build, "write_segment", 1)],
     ids=["fsync", "commit", "index"],
 )
 def test_a_repair_that_is_interrupted_is_finished_by_the_next(

@@ -31,11 +31,11 @@ from PIL import Image
 from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced, Told, Wrote
 
 from engine import Store, api
-from engine.index import quantizer, segment
+from engine.index import quantizer_file, segment_writer
 from engine.ingest import run
 from engine.maintenance import optimize, remove, reorder
 from engine.storage import create as create_
-from engine.storage import durable, extents
+from engine.storage import durable, extents, index_files
 from engine.storage.changeset import Chunk, Removal
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.rocks import opening
@@ -699,10 +699,10 @@ SYNCS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "a folder of vectors": (NEW, no_names(extents, "vectors")),
     "a replaced file": (NEW, no_contents(durable)),
     "a replaced file's name": (NEW, no_names(durable, "")),
-    "a segment": (NEW, while_in(segment, "write_new", no_contents(durable))),
-    "a segment's name": (NEW, while_in(segment, "write_new", no_names(durable, "index"))),
-    "a quantizer": (NEW, while_in(quantizer, "write_new", no_contents(durable))),
-    "the folder of segments": (NEW, no_names(segment, "store")),
+    "a segment": (NEW, while_in(segment_writer, "write_new", no_contents(durable))),
+    "a segment's name": (NEW, while_in(segment_writer, "write_new", no_names(durable, "index"))),
+    "a quantizer": (NEW, while_in(quantizer_file, "write_new", no_contents(durable))),
+    "the folder of segments": (NEW, no_names(index_files, "store")),
     "a new store's name": (NEW, no_names(create_, "disk")),
     "parts moved in place": (IN_PLACE, no_names(create_, "store")),
     "the encoder's folders": (NEW, no_names(api, "encoder")),

@@ -14,7 +14,7 @@ from engine import EncoderError, ImageError, PackedBits, Store, StoreDamagedErro
 from engine.images import canonical, hashing
 from engine.ingest import run
 from engine.records import LookupResult
-from engine.search import lookup
+from engine.search import identical
 from engine.storage.extents import HEADER_BYTES
 
 
@@ -170,7 +170,7 @@ def test_one_changed_bit_is_another_image(masks: Path) -> None:
 
 def test_pixels_of_another_shape_are_another_image(masks: Path) -> None:
     with Store.open(masks / "store") as store:
-        assert store.lookup(mask(4).reshape(10, 12, 3)).identical == ()
+        assert store.lookup(mask(4).reshape(8, 32, 3)).identical == ()
         assert store.lookup(np.ascontiguousarray(picture(0).transpose(1, 0, 2))).identical == ()
 
 
@@ -500,10 +500,10 @@ def test_identical_images_are_found_without_the_encoder_and_that_is_said(
 def test_many_are_found_as_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_pixels: str, cold: bool
 ) -> None:
-    monkeypatch.setattr(lookup, "_AT_ONCE", 50)
-    monkeypatch.setattr(lookup, "_PROBE", 4)
+    monkeypatch.setattr(identical, "_BATCH", 50)
+    monkeypatch.setattr(identical, "_PROBE", 4)
     if cold:  # as if nothing were in memory
-        monkeypatch.setattr(lookup, "_COLD_SECONDS", 0)  # keys are asked for by many threads
+        monkeypatch.setattr(identical, "_COLD_SECONDS", 0)  # keys are asked for by many threads
         monkeypatch.setattr(os, "RWF_NOWAIT", 1 << 30)  # an error at each read, as if it must wait
     images = np.stack([mask(i) for i in range(120)])
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:

@@ -19,11 +19,11 @@ from unittest import mock
 from engine import Store
 from engine.config import Limits, MemoryBudget
 from engine.errors import EngineError
-from engine.index.maintain import Indexing
+from engine.index.maintain import IndexUpdater
 from engine.ingest import run
 from engine.storage import extents
 from engine.storage.changeset import Chunk
-from engine.storage.session import Session
+from engine.storage.writer import Writer
 
 from ..harness.process import send
 
@@ -73,9 +73,9 @@ def small_buffers() -> Iterator[None]:
 
 def write(store: str, memory: int) -> None:
     """Ingest what the line on standard input says, a JSON list."""
-    commit, build = Session.commit, Indexing.update
+    commit, build = Writer.commit, IndexUpdater.update
 
-    def tell_commit(files: Session, chunk: Chunk) -> None:
+    def tell_commit(files: Writer, chunk: Chunk) -> None:
         names = [os.fsdecode(new.name) for new in chunk.names]
         arrays = [[os.fsdecode(name), array.rows] for name, array in chunk.arrays]
         if not names and not arrays:  # a group of files that are all unchanged
@@ -85,14 +85,14 @@ def write(store: str, memory: int) -> None:
         commit(files, chunk)
         send(what=DONE)
 
-    def tell_build(indexing: Indexing, least: int) -> None:
+    def tell_build(indexing: IndexUpdater, least: int) -> None:
         send(what=INDEX)
         build(indexing, least)
         send(what=INDEXED)
 
     with (
-        mock.patch.object(Session, "commit", tell_commit),
-        mock.patch.object(Indexing, "update", tell_build),
+        mock.patch.object(Writer, "commit", tell_commit),
+        mock.patch.object(IndexUpdater, "update", tell_build),
     ):
         line = sys.stdin.readline()
         if line:

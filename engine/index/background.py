@@ -26,7 +26,7 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class BackgroundWork:
     """What a build is told."""
 
     memory: MemoryBudget
@@ -39,7 +39,7 @@ class Work:
         if self.stop():
             raise StoppedError
 
-    def apart(self, job: Callable[[Work], T]) -> T:
+    def in_background(self, job: Callable[[BackgroundWork], T]) -> T:
         """Do a job in a thread of a lower priority, and wait for it.
 
         Building keeps all cores busy for minutes, beside which a lookup of another process would wait
@@ -61,7 +61,7 @@ class Work:
             try:
                 faiss.omp_set_num_threads(threads)  # each thread has a setting of its own
                 _yield_to_others()
-                return job(Work(self.memory, ask))
+                return job(BackgroundWork(self.memory, ask))
             finally:
                 asked.put(None)
 

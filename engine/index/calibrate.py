@@ -6,31 +6,35 @@ the settings worth using: each costs more than the one before, and finds more.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.index.build import sample_of
-from engine.index.inner_product import Numbers
+from engine.config import RECALL_SAMPLE
+from engine.index.inner_product import Block, Numbers
 from engine.index.operating_point import MEASURED_K
+from engine.index.scan import CodeScan
 from engine.index.search import VectorIndex
+from engine.index.train import sample_of
 from engine.storage.bitmap import IdSet
 from engine.storage.manifest import Measured, OperatingPoint
 
-_SAMPLE = 1000  # vectors that are looked for
 _LARGE = 2_000_000  # vectors, of which half as many are looked for
 _SAMPLE_BYTES = 32 << 20  # of them, at most
 _MIN_SAMPLE = 128
 _SEED = 20
-_DEPTHS = (1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 100)  # times k
-_MAX_DEPTH = 2000
+_RERANK_DEPTHS = (1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 100)  # times k
+_MAX_RERANK_DEPTH = 2000
 _SAME = 1e-6  # of a score, by which those of equal vectors may differ
 _ENOUGH = 0.9995  # recall beyond which wider searches are not measured
 _CONFIDENCE = 1.645  # standard errors: 95 %, one-sided
 _NEVER_MISSED = 3.0  # of n queries that found all, no more than 3 in n do not (95 %)
 _LOST_BY = 10  # queries, that tell how much one misses that misses anything
-_REACHES = (1.1, 1.2, 1.3, 1.4, 1.5, 1.65, 1.8, 2.0, 2.2, 2.5, 3.0, 4.0)
+_PROBE_RADII = (1.1, 1.2, 1.3, 1.4, 1.5, 1.65, 1.8, 2.0, 2.2, 2.5, 3.0, 4.0)
 _FEWER = 0.95  # of the lists, at most, or leaving some out is not worth it
 _BLOCK = 256  # queries whose distances to all lists are in hand
 _FINER = 0.05  # of the missing recall: a point that is worth keeping finds as much more
@@ -38,6 +42,21 @@ _COARSER = 128  # lists, from which on not every fifth more is tried, but every 
 # What a search costs, in nanoseconds of one core: a list and a row of it for each byte of code, and a
 # candidate, whose vector is compared in full. Only their ratio matters.
 _ROW_BYTE_COST, _LIST_COST, _CANDIDATE_COST = 0.1, 40.0, 300.0
+_log = logging.getLogger("engine.index")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Vectors that are looked for, with what exact search finds."""
+
+    rows: Numbers  # (n,) of the vectors themselves
+    queries: Block  # (n, dim)
+    truth: Numbers  # (n, k) rows of the true neighbours, -1 for those in no segment
+    scores: Block  # (n, k + 2) of the nearest, the vector itself last
+    distances: Block  # (n, k): how many times as far as the nearest list that of each neighbour is
+    in_radius: dict[
+        float | None, Numbers
+    ]  # by radius: (n,) lists that lie within; None is no radius
 
 
 def measure(
@@ -45,15 +64,51 @@ def measure(
     alive: IdSet | None,
     target: float,
     done: Callable[[], None] = lambda: None,
+    *,
+    sample: int = RECALL_SAMPLE,
 ) -> Measured:
     """Recall at settings from the narrowest to the widest that is worth it.
 
-    ``alive``: images to be found, where not all are. ``done`` is called every second or so.
+    ``alive``: images to be found, where not all are. ``done`` is called every second or so. ``sample``:
+    vectors that are looked for, at most; half as many where searches take long.
     """
-    quantizer, entry = index.quantizer, index.quantizer_entry
-    assert quantizer is not None and entry is not None
+    started = time.perf_counter()
+    entry, scan = index.quantizer_entry, index.scan
+    assert entry is not None and scan is not None
+    drawn = _draw(index, scan, alive, sample, done)
+    largest = max(MEASURED_K)
+    depth = min(_MAX_RERANK_DEPTH, max(int(max(_RERANK_DEPTHS) * largest), largest))
+    found: dict[int, list[tuple[float, OperatingPoint]]] = {k: [] for k in MEASURED_K}
+    lost = dict.fromkeys(MEASURED_K, 1.0)
+    list_rows = index.vectors.rows / entry.nlist
+    list_cost = _LIST_COST + list_rows * scan.quantizer.code_bytes * _ROW_BYTE_COST
+    for nprobe in _grid(entry.nlist):
+        candidates = index.ranked(drawn.queries, nprobe, depth + 1, alive)
+        ranks = _ranks(candidates, drawn.rows, drawn.truth)
+        done()
+        least = 1.0
+        for k in MEASURED_K:
+            points, lost[k] = _points(drawn, k, nprobe, ranks, depth, list_cost, lost[k])
+            found[k] += points
+            everywhere = [p.recall for _, p in points if p.probe_radius is None]
+            least = min([least, *everywhere[-1:]])
+        if least >= _ENOUGH:
+            break
+    kept = tuple((k, _worthwhile(found[k])) for k in MEASURED_K if found[k])
+    _log.info(
+        "measured recall with %d of %d vectors in %.1f s",
+        len(drawn.rows),
+        index.vectors.rows,
+        time.perf_counter() - started,
+    )
+    return Measured(target, entry.number, index.vectors.rows, len(drawn.rows), kept)
+
+
+def _draw(
+    index: VectorIndex, scan: CodeScan, alive: IdSet | None, sample: int, done: Callable[[], None]
+) -> _Sample:
     vectors = index.vectors
-    most = _SAMPLE if vectors.rows < _LARGE else _SAMPLE // 2
+    most = sample if vectors.rows < _LARGE else sample // 2
     most = min(most, max(_MIN_SAMPLE, _SAMPLE_BYTES // (4 * vectors.dim)))
     rows, queries = sample_of(vectors, most, _SEED)
     good = np.isfinite(queries).all(axis=1) & (queries != 0).any(axis=1)
@@ -67,69 +122,69 @@ def measure(
     truth[~index.is_indexed(truth)] = -1  # always found
     vectors.let_go()
     done()
-    far, counts = _reaches(index, queries, truth)
+    distances, in_radius = _distances(scan, queries, truth)
     done()
-    depth = min(_MAX_DEPTH, max(int(max(_DEPTHS) * largest), largest))
-    found: dict[int, list[tuple[float, OperatingPoint]]] = {k: [] for k in MEASURED_K}
-    lost = dict.fromkeys(MEASURED_K, 1.0)
-    each = vectors.rows / quantizer.nlist
-    for nprobe in _grid(quantizer.nlist):
-        ranks = _ranks(index.ranked(queries, nprobe, depth + 1, alive), rows, truth)
-        done()
-        least = 1.0
-        for k in MEASURED_K:
-            # Of vectors that are as near as the next one, any will do: users have duplicates.
-            next_ = scores[:, k : k + 1]
-            margin = np.where(np.isfinite(next_), _SAME * np.abs(next_), 0)
-            there = (truth[:, :k] >= 0) & (scores[:, :k] > next_ + margin)
-            wanted = there.sum(axis=1)
-            if not wanted.any():
-                continue  # all are next to vectors that are equal: nothing is measured
-            some = wanted > 0
-            depths = np.array(sorted({min(int(times * k), depth) for times in _DEPTHS}))
-            for reach, count in counts.items():
-                lists = float(np.minimum(count, nprobe).mean())
-                if reach is not None and lists > _FEWER * nprobe:
-                    continue
-                # Fewer lists bring no other candidate before one: its rank is no worse then.
-                inside = there if reach is None else there & (far[:, :k] <= reach)
-                rank = np.where(inside, ranks[:, :k], depth)[some]
-                for depth_ in depths.tolist():
-                    hits = (rank < depth_).sum(axis=1)
-                    missing = hits < wanted[some]
-                    if missing.sum() >= _LOST_BY:
-                        lost[k] = float(1 - (hits / wanted[some])[missing].mean())
-                    recall, surely = _recall(hits, wanted[some], lost[k])
-                    cost = lists * (_LIST_COST + each * quantizer.code_bytes * _ROW_BYTE_COST)
-                    cost += depth_ * _CANDIDATE_COST
-                    point = OperatingPoint(nprobe, depth_, recall, surely, reach)
-                    found[k].append((cost, point))
-                if reach is None:
-                    least = min(least, recall)
-        if least >= _ENOUGH:
-            break
-    points = tuple((k, _worthwhile(found[k])) for k in MEASURED_K if found[k])
-    return Measured(target, entry.number, vectors.rows, len(rows), points)
+    return _Sample(rows, queries, truth, scores, distances, in_radius)
 
 
-def _reaches(
-    index: VectorIndex, queries: npt.NDArray[np.float32], truth: Numbers
-) -> tuple[npt.NDArray[np.float32], dict[float | None, npt.NDArray[np.int64]]]:
-    """How far off the list of each true neighbour is, (n, k); how many lists each reach has, (n,)."""
-    of = index.lists_of(truth.reshape(-1)).reshape(truth.shape)
+def _points(
+    drawn: _Sample,
+    k: int,
+    nprobe: int,
+    ranks: Numbers,
+    depth: int,
+    list_cost: float,
+    lost: float,
+) -> tuple[list[tuple[float, OperatingPoint]], float]:
+    """What ``nprobe`` lists find of the k nearest, by radius and re-rank depth, each with its cost.
+
+    ``lost``: the share that a query misses, if it misses anything, as known so far; returned anew.
+    """
+    # Of vectors that are as near as the next one, any will do: users have duplicates.
+    next_ = drawn.scores[:, k : k + 1]
+    margin = np.where(np.isfinite(next_), _SAME * np.abs(next_), 0)
+    there = (drawn.truth[:, :k] >= 0) & (drawn.scores[:, :k] > next_ + margin)
+    wanted = there.sum(axis=1)
+    found: list[tuple[float, OperatingPoint]] = []
+    if not wanted.any():
+        return found, lost  # all are next to vectors that are equal: nothing is measured
+    some = wanted > 0
+    depths = sorted({min(int(times * k), depth) for times in _RERANK_DEPTHS})
+    for radius, count in drawn.in_radius.items():
+        lists = float(np.minimum(count, nprobe).mean())
+        if radius is not None and lists > _FEWER * nprobe:
+            continue
+        # Fewer lists bring no other candidate before one: its rank is no worse then.
+        inside = there if radius is None else there & (drawn.distances[:, :k] <= radius)
+        rank = np.where(inside, ranks[:, :k], depth)[some]
+        for rerank_depth in depths:
+            hits = (rank < rerank_depth).sum(axis=1)
+            missing = hits < wanted[some]
+            if missing.sum() >= _LOST_BY:
+                lost = float(1 - (hits / wanted[some])[missing].mean())
+            recall, lower_bound = _recall(hits, wanted[some], lost)
+            cost = lists * list_cost + rerank_depth * _CANDIDATE_COST
+            found.append((cost, OperatingPoint(nprobe, rerank_depth, recall, lower_bound, radius)))
+    return found, lost
+
+
+def _distances(
+    scan: CodeScan, queries: Block, truth: Numbers
+) -> tuple[Block, dict[float | None, Numbers]]:
+    """How far off the list of each true neighbour is, (n, k); and how many lists lie in each radius."""
+    of = scan.lists_of(truth.reshape(-1)).reshape(truth.shape)
     far = np.full(truth.shape, np.inf, np.float32)
-    counts: dict[float | None, npt.NDArray[np.int64]] = {
-        reach: np.zeros(len(queries), np.int64) for reach in _REACHES
+    counts: dict[float | None, Numbers] = {
+        radius: np.zeros(len(queries), np.int64) for radius in _PROBE_RADII
     }
     for at in range(0, len(queries), _BLOCK):
         some = slice(at, at + _BLOCK)
-        every = index.farness(queries[some])
+        every = scan.list_distances(queries[some])
         near = np.take_along_axis(every, np.maximum(of[some], 0), axis=1)
         far[some] = np.where(of[some] >= 0, near, np.inf)
-        for reach in _REACHES:
-            counts[reach][some] = (every <= reach).sum(axis=1)
-    assert index.quantizer is not None
-    counts[None] = np.full(len(queries), index.quantizer.nlist)
+        for radius in _PROBE_RADII:
+            counts[radius][some] = (every <= radius).sum(axis=1)
+    counts[None] = np.full(len(queries), scan.quantizer.nlist)
     return far, counts
 
 
@@ -187,7 +242,7 @@ def _worthwhile(
     """The points that find more than every cheaper one, by so much that it matters."""
     best, kept = -1.0, []
     for _, point in sorted(points, key=lambda pair: (pair[0], pair[1].nprobe)):
-        if point.surely > best + _FINER * (1 - best):
-            best = point.surely
+        if point.recall_lower_bound > best + _FINER * (1 - best):
+            best = point.recall_lower_bound
             kept.append(point)
     return tuple(kept)

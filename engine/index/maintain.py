@@ -15,16 +15,17 @@ from dataclasses import replace
 
 from engine.errors import StoreDamagedError
 from engine.index import build
-from engine.index.background import Work
+from engine.index.background import BackgroundWork
 from engine.index.calibrate import measure
 from engine.index.operating_point import DEFAULT_RECALL, choose
 from engine.index.quantizer import Quantizer
-from engine.index.search import VectorIndex, quantizer_path
-from engine.index.segment import path_of, problem
-from engine.storage import ballast, swaps
+from engine.index.search import VectorIndex
+from engine.index.train import train_quantizer
+from engine.storage import ballast
 from engine.storage.durable import remove
+from engine.storage.index_files import file_problem, quantizer_path, segment_path
 from engine.storage.manifest import Manifest, Measured, QuantizerEntry, SegmentEntry
-from engine.storage.session import Session
+from engine.storage.writer import StoreFiles
 
 RETRAINED = 4  # times as many vectors as it was trained on, and a quantizer is trained anew
 _MEASURED_AGAIN = 2  # times as many vectors
@@ -32,13 +33,13 @@ _MOVED = 1.25  # times as far from their centroids as those that were trained on
 _ROUNDED = 1e-3  # that is, where all are next to their centroids, as duplicates are
 _NOTICED = 0.01  # recall lost, of which one is told
 _MEASURED_K = 10  # of which one is told
-_log = logging.getLogger("engine")
+_log = logging.getLogger("engine.index")
 
 
-class Indexing:
-    """The index of one store, which this process writes."""
+class IndexUpdater:
+    """Keeps the index of one store, which this process writes, up to date."""
 
-    def __init__(self, store: Session, work: Work) -> None:
+    def __init__(self, store: StoreFiles, work: BackgroundWork) -> None:
         self._store = store
         self._work = work
 
@@ -48,13 +49,13 @@ class Indexing:
         Raises ``OSError``, ``MemoryError`` or ``StoppedError``; the index is as it was then, or better.
         """
         store = self._store
-        live = store.snapshot.state.live_segments(store.snapshot.manifest)
-        if store.snapshot.vector_rows - sum(segment.rows for segment in live) < least:
+        live = store.state.live_segments(store.manifest)
+        if store.vector_rows - sum(segment.rows for segment in live) < least:
             return  # most commits end here, and opening the index takes some milliseconds
         if not _has_room(store):
             what = "the disk is nearly full, make room and run 'engine optimize'"
             raise OSError(errno.ENOSPC, what)
-        self._work.apart(lambda work: Indexing(store, work)._update())
+        self._work.in_background(lambda work: IndexUpdater(store, work)._update())
 
     def _update(self) -> None:
         index = self._store.index
@@ -74,31 +75,31 @@ class Indexing:
     def _build(self, index: VectorIndex) -> None:
         """Train, and code all vectors."""
         store, vectors = self._store, index.vectors
-        encoder = store.snapshot.manifest.encoder
+        encoder = store.manifest.encoder
         assert encoder is not None
-        number = store.writer.next_index_number()
+        number = store.next_index_number()
         rows = vectors.rows
-        entry, quantizer = build.train(
+        entry, quantizer = train_quantizer(
             store.path, number, encoder.generation, vectors, rows, self._work
         )
         try:
-            made, _ = build.segment(
+            made, _ = build.build_segment(
                 store.path, number + 1, entry, quantizer, vectors, [(0, rows)], self._work
             )
         except BaseException:
             remove(quantizer_path(store.path, number), store.path)
             raise
-        swaps.publish_index(store.writer, [made], [entry])
+        store.publish_index([made], [entry])
 
     def _add(self, index: VectorIndex, entry: QuantizerEntry, quantizer: Quantizer) -> bool:
         """Code what is in no segment; returns whether it is unlike what the quantizer is for."""
         store = self._store
-        number = store.writer.next_index_number()
-        made, closeness = build.segment(
+        number = store.next_index_number()
+        made, closeness = build.build_segment(
             store.path, number, entry, quantizer, index.vectors, index.bare, self._work
         )
         live = [segment.entry for segment in index.segments]
-        swaps.publish_index(store.writer, [*live, made])
+        store.publish_index([*live, made])
         self._merge(entry, quantizer, [*live, made])
         return is_moved(closeness, entry)
 
@@ -112,13 +113,13 @@ class Indexing:
             together.append(by_size[len(together)])
         if len(together) > 1:
             for one in together:  # what is damaged would get a checksum that is right
-                path = path_of(store.path, one.number)
-                if what := problem(path, one.bytes, one.xxh64):
+                path = segment_path(store.path, one.number)
+                if what := file_problem(path, one.bytes, one.xxh64):
                     raise StoreDamagedError(f"{path}: {what}; run 'engine check --fix'")
-            made = build.merge(
-                store.path, store.writer.next_index_number(), entry, quantizer, together
+            made = build.merge_segments(
+                store.path, store.next_index_number(), entry, quantizer, together
             )
-            swaps.publish_index(store.writer, [*(one for one in live if one not in together), made])
+            store.publish_index([*(one for one in live if one not in together), made])
 
     def measure(self, target: float | None, *, anew: bool = False) -> Measured | None:
         """Measure recall if it has not been, or not on vectors like these; what is known of it now.
@@ -128,13 +129,13 @@ class Indexing:
         index = self._store.index
         if index is None or index.quantizer_entry is None:
             return self._measure(target)  # there is nothing to do
-        return self._work.apart(
-            lambda work: Indexing(self._store, work)._measure(target, moved=anew)
+        return self._work.in_background(
+            lambda work: IndexUpdater(self._store, work)._measure(target, moved=anew)
         )
 
     def _measure(self, target: float | None, *, moved: bool = False) -> Measured | None:
         store = self._store
-        index, before = store.index, store.snapshot.manifest.measured
+        index, before = store.index, store.manifest.measured
         wanted = target or (before.target if before else DEFAULT_RECALL)
         entry = index.quantizer_entry if index is not None else None
         if index is None or entry is None or not index.segments:
@@ -145,23 +146,25 @@ class Indexing:
             or not 1 / _MEASURED_AGAIN < index.vectors.rows / before.rows < _MEASURED_AGAIN
             or moved
         ):
-            found = measure(index, store.snapshot.alive(), wanted, lambda: self._work.done(0))
+            found = measure(
+                index,
+                store.alive(),
+                wanted,
+                lambda: self._work.done(0),
+                sample=store.limits.recall_sample,
+            )
             if before is not None and before.quantizer == entry.number:
                 _tell(before, found, entry)
         else:
             found = replace(before, target=wanted)
         if found != before and (before is not None or target is not None or found.rows):
-            swaps.publish_index(store.writer, store.snapshot.manifest.segments, measured=found)
+            store.publish_index(store.manifest.segments, measured=found)
         return found
 
 
-def _has_room(store: Session) -> bool:
+def _has_room(store: StoreFiles) -> bool:
     """Whether the whole index, built again, leaves enough of the disk for a removal."""
-    free, encoder, rows = (
-        ballast.free(store.path),
-        store.snapshot.manifest.encoder,
-        store.snapshot.vector_rows,
-    )
+    free, encoder, rows = ballast.free(store.path), store.manifest.encoder, store.vector_rows
     if free >= ballast.LOW or encoder is None:
         return True
     codes = rows * (encoder.dim // 4 + 24)  # and a label each
@@ -181,7 +184,9 @@ def _tell(before: Measured, now: Measured, entry: QuantizerEntry) -> None:
         return
     points = dict(now.points).get(_MEASURED_K, ())
     # The best that is now found by looking no further than before.
-    found = [p.recall for p in points if p.nprobe <= was.nprobe and p.depth <= was.depth]
+    found = [
+        p.recall for p in points if p.nprobe <= was.nprobe and p.rerank_depth <= was.rerank_depth
+    ]
     recall = max(found, default=0.0)
     if recall < was.recall - _NOTICED:
         _log.warning(
@@ -204,16 +209,16 @@ def recall_of(named: Manifest) -> dict[str, object] | None:
     ):  # an index that was just built, or whose building was interrupted
         measured = Measured(measured.target)
     points = dict(measured.points).get(_MEASURED_K, ())
-    point = next((point for point in points if point.surely >= measured.target), None)
+    point = next((point for point in points if point.recall_lower_bound >= measured.target), None)
     return {
         "target": measured.target,
         "exact": point is None and measured.quantizer == live,  # whether all vectors are compared
         "k": _MEASURED_K,
         "measured": round(point.recall, 4) if point else None,
-        "at_least": round(point.surely, 4) if point else None,
+        "at_least": round(point.recall_lower_bound, 4) if point else None,
         "sample": measured.sample,
         "vectors": measured.rows,
         "nprobe": point.nprobe if point else None,
-        "depth": point.depth if point else None,
-        "reach": point.reach if point else None,
+        "depth": point.rerank_depth if point else None,
+        "reach": point.probe_radius if point else None,
     }

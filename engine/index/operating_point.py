@@ -42,7 +42,7 @@ def choose(
     # None for so many where all are next to equal ones: then nothing is known of any part of the lists.
     points = dict(measured.points).get(of, ())
     for point in points:
-        if point.surely >= wanted:
+        if point.recall_lower_bound >= wanted:
             break
     else:
         return None
@@ -53,5 +53,6 @@ def choose(
     times = k / of
     enough = points[: points.index(point) + 1]
     nprobe = math.ceil(max(one.nprobe for one in enough) * times)
-    depth = math.ceil(max(one.depth for one in enough) * times)
-    return OperatingPoint(min(nprobe, quantizer.nlist), depth, point.recall, point.surely)
+    depth = math.ceil(max(one.rerank_depth for one in enough) * times)
+    nprobe = min(nprobe, quantizer.nlist)
+    return OperatingPoint(nprobe, depth, point.recall, point.recall_lower_bound)

@@ -35,11 +35,10 @@ from engine.config import (
 )
 from engine.encoders.onnx import EncodingStoppedError, OnnxEncoder
 from engine.errors import ImageError, SourceError, StoreDamagedError, UsageError
-from engine.images import canonical, decode, fingerprint, hashing
+from engine.images import canonical, fingerprint, hashing
 from engine.images.canonical import HEADER_BYTES
-from engine.images.rgb_picture import squash, to_rgb8
-from engine.index.background import StoppedError, Work
-from engine.index.maintain import Indexing
+from engine.index.background import BackgroundWork, StoppedError
+from engine.index.maintain import IndexUpdater
 from engine.ingest.given_arrays import (
     CheckedBlock,
     GivenArray,
@@ -50,17 +49,17 @@ from engine.ingest.given_arrays import (
 from engine.memory import MemoryGate, PeakMemory
 from engine.records import Buffer, IngestReport, Kind, Pixels
 from engine.sources.items import (
+    WITHOUT_METADATA,
     ArchiveItem,
     ArrayItem,
     FileItem,
     Item,
     Member,
-    Reject,
+    Problem,
     RowBlock,
     Skipped,
     VectorItem,
 )
-from engine.sources.skip_notes import WITHOUT_METADATA
 from engine.storage.ballast import NoRoomError
 from engine.storage.changeset import Chunk, NewImage, NewName, NewRows
 from engine.storage.rows import ARRAY, ArchiveRow, ArrayRow, NameRow, Run
@@ -89,7 +88,7 @@ class _Prepared:
     picture: Picture | None = None
 
 
-_Waiting = tuple[FileItem | Member, Future[_Prepared | Reject]]
+_Waiting = tuple[FileItem | Member, Future[_Prepared | Problem]]
 _Encoded = tuple[_Prepared, Vector | None]  # with the vector that it gets if it is new
 
 
@@ -98,7 +97,7 @@ class _Group:
     """Members of an archive that are committed together, and what was met between them."""
 
     files: list[Member] = field(default_factory=list)
-    problems: list[Reject] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     skipped: int = 0
     notes: list[str] = field(default_factory=list)  # of those that were skipped
     size: int = 0  # bytes that it holds while it waits
@@ -113,7 +112,7 @@ class _Group:
     def add(self, file: Member) -> None:
         self.before.append((len(self.problems), self.skipped, len(self.notes)))
         self.files.append(file)
-        self.size += file.memory_bytes
+        self.size += file.held
 
     def skip(self, note: str) -> None:
         self.skipped += 1
@@ -291,12 +290,12 @@ class Ingest:
     ) -> Iterator[list[FileItem | Member] | ArrayItem | VectorItem | ArchiveItem]:
         """Files in groups of one commit; arrays and archives alone. Problems and skipped end here."""
         group: list[FileItem | Member] = []
-        problems: list[Reject] = []
+        problems: list[Problem] = []
         size = 0
         for item in self._until_it_fails(items):
             if self._stop():
                 break
-            if isinstance(item, Reject):
+            if isinstance(item, Problem):
                 problems.append(item)
                 if len(problems) >= CHUNK_FILES:
                     self._reject(problems)
@@ -306,7 +305,7 @@ class Ingest:
                 self._advance(1)
             elif isinstance(item, FileItem | Member):
                 group.append(item)
-                size += item.size if isinstance(item, FileItem) else 2 * item.memory_bytes
+                size += item.size if isinstance(item, FileItem) else 2 * item.held
                 if len(group) >= self._group_files or size >= self._store.memory.chunk:
                     yield group
                     group, size = [], 0
@@ -375,7 +374,7 @@ class Ingest:
     ) -> list[_Waiting]:
         return [(item, pool.submit(self._prepare, item)) for item in items]
 
-    def _prepare(self, item: FileItem | Member) -> _Prepared | Reject:
+    def _prepare(self, item: FileItem | Member) -> _Prepared | Problem:
         """Everything about one file that needs its bytes or pixels; runs in a worker thread."""
         memory = self._store.memory
         try:
@@ -392,15 +391,15 @@ class Ingest:
                 known = self._store.files([file_hash])[0]
                 if known is not None:
                     return _Prepared(item, file_hash, known)
-                with self._gate.hold(min(decode.decoding_bytes(data), self._decoding)):
-                    decoded = decode.decode(data, max_bytes=self._decoding)
+                with self._gate.hold(min(canonical.decoding_bytes(data), self._decoding)):
+                    decoded = canonical.decode(data, max_bytes=self._decoding)
                     image = self._new_image(decoded.pixels, decoded.container, data, file_hash)
                     picture = self._picture(decoded.pixels)
         except ImageError as error:
             stamp = (0, 0) if error.retryable else (item.mtime_ns, item.size)
-            return Reject(item.name, str(error), *stamp)
+            return Problem(item.name, str(error), *stamp)
         except MemoryError:
-            return Reject(item.name, "not enough memory to read it")
+            return Problem(item.name, "not enough memory to read it")
         if isinstance(item, Member):
             image.metadata = item.metadata
         return _Prepared(item, file_hash, None, image, picture)
@@ -426,7 +425,7 @@ class Ingest:
             key=hashing.key(form, self._store.settings.hash_seed),
             proof=hashing.proof(form),
             container=container,
-            decoder=decode.DECODER if data else "",
+            decoder=canonical.DECODER if data else "",
             file_bytes=len(data),
             file_hash=file_hash,
             fingerprint=print_,
@@ -443,7 +442,7 @@ class Ingest:
     def _picture(self, found: Pixels) -> Picture | None:
         if self._encoder is None:
             return None
-        return squash(to_rgb8(found), self._encoder.image_size)
+        return canonical.squash(canonical.to_rgb8(found), self._encoder.image_size)
 
     def _commit_files(
         self,
@@ -456,7 +455,7 @@ class Ingest:
         Once the run is to stop, what is ready is committed: of an archive all before the first that
         is not, since it is gone on with from there. False where something is left.
         """
-        results: list[_Prepared | Reject] = []
+        results: list[_Prepared | Problem] = []
         left: FileItem | Member | None = None  # the first that is not ready
         for item, future in waiting:
             if self._ready(future):
@@ -472,7 +471,7 @@ class Ingest:
             left = first.item
             if group is not None:
                 results = results[: next(i for i, one in enumerate(results) if one is first)]
-        rejects = [result for result in results if isinstance(result, Reject)]
+        rejects = [result for result in results if isinstance(result, Problem)]
         if rejects:
             self._advance(len(rejects))
         if group is not None:
@@ -516,7 +515,7 @@ class Ingest:
     def _commit_prepared(
         self,
         done: Sequence[_Encoded],
-        rejects: Sequence[Reject],
+        rejects: Sequence[Problem],
         archive: _Archive | None,
         group: _Group | None,
         *,
@@ -542,7 +541,7 @@ class Ingest:
     def _try_prepared(
         self,
         done: Sequence[_Encoded],
-        rejects: list[Reject],
+        rejects: list[Problem],
         archive: _Archive | None,
         group: _Group | None,
         *,
@@ -570,7 +569,7 @@ class Ingest:
                     continue
                 if same is not None:
                     reason = "another member of the archive has this name: rename one of them"
-                    rejects.append(Reject(item.name, reason, item.mtime_ns, item.size))
+                    rejects.append(Problem(item.name, reason, item.mtime_ns, item.size))
                     continue
             if isinstance(item, Member) and item.note:
                 without.append(item)
@@ -652,13 +651,13 @@ class Ingest:
             return
         archive = _Archive(item.name, row)
         waiting: tuple[list[_Waiting], _Group] | None = None
-        problem: Reject | None = None
+        problem: Problem | None = None
         groups = self._member_groups(item.members(row.done, self._store.memory.max_file))
         while True:
             try:
                 group = next(groups, None)
             except (SourceError, ImageError) as error:
-                problem = Reject(item.name, str(error), *((0, 0) if error.retryable else stamp))
+                problem = Problem(item.name, str(error), *((0, 0) if error.retryable else stamp))
                 group = None
             if group is None:
                 break
@@ -685,7 +684,7 @@ class Ingest:
             row = ArchiveRow(*stamp) if archive.again else row
             self._store.commit(Chunk(archives=[(item.name, row)]))
 
-    def _member_groups(self, members: Iterator[Member | Reject | Skipped]) -> Iterator[_Group]:
+    def _member_groups(self, members: Iterator[Member | Problem | Skipped]) -> Iterator[_Group]:
         """Members of one commit at a time; they are in memory, so groups are smaller than of files."""
         group = _Group()
         broken: SourceError | None = None
@@ -698,7 +697,7 @@ class Ingest:
                 break
             if isinstance(found, Member):
                 group.add(found)
-            elif isinstance(found, Reject):
+            elif isinstance(found, Problem):
                 group.problems.append(found)
             else:
                 group.skip(found.note)
@@ -744,7 +743,7 @@ class Ingest:
                 if start < rows.block.first + len(rows.keys) or self._stop():
                     return
         except (SourceError, ImageError) as error:
-            self._reject([Reject(array.name, str(error), *((0, 0) if error.retryable else stamp))])
+            self._reject([Problem(array.name, str(error), *((0, 0) if error.retryable else stamp))])
             self._advance(max(array.count - start - 1, 0))
 
     def _rows_ahead(
@@ -904,7 +903,7 @@ class Ingest:
     def _row_picture(self, rows: _Rows, i: int) -> Picture:
         assert self._encoder is not None
         found = canonical.from_canonical(memoryview(rows.block.rows[i]))
-        return squash(to_rgb8(found), self._encoder.image_size)
+        return canonical.squash(canonical.to_rgb8(found), self._encoder.image_size)
 
     def _add_one_by_one(self, pending: _Pending, rows: _Rows) -> npt.NDArray[np.int64]:
         """The image of each row, where different images have the same key; fewer as above."""
@@ -994,7 +993,7 @@ class Ingest:
                 if self._stop():
                     return
         except (SourceError, ImageError) as error:
-            self._reject([Reject(array.name, str(error), *((0, 0) if error.retryable else stamp))])
+            self._reject([Problem(array.name, str(error), *((0, 0) if error.retryable else stamp))])
             self._advance(max(array.count - start - 1, 0))
 
     def _vectors_ahead(
@@ -1045,7 +1044,7 @@ class Ingest:
         block: CheckedBlock,
         name: bytes,
         array: ArrayRow,
-        problems: Sequence[Reject],
+        problems: Sequence[Problem],
     ) -> None:
         chunk, unchanged = given.take(block)
         if chunk.given is not None and not self._store.vector_rows:
@@ -1104,7 +1103,7 @@ class Ingest:
             self._some_bare += (first + bare[: _NAMED - len(self._some_bare)]).tolist()
         self._index(_SEGMENT_ROWS)
 
-    def _reject(self, rejects: Sequence[Reject]) -> None:
+    def _reject(self, rejects: Sequence[Problem]) -> None:
         """Commit what could not be read, if anything."""
         if not rejects:
             return
@@ -1120,7 +1119,7 @@ class Ingest:
         if lines:
             self._store.log_rejects(lines)
 
-    def _put_rejects(self, chunk: Chunk, rejects: Sequence[Reject]) -> None:
+    def _put_rejects(self, chunk: Chunk, rejects: Sequence[Problem]) -> None:
         """Record what could not be read; a row that says the same as before is not repeated."""
         self._counts.rejected += sum(found.rows for found in rejects)
         before = self._store.rejects([found.name for found in rejects]) if rejects else []
@@ -1129,7 +1128,7 @@ class Ingest:
                 "reason": found.reason,
                 "mtime_ns": found.mtime_ns,
                 "size": found.size,
-                "decoder": decode.DECODER,
+                "decoder": canonical.DECODER,
             }
             if known != row:
                 chunk.rejects.append((found.name, row))
@@ -1141,9 +1140,9 @@ class Ingest:
         """Index the vectors that are in no segment, if there are at least ``least`` of them."""
         if not self._store.vector_rows or self._stop():
             return
-        work = Work(self._store.memory, lambda rows: self._peak.sample(), self._stop)
+        work = BackgroundWork(self._store.memory, lambda rows: self._peak.sample(), self._stop)
         try:
-            Indexing(self._store, work).update(least)
+            IndexUpdater(self._store, work).update(least)
         except StoppedError:
             _log.warning("the index was not built: the next ingest or optimize builds it")
         except (OSError, MemoryError, StoreDamagedError) as error:
@@ -1193,7 +1192,7 @@ class Ingest:
 def is_final(reject: dict[str, Any], mtime_ns: int, size: int) -> bool:
     """Whether what was rejected would be again: it has not changed, nor has what decodes it."""
     stamp = (reject["mtime_ns"], reject["size"])
-    return any(stamp) and stamp == (mtime_ns, size) and reject.get("decoder") == decode.DECODER
+    return any(stamp) and stamp == (mtime_ns, size) and reject.get("decoder") == canonical.DECODER
 
 
 def _stands_for(

@@ -20,8 +20,8 @@ from itertools import islice
 
 from engine.config import EXACT_ROWS
 from engine.errors import StoreDamagedError, UsageError
-from engine.index.background import StoppedError, Work
-from engine.index.maintain import Indexing, recall_of
+from engine.index.background import BackgroundWork, StoppedError
+from engine.index.maintain import IndexUpdater, recall_of
 from engine.index.operating_point import check_recall
 from engine.maintenance.reorder import Reorder, ReorderResult
 from engine.memory import PeakMemory
@@ -68,7 +68,7 @@ class Optimize:
         self._damaged = 0
         self._stopped = False
         self._skipped: list[str] = []
-        self._work = Work(store.memory, self._tell, self._stop)
+        self._work = BackgroundWork(store.memory, self._tell, self._stop)
 
     def run(self) -> OptimizeReport:
         """Do all that there is room for; returns what was done."""
@@ -110,7 +110,7 @@ class Optimize:
         try:
             laid = Reorder(self._store, self._work).run()
             self._store.become_writer(to_remove=True)
-            indexing = Indexing(self._store, self._work)
+            indexing = IndexUpdater(self._store, self._work)
             indexing.update(EXACT_ROWS)
             indexing.measure(self._recall, anew=laid.rows > 0)
         except StoppedError:

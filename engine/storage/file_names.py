@@ -74,6 +74,16 @@ def family(name: str) -> str:
     return name
 
 
+def segment(number: int) -> str:
+    """The file of index segment ``number``, in the folder of the index."""
+    return f"{number:08d}.ivf"
+
+
+def quantizer(number: int) -> str:
+    """The file of quantizer ``number``, in the folder of the index."""
+    return f"{number:08d}.quantizer"
+
+
 def next_number(used: Iterable[int], most: int) -> int:
     """A number that no file has, at most ``most``; ``StoreDamagedError`` where there is none left."""
     number = max(used, default=0) + 1

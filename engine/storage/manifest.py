@@ -26,7 +26,7 @@ _MAX_BYTES = 64 << 20
 _UUID_BYTES = 16
 _MAX_DIM = 1 << 24
 _MAX_LISTS = 1 << 24
-_MAX_DEPTH = 1 << 20  # candidates of one query: arrays of as many are made
+_MAX_RERANK_DEPTH = 1 << 20  # candidates of one query: arrays of as many are made
 _NAME_ANOTHER = "name a store, or an empty or new folder for one, with --store"
 
 
@@ -73,10 +73,20 @@ class OperatingPoint:
     """How far a search looks, and the recall that was measured of it."""
 
     nprobe: int  # lists, at most
-    depth: int  # candidates that are compared in full
+    rerank_depth: int  # candidates that are compared in full
     recall: float
-    surely: float  # the lower end of its confidence interval (95 %, one-sided)
-    reach: float | None = None  # times as far as the nearest list, beyond which lists are left out
+    recall_lower_bound: float  # the lower end of its confidence interval (95 %, one-sided)
+    probe_radius: float | None = None  # lists so many times as far as the nearest are left out
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, whose names are part of the format."""
+        return {
+            "nprobe": self.nprobe,
+            "depth": self.rerank_depth,
+            "recall": self.recall,
+            "surely": self.recall_lower_bound,
+            "reach": self.probe_radius,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,16 @@ class Measured:
     rows: int = 0  # vectors that there were then
     sample: int = 0  # vectors that were looked for
     points: tuple[tuple[int, tuple[OperatingPoint, ...]], ...] = ()  # by k; the cheapest first
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, whose names are part of the format."""
+        return {
+            "target": self.target,
+            "quantizer": self.quantizer,
+            "rows": self.rows,
+            "sample": self.sample,
+            "points": [[k, [point.to_json() for point in points]] for k, points in self.points],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +173,8 @@ class Manifest:
     def index_files(self, store: Path) -> set[Path]:
         """The files of segments and quantizers."""
         folder = store / INDEX_FOLDER
-        return {folder / f"{entry.number:08d}.ivf" for entry in self.segments} | {
-            folder / f"{entry.number:08d}.quantizer" for entry in self.quantizers
+        return {folder / file_names.segment(entry.number) for entry in self.segments} | {
+            folder / file_names.quantizer(entry.number) for entry in self.quantizers
         }
 
     def dump(self) -> bytes:
@@ -171,7 +191,7 @@ class Manifest:
             "extents": self.extents,
             "segments": [asdict(segment) for segment in self.segments],
             "quantizers": [asdict(entry) for entry in self.quantizers],
-            "measured": asdict(self.measured) if self.measured else None,
+            "measured": self.measured.to_json() if self.measured else None,
         }
         body["xxh64"] = _checksum(body)
         return (json.dumps(body, indent=1) + "\n").encode()
@@ -346,15 +366,15 @@ def _measured(body: dict[str, Any]) -> Measured:
 
 
 def _point(body: dict[str, Any]) -> OperatingPoint:
-    reach = body.get("reach")
+    radius = body.get("reach")
     point = OperatingPoint(
         nprobe=number(body["nprobe"], 1, _MAX_LISTS),
-        depth=number(body["depth"], 1, _MAX_DEPTH),
+        rerank_depth=number(body["depth"], 1, _MAX_RERANK_DEPTH),
         recall=real(body["recall"]),
-        surely=real(body["surely"]),
-        reach=None if reach is None else real(reach),
+        recall_lower_bound=real(body["surely"]),
+        probe_radius=None if radius is None else real(radius),
     )
-    if point.reach is not None and point.reach < 1:
+    if point.probe_radius is not None and point.probe_radius < 1:
         raise ValueError("a measured recall makes no sense")
     return point
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.index.inner_product import Numbers, of_many, of_one
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import HEADER_BYTES, ExtentReader
@@ -29,6 +28,8 @@ _BLOCK_BYTES = 8 << 20  # of vectors that are looked at together
 _BLOCK_ROWS = 1 << 14  # of them, at most
 _IDS = 1 << 16  # that are looked through at a time
 _GATHERED = 1 << 12  # rows that are asked for at a time
+
+Numbers = npt.NDArray[np.int64]
 
 
 class Vectors:
@@ -139,44 +140,28 @@ class Vectors:
             yield self.parts[part][0], inside, end - at
             at = end
 
-    def products(self, queries: npt.NDArray[np.float32], rows: Numbers) -> npt.NDArray[np.float32]:
-        """The inner products of (nq, dim) queries with (nq, m) rows each; -inf for row -1.
+    def mapped_rows(self, rows: Numbers) -> Iterator[tuple[npt.NDArray[np.float32], Numbers]]:
+        """Where the vectors of ``rows``, (nq, m), are mapped, one extent after another.
 
-        Runs without the interpreter's lock, and on all cores if there are several queries: for one,
-        waiting for a second thread costs more than it does, and on a busy machine a thousand times as
-        much. Pages that are not in memory are asked for
-        all together, so that the disk has a queue to work on and is not waited for page by page.
+        Gives the vectors of an extent, (n, dim), and ``rows`` as numbers of these, contiguous; -1 stands
+        for rows that lie elsewhere. Pages that are not in memory are asked for all together, so that the
+        disk has a queue to work on and is not waited for page by page.
         """
-        nq, m = rows.shape
-        out = np.full((nq, m), -np.inf, np.float32)
         before = _reads()
         for part in range(len(self.parts)):
             first, end = self._firsts[part], self._firsts[part + 1]
             mapped = self._part(part, self._scattered)
             if len(self.parts) == 1:
-                inside, into = rows, out
+                inside = rows
             else:
                 mine = (rows >= first) & (rows < end)
                 if not mine.any():
                     continue
-                inside, into = np.where(mine, rows - first, -1), np.empty_like(out)
+                inside = np.where(mine, rows - first, -1)
             inside = np.ascontiguousarray(inside)
             self._ask_for(part, inside)
-            if nq == 1:
-                for at in range(0, m, _GATHERED):
-                    some = inside[0, at : at + _GATHERED]
-                    of_one(
-                        queries,
-                        mapped.take(some, axis=0, mode="wrap"),
-                        into[0, at : at + _GATHERED],
-                    )
-                into[inside < 0] = -np.inf
-            else:
-                of_many(queries, mapped, inside, into)
-            if into is not out:
-                np.maximum(out, into, out=out)
+            yield mapped, inside
         self._warm = self._warm + 1 if _reads() == before else 0
-        return out
 
     def _ask_for(self, part: int, rows: Numbers) -> None:
         """Have the pages of some rows, -1 among them, read all together.

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from engine.index import segment
-from engine.index.search import quantizer_path
 from engine.maintenance.check.findings import Findings
 from engine.storage import manifest
-from engine.storage.session import Session
+from engine.storage.index_files import file_problem, quantizer_path, segment_path
+from engine.storage.writer import StoreFiles
 
 
-def check_index(store: Session, findings: Findings) -> None:
+def check_index(store: StoreFiles, findings: Findings) -> None:
     """Whether segments and quantizers are what was published."""
-    named = store.snapshot.manifest
+    named = store.manifest
     found = [
-        (segment.path_of(store.path, entry.number), entry.bytes, entry.xxh64)
+        (segment_path(store.path, entry.number), entry.bytes, entry.xxh64)
         for entry in named.segments
     ]
     found += [
         (quantizer_path(store.path, entry.number), entry.bytes, entry.xxh64)
         for entry in named.quantizers
     ]
-    bad = [(path, what) for path, *sums in found if (what := segment.problem(path, *sums))]
+    bad = [(path, what) for path, *sums in found if (what := file_problem(path, *sums))]
     findings.bytes_read += sum(size for _, size, _ in found)
     if bad:  # a writer may have merged them while we read
         live = manifest.load(store.path).index_files(store.path)

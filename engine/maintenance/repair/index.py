@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.index.background import Work
-from engine.index.maintain import Indexing
-from engine.index.search import quantizer_path
-from engine.index.segment import path_of
+from engine.index.background import BackgroundWork
+from engine.index.maintain import IndexUpdater
 from engine.maintenance.check.damage import DamagedAppend
 from engine.maintenance.repair.appends import rows_at
-from engine.storage import swaps
+from engine.storage.index_files import quantizer_path, segment_path
 from engine.storage.manifest import SegmentEntry
-from engine.storage.session import Session
+from engine.storage.writer import StoreFiles
 
 
 class IndexRepair:
     """The index of a store under repair."""
 
-    def __init__(self, store: Session) -> None:
+    def __init__(self, store: StoreFiles) -> None:
         self._store = store
         self._stale = False  # whether segments were dropped
 
@@ -28,14 +26,14 @@ class IndexRepair:
         store, damaged = self._store, set(paths)
         good = {
             entry.number
-            for entry in store.snapshot.manifest.quantizers
+            for entry in store.manifest.quantizers
             if quantizer_path(store.path, entry.number) not in damaged
         }
         self._keep(
             [
                 entry
-                for entry in store.snapshot.manifest.segments
-                if entry.quantizer in good and path_of(store.path, entry.number) not in damaged
+                for entry in store.manifest.segments
+                if entry.quantizer in good and segment_path(store.path, entry.number) not in damaged
             ]
         )
 
@@ -49,7 +47,7 @@ class IndexRepair:
         self._keep(
             [
                 entry
-                for entry in self._store.snapshot.manifest.segments
+                for entry in self._store.manifest.segments
                 if not any(e == extent and f < end and f + n > first for e, f, n in entry.ranges)
             ]
         )
@@ -57,9 +55,9 @@ class IndexRepair:
     def rebuild(self) -> None:
         """Build again what was dropped."""
         if self._stale:
-            Indexing(self._store, Work(self._store.memory)).update(1)
+            IndexUpdater(self._store, BackgroundWork(self._store.memory)).update(1)
 
     def _keep(self, kept: list[SegmentEntry]) -> None:
-        if len(kept) < len(self._store.snapshot.manifest.segments):
+        if len(kept) < len(self._store.manifest.segments):
             self._stale = True
-            swaps.publish_index(self._store.writer, kept)
+            self._store.publish_index(kept)

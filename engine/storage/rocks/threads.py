@@ -1,15 +1,13 @@
-"""Threads of RocksDB and FAISS across a fork: ended before it, started again after it.
+"""Threads of RocksDB across a fork: ended before it, started again after it.
 
 Threads do not survive a fork, but what counts them does: a forked process would wait for ever for a
 thread that is only counted. RocksDB can be told to have no background threads, so it has none at the
-moment of a fork, and both processes start some afterwards; work waits in its queue meanwhile. The
-threads of OpenMP are bound to the thread that asked for them; a child goes on with that one alone.
+moment of a fork, and both processes start some afterwards; work waits in its queue meanwhile.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -59,10 +57,6 @@ class _Threads:
             self.lost_by = self.lost_by or os.getppid()
         else:
             self.after()
-        # Imported only where it is used. Its threads are counted by thread, and this one's are gone.
-        one_thread = getattr(sys.modules.get("faiss"), "omp_set_num_threads", None)
-        if one_thread is not None:
-            one_thread(1)
 
     @staticmethod
     def _set(counts: Counter[str]) -> None:

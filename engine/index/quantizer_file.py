@@ -1,0 +1,78 @@
+"""Reads and writes a quantizer's file.
+
+header, 4 KiB     magic, number, dim, nlist, parts, scale, least correction, step; xxh64
+centroids         float32 (nlist, width)
+codebook          float32 (parts, 16, width / parts)
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import StoreDamagedError
+from engine.images import hashing
+from engine.index.quantizer import VALUES, Quantizer, code_layout
+from engine.storage import nofollow
+from engine.storage.durable import inside, write_new
+from engine.storage.index_files import quantizer_path
+from engine.storage.manifest import QuantizerEntry
+
+HEADER_BYTES = 4096
+_HEADER = struct.Struct("<8sIIIIfff")  # magic, number, dim, nlist, parts, scale, least, step
+_MAGIC = b"ENGQUANT"
+
+
+def save_quantizer(quantizer: Quantizer, path: Path, number: int) -> tuple[int, int]:
+    """Write it, durably; returns the file's length and xxh64."""
+    parts = quantizer.codebook.shape[0]
+    numbers = (
+        number,
+        quantizer.dim,
+        quantizer.nlist,
+        parts,
+        quantizer.scale,
+        *quantizer.correction,
+    )
+    head = _HEADER.pack(_MAGIC, *numbers)
+    head += struct.pack("<Q", hashing.checksum(head))
+    body = [quantizer.centroids.block.tobytes(), quantizer.codebook.tobytes()]
+    return write_new(path, [head.ljust(HEADER_BYTES, b"\0"), *body], path.parent.parent)
+
+
+def read_quantizer(
+    path: Path, number: int, dim: int, nlist: int, size: int, xxh64: int | None = None
+) -> Quantizer:
+    """Read what ``save_quantizer`` wrote; ``StoreDamagedError`` if it is anything else."""
+    width, parts = code_layout(dim)
+    if size != HEADER_BYTES + 4 * (nlist + VALUES) * width:  # before memory is taken for it
+        raise StoreDamagedError(f"{path} holds something else")
+    try:
+        root = path.parent.parent
+        name = inside(path, root)
+        data = nofollow.read_file(root, name) if nofollow.size(root, name) == size else b""
+    except OSError as error:
+        raise StoreDamagedError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) < HEADER_BYTES:
+        raise StoreDamagedError(f"{path} has the wrong length")
+    if xxh64 is not None and hashing.checksum(data) != xxh64:
+        raise StoreDamagedError(f"{path} is damaged: its checksum is wrong")
+    head, check = data[: _HEADER.size], data[_HEADER.size : _HEADER.size + 8]
+    magic, *own, scale, least, step = _HEADER.unpack(head)
+    if int.from_bytes(check, "little") != hashing.checksum(head) or (magic, own) != (
+        _MAGIC,
+        [number, dim, nlist, parts],
+    ):
+        raise StoreDamagedError(f"{path} holds something else")
+    body = np.frombuffer(data, np.float32, offset=HEADER_BYTES)
+    centroids = body[: nlist * width].reshape(nlist, width)
+    codebook = body[nlist * width :].reshape(parts, VALUES, width // parts)
+    return Quantizer(dim, scale, centroids, codebook, (least, step))
+
+
+def load_quantizer(store: Path, entry: QuantizerEntry, dim: int) -> Quantizer:
+    """The quantizer that the manifest names; ``StoreDamagedError`` if it cannot be read."""
+    path = quantizer_path(store, entry.number)
+    return read_quantizer(path, entry.number, dim, entry.nlist, entry.bytes, entry.xxh64)

@@ -1,0 +1,85 @@
+"""Writes a segment's file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.index.segment_layout import (
+    BLOCK,
+    HEADER_BYTES,
+    Codes,
+    Labels,
+    header,
+    pack_codes,
+    padded,
+)
+from engine.storage.durable import write_new
+from engine.storage.index_files import make_index_folder
+
+_BATCH_BYTES = 8 << 20  # of lists that are put together before they are written
+
+
+class CodedLists(Protocol):
+    """Codes and labels by the list."""
+
+    sizes: npt.NDArray[np.int64]  # (nlist,)
+
+    def of(self, number: int) -> tuple[Codes, Labels]:
+        """The codes and labels of one list, of which each is asked for once, in their order."""
+
+
+class SortedLists:
+    """Rows sorted by list: what a segment is written from."""
+
+    def __init__(self, lists: npt.NDArray[np.int64], codes: Codes, nlist: int) -> None:
+        """``lists`` (n,) and ``codes`` (n, code bytes) of the rows labelled 0 to n - 1."""
+        self.labels = np.argsort(lists, kind="stable")
+        self.codes = codes[self.labels]
+        self.sizes = np.bincount(lists, minlength=nlist)
+        self._ends = np.cumsum(self.sizes)
+
+    def of(self, number: int) -> tuple[Codes, Labels]:
+        """The codes and labels of one list."""
+        end = int(self._ends[number])
+        start = end - int(self.sizes[number])
+        return self.codes[start:end], self.labels[start:end]
+
+
+def write_segment(
+    path: Path,
+    quantizer: int,
+    nlist: int,
+    code_bytes: int,
+    pieces: Sequence[tuple[CodedLists, int]],
+) -> tuple[int, int]:
+    """Write a segment whose lists are those of ``pieces`` put together; its length and xxh64.
+
+    Each piece comes with how much its labels are raised by. It is durable when this returns, and live
+    once the manifest names it. ``OSError`` where it cannot be written; nothing is left of it then.
+    """
+    root = path.parent.parent
+    make_index_folder(root)
+    sizes = np.sum([piece.sizes for piece, _ in pieces], axis=0).astype(np.uint32)
+    head = header(quantizer, code_bytes, nlist, int(sizes.sum()))
+
+    def parts() -> Iterator[bytes]:
+        ready = [head.ljust(HEADER_BYTES, b"\0"), padded(sizes.tobytes())]
+        size = 0
+        for number in range(nlist):
+            found = [(piece.of(number), raised) for piece, raised in pieces]
+            codes = np.concatenate([codes for (codes, _), _ in found])
+            labels = np.zeros(-(-len(codes) // BLOCK) * BLOCK, np.int64)
+            labels[: len(codes)] = np.concatenate([mine + raised for (_, mine), raised in found])
+            ready.append(padded(pack_codes(codes).tobytes() + labels.tobytes()))
+            size += len(ready[-1])
+            if size >= _BATCH_BYTES:
+                yield b"".join(ready)
+                ready, size = [], 0
+        yield b"".join(ready)
+
+    return write_new(path, parts(), root)

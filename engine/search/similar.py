@@ -1,0 +1,84 @@
+"""The similar tier: the images whose vectors are closest to a query's."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.records import SimilarHit
+from engine.search.hits import similar_hit
+from engine.storage.bitmap import IdSet
+from engine.storage.writer import StoreFiles
+
+_MAX_SCORE = 1.01  # of two unit vectors, rounding included
+_log = logging.getLogger("engine")
+
+
+class SimilarTier:
+    """Searches the vectors of one store, always for as many images."""
+
+    def __init__(
+        self,
+        store: StoreFiles,
+        *,
+        k: int,
+        cosine: bool,
+        min_score: float | None,
+        recall: float | None,
+    ) -> None:
+        """``cosine``: whether vectors and queries have length 1."""
+        self._store = store
+        self._k = k
+        self._cosine = cosine
+        self._min_score = min_score
+        self._recall = recall
+
+    def closest(
+        self,
+        rows: int,
+        vector: npt.NDArray[np.float32],
+        taken: set[int],
+        wanted: IdSet | None,
+    ) -> tuple[SimilarHit, ...]:
+        """The best k of all ``rows`` vectors, without those ``taken``; ``vector`` is (1, dim)."""
+        # As many as may be taken; but near copies may be many, and need not be similar.
+        most = min(self._k + min(len(taken), 3 * self._k), rows)
+        hits, enough = self._best(vector, most, taken, wanted)
+        while not enough and most < rows:  # what was taken had their places
+            most = min(2 * most, rows)
+            hits, enough = self._best(vector, most, taken, wanted)
+        return tuple(hits)
+
+    def _best(
+        self,
+        vector: npt.NDArray[np.float32],
+        most: int,
+        taken: set[int],
+        wanted: IdSet | None,
+    ) -> tuple[list[SimilarHit], bool]:
+        """The best k among the ``most`` nearest vectors; and whether asking for more is no use."""
+        scores, ids = self._store.search(vector, most, recall=self._recall, wanted=wanted)
+        hits: list[SimilarHit] = []
+        for score, id_ in zip(scores[0].tolist(), ids[0].tolist(), strict=True):
+            if id_ < 0:
+                return hits, True
+            if id_ in taken:
+                continue
+            # Not a number, or more than unit vectors can give.
+            if not (abs(score) < _MAX_SCORE if self._cosine else math.isfinite(score)):
+                _log.warning("image %d: its vector is damaged; run 'engine check'", id_)
+                continue
+            if self._min_score is not None and score < self._min_score:
+                return hits, True
+            hit = similar_hit(
+                self._store, id_, round(min(score, 1.0) if self._cosine else score, 6)
+            )
+            if hit is None:
+                continue
+            hits.append(hit)
+            if len(hits) == self._k:
+                return hits, True
+        return hits, False

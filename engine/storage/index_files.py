@@ -1,0 +1,45 @@
+"""What the files of the index are called, as a store that knows nothing of their contents needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.storage import file_names, nofollow
+from engine.storage.durable import file_checksum, fsync_dir
+from engine.storage.extents import Append
+from engine.storage.manifest import INDEX_FOLDER, SegmentEntry
+
+
+@dataclass(frozen=True, slots=True)
+class ReorderedExtent:
+    """A new extent of vectors in the order of a segment's lists, before a store takes it over."""
+
+    rows: int
+    segment: SegmentEntry | None  # over extent 0, until it has its number; none if no row is left
+    appends: tuple[tuple[Append, Append], ...]  # of vectors and of ids, as a commit records them
+
+
+def segment_path(store: Path, number: int) -> Path:
+    """Where segment ``number`` lies."""
+    return store / INDEX_FOLDER / file_names.segment(number)
+
+
+def quantizer_path(store: Path, number: int) -> Path:
+    """Where quantizer ``number`` lies."""
+    return store / INDEX_FOLDER / file_names.quantizer(number)
+
+
+def make_index_folder(store: Path) -> None:
+    """Make the folder that segments and quantizers lie in, durably, if it is not there."""
+    if nofollow.make_folder(store, INDEX_FOLDER):
+        fsync_dir(store)
+
+
+def file_problem(path: Path, size: int, xxh64: int) -> str | None:
+    """What is wrong with a segment's or a quantizer's file, or None; reads all of it."""
+    try:
+        found = file_checksum(path, path.parent.parent)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "its checksum is wrong" if found != (size, xxh64) else None
