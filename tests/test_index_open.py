@@ -19,7 +19,7 @@ from engine.storage.bitmap import IdSet
 from engine.storage.manifest import Manifest
 from engine.storage.state import State
 from engine.storage.vectors import Vectors
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 N = 400
 BLOCK = clustered(N)
@@ -37,35 +37,35 @@ def one_thread() -> Iterator[None]:
 class View:
     """What a store shows to the owner of its index, each time another object."""
 
-    def __init__(self, files: StoreFiles) -> None:
-        self._files = files
+    def __init__(self, files: Session) -> None:
+        self.session = files
         self.path = files.path
         self.manifest: Manifest = files.manifest
         self.state: State = files.state
         self.files = files.keys
 
     def open_vectors(self) -> Vectors:
-        return self._files.open_vectors()
+        return self.session.snapshot.open_vectors()
 
     def alive(self) -> IdSet | None:
-        return self._files.alive()
+        return self.session.snapshot.alive()
 
     def those_alive(self, wanted: IdSet) -> IdSet:
-        return wanted.without(self._files.removed_ids())
+        return wanted.without(self.session.snapshot.removed_ids())
 
 
 class Opened:
     """An open store, as the owner of its index needs it."""
 
     def __init__(self, store: Store) -> None:
-        self._files = store._files
+        self.session = store.session
 
     @property
     def snapshot(self) -> View:
-        return View(self._files)
+        return View(self.session)
 
     def read_index(self) -> bool:
-        return self._files.read_index()
+        return self.session.read_index()
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def made(tmp_path: Path) -> Path:
 
 def build(store: Store) -> None:
     """Train, and code all vectors again: other files, and the old ones go."""
-    files = store._files
+    files = store.session
     files.become_writer()
     index = files.index
     assert index is not None
@@ -91,13 +91,13 @@ def test_it_is_opened_once_for_each_index(made: Path) -> None:
         owner = OpenIndex(Opened(store))
         first = owner.current
         assert first is not None
-        assert [one.entry for one in first.segments] == list(store._files.manifest.segments)
+        assert [one.entry for one in first.segments] == list(store.session.snapshot.manifest.segments)
         assert owner.current is first
         build(store)
         second = owner.current
         assert second is not None
         assert second is not first
-        assert [one.entry for one in second.segments] == list(store._files.manifest.segments)
+        assert [one.entry for one in second.segments] == list(store.session.snapshot.manifest.segments)
         owner.close()
         assert owner.current is not second
         owner.close()
@@ -170,7 +170,7 @@ def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
         index = owner.current
         assert index is not None
         assert len(turns) == 3
-        assert [one.entry for one in index.segments] == list(writer._files.manifest.segments)
+        assert [one.entry for one in index.segments] == list(writer.session.snapshot.manifest.segments)
         assert not index.bare
         assert owner.current is index
         owner.close()

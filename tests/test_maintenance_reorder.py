@@ -72,7 +72,7 @@ def store(made: Path) -> Iterator[Store]:
 
 def rows_of(store: Store) -> tuple[np.ndarray, np.ndarray]:
     """All rows as they lie: ids and vectors."""
-    found = store._files.open_vectors()
+    found = store.session.snapshot.open_vectors()
     rows = np.arange(found.rows, dtype=np.int64)
     ids, vectors = found.ids(rows), found.gather(rows)
     found.close()
@@ -99,7 +99,7 @@ def test_vectors_lie_in_the_order_of_lists_as_they_were(store: Store) -> None:
     assert not np.array_equal(ids, EVERY)
     assert np.array_equal(np.sort(ids), EVERY)
     assert np.array_equal(vectors, BLOCK[ids - 1])
-    index = store._files.index
+    index = store.session.index
     (segment,) = index.segments
     lists, _, _ = index.quantizer.encode(vectors)
     assert (np.diff(lists) >= 0).all()
@@ -112,9 +112,9 @@ def test_vectors_lie_in_the_order_of_lists_as_they_were(store: Store) -> None:
 def test_a_second_optimize_does_nothing(store: Store) -> None:
     assert store.optimize().laid_out == N
     before = {path: path.stat().st_ino for path in store.path.rglob("*.[fi]*") if path.is_file()}
-    named = store._files.manifest
+    named = store.session.snapshot.manifest
     assert store.optimize().laid_out == 0
-    assert store._files.manifest == named
+    assert store.session.snapshot.manifest == named
     assert before == {
         path: path.stat().st_ino for path in store.path.rglob("*.[fi]*") if path.is_file()
     }
@@ -129,7 +129,7 @@ def test_vectors_of_removed_images_go_from_the_disk(store: Store, part: float) -
     assert np.array_equal(np.sort(rows_of(store)[0]), left)
     (path,) = (store.path / "vectors").rglob("*.f32")
     assert path.stat().st_size == HEADER_BYTES + len(left) * BLOCK.shape[1] * 4
-    assert store._files.state.dead_vectors == 0
+    assert store.session.snapshot.state.dead_vectors == 0
     expect(store, left)
     assert store.optimize().laid_out == 0, "there is nothing more to be done"
     new = store.ingest(BLOCK[N : 2 * N], name="c")
@@ -235,7 +235,7 @@ def test_what_another_removes_meanwhile_stays_removed(
     assert report.laid_out == N - 1
     with Store.open(made, limits=LIMITS) as store:
         expect(store, np.arange(301, N + 1))
-        assert store._files.state.dead_vectors == 299
+        assert store.session.snapshot.state.dead_vectors == 299
         assert store.optimize().laid_out == N - 300
         expect(store, np.arange(301, N + 1))
         assert store.check().problems == ()
@@ -324,8 +324,8 @@ def test_readers_that_were_open_go_on(store: Store, monkeypatch: pytest.MonkeyPa
         left = np.arange(201, N + 1)
         with monkeypatch.context() as patch:
             # As if in the middle of a call, before it looks whether there is anything new.
-            patch.setattr(mapped._files, "follow", lambda: None)
-            patch.setattr(unmapped._files, "follow", lambda: None)
+            patch.setattr(mapped.session, "follow", lambda: None)
+            patch.setattr(unmapped.session, "follow", lambda: None)
             ids = mapped.search_vectors(BLOCK[:N], 1)[1]
             assert np.mean(ids[:, 0] == EVERY) > 0.9, "as it was"
             ids = unmapped.search_vectors(BLOCK[200:N], 1)[1]
@@ -343,7 +343,7 @@ def test_a_reader_never_takes_new_vectors_for_those_it_knows(
         store.remove(ids=EVERY.tolist())
         store.optimize()
         store.ingest(BLOCK[N:], name="c")
-        monkeypatch.setattr(reader._files, "follow", lambda: None)
+        monkeypatch.setattr(reader.session, "follow", lambda: None)
         ids = reader.search_vectors(BLOCK[N : N + 50], 1, recall=1)[1]
         assert ids[:, 0].tolist() == list(range(N + 1, N + 51))
 
@@ -358,21 +358,21 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
     ):
         for reader in (asked, idle):
             reader.search_vectors(BLOCK[:1], 1)
-        commit, vectors = writer._files.state.commit, writer._files.state.vectors
-        writer._files.become_writer()
-        made_anew = maintain.IndexUpdater(writer._files, BackgroundWork(writer._files.memory))
-        made_anew._build(writer._files.index)
+        commit, vectors = writer.session.snapshot.state.commit, writer.session.snapshot.state.vectors
+        writer.session.become_writer()
+        made_anew = maintain.IndexUpdater(writer.session, BackgroundWork(writer.session.memory))
+        made_anew._build(writer.session.index)
         measured = made_anew.measure(0.6)
-        assert writer._files.state.commit == commit
+        assert writer.session.snapshot.state.commit == commit
         for reader in (asked, idle):
             reader.search_vectors(BLOCK[:1], 1)
-            assert reader._files.manifest == writer._files.manifest
-            assert reader._files.index.measured == measured
-            assert reader._files.state.commit == commit
-            assert reader._files.state.vectors == vectors
-            opened = reader._files.index
+            assert reader.session.snapshot.manifest == writer.session.snapshot.manifest
+            assert reader.session.index.measured == measured
+            assert reader.session.snapshot.state.commit == commit
+            assert reader.session.snapshot.state.vectors == vectors
+            opened = reader.session.index
             reader.search_vectors(BLOCK[:1], 1)
-            assert reader._files.index is opened, "once for each index"
+            assert reader.session.index is opened, "once for each index"
             expect(reader, EVERY)
 
 
@@ -383,23 +383,23 @@ def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
         Store.open(made, read_only=True, limits=LIMITS) as reader,
         Store.open(made, limits=LIMITS) as writer,
     ):
-        writer._files.become_writer()
-        there, turns = reader._files._has_index_files, []
+        writer.session.become_writer()
+        there, turns = reader.session._has_index_files, []
 
         def meanwhile() -> bool:
             """Once the files were seen, and before they are opened, they are others."""
             answer = there()
             if len(turns) < 3:
                 turns.append(answer)
-                anew = maintain.IndexUpdater(writer._files, BackgroundWork(writer._files.memory))
-                anew._build(writer._files.index)
+                anew = maintain.IndexUpdater(writer.session, BackgroundWork(writer.session.memory))
+                anew._build(writer.session.index)
             return answer
 
-        monkeypatch.setattr(reader._files, "_has_index_files", meanwhile)
-        monkeypatch.setattr(reader._files, "follow", lambda: None)
-        index = reader._files.index
+        monkeypatch.setattr(reader.session, "_has_index_files", meanwhile)
+        monkeypatch.setattr(reader.session, "follow", lambda: None)
+        index = reader.session.index
         assert len(turns) == 3
-        assert [one.entry for one in index.segments] == list(writer._files.manifest.segments)
+        assert [one.entry for one in index.segments] == list(writer.session.snapshot.manifest.segments)
         assert not index.bare
     assert "check --fix" not in caplog.text, "nothing is damaged"
 
@@ -425,7 +425,7 @@ def test_for_want_of_room_it_is_left_and_told_of(
 def test_a_damaged_segment_loses_no_vector(made: Path, more: int) -> None:
     """Labels that name a row twice, and so another not at all, or that name none."""
     with Store.open(made, read_only=True, limits=LIMITS) as opened:
-        index = opened._files.index
+        index = opened.session.index
         segment = max(index.segments, key=lambda one: one.entry.rows)
         number = int(np.argmax(segment.sizes))
         codes = int(segment._capacities[number]) * index.quantizer.code_bytes

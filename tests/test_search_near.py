@@ -88,10 +88,10 @@ def ids(result: LookupResult) -> list[int]:
 def remove(where: Path, id_: int) -> None:
     """What a removal leaves behind as far as a lookup can see: an id without a record."""
     with Store.open(where) as store:
-        store._files.become_writer()
-        batch = store._files.keys.batch()
+        store.session.become_writer()
+        batch = store.session.snapshot.keys.batch()
         batch.delete("records", u64(id_))
-        store._files.keys.commit(batch)
+        store.session.snapshot.keys.commit(batch)
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def test_what_is_near_is_ranked_without_its_records(tmp_path: Path) -> None:
         row.reshape(-1)[rng.permutation(row.size)[:count]] ^= True
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         assert store.ingest(rows, name="x").duplicates < 100
-        found = near.near_images(store._files, from_array(query), 31, {1, 2})
+        found = near.near_images(store.session, from_array(query), 31, {1, 2})
         assert all(column.dtype == np.int64 for column in found)
         hits = store.lookup(query).near
         images = store.info().images
@@ -529,7 +529,7 @@ def test_hits_carry_metadata(tmp_path: Path, tiny_encoder: Path) -> None:
         photo(i).save(images / f"{i}.png")
     with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
         store.ingest(images)
-        files = store._files
+        files = store.session
         batch = files.keys.batch()
         for id_ in (1, 2, 3):
             record = files.record(id_)

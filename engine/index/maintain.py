@@ -13,6 +13,7 @@ import errno
 import logging
 from dataclasses import replace
 
+from engine.storage import swaps
 from engine.errors import StoreDamagedError
 from engine.index import build
 from engine.index.background import BackgroundWork
@@ -25,7 +26,7 @@ from engine.storage import ballast
 from engine.storage.durable import remove
 from engine.storage.index_files import file_problem, quantizer_path, segment_path
 from engine.storage.manifest import Manifest, Measured, QuantizerEntry, SegmentEntry
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 RETRAINED = 4  # times as many vectors as it was trained on, and a quantizer is trained anew
 _MEASURED_AGAIN = 2  # times as many vectors
@@ -39,7 +40,7 @@ _log = logging.getLogger("engine.index")
 class IndexUpdater:
     """Keeps the index of one store, which this process writes, up to date."""
 
-    def __init__(self, store: StoreFiles, work: BackgroundWork) -> None:
+    def __init__(self, store: Session, work: BackgroundWork) -> None:
         self._store = store
         self._work = work
 
@@ -49,8 +50,8 @@ class IndexUpdater:
         Raises ``OSError``, ``MemoryError`` or ``StoppedError``; the index is as it was then, or better.
         """
         store = self._store
-        live = store.state.live_segments(store.manifest)
-        if store.vector_rows - sum(segment.rows for segment in live) < least:
+        live = store.snapshot.state.live_segments(store.snapshot.manifest)
+        if store.snapshot.vector_rows - sum(segment.rows for segment in live) < least:
             return  # most commits end here, and opening the index takes some milliseconds
         if not _has_room(store):
             what = "the disk is nearly full, make room and run 'engine optimize'"
@@ -75,9 +76,9 @@ class IndexUpdater:
     def _build(self, index: VectorIndex) -> None:
         """Train, and code all vectors."""
         store, vectors = self._store, index.vectors
-        encoder = store.manifest.encoder
+        encoder = store.snapshot.manifest.encoder
         assert encoder is not None
-        number = store.next_index_number()
+        number = store.writer.next_index_number()
         rows = vectors.rows
         entry, quantizer = train_quantizer(
             store.path, number, encoder.generation, vectors, rows, self._work
@@ -89,17 +90,17 @@ class IndexUpdater:
         except BaseException:
             remove(quantizer_path(store.path, number), store.path)
             raise
-        store.publish_index([made], [entry])
+        swaps.publish_index(store.writer, [made], [entry])
 
     def _add(self, index: VectorIndex, entry: QuantizerEntry, quantizer: Quantizer) -> bool:
         """Code what is in no segment; returns whether it is unlike what the quantizer is for."""
         store = self._store
-        number = store.next_index_number()
+        number = store.writer.next_index_number()
         made, closeness = build.build_segment(
             store.path, number, entry, quantizer, index.vectors, index.bare, self._work
         )
         live = [segment.entry for segment in index.segments]
-        store.publish_index([*live, made])
+        swaps.publish_index(store.writer, [*live, made])
         self._merge(entry, quantizer, [*live, made])
         return is_moved(closeness, entry)
 
@@ -117,9 +118,9 @@ class IndexUpdater:
                 if what := file_problem(path, one.bytes, one.xxh64):
                     raise StoreDamagedError(f"{path}: {what}; run 'engine check --fix'")
             made = build.merge_segments(
-                store.path, store.next_index_number(), entry, quantizer, together
+                store.path, store.writer.next_index_number(), entry, quantizer, together
             )
-            store.publish_index([*(one for one in live if one not in together), made])
+            swaps.publish_index(store.writer, [*(one for one in live if one not in together), made])
 
     def measure(self, target: float | None, *, anew: bool = False) -> Measured | None:
         """Measure recall if it has not been, or not on vectors like these; what is known of it now.
@@ -135,7 +136,7 @@ class IndexUpdater:
 
     def _measure(self, target: float | None, *, moved: bool = False) -> Measured | None:
         store = self._store
-        index, before = store.index, store.manifest.measured
+        index, before = store.index, store.snapshot.manifest.measured
         wanted = target or (before.target if before else DEFAULT_RECALL)
         entry = index.quantizer_entry if index is not None else None
         if index is None or entry is None or not index.segments:
@@ -148,7 +149,7 @@ class IndexUpdater:
         ):
             found = measure(
                 index,
-                store.alive(),
+                store.snapshot.alive(),
                 wanted,
                 lambda: self._work.done(0),
                 sample=store.limits.recall_sample,
@@ -158,13 +159,13 @@ class IndexUpdater:
         else:
             found = replace(before, target=wanted)
         if found != before and (before is not None or target is not None or found.rows):
-            store.publish_index(store.manifest.segments, measured=found)
+            swaps.publish_index(store.writer, store.snapshot.manifest.segments, measured=found)
         return found
 
 
-def _has_room(store: StoreFiles) -> bool:
+def _has_room(store: Session) -> bool:
     """Whether the whole index, built again, leaves enough of the disk for a removal."""
-    free, encoder, rows = ballast.free(store.path), store.manifest.encoder, store.vector_rows
+    free, encoder, rows = ballast.free(store.path), store.snapshot.manifest.encoder, store.snapshot.vector_rows
     if free >= ballast.LOW or encoder is None:
         return True
     codes = rows * (encoder.dim // 4 + 24)  # and a label each

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from engine.storage import swaps
 from engine.config import (
     CHUNK_ENCODED_ROWS,
     CHUNK_FILES,
@@ -63,7 +64,8 @@ from engine.sources.items import (
 from engine.storage.ballast import NoRoomError
 from engine.storage.changeset import Chunk, NewImage, NewName, NewRows
 from engine.storage.rows import ARRAY, ArchiveRow, ArrayRow, NameRow, Run
-from engine.storage.writer import REJECTS, StoreFiles
+from engine.storage.writer import REJECTS
+from engine.storage.session import Session
 
 Picture = npt.NDArray[np.uint8]
 Vector = npt.NDArray[np.float32]  # (dim,)
@@ -199,7 +201,7 @@ class Ingest:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         encoder: OnnxEncoder | None,
         *,
         keep_pixels: str = "auto",
@@ -251,7 +253,7 @@ class Ingest:
         try:
             self._take_all(items)
         except NoRoomError as error:
-            self._store.give_up(error)
+            self._store.writer.give_up(error)
             raise
         self._warn_of_bare()
         self._index(EXACT_ROWS)
@@ -328,7 +330,7 @@ class Ingest:
     def _changed(self, group: Sequence[FileItem | Member]) -> list[FileItem | Member]:
         """The files of a group that are new or changed by their stamp; the rest is not read."""
         changed: list[FileItem | Member] = []
-        for item, known in zip(group, self._store.names([i.name for i in group]), strict=True):
+        for item, known in zip(group, self._store.snapshot.names([i.name for i in group]), strict=True):
             if known and (known.mtime_ns, known.size) == (item.mtime_ns, item.size):
                 self._counts.unchanged += 1
                 self._advance(1)
@@ -339,7 +341,7 @@ class Ingest:
     def _promising(self, items: Sequence[FileItem | Member]) -> list[FileItem | Member]:
         """Those that were not rejected before as they are now; these count as rejected again."""
         promising: list[FileItem | Member] = []
-        rows = self._store.rejects([item.name for item in items])
+        rows = self._store.snapshot.rejects([item.name for item in items])
         for item, row in zip(items, rows, strict=True):
             if row is not None and is_final(row, item.mtime_ns, item.size):
                 self._counts.rejected += 1
@@ -388,7 +390,7 @@ class Ingest:
             with self._reading.hold(min(waiting, memory.max_file)):
                 data = item.read(memory.max_file)
                 file_hash = hashing.file_hash(data)
-                known = self._store.files([file_hash])[0]
+                known = self._store.snapshot.ids_of_files([file_hash])[0]
                 if known is not None:
                     return _Prepared(item, file_hash, known)
                 with self._gate.hold(min(canonical.decoding_bytes(data), self._decoding)):
@@ -422,7 +424,7 @@ class Ingest:
         return NewImage(
             # The pixels are let go here: only what is kept of them waits for the commit.
             pixels=Pixels(found.kind, found.height, found.width, found.channels, found.frames, b""),
-            key=hashing.key(form, self._store.settings.hash_seed),
+            key=hashing.key(form, self._store.snapshot.settings.hash_seed),
             proof=hashing.proof(form),
             container=container,
             decoder=canonical.DECODER if data else "",
@@ -437,7 +439,7 @@ class Ingest:
     def _crowd(self, crowded: bool) -> None:
         """Have the block cache make room for large images, and take it back after them."""
         memory = self._store.memory
-        self._store.limit_cache(memory.crowded_cache if crowded else memory.block_cache)
+        self._store.snapshot.files.limit_cache(memory.crowded_cache if crowded else memory.block_cache)
 
     def _picture(self, found: Pixels) -> Picture | None:
         if self._encoder is None:
@@ -486,7 +488,7 @@ class Ingest:
         if self._encoder is None:
             return [(prepared, None) for prepared in done]
         images = [prepared.image for prepared in done if prepared.image is not None]
-        known = iter(self._store.images_of([image.key for image in images]))
+        known = iter(self._store.snapshot.images_of([image.key for image in images]))
         out: list[_Encoded] = []
         made: dict[bytes, Vector] = {}  # of each proof: any of equal images may be the one added
         batch: list[_Prepared] = []
@@ -549,7 +551,7 @@ class Ingest:
     ) -> None:
         known_rejects = len(rejects)
         pending = _Pending()
-        before = self._store.names([prepared.item.name for prepared, _ in done])
+        before = self._store.snapshot.names([prepared.item.name for prepared, _ in done])
         images = [prepared.image for prepared, _ in done if prepared.image is not None]
         known = iter(self._known(pending, images))
         named: dict[bytes, NewName] = {}
@@ -613,7 +615,7 @@ class Ingest:
 
     def _describe(self, pending: _Pending, id_: int, metadata: dict[str, object]) -> None:
         """Keep what is said of an image that is there already, or comes with this chunk."""
-        first = self._store.state.next_id
+        first = self._store.snapshot.state.next_id
         if id_ < first:
             pending.chunk.described.append((id_, metadata))
         elif pending.chunk.images[id_ - first].metadata is None:
@@ -634,7 +636,7 @@ class Ingest:
     def _archive(self, item: ArchiveItem, pool: ThreadPoolExecutor) -> None:
         """Ingest the members of an archive that are not committed yet, group by group."""
         stamp = (item.mtime_ns, item.size)
-        row = self._store.archive(item.name)
+        row = self._store.snapshot.archive(item.name)
         begun = row is not None and (row.mtime_ns, row.size) == stamp
         if row is None or not begun:
             row = ArchiveRow(*stamp)
@@ -644,7 +646,7 @@ class Ingest:
         self._advance(row.done)
         if row.complete:
             return
-        broken = self._store.rejects([item.name])[0]
+        broken = self._store.snapshot.rejects([item.name])[0]
         if begun and broken is not None and is_final(broken, *stamp):
             self._counts.rejected += 1
             self._advance(1)
@@ -682,7 +684,7 @@ class Ingest:
             row = replace(archive.row, complete=True)
             # Read from its beginning next time: what was committed is unchanged then.
             row = ArchiveRow(*stamp) if archive.again else row
-            self._store.commit(Chunk(archives=[(item.name, row)]))
+            self._store.writer.commit(Chunk(archives=[(item.name, row)]))
 
     def _member_groups(self, members: Iterator[Member | Problem | Skipped]) -> Iterator[_Group]:
         """Members of one commit at a time; they are in memory, so groups are smaller than of files."""
@@ -713,7 +715,7 @@ class Ingest:
 
     def _array(self, array: ArrayItem, pool: ThreadPoolExecutor) -> None:
         """Ingest the rows of an array that are not committed yet, block by block."""
-        row = self._store.array(array.name)
+        row = self._store.snapshot.array(array.name)
         stamp = (array.mtime_ns, array.size)
         start = 0
         try:
@@ -727,11 +729,11 @@ class Ingest:
             begun = row is not None and (row.mtime_ns, row.size) == stamp
             kind = array.kind if row is None or not begun else row.kind
             if row is None or (row.mtime_ns, row.size, row.kind) != (*stamp, kind):
-                row = ArrayRow(self._store.state.next_array, *stamp, 0, kind)
+                row = ArrayRow(self._store.snapshot.state.next_array, *stamp, 0, kind)
             start = min(row.rows, array.count)
             self._counts.unchanged += start
             self._advance(start)
-            broken = self._store.rejects([array.name])[0]
+            broken = self._store.snapshot.rejects([array.name])[0]
             if begun and broken is not None and is_final(broken, *stamp):
                 self._counts.rejected += 1  # what is left of it cannot be read
                 self._advance(max(array.count - start, 1))
@@ -774,7 +776,7 @@ class Ingest:
         at = [len(block.rows) * i // parts for i in (part, part + 1)]
         rows = block.rows[at[0] : at[1]]
         shape = canonical.from_canonical(memoryview(block.rows[0]))
-        seed = self._store.settings.hash_seed
+        seed = self._store.snapshot.settings.hash_seed
         keys: list[bytes] = []
         proofs: list[bytes] = []
         for first in range(0, len(rows), _HASHED_ROWS):
@@ -847,7 +849,7 @@ class Ingest:
         Fewer where the run is to stop: of the rows before the first new one that is not encoded.
         ``vectors`` (n, dim) are those of the new images, if they are there already.
         """
-        known = self._store.image_columns(rows.keys)
+        known = self._store.snapshot.image_columns(rows.keys)
         proofs = np.frombuffer(b"".join(rows.proofs), np.uint8).reshape(-1, hashing.PROOF_BYTES)
         if known.shared.any() or (known.proofs != proofs[known.found]).any():
             return None
@@ -869,7 +871,7 @@ class Ingest:
             if len(vectors) < len(chosen):
                 end = int(chosen[len(vectors)])
                 return self._add_rows(pending, rows.part(0, end), vectors) if end else ids[:0]
-        ids[new] = self._store.state.next_id + order
+        ids[new] = self._store.snapshot.state.next_id + order
         self._counts.added += len(chosen)
         self._counts.duplicates += len(ids) - len(chosen)
         if not len(chosen):
@@ -947,12 +949,12 @@ class Ingest:
         alone = np.array([run.id for run in runs if not run.several], np.int64)
         if not len(alone):
             return
-        first = self._store.state.next_id
+        first = self._store.snapshot.state.next_id
         if chunk.rows is not None:
             chunk.rows.in_runs = ~np.isin(first + np.arange(len(chunk.rows)), alone)
         known = np.flatnonzero((ids < first) & np.isin(ids, alone))
         touched = list({keys[i]: None for i in known})
-        for key, found in zip(touched, self._store.images_of(touched), strict=True):
+        for key, found in zip(touched, self._store.snapshot.images_of(touched), strict=True):
             # One that shares its key never says so.
             chunk.out_of_runs += [(key, row) for row in found[:1] if row.in_runs]
 
@@ -960,7 +962,7 @@ class Ingest:
 
     def _vectors(self, array: VectorItem, pool: ThreadPoolExecutor) -> None:
         """Ingest the rows of an array of vectors that are not committed yet, block by block."""
-        row = self._store.array(array.name)
+        row = self._store.snapshot.array(array.name)
         stamp = (array.mtime_ns, array.size)
         start = 0
         try:
@@ -971,19 +973,19 @@ class Ingest:
             known = is_begun(array, row)
             if row is None or not known:
                 same = row is not None and row.kind is Kind.VECTOR
-                number = row.number if row is not None and same else self._store.state.next_array
+                number = row.number if row is not None and same else self._store.snapshot.state.next_array
                 row = ArrayRow(number, *stamp, 0, Kind.VECTOR)
             start = row.rows
             self._counts.unchanged += start - row.rejected
             self._counts.rejected += row.rejected
             self._advance(start)
-            broken = self._store.rejects([array.name])[0]
+            broken = self._store.snapshot.rejects([array.name])[0]
             if known and broken is not None and is_final(broken, *stamp):
                 self._counts.rejected += 1  # what is left of it cannot be read
                 self._advance(max(array.count - start, 1))
                 return
             if start < array.count:
-                check_admission(self._store, array.dim, normalize=self._normalize)
+                check_admission(self._store.snapshot, array.dim, normalize=self._normalize)
             given = GivenArray(self._store, array.name, row.number)
             if not known:
                 given.forget(array.count)  # what is behind its end
@@ -1000,8 +1002,8 @@ class Ingest:
         self, array: VectorItem, start: int, pool: ThreadPoolExecutor
     ) -> Iterator[CheckedBlock]:
         """Each block, checked. While one is committed the next is read and checked."""
-        entry = self._store.manifest.encoder
-        kept = entry is not None and self._store.vector_rows > 0
+        entry = self._store.snapshot.manifest.encoder
+        kept = entry is not None and self._store.snapshot.vector_rows > 0
         normalize = entry.normalized if entry is not None and kept else self._normalize
         most = min(self._store.memory.block, CHUNK_VECTOR_BYTES)
         blocks = array.vectors(start, CHUNK_VECTORS, most)
@@ -1047,8 +1049,8 @@ class Ingest:
         problems: Sequence[Problem],
     ) -> None:
         chunk, unchanged = given.take(block)
-        if chunk.given is not None and not self._store.vector_rows:
-            self._store.adopt_vectors(block.rows.shape[1], normalized=self._normalize)
+        if chunk.given is not None and not self._store.snapshot.vector_rows:
+            swaps.adopt_vectors(self._store.writer, block.rows.shape[1], normalized=self._normalize)
             self._encoder = None  # from now on images get no vectors
         added = len(chunk.given) if chunk.given is not None else 0
         chunk.arrays = [(name, array)]
@@ -1062,7 +1064,7 @@ class Ingest:
 
     def _known(self, pending: _Pending, images: Sequence[NewImage]) -> list[int | None]:
         """The stored image that each of ``images`` is, by key and then by proof."""
-        rows = self._store.images_of([image.key for image in images])
+        rows = self._store.snapshot.images_of([image.key for image in images])
         known: list[int | None] = []
         for image, candidates in zip(images, rows, strict=True):
             # One that shares its key never says that all its sources are in runs.
@@ -1074,7 +1076,7 @@ class Ingest:
         return known
 
     def _add(self, pending: _Pending, image: NewImage, vector: Vector | None) -> int:
-        id_ = self._store.state.next_id + len(pending.chunk.images)
+        id_ = self._store.snapshot.state.next_id + len(pending.chunk.images)
         pending.chunk.images.append(image)
         pending.ids[image.proof] = id_
         if vector is not None:
@@ -1095,7 +1097,7 @@ class Ingest:
         if pending.vectors:
             pending.chunk.vectors = np.concatenate(pending.vectors)
         self._peak.sample()
-        first = self._store.state.next_id
+        first = self._store.snapshot.state.next_id
         self._save(pending.chunk)
         if pending.chunk.vectors is not None:
             bare = np.flatnonzero(~pending.chunk.vectors.any(axis=1))
@@ -1114,15 +1116,15 @@ class Ingest:
 
     def _save(self, chunk: Chunk) -> None:
         """Commit a chunk, and then tell people of its rejects."""
-        self._store.commit(chunk)
+        self._store.writer.commit(chunk)
         lines, self._reject_lines = self._reject_lines, []
         if lines:
-            self._store.log_rejects(lines)
+            self._store.writer.log_rejects(lines)
 
     def _put_rejects(self, chunk: Chunk, rejects: Sequence[Problem]) -> None:
         """Record what could not be read; a row that says the same as before is not repeated."""
         self._counts.rejected += sum(found.rows for found in rejects)
-        before = self._store.rejects([found.name for found in rejects]) if rejects else []
+        before = self._store.snapshot.rejects([found.name for found in rejects]) if rejects else []
         for found, known in zip(rejects, before, strict=True):
             row = {
                 "reason": found.reason,
@@ -1138,7 +1140,7 @@ class Ingest:
 
     def _index(self, least: int) -> None:
         """Index the vectors that are in no segment, if there are at least ``least`` of them."""
-        if not self._store.vector_rows or self._stop():
+        if not self._store.snapshot.vector_rows or self._stop():
             return
         work = BackgroundWork(self._store.memory, lambda rows: self._peak.sample(), self._stop)
         try:

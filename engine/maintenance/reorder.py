@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.storage import swaps
 from engine.config import EXACT_ROWS
 from engine.errors import StoreLockedError
 from engine.images import hashing
@@ -34,7 +35,7 @@ from engine.storage.extents import ExtentReader
 from engine.storage.index_files import ReorderedExtent, quantizer_path
 from engine.storage.manifest import QuantizerEntry
 from engine.storage.state import appends_in
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _WORTH = 0.1  # of the vectors that are removed or lie in another order
 _APART = 1000  # numbers that a writer may use up for its own segments meanwhile
@@ -55,7 +56,7 @@ class ReorderResult:
 class Reorder:
     """One layout of one store, which becomes its writer in the end."""
 
-    def __init__(self, store: StoreFiles, work: BackgroundWork) -> None:
+    def __init__(self, store: Session, work: BackgroundWork) -> None:
         self._store = store
         self._work = work
 
@@ -90,7 +91,7 @@ class Reorder:
 
         ``known``: the rows of extents that need not be looked at, from their first on.
         """
-        store, encoder = self._store, self._store.manifest.encoder
+        store, encoder = self._store, self._store.snapshot.manifest.encoder
         assert encoder is not None
         families = (
             extents.vectors(encoder.generation, encoder.dim),
@@ -100,7 +101,7 @@ class Reorder:
             family.name: ExtentReader(store.path, family, store.is_behind) for family in families
         }
         try:
-            for _, value in store.keys.scan("commits"):
+            for _, value in store.snapshot.keys.scan("commits"):
                 for one in appends_in(value):
                     reader = readers.get(one.family)
                     if reader is None:
@@ -108,7 +109,7 @@ class Reorder:
                     if one.offset >= known.get(one.extent, 0) * reader.family.row_bytes:
                         data = reader.read(Place(one.extent, one.offset, one.length))
                         if hashing.checksum(data) != one.xxh64:
-                            return store.part(reader.family, one.extent)
+                            return store.snapshot.part(reader.family, one.extent)
                         self._work.done(0)
             return None
         finally:
@@ -130,13 +131,13 @@ class Reorder:
     def _is_worth_it(self, index: VectorIndex) -> bool:
         rows = index.vectors.rows
         ordered = sum(one.entry.rows for one in index.segments if one.entry.ordered)
-        dead = self._store.state.dead_vectors
+        dead = self._store.snapshot.state.dead_vectors
         if self._live(index) < EXACT_ROWS:
             return dead >= _WORTH * rows
         return rows - ordered + dead >= _WORTH * rows
 
     def _live(self, index: VectorIndex) -> int:
-        return index.vectors.rows - self._store.state.dead_vectors
+        return index.vectors.rows - self._store.snapshot.state.dead_vectors
 
     def _need(self, index: VectorIndex) -> int:
         """Bytes of disk: the vectors once more, and their codes twice while segments are merged."""
@@ -149,9 +150,9 @@ class Reorder:
         self, made: Path, index: VectorIndex, train: bool
     ) -> tuple[QuantizerEntry | None, ReorderedExtent]:
         store, work, vectors = self._store, self._work, index.vectors
-        encoder = store.manifest.encoder
+        encoder = store.snapshot.manifest.encoder
         assert encoder is not None
-        number = store.next_index_number() + _APART
+        number = store.writer.next_index_number() + _APART
         entry, quantizer = index.quantizer_entry, index.quantizer
         # Old extents go: a row that a damaged segment does not name would be lost with them.
         # And codes are copied as they are, with a checksum that is right for them.
@@ -184,8 +185,8 @@ class Reorder:
             extents.vectors(encoder.generation, encoder.dim),
             extents.vector_ids(encoder.generation),
         )
-        gone = store.dead_ids() if store.state.dead_vectors else IdSet.none(0)
-        uuid = bytes.fromhex(store.manifest.uuid)
+        gone = store.snapshot.dead_ids() if store.snapshot.state.dead_vectors else IdSet.none(0)
+        uuid = bytes.fromhex(store.snapshot.manifest.uuid)
         laying = ReorderedWriter(made, vectors, pieces, gone, families, uuid, work)
         return entry, laying.write(number + 1, entry, quantizer)
 
@@ -207,13 +208,13 @@ class Reorder:
         self, made: Path, index: VectorIndex, quantizer: QuantizerEntry | None, new: ReorderedExtent
     ) -> ReorderResult:
         store = self._store
-        there = dict(store.state.vector_parts(store.manifest.encoder))
-        numbers = {one.number for one in store.manifest.segments}
+        there = dict(store.snapshot.state.vector_parts(store.snapshot.manifest.encoder))
+        numbers = {one.number for one in store.snapshot.manifest.segments}
         clash = new.segment is not None and new.segment.number in numbers
         same = all(there.get(number, 0) >= rows for number, rows in index.vectors.parts)
         # The segment is of a quantizer that was live, or is to be: others may have trained one.
         known = quantizer is None or _has(made, quantizer)
-        known = known or quantizer in store.manifest.quantizers
+        known = known or quantizer in store.snapshot.manifest.quantizers
         if clash or not same or not known:
             return ReorderResult(
                 skipped="the vectors were not laid out anew: another process did so meanwhile"
@@ -225,7 +226,7 @@ class Reorder:
             return _left_for_want_of_room(need, free)
         if late and (damaged := self._damaged({n: late.get(n, rows) for n, rows in there.items()})):
             return _left_damaged(damaged)
-        store.replace_vectors(made, index.vectors.parts, new, quantizer)
+        swaps.replace_vectors(store.writer, made, index.vectors.parts, new, quantizer)
         return ReorderResult(new.rows)
 
 
@@ -234,7 +235,7 @@ def _has(made: Path, quantizer: QuantizerEntry) -> bool:
     return nofollow.status(made, path.as_posix()) is not None
 
 
-def _free(store: StoreFiles) -> int:
+def _free(store: Session) -> int:
     return shutil.disk_usage(store.path).free
 
 

@@ -15,7 +15,7 @@ from engine.images import hashing
 from engine.records import Buffer, Decoded
 from engine.storage.bitmap import IdSet
 from engine.storage.rows import ImageRow
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _BATCH = 4096  # rows that are looked up at a time
 _PROBE = 64  # rows that show whether the others will come from memory
@@ -23,18 +23,18 @@ _COLD_SECONDS = 8e-6  # a key, on average; from memory it takes 3, from disk 70,
 _log = logging.getLogger("engine")
 
 
-def id_of_file(store: StoreFiles, data: bytes, wanted: IdSet | None) -> int | None:
+def id_of_file(store: Session, data: bytes, wanted: IdSet | None) -> int | None:
     """The image that a file of exactly these bytes was; SHA-256 decides, so nothing to verify."""
-    id_ = store.files([hashing.file_hash(data)])[0]
+    id_ = store.snapshot.ids_of_files([hashing.file_hash(data)])[0]
     return id_ if id_ is not None and (wanted is None or id_ in wanted) else None
 
 
 def rows_of_pixels(
-    store: StoreFiles, decoded: Decoded, known: set[int], wanted: IdSet | None
+    store: Session, decoded: Decoded, known: set[int], wanted: IdSet | None
 ) -> Iterator[tuple[ImageRow, str]]:
     """The images that are these pixels, but those ``known``; with each how it was verified."""
     form = decoded.pixels.canonical
-    for row in store.image_of(hashing.key(form, store.settings.hash_seed)):
+    for row in store.snapshot.image_of(hashing.key(form, store.snapshot.settings.hash_seed)):
         if row.id in known or (wanted is not None and row.id not in wanted):
             continue
         verified = verify(store, row, form)
@@ -42,10 +42,10 @@ def rows_of_pixels(
             yield row, verified
 
 
-def identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def identical_ids(store: Session, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """The image that each canonical row is, verified, or -1: (n, canonical bytes) → (n,) int64."""
     n = len(rows)
-    store.count_lookups(n)
+    store.snapshot.count_lookups(n)
     ids = np.empty(n, np.int64)
     at, size = 0, _PROBE if n > 4 * _PROBE else n
     cold = False
@@ -58,7 +58,7 @@ def identical_ids(store: StoreFiles, rows: npt.NDArray[np.uint8]) -> npt.NDArray
 
 
 def _identical_ids(
-    store: StoreFiles, rows: npt.NDArray[np.uint8], cold: bool
+    store: Session, rows: npt.NDArray[np.uint8], cold: bool
 ) -> tuple[npt.NDArray[np.int64], float]:
     """The images of some rows, and how many seconds it took to find their keys.
 
@@ -66,9 +66,9 @@ def _identical_ids(
     """
     n, length = rows.shape
     canonical = list(rows)
-    keys = hashing.keys(canonical, store.settings.hash_seed)
+    keys = hashing.keys(canonical, store.snapshot.settings.hash_seed)
     started = perf_counter()
-    columns = store.image_columns(keys, spread=cold)
+    columns = store.snapshot.image_columns(keys, spread=cold)
     seconds = perf_counter() - started
     ids = np.full(n, -1, np.int64)
     at = np.flatnonzero(columns.found)
@@ -78,7 +78,7 @@ def _identical_ids(
     if easy.any():
         wanted = [canonical[i] for i in at[easy].tolist()]
         with contextlib.suppress(StoreDamagedError):  # one by one it is told which are lost
-            same[easy] = store.kept_pixels.equal(
+            same[easy] = store.snapshot.kept_pixels.equal(
                 columns.extents[easy], columns.offsets[easy], wanted
             )
     bare = np.flatnonzero(~kept & ~columns.shared)
@@ -88,17 +88,17 @@ def _identical_ids(
         same[bare] = (proof_columns == columns.proofs[bare]).all(axis=1)
     ids[at[same]] = columns.ids[same]
     for i in at[~same]:  # a collision, or damage: next to never
-        for row in store.image_of(keys[i]):
+        for row in store.snapshot.image_of(keys[i]):
             if verify(store, row, canonical[i].tobytes()):
                 ids[i] = row.id
     return ids, seconds
 
 
-def verify(store: StoreFiles, row: ImageRow, canonical: Buffer) -> str | None:
+def verify(store: Session, row: ImageRow, canonical: Buffer) -> str | None:
     """How a key's image was shown to be the query: "bytes", "digest", or None if it is not."""
     if row.place is not None and row.canonical:
         try:
-            kept = store.kept(row.place)
+            kept = store.snapshot.kept(row.place)
         except StoreDamagedError as error:
             _log.warning("image %d: %s", row.id, error)
             kept = None

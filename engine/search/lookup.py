@@ -33,7 +33,7 @@ from engine.search.tiers import IDENTICAL, NEAR, SIMILAR, searched_tiers
 from engine.search.tiers import tier_names as tier_names
 from engine.sources.locate import Query
 from engine.storage.bitmap import IdSet
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _NUMBER = float | int | np.floating | np.integer
 _log = logging.getLogger("engine")
@@ -48,7 +48,7 @@ class Lookup:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         encoder: Callable[[], OnnxEncoder],
         *,
         k: int,
@@ -59,7 +59,7 @@ class Lookup:
     ) -> None:
         """``tiers``: which to search, by default all that the store has."""
         k = check_k(k)
-        entry = store.manifest.encoder
+        entry = store.snapshot.manifest.encoder
         self._given = entry is not None and entry.given
         # Of vectors that have length 1 the inner product is the cosine.
         self._cosine = entry is None or not entry.given or entry.normalized
@@ -112,7 +112,7 @@ class Lookup:
         nearby: tuple[NearHit, ...] = ()
         similar: tuple[SimilarHit, ...] = ()
         searched = self._of_images
-        self._store.count_lookups(1)
+        self._store.snapshot.count_lookups(1)
         try:
             if IDENTICAL in searched and query.data is not None:
                 started = perf_counter()

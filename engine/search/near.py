@@ -28,7 +28,7 @@ from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.records import Kind, Pixels, Place
 from engine.storage.bitmap import IdSet
 from engine.storage.rows import ImageRow
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _AT_ONCE = 1024  # candidates whose records are in hand
 _READ_BYTES = 4 << 20  # of kept pixels in hand
@@ -59,7 +59,7 @@ class _Alike(NamedTuple):
 
 
 def near_images(
-    store: StoreFiles, query: Pixels, most: int, taken: set[int], wanted: IdSet | None = None
+    store: Session, query: Pixels, most: int, taken: set[int], wanted: IdSet | None = None
 ) -> NearImages:
     """The images within ``most`` (of 256) of ``query``, without those ``taken``.
 
@@ -87,7 +87,7 @@ def near_images(
 
 
 def _within(
-    store: StoreFiles,
+    store: Session,
     prints: npt.NDArray[np.uint8],
     most: int,
     wanted: IdSet | None,
@@ -95,12 +95,12 @@ def _within(
     ink: bool,
 ) -> tuple[Numbers, Numbers]:
     """The ids of the rows within ``most`` of any of the fingerprints, and their distances."""
-    entry = store.manifest.encoder
+    entry = store.snapshot.manifest.encoder
     given = entry is not None and entry.given
     ones = fingerprint.ones_of(prints)
-    removed = store.removed_ids()
+    removed = store.snapshot.removed_ids()
     ids, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for part in store.fingerprints.near(prints, most, store.state.next_id - 1, holes=given):
+    for part in store.snapshot.fingerprints.near(prints, most, store.snapshot.state.next_id - 1, holes=given):
         which = ~removed.has(part.rows + 1)
         if wanted is not None:
             which &= wanted.has(part.rows + 1)
@@ -111,7 +111,7 @@ def _within(
             both = 2 * FINGERPRINT_BITS - both if zeros else both
             which &= part.distances * FINGERPRINT_BITS <= 2 * most * both
         if given and which.any() and not part.prints[which].any(axis=1).all():
-            which[which] = store.may_be_images(part.rows[which] + 1)  # vectors have zeros
+            which[which] = store.snapshot.may_be_images(part.rows[which] + 1)  # vectors have zeros
         ids.append(part.rows[which] + 1)
         distances.append(part.distances[which])
     every, nearness = np.concatenate(ids), np.concatenate(distances)
@@ -123,12 +123,12 @@ def _within(
 
 
 def _alike(
-    store: StoreFiles, query: Pixels, ids: Numbers, first: int, taken: set[int]
+    store: Session, query: Pixels, ids: Numbers, first: int, taken: set[int]
 ) -> Iterator[_Alike]:
     """Those of the candidates, of which ``ids`` are from number ``first`` on, that may be compared."""
     bits = query.kind is Kind.BITS
     for number, id_ in enumerate(ids.tolist(), first):
-        record = store.record(id_) if id_ not in taken else None
+        record = store.snapshot.record(id_) if id_ not in taken else None
         if record is None or record.kind is Kind.VECTOR:  # None: taken
             continue
         if (record.kind is Kind.BITS) != bits:
@@ -141,14 +141,14 @@ def _alike(
 
 
 def _by_pixels(
-    store: StoreFiles, query: Pixels, most: int, some: Sequence[_Alike]
+    store: Session, query: Pixels, most: int, some: Sequence[_Alike]
 ) -> Iterator[tuple[int, int]]:
     """Of bit images of one size the numbers of those whose pixels are near too, where they are kept.
 
     With each how many values differ, or -1 where no pixels are kept.
     """
     places: list[tuple[_Alike, Place]] = []
-    rows = store.images_of([one.key for one in some])
+    rows = store.snapshot.images_of([one.key for one in some])
     for one, of_key in zip(some, rows, strict=True):
         row = next((row for row in of_key if row.id == one.id), None)
         if row is None or row.place is None:
@@ -162,13 +162,13 @@ def _by_pixels(
             else:
                 yield from _compared(query, most, [one.number], [kept])
     places.sort(key=lambda pair: pair[1])
-    store.kept_pixels.announce(place for _, place in places)
+    store.snapshot.kept_pixels.announce(place for _, place in places)
     step = max(1, _READ_BYTES // len(query.canonical))
     for at in range(0, len(places), step):
         numbers, canonicals = [], []
         for one, place in places[at : at + step]:
             try:
-                kept = store.kept(place)
+                kept = store.snapshot.kept(place)
             except StoreDamagedError as error:
                 _log.warning("image %d: %s", one.id, error)
                 kept = b""
@@ -181,12 +181,12 @@ def _by_pixels(
             yield from _compared(query, most, numbers, canonicals)
 
 
-def _decoded(store: StoreFiles, row: ImageRow, query: Pixels) -> bytes | None:
+def _decoded(store: Session, row: ImageRow, query: Pixels) -> bytes | None:
     """The canonical form of what is kept as a file, if it can be had and is of the query's size."""
     try:
         if row.place is None:
             return None
-        kept = store.kept(row.place)
+        kept = store.snapshot.kept(row.place)
         found = canonical.decode(kept, max_bytes=store.memory.decoding).pixels
     except (ImageError, StoreDamagedError) as error:
         _log.warning("image %d: its kept file cannot be compared: %s", row.id, error)

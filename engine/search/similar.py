@@ -11,7 +11,7 @@ import numpy.typing as npt
 from engine.records import SimilarHit
 from engine.search.hits import similar_hit
 from engine.storage.bitmap import IdSet
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _MAX_SCORE = 1.01  # of two unit vectors, rounding included
 _log = logging.getLogger("engine")
@@ -22,7 +22,7 @@ class SimilarTier:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         *,
         k: int,
         cosine: bool,

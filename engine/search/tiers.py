@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from engine.errors import UsageError
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 IDENTICAL, NEAR, SIMILAR = "identical", "near", "similar"
 TIERS = (IDENTICAL, NEAR, SIMILAR)
@@ -18,12 +18,12 @@ def tier_names(wanted: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if wanted is None else tuple(wanted)
 
 
-def searched_tiers(store: StoreFiles, wanted: Sequence[str] | None) -> tuple[str, ...]:
+def searched_tiers(store: Session, wanted: Sequence[str] | None) -> tuple[str, ...]:
     """The tiers to search, strictest first: those wanted, or all that the store has.
 
     ``UsageError`` for a tier that there is not, or that the store lacks.
     """
-    has = TIERS if store.manifest.encoder else (IDENTICAL, NEAR)
+    has = TIERS if store.snapshot.manifest.encoder else (IDENTICAL, NEAR)
     if wanted is None:
         return has
     for tier in wanted:

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import StoreError
-from engine.index import segment
-from engine.index.build import Ordered
 from engine.storage import extents, file_names, manifest, nofollow
 from engine.storage.durable import fsync_dir, inside, remove
 from engine.storage.extents import Append, ExtentReader, ExtentWriter, Family
+from engine.storage.index_files import ReorderedExtent, make_index_folder
 from engine.storage.manifest import (
     EncoderEntry,
     Manifest,
@@ -130,7 +129,7 @@ def replace_vectors(
     writer: Writer,
     made: Path,
     old: Sequence[tuple[int, int]],
-    new: Ordered,
+    new: ReorderedExtent,
     quantizer: QuantizerEntry | None,
 ) -> None:
     """Go over from extents of vectors to what was laid out from them in the folder ``made``.
@@ -151,7 +150,7 @@ class _VectorSwap:
         writer: Writer,
         made: Path,
         old: Sequence[tuple[int, int]],
-        new: Ordered,
+        new: ReorderedExtent,
         quantizer: QuantizerEntry | None,
     ) -> None:
         encoder = writer.manifest.encoder
@@ -238,7 +237,7 @@ class _VectorSwap:
     def _move_index(self, both: Manifest, before: Manifest) -> None:
         """Give the new index files their names in the store; durable."""
         store, made = self._writer.path, self._made
-        segment.make_folder(store)
+        make_index_folder(store)
         for path in both.index_files(made) - before.index_files(made):
             name = inside(path, made)
             nofollow.rename(made, name, store, name)

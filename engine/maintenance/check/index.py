@@ -5,12 +5,12 @@ from __future__ import annotations
 from engine.maintenance.check.findings import Findings
 from engine.storage import manifest
 from engine.storage.index_files import file_problem, quantizer_path, segment_path
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 
-def check_index(store: StoreFiles, findings: Findings) -> None:
+def check_index(store: Session, findings: Findings) -> None:
     """Whether segments and quantizers are what was published."""
-    named = store.manifest
+    named = store.snapshot.manifest
     found = [
         (segment_path(store.path, entry.number), entry.bytes, entry.xxh64)
         for entry in named.segments

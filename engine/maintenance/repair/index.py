@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.storage import swaps
 from engine.index.background import BackgroundWork
 from engine.index.maintain import IndexUpdater
 from engine.maintenance.check.damage import DamagedAppend
 from engine.maintenance.repair.appends import rows_at
 from engine.storage.index_files import quantizer_path, segment_path
 from engine.storage.manifest import SegmentEntry
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 
 class IndexRepair:
     """The index of a store under repair."""
 
-    def __init__(self, store: StoreFiles) -> None:
+    def __init__(self, store: Session) -> None:
         self._store = store
         self._stale = False  # whether segments were dropped
 
@@ -26,13 +27,13 @@ class IndexRepair:
         store, damaged = self._store, set(paths)
         good = {
             entry.number
-            for entry in store.manifest.quantizers
+            for entry in store.snapshot.manifest.quantizers
             if quantizer_path(store.path, entry.number) not in damaged
         }
         self._keep(
             [
                 entry
-                for entry in store.manifest.segments
+                for entry in store.snapshot.manifest.segments
                 if entry.quantizer in good and segment_path(store.path, entry.number) not in damaged
             ]
         )
@@ -47,7 +48,7 @@ class IndexRepair:
         self._keep(
             [
                 entry
-                for entry in self._store.manifest.segments
+                for entry in self._store.snapshot.manifest.segments
                 if not any(e == extent and f < end and f + n > first for e, f, n in entry.ranges)
             ]
         )
@@ -58,6 +59,6 @@ class IndexRepair:
             IndexUpdater(self._store, BackgroundWork(self._store.memory)).update(1)
 
     def _keep(self, kept: list[SegmentEntry]) -> None:
-        if len(kept) < len(self._store.manifest.segments):
+        if len(kept) < len(self._store.snapshot.manifest.segments):
             self._stale = True
-            self._store.publish_index(kept)
+            swaps.publish_index(self._store.writer, kept)
