@@ -38,7 +38,7 @@ from engine.index.background import Work
 from engine.index.maintain import Indexing
 from engine.index.search import quantizer_path
 from engine.index.segment import path_of
-from engine.ingest.given_arrays import checked
+from engine.ingest.checked_vectors import checked
 from engine.maintenance.check import Check, Damage, DamagedAppend
 from engine.maintenance.reconcile import Reconcile
 from engine.maintenance.vector_owners import Owners
