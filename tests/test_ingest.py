@@ -1,6 +1,7 @@
 """The write path: what a run adds, what it leaves alone, and how it goes on where it stopped."""
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -677,3 +678,16 @@ def test_rows_are_dealt_to_any_number_of_workers(
         assert store.ingest(images, name="x", workers=workers).added == count
         assert store.find_identical(images).tolist() == list(range(1, count + 1))
         assert store.check().problems == ()
+
+
+def test_each_commit_is_logged_at_info(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_rows(tmp_path / "rows.npy", [mask(i) for i in range(4)])
+    with caplog.at_level(logging.INFO, logger="engine.ingest"):
+        store.ingest(path)
+        store.ingest(path)
+    logged = [(one.levelno, one.getMessage()) for one in caplog.records]
+    assert {level for level, _ in logged} == {logging.INFO}
+    assert len([text for _, text in logged if text.startswith("commit ")]) == 1
+    assert "4 rows" in logged[0][1]
