@@ -18,7 +18,7 @@ from engine.errors import UsageError
 from engine.ingest import checked_vectors
 from engine.ingest.checked_vectors import CheckedBlock, stretches
 from engine.storage.changeset import Chunk, Removal
-from engine.storage.removal import Going, removal
+from engine.storage.removal import RemovalRequest, plan_removal
 from engine.storage.rows import Run, u64
 from engine.storage.snapshot import StoreView
 from engine.storage.writer import StoreFiles
@@ -132,18 +132,18 @@ class VectorArray:
 
     def _remove(self, cuts: Iterator[tuple[Run, list[Run]]]) -> None:
         """Remove parts of runs with what they are, in commits of bounded size."""
-        going = Going()
+        request = RemovalRequest()
         for run, parts in cuts:
             for part in parts:
-                going.add_rows(run, part)
-            if len(going) >= self._batch:
-                self._flush(going)
-                going = Going()
-        self._flush(going)
+                request.add_rows(run, part)
+            if len(request) >= self._batch:
+                self._flush(request)
+                request = RemovalRequest()
+        self._flush(request)
 
-    def _flush(self, going: Going) -> None:
-        if len(going):
-            found, _ = removal(self._store, going, self._batch)
+    def _flush(self, request: RemovalRequest) -> None:
+        if len(request):
+            found, _ = plan_removal(self._store, request, self._batch)
             self._store.commit(Chunk(removal=found))
 
 
