@@ -1,4 +1,4 @@
-"""Vectors that people bring: rows without pixels, from the file to every command that meets them."""
+"""Arrays of vectors that people bring, from the file to every command that meets them."""
 
 import csv
 import json
