@@ -44,8 +44,8 @@ class Commits:
         self._tally = tally
         self._index = index
         self._peak = peak
-        self._bare = 0  # images for which the encoder gave no vector
-        self._some_bare: list[int] = []  # the ids of the first ones
+        self._missing = 0  # images for which the encoder gave no vector
+        self._some_missing: list[int] = []  # the ids of the first ones
 
     def commit(self, builder: ChunkBuilder) -> None:
         """Commit new images, and index their vectors once there are many."""
@@ -53,10 +53,10 @@ class Commits:
         self._peak.sample()
         self.save(chunk)
         if chunk.vectors is not None:
-            bare = np.flatnonzero(~chunk.vectors.any(axis=1))
-            self._bare += len(bare)
-            some = builder.first_id + bare[: _NAMED - len(self._some_bare)]
-            self._some_bare += some.tolist()
+            missing = np.flatnonzero(~chunk.vectors.any(axis=1))
+            self._missing += len(missing)
+            some = builder.first_id + missing[: _NAMED - len(self._some_missing)]
+            self._some_missing += some.tolist()
         self._index.update(self._store.limits.unindexed_rows)
 
     def reject(self, problems: Sequence[Problem]) -> None:
@@ -109,15 +109,15 @@ class Commits:
         self.rejects.go_back()
         return halves()
 
-    def warn_of_bare(self) -> None:
+    def warn_of_missing_vectors(self) -> None:
         """Name images that were added without a vector."""
-        if self._bare:
-            named = ", ".join(map(str, self._some_bare))
-            more = self._bare - len(self._some_bare)
+        if self._missing:
+            named = ", ".join(map(str, self._some_missing))
+            more = self._missing - len(self._some_missing)
             _log.warning(
                 "the encoder gave no vector for %d of the images (ids %s%s): they are found as "
                 "identical and near, and as similar to nothing",
-                self._bare,
+                self._missing,
                 named,
                 f" and {more} more" if more else "",
             )

@@ -115,7 +115,7 @@ class Ingest:
         except NoRoomError as error:
             self._store.give_up(error)
             raise
-        self._commits.warn_of_bare()
+        self._commits.warn_of_missing_vectors()
         self._index.update(self._store.limits.exact_rows)
         if groups.failure is not None:
             raise groups.failure
