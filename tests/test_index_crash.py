@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from indexed import clustered, leftovers, new_store, small_index, stored
+from indexed import clustered, leftovers, new_store, small_index, small_limits, stored
 
 from engine import Store
 from engine.config import Limits
@@ -29,6 +29,7 @@ from engine.index import calibrate
 
 LIMITS = Limits(recall_sample=20)
 LEAST = 60
+LIMITS = small_limits(LEAST)
 BLOCK = clustered(1200)
 CALLS = ("fsync", "fdatasync", "pwrite", "rename", "replace", "unlink", "mkdir")
 POINTS = 10_000 if os.environ.get("INDEX_CRASH") == "all" else 6

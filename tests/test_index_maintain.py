@@ -9,7 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from indexed import DIM, clustered, leftovers, nearest, new_store, recall_of, small_index
+from indexed import (
+    DIM,
+    clustered,
+    leftovers,
+    nearest,
+    new_store,
+    recall_of,
+    small_index,
+    small_limits,
+)
 
 from engine import Store
 from engine.cli.render import recall_text
@@ -18,7 +27,7 @@ from engine.index import calibrate, maintain, segment
 from engine.storage import manifest
 
 LEAST = 100
-LIMITS = Limits(recall_sample=50)
+LIMITS = replace(small_limits(LEAST), recall_sample=50)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from indexed import clustered, leftovers, small_index, stored
+from indexed import clustered, leftovers, small_index, small_limits, stored
 
 from engine import Store
 from engine.config import Limits
@@ -31,6 +31,7 @@ from engine.index import calibrate
 EXAMPLES, STEPS = 5, 12
 LIMITS = Limits(recall_sample=40)
 DIM, LEAST = 6, 20
+LIMITS = small_limits(LEAST)
 POOL = clustered(400, DIM, clusters=8)
 POOL[:3] = 0  # vectors of no direction
 POOL[3:6] *= 100

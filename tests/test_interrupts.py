@@ -239,7 +239,7 @@ print(os.read(reading, 1 << 20))
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, photo: Path) -> None:
     # A commit that takes for ever, and a patience that does.
-    code = TELLS + "Session.commit = telling(lambda *given: time.sleep(1e6))\n"
+    code = TELLS + "Writer.commit = telling(lambda *given: time.sleep(1e6))\n"
     code += "interrupts.PATIENCE = 1e6\ninterrupts._ONE_SECONDS = 0.0\n"
     arguments = ("ingest", photo, "--store", tmp_path / "store", "--encoder", "none")
     with started(code, *arguments) as run:
@@ -255,7 +255,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, photo: Path) -> None:
 
 
 def test_what_does_not_stop_is_ended(tmp_path: Path, photo: Path) -> None:
-    code = TELLS + "Session.commit = telling(lambda *given: time.sleep(1e6))\n"
+    code = TELLS + "Writer.commit = telling(lambda *given: time.sleep(1e6))\n"
     arguments = ("ingest", photo, "--store", tmp_path / "store", "--encoder", "none")
     with started(code, *arguments) as run:
         assert run.stdout is not None

@@ -22,6 +22,7 @@ from PIL import Image
 
 from engine import MissingError, Store, StoreError, UsageError
 from engine.cli.app import main
+from engine.config import Limits
 from engine.images import hashing
 from engine.images.canonical import from_array
 from engine.maintenance import missing_sources, remove
@@ -31,6 +32,7 @@ from engine.storage.removal import RemovalRequest
 from engine.storage.rocks.database import Keys
 from engine.storage.rows import ArchiveRow, Run
 from engine.storage.session import Session
+from engine.storage.writer import Writer
 
 IDENTICAL = ["identical"]
 
@@ -393,9 +395,10 @@ def test_what_only_begins_like_it_is_not_inside(store: Store, tmp_path: Path) ->
 
 
 def test_nothing_is_missing_while_a_changed_array_is_half_read(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("engine.ingest.run.CHUNK_ROWS", 3)
+    store.close()
+    store = Store.open(tmp_path / "store", limits=Limits(chunk_rows=3))
     os.utime(tmp_path / "a.npy", (1, 1))
     began = store.session.snapshot.state.commit
     report = store.ingest(
@@ -921,13 +924,13 @@ from engine.maintenance import remove
 from engine.storage import writer
 
 remove.MOST = 3
-commit = writer.Session.commit
+commit = writer.Writer.commit
 
 def told(files, chunk):
     commit(files, chunk)
     os.kill(os.getpid(), signal.SIGINT)
 
-writer.Session.commit = told
+writer.Writer.commit = told
 sys.exit(main(sys.argv[1:]))
 """
     ids = [argument for id_ in range(1, 15) for argument in ("--id", str(id_))]

@@ -20,6 +20,7 @@ from indexed import (
     new_store,
     recall_of,
     small_index,
+    small_limits,
     stored,
 )
 
@@ -36,6 +37,7 @@ from engine.storage.lock import WriterLock
 
 LIMITS = Limits(recall_sample=50)
 LEAST = 100
+LIMITS = small_limits(LEAST)
 N = 6 * LEAST
 BLOCK = clustered(2 * N)
 

@@ -48,7 +48,6 @@ WRITING = replace(LOOKING, unindexed_rows=150)
 
 # The same for what the engine does not take from its limits yet; goes once it does.
 _CONSTANTS: dict[ModuleType, dict[str, int]] = {
-    run: {"CHUNK_FILES": 2, "CHUNK_ROWS": 15, "_SEGMENT_ROWS": _NEVER, "EXACT_ROWS": _NEVER},
     extents: {"EXTENT_ROWS": 200, "EXTENT_BYTES": 200_000},
 }
 
