@@ -407,6 +407,7 @@ CALLS = {
 PYTHON_ONLY = {
     "close": "a command ends",
     "find_identical": "arrays",
+    "index": "what lies below, for tools that look inside",
     "get": "records of images, one by one",
     "lookup": "lookup_many of one",
     "path": "which the command was told",

@@ -21,7 +21,6 @@ from engine.config import Limits
 from engine.maintenance import optimize, remove
 from engine.storage import extents
 from engine.storage.changeset import Chunk
-from engine.storage.session import Session
 from engine.storage.writer import Writer
 
 ROUNDS = 12
@@ -119,7 +118,7 @@ def test_a_killed_writer_loses_nothing_that_it_told_of(
     assert files
 
     with Store.open(store, limits=LIMITS) as writer:  # and goes on where the last one was
-        array = writer._files.array(SYNTHETIC.encode())
+        array = writer.session.snapshot.array(SYNTHETIC.encode())
         assert array is not None
         report = writer.ingest(photos, f"{SYNTHETIC}&n={array.rows + 45}")
         assert report.seen == ROUNDS * FILES + array.rows + 45

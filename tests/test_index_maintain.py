@@ -22,7 +22,6 @@ from indexed import (
 
 from engine import Store
 from engine.cli.render import recall_text
-from engine.config import Limits
 from engine.index import calibrate, maintain, segment
 from engine.storage import manifest
 
@@ -255,7 +254,7 @@ def test_how_long_queries_are_changes_nothing_of_what_is_found(
     block, queries = clustered(20 * LEAST, dim=32), clustered(50, dim=32, seed=1)
     with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
-        point = store.session.index.point(10, None)
+        point = store.index.current.point(10, None)
         assert point is not None
         ids = store.search_vectors(queries * np.float32(length), 10)[1]
         assert recall_of(ids, store.search_vectors(queries, 10)[1]) > 0.95
@@ -268,7 +267,7 @@ def test_what_is_measured_of_a_store_whose_sample_is_removed_harms_nothing(tmp_p
     with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
         store.remove(ids=range(1, 2 * LEAST + 1))
-        index = store.session.index
+        index = store.index.current
         found = calibrate.measure(index, store.session.snapshot.alive(), 0.9)
         assert found.sample == 0
         assert sorted(store.search_vectors(block[:1], LEAST)[1][0]) == list(

@@ -17,9 +17,9 @@ from engine.index.maintain import IndexUpdater
 from engine.index.open import OpenIndex, has_index_files
 from engine.storage.bitmap import IdSet
 from engine.storage.manifest import Manifest
+from engine.storage.session import Session
 from engine.storage.state import State
 from engine.storage.vectors import Vectors
-from engine.storage.session import Session
 
 N = 400
 BLOCK = clustered(N)
@@ -91,13 +91,17 @@ def test_it_is_opened_once_for_each_index(made: Path) -> None:
         owner = OpenIndex(Opened(store))
         first = owner.current
         assert first is not None
-        assert [one.entry for one in first.segments] == list(store.session.snapshot.manifest.segments)
+        assert [one.entry for one in first.segments] == list(
+            store.session.snapshot.manifest.segments
+        )
         assert owner.current is first
         build(store)
         second = owner.current
         assert second is not None
         assert second is not first
-        assert [one.entry for one in second.segments] == list(store.session.snapshot.manifest.segments)
+        assert [one.entry for one in second.segments] == list(
+            store.session.snapshot.manifest.segments
+        )
         owner.close()
         assert owner.current is not second
         owner.close()
@@ -170,7 +174,9 @@ def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
         index = owner.current
         assert index is not None
         assert len(turns) == 3
-        assert [one.entry for one in index.segments] == list(writer.session.snapshot.manifest.segments)
+        assert [one.entry for one in index.segments] == list(
+            writer.session.snapshot.manifest.segments
+        )
         assert not index.bare
         assert owner.current is index
         owner.close()

@@ -358,7 +358,7 @@ def test_a_growing_store_has_few_segments_and_finds_every_row(
         assert len(rows) <= 5
         assert sum(rows) == 400
         assert len(list((tmp_path / "store" / "index").iterdir())) == len(rows) + 1
-        index = store.session.index
+        index = store.index.current
         assert index is not None
         assert index.bare == [(400, 420)]
         queries = index.vectors.gather(np.arange(420, dtype=np.int64))

@@ -23,7 +23,6 @@ from engine.ingest.workers import Preparing
 from engine.sources.skip_notes import HARD_LINKS, WITHOUT_METADATA
 from engine.storage.ballast import NoRoomError
 from engine.storage.changeset import Chunk
-from engine.storage.session import Session
 from engine.storage.writer import Writer
 
 # Two of them are the same image; one claims to be an image, one does not.

@@ -23,7 +23,6 @@ from engine.ingest.checked_vectors import checked
 from engine.sources.items import VectorBlock
 from engine.storage import extents
 from engine.storage.changeset import Chunk
-from engine.storage.session import Session
 from engine.storage.writer import Writer
 
 RNG = np.random.default_rng(5)

@@ -35,7 +35,6 @@ from engine.storage import extents, manifest, nofollow, pinned_files, staging
 from engine.storage.changeset import Chunk
 from engine.storage.lock import WriterLock
 from engine.storage.rocks import database, opening, options
-from engine.storage.session import Session
 
 BACKUPS = int(os.environ.get("ENGINE_BACKUPS", "12"))
 SOURCE = "synthetic:bits?seed=5"

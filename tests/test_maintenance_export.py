@@ -112,7 +112,7 @@ def compare(store: Store, dest: Path, format: str = "csv") -> None:
         assert (found.dtype, named.dtype) == (np.float32, np.int64)
         assert found.shape == (len(named), 16)
         assert set(named.tolist()) <= ids
-        index = store.session.index
+        index = store.index.current
         assert index is not None
         every = index.vectors.ids(np.arange(index.vectors.rows))
         rows = np.array([row for row, id_ in enumerate(every.tolist()) if id_ in ids], np.int64)

@@ -32,7 +32,6 @@ from engine.storage.removal import RemovalRequest
 from engine.storage.rocks.database import Keys
 from engine.storage.rows import ArchiveRow, Run
 from engine.storage.session import Session
-from engine.storage.writer import Writer
 
 IDENTICAL = ["identical"]
 
@@ -847,7 +846,7 @@ def test_where_few_are_left_all_of_them_are_found_in_bounded_memory(
         left = [7, 2000, 5000]
         store.remove(ids=set(range(1, 6001)) - {*left})
         rows = np.array(left) - 1
-        index = store.session.index
+        index = store.index.current
         assert index is not None
         truth = queries @ index.vectors.gather(rows).T
         order = np.argsort(-truth, axis=1)

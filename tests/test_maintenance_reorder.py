@@ -101,7 +101,7 @@ def test_vectors_lie_in_the_order_of_lists_as_they_were(store: Store) -> None:
     assert not np.array_equal(ids, EVERY)
     assert np.array_equal(np.sort(ids), EVERY)
     assert np.array_equal(vectors, BLOCK[ids - 1])
-    index = store.session.index
+    index = store.index.current
     (segment,) = index.segments
     lists, _, _ = index.quantizer.encode(vectors)
     assert (np.diff(lists) >= 0).all()
@@ -360,21 +360,24 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
     ):
         for reader in (asked, idle):
             reader.search_vectors(BLOCK[:1], 1)
-        commit, vectors = writer.session.snapshot.state.commit, writer.session.snapshot.state.vectors
+        commit, vectors = (
+            writer.session.snapshot.state.commit,
+            writer.session.snapshot.state.vectors,
+        )
         writer.session.become_writer()
         made_anew = maintain.IndexUpdater(writer.session, BackgroundWork(writer.session.memory))
-        made_anew._build(writer.session.index)
+        made_anew._build(writer.index.current)
         measured = made_anew.measure(0.6)
         assert writer.session.snapshot.state.commit == commit
         for reader in (asked, idle):
             reader.search_vectors(BLOCK[:1], 1)
             assert reader.session.snapshot.manifest == writer.session.snapshot.manifest
-            assert reader.session.index.measured == measured
+            assert reader.index.current.measured == measured
             assert reader.session.snapshot.state.commit == commit
             assert reader.session.snapshot.state.vectors == vectors
-            opened = reader.session.index
+            opened = reader.index.current
             reader.search_vectors(BLOCK[:1], 1)
-            assert reader.session.index is opened, "once for each index"
+            assert reader.index.current is opened, "once for each index"
             expect(reader, EVERY)
 
 
@@ -394,14 +397,16 @@ def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
             if len(turns) < 3:
                 turns.append(answer)
                 anew = maintain.IndexUpdater(writer.session, BackgroundWork(writer.session.memory))
-                anew._build(writer.session.index)
+                anew._build(writer.index.current)
             return answer
 
         monkeypatch.setattr(reader.session, "_has_index_files", meanwhile)
         monkeypatch.setattr(reader.session, "follow", lambda: None)
-        index = reader.session.index
+        index = reader.index.current
         assert len(turns) == 3
-        assert [one.entry for one in index.segments] == list(writer.session.snapshot.manifest.segments)
+        assert [one.entry for one in index.segments] == list(
+            writer.session.snapshot.manifest.segments
+        )
         assert not index.bare
     assert "check --fix" not in caplog.text, "nothing is damaged"
 
@@ -427,7 +432,7 @@ def test_for_want_of_room_it_is_left_and_told_of(
 def test_a_damaged_segment_loses_no_vector(made: Path, more: int) -> None:
     """Labels that name a row twice, and so another not at all, or that name none."""
     with Store.open(made, read_only=True, limits=LIMITS) as opened:
-        index = opened.session.index
+        index = opened.index.current
         segment = max(index.segments, key=lambda one: one.entry.rows)
         number = int(np.argmax(segment.sizes))
         codes = int(segment._capacities[number]) * index.quantizer.code_bytes

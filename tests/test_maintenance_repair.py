@@ -65,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
         store.ingest(f"{SYNTHETIC}&n=32")
         store.ingest(f"{LATER}&n=4")
         assert len(store) == COUNT
-        assert [entry.rows for entry in store._files.manifest.segments] == [47]
+        assert [entry.rows for entry in store.session.snapshot.manifest.segments] == [47]
         assert [store.lookup(q).identical[0].id for q in queries()] == list(range(1, COUNT + 1))
     for unneeded in (folder / "store" / "keys").glob("LOG*"):  # it is copied again and again
         unneeded.unlink()

@@ -65,8 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path
         made / "closed", create=True, encoder=str(tiny_encoder), limits=LIMITS
     ) as opened:
         ingest_all(opened, made)
-        assert opened._files.state.commit == COMMITS
-        assert len(opened._files.manifest.segments) == 1
+        assert opened.session.snapshot.state.commit == COMMITS
+        assert len(opened.session.snapshot.manifest.segments) == 1
         shutil.copytree(made / "closed", made / "open")
     for unneeded in made.glob("*/keys/LOG*"):
         unneeded.unlink()

@@ -34,7 +34,6 @@ from engine.config import Limits, MemoryBudget
 from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.rocks import open_reader, opening, options
-from engine.storage.session import Session
 from engine.storage.writer import Writer
 
 OPENS = int(os.environ.get("ENGINE_READER_OPENS", "1000"))

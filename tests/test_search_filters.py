@@ -50,7 +50,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Ite
             images = draw.integers(0, 256, (part, 16, 16, 3), np.uint8)
             store.ingest(images, name=f"part{part}")
         store.remove(ids=GONE)
-        assert store._files.manifest.segments
+        assert store.session.snapshot.manifest.segments
         yield store
 
 
@@ -58,7 +58,7 @@ def closest(
     store: Store, queries: np.ndarray, k: int, wanted: set[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The truth: all inner products, sorted."""
-    index = store.session.index
+    index = store.index.current
     assert index is not None
     rows = np.arange(COUNT, dtype=np.int64)
     ids = index.vectors.ids(rows)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from engine.errors import UsageError
-from engine.images.canonical import from_image
+from engine.images.pil_images import from_image
 from engine.records import Kind
 
 from ..harness.process import ROOT

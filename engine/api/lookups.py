@@ -21,7 +21,7 @@ from engine.images import canonical
 from engine.images.packed_bits import PackedBits
 from engine.images.pil_images import from_image
 from engine.index.operating_point import check_recall
-from engine.ingest.given_arrays import normalized
+from engine.index.unit_vectors import normalized
 from engine.records import (
     Decoded,
     Kind,
@@ -204,7 +204,7 @@ class Lookups(OpenStore):
                         f"{self.path} has no vectors: it was filled with --encoder none"
                     )
                 wanted = within.ids(self._session) if within is not None else None
-                index, among = self._session.to_search(wanted)
+                index, among = self._index.to_search(wanted)
                 stack.enter_context(index)  # whatever other threads do now
             block = self._as_queries(queries, index.vectors.dim)
             answer = _ANSWER_BYTES * len(block) * k
@@ -254,6 +254,7 @@ class Lookups(OpenStore):
         ):
             self._found = Lookup(
                 self._session,
+                self._index,
                 self._own_encoder,
                 k=k,
                 tiers=tiers,

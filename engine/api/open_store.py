@@ -19,6 +19,7 @@ from engine.config import (
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, UsageError
+from engine.index.open import OpenIndex
 from engine.search.filters import SearchedIn
 from engine.search.lookup import Lookup
 from engine.storage import swaps
@@ -38,6 +39,7 @@ class OpenStore:
     def __init__(self, files: Session) -> None:
         """Use ``Store.open``."""
         self._session = files
+        self._index = OpenIndex(files)
         self._encoder: OnnxEncoder | None = None
         self._found: Lookup | None = None
         self._finder_of: object = None
@@ -76,6 +78,7 @@ class OpenStore:
 
     def close(self) -> None:
         """Close it. What was committed is durable already."""
+        self._index.close()
         self._session.close()
         self._encoder = None
 
@@ -104,6 +107,11 @@ class OpenStore:
     def session(self) -> Session:
         """The open session below, for those who look inside of a store."""
         return self._session
+
+    @property
+    def index(self) -> OpenIndex:
+        """The index over the vectors, for those who look inside of a store."""
+        return self._index
 
     @property
     def path(self) -> Path:

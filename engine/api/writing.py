@@ -22,7 +22,8 @@ from engine.config import (
 from engine.encoders import registry
 from engine.errors import EngineError, ImageError, StoreError, UsageError
 from engine.images.packed_bits import PackedBits
-from engine.ingest.dry_run import Plan
+from engine.index.open import OpenIndex
+from engine.ingest.dry_run import DryRun
 from engine.ingest.run import Ingest
 from engine.maintenance.check.run import Check
 from engine.maintenance.optimize import Optimize
@@ -220,7 +221,7 @@ class Writing(OpenStore):
                 found = registry.find(encoder or DEFAULT_ENCODER)
                 dim, new = found.dim, installed_bytes(found)
             dim = dim if encoder != NO_ENCODER else 0
-            plan = Plan(
+            plan = DryRun(
                 files.snapshot if files else None, dim=dim, keep_pixels=keep_pixels, disk_bytes=new
             )
             return plan.run(given, folder, tell)
@@ -293,6 +294,7 @@ class Writing(OpenStore):
             return salvage(path, memory)
         finally:
             self._session = Session(path, memory, read_only=False, limits=limits)
+            self._index = OpenIndex(self._session)
             self._found = self._searched = None
 
     @classmethod

@@ -9,20 +9,21 @@ So n vectors lie in O(log n) segments, each is coded O(log n) times, and merging
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from dataclasses import replace
 
-from engine.storage import swaps
 from engine.errors import StoreDamagedError
 from engine.index import build
 from engine.index.background import BackgroundWork
 from engine.index.calibrate import measure
+from engine.index.open import OpenIndex
 from engine.index.operating_point import DEFAULT_RECALL, choose
 from engine.index.quantizer import Quantizer
 from engine.index.search import VectorIndex
 from engine.index.train import train_quantizer
-from engine.storage import ballast
+from engine.storage import ballast, swaps
 from engine.storage.durable import remove
 from engine.storage.index_files import file_problem, quantizer_path, segment_path
 from engine.storage.manifest import Manifest, Measured, QuantizerEntry, SegmentEntry
@@ -43,6 +44,7 @@ class IndexUpdater:
     def __init__(self, store: Session, work: BackgroundWork) -> None:
         self._store = store
         self._work = work
+        self._index = OpenIndex(store)
 
     def update(self, least: int) -> None:
         """Index the vectors that are in no segment, if there are at least ``least`` of them.
@@ -56,10 +58,14 @@ class IndexUpdater:
         if not _has_room(store):
             what = "the disk is nearly full, make room and run 'engine optimize'"
             raise OSError(errno.ENOSPC, what)
-        self._work.in_background(lambda work: IndexUpdater(store, work)._update())
+        self._work.in_background(lambda work: IndexUpdater(store, work)._update_once())
+
+    def _update_once(self) -> None:
+        with contextlib.closing(self._index):
+            self._update()
 
     def _update(self) -> None:
-        index = self._store.index
+        index = self._index.current
         assert index is not None
         entry = index.quantizer_entry
         moved = False
@@ -127,16 +133,21 @@ class IndexUpdater:
 
         ``anew``: also if it has been, for they have changed.
         """
-        index = self._store.index
-        if index is None or index.quantizer_entry is None:
-            return self._measure(target)  # there is nothing to do
+        with contextlib.closing(self._index):
+            index = self._index.current
+            if index is None or index.quantizer_entry is None:
+                return self._measure(target)  # there is nothing to do
         return self._work.in_background(
-            lambda work: IndexUpdater(self._store, work)._measure(target, moved=anew)
+            lambda work: IndexUpdater(self._store, work)._measure_once(target, moved=anew)
         )
+
+    def _measure_once(self, target: float | None, *, moved: bool) -> Measured | None:
+        with contextlib.closing(self._index):
+            return self._measure(target, moved=moved)
 
     def _measure(self, target: float | None, *, moved: bool = False) -> Measured | None:
         store = self._store
-        index, before = store.index, store.snapshot.manifest.measured
+        index, before = self._index.current, store.snapshot.manifest.measured
         wanted = target or (before.target if before else DEFAULT_RECALL)
         entry = index.quantizer_entry if index is not None else None
         if index is None or entry is None or not index.segments:
@@ -165,7 +176,11 @@ class IndexUpdater:
 
 def _has_room(store: Session) -> bool:
     """Whether the whole index, built again, leaves enough of the disk for a removal."""
-    free, encoder, rows = ballast.free(store.path), store.snapshot.manifest.encoder, store.snapshot.vector_rows
+    free, encoder, rows = (
+        ballast.free(store.path),
+        store.snapshot.manifest.encoder,
+        store.snapshot.vector_rows,
+    )
     if free >= ballast.LOW or encoder is None:
         return True
     codes = rows * (encoder.dim // 4 + 24)  # and a label each

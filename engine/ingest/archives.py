@@ -16,7 +16,7 @@ from engine.ingest.workers import Preparing, Waiting
 from engine.sources.items import ArchiveItem
 from engine.storage.changeset import Chunk
 from engine.storage.rows import ArchiveRow
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 
 class ArchiveIngest:
@@ -24,7 +24,7 @@ class ArchiveIngest:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         preparing: Preparing,
         images: ImageCommits,
         commits: Commits,
@@ -44,7 +44,7 @@ class ArchiveIngest:
 
     def ingest(self, item: ArchiveItem, pool: ThreadPoolExecutor) -> None:
         """Ingest the members of an archive that are not committed yet, group by group."""
-        found = resume_archive(self._store, item)
+        found = resume_archive(self._store.snapshot, item)
         self._tally.resume(found, left=1)
         row = found.row or ArchiveRow(*stamp_of(item))
         if row.complete or found.hopeless:

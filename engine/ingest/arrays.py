@@ -18,7 +18,7 @@ from engine.memory import PeakMemory
 from engine.records import Kind
 from engine.sources.items import ArrayItem, RowBlock
 from engine.storage.rows import ArrayRow
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 
 class ArrayIngest:
@@ -26,7 +26,7 @@ class ArrayIngest:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         rows: RowCommits,
         commits: Commits,
         tally: Tally,
@@ -52,7 +52,7 @@ class ArrayIngest:
         start = 0
         try:
             require_row_fits(array.row_bytes, self._store.memory.chunk)
-            found = resume_array(self._store, array)
+            found = resume_array(self._store.snapshot, array)
             row = self._row(array, found)
             start = found.done
             self._tally.resume(found, left=max(array.count - start, 1))
@@ -73,7 +73,7 @@ class ArrayIngest:
             VectorArray(self._store, array.name, before.number).forget(0)
         if found.row is not None:
             return found.row
-        return ArrayRow(self._store.state.next_array, *stamp_of(array), 0, array.kind)
+        return ArrayRow(self._store.snapshot.state.next_array, *stamp_of(array), 0, array.kind)
 
     def _max_rows(self) -> int:
         """Rows of one commit, at most."""
@@ -109,7 +109,7 @@ class ArrayIngest:
         block = reading.result()
         if block is None:
             return None
-        seed = self._store.settings.hash_seed
+        seed = self._store.snapshot.settings.hash_seed
         rows = prepare_rows(block, part, parts, hash_seed=seed, keep_pixels=self._keep_pixels)
         self._peak.sample()
         return rows

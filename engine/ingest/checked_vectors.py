@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.index.unit_vectors import normalized
-from engine.sources.items import Problem, VectorBlock
+from engine.sources.items import Reject, VectorBlock
 
 AT_ONCE = 1 << 18  # numbers that are looked at, while they are in the processor's cache
 _REASONS = (
@@ -27,7 +27,7 @@ class CheckedBlock:
     rows: npt.NDArray[np.float32]
     wrong: npt.NDArray[np.uint8]
 
-    def problems(self, name: bytes, mtime_ns: int, size: int) -> list[Problem]:
+    def problems(self, name: bytes, mtime_ns: int, size: int) -> list[Reject]:
         """What is wrong with rows of array ``name``: one problem for each stretch of them."""
         found = []
         for at, end in stretches(self.wrong):
@@ -35,7 +35,7 @@ class CheckedBlock:
                 first, last = self.first + at, self.first + end - 1
                 which = f"#{first}-{last}" if last > first else f"#{first}"
                 reason = _REASONS[self.wrong[at]]
-                found.append(Problem(name + which.encode(), reason, mtime_ns, size, end - at))
+                found.append(Reject(name + which.encode(), reason, mtime_ns, size, end - at))
         return found
 
     def halves(self) -> tuple[CheckedBlock, CheckedBlock]:

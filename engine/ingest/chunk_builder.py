@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from engine.ingest.encode import Vector
 from engine.storage.changeset import Chunk, NewImage, NewRows
-from engine.storage.snapshot import StoreView
+from engine.storage.snapshot import Snapshot
 
 
 class ChunkBuilder:
     """A chunk in the making. Nothing else may be committed until it is."""
 
-    def __init__(self, store: StoreView) -> None:
+    def __init__(self, store: Snapshot) -> None:
         self._store = store
         self.first_id = store.state.next_id
         self.chunk = Chunk()

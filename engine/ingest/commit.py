@@ -19,10 +19,10 @@ from engine.ingest.index_updates import IndexUpdates
 from engine.ingest.rejects import Rejects
 from engine.ingest.resume import stamp_of
 from engine.memory import PeakMemory
-from engine.sources.items import ArchiveItem, ArrayItem, Problem, VectorItem
+from engine.sources.items import ArchiveItem, ArrayItem, Reject, VectorItem
 from engine.storage.ballast import NoRoomError
 from engine.storage.changeset import Chunk
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _log = logging.getLogger("engine.ingest")
 _NAMED = 10  # images in a warning
@@ -34,7 +34,7 @@ class Commits:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         tally: Tally,
         index: IndexUpdates,
         peak: PeakMemory,
@@ -59,7 +59,7 @@ class Commits:
             self._some_missing += some.tolist()
         self._index.update(self._store.limits.unindexed_rows)
 
-    def reject(self, problems: Sequence[Problem]) -> None:
+    def reject(self, problems: Sequence[Reject]) -> None:
         """Commit what could not be read, if anything."""
         if not problems:
             return
@@ -82,12 +82,12 @@ class Commits:
         """Commit a chunk, and then tell people of its rejects."""
         started = time.perf_counter()
         size = chunk.disk_bytes() if _log.isEnabledFor(logging.INFO) else 0
-        self._store.commit(chunk)
+        self._store.writer.commit(chunk)
         self.rejects.log()
         if not chunk.empty:
             _log.info(
                 "commit %d: %d rows, %d bytes at most, in %.3f s",
-                self._store.state.commit,
+                self._store.snapshot.state.commit,
                 _rows(chunk),
                 size,
                 time.perf_counter() - started,
@@ -123,9 +123,9 @@ class Commits:
             )
 
 
-def broken(item: ArchiveItem | ArrayItem | VectorItem, error: SourceError | ImageError) -> Problem:
+def broken(item: ArchiveItem | ArrayItem | VectorItem, error: SourceError | ImageError) -> Reject:
     """What is said of a source that breaks off."""
-    return Problem(item.name, str(error), *((0, 0) if error.retryable else stamp_of(item)))
+    return Reject(item.name, str(error), *((0, 0) if error.retryable else stamp_of(item)))
 
 
 def _rows(chunk: Chunk) -> int:

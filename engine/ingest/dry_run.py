@@ -125,7 +125,7 @@ class DryRun:
         self._unchanged += found.unchanged
         self._rejected += found.rejected
         if left and self._store is not None:
-            check_admission(self._store.snapshot, item.dim, normalize=False)
+            check_admission(self._store, item.dim, normalize=False)
         self._images += left
         self._bytes += item.size * left // max(item.count, 1)
         self._disk += left * vector_bytes(item.dim)

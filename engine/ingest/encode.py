@@ -11,7 +11,7 @@ import numpy.typing as npt
 from engine.encoders.onnx import EncodingStoppedError, OnnxEncoder
 from engine.ingest.prepare import Picture, PreparedImage
 from engine.ingest.stopping import Stopping
-from engine.storage.snapshot import StoreView
+from engine.storage.session import Session
 
 Vector = npt.NDArray[np.float32]  # (dim,)
 _LAST_BATCH = 8
@@ -20,7 +20,7 @@ _LAST_BATCH = 8
 class Encoding:
     """The encoder of one run, if it has one."""
 
-    def __init__(self, store: StoreView, encoder: OnnxEncoder | None, stopping: Stopping) -> None:
+    def __init__(self, store: Session, encoder: OnnxEncoder | None, stopping: Stopping) -> None:
         self._store = store
         self._encoder = encoder
         self._stopping = stopping
@@ -56,7 +56,7 @@ class Encoding:
         if self._encoder is None:
             return [None] * len(images)
         keys = [one.image.key for one in images if one is not None]
-        known = iter(self._store.images_of(keys))
+        known = iter(self._store.snapshot.images_of(keys))
         out: list[Vector | None] = []
         made: dict[bytes, Vector] = {}  # of each proof: any of equal images may be the one added
         batch: list[PreparedImage | None] = []

@@ -10,14 +10,14 @@ from engine.ingest.image_commits import ImageCommits
 from engine.ingest.resume import FileState, resume_files
 from engine.ingest.workers import Preparing, Waiting
 from engine.sources.items import FileItem, Member
-from engine.storage.snapshot import StoreView
+from engine.storage.session import Session
 
 
 class FileIngest:
     """Ingests groups of files, one of which is always under way."""
 
     def __init__(
-        self, store: StoreView, preparing: Preparing, images: ImageCommits, tally: Tally
+        self, store: Session, preparing: Preparing, images: ImageCommits, tally: Tally
     ) -> None:
         self._store = store
         self._preparing = preparing
@@ -39,7 +39,7 @@ class FileIngest:
     def _new(self, group: Sequence[FileItem | Member]) -> list[FileItem | Member]:
         """The files of a group that are new or changed by their stamp; the rest is not read."""
         new: list[FileItem | Member] = []
-        for item, state in zip(group, resume_files(self._store, group), strict=True):
+        for item, state in zip(group, resume_files(self._store.snapshot, group), strict=True):
             if state is FileState.NEW:
                 new.append(item)
                 continue

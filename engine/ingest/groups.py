@@ -13,7 +13,7 @@ from engine.sources.items import (
     FileItem,
     Item,
     Member,
-    Problem,
+    Reject,
     Skipped,
     VectorItem,
 )
@@ -48,12 +48,12 @@ class Groups:
 
     def __iter__(self) -> Iterator[Group]:
         group: list[FileItem | Member] = []
-        problems: list[Problem] = []
+        problems: list[Reject] = []
         size = 0
         for item in self._until_it_fails():
             if self._stopping.asked():
                 break
-            if isinstance(item, Problem):
+            if isinstance(item, Reject):
                 problems.append(item)
                 if len(problems) >= self._max_problems:
                     self._commits.reject(problems)
@@ -63,7 +63,7 @@ class Groups:
                 self._tally.advance(1)
             elif isinstance(item, FileItem | Member):
                 group.append(item)
-                size += item.size if isinstance(item, FileItem) else 2 * item.held
+                size += item.size if isinstance(item, FileItem) else 2 * item.memory_bytes
                 if len(group) >= self._max_files or size >= self._max_bytes:
                     yield group
                     group, size = [], 0

@@ -13,10 +13,10 @@ from engine.ingest.member_groups import MemberGroup
 from engine.ingest.resume import stamp_of
 from engine.ingest.stopping import Stopping
 from engine.ingest.workers import ReadItem, Waiting
-from engine.sources.items import FileItem, Member, Problem
+from engine.sources.items import FileItem, Member, Reject
 from engine.storage.changeset import NewName
 from engine.storage.rows import NameRow
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _log = logging.getLogger("engine.ingest")
 _Encoded = tuple[ReadItem, Vector | None]  # with the vector that it gets if it is new
@@ -27,7 +27,7 @@ class ImageCommits:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         encoding: Encoding,
         commits: Commits,
         tally: Tally,
@@ -53,7 +53,7 @@ class ImageCommits:
             left = first.item
             if group is not None:
                 results = results[: next(i for i, one in enumerate(results) if one is first)]
-        rejects = [result for result in results if isinstance(result, Problem)]
+        rejects = [result for result in results if isinstance(result, Reject)]
         if rejects:
             self._tally.advance(len(rejects))
         if group is not None:
@@ -67,9 +67,9 @@ class ImageCommits:
 
     def _collect(
         self, waiting: Sequence[Waiting], *, in_order: bool
-    ) -> tuple[list[ReadItem | Problem], FileItem | Member | None]:
+    ) -> tuple[list[ReadItem | Reject], FileItem | Member | None]:
         """What is ready, and the first that is not; ``in_order``: nothing behind that."""
-        results: list[ReadItem | Problem] = []
+        results: list[ReadItem | Reject] = []
         left: FileItem | Member | None = None
         for item, future in waiting:
             if self._stopping.ready(future):
@@ -83,7 +83,7 @@ class ImageCommits:
     def _commit(
         self,
         done: Sequence[_Encoded],
-        rejects: Sequence[Problem],
+        rejects: Sequence[Reject],
         group: MemberGroup | None,
         *,
         last: bool,
@@ -109,14 +109,14 @@ class ImageCommits:
     def _try(
         self,
         done: Sequence[_Encoded],
-        rejects: list[Problem],
+        rejects: list[Reject],
         group: MemberGroup | None,
         *,
         last: bool,
     ) -> None:
         known_rejects = len(rejects)
-        builder = ChunkBuilder(self._store)
-        before = self._store.names([one.item.name for one, _ in done])
+        builder = ChunkBuilder(self._store.snapshot)
+        before = self._store.snapshot.names([one.item.name for one, _ in done])
         images = [one.prepared.image for one, _ in done if one.prepared is not None]
         known = iter(builder.find(images))
         named: dict[bytes, NewName] = {}
@@ -133,7 +133,7 @@ class ImageCommits:
                     continue
                 if same is not None:
                     reason = "another member of the archive has this name: rename one of them"
-                    rejects.append(Problem(item.name, reason, item.mtime_ns, item.size))
+                    rejects.append(Reject(item.name, reason, item.mtime_ns, item.size))
                     continue
             id_ = self._take(builder, one, vector, id_)
             named[item.name] = NewName(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from engine.errors import SourceError
-from engine.sources.items import FileItem, Member, Problem, Skipped
+from engine.sources.items import FileItem, Member, Reject, Skipped
 from engine.storage.rows import ArchiveRow
 
 
@@ -25,7 +25,7 @@ class MemberGroup:
 
     archive: ArchiveProgress
     files: list[Member] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Reject] = field(default_factory=list)
     skipped: int = 0
     notes: list[str] = field(default_factory=list)  # of those that were skipped
     size: int = 0  # bytes that it holds while it waits
@@ -38,13 +38,13 @@ class MemberGroup:
         """Members of all kinds."""
         return len(self.files) + len(self.problems) + self.skipped
 
-    def add(self, found: Member | Problem | Skipped) -> None:
+    def add(self, found: Member | Reject | Skipped) -> None:
         """The next member of the archive."""
         if isinstance(found, Member):
             self.before.append((len(self.problems), self.skipped, len(self.notes)))
             self.files.append(found)
-            self.size += found.held
-        elif isinstance(found, Problem):
+            self.size += found.memory_bytes
+        elif isinstance(found, Reject):
             self.problems.append(found)
         else:
             self.skipped += 1
@@ -59,7 +59,7 @@ class MemberGroup:
             self.archive, self.files[:at], self.problems[:problems], skipped, self.notes[:notes]
         )
 
-    def reject(self, problems: list[Problem], *, met_now: int) -> None:
+    def reject(self, problems: list[Reject], *, met_now: int) -> None:
         """Note that ``problems`` are committed with it, the last ``met_now`` not counted before."""
         self.rejected += met_now
         self.archive.again |= any(not (found.mtime_ns or found.size) for found in problems)
@@ -87,7 +87,7 @@ class MemberGroup:
 
 def member_groups(
     archive: ArchiveProgress,
-    members: Iterator[Member | Problem | Skipped],
+    members: Iterator[Member | Reject | Skipped],
     *,
     max_files: int,
     max_bytes: int,

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from engine.config import KEEP_BITS_LIMIT
 from engine.errors import ImageError
-from engine.images import canonical, fingerprint, hashing
+from engine.images import decode, fingerprint, hashing
 from engine.images.canonical import HEADER_BYTES
+from engine.images.rgb_picture import squash, to_rgb8
 from engine.records import Buffer, Decoded, Kind, Pixels
 from engine.storage.changeset import NewImage
 
@@ -44,7 +45,7 @@ def prepare(data: bytes, file_hash: bytes, settings: PrepareSettings) -> Prepare
 
     Raises ``ImageError`` if it cannot be decoded, ``MemoryError`` if there is too little memory.
     """
-    decoded = canonical.decode(data, max_bytes=settings.max_decoding_bytes)
+    decoded = decode.decode(data, max_bytes=settings.max_decoding_bytes)
     return _prepared(decoded, data, file_hash, settings)
 
 
@@ -66,7 +67,7 @@ def _prepared(
         key=hashing.key(form, settings.hash_seed),
         proof=hashing.proof(form),
         container=decoded.container,
-        decoder=canonical.DECODER if data else "",
+        decoder=decode.DECODER if data else "",
         file_bytes=len(data),
         file_hash=file_hash,
         fingerprint=print_,
@@ -99,4 +100,4 @@ def _kept(found: Pixels, data: bytes, keep_pixels: str) -> tuple[Buffer | None, 
 def _picture(found: Pixels, image_size: int | None) -> Picture | None:
     if image_size is None:
         return None
-    return canonical.squash(canonical.to_rgb8(found), image_size)
+    return squash(to_rgb8(found), image_size)

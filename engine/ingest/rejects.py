@@ -7,31 +7,34 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from engine.images import canonical
+from engine.images import decode
 from engine.ingest.counts import Tally
-from engine.sources.items import WITHOUT_METADATA, Member, Problem
+from engine.sources.items import Member, Reject
+from engine.sources.skip_notes import WITHOUT_METADATA
 from engine.storage.changeset import Chunk
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 
 class Rejects:
     """The rejects of one run."""
 
-    def __init__(self, store: StoreFiles, tally: Tally) -> None:
+    def __init__(self, store: Session, tally: Tally) -> None:
         self._store = store
         self._tally = tally
         self._lines: list[dict[str, Any]] = []  # of the chunk that is being made
 
-    def put(self, chunk: Chunk, problems: Sequence[Problem]) -> None:
+    def put(self, chunk: Chunk, problems: Sequence[Reject]) -> None:
         """Record what could not be read; a row that says the same as before is not repeated."""
         self._tally.counts.rejected += sum(found.rows for found in problems)
-        before = self._store.rejects([found.name for found in problems]) if problems else []
+        before = (
+            self._store.snapshot.rejects([found.name for found in problems]) if problems else []
+        )
         for found, known in zip(problems, before, strict=True):
             row = {
                 "reason": found.reason,
                 "mtime_ns": found.mtime_ns,
                 "size": found.size,
-                "decoder": canonical.DECODER,
+                "decoder": decode.DECODER,
             }
             if known != row:
                 chunk.rejects.append((found.name, row))
@@ -49,7 +52,7 @@ class Rejects:
         """Tell people of the rejects of a chunk that is committed."""
         lines, self._lines = self._lines, []
         if lines:
-            self._store.log_rejects(lines)
+            self._store.writer.log_rejects(lines)
 
     def go_back(self) -> None:
         """Forget those of a chunk that did not fit the disk."""

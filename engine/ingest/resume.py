@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Generic, Protocol, TypeVar
 
-from engine.images import canonical
+from engine.images import decode
 from engine.records import Kind
 from engine.sources.items import ArchiveItem, ArrayItem, FileItem, Member, VectorItem
 from engine.storage.rows import ArchiveRow, ArrayRow
-from engine.storage.snapshot import StoreView
+from engine.storage.snapshot import Snapshot
 
 Stamp = tuple[int, int]  # mtime_ns, size
 Row = TypeVar("Row", covariant=True)
@@ -70,10 +70,10 @@ def stamp_of(one: Stamped) -> Stamp:
 def is_final(reject: dict[str, Any], stamp: Stamp) -> bool:
     """Whether what was rejected would be again: it has not changed, nor has what decodes it."""
     before = (reject["mtime_ns"], reject["size"])
-    return any(before) and before == stamp and reject.get("decoder") == canonical.DECODER
+    return any(before) and before == stamp and reject.get("decoder") == decode.DECODER
 
 
-def resume_files(store: StoreView | None, items: Sequence[FileItem | Member]) -> list[FileState]:
+def resume_files(store: Snapshot | None, items: Sequence[FileItem | Member]) -> list[FileState]:
     """What is to be done with each of some files, by their stamps; ``None`` is an empty store."""
     states = [FileState.NEW] * len(items)
     if store is None:
@@ -89,7 +89,7 @@ def resume_files(store: StoreView | None, items: Sequence[FileItem | Member]) ->
     return states
 
 
-def resume_archive(store: StoreView | None, item: ArchiveItem) -> Resumed[ArchiveRow]:
+def resume_archive(store: Snapshot | None, item: ArchiveItem) -> Resumed[ArchiveRow]:
     """How far an archive is committed; ``None`` is an empty store."""
     row = store.archive(item.name) if store is not None else None
     if store is None or row is None or stamp_of(row) != stamp_of(item):
@@ -105,7 +105,7 @@ def resume_archive(store: StoreView | None, item: ArchiveItem) -> Resumed[Archiv
     )
 
 
-def resume_array(store: StoreView | None, item: ArrayItem | VectorItem) -> Resumed[ArrayRow]:
+def resume_array(store: Snapshot | None, item: ArrayItem | VectorItem) -> Resumed[ArrayRow]:
     """How far an array, of images or of vectors, is committed; ``None`` is an empty store."""
     row = store.array(item.name) if store is not None else None
     if store is None or row is None or stamp_of(row) != stamp_of(item):
@@ -123,6 +123,6 @@ def resume_array(store: StoreView | None, item: ArrayItem | VectorItem) -> Resum
     )
 
 
-def _is_hopeless(store: StoreView, item: ArchiveItem | ArrayItem | VectorItem) -> bool:
+def _is_hopeless(store: Snapshot, item: ArchiveItem | ArrayItem | VectorItem) -> bool:
     reject = store.rejects([item.name])[0]
     return reject is not None and is_final(reject, stamp_of(item))

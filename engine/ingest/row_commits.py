@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.images import canonical, hashing
+from engine.images.rgb_picture import squash, to_rgb8
 from engine.ingest.chunk_builder import ChunkBuilder
 from engine.ingest.commit import Commits
 from engine.ingest.counts import Tally
@@ -18,7 +19,7 @@ from engine.ingest.prepare import Picture
 from engine.ingest.prepare_rows import PreparedRows
 from engine.storage.changeset import Chunk, NewImage, NewRows
 from engine.storage.rows import ARRAY, ArrayRow, Run
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _log = logging.getLogger("engine.ingest")
 
@@ -26,9 +27,7 @@ _log = logging.getLogger("engine.ingest")
 class RowCommits:
     """Commits blocks of rows."""
 
-    def __init__(
-        self, store: StoreFiles, encoding: Encoding, commits: Commits, tally: Tally
-    ) -> None:
+    def __init__(self, store: Session, encoding: Encoding, commits: Commits, tally: Tally) -> None:
         self._store = store
         self._encoding = encoding
         self._commits = commits
@@ -59,7 +58,7 @@ class RowCommits:
     def _try(
         self, name: bytes, array: ArrayRow, rows: PreparedRows, count: int
     ) -> tuple[ArrayRow, int]:
-        builder = ChunkBuilder(self._store)
+        builder = ChunkBuilder(self._store.snapshot)
         ids = self._add_rows(builder, rows)
         if ids is None:
             ids = self._add_one_by_one(builder, rows)
@@ -90,7 +89,7 @@ class RowCommits:
         Fewer where the run is to stop: of the rows before the first new one that is not encoded.
         ``vectors`` (n, dim) are those of the new images, if they are there already.
         """
-        known = self._store.image_columns(rows.keys)
+        known = self._store.snapshot.image_columns(rows.keys)
         proofs = np.frombuffer(b"".join(rows.proofs), np.uint8).reshape(-1, hashing.PROOF_BYTES)
         if known.shared.any() or (known.proofs != proofs[known.found]).any():
             return None
@@ -136,7 +135,7 @@ class RowCommits:
         size = self._encoding.image_size
         assert size is not None
         found = canonical.from_canonical(memoryview(rows.block.rows[i]))
-        return canonical.squash(canonical.to_rgb8(found), size)
+        return squash(to_rgb8(found), size)
 
     def _add_one_by_one(self, builder: ChunkBuilder, rows: PreparedRows) -> npt.NDArray[np.int64]:
         """The image of each row, where different images have the same key; fewer as above."""
@@ -175,7 +174,7 @@ class RowCommits:
             chunk.rows.in_runs = ~np.isin(first + np.arange(len(chunk.rows)), alone)
         known = np.flatnonzero((ids < first) & np.isin(ids, alone))
         touched = list({keys[i]: None for i in known})
-        for key, found in zip(touched, self._store.images_of(touched), strict=True):
+        for key, found in zip(touched, self._store.snapshot.images_of(touched), strict=True):
             # One that shares its key never says so.
             chunk.out_of_runs += [(key, row) for row in found[:1] if row.in_runs]
 

@@ -30,9 +30,11 @@ from engine.ingest.vectors import VectorIngest
 from engine.ingest.workers import Preparing, worker_pool
 from engine.memory import PeakMemory
 from engine.records import IngestReport
-from engine.sources.items import WITHOUT_METADATA, ArchiveItem, Item, VectorItem
+from engine.sources.items import ArchiveItem, Item, VectorItem
+from engine.sources.skip_notes import WITHOUT_METADATA
 from engine.storage.ballast import NoRoomError
-from engine.storage.writer import REJECTS, StoreFiles
+from engine.storage.session import Session
+from engine.storage.writer import REJECTS
 
 _log = logging.getLogger("engine.ingest")
 
@@ -42,7 +44,7 @@ class Ingest:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         encoder: OnnxEncoder | None,
         *,
         keep_pixels: str = "auto",
@@ -113,7 +115,7 @@ class Ingest:
         try:
             self._take_all(groups)
         except NoRoomError as error:
-            self._store.give_up(error)
+            self._store.writer.give_up(error)
             raise
         self._commits.warn_of_missing_vectors()
         self._index.update(self._store.limits.exact_rows)

@@ -20,15 +20,15 @@ from engine.ingest.checked_vectors import CheckedBlock, stretches
 from engine.storage.changeset import Chunk, Removal
 from engine.storage.removal import RemovalRequest, plan_removal
 from engine.storage.rows import Run, u64
-from engine.storage.snapshot import StoreView
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
+from engine.storage.snapshot import Snapshot
 
 _OF_ROWS = re.compile(rb"[0-9]+(-[0-9]+)?")
 
 Mask = npt.NDArray[np.bool_]
 
 
-def check_admission(store: StoreView, dim: int, *, normalize: bool) -> None:
+def check_admission(store: Snapshot, dim: int, *, normalize: bool) -> None:
     """``UsageError`` if the store does not take given vectors of ``dim`` numbers."""
     entry = store.manifest.encoder
     if entry is None or not store.vector_rows:
@@ -53,7 +53,7 @@ def check_admission(store: StoreView, dim: int, *, normalize: bool) -> None:
 class VectorArray:
     """One array of vectors while it is read into a store."""
 
-    def __init__(self, store: StoreFiles, name: bytes, number: int) -> None:
+    def __init__(self, store: Session, name: bytes, number: int) -> None:
         """``number`` is that of the array ``name`` among the keys."""
         self._store = store
         self._name = name
@@ -64,11 +64,11 @@ class VectorArray:
         """As it has changed, remove rows from ``first`` on, and what was said of rejected ones."""
         self._remove((run, [part]) for run, part in self._runs(first, None))
         name = self._name + b"#"
-        keys = (key for key, _ in self._store.keys.scan("rejects", name))
+        keys = (key for key, _ in self._store.snapshot.keys.scan("rejects", name))
         stale = (key for key in keys if _OF_ROWS.fullmatch(key[len(name) :]))
         while some := list(islice(stale, self._batch)):
             rows: list[tuple[str, bytes, bytes | None]] = [("rejects", key, None) for key in some]
-            self._store.commit(Chunk(removal=Removal(rows=rows)))
+            self._store.writer.commit(Chunk(removal=Removal(rows=rows)))
 
     def take(self, block: CheckedBlock) -> tuple[Chunk, int]:
         """What is to be committed of a block, and how many of its rows are there as they are.
@@ -85,7 +85,7 @@ class VectorArray:
         chunk = Chunk()
         if new.any():
             chunk.given = block.rows if new.all() else block.rows[new]
-            id_ = self._store.state.next_id
+            id_ = self._store.snapshot.state.next_id
             for at, end in stretches(new):
                 if new[at]:
                     chunk.runs += Run(self._number, block.first + at, end - at, 1, id_).pieces()
@@ -95,9 +95,9 @@ class VectorArray:
     def _runs(self, first: int, end: int | None) -> Iterator[tuple[Run, Run]]:
         """The committed runs of rows from ``first`` on, to ``end`` if there is one, and their parts."""
         prefix = b"r" + self._number.to_bytes(4, "big")
-        before = self._store.keys.at_or_before("runs", prefix + u64(first))
+        before = self._store.snapshot.keys.at_or_before("runs", prefix + u64(first))
         start = before[0] if before is not None and before[0].startswith(prefix) else None
-        for key, value in self._store.keys.scan("runs", prefix, start=start or prefix):
+        for key, value in self._store.snapshot.keys.scan("runs", prefix, start=start or prefix):
             run = Run.from_row(key, value)
             begin, stop = max(run.row, first), run.row + run.count
             stop = stop if end is None else min(stop, end)
@@ -108,7 +108,7 @@ class VectorArray:
 
     def _same(self, block: CheckedBlock, runs: Sequence[tuple[Run, Run]]) -> Mask:
         """Which rows of a block are the vectors that they were."""
-        store, entry = self._store, self._store.manifest.encoder
+        store, entry = self._store, self._store.snapshot.manifest.encoder
         ids = np.zeros(len(block.rows), np.int64)
         for _, part in runs:
             at = part.row - block.first
@@ -116,11 +116,11 @@ class VectorArray:
         same = np.zeros(len(ids), np.bool_)
         if entry is None or not entry.given or entry.dim != block.rows.shape[1]:
             return same
-        vectors = store.open_vectors()
+        vectors = store.snapshot.open_vectors()
         try:
             rows = vectors.rows_of(ids)  # reads the ids of all vectors: once a block
             # A row of the array that is new has no id yet, and damaged vectors may be nobody's.
-            rows[(ids == 0) | store.removed_ids().has(ids)] = -1
+            rows[(ids == 0) | store.snapshot.removed_ids().has(ids)] = -1
             known = np.flatnonzero(rows >= 0)
             step = max(1, checked_vectors.AT_ONCE // entry.dim)
             for at in range(0, len(known), step):
@@ -143,8 +143,8 @@ class VectorArray:
 
     def _flush(self, request: RemovalRequest) -> None:
         if len(request):
-            found, _ = plan_removal(self._store, request, self._batch)
-            self._store.commit(Chunk(removal=found))
+            found, _ = plan_removal(self._store.snapshot, request, self._batch)
+            self._store.writer.commit(Chunk(removal=found))
 
 
 def _cut(part: Run, first: int, wanted: Mask) -> list[Run]:

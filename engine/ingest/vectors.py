@@ -18,9 +18,10 @@ from engine.ingest.stopping import Stopping
 from engine.ingest.vector_arrays import VectorArray, check_admission
 from engine.memory import PeakMemory
 from engine.records import Kind
-from engine.sources.items import Problem, VectorItem
+from engine.sources.items import Reject, VectorItem
+from engine.storage import swaps
 from engine.storage.rows import ArrayRow
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _log = logging.getLogger("engine.ingest")
 
@@ -30,7 +31,7 @@ class VectorIngest:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         encoding: Encoding,
         commits: Commits,
         tally: Tally,
@@ -53,14 +54,14 @@ class VectorIngest:
         start = 0
         try:
             require_row_fits(array.row_bytes, self._store.memory.chunk)
-            found = resume_array(self._store, array)
+            found = resume_array(self._store.snapshot, array)
             row = self._row(array, found)
             start = row.rows
             self._tally.resume(found, left=max(array.count - start, 1))
             if found.hopeless:
                 return
             if start < array.count:
-                check_admission(self._store, array.dim, normalize=self._normalize)
+                check_admission(self._store.snapshot, array.dim, normalize=self._normalize)
             committed = VectorArray(self._store, array.name, row.number)
             if not found.begun:
                 committed.forget(array.count)  # what is behind its end
@@ -78,15 +79,17 @@ class VectorIngest:
             return found.row
         before = found.before
         same = before is not None and before.kind is Kind.VECTOR
-        number = before.number if before is not None and same else self._store.state.next_array
+        number = (
+            before.number if before is not None and same else self._store.snapshot.state.next_array
+        )
         return ArrayRow(number, *stamp_of(array), 0, Kind.VECTOR)
 
     def _ahead(
         self, array: VectorItem, start: int, pool: ThreadPoolExecutor
     ) -> Iterator[CheckedBlock]:
         """Each block, checked. While one is committed the next is read and checked."""
-        entry, limits = self._store.manifest.encoder, self._store.limits
-        kept = entry is not None and self._store.vector_rows > 0
+        entry, limits = self._store.snapshot.manifest.encoder, self._store.limits
+        kept = entry is not None and self._store.snapshot.vector_rows > 0
         normalize = entry.normalized if entry is not None and kept else self._normalize
         most = min(self._store.memory.block, limits.chunk_vector_bytes)
         blocks = array.vectors(start, limits.chunk_vectors, most)
@@ -131,11 +134,11 @@ class VectorIngest:
         block: CheckedBlock,
         name: bytes,
         array: ArrayRow,
-        problems: Sequence[Problem],
+        problems: Sequence[Reject],
     ) -> None:
         chunk, unchanged = committed.take(block)
-        if chunk.given is not None and not self._store.vector_rows:
-            self._store.adopt_vectors(block.rows.shape[1], normalized=self._normalize)
+        if chunk.given is not None and not self._store.snapshot.vector_rows:
+            swaps.adopt_vectors(self._store.writer, block.rows.shape[1], normalized=self._normalize)
             self._encoding.disable()
         added = len(chunk.given) if chunk.given is not None else 0
         _log.debug("a block: %d vectors, %d of them new", len(block.rows), added)

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from engine.errors import ImageError
-from engine.images import canonical, hashing
+from engine.images import decode, hashing
 from engine.ingest.encode import Encoding
 from engine.ingest.prepare import PreparedImage, PrepareSettings, prepare, prepare_decoded
 from engine.memory import MemoryGate
-from engine.sources.items import FileItem, Member, Problem
-from engine.storage.snapshot import StoreView
+from engine.sources.items import FileItem, Member, Reject
+from engine.storage.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,13 @@ class ReadItem:
     prepared: PreparedImage | None = None
 
 
-Waiting = tuple[FileItem | Member, Future[ReadItem | Problem]]
+Waiting = tuple[FileItem | Member, Future[ReadItem | Reject]]
 
 
 class Preparing:
     """Reads and prepares images for one store."""
 
-    def __init__(self, store: StoreView, encoding: Encoding, keep_pixels: str) -> None:
+    def __init__(self, store: Session, encoding: Encoding, keep_pixels: str) -> None:
         self._store = store
         self._encoding = encoding
         self._keep_pixels = keep_pixels
@@ -49,7 +49,7 @@ class Preparing:
         """From now on ``count`` bytes are held beside the images that are decoded."""
         self._decoding.reserve(count)
 
-    def prepare(self, item: FileItem | Member) -> ReadItem | Problem:
+    def prepare(self, item: FileItem | Member) -> ReadItem | Reject:
         """Everything about one file that needs its bytes or pixels; runs in a worker thread."""
         try:
             if isinstance(item, Member) and item.decoded is not None:
@@ -58,9 +58,9 @@ class Preparing:
                 found = self._read(item)
         except ImageError as error:
             stamp = (0, 0) if error.retryable else (item.mtime_ns, item.size)
-            return Problem(item.name, str(error), *stamp)
+            return Reject(item.name, str(error), *stamp)
         except MemoryError:
-            return Problem(item.name, "not enough memory to read it")
+            return Reject(item.name, "not enough memory to read it")
         if isinstance(item, Member) and found.prepared is not None:
             found.prepared.image.metadata = item.metadata
         return found
@@ -72,16 +72,16 @@ class Preparing:
         with self._reading.hold(min(waiting, max_file)):
             data = item.read(max_file)
             file_hash = hashing.file_hash(data)
-            known = self._store.files([file_hash])[0]
+            known = self._store.snapshot.ids_of_files([file_hash])[0]
             if known is not None:
                 return ReadItem(item, file_hash, known)
-            with self._decoding.hold(min(canonical.decoding_bytes(data), self._max_decoding)):
+            with self._decoding.hold(min(decode.decoding_bytes(data), self._max_decoding)):
                 prepared = prepare(data, file_hash, self._settings())
         return ReadItem(item, file_hash, None, prepared)
 
     def _settings(self) -> PrepareSettings:
         return PrepareSettings(
-            hash_seed=self._store.settings.hash_seed,
+            hash_seed=self._store.snapshot.settings.hash_seed,
             keep_pixels=self._keep_pixels,
             max_decoding_bytes=self._max_decoding,
             image_size=self._encoding.image_size,
@@ -90,7 +90,9 @@ class Preparing:
     def _crowd(self, crowded: bool) -> None:
         """Have the block cache make room for large images, and take it back after them."""
         memory = self._store.memory
-        self._store.limit_cache(memory.crowded_cache if crowded else memory.block_cache)
+        self._store.snapshot.files.limit_cache(
+            memory.crowded_cache if crowded else memory.block_cache
+        )
 
 
 @contextmanager

@@ -17,25 +17,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.storage import swaps
 from engine.config import EXACT_ROWS
 from engine.errors import StoreLockedError
 from engine.images import hashing
 from engine.index import build
 from engine.index.background import BackgroundWork
 from engine.index.maintain import RETRAINED, is_moved
+from engine.index.open import OpenIndex
 from engine.index.reordered import Piece, ReorderedWriter
 from engine.index.search import VectorIndex
 from engine.index.segment_layout import LABEL_BYTES
 from engine.index.train import sample_of, train_quantizer
 from engine.records import Place
-from engine.storage import extents, nofollow, staging
+from engine.storage import extents, nofollow, staging, swaps
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import ExtentReader
 from engine.storage.index_files import ReorderedExtent, quantizer_path
 from engine.storage.manifest import QuantizerEntry
-from engine.storage.state import appends_in
 from engine.storage.session import Session
+from engine.storage.state import appends_in
 
 _WORTH = 0.1  # of the vectors that are removed or lie in another order
 _APART = 1000  # numbers that a writer may use up for its own segments meanwhile
@@ -67,7 +67,7 @@ class Reorder:
         """
         store = self._store
         store.follow()  # others may have laid them out since it was opened
-        index = store.index
+        index = OpenIndex(store).current
         if index is None or not index.vectors.rows:
             return ReorderResult()
         train = self._is_to_be_trained(index)

@@ -16,11 +16,12 @@ import numpy.typing as npt
 from engine.config import DEFAULT_MAX_DISTANCE, whole
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError, UsageError
-from engine.images import canonical
 from engine.images.fingerprint import FINGERPRINT_BITS
+from engine.images.rgb_picture import to_rgb8
+from engine.index.open import OpenIndex
 from engine.index.operating_point import check_recall
 from engine.index.search import VectorIndex
-from engine.ingest.given_arrays import normalized
+from engine.index.unit_vectors import normalized
 from engine.records import Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
 from engine.search.hits import identical_hit, near_hits
 
@@ -31,7 +32,7 @@ from engine.search.near import near_images
 from engine.search.similar import SimilarTier
 from engine.search.tiers import IDENTICAL, NEAR, SIMILAR, searched_tiers
 from engine.search.tiers import tier_names as tier_names
-from engine.sources.locate import Query
+from engine.sources.query import Query
 from engine.storage.bitmap import IdSet
 from engine.storage.session import Session
 
@@ -49,6 +50,7 @@ class Lookup:
     def __init__(
         self,
         store: Session,
+        index: OpenIndex,
         encoder: Callable[[], OnnxEncoder],
         *,
         k: int,
@@ -74,10 +76,12 @@ class Lookup:
                 f"max-distance is a number of bits, 0 to {FINGERPRINT_BITS}, not {max_distance!r}"
             )
         self._store = store
+        self._index = index
         self._encoder = encoder
         self._max_distance = distance
         self._similar_tier = SimilarTier(
             store,
+            index,
             k=k,
             cosine=self._cosine,
             min_score=min_score,
@@ -172,7 +176,7 @@ class Lookup:
     def _similar(
         self, decoded: Decoded, taken: set[int], spent: dict[str, float], wanted: IdSet | None
     ) -> tuple[SimilarHit, ...]:
-        index = self._store.index
+        index = self._index.current
         rows = index.vectors.rows if index is not None else 0
         if wanted is not None:
             rows = min(rows, len(wanted))
@@ -181,7 +185,7 @@ class Lookup:
         started = perf_counter()
         encoder = self._encoder()
         started = _spend(spent, "load", started)  # only the first query of a process pays for it
-        vector = encoder.encode([canonical.to_rgb8(decoded.pixels)])
+        vector = encoder.encode([to_rgb8(decoded.pixels)])
         _spend(spent, "encode", started)
         if not vector.any():
             raise _NoVectorError("the encoder gives no vector for it")
@@ -191,7 +195,7 @@ class Lookup:
         self, name: str, vector: npt.NDArray[np.float32], wanted: IdSet | None
     ) -> LookupResult:
         """Search the similar tier for a vector, (dim,)."""
-        index = self._store.index
+        index = self._index.current
         if index is None:
             raise UsageError(f"{self._store.path} has no vectors to compare {name} with")
         if SIMILAR not in self.tiers:

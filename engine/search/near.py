@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import ImageError, StoreDamagedError
-from engine.images import canonical, fingerprint
+from engine.images import canonical, decode, fingerprint
 from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.records import Kind, Pixels, Place
 from engine.storage.bitmap import IdSet
@@ -100,7 +100,9 @@ def _within(
     ones = fingerprint.ones_of(prints)
     removed = store.snapshot.removed_ids()
     ids, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for part in store.snapshot.fingerprints.near(prints, most, store.snapshot.state.next_id - 1, holes=given):
+    for part in store.snapshot.fingerprints.near(
+        prints, most, store.snapshot.state.next_id - 1, holes=given
+    ):
         which = ~removed.has(part.rows + 1)
         if wanted is not None:
             which &= wanted.has(part.rows + 1)
@@ -187,7 +189,7 @@ def _decoded(store: Session, row: ImageRow, query: Pixels) -> bytes | None:
         if row.place is None:
             return None
         kept = store.snapshot.kept(row.place)
-        found = canonical.decode(kept, max_bytes=store.memory.decoding).pixels
+        found = decode.decode(kept, max_bytes=store.memory.decoding).pixels
     except (ImageError, StoreDamagedError) as error:
         _log.warning("image %d: its kept file cannot be compared: %s", row.id, error)
         return None

@@ -23,6 +23,7 @@ class SimilarTier:
     def __init__(
         self,
         store: Session,
+        index: OpenIndex,
         *,
         k: int,
         cosine: bool,
@@ -31,6 +32,7 @@ class SimilarTier:
     ) -> None:
         """``cosine``: whether vectors and queries have length 1."""
         self._store = store
+        self._index = index
         self._k = k
         self._cosine = cosine
         self._min_score = min_score
@@ -60,7 +62,7 @@ class SimilarTier:
         wanted: IdSet | None,
     ) -> tuple[list[SimilarHit], bool]:
         """The best k among the ``most`` nearest vectors; and whether asking for more is no use."""
-        scores, ids = self._store.search(vector, most, recall=self._recall, wanted=wanted)
+        scores, ids = self._index.search(vector, most, recall=self._recall, wanted=wanted)
         hits: list[SimilarHit] = []
         for score, id_ in zip(scores[0].tolist(), ids[0].tolist(), strict=True):
             if id_ < 0:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.storage import swaps
 from engine.index.background import BackgroundWork
 from engine.index.maintain import IndexUpdater
 from engine.maintenance.check.damage import DamagedAppend
 from engine.maintenance.repair.appends import rows_at
+from engine.storage import swaps
 from engine.storage.index_files import quantizer_path, segment_path
 from engine.storage.manifest import SegmentEntry
 from engine.storage.session import Session

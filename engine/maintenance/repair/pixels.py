@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 
 from engine.errors import EngineError, ImageError
-from engine.images import canonical, hashing
+from engine.images import canonical, decode, hashing
 from engine.maintenance.repair.outcome import Outcome, named
 from engine.records import Buffer, Pixels
-from engine.sources.items import Problem as SourceProblem
-from engine.sources.locate import Query, open_images
+from engine.sources.items import Reject as SourceProblem
+from engine.sources.query import Query, open_images
 from engine.storage.changeset import Chunk, Rekept
 from engine.storage.rows import u64
 from engine.storage.session import Session
@@ -35,7 +35,7 @@ class ImagePixels:
                 data, is_canonical = kept
                 if is_canonical:
                     return canonical.from_canonical(data)
-                return canonical.decode(data, max_bytes=self._store.memory.decoding).pixels
+                return decode.decode(data, max_bytes=self._store.memory.decoding).pixels
             except ImageError:  # another decoder than when it was ingested
                 pass
         return next((found for _, found in self.from_sources(id_)), None)
