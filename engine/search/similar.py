@@ -8,6 +8,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from engine.index.open import OpenIndex
 from engine.records import SimilarHit
 from engine.search.hits import similar_hit
 from engine.storage.bitmap import IdSet
