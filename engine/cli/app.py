@@ -12,18 +12,20 @@ from typing import Annotated
 import typer
 
 from engine import __version__
-from engine.cli import (
-    bench,
-    copies,
-    evaluate,
-    interrupts,
-    libtiff_errors,
-    maintenance,
-    store,
-    streams,
-    train,
-)
-from engine.cli.options import DONE, FAILED, INTERRUPTED, warn
+from engine.cli import interrupts, libtiff_errors, streams
+from engine.cli.commands.backup import backup
+from engine.cli.commands.bench import bench
+from engine.cli.commands.check import check
+from engine.cli.commands.evaluate import evaluate
+from engine.cli.commands.export import export
+from engine.cli.commands.info import info
+from engine.cli.commands.ingest import ingest
+from engine.cli.commands.lookup import lookup
+from engine.cli.commands.optimize import optimize
+from engine.cli.commands.remove import remove
+from engine.cli.commands.train import train
+from engine.cli.output import warn
+from engine.cli.status import DONE, FAILED, INTERRUPTED
 from engine.errors import EngineError
 from engine.storage.durable import MORE_FILES
 
@@ -41,19 +43,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
-    store.ingest,
-    store.lookup,
-    store.info,
-    store.check,
-    maintenance.remove,
-    maintenance.optimize,
-    copies.backup,
-    copies.export,
-    train.train,
-    bench.bench,
-):
+    ingest, lookup, info, check, remove, optimize, backup, export, train, bench,
+):  # fmt: skip
     app.command()(command)
-app.command("eval")(evaluate.evaluate)  # a function must not be called as Python's own is
+# The function is not called as Python's own is.
+app.command("eval")(evaluate)
 
 
 @app.callback(invoke_without_command=True)
