@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.cli.render import printable
+from engine.cli.text import printable
 
 from .measurement import SECONDS, SHARE, Measurement
 from .report import align

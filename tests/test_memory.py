@@ -217,7 +217,7 @@ def test_what_did_not_fit_is_tried_again_with_more_memory(tmp_path: Path) -> Non
     assert (added, rejected) == (0, 1)
     assert grown < SLACK
     (line,) = (tmp_path / "store/rejects.jsonl").read_text().splitlines()
-    assert "raise --memory" in json.loads(line)["reason"]
+    assert "raise memory=" in json.loads(line)["reason"]
     with Store.open(tmp_path / "store", memory="256M") as store:
         assert store.ingest(tmp_path / "images").added == 1
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from engine import CheckReport, EngineError, Store
 from engine.cli.app import main
-from engine.cli.render import size
+from engine.cli.text import size
 from engine.index import segment
 from engine.ingest import run
 from engine.maintenance.repair import _named

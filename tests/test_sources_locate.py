@@ -357,7 +357,7 @@ def test_a_list_may_have_null_bytes_between_its_names(here):
     assert found[1].name == os.fsencode(here / odd[0])
     (here / "list").write_bytes(b"one.png\0" * 3)
     (wrong,) = items(files_from="list")
-    assert "for --null?" in wrong.reason
+    assert "for null=True?" in wrong.reason
     (here / "list").write_bytes(b"x" * 200_000 + b"\0one.png")
     assert [len(name) for name in listed("list", null=True)] == [(1 << 16) + 1, 7]
     with pytest.raises(UsageError, match="null bytes"):

@@ -470,7 +470,7 @@ def test_a_page_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
     a_table(path, {"image": [bytes(64 << 20)]}, compression="zstd", use_dictionary=False)
     assert path.stat().st_size < 1 << 20
     found, why = until(path)
-    assert not found and "has a page of 67,1" in why and "raise --memory" in why
+    assert not found and "has a page of 67,1" in why and "raise memory=" in why
     assert len(read(ParquetTable(path), most=1 << 27)) == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 
 from engine import __version__
-from engine.cli import interrupts, libtiff_errors, streams
+from engine.cli import interrupts, libtiff_errors, logs, streams
 from engine.cli.commands.backup import backup
 from engine.cli.commands.bench import bench
 from engine.cli.commands.check import check
@@ -26,7 +25,7 @@ from engine.cli.commands.remove import remove
 from engine.cli.commands.train import train
 from engine.cli.output import warn
 from engine.cli.status import DONE, FAILED, INTERRUPTED
-from engine.errors import EngineError
+from engine.errors import EngineError, UsageError
 from engine.storage.durable import MORE_FILES
 
 _NO_MEMORY = (
@@ -45,14 +44,16 @@ app = typer.Typer(
 for command in (
     ingest, lookup, info, check, remove, optimize, backup, export, train, bench,
 ):  # fmt: skip
-    app.command()(command)
+    app.command()(logs.takes_verbose(command))
 # The function is not called as Python's own is.
-app.command("eval")(evaluate)
+app.command("eval")(logs.takes_verbose(evaluate))
 
 
 @app.callback(invoke_without_command=True)
 def _main(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: logs.VerboseOption = 0,
 ) -> None:
     """An embedded, disk-backed index for images: is this very image here, and what looks like it?
 
@@ -64,14 +65,15 @@ def _main(
     if version:
         print(f"engine {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise UsageError("name a command: 'engine --help' lists them")
+    logs.raise_verbosity(verbose)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Every failure is one line on standard error."""
     streams.open_closed()
-    logging.basicConfig(format="engine: %(message)s", level=logging.WARNING)
-    # Pillow logs why it cannot read a file, and names no file; the reject does.
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    logs.start()
     # Pillow warns of odd metadata in files that it reads all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):

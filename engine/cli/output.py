@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from engine.cli import streams
-from engine.cli.render import printable
+from engine.cli.shell_words import in_options
+from engine.cli.text import printable
 
 _MAX_LISTED = 50
 
@@ -15,7 +16,12 @@ _MAX_LISTED = 50
 def warn(message: str) -> None:
     """One line on standard error; where that cannot be written, the work goes on without."""
     with contextlib.suppress(OSError, ValueError):
-        print("engine: " + printable(" ".join(message.split())), file=sys.stderr)
+        print("engine: " + one_line(message), file=sys.stderr)
+
+
+def one_line(message: str) -> str:
+    """A message of the library as one line for people at a terminal."""
+    return printable(" ".join(in_options(message).split()))
 
 
 def show_line(text: str) -> bool:

@@ -495,7 +495,7 @@ def _decode(
     if max_bytes is not None and found.parsing > max_bytes:
         raise ImageError(
             f"its header takes {found.parsing >> 20:,} MiB to read, over the limit of "
-            f"{max_bytes >> 20:,} MiB: raise --memory",
+            f"{max_bytes >> 20:,} MiB: raise memory=",
             retryable=True,
         )
     image, frames = _open(data)
@@ -512,7 +512,7 @@ def _decode(
         ):
             raise ImageError(
                 f"{width} × {height} pixels take {takes >> 20:,} MiB to decode, over the limit of "
-                f"{max_bytes >> 20:,} MiB: raise --memory",
+                f"{max_bytes >> 20:,} MiB: raise memory=",
                 retryable=True,
             )
         if ImageFile.LOAD_TRUNCATED_IMAGES:

@@ -416,7 +416,7 @@ class Ingest:
         elif self._keep == "yes":
             if len(data) >> 32:
                 raise ImageError(
-                    "4 GiB or more cannot be kept: leave --keep-pixels yes out", retryable=True
+                    '4 GiB or more cannot be kept: leave keep_pixels="yes" out', retryable=True
                 )
             keep = data
         return NewImage(
@@ -719,7 +719,7 @@ class Ingest:
         try:
             if array.row_bytes > self._store.memory.chunk:
                 raise SourceError(
-                    f"has rows of {array.row_bytes:,} bytes: raise --memory", retryable=True
+                    f"has rows of {array.row_bytes:,} bytes: raise memory=", retryable=True
                 )
             if row is not None and row.kind is Kind.VECTOR:  # it was no array of images
                 GivenArray(self._store, array.name, row.number).forget(0)
@@ -966,7 +966,7 @@ class Ingest:
         try:
             if array.row_bytes > self._store.memory.chunk:
                 raise SourceError(
-                    f"has rows of {array.row_bytes:,} bytes: raise --memory", retryable=True
+                    f"has rows of {array.row_bytes:,} bytes: raise memory=", retryable=True
                 )
             known = is_begun(array, row)
             if row is None or not known:

@@ -102,7 +102,7 @@ class Lookup:
         if self._asked and self._of_images != self.tiers:
             raise UsageError(
                 f"{self._store.path} holds vectors that were given, and an image has none: look up "
-                f"FILE.npy#ROW of vectors, or leave --tier similar out"
+                'FILE.npy#ROW of vectors, or leave tiers=["similar"] out'
             )
         spent: dict[str, float] = {}
         found: list[IdenticalHit] = []
@@ -223,8 +223,7 @@ class Lookup:
             raise UsageError(f"{self._store.path} has no vectors to compare {name} with")
         if SIMILAR not in self.tiers:
             raise UsageError(
-                f"{name} is a vector, which is looked up in the similar tier alone: leave --tier and "
-                f"--exact out"
+                f"{name} is a vector, which is looked up in the similar tier alone: leave tiers= out"
             )
         if len(vector) != index.vectors.dim:
             raise UsageError(
@@ -401,7 +400,7 @@ def _tiers(store: StoreFiles, wanted: Sequence[str] | None) -> tuple[str, ...]:
             raise UsageError(f"there is no tier {tier!r}: choose among {', '.join(TIERS)}")
         if tier not in has:
             raise UsageError(
-                f"{store.path} has no {tier} tier: it was filled with --encoder none, and images "
+                f'{store.path} has no {tier} tier: it was filled with encoder="none", and images '
                 f"get vectors when they are first ingested: make another store"
             )
     return tuple(tier for tier in TIERS if tier in wanted)

@@ -222,7 +222,7 @@ def _is_limit(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     if _is_limit(error):
-        return "takes more memory to decompress than there is: raise --memory"
+        return "takes more memory to decompress than there is: raise memory="
     if str(error) == _CUT:
         return f"is damaged: {_CUT}"
     return f"is damaged: {_line(error)}"

@@ -169,7 +169,7 @@ def _decoded(image: object, most: int) -> Decoded:
         )
     width, height = image.size
     if width * height * _PIXEL_BYTES > most:
-        raise ImageError(f"{width} × {height} pixels are too many: raise --memory", retryable=True)
+        raise ImageError(f"{width} × {height} pixels are too many: raise memory=", retryable=True)
     try:
         return Decoded(canonical.from_image(image, max_bytes=most), "image")
     except (ImageError, UsageError):

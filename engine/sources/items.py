@@ -183,9 +183,9 @@ Item = FileItem | Member | ArrayItem | VectorItem | ArchiveItem | Problem | Skip
 
 
 def over_limit(size: int, most: int) -> ImageError:
-    """A file is too large for this ``--memory``."""
+    """A file is too large for this ``memory``."""
     return ImageError(
-        f"{size:,} bytes are over the limit of {most:,} for this --memory", retryable=True
+        f"{size:,} bytes are over the limit of {most:,} for this memory=", retryable=True
     )
 
 

@@ -130,7 +130,7 @@ class Sources:
     def _listed(self, lines: Iterable[str]) -> Iterator[Item]:
         for spec in lines:
             if len(os.fsencode(spec)) > MAX_LINE or "\0" in spec:
-                why = "it holds a null byte: is the list one for --null?" if "\0" in spec else ""
+                why = "it holds a null byte: is the list one for null=True?" if "\0" in spec else ""
                 yield Problem(os.fsencode(spec[:_MAX_SHOWN]), f"not a path{why and ': ' + why}")
             elif spec == "-":
                 yield Problem(b"-", "standard input cannot list itself")
@@ -243,7 +243,7 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
     if found is not None:  # the whole array
         for array in found:
             if array.row_bytes > most:
-                raise SourceError(f"has rows of {array.row_bytes:,} bytes: raise --memory")
+                raise SourceError(f"has rows of {array.row_bytes:,} bytes: raise memory=")
             blocks: Iterator[RowBlock] | Iterator[VectorBlock]
             if isinstance(array, NpyVectors):
                 blocks = array.vectors(0, 256, 8 << 20)
@@ -266,7 +266,7 @@ def _rows(spec: str, most: int) -> Iterator[Query]:
         inside = ", ".join(os.fsdecode(array.name).rpartition("#")[2] for array in found)
         raise SourceError(f"holds several arrays: name one of {inside}, as FILE.npz#NAME#ROW")
     if found[0].row_bytes > most:
-        raise SourceError(f"has rows of {found[0].row_bytes:,} bytes: raise --memory")
+        raise SourceError(f"has rows of {found[0].row_bytes:,} bytes: raise memory=")
     yield _from_row(spec, found[0].row(int(row)))
 
 
@@ -312,7 +312,7 @@ def _from_stdin(most: int) -> Query:
     while part := sys.stdin.buffer.read(_READ_BYTES):
         data += part
         if len(data) > most:
-            raise ImageError(f"more than the limit of {most:,} bytes for this --memory")
+            raise ImageError(f"more than the limit of {most:,} bytes for this memory=")
     return Query("-", bytes(data), None)
 
 

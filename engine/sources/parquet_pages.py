@@ -11,7 +11,7 @@ from engine.sources import parquet_thrift
 
 _MAGIC = b"PAR1"
 # Of 1,000 row groups × 10 columns it is 2 MB, and takes 14 MB to read: bounds that hold whatever the
-# --memory, as a footer is read whole before anything else is known.
+# memory, as a footer is read whole before anything else is known.
 MAX_FOOTER = 8 << 20  # bytes
 _MAX_UNPACKED = 64 << 20  # bytes that it takes once it is read
 _LARGEST_GROWTH = 256  # times: what is shorter need not be gone through
@@ -61,7 +61,7 @@ def batch_rows(file: IO[bytes], chunks: Sequence[parquet_thrift.Chunk], most: in
         found = walk(file, chunk)
         if found.largest > most + _PAGE_SLACK:
             raise SourceError(
-                f"has a page of {found.largest:,} bytes in the column {chunk.path}: raise --memory, "
+                f"has a page of {found.largest:,} bytes in the column {chunk.path}: raise memory=, "
                 f"or write it in smaller row groups",
                 retryable=True,
             )

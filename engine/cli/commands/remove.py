@@ -16,8 +16,7 @@ from engine.cli.output import show_line, warn_each
 from engine.cli.progress import Progress
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
 from engine.config import default_store
-from engine.errors import MissingError, UsageError
-from engine.maintenance.missing_sources import ADVICE
+from engine.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +71,15 @@ def remove(options: RemoveOptions) -> None:
         raise UsageError("name what to remove: --id N, --source NAME, or --missing")
     opened = Store.open(options.store or default_store(), read_only=options.dry_run)
     with opened, interruptible() as stop, Progress("remove", "images and sources") as progress:
-        try:
-            report = opened.remove(
-                ids=options.id_ or [],
-                sources=options.source or [],
-                missing=options.missing,
-                yes=options.yes,
-                dry_run=options.dry_run,
-                progress=progress,
-                stop=stop,
-            )
-        except MissingError as error:
-            advice = ADVICE.format(yes="--yes", dry_run="--dry-run")
-            raise MissingError(error.found, advice) from None
+        report = opened.remove(
+            ids=options.id_ or [],
+            sources=options.source or [],
+            missing=options.missing,
+            yes=options.yes,
+            dry_run=options.dry_run,
+            progress=progress,
+            stop=stop,
+        )
     if options.as_json:
         show_line(render.line(asdict(report)))
     else:
