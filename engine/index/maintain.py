@@ -89,6 +89,7 @@ class Indexing:
             remove(quantizer_path(store.path, number), store.path)
             raise
         store.publish_index([made], [entry])
+        _log.info("trained the index of %s on its %d vectors", store.path, rows)
 
     def _add(self, index: VectorIndex, entry: QuantizerEntry, quantizer: Quantizer) -> bool:
         """Code what is in no segment; returns whether it is unlike what the quantizer is for."""
@@ -99,6 +100,7 @@ class Indexing:
         )
         live = [segment.entry for segment in index.segments]
         store.publish_index([*live, made])
+        _log.info("added a segment of %d vectors to the index of %s", made.rows, store.path)
         self._merge(entry, quantizer, [*live, made])
         return is_moved(closeness, entry)
 
@@ -117,6 +119,7 @@ class Indexing:
                     raise StoreDamagedError(f"{path}: {what}; run 'engine check --fix'")
             made = build.merge(store.path, store.next_index_number(), entry, quantizer, together)
             store.publish_index([*(one for one in live if one not in together), made])
+            _log.info("merged %d segments into one of %d vectors", len(together), made.rows)
 
     def measure(self, target: float | None, *, anew: bool = False) -> Measured | None:
         """Measure recall if it has not been, or not on vectors like these; what is known of it now.

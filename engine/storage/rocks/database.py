@@ -12,6 +12,7 @@ import collections
 import contextlib
 import errno
 import functools
+import logging
 import os
 import re
 import shutil
@@ -49,6 +50,7 @@ from engine.storage.rocks.pin import TRIES, MovedError, pinned, version
 from engine.storage.rows import TABLES
 from engine.storage.temp_folders import claimed, sweep
 
+_log = logging.getLogger(__name__)
 FOLDER = file_names.KEYS
 _CONFIG = "rocksdict-config.json"
 _LOST = "lost"  # a folder that RocksDB's own repair makes
@@ -259,6 +261,7 @@ def open_writer(
             nofollow.remove(store, f"{FOLDER}/{name}")
         elif not name.endswith(".sst"):  # these are never written to again
             nofollow.own(store, f"{FOLDER}/{name}")
+    _log.debug("opening %s for writing", store / FOLDER)
     return _open(
         store / FOLDER, memory, AccessType.read_write(), create=False, salvage=salvage, tight=tight
     )
@@ -270,6 +273,7 @@ def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Key
     Raises ``StoreDamagedError``, or ``BusyError`` where a writer never left the files alone.
     """
     folder = store / FOLDER
+    _log.debug("opening %s for reading", folder)
     problem: StoreError | OSError | None = None
     for attempt in range(_OPEN_TRIES):
         try:
