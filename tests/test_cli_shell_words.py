@@ -1,11 +1,15 @@
 """What the library says in arguments, the command says in options."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import engine
+from engine.cli import render
 from engine.cli.shell_words import OPTIONS, in_options
+from engine.records import LookupResult, Rejection
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,21 @@ from engine.cli.shell_words import OPTIONS, in_options
 )
 def test_arguments_become_options(message: str, says: str) -> None:
     assert in_options(message) == says
+
+
+def test_answers_of_the_command_name_options() -> None:
+    failed = LookupResult("a.png", searched=(), error="too large: raise memory=")
+    assert "raise --memory" in render.lookup_json(failed)
+    assert render.lookup_text(failed).endswith("raise --memory")
+
+    @dataclass
+    class Report:
+        rejected: tuple[Rejection, ...]
+
+    report = Report((Rejection("memory=/a.png", "too large: raise memory="),))
+    assert json.loads(render.rejections_json(report)) == {
+        "rejected": [{"source": "memory=/a.png", "reason": "too large: raise --memory"}]
+    }
 
 
 def test_each_argument_is_one_that_the_library_names() -> None:

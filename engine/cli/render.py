@@ -33,6 +33,14 @@ def line(value: dict[str, Any]) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
+def rejections_json(report: Any) -> str:
+    """A report that has ``rejected`` sources, as one JSON object; reasons name the options."""
+    value = asdict(report)
+    for rejection in value["rejected"]:
+        rejection["reason"] = in_options(rejection["reason"])
+    return line(value)
+
+
 def lookup_json(result: LookupResult) -> str:
     """A lookup as the documented object; only ``query`` and ``error`` where it has one."""
     if result.error is not None:

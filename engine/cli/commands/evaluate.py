@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -100,7 +100,7 @@ def evaluate(options: EvalOptions) -> None:
             out=options.out or None,
             progress=progress,
         )
-    show_line(render.line(asdict(report)) if options.as_json else found.text(report))
+    show_line(render.rejections_json(report) if options.as_json else found.text(report))
     warn_each([f"{rejected.source}: {rejected.reason}" for rejected in report.rejected])
     raise typer.Exit(SOME_REJECTED if report.rejected else DONE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -252,7 +252,7 @@ def train(options: TrainOptions) -> None:
             stop=stop,
         )
     if options.as_json:
-        show_line(render.line(asdict(report)))
+        show_line(render.rejections_json(report))
     else:
         show_line(_text(report))
     for rejected in report.rejected:
