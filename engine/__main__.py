@@ -21,7 +21,9 @@ def main() -> None:
         finally:
             os._exit(130)
     except MemoryError as error:
-        print(f"engine: {error}", file=sys.stderr)
+        from engine.cli.shell_words import in_options
+
+        print(f"engine: {in_options(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     from engine.cli.app import main as run
 

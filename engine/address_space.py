@@ -48,7 +48,7 @@ def require() -> None:
     if left < 0:
         raise MemoryError(
             f"the limit on address space is {(limit() or 0) >> 20} MiB, where {least() >> 20} MiB are "
-            "needed: raise it with 'ulimit -v' (--memory bounds what is used)"
+            "needed: raise it with 'ulimit -v' (memory= bounds what is used)"
         )
     _share_arenas()
 

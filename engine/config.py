@@ -111,7 +111,7 @@ _ROOMY = 512 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """How ``--memory`` is shared out, in bytes of anonymous memory above the empty process."""
+    """How ``memory`` is shared out, in bytes of anonymous memory above the empty process."""
 
     total: int = DEFAULT_MEMORY
 

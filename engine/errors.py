@@ -32,18 +32,7 @@ class SourceError(EngineError):
 
 
 class MissingError(SourceError):
-    """Most of what a folder held is gone, as if its disk were away; nothing was removed.
-
-    ``found`` says where, with counts, and not what to do.
-    """
-
-    def __init__(self, found: str, advice: str) -> None:
-        super().__init__(f"{found}; {advice}")
-        self.found = found
-        self._advice = advice
-
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.found, self._advice)
+    """Most of what a folder held is gone, as if its disk were away; nothing was removed."""
 
 
 class ImageError(EngineError):

@@ -263,7 +263,7 @@ class ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One contradiction that ``check`` found; ``fixed`` once ``--fix`` has mended it."""
+    """One contradiction that ``check`` found; ``fixed`` once ``check(fix=True)`` has mended it."""
 
     part: str  # the file or table it is in
     what: str

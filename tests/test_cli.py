@@ -477,7 +477,7 @@ def test_a_copy_that_is_ended_leaves_nothing(
 ) -> None:
     code = """
 import os, sys
-from engine import backup, export
+from engine.maintenance import backup, export
 from engine.cli.app import main
 
 def half(copy, *given):

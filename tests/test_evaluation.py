@@ -257,10 +257,10 @@ def test_a_folder_that_is_not_empty_is_left_alone(photos, tmp_path):
 
 def test_more_vectors_than_fit_are_refused_before_they_are_made(photos, monkeypatch):
     monkeypatch.setattr("engine.evaluation.copies._MOST_BYTES", 1 << 20)
-    with pytest.raises(UsageError, match=r"--queries"):
+    with pytest.raises(UsageError, match=r"with queries="):
         evaluate(["pixels"], images=[str(photos / "queries")])
     monkeypatch.setattr("engine.evaluation.classes._MOST_BYTES", 1 << 16)
-    with pytest.raises(UsageError, match=r"--labelled-most"):
+    with pytest.raises(UsageError, match=r"with most_train= or most_test="):
         evaluate(["pixels"], labels=(str(photos / "train"), str(photos / "test")))
 
 

@@ -34,7 +34,7 @@ from engine.config import Limits, MemoryBudget
 from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.rocks import open_reader, opening, options
-from engine.storage.writer import Writer
+from engine.storage.writer import Writer as StoreWriter
 
 OPENS = int(os.environ.get("ENGINE_READER_OPENS", "1000"))
 ROWS = 40  # of each array
@@ -99,10 +99,10 @@ def write(store: str, folder: str) -> None:
         stop.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    commit = Writer.commit
+    commit = StoreWriter.commit
     with Store.open(store, limits=LIMITS) as opened:
 
-        def tell(files: Writer, chunk: Chunk) -> None:
+        def tell(files: StoreWriter, chunk: Chunk) -> None:
             commit(files, chunk)
             names = [new.name.decode() for new in chunk.names]
             arrays = [(name.decode(), array.rows) for name, array in chunk.arrays]
@@ -110,7 +110,7 @@ def write(store: str, folder: str) -> None:
                 print(json.dumps([len(opened), names, arrays]), flush=True)
                 time.sleep(PAUSE)
 
-        Writer.commit = tell  # type: ignore[method-assign]
+        StoreWriter.commit = tell  # type: ignore[method-assign]
         number = 0
         while not stop.is_set():
             array = Path(folder, f"{number}.npy")

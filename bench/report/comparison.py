@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.cli.render import printable
+from engine.cli.text import printable
 
 from ..harness.measurement import SECONDS, SHARE, Measurement
 from .bootstrap import medians

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine.cli.render import printable
+from engine.cli.text import printable
 
 from ..harness.measurement import Measurement
 from .growth import Growth, claims, growths, series

@@ -201,7 +201,7 @@ class Lookups(OpenStore):
                 self._session.follow()
                 if self._session.snapshot.manifest.encoder is None:
                     raise UsageError(
-                        f"{self.path} has no vectors: it was filled with --encoder none"
+                        f'{self.path} has no vectors: it was filled with encoder="none"'
                     )
                 wanted = within.ids(self._session) if within is not None else None
                 index, among = self._index.to_search(wanted)

@@ -177,7 +177,7 @@ class OpenStore:
             if entry is not None and entry.given:
                 raise UsageError(
                     f"{self.path} holds vectors that were given, with which those of {wanted} cannot "
-                    f"be compared: leave --encoder out, or make another store"
+                    f"be compared: leave encoder= out, or make another store"
                 )
             chosen = registry.find(wanted)
             if entry is None:
@@ -189,7 +189,7 @@ class OpenStore:
                 name = entry.name if entry else NO_ENCODER
                 raise UsageError(
                     f"{self.path} was made with the encoder {name}, and {wanted} is another one: "
-                    f"leave --encoder out, or make another store"
+                    f"leave encoder= out, or make another store"
                 )
         return self._own_encoder()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -12,19 +11,21 @@ from typing import Annotated
 import typer
 
 from engine import __version__
-from engine.cli import (
-    bench,
-    copies,
-    evaluate,
-    interrupts,
-    libtiff_errors,
-    maintenance,
-    store,
-    streams,
-    train,
-)
-from engine.cli.options import DONE, FAILED, INTERRUPTED, warn
-from engine.errors import EngineError
+from engine.cli import interrupts, libtiff_errors, logs, streams
+from engine.cli.commands.backup import backup
+from engine.cli.commands.bench import bench
+from engine.cli.commands.check import check
+from engine.cli.commands.evaluate import evaluate
+from engine.cli.commands.export import export
+from engine.cli.commands.info import info
+from engine.cli.commands.ingest import ingest
+from engine.cli.commands.lookup import lookup
+from engine.cli.commands.optimize import optimize
+from engine.cli.commands.remove import remove
+from engine.cli.commands.train import train
+from engine.cli.output import warn
+from engine.cli.status import DONE, FAILED, INTERRUPTED
+from engine.errors import EngineError, UsageError
 from engine.storage.durable import MORE_FILES
 
 _NO_MEMORY = (
@@ -41,24 +42,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
-    store.ingest,
-    store.lookup,
-    store.info,
-    store.check,
-    maintenance.remove,
-    maintenance.optimize,
-    copies.backup,
-    copies.export,
-    train.train,
-    bench.bench,
-):
-    app.command()(command)
-app.command("eval")(evaluate.evaluate)  # a function must not be called as Python's own is
+    ingest, lookup, info, check, remove, optimize, backup, export, train, bench,
+):  # fmt: skip
+    app.command()(logs.takes_verbose(command))
+# The function is not called as Python's own is.
+app.command("eval")(logs.takes_verbose(evaluate))
 
 
 @app.callback(invoke_without_command=True)
 def _main(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: logs.VerboseOption = 0,
 ) -> None:
     """An embedded, disk-backed index for images: is this very image here, and what looks like it?
 
@@ -70,14 +65,15 @@ def _main(
     if version:
         print(f"engine {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise UsageError("name a command: 'engine --help' lists them")
+    logs.raise_verbosity(verbose)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Every failure is one line on standard error."""
     streams.open_closed()
-    logging.basicConfig(format="engine: %(message)s", level=logging.WARNING)
-    # Pillow logs why it cannot read a file, and names no file; the reject does.
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    logs.start()
     # Pillow warns of odd metadata in files that it reads all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):

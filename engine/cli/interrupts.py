@@ -25,8 +25,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from engine.cli import streams
+from engine.cli.status import INTERRUPTED
 
-STATUS = 130
 LINE = "interrupted; what was committed is safe"
 PATIENCE = 1.5  # seconds
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -49,7 +49,7 @@ class _Interrupts:
         self.mode = mode
         self.asked = False
         self.raised = False
-        self.status = STATUS
+        self.status = INTERRUPTED
         self.message = ""  # told when work is asked to stop
         self.patience: Callable[[], float] = lambda: PATIENCE
         self._first = 0.0
@@ -86,7 +86,7 @@ class _Interrupts:
         elif self._ending is None and self.mode is not _Mode.DONE:
             self._ending = thread
             streams.write_now(f"{_clear()}engine: {LINE}\n{_restore()}")
-        os._exit(self.status if self.mode is _Mode.DONE else STATUS)
+        os._exit(self.status if self.mode is _Mode.DONE else INTERRUPTED)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Runs in the main thread, once that gets to it."""
@@ -195,6 +195,16 @@ def stopping(
             yield lambda: current.asked
     finally:
         current.message, current.patience = before
+
+
+def interruptible(
+    unit: str = "what is finished is committed", patience: Callable[[], float] | None = None
+) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+    """Ctrl-C asks the work to stop after its ``unit``; a second one ends the process at once.
+
+    So does the end of ``patience``, in seconds.
+    """
+    return stopping(f"stopping after {unit} (Ctrl-C again to stop at once)", patience)
 
 
 def raised() -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from engine.cli.shell_words import in_options
+from engine.cli.text import columns, count_of, one_line_name, printable, shortened, size
 from engine.records import (
     BackupReport,
     CheckReport,
@@ -31,10 +33,18 @@ def line(value: dict[str, Any]) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
+def rejections_json(report: Any) -> str:
+    """A report that has ``rejected`` sources, as one JSON object; reasons name the options."""
+    value = asdict(report)
+    for rejection in value["rejected"]:
+        rejection["reason"] = in_options(rejection["reason"])
+    return line(value)
+
+
 def lookup_json(result: LookupResult) -> str:
     """A lookup as the documented object; only ``query`` and ``error`` where it has one."""
     if result.error is not None:
-        return line({"query": result.query, "error": result.error})
+        return line({"query": result.query, "error": in_options(result.error)})
     value = asdict(result)
     del value["error"]
     value["milliseconds"] = {stage: round(ms, 4) for stage, ms in result.milliseconds.items()}
@@ -44,7 +54,7 @@ def lookup_json(result: LookupResult) -> str:
 def lookup_text(result: LookupResult) -> str:
     """A lookup as a small table under the query's name, with the first ``NEAR_SHOWN`` near hits."""
     if result.error is not None:
-        return f"{_name(result.query)}\n  error: {_name(result.error)}"
+        return f"{one_line_name(result.query)}\n  error: {one_line_name(in_options(result.error))}"
     rows: list[tuple[str, str, str, str]] = []
     for same in result.identical:
         how = "same pixels" if same.verified == "bytes" else "same SHA-256"
@@ -65,18 +75,7 @@ def lookup_text(result: LookupResult) -> str:
         more = f"  {tier}  … and {len(result.near) - NEAR_SHOWN:,} more (--json lists them)"
         lines.insert(tiers.index("near") + NEAR_SHOWN, more)
     spent = sum(result.milliseconds.values())
-    return "\n".join([f"{_name(result.query)}  ({spent:.1f} ms)", *lines])
-
-
-def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
-    """Rows as aligned lines; the last column is as wide as it likes."""
-    if not rows:
-        return []
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    return [
-        indent + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]])
-        for row in rows
-    ]
+    return "\n".join([f"{one_line_name(result.query)}  ({spent:.1f} ms)", *lines])
 
 
 def ingest_text(report: IngestReport) -> str:
@@ -103,11 +102,11 @@ def ingest_text(report: IngestReport) -> str:
 def plan_text(plan: IngestPlan) -> str:
     """What an ingest would do, in a few lines."""
     lines = [
-        f"would read {_count(plan.images, 'image')}, {size(plan.bytes_to_read)}; "
+        f"would read {count_of(plan.images, 'image')}, {size(plan.bytes_to_read)}; "
         f"{plan.unchanged:,} unchanged, {plan.rejected:,} rejected, {plan.skipped:,} skipped"
     ]
     if plan.archives:
-        lines[0] = lines[0].replace(";", f", with {_count(plan.archives, 'archive')};", 1)
+        lines[0] = lines[0].replace(";", f", with {count_of(plan.archives, 'archive')};", 1)
     grow = (
         f"the store would grow by at most {size(plan.disk_bytes)}, of {size(plan.free_bytes)} free"
     )
@@ -121,7 +120,7 @@ def remove_text(report: RemoveReport) -> str:
     """What a removal did, or would do."""
     if report.dry_run:
         return _removal_plan_text(report)
-    images, sources = _count(report.images, "image"), _count(report.sources, "source")
+    images, sources = count_of(report.images, "image"), count_of(report.sources, "source")
     lines = [f"{images} and {sources} removed in {report.seconds:.1f} s"]
     if report.images:
         lines.append("'engine optimize' gives their disk space back")
@@ -131,13 +130,13 @@ def remove_text(report: RemoveReport) -> str:
 
 
 def _removal_plan_text(report: RemoveReport) -> str:
-    images, sources = _count(report.images, "image"), _count(report.sources, "source")
+    images, sources = count_of(report.images, "image"), count_of(report.sources, "source")
     lines = [f"{images} and {sources} would go; nothing was removed"]
     for one in report.folders[:_WOULD_GO_SHOWN]:
         mark = ": only with --yes, its disk may be away" if one.needs_yes else ""
         counts = f"{one.missing:,} of {one.sources:,} sources missing"
-        lines.append(f"{counts} below {_name(one.folder)}{mark}")
-    lines += [f"would go: {_name(name)}" for name in report.would_go[:_WOULD_GO_SHOWN]]
+        lines.append(f"{counts} below {one_line_name(one.folder)}{mark}")
+    lines += [f"would go: {one_line_name(name)}" for name in report.would_go[:_WOULD_GO_SHOWN]]
     if len(report.would_go) > _WOULD_GO_SHOWN:
         lines.append(f"and more (--json lists {len(report.would_go):,} of them)")
     if report.interrupted:
@@ -150,8 +149,8 @@ def optimize_text(report: OptimizeReport) -> str:
     lines = [
         f"{size(report.bytes_before)} on disk before, {size(report.bytes_after)} after, "
         f"in {report.seconds:.1f} s",
-        f"{_count(report.rewritten, 'extent')} of pixels rewritten, "
-        f"{_count(report.moved, 'image')} moved, {_count(report.laid_out, 'vector')} laid out anew",
+        f"{count_of(report.rewritten, 'extent')} of pixels rewritten, "
+        f"{count_of(report.moved, 'image')} moved, {count_of(report.laid_out, 'vector')} laid out anew",
     ]
     if report.recall and report.recall["sample"]:
         lines.append(f"recall {recall_text(report.recall)}")
@@ -195,7 +194,7 @@ def recall_text(recall: dict[str, object]) -> str:
     )
 
 
-def check_text(report: CheckReport, most: int = 50) -> str:
+def check_text(report: CheckReport, max_listed: int = 50) -> str:
     """What a check found."""
     looked = (
         f"{report.images:,} images, {report.vectors:,} vectors, {size(report.bytes_read)} "
@@ -208,11 +207,11 @@ def check_text(report: CheckReport, most: int = 50) -> str:
         )
     if not report.problems:
         return f"the store is whole: {looked}"
-    lines = [f"{_count(len(report.problems), 'problem')}: {looked}"]
-    for problem in report.problems[:most]:
+    lines = [f"{count_of(len(report.problems), 'problem')}: {looked}"]
+    for problem in report.problems[:max_listed]:
         lines.append(f"  {problem.part}: {problem.what}" + (" (mended)" if problem.fixed else ""))
-    if len(report.problems) > most:
-        lines.append(f"  … and {len(report.problems) - most} more (--json lists them)")
+    if len(report.problems) > max_listed:
+        lines.append(f"  … and {len(report.problems) - max_listed} more (--json lists them)")
     if not report.ok:
         lines.append(
             "'engine check --fix' mends what can be; the rest is lost here: restore the store from a "
@@ -224,41 +223,19 @@ def check_text(report: CheckReport, most: int = 50) -> str:
 def backup_text(report: BackupReport) -> str:
     """What a backup copied."""
     return (
-        f"{_count(report.images, 'image')} as of commit {report.commit:,}, {size(report.bytes)} in "
-        f"{_count(report.files, 'file')}, copied to {_name(report.path)} in {report.seconds:.1f} s"
+        f"{count_of(report.images, 'image')} as of commit {report.commit:,}, {size(report.bytes)} in "
+        f"{count_of(report.files, 'file')}, copied to "
+        f"{one_line_name(report.path)} in {report.seconds:.1f} s"
     )
 
 
 def export_text(report: ExportReport) -> str:
     """What an export wrote."""
     return (
-        f"{_count(report.images, 'image')}, {_count(report.sources, 'source')} and "
-        f"{_count(report.vectors, 'vector')}, {size(report.bytes)}, written to "
-        f"{_name(report.path)} in {report.seconds:.1f} s"
+        f"{count_of(report.images, 'image')}, {count_of(report.sources, 'source')} and "
+        f"{count_of(report.vectors, 'vector')}, {size(report.bytes)}, written to "
+        f"{one_line_name(report.path)} in {report.seconds:.1f} s"
     )
-
-
-def size(count: int) -> str:
-    """Bytes as people read them, in binary units."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def printable(text: str) -> str:
-    """Text with control characters escaped: a stranger's file name must not drive a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
-
-
-def _name(name: str) -> str:
-    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _distance(near: NearHit) -> str:
@@ -270,15 +247,11 @@ def _distance(near: NearHit) -> str:
 def _where(hit: IdenticalHit | NearHit | SimilarHit) -> str:
     """The label, if it has one, and the first source."""
     label = (hit.metadata or {}).get("label")
-    shown = "" if label is None else f"[{_short(_name(str(label)))}]  "
+    shown = "" if label is None else f"[{shortened(one_line_name(str(label)))}]  "
     if not hit.sources:
         return shown + "(no source left)"
     more = f"  (+{hit.source_count - 1} more)" if hit.source_count > 1 else ""
-    return shown + _name(hit.sources[0]) + more
-
-
-def _short(text: str, most: int = 40) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return shown + one_line_name(hit.sources[0]) + more
 
 
 def _rows(segments: Iterable[dict[str, object]]) -> int:

@@ -83,7 +83,7 @@ class Classes:
         if size > _MAX_BYTES:
             raise UsageError(
                 f"telling {len(known):,} classes apart would take {size >> 20:,} MiB: are these labels "
-                f"those of classes? Else ask for fewer pictures with --labelled-most"
+                f"those of classes? Else ask for fewer pictures with most_train= or most_test="
             )
         wanted = np.array([known[label] for label in train.labels])
         # A class that nobody could learn is a number that nothing answers.
@@ -104,7 +104,7 @@ class Classes:
         if size > _MAX_BYTES:
             raise UsageError(
                 f"the vectors of {len(chosen):,} pictures {what} would take {size >> 20:,} MiB: ask "
-                f"for fewer with --labelled-most"
+                f"for fewer with most_train= or most_test="
             )
         vectors = [np.empty((len(chosen), entrant.dim), np.float32) for entrant in self._entrants]
         labels: list[str] = []

@@ -97,7 +97,7 @@ class Copies:
         if n * each > _MAX_BYTES:
             raise UsageError(
                 f"the vectors of {n:,} queries would take {n * each >> 20:,} MiB: ask for at most "
-                f"{_MAX_BYTES // each:,} with --queries"
+                f"{_MAX_BYTES // each:,} with queries="
             )
 
     def _embedded(self, chosen: set[int]) -> tuple[list[Vectors], list[Vectors]]:

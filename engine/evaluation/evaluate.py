@@ -52,9 +52,9 @@ def evaluate(
     """
     settings = settings or EvalSettings()
     if not images and not labels:
-        raise UsageError("name images with --images, or labelled ones with --labels, or both")
+        raise UsageError("name images with images=, or labelled ones with labels=, or both")
     if distractors and not images:
-        raise UsageError("distractors go with queries: name these with --images")
+        raise UsageError("distractors go with queries: name these with images=")
     folder = _fresh_folder(Path(out)) if out is not None else None
     began = time.perf_counter()
     with ThreadPoolExecutor(cpu_count()) as pool:
@@ -173,7 +173,7 @@ def _fresh_folder(folder: Path) -> Path:
     try:
         make_folders(folder)
         if any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty: name a new folder with --out")
+            raise UsageError(f"{folder} is not empty: name a new folder with out=")
     except OSError as error:
         raise UsageError(f"{folder} cannot be made a folder: {error.strerror}") from None
     return folder

@@ -81,7 +81,7 @@ class EvalReport:
     absent: tuple[Absent, ...]
     rejected: tuple[Rejection, ...]
     seconds: float
-    files: tuple[str, ...] = ()  # written into --out
+    files: tuple[str, ...] = ()  # written into ``out``
 
 
 def text(report: EvalReport) -> str:

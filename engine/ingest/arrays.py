@@ -118,7 +118,7 @@ class ArrayIngest:
 def require_row_fits(row_bytes: int, most: int) -> None:
     """``SourceError`` if one row of an array takes more than ``most`` bytes."""
     if row_bytes > most:
-        raise SourceError(f"has rows of {row_bytes:,} bytes: raise --memory", retryable=True)
+        raise SourceError(f"has rows of {row_bytes:,} bytes: raise memory=", retryable=True)
 
 
 def _next(blocks: Iterator[RowBlock], before: Future[RowBlock | None]) -> RowBlock | None:

@@ -92,7 +92,7 @@ def _kept(found: Pixels, data: bytes, keep_pixels: str) -> tuple[Buffer | None, 
         return None, small
     if len(data) >> 32:
         raise ImageError(
-            "4 GiB or more cannot be kept: leave --keep-pixels yes out", retryable=True
+            '4 GiB or more cannot be kept: leave keep_pixels="yes" out', retryable=True
         )
     return data, small
 

@@ -45,7 +45,7 @@ def check_admission(store: Snapshot, dim: int, *, normalize: bool) -> None:
         )
     if normalize and not entry.normalized:
         raise UsageError(
-            f"{store.path} holds vectors that were not normalized: leave --normalize out, or make "
+            f"{store.path} holds vectors that were not normalized: leave normalize=True out, or make "
             f"another store"
         )
 

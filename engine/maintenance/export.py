@@ -303,6 +303,7 @@ def _pyarrow() -> Any:
         from pyarrow import parquet
     except ImportError:
         raise UsageError(
-            "Parquet needs pyarrow: pip install 'image-index-engine[parquet]', or take --format csv"
+            "Parquet needs pyarrow: pip install 'image-index-engine[parquet]', or take "
+            'format="csv"'
         ) from None
     return pyarrow, parquet

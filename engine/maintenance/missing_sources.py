@@ -30,10 +30,6 @@ _MAX_FOLDERS = 4096  # whose roots are remembered, and that are counted one by o
 _MAX_REASONS = 1000
 _MAX_SHOWN = 3
 _IN_MEMORY = 4 << 20  # bytes of names, before they go to a file
-ADVICE = (
-    "nothing was removed: mount the disk, or say {yes} if they are gone for good "
-    "({dry_run} lists them)"
-)
 
 
 class Where(Enum):
@@ -247,8 +243,8 @@ class Missing:
         more = len(parts) - _MAX_SHOWN
         shown = ", ".join(parts[:_MAX_SHOWN]) + (f", and {more:,} more folders" if more > 0 else "")
         raise MissingError(
-            f"sources are missing as if a disk were away ({shown})",
-            ADVICE.format(yes="yes=True", dry_run="dry_run=True"),
+            f"sources are missing as if a disk were away ({shown}); nothing was removed: mount the "
+            f"disk, or say yes=True if they are gone for good (dry_run=True lists them)"
         )
 
 

@@ -109,7 +109,7 @@ class Lookup:
         if self._asked and self._of_images != self.tiers:
             raise UsageError(
                 f"{self._store.path} holds vectors that were given, and an image has none: look up "
-                f"FILE.npy#ROW of vectors, or leave --tier similar out"
+                'FILE.npy#ROW of vectors, or leave tiers=["similar"] out'
             )
         spent: dict[str, float] = {}
         found: list[IdenticalHit] = []
@@ -200,8 +200,8 @@ class Lookup:
             raise UsageError(f"{self._store.path} has no vectors to compare {name} with")
         if SIMILAR not in self.tiers:
             raise UsageError(
-                f"{name} is a vector, which is looked up in the similar tier alone: leave --tier and "
-                f"--exact out"
+                f"{name} is a vector, which is looked up in the similar tier alone: leave "
+                f"tiers= out"
             )
         if len(vector) != index.vectors.dim:
             raise UsageError(

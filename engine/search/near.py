@@ -1,7 +1,7 @@
 """The images of a store that are near copies of a query: fingerprints first, pixels where they decide.
 
 Only like is compared with like: pictures of 8 and 16 bits with each other, bit images with bit images
-of their size. What a distance D of 256 (``--max-distance``) allows:
+of their size. What a distance D of 256 (``max_distance``) allows:
 
 pictures      D of the 256 bits of the fingerprint, both fingerprints saying something (quality).
 bit images    D of the 256 bits of the fingerprint; of the pixels, where they are kept, the same share

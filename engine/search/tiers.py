@@ -31,7 +31,7 @@ def searched_tiers(store: Session, wanted: Sequence[str] | None) -> tuple[str, .
             raise UsageError(f"there is no tier {tier!r}: choose among {', '.join(TIERS)}")
         if tier not in has:
             raise UsageError(
-                f"{store.path} has no {tier} tier: it was filled with --encoder none, and images "
+                f'{store.path} has no {tier} tier: it was filled with encoder="none", and images '
                 f"get vectors when they are first ingested: make another store"
             )
     return tuple(tier for tier in TIERS if tier in wanted)

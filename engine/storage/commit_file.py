@@ -12,12 +12,15 @@ to look again. Earlier versions wrote none, and their readers pass over it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 
 from engine.images import hashing
 from engine.storage import file_names, nofollow
 from engine.storage.nofollow import ForeignError
+
+_log = logging.getLogger(__name__)
 
 NAME = file_names.COMMIT
 _EACH = 8  # bytes of a number
@@ -59,6 +62,7 @@ class Notice:
 
     def publish(self, commit: int) -> None:
         """Tell readers that ``commit`` is committed."""
+        _log.debug("commit %d is in %s", commit, self._store)
         with contextlib.suppress(OSError, ForeignError):  # readers go on with what they have
             fd = self._for_writing()
             index = int.from_bytes(os.pread(fd, _EACH, _EACH), "big")

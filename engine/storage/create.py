@@ -9,6 +9,7 @@ folder ``.NAME.XXXXXXXX.new`` with a manifest in it, in a folder that has none.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from engine.storage.rocks import database, opening
 from engine.storage.state import State
 from engine.storage.temp_folders import Claimed, claimed, sweep
 
+_log = logging.getLogger(__name__)
 _PARTS = frozenset({database.FOLDER, "encoder", lock.NAME})
 # What is in a store that was never finished.
 _MADE = re.compile(
@@ -80,6 +82,7 @@ def create(
         else:
             made.rename(path.resolve())
             fsync_dir(parent)
+        _log.info("made a store at %s", path)
     except OSError as error:
         if _is_made(path):
             return  # another process was faster, and made the same

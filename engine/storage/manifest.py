@@ -27,7 +27,7 @@ _UUID_BYTES = 16
 _MAX_DIM = 1 << 24
 _MAX_LISTS = 1 << 24
 _MAX_RERANK_DEPTH = 1 << 20  # candidates of one query: arrays of as many are made
-_NAME_ANOTHER = "name a store, or an empty or new folder for one, with --store"
+_NAME_ANOTHER = "name a store, or an empty or new folder for one, with path="
 
 
 class DamagedManifestError(StoreFormatError):
@@ -214,7 +214,7 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
         if not store.exists():
             raise StoreNotFoundError(
                 f"there is no store at {store}: make one with "
-                f"'engine ingest SOURCE --store {store}', or name another with --store"
+                f"'engine ingest SOURCE --store {store}', or name another with path="
             ) from None
         # Without keys of that name while they are built again: see engine.storage.rocks.rebuild.
         if any(nofollow.is_folder(store, name) for name in (file_names.KEYS, file_names.MENDED)):

@@ -23,6 +23,7 @@ class OpenFiles:
 
     def __init__(self, store: Path, keys: Keys, is_behind: Callable[[], bool]) -> None:
         """``is_behind``: whether a newer commit may be why something is not found."""
+        self._store = store
         self.is_behind = is_behind
         self.pixels = ExtentReader(store, extents.PIXELS, is_behind)
         self.fingerprints = Fingerprints(store)
@@ -69,6 +70,13 @@ class OpenFiles:
         """Let the cache of the keys hold ``limit`` bytes; until they are opened again."""
         if self._closed is None:  # a failed write may close the store meanwhile
             self._keys.limit_cache(limit)
+
+    def reopened(self) -> OpenFiles:
+        """The same database, with extents that are opened again: their files were replaced."""
+        self.pixels.close()
+        self.fingerprints.close()
+        self._closed = "its files were replaced: read through the newest snapshot"
+        return OpenFiles(self._store, self._keys, self.is_behind)
 
     def close(self, why: str) -> None:
         """Give everything back; ``why`` is what whoever asks later is told."""

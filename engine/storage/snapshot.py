@@ -79,6 +79,10 @@ class Snapshot:
         """The same commit, with another index or with extents that were begun."""
         return Snapshot(self.path, self.memory, self.limits, manifest, self.state, self.files)
 
+    def with_files(self, files: OpenFiles) -> Snapshot:
+        """The same commit, read from files that were opened again."""
+        return Snapshot(self.path, self.memory, self.limits, self.manifest, self.state, files)
+
     def with_index_of(self, found: Manifest) -> Snapshot | None:
         """The same commit with the index of a newer manifest; None if it is the same index."""
         if found.encoder != self.manifest.encoder:

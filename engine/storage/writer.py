@@ -110,7 +110,7 @@ class Writer:
     def salvage_extents(self) -> None:
         """Give extents back what they lack, as zeros; open ones are let go first."""
         self._appender.close()
-        self.snapshot.files.pixels.close()
+        self.snapshot = self.snapshot.with_files(self.snapshot.files.reopened())
         _, named = recovery.committed_extents(self.path, self.manifest, self.state, salvage=True)
         self.name(named)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from engine.storage.rocks.log import Records, Versions, batch_rows, versions
 from engine.storage.rocks.sst import TableFile
 from engine.storage.rows import TABLES
 
+_log = logging.getLogger(__name__)
 MENDED = file_names.MENDED
 ASIDE = "damaged"
 _BATCH_ROWS = 4096
@@ -99,6 +101,7 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
         folder.rename(place)
         (store / MENDED).rename(folder)
         fsync_dir(store)
+        _log.info("built the keys of %s again; the damaged ones are in %s", store, place)
     except (OSError, StoreError) as error:
         if isinstance(error, StoreError) and not is_full(error):
             raise

@@ -1,15 +1,14 @@
-"""What is printed: JSON for programs, tables for people, and progress that keeps quiet."""
+"""What is printed: JSON for programs and tables for people."""
 
-import io
 import json
 import os
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cli import progress, render
+from engine.cli import render
+from engine.cli import text as words
 from engine.records import (
     CheckReport,
     IdenticalHit,
@@ -177,28 +176,6 @@ def test_a_lookup_that_failed_says_why():
     ]
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1536, "1.5 KiB"),
-        (5 << 20, "5.0 MiB"),
-        (3 << 30, "3.0 GiB"),
-        (7 << 40, "7.0 TiB"),
-        (9 << 50, "9216.0 TiB"),
-    ],
-)
-def test_sizes_are_in_binary_units(count, text):
-    assert render.size(count) == text
-
-
-def test_columns_are_aligned_and_the_last_is_as_wide_as_it_likes():
-    assert render.columns([("a", "b"), ("long", "c d e f g")]) == ["a     b", "long  c d e f g"]
-    assert render.columns([]) == []
-
-
 def test_an_ingest_tells_what_it_did():
     text = render.ingest_text(INGESTED)
     assert "1,234,567 images in 10.0 s (123,457/s)" in text
@@ -228,66 +205,11 @@ def test_an_info_is_a_table():
 
 def test_a_check_lists_its_problems_up_to_a_number():
     problems = tuple(Problem("keys", f"row {i}", fixed=i == 0) for i in range(60))
-    text = render.check_text(CheckReport(10, 10, 1 << 20, 1.0, problems), most=5)
+    text = render.check_text(CheckReport(10, 10, 1 << 20, 1.0, problems), max_listed=5)
     assert "keys: row 0 (mended)" in text
     assert "row 5" not in text
     assert "55 more" in text
     assert "whole" in render.check_text(CheckReport(10, 10, 1 << 20, 1.0, ()))
-
-
-# --- progress -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still until it is set."""
-    times = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: times[0])
-    return times
-
-
-def test_progress_is_quiet_for_a_minute_and_then_one_plain_line_a_minute(clock, capsys):
-    with progress.Progress("ingest") as tell:
-        for second in range(120):
-            clock[0] = 1000 + second
-            tell(10 * second, 2400)
-            if second == 59:
-                assert capsys.readouterr().err == ""
-    written = capsys.readouterr()
-    assert written.err == "ingest: 600 of 2,400 images, 10/s, 3:00 left\n"
-    assert written.out == ""
-
-
-def test_progress_without_a_total_gives_no_time_that_is_left(clock, capsys):
-    with progress.Progress("ingest", unit="rows") as tell:
-        tell(0, None)
-        clock[0] += 61
-        tell(6100, None)
-    assert capsys.readouterr().err == "ingest: 6,100 rows, 100/s\n"
-
-
-def test_what_was_done_before_does_not_count_for_the_rate(clock, capsys):
-    with progress.Progress("ingest") as tell:
-        tell(1_000_000, 1_007_200)
-        clock[0] += 100
-        tell(1_000_100, 1_007_200)
-    assert capsys.readouterr().err.endswith(" 1/s, 1:58:20 left\n")
-
-
-def test_on_a_terminal_progress_is_a_bar(clock, capsys, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    with progress.Progress("ingest") as tell:
-        tell(0, 100)
-        clock[0] += 1
-        tell(50, 100)
-    assert "50 of 100 images" in terminal.getvalue()
-    assert capsys.readouterr().out == ""
 
 
 def test_a_strangers_file_name_cannot_drive_the_terminal():
@@ -295,4 +217,4 @@ def test_a_strangers_file_name_cannot_drive_the_terminal():
     text = render.lookup_text(result)
     assert "\x1b" not in text and "\x07" not in text
     assert len(text.splitlines()) == 2
-    assert render.printable("grün 图 …") == "grün 图 …"
+    assert words.printable("grün 图 …") == "grün 图 …"

@@ -1,6 +1,7 @@
 # ruff: noqa: E402 (torch is optional: without it the module is skipped)
 """``engine train`` as it is typed: settings, Ctrl-C, and going on."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -14,7 +15,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from engine.training import saved_run
+from engine.cli.commands.train import TrainOptions
+from engine.training import TrainSettings, saved_run
 from engine.training.checkpoint import LAST, load_checkpoint, load_last, read_tensors
 
 TINY = ["--image-size", "32", "--batch", "4", "--hidden", "32", "--dim", "16"]
@@ -114,3 +116,15 @@ def test_what_makes_no_sense_is_one_line(
     (line,) = result.stderr.splitlines()
     assert message in line
     assert not (tmp_path / "out").exists()
+
+
+def test_every_option_without_a_default_is_a_setting() -> None:
+    settings = {field.name for field in dataclasses.fields(TrainSettings)}
+    options = {field.name for field in dataclasses.fields(TrainOptions) if field.default is None}
+    assert options - settings == {"sources"}
+    # A picture's size in the cache goes with that of the images.
+    assert settings - options == {"recipe", "shrink"}
+    given = TrainOptions(learning_rate=0.5, seed=0, semi_hard=False, recipe="small")
+    assert given.given_settings(TrainSettings) == {
+        "learning_rate": 0.5, "seed": 0, "semi_hard": False,
+    }  # fmt: skip

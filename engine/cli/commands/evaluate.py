@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from engine.cli import render
-from engine.cli.options import DONE, SOME_REJECTED, JsonOption, show_line, warn
+from engine.cli.dataclass_options import takes
+from engine.cli.options import JsonOption
+from engine.cli.output import show_line, warn_each
 from engine.cli.progress import Progress
+from engine.cli.status import DONE, SOME_REJECTED
 from engine.errors import UsageError
 
-_MAX_LISTED = 50
 
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What ``engine eval`` takes."""
 
-def evaluate(
     encoders: Annotated[
         list[str] | None,
         typer.Argument(
@@ -23,21 +27,21 @@ def evaluate(
             help="simclr, a folder that 'engine train' wrote, a FILE.onnx, or a baseline: pixels, "
             "pdq, untrained, efficientnet-lite0=FILE.pth.",
         ),
-    ] = None,
+    ] = None
     images: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
             help="Pictures to look for by distorted copies of them; may be repeated.",
         ),
-    ] = None,
+    ] = None
     distractors: Annotated[
         list[str] | None,
         typer.Option(metavar="SOURCE", help="More pictures to be lost among; may be repeated."),
-    ] = None,
+    ] = None
     queries: Annotated[
         int, typer.Option(metavar="N", help="Of the images, copies of N are made.")
-    ] = 500,
+    ] = 500
     labels: Annotated[
         tuple[str, str] | None,
         typer.Option(
@@ -45,21 +49,24 @@ def evaluate(
             help="Labelled pictures: folders of classes, archives or tables with labels, .npz of "
             "x_train, y_train, x_test, y_test, or folders of IDX files (TRAIN and TEST the same).",
         ),
-    ] = None,
+    ] = None
     labelled_most: Annotated[
         tuple[int, int],
         typer.Option(metavar="N N", help="Labelled pictures used, drawn by the seed."),
-    ] = (20_000, 5_000),
-    k: Annotated[str, typer.Option(metavar="N,N", help="Neighbours that vote.")] = "20,200",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0,
+    ] = (20_000, 5_000)
+    k: Annotated[str, typer.Option(metavar="N,N", help="Neighbours that vote.")] = "20,200"
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0
     out: Annotated[
         str,
         typer.Option(
             metavar="DIR", help="A new folder for eval.json and sheets of the worst cases."
         ),
-    ] = "",
-    as_json: JsonOption = False,
-) -> None:
+    ] = ""
+    as_json: JsonOption = False
+
+
+@takes(EvalOptions)
+def evaluate(options: EvalOptions) -> None:
     """Measure encoders: do they find copies again, and do they tell classes apart?
 
     With --images, copies of some of them are made in eleven ways (JPEG, half size, crops, a turn, a
@@ -74,30 +81,27 @@ def evaluate(
     from engine import evaluation
     from engine.evaluation import report as found
 
-    if not encoders:
+    if not options.encoders:
         raise UsageError("name at least one encoder, such as simclr")
     settings = evaluation.EvalSettings(
-        queries=queries,
-        ks=_numbers(k),
-        most_train=labelled_most[0],
-        most_test=labelled_most[1],
-        seed=seed,
+        queries=options.queries,
+        ks=_numbers(options.k),
+        most_train=options.labelled_most[0],
+        most_test=options.labelled_most[1],
+        seed=options.seed,
     )
     with Progress("eval") as progress:
         report = evaluation.evaluate(
-            encoders,
-            images=images or [],
-            distractors=distractors or [],
-            labels=labels,
+            options.encoders,
+            images=options.images or [],
+            distractors=options.distractors or [],
+            labels=options.labels,
             settings=settings,
-            out=out or None,
+            out=options.out or None,
             progress=progress,
         )
-    show_line(render.line(asdict(report)) if as_json else found.text(report))
-    for rejected in report.rejected[:_MAX_LISTED]:
-        warn(f"{rejected.source}: {rejected.reason}")
-    if len(report.rejected) > _MAX_LISTED:
-        warn(f"and {len(report.rejected) - _MAX_LISTED} more (--json lists them)")
+    show_line(render.rejections_json(report) if options.as_json else found.text(report))
+    warn_each([f"{rejected.source}: {rejected.reason}" for rejected in report.rejected])
     raise typer.Exit(SOME_REJECTED if report.rejected else DONE)
 
 

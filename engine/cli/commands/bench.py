@@ -3,56 +3,65 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from engine.cli import render
-from engine.cli.options import JsonOption, MemoryOption, show_line, warn
+from engine.cli.dataclass_options import takes
+from engine.cli.options import JsonOption, MemoryOption
+from engine.cli.output import show_line, warn
 from engine.cli.progress import Progress
 from engine.errors import UsageError
 
 
-def bench(
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What ``engine bench`` takes."""
+
     n: Annotated[
         str, typer.Option("--n", metavar="N", help="Images or vectors, such as 1e6.  [1e6]")
-    ] = "",
+    ] = ""
     out: Annotated[
         str, typer.Option(metavar="DIR", help="A new folder for figures, plots and a page.")
-    ] = "",
+    ] = ""
     steps: Annotated[
         int | None,
         typer.Option(metavar="N", help="Sizes up to n, ten times the last each.  [4]", min=1),
-    ] = None,
+    ] = None
     dataset: Annotated[
         str,
         typer.Option(
             metavar="PATH", help="A folder of pictures or a .npy of vectors.  [random bit images]"
         ),
-    ] = "",
+    ] = ""
     store: Annotated[
         str, typer.Option(metavar="DIR", help="Ask a store that is there instead, read-only.")
-    ] = "",
+    ] = ""
     peers: Annotated[
         str, typer.Option(metavar="NAMES", help="Others beside it: all, or some with commas.")
-    ] = "none",
+    ] = "none"
     embed: Annotated[
         str,
         typer.Option(
             metavar="WHAT", help="Which images get vectors: all, none, or a sample.  [sample]"
         ),
-    ] = "",
-    memory: MemoryOption = "1G",
+    ] = ""
+    memory: MemoryOption = "1G"
     memory_limit: Annotated[
         str, typer.Option(metavar="SIZE", help="Hold its processes to this, page cache included.")
-    ] = "",
+    ] = ""
     compare: Annotated[
         str, typer.Option(metavar="OLD", help="The results.json of an earlier run.")
-    ] = "",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the images.", min=0)] = 0,
-    as_json: JsonOption = False,
-) -> None:
+    ] = ""
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the images.", min=0)] = 0
+    as_json: JsonOption = False
+
+
+@takes(BenchOptions)
+def bench(options: BenchOptions) -> None:
     """Measure every tier on this machine as n grows, beside what people use instead.
 
     \b
@@ -62,19 +71,19 @@ def bench(
       engine bench --n 1e5 --peers sqlite,hnswlib --memory-limit 512M
     """
     suite = _suite()
-    before = suite.load(Path(compare)) if compare else None
-    folder = Path(out) if out else None
+    before = suite.load(Path(options.compare)) if options.compare else None
+    folder = Path(options.out) if options.out else None
     plan = suite.plan(
-        suite.parse_count(n) if n else None,
+        suite.parse_count(options.n) if options.n else None,
         folder=suite.place(folder),
-        steps=steps,
-        seed=seed,
-        memory=memory,
-        limit=memory_limit,
-        embed=embed,
-        peers=peers,
-        dataset=dataset,
-        store=store,
+        steps=options.steps,
+        seed=options.seed,
+        memory=options.memory,
+        limit=options.memory_limit,
+        embed=options.embed,
+        peers=options.peers,
+        dataset=options.dataset,
+        store=options.store,
     )
     with Progress("bench", "s") as progress:
         try:
@@ -88,7 +97,7 @@ def bench(
     for line in left_out:
         warn(line)
     changes = suite.compare(before, results) if before is not None else []
-    if as_json:
+    if options.as_json:
         body = suite.summary_of(results)
         if before is not None:
             body["compared"] = suite.changes_of(before, results, changes)

@@ -39,10 +39,9 @@ from engine.__main__ import main
 """
 TELLS = """
 import sys, time
-from engine import interrupts
+from engine.cli import interrupts
 from engine.__main__ import main
 from engine.encoders.onnx import OnnxEncoder
-from engine.store import Session
 
 def telling(work):
     def told(*given):
@@ -208,7 +207,7 @@ api.Store.lookup_many = lambda *a, **k: model.encode([np.ones((8, 8, 3), np.uint
 def test_a_signal_within_a_write_raises_nothing_there() -> None:
     code = """
 import os, signal
-from engine import interrupts, streams
+from engine.cli import interrupts, streams
 
 reading, writing = os.pipe()
 os.set_blocking(writing, False)

@@ -48,7 +48,7 @@ def closed(which: tuple[int, ...], *words: object) -> subprocess.CompletedProces
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path, which: tuple[int, ...]) -> None:
     code = """
 import os, sys
-from engine import streams
+from engine.cli import streams
 streams.open_closed()
 streams.protect()
 fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
@@ -118,7 +118,7 @@ def test_a_broken_pipe_leaves_the_status_as_it_is(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_full_standard_error_ends_nothing(tmp_path: Path, photos: Path) -> None:
     arguments = ["ingest", str(photos), "--json", "--store", str(tmp_path / "store")]
-    code = "from engine import progress; progress._PLAIN_SECONDS = -1.0\n"  # tells all the time
+    code = "from engine.cli import progress; progress._PLAIN_SECONDS = -1.0\n"  # tells all the time
     code += "import logging; logging.getLogger('engine').warning('told')\n"
     code += "from engine.__main__ import main; main()"
     with Path("/dev/full").open("wb") as full:

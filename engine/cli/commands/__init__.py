@@ -1,0 +1,1 @@
+"""The commands, one a module: each parses, makes one call and prints."""

@@ -1,0 +1,44 @@
+"""``engine check``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Annotated
+
+import typer
+
+from engine.api import Store
+from engine.cli import render
+from engine.cli.options import JsonOption, StoreOption
+from engine.cli.output import show_line
+from engine.cli.status import DONE, NOT_FOUND
+from engine.config import default_store
+from engine.errors import StoreDamagedError
+from engine.maintenance.check import unreadable
+
+
+def check(
+    store: StoreOption = "",
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Make anew what is derived; set aside what is lost.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read everything in a store and prove it whole. Status 1 if damage remains.
+
+    \b
+    Example:
+      engine check --store photos.store
+    """
+    path = store or default_store()
+    try:
+        salvaged = Store.salvage(path) if fix else []
+        with Store.open(path, read_only=not fix) as opened:
+            report = opened.check(fix=fix)
+        report = replace(report, problems=(*salvaged, *report.problems))
+    except StoreDamagedError as error:
+        report = unreadable(error)
+    show_line(
+        render.line(asdict(report) | {"ok": report.ok}) if as_json else render.check_text(report)
+    )
+    raise typer.Exit(DONE if report.ok else NOT_FOUND)

@@ -1,0 +1,137 @@
+"""``engine ingest``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+
+from engine.api import Store
+from engine.cli import render
+from engine.cli.dataclass_options import takes
+from engine.cli.interrupts import interruptible
+from engine.cli.options import FilesFromOption, JsonOption, MemoryOption, NullOption, StoreOption
+from engine.cli.output import show_line, warn
+from engine.cli.progress import Progress
+from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
+from engine.config import check_keep_pixels, default_store
+from engine.errors import UsageError
+from engine.sources.locate import Sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """What ``engine ingest`` takes."""
+
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Folders, images, tar or zip archives, 'shards/{000..150}.tar', .parquet tables, "
+            ".npy or .npz arrays (of images; or vectors, float32 (n, d)), FILE.npz#NAME, "
+            "'synthetic:bits?n=1e6&seed=0', or - for a list of them on standard input.",
+        ),
+    ] = None
+    store: StoreOption = ""
+    encoder: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH|none",
+            help="The encoder [simclr], fixed with the first vectors; none adds images without.",
+        ),
+    ] = ""
+    memory: MemoryOption = "1G"
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Threads that decode; 0: one a core.")
+    ] = 0
+    recursive: Annotated[bool, typer.Option(help="Enter the folders inside folders.")] = True
+    keep_pixels: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|yes|no",
+            help="Keep pixels: of bit images up to 64 KiB, of all images, of none.",
+        ),
+    ] = "auto"
+    normalize: Annotated[
+        bool,
+        typer.Option(
+            "--normalize",
+            help="Divide given vectors by their length, and queries: scores are cosines.",
+        ),
+    ] = False
+    files_from: FilesFromOption = ""
+    null: NullOption = False
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would be read and how much disk it takes."),
+    ] = False
+    as_json: JsonOption = False
+
+
+@takes(IngestOptions)
+def ingest(options: IngestOptions) -> None:
+    """Add images to a store, which is made if it is not there.
+
+    What is there already is not read again, equal images are stored once, and what cannot be read
+    is listed in the store's rejects.jsonl. Ctrl-C commits what is done; run it again to go on.
+    Rows of float32 arrays (n, d) are vectors of your own: a store holds such, or an encoder's.
+
+    \b
+    Example:
+      engine ingest photos/ masks.npy --store photos.store
+      engine ingest 'synthetic:bits?n=20000&seed=0' --encoder none --store bits.store
+    """
+    given = options.sources or []
+    if options.null and not options.files_from and "-" not in given:
+        raise UsageError("--null is for a list: name one with --files-from, or as -")
+    # Before a store is made for what is not there.
+    Sources(given, files_from=options.files_from or None, null=options.null)
+    check_keep_pixels(options.keep_pixels)
+    path = options.store or default_store()
+    if options.dry_run:
+        with Progress("dry run", "files") as progress:
+            plan = Store.plan(
+                path,
+                *given,
+                files_from=options.files_from or None,
+                encoder=options.encoder or None,
+                recursive=options.recursive,
+                keep_pixels=options.keep_pixels,
+                null=options.null,
+                progress=progress,
+            )
+        show_line(render.line(asdict(plan)) if options.as_json else render.plan_text(plan))
+        raise typer.Exit(SOME_REJECTED if plan.rejected else DONE)
+    with interruptible() as stop:
+        opened = Store.open(
+            path, create=True, encoder=options.encoder or None, memory=options.memory
+        )
+        with opened, Progress("ingest") as progress:
+            report = opened.ingest(
+                *given,
+                files_from=options.files_from or None,
+                encoder=options.encoder or None,
+                recursive=options.recursive,
+                keep_pixels=options.keep_pixels,
+                workers=options.workers or None,
+                normalize=options.normalize,
+                null=options.null,
+                progress=progress,
+                stop=stop,
+            )
+            has_encoder = opened.has_encoder or opened.has_given_vectors
+    if report.added and not options.encoder and not has_encoder:
+        warn(
+            "no vectors were made: this store began with --encoder none; with --encoder simclr, "
+            "images that are added from then on get some"
+        )
+    if options.as_json:
+        show_line(render.line(asdict(report)))
+    else:
+        if not report.seen and not report.skipped and not report.interrupted:
+            warn(f"there is nothing to ingest in {', '.join(given) or options.files_from}")
+        show_line(render.ingest_text(report))
+    if report.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(SOME_REJECTED if report.rejected else DONE)

@@ -1,0 +1,99 @@
+"""Writes what the library logs to standard error: warnings, with -v what it does, with -vv details."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from engine.cli.output import one_line
+
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+VerboseOption = Annotated[
+    int,
+    typer.Option(
+        "-v",
+        "--verbose",
+        count=True,
+        metavar="",
+        show_default=False,
+        help="Say on standard error what is done; -vv: in detail, with the time. Also after COMMAND.",
+    ),
+]
+_HiddenVerboseOption = Annotated[
+    int, typer.Option("-v", "--verbose", count=True, hidden=True, show_default=False)
+]
+
+
+class _StandardError(logging.Handler):
+    """Writes to what standard error is by then: above a progress bar, where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; where that cannot be, the work goes on without."""
+        try:
+            print(self.format(record), file=sys.stderr)
+        except (OSError, ValueError):
+            return
+
+
+class _Lines(logging.Formatter):
+    """One line a record: "engine: message". Below warnings it has the level, and with -vv the time."""
+
+    default_msec_format = "%s.%03d"
+
+    def __init__(self, *, with_time: bool) -> None:
+        super().__init__()
+        self._with_time = with_time
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        """The line of a record."""
+        level = f"{record.levelname.lower()}: " if record.levelno < logging.WARNING else ""
+        time = f"{self.formatTime(record)} " if self._with_time else ""
+        return f"engine: {time}{level}{one_line(record.message)}"
+
+
+_engine = logging.getLogger("engine")
+_handler = _StandardError()
+
+
+def start() -> None:
+    """Write warnings only. A program that has log handlers of its own keeps these instead."""
+    logging.basicConfig(handlers=[_handler], level=logging.WARNING)
+    _engine.setLevel(logging.NOTSET)
+    _handler.setFormatter(_Lines(with_time=False))
+    # Pillow logs why it cannot read a file, and names no file; the reject does.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+def raise_verbosity(steps: int) -> None:
+    """Write more: a step to what the engine does, another to the details."""
+    if not steps:
+        return
+    now = _LEVELS.index(_engine.level) if _engine.level in _LEVELS else 0
+    level = _LEVELS[min(now + steps, len(_LEVELS) - 1)]
+    _engine.setLevel(level)
+    _handler.setFormatter(_Lines(with_time=level == logging.DEBUG))
+
+
+def takes_verbose(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes -v too; its help does not say so, for that of ``engine`` does."""
+
+    @functools.wraps(command)
+    def run(*, verbose: int, **typed: Any) -> None:
+        raise_verbosity(verbose)
+        command(**typed)
+
+    signature = inspect.signature(command, eval_str=True)
+    verbose = inspect.Parameter(
+        "verbose", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=_HiddenVerboseOption
+    )
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), verbose]
+    )
+    return run

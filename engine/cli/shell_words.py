@@ -1,0 +1,41 @@
+"""Turns what messages of the library name, ``memory=``, into the command's options, ``--memory``."""
+
+from __future__ import annotations
+
+import re
+
+OPTIONS = {
+    "memory=": "--memory",
+    "encoder=": "--encoder",
+    'encoder="none"': "--encoder none",
+    'keep_pixels="yes"': "--keep-pixels yes",
+    "normalize=True": "--normalize",
+    "null=True": "--null",
+    "path=": "--store",
+    # The command has two options for it.
+    "tiers=": "--tier and --exact",
+    'tiers=["similar"]': "--tier similar",
+    "yes=True": "--yes",
+    "dry_run=True": "--dry-run",
+    'format="csv"': "--format csv",
+    "images=": "--images",
+    "labels=": "--labels",
+    "queries=": "--queries",
+    "most_train= or most_test=": "--labelled-most",
+    "out=": "--out",
+}
+"""What a message of the library says, and what it is for people at a shell."""
+
+# A word of its own: a folder may be called "memory=1".
+_ARGUMENT = re.compile(
+    r"(?<![^\s(])(?:"
+    + "|".join(re.escape(argument) for argument in sorted(OPTIONS, key=len, reverse=True))
+    + r")(?![^\s,;:.?)])"
+)
+
+
+def in_options(message: str) -> str:
+    """``message`` with options in place of the arguments that it names."""
+    if "=" not in message:
+        return message
+    return _ARGUMENT.sub(lambda found: OPTIONS[found[0]], message)

@@ -1,0 +1,46 @@
+"""Numbers, names and rows as people read them; returns strings, knows no report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+    """Rows as aligned lines; the last column is as wide as it likes."""
+    if not rows:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return [
+        indent + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    ]
+
+
+def size(count: int) -> str:
+    """Bytes as people read them, in binary units."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped: a stranger's file name must not drive a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def one_line_name(name: str) -> str:
+    """A name as ``printable`` text without line ends and tabs."""
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def count_of(number: int, what: str) -> str:
+    """A number with its noun, in the plural where it has to be."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def shortened(text: str, max_length: int = 40) -> str:
+    """The beginning of a text that is longer than ``max_length``."""
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"
