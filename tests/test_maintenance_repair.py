@@ -729,7 +729,7 @@ def child(where: str, module: str, name: str) -> None:
 
 def test_a_repair_that_is_killed_is_finished_by_the_next(store: Path, truth: list[object]) -> None:
     damage_some(store)
-    for module, name in (("storage.extents", "write_all"), ("index.segment", "write")):
+    for module, name in (("storage.extents", "write_all"), ("index.build", "write_segment")):
         ran = subprocess.run(
             [sys.executable, __file__, str(store), module, name],
             capture_output=True,
