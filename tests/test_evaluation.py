@@ -239,7 +239,7 @@ def test_labels_that_no_picture_to_test_has_are_refused(photos, tmp_path):
 
 
 def test_more_classes_than_can_be_fitted_are_refused(photos, monkeypatch):
-    monkeypatch.setattr("engine.evaluation.classes._MOST_BYTES", 700_000)
+    monkeypatch.setattr("engine.evaluation.classes._MAX_BYTES", 700_000)
     with pytest.raises(UsageError, match="telling 2 classes apart would take"):
         evaluate(["pixels"], labels=(str(photos / "train"), str(photos / "test")))
 
@@ -260,10 +260,10 @@ def test_a_folder_that_is_not_empty_is_left_alone(photos, tmp_path):
 
 
 def test_more_vectors_than_fit_are_refused_before_they_are_made(photos, monkeypatch):
-    monkeypatch.setattr("engine.evaluation.copies._MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("engine.evaluation.copies._MAX_BYTES", 1 << 20)
     with pytest.raises(UsageError, match=r"--queries"):
         evaluate(["pixels"], images=[str(photos / "queries")])
-    monkeypatch.setattr("engine.evaluation.classes._MOST_BYTES", 1 << 16)
+    monkeypatch.setattr("engine.evaluation.classes._MAX_BYTES", 1 << 16)
     with pytest.raises(UsageError, match=r"--labelled-most"):
         evaluate(["pixels"], labels=(str(photos / "train"), str(photos / "test")))
 

@@ -15,6 +15,7 @@ from engine.config import cpu_count
 from engine.errors import EngineError, UsageError
 from engine.evaluation import worst_cases
 from engine.evaluation.classes import Classes
+from engine.evaluation.classify import check_installed
 from engine.evaluation.copies import Copies, CopyResult
 from engine.evaluation.distort import DISTORTIONS
 from engine.evaluation.entrants import find_all
@@ -55,6 +56,8 @@ def evaluate(
         raise UsageError("name images with --images, or labelled ones with --labels, or both")
     if distractors and not images:
         raise UsageError("distractors go with queries: name these with --images")
+    if labels:
+        check_installed()
     folder = _fresh_folder(Path(out)) if out is not None else None
     began = time.perf_counter()
     with ThreadPoolExecutor(cpu_count()) as pool:
