@@ -19,7 +19,7 @@ from engine.evaluation.pictures import Array, Picture, Stream, choose
 from engine.evaluation.report import WorstCase
 from engine.evaluation.retrieval import Retrieval
 from engine.evaluation.timing import Timed, Vectors
-from engine.evaluation.worst_cases import Row
+from engine.evaluation.worst_cases import WorstCaseRow
 
 MIN_SIDE = 48  # pixels of a query: what is cropped and shrunk further says nothing below
 _BLOCK = 64  # distractors compared at a time
@@ -38,7 +38,7 @@ class CopyResult:
     recall_at_1: dict[str, float]
     micro_average_precision: float
     worst: tuple[WorstCase, ...]
-    rows: tuple[Row, ...]  # the same for the sheet
+    rows: tuple[WorstCaseRow, ...]  # the same for the sheet
 
 
 class Copies:
@@ -205,7 +205,7 @@ class Copies:
                 if right.rgb is not None:
                     query = self._distorted(right.number, right.rgb, name)
                 drawn.append(
-                    Row(
+                    WorstCaseRow(
                         (query, wrong.rgb if wrong else None, right.rgb),
                         (
                             name,
