@@ -19,6 +19,7 @@ from engine.encoders import registry
 from engine.encoders.external_data import has_external_data
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError
+from engine.images import hashing
 from engine.images.rgb_picture import squash
 
 RNG = np.random.default_rng(5)
@@ -168,7 +169,7 @@ def test_a_model_of_another_dimension_is_refused(folder):
 
 def test_a_model_that_is_no_onnx_is_refused(folder):
     (folder / "model.onnx").write_bytes(b"not a model")
-    sha256 = registry.hashing.file_hash(b"not a model").hex()
+    sha256 = hashing.file_hash(b"not a model").hex()
     describe(folder, files={"fp32": {"path": "model.onnx", "sha256": sha256}})
     assert "cannot be loaded" in refused(folder)
 
@@ -311,7 +312,7 @@ def change(folder: Path, alter: Callable[[Any], None]) -> Path:
     alter(model.graph)
     data = model.SerializeToString()
     (folder / "model.onnx").write_bytes(data)
-    sha256 = registry.hashing.file_hash(data).hex()
+    sha256 = hashing.file_hash(data).hex()
     describe(folder, files={"fp32": {"path": "model.onnx", "sha256": sha256}})
     return folder
 

@@ -1,9 +1,12 @@
 """Nearest neighbours and the linear probe, against what is known of simple clouds of points."""
 
+import sys
+
 import numpy as np
 import pytest
 
-from engine.evaluation.classify import fit, knn_accuracy, minimum, probe_accuracy
+from engine.errors import EncoderError
+from engine.evaluation.classify import check_installed, fit, knn_accuracy, probe_accuracy
 
 
 def clouds(n: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -85,12 +88,8 @@ def test_the_gradient_is_zero_where_the_fit_ends():
     assert np.abs(difference.sum(0)).max() < 1e-4
 
 
-@pytest.mark.parametrize("d", [1, 5, 40])
-def test_a_quadratic_is_least_at_its_middle(d):
-    random = np.random.default_rng(d)
-    factors, middle = random.uniform(0.01, 50, d), random.standard_normal(d)
-
-    def loss(x):
-        return float(factors @ (x - middle) ** 2 / 2), factors * (x - middle)
-
-    assert minimum(loss, np.zeros(d)) == pytest.approx(middle, abs=1e-2)
+def test_without_scipy_one_line_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(EncoderError, match=r"needs scipy.* pip install .*\[eval\]") as error:
+        check_installed()
+    assert "\n" not in str(error.value)

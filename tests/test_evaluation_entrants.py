@@ -1,14 +1,13 @@
 """Encoders and baselines, by name: all make unit vectors, and say in one line why one cannot."""
 
 import sys
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine.errors import EncoderError, EngineError, UsageError
-from engine.evaluation.entrants import Absent, Entrant, find, find_all, unit
+from engine.errors import EncoderError, UsageError
+from engine.evaluation.baselines import unit
+from engine.evaluation.entrants import AbsentEntrant, Entrant, find, find_all
 from engine.evaluation.timing import Timed
 
 
@@ -18,7 +17,7 @@ def pictures(n: int = 3) -> list[np.ndarray]:
     return [np.kron(c, np.ones((16, 16 + i, 1), np.uint8)) for i, c in enumerate(coarse)]
 
 
-def check(entrant: Entrant | Absent) -> np.ndarray:
+def check(entrant: Entrant | AbsentEntrant) -> np.ndarray:
     assert isinstance(entrant, Entrant)
     vectors = entrant.encode(pictures())
     assert vectors.shape == (3, entrant.dim)
@@ -26,28 +25,6 @@ def check(entrant: Entrant | Absent) -> np.ndarray:
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
     assert (vectors @ vectors.T)[0, 1] < 0.9999
     return vectors
-
-
-def network(path: Path, kind: str, shape: list, *, flat: bool = True) -> Path:
-    """An ONNX file that gives its input back, scaled, and flat or not."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes = [helper.make_node("Cast", ["in"], ["float"], to=TensorProto.FLOAT)]
-    if flat:
-        nodes.append(helper.make_node("Reshape", ["float", "row"], ["out"]))
-    else:
-        nodes.append(helper.make_node("Identity", ["float"], ["out"]))
-    size = [shape[0], None] if flat else shape
-    graph = helper.make_graph(
-        nodes,
-        "same",
-        [helper.make_tensor_value_info("in", getattr(TensorProto, kind), shape)],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, size)],
-        [numpy_helper.from_array(np.array([0, -1], np.int64), "row")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    path.write_bytes(model.SerializeToString())
-    return path
 
 
 @pytest.mark.parametrize("name", ["pixels", "pdq", "simclr"])
@@ -79,52 +56,11 @@ def test_a_flat_picture_has_no_fingerprint_to_compare():
     assert not find("pdq", seed=0).encode([flat]).any()
 
 
-@pytest.mark.parametrize(
-    ("kind", "shape"),
-    [
-        ("UINT8", ["n", 8, 8, 3]),
-        ("FLOAT", ["n", 3, 8, 8]),
-        ("FLOAT", [1, 3, 8, 8]),
-        ("UINT8", ["n", "h", "w", 3]),
-    ],
-)
-def test_any_network_of_one_picture(tmp_path, kind, shape):
-    path = network(tmp_path / "mine.onnx", kind, shape)
-    entrant = find(str(path), seed=0)
-    vectors = check(entrant)
-    assert entrant.name == "mine"
-    side = 8 if 8 in shape else 224
-    assert vectors.shape[1] == 3 * side * side
-    assert (vectors.min() < 0) == (kind == "FLOAT")  # normalised
-
-
-@pytest.mark.parametrize(
-    ("kind", "shape"),
-    [("FLOAT", ["n", 8, 8, 3]), ("UINT8", ["n", 3, 8, 8]), ("FLOAT", ["n", 8])],
-)
-def test_a_network_of_something_else_is_refused(tmp_path, kind, shape):
-    path = network(tmp_path / "other.onnx", kind, shape, flat=False)
-    with pytest.raises(EncoderError, match="one input is needed"):
-        find(str(path), seed=0)
-
-
-def test_a_broken_network_and_none_are_one_line(tmp_path):
-    (tmp_path / "broken.onnx").write_bytes(b"nothing")
-    for name in ("broken.onnx", "missing.onnx"):
-        with pytest.raises(EncoderError, match=name) as error:
-            find(str(tmp_path / name), seed=0)
-        assert "\n" not in str(error.value)
-    with pytest.raises(EncoderError, match="no encoder 'simclrr': give one of simclr"):
+def test_an_unknown_name_is_one_line_that_lists_the_known_ones():
+    with pytest.raises(EncoderError, match="no encoder 'simclrr': give one of simclr") as error:
         find("simclrr", seed=0)
-    with pytest.raises(UsageError, match=r"efficientnet-lite0=FILE\.pth"):
-        find("efficientnet-lite0", seed=0)
-
-
-@pytest.mark.parametrize("shape", [["n", 8, 9, 3], ["n", 0, 0, 3], ["n", 60_000, 60_000, 3]])
-def test_a_network_of_odd_sides_is_refused(tmp_path, shape):
-    path = network(tmp_path / "odd.onnx", "UINT8", shape, flat=False)
-    with pytest.raises(EncoderError, match=r"odd\.onnx takes pictures of .* square"):
-        find(str(path), seed=0)
+    assert "\n" not in str(error.value)
+    assert "FILE.onnx, or a baseline: pixels, pdq, untrained" in str(error.value)
 
 
 def test_a_folder_that_is_no_encoder_is_said_to_be_none(tmp_path):
@@ -151,11 +87,11 @@ def test_vectors_become_unit_ones_and_what_is_no_number_nothing():
 
 
 def test_without_torch_its_baselines_are_left_out(monkeypatch):
-    for module in ("torch", "engine.training", "engine.training.model", "engine.evaluation.lite0"):
+    for module in ("torch", "engine.training", "engine.training.model"):
         monkeypatch.setitem(sys.modules, module, None)
-    entrants, absent = find_all(["pixels", "untrained", "efficientnet-lite0=x.pth"], seed=0)
+    entrants, absent = find_all(["pixels", "untrained"], seed=0)
     assert [each.name for each in entrants] == ["pixels"]
-    assert [each.name for each in absent] == ["untrained", "efficientnet-lite0"]
+    assert [each.name for each in absent] == ["untrained"]
     assert all("pip install" in each.reason for each in absent)
     with pytest.raises(UsageError, match="nothing to evaluate"):
         find_all(["untrained"], seed=0)
@@ -166,46 +102,6 @@ def test_an_untrained_network_depends_on_the_seed():
     first, same, other = (check(find("untrained", seed=seed)) for seed in (0, 0, 1))
     assert np.allclose(first, same)
     assert not np.allclose(first, other)
-
-
-def test_weights_of_efficientnet_lite0(tmp_path):
-    torch = pytest.importorskip("torch")
-    from engine.evaluation.lite0 import Lite0
-
-    torch.manual_seed(0)
-    torch.save(Lite0().state_dict(), tmp_path / "weights.pth")
-    entrant = find(f"efficientnet-lite0={tmp_path / 'weights.pth'}", seed=0)
-    assert check(entrant).shape[1] == 1280
-
-
-class Trap:
-    """What a hostile file would have unpickled."""
-
-    def __reduce__(self):
-        return exec, ("import pathlib; pathlib.Path('sprung').touch()",)
-
-
-def test_a_file_of_other_weights_or_of_none_is_refused(tmp_path, monkeypatch):
-    torch = pytest.importorskip("torch")
-    monkeypatch.chdir(tmp_path)
-    torch.save({"weight": torch.zeros(3)}, "other.pth")
-    torch.save(Trap(), "trap.pth")
-    torch.save([1, 2], "list.pth")
-    Path("broken.pth").write_bytes(b"nothing")
-    Path("empty.pth").write_bytes(b"")
-    Path("cut.pth").write_bytes(Path("other.pth").read_bytes()[:200])
-    for name in ("other", "trap", "list", "broken", "empty", "cut", "missing"):
-        with pytest.raises(EngineError, match=f"{name}.pth") as error:
-            find(f"efficientnet-lite0={name}.pth", seed=0)
-        assert "\n" not in str(error.value)
-        assert "weights_only" not in str(error.value)  # no advice to run what the file says
-    assert not Path("sprung").exists()
-    with zipfile.ZipFile("bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
-        bomb.writestr("archive/data/0", bytes(129 << 20))
-    with pytest.raises(EngineError, match="larger than 128 MiB"):
-        find("efficientnet-lite0=bomb.pth", seed=0)
-    with pytest.raises(UsageError, match=r"efficientnet-lite0=FILE\.pth"):
-        find("efficientnet-lite0=", seed=0)
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (3, 9), (6, 4), (4,)])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.evaluation.worst_cases import Row, draw
+from engine.evaluation.worst_cases import WorstCaseRow, draw
 
 
 def flat(value: int, height: int, width: int) -> np.ndarray:
@@ -11,8 +11,10 @@ def flat(value: int, height: int, width: int) -> np.ndarray:
 
 def test_pictures_of_any_shape_are_on_it_and_missing_ones_are_not():
     rows = [
-        Row((flat(60, 5, 500), flat(61, 500, 5), flat(62, 1, 1)), ("a", "b", "c")),
-        Row((flat(63, 100, 100), None, flat(64, 20, 20)), ("flip", "nothing", "0.1 " + "x" * 300)),
+        WorstCaseRow((flat(60, 5, 500), flat(61, 500, 5), flat(62, 1, 1)), ("a", "b", "c")),
+        WorstCaseRow(
+            (flat(63, 100, 100), None, flat(64, 20, 20)), ("flip", "nothing", "0.1 " + "x" * 300)
+        ),
     ]
     sheet = np.asarray(draw("名前: the worst", rows))
     for value in range(60, 65):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from engine import Kind
 from engine.errors import ImageError
-from engine.images import canonical, hashing
+from engine.images import canonical, decode, hashing
 from engine.ingest import prepare as prepare_module
 from engine.ingest import prepare_rows as prepare_rows_module
 from engine.ingest.prepare import PreparedImage, PrepareSettings, prepare, prepare_decoded
@@ -64,7 +64,7 @@ def test_an_image_has_what_a_store_keeps_of_it() -> None:
     image = found.image
     assert image.key == hashing.key(pixels.canonical, SETTINGS.hash_seed)
     assert image.proof == hashing.proof(pixels.canonical)
-    assert (image.container, image.decoder) == ("png", canonical.DECODER)
+    assert (image.container, image.decoder) == ("png", decode.DECODER)
     assert (image.file_bytes, image.file_hash) == (len(data), b"h" * 32)
     assert image.pixels == pixels._replace(canonical=b""), "the pixels are let go"
     assert found.picture is not None and found.picture.shape == (16, 16, 3)

@@ -22,10 +22,6 @@ from engine.cli.text import size
 from engine.config import Limits
 from engine.index import build
 from engine.maintenance.repair.outcome import named
-from engine.cli.text import size
-from engine.index import segment
-from engine.ingest import run
-from engine.maintenance.repair import _named
 from engine.storage import durable, extents
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest

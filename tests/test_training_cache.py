@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import TrainingError, UsageError
+from engine.images import hashing
 from engine.records import Rejection
 
 torch = pytest.importorskip("torch")
@@ -58,7 +59,7 @@ def seal(folder: Path, **changes: object) -> None:
 
 def test_what_was_written_is_found_again(tmp_path: Path) -> None:
     write(tmp_path).close()
-    found = cache.find(tmp_path, KEY, SQUARE)
+    found = cache.find_pictures(tmp_path, KEY, SQUARE)
     assert found is not None
     assert found.texts.names == ["0\udcff.png", "1\udcff.png", "2\udcff.png"]
     assert found.texts.labels == [None, "label", "label"]
@@ -76,15 +77,15 @@ def test_what_was_written_is_found_again(tmp_path: Path) -> None:
 
 def test_no_pictures_are_a_cache_too(tmp_path: Path) -> None:
     write(tmp_path, 0).close()
-    found = cache.find(tmp_path, KEY, SQUARE)
+    found = cache.find_pictures(tmp_path, KEY, SQUARE)
     assert found is not None and len(found.rows) == 0
 
 
 def test_another_key_or_size_is_not_found(tmp_path: Path) -> None:
     write(tmp_path)
-    assert cache.find(tmp_path, KEY[::-1], SQUARE) is None
-    assert cache.find(tmp_path, KEY, SQUARE + 1) is None
-    assert cache.find(tmp_path / "absent", KEY, SQUARE) is None
+    assert cache.find_pictures(tmp_path, KEY[::-1], SQUARE) is None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE + 1) is None
+    assert cache.find_pictures(tmp_path / "absent", KEY, SQUARE) is None
 
 
 def test_what_is_not_to_be_kept_is_read_and_gone(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_manifest_that_is_cut_or_flipped_is_made_again(
         same = json.loads(bad) == json.loads(good)  # a space that became another
     except ValueError:
         same = False
-    assert (cache.find(folder, KEY, SQUARE) is not None) == same
+    assert (cache.find_pictures(folder, KEY, SQUARE) is not None) == same
 
 
 @pytest.mark.parametrize("cut", [1, 50, 300, -40])
@@ -115,9 +116,9 @@ def test_pixels_that_are_cut_or_longer_are_made_again(tmp_path: Path, cut: int) 
     write(tmp_path).close()
     path = pixels_of(tmp_path)
     os.truncate(path, path.stat().st_size - cut)
-    assert cache.find(tmp_path, KEY, SQUARE) is None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE) is None
     write(tmp_path).close()
-    assert cache.find(tmp_path, KEY, SQUARE) is not None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE) is not None
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -127,7 +128,7 @@ def test_a_table_with_a_flipped_bit_is_made_again(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[json.loads(manifest(tmp_path).read_bytes())["table"] + 5] ^= 4
     path.write_bytes(data)
-    assert cache.find(tmp_path, KEY, SQUARE) is None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE) is None
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_a_manifest_that_says_what_cannot_be_is_refused(
 ) -> None:
     write(tmp_path).close()
     seal(tmp_path, **changes)
-    assert cache.find(tmp_path, KEY, SQUARE) is None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE) is None
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_rows_that_lead_out_of_the_file_are_refused(tmp_path: Path, field: str, 
     found.close()
     rows[field][1] = value
     rewrite(tmp_path, rows.tobytes() + cache._packed(found.texts))
-    assert cache.find(tmp_path, KEY, SQUARE) is None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE) is None
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_names_that_are_none_are_refused(tmp_path: Path, texts: bytes) -> None:
     found = write(tmp_path)
     found.close()
     rewrite(tmp_path, found.rows.tobytes() + texts)
-    assert cache.find(tmp_path, KEY, SQUARE) is None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE) is None
 
 
 def rewrite(folder: Path, table: bytes) -> None:
@@ -204,14 +205,14 @@ def rewrite(folder: Path, table: bytes) -> None:
     path = pixels_of(folder)
     at = json.loads(manifest(folder).read_bytes())["table"]
     path.write_bytes(path.read_bytes()[:at] + table)
-    seal(folder, bytes=at + len(table), table_xxh64=cache.digest.checksum(table))
+    seal(folder, bytes=at + len(table), table_xxh64=hashing.checksum(table))
 
 
 def test_the_checks_of_these_tests_pass_what_is_good(tmp_path: Path) -> None:
     found = write(tmp_path)
     found.close()
     rewrite(tmp_path, found.rows.tobytes() + cache._packed(found.texts))
-    assert cache.find(tmp_path, KEY, SQUARE) is not None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE) is not None
 
 
 CHILD = """
@@ -237,9 +238,9 @@ def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path, late: bool) 
     ended = subprocess.run([sys.executable, "-c", code], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob("*.pixels"))) == 1
-    assert cache.find(tmp_path, KEY, SQUARE) is None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE) is None
     write(tmp_path).close()
-    assert cache.find(tmp_path, KEY, SQUARE) is not None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE) is not None
     assert len(list(tmp_path.glob("*.pixels"))) == 1
 
 
@@ -250,8 +251,8 @@ def test_who_tidies_up_leaves_what_others_write_and_what_is_not_a_cache(tmp_path
     write(tmp_path).close()
     writing.finish([], 6, SQUARE, keep=True).close()
     write(tmp_path).close()
-    assert cache.find(tmp_path, other, SQUARE) is not None
-    assert cache.find(tmp_path, KEY, SQUARE) is not None
+    assert cache.find_pictures(tmp_path, other, SQUARE) is not None
+    assert cache.find_pictures(tmp_path, KEY, SQUARE) is not None
     assert (tmp_path / "holiday.pixels").read_text() == "mine"
     assert len(list(tmp_path.glob("*.pixels"))) == 3
 

@@ -18,7 +18,7 @@ import onnxruntime
 
 from engine.training import export as exporting
 from engine.training.checkpoint import Provenance, load_checkpoint, save_checkpoint
-from engine.training.export import ExportReport, export
+from engine.training.export import EncoderExportReport, export
 from engine.training.model import build, normalised
 from engine.training.settings import TrainSettings
 
@@ -42,12 +42,12 @@ def checkpoint(folder: Path) -> Path:
     return folder
 
 
-def exporting_from(folder: Path) -> ExportReport:
+def exporting_from(folder: Path) -> EncoderExportReport:
     return export(folder, images(32, 0).numpy(), images(24, 1).numpy())
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> EncoderExportReport:
     return exporting_from(checkpoint(tmp_path_factory.mktemp("encoder")))
 
 
@@ -55,7 +55,7 @@ def run(path: Path, pixels: "torch.Tensor") -> "np.ndarray":
     return onnxruntime.InferenceSession(str(path)).run(["embedding"], {"pixels": pixels.numpy()})[0]
 
 
-def test_fp32_computes_what_the_network_computes(exported: ExportReport) -> None:
+def test_fp32_computes_what_the_network_computes(exported: EncoderExportReport) -> None:
     network, _ = load_checkpoint(Path(exported.out))
     pixels = images(5, 2)  # another batch size than it was traced with, and images not seen
     vectors = run(Path(exported.out, "model.onnx"), pixels)
@@ -66,7 +66,7 @@ def test_fp32_computes_what_the_network_computes(exported: ExportReport) -> None
     assert exported.parity["fp32_torch_min_cosine"] >= 0.9999
 
 
-def test_int8_agrees_and_is_a_quarter_of_the_size(exported: ExportReport) -> None:
+def test_int8_agrees_and_is_a_quarter_of_the_size(exported: EncoderExportReport) -> None:
     pixels = images(7, 2)
     exact, quantised = (
         run(Path(exported.out, name), pixels) for name in ("model.onnx", "model.int8.onnx")
@@ -80,7 +80,7 @@ def test_int8_agrees_and_is_a_quarter_of_the_size(exported: ExportReport) -> Non
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.int8.onnx"])
-def test_the_graph_is_clean(exported: ExportReport, name: str) -> None:
+def test_the_graph_is_clean(exported: EncoderExportReport, name: str) -> None:
     model = onnx.load(Path(exported.out, name))
     (pixels,), (embedding,) = model.graph.input, model.graph.output
     kind = pixels.type.tensor_type
@@ -93,7 +93,7 @@ def test_the_graph_is_clean(exported: ExportReport, name: str) -> None:
     assert str(Path.cwd()) not in str(model.graph.node)  # no paths of whoever trained it
 
 
-def test_weights_have_seven_bits(exported: ExportReport) -> None:
+def test_weights_have_seven_bits(exported: EncoderExportReport) -> None:
     model = onnx.load(Path(exported.out, "model.int8.onnx"))
     weights = [
         onnx.numpy_helper.to_array(tensor)
@@ -104,7 +104,7 @@ def test_weights_have_seven_bits(exported: ExportReport) -> None:
     assert max(int(np.abs(w.astype(int)).max()) for w in weights) <= 64
 
 
-def test_the_description_says_what_it_is(exported: ExportReport) -> None:
+def test_the_description_says_what_it_is(exported: EncoderExportReport) -> None:
     folder = Path(exported.out)
     body = json.loads((folder / "encoder.json").read_text())
     assert (body["name"], body["dim"], body["image_size"]) == ("blots", 16, 32)
@@ -137,7 +137,7 @@ def test_vectors_that_have_nothing_to_do_with_others_do_not_agree(n: int) -> Non
     assert exporting._agreement(exact, exact)[1] == 1
 
 
-def test_nothing_but_the_encoder_is_left(exported: ExportReport) -> None:  # and no pictures
+def test_nothing_but_the_encoder_is_left(exported: EncoderExportReport) -> None:  # and no pictures
     assert {path.name for path in Path(exported.out).iterdir()} == {
         "checkpoint.safetensors",
         "encoder.json",

@@ -26,7 +26,9 @@ from engine.training import (
     TrainSettings,
     loop,
     methods,
+    run,
     saved_run,
+    saving,
     train,
 )
 from engine.training.checkpoint import (
@@ -37,7 +39,10 @@ from engine.training.checkpoint import (
     read_tensors,
     write_tensors,
 )
-from engine.training.export import ExportReport
+from engine.training.export import EncoderExportReport
+from engine.training.schedule import learning_rate
+from engine.training.scoring import HeldOutScore, Scorer
+from engine.training.trainer import adam_state
 
 TINY = TrainSettings(image_size=32, batch=8, epochs=2, hidden=32, dim=16)
 
@@ -54,7 +59,8 @@ def photos(folder: Path, n: int, seed: int = 0) -> Path:
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export takes seconds, and has tests of its own."""
-    monkeypatch.setattr(loop, "export", lambda out, *_: ExportReport(str(out), 0, 0, {}, "int8"))
+    report = EncoderExportReport("", 0, 0, {}, "int8")
+    monkeypatch.setattr(run, "export", lambda out, *_: dataclasses.replace(report, out=str(out)))
 
 
 @pytest.mark.usefixtures("no_export")
@@ -71,7 +77,7 @@ def test_steps_are_done_with_pages_kept(tmp_path: Path, monkeypatch: pytest.Monk
         if progress.phase == "train":
             events.append("step")
 
-    monkeypatch.setattr(loop, "kept_pages", kept_pages)
+    monkeypatch.setattr(run, "kept_pages", kept_pages)
     settings = dataclasses.replace(TINY, epochs=1)
     train([str(photos(tmp_path / "in", 8))], tmp_path / "out", settings, progress=note)
     assert events[0] == "kept" and events[-1] == "given back" and "step" in events
@@ -297,7 +303,7 @@ def test_images_that_are_all_alike_are_refused(tmp_path: Path, count: int) -> No
 
 
 def rates(settings: TrainSettings, total: int = 10, per_epoch: int = 1) -> list[float]:
-    return [loop._learning_rate(settings, step, total, per_epoch) for step in range(total)]
+    return [learning_rate(settings, step, total, per_epoch) for step in range(total)]
 
 
 def test_the_rate_falls_along_a_cosine_only_when_asked() -> None:
@@ -318,13 +324,14 @@ def test_the_rate_rises_over_the_warmup_and_at_most_half_of_the_run() -> None:
 
 
 def with_scores(monkeypatch: pytest.MonkeyPatch, scores: dict[int, float]) -> None:
-    right = loop._Run._score
+    right = Scorer.score
 
-    def score(run: loop._Run, epoch: int) -> float:
-        right(run, epoch)
-        return scores[epoch]
+    def score(scorer: Scorer, epoch: int) -> HeldOutScore:
+        found = right(scorer, epoch)
+        assert found is not None
+        return dataclasses.replace(found, best_by=scores[epoch])
 
-    monkeypatch.setattr(loop._Run, "_score", score)
+    monkeypatch.setattr(Scorer, "score", score)
 
 
 @pytest.mark.usefixtures("no_export")
@@ -339,7 +346,7 @@ def test_the_best_network_is_kept_and_of_equals_the_last(
     best: int,
     share: float,
 ) -> None:
-    monkeypatch.setattr(loop, "_SAVING_SHARE", share)
+    monkeypatch.setattr(saving, "_SAVING_SHARE", share)
     with_scores(monkeypatch, dict(enumerate(scores, 1)))
     source = held_out_photos(tmp_path / "in")
     report = train([source], tmp_path / "out", dataclasses.replace(TINY, epochs=3))
@@ -435,9 +442,9 @@ def test_labels_that_do_not_differ_or_are_not_there_are_said(tmp_path: Path) -> 
 
 KILLED = """
 import os, signal, sys
-from engine.training import TrainSettings, loop, train
+from engine.training import TrainSettings, saving, train
 from engine.training.recipes import resolve
-loop._SAVING_SHARE = 1.0
+saving._SAVING_SHARE = 1.0
 after, source, out, file = int(sys.argv[1]), *sys.argv[2:]
 def tell(at):
     if at.loss is not None and at.done == after:
@@ -526,7 +533,7 @@ def test_all_that_adam_keeps_lies_where_its_parameter_does() -> None:
     # Where there is no GPU, torch's device without memory is another one than the file's.
     parameter = torch.nn.Parameter(torch.empty(2, 3, device="meta"))
     saved = {"step": torch.tensor(4.0), "exp_avg": torch.ones(2, 3), "exp_avg_sq": torch.ones(2, 3)}
-    moments = loop._moments(parameter, saved)
+    moments = adam_state(parameter, saved)
     assert moments.keys() == saved.keys()
     assert {value.device for value in moments.values()} == {parameter.device}
 
@@ -606,12 +613,12 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
     before = {file: (tmp_path / "out" / file).read_bytes() for file in (CHECKPOINT, LAST)}
     script = (
         "import resource, signal, sys\n"
-        "from engine.training import loop, train\n"
+        "from engine.training import saved_run, train\n"
         "from engine.training.recipes import resolve\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
         "train([sys.argv[1]], sys.argv[2], resolve({'epochs': 3}, "
-        "base=loop.saved_run(sys.argv[2]).settings), resume=True)\n"
+        "base=saved_run(sys.argv[2]).settings), resume=True)\n"
     )
     command = [sys.executable, "-c", script, source, str(tmp_path / "out")]
     failed = subprocess.run(command, capture_output=True, text=True, check=False)

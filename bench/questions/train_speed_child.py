@@ -53,13 +53,14 @@ def engine_batches(
     """Batches as the engine makes them, and how many pictures there are."""
     import torch
 
-    from engine.training import augment, data
+    from engine.training import augment
+    from engine.training.pictures import read_pictures
     from engine.training.settings import TrainSettings
 
     settings = TrainSettings(image_size=size, precision="bf16")
     pool = stack.enter_context(ThreadPoolExecutor(cpu_count()))
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    read = data.read(
+    read = read_pictures(
         [str(file) for file in files],
         side=round(settings.shrink * size),
         square=size,

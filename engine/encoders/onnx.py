@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import cpu_count
-from engine.encoders.external_data import has_external_data
 from engine.encoders.registry import EncoderFiles
+from engine.encoders.session import one_line, open_session
 from engine.errors import EncoderError
 from engine.forking import abandon_in_child, keep_for_ever
 from engine.images.rgb_picture import squash
@@ -29,35 +28,16 @@ class OnnxEncoder:
     """A loaded encoder: pictures (H, W, 3) uint8 of any size to (n, dim) float32 unit vectors."""
 
     def __init__(self, files: EncoderFiles, *, threads: int | None = None) -> None:
-        import onnxruntime
-
         self.name = files.name
         self.dim = files.dim
         self.image_size = files.image_size
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or cpu_count()
-        options.inter_op_num_threads = 1
-        # The arena keeps the largest batch's memory for ever; batches here are small and alike.
-        options.enable_cpu_mem_arena = False
-        options.log_severity_level = 4  # errors are raised, too, and told in one line
+        self._session: Any = open_session(files.content, files.model, threads=threads)
         try:
-            external = has_external_data(files.content)
-        except EncoderError as error:
-            raise EncoderError(f"{files.model} cannot be loaded: {error}") from None
-        if external:
-            raise EncoderError(
-                f"{files.model} keeps weights in another file, which is not read: save it as one "
-                f"file (onnx.save with save_as_external_data=False)"
-            )
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                files.content, options, providers=["CPUExecutionProvider"]
-            )
             inputs = [(i.name, i.type, i.shape[1:]) for i in self._session.get_inputs()]
             outputs = [(o.name, o.type, o.shape[1:]) for o in self._session.get_outputs()]
             batches = [one.shape[0] for one in self._session.get_inputs() if one.shape]
         except Exception as error:  # ONNX Runtime has no error class of its own to name here
-            raise EncoderError(f"{files.model} cannot be loaded: {_line(error)}") from None
+            raise EncoderError(f"{files.model} cannot be loaded: {one_line(error)}") from None
         side = files.image_size
         if inputs != [("pixels", "tensor(uint8)", [side, side, 3])] or outputs != [
             ("embedding", "tensor(float)", [self.dim])
@@ -116,7 +96,7 @@ class OnnxEncoder:
         except EncodingStoppedError:
             raise
         except Exception as error:  # again no class of its own
-            raise EncoderError(f"the encoder {self.name!r} failed: {_line(error)}") from None
+            raise EncoderError(f"the encoder {self.name!r} failed: {one_line(error)}") from None
         shape = (len(batch), self.dim)
         if (
             not isinstance(vectors, np.ndarray)
@@ -157,7 +137,3 @@ class OnnxEncoder:
         """In a forked child: its threads are gone, and to end it would wait for them."""
         keep_for_ever(self._session)
         self._session = None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

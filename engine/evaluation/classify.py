@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import EncoderError
+
 Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Loss = Callable[[npt.NDArray[np.float64]], tuple[float, npt.NDArray[np.float64]]]
 
 TEMPERATURE = 0.07
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the L2 penalty; the best on a part of the training set
 _HELD_BACK = 5  # a fifth of the training set chooses the strength
 _BLOCK = 256  # test vectors compared at a time
 _COMPARED = 16 << 20  # scores at a time, of some 16 bytes each
-_STEPS = 200
-_MEMORY = 10  # pairs that L-BFGS keeps
+_MAX_STEPS = 200
+_MEMORY = 10  # pairs of steps that L-BFGS keeps
 _TOLERANCE = 1e-5  # of the gradient's largest number
 
 
@@ -103,60 +107,37 @@ def fit(
         return float(entropy.mean() + strength / 2 * (w[:-1] ** 2).sum()), gradient.reshape(-1)
 
     begin = np.zeros((d + 1) * classes) if start is None else start.astype(np.float64).reshape(-1)
-    return minimum(loss, begin).reshape(d + 1, classes).astype(np.float32)
+    return _minimum(loss, begin).reshape(d + 1, classes).astype(np.float32)
 
 
-def minimum(
-    loss: Callable[[npt.NDArray[np.float64]], tuple[float, npt.NDArray[np.float64]]],
-    x: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
-    """Where a convex function is least, by L-BFGS (Nocedal and Wright, 2006, algorithm 7.4).
+def check_installed() -> None:
+    """``EncoderError`` where SciPy is missing, which fits the linear classifier."""
+    _scipy_minimize()
 
-    ``loss`` gives value and gradient at (d,). Steps are halved until they lower the value enough.
-    """
-    value, gradient = loss(x)
-    pairs: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]] = []
-    for _ in range(_STEPS):
-        if float(np.abs(gradient).max(initial=0)) < _TOLERANCE:
-            break
-        direction = -_times_inverse(gradient, pairs)
-        slope = float(direction @ gradient)
-        if slope >= 0:  # rounding has spoilt what is known of the curvature
-            pairs.clear()
-            direction, slope = -gradient, -float(gradient @ gradient)
-        step = 1.0 if pairs else min(1.0, 1 / float(np.abs(gradient).sum()))
-        for _ in range(30):
-            new_value, new_gradient = loss(x + step * direction)
-            if new_value <= value + 1e-4 * step * slope:
-                break
-            step /= 2
-        else:
-            break  # float32 cannot tell it any lower
-        moved, change = step * direction, new_gradient - gradient
-        curvature = float(moved @ change)
-        if curvature > 1e-10 * float(change @ change):
-            pairs = [*pairs[-_MEMORY + 1 :], (moved, change, curvature)]
-        x, value, gradient = x + moved, new_value, new_gradient
+
+def _minimum(loss: Loss, start: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The (d,) at which a convex function is least; ``loss`` gives value and gradient at (d,)."""
+    found = _scipy_minimize()(
+        loss,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        # No bound on the change of the value: the gradient alone says when the fit has ended.
+        options={"maxiter": _MAX_STEPS, "maxcor": _MEMORY, "gtol": _TOLERANCE, "ftol": 0.0},
+    )
+    x: npt.NDArray[np.float64] = found.x
     return x
 
 
-def _times_inverse(
-    gradient: npt.NDArray[np.float64],
-    pairs: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]],
-) -> npt.NDArray[np.float64]:
-    """The gradient times an estimate of the inverse Hessian, by the two loops of L-BFGS."""
-    q = gradient.copy()
-    shares = []
-    for moved, change, curvature in reversed(pairs):
-        share = float(moved @ q) / curvature
-        q -= share * change
-        shares.append(share)
-    if pairs:
-        _, change, curvature = pairs[-1]
-        q *= curvature / float(change @ change)
-    for (moved, change, curvature), share in zip(pairs, reversed(shares), strict=True):
-        q += (share - float(change @ q) / curvature) * moved
-    return q
+def _scipy_minimize() -> Any:
+    try:
+        from scipy.optimize import minimize
+    except ImportError as error:
+        raise EncoderError(
+            f"the linear classifier needs {error.name}: install it with "
+            f"pip install 'image-index-engine[eval]'"
+        ) from None
+    return minimize
 
 
 def _accuracy(weights: Vectors, x: Vectors, labels: Labels) -> float:

@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from engine.config import DEFAULT_MAX_DISTANCE
 from engine.errors import UsageError
+from engine.evaluation.baselines import picture_fingerprint
 from engine.evaluation.distort import DISTORTIONS
-from engine.evaluation.entrants import picture_print
 from engine.evaluation.pictures import Array, Picture, Stream, choose
 from engine.evaluation.report import WorstCase
 from engine.evaluation.retrieval import Retrieval
 from engine.evaluation.timing import Timed, Vectors
-from engine.evaluation.worst_cases import Row
+from engine.evaluation.worst_cases import WorstCaseRow
 
 MIN_SIDE = 48  # pixels of a query: what is cropped and shrunk further says nothing below
 _BLOCK = 64  # distractors compared at a time
@@ -38,7 +38,7 @@ class CopyResult:
     recall_at_1: dict[str, float]
     micro_average_precision: float
     worst: tuple[WorstCase, ...]
-    rows: tuple[Row, ...]  # the same for the sheet
+    rows: tuple[WorstCaseRow, ...]  # the same for the sheet
 
 
 class Copies:
@@ -123,7 +123,7 @@ class Copies:
             if picture.rgb is None:
                 self._reject(picture)
                 continue
-            bits, quality, least = picture_print(picture.rgb)
+            bits, quality, least = picture_fingerprint(picture.rgb)
             small = min(picture.rgb.shape[:2]) < MIN_SIDE
             if small or quality < least or self._is_copy(bits):
                 self.unfit += 1
@@ -160,7 +160,7 @@ class Copies:
                     self._reject(picture)
                 else:
                     readable.append((position, picture.rgb))
-            prints = self._pool.map(picture_print, [rgb for _, rgb in readable])
+            prints = self._pool.map(picture_fingerprint, [rgb for _, rgb in readable])
             kept = []
             for each, (bits, quality, least) in zip(readable, prints, strict=True):
                 if quality >= least and self._is_copy(bits):
@@ -205,7 +205,7 @@ class Copies:
                 if right.rgb is not None:
                     query = self._distorted(right.number, right.rgb, name)
                 drawn.append(
-                    Row(
+                    WorstCaseRow(
                         (query, wrong.rgb if wrong else None, right.rgb),
                         (
                             name,

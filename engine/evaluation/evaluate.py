@@ -1,36 +1,32 @@
-"""The evaluation of encoders beside baselines: wires the parts and writes what they found."""
+"""The evaluation of encoders beside baselines: copies and classes, measured on the same pictures."""
 
 from __future__ import annotations
 
-import io
-import json
-import re
+import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from engine.config import cpu_count
-from engine.errors import EngineError, UsageError
-from engine.evaluation import worst_cases
-from engine.evaluation.classes import Classes
+from engine.errors import UsageError
+from engine.evaluation.classes import Classes, ClassResult
+from engine.evaluation.classify import check_installed
 from engine.evaluation.copies import Copies, CopyResult
 from engine.evaluation.distort import DISTORTIONS
 from engine.evaluation.entrants import find_all
-from engine.evaluation.labelled import TEST, TRAIN, open_labelled
+from engine.evaluation.labelled import TEST, TRAIN, Labelled, open_labelled
 from engine.evaluation.pictures import Picture, Stream
 from engine.evaluation.report import EncoderResult, EvalReport, EvalSettings
+from engine.evaluation.report_files import fresh_folder, write_report
 from engine.evaluation.timing import Timed
 from engine.records import Rejection
 from engine.sources.source_stream import Sources
-from engine.storage.durable import make_folders, replace_file
-
-REPORT = "eval.json"
 
 Tick = Callable[[int, int | None], None]
 
-__all__ = ["EvalReport", "EvalSettings", "evaluate"]
+_log = logging.getLogger("engine.evaluation")
 
 
 def evaluate(
@@ -52,84 +48,25 @@ def evaluate(
     """
     settings = settings or EvalSettings()
     if not images and not labels:
-        raise UsageError("name images with images=, or labelled ones with labels=, or both")
+        raise UsageError("name images with --images, or labelled ones with --labels, or both")
     if distractors and not images:
-        raise UsageError("distractors go with queries: name these with images=")
-    folder = _fresh_folder(Path(out)) if out is not None else None
+        raise UsageError("distractors go with queries: name these with --images")
+    if labels:
+        check_installed()
+    folder = fresh_folder(Path(out)) if out is not None else None
     began = time.perf_counter()
     with ThreadPoolExecutor(cpu_count()) as pool:
         streams = Stream(images, pool), Stream(distractors, pool)
-        sets = None
+        labelled = None
         if labels:
-            sets = open_labelled(labels[0], TRAIN, pool), open_labelled(labels[1], TEST, pool)
+            labelled = open_labelled(labels[0], TRAIN, pool), open_labelled(labels[1], TEST, pool)
         entrants, absent = find_all(encoders, seed=settings.seed)
         timed = [Timed(entrant) for entrant in entrants]
-        rejected: dict[str, Rejection] = {}  # a picture may be tried more than once
-        done = 0
-        total = _total(images, distractors, labels, settings)
-
-        def reject(picture: Picture) -> None:
-            rejected.setdefault(picture.name, Rejection(picture.name, picture.reason))
-
-        def tick(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress(done, total if total is None else max(total, done))
-
-        copies = classes = None
-        found: list[CopyResult] = []
-        results = [EncoderResult(entrant.name, entrant.what, entrant.dim) for entrant in entrants]
-        if images:
-            copies = Copies(
-                *streams,
-                timed,
-                queries=settings.queries,
-                seed=settings.seed,
-                pool=pool,
-                reject=reject,
-                tick=tick,
-            )
-            found = copies.run()
-            results = [
-                replace(
-                    result,
-                    recall_at_1=each.recall_at_1,
-                    mean_recall_at_1=sum(each.recall_at_1.values()) / len(each.recall_at_1),
-                    micro_average_precision=each.micro_average_precision,
-                    worst=each.worst,
-                )
-                for result, each in zip(results, found, strict=True)
-            ]
-        if sets:
-            classes = Classes(
-                *sets,
-                timed,
-                ks=settings.ks,
-                most_train=settings.most_train,
-                most_test=settings.most_test,
-                seed=settings.seed,
-                reject=reject,
-                tick=tick,
-            )
-            results = [
-                replace(
-                    result,
-                    knn={str(k): share for k, share in each.knn.items()},
-                    probe=each.probe,
-                    probe_strength=each.strength,
-                )
-                for result, each in zip(results, classes.run(), strict=True)
-            ]
-    results = [
-        replace(
-            result,
-            images=watch.images,
-            seconds=watch.seconds,
-            images_per_second=watch.images / max(watch.seconds, 1e-9),
-        )
-        for result, watch in zip(results, timed, strict=True)
-    ]
+        tally = _Tally(progress, _total(images, distractors, labels, settings))
+        copies = _copies(streams, timed, settings, tally, pool) if images else None
+        found = copies.run() if copies else []
+        classes = _classes(labelled, timed, settings, tally) if labelled else None
+        told_apart = classes.run() if classes else []
     report = EvalReport(
         settings=settings,
         engine_version=_version(),
@@ -144,12 +81,106 @@ def evaluate(
         test=classes.test if classes else 0,
         classes=classes.classes if classes else 0,
         shared=classes.shared if classes else 0,
-        results=tuple(results),
+        results=_results(timed, found, told_apart),
         absent=tuple(absent),
-        rejected=tuple(rejected.values()),
+        rejected=tuple(tally.rejected.values()),
         seconds=time.perf_counter() - began,
     )
-    return report if folder is None else _written(report, found, folder)
+    return report if folder is None else write_report(report, found, folder)
+
+
+class _Tally:
+    """Counts the pictures that are done, and keeps those that cannot be read."""
+
+    def __init__(self, progress: Tick | None, total: int | None) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self.rejected: dict[str, Rejection] = {}  # a picture may be tried more than once
+
+    def reject(self, picture: Picture) -> None:
+        if picture.name not in self.rejected:
+            self.rejected[picture.name] = Rejection(picture.name, picture.reason)
+            _log.debug("left out %s: %s", picture.name, picture.reason)
+
+    def tick(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            total = self._total
+            self._progress(self._done, total if total is None else max(total, self._done))
+
+
+def _copies(
+    streams: tuple[Stream, Stream],
+    timed: Sequence[Timed],
+    settings: EvalSettings,
+    tally: _Tally,
+    pool: Executor,
+) -> Copies:
+    _log.info("looking for copies with %s", ", ".join(each.entrant.name for each in timed))
+    return Copies(
+        *streams,
+        timed,
+        queries=settings.queries,
+        seed=settings.seed,
+        pool=pool,
+        reject=tally.reject,
+        tick=tally.tick,
+    )
+
+
+def _classes(
+    labelled: tuple[Labelled, Labelled],
+    timed: Sequence[Timed],
+    settings: EvalSettings,
+    tally: _Tally,
+) -> Classes:
+    _log.info("telling classes apart with %s", ", ".join(each.entrant.name for each in timed))
+    return Classes(
+        *labelled,
+        timed,
+        ks=settings.ks,
+        most_train=settings.most_train,
+        most_test=settings.most_test,
+        seed=settings.seed,
+        reject=tally.reject,
+        tick=tally.tick,
+    )
+
+
+def _results(
+    timed: Sequence[Timed], copies: Sequence[CopyResult], classes: Sequence[ClassResult]
+) -> tuple[EncoderResult, ...]:
+    """One for each entrant; the others are in the same order, or none where that was not measured."""
+    results = []
+    for number, watch in enumerate(timed):
+        entrant = watch.entrant
+        result = EncoderResult(
+            entrant.name,
+            entrant.what,
+            entrant.dim,
+            images=watch.images,
+            seconds=watch.seconds,
+            images_per_second=watch.images / max(watch.seconds, 1e-9),
+        )
+        if copies:
+            found = copies[number]
+            result = replace(
+                result,
+                recall_at_1=found.recall_at_1,
+                mean_recall_at_1=sum(found.recall_at_1.values()) / len(found.recall_at_1),
+                micro_average_precision=found.micro_average_precision,
+                worst=found.worst,
+            )
+        if classes:
+            result = replace(
+                result,
+                knn={str(k): share for k, share in classes[number].knn.items()},
+                probe=classes[number].probe,
+                probe_strength=classes[number].strength,
+            )
+        results.append(result)
+    return tuple(results)
 
 
 def _total(
@@ -167,41 +198,6 @@ def _total(
             return None
         total = count + more + min(count, settings.queries) * len(DISTORTIONS)
     return total + (settings.most_train + settings.most_test if labels else 0)
-
-
-def _fresh_folder(folder: Path) -> Path:
-    try:
-        make_folders(folder)
-        if any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty: name a new folder with out=")
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be made a folder: {error.strerror}") from None
-    return folder
-
-
-def _written(report: EvalReport, found: Sequence[CopyResult], folder: Path) -> EvalReport:
-    """Write sheets and report; returns it with the names of the files."""
-    files: list[str] = []
-    try:
-        for number, each in enumerate(found):
-            if not each.rows:
-                continue
-            name = report.results[number].name
-            path = folder / f"worst-{number + 1}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:80]}.png"
-            data = io.BytesIO()
-            worst_cases.draw(f"{name}: the worst of {report.queries:,} queries", each.rows).save(
-                data, "PNG"
-            )
-            replace_file(path, data.getvalue())
-            files.append(str(path))
-        report = replace(report, files=(*files, str(folder / REPORT)))
-        body = json.dumps(asdict(report), indent=2) + "\n"
-        replace_file(folder / REPORT, body.encode())
-    except OSError as error:
-        raise EngineError(
-            f"{folder} cannot be written ({error.strerror}): make room there, or choose another"
-        ) from None
-    return report
 
 
 def _version() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.errors import UsageError
-from engine.evaluation.entrants import Absent
+from engine.evaluation.entrants import AbsentEntrant
 from engine.records import Rejection
 
 
@@ -78,7 +78,7 @@ class EvalReport:
     classes: int
     shared: int  # pictures to test that are also among those to learn from
     results: tuple[EncoderResult, ...]
-    absent: tuple[Absent, ...]
+    absent: tuple[AbsentEntrant, ...]
     rejected: tuple[Rejection, ...]
     seconds: float
     files: tuple[str, ...] = ()  # written into ``out``

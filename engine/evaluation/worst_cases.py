@@ -15,14 +15,14 @@ _SHOWN, _FIRST = 30, 6  # characters below a picture, and how many of them from 
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class WorstCaseRow:
     """One case: three pictures (H, W, 3) uint8, or None where one is gone, and a line for each."""
 
     pictures: tuple[Array | None, Array | None, Array | None]
     lines: tuple[str, str, str]
 
 
-def draw(title: str, rows: Sequence[Row]) -> Image.Image:
+def draw(title: str, rows: Sequence[WorstCaseRow]) -> Image.Image:
     """The sheet, with a heading above each column."""
     width = 3 * (_CELL + _GAP) + _GAP
     high = _CELL + _TEXT + _GAP

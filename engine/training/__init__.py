@@ -1,7 +1,9 @@
 """Training of encoders; the only room that needs torch, which it imports when it is imported."""
 
-from engine.training.loop import TrainProgress, TrainReport, saved_run, train
 from engine.training.recipes import RECIPES, resolve
+from engine.training.report import TrainProgress, TrainReport
+from engine.training.resume import saved_run
+from engine.training.run import train
 from engine.training.settings import TrainSettings
 
 __all__ = [

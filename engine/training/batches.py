@@ -13,7 +13,8 @@ import torch
 import xxhash
 from torch import Generator, Tensor
 
-from engine.training import augment, data
+from engine.training import augment
+from engine.training.pictures import Pictures
 from engine.training.settings import TrainSettings
 
 
@@ -25,7 +26,7 @@ class Batches:
 
     def __init__(
         self,
-        pictures: data.Pictures,
+        pictures: Pictures,
         settings: TrainSettings,
         size: int,
         device: torch.device,
@@ -67,7 +68,7 @@ class Batches:
         rows: list[int] = shuffled[in_epoch * self._size :][: self._size].tolist()
         return rows
 
-    def views(self, pictures: data.Pictures, rows: Sequence[int], generator: Generator) -> Tensor:
+    def views(self, pictures: Pictures, rows: Sequence[int], generator: Generator) -> Tensor:
         """One augmented view for each of ``rows``: (len(rows), 3, S, S) float32 on the device."""
         draws = augment.draw([pictures.sizes[row] for row in rows], self._settings, generator)
         crops = augment.crop(

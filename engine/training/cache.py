@@ -194,7 +194,7 @@ class PictureWriter:
         )
 
 
-def find(folder: Path, key: str, square: int) -> PictureFile | None:
+def find_pictures(folder: Path, key: str, square: int) -> PictureFile | None:
     """The pictures that an earlier run kept under ``key``; None if they are to be made."""
     try:
         said = _manifest(folder / f"{key}.json")

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RunPosition:
     """Where a run is; beside its tensors all that it needs to go on."""
 
     step: int  # steps taken
@@ -83,23 +83,23 @@ def load_checkpoint(folder: Path) -> tuple[SimCLR, Provenance]:
 
 
 def save_last(
-    folder: Path, tensors: dict[str, Tensor], provenance: Provenance, place: Place
+    folder: Path, tensors: dict[str, Tensor], provenance: Provenance, position: RunPosition
 ) -> None:
     """Replace what the folder's run goes on from, atomically."""
-    fields = _fields(provenance) | {"place": json.dumps(asdict(place))}
+    fields = _fields(provenance) | {"place": json.dumps(asdict(position))}
     write_tensors(folder / LAST, tensors, fields)
 
 
-def load_last(folder: Path) -> tuple[dict[str, Tensor], Provenance, Place]:
+def load_last(folder: Path) -> tuple[dict[str, Tensor], Provenance, RunPosition]:
     """What ``save_last`` has written."""
     path = folder / LAST
     tensors, raw = read_tensors(path)
     with fitting(path):
-        place = Place(**json.loads(raw["place"]))
-        numbers = (place.step, place.best_epoch)
+        position = RunPosition(**json.loads(raw["place"]))
+        numbers = (position.step, position.best_epoch)
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise ValueError(f"a place of {place}")
-        return tensors, _provenance(raw), place
+            raise ValueError(f"a position of {position}")
+        return tensors, _provenance(raw), position
 
 
 def last_provenance(folder: Path) -> Provenance:
@@ -126,11 +126,7 @@ def _fields(provenance: Provenance) -> dict[str, str]:
 
 
 def _provenance(raw: dict[str, str]) -> Provenance:
-    values = {
-        field.name: json.loads(raw[field.name])
-        for field in fields(Provenance)
-        if field.name in raw or field.default is MISSING
-    }
+    values = {field.name: json.loads(raw[field.name]) for field in fields(Provenance)}
     return Provenance(**{**values, "settings": TrainSettings.from_dict(values["settings"])})
 
 

@@ -6,15 +6,11 @@ Pillow's antialiased bilinear resize. Its output is ``embedding``, (n, dim) floa
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,12 +21,12 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
-from onnxruntime import quantization
 from onnxruntime.quantization import shape_inference
 
 from engine.errors import TrainingError
 from engine.training.checkpoint import Provenance, load_checkpoint, replace
 from engine.training.model import Deployed, SimCLR, normalised
+from engine.training.quantise import Images, in_batches, quantise
 from engine.training.settings import TrainSettings
 
 FP32 = "model.onnx"
@@ -44,19 +40,14 @@ OPSET = 18
 CALIBRATION_IMAGES = 256
 MIN_COSINE = 0.9999  # of fp32 ONNX with the network itself
 MIN_OVERLAP = 0.9  # of the ten nearest by int8 and by fp32; with less, fp32 is what runs
-PERCENTILE = 99.999
-# Everything but the normalisation of the input, which stays float.
-QUANTIZED = ["Add", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "ReduceMean", "Relu"]
 _WORK = ".export-"  # how the folder begins that files are made in
-_BATCH = 32
 _NEIGHBOURS = 10
 
 Vectors = npt.NDArray[np.float32]
-Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class ExportReport:
+class EncoderExportReport:
     """What an export wrote. ``parity`` says how well the files agree, see ``encoder.json``.
 
     ``default`` is the file that runs: "int8", or "fp32" where int8 loses too many neighbours.
@@ -71,7 +62,7 @@ class ExportReport:
 
 def export(
     checkpoint_dir: str | Path, calibration: Images, held_out: Images | None = None
-) -> ExportReport:
+) -> EncoderExportReport:
     """Write the encoder of the checkpoint in ``checkpoint_dir`` beside it.
 
     Both are (n, S, S, 3) uint8, squashed: int8 takes its ranges from ``calibration``, and what the
@@ -112,7 +103,7 @@ def export(
         (work / ENCODER).write_text(json.dumps(described, indent=2) + "\n")
         for file in (FP32, INT8, ENCODER):  # last what names the others
             replace(work / file, folder / file)
-    return ExportReport(
+    return EncoderExportReport(
         out=str(folder),
         fp32_bytes=(folder / FP32).stat().st_size,
         int8_bytes=(folder / INT8).stat().st_size,
@@ -178,7 +169,7 @@ def _write_int8(
     best: tuple[str, tuple[float, float]] | None = None
     for method in ("MinMax", "Percentile"):
         path = work / f"{method}.onnx"
-        _quantise(prepared, path, calibration, method)
+        quantise(prepared, path, calibration, method, input_name=INPUT)
         agreement = _agreement(reference, _run(path, test))
         if best is None or agreement > best[1]:
             best = (method.lower(), agreement)
@@ -187,86 +178,10 @@ def _write_int8(
     return best
 
 
-def _quantise(prepared: Path, path: Path, calibration: Images, method: str) -> None:
-    """Static, per channel, u8 activations and i8 weights.
-
-    The last layer stays float: its output is the embedding, which 8 bits would round once more.
-    ``reduce_range`` keeps weights to 7 bits: x86 without VNNI adds two products in 16 bits, which
-    saturate with 8.
-    """
-    with _quiet():
-        quantization.quantize_static(
-            str(prepared),
-            str(path),
-            _Batches(calibration),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=QUANTIZED,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=quantization.CalibrationMethod[method],
-            nodes_to_exclude=[_last_layer(prepared)],
-            # A stride of one batch: otherwise the activations of all images are held at once.
-            extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
-        )
-    model = onnx.load(path)
-    used = {node.domain for node in model.graph.node}
-    for opset in [opset for opset in model.opset_import if opset.domain not in used]:
-        model.opset_import.remove(opset)  # the quantizer asks for all it knows of
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def _last_layer(path: Path) -> str:
-    nodes = onnx.load(path, load_external_data=False).graph.node
-    return str([node.name for node in nodes if node.op_type == "Gemm"][-1])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantizer's prints and advice off standard output and the logs."""
-    root = logging.getLogger()
-    root.addFilter(_is_error)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.removeFilter(_is_error)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
-
-
-class _Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Feeds the calibration images a batch at a time, over the range that is set."""
-
-    def __init__(self, images: Images) -> None:
-        self._all = _batches(images)
-        self._rest = iter(self._all)
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Start over with the batches from ``start_index`` up to ``end_index``."""
-        self._rest = iter(self._all[start_index:end_index])
-
-    def get_next(self) -> dict[str, Images] | None:
-        """The next batch, or None when there is none."""
-        batch = next(self._rest, None)
-        return None if batch is None else {INPUT: batch}
-
-
-def _batches(images: Images) -> list[Images]:
-    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-
-
 def _run(path: Path, images: Images) -> Vectors:
     """(n, S, S, 3) uint8 → (n, dim) float32 through ONNX Runtime."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    vectors = [session.run([OUTPUT], {INPUT: batch})[0] for batch in _batches(images)]
+    vectors = [session.run([OUTPUT], {INPUT: batch})[0] for batch in in_batches(images)]
     return np.concatenate(vectors)
 
 
@@ -275,7 +190,7 @@ def _run_torch(network: SimCLR, settings: TrainSettings, images: Images) -> Vect
     with torch.inference_mode():
         vectors = [
             network(normalised(torch.from_numpy(batch), settings.mean, settings.std))
-            for batch in _batches(images)
+            for batch in in_batches(images)
         ]
     return np.asarray(torch.cat(vectors).numpy(), np.float32)
 

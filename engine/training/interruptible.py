@@ -13,7 +13,7 @@ class AbandonedError(Exception):
 
 
 @contextmanager
-def asking(network: nn.Module, stop: Callable[[], bool]) -> Iterator[None]:
+def stopping_between_layers(network: nn.Module, stop: Callable[[], bool]) -> Iterator[None]:
     """Passes that begin in the block raise ``AbandonedError`` once ``stop`` says so, gradients too."""
 
     def ask(*_: object) -> None:
@@ -35,7 +35,7 @@ def asking(network: nn.Module, stop: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def whole_or_not(network: nn.Module) -> Iterator[None]:
+def undone_if_abandoned(network: nn.Module) -> Iterator[None]:
     """Put back what an abandoned pass has changed: the running statistics of normalisation."""
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from engine.errors import UsageError
 
@@ -63,102 +63,12 @@ class TrainSettings:
     workers: int = 0  # threads that read and crop; 0 is one a core
 
     def __post_init__(self) -> None:
-        _require(
-            isinstance(self.recipe, str) and self.recipe.isidentifier(), "recipe", self, "a name"
-        )
-        _require(self.method in METHODS, "method", self, " or ".join(METHODS))
-        _require(_is_int(self.queue) and self.queue >= -1, "queue", self, "≥ 0")
+        for names, wanted, holds in _CHECKS:
+            for name in names.split():
+                if not holds(getattr(self, name), self):
+                    raise UsageError(f"{name} is {getattr(self, name)!r}: it has to be {wanted}")
         if self.queue == -1:
             object.__setattr__(self, "queue", QUEUE if self.method == "moco" else 0)
-        _require(
-            self.queue == 0 or self.method == "moco", "queue", self, "0 unless the method is moco"
-        )
-        _require(
-            _is_number(self.momentum) and 0 <= self.momentum < 1,
-            "momentum",
-            self,
-            "at least 0 and below 1",
-        )
-        _require(
-            _is_number(self.hard_negatives) and self.hard_negatives >= 0,
-            "hard_negatives",
-            self,
-            "≥ 0",
-        )
-        _require(
-            _is_number(self.tau_plus) and 0 <= self.tau_plus < 1,
-            "tau_plus",
-            self,
-            "at least 0 and below 1",
-        )
-        _require(isinstance(self.semi_hard, bool), "semi_hard", self, "true or false")
-        for name in ("hard_negatives", "tau_plus", "semi_hard"):
-            _require(
-                not getattr(self, name) or self.method != "supervised",
-                name,
-                self,
-                "off, for the method supervised has no negatives",
-            )
-        for name in ("warmup", "workers"):
-            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 0, name, self, "≥ 0")
-        _require(
-            _is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self, "≥ 0"
-        )
-        for name in ("image_size", "blur_kernel", "batch", "epochs", "hidden", "dim"):
-            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, self, "≥ 1")
-        _require(self.image_size >= 16, "image_size", self, "at least 16 pixels")
-        _require(self.batch >= 2, "batch", self, "at least 2, for an image needs another to differ")
-        _require(self.blur_kernel % 2 == 1, "blur_kernel", self, "an odd number")
-        _require(
-            self.blur_kernel // 2 < self.image_size, "blur_kernel", self, "smaller than the image"
-        )
-        _require(
-            _floats(self.crop_scale, 2) and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
-            "crop_scale",
-            self,
-            "two numbers with 0 < first ≤ second ≤ 1",
-        )
-        _require(
-            _floats(self.jitter, 4)
-            and all(0 <= value <= 1 for value in self.jitter[:3])
-            and 0 <= self.jitter[3] <= 0.5,
-            "jitter",
-            self,
-            "brightness, contrast and saturation from 0 to 1 and hue from 0 to 0.5",
-        )
-        _require(_floats(self.mean, 3), "mean", self, "three numbers")
-        _require(
-            _floats(self.std, 3) and all(value > 0 for value in self.std),
-            "std",
-            self,
-            "three numbers above 0",
-        )
-        _require(
-            self.held_out is None or (_is_number(self.held_out) and 0 <= self.held_out <= 0.5),
-            "held_out",
-            self,
-            "0 to 0.5",
-        )
-        for name in ("flip", "grey", "turn", "erase", "bits"):
-            value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value <= 1, name, self, "from 0 to 1")
-        _require(_is_number(self.shrink) and self.shrink >= 1, "shrink", self, "≥ 1")
-        for name in ("temperature", "learning_rate"):
-            value = getattr(self, name)
-            _require(_is_number(value) and value > 0, name, self, "above 0")
-        _require(_is_int(self.seed) and 0 <= self.seed < 2**63, "seed", self, "0 to 2^63 - 1")
-        _require(self.precision in PRECISIONS, "precision", self, " or ".join(PRECISIONS))
-        _require(self.schedule in SCHEDULES, "schedule", self, " or ".join(SCHEDULES))
-        _require(
-            isinstance(self.device, str)
-            and (
-                self.device in ("auto", "cpu", "cuda")
-                or (self.device.startswith("cuda:") and self.device[5:].isdecimal())
-            ),
-            "device",
-            self,
-            "auto, cpu, cuda or cuda:N",
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """A dict that JSON can hold; tuples are lists."""
@@ -188,7 +98,7 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value < 2**63
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= sys.float_info.max  # which an int may be beyond
@@ -198,6 +108,77 @@ def _floats(value: object, count: int) -> bool:
     return isinstance(value, tuple) and len(value) == count and all(map(_is_number, value))
 
 
-def _require(holds: bool, name: str, settings: TrainSettings, wanted: str) -> None:
-    if not holds:
-        raise UsageError(f"{name} is {getattr(settings, name)!r}: it has to be {wanted}")
+def _is_share(value: object) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_device(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    return value in ("auto", "cpu", "cuda") or (value.startswith("cuda:") and value[5:].isdecimal())
+
+
+# Settings, what each of them has to be in words, and whether a value is that. They are checked in this
+# order, so that a later check may trust an earlier one.
+_CHECKS: tuple[tuple[str, str, Callable[[Any, TrainSettings], bool]], ...] = (
+    ("recipe", "a name", lambda value, _: isinstance(value, str) and value.isidentifier()),
+    ("method", " or ".join(METHODS), lambda value, _: value in METHODS),
+    ("queue", "≥ 0", lambda value, _: _is_int(value) and value >= -1),
+    (
+        "queue",
+        "0 unless the method is moco",
+        lambda value, settings: value in (0, -1) or settings.method == "moco",
+    ),
+    (
+        "momentum tau_plus",
+        "at least 0 and below 1",
+        lambda value, _: _is_number(value) and 0 <= value < 1,
+    ),
+    ("hard_negatives weight_decay", "≥ 0", lambda value, _: _is_number(value) and value >= 0),
+    ("semi_hard", "true or false", lambda value, _: isinstance(value, bool)),
+    (
+        "hard_negatives tau_plus semi_hard",
+        "off, for the method supervised has no negatives",
+        lambda value, settings: not value or settings.method != "supervised",
+    ),
+    ("warmup workers", "≥ 0", lambda value, _: _is_int(value) and value >= 0),
+    (
+        "image_size blur_kernel batch epochs hidden dim",
+        "≥ 1",
+        lambda value, _: _is_int(value) and value >= 1,
+    ),
+    ("image_size", "at least 16 pixels", lambda value, _: value >= 16),
+    ("batch", "at least 2, for an image needs another to differ", lambda value, _: value >= 2),
+    ("blur_kernel", "an odd number", lambda value, _: value % 2 == 1),
+    (
+        "blur_kernel",
+        "smaller than the image",
+        lambda value, settings: value // 2 < settings.image_size,
+    ),
+    (
+        "crop_scale",
+        "two numbers with 0 < first ≤ second ≤ 1",
+        lambda value, _: _floats(value, 2) and 0 < value[0] <= value[1] <= 1,
+    ),
+    (
+        "jitter",
+        "brightness, contrast and saturation from 0 to 1 and hue from 0 to 0.5",
+        lambda value, _: (
+            _floats(value, 4) and all(0 <= each <= 1 for each in value[:3]) and 0 <= value[3] <= 0.5
+        ),
+    ),
+    ("mean", "three numbers", lambda value, _: _floats(value, 3)),
+    ("std", "three numbers above 0", lambda value, _: _floats(value, 3) and min(value) > 0),
+    (
+        "held_out",
+        "0 to 0.5",
+        lambda value, _: value is None or (_is_number(value) and 0 <= value <= 0.5),
+    ),
+    ("flip grey turn erase bits", "from 0 to 1", lambda value, _: _is_share(value)),
+    ("shrink", "≥ 1", lambda value, _: _is_number(value) and value >= 1),
+    ("temperature learning_rate", "above 0", lambda value, _: _is_number(value) and value > 0),
+    ("seed", "0 to 2^63 - 1", lambda value, _: _is_int(value) and 0 <= value < 2**63),
+    ("precision", " or ".join(PRECISIONS), lambda value, _: value in PRECISIONS),
+    ("schedule", " or ".join(SCHEDULES), lambda value, _: value in SCHEDULES),
+    ("device", "auto, cpu, cuda or cuda:N", lambda value, _: _is_device(value)),
+)

@@ -14,7 +14,7 @@ from engine.cli.output import show_line
 from engine.cli.status import DONE, NOT_FOUND
 from engine.config import default_store
 from engine.errors import StoreDamagedError
-from engine.maintenance.check import unreadable
+from engine.maintenance.check.run import unreadable
 
 
 def check(

@@ -25,7 +25,7 @@ class EvalOptions:
         typer.Argument(
             metavar="ENCODER...",
             help="simclr, a folder that 'engine train' wrote, a FILE.onnx, or a baseline: pixels, "
-            "pdq, untrained, efficientnet-lite0=FILE.pth.",
+            "pdq, untrained.",
         ),
     ] = None
     images: Annotated[

@@ -17,7 +17,7 @@ from engine.cli.progress import Progress
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
 from engine.config import check_keep_pixels, default_store
 from engine.errors import UsageError
-from engine.sources.locate import Sources
+from engine.sources.source_stream import Sources
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,9 @@ from engine.errors import UsageError
 
 torch = pytest.importorskip("torch")
 
-from engine.training import data
+from engine.training import decoding
+from engine.training.pictures import RunPictures, read_pictures
+from engine.training.shrinking import target_sizes
 
 
 def photo(path: Path, size: tuple[int, int] = (60, 40), seed: int = 0) -> Path:
@@ -35,10 +37,10 @@ def png(size: tuple[int, int] = (60, 40), seed: int = 0) -> bytes:
     return out.getvalue()
 
 
-def read(*sources: str | Path, folder: Path | None = None, **given: Any) -> data.Read:
+def read(*sources: str | Path, folder: Path | None = None, **given: Any) -> RunPictures:
     given = {"side": 20, "square": 16, "tick": lambda done, total: None} | given
     with ThreadPoolExecutor(2) as pool:
-        return data.read(
+        return read_pictures(
             [str(source) for source in sources],
             folder=folder or Path(str(sources[0])).parent,
             pool=pool,
@@ -46,7 +48,7 @@ def read(*sources: str | Path, folder: Path | None = None, **given: Any) -> data
         )
 
 
-def reasons(found: data.Read) -> list[str]:
+def reasons(found: RunPictures) -> list[str]:
     return [f"{one.source}: {one.reason}" for one in found.rejected]
 
 
@@ -299,7 +301,7 @@ def test_what_is_too_much_even_when_small_is_refused(tmp_path: Path) -> None:
     st.integers(16, 400),
 )
 def test_shrunk_sizes_are_bounded_and_keep_their_shape(size: tuple[int, int], side: int) -> None:
-    height, width = data._targets(np.array([size]), side)[0].tolist()
+    height, width = target_sizes(np.array([size]), side)[0].tolist()
     assert 1 <= height <= size[0] and 1 <= width <= size[1]
     assert max(height, width) <= 8 * side
     if max(size) <= 7 * min(size):
@@ -311,13 +313,13 @@ def test_shrunk_sizes_are_bounded_and_keep_their_shape(size: tuple[int, int], si
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many images have been decoded so far."""
     calls: list[int] = []
-    real = data.decode.decode
+    real = decoding.canonical.decode
 
     def decode(*args: Any, **given: Any) -> Any:
         calls.append(1)
         return real(*args, **given)
 
-    monkeypatch.setattr(data.decode, "decode", decode)
+    monkeypatch.setattr(decoding.canonical, "decode", decode)
     return lambda: len(calls)
 
 

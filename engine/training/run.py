@@ -1,0 +1,240 @@
+"""A training run from its sources to the exported encoder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from engine.config import cpu_count
+from engine.encoders import registry
+from engine.errors import UsageError
+from engine.training.batches import Batches
+from engine.training.checkpoint import Provenance, engine_version, load_checkpoint
+from engine.training.export import export
+from engine.training.loop import TrainingLoop
+from engine.training.malloc_pages import kept_pages
+from engine.training.model import SimCLR, build
+from engine.training.report import Reporter, TrainProgress, TrainReport
+from engine.training.resume import check_settings, restore, saved_run
+from engine.training.run_folder import check_fresh, locked, make_folder, write_errors
+from engine.training.run_sources import check_sources
+from engine.training.saving import Saver
+from engine.training.scoring import Scorer
+from engine.training.settings import TrainSettings
+from engine.training.trainer import Trainer, memory_errors
+from engine.training.training_set import TrainingSet, read_training_set
+
+LOGS = "logs"
+
+_log = logging.getLogger("engine.training")
+
+
+def train(
+    sources: Sequence[str],
+    out: str | Path,
+    settings: TrainSettings | None = None,
+    *,
+    progress: Callable[[TrainProgress], None] | None = None,
+    name: str | None = None,
+    description: str = "",
+    licence: str = "",
+    init: str | Path | None = None,
+    resume: bool = False,
+    cache: str | Path | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> TrainReport:
+    """Train an encoder on the images of ``sources`` and write it into the folder ``out``.
+
+    ``name`` (default: the folder's name), ``description`` (what the images are, under which
+    licence) and ``licence`` (of the weights) become part of the encoder. Unreadable images are
+    skipped and reported. What is exported is the best network, by what was held out, or the last
+    where nothing was. Once ``stop`` says so the run ends, the step under way is given up, and it can be
+    resumed.
+
+    ``init`` is an encoder to begin with the weights of, by name or folder, instead of random ones; its
+    widths have to be those of the settings.
+
+    ``resume`` goes on with the run in ``out``, with its settings if none are given; more epochs
+    may be. On the CPU the result is that of a run that never stopped. ``cache`` is a folder that
+    keeps the decoded images for the next run. ``UsageError`` where other settings or other images
+    are given; ``TrainingError`` where a run cannot go on.
+    """
+    folder = Path(out)
+    before = saved_run(folder) if resume else None
+    settings = settings or (before.settings if before else TrainSettings())
+    device = _device(settings.device)
+    if before:
+        check_settings(before.settings, settings, folder)
+        if init is not None:
+            raise UsageError(f"the training in {folder} has begun: leave out init, or resume")
+    first = _first_weights(init, settings) if init is not None else None
+    check_sources(sources)
+    make_folder(folder)
+    run = _Run(settings, folder, device, Reporter(progress), stop or _never)
+    with ExitStack() as stack:
+        stack.enter_context(locked(folder))
+        if not before:
+            check_fresh(folder)
+        training_set = run.read(sources, Path(cache) if cache is not None else None, stack)
+        stack.enter_context(write_errors(folder))
+        stack.enter_context(memory_errors(device))
+        earlier = before.data if before else {}
+        provenance = Provenance(
+            name=name or (before.name if before else folder.resolve().name),
+            settings=settings,
+            epoch=0,
+            loss=None,
+            data=training_set.described(
+                description or earlier.get("description", ""),
+                first[1].name if first else earlier.get("init", ""),
+            ),
+            engine_version=engine_version(),
+            licence=licence or (before.licence if before else ""),
+        )
+        network = first[0] if first else build(settings)
+        return run.train(training_set, network, provenance, stack, resume=before is not None)
+
+
+class _Run:
+    """What all parts of one run share."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        folder: Path,
+        device: torch.device,
+        reporter: Reporter,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._device = device
+        self._reporter = reporter
+        self._stop = stop
+        self._began = time.perf_counter()
+        self._pool: ThreadPoolExecutor
+
+    def read(self, sources: Sequence[str], cache: Path | None, stack: ExitStack) -> TrainingSet:
+        """Decode the images; what is open then is closed with ``stack``."""
+        self._pool = stack.enter_context(ThreadPoolExecutor(self._settings.workers or cpu_count()))
+        training_set = read_training_set(
+            sources,
+            self._settings,
+            folder=self._folder,
+            cache=cache,
+            pool=self._pool,
+            stop=self._stop,
+            reporter=self._reporter,
+        )
+        stack.callback(training_set.read.close)
+        return training_set
+
+    def train(
+        self,
+        training_set: TrainingSet,
+        network: SimCLR,
+        provenance: Provenance,
+        stack: ExitStack,
+        *,
+        resume: bool,
+    ) -> TrainReport:
+        """Train to the end and export, unless the run is stopped."""
+        folder, settings, read = self._folder, self._settings, training_set.read
+        labels = read.pictures.labels
+        trainer = Trainer(settings, network, labels, self._device, self._stop)
+        batches = Batches(read.pictures, settings, training_set.batch, self._device, self._pool)
+        position = None
+        if resume:
+            position = restore(folder, provenance, trainer, batches.per_epoch * settings.epochs)
+        purge = position.step + 1 if position else None
+        writer = stack.enter_context(SummaryWriter(str(folder / LOGS), purge_step=purge))
+        held_out = read.held_out, read.held_out_squashed
+        loop = TrainingLoop(
+            provenance,
+            trainer,
+            batches,
+            Scorer(settings, *held_out, batches, trainer, writer, folder),
+            Saver(folder, trainer),
+            batch=training_set.batch,
+            writer=writer,
+            reporter=self._reporter,
+            stop=self._stop,
+            began=self._began,
+        )
+        if position:
+            loop.resume(position)
+        _log.info("training from step %d on %d images", loop.step, len(read.pictures))
+        with kept_pages():
+            loop.run()
+        if loop.interrupted:
+            return self._report(training_set, loop, {})
+        self._reporter.tell(TrainProgress("export"))
+        return self._report(training_set, loop, self._export(training_set))
+
+    def _export(self, training_set: TrainingSet) -> dict[str, float | int | str]:
+        """Write the encoder; returns how well its files agree."""
+        exported = export(self._folder, *training_set.calibration())
+        if exported.default != "int8":
+            self._reporter.warn(
+                f"int8 finds {exported.parity['int8_fp32_top10_overlap']:.0%} of the ten nearest that "
+                f"fp32 finds: fp32 is what runs, at a third of the speed"
+            )
+        _log.info("exported %s, which runs in %s", self._folder, exported.default)
+        return exported.parity
+
+    def _report(
+        self, training_set: TrainingSet, loop: TrainingLoop, parity: dict[str, float | int | str]
+    ) -> TrainReport:
+        read = training_set.read
+        steps_here = loop.step - loop.first_step
+        return TrainReport(
+            images=len(read.pictures),
+            held_out=len(read.held_out),
+            rejected=tuple(read.rejected),
+            epochs=loop.epochs,
+            steps=loop.step,
+            seconds=time.perf_counter() - self._began,
+            images_per_second=steps_here * training_set.batch / max(loop.seconds, 1e-9),
+            loss=loop.loss,
+            held_out_recall=loop.recall,
+            out=str(self._folder),
+            parity=parity,
+            warnings=tuple(self._reporter.warnings),
+            held_out_accuracy=loop.accuracy,
+            best_epoch=loop.best_epoch,
+            interrupted=loop.interrupted,
+        )
+
+
+def _never() -> bool:
+    return False
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted != "cpu":
+        number = int(wanted.partition(":")[2] or 0)
+        if not torch.cuda.is_available() or number >= torch.cuda.device_count():
+            raise UsageError(
+                f"the device {wanted} is not there, or this torch cannot use it: "
+                f"choose the device auto or cpu"
+            )
+    return torch.device(wanted)
+
+
+def _first_weights(init: str | Path, settings: TrainSettings) -> tuple[SimCLR, Provenance]:
+    """The network of an encoder, by name or folder, and what is known of it."""
+    network, provenance = load_checkpoint(registry.find(str(init)).model.parent)
+    for name in ("hidden", "dim"):
+        theirs, ours = getattr(provenance.settings, name), getattr(settings, name)
+        if theirs != ours:
+            raise UsageError(f"{name} of the encoder {init} is {theirs}, not {ours}: ask for that")
+    return network, provenance
