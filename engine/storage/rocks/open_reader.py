@@ -22,7 +22,6 @@ from rocksdict import AccessType
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
 from engine.storage import file_names
-from engine.storage.nofollow import ForeignError
 from engine.storage.rocks import opening
 from engine.storage.rocks.database import FOLDER, Keys
 from engine.storage.rocks.folder import (
@@ -32,6 +31,7 @@ from engine.storage.rocks.folder import (
     require_readable,
 )
 from engine.storage.rocks.pin import TRIES, MovedError, pinned, version
+from engine.storage.safe_folders import ForeignError
 from engine.storage.temp_folders import claimed, sweep
 
 _OPEN_TRIES = 4  # of what was found not to move
