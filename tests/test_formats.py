@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import encoded
 from layouts import box, chunk, packed, png, tiff
 from PIL import Image, ImageOps, PngImagePlugin
 
@@ -21,13 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeW
 RNG = np.random.default_rng(20250712)
 PICTURE = RNG.integers(0, 256, (6, 7, 3), np.uint8)
 DEEP = RNG.integers(0, 65536, (6, 7, 3), np.uint16)
-
-
-def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 def decoded(data: bytes) -> bytes:
@@ -147,8 +141,8 @@ def test_the_frames_of_a_png_are_counted_without_reading_them():
     frames = [Image.fromarray(PICTURE), Image.new("RGB", (7, 6)), Image.new("RGB", (7, 6), "red")]
     info = PngImagePlugin.PngInfo()
     info.add_text("a", "b")
-    moving = save(frames[0], "PNG", save_all=True, append_images=frames[1:], pnginfo=info)
-    hidden = save(
+    moving = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:], pnginfo=info)
+    hidden = encoded(
         frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=True, pnginfo=info
     )
     for data, count in ((moving, 3), (hidden, 3)):
@@ -186,7 +180,7 @@ def jp2(
 
 
 def codestream(array: np.ndarray) -> bytes:
-    return save(array, "JPEG2000", no_jp2=True)
+    return encoded(array, "JPEG2000", no_jp2=True)
 
 
 def with_depth(data: bytes, depth: int, *, signed: bool = False) -> bytes:
@@ -329,7 +323,7 @@ def test_what_only_looks_like_a_configuration_is_not_believed():
         return bytes(moved[:end]) + added + bytes(moved[end:])
 
     smooth = np.full((16, 16, 3), 99, np.uint8)
-    honest = save(smooth, "AVIF")
+    honest = encoded(smooth, "AVIF")
     claims = b"av1C\x81\x40\x40\0", b"av1C\x81\0\0\0"
     assert decoded(with_free(honest, claims[0])) == decoded(honest)
     forged = with_free(saying_8_bits(DEEP_AVIF), claims[1])
@@ -339,8 +333,8 @@ def test_what_only_looks_like_a_configuration_is_not_believed():
 
 
 def test_the_alpha_and_the_frames_of_an_avif_are_looked_at():
-    alpha = save(Image.new("RGBA", (16, 16), (1, 2, 3, 77)), "AVIF")
-    moving = save(
+    alpha = encoded(Image.new("RGBA", (16, 16), (1, 2, 3, 77)), "AVIF")
+    moving = encoded(
         Image.new("RGB", (16, 16)),
         "AVIF",
         save_all=True,
@@ -358,14 +352,14 @@ def test_the_alpha_and_the_frames_of_an_avif_are_looked_at():
 def test_the_exif_of_an_avif_may_be_broken():
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "a description of the picture", 6
-    whole = save(PICTURE, "AVIF", exif=exif)
+    whole = encoded(PICTURE, "AVIF", exif=exif)
     at = whole.rindex(b"MM\0*" if b"MM\0*" in whole else b"II*\0")
     assert decoded(whole[:at] + b"XXXX" + whole[at + 4 :]) == decoded(whole)
     assert px.decode(whole).pixels.width == 6
 
 
 def test_an_avif_that_does_not_hold_together_is_refused():
-    data = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
+    data = encoded(np.full((16, 16, 3), 99, np.uint8), "AVIF")
     for at in range(0, len(data), 3):  # every cut, and every byte gone wrong
         for broken in (data[:at], data[:at] + b"\xff" + data[at + 1 :]):
             try:
@@ -385,26 +379,26 @@ def opened_files() -> dict[str, bytes]:
     palette = Image.fromarray(PICTURE).quantize(16)
     grey_alpha = Image.fromarray(PICTURE).convert("LA")
     return {
-        "turned jpeg": save(PICTURE, "JPEG", exif=exif),
-        "turned png": save(PICTURE, "PNG", exif=exif),
-        "turned webp": save(PICTURE, "WEBP", exif=exif),
-        "turned tiff": save(PICTURE, "TIFF", exif=exif),
-        "turned avif": save(PICTURE, "AVIF", exif=exif),
-        "cmyk": save(Image.fromarray(PICTURE).convert("CMYK"), "JPEG"),
-        "palette": save(palette, "PNG"),
-        "transparent palette": save(palette, "PNG", transparency=3),
-        "grey and alpha": save(grey_alpha, "PNG"),
-        "bits": save(Image.fromarray(PICTURE[..., 0] > 99), "PNG"),
-        "moving gif": save(frames[0], "GIF", **moving),
-        "moving png": save(frames[0], "PNG", **moving),
-        "moving webp": save(frames[0], "WEBP", **moving),
-        "pages": save(frames[0], "TIFF", **moving),
-        "mpo": save(frames[0], "MPO", exif=exif, **moving),
-        "grey of 16 bits": save(DEEP[..., 0], "PNG"),
+        "turned jpeg": encoded(PICTURE, "JPEG", exif=exif),
+        "turned png": encoded(PICTURE, "PNG", exif=exif),
+        "turned webp": encoded(PICTURE, "WEBP", exif=exif),
+        "turned tiff": encoded(PICTURE, "TIFF", exif=exif),
+        "turned avif": encoded(PICTURE, "AVIF", exif=exif),
+        "cmyk": encoded(Image.fromarray(PICTURE).convert("CMYK"), "JPEG"),
+        "palette": encoded(palette, "PNG"),
+        "transparent palette": encoded(palette, "PNG", transparency=3),
+        "grey and alpha": encoded(grey_alpha, "PNG"),
+        "bits": encoded(Image.fromarray(PICTURE[..., 0] > 99), "PNG"),
+        "moving gif": encoded(frames[0], "GIF", **moving),
+        "moving png": encoded(frames[0], "PNG", **moving),
+        "moving webp": encoded(frames[0], "WEBP", **moving),
+        "pages": encoded(frames[0], "TIFF", **moving),
+        "mpo": encoded(frames[0], "MPO", exif=exif, **moving),
+        "grey of 16 bits": encoded(DEEP[..., 0], "PNG"),
         "transparent grey of 16 bits": png(
             DEEP[..., :1], 16, 0, chunk(b"tRNS", DEEP[1, 1, :1].astype(">u2").tobytes())
         ),
-        "pgm of 16 bits": save(DEEP[..., 0], "PPM"),
+        "pgm of 16 bits": encoded(DEEP[..., 0], "PPM"),
     }
 
 
@@ -478,7 +472,7 @@ def test_a_pickled_image_is_its_pixels():
 
 
 def test_an_image_that_is_opened_smaller_is_smaller():
-    data = save(np.asarray(Image.fromarray(PICTURE).resize((320, 240))), "JPEG")
+    data = encoded(np.asarray(Image.fromarray(PICTURE).resize((320, 240))), "JPEG")
     with Image.open(io.BytesIO(data)) as opened:
         opened.draft("RGB", (80, 60))
         assert (px.from_image(opened).width, opened.size) == (80, (80, 60))
@@ -508,7 +502,7 @@ def test_a_drawing_on_transparency_stands_out_from_its_ground(value):
 
     first, quality = of(drawing(value, 1))
     half, _ = of(drawing(value, 1).resize((64, 64)))
-    compressed, _ = of(Image.open(io.BytesIO(save(drawing(value, 1), "WEBP", quality=60))))
+    compressed, _ = of(Image.open(io.BytesIO(encoded(drawing(value, 1), "WEBP", quality=60))))
     other, _ = of(drawing(value, 2))
     assert quality >= 10
     assert (first ^ half).bit_count() <= 31

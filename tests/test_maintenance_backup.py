@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import picture
 from PIL import Image
 from rocksdict import DBCompactionStyle
 
@@ -180,10 +181,6 @@ def child(part: str, *arguments: str | Path) -> Iterator[Told]:
 
 
 # --- a store with everything in it ----------------------------------------------------------------
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 12, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from helpers import picture
 from PIL import Image
 
 from engine import CheckReport, EngineError, Problem, Store, UsageError
@@ -17,10 +17,6 @@ from engine.maintenance.repair.run import Repair
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.rocks import database, open_reader, opening
 from engine.storage.rows import ImageRow, NameRow, record_keys, u64
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")

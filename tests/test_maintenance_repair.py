@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import mask, picture, save
 from PIL import Image
 
 from engine import CheckReport, EngineError, Store
@@ -29,18 +30,6 @@ from engine.storage.rocks import database
 SYNTHETIC = "synthetic:bits?seed=0"
 LATER = "synthetic:bits?seed=1"
 COUNT = 51  # images of the store below
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-
-
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (16, 16, 3)).astype(np.bool_)
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array).save(path)
 
 
 def small_chunks(patch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from helpers import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -45,13 +46,6 @@ LOSSY = {
     "avif": ("AVIF", {}),
     "codestream": ("JPEG2000", {"no_jp2": True}),
 }
-
-
-def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 def canonical(data: bytes) -> bytes:
@@ -137,14 +131,14 @@ def tiff(samples: np.ndarray, *, order: str = "<", rows: int = 0, photometric: i
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_a_picture_is_identical_in_every_lossless_container(name):
     form, options = LOSSLESS[name]
-    decoded = px.decode(save(PICTURE, form, **options))
+    decoded = px.decode(encoded(PICTURE, form, **options))
     assert bytes(decoded.pixels.canonical) == of_array(PICTURE)
     assert decoded.container == form.lower()
 
 
 def test_a_picture_is_identical_as_an_array_and_as_a_pil_image():
     assert px.from_image(Image.fromarray(PICTURE)).canonical == of_array(PICTURE)
-    assert px.from_image(Image.open(io.BytesIO(save(PICTURE, "PNG")))).canonical == of_array(
+    assert px.from_image(Image.open(io.BytesIO(encoded(PICTURE, "PNG")))).canonical == of_array(
         PICTURE
     )
 
@@ -156,7 +150,7 @@ def test_a_picture_is_identical_as_an_array_and_as_a_pil_image():
 )
 def test_any_picture_survives_png_and_arrays(picture):
     picture[0, 0] = 77  # not a bit image, which an array of 0 and 255 would not be either
-    assert canonical(save(picture, "PNG")) == of_array(picture)
+    assert canonical(encoded(picture, "PNG")) == of_array(picture)
 
 
 def test_one_changed_value_makes_another_image():
@@ -182,43 +176,43 @@ def test_the_shape_is_part_of_the_identity():
 def test_grey_is_rgb_with_equal_channels():
     grey = PICTURE[..., 0]
     colour = np.repeat(grey[..., None], 3, axis=-1)
-    assert canonical(save(grey, "PNG")) == canonical(save(colour, "PNG")) == of_array(grey)
+    assert canonical(encoded(grey, "PNG")) == canonical(encoded(colour, "PNG")) == of_array(grey)
 
 
 def test_opaque_alpha_is_dropped():
     opaque = np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)])
-    assert canonical(save(opaque, "PNG")) == of_array(PICTURE) == of_array(opaque)
+    assert canonical(encoded(opaque, "PNG")) == of_array(PICTURE) == of_array(opaque)
 
 
 def test_alpha_is_kept_where_one_pixel_is_not_opaque():
     alpha = np.full(PICTURE.shape[:2], 255, np.uint8)
     alpha[3, 4] = 254
     picture = np.dstack([PICTURE, alpha])
-    decoded = px.decode(save(picture, "PNG")).pixels
+    decoded = px.decode(encoded(picture, "PNG")).pixels
     assert decoded.channels == 4
     assert bytes(decoded.canonical) == of_array(picture) != of_array(PICTURE)
-    assert canonical(save(picture, "WEBP", lossless=True, exact=True)) == of_array(picture)
+    assert canonical(encoded(picture, "WEBP", lossless=True, exact=True)) == of_array(picture)
 
 
 def test_grey_with_alpha_is_rgba():
     grey, alpha = PICTURE[..., 0], PICTURE[..., 1]
     image = Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
-    assert canonical(save(image, "PNG")) == of_array(np.dstack([grey, grey, grey, alpha]))
+    assert canonical(encoded(image, "PNG")) == of_array(np.dstack([grey, grey, grey, alpha]))
     image.putalpha(255)
-    assert canonical(save(image, "PNG")) == of_array(grey)
+    assert canonical(encoded(image, "PNG")) == of_array(grey)
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "TIFF", "TGA"])
 def test_a_palette_is_looked_up(form):
     image = Image.fromarray(PICTURE).quantize(16)
-    assert canonical(save(image, form)) == of_array(np.asarray(image.convert("RGB")))
+    assert canonical(encoded(image, form)) == of_array(np.asarray(image.convert("RGB")))
     assert px.from_image(image).canonical == of_array(np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(0, 160, 10))])
 def test_a_transparent_palette_is_rgba(transparency):
     image = Image.fromarray(PICTURE).quantize(16)
-    decoded = px.decode(save(image, "PNG", transparency=transparency)).pixels
+    decoded = px.decode(encoded(image, "PNG", transparency=transparency)).pixels
     image.info["transparency"] = transparency
     assert decoded.channels == 4
     assert bytes(decoded.canonical) == of_array(np.asarray(image.convert("RGBA")))
@@ -234,7 +228,7 @@ def test_the_alpha_of_a_tga_palette_is_not_lost():
 
 
 def test_cmyk_is_converted():
-    data = save(Image.fromarray(PICTURE).convert("CMYK"), "JPEG")
+    data = encoded(Image.fromarray(PICTURE).convert("CMYK"), "JPEG")
     assert canonical(data) == of_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
@@ -246,7 +240,7 @@ def test_cmyk_is_converted():
 def test_the_exif_orientation_is_applied(form, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = save(PICTURE, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    data = encoded(PICTURE, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert canonical(data) == of_array(np.asarray(upright))
     if form != "JPEG":
@@ -258,16 +252,18 @@ def test_the_exif_orientation_is_applied(form, orientation):
 def test_an_unknown_orientation_is_none(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert canonical(save(PICTURE, "PNG", exif=exif)) == of_array(PICTURE)
+    assert canonical(encoded(PICTURE, "PNG", exif=exif)) == of_array(PICTURE)
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_an_animation_the_first_frame_counts_and_how_many_there_are(form):
     frames = [Image.new("RGB", (20, 30), colour) for colour in ["orange", "navy", "teal"]]
     options = {"lossless": True} if form == "WEBP" else {}
-    moving = save(frames[0], form, save_all=True, append_images=frames[1:], **options)
-    longer = save(frames[0], form, save_all=True, append_images=[*frames[1:], frames[0]], **options)
-    still = save(frames[0], form, **options)
+    moving = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    longer = encoded(
+        frames[0], form, save_all=True, append_images=[*frames[1:], frames[0]], **options
+    )
+    still = encoded(frames[0], form, **options)
     assert px.decode(moving).pixels.frames == 3
     assert body(moving) == body(still) == body(longer)
     assert len({canonical(moving), canonical(still), canonical(longer)}) == 3
@@ -275,8 +271,8 @@ def test_of_an_animation_the_first_frame_counts_and_how_many_there_are(form):
 
 def test_a_jpeg_with_a_preview_is_the_still_picture():
     preview = Image.fromarray(PICTURE).resize((8, 8))
-    with_preview = save(PICTURE, "MPO", save_all=True, append_images=[preview])
-    assert canonical(with_preview) == canonical(save(PICTURE, "JPEG"))
+    with_preview = encoded(PICTURE, "MPO", save_all=True, append_images=[preview])
+    assert canonical(with_preview) == canonical(encoded(PICTURE, "JPEG"))
 
 
 # --- 16 bits --------------------------------------------------------------------------------------
@@ -307,7 +303,7 @@ def test_16_bit_pictures_that_differ_in_one_low_byte_differ(shape, data):
 @pytest.mark.parametrize("form", ["TIFF", "JPEG2000", "PNG", "PPM"])
 def test_16_bit_grey_is_read_without_loss(form):
     samples = RNG.integers(0, 65536, (9, 7), np.uint16)
-    data = save(samples, form)
+    data = encoded(samples, form)
     if form == "PPM":
         data = b"P5 7 9 65535\n" + samples.astype(">u2").tobytes()
     other = samples.copy()
@@ -346,13 +342,13 @@ def test_the_orientation_of_16_bit_pictures_is_applied():
 
 
 def deep_avif() -> bytes:
-    data = bytearray(save(SMOOTH, "AVIF"))
+    data = bytearray(encoded(SMOOTH, "AVIF"))
     data[data.index(b"av1C") + 6] |= 0x40  # high_bitdepth
     return bytes(data)
 
 
 def deep_jpeg2000() -> bytes:
-    data = bytearray(save(SMOOTH, "JPEG2000"))
+    data = bytearray(encoded(SMOOTH, "JPEG2000"))
     data[data.index(b"\xff\x4f\xff\x51") + 42] = 15  # the first component's depth, less one
     return bytes(data)
 
@@ -363,8 +359,8 @@ TOO_DEEP = {
     "jpeg2000": deep_jpeg2000(),
     "tiff-cmyk": tiff(SAMPLES, photometric=5),
     "tiff-32-bit-colour": tiff(SAMPLES[..., :3].astype(np.uint32)),
-    "tiff-32-bit-grey": save(SAMPLES[..., 0].astype(np.int32), "TIFF"),
-    "tiff-float": save(SAMPLES[..., 0].astype(np.float32), "TIFF"),
+    "tiff-32-bit-grey": encoded(SAMPLES[..., 0].astype(np.int32), "TIFF"),
+    "tiff-float": encoded(SAMPLES[..., 0].astype(np.float32), "TIFF"),
     "pfm": b"Pf 1 1 -1.0\n\0\0\0\0",
 }
 
@@ -392,7 +388,7 @@ def test_a_16_bit_grey_pil_image_is_read_without_loss():
 
 def test_a_pil_image_that_cannot_be_read_is_an_image_error():
     with pytest.raises(ImageError, match="truncated"):
-        px.from_image(Image.open(io.BytesIO(save(PICTURE, "BMP")[:2000])))
+        px.from_image(Image.open(io.BytesIO(encoded(PICTURE, "BMP")[:2000])))
 
 
 # --- bit images -----------------------------------------------------------------------------------
@@ -401,7 +397,7 @@ BITS = RNG.integers(0, 2, (10, 13, 3), np.uint8)
 
 
 def test_a_png_of_0_and_255_equals_the_arrays_of_bool_and_of_0_and_1():
-    decoded = px.decode(save(BITS * 255, "PNG")).pixels
+    decoded = px.decode(encoded(BITS * 255, "PNG")).pixels
     assert decoded.kind is Kind.BITS
     assert bytes(decoded.canonical) == of_array(BITS) == of_array(BITS.astype(bool))
 
@@ -409,7 +405,7 @@ def test_a_png_of_0_and_255_equals_the_arrays_of_bool_and_of_0_and_1():
 @pytest.mark.parametrize("form", ["PNG", "PPM", "BMP", "TIFF", "TGA"])
 def test_a_one_bit_file_equals_the_array_of_bool(form):
     mask = BITS[..., 0].astype(bool)
-    assert canonical(save(Image.fromarray(mask), form)) == of_array(mask)
+    assert canonical(encoded(Image.fromarray(mask), form)) == of_array(mask)
     assert px.from_image(Image.fromarray(mask)).canonical == of_array(mask)
 
 
@@ -422,7 +418,7 @@ def test_bits_are_packed_row_major_from_the_highest_bit_with_zeros_behind_the_la
 def test_one_other_value_makes_it_an_8_bit_image():
     values = BITS * 255
     values[4, 4, 1] = 254
-    assert px.decode(save(values, "PNG")).pixels.kind is Kind.U8
+    assert px.decode(encoded(values, "PNG")).pixels.kind is Kind.U8
 
 
 def test_an_array_of_0_and_255_is_8_bit():
@@ -431,9 +427,9 @@ def test_an_array_of_0_and_255_is_8_bit():
 
 def test_bits_with_transparency_keep_their_alpha():
     alpha = np.ones((10, 13, 1), np.uint8)
-    assert canonical(save(np.dstack([BITS, alpha]) * 255, "PNG")) == of_array(BITS)
+    assert canonical(encoded(np.dstack([BITS, alpha]) * 255, "PNG")) == of_array(BITS)
     alpha[0, 0] = 0
-    decoded = px.decode(save(np.dstack([BITS, alpha]) * 255, "PNG")).pixels
+    decoded = px.decode(encoded(np.dstack([BITS, alpha]) * 255, "PNG")).pixels
     assert (decoded.kind, decoded.channels) == (Kind.BITS, 4)
 
 
@@ -515,8 +511,8 @@ def test_a_picture_for_looking_at_lies_on_white():
 BROKEN = {
     "empty": b"",
     "text": b"not an image at all, but some words\n" * 20,
-    "truncated-jpeg": save(PICTURE, "JPEG")[:-200],
-    "truncated-png": save(PICTURE, "PNG")[:-200],
+    "truncated-jpeg": encoded(PICTURE, "JPEG")[:-200],
+    "truncated-png": encoded(PICTURE, "PNG")[:-200],
     "png-signature": b"\x89PNG\r\n\x1a\n",
     "png-header": png_header(30, 30),
     "png-without-pixels": png_header(30, 30) + chunk(b"IEND", b""),
@@ -535,7 +531,7 @@ def test_a_broken_file_is_refused_with_a_reason(name):
 
 
 def test_the_limit_of_pixels_is_inclusive():
-    data = save(PICTURE, "PNG")
+    data = encoded(PICTURE, "PNG")
     assert px.decode(data, max_pixels=37 * 41).pixels.height == 37
     assert "41 × 37" in reason(data, max_pixels=37 * 41 - 1)
 
@@ -547,7 +543,7 @@ def test_a_bomb_is_refused_by_its_header():
 @pytest.mark.parametrize("name", LOSSLESS | LOSSY)
 def test_a_file_that_was_cut_is_refused_or_complete(name):
     form, options = (LOSSLESS | LOSSY)[name]
-    data = save(SMOOTH[:37, :41], form, **options)
+    data = encoded(SMOOTH[:37, :41], form, **options)
     whole = canonical(data)
     for length in range(0, len(data), max(1, len(data) // 60)):
         try:
@@ -559,7 +555,7 @@ def test_a_file_that_was_cut_is_refused_or_complete(name):
 
 
 def test_a_jpeg2000_without_its_last_tiles_is_refused():
-    data = save(PICTURE, "JPEG2000", no_jp2=True)
+    data = encoded(PICTURE, "JPEG2000", no_jp2=True)
     start = data.index(b"\xff\x93")  # start of data
     reason(data[:start])
 
@@ -596,7 +592,7 @@ def test_arbitrary_bytes_never_raise_anything_but_an_image_error(signature, data
 
 
 VALID = [
-    save(SMOOTH[:16, :16], form)
+    encoded(SMOOTH[:16, :16], form)
     for form in sorted({form for form, _ in (LOSSLESS | LOSSY).values()})
 ] + [png16(SAMPLES), tiff(SAMPLES)]
 
@@ -635,7 +631,7 @@ UNSIGNED = {"TGA", "DIB"}  # known by their names alone: other files begin like 
 @pytest.mark.parametrize("suffix", sorted(px.SUFFIXES))
 def test_every_suffix_is_of_a_format_that_is_read_and_signed(suffix):
     form = Image.registered_extensions()[suffix]
-    data = save(SMOOTH[:16, :16], form)
+    data = encoded(SMOOTH[:16, :16], form)
     px.decode(data)
     assert px.looks_like_image(data[:32]) is (form not in UNSIGNED)
 
@@ -646,7 +642,7 @@ def test_other_files_are_not_signed_as_images(head):
 
 
 def test_what_decoding_takes_is_told_by_the_header():
-    data = save(PICTURE, "JPEG")[:-200]
+    data = encoded(PICTURE, "JPEG")[:-200]
     each = (px.decoding_bytes(data) - FIXED_BYTES - len(data)) / (41 * 37)
     assert 14 <= each < 16
     head = png_header(9_000, 8_000) + chunk(b"IDAT", b"")
@@ -655,7 +651,7 @@ def test_what_decoding_takes_is_told_by_the_header():
 
 
 def test_an_image_that_takes_more_memory_than_there_is_is_refused():
-    data = save(PICTURE, "JPEG")
+    data = encoded(PICTURE, "JPEG")
     takes = px.decoding_bytes(data)
     assert px.decode(data, max_bytes=takes).pixels.width == 41
     assert "raise --memory" in reason(data, max_bytes=takes - 1)
@@ -663,7 +659,7 @@ def test_an_image_that_takes_more_memory_than_there_is_is_refused():
 
 def test_pillow_must_not_fill_up_truncated_images(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    assert "LOAD_TRUNCATED_IMAGES" in reason(save(PICTURE, "JPEG"))
+    assert "LOAD_TRUNCATED_IMAGES" in reason(encoded(PICTURE, "JPEG"))
 
 
 # --- work out of all proportion -------------------------------------------------------------------
@@ -671,7 +667,7 @@ def test_pillow_must_not_fill_up_truncated_images(monkeypatch):
 
 def progressive(width: int, height: int, scans: int, *, sof: int = 0xC2) -> bytes:
     """A grey progressive JPEG that claims a size, and has its last scan again and again."""
-    data = bytearray(save(PICTURE[..., 0], "JPEG", progressive=True))
+    data = bytearray(encoded(PICTURE[..., 0], "JPEG", progressive=True))
     frame = data.index(b"\xff\xc2")
     data[frame + 1] = sof
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -701,7 +697,7 @@ def tiff_of_pages(count: int, *, loop: bool = False) -> bytes:
 
 def j2k(**siz: int) -> bytes:
     """A grey JPEG 2000 of 64 × 64, with other numbers in its header."""
-    data = bytearray(save(SMOOTH[:64, :64, 0], "JPEG2000", no_jp2=True))
+    data = bytearray(encoded(SMOOTH[:64, :64, 0], "JPEG2000", no_jp2=True))
     at = data.index(b"\xff\x51") + 2
     for place, name in enumerate(("width", "height", "x", "y", "tile_width", "tile_height")):
         if name in siz:
@@ -718,13 +714,13 @@ HEAVY = {
     "jpeg-scans": (progressive(8000, 8000, 2000), "scans"),
     "jpeg-scans-arithmetic": (progressive(8000, 8000, 200, sof=0xCA), "scans"),
     "jpeg-segments": (
-        b"\xff\xd8" + b"\xff\xfe\0\2" * 30_000 + save(PICTURE, "JPEG")[2:],
+        b"\xff\xd8" + b"\xff\xfe\0\2" * 30_000 + encoded(PICTURE, "JPEG")[2:],
         "segments",
     ),
-    "jpeg-fill": (b"\xff\xd8" + b"\xff" * 100_000 + save(PICTURE, "JPEG")[2:], "fill bytes"),
+    "jpeg-fill": (b"\xff\xd8" + b"\xff" * 100_000 + encoded(PICTURE, "JPEG")[2:], "fill bytes"),
     "tiff-pages": (tiff_of_pages(10_001), "10,000 pages"),
     "gif-extensions": (
-        save(PICTURE, "GIF")[:-1] + b"\x21\xfe\1a\0" * 250_001 + b";",
+        encoded(PICTURE, "GIF")[:-1] + b"\x21\xfe\1a\0" * 250_001 + b";",
         "250,000 extensions",
     ),
     "jpeg2000-packets": (
@@ -766,14 +762,16 @@ def test_what_a_header_asks_for_counts(changed, least):
 
 
 def test_an_avif_that_holds_a_larger_picture_than_it_says_counts_as_that():
-    data = save(np.zeros((600, 800, 3), np.uint8), "AVIF", speed=10)
+    data = encoded(np.zeros((600, 800, 3), np.uint8), "AVIF", speed=10)
     at = data.index(b"ispe") + 8
     small = data[:at] + struct.pack(">II", 4, 4) + data[at + 8 :]
-    assert px.decoding_bytes(small) - px.decoding_bytes(save(PICTURE[:4, :4], "AVIF")) > 600 * 800
+    assert (
+        px.decoding_bytes(small) - px.decoding_bytes(encoded(PICTURE[:4, :4], "AVIF")) > 600 * 800
+    )
 
 
 def test_strips_and_tiles_count():
-    strips = save(PICTURE, "TIFF", compression="tiff_lzw")
+    strips = encoded(PICTURE, "TIFF", compression="tiff_lzw")
     at = strips.index(struct.pack("<HH", 278, 3))  # rows of a strip
     tile = struct.pack("<HHII", 322, 4, 1, 30_000) + struct.pack("<HHII", 323, 4, 1, 30_000)
     tiled = strips[:at] + tile + strips[at + 24 :]
@@ -792,7 +790,7 @@ def test_the_limit_of_pixels_follows_the_memory():
 @pytest.mark.filterwarnings("error")
 def test_the_limit_of_pixels_that_pillow_has_for_a_process_is_left_alone(form, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert px.decode(save(PICTURE, form)).pixels.height == 37
+    assert px.decode(encoded(PICTURE, form)).pixels.height == 37
     assert Image.MAX_IMAGE_PIXELS == 10
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import mask
 from PIL import Image
 
 from engine import EngineError, Store, StoreDamagedError, StoreError
@@ -46,10 +47,6 @@ def no_hang() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (16, 16, 3)).astype(np.bool_)
 
 
 @pytest.fixture(scope="module", autouse=True)
