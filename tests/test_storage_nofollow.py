@@ -53,8 +53,8 @@ def no_hang() -> Iterator[None]:
 def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "EXACT_ROWS", 20)
-        patch.setattr(ballast, "LEAST_STORE", 1)
-        patch.setattr(ballast, "_LEAST", 4096)
+        patch.setattr(ballast, "MIN_STORE", 1)
+        patch.setattr(ballast, "_MIN", 4096)
         yield
 
 
