@@ -31,6 +31,7 @@ from engine.storage.rocks import database, files, open_reader, opening, rebuild
 from engine.storage.rocks.database import Keys
 from engine.storage.rocks.folder import require_files
 from engine.storage.state import State, settings_in
+from engine.storage.tables import Tables
 
 _PIECE = 1 << 20  # bytes
 _NAMED = 5  # problems that are listed
@@ -84,8 +85,9 @@ def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
     except StoreDamagedError:
         return [*problems, _log(store, memory, told)]
     with closing(table):
-        state = commit_evidence.read_state(table.get("meta", b"state"))
-        whole = state is not None and _are_settings(table.get("meta", b"settings"))
+        meta = Tables(table).meta
+        state = commit_evidence.read_state(meta.state())
+        whole = state is not None and _are_settings(meta.settings())
     if state is not None and whole and state.commit >= told:
         return problems
     # RocksDB's MANIFEST may have been cut short: then there are tables that it does not name.
@@ -158,7 +160,7 @@ def _pieces(store: Path, name: str) -> Iterator[bytes]:
 
 def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) -> Problem:
     with closing(open_reader.open_reader(store, memory)) as table:
-        copy = table.get("meta", b"manifest")
+        copy = Tables(table).meta.manifest()
     if copy is None:
         raise StoreDamagedError(
             f"{store / manifest.NAME} is gone or damaged, and nothing was ever committed that would "
@@ -170,4 +172,4 @@ def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) ->
 
 
 def _state(table: Keys) -> State:
-    return State.unpack(table.get("meta", b"state") or b"{}")
+    return State.unpack(Tables(table).meta.state() or b"{}")
