@@ -241,7 +241,8 @@ def test_an_export_is_of_one_commit(
 
 SLOW = """
 import sys, time
-from engine import Store, export
+from engine import Store
+from engine.maintenance import export
 real = export._image_row
 def slow(*arguments):
     print("row", flush=True)

@@ -268,7 +268,6 @@ HOLD = """
 import sys
 from pathlib import Path
 from engine.storage.lock import WriterLock
-from engine.storage.work import Work
 lock = WriterLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

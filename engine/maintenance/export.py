@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -245,11 +246,13 @@ def _image_row(
 
 def _put_header(file: IO[bytes], kind: type[np.generic], shape: tuple[int, ...]) -> None:
     """The header of a .npy file, over the room that was left for it."""
-    text = str({"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape})
-    rest = _NPY_HEADER - 10
+    described = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, described)
+    # NumPy pads a header to 128 bytes, whatever number of rows it names.
+    assert header.tell() == _NPY_HEADER
     file.seek(0)
-    file.write(b"\x93NUMPY\x01\x00" + rest.to_bytes(2, "little"))
-    file.write(text.encode().ljust(rest - 1) + b"\n")
+    file.write(header.getvalue())
 
 
 class _Csv:
