@@ -3,8 +3,8 @@
 An unmounted disk, a share that is offline and a folder that was renamed all look like files that
 somebody deleted. So nothing is removed before all sources have been looked for. What counts is the
 folder that an ingest was given (a *root*): where most of what it held is gone, somebody has to say
-that it is so. The store remembers its roots; of sources below none of them, as older stores have
-them, each whole folder that is gone counts as one.
+that it is so. The store remembers its roots; of sources below none of them, each whole folder that
+is gone counts as one.
 
 The names found go to a temporary file. Memory does not grow with them.
 """

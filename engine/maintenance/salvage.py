@@ -14,6 +14,7 @@ Before anything is lost for good, the files that it may still be in are set asid
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -35,6 +36,7 @@ from engine.storage.tables import Tables
 
 _PIECE = 1 << 20  # bytes
 _NAMED = 5  # problems that are listed
+_log = logging.getLogger("engine.maintenance")
 
 
 def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
@@ -63,6 +65,8 @@ def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
         if problems:
             with closing(open_reader.open_reader(store, memory)) as table:
                 notice.publish(_state(table).commit)
+        for problem in problems:
+            _log.info("salvaged %s: %s: %s", store, problem.part, problem.what)
         return problems
     finally:
         notice.close()
@@ -83,7 +87,7 @@ def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
     try:
         table = open_reader.open_reader(store, memory)  # which leaves no trace
     except StoreDamagedError:
-        return [*problems, _log(store, memory, told)]
+        return [*problems, _replay_log(store, memory, told)]
     with closing(table):
         meta = Tables(table).meta
         state = commit_evidence.read_state(meta.state())
@@ -111,7 +115,7 @@ def _rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = 
     return Problem(database.FOLDER, f"{what} (the damaged ones are in {done.aside})", fixed=True)
 
 
-def _log(store: Path, memory: MemoryBudget, told: int) -> Problem:
+def _replay_log(store: Path, memory: MemoryBudget, told: int) -> Problem:
     logs = [name for name in require_files(store) if name.endswith(".log")]
     aside = _set_aside(store, logs)
     try:

@@ -36,7 +36,7 @@ _COPIED = 1 << 20  # bytes at a time
 _DEEPEST = 4  # folders in each other, in one that is discarded
 
 
-class Entry(NamedTuple):
+class FolderEntry(NamedTuple):
     """What is in a folder: neither a file nor a folder is a link to one."""
 
     name: str
@@ -115,12 +115,12 @@ def size(root: Path, name: str) -> int | None:
     return found.st_size if found is not None else None
 
 
-def entries(root: Path, name: str = "") -> list[Entry]:
+def entries(root: Path, name: str = "") -> list[FolderEntry]:
     """What is in a folder, by name; nothing where there is no such folder."""
     try:
         with opened_folder(root, name, os.O_RDONLY) as at, os.scandir(at) as found:
             there = [
-                Entry(
+                FolderEntry(
                     one.name,
                     one.is_file(follow_symlinks=False),
                     one.is_dir(follow_symlinks=False),

@@ -30,7 +30,7 @@ from engine.storage.rocks.folder import (
     require_folder,
     require_readable,
 )
-from engine.storage.rocks.pin import TRIES, MovedError, pinned, version
+from engine.storage.rocks.pin import TRIES, UnsettledError, pinned, version
 from engine.storage.safe_folders import ForeignError
 from engine.storage.temp_folders import claimed, sweep
 
@@ -64,7 +64,7 @@ def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Key
                     raise
                 except (StoreError, OSError) as error:
                     problem = error
-        except MovedError:
+        except UnsettledError:
             raise BusyError(
                 f"{folder} could not be opened between two changes of a writer: try again, or give "
                 f"the writer more memory"
