@@ -1,6 +1,6 @@
 """Gives back the disk space of what was removed, and brings the keys in order.
 
-1. vectors     laid out anew in the order of the index, without those of removed images (``layout``)
+1. vectors     laid out anew in the order of the index, without those of removed images (``reorder``)
 2. pixels      extents of which a fifth or more is of no image: what images have there is copied to the
                newest extent, in commits of bounded size; then the extent is dropped
 3. files       rows that name images which are gone
