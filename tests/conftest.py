@@ -6,9 +6,12 @@ Without an option all but the exhaustive ones run.
 
 import hashlib
 import json
+import os
 import random
 import re
+import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     tiers = parser.getgroup("tiers", "which tests run")
     tiers.addoption("--fast", action="store_true", help="leave out what is slow or exhaustive")
     tiers.addoption("--all", action="store_true", help="run what is exhaustive too")
+    tiers.addoption(
+        "--costs", metavar="FILE", help="append what each test took of a core, in seconds"
+    )
     tiers.addoption("--shuffle", metavar="SEED", help="run in another order, drawn from SEED")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.all:
+        os.environ["ENGINE_TESTS"] = "all"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -40,6 +51,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     text = (collection_path.name + collection_path.read_text()).lower()
     return None if any(word in text for word in words) else True
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Note what a test takes of a core: how long it takes would tell of the load."""
+    before = core_seconds()
+    yield
+    if item.config.option.costs:
+        with Path(item.config.option.costs).open("a") as file:
+            print(f"{core_seconds() - before:.3f} {item.nodeid}", file=file)
+
+
+def core_seconds() -> float:
+    """What this process and its children that ended have taken of a core so far."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 @pytest.hookimpl(trylast=True)

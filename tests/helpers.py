@@ -10,6 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+# Set by ``--all``, in the environment so that programs that tests start know it too.
+ALL = os.environ.get("ENGINE_TESTS") == "all"
+
+
+def sized(usual: int, exhaustive: int) -> int:
+    """How often something is tried: often enough to meet each case, or, with ``--all``, all there is."""
+    return exhaustive if ALL else usual
+
 
 def picture(seed: int, height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:
     """An 8-bit picture of noise, (height, width, channels) uint8, unlike that of another seed."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import picture
+from helpers import picture, save
 from PIL import Image
 
 import engine.cli.app
@@ -23,7 +23,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path
     """Six pictures, and a store of them with their vectors."""
     folder = tmp_path_factory.mktemp("photos")
     for i in range(6):
-        Image.fromarray(picture(i)).save(folder / f"{i}.png")
+        save(folder / f"{i}.png", picture(i, 8, 12))
     with Store.open(folder / "store", create=True, encoder=str(tiny_encoder)) as store:
         store.ingest(folder)
     return folder
@@ -61,7 +61,7 @@ def test_a_memory_that_is_none_or_too_little_is_refused(photos: Path, memory: st
 
 def test_a_record_says_what_is_known_of_an_image(photos: Path) -> None:
     data = (photos / "3.png").read_bytes()
-    form = canonical.from_array(picture(3)).canonical
+    form = canonical.from_array(picture(3, 8, 12)).canonical
     with Store.open(photos / "store") as store:
         record = store.get(4)
     assert isinstance(record, ImageRecord)

@@ -229,7 +229,7 @@ def test_a_broken_file_among_good_ones(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_a_palette_image_is_its_colours(engine: Engine, tmp_path: Path) -> None:
-    palette = Image.fromarray(picture()).quantize(16)
+    palette = Image.fromarray(picture(0, 16, 24)).quantize(16)
     palette.save(tmp_path / "palette.png")
     palette.convert("RGB").save(tmp_path / "rgb.png")
     ingest(engine, "palette.png")
@@ -239,7 +239,7 @@ def test_a_palette_image_is_its_colours(engine: Engine, tmp_path: Path) -> None:
 def test_a_cmyk_image_is_found_by_its_file_and_its_decoded_pixels(
     engine: Engine, tmp_path: Path
 ) -> None:
-    Image.fromarray(picture()).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(picture(0, 16, 24)).convert("CMYK").save(tmp_path / "cmyk.jpg")
     with Image.open(tmp_path / "cmyk.jpg") as image:
         image.convert("RGB").save(tmp_path / "rgb.png")
     ingest(engine, "cmyk.jpg")
@@ -247,14 +247,14 @@ def test_a_cmyk_image_is_found_by_its_file_and_its_decoded_pixels(
 
 
 def test_a_grey_image_is_rgb_with_equal_channels(engine: Engine, tmp_path: Path) -> None:
-    Image.fromarray(picture()[..., 0]).save(tmp_path / "grey.png")
-    Image.fromarray(np.repeat(picture()[..., :1], 3, axis=2)).save(tmp_path / "rgb.png")
+    Image.fromarray(picture(0, 16, 24)[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(np.repeat(picture(0, 16, 24)[..., :1], 3, axis=2)).save(tmp_path / "rgb.png")
     ingest(engine, "grey.png")
     assert identical(engine, "rgb.png") == [[1]]
 
 
 def test_alpha_counts_where_something_is_not_opaque(engine: Engine, tmp_path: Path) -> None:
-    image = Image.fromarray(picture())
+    image = Image.fromarray(picture(0, 16, 24))
     image.save(tmp_path / "rgb.png")
     image.putalpha(255)
     image.save(tmp_path / "opaque.png")
@@ -265,7 +265,7 @@ def test_alpha_counts_where_something_is_not_opaque(engine: Engine, tmp_path: Pa
 
 
 def test_an_animation_is_its_first_frame_and_their_number(engine: Engine, tmp_path: Path) -> None:
-    frames = [Image.fromarray(picture(i)) for i in range(3)]
+    frames = [Image.fromarray(picture(i, 16, 24)) for i in range(3)]
     for name, others in (("two.png", [1]), ("again.png", [2]), ("three.png", [1, 2])):
         frames[0].save(tmp_path / name, save_all=True, append_images=[frames[i] for i in others])
     frames[0].save(tmp_path / "still.png")
@@ -282,8 +282,8 @@ def test_an_animation_is_its_first_frame_and_their_number(engine: Engine, tmp_pa
 def test_an_exif_rotated_jpeg_is_the_upright_picture(engine: Engine, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    Image.fromarray(picture()).save(tmp_path / "turned.jpg", exif=exif)
-    Image.fromarray(picture()).save(tmp_path / "as-it-lies.jpg")
+    Image.fromarray(picture(0, 16, 24)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(picture(0, 16, 24)).save(tmp_path / "as-it-lies.jpg")
     with Image.open(tmp_path / "as-it-lies.jpg") as image:
         image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
     ingest(engine, "turned.jpg")

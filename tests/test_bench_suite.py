@@ -71,6 +71,7 @@ def bits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     return results, out
 
 
+@pytest.mark.exhaustive
 def test_every_tier_is_measured_at_every_size(bits: tuple[Results, Path]) -> None:
     found = measured(bits[0])
     for n in (N // 10, N):
@@ -95,12 +96,14 @@ def test_every_tier_is_measured_at_every_size(bits: tuple[Results, Path]) -> Non
         assert 30e6 < found[N, "run", "engine", "rss"].median < 2e9
 
 
+@pytest.mark.exhaustive
 def test_what_was_not_measured_says_why(bits: tuple[Results, Path]) -> None:
     skipped = {(one.n, one.method): one.why for one in bits[0].skipped}
     assert skipped.keys() == {(60, "imagededup"), (600, "imagededup")}
     assert "no lookup of one" in skipped[600, "imagededup"]
 
 
+@pytest.mark.exhaustive
 def test_only_results_are_left(bits: tuple[Results, Path]) -> None:
     results, out = bits
     names = {path.name for path in out.iterdir()}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from engine.cli.app import main
 from engine.cli.commands.train import TrainOptions
 from engine.training import TrainSettings, saved_run
 from engine.training.checkpoint import LAST, load_checkpoint, load_last, read_tensors
@@ -35,12 +37,24 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "engine", "train", *map(str, arguments)]
 
 
-def engine(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+Engine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def engine(capsys: pytest.CaptureFixture[str]) -> Engine:
+    """``engine train`` in this process, which has imported torch already."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        given = ["train", *map(str, arguments)]
+        return subprocess.CompletedProcess(given, main(given), *capsys.readouterr())
+
+    return run
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_training_that_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_leaves_a_training_that_goes_on(
+    tmp_path: Path, engine: Engine, number: signal.Signals
+) -> None:
     source, out = photos(tmp_path / "in", 8), tmp_path / "an encoder"
     whole = [source, "--out", out, *TINY, "--recipe", "small", "--epochs", 40]
     whole += ["--method", "moco", "--queue", 16]
@@ -69,7 +83,9 @@ def test_a_signal_leaves_a_training_that_goes_on(tmp_path: Path, number: signal.
         assert (out / "encoder.json").exists()
 
 
-def test_settings_come_from_the_recipe_the_file_and_the_options(tmp_path: Path) -> None:
+def test_settings_come_from_the_recipe_the_file_and_the_options(
+    tmp_path: Path, engine: Engine
+) -> None:
     source, out = photos(tmp_path / "in", 8), tmp_path / "out"
     (tmp_path / "my.toml").write_text(
         'epochs = 3\nimage_size = 32\nmethod = "moco"\nqueue = 8\nblur_kernel = 3\n'
@@ -109,7 +125,7 @@ def test_settings_come_from_the_recipe_the_file_and_the_options(tmp_path: Path) 
     ],
 )
 def test_what_makes_no_sense_is_one_line(
-    tmp_path: Path, arguments: list[str], message: str
+    tmp_path: Path, engine: Engine, arguments: list[str], message: str
 ) -> None:
     result = engine(photos(tmp_path / "in", 4), "--out", tmp_path / "out", *arguments)
     assert result.returncode == 2 and result.stdout == ""

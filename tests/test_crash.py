@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import mask
+from helpers import ALL, mask, sized
 from PIL import Image
 
 from engine import Store
@@ -23,7 +23,7 @@ from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.writer import Writer
 
-ROUNDS = 12
+ROUNDS = sized(4, 12)
 FILES = 6  # new ones each round
 SYNTHETIC = "synthetic:bits?seed=5"
 
@@ -114,18 +114,20 @@ def test_a_killed_writer_loses_nothing_that_it_told_of(
                 assert hit.sources == (f"{SYNTHETIC}#{row}",)
                 assert hit.verified == "bytes"
     following.communicate()  # with nothing to do, it ends
-    assert rows > 0
-    assert files
+    if ALL:  # a few may all be killed before either
+        assert rows > 0
+        assert files
 
     with Store.open(store, limits=LIMITS) as writer:  # and goes on where the last one was
         array = writer.session.snapshot.array(SYNTHETIC.encode())
-        assert array is not None
-        report = writer.ingest(photos, f"{SYNTHETIC}&n={array.rows + 45}")
-        assert report.seen == ROUNDS * FILES + array.rows + 45
+        known = array.rows if array else 0
+        assert known >= rows
+        report = writer.ingest(photos, f"{SYNTHETIC}&n={known + 45}")
+        assert report.seen == ROUNDS * FILES + known + 45
         assert len(writer) == report.seen
         assert report.unchanged >= len(files) + rows
         assert writer.check().problems == ()
-        result = writer.lookup(f"{SYNTHETIC}#{array.rows}", k=5, tiers=["similar"])
+        result = writer.lookup(f"{SYNTHETIC}#{known}", k=5, tiers=["similar"])
         assert result.similar[0].score == pytest.approx(1, abs=1e-4)
 
 
@@ -195,8 +197,9 @@ def test_a_killed_removal_or_optimize_loses_nothing_and_goes_on(
                 number for number, _ in reader.session.snapshot.state.extents["pixels.blobs"]
             }
     following.communicate()
-    assert len(gone) > n // 4
-    assert max(extents_seen) > 10, "it was killed while it rewrote, too"
+    if ALL:
+        assert len(gone) > n // 4
+        assert max(extents_seen) > 10, "it was killed while it rewrote, too"
 
     with Store.open(store, limits=LIMITS) as writer:
         writer.remove(ids=gone)

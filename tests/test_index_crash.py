@@ -3,7 +3,7 @@
 A server imports the engine once and forks for each kill; the fork counts the calls that change files,
 and ends itself by SIGKILL at one of them, before it or after it. This file is also the server's program.
 
-Calls are sampled; INDEX_CRASH=all takes all.
+Calls are sampled; ``--all`` takes more of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import sized
 from indexed import clustered, leftovers, new_store, small_index, small_limits, stored
 
 from engine import Store
@@ -32,7 +33,7 @@ LEAST = 60
 LIMITS = small_limits(LEAST)
 BLOCK = clustered(1200)
 CALLS = ("fsync", "fdatasync", "pwrite", "rename", "replace", "unlink", "mkdir")
-POINTS = 10_000 if os.environ.get("INDEX_CRASH") == "all" else 6
+POINTS = sized(6, 40)
 REMOVED = range(1, 41)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import picture
+from helpers import picture, sized
 from PIL import Image
 from rocksdict import DBCompactionStyle
 
@@ -36,7 +36,7 @@ from engine.storage.changeset import Chunk
 from engine.storage.lock import WriterLock
 from engine.storage.rocks import database, opening, options
 
-BACKUPS = int(os.environ.get("ENGINE_BACKUPS", "12"))
+BACKUPS = int(os.environ.get("ENGINE_BACKUPS", sized(4, 12)))
 SOURCE = "synthetic:bits?seed=5"
 IDENTICAL = ["identical"]
 SILENCE = 120  # seconds after which a child that says nothing is taken to be stuck

@@ -27,7 +27,7 @@ from engine.storage.manifest import Manifest
 from engine.storage.session import Session
 
 IDENTICAL = ["identical"]
-EACH = 16 + 24  # bytes that are kept of an image
+EACH = 16 + 96  # bytes that are kept of an image
 ROWS = 40
 
 

@@ -5,7 +5,8 @@ does to its files is recorded (``power.py``), and disks that a power cut at any 
 left are laid out and opened: all that was told of is found, nothing is damaged, and the next writer
 goes on. This file is also the program of the child whose system calls are traced.
 
-Points are sampled, those around commits, renames and unlinks always; POWER_LOSS=all takes all.
+Points are sampled, those around commits always, those around renames and unlinks often. ``--all`` takes
+all; with ENGINE_POWER_SEEDS=5 what is left is drawn five times, and each disk is written to.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import sized
 from PIL import Image
 from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced, Told, Wrote
 
@@ -42,10 +44,10 @@ from engine.storage.rocks import opening
 from engine.storage.session import Session
 from engine.storage.writer import Writer
 
-ALL = os.environ.get("POWER_LOSS") == "all"
-BESIDES = 1000 if ALL else 8  # points of a replay besides those that are always taken
-SEEDS = range(5 if ALL else 1)
-EVERY = 1 if ALL else 8  # how many disks are read for one that is also written to
+BESIDES = sized(8, 1000)  # points of a replay besides those that are always taken
+MOVES = sized(3, 1)  # renames and unlinks for one of which the points are taken
+SEEDS = range(int(os.environ.get("ENGINE_POWER_SEEDS", "1")))
+EVERY = 8 if len(SEEDS) == 1 else 1  # how many disks are read for one that is also written to
 
 # What is left. ``IN_ORDER`` is what a kill leaves, the others are power cuts.
 SYNCED, LAST, SOME = "only what was synced", "and the last name", "and some of the rest"
@@ -258,7 +260,9 @@ def goes_on(opened: Store, promise: Promise, sources: Sources, rng: random.Rando
     """What is wrong after a recovery, and after a further ingest."""
     opened.ingest(sources.nothing)  # takes the lock and recovers
     yield from missing(opened, promise, None)
-    again = [sources.first, sources.photos, sources.second] if ALL or rng.random() < 0.2 else []
+    again = (
+        [sources.first, sources.photos, sources.second] if EVERY == 1 or rng.random() < 0.2 else []
+    )
     opened.ingest(*again, sources.more, encoder=str(sources.encoder))
     yield from missing(opened, Promise.of(opened), rng)
     last = f"{sources.more}#2"
@@ -296,10 +300,10 @@ def cut(disk: Disk, how: str, rng: random.Random) -> Disk:
 
 
 def points(recorder: Recorder, rng: random.Random) -> set[int]:
-    """Before and after each commit, rename and unlink; and a sample of the rest."""
+    """Before and after each commit, and some renames and unlinks; and a sample of the rest."""
     always = {0, len(recorder.events)}
     for number, event in enumerate(recorder.events, 1):
-        moved = isinstance(event, Named) and event.kind is None
+        moved = isinstance(event, Named) and event.kind is None and rng.randrange(MOVES) == 0
         if moved or isinstance(event, Committed | Told):
             always |= {number - 1, number}
     rest = sorted(set(range(len(recorder.events))) - always)
@@ -598,7 +602,7 @@ def test_a_power_cut_after_another_crash_loses_nothing_either(
         recorder = next_writer(begun, sources, where / f"next{seed}")
         for how in HOW:
             every = range(len(recorder.events) + 1)
-            at = [*rng.sample(every, 40 if ALL else 6), *promises(recorder)]
+            at = [*rng.sample(every, sized(6, 40)), *promises(recorder)]
             none_of(replay(recorder, how, sources, where / "disk", seed, at=at))
 
 

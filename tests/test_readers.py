@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import sized
 from PIL import Image
 from rocksdict import DBCompactionStyle
 
@@ -36,7 +37,7 @@ from engine.storage.changeset import Chunk
 from engine.storage.rocks import open_reader, opening, options
 from engine.storage.writer import Writer as StoreWriter
 
-OPENS = int(os.environ.get("ENGINE_READER_OPENS", "1000"))
+OPENS = int(os.environ.get("ENGINE_READER_OPENS", sized(200, 1000)))
 ROWS = 40  # of each array
 # Bytes, of all tables together: a flush every few commits.
 WRITE_BUFFERS = int(os.environ.get("ENGINE_WRITER_BUFFERS", str(16 << 20)))

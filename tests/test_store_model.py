@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import sized
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -39,7 +40,7 @@ from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
 from engine.storage import extents, tombstones
 from engine.storage.session import Session
 
-EXAMPLES, STEPS = 40, 30
+EXAMPLES, STEPS = sized(15, 40), 30
 PICTURES = ("a.png", "b.bmp", "c.png", "d.bmp", "e.png")
 ARRAYS = ("x.npy", "y.npy", "z.npy")
 AS_8BIT = "?kind=8bit"

@@ -91,7 +91,7 @@ def test_another_key_or_size_is_not_found(tmp_path: Path) -> None:
 def test_what_is_not_to_be_kept_is_read_and_gone(tmp_path: Path) -> None:
     found = write(tmp_path, keep=False)
     assert list(tmp_path.iterdir()) == []
-    assert np.array_equal(found.read(0, 6, 8).numpy(), picture(0))
+    assert np.array_equal(found.read(0, 6, 8).numpy(), picture(0, 6))
 
 
 @given(st.booleans(), st.floats(0, 1, exclude_max=True), st.integers(0, 7))

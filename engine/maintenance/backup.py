@@ -36,10 +36,10 @@ from engine.storage.pinned_files import (
     hold_rest,
 )
 from engine.storage.rocks import database, open_reader
-from engine.storage.session import Session
 from engine.storage.staging import check_place, made_aside
 from engine.storage.state import State, settings_in
-from engine.storage.writer import REJECTS
+from engine.storage.tables import Tables
+from engine.storage.writer import REJECTS, StoreFiles
 
 KIND = "backup"
 # In the order in which they appear in an empty folder: once the keys do, all the others are there.
@@ -172,7 +172,8 @@ class Backup:
         except StoreDamagedError as error:  # it is the source that is damaged
             raise StoreDamagedError(str(error).replace(str(made), str(self._store))) from None
         try:
-            value, settings = table.get("meta", b"state"), table.get("meta", b"settings")
+            meta = Tables(table).meta
+            value, settings = meta.state(), meta.settings()
         finally:
             table.close()
         if value is None or settings is None:
@@ -217,10 +218,10 @@ class Backup:
     def _prove(self, made: Path) -> None:
         """That the copy can be opened and its extents are this store's."""
         try:
-            with Session(made, self._memory, read_only=True) as copy:
-                for family in copy.snapshot.families():
-                    for number in copy.snapshot.manifest.extents[family.name]:
-                        problem = copy.snapshot.header_problem(family, number)
+            with StoreFiles(made, self._memory, read_only=True) as copy:
+                for family in copy.families():
+                    for number in copy.manifest.extents[family.name]:
+                        problem = copy.header_problem(family, number)
                         if problem:
                             path = family.path(self._store, number)
                             raise StoreDamagedError(f"{path}: {problem}; run 'engine check'")

@@ -3,8 +3,8 @@
 An unmounted disk, a share that is offline and a folder that was renamed all look like files that
 somebody deleted. So nothing is removed before all sources have been looked for. What counts is the
 folder that an ingest was given (a *root*): where most of what it held is gone, somebody has to say
-that it is so. The store remembers its roots; of sources below none of them, as older stores have
-them, each whole folder that is gone counts as one.
+that it is so. The store remembers its roots; of sources below none of them, each whole folder that
+is gone counts as one.
 
 The names found go to a temporary file. Memory does not grow with them.
 """
@@ -22,14 +22,17 @@ from typing import IO
 from engine.errors import MissingError, SourceError
 from engine.records import MissingBelow
 from engine.sources.file_presence import Whereabouts, stamp, without_query
-from engine.storage.rows import ONE, ArrayRow, NameRow, Run, record_ids, reject_in
-from engine.storage.session import Session
+from engine.storage.writer import StoreFiles
 
 MAX_SHARE = 0.5  # of the sources below a root; where more are gone, its disk may be away
 _MAX_FOLDERS = 4096  # whose roots are remembered, and that are counted one by one
 _MAX_REASONS = 1000
 _MAX_SHOWN = 3
 _IN_MEMORY = 4 << 20  # bytes of names, before they go to a file
+ADVICE = (
+    "nothing was removed: mount the disk, or say {yes} if they are gone for good "
+    "({dry_run} lists them)"
+)
 
 
 class Where(Enum):
@@ -68,14 +71,14 @@ class _Count:
 class Missing:
     """What is missing of one store, once ``look`` has looked for all of it."""
 
-    def __init__(self, store: Session, go_on: Callable[[], None]) -> None:
+    def __init__(self, store: StoreFiles, go_on: Callable[[], None]) -> None:
         """``go_on`` is called before each look; what it raises ends the looking."""
         self._store = store
         self._go_on = go_on
         self._disk = Whereabouts()
         self._found: IO[bytes] | None = None
         self.kept: dict[str, None] = {}  # why sources that are not there stay
-        self._roots = {root: _Count() for root in store.snapshot.roots()}
+        self._roots = {root: _Count() for root in store.roots()}
         self._of_folder: dict[bytes, list[_Count]] = {}
         self._vanished: dict[bytes, _Count] = {}  # whole folders, below no root
         self._more_vanished = _Count()
@@ -104,16 +107,14 @@ class Missing:
 
     def _every(self) -> Iterator[tuple[What, bytes, tuple[int, int] | None, int]]:
         """Each source that has a file: what it is, its name, its stamp, how many sources it counts."""
-        keys = self._store.snapshot.keys
-        for name, value in keys.scan("names", b"/"):
-            row = NameRow.unpack(value)
+        tables = self._store.tables
+        for name, row in tables.names.items(b"/"):
             yield What.NAME, name, (row.mtime_ns, row.size), 1
-        for key, value in keys.scan("arrays", b"n/"):
-            yield What.ARRAY, key[1:], None, ArrayRow.unpack(value).rows
-        for key, _ in keys.scan("arrays", b"a/"):
-            yield What.ARCHIVE, key[1:], None, 0
-        for name, value in keys.scan("rejects", b"/"):
-            reject = reject_in(value)
+        for name, array in tables.arrays.arrays(b"/"):
+            yield What.ARRAY, name, None, array.rows
+        for name in tables.arrays.archive_names(b"/"):
+            yield What.ARCHIVE, name, None, 0
+        for name, reject in tables.rejects.items(b"/"):
             yield What.REJECT, name, (reject["mtime_ns"], reject["size"]), 0
 
     def where(self, name: bytes, seen: tuple[int, int] | None) -> Where | None:
@@ -137,7 +138,7 @@ class Missing:
             outer = name[:at]
             file = outer if os.path.lexists(outer) else without_query(outer)
             if Path(os.fsdecode(file)).is_file():
-                row = self._store.snapshot.archive(outer) if seen is not None else None
+                row = self._store.archive(outer) if seen is not None else None
                 now = stamp(file)
                 read = row is not None and row.complete and (row.mtime_ns, row.size) == now
                 return Where.MEMBER_GONE if read and seen != now else Where.THERE
@@ -196,10 +197,7 @@ class Missing:
         at = name.find(b"#")
         while at >= 0:
             outer = without_query(name[:at])
-            if (
-                outer.lower().endswith(b".npz")
-                or self._store.snapshot.archive(name[:at]) is not None
-            ):
+            if outer.lower().endswith(b".npz") or self._store.archive(name[:at]) is not None:
                 return outer
             at = name.find(b"#", at + 1)
         return without_query(name)
@@ -243,46 +241,44 @@ class Missing:
         more = len(parts) - _MAX_SHOWN
         shown = ", ".join(parts[:_MAX_SHOWN]) + (f", and {more:,} more folders" if more > 0 else "")
         raise MissingError(
-            f"sources are missing as if a disk were away ({shown}); nothing was removed: mount the "
-            f"disk, or say yes=True if they are gone for good (dry_run=True lists them)"
+            f"sources are missing as if a disk were away ({shown})",
+            ADVICE.format(yes="yes=True", dry_run="dry_run=True"),
         )
 
 
-def unfinished_arrays(store: Session) -> dict[str, None]:
+def unfinished_arrays(store: StoreFiles) -> dict[str, None]:
     """Why images without a source stay: arrays that are not read to their end, as far as they can be.
 
     One that has changed names its images again as it is read. Until it has been, those that are to
     come have no source, and are not missing.
     """
     unfinished: dict[str, None] = {}
-    for key, value in store.snapshot.keys.scan("arrays", b"n"):
-        row = ArrayRow.unpack(value)
-        reject = store.snapshot.rejects([key[1:]])[0]
+    for array, row in store.tables.arrays.arrays():
+        reject = store.rejects([array])[0]
         broken = reject is not None and (reject["mtime_ns"], reject["size"]) == (
             row.mtime_ns,
             row.size,
         )
         changes = row.mtime_ns or row.size  # a synthetic set never does
         if changes and not row.complete and not broken and len(unfinished) < _MAX_REASONS:
-            name = os.fsdecode(key[1:])
+            name = os.fsdecode(array)
             reason = f"images that no source is left of: {name} was not read to its end, ingest it"
             unfinished[reason] = None
     return unfinished
 
 
-def images_without_sources(store: Session, go_on: Callable[[], None]) -> Iterator[list[int]]:
+def images_without_sources(store: StoreFiles, go_on: Callable[[], None]) -> Iterator[list[int]]:
     """Images that have no source, as a changed file leaves them; some at a time, ascending."""
-    keys = store.snapshot.keys
+    tables = store.tables
     # All of these are in the order of ids, so each is read once.
     by = (
-        _Spans((int.from_bytes(key[:8], "big"), 1) for key, _ in keys.scan("sources")),
-        _Spans((Run.from_id(*row).id, 1) for row in keys.scan("runs", ONE)),
-        _Spans((run.id, run.count) for run in map(_run, keys.scan("runs", b"i"))),
+        _Spans((id_, 1) for id_ in tables.sources.ids()),
+        _Spans((run.id, 1) for run in tables.runs.of_one_from(0)),
+        _Spans((run.id, run.count) for run in tables.runs.of_several()),
     )
-    for key, value in keys.scan("records"):
+    for ids in tables.records.ids():
         go_on()
-        ids = record_ids(key, value).tolist()
-        yield [id_ for id_ in ids if not any(spans.cover(id_) for spans in by)]
+        yield [id_ for id_ in ids.tolist() if not any(spans.cover(id_) for spans in by)]
 
 
 class _Spans:
@@ -300,7 +296,3 @@ class _Spans:
             self._end = max(self._end, sum(self._next))
             self._next = next(self._spans, None)
         return id_ < self._end
-
-
-def _run(row: tuple[bytes, bytes]) -> Run:
-    return Run.from_id(*row)

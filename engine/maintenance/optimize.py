@@ -1,6 +1,6 @@
 """Gives back the disk space of what was removed, and brings the keys in order.
 
-1. vectors     laid out anew in the order of the index, without those of removed images (``layout``)
+1. vectors     laid out anew in the order of the index, without those of removed images (``reorder``)
 2. pixels      extents of which a fifth or more is of no image: what images have there is copied to the
                newest extent, in commits of bounded size; then the extent is dropped
 3. files       rows that name images which are gone
@@ -16,23 +16,23 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 
 from engine.config import EXACT_ROWS
 from engine.errors import StoreDamagedError, UsageError
-from engine.index.background import BackgroundWork, StoppedError
-from engine.index.maintain import IndexUpdater, recall_of
+from engine.index.background import StoppedError, Work
+from engine.index.maintain import Indexing, recall_of
 from engine.index.operating_point import check_recall
 from engine.maintenance.reorder import Reorder, ReorderResult
 from engine.memory import PeakMemory
 from engine.records import OptimizeReport, Place
-from engine.storage import extents, swaps
+from engine.storage import extents
 from engine.storage.changeset import Chunk, Rekept, Removal
 from engine.storage.durable import tree_bytes
 from engine.storage.extents import ExtentReader, MovedError
 from engine.storage.rocks.database import FOLDER
-from engine.storage.rows import TABLES, ImageRow, record_keys, u64
-from engine.storage.session import Session
+from engine.storage.rows import ImageRow
+from engine.storage.table import in_batches
+from engine.storage.writer import StoreFiles
 
 _WORTH = 0.2  # of an extent that is dead
 _BATCH = 4096  # images, or rows, looked at at a time
@@ -47,7 +47,7 @@ class Optimize:
 
     def __init__(
         self,
-        store: Session,
+        store: StoreFiles,
         *,
         recall: float | None = None,
         progress: Callable[[int, int | None], None] | None = None,
@@ -68,7 +68,7 @@ class Optimize:
         self._damaged = 0
         self._stopped = False
         self._skipped: list[str] = []
-        self._work = BackgroundWork(store.memory, self._tell, self._stop)
+        self._work = Work(store.memory, self._tell, self._stop)
 
     def run(self) -> OptimizeReport:
         """Do all that there is room for; returns what was done."""
@@ -97,7 +97,7 @@ class Optimize:
             skipped=tuple(self._skipped),
             damaged=self._damaged,
             laid_out=laid,
-            recall=recall_of(self._store.snapshot.manifest),
+            recall=recall_of(self._store.manifest),
             peak_memory_bytes=self._peak.anonymous,
             interrupted=self._stopped or self._stop(),
         )
@@ -110,7 +110,7 @@ class Optimize:
         try:
             laid = Reorder(self._store, self._work).run()
             self._store.become_writer(to_remove=True)
-            indexing = IndexUpdater(self._store, self._work)
+            indexing = Indexing(self._store, self._work)
             indexing.update(EXACT_ROWS)
             indexing.measure(self._recall, anew=laid.rows > 0)
         except StoppedError:
@@ -154,7 +154,7 @@ class Optimize:
 
     def _doomed(self) -> list[tuple[int, int, int]]:
         """Number, bytes and dead bytes of extents that are worth it, the emptiest first."""
-        state = self._store.snapshot.state
+        state = self._store.state
         pairs = state.extents.get(extents.PIXELS.name, [])
         found = [(number, size, state.dead.get(str(number), 0)) for number, size in pairs]
         worth = [one for one in found if one[1] and one[2] >= _WORTH * one[1]]
@@ -162,7 +162,7 @@ class Optimize:
 
     def _that_fit(self, doomed: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
         """Those that there is room for at once, and the bytes that the next one would need."""
-        state = self._store.snapshot.state
+        state = self._store.state
         kept = sum(size for _, size in state.extents.get(extents.PIXELS.name, []))
         live = kept - sum(state.dead.values())
         each = max(live // max(state.images, 1), 1)  # bytes of an image
@@ -179,34 +179,30 @@ class Optimize:
     def _rewrite(self, numbers: list[int]) -> bool:
         """Copy what images have in these extents, and drop them; whether any of it has to stay."""
         store = self._store
-        last, _ = store.snapshot.state.last_extent(extents.PIXELS)
+        last, _ = store.state.last_extent(extents.PIXELS)
         if last in numbers:
-            store.writer.begin_extent()
+            store.begin_extent()
         reader = ExtentReader(store.path, extents.PIXELS)
         doomed, stuck = set(numbers), set[int]()
         self._done = 0
         try:
-            records = (
-                found
-                for key, value in store.snapshot.keys.scan("records")
-                for found in record_keys(key, value)
-                if found[1]  # a vector has no pixels
-            )
-            while batch := list(islice(records, _BATCH)):
+            # A vector has no pixels.
+            records = (found for found in store.tables.records.image_keys() if found[1])
+            for batch in in_batches(records, _BATCH):
                 self._move(self._of(batch, doomed), reader, stuck)
                 self._done += len(batch)
-                self._progress(self._done, store.snapshot.state.images)
+                self._progress(self._done, store.state.images)
                 if self._stop():
                     return False
         finally:
             reader.close()
-        state = store.snapshot.state
+        state = store.state
         for number, size in state.extents[extents.PIXELS.name]:
             if number in doomed and state.dead.get(str(number), 0) != size:
                 stuck.add(number)
         free = sorted(doomed - stuck)
         for at in range(0, len(free), _DROPPED):
-            swaps.drop_extents(store.writer, free[at : at + _DROPPED])
+            store.drop_extents(free[at : at + _DROPPED])
             self._rewritten += len(free[at : at + _DROPPED])
         if stuck:
             self._damaged += len(stuck)
@@ -219,11 +215,12 @@ class Optimize:
     def _of(self, batch: Sequence[tuple[int, bytes]], doomed: set[int]) -> list[Rekept]:
         """The rows of those images whose pixels lie in doomed extents, in the order of the pixels."""
         found: list[Rekept] = []
-        rows = self._store.snapshot.images_of([key for _, key in batch])
+        images = self._store.tables.images
+        rows = self._store.images_of([key for _, key in batch])
         for (id_, key), candidates in zip(batch, rows, strict=True):
             for row in candidates:
                 if row.id == id_ and row.place is not None and row.place.extent in doomed:
-                    name = key if row is candidates[0] else key + u64(id_)
+                    name = key if row is candidates[0] else images.further_key(key, id_)
                     found.append(Rekept(name, row, None))
         return sorted(found, key=lambda one: _place(one.row))
 
@@ -252,23 +249,21 @@ class Optimize:
         self._commit(chunk)
 
     def _commit(self, chunk: Chunk) -> None:
-        self._store.writer.commit(chunk)
+        self._store.commit(chunk)
         self._moved += len(chunk.rekept)
 
     # --- keys -------------------------------------------------------------------------------------
 
     def _files(self) -> None:
         """Drop files that name images which are gone."""
-        if not self._store.snapshot.state.removed:
+        if not self._store.state.removed:
             return
-        rows = self._store.snapshot.keys.scan("files")
-        while batch := list(islice(rows, _BATCH)):
-            ids = [int.from_bytes(value, "big") for _, value in batch]
-            there = set(self._store.snapshot.those_there(sorted(set(ids))))
-            stale = [key for (key, _), id_ in zip(batch, ids, strict=True) if id_ not in there]
-            self._store.writer.commit(
-                Chunk(removal=Removal(rows=[("files", key, None) for key in stale]))
-            )
+        files = self._store.tables.files
+        for batch in in_batches(files.items(), _BATCH):
+            there = set(self._store.those_there(sorted({id_ for _, id_ in batch})))
+            stale = [file_hash for file_hash, id_ in batch if id_ not in there]
+            removal = Removal(rows=[files.change(file_hash, None) for file_hash in stale])
+            self._store.commit(Chunk(removal=removal))
             if self._stop():
                 return
 
@@ -281,8 +276,8 @@ class Optimize:
                 f"{free:,} are free"
             )
             return
-        for table in TABLES:
-            self._store.snapshot.keys.compact(table)
+        for table in self._store.tables.all():
+            table.compact()
 
 
 def _place(row: ImageRow) -> Place:

@@ -20,9 +20,16 @@ from engine.maintenance.missing_sources import Missing, What, unfinished_arrays
 from engine.records import MissingBelow, RemoveReport
 from engine.storage.bitmap import IdSet
 from engine.storage.live_ids import live
-from engine.storage.rows import ONE, NameRow, Run, bucket_prefix, u64
-from engine.storage.session import Session
-from engine.storage.source_names import bases, containers, one_row, rows_inside, those_named
+from engine.storage.rows import Run
+from engine.storage.source_names import (
+    arrays_inside,
+    bases,
+    containers,
+    names_inside,
+    one_row,
+    those_named,
+)
+from engine.storage.writer import StoreFiles
 
 Counts = npt.NDArray[np.int64]
 _WINDOW = 1 << 18  # ids that are counted at a time: whole buckets of runs
@@ -35,12 +42,12 @@ _LOOKS = 256  # sources that are looked for between two questions whether to sto
 class RemovalPlan:
     """What one removal from a store would take. ``run`` may be called once."""
 
-    def __init__(self, store: Session, stop: Callable[[], bool] | None = None) -> None:
+    def __init__(self, store: StoreFiles, stop: Callable[[], bool] | None = None) -> None:
         """``stop`` ends the counting; what is counted by then is reported."""
         self._store = store
         self._stop = stop or (lambda: False)
         self._looks = 0
-        self._touched = IdSet.none(store.snapshot.state.next_id)  # ids that lose a source
+        self._touched = IdSet.none(store.state.next_id)  # ids that lose a source
         self._rows: dict[tuple[int, int], int] = {}  # rows that go alone, by array and row: ids
         self._arrays: set[int] = set()  # numbers of those that go whole
         self._listed: list[str] = []
@@ -54,7 +61,7 @@ class RemovalPlan:
         given = [(name, bases(name)) for name in dict.fromkeys(names)]
         wanted, not_found = those_named(store, given)
         asked = sorted(set(ids))
-        chosen = store.snapshot.those_there(asked)
+        chosen = store.those_there(asked)
         not_found = [str(id_) for id_ in sorted(set(asked) - set(chosen))] + not_found
         for id_ in chosen[:_MAX_LISTED]:
             self._list(f"#{id_}")
@@ -114,17 +121,17 @@ class RemovalPlan:
                 self._rows[part.array, part.row] = part.id
                 self._touched.add_span(part.id, 1)
                 self._list(os.fsdecode(base))
-            for name, value in rows_inside(self._store, "names", base):
+            for name, named in names_inside(self._store, base):
                 if not inside.has(name):
-                    self._name(name, NameRow.unpack(value).id, going)
-            for key, _ in rows_inside(self._store, "arrays", base, b"n"):
-                self._array(key[1:])
+                    self._name(name, named.id, going)
+            for name, _ in arrays_inside(self._store, base):
+                self._array(name)
             inside.add(base, containers(self._store, base))
         return inside
 
     def _missing(self, what: What, name: bytes, inside: _Inside, going: IO[bytes]) -> None:
         if what is What.NAME and not inside.has(name):
-            row = self._store.snapshot.names([name])[0]
+            row = self._store.names([name])[0]
             if row is not None:
                 self._name(name, row.id, going)
         elif what is What.ARRAY:
@@ -136,15 +143,12 @@ class RemovalPlan:
         self._list(os.fsdecode(name))
 
     def _array(self, name: bytes) -> None:
-        array = self._store.snapshot.array(name)
+        array = self._store.array(name)
         if array is None or array.number in self._arrays:
             return
         self._arrays.add(array.number)
         self._list(os.fsdecode(name))
-        for key, value in self._store.snapshot.keys.scan(
-            "runs", b"r" + array.number.to_bytes(4, "big")
-        ):
-            run = Run.from_row(key, value)
+        for run in self._store.tables.runs.of_array(array.number):
             self._touched.add_span(run.id, run.count if run.step else 1)
 
     # --- which images go with them ----------------------------------------------------------------
@@ -154,13 +158,13 @@ class RemovalPlan:
         named = np.array(chosen, np.int64)
         self._touched.add(named)
         images = sources = 0
-        for first in range(0, self._store.snapshot.state.next_id, _WINDOW):
+        for first in range(0, self._store.state.next_id, _WINDOW):
             if self._stop():
                 raise StoppedError
             bits = self._touched.bits[first >> 3 : (first + _WINDOW) >> 3]
             if not alone and not bits.any():
                 continue
-            there = live(self._store.snapshot.keys, first, _WINDOW)
+            there = live(self._store.keys, first, _WINDOW)
             lost, left = self._runs(first)
             names = _counted(self._ids_with_names(first))
             lost_names = _counted(_within(going, first))
@@ -177,8 +181,7 @@ class RemovalPlan:
     def _ids_with_names(self, first: int) -> Iterator[Counts]:
         """The image of each name, some at a time, counted from ``first`` on."""
         some: list[int] = []
-        for key, _ in self._store.snapshot.keys.scan("sources", start=u64(first)):
-            id_ = int.from_bytes(key[:8], "big")
+        for id_ in self._store.tables.sources.ids(first):
             if id_ >= first + _WINDOW:
                 break
             some.append(id_ - first)
@@ -203,10 +206,9 @@ class RemovalPlan:
         return lost, left
 
     def _runs_of(self, first: int) -> Iterator[Run]:
-        scan = self._store.snapshot.keys.scan
-        for prefix, start in ((b"i", bucket_prefix(first)), (ONE, ONE + u64(first))):
-            for key, value in scan("runs", prefix, start=start):
-                run = Run.from_id(key, value)
+        runs = self._store.tables.runs
+        for found in (runs.of_several(first), runs.of_one_from(first)):
+            for run in found:
                 if run.id >= first + _WINDOW:
                     break
                 yield run

@@ -19,9 +19,17 @@ from engine.maintenance.missing_sources import (
 from engine.records import RemoveReport
 from engine.storage.changeset import Chunk
 from engine.storage.removal import RemovalRequest, plan_removal
-from engine.storage.rows import NameRow, Run
-from engine.storage.session import Session
-from engine.storage.source_names import bases, one_row, rows_inside, those_named
+from engine.storage.rows import Run
+from engine.storage.source_names import (
+    archives_inside,
+    arrays_inside,
+    bases,
+    names_inside,
+    one_row,
+    rejects_inside,
+    those_named,
+)
+from engine.storage.writer import StoreFiles
 
 MOST = 4096  # images or sources of one commit
 _LOOKS = 256  # sources that are looked for between two questions whether to stop
@@ -36,7 +44,7 @@ class Remove:
 
     def __init__(
         self,
-        store: Session,
+        store: StoreFiles,
         *,
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
@@ -102,7 +110,7 @@ class Remove:
     def _ids(self, ids: Sequence[int], not_found: list[str]) -> None:
         for at in range(0, len(ids), MOST):
             some = list(ids[at : at + MOST])
-            there = self._store.snapshot.those_there(some)
+            there = self._store.those_there(some)
             not_found += [str(id_) for id_ in sorted(set(some) - set(there))]
             self._advance(len(some) - len(there))
             self._request.ids = there
@@ -115,14 +123,14 @@ class Remove:
         row = one_row(self._store, base)
         if row is not None:
             self._row(*row)
-        for name, value in rows_inside(self._store, "names", base):
-            self._name(name, NameRow.unpack(value).id)
-        for key, _ in rows_inside(self._store, "arrays", base, b"n"):
-            self._array(key[1:])
-        for key, _ in rows_inside(self._store, "arrays", base, b"a"):
-            self._request.arrays.append(key)
+        for name, named in names_inside(self._store, base):
+            self._name(name, named.id)
+        for name, _ in arrays_inside(self._store, base):
+            self._array(name)
+        for name in archives_inside(self._store, base):
+            self._request.archives.append(name)
             self._flush_if_full()
-        for name, _ in rows_inside(self._store, "rejects", base):
+        for name in rejects_inside(self._store, base):
             self._request.rejects.append(name)
             self._flush_if_full()
 
@@ -140,21 +148,19 @@ class Remove:
 
     def _array(self, name: bytes) -> None:
         """Remove an array with all its rows."""
-        array = self._store.snapshot.array(name)
+        array = self._store.array(name)
         if array is None:
             return
         if self._rows or array.number in self._arrays:
             self._flush()
-        number = array.number.to_bytes(4, "big")
         empty = True
-        for key, value in self._store.snapshot.keys.scan("runs", b"r" + number):
-            run = Run.from_row(key, value)
+        for run in self._store.tables.runs.of_array(array.number):
             self._arrays.add(array.number)
             self._request.add_rows(run, run)
             self._flush_if_full()
             empty = False
         if empty:  # nothing was committed of it, or a changed file has taken its place
-            self._request.arrays += [b"n" + name, b"#" + number]
+            self._request.arrays.append((name, array.number))
 
     # --- what is missing --------------------------------------------------------------------------
 
@@ -191,18 +197,18 @@ class Remove:
         """Remove what was missing when it was looked for, if it still is."""
         store = self._store
         if what is What.NAME:
-            row = store.snapshot.names([name])[0]
+            row = store.names([name])[0]
             if row is not None and missing.is_gone(name, (row.mtime_ns, row.size)):
                 self._name(name, row.id)
         elif what is What.ARRAY:
             if missing.is_gone(name, None):
                 self._array(name)
         elif what is What.ARCHIVE:
-            if store.snapshot.archive(name) is not None and missing.is_gone(name, None):
-                self._request.arrays.append(b"a" + name)
+            if store.archive(name) is not None and missing.is_gone(name, None):
+                self._request.archives.append(name)
                 self._flush_if_full()
         else:
-            reject = store.snapshot.rejects([name])[0]
+            reject = store.rejects([name])[0]
             if reject and missing.is_gone(name, (reject["mtime_ns"], reject["size"])):
                 self._request.rejects.append(name)
                 self._flush_if_full()
@@ -225,9 +231,9 @@ class Remove:
         """Commit what is to go by now; raises ``_StoppedError`` where no more is wanted."""
         while len(self._request):
             self._go_on()
-            self._store.writer.require_room()
-            found, left = plan_removal(self._store.snapshot, self._request, MOST)
-            self._store.writer.commit(Chunk(removal=found))
+            self._store.require_room()
+            found, left = plan_removal(self._store, self._request, MOST)
+            self._store.commit(Chunk(removal=found))
             self._images += len(found.images)
             self._sources += found.sources
             self._advance(len(self._request) - len(left))

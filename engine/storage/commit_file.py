@@ -18,7 +18,7 @@ from pathlib import Path
 
 from engine.images import hashing
 from engine.storage import file_names, nofollow
-from engine.storage.nofollow import ForeignError
+from engine.storage.safe_folders import ForeignError
 
 _log = logging.getLogger(__name__)
 
