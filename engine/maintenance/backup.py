@@ -36,10 +36,11 @@ from engine.storage.pinned_files import (
     hold_rest,
 )
 from engine.storage.rocks import database, open_reader
+from engine.storage.session import Session
 from engine.storage.staging import check_place, made_aside
 from engine.storage.state import State, settings_in
 from engine.storage.tables import Tables
-from engine.storage.writer import REJECTS, StoreFiles
+from engine.storage.writer import REJECTS
 
 KIND = "backup"
 # In the order in which they appear in an empty folder: once the keys do, all the others are there.
@@ -218,10 +219,10 @@ class Backup:
     def _prove(self, made: Path) -> None:
         """That the copy can be opened and its extents are this store's."""
         try:
-            with StoreFiles(made, self._memory, read_only=True) as copy:
-                for family in copy.families():
-                    for number in copy.manifest.extents[family.name]:
-                        problem = copy.header_problem(family, number)
+            with Session(made, self._memory, read_only=True) as copy:
+                for family in copy.snapshot.families():
+                    for number in copy.snapshot.manifest.extents[family.name]:
+                        problem = copy.snapshot.header_problem(family, number)
                         if problem:
                             path = family.path(self._store, number)
                             raise StoreDamagedError(f"{path}: {problem}; run 'engine check'")

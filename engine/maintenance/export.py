@@ -38,8 +38,8 @@ from engine.storage import extents
 from engine.storage.extents import ExtentReader
 from engine.storage.live_ids import live
 from engine.storage.scan import BUCKET, records_from, sources_of_bucket
+from engine.storage.session import Session
 from engine.storage.staging import check_place, made_aside
-from engine.storage.writer import StoreFiles
 
 KIND = "export"
 FORMATS = ("csv", "parquet")
@@ -71,7 +71,7 @@ class Export:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         dest: Path,
         *,
         format: str = "csv",
@@ -131,7 +131,7 @@ class Export:
         with contextlib.ExitStack() as stack:
             stack.callback(prints.close)
             # All at once: a writer may give files up meanwhile, and what is mapped stays.
-            kept = store.state.extents.get(extents.FINGERPRINTS.name, [])
+            kept = store.snapshot.state.extents.get(extents.FINGERPRINTS.name, [])
             width = extents.FINGERPRINTS.row_bytes
             found = [  # as plain arrays: a row of a map costs five times as much
                 np.asarray(prints.rows(number, size // width, np.uint8)) for number, size in kept
@@ -139,20 +139,20 @@ class Export:
             into = [table(images, IMAGES), table(sources, SOURCES)]
             for one in into:
                 stack.callback(one.close)
-            for bucket in range(-(-store.state.next_id // BUCKET)):
-                there = live(store.keys, bucket * BUCKET, BUCKET)
+            for bucket in range(-(-store.snapshot.state.next_id // BUCKET)):
+                there = live(store.snapshot.keys, bucket * BUCKET, BUCKET)
                 counts = np.zeros(BUCKET, np.int64)
                 into[1].write(self._source_rows(bucket, there, counts))
                 self._sources += int(counts.sum())
                 for records in self._records(bucket):
                     into[0].write([_image_row(record, counts, found) for record in records])
                     self._images += len(records)
-                    self._progress(self._images, store.state.images)
+                    self._progress(self._images, store.snapshot.state.images)
 
     def _records(self, bucket: int) -> Iterator[list[ImageRecord]]:
         start, end = bucket * BUCKET, (bucket + 1) * BUCKET
         while start < end:
-            records = records_from(self._store, start, min(_BATCH, end - start))
+            records = records_from(self._store.snapshot, start, min(_BATCH, end - start))
             start = records[-1].id + 1 if records else end
             mine = [record for record in records if record.id < end]
             if mine:
@@ -163,7 +163,7 @@ class Export:
     ) -> Iterator[tuple[Any, ...]]:
         """The sources of a bucket, counted by image into ``counts``."""
         first = bucket * BUCKET
-        for id_, name in sources_of_bucket(self._store, bucket, there):
+        for id_, name in sources_of_bucket(self._store.snapshot, bucket, there):
             counts[id_ - first] += 1
             try:
                 yield id_, name.decode(), None
@@ -173,10 +173,10 @@ class Export:
     # --- vectors ----------------------------------------------------------------------------------
 
     def _write_vectors(self, made: Path) -> None:
-        entry = self._store.manifest.encoder
+        entry = self._store.snapshot.manifest.encoder
         if entry is None:
             return
-        vectors = self._store.open_vectors()
+        vectors = self._store.snapshot.open_vectors()
         try:
             vectors.open_all()  # as above
             with (made / _VECTORS).open("xb") as rows, (made / _VECTOR_IDS).open("xb") as ids:
@@ -203,7 +203,7 @@ class Export:
         for bucket in np.unique(buckets).tolist():
             mine = buckets == bucket
             first = bucket * BUCKET
-            there[mine] = live(self._store.keys, first, BUCKET)[ids[mine] - first]
+            there[mine] = live(self._store.snapshot.keys, first, BUCKET)[ids[mine] - first]
         return there
 
 

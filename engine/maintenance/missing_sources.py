@@ -22,17 +22,13 @@ from typing import IO
 from engine.errors import MissingError, SourceError
 from engine.records import MissingBelow
 from engine.sources.file_presence import Whereabouts, stamp, without_query
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 MAX_SHARE = 0.5  # of the sources below a root; where more are gone, its disk may be away
 _MAX_FOLDERS = 4096  # whose roots are remembered, and that are counted one by one
 _MAX_REASONS = 1000
 _MAX_SHOWN = 3
 _IN_MEMORY = 4 << 20  # bytes of names, before they go to a file
-ADVICE = (
-    "nothing was removed: mount the disk, or say {yes} if they are gone for good "
-    "({dry_run} lists them)"
-)
 
 
 class Where(Enum):
@@ -71,14 +67,14 @@ class _Count:
 class Missing:
     """What is missing of one store, once ``look`` has looked for all of it."""
 
-    def __init__(self, store: StoreFiles, go_on: Callable[[], None]) -> None:
+    def __init__(self, store: Session, go_on: Callable[[], None]) -> None:
         """``go_on`` is called before each look; what it raises ends the looking."""
         self._store = store
         self._go_on = go_on
         self._disk = Whereabouts()
         self._found: IO[bytes] | None = None
         self.kept: dict[str, None] = {}  # why sources that are not there stay
-        self._roots = {root: _Count() for root in store.roots()}
+        self._roots = {root: _Count() for root in store.snapshot.roots()}
         self._of_folder: dict[bytes, list[_Count]] = {}
         self._vanished: dict[bytes, _Count] = {}  # whole folders, below no root
         self._more_vanished = _Count()
@@ -107,7 +103,7 @@ class Missing:
 
     def _every(self) -> Iterator[tuple[What, bytes, tuple[int, int] | None, int]]:
         """Each source that has a file: what it is, its name, its stamp, how many sources it counts."""
-        tables = self._store.tables
+        tables = self._store.snapshot.tables
         for name, row in tables.names.items(b"/"):
             yield What.NAME, name, (row.mtime_ns, row.size), 1
         for name, array in tables.arrays.arrays(b"/"):
@@ -138,7 +134,7 @@ class Missing:
             outer = name[:at]
             file = outer if os.path.lexists(outer) else without_query(outer)
             if Path(os.fsdecode(file)).is_file():
-                row = self._store.archive(outer) if seen is not None else None
+                row = self._store.snapshot.archive(outer) if seen is not None else None
                 now = stamp(file)
                 read = row is not None and row.complete and (row.mtime_ns, row.size) == now
                 return Where.MEMBER_GONE if read and seen != now else Where.THERE
@@ -197,7 +193,10 @@ class Missing:
         at = name.find(b"#")
         while at >= 0:
             outer = without_query(name[:at])
-            if outer.lower().endswith(b".npz") or self._store.archive(name[:at]) is not None:
+            if (
+                outer.lower().endswith(b".npz")
+                or self._store.snapshot.archive(name[:at]) is not None
+            ):
                 return outer
             at = name.find(b"#", at + 1)
         return without_query(name)
@@ -241,20 +240,20 @@ class Missing:
         more = len(parts) - _MAX_SHOWN
         shown = ", ".join(parts[:_MAX_SHOWN]) + (f", and {more:,} more folders" if more > 0 else "")
         raise MissingError(
-            f"sources are missing as if a disk were away ({shown})",
-            ADVICE.format(yes="yes=True", dry_run="dry_run=True"),
+            f"sources are missing as if a disk were away ({shown}); nothing was removed: mount the "
+            f"disk, or say yes=True if they are gone for good (dry_run=True lists them)"
         )
 
 
-def unfinished_arrays(store: StoreFiles) -> dict[str, None]:
+def unfinished_arrays(store: Session) -> dict[str, None]:
     """Why images without a source stay: arrays that are not read to their end, as far as they can be.
 
     One that has changed names its images again as it is read. Until it has been, those that are to
     come have no source, and are not missing.
     """
     unfinished: dict[str, None] = {}
-    for array, row in store.tables.arrays.arrays():
-        reject = store.rejects([array])[0]
+    for array, row in store.snapshot.tables.arrays.arrays():
+        reject = store.snapshot.rejects([array])[0]
         broken = reject is not None and (reject["mtime_ns"], reject["size"]) == (
             row.mtime_ns,
             row.size,
@@ -267,9 +266,9 @@ def unfinished_arrays(store: StoreFiles) -> dict[str, None]:
     return unfinished
 
 
-def images_without_sources(store: StoreFiles, go_on: Callable[[], None]) -> Iterator[list[int]]:
+def images_without_sources(store: Session, go_on: Callable[[], None]) -> Iterator[list[int]]:
     """Images that have no source, as a changed file leaves them; some at a time, ascending."""
-    tables = store.tables
+    tables = store.snapshot.tables
     # All of these are in the order of ids, so each is read once.
     by = (
         _Spans((id_, 1) for id_ in tables.sources.ids()),

@@ -19,20 +19,20 @@ from dataclasses import replace
 
 from engine.config import EXACT_ROWS
 from engine.errors import StoreDamagedError, UsageError
-from engine.index.background import StoppedError, Work
-from engine.index.maintain import Indexing, recall_of
+from engine.index.background import StoppedError, BackgroundWork
+from engine.index.maintain import IndexUpdater, recall_of
 from engine.index.operating_point import check_recall
 from engine.maintenance.reorder import Reorder, ReorderResult
 from engine.memory import PeakMemory
 from engine.records import OptimizeReport, Place
-from engine.storage import extents
+from engine.storage import extents, swaps
 from engine.storage.changeset import Chunk, Rekept, Removal
 from engine.storage.durable import tree_bytes
 from engine.storage.extents import ExtentReader, MovedError
 from engine.storage.rocks.database import FOLDER
 from engine.storage.rows import ImageRow
+from engine.storage.session import Session
 from engine.storage.table import in_batches
-from engine.storage.writer import StoreFiles
 
 _WORTH = 0.2  # of an extent that is dead
 _BATCH = 4096  # images, or rows, looked at at a time
@@ -47,7 +47,7 @@ class Optimize:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         *,
         recall: float | None = None,
         progress: Callable[[int, int | None], None] | None = None,
@@ -68,7 +68,7 @@ class Optimize:
         self._damaged = 0
         self._stopped = False
         self._skipped: list[str] = []
-        self._work = Work(store.memory, self._tell, self._stop)
+        self._work = BackgroundWork(store.memory, self._tell, self._stop)
 
     def run(self) -> OptimizeReport:
         """Do all that there is room for; returns what was done."""
@@ -97,7 +97,7 @@ class Optimize:
             skipped=tuple(self._skipped),
             damaged=self._damaged,
             laid_out=laid,
-            recall=recall_of(self._store.manifest),
+            recall=recall_of(self._store.snapshot.manifest),
             peak_memory_bytes=self._peak.anonymous,
             interrupted=self._stopped or self._stop(),
         )
@@ -110,7 +110,7 @@ class Optimize:
         try:
             laid = Reorder(self._store, self._work).run()
             self._store.become_writer(to_remove=True)
-            indexing = Indexing(self._store, self._work)
+            indexing = IndexUpdater(self._store, self._work)
             indexing.update(EXACT_ROWS)
             indexing.measure(self._recall, anew=laid.rows > 0)
         except StoppedError:
@@ -154,7 +154,7 @@ class Optimize:
 
     def _doomed(self) -> list[tuple[int, int, int]]:
         """Number, bytes and dead bytes of extents that are worth it, the emptiest first."""
-        state = self._store.state
+        state = self._store.snapshot.state
         pairs = state.extents.get(extents.PIXELS.name, [])
         found = [(number, size, state.dead.get(str(number), 0)) for number, size in pairs]
         worth = [one for one in found if one[1] and one[2] >= _WORTH * one[1]]
@@ -162,7 +162,7 @@ class Optimize:
 
     def _that_fit(self, doomed: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
         """Those that there is room for at once, and the bytes that the next one would need."""
-        state = self._store.state
+        state = self._store.snapshot.state
         kept = sum(size for _, size in state.extents.get(extents.PIXELS.name, []))
         live = kept - sum(state.dead.values())
         each = max(live // max(state.images, 1), 1)  # bytes of an image
@@ -179,30 +179,30 @@ class Optimize:
     def _rewrite(self, numbers: list[int]) -> bool:
         """Copy what images have in these extents, and drop them; whether any of it has to stay."""
         store = self._store
-        last, _ = store.state.last_extent(extents.PIXELS)
+        last, _ = store.snapshot.state.last_extent(extents.PIXELS)
         if last in numbers:
-            store.begin_extent()
+            store.writer.begin_extent()
         reader = ExtentReader(store.path, extents.PIXELS)
         doomed, stuck = set(numbers), set[int]()
         self._done = 0
         try:
             # A vector has no pixels.
-            records = (found for found in store.tables.records.image_keys() if found[1])
+            records = (found for found in store.snapshot.tables.records.image_keys() if found[1])
             for batch in in_batches(records, _BATCH):
                 self._move(self._of(batch, doomed), reader, stuck)
                 self._done += len(batch)
-                self._progress(self._done, store.state.images)
+                self._progress(self._done, store.snapshot.state.images)
                 if self._stop():
                     return False
         finally:
             reader.close()
-        state = store.state
+        state = store.snapshot.state
         for number, size in state.extents[extents.PIXELS.name]:
             if number in doomed and state.dead.get(str(number), 0) != size:
                 stuck.add(number)
         free = sorted(doomed - stuck)
         for at in range(0, len(free), _DROPPED):
-            store.drop_extents(free[at : at + _DROPPED])
+            swaps.drop_extents(store.writer, free[at : at + _DROPPED])
             self._rewritten += len(free[at : at + _DROPPED])
         if stuck:
             self._damaged += len(stuck)
@@ -215,8 +215,8 @@ class Optimize:
     def _of(self, batch: Sequence[tuple[int, bytes]], doomed: set[int]) -> list[Rekept]:
         """The rows of those images whose pixels lie in doomed extents, in the order of the pixels."""
         found: list[Rekept] = []
-        images = self._store.tables.images
-        rows = self._store.images_of([key for _, key in batch])
+        images = self._store.snapshot.tables.images
+        rows = self._store.snapshot.images_of([key for _, key in batch])
         for (id_, key), candidates in zip(batch, rows, strict=True):
             for row in candidates:
                 if row.id == id_ and row.place is not None and row.place.extent in doomed:
@@ -249,21 +249,21 @@ class Optimize:
         self._commit(chunk)
 
     def _commit(self, chunk: Chunk) -> None:
-        self._store.commit(chunk)
+        self._store.writer.commit(chunk)
         self._moved += len(chunk.rekept)
 
     # --- keys -------------------------------------------------------------------------------------
 
     def _files(self) -> None:
         """Drop files that name images which are gone."""
-        if not self._store.state.removed:
+        if not self._store.snapshot.state.removed:
             return
-        files = self._store.tables.files
+        files = self._store.snapshot.tables.files
         for batch in in_batches(files.items(), _BATCH):
-            there = set(self._store.those_there(sorted({id_ for _, id_ in batch})))
+            there = set(self._store.snapshot.those_there(sorted({id_ for _, id_ in batch})))
             stale = [file_hash for file_hash, id_ in batch if id_ not in there]
             removal = Removal(rows=[files.change(file_hash, None) for file_hash in stale])
-            self._store.commit(Chunk(removal=removal))
+            self._store.writer.commit(Chunk(removal=removal))
             if self._stop():
                 return
 
@@ -276,7 +276,7 @@ class Optimize:
                 f"{free:,} are free"
             )
             return
-        for table in self._store.tables.all():
+        for table in self._store.snapshot.tables.all():
             table.compact()
 
 

@@ -21,6 +21,7 @@ from engine.records import MissingBelow, RemoveReport
 from engine.storage.bitmap import IdSet
 from engine.storage.live_ids import live
 from engine.storage.rows import Run
+from engine.storage.session import Session
 from engine.storage.source_names import (
     arrays_inside,
     bases,
@@ -29,7 +30,6 @@ from engine.storage.source_names import (
     one_row,
     those_named,
 )
-from engine.storage.writer import StoreFiles
 
 Counts = npt.NDArray[np.int64]
 _WINDOW = 1 << 18  # ids that are counted at a time: whole buckets of runs
@@ -42,12 +42,12 @@ _LOOKS = 256  # sources that are looked for between two questions whether to sto
 class RemovalPlan:
     """What one removal from a store would take. ``run`` may be called once."""
 
-    def __init__(self, store: StoreFiles, stop: Callable[[], bool] | None = None) -> None:
+    def __init__(self, store: Session, stop: Callable[[], bool] | None = None) -> None:
         """``stop`` ends the counting; what is counted by then is reported."""
         self._store = store
         self._stop = stop or (lambda: False)
         self._looks = 0
-        self._touched = IdSet.none(store.state.next_id)  # ids that lose a source
+        self._touched = IdSet.none(store.snapshot.state.next_id)  # ids that lose a source
         self._rows: dict[tuple[int, int], int] = {}  # rows that go alone, by array and row: ids
         self._arrays: set[int] = set()  # numbers of those that go whole
         self._listed: list[str] = []
@@ -61,7 +61,7 @@ class RemovalPlan:
         given = [(name, bases(name)) for name in dict.fromkeys(names)]
         wanted, not_found = those_named(store, given)
         asked = sorted(set(ids))
-        chosen = store.those_there(asked)
+        chosen = store.snapshot.those_there(asked)
         not_found = [str(id_) for id_ in sorted(set(asked) - set(chosen))] + not_found
         for id_ in chosen[:_MAX_LISTED]:
             self._list(f"#{id_}")
@@ -131,7 +131,7 @@ class RemovalPlan:
 
     def _missing(self, what: What, name: bytes, inside: _Inside, going: IO[bytes]) -> None:
         if what is What.NAME and not inside.has(name):
-            row = self._store.names([name])[0]
+            row = self._store.snapshot.names([name])[0]
             if row is not None:
                 self._name(name, row.id, going)
         elif what is What.ARRAY:
@@ -143,12 +143,12 @@ class RemovalPlan:
         self._list(os.fsdecode(name))
 
     def _array(self, name: bytes) -> None:
-        array = self._store.array(name)
+        array = self._store.snapshot.array(name)
         if array is None or array.number in self._arrays:
             return
         self._arrays.add(array.number)
         self._list(os.fsdecode(name))
-        for run in self._store.tables.runs.of_array(array.number):
+        for run in self._store.snapshot.tables.runs.of_array(array.number):
             self._touched.add_span(run.id, run.count if run.step else 1)
 
     # --- which images go with them ----------------------------------------------------------------
@@ -158,13 +158,13 @@ class RemovalPlan:
         named = np.array(chosen, np.int64)
         self._touched.add(named)
         images = sources = 0
-        for first in range(0, self._store.state.next_id, _WINDOW):
+        for first in range(0, self._store.snapshot.state.next_id, _WINDOW):
             if self._stop():
                 raise StoppedError
             bits = self._touched.bits[first >> 3 : (first + _WINDOW) >> 3]
             if not alone and not bits.any():
                 continue
-            there = live(self._store.keys, first, _WINDOW)
+            there = live(self._store.snapshot.keys, first, _WINDOW)
             lost, left = self._runs(first)
             names = _counted(self._ids_with_names(first))
             lost_names = _counted(_within(going, first))
@@ -181,7 +181,7 @@ class RemovalPlan:
     def _ids_with_names(self, first: int) -> Iterator[Counts]:
         """The image of each name, some at a time, counted from ``first`` on."""
         some: list[int] = []
-        for id_ in self._store.tables.sources.ids(first):
+        for id_ in self._store.snapshot.tables.sources.ids(first):
             if id_ >= first + _WINDOW:
                 break
             some.append(id_ - first)
@@ -206,7 +206,7 @@ class RemovalPlan:
         return lost, left
 
     def _runs_of(self, first: int) -> Iterator[Run]:
-        runs = self._store.tables.runs
+        runs = self._store.snapshot.tables.runs
         for found in (runs.of_several(first), runs.of_one_from(first)):
             for run in found:
                 if run.id >= first + _WINDOW:

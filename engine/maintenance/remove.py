@@ -20,6 +20,7 @@ from engine.records import RemoveReport
 from engine.storage.changeset import Chunk
 from engine.storage.removal import RemovalRequest, plan_removal
 from engine.storage.rows import Run
+from engine.storage.session import Session
 from engine.storage.source_names import (
     archives_inside,
     arrays_inside,
@@ -29,7 +30,6 @@ from engine.storage.source_names import (
     rejects_inside,
     those_named,
 )
-from engine.storage.writer import StoreFiles
 
 MOST = 4096  # images or sources of one commit
 _LOOKS = 256  # sources that are looked for between two questions whether to stop
@@ -44,7 +44,7 @@ class Remove:
 
     def __init__(
         self,
-        store: StoreFiles,
+        store: Session,
         *,
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
@@ -110,7 +110,7 @@ class Remove:
     def _ids(self, ids: Sequence[int], not_found: list[str]) -> None:
         for at in range(0, len(ids), MOST):
             some = list(ids[at : at + MOST])
-            there = self._store.those_there(some)
+            there = self._store.snapshot.those_there(some)
             not_found += [str(id_) for id_ in sorted(set(some) - set(there))]
             self._advance(len(some) - len(there))
             self._request.ids = there
@@ -148,13 +148,13 @@ class Remove:
 
     def _array(self, name: bytes) -> None:
         """Remove an array with all its rows."""
-        array = self._store.array(name)
+        array = self._store.snapshot.array(name)
         if array is None:
             return
         if self._rows or array.number in self._arrays:
             self._flush()
         empty = True
-        for run in self._store.tables.runs.of_array(array.number):
+        for run in self._store.snapshot.tables.runs.of_array(array.number):
             self._arrays.add(array.number)
             self._request.add_rows(run, run)
             self._flush_if_full()
@@ -197,18 +197,18 @@ class Remove:
         """Remove what was missing when it was looked for, if it still is."""
         store = self._store
         if what is What.NAME:
-            row = store.names([name])[0]
+            row = store.snapshot.names([name])[0]
             if row is not None and missing.is_gone(name, (row.mtime_ns, row.size)):
                 self._name(name, row.id)
         elif what is What.ARRAY:
             if missing.is_gone(name, None):
                 self._array(name)
         elif what is What.ARCHIVE:
-            if store.archive(name) is not None and missing.is_gone(name, None):
+            if store.snapshot.archive(name) is not None and missing.is_gone(name, None):
                 self._request.archives.append(name)
                 self._flush_if_full()
         else:
-            reject = store.rejects([name])[0]
+            reject = store.snapshot.rejects([name])[0]
             if reject and missing.is_gone(name, (reject["mtime_ns"], reject["size"])):
                 self._request.rejects.append(name)
                 self._flush_if_full()
@@ -231,9 +231,9 @@ class Remove:
         """Commit what is to go by now; raises ``_StoppedError`` where no more is wanted."""
         while len(self._request):
             self._go_on()
-            self._store.require_room()
-            found, left = plan_removal(self._store, self._request, MOST)
-            self._store.commit(Chunk(removal=found))
+            self._store.writer.require_room()
+            found, left = plan_removal(self._store.snapshot, self._request, MOST)
+            self._store.writer.commit(Chunk(removal=found))
             self._images += len(found.images)
             self._sources += found.sources
             self._advance(len(self._request) - len(left))

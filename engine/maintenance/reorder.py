@@ -21,17 +21,21 @@ from engine.config import EXACT_ROWS
 from engine.errors import StoreLockedError
 from engine.images import hashing
 from engine.index import build
-from engine.index.background import Work
-from engine.index.build import Ordered, Piece
+from engine.index.background import BackgroundWork
 from engine.index.maintain import RETRAINED, is_moved
-from engine.index.search import VectorIndex, quantizer_path
-from engine.index.segment import LABEL_BYTES
+from engine.index.open import OpenIndex
+from engine.index.reordered import Piece, ReorderedWriter
+from engine.index.search import VectorIndex
+from engine.index.segment_layout import LABEL_BYTES
+from engine.index.train import sample_of, train_quantizer
 from engine.records import Place
-from engine.storage import extents, nofollow, staging
+from engine.storage import extents, nofollow, staging, swaps
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import ExtentReader
+from engine.storage.index_files import ReorderedExtent, quantizer_path
 from engine.storage.manifest import QuantizerEntry
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
+from engine.storage.state import appends_in
 
 _WORTH = 0.1  # of the vectors that are removed or lie in another order
 _APART = 1000  # numbers that a writer may use up for its own segments meanwhile
@@ -52,7 +56,7 @@ class ReorderResult:
 class Reorder:
     """One layout of one store, which becomes its writer in the end."""
 
-    def __init__(self, store: StoreFiles, work: Work) -> None:
+    def __init__(self, store: Session, work: BackgroundWork) -> None:
         self._store = store
         self._work = work
 
@@ -63,7 +67,7 @@ class Reorder:
         """
         store = self._store
         store.follow()  # others may have laid them out since it was opened
-        index = store.index
+        index = OpenIndex(store).current
         if index is None or not index.vectors.rows:
             return ReorderResult()
         train = self._is_to_be_trained(index)
@@ -76,7 +80,7 @@ class Reorder:
         if damaged:
             return _left_damaged(damaged)
         with staging.locked(store.path, "index") as made:
-            quantizer, new = self._work.apart(
+            quantizer, new = self._work.in_background(
                 lambda work: Reorder(self._store, work)._build(made, index, train)
             )
             self._lock()
@@ -87,7 +91,7 @@ class Reorder:
 
         ``known``: the rows of extents that need not be looked at, from their first on.
         """
-        store, encoder = self._store, self._store.manifest.encoder
+        store, encoder = self._store, self._store.snapshot.manifest.encoder
         assert encoder is not None
         families = (
             extents.vectors(encoder.generation, encoder.dim),
@@ -97,15 +101,15 @@ class Reorder:
             family.name: ExtentReader(store.path, family, store.is_behind) for family in families
         }
         try:
-            for row in store.tables.commits.rows():
-                for one in row.appends:
+            for _, value in store.snapshot.keys.scan("commits"):
+                for one in appends_in(value):
                     reader = readers.get(one.family)
                     if reader is None:
                         continue
                     if one.offset >= known.get(one.extent, 0) * reader.family.row_bytes:
                         data = reader.read(Place(one.extent, one.offset, one.length))
                         if hashing.checksum(data) != one.xxh64:
-                            return store.part(reader.family, one.extent)
+                            return store.snapshot.part(reader.family, one.extent)
                         self._work.done(0)
             return None
         finally:
@@ -120,20 +124,20 @@ class Reorder:
             return True
         if not RETRAINED**-0.5 < rows / entry.trained_on < RETRAINED**0.5:
             return True
-        sample = build.sample_of(index.vectors, _SAMPLE, entry.number)[1]
+        sample = sample_of(index.vectors, _SAMPLE, entry.number)[1]
         closeness = float(index.quantizer.encode(sample)[2].mean())
         return is_moved(closeness, entry)
 
     def _is_worth_it(self, index: VectorIndex) -> bool:
         rows = index.vectors.rows
         ordered = sum(one.entry.rows for one in index.segments if one.entry.ordered)
-        dead = self._store.state.dead_vectors
+        dead = self._store.snapshot.state.dead_vectors
         if self._live(index) < EXACT_ROWS:
             return dead >= _WORTH * rows
         return rows - ordered + dead >= _WORTH * rows
 
     def _live(self, index: VectorIndex) -> int:
-        return index.vectors.rows - self._store.state.dead_vectors
+        return index.vectors.rows - self._store.snapshot.state.dead_vectors
 
     def _need(self, index: VectorIndex) -> int:
         """Bytes of disk: the vectors once more, and their codes twice while segments are merged."""
@@ -144,11 +148,11 @@ class Reorder:
 
     def _build(
         self, made: Path, index: VectorIndex, train: bool
-    ) -> tuple[QuantizerEntry | None, Ordered]:
+    ) -> tuple[QuantizerEntry | None, ReorderedExtent]:
         store, work, vectors = self._store, self._work, index.vectors
-        encoder = store.manifest.encoder
+        encoder = store.snapshot.manifest.encoder
         assert encoder is not None
-        number = store.next_index_number() + _APART
+        number = store.writer.next_index_number() + _APART
         entry, quantizer = index.quantizer_entry, index.quantizer
         # Old extents go: a row that a damaged segment does not name would be lost with them.
         # And codes are copied as they are, with a checksum that is right for them.
@@ -163,7 +167,9 @@ class Reorder:
                 spans += index.spans_in(segment.entry)
         if train:
             rows = self._live(index)
-            entry, quantizer = build.train(made, number, encoder.generation, vectors, rows, work)
+            entry, quantizer = train_quantizer(
+                made, number, encoder.generation, vectors, rows, work
+            )
             spans, held = [(0, vectors.rows)], []
         pieces: list[Piece] = []
         if entry is not None and quantizer is not None:
@@ -171,15 +177,17 @@ class Reorder:
             if spans:
                 folder = made / "coded"
                 nofollow.make_folder(made, folder.name)
-                coded, _ = build.segment(folder, number + 1, entry, quantizer, vectors, spans, work)
-                pieces.append((build.opened(folder, coded, quantizer), index.rows_in(coded)))
+                coded, _ = build.build_segment(
+                    folder, number + 1, entry, quantizer, vectors, spans, work
+                )
+                pieces.append((build.open_segment(folder, coded, quantizer), index.rows_in(coded)))
         families = (
             extents.vectors(encoder.generation, encoder.dim),
             extents.vector_ids(encoder.generation),
         )
-        gone = store.dead_ids() if store.state.dead_vectors else IdSet.none(0)
-        uuid = bytes.fromhex(store.manifest.uuid)
-        laying = build.Laying(made, vectors, pieces, gone, families, uuid, work)
+        gone = store.snapshot.dead_ids() if store.snapshot.state.dead_vectors else IdSet.none(0)
+        uuid = bytes.fromhex(store.snapshot.manifest.uuid)
+        laying = ReorderedWriter(made, vectors, pieces, gone, families, uuid, work)
         return entry, laying.write(number + 1, entry, quantizer)
 
     def _lock(self) -> None:
@@ -197,16 +205,16 @@ class Reorder:
                 time.sleep(_WAIT_SECONDS)
 
     def _publish(
-        self, made: Path, index: VectorIndex, quantizer: QuantizerEntry | None, new: Ordered
+        self, made: Path, index: VectorIndex, quantizer: QuantizerEntry | None, new: ReorderedExtent
     ) -> ReorderResult:
         store = self._store
-        there = dict(store.state.vector_parts(store.manifest.encoder))
-        numbers = {one.number for one in store.manifest.segments}
+        there = dict(store.snapshot.state.vector_parts(store.snapshot.manifest.encoder))
+        numbers = {one.number for one in store.snapshot.manifest.segments}
         clash = new.segment is not None and new.segment.number in numbers
         same = all(there.get(number, 0) >= rows for number, rows in index.vectors.parts)
         # The segment is of a quantizer that was live, or is to be: others may have trained one.
         known = quantizer is None or _has(made, quantizer)
-        known = known or quantizer in store.manifest.quantizers
+        known = known or quantizer in store.snapshot.manifest.quantizers
         if clash or not same or not known:
             return ReorderResult(
                 skipped="the vectors were not laid out anew: another process did so meanwhile"
@@ -218,7 +226,7 @@ class Reorder:
             return _left_for_want_of_room(need, free)
         if late and (damaged := self._damaged({n: late.get(n, rows) for n, rows in there.items()})):
             return _left_damaged(damaged)
-        store.replace_vectors(made, index.vectors.parts, new, quantizer)
+        swaps.replace_vectors(store.writer, made, index.vectors.parts, new, quantizer)
         return ReorderResult(new.rows)
 
 
@@ -227,7 +235,7 @@ def _has(made: Path, quantizer: QuantizerEntry) -> bool:
     return nofollow.status(made, path.as_posix()) is not None
 
 
-def _free(store: StoreFiles) -> int:
+def _free(store: Session) -> int:
     return shutil.disk_usage(store.path).free
 
 

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from engine.config import whole
 from engine.errors import UsageError
 from engine.storage.bitmap import IdSet
+from engine.storage.session import Session
 from engine.storage.source_names import arrays_inside, bases, names_inside, one_row
 from engine.storage.table import in_batches
-from engine.storage.writer import StoreFiles
 
 _BATCH = 4096  # names in hand
 _MAX_ID = (1 << 63) - 1
@@ -39,10 +39,10 @@ class SearchedIn:
         self._found = IdSet.none(0)
         self._commit = -1
 
-    def ids(self, store: StoreFiles) -> IdSet:
+    def ids(self, store: Session) -> IdSet:
         """``ids_within``, remembered until the commit changes: it reads all that is inside of them."""
-        if self._commit != store.state.commit:
-            self._found, self._commit = ids_within(store, self.names), store.state.commit
+        if self._commit != store.snapshot.state.commit:
+            self._found, self._commit = ids_within(store, self.names), store.snapshot.state.commit
         return self._found
 
 
@@ -56,27 +56,27 @@ class Within:
         self._found = IdSet.none(0)
         self._commit = -1
 
-    def ids(self, store: StoreFiles) -> IdSet:
+    def ids(self, store: Session) -> IdSet:
         """The images that it leaves, without removed ones; remembered until the commit changes.
 
         ``UsageError`` if there is no image of one of the sources.
         """
-        if self._commit != store.state.commit:
+        if self._commit != store.snapshot.state.commit:
             parts = [self._sources.ids(store)] if self._sources is not None else []
             if self._ids is not None:
-                given = IdSet.of(self._ids, store.state.next_id)
-                parts.append(given.without(store.removed_ids()))
-            self._found, self._commit = reduce(IdSet.both, parts), store.state.commit
+                given = IdSet.of(self._ids, store.snapshot.state.next_id)
+                parts.append(given.without(store.snapshot.removed_ids()))
+            self._found, self._commit = reduce(IdSet.both, parts), store.snapshot.state.commit
         return self._found
 
 
-def ids_within(store: StoreFiles, names: Iterable[tuple[str, tuple[bytes, ...]]]) -> IdSet:
+def ids_within(store: Session, names: Iterable[tuple[str, tuple[bytes, ...]]]) -> IdSet:
     """The images that were seen in any of these sources: each its name, and what it may be called.
 
     ``UsageError`` if there is no image of one. It takes the memory of two sets, however many names
     are inside of a source.
     """
-    every = IdSet.none(store.state.next_id)
+    every = IdSet.none(store.snapshot.state.next_id)
     for name, may_be in names:
         for base in may_be:
             found = _ids_inside(store, base)
@@ -91,19 +91,19 @@ def ids_within(store: StoreFiles, names: Iterable[tuple[str, tuple[bytes, ...]]]
     return every
 
 
-def _ids_inside(store: StoreFiles, base: bytes) -> IdSet:
+def _ids_inside(store: Session, base: bytes) -> IdSet:
     """The images that were seen in ``base`` or inside of it."""
-    found = IdSet.none(store.state.next_id)
+    found = IdSet.none(store.snapshot.state.next_id)
     row = one_row(store, base)
     if row is not None:
         found.add_span(row[1].id, 1)
     for batch in in_batches(names_inside(store, base), _BATCH):
         found.add(np.array([row.id for _, row in batch], np.int64))
     for _, array in arrays_inside(store, base):
-        for run in store.tables.runs.of_array(array.number):
+        for run in store.snapshot.tables.runs.of_array(array.number):
             found.add_span(run.id, run.count if run.step else 1)
     # Runs may go on covering images that were removed.
-    return found.without(store.removed_ids()) if store.state.removed else found
+    return found.without(store.snapshot.removed_ids()) if store.snapshot.state.removed else found
 
 
 def _numbers(ids: Ids) -> npt.NDArray[np.int64]:

@@ -26,7 +26,7 @@ from engine.storage.rows import (
     record_in,
     record_without,
 )
-from engine.storage.snapshot import StoreView
+from engine.storage.snapshot import Snapshot
 from engine.storage.table import RowChange
 from engine.storage.tables import UNREAD
 
@@ -71,7 +71,7 @@ class _Image:
 
 
 def plan_removal(
-    view: StoreView, request: RemovalRequest, max_sources: int
+    view: Snapshot, request: RemovalRequest, max_sources: int
 ) -> tuple[Removal, list[int]]:
     """What goes with ``request``, and those of its ids that are left for the next commit.
 
@@ -84,7 +84,7 @@ def plan_removal(
 class RemovalPlanner:
     """Works out one commit of a removal. ``plan`` may be called once."""
 
-    def __init__(self, view: StoreView, max_sources: int) -> None:
+    def __init__(self, view: Snapshot, max_sources: int) -> None:
         self._view = view
         self._keys = view.keys
         self._tables = view.tables

@@ -16,8 +16,8 @@ from engine.sources import synthetic
 from engine.sources.file_presence import QUERIES, without_query
 from engine.sources.items import absolute
 from engine.storage.rows import ArrayRow, NameRow, Run
+from engine.storage.session import Session
 from engine.storage.table import Row, Table
-from engine.storage.writer import StoreFiles
 
 # In what is behind "a.npz#": an array file of a folder that is called so, and no array of the archive.
 _FILE = re.compile(rb"/.*\.np[yz](\?kind=[^/]*)?(#|$)", re.IGNORECASE | re.DOTALL)
@@ -40,7 +40,7 @@ def bases(name: str) -> list[bytes]:
 
 
 def those_named(
-    store: StoreFiles, given: Iterable[tuple[str, list[bytes]]]
+    store: Session, given: Iterable[tuple[str, list[bytes]]]
 ) -> tuple[list[bytes], list[str]]:
     """What is there of names and their ``bases``, and the names of which nothing is."""
     wanted: list[bytes] = []
@@ -54,9 +54,9 @@ def those_named(
     return wanted, not_found
 
 
-def is_there(store: StoreFiles, base: bytes) -> bool:
+def is_there(store: Session, base: bytes) -> bool:
     """Whether there is anything that is named ``base`` or inside of it."""
-    tables = store.tables
+    tables = store.snapshot.tables
     places = (
         (tables.names, b""),
         (tables.arrays, tables.arrays.ARRAY),
@@ -67,31 +67,31 @@ def is_there(store: StoreFiles, base: bytes) -> bool:
     return one_row(store, base) is not None or next(rows, None) is not None
 
 
-def names_inside(store: StoreFiles, base: bytes) -> Iterator[tuple[bytes, NameRow]]:
+def names_inside(store: Session, base: bytes) -> Iterator[tuple[bytes, NameRow]]:
     """The files that are ``base``, or inside of it."""
-    for name, value in _inside(store, store.tables.names, base):
+    for name, value in _inside(store, store.snapshot.tables.names, base):
         yield name, NameRow.unpack(value)
 
 
-def arrays_inside(store: StoreFiles, base: bytes) -> Iterator[tuple[bytes, ArrayRow]]:
+def arrays_inside(store: Session, base: bytes) -> Iterator[tuple[bytes, ArrayRow]]:
     """The arrays that are ``base``, or inside of it."""
-    arrays = store.tables.arrays
+    arrays = store.snapshot.tables.arrays
     for key, value in _inside(store, arrays, base, arrays.ARRAY):
         yield key[1:], ArrayRow.unpack(value)
 
 
-def archives_inside(store: StoreFiles, base: bytes) -> Iterator[bytes]:
+def archives_inside(store: Session, base: bytes) -> Iterator[bytes]:
     """The names of the archives that are ``base``, or inside of it."""
-    arrays = store.tables.arrays
+    arrays = store.snapshot.tables.arrays
     return (key[1:] for key, _ in _inside(store, arrays, base, arrays.ARCHIVE))
 
 
-def rejects_inside(store: StoreFiles, base: bytes) -> Iterator[bytes]:
+def rejects_inside(store: Session, base: bytes) -> Iterator[bytes]:
     """The names of the rejected sources that are ``base``, or inside of it."""
-    return (name for name, _ in _inside(store, store.tables.rejects, base))
+    return (name for name, _ in _inside(store, store.snapshot.tables.rejects, base))
 
 
-def _inside(store: StoreFiles, table: Table, base: bytes, before: bytes = b"") -> Iterator[Row]:
+def _inside(store: Session, table: Table, base: bytes, before: bytes = b"") -> Iterator[Row]:
     """The rows of a table whose key is ``before`` and a name: ``base``, or one inside of it."""
     if base:
         value = table.get(before + base)
@@ -101,16 +101,16 @@ def _inside(store: StoreFiles, table: Table, base: bytes, before: bytes = b"") -
     # Of "a.tar" and "a.tar?metadata=" what is behind "#" is inside; of a folder "C" a folder "C#" is
     # not, nor of a file one whose name goes on like that.
     for container in containers(store, base):
-        if container != base and table is not store.tables.names:
+        if container != base and table is not store.snapshot.tables.names:
             value = table.get(before + container)
             if value is not None:
                 yield before + container, value
         yield from table.scan(before + container + b"#")
 
 
-def containers(store: StoreFiles, base: bytes) -> list[bytes]:
+def containers(store: Session, base: bytes) -> list[bytes]:
     """The arrays, archives and tables that are the file ``base``, in whatever way it was read."""
-    arrays = store.tables.arrays
+    arrays = store.snapshot.tables.arrays
     found: dict[bytes, None] = {}
     archive = without_query(base).lower().endswith(b".npz")  # of arrays, which may have "/" in them
     for kind in (arrays.ARRAY, arrays.ARCHIVE) if base else ():
@@ -124,19 +124,19 @@ def containers(store: StoreFiles, base: bytes) -> list[bytes]:
     return list(found)
 
 
-def one_row(store: StoreFiles, name: bytes) -> tuple[Run, Run] | None:
+def one_row(store: Session, name: bytes) -> tuple[Run, Run] | None:
     """The run and the part of it that are the row of an array which ``name`` is, if it is there."""
-    if store.tables.names.get(name) is not None:
+    if store.snapshot.tables.names.get(name) is not None:
         return None  # a file of that name: a path wins over "#"
     base, mark, digits = name.rpartition(b"#")
     if not mark or not digits.isdigit() or len(digits) > 18:
         return None
-    array, row = store.array(base), int(digits)
+    array, row = store.snapshot.array(base), int(digits)
     if array is None:
         return None
-    run = store.tables.runs.over_row(array.number, row)
+    run = store.snapshot.tables.runs.over_row(array.number, row)
     if run is None:
         return None
     part = run.part(row, 1)
-    there = row < run.row + run.count and store.record(part.id) is not None
+    there = row < run.row + run.count and store.snapshot.record(part.id) is not None
     return (run, part) if there else None

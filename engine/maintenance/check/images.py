@@ -17,8 +17,8 @@ from engine.storage import extents, tombstones
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import ExtentReader
 from engine.storage.rows import ImageRows
+from engine.storage.session import Session
 from engine.storage.table import in_batches
-from engine.storage.writer import StoreFiles
 
 _MAX_NAMED = 20  # images named in one problem
 _KEY = hashing.KEY_BYTES
@@ -30,7 +30,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 class ImagesCheck:
     """Records, keys and kept pixels of all images."""
 
-    def __init__(self, store: StoreFiles, findings: Findings, known: KnownImages) -> None:
+    def __init__(self, store: Session, findings: Findings, known: KnownImages) -> None:
         self._store = store
         self._findings = findings
         self._known = known
@@ -65,8 +65,8 @@ class ImagesCheck:
 
     def removed(self) -> None:
         """Whether the ids that count as removed are those that have no record."""
-        state = self._store.state
-        found, bad = tombstones.read(self._store.keys, state.next_id)
+        state = self._store.snapshot.state
+        found, bad = tombstones.read(self._store.snapshot.keys, state.next_id)
         if bad:
             what = f"{bad} rows of the ids of removed images are damaged"
             self._findings.report("keys", what)
@@ -83,7 +83,7 @@ class ImagesCheck:
             self._findings.damage.removed = missing  # else it is records that are damaged
 
     def _counts(self) -> None:
-        state = self._store.state
+        state = self._store.snapshot.state
         if self._known.count != state.images:
             what = f"{state.images} images are committed, {self._known.count} are there"
             self._findings.report("keys", what)
@@ -102,7 +102,7 @@ class ImagesCheck:
     def _read_records(self) -> tuple[int, int]:
         """Read all records; how many images with a key they are of, and the sum of (id, key)."""
         total = 0
-        for batch in in_batches(self._store.tables.records.image_keys()):
+        for batch in in_batches(self._store.snapshot.tables.records.image_keys()):
             ids = np.array([id_ for id_, _ in batch], np.int64)
             has_key = np.array([bool(key) for _, key in batch])
             total += _sum(ids[has_key], [key for _, key in batch if key])
@@ -112,12 +112,12 @@ class ImagesCheck:
     def _read_images(self) -> tuple[int, int]:
         """Read the rows of all images; how many there are, and the sum of (id, key)."""
         store = self._store
-        committed = store.state.extents.get(extents.PIXELS.name, [])
+        committed = store.snapshot.state.extents.get(extents.PIXELS.name, [])
         appends = self._findings.damage.appends
         places = [one.place for one in appends if one.family == extents.PIXELS]
         damaged = np.array(sorted(map(_span, places)), np.uint64).reshape(-1, 2)
         count = total = 0
-        for batch in in_batches(store.tables.images.scan()):
+        for batch in in_batches(store.snapshot.tables.images.scan()):
             rows = ImageRows.unpack([value for _, value in batch])
             total += _sum(rows.ids, [key[:_KEY] for key, _ in batch])
             count += len(batch)
@@ -129,16 +129,16 @@ class ImagesCheck:
                 self._live[number] += int(rows.lengths[mine].sum())
             for key in [key for key, _ in batch if len(key) > _KEY]:  # next to none
                 id_ = int.from_bytes(key[_KEY:], "big")
-                if id_ not in [row.id for row in store.image_of(key[:_KEY])]:
+                if id_ not in [row.id for row in store.snapshot.image_of(key[:_KEY])]:
                     self._findings.report("keys", f"image {id_} is not found by its key")
         return count, total & _SUM
 
     def _pair(self) -> None:
         """Look for the key of each record: some do not have theirs."""
         before = len(self._findings.problems)
-        records = self._store.tables.records.image_keys()
+        records = self._store.snapshot.tables.records.image_keys()
         for batch in in_batches(record for record in records if record[1]):
-            rows = self._store.images_of([key for _, key in batch])
+            rows = self._store.snapshot.images_of([key for _, key in batch])
             for (id_, _), found in zip(batch, rows, strict=True):
                 if id_ not in [row.id for row in found]:
                     self._findings.report("keys", f"image {id_} has a record and no key")
@@ -171,7 +171,7 @@ class ImagesCheck:
     def _is_whole(self, id_: int) -> bool:
         """Whether what is kept of an image is what was kept."""
         try:
-            record = self._store.get(id_)
+            record = self._store.snapshot.get(id_)
         except StoreDamagedError:  # its key is gone, which is told elsewhere
             return True
         assert record.place is not None
@@ -183,7 +183,7 @@ class ImagesCheck:
 
     def _dead(self) -> None:
         """Whether what counts as dead of each extent of pixels is what no image has."""
-        state = self._store.state
+        state = self._store.snapshot.state
         committed = state.extents.get(extents.PIXELS.name, [])
         dead = {str(n): size - self._live[n] for n, size in committed if size != self._live[n]}
         if dead == state.dead:
@@ -192,7 +192,7 @@ class ImagesCheck:
         for number in sorted(dead.keys() | state.dead.keys(), key=int):
             told, found = state.dead.get(number, 0), dead.get(number, 0)
             if told != found:
-                part = self._store.part(extents.PIXELS, int(number))
+                part = self._store.snapshot.part(extents.PIXELS, int(number))
                 what = f"{told:,} bytes count as dead, {found:,} are of no image"
                 self._findings.report(part, what)
 

@@ -7,16 +7,16 @@ import numpy as np
 from engine.maintenance.check.findings import Findings
 from engine.maintenance.check.known_images import KnownImages
 from engine.storage.rows import NameRow, Run
+from engine.storage.session import Session
 from engine.storage.table import in_batches
-from engine.storage.writer import StoreFiles
 
 
 class SourcesCheck:
     """The sources of all images."""
 
-    def __init__(self, store: StoreFiles, findings: Findings, known: KnownImages) -> None:
+    def __init__(self, store: Session, findings: Findings, known: KnownImages) -> None:
         self._store = store
-        self._tables = store.tables
+        self._tables = store.snapshot.tables
         self._findings = findings
         self._known = known
         self._sources = 0
@@ -28,7 +28,7 @@ class SourcesCheck:
             ids = np.array([int.from_bytes(id_, "big") for _, id_ in batch], np.int64)
             # After a removal, a file that had changed since may go on naming an image that is gone.
             known = self._known
-            removed = self._store.state.removed
+            removed = self._store.snapshot.state.removed
             there = known.were_given(ids) if removed else known.have_records(ids)
             for id_ in ids[~there]:
                 self._findings.report("keys", f"a file names image {id_}, not there")
@@ -63,13 +63,13 @@ class SourcesCheck:
         """Whether runs are found by row and by id, and the number of sources is the committed one."""
         self._by_row()
         self._by_id()
-        state = self._store.state
+        state = self._store.snapshot.state
         if self._names_counted and self._sources != state.sources:
             what = f"{state.sources} sources are committed, {self._sources} are there"
             self._findings.report("keys", what)
 
     def _by_row(self) -> None:
-        state = self._store.state
+        state = self._store.snapshot.state
         for batch in in_batches(self._tables.runs.scan_by_row()):
             runs = [Run.from_row(key, value) for key, value in batch]
             twins = self._tables.runs.get_many([run.by_id[0] for run in runs])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from engine.storage.session import Session
 from engine.storage.table import RowChange
-from engine.storage.writer import StoreFiles
 
 _BATCH = 1000  # rows of one commit
 
@@ -13,7 +13,7 @@ _BATCH = 1000  # rows of one commit
 class Changes:
     """Rows to put or to delete, committed when enough have come together."""
 
-    def __init__(self, store: StoreFiles) -> None:
+    def __init__(self, store: Session) -> None:
         self._store = store
         self._rows: list[RowChange] = []
 
@@ -31,5 +31,5 @@ class Changes:
     def flush(self) -> None:
         """Commit what has come together: what is read next sees it."""
         if self._rows:
-            self._store.put_rows(self._rows)
+            self._store.writer.put_rows(self._rows)
             self._rows = []

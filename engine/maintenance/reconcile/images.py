@@ -12,8 +12,8 @@ from engine.storage.bitmap import IdSet
 from engine.storage.changeset import Chunk, Rekept
 from engine.storage.extents import PIXELS
 from engine.storage.rows import ImageRow
+from engine.storage.session import Session
 from engine.storage.table import in_batches
-from engine.storage.writer import StoreFiles
 
 _WINDOW = 1 << 16  # images without a key that are looked for at a time
 
@@ -21,17 +21,19 @@ _WINDOW = 1 << 16  # images without a key that are looked for at a time
 class ImagesReconciler:
     """The rows of ``images``."""
 
-    def __init__(self, store: StoreFiles, survey: Survey, changes: Changes) -> None:
+    def __init__(self, store: Session, survey: Survey, changes: Changes) -> None:
         self._store = store
-        self._images = store.tables.images
-        self._records = store.tables.records
+        self._images = store.snapshot.tables.images
+        self._records = store.snapshot.tables.records
         self._survey = survey
         self._changes = changes
 
     def rows(self) -> None:
         """Keep rows of images that are there, under the keys that lead to them."""
         images, changes = self._images, self._changes
-        limits = {pair[0]: pair[1] for pair in self._store.state.extents.get(PIXELS.name, [])}
+        limits = {
+            pair[0]: pair[1] for pair in self._store.snapshot.state.extents.get(PIXELS.name, [])
+        }
         first: tuple[bytes, ImageRow] | None = None  # under a bare key
         for key, value in images.scan():
             bare, id_ = images.parts(key)
@@ -81,10 +83,10 @@ class ImagesReconciler:
         window: list[Unkeyed] = []
         with_key = ((id_, key) for id_, key in self._records.image_keys() if key)
         for batch in in_batches(with_key):
-            rows = self._store.images_of([key for _, key in batch])
+            rows = self._store.snapshot.images_of([key for _, key in batch])
             for (id_, key), found in zip(batch, rows, strict=True):
                 if id_ not in [row.id for row in found]:
-                    record = self._store.record(id_)
+                    record = self._store.snapshot.record(id_)
                     if record is not None and record.key == key:
                         window.append(Unkeyed(id_, record))
             if len(window) >= _WINDOW:
@@ -101,14 +103,14 @@ class ImagesReconciler:
         for id_, row, keep in recover_images.rows_of(self._store, window):
             key = keys.pop(id_)
             changes.flush()
-            before = self._store.image_of(key)
+            before = self._store.snapshot.image_of(key)
             if before:
                 changes.add(images.put(key, before[0]._replace(shared=True)))
                 key = images.further_key(key, id_)
             changes.add(images.change(key, row.pack()))
             if keep is not None:
                 changes.flush()
-                self._store.commit(Chunk(rekept=[Rekept(key, row, keep)]))
+                self._store.writer.commit(Chunk(rekept=[Rekept(key, row, keep)]))
             survey.restored += 1
         lost = IdSet.of(np.array(sorted(keys), np.int64), survey.size)
         survey.drop(lost)
@@ -120,7 +122,7 @@ class ImagesReconciler:
             return
         for batch in in_batches(images.scan()):
             for key, value in batch:
-                record = self._store.record(ImageRow.unpack(value).id)
+                record = self._store.snapshot.record(ImageRow.unpack(value).id)
                 if record is None or record.key != images.parts(key)[0]:
                     self._changes.add(images.change(key, None))
                     self._survey.changed = True

@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from engine.config import KEEP_BITS_LIMIT
 from engine.errors import EngineError, ImageError, StoreDamagedError
-from engine.images import canonical, fingerprint, hashing
+from engine.images import canonical, decode, fingerprint, hashing
 from engine.records import Buffer, Kind, Pixels, Place
-from engine.sources.items import Problem as SourceProblem
-from engine.sources.locate import Query, open_images
+from engine.sources.items import Reject as SourceProblem
+from engine.sources.query import Query, open_images
 from engine.storage import extents
 from engine.storage.rows import ARRAY, ImageRow, ImageRows, RecordRow
-from engine.storage.writer import StoreFiles
+from engine.storage.session import Session
 
 _SOURCES = 100  # of one image that are tried
 _BATCH = 4096
@@ -37,7 +37,7 @@ class Unkeyed:
     record: RecordRow
 
 
-def record_of(store: StoreFiles, id_: int, key: bytes, row: ImageRow) -> RecordRow | None:
+def record_of(store: Session, id_: int, key: bytes, row: ImageRow) -> RecordRow | None:
     """The record of an image that has only a row in ``images``; its metadata stays lost."""
     kept = _kept(store, row)
     if kept is not None and row.in_runs:
@@ -48,16 +48,16 @@ def record_of(store: StoreFiles, id_: int, key: bytes, row: ImageRow) -> RecordR
     return _record(kept, key, container="") if kept is not None else None
 
 
-def _kept(store: StoreFiles, row: ImageRow) -> Pixels | None:
+def _kept(store: Session, row: ImageRow) -> Pixels | None:
     """The kept pixels of an image, if they are its own."""
     if row.place is None:
         return None
     try:
-        data = store.kept(row.place)
+        data = store.snapshot.kept(row.place)
         if row.canonical:
             found = canonical.from_canonical(data)
         else:
-            found = canonical.decode(data, max_bytes=store.memory.decoding).pixels
+            found = decode.decode(data, max_bytes=store.memory.decoding).pixels
     except (StoreDamagedError, ImageError):
         return None
     return found if hashing.proof(found.canonical) == row.proof else None
@@ -75,14 +75,14 @@ def _record(found: Pixels, key: bytes, container: str, data: bytes = b"") -> Rec
         key,
         hashing.file_hash(data) if data else b"",
         container,
-        canonical.DECODER if data else "",
+        decode.DECODER if data else "",
     )
 
 
-def from_sources(store: StoreFiles, id_: int) -> Iterator[tuple[Query, Pixels, str]]:
+def from_sources(store: Session, id_: int) -> Iterator[tuple[Query, Pixels, str]]:
     """What the sources of an image hold by now: the query, its pixels and their container."""
     try:
-        names = store.sources_of(id_, _SOURCES)[0]
+        names = store.snapshot.sources_of(id_, _SOURCES)[0]
     except StoreDamagedError:
         return
     for name in names:
@@ -95,22 +95,20 @@ def from_sources(store: StoreFiles, id_: int) -> Iterator[tuple[Query, Pixels, s
             continue
 
 
-def rows_of(
-    store: StoreFiles, lost: list[Unkeyed]
-) -> Iterator[tuple[int, ImageRow, Buffer | None]]:
+def rows_of(store: Session, lost: list[Unkeyed]) -> Iterator[tuple[int, ImageRow, Buffer | None]]:
     """The rows in ``images`` of those of some images that are found again, by id.
 
     With each, what is to be kept of it: bit images, where the store keeps pixels.
     """
     wanted = {one.record.key: one for one in lost}
-    keeps = bool(store.state.extents.get(extents.PIXELS.name))
+    keeps = bool(store.snapshot.state.extents.get(extents.PIXELS.name))
     for key, row in _among_kept(store, wanted):
         yield wanted.pop(key).id, row, None
     for key, one in wanted.items():
         for query, found, _ in from_sources(store, one.id):
             same_file = query.data is None or not one.record.file_hash
             same_file |= hashing.file_hash(query.data or b"") == one.record.file_hash
-            if same_file and hashing.key(found.canonical, store.settings.hash_seed) == key:
+            if same_file and hashing.key(found.canonical, store.snapshot.settings.hash_seed) == key:
                 small = len(found.canonical) <= canonical.HEADER_BYTES + KEEP_BITS_LIMIT
                 keep = found.canonical if keeps and small and found.kind is Kind.BITS else None
                 row = ImageRow(
@@ -120,9 +118,7 @@ def rows_of(
                 break
 
 
-def _among_kept(
-    store: StoreFiles, wanted: dict[bytes, Unkeyed]
-) -> Iterator[tuple[bytes, ImageRow]]:
+def _among_kept(store: Session, wanted: dict[bytes, Unkeyed]) -> Iterator[tuple[bytes, ImageRow]]:
     """Look for wanted images in kept pixels that are of no image: the key and the row of each."""
     files: dict[int, list[Unkeyed]] = {}
     for one in wanted.values():
@@ -134,7 +130,7 @@ def _among_kept(
         while at < end:
             found = _canonical_at(store, extent, at, end)
             if found is not None:
-                key = hashing.key(found, store.settings.hash_seed)
+                key = hashing.key(found, store.snapshot.settings.hash_seed)
                 place = Place(extent, at, len(found))
                 if key in wanted and key not in seen:
                     seen.add(key)
@@ -155,20 +151,20 @@ def _among_kept(
             at += row.place.length
 
 
-def _canonical_at(store: StoreFiles, extent: int, at: int, end: int) -> bytes | None:
+def _canonical_at(store: Session, extent: int, at: int, end: int) -> bytes | None:
     """The canonical form of an image that begins at a byte of an extent of kept pixels."""
     if end - at < canonical.HEADER_BYTES:
         return None
     try:
-        head = store.kept(Place(extent, at, canonical.HEADER_BYTES))
+        head = store.snapshot.kept(Place(extent, at, canonical.HEADER_BYTES))
         size = canonical.canonical_bytes(head)
-        return store.kept(Place(extent, at, size)) if size <= end - at else None
+        return store.snapshot.kept(Place(extent, at, size)) if size <= end - at else None
     except (StoreDamagedError, ImageError):
         return None
 
 
 def _file_at(
-    store: StoreFiles, extent: int, at: int, end: int, files: dict[int, list[Unkeyed]]
+    store: Session, extent: int, at: int, end: int, files: dict[int, list[Unkeyed]]
 ) -> tuple[Unkeyed, ImageRow] | None:
     """The kept file of a wanted image that begins at a byte of an extent."""
     sizes = [end - at] if end - at in files else []
@@ -177,24 +173,27 @@ def _file_at(
     for size in sizes:
         place = Place(extent, at, size)
         try:
-            data = store.kept(place)
+            data = store.snapshot.kept(place)
         except StoreDamagedError:
             continue
         hashed = hashing.file_hash(data)
         for one in files[size]:
             if one.record.file_hash == hashed:
                 try:
-                    found = canonical.decode(data, max_bytes=store.memory.decoding).pixels
+                    found = decode.decode(data, max_bytes=store.memory.decoding).pixels
                 except ImageError:
                     continue
-                if hashing.key(found.canonical, store.settings.hash_seed) == one.record.key:
+                if (
+                    hashing.key(found.canonical, store.snapshot.settings.hash_seed)
+                    == one.record.key
+                ):
                     return one, ImageRow(one.id, hashing.proof(found.canonical), place)
     return None
 
 
-def _gaps(store: StoreFiles) -> Iterator[tuple[int, int, int]]:
+def _gaps(store: Session) -> Iterator[tuple[int, int, int]]:
     """The kept bytes that no image has: extent, first and end."""
-    for number, size in store.state.extents.get(extents.PIXELS.name, []):
+    for number, size in store.snapshot.state.extents.get(extents.PIXELS.name, []):
         starts, ends = _spans(store, number)
         ends = np.append(0, np.maximum.accumulate(ends))
         starts = np.append(starts, size)
@@ -202,12 +201,12 @@ def _gaps(store: StoreFiles) -> Iterator[tuple[int, int, int]]:
             yield number, int(ends[at]), int(starts[at])
 
 
-def _spans(store: StoreFiles, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _spans(store: Session, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Where kept pixels of images lie in one extent, in order: first bytes and ends, (n,) each."""
     starts: list[npt.NDArray[np.int64]] = []
     lengths: list[npt.NDArray[np.int64]] = []
     values: list[bytes] = []
-    for _, value in store.tables.images.scan():
+    for _, value in store.snapshot.tables.images.scan():
         values.append(value)
         if len(values) == _BATCH:
             _take(values, number, starts, lengths)

@@ -6,8 +6,8 @@ from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.single_sources import SingleSources
 from engine.maintenance.reconcile.survey import BAD_ROW, Survey
 from engine.storage.rows import Run
+from engine.storage.session import Session
 from engine.storage.table import in_batches
-from engine.storage.writer import StoreFiles
 
 _BATCH = 1000  # images whose rows are looked at at a time
 
@@ -16,10 +16,10 @@ class RunsReconciler:
     """The rows of arrays in which images were seen."""
 
     def __init__(
-        self, store: StoreFiles, survey: Survey, changes: Changes, single: SingleSources
+        self, store: Session, survey: Survey, changes: Changes, single: SingleSources
     ) -> None:
-        self._runs = store.tables.runs
-        self._arrays = store.tables.arrays
+        self._runs = store.snapshot.tables.runs
+        self._arrays = store.snapshot.tables.arrays
         self._survey = survey
         self._changes = changes
         self._single = single

@@ -6,18 +6,18 @@ from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.single_sources import SingleSources
 from engine.maintenance.reconcile.survey import BAD_ROW, Survey
 from engine.storage.rows import NameRow
+from engine.storage.session import Session
 from engine.storage.table import in_batches
 from engine.storage.tables import UNREAD
-from engine.storage.writer import StoreFiles
 
 
 class SourcesReconciler:
     """The files in which images were seen."""
 
     def __init__(
-        self, store: StoreFiles, survey: Survey, changes: Changes, single: SingleSources
+        self, store: Session, survey: Survey, changes: Changes, single: SingleSources
     ) -> None:
-        self._tables = store.tables
+        self._tables = store.snapshot.tables
         self._survey = survey
         self._changes = changes
         self._single = single
