@@ -36,7 +36,7 @@ from engine.errors import EngineError, UsageError
 
 from . import script
 from .errors import BenchError, WrongAnswerError
-from .kills_child import BEGIN, DONE, END, INDEX, INDEXED, OPEN, small_pieces
+from .kills_child import BEGIN, DONE, END, INDEX, INDEXED, LIMITS, OPEN, small_pieces
 from .process import PACKAGE, environment, python
 from .report import align
 
@@ -356,7 +356,7 @@ class Kills:
                 recent = [picture for picture in self.told.images if picture not in self.told.ids]
                 old = self._draw.sample(before, min(SAMPLE, len(before)))
                 self._verify(reader, {*recent, *old}, lost)
-            with Store.open(self._store, memory=self._memory) as writer:
+            with Store.open(self._store, memory=self._memory, limits=LIMITS) as writer:
                 writer.ingest(f"{SYNTHETIC}&n=0", encoder=NO_ENCODER)  # recovers it, and no more
                 problems = writer.check().problems
                 if problems:

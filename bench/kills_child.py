@@ -12,15 +12,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import ModuleType
 from unittest import mock
 
 from engine import Store
-from engine.config import MemoryBudget
+from engine.config import Limits, MemoryBudget
 from engine.errors import EngineError
 from engine.index.maintain import Indexing
-from engine.ingest import run
 from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.writer import StoreFiles
@@ -30,18 +29,19 @@ from .process import tell
 OPEN, BEGIN, DONE, INDEX, INDEXED, END = "open", "begin", "done", "index", "indexed", "end"
 
 _WRITE_BUFFERS = 64 << 10  # bytes: RocksDB flushes every few commits, and compacts what it flushed
-_SEGMENT_ROWS = 150
 _BUCKET_BITS = 6
 _NEVER = 1 << 40
+# Only whoever is killed builds an index: whoever only looks must not mend it first.
+LIMITS = Limits(chunk_files=2, chunk_rows=15, unindexed_rows=_NEVER, exact_rows=_NEVER)
+_KILLED = replace(LIMITS, unindexed_rows=150)
 _CONSTANTS: dict[ModuleType, dict[str, int]] = {
-    run: {"CHUNK_FILES": 2, "CHUNK_ROWS": 15, "_SEGMENT_ROWS": _NEVER, "EXACT_ROWS": _NEVER},
     extents: {"EXTENT_ROWS": 200, "EXTENT_BYTES": 200_000},
 }
 
 
 @contextmanager
 def small_pieces() -> Iterator[None]:
-    """Chunks, extents and memtables of a few rows: every kill may then hit their edges.
+    """Extents and memtables of a few rows, as ``LIMITS`` has chunks: every kill may hit their edges.
 
     Whoever opens the store needs it, also for reading: how many rows an extent has is a constant.
     """
@@ -85,11 +85,7 @@ def write(store: str, memory: int) -> None:
         line = sys.stdin.readline()
         if line:
             tell(what=OPEN)
-            with (
-                Store.open(store, memory=memory) as opened,
-                # Here and not in the parent: whoever only looks must not mend the index first.
-                mock.patch.object(run, "_SEGMENT_ROWS", _SEGMENT_ROWS),
-            ):
+            with Store.open(store, memory=memory, limits=_KILLED) as opened:
                 report = opened.ingest(*json.loads(line))
             tell(what=END, **asdict(report))
 

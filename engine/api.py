@@ -35,8 +35,8 @@ from engine.images import canonical
 from engine.images.canonical import PackedBits
 from engine.index.maintain import recall_of
 from engine.index.operating_point import check_recall
-from engine.ingest.dry_run import Plan
-from engine.ingest.given_arrays import normalized
+from engine.index.unit_vectors import normalized
+from engine.ingest.dry_run import DryRun
 from engine.ingest.run import Ingest
 from engine.maintenance.backup import Backup
 from engine.maintenance.check.run import Check
@@ -376,7 +376,7 @@ class Store:
                 found = registry.find(encoder or DEFAULT_ENCODER)
                 dim, new = found.dim, _installed_bytes(found)
             dim = dim if encoder != NO_ENCODER else 0
-            plan = Plan(files, dim=dim, keep_pixels=keep_pixels, disk_bytes=new)
+            plan = DryRun(files, dim=dim, keep_pixels=keep_pixels, disk_bytes=new)
             return plan.run(given, folder, tell)
         finally:
             if store is not None:

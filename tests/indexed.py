@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine import Store
-from engine.ingest import run
+from engine.config import Limits
 from engine.maintenance import optimize, reorder
 from engine.storage import extents
 from engine.storage.extents import ExtentWriter
@@ -56,15 +56,19 @@ def recall_of(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def small_index(patch: pytest.MonkeyPatch, rows: int, extent: int = 1 << 20) -> None:
-    """Indexes from ``rows`` vectors on, and extents of ``extent``."""
-    for module in (run, reorder, optimize):
+    """Indexes from ``rows`` vectors on, and extents of ``extent``; with ``small_limits(rows)``."""
+    for module in (reorder, optimize):
         patch.setattr(module, "EXACT_ROWS", rows)
-    patch.setattr(run, "_SEGMENT_ROWS", 2 * rows)
     patch.setattr(extents, "EXTENT_ROWS", extent)
 
 
-def new_store(path: Path) -> Store:
-    return Store.open(path, create=True, encoder="none")
+def small_limits(rows: int) -> Limits:
+    """An ingest that indexes from ``rows`` vectors on."""
+    return Limits(exact_rows=rows, unindexed_rows=2 * rows)
+
+
+def new_store(path: Path, limits: Limits | None = None) -> Store:
+    return Store.open(path, create=True, encoder="none", limits=limits)
 
 
 def stored(store: Store) -> dict[int, bytes]:

@@ -17,7 +17,7 @@ from helpers import ALL, mask, sized
 from PIL import Image
 
 from engine import Store
-from engine.ingest import run
+from engine.config import Limits
 from engine.maintenance import optimize, remove
 from engine.storage import extents
 from engine.storage.changeset import Chunk
@@ -28,12 +28,11 @@ FILES = 6  # new ones each round
 SYNTHETIC = "synthetic:bits?seed=5"
 
 
+LIMITS = Limits(chunk_files=2, chunk_rows=30, exact_rows=50, unindexed_rows=80)
+
+
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and segments of a few rows, so that all their edges are met."""
-    patch.setattr(run, "CHUNK_FILES", 2)
-    patch.setattr(run, "CHUNK_ROWS", 30)
-    patch.setattr(run, "EXACT_ROWS", 50)
-    patch.setattr(run, "_SEGMENT_ROWS", 80)
     patch.setattr(extents, "EXTENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_BYTES", 200_000)
 
@@ -54,7 +53,7 @@ def child(store: str) -> None:
     StoreFiles.commit = tell  # type: ignore[method-assign]
     sources = sys.stdin.readline().split()
     if sources:
-        with Store.open(store) as opened:
+        with Store.open(store, limits=LIMITS) as opened:
             opened.ingest(*sources)
 
 
@@ -119,7 +118,7 @@ def test_a_killed_writer_loses_nothing_that_it_told_of(
         assert rows > 0
         assert files
 
-    with Store.open(store) as writer:  # and goes on where the last one was
+    with Store.open(store, limits=LIMITS) as writer:  # and goes on where the last one was
         array = writer._files.array(SYNTHETIC.encode())
         known = array.rows if array else 0
         assert known >= rows
@@ -149,7 +148,7 @@ def upkeep(store: str) -> None:
     StoreFiles.commit = tell  # type: ignore[method-assign]
     ids = [int(id_) for id_ in sys.stdin.readline().split()]
     if ids:
-        with Store.open(store) as opened:
+        with Store.open(store, limits=LIMITS) as opened:
             opened.remove(ids=ids)
             opened.optimize()
 
@@ -160,7 +159,7 @@ def test_a_killed_removal_or_optimize_loses_nothing_and_goes_on(
     small_pieces(monkeypatch)
     rng = random.Random(11)
     store, n = tmp_path / "store", 400
-    with Store.open(store, create=True, encoder=str(tiny_encoder)) as made:
+    with Store.open(store, create=True, encoder=str(tiny_encoder), limits=LIMITS) as made:
         made.ingest(f"{SYNTHETIC}&n={n}")
     gone: set[int] = set()
     extents_seen = set()
@@ -200,7 +199,7 @@ def test_a_killed_removal_or_optimize_loses_nothing_and_goes_on(
         assert len(gone) > n // 4
         assert max(extents_seen) > 10, "it was killed while it rewrote, too"
 
-    with Store.open(store) as writer:
+    with Store.open(store, limits=LIMITS) as writer:
         writer.remove(ids=gone)
         writer.optimize()
         assert writer.check().problems == ()
@@ -237,7 +236,7 @@ def test_where_no_more_can_be_written_the_error_is_one_line_and_the_store_is_who
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "could not be written" in done.stderr
-    with Store.open(store) as opened:
+    with Store.open(store, limits=LIMITS) as opened:
         assert opened.check().ok
         assert opened.ingest(source, keep_pixels="no").seen == 40_000
         assert opened.info().images == 40_000

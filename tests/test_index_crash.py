@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import sized
-from indexed import clustered, leftovers, new_store, small_index, stored
+from indexed import clustered, leftovers, new_store, small_index, small_limits, stored
 
 from engine import Store
 from engine.index import calibrate
 
 LEAST = 60
+LIMITS = small_limits(LEAST)
 BLOCK = clustered(1200)
 CALLS = ("fsync", "fdatasync", "pwrite", "rename", "replace", "unlink", "mkdir")
 POINTS = sized(6, 40)
@@ -96,7 +97,7 @@ def serve() -> None:
         child = os.fork()
         if not child:
             count = count_calls(kill, at)
-            with Store.open(store) as opened:
+            with Store.open(store, limits=LIMITS) as opened:
                 WORKS[work][0](opened)
             os.write(writer, str(count[0]).encode())
             os._exit(0)
@@ -146,7 +147,7 @@ def small() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("start") / "s"
-    with new_store(path) as store:
+    with new_store(path, LIMITS) as store:
         store.ingest(BLOCK[:200], name="a")
         store.ingest(BLOCK[200:300], name="b")
         store.remove(ids=REMOVED)
@@ -194,7 +195,7 @@ def test_a_kill_at_any_write_loses_nothing(
         with Store.open(path, read_only=True) as store:
             last = expect(store, 300, most)
             assert store.check().problems == (), kill
-        with Store.open(path) as store:
+        with Store.open(path, limits=LIMITS) as store:
             store.ingest(np.stack([BLOCK[last % len(BLOCK)]]), name="last")
             if last < len(BLOCK):
                 expect(store, last + 1, last + 1)

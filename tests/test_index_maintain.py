@@ -9,7 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from indexed import DIM, clustered, leftovers, nearest, new_store, recall_of, small_index
+from indexed import (
+    DIM,
+    clustered,
+    leftovers,
+    nearest,
+    new_store,
+    recall_of,
+    small_index,
+    small_limits,
+)
 
 from engine import Store
 from engine.cli.render import recall_text
@@ -17,6 +26,7 @@ from engine.index import calibrate, maintain, segment
 from engine.storage import manifest
 
 LEAST = 100
+LIMITS = small_limits(LEAST)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +58,10 @@ def test_a_store_that_grows_by_little_has_few_segments_and_finds_every_vector(
 ) -> None:
     block = clustered(3000)
     most = 0
-    with new_store(tmp_path / "s") as store, Store.open(tmp_path / "s", read_only=True) as reader:
+    with (
+        new_store(tmp_path / "s", LIMITS) as store,
+        Store.open(tmp_path / "s", read_only=True) as reader,
+    ):
         for at in range(0, 3000, LEAST):
             store.ingest(block[at : at + LEAST], name=f"{at}")
             new = block[at : at + LEAST]
@@ -66,7 +79,7 @@ def test_a_store_that_grows_by_little_has_few_segments_and_finds_every_vector(
 
 def test_vectors_are_compared_exactly_until_there_are_enough_of_them(tmp_path: Path) -> None:
     block = clustered(2 * LEAST)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block[: LEAST - 1], name="a")
         assert store.info().segments == []
         expect_all(store, block[: LEAST - 1])
@@ -79,7 +92,7 @@ def test_vectors_are_compared_exactly_until_there_are_enough_of_them(tmp_path: P
 
 def test_the_quantizer_is_trained_anew_at_four_times_as_many_vectors(tmp_path: Path) -> None:
     block = clustered(10 * LEAST)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         trained = []
         for at in range(0, len(block), LEAST):
             store.ingest(block[at : at + LEAST], name=f"{at}")
@@ -94,7 +107,7 @@ def test_recall_is_measured_again_at_twice_as_many_vectors_and_with_a_new_quanti
 ) -> None:
     monkeypatch.setattr(maintain, "_MOVED", 10)  # so few are never quite like others
     block = clustered(10 * LEAST)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         measured = []
         for at in range(0, len(block), LEAST):
             store.ingest(block[at : at + LEAST], name=f"{at}")
@@ -107,7 +120,7 @@ def test_recall_is_measured_again_at_twice_as_many_vectors_and_with_a_new_quanti
 
 def test_a_wanted_recall_is_kept_as_the_store_grows(tmp_path: Path) -> None:
     block = clustered(9 * LEAST)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block[:LEAST], name="a")
         assert store.optimize(recall=0.5).recall["target"] == 0.5
         store.ingest(block[LEAST:], name="b")
@@ -127,7 +140,7 @@ def test_vectors_of_another_kind_are_noticed_and_told_of(
     flat = np.zeros((1500, dim), np.float32)
     flat[:, :4] = rng.standard_normal((1500, 4))
     round_ = rng.standard_normal((4000, dim)).astype(np.float32)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         with caplog.at_level(logging.WARNING, "engine"):
             store.ingest(flat, name="flat", normalize=True)
             store.ingest(flat[:200] + np.float32(1e-3), name="more", normalize=True)
@@ -147,7 +160,7 @@ def test_vectors_of_another_kind_are_noticed_and_told_of(
 def test_what_was_removed_is_never_found(tmp_path: Path) -> None:
     block = clustered(8 * LEAST)
     gone = np.random.default_rng(0).permutation(len(block))[: 3 * LEAST] + 1
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
         with Store.open(tmp_path / "s", read_only=True) as reader:
             expect_all(reader, block)
@@ -168,7 +181,7 @@ def test_what_was_removed_is_never_found(tmp_path: Path) -> None:
 
 def test_recall_one_is_numpys(tmp_path: Path) -> None:
     block, queries = clustered(5 * LEAST), clustered(50, seed=1)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
         for k in (1, 7, 5 * LEAST, 6 * LEAST):
             scores, ids = store.search_vectors(queries, k, recall=1)
@@ -185,7 +198,7 @@ def test_where_there_are_fewer_than_k_the_answer_is_padded(
     tmp_path: Path, recall: float | None
 ) -> None:
     block = clustered(3 * LEAST)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
         scores, ids = store.search_vectors(block[:5], 4 * LEAST, recall=recall)
         assert [sorted(line) for line in ids[:, : 3 * LEAST].tolist()] == [
@@ -198,7 +211,7 @@ def test_where_there_are_fewer_than_k_the_answer_is_padded(
 def test_ten_thousand_equal_vectors_are_no_matter(tmp_path: Path) -> None:
     same = clustered(1, seed=9)
     block = np.concatenate([clustered(2000), np.repeat(same, 10_000, axis=0)])
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
         scores, ids = store.search_vectors(same, 300)
         assert len(set(ids[0].tolist())) == 300
@@ -211,7 +224,7 @@ def test_ten_thousand_equal_vectors_are_no_matter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0, 1, 1e20, 1e-20, 3e38])
 def test_where_all_vectors_are_the_same_there_is_an_index_too(tmp_path: Path, value: float) -> None:
     block = np.full((5 * LEAST, DIM), value, np.float32)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block[:LEAST], name="a")
         store.ingest(block[LEAST:], name="b")
         assert sum(segment["rows"] for segment in store.info().segments) == 5 * LEAST
@@ -227,7 +240,7 @@ def test_how_long_queries_are_changes_nothing_of_what_is_found(
     tmp_path: Path, length: float
 ) -> None:
     block, queries = clustered(20 * LEAST, dim=32), clustered(50, dim=32, seed=1)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
         point = store._files.index.point(10, None)
         assert point is not None
@@ -239,7 +252,7 @@ def test_what_is_measured_of_a_store_whose_sample_is_removed_harms_nothing(tmp_p
     """All that can be looked for are zeros, of which none is a query."""
     block = np.zeros((3 * LEAST, DIM), np.float32)
     block[: 2 * LEAST] = clustered(2 * LEAST)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
         store.remove(ids=range(1, 2 * LEAST + 1))
         index = store._files.index
@@ -254,13 +267,13 @@ def test_damaged_vectors_do_not_keep_others_from_being_ingested(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     block = clustered(2 * LEAST)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block[: LEAST - 1], name="a")
     (path,) = (tmp_path / "s" / "vectors").rglob("*.f32")
     data = bytearray(path.read_bytes())
     data[4096:] = np.full((LEAST - 1) * DIM, np.nan, np.float32).tobytes()
     path.write_bytes(data)
-    with Store.open(tmp_path / "s") as store:
+    with Store.open(tmp_path / "s", limits=LIMITS) as store:
         assert store.ingest(block[LEAST - 1 : LEAST + 1], name="b").added == 2
         assert "the index was not built" in caplog.text
         assert leftovers(store.path) == []
@@ -271,7 +284,7 @@ def test_where_faiss_arranges_codes_otherwise_rows_are_searched_exactly(
 ) -> None:
     monkeypatch.setattr(segment, "_is_as_faiss_has_it", lambda: False)
     block = clustered(2 * LEAST)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         assert store.ingest(block, name="a").added == 2 * LEAST
         ids = store.search_vectors(block[:20], 1)[1][:, 0]
         assert ids.tolist() == list(range(1, 21))
@@ -291,7 +304,7 @@ def test_an_index_that_could_not_be_named_is_built_by_the_next(
 
     monkeypatch.setattr(manifest.Manifest, "save", full)
     block = clustered(4 * LEAST)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block[: 2 * LEAST], name="a")
         assert failed
         assert store._files.manifest == manifest.load(store.path)
@@ -302,7 +315,7 @@ def test_an_index_that_could_not_be_named_is_built_by_the_next(
 
 def test_what_info_says_of_recall_is_what_searches_do(tmp_path: Path) -> None:
     same = np.repeat(clustered(4, DIM), 500, axis=0)
-    with Store.open(tmp_path / "same", create=True) as opened:
+    with Store.open(tmp_path / "same", create=True, limits=LIMITS) as opened:
         opened.ingest(same, name="same")
         recall = opened.info().recall
         assert (

@@ -22,13 +22,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from indexed import clustered, leftovers, small_index, stored
+from indexed import clustered, leftovers, small_index, small_limits, stored
 
 from engine import Store
 from engine.index import calibrate
 
 EXAMPLES, STEPS = 5, 12
 DIM, LEAST = 6, 20
+LIMITS = small_limits(LEAST)
 POOL = clustered(400, DIM, clusters=8)
 POOL[:3] = 0  # vectors of no direction
 POOL[3:6] *= 100
@@ -47,7 +48,7 @@ class Walk(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="engine-index-model-"))
         self.path = self.folder / "store"
-        self.writer = Store.open(self.path, create=True, encoder="none")
+        self.writer = Store.open(self.path, create=True, encoder="none", limits=LIMITS)
         self.reader = Store.open(self.path, read_only=True)
         self.there: dict[int, np.ndarray] = {}
         self.next, self.arrays = 1, 0
@@ -83,7 +84,7 @@ class Walk(RuleBasedStateMachine):
     def reopen(self, writer: bool) -> None:
         if writer:
             self.writer.close()
-            self.writer = Store.open(self.path)
+            self.writer = Store.open(self.path, limits=LIMITS)
         else:
             self.reader.close()
             self.reader = Store.open(self.path, read_only=True)

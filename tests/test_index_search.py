@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from engine import Store
-from engine.config import MemoryBudget
+from engine.config import Limits, MemoryBudget
 from engine.index import build, segment
 from engine.index.background import Work
 from engine.index.calibrate import measure
 from engine.index.search import VectorIndex, quantizer_path
-from engine.ingest import run
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import ExtentWriter
@@ -329,9 +328,7 @@ def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path, querie
 # --- segments of a store --------------------------------------------------------------------------
 
 
-def small_segments(patch: pytest.MonkeyPatch, rows: int) -> None:
-    patch.setattr(run, "EXACT_ROWS", rows)
-    patch.setattr(run, "_SEGMENT_ROWS", 16 * rows)
+LIMITS = Limits(exact_rows=30, unindexed_rows=480)
 
 
 def colours(first: int, count: int) -> np.ndarray:
@@ -347,8 +344,9 @@ def colours(first: int, count: int) -> np.ndarray:
 def test_a_growing_store_has_few_segments_and_finds_every_row(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_segments(monkeypatch, 30)
-    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+    with Store.open(
+        tmp_path / "store", create=True, encoder=str(tiny_encoder), limits=LIMITS
+    ) as store:
         for at in range(0, 400, 40):
             np.save(tmp_path / f"{at}.npy", colours(at, 40))
             store.ingest(tmp_path / f"{at}.npy")
@@ -365,7 +363,9 @@ def test_a_growing_store_has_few_segments_and_finds_every_row(
         scores, ids = store.search_vectors(queries, 1)
         np.testing.assert_allclose(scores[:, 0], 1, atol=1e-4)
         assert np.array_equal(ids[:, 0], np.arange(1, 421))
-    with Store.open(tmp_path / "store") as store:  # the next writer leaves them where they are
+    with Store.open(
+        tmp_path / "store", limits=LIMITS
+    ) as store:  # the next writer leaves them where they are
         store.ingest("synthetic:bits?n=1")
         assert store.check().problems == ()
 
@@ -373,9 +373,8 @@ def test_a_growing_store_has_few_segments_and_finds_every_row(
 def test_a_reader_goes_on_while_the_writer_merges_the_segments_that_it_uses(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_segments(monkeypatch, 30)
     where, query = tmp_path / "store", colours(7, 1)[0]
-    with Store.open(where, create=True, encoder=str(tiny_encoder)) as writer:
+    with Store.open(where, create=True, encoder=str(tiny_encoder), limits=LIMITS) as writer:
         np.save(tmp_path / "a.npy", colours(0, 40))
         writer.ingest(tmp_path / "a.npy")
         mapped, unmapped = (Store.open(where, read_only=True) for _ in range(2))
@@ -402,14 +401,13 @@ def test_check_finds_a_damaged_segment_and_builds_it_anew(
     monkeypatch: pytest.MonkeyPatch,
     damage: Callable[[Path], None],
 ) -> None:
-    small_segments(monkeypatch, 30)
     where, query = tmp_path / "store", colours(7, 1)[0]
     np.save(tmp_path / "a.npy", colours(0, 60))
-    with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
+    with Store.open(where, create=True, encoder=str(tiny_encoder), limits=LIMITS) as store:
         store.ingest(tmp_path / "a.npy")
     (path,) = (where / "index").glob("*.ivf")
     damage(path)
-    with Store.open(where) as store:
+    with Store.open(where, limits=LIMITS) as store:
         assert store.lookup(query, tiers=["similar"], k=1).similar[0].id == 8
         report = store.check()
         assert not report.ok
@@ -432,9 +430,10 @@ def test_an_index_that_cannot_be_written_is_left_for_later(
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    small_segments(monkeypatch, 30)
     np.save(tmp_path / "a.npy", colours(0, 40))
-    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+    with Store.open(
+        tmp_path / "store", create=True, encoder=str(tiny_encoder), limits=LIMITS
+    ) as store:
         with monkeypatch.context() as patch:
             patch.setattr(segment, "write_new", no_space)
             assert store.ingest(tmp_path / "a.npy").added == 40

@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from PIL import Image
 
 from engine import IngestReport, Kind, Store, UsageError
+from engine.config import Limits
 from engine.images import canonical, hashing
-from engine.ingest import run
-from engine.ingest.run import runs_of
+from engine.ingest.row_commits import runs_of
 from engine.sources.arrays import NpyArray
 from engine.sources.items import FileItem
 from engine.sources.synthetic import SyntheticBits
@@ -58,8 +58,13 @@ def rejects(store: Store) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "a.store", create=True, encoder="none") as opened:
+def limits() -> Limits:
+    return Limits()
+
+
+@pytest.fixture
+def store(tmp_path: Path, limits: Limits) -> Iterator[Store]:
+    with Store.open(tmp_path / "a.store", create=True, encoder="none", limits=limits) as opened:
         yield opened
 
 
@@ -317,10 +322,8 @@ def stop_after(commits: int, store: Store) -> Callable[[], bool]:
     return lambda: store._files.state.commit - first >= commits
 
 
-def test_an_array_goes_on_behind_its_committed_rows(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "CHUNK_ROWS", 4)
+@pytest.mark.parametrize("limits", [Limits(chunk_rows=4)])
+def test_an_array_goes_on_behind_its_committed_rows(store: Store, tmp_path: Path) -> None:
     path = save_rows(tmp_path / "rows.npy", [mask(i) for i in range(10)])
     report = store.ingest(path, stop=stop_after(1, store))
     assert report.interrupted
@@ -394,10 +397,8 @@ def test_a_synthetic_set_grows_and_never_shrinks(store: Store) -> None:
 # --- stopping, progress, settings -----------------------------------------------------------------
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(
-    store: Store, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "CHUNK_FILES", 1)
+@pytest.mark.parametrize("limits", [Limits(chunk_files=1)])
+def test_a_run_that_was_stopped_goes_on_where_it_was(store: Store, photos: Path) -> None:
     added = 0
     for _ in range(5):
         report = store.ingest(photos, stop=stop_after(1, store))
@@ -547,9 +548,10 @@ class StoreMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="engine-test-"))
         self.patches = pytest.MonkeyPatch()
-        self.patches.setattr(run, "CHUNK_FILES", 2)
-        self.patches.setattr(run, "CHUNK_ROWS", 3)
-        self.store = Store.open(self.folder / "store", create=True, encoder="none")
+        self.limits = Limits(chunk_files=2, chunk_rows=3)
+        self.store = Store.open(
+            self.folder / "store", create=True, encoder="none", limits=self.limits
+        )
         self.clock = 0
         self.images: dict[bytes, np.ndarray | str] = {}  # every image ever seen
         self.places: dict[str, list[bytes]] = {}  # file or array → the images of its rows
@@ -618,7 +620,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.store.close()
-        self.store = Store.open(self.folder / "store")
+        self.store = Store.open(self.folder / "store", limits=self.limits)
 
     @invariant()
     def every_image_is_found_at_its_places_and_nothing_else_is(self) -> None:

@@ -14,11 +14,12 @@ import pytest
 from helpers import encoded, picture
 
 from engine import IngestReport, Store
-from engine.config import MemoryBudget
+from engine.config import Limits, MemoryBudget
 from engine.encoders.onnx import OnnxEncoder
 from engine.images import hashing
-from engine.ingest import run
-from engine.ingest.run import Ingest
+from engine.ingest import stopping
+from engine.ingest.stopping import Stopping
+from engine.ingest.workers import Preparing
 from engine.sources.items import HARD_LINKS, WITHOUT_METADATA
 from engine.storage.ballast import NoRoomError
 from engine.storage.changeset import Chunk
@@ -78,21 +79,21 @@ class Slow:
         self.done = 0
 
     def patch(self, patch: pytest.MonkeyPatch) -> None:
-        prepare, begin = Ingest._prepare, Ingest._begin
+        prepare, begin = Preparing.prepare, Preparing.begin
 
-        def slowly(run: Ingest, item: Any) -> Any:
+        def slowly(run: Preparing, item: Any) -> Any:
             if item.name.endswith(self.name.encode()):
                 self.go_on.wait()
             return prepare(run, item)
 
-        def counted(run: Ingest, pool: ThreadPoolExecutor, items: Iterable[Any]) -> list[Any]:
+        def counted(run: Preparing, pool: ThreadPoolExecutor, items: Iterable[Any]) -> list[Any]:
             begun = begin(run, pool, items)
             for _, future in begun:
                 future.add_done_callback(self._count)
             return begun
 
-        patch.setattr(Ingest, "_prepare", slowly)
-        patch.setattr(Ingest, "_begin", counted)
+        patch.setattr(Preparing, "prepare", slowly)
+        patch.setattr(Preparing, "begin", counted)
 
     def _count(self, future: "Future[Any]") -> None:
         self.done += not future.cancelled()
@@ -146,7 +147,7 @@ def test_what_is_encoded_by_then_is_committed(
         monkeypatch.setattr(hashing, "key", lambda canonical, seed: key)
         monkeypatch.setattr(hashing, "keys", lambda rows, seed: [key for _ in rows])
     monkeypatch.setattr(MemoryBudget, "encode_batch", 2)
-    monkeypatch.setattr(run, "_FINISHING", 0.0)
+    monkeypatch.setattr(stopping, "FINISHING_SECONDS", 0.0)
     encoded = 0
     encode = OnnxEncoder.encode
 
@@ -253,20 +254,20 @@ def is_whole(store: Store, source: Path) -> bool:
 def test_an_archive_that_was_stopped_anywhere_is_gone_on_with_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr(run, "CHUNK_FILES", 3)
     source = mixed(tmp_path)
     prepared = 0
     stopped = False
 
-    def ready(run: Ingest, future: "Future[Any]") -> bool:
+    def ready(run: Stopping, future: "Future[Any]") -> bool:
         nonlocal prepared, stopped
         prepared += 1
         stopped = stopped or prepared > at
         return not stopped and future.exception() is None
 
-    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+    path, limits = tmp_path / "store", Limits(chunk_files=3)
+    with Store.open(path, create=True, encoder="none", limits=limits) as store:
         with monkeypatch.context() as patch:
-            patch.setattr(Ingest, "_ready", ready)
+            patch.setattr(Stopping, "ready", ready)
             first = store.ingest(source, stop=lambda: stopped)
         assert first.interrupted == stopped
         done: list[int] = []

@@ -29,8 +29,7 @@ from rocksdict import DBCompactionStyle
 
 from engine import EngineError, Store, StoreDamagedError, StoreError, StoreLockedError, UsageError
 from engine.cli.app import main
-from engine.config import MemoryBudget
-from engine.ingest import run
+from engine.config import Limits, MemoryBudget
 from engine.maintenance import backup
 from engine.storage import extents, manifest, nofollow, pinned_files, staging
 from engine.storage.changeset import Chunk
@@ -44,11 +43,11 @@ IDENTICAL = ["identical"]
 SILENCE = 120  # seconds after which a child that says nothing is taken to be stuck
 
 
+LIMITS = Limits(chunk_rows=10, exact_rows=20, unindexed_rows=40)
+
+
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and segments of a few rows; memtables and a log of a few chunks."""
-    patch.setattr(run, "CHUNK_ROWS", 10)
-    patch.setattr(run, "EXACT_ROWS", 20)
-    patch.setattr(run, "_SEGMENT_ROWS", 40)
     patch.setattr(extents, "EXTENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_BYTES", 200_000)
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: 16 << 20))
@@ -95,7 +94,7 @@ def write(store: str) -> None:
         time.sleep(0.02)  # or there is no moment between two flushes in which a store can be opened
 
     StoreFiles.commit = tell  # type: ignore[method-assign]
-    with Store.open(store) as opened:
+    with Store.open(store, limits=LIMITS) as opened:
         opened.ingest(f"{SOURCE}&n=1e7", stop=stop.is_set)
 
 
@@ -109,7 +108,7 @@ def churn(store: str) -> None:
         stop.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    with Store.open(store) as opened:
+    with Store.open(store, limits=LIMITS) as opened:
         turn = 0
         while not stop.is_set():
             opened.ingest(f"synthetic:bits?seed={turn}&n=60")
@@ -195,7 +194,10 @@ def full(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     np.save(folder / "rows.npy", np.stack([picture(i) for i in (3, 3, 20, 21)]))
     patch = pytest.MonkeyPatch()
     small_pieces(patch)
-    with patch.context(), Store.open(folder / "store", create=True, encoder=str(tiny_encoder)) as s:
+    with (
+        patch.context(),
+        Store.open(folder / "store", create=True, encoder=str(tiny_encoder), limits=LIMITS) as s,
+    ):
         s.ingest(photos, keep_pixels="yes")
         s.ingest(folder / "rows.npy", f"{SOURCE}&n=205")
         s.ingest(f"{SOURCE}&n=210", encoder="none")
@@ -248,7 +250,7 @@ def test_a_backup_is_the_store(full: Path, tmp_path: Path, place: str) -> None:
     assert there == {path.name for path in (full / "store").iterdir()}
     assert (dest / "LOCK").read_bytes() == b""
     assert not list(tmp_path.rglob(".*"))
-    with Store.open(dest) as copy:
+    with Store.open(dest, limits=LIMITS) as copy:
         assert copy.check().problems == ()
         assert copy.check().leftover_bytes == 0
         assert seen(copy) == expected
@@ -271,12 +273,15 @@ def test_what_is_unknown_or_of_one_machine_is_not_copied(full: Path, tmp_path: P
 
 def test_a_store_is_backed_up_by_the_one_that_writes_it(full: Path, tmp_path: Path) -> None:
     shutil.copytree(full / "store", tmp_path / "store")
-    with Store.open(tmp_path / "store") as store:
+    with Store.open(tmp_path / "store", limits=LIMITS) as store:
         store.ingest(f"{SOURCE}&n=400", encoder="none")  # in the log, and in no table
         report = store.backup(tmp_path / "copy")
         assert report.commit == store._files.state.commit
         assert store.ingest(f"{SOURCE}&n=410", encoder="none").added == 10
-        with Store.open(tmp_path / "store") as other, pytest.raises(StoreLockedError):
+        with (
+            Store.open(tmp_path / "store", limits=LIMITS) as other,
+            pytest.raises(StoreLockedError),
+        ):
             other.ingest("synthetic:bits?n=1&seed=9")  # the lock was not given back by accident
         with pytest.raises(Exception, match=r"lock|LOCK"):
             opening.open_writer(tmp_path / "store", MemoryBudget())  # nor RocksDB's
@@ -291,7 +296,7 @@ def test_an_empty_store_and_a_copy_of_a_copy(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.backup(tmp_path / "b")
         uuid = store.info().uuid
-    with Store.open(tmp_path / "b") as store:
+    with Store.open(tmp_path / "b", limits=LIMITS) as store:
         store.ingest("synthetic:bits?n=3")
         store.backup(tmp_path / "c")
     with Store.open(tmp_path / "c") as store:
@@ -316,7 +321,7 @@ def test_backups_beside_a_writer_are_each_one_commit(tmp_path: Path, tiny_encode
                 report = store.backup(dest)
             commits.add(report.commit)
             assert report.images >= told, "a commit that was acknowledged is missing"
-            with Store.open(dest) as copy:
+            with Store.open(dest, limits=LIMITS) as copy:
                 assert copy.check().problems == ()
                 images = len(copy)
                 assert images == report.images == report.vectors
@@ -371,7 +376,7 @@ def test_keys_that_move_while_they_are_opened_are_opened_again(
     shutil.copytree(full / "store", tmp_path / "store")
     monkeypatch.setattr(database, "_LONG_LOG", -1)
     open_, turns = pinned_files.Held.open, []
-    with Store.open(tmp_path / "store") as writer:
+    with Store.open(tmp_path / "store", limits=LIMITS) as writer:
         writer.ingest(f"{SOURCE}&n=700", encoder="none")
 
         def meanwhile(files: pinned_files.Held, name: str) -> None:
@@ -412,7 +417,7 @@ def test_extents_and_segments_of_later_commits_are_not_copied(
 
     @contextmanager
     def later(store: Path) -> Iterator[Any]:
-        with Store.open(store) as other:
+        with Store.open(store, limits=LIMITS) as other:
             other.ingest(f"{SOURCE}&n=700")
         with real(store) as got:
             yield got
@@ -421,7 +426,7 @@ def test_extents_and_segments_of_later_commits_are_not_copied(
         expected = seen(store)
         patch.setattr(backup, "hold_rest", later)
         store.backup(tmp_path / "copy")
-    with Store.open(tmp_path / "copy") as copy:
+    with Store.open(tmp_path / "copy", limits=LIMITS) as copy:
         assert copy.check().problems == ()
         assert copy.check().leftover_bytes == 0
         found = seen(copy)
@@ -443,7 +448,7 @@ def test_what_a_writer_gives_up_meanwhile_begins_the_backup_anew(
     def meanwhile(store: Path) -> Iterator[Any]:
         whole = manifest.load(store)
         if not turns:
-            with Store.open(store) as other:
+            with Store.open(store, limits=LIMITS) as other:
                 other.ingest(f"{SOURCE}&n=700", encoder="none")
             found = manifest.load(store)
             pixels = extents.PIXELS.name
@@ -649,7 +654,7 @@ def test_a_small_disk_ends_up_as_it_was(
     told_before: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+    with Store.open(tmp_path / "store", create=True, encoder="none", limits=LIMITS) as store:
         store.ingest(f"{SOURCE}&n=500")
     dest = small_disk if there else small_disk / "copy"
     if not told_before:
@@ -796,7 +801,7 @@ def test_a_read_only_source_is_backed_up(full: Path, tmp_path: Path) -> None:
         for path, mode in modes.items():
             path.chmod(mode)
     assert done.returncode == 0, done.stderr
-    with Store.open(tmp_path / "copy") as copy:
+    with Store.open(tmp_path / "copy", limits=LIMITS) as copy:
         assert copy.check().problems == ()
         assert copy.ingest("synthetic:bits?n=1&seed=77").added == 1
 

@@ -11,7 +11,7 @@ from helpers import picture
 from PIL import Image
 
 from engine import CheckReport, EngineError, Problem, Store, UsageError
-from engine.ingest import run
+from engine.config import Limits
 from engine.maintenance.check.damage import Damage
 from engine.maintenance.repair.run import Repair
 from engine.storage.extents import HEADER_BYTES
@@ -27,12 +27,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     for i in range(6):
         Image.fromarray(picture(i)).save(folder / "photos" / f"{i}.png")
     (folder / "photos" / "broken.png").touch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "EXACT_ROWS", 10)
-        patch.setattr(run, "CHUNK_ROWS", 15)
-        with Store.open(folder / "store", create=True, encoder=str(tiny_encoder)) as store:
-            store.ingest(folder / "photos", keep_pixels="yes")
-            store.ingest("synthetic:bits?n=40")
+    limits = Limits(exact_rows=10, chunk_rows=15)
+    with Store.open(
+        folder / "store", create=True, encoder=str(tiny_encoder), limits=limits
+    ) as store:
+        store.ingest(folder / "photos", keep_pixels="yes")
+        store.ingest("synthetic:bits?n=40")
     return folder / "store"
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from engine import Store, StoreError
 from engine.cli.app import main
-from engine.ingest import run
+from engine.config import Limits
 from engine.maintenance import optimize
 from engine.storage import extents
 from engine.storage.extents import HEADER_BYTES
@@ -31,9 +31,11 @@ EACH = 16 + 96  # bytes that are kept of an image
 ROWS = 40
 
 
+LIMITS = Limits(chunk_rows=5)
+
+
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Extents of ten images, chunks of five, commits of two."""
-    patch.setattr(run, "CHUNK_ROWS", 5)
     patch.setattr(extents, "EXTENT_BYTES", 10 * EACH)
     patch.setattr(optimize, "_BATCH", 7)
     patch.setattr(optimize, "_BYTES", 2 * EACH)
@@ -65,7 +67,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store with 40 rows of an array in four extents."""
     small_pieces(monkeypatch)
     np.save(tmp_path / "a.npy", np.stack([mask(row) for row in range(ROWS)]))
-    with Store.open(tmp_path / "store", create=True, encoder="none") as made:
+    with Store.open(tmp_path / "store", create=True, encoder="none", limits=LIMITS) as made:
         made.ingest(tmp_path / "a.npy")
         assert numbers(made) == [1, 2, 3, 4]
     return tmp_path / "store"
@@ -73,7 +75,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def store(path: Path) -> Iterator[Store]:
-    with Store.open(path) as opened:
+    with Store.open(path, limits=LIMITS) as opened:
         yield opened
         assert opened.check().problems == ()
 
@@ -215,7 +217,7 @@ def test_what_does_not_fit_is_left_and_told_of(
 
 def test_what_cannot_be_read_stays_and_is_told_of(path: Path) -> None:
     gone = {1, 2, 3, 11, 12}
-    with Store.open(path) as store:
+    with Store.open(path, limits=LIMITS) as store:
         store.remove(ids=gone)
         blobs = path / "pixels" / "00000001.blobs"
         whole = blobs.read_bytes()
@@ -274,7 +276,7 @@ def test_a_dropped_extent_is_forgotten_by_the_next_writer(
     path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     gone = {1, 2, 3}
-    with Store.open(path) as store, monkeypatch.context() as patch:
+    with Store.open(path, limits=LIMITS) as store, monkeypatch.context() as patch:
         store.remove(ids=gone)
         fail = lambda *given, **named: (_ for _ in ()).throw(OSError(5, "pulled"))  # noqa: E731
         drop = StoreFiles._drop_extents
@@ -293,7 +295,7 @@ def test_a_dropped_extent_is_forgotten_by_the_next_writer(
     with Store.open(path, read_only=True) as reader:
         expect(reader, gone)
         assert reader.check().problems == ()
-    with Store.open(path) as store:
+    with Store.open(path, limits=LIMITS) as store:
         store.remove(ids=[99])
         assert numbers(store) == [2, 3, 4, 5]
         expect(store, gone)
@@ -306,7 +308,7 @@ def test_a_dropped_extent_is_forgotten_by_the_next_writer(
 def test_a_reader_of_an_older_commit_gets_the_right_answer(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Store.open(path) as store, Store.open(path, read_only=True) as reader:
+    with Store.open(path, limits=LIMITS) as store, Store.open(path, read_only=True) as reader:
         expect(reader, set())
         gone = {1, 2, 3, 11, 12, 13}
         store.remove(ids=gone)
@@ -341,10 +343,10 @@ CHILD = """
 import sys
 import pytest
 from engine import Store
-from test_maintenance_optimize import small_pieces
+from test_maintenance_optimize import LIMITS, small_pieces
 
 small_pieces(pytest.MonkeyPatch())
-with Store.open(sys.argv[1]) as store:
+with Store.open(sys.argv[1], limits=LIMITS) as store:
     while sys.stdin.readline():
         store.ingest(sys.argv[2])
         ids = store.find_identical(__import__("numpy").load(sys.argv[2]))
@@ -391,7 +393,7 @@ def test_readers_beside_it_are_not_disturbed(
         child.stdin.close()
         assert child.wait() == 0
     assert caplog.text == ""
-    with Store.open(path) as store:
+    with Store.open(path, limits=LIMITS) as store:
         assert store.check().problems == ()
         expect(store, set())
 
@@ -402,7 +404,7 @@ def test_readers_beside_it_are_not_disturbed(
 def test_the_command_says_that_something_cannot_be_read(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Store.open(path) as store:
+    with Store.open(path, limits=LIMITS) as store:
         store.remove(ids=[1, 2, 3])
         store._files.set_dead({"1": 4 * EACH})
     assert main(["optimize", "--store", str(path)]) == 3
@@ -412,7 +414,7 @@ def test_the_command_says_that_something_cannot_be_read(
 
 
 def test_the_command_says_what_it_did(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Store.open(path) as store:
+    with Store.open(path, limits=LIMITS) as store:
         store.remove(ids=range(1, 6))
     assert main(["optimize", "--store", str(path)]) == 0
     said = capsys.readouterr().out

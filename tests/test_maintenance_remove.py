@@ -22,6 +22,7 @@ from PIL import Image
 
 from engine import MissingError, Store, StoreError, UsageError
 from engine.cli.app import main
+from engine.config import Limits
 from engine.images import hashing
 from engine.images.canonical import from_array
 from engine.maintenance import missing_sources, remove
@@ -393,9 +394,10 @@ def test_what_only_begins_like_it_is_not_inside(store: Store, tmp_path: Path) ->
 
 
 def test_nothing_is_missing_while_a_changed_array_is_half_read(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("engine.ingest.run.CHUNK_ROWS", 3)
+    store.close()
+    store = Store.open(tmp_path / "store", limits=Limits(chunk_rows=3))
     os.utime(tmp_path / "a.npy", (1, 1))
     began = store._files.state.commit
     report = store.ingest(tmp_path / "a.npy", stop=lambda: store._files.state.commit >= began + 2)

@@ -20,6 +20,7 @@ from indexed import (
     new_store,
     recall_of,
     small_index,
+    small_limits,
     stored,
 )
 
@@ -34,6 +35,7 @@ from engine.storage.extents import HEADER_BYTES
 from engine.storage.lock import WriterLock
 
 LEAST = 100
+LIMITS = small_limits(LEAST)
 N = 6 * LEAST
 BLOCK = clustered(2 * N)
 
@@ -55,7 +57,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A store with ids 1 to N, in two segments."""
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(BLOCK[: 4 * LEAST], name="a")
         store.ingest(BLOCK[4 * LEAST : N], name="b")
     return tmp_path / "s"
@@ -63,7 +65,7 @@ def made(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(made: Path) -> Iterator[Store]:
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         yield opened
         assert opened.check().problems == ()
         assert leftovers(opened.path) == []
@@ -155,7 +157,7 @@ def test_where_all_are_removed_nothing_is_left_and_a_store_goes_on(store: Store)
 
 
 def test_fewer_vectors_than_are_indexed_lose_only_the_removed_ones(tmp_path: Path) -> None:
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(BLOCK[: LEAST - 1], name="a")
         assert store.optimize().laid_out == 0
         store.remove(ids=range(1, 31))
@@ -171,7 +173,7 @@ def test_several_extents_become_one_and_it_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extents, "EXTENT_ROWS", 70)
-    with new_store(tmp_path / "s") as store:
+    with new_store(tmp_path / "s", LIMITS) as store:
         for at in range(0, N, 50):
             store.ingest(BLOCK[at : at + 50], name=f"{at}")
         assert len(list((store.path / "vectors").rglob("*.f32"))) == -(-N // 70)
@@ -199,7 +201,7 @@ def beside(
     def locked(self: reorder.Reorder) -> None:
         if not waits:
             waits.append(1)
-            with Store.open(path) as other:
+            with Store.open(path, limits=LIMITS) as other:
                 what(other)
         lock(self)
 
@@ -218,7 +220,7 @@ def test_what_another_ingests_meanwhile_is_carried_over(
     monkeypatch.setattr(extents, "EXTENT_ROWS", extent)
     report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch)
     assert (report.laid_out, report.skipped) == (N, ())
-    with Store.open(made) as store:
+    with Store.open(made, limits=LIMITS) as store:
         expect(store, np.arange(1, N + 351))
         store.ingest(BLOCK[N + 350 : N + 400], name="d")
         expect(store, np.arange(1, N + 401))
@@ -540,7 +542,7 @@ def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) 
     with path.open("r+b") as file:
         file.seek(HEADER_BYTES)
         file.write(bytes(8 * 5))
-    with Store.open(made, read_only=True) as reader, Store.open(made) as opened:
+    with Store.open(made, read_only=True) as reader, Store.open(made, limits=LIMITS) as opened:
         assert any("is lost" in problem.what for problem in opened.check(fix=True).problems)
         for store in (opened, reader):
             for recall in (None, 1):

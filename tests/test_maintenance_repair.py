@@ -19,8 +19,8 @@ from PIL import Image
 from engine import CheckReport, EngineError, Store
 from engine.cli.app import main
 from engine.cli.render import size
+from engine.config import Limits
 from engine.index import segment
-from engine.ingest import run
 from engine.maintenance.repair.outcome import named
 from engine.storage import durable, extents
 from engine.storage.extents import HEADER_BYTES
@@ -32,10 +32,8 @@ LATER = "synthetic:bits?seed=1"
 COUNT = 51  # images of the store below
 
 
-def small_chunks(patch: pytest.MonkeyPatch) -> None:
-    """Commits of a few rows, and a segment that some vectors come after."""
-    patch.setattr(run, "CHUNK_ROWS", 15)
-    patch.setattr(run, "EXACT_ROWS", 40)
+# Commits of a few rows, and a segment that some vectors come after.
+LIMITS = Limits(chunk_rows=15, exact_rows=40)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,16 +57,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     for i in range(3):
         save(folder / "photos" / f"mask{i}.png", mask(i))
     np.save(folder / "rows.npy", np.stack([mask(i) for i in range(1, 9)]))  # two of them are files
-    with pytest.MonkeyPatch.context() as patch:
-        small_chunks(patch)
-        with Store.open(folder / "store", create=True, encoder=str(tiny_encoder)) as store:
-            store.ingest(folder / "photos", keep_pixels="yes")
-            store.ingest(folder / "rows.npy")
-            store.ingest(f"{SYNTHETIC}&n=32")
-            store.ingest(f"{LATER}&n=4")
-            assert len(store) == COUNT
-            assert [entry.rows for entry in store._files.manifest.segments] == [47]
-            assert [store.lookup(q).identical[0].id for q in queries()] == list(range(1, COUNT + 1))
+    with Store.open(
+        folder / "store", create=True, encoder=str(tiny_encoder), limits=LIMITS
+    ) as store:
+        store.ingest(folder / "photos", keep_pixels="yes")
+        store.ingest(folder / "rows.npy")
+        store.ingest(f"{SYNTHETIC}&n=32")
+        store.ingest(f"{LATER}&n=4")
+        assert len(store) == COUNT
+        assert [entry.rows for entry in store._files.manifest.segments] == [47]
+        assert [store.lookup(q).identical[0].id for q in queries()] == list(range(1, COUNT + 1))
     for unneeded in (folder / "store" / "keys").glob("LOG*"):  # it is copied again and again
         unneeded.unlink()
     return folder / "store"
@@ -240,11 +238,10 @@ def test_an_extent_of_another_store_is_not_taken_for_its_own(
 def test_extents_of_a_few_rows_are_mended_across_their_borders(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_chunks(monkeypatch)
     monkeypatch.setattr(extents, "EXTENT_ROWS", 10)
     monkeypatch.setattr(extents, "EXTENT_BYTES", 20_000)
     where = tmp_path / "store"
-    with Store.open(where, create=True, encoder=str(tiny_encoder)) as opened:
+    with Store.open(where, create=True, encoder=str(tiny_encoder), limits=LIMITS) as opened:
         opened.ingest(f"{SYNTHETIC}&n=48")
     with Store.open(where, read_only=True) as opened:
         before = [opened.lookup(f"{SYNTHETIC}#{i}", k=48).similar for i in range(48)]

@@ -24,8 +24,7 @@ from engine import (
     StoreNotFoundError,
 )
 from engine.cli.app import main
-from engine.config import FORMAT_VERSION
-from engine.ingest import run
+from engine.config import FORMAT_VERSION, Limits
 from engine.maintenance import salvage
 from engine.storage import commit_file, manifest
 from engine.storage.commit_file import Notice, commit_of
@@ -34,6 +33,7 @@ from engine.storage.rocks import database
 SYNTHETIC = "synthetic:bits?seed=0"
 COUNT = 51
 COMMITS = 5
+LIMITS = Limits(chunk_rows=15, exact_rows=40)
 
 
 def ingest_all(opened: Store, folder: Path) -> None:
@@ -61,14 +61,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path
     for i in range(3):
         Image.fromarray(mask(i).astype(np.uint8) * 255).save(made / "photos" / f"{i}.png")
     np.save(made / "rows.npy", np.stack([mask(i) for i in range(3, 9)]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "CHUNK_ROWS", 15)
-        patch.setattr(run, "EXACT_ROWS", 40)
-        with Store.open(made / "closed", create=True, encoder=str(tiny_encoder)) as opened:
-            ingest_all(opened, made)
-            assert opened._files.state.commit == COMMITS
-            assert len(opened._files.manifest.segments) == 1
-            shutil.copytree(made / "closed", made / "open")
+    with Store.open(
+        made / "closed", create=True, encoder=str(tiny_encoder), limits=LIMITS
+    ) as opened:
+        ingest_all(opened, made)
+        assert opened._files.state.commit == COMMITS
+        assert len(opened._files.manifest.segments) == 1
+        shutil.copytree(made / "closed", made / "open")
     for unneeded in made.glob("*/keys/LOG*"):
         unneeded.unlink()
     return made
@@ -290,13 +289,10 @@ def test_no_bit_of_a_manifest_can_change_an_answer(folder: Path) -> None:
     assert refused > 7 * len(data)
 
 
-def test_the_index_comes_back_with_the_next_ingest(
-    closed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "EXACT_ROWS", 40)
+def test_the_index_comes_back_with_the_next_ingest(closed: Path) -> None:
     (closed / "MANIFEST.json").unlink()
     Store.salvage(closed)
-    with Store.open(closed) as store:
+    with Store.open(closed, limits=LIMITS) as store:
         assert store.ingest("synthetic:bits?seed=7&n=2").added == 2
         assert [entry.rows for entry in store._files.manifest.segments] == [COUNT + 2]
         assert store.check().problems == ()

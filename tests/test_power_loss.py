@@ -33,8 +33,8 @@ from PIL import Image
 from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced, Told, Wrote
 
 from engine import Store, api
+from engine.config import Limits
 from engine.index import quantizer, segment
-from engine.ingest import run
 from engine.maintenance import optimize, remove, reorder
 from engine.storage import create as create_
 from engine.storage import durable, extents
@@ -54,13 +54,13 @@ IN_ORDER = "everything"
 HOW = (SYNCED, LAST, SOME, IN_ORDER)
 
 
+LIMITS = Limits(chunk_files=3, chunk_rows=12, exact_rows=20, unindexed_rows=30)
+
+
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and segments of a few rows, so that all their edges are met."""
-    patch.setattr(run, "CHUNK_FILES", 3)
-    patch.setattr(run, "CHUNK_ROWS", 12)
-    for module in (run, reorder, optimize):
+    for module in (reorder, optimize):
         patch.setattr(module, "EXACT_ROWS", 20)
-    patch.setattr(run, "_SEGMENT_ROWS", 30)
     patch.setattr(extents, "EXTENT_ROWS", 25)
     patch.setattr(extents, "EXTENT_BYTES", 500)
     patch.setattr(remove, "MOST", 8)
@@ -196,7 +196,7 @@ def recorded(where: Path, disk: Disk | None = None) -> Iterator[Recorder]:
 def create(where: Path, recorder: Recorder, encoder: Path | str, name: str = "store") -> Path:
     """Make a store on a recorded disk, which is promised from then on."""
     path = where / "disk" / name
-    with Store.open(path, create=True, encoder=str(encoder)) as made:
+    with Store.open(path, create=True, encoder=str(encoder), limits=LIMITS) as made:
         recorder.tell(Promise.of(made))
     return path
 
@@ -207,9 +207,9 @@ def life(room: Path, sources: Sources) -> Recorder:
     where = room / "life"
     with recorded(where) as recorder:
         path = create(where, recorder, sources.encoder)
-        with Store.open(path) as opened:
+        with Store.open(path, limits=LIMITS) as opened:
             opened.ingest(sources.first, sources.photos, keep_pixels="yes")
-        with Store.open(path) as opened:
+        with Store.open(path, limits=LIMITS) as opened:
             opened.ingest(sources.second)
     return recorder
 
@@ -275,13 +275,15 @@ def damage(
     """What is wrong with the store at ``path``; where none was promised, one can be made."""
     try:
         if promise is None:
-            with Store.open(path, create=True, encoder=str(sources.encoder)) as opened:
+            with Store.open(
+                path, create=True, encoder=str(sources.encoder), limits=LIMITS
+            ) as opened:
                 yield from goes_on(opened, Promise.of(opened), sources, rng)
             return
         with Store.open(path, read_only=True) as reader:
             yield from missing(reader, promise, rng)
         if write:
-            with Store.open(path) as opened:
+            with Store.open(path, limits=LIMITS) as opened:
                 yield from goes_on(opened, promise, sources, rng)
     except Exception as error:
         yield f"{type(error).__name__}: {error}".replace(str(path), path.name)
@@ -483,11 +485,11 @@ def upkeep(room: Path, sources: Sources) -> Recorder:
     where = room / "upkeep"
     with recorded(where) as recorder:
         path = create(where, recorder, sources.encoder)
-        with Store.open(path) as opened:
+        with Store.open(path, limits=LIMITS) as opened:
             opened.ingest(sources.first, sources.photos, keep_pixels="yes")
             opened.remove(ids=[*range(1, 9), 15, 27, 28])
             opened.optimize()
-        with Store.open(path) as opened:
+        with Store.open(path, limits=LIMITS) as opened:
             opened.ingest(sources.second)
             opened.remove(ids=range(9, 40, 2))
             opened.optimize()
@@ -520,7 +522,7 @@ def adoption(room: Path, sources: Sources) -> Recorder:
     where = room / "adoption"
     with recorded(where) as recorder:
         path = create(where, recorder, "none")
-        with Store.open(path) as opened:
+        with Store.open(path, limits=LIMITS) as opened:
             opened.ingest(sources.photos)
             opened.ingest(sources.first, encoder=str(sources.encoder))
     return recorder
@@ -573,7 +575,10 @@ def test_new_folders_above_a_store_are_as_durable_as_it(sources: Sources, where:
 
 def next_writer(begun: Disk, sources: Sources, where: Path) -> Recorder:
     """Record the writer that comes after a crash."""
-    with recorded(where, begun) as recorder, Store.open(where / "disk" / "store") as opened:
+    with (
+        recorded(where, begun) as recorder,
+        Store.open(where / "disk" / "store", limits=LIMITS) as opened,
+    ):
         opened.ingest(sources.second)
     return recorder
 
@@ -716,7 +721,7 @@ def losses(kind: str, sources: Sources, where: Path) -> Iterator[str]:
     """What power cuts do to a small store: where it was told of, and around the manifest's renames."""
     with recorded(where, empty_folder() if kind == IN_PLACE else None) as recorder:
         path = create(where, recorder, "none" if kind == ADOPTED else sources.encoder)
-        with Store.open(path) as opened:
+        with Store.open(path, limits=LIMITS) as opened:
             opened.ingest(sources.first, encoder=str(sources.encoder))
     told = promises(recorder)
     renamed = [
@@ -762,7 +767,7 @@ def child(path: str, encoder: str, *what: str) -> None:
         print("told", flush=True)
 
     StoreFiles.commit = tell  # type: ignore[method-assign]
-    with Store.open(path, create=True, encoder=encoder) as opened:
+    with Store.open(path, create=True, encoder=encoder, limits=LIMITS) as opened:
         opened.ingest(*what)
 
 

@@ -31,8 +31,7 @@ from PIL import Image
 from rocksdict import DBCompactionStyle
 
 from engine import Store, StoreError, StoreLockedError
-from engine.config import MemoryBudget
-from engine.ingest import run
+from engine.config import Limits, MemoryBudget
 from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.rocks import open_reader, opening, options
@@ -50,11 +49,11 @@ SILENCE = 120  # seconds after which a writer that says nothing is taken to be s
 IDENTICAL = ["identical"]
 
 
+LIMITS = Limits(chunk_files=2, chunk_rows=10, unindexed_rows=100)
+
+
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and segments of a few rows; memtables and a log of a few chunks."""
-    patch.setattr(run, "CHUNK_FILES", 2)
-    patch.setattr(run, "CHUNK_ROWS", 10)
-    patch.setattr(run, "_SEGMENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_ROWS", 500)
     patch.setattr(extents, "EXTENT_BYTES", 20_000)
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: WRITE_BUFFERS))
@@ -102,7 +101,7 @@ def write(store: str, folder: str) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     commit = StoreFiles.commit
-    with Store.open(store) as opened:
+    with Store.open(store, limits=LIMITS) as opened:
 
         def tell(files: StoreFiles, chunk: Chunk) -> None:
             commit(files, chunk)
@@ -259,7 +258,7 @@ class Writer:
         for line in (self._rest + self.process.stdout.read()).splitlines():
             self._told(*json.loads(line))
         assert self.process.wait(SILENCE) == 0
-        with Store.open(self.store) as store:
+        with Store.open(self.store, limits=LIMITS) as store:
             assert self.commit_of(store) == self.commits - 1
             assert store.ingest("synthetic:bits?n=0").seen == 0  # opens it for writing, no more
             assert store.check().problems == ()

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import Store, UsageError
-from engine.ingest import run
+from engine.config import Limits
 from engine.search import filters
 from engine.search.filters import ids_within
 from engine.storage.bitmap import IdSet
@@ -44,15 +44,14 @@ def vectors(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Ite
     """A store of many vectors in segments, some in none, and some of removed images."""
     folder = tmp_path_factory.mktemp("vectors")
     draw = np.random.default_rng(5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "EXACT_ROWS", 1000)
-        with Store.open(folder / "store", create=True, encoder=str(tiny_encoder)) as store:
-            for part in (2500, 500):
-                images = draw.integers(0, 256, (part, 16, 16, 3), np.uint8)
-                store.ingest(images, name=f"part{part}")
-            store.remove(ids=GONE)
-            assert store._files.manifest.segments
-            yield store
+    limits, encoder = Limits(exact_rows=1000), str(tiny_encoder)
+    with Store.open(folder / "store", create=True, encoder=encoder, limits=limits) as store:
+        for part in (2500, 500):
+            images = draw.integers(0, 256, (part, 16, 16, 3), np.uint8)
+            store.ingest(images, name=f"part{part}")
+        store.remove(ids=GONE)
+        assert store._files.manifest.segments
+        yield store
 
 
 def closest(

@@ -11,8 +11,8 @@ from helpers import mask, picture, save
 from PIL import Image
 
 from engine import EncoderError, ImageError, PackedBits, Store, StoreDamagedError, UsageError
+from engine.config import Limits
 from engine.images import canonical, hashing
-from engine.ingest import run
 from engine.records import LookupResult
 from engine.search import lookup
 from engine.storage.extents import HEADER_BYTES
@@ -72,8 +72,8 @@ def test_images_that_share_a_key_are_never_mixed_up(
     keep_pixels: str,
 ) -> None:
     use_key(monkeypatch, key)
-    monkeypatch.setattr(run, "CHUNK_ROWS", 8)  # collisions inside a commit and across commits
-    monkeypatch.setattr(run, "CHUNK_FILES", 5)
+    # Collisions inside a commit and across commits.
+    limits = Limits(chunk_rows=8, chunk_files=5)
     images = {f"picture-{i}": picture(i) for i in range(12)}
     images |= {f"mask-{i}": mask(i) for i in range(12)}
     first, later = tmp_path / "first", tmp_path / "later"
@@ -89,9 +89,9 @@ def test_images_that_share_a_key_are_never_mixed_up(
     sources |= {f"row-{i}": {f"{rows}#{i}"} for i in range(20)}
 
     where = tmp_path / "store"
-    with Store.open(where, create=True, encoder="none") as store:
+    with Store.open(where, create=True, encoder="none", limits=limits) as store:
         store.ingest(first, keep_pixels=keep_pixels)
-    with Store.open(where) as store:
+    with Store.open(where, limits=limits) as store:
         store.ingest(rows, later, keep_pixels=keep_pixels)
         again = store.ingest(rows, first, later, keep_pixels=keep_pixels)
         assert (again.added, again.unchanged) == (0, again.seen)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine import ImageError, Kind, PackedBits, Store, UsageError
+from engine.config import Limits
 from engine.images import canonical, hashing
 from engine.images.canonical import HEADER_BYTES, rows_from_array
-from engine.ingest import run
 from engine.sources.in_memory import MemoryArray, member, members
 from engine.sources.items import METADATA_LIMIT, Member, Problem, checked_metadata
 
@@ -25,8 +25,8 @@ def bits(seed: int, count: int, side: int = 7) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2, (count, side, side, 3)).astype(np.bool_)
 
 
-def open_store(path: Path) -> Store:
-    return Store.open(path / "store", create=True, encoder="none")
+def open_store(path: Path, limits: Limits | None = None) -> Store:
+    return Store.open(path / "store", create=True, encoder="none", limits=limits)
 
 
 @pytest.mark.parametrize("images", [bits(0, 10), bits(0, 10)[..., 0], PackedBits.pack(bits(0, 10))])
@@ -71,10 +71,9 @@ def test_other_images_under_a_name_replace_what_it_stood_for(tmp_path: Path) -> 
         assert store.check().problems == ()
 
 
-def test_an_interrupted_ingest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "CHUNK_ROWS", 4)
+def test_an_interrupted_ingest_goes_on(tmp_path: Path) -> None:
     images = PackedBits.pack(bits(4, 20))
-    with open_store(tmp_path) as store:
+    with open_store(tmp_path, Limits(chunk_rows=4)) as store:
         first = store.ingest(images, name="camera", stop=lambda: len(store) >= 8)
         assert first.added == 8
         second = store.ingest(images, name="camera")
@@ -350,10 +349,9 @@ def test_what_is_wrong_in_a_stream_is_told_and_the_rest_goes_on(tmp_path: Path) 
         assert store.info().rejects == len(elements) - 3, "what is mended is no reject any more"
 
 
-def test_a_stream_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "CHUNK_FILES", 10)
+def test_a_stream_is_read_as_it_is_needed(tmp_path: Path) -> None:
     ahead: list[int] = []
-    with open_store(tmp_path) as store:
+    with open_store(tmp_path, Limits(chunk_files=10)) as store:
 
         def endless() -> Iterator[tuple[str, Any]]:
             number = 0
@@ -379,17 +377,14 @@ def test_a_stream_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.Mo
         assert set(total) == {None}
 
 
-def test_an_error_of_the_streams_own_is_the_callers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "CHUNK_FILES", 2)
+def test_an_error_of_the_streams_own_is_the_callers(tmp_path: Path) -> None:
 
     def breaks() -> Iterator[tuple[str, np.ndarray]]:
         for number in range(9):
             yield f"{number}", picture(number)
         raise KeyError("camera")
 
-    with open_store(tmp_path) as store:
+    with open_store(tmp_path, Limits(chunk_files=2)) as store:
         with pytest.raises(KeyError, match="camera"):
             store.ingest(breaks())
         assert len(store) >= 6, "what was committed stays"

@@ -18,8 +18,7 @@ from helpers import mask
 from PIL import Image
 
 from engine import EngineError, Store, StoreDamagedError, StoreError
-from engine.config import MemoryBudget
-from engine.ingest import run
+from engine.config import Limits, MemoryBudget
 from engine.records import Place
 from engine.storage import ballast, file_names, manifest, nofollow
 from engine.storage.nofollow import ForeignError
@@ -49,10 +48,12 @@ def no_hang() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+LIMITS = Limits(exact_rows=20)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "EXACT_ROWS", 20)
         patch.setattr(ballast, "LEAST_STORE", 1)
         patch.setattr(ballast, "_LEAST", 4096)
         yield
@@ -67,7 +68,9 @@ def template(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Pa
     (where / "photos").mkdir()
     Image.fromarray(mask(50).astype(np.uint8) * 200).save(where / "photos" / "a.png")
     (where / "photos" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    with Store.open(where / "store", create=True, encoder=str(tiny_encoder)) as store:
+    with Store.open(
+        where / "store", create=True, encoder=str(tiny_encoder), limits=LIMITS
+    ) as store:
         store.ingest(where / "rows.npy", where / "photos")
         assert store.info().segments
     parts = {*file_names.FILES, *file_names.FOLDERS} - {file_names.MENDED}
@@ -95,7 +98,7 @@ def use_it_all(store: Path, template: Path, out: Path) -> dict[str, str | None]:
 
     def all_of(read_only: bool, commands: dict[str, Callable[[Store], Any]]) -> None:
         try:
-            opened = Store.open(store, read_only=read_only)
+            opened = Store.open(store, read_only=read_only, limits=LIMITS)
         except EngineError as error:
             assert "\n" not in str(error)
             said.update(dict.fromkeys(commands, str(error)))

@@ -26,7 +26,7 @@ from engine import (
     StoreNotFoundError,
     UsageError,
 )
-from engine.ingest import run
+from engine.config import Limits
 from engine.storage import commit_file, manifest
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.rocks.database import Keys
@@ -295,12 +295,12 @@ def test_any_failed_write_closes_the_store_in_one_line(
 def test_a_commit_that_fails_adds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    monkeypatch.setattr(run, "CHUNK_FILES", 2)  # more files are being read meanwhile
+    limits = Limits(chunk_files=2)  # more files are being read meanwhile
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(12):
         save(folder / f"{i:02}.png", mask(i))
-    with Store.open(tmp_path / "a", create=True, encoder="none") as store:
+    with Store.open(tmp_path / "a", create=True, encoder="none", limits=limits) as store:
         store.ingest(folder / "00.png")
 
         def fail(*_: object) -> None:

@@ -32,9 +32,8 @@ from hypothesis.stateful import (
 from PIL import Image
 
 from engine import ImageError, Store, StoreLockedError, UsageError
-from engine.config import SOURCES_SHOWN
+from engine.config import SOURCES_SHOWN, Limits
 from engine.images import hashing
-from engine.ingest import run
 from engine.maintenance import optimize, remove
 from engine.records import Buffer, IngestReport, Kind, RemoveReport
 from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
@@ -53,10 +52,11 @@ FOLLOWS = hasattr(StoreFiles, "follow")
 IDENTICAL = ["identical"]
 
 
+LIMITS = Limits(chunk_files=2, chunk_rows=3)
+
+
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """Chunks, extents and runs of a few rows, so that all their edges are met."""
-    patch.setattr(run, "CHUNK_FILES", 2)
-    patch.setattr(run, "CHUNK_ROWS", 3)
     patch.setattr(remove, "MOST", 3)
     patch.setattr(optimize, "_BATCH", 3)
     patch.setattr(optimize, "_BYTES", 40)
@@ -326,12 +326,14 @@ class Walk(RuleBasedStateMachine):
         self.handles = [self.open(read_only=False), self.open(read_only=True)]
 
     def open(self, *, read_only: bool) -> Handle:
-        return Handle(Store.open(self.where, read_only=read_only), read_only, self.model.view())
+        return Handle(
+            Store.open(self.where, read_only=read_only, limits=LIMITS), read_only, self.model.view()
+        )
 
     def teardown(self) -> None:
         for handle in self.handles:
             handle.store.close()
-        with Store.open(self.where) as store:
+        with Store.open(self.where, limits=LIMITS) as store:
             assert store.ingest("synthetic:bits?n=0").seen == 0  # opens it for writing, no more
             self.compare(store, self.model.view())
             assert store.check().problems == ()

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from engine import Kind, Store, UsageError
 from engine.cli.app import app
-from engine.ingest import given_arrays as given_module
-from engine.ingest import run
-from engine.ingest.given_arrays import checked
+from engine.config import Limits
+from engine.ingest import checked_vectors
+from engine.ingest.checked_vectors import checked
 from engine.sources.items import VectorBlock
 from engine.storage import extents
 from engine.storage.changeset import Chunk
@@ -30,11 +30,9 @@ DIM = 12
 ROWS = RNG.standard_normal((500, DIM)).astype(np.float32)
 
 
-def small_pieces(patch: pytest.MonkeyPatch, rows: int = 37) -> None:
-    """Commits and extents of a few rows, so that all their edges are met."""
-    patch.setattr(run, "CHUNK_VECTORS", rows)
-    patch.setattr(given_module, "_REMOVED", 11)
-    patch.setattr(given_module, "_AT_ONCE", 5 * DIM)
+def small_pieces(patch: pytest.MonkeyPatch) -> None:
+    """Extents of a few rows, so that all their edges are met; ``limits`` does it for commits."""
+    patch.setattr(checked_vectors, "AT_ONCE", 5 * DIM)
     patch.setattr(extents, "EXTENT_ROWS", 100)
 
 
@@ -48,8 +46,13 @@ def saved(path: Path, rows: np.ndarray) -> Path:
     return path
 
 
-def with_store(path: Path, **options) -> Store:
-    return Store.open(path, create=True, encoder="none", **options)
+def limits(rows: int = 37) -> Limits:
+    """Commits of a few rows, so that all their edges are met."""
+    return Limits(chunk_vectors=rows, removal_batch=11)
+
+
+def with_store(path: Path, rows: int = 37, **options) -> Store:
+    return Store.open(path, create=True, encoder="none", limits=limits(rows), **options)
 
 
 def vectors_of(store: Store) -> dict[str, np.ndarray]:
@@ -127,7 +130,7 @@ def test_what_was_ingested_is_not_read_again(tmp_path, pieces):
 def test_any_array_in_any_pieces_is_found_again(
     tmp_path, monkeypatch, n, dim, bad, zero, rows, normalize, wide
 ):
-    small_pieces(monkeypatch, rows)
+    small_pieces(monkeypatch)
     array = np.random.default_rng(n).standard_normal((n, dim))
     for at in zero:
         array[at : at + 1] = 0
@@ -139,7 +142,7 @@ def test_any_array_in_any_pieces_is_found_again(
     path = saved(folder / "v.npy", array)
     finite = np.isfinite(array).all(axis=1)
     good = finite & (array != 0).any(axis=1) if normalize else finite
-    with with_store(folder / "store") as store:
+    with with_store(folder / "store", rows) as store:
         report = store.ingest(path, normalize=normalize)
         assert (report.seen, report.added, report.rejected) == (n, good.sum(), (~good).sum())
         expected = array.astype(np.float32)[good]
@@ -553,12 +556,12 @@ def test_a_changed_file_keeps_the_ids_of_rows_that_are_the_same(tmp_path, pieces
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 def test_whatever_becomes_of_a_file_the_store_has_what_it_holds(tmp_path, monkeypatch, steps, rows):
-    small_pieces(monkeypatch, rows)
+    small_pieces(monkeypatch)
     folder = tmp_path / os.urandom(6).hex()
     folder.mkdir()
     path = folder / "v.npy"
     array = ROWS[:40].copy()
-    with with_store(folder / "store") as store:
+    with with_store(folder / "store", rows) as store:
         for number, (n, other, bad, gone) in enumerate(steps):
             for at in other:
                 array[at] = number + at
@@ -611,7 +614,7 @@ def test_an_array_of_images_with_the_stamp_of_one_of_vectors(tmp_path, pieces):
 
 def child(store: str, source: str) -> None:
     """Ingest, and tell of each commit."""
-    small_pieces(pytest.MonkeyPatch(), 100)
+    small_pieces(pytest.MonkeyPatch())
     commit = StoreFiles.commit
 
     def tell(files: StoreFiles, chunk: Chunk) -> None:
@@ -620,7 +623,7 @@ def child(store: str, source: str) -> None:
             print(array.rows, flush=True)
 
     StoreFiles.commit = tell  # type: ignore[method-assign]
-    with Store.open(store) as opened:
+    with Store.open(store, limits=limits(100)) as opened:
         opened.ingest(source)
 
 
@@ -643,7 +646,7 @@ def test_an_ingest_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
             assert reader.check().problems == ()
             assert len(reader) >= good[:at].sum()
             assert reader.info().vectors == len(reader)
-    with Store.open(tmp_path / "store") as store:
+    with Store.open(tmp_path / "store", limits=limits()) as store:
         report = store.ingest(path)
         assert report.unchanged >= good[:at].sum()
         assert report.added + report.unchanged == good.sum() == len(store)
@@ -777,7 +780,7 @@ def test_damaged_vectors_are_read_again_from_their_array(tmp_path, pieces, norma
     damage(tmp_path / "store", "vectors/*/00000001.f32", 0, 48 * 60)
     damage(tmp_path / "store", "vectors/*/00000002.ids", 8)
     damage(tmp_path / "store", "fingerprints/00000001.pdq", 77)
-    with Store.open(tmp_path / "store") as store:
+    with Store.open(tmp_path / "store", limits=limits()) as store:
         assert not store.check().ok
         report = store.check(fix=True)
         assert report.ok
@@ -801,7 +804,7 @@ def test_what_cannot_be_read_again_is_told(tmp_path, pieces):
     with extent.open("r+b") as file:
         file.seek(4096)
         file.write(np.full(DIM, np.nan, np.float32).tobytes())
-    with Store.open(tmp_path / "store") as store:
+    with Store.open(tmp_path / "store", limits=limits()) as store:
         report = store.check(fix=True)
         assert report.ok
         told = " ".join(problem.what for problem in report.problems)
@@ -817,7 +820,7 @@ def test_a_lost_manifest_is_made_anew(tmp_path):
         encoder = store.info().encoder
     (tmp_path / "store/MANIFEST.json").unlink()
     assert Store.salvage(tmp_path / "store")
-    with Store.open(tmp_path / "store") as store:
+    with Store.open(tmp_path / "store", limits=limits()) as store:
         assert is_whole(store)
         assert store.info().encoder == encoder
 

@@ -1,1 +1,1 @@
-"""The write path: sources to committed images, chunk by chunk."""
+"""Ingest: sources to commits. Images are prepared in worker threads, and one writer commits them."""

@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from engine.config import CHUNK_FILES, KEEP_BITS_LIMIT
+from engine.config import KEEP_BITS_LIMIT, Limits
 from engine.errors import EngineError
-from engine.ingest.given_arrays import check_admission, is_begun
-from engine.ingest.run import is_final
+from engine.ingest.resume import FileState, resume_archive, resume_array, resume_files
+from engine.ingest.vector_arrays import check_admission
 from engine.records import IngestPlan, Kind
 from engine.sources.items import (
     ArchiveItem,
@@ -32,7 +32,7 @@ _FILE_BYTES = 400 + 32
 _ROW_BYTES = 90 + 32
 
 
-class Plan:
+class DryRun:
     """One dry run over some sources, against a store or, where it is not made yet, against none."""
 
     def __init__(
@@ -43,6 +43,7 @@ class Plan:
         ``disk_bytes``: what it takes to make the store, before there are images.
         """
         self._store = store
+        self._group_files = (store.limits if store is not None else Limits()).chunk_files
         self._keep = keep_pixels
         self._vector = vector_bytes(dim) if dim else 0
         self._images = self._unchanged = self._rejected = self._skipped = 0
@@ -53,7 +54,7 @@ class Plan:
         self, items: Iterable[Item], path: Path, progress: Callable[[int], None] | None = None
     ) -> IngestPlan:
         """Go through everything; ``path`` is where the store is or would be."""
-        for group in _groups(items):
+        for group in _groups(items, self._group_files):
             self._files([item for item in group if isinstance(item, FileItem | Member)])
             for item in group:
                 self._other(item)
@@ -75,14 +76,10 @@ class Plan:
         )
 
     def _files(self, items: list[FileItem | Member]) -> None:
-        names = [item.name for item in items]
-        known = self._store.names(names) if self._store else [None] * len(items)
-        rejects = self._store.rejects(names) if self._store else [None] * len(items)
-        for item, row, reject in zip(items, known, rejects, strict=True):
-            stamp = (item.mtime_ns, item.size)
-            if row is not None and (row.mtime_ns, row.size) == stamp:
+        for item, state in zip(items, resume_files(self._store, items), strict=True):
+            if state is FileState.UNCHANGED:
                 self._unchanged += 1
-            elif reject is not None and is_final(reject, *stamp):
+            elif state is FileState.REJECTED:
                 self._rejected += 1
             else:
                 size = item.size if isinstance(item, FileItem) else item.held
@@ -105,12 +102,9 @@ class Plan:
             self._array(item)
 
     def _array(self, item: ArrayItem) -> None:
-        row = self._store.array(item.name) if self._store else None
-        done = 0
-        if row is not None and (row.mtime_ns, row.size) == (item.mtime_ns, item.size):
-            done = min(row.rows, item.count)
-        left = item.count - done
-        self._unchanged += done
+        found = resume_array(self._store, item)
+        left = item.count - found.done
+        self._unchanged += found.unchanged
         if not left:
             return
         try:
@@ -126,13 +120,10 @@ class Plan:
         self._disk += left * (_ROW_BYTES + self._vector + (values if kept else 0))
 
     def _vectors(self, item: VectorItem) -> None:
-        row = self._store.array(item.name) if self._store else None
-        if row is not None and is_begun(item, row):
-            self._unchanged += row.rows - row.rejected
-            self._rejected += row.rejected
-            left = item.count - row.rows
-        else:
-            left = item.count
+        found = resume_array(self._store, item)
+        left = item.count - found.done
+        self._unchanged += found.unchanged
+        self._rejected += found.rejected
         if left and self._store is not None:
             check_admission(self._store, item.dim, normalize=False)
         self._images += left
@@ -140,23 +131,19 @@ class Plan:
         self._disk += left * vector_bytes(item.dim)
 
     def _archive(self, item: ArchiveItem) -> None:
-        row = self._store.archive(item.name) if self._store else None
-        if row is not None and (row.mtime_ns, row.size) == (item.mtime_ns, item.size):
-            self._unchanged += row.images
-            self._rejected += row.rejected
-            self._skipped += row.skipped
-            if row.complete:
-                return
-            self._bytes += item.size  # how much of it is left, only reading it tells
-        else:
-            row = None
-            self._bytes += item.size
+        found = resume_archive(self._store, item)
+        self._unchanged += found.unchanged
+        self._rejected += found.rejected
+        self._skipped += found.skipped
+        if found.row is not None and found.row.complete:
+            return
+        self._bytes += item.size  # how much of it is left, only reading it tells
         if self._keep == "yes":
             self._disk += item.size
         if item.count is None:
             self._archives += 1
             return
-        left = item.count - (row.done if row else 0)
+        left = item.count - found.done
         self._images += left
         self._disk += left * (_FILE_BYTES + len(item.name) + self._vector)
 
@@ -166,11 +153,11 @@ def vector_bytes(dim: int) -> int:
     return 4 * dim + 8 + dim // 4 + 8
 
 
-def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+def _groups(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
     group: list[Item] = []
     for item in items:
         group.append(item)
-        if len(group) == CHUNK_FILES:
+        if len(group) == most:
             yield group
             group = []
     if group:

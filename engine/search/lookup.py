@@ -22,7 +22,7 @@ from engine.images import canonical, hashing
 from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.index.operating_point import check_recall
 from engine.index.search import VectorIndex
-from engine.ingest.given_arrays import normalized
+from engine.index.unit_vectors import normalized
 from engine.records import Buffer, Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
 from engine.search.near import near
 from engine.sources.locate import Query

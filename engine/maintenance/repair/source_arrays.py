@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import EngineError, SourceError
-from engine.ingest.given_arrays import checked
+from engine.ingest.checked_vectors import checked
 from engine.sources.named_arrays import array_named
 from engine.sources.vectors import NpyVectors
 from engine.storage.manifest import EncoderEntry

@@ -1,4 +1,4 @@
-"""Vectors that people bring, on their way into a store: which are taken, and what their array was.
+"""Arrays of vectors that people bring: which vectors a store takes, and what an array was before.
 
 Nothing is compared with what other rows are: each row of an array is an id of its own. But where an
 array is read again since its file has changed, a row that is still the same vector keeps its id, and
@@ -9,88 +9,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.errors import UsageError
-from engine.records import Kind
-from engine.sources.items import Problem, VectorBlock, VectorItem
+from engine.ingest import checked_vectors
+from engine.ingest.checked_vectors import CheckedBlock, stretches
 from engine.storage.changeset import Chunk, Removal
 from engine.storage.removal import RemovalRequest, plan_removal
-from engine.storage.rows import ArrayRow, Run, u64
+from engine.storage.rows import Run, u64
 from engine.storage.snapshot import StoreView
 from engine.storage.writer import StoreFiles
 
-_AT_ONCE = 1 << 18  # numbers that are looked at, while they are in the processor's cache
-_REMOVED = 4096  # rows of one commit
-_REASONS = (
-    "",
-    "holds values that are NaN, infinite or too large for float32",
-    "has length zero, and so no direction: it cannot be normalized",
-)
 _OF_ROWS = re.compile(rb"[0-9]+(-[0-9]+)?")
 
-Numbers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedBlock:
-    """A block of rows as they are to be kept; ``wrong`` is (n,) uint8: 0, or why one is no vector."""
-
-    first: int
-    rows: npt.NDArray[np.float32]
-    wrong: npt.NDArray[np.uint8]
-
-    def problems(self, name: bytes, mtime_ns: int, size: int) -> list[Problem]:
-        """What is wrong with rows of array ``name``: one problem for each stretch of them."""
-        found = []
-        for at, end in stretches(self.wrong):
-            if self.wrong[at]:
-                first, last = self.first + at, self.first + end - 1
-                which = f"#{first}-{last}" if last > first else f"#{first}"
-                reason = _REASONS[self.wrong[at]]
-                found.append(Problem(name + which.encode(), reason, mtime_ns, size, end - at))
-        return found
-
-    def halves(self) -> tuple[CheckedBlock, CheckedBlock]:
-        """Its two halves, each of which can be committed alone."""
-        half = len(self.rows) // 2
-        return (
-            CheckedBlock(self.first, self.rows[:half], self.wrong[:half]),
-            CheckedBlock(self.first + half, self.rows[half:], self.wrong[half:]),
-        )
-
-
-def checked(block: VectorBlock, *, normalize: bool) -> CheckedBlock:
-    """Say which rows are no vectors, and divide the others by their length if they are to be."""
-    n, dim = block.rows.shape
-    rows = np.empty_like(block.rows) if normalize else block.rows
-    wrong = np.zeros(n, np.uint8)
-    step = max(1, _AT_ONCE // dim)
-    for at in range(0, n, step):
-        some = block.rows[at : at + step]
-        finite = np.isfinite(some).all(axis=1)
-        wrong[at : at + step] = ~finite
-        if normalize:
-            units, lengths = normalized(some)
-            rows[at : at + step] = units
-            wrong[at : at + step][finite & (lengths == 0)] = 2
-    return CheckedBlock(block.first, rows, wrong)
-
-
-def normalized(
-    rows: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """(n, d) float32 rows divided by their lengths, and these: (n,) float64."""
-    wide = rows.astype(np.float64)  # squares of large and of small numbers are numbers there
-    with np.errstate(invalid="ignore"):  # of rows that are no vectors
-        lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-        wide /= np.where(lengths > 0, lengths, 1)[:, None]
-    return wide.astype(np.float32), lengths
 
 
 def check_admission(store: StoreView, dim: int, *, normalize: bool) -> None:
@@ -115,7 +50,7 @@ def check_admission(store: StoreView, dim: int, *, normalize: bool) -> None:
         )
 
 
-class GivenArray:
+class VectorArray:
     """One array of vectors while it is read into a store."""
 
     def __init__(self, store: StoreFiles, name: bytes, number: int) -> None:
@@ -123,6 +58,7 @@ class GivenArray:
         self._store = store
         self._name = name
         self._number = number
+        self._batch = store.limits.removal_batch
 
     def forget(self, first: int) -> None:
         """As it has changed, remove rows from ``first`` on, and what was said of rejected ones."""
@@ -130,7 +66,7 @@ class GivenArray:
         name = self._name + b"#"
         keys = (key for key, _ in self._store.keys.scan("rejects", name))
         stale = (key for key in keys if _OF_ROWS.fullmatch(key[len(name) :]))
-        while some := list(islice(stale, _REMOVED)):
+        while some := list(islice(stale, self._batch)):
             rows: list[tuple[str, bytes, bytes | None]] = [("rejects", key, None) for key in some]
             self._store.commit(Chunk(removal=Removal(rows=rows)))
 
@@ -186,7 +122,7 @@ class GivenArray:
             # A row of the array that is new has no id yet, and damaged vectors may be nobody's.
             rows[(ids == 0) | store.removed_ids().has(ids)] = -1
             known = np.flatnonzero(rows >= 0)
-            step = max(1, _AT_ONCE // entry.dim)
+            step = max(1, checked_vectors.AT_ONCE // entry.dim)
             for at in range(0, len(known), step):
                 some = known[at : at + step]
                 same[some] = (vectors.gather(rows[some]) == block.rows[some]).all(axis=1)
@@ -200,28 +136,15 @@ class GivenArray:
         for run, parts in cuts:
             for part in parts:
                 request.add_rows(run, part)
-            if len(request) >= _REMOVED:
+            if len(request) >= self._batch:
                 self._flush(request)
                 request = RemovalRequest()
         self._flush(request)
 
     def _flush(self, request: RemovalRequest) -> None:
         if len(request):
-            found, _ = plan_removal(self._store, request, _REMOVED)
+            found, _ = plan_removal(self._store, request, self._batch)
             self._store.commit(Chunk(removal=found))
-
-
-def is_begun(array: VectorItem, row: ArrayRow | None) -> bool:
-    """Whether a row of ``arrays`` is of this array as it is now."""
-    stamp = (array.mtime_ns, array.size, Kind.VECTOR)
-    return row is not None and (row.mtime_ns, row.size, row.kind) == stamp
-
-
-def stretches(values: npt.NDArray[np.uint8] | Mask) -> Iterator[tuple[int, int]]:
-    """Where stretches of equal values begin and end."""
-    if len(values):
-        edges = (np.flatnonzero(values[1:] != values[:-1]) + 1).tolist()
-        yield from zip([0, *edges], [*edges, len(values)], strict=True)
 
 
 def _cut(part: Run, first: int, wanted: Mask) -> list[Run]:

@@ -1,0 +1,71 @@
+"""Which rows of a block of vectors are vectors, and what is wrong with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.index.unit_vectors import normalized
+from engine.sources.items import Problem, VectorBlock
+
+AT_ONCE = 1 << 18  # numbers that are looked at, while they are in the processor's cache
+_REASONS = (
+    "",
+    "holds values that are NaN, infinite or too large for float32",
+    "has length zero, and so no direction: it cannot be normalized",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedBlock:
+    """A block of rows as they are to be kept; ``wrong`` is (n,) uint8: 0, or why one is no vector."""
+
+    first: int
+    rows: npt.NDArray[np.float32]
+    wrong: npt.NDArray[np.uint8]
+
+    def problems(self, name: bytes, mtime_ns: int, size: int) -> list[Problem]:
+        """What is wrong with rows of array ``name``: one problem for each stretch of them."""
+        found = []
+        for at, end in stretches(self.wrong):
+            if self.wrong[at]:
+                first, last = self.first + at, self.first + end - 1
+                which = f"#{first}-{last}" if last > first else f"#{first}"
+                reason = _REASONS[self.wrong[at]]
+                found.append(Problem(name + which.encode(), reason, mtime_ns, size, end - at))
+        return found
+
+    def halves(self) -> tuple[CheckedBlock, CheckedBlock]:
+        """Its two halves, each of which can be committed alone."""
+        half = len(self.rows) // 2
+        return (
+            CheckedBlock(self.first, self.rows[:half], self.wrong[:half]),
+            CheckedBlock(self.first + half, self.rows[half:], self.wrong[half:]),
+        )
+
+
+def checked(block: VectorBlock, *, normalize: bool) -> CheckedBlock:
+    """Say which rows are no vectors, and divide the others by their length if they are to be."""
+    n, dim = block.rows.shape
+    rows = np.empty_like(block.rows) if normalize else block.rows
+    wrong = np.zeros(n, np.uint8)
+    step = max(1, AT_ONCE // dim)
+    for at in range(0, n, step):
+        some = block.rows[at : at + step]
+        finite = np.isfinite(some).all(axis=1)
+        wrong[at : at + step] = ~finite
+        if normalize:
+            units, lengths = normalized(some)
+            rows[at : at + step] = units
+            wrong[at : at + step][finite & (lengths == 0)] = 2
+    return CheckedBlock(block.first, rows, wrong)
+
+
+def stretches(values: npt.NDArray[np.uint8] | npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Where stretches of equal values begin and end."""
+    if len(values):
+        edges = (np.flatnonzero(values[1:] != values[:-1]) + 1).tolist()
+        yield from zip([0, *edges], [*edges, len(values)], strict=True)

@@ -1,0 +1,68 @@
+"""What one commit is to add, found by proof: equal images inside one chunk are one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.ingest.encode import Vector
+from engine.storage.changeset import Chunk, NewImage, NewRows
+from engine.storage.snapshot import StoreView
+
+
+class ChunkBuilder:
+    """A chunk in the making. Nothing else may be committed until it is."""
+
+    def __init__(self, store: StoreView) -> None:
+        self._store = store
+        self.first_id = store.state.next_id
+        self.chunk = Chunk()
+        self._ids: dict[bytes, int] = {}  # of the images that are added, by proof
+        self._vectors: list[npt.NDArray[np.float32]] = []
+
+    def find(self, images: Sequence[NewImage]) -> list[int | None]:
+        """The stored image that each of ``images`` is, by key and then by proof."""
+        rows = self._store.images_of([image.key for image in images])
+        known: list[int | None] = []
+        for image, candidates in zip(images, rows, strict=True):
+            # One that shares its key never says that all its sources are in runs.
+            image.first = candidates[0]._replace(in_runs=False) if candidates else None
+            found = next((row for row in candidates if row.proof == image.proof), None)
+            known.append(found.id if found else None)
+            if found and found.in_runs:
+                self.chunk.out_of_runs.append((image.key, found))
+        return known
+
+    def added(self, proof: bytes) -> int | None:
+        """The image that this chunk adds under a proof."""
+        return self._ids.get(proof)
+
+    def add(self, image: NewImage, vector: Vector | None) -> int:
+        """Add an image, and return its id."""
+        id_ = self.first_id + len(self.chunk.images)
+        self.chunk.images.append(image)
+        self._ids[image.proof] = id_
+        if vector is not None:
+            self._vectors.append(vector[np.newaxis])
+        return id_
+
+    def add_rows(self, rows: NewRows, vectors: npt.NDArray[np.float32] | None) -> None:
+        """Add rows of one array, which have ids in their order; ``vectors`` is (n, dim)."""
+        self.chunk.rows = rows
+        if vectors is not None:
+            self._vectors.append(vectors)
+
+    def describe(self, id_: int, metadata: dict[str, object]) -> None:
+        """Keep what is said of an image that is there already, or comes with this chunk."""
+        if id_ < self.first_id:
+            self.chunk.described.append((id_, metadata))
+        elif self.chunk.images[id_ - self.first_id].metadata is None:
+            self.chunk.images[id_ - self.first_id].metadata = metadata
+
+    def finish(self) -> Chunk:
+        """The chunk, with its vectors."""
+        if self._vectors:
+            self.chunk.vectors = np.concatenate(self._vectors)
+        return self.chunk

@@ -1,0 +1,135 @@
+"""Commits, one after the other: a chunk, its rejects, and then the index.
+
+A chunk for which the disk has no room is taken back and committed in halves.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from engine.errors import ImageError, SourceError
+from engine.ingest.chunk_builder import ChunkBuilder
+from engine.ingest.counts import Tally
+from engine.ingest.index_updates import IndexUpdates
+from engine.ingest.rejects import Rejects
+from engine.ingest.resume import stamp_of
+from engine.memory import PeakMemory
+from engine.sources.items import ArchiveItem, ArrayItem, Problem, VectorItem
+from engine.storage.ballast import NoRoomError
+from engine.storage.changeset import Chunk
+from engine.storage.writer import StoreFiles
+
+_log = logging.getLogger("engine.ingest")
+_NAMED = 10  # images in a warning
+T = TypeVar("T")
+
+
+class Commits:
+    """The commits of one run."""
+
+    def __init__(
+        self,
+        store: StoreFiles,
+        tally: Tally,
+        index: IndexUpdates,
+        peak: PeakMemory,
+    ) -> None:
+        self.rejects = Rejects(store, tally)
+        self._store = store
+        self._tally = tally
+        self._index = index
+        self._peak = peak
+        self._bare = 0  # images for which the encoder gave no vector
+        self._some_bare: list[int] = []  # the ids of the first ones
+
+    def commit(self, builder: ChunkBuilder) -> None:
+        """Commit new images, and index their vectors once there are many."""
+        chunk = builder.finish()
+        self._peak.sample()
+        self.save(chunk)
+        if chunk.vectors is not None:
+            bare = np.flatnonzero(~chunk.vectors.any(axis=1))
+            self._bare += len(bare)
+            some = builder.first_id + bare[: _NAMED - len(self._some_bare)]
+            self._some_bare += some.tolist()
+        self._index.update(self._store.limits.unindexed_rows)
+
+    def reject(self, problems: Sequence[Problem]) -> None:
+        """Commit what could not be read, if anything."""
+        if not problems:
+            return
+        chunk = Chunk()
+        self.rejects.put(chunk, problems)
+        self.save(chunk)
+        self._tally.advance(len(problems))
+
+    def reject_rest(
+        self,
+        item: ArchiveItem | ArrayItem | VectorItem,
+        error: SourceError | ImageError,
+        left: int = 1,
+    ) -> None:
+        """Reject a source that breaks off, with ``left`` members or rows that cannot be read."""
+        self.reject([broken(item, error)])
+        self._tally.advance(max(left - 1, 0))
+
+    def save(self, chunk: Chunk) -> None:
+        """Commit a chunk, and then tell people of its rejects."""
+        started = time.perf_counter()
+        size = chunk.disk_bytes() if _log.isEnabledFor(logging.INFO) else 0
+        self._store.commit(chunk)
+        self.rejects.log()
+        if not chunk.empty:
+            _log.info(
+                "commit %d: %d rows, %d bytes at most, in %.3f s",
+                self._store.state.commit,
+                _rows(chunk),
+                size,
+                time.perf_counter() - started,
+            )
+
+    def or_halves(self, attempt: Callable[[], T], halves: Callable[[], T] | None) -> T:
+        """What ``attempt`` returns or, where what it commits does not fit the disk, ``halves``.
+
+        What the attempt counted is taken back before. Without ``halves`` it is raised.
+        """
+        before = self._tally.marks()
+        try:
+            return attempt()
+        except NoRoomError:
+            if halves is None:
+                raise
+            _log.debug("no room for this commit: it is halved")
+        self._tally.go_back(before)
+        self.rejects.go_back()
+        return halves()
+
+    def warn_of_bare(self) -> None:
+        """Name images that were added without a vector."""
+        if self._bare:
+            named = ", ".join(map(str, self._some_bare))
+            more = self._bare - len(self._some_bare)
+            _log.warning(
+                "the encoder gave no vector for %d of the images (ids %s%s): they are found as "
+                "identical and near, and as similar to nothing",
+                self._bare,
+                named,
+                f" and {more} more" if more else "",
+            )
+
+
+def broken(item: ArchiveItem | ArrayItem | VectorItem, error: SourceError | ImageError) -> Problem:
+    """What is said of a source that breaks off."""
+    return Problem(item.name, str(error), *((0, 0) if error.retryable else stamp_of(item)))
+
+
+def _rows(chunk: Chunk) -> int:
+    """Images and vectors that a chunk adds, names and runs that it gives to what is there."""
+    given = len(chunk.given) if chunk.given is not None else 0
+    rows = len(chunk.rows) if chunk.rows is not None else 0
+    return given + rows + len(chunk.images) + len(chunk.names) + len(chunk.rejects)

@@ -1,0 +1,83 @@
+"""Vectors for images that are new: pictures go to the encoder in batches, until the run is to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.encoders.onnx import EncodingStoppedError, OnnxEncoder
+from engine.ingest.prepare import Picture, PreparedImage
+from engine.ingest.stopping import Stopping
+from engine.storage.snapshot import StoreView
+
+Vector = npt.NDArray[np.float32]  # (dim,)
+_LAST_BATCH = 8
+
+
+class Encoding:
+    """The encoder of one run, if it has one."""
+
+    def __init__(self, store: StoreView, encoder: OnnxEncoder | None, stopping: Stopping) -> None:
+        self._store = store
+        self._encoder = encoder
+        self._stopping = stopping
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels a side of the pictures that it takes; None where images get no vectors."""
+        return self._encoder.image_size if self._encoder is not None else None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether images get vectors."""
+        return self._encoder is not None
+
+    def disable(self) -> None:
+        """From now on images get no vectors."""
+        self._encoder = None
+
+    def encode(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
+        """The vectors (n, dim) of a batch; none where the run is to stop before they are there."""
+        if self._encoder is None:
+            return np.empty((0, 0), np.float32)
+        if pictures and not self._stopping.late():
+            with suppress(EncodingStoppedError):
+                return self._encoder.encode(pictures, self._stopping.late)
+        return np.empty((0, self._encoder.dim), np.float32)
+
+    def encode_new(self, images: Sequence[PreparedImage | None]) -> list[Vector | None]:
+        """The vector that each gets if it is new; fewer where the run is to stop.
+
+        None stands for an image that is known by the hash of its file.
+        """
+        if self._encoder is None:
+            return [None] * len(images)
+        keys = [one.image.key for one in images if one is not None]
+        known = iter(self._store.images_of(keys))
+        out: list[Vector | None] = []
+        made: dict[bytes, Vector] = {}  # of each proof: any of equal images may be the one added
+        batch: list[PreparedImage | None] = []
+        fresh: dict[bytes, Picture] = {}
+        for number, one in enumerate(images, 1):
+            batch.append(one)
+            if one is not None:
+                proof = one.image.proof
+                there = any(row.proof == proof for row in next(known))
+                if not there and proof not in made and one.picture is not None:
+                    fresh[proof] = one.picture
+            # The last ones are few at a time: what is encoded when time is up is committed.
+            most = self._store.memory.encode_batch
+            if self._stopping.asked():
+                most = min(most, _LAST_BATCH)
+            if len(fresh) < most and number < len(images):
+                continue
+            vectors = self.encode(list(fresh.values()))
+            if len(vectors) < len(fresh):
+                break
+            made.update(zip(fresh, vectors, strict=True))
+            out += [made.get(one.image.proof) if one is not None else None for one in batch]
+            batch, fresh = [], {}
+        return out

@@ -1,0 +1,83 @@
+"""The items of a run in groups: files of one commit together, arrays and archives alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from engine.ingest.commit import Commits
+from engine.ingest.counts import Tally
+from engine.ingest.stopping import Stopping
+from engine.sources.items import (
+    ArchiveItem,
+    ArrayItem,
+    FileItem,
+    Item,
+    Member,
+    Problem,
+    Skipped,
+    VectorItem,
+)
+
+Group = list[FileItem | Member] | ArrayItem | VectorItem | ArchiveItem
+
+
+class Groups:
+    """Iterates over the groups of one run. Problems and what is skipped end here."""
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        commits: Commits,
+        tally: Tally,
+        stopping: Stopping,
+        *,
+        max_files: int,
+        max_bytes: int,
+        max_problems: int,
+    ) -> None:
+        """A group of files ends with the one that reaches ``max_files`` or ``max_bytes``."""
+        self.failure: Exception | None = None
+        """What making the items raised, kept until all before it is committed."""
+        self._items = items
+        self._commits = commits
+        self._tally = tally
+        self._stopping = stopping
+        self._max_files = max_files
+        self._max_bytes = max_bytes
+        self._max_problems = max_problems
+
+    def __iter__(self) -> Iterator[Group]:
+        group: list[FileItem | Member] = []
+        problems: list[Problem] = []
+        size = 0
+        for item in self._until_it_fails():
+            if self._stopping.asked():
+                break
+            if isinstance(item, Problem):
+                problems.append(item)
+                if len(problems) >= self._max_problems:
+                    self._commits.reject(problems)
+                    problems = []
+            elif isinstance(item, Skipped):
+                self._tally.counts.skipped += 1
+                self._tally.advance(1)
+            elif isinstance(item, FileItem | Member):
+                group.append(item)
+                size += item.size if isinstance(item, FileItem) else 2 * item.held
+                if len(group) >= self._max_files or size >= self._max_bytes:
+                    yield group
+                    group, size = [], 0
+            else:
+                if group:
+                    yield group
+                    group, size = [], 0
+                yield item
+        self._commits.reject(problems)
+        if group:
+            yield group
+
+    def _until_it_fails(self) -> Iterator[Item]:
+        try:
+            yield from self._items
+        except Exception as error:
+            self.failure = error

@@ -1,0 +1,182 @@
+"""Prepared images to commits: known? → encode → chunk → commit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from engine.ingest.chunk_builder import ChunkBuilder
+from engine.ingest.commit import Commits
+from engine.ingest.counts import Tally
+from engine.ingest.encode import Encoding, Vector
+from engine.ingest.member_groups import MemberGroup
+from engine.ingest.resume import stamp_of
+from engine.ingest.stopping import Stopping
+from engine.ingest.workers import ReadItem, Waiting
+from engine.sources.items import FileItem, Member, Problem
+from engine.storage.changeset import NewName
+from engine.storage.rows import NameRow
+from engine.storage.writer import StoreFiles
+
+_log = logging.getLogger("engine.ingest")
+_Encoded = tuple[ReadItem, Vector | None]  # with the vector that it gets if it is new
+
+
+class ImageCommits:
+    """Commits groups of files, and of members of archives."""
+
+    def __init__(
+        self,
+        store: StoreFiles,
+        encoding: Encoding,
+        commits: Commits,
+        tally: Tally,
+        stopping: Stopping,
+    ) -> None:
+        self._store = store
+        self._encoding = encoding
+        self._commits = commits
+        self._tally = tally
+        self._stopping = stopping
+
+    def commit(self, waiting: Sequence[Waiting], group: MemberGroup | None = None) -> bool:
+        """Commit what was prepared; of a group of an archive, also how far that is read by now.
+
+        Once the run is to stop, what is ready is committed: of an archive all before the first that
+        is not, since it is gone on with from there. False where something is left.
+        """
+        results, left = self._collect(waiting, in_order=group is not None)
+        done = [result for result in results if isinstance(result, ReadItem)]
+        vectors = self._encoding.encode_new([one.prepared for one in done])
+        if len(vectors) < len(done):
+            first = done[len(vectors)]
+            left = first.item
+            if group is not None:
+                results = results[: next(i for i, one in enumerate(results) if one is first)]
+        rejects = [result for result in results if isinstance(result, Problem)]
+        if rejects:
+            self._tally.advance(len(rejects))
+        if group is not None:
+            group = group if left is None else group.until(left)
+            rejects += group.problems
+            group.rejected = len(rejects)
+        if waiting:
+            _log.debug("a group: %d images prepared, %d rejected", len(done), len(rejects))
+        self._commit(list(zip(done, vectors, strict=False)), rejects, group, last=True)
+        return left is None
+
+    def _collect(
+        self, waiting: Sequence[Waiting], *, in_order: bool
+    ) -> tuple[list[ReadItem | Problem], FileItem | Member | None]:
+        """What is ready, and the first that is not; ``in_order``: nothing behind that."""
+        results: list[ReadItem | Problem] = []
+        left: FileItem | Member | None = None
+        for item, future in waiting:
+            if self._stopping.ready(future):
+                results.append(future.result())
+            else:
+                left = left or item
+                if in_order:
+                    break
+        return results, left
+
+    def _commit(
+        self,
+        done: Sequence[_Encoded],
+        rejects: Sequence[Problem],
+        group: MemberGroup | None,
+        *,
+        last: bool,
+    ) -> None:
+        """Commit images that were read; where they do not fit the disk, half of them and then the rest.
+
+        How far the archive is read goes with the ``last`` of them: until then they are read again.
+        """
+        marks = group.marks() if group is not None else None
+
+        def halves() -> None:
+            if group is not None and marks is not None:
+                group.go_back(marks)
+            half = len(done) // 2
+            self._commit(done[:half], [], group, last=False)
+            self._commit(done[half:], rejects, group, last=last)
+
+        self._commits.or_halves(
+            lambda: self._try(done, list(rejects), group, last=last),
+            halves if len(done) > 1 else None,
+        )
+
+    def _try(
+        self,
+        done: Sequence[_Encoded],
+        rejects: list[Problem],
+        group: MemberGroup | None,
+        *,
+        last: bool,
+    ) -> None:
+        known_rejects = len(rejects)
+        builder = ChunkBuilder(self._store)
+        before = self._store.names([one.item.name for one, _ in done])
+        images = [one.prepared.image for one, _ in done if one.prepared is not None]
+        known = iter(builder.find(images))
+        named: dict[bytes, NewName] = {}
+        for (one, vector), name_row in zip(done, before, strict=True):
+            item, id_ = one.item, one.known
+            if one.prepared is not None:
+                id_ = next(known) or builder.added(one.prepared.image.proof)
+            self._tally.advance(1)
+            if group is not None:
+                # Met before in this very archive: it is the same image, or another of its name.
+                same = _stands_for(item, name_row, named.get(item.name))
+                if same is not None and same == id_:
+                    self._tally.counts.unchanged += 1
+                    continue
+                if same is not None:
+                    reason = "another member of the archive has this name: rename one of them"
+                    rejects.append(Problem(item.name, reason, item.mtime_ns, item.size))
+                    continue
+            id_ = self._take(builder, one, vector, id_)
+            named[item.name] = NewName(
+                item.name, id_, item.mtime_ns, item.size, one.file_hash, name_row
+            )
+        builder.chunk.names = list(named.values())
+        if group is not None:
+            group.reject(rejects, met_now=len(rejects) - known_rejects)
+            if last:
+                self._pass_by(builder, group)
+        self._commits.rejects.put(builder.chunk, rejects)
+        self._commits.commit(builder)
+
+    def _take(
+        self, builder: ChunkBuilder, one: ReadItem, vector: Vector | None, id_: int | None
+    ) -> int:
+        """Add an image, or what is said of it if it is there as ``id_``; returns its id."""
+        item = one.item
+        if isinstance(item, Member) and item.note:
+            self._commits.rejects.put_without_metadata([item])
+        if id_ is None:
+            assert one.prepared is not None
+            self._tally.counts.added += 1
+            return builder.add(one.prepared.image, vector)
+        self._tally.counts.duplicates += 1
+        if isinstance(item, Member) and item.metadata:
+            builder.describe(id_, item.metadata)
+        return id_
+
+    def _pass_by(self, builder: ChunkBuilder, group: MemberGroup) -> None:
+        """Commit how far the archive is read with its group."""
+        builder.chunk.archives = [(group.archive.name, group.pass_by())]
+        self._tally.note(group.notes)
+        self._tally.counts.skipped += group.skipped
+        self._tally.advance(len(group.problems) + group.skipped)
+
+
+def _stands_for(
+    item: FileItem | Member, before: NameRow | None, chunk: NewName | None
+) -> int | None:
+    """The image that a member's name stands for already, in the same archive as it is now."""
+    if chunk is not None:
+        return chunk.id
+    if before is not None and stamp_of(before) == stamp_of(item):
+        return before.id
+    return None

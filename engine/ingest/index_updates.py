@@ -1,0 +1,37 @@
+"""Keeps the index up with a running ingest; where that fails, the ingest goes on."""
+
+from __future__ import annotations
+
+import logging
+
+from engine.errors import StoreDamagedError
+from engine.index.background import StoppedError, Work
+from engine.index.maintain import Indexing
+from engine.ingest.stopping import Stopping
+from engine.memory import PeakMemory
+from engine.storage.writer import StoreFiles
+
+_log = logging.getLogger("engine.ingest")
+
+
+class IndexUpdates:
+    """Indexes the vectors that a run adds."""
+
+    def __init__(self, store: StoreFiles, stopping: Stopping, peak: PeakMemory) -> None:
+        self._store = store
+        self._stopping = stopping
+        self._peak = peak
+
+    def update(self, least: int) -> None:
+        """Index the vectors that are in no segment, if there are at least ``least`` of them."""
+        if not self._store.vector_rows or self._stopping.asked():
+            return
+        work = Work(self._store.memory, lambda rows: self._peak.sample(), self._stopping.asked)
+        try:
+            Indexing(self._store, work).update(least)
+        except StoppedError:
+            _log.warning("the index was not built: the next ingest or optimize builds it")
+        except (OSError, MemoryError, StoreDamagedError) as error:
+            # Derived: the vectors are committed, and are searched exactly until it succeeds.
+            what = error.strerror if isinstance(error, OSError) and error.strerror else error
+            _log.warning("the index was not built: %s; lookups go on without it", what)

@@ -1,0 +1,102 @@
+"""The bytes of an image to all that a store keeps of it: hashes, a fingerprint, a picture to encode.
+
+Nothing here knows of a store. Settings, arguments and results can be pickled, so that this half of an
+ingest may run in another process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.config import KEEP_BITS_LIMIT
+from engine.errors import ImageError
+from engine.images import canonical, fingerprint, hashing
+from engine.images.canonical import HEADER_BYTES
+from engine.records import Buffer, Decoded, Kind, Pixels
+from engine.storage.changeset import NewImage
+
+Picture = npt.NDArray[np.uint8]  # (image_size, image_size, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareSettings:
+    """What an image is prepared for: the seed of a store, the input of an encoder."""
+
+    hash_seed: int  # 64 bits
+    keep_pixels: str  # one of ``engine.config.KEEP_PIXELS``
+    max_decoding_bytes: int  # that decoding one image may take
+    image_size: int | None  # pixels a side of the encoder's input; None: no pictures are made
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """One image, ready to be committed to a store with the seed that it was prepared for."""
+
+    image: NewImage
+    picture: Picture | None  # shrunk for the encoder
+
+
+def prepare(data: bytes, file_hash: bytes, settings: PrepareSettings) -> PreparedImage:
+    """The image in a file's bytes, whose ``hashing.file_hash`` is ``file_hash``.
+
+    Raises ``ImageError`` if it cannot be decoded, ``MemoryError`` if there is too little memory.
+    """
+    decoded = canonical.decode(data, max_bytes=settings.max_decoding_bytes)
+    return _prepared(decoded, data, file_hash, settings)
+
+
+def prepare_decoded(decoded: Decoded, settings: PrepareSettings) -> PreparedImage:
+    """An image that came without a file."""
+    return _prepared(decoded, b"", b"", settings)
+
+
+def _prepared(
+    decoded: Decoded, data: bytes, file_hash: bytes, settings: PrepareSettings
+) -> PreparedImage:
+    found = decoded.pixels
+    form = found.canonical
+    print_, quality = fingerprint.fingerprint(found)
+    keep, keeps_canonical = _kept(found, data, settings.keep_pixels)
+    image = NewImage(
+        # The pixels are let go here: only what is kept of them waits for the commit.
+        pixels=Pixels(found.kind, found.height, found.width, found.channels, found.frames, b""),
+        key=hashing.key(form, settings.hash_seed),
+        proof=hashing.proof(form),
+        container=decoded.container,
+        decoder=canonical.DECODER if data else "",
+        file_bytes=len(data),
+        file_hash=file_hash,
+        fingerprint=print_,
+        quality=quality,
+        keep=keep,
+        keeps_canonical=keeps_canonical,
+    )
+    return PreparedImage(image, _picture(found, settings.image_size))
+
+
+def _kept(found: Pixels, data: bytes, keep_pixels: str) -> tuple[Buffer | None, bool]:
+    """What is kept of an image, and whether that would be its canonical form."""
+    form = found.canonical
+    small = found.kind is Kind.BITS and len(form) <= HEADER_BYTES + KEEP_BITS_LIMIT
+    if keep_pixels == "yes" and not data:  # there is no file
+        small = True
+    if keep_pixels == "no":
+        return None, small
+    if small:  # a large scan takes far less as its file
+        return bytes(form), small
+    if keep_pixels != "yes":
+        return None, small
+    if len(data) >> 32:
+        raise ImageError(
+            "4 GiB or more cannot be kept: leave --keep-pixels yes out", retryable=True
+        )
+    return data, small
+
+
+def _picture(found: Pixels, image_size: int | None) -> Picture | None:
+    if image_size is None:
+        return None
+    return canonical.squash(canonical.to_rgb8(found), image_size)

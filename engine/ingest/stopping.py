@@ -1,0 +1,40 @@
+"""Whether a run is to stop, and what it still finishes then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any
+
+FINISHING_SECONDS = 0.5  # that a run which is to stop goes on to encode what is prepared
+_SOON = 0.1  # seconds
+
+
+class Stopping:
+    """Asks the caller often whether the run is to stop."""
+
+    def __init__(self, stop: Callable[[], bool] | None) -> None:
+        self._stop = stop or (lambda: False)
+        self._stopped_at: float | None = None  # when it was seen that the run is to stop
+
+    def asked(self) -> bool:
+        """Whether the run is to stop."""
+        return self._stop()
+
+    def ready(self, future: Future[Any]) -> bool:
+        """Wait for a worker. Once the run is to stop: whether it is done already."""
+        while not future.done():
+            if self._stop():
+                future.cancel()
+                return False
+            wait([future], _SOON)
+        return True
+
+    def late(self) -> bool:
+        """Whether the run is to stop, and has had its time to encode what is prepared."""
+        if not self._stop():
+            return False
+        now = time.monotonic()
+        self._stopped_at = now if self._stopped_at is None else self._stopped_at
+        return now - self._stopped_at >= FINISHING_SECONDS

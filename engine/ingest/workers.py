@@ -1,0 +1,107 @@
+"""Files and members to prepared images, in worker threads, as many at a time as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from engine.errors import ImageError
+from engine.images import canonical, hashing
+from engine.ingest.encode import Encoding
+from engine.ingest.prepare import PreparedImage, PrepareSettings, prepare, prepare_decoded
+from engine.memory import MemoryGate
+from engine.sources.items import FileItem, Member, Problem
+from engine.storage.snapshot import StoreView
+
+
+@dataclass(frozen=True, slots=True)
+class ReadItem:
+    """One image file, read; ``prepared`` is None where its bytes are those of image ``known``."""
+
+    item: FileItem | Member
+    file_hash: bytes
+    known: int | None = None
+    prepared: PreparedImage | None = None
+
+
+Waiting = tuple[FileItem | Member, Future[ReadItem | Problem]]
+
+
+class Preparing:
+    """Reads and prepares images for one store."""
+
+    def __init__(self, store: StoreView, encoding: Encoding, keep_pixels: str) -> None:
+        self._store = store
+        self._encoding = encoding
+        self._keep_pixels = keep_pixels
+        memory, size = store.memory, encoding.image_size
+        self._max_decoding = memory.beside_encoder(size) if size else memory.decoding
+        self._decoding = MemoryGate(self._max_decoding, crowded=self._crowd)
+        self._reading = MemoryGate(memory.reading)
+
+    def begin(self, pool: ThreadPoolExecutor, items: Iterable[FileItem | Member]) -> list[Waiting]:
+        """Have the workers prepare some images."""
+        return [(item, pool.submit(self.prepare, item)) for item in items]
+
+    def reserve(self, count: int) -> None:
+        """From now on ``count`` bytes are held beside the images that are decoded."""
+        self._decoding.reserve(count)
+
+    def prepare(self, item: FileItem | Member) -> ReadItem | Problem:
+        """Everything about one file that needs its bytes or pixels; runs in a worker thread."""
+        try:
+            if isinstance(item, Member) and item.decoded is not None:
+                found = ReadItem(item, b"", None, prepare_decoded(item.decoded, self._settings()))
+            else:
+                found = self._read(item)
+        except ImageError as error:
+            stamp = (0, 0) if error.retryable else (item.mtime_ns, item.size)
+            return Problem(item.name, str(error), *stamp)
+        except MemoryError:
+            return Problem(item.name, "not enough memory to read it")
+        if isinstance(item, Member) and found.prepared is not None:
+            found.prepared.image.metadata = item.metadata
+        return found
+
+    def _read(self, item: FileItem | Member) -> ReadItem:
+        max_file = self._store.memory.max_file
+        # Of a member of an archive the bytes are here already, and counted with its group.
+        waiting = item.size if isinstance(item, FileItem) else 0
+        with self._reading.hold(min(waiting, max_file)):
+            data = item.read(max_file)
+            file_hash = hashing.file_hash(data)
+            known = self._store.files([file_hash])[0]
+            if known is not None:
+                return ReadItem(item, file_hash, known)
+            with self._decoding.hold(min(canonical.decoding_bytes(data), self._max_decoding)):
+                prepared = prepare(data, file_hash, self._settings())
+        return ReadItem(item, file_hash, None, prepared)
+
+    def _settings(self) -> PrepareSettings:
+        return PrepareSettings(
+            hash_seed=self._store.settings.hash_seed,
+            keep_pixels=self._keep_pixels,
+            max_decoding_bytes=self._max_decoding,
+            image_size=self._encoding.image_size,
+        )
+
+    def _crowd(self, crowded: bool) -> None:
+        """Have the block cache make room for large images, and take it back after them."""
+        memory = self._store.memory
+        self._store.limit_cache(memory.crowded_cache if crowded else memory.block_cache)
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Worker threads; what has not begun when an error ends the run is not begun any more.
+
+    Threads, not processes: decoding, hashing and the encoder all let go of the GIL.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="engine-ingest")
+    try:
+        yield pool
+    finally:
+        # Not waited for: an image may take a minute to decode, and nobody wants it any more.
+        pool.shutdown(wait=False, cancel_futures=True)
