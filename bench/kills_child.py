@@ -13,14 +13,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from types import ModuleType
 from unittest import mock
 
 from engine import Store
 from engine.config import Limits, MemoryBudget
 from engine.errors import EngineError
 from engine.index.maintain import Indexing
-from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.writer import StoreFiles
 
@@ -32,23 +30,24 @@ _WRITE_BUFFERS = 64 << 10  # bytes: RocksDB flushes every few commits, and compa
 _BUCKET_BITS = 6
 _NEVER = 1 << 40
 # Only whoever is killed builds an index: whoever only looks must not mend it first.
-LIMITS = Limits(chunk_files=2, chunk_rows=15, unindexed_rows=_NEVER, exact_rows=_NEVER)
+LIMITS = Limits(
+    chunk_files=2,
+    chunk_rows=15,
+    unindexed_rows=_NEVER,
+    exact_rows=_NEVER,
+    extent_rows=200,
+    extent_bytes=200_000,
+)
 _KILLED = replace(LIMITS, unindexed_rows=150)
-_CONSTANTS: dict[ModuleType, dict[str, int]] = {
-    extents: {"EXTENT_ROWS": 200, "EXTENT_BYTES": 200_000},
-}
 
 
 @contextmanager
 def small_pieces() -> Iterator[None]:
-    """Extents and memtables of a few rows, as ``LIMITS`` has chunks: every kill may hit their edges.
+    """Memtables and buckets of a few rows, as ``LIMITS`` has chunks: every kill may hit their edges.
 
-    Whoever opens the store needs it, also for reading: how many rows an extent has is a constant.
+    Whoever opens the store needs it, also for reading: how many ids a bucket has is a constant.
     """
     with ExitStack() as stack:
-        for module, values in _CONSTANTS.items():
-            for name, value in values.items():
-                stack.enter_context(mock.patch.object(module, name, value))
         for module in [
             module for name, module in sys.modules.items() if name.startswith("engine.")
         ]:

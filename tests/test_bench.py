@@ -182,6 +182,7 @@ def test_a_photograph_that_is_not_stored_is_an_error(photos: Path, tmp_path: Pat
             similar_photos.measure(script.photos(photos), store)
 
 
+@pytest.mark.slow
 def test_a_cold_lookup_is_measured(photos: Path, tmp_path: Path) -> None:
     store = tmp_path / "photos.store"
     cold_lookup.make_store(photos, store, "none")

@@ -36,9 +36,12 @@ from engine.images.canonical import PackedBits
 N = 120
 MEMORY = 128 << 20
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/io").exists(), reason="what a process reads and writes: Linux tells"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/io").exists(), reason="what a process reads and writes: Linux tells"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from engine import UsageError
 MEMORY = 128 << 20
 
 
+@pytest.mark.slow
 def test_three_kills_lose_nothing(tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
     run = Kills(tmp_path, seed=3, memory=MEMORY, encoder="tiny")
@@ -49,6 +50,7 @@ def filled(whole: Kills) -> Iterator[Kills]:
     whole.told = told
 
 
+@pytest.mark.slow
 def test_what_is_lost_is_noticed(filled: Kills) -> None:
     filled._look(None)
     images, sources = filled.told.counts()
@@ -102,6 +104,7 @@ def test_what_is_committed_twice_is_noticed() -> None:
             told.add(again)
 
 
+@pytest.mark.slow
 def test_a_child_that_is_not_alive_is_not_killed(tmp_path: Path) -> None:
     run = Kills(tmp_path, seed=0, memory=MEMORY, encoder="none")
     child = run._spawn()
@@ -114,6 +117,7 @@ def test_a_child_that_is_not_alive_is_not_killed(tmp_path: Path) -> None:
     assert run.told.rows == {"synthetic:bits?seed=0": 40}
 
 
+@pytest.mark.slow
 def test_a_child_that_cannot_write_is_no_success(tmp_path: Path) -> None:
     run = Kills(tmp_path, seed=0, memory=MEMORY, encoder="none")
     (tmp_path / "kills.store" / "MANIFEST.json").write_text("{}")
@@ -130,6 +134,7 @@ def test_pictures_are_made_anew_alike_and_are_of_their_kind() -> None:
     np.testing.assert_array_equal(kills.values(bits), before)
 
 
+@pytest.mark.slow
 def test_as_a_script_it_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

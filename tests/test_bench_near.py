@@ -11,6 +11,8 @@ from PIL import Image
 from bench import near
 from engine import Store, UsageError
 
+pytestmark = pytest.mark.slow
+
 PHOTOS = Path(__file__).parent.parent / "scripts" / "photos"
 
 

@@ -113,6 +113,7 @@ def test_only_results_are_left(bits: tuple[Results, Path]) -> None:
 # --- other data -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_is_measured_with_its_own_vectors(tmp_path: Path) -> None:
     given = planned(12, tmp_path / "out", dataset=str(PHOTOS), steps=1)
     found = measured(suite.run(given, out=tmp_path / "out")[0])
@@ -125,6 +126,7 @@ def test_a_folder_of_pictures_is_measured_with_its_own_vectors(tmp_path: Path) -
     assert found[12, "ingest", "engine", "disk, vectors"].median > 0
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read_are_not_asked_for(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -139,6 +141,7 @@ def test_pictures_that_cannot_be_read_are_not_asked_for(tmp_path: Path) -> None:
     assert len(found[7, "identical", "dict of hashes", "hit"].samples) == 6
 
 
+@pytest.mark.slow
 def test_pictures_that_no_array_stands_for_are_taken_in_and_not_asked_for(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     folder = tmp_path / "pictures"
@@ -159,6 +162,7 @@ def test_pictures_that_no_array_stands_for_are_taken_in_and_not_asked_for(tmp_pa
     assert all(one.startswith("none of its pictures is opaque") for one in why.values())
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_there_more_often_than_a_lookup_names_is_right(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()

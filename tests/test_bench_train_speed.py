@@ -15,6 +15,8 @@ torch = pytest.importorskip("torch")
 from bench import train_speed, train_speed_child
 from bench.errors import BenchError
 
+pytestmark = pytest.mark.slow
+
 
 def photos(folder: Path, n: int) -> Path:
     folder.mkdir()

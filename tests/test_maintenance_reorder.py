@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -19,23 +20,22 @@ from indexed import (
     nearest,
     new_store,
     recall_of,
-    small_index,
     small_limits,
     stored,
 )
 
 from engine import Store
+from engine.config import Limits
 from engine.errors import StoreDamagedError
 from engine.index import calibrate, maintain
 from engine.index.background import Work
 from engine.maintenance import reorder
 from engine.records import OptimizeReport
-from engine.storage import extents
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.lock import WriterLock
 
 LEAST = 100
-LIMITS = small_limits(LEAST)
+LIMITS = small_limits(LEAST, sample=50)
 N = 6 * LEAST
 BLOCK = clustered(2 * N)
 
@@ -46,8 +46,6 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
-    small_index(monkeypatch, LEAST)
-    monkeypatch.setattr(calibrate, "_SAMPLE", 50)
     monkeypatch.setattr(calibrate, "_DEPTHS", (1, 2, 5))
     monkeypatch.setattr(reorder, "_WAIT_SECONDS", 0.01)
     yield
@@ -169,11 +167,8 @@ def test_fewer_vectors_than_are_indexed_lose_only_the_removed_ones(tmp_path: Pat
         assert leftovers(store.path) == []
 
 
-def test_several_extents_become_one_and_it_is_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extents, "EXTENT_ROWS", 70)
-    with new_store(tmp_path / "s", LIMITS) as store:
+def test_several_extents_become_one_and_it_is_gone_on_with(tmp_path: Path) -> None:
+    with new_store(tmp_path / "s", replace(LIMITS, extent_rows=70)) as store:
         for at in range(0, N, 50):
             store.ingest(BLOCK[at : at + 50], name=f"{at}")
         assert len(list((store.path / "vectors").rglob("*.f32"))) == -(-N // 70)
@@ -193,7 +188,10 @@ def test_several_extents_become_one_and_it_is_gone_on_with(
 
 
 def beside(
-    path: Path, what: Callable[[Store], object], monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    what: Callable[[Store], object],
+    monkeypatch: pytest.MonkeyPatch,
+    limits: Limits = LIMITS,
 ) -> OptimizeReport:
     """Optimize; when all is built, and before it takes the lock, another store does ``what``."""
     lock, waits = reorder.Reorder._lock, []
@@ -201,11 +199,11 @@ def beside(
     def locked(self: reorder.Reorder) -> None:
         if not waits:
             waits.append(1)
-            with Store.open(path, limits=LIMITS) as other:
+            with Store.open(path, limits=limits) as other:
                 what(other)
         lock(self)
 
-    with monkeypatch.context() as patch, Store.open(path) as store:
+    with monkeypatch.context() as patch, Store.open(path, limits=limits) as store:
         patch.setattr(reorder.Reorder, "_lock", locked)
         report = store.optimize()
     assert waits
@@ -217,8 +215,8 @@ def beside(
 def test_what_another_ingests_meanwhile_is_carried_over(
     made: Path, monkeypatch: pytest.MonkeyPatch, extent: int
 ) -> None:
-    monkeypatch.setattr(extents, "EXTENT_ROWS", extent)
-    report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch)
+    limits = replace(LIMITS, extent_rows=extent)
+    report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch, limits)
     assert (report.laid_out, report.skipped) == (N, ())
     with Store.open(made, limits=LIMITS) as store:
         expect(store, np.arange(1, N + 351))
@@ -230,11 +228,11 @@ def test_what_another_ingests_meanwhile_is_carried_over(
 def test_what_another_removes_meanwhile_stays_removed(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Store.open(made) as store:
+    with Store.open(made, limits=LIMITS) as store:
         store.remove(ids=[5])
     report = beside(made, lambda o: o.remove(ids=range(1, 301)), monkeypatch)
     assert report.laid_out == N - 1
-    with Store.open(made) as store:
+    with Store.open(made, limits=LIMITS) as store:
         expect(store, np.arange(301, N + 1))
         assert store._files.state.dead_vectors == 299
         assert store.optimize().laid_out == N - 300
@@ -255,7 +253,7 @@ def test_if_another_has_laid_them_out_meanwhile_it_is_told(
 def test_if_another_has_trained_anew_meanwhile_it_is_told(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Store.open(made) as store:
+    with Store.open(made, limits=LIMITS) as store:
         store.optimize()
         store.remove(ids=range(1, 101))
     monkeypatch.setattr(maintain, "RETRAINED", 1.2)  # for the ingest, and not for this optimize
@@ -270,7 +268,6 @@ HOLD = """
 import sys
 from pathlib import Path
 from engine.storage.lock import WriterLock
-from engine.storage.work import Work
 lock = WriterLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)
@@ -279,6 +276,7 @@ lock.release()
 """
 
 
+@pytest.mark.slow
 def test_while_another_writes_it_waits(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(store.path)],
@@ -355,7 +353,7 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
     with (
         Store.open(made, read_only=True) as asked,
         Store.open(made, read_only=True) as idle,
-        Store.open(made) as writer,
+        Store.open(made, limits=LIMITS) as writer,
     ):
         for reader in (asked, idle):
             reader.search_vectors(BLOCK[:1], 1)
@@ -380,7 +378,7 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
 def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
     made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Store.open(made, read_only=True) as reader, Store.open(made) as writer:
+    with Store.open(made, read_only=True) as reader, Store.open(made, limits=LIMITS) as writer:
         writer._files.become_writer()
         there, turns = reader._files._has_index_files, []
 
@@ -432,7 +430,7 @@ def test_a_damaged_segment_loses_no_vector(made: Path, more: int) -> None:
     data[at : at + 8] = (np.frombuffer(data, np.int64, 1, at) + more).tobytes()
     path.unlink()
     path.write_bytes(data)
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         assert opened.optimize().laid_out == N
         expect(opened, EVERY)
         assert opened.check().problems == ()
@@ -452,12 +450,15 @@ def test_damaged_vectors_are_not_laid_out_as_if_they_were_whole(
     with Store.open(made, read_only=True) as opened:
         before = [problem.part for problem in opened.check().problems]
     if damage == "flipped":
-        with Store.open(made) as opened:
+        with Store.open(made, limits=LIMITS) as opened:
             report = opened.optimize()
             assert report.laid_out == 0
             assert "check --fix" in report.skipped[0]
     else:
-        with Store.open(made) as opened, pytest.raises(StoreDamagedError, match="cut short"):
+        with (
+            Store.open(made, limits=LIMITS) as opened,
+            pytest.raises(StoreDamagedError, match="cut short"),
+        ):
             opened.optimize()
     with Store.open(made, read_only=True) as opened:
         assert [problem.part for problem in opened.check().problems] == before
@@ -512,11 +513,11 @@ def damage_ids(path: Path, rows: int = 1) -> None:
 
 @pytest.mark.parametrize("rows", [1, 200])
 def test_of_damaged_ids_those_that_are_sure_are_kept(made: Path, rows: int) -> None:
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         assert opened.optimize().laid_out == N
     (path,) = (made / "vectors").rglob("*.ids")
     damage_ids(path, rows)
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         problems = opened.check(fix=True).problems
         assert all(problem.fixed for problem in problems)
         scores, ids = opened.search_vectors(BLOCK[:N], 1, recall=1)
@@ -535,7 +536,7 @@ def test_of_damaged_ids_those_that_are_sure_are_kept(made: Path, rows: int) -> N
 
 def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) -> None:
     """Ids that were laid out follow from nothing: where they are lost, so are these vectors."""
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         assert opened.optimize().laid_out == N
     (path,) = (made / "vectors").rglob("*.ids")
     damage_ids(path, N - 5)
@@ -561,8 +562,8 @@ def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) 
 def test_ids_of_half_a_commit_do_not_become_those_of_the_other_half(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extents, "EXTENT_ROWS", N + 70)
-    report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch)
+    limits = replace(LIMITS, extent_rows=N + 70)
+    report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch, limits)
     assert report.laid_out == N
     names = sorted((made / "vectors").rglob("*.ids"))
     with Store.open(made, read_only=True) as opened:
@@ -570,7 +571,7 @@ def test_ids_of_half_a_commit_do_not_become_those_of_the_other_half(
         assert np.array_equal(whose, np.arange(N + 1, N + 351))
     for path in names:
         damage_ids(path)
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         opened.check(fix=True)
         ids = opened.search_vectors(BLOCK[N : N + 350], 1, recall=1)[1][:, 0]
         scores = opened.search_vectors(BLOCK[N : N + 350], 1, recall=1)[0][:, 0]
@@ -579,11 +580,14 @@ def test_ids_of_half_a_commit_do_not_become_those_of_the_other_half(
 
 
 def test_a_store_that_cannot_be_written_says_why(made: Path) -> None:
-    with Store.open(made) as opened:
+    with Store.open(made, limits=LIMITS) as opened:
         opened.remove(ids=range(1, 100))
     (path,) = (made / "fingerprints").glob("*.pdq")
     path.write_bytes(path.read_bytes()[:-32])
-    with Store.open(made) as opened, pytest.raises(StoreDamagedError, match="cut short"):
+    with (
+        Store.open(made, limits=LIMITS) as opened,
+        pytest.raises(StoreDamagedError, match="cut short"),
+    ):
         opened.optimize()
 
 
@@ -591,7 +595,7 @@ def test_waiting_for_a_writer_can_be_stopped(made: Path) -> None:
     held = WriterLock(made)
     held.acquire()
     try:
-        with Store.open(made) as opened:
+        with Store.open(made, limits=LIMITS) as opened:
             answers = chain(repeat(False, 40), repeat(True))
             report = opened.optimize(stop=partial(next, answers))
     finally:

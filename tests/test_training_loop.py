@@ -39,6 +39,8 @@ from engine.training.checkpoint import (
 )
 from engine.training.export import ExportReport
 
+pytestmark = pytest.mark.slow
+
 TINY = TrainSettings(image_size=32, batch=8, epochs=2, hidden=32, dim=16)
 
 

@@ -18,7 +18,6 @@ from engine.index.search import VectorIndex
 from engine.storage.bitmap import IdSet
 from engine.storage.manifest import Measured, OperatingPoint
 
-_SAMPLE = 1000  # vectors that are looked for
 _LARGE = 2_000_000  # vectors, of which half as many are looked for
 _SAMPLE_BYTES = 32 << 20  # of them, at most
 _MIN_SAMPLE = 128
@@ -44,16 +43,18 @@ def measure(
     index: VectorIndex,
     alive: IdSet | None,
     target: float,
+    sample: int,
     done: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Recall at settings from the narrowest to the widest that is worth it.
 
-    ``alive``: images to be found, where not all are. ``done`` is called every second or so.
+    ``alive``: images to be found, where not all are. ``sample``: vectors that are looked for.
+    ``done`` is called every second or so.
     """
     quantizer, entry = index.quantizer, index.quantizer_entry
     assert quantizer is not None and entry is not None
     vectors = index.vectors
-    most = _SAMPLE if vectors.rows < _LARGE else _SAMPLE // 2
+    most = sample if vectors.rows < _LARGE else sample // 2
     most = min(most, max(_MIN_SAMPLE, _SAMPLE_BYTES // (4 * vectors.dim)))
     rows, queries = sample_of(vectors, most, _SEED)
     good = np.isfinite(queries).all(axis=1) & (queries != 0).any(axis=1)

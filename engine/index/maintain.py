@@ -143,7 +143,8 @@ class Indexing:
             or not 1 / _MEASURED_AGAIN < index.vectors.rows / before.rows < _MEASURED_AGAIN
             or moved
         ):
-            found = measure(index, store.alive(), wanted, lambda: self._work.done(0))
+            sample = store.limits.recall_sample
+            found = measure(index, store.alive(), wanted, sample, lambda: self._work.done(0))
             if before is not None and before.quantizer == entry.number:
                 _tell(before, found, entry)
         else:

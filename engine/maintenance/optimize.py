@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from engine.config import EXACT_ROWS
 from engine.errors import StoreDamagedError, UsageError
 from engine.index.background import StoppedError, Work
 from engine.index.maintain import Indexing, recall_of
@@ -35,9 +34,6 @@ from engine.storage.rows import TABLES, ImageRow, record_keys, u64
 from engine.storage.writer import StoreFiles
 
 _WORTH = 0.2  # of an extent that is dead
-_BATCH = 4096  # images, or rows, looked at at a time
-_BYTES = 16 << 20  # of pixels in one commit
-_DROPPED = 16  # extents of one commit: it rewrites the commit records of each
 _KEY_BYTES = 256  # of disk that moving an image takes for a while among the keys, at most
 _SLACK = 1 << 20  # bytes: an extent's header, a manifest, RocksDB's own files
 
@@ -111,7 +107,7 @@ class Optimize:
             laid = Reorder(self._store, self._work).run()
             self._store.become_writer(to_remove=True)
             indexing = Indexing(self._store, self._work)
-            indexing.update(EXACT_ROWS)
+            indexing.update(self._store.limits.exact_rows)
             indexing.measure(self._recall, anew=laid.rows > 0)
         except StoppedError:
             self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
@@ -192,7 +188,7 @@ class Optimize:
                 for found in record_keys(key, value)
                 if found[1]  # a vector has no pixels
             )
-            while batch := list(islice(records, _BATCH)):
+            while batch := list(islice(records, store.limits.compact_batch)):
                 self._move(self._of(batch, doomed), reader, stuck)
                 self._done += len(batch)
                 self._progress(self._done, store.state.images)
@@ -205,9 +201,10 @@ class Optimize:
             if number in doomed and state.dead.get(str(number), 0) != size:
                 stuck.add(number)
         free = sorted(doomed - stuck)
-        for at in range(0, len(free), _DROPPED):
-            store.drop_extents(free[at : at + _DROPPED])
-            self._rewritten += len(free[at : at + _DROPPED])
+        most = store.limits.compact_extents
+        for at in range(0, len(free), most):
+            store.drop_extents(free[at : at + most])
+            self._rewritten += len(free[at : at + most])
         if stuck:
             self._damaged += len(stuck)
             self._skipped.append(
@@ -244,7 +241,7 @@ class Optimize:
             # Not into what was found, which holds thousands: it must go with the chunk.
             chunk.rekept.append(replace(one, keep=data))
             size += place.length
-            if size >= _BYTES:
+            if size >= self._store.limits.compact_bytes:
                 self._commit(chunk)
                 chunk, size = Chunk(), 0
                 if self._stop():
@@ -262,7 +259,7 @@ class Optimize:
         if not self._store.state.removed:
             return
         rows = self._store.keys.scan("files")
-        while batch := list(islice(rows, _BATCH)):
+        while batch := list(islice(rows, self._store.limits.compact_batch)):
             ids = [int.from_bytes(value, "big") for _, value in batch]
             there = set(self._store.those_there(sorted(set(ids))))
             stale = [key for (key, _), id_ in zip(batch, ids, strict=True) if id_ not in there]

@@ -23,7 +23,6 @@ from engine.storage.rows import NameRow, Run
 from engine.storage.source_names import bases, one_row, rows_inside, those_named
 from engine.storage.writer import StoreFiles
 
-MOST = 4096  # images or sources of one commit
 _LOOKS = 256  # sources that are looked for between two questions whether to stop
 
 
@@ -100,8 +99,9 @@ class Remove:
     # --- by id ------------------------------------------------------------------------------------
 
     def _ids(self, ids: Sequence[int], not_found: list[str]) -> None:
-        for at in range(0, len(ids), MOST):
-            some = list(ids[at : at + MOST])
+        most = self._store.limits.removal_batch
+        for at in range(0, len(ids), most):
+            some = list(ids[at : at + most])
             there = self._store.those_there(some)
             not_found += [str(id_) for id_ in sorted(set(some) - set(there))]
             self._advance(len(some) - len(there))
@@ -218,7 +218,7 @@ class Remove:
     def _flush_if_full(self) -> None:
         if len(self._request):
             self._go_on()
-        if len(self._request) >= MOST:
+        if len(self._request) >= self._store.limits.removal_batch:
             self._flush()
 
     def _flush(self) -> None:
@@ -226,7 +226,7 @@ class Remove:
         while len(self._request):
             self._go_on()
             self._store.require_room()
-            found, left = plan_removal(self._store, self._request, MOST)
+            found, left = plan_removal(self._store, self._request, self._store.limits.removal_batch)
             self._store.commit(Chunk(removal=found))
             self._images += len(found.images)
             self._sources += found.sources

@@ -740,7 +740,7 @@ class StoreFiles(StoreView):
         writer = self._writers.get(family.name)
         if writer is None:
             last, end = self.state.last_extent(family)
-            writer = ExtentWriter(self.path, family, last, end)
+            writer = ExtentWriter(self.path, family, last, end, self.limits)
             self._writers[family.name] = writer
         return writer
 
@@ -1017,7 +1017,7 @@ class StoreFiles(StoreView):
     def _carry_over(self, family: Family, number: int, late: Sequence[tuple[int, int, int]]) -> int:
         """Copy rows [first, end) of extents to a new extent; returns the bytes of data in it."""
         extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
-        writer = ExtentWriter(self.path, family, number, 0)
+        writer = ExtentWriter(self.path, family, number, 0, self.limits)
         reader = ExtentReader(self.path, family)
         try:
             for extent, first, end in late:
