@@ -108,6 +108,7 @@ def test_slow_lookups_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(measure._ask(method, BitSet(0).hits(3, 100))) == measure.FEWEST_LOOKUPS
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_is_an_error_with_its_reason(tmp_path: Path) -> None:
     spec = {"method": ENGINE, "n": 5, "folder": str(tmp_path / "s"), "lookups": False}
     spec |= {"images": {"seed": 0}}
@@ -201,6 +202,7 @@ def test_a_cold_lookup_is_measured(photos: Path, tmp_path: Path) -> None:
         cold_lookup.measure(photos / "photo1.jpg", tmp_path / "none.store")
 
 
+@pytest.mark.slow
 def test_memory_growth_is_measured(tmp_path: Path) -> None:
     grown = memory_growth.measure(300, memory=128 << 20, folder=tmp_path)
     assert grown.n == 300 and grown.seconds > 0 and grown.disk > 300 * 3_750

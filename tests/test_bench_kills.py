@@ -65,6 +65,7 @@ def test_what_is_lost_is_noticed(filled: Kills) -> None:
         filled._look(None)
 
 
+@pytest.mark.slow
 def test_an_image_that_is_another_one_is_noticed(filled: Kills) -> None:
     name, *_ = filled.told.files
     was, other = filled.told.files[name], Picture("bits", 10**6)

@@ -9,6 +9,7 @@ from bench.errors import WrongAnswerError
 from engine import Store, UsageError
 
 
+@pytest.mark.slow
 def test_each_step_is_measured_and_shown(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["remove", "--n", "400", "--dir", str(tmp_path), "--json"])
     remove.main()
