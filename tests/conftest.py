@@ -1,7 +1,7 @@
 """Which tests run, as ``scripts/test`` is asked for it, and fixtures that several modules share.
 
-``slow`` is a test that takes more than half a second of a core, ``exhaustive`` one that others sample.
-Without an option all but the exhaustive ones run.
+``slow`` marks what takes more than a fifth of a second of a core, ``exhaustive`` the whole of what
+other tests sample. Without an option all but the exhaustive ones run.
 """
 
 import hashlib

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from engine import Store
 from engine.config import Limits
-from engine.maintenance import optimize, reorder
 from engine.storage import extents
 from engine.storage.extents import ExtentWriter
 from engine.storage.vectors import Vectors
@@ -55,16 +53,11 @@ def recall_of(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([len({*a} & {*b}) / len(b) for a, b in zip(found, truth, strict=True)]))
 
 
-def small_index(patch: pytest.MonkeyPatch, rows: int, extent: int = 1 << 20) -> None:
-    """Indexes from ``rows`` vectors on, and extents of ``extent``; with ``small_limits(rows)``."""
-    for module in (reorder, optimize):
-        patch.setattr(module, "EXACT_ROWS", rows)
-    patch.setattr(extents, "EXTENT_ROWS", extent)
-
-
-def small_limits(rows: int) -> Limits:
-    """An ingest that indexes from ``rows`` vectors on."""
-    return Limits(exact_rows=rows, unindexed_rows=2 * rows)
+def small_limits(rows: int, *, extent: int = 1 << 20, sample: int = 1000) -> Limits:
+    """Indexes from ``rows`` vectors on, extents of ``extent``; recall measured on ``sample`` vectors."""
+    return Limits(
+        exact_rows=rows, unindexed_rows=2 * rows, extent_rows=extent, recall_sample=sample
+    )
 
 
 def new_store(path: Path, limits: Limits | None = None) -> Store:

@@ -117,7 +117,7 @@ def test_whatever_is_an_integer_is_an_id(photos: Path, tmp_path: Path, id_: Any)
         assert scores.shape == (1, 2) and ids.tolist() == [[2, -1]]
         assert store.get(ids[0, 0]) == store.get(2)
     with Store.open(tmp_path / "s", create=True, encoder="none") as store:
-        store.ingest([(str(i), picture(i)) for i in range(3)])
+        store.ingest([(str(i), picture(i, 8, 12)) for i in range(3)])
         assert store.remove(ids=[id_]).images == 1
         assert [record.id for record in store.records()] == [1, 3]
         bits = PackedBits(np.zeros((2, 2), np.uint8), id_, id_)
@@ -157,7 +157,7 @@ def test_an_integer_that_no_image_has_is_said_to_be_none(photos: Path, id_: int)
 
 class _ArrayLike:
     def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
-        return picture(1)
+        return picture(1, 8, 12)
 
 
 _Tensor = type("Tensor", (_ArrayLike,), {"__module__": "torch"})
@@ -197,16 +197,16 @@ def test_a_query_and_queries_are_told_apart(photos: Path) -> None:
             with pytest.raises(UsageError, match="use lookup for one"):
                 list(store.lookup_many(query))
         with pytest.raises(UsageError, match="a query of many is a path, not a ndarray"):
-            list(store.lookup_many([picture(1)]))
+            list(store.lookup_many([picture(1, 8, 12)]))
         found = [result.identical[0].id for result in store.lookup_many(paths)]
         assert found == [2, 3]
     with pytest.raises(UsageError, match="a source is a path"):
-        Store.plan(photos / "store", picture(1))  # type: ignore[arg-type]
+        Store.plan(photos / "store", picture(1, 8, 12))  # type: ignore[arg-type]
 
 
 def test_the_places_of_an_image_may_be_capped(tmp_path: Path) -> None:
-    np.save(tmp_path / "rows.npy", np.stack([picture(0)] * 25))
-    Image.fromarray(picture(0)).save(tmp_path / "0.png")
+    np.save(tmp_path / "rows.npy", np.stack([picture(0, 8, 12)] * 25))
+    Image.fromarray(picture(0, 8, 12)).save(tmp_path / "0.png")
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.ingest(tmp_path / "0.png", tmp_path / "rows.npy")
         every = store.sources(1)
@@ -217,7 +217,9 @@ def test_the_places_of_an_image_may_be_capped(tmp_path: Path) -> None:
 
 def test_info_counts(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").touch()
-    np.save(tmp_path / "rows.npy", np.stack([picture(0), picture(1), picture(1)]))
+    np.save(
+        tmp_path / "rows.npy", np.stack([picture(0, 8, 12), picture(1, 8, 12), picture(1, 8, 12)])
+    )
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.ingest(photos / "0.png", tmp_path / "broken.png", tmp_path / "rows.npy")
         info = store.info()
@@ -359,10 +361,11 @@ def test_records_are_read_by_the_block(mixed: Path, monkeypatch: pytest.MonkeyPa
         assert len(calls) == 1 and calls[0] < 10 + 128
 
 
+@pytest.mark.slow
 def test_records_with_much_metadata_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     said = {"a": [[]] * 4000}
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
-        store.ingest((f"{i}", picture(i), said) for i in range(100))
+        store.ingest((f"{i}", picture(i, 8, 12), said) for i in range(100))
         first = reading.records_from(store.session.snapshot, 1, 1000)
         assert 50 < len(first) < 90, "a MiB of JSON"
         assert [record.id for record in store.records()] == list(range(1, 101))
@@ -380,7 +383,7 @@ def test_a_record_without_its_key_is_damage(tmp_path: Path) -> None:
 
 def test_ids_may_have_gaps(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
-        store.ingest((f"{i}", picture(i)) for i in range(30))
+        store.ingest((f"{i}", picture(i, 8, 12)) for i in range(30))
         store.remove(ids=[1, 10, 11, 30])
         ids = [record.id for record in store.records()]
         assert ids == sorted(set(range(1, 31)) - {1, 10, 11, 30})

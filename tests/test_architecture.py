@@ -136,6 +136,7 @@ def test_the_heavy_libraries_are_imported_inside_functions():
     assert not [str(found) for found in early if found.room != "training"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

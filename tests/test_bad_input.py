@@ -387,6 +387,7 @@ def as_nobody(folder: Path, *arguments: str) -> Ran:
     return Ran(ran.returncode, ran.stdout, ran.stderr)
 
 
+@pytest.mark.slow
 def test_a_folder_without_permission(others: Path) -> None:
     for name in ("open", "closed"):
         (others / "photos" / name).mkdir(parents=True)
@@ -404,6 +405,7 @@ def test_a_folder_without_permission(others: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_store_that_may_not_be_written_can_be_read(others: Path) -> None:
     where = others / "a.store"
     with Store.open(where, create=True, encoder="none") as store:
@@ -421,6 +423,7 @@ def test_a_store_that_may_not_be_written_can_be_read(others: Path) -> None:
     assert sorted(where.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_place_where_no_store_can_be_made(others: Path) -> None:
     others.chmod(0o555)
     ran = as_nobody(
@@ -460,6 +463,7 @@ def test_a_limit_on_address_space_that_is_too_low(tmp_path: Path, mebibytes: int
     assert "ulimit -v" in ran.line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit that is kept")
 def test_the_least_address_space_is_enough(tmp_path: Path) -> None:
     """The memory allocator must not reserve what the stacks of RocksDB's threads need."""
@@ -476,6 +480,7 @@ def test_the_least_address_space_is_enough(tmp_path: Path) -> None:
     assert (ran.status, ran.err) == (0, "")
 
 
+@pytest.mark.slow
 def test_what_pillow_logs_of_a_file_is_not_shown(tmp_path: Path) -> None:
     """It names no file; the reject does."""
     (tmp_path / "photos").mkdir()
@@ -489,6 +494,7 @@ def test_what_pillow_logs_of_a_file_is_not_shown(tmp_path: Path) -> None:
     assert (ran.status, ran.err) == (3, "")
 
 
+@pytest.mark.slow
 def test_what_libtiff_writes_is_counted_and_not_shown(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.fromarray(picture(0, 200, 300)).save(tmp_path / "whole.tif", compression="tiff_lzw")

@@ -111,6 +111,7 @@ def test_slow_lookups_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(method_child._ask(method, BitSet(0).hits(3, 100))) == method_child.FEWEST_LOOKUPS
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_is_an_error_with_its_reason(tmp_path: Path) -> None:
     spec = {"method": ENGINE, "n": 5, "folder": str(tmp_path / "s"), "lookups": False}
     spec |= {"images": {"seed": 0}}
@@ -185,6 +186,7 @@ def test_a_photograph_that_is_not_stored_is_an_error(photos: Path, tmp_path: Pat
             similar_photos.measure(photographs.listed(photos), store)
 
 
+@pytest.mark.slow
 def test_a_cold_lookup_is_measured(photos: Path, tmp_path: Path) -> None:
     store = tmp_path / "photos.store"
     cold_lookup.make_store(photos, store, "none")
@@ -203,6 +205,7 @@ def test_a_cold_lookup_is_measured(photos: Path, tmp_path: Path) -> None:
         cold_lookup.measure(photos / "photo1.jpg", tmp_path / "none.store")
 
 
+@pytest.mark.slow
 def test_memory_growth_is_measured(tmp_path: Path) -> None:
     grown = memory_growth.measure(300, memory=128 << 20, folder=tmp_path)
     assert grown.n == 300 and grown.seconds > 0 and grown.disk > 300 * 3_750

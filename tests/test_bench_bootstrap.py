@@ -35,6 +35,7 @@ def test_they_lie_between_the_samples(samples: list[float]) -> None:
     assert min(samples) <= found.min() and found.max() <= max(samples)
 
 
+@pytest.mark.slow
 def test_a_file_of_many_samples_is_no_matter() -> None:
     # Resamples of these would take 24 GB.
     found = medians(range(3_000_000), 1_000, np.random.default_rng(0))

@@ -35,9 +35,12 @@ from engine.config import MemoryBudget
 N = 120
 MEMORY = 128 << 20
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/io").exists(), reason="what a process reads and writes: Linux tells"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/io").exists(), reason="what a process reads and writes: Linux tells"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -43,9 +43,12 @@ from engine import Store, UsageError
 N = 2_000
 MEMORY = 256 << 20
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/io").exists(), reason="what a process reads and writes: Linux tells"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/io").exists(), reason="what a process reads and writes: Linux tells"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from engine import UsageError
 MEMORY = 128 << 20
 
 
+@pytest.mark.slow
 def test_three_kills_lose_nothing(tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
     run = Kills(tmp_path, seed=3, memory=MEMORY, encoder="tiny")
@@ -50,6 +51,7 @@ def filled(whole: Kills) -> Iterator[Kills]:
     whole.ledger = ledger
 
 
+@pytest.mark.slow
 def test_what_is_lost_is_noticed(filled: Kills) -> None:
     filled._look(None)
     images, sources = filled.ledger.counts()
@@ -64,6 +66,7 @@ def test_what_is_lost_is_noticed(filled: Kills) -> None:
         filled._look(None)
 
 
+@pytest.mark.slow
 def test_an_image_that_is_another_one_is_noticed(filled: Kills) -> None:
     name, *_ = filled.ledger.files
     was, other = filled.ledger.files[name], Picture("bits", 10**6)
@@ -103,6 +106,7 @@ def test_what_is_committed_twice_is_noticed() -> None:
             ledger.add(again)
 
 
+@pytest.mark.slow
 def test_a_child_that_is_not_alive_is_not_killed(tmp_path: Path) -> None:
     run = Kills(tmp_path, seed=0, memory=MEMORY, encoder="none")
     child = run._spawn()
@@ -115,6 +119,7 @@ def test_a_child_that_is_not_alive_is_not_killed(tmp_path: Path) -> None:
     assert run.ledger.rows == {"synthetic:bits?seed=0": 40}
 
 
+@pytest.mark.slow
 def test_a_child_that_cannot_write_is_no_success(tmp_path: Path) -> None:
     run = Kills(tmp_path, seed=0, memory=MEMORY, encoder="none")
     (tmp_path / "kills.store" / "MANIFEST.json").write_text("{}")
@@ -131,6 +136,7 @@ def test_pictures_are_made_anew_alike_and_are_of_their_kind() -> None:
     np.testing.assert_array_equal(kills_ledger.values(bits), before)
 
 
+@pytest.mark.slow
 def test_as_a_script_it_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,8 @@ from bench.data import photographs
 from bench.questions import near_bits, near_copies, near_photos
 from engine import Store, UsageError
 
+pytestmark = pytest.mark.slow
+
 PHOTOS = Path(__file__).parent.parent / "scripts" / "photos"
 
 

@@ -10,6 +10,7 @@ from bench.questions import removal
 from engine import Store, UsageError
 
 
+@pytest.mark.slow
 def test_each_step_is_measured_and_shown(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["remove", "--n", "400", "--dir", str(tmp_path), "--json"])
     removal.main()

@@ -34,6 +34,7 @@ def test_what_was_saved_is_loaded_to_six_digits(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "results.json"}
 
 
+@pytest.mark.slow
 def test_names_that_are_no_utf8_cost_nothing(tmp_path: Path) -> None:
     run = benchrun.run(data="the vectors of \udcff.npy")
     odd = replace(run.measurements[0], note="vectors of \udcff.npy")
@@ -177,6 +178,7 @@ def test_a_file_that_is_not_there_or_too_large_is_refused(
 # --- plots, page, logs ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_everything_is_written(tmp_path: Path) -> None:
     assert artifacts.write(benchrun.run(), tmp_path) == []
     names = {path.name for path in tmp_path.iterdir()}
@@ -223,6 +225,7 @@ def test_a_plot_that_fails_costs_nothing_else(
     assert results_file.load(tmp_path).complete
 
 
+@pytest.mark.slow
 def test_a_method_may_be_called_as_a_formula_is() -> None:
     run = benchrun.run()
     odd = tuple(
@@ -247,6 +250,7 @@ class _Page(HTMLParser):
         self.text.append(text)
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_trusts_nothing() -> None:
     run = benchrun.run(data="<script>alert(1)</script>")
     hostile = replace(

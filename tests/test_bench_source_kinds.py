@@ -53,6 +53,7 @@ def test_images_of_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
         list(source_writers.found_images(tmp_path / "none", 3))
 
 
+@pytest.mark.slow
 def test_it_measures_every_kind_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_it_measures_every_kind_and_says_so(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_kind_that_adds_other_images_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_only_results_are_left(bits: tuple[Results, Path]) -> None:
 # --- other data -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_is_measured_with_its_own_vectors(tmp_path: Path) -> None:
     given = planned(12, tmp_path / "out", dataset=str(PHOTOS), steps=1)
     found = measured(run.run(given, out=tmp_path / "out")[0])
@@ -130,6 +131,7 @@ def test_a_folder_of_pictures_is_measured_with_its_own_vectors(tmp_path: Path) -
     assert found[12, "ingest", "engine", "disk, vectors"].median > 0
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read_are_not_asked_for(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -144,6 +146,7 @@ def test_pictures_that_cannot_be_read_are_not_asked_for(tmp_path: Path) -> None:
     assert len(found[7, "identical", "dict of hashes", "hit"].samples) == 6
 
 
+@pytest.mark.slow
 def test_pictures_that_no_array_stands_for_are_taken_in_and_not_asked_for(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     folder = tmp_path / "pictures"
@@ -164,6 +167,7 @@ def test_pictures_that_no_array_stands_for_are_taken_in_and_not_asked_for(tmp_pa
     assert all(one.startswith("none of its pictures is opaque") for one in why.values())
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_there_more_often_than_a_lookup_names_is_right(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -183,6 +187,7 @@ def test_what_is_called_a_picture_and_is_no_file_is_left_out(tmp_path: Path) -> 
     assert image_sets.FileSet(str(tmp_path), 0).files == [str(tmp_path / "one.png")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LINUX, reason="memory of processes is read from /proc")
 def test_few_pictures_are_held_at_once_and_none_is_taken_off_the_engine(tmp_path: Path) -> None:
     count, size = 32, 2_000 * 1_500 * 3
@@ -212,6 +217,7 @@ def test_a_pipe_that_is_called_as_an_array_is_not_waited_for(tmp_path: Path) -> 
         planned(None, tmp_path, dataset=str(tmp_path / "v.npy"))
 
 
+@pytest.mark.slow
 def test_vectors_of_a_file_are_measured(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((2_500, 24)).astype(np.float32)
     np.save(tmp_path / "v.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
@@ -258,6 +264,7 @@ def test_a_file_that_holds_no_vectors_is_refused(
     assert "\n" not in str(caught.value) and "unsafe" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_distances_of_vectors_of_many_lengths_are_not_held_to_inner_products(
     tmp_path: Path,
 ) -> None:
@@ -273,6 +280,7 @@ def test_distances_of_vectors_of_many_lengths_are_not_held_to_inner_products(
     assert all("not of unit length" in left.why for left in results.skipped)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_there_is_asked_and_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "s.store"
     with Store.open(path, create=True) as store:
@@ -287,6 +295,7 @@ def test_a_store_that_is_there_is_asked_and_not_changed(tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_an_image_that_changed_since_is_not_found_identical(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -301,6 +310,7 @@ def test_an_image_that_changed_since_is_not_found_identical(tmp_path: Path) -> N
     assert measured(results)[4, "identical", "engine", "found"].samples == (0.75,)
 
 
+@pytest.mark.slow
 def test_vectors_of_a_store_are_found_similar(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
     np.save(tmp_path / "v.npy", rows)
@@ -312,12 +322,14 @@ def test_vectors_of_a_store_are_found_similar(tmp_path: Path) -> None:
     assert (50, "identical", "engine", "found") not in found
 
 
+@pytest.mark.slow
 def test_a_store_without_images_is_an_error(tmp_path: Path) -> None:
     Store.open(tmp_path / "s.store", create=True, encoder="none").close()
     with pytest.raises(BenchError, match="holds no image to ask for"):
         run.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
 
 
+@pytest.mark.slow
 def test_all_bit_images_can_be_embedded(tmp_path: Path) -> None:
     given = planned(40, tmp_path, embed="all", steps=1)
     found = measured(run.run(given, out=None)[0])
@@ -329,6 +341,7 @@ def test_all_bit_images_can_be_embedded(tmp_path: Path) -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_memory_is_left_out_and_the_largest_that_fits_measured(
     tmp_path: Path,
 ) -> None:
@@ -341,6 +354,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_the_largest_that_fits_mea
     assert "hit" in {one.figure for one in found[1:] if isinstance(one, Measurement)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LINUX, reason="memory is bounded by control groups, or by ulimit on Linux")
 def test_lookups_within_a_limit_give_the_same_answers(tmp_path: Path) -> None:
     given = planned(N, tmp_path, limit="256M", steps=1, embed="none")
@@ -351,6 +365,7 @@ def test_lookups_within_a_limit_give_the_same_answers(tmp_path: Path) -> None:
     assert measured(results)[N, "near", "engine", "recall"].samples == (1.0,)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LINUX, reason="needs ulimit -d")
 def test_where_no_group_can_be_made_anonymous_memory_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
@@ -370,6 +385,7 @@ def test_where_no_group_can_be_made_anonymous_memory_is_bounded(
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_peer_that_crashes_takes_nothing_else_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,8 @@ torch = pytest.importorskip("torch")
 from bench.harness.errors import BenchError
 from bench.questions import train_speed, train_speed_child
 
+pytestmark = pytest.mark.slow
+
 
 def photos(folder: Path, n: int) -> Path:
     folder.mkdir()

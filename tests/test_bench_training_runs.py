@@ -15,6 +15,8 @@ from bench.questions import train_batches, train_recipes
 from bench.questions.training_runs import Run, sample, train_all
 from engine.training import RECIPES, resolve
 
+pytestmark = pytest.mark.slow
+
 
 def photos(folder: Path, n: int, first: int = 0) -> Path:
     """Pictures of coarse noise, which no two distortions of two of them have in common."""

@@ -74,6 +74,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
 # --- exit statuses --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_status_0_is_done(engine: Engine, shop: Path) -> None:
     for command in ("info", "check"):
         assert engine(command, "--store", shop / "store").status == 0
@@ -81,6 +82,7 @@ def test_status_0_is_done(engine: Engine, shop: Path) -> None:
     assert engine("--version") == Ran(0, f"engine {__version__}\n", "")
 
 
+@pytest.mark.slow
 def test_exact_has_the_status_of_grep(engine: Engine, shop: Path) -> None:
     here, gone = shop / "photos" / "1.png", shop / "unknown.png"
     store = ("--store", shop / "store")
@@ -111,6 +113,7 @@ def test_rejected_inputs_are_status_3_and_the_run_goes_on(
     assert engine("ingest", shop / "unknown.png", *arguments).status == 0
 
 
+@pytest.mark.slow
 def test_damage_that_remains_is_status_1(
     engine: Engine, tmp_path: Path, tiny_encoder: Path
 ) -> None:
@@ -303,6 +306,7 @@ def test_lookup_prints_one_object_a_line(engine: Engine, shop: Path) -> None:
     assert list(broken) == ["query", "error"]
 
 
+@pytest.mark.slow
 def test_lookup_finds_in_named_sources_only(
     engine: Engine, shop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +358,7 @@ def test_people_get_a_table(engine: Engine, shop: Path) -> None:
     assert "the store is whole: 5 images" in engine("check", "--store", shop / "store").out
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_is_printed_all_the_same(shop: Path, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.png"
     Path(os.fsdecode(path)).write_bytes((shop / "unknown.png").read_bytes())
@@ -368,6 +373,7 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(shop: Path, tmp_path: Pa
 # --- where inputs come from -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_store_is_named_by_the_option_the_environment_or_the_folder(
     engine: Engine, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +389,7 @@ def test_the_store_is_named_by_the_option_the_environment_or_the_folder(
     assert engine("info", "--json").json["images"] == 1
 
 
+@pytest.mark.slow
 def test_an_image_is_looked_up_from_standard_input(
     engine: Engine, shop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +404,7 @@ def test_an_image_is_looked_up_from_standard_input(
     assert json.loads(ran_alone.stdout)["identical"][0]["id"] == 4
 
 
+@pytest.mark.slow
 def test_sources_are_listed_on_standard_input(shop: Path, tmp_path: Path) -> None:
     lines = f"{shop}/photos/1.png\n{shop}/rows.npy\n\n{shop}/gone.png\n-\n".encode()
     arguments = ("--json", "--encoder", "none", "--store", tmp_path / "store")
@@ -406,6 +414,7 @@ def test_sources_are_listed_on_standard_input(shop: Path, tmp_path: Path) -> Non
     assert (found["added"], found["duplicates"], found["rejected"]) == (4, 1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
 def test_a_pipe_may_be_the_file_that_lists_sources(shop: Path, tmp_path: Path, name: str) -> None:
     lines = b"".join(b"%s/photos/%d.png\n" % (os.fsencode(shop), i) for i in (1, 2, 3))
@@ -415,6 +424,7 @@ def test_a_pipe_may_be_the_file_that_lists_sources(shop: Path, tmp_path: Path, n
     assert json.loads(ran.stdout)["added"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["-0", "--null"])
 def test_names_of_a_list_may_end_with_null_bytes(
     engine: Engine, shop: Path, tmp_path: Path, option: str
@@ -470,6 +480,7 @@ def test_tiers_may_be_named(engine: Engine, shop: Path) -> None:
 # --- signals and pipes ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", ["backup", "export"])
 def test_a_copy_that_is_ended_leaves_nothing(
@@ -501,6 +512,7 @@ sys.exit(main(sys.argv[2:]))
     assert list((tmp_path / "copies").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
 )
@@ -536,6 +548,7 @@ def test_ctrl_c_commits_and_the_next_run_goes_on(
         assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_had_enough_ends_the_command_quietly(shop: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "many.npy", np.zeros((3000, 1, 1), np.uint8))
     command = [sys.executable, "-m", "engine", "lookup", str(tmp_path / "many.npy"), "--json"]
@@ -552,6 +565,7 @@ def test_a_reader_that_has_had_enough_ends_the_command_quietly(shop: Path, tmp_p
     assert run.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_full_standard_output_is_a_failure(shop: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")
@@ -566,6 +580,7 @@ def test_a_full_standard_output_is_a_failure(shop: Path) -> None:
     assert ran.stderr == b"engine: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_a_list_of_sources_or_images_comes_on_standard_input(shop: Path, tmp_path: Path) -> None:
     photo = str(shop / "photos" / "1.png")
     for words in (

@@ -130,6 +130,7 @@ def test_a_signal_while_it_starts_is_one_line(number: signal.Signals) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", LINE)
 
 
+@pytest.mark.slow
 def test_a_signal_that_the_parent_ignores_is_ignored(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none"):
         pass
@@ -265,6 +266,7 @@ def test_what_does_not_stop_is_ended(tmp_path: Path, photo: Path) -> None:
     assert err.splitlines(keepends=True)[1:] == [LINE]
 
 
+@pytest.mark.slow
 def test_a_signal_that_a_library_made_an_error_of_is_still_one(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
@@ -294,6 +296,7 @@ def test_handlers_of_whoever_calls_the_command_come_back(tmp_path: Path) -> None
     assert signal.set_wakeup_fd(-1) == -1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_a_child_that_measures_ends_with_its_parent() -> None:
     # A child that tells its number and then does nothing, for as long as its parent lives.

@@ -63,6 +63,7 @@ assert all(os.get_inheritable(i) for i in range(3))
     assert ran.stderr == (b"" if 2 in which else b"error\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [(1,), (2,), (0, 1, 2)])
 def test_an_ingest_works_with_closed_streams(
     tmp_path: Path, photos: Path, which: tuple[int, ...]
@@ -77,6 +78,7 @@ def test_an_ingest_works_with_closed_streams(
         assert len(opened) == 1 and opened.check().ok
 
 
+@pytest.mark.slow
 def test_an_empty_standard_input_is_that_of_a_closed_one(store: Path) -> None:
     arguments = ("-m", "engine", "lookup", "-", "--json", "--store", store)
     ran = closed((0,), sys.executable, *arguments)
@@ -89,6 +91,7 @@ def broken_pipe() -> int:
     return writing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize(
     ("words", "status"),

@@ -51,6 +51,7 @@ def engine(capsys: pytest.CaptureFixture[str]) -> Engine:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_training_that_goes_on(
     tmp_path: Path, engine: Engine, number: signal.Signals
@@ -83,6 +84,7 @@ def test_a_signal_leaves_a_training_that_goes_on(
         assert (out / "encoder.json").exists()
 
 
+@pytest.mark.slow
 def test_settings_come_from_the_recipe_the_file_and_the_options(
     tmp_path: Path, engine: Engine
 ) -> None:
@@ -113,6 +115,7 @@ def test_settings_come_from_the_recipe_the_file_and_the_options(
     assert json.loads(fields["data"])["count"] == 8 and json.loads(fields["created"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -18,8 +18,6 @@ from PIL import Image
 
 from engine import Store
 from engine.config import Limits
-from engine.maintenance import optimize, remove
-from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.writer import Writer
 
@@ -28,18 +26,23 @@ FILES = 6  # new ones each round
 SYNTHETIC = "synthetic:bits?seed=5"
 
 
-LIMITS = Limits(chunk_files=2, chunk_rows=30, exact_rows=50, unindexed_rows=80)
-
-
-def small_pieces(patch: pytest.MonkeyPatch) -> None:
-    """Chunks, extents and segments of a few rows, so that all their edges are met."""
-    patch.setattr(extents, "EXTENT_ROWS", 100)
-    patch.setattr(extents, "EXTENT_BYTES", 200_000)
+# Chunks, extents and segments of a few rows, so that all their edges are met.
+LIMITS = Limits(
+    chunk_files=2,
+    chunk_rows=30,
+    exact_rows=50,
+    unindexed_rows=80,
+    extent_rows=100,
+    extent_bytes=200_000,
+    removal_batch=7,
+    compact_batch=50,
+    compact_bytes=20_000,
+    compact_extents=1,
+)
 
 
 def child(store: str) -> None:
     """Wait for a line of sources, then ingest them and tell of each commit."""
-    small_pieces(pytest.MonkeyPatch())
     commit = Writer.commit
 
     def tell(files: Writer, chunk: Chunk) -> None:
@@ -69,10 +72,10 @@ def spawn(store: Path, what: str = "child") -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_writer_loses_nothing_that_it_told_of(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_pieces(monkeypatch)
     rng = random.Random(7)
     store, photos = tmp_path / "store", tmp_path / "photos"
     Store.open(store, create=True, encoder=str(tiny_encoder)).close()
@@ -133,12 +136,6 @@ def test_a_killed_writer_loses_nothing_that_it_told_of(
 
 def upkeep(store: str) -> None:
     """Wait for a line of ids, remove these images, telling of each commit, and optimize."""
-    patch = pytest.MonkeyPatch()
-    small_pieces(patch)
-    patch.setattr(remove, "MOST", 7)
-    patch.setattr(optimize, "_BATCH", 50)
-    patch.setattr(optimize, "_BYTES", 20_000)
-    patch.setattr(optimize, "_DROPPED", 1)
     commit = Writer.commit
 
     def tell(files: Writer, chunk: Chunk) -> None:
@@ -153,10 +150,10 @@ def upkeep(store: str) -> None:
             opened.optimize()
 
 
+@pytest.mark.slow
 def test_a_killed_removal_or_optimize_loses_nothing_and_goes_on(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_pieces(monkeypatch)
     rng = random.Random(11)
     store, n = tmp_path / "store", 400
     with Store.open(store, create=True, encoder=str(tiny_encoder), limits=LIMITS) as made:
@@ -225,6 +222,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [300_000, 1_000_000, 2_000_000])
 def test_where_no_more_can_be_written_the_error_is_one_line_and_the_store_is_whole(
     tmp_path: Path, limit: int

@@ -66,6 +66,7 @@ def workshop(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_readme_run_in_their_order(workshop: Path) -> None:
     lines = readme_examples()
     assert {shlex.split(line, comments=True)[1] for line in lines} == set(COMMANDS)
@@ -75,6 +76,7 @@ def test_the_examples_of_the_readme_run_in_their_order(workshop: Path) -> None:
         assert done.returncode == (1 if missing else 0), (line, done.stderr)
 
 
+@pytest.mark.slow
 def test_the_json_that_the_readme_shows_has_the_fields_of_a_real_answer(workshop: Path) -> None:
     (shown,) = blocks("json")
     engine("engine ingest photos/ --store photos.store", workshop)
@@ -85,6 +87,7 @@ def test_the_json_that_the_readme_shows_has_the_fields_of_a_real_answer(workshop
     assert set(expected["milliseconds"]) <= set(real["milliseconds"])
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(workshop: Path) -> None:
     for code in blocks("python"):
         done = subprocess.run(
@@ -96,6 +99,7 @@ def test_the_python_of_the_readme_runs(workshop: Path) -> None:
         assert done.stdout.splitlines() == told if told else "photos" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_has_an_example_that_runs(command: str, workshop: Path) -> None:
     text = engine([command, "--help"], workshop).stdout

@@ -243,6 +243,7 @@ def test_bytes_that_are_no_model_are_told_from_one(data: bytes) -> None:
         has_external_data(data)
 
 
+@pytest.mark.slow
 def test_nothing_is_reported_and_nothing_is_left_in_other_folders(
     tiny_encoder: Path, tmp_path: Path
 ) -> None:

@@ -330,6 +330,7 @@ def test_the_command_fails_in_one_line(arguments, tmp_path, monkeypatch, capsys)
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_it_runs_where_torch_is_not_installed(photos):
     program = (
         "import sys; sys.modules['torch'] = None\n"

@@ -87,6 +87,7 @@ def check(store: Path) -> int:
         return report.images
 
 
+@pytest.mark.slow
 def test_images_are_removed_from_a_full_disk_which_gets_its_room_back(disk: Path) -> None:
     store = disk / "store"
     with Store.open(store, create=True, encoder="none") as opened:
@@ -157,6 +158,7 @@ def vectors(at: Path) -> tuple[str, int]:
     return str(at / "in.npy"), 6000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [folder, archive, array, vectors])
 def test_a_nearly_full_disk_takes_what_fits(
     tiny_disk: Path, tmp_path: Path, make: Callable[[Path], tuple[str, int]]
@@ -192,6 +194,7 @@ def test_a_nearly_full_disk_takes_what_fits(
             assert (again.unchanged, again.rejected) == (count, 1)
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_system_takes_what_fits_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """As a quota does: there is room on the disk, and a write fails all the same."""
     path = tmp_path / "store"
@@ -213,6 +216,7 @@ def test_a_limit_of_the_system_takes_what_fits_and_leaves_nothing_behind(tmp_pat
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_an_ingest_cuts_what_an_earlier_one_left(disk: Path) -> None:
     store = disk / "store"
     with Store.open(store, create=True, encoder="none") as opened:
@@ -225,6 +229,7 @@ def test_an_ingest_cuts_what_an_earlier_one_left(disk: Path) -> None:
     assert check(store) == 1000
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_ingest_left_is_the_first_to_go(disk: Path) -> None:
     store = disk / "store"
     with Store.open(store, create=True, encoder="none") as opened:
@@ -239,6 +244,7 @@ def test_what_an_interrupted_ingest_left_is_the_first_to_go(disk: Path) -> None:
     assert check(store) == IMAGES - 1
 
 
+@pytest.mark.slow
 def test_a_removal_stops_while_the_store_can_still_be_opened(disk: Path) -> None:
     store = disk / "store"
     with Store.open(store, create=True, encoder="none") as opened:

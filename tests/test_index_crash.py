@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import sized
-from indexed import clustered, leftovers, new_store, small_index, small_limits, stored
+from indexed import clustered, leftovers, new_store, small_limits, stored
 
 from engine import Store
 from engine.config import Limits
@@ -30,7 +30,7 @@ from engine.index import calibrate
 
 LIMITS = Limits(recall_sample=20)
 LEAST = 60
-LIMITS = small_limits(LEAST)
+LIMITS = small_limits(LEAST, extent=250, sample=20)
 BLOCK = clustered(1200)
 CALLS = ("fsync", "fdatasync", "pwrite", "rename", "replace", "unlink", "mkdir")
 POINTS = sized(6, 40)
@@ -38,7 +38,6 @@ REMOVED = range(1, 41)
 
 
 def pieces(patch: pytest.MonkeyPatch) -> None:
-    small_index(patch, LEAST, extent=250)
     patch.setattr(calibrate, "_RERANK_DEPTHS", (1, 3))
 
 
@@ -170,6 +169,7 @@ def expect(store: Store, least: int, most: int) -> int:
     return last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 1], ids=["before a call", "after a call"])
 @pytest.mark.parametrize("work", WORKS)
 def test_a_kill_at_any_write_loses_nothing(

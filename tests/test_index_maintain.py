@@ -16,7 +16,6 @@ from indexed import (
     nearest,
     new_store,
     recall_of,
-    small_index,
     small_limits,
 )
 
@@ -26,7 +25,7 @@ from engine.index import calibrate, maintain, segment
 from engine.storage import manifest
 
 LEAST = 100
-LIMITS = replace(small_limits(LEAST), recall_sample=50)
+LIMITS = small_limits(LEAST, sample=50)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +34,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
-    small_index(monkeypatch, LEAST)
+    monkeypatch.setattr(calibrate, "_RERANK_DEPTHS", (1, 2, 5))
     yield
     faiss.omp_set_num_threads(threads)
 
@@ -267,8 +266,8 @@ def test_what_is_measured_of_a_store_whose_sample_is_removed_harms_nothing(tmp_p
     with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
         store.remove(ids=range(1, 2 * LEAST + 1))
-        index = store.index.current
-        found = calibrate.measure(index, store.session.snapshot.alive(), 0.9)
+        index = store._files.index
+        found = calibrate.measure(index, store._files.alive(), 0.9, sample=1000)
         assert found.sample == 0
         assert sorted(store.search_vectors(block[:1], LEAST)[1][0]) == list(
             range(2 * LEAST + 1, 3 * LEAST + 1)

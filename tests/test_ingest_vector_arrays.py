@@ -21,7 +21,6 @@ from engine.config import Limits
 from engine.ingest import checked_vectors
 from engine.ingest.checked_vectors import checked
 from engine.sources.items import VectorBlock
-from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.writer import Writer
 
@@ -31,9 +30,8 @@ ROWS = RNG.standard_normal((500, DIM)).astype(np.float32)
 
 
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
-    """Extents of a few rows, so that all their edges are met; ``limits`` does it for commits."""
+    """A few rows are checked at a time, so that all edges are met."""
     patch.setattr(checked_vectors, "AT_ONCE", 5 * DIM)
-    patch.setattr(extents, "EXTENT_ROWS", 100)
 
 
 @pytest.fixture
@@ -47,8 +45,8 @@ def saved(path: Path, rows: np.ndarray) -> Path:
 
 
 def limits(rows: int = 37) -> Limits:
-    """Commits of a few rows, so that all their edges are met."""
-    return Limits(chunk_vectors=rows, removal_batch=11)
+    """Commits and extents of a few rows, so that all their edges are met."""
+    return Limits(chunk_vectors=rows, removal_batch=11, extent_rows=100)
 
 
 def with_store(path: Path, rows: int = 37, **options) -> Store:
@@ -117,6 +115,7 @@ def test_what_was_ingested_is_not_read_again(tmp_path, pieces):
         assert store.session.snapshot.state.commit == commit
 
 
+@pytest.mark.slow
 @given(
     n=st.integers(0, 60),
     dim=st.integers(1, 9),
@@ -237,6 +236,7 @@ def test_a_kind_is_for_images(tmp_path):
         assert "leave ?kind=8bit out" in (tmp_path / "store/rejects.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_an_empty_array_decides_nothing(tmp_path, tiny_encoder):
     with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
         report = store.ingest(saved(tmp_path / "v.npy", ROWS[:0]))
@@ -331,6 +331,7 @@ def test_a_store_holds_one_length(tmp_path):
         assert store.info().images == 500
 
 
+@pytest.mark.slow
 def test_given_vectors_are_not_mixed_with_those_of_an_encoder(tmp_path, tiny_encoder):
     Image.fromarray(RNG.integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / "a.png")
     with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
@@ -486,6 +487,7 @@ def test_a_vector_is_compared_with_an_encoders_too(tmp_path, tiny_encoder):
             store.lookup(f"{tmp_path}/q.npy#0")
 
 
+@pytest.mark.slow
 def test_vectors_are_near_to_nothing(tmp_path, pieces):
     """Their fingerprints are zeros, and so are those of images that are nearly blank."""
     blank = np.zeros((40, 40, 3), np.bool_)
@@ -510,6 +512,7 @@ def test_vectors_are_near_to_nothing(tmp_path, pieces):
 # --- files that change, and runs that end early ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_changed_file_keeps_the_ids_of_rows_that_are_the_same(tmp_path, pieces):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
@@ -541,6 +544,7 @@ def test_a_changed_file_keeps_the_ids_of_rows_that_are_the_same(tmp_path, pieces
         assert is_whole(store)
 
 
+@pytest.mark.slow
 @given(
     steps=st.lists(
         st.tuples(
@@ -584,6 +588,7 @@ def test_whatever_becomes_of_a_file_the_store_has_what_it_holds(tmp_path, monkey
             assert is_whole(store)
 
 
+@pytest.mark.slow
 def test_an_array_that_becomes_one_of_images_and_back(tmp_path, pieces):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
@@ -627,8 +632,8 @@ def child(store: str, source: str) -> None:
         opened.ingest(source)
 
 
+@pytest.mark.slow
 def test_an_ingest_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(extents, "EXTENT_ROWS", 100)
     rows = np.concatenate([ROWS] * 10)
     rows[::7] = np.nan
     good = np.isfinite(rows).all(axis=1)
@@ -730,6 +735,7 @@ def test_a_backup_is_the_same_and_as_small(tmp_path, pieces):
             assert copy.info().bytes["fingerprints"] == store.info().bytes["fingerprints"]
 
 
+@pytest.mark.slow
 def test_their_fingerprints_take_no_room(tmp_path):
     with with_store(tmp_path / "store") as store:
         store.ingest(np.ones((300_000, 1), np.float32), name="a")
@@ -770,6 +776,7 @@ def damage(store: Path, pattern: str, at: int, length: int = 1) -> None:
         file.write(bytes(byte ^ 0xFF for byte in data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", [False, True])
 def test_damaged_vectors_are_read_again_from_their_array(tmp_path, pieces, normalize):
     path = saved(tmp_path / "v.npy", ROWS)
@@ -791,6 +798,7 @@ def test_damaged_vectors_are_read_again_from_their_array(tmp_path, pieces, norma
         assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_again_is_told(tmp_path, pieces):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
@@ -833,6 +841,7 @@ def command(*words: object) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     path, store = saved(tmp_path / "v.npy", ROWS), tmp_path / "store"
     code, out = command("ingest", path, "--normalize", "--store", store, "--json")

@@ -42,13 +42,14 @@ IDENTICAL = ["identical"]
 SILENCE = 120  # seconds after which a child that says nothing is taken to be stuck
 
 
-LIMITS = Limits(chunk_rows=10, exact_rows=20, unindexed_rows=40)
+# Chunks, extents and segments of a few rows.
+LIMITS = Limits(
+    chunk_rows=10, exact_rows=20, unindexed_rows=40, extent_rows=100, extent_bytes=200_000
+)
 
 
-def small_pieces(patch: pytest.MonkeyPatch) -> None:
-    """Chunks, extents and segments of a few rows; memtables and a log of a few chunks."""
-    patch.setattr(extents, "EXTENT_ROWS", 100)
-    patch.setattr(extents, "EXTENT_BYTES", 200_000)
+def small_tables(patch: pytest.MonkeyPatch) -> None:
+    """Memtables and a log of a few chunks."""
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: 16 << 20))
     database, tables = options.database_options, options.table_options
 
@@ -69,7 +70,7 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_pieces(monkeypatch)
+    small_tables(monkeypatch)
 
 
 # --- the children ---------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(store: str) -> None:
     """Ingest ever more rows until standard input ends, and tell how many are committed."""
-    small_pieces(pytest.MonkeyPatch())
+    small_tables(pytest.MonkeyPatch())
     stop = threading.Event()
 
     def listen() -> None:
@@ -99,7 +100,7 @@ def write(store: str) -> None:
 
 def churn(store: str) -> None:
     """Ingest, remove and optimize until standard input ends, and tell of each round."""
-    small_pieces(pytest.MonkeyPatch())
+    small_tables(pytest.MonkeyPatch())
     stop = threading.Event()
 
     def listen() -> None:
@@ -192,7 +193,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     np.save(folder / "rows.npy", np.stack([picture(i) for i in (3, 3, 20, 21)]))
     patch = pytest.MonkeyPatch()
-    small_pieces(patch)
+    small_tables(patch)
     with (
         patch.context(),
         Store.open(folder / "store", create=True, encoder=str(tiny_encoder), limits=LIMITS) as s,
@@ -230,6 +231,7 @@ def trees(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["new", "new/below", "empty"])
 def test_a_backup_is_the_store(full: Path, tmp_path: Path, place: str) -> None:
     dest = tmp_path / place
@@ -270,6 +272,7 @@ def test_what_is_unknown_or_of_one_machine_is_not_copied(full: Path, tmp_path: P
     assert not any(name.startswith("keys/LOG") or name.endswith("dbtmp") for name in there)
 
 
+@pytest.mark.slow
 def test_a_store_is_backed_up_by_the_one_that_writes_it(full: Path, tmp_path: Path) -> None:
     shutil.copytree(full / "store", tmp_path / "store")
     with Store.open(tmp_path / "store", limits=LIMITS) as store:
@@ -306,6 +309,7 @@ def test_an_empty_store_and_a_copy_of_a_copy(tmp_path: Path) -> None:
 # --- beside a writer ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_backups_beside_a_writer_are_each_one_commit(tmp_path: Path, tiny_encoder: Path) -> None:
     where = tmp_path / "store"
     Store.open(where, create=True, encoder=str(tiny_encoder)).close()
@@ -346,6 +350,7 @@ def test_backups_beside_a_writer_are_each_one_commit(tmp_path: Path, tiny_encode
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_backups_beside_one_that_removes_and_optimizes_are_whole(
     tmp_path: Path, tiny_encoder: Path
 ) -> None:
@@ -368,6 +373,7 @@ def test_backups_beside_one_that_removes_and_optimizes_are_whole(
     assert len(writer.lines) >= BACKUPS
 
 
+@pytest.mark.slow
 def test_keys_that_move_while_they_are_opened_are_opened_again(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +413,7 @@ def test_what_a_killed_writer_left_in_extents_is_not_copied(full: Path, tmp_path
         assert copy.check().problems == ()
 
 
+@pytest.mark.slow
 def test_extents_and_segments_of_later_commits_are_not_copied(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +424,7 @@ def test_extents_and_segments_of_later_commits_are_not_copied(
     @contextmanager
     def later(store: Path) -> Iterator[Any]:
         with Store.open(store, limits=LIMITS) as other:
-            other.ingest(f"{SOURCE}&n=700")
+            other.ingest(f"{SOURCE}&n=430")
         with real(store) as got:
             yield got
 
@@ -436,6 +443,7 @@ def test_extents_and_segments_of_later_commits_are_not_copied(
         assert copy.check().problems == ()
 
 
+@pytest.mark.slow
 def test_what_a_writer_gives_up_meanwhile_begins_the_backup_anew(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,6 +476,7 @@ def test_what_a_writer_gives_up_meanwhile_begins_the_backup_anew(
         assert copy.lookup(f"{SOURCE}#699", tiers=IDENTICAL).identical
 
 
+@pytest.mark.slow
 def test_what_is_deleted_while_it_is_copied_is_copied(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,6 +499,7 @@ def test_what_is_deleted_while_it_is_copied_is_copied(
 # --- nothing or all -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [False, True])
 def test_a_killed_backup_leaves_nothing_and_the_next_one_cleans_up(
     full: Path, tmp_path: Path, there: bool
@@ -512,6 +522,7 @@ def test_a_killed_backup_leaves_nothing_and_the_next_one_cleans_up(
         assert copy.check().problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", range(10))
 def test_killed_while_its_parts_are_moved_it_is_no_store_yet(
     full: Path, tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
@@ -569,6 +580,7 @@ def test_a_disk_that_fails_while_the_parts_are_moved_leaves_nothing(
     assert list(dest.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_backups_to_one_place_do_not_take_each_other_for_leftovers(
     full: Path, tmp_path: Path
 ) -> None:
@@ -644,6 +656,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(where)], check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told_before", [True, False])
 @pytest.mark.parametrize("there", [True, False])
 def test_a_small_disk_ends_up_as_it_was(
@@ -776,6 +789,7 @@ def test_holes_stay_holes_and_large_files_go_in_pieces(
             assert copied.stat().st_blocks * 512 < 1 << 20
 
 
+@pytest.mark.slow
 def test_a_read_only_source_is_backed_up(full: Path, tmp_path: Path) -> None:
     where = tmp_path / "store"
     shutil.copytree(full / "store", where)
@@ -917,6 +931,7 @@ def test_what_appears_at_the_place_meanwhile_is_kept(tmp_path: Path) -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_copies_and_says_what(
     full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

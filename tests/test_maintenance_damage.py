@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import picture
-from indexed import clustered, small_index, small_limits
+from indexed import clustered, small_limits
 from PIL import Image
 
 from engine import CheckReport, EngineError, Store, StoreError
@@ -54,15 +54,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.remove(ids=REMOVED[:-1])
         in_tables(store)
         store.remove(ids=REMOVED[-1:])
-    with pytest.MonkeyPatch.context() as patch:
-        small_index(patch, 50)
-        with Store.open(
-            made / "vectors", create=True, encoder="none", limits=small_limits(50)
-        ) as store:
-            store.ingest(made / "vectors.npy")
-            store.remove(ids=[5, 6, *range(40, 80)])
-            store.optimize()
-            in_tables(store)
+    limits = small_limits(50)
+    with Store.open(made / "vectors", create=True, encoder="none", limits=limits) as store:
+        store.ingest(made / "vectors.npy")
+        store.remove(ids=[5, 6, *range(40, 80)])
+        store.optimize()
+        in_tables(store)
     shutil.rmtree(made / "gone")
     for unneeded in made.glob("*/keys/LOG*"):
         unneeded.unlink()

@@ -20,6 +20,7 @@ from PIL import Image
 
 from engine import Store, StoreDamagedError, StoreError, UsageError
 from engine.cli.app import main
+from engine.config import Limits
 from engine.maintenance import export, table_files
 from engine.storage import extents, scan
 
@@ -70,7 +71,7 @@ def source_of(row: Row) -> str:
 
 def fingerprint(store: Store, id_: int) -> bytes:
     family = extents.FINGERPRINTS
-    extent, row = divmod(id_ - 1, family.capacity // 32)
+    extent, row = divmod(id_ - 1, store._files.limits.extent_rows)
     data = family.path(store.path, extent + 1).read_bytes()
     return data[extents.HEADER_BYTES + 32 * row :][:32]
 
@@ -151,10 +152,10 @@ def test_edges_of_buckets_extents_and_batches(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path
 ) -> None:
     """The same with extents of 100 rows, more images than a bucket has, and gaps everywhere."""
-    monkeypatch.setattr(extents, "EXTENT_ROWS", 1000)
+    limits = Limits(extent_rows=1000)
     monkeypatch.setattr(export, "_BATCH", 300)
-    path = tmp_path / "store"
-    with Store.open(path, create=True, encoder=str(tiny_encoder)) as store:
+    path, encoder = tmp_path / "store", str(tiny_encoder)
+    with Store.open(path, create=True, encoder=encoder, limits=limits) as store:
         store.ingest("synthetic:bits?n=50")
         store.ingest(full / "rows.npy")  # runs of one image, in the first bucket
         store.ingest("synthetic:bits?n=6000", encoder="none")
@@ -242,6 +243,7 @@ def test_an_export_is_of_one_commit(
 SLOW = """
 import sys, time
 from engine import Store
+from engine.config import Limits
 from engine.maintenance import export
 real = export._image_row
 def slow(*arguments):
@@ -254,6 +256,7 @@ with Store.open(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [False, True])
 def test_a_killed_export_leaves_nothing_and_the_next_one_cleans_up(
     full: Path, tmp_path: Path, there: bool
@@ -275,6 +278,7 @@ def test_a_killed_export_leaves_nothing_and_the_next_one_cleans_up(
     assert not list(tmp_path.rglob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["csv", "parquet"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     full: Path, tmp_path: Path, format: str

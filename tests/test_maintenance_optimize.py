@@ -31,15 +31,14 @@ EACH = 16 + 96  # bytes that are kept of an image
 ROWS = 40
 
 
-LIMITS = Limits(chunk_rows=5)
-
-
-def small_pieces(patch: pytest.MonkeyPatch) -> None:
-    """Extents of ten images, chunks of five, commits of two."""
-    patch.setattr(extents, "EXTENT_BYTES", 10 * EACH)
-    patch.setattr(optimize, "_BATCH", 7)
-    patch.setattr(optimize, "_BYTES", 2 * EACH)
-    patch.setattr(optimize, "_DROPPED", 2)
+# Extents of ten images, chunks of five, commits of two.
+LIMITS = Limits(
+    chunk_rows=5,
+    extent_bytes=10 * EACH,
+    compact_batch=7,
+    compact_bytes=2 * EACH,
+    compact_extents=2,
+)
 
 
 def numbers(store: Store) -> list[int]:
@@ -63,9 +62,8 @@ def expect(store: Store, gone: set[int], rows: int = ROWS) -> None:
 
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def path(tmp_path: Path) -> Path:
     """A store with 40 rows of an array in four extents."""
-    small_pieces(monkeypatch)
     np.save(tmp_path / "a.npy", np.stack([mask(row) for row in range(ROWS)]))
     with Store.open(tmp_path / "store", create=True, encoder="none", limits=LIMITS) as made:
         made.ingest(tmp_path / "a.npy")
@@ -148,24 +146,21 @@ def test_kept_files_move_with_their_images(tmp_path: Path, store: Store) -> None
         assert kept == (name.read_bytes(), False)
 
 
-def test_what_moves_is_not_held_longer_than_its_commit(
-    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_moves_is_not_held_longer_than_its_commit(path: Path) -> None:
     large = 1 << 20
-    monkeypatch.setattr(optimize, "_BYTES", 4 * large)
-    monkeypatch.setattr(optimize, "_BATCH", 4096)
-    monkeypatch.setattr(extents, "EXTENT_BYTES", 40 * large)
+    limits = Limits(extent_bytes=40 * large, compact_bytes=4 * large)
     rng = np.random.default_rng(0)
     many = ((f"{i}", rng.integers(0, 256, (600, 600, 3), np.uint8)) for i in range(60))
-    store.ingest(many, keep_pixels="yes")
-    ids = [found.id for found in store.records() if found.width == 600]
-    store.remove(ids=ids[::2])
-    tracemalloc.start()
-    try:
-        report = store.optimize()
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    with Store.open(path, limits=limits) as store:
+        store.ingest(many, keep_pixels="yes")
+        ids = [found.id for found in store.records() if found.width == 600]
+        store.remove(ids=ids[::2])
+        tracemalloc.start()
+        try:
+            report = store.optimize()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
     assert report.moved >= 30
     assert peak < 16 * large
 
@@ -345,9 +340,8 @@ CHILD = """
 import sys
 import pytest
 from engine import Store
-from test_maintenance_optimize import LIMITS, small_pieces
+from test_maintenance_optimize import LIMITS
 
-small_pieces(pytest.MonkeyPatch())
 with Store.open(sys.argv[1], limits=LIMITS) as store:
     while sys.stdin.readline():
         store.ingest(sys.argv[2])
@@ -360,6 +354,7 @@ with Store.open(sys.argv[1], limits=LIMITS) as store:
 """
 
 
+@pytest.mark.slow
 def test_readers_beside_it_are_not_disturbed(
     path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -26,7 +26,6 @@ from engine.config import Limits
 from engine.images import hashing
 from engine.images.canonical import from_array
 from engine.maintenance import missing_sources, remove
-from engine.storage import extents
 from engine.storage.changeset import Chunk, NewImage, NewName
 from engine.storage.removal import RemovalRequest
 from engine.storage.rocks.database import Keys
@@ -53,13 +52,19 @@ def found(store: Store, *seeds: int) -> list[int]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def limits() -> Limits:
+    """Of the store below; a test may be given others."""
+    return Limits()
+
+
+@pytest.fixture
+def store(tmp_path: Path, limits: Limits) -> Store:
     """Photos 0 to 5, an array of 4 to 11, and another with 11 three times and 12, 13."""
     for i in range(6):
         save(tmp_path / "photos" / f"{i}.png", mask(i))
     rows(tmp_path / "a.npy", *range(4, 12))
     rows(tmp_path / "b.npy", 11, 11, 11, 12, 13)
-    opened = Store.open(tmp_path / "store", create=True, encoder="none")
+    opened = Store.open(tmp_path / "store", create=True, encoder="none", limits=limits)
     opened.ingest(tmp_path / "photos", tmp_path / "a.npy", tmp_path / "b.npy")
     return opened
 
@@ -123,15 +128,15 @@ def test_what_is_no_id_or_nothing_at_all_is_refused(store: Store) -> None:
     assert found(store, 0) == [0], "nothing was touched"
 
 
+@pytest.mark.parametrize("limits", [Limits(removal_batch=4)], ids=["few"])
 def test_an_image_with_more_sources_than_a_commit_takes_goes_in_several(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path
 ) -> None:
     for i in range(20):
         save(tmp_path / "same" / f"{i}.png", mask(50))
     rows(tmp_path / "mixed.npy", *[50, 51] * 10)
     store.ingest(tmp_path / "same", tmp_path / "mixed.npy")
-    monkeypatch.setattr(remove, "MOST", 4)
-    commits = store.session.snapshot.state.commit
+    commits = store._files.state.commit
     ids = [id_of(store, 50), id_of(store, 51), id_of(store, 0)]
     plan = store.remove(ids=ids, dry_run=True)
     assert (plan.images, plan.sources, plan.would_go[0]) == (3, 20 + 20 + 1, f"#{ids[2]}")
@@ -238,10 +243,10 @@ def test_what_is_not_there_is_told_of_and_the_rest_done(
     assert (report.images, report.not_found) == (1, (name,))
 
 
+@pytest.mark.parametrize("limits", [Limits(removal_batch=1)], ids=["few"])
 def test_what_is_named_twice_is_found_both_times(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remove, "MOST", 1)
     monkeypatch.chdir(tmp_path)
     names = [".", "photos", "photos/0.png", "a.npy#1", "a.npy", "a.npy#1", "b.npy#99"]
     plan = store.remove(ids=[1, 99], sources=names, dry_run=True)
@@ -393,11 +398,10 @@ def test_what_only_begins_like_it_is_not_inside(store: Store, tmp_path: Path) ->
     assert found(store, 9, 90) == [9]
 
 
+@pytest.mark.parametrize("limits", [Limits(chunk_rows=3)], ids=["few"])
 def test_nothing_is_missing_while_a_changed_array_is_half_read(
     store: Store, tmp_path: Path
 ) -> None:
-    store.close()
-    store = Store.open(tmp_path / "store", limits=Limits(chunk_rows=3))
     os.utime(tmp_path / "a.npy", (1, 1))
     began = store.session.snapshot.state.commit
     report = store.ingest(
@@ -688,10 +692,8 @@ def test_a_stop_ends_the_looking(
 # --- stopping, failing ----------------------------------------------------------------------------
 
 
-def test_it_stops_after_a_commit_and_goes_on(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remove, "MOST", 3)
+@pytest.mark.parametrize("limits", [Limits(removal_batch=3)], ids=["few"])
+def test_it_stops_after_a_commit_and_goes_on(store: Store) -> None:
     told: list[tuple[int, int | None]] = []
     report = store.remove(
         ids=range(1, 15), progress=lambda *at: told.append(at), stop=lambda: len(told) > 2
@@ -735,10 +737,10 @@ def test_where_there_are_no_runs_few_records_are_read(
         assert store.check().problems == ()
 
 
+@pytest.mark.parametrize("limits", [Limits(removal_batch=3)], ids=["few"])
 def test_a_removal_that_fails_removes_whole_commits_only(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remove, "MOST", 3)
     commit = Session._commit_keys
     count = []
 
@@ -810,9 +812,9 @@ def test_vectors_of_removed_images_are_passed_over(tmp_path: Path, tiny_encoder:
 def test_vectors_of_removed_images_do_not_count(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extents, "EXTENT_ROWS", 10)
-    path = tmp_path / "with"
-    with Store.open(path, create=True, encoder=str(tiny_encoder)) as store:
+    path, encoder = tmp_path / "with", str(tiny_encoder)
+    limits = Limits(extent_rows=10)
+    with Store.open(path, create=True, encoder=encoder, limits=limits) as store:
         store.ingest("synthetic:bits?n=20")
         store.ingest("synthetic:bits?n=30", encoder="none")
         store.ingest("synthetic:bits?n=45", encoder=str(tiny_encoder))
@@ -918,11 +920,13 @@ def test_ctrl_c_ends_the_command_on_a_commit(store: Store, tmp_path: Path) -> No
     store.close()
     code = """
 import os, signal, sys
+from functools import partial
+from engine import Store
 from engine.cli.app import main
-from engine.maintenance import remove
+from engine.config import Limits
 from engine.storage import writer
 
-remove.MOST = 3
+Store.open = partial(Store.open, limits=Limits(removal_batch=3))
 commit = writer.Writer.commit
 
 def told(files, chunk):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -19,7 +20,6 @@ from indexed import (
     nearest,
     new_store,
     recall_of,
-    small_index,
     small_limits,
     stored,
 )
@@ -31,13 +31,12 @@ from engine.index import calibrate, maintain
 from engine.index.background import BackgroundWork
 from engine.maintenance import reorder
 from engine.records import OptimizeReport
-from engine.storage import extents
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.lock import WriterLock
 
 LIMITS = Limits(recall_sample=50)
 LEAST = 100
-LIMITS = small_limits(LEAST)
+LIMITS = small_limits(LEAST, sample=50)
 N = 6 * LEAST
 BLOCK = clustered(2 * N)
 
@@ -48,7 +47,6 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
-    small_index(monkeypatch, LEAST)
     monkeypatch.setattr(calibrate, "_RERANK_DEPTHS", (1, 2, 5))
     monkeypatch.setattr(reorder, "_WAIT_SECONDS", 0.01)
     yield
@@ -170,11 +168,8 @@ def test_fewer_vectors_than_are_indexed_lose_only_the_removed_ones(tmp_path: Pat
         assert leftovers(store.path) == []
 
 
-def test_several_extents_become_one_and_it_is_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extents, "EXTENT_ROWS", 70)
-    with new_store(tmp_path / "s", LIMITS) as store:
+def test_several_extents_become_one_and_it_is_gone_on_with(tmp_path: Path) -> None:
+    with new_store(tmp_path / "s", replace(LIMITS, extent_rows=70)) as store:
         for at in range(0, N, 50):
             store.ingest(BLOCK[at : at + 50], name=f"{at}")
         assert len(list((store.path / "vectors").rglob("*.f32"))) == -(-N // 70)
@@ -194,7 +189,10 @@ def test_several_extents_become_one_and_it_is_gone_on_with(
 
 
 def beside(
-    path: Path, what: Callable[[Store], object], monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    what: Callable[[Store], object],
+    monkeypatch: pytest.MonkeyPatch,
+    limits: Limits = LIMITS,
 ) -> OptimizeReport:
     """Optimize; when all is built, and before it takes the lock, another store does ``what``."""
     lock, waits = reorder.Reorder._lock, []
@@ -202,11 +200,11 @@ def beside(
     def locked(self: reorder.Reorder) -> None:
         if not waits:
             waits.append(1)
-            with Store.open(path, limits=LIMITS) as other:
+            with Store.open(path, limits=limits) as other:
                 what(other)
         lock(self)
 
-    with monkeypatch.context() as patch, Store.open(path, limits=LIMITS) as store:
+    with monkeypatch.context() as patch, Store.open(path, limits=limits) as store:
         patch.setattr(reorder.Reorder, "_lock", locked)
         report = store.optimize()
     assert waits
@@ -218,8 +216,8 @@ def beside(
 def test_what_another_ingests_meanwhile_is_carried_over(
     made: Path, monkeypatch: pytest.MonkeyPatch, extent: int
 ) -> None:
-    monkeypatch.setattr(extents, "EXTENT_ROWS", extent)
-    report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch)
+    limits = replace(LIMITS, extent_rows=extent)
+    report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch, limits)
     assert (report.laid_out, report.skipped) == (N, ())
     with Store.open(made, limits=LIMITS) as store:
         expect(store, np.arange(1, N + 351))
@@ -280,6 +278,7 @@ lock.release()
 """
 
 
+@pytest.mark.slow
 def test_while_another_writes_it_waits(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(store.path)],
@@ -576,8 +575,8 @@ def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) 
 def test_ids_of_half_a_commit_do_not_become_those_of_the_other_half(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extents, "EXTENT_ROWS", N + 70)
-    report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch)
+    limits = replace(LIMITS, extent_rows=N + 70)
+    report = beside(made, lambda o: o.ingest(BLOCK[N : N + 350], name="c"), monkeypatch, limits)
     assert report.laid_out == N
     names = sorted((made / "vectors").rglob("*.ids"))
     with Store.open(made, read_only=True, limits=LIMITS) as opened:

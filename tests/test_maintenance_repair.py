@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +192,7 @@ ALL = tuple(DAMAGE)
 SOME = ("header flipped", "flipped", "empty", "cut in the middle", "gone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage"),
     [(name, damage) for name in ("pixels", "vectors") for damage in ALL]
@@ -209,6 +210,7 @@ def test_a_damaged_file_is_mended(
     is_as_before(store, truth)
 
 
+@pytest.mark.slow
 def test_all_of_them_at_once_are_mended(store: Path, truth: list[object]) -> None:
     for name in FILES:
         (store / FILES[name]).unlink()
@@ -216,6 +218,7 @@ def test_all_of_them_at_once_are_mended(store: Path, truth: list[object]) -> Non
     is_as_before(store, truth)
 
 
+@pytest.mark.slow
 def test_folders_that_are_gone_are_made_again(store: Path, truth: list[object]) -> None:
     for folder in ("pixels", "fingerprints", "vectors", "index"):
         shutil.rmtree(store / folder)
@@ -223,6 +226,7 @@ def test_folders_that_are_gone_are_made_again(store: Path, truth: list[object]) 
     is_as_before(store, truth)
 
 
+@pytest.mark.slow
 def test_an_extent_of_another_store_is_not_taken_for_its_own(
     store: Path, truth: list[object], tmp_path: Path
 ) -> None:
@@ -235,13 +239,13 @@ def test_an_extent_of_another_store_is_not_taken_for_its_own(
     is_as_before(store, truth)
 
 
+@pytest.mark.slow
 def test_extents_of_a_few_rows_are_mended_across_their_borders(
-    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_encoder: Path
 ) -> None:
-    monkeypatch.setattr(extents, "EXTENT_ROWS", 10)
-    monkeypatch.setattr(extents, "EXTENT_BYTES", 20_000)
     where = tmp_path / "store"
-    with Store.open(where, create=True, encoder=str(tiny_encoder), limits=LIMITS) as opened:
+    limits = replace(LIMITS, extent_rows=10, extent_bytes=20_000)
+    with Store.open(where, create=True, encoder=str(tiny_encoder), limits=limits) as opened:
         opened.ingest(f"{SYNTHETIC}&n=48")
     with Store.open(where, read_only=True) as opened:
         before = [opened.lookup(f"{SYNTHETIC}#{i}", k=48).similar for i in range(48)]
@@ -262,6 +266,7 @@ def test_extents_of_a_few_rows_are_mended_across_their_borders(
             }
 
 
+@pytest.mark.slow
 def test_what_the_manifest_does_not_name_is_named_again(store: Path, truth: list[object]) -> None:
     with Store.open(store, read_only=True) as opened:
         found = opened.session.snapshot.manifest
@@ -291,6 +296,7 @@ def damage_encoder(where: Path, what: str) -> None:
     damage(next(folder.glob(f"{stem}.*")) if stem else folder)
 
 
+@pytest.mark.slow
 def test_the_starter_encoder_is_copied_again_from_the_package(tmp_path: Path) -> None:
     where = tmp_path / "store"
     with Store.open(where, create=True) as opened:
@@ -308,6 +314,7 @@ def test_the_starter_encoder_is_copied_again_from_the_package(tmp_path: Path) ->
         assert opened.ingest(f"{LATER}&n=3").added == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ENCODER_DAMAGE)
 def test_a_foreign_encoder_is_asked_for_and_the_rest_mended(
     store: Path, truth: list[object], tiny_encoder: Path, what: str
@@ -336,6 +343,7 @@ def test_a_description_that_does_not_fit_its_model_is_found(store: Path) -> None
     assert problem.part == "encoder/1"
 
 
+@pytest.mark.slow
 def test_vectors_wait_for_their_encoder(
     store: Path, truth: list[object], tiny_encoder: Path
 ) -> None:
@@ -367,6 +375,7 @@ def tables_of(where: Path, table: str) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["images", "records", "commits"])
 def test_a_damaged_table_is_mended_with_the_rest(
     store: Path, truth: list[object], caplog: pytest.LogCaptureFixture, table: str
@@ -383,6 +392,7 @@ def test_a_damaged_table_is_mended_with_the_rest(
     is_as_before(store, truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["gone", "empty", "cut in the middle"])
 def test_a_lost_table_is_mended_from_the_others_and_the_sources(
     store: Path, truth: list[object], damage: str, capsys: pytest.CaptureFixture[str]
@@ -448,6 +458,7 @@ def put_folders_there(folder: Path) -> None:
         (folder / name).mkdir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "damage"),
     [(delete, "gone"), (change, "flipped"), (break_off, "gone"), (put_folders_there, "flipped")],
@@ -481,6 +492,7 @@ def test_pixels_whose_sources_are_gone_are_set_aside_and_named(
         assert opened.ingest(mask(0)[np.newaxis], name="again").duplicates == 1
 
 
+@pytest.mark.slow
 def test_only_what_is_gone_is_set_aside(tmp_path: Path) -> None:
     where, images = kinds_of_sources(tmp_path)
     before = verified(where, images)
@@ -515,6 +527,7 @@ def test_the_same_pixels_from_another_file_do_for_pixels_and_not_for_a_kept_file
     assert verified(where, images)[1] == "bytes"
 
 
+@pytest.mark.slow
 def test_any_of_many_sources_will_do(tmp_path: Path) -> None:
     for i in range(30):
         save(tmp_path / f"{i:02d}.png", mask(0))
@@ -543,6 +556,7 @@ def test_images_that_share_a_key_are_mended_each(
     assert verified(where, images) == before | {1: "digest", 5: "digest"}
 
 
+@pytest.mark.slow
 def test_where_pixels_are_not_kept_and_sources_are_gone_good_rows_stay(
     tmp_path: Path, tiny_encoder: Path
 ) -> None:
@@ -612,6 +626,7 @@ def write_half(fd: int, data: bytes, offset: int) -> None:
     raise Interrupted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "least"),
     [(os, "fsync", 6), (database.Keys, "commit", 5), (build, "write_segment", 1)],
@@ -653,6 +668,7 @@ def test_a_repair_that_is_interrupted_is_finished_by_the_next(
     is_as_before(store, truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where_from", [extents, durable], ids=["extents", "manifest"])
 def test_what_is_written_by_half_is_written_again(
     store: Path, truth: list[object], monkeypatch: pytest.MonkeyPatch, where_from: object
@@ -666,6 +682,7 @@ def test_what_is_written_by_half_is_written_again(
     is_as_before(store, truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pixels", "fingerprints", "vectors", "ids"])
 def test_a_header_is_mended_without_a_moment_at_which_the_data_is_gone(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -691,6 +708,7 @@ def test_a_header_is_mended_without_a_moment_at_which_the_data_is_gone(
     assert verified(where, {1: mask(0)}) == {1: "bytes"}
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_reported_and_leaves_the_damage_to_be_found(
     store: Path, truth: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -723,6 +741,7 @@ def child(where: str, module: str, name: str) -> None:
     fix(Path(where))
 
 
+@pytest.mark.slow
 def test_a_repair_that_is_killed_is_finished_by_the_next(store: Path, truth: list[object]) -> None:
     damage_some(store)
     for module, name in (("storage.extents", "write_all"), ("index.build", "write_segment")):
@@ -745,6 +764,7 @@ def test_a_repair_that_is_killed_is_finished_by_the_next(store: Path, truth: lis
 # --- beside an open store, and what is printed ----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", [True, False])
 def test_files_that_go_while_the_store_is_open_are_not_read_or_written_on(
     store: Path, truth: list[object], writes: bool
@@ -788,6 +808,7 @@ def test_a_vector_that_cannot_be_right_is_never_a_hit(
     assert fix(store).ok
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_writer_left_is_told_and_no_damage(
     store: Path, truth: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -811,6 +832,7 @@ def test_what_an_interrupted_writer_left_is_told_and_no_damage(
     assert check(store).leftover_bytes == 0
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_object_and_says_what_it_mended(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -201,6 +201,7 @@ with Store.open(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 def test_a_store_that_another_process_writes_to_is_left_to_it(
     closed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

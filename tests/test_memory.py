@@ -48,6 +48,7 @@ def ingest(folder: Path, keep_pixels: str) -> tuple[int, int, int]:
     return added, rejected, grown
 
 
+@pytest.mark.slow
 def test_large_photographs_are_decoded_one_after_another(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(6):  # 84 MB each while it is decoded
@@ -59,6 +60,7 @@ def test_large_photographs_are_decoded_one_after_another(tmp_path: Path) -> None
     assert grown < LIMIT + SLACK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_what_would_take_more_is_rejected_before_it_is_decoded(tmp_path: Path, mode: str) -> None:
     (tmp_path / "images").mkdir()
@@ -69,7 +71,8 @@ def test_what_would_take_more_is_rejected_before_it_is_decoded(tmp_path: Path, m
     assert grown < SLACK
 
 
-@pytest.mark.parametrize("keep_pixels", ["auto", "yes"])
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_pixels", ["yes", pytest.param("auto", marks=pytest.mark.exhaustive)])
 def test_bit_images_in_small_files_do_not_add_up(tmp_path: Path, keep_pixels: str) -> None:
     """Scans of one bit compress a thousandfold; what is kept of them must not wait unpacked."""
     (tmp_path / "images").mkdir()
@@ -146,6 +149,7 @@ def encoded(mode: str, form: str, options: dict[str, Any], size: tuple[int, int]
     return output.getvalue()
 
 
+@pytest.mark.slow
 def test_no_kind_of_file_takes_more_than_is_counted_for_it(tmp_path: Path) -> None:
     for name, (mode, form, options) in KINDS.items():
         (tmp_path / name).write_bytes(encoded(mode, form, options, PIXELS))
@@ -191,6 +195,7 @@ with Store.open("store", create=True, encoder="none", memory="1G") as store:
 """
 
 
+@pytest.mark.slow
 def test_the_peak_that_is_told_is_what_a_decode_took(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "warm.png")
     size = (2500, 2000)
@@ -211,6 +216,7 @@ def test_the_peak_that_is_told_is_what_a_decode_took(tmp_path: Path) -> None:
     assert 14 * size[0] * size[1] < peak - before < 25 * size[0] * size[1] + (16 << 20)
 
 
+@pytest.mark.slow
 def test_what_did_not_fit_is_tried_again_with_more_memory(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.webp").write_bytes(encoded("RGB", "WEBP", {"method": 0}, (2500, 2000)))

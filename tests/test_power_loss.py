@@ -55,19 +55,19 @@ IN_ORDER = "everything"
 HOW = (SYNCED, LAST, SOME, IN_ORDER)
 
 
-LIMITS = Limits(chunk_files=3, chunk_rows=12, exact_rows=20, unindexed_rows=30)
-
-
-def small_pieces(patch: pytest.MonkeyPatch) -> None:
-    """Chunks, extents and segments of a few rows, so that all their edges are met."""
-    for module in (reorder, optimize):
-        patch.setattr(module, "EXACT_ROWS", 20)
-    patch.setattr(extents, "EXTENT_ROWS", 25)
-    patch.setattr(extents, "EXTENT_BYTES", 500)
-    patch.setattr(remove, "MOST", 8)
-    patch.setattr(optimize, "_BATCH", 20)
-    patch.setattr(optimize, "_BYTES", 300)
-    patch.setattr(optimize, "_DROPPED", 1)
+# Chunks, extents and segments of a few rows, so that all their edges are met.
+LIMITS = Limits(
+    chunk_files=3,
+    chunk_rows=12,
+    exact_rows=20,
+    unindexed_rows=30,
+    extent_rows=25,
+    extent_bytes=500,
+    removal_batch=8,
+    compact_batch=20,
+    compact_bytes=300,
+    compact_extents=1,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,9 +76,7 @@ def pieces() -> Iterator[None]:
 
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for segments of a few rows, several wait for each other
-    with pytest.MonkeyPatch.context() as patch:
-        small_pieces(patch)
-        yield
+    yield
     faiss.omp_set_num_threads(threads)
 
 
@@ -437,6 +435,7 @@ def test_the_recorder_sees_what_is_done_through_os_and_past_it(where: Path) -> N
     assert there == {"store", "store/moved", "store/moved/b", "store/moved/c", "store/moved/deep"}
 
 
+@pytest.mark.slow
 def test_the_recording_has_met_every_edge(life: Recorder) -> None:
     assert life.unsynced_commits == 0, "RocksDB was told to sync each commit"
     happened = [event.what for event in life.events]
@@ -465,6 +464,7 @@ def test_the_recording_has_met_every_edge(life: Recorder) -> None:
 # --- one power cut --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "seed"), [(SYNCED, 0), (LAST, 0), (IN_ORDER, 0), *((SOME, seed) for seed in SEEDS)]
 )
@@ -474,6 +474,7 @@ def test_a_power_cut_loses_nothing_that_was_told_of(
     none_of(replay(life, how, sources, where / "disk", seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_a_store_that_was_not_finished_can_be_made_again(
     life: Recorder, sources: Sources, where: Path, how: str
@@ -499,6 +500,7 @@ def upkeep(room: Path, sources: Sources) -> Recorder:
     return recorder
 
 
+@pytest.mark.slow
 def test_the_upkeep_has_met_every_edge(upkeep: Recorder) -> None:
     happened = [event.what for event in upkeep.events]
     assert sum(bool(re.search(r"unlink: store/pixels/\d+.blobs is gone", w)) for w in happened) > 4
@@ -510,6 +512,7 @@ def test_the_upkeep_has_met_every_edge(upkeep: Recorder) -> None:
     assert upkeep.unsynced_commits == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "seed"), [(SYNCED, 0), (LAST, 0), (IN_ORDER, 0), *((SOME, seed) for seed in SEEDS)]
 )
@@ -531,6 +534,7 @@ def adoption(room: Path, sources: Sources) -> Recorder:
     return recorder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_an_encoder_is_adopted_whole_or_not_at_all(
     adoption: Recorder, sources: Sources, where: Path, how: str
@@ -550,6 +554,7 @@ def made_in_place(room: Path, sources: Sources) -> Recorder:
     return recorder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_an_empty_folder_that_did_not_become_a_store_still_can(
     made_in_place: Recorder, sources: Sources, where: Path, how: str
@@ -558,6 +563,7 @@ def test_an_empty_folder_that_did_not_become_a_store_still_can(
     none_of(replay(made_in_place, how, sources, where / "disk", at=range(became)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [SYNCED, IN_ORDER])
 def test_an_empty_folder_that_became_a_store_can_be_written(
     made_in_place: Recorder, sources: Sources, where: Path, how: str
@@ -567,6 +573,7 @@ def test_an_empty_folder_that_became_a_store_can_be_written(
     none_of(replay(made_in_place, how, sources, where / "disk", at=at, every=1))
 
 
+@pytest.mark.slow
 def test_new_folders_above_a_store_are_as_durable_as_it(sources: Sources, where: Path) -> None:
     with recorded(where) as recorder:
         create(where, recorder, "none", "new/folders/store")
@@ -592,6 +599,7 @@ def any_point(recorder: Recorder, rng: random.Random) -> Disk:
     return rng.choice(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [SYNCED, SOME, IN_ORDER])
 def test_a_power_cut_after_another_crash_loses_nothing_either(
     life: Recorder, sources: Sources, where: Path, first: str
@@ -606,6 +614,7 @@ def test_a_power_cut_after_another_crash_loses_nothing_either(
             none_of(replay(recorder, how, sources, where / "disk", seed, at=at))
 
 
+@pytest.mark.slow
 def test_an_extent_that_a_crash_left_without_data_stays_whole(
     life: Recorder, sources: Sources, where: Path
 ) -> None:
@@ -617,6 +626,7 @@ def test_an_extent_that_a_crash_left_without_data_stays_whole(
     none_of(replay(recorder, IN_ORDER, sources, where / "disk", at=range(committed)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mkdir: store/vectors/1", "→ store/MANIFEST.json", "→ store"])
 def test_names_that_a_killed_writer_did_not_sync_are_synced_by_the_next(
     life: Recorder, sources: Sources, where: Path, name: str
@@ -742,11 +752,13 @@ def losses(kind: str, sources: Sources, where: Path) -> Iterator[str]:
         yield from replay(recorder, how, sources, where / "left", at=at, every=1 << 30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [NEW, IN_PLACE, ADOPTED])
 def test_with_every_sync_nothing_is_lost(kind: str, sources: Sources, where: Path) -> None:
     none_of(losses(kind, sources, where))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SYNCS)
 def test_without_any_one_sync_something_is(what: str, sources: Sources, where: Path) -> None:
     """The recorder has teeth, and the engine no sync that does nothing."""
@@ -762,10 +774,9 @@ def test_without_any_one_sync_something_is(what: str, sources: Sources, where: P
 
 def child(path: str, encoder: str, *what: str) -> None:
     """Make a store and fill it, telling of each commit."""
-    small_pieces(pytest.MonkeyPatch())
     commit = Writer.commit
 
-    def tell(durable: Session, chunk: Chunk) -> None:
+    def tell(durable: Writer, chunk: Chunk) -> None:
         commit(durable, chunk)
         print("told", flush=True)
 
@@ -895,6 +906,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> tuple[
     return log.read_text(), path
 
 
+@pytest.mark.slow
 def test_the_system_is_asked_to_sync_in_the_order_of_a_commit(traced: tuple[str, Path]) -> None:
     none_of(disorder(*traced))
 

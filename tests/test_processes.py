@@ -239,6 +239,7 @@ def encode(_: str) -> None:
     assert (encoder.encode([picture]) == right).all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks there are not for programs with threads")
 @pytest.mark.parametrize("program", [fork_after_everything, fork_in_the_middle, encode])
 def test_forked_processes_work_and_leave_what_is_their_parents(program, tmp_path, tiny_encoder):
@@ -299,6 +300,7 @@ def test_a_store_is_pickled_as_how_to_open_it(tmp_path, monkeypatch):
     assert "closed" in refused(lambda: pickle.dumps(copy))
 
 
+@pytest.mark.slow
 def test_a_spawned_worker_is_given_a_store(tmp_path):
     with Store.open(tmp_path / "rows", create=True) as store:
         store.ingest(ROWS, name="rows")

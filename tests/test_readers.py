@@ -32,10 +32,11 @@ from rocksdict import DBCompactionStyle
 
 from engine import Store, StoreError, StoreLockedError
 from engine.config import Limits, MemoryBudget
-from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.rocks import open_reader, opening, options
 from engine.storage.writer import Writer as StoreWriter
+
+pytestmark = pytest.mark.slow
 
 OPENS = int(os.environ.get("ENGINE_READER_OPENS", sized(200, 1000)))
 ROWS = 40  # of each array
@@ -49,13 +50,14 @@ SILENCE = 120  # seconds after which a writer that says nothing is taken to be s
 IDENTICAL = ["identical"]
 
 
-LIMITS = Limits(chunk_files=2, chunk_rows=10, unindexed_rows=100)
+# Chunks, extents and segments of a few rows.
+LIMITS = Limits(
+    chunk_files=2, chunk_rows=10, unindexed_rows=100, extent_rows=500, extent_bytes=20_000
+)
 
 
-def small_pieces(patch: pytest.MonkeyPatch) -> None:
-    """Chunks, extents and segments of a few rows; memtables and a log of a few chunks."""
-    patch.setattr(extents, "EXTENT_ROWS", 500)
-    patch.setattr(extents, "EXTENT_BYTES", 20_000)
+def small_tables(patch: pytest.MonkeyPatch) -> None:
+    """Memtables and a log of a few chunks."""
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: WRITE_BUFFERS))
     database, tables = options.database_options, options.table_options
 
@@ -92,7 +94,7 @@ def same(row: int) -> int:
 
 def write(store: str, folder: str) -> None:
     """Ingest an array and three pictures, and more of them until standard input ends."""
-    small_pieces(pytest.MonkeyPatch())
+    small_tables(pytest.MonkeyPatch())
     stop = threading.Event()
 
     def listen() -> None:
@@ -315,7 +317,7 @@ def a_writer(store: Path, folder: Path, **environment: str) -> Iterator[Writer]:
 def test_every_reader_sees_whole_commits_up_to_the_last_at_least(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_pieces(monkeypatch)
+    small_tables(monkeypatch)
     opens = count_opens(monkeypatch)
     where = tmp_path / "store"
     Store.open(where, create=True, encoder="none").close()
@@ -345,7 +347,7 @@ def test_a_writer_that_flushes_at_every_commit_is_read_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no moment between two commits that is long enough to open a store in."""
-    small_pieces(monkeypatch)
+    small_tables(monkeypatch)
     where = tmp_path / "store"
     Store.open(where, create=True, encoder="none").close()
     opened: list[int] = []
@@ -373,7 +375,7 @@ def test_a_writer_that_flushes_at_every_commit_is_read_all_the_same(
 def test_readers_search_vectors_while_the_index_is_built_and_merged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path
 ) -> None:
-    small_pieces(monkeypatch)
+    small_tables(monkeypatch)
     where = tmp_path / "store"
     Store.open(where, create=True, encoder=str(tiny_encoder)).close()
     draw = np.random.default_rng(0)
@@ -403,7 +405,7 @@ def test_a_writer_that_stands_still_keeps_no_reader_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped wherever it is, in the middle of a commit too, with all that it holds."""
-    small_pieces(monkeypatch)
+    small_tables(monkeypatch)
     where = tmp_path / "store"
     Store.open(where, create=True, encoder="none").close()
     draw = random.Random(0)

@@ -85,6 +85,7 @@ def expect(store: Store, queries: np.ndarray, k: int, wanted: set[int], ids: Any
     assert found.tolist() == truth.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 10, 200, 5000])
 @pytest.mark.parametrize("some", [1, 10, COUNT // 100, COUNT // 2, COUNT])
 def test_the_closest_among_some_are_those_of_all_products(
@@ -315,6 +316,7 @@ def test_a_name_stands_for_the_images_seen_in_it(
             assert wide.near
 
 
+@pytest.mark.slow
 def test_what_a_name_stands_for_is_what_goes_with_it(
     shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

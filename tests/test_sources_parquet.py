@@ -403,6 +403,7 @@ def test_columns_of_one_name_are_not_chosen_from(tmp_path):
         ParquetTable(path)
 
 
+@pytest.mark.slow
 def test_without_pyarrow_it_says_what_to_install(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     code = (
@@ -521,6 +522,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_footer_that_takes_much_more_than_its_length_is_not_read(tmp_path, kind):
     (tmp_path / "a.parquet").write_bytes(BOMBS[kind])

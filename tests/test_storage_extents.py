@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import Store, StoreDamagedError
+from engine.config import Limits
 from engine.images import hashing
 from engine.records import Place
 from engine.storage import extents
@@ -145,12 +146,10 @@ def test_making_an_extent_again_empties_what_a_crash_left(tmp_path: Path) -> Non
 # --- many extents ---------------------------------------------------------------------------------
 
 
-def test_rows_go_on_in_a_new_extent_where_one_is_full(
-    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extents, "EXTENT_ROWS", 7)
-    monkeypatch.setattr(extents, "EXTENT_BYTES", 3 * 3766 + 1)
-    with Store.open(tmp_path / "a", create=True, encoder=str(tiny_encoder)) as store:
+def test_rows_go_on_in_a_new_extent_where_one_is_full(tmp_path: Path, tiny_encoder: Path) -> None:
+    limits = Limits(extent_rows=7, extent_bytes=3 * 3766 + 1)
+    encoder = str(tiny_encoder)
+    with Store.open(tmp_path / "a", create=True, encoder=encoder, limits=limits) as store:
         for n in (5, 7, 8, 29):  # ends before, at, behind an edge, and far behind
             store.ingest(f"synthetic:bits?n={n}")
         assert store.check().problems == ()

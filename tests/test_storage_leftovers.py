@@ -48,6 +48,7 @@ def test_what_nobody_holds_is_swept(tmp_path: Path) -> None:
     assert sweep(tmp_path / "nowhere", NAMES, INSIDE) == 0
 
 
+@pytest.mark.slow
 def test_what_somebody_holds_stays(tmp_path: Path) -> None:
     path = tmp_path / "work-1"
 

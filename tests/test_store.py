@@ -401,12 +401,9 @@ def test_the_header_is_the_first_page_of_an_extent(tmp_path: Path) -> None:
     assert path.stat().st_size == HEADER_BYTES + 3 * 32
 
 
-def test_a_manifest_older_than_the_keys_is_never_written_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine.storage.extents.EXTENT_BYTES", 100)
-    path = tmp_path / "a"
-    with Store.open(path, create=True, encoder="none") as store:
+def test_a_manifest_older_than_the_keys_is_never_written_on(tmp_path: Path) -> None:
+    path, limits = tmp_path / "a", Limits(extent_bytes=100)
+    with Store.open(path, create=True, encoder="none", limits=limits) as store:
         store.ingest(rows(tmp_path / "1.npy", range(3)))
         old = (path / "MANIFEST.json").read_bytes()
         store.ingest(rows(tmp_path / "2.npy", range(3, 6)))

@@ -34,7 +34,6 @@ from PIL import Image
 from engine import ImageError, Store, StoreLockedError, UsageError
 from engine.config import SOURCES_SHOWN, Limits
 from engine.images import hashing
-from engine.maintenance import optimize, remove
 from engine.records import Buffer, IngestReport, Kind, RemoveReport
 from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
 from engine.storage import extents, tombstones
@@ -52,17 +51,21 @@ FOLLOWS = hasattr(Session, "follow")
 IDENTICAL = ["identical"]
 
 
-LIMITS = Limits(chunk_files=2, chunk_rows=3)
+# Chunks, extents and runs of a few rows, so that all their edges are met.
+LIMITS = Limits(
+    chunk_files=2,
+    chunk_rows=3,
+    extent_rows=5,
+    extent_bytes=200,
+    removal_batch=3,
+    compact_batch=3,
+    compact_bytes=40,
+    compact_extents=2,
+)
 
 
-def small_pieces(patch: pytest.MonkeyPatch) -> None:
-    """Chunks, extents and runs of a few rows, so that all their edges are met."""
-    patch.setattr(remove, "MOST", 3)
-    patch.setattr(optimize, "_BATCH", 3)
-    patch.setattr(optimize, "_BYTES", 40)
-    patch.setattr(optimize, "_DROPPED", 2)
-    patch.setattr(extents, "EXTENT_ROWS", 5)
-    patch.setattr(extents, "EXTENT_BYTES", 200)
+def small_buckets(patch: pytest.MonkeyPatch) -> None:
+    """Buckets and bitmaps of a few ids."""
     for name, module in sys.modules.items():  # whoever knows how runs are found by id
         if name.startswith("engine.") and hasattr(module, "BUCKET_BITS"):
             patch.setattr(module, "BUCKET_BITS", 2)
@@ -695,10 +698,11 @@ class Walk(RuleBasedStateMachine):
         assert report.images == len(handle.seen.images)
 
 
+@pytest.mark.slow
 def test_images_that_share_a_key_live_and_go_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_pieces(monkeypatch)
+    small_buckets(monkeypatch)
     key = hashing.key
 
     def one_of_three(canonical: Buffer, seed: int) -> bytes:
@@ -716,8 +720,9 @@ def test_images_that_share_a_key_live_and_go_apart(
     )
 
 
+@pytest.mark.slow
 def test_a_store_is_a_dict_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_pieces(monkeypatch)
+    small_buckets(monkeypatch)
     run_state_machine_as_test(
         lambda: Walk(tmp_path),
         settings=settings(

@@ -232,6 +232,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path, late: bool) -> None:
     code = CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path), key=KEY, late=late)

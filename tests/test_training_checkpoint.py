@@ -28,6 +28,7 @@ PROVENANCE = checkpoint.Provenance(
 )
 
 
+@pytest.mark.slow
 def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     network = build(SETTINGS).to(memory_format=torch.channels_last)
     checkpoint.save_checkpoint(tmp_path, network.state_dict(), PROVENANCE)
@@ -47,6 +48,7 @@ def test_its_metadata_is_json_that_anyone_can_read(tmp_path: Path) -> None:
     assert (fields["epoch"], fields["data"]["count"]) == (3, 20)
 
 
+@pytest.mark.slow
 def test_it_is_replaced_whole(tmp_path: Path) -> None:
     for _ in range(2):
         checkpoint.save_checkpoint(tmp_path, build(SETTINGS).state_dict(), PROVENANCE)
@@ -56,6 +58,7 @@ def test_it_is_replaced_whole(tmp_path: Path) -> None:
     assert not path.read_bytes().startswith((b"PK", b"\x80"))  # neither a zip nor a pickle
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

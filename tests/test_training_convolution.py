@@ -37,6 +37,7 @@ def near(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
     return bool((found.float() - wanted).abs().max() <= TOLERANCE[dtype] * wanted.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @settings(max_examples=40, deadline=None)
 @given(
@@ -93,6 +94,7 @@ def test_a_layer_learns_as_pytorchs_does(width: int, autocast: bool) -> None:
         assert (mine - wanted).abs().max() <= TOLERANCE[dtype] * wanted.abs().max()
 
 
+@pytest.mark.slow
 def test_products_are_used_where_maps_are_small_and_only_in_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

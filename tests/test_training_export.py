@@ -55,6 +55,7 @@ def run(path: Path, pixels: "torch.Tensor") -> "np.ndarray":
     return onnxruntime.InferenceSession(str(path)).run(["embedding"], {"pixels": pixels.numpy()})[0]
 
 
+@pytest.mark.slow
 def test_fp32_computes_what_the_network_computes(exported: EncoderExportReport) -> None:
     network, _ = load_checkpoint(Path(exported.out))
     pixels = images(5, 2)  # another batch size than it was traced with, and images not seen
@@ -118,6 +119,7 @@ def test_the_description_says_what_it_is(exported: EncoderExportReport) -> None:
     assert body["default"] == exported.default
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overlap", "default"), [(0.9, "int8"), (0.89, "fp32")])
 def test_int8_runs_only_if_it_finds_the_same_neighbours(
     overlap: float, default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,6 +148,7 @@ def test_nothing_but_the_encoder_is_left(exported: EncoderExportReport) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,8 @@ from engine.training.schedule import learning_rate
 from engine.training.scoring import HeldOutScore, Scorer
 from engine.training.trainer import adam_state
 
+pytestmark = pytest.mark.slow
+
 TINY = TrainSettings(image_size=32, batch=8, epochs=2, hidden=32, dim=16)
 
 

@@ -25,6 +25,7 @@ def test_embeddings_are_unit_float32() -> None:
     assert torch.allclose(z.norm(dim=1), torch.ones(3), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_seed_makes_the_network_and_leaves_the_global_state_alone() -> None:
     before = torch.random.get_rng_state()
     one, same, other = (build(TrainSettings(seed=seed)) for seed in (3, 3, 4))
@@ -33,6 +34,7 @@ def test_a_seed_makes_the_network_and_leaves_the_global_state_alone() -> None:
     assert not torch.equal(one.head[0].weight, other.head[0].weight)
 
 
+@pytest.mark.slow
 def test_the_deployed_form_computes_the_same() -> None:
     settings = TrainSettings()
     network = build(settings)

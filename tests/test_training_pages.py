@@ -70,6 +70,7 @@ def probe(end: str) -> dict[str, float]:
     return said
 
 
+@pytest.mark.slow
 @glibc
 @pytest.mark.parametrize("end", ["pass", "raise ValueError"], ids=["ends", "fails"])
 def test_pages_are_made_once_and_given_back_in_the_end(end: str) -> None:

@@ -270,6 +270,7 @@ def test_a_share_is_held_out_by_name(tmp_path: Path) -> None:
         assert len(read(tmp_path / "a.npy", held_out=share).held_out) == 0
 
 
+@pytest.mark.slow
 def test_of_a_few_images_and_of_very_many_at_most_so_many_are_held_out(tmp_path: Path) -> None:
     sixty = np.random.default_rng(0).integers(0, 256, (63, 4, 4), np.uint8)
     np.save(tmp_path / "few.npy", sixty)

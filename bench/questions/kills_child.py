@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from types import ModuleType
 from unittest import mock
 
 from engine import Store
@@ -46,20 +45,10 @@ LOOKING = Limits(
 # The child alone indexes: whoever only looks must not mend the index first.
 WRITING = replace(LOOKING, unindexed_rows=150)
 
-# The same for what the engine does not take from its limits yet; goes once it does.
-_CONSTANTS: dict[ModuleType, dict[str, int]] = {
-    extents: {"EXTENT_ROWS": 200, "EXTENT_BYTES": 200_000},
-}
-
-
 @contextmanager
 def small_buffers() -> Iterator[None]:
     """Memtables and buckets of ids of a few rows, which are constants of the engine."""
     with ExitStack() as stack:
-        for module, values in _CONSTANTS.items():
-            for name, value in values.items():
-                if hasattr(module, name):
-                    stack.enter_context(mock.patch.object(module, name, value))
         for module in [
             module for name, module in sys.modules.items() if name.startswith("engine.")
         ]:

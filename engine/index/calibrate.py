@@ -63,6 +63,7 @@ def measure(
     index: VectorIndex,
     alive: IdSet | None,
     target: float,
+    sample: int,
     done: Callable[[], None] = lambda: None,
     *,
     sample: int = RECALL_SAMPLE,

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from engine.config import EXACT_ROWS
 from engine.errors import StoreDamagedError, UsageError
 from engine.index.background import StoppedError, BackgroundWork
 from engine.index.maintain import IndexUpdater, recall_of
@@ -35,9 +34,6 @@ from engine.storage.session import Session
 from engine.storage.table import in_batches
 
 _WORTH = 0.2  # of an extent that is dead
-_BATCH = 4096  # images, or rows, looked at at a time
-_BYTES = 16 << 20  # of pixels in one commit
-_DROPPED = 16  # extents of one commit: it rewrites the commit records of each
 _KEY_BYTES = 256  # of disk that moving an image takes for a while among the keys, at most
 _SLACK = 1 << 20  # bytes: an extent's header, a manifest, RocksDB's own files
 
@@ -111,7 +107,7 @@ class Optimize:
             laid = Reorder(self._store, self._work).run()
             self._store.become_writer(to_remove=True)
             indexing = IndexUpdater(self._store, self._work)
-            indexing.update(EXACT_ROWS)
+            indexing.update(self._store.limits.exact_rows)
             indexing.measure(self._recall, anew=laid.rows > 0)
         except StoppedError:
             self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
@@ -188,7 +184,7 @@ class Optimize:
         try:
             # A vector has no pixels.
             records = (found for found in store.snapshot.tables.records.image_keys() if found[1])
-            for batch in in_batches(records, _BATCH):
+            for batch in in_batches(records, self._store.limits.compact_batch):
                 self._move(self._of(batch, doomed), reader, stuck)
                 self._done += len(batch)
                 self._progress(self._done, store.snapshot.state.images)
@@ -201,9 +197,10 @@ class Optimize:
             if number in doomed and state.dead.get(str(number), 0) != size:
                 stuck.add(number)
         free = sorted(doomed - stuck)
-        for at in range(0, len(free), _DROPPED):
-            swaps.drop_extents(store.writer, free[at : at + _DROPPED])
-            self._rewritten += len(free[at : at + _DROPPED])
+        most = store.limits.compact_extents
+        for at in range(0, len(free), most):
+            swaps.drop_extents(store.writer, free[at : at + most])
+            self._rewritten += len(free[at : at + most])
         if stuck:
             self._damaged += len(stuck)
             self._skipped.append(
@@ -241,7 +238,7 @@ class Optimize:
             # Not into what was found, which holds thousands: it must go with the chunk.
             chunk.rekept.append(replace(one, keep=data))
             size += place.length
-            if size >= _BYTES:
+            if size >= self._store.limits.compact_bytes:
                 self._commit(chunk)
                 chunk, size = Chunk(), 0
                 if self._stop():
@@ -259,7 +256,7 @@ class Optimize:
         if not self._store.snapshot.state.removed:
             return
         files = self._store.snapshot.tables.files
-        for batch in in_batches(files.items(), _BATCH):
+        for batch in in_batches(files.items(), self._store.limits.compact_batch):
             there = set(self._store.snapshot.those_there(sorted({id_ for _, id_ in batch})))
             stale = [file_hash for file_hash, id_ in batch if id_ not in there]
             removal = Removal(rows=[files.change(file_hash, None) for file_hash in stale])

@@ -31,7 +31,6 @@ from engine.storage.source_names import (
     those_named,
 )
 
-MOST = 4096  # images or sources of one commit
 _LOOKS = 256  # sources that are looked for between two questions whether to stop
 
 
@@ -108,8 +107,9 @@ class Remove:
     # --- by id ------------------------------------------------------------------------------------
 
     def _ids(self, ids: Sequence[int], not_found: list[str]) -> None:
-        for at in range(0, len(ids), MOST):
-            some = list(ids[at : at + MOST])
+        most = self._store.limits.removal_batch
+        for at in range(0, len(ids), most):
+            some = list(ids[at : at + most])
             there = self._store.snapshot.those_there(some)
             not_found += [str(id_) for id_ in sorted(set(some) - set(there))]
             self._advance(len(some) - len(there))
@@ -224,7 +224,7 @@ class Remove:
     def _flush_if_full(self) -> None:
         if len(self._request):
             self._go_on()
-        if len(self._request) >= MOST:
+        if len(self._request) >= self._store.limits.removal_batch:
             self._flush()
 
     def _flush(self) -> None:
@@ -232,7 +232,7 @@ class Remove:
         while len(self._request):
             self._go_on()
             self._store.writer.require_room()
-            found, left = plan_removal(self._store.snapshot, self._request, MOST)
+            found, left = plan_removal(self._store.snapshot, self._request, self._store.limits.removal_batch)
             self._store.writer.commit(Chunk(removal=found))
             self._images += len(found.images)
             self._sources += found.sources

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import EXACT_ROWS
 from engine.errors import StoreLockedError
 from engine.images import hashing
 from engine.index import build
@@ -118,7 +117,7 @@ class Reorder:
 
     def _is_to_be_trained(self, index: VectorIndex) -> bool:
         rows, entry = self._live(index), index.quantizer_entry
-        if rows < EXACT_ROWS:
+        if rows < self._store.limits.exact_rows:
             return False
         if entry is None or index.quantizer is None:
             return True
@@ -132,7 +131,7 @@ class Reorder:
         rows = index.vectors.rows
         ordered = sum(one.entry.rows for one in index.segments if one.entry.ordered)
         dead = self._store.snapshot.state.dead_vectors
-        if self._live(index) < EXACT_ROWS:
+        if self._live(index) < self._store.limits.exact_rows:
             return dead >= _WORTH * rows
         return rows - ordered + dead >= _WORTH * rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from engine.config import Limits
 from engine.records import Buffer, Place
 from engine.storage.extents import Append, ExtentWriter, Family
 from engine.storage.state import State
@@ -20,6 +21,7 @@ class Appender:
     def __init__(
         self,
         store: Path,
+        limits: Limits,
         last: Callable[[Family], tuple[int, int]],
         begin: Callable[[Family], int],
     ) -> None:
@@ -28,6 +30,7 @@ class Appender:
         ``begin`` makes the next extent of a family, has the manifest name it, and gives its number.
         """
         self._store = store
+        self._limits = limits
         self._last = last
         self._begin = begin
         self._writers: dict[str, ExtentWriter] = {}
@@ -95,7 +98,7 @@ class Appender:
     def _open(self, family: Family) -> ExtentWriter:
         writer = self._writers.get(family.name)
         if writer is None:
-            writer = ExtentWriter(self._store, family, *self._last(family))
+            writer = ExtentWriter(self._store, family, *self._last(family), self._limits)
             self._writers[family.name] = writer
         return writer
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.config import Limits
 from engine.errors import StoreDamagedError
 from engine.storage import extents
 from engine.storage.extents import FINGERPRINTS, HEADER_BYTES, PIXELS, Family
@@ -61,7 +62,9 @@ def _is_append(part: object) -> bool:
     )
 
 
-def state_of(table: Keys, store: Path, named: Manifest, told: int) -> State:
+def state_of(
+    table: Keys, store: Path, named: Manifest, told: int, limits: Limits | None = None
+) -> State:
     """The state that the rows of ``table`` and the files of ``store`` are of.
 
     ``told`` is the commit that COMMIT names; ``named`` is the manifest.
@@ -80,7 +83,7 @@ def state_of(table: Keys, store: Path, named: Manifest, told: int) -> State:
         name: [pair for pair in pairs if pair[1] or _is_named(named, name, pair[0])]
         for name, pairs in found.extents.items()
     }
-    _ids(found, table, store, named)
+    _ids(found, table, store, named, limits or Limits())
     _vectors(found, named)
     numbers = [int.from_bytes(key[1:], "big") for key, _ in table.scan("arrays", b"#")]
     found.next_array = max([found.next_array, *(number + 1 for number in numbers)])
@@ -135,7 +138,7 @@ def _set_length(state: State, name: str, number: int, size: int) -> None:
         del state.extents[name]
 
 
-def _ids(state: State, table: Keys, store: Path, named: Manifest) -> None:
+def _ids(state: State, table: Keys, store: Path, named: Manifest, limits: Limits) -> None:
     """How many ids were given: as many as there are fingerprints, and no fewer than rows name."""
     numbers = sorted(named.extents.get(FINGERPRINTS.name, []))
     on_disk = 0
@@ -148,9 +151,10 @@ def _ids(state: State, table: Keys, store: Path, named: Manifest) -> None:
     most = max(state.next_id - 1, given, on_disk)
     state.next_id = max(state.next_id, given + 1, min(_greatest(table), most) + 1)
     left = (state.next_id - 1) * FINGERPRINTS.row_bytes
+    capacity = limits.extent_rows * FINGERPRINTS.row_bytes
     for number in numbers:
-        _set_length(state, FINGERPRINTS.name, number, min(left, FINGERPRINTS.capacity))
-        left -= min(left, FINGERPRINTS.capacity)
+        _set_length(state, FINGERPRINTS.name, number, min(left, capacity))
+        left -= min(left, capacity)
 
 
 def _greatest(table: Keys) -> int:

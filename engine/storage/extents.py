@@ -1,9 +1,9 @@
 """Extents: append-only files of kept pixels, fingerprints, vectors and their ids.
 
 Each is a 4 KiB header and then data. A *log* extent holds blobs of any length, a *row* extent rows
-of one length, at most 2^20 of them. How much of an extent is committed is not in the extent: the
-keys say, in the same batch that commits the rest of the chunk. Appends use ``pwrite``, never a map,
-because a full disk is an error from ``pwrite`` and a SIGBUS from a map.
+of one length, at most ``Limits.extent_rows`` of them. How much of an extent is committed is not in
+the extent: the keys say, in the same batch that commits the rest of the chunk. Appends use
+``pwrite``, never a map, because a full disk is an error from ``pwrite`` and a SIGBUS from a map.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import EXTENT_BYTES, EXTENT_ROWS
+from engine.config import Limits
 from engine.errors import StoreDamagedError, StoreError
 from engine.images import hashing
 from engine.records import Buffer, Place
@@ -53,11 +53,6 @@ class Family:
     def name(self) -> str:
         """What the manifest calls it."""
         return f"{self.folder}{self.suffix}"
-
-    @property
-    def capacity(self) -> int:
-        """Data bytes after which a new extent is begun: exact for rows, a soft limit for logs."""
-        return EXTENT_ROWS * self.row_bytes if self.row_bytes else EXTENT_BYTES
 
     @property
     def streamed(self) -> bool:
@@ -96,6 +91,17 @@ class Append:
     offset: int  # in data bytes, behind the header
     length: int
     xxh64: int
+
+
+def first_row(committed: Iterable[Sequence[int]], family: Family, place: Place) -> int:
+    """Of all rows of a family, the one that begins at ``place``; 0 for logs, which have none.
+
+    ``committed``: the number and the data bytes of each extent, as a state has them.
+    """
+    if not family.row_bytes:
+        return 0
+    before = sum(size for number, size in committed if number < place.extent)
+    return (before + place.offset) // family.row_bytes
 
 
 def create(store: Path, family: Family, number: int, uuid: bytes) -> None:
@@ -407,10 +413,20 @@ class ExtentWriter:
     ``flush`` writes and syncs it.
     """
 
-    def __init__(self, store: Path, family: Family, last: int, committed: int) -> None:
+    def __init__(
+        self,
+        store: Path,
+        family: Family,
+        last: int,
+        committed: int,
+        limits: Limits | None = None,
+    ) -> None:
         """``last`` is the newest extent's number (0: none yet), ``committed`` its data bytes."""
         self._store = store
         self.family = family
+        limits = limits or Limits()
+        # Data bytes after which a new extent is begun: exact for rows, a soft limit for logs.
+        self._capacity = limits.extent_rows * family.row_bytes or limits.extent_bytes
         self.number = last
         self.end = committed
         self._waiting: list[Buffer] = []
@@ -420,12 +436,12 @@ class ExtentWriter:
     @property
     def full(self) -> bool:
         """Whether the next append needs a new extent first."""
-        return self.number == 0 or self.end >= self.family.capacity
+        return self.number == 0 or self.end >= self._capacity
 
     @property
     def room(self) -> int:
         """Data bytes that still fit (rows only; a log takes any blob until it is full)."""
-        return self.family.capacity - self.end
+        return self._capacity - self.end
 
     def begin(self, number: int) -> None:
         """Go on in a new extent, which exists and is named by the manifest."""

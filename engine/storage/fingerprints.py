@@ -6,7 +6,7 @@ take a few milliseconds, and no index over Hamming distances of 31 looks at much
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,19 +31,25 @@ class NearRows(NamedTuple):
 
 
 class Fingerprints:
-    """(rows, 32) uint8, where the caller says how many rows are committed."""
+    """(rows, 32) uint8, where the caller says what of each extent is committed."""
 
     def __init__(self, store: Path) -> None:
         self._reader = ExtentReader(store, extents.FINGERPRINTS)
 
     def near(
-        self, queries: npt.NDArray[np.uint8], most: int, rows: int, *, holes: bool = False
+        self,
+        queries: npt.NDArray[np.uint8],
+        most: int,
+        committed: Sequence[Sequence[int]],
+        *,
+        holes: bool = False,
     ) -> Iterator[NearRows]:
-        """Of the first ``rows`` those within ``most`` bits of one of (m, 32) ``queries``.
+        """The rows within ``most`` bits of one of (m, 32) ``queries``.
 
-        In the order of rows, and for each query by itself. ``StoreDamagedError`` if an extent is gone
-        or cut short. ``holes``: many may never have been written, and are zeros; they are passed over
-        unless a query is near to that.
+        ``committed``: the number and the data bytes of each extent, as a state has them. In the order
+        of rows, and for each query by itself. ``StoreDamagedError`` if an extent is gone or cut short.
+        ``holes``: many may never have been written, and are zeros; they are passed over unless a query
+        is near to that.
         """
         words = np.ascontiguousarray(queries).view(np.uint64)
         holes = holes and bool((np.bitwise_count(words).sum(axis=1) > most).all())
@@ -51,7 +57,7 @@ class Fingerprints:
         repeated = [np.tile(row, _BLOCK) for row in words]
         unlike = np.empty(_BLOCK * _WORDS, np.uint64)
         counts = np.empty(_BLOCK * _WORDS, np.uint8)
-        for first, block in self._blocks(rows, holes=holes):
+        for first, block in self._blocks(committed, holes=holes):
             flat = block.reshape(-1)
             size = len(flat)
             for number, query in enumerate(repeated):
@@ -66,16 +72,17 @@ class Fingerprints:
                     prints = block[at].view(np.uint8)
                     yield NearRows(number, at + first, distances[at].astype(np.int64), prints)
 
-    def _blocks(self, rows: int, *, holes: bool) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def _blocks(
+        self, committed: Sequence[Sequence[int]], *, holes: bool
+    ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """The first row of each block, and the block: (n, 4) uint64, a view of the map.
 
         ``holes``: not of rows that are in one.
         """
         width = extents.FINGERPRINTS.row_bytes
-        each = extents.FINGERPRINTS.capacity // width
-        for first in range(0, rows, each):
-            count = min(each, rows - first)
-            number = first // each + 1
+        first = 0
+        for number, size in committed:
+            count = size // width
             mapped = np.asarray(self._reader.rows(number, count, np.uint64))
             spans = self._reader.written(number, count * width) if holes else [(0, count * width)]
             for start, stop in spans:
@@ -84,6 +91,7 @@ class Fingerprints:
                 end = -(-stop // width)
                 for at in range(start // width, end, _BLOCK):
                     yield first + at, mapped[at : min(at + _BLOCK, end)]
+            first += count
 
     def close(self) -> None:
         """Give the maps back."""

@@ -257,7 +257,7 @@ class _VectorSwap:
         """Copy what was appended late to a new extent; returns the bytes of data in it."""
         store = self._writer.path
         extents.create(store, family, number, uuid)
-        writer = ExtentWriter(store, family, number, 0)
+        writer = ExtentWriter(store, family, number, 0, self._writer.limits)
         reader = ExtentReader(store, family)
         try:
             for extent, first, end in self._late:

@@ -76,7 +76,7 @@ class Writer:
         self._transaction: Transaction | None = None
         self._reserved = 0  # bytes of the reserve that was last seen
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
-        self._appender = Appender(path, self._last_extent, self._new_extent)
+        self._appender = Appender(path, limits, self._last_extent, self._new_extent)
         self._tight = not salvage and self._make_room(reader, to_remove=to_remove)
         reader.files.close(f"{path} is closed")
         told = commit_of(notice.read())

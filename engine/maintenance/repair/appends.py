@@ -92,13 +92,6 @@ def is_vector_ids(family: Family) -> bool:
     return family.suffix == extents.vector_ids(1).suffix
 
 
-def first_row(family: Family, place: Place) -> int:
-    """Of all rows of its family, the one that begins at ``place``; 0 for logs, which have none."""
-    if not family.row_bytes:
-        return 0
-    return ((place.extent - 1) * family.capacity + place.offset) // family.row_bytes
-
-
 def rows_at(append: DamagedAppend) -> tuple[int, int]:
     """The rows of its extent that a damaged append is: first and end."""
     first = append.place.offset // append.family.row_bytes

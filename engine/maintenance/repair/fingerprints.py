@@ -6,9 +6,10 @@ import numpy as np
 
 from engine.images import fingerprint
 from engine.maintenance.check.damage import DamagedAppend
-from engine.maintenance.repair.appends import Appends, first_row
+from engine.maintenance.repair.appends import Appends
 from engine.maintenance.repair.outcome import Outcome, named
 from engine.maintenance.repair.pixels import ImagePixels
+from engine.storage.extents import first_row
 from engine.storage.session import Session
 
 _BYTES = fingerprint.FINGERPRINT_BYTES
@@ -24,7 +25,8 @@ def mend_fingerprints(
     """Overwrite the fingerprints of a damaged append; one whose pixels are lost stays as it is."""
     data = appends.read(append)
     lost = []
-    row = first_row(append.family, append.place)
+    committed = store.state.extents[append.family.name]
+    row = first_row(committed, append.family, append.place)
     ids = np.arange(row, row + len(data) // _BYTES, dtype=np.int64) + 1
     bare = ~store.snapshot.may_be_images(ids)
     for i in range(len(ids)):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from engine.errors import EncoderError, StoreDamagedError
 from engine.maintenance.check.damage import DamagedAppend
-from engine.maintenance.repair.appends import Appends, first_row
+from engine.maintenance.repair.appends import Appends
 from engine.maintenance.repair.index import IndexRepair
 from engine.maintenance.repair.outcome import Outcome
 from engine.maintenance.repair.vector_owners import Owners
@@ -18,7 +18,7 @@ from engine.records import Place
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
 from engine.storage.commit_row import CommitRow
-from engine.storage.extents import Append
+from engine.storage.extents import FINGERPRINTS, Append, first_row
 from engine.storage.session import Session
 
 
@@ -44,12 +44,13 @@ class VectorIdsRepair:
         """The images of a commit are consecutive, and the place of its fingerprints says from where."""
         place = append.place
         row = self._appends.commit_row(append)
+        prints = self._store.state.extents.get(FINGERPRINTS.name, [])
         first = [
-            first_row(extents.FINGERPRINTS, _place(one)) + 1
+            first_row(prints, FINGERPRINTS, _place(one)) + 1
             for one in row.appends
-            if one.family == extents.FINGERPRINTS.name
+            if one.family == FINGERPRINTS.name
         ]
-        rows = _count(row, extents.FINGERPRINTS.name, extents.FINGERPRINTS.row_bytes)
+        rows = _count(row, FINGERPRINTS.name, FINGERPRINTS.row_bytes)
         if not first or rows != _count(row, append.family.name, append.family.row_bytes):
             self._find_owners(append, row.appends[append.at].xxh64)
             return
