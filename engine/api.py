@@ -40,12 +40,12 @@ from engine.ingest.dry_run import Plan
 from engine.ingest.given_arrays import normalized
 from engine.ingest.run import Ingest
 from engine.maintenance.backup import Backup
-from engine.maintenance.check import Check
+from engine.maintenance.check.run import Check
 from engine.maintenance.export import Export
 from engine.maintenance.optimize import Optimize
 from engine.maintenance.removal_dry_run import RemovalPlan
 from engine.maintenance.remove import Remove
-from engine.maintenance.repair import Repair
+from engine.maintenance.repair.run import Repair
 from engine.maintenance.salvage import salvage
 from engine.records import (
     BackupReport,

@@ -1,7 +1,13 @@
-"""Fixtures that several test modules share."""
+"""Which tests run, as ``scripts/test`` is asked for it, and fixtures that several modules share.
+
+``slow`` is a test that takes more than half a second of a core, ``exhaustive`` one that others sample.
+Without an option all but the exhaustive ones run.
+"""
 
 import hashlib
 import json
+import random
+import re
 import signal
 from pathlib import Path
 
@@ -18,6 +24,56 @@ settings.load_profile("engine")
 # inherit that: those of the tests are to get it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    tiers = parser.getgroup("tiers", "which tests run")
+    tiers.addoption("--fast", action="store_true", help="leave out what is slow or exhaustive")
+    tiers.addoption("--all", action="store_true", help="run what is exhaustive too")
+    tiers.addoption("--shuffle", metavar="SEED", help="run in another order, drawn from SEED")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-k``, files that hold none of its words are not imported: torch alone takes seconds."""
+    words = re.findall(r"\w+", config.option.keyword.lower())
+    if not words or "not" in words or collection_path.suffix != ".py":
+        return None
+    text = (collection_path.name + collection_path.read_text()).lower()
+    return None if any(word in text for word in words) else True
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what was not asked for, and begin with the files that take longest."""
+    left_out = set() if config.option.all else {"exhaustive"}
+    if config.option.fast:
+        left_out = {"slow", "exhaustive"}
+    # What is named in full, or asked for by its marker, is meant.
+    if config.option.markexpr or any("::" in argument for argument in config.args):
+        left_out = set()
+    kept: list[pytest.Item] = []
+    deselected: list[pytest.Item] = []
+    for item in items:
+        out = any(item.get_closest_marker(name) for name in left_out)
+        (deselected if out else kept).append(item)
+    config.hook.pytest_deselected(items=deselected)
+
+    slow: dict[Path, int] = {}
+    for item in kept:
+        slow[item.path] = slow.get(item.path, 0) + bool(item.get_closest_marker("slow"))
+    if config.option.shuffle is None:
+        kept.sort(key=lambda item: -slow[item.path])
+    else:
+        shuffle(kept, random.Random(config.option.shuffle))
+    items[:] = kept
+
+
+def shuffle(items: list[pytest.Item], rng: random.Random) -> None:
+    """Another order of the files, and of the tests in each."""
+    files = sorted({item.path for item in items})
+    rng.shuffle(files)
+    rng.shuffle(items)
+    items.sort(key=lambda item: files.index(item.path))
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from typing import Any, Self
 
 import pytest
 
-from engine.storage.rocks import database
+from engine.storage.rocks import database, opening
 from engine.storage.rocks.database import Batch, Keys
 
 SECTOR = 512
@@ -295,7 +295,7 @@ class Recorder:
             if hasattr(os, name):  # macOS has no fdatasync
                 patch.setattr(os, name, self._sync(name))
         patch.setattr(os, "pwrite", self._pwrite(os.pwrite))
-        patch.setattr(database, "Rdict", self._opened(database.Rdict))
+        patch.setattr(opening, "Rdict", self._opened(opening.Rdict))
         patch.setattr(Keys, "commit", self._commit(Keys.commit))
         return self
 

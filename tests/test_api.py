@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import picture
 from PIL import Image
 
 import engine.cli.app
 from engine import ImageRecord, Kind, PackedBits, Store, StoreDamagedError, UsageError, api
 from engine.images import canonical, hashing
 from engine.images.decode import DECODER
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 12, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from helpers import picture
 from PIL import Image
 
 from engine import Store, address_space
@@ -74,10 +75,6 @@ def identical(engine: Engine, *images: object) -> list[list[int]]:
     ran = engine("lookup", *images, "--tier", "identical", "--json", "--store", "a.store")
     found = [json.loads(line).get("identical", []) for line in ran.out.splitlines()]
     return [[hit["id"] for hit in hits] for hits in found]
-
-
-def picture(seed: int = 0, height: int = 16, width: int = 24) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def png(width: int, height: int, *, depth: int = 8, colour: int = 2, body: bytes = b"") -> bytes:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import typer
-from PIL import Image
+from helpers import mask, save
 
 from engine import Store, __version__
 from engine.cli.app import app, main
@@ -54,16 +54,6 @@ def engine(capsys: pytest.CaptureFixture[str]) -> Engine:
 def spawn(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "engine", *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, check=False)
-
-
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (16, 16, 3)).astype(np.bool_)
-
-
-def save(path: Path, array: np.ndarray) -> Path:
-    values = array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array
-    Image.fromarray(values).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")

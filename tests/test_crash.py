@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import mask
 from PIL import Image
 
 from engine import Store
@@ -67,10 +68,6 @@ def spawn(store: Path, what: str = "child") -> subprocess.Popen[str]:
         # One thread: FAISS's would wait for each other. What a kill leaves in TMPDIR goes with ours.
         env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(store.parent)},
     )
-
-
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (8, 8, 3)).astype(np.bool_)
 
 
 def test_a_killed_writer_loses_nothing_that_it_told_of(

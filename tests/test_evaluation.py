@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import save
 from PIL import Image
 
 from engine.cli.app import main
@@ -15,15 +16,10 @@ from engine.evaluation.distort import DISTORTIONS
 from engine.evaluation.report import text
 
 
-def picture(seed: int, side: int = 96) -> np.ndarray:
+def smooth(seed: int, side: int = 96) -> np.ndarray:
     """Smooth colours, unlike those of another seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
-
-
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +27,15 @@ def photos(tmp_path_factory):
     """Twelve pictures to be queries, and folders of distractors and of classes beside them."""
     root = tmp_path_factory.mktemp("photos")
     for seed in range(12):
-        save(root / "queries" / f"{seed:02d}.png", picture(seed))
+        save(root / "queries" / f"{seed:02d}.png", smooth(seed))
     for seed in range(100, 130):
-        save(root / "more" / f"{seed}.png", picture(seed))
+        save(root / "more" / f"{seed}.png", smooth(seed))
     (root / "more" / "broken.jpg").write_bytes(b"nothing")
-    save(root / "more" / "smaller.png", np.asarray(Image.fromarray(picture(3)).resize((70, 70))))
+    save(root / "more" / "smaller.png", np.asarray(Image.fromarray(smooth(3)).resize((70, 70))))
     for part, start in (("train", 0), ("test", 50)):
         for number in range(start, start + 20):
             for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
-                noisy = picture(number, 20) // 4 + np.array(colour, np.uint8)
+                noisy = smooth(number, 20) // 4 + np.array(colour, np.uint8)
                 save(root / part / name / f"{number}.png", noisy)
     return root
 
@@ -121,9 +117,9 @@ def test_the_worst_cases_are_named_and_drawn(report):
 @pytest.mark.parametrize("folder", ["queries", "more"])
 def test_what_was_found_is_named_wherever_it_is(tmp_path, folder):
     for seed in range(6):
-        save(tmp_path / "queries" / f"{seed}.png", picture(seed))
+        save(tmp_path / "queries" / f"{seed}.png", smooth(seed))
     for seed in range(6):
-        save(tmp_path / folder / f"{seed}-mirrored.png", picture(seed)[:, ::-1].copy())
+        save(tmp_path / folder / f"{seed}-mirrored.png", smooth(seed)[:, ::-1].copy())
     (tmp_path / "more").mkdir(exist_ok=True)
     found = evaluate(
         ["pdq"],
@@ -153,9 +149,9 @@ def test_of_many_images_some_are_queries_and_the_rest_distractors(photos):
 
 
 def test_small_and_flat_pictures_and_second_copies_are_no_queries(tmp_path):
-    save(tmp_path / "good.png", picture(1))
-    save(tmp_path / "copy.png", np.asarray(Image.fromarray(picture(1)).resize((80, 90))))
-    save(tmp_path / "small.png", picture(2, 40))
+    save(tmp_path / "good.png", smooth(1))
+    save(tmp_path / "copy.png", np.asarray(Image.fromarray(smooth(1)).resize((80, 90))))
+    save(tmp_path / "small.png", smooth(2, 40))
     save(tmp_path / "flat.png", np.full((90, 90, 3), 9, np.uint8))
     found = evaluate(["pixels"], images=[str(tmp_path)])
     assert (found.queries, found.unfit) == (1, 3)
@@ -199,7 +195,7 @@ def test_images_without_classes_and_one_class_are_refused(photos, tmp_path):
     queries = str(photos / "queries")
     with pytest.raises(UsageError, match="has no class"):
         evaluate(["pixels"], labels=(queries, queries))
-    save(tmp_path / "one" / "a.png", picture(1))
+    save(tmp_path / "one" / "a.png", smooth(1))
     with pytest.raises(UsageError, match="one class only"):
         evaluate(["pixels"], labels=(str(tmp_path), str(tmp_path)))
     (tmp_path / "none").mkdir()
@@ -210,8 +206,8 @@ def test_images_without_classes_and_one_class_are_refused(photos, tmp_path):
 def test_a_picture_without_a_class_among_others_is_reported(photos, tmp_path):
     for name in ("cats", "dogs"):
         for number in range(3):
-            save(tmp_path / name / f"{number}.png", picture(7 * number + len(name) + ord(name[0])))
-    save(tmp_path / "stray.png", picture(1))
+            save(tmp_path / name / f"{number}.png", smooth(7 * number + len(name) + ord(name[0])))
+    save(tmp_path / "stray.png", smooth(1))
     report = evaluate(["pixels"], labels=(str(tmp_path), str(tmp_path)))
     assert {each.source for each in report.rejected} == {str(tmp_path / "stray.png")}
     assert "no class" in report.rejected[0].reason
@@ -225,15 +221,15 @@ def test_pictures_that_are_in_both_sets_are_counted_and_told(photos, tmp_path):
         return report.shared
 
     for number, name in enumerate(("cats", "dogs")):
-        save(tmp_path / "train" / name / "a.png", picture(number))
-        save(tmp_path / "other" / name / "a.png", picture(number + 10))
-        save(tmp_path / "some" / name / "b.png", picture(10 * number))
+        save(tmp_path / "train" / name / "a.png", smooth(number))
+        save(tmp_path / "other" / name / "a.png", smooth(number + 10))
+        save(tmp_path / "some" / name / "b.png", smooth(10 * number))
     assert (both("other"), both("some"), both("train")) == (0, 1, 2)
 
 
 def test_labels_that_no_picture_to_test_has_are_refused(photos, tmp_path):
     for name in ("cats", "dogs"):
-        save(tmp_path / name / "one.png", picture(1))
+        save(tmp_path / name / "one.png", smooth(1))
     with pytest.raises(UsageError, match="'cats' is not among them"):
         evaluate(["pixels"], labels=(str(photos / "train"), str(tmp_path)))
 

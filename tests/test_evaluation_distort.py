@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.evaluation.distort import DISTORTIONS, crop60, crop80, flip, grey, half, noise, overlay
 
 
-def picture(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:
+def waves_of(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:
     """Smooth colours with some detail."""
     y, x = np.mgrid[:height, :width].astype(float)
     waves = [128 + 100 * np.sin(x / (7 + seed + c) + y / (11 + c)) for c in range(3)]
@@ -26,7 +26,7 @@ def test_the_list_is_this():
 
 @pytest.mark.parametrize("name", DISTORTIONS)
 def test_the_same_seed_gives_the_same_copy_and_the_picture_is_left_alone(name):
-    given, before = picture(), picture()
+    given, before = waves_of(), waves_of()
     first, second = (DISTORTIONS[name](given, 7) for _ in range(2))
     assert np.array_equal(first, second)
     assert np.array_equal(given, before)
@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_copy_and_the_picture_is_left_alone(name):
 @pytest.mark.parametrize("name", ["crop80", "crop60", "rotate5", "jitter", "noise", "overlay"])
 def test_what_is_random_in_it_depends_on_the_seed(name):
     copies = {
-        hashlib.sha256(DISTORTIONS[name](picture(), seed).tobytes()).digest() for seed in range(12)
+        hashlib.sha256(DISTORTIONS[name](waves_of(), seed).tobytes()).digest() for seed in range(12)
     }
     assert len(copies) > 1
 
@@ -55,7 +55,7 @@ def test_pictures_of_any_size_will_do(height, width, seed, name):
 
 @pytest.mark.parametrize(("crop", "share"), [(crop80, 0.8), (crop60, 0.6)])
 def test_a_crop_is_a_part_of_the_picture_of_its_area(crop, share):
-    whole = picture(200, 300)
+    whole = waves_of(200, 300)
     part = crop(whole, 3)
     height, width, _ = part.shape
     assert height * width == pytest.approx(share * 200 * 300, rel=0.01)
@@ -64,16 +64,16 @@ def test_a_crop_is_a_part_of_the_picture_of_its_area(crop, share):
 
 
 def test_a_flip_twice_is_nothing():
-    assert np.array_equal(flip(flip(picture(), 0), 0), picture())
+    assert np.array_equal(flip(flip(waves_of(), 0), 0), waves_of())
 
 
 def test_grey_has_three_equal_channels():
-    copy = grey(picture(), 0)
+    copy = grey(waves_of(), 0)
     assert (copy == copy[..., :1]).all()
 
 
 def test_half_is_half():
-    assert half(picture(60, 90), 0).shape == (30, 45, 3)
+    assert half(waves_of(60, 90), 0).shape == (30, 45, 3)
 
 
 def test_noise_has_the_deviation_that_it_says():

@@ -20,7 +20,7 @@ from PIL import Image
 
 from engine import Store, StoreError
 from engine.storage import ballast
-from engine.storage.rocks import database
+from engine.storage.rocks import database, opening
 from engine.storage.state import State
 
 DISK = 100 << 20
@@ -312,13 +312,13 @@ def test_where_there_is_room_again_keys_are_compacted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[bool] = []
-    real = database.open_writer
+    real = opening.open_writer
 
     def open_writer(*given: Any, tight: bool = False, **named: Any) -> database.Keys:
         opened.append(tight)
         return real(*given, tight=tight, **named)
 
-    monkeypatch.setattr(database, "open_writer", open_writer)
+    monkeypatch.setattr(opening, "open_writer", open_writer)
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=20")
     with Store.open(tmp_path / "store") as store:

@@ -17,7 +17,7 @@ from engine.sources import synthetic
 NEAR = 31  # bits of 256: what PDQ's authors call a match
 
 
-def picture(seed: int, side: int = 256) -> Image.Image:
+def detailed(seed: int, side: int = 256) -> Image.Image:
     """A picture with detail on every scale, and less of it on the smaller ones, as photographs have."""
     rng = np.random.default_rng(seed)
     total = np.zeros((side, side, 3))
@@ -73,7 +73,7 @@ def test_the_fingerprint_of_a_bit_image_never_changes(row, pinned, quality):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_copy_is_near(seed):
-    original = picture(seed)
+    original = detailed(seed)
     copies = {
         "jpeg": again_as(original, "JPEG", quality=50),
         "webp": again_as(original, "WEBP", quality=50),
@@ -94,7 +94,7 @@ def test_a_copy_is_near(seed):
 
 @pytest.mark.parametrize("side", [24, 48, 100])
 def test_a_copy_of_a_small_picture_is_near(side):
-    original = picture(5, 256).resize((side, side), Image.Resampling.LANCZOS)
+    original = detailed(5, 256).resize((side, side), Image.Resampling.LANCZOS)
     for larger in (side * 3 // 2, side * 2, side * 5):
         assert distance(of(original), of(original.resize((larger, larger)))) <= NEAR
     if side > 32:  # below, JPEG's blocks are as large as what the picture is made of
@@ -102,19 +102,19 @@ def test_a_copy_of_a_small_picture_is_near(side):
 
 
 def test_another_picture_is_far():
-    prints = [of(picture(seed)) for seed in range(5)]
+    prints = [of(detailed(seed)) for seed in range(5)]
     for i, one in enumerate(prints):
         for other in prints[:i]:
             assert distance(one, other) > 2 * NEAR
 
 
 def test_the_same_picture_in_another_container_has_the_same_fingerprint():
-    original = picture(9, 64)
+    original = detailed(9, 64)
     assert of(again_as(original, "PNG")) == of(again_as(original, "BMP")) == of(original)
 
 
 def test_a_16_bit_picture_is_near_its_8_bit_copy():
-    eight = np.asarray(picture(4))
+    eight = np.asarray(detailed(4))
     sixteen = eight.astype(np.uint16) * 257
     assert fp.fingerprint(from_array(sixteen)) == fp.fingerprint(from_array(eight))
 
@@ -317,7 +317,7 @@ def test_what_says_nothing_is_compared_with_nothing():
     assert len(fp.candidates(from_array(blank), 31)) == 0
     flat = np.full((60, 50, 3), 77, np.uint8)
     assert len(fp.candidates(from_array(flat), 256)) == 0
-    assert len(fp.candidates(from_image(picture(0)), 31)) == 1
+    assert len(fp.candidates(from_image(detailed(0)), 31)) == 1
 
 
 def test_the_samples_of_a_grey_image_are_as_many_pixels():

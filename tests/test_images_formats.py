@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from helpers import encoded
 from layouts import box, chunk, packed, png, tiff
 from PIL import Image, PngImagePlugin
 
@@ -20,13 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeW
 RNG = np.random.default_rng(20250712)
 PICTURE = RNG.integers(0, 256, (6, 7, 3), np.uint8)
 DEEP = RNG.integers(0, 65536, (6, 7, 3), np.uint16)
-
-
-def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 def decoded(data: bytes) -> bytes:
@@ -146,8 +140,8 @@ def test_the_frames_of_a_png_are_counted_without_reading_them():
     frames = [Image.fromarray(PICTURE), Image.new("RGB", (7, 6)), Image.new("RGB", (7, 6), "red")]
     info = PngImagePlugin.PngInfo()
     info.add_text("a", "b")
-    moving = save(frames[0], "PNG", save_all=True, append_images=frames[1:], pnginfo=info)
-    hidden = save(
+    moving = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:], pnginfo=info)
+    hidden = encoded(
         frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=True, pnginfo=info
     )
     for data, count in ((moving, 3), (hidden, 3)):
@@ -185,7 +179,7 @@ def jp2(
 
 
 def codestream(array: np.ndarray) -> bytes:
-    return save(array, "JPEG2000", no_jp2=True)
+    return encoded(array, "JPEG2000", no_jp2=True)
 
 
 def with_depth(data: bytes, depth: int, *, signed: bool = False) -> bytes:
@@ -328,7 +322,7 @@ def test_what_only_looks_like_a_configuration_is_not_believed():
         return bytes(moved[:end]) + added + bytes(moved[end:])
 
     smooth = np.full((16, 16, 3), 99, np.uint8)
-    honest = save(smooth, "AVIF")
+    honest = encoded(smooth, "AVIF")
     claims = b"av1C\x81\x40\x40\0", b"av1C\x81\0\0\0"
     assert decoded(with_free(honest, claims[0])) == decoded(honest)
     forged = with_free(saying_8_bits(DEEP_AVIF), claims[1])
@@ -338,8 +332,8 @@ def test_what_only_looks_like_a_configuration_is_not_believed():
 
 
 def test_the_alpha_and_the_frames_of_an_avif_are_looked_at():
-    alpha = save(Image.new("RGBA", (16, 16), (1, 2, 3, 77)), "AVIF")
-    moving = save(
+    alpha = encoded(Image.new("RGBA", (16, 16), (1, 2, 3, 77)), "AVIF")
+    moving = encoded(
         Image.new("RGB", (16, 16)),
         "AVIF",
         save_all=True,
@@ -357,14 +351,14 @@ def test_the_alpha_and_the_frames_of_an_avif_are_looked_at():
 def test_the_exif_of_an_avif_may_be_broken():
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "a description of the picture", 6
-    whole = save(PICTURE, "AVIF", exif=exif)
+    whole = encoded(PICTURE, "AVIF", exif=exif)
     at = whole.rindex(b"MM\0*" if b"MM\0*" in whole else b"II*\0")
     assert decoded(whole[:at] + b"XXXX" + whole[at + 4 :]) == decoded(whole)
     assert decode(whole).pixels.width == 6
 
 
 def test_an_avif_that_does_not_hold_together_is_refused():
-    data = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
+    data = encoded(np.full((16, 16, 3), 99, np.uint8), "AVIF")
     for at in range(0, len(data), 3):  # every cut, and every byte gone wrong
         for broken in (data[:at], data[:at] + b"\xff" + data[at + 1 :]):
             try:

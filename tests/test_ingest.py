@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import mask, picture, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -20,22 +21,6 @@ from engine.ingest.run import runs_of
 from engine.sources.arrays import NpyArray
 from engine.sources.items import FileItem
 from engine.sources.synthetic import SyntheticBits
-
-
-def picture(seed: int, height: int = 8, width: int = 8) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def mask(seed: int, height: int = 6, width: int = 5) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (height, width, 3)).astype(np.bool_)
-
-
-def save(path: Path, array: np.ndarray, mtime: int | None = None) -> str:
-    values = array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array
-    Image.fromarray(values).save(path)
-    if mtime is not None:  # a change within a tick of the clock would not show
-        os.utime(path, (mtime, mtime))
-    return str(path)
 
 
 def save_rows(path: Path, rows: list[np.ndarray], mtime: int | None = None) -> str:
@@ -128,14 +113,16 @@ def test_a_copy_adds_a_place_and_no_image(store: Store, photos: Path, tmp_path: 
     store.ingest(photos)
     same_file = tmp_path / "same-file.png"
     same_file.write_bytes((photos / "2.png").read_bytes())
-    same_pixels = save(tmp_path / "same-pixels.ppm", picture(2))
+    same_pixels = str(save(tmp_path / "same-pixels.ppm", picture(2)))
     assert counts(store.ingest(same_file, same_pixels)) == (0, 2, 0, 0, 0)
     assert sources(store, picture(2)) == {f"{photos}/2.png", str(same_file), same_pixels}
     assert len(store) == 5
 
 
 def test_equal_images_in_one_chunk_are_one_image(store: Store, tmp_path: Path) -> None:
-    places = {save(tmp_path / f"{i}.{suffix}", mask(1)) for i, suffix in enumerate(["png", "ppm"])}
+    places = {
+        str(save(tmp_path / f"{i}.{suffix}", mask(1))) for i, suffix in enumerate(["png", "ppm"])
+    }
     save_rows(tmp_path / "rows.npy", [mask(1), mask(2), mask(1), mask(1)])
     assert counts(store.ingest(*sorted(places), tmp_path / "rows.npy")) == (2, 4, 0, 0, 0)
     assert sources(store, mask(1)) == places | {f"{tmp_path}/rows.npy#{i}" for i in (0, 2, 3)}
@@ -150,8 +137,8 @@ def test_a_file_that_is_named_twice_is_one_place(store: Store, photos: Path) -> 
 
 
 def test_a_changed_file_is_from_then_on_the_new_image(store: Store, tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", picture(1), mtime=1)
-    copy = save(tmp_path / "b.png", picture(1), mtime=1)
+    path = str(save(tmp_path / "a.png", picture(1), mtime=1))
+    copy = str(save(tmp_path / "b.png", picture(1), mtime=1))
     store.ingest(path, copy)
     save(tmp_path / "a.png", picture(2), mtime=2)
     assert counts(store.ingest(path, copy)) == (1, 0, 1, 0, 0)
@@ -167,7 +154,7 @@ def test_a_changed_file_is_from_then_on_the_new_image(store: Store, tmp_path: Pa
 
 
 def test_a_touched_file_stays_the_image_that_it_was(store: Store, tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", picture(1), mtime=1)
+    path = str(save(tmp_path / "a.png", picture(1), mtime=1))
     store.ingest(path)
     os.utime(path, (2, 2))
     assert counts(store.ingest(path)) == (0, 1, 0, 0, 0)
@@ -190,7 +177,7 @@ def test_folders_inside_are_entered_unless_told_otherwise(store: Store, photos: 
 
 def test_names_that_are_no_text_are_kept_as_they_are(store: Store, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff\xfe.png"
-    Path(os.fsdecode(path)).write_bytes(Path(save(tmp_path / "a.png", picture(1))).read_bytes())
+    Path(os.fsdecode(path)).write_bytes(save(tmp_path / "a.png", picture(1)).read_bytes())
     store.ingest(os.fsdecode(path))
     (name,) = sources(store, picture(1))
     assert os.fsencode(name) == path
@@ -294,7 +281,7 @@ def test_an_array_that_breaks_off_is_not_read_to_there_again(
 
 
 def test_a_file_that_breaks_keeps_the_image_that_it_was(store: Store, tmp_path: Path) -> None:
-    path = Path(save(tmp_path / "a.png", picture(1), mtime=1))
+    path = save(tmp_path / "a.png", picture(1), mtime=1)
     store.ingest(path)
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
     assert counts(store.ingest(path)) == (0, 0, 0, 1, 0)
@@ -594,7 +581,7 @@ class StoreMachine(RuleBasedStateMachine):
         paths = []
         for (name, suffix), image in files.items():
             path = self.folder / f"file{name}.{suffix}"
-            paths.append(save(path, self.pool(image), mtime=self.clock))
+            paths.append(str(save(path, self.pool(image), mtime=self.clock)))
             self.seen(str(path), [self.pool(image)])
         self.ingest(*paths)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers import encoded, picture
 
 from engine import IngestReport, Store
 from engine.config import MemoryBudget
@@ -24,20 +24,9 @@ from engine.storage.ballast import NoRoomError
 from engine.storage.changeset import Chunk
 from engine.storage.writer import StoreFiles
 
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
-
-
-def png(seed: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture(seed)).save(file, "PNG")
-    return file.getvalue()
-
-
 # Two of them are the same image; one claims to be an image, one does not.
 SEEDS = [0, 1, 2, 1, 3, 4, 5, 6]
-FILES = {f"{at}.png": png(seed) for at, seed in enumerate(SEEDS)}
+FILES = {f"{at}.png": encoded(picture(seed)) for at, seed in enumerate(SEEDS)}
 FILES |= {"15.png": b"\x89PNG\r\n\x1a\n", "16.txt": b"text"}
 
 
@@ -191,22 +180,22 @@ def test_what_is_encoded_by_then_is_committed(
 
 # Of every kind, in an order in which each group of three has some of them.
 MIXED = [
-    ("0.png", png(0)),
+    ("0.png", encoded(picture(0))),
     ("a.txt.gz", b"no image"),
-    ("1.png", png(1)),
+    ("1.png", encoded(picture(1))),
     ("1.json", b"{"),
-    ("0.png", png(2)),  # another image of a name that is there
+    ("0.png", encoded(picture(2))),  # another image of a name that is there
     ("link.png", None),
     ("broken.png", FILES["15.png"]),
     ("broken.cls", b"\xff"),  # of no image that is taken in
-    ("copy.png", png(0)),
-    ("1.png", png(1)),  # the same once more
+    ("copy.png", encoded(picture(0))),
+    ("1.png", encoded(picture(1))),  # the same once more
     ("4.png", FILES["15.png"]),  # broken, and a whole one of its name comes later
-    ("3.png", png(3)),
+    ("3.png", encoded(picture(3))),
     ("3.json", b'{"label": 3}'),
-    ("4.png", png(4)),
+    ("4.png", encoded(picture(4))),
     ("4.cls", b"\xff"),
-    ("5.png", png(5)),
+    ("5.png", encoded(picture(5))),
     ("end.txt.gz", b"no image"),
 ]
 # Without the sidecars 13 members: 10 seen and 3 skipped.

@@ -4,22 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers import picture, save
 
 from engine import Store, UsageError
 from engine.storage.durable import tree_bytes
 
 
-def save(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-
-
 @pytest.fixture
 def sources(tmp_path: Path) -> list[Path]:
     for i in range(300):
-        save(tmp_path / "photos" / f"{i}.png", i)
+        save(tmp_path / "photos" / f"{i}.png", picture(i, 24, 24))
     (tmp_path / "photos" / "notes.txt").write_text("no image")
     np.save(tmp_path / "masks.npy", np.random.default_rng(0).integers(0, 2, (500, 20, 20)) > 0)
     return [tmp_path / "photos", tmp_path / "masks.npy"]
@@ -55,8 +49,9 @@ def test_a_plan_says_what_an_ingest_then_does(tmp_path: Path, sources: list[Path
     (sources[0] / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     with Store.open(path, create=True, encoder="none") as store:
         store.ingest(*sources)
-    save(sources[0] / "more" / "new.png", 1000)
-    save(sources[0] / "7.png", 1001)  # another image, in a file of as many bytes perhaps
+    save(sources[0] / "more" / "new.png", picture(1000, 24, 24))
+    # Another image, in a file of as many bytes perhaps.
+    save(sources[0] / "7.png", picture(1001, 24, 24))
     plan = Store.plan(path, *sources)
     assert (plan.images, plan.unchanged, plan.rejected, plan.skipped) == (2, 799, 1, 1)
     with Store.open(path) as store:

@@ -38,7 +38,7 @@ from engine.storage import create as create_
 from engine.storage import durable, extents
 from engine.storage.changeset import Chunk, Removal
 from engine.storage.extents import HEADER_BYTES
-from engine.storage.rocks import database
+from engine.storage.rocks import opening
 from engine.storage.writer import StoreFiles
 
 ALL = os.environ.get("POWER_LOSS") == "all"
@@ -683,8 +683,8 @@ def no_appends(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_batches(patch: pytest.MonkeyPatch) -> None:
-    real = database.Rdict
-    patch.setattr(database, "Rdict", lambda *args, **named: Unsynced(real(*args, **named)))
+    real = opening.Rdict
+    patch.setattr(opening, "Rdict", lambda *args, **named: Unsynced(real(*args, **named)))
 
 
 IN_PLACE, NEW, ADOPTED = "made in place", "new", "with its first encoder later"

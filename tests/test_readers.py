@@ -34,7 +34,7 @@ from engine.config import MemoryBudget
 from engine.ingest import run
 from engine.storage import extents
 from engine.storage.changeset import Chunk
-from engine.storage.rocks import database
+from engine.storage.rocks import open_reader, opening, options
 from engine.storage.writer import StoreFiles
 
 OPENS = int(os.environ.get("ENGINE_READER_OPENS", "1000"))
@@ -57,10 +57,10 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(extents, "EXTENT_ROWS", 500)
     patch.setattr(extents, "EXTENT_BYTES", 20_000)
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: WRITE_BUFFERS))
-    options, tables = database._database_options, database._table_options
+    database, tables = options.database_options, options.table_options
 
     def small_log(*arguments: Any) -> Any:
-        made = options(*arguments)
+        made = database(*arguments)
         made.set_max_total_wal_size(LOG_BYTES)
         return made
 
@@ -72,8 +72,8 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
         made.set_level_zero_file_num_compaction_trigger(2)
         return made
 
-    patch.setattr(database, "_database_options", small_log)
-    patch.setattr(database, "_table_options", merged)
+    patch.setattr(options, "database_options", small_log)
+    patch.setattr(options, "table_options", merged)
 
 
 def mask(number: int, row: int) -> np.ndarray:
@@ -271,15 +271,15 @@ def count_opens(patch: pytest.MonkeyPatch) -> list[float]:
 
     More than stores are opened: one that stays open may open them again to see what is new.
     """
-    real, took = database.open_reader, []
+    real, took = open_reader.open_reader, []
 
-    def open_reader(*arguments: Any, **named: Any) -> Any:
+    def timed(*arguments: Any, **named: Any) -> Any:
         started = time.perf_counter()
         opened = real(*arguments, **named)
         took.append(time.perf_counter() - started)
         return opened
 
-    patch.setattr(database, "open_reader", open_reader)
+    patch.setattr(open_reader, "open_reader", timed)
     return took
 
 
@@ -349,13 +349,13 @@ def test_a_writer_that_flushes_at_every_commit_is_read_all_the_same(
     where = tmp_path / "store"
     Store.open(where, create=True, encoder="none").close()
     opened: list[int] = []
-    real = database._open
+    real = opening.open_files
 
     def count(folder: Path, *arguments: Any, **named: Any) -> Any:
         opened.append(1)
         return real(folder, *arguments, **named)
 
-    monkeypatch.setattr(database, "_open", count)
+    monkeypatch.setattr(opening, "open_files", count)
     quick = {"ENGINE_WRITER_BUFFERS": str(64 << 10), "ENGINE_WRITER_PAUSE": "0"}
     with a_writer(where, tmp_path / "images", **quick) as writer, Store.open(where) as stays:
         for _ in range(QUICK_OPENS):

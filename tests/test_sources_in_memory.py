@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import encoded, picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -221,18 +222,8 @@ def test_an_array_is_stamped_as_it_is_however_it_lies(monkeypatch: pytest.Monkey
 MOST = 1 << 30
 
 
-def picture(seed: int, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (6, 5, channels), np.uint8)
-
-
-def png(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
-
-
 def test_one_image_in_memory_is_ingested_under_its_name(tmp_path: Path) -> None:
-    data = png(picture(0))
+    data = encoded(picture(0))
     with open_store(tmp_path) as store:
         assert store.ingest(data, name="a.png", metadata={"label": "cat"}).added == 1
         assert store.ingest(Image.fromarray(picture(1)), name="b").added == 1
@@ -248,7 +239,9 @@ def test_one_image_in_memory_is_ingested_under_its_name(tmp_path: Path) -> None:
         assert store.lookup(picture(1)).identical[0].sources == ("memory:b",)
         again = store.ingest(data, name="a.png", metadata={"label": "cat"})
         assert (again.unchanged, again.added, again.duplicates) == (1, 0, 0)
-        assert store.ingest(png(picture(5)), name="a.png").added == 1, "another one of that name"
+        assert store.ingest(encoded(picture(5)), name="a.png").added == 1, (
+            "another one of that name"
+        )
         assert sorted(store.sources(1)) == ["memory:c", "memory:d.png"]
         assert store.check().problems == ()
 
@@ -276,8 +269,8 @@ def test_a_stream_is_of_all_kinds_of_images(tmp_path: Path) -> None:
     deep = picture(3).astype(np.uint16) * 200
     mask = bits(0, 1)[0]
     elements: list[Any] = [
-        ("file.png", png(picture(0))),
-        ["listed", bytearray(png(picture(1)))],
+        ("file.png", encoded(picture(0))),
+        ["listed", bytearray(encoded(picture(1)))],
         ("rgba", rgba, {"n": 1}),
         ("deep", deep, None),
         ("mask", mask),
@@ -293,7 +286,7 @@ def test_a_stream_is_of_all_kinds_of_images(tmp_path: Path) -> None:
         assert kinds == [u8, u8, u8, u16, bit, u8, u8, bit]
         assert store.get(3).metadata == {"n": 1}
         for query, name in (
-            (png(picture(1)), "listed"),
+            (encoded(picture(1)), "listed"),
             (rgba, "rgba"),
             (deep, "deep"),
             (mask, "mask"),
@@ -310,9 +303,9 @@ def test_a_stream_is_of_all_kinds_of_images(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_in_a_stream_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
-    cut = Image.open(io.BytesIO(png(picture(7))[:-30]))
+    cut = Image.open(io.BytesIO(encoded(picture(7))[:-30]))
     elements: list[Any] = [
-        ("good", png(picture(0))),
+        ("good", encoded(picture(0))),
         ("broken", b"\x89PNG\r\n\x1a\n"),
         ("cut", cut),
         ("float", np.zeros((3, 3))),
@@ -323,14 +316,14 @@ def test_what_is_wrong_in_a_stream_is_told_and_the_rest_goes_on(tmp_path: Path) 
         ("mode", Image.new("F", (2, 2))),
         ("text", "photo.jpg"),
         ("nothing", None),
-        ("", png(picture(1))),
-        ("a\0b", png(picture(1))),
-        ("\ud800", png(picture(1))),
-        ("x" * 5000, png(picture(1))),
-        (7, png(picture(1))),
-        ("said", png(picture(1)), {"x": float("nan")}),
-        ("long", png(picture(1)), {"x": "y" * METADATA_LIMIT}),
-        ("odd", png(picture(1)), [1]),
+        ("", encoded(picture(1))),
+        ("a\0b", encoded(picture(1))),
+        ("\ud800", encoded(picture(1))),
+        ("x" * 5000, encoded(picture(1))),
+        (7, encoded(picture(1))),
+        ("said", encoded(picture(1)), {"x": float("nan")}),
+        ("long", encoded(picture(1)), {"x": "y" * METADATA_LIMIT}),
+        ("odd", encoded(picture(1)), [1]),
         ("pair",),
         "photo.jpg",
         None,
@@ -354,7 +347,7 @@ def test_what_is_wrong_in_a_stream_is_told_and_the_rest_goes_on(tmp_path: Path) 
         assert "not a str" in reasons["memory:(20)"]
         assert all("\n" not in reason for reason in reasons.values())
         assert store.check().problems == ()
-        assert store.ingest([("cut", png(picture(7)))]).added == 1
+        assert store.ingest([("cut", encoded(picture(7)))]).added == 1
         assert store.info().rejects == len(elements) - 3, "what is mended is no reject any more"
 
 
@@ -370,7 +363,7 @@ def test_a_stream_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.Mo
             while True:
                 ahead.append(number - len(store))
                 frame[:] = np.random.default_rng(number).integers(0, 256, (4, 4))
-                buffer[:] = png(frame)
+                buffer[:] = encoded(frame)
                 # The same array and the same buffer again and again.
                 yield f"frame-{number}", frame if number % 2 else buffer
                 number += 1
@@ -415,7 +408,7 @@ def test_the_last_of_one_name_in_a_stream_counts(tmp_path: Path) -> None:
 
 
 def test_what_is_said_later_of_an_image_is_kept(tmp_path: Path) -> None:
-    data = png(picture(0))
+    data = encoded(picture(0))
     with open_store(tmp_path) as store:
         store.ingest(data, name="x")
         assert store.ingest(data, name="x", metadata={}).unchanged == 1
@@ -456,7 +449,7 @@ def test_a_call_that_makes_no_sense_is_told_before_anything_is_done(
 
 
 def test_one_image_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:
-    cut = Image.open(io.BytesIO(png(picture(7))[:-30]))
+    cut = Image.open(io.BytesIO(encoded(picture(7))[:-30]))
     with open_store(tmp_path) as store:
         assert store.ingest(b"no image", name="x").rejected == 1
         assert store.ingest(cut, name="y").rejected == 1
@@ -472,7 +465,7 @@ def test_a_pil_image_that_is_too_large_is_not_decoded(monkeypatch: pytest.Monkey
 
 
 def test_members_say_what_they_are() -> None:
-    data = png(picture(0))
+    data = encoded(picture(0))
     found = list(members([("x", data), ("y", picture(1)), ("z", 0)], MOST))
     assert found[0] == Member(b"memory:x", hashing.stamp(data), len(data), data)
     other = found[1]
@@ -589,8 +582,8 @@ def test_a_stream_cannot_change_its_store(tmp_path: Path, call: str) -> None:
 def test_a_name_that_is_that_of_a_row_is_refused(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         with pytest.raises(UsageError, match="a row of an array"):
-            store.ingest(png(picture(1)), name="x#17")
-        assert store.ingest(png(picture(1)), name="x#seventeen").added == 1
+            store.ingest(encoded(picture(1)), name="x#17")
+        assert store.ingest(encoded(picture(1)), name="x#seventeen").added == 1
 
 
 @pytest.mark.parametrize("first", ["a.png", ("a.png",), (picture(1), "a"), 7])

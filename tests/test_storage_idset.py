@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.config import MemoryBudget
 from engine.storage import tombstones
 from engine.storage.bitmap import IdSet
-from engine.storage.rocks import database
+from engine.storage.rocks import database, opening
 from engine.storage.rows import u64
 
 SIZES = st.integers(0, 70) | st.integers((1 << 19) - 9, (1 << 19) + 70)
@@ -88,7 +88,7 @@ def test_a_count_is_of_what_is_in_it_by_now() -> None:
 
 @pytest.fixture
 def table(tmp_path: Path) -> database.Keys:
-    return database.create(tmp_path, MemoryBudget())
+    return opening.create(tmp_path, MemoryBudget())
 
 
 def put(table: database.Keys, rows: object) -> list[bytes]:

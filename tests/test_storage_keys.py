@@ -14,7 +14,7 @@ import pytest
 from engine import StoreDamagedError, StoreError
 from engine.config import MemoryBudget
 from engine.storage import nofollow
-from engine.storage.rocks import database, pin
+from engine.storage.rocks import open_reader, opening, pin
 from engine.storage.rocks.database import Keys
 
 SMALL = MemoryBudget(64 << 20)  # memtables of 8 MiB together
@@ -23,7 +23,7 @@ TABLES = ("images", "records", "meta")
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[Keys]:
-    opened = database.create(tmp_path, SMALL)
+    opened = opening.create(tmp_path, SMALL)
     yield opened
     opened.close()
 
@@ -93,9 +93,9 @@ def test_a_scan_does_not_see_what_is_committed_meanwhile(writer: Keys) -> None:
 
 def test_a_reader_sees_what_was_committed_when_it_was_opened(writer: Keys, tmp_path: Path) -> None:
     commit(writer, a=b"1")
-    before = database.open_reader(tmp_path, SMALL)
+    before = open_reader.open_reader(tmp_path, SMALL)
     commit(writer, a=None, b=b"2")
-    after = database.open_reader(tmp_path, SMALL)
+    after = open_reader.open_reader(tmp_path, SMALL)
     assert everything(before) == [{b"a": b"1"}] * 3
     assert everything(after) == [{b"b": b"2"}] * 3
     before.close()
@@ -123,7 +123,7 @@ def test_readers_beside_a_busy_writer_see_whole_commits_in_their_order(
     try:
         for _ in range(12):
             least = committed
-            reader = database.open_reader(tmp_path, SMALL)
+            reader = open_reader.open_reader(tmp_path, SMALL)
             images, records, meta = everything(reader)
             assert images == records == meta
             assert least <= int(images[b"n"]) <= committed + 1
@@ -148,12 +148,12 @@ def test_reading_leaves_no_trace(
     store.mkdir()
     elsewhere.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
-    writer = database.create(store, SMALL)
+    writer = opening.create(store, SMALL)
     commit(writer, a=b"1")
     if not beside_a_writer:
         writer.close()
     before = stamps(store)
-    reader = database.open_reader(store, SMALL)
+    reader = open_reader.open_reader(store, SMALL)
     assert everything(reader) == [{b"a": b"1"}] * 3
     assert stamps(store) == before
     assert list(elsewhere.iterdir()) == []
@@ -171,7 +171,7 @@ def crashed(tmp_path: Path) -> Path:
     """A store's keys after five commits, as a kill leaves them: all in the write-ahead log."""
     live, image = tmp_path / "live", tmp_path / "image"
     live.mkdir()
-    opened = database.create(live, SMALL)
+    opened = opening.create(live, SMALL)
     for n in range(5):
         commit(opened, **{f"k{n}": bytes([n]) * 50})
     shutil.copytree(live / "keys", image / "keys")
@@ -182,7 +182,7 @@ def crashed(tmp_path: Path) -> Path:
 Opener = Callable[[Path, MemoryBudget], Keys]
 
 
-@pytest.mark.parametrize("opener", [database.open_reader, database.open_writer])
+@pytest.mark.parametrize("opener", [open_reader.open_reader, opening.open_writer])
 def test_what_was_committed_survives_a_kill(crashed: Path, opener: Opener) -> None:
     opened = opener(crashed, SMALL)
     assert [sorted(rows) for rows in everything(opened)] == [
@@ -191,7 +191,7 @@ def test_what_was_committed_survives_a_kill(crashed: Path, opener: Opener) -> No
     opened.close()
 
 
-@pytest.mark.parametrize("opener", [database.open_reader, database.open_writer])
+@pytest.mark.parametrize("opener", [open_reader.open_reader, opening.open_writer])
 @pytest.mark.parametrize("cut", [1, 30, 150, 400, 700])
 def test_of_a_torn_log_whole_commits_are_left(crashed: Path, opener: Opener, cut: int) -> None:
     (log,) = (crashed / "keys").glob("*.log")
@@ -204,7 +204,7 @@ def test_of_a_torn_log_whole_commits_are_left(crashed: Path, opener: Opener, cut
     opened.close()
 
 
-@pytest.mark.parametrize("opener", [database.open_reader, database.open_writer])
+@pytest.mark.parametrize("opener", [open_reader.open_reader, opening.open_writer])
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.6, 0.99])
 def test_a_flipped_byte_in_the_log_is_damage_and_drops_no_commit(
     crashed: Path, opener: Opener, part: float
@@ -218,14 +218,14 @@ def test_a_flipped_byte_in_the_log_is_damage_and_drops_no_commit(
 
 
 def test_a_flipped_byte_in_a_table_is_damage_when_it_is_read(tmp_path: Path) -> None:
-    table = database.create(tmp_path, SMALL)
+    table = opening.create(tmp_path, SMALL)
     commit(table, **{f"k{n}": os.urandom(100) for n in range(100)})
     table.close()
     for path in (tmp_path / "keys").glob("*.sst"):
         data = bytearray(path.read_bytes())
         data[500] ^= 1  # among the rows
         path.write_bytes(data)
-    reader = database.open_reader(tmp_path, SMALL)
+    reader = open_reader.open_reader(tmp_path, SMALL)
     with pytest.raises(StoreDamagedError, match=r"'images' cannot be read: .*engine check"):
         for n in range(100):
             reader.get("images", b"k%d" % n)
@@ -238,12 +238,12 @@ def test_a_flipped_byte_in_a_table_is_damage_when_it_is_read(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("gone", ["CURRENT", "MANIFEST-*", "*.sst"])
 def test_a_lost_file_is_damage(tmp_path: Path, gone: str) -> None:
-    table = database.create(tmp_path, SMALL)
+    table = opening.create(tmp_path, SMALL)
     commit(table, a=b"1")
     table.close()
     for path in (tmp_path / "keys").glob(gone):
         path.unlink()
-    for opener in (database.open_reader, database.open_writer):
+    for opener in (open_reader.open_reader, opening.open_writer):
         with pytest.raises(StoreDamagedError, match="keys"):
             opener(tmp_path, SMALL)
 
@@ -278,7 +278,7 @@ def test_what_a_writer_does_while_a_reader_opens_changes_nothing(
     writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flushes, compactions, deletions and commits between the pinning of files and their opening."""
-    real, turns = database._open, 0
+    real, turns = opening.open_files, 0
 
     def flush() -> None:
         for table in writer._tables.values():
@@ -293,12 +293,12 @@ def test_what_a_writer_does_while_a_reader_opens_changes_nothing(
         turns += 1
         return real(*arguments, **named)
 
-    monkeypatch.setattr(database, "_open", later)
+    monkeypatch.setattr(opening, "open_files", later)
     for n in range(6):
         commit(writer, n=str(n).encode(), old=None if n % 2 else b"there", **{f"k{n}": b"y" * 5000})
         if n % 3 == 0:
             flush()  # some of it lies in tables, and some in the log
-        reader = database.open_reader(tmp_path, SMALL)
+        reader = open_reader.open_reader(tmp_path, SMALL)
         (images, records, meta) = everything(reader)
         reader.close()
         assert images == records == meta
@@ -326,12 +326,12 @@ def test_a_state_that_moves_while_it_is_pinned_is_pinned_again(
         return found
 
     monkeypatch.setattr(pin.Pinned, "_open_new", meanwhile)
-    reader = database.open_reader(tmp_path, SMALL)
+    reader = open_reader.open_reader(tmp_path, SMALL)
     assert everything(reader) == [{b"a": b"7"}] * 3
     reader.close()
     moves = iter(range(8, 1000))
-    with pytest.raises(database.BusyError, match="try again") as raised:
-        database.open_reader(tmp_path, SMALL, tries=5)
+    with pytest.raises(open_reader.BusyError, match="try again") as raised:
+        open_reader.open_reader(tmp_path, SMALL, tries=5)
     assert not isinstance(raised.value, StoreDamagedError)
 
 
@@ -340,7 +340,7 @@ def test_where_open_files_have_no_names_they_are_opened_by_their_own(
 ) -> None:
     commit(writer, a=b"1")
     monkeypatch.setattr(pin, "_FDS", tmp_path / "none")
-    real, count = database._open, 0
+    real, count = opening.open_files, 0
 
     def meanwhile(*arguments: Any, **named: Any) -> Keys:
         nonlocal count
@@ -351,8 +351,8 @@ def test_where_open_files_have_no_names_they_are_opened_by_their_own(
                 table.flush()
         return real(*arguments, **named)
 
-    monkeypatch.setattr(database, "_open", meanwhile)
-    reader = database.open_reader(tmp_path, SMALL)
+    monkeypatch.setattr(opening, "open_files", meanwhile)
+    reader = open_reader.open_reader(tmp_path, SMALL)
     assert everything(reader) == [{b"a": b"3"}] * 3
     reader.close()
     assert count >= 4
@@ -362,7 +362,7 @@ def test_where_open_files_have_no_names_they_are_opened_by_their_own(
 def test_what_current_names_is_never_written_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    database.create(tmp_path / "store", SMALL).close()
+    opening.create(tmp_path / "store", SMALL).close()
     temporary = tmp_path / "temporary" / "inside"
     temporary.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -370,6 +370,6 @@ def test_what_current_names_is_never_written_elsewhere(
     (tmp_path / "store/keys/CURRENT").write_text(f"{name}\n")
     before = {*tmp_path.rglob("*")}
     with pytest.raises(StoreDamagedError, match="keys"):
-        database.open_reader(tmp_path / "store", SMALL)
+        open_reader.open_reader(tmp_path / "store", SMALL)
     assert {*tmp_path.rglob("*")} == before
     assert (tmp_path / "store/outside").read_bytes() == b"1"

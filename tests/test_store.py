@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers import mask, save
 
 from engine import (
     EncoderError,
@@ -30,15 +30,6 @@ from engine.ingest import run
 from engine.storage import commit_file, manifest
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.rocks.database import Keys
-
-
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (16, 16, 3)).astype(np.bool_)
-
-
-def save(path: Path, seed: int) -> str:
-    Image.fromarray(mask(seed).astype(np.uint8) * 255).save(path)
-    return str(path)
 
 
 def rows(path: Path, seeds: range) -> str:
@@ -108,7 +99,7 @@ def test_a_store_can_be_moved_with_its_encoder(tmp_path: Path, tiny_encoder: Pat
     (tmp_path / "a.store").rename(tmp_path / "b.store")
     with Store.open(tmp_path / "b.store") as store:
         assert len(store.lookup(mask(9), k=3).similar) == 3
-        assert store.ingest(save(tmp_path / "one.png", 9)).added == 1
+        assert store.ingest(save(tmp_path / "one.png", mask(9))).added == 1
         assert store.check().ok
 
 
@@ -256,7 +247,7 @@ def test_a_full_disk_at_any_write_loses_nothing_that_was_committed(
 ) -> None:
     where, new = tmp_path / "store", rows(tmp_path / "new.npy", range(5, 12))
     with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
-        store.ingest(save(tmp_path / "a.png", 0), encoder="none")
+        store.ingest(save(tmp_path / "a.png", mask(0)), encoder="none")
     for at in range(1, 100):
         with Store.open(where) as store, pytest.MonkeyPatch.context() as patch:
             failing(patch, "pwrite", at, errno.ENOSPC)
@@ -308,7 +299,7 @@ def test_a_commit_that_fails_adds_nothing(
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(12):
-        save(folder / f"{i:02}.png", i)
+        save(folder / f"{i:02}.png", mask(i))
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.ingest(folder / "00.png")
 

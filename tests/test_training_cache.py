@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import picture
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,10 +24,6 @@ from engine.training import cache
 
 KEY = "0123456789abcdef" * 2
 SQUARE = 4
-
-
-def picture(number: int, height: int = 6, width: int = 8) -> np.ndarray:
-    return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def write(folder: Path, n: int = 3, key: str | None = KEY, keep: bool = True) -> cache.PictureFile:

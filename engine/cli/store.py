@@ -28,7 +28,7 @@ from engine.cli.options import (
 from engine.cli.progress import Progress
 from engine.config import DEFAULT_K, DEFAULT_MAX_DISTANCE, check_keep_pixels, default_store
 from engine.errors import StoreDamagedError, UsageError
-from engine.maintenance.check import unreadable
+from engine.maintenance.check.run import unreadable
 from engine.sources.path_lists import listed
 from engine.sources.source_stream import Sources
 

@@ -19,7 +19,7 @@ from engine.errors import UsageError
 from engine.records import Kind
 from engine.sources.items import Reject, VectorBlock, VectorItem
 from engine.storage.changeset import Chunk, Removal
-from engine.storage.removal import Going, removal
+from engine.storage.removal import RemovalRequest, plan_removal
 from engine.storage.rows import ArrayRow, Run, u64
 from engine.storage.snapshot import StoreView
 from engine.storage.writer import StoreFiles
@@ -196,18 +196,18 @@ class GivenArray:
 
     def _remove(self, cuts: Iterator[tuple[Run, list[Run]]]) -> None:
         """Remove parts of runs with what they are, in commits of bounded size."""
-        going = Going()
+        request = RemovalRequest()
         for run, parts in cuts:
             for part in parts:
-                going.add_rows(run, part)
-            if len(going) >= _REMOVED:
-                self._flush(going)
-                going = Going()
-        self._flush(going)
+                request.add_rows(run, part)
+            if len(request) >= _REMOVED:
+                self._flush(request)
+                request = RemovalRequest()
+        self._flush(request)
 
-    def _flush(self, going: Going) -> None:
-        if len(going):
-            found, _ = removal(self._store, going, _REMOVED)
+    def _flush(self, request: RemovalRequest) -> None:
+        if len(request):
+            found, _ = plan_removal(self._store, request, _REMOVED)
             self._store.commit(Chunk(removal=found))
 
 

@@ -35,7 +35,7 @@ from engine.storage.pinned_files import (
     hold_keys,
     hold_rest,
 )
-from engine.storage.rocks import database
+from engine.storage.rocks import database, open_reader
 from engine.storage.staging import check_place, made_aside
 from engine.storage.state import State, settings_in
 from engine.storage.writer import REJECTS, StoreFiles
@@ -167,7 +167,7 @@ class Backup:
     def _state(self, made: Path, named: Manifest, told: int) -> State:
         """What the copied keys have committed."""
         try:
-            table = database.open_reader(made, self._memory)
+            table = open_reader.open_reader(made, self._memory)
         except StoreDamagedError as error:  # it is the source that is damaged
             raise StoreDamagedError(str(error).replace(str(made), str(self._store))) from None
         try:

@@ -36,7 +36,7 @@ from engine.records import ExportReport, ImageRecord, Kind
 from engine.storage import extents
 from engine.storage.extents import ExtentReader
 from engine.storage.live_ids import live
-from engine.storage.scan import BUCKET, records_from, sources_in
+from engine.storage.scan import BUCKET, records_from, sources_of_bucket
 from engine.storage.staging import check_place, made_aside
 from engine.storage.writer import StoreFiles
 
@@ -174,7 +174,7 @@ class Export:
     ) -> Iterator[tuple[Any, ...]]:
         """The sources of a bucket, counted by image into ``counts``."""
         first = bucket * BUCKET
-        for id_, name in sources_in(self._store, bucket, there):
+        for id_, name in sources_of_bucket(self._store, bucket, there):
             counts[id_ - first] += 1
             try:
                 yield id_, name.decode(), None

@@ -23,7 +23,7 @@ from engine.errors import StoreDamagedError, UsageError
 from engine.index.background import StoppedError, Work
 from engine.index.maintain import Indexing, recall_of
 from engine.index.operating_point import check_recall
-from engine.maintenance.reorder import Laid, Layout
+from engine.maintenance.reorder import Reorder, ReorderResult
 from engine.memory import PeakMemory
 from engine.records import OptimizeReport, Place
 from engine.storage import extents
@@ -106,9 +106,9 @@ class Optimize:
 
     def _vectors(self) -> int:
         """Lay the vectors out anew, if that is worth it, and measure recall; how many were laid out."""
-        laid = Laid()
+        laid = ReorderResult()
         try:
-            laid = Layout(self._store, self._work).run()
+            laid = Reorder(self._store, self._work).run()
             self._store.become_writer(to_remove=True)
             indexing = Indexing(self._store, self._work)
             indexing.update(EXACT_ROWS)
@@ -116,7 +116,9 @@ class Optimize:
         except StoppedError:
             self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
         except MovedError:
-            laid = Laid(skipped="the index was not built: another process laid it out meanwhile")
+            laid = ReorderResult(
+                skipped="the index was not built: another process laid it out meanwhile"
+            )
         except (OSError, MemoryError, StoreDamagedError) as error:
             if not self._store.is_open:  # the failure has closed it
                 raise

@@ -18,7 +18,7 @@ from engine.maintenance.missing_sources import (
 )
 from engine.records import RemoveReport
 from engine.storage.changeset import Chunk
-from engine.storage.removal import Going, removal
+from engine.storage.removal import RemovalRequest, plan_removal
 from engine.storage.rows import NameRow, Run
 from engine.storage.source_names import bases, one_row, rows_inside, those_named
 from engine.storage.writer import StoreFiles
@@ -105,7 +105,7 @@ class Remove:
             there = self._store.those_there(some)
             not_found += [str(id_) for id_ in sorted(set(some) - set(there))]
             self._advance(len(some) - len(there))
-            self._going.ids = there
+            self._request.ids = there
             self._flush()
 
     # --- by name ----------------------------------------------------------------------------------
@@ -120,22 +120,22 @@ class Remove:
         for key, _ in rows_inside(self._store, "arrays", base, b"n"):
             self._array(key[1:])
         for key, _ in rows_inside(self._store, "arrays", base, b"a"):
-            self._going.arrays.append(key)
+            self._request.arrays.append(key)
             self._flush_if_full()
         for name, _ in rows_inside(self._store, "rejects", base):
-            self._going.rejects.append(name)
+            self._request.rejects.append(name)
             self._flush_if_full()
 
     def _name(self, name: bytes, id_: int) -> None:
         if name not in self._names:
             self._names.add(name)
-            self._going.names.append((name, id_))
+            self._request.names.append((name, id_))
             self._flush_if_full()
 
     def _row(self, run: Run, part: Run) -> None:
         if (part.array, part.row) not in self._rows and part.array not in self._arrays:
             self._rows.add((part.array, part.row))
-            self._going.add_rows(run, part)
+            self._request.add_rows(run, part)
             self._flush_if_full()
 
     def _array(self, name: bytes) -> None:
@@ -150,11 +150,11 @@ class Remove:
         for key, value in self._store.keys.scan("runs", b"r" + number):
             run = Run.from_row(key, value)
             self._arrays.add(array.number)
-            self._going.add_rows(run, run)
+            self._request.add_rows(run, run)
             self._flush_if_full()
             empty = False
         if empty:  # nothing was committed of it, or a changed file has taken its place
-            self._going.arrays += [b"n" + name, b"#" + number]
+            self._request.arrays += [b"n" + name, b"#" + number]
 
     # --- what is missing --------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Remove:
         unfinished = unfinished_arrays(self._store)
         if not unfinished:
             for some in images_without_sources(self._store, self._go_on):
-                self._going.ids += some
+                self._request.ids += some
                 self._flush_if_full()
             self._flush()
         self._kept |= missing.kept | unfinished
@@ -199,40 +199,40 @@ class Remove:
                 self._array(name)
         elif what is What.ARCHIVE:
             if store.archive(name) is not None and missing.is_gone(name, None):
-                self._going.arrays.append(b"a" + name)
+                self._request.arrays.append(b"a" + name)
                 self._flush_if_full()
         else:
             reject = store.rejects([name])[0]
             if reject and missing.is_gone(name, (reject["mtime_ns"], reject["size"])):
-                self._going.rejects.append(name)
+                self._request.rejects.append(name)
                 self._flush_if_full()
 
     # --- commits ----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._going = Going()
+        self._request = RemovalRequest()
         self._names: set[bytes] = set()  # those in it
         self._rows: set[tuple[int, int]] = set()  # single rows in it: array, row
         self._arrays: set[int] = set()  # arrays with runs in it
 
     def _flush_if_full(self) -> None:
-        if len(self._going):
+        if len(self._request):
             self._go_on()
-        if len(self._going) >= MOST:
+        if len(self._request) >= MOST:
             self._flush()
 
     def _flush(self) -> None:
         """Commit what is to go by now; raises ``_StoppedError`` where no more is wanted."""
-        while len(self._going):
+        while len(self._request):
             self._go_on()
             self._store.require_room()
-            found, left = removal(self._store, self._going, MOST)
+            found, left = plan_removal(self._store, self._request, MOST)
             self._store.commit(Chunk(removal=found))
             self._images += len(found.images)
             self._sources += found.sources
-            self._advance(len(self._going) - len(left))
+            self._advance(len(self._request) - len(left))
             self._begin()
-            self._going.ids = left
+            self._request.ids = left
             self._stopped = self._stop()
 
     def _go_on(self) -> None:

@@ -43,21 +43,21 @@ _log = logging.getLogger("engine")
 
 
 @dataclass(frozen=True, slots=True)
-class Laid:
+class ReorderResult:
     """What was done: ``rows`` vectors lie anew; or why it was not."""
 
     rows: int = 0
     skipped: str | None = None
 
 
-class Layout:
+class Reorder:
     """One layout of one store, which becomes its writer in the end."""
 
     def __init__(self, store: StoreFiles, work: Work) -> None:
         self._store = store
         self._work = work
 
-    def run(self) -> Laid:
+    def run(self) -> ReorderResult:
         """Lay the vectors out if that is worth it and there is room.
 
         Raises ``StoppedError``, ``StoreError``, ``OSError``; the vectors are as they were then.
@@ -66,10 +66,10 @@ class Layout:
         store.follow()  # others may have laid them out since it was opened
         index = store.index
         if index is None or not index.vectors.rows:
-            return Laid()
+            return ReorderResult()
         train = self._is_to_be_trained(index)
         if not train and not self._is_worth_it(index):
-            return Laid()
+            return ReorderResult()
         need, free = self._need(index), _free(store)
         if free < need:
             return _left_for_want_of_room(need, free)
@@ -78,7 +78,7 @@ class Layout:
             return _left_damaged(damaged)
         with staging.locked(store.path, "index") as made:
             quantizer, new = self._work.apart(
-                lambda work: Layout(self._store, work)._build(made, index, train)
+                lambda work: Reorder(self._store, work)._build(made, index, train)
             )
             self._lock()
             return self._publish(made, index, quantizer, new)
@@ -199,7 +199,7 @@ class Layout:
 
     def _publish(
         self, made: Path, index: VectorIndex, quantizer: QuantizerEntry | None, new: Ordered
-    ) -> Laid:
+    ) -> ReorderResult:
         store = self._store
         there = dict(store.state.vector_parts(store.manifest.encoder))
         numbers = {one.number for one in store.manifest.segments}
@@ -209,7 +209,7 @@ class Layout:
         known = quantizer is None or _has(made, quantizer)
         known = known or quantizer in store.manifest.quantizers
         if clash or not same or not known:
-            return Laid(
+            return ReorderResult(
                 skipped="the vectors were not laid out anew: another process did so meanwhile"
             )
         late = {n: rows for n, rows in index.vectors.parts if there[n] > rows}
@@ -220,7 +220,7 @@ class Layout:
         if late and (damaged := self._damaged({n: late.get(n, rows) for n, rows in there.items()})):
             return _left_damaged(damaged)
         store.replace_vectors(made, index.vectors.parts, new, quantizer)
-        return Laid(new.rows)
+        return ReorderResult(new.rows)
 
 
 def _has(made: Path, quantizer: QuantizerEntry) -> bool:
@@ -232,14 +232,14 @@ def _free(store: StoreFiles) -> int:
     return shutil.disk_usage(store.path).free
 
 
-def _left_for_want_of_room(need: int, free: int) -> Laid:
-    return Laid(
+def _left_for_want_of_room(need: int, free: int) -> ReorderResult:
+    return ReorderResult(
         skipped=f"the vectors were not laid out anew: that needs {need:,} bytes of room on the disk, "
         f"and {free:,} are free"
     )
 
 
-def _left_damaged(path: str) -> Laid:
-    return Laid(
+def _left_damaged(path: str) -> ReorderResult:
+    return ReorderResult(
         skipped=f"the vectors were not laid out anew: {path} is damaged; run 'engine check --fix'"
     )

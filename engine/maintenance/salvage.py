@@ -27,8 +27,9 @@ from engine.storage.commit_file import Notice, commit_of
 from engine.storage.durable import fsync_dir, replace_file, write_new
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import DamagedManifestError
-from engine.storage.rocks import database, files, rebuild
+from engine.storage.rocks import database, files, open_reader, opening, rebuild
 from engine.storage.rocks.database import Keys
+from engine.storage.rocks.folder import require_files
 from engine.storage.state import State, settings_in
 
 _PIECE = 1 << 20  # bytes
@@ -59,7 +60,7 @@ def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
         if damaged is not None:
             problems.append(_manifest(store, memory, damaged))
         if problems:
-            with closing(database.open_reader(store, memory)) as table:
+            with closing(open_reader.open_reader(store, memory)) as table:
                 notice.publish(_state(table).commit)
         return problems
     finally:
@@ -79,7 +80,7 @@ def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
     if files.current(folder) is None or files.problems(folder):
         return [*problems, _rescue(store, memory, told)]
     try:
-        table = database.open_reader(store, memory)  # which leaves no trace
+        table = open_reader.open_reader(store, memory)  # which leaves no trace
     except StoreDamagedError:
         return [*problems, _log(store, memory, told)]
     with closing(table):
@@ -109,10 +110,10 @@ def _rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = 
 
 
 def _log(store: Path, memory: MemoryBudget, told: int) -> Problem:
-    logs = [name for name in database.require_files(store) if name.endswith(".log")]
+    logs = [name for name in require_files(store) if name.endswith(".log")]
     aside = _set_aside(store, logs)
     try:
-        table = database.open_writer(store, memory, salvage=True)
+        table = opening.open_writer(store, memory, salvage=True)
     except StoreDamagedError:  # not the log alone, or tables are ahead of it
         nofollow.discard(store, aside.name, file_names.ROCKSDB)
         return _rescue(store, memory, told)
@@ -156,7 +157,7 @@ def _pieces(store: Path, name: str) -> Iterator[bytes]:
 
 
 def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) -> Problem:
-    with closing(database.open_reader(store, memory)) as table:
+    with closing(open_reader.open_reader(store, memory)) as table:
         copy = table.get("meta", b"manifest")
     if copy is None:
         raise StoreDamagedError(

@@ -21,7 +21,7 @@ from engine.storage.durable import fsync_dir, make_folders
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import EncoderEntry, Manifest
 from engine.storage.nofollow import Entry
-from engine.storage.rocks import database
+from engine.storage.rocks import database, opening
 from engine.storage.state import State
 from engine.storage.temp_folders import Claimed, claimed, sweep
 
@@ -63,7 +63,7 @@ def create(
             made = claim.path
         entry = encoder(made) if encoder else None
         first = Manifest(uuid.uuid4().hex, StructuralSettings.new(), entry)
-        table = database.create(made, memory)
+        table = opening.create(made, memory)
         batch = table.batch()
         batch.put("meta", b"settings", json.dumps(first.settings.to_dict()).encode())
         batch.put("meta", b"state", State().pack())

@@ -22,6 +22,7 @@ from engine.storage.durable import cannot_read
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
 from engine.storage.rocks import database
+from engine.storage.rocks.folder import require_readable
 from engine.storage.rocks.pin import version
 
 _TRIES = 200
@@ -90,7 +91,7 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
             time.sleep(min(0.001 * (attempt + 1), 0.05))
     finally:
         held.close()
-    database.require_readable(folder)
+    require_readable(folder)
     if version(folder) is None:
         raise StoreDamagedError(f"{folder} cannot be opened (no CURRENT); run 'engine check'")
     raise StoreError(f"{folder} did not stand still for a moment: try again")

@@ -36,7 +36,7 @@ _MAX_MARKS = 256  # of "#" in a name that may part an archive from a member
 
 
 @dataclass(slots=True)
-class Going:
+class RemovalRequest:
     """What one commit is to remove; nothing in it is named twice."""
 
     ids: list[int] = field(default_factory=list)  # ascending, with all their sources
@@ -70,20 +70,24 @@ class _Image:
     shared: bool = False  # whether other images have its key
 
 
-def removal(view: StoreView, going: Going, most: int) -> tuple[Removal, list[int]]:
-    """What goes with ``going``, and those of its ids that are left for the next commit.
+def plan_removal(
+    view: StoreView, request: RemovalRequest, max_sources: int
+) -> tuple[Removal, list[int]]:
+    """What goes with ``request``, and those of its ids that are left for the next commit.
 
-    Images that lose their last source go with it. An image takes about ``most`` of its sources with
-    it at a time: one that has more goes once these have gone.
+    Images that lose their last source go with it. An image takes about ``max_sources`` of its
+    sources with it at a time: one that has more goes once these have gone.
     """
-    return _Working(view, most).out(going)
+    return RemovalPlanner(view, max_sources).plan(request)
 
 
-class _Working:
-    def __init__(self, view: StoreView, most: int) -> None:
+class RemovalPlanner:
+    """Works out one commit of a removal. ``plan`` may be called once."""
+
+    def __init__(self, view: StoreView, max_sources: int) -> None:
         self._view = view
         self._keys = view.keys
-        self._most = most
+        self._max_sources = max_sources
         self._removal = Removal()
         self._images: dict[int, _Image] = {}
         self._blocks: list[tuple[bytes, bytes, list[int]]] = []  # of records, that hold these
@@ -95,26 +99,27 @@ class _Working:
         self._deleted_runs: set[bytes] = set()
         self._put_runs: set[int] = set()  # arrays that certainly have some left
 
-    def out(self, going: Going) -> tuple[Removal, list[int]]:
-        for run, part in going.rows:
+    def plan(self, request: RemovalRequest) -> tuple[Removal, list[int]]:
+        """The removal, and those of the request's ids that are left for the next commit."""
+        for run, part in request.rows:
             self._cut(run, part)
-        hashes = self._values("sources", [u64(id_) + name for name, id_ in going.names])
-        for (name, id_), hash_ in zip(going.names, hashes, strict=True):
+        hashes = self._values("sources", [u64(id_) + name for name, id_ in request.names])
+        for (name, id_), hash_ in zip(request.names, hashes, strict=True):
             self._names[name] = (id_, hash_ or b"")
-        touched = {id_ for _, id_ in going.names}
-        for _, part in going.rows:
+        touched = {id_ for _, id_ in request.names}
+        for _, part in request.rows:
             touched.update(range(part.id, part.id + (part.count if part.step else 1)))
-        touched.update(going.ids)
+        touched.update(request.ids)
         self._load(sorted(touched))
-        left = self._choose(going.ids)
+        left = self._choose(request.ids)
         self._lose_last(touched)
         self._put_runs_left()
         self._put_names()
         self._put_records()
         self._put_images()
         self._put_arrays()
-        self._delete("arrays", going.arrays)
-        self._delete("rejects", going.rejects)
+        self._delete("arrays", request.arrays)
+        self._delete("rejects", request.rejects)
         self._removal.images = sorted(self._gone)
         self._removal.vectors = self._count_vectors()
         return self._removal, left
@@ -161,11 +166,11 @@ class _Working:
                 continue
             if not self._in_runs(id_):
                 for key, value in self._keys.scan("sources", u64(id_)):
-                    if len(self._names) >= self._most:
+                    if len(self._names) >= self._max_sources:
                         return list(ids[at:])
                     self._names[key[8:]] = (id_, value)
                 for key, value in self._keys.scan("runs", ONE + u64(id_)):
-                    if len(self._cuts) >= self._most:
+                    if len(self._cuts) >= self._max_sources:
                         return list(ids[at:])
                     run = Run.from_id(key, value)
                     self._cut(run, run)

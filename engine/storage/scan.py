@@ -46,7 +46,7 @@ def records_from(view: StoreView, start: int, most: int) -> list[ImageRecord]:
     return images
 
 
-def sources_in(
+def sources_of_bucket(
     view: StoreView, bucket: int, there: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[int, bytes]]:
     """The id and the name of every source of the images of a bucket; ``there`` (4096,): which it has.

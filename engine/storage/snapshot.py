@@ -29,7 +29,7 @@ from engine.storage.fingerprints import Fingerprints
 from engine.storage.json_values import items, loads
 from engine.storage.live_ids import blocks_of
 from engine.storage.manifest import Manifest
-from engine.storage.rocks import database
+from engine.storage.rocks import open_reader
 from engine.storage.rocks.database import Keys
 from engine.storage.rocks.pin import TRIES
 from engine.storage.rows import (
@@ -51,6 +51,7 @@ from engine.storage.rows import (
     u64,
 )
 from engine.storage.state import State, settings_in
+from engine.storage.tables import Tables
 from engine.storage.vectors import Vectors
 
 _log = logging.getLogger("engine")
@@ -82,7 +83,7 @@ class StoreView:
         seen = self._notice.read()  # before the keys: what is committed meanwhile is noticed again
         nofollow.require_kinds(self.path, file_names.FILES, file_names.FOLDERS)
         found = manifest.load(self.path)
-        opened = database.open_reader(self.path, self.memory, tries=tries)
+        opened = open_reader.open_reader(self.path, self.memory, tries=tries)
         self._load(found, opened, commit_of(seen))
         self._seen = seen
         self._opened_at = time.perf_counter()
@@ -100,6 +101,7 @@ class StoreView:
             raise
         self._close_files()
         self.manifest, self._keys, self.state = found, table, state
+        self.tables = Tables(table)
         self._pixels = ExtentReader(self.path, extents.PIXELS, self.is_behind)
         self.fingerprints = Fingerprints(self.path)
         self._lookups = 0

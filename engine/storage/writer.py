@@ -55,7 +55,7 @@ from engine.storage.manifest import (
     QuantizerEntry,
     SegmentEntry,
 )
-from engine.storage.rocks import database
+from engine.storage.rocks import open_reader, opening
 from engine.storage.rocks.database import Batch
 from engine.storage.rocks.pin import TRIES
 from engine.storage.rows import (
@@ -132,7 +132,7 @@ class StoreFiles(StoreView):
                     self._seen = told  # before the manifest is read: what comes then is told again
                     self.read_index()
                     self._forget_index()
-            except database.BusyError:
+            except open_reader.BusyError:
                 return  # the next call tries again
             except StoreError as error:
                 if self._keys is None:
@@ -169,7 +169,7 @@ class StoreFiles(StoreView):
             self._close_files()
             told = commit_of(self._notice.read())
             found = manifest.load(self.path, writing=True)
-            self._load(found, database.open_writer(self.path, self.memory, tight=self._tight), told)
+            self._load(found, opening.open_writer(self.path, self.memory, tight=self._tight), told)
             self._recover(salvage=salvage)
             self._notice.publish(self.state.commit)
         except BaseException:
@@ -183,7 +183,7 @@ class StoreFiles(StoreView):
         try:
             self.keys.settle()
             self._close_files()  # RocksDB is opened by one at a time
-            table = database.open_writer(self.path, self.memory)
+            table = opening.open_writer(self.path, self.memory)
             self._load(self.manifest, table, self.state.commit)
             self._tight = False
         except BaseException:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.storage.durable import open_regular
+from engine.storage.rocks.blocks import DELETED, PUT, Row, varint
 from engine.storage.rocks.crc32c import masked
-from engine.storage.rocks.sst import DELETED, PUT, Row, varint
 
 _BLOCK = 32 << 10
 _HEADER = 7

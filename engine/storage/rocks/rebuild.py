@@ -28,10 +28,12 @@ from engine.storage.ballast import is_full
 from engine.storage.commit_evidence import MARK
 from engine.storage.durable import cannot_read, fsync_dir, fsync_file, is_in_the_way
 from engine.storage.manifest import DamagedManifestError, Manifest
-from engine.storage.rocks import database, files
+from engine.storage.rocks import database, files, opening
+from engine.storage.rocks.blocks import PUT, Row, varint
 from engine.storage.rocks.database import Keys
+from engine.storage.rocks.folder import require_files
 from engine.storage.rocks.log import Records, Versions, batch_rows, versions
-from engine.storage.rocks.sst import PUT, Row, TableFile, varint
+from engine.storage.rocks.sst import TableFile
 from engine.storage.rows import TABLES
 
 MENDED = file_names.MENDED
@@ -81,7 +83,7 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
     reading = _Reading(folder, everything=everything)
     try:
         with staging.locked(store, database.FOLDER) as made:
-            with contextlib.closing(database.create(made, memory)) as table:
+            with contextlib.closing(opening.create(made, memory)) as table:
                 if not reading.copy(table):
                     raise StoreDamagedError(
                         f"{folder} holds no table and no log that can be read: restore the store "
@@ -270,7 +272,7 @@ def _manifest(store: Path, copy: bytes | None) -> Manifest:
 
 
 def _sync(made: Path) -> None:
-    for name in database.require_files(made):
+    for name in require_files(made):
         fsync_file(made, f"{database.FOLDER}/{name}")
     fsync_dir(made / database.FOLDER)
     fsync_dir(made)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import picture
 from PIL import Image
 from rocksdict import DBCompactionStyle
 
@@ -34,7 +35,7 @@ from engine.maintenance import backup
 from engine.storage import extents, manifest, nofollow, pinned_files, staging
 from engine.storage.changeset import Chunk
 from engine.storage.lock import WriterLock
-from engine.storage.rocks import database
+from engine.storage.rocks import database, opening, options
 from engine.storage.writer import StoreFiles
 
 BACKUPS = int(os.environ.get("ENGINE_BACKUPS", "12"))
@@ -51,10 +52,10 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(extents, "EXTENT_ROWS", 100)
     patch.setattr(extents, "EXTENT_BYTES", 200_000)
     patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: 16 << 20))
-    options, tables = database._database_options, database._table_options
+    database, tables = options.database_options, options.table_options
 
     def small_log(*arguments: Any) -> Any:
-        made = options(*arguments)
+        made = database(*arguments)
         made.set_max_total_wal_size(128 << 10)
         return made
 
@@ -64,8 +65,8 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
         made.set_level_zero_file_num_compaction_trigger(2)
         return made
 
-    patch.setattr(database, "_database_options", small_log)
-    patch.setattr(database, "_table_options", merged)
+    patch.setattr(options, "database_options", small_log)
+    patch.setattr(options, "table_options", merged)
 
 
 @pytest.fixture(autouse=True)
@@ -182,10 +183,6 @@ def child(part: str, *arguments: str | Path) -> Iterator[Told]:
 # --- a store with everything in it ----------------------------------------------------------------
 
 
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 12, 3), np.uint8)
-
-
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     """Files, rows, bits and colours, kept and not, rejects, vectors in and out of segments."""
@@ -282,7 +279,7 @@ def test_a_store_is_backed_up_by_the_one_that_writes_it(full: Path, tmp_path: Pa
         with Store.open(tmp_path / "store") as other, pytest.raises(StoreLockedError):
             other.ingest("synthetic:bits?n=1&seed=9")  # the lock was not given back by accident
         with pytest.raises(Exception, match=r"lock|LOCK"):
-            database.open_writer(tmp_path / "store", MemoryBudget())  # nor RocksDB's
+            opening.open_writer(tmp_path / "store", MemoryBudget())  # nor RocksDB's
     with Store.open(tmp_path / "copy") as copy:
         assert copy.check().problems == ()
         (hit,) = copy.lookup(f"{SOURCE}#399", tiers=IDENTICAL).identical

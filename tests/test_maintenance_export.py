@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import picture
 from PIL import Image
 
 from engine import Store, StoreDamagedError, StoreError, UsageError
@@ -23,10 +24,6 @@ from engine.maintenance import export
 from engine.storage import extents, scan
 
 Row = dict[str, Any]
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 12, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")

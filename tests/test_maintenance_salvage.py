@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import mask
 from PIL import Image
 
 from engine import (
@@ -33,10 +34,6 @@ from engine.storage.rocks import database
 SYNTHETIC = "synthetic:bits?seed=0"
 COUNT = 51
 COMMITS = 5
-
-
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (16, 16, 3)).astype(np.bool_)
 
 
 def ingest_all(opened: Store, folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import mask
 from PIL import Image
 
 from engine import EngineError, Store, StoreDamagedError, StoreError
@@ -22,7 +23,7 @@ from engine.ingest import run
 from engine.records import Place
 from engine.storage import ballast, file_names, manifest, nofollow
 from engine.storage.nofollow import ForeignError
-from engine.storage.rocks import database
+from engine.storage.rocks import opening
 from engine.storage.rows import ImageRow
 from engine.storage.state import State, appends_in
 
@@ -46,10 +47,6 @@ def no_hang() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (16, 16, 3)).astype(np.bool_)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -636,7 +633,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 def rekeyed(store: Path, table: str, which: Callable[[bytes], bool], value: bytes) -> None:
-    opened = database.open_writer(store, MemoryBudget())
+    opened = opening.open_writer(store, MemoryBudget())
     batch = opened.batch()
     for key, _ in opened.scan(table):
         if which(key):
@@ -646,7 +643,7 @@ def rekeyed(store: Path, table: str, which: Callable[[bytes], bool], value: byte
 
 
 def restated(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    opened = database.open_writer(store, MemoryBudget())
+    opened = opening.open_writer(store, MemoryBudget())
     body = json.loads(opened.get("meta", b"state") or b"")
     change(body)
     batch = opened.batch()
@@ -656,7 +653,7 @@ def restated(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def misplaced(store: Path) -> None:
-    opened = database.open_writer(store, MemoryBudget())
+    opened = opening.open_writer(store, MemoryBudget())
     batch = opened.batch()
     places = [
         Place(1, (1 << 40) - 1, 96),
@@ -807,7 +804,7 @@ def test_no_descriptor_is_left_open(tree: Path) -> None:
 
 
 def test_a_file_that_leads_to_no_id_is_damage(store: Path, template: Path) -> None:
-    opened = database.open_writer(store, MemoryBudget())
+    opened = opening.open_writer(store, MemoryBudget())
     batch = opened.batch()
     for key, value in opened.scan("files"):
         batch.put("files", key, value * 2)
@@ -818,7 +815,7 @@ def test_a_file_that_leads_to_no_id_is_damage(store: Path, template: Path) -> No
 
 
 def test_settings_that_cannot_be_read_are_those_of_the_manifest_again(store: Path) -> None:
-    opened = database.open_writer(store, MemoryBudget())
+    opened = opening.open_writer(store, MemoryBudget())
     batch = opened.batch()
     batch.put("meta", b"settings", b'{"hash_seed": 1}')
     opened.commit(batch)

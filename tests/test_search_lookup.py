@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import mask, picture, save
 from PIL import Image
 
 from engine import EncoderError, ImageError, PackedBits, Store, StoreDamagedError, UsageError
@@ -15,20 +16,6 @@ from engine.ingest import run
 from engine.records import LookupResult
 from engine.search import lookup
 from engine.storage.extents import HEADER_BYTES
-
-
-def picture(seed: int, height: int = 8, width: int = 8) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def mask(seed: int, height: int = 12, width: int = 10) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (height, width, 3)).astype(np.bool_)
-
-
-def save(path: Path, array: np.ndarray) -> str:
-    values = array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array
-    Image.fromarray(values).save(path)
-    return str(path)
 
 
 def encoded(array: np.ndarray, container: str) -> bytes:
@@ -95,7 +82,7 @@ def test_images_that_share_a_key_are_never_mixed_up(
         folder.mkdir()
         for name in names:  # half of the images are met again, in another container
             path = folder / f"{name}.{'png' if folder is first else 'bmp'}"
-            sources.setdefault(name, set()).add(save(path, images[name]))
+            sources.setdefault(name, set()).add(str(save(path, images[name])))
     rows = tmp_path / "rows.npy"
     np.save(rows, np.stack([mask(100 + i) for i in range(20)]))
     images |= {f"row-{i}": mask(100 + i) for i in range(20)}

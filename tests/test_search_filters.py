@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import encoded, mask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from engine import Store, UsageError
 from engine.ingest import run
@@ -28,16 +28,6 @@ from engine.storage.writer import StoreFiles
 COUNT = 3000  # vectors
 GONE = (1, 2, 3, 700, 1500, 2999)  # of images that are removed
 DIM = 16
-
-
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (24, 24, 3)).astype(np.bool_)
-
-
-def png(seed: int) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(mask(seed).astype(np.uint8) * 255).save(data, "PNG")
-    return data.getvalue()
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -208,26 +198,26 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of every kind of source, with names that begin like each other, and a store of them."""
     folder = tmp_path_factory.mktemp("shelf")
     for seed in range(6):
-        write(folder / "p" / f"{seed}.png", png(seed))
-    write(folder / "p" / "deep" / "er" / "6.png", png(6))
-    write(folder / "p" / "copy of 0.png", png(0))
-    write(folder / "p2" / "7.png", png(7))
-    write(folder / "p#" / "8.png", png(8))
-    write(folder / "p#9.png", png(9))
+        write(folder / "p" / f"{seed}.png", encoded(mask(seed)))
+    write(folder / "p" / "deep" / "er" / "6.png", encoded(mask(6)))
+    write(folder / "p" / "copy of 0.png", encoded(mask(0)))
+    write(folder / "p2" / "7.png", encoded(mask(7)))
+    write(folder / "p#" / "8.png", encoded(mask(8)))
+    write(folder / "p#9.png", encoded(mask(9)))
     write(folder / "bad" / "bad.png", b"\x89PNG\r\n\x1a\n")
     np.save(folder / "a.npy", np.stack([mask(seed) for seed in (0, 20, 21, 21, 21, 22, 23)]))
-    write(folder / "a.npy#5", png(30)).rename(folder / "a.npy#5.png")
+    write(folder / "a.npy#5", encoded(mask(30))).rename(folder / "a.npy#5.png")
     np.save(folder / "p" / "b.npy", np.stack([mask(seed) for seed in (22, 24)]))
     np.save(folder / "d.npy", np.stack([mask(0)] * 3))
     np.savez(folder / "c.npz", left=mask(25)[None], right=np.stack([mask(26), mask(27)]))
     with tarfile.open(folder / "t.tar", "w") as tar:
         for name, seed in (("x/1.png", 40), ("x/2.png", 1), ("y.png", 41)):
             info = tarfile.TarInfo(name)
-            info.size = len(png(seed))
-            tar.addfile(info, io.BytesIO(png(seed)))
+            info.size = len(encoded(mask(seed)))
+            tar.addfile(info, io.BytesIO(encoded(mask(seed))))
     with zipfile.ZipFile(folder / "p" / "z.zip", "w") as zipped:
-        zipped.writestr("m.png", png(42))
-    cells = [{"bytes": png(seed), "path": None} for seed in (50, 51, 2)]
+        zipped.writestr("m.png", encoded(mask(42)))
+    cells = [{"bytes": encoded(mask(seed)), "path": None} for seed in (50, 51, 2)]
     pq.write_table(pa.table({"image": cells}), folder / "q.parquet")
     with Store.open(folder / "store", create=True, encoder="none") as store:
         inside = sorted(path for path in folder.iterdir() if path.name != "store")
@@ -235,7 +225,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.ingest(f"{folder / 'q.parquet'}?image=image", f"{folder / 'a.npy'}?kind=8bit")
         store.ingest("synthetic:bits?n=9&seed=3", "synthetic:bits?n=4&seed=31")
         store.ingest(np.stack([mask(60), mask(3)]), name="camera/3")
-        store.ingest(png(61), name="camera/4")
+        store.ingest(encoded(mask(61)), name="camera/4")
         gone = [store.lookup(mask(seed)).identical[0].id for seed in (23, 41, 5)]
         store.remove(ids=gone)
         assert store.check().ok
@@ -440,14 +430,14 @@ def test_a_relative_name_is_of_the_folder_that_the_process_is_in(
 
 def test_what_comes_and_goes_is_seen_at_once(tmp_path: Path) -> None:
     for seed in range(3):
-        write(tmp_path / "p" / f"{seed}.png", png(seed))
+        write(tmp_path / "p" / f"{seed}.png", encoded(mask(seed)))
     asked: dict[str, Any] = {"source": tmp_path / "p", "tiers": ["identical"]}
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest(tmp_path / "p")
         with Store.open(tmp_path / "store", read_only=True) as reader:
             assert not reader.lookup(mask(3), **asked).identical
-            write(tmp_path / "p" / "3.png", png(3))
-            write(tmp_path / "q" / "4.png", png(4))
+            write(tmp_path / "p" / "3.png", encoded(mask(3)))
+            write(tmp_path / "q" / "4.png", encoded(mask(4)))
             store.ingest(tmp_path)
             assert [len(opened._files.removed_ids()) for opened in (store, reader)] == [0, 0]
             many = reader.lookup_many([str(tmp_path / "p" / "0.png")] * 2, **asked)

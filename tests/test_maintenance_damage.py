@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import picture
 from indexed import clustered, small_index
 from PIL import Image
 
@@ -20,17 +21,14 @@ from engine import CheckReport, EngineError, Store, StoreError
 from engine.storage.commit_evidence import MARK
 from engine.storage.commit_file import NAME as COMMIT
 from engine.storage.rocks import files, lz4, rebuild
+from engine.storage.rocks.blocks import PUT
 from engine.storage.rocks.database import Keys
 from engine.storage.rocks.log import Records, batch_rows, versions
-from engine.storage.rocks.sst import PUT, TableFile
+from engine.storage.rocks.sst import TableFile
 from engine.storage.rows import TABLES, Run, record_ids, u64
 
 FILES, ROWS, GONE = 70, 150, 40
 REMOVED = [2, 3, 75, *range(100, 110)]
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
 
 
 def in_tables(store: Store) -> None:

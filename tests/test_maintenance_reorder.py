@@ -194,9 +194,9 @@ def beside(
     path: Path, what: Callable[[Store], object], monkeypatch: pytest.MonkeyPatch
 ) -> OptimizeReport:
     """Optimize; when all is built, and before it takes the lock, another store does ``what``."""
-    lock, waits = reorder.Layout._lock, []
+    lock, waits = reorder.Reorder._lock, []
 
-    def locked(self: reorder.Layout) -> None:
+    def locked(self: reorder.Reorder) -> None:
         if not waits:
             waits.append(1)
             with Store.open(path) as other:
@@ -204,7 +204,7 @@ def beside(
         lock(self)
 
     with monkeypatch.context() as patch, Store.open(path) as store:
-        patch.setattr(reorder.Layout, "_lock", locked)
+        patch.setattr(reorder.Reorder, "_lock", locked)
         report = store.optimize()
     assert waits
     assert leftovers(path) == []

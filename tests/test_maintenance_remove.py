@@ -1,7 +1,6 @@
 """Images and sources are removed: by id, by name, because their files are gone; and only these."""
 
 import errno
-import io
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import encoded, mask, save
 from PIL import Image
 
 from engine import MissingError, Store, StoreError, UsageError
@@ -27,7 +27,7 @@ from engine.images.canonical import from_array
 from engine.maintenance import missing_sources, remove
 from engine.storage import extents
 from engine.storage.changeset import Chunk, NewImage, NewName
-from engine.storage.removal import Going
+from engine.storage.removal import RemovalRequest
 from engine.storage.rocks.database import Keys
 from engine.storage.rows import ArchiveRow, Run
 from engine.storage.writer import StoreFiles
@@ -35,25 +35,9 @@ from engine.storage.writer import StoreFiles
 IDENTICAL = ["identical"]
 
 
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (8, 8, 3)).astype(np.bool_)
-
-
-def save(path: Path, seed: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(mask(seed).astype(np.uint8) * 255).save(path)
-    return path
-
-
 def rows(path: Path, *seeds: int) -> Path:
     np.save(path, np.stack([mask(seed) for seed in seeds]))
     return path
-
-
-def png(seed: int) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(mask(seed).astype(np.uint8) * 255).save(data, "PNG")
-    return data.getvalue()
 
 
 def found(store: Store, *seeds: int) -> list[int]:
@@ -71,7 +55,7 @@ def found(store: Store, *seeds: int) -> list[int]:
 def store(tmp_path: Path) -> Store:
     """Photos 0 to 5, an array of 4 to 11, and another with 11 three times and 12, 13."""
     for i in range(6):
-        save(tmp_path / "photos" / f"{i}.png", i)
+        save(tmp_path / "photos" / f"{i}.png", mask(i))
     rows(tmp_path / "a.npy", *range(4, 12))
     rows(tmp_path / "b.npy", 11, 11, 11, 12, 13)
     opened = Store.open(tmp_path / "store", create=True, encoder="none")
@@ -142,7 +126,7 @@ def test_an_image_with_more_sources_than_a_commit_takes_goes_in_several(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(20):
-        save(tmp_path / "same" / f"{i}.png", 50)
+        save(tmp_path / "same" / f"{i}.png", mask(50))
     rows(tmp_path / "mixed.npy", *[50, 51] * 10)
     store.ingest(tmp_path / "same", tmp_path / "mixed.npy")
     monkeypatch.setattr(remove, "MOST", 4)
@@ -172,14 +156,14 @@ def test_what_goes_is_counted_as_it_comes() -> None:
             raise AssertionError("its length is asked for after each row")
 
     run, alone = Run(1, 0, 5, 1, 9), Run(1, 9, 3, 0, 9)
-    going = Going(rows=NeverWalked(), ids=[4])
-    assert len(going) == 1
-    going.add_rows(run, run)
-    assert len(going) == 1 + run.count
-    going.add_rows(alone, alone)
-    assert len(going) == 1 + run.count + 1
-    going.names.append((b"/a", 4))
-    assert len(going) == 1 + run.count + 2
+    request = RemovalRequest(rows=NeverWalked(), ids=[4])
+    assert len(request) == 1
+    request.add_rows(run, run)
+    assert len(request) == 1 + run.count
+    request.add_rows(alone, alone)
+    assert len(request) == 1 + run.count + 1
+    request.names.append((b"/a", 4))
+    assert len(request) == 1 + run.count + 2
 
 
 def test_images_that_share_a_key_go_one_by_one(
@@ -397,8 +381,8 @@ def test_what_only_begins_like_it_is_not_inside(store: Store, tmp_path: Path) ->
     for seed, name in enumerate(
         ["cat/0.png", "cat#2.png", "cat#/1.png", "dog.png", "dog.png#old.png"], 70
     ):
-        save(inside / name, seed)
-    beside = save(tmp_path / "x.png", 90).rename(tmp_path / "a.npy#5")
+        save(inside / name, mask(seed))
+    beside = save(tmp_path / "x.png", mask(90)).rename(tmp_path / "a.npy#5")
     store.ingest(inside, beside)
     assert found(store, 70, 71, 72, 73, 74, 90) == [70, 71, 72, 73, 74, 90]
     assert store.remove(sources=[inside / "cat"]).images == 1
@@ -445,11 +429,11 @@ def test_what_was_read_in_one_of_several_ways_is_where_its_file_is(
 ) -> None:
     array = rows(tmp_path / "8.npy", 70, 71, 72)
     table = tmp_path / "c.parquet"
-    files = [{"bytes": png(80 + i), "path": None} for i in range(3)]
+    files = [{"bytes": encoded(mask(80 + i)), "path": None} for i in range(3)]
     said = {"scan": files, "page": files, "label": [1, 2, 3]}
     pq.write_table(pa.table(said), table)
     odd = tmp_path / "d.png?image=small"  # as some downloaders call them
-    odd.write_bytes(png(90))
+    odd.write_bytes(encoded(mask(90)))
     ways = (f"{array}?kind=8bit", f"{table}?image=scan", f"{table}?image=scan&metadata=label", odd)
     assert store.ingest(*ways).added == 7
     for path in (None, array, table, odd):
@@ -469,8 +453,8 @@ def test_a_folder_whose_name_begins_another_is_no_archive(store: Store, tmp_path
     (tmp_path / "C").mkdir()
     (tmp_path / "C#").mkdir()
     for folder in ("C", "C#"):
-        (tmp_path / folder / "keep.png").write_bytes(png(ord(folder[-1])))
-        (tmp_path / folder / "gone.png").write_bytes(png(ord(folder[-1]) + 1))
+        (tmp_path / folder / "keep.png").write_bytes(encoded(mask(ord(folder[-1]))))
+        (tmp_path / folder / "gone.png").write_bytes(encoded(mask(ord(folder[-1]) + 1)))
     store.ingest(tmp_path / "C", tmp_path / "C#")
     (tmp_path / "C#" / "gone.png").unlink()
     assert store.remove(missing=True).images == 1
@@ -480,7 +464,7 @@ def test_a_folder_whose_name_begins_another_is_no_archive(store: Store, tmp_path
 
 
 def test_what_is_gone_from_the_disk_goes(store: Store, tmp_path: Path) -> None:
-    save(tmp_path / "old" / "er" / "1.png", 80)
+    save(tmp_path / "old" / "er" / "1.png", mask(80))
     store.ingest(tmp_path / "old", "synthetic:bits?n=3")
     store.ingest(np.stack([mask(81)]), name="m")
     assert store.remove(missing=True).sources == 0
@@ -501,7 +485,7 @@ def test_what_is_gone_from_the_disk_goes(store: Store, tmp_path: Path) -> None:
 
 
 def test_images_that_no_source_is_left_of_are_missing(store: Store, tmp_path: Path) -> None:
-    save(tmp_path / "photos" / "0.png", 90)
+    save(tmp_path / "photos" / "0.png", mask(90))
     rows(tmp_path / "a.npy", 91)
     os.utime(tmp_path / "a.npy", ns=(1, 1))
     store.ingest(tmp_path / "photos", tmp_path / "a.npy")
@@ -516,7 +500,7 @@ def test_images_that_no_source_is_left_of_are_missing(store: Store, tmp_path: Pa
 def test_links_that_lead_nowhere_and_overridden_arrays_are_there(
     store: Store, tmp_path: Path
 ) -> None:
-    (tmp_path / "photos" / "link.png").symlink_to(save(tmp_path / "target.png", 95))
+    (tmp_path / "photos" / "link.png").symlink_to(save(tmp_path / "target.png", mask(95)))
     np.save(tmp_path / "c.npy", np.zeros((2, 3, 5), np.uint8))
     store.ingest(tmp_path / "photos", f"{tmp_path}/c.npy?kind=8bit")
     (tmp_path / "target.png").unlink()
@@ -539,8 +523,8 @@ def test_rejects_of_files_that_are_gone_are_forgotten(store: Store, tmp_path: Pa
 
 def test_a_disk_that_may_only_be_unmounted_empties_no_store(store: Store, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    save(disk / "a" / "1.png", 80)
-    save(disk / "2.png", 81)
+    save(disk / "a" / "1.png", mask(80))
+    save(disk / "2.png", mask(81))
     store.ingest(disk)
     shutil.rmtree(disk)
     disk.mkdir()  # as a mount point is left
@@ -558,7 +542,7 @@ def test_what_cannot_be_looked_up_is_kept_and_told_of(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = tmp_path / "loop"
-    save(loop / "1.png", 80)
+    save(loop / "1.png", mask(80))
     store.ingest(loop)
     shutil.rmtree(loop)
     loop.symlink_to(loop)  # ELOOP
@@ -574,8 +558,8 @@ def test_a_drive_that_is_away_empties_no_store(
 ) -> None:
     drives = [tmp_path / "drives" / name for name in ("a", "b")]
     for seed, drive in enumerate(drives, 80):
-        save(drive / "deep" / "er" / "1.png", seed)
-        save(drive / "2.png", seed + 10)
+        save(drive / "deep" / "er" / "1.png", mask(seed))
+        save(drive / "2.png", mask(seed + 10))
     store.ingest(*drives)
     if not remembered:  # as an older engine left it
         store._files.add_roots([])
@@ -604,7 +588,7 @@ def test_a_drive_that_is_away_empties_no_store(
 
 def test_less_than_half_of_a_folder_goes_without_a_question(store: Store, tmp_path: Path) -> None:
     for seed in range(80, 90):
-        save(tmp_path / "root" / ("album" if seed < 84 else "rest") / f"{seed}.png", seed)
+        save(tmp_path / "root" / ("album" if seed < 84 else "rest") / f"{seed}.png", mask(seed))
     store.ingest(tmp_path / "root")
     shutil.rmtree(tmp_path / "root" / "album")
     assert store.remove(missing=True).images == 4
@@ -623,7 +607,7 @@ def test_files_that_were_named_one_by_one_go_if_their_folder_is_there(tmp_path: 
     folder.mkdir()
     with tarfile.open(folder / "x.tar", "w") as tar:
         for name in ("1.png", "deep/2.png"):
-            tar.add(save(tmp_path / "in" / name, len(name)), name)
+            tar.add(save(tmp_path / "in" / name, mask(len(name))), name)
     with Store.open(tmp_path / "few", create=True, encoder="none") as few:
         few.ingest(folder / "x.tar", rows(folder / "c.npy", 90), rows(folder / "d.npy", 91, 92))
         (folder / "c.npy").unlink()
@@ -908,8 +892,8 @@ def test_the_command_says_what_it_did(
         body = json.loads(run(capsys, "remove", *arguments, "--json", *where)[1])
         assert plan["dry_run"]
         assert [plan["images"], plan["sources"]] == [body["images"], body["sources"]]
-    save(tmp_path / "drive" / "1.png", 80)
-    save(tmp_path / "drive" / "2.png", 81)
+    save(tmp_path / "drive" / "1.png", mask(80))
+    save(tmp_path / "drive" / "2.png", mask(81))
     run(capsys, "ingest", tmp_path / "drive", "--encoder", "none", *where)
     (tmp_path / "drive").rename(tmp_path / "away")
     status, out, err = run(capsys, "remove", "--missing", *where)
@@ -930,18 +914,18 @@ def test_ctrl_c_ends_the_command_on_a_commit(store: Store, tmp_path: Path) -> No
     store.close()
     code = """
 import os, signal, sys
-from engine import remove, store
 from engine.cli.app import main
-from engine.pixels import from_array
+from engine.maintenance import remove
+from engine.storage import writer
 
 remove.MOST = 3
-commit = store.StoreFiles.commit
+commit = writer.StoreFiles.commit
 
 def told(files, chunk):
     commit(files, chunk)
     os.kill(os.getpid(), signal.SIGINT)
 
-store.StoreFiles.commit = told
+writer.StoreFiles.commit = told
 sys.exit(main(sys.argv[1:]))
 """
     ids = [argument for id_ in range(1, 15) for argument in ("--id", str(id_))]

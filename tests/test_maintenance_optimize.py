@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import mask
 from PIL import Image
 
 from engine import Store, StoreError
@@ -37,10 +38,6 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(optimize, "_BATCH", 7)
     patch.setattr(optimize, "_BYTES", 2 * EACH)
     patch.setattr(optimize, "_DROPPED", 2)
-
-
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (8, 8, 3)).astype(np.bool_)
 
 
 def numbers(store: Store) -> list[int]:
@@ -344,7 +341,7 @@ CHILD = """
 import sys
 import pytest
 from engine import Store
-from test_optimize import small_pieces
+from test_maintenance_optimize import small_pieces
 
 small_pieces(pytest.MonkeyPatch())
 with Store.open(sys.argv[1]) as store:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import mask, picture, save
 from PIL import Image
 
 from engine import CheckReport, EngineError, Store
@@ -20,7 +21,7 @@ from engine.cli.app import main
 from engine.cli.render import size
 from engine.index import segment
 from engine.ingest import run
-from engine.maintenance.repair import _named
+from engine.maintenance.repair.outcome import named
 from engine.storage import durable, extents
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
@@ -29,18 +30,6 @@ from engine.storage.rocks import database
 SYNTHETIC = "synthetic:bits?seed=0"
 LATER = "synthetic:bits?seed=1"
 COUNT = 51  # images of the store below
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-
-
-def mask(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (16, 16, 3)).astype(np.bool_)
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array).save(path)
 
 
 def small_chunks(patch: pytest.MonkeyPatch) -> None:
@@ -600,9 +589,9 @@ def test_where_pixels_are_not_kept_and_sources_are_gone_good_rows_stay(
 
 
 def test_images_are_named_by_ranges() -> None:
-    assert _named([7]) == "image 7"
-    assert _named([7, 3, 4, 5]) == "images 3 to 5, 7"
-    many = _named(range(0, 1000, 2))
+    assert named([7]) == "image 7"
+    assert named([7, 3, 4, 5]) == "images 3 to 5, 7"
+    many = named(range(0, 1000, 2))
     assert many.startswith("images 0, 2, 4") and many.endswith(" and 400 more")
 
 
@@ -739,7 +728,7 @@ def child(where: str, module: str, name: str) -> None:
 
 def test_a_repair_that_is_killed_is_finished_by_the_next(store: Path, truth: list[object]) -> None:
     damage_some(store)
-    for module, name in (("storage.extents", "write_all"), ("storage.segments", "write")):
+    for module, name in (("storage.extents", "write_all"), ("index.segment", "write")):
         ran = subprocess.run(
             [sys.executable, __file__, str(store), module, name],
             capture_output=True,

@@ -6,21 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from helpers import picture
 from PIL import Image
 
 from engine import CheckReport, EngineError, Problem, Store, UsageError
 from engine.ingest import run
-from engine.maintenance import repair
-from engine.maintenance.check import Damage
+from engine.maintenance.check.damage import Damage
+from engine.maintenance.repair.run import Repair
 from engine.storage.extents import HEADER_BYTES
-from engine.storage.rocks import database
+from engine.storage.rocks import database, open_reader, opening
 from engine.storage.rows import ImageRow, NameRow, record_keys, u64
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +201,7 @@ class Change(list[tuple[str, str, bytes, bytes]]):
 def damage_a_row(store: Path, change: Change) -> None:
     from engine.config import MemoryBudget
 
-    table = database.open_writer(store, MemoryBudget())
+    table = opening.open_writer(store, MemoryBudget())
     batch = table.batch()
     for what, *row in change:
         batch.put(*row) if what == "put" else batch.delete(*row[:2])
@@ -494,14 +490,14 @@ def test_what_was_committed_before_a_repair_began_is_checked_again(
     with Store.open(store) as opened:
         opened.remove(ids=[1])
         opened._files.set_dead({})
-    run = repair.Repair.run
+    run = Repair.run
 
-    def late(mending: repair.Repair, damage: Damage) -> list[Problem]:
+    def late(mending: Repair, damage: Damage) -> list[Problem]:
         with Store.open(store) as other:
             other.remove(ids=[2, 3])
         return run(mending, damage)
 
-    monkeypatch.setattr(repair.Repair, "run", late)
+    monkeypatch.setattr(Repair, "run", late)
     with Store.open(store) as opened:
         report = opened.check(fix=True)
         assert report.problems and report.ok
@@ -512,7 +508,7 @@ def test_a_manifest_that_was_read_just_before_a_commit_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "store"
-    real = database.open_reader
+    real = open_reader.open_reader
     with Store.open(path, create=True, encoder="none") as writer:
         writer.ingest("synthetic:bits?n=20")
 
@@ -523,6 +519,6 @@ def test_a_manifest_that_was_read_just_before_a_commit_is_no_damage(
 
         with Store.open(path, read_only=True) as reader:
             writer.remove(ids=[20])
-            monkeypatch.setattr(database, "open_reader", late)
+            monkeypatch.setattr(open_reader, "open_reader", late)
             assert reader.check().problems == ()
             assert reader._files.manifest != writer._files.manifest

@@ -1,0 +1,124 @@
+"""Checks the extents: headers, lengths, and the xxh64 of every append."""
+
+from __future__ import annotations
+
+import collections
+
+from engine.errors import StoreDamagedError
+from engine.images import hashing
+from engine.maintenance.check.damage import DamagedAppend
+from engine.maintenance.check.findings import Findings
+from engine.records import Place
+from engine.storage import extents, manifest, nofollow
+from engine.storage.commit_row import CommitRow
+from engine.storage.extents import Append, ExtentReader, Family
+from engine.storage.writer import StoreFiles
+
+_READ = 8 << 20  # bytes at a time
+
+
+class ExtentsCheck:
+    """All extents that are committed, byte for byte."""
+
+    def __init__(self, store: StoreFiles, findings: Findings) -> None:
+        self._store = store
+        self._findings = findings
+
+    def run(self) -> None:
+        """Check every extent, and that all committed bytes are of some append."""
+        self._headers()
+        self._named()
+        covered = self._appends()
+        for name, pairs in self._store.state.extents.items():
+            for number, size in pairs:
+                if covered[name, number] != size:
+                    bytes_ = f"{size:,} bytes of {name} {number}"
+                    what = f"{bytes_} are committed, {covered[name, number]:,} by commits"
+                    self._findings.report("keys", what)
+
+    def _headers(self) -> None:
+        store = self._store
+        for family in store.families():
+            for number in store.manifest.extents[family.name]:
+                problem = store.header_problem(family, number)
+                if problem and not self._rewritten(family, number):
+                    self._findings.report(store.part(family, number), problem)
+
+    def _named(self) -> None:
+        """Whether the manifest names all extents that are committed."""
+        store = self._store
+        for name, pairs in store.state.extents.items():
+            named = store.manifest.extents.get(name, [])
+            for number, size in pairs:
+                if size and number not in named and not self._named_since(name, number):
+                    what = f"it does not name {name} {number}, which is committed"
+                    self._findings.report("MANIFEST.json", what)
+
+    def _appends(self) -> collections.Counter[tuple[str, int]]:
+        """Check every append; how many bytes of each extent, by family and number, are of one."""
+        readers = {
+            family.name: ExtentReader(self._store.path, family) for family in self._families()
+        }
+        covered: collections.Counter[tuple[str, int]] = collections.Counter()
+        for key, value in self._store.tables.commits.scan():
+            try:
+                row = CommitRow.unpack(key, value)
+            except StoreDamagedError as error:
+                self._findings.report("keys", f"commit {int.from_bytes(key, 'big')}: {error}")
+                continue
+            for at, append in enumerate(row.appends):
+                covered[append.family, append.extent] += append.length
+                reader = readers.get(append.family)
+                if reader is not None and not self._is_whole(reader, append, row.commit):
+                    place = Place(append.extent, append.offset, append.length)
+                    damaged = DamagedAppend(row.commit, at, reader.family, place)
+                    self._findings.damage.appends.append(damaged)
+        for reader in readers.values():
+            reader.close()
+        return covered
+
+    def _families(self) -> list[Family]:
+        """All that may be committed, whether the manifest names them or not."""
+        families = [extents.PIXELS, extents.FINGERPRINTS]
+        encoder = self._store.manifest.encoder
+        if encoder is not None:
+            families.append(extents.vectors(encoder.generation, encoder.dim))
+            families.append(extents.vector_ids(encoder.generation))
+        return families
+
+    def _is_whole(self, reader: ExtentReader, append: Append, commit: int) -> bool:
+        """Whether the bytes of an append are what was committed."""
+        where = self._store.part(reader.family, append.extent)
+        at = f"bytes {append.offset:,} to {append.offset + append.length:,}"
+        try:
+            check = hashing.Checksum()
+            for start in range(0, append.length, _READ):
+                size = min(_READ, append.length - start)
+                data = reader.read(Place(append.extent, append.offset + start, size))
+                self._findings.bytes_read += len(data)
+                check.update(data)
+        except StoreDamagedError as error:
+            if self._rewritten(reader.family, append.extent):
+                return True
+            self._findings.report(where, f"{at} of commit {commit} are lost: {error}")
+            return False
+        if check.value != append.xxh64:
+            what = f"{at} of commit {commit} are damaged (wrong checksum)"
+            self._findings.report(where, what)
+        return check.value == append.xxh64
+
+    def _rewritten(self, family: Family, number: int) -> bool:
+        """Whether an extent is gone because a writer has rewritten it while we read."""
+        store = self._store
+        if nofollow.status(store.path, family.inside(number)) is not None:
+            return False
+        # The manifest goes on naming what a commit has given up, until the writer has saved it.
+        committed = any(n == number for n, _ in store.state.extents.get(family.name, ()))
+        if committed and not store.is_behind():
+            return False
+        return number not in manifest.load(store.path).extents.get(family.name, [])
+
+    def _named_since(self, name: str, number: int) -> bool:
+        """Whether the manifest names an extent by now: it is read before the keys, which go on."""
+        store = self._store
+        return number in manifest.load(store.path).extents.get(name, []) or store.is_behind()

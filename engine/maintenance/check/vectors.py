@@ -1,0 +1,104 @@
+"""Checks the vectors: as many ids as vectors, each of a known image, and the encoder that made them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.encoders import registry
+from engine.encoders.onnx import OnnxEncoder
+from engine.errors import EncoderError
+from engine.maintenance.check.findings import Findings
+from engine.maintenance.check.known_images import KnownImages
+from engine.storage import extents
+from engine.storage.bitmap import IdSet
+from engine.storage.manifest import EncoderEntry
+from engine.storage.writer import StoreFiles
+
+_BATCH = 1000  # rows at a time
+
+
+class VectorsCheck:
+    """The live encoder and its vectors."""
+
+    def __init__(self, store: StoreFiles, findings: Findings, known: KnownImages) -> None:
+        self._store = store
+        self._findings = findings
+        self._known = known
+
+    def encoder(self) -> None:
+        """Whether the encoder can be loaded, and is the one that made the vectors."""
+        entry = self._store.manifest.encoder
+        if entry is None or entry.given:
+            return
+        folder = (self._store.path / entry.file).parent
+        try:
+            found = registry.read(folder, self._store.encoder_file)
+            if found.sha256 != entry.fingerprint:
+                raise EncoderError(f"{found.model} is not the encoder that made the vectors")
+            OnnxEncoder(found, threads=1)  # proves the rest of the description
+        except EncoderError as error:
+            self._findings.damage.encoder = True
+            part = str(folder.relative_to(self._store.path))
+            what = str(error).removesuffix(": copy it again")
+            what = f"{what}; copy the files of the encoder {entry.name!r} to {folder}"
+            self._findings.report(part, what)
+
+    def vectors(self) -> None:
+        """Whether each vector is of a known image, none twice, and the counts are right."""
+        store, encoder = self._store, self._store.manifest.encoder
+        if encoder is None:
+            return
+        for family in (
+            extents.vectors(encoder.generation, encoder.dim),
+            extents.vector_ids(encoder.generation),
+        ):
+            size = sum(size for _, size in store.state.extents.get(family.name, []))
+            if size != store.vector_rows * family.row_bytes:
+                what = f"{store.vector_rows} rows are due, {size:,} bytes there"
+                self._findings.report(family.folder, what)
+                return
+        live = self._live()
+        ids_whole = all(
+            one.family != extents.vector_ids(encoder.generation)
+            for one in self._findings.damage.appends
+        )
+        if live is not None and ids_whole and self._known.complete:
+            self._removed(encoder, store.vector_rows - live)
+            if encoder.given and live != self._known.vectors:
+                what = f"{self._known.vectors} vectors have a record, {live} are there"
+                self._findings.report("vectors", what)
+                self._findings.damage.rows = True
+
+    def _live(self) -> int | None:
+        """How many vectors are of images that are there; None where some name unknown images."""
+        store = self._store
+        vectors = store.open_vectors()
+        live = 0
+        seen = IdSet.none(store.state.next_id)
+        known = True
+        for start in range(0, store.vector_rows, _BATCH):
+            rows = np.arange(start, min(start + _BATCH, store.vector_rows), dtype=np.int64)
+            ids = vectors.ids(rows)
+            ids = ids[ids != 0]  # of no image any more: set aside by a repair
+            again = seen.has(ids).any() or len(np.unique(ids)) < len(ids)
+            seen.add(ids)
+            have_records = self._known.have_records(ids)
+            there = self._known.were_given(ids) if store.state.removed else have_records
+            live += int(have_records.sum())
+            if again or not there.all():
+                known = False
+                what = f"rows {start} to {start + len(ids)} name unknown images"
+                self._findings.report("vectors", what)
+                self._findings.damage.unknown_ids = True
+        vectors.close()
+        return live if known else None
+
+    def _removed(self, encoder: EncoderEntry, found: int) -> None:
+        """Whether as many vectors as are of removed images count as such."""
+        told = self._store.state.removed_vectors
+        removed = {str(encoder.generation): found} if found else {}
+        if removed != told:
+            self._findings.damage.removed_vectors = removed
+            counted = sum(told.values())
+            what = f"{counted} count as of removed images, {found} are of removed images"
+            self._findings.report("vectors", what)

@@ -1,0 +1,1 @@
+"""Makes the tables of the keys agree again, where rows of them were lost."""

@@ -1,0 +1,45 @@
+"""Reconciles ``arrays`` and ``rejects``: each number leads to its name and back, all can be read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine.maintenance.reconcile.changes import Changes
+from engine.maintenance.reconcile.survey import BAD_ROW, Survey
+from engine.records import Kind
+from engine.storage.rows import ArchiveRow, ArrayRow, reject_in
+from engine.storage.tables import UNREAD
+from engine.storage.writer import StoreFiles
+
+
+def reconcile_arrays(store: StoreFiles, survey: Survey, changes: Changes) -> None:
+    """Make names and numbers lead to each other; where rows are lost, let arrays be read again."""
+    given = store.manifest.encoder is not None and store.manifest.encoder.given
+    arrays = store.tables.arrays
+    for key, value in arrays.scan():
+        try:
+            if key[:1] == arrays.NUMBER:
+                if arrays.get(arrays.ARRAY + value) is None:
+                    kind = Kind.VECTOR if given else Kind.BITS
+                    number = int.from_bytes(key[1:], "big")
+                    marked = ArrayRow(number, UNREAD, UNREAD, 0, kind)
+                    changes.add(arrays.change(arrays.ARRAY + value, marked.pack()))
+            elif key[:1] == arrays.ARRAY:
+                array = ArrayRow.unpack(value)
+                if arrays.name_of(array.number) is None:
+                    changes.add(arrays.change(arrays.number_key(array.number), key[1:]))
+                if survey.changed and array.size != UNREAD:
+                    marked = replace(array, mtime_ns=UNREAD, size=UNREAD)
+                    changes.add(arrays.change(key, marked.pack()))
+            else:
+                ArchiveRow.unpack(value)
+                if survey.changed:
+                    changes.add(arrays.change(key, ArchiveRow(UNREAD, UNREAD).pack()))
+        except BAD_ROW:
+            changes.add(arrays.change(key, None))
+    for key, value in store.tables.rejects.scan():
+        try:
+            reject_in(value)
+        except BAD_ROW:
+            changes.add(store.tables.rejects.change(key, None))
+    changes.flush()

@@ -1,0 +1,48 @@
+"""Reconciles ``records``: drops rows that make no sense and records of removed images."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.images import hashing
+from engine.maintenance.reconcile.changes import Changes
+from engine.maintenance.reconcile.survey import BAD_ROW, Survey
+from engine.storage.bitmap import IdSet
+from engine.storage.rows import record_in, record_keys, record_without
+from engine.storage.writer import StoreFiles
+
+
+def reconcile_records(store: StoreFiles, survey: Survey, changes: Changes) -> None:
+    """Find which ids have a record; those that were removed have none."""
+    records = store.tables.records
+    for key, value in records.scan():
+        found = _images_in(key, value)
+        if not found:
+            changes.add(records.change(key, None))
+            continue
+        survey.add(np.array(found, np.int64))
+        over = [id_ for id_ in found if not 0 < id_ < survey.size]
+        if over:
+            changes.add(records.change(key, record_without(key, value, over)))
+    changes.flush()
+    both = IdSet(survey.there.bits & survey.removed.bits, survey.size)
+    absent = survey.size - 1 - len(survey.there)
+    if not len(both):
+        return
+    if not survey.rescued and absent == store.state.removed:
+        # As many have no record as were removed: it is the bitmap that is wrong.
+        survey.removed = survey.removed.without(both)
+        return
+    survey.drop(both)
+
+
+def _images_in(key: bytes, value: bytes) -> list[int]:
+    """The ids of the images in a row of ``records``; none where it makes no sense."""
+    try:
+        found = list(record_keys(key, value))
+        whole = all(len(image_key) in (0, hashing.KEY_BYTES) for _, image_key in found)
+        if not found or not whole or record_in(key, value, found[0][0]) is None:
+            return []
+    except BAD_ROW:
+        return []
+    return [id_ for id_, _ in found]

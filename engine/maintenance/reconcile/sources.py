@@ -1,0 +1,91 @@
+"""Reconciles ``sources``, ``names`` and ``files``: each leads to an image that is there, and back."""
+
+from __future__ import annotations
+
+from engine.maintenance.reconcile.changes import Changes
+from engine.maintenance.reconcile.single_sources import SingleSources
+from engine.maintenance.reconcile.survey import BAD_ROW, Survey
+from engine.storage.rows import NameRow
+from engine.storage.tables import UNREAD, in_batches
+from engine.storage.writer import StoreFiles
+
+
+class SourcesReconciler:
+    """The files in which images were seen."""
+
+    def __init__(
+        self, store: StoreFiles, survey: Survey, changes: Changes, single: SingleSources
+    ) -> None:
+        self._tables = store.tables
+        self._survey = survey
+        self._changes = changes
+        self._single = single
+
+    def sources(self) -> None:
+        """Each source is of an image that is there, and its name leads to it."""
+        sources, names, survey = self._tables.sources, self._tables.names, self._survey
+        for batch in in_batches(sources.scan()):
+            values = names.get_many([sources.parts(key)[1] for key, _ in batch])
+            single = []
+            for (key, _), value in zip(batch, values, strict=True):
+                id_, name = sources.parts(key)
+                if not sources.is_key(key) or not survey.has(id_):
+                    self._changes.add(sources.change(key, None))
+                    survey.changed = True
+                    if not survey.was_removed(id_):
+                        survey.lose_source(name)
+                    continue
+                other = _name_row(value)
+                if other is not None and other.id != id_ and self._names_back(other.id, name):
+                    self._changes.add(sources.change(key, None))
+                    survey.changed = True
+                    continue
+                single.append(id_)
+                if other is None or other.id != id_:
+                    self._changes.add(names.put(name, NameRow(id_, UNREAD, 0)))
+                    survey.changed = True
+            self._single.mark(single)
+        self._changes.flush()
+
+    def _names_back(self, id_: int, name: bytes) -> bool:
+        sources = self._tables.sources
+        return self._survey.has(id_) and sources.get(sources.key(id_, name)) is not None
+
+    def names(self) -> None:
+        """Each name leads to an image that is there, and is a source of it."""
+        sources, names, survey = self._tables.sources, self._tables.names, self._survey
+        for batch in in_batches(names.scan()):
+            rows = [(name, _name_row(value)) for name, value in batch]
+            wanted = [sources.key(row.id, name) if row else b"" for name, row in rows]
+            found = sources.get_many(wanted)
+            for (name, row), source, value in zip(rows, wanted, found, strict=True):
+                if row is None or not survey.has(row.id):
+                    self._changes.add(names.change(name, None))
+                    survey.changed = True
+                    if row is not None and not survey.was_removed(row.id):
+                        survey.lose_source(name)
+                elif value is None:
+                    self._changes.add(sources.change(source, b""))
+                    survey.changed = True
+        self._changes.flush()
+
+    def files(self) -> None:
+        """Each file leads to an image that is there, and each image's own file to it."""
+        files = self._tables.files
+        for key, value in files.scan():
+            if not files.is_value(value) or not self._survey.has(int.from_bytes(value, "big")):
+                self._changes.add(files.change(key, None))
+        self._changes.flush()
+        for batch in in_batches(self._tables.records.files()):
+            found = files.get_many([file_hash for _, file_hash in batch])
+            for (id_, file_hash), named in zip(batch, found, strict=True):
+                if named is None:
+                    self._changes.add(files.put(file_hash, id_))
+        self._changes.flush()
+
+
+def _name_row(value: bytes | None) -> NameRow | None:
+    try:
+        return NameRow.unpack(value) if value is not None else None
+    except BAD_ROW:
+        return None

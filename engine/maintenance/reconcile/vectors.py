@@ -1,0 +1,63 @@
+"""Reconciles the records of vectors that were brought with these: neither is without the other."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+
+from engine.errors import StoreDamagedError
+from engine.maintenance.reconcile.changes import Changes
+from engine.maintenance.reconcile.survey import Survey
+from engine.records import Kind, Pixels
+from engine.storage.bitmap import IdSet
+from engine.storage.rows import pack_records
+from engine.storage.writer import StoreFiles
+
+_IDS = 1 << 16  # ids of vectors at a time
+
+
+def reconcile_vectors(store: StoreFiles, survey: Survey, changes: Changes) -> None:
+    """Make records again for vectors without one, and drop records without their vector."""
+    encoder = store.manifest.encoder
+    if encoder is None or not encoder.given:
+        return
+    with suppress(StoreDamagedError):
+        named = _named(store, survey)
+        _drop_without_vector(store, survey, named)
+        missing = named.without(survey.there).without(survey.removed)
+        shape = Pixels(Kind.VECTOR, 1, encoder.dim, 1, 1, b"")
+        records = store.tables.records
+        for ids in missing.blocks():
+            covered = np.array([records.covers(id_) for id_ in ids.tolist()], np.bool_)
+            free = ids[~covered]
+            for part in np.split(free, np.flatnonzero(np.diff(free) > 1) + 1):
+                if len(part):
+                    qualities = np.zeros(len(part), np.uint8)
+                    for key, value in pack_records(int(part[0]), shape, [], qualities):
+                        changes.add(records.change(key, value))
+            survey.add(free)
+            changes.flush()
+            survey.changed = True
+
+
+def _named(store: StoreFiles, survey: Survey) -> IdSet:
+    """The images that vectors are of."""
+    vectors = store.open_vectors()
+    named = IdSet.none(survey.size)
+    try:
+        for block in vectors.id_blocks(0, vectors.rows, _IDS):
+            named.add(block[block > 0])
+    finally:
+        vectors.close()
+    return named
+
+
+def _drop_without_vector(store: StoreFiles, survey: Survey, named: IdSet) -> None:
+    """Drop the records of vectors that are gone: the vector is all that such an image is."""
+    lost = IdSet.none(survey.size)
+    for ids in survey.there.without(named).blocks():
+        lost.add(ids[~store.may_be_images(ids)])
+    if len(lost):
+        survey.drop(lost)
+        survey.changed = True

@@ -1,0 +1,105 @@
+"""Reads and overwrites the bytes of damaged appends where they lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import StoreDamagedError
+from engine.images import hashing
+from engine.maintenance.check.damage import DamagedAppend
+from engine.records import Buffer, Place
+from engine.storage import extents
+from engine.storage.commit_row import CommitRow
+from engine.storage.extents import ExtentReader, Family
+from engine.storage.writer import StoreFiles
+
+_READ = 8 << 20  # bytes at a time
+
+
+class Appends:
+    """The appends of one store."""
+
+    def __init__(self, store: StoreFiles) -> None:
+        self._store = store
+
+    def read(self, append: DamagedAppend) -> bytearray:
+        """The bytes of an append as they are now."""
+        reader = ExtentReader(self._store.path, append.family)
+        try:
+            return bytearray(reader.read(append.place))
+        finally:
+            reader.close()
+
+    def overwrite(self, append: DamagedAppend, data: Buffer | bytearray) -> None:
+        """Put other bytes in the place of an append."""
+        extents.overwrite(self._store.path, append.family, append.place, bytes(data))
+
+    def commit_row(self, append: DamagedAppend) -> CommitRow:
+        """What its commit appended; ``StoreDamagedError`` where that row is gone."""
+        row = self._store.tables.commits.row(append.commit)
+        if row is None:
+            raise StoreDamagedError(
+                f"nothing says what commit {append.commit} appended; run 'engine check'"
+            )
+        return row
+
+    def committed_checksum(self, append: DamagedAppend) -> int:
+        """The xxh64 of what was committed."""
+        return self.commit_row(append).appends[append.at].xxh64
+
+    def accept(self, append: DamagedAppend) -> None:
+        """Let the checksum of an append be that of its bytes as they are now."""
+        row = self.commit_row(append)
+        self._store.set_checksums([(row.key, append.at, self._checksum(append))])
+
+    def _checksum(self, append: DamagedAppend) -> int:
+        reader = ExtentReader(self._store.path, append.family)
+        check = hashing.Checksum()
+        place = append.place
+        try:
+            for start in range(0, place.length, _READ):
+                size = min(_READ, place.length - start)
+                check.update(reader.read(Place(place.extent, place.offset + start, size)))
+        finally:
+            reader.close()
+        return check.value
+
+    def vector_rows(self, append: DamagedAppend) -> tuple[int, int]:
+        """The rows of an append of vectors or of their ids, among all: first and end."""
+        found = self._store.open_vectors()
+        try:
+            first = found.first_of(append.place.extent)
+        finally:
+            found.close()
+        assert first is not None
+        start, end = rows_at(append)
+        return first + start, first + end
+
+    def vector_ids(self, append: DamagedAppend) -> npt.NDArray[np.int64]:
+        """The images that the vectors of a damaged append are of: (n,)."""
+        found = self._store.open_vectors()
+        try:
+            first = found.first_of(append.place.extent)
+            assert first is not None
+            return found.ids(first + np.arange(*rows_at(append), dtype=np.int64))
+        finally:
+            found.close()
+
+
+def is_vector_ids(family: Family) -> bool:
+    """Whether a family holds the ids of vectors."""
+    return family.suffix == extents.vector_ids(1).suffix
+
+
+def first_row(family: Family, place: Place) -> int:
+    """Of all rows of its family, the one that begins at ``place``; 0 for logs, which have none."""
+    if not family.row_bytes:
+        return 0
+    return ((place.extent - 1) * family.capacity + place.offset) // family.row_bytes
+
+
+def rows_at(append: DamagedAppend) -> tuple[int, int]:
+    """The rows of its extent that a damaged append is: first and end."""
+    first = append.place.offset // append.family.row_bytes
+    return first, first + append.place.length // append.family.row_bytes

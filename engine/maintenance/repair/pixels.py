@@ -1,0 +1,98 @@
+"""Finds the pixels of images again, in what is kept or in a source, and keeps them again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from engine.errors import EngineError, ImageError
+from engine.images import canonical, hashing
+from engine.images.decode import decode
+from engine.maintenance.repair.outcome import Outcome, named
+from engine.records import Buffer, Pixels
+from engine.sources.items import Reject
+from engine.sources.query import Query, open_images
+from engine.storage.changeset import Chunk, Rekept
+from engine.storage.rows import u64
+from engine.storage.writer import StoreFiles
+
+_IMAGES = 256  # of one commit
+_SOURCES = 1000  # of one image that are tried
+
+
+class ImagePixels:
+    """The pixels of a store's images, wherever they still are."""
+
+    def __init__(self, store: StoreFiles) -> None:
+        self._store = store
+
+    def of(self, id_: int) -> Pixels | None:
+        """The pixels of an image, from what is kept of it or from a source."""
+        if self._store.record(id_) is None:
+            return None
+        kept = self._store.kept_whole(id_)
+        if kept is not None:
+            try:
+                data, is_canonical = kept
+                if is_canonical:
+                    return canonical.from_canonical(data)
+                return decode(data, max_bytes=self._store.memory.decoding).pixels
+            except ImageError:  # another decoder than when it was ingested
+                pass
+        return next((found for _, found in self.from_sources(id_)), None)
+
+    def from_sources(self, id_: int) -> Iterator[tuple[Query, Pixels]]:
+        """The very image, from each of its sources that still has it."""
+        proof = self._store.get(id_).proof
+        memory = self._store.memory
+        for name in self._store.sources_of(id_, _SOURCES)[0]:
+            try:
+                for query in open_images(os.fsdecode(name), memory.max_file):
+                    if isinstance(query, Reject):
+                        continue
+                    found = query.decode(memory.decoding).pixels
+                    if hashing.proof(found.canonical) == proof:
+                        yield query, found
+            except EngineError:
+                continue
+
+
+class PixelsRepair:
+    """Keeps damaged pixels again, or lets their images go on without."""
+
+    def __init__(self, store: StoreFiles, pixels: ImagePixels, outcome: Outcome) -> None:
+        self._store = store
+        self._pixels = pixels
+        self._outcome = outcome
+
+    def run(self, ids: Sequence[int]) -> None:
+        """Keep the pixels of these images again, in commits of bounded size."""
+        chunk, size = Chunk(), 0
+        lost = []
+        for id_ in dict.fromkeys(ids):
+            record = self._store.get(id_)
+            rows = self._store.image_of(record.key)
+            row = next(row for row in rows if row.id == id_)
+            key = record.key if row is rows[0] else record.key + u64(id_)
+            keep: Buffer | None = None
+            for query, found in self._pixels.from_sources(id_):
+                if row.canonical:
+                    keep = found.canonical
+                elif query.data is not None and hashing.file_hash(query.data) == record.file_hash:
+                    keep = query.data
+                if keep is not None:
+                    size += len(keep)
+                    break
+            else:
+                lost.append(id_)
+            chunk.rekept.append(Rekept(key, row, keep))
+            if len(chunk.rekept) == _IMAGES or size >= self._store.memory.chunk:
+                self._store.commit(chunk)
+                chunk, size = Chunk(), 0
+        self._store.commit(chunk)
+        if lost:
+            self._outcome.set_aside(
+                "pixels",
+                f"{named(lost)}: the kept pixels are lost, and no source has them any more; SHA-256 "
+                f"verifies without them from now on",
+            )

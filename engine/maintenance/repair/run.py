@@ -1,0 +1,131 @@
+"""Runs a repair: each kind of damage in turn, in an order in which an interruption loses nothing.
+
+pixels         read again from a source that is still there and still the very image; else the image
+               goes on without, and is verified by its SHA-256
+fingerprints   computed again from the pixels, kept or read again; else left as they are
+vectors        encoded again from the same; else left as they are, or zero where they cannot be right;
+               given ones are read again from their array, while it has not changed
+vector ids     those of the commit's images, which are consecutive
+segments       built again from the vectors
+encoder        copied again from the package, if it is the same one
+dead bytes     counted again: what no image has
+removed ids    told again: those that have no record
+dead vectors   counted again: those of removed images
+
+Damaged bytes are written over where they lie, except pixels, which are appended again in a commit.
+Interrupted anywhere, it leaves damage that the next run finds again; what cannot be mended does not
+keep the rest from it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from engine.encoders.onnx import OnnxEncoder
+from engine.errors import EncoderError, StoreDamagedError
+from engine.maintenance.check.damage import Damage, DamagedAppend
+from engine.maintenance.check.run import Check
+from engine.maintenance.reconcile.run import Reconcile
+from engine.maintenance.repair.appends import Appends, is_vector_ids
+from engine.maintenance.repair.encoder import restore_encoder
+from engine.maintenance.repair.fingerprints import mend_fingerprints
+from engine.maintenance.repair.index import IndexRepair
+from engine.maintenance.repair.outcome import Outcome
+from engine.maintenance.repair.pixels import ImagePixels, PixelsRepair
+from engine.maintenance.repair.vector_ids import VectorIdsRepair
+from engine.maintenance.repair.vectors import VectorMaker, VectorsRepair
+from engine.records import Problem
+from engine.storage import extents
+from engine.storage.writer import StoreFiles
+
+_log = logging.getLogger("engine.maintenance")
+
+
+class Repair:
+    """One repair of one store, which becomes its writer."""
+
+    def __init__(self, store: StoreFiles, encoder: Callable[[], OnnxEncoder]) -> None:
+        """``encoder`` loads the store's encoder, or raises ``EncoderError``."""
+        self._store = store
+        self._outcome = Outcome()
+        self._appends = Appends(store)
+        self._pixels = ImagePixels(store)
+        self._index = IndexRepair(store)
+        maker = VectorMaker(store, encoder, self._pixels)
+        self._vectors = VectorsRepair(store, self._appends, maker, self._index, self._outcome)
+        self._vector_ids = VectorIdsRepair(store, self._appends, maker, self._index, self._outcome)
+
+    def run(self, damage: Damage) -> list[Problem]:
+        """Mend what can be; returns what could only be set aside, and what could not be mended."""
+        store = self._store
+        _log.info("repairing %s as of commit %d", store.path, damage.commit)
+        store.become_writer(salvage=True)
+        if store.state.commit != damage.commit:  # another process wrote before we could
+            damage = self._check_again()
+        damage = self._reconcile(damage)
+        if damage.encoder:
+            restore_encoder(store)
+        self._count_again(damage)
+        if damage.images_known:
+            PixelsRepair(store, self._pixels, self._outcome).run(damage.images)
+        vectors_whole = self._mend_all(damage)
+        if vectors_whole:  # else it would be an index of damaged ones
+            self._index.drop_damaged(damage.index)
+        if damage.unknown_ids:
+            self._vector_ids.forget_unknown()
+        if damage.unknown_ids or any(is_vector_ids(append.family) for append in damage.appends):
+            # Vectors that were brought may be of no record by now.
+            self._reconcile(self._check_again())
+        if vectors_whole:
+            self._index.rebuild()
+        for problem in self._outcome.problems:
+            _log.info("%s: %s: %s", store.path, problem.part, problem.what)
+        return self._outcome.problems
+
+    def _check_again(self) -> Damage:
+        again = Check(self._store)
+        again.run()
+        return again.damage
+
+    def _reconcile(self, damage: Damage) -> Damage:
+        """Make the keys agree where they do not; what is damaged then."""
+        if not damage.rows or damage.tables:
+            return damage
+        whole = not any(is_vector_ids(append.family) for append in damage.appends)
+        self._outcome.add(Reconcile(self._store, ids_whole=whole).run())
+        return self._check_again()
+
+    def _count_again(self, damage: Damage) -> None:
+        """Store the counts that the check found to be others."""
+        if damage.dead is not None:
+            self._store.set_dead(damage.dead)
+        if damage.removed is not None:
+            self._store.set_removed(damage.removed)
+        if damage.removed_vectors is not None:
+            self._store.set_removed_vectors(damage.removed_vectors)
+
+    def _mend_all(self, damage: Damage) -> bool:
+        """Mend all damaged appends that can be; whether all vectors are whole then."""
+        vectors_whole = True
+        # Ids first: they say whose the vectors are.
+        for append in sorted(damage.appends, key=lambda append: not is_vector_ids(append.family)):
+            if append.family == extents.PIXELS and not damage.images_known:
+                continue  # with the checksum of what is there now, it would not be found again
+            try:
+                self._mend(append)
+            except (StoreDamagedError, EncoderError) as error:
+                part = self._store.part(append.family, append.place.extent)
+                self._outcome.not_mended(part, error)
+                vectors_whole &= append.family in (extents.FINGERPRINTS, extents.PIXELS)
+        return vectors_whole
+
+    def _mend(self, append: DamagedAppend) -> None:
+        family = append.family
+        if family == extents.FINGERPRINTS:
+            mend_fingerprints(self._store, self._appends, self._pixels, self._outcome, append)
+        elif is_vector_ids(family):
+            self._vector_ids.mend(append)
+        elif family != extents.PIXELS:
+            self._vectors.mend(append)
+        self._appends.accept(append)

@@ -1,0 +1,71 @@
+"""Reads vectors that were brought again, from the arrays that they are rows of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import EngineError, SourceError
+from engine.ingest.given_arrays import checked
+from engine.sources.named_arrays import array_named
+from engine.sources.vectors import NpyVectors
+from engine.storage.manifest import EncoderEntry
+from engine.storage.writer import StoreFiles
+
+_READ = 8 << 20  # bytes of an array at a time
+_ROWS = 4096  # rows of an array at a time
+
+Numbers = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.float32]
+
+
+class SourceArrays:
+    """The arrays that the vectors of a store came from, each opened once."""
+
+    def __init__(self, store: StoreFiles, entry: EncoderEntry) -> None:
+        """``entry`` is that of the vectors."""
+        self._store = store
+        self._entry = entry
+        self._arrays: dict[int, tuple[NpyVectors, bool] | None] = {}
+
+    def vectors_of(self, ids: Numbers) -> Iterator[tuple[Numbers, Rows, bool]]:
+        """The vectors of (n,) ids, ascending, as their arrays have them now, in pieces.
+
+        Each piece is: which of ``ids`` (m,), their vectors (m, dim), and whether the array is
+        unchanged. An id may come more than once.
+        """
+        for run in self._store.runs_over(ids):
+            if run.array not in self._arrays:
+                self._arrays[run.array] = self._open(run.array)
+            array = self._arrays[run.array]
+            first, end = np.searchsorted(ids, [run.id, run.id + run.count])
+            if array is not None and first < end:
+                rows = run.row + ids[first:end] - run.id
+                with contextlib.suppress(SourceError):
+                    for mine, vectors in self._rows_of(array[0], rows):
+                        yield first + mine, vectors, array[1]
+
+    def _open(self, number: int) -> tuple[NpyVectors, bool] | None:
+        """An array, and whether it is as it was; None if it is gone."""
+        try:
+            name = self._store.array_name(number)
+            found, row = array_named(name), self._store.array(name)
+        except (EngineError, OSError):
+            return None
+        if not isinstance(found, NpyVectors) or found.dim != self._entry.dim:
+            return None
+        return found, row is not None and (row.mtime_ns, row.size) == (found.mtime_ns, found.size)
+
+    def _rows_of(self, array: NpyVectors, rows: Numbers) -> Iterator[tuple[Numbers, Rows]]:
+        """Some rows of an array, ascending, in pieces: which of them, and the vectors."""
+        for block in array.vectors(int(rows[0]), _ROWS, _READ):
+            first, end = np.searchsorted(rows, [block.first, block.first + len(block.rows)])
+            found = checked(block, normalize=self._entry.normalized)
+            mine = rows[first:end] - block.first
+            good = found.wrong[mine] == 0
+            yield np.arange(first, end)[good], found.rows[mine][good]
+            if end == len(rows):
+                return

@@ -1,0 +1,117 @@
+"""Finds again whose vectors are, where the ids of vectors are damaged or name unknown images."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import EncoderError, StoreDamagedError
+from engine.maintenance.check.damage import DamagedAppend
+from engine.maintenance.repair.appends import Appends, first_row
+from engine.maintenance.repair.index import IndexRepair
+from engine.maintenance.repair.outcome import Outcome
+from engine.maintenance.repair.vector_owners import Owners
+from engine.maintenance.repair.vectors import VectorMaker
+from engine.records import Place
+from engine.storage import extents
+from engine.storage.bitmap import IdSet
+from engine.storage.commit_row import CommitRow
+from engine.storage.extents import Append
+from engine.storage.writer import StoreFiles
+
+
+class VectorIdsRepair:
+    """Overwrites damaged ids of vectors."""
+
+    def __init__(
+        self,
+        store: StoreFiles,
+        appends: Appends,
+        maker: VectorMaker,
+        index: IndexRepair,
+        outcome: Outcome,
+    ) -> None:
+        self._store = store
+        self._appends = appends
+        self._maker = maker
+        self._index = index
+        self._outcome = outcome
+        self._doubtful = np.empty(0, np.int64)  # ids that more than one vector was named
+
+    def mend(self, append: DamagedAppend) -> None:
+        """The images of a commit are consecutive, and the place of its fingerprints says from where."""
+        place = append.place
+        row = self._appends.commit_row(append)
+        first = [
+            first_row(extents.FINGERPRINTS, _place(one)) + 1
+            for one in row.appends
+            if one.family == extents.FINGERPRINTS.name
+        ]
+        rows = _count(row, extents.FINGERPRINTS.name, extents.FINGERPRINTS.row_bytes)
+        if not first or rows != _count(row, append.family.name, append.family.row_bytes):
+            self._find_owners(append, row.appends[append.at].xxh64)
+            return
+        before = sum(
+            one.length // append.family.row_bytes
+            for one in row.appends
+            if one.family == append.family.name
+            and (one.extent, one.offset) < (place.extent, place.offset)
+        )
+        start = min(first) + before
+        ids = np.arange(start, start + place.length // append.family.row_bytes, dtype=np.int64)
+        self._appends.overwrite(append, ids.tobytes())
+
+    def forget_unknown(self) -> None:
+        """Let vectors be of no image that are named one that never was, or that has another."""
+        store, encoder = self._store, self._store.manifest.encoder
+        assert encoder is not None
+        family = extents.vector_ids(encoder.generation)
+        seen = IdSet.none(store.state.next_id)
+        for row in store.tables.commits.rows():
+            for at, one in enumerate(row.appends):
+                if one.family != family.name:
+                    continue
+                append = DamagedAppend(row.commit, at, family, _place(one))
+                ids = np.frombuffer(bytes(self._appends.read(append)), np.int64).copy()
+                before = ids.copy()
+                ids[(ids < 0) | (ids >= store.state.next_id) | seen.has(ids)] = 0
+                first = np.zeros(len(ids), np.bool_)
+                first[np.unique(ids, return_index=True)[1]] = True
+                ids[~first] = 0
+                seen.add(ids[ids > 0])
+                if (ids != before).any():
+                    self._index.drop_over(append)
+                    self._appends.overwrite(append, ids.tobytes())
+                    self._appends.accept(append)
+        store.count_dead_vectors()
+
+    def _find_owners(self, append: DamagedAppend, checksum: int) -> None:
+        """Where vectors lie in the order of the index, which ids do not follow from."""
+        ids = self._owners(append, checksum)
+        lost = int((ids == 0).sum())
+        self._index.drop_over(append)
+        self._appends.overwrite(append, ids.tobytes())
+        self._store.count_dead_vectors()
+        if lost:
+            what = f"whose {lost} of {len(ids)} vectors are is lost: they are of no image now"
+            self._outcome.set_aside(append.family.folder, what)
+
+    def _owners(self, append: DamagedAppend, checksum: int) -> npt.NDArray[np.int64]:
+        """Whose the vectors of an append are, and 0 where that cannot be known: (n,)."""
+        start, end = self._appends.vector_rows(append)
+        owners = Owners(self._store, bytes(self._appends.read(append)), start, end)
+        self._doubtful = owners.keep_sure(self._doubtful)
+        with contextlib.suppress(EncoderError, StoreDamagedError):  # then without a comparison
+            owners.settle(checksum, self._maker.vectors_of)
+        return owners.ids
+
+
+def _place(append: Append) -> Place:
+    return Place(append.extent, append.offset, append.length)
+
+
+def _count(row: CommitRow, name: str, row_bytes: int) -> int:
+    """How many rows of a family the record of a commit names."""
+    return sum(one.length // row_bytes for one in row.appends if one.family == name)

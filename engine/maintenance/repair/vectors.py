@@ -1,0 +1,154 @@
+"""Makes damaged vectors again: encodes their images, or reads the arrays that they are rows of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.config import ENCODE_BATCH
+from engine.encoders.onnx import OnnxEncoder
+from engine.images import hashing
+from engine.images.rgb_picture import squash, to_rgb8
+from engine.maintenance.check.damage import DamagedAppend
+from engine.maintenance.repair.appends import Appends
+from engine.maintenance.repair.index import IndexRepair
+from engine.maintenance.repair.outcome import Outcome, named
+from engine.maintenance.repair.pixels import ImagePixels
+from engine.maintenance.repair.source_arrays import SourceArrays
+from engine.storage.manifest import EncoderEntry
+from engine.storage.writer import StoreFiles
+
+# How far from 1 the length of a vector may be that nothing happened to.
+_NEARLY = 1e-3
+
+Numbers = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.float32]
+
+
+class VectorMaker:
+    """Makes the vectors of a store's images again, where that can be."""
+
+    def __init__(
+        self, store: StoreFiles, encoder: Callable[[], OnnxEncoder], pixels: ImagePixels
+    ) -> None:
+        self._store = store
+        self._encoder = encoder
+        self._pixels = pixels
+
+    def vectors_of(self, ids: Numbers) -> Iterator[tuple[Numbers, Rows]]:
+        """The vectors of (n,) ids, ascending, that can be made again: ids (m,), vectors (m, dim)."""
+        entry = self._store.manifest.encoder
+        assert entry is not None
+        if entry.given:
+            for mine, vectors, _ in SourceArrays(self._store, entry).vectors_of(ids):
+                yield ids[mine], vectors
+            return
+        for at in range(0, len(ids), ENCODE_BATCH):
+            mine, vectors = self.encode(ids[at : at + ENCODE_BATCH])
+            if len(mine):
+                yield ids[at + mine], vectors
+
+    def encode(self, ids: Numbers) -> tuple[Numbers, Rows]:
+        """Encode the images of (n,) ids whose pixels are there: which (m,), and vectors (m, dim).
+
+        Raises ``EncoderError``.
+        """
+        encoder = self._encoder()
+        some: list[int] = []
+        pictures: list[npt.NDArray[np.uint8]] = []
+        for at, id_ in enumerate(ids.tolist()):
+            image = self._pixels.of(id_)
+            if image is not None:
+                some.append(at)
+                pictures.append(squash(to_rgb8(image), encoder.image_size))
+        return np.array(some, np.int64), encoder.encode(pictures)
+
+
+class VectorsRepair:
+    """Overwrites damaged vectors."""
+
+    def __init__(
+        self,
+        store: StoreFiles,
+        appends: Appends,
+        maker: VectorMaker,
+        index: IndexRepair,
+        outcome: Outcome,
+    ) -> None:
+        self._store = store
+        self._appends = appends
+        self._maker = maker
+        self._index = index
+        self._outcome = outcome
+
+    def mend(self, append: DamagedAppend) -> None:
+        """Overwrite a damaged append of vectors. ``EncoderError``, ``StoreDamagedError``."""
+        entry = self._store.manifest.encoder
+        assert entry is not None
+        if entry.given:
+            self._read_again(append, entry)
+        else:
+            self._encode_again(append, entry)
+
+    def _encode_again(self, append: DamagedAppend, entry: EncoderEntry) -> None:
+        ids = self._appends.vector_ids(append)
+        out = self._vectors_now(append, entry)
+        lost, zero = [], []
+        for at in range(0, len(ids), ENCODE_BATCH):
+            batch = ids[at : at + ENCODE_BATCH]
+            some, vectors = self._maker.encode(batch)
+            for i in np.setdiff1d(np.arange(len(batch)), some).tolist():
+                if abs(float(np.linalg.norm(out[at + i].astype(np.float64))) - 1) < _NEARLY:
+                    lost.append(int(batch[i]))
+                else:  # not a number, or not of unit length
+                    out[at + i] = 0
+                    zero.append(int(batch[i]))
+            out[at + some] = vectors
+        self._index.drop_over(append)
+        self._appends.overwrite(append, out.tobytes())
+        gone = "the pixels are neither kept nor in a source any more"
+        lost, zero = self._store.those_there(lost), self._store.those_there(zero)
+        if lost:
+            what = f"{named(lost)}: a vector may be wrong, and {gone}"
+            self._outcome.set_aside(append.family.folder, what)
+        if zero:
+            what = f"{named(zero)}: no vector is left, and {gone}; it is similar to nothing from now on"
+            self._outcome.set_aside(append.family.folder, what)
+
+    def _read_again(self, append: DamagedAppend, entry: EncoderEntry) -> None:
+        """Read vectors again from the arrays that they are rows of.
+
+        One that has changed is believed where the whole append is then what was committed.
+        """
+        store = self._store
+        unordered = self._appends.vector_ids(append)
+        order = np.argsort(unordered, kind="stable")  # they may be laid out in another one
+        out = self._vectors_now(append, entry)
+        tried = out.copy()
+        sure = np.zeros(len(out), np.bool_)
+        for mine, vectors, unchanged in SourceArrays(store, entry).vectors_of(unordered[order]):
+            tried[order[mine]] = vectors
+            sure[order[mine]] = unchanged
+        committed = self._appends.committed_checksum(append)
+        if hashing.checksum(tried.reshape(-1).data) == committed:
+            sure[:] = True
+        out[sure] = tried[sure]
+        wrong = ~sure & ~np.isfinite(out).all(axis=1)
+        out[wrong] = 0
+        self._index.drop_over(append)
+        self._appends.overwrite(append, out.tobytes())
+        gone = "the array that it was a row of is gone or has changed"
+        lost = store.those_there(unordered[~sure & ~wrong].tolist())
+        zero = store.those_there(unordered[wrong].tolist())
+        if lost:
+            what = f"{named(lost)}: a vector may be wrong, and {gone}"
+            self._outcome.set_aside(append.family.folder, what)
+        if zero:
+            what = f"{named(zero)}: no vector is left, and {gone}"
+            self._outcome.set_aside(append.family.folder, what)
+
+    def _vectors_now(self, append: DamagedAppend, entry: EncoderEntry) -> Rows:
+        """The vectors of an append as they are now, damaged: (n, dim), writable."""
+        return np.frombuffer(self._appends.read(append), np.float32).reshape(-1, entry.dim)
