@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from helpers import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -39,13 +40,6 @@ LOSSLESS = {
     "tga-rle": ("TGA", {"compression": "tga_rle"}),
     "jpeg2000": ("JPEG2000", {}),
 }
-
-
-def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 def canonical(data: bytes) -> bytes:
@@ -122,14 +116,16 @@ def tiff(samples: np.ndarray, *, order: str = "<", rows: int = 0, photometric: i
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_a_picture_is_identical_in_every_lossless_container(name):
     form, options = LOSSLESS[name]
-    decoded = decode(save(PICTURE, form, **options))
+    decoded = decode(encoded(PICTURE, form, **options))
     assert bytes(decoded.pixels.canonical) == of_array(PICTURE)
     assert decoded.container == form.lower()
 
 
 def test_a_picture_is_identical_as_an_array_and_as_a_pil_image():
     assert from_image(Image.fromarray(PICTURE)).canonical == of_array(PICTURE)
-    assert from_image(Image.open(io.BytesIO(save(PICTURE, "PNG")))).canonical == of_array(PICTURE)
+    assert from_image(Image.open(io.BytesIO(encoded(PICTURE, "PNG")))).canonical == of_array(
+        PICTURE
+    )
 
 
 @given(
@@ -139,7 +135,7 @@ def test_a_picture_is_identical_as_an_array_and_as_a_pil_image():
 )
 def test_any_picture_survives_png_and_arrays(picture):
     picture[0, 0] = 77  # not a bit image, which an array of 0 and 255 would not be either
-    assert canonical(save(picture, "PNG")) == of_array(picture)
+    assert canonical(encoded(picture, "PNG")) == of_array(picture)
 
 
 def test_one_changed_value_makes_another_image():
@@ -165,43 +161,43 @@ def test_the_shape_is_part_of_the_identity():
 def test_grey_is_rgb_with_equal_channels():
     grey = PICTURE[..., 0]
     colour = np.repeat(grey[..., None], 3, axis=-1)
-    assert canonical(save(grey, "PNG")) == canonical(save(colour, "PNG")) == of_array(grey)
+    assert canonical(encoded(grey, "PNG")) == canonical(encoded(colour, "PNG")) == of_array(grey)
 
 
 def test_opaque_alpha_is_dropped():
     opaque = np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)])
-    assert canonical(save(opaque, "PNG")) == of_array(PICTURE) == of_array(opaque)
+    assert canonical(encoded(opaque, "PNG")) == of_array(PICTURE) == of_array(opaque)
 
 
 def test_alpha_is_kept_where_one_pixel_is_not_opaque():
     alpha = np.full(PICTURE.shape[:2], 255, np.uint8)
     alpha[3, 4] = 254
     picture = np.dstack([PICTURE, alpha])
-    decoded = decode(save(picture, "PNG")).pixels
+    decoded = decode(encoded(picture, "PNG")).pixels
     assert decoded.channels == 4
     assert bytes(decoded.canonical) == of_array(picture) != of_array(PICTURE)
-    assert canonical(save(picture, "WEBP", lossless=True, exact=True)) == of_array(picture)
+    assert canonical(encoded(picture, "WEBP", lossless=True, exact=True)) == of_array(picture)
 
 
 def test_grey_with_alpha_is_rgba():
     grey, alpha = PICTURE[..., 0], PICTURE[..., 1]
     image = Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
-    assert canonical(save(image, "PNG")) == of_array(np.dstack([grey, grey, grey, alpha]))
+    assert canonical(encoded(image, "PNG")) == of_array(np.dstack([grey, grey, grey, alpha]))
     image.putalpha(255)
-    assert canonical(save(image, "PNG")) == of_array(grey)
+    assert canonical(encoded(image, "PNG")) == of_array(grey)
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "TIFF", "TGA"])
 def test_a_palette_is_looked_up(form):
     image = Image.fromarray(PICTURE).quantize(16)
-    assert canonical(save(image, form)) == of_array(np.asarray(image.convert("RGB")))
+    assert canonical(encoded(image, form)) == of_array(np.asarray(image.convert("RGB")))
     assert from_image(image).canonical == of_array(np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(0, 160, 10))])
 def test_a_transparent_palette_is_rgba(transparency):
     image = Image.fromarray(PICTURE).quantize(16)
-    decoded = decode(save(image, "PNG", transparency=transparency)).pixels
+    decoded = decode(encoded(image, "PNG", transparency=transparency)).pixels
     image.info["transparency"] = transparency
     assert decoded.channels == 4
     assert bytes(decoded.canonical) == of_array(np.asarray(image.convert("RGBA")))
@@ -217,7 +213,7 @@ def test_the_alpha_of_a_tga_palette_is_not_lost():
 
 
 def test_cmyk_is_converted():
-    data = save(Image.fromarray(PICTURE).convert("CMYK"), "JPEG")
+    data = encoded(Image.fromarray(PICTURE).convert("CMYK"), "JPEG")
     assert canonical(data) == of_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
@@ -229,7 +225,7 @@ def test_cmyk_is_converted():
 def test_the_exif_orientation_is_applied(form, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = save(PICTURE, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    data = encoded(PICTURE, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert canonical(data) == of_array(np.asarray(upright))
     if form != "JPEG":
@@ -241,16 +237,18 @@ def test_the_exif_orientation_is_applied(form, orientation):
 def test_an_unknown_orientation_is_none(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert canonical(save(PICTURE, "PNG", exif=exif)) == of_array(PICTURE)
+    assert canonical(encoded(PICTURE, "PNG", exif=exif)) == of_array(PICTURE)
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_an_animation_the_first_frame_counts_and_how_many_there_are(form):
     frames = [Image.new("RGB", (20, 30), colour) for colour in ["orange", "navy", "teal"]]
     options = {"lossless": True} if form == "WEBP" else {}
-    moving = save(frames[0], form, save_all=True, append_images=frames[1:], **options)
-    longer = save(frames[0], form, save_all=True, append_images=[*frames[1:], frames[0]], **options)
-    still = save(frames[0], form, **options)
+    moving = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    longer = encoded(
+        frames[0], form, save_all=True, append_images=[*frames[1:], frames[0]], **options
+    )
+    still = encoded(frames[0], form, **options)
     assert decode(moving).pixels.frames == 3
     assert body(moving) == body(still) == body(longer)
     assert len({canonical(moving), canonical(still), canonical(longer)}) == 3
@@ -258,8 +256,8 @@ def test_of_an_animation_the_first_frame_counts_and_how_many_there_are(form):
 
 def test_a_jpeg_with_a_preview_is_the_still_picture():
     preview = Image.fromarray(PICTURE).resize((8, 8))
-    with_preview = save(PICTURE, "MPO", save_all=True, append_images=[preview])
-    assert canonical(with_preview) == canonical(save(PICTURE, "JPEG"))
+    with_preview = encoded(PICTURE, "MPO", save_all=True, append_images=[preview])
+    assert canonical(with_preview) == canonical(encoded(PICTURE, "JPEG"))
 
 
 # --- 16 bits --------------------------------------------------------------------------------------
@@ -290,7 +288,7 @@ def test_16_bit_pictures_that_differ_in_one_low_byte_differ(shape, data):
 @pytest.mark.parametrize("form", ["TIFF", "JPEG2000", "PNG", "PPM"])
 def test_16_bit_grey_is_read_without_loss(form):
     samples = RNG.integers(0, 65536, (9, 7), np.uint16)
-    data = save(samples, form)
+    data = encoded(samples, form)
     if form == "PPM":
         data = b"P5 7 9 65535\n" + samples.astype(">u2").tobytes()
     other = samples.copy()
@@ -329,13 +327,13 @@ def test_the_orientation_of_16_bit_pictures_is_applied():
 
 
 def deep_avif() -> bytes:
-    data = bytearray(save(SMOOTH, "AVIF"))
+    data = bytearray(encoded(SMOOTH, "AVIF"))
     data[data.index(b"av1C") + 6] |= 0x40  # high_bitdepth
     return bytes(data)
 
 
 def deep_jpeg2000() -> bytes:
-    data = bytearray(save(SMOOTH, "JPEG2000"))
+    data = bytearray(encoded(SMOOTH, "JPEG2000"))
     data[data.index(b"\xff\x4f\xff\x51") + 42] = 15  # the first component's depth, less one
     return bytes(data)
 
@@ -346,8 +344,8 @@ TOO_DEEP = {
     "jpeg2000": deep_jpeg2000(),
     "tiff-cmyk": tiff(SAMPLES, photometric=5),
     "tiff-32-bit-colour": tiff(SAMPLES[..., :3].astype(np.uint32)),
-    "tiff-32-bit-grey": save(SAMPLES[..., 0].astype(np.int32), "TIFF"),
-    "tiff-float": save(SAMPLES[..., 0].astype(np.float32), "TIFF"),
+    "tiff-32-bit-grey": encoded(SAMPLES[..., 0].astype(np.int32), "TIFF"),
+    "tiff-float": encoded(SAMPLES[..., 0].astype(np.float32), "TIFF"),
     "pfm": b"Pf 1 1 -1.0\n\0\0\0\0",
 }
 
@@ -363,7 +361,7 @@ BITS = RNG.integers(0, 2, (10, 13, 3), np.uint8)
 
 
 def test_a_png_of_0_and_255_equals_the_arrays_of_bool_and_of_0_and_1():
-    decoded = decode(save(BITS * 255, "PNG")).pixels
+    decoded = decode(encoded(BITS * 255, "PNG")).pixels
     assert decoded.kind is Kind.BITS
     assert bytes(decoded.canonical) == of_array(BITS) == of_array(BITS.astype(bool))
 
@@ -371,7 +369,7 @@ def test_a_png_of_0_and_255_equals_the_arrays_of_bool_and_of_0_and_1():
 @pytest.mark.parametrize("form", ["PNG", "PPM", "BMP", "TIFF", "TGA"])
 def test_a_one_bit_file_equals_the_array_of_bool(form):
     mask = BITS[..., 0].astype(bool)
-    assert canonical(save(Image.fromarray(mask), form)) == of_array(mask)
+    assert canonical(encoded(Image.fromarray(mask), form)) == of_array(mask)
     assert from_image(Image.fromarray(mask)).canonical == of_array(mask)
 
 
@@ -384,7 +382,7 @@ def test_bits_are_packed_row_major_from_the_highest_bit_with_zeros_behind_the_la
 def test_one_other_value_makes_it_an_8_bit_image():
     values = BITS * 255
     values[4, 4, 1] = 254
-    assert decode(save(values, "PNG")).pixels.kind is Kind.U8
+    assert decode(encoded(values, "PNG")).pixels.kind is Kind.U8
 
 
 def test_an_array_of_0_and_255_is_8_bit():
@@ -393,9 +391,9 @@ def test_an_array_of_0_and_255_is_8_bit():
 
 def test_bits_with_transparency_keep_their_alpha():
     alpha = np.ones((10, 13, 1), np.uint8)
-    assert canonical(save(np.dstack([BITS, alpha]) * 255, "PNG")) == of_array(BITS)
+    assert canonical(encoded(np.dstack([BITS, alpha]) * 255, "PNG")) == of_array(BITS)
     alpha[0, 0] = 0
-    decoded = decode(save(np.dstack([BITS, alpha]) * 255, "PNG")).pixels
+    decoded = decode(encoded(np.dstack([BITS, alpha]) * 255, "PNG")).pixels
     assert (decoded.kind, decoded.channels) == (Kind.BITS, 4)
 
 

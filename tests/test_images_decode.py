@@ -1,11 +1,11 @@
 """What is refused: broken files, bombs by their headers, and work out of all proportion."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from helpers import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import chunk
@@ -44,13 +44,6 @@ LOSSY = {
     "avif": ("AVIF", {}),
     "codestream": ("JPEG2000", {"no_jp2": True}),
 }
-
-
-def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 def canonical(data: bytes) -> bytes:
@@ -121,8 +114,8 @@ SAMPLES = RNG.integers(0, 65536, (5, 4, 4), np.uint16)
 BROKEN = {
     "empty": b"",
     "text": b"not an image at all, but some words\n" * 20,
-    "truncated-jpeg": save(PICTURE, "JPEG")[:-200],
-    "truncated-png": save(PICTURE, "PNG")[:-200],
+    "truncated-jpeg": encoded(PICTURE, "JPEG")[:-200],
+    "truncated-png": encoded(PICTURE, "PNG")[:-200],
     "png-signature": b"\x89PNG\r\n\x1a\n",
     "png-header": png_header(30, 30),
     "png-without-pixels": png_header(30, 30) + chunk(b"IEND", b""),
@@ -141,7 +134,7 @@ def test_a_broken_file_is_refused_with_a_reason(name):
 
 
 def test_the_limit_of_pixels_is_inclusive():
-    data = save(PICTURE, "PNG")
+    data = encoded(PICTURE, "PNG")
     assert decode(data, max_pixels=37 * 41).pixels.height == 37
     assert "41 × 37" in reason(data, max_pixels=37 * 41 - 1)
 
@@ -153,7 +146,7 @@ def test_a_bomb_is_refused_by_its_header():
 @pytest.mark.parametrize("name", LOSSLESS | LOSSY)
 def test_a_file_that_was_cut_is_refused_or_complete(name):
     form, options = (LOSSLESS | LOSSY)[name]
-    data = save(SMOOTH[:37, :41], form, **options)
+    data = encoded(SMOOTH[:37, :41], form, **options)
     whole = canonical(data)
     for length in range(0, len(data), max(1, len(data) // 60)):
         try:
@@ -165,7 +158,7 @@ def test_a_file_that_was_cut_is_refused_or_complete(name):
 
 
 def test_a_jpeg2000_without_its_last_tiles_is_refused():
-    data = save(PICTURE, "JPEG2000", no_jp2=True)
+    data = encoded(PICTURE, "JPEG2000", no_jp2=True)
     start = data.index(b"\xff\x93")  # start of data
     reason(data[:start])
 
@@ -202,7 +195,7 @@ def test_arbitrary_bytes_never_raise_anything_but_an_image_error(signature, data
 
 
 VALID = [
-    save(SMOOTH[:16, :16], form)
+    encoded(SMOOTH[:16, :16], form)
     for form in sorted({form for form, _ in (LOSSLESS | LOSSY).values()})
 ] + [png16(SAMPLES), tiff(SAMPLES)]
 
@@ -217,7 +210,7 @@ def test_damaged_images_never_raise_anything_but_an_image_error(data, draw):
 
 
 def test_what_decoding_takes_is_told_by_the_header():
-    data = save(PICTURE, "JPEG")[:-200]
+    data = encoded(PICTURE, "JPEG")[:-200]
     each = (decoding_bytes(data) - FIXED_BYTES - len(data)) / (41 * 37)
     assert 14 <= each < 16
     head = png_header(9_000, 8_000) + chunk(b"IDAT", b"")
@@ -226,7 +219,7 @@ def test_what_decoding_takes_is_told_by_the_header():
 
 
 def test_an_image_that_takes_more_memory_than_there_is_is_refused():
-    data = save(PICTURE, "JPEG")
+    data = encoded(PICTURE, "JPEG")
     takes = decoding_bytes(data)
     assert decode(data, max_bytes=takes).pixels.width == 41
     assert "raise memory=" in reason(data, max_bytes=takes - 1)
@@ -234,7 +227,7 @@ def test_an_image_that_takes_more_memory_than_there_is_is_refused():
 
 def test_pillow_must_not_fill_up_truncated_images(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    assert "LOAD_TRUNCATED_IMAGES" in reason(save(PICTURE, "JPEG"))
+    assert "LOAD_TRUNCATED_IMAGES" in reason(encoded(PICTURE, "JPEG"))
 
 
 # --- work out of all proportion -------------------------------------------------------------------
@@ -242,7 +235,7 @@ def test_pillow_must_not_fill_up_truncated_images(monkeypatch):
 
 def progressive(width: int, height: int, scans: int, *, sof: int = 0xC2) -> bytes:
     """A grey progressive JPEG that claims a size, and has its last scan again and again."""
-    data = bytearray(save(PICTURE[..., 0], "JPEG", progressive=True))
+    data = bytearray(encoded(PICTURE[..., 0], "JPEG", progressive=True))
     frame = data.index(b"\xff\xc2")
     data[frame + 1] = sof
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -272,7 +265,7 @@ def tiff_of_pages(count: int, *, loop: bool = False) -> bytes:
 
 def j2k(**siz: int) -> bytes:
     """A grey JPEG 2000 of 64 × 64, with other numbers in its header."""
-    data = bytearray(save(SMOOTH[:64, :64, 0], "JPEG2000", no_jp2=True))
+    data = bytearray(encoded(SMOOTH[:64, :64, 0], "JPEG2000", no_jp2=True))
     at = data.index(b"\xff\x51") + 2
     for place, name in enumerate(("width", "height", "x", "y", "tile_width", "tile_height")):
         if name in siz:
@@ -289,13 +282,13 @@ HEAVY = {
     "jpeg-scans": (progressive(8000, 8000, 2000), "scans"),
     "jpeg-scans-arithmetic": (progressive(8000, 8000, 200, sof=0xCA), "scans"),
     "jpeg-segments": (
-        b"\xff\xd8" + b"\xff\xfe\0\2" * 30_000 + save(PICTURE, "JPEG")[2:],
+        b"\xff\xd8" + b"\xff\xfe\0\2" * 30_000 + encoded(PICTURE, "JPEG")[2:],
         "segments",
     ),
-    "jpeg-fill": (b"\xff\xd8" + b"\xff" * 100_000 + save(PICTURE, "JPEG")[2:], "fill bytes"),
+    "jpeg-fill": (b"\xff\xd8" + b"\xff" * 100_000 + encoded(PICTURE, "JPEG")[2:], "fill bytes"),
     "tiff-pages": (tiff_of_pages(10_001), "10,000 pages"),
     "gif-extensions": (
-        save(PICTURE, "GIF")[:-1] + b"\x21\xfe\1a\0" * 250_001 + b";",
+        encoded(PICTURE, "GIF")[:-1] + b"\x21\xfe\1a\0" * 250_001 + b";",
         "250,000 extensions",
     ),
     "jpeg2000-packets": (
@@ -337,14 +330,14 @@ def test_what_a_header_asks_for_counts(changed, least):
 
 
 def test_an_avif_that_holds_a_larger_picture_than_it_says_counts_as_that():
-    data = save(np.zeros((600, 800, 3), np.uint8), "AVIF", speed=10)
+    data = encoded(np.zeros((600, 800, 3), np.uint8), "AVIF", speed=10)
     at = data.index(b"ispe") + 8
     small = data[:at] + struct.pack(">II", 4, 4) + data[at + 8 :]
-    assert decoding_bytes(small) - decoding_bytes(save(PICTURE[:4, :4], "AVIF")) > 600 * 800
+    assert decoding_bytes(small) - decoding_bytes(encoded(PICTURE[:4, :4], "AVIF")) > 600 * 800
 
 
 def test_strips_and_tiles_count():
-    strips = save(PICTURE, "TIFF", compression="tiff_lzw")
+    strips = encoded(PICTURE, "TIFF", compression="tiff_lzw")
     at = strips.index(struct.pack("<HH", 278, 3))  # rows of a strip
     tile = struct.pack("<HHII", 322, 4, 1, 30_000) + struct.pack("<HHII", 323, 4, 1, 30_000)
     tiled = strips[:at] + tile + strips[at + 24 :]
@@ -363,7 +356,7 @@ def test_the_limit_of_pixels_follows_the_memory():
 @pytest.mark.filterwarnings("error")
 def test_the_limit_of_pixels_that_pillow_has_for_a_process_is_left_alone(form, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert decode(save(PICTURE, form)).pixels.height == 37
+    assert decode(encoded(PICTURE, form)).pixels.height == 37
     assert Image.MAX_IMAGE_PIXELS == 10
 
 

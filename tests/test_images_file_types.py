@@ -1,9 +1,8 @@
 """Which files claim to be images: by their names, or by their first bytes."""
 
-import io
-
 import numpy as np
 import pytest
+from helpers import encoded
 from PIL import Image
 
 from engine.images.decode import decode
@@ -14,13 +13,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeW
 SMOOTH = np.stack(np.broadcast_arrays(*np.ogrid[0:240:4, 0:250:5], 99), -1).astype(np.uint8)
 
 
-def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
 # --- names, signatures, headers -------------------------------------------------------------------
 
 UNSIGNED = {"TGA", "DIB"}  # known by their names alone: other files begin like them
@@ -29,7 +21,7 @@ UNSIGNED = {"TGA", "DIB"}  # known by their names alone: other files begin like 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_every_suffix_is_of_a_format_that_is_read_and_signed(suffix):
     form = Image.registered_extensions()[suffix]
-    data = save(SMOOTH[:16, :16], form)
+    data = encoded(SMOOTH[:16, :16], form)
     decode(data)
     assert looks_like_image(data[:32]) is (form not in UNSIGNED)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import encoded
 from layouts import chunk, png, tiff
 from PIL import Image, ImageOps
 
@@ -20,13 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeW
 RNG = np.random.default_rng(20250712)
 PICTURE = RNG.integers(0, 256, (6, 7, 3), np.uint8)
 DEEP = RNG.integers(0, 65536, (6, 7, 3), np.uint16)
-
-
-def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 def decoded(data: bytes) -> bytes:
@@ -44,26 +38,26 @@ def opened_files() -> dict[str, bytes]:
     palette = Image.fromarray(PICTURE).quantize(16)
     grey_alpha = Image.fromarray(PICTURE).convert("LA")
     return {
-        "turned jpeg": save(PICTURE, "JPEG", exif=exif),
-        "turned png": save(PICTURE, "PNG", exif=exif),
-        "turned webp": save(PICTURE, "WEBP", exif=exif),
-        "turned tiff": save(PICTURE, "TIFF", exif=exif),
-        "turned avif": save(PICTURE, "AVIF", exif=exif),
-        "cmyk": save(Image.fromarray(PICTURE).convert("CMYK"), "JPEG"),
-        "palette": save(palette, "PNG"),
-        "transparent palette": save(palette, "PNG", transparency=3),
-        "grey and alpha": save(grey_alpha, "PNG"),
-        "bits": save(Image.fromarray(PICTURE[..., 0] > 99), "PNG"),
-        "moving gif": save(frames[0], "GIF", **moving),
-        "moving png": save(frames[0], "PNG", **moving),
-        "moving webp": save(frames[0], "WEBP", **moving),
-        "pages": save(frames[0], "TIFF", **moving),
-        "mpo": save(frames[0], "MPO", exif=exif, **moving),
-        "grey of 16 bits": save(DEEP[..., 0], "PNG"),
+        "turned jpeg": encoded(PICTURE, "JPEG", exif=exif),
+        "turned png": encoded(PICTURE, "PNG", exif=exif),
+        "turned webp": encoded(PICTURE, "WEBP", exif=exif),
+        "turned tiff": encoded(PICTURE, "TIFF", exif=exif),
+        "turned avif": encoded(PICTURE, "AVIF", exif=exif),
+        "cmyk": encoded(Image.fromarray(PICTURE).convert("CMYK"), "JPEG"),
+        "palette": encoded(palette, "PNG"),
+        "transparent palette": encoded(palette, "PNG", transparency=3),
+        "grey and alpha": encoded(grey_alpha, "PNG"),
+        "bits": encoded(Image.fromarray(PICTURE[..., 0] > 99), "PNG"),
+        "moving gif": encoded(frames[0], "GIF", **moving),
+        "moving png": encoded(frames[0], "PNG", **moving),
+        "moving webp": encoded(frames[0], "WEBP", **moving),
+        "pages": encoded(frames[0], "TIFF", **moving),
+        "mpo": encoded(frames[0], "MPO", exif=exif, **moving),
+        "grey of 16 bits": encoded(DEEP[..., 0], "PNG"),
         "transparent grey of 16 bits": png(
             DEEP[..., :1], 16, 0, chunk(b"tRNS", DEEP[1, 1, :1].astype(">u2").tobytes())
         ),
-        "pgm of 16 bits": save(DEEP[..., 0], "PPM"),
+        "pgm of 16 bits": encoded(DEEP[..., 0], "PPM"),
     }
 
 
@@ -137,7 +131,7 @@ def test_a_pickled_image_is_its_pixels():
 
 
 def test_an_image_that_is_opened_smaller_is_smaller():
-    data = save(np.asarray(Image.fromarray(PICTURE).resize((320, 240))), "JPEG")
+    data = encoded(np.asarray(Image.fromarray(PICTURE).resize((320, 240))), "JPEG")
     with Image.open(io.BytesIO(data)) as opened:
         opened.draft("RGB", (80, 60))
         assert (from_image(opened).width, opened.size) == (80, (80, 60))
@@ -161,4 +155,4 @@ def test_a_16_bit_grey_pil_image_is_read_without_loss():
 
 def test_a_pil_image_that_cannot_be_read_is_an_image_error():
     with pytest.raises(ImageError, match="truncated"):
-        from_image(Image.open(io.BytesIO(save(PICTURE, "BMP")[:100])))
+        from_image(Image.open(io.BytesIO(encoded(PICTURE, "BMP")[:100])))

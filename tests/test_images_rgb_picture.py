@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from helpers import encoded
 from PIL import Image
 
 from engine.images import canonical as px
@@ -11,13 +12,6 @@ from engine.images.pil_images import from_image
 from engine.images.rgb_picture import to_rgb8
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
-
-
-def save(picture: np.ndarray | Image.Image, form: str, **options) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 RNG = np.random.default_rng(20240611)
@@ -65,7 +59,7 @@ def test_a_drawing_on_transparency_stands_out_from_its_ground(value):
 
     first, quality = of(drawing(value, 1))
     half, _ = of(drawing(value, 1).resize((64, 64)))
-    compressed, _ = of(Image.open(io.BytesIO(save(drawing(value, 1), "WEBP", quality=60))))
+    compressed, _ = of(Image.open(io.BytesIO(encoded(drawing(value, 1), "WEBP", quality=60))))
     other, _ = of(drawing(value, 2))
     assert quality >= 10
     assert (first ^ half).bit_count() <= 31

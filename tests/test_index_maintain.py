@@ -266,8 +266,8 @@ def test_what_is_measured_of_a_store_whose_sample_is_removed_harms_nothing(tmp_p
     with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
         store.remove(ids=range(1, 2 * LEAST + 1))
-        index = store._files.index
-        found = calibrate.measure(index, store._files.alive(), 0.9, sample=1000)
+        index = store.session.index
+        found = calibrate.measure(index, store.session.snapshot.alive(), 0.9, sample=1000)
         assert found.sample == 0
         assert sorted(store.search_vectors(block[:1], LEAST)[1][0]) == list(
             range(2 * LEAST + 1, 3 * LEAST + 1)

@@ -35,6 +35,7 @@ from engine.storage import extents, manifest, nofollow, pinned_files, staging
 from engine.storage.changeset import Chunk
 from engine.storage.lock import WriterLock
 from engine.storage.rocks import database, opening, options
+from engine.storage.writer import Writer
 
 BACKUPS = int(os.environ.get("ENGINE_BACKUPS", sized(4, 12)))
 SOURCE = "synthetic:bits?seed=5"

@@ -71,7 +71,7 @@ def source_of(row: Row) -> str:
 
 def fingerprint(store: Store, id_: int) -> bytes:
     family = extents.FINGERPRINTS
-    extent, row = divmod(id_ - 1, store._files.limits.extent_rows)
+    extent, row = divmod(id_ - 1, store.session.limits.extent_rows)
     data = family.path(store.path, extent + 1).read_bytes()
     return data[extents.HEADER_BYTES + 32 * row :][:32]
 

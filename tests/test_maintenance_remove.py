@@ -136,7 +136,7 @@ def test_an_image_with_more_sources_than_a_commit_takes_goes_in_several(
         save(tmp_path / "same" / f"{i}.png", mask(50))
     rows(tmp_path / "mixed.npy", *[50, 51] * 10)
     store.ingest(tmp_path / "same", tmp_path / "mixed.npy")
-    commits = store._files.state.commit
+    commits = store.session.snapshot.state.commit
     ids = [id_of(store, 50), id_of(store, 51), id_of(store, 0)]
     plan = store.remove(ids=ids, dry_run=True)
     assert (plan.images, plan.sources, plan.would_go[0]) == (3, 20 + 20 + 1, f"#{ids[2]}")

@@ -35,7 +35,6 @@ from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced,
 from engine import Store, api
 from engine.config import Limits
 from engine.index import quantizer_file, segment_writer
-from engine.maintenance import optimize, remove, reorder
 from engine.storage import create as create_
 from engine.storage import durable, extents, index_files
 from engine.storage.changeset import Chunk, Removal

@@ -20,7 +20,6 @@ from engine.config import Limits, MemoryBudget
 from engine.errors import EngineError
 from engine.index.maintain import IndexUpdater
 from engine.ingest import run
-from engine.storage import extents
 from engine.storage.changeset import Chunk
 from engine.storage.writer import Writer
 

@@ -63,7 +63,6 @@ def measure(
     index: VectorIndex,
     alive: IdSet | None,
     target: float,
-    sample: int,
     done: Callable[[], None] = lambda: None,
     *,
     sample: int = RECALL_SAMPLE,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from engine.errors import StoreDamagedError, UsageError
-from engine.index.background import StoppedError, BackgroundWork
+from engine.index.background import BackgroundWork, StoppedError
 from engine.index.maintain import IndexUpdater, recall_of
 from engine.index.operating_point import check_recall
 from engine.maintenance.reorder import Reorder, ReorderResult

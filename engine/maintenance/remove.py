@@ -232,7 +232,8 @@ class Remove:
         while len(self._request):
             self._go_on()
             self._store.writer.require_room()
-            found, left = plan_removal(self._store.snapshot, self._request, self._store.limits.removal_batch)
+            most = self._store.limits.removal_batch
+            found, left = plan_removal(self._store.snapshot, self._request, most)
             self._store.writer.commit(Chunk(removal=found))
             self._images += len(found.images)
             self._sources += found.sources

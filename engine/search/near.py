@@ -27,7 +27,6 @@ from engine.images import canonical, decode, fingerprint
 from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.records import Kind, Pixels, Place
 from engine.storage.bitmap import IdSet
-from engine.storage.extents import FINGERPRINTS
 from engine.storage.rows import ImageRow
 from engine.storage.session import Session
 
@@ -101,9 +100,8 @@ def _within(
     ones = fingerprint.ones_of(prints)
     removed = store.snapshot.removed_ids()
     ids, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for part in store.snapshot.fingerprints.near(
-        prints, most, store.snapshot.state.next_id - 1, holes=given
-    ):
+    committed = store.snapshot.state.extents.get(FINGERPRINTS.name, [])
+    for part in store.snapshot.fingerprints.near(prints, most, committed, holes=given):
         which = ~removed.has(part.rows + 1)
         if wanted is not None:
             which &= wanted.has(part.rows + 1)

@@ -25,7 +25,7 @@ def mend_fingerprints(
     """Overwrite the fingerprints of a damaged append; one whose pixels are lost stays as it is."""
     data = appends.read(append)
     lost = []
-    committed = store.state.extents[append.family.name]
+    committed = store.snapshot.state.extents[append.family.name]
     row = first_row(committed, append.family, append.place)
     ids = np.arange(row, row + len(data) // _BYTES, dtype=np.int64) + 1
     bare = ~store.snapshot.may_be_images(ids)

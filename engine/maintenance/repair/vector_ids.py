@@ -44,7 +44,7 @@ class VectorIdsRepair:
         """The images of a commit are consecutive, and the place of its fingerprints says from where."""
         place = append.place
         row = self._appends.commit_row(append)
-        prints = self._store.state.extents.get(FINGERPRINTS.name, [])
+        prints = self._store.snapshot.state.extents.get(FINGERPRINTS.name, [])
         first = [
             first_row(prints, FINGERPRINTS, _place(one)) + 1
             for one in row.appends
