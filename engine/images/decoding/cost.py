@@ -5,7 +5,8 @@
 *load* is the decoder's own peak, with Pillow's image; *kept* is what the decoder keeps until the file is
 closed; *convert* is the way from Pillow's image to canonical pixels; *look* is the way from these to a
 fingerprint and an encoder's picture. Each number is anonymous memory as the kernel counts it, measured
-on pictures of 3 and 12 megapixels in a process of its own (``python -m bench.questions.decode_cost`` measures
+on pictures of 3 and 12 megapixels in a process of its own
+(``python -m bench.questions.decode_cost`` measures
 all of them again, beside what is counted here), and rounded up.
 """
 
