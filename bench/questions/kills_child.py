@@ -44,6 +44,7 @@ LOOKING = Limits(
 # The child alone indexes: whoever only looks must not mend the index first.
 WRITING = replace(LOOKING, unindexed_rows=150)
 
+
 @contextmanager
 def small_buffers() -> Iterator[None]:
     """Memtables and buckets of ids of a few rows, which are constants of the engine."""

@@ -27,6 +27,7 @@ from engine.images import canonical, decode, fingerprint
 from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.records import Kind, Pixels, Place
 from engine.storage.bitmap import IdSet
+from engine.storage.extents import FINGERPRINTS
 from engine.storage.rows import ImageRow
 from engine.storage.session import Session
 
