@@ -54,8 +54,8 @@ LIMITS = Limits(exact_rows=20)
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ballast, "LEAST_STORE", 1)
-        patch.setattr(ballast, "_LEAST", 4096)
+        patch.setattr(ballast, "MIN_STORE", 1)
+        patch.setattr(ballast, "_MIN", 4096)
         yield
 
 
