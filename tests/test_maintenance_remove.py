@@ -53,13 +53,18 @@ def found(store: Store, *seeds: int) -> list[int]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def limits() -> Limits:
+    return Limits()
+
+
+@pytest.fixture
+def store(tmp_path: Path, limits: Limits) -> Store:
     """Photos 0 to 5, an array of 4 to 11, and another with 11 three times and 12, 13."""
     for i in range(6):
         save(tmp_path / "photos" / f"{i}.png", mask(i))
     rows(tmp_path / "a.npy", *range(4, 12))
     rows(tmp_path / "b.npy", 11, 11, 11, 12, 13)
-    opened = Store.open(tmp_path / "store", create=True, encoder="none")
+    opened = Store.open(tmp_path / "store", create=True, encoder="none", limits=limits)
     opened.ingest(tmp_path / "photos", tmp_path / "a.npy", tmp_path / "b.npy")
     return opened
 
@@ -393,11 +398,10 @@ def test_what_only_begins_like_it_is_not_inside(store: Store, tmp_path: Path) ->
     assert found(store, 9, 90) == [9]
 
 
+@pytest.mark.parametrize("limits", [Limits(chunk_rows=3)])
 def test_nothing_is_missing_while_a_changed_array_is_half_read(
     store: Store, tmp_path: Path
 ) -> None:
-    store.close()
-    store = Store.open(tmp_path / "store", limits=Limits(chunk_rows=3))
     os.utime(tmp_path / "a.npy", (1, 1))
     began = store._files.state.commit
     report = store.ingest(tmp_path / "a.npy", stop=lambda: store._files.state.commit >= began + 2)
