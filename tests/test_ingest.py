@@ -275,7 +275,7 @@ def test_an_array_that_breaks_off_is_not_read_to_there_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(save_rows(tmp_path / "a.npy", [mask(i) for i in range(9)]))
-    path.write_bytes(path.read_bytes()[: -16 * 16 * 3 - 1])
+    path.write_bytes(path.read_bytes()[:-1000])
     os.utime(path, (1, 1))
     assert counts(store.ingest(path)) == (7, 0, 0, 1, 0)
     with monkeypatch.context() as patched:
