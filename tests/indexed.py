@@ -9,7 +9,7 @@ import numpy as np
 from engine import Store
 from engine.config import Limits
 from engine.storage import extents
-from engine.storage.extents import ExtentWriter
+from engine.storage.extent_writer import ExtentWriter
 from engine.storage.vectors import Vectors
 
 DIM = 12

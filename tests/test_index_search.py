@@ -20,7 +20,7 @@ from engine.index.search import VectorIndex
 from engine.index.train import train_quantizer
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
-from engine.storage.extents import ExtentWriter
+from engine.storage.extent_writer import ExtentWriter
 from engine.storage.index_files import file_problem, quantizer_path, segment_path
 from engine.storage.manifest import OperatingPoint, QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors

@@ -15,8 +15,11 @@ from engine.config import Limits
 from engine.maintenance.check.damage import Damage
 from engine.maintenance.repair.run import Repair
 from engine.storage.extents import HEADER_BYTES
+from engine.storage.image_rows import ImageRow
+from engine.storage.record_rows import record_keys
 from engine.storage.rocks import database, open_reader, opening
-from engine.storage.rows import ImageRow, NameRow, record_keys, u64
+from engine.storage.rows import u64
+from engine.storage.source_rows import NameRow
 
 
 @pytest.fixture(scope="module")
@@ -438,7 +441,7 @@ def test_an_image_that_lost_its_record_does_not_become_a_removed_one(lessened: P
 
 
 def test_a_run_of_removed_images_only_is_found(lessened: Path) -> None:
-    from engine.storage.rows import Run
+    from engine.storage.runs import Run
 
     (name, _) = rows(lessened, "arrays", b"#")[0]
     run = Run(int.from_bytes(name[1:], "big"), 100, 3, 1, 37)

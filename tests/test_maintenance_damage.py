@@ -20,12 +20,14 @@ from PIL import Image
 from engine import CheckReport, EngineError, Store, StoreError
 from engine.storage.commit_evidence import MARK
 from engine.storage.commit_file import NAME as COMMIT
+from engine.storage.record_rows import record_ids
 from engine.storage.rocks import files, lz4, rebuild
 from engine.storage.rocks.blocks import PUT
 from engine.storage.rocks.database import Keys
 from engine.storage.rocks.log import Records, batch_rows, versions
 from engine.storage.rocks.sst import TableFile
-from engine.storage.rows import TABLES, Run, record_ids, u64
+from engine.storage.rows import TABLES, u64
+from engine.storage.runs import Run
 
 FILES, ROWS, GONE = 70, 150, 40
 REMOVED = [2, 3, 75, *range(100, 110)]

@@ -29,8 +29,9 @@ from engine.maintenance import missing_sources, remove
 from engine.storage.changeset import Chunk, NewImage, NewName
 from engine.storage.removal import RemovalRequest
 from engine.storage.rocks.database import Keys
-from engine.storage.rows import ArchiveRow, Run
+from engine.storage.runs import Run
 from engine.storage.session import Session
+from engine.storage.source_rows import ArchiveRow
 
 IDENTICAL = ["identical"]
 

@@ -21,7 +21,7 @@ from engine.config import Limits
 from engine.search import filters
 from engine.search.filters import ids_within
 from engine.storage.bitmap import IdSet
-from engine.storage.extents import MovedError
+from engine.storage.extent_reader import MovedError
 from engine.storage.session import Session
 from engine.storage.source_names import bases
 

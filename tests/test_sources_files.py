@@ -16,7 +16,7 @@ from engine import Store
 from engine.errors import ImageError
 from engine.sources import files, items
 from engine.sources.items import FileItem, Reject, Skipped
-from engine.storage.rows import NameRow
+from engine.storage.source_rows import NameRow
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
 

@@ -13,7 +13,9 @@ from engine.config import Limits
 from engine.images import hashing
 from engine.records import Place
 from engine.storage import extents
-from engine.storage.extents import HEADER_BYTES, PIXELS, ExtentReader, ExtentWriter
+from engine.storage.extent_reader import ExtentReader
+from engine.storage.extent_writer import ExtentWriter
+from engine.storage.extents import HEADER_BYTES, PIXELS
 
 UUID = bytes(range(16))
 ROWS = extents.Family("rows", ".bin", 8)

@@ -21,8 +21,8 @@ from engine import EngineError, Store, StoreDamagedError, StoreError
 from engine.config import Limits, MemoryBudget
 from engine.records import Place
 from engine.storage import ballast, file_names, manifest, nofollow, openat2
+from engine.storage.image_rows import ImageRow
 from engine.storage.rocks import opening
-from engine.storage.rows import ImageRow
 from engine.storage.safe_folders import ForeignError
 from engine.storage.state import State, appends_in
 

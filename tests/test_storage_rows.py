@@ -8,28 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.records import Kind, Pixels, Place
-from engine.storage.rows import (
-    BUCKET_BITS,
-    ONE,
+from engine.storage.image_rows import ImageRow, ImageRows, pack_images
+from engine.storage.record_rows import (
     RECORD_BLOCK,
-    ArrayRow,
-    ImageRow,
-    ImageRows,
-    NameRow,
     RecordRow,
-    RowError,
-    Run,
-    bucket_prefix,
     images_in,
-    pack_images,
     pack_records,
     record_ids,
     record_in,
     record_keys,
     record_without,
-    u64,
     unpack_records,
 )
+from engine.storage.rows import RowError, u64
+from engine.storage.runs import BUCKET_BITS, ONE, Run, bucket_prefix
+from engine.storage.source_rows import ArrayRow, NameRow
 
 BUCKET = 1 << BUCKET_BITS
 u32s, u64s = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)

@@ -24,7 +24,7 @@ from engine.search.filters import SearchedIn
 from engine.search.lookup import Lookup
 from engine.storage import swaps
 from engine.storage.create import create as make_store
-from engine.storage.extents import MovedError
+from engine.storage.extent_reader import MovedError
 from engine.storage.session import Session
 
 NO_ENCODER = "none"

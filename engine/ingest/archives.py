@@ -15,8 +15,8 @@ from engine.ingest.stopping import Stopping
 from engine.ingest.workers import Preparing, Waiting
 from engine.sources.items import ArchiveItem
 from engine.storage.changeset import Chunk
-from engine.storage.rows import ArchiveRow
 from engine.storage.session import Session
+from engine.storage.source_rows import ArchiveRow
 
 
 class ArchiveIngest:

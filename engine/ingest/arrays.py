@@ -17,8 +17,8 @@ from engine.ingest.vector_arrays import VectorArray
 from engine.memory import PeakMemory
 from engine.records import Kind
 from engine.sources.items import ArrayItem, RowBlock
-from engine.storage.rows import ArrayRow
 from engine.storage.session import Session
+from engine.storage.source_rows import ArrayRow
 
 
 class ArrayIngest:

@@ -15,8 +15,8 @@ from engine.ingest.stopping import Stopping
 from engine.ingest.workers import ReadItem, Waiting
 from engine.sources.items import FileItem, Member, Reject
 from engine.storage.changeset import NewName
-from engine.storage.rows import NameRow
 from engine.storage.session import Session
+from engine.storage.source_rows import NameRow
 
 _log = logging.getLogger("engine.ingest")
 _Encoded = tuple[ReadItem, Vector | None]  # with the vector that it gets if it is new

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.errors import SourceError
 from engine.sources.items import FileItem, Member, Reject, Skipped
-from engine.storage.rows import ArchiveRow
+from engine.storage.source_rows import ArchiveRow
 
 
 @dataclass(slots=True)

@@ -14,8 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from engine.images import decode
 from engine.records import Kind
 from engine.sources.items import ArchiveItem, ArrayItem, FileItem, Member, VectorItem
-from engine.storage.rows import ArchiveRow, ArrayRow
 from engine.storage.snapshot import Snapshot
+from engine.storage.source_rows import ArchiveRow, ArrayRow
 
 Stamp = tuple[int, int]  # mtime_ns, size
 Row = TypeVar("Row", covariant=True)

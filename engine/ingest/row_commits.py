@@ -18,8 +18,10 @@ from engine.ingest.encode import Encoding, Vector
 from engine.ingest.prepare import Picture
 from engine.ingest.prepare_rows import PreparedRows
 from engine.storage.changeset import Chunk, NewImage, NewRows
-from engine.storage.rows import ARRAY, ArrayRow, Run
+from engine.storage.record_rows import ARRAY
+from engine.storage.runs import Run
 from engine.storage.session import Session
+from engine.storage.source_rows import ArrayRow
 
 _log = logging.getLogger("engine.ingest")
 

@@ -19,7 +19,8 @@ from engine.ingest import checked_vectors
 from engine.ingest.checked_vectors import CheckedBlock, stretches
 from engine.storage.changeset import Chunk, Removal
 from engine.storage.removal import RemovalRequest, plan_removal
-from engine.storage.rows import Run, u64
+from engine.storage.rows import u64
+from engine.storage.runs import Run
 from engine.storage.session import Session
 from engine.storage.snapshot import Snapshot
 

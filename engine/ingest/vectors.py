@@ -20,8 +20,8 @@ from engine.memory import PeakMemory
 from engine.records import Kind
 from engine.sources.items import Reject, VectorItem
 from engine.storage import swaps
-from engine.storage.rows import ArrayRow
 from engine.storage.session import Session
+from engine.storage.source_rows import ArrayRow
 
 _log = logging.getLogger("engine.ingest")
 

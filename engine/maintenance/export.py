@@ -35,7 +35,7 @@ from engine.errors import StoreError, UsageError
 from engine.maintenance.table_files import CsvFile, ExportTable, ParquetFile, pyarrow_modules
 from engine.records import ExportReport, ImageRecord, Kind
 from engine.storage import extents
-from engine.storage.extents import ExtentReader
+from engine.storage.extent_reader import ExtentReader
 from engine.storage.live_ids import live
 from engine.storage.scan import BUCKET, records_from, sources_of_bucket
 from engine.storage.session import Session

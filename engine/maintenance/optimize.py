@@ -27,9 +27,9 @@ from engine.records import OptimizeReport, Place
 from engine.storage import extents, swaps
 from engine.storage.changeset import Chunk, Rekept, Removal
 from engine.storage.durable import tree_bytes
-from engine.storage.extents import ExtentReader, MovedError
+from engine.storage.extent_reader import ExtentReader, MovedError
+from engine.storage.image_rows import ImageRow
 from engine.storage.rocks.database import FOLDER
-from engine.storage.rows import ImageRow
 from engine.storage.session import Session
 from engine.storage.table import in_batches
 

@@ -20,7 +20,7 @@ from engine.maintenance.missing_sources import Missing, What, unfinished_arrays
 from engine.records import MissingBelow, RemoveReport
 from engine.storage.bitmap import IdSet
 from engine.storage.live_ids import live
-from engine.storage.rows import Run
+from engine.storage.runs import Run
 from engine.storage.session import Session
 from engine.storage.source_names import (
     arrays_inside,

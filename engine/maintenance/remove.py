@@ -19,7 +19,7 @@ from engine.maintenance.missing_sources import (
 from engine.records import RemoveReport
 from engine.storage.changeset import Chunk
 from engine.storage.removal import RemovalRequest, plan_removal
-from engine.storage.rows import Run
+from engine.storage.runs import Run
 from engine.storage.session import Session
 from engine.storage.source_names import (
     archives_inside,

@@ -30,7 +30,7 @@ from engine.index.train import sample_of, train_quantizer
 from engine.records import Place
 from engine.storage import extents, nofollow, staging, swaps
 from engine.storage.bitmap import IdSet
-from engine.storage.extents import ExtentReader
+from engine.storage.extent_reader import ExtentReader
 from engine.storage.index_files import ReorderedExtent, quantizer_path
 from engine.storage.manifest import QuantizerEntry
 from engine.storage.session import Session

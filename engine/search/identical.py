@@ -14,7 +14,7 @@ from engine.errors import StoreDamagedError
 from engine.images import hashing
 from engine.records import Buffer, Decoded
 from engine.storage.bitmap import IdSet
-from engine.storage.rows import ImageRow
+from engine.storage.image_rows import ImageRow
 from engine.storage.session import Session
 
 _BATCH = 4096  # rows that are looked up at a time

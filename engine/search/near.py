@@ -28,7 +28,7 @@ from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.records import Kind, Pixels, Place
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import FINGERPRINTS
-from engine.storage.rows import ImageRow
+from engine.storage.image_rows import ImageRow
 from engine.storage.session import Session
 
 _AT_ONCE = 1024  # candidates whose records are in hand

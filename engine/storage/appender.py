@@ -7,7 +7,8 @@ from pathlib import Path
 
 from engine.config import Limits
 from engine.records import Buffer, Place
-from engine.storage.extents import Append, ExtentWriter, Family
+from engine.storage.extent_writer import ExtentWriter
+from engine.storage.extents import Append, Family
 from engine.storage.state import State
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.records import Buffer, Pixels, Place
-from engine.storage.rows import ArchiveRow, ArrayRow, ImageRow, NameRow, Run
+from engine.storage.image_rows import ImageRow
+from engine.storage.runs import Run
+from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow
 
 _IMAGE_BYTES = 320  # of an image: fingerprint, row, record and hash of its file, with their keys
 _NAME_BYTES = 200  # of a name: its rows but for the name

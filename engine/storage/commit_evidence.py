@@ -15,10 +15,13 @@ from engine.config import Limits
 from engine.errors import StoreDamagedError
 from engine.storage import extents
 from engine.storage.extents import FINGERPRINTS, HEADER_BYTES, PIXELS, Family
+from engine.storage.image_rows import ImageRows
 from engine.storage.json_values import loads
 from engine.storage.manifest import Manifest
+from engine.storage.record_rows import record_span
 from engine.storage.rocks.database import Keys
-from engine.storage.rows import ImageRows, NameRow, RowError, record_span
+from engine.storage.rows import RowError
+from engine.storage.source_rows import NameRow
 from engine.storage.state import State
 
 MARK = b"rescued"  # a row of ``meta``: rows were lost, and what is left is not reconciled yet

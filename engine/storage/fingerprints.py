@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from engine.records import Place
 from engine.storage import extents
-from engine.storage.extents import ExtentReader
+from engine.storage.extent_reader import ExtentReader
 
 _BLOCK = 1 << 14  # rows: what is made of them stays in the processor's cache
 _WORDS = 4  # of 64 bits, a row

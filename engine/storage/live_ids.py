@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from engine.storage.record_rows import record_ids
 from engine.storage.rocks.database import Keys
-from engine.storage.rows import Run, record_ids, u64
+from engine.storage.rows import u64
+from engine.storage.runs import Run
 
 
 def live(table: Keys, first: int, count: int) -> npt.NDArray[np.bool_]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from engine.errors import StoreError
 from engine.storage import extents
-from engine.storage.extents import ExtentReader
+from engine.storage.extent_reader import ExtentReader
 from engine.storage.fingerprints import Fingerprints
+from engine.storage.image_rows import ImageRows
 from engine.storage.rocks.database import Keys
-from engine.storage.rows import ImageRows
 from engine.storage.tables import Tables
 
 _READERS = 16  # threads: reads in the disk's queue

@@ -16,17 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.storage.changeset import Removal
+from engine.storage.image_rows import ImageRow
 from engine.storage.live_ids import blocks_of, live
-from engine.storage.rows import (
-    BUCKET_BITS,
-    ArchiveRow,
-    ArrayRow,
-    ImageRow,
-    Run,
-    record_in,
-    record_without,
-)
+from engine.storage.record_rows import record_in, record_without
+from engine.storage.runs import BUCKET_BITS, Run
 from engine.storage.snapshot import Snapshot
+from engine.storage.source_rows import ArchiveRow, ArrayRow
 from engine.storage.table import RowChange
 from engine.storage.tables import UNREAD
 

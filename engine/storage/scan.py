@@ -9,16 +9,10 @@ import numpy.typing as npt
 
 from engine.errors import StoreDamagedError
 from engine.records import ImageRecord
-from engine.storage.rows import (
-    BUCKET_BITS,
-    ONE,
-    RecordRow,
-    Run,
-    bucket_prefix,
-    no_image,
-    u64,
-    unpack_records,
-)
+from engine.storage.image_rows import no_image
+from engine.storage.record_rows import RecordRow, unpack_records
+from engine.storage.rows import u64
+from engine.storage.runs import BUCKET_BITS, ONE, Run, bucket_prefix
 from engine.storage.snapshot import Snapshot
 
 BUCKET = 1 << BUCKET_BITS  # ids

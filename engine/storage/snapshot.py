@@ -19,25 +19,18 @@ from engine.images import hashing
 from engine.records import ImageRecord, Kind, Place
 from engine.storage import extents, families, file_names, nofollow, tombstones
 from engine.storage.bitmap import IdSet
-from engine.storage.extents import ExtentReader, Family
+from engine.storage.extent_reader import ExtentReader
+from engine.storage.extents import Family
 from engine.storage.fingerprints import Fingerprints
+from engine.storage.image_rows import ImageRow, ImageRows, no_image
 from engine.storage.json_values import items, loads
 from engine.storage.live_ids import blocks_of
 from engine.storage.manifest import Manifest
 from engine.storage.open_files import OpenFiles
+from engine.storage.record_rows import RecordRow, images_in
 from engine.storage.rocks.database import Keys
-from engine.storage.rows import (
-    BUCKET_BITS,
-    ArchiveRow,
-    ArrayRow,
-    ImageRow,
-    ImageRows,
-    NameRow,
-    RecordRow,
-    Run,
-    images_in,
-    no_image,
-)
+from engine.storage.runs import BUCKET_BITS, Run
+from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow
 from engine.storage.state import State
 from engine.storage.tables import Tables
 from engine.storage.vectors import Vectors

@@ -15,8 +15,9 @@ from engine.errors import UsageError
 from engine.sources import synthetic
 from engine.sources.file_presence import QUERIES, without_query
 from engine.sources.items import absolute
-from engine.storage.rows import ArrayRow, NameRow, Run
+from engine.storage.runs import Run
 from engine.storage.session import Session
+from engine.storage.source_rows import ArrayRow, NameRow
 from engine.storage.table import Row, Table
 
 # In what is behind "a.npz#": an array file of a folder that is called so, and no array of the archive.

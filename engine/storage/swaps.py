@@ -17,7 +17,9 @@ import numpy as np
 from engine.errors import StoreError
 from engine.storage import extents, file_names, manifest, nofollow
 from engine.storage.durable import fsync_dir, inside, remove
-from engine.storage.extents import Append, ExtentReader, ExtentWriter, Family
+from engine.storage.extent_reader import ExtentReader
+from engine.storage.extent_writer import ExtentWriter
+from engine.storage.extents import Append, Family
 from engine.storage.index_files import ReorderedExtent, make_index_folder
 from engine.storage.manifest import (
     EncoderEntry,

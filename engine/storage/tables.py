@@ -16,27 +16,19 @@ import numpy.typing as npt
 
 from engine.images import hashing
 from engine.storage.commit_row import CommitRow
-from engine.storage.rocks.database import Keys
-from engine.storage.rows import (
-    BUCKET_BITS,
-    ONE,
-    ArchiveRow,
-    ArrayRow,
-    ImageRow,
-    ImageRows,
-    NameRow,
+from engine.storage.image_rows import ImageRow, ImageRows
+from engine.storage.record_rows import (
     RecordRow,
-    Run,
-    bucket_prefix,
-    file_id,
     record_ids,
     record_in,
     record_keys,
     record_rows,
     record_span,
-    reject_in,
-    u64,
 )
+from engine.storage.rocks.database import Keys
+from engine.storage.rows import u64
+from engine.storage.runs import BUCKET_BITS, ONE, Run, bucket_prefix
+from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow, file_id, reject_in
 from engine.storage.table import Row, RowChange, Table
 
 UNREAD = -1  # size and time of a source that is to be read again: no file has these

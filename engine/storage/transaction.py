@@ -31,21 +31,14 @@ from engine.storage.changeset import (
 )
 from engine.storage.commit_row import CommitRow
 from engine.storage.extents import Append
+from engine.storage.image_rows import ImageRow, pack_images
 from engine.storage.live_ids import sources_in
 from engine.storage.manifest import EncoderEntry, Manifest
-from engine.storage.rows import (
-    ARRAY,
-    ArchiveRow,
-    ArrayRow,
-    ImageRow,
-    NameRow,
-    RecordRow,
-    Run,
-    pack_images,
-    pack_records,
-    u64,
-)
+from engine.storage.record_rows import ARRAY, RecordRow, pack_records
+from engine.storage.rows import u64
+from engine.storage.runs import Run
 from engine.storage.snapshot import Snapshot
+from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow
 from engine.storage.state import State
 
 _MAX_ROOTS_BYTES = 256 << 10

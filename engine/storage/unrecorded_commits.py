@@ -14,7 +14,8 @@ from engine.errors import StoreDamagedError
 from engine.images import hashing
 from engine.records import Place
 from engine.storage.commit_evidence import appends_of, families
-from engine.storage.extents import ExtentReader, Family
+from engine.storage.extent_reader import ExtentReader
+from engine.storage.extents import Family
 from engine.storage.rows import u64
 from engine.storage.snapshot import Snapshot
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
-from engine.storage.extents import HEADER_BYTES, ExtentReader
+from engine.storage.extent_reader import ExtentReader
+from engine.storage.extents import HEADER_BYTES
 
 _PAGE = mmap.PAGESIZE
 _THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux's

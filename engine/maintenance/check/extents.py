@@ -11,7 +11,8 @@ from engine.maintenance.check.findings import Findings
 from engine.records import Place
 from engine.storage import extents, manifest, nofollow
 from engine.storage.commit_row import CommitRow
-from engine.storage.extents import Append, ExtentReader, Family
+from engine.storage.extent_reader import ExtentReader
+from engine.storage.extents import Append, Family
 from engine.storage.session import Session
 
 _READ = 8 << 20  # bytes at a time

@@ -15,8 +15,8 @@ from engine.maintenance.check.known_images import KnownImages
 from engine.records import Place
 from engine.storage import extents, tombstones
 from engine.storage.bitmap import IdSet
-from engine.storage.extents import ExtentReader
-from engine.storage.rows import ImageRows
+from engine.storage.extent_reader import ExtentReader
+from engine.storage.image_rows import ImageRows
 from engine.storage.session import Session
 from engine.storage.table import in_batches
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from engine.maintenance.check.findings import Findings
 from engine.maintenance.check.known_images import KnownImages
-from engine.storage.rows import NameRow, Run
+from engine.storage.runs import Run
 from engine.storage.session import Session
+from engine.storage.source_rows import NameRow
 from engine.storage.table import in_batches
 
 

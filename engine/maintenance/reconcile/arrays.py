@@ -7,8 +7,8 @@ from dataclasses import replace
 from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.survey import BAD_ROW, Survey
 from engine.records import Kind
-from engine.storage.rows import ArchiveRow, ArrayRow, reject_in
 from engine.storage.session import Session
+from engine.storage.source_rows import ArchiveRow, ArrayRow, reject_in
 from engine.storage.tables import UNREAD
 
 

@@ -10,8 +10,9 @@ from engine.maintenance.reconcile.survey import Survey
 from engine.storage import tombstones, unrecorded_commits
 from engine.storage.commit_evidence import MARK
 from engine.storage.extents import PIXELS
+from engine.storage.image_rows import ImageRows
 from engine.storage.live_ids import sources_in
-from engine.storage.rows import ImageRows, Run
+from engine.storage.runs import Run
 from engine.storage.session import Session
 from engine.storage.table import RowChange, in_batches
 

@@ -11,7 +11,7 @@ from engine.maintenance.reconcile.survey import BAD_ROW, Survey
 from engine.storage.bitmap import IdSet
 from engine.storage.changeset import Chunk, Rekept
 from engine.storage.extents import PIXELS
-from engine.storage.rows import ImageRow
+from engine.storage.image_rows import ImageRow
 from engine.storage.session import Session
 from engine.storage.table import in_batches
 

@@ -8,7 +8,7 @@ from engine.images import hashing
 from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.survey import BAD_ROW, Survey
 from engine.storage.bitmap import IdSet
-from engine.storage.rows import record_in, record_keys, record_without
+from engine.storage.record_rows import record_in, record_keys, record_without
 from engine.storage.session import Session
 
 

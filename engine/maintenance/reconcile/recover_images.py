@@ -21,7 +21,8 @@ from engine.records import Buffer, Kind, Pixels, Place
 from engine.sources.items import Reject as SourceProblem
 from engine.sources.query import Query, open_images
 from engine.storage import extents
-from engine.storage.rows import ARRAY, ImageRow, ImageRows, RecordRow
+from engine.storage.image_rows import ImageRow, ImageRows
+from engine.storage.record_rows import ARRAY, RecordRow
 from engine.storage.session import Session
 
 _SOURCES = 100  # of one image that are tried

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.single_sources import SingleSources
 from engine.maintenance.reconcile.survey import BAD_ROW, Survey
-from engine.storage.rows import Run
+from engine.storage.runs import Run
 from engine.storage.session import Session
 from engine.storage.table import in_batches
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.survey import Survey
 from engine.storage.live_ids import blocks_of
-from engine.storage.rows import record_in
+from engine.storage.record_rows import record_in
 from engine.storage.session import Session
 
 

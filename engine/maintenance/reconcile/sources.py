@@ -5,8 +5,8 @@ from __future__ import annotations
 from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.single_sources import SingleSources
 from engine.maintenance.reconcile.survey import BAD_ROW, Survey
-from engine.storage.rows import NameRow
 from engine.storage.session import Session
+from engine.storage.source_rows import NameRow
 from engine.storage.table import in_batches
 from engine.storage.tables import UNREAD
 

@@ -17,7 +17,8 @@ from engine.storage import tombstones
 from engine.storage.bitmap import IdSet
 from engine.storage.commit_evidence import MARK
 from engine.storage.live_ids import blocks_of
-from engine.storage.rows import RowError, record_without
+from engine.storage.record_rows import record_without
+from engine.storage.rows import RowError
 from engine.storage.session import Session
 
 _NAMED = 20  # ids or sources in one line

@@ -11,7 +11,7 @@ from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.survey import Survey
 from engine.records import Kind, Pixels
 from engine.storage.bitmap import IdSet
-from engine.storage.rows import pack_records
+from engine.storage.record_rows import pack_records
 from engine.storage.session import Session
 
 _IDS = 1 << 16  # ids of vectors at a time

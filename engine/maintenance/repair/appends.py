@@ -11,7 +11,8 @@ from engine.maintenance.check.damage import DamagedAppend
 from engine.records import Buffer, Place
 from engine.storage import extents
 from engine.storage.commit_row import CommitRow
-from engine.storage.extents import ExtentReader, Family
+from engine.storage.extent_reader import ExtentReader
+from engine.storage.extents import Family
 from engine.storage.session import Session
 
 _READ = 8 << 20  # bytes at a time

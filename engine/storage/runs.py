@@ -1,0 +1,104 @@
+"""Runs: which rows of an array are which images, a row for a whole stretch of them."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from engine.storage.rows import _MAX_IDS, _damaged, u64
+
+BUCKET_BITS = 12
+ONE = b"o"
+_MAX_ROW = 1 << 63
+_RUN = struct.Struct(">IBQ")
+_RUN_BY_ID = struct.Struct(">IB")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``count`` rows of an array from ``row`` on are the images ``id``, ``id + step``, …"""
+
+    array: int
+    row: int
+    count: int
+    step: int
+    id: int
+
+    @property
+    def several(self) -> bool:
+        """Whether it is a run over several images, which lies in their bucket."""
+        return self.step != 0 and self.count > 1
+
+    def pieces(self) -> list[Run]:
+        """The run cut where its ids cross into another bucket."""
+        if self.step == 0:
+            return [self]
+        out, row, id_, left = [], self.row, self.id, self.count
+        while left:
+            inside = min(left, (((id_ >> BUCKET_BITS) + 1) << BUCKET_BITS) - id_)
+            out.append(Run(self.array, row, inside, 1, id_))
+            row, id_, left = row + inside, id_ + inside, left - inside
+        return out
+
+    @property
+    def by_row(self) -> tuple[bytes, bytes]:
+        """Its row in ``runs`` by array and row."""
+        key = b"r" + self.array.to_bytes(4, "big") + u64(self.row)
+        return key, _RUN.pack(self.count, self.step, self.id)
+
+    @property
+    def by_id(self) -> tuple[bytes, bytes]:
+        """Its row in ``runs`` by image id."""
+        prefix = bucket_prefix(self.id) if self.several else ONE
+        key = prefix + u64(self.id) + self.array.to_bytes(4, "big") + u64(self.row)
+        return key, _RUN_BY_ID.pack(self.count, self.step)
+
+    @classmethod
+    def from_row(cls, key: bytes, value: bytes) -> Run:
+        """The run that ``by_row`` wrote; ``StoreDamagedError`` if it is something else."""
+        if len(key) != len(b"r") + 4 + 8 or len(value) != _RUN.size:
+            raise _damaged("runs")
+        count, step, id_ = _RUN.unpack(value)
+        array, row = int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:], "big")
+        return cls(array, row, count, step, id_)._checked()
+
+    @classmethod
+    def from_id(cls, key: bytes, value: bytes) -> Run:
+        """The run that ``by_id`` wrote; ``StoreDamagedError`` if it is something else."""
+        if len(key) < len(ONE) + 8 + 4 + 8 or len(value) != _RUN_BY_ID.size:
+            raise _damaged("runs")
+        count, step = _RUN_BY_ID.unpack(value)
+        id_, array, row = key[-20:-12], key[-12:-8], key[-8:]
+        return cls(
+            int.from_bytes(array, "big"),
+            int.from_bytes(row, "big"),
+            count,
+            step,
+            int.from_bytes(id_, "big"),
+        )._checked()
+
+    def _checked(self) -> Run:
+        """Itself: what goes through its images relies on there being no more than a bucket's."""
+        images = self.count if self.step else 1
+        able = self.count and self.step <= 1 and self.id + images <= _MAX_IDS
+        if not able or self.row + self.count > _MAX_ROW:
+            raise _damaged("runs")
+        if self.id >> BUCKET_BITS != self.id + images - 1 >> BUCKET_BITS:
+            raise _damaged("runs")
+        return self
+
+    def part(self, row: int, count: int) -> Run:
+        """Of its rows, the ``count`` from ``row`` on."""
+        return Run(self.array, row, count, self.step, self.id + self.step * (row - self.row))
+
+    def rows_of(self, id_: int) -> range:
+        """Which rows of the array are image ``id_``."""
+        if self.step == 0:
+            return range(self.row, self.row + self.count) if id_ == self.id else range(0)
+        at = self.row + id_ - self.id
+        return range(at, at + 1) if self.id <= id_ < self.id + self.count else range(0)
+
+
+def bucket_prefix(id_: int) -> bytes:
+    """What all runs by id begin with that may cover ``id_``."""
+    return b"i" + u64(id_ >> BUCKET_BITS)
