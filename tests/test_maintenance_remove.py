@@ -27,11 +27,13 @@ from engine.images import hashing
 from engine.images.canonical import from_array
 from engine.maintenance import missing_sources, remove
 from engine.storage.changeset import Chunk, NewImage, NewName
+from engine.storage.manifest import Manifest
 from engine.storage.removal import RemovalRequest
 from engine.storage.rocks.database import Keys
 from engine.storage.runs import Run
-from engine.storage.session import Session
 from engine.storage.source_rows import ArchiveRow
+from engine.storage.state import State
+from engine.storage.transaction import Transaction
 
 IDENTICAL = ["identical"]
 
@@ -742,24 +744,23 @@ def test_where_there_are_no_runs_few_records_are_read(
 def test_a_removal_that_fails_removes_whole_commits_only(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = Session._commit_keys
+    finish = Transaction.finish
     count = []
 
-    def fails(files: Session, *args: object) -> None:
+    def fails(transaction: Transaction, copy: Manifest | None) -> State:
         count.append(1)
         if len(count) == 3:
             raise OSError(28, "No space left on device")
-        commit(files, *args)  # type: ignore[arg-type]
+        return finish(transaction, copy)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "_commit_keys", fails)
+        patch.setattr(Transaction, "finish", fails)
         with pytest.raises(StoreError, match="No space left"):
             store.remove(ids=range(1, 15))
     with Store.open(tmp_path / "store") as again:
         assert len(again) == 14 - 6
         assert again.check().problems == ()
         assert again.remove(ids=range(1, 15)).images == 8
-    store._files.__init__(tmp_path / "store", store.session.memory, read_only=True)  # type: ignore
 
 
 # --- readers --------------------------------------------------------------------------------------
@@ -914,7 +915,6 @@ def test_the_command_says_what_it_did(
     assert f"would go: {tmp_path}/drive/1.png" in out
     body = json.loads(run(capsys, "remove", "--missing", "--yes", "--json", *where)[1])
     assert (body["images"], body["sources"]) == (2, 2)
-    store._files.__init__(tmp_path / "store", store.session.memory, read_only=True)  # type: ignore
 
 
 def test_ctrl_c_ends_the_command_on_a_commit(store: Store, tmp_path: Path) -> None:
@@ -942,5 +942,5 @@ sys.exit(main(sys.argv[1:]))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr
     assert "interrupted" in done.stdout
-    store._files.__init__(tmp_path / "store", store.session.memory, read_only=True)  # type: ignore
-    assert len(store) == 11
+    with Store.open(tmp_path / "store", read_only=True) as again:
+        assert len(again) == 11

@@ -84,7 +84,7 @@ class Reading(OpenStore):
             vectors=files.snapshot.state.live_vectors,
             sources=files.snapshot.state.sources,
             removed=files.snapshot.state.removed,
-            rejects=sum(1 for _ in files.snapshot.keys.scan("rejects")),
+            rejects=files.snapshot.tables.rejects.count(),
             bytes={part: tree_bytes(self.path / part) for part in (*_PARTS, REJECTS, ballast.NAME)},
             encoder=None
             if entry is None

@@ -19,7 +19,6 @@ from engine.ingest import checked_vectors
 from engine.ingest.checked_vectors import CheckedBlock, stretches
 from engine.storage.changeset import Chunk, Removal
 from engine.storage.removal import RemovalRequest, plan_removal
-from engine.storage.rows import u64
 from engine.storage.runs import Run
 from engine.storage.session import Session
 from engine.storage.snapshot import Snapshot
@@ -65,10 +64,11 @@ class VectorArray:
         """As it has changed, remove rows from ``first`` on, and what was said of rejected ones."""
         self._remove((run, [part]) for run, part in self._runs(first, None))
         name = self._name + b"#"
-        keys = (key for key, _ in self._store.snapshot.keys.scan("rejects", name))
+        rejects = self._store.snapshot.tables.rejects
+        keys = rejects.names(name)
         stale = (key for key in keys if _OF_ROWS.fullmatch(key[len(name) :]))
         while some := list(islice(stale, self._batch)):
-            rows: list[tuple[str, bytes, bytes | None]] = [("rejects", key, None) for key in some]
+            rows = [rejects.change(key, None) for key in some]
             self._store.writer.commit(Chunk(removal=Removal(rows=rows)))
 
     def take(self, block: CheckedBlock) -> tuple[Chunk, int]:
@@ -95,11 +95,9 @@ class VectorArray:
 
     def _runs(self, first: int, end: int | None) -> Iterator[tuple[Run, Run]]:
         """The committed runs of rows from ``first`` on, to ``end`` if there is one, and their parts."""
-        prefix = b"r" + self._number.to_bytes(4, "big")
-        before = self._store.snapshot.keys.at_or_before("runs", prefix + u64(first))
-        start = before[0] if before is not None and before[0].startswith(prefix) else None
-        for key, value in self._store.snapshot.keys.scan("runs", prefix, start=start or prefix):
-            run = Run.from_row(key, value)
+        table = self._store.snapshot.tables.runs
+        before = table.over_row(self._number, first)
+        for run in table.of_array(self._number, before.row if before is not None else 0):
             begin, stop = max(run.row, first), run.row + run.count
             stop = stop if end is None else min(stop, end)
             if end is not None and run.row >= end:

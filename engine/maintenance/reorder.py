@@ -34,7 +34,6 @@ from engine.storage.extent_reader import ExtentReader
 from engine.storage.index_files import ReorderedExtent, quantizer_path
 from engine.storage.manifest import QuantizerEntry
 from engine.storage.session import Session
-from engine.storage.state import appends_in
 
 _WORTH = 0.1  # of the vectors that are removed or lie in another order
 _APART = 1000  # numbers that a writer may use up for its own segments meanwhile
@@ -100,8 +99,8 @@ class Reorder:
             family.name: ExtentReader(store.path, family, store.is_behind) for family in families
         }
         try:
-            for _, value in store.snapshot.keys.scan("commits"):
-                for one in appends_in(value):
+            for row in store.snapshot.tables.commits.rows():
+                for one in row.appends:
                     reader = readers.get(one.family)
                     if reader is None:
                         continue

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from engine.config import EXTENT_ROWS, StructuralSettings
 from engine.errors import StoreDamagedError, StoreFormatError
 from engine.records import Place
 from engine.storage import extents, file_names
-from engine.storage.extents import Append, Family, vectors
-from engine.storage.json_values import MAX, MAX_64, items, loads, members, number, text
+from engine.storage.extents import Family, vectors
+from engine.storage.json_values import items, loads, members, number
 from engine.storage.manifest import EncoderEntry, Manifest, SegmentEntry
 
 _MAX_MISSING = 1 << 24  # ids whose fingerprints may be gone
@@ -160,30 +159,3 @@ def settings_in(value: bytes) -> StructuralSettings:
         raise StoreDamagedError(
             f"the settings among the keys cannot be read ({error}); run 'engine check'"
         ) from None
-
-
-def appends_in(value: bytes) -> list[Append]:
-    """What a commit appended, as its record among the keys says; ``StoreDamagedError`` if it cannot."""
-    try:
-        found = []
-        for family, extent, offset, length, xxh64 in map(items, items(loads(value))):
-            found.append(
-                Append(
-                    file_names.family(text(family)),
-                    number(extent, 1, file_names.MAX_EXTENT),
-                    number(offset, 0, MAX // 2),
-                    number(length, 0, MAX // 2),
-                    number(xxh64, 0, MAX_64),
-                )
-            )
-        return found
-    except (ValueError, RecursionError) as error:
-        raise StoreDamagedError(
-            f"what a commit appended cannot be read ({error}); run 'engine check'"
-        ) from None
-
-
-def packed_appends(appends: Iterable[Append]) -> bytes:
-    """The record of what a commit appended, as ``appends_in`` reads it."""
-    parts = [[a.family, a.extent, a.offset, a.length, a.xxh64] for a in appends]
-    return json.dumps(parts).encode()
