@@ -265,7 +265,7 @@ def test_a_removal_stops_while_the_store_can_still_be_opened(disk: Path) -> None
 def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ballast, "LEAST_STORE", 100)
+    monkeypatch.setattr(ballast, "MIN_STORE", 100)
     path = tmp_path / "store" / "RESERVE"
     with (
         Store.open(tmp_path / "store", create=True, encoder="none") as store,
@@ -299,7 +299,7 @@ def test_a_store_without_much_in_it_has_no_reserve(tmp_path: Path) -> None:
 def test_a_store_that_writes_already_uses_its_reserve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ballast, "LEAST_STORE", 100)
+    monkeypatch.setattr(ballast, "MIN_STORE", 100)
     path = tmp_path / "store" / "RESERVE"
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=20")

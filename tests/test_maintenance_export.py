@@ -21,7 +21,7 @@ from PIL import Image
 from engine import Store, StoreDamagedError, StoreError, UsageError
 from engine.cli.app import main
 from engine.config import Limits
-from engine.maintenance import export
+from engine.maintenance import export, table_files
 from engine.storage import extents, scan
 
 Row = dict[str, Any]
@@ -128,7 +128,7 @@ def test_an_export_says_what_the_store_says(
 ) -> None:
     if format == "parquet":
         pytest.importorskip("pyarrow")
-        monkeypatch.setattr(export, "_GROUP_ROWS", 100)
+        monkeypatch.setattr(table_files, "_GROUP_ROWS", 100)
     dest = tmp_path / place
     if place == "empty":
         dest.mkdir()
@@ -242,8 +242,8 @@ def test_an_export_is_of_one_commit(
 
 SLOW = """
 import sys, time
-from engine.config import Limits
-from engine import Store, export
+from engine import Store
+from engine.maintenance import export
 real = export._image_row
 def slow(*arguments):
     print("row", flush=True)

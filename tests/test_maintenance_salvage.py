@@ -28,7 +28,7 @@ from engine.config import FORMAT_VERSION, Limits
 from engine.maintenance import salvage
 from engine.storage import commit_file, manifest
 from engine.storage.commit_file import Notice, commit_of
-from engine.storage.rocks import database
+from engine.storage.rocks import opening
 
 SYNTHETIC = "synthetic:bits?seed=0"
 COUNT = 51
@@ -506,7 +506,7 @@ class Interrupted(BaseException):
     [
         (salvage, "write_new"),
         (salvage, "fsync_dir"),
-        (database, "open_writer"),
+        (opening, "open_writer"),
         (Notice, "publish"),
         (os, "fsync"),
     ],

@@ -267,7 +267,7 @@ def test_a_log_that_goes_while_logs_are_measured_is_none(
 ) -> None:
     commit(writer, a=b"1")
     real = nofollow.entries
-    gone = nofollow.Entry("999999.log", is_file=True, is_folder=False)
+    gone = nofollow.FolderEntry("999999.log", is_file=True, is_folder=False)
     with monkeypatch.context() as patch:
         patch.setattr(nofollow, "entries", lambda *of: [*real(*of), gone])
         writer.settle()

@@ -20,10 +20,10 @@ from PIL import Image
 from engine import EngineError, Store, StoreDamagedError, StoreError
 from engine.config import Limits, MemoryBudget
 from engine.records import Place
-from engine.storage import ballast, file_names, manifest, nofollow
-from engine.storage.nofollow import ForeignError
+from engine.storage import ballast, file_names, manifest, nofollow, openat2
 from engine.storage.rocks import opening
 from engine.storage.rows import ImageRow
+from engine.storage.safe_folders import ForeignError
 from engine.storage.state import State, appends_in
 
 HANGS = 60  # seconds: nothing here takes one
@@ -54,8 +54,8 @@ LIMITS = Limits(exact_rows=20)
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ballast, "LEAST_STORE", 1)
-        patch.setattr(ballast, "_LEAST", 4096)
+        patch.setattr(ballast, "MIN_STORE", 1)
+        patch.setattr(ballast, "_MIN", 4096)
         yield
 
 
@@ -697,7 +697,7 @@ def test_hostile_values_do_no_harm_outside(
 @pytest.fixture(params=["by the kernel", "step by step"])
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "step by step":
-        monkeypatch.setattr(nofollow, "_beneath", None)
+        monkeypatch.setattr(openat2, "open_beneath", None)
 
 
 @pytest.fixture

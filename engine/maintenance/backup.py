@@ -38,6 +38,7 @@ from engine.storage.pinned_files import (
 from engine.storage.rocks import database, open_reader
 from engine.storage.staging import check_place, made_aside
 from engine.storage.state import State, settings_in
+from engine.storage.tables import Tables
 from engine.storage.writer import REJECTS, StoreFiles
 
 KIND = "backup"
@@ -171,7 +172,8 @@ class Backup:
         except StoreDamagedError as error:  # it is the source that is damaged
             raise StoreDamagedError(str(error).replace(str(made), str(self._store))) from None
         try:
-            value, settings = table.get("meta", b"state"), table.get("meta", b"settings")
+            meta = Tables(table).meta
+            value, settings = meta.state(), meta.settings()
         finally:
             table.close()
         if value is None or settings is None:

@@ -21,17 +21,18 @@ for what is none in ``source``, so that any tool can read the table, and all of 
 from __future__ import annotations
 
 import contextlib
-import csv
+import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.errors import StoreError, UsageError
+from engine.maintenance.table_files import CsvFile, ExportTable, ParquetFile, pyarrow_modules
 from engine.records import ExportReport, ImageRecord, Kind
 from engine.storage import extents
 from engine.storage.extents import ExtentReader
@@ -62,19 +63,7 @@ IMAGES = {
 SOURCES = {"id": int, "source": str, "source_hex": str}
 _VECTORS, _VECTOR_IDS = "vectors.npy", "vector_ids.npy"
 _BATCH = 1000  # images at a time
-_GROUP_ROWS = 1 << 16  # of a table, that Parquet keeps together
-_GROUP_BYTES = 16 << 20
 _NPY_HEADER = 128  # bytes
-
-
-class _Table(Protocol):
-    """One table while it is written."""
-
-    def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Add rows, a value for each column; None where there is none."""
-
-    def close(self) -> None:
-        """Write what is left."""
 
 
 class Export:
@@ -93,7 +82,7 @@ class Export:
         if format not in FORMATS:
             raise UsageError(f"the format is one of {', '.join(FORMATS)}, not {format!r}")
         if format == "parquet":
-            _pyarrow()  # before anything is done
+            pyarrow_modules()  # before anything is done
         self._store = store
         self._dest = dest
         self._format = format
@@ -138,7 +127,7 @@ class Export:
     def _write_tables(self, images: Path, sources: Path) -> None:
         store = self._store
         prints = ExtentReader(store.path, extents.FINGERPRINTS)
-        table: Callable[..., _Table] = _Csv if self._format == "csv" else _Parquet
+        table: Callable[..., ExportTable] = CsvFile if self._format == "csv" else ParquetFile
         with contextlib.ExitStack() as stack:
             stack.callback(prints.close)
             # All at once: a writer may give files up meanwhile, and what is mapped stays.
@@ -245,64 +234,10 @@ def _image_row(
 
 def _put_header(file: IO[bytes], kind: type[np.generic], shape: tuple[int, ...]) -> None:
     """The header of a .npy file, over the room that was left for it."""
-    text = str({"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape})
-    rest = _NPY_HEADER - 10
+    described = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, described)
+    # NumPy pads a header to 128 bytes, whatever number of rows it names.
+    assert header.tell() == _NPY_HEADER
     file.seek(0)
-    file.write(b"\x93NUMPY\x01\x00" + rest.to_bytes(2, "little"))
-    file.write(text.encode().ljust(rest - 1) + b"\n")
-
-
-class _Csv:
-    def __init__(self, path: Path, columns: dict[str, type]) -> None:
-        self._file = path.open("x", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file)
-        self._writer.writerow(columns)
-
-    def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        self._writer.writerows(rows)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Parquet:
-    def __init__(self, path: Path, columns: dict[str, type]) -> None:
-        arrow, parquet = _pyarrow()
-        self._arrow = arrow
-        kinds = {int: arrow.int64(), str: arrow.string()}
-        self._schema = arrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
-        self._file = path.open("xb")
-        self._writer = parquet.ParquetWriter(self._file, self._schema)
-        self._rows: list[tuple[Any, ...]] = []
-        self._bytes = 0
-
-    def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        for row in rows:
-            self._rows.append(row)
-            self._bytes += sum(len(value) for value in row if isinstance(value, str))
-            if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
-                self._flush()
-
-    def _flush(self) -> None:
-        columns = [list(column) for column in zip(*self._rows, strict=True)]
-        self._rows, self._bytes = [], 0
-        self._writer.write_table(self._arrow.table(columns, schema=self._schema))
-
-    def close(self) -> None:
-        try:
-            if self._rows:
-                self._flush()
-            self._writer.close()
-        finally:
-            self._file.close()
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UsageError(
-            "Parquet needs pyarrow: pip install 'image-index-engine[parquet]', or take --format csv"
-        ) from None
-    return pyarrow, parquet
+    file.write(header.getvalue())

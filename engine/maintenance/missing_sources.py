@@ -3,8 +3,8 @@
 An unmounted disk, a share that is offline and a folder that was renamed all look like files that
 somebody deleted. So nothing is removed before all sources have been looked for. What counts is the
 folder that an ingest was given (a *root*): where most of what it held is gone, somebody has to say
-that it is so. The store remembers its roots; of sources below none of them, as older stores have
-them, each whole folder that is gone counts as one.
+that it is so. The store remembers its roots; of sources below none of them, each whole folder that
+is gone counts as one.
 
 The names found go to a temporary file. Memory does not grow with them.
 """
@@ -22,7 +22,6 @@ from typing import IO
 from engine.errors import MissingError, SourceError
 from engine.records import MissingBelow
 from engine.sources.file_presence import Whereabouts, stamp, without_query
-from engine.storage.rows import ONE, ArrayRow, NameRow, Run, record_ids, reject_in
 from engine.storage.writer import StoreFiles
 
 MAX_SHARE = 0.5  # of the sources below a root; where more are gone, its disk may be away
@@ -108,16 +107,14 @@ class Missing:
 
     def _every(self) -> Iterator[tuple[What, bytes, tuple[int, int] | None, int]]:
         """Each source that has a file: what it is, its name, its stamp, how many sources it counts."""
-        keys = self._store.keys
-        for name, value in keys.scan("names", b"/"):
-            row = NameRow.unpack(value)
+        tables = self._store.tables
+        for name, row in tables.names.items(b"/"):
             yield What.NAME, name, (row.mtime_ns, row.size), 1
-        for key, value in keys.scan("arrays", b"n/"):
-            yield What.ARRAY, key[1:], None, ArrayRow.unpack(value).rows
-        for key, _ in keys.scan("arrays", b"a/"):
-            yield What.ARCHIVE, key[1:], None, 0
-        for name, value in keys.scan("rejects", b"/"):
-            reject = reject_in(value)
+        for name, array in tables.arrays.arrays(b"/"):
+            yield What.ARRAY, name, None, array.rows
+        for name in tables.arrays.archive_names(b"/"):
+            yield What.ARCHIVE, name, None, 0
+        for name, reject in tables.rejects.items(b"/"):
             yield What.REJECT, name, (reject["mtime_ns"], reject["size"]), 0
 
     def where(self, name: bytes, seen: tuple[int, int] | None) -> Where | None:
@@ -256,16 +253,15 @@ def unfinished_arrays(store: StoreFiles) -> dict[str, None]:
     come have no source, and are not missing.
     """
     unfinished: dict[str, None] = {}
-    for key, value in store.keys.scan("arrays", b"n"):
-        row = ArrayRow.unpack(value)
-        reject = store.rejects([key[1:]])[0]
+    for array, row in store.tables.arrays.arrays():
+        reject = store.rejects([array])[0]
         broken = reject is not None and (reject["mtime_ns"], reject["size"]) == (
             row.mtime_ns,
             row.size,
         )
         changes = row.mtime_ns or row.size  # a synthetic set never does
         if changes and not row.complete and not broken and len(unfinished) < _MAX_REASONS:
-            name = os.fsdecode(key[1:])
+            name = os.fsdecode(array)
             reason = f"images that no source is left of: {name} was not read to its end, ingest it"
             unfinished[reason] = None
     return unfinished
@@ -273,17 +269,16 @@ def unfinished_arrays(store: StoreFiles) -> dict[str, None]:
 
 def images_without_sources(store: StoreFiles, go_on: Callable[[], None]) -> Iterator[list[int]]:
     """Images that have no source, as a changed file leaves them; some at a time, ascending."""
-    keys = store.keys
+    tables = store.tables
     # All of these are in the order of ids, so each is read once.
     by = (
-        _Spans((int.from_bytes(key[:8], "big"), 1) for key, _ in keys.scan("sources")),
-        _Spans((Run.from_id(*row).id, 1) for row in keys.scan("runs", ONE)),
-        _Spans((run.id, run.count) for run in map(_run, keys.scan("runs", b"i"))),
+        _Spans((id_, 1) for id_ in tables.sources.ids()),
+        _Spans((run.id, 1) for run in tables.runs.of_one_from(0)),
+        _Spans((run.id, run.count) for run in tables.runs.of_several()),
     )
-    for key, value in keys.scan("records"):
+    for ids in tables.records.ids():
         go_on()
-        ids = record_ids(key, value).tolist()
-        yield [id_ for id_ in ids if not any(spans.cover(id_) for spans in by)]
+        yield [id_ for id_ in ids.tolist() if not any(spans.cover(id_) for spans in by)]
 
 
 class _Spans:
@@ -301,7 +296,3 @@ class _Spans:
             self._end = max(self._end, sum(self._next))
             self._next = next(self._spans, None)
         return id_ < self._end
-
-
-def _run(row: tuple[bytes, bytes]) -> Run:
-    return Run.from_id(*row)

@@ -1,6 +1,6 @@
 """Gives back the disk space of what was removed, and brings the keys in order.
 
-1. vectors     laid out anew in the order of the index, without those of removed images (``layout``)
+1. vectors     laid out anew in the order of the index, without those of removed images (``reorder``)
 2. pixels      extents of which a fifth or more is of no image: what images have there is copied to the
                newest extent, in commits of bounded size; then the extent is dropped
 3. files       rows that name images which are gone
@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 
 from engine.errors import StoreDamagedError, UsageError
 from engine.index.background import StoppedError, Work
@@ -30,7 +29,8 @@ from engine.storage.changeset import Chunk, Rekept, Removal
 from engine.storage.durable import tree_bytes
 from engine.storage.extents import ExtentReader, MovedError
 from engine.storage.rocks.database import FOLDER
-from engine.storage.rows import TABLES, ImageRow, record_keys, u64
+from engine.storage.rows import ImageRow
+from engine.storage.table import in_batches
 from engine.storage.writer import StoreFiles
 
 _WORTH = 0.2  # of an extent that is dead
@@ -182,13 +182,9 @@ class Optimize:
         doomed, stuck = set(numbers), set[int]()
         self._done = 0
         try:
-            records = (
-                found
-                for key, value in store.keys.scan("records")
-                for found in record_keys(key, value)
-                if found[1]  # a vector has no pixels
-            )
-            while batch := list(islice(records, store.limits.compact_batch)):
+            # A vector has no pixels.
+            records = (found for found in store.tables.records.image_keys() if found[1])
+            for batch in in_batches(records, store.limits.compact_batch):
                 self._move(self._of(batch, doomed), reader, stuck)
                 self._done += len(batch)
                 self._progress(self._done, store.state.images)
@@ -216,11 +212,12 @@ class Optimize:
     def _of(self, batch: Sequence[tuple[int, bytes]], doomed: set[int]) -> list[Rekept]:
         """The rows of those images whose pixels lie in doomed extents, in the order of the pixels."""
         found: list[Rekept] = []
+        images = self._store.tables.images
         rows = self._store.images_of([key for _, key in batch])
         for (id_, key), candidates in zip(batch, rows, strict=True):
             for row in candidates:
                 if row.id == id_ and row.place is not None and row.place.extent in doomed:
-                    name = key if row is candidates[0] else key + u64(id_)
+                    name = key if row is candidates[0] else images.further_key(key, id_)
                     found.append(Rekept(name, row, None))
         return sorted(found, key=lambda one: _place(one.row))
 
@@ -258,12 +255,12 @@ class Optimize:
         """Drop files that name images which are gone."""
         if not self._store.state.removed:
             return
-        rows = self._store.keys.scan("files")
-        while batch := list(islice(rows, self._store.limits.compact_batch)):
-            ids = [int.from_bytes(value, "big") for _, value in batch]
-            there = set(self._store.those_there(sorted(set(ids))))
-            stale = [key for (key, _), id_ in zip(batch, ids, strict=True) if id_ not in there]
-            self._store.commit(Chunk(removal=Removal(rows=[("files", key, None) for key in stale])))
+        files = self._store.tables.files
+        for batch in in_batches(files.items(), self._store.limits.compact_batch):
+            there = set(self._store.those_there(sorted({id_ for _, id_ in batch})))
+            stale = [file_hash for file_hash, id_ in batch if id_ not in there]
+            removal = Removal(rows=[files.change(file_hash, None) for file_hash in stale])
+            self._store.commit(Chunk(removal=removal))
             if self._stop():
                 return
 
@@ -276,8 +273,8 @@ class Optimize:
                 f"{free:,} are free"
             )
             return
-        for table in TABLES:
-            self._store.keys.compact(table)
+        for table in self._store.tables.all():
+            table.compact()
 
 
 def _place(row: ImageRow) -> Place:

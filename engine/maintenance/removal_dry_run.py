@@ -20,8 +20,15 @@ from engine.maintenance.missing_sources import Missing, What, unfinished_arrays
 from engine.records import MissingBelow, RemoveReport
 from engine.storage.bitmap import IdSet
 from engine.storage.live_ids import live
-from engine.storage.rows import ONE, NameRow, Run, bucket_prefix, u64
-from engine.storage.source_names import bases, containers, one_row, rows_inside, those_named
+from engine.storage.rows import Run
+from engine.storage.source_names import (
+    arrays_inside,
+    bases,
+    containers,
+    names_inside,
+    one_row,
+    those_named,
+)
 from engine.storage.writer import StoreFiles
 
 Counts = npt.NDArray[np.int64]
@@ -114,11 +121,11 @@ class RemovalPlan:
                 self._rows[part.array, part.row] = part.id
                 self._touched.add_span(part.id, 1)
                 self._list(os.fsdecode(base))
-            for name, value in rows_inside(self._store, "names", base):
+            for name, named in names_inside(self._store, base):
                 if not inside.has(name):
-                    self._name(name, NameRow.unpack(value).id, going)
-            for key, _ in rows_inside(self._store, "arrays", base, b"n"):
-                self._array(key[1:])
+                    self._name(name, named.id, going)
+            for name, _ in arrays_inside(self._store, base):
+                self._array(name)
             inside.add(base, containers(self._store, base))
         return inside
 
@@ -141,8 +148,7 @@ class RemovalPlan:
             return
         self._arrays.add(array.number)
         self._list(os.fsdecode(name))
-        for key, value in self._store.keys.scan("runs", b"r" + array.number.to_bytes(4, "big")):
-            run = Run.from_row(key, value)
+        for run in self._store.tables.runs.of_array(array.number):
             self._touched.add_span(run.id, run.count if run.step else 1)
 
     # --- which images go with them ----------------------------------------------------------------
@@ -175,8 +181,7 @@ class RemovalPlan:
     def _ids_with_names(self, first: int) -> Iterator[Counts]:
         """The image of each name, some at a time, counted from ``first`` on."""
         some: list[int] = []
-        for key, _ in self._store.keys.scan("sources", start=u64(first)):
-            id_ = int.from_bytes(key[:8], "big")
+        for id_ in self._store.tables.sources.ids(first):
             if id_ >= first + _WINDOW:
                 break
             some.append(id_ - first)
@@ -201,10 +206,9 @@ class RemovalPlan:
         return lost, left
 
     def _runs_of(self, first: int) -> Iterator[Run]:
-        scan = self._store.keys.scan
-        for prefix, start in ((b"i", bucket_prefix(first)), (ONE, ONE + u64(first))):
-            for key, value in scan("runs", prefix, start=start):
-                run = Run.from_id(key, value)
+        runs = self._store.tables.runs
+        for found in (runs.of_several(first), runs.of_one_from(first)):
+            for run in found:
                 if run.id >= first + _WINDOW:
                     break
                 yield run

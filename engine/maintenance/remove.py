@@ -19,8 +19,16 @@ from engine.maintenance.missing_sources import (
 from engine.records import RemoveReport
 from engine.storage.changeset import Chunk
 from engine.storage.removal import RemovalRequest, plan_removal
-from engine.storage.rows import NameRow, Run
-from engine.storage.source_names import bases, one_row, rows_inside, those_named
+from engine.storage.rows import Run
+from engine.storage.source_names import (
+    archives_inside,
+    arrays_inside,
+    bases,
+    names_inside,
+    one_row,
+    rejects_inside,
+    those_named,
+)
 from engine.storage.writer import StoreFiles
 
 _LOOKS = 256  # sources that are looked for between two questions whether to stop
@@ -115,14 +123,14 @@ class Remove:
         row = one_row(self._store, base)
         if row is not None:
             self._row(*row)
-        for name, value in rows_inside(self._store, "names", base):
-            self._name(name, NameRow.unpack(value).id)
-        for key, _ in rows_inside(self._store, "arrays", base, b"n"):
-            self._array(key[1:])
-        for key, _ in rows_inside(self._store, "arrays", base, b"a"):
-            self._request.arrays.append(key)
+        for name, named in names_inside(self._store, base):
+            self._name(name, named.id)
+        for name, _ in arrays_inside(self._store, base):
+            self._array(name)
+        for name in archives_inside(self._store, base):
+            self._request.archives.append(name)
             self._flush_if_full()
-        for name, _ in rows_inside(self._store, "rejects", base):
+        for name in rejects_inside(self._store, base):
             self._request.rejects.append(name)
             self._flush_if_full()
 
@@ -145,16 +153,14 @@ class Remove:
             return
         if self._rows or array.number in self._arrays:
             self._flush()
-        number = array.number.to_bytes(4, "big")
         empty = True
-        for key, value in self._store.keys.scan("runs", b"r" + number):
-            run = Run.from_row(key, value)
+        for run in self._store.tables.runs.of_array(array.number):
             self._arrays.add(array.number)
             self._request.add_rows(run, run)
             self._flush_if_full()
             empty = False
         if empty:  # nothing was committed of it, or a changed file has taken its place
-            self._request.arrays += [b"n" + name, b"#" + number]
+            self._request.arrays.append((name, array.number))
 
     # --- what is missing --------------------------------------------------------------------------
 
@@ -199,7 +205,7 @@ class Remove:
                 self._array(name)
         elif what is What.ARCHIVE:
             if store.archive(name) is not None and missing.is_gone(name, None):
-                self._request.arrays.append(b"a" + name)
+                self._request.archives.append(name)
                 self._flush_if_full()
         else:
             reject = store.rejects([name])[0]

@@ -30,7 +30,6 @@ from engine.storage import extents, nofollow, staging
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import ExtentReader
 from engine.storage.manifest import QuantizerEntry
-from engine.storage.state import appends_in
 from engine.storage.writer import StoreFiles
 
 _WORTH = 0.1  # of the vectors that are removed or lie in another order
@@ -97,8 +96,8 @@ class Reorder:
             family.name: ExtentReader(store.path, family, store.is_behind) for family in families
         }
         try:
-            for _, value in store.keys.scan("commits"):
-                for one in appends_in(value):
+            for row in store.tables.commits.rows():
+                for one in row.appends:
                     reader = readers.get(one.family)
                     if reader is None:
                         continue

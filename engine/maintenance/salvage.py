@@ -14,6 +14,7 @@ Before anything is lost for good, the files that it may still be in are set asid
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -31,9 +32,11 @@ from engine.storage.rocks import database, files, open_reader, opening, rebuild
 from engine.storage.rocks.database import Keys
 from engine.storage.rocks.folder import require_files
 from engine.storage.state import State, settings_in
+from engine.storage.tables import Tables
 
 _PIECE = 1 << 20  # bytes
 _NAMED = 5  # problems that are listed
+_log = logging.getLogger("engine.maintenance")
 
 
 def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
@@ -62,6 +65,8 @@ def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
         if problems:
             with closing(open_reader.open_reader(store, memory)) as table:
                 notice.publish(_state(table).commit)
+        for problem in problems:
+            _log.info("salvaged %s: %s: %s", store, problem.part, problem.what)
         return problems
     finally:
         notice.close()
@@ -82,10 +87,11 @@ def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
     try:
         table = open_reader.open_reader(store, memory)  # which leaves no trace
     except StoreDamagedError:
-        return [*problems, _log(store, memory, told)]
+        return [*problems, _replay_log(store, memory, told)]
     with closing(table):
-        state = commit_evidence.read_state(table.get("meta", b"state"))
-        whole = state is not None and _are_settings(table.get("meta", b"settings"))
+        meta = Tables(table).meta
+        state = commit_evidence.read_state(meta.state())
+        whole = state is not None and _are_settings(meta.settings())
     if state is not None and whole and state.commit >= told:
         return problems
     # RocksDB's MANIFEST may have been cut short: then there are tables that it does not name.
@@ -109,7 +115,7 @@ def _rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = 
     return Problem(database.FOLDER, f"{what} (the damaged ones are in {done.aside})", fixed=True)
 
 
-def _log(store: Path, memory: MemoryBudget, told: int) -> Problem:
+def _replay_log(store: Path, memory: MemoryBudget, told: int) -> Problem:
     logs = [name for name in require_files(store) if name.endswith(".log")]
     aside = _set_aside(store, logs)
     try:
@@ -158,7 +164,7 @@ def _pieces(store: Path, name: str) -> Iterator[bytes]:
 
 def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) -> Problem:
     with closing(open_reader.open_reader(store, memory)) as table:
-        copy = table.get("meta", b"manifest")
+        copy = Tables(table).meta.manifest()
     if copy is None:
         raise StoreDamagedError(
             f"{store / manifest.NAME} is gone or damaged, and nothing was ever committed that would "
@@ -170,4 +176,4 @@ def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) ->
 
 
 def _state(table: Keys) -> State:
-    return State.unpack(table.get("meta", b"state") or b"{}")
+    return State.unpack(Tables(table).meta.state() or b"{}")

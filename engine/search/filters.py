@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from functools import reduce
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,8 @@ import numpy.typing as npt
 from engine.config import whole
 from engine.errors import UsageError
 from engine.storage.bitmap import IdSet
-from engine.storage.rows import ArrayRow, NameRow, Run
-from engine.storage.source_names import bases, one_row, rows_inside
+from engine.storage.source_names import arrays_inside, bases, names_inside, one_row
+from engine.storage.table import in_batches
 from engine.storage.writer import StoreFiles
 
 _BATCH = 4096  # names in hand
@@ -98,13 +97,10 @@ def _ids_inside(store: StoreFiles, base: bytes) -> IdSet:
     row = one_row(store, base)
     if row is not None:
         found.add_span(row[1].id, 1)
-    rows = rows_inside(store, "names", base)
-    while batch := list(islice(rows, _BATCH)):
-        found.add(np.array([NameRow.unpack(value).id for _, value in batch], np.int64))
-    for _, value in rows_inside(store, "arrays", base, b"n"):
-        number = ArrayRow.unpack(value).number.to_bytes(4, "big")
-        for key, of in store.keys.scan("runs", b"r" + number):
-            run = Run.from_row(key, of)
+    for batch in in_batches(names_inside(store, base), _BATCH):
+        found.add(np.array([row.id for _, row in batch], np.int64))
+    for _, array in arrays_inside(store, base):
+        for run in store.tables.runs.of_array(array.number):
             found.add_span(run.id, run.count if run.step else 1)
     # Runs may go on covering images that were removed.
     return found.without(store.removed_ids()) if store.state.removed else found

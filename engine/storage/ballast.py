@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine.errors import StoreError
 from engine.storage import file_names, nofollow
+from engine.storage.safe_folders import ForeignError
 from engine.storage.state import State
 
 NAME = file_names.RESERVE
@@ -50,7 +51,7 @@ def wanted(state: State) -> int:
 
 def renew(store: Path, size: int) -> bool:
     """Make the reserve, or a larger one, if there is plenty of room; whether it is there, whole."""
-    with contextlib.suppress(OSError, nofollow.ForeignError):  # it is not worth an error
+    with contextlib.suppress(OSError, ForeignError):  # it is not worth an error
         there = nofollow.size(store, NAME) or 0
         if there < size and free(store) >= _PLENTY * size:
             fd = nofollow.open_file(store, NAME, os.O_WRONLY | os.O_CREAT)
@@ -67,7 +68,7 @@ def renew(store: Path, size: int) -> bool:
 
 def give_back(store: Path) -> None:
     """Let go of the reserve; it is made again when there is plenty of room."""
-    with contextlib.suppress(OSError, nofollow.ForeignError):
+    with contextlib.suppress(OSError, ForeignError):
         nofollow.remove(store, NAME)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine.images import hashing
 from engine.storage import file_names, nofollow
-from engine.storage.nofollow import ForeignError
+from engine.storage.safe_folders import ForeignError
 
 NAME = file_names.COMMIT
 _EACH = 8  # bytes of a number

@@ -20,7 +20,7 @@ from engine.storage import file_names, lock, manifest, nofollow
 from engine.storage.durable import fsync_dir, make_folders
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import EncoderEntry, Manifest
-from engine.storage.nofollow import Entry
+from engine.storage.nofollow import FolderEntry
 from engine.storage.rocks import database, opening
 from engine.storage.state import State
 from engine.storage.temp_folders import Claimed, claimed, sweep
@@ -137,7 +137,7 @@ def _remove_leftovers(path: Path) -> None:
     fsync_dir(path)
 
 
-def _is_aside(path: Path, entry: Entry) -> bool:
+def _is_aside(path: Path, entry: FolderEntry) -> bool:
     """The folder that a store was made in, or the manifest's new file."""
     name = path.resolve().name
     if entry.is_folder:

@@ -1,9 +1,9 @@
-"""Opens, lists, renames and deletes what is beneath one folder, and follows nothing on the way.
+"""Opens, lists, renames and deletes files beneath one folder, and follows nothing on the way.
 
 A store may come from anywhere, and its writer deletes and overwrites. So each file of a store is reached
-from a descriptor of the store's folder, component by component: a symbolic link, a pipe, a socket, a
-device or a folder where a file belongs is a ``ForeignError`` that names it. Only the path of the store
-itself may be a link. ``root`` is that path everywhere here, ``name`` is relative to it, with slashes.
+through ``engine.storage.safe_folders``: a symbolic link, a pipe, a socket, a device or a folder where a
+file belongs is a ``ForeignError`` that names it. Only the path of the store itself may be a link.
+``root`` is that path everywhere here, ``name`` is relative to it, with slashes.
 
 A file with a second name (a hard link) is copied before it is written to: a backup by ``cp -al`` is
 then not changed with the store, nor is anything else that somebody linked into it.
@@ -12,50 +12,31 @@ then not changed with the store, nor is anything else that somebody linked into 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
 import stat
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.errors import StoreDamagedError, StoreError
+from engine.errors import StoreError
+from engine.storage.safe_folders import (
+    OTHER_KIND,
+    at_path,
+    foreign,
+    opened_folder,
+    require_kind,
+    split,
+)
 
 # A pipe cannot hold an open up, and a terminal does not become ours.
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# Enough to open what is in a folder, and allowed where one may not list it; Linux has it.
-_PATH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-# What an open says of something that is not what it was opened as.
-_OTHER_KIND = frozenset(
-    {
-        errno.ELOOP,
-        errno.EMLINK,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ENXIO,
-        errno.ENODEV,
-        errno.EINVAL,
-    }
-)
 _COPIED = 1 << 20  # bytes at a time
 _DEEPEST = 4  # folders in each other, in one that is discarded
-_KINDS = (
-    (stat.S_ISLNK, "a symbolic link"),
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISREG, "a file"),
-)
 
 
-class ForeignError(StoreError):
-    """Something in a store is nothing that the engine put there, and it was left alone."""
-
-
-class Entry(NamedTuple):
+class FolderEntry(NamedTuple):
     """What is in a folder: neither a file nor a folder is a link to one."""
 
     name: str
@@ -69,7 +50,7 @@ def open_file(root: Path, name: str, flags: int = os.O_RDONLY) -> int:
     With ``os.O_CREAT`` in ``flags`` a missing file is made, in a folder that is there. Raises
     ``OSError`` as ``os.open`` does, ``ForeignError`` for anything that is not a regular file.
     """
-    folder, last = _split(name)
+    folder, last = split(name)
     writing = bool(flags & (os.O_WRONLY | os.O_RDWR))
     with opened_folder(root, folder) as at:
         fd = _open_file(root, name, last, flags, at)
@@ -93,14 +74,14 @@ def own(root: Path, name: str) -> None:
 
 def open_lock(root: Path, name: str, flags: int) -> int:
     """As ``open_file``, and never a copy: whoever has the same file has the same lock."""
-    folder, last = _split(name)
+    folder, last = split(name)
     with opened_folder(root, folder) as at:
         return _open_file(root, name, last, flags, at)
 
 
 def create_file(root: Path, name: str) -> int:
     """A descriptor of a new, empty file, for writing; a file that had the name loses it."""
-    folder, last = _split(name)
+    folder, last = split(name)
     with opened_folder(root, folder) as at:
         _unlink(root, name, last, at)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY
@@ -117,14 +98,14 @@ def read_file(root: Path, name: str, most: int | None = None) -> bytes:
 
 def status(root: Path, name: str) -> os.stat_result | None:
     """The status of a regular file, None where there is none; ``ForeignError`` for another kind."""
-    folder, last = _split(name)
+    folder, last = split(name)
     try:
         with opened_folder(root, folder) as at:
             found = os.stat(last, dir_fd=at, follow_symlinks=False)
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(found.st_mode):
-        raise _foreign(root / name, found.st_mode, "a file")
+        raise foreign(root / name, found.st_mode, "a file")
     return found
 
 
@@ -134,12 +115,12 @@ def size(root: Path, name: str) -> int | None:
     return found.st_size if found is not None else None
 
 
-def entries(root: Path, name: str = "") -> list[Entry]:
+def entries(root: Path, name: str = "") -> list[FolderEntry]:
     """What is in a folder, by name; nothing where there is no such folder."""
     try:
         with opened_folder(root, name, os.O_RDONLY) as at, os.scandir(at) as found:
             there = [
-                Entry(
+                FolderEntry(
                     one.name,
                     one.is_file(follow_symlinks=False),
                     one.is_dir(follow_symlinks=False),
@@ -162,15 +143,15 @@ def files(root: Path, name: str, ours: re.Pattern[str]) -> list[str]:
 
 def remove(root: Path, name: str) -> None:
     """Delete a regular file, if it is there; ``ForeignError`` if something else is."""
-    folder, last = _split(name)
+    folder, last = split(name)
     with contextlib.suppress(FileNotFoundError), opened_folder(root, folder) as at:
         _unlink(root, name, last, at)
 
 
 def rename(root: Path, name: str, into: Path, new: str) -> None:
     """Move a regular file beneath ``root`` to its name beneath ``into``, whose folder is there."""
-    folder, last = _split(name)
-    to, new_last = _split(new)
+    folder, last = split(name)
+    to, new_last = split(new)
     with opened_folder(root, folder) as at, opened_folder(into, to) as there:
         _require_file(root / name, last, at)
         with contextlib.suppress(FileNotFoundError):
@@ -182,7 +163,7 @@ def make_folder(root: Path, name: str) -> bool:
     """Make a folder, in one that is there; whether it was missing. ``ForeignError`` as for files."""
     if is_folder(root, name):
         return False
-    folder, last = _split(name)
+    folder, last = split(name)
     with opened_folder(root, folder) as at:
         os.mkdir(last, dir_fd=at)
     return True
@@ -207,7 +188,7 @@ def require_kinds(root: Path, files: Iterable[str], folders: Iterable[str]) -> N
             ):
                 for name in names:
                     with contextlib.suppress(FileNotFoundError):
-                        _require_kind(root / name, name, at, kind, wanted)
+                        require_kind(root / name, name, at, kind, wanted)
     except (FileNotFoundError, NotADirectoryError):
         return  # whoever reads it says so
 
@@ -235,61 +216,22 @@ def _discard(root: Path, name: str, inside: str, ours: re.Pattern[str]) -> None:
 
 def remove_folder(root: Path, name: str) -> None:
     """Delete a folder if it is empty. ``OSError`` if it is not."""
-    folder, last = _split(name)
+    folder, last = split(name)
     with opened_folder(root, folder) as at:
         os.rmdir(last, dir_fd=at)
-
-
-@contextlib.contextmanager
-def opened_folder(root: Path, name: str = "", flags: int = _PATH) -> Iterator[int]:
-    """A descriptor of a folder, "" for ``root`` itself; by default one to open what is in it."""
-    flags |= os.O_DIRECTORY | os.O_CLOEXEC
-    parts = _parts(name)
-    fd = os.open(root, _PATH if parts else flags)
-    try:
-        if parts:
-            inner = _descend(root, fd, parts, flags)
-            os.close(fd)
-            fd = inner
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _descend(root: Path, fd: int, parts: tuple[str, ...], flags: int) -> int:
-    """Open a folder beneath an open one; what the kernel refuses is looked at step by step."""
-    if _beneath is not None:
-        found = _beneath(fd, "/".join(parts), flags)
-        if found is not None:
-            return found
-    at, path = fd, root
-    for number, part in enumerate(parts, 1):
-        path /= part
-        try:
-            how = flags if number == len(parts) else _PATH
-            inner = os.open(part, how | os.O_NOFOLLOW, dir_fd=at)
-        except OSError as error:
-            if error.errno in _OTHER_KIND:
-                _require_kind(path, part, at, stat.S_ISDIR, "a folder")
-            raise _at(error, path) from None
-        finally:
-            if at != fd:
-                os.close(at)
-        at = inner
-    return at
 
 
 def _open_file(root: Path, name: str, last: str, flags: int, at: int) -> int:
     try:
         fd = os.open(last, flags | _SAFELY, 0o666, dir_fd=at)
     except OSError as error:
-        if error.errno in _OTHER_KIND:
+        if error.errno in OTHER_KIND:
             _require_file(root / name, last, at)
-        raise _at(error, root / name) from None
+        raise at_path(error, root / name) from None
     found = os.fstat(fd).st_mode
     if not stat.S_ISREG(found):
         os.close(fd)
-        raise _foreign(root / name, found, "a file")
+        raise foreign(root / name, found, "a file")
     return fd
 
 
@@ -344,83 +286,5 @@ def _data(fd: int, end: int) -> Iterator[tuple[int, int]]:
         at = stop
 
 
-def _split(name: str) -> tuple[str, str]:
-    """The folder of a file, and what it is called there."""
-    parts = _parts(name)
-    if not parts:
-        raise StoreDamagedError(f"{name!r} is no name of a file in a store")
-    return "/".join(parts[:-1]), parts[-1]
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    parts = tuple(name.split("/")) if name else ()
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise StoreDamagedError(f"{name!r} is no name of anything in a store; run 'engine check'")
-    return parts
-
-
 def _require_file(path: Path, last: str, at: int) -> None:
-    _require_kind(path, last, at, stat.S_ISREG, "a file")
-
-
-def _require_kind(path: Path, last: str, at: int, kind: Callable[[int], bool], wanted: str) -> None:
-    mode = os.stat(last, dir_fd=at, follow_symlinks=False).st_mode
-    if not kind(mode):
-        raise _foreign(path, mode, wanted)
-
-
-def _foreign(path: Path, mode: int, wanted: str) -> ForeignError:
-    kind = next((what for is_one, what in _KINDS if is_one(mode)), "a device")
-    if stat.S_ISLNK(mode):
-        todo = (
-            f"put {wanted} back in its place; to have a store on another disk, move its whole "
-            f"folder and link that"
-        )
-    else:
-        todo = "remove it, or restore the store from a copy"
-    shown = str(path) if str(path).isprintable() else repr(str(path))
-    return ForeignError(f"{shown} is {kind}, and should be {wanted}: it was left alone; {todo}")
-
-
-def _at(error: OSError, path: Path) -> OSError:
-    """The same error, with the whole path."""
-    assert error.errno is not None
-    return OSError(error.errno, error.strerror, str(path))
-
-
-# --- the kernel's own way -------------------------------------------------------------------------
-
-
-class _How(ctypes.Structure):
-    """struct open_how of openat2(2)."""
-
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
-
-
-class _Beneath:
-    """openat2(2): Linux resolves a whole path below a folder, and refuses links and ways out."""
-
-    _NUMBER = 437  # of the call, on all machines that Python runs on but Alpha
-    _NO_MAGIC_LINKS, _NO_LINKS, _BENEATH = 0x02, 0x04, 0x08
-
-    def __init__(self) -> None:
-        self._call = ctypes.CDLL(None, use_errno=True).syscall
-
-    def __call__(self, fd: int, name: str, flags: int) -> int | None:
-        """A descriptor of the folder ``name``, or None where it has to be looked at step by step."""
-        how = _How(flags, 0, self._BENEATH | self._NO_LINKS | self._NO_MAGIC_LINKS)
-        found = self._call(
-            ctypes.c_long(self._NUMBER),
-            ctypes.c_int(fd),
-            ctypes.c_char_p(os.fsencode(name)),
-            ctypes.byref(how),
-            ctypes.c_size_t(ctypes.sizeof(how)),
-        )
-        return int(found) if found >= 0 else None
-
-
-_beneath: _Beneath | None = _Beneath() if sys.platform == "linux" else None
+    require_kind(path, last, at, stat.S_ISREG, "a file")

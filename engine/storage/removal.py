@@ -19,19 +19,17 @@ from engine.storage.changeset import Removal
 from engine.storage.live_ids import blocks_of, live
 from engine.storage.rows import (
     BUCKET_BITS,
-    ONE,
     ArchiveRow,
     ArrayRow,
     ImageRow,
     Run,
-    bucket_prefix,
     record_in,
     record_without,
-    u64,
 )
 from engine.storage.snapshot import StoreView
+from engine.storage.table import RowChange
+from engine.storage.tables import UNREAD
 
-_MARKED = -1  # size and time of an array that lost some of its rows: no file has these
 _MAX_MARKS = 256  # of "#" in a name that may part an archive from a member
 
 
@@ -44,7 +42,9 @@ class RemovalRequest:
     rows: list[tuple[Run, Run]] = field(
         default_factory=list
     )  # a stored run, and the part that goes
-    arrays: list[bytes] = field(default_factory=list)  # keys of the table, as they are
+    # Arrays without rows, by name and number.
+    arrays: list[tuple[bytes, int]] = field(default_factory=list)
+    archives: list[bytes] = field(default_factory=list)
     rejects: list[bytes] = field(default_factory=list)
     _images_of_rows: int = 0  # counted as they come: the length is asked for after each
 
@@ -55,8 +55,8 @@ class RemovalRequest:
 
     def __len__(self) -> int:
         """How many rows of the keys it is about; a run counts as its images."""
-        parts = self._images_of_rows
-        return parts + len(self.ids) + len(self.names) + len(self.arrays) + len(self.rejects)
+        others = len(self.names) + 2 * len(self.arrays) + len(self.archives) + len(self.rejects)
+        return self._images_of_rows + len(self.ids) + others
 
 
 @dataclass(slots=True)
@@ -87,6 +87,7 @@ class RemovalPlanner:
     def __init__(self, view: StoreView, max_sources: int) -> None:
         self._view = view
         self._keys = view.keys
+        self._tables = view.tables
         self._max_sources = max_sources
         self._removal = Removal()
         self._images: dict[int, _Image] = {}
@@ -103,7 +104,9 @@ class RemovalPlanner:
         """The removal, and those of the request's ids that are left for the next commit."""
         for run, part in request.rows:
             self._cut(run, part)
-        hashes = self._values("sources", [u64(id_) + name for name, id_ in request.names])
+        hashes = self._tables.sources.get_many(
+            [self._tables.sources.key(id_, name) for name, id_ in request.names]
+        )
         for (name, id_), hash_ in zip(request.names, hashes, strict=True):
             self._names[name] = (id_, hash_ or b"")
         touched = {id_ for _, id_ in request.names}
@@ -118,8 +121,10 @@ class RemovalPlanner:
         self._put_records()
         self._put_images()
         self._put_arrays()
-        self._delete("arrays", request.arrays)
-        self._delete("rejects", request.rejects)
+        for name, number in request.arrays:
+            self._change_all(self._tables.arrays.delete_array(name, number))
+        self._change_all(map(self._tables.arrays.delete_archive, request.archives))
+        self._change_all(self._tables.rejects.change(name, None) for name in request.rejects)
         self._removal.images = sorted(self._gone)
         self._removal.vectors = self._count_vectors()
         return self._removal, left
@@ -165,14 +170,13 @@ class RemovalPlanner:
             if id_ not in self._images:
                 continue
             if not self._in_runs(id_):
-                for key, value in self._keys.scan("sources", u64(id_)):
+                for name, file_hash in self._tables.sources.of(id_):
                     if len(self._names) >= self._max_sources:
                         return list(ids[at:])
-                    self._names[key[8:]] = (id_, value)
-                for key, value in self._keys.scan("runs", ONE + u64(id_)):
+                    self._names[name] = (id_, file_hash)
+                for run in self._tables.runs.of_one(id_):
                     if len(self._cuts) >= self._max_sources:
                         return list(ids[at:])
-                    run = Run.from_id(key, value)
                     self._cut(run, run)
             self._gone.add(id_)
         return []
@@ -194,7 +198,7 @@ class RemovalPlanner:
         """How many rows in runs of several each image of a bucket keeps; those that go are counted."""
         base = bucket << BUCKET_BITS
         edges = np.zeros((1 << BUCKET_BITS) + 1, np.int64)
-        for run in self._several(base):
+        for run in self._tables.runs.in_bucket(base):
             edges[run.id - base] += 1
             edges[run.id - base + run.count] -= 1
         for part in self._parts.get(bucket, []):
@@ -204,17 +208,11 @@ class RemovalPlanner:
             self._removal.sources += sum(id_ in self._images for id_ in rows)
         return edges.cumsum()
 
-    def _several(self, id_: int) -> Iterator[Run]:
-        found = self._keys.scan("runs", bucket_prefix(id_))
-        return (Run.from_id(key, value) for key, value in found)
-
     def _has_others(self, id_: int) -> bool:
         """Whether an image has a name, or a run of its own, that stays."""
-        for key, _ in self._keys.scan("sources", u64(id_)):
-            if key[8:] not in self._names:
-                return True
-        for key, value in self._keys.scan("runs", ONE + u64(id_)):
-            run = Run.from_id(key, value)
+        if any(name not in self._names for name in self._tables.sources.names_of(id_)):
+            return True
+        for run in self._tables.runs.of_one(id_):
             parts = self._cuts.get(run.by_row[0], (run, []))[1]
             if sum(part.count for part in parts) < run.count:
                 return True
@@ -238,7 +236,9 @@ class RemovalPlanner:
 
     def _put_bucket(self, bucket: int, gone: npt.NDArray[np.int64]) -> set[int]:
         base = bucket << BUCKET_BITS
-        if next(self._several(base), None) is None:  # most have none; records are many
+        if (
+            next(self._tables.runs.in_bucket(base), None) is None
+        ):  # most have none; records are many
             return set()
         inside = gone[(gone >= base) & (gone < base + (1 << BUCKET_BITS))] - base
         there = live(self._keys, base, 1 << BUCKET_BITS)
@@ -246,7 +246,7 @@ class RemovalPlanner:
         before = np.zeros(len(there) + 1, np.int64)
         before[1:] = there.cumsum()  # how many live ones are before each
         alone: set[int] = set()
-        for run in self._several(base):
+        for run in self._tables.runs.in_bucket(base):
             at = run.id - base
             cut = self._cuts.get(run.by_row[0])
             if cut is None and not len(inside):
@@ -266,16 +266,15 @@ class RemovalPlanner:
 
     def _replace(self, run: Run, pieces: Sequence[Run]) -> None:
         self._arrays.add(run.array)
-        self._row("runs", run.by_row[0], None)
-        self._row("runs", run.by_id[0], None)
+        self._change_all(self._tables.runs.delete(run))
         self._deleted_runs.add(run.by_row[0])
         for piece in pieces:
-            self._row("runs", *piece.by_row)
-            self._row("runs", *piece.by_id)
+            self._change_all(self._tables.runs.put(piece))
             self._put_runs.add(run.array)
 
     def _leave_runs(self, alone: Iterable[int]) -> None:
         """Images of which a run of their own is left: their rows may say that they have none."""
+        images = self._tables.images
         new = sorted(set(alone) - self._images.keys())
         for key, value, held in blocks_of(self._keys, new):
             for id_ in held.tolist():
@@ -283,66 +282,61 @@ class RemovalPlanner:
                 assert record is not None
                 for row in self._view.image_of(record.key)[:1]:
                     if row.id == id_ and row.in_runs:
-                        self._row("images", record.key, row._replace(in_runs=False).pack())
+                        self._change(images.put(record.key, row._replace(in_runs=False)))
         for id_ in alone:
             image = self._images.get(id_)
             if image is not None and image.row is not None and image.row.in_runs:
-                self._row("images", image.key, image.row._replace(in_runs=False).pack())
+                self._change(images.put(image.key, image.row._replace(in_runs=False)))
 
     def _put_arrays(self) -> None:
         for number in sorted(self._arrays):
-            by_number = b"#" + number.to_bytes(4, "big")
-            name = self._keys.get("arrays", by_number)
+            arrays = self._tables.arrays
+            name = arrays.name_of(number)
             if name is None:
                 continue
-            value = self._keys.get("arrays", b"n" + name)
-            array = ArrayRow.unpack(value) if value is not None else None
+            array = arrays.array(name)
             mine = array is not None and array.number == number
-            if number not in self._put_runs and not self._has_runs(number):
-                self._row("arrays", by_number, None)
+            keeps_rows = number in self._put_runs
+            keeps_rows = keeps_rows or self._tables.runs.has_rows(number, self._deleted_runs)
+            if not keeps_rows:
+                self._change(arrays.change(arrays.number_key(number), None))
                 if mine:
-                    self._row("arrays", b"n" + name, None)
-            elif array is not None and mine and array.size != _MARKED:
-                marked = ArrayRow(number, _MARKED, _MARKED, array.rows, array.kind)
-                self._row("arrays", b"n" + name, marked.pack())
-
-    def _has_runs(self, array: int) -> bool:
-        """Whether an array keeps some of its rows."""
-        prefix = b"r" + array.to_bytes(4, "big")
-        last = self._keys.at_or_before("runs", prefix + b"\xff" * 8)
-        if last is not None and last[0].startswith(prefix) and last[0] not in self._deleted_runs:
-            return True
-        return any(key not in self._deleted_runs for key, _ in self._keys.scan("runs", prefix))
+                    self._change(arrays.change(arrays.array_key(name), None))
+            elif array is not None and mine and array.size != UNREAD:
+                marked = ArrayRow(number, UNREAD, UNREAD, array.rows, array.kind)
+                self._change(arrays.change(arrays.array_key(name), marked.pack()))
 
     # --- images and their names -------------------------------------------------------------------
 
     def _put_names(self) -> None:
+        sources, arrays = self._tables.sources, self._tables.arrays
         names = list(self._names)
         values = self._view.names(names)
         archives: dict[bytes, None] = {}
         for name, row in zip(names, values, strict=True):
             id_ = self._names[name][0]
-            self._row("sources", u64(id_) + name, None)
+            self._change(sources.change(sources.key(id_, name), None))
             if row is not None and row.id == id_:
-                self._row("names", name, None)
+                self._change(self._tables.names.change(name, None))
                 self._removal.sources += 1
             at = name.find(b"#")
             for _ in range(_MAX_MARKS):
                 if at < 0:
                     break
-                archives[b"a" + name[:at]] = None
+                archives[arrays.archive_key(name[:at])] = None
                 at = name.find(b"#", at + 1)
         marked = list(archives)
         # An archive that loses a member is read again by the next ingest.
-        for key, value in zip(marked, self._values("arrays", marked), strict=True):
+        for key, value in zip(marked, arrays.get_many(marked), strict=True):
             if value:
-                self._row("arrays", key, ArchiveRow(-1, -1).pack())
+                self._change(arrays.change(key, ArchiveRow(UNREAD, UNREAD).pack()))
 
     def _put_records(self) -> None:
         for key, value, held in self._blocks:
             mine = [id_ for id_ in held if id_ in self._gone]
             if mine:
-                self._row("records", key, record_without(key, value, mine))
+                left = record_without(key, value, mine)
+                self._change(self._tables.records.change(key, left))
 
     def _put_images(self) -> None:
         hashes: dict[bytes, int] = {}
@@ -358,38 +352,36 @@ class RemovalPlanner:
             if image.shared:
                 shared[image.key] = None
             else:
-                self._row("images", image.key, None)
+                self._change(self._tables.images.change(image.key, None))
         for key in shared:
             self._share(key)
         for id_, value in self._names.values():
             if value and id_ in self._gone:
                 hashes[value] = id_
-        found = self._values("files", list(hashes))
-        for (hash_, id_), of in zip(hashes.items(), found, strict=True):
-            if of == u64(id_):
-                self._row("files", hash_, None)
+        files = self._tables.files
+        found = files.get_many(list(hashes))
+        for (hash_, id_), named in zip(hashes.items(), found, strict=True):
+            if named == files.put(hash_, id_).value:
+                self._change(files.change(hash_, None))
 
     def _share(self, key: bytes) -> None:
         """Put the rows of a key that several images had, some of which go."""
+        images = self._tables.images
         rows = self._view.image_of(key)
         left = [row for row in rows if row.id not in self._gone]
         for row in rows[1:]:
             if row not in left or row is left[0]:
-                self._row("images", key + u64(row.id), None)
+                self._change(images.change(images.further_key(key, row.id), None))
         if left:
-            self._row("images", key, left[0]._replace(shared=len(left) > 1).pack())
+            self._change(images.put(key, left[0]._replace(shared=len(left) > 1)))
         else:
-            self._row("images", key, None)
+            self._change(images.change(key, None))
 
-    def _delete(self, table: str, keys: Iterable[bytes]) -> None:
-        for key in keys:
-            self._row(table, key, None)
+    def _change(self, change: RowChange) -> None:
+        self._removal.rows.append(change)
 
-    def _values(self, table: str, keys: list[bytes]) -> list[bytes | None]:
-        return self._keys.get_many(table, keys) if keys else []
-
-    def _row(self, table: str, key: bytes, value: bytes | None) -> None:
-        self._removal.rows.append((table, key, value))
+    def _change_all(self, changes: Iterable[RowChange]) -> None:
+        self._removal.rows.extend(changes)
 
 
 def _by_bucket(ids: Sequence[int]) -> Iterator[tuple[int, list[int]]]:

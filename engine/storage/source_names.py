@@ -15,7 +15,8 @@ from engine.errors import UsageError
 from engine.sources import synthetic
 from engine.sources.file_presence import QUERIES, without_query
 from engine.sources.items import absolute
-from engine.storage.rows import Run, u64
+from engine.storage.rows import ArrayRow, NameRow, Run
+from engine.storage.table import Row, Table
 from engine.storage.writer import StoreFiles
 
 # In what is behind "a.npz#": an array file of a folder that is called so, and no array of the archive.
@@ -55,41 +56,68 @@ def those_named(
 
 def is_there(store: StoreFiles, base: bytes) -> bool:
     """Whether there is anything that is named ``base`` or inside of it."""
-    tables = (("names", b""), ("arrays", b"n"), ("arrays", b"a"), ("rejects", b""))
-    rows = (row for table, before in tables for row in rows_inside(store, table, base, before))
+    tables = store.tables
+    places = (
+        (tables.names, b""),
+        (tables.arrays, tables.arrays.ARRAY),
+        (tables.arrays, tables.arrays.ARCHIVE),
+        (tables.rejects, b""),
+    )
+    rows = (row for table, before in places for row in _inside(store, table, base, before))
     return one_row(store, base) is not None or next(rows, None) is not None
 
 
-def rows_inside(
-    store: StoreFiles, table: str, base: bytes, before: bytes = b""
-) -> Iterator[tuple[bytes, bytes]]:
+def names_inside(store: StoreFiles, base: bytes) -> Iterator[tuple[bytes, NameRow]]:
+    """The files that are ``base``, or inside of it."""
+    for name, value in _inside(store, store.tables.names, base):
+        yield name, NameRow.unpack(value)
+
+
+def arrays_inside(store: StoreFiles, base: bytes) -> Iterator[tuple[bytes, ArrayRow]]:
+    """The arrays that are ``base``, or inside of it."""
+    arrays = store.tables.arrays
+    for key, value in _inside(store, arrays, base, arrays.ARRAY):
+        yield key[1:], ArrayRow.unpack(value)
+
+
+def archives_inside(store: StoreFiles, base: bytes) -> Iterator[bytes]:
+    """The names of the archives that are ``base``, or inside of it."""
+    arrays = store.tables.arrays
+    return (key[1:] for key, _ in _inside(store, arrays, base, arrays.ARCHIVE))
+
+
+def rejects_inside(store: StoreFiles, base: bytes) -> Iterator[bytes]:
+    """The names of the rejected sources that are ``base``, or inside of it."""
+    return (name for name, _ in _inside(store, store.tables.rejects, base))
+
+
+def _inside(store: StoreFiles, table: Table, base: bytes, before: bytes = b"") -> Iterator[Row]:
     """The rows of a table whose key is ``before`` and a name: ``base``, or one inside of it."""
-    keys = store.keys
     if base:
-        value = keys.get(table, before + base)
+        value = table.get(before + base)
         if value is not None:
             yield before + base, value
-    yield from keys.scan(table, before + base + b"/")
+    yield from table.scan(before + base + b"/")
     # Of "a.tar" and "a.tar?metadata=" what is behind "#" is inside; of a folder "C" a folder "C#" is
     # not, nor of a file one whose name goes on like that.
     for container in containers(store, base):
-        if container != base and table != "names":
-            value = keys.get(table, before + container)
+        if container != base and table is not store.tables.names:
+            value = table.get(before + container)
             if value is not None:
                 yield before + container, value
-        yield from keys.scan(table, before + container + b"#")
+        yield from table.scan(before + container + b"#")
 
 
 def containers(store: StoreFiles, base: bytes) -> list[bytes]:
     """The arrays, archives and tables that are the file ``base``, in whatever way it was read."""
-    keys = store.keys
+    arrays = store.tables.arrays
     found: dict[bytes, None] = {}
     archive = without_query(base).lower().endswith(b".npz")  # of arrays, which may have "/" in them
-    for kind in (b"n", b"a") if base else ():
-        if keys.get("arrays", kind + base) is not None:
+    for kind in (arrays.ARRAY, arrays.ARCHIVE) if base else ():
+        if arrays.get(kind + base) is not None:
             found[base] = None
         for mark in (*QUERIES, b"#") if archive else QUERIES:
-            for key, _ in keys.scan("arrays", kind + base + mark):
+            for key, _ in arrays.scan(kind + base + mark):
                 rest = key[1 + len(base) :]
                 if b"/" not in rest or (archive and b"#" in rest and not _FILE.search(rest)):
                     found[key[1:]] = None
@@ -98,7 +126,7 @@ def containers(store: StoreFiles, base: bytes) -> list[bytes]:
 
 def one_row(store: StoreFiles, name: bytes) -> tuple[Run, Run] | None:
     """The run and the part of it that are the row of an array which ``name`` is, if it is there."""
-    if store.keys.get("names", name) is not None:
+    if store.tables.names.get(name) is not None:
         return None  # a file of that name: a path wins over "#"
     base, mark, digits = name.rpartition(b"#")
     if not mark or not digits.isdigit() or len(digits) > 18:
@@ -106,11 +134,9 @@ def one_row(store: StoreFiles, name: bytes) -> tuple[Run, Run] | None:
     array, row = store.array(base), int(digits)
     if array is None:
         return None
-    prefix = b"r" + array.number.to_bytes(4, "big")
-    found = store.keys.at_or_before("runs", prefix + u64(row))
-    if found is None or not found[0].startswith(prefix):
+    run = store.tables.runs.over_row(array.number, row)
+    if run is None:
         return None
-    run = Run.from_row(*found)
     part = run.part(row, 1)
     there = row < run.row + run.count and store.record(part.id) is not None
     return (run, part) if there else None

@@ -8,9 +8,8 @@ delete; a transaction writes it. The layout of keys and values is in ``engine.st
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +29,7 @@ from engine.storage.rows import (
     Run,
     bucket_prefix,
     file_id,
+    record_ids,
     record_in,
     record_keys,
     record_rows,
@@ -37,57 +37,11 @@ from engine.storage.rows import (
     reject_in,
     u64,
 )
+from engine.storage.table import Row, RowChange, Table
 
-T = TypeVar("T")
-Row = tuple[bytes, bytes]
 UNREAD = -1  # size and time of a source that is to be read again: no file has these
 _KEY = hashing.KEY_BYTES
 _MAX_ID = 1 << 63
-
-
-class RowChange(NamedTuple):
-    """A row of a table to put, or to delete where ``value`` is None."""
-
-    table: str
-    key: bytes
-    value: bytes | None
-
-
-class Table:
-    """One table: rows of bytes, in the order of their keys."""
-
-    name: str
-
-    def __init__(self, keys: Keys) -> None:
-        self._keys = keys
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value of one row, or None."""
-        return self._keys.get(self.name, key)
-
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        """The values of many rows in their order, in one call."""
-        return self._keys.get_many(self.name, keys)
-
-    def scan(self, prefix: bytes = b"", start: bytes = b"") -> Iterator[Row]:
-        """All rows whose key begins with ``prefix``, from ``start`` on, as they are stored."""
-        return self._keys.scan(self.name, prefix, start)
-
-    def at_or_before(self, key: bytes) -> Row | None:
-        """The row with the greatest key that is not above ``key``."""
-        return self._keys.at_or_before(self.name, key)
-
-    def count(self) -> int:
-        """How many rows there are; reads all of them."""
-        return sum(1 for _ in self.scan())
-
-    def compact(self) -> None:
-        """As the writer, rewrite the table without what was deleted."""
-        self._keys.compact(self.name)
-
-    def change(self, key: bytes, value: bytes | None) -> RowChange:
-        """A row to put; without a value, to delete."""
-        return RowChange(self.name, key, value)
 
 
 class Images(Table):
@@ -156,6 +110,10 @@ class Records(Table):
         """The stored row that may cover image ``id_``: the last one that begins at or before it."""
         return self.at_or_before(u64(id_)) if 0 < id_ < _MAX_ID else None
 
+    def ids(self) -> Iterator[npt.NDArray[np.int64]]:
+        """The ids of the images of each stored row: (n,), ascending."""
+        return (record_ids(key, value) for key, value in self.scan())
+
     def covers(self, id_: int) -> bool:
         """Whether a stored row is about image ``id_``, even if it says that it was removed."""
         row = self.row_over(id_)
@@ -190,6 +148,10 @@ class Sources(Table):
     """(Id, name of a file) → SHA-256 of the file."""
 
     name = "sources"
+
+    def of(self, id_: int) -> Iterator[tuple[bytes, bytes]]:
+        """The files in which an image was seen, and the SHA-256 of each, or nothing."""
+        return ((key[8:], value) for key, value in self.scan(u64(id_)))
 
     def names_of(self, id_: int) -> Iterator[bytes]:
         """The files in which an image was seen."""
@@ -228,6 +190,10 @@ class Names(Table):
         """What a name stands for."""
         return self.change(name, row.pack())
 
+    def items(self, prefix: bytes = b"") -> Iterator[tuple[bytes, NameRow]]:
+        """Each name that begins with ``prefix``, and what it stands for."""
+        return ((name, NameRow.unpack(value)) for name, value in self.scan(prefix))
+
     def rows(self, names: list[bytes]) -> list[NameRow | None]:
         """What each name stood for, or None."""
         values = self.get_many(names)
@@ -247,6 +213,10 @@ class Files(Table):
     def is_value(value: bytes) -> bool:
         """Whether a row can have this value."""
         return len(value) == 8
+
+    def items(self) -> Iterator[tuple[bytes, int]]:
+        """The SHA-256 of each file and its image: a number that no image has where that is damaged."""
+        return ((file_hash, int.from_bytes(value, "big")) for file_hash, value in self.scan())
 
     def ids(self, hashes: list[bytes]) -> list[int | None]:
         """The image of each file, or None."""
@@ -278,9 +248,28 @@ class Arrays(Table):
         for key, value in self.scan(self.ARRAY + prefix):
             yield key[1:], ArrayRow.unpack(value)
 
+    def delete_array(self, name: bytes, number: int) -> list[RowChange]:
+        """The rows of an array, to go."""
+        keys = (self.array_key(name), self.number_key(number))
+        return [self.change(key, None) for key in keys]
+
+    def delete_archive(self, name: bytes) -> RowChange:
+        """The row of an archive, to go."""
+        return self.change(self.archive_key(name), None)
+
     def archive_names(self, prefix: bytes = b"") -> Iterator[bytes]:
         """The names of archives that begin with ``prefix``."""
         return (key[1:] for key, _ in self.scan(self.ARCHIVE + prefix))
+
+    @classmethod
+    def array_key(cls, name: bytes) -> bytes:
+        """The key of the row of an array."""
+        return cls.ARRAY + name
+
+    @classmethod
+    def archive_key(cls, name: bytes) -> bytes:
+        """The key of the row of an archive."""
+        return cls.ARCHIVE + name
 
     @classmethod
     def number_key(cls, number: int) -> bytes:
@@ -337,9 +326,18 @@ class Runs(Table):
         """The runs of single images, from image ``id_`` on."""
         return (Run.from_id(key, value) for key, value in self.scan(ONE, start=ONE + u64(id_)))
 
-    def of_several(self) -> Iterator[Run]:
-        """All runs of several images, in the order of their first ids."""
-        return (Run.from_id(key, value) for key, value in self.scan(self.BY_BUCKET))
+    def of_several(self, id_: int = 0) -> Iterator[Run]:
+        """The runs of several images in the order of their first ids, from the bucket of ``id_`` on."""
+        found = self.scan(self.BY_BUCKET, start=bucket_prefix(id_))
+        return (Run.from_id(key, value) for key, value in found)
+
+    def has_rows(self, number: int, without: Collection[bytes]) -> bool:
+        """Whether an array has a run whose row by array and row is not one of ``without``."""
+        prefix = self.array_prefix(number)
+        last = self.at_or_before(prefix + b"\xff" * 8)
+        if last is not None and last[0].startswith(prefix) and last[0] not in without:
+            return True
+        return any(key not in without for key, _ in self.scan(prefix))
 
     def over(self, ids: npt.NDArray[np.int64]) -> Iterator[Run]:
         """The runs that may cover some of (n,) ids, ascending, each run once."""
@@ -388,6 +386,10 @@ class Rejects(Table):
         """Read every row; ``StoreDamagedError`` at one that makes no sense."""
         for _, value in self.scan():
             reject_in(value)
+
+    def items(self, prefix: bytes = b"") -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Each rejected source whose name begins with ``prefix``, and what was recorded of it."""
+        return ((name, reject_in(value)) for name, value in self.scan(prefix))
 
     def names(self, prefix: bytes = b"") -> Iterator[bytes]:
         """The names of rejected sources that begin with ``prefix``."""
@@ -465,10 +467,3 @@ class Tables:
     def all(self) -> Sequence[Table]:
         """Every table."""
         return tuple(vars(self).values())
-
-
-def in_batches(rows: Iterable[T], size: int = 1000) -> Iterator[list[T]]:
-    """Rows, or what was made of them, in lists of up to ``size``."""
-    rows = iter(rows)
-    while batch := list(islice(rows, size)):
-        yield batch

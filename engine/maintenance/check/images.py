@@ -17,7 +17,7 @@ from engine.storage import extents, tombstones
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import ExtentReader
 from engine.storage.rows import ImageRows
-from engine.storage.tables import in_batches
+from engine.storage.table import in_batches
 from engine.storage.writer import StoreFiles
 
 _MAX_NAMED = 20  # images named in one problem

@@ -7,7 +7,7 @@ import numpy as np
 from engine.maintenance.check.findings import Findings
 from engine.maintenance.check.known_images import KnownImages
 from engine.storage.rows import NameRow, Run
-from engine.storage.tables import in_batches
+from engine.storage.table import in_batches
 from engine.storage.writer import StoreFiles
 
 

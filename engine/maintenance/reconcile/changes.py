@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.storage.tables import RowChange
+from engine.storage.table import RowChange
 from engine.storage.writer import StoreFiles
 
 _BATCH = 1000  # rows of one commit

@@ -12,7 +12,7 @@ from engine.storage.commit_evidence import MARK
 from engine.storage.extents import PIXELS
 from engine.storage.live_ids import sources_in
 from engine.storage.rows import ImageRows, Run
-from engine.storage.tables import RowChange, in_batches
+from engine.storage.table import RowChange, in_batches
 from engine.storage.writer import StoreFiles
 
 

@@ -12,7 +12,7 @@ from engine.storage.bitmap import IdSet
 from engine.storage.changeset import Chunk, Rekept
 from engine.storage.extents import PIXELS
 from engine.storage.rows import ImageRow
-from engine.storage.tables import in_batches
+from engine.storage.table import in_batches
 from engine.storage.writer import StoreFiles
 
 _WINDOW = 1 << 16  # images without a key that are looked for at a time

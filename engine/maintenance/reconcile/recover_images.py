@@ -207,7 +207,7 @@ def _spans(store: StoreFiles, number: int) -> tuple[npt.NDArray[np.int64], npt.N
     starts: list[npt.NDArray[np.int64]] = []
     lengths: list[npt.NDArray[np.int64]] = []
     values: list[bytes] = []
-    for _, value in store.keys.scan("images"):
+    for _, value in store.tables.images.scan():
         values.append(value)
         if len(values) == _BATCH:
             _take(values, number, starts, lengths)

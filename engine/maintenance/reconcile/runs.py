@@ -6,7 +6,7 @@ from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.single_sources import SingleSources
 from engine.maintenance.reconcile.survey import BAD_ROW, Survey
 from engine.storage.rows import Run
-from engine.storage.tables import in_batches
+from engine.storage.table import in_batches
 from engine.storage.writer import StoreFiles
 
 _BATCH = 1000  # images whose rows are looked at at a time

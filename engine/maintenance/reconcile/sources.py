@@ -6,7 +6,8 @@ from engine.maintenance.reconcile.changes import Changes
 from engine.maintenance.reconcile.single_sources import SingleSources
 from engine.maintenance.reconcile.survey import BAD_ROW, Survey
 from engine.storage.rows import NameRow
-from engine.storage.tables import UNREAD, in_batches
+from engine.storage.table import in_batches
+from engine.storage.tables import UNREAD
 from engine.storage.writer import StoreFiles
 
 

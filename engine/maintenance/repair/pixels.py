@@ -12,7 +12,6 @@ from engine.records import Buffer, Pixels
 from engine.sources.items import Problem as SourceProblem
 from engine.sources.locate import Query, open_images
 from engine.storage.changeset import Chunk, Rekept
-from engine.storage.rows import u64
 from engine.storage.writer import StoreFiles
 
 _IMAGES = 256  # of one commit
@@ -66,13 +65,14 @@ class PixelsRepair:
 
     def run(self, ids: Sequence[int]) -> None:
         """Keep the pixels of these images again, in commits of bounded size."""
+        images = self._store.tables.images
         chunk, size = Chunk(), 0
         lost = []
         for id_ in dict.fromkeys(ids):
             record = self._store.get(id_)
             rows = self._store.image_of(record.key)
             row = next(row for row in rows if row.id == id_)
-            key = record.key if row is rows[0] else record.key + u64(id_)
+            key = record.key if row is rows[0] else images.further_key(record.key, id_)
             keep: Buffer | None = None
             for query, found in self._pixels.from_sources(id_):
                 if row.canonical:

@@ -22,7 +22,7 @@ class Handle(NamedTuple):
         return self.offset + self.size + TRAILER
 
 
-class Row(NamedTuple):
+class RowVersion(NamedTuple):
     """One version of a row."""
 
     key: bytes
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     value: bytes
 
 
-def parse_rows(data: bytes) -> list[Row] | None:
+def parse_rows(data: bytes) -> list[RowVersion] | None:
     """The rows of a data block; None if it is no such block."""
     entries = parse_block(data)
     if entries is None:
@@ -43,7 +43,7 @@ def parse_rows(data: bytes) -> list[Row] | None:
         packed = int.from_bytes(key[-8:], "little")
         if packed & 0xFF > PUT:
             return None
-        rows.append(Row(key[:-8], packed >> 8, packed & 0xFF, value))
+        rows.append(RowVersion(key[:-8], packed >> 8, packed & 0xFF, value))
     return rows
 
 

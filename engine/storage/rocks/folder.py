@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.errors import StoreDamagedError, StoreError
 from engine.storage import file_names, nofollow
 from engine.storage.file_names import KEYS
+from engine.storage.safe_folders import opened_folder
 
 _LOST = "lost"  # a folder that RocksDB's own repair makes
 _MAX_CURRENT = 64  # bytes of CURRENT
@@ -47,7 +48,7 @@ def require_readable(folder: Path) -> None:
     """
     store, name = folder.parent, f"{KEYS}/CURRENT"
     try:
-        with nofollow.opened_folder(store, KEYS, os.O_RDONLY):
+        with opened_folder(store, KEYS, os.O_RDONLY):
             current = nofollow.read_file(store, name, _MAX_CURRENT)
         name = f"{KEYS}/{current.decode().strip()}"
         os.close(nofollow.open_file(store, name))

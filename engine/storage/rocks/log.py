@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.storage.durable import open_regular
-from engine.storage.rocks.blocks import DELETED, PUT, Row, varint
+from engine.storage.rocks.blocks import DELETED, PUT, RowVersion, varint
 from engine.storage.rocks.crc32c import masked
 
 _BLOCK = 32 << 10
@@ -176,7 +176,7 @@ def _new_file(data: bytes, at: int, tag: int) -> tuple[int, int]:
     return number, at
 
 
-def batch_rows(record: bytes) -> Iterator[tuple[int, Row]]:
+def batch_rows(record: bytes) -> Iterator[tuple[int, RowVersion]]:
     """The changes of one batch in a write-ahead log: column family and row; ``ValueError``."""
     if len(record) < 12:
         raise ValueError("a batch is cut short")
@@ -197,7 +197,7 @@ def batch_rows(record: bytes) -> Iterator[tuple[int, Row]]:
         value = b""
         if tag in (PUT, 0x05):
             value, at = _slice(record, at)
-        yield family, Row(key, sequence, PUT if tag in (PUT, 0x05) else DELETED, value)
+        yield family, RowVersion(key, sequence, PUT if tag in (PUT, 0x05) else DELETED, value)
         sequence += 1
 
 

@@ -22,7 +22,6 @@ from rocksdict import AccessType
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError, StoreError
 from engine.storage import file_names
-from engine.storage.nofollow import ForeignError
 from engine.storage.rocks import opening
 from engine.storage.rocks.database import FOLDER, Keys
 from engine.storage.rocks.folder import (
@@ -31,7 +30,8 @@ from engine.storage.rocks.folder import (
     require_folder,
     require_readable,
 )
-from engine.storage.rocks.pin import TRIES, MovedError, pinned, version
+from engine.storage.rocks.pin import TRIES, UnsettledError, pinned, version
+from engine.storage.safe_folders import ForeignError
 from engine.storage.temp_folders import claimed, sweep
 
 _OPEN_TRIES = 4  # of what was found not to move
@@ -64,7 +64,7 @@ def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Key
                     raise
                 except (StoreError, OSError) as error:
                     problem = error
-        except MovedError:
+        except UnsettledError:
             raise BusyError(
                 f"{folder} could not be opened between two changes of a writer: try again, or give "
                 f"the writer more memory"

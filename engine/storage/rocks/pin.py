@@ -31,7 +31,7 @@ _AT_ONCE = 10  # tries without a pause
 _LISTINGS = 20  # of a try
 
 
-class MovedError(Exception):
+class UnsettledError(Exception):
     """A writer never left the files alone for long enough."""
 
 
@@ -46,7 +46,7 @@ class Pinned:
         self.size = 0  # of the MANIFEST that it names
 
     def hold(self, tries: int) -> bool:
-        """Hold one state; False where CURRENT names none, ``MovedError`` where none stood still."""
+        """Hold one state; False where CURRENT names none, ``UnsettledError`` where none stood still."""
         for attempt in range(tries):
             before = version(self.store / file_names.KEYS)
             if before is None:
@@ -70,7 +70,7 @@ class Pinned:
                     return True
             if attempt >= _AT_ONCE or before is None:
                 time.sleep(_PAUSE)
-        raise MovedError
+        raise UnsettledError
 
     @property
     def log(self) -> str:
@@ -113,7 +113,7 @@ class Pinned:
 def pinned(store: Path, tries: int = TRIES) -> Iterator[Pinned | None]:
     """Hold the files of one state of a store's keys; None where there is no CURRENT.
 
-    Raises ``MovedError``, and ``OSError`` where open files have no names or there are too many.
+    Raises ``UnsettledError``, and ``OSError`` where open files have no names or there are too many.
     """
     if not _FDS.is_dir():
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from engine.storage.commit_evidence import MARK
 from engine.storage.durable import cannot_read, fsync_dir, fsync_file, is_in_the_way
 from engine.storage.manifest import DamagedManifestError, Manifest
 from engine.storage.rocks import database, files, opening
-from engine.storage.rocks.blocks import PUT, Row, varint
+from engine.storage.rocks.blocks import PUT, RowVersion, varint
 from engine.storage.rocks.database import Keys
 from engine.storage.rocks.folder import require_files
 from engine.storage.rocks.log import Records, Versions, batch_rows, versions
@@ -40,6 +41,7 @@ MENDED = file_names.MENDED
 ASIDE = "damaged"
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 4 << 20
+_log = logging.getLogger("engine.storage")
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
         reading.close()
     for path in older:  # one damaged database is kept, not one for each repair
         nofollow.discard(store, path.name, file_names.ROCKSDB)
+    _log.info("built the keys of %s again, up to commit %d", store, commit)
     return Rescued(place, commit, reading.problems)
 
 
@@ -167,7 +170,7 @@ class _Reading:
         for name in TABLES:
             family = name.encode()
             mine = self._tables.get(family, [])
-            streams: list[Iterator[Row]] = [found.rows() for _, found in mine]
+            streams: list[Iterator[RowVersion]] = [found.rows() for _, found in mine]
             streams.append(iter(logged.get(family, [])))
             self._write(table, name, heapq.merge(*streams, key=_order))
             for file, found in mine:
@@ -175,7 +178,7 @@ class _Reading:
                 self.lost |= found.lost > 0
         return self._count
 
-    def _write(self, table: Keys, name: str, rows: Iterator[Row]) -> None:
+    def _write(self, table: Keys, name: str, rows: Iterator[RowVersion]) -> None:
         last: bytes | None = None
         batch, count, size = table.batch(), 0, 0
         for row in rows:
@@ -195,9 +198,9 @@ class _Reading:
             table.commit(batch)
             self._count += count
 
-    def _logged(self) -> dict[bytes, list[Row]]:
+    def _logged(self) -> dict[bytes, list[RowVersion]]:
         """The rows in the write-ahead logs, by table and in order; as much as a log may hold."""
-        found: dict[bytes, list[Row]] = {}
+        found: dict[bytes, list[RowVersion]] = {}
         ids = dict(self._named.families)
         for number, path in self._logs.items():
             records = Records(path)
@@ -239,7 +242,7 @@ def _versions(folder: Path) -> tuple[Versions, bool]:
     return found, False
 
 
-def _order(row: Row) -> tuple[bytes, int]:
+def _order(row: RowVersion) -> tuple[bytes, int]:
     return row.key, -row.sequence
 
 

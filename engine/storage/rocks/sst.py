@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.storage.rocks.block_file import BlockFile
-from engine.storage.rocks.blocks import Handle, Row, parse_rows
+from engine.storage.rocks.blocks import Handle, RowVersion, parse_rows
 from engine.storage.rocks.table_structure import TableStructure
 
 
@@ -26,7 +26,7 @@ class TableFile:
     def __init__(self, path: Path) -> None:
         """Read its structure and verify everything but the data blocks. ``OSError``."""
         self.lost = 0  # pieces that rows may have been in, once all rows were read
-        self._last: Row | None = None  # that was read
+        self._last: RowVersion | None = None  # that was read
         self._file = BlockFile(path)
         try:
             self._structure = TableStructure(self._file)
@@ -61,7 +61,7 @@ class TableFile:
                 self.problems.append(f"the block of rows at byte {handle.offset:,} is damaged")
         return self.problems
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[RowVersion]:
         """The rows of all blocks that can be read, in order; ``problems`` then says what is lost."""
         self._last = None
         gaps = iter([*self._structure.unknown, (self._file.size, self._file.size)])
@@ -73,7 +73,7 @@ class TableFile:
             if handle.offset < self._file.size:
                 yield from self._rows_of(handle)
 
-    def _rows_of(self, handle: Handle, *, named: bool = True) -> Iterator[Row]:
+    def _rows_of(self, handle: Handle, *, named: bool = True) -> Iterator[RowVersion]:
         """The rows of a block; one that no index has ``named`` may be something else."""
         data = self._file.block(handle)
         rows = parse_rows(data) if data is not None else None
@@ -87,13 +87,13 @@ class TableFile:
         self.problems.append(what)
         self.lost += 1
 
-    def _are_next(self, rows: list[Row]) -> bool:
+    def _are_next(self, rows: list[RowVersion]) -> bool:
         """Whether rows are in order, and follow what came before: else they are none."""
         before = [self._last, *rows] if self._last is not None else rows
         places = [(row.key, -row.sequence) for row in before]
         return all(a < b for a, b in itertools.pairwise(places))
 
-    def _rows_between(self, start: int, end: int) -> Iterator[Row]:
+    def _rows_between(self, start: int, end: int) -> Iterator[RowVersion]:
         """The rows of what lies between two bytes, whose index is damaged."""
         while start < end and (found := self._file.search(start, end)) is not None:
             yield from self._rows_of(found, named=False)

@@ -1,0 +1,90 @@
+"""Writes the tables of an export, as CSV or as Parquet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine.errors import UsageError
+
+_GROUP_ROWS = 1 << 16  # of a table, that Parquet keeps together
+_GROUP_BYTES = 16 << 20
+
+
+class ExportTable(Protocol):
+    """One table while it is written."""
+
+    def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Add rows, a value for each column; None where there is none."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class CsvFile:
+    """A table as CSV, with a line of names first."""
+
+    def __init__(self, path: Path, columns: dict[str, type]) -> None:
+        """``columns``: the type of each, int or str, by name."""
+        self._file = path.open("x", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(columns)
+
+    def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Add rows, a value for each column; None where there is none."""
+        self._writer.writerows(rows)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._file.close()
+
+
+class ParquetFile:
+    """A table as Parquet, in groups of bounded size."""
+
+    def __init__(self, path: Path, columns: dict[str, type]) -> None:
+        """``columns``: the type of each, int or str, by name."""
+        arrow, parquet = pyarrow_modules()
+        self._arrow = arrow
+        kinds = {int: arrow.int64(), str: arrow.string()}
+        self._schema = arrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
+        self._file = path.open("xb")
+        self._writer = parquet.ParquetWriter(self._file, self._schema)
+        self._rows: list[tuple[Any, ...]] = []
+        self._bytes = 0
+
+    def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Add rows, a value for each column; None where there is none."""
+        for row in rows:
+            self._rows.append(row)
+            self._bytes += sum(len(value) for value in row if isinstance(value, str))
+            if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        columns = [list(column) for column in zip(*self._rows, strict=True)]
+        self._rows, self._bytes = [], 0
+        self._writer.write_table(self._arrow.table(columns, schema=self._schema))
+
+    def close(self) -> None:
+        """Write what is left."""
+        try:
+            if self._rows:
+                self._flush()
+            self._writer.close()
+        finally:
+            self._file.close()
+
+
+def pyarrow_modules() -> Any:
+    """pyarrow and pyarrow.parquet; ``UsageError`` where it is not installed."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UsageError(
+            "Parquet needs pyarrow: pip install 'image-index-engine[parquet]', or take --format csv"
+        ) from None
+    return pyarrow, parquet

@@ -1,0 +1,42 @@
+"""Linux's openat2(2): opens a folder below another one, and follows no link on the way."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+
+class _How(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+class OpenBeneath:
+    """openat2(2): Linux resolves a whole path below a folder, and refuses links and ways out."""
+
+    _NUMBER = 437  # of the call, on all machines that Python runs on but Alpha
+    _NO_MAGIC_LINKS, _NO_LINKS, _BENEATH = 0x02, 0x04, 0x08
+
+    def __init__(self) -> None:
+        self._call = ctypes.CDLL(None, use_errno=True).syscall
+
+    def __call__(self, fd: int, name: str, flags: int) -> int | None:
+        """A descriptor of the folder ``name``, or None where it has to be looked at step by step."""
+        how = _How(flags, 0, self._BENEATH | self._NO_LINKS | self._NO_MAGIC_LINKS)
+        found = self._call(
+            ctypes.c_long(self._NUMBER),
+            ctypes.c_int(fd),
+            ctypes.c_char_p(os.fsencode(name)),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        )
+        return int(found) if found >= 0 else None
+
+
+open_beneath: OpenBeneath | None = OpenBeneath() if sys.platform == "linux" else None
