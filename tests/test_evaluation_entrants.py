@@ -161,6 +161,7 @@ def test_without_torch_its_baselines_are_left_out(monkeypatch):
         find_all(["untrained"], seed=0)
 
 
+@pytest.mark.slow
 def test_an_untrained_network_depends_on_the_seed():
     pytest.importorskip("torch")
     first, same, other = (check(find("untrained", seed=seed)) for seed in (0, 0, 1))
@@ -168,6 +169,7 @@ def test_an_untrained_network_depends_on_the_seed():
     assert not np.allclose(first, other)
 
 
+@pytest.mark.slow
 def test_weights_of_efficientnet_lite0(tmp_path):
     torch = pytest.importorskip("torch")
     from engine.evaluation.lite0 import Lite0
@@ -185,6 +187,7 @@ class Trap:
         return exec, ("import pathlib; pathlib.Path('sprung').touch()",)
 
 
+@pytest.mark.slow
 def test_a_file_of_other_weights_or_of_none_is_refused(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
