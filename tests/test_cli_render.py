@@ -132,6 +132,7 @@ def test_a_lookup_is_a_table_with_a_line_a_hit():
     assert len({row.index(what) for row, what in zip(rows, last, strict=True)}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "more"), [(10, None), (11, "and 1 more"), (20_000, "and 19,990 more")]
 )

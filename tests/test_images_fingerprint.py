@@ -245,6 +245,7 @@ def is_near(query: np.ndarray, stored: np.ndarray) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [drawn, blobs])
 @pytest.mark.parametrize("side", [16, 28, 64, 150])
 @pytest.mark.parametrize("inverted", [False, True])
@@ -274,6 +275,7 @@ def test_of_every_density_images_say_something_and_their_copies_are_near(make, s
     assert images > 100 and found >= 0.99 * asked > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.29, 0.31, 0.69, 0.71])
 def test_pools_that_set_most_of_the_bits_are_not_pooled_again(share):
     """Of images with a quarter to a third of ink some are pooled, and then have much: 1 in 100."""

@@ -152,6 +152,7 @@ class Walk(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
+@pytest.mark.slow
 def test_a_random_walk_agrees_with_a_dict(monkeypatch: pytest.MonkeyPatch) -> None:
     import faiss
 

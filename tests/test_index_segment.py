@@ -145,6 +145,7 @@ def test_pieces_over_other_rows_keep_their_own(tmp_path: Path) -> None:
     assert np.mean(rows[:, 0] == np.arange(600)) > 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 9, 12, 130])
 def test_a_segment_finds_what_lists_of_faiss_in_memory_find(tmp_path: Path, dim: int) -> None:
     made = Made(tmp_path, clustered(2000, dim))

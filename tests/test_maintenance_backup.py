@@ -560,6 +560,7 @@ def test_killed_while_its_parts_are_moved_it_is_no_store_yet(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", range(10))
 def test_a_disk_that_fails_while_the_parts_are_moved_leaves_nothing(
     full: Path, tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch

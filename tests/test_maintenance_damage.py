@@ -203,6 +203,7 @@ def places(where: Path) -> Iterator[tuple[str, Path, int]]:
     yield "CURRENT", where / "keys" / "CURRENT", 10
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_costs_the_rows_of_its_block_and_says_which(images: Path) -> None:
     sound, truth = shutil.copytree(images, images.with_name("sound")), known(images)
     total = 0
@@ -226,6 +227,7 @@ def test_a_flipped_bit_costs_the_rows_of_its_block_and_says_which(images: Path) 
     assert total > 0
 
 
+@pytest.mark.slow
 def test_what_is_lost_comes_back_with_its_source(images: Path, folder: Path) -> None:
     before = known(images)
     for name in ("images", "records"):
@@ -246,6 +248,7 @@ def test_what_is_lost_comes_back_with_its_source(images: Path, folder: Path) -> 
     assert len(found(images)) == FILES + ROWS + GONE
 
 
+@pytest.mark.slow
 def test_no_bit_of_the_notice_refuses_a_store(images: Path) -> None:
     path = images / COMMIT
     sound = path.read_bytes()
@@ -287,6 +290,7 @@ class Interrupted(BaseException):
     """One that nothing catches."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name"), [(Path, "rename"), (rebuild, "fsync_dir"), (Keys, "commit")]
 )
@@ -321,6 +325,7 @@ def test_a_rescue_that_is_interrupted_is_finished_by_the_next(
         shutil.copytree(sound, images)
 
 
+@pytest.mark.slow
 def test_a_rescue_that_is_killed_is_finished_by_the_next(images: Path) -> None:
     """Between the two renames there are no keys under their name."""
     truth = known(images)
@@ -377,6 +382,7 @@ NONSENSE: list[tuple[str, bytes, bytes]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", sorted({table for table, _, _ in NONSENSE}))
 def test_rows_that_make_no_sense_are_found_and_taken_away(images: Path, table: str) -> None:
     with Store.open(images) as store:
@@ -431,6 +437,7 @@ def test_a_rescue_that_was_not_finished_goes_with_the_next_writer(images: Path) 
     assert check(images).problems == ()
 
 
+@pytest.mark.slow
 def test_one_damaged_database_is_kept(images: Path) -> None:
     for _ in range(3):
         flip(table_of(images, "names"), 20)
@@ -472,6 +479,7 @@ def test_a_limit_on_open_files_costs_no_rows(images: Path) -> None:
 # --- vectors that were brought --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["records", "meta", "commits", "removed", "arrays", "runs"])
 def test_a_store_of_vectors_is_mended(vectors: Path, folder: Path, table: str) -> None:
     query = np.load(folder / "vectors.npy")[:30]
@@ -486,6 +494,7 @@ def test_a_store_of_vectors_is_mended(vectors: Path, folder: Path, table: str) -
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_a_torn_log_of_a_store_of_vectors_is_settled(tmp_path: Path, folder: Path) -> None:
     where = tmp_path / "store"
     with Store.open(where, create=True, encoder="none") as store:

@@ -148,6 +148,7 @@ def test_an_export_says_what_the_store_says(
     assert not list(tmp_path.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_edges_of_buckets_extents_and_batches(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path
 ) -> None:
@@ -215,6 +216,7 @@ def test_csv_is_what_other_tools_expect(full: Path, tmp_path: Path) -> None:
     assert any(row["source"] == f"{full}/photos/e\nf.png" for row in rows)
 
 
+@pytest.mark.slow
 def test_an_export_is_of_one_commit(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +323,7 @@ def test_a_disk_that_fails_in_the_end_leaves_nothing(
 # --- what is refused ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_makes_no_sense_is_refused(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

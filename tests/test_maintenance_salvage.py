@@ -262,6 +262,7 @@ MANIFEST_DAMAGE: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", MANIFEST_DAMAGE)
 def test_a_damaged_manifest_is_made_anew(closed: Path, folder: Path, what: str) -> None:
     MANIFEST_DAMAGE[what](closed / "MANIFEST.json")
@@ -277,6 +278,7 @@ def test_a_damaged_manifest_is_made_anew(closed: Path, folder: Path, what: str) 
     is_whole(closed, folder)
 
 
+@pytest.mark.slow
 def test_no_bit_of_a_manifest_can_change_an_answer(folder: Path) -> None:
     """What is read is what was written, or it is refused."""
     where = folder / "closed"
@@ -313,6 +315,7 @@ def test_the_manifest_of_a_store_without_a_commit_is_nothing_to_go_by(tmp_path: 
 # --- the write-ahead log --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_flipped_log_is_replayed_up_to_there_and_the_rest_ingested_again(
     opened: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,6 +344,7 @@ def test_a_flipped_log_is_replayed_up_to_there_and_the_rest_ingested_again(
     is_whole(opened, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0.0, 0.3, 0.6, 0.999])
 def test_wherever_a_log_is_flipped_it_is_told(opened: Path, at: float) -> None:
     path = log_of(opened)
@@ -365,6 +369,7 @@ def test_what_was_set_aside_before_is_not_overwritten(opened: Path, folder: Path
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 3000, -1, None])
 def test_a_log_that_lost_its_end_is_never_taken_for_an_empty_store(
     opened: Path, folder: Path, size: int | None
@@ -401,6 +406,7 @@ def test_a_commit_that_nobody_was_told_of_may_go(opened: Path, folder: Path) -> 
     is_whole(opened, folder)
 
 
+@pytest.mark.slow
 def test_an_index_over_vectors_that_are_lost_is_dropped(
     opened: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,6 +433,7 @@ def rocks_manifest(where: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what",
     ["CURRENT gone", "CURRENT empty", "CURRENT flipped", "MANIFEST gone", "MANIFEST empty"],
@@ -471,6 +478,7 @@ def test_without_keys_only_a_copy_helps(
     is_whole(closed, folder)
 
 
+@pytest.mark.slow
 def test_a_cut_manifest_of_rocksdb_loses_nothing(closed: Path, folder: Path) -> None:
     """It is a log as well: without its end RocksDB sees an older store, or none."""
     path = rocks_manifest(closed)
@@ -503,6 +511,7 @@ class Interrupted(BaseException):
     """One that nothing catches."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
@@ -545,6 +554,7 @@ def test_a_salvage_that_is_interrupted_is_finished_by_the_next(
     is_whole(opened, folder)
 
 
+@pytest.mark.slow
 def test_a_store_whose_writer_was_killed_needs_no_salvage(folder: Path, tmp_path: Path) -> None:
     where = tmp_path / "store"
     program = """

@@ -60,6 +60,7 @@ def two_keys(canonical: bytes, seed: int) -> bytes:
     return bytes([hashing.proof(canonical)[0] & 1]) * hashing.KEY_BYTES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "keep_pixels"),
     [(constant_key, "yes"), (constant_key, "auto"), (constant_key, "no"), (two_keys, "auto")],

@@ -134,6 +134,7 @@ def test_a_copy_is_near_and_nothing_else_is(photos: Path, how: str) -> None:
             assert result.milliseconds["near"] > 0
 
 
+@pytest.mark.slow
 def test_copies_of_real_photographs_are_near_and_other_photographs_are_not(tmp_path: Path) -> None:
     paths = sorted(path for path in PHOTOS.iterdir() if path.suffix != ".md")
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
@@ -359,6 +360,7 @@ def test_tiny_bit_images_that_differ_are_never_at_distance_0(
                 assert hit.pixel_distance in (None, (image != rows[hit.id - 1]).sum() * 3)
 
 
+@pytest.mark.slow
 def test_what_is_near_is_ranked_without_its_records(tmp_path: Path) -> None:
     """Ids and distances alone are held while hits are gathered, and all hits come, in order."""
     query = np.random.default_rng(0).random((40, 40, 3)) < 0.5
@@ -394,6 +396,7 @@ def test_only_like_is_compared_with_like(tmp_path: Path) -> None:
         assert ids(store.lookup(taller, **every)) == [3]  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_large_bit_images_are_compared_in_full_where_their_files_are_kept(tmp_path: Path) -> None:
     page = np.random.default_rng(0).random((430, 430, 3)) < 0.1  # more than 64 KiB packed
     store_of(tmp_path / "kept", [page], keep_pixels="yes")
@@ -473,6 +476,7 @@ def tone(level: int) -> npt.NDArray[np.uint8]:
     return picture.clip(1, 254).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_similar_are_k_where_others_took_their_places(tmp_path: Path, tiny_encoder: Path) -> None:
     where, folder = tmp_path / "store", tmp_path / "pictures"
     folder.mkdir()
@@ -520,6 +524,7 @@ def test_tiers_may_be_combined(photos: Path) -> None:
         assert [hit.distance for hit in result.near] == [0]
 
 
+@pytest.mark.slow
 def test_hits_carry_metadata(tmp_path: Path, tiny_encoder: Path) -> None:
     """As it is in the record; here it is put there by hand."""
     where = tmp_path / "store"

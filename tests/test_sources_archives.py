@@ -143,6 +143,7 @@ def test_the_images_of_a_zip_come_in_its_order(tmp_path, method):
     assert archive.count == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*COMPRESS, "zip"])
 @given(data=st.data())
 @SLOW
@@ -595,6 +596,7 @@ def test_damaged_archives_end_in_one_line_or_in_images(tmp_path, kind, data):
     assert all(len(item.data) <= MOST for item in found if isinstance(item, Member))
 
 
+@pytest.mark.slow
 @given(data=st.binary(max_size=2000))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_noise_is_no_archive(tmp_path, data):
@@ -671,6 +673,7 @@ def peak_of(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [b"x", b"L", b"K", b"X"])
 def test_a_header_that_claims_gigabytes_is_not_read(tmp_path, kind):
     claim = header(b"long", 10 << 30, kind)
@@ -1037,6 +1040,7 @@ def many_tar(path: Path, count: int) -> None:
         file.write(bytes(1024))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_members(tmp_path):
     many_tar(tmp_path / "a.tar", 100_000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", allowZip64=True) as archive:

@@ -219,6 +219,7 @@ def deep_folder(tmp_path):
     os.chdir(before)
 
 
+@pytest.mark.slow
 def test_folders_may_be_nested_deeper_than_calls_may_be(tmp_path, deep_folder):
     assert found(tmp_path) == [deep_folder]
     assert files.count(tmp_path, recursive=True) == 1

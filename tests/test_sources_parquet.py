@@ -96,6 +96,7 @@ def test_each_row_is_an_image(tmp_path, column):
     assert len(found) == 10
 
 
+@pytest.mark.slow
 @given(start=st.integers(0, 12), most=st.sampled_from([1, 200, MOST]), group=st.integers(1, 12))
 @SLOW
 def test_a_table_is_read_on_from_any_row(tmp_path, start, most, group):
@@ -434,6 +435,7 @@ def test_what_is_no_table_says_so(tmp_path):
         assert f"a footer of {claim:,} bytes" in until(path)[1]
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @SLOW
 def test_damaged_tables_end_in_one_line_or_in_images(tmp_path, data):
@@ -468,6 +470,7 @@ def test_a_damaged_page_breaks_off_after_what_is_whole(tmp_path):
         assert len(found) == 20 and "row 20" in why
 
 
+@pytest.mark.slow
 def test_a_page_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
     path = tmp_path / "a.parquet"
     a_table(path, {"image": [bytes(64 << 20)]}, compression="zstd", use_dictionary=False)
@@ -545,6 +548,7 @@ def test_a_footer_that_takes_much_more_than_its_length_is_not_read(tmp_path, kin
     assert int(taken) < 32 << 10  # KiB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["1.0", "2.6"])
 def test_the_footers_of_large_tables_are_read(tmp_path, version):
     path = tmp_path / "a.parquet"
@@ -639,6 +643,7 @@ def test_row_groups_are_where_pyarrow_finds_them(tmp_path):
             assert chunk.path == column.path_in_schema
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_footer_ends_the_process(tmp_path):
     path = tmp_path / "a.parquet"
     a_table(path, {"image": IMAGES[:2]}, store_schema=False)
@@ -656,6 +661,7 @@ def test_no_byte_of_a_footer_ends_the_process(tmp_path):
     assert images and damaged
 
 
+@pytest.mark.slow
 def test_rows_of_very_different_size_are_read_few_at_a_time(tmp_path):
     path = tmp_path / "a.parquet"
     rows = [b"x"] * 5000 + [RNG.bytes(1 << 20) for _ in range(12)] + [b"x"] * 5000
@@ -666,6 +672,7 @@ def test_rows_of_very_different_size_are_read_few_at_a_time(tmp_path):
     assert len(read(ParquetTable(path), 5000, 1 << 21)) == 5012
 
 
+@pytest.mark.slow
 def test_values_that_many_rows_share_are_read_few_at_a_time(tmp_path):
     path = tmp_path / "a.parquet"
     a_table(path, {"image": [RNG.bytes(1 << 20)] * 500}, row_group_size=500)

@@ -148,6 +148,7 @@ def test_making_an_extent_again_empties_what_a_crash_left(tmp_path: Path) -> Non
 # --- many extents ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_go_on_in_a_new_extent_where_one_is_full(tmp_path: Path, tiny_encoder: Path) -> None:
     limits = Limits(extent_rows=7, extent_bytes=3 * 3766 + 1)
     encoder = str(tiny_encoder)

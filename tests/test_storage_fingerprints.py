@@ -63,6 +63,7 @@ def brute_force(prints: Rows, queries: Rows, most: int) -> dict[tuple[int, int],
     }
 
 
+@pytest.mark.slow
 @given(
     n=st.integers(0, 70),
     rows_an_extent=st.integers(1, 40),

@@ -310,6 +310,7 @@ def test_what_a_writer_does_while_a_reader_opens_changes_nothing(
     assert turns == 6, "each was opened at once"
 
 
+@pytest.mark.slow
 def test_a_state_that_moves_while_it_is_pinned_is_pinned_again(
     writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -727,6 +727,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_is_no_file_is_named_by_every_call(tree: Path, name: str) -> None:

@@ -101,6 +101,7 @@ def test_nt_xent_with_chosen_negatives_is_the_formula(
     assert nt_xent(z1, z2, temperature, how).item() == pytest.approx(slowly, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     m=st.integers(1, 4),

@@ -67,6 +67,7 @@ def test_a_batch_longer_than_the_queue_leaves_its_end() -> None:
     assert sorted(moco.tensors()["queue_images"].tolist()) == sorted([4, 5, 6, *range(7)])
 
 
+@pytest.mark.slow
 def test_the_key_encoder_follows_slowly_and_has_no_gradient() -> None:
     network = build(MOCO).train()
     moco = Momentum(MOCO, network)
@@ -85,6 +86,7 @@ def test_the_key_encoder_follows_slowly_and_has_no_gradient() -> None:
             assert torch.allclose(now, momentum * was + (1 - momentum) * goal, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_queries_have_a_gradient() -> None:
     network = build(MOCO).train()
     moco = Momentum(MOCO, network)
@@ -93,6 +95,7 @@ def test_only_the_queries_have_a_gradient() -> None:
     assert all(not value.requires_grad for value in moco.tensors().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queue", [0, 10])
 def test_what_is_kept_comes_back(queue: int) -> None:
     settings = TrainSettings(method="moco", queue=queue, image_size=32, hidden=32, dim=16)
