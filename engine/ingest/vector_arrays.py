@@ -68,7 +68,9 @@ class VectorArray:
         keys = rejects.names(name)
         stale = (key for key in keys if _OF_ROWS.fullmatch(key[len(name) :]))
         while some := list(islice(stale, self._batch)):
-            rows: list[tuple[str, bytes, bytes | None]] = [rejects.change(key, None) for key in some]
+            rows: list[tuple[str, bytes, bytes | None]] = [
+                rejects.change(key, None) for key in some
+            ]
             self._store.writer.commit(Chunk(removal=Removal(rows=rows)))
 
     def take(self, block: CheckedBlock) -> tuple[Chunk, int]:

@@ -49,7 +49,7 @@ class OpenFiles:
         return self._tables
 
     def image_columns(self, wanted: list[bytes]) -> ImageRows:
-        """``Images.columns`` by many threads, where one would wait for each read from disk."""
+        """``ImagesTable.columns`` by many threads, where one would wait for each read from disk."""
         if self._readers is None:
             self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="engine-read")
         step = -(-len(wanted) // _READERS)

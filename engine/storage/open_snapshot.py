@@ -16,7 +16,7 @@ from engine.storage.rocks.database import Keys
 from engine.storage.rocks.pin import TRIES
 from engine.storage.snapshot import Snapshot
 from engine.storage.state import State, settings_in
-from engine.storage.tables import Meta
+from engine.storage.tables import MetaTable
 
 
 def open_reader(
@@ -60,7 +60,7 @@ def open_snapshot(
 
 
 def _read_state(path: Path, found: Manifest, keys: Keys, told: int) -> State:
-    meta = Meta(keys)
+    meta = MetaTable(keys)
     value, settings = meta.state(), meta.settings()
     if value is None or settings is None:
         raise StoreDamagedError(f"{path}: its keys have no state; run 'engine check'")

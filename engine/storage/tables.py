@@ -36,7 +36,7 @@ _KEY = hashing.KEY_BYTES
 _MAX_ID = 1 << 63
 
 
-class Images(Table):
+class ImagesTable(Table):
     """Key of an image → id, proof and place of its kept pixels."""
 
     name = "images"
@@ -88,7 +88,7 @@ class Images(Table):
         return rows
 
 
-class Records(Table):
+class RecordsTable(Table):
     """Id → what is known of the image; rows of an array share one for up to 128 ids."""
 
     name = "records"
@@ -136,7 +136,7 @@ class Records(Table):
         return self.change(u64(id_), record.pack())
 
 
-class Sources(Table):
+class SourcesTable(Table):
     """(Id, name of a file) → SHA-256 of the file."""
 
     name = "sources"
@@ -173,7 +173,7 @@ class Sources(Table):
         return len(key) > 8
 
 
-class Names(Table):
+class NamesTable(Table):
     """Name of a file → the image it was when it was last read, and its stamp then."""
 
     name = "names"
@@ -192,7 +192,7 @@ class Names(Table):
         return [NameRow.unpack(value) if value is not None else None for value in values]
 
 
-class Files(Table):
+class FilesTable(Table):
     """SHA-256 of a file → id."""
 
     name = "files"
@@ -215,7 +215,7 @@ class Files(Table):
         return [file_id(value) if value is not None else None for value in self.get_many(hashes)]
 
 
-class Arrays(Table):
+class ArraysTable(Table):
     """Name of an array, an archive or a table → how far it is committed; number of an array → name."""
 
     name = "arrays"
@@ -286,7 +286,7 @@ class Arrays(Table):
         return self.change(self.ARCHIVE + name, row.pack())
 
 
-class Runs(Table):
+class RunsTable(Table):
     """Which rows of arrays are which images: by array and row, and by id."""
 
     name = "runs"
@@ -364,7 +364,7 @@ class Runs(Table):
         return [self.change(run.by_row[0], None), self.change(run.by_id[0], None)]
 
 
-class Rejects(Table):
+class RejectsTable(Table):
     """Name of a source → why it could not be read, with its stamp and the decoder that was asked."""
 
     name = "rejects"
@@ -392,13 +392,13 @@ class Rejects(Table):
         return self.change(name, json.dumps(row).encode())
 
 
-class Removed(Table):
+class RemovedTable(Table):
     """Id >> 15 → which of these 32,768 ids are of removed images (``engine.storage.tombstones``)."""
 
     name = "removed"
 
 
-class Commits(Table):
+class CommitsTable(Table):
     """Commit → every append of the chunk with its checksum."""
 
     name = "commits"
@@ -417,7 +417,7 @@ class Commits(Table):
         return self.change(row.key, row.pack() if row.appends else None)
 
 
-class Meta(Table):
+class MetaTable(Table):
     """Single values: state, settings, a copy of the manifest, roots, the mark of a repair."""
 
     name = "meta"
@@ -444,17 +444,17 @@ class Tables:
     """All tables of one open database."""
 
     def __init__(self, keys: Keys) -> None:
-        self.images = Images(keys)
-        self.records = Records(keys)
-        self.sources = Sources(keys)
-        self.names = Names(keys)
-        self.files = Files(keys)
-        self.arrays = Arrays(keys)
-        self.runs = Runs(keys)
-        self.rejects = Rejects(keys)
-        self.removed = Removed(keys)
-        self.commits = Commits(keys)
-        self.meta = Meta(keys)
+        self.images = ImagesTable(keys)
+        self.records = RecordsTable(keys)
+        self.sources = SourcesTable(keys)
+        self.names = NamesTable(keys)
+        self.files = FilesTable(keys)
+        self.arrays = ArraysTable(keys)
+        self.runs = RunsTable(keys)
+        self.rejects = RejectsTable(keys)
+        self.removed = RemovedTable(keys)
+        self.commits = CommitsTable(keys)
+        self.meta = MetaTable(keys)
 
     def all(self) -> Sequence[Table]:
         """Every table."""
