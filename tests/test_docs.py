@@ -47,6 +47,11 @@ def engine(line: str | list[str], cwd: Path) -> subprocess.CompletedProcess[str]
     )
 
 
+def modules_in(*folders: str) -> list[Path]:
+    """The modules in these folders of the repository."""
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
 @pytest.fixture
 def workshop(tmp_path: Path) -> Path:
     """A folder with everything that the examples name."""
@@ -116,7 +121,7 @@ def test_every_help_has_an_example_that_runs(command: str, workshop: Path) -> No
 
 
 def test_documents_name_files_that_are_there() -> None:
-    for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md"):
+    for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (ROOT / target).exists(), f"{name} names {target}"
@@ -128,3 +133,37 @@ def test_architecture_lists_every_room() -> None:
         if path.name.startswith(("_", "py.typed")):
             continue
         assert f"`{path.name}" in text, path.name
+
+
+def test_the_file_map_of_the_architecture_names_every_module_once_with_its_job() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    mapped = re.findall(r"^- `([\w/]+\.py)`: \S", text, re.MULTILINE)
+    found = {path.relative_to(ROOT / "engine").as_posix() for path in modules_in("engine")}
+    # A room's own __init__.py says what the heading of the room says.
+    rooms = {name for name in found if name.endswith("/__init__.py")}
+    assert sorted(mapped) == sorted(found - rooms)
+
+
+def test_documents_name_modules_that_are_there() -> None:
+    folders = [ROOT, ROOT / "engine", *(path.parent for path in modules_in("engine", "tests"))]
+    for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "bench/README.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for module in re.findall(r"`([\w./]+\.py)`", text):
+            named = any((folder / module).exists() for folder in folders)
+            assert named or module.endswith("NAME.py"), (name, module)
+        for module in re.findall(r"python -m (bench[\w.]*\w)", text):
+            path = ROOT / module.replace(".", "/")
+            assert path.with_suffix(".py").exists(), (name, module)
+
+
+def test_architecture_names_every_room_of_the_benchmarks() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for path in modules_in("bench"):
+        if path.name == "__init__.py" and path.parent.name != "bench":
+            assert f"| `bench/{path.parent.name}/` |" in text, path
+
+
+def test_the_pages_have_lines_that_a_terminal_shows() -> None:
+    for name in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        assert [line for line in lines if len(line) > 120] == [], name

@@ -18,7 +18,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     # SimCLR as the defaults have it.
     "report": {},
     # A few hundred images: small pictures leave time for many epochs. Each of these found more copies
-    # than the epochs alone, and all of them more than each; a queue found fewer (bench.train_recipes).
+    # than the epochs alone, and all of them more than each; a queue found fewer
+    # (bench.questions.train_recipes).
     "small": {
         "image_size": 128,
         "epochs": 200,
