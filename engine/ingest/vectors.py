@@ -88,9 +88,8 @@ class VectorIngest:
         self, array: VectorItem, start: int, pool: ThreadPoolExecutor
     ) -> Iterator[CheckedBlock]:
         """Each block, checked. While one is committed the next is read and checked."""
-        entry, limits = self._store.snapshot.manifest.encoder, self._store.limits
-        kept = entry is not None and self._store.snapshot.vector_rows > 0
-        normalize = entry.normalized if entry is not None and kept else self._normalize
+        snapshot, limits = self._store.snapshot, self._store.limits
+        normalize = snapshot.space.normalized if snapshot.vector_rows else self._normalize
         most = min(self._store.memory.block, limits.chunk_vector_bytes)
         blocks = array.vectors(start, limits.chunk_vectors, most)
 

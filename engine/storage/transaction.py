@@ -32,7 +32,7 @@ from engine.storage.changeset import (
 from engine.storage.commit_row import CommitRow
 from engine.storage.extents import Append
 from engine.storage.live_ids import sources_in
-from engine.storage.manifest import EncoderEntry, Manifest
+from engine.storage.manifest import Manifest
 from engine.storage.rows import (
     ARRAY,
     ArchiveRow,
@@ -47,6 +47,7 @@ from engine.storage.rows import (
 )
 from engine.storage.snapshot import Snapshot
 from engine.storage.state import State
+from engine.storage.vector_space import VectorSpace
 
 _MAX_ROOTS_BYTES = 256 << 10
 
@@ -133,26 +134,24 @@ class Transaction:
             length = len(given) * extents.FINGERPRINTS.row_bytes
             self._appender.put_zeros(extents.FINGERPRINTS, length)
         vectors = given if given is not None else changes.vectors
-        encoder = self.snapshot.manifest.encoder
-        if vectors is not None and encoder is not None and len(vectors):
-            self._append_vectors(encoder, vectors, first_id, given=given is not None)
+        space = self.snapshot.space
+        if vectors is not None and space.exists and len(vectors):
+            self._append_vectors(space, vectors, first_id)
         return _Placed(iter(places), first_row, rekept)
 
     def _append_vectors(
-        self, encoder: EncoderEntry, vectors: npt.NDArray[np.float32], first_id: int, *, given: bool
+        self, space: VectorSpace, vectors: npt.NDArray[np.float32], first_id: int
     ) -> None:
         """Append (n, dim) vectors with the ids of their images."""
         block = np.ascontiguousarray(vectors, np.float32)
         ids = np.arange(first_id, first_id + len(block), dtype=np.int64)
-        generation = str(encoder.generation)
-        if not given and not (real := block.any(axis=1)).all():
+        if not space.is_imported and not (real := block.any(axis=1)).all():
             ids[~real] = 0  # the encoder gave none: similar to nothing
-            gone = self.state.removed_vectors.get(generation, 0)
-            self.state.removed_vectors[generation] = gone + int((~real).sum())
-        family = extents.vectors(encoder.generation, encoder.dim)
-        self._appender.put_rows(family, block.reshape(-1).data)
-        self._appender.put_rows(extents.vector_ids(encoder.generation), ids.tobytes())
-        self.state.vectors[generation] = self.state.vectors.get(generation, 0) + len(block)
+            gone = self.state.removed_vectors.get(space.key, 0)
+            self.state.removed_vectors[space.key] = gone + int((~real).sum())
+        self._appender.put_rows(space.vector_family, block.reshape(-1).data)
+        self._appender.put_rows(space.id_family, ids.tobytes())
+        self.state.vectors[space.key] = self.state.vectors.get(space.key, 0) + len(block)
 
     def _put_chunk(self, changes: Chunk, first_id: int, placed: _Placed) -> None:
         """Put the rows of a changeset; their order is the one in which they count."""
@@ -236,11 +235,10 @@ class Transaction:
         self.state.images -= len(removal.images)
         self.state.removed += len(removal.images)
         self.state.sources -= removal.sources
-        encoder = self.snapshot.manifest.encoder
-        if removal.vectors and encoder:
-            of = str(encoder.generation)
-            gone = self.state.removed_vectors.get(of, 0)
-            self.state.removed_vectors[of] = gone + removal.vectors
+        space = self.snapshot.space
+        if removal.vectors and space.exists:
+            gone = self.state.removed_vectors.get(space.key, 0)
+            self.state.removed_vectors[space.key] = gone + removal.vectors
 
     def _describe(self, described: Sequence[tuple[int, dict[str, Any]]]) -> None:
         """Put what is said of images that nothing was said of; rows of arrays share their records."""
