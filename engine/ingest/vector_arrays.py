@@ -84,7 +84,7 @@ class VectorArray:
         new = good & ~same
         chunk = Chunk()
         if new.any():
-            chunk.given = block.rows if new.all() else block.rows[new]
+            chunk.imported = block.rows if new.all() else block.rows[new]
             id_ = self._store.snapshot.state.next_id
             for at, end in stretches(new):
                 if new[at]:

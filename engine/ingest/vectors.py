@@ -136,10 +136,10 @@ class VectorIngest:
         problems: Sequence[Reject],
     ) -> None:
         chunk, unchanged = committed.take(block)
-        if chunk.given is not None and not self._store.snapshot.vector_rows:
+        if chunk.imported is not None and not self._store.snapshot.vector_rows:
             swaps.adopt_vectors(self._store.writer, block.rows.shape[1], normalized=self._normalize)
             self._encoding.disable()
-        added = len(chunk.given) if chunk.given is not None else 0
+        added = len(chunk.imported) if chunk.imported is not None else 0
         _log.debug("a block: %d vectors, %d of them new", len(block.rows), added)
         chunk.arrays = [(name, array)]
         self._commits.rejects.put(chunk, problems)

@@ -105,8 +105,8 @@ class Transaction:
         finally:
             flushed.result()
         rows = len(changes.rows) if changes.rows else 0
-        given = len(changes.given) if changes.given is not None else 0
-        count = len(changes.images) + rows + given
+        imported = len(changes.imported) if changes.imported is not None else 0
+        count = len(changes.images) + rows + imported
         self.state.next_id += count
         self.state.images += count
         numbers = (row.number + 1 for _, row in changes.arrays)
@@ -114,8 +114,8 @@ class Transaction:
 
     def _append(self, changes: Chunk, first_id: int) -> _Placed:
         """Append what is kept, fingerprints and vectors; returns where the kept bytes will lie."""
-        images, rows, given = changes.images, changes.rows, changes.given
-        assert given is None or not (images or rows)
+        images, rows, imported = changes.images, changes.rows, changes.imported
+        assert imported is None or not (images or rows)
         put = self._appender.put
         kept = [image.keep for image in images if image.keep is not None]
         places = [put(extents.PIXELS, blob) for blob in kept]
@@ -130,10 +130,10 @@ class Transaction:
         self._appender.put_rows(extents.FINGERPRINTS, prints)
         if rows:
             self._appender.put_rows(extents.FINGERPRINTS, rows.fingerprints.tobytes())
-        if given is not None:
-            length = len(given) * extents.FINGERPRINTS.row_bytes
+        if imported is not None:
+            length = len(imported) * extents.FINGERPRINTS.row_bytes
             self._appender.put_zeros(extents.FINGERPRINTS, length)
-        vectors = given if given is not None else changes.vectors
+        vectors = imported if imported is not None else changes.vectors
         space = self.snapshot.space
         if vectors is not None and space.exists and len(vectors):
             self._append_vectors(space, vectors, first_id)
@@ -161,8 +161,8 @@ class Transaction:
         self._put_images(changes.images, first_id, placed.images)
         if changes.rows:
             self._put_rows(changes.rows, first_id + len(changes.images), placed.first_row)
-        if changes.given is not None:
-            count, dim = changes.given.shape
+        if changes.imported is not None:
+            count, dim = changes.imported.shape
             shape = Pixels(Kind.VECTOR, 1, dim, 1, 1, b"")
             for key, value in pack_records(first_id, shape, [], np.zeros(count, np.uint8)):
                 self._batch.put("records", key, value)
