@@ -86,10 +86,8 @@ def leftovers(store: Path) -> list[str]:
 
     named = manifest.load(store)
     live = named.index_files(store)
-    if named.encoder is not None:
-        generation, dim = named.encoder.generation, named.encoder.dim
-        for family in (extents.vectors(generation, dim), extents.vector_ids(generation)):
-            live |= {family.path(store, n) for n in named.extents.get(family.name, [])}
+    for family in named.space.families:
+        live |= {family.path(store, n) for n in named.extents.get(family.name, [])}
     there = {p for top in ("index", "vectors") for p in (store / top).rglob("*") if p.is_file()}
     return sorted(
         str(p.relative_to(store))

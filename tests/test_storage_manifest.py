@@ -12,13 +12,13 @@ from engine import Store, StoreError, StoreFormatError, StoreNotFoundError
 from engine.config import FORMAT_VERSION, StructuralSettings
 from engine.storage import manifest
 from engine.storage.manifest import (
-    EncoderEntry,
     Manifest,
     Measured,
     OperatingPoint,
     QuantizerEntry,
     SegmentEntry,
 )
+from engine.storage.vector_space import EncoderEntry
 
 FULL = Manifest(
     uuid="00112233445566778899aabbccddeeff",
@@ -49,10 +49,10 @@ def edit(store: Path, **values: Any) -> None:
 
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
-    given = EncoderEntry("vectors", 2, 7, "", "", normalized=True)
-    assert given.given
-    assert not FULL.encoder.given
-    for written in (FULL, Manifest(FULL.uuid, FULL.settings), replace(FULL, encoder=given)):
+    imported = EncoderEntry("vectors", 2, 7, "", "", normalized=True)
+    assert imported.is_imported
+    assert not FULL.encoder.is_imported
+    for written in (FULL, Manifest(FULL.uuid, FULL.settings), replace(FULL, encoder=imported)):
         written.save(tmp_path)
         assert manifest.load(tmp_path) == written
     assert [path.name for path in tmp_path.iterdir()] == [manifest.NAME]

@@ -11,7 +11,7 @@ from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError, StoreError
 from engine.storage import file_names, nofollow
 from engine.storage.durable import fsync_dir, replace_file
-from engine.storage.manifest import EncoderEntry
+from engine.storage.vector_space import EncoderEntry
 
 
 def installed_bytes(chosen: EncoderFiles) -> int:

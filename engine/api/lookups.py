@@ -74,7 +74,7 @@ class Lookups(OpenStore):
         ``tiers``: of "identical", "near" and "similar", by default all the store has. ``k`` bounds
         the similar images, of which ``recall`` are to be found (see ``search_vectors``); near are all
         within ``max_distance``, of 256. A row of vectors is searched for in "similar" alone, where
-        images have nothing to compare if the vectors were given.
+        images have nothing to compare if the vectors were imported.
 
         ``ids`` and ``source`` restrict it to these images: those with one of ``ids`` (any integers; what
         is not in the store is ignored), and those seen in ``source``, a path or several, as ``remove``
@@ -171,7 +171,7 @@ class Lookups(OpenStore):
         """The k vectors closest to each query: scores (nq, k) float32 and image ids (nq, k) int64.
 
         ``queries`` is (nq, dim), finite; the score is the inner product, best first, and the cosine
-        where the vectors have length 1: those of encoders, and given ones that were normalized, as
+        where the vectors have length 1: those of encoders, and imported ones that were normalized, as
         the queries are then. Where there are fewer than k vectors, scores are -inf and ids -1.
         ``recall`` is the share of the k closest that is to be found, by default the store's own (see
         ``optimize``): how far to look was measured on the store's own vectors. With 1 all are compared.
@@ -199,7 +199,7 @@ class Lookups(OpenStore):
         with ExitStack() as stack:
             with self._looking:
                 self._session.follow()
-                if self._session.snapshot.manifest.encoder is None:
+                if not self._session.snapshot.space.exists:
                     raise UsageError(
                         f'{self.path} has no vectors: it was filled with encoder="none"'
                     )
@@ -229,8 +229,7 @@ class Lookups(OpenStore):
             raise UsageError(f"queries of shape {block.shape}: {one} is needed")
         if not np.isfinite(block).all():
             raise UsageError("queries hold values that are NaN, infinite or too large for float32")
-        entry = self._session.snapshot.manifest.encoder
-        if entry is not None and entry.normalized:
+        if self._session.snapshot.space.normalized:
             block, lengths = normalized(block)
             if (lengths == 0).any():
                 at = int(np.argmin(lengths))
@@ -248,10 +247,7 @@ class Lookups(OpenStore):
         tiers = tier_names(tiers)
         asked = (k, tiers, min_score, max_distance, recall)
         # Kept for the next query, which nearly always asks the same; an encoder may have been adopted.
-        if (
-            self._finder_of != (asked, self._session.snapshot.manifest.encoder)
-            or self._found is None
-        ):
+        if self._finder_of != (asked, self._session.snapshot.space) or self._found is None:
             self._found = Lookup(
                 self._session,
                 self._index,
@@ -262,7 +258,7 @@ class Lookups(OpenStore):
                 max_distance=max_distance,
                 recall=recall,
             )
-            self._finder_of = (asked, self._session.snapshot.manifest.encoder)
+            self._finder_of = (asked, self._session.snapshot.space)
         return self._found
 
     def _within(self, ids: Ids | None, source: Names | None) -> Within | None:

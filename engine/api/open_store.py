@@ -121,14 +121,12 @@ class OpenStore:
     @property
     def has_encoder(self) -> bool:
         """Whether images that are added get vectors, unless ``encoder="none"`` is said."""
-        entry = self._session.snapshot.manifest.encoder
-        return entry is not None and not entry.given
+        return self._session.snapshot.space.has_encoder
 
     @property
     def has_given_vectors(self) -> bool:
-        """Whether the vectors were brought, and not made of images."""
-        entry = self._session.snapshot.manifest.encoder
-        return entry is not None and entry.given
+        """Whether the vectors were imported, and not made of images."""
+        return self._session.snapshot.space.is_imported
 
     def __len__(self) -> int:
         """The number of images."""
@@ -157,8 +155,8 @@ class OpenStore:
         return ask()
 
     def _own_encoder(self) -> OnnxEncoder:
-        entry = self._session.snapshot.manifest.encoder
-        if entry is None or entry.given:
+        entry = self._session.snapshot.space.encoder
+        if entry is None:
             raise UsageError(f"{self.path} has no encoder")
         if self._encoder is None:
             folder = (self.path / entry.file).parent
@@ -170,25 +168,24 @@ class OpenStore:
 
     def _encoder_for(self, wanted: str | None) -> OnnxEncoder | None:
         """The encoder of an ingest: the store's own, if ``wanted`` is no other one."""
-        entry = self._session.snapshot.manifest.encoder
+        space = self._session.snapshot.space
         if wanted == NO_ENCODER or (wanted is None and not self.has_encoder):
             return None
         if wanted is not None:
-            if entry is not None and entry.given:
+            if space.is_imported:
                 raise UsageError(
                     f"{self.path} holds vectors that were given, with which those of {wanted} cannot "
                     f"be compared: leave encoder= out, or make another store"
                 )
             chosen = registry.find(wanted)
-            if entry is None:
+            if not space.exists:
                 swaps.adopt_encoder(
                     self._session.become_writer(), lambda folder: install(folder, chosen)
                 )
-                entry = self._session.snapshot.manifest.encoder
-            if entry is None or chosen.sha256 != entry.fingerprint:
-                name = entry.name if entry else NO_ENCODER
+                space = self._session.snapshot.space
+            if chosen.sha256 != space.fingerprint:
                 raise UsageError(
-                    f"{self.path} was made with the encoder {name}, and {wanted} is another one: "
+                    f"{self.path} was made with the encoder {space.name}, and {wanted} is another one: "
                     f"leave encoder= out, or make another store"
                 )
         return self._own_encoder()

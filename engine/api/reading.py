@@ -75,7 +75,7 @@ class Reading(OpenStore):
         """Counts, bytes by part, encoder and segments."""
         files = self._session
         files.follow()
-        entry = files.snapshot.manifest.encoder
+        space = files.snapshot.space
         return StoreInfo(
             path=str(self.path),
             uuid=files.snapshot.manifest.uuid,
@@ -87,13 +87,13 @@ class Reading(OpenStore):
             rejects=files.snapshot.tables.rejects.count(),
             bytes={part: tree_bytes(self.path / part) for part in (*_PARTS, REJECTS, ballast.NAME)},
             encoder=None
-            if entry is None
+            if not space.exists
             else {
-                "name": entry.name,
-                "dim": entry.dim,
-                "generation": entry.generation,
-                "fingerprint": entry.fingerprint,
-                "normalized": entry.normalized or not entry.given,
+                "name": space.name,
+                "dim": space.dim,
+                "generation": space.generation,
+                "fingerprint": space.fingerprint,
+                "normalized": space.is_cosine,
             },
             segments=[
                 {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}

@@ -52,6 +52,7 @@ from engine.sources.items import Item
 from engine.sources.metadata import checked_metadata
 from engine.sources.source_stream import Sources
 from engine.storage.session import Session
+from engine.storage.vector_space import NO_VECTORS
 
 Stream = Iterable[tuple[str, OneImage] | tuple[str, OneImage, dict[str, Any] | None]]
 
@@ -215,9 +216,9 @@ class Writing(OpenStore):
         store = cls.open(folder, read_only=True) if (folder / "MANIFEST.json").exists() else None
         try:
             files = store._session if store is not None else None
-            entry = files.snapshot.manifest.encoder if files is not None else None
-            dim, new = entry.dim if entry is not None and not entry.given else 0, 0
-            if entry is None and (encoder or files is None) and encoder != NO_ENCODER:
+            space = files.snapshot.space if files is not None else NO_VECTORS
+            dim, new = space.dim if space.has_encoder else 0, 0
+            if not space.exists and (encoder or files is None) and encoder != NO_ENCODER:
                 found = registry.find(encoder or DEFAULT_ENCODER)
                 dim, new = found.dim, installed_bytes(found)
             dim = dim if encoder != NO_ENCODER else 0

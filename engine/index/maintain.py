@@ -82,12 +82,11 @@ class IndexUpdater:
     def _build(self, index: VectorIndex) -> None:
         """Train, and code all vectors."""
         store, vectors = self._store, index.vectors
-        encoder = store.snapshot.manifest.encoder
-        assert encoder is not None
+        space = store.snapshot.space
         number = store.writer.next_index_number()
         rows = vectors.rows
         entry, quantizer = train_quantizer(
-            store.path, number, encoder.generation, vectors, rows, self._work
+            store.path, number, space.generation, vectors, rows, self._work
         )
         try:
             made, _ = build.build_segment(
@@ -176,15 +175,12 @@ class IndexUpdater:
 
 def _has_room(store: Session) -> bool:
     """Whether the whole index, built again, leaves enough of the disk for a removal."""
-    free, encoder, rows = (
-        ballast.free(store.path),
-        store.snapshot.manifest.encoder,
-        store.snapshot.vector_rows,
-    )
-    if free >= ballast.LOW or encoder is None:
+    free, space = ballast.free(store.path), store.snapshot.space
+    rows = store.snapshot.vector_rows
+    if free >= ballast.LOW or not space.exists:
         return True
-    codes = rows * (encoder.dim // 4 + 24)  # and a label each
-    centroids = 4 * encoder.dim * (int(3 * (2 * rows) ** 0.5) + 64)
+    codes = rows * (space.dim // 4 + 24)  # and a label each
+    centroids = 4 * space.dim * (int(3 * (2 * rows) ** 0.5) + 64)
     return free >= codes + centroids + ballast.LEFT
 
 

@@ -92,12 +92,12 @@ class OpenIndex:
 
     @property
     def current(self) -> VectorIndex | None:
-        """The vectors with their segments; None for a store without an encoder.
+        """The vectors with their segments; None for a store without vectors.
 
         ``StoreError`` if the store is closed.
         """
         snapshot = self._store.snapshot
-        if snapshot.manifest.encoder is None:
+        if not snapshot.manifest.space.exists:
             self.close()
             return None
         if self._index is not None and snapshot is self._snapshot:
@@ -185,10 +185,10 @@ class OpenIndex:
 def _key(snapshot: IndexedSnapshot) -> tuple[object, ...]:
     """What an index is opened from: it is another one once this is."""
     named = snapshot.manifest
-    parts = snapshot.state.vector_parts(named.encoder)
+    parts = snapshot.state.vector_parts(named.space)
     return (
         snapshot.files,
-        named.encoder,
+        named.space,
         tuple(map(tuple, parts)),
         named.segments,
         named.quantizers,

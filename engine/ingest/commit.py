@@ -130,6 +130,6 @@ def broken(item: ArchiveItem | ArrayItem | VectorItem, error: SourceError | Imag
 
 def _rows(chunk: Chunk) -> int:
     """Images and vectors that a chunk adds, names and runs that it gives to what is there."""
-    given = len(chunk.given) if chunk.given is not None else 0
+    imported = len(chunk.imported) if chunk.imported is not None else 0
     rows = len(chunk.rows) if chunk.rows is not None else 0
-    return given + rows + len(chunk.images) + len(chunk.names) + len(chunk.rejects)
+    return imported + rows + len(chunk.images) + len(chunk.names) + len(chunk.rejects)

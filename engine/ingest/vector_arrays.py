@@ -29,21 +29,21 @@ Mask = npt.NDArray[np.bool_]
 
 
 def check_admission(store: Snapshot, dim: int, *, normalize: bool) -> None:
-    """``UsageError`` if the store does not take given vectors of ``dim`` numbers."""
-    entry = store.manifest.encoder
-    if entry is None or not store.vector_rows:
+    """``UsageError`` if the store does not take imported vectors of ``dim`` numbers."""
+    space = store.space
+    if not store.vector_rows:
         return
-    if not entry.given:
+    if space.has_encoder:
         raise UsageError(
-            f"{store.path} holds vectors of the encoder {entry.name}, with which others cannot be "
+            f"{store.path} holds vectors of the encoder {space.name}, with which others cannot be "
             f"compared: make another store for vectors of your own"
         )
-    if entry.dim != dim:
+    if space.dim != dim:
         raise UsageError(
-            f"vectors of {dim} dimensions do not go with those of {entry.dim} dimensions that "
+            f"vectors of {dim} dimensions do not go with those of {space.dim} dimensions that "
             f"{store.path} holds: make another store for them"
         )
-    if normalize and not entry.normalized:
+    if normalize and not space.normalized:
         raise UsageError(
             f"{store.path} holds vectors that were not normalized: leave normalize=True out, or make "
             f"another store"
@@ -87,7 +87,7 @@ class VectorArray:
         new = good & ~same
         chunk = Chunk()
         if new.any():
-            chunk.given = block.rows if new.all() else block.rows[new]
+            chunk.imported = block.rows if new.all() else block.rows[new]
             id_ = self._store.snapshot.state.next_id
             for at, end in stretches(new):
                 if new[at]:
@@ -109,13 +109,13 @@ class VectorArray:
 
     def _same(self, block: CheckedBlock, runs: Sequence[tuple[Run, Run]]) -> Mask:
         """Which rows of a block are the vectors that they were."""
-        store, entry = self._store, self._store.snapshot.manifest.encoder
+        store, space = self._store, self._store.snapshot.space
         ids = np.zeros(len(block.rows), np.int64)
         for _, part in runs:
             at = part.row - block.first
             ids[at : at + part.count] = np.arange(part.id, part.id + part.count)
         same = np.zeros(len(ids), np.bool_)
-        if entry is None or not entry.given or entry.dim != block.rows.shape[1]:
+        if not space.is_imported or space.dim != block.rows.shape[1]:
             return same
         vectors = store.snapshot.open_vectors()
         try:
@@ -123,7 +123,7 @@ class VectorArray:
             # A row of the array that is new has no id yet, and damaged vectors may be nobody's.
             rows[(ids == 0) | store.snapshot.removed_ids().has(ids)] = -1
             known = np.flatnonzero(rows >= 0)
-            step = max(1, checked_vectors.AT_ONCE // entry.dim)
+            step = max(1, checked_vectors.AT_ONCE // space.dim)
             for at in range(0, len(known), step):
                 some = known[at : at + step]
                 same[some] = (vectors.gather(rows[some]) == block.rows[some]).all(axis=1)

@@ -88,9 +88,8 @@ class VectorIngest:
         self, array: VectorItem, start: int, pool: ThreadPoolExecutor
     ) -> Iterator[CheckedBlock]:
         """Each block, checked. While one is committed the next is read and checked."""
-        entry, limits = self._store.snapshot.manifest.encoder, self._store.limits
-        kept = entry is not None and self._store.snapshot.vector_rows > 0
-        normalize = entry.normalized if entry is not None and kept else self._normalize
+        snapshot, limits = self._store.snapshot, self._store.limits
+        normalize = snapshot.space.normalized if snapshot.vector_rows else self._normalize
         most = min(self._store.memory.block, limits.chunk_vector_bytes)
         blocks = array.vectors(start, limits.chunk_vectors, most)
 
@@ -137,10 +136,10 @@ class VectorIngest:
         problems: Sequence[Reject],
     ) -> None:
         chunk, unchanged = committed.take(block)
-        if chunk.given is not None and not self._store.snapshot.vector_rows:
+        if chunk.imported is not None and not self._store.snapshot.vector_rows:
             swaps.adopt_vectors(self._store.writer, block.rows.shape[1], normalized=self._normalize)
             self._encoding.disable()
-        added = len(chunk.given) if chunk.given is not None else 0
+        added = len(chunk.imported) if chunk.imported is not None else 0
         _log.debug("a block: %d vectors, %d of them new", len(block.rows), added)
         chunk.arrays = [(name, array)]
         self._commits.rejects.put(chunk, problems)

@@ -4,7 +4,7 @@
                       file_hash, fingerprint, quality, source_count, metadata; one row an image
     sources.csv       id, source, source_hex; one row a place where an image was seen, rows of
                       arrays each by itself, in groups of 4,096 ids
-    vectors.npy       float32 (n, dim), unit vectors of the live encoder; given ones as they were
+    vectors.npy       float32 (n, dim), unit vectors of the live encoder; imported ones as they were
     vector_ids.npy    int64 (n,), the image of each
 
 or the first two as Parquet with the same columns. Of a vector without pixels, what is of pixels is
@@ -173,8 +173,8 @@ class Export:
     # --- vectors ----------------------------------------------------------------------------------
 
     def _write_vectors(self, made: Path) -> None:
-        entry = self._store.snapshot.manifest.encoder
-        if entry is None:
+        space = self._store.snapshot.space
+        if not space.exists:
             return
         vectors = self._store.snapshot.open_vectors()
         try:
@@ -191,7 +191,7 @@ class Export:
                     self._vector_rows += int(there.sum())
                     at += len(block)
                     vectors.let_go()
-                _put_header(rows, np.float32, (self._vector_rows, entry.dim))
+                _put_header(rows, np.float32, (self._vector_rows, space.dim))
                 _put_header(ids, np.int64, (self._vector_rows,))
         finally:
             vectors.close()

@@ -28,7 +28,7 @@ from engine.index.search import VectorIndex
 from engine.index.segment_layout import LABEL_BYTES
 from engine.index.train import sample_of, train_quantizer
 from engine.records import Place
-from engine.storage import extents, nofollow, staging, swaps
+from engine.storage import nofollow, staging, swaps
 from engine.storage.bitmap import IdSet
 from engine.storage.extent_reader import ExtentReader
 from engine.storage.index_files import ReorderedExtent, quantizer_path
@@ -89,14 +89,10 @@ class Reorder:
 
         ``known``: the rows of extents that need not be looked at, from their first on.
         """
-        store, encoder = self._store, self._store.snapshot.manifest.encoder
-        assert encoder is not None
-        families = (
-            extents.vectors(encoder.generation, encoder.dim),
-            extents.vector_ids(encoder.generation),
-        )
+        store = self._store
         readers = {
-            family.name: ExtentReader(store.path, family, store.is_behind) for family in families
+            family.name: ExtentReader(store.path, family, store.is_behind)
+            for family in store.snapshot.space.families
         }
         try:
             for row in store.snapshot.tables.commits.rows():
@@ -148,8 +144,7 @@ class Reorder:
         self, made: Path, index: VectorIndex, train: bool
     ) -> tuple[QuantizerEntry | None, ReorderedExtent]:
         store, work, vectors = self._store, self._work, index.vectors
-        encoder = store.snapshot.manifest.encoder
-        assert encoder is not None
+        space = store.snapshot.space
         number = store.writer.next_index_number() + _APART
         entry, quantizer = index.quantizer_entry, index.quantizer
         # Old extents go: a row that a damaged segment does not name would be lost with them.
@@ -165,9 +160,7 @@ class Reorder:
                 spans += index.spans_in(segment.entry)
         if train:
             rows = self._live(index)
-            entry, quantizer = train_quantizer(
-                made, number, encoder.generation, vectors, rows, work
-            )
+            entry, quantizer = train_quantizer(made, number, space.generation, vectors, rows, work)
             spans, held = [(0, vectors.rows)], []
         pieces: list[Piece] = []
         if entry is not None and quantizer is not None:
@@ -179,10 +172,7 @@ class Reorder:
                     folder, number + 1, entry, quantizer, vectors, spans, work
                 )
                 pieces.append((build.open_segment(folder, coded, quantizer), index.rows_in(coded)))
-        families = (
-            extents.vectors(encoder.generation, encoder.dim),
-            extents.vector_ids(encoder.generation),
-        )
+        families = space.vector_family, space.id_family
         gone = store.snapshot.dead_ids() if store.snapshot.state.dead_vectors else IdSet.none(0)
         uuid = bytes.fromhex(store.snapshot.manifest.uuid)
         laying = ReorderedWriter(made, vectors, pieces, gone, families, uuid, work)
@@ -206,7 +196,7 @@ class Reorder:
         self, made: Path, index: VectorIndex, quantizer: QuantizerEntry | None, new: ReorderedExtent
     ) -> ReorderResult:
         store = self._store
-        there = dict(store.snapshot.state.vector_parts(store.snapshot.manifest.encoder))
+        there = dict(store.snapshot.state.vector_parts(store.snapshot.space))
         numbers = {one.number for one in store.snapshot.manifest.segments}
         clash = new.segment is not None and new.segment.number in numbers
         same = all(there.get(number, 0) >= rows for number, rows in index.vectors.parts)

@@ -61,10 +61,9 @@ class Lookup:
     ) -> None:
         """``tiers``: which to search, by default all that the store has."""
         k = check_k(k)
-        entry = store.snapshot.manifest.encoder
-        self._given = entry is not None and entry.given
-        # Of vectors that have length 1 the inner product is the cosine.
-        self._cosine = entry is None or not entry.given or entry.normalized
+        space = store.snapshot.space
+        self._is_imported = space.is_imported
+        self._cosine = space.is_cosine
         most = 1.0 if self._cosine else math.inf
         if min_score is not None and not (
             isinstance(min_score, _NUMBER) and abs(min_score) <= most
@@ -96,7 +95,7 @@ class Lookup:
                         f"{name} is of the similar tier, which is not asked: leave it out"
                     )
         # Given vectors say nothing of images, which have none to compare with them.
-        self._of_images = tuple(t for t in self.tiers if t != SIMILAR or not self._given)
+        self._of_images = tuple(t for t in self.tiers if t != SIMILAR or not self._is_imported)
 
     def one(self, query: Query, wanted: IdSet | None = None) -> LookupResult:
         """Search every tier for one query. A query that is no image has an ``error``.

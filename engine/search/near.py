@@ -96,13 +96,12 @@ def _within(
     ink: bool,
 ) -> tuple[Numbers, Numbers]:
     """The ids of the rows within ``most`` of any of the fingerprints, and their distances."""
-    entry = store.snapshot.manifest.encoder
-    given = entry is not None and entry.given
+    imported = store.snapshot.space.is_imported
     ones = fingerprint.ones_of(prints)
     removed = store.snapshot.removed_ids()
     ids, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     committed = store.snapshot.state.extents.get(FINGERPRINTS.name, [])
-    for part in store.snapshot.fingerprints.near(prints, most, committed, holes=given):
+    for part in store.snapshot.fingerprints.near(prints, most, committed, holes=imported):
         which = ~removed.has(part.rows + 1)
         if wanted is not None:
             which &= wanted.has(part.rows + 1)
@@ -112,7 +111,7 @@ def _within(
             both = ones[part.query] + theirs
             both = 2 * FINGERPRINT_BITS - both if zeros else both
             which &= part.distances * FINGERPRINT_BITS <= 2 * most * both
-        if given and which.any() and not part.prints[which].any(axis=1).all():
+        if imported and which.any() and not part.prints[which].any(axis=1).all():
             which[which] = store.snapshot.may_be_images(part.rows[which] + 1)  # vectors have zeros
         ids.append(part.rows[which] + 1)
         distances.append(part.distances[which])

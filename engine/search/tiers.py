@@ -23,7 +23,7 @@ def searched_tiers(store: Session, wanted: Sequence[str] | None) -> tuple[str, .
 
     ``UsageError`` for a tier that there is not, or that the store lacks.
     """
-    has = TIERS if store.snapshot.manifest.encoder else (IDENTICAL, NEAR)
+    has = TIERS if store.snapshot.space.exists else (IDENTICAL, NEAR)
     if wanted is None:
         return has
     for tier in wanted:

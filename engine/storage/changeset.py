@@ -103,7 +103,7 @@ class Chunk:
     rekept: list[Rekept] = field(default_factory=list)
     described: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # metadata by id
     vectors: npt.NDArray[np.float32] | None = None  # (images, dim), or none for all of them
-    given: npt.NDArray[np.float32] | None = None  # (n, dim): vectors without images, alone
+    imported: npt.NDArray[np.float32] | None = None  # (n, dim): vectors without images, alone
     names: list[NewName] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     arrays: list[tuple[bytes, ArrayRow]] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Chunk:
         if self.rows is not None:
             kept += self.rows.keep.nbytes if self.rows.keep is not None else 0
             rows = len(self.rows)
-        vectors = self.given if self.given is not None else self.vectors
+        vectors = self.imported if self.imported is not None else self.vectors
         if vectors is not None:
             kept += vectors.nbytes + 8 * len(vectors)
         said = sum(len(json.dumps(one.metadata)) for one in self.images if one.metadata)
@@ -134,7 +134,7 @@ class Chunk:
         return not (
             self.images
             or self.rows
-            or self.given is not None
+            or self.imported is not None
             or self.rekept
             or self.described
             or self.names

@@ -13,7 +13,6 @@ from typing import Any
 
 from engine.config import Limits
 from engine.errors import StoreDamagedError
-from engine.storage import extents
 from engine.storage.extents import FINGERPRINTS, HEADER_BYTES, PIXELS, Family
 from engine.storage.image_rows import ImageRows
 from engine.storage.json_values import loads
@@ -113,11 +112,7 @@ def _named(store: Path, named: Manifest) -> Iterator[tuple[Family, int]]:
 
 def families(named: Manifest) -> list[Family]:
     """The families of extents that a store with this manifest may have."""
-    found = [PIXELS, FINGERPRINTS]
-    if named.encoder is not None:
-        found.append(extents.vectors(named.encoder.generation, named.encoder.dim))
-        found.append(extents.vector_ids(named.encoder.generation))
-    return found
+    return [PIXELS, FINGERPRINTS, *named.space.families]
 
 
 def _is_named(named: Manifest, name: str, number: int) -> bool:
@@ -191,10 +186,10 @@ def _last_of(value: bytes) -> int:
 
 def _vectors(state: State, named: Manifest) -> None:
     """As many ids as vectors: what either says."""
-    if named.encoder is None:
+    space = named.space
+    if not space.exists:
         return
-    entry = named.encoder
-    rows_of = extents.vectors(entry.generation, entry.dim), extents.vector_ids(entry.generation)
+    rows_of = space.families
     numbers = {n for family in rows_of for n in named.extents.get(family.name, [])}
     total = 0
     for number in sorted(numbers):
@@ -202,5 +197,5 @@ def _vectors(state: State, named: Manifest) -> None:
         for family in rows_of:
             _set_length(state, family.name, number, rows * family.row_bytes)
         total += rows
-    if total or str(entry.generation) in state.vectors:
-        state.vectors[str(entry.generation)] = total
+    if total or space.key in state.vectors:
+        state.vectors[space.key] = total

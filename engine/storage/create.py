@@ -20,11 +20,12 @@ from engine.errors import StoreError
 from engine.storage import file_names, lock, manifest, nofollow
 from engine.storage.durable import fsync_dir, make_folders
 from engine.storage.lock import WriterLock
-from engine.storage.manifest import EncoderEntry, Manifest
+from engine.storage.manifest import Manifest
 from engine.storage.nofollow import FolderEntry
 from engine.storage.rocks import database, opening
 from engine.storage.state import State
 from engine.storage.temp_folders import Claimed, claimed, sweep
+from engine.storage.vector_space import EncoderEntry
 
 _log = logging.getLogger(__name__)
 _PARTS = frozenset({database.FOLDER, "encoder", lock.NAME})

@@ -13,12 +13,7 @@ from engine.storage.state import State
 
 def family(store: Path, named: Manifest, name: str) -> Family:
     """The family that the manifest calls ``name``; ``StoreDamagedError`` if there is none."""
-    known = [extents.PIXELS, extents.FINGERPRINTS]
-    if named.encoder:
-        entry = named.encoder
-        known.append(extents.vectors(entry.generation, entry.dim))
-        known.append(extents.vector_ids(entry.generation))
-    for one in known:
+    for one in (extents.PIXELS, extents.FINGERPRINTS, *named.space.families):
         if one.name == name:
             return one
     raise StoreDamagedError(f"{store / manifest.NAME} names unknown extents {name!r}")

@@ -14,14 +14,12 @@ from engine.images import hashing
 from engine.storage import file_names, nofollow
 from engine.storage.durable import replace_file
 from engine.storage.json_values import MAX_64, items, loads, members, number, real, text, truth
+from engine.storage.vector_space import IMPORTED_VECTORS, EncoderEntry, VectorSpace
 
 NAME = file_names.MANIFEST
 INDEX_FOLDER = file_names.INDEX
 _MAGIC = "image-index-engine store"
-GIVEN = (
-    "vectors"  # the name of the encoder, and the feature, of a store of vectors that were brought
-)
-_KNOWN_FEATURES: frozenset[str] = frozenset({GIVEN})
+_KNOWN_FEATURES: frozenset[str] = frozenset({IMPORTED_VECTORS})
 _MAX_BYTES = 64 << 20
 _UUID_BYTES = 16
 _MAX_DIM = 1 << 24
@@ -111,36 +109,21 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderEntry:
-    """The encoder that made generation ``generation`` of the vectors; its files lie in the store.
-
-    Vectors that somebody brought have an entry too, without files.
-    """
-
-    name: str
-    generation: int
-    dim: int
-    fingerprint: str  # hex SHA-256 of the model file
-    file: str  # relative to the store; empty where the vectors were given
-    normalized: bool = False  # given ones were divided by their length, and queries are
-
-    @property
-    def given(self) -> bool:
-        """Whether the vectors were brought, and not made of images."""
-        return not self.file
-
-
-@dataclass(frozen=True, slots=True)
 class Manifest:
     """The parsed manifest. It names files; how many rows of them count, the keys say."""
 
     uuid: str
     settings: StructuralSettings
-    encoder: EncoderEntry | None = None
+    encoder: EncoderEntry | None = None  # as in the file; ``space`` says what it means
     extents: dict[str, list[int]] = field(default_factory=dict)  # family → extent numbers
     segments: tuple[SegmentEntry, ...] = ()
     quantizers: tuple[QuantizerEntry, ...] = ()
     measured: Measured | None = None
+
+    @property
+    def space(self) -> VectorSpace:
+        """What the vectors of the store are."""
+        return VectorSpace.of(self.encoder)
 
     def with_extent(self, family: str, number: int) -> Manifest:
         """The manifest that names one more extent."""
@@ -184,7 +167,7 @@ class Manifest:
             "format": FORMAT_VERSION,
             "min_reader": MIN_READER,
             "min_writer": MIN_WRITER,
-            "features": [GIVEN] if self.encoder and self.encoder.given else [],
+            "features": [IMPORTED_VECTORS] if self.space.is_imported else [],
             "uuid": self.uuid,
             "settings": self.settings.to_dict(),
             "encoder": asdict(self.encoder) if self.encoder else None,
@@ -318,7 +301,7 @@ def _encoder(body: dict[str, Any]) -> EncoderEntry:
         file=text(body["file"]),
         normalized=truth(body.get("normalized", False)),
     )
-    if not entry.given:
+    if not entry.is_imported:
         file_names.encoder_folder(entry.file, entry.generation)
     return entry
 

@@ -159,9 +159,9 @@ def _named(store: Path, found: Manifest) -> Iterator[str]:
         for number in numbers:
             yield extent_name(family, number)
     yield from map(str, sorted(found.index_files(Path())))
-    if found.encoder is not None and not found.encoder.given:
-        model = found.encoder.file
-        folder = file_names.encoder_folder(model, found.encoder.generation)
+    if encoder := found.space.encoder:
+        model = encoder.file
+        folder = file_names.encoder_folder(model, encoder.generation)
         yield model
         for entry in nofollow.entries(store, folder):
             name = f"{folder}/{entry.name}"

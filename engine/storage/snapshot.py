@@ -33,6 +33,7 @@ from engine.storage.runs import BUCKET_BITS, Run
 from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow
 from engine.storage.state import State
 from engine.storage.tables import Tables
+from engine.storage.vector_space import VectorSpace
 from engine.storage.vectors import Vectors
 
 _BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
@@ -78,7 +79,7 @@ class Snapshot:
 
     def with_index_of(self, found: Manifest) -> Snapshot | None:
         """The same commit with the index of a newer manifest; None if it is the same index."""
-        if found.encoder != self.manifest.encoder:
+        if found.space != self.space:
             return None
         changed = replace(
             self.manifest,
@@ -220,8 +221,7 @@ class Snapshot:
 
     def may_be_images(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of (n,) ids, in ascending order, are not of vectors, nor gone with their neighbours."""
-        encoder = self.manifest.encoder
-        if not len(ids) or encoder is None or not encoder.given:
+        if not len(ids) or not self.space.is_imported:
             return np.ones(len(ids), np.bool_)
         starts, counts = [0], [0]
         for key, value in self.tables.records.scan_from(int(ids[0])):
@@ -330,21 +330,25 @@ class Snapshot:
     # --- vectors ----------------------------------------------------------------------------------
 
     @property
+    def space(self) -> VectorSpace:
+        """What the vectors are."""
+        return self.manifest.space
+
+    @property
     def vector_rows(self) -> int:
-        """Committed vectors of the live encoder."""
-        encoder = self.manifest.encoder
-        return self.state.vectors.get(str(encoder.generation), 0) if encoder else 0
+        """Committed vectors of the live space."""
+        return self.state.vectors.get(self.space.key, 0) if self.space.exists else 0
 
     def open_vectors(self) -> Vectors:
-        """The committed vectors of the live encoder; whoever asks closes them."""
-        encoder = self.manifest.encoder
-        if encoder is None:
+        """The committed vectors of the live space; whoever asks closes them."""
+        space = self.space
+        if not space.exists:
             raise StoreError(f"{self.path} has no vectors")
         return Vectors(
             self.path,
-            encoder.generation,
-            encoder.dim,
-            self.state.vector_parts(encoder),
+            space.generation,
+            space.dim,
+            self.state.vector_parts(space),
             self.files.is_behind,
         )
 
@@ -372,9 +376,9 @@ class Snapshot:
 
     def encoder_file(self, name: str, most: int) -> bytes:
         """A file of the encoder's folder; ``OSError``, also where it has more than ``most`` bytes."""
-        entry = self.manifest.encoder
-        assert entry is not None
-        folder = file_names.encoder_folder(entry.file, entry.generation)
+        encoder = self.space.encoder
+        assert encoder is not None
+        folder = file_names.encoder_folder(encoder.file, encoder.generation)
         if (nofollow.size(self.path, f"{folder}/{name}") or 0) > most:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self.path / folder / name))
         return nofollow.read_file(self.path, f"{folder}/{name}", most)

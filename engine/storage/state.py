@@ -9,9 +9,10 @@ from engine.config import EXTENT_ROWS, StructuralSettings
 from engine.errors import StoreDamagedError, StoreFormatError
 from engine.records import Place
 from engine.storage import extents, file_names
-from engine.storage.extents import Family, vectors
+from engine.storage.extents import Family
 from engine.storage.json_values import items, loads, members, number
-from engine.storage.manifest import EncoderEntry, Manifest, SegmentEntry
+from engine.storage.manifest import Manifest, SegmentEntry
+from engine.storage.vector_space import VectorSpace
 
 _MAX_MISSING = 1 << 24  # ids whose fingerprints may be gone
 
@@ -97,11 +98,11 @@ class State:
         numbers = self.extents.get(family.name)
         return (numbers[-1][0], numbers[-1][1]) if numbers else (0, 0)
 
-    def vector_parts(self, encoder: EncoderEntry | None) -> list[tuple[int, int]]:
-        """The extents of an encoder's vectors: the number and the committed rows of each."""
-        if encoder is None:
+    def vector_parts(self, space: VectorSpace) -> list[tuple[int, int]]:
+        """The extents of a space's vectors: the number and the committed rows of each."""
+        if not space.exists:
             return []
-        family = vectors(encoder.generation, encoder.dim)
+        family = space.vector_family
         return [
             (number, size // family.row_bytes) for number, size in self.extents.get(family.name, [])
         ]
@@ -111,12 +112,11 @@ class State:
 
         Others are about to go or to come: the manifest names both while vectors are laid out anew.
         """
-        encoder, parts = named.encoder, dict(self.vector_parts(named.encoder))
+        space, parts = named.space, dict(self.vector_parts(named.space))
         return [
             entry
             for entry in named.segments
-            if encoder is not None
-            and entry.generation == encoder.generation
+            if entry.generation == space.generation
             and all(first + rows <= parts.get(extent, 0) for extent, first, rows in entry.ranges)
         ]
 

@@ -21,14 +21,9 @@ from engine.storage.extent_reader import ExtentReader
 from engine.storage.extent_writer import ExtentWriter
 from engine.storage.extents import Append, Family
 from engine.storage.index_files import ReorderedExtent, make_index_folder
-from engine.storage.manifest import (
-    EncoderEntry,
-    Manifest,
-    Measured,
-    QuantizerEntry,
-    SegmentEntry,
-)
+from engine.storage.manifest import Manifest, Measured, QuantizerEntry, SegmentEntry
 from engine.storage.state import State
+from engine.storage.vector_space import IMPORTED_VECTORS, EncoderEntry, VectorSpace
 from engine.storage.writer import Writer
 
 _CARRIED = 1 << 15  # rows of vectors at a time
@@ -92,24 +87,23 @@ def _drop_extents(writer: Writer, numbers: set[int]) -> None:
 
 def adopt_encoder(writer: Writer, install: Callable[[Path], EncoderEntry]) -> None:
     """Give a store that was made without an encoder its first one."""
-    if writer.manifest.encoder is None:
+    if not writer.manifest.space.exists:
         writer.save(replace(writer.manifest, encoder=install(writer.path)))
 
 
 def adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
-    """Let a store that has no vectors hold ones that are brought; what its encoder was goes."""
+    """Let a store that has no vectors hold imported ones; what its encoder was goes."""
     writer.require_open()
     assert not writer.snapshot.vector_rows
     writer.safely(lambda: _adopt_vectors(writer, dim, normalized=normalized))
 
 
 def _adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
-    before = writer.manifest.encoder
+    before = writer.manifest.space
     # A generation of its own: extents of the one before may have been begun.
-    used = [before.generation] if before is not None else []
-    generation = file_names.next_number(used, file_names.MAX_GENERATION)
-    entry = EncoderEntry(manifest.GIVEN, generation, dim, "", "", normalized)
-    if before == replace(entry, generation=generation - 1):
+    generation = file_names.next_number([before.generation], file_names.MAX_GENERATION)
+    entry = EncoderEntry(IMPORTED_VECTORS, generation, dim, "", "", normalized)
+    if before == replace(VectorSpace.of(entry), generation=before.generation):
         return
     families = (extents.PIXELS.name, extents.FINGERPRINTS.name)
     gone = writer.manifest.extents.keys() - {*families}
@@ -120,8 +114,8 @@ def _adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
             state = transaction.state
             state.extents = {name: n for name, n in state.extents.items() if name in families}
     writer.appender.forget(gone)
-    if before is not None and not before.given:
-        folder = file_names.encoder_folder(before.file, before.generation)
+    if encoder := before.encoder:
+        folder = file_names.encoder_folder(encoder.file, encoder.generation)
         nofollow.discard(writer.path, folder, file_names.MADE, called=f"{folder}/")
         with contextlib.suppress(OSError):
             nofollow.remove_folder(writer.path, file_names.ENCODER)
@@ -155,19 +149,15 @@ class _VectorSwap:
         new: ReorderedExtent,
         quantizer: QuantizerEntry | None,
     ) -> None:
-        encoder = writer.manifest.encoder
-        assert encoder is not None
+        space = writer.manifest.space
         self._writer = writer
-        self._encoder = encoder
+        self._space = space
         self._made = made
         self._new = new
         self._quantizer = quantizer
-        self._families = (
-            extents.vectors(encoder.generation, encoder.dim),
-            extents.vector_ids(encoder.generation),
-        )
+        self._families = space.vector_family, space.id_family
         self._gone = {number for number, _ in old}
-        there = dict(writer.state.vector_parts(encoder))
+        there = dict(writer.state.vector_parts(space))
         self._late = [(n, rows, there[n]) for n, rows in old if there[n] > rows]
         # One more may be needed for what was appended meanwhile.
         used = writer.manifest.extents.get(self._families[0].name, ())
@@ -247,13 +237,13 @@ class _VectorSwap:
 
     def _count(self, state: State) -> None:
         """Count the vectors of a state, and those of no image."""
-        generation = str(self._encoder.generation)
-        state.vectors[generation] = sum(rows for _, rows in state.vector_parts(self._encoder))
-        state.removed_vectors.pop(generation, None)
+        key = self._space.key
+        state.vectors[key] = sum(rows for _, rows in state.vector_parts(self._space))
+        state.removed_vectors.pop(key, None)
         some = self._writer.state.dead_vectors
-        dead = self._writer.dead_vectors(self._encoder, state) if some else 0
+        dead = self._writer.dead_vectors(self._space, state) if some else 0
         if dead:
-            state.removed_vectors[generation] = dead
+            state.removed_vectors[key] = dead
 
     def _carry_over(self, family: Family, number: int, uuid: bytes) -> int:
         """Copy what was appended late to a new extent; returns the bytes of data in it."""

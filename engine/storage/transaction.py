@@ -33,13 +33,14 @@ from engine.storage.commit_row import CommitRow
 from engine.storage.extents import Append
 from engine.storage.image_rows import ImageRow, pack_images
 from engine.storage.live_ids import sources_in
-from engine.storage.manifest import EncoderEntry, Manifest
+from engine.storage.manifest import Manifest
 from engine.storage.record_rows import ARRAY, RecordRow, pack_records
 from engine.storage.rows import u64
 from engine.storage.runs import Run
 from engine.storage.snapshot import Snapshot
 from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow
 from engine.storage.state import State
+from engine.storage.vector_space import VectorSpace
 
 _MAX_ROOTS_BYTES = 256 << 10
 
@@ -97,8 +98,8 @@ class Transaction:
         finally:
             flushed.result()
         rows = len(changes.rows) if changes.rows else 0
-        given = len(changes.given) if changes.given is not None else 0
-        count = len(changes.images) + rows + given
+        imported = len(changes.imported) if changes.imported is not None else 0
+        count = len(changes.images) + rows + imported
         self.state.next_id += count
         self.state.images += count
         numbers = (row.number + 1 for _, row in changes.arrays)
@@ -106,8 +107,8 @@ class Transaction:
 
     def _append(self, changes: Chunk, first_id: int) -> _Placed:
         """Append what is kept, fingerprints and vectors; returns where the kept bytes will lie."""
-        images, rows, given = changes.images, changes.rows, changes.given
-        assert given is None or not (images or rows)
+        images, rows, imported = changes.images, changes.rows, changes.imported
+        assert imported is None or not (images or rows)
         put = self._appender.put
         kept = [image.keep for image in images if image.keep is not None]
         places = [put(extents.PIXELS, blob) for blob in kept]
@@ -122,30 +123,28 @@ class Transaction:
         self._appender.put_rows(extents.FINGERPRINTS, prints)
         if rows:
             self._appender.put_rows(extents.FINGERPRINTS, rows.fingerprints.tobytes())
-        if given is not None:
-            length = len(given) * extents.FINGERPRINTS.row_bytes
+        if imported is not None:
+            length = len(imported) * extents.FINGERPRINTS.row_bytes
             self._appender.put_zeros(extents.FINGERPRINTS, length)
-        vectors = given if given is not None else changes.vectors
-        encoder = self.snapshot.manifest.encoder
-        if vectors is not None and encoder is not None and len(vectors):
-            self._append_vectors(encoder, vectors, first_id, given=given is not None)
+        vectors = imported if imported is not None else changes.vectors
+        space = self.snapshot.space
+        if vectors is not None and space.exists and len(vectors):
+            self._append_vectors(space, vectors, first_id)
         return _Placed(iter(places), first_row, rekept)
 
     def _append_vectors(
-        self, encoder: EncoderEntry, vectors: npt.NDArray[np.float32], first_id: int, *, given: bool
+        self, space: VectorSpace, vectors: npt.NDArray[np.float32], first_id: int
     ) -> None:
         """Append (n, dim) vectors with the ids of their images."""
         block = np.ascontiguousarray(vectors, np.float32)
         ids = np.arange(first_id, first_id + len(block), dtype=np.int64)
-        generation = str(encoder.generation)
-        if not given and not (real := block.any(axis=1)).all():
+        if not space.is_imported and not (real := block.any(axis=1)).all():
             ids[~real] = 0  # the encoder gave none: similar to nothing
-            gone = self.state.removed_vectors.get(generation, 0)
-            self.state.removed_vectors[generation] = gone + int((~real).sum())
-        family = extents.vectors(encoder.generation, encoder.dim)
-        self._appender.put_rows(family, block.reshape(-1).data)
-        self._appender.put_rows(extents.vector_ids(encoder.generation), ids.tobytes())
-        self.state.vectors[generation] = self.state.vectors.get(generation, 0) + len(block)
+            gone = self.state.removed_vectors.get(space.key, 0)
+            self.state.removed_vectors[space.key] = gone + int((~real).sum())
+        self._appender.put_rows(space.vector_family, block.reshape(-1).data)
+        self._appender.put_rows(space.id_family, ids.tobytes())
+        self.state.vectors[space.key] = self.state.vectors.get(space.key, 0) + len(block)
 
     def _put_chunk(self, changes: Chunk, first_id: int, placed: _Placed) -> None:
         """Put the rows of a changeset; their order is the one in which they count."""
@@ -155,8 +154,8 @@ class Transaction:
         self._put_images(changes.images, first_id, placed.images)
         if changes.rows:
             self._put_rows(changes.rows, first_id + len(changes.images), placed.first_row)
-        if changes.given is not None:
-            count, dim = changes.given.shape
+        if changes.imported is not None:
+            count, dim = changes.imported.shape
             shape = Pixels(Kind.VECTOR, 1, dim, 1, 1, b"")
             for key, value in pack_records(first_id, shape, [], np.zeros(count, np.uint8)):
                 self._batch.put("records", key, value)
@@ -229,11 +228,10 @@ class Transaction:
         self.state.images -= len(removal.images)
         self.state.removed += len(removal.images)
         self.state.sources -= removal.sources
-        encoder = self.snapshot.manifest.encoder
-        if removal.vectors and encoder:
-            of = str(encoder.generation)
-            gone = self.state.removed_vectors.get(of, 0)
-            self.state.removed_vectors[of] = gone + removal.vectors
+        space = self.snapshot.space
+        if removal.vectors and space.exists:
+            gone = self.state.removed_vectors.get(space.key, 0)
+            self.state.removed_vectors[space.key] = gone + removal.vectors
 
     def _describe(self, described: Sequence[tuple[int, dict[str, Any]]]) -> None:
         """Put what is said of images that nothing was said of; rows of arrays share their records."""

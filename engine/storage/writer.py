@@ -26,12 +26,13 @@ from engine.storage.changeset import Chunk
 from engine.storage.commit_file import Notice, commit_of
 from engine.storage.extents import Family
 from engine.storage.lock import WriterLock
-from engine.storage.manifest import EncoderEntry, Manifest
+from engine.storage.manifest import Manifest
 from engine.storage.open_snapshot import open_reader, open_snapshot
 from engine.storage.rocks import opening
 from engine.storage.snapshot import Snapshot
 from engine.storage.state import State
 from engine.storage.transaction import Transaction
+from engine.storage.vector_space import VectorSpace
 from engine.storage.vectors import Vectors
 
 REJECTS = file_names.REJECTS
@@ -383,17 +384,17 @@ class Writer:
             self._notice.publish(state.commit)
 
     def count_dead_vectors(self) -> None:
-        """After a repair: count the vectors of the encoder that are of no image again."""
-        encoder = self.manifest.encoder
-        if encoder is not None:
-            dead = self.dead_vectors(encoder, self.state)
-            self.set_removed_vectors({str(encoder.generation): dead} if dead else {})
+        """After a repair: count the vectors that are of no image again."""
+        space = self.manifest.space
+        if space.exists:
+            dead = self.dead_vectors(space, self.state)
+            self.set_removed_vectors({space.key: dead} if dead else {})
 
-    def dead_vectors(self, encoder: EncoderEntry, state: State) -> int:
+    def dead_vectors(self, space: VectorSpace, state: State) -> int:
         """How many of the vectors of a state are of images that were removed, or of none."""
         gone = self.snapshot.dead_ids()
-        parts = state.vector_parts(encoder)
-        vectors = Vectors(self.path, encoder.generation, encoder.dim, parts)
+        parts = state.vector_parts(space)
+        vectors = Vectors(self.path, space.generation, space.dim, parts)
         try:
             blocks = vectors.id_blocks(0, vectors.rows, _IDS)
             return sum(int(gone.has(block).sum()) for block in blocks)

@@ -80,12 +80,8 @@ class ExtentsCheck:
 
     def _families(self) -> list[Family]:
         """All that may be committed, whether the manifest names them or not."""
-        families = [extents.PIXELS, extents.FINGERPRINTS]
-        encoder = self._store.snapshot.manifest.encoder
-        if encoder is not None:
-            families.append(extents.vectors(encoder.generation, encoder.dim))
-            families.append(extents.vector_ids(encoder.generation))
-        return families
+        space = self._store.snapshot.space
+        return [extents.PIXELS, extents.FINGERPRINTS, *space.families]
 
     def _is_whole(self, reader: ExtentReader, append: Append, commit: int) -> bool:
         """Whether the bytes of an append are what was committed."""

@@ -9,10 +9,9 @@ from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError
 from engine.maintenance.check.findings import Findings
 from engine.maintenance.check.known_images import KnownImages
-from engine.storage import extents
 from engine.storage.bitmap import IdSet
-from engine.storage.manifest import EncoderEntry
 from engine.storage.session import Session
+from engine.storage.vector_space import VectorSpace
 
 _BATCH = 1000  # rows at a time
 
@@ -27,8 +26,8 @@ class VectorsCheck:
 
     def encoder(self) -> None:
         """Whether the encoder can be loaded, and is the one that made the vectors."""
-        entry = self._store.snapshot.manifest.encoder
-        if entry is None or entry.given:
+        entry = self._store.snapshot.space.encoder
+        if entry is None:
             return
         folder = (self._store.path / entry.file).parent
         try:
@@ -45,26 +44,20 @@ class VectorsCheck:
 
     def vectors(self) -> None:
         """Whether each vector is of a known image, none twice, and the counts are right."""
-        store, encoder = self._store, self._store.snapshot.manifest.encoder
-        if encoder is None:
+        store, space = self._store, self._store.snapshot.space
+        if not space.exists:
             return
-        for family in (
-            extents.vectors(encoder.generation, encoder.dim),
-            extents.vector_ids(encoder.generation),
-        ):
+        for family in space.families:
             size = sum(size for _, size in store.snapshot.state.extents.get(family.name, []))
             if size != store.snapshot.vector_rows * family.row_bytes:
                 what = f"{store.snapshot.vector_rows} rows are due, {size:,} bytes there"
                 self._findings.report(family.folder, what)
                 return
         live = self._live()
-        ids_whole = all(
-            one.family != extents.vector_ids(encoder.generation)
-            for one in self._findings.damage.appends
-        )
+        ids_whole = all(one.family != space.id_family for one in self._findings.damage.appends)
         if live is not None and ids_whole and self._known.complete:
-            self._removed(encoder, store.snapshot.vector_rows - live)
-            if encoder.given and live != self._known.vectors:
+            self._removed(space, store.snapshot.vector_rows - live)
+            if space.is_imported and live != self._known.vectors:
                 what = f"{self._known.vectors} vectors have a record, {live} are there"
                 self._findings.report("vectors", what)
                 self._findings.damage.rows = True
@@ -93,10 +86,10 @@ class VectorsCheck:
         vectors.close()
         return live if known else None
 
-    def _removed(self, encoder: EncoderEntry, found: int) -> None:
+    def _removed(self, space: VectorSpace, found: int) -> None:
         """Whether as many vectors as are of removed images count as such."""
         told = self._store.snapshot.state.removed_vectors
-        removed = {str(encoder.generation): found} if found else {}
+        removed = {space.key: found} if found else {}
         if removed != told:
             self._findings.damage.removed_vectors = removed
             counted = sum(told.values())

@@ -14,13 +14,13 @@ from engine.storage.tables import UNREAD
 
 def reconcile_arrays(store: Session, survey: Survey, changes: Changes) -> None:
     """Make names and numbers lead to each other; where rows are lost, let arrays be read again."""
-    given = store.snapshot.manifest.encoder is not None and store.snapshot.manifest.encoder.given
+    imported = store.snapshot.space.is_imported
     arrays = store.snapshot.tables.arrays
     for key, value in arrays.scan():
         try:
             if key[:1] == arrays.NUMBER:
                 if arrays.get(arrays.ARRAY + value) is None:
-                    kind = Kind.VECTOR if given else Kind.BITS
+                    kind = Kind.VECTOR if imported else Kind.BITS
                     number = int.from_bytes(key[1:], "big")
                     marked = ArrayRow(number, UNREAD, UNREAD, 0, kind)
                     changes.add(arrays.change(arrays.ARRAY + value, marked.pack()))

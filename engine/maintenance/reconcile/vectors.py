@@ -19,14 +19,14 @@ _IDS = 1 << 16  # ids of vectors at a time
 
 def reconcile_vectors(store: Session, survey: Survey, changes: Changes) -> None:
     """Make records again for vectors without one, and drop records without their vector."""
-    encoder = store.snapshot.manifest.encoder
-    if encoder is None or not encoder.given:
+    space = store.snapshot.space
+    if not space.is_imported:
         return
     with suppress(StoreDamagedError):
         named = _named(store, survey)
         _drop_without_vector(store, survey, named)
         missing = named.without(survey.there).without(survey.removed)
-        shape = Pixels(Kind.VECTOR, 1, encoder.dim, 1, 1, b"")
+        shape = Pixels(Kind.VECTOR, 1, space.dim, 1, 1, b"")
         records = store.snapshot.tables.records
         for ids in missing.blocks():
             covered = np.array([records.covers(id_) for id_ in ids.tolist()], np.bool_)

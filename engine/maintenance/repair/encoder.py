@@ -11,7 +11,7 @@ from engine.storage.session import Session
 
 def restore_encoder(store: Session) -> None:
     """Put the encoder's files back, durably; nothing where the package does not have them."""
-    entry = store.snapshot.manifest.encoder
+    entry = store.snapshot.space.encoder
     assert entry is not None
     try:
         files = registry.find(entry.name)

@@ -12,8 +12,8 @@ from engine.errors import EngineError, SourceError
 from engine.ingest.checked_vectors import checked
 from engine.sources.named_arrays import array_named
 from engine.sources.vectors import NpyVectors
-from engine.storage.manifest import EncoderEntry
 from engine.storage.session import Session
+from engine.storage.vector_space import VectorSpace
 
 _READ = 8 << 20  # bytes of an array at a time
 _ROWS = 4096  # rows of an array at a time
@@ -25,10 +25,10 @@ Rows = npt.NDArray[np.float32]
 class SourceArrays:
     """The arrays that the vectors of a store came from, each opened once."""
 
-    def __init__(self, store: Session, entry: EncoderEntry) -> None:
-        """``entry`` is that of the vectors."""
+    def __init__(self, store: Session, space: VectorSpace) -> None:
+        """``space`` is that of the vectors."""
         self._store = store
-        self._entry = entry
+        self._space = space
         self._arrays: dict[int, tuple[NpyVectors, bool] | None] = {}
 
     def vectors_of(self, ids: Numbers) -> Iterator[tuple[Numbers, Rows, bool]]:
@@ -55,7 +55,7 @@ class SourceArrays:
             found, row = array_named(name), self._store.snapshot.array(name)
         except (EngineError, OSError):
             return None
-        if not isinstance(found, NpyVectors) or found.dim != self._entry.dim:
+        if not isinstance(found, NpyVectors) or found.dim != self._space.dim:
             return None
         return found, row is not None and (row.mtime_ns, row.size) == (found.mtime_ns, found.size)
 
@@ -63,7 +63,7 @@ class SourceArrays:
         """Some rows of an array, ascending, in pieces: which of them, and the vectors."""
         for block in array.vectors(int(rows[0]), _ROWS, _READ):
             first, end = np.searchsorted(rows, [block.first, block.first + len(block.rows)])
-            found = checked(block, normalize=self._entry.normalized)
+            found = checked(block, normalize=self._space.normalized)
             mine = rows[first:end] - block.first
             good = found.wrong[mine] == 0
             yield np.arange(first, end)[good], found.rows[mine][good]

@@ -15,7 +15,6 @@ from engine.maintenance.repair.outcome import Outcome
 from engine.maintenance.repair.vector_owners import Owners
 from engine.maintenance.repair.vectors import VectorMaker
 from engine.records import Place
-from engine.storage import extents
 from engine.storage.bitmap import IdSet
 from engine.storage.commit_row import CommitRow
 from engine.storage.extents import FINGERPRINTS, Append, first_row
@@ -66,9 +65,8 @@ class VectorIdsRepair:
 
     def forget_unknown(self) -> None:
         """Let vectors be of no image that are named one that never was, or that has another."""
-        store, encoder = self._store, self._store.snapshot.manifest.encoder
-        assert encoder is not None
-        family = extents.vector_ids(encoder.generation)
+        store = self._store
+        family = store.snapshot.space.id_family
         seen = IdSet.none(store.snapshot.state.next_id)
         for row in store.snapshot.tables.commits.rows():
             for at, one in enumerate(row.appends):

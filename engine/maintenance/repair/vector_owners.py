@@ -38,10 +38,8 @@ class Owners:
         self._store = store
         self._start, self._end = start, end
         self._size = store.snapshot.state.next_id
-        encoder = store.snapshot.manifest.encoder
-        assert encoder is not None
-        self._given = encoder.given
-        self._dim = encoder.dim
+        self._is_imported = store.snapshot.space.is_imported
+        self._dim = store.snapshot.space.dim
         self.ids = np.frombuffer(damaged, np.int64).copy()
         self.ids[(self.ids < 1) | (self.ids >= self._size)] = 0
         self._elsewhere = IdSet.none(self._size)
@@ -61,7 +59,7 @@ class Owners:
         wrong = (counts[at] > 1) | seen.has(self.ids) | self._elsewhere.has(self.ids)
         doubtful = np.union1d(doubtful, self.ids[wrong])
         self.ids[wrong] = 0
-        if self._given:
+        if self._is_imported:
             order = np.argsort(self.ids, kind="stable")
             images = self._store.snapshot.may_be_images(self.ids[order])
             self.ids[order[images]] = 0
@@ -75,7 +73,7 @@ class Owners:
         if self._is(checksum) or self._try(checksum):
             return
         rows, left = self._rows(), self._live_left()
-        if self._given and len(rows) == len(left) == 1:
+        if self._is_imported and len(rows) == len(left) == 1:
             self.ids[rows] = left
 
     def _is(self, checksum: int) -> bool:
@@ -98,7 +96,7 @@ class Owners:
         left = self._left()
         if not len(left):
             return left
-        if self._given:
+        if self._is_imported:
             left = left[~self._store.snapshot.may_be_images(left)]
         return np.array(self._store.snapshot.those_there(left.tolist()), np.int64)
 
@@ -123,7 +121,7 @@ class Owners:
         rows, left = self._rows(), self._live_left()
         if not len(rows) or len(rows) * self._dim * 4 > _COMPARED_BYTES:
             return
-        if not self._given and len(left) > _MAX_COMPARED:
+        if not self._is_imported and len(left) > _MAX_COMPARED:
             return
         found = self._store.snapshot.open_vectors()
         try:

@@ -17,8 +17,8 @@ from engine.maintenance.repair.index import IndexRepair
 from engine.maintenance.repair.outcome import Outcome, named
 from engine.maintenance.repair.pixels import ImagePixels
 from engine.maintenance.repair.source_arrays import SourceArrays
-from engine.storage.manifest import EncoderEntry
 from engine.storage.session import Session
+from engine.storage.vector_space import VectorSpace
 
 # How far from 1 the length of a vector may be that nothing happened to.
 _NEARLY = 1e-3
@@ -39,10 +39,9 @@ class VectorMaker:
 
     def vectors_of(self, ids: Numbers) -> Iterator[tuple[Numbers, Rows]]:
         """The vectors of (n,) ids, ascending, that can be made again: ids (m,), vectors (m, dim)."""
-        entry = self._store.snapshot.manifest.encoder
-        assert entry is not None
-        if entry.given:
-            for mine, vectors, _ in SourceArrays(self._store, entry).vectors_of(ids):
+        space = self._store.snapshot.space
+        if space.is_imported:
+            for mine, vectors, _ in SourceArrays(self._store, space).vectors_of(ids):
                 yield ids[mine], vectors
             return
         for at in range(0, len(ids), ENCODE_BATCH):
@@ -85,16 +84,15 @@ class VectorsRepair:
 
     def mend(self, append: DamagedAppend) -> None:
         """Overwrite a damaged append of vectors. ``EncoderError``, ``StoreDamagedError``."""
-        entry = self._store.snapshot.manifest.encoder
-        assert entry is not None
-        if entry.given:
-            self._read_again(append, entry)
+        space = self._store.snapshot.space
+        if space.is_imported:
+            self._read_again(append, space)
         else:
-            self._encode_again(append, entry)
+            self._encode_again(append, space)
 
-    def _encode_again(self, append: DamagedAppend, entry: EncoderEntry) -> None:
+    def _encode_again(self, append: DamagedAppend, space: VectorSpace) -> None:
         ids = self._appends.vector_ids(append)
-        out = self._vectors_now(append, entry)
+        out = self._vectors_now(append, space)
         lost, zero = [], []
         for at in range(0, len(ids), ENCODE_BATCH):
             batch = ids[at : at + ENCODE_BATCH]
@@ -117,7 +115,7 @@ class VectorsRepair:
             what = f"{named(zero)}: no vector is left, and {gone}; it is similar to nothing from now on"
             self._outcome.set_aside(append.family.folder, what)
 
-    def _read_again(self, append: DamagedAppend, entry: EncoderEntry) -> None:
+    def _read_again(self, append: DamagedAppend, space: VectorSpace) -> None:
         """Read vectors again from the arrays that they are rows of.
 
         One that has changed is believed where the whole append is then what was committed.
@@ -125,10 +123,10 @@ class VectorsRepair:
         store = self._store
         unordered = self._appends.vector_ids(append)
         order = np.argsort(unordered, kind="stable")  # they may be laid out in another one
-        out = self._vectors_now(append, entry)
+        out = self._vectors_now(append, space)
         tried = out.copy()
         sure = np.zeros(len(out), np.bool_)
-        for mine, vectors, unchanged in SourceArrays(store, entry).vectors_of(unordered[order]):
+        for mine, vectors, unchanged in SourceArrays(store, space).vectors_of(unordered[order]):
             tried[order[mine]] = vectors
             sure[order[mine]] = unchanged
         committed = self._appends.committed_checksum(append)
@@ -149,6 +147,6 @@ class VectorsRepair:
             what = f"{named(zero)}: no vector is left, and {gone}"
             self._outcome.set_aside(append.family.folder, what)
 
-    def _vectors_now(self, append: DamagedAppend, entry: EncoderEntry) -> Rows:
+    def _vectors_now(self, append: DamagedAppend, space: VectorSpace) -> Rows:
         """The vectors of an append as they are now, damaged: (n, dim), writable."""
-        return np.frombuffer(self._appends.read(append), np.float32).reshape(-1, entry.dim)
+        return np.frombuffer(self._appends.read(append), np.float32).reshape(-1, space.dim)
