@@ -32,7 +32,8 @@ from helpers import sized
 from PIL import Image
 from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced, Told, Wrote
 
-from engine import Store, api
+from engine import Store
+from engine.api import encoder_files
 from engine.config import Limits
 from engine.index import quantizer_file, segment_writer
 from engine.storage import create as create_
@@ -169,7 +170,7 @@ def there(opened: Store) -> list[int]:
 def without(promise: Promise, files: Session, removal: Removal) -> Promise:
     """What is still promised while some images are being removed."""
     keys_ = [key for table, key, value in removal.rows if table == "images" and value is None]
-    gone = {row.id for key in keys_ for row in files.image_of(key)}
+    gone = {row.id for key in keys_ for row in files.snapshot.image_of(key)}
     left = {id_: names for id_, names in promise.images.items() if id_ not in gone}
     return replace(promise, images=left)
 
@@ -177,18 +178,26 @@ def without(promise: Promise, files: Session, removal: Removal) -> Promise:
 @contextmanager
 def recorded(where: Path, disk: Disk | None = None) -> Iterator[Recorder]:
     """Record what happens to ``where / "disk"``; each commit that returns is a promise."""
-    commit = Writer.commit
+    commit, become_writer = Writer.commit, Session.become_writer
+    sessions: dict[Writer, Session] = {}
     with (
         pytest.MonkeyPatch.context() as patch,
         Recorder(disk or Disk(), where / "disk", where / "copies") as recorder,
     ):
 
-        def told(files: Writer, chunk: Chunk) -> None:
+        def opened(files: Session, **named: bool) -> Writer:
+            writer = become_writer(files, **named)
+            sessions[writer] = files
+            return writer
+
+        def told(writer: Writer, chunk: Chunk) -> None:
+            files = sessions[writer]
             if chunk.removal is not None:
                 recorder.tell(without(Promise.of(Store(files)), files, chunk.removal))
-            commit(files, chunk)
+            commit(writer, chunk)
             recorder.tell(Promise.of(Store(files)))
 
+        patch.setattr(Session, "become_writer", opened)
         patch.setattr(Writer, "commit", told)
         yield recorder
 
@@ -724,8 +733,8 @@ SYNCS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "the folder of segments": (NEW, no_names(index_files, "store")),
     "a new store's name": (NEW, no_names(create_, "disk")),
     "parts moved in place": (IN_PLACE, no_names(create_, "store")),
-    "the encoder's folders": (NEW, no_names(api, "encoder")),
-    "the encoder's folder": (ADOPTED, no_names(api, "store")),
+    "the encoder's folders": (NEW, no_names(encoder_files, "encoder")),
+    "the encoder's folder": (ADOPTED, no_names(encoder_files, "store")),
 }
 
 
