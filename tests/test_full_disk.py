@@ -20,6 +20,7 @@ from PIL import Image
 
 from engine import Store, StoreError
 from engine.storage import ballast
+from engine.storage.disk import Disk, using
 from engine.storage.rocks import database, opening
 from engine.storage.state import State
 
@@ -262,6 +263,17 @@ def test_a_removal_stops_while_the_store_can_still_be_opened(disk: Path) -> None
     assert check(store) == 75_000
 
 
+class NearlyFull(Disk):
+    """A disk with little room, and with more once a file is gone from it."""
+
+    def __init__(self, left: int, more: int = 0, without: Path | None = None) -> None:
+        self._left, self._more, self._without = left, more, without
+
+    def free(self, folder: Path) -> int:
+        held = self._without is None or self._without.exists()
+        return self._left + (0 if held else self._more)
+
+
 def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,9 +281,8 @@ def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(
     path = tmp_path / "store" / "RESERVE"
     with (
         Store.open(tmp_path / "store", create=True, encoder="none") as store,
-        monkeypatch.context() as patch,
+        using(NearlyFull(10 << 20)),
     ):
-        patch.setattr(ballast, "free", lambda store: 10 << 20)
         store.ingest("synthetic:bits?n=10")
         assert not path.exists()
     with Store.open(tmp_path / "store") as store:
@@ -280,11 +291,10 @@ def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(
         assert store.check().problems == ()
         assert store.info().bytes["RESERVE"] >= path.stat().st_size
     with Store.open(tmp_path / "store") as store:
-        monkeypatch.setattr(ballast, "free", lambda store: 3 << 20)
-        store.remove(ids=[1])
+        with using(NearlyFull(3 << 20)):
+            store.remove(ids=[1])
         assert not path.exists(), "given back where room is short"
-        monkeypatch.setattr(ballast, "free", lambda store: 1 << 20)
-        with pytest.raises(StoreError, match="is full"):
+        with using(NearlyFull(1 << 20)), pytest.raises(StoreError, match="is full"):
             store.remove(ids=[2])
         assert len(store) == 19
         assert store.check().problems == ()
@@ -304,8 +314,7 @@ def test_a_store_that_writes_already_uses_its_reserve(
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=20")
         size = path.stat().st_size
-        with monkeypatch.context() as patch:
-            patch.setattr(ballast, "free", lambda store: 4096 + (0 if path.exists() else size))
+        with using(NearlyFull(4096, size, path)):
             assert store.remove(ids=[1]).images == 1
             assert not path.exists()
         store.remove(ids=[2])
@@ -328,8 +337,7 @@ def test_where_there_is_room_again_keys_are_compacted_again(
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=20")
     with Store.open(tmp_path / "store") as store:
-        with monkeypatch.context() as patch:
-            patch.setattr(ballast, "free", lambda store: 3 << 20)
+        with using(NearlyFull(3 << 20)):
             store.remove(ids=[1])
             store.ingest("synthetic:bits?n=21")
         assert opened == [False, True], "there is none yet"

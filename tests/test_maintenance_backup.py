@@ -33,6 +33,7 @@ from engine.config import Limits, MemoryBudget
 from engine.maintenance import backup
 from engine.storage import extents, manifest, nofollow, pinned_files, staging
 from engine.storage.changeset import Chunk
+from engine.storage.disk import Disk, using
 from engine.storage.lock import WriterLock
 from engine.storage.rocks import database, opening, options
 from engine.storage.writer import Writer
@@ -826,42 +827,44 @@ def test_a_read_only_source_is_backed_up(full: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("there", [False, True])
 def test_everything_is_durable_before_it_is_in_its_place(
-    full: Path, tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+    full: Path, tmp_path: Path, there: bool
 ) -> None:
     """A power cut: what was not synced is not there, or not whole."""
     dest = tmp_path / "copy"
     if there:
         dest.mkdir()
-    fsync, rename = os.fsync, Path.rename
     synced: set[int] = set()  # by inode
     sizes: dict[int, int] = {}
     renamed: list[str] = []
 
-    def synced_(fd: int) -> None:
-        fsync(fd)
-        stat = os.fstat(fd)
-        synced.add(stat.st_ino)
-        sizes[stat.st_ino] = stat.st_size
+    class Checking(Disk):
+        def fsync(self, fd: int) -> None:
+            super().fsync(fd)
+            stat = os.fstat(fd)
+            synced.add(stat.st_ino)
+            sizes[stat.st_ino] = stat.st_size
 
-    def checked(path: Path, target: Path) -> Path:
-        if path.suffix == ".begun":  # nothing is in it yet
-            return rename(path, target)
-        for part in [path, *path.rglob("*")]:
-            stat = part.stat()
-            assert stat.st_ino in synced, part
-            assert part.is_dir() or sizes[stat.st_ino] == stat.st_size
-        if there:
-            # The mark of an unfinished making is durable before the first part appears, and all
-            # others are before the one that makes a store of them.
-            assert dest.stat().st_ino in synced
-            if path.name == "keys":
-                synced.discard(dest.stat().st_ino)
-        renamed.append(path.name)
-        return rename(path, target)
+        def rename(self, path: Any, new: Any, **folders: int | None) -> None:
+            # Files of a store are renamed in an open folder. Nothing is in a folder that is begun,
+            # and the lock of a temporary one needs not be durable.
+            if isinstance(path, Path) and not path.name.endswith((".begun", ".claim")):
+                self._check(path)
+            super().rename(path, new, **folders)
 
-    monkeypatch.setattr(os, "fsync", synced_)
-    monkeypatch.setattr(Path, "rename", checked)
-    with Store.open(full / "store") as store:
+        def _check(self, path: Path) -> None:
+            for part in [path, *path.rglob("*")]:
+                stat = part.stat()
+                assert stat.st_ino in synced, part
+                assert part.is_dir() or sizes[stat.st_ino] == stat.st_size
+            if there:
+                # The mark of an unfinished making is durable before the first part appears, and all
+                # others are before the one that makes a store of them.
+                assert dest.stat().st_ino in synced
+                if path.name == "keys":
+                    synced.discard(dest.stat().st_ino)
+            renamed.append(path.name)
+
+    with Store.open(full / "store") as store, using(Checking()):
         store.backup(dest)
     assert dest.stat().st_ino in synced
     assert tmp_path.stat().st_ino in synced or there

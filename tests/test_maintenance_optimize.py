@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_left_and_told_of(
     store.remove(ids=gone)
     usage = namedtuple("usage", "total used free")
     room = optimize._SLACK + 6 * (EACH + optimize._KEY_BYTES)
-    monkeypatch.setattr(optimize.shutil, "disk_usage", lambda path: usage(0, 0, room))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, room))
     report = store.optimize()
     assert (report.rewritten, report.moved) == (2, 6), (
         "the empty one, and the emptiest of the others"

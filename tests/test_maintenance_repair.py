@@ -23,6 +23,7 @@ from engine.config import Limits
 from engine.index import build
 from engine.maintenance.repair.outcome import named
 from engine.storage import durable, extents
+from engine.storage.disk import Disk, using
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
 from engine.storage.rocks import database
@@ -626,10 +627,13 @@ def write_half(fd: int, data: bytes, offset: int) -> None:
     raise Interrupted
 
 
+OWN_DISK = Disk()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "least"),
-    [(os, "fsync", 6), (database.Keys, "commit", 5), (build, "write_segment", 1)],
+    [(OWN_DISK, "fsync", 6), (database.Keys, "commit", 5), (build, "write_segment", 1)],
     ids=["fsync", "commit", "index"],
 )
 def test_a_repair_that_is_interrupted_is_finished_by_the_next(
@@ -657,7 +661,7 @@ def test_a_repair_that_is_interrupted_is_finished_by_the_next(
 
         shutil.rmtree(store, ignore_errors=True)
         shutil.copytree(damaged, store)
-        with monkeypatch.context() as patch:
+        with using(OWN_DISK), monkeypatch.context() as patch:
             patch.setattr(owner, name, failing)
             with contextlib.suppress(Interrupted):
                 assert fix(store).ok
@@ -682,10 +686,20 @@ def test_what_is_written_by_half_is_written_again(
     is_as_before(store, truth)
 
 
+class Failing(Disk):
+    """A disk on which one of its calls ends the process that makes it."""
+
+    def __init__(self, call: str) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise Interrupted
+
+        setattr(self, call, fail)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pixels", "fingerprints", "vectors", "ids"])
 def test_a_header_is_mended_without_a_moment_at_which_the_data_is_gone(
-    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, tiny_encoder: Path, name: str
 ) -> None:
     """Nothing else has what is in the file: its source was in memory."""
     where = tmp_path / "store"
@@ -694,14 +708,9 @@ def test_a_header_is_mended_without_a_moment_at_which_the_data_is_gone(
     before = (where / FILES[name]).read_bytes()
     flip(where / FILES[name], 12)
 
-    def failing(*_: object) -> None:
-        raise Interrupted
-
-    for call in ("pwrite", "fsync", "truncate"):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, failing)
-            with contextlib.suppress(Interrupted):
-                fix(where)
+    for call in ("pwrite", "fsync", "ftruncate"):
+        with using(Failing(call)), contextlib.suppress(Interrupted):
+            fix(where)
         assert (where / FILES[name]).read_bytes()[HEADER_BYTES:] == before[HEADER_BYTES:]
     fix(where)
     assert (where / FILES[name]).read_bytes() == before

@@ -15,7 +15,6 @@ import os
 import random
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -30,11 +29,12 @@ import numpy as np
 import pytest
 from helpers import sized
 from PIL import Image
-from power import FOLDER, ROOT, Committed, Disk, Entry, Named, Recorder, Synced, Told, Wrote
+from power import FOLDER, ROOT, Committed, DiskState, Entry, Named, Recorder, Synced, Told, Wrote
 
-from engine import Store, api
+from engine import Store
+from engine.api import encoder_files
 from engine.config import Limits
-from engine.index import quantizer_file, segment_writer
+from engine.index import segment_writer
 from engine.storage import create as create_
 from engine.storage import durable, extents, index_files
 from engine.storage.changeset import Chunk, Removal
@@ -169,26 +169,34 @@ def there(opened: Store) -> list[int]:
 def without(promise: Promise, files: Session, removal: Removal) -> Promise:
     """What is still promised while some images are being removed."""
     keys_ = [key for table, key, value in removal.rows if table == "images" and value is None]
-    gone = {row.id for key in keys_ for row in files.image_of(key)}
+    gone = {row.id for key in keys_ for row in files.snapshot.image_of(key)}
     left = {id_: names for id_, names in promise.images.items() if id_ not in gone}
     return replace(promise, images=left)
 
 
 @contextmanager
-def recorded(where: Path, disk: Disk | None = None) -> Iterator[Recorder]:
+def recorded(where: Path, disk: DiskState | None = None) -> Iterator[Recorder]:
     """Record what happens to ``where / "disk"``; each commit that returns is a promise."""
-    commit = Writer.commit
+    commit, become_writer = Writer.commit, Session.become_writer
+    sessions: dict[Writer, Session] = {}
     with (
         pytest.MonkeyPatch.context() as patch,
-        Recorder(disk or Disk(), where / "disk", where / "copies") as recorder,
+        Recorder(disk or DiskState(), where / "disk", where / "copies") as recorder,
     ):
 
-        def told(files: Writer, chunk: Chunk) -> None:
+        def opened(files: Session, **named: bool) -> Writer:
+            writer = become_writer(files, **named)
+            sessions[writer] = files
+            return writer
+
+        def told(writer: Writer, chunk: Chunk) -> None:
+            files = sessions[writer]
             if chunk.removal is not None:
                 recorder.tell(without(Promise.of(Store(files)), files, chunk.removal))
-            commit(files, chunk)
+            commit(writer, chunk)
             recorder.tell(Promise.of(Store(files)))
 
+        patch.setattr(Session, "become_writer", opened)
         patch.setattr(Writer, "commit", told)
         yield recorder
 
@@ -214,9 +222,9 @@ def life(room: Path, sources: Sources) -> Recorder:
     return recorder
 
 
-def empty_folder() -> Disk:
+def empty_folder() -> DiskState:
     """A disk with an empty folder "store"."""
-    disk = Disk()
+    disk = DiskState()
     disk.apply(Named("", (Entry(ROOT, "store", None, 1),), FOLDER))
     disk.apply(Synced("", ROOT))
     return disk
@@ -289,7 +297,7 @@ def damage(
         yield f"{type(error).__name__}: {error}".replace(str(path), path.name)
 
 
-def cut(disk: Disk, how: str, rng: random.Random) -> Disk:
+def cut(disk: DiskState, how: str, rng: random.Random) -> DiskState:
     """What is left of a disk: of its power being cut, or (``IN_ORDER``) of a kill."""
     if how == IN_ORDER:
         return disk.clone()
@@ -307,7 +315,7 @@ def points(recorder: Recorder, rng: random.Random) -> set[int]:
     return always | set(rng.sample(rest, min(BESIDES, len(rest))))
 
 
-def after(recorder: Recorder, what: str, least: int = 0) -> tuple[int, Disk]:
+def after(recorder: Recorder, what: str, least: int = 0) -> tuple[int, DiskState]:
     """The first event, from number ``least`` on, that ends like this, and the disk after it."""
     for number, happened, disk in recorder.states():
         if number >= least and happened.endswith(what):
@@ -360,7 +368,7 @@ def none_of(problems: Iterator[str]) -> None:
 
 
 def test_a_disk_keeps_what_was_synced_and_draws_the_rest() -> None:
-    disk = Disk()
+    disk = DiskState()
     disk.apply(Named("", (Entry(ROOT, "a", None, 1),), "file"))
     disk.apply(Wrote("", 1, b"old" * 400))
     assert dict(disk.walk()) == {"a": 1}
@@ -385,27 +393,29 @@ def test_a_disk_keeps_what_was_synced_and_draws_the_rest() -> None:
     assert disk.after_power_cut(None).versions[1] == [b"new" * 800]
 
 
-def files_of(disk: Disk) -> dict[str, bytes]:
+def files_of(disk: DiskState) -> dict[str, bytes]:
     return {path: disk.versions[node][-1] for path, node in disk.walk() if node in disk.versions}
 
 
-def test_the_recorder_sees_what_is_done_through_os_and_past_it(where: Path) -> None:
+def test_the_recorder_sees_what_is_done_through_it_and_past_it(where: Path) -> None:
     with Recorder(empty_folder(), where / "disk", where / "copies") as recorder:
         store = recorder.root / "store"
-        fd = os.open(store / "a", os.O_WRONLY | os.O_CREAT)
-        os.pwrite(fd, b"abc", 1000)
-        os.fdatasync(fd)
-        os.ftruncate(fd, 1001)
+        fd = recorder.open(store / "a", os.O_WRONLY | os.O_CREAT)
+        recorder.pwrite(fd, b"abc", 1000)
+        recorder.fdatasync(fd)
+        recorder.ftruncate(fd, 1001)
         os.close(fd)
-        (store / "folder" / "deep").mkdir(parents=True)
-        (store / "folder" / "b").write_bytes(b"past os")
-        (store / "a").replace(store / "folder" / "c")
+        recorder.mkdir(store / "folder")
+        recorder.mkdir(store / "folder" / "deep")
+        (store / "folder" / "b").write_bytes(b"past it")
+        recorder.rename(store / "a", store / "folder" / "c")
         with (store / "folder" / "b").open("r+b") as file:
             file.truncate(4)
-        (store / "folder").rename(store / "moved")
-        (store / "gone").mkdir()
+        recorder.rename(store / "folder", store / "moved")
+        recorder.mkdir(store / "gone")
         (store / "gone" / "d").write_bytes(b"d")
-        shutil.rmtree(store / "gone")
+        recorder.unlink(store / "gone" / "d")
+        recorder.rmdir(store / "gone")
         (store / "moved" / "b").open("ab").write(b"!")
     assert [event.what for event in recorder.events] == [
         "open: store/a",
@@ -414,14 +424,14 @@ def test_the_recorder_sees_what_is_done_through_os_and_past_it(where: Path) -> N
         "ftruncate: store/a",
         "mkdir: store/folder",
         "mkdir: store/folder/deep",
-        "past os: store/folder/b",  # its name, then its content
-        "past os: store/folder/b",
-        "replace: store/a → store/folder/c",
-        "past os: store/folder/b",
+        "past it: store/folder/b",  # its name, then its content
+        "past it: store/folder/b",
+        "rename: store/a → store/folder/c",
+        "past it: store/folder/b",
         "rename: store/folder → store/moved",
         "mkdir: store/gone",
-        "past os: store/gone/d",
-        "past os: store/gone/d",
+        "past it: store/gone/d",
+        "past it: store/gone/d",
         "unlink: store/gone/d is gone",
         "rmdir: store/gone is gone",
         "after the end: store/moved/b",
@@ -443,8 +453,8 @@ def test_the_recording_has_met_every_edge(life: Recorder) -> None:
     assert sum(what.endswith("→ store/MANIFEST.json") for what in happened) >= 10
     assert any("unlink: store/index/00000002.ivf is gone" in what for what in happened)
     assert sum(isinstance(event, Committed) for event in life.events) >= 8
-    # Only these are not written through ``os``; of all else, the order of single calls is known.
-    past = {what.removeprefix("past os: ") for what in happened if what.startswith("past os")}
+    # Only these are not written through the disk; of all else, the order of single calls is known.
+    past = {what.removeprefix("past it: ") for what in happened if what.startswith("past it")}
     assert {re.sub(r"\d{8}", "N", re.sub(r"\.store\.\w+", "made", what)) for what in past} == {
         "made.new/keys",
         "store/rejects.jsonl",
@@ -582,7 +592,7 @@ def test_new_folders_above_a_store_are_as_durable_as_it(sources: Sources, where:
 # --- one crash after another ----------------------------------------------------------------------
 
 
-def next_writer(begun: Disk, sources: Sources, where: Path) -> Recorder:
+def next_writer(begun: DiskState, sources: Sources, where: Path) -> Recorder:
     """Record the writer that comes after a crash."""
     with (
         recorded(where, begun) as recorder,
@@ -592,7 +602,7 @@ def next_writer(begun: Disk, sources: Sources, where: Path) -> Recorder:
     return recorder
 
 
-def any_point(recorder: Recorder, rng: random.Random) -> Disk:
+def any_point(recorder: Recorder, rng: random.Random) -> DiskState:
     """The disk at some point after the store was told of."""
     found = [disk.clone() for _, _, disk in recorder.states() if disk.promise is not None]
     return rng.choice(found)
@@ -641,20 +651,6 @@ def test_names_that_a_killed_writer_did_not_sync_are_synced_by_the_next(
 # --- without a sync -------------------------------------------------------------------------------
 
 
-class Without:
-    """The module ``os``, with one function that does nothing to files, or to folders."""
-
-    def __init__(self, name: str, kind: Callable[[int], bool]) -> None:
-        self._name = name
-        self._kind = kind
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(os, name)  # now: a recorder may have replaced it
-        if name != self._name:
-            return real
-        return lambda fd: None if self._kind(os.fstat(fd).st_mode) else real(fd)
-
-
 class Unsynced:
     """An open RocksDB that is never told to sync."""
 
@@ -680,9 +676,9 @@ def no_names(module: Any, *last: str) -> Callable[[pytest.MonkeyPatch], None]:
     return lambda patch: patch.setattr(module, "fsync_dir", some)
 
 
-def no_contents(module: Any) -> Callable[[pytest.MonkeyPatch], None]:
-    """Without ``os.fsync`` of files in a module."""
-    return lambda patch: patch.setattr(module, "os", Without("fsync", stat.S_ISREG))
+def no_sync(of: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """On a disk without the syncs that are recorded under these names."""
+    return lambda patch: patch.setattr(Recorder, "left_out", re.compile(of))
 
 
 def while_in(
@@ -699,10 +695,6 @@ def while_in(
     return lambda patch: patch.setattr(module, name, changed)
 
 
-def no_appends(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(extents, "os", Without("fdatasync", stat.S_ISREG))
-
-
 def no_batches(patch: pytest.MonkeyPatch) -> None:
     real = opening.Rdict
     patch.setattr(opening, "Rdict", lambda *args, **named: Unsynced(real(*args, **named)))
@@ -710,22 +702,22 @@ def no_batches(patch: pytest.MonkeyPatch) -> None:
 
 IN_PLACE, NEW, ADOPTED = "made in place", "new", "with its first encoder later"
 SYNCS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
-    "appended data": (NEW, no_appends),
+    "appended data": (NEW, no_sync(r"fdatasync: .*")),
     "a commit": (NEW, no_batches),
-    "an extent's header": (NEW, no_contents(extents)),
+    "an extent's header": (NEW, no_sync(r"fsync: .*\.(blobs|pdq|f32|ids)")),
     "an extent's name": (NEW, no_names(extents, "pixels", "fingerprints", "1")),
     "a folder of extents": (NEW, no_names(extents, "store")),
     "a folder of vectors": (NEW, no_names(extents, "vectors")),
-    "a replaced file": (NEW, no_contents(durable)),
+    "a replaced file": (NEW, no_sync(r"fsync: .*/\.[^/]+\.\d+\.new")),
     "a replaced file's name": (NEW, no_names(durable, "")),
-    "a segment": (NEW, while_in(segment_writer, "write_new", no_contents(durable))),
+    "a segment": (NEW, no_sync(r"fsync: .*\.ivf")),
     "a segment's name": (NEW, while_in(segment_writer, "write_new", no_names(durable, "index"))),
-    "a quantizer": (NEW, while_in(quantizer_file, "write_new", no_contents(durable))),
+    "a quantizer": (NEW, no_sync(r"fsync: .*\.quantizer")),
     "the folder of segments": (NEW, no_names(index_files, "store")),
     "a new store's name": (NEW, no_names(create_, "disk")),
     "parts moved in place": (IN_PLACE, no_names(create_, "store")),
-    "the encoder's folders": (NEW, no_names(api, "encoder")),
-    "the encoder's folder": (ADOPTED, no_names(api, "store")),
+    "the encoder's folders": (NEW, no_names(encoder_files, "encoder")),
+    "the encoder's folder": (ADOPTED, no_names(encoder_files, "store")),
 }
 
 

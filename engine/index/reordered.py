@@ -19,6 +19,7 @@ from engine.index.segment_layout import Codes, Labels
 from engine.index.segment_writer import write_segment
 from engine.storage import extents, nofollow
 from engine.storage.bitmap import IdSet
+from engine.storage.disk import disk
 from engine.storage.durable import remove, write_all
 from engine.storage.extents import HEADER_BYTES, Append
 from engine.storage.index_files import ReorderedExtent, segment_path
@@ -156,5 +157,5 @@ class ReorderedWriter:
         """Write the rest and make all of it durable; how many rows there are."""
         self._flush()
         for fd in self._fds:
-            os.fsync(fd)
+            disk().fsync(fd)
         return self._end[1] // 8

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
 from engine.records import BackupReport
 from engine.storage import commit_file, file_names, lock, manifest, nofollow
 from engine.storage.commit_file import Notice, commit_of
+from engine.storage.disk import disk
 from engine.storage.durable import write_all
 from engine.storage.manifest import Manifest
 from engine.storage.pinned_files import (
@@ -209,7 +209,7 @@ class Backup:
         stats = [os.fstat(file.fd) for part in held for file in part.files.values()]
         needed = sum(min(stat.st_size, 512 * stat.st_blocks) for stat in stats)
         self._total = sum(stat.st_size for stat in stats)
-        free = shutil.disk_usage(made).free
+        free = disk().free(made)
         if free < needed:
             raise StoreError(
                 f"{self._dest} cannot be made: {needed:,} bytes are needed and {free:,} are free "
@@ -233,9 +233,10 @@ class Backup:
 
     def _put(self, path: Path, file: HeldFile) -> None:
         """Copy what counts of a held file; holes stay holes."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed([above for above in path.parents if not above.exists()]):
+            disk().mkdir(folder)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, 0o666)
+        fd = disk().open(path, flags)
         # Keys are few and asked for all the time; the rest of a store is larger than memory.
         cold = file.path.parent.name != database.FOLDER
         try:
@@ -245,12 +246,12 @@ class Backup:
                 self._advance(start - at)
                 if start < end:
                     self._copy_range(file, fd, start, end)
-                    getattr(os, "fdatasync", os.fsync)(fd)  # or the pages cannot be let go
+                    disk().fdatasync(fd)  # or the pages cannot be let go
                     _drop(fd, start, end)
                     if cold:
                         _drop(file.fd, start, end)
                 at = end
-            os.ftruncate(fd, file.size)
+            disk().ftruncate(fd, file.size)
         finally:
             os.close(fd)
         self._files += 1
@@ -261,7 +262,7 @@ class Backup:
             if not self._plain:
                 try:
                     # The kernel copies, and where the disk can share blocks it shares them.
-                    count = os.copy_file_range(file.fd, fd, end - at, at, at)
+                    count = disk().copy_file_range(file.fd, fd, end - at, at)
                 except OSError as error:
                     if error.errno in _OF_DEST:
                         raise
@@ -326,4 +327,8 @@ def _drop(fd: int, start: int, end: int) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     """A small file, durable when the folder that it is in is put in its place."""
-    path.write_bytes(data)
+    fd = nofollow.create_file(path.parent, path.name)
+    try:
+        write_all(fd, data, 0)
+    finally:
+        os.close(fd)

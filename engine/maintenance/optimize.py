@@ -12,7 +12,6 @@ row's number says whose it is.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from engine.memory import PeakMemory
 from engine.records import OptimizeReport, Place
 from engine.storage import extents, swaps
 from engine.storage.changeset import Chunk, Rekept, Removal
+from engine.storage.disk import disk
 from engine.storage.durable import tree_bytes
 from engine.storage.extent_reader import ExtentReader, MovedError
 from engine.storage.image_rows import ImageRow
@@ -162,7 +162,7 @@ class Optimize:
         kept = sum(size for _, size in state.extents.get(extents.PIXELS.name, []))
         live = kept - sum(state.dead.values())
         each = max(live // max(state.images, 1), 1)  # bytes of an image
-        free = shutil.disk_usage(self._store.path).free - _SLACK
+        free = disk().free(self._store.path) - _SLACK
         fit: list[int] = []
         for number, size, dead in doomed:
             need = (size - dead) + (size - dead) // each * _KEY_BYTES
@@ -266,7 +266,7 @@ class Optimize:
 
     def _compact(self) -> None:
         need = tree_bytes(self._store.path / FOLDER) + _SLACK
-        free = shutil.disk_usage(self._store.path).free
+        free = disk().free(self._store.path)
         if free < need:
             self._skipped.append(
                 f"the keys were not compacted: that needs {need:,} bytes of room on the disk, and "

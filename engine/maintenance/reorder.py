@@ -11,7 +11,6 @@ There is one copy of the vectors before and after; while this works the disk has
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from engine.index.train import sample_of, train_quantizer
 from engine.records import Place
 from engine.storage import nofollow, staging, swaps
 from engine.storage.bitmap import IdSet
+from engine.storage.disk import disk
 from engine.storage.extent_reader import ExtentReader
 from engine.storage.index_files import ReorderedExtent, quantizer_path
 from engine.storage.manifest import QuantizerEntry
@@ -224,7 +224,7 @@ def _has(made: Path, quantizer: QuantizerEntry) -> bool:
 
 
 def _free(store: Session) -> int:
-    return shutil.disk_usage(store.path).free
+    return disk().free(store.path)
 
 
 def _left_for_want_of_room(need: int, free: int) -> ReorderResult:

@@ -25,6 +25,7 @@ from engine.errors import StoreDamagedError, StoreFormatError
 from engine.records import Problem
 from engine.storage import commit_evidence, file_names, manifest, nofollow
 from engine.storage.commit_file import Notice, commit_of
+from engine.storage.disk import disk
 from engine.storage.durable import fsync_dir, replace_file, write_new
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import DamagedManifestError
@@ -145,7 +146,7 @@ def _set_aside(store: Path, files: Iterable[str]) -> Path:
         file = f"{database.FOLDER}/{name}"
         if name.endswith(".sst"):
             try:
-                os.link(store / file, aside / name, follow_symlinks=False)
+                disk().link(store / file, aside / name)
                 continue
             except OSError:  # no links here
                 pass

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from pathlib import Path
 
 from engine.errors import StoreError
 from engine.storage import file_names, nofollow
+from engine.storage.disk import disk
 from engine.storage.safe_folders import ForeignError
 from engine.storage.state import State
 
@@ -56,7 +56,7 @@ def renew(store: Path, size: int) -> bool:
         if there < size and free(store) >= _PLENTY * size:
             fd = nofollow.open_file(store, NAME, os.O_WRONLY | os.O_CREAT)
             try:
-                _allocate(fd, there, size)
+                disk().allocate(fd, there, size - there)
             except OSError:
                 nofollow.remove(store, NAME)
                 raise
@@ -74,12 +74,4 @@ def give_back(store: Path) -> None:
 
 def free(store: Path) -> int:
     """Bytes that this process may still write on the disk of a store."""
-    return shutil.disk_usage(store).free
-
-
-def _allocate(fd: int, start: int, end: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, start, end - start)
-        return
-    for at in range(start, end, 1 << 20):  # macOS
-        os.pwrite(fd, bytes(min(1 << 20, end - at)), at)
+    return disk().free(store)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from engine.images import hashing
 from engine.storage import file_names, nofollow
+from engine.storage.disk import disk
 from engine.storage.safe_folders import ForeignError
 
 _log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Notice:
         with contextlib.suppress(OSError, ForeignError):  # readers go on with what they have
             fd = self._for_writing()
             index = int.from_bytes(os.pread(fd, _EACH, _EACH), "big")
-            os.pwrite(fd, pack(commit, index), 0)
+            disk().pwrite(fd, pack(commit, index), 0)
             self._commit = commit
 
     def publish_index(self) -> None:
@@ -76,7 +77,7 @@ class Notice:
             before = os.pread(fd, _SIZE, 0)
             commit = commit_of(before) if self._commit is None else self._commit
             index = int.from_bytes(before[_EACH:_NUMBERS], "big")
-            os.pwrite(fd, pack(commit, (index + 1) % (1 << 8 * _EACH)), 0)
+            disk().pwrite(fd, pack(commit, (index + 1) % (1 << 8 * _EACH)), 0)
 
     def _for_writing(self) -> int:
         if self._fd is None or not self._writing:

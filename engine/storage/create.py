@@ -18,6 +18,7 @@ from pathlib import Path
 from engine.config import MemoryBudget, StructuralSettings
 from engine.errors import StoreError
 from engine.storage import file_names, lock, manifest, nofollow
+from engine.storage.disk import disk
 from engine.storage.durable import fsync_dir, make_folders
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import Manifest
@@ -59,7 +60,7 @@ def create(
         else:
             make_folders(parent)
         if there:
-            made.mkdir()
+            disk().mkdir(made)
         else:  # the lock in it becomes that of the store
             sweep(parent, _named_as(path), _MADE)
             claim = claimed(lambda: _make(_new_name(path, parent)))
@@ -77,11 +78,11 @@ def create(
             fsync_dir(path)  # the mark of an unfinished making, before there are parts to be marked
             for part in made.iterdir():
                 if part.name != manifest.NAME:
-                    part.rename(path / part.name)
+                    disk().rename(part, path / part.name)
             fsync_dir(path)
             first.save(path)
         else:
-            made.rename(path.resolve())
+            disk().rename(made, path.resolve())
             fsync_dir(parent)
         _log.info("made a store at %s", path)
     except OSError as error:
@@ -105,7 +106,7 @@ def _named_as(path: Path) -> re.Pattern[str]:
 
 
 def _make(made: Path) -> Path:
-    made.mkdir()
+    disk().mkdir(made)
     return made
 
 

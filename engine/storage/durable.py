@@ -13,6 +13,7 @@ from engine.errors import StoreDamagedError, StoreError
 from engine.images import hashing
 from engine.records import Buffer
 from engine.storage import nofollow
+from engine.storage.disk import disk
 
 MORE_FILES = "let more files be open (ulimit -n 4096) and run the command again"
 
@@ -21,7 +22,7 @@ def fsync_dir(path: Path) -> None:
     """Make the names in a directory durable: a new file's name is not, until this returns."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        disk().fsync(fd)
     finally:
         os.close(fd)
 
@@ -30,7 +31,7 @@ def fsync_file(store: Path, name: str) -> None:
     """Make the contents of a file beneath ``store`` durable."""
     fd = nofollow.open_file(store, name)
     try:
-        os.fsync(fd)
+        disk().fsync(fd)
     finally:
         os.close(fd)
 
@@ -57,7 +58,8 @@ def make_folders(path: Path) -> None:
     """A folder and those above it that are missing, all durable."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            disk().mkdir(folder)
         fsync_dir(folder.parent)
 
 
@@ -78,7 +80,7 @@ def write_all(fd: int, data: Buffer, offset: int) -> None:
     """``pwrite`` until everything is written (one call may write less: signals, a nearly full disk)."""
     view = memoryview(data).cast("B")
     while view:
-        written = os.pwrite(fd, view, offset)
+        written = disk().pwrite(fd, view, offset)
         view = view[written:]
         offset += written
 
@@ -95,7 +97,7 @@ def replace_file(path: Path, data: bytes, store: Path | None = None) -> None:
     try:
         try:
             write_all(fd, data, 0)
-            os.fsync(fd)
+            disk().fsync(fd)
         finally:
             os.close(fd)
         nofollow.rename(root, new, root, name)
@@ -119,7 +121,7 @@ def write_new(path: Path, parts: Iterable[Buffer], store: Path) -> tuple[int, in
                 write_all(fd, part, size)
                 check.update(part)
                 size += memoryview(part).nbytes
-            os.fsync(fd)
+            disk().fsync(fd)
         finally:
             os.close(fd)
     except BaseException:

@@ -9,6 +9,7 @@ from engine.config import Limits
 from engine.images import hashing
 from engine.records import Buffer, Place
 from engine.storage import nofollow
+from engine.storage.disk import disk
 from engine.storage.durable import write_all
 from engine.storage.extents import HEADER_BYTES, Append, Family
 
@@ -86,8 +87,7 @@ class ExtentWriter:
         start = self.end - len(view)
         self._fd = self._open()
         write_all(self._fd, view, HEADER_BYTES + start)
-        # macOS has no fdatasync.
-        getattr(os, "fdatasync", os.fsync)(self._fd)
+        disk().fdatasync(self._fd)
         if self.family.streamed and len(view) >= _DROP_BYTES and hasattr(os, "posix_fadvise"):
             # Millions of images that stream through would push everything else out of the page
             # cache; and on virtual machines a page that was never used costs ten times a used one.
@@ -98,8 +98,8 @@ class ExtentWriter:
         """Lengthen the file, whose end is that of what was committed before: zeros are what is read."""
         length, self._zeros = self._zeros, 0
         self._fd = self._open()
-        os.ftruncate(self._fd, HEADER_BYTES + self.end)
-        os.fsync(self._fd)
+        disk().ftruncate(self._fd, HEADER_BYTES + self.end)
+        disk().fsync(self._fd)
         check = hashing.Checksum()
         for at in range(0, length, len(_ZEROS)):
             check.update(memoryview(_ZEROS)[: length - at])

@@ -17,6 +17,7 @@ from pathlib import Path
 from engine.images import hashing
 from engine.records import Buffer, Place
 from engine.storage import nofollow
+from engine.storage.disk import disk
 from engine.storage.durable import cannot_read, fsync_dir, is_in_the_way, write_all
 
 HEADER_BYTES = 4096
@@ -113,7 +114,7 @@ def _put_header(
     header += struct.pack(">Q", hashing.checksum(header))
     try:
         write_all(fd, header.ljust(HEADER_BYTES, b"\0"), 0)
-        os.fsync(fd)
+        disk().fsync(fd)
     finally:
         os.close(fd)
     fsync_dir(store / family.folder)
@@ -149,8 +150,8 @@ def restore(store: Path, family: Family, number: int, uuid: bytes, end: int) -> 
     if (nofollow.size(store, name) or 0) < HEADER_BYTES + end:
         fd = nofollow.open_file(store, name, os.O_WRONLY)
         try:
-            os.ftruncate(fd, HEADER_BYTES + end)
-            os.fsync(fd)
+            disk().ftruncate(fd, HEADER_BYTES + end)
+            disk().fsync(fd)
         finally:
             os.close(fd)
 
@@ -161,7 +162,7 @@ def cut(store: Path, family: Family, number: int, end: int) -> None:
     if (nofollow.size(store, name) or 0) > HEADER_BYTES + end:
         fd = nofollow.open_file(store, name, os.O_WRONLY)
         try:
-            os.ftruncate(fd, HEADER_BYTES + end)
+            disk().ftruncate(fd, HEADER_BYTES + end)
         finally:
             os.close(fd)
 
@@ -171,7 +172,7 @@ def overwrite(store: Path, family: Family, place: Place, data: Buffer) -> None:
     fd = nofollow.open_file(store, family.inside(place.extent), os.O_WRONLY)
     try:
         write_all(fd, data, HEADER_BYTES + place.offset)
-        os.fsync(fd)
+        disk().fsync(fd)
     finally:
         os.close(fd)
 

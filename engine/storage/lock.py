@@ -12,6 +12,7 @@ from pathlib import Path
 from engine.errors import StoreError, StoreLockedError
 from engine.forking import abandon_in_child
 from engine.storage import file_names, nofollow
+from engine.storage.disk import disk
 
 NAME = file_names.LOCK
 
@@ -60,8 +61,8 @@ class WriterLock:
         with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
             if os.fstat(fd).st_nlink > 1:
                 return  # it is somebody else's file too
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, text, 0)
+            disk().ftruncate(fd, 0)
+            disk().pwrite(fd, text, 0)
 
     def busy(self) -> bool:
         """Whether somebody holds the lock."""

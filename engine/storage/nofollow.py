@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.errors import StoreError
+from engine.storage.disk import disk
 from engine.storage.safe_folders import (
     OTHER_KIND,
     at_path,
@@ -85,7 +86,7 @@ def create_file(root: Path, name: str) -> int:
     with opened_folder(root, folder) as at:
         _unlink(root, name, last, at)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY
-        return os.open(last, flags, 0o666, dir_fd=at)
+        return disk().open(last, flags, dir_fd=at)
 
 
 def read_file(root: Path, name: str, most: int | None = None) -> bytes:
@@ -156,7 +157,7 @@ def rename(root: Path, name: str, into: Path, new: str) -> None:
         _require_file(root / name, last, at)
         with contextlib.suppress(FileNotFoundError):
             _require_file(into / new, new_last, there)
-        os.rename(last, new_last, src_dir_fd=at, dst_dir_fd=there)
+        disk().rename(last, new_last, src_dir_fd=at, dst_dir_fd=there)
 
 
 def make_folder(root: Path, name: str) -> bool:
@@ -165,7 +166,7 @@ def make_folder(root: Path, name: str) -> bool:
         return False
     folder, last = split(name)
     with opened_folder(root, folder) as at:
-        os.mkdir(last, dir_fd=at)
+        disk().mkdir(last, dir_fd=at)
     return True
 
 
@@ -218,12 +219,12 @@ def remove_folder(root: Path, name: str) -> None:
     """Delete a folder if it is empty. ``OSError`` if it is not."""
     folder, last = split(name)
     with opened_folder(root, folder) as at:
-        os.rmdir(last, dir_fd=at)
+        disk().rmdir(last, dir_fd=at)
 
 
 def _open_file(root: Path, name: str, last: str, flags: int, at: int) -> int:
     try:
-        fd = os.open(last, flags | _SAFELY, 0o666, dir_fd=at)
+        fd = disk().open(last, flags | _SAFELY, dir_fd=at)
     except OSError as error:
         if error.errno in OTHER_KIND:
             _require_file(root / name, last, at)
@@ -238,7 +239,7 @@ def _open_file(root: Path, name: str, last: str, flags: int, at: int) -> int:
 def _unlink(root: Path, name: str, last: str, at: int) -> None:
     with contextlib.suppress(FileNotFoundError):
         _require_file(root / name, last, at)
-        os.unlink(last, dir_fd=at)
+        disk().unlink(last, dir_fd=at)
 
 
 def _copy_apart(fd: int, root: Path, name: str, last: str, at: int) -> None:
@@ -252,22 +253,22 @@ def _copy_apart(fd: int, root: Path, name: str, last: str, at: int) -> None:
                 for place in range(start, end, _COPIED):
                     data = os.pread(source, min(_COPIED, end - place), place)
                     while data:
-                        written = os.pwrite(copy, data, place)
+                        written = disk().pwrite(copy, data, place)
                         data, place = data[written:], place + written
-            os.ftruncate(copy, os.fstat(fd).st_size)
-            os.fchmod(copy, stat.S_IMODE(os.fstat(fd).st_mode))
-            os.fsync(copy)
+            disk().ftruncate(copy, os.fstat(fd).st_size)
+            disk().fchmod(copy, stat.S_IMODE(os.fstat(fd).st_mode))
+            disk().fsync(copy)
         finally:
             os.close(copy)
-        os.rename(new, last, src_dir_fd=at, dst_dir_fd=at)
+        disk().rename(new, last, src_dir_fd=at, dst_dir_fd=at)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(new, dir_fd=at)
+            disk().unlink(new, dir_fd=at)
         raise
     finally:
         os.close(source)
     with opened_folder(root, name[: -len(last)].rstrip("/"), os.O_RDONLY) as folder:
-        os.fsync(folder)
+        disk().fsync(folder)
 
 
 def _data(fd: int, end: int) -> Iterator[tuple[int, int]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from engine.errors import StoreError, UsageError
 from engine.storage import file_names, lock, nofollow
+from engine.storage.disk import disk
 from engine.storage.durable import fsync_dir, fsync_file, make_folders
 from engine.storage.lock import WriterLock
 
@@ -45,9 +46,10 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
     try:
         yield made
         if lock.NAME in parts:
-            (made / lock.NAME).write_bytes(b"")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC  # the same file: it is locked
+            os.close(nofollow.open_lock(made, lock.NAME, flags))
         else:
-            (made / lock.NAME).unlink(missing_ok=True)
+            nofollow.remove(made, lock.NAME)
         _sync(made)
         if filling:
             fsync_dir(
@@ -57,10 +59,10 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
                 if (made / name).exists():
                     if name == parts[-1]:
                         fsync_dir(folder)
-                    (made / name).rename(place / name)
+                    disk().rename(made / name, place / name)
                     moved.append(place / name)
         else:
-            made.rename(place)
+            disk().rename(made, place)
         fsync_dir(folder)
         moved.clear()
     finally:
@@ -90,13 +92,13 @@ def _begin(place: Path, folder: Path, kind: str) -> tuple[Path, WriterLock]:
     """
     for _ in range(_TRIES):
         begun = folder / f".{place.name}.{kind}-{uuid.uuid4().hex[:8]}{_BEGUN}"
-        begun.mkdir()
+        disk().mkdir(begun)
         mine = WriterLock(begun)
         try:
             with contextlib.suppress(StoreError):  # a file system without locks: then without
                 mine.acquire()
             made = begun.with_suffix(_MADE)
-            begun.rename(made)
+            disk().rename(begun, made)
         except FileNotFoundError:
             mine.release()
         except BaseException:

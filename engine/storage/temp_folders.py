@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.errors import StoreError
+from engine.storage.disk import disk
 
 _LOCK = "LOCK"
 _CLAIM = ".claim"  # the lock's name until it is held
@@ -51,13 +52,13 @@ def claimed(make: Callable[[], Path]) -> Claimed:
         path = make()
         fd = -1
         try:
-            fd = os.open(path / _CLAIM, _FILE | os.O_CREAT | os.O_EXCL, 0o666)
+            fd = disk().open(path / _CLAIM, _FILE | os.O_CREAT | os.O_EXCL)
             try:
                 _lock(fd)
             except OSError as error:  # a file system without locks: nobody sweeps there either
                 if isinstance(error, BlockingIOError):
                     raise
-            os.rename(path / _CLAIM, path / _LOCK)  # noqa: PTH104 - needs not be durable
+            disk().rename(path / _CLAIM, path / _LOCK)  # needs not be durable
         except (FileNotFoundError, BlockingIOError):  # somebody swept it before it was locked
             if fd >= 0:
                 os.close(fd)
@@ -65,8 +66,9 @@ def claimed(make: Callable[[], Path]) -> Claimed:
             if fd >= 0:
                 os.close(fd)
             with contextlib.suppress(OSError):
-                (path / _CLAIM).unlink(missing_ok=True)
-                path.rmdir()
+                with contextlib.suppress(FileNotFoundError):
+                    disk().unlink(path / _CLAIM)
+                disk().rmdir(path)
             raise
         else:
             return Claimed(path, fd)
@@ -133,7 +135,7 @@ def _sweep(parent: int, name: str, inside: re.Pattern[str], depth: int) -> bool:
             return False
         for path, is_folder in found:
             _remove(fd, path, is_folder=is_folder)
-        os.rmdir(name, dir_fd=parent)
+        disk().rmdir(name, dir_fd=parent)
     return True
 
 
@@ -163,9 +165,9 @@ def _remove(fd: int, path: str, *, is_folder: bool) -> None:
         for folder in above:
             fd = stack.enter_context(_opened(os.open(folder, _FOLDER, dir_fd=fd)))
         if is_folder:
-            os.rmdir(name, dir_fd=fd)
+            disk().rmdir(name, dir_fd=fd)
         else:
-            os.unlink(name, dir_fd=fd)
+            disk().unlink(name, dir_fd=fd)
 
 
 def _is_file(fd: int, name: str) -> bool:

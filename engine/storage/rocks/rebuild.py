@@ -27,6 +27,7 @@ from engine.errors import StoreDamagedError, StoreError
 from engine.storage import commit_evidence, file_names, manifest, nofollow, staging
 from engine.storage.ballast import is_full
 from engine.storage.commit_evidence import MARK
+from engine.storage.disk import disk
 from engine.storage.durable import cannot_read, fsync_dir, fsync_file, is_in_the_way
 from engine.storage.manifest import DamagedManifestError, Manifest
 from engine.storage.rocks import database, files, opening
@@ -71,7 +72,7 @@ def finish(store: Path) -> bool:
                 f"'engine check --fix' again"
             )
         return False
-    mended.rename(folder)
+    disk().rename(mended, folder)
     fsync_dir(store)
     return True
 
@@ -97,10 +98,10 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
             _sync(made)
             place = _free_name(store)
             older = [path for path in _names(store) if (path / files.CURRENT).exists()]
-            (made / database.FOLDER).rename(store / MENDED)
+            disk().rename(made / database.FOLDER, store / MENDED)
             fsync_dir(store)
-        folder.rename(place)
-        (store / MENDED).rename(folder)
+        disk().rename(folder, place)
+        disk().rename(store / MENDED, folder)
         fsync_dir(store)
         _log.info("built the keys of %s again; the damaged ones are in %s", store, place)
     except (OSError, StoreError) as error:
