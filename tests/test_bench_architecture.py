@@ -24,20 +24,28 @@ PUBLIC |= {"engine.evaluation", "engine.training"}
 INSIDE = {
     "data.bit_images": {"engine.images.canonical", "engine.sources.synthetic"},
     "data.descriptors": {"engine.cli.progress"},
-    "data.image_sets": {"engine.images.canonical"},
-    "data.photographs": {"engine.images.canonical"},
+    "data.image_sets": {
+        "engine.images.decode",
+        "engine.images.file_types",
+        "engine.images.rgb_picture",
+    },
+    "data.photographs": {"engine.images.pil_images"},
     # The tables get the engine's own keys and proofs.
     "peers.key_lookups": {"engine.images", "engine.images.canonical"},
     "peers.key_tables": {"engine.images.hashing"},
-    "report.comparison": {"engine.cli.render"},
-    "report.summary": {"engine.cli.render"},
+    "report.comparison": {"engine.cli.text"},
+    "report.summary": {"engine.cli.text"},
     "suite.image_child": {"engine.encoders", "engine.images"},
     "suite.store_child": {"engine.encoders"},
-    "suite.pdqhash_child": {"engine.images.canonical"},
+    "suite.pdqhash_child": {"engine.images.decode", "engine.images.rgb_picture"},
     "suite.run": {"engine.storage.temp_folders"},
     "questions.cold_exact": {"engine.cli.progress"},
     "questions.cold_exact_child": {"engine.images.canonical"},
-    "questions.decode_cost_child": {"engine.images"},
+    "questions.decode_cost_child": {
+        "engine.images",
+        "engine.images.decode",
+        "engine.images.rgb_picture",
+    },
     "questions.exact_store": {"engine.cli.progress"},
     "questions.index_cold": {"engine.cli.progress"},
     "questions.index_growth": {"engine.cli.progress"},
@@ -46,8 +54,10 @@ INSIDE = {
     "questions.kills": {"engine.cli.progress"},
     # It tells of each commit before and after, and makes chunks and extents of a few rows.
     "questions.kills_child": {
-        *("engine.index.maintain", "engine.ingest", "engine.storage"),
-        *("engine.storage.changeset", "engine.storage.writer"),
+        "engine.index.maintain",
+        "engine.ingest",
+        "engine.storage.changeset",
+        "engine.storage.writer",
     },
     "questions.near_copies": {"engine.cli.progress"},
     "questions.removal": {"engine.storage.durable"},
@@ -56,8 +66,11 @@ INSIDE = {
     },
     # The plain recipe beside it has the engine's own network and loss.
     "questions.train_speed_child": {
-        *("engine.training.loss", "engine.training.malloc_pages"),
-        *("engine.training.model", "engine.training.settings"),
+        "engine.training.loss",
+        "engine.training.malloc_pages",
+        "engine.training.model",
+        "engine.training.pictures",
+        "engine.training.settings",
     },
 }
 

@@ -266,7 +266,7 @@ def test_what_is_measured_of_a_store_whose_sample_is_removed_harms_nothing(tmp_p
     with new_store(tmp_path / "s", LIMITS) as store:
         store.ingest(block, name="a")
         store.remove(ids=range(1, 2 * LEAST + 1))
-        index = store.session.index
+        index = store.index.current
         found = calibrate.measure(index, store.session.snapshot.alive(), 0.9, sample=1000)
         assert found.sample == 0
         assert sorted(store.search_vectors(block[:1], LEAST)[1][0]) == list(
@@ -342,9 +342,11 @@ def test_what_info_says_of_recall_is_what_searches_do(tmp_path: Path) -> None:
         assert np.allclose(found, nearest(same, queries, 10)[0], atol=1e-4)
         assert "all vectors are compared" in recall_text(recall)
         index = opened.session
-        before = index.manifest.measured
+        before = index.snapshot.manifest.measured
         assert before is not None
-        index.manifest = replace(index.manifest, measured=replace(before, quantizer=0))
+        index.snapshot.manifest = replace(
+            index.snapshot.manifest, measured=replace(before, quantizer=0)
+        )
         recall = opened.info().recall  # as after a kill between building and measuring
         assert recall is not None
         assert not recall["exact"] and recall["measured"] is None

@@ -479,10 +479,10 @@ def test_a_source_of_an_image_that_is_not_there_is_found(store: Path) -> None:
     with Store.open(store) as opened:
         files = opened.session
         files.become_writer()
-        batch = files.keys.batch()
+        batch = files.snapshot.keys.batch()
         batch.put("names", b"/gone.png", NameRow(10_000, 1, 1).pack())
         batch.put("sources", u64(10_000) + b"/gone.png", b"")
-        files.keys.commit(batch)
+        files.snapshot.keys.commit(batch)
         problems = opened.check().problems
     assert any("image 10000, which is not there" in problem.what for problem in problems)
 

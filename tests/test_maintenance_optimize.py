@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,11 @@ from engine import Store, StoreError
 from engine.cli.app import main
 from engine.config import Limits
 from engine.maintenance import optimize
-from engine.storage import extents
+from engine.storage import extents, swaps
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
 from engine.storage.session import Session
+from engine.storage.writer import Writer
 
 IDENTICAL = ["identical"]
 EACH = 16 + 96  # bytes that are kept of an image
@@ -43,7 +44,7 @@ LIMITS = Limits(
 
 def numbers(store: Store) -> list[int]:
     """The extents of pixels, of which the keys, the manifest and the disk know alike."""
-    files = store.session
+    files = store.session.snapshot
     found = [number for number, _ in files.state.extents[extents.PIXELS.name]]
     assert files.manifest.extents[extents.PIXELS.name] == found
     assert sorted(int(path.stem) for path in (store.path / "pixels").iterdir()) == found
@@ -276,16 +277,16 @@ def test_a_dropped_extent_is_forgotten_by_the_next_writer(
     with Store.open(path, limits=LIMITS) as store, monkeypatch.context() as patch:
         store.remove(ids=gone)
         fail = lambda *given, **named: (_ for _ in ()).throw(OSError(5, "pulled"))  # noqa: E731
-        drop = Session._drop_extents
+        drop = swaps.drop_extents
 
-        def dropping(files: Session, numbers: set[int]) -> None:
+        def dropping(writer: Writer, numbers: Sequence[int]) -> None:
             if at == "manifest":
                 patch.setattr(Manifest, "save", fail)
             else:
                 patch.setattr(os, "unlink", fail)
-            drop(files, numbers)
+            drop(writer, numbers)
 
-        patch.setattr(Session, "_drop_extents", dropping)
+        patch.setattr(swaps, "drop_extents", dropping)
         with pytest.raises(StoreError, match="pulled"):
             store.optimize()
     assert (path / "pixels" / "00000001.blobs").exists()

@@ -339,12 +339,12 @@ def archive(store: Store, path: Path, seeds: dict[str, int], *, complete: bool =
     chunk = Chunk()
     status = path.stat()
     named = [os.fsencode(f"{path}#{member}") for member in seeds]
-    before = files.names(named)
+    before = files.snapshot.names(named)
     for (member, seed), name, was in zip(seeds.items(), named, before, strict=True):
         image = from_array(mask(seed))
-        key = hashing.key(image.canonical, files.settings.hash_seed)
-        known = files.image_of(key)
-        id_ = known[0].id if known else files.state.next_id + len(chunk.images)
+        key = hashing.key(image.canonical, files.snapshot.settings.hash_seed)
+        known = files.snapshot.image_of(key)
+        id_ = known[0].id if known else files.snapshot.state.next_id + len(chunk.images)
         hash_ = member.encode().ljust(32)
         if not known:
             proof = hashing.proof(image.canonical)
@@ -354,7 +354,7 @@ def archive(store: Store, path: Path, seeds: dict[str, int], *, complete: bool =
         chunk.names.append(NewName(name, id_, status.st_mtime_ns, status.st_size, hash_, was))
     row = ArchiveRow(status.st_mtime_ns, status.st_size, len(seeds), len(seeds), complete=complete)
     chunk.archives.append((os.fsencode(path), row))
-    files.commit(chunk)
+    files.writer.commit(chunk)
 
 
 def change(path: Path, size: int) -> Path:

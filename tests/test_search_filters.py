@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from engine import Store, UsageError
 from engine.config import Limits
+from engine.index.open import OpenIndex
 from engine.search import filters
 from engine.search.filters import ids_within
 from engine.storage.bitmap import IdSet
 from engine.storage.extent_reader import MovedError
-from engine.storage.session import Session
 from engine.storage.source_names import bases
 
 COUNT = 3000  # vectors
@@ -111,15 +111,15 @@ def test_what_is_found_by_the_index_is_among_them_too(vectors: Store, some: int)
 def test_ids_that_can_be_read_once_do_for_a_question_that_is_asked_again(
     vectors: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, moved = Session.to_search, []
+    real, moved = OpenIndex.to_search, []
 
-    def late(files: Session, wanted: IdSet | None) -> Any:
+    def late(index: OpenIndex, wanted: IdSet | None) -> Any:
         if not moved:
             moved.append(True)
             raise MovedError("it is elsewhere by now")
-        return real(files, wanted)
+        return real(index, wanted)
 
-    monkeypatch.setattr(Session, "to_search", late)
+    monkeypatch.setattr(OpenIndex, "to_search", late)
     expect(vectors, queries_of(3), 4, {5, 9}, (id_ for id_ in (9, 5)))
     assert moved
 

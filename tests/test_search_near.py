@@ -535,14 +535,14 @@ def test_hits_carry_metadata(tmp_path: Path, tiny_encoder: Path) -> None:
     with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
         store.ingest(images)
         files = store.session
-        batch = files.keys.batch()
+        batch = files.snapshot.keys.batch()
         for id_ in (1, 2, 3):
-            record = files.record(id_)
+            record = files.snapshot.record(id_)
             assert record is not None
             fields = {name: getattr(record, name) for name in record.__dataclass_fields__}
             changed = type(record)(**fields | {"metadata": {"label": f"number {id_}"}})
             batch.put("records", u64(id_), changed.pack())
-        files.keys.commit(batch)
+        files.snapshot.keys.commit(batch)
     with Store.open(where, read_only=True) as store:
         same = store.lookup(images / "0.png")
         assert [hit.metadata for hit in same.identical] == [{"label": "number 1"}]

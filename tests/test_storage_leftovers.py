@@ -194,9 +194,9 @@ def test_readers_sweep_what_killed_readers_left(
     code = """
 import tempfile
 from engine import Store
-from engine.storage import keys
+from engine.storage.rocks import opening
 tempfile.tempdir = sys.argv[2]
-keys._open = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)
+opening.open_files = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)
 Store.open(sys.argv[1], read_only=True)
 """
     killed(code, path, temporary)
@@ -211,7 +211,7 @@ Store.open(sys.argv[1], read_only=True)
 
 def test_a_folder_to_work_in_is_gone_however_the_work_ends(tmp_path: Path) -> None:
     code = """
-from engine.storage.leftovers import work_folder
+from engine.storage.temp_folders import work_folder
 from pathlib import Path
 with work_folder(Path(sys.argv[1]), "work-", 2) as work:
     (work / "deep").mkdir()

@@ -21,10 +21,11 @@ from engine import EngineError, Store, StoreDamagedError, StoreError
 from engine.config import Limits, MemoryBudget
 from engine.records import Place
 from engine.storage import ballast, file_names, manifest, nofollow, openat2
+from engine.storage.commit_row import CommitRow
 from engine.storage.image_rows import ImageRow
 from engine.storage.rocks import opening
 from engine.storage.safe_folders import ForeignError
-from engine.storage.state import State, appends_in
+from engine.storage.state import State
 
 HANGS = 60  # seconds: nothing here takes one
 MARK = b"somebody else's, which nothing may copy"
@@ -564,10 +565,11 @@ def test_each_value_of_the_state_is_checked_when_it_is_read() -> None:
 @pytest.mark.parametrize("value", HOSTILE)
 def test_what_a_commit_appended_is_checked_when_it_is_read(value: object) -> None:
     good = ["pixels.blobs", 1, 0, 10, 5]
-    assert len(appends_in(json.dumps([good]).encode())) == 1
+    key = bytes(8)
+    assert len(CommitRow.unpack(key, json.dumps([good]).encode()).appends) == 1
     for at in range(4 if value == 1 << 63 else 5):  # a checksum may be as large
         with pytest.raises(StoreDamagedError):
-            appends_in(json.dumps([[*good[:at], value, *good[at + 1 :]]]).encode())
+            CommitRow.unpack(key, json.dumps([[*good[:at], value, *good[at + 1 :]]]).encode())
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {

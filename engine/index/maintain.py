@@ -83,7 +83,7 @@ class IndexUpdater:
         """Train, and code all vectors."""
         store, vectors = self._store, index.vectors
         space = store.snapshot.space
-        number = store.writer.next_index_number()
+        number = store.snapshot.next_index_number()
         rows = vectors.rows
         entry, quantizer = train_quantizer(
             store.path, number, space.generation, vectors, rows, self._work
@@ -100,7 +100,7 @@ class IndexUpdater:
     def _add(self, index: VectorIndex, entry: QuantizerEntry, quantizer: Quantizer) -> bool:
         """Code what is in no segment; returns whether it is unlike what the quantizer is for."""
         store = self._store
-        number = store.writer.next_index_number()
+        number = store.snapshot.next_index_number()
         made, closeness = build.build_segment(
             store.path, number, entry, quantizer, index.vectors, index.bare, self._work
         )
@@ -123,7 +123,7 @@ class IndexUpdater:
                 if what := file_problem(path, one.bytes, one.xxh64):
                     raise StoreDamagedError(f"{path}: {what}; run 'engine check --fix'")
             made = build.merge_segments(
-                store.path, store.writer.next_index_number(), entry, quantizer, together
+                store.path, store.snapshot.next_index_number(), entry, quantizer, together
             )
             swaps.publish_index(store.writer, [*(one for one in live if one not in together), made])
 

@@ -145,7 +145,7 @@ class Reorder:
     ) -> tuple[QuantizerEntry | None, ReorderedExtent]:
         store, work, vectors = self._store, self._work, index.vectors
         space = store.snapshot.space
-        number = store.writer.next_index_number() + _APART
+        number = store.snapshot.next_index_number() + _APART
         entry, quantizer = index.quantizer_entry, index.quantizer
         # Old extents go: a row that a damaged segment does not name would be lost with them.
         # And codes are copied as they are, with a checksum that is right for them.

@@ -36,6 +36,8 @@ from engine.storage.tables import Tables
 from engine.storage.vector_space import VectorSpace
 from engine.storage.vectors import Vectors
 
+# From here on, numbers are left for files that are made at once.
+_LAST_INDEX = file_names.MAX_NUMBER - (1 << 20)
 _BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
 _BUCKET_RUNS = 16  # of a bucket that is remembered, at most
 
@@ -351,6 +353,12 @@ class Snapshot:
             self.state.vector_parts(space),
             self.files.is_behind,
         )
+
+    def next_index_number(self) -> int:
+        """A number that no file of the index has."""
+        numbers = [entry.number for entry in self.manifest.segments]
+        numbers += [entry.number for entry in self.manifest.quantizers]
+        return file_names.next_number(numbers, _LAST_INDEX)
 
     # --- files ------------------------------------------------------------------------------------
 

@@ -36,9 +36,6 @@ from engine.storage.vector_space import VectorSpace
 from engine.storage.vectors import Vectors
 
 REJECTS = file_names.REJECTS
-_LAST_INDEX = file_names.MAX_NUMBER - (
-    1 << 20
-)  # from there on as many are used for what is made at once
 _IDS = 1 << 15  # ids of vectors in hand
 _log = logging.getLogger("engine.storage")
 
@@ -321,12 +318,6 @@ class Writer:
     def announce_index(self) -> None:
         """Tell readers that the manifest names another index."""
         self._notice.publish_index()
-
-    def next_index_number(self) -> int:
-        """A number that no file of the index has."""
-        numbers = [entry.number for entry in self.manifest.segments]
-        numbers += [entry.number for entry in self.manifest.quantizers]
-        return file_names.next_number(numbers, _LAST_INDEX)
 
     def _last_extent(self, family: Family) -> tuple[int, int]:
         return self.state.last_extent(family)
