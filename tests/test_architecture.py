@@ -19,15 +19,15 @@ PACKAGE = Path(engine.__file__).parent
 # From the ground up. A module imports from lower floors only; what lies on one floor does not know
 # of each other. A folder is one room: inside it, modules import as they like.
 FLOORS = [
-    {"errors", "forking", "address_space"},
-    {"records"},
+    {"errors", "records", "address_space", "forking", "memory"},
     {"config"},
     {"images"},
-    {"memory", "sources", "encoders"},
+    {"sources", "encoders"},
     {"storage"},
-    {"index", "training"},
-    {"ingest", "search", "evaluation"},
-    {"maintenance"},
+    {"index"},
+    {"ingest", "search"},
+    {"maintenance", "training"},
+    {"evaluation"},
     {"api"},
     {"engine"},  # the package's front, engine/__init__.py
     {"cli"},

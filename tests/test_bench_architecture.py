@@ -66,11 +66,8 @@ INSIDE = {
     },
     # The plain recipe beside it has the engine's own network and loss.
     "questions.train_speed_child": {
-        "engine.training.loss",
-        "engine.training.malloc_pages",
-        "engine.training.model",
-        "engine.training.pictures",
-        "engine.training.settings",
+        *("engine.training.loss", "engine.training.malloc_pages", "engine.training.model"),
+        *("engine.training.pictures", "engine.training.settings"),
     },
 }
 
