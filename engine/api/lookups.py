@@ -28,7 +28,9 @@ from engine.records import (
     LookupResult,
 )
 from engine.search.filters import Ids, Names, SearchedIn, Within
-from engine.search.lookup import Lookup, check_k, identical_ids, tier_names
+from engine.search.identical import identical_ids
+from engine.search.lookup import Lookup, check_k
+from engine.search.tiers import tier_names
 from engine.sources.in_memory import (
     Images,
     unlike,

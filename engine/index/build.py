@@ -21,7 +21,7 @@ from engine.index.segment import Segment
 from engine.index.segment_layout import LABEL_BYTES
 from engine.index.segment_writer import SortedLists, write_segment
 from engine.storage.durable import remove
-from engine.storage.index_files import ReorderedExtent, segment_path
+from engine.storage.index_files import segment_path
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
 
@@ -29,8 +29,6 @@ _MIN_PIECE = 1 << 14  # rows that are sorted at a time, however little memory th
 _MAX_PIECE = 1 << 20  # and at most
 _log = logging.getLogger("engine.index")
 
-# What the writer of a store still knows it by: goes when that imports engine.storage.index_files.
-Ordered = ReorderedExtent
 Range = tuple[int, int, int]  # extent, first row in it, rows
 
 

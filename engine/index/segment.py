@@ -26,11 +26,9 @@ from engine.index.segment_layout import (
 from engine.storage import nofollow
 from engine.storage.bitmap import IdSet
 from engine.storage.durable import inside
-from engine.storage.index_files import file_problem, make_index_folder
+from engine.storage.index_files import file_problem
 from engine.storage.manifest import SegmentEntry
 
-# What the writer of a store still knows it by: goes when that imports engine.storage.index_files.
-make_folder = make_index_folder
 _ONE_QUERY = 10  # FAISS's number of a search list by list, with a heap
 
 

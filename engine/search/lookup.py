@@ -25,13 +25,10 @@ from engine.index.unit_vectors import normalized
 from engine.records import Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
 from engine.search.hits import identical_hit, near_hits
 
-# ``engine.api`` still asks for two of these names here: it goes when that imports where they are.
 from engine.search.identical import id_of_file, rows_of_pixels
-from engine.search.identical import identical_ids as identical_ids
 from engine.search.near import near_images
 from engine.search.similar import SimilarTier
 from engine.search.tiers import IDENTICAL, NEAR, SIMILAR, searched_tiers
-from engine.search.tiers import tier_names as tier_names
 from engine.sources.query import Query
 from engine.storage.bitmap import IdSet
 from engine.storage.session import Session

@@ -38,7 +38,6 @@ from engine.storage.rocks.log import Records, Versions, batch_rows, versions
 from engine.storage.rocks.sst import TableFile
 from engine.storage.rows import TABLES
 
-_log = logging.getLogger(__name__)
 MENDED = file_names.MENDED
 ASIDE = "damaged"
 _BATCH_ROWS = 4096
