@@ -24,7 +24,6 @@ from engine.index.search import VectorIndex
 from engine.index.unit_vectors import normalized
 from engine.records import Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
 from engine.search.hits import identical_hit, near_hits
-
 from engine.search.identical import id_of_file, rows_of_pixels
 from engine.search.near import near_images
 from engine.search.similar import SimilarTier
