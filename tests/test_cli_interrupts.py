@@ -42,6 +42,7 @@ import sys, time
 from engine.cli import interrupts
 from engine.__main__ import main
 from engine.encoders.onnx import OnnxEncoder
+from engine.storage.writer import Writer
 
 def telling(work):
     def told(*given):

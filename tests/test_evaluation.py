@@ -261,10 +261,10 @@ def test_a_folder_that_is_not_empty_is_left_alone(photos, tmp_path):
 
 def test_more_vectors_than_fit_are_refused_before_they_are_made(photos, monkeypatch):
     monkeypatch.setattr("engine.evaluation.copies._MAX_BYTES", 1 << 20)
-    with pytest.raises(UsageError, match=r"--queries"):
+    with pytest.raises(UsageError, match=r"queries="):
         evaluate(["pixels"], images=[str(photos / "queries")])
     monkeypatch.setattr("engine.evaluation.classes._MAX_BYTES", 1 << 16)
-    with pytest.raises(UsageError, match=r"--labelled-most"):
+    with pytest.raises(UsageError, match=r"most_train="):
         evaluate(["pixels"], labels=(str(photos / "train"), str(photos / "test")))
 
 

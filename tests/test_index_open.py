@@ -40,9 +40,9 @@ class View:
     def __init__(self, files: Session) -> None:
         self.session = files
         self.path = files.path
-        self.manifest: Manifest = files.manifest
-        self.state: State = files.state
-        self.files = files.keys
+        self.manifest: Manifest = files.snapshot.manifest
+        self.state: State = files.snapshot.state
+        self.files = files.snapshot.files
 
     def open_vectors(self) -> Vectors:
         return self.session.snapshot.open_vectors()
@@ -81,7 +81,7 @@ def build(store: Store) -> None:
     """Train, and code all vectors again: other files, and the old ones go."""
     files = store.session
     files.become_writer()
-    index = files.index
+    index = store.index.current
     assert index is not None
     IndexUpdater(files, BackgroundWork(files.memory))._build(index)
 

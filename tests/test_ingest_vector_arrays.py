@@ -737,7 +737,7 @@ def test_a_backup_is_the_same_and_as_small(tmp_path, pieces):
 
 @pytest.mark.slow
 def test_their_fingerprints_take_no_room(tmp_path):
-    with with_store(tmp_path / "store") as store:
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest(np.ones((300_000, 1), np.float32), name="a")
         assert store.session.snapshot.state.extents["fingerprints.pdq"] == [[1, 300_000 * 32]]
         assert store.info().bytes["fingerprints"] < 100_000

@@ -531,21 +531,22 @@ def test_killed_while_its_parts_are_moved_it_is_no_store_yet(
 ) -> None:
     dest = tmp_path / "copy"
     dest.mkdir()
-    rename, turns = Path.rename, []
 
     class KilledError(BaseException):
         pass
 
-    def die(path: Path, target: Path) -> Path:
-        if path.suffix == ".begun":  # before there are any parts
-            return rename(path, target)
-        turns.append(path)
-        if len(turns) > moved:
-            raise KilledError
-        return rename(path, target)
+    class Dying(Disk):
+        turns = 0
 
-    with monkeypatch.context() as patch, Store.open(full / "store") as store:
-        patch.setattr(Path, "rename", die)
+        def rename(self, path: Any, new: Any, **folders: int | None) -> None:
+            # Before there are any parts, a folder loses the mark that it was begun.
+            if Path(new).parent == dest and Path(path).suffix != ".begun":
+                self.turns += 1
+                if self.turns > moved:
+                    raise KilledError
+            super().rename(path, new, **folders)
+
+    with monkeypatch.context() as patch, Store.open(full / "store") as store, using(Dying()):
         patch.setattr(staging, "_remove", lambda *_: None)  # a dead process does not clean up
         patch.setattr(nofollow, "discard", lambda *_, **__: None)
         with pytest.raises(KilledError):
@@ -564,22 +565,24 @@ def test_killed_while_its_parts_are_moved_it_is_no_store_yet(
 @pytest.mark.slow
 @pytest.mark.parametrize("moved", range(10))
 def test_a_disk_that_fails_while_the_parts_are_moved_leaves_nothing(
-    full: Path, tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
+    full: Path, tmp_path: Path, moved: int
 ) -> None:
     dest = tmp_path / "copy"
     dest.mkdir()
-    rename, turns = Path.rename, []
 
-    def fails(path: Path, target: Path) -> Path:
-        turns.append(path)
-        if len(turns) > moved:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return rename(path, target)
+    class Failing(Disk):
+        turns = 0
 
-    with monkeypatch.context() as patch, Store.open(full / "store") as store:
-        patch.setattr(Path, "rename", fails)
-        with pytest.raises(StoreError, match="cannot be made: Input/output error"):
-            store.backup(dest)
+        def rename(self, path: Any, new: Any, **folders: int | None) -> None:
+            if Path(new).parent == dest:
+                self.turns += 1
+                if self.turns > moved:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().rename(path, new, **folders)
+
+    failed = pytest.raises(StoreError, match="cannot be made: Input/output error")
+    with Store.open(full / "store") as store, using(Failing()), failed:
+        store.backup(dest)
     assert list(dest.iterdir()) == []
 
 

@@ -334,13 +334,14 @@ def test_a_rescue_that_is_killed_is_finished_by_the_next(images: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from engine import Store
-real = Path.rename
-def rename(path, target):
-    if path.name == "keys.mended":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(path, target)
-Path.rename = rename
-Store.salvage(sys.argv[1])
+from engine.storage.disk import Disk, using
+class Dying(Disk):
+    def rename(self, path, new, **folders):
+        if Path(path).name == "keys.mended":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().rename(path, new, **folders)
+with using(Dying()):
+    Store.salvage(sys.argv[1])
 """
     environment = {**os.environ, "TMPDIR": str(images.parent)}
     command = [sys.executable, "-c", program, str(images)]

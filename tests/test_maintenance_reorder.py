@@ -380,36 +380,6 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
             expect(reader, EVERY)
 
 
-def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
-    made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with (
-        Store.open(made, read_only=True, limits=LIMITS) as reader,
-        Store.open(made, limits=LIMITS) as writer,
-    ):
-        writer.session.become_writer()
-        there, turns = reader.session._has_index_files, []
-
-        def meanwhile() -> bool:
-            """Once the files were seen, and before they are opened, they are others."""
-            answer = there()
-            if len(turns) < 3:
-                turns.append(answer)
-                anew = maintain.IndexUpdater(writer.session, BackgroundWork(writer.session.memory))
-                anew._build(writer.index.current)
-            return answer
-
-        monkeypatch.setattr(reader.session, "_has_index_files", meanwhile)
-        monkeypatch.setattr(reader.session, "follow", lambda: None)
-        index = reader.index.current
-        assert len(turns) == 3
-        assert [one.entry for one in index.segments] == list(
-            writer.session.snapshot.manifest.segments
-        )
-        assert not index.bare
-    assert "check --fix" not in caplog.text, "nothing is damaged"
-
-
 # --- what cannot be done --------------------------------------------------------------------------
 
 

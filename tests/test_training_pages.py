@@ -23,7 +23,7 @@ glibc = pytest.mark.skipif(
 PROBE = """
 import json, resource
 import torch
-from engine.training.pages import kept_pages
+from engine.training.malloc_pages import kept_pages
 
 LARGE = 16 << 20  # float32: 64 MiB, which malloc otherwise maps and unmaps
 USUAL = 2 << 20  # 8 MiB, which it keeps once it has seen some

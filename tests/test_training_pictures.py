@@ -314,13 +314,13 @@ def test_shrunk_sizes_are_bounded_and_keep_their_shape(size: tuple[int, int], si
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many images have been decoded so far."""
     calls: list[int] = []
-    real = decoding.canonical.decode
+    real = decoding.decode.decode
 
     def decode(*args: Any, **given: Any) -> Any:
         calls.append(1)
         return real(*args, **given)
 
-    monkeypatch.setattr(decoding.canonical, "decode", decode)
+    monkeypatch.setattr(decoding.decode, "decode", decode)
     return lambda: len(calls)
 
 

@@ -85,6 +85,7 @@ def pyarrow_modules() -> Any:
         from pyarrow import parquet
     except ImportError:
         raise UsageError(
-            "Parquet needs pyarrow: pip install 'image-index-engine[parquet]', or take --format csv"
+            "Parquet needs pyarrow: pip install 'image-index-engine[parquet]', or take "
+            'format="csv"'
         ) from None
     return pyarrow, parquet
