@@ -72,6 +72,9 @@ ENCODE_BATCH = 64  # images a call of the encoder
 RECALL_SAMPLE = 1000  # vectors of a store that recall is measured with
 EXACT_ROWS = 16_384  # vectors below which searching all of them beats an index
 
+CHECKED_NUMBERS = 1 << 18  # of vectors looked at at a time, while they are in the cache
+RERANK_DEPTHS = (1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 100)
+
 EXTENT_ROWS = 1 << 20  # rows of a fixed-row extent, at most
 EXTENT_BYTES = 1 << 30  # bytes after which a new extent of kept pixels is begun
 
@@ -99,6 +102,25 @@ class Limits:
         16  # extents that one commit drops: it rewrites the commit records of each
     )
     recall_sample: int = RECALL_SAMPLE  # vectors of a store that recall is measured with
+    rerank_depths: tuple[float, ...] = (
+        RERANK_DEPTHS  # times k: candidates that recall is tried with
+    )
+    retrain_growth: float = 4  # times as many vectors as it was trained on, and a quantizer is old
+    moved_ratio: float = 1.25  # times as far from their centroids as trained ones: other vectors
+    finishing_seconds: float = 0.5  # that a run which is to stop goes on to encode what is prepared
+    checked_numbers: int = CHECKED_NUMBERS
+    read_records: int = 1000  # records read at a time
+    read_names: int = 4096  # names of sources read at a time
+    lookup_rows: int = 4096  # rows looked up at a time
+    lookup_probe: int = 64  # rows that show whether the others will come from memory
+    cold_key_seconds: float = (
+        8e-6  # a key; from memory it takes 3e-6, from disk 7e-5, in a queue 1.5e-5
+    )
+    stop_checks: int = 256  # sources looked for between two questions whether to stop
+    copy_bytes: int = 32 << 20  # of a file that a backup copies at a time
+    table_rows: int = 1 << 16  # of an exported table, that Parquet keeps together
+    ballast_store: int = 8 << 20  # bytes of a store below which it has no ballast file
+    ballast_bytes: int = 6 << 20  # of the smallest ballast file
 
 
 # Measured, in bytes: what opening a store takes; an ONNX session with the encoder that is shipped;

@@ -80,8 +80,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = set()
     kept: list[pytest.Item] = []
     deselected: list[pytest.Item] = []
+    seen: dict[str, int] = {}  # parameter sets so far, of tests of which only the usual ones run
     for item in items:
         out = any(item.get_closest_marker(name) for name in left_out)
+        usual = item.get_closest_marker("usual")
+        if usual is not None and "exhaustive" in left_out:
+            test = item.nodeid.partition("[")[0]
+            seen[test] = seen.get(test, 0) + 1
+            out = out or seen[test] > usual.args[0]
         (deselected if out else kept).append(item)
     config.hook.pytest_deselected(items=deselected)
 
@@ -156,3 +162,14 @@ def write_encoder(folder: Path, *, dim: int, image_size: int) -> Path:
     body = {"name": folder.name, "dim": dim, "image_size": image_size, "files": files}
     (folder / "encoder.json").write_text(json.dumps(body))
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads of FAISS wait for each other longer than searches among so few vectors take."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)

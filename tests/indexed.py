@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,11 +54,10 @@ def recall_of(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([len({*a} & {*b}) / len(b) for a, b in zip(found, truth, strict=True)]))
 
 
-def small_limits(rows: int, *, extent: int = 1 << 20, sample: int = 1000) -> Limits:
-    """Indexes from ``rows`` vectors on, extents of ``extent``; recall measured on ``sample`` vectors."""
-    return Limits(
-        exact_rows=rows, unindexed_rows=2 * rows, extent_rows=extent, recall_sample=sample
-    )
+def small_limits(rows: int, **others: Any) -> Limits:
+    """Indexes from ``rows`` vectors on, of which recall is measured with few candidates."""
+    usual = {"unindexed_rows": 2 * rows, "rerank_depths": (1, 2, 5)}
+    return Limits(exact_rows=rows, **(usual | others))
 
 
 def new_store(path: Path, limits: Limits | None = None) -> Store:

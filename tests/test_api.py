@@ -14,6 +14,7 @@ from PIL import Image
 import engine.cli.app
 from engine import ImageRecord, Kind, PackedBits, Store, StoreDamagedError, UsageError
 from engine.api import reading
+from engine.config import Limits
 from engine.images import canonical, hashing
 from engine.images.decode import DECODER
 
@@ -104,6 +105,7 @@ class _Whole:
 INTEGERS = [2, np.int64(2), np.uint8(2), np.array(2), np.array([[2, 3]])[0, 0], _Whole(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id_", INTEGERS, ids=lambda id_: type(id_).__name__)
 def test_whatever_is_an_integer_is_an_id(photos: Path, tmp_path: Path, id_: Any) -> None:
     with Store.open(photos / "store", read_only=True, memory=np.int64(1 << 28)) as store:
@@ -309,12 +311,10 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 100, 1000])
-def test_records_are_all_images_in_their_order(
-    mixed: Path, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reading, "_RECORDS", most)
-    with Store.open(mixed) as store:
+def test_records_are_all_images_in_their_order(mixed: Path, most: int) -> None:
+    with Store.open(mixed, limits=Limits(read_records=most)) as store:
         every = list(store.records())
         assert every == [store.get(id_) for id_ in range(1, 307)]
         for start in (1, 2, 3, 57, 130, 131, 302, 303, 306, 307, 10**6, 1 << 62):
@@ -324,12 +324,11 @@ def test_records_are_all_images_in_their_order(
                 store.records(start)
 
 
-def test_records_go_on_beside_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_RECORDS", 10)
-    path = tmp_path / "store"
+def test_records_go_on_beside_other_work(tmp_path: Path) -> None:
+    few, path = Limits(read_records=10), tmp_path / "store"
     with Store.open(path, create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=200")
-    with Store.open(path) as reader, Store.open(path) as writer:
+    with Store.open(path, limits=few) as reader, Store.open(path, limits=few) as writer:
         ids = []
         for count, record in enumerate(reader.records()):
             ids.append(record.id)
@@ -346,7 +345,6 @@ def test_records_go_on_beside_other_work(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_records_are_read_by_the_block(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_RECORDS", 10)
     calls: list[int] = []
     real = reading.records_from
 
@@ -356,7 +354,7 @@ def test_records_are_read_by_the_block(mixed: Path, monkeypatch: pytest.MonkeyPa
         return found
 
     monkeypatch.setattr(reading, "records_from", counted)
-    with Store.open(mixed) as store:
+    with Store.open(mixed, limits=Limits(read_records=10)) as store:
         next(store.records())
         assert len(calls) == 1 and calls[0] < 10 + 128
 

@@ -123,6 +123,7 @@ def test_an_empty_folder(engine: Engine, tmp_path: Path) -> None:
     assert "0 images" in ran.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [0, -1])
 def test_k_below_1(engine: Engine, k: int) -> None:
     ingest(engine, "synthetic:bits?n=1")
@@ -309,6 +310,7 @@ def test_16_bit_images_that_differ_below_8_bits_are_never_identical(
 # --- arrays ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8,), (8, 8), (2, 8, 8, 4), (2, 2, 8, 8, 3), (2, 0, 8, 3), ()])
 def test_an_array_of_the_wrong_shape(
     engine: Engine, tmp_path: Path, shape: tuple[int, ...]
@@ -449,6 +451,7 @@ def command(*arguments: object, **options: Any) -> Ran:
     return Ran(ran.returncode, ran.stdout, ran.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit that is kept")
 @pytest.mark.parametrize("mebibytes", [64, 300])
 def test_a_limit_on_address_space_that_is_too_low(tmp_path: Path, mebibytes: int) -> None:

@@ -147,6 +147,7 @@ def test_a_wrong_id_is_an_error(answer: int) -> None:
         key_lookups.check(5, -1)
 
 
+@pytest.mark.slow
 def test_exact_store_measures_and_judges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +205,7 @@ def disk_of(path: Path) -> disk.Disk:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("batched", [True, False])
 def test_a_cold_store_is_asked(kept: cold_exact.Set, there: bool, batched: bool) -> None:
@@ -258,6 +260,7 @@ def limits() -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("limits")
 def test_cold_exact_measures_within_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -274,6 +277,7 @@ def test_cold_exact_measures_within_its_limit(
     assert stores == {"pixels-60-0.store", "keys-80-0.store"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("limits")
 def test_a_child_has_no_more_memory_than_its_limit(tmp_path: Path) -> None:
     asked = cold_exact.Set(N, 1, True, tmp_path)
@@ -317,6 +321,7 @@ def test_reads_are_those_of_the_quietest_round_and_shares_are_medians() -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exact_memory_measures_and_judges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,7 @@ def run(main: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, *arguments: s
 # --- vectors --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_made_row_depends_on_the_seed_and_its_number_only() -> None:
     rows = clustered_vectors.rows(3, 0, 40_000)
     np.testing.assert_array_equal(rows[16_380:16_390], clustered_vectors.rows(3, 16_380, 10))
@@ -87,6 +88,7 @@ def test_a_made_row_depends_on_the_seed_and_its_number_only() -> None:
     assert not np.array_equal(rows[:10], clustered_vectors.queries(3, 10))
 
 
+@pytest.mark.slow
 def test_made_vectors_have_near_neighbours_that_lie_in_several_cells() -> None:
     rows, queries = clustered_vectors.rows(0, 0, 30_000), clustered_vectors.queries(0, 100)
     scores = np.sort(queries @ rows.T, axis=1)
@@ -152,6 +154,7 @@ def photograph(path: Path, seed: int) -> None:
     coarse.resize((320, 240), Image.Resampling.BICUBIC).save(path)
 
 
+@pytest.mark.slow
 def test_descriptors_are_made_once_and_queries_come_from_other_photographs(tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     photos = tmp_path / "photos"
@@ -184,6 +187,8 @@ def test_without_opencv_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # --- indexes beside each other --------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.usual(2)
 @pytest.mark.parametrize("name", INDEXES)
 def test_an_index_finds_what_it_took_in(
     name: str, files: tuple[Path, Path], tmp_path: Path
@@ -212,6 +217,7 @@ def test_an_index_finds_what_it_took_in(
     assert len(single["seconds"]) == 60 and single["searched"] > single["empty"] > 0
 
 
+@pytest.mark.slow
 def test_the_engine_and_a_peer_are_measured_and_everything_is_kept(
     files: tuple[Path, Path],
     tmp_path: Path,
@@ -266,6 +272,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
             INDEXES[name].check()
 
 
+@pytest.mark.slow
 def test_a_removed_row_that_is_found_is_an_error(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +340,7 @@ def test_an_index_that_never_finds_enough_is_not_timed() -> None:
 # --- growth, cold, live ---------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_growth_is_measured_by_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,6 +361,7 @@ def test_growth_is_measured_by_size(
         assert float(row["peak_bytes"]) > 0
 
 
+@pytest.mark.slow
 def test_a_store_that_is_whole_is_not_made_again(tmp_path: Path) -> None:
     store = vector_store.VectorStore(300, 1, tmp_path)
     built = store.make(memory=MEMORY, wanted=0.9)
@@ -366,6 +375,7 @@ def test_a_store_that_is_whole_is_not_made_again(tmp_path: Path) -> None:
         store.make(memory=MEMORY, wanted=0.9)
 
 
+@pytest.mark.exhaustive
 def test_cold_queries_are_asked_within_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -403,6 +413,7 @@ def test_cold_targets_are_medians_and_the_recall_is_the_worst() -> None:
     assert [one.met for one in wanted] == [True, True, True, False]
 
 
+@pytest.mark.exhaustive
 def test_lookups_go_on_beside_a_writer_and_find_what_it_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,6 +425,7 @@ def test_lookups_go_on_beside_a_writer_and_find_what_it_added(
     assert list((tmp_path / "w").iterdir()) == []
 
 
+@pytest.mark.exhaustive
 def test_an_added_vector_that_is_not_found_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -432,6 +444,7 @@ def test_an_added_vector_that_is_not_found_is_counted(
     assert missed.measured == 2 and not missed.met
 
 
+@pytest.mark.exhaustive
 def test_a_writer_that_fails_ends_the_measurement(tmp_path: Path) -> None:
     store = vector_store.VectorStore(500, 0, tmp_path)
     store.make(memory=MEMORY, wanted=0.9)

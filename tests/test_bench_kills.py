@@ -19,6 +19,7 @@ from engine import UsageError
 MEMORY = 128 << 20
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_three_kills_lose_nothing(tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
@@ -75,6 +76,7 @@ def test_an_image_that_is_another_one_is_noticed(filled: Kills) -> None:
         filled._look(None)
 
 
+@pytest.mark.slow
 def test_a_source_that_is_missing_is_noticed(filled: Kills) -> None:
     assert len(filled.ledger.images[BLANK]) == len(filled.ledger.arrays)
     filled.ledger.images[BLANK] = {"elsewhere"}

@@ -101,6 +101,7 @@ def test_a_pair_is_one_pair_in_relative_folders_and_with_equal_files(
     assert [(pair.one, pair.other) for pair in pairs] == [("c.png", "other.jpg")]
 
 
+@pytest.mark.slow
 def test_all_of_it_is_printed_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def test_images_of_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
         list(source_writers.found_images(tmp_path / "none", 3))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_it_measures_every_kind_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -131,6 +131,7 @@ def test_a_folder_of_pictures_is_measured_with_its_own_vectors(tmp_path: Path) -
     assert found[12, "ingest", "engine", "disk, vectors"].median > 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_pictures_that_cannot_be_read_are_not_asked_for(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
@@ -146,6 +147,7 @@ def test_pictures_that_cannot_be_read_are_not_asked_for(tmp_path: Path) -> None:
     assert len(found[7, "identical", "dict of hashes", "hit"].samples) == 6
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_pictures_that_no_array_stands_for_are_taken_in_and_not_asked_for(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
@@ -167,6 +169,7 @@ def test_pictures_that_no_array_stands_for_are_taken_in_and_not_asked_for(tmp_pa
     assert all(one.startswith("none of its pictures is opaque") for one in why.values())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_picture_that_is_there_more_often_than_a_lookup_names_is_right(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
@@ -187,6 +190,7 @@ def test_what_is_called_a_picture_and_is_no_file_is_left_out(tmp_path: Path) -> 
     assert image_sets.FileSet(str(tmp_path), 0).files == [str(tmp_path / "one.png")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.skipif(not LINUX, reason="memory of processes is read from /proc")
 def test_few_pictures_are_held_at_once_and_none_is_taken_off_the_engine(tmp_path: Path) -> None:
@@ -264,6 +268,7 @@ def test_a_file_that_holds_no_vectors_is_refused(
     assert "\n" not in str(caught.value) and "unsafe" not in str(caught.value)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_distances_of_vectors_of_many_lengths_are_not_held_to_inner_products(
     tmp_path: Path,
@@ -329,6 +334,7 @@ def test_a_store_without_images_is_an_error(tmp_path: Path) -> None:
         run.run(planned(None, tmp_path, store=str(tmp_path / "s.store")), out=None)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_all_bit_images_can_be_embedded(tmp_path: Path) -> None:
     given = planned(40, tmp_path, embed="all", steps=1)
@@ -341,6 +347,7 @@ def test_all_bit_images_can_be_embedded(tmp_path: Path) -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_what_does_not_fit_into_memory_is_left_out_and_the_largest_that_fits_measured(
     tmp_path: Path,
@@ -354,6 +361,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_the_largest_that_fits_mea
     assert "hit" in {one.figure for one in found[1:] if isinstance(one, Measurement)}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.skipif(not LINUX, reason="memory is bounded by control groups, or by ulimit on Linux")
 def test_lookups_within_a_limit_give_the_same_answers(tmp_path: Path) -> None:
@@ -385,6 +393,7 @@ def test_where_no_group_can_be_made_anonymous_memory_is_bounded(
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_peer_that_crashes_takes_nothing_else_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -401,6 +410,8 @@ def test_a_peer_that_crashes_takes_nothing_else_with_it(
     assert (50, "identical", "engine", "hit") in measured(results) and results.complete
 
 
+@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_peer_that_is_not_installed_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +440,8 @@ def test_a_peer_that_the_data_do_not_suit_says_so(tmp_path: Path) -> None:
         assert not any(f"{name}, " in labels for name in wanted)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
@@ -444,6 +457,7 @@ def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path) -> None:
     assert not any(path.name.startswith("engine-bench-") for path in out.iterdir())
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_ends_the_run(tmp_path: Path) -> None:
     store = tmp_path / "s.store"
     with Store.open(store, create=True, encoder="none") as opened:
@@ -525,6 +539,8 @@ def command(*given: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_the_command_prints_one_object_and_compares(tmp_path: Path) -> None:
     few = ("--n", "40", "--steps", "1", "--embed", "none", "--json")
     first = command(*few, "--out", "one", cwd=tmp_path)
@@ -537,6 +553,7 @@ def test_the_command_prints_one_object_and_compares(tmp_path: Path) -> None:
     assert len(compared["changes"]) == len(json.loads(line)["figures"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -557,6 +574,8 @@ def test_what_cannot_be_measured_is_one_line(tmp_path: Path, given: list[str], r
     assert line.startswith("engine: ") and reason in line
 
 
+@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_what_was_measured(tmp_path: Path, sent: signal.Signals) -> None:
     process = subprocess.Popen(
@@ -593,6 +612,8 @@ def killed(parent: int) -> bool:
     return False
 
 
+@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(),
     reason="the kernel does not name a process's children",

@@ -26,6 +26,7 @@ def photos(folder: Path, n: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_both_make_batches_of_two_views_in_the_same_range(tmp_path: Path) -> None:
     folder = photos(tmp_path / "in", 6)
     with ExitStack() as stack:
@@ -38,6 +39,7 @@ def test_both_make_batches_of_two_views_in_the_same_range(tmp_path: Path) -> Non
     assert (one.mean() - other.mean()).abs() < 0.5
 
 
+@pytest.mark.exhaustive
 def test_a_measurement_takes_rounds_of_both_in_turn(tmp_path: Path) -> None:
     found = train_speed.measure(photos(tmp_path / "in", 6), 32, 4, 1, 2)
     assert len(found.engine) == len(found.plain) == 2
@@ -53,6 +55,7 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
         train_speed.measure(photos(tmp_path / "in", 2), 32, 4, 1, 1)
 
 
+@pytest.mark.exhaustive
 def test_images_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     folder = photos(tmp_path / "in", 4)
     (folder / "broken.png").write_bytes(b"broken")
@@ -60,6 +63,7 @@ def test_images_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         train_speed.measure(folder, 32, 4, 1, 1)
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_ends_is_one_line(tmp_path: Path) -> None:
     with train_speed._Way("engine", photos(tmp_path / "in", 4), 32, 4) as way:
         way.said()

@@ -28,6 +28,7 @@ def photos(folder: Path, n: int, first: int = 0) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 def test_all_runs_have_the_same_images_and_are_asked_the_same(tmp_path: Path) -> None:
     files = sample([photos(tmp_path / "in", 6)], 6, seed=1)
     small = {"image_size": 16, "epochs": 1, "batch": 3}

@@ -203,6 +203,7 @@ def failures() -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "says"), failures(), ids=[line for line, _ in failures()])
 def test_status_2_is_one_line_that_says_what_is_wrong(
     engine: Engine, shop: Path, monkeypatch: pytest.MonkeyPatch, line: str, says: str
@@ -235,6 +236,7 @@ def test_without_arguments_the_help_is_shown(engine: Engine) -> None:
     assert "Usage: engine" in ran.out + ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [None, *typer.main.get_command(app).commands])  # type: ignore[attr-defined]
 def test_the_help_of_every_command_has_an_example(engine: Engine, command: str | None) -> None:
     for option in ("--help", "-h"):

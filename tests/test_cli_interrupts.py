@@ -160,6 +160,7 @@ def test_a_standard_error_that_nobody_reads_keeps_no_process_alive() -> None:
     assert done.returncode == 130
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_model_that_never_ends_is_ended_in_an_ingest(
     tmp_path: Path, endless: Path, photo: Path, number: signal.Signals
@@ -181,6 +182,7 @@ def test_a_model_that_never_ends_is_ended_in_an_ingest(
         assert store.check().ok and len(store) == 0
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_model_that_never_ends_is_ended_in_a_lookup(
     tmp_path: Path, endless: Path, photo: Path, number: signal.Signals
@@ -238,6 +240,7 @@ print(os.read(reading, 1 << 20))
     assert done.stdout == "b'once'\n"
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path: Path, photo: Path) -> None:
     # A commit that takes for ever, and a patience that does.
     code = TELLS + "Writer.commit = telling(lambda *given: time.sleep(1e6))\n"
@@ -255,6 +258,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, photo: Path) -> None:
         assert store.check().ok and len(store) == 0
 
 
+@pytest.mark.slow
 def test_what_does_not_stop_is_ended(tmp_path: Path, photo: Path) -> None:
     code = TELLS + "Writer.commit = telling(lambda *given: time.sleep(1e6))\n"
     arguments = ("ingest", photo, "--store", tmp_path / "store", "--encoder", "none")

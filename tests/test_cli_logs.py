@@ -41,15 +41,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_without_an_option_only_warnings_are_written_one_line_each(store: Path) -> None:
     assert said(store, "info") == ["engine: a fault: raise --memory"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("-v", "info"), ("--verbose", "info"), ("info", "-v")])
 def test_v_says_what_is_done(store: Path, words: tuple[str, ...]) -> None:
     assert said(store, *words) == ["engine: info: a step", "engine: a fault: raise --memory"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [("-vv", "info"), ("-v", "-v", "info"), ("info", "-vv"), ("-v", "info", "-vvv")]
 )
@@ -67,6 +70,7 @@ def test_vv_says_details_with_the_time(store: Path, words: tuple[str, ...]) -> N
     assert any("open at commit" in text for text in texts[:mine])
 
 
+@pytest.mark.slow
 def test_an_ingest_says_that_it_made_a_store(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "engine", "-v", "ingest", "synthetic:bits?n=1"]
     command += ["--encoder", "none", "--store", str(tmp_path / "store")]

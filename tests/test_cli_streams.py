@@ -42,6 +42,7 @@ def closed(which: tuple[int, ...], *words: object) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "which", [tuple(i for i in range(3) if there[i]) for there in product((0, 1), repeat=3)]
 )
@@ -118,6 +119,7 @@ def test_a_broken_pipe_leaves_the_status_as_it_is(
         assert len(ran.stderr.splitlines()) == (status == 2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_full_standard_error_ends_nothing(tmp_path: Path, photos: Path) -> None:
     arguments = ["ingest", str(photos), "--json", "--store", str(tmp_path / "store")]

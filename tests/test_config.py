@@ -48,6 +48,7 @@ def test_less_than_the_floor_is_refused(text):
         parse_memory(text)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=12) | st.integers(0, 10**400).map("{}G".format))
 def test_any_text_is_a_size_or_a_usage_error(text):
     try:

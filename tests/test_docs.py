@@ -71,6 +71,7 @@ def workshop(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_examples_of_the_readme_run_in_their_order(workshop: Path) -> None:
     lines = readme_examples()
@@ -92,6 +93,7 @@ def test_the_json_that_the_readme_shows_has_the_fields_of_a_real_answer(workshop
     assert set(expected["milliseconds"]) <= set(real["milliseconds"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(workshop: Path) -> None:
     for code in blocks("python"):
@@ -104,6 +106,7 @@ def test_the_python_of_the_readme_runs(workshop: Path) -> None:
         assert done.stdout.splitlines() == told if told else "photos" in done.stdout
 
 
+@pytest.mark.usual(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_has_an_example_that_runs(command: str, workshop: Path) -> None:

@@ -411,6 +411,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alter", BAD, ids=[alter.__name__ for alter in BAD])
 def test_an_encoder_that_cannot_be_used_leaves_no_store_behind(folder, tmp_path, alter):
     change(folder, alter)

@@ -61,6 +61,7 @@ def report(photos, tiny_encoder, tmp_path_factory):
     return run(photos, tiny_encoder, out=tmp_path_factory.mktemp("out") / "deep" / "report")
 
 
+@pytest.mark.slow
 def test_counts_say_what_it_was_measured_on(report, photos):
     assert (report.queries, report.unfit) == (12, 0)
     assert report.distractors == 30
@@ -90,6 +91,7 @@ def test_classes_of_two_colours_are_told_apart_in_colour(report):
     assert pdq.knn["5"] < 0.8
 
 
+@pytest.mark.slow
 def test_the_same_is_measured_each_time(report, photos, tiny_encoder):
     again = run(photos, tiny_encoder)
     for one, other in zip(report.results, again.results, strict=True):
@@ -98,6 +100,7 @@ def test_the_same_is_measured_each_time(report, photos, tiny_encoder):
         assert (one.knn, one.probe, one.worst) == (other.knn, other.probe, other.worst)
 
 
+@pytest.mark.slow
 def test_the_worst_cases_are_named_and_drawn(report):
     pdq = report.results[1]
     missed = [name for name, share in pdq.recall_at_1.items() if share < 1]
@@ -277,6 +280,7 @@ def test_a_damaged_encoder_is_one_line(photos, tmp_path):
 # --- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table(photos, capsys):
     status = main(
         [
@@ -295,6 +299,7 @@ def test_the_command_prints_a_table(photos, capsys):
     assert "kNN 1" in out
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_rejected_with_status_3(photos, capsys):
     status = main(
         [

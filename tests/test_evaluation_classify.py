@@ -29,11 +29,10 @@ def test_neighbours_know_nothing_of_shuffled_labels():
     assert found[20] == pytest.approx(1 / 3, abs=0.1)
 
 
-def test_what_is_compared_at_a_time_does_not_show(monkeypatch):
+def test_what_is_compared_at_a_time_does_not_show():
     (train, labels), (test, right) = clouds(60, 0.6), clouds(40, 0.6, seed=1)
     whole = knn_accuracy(train, labels, test, right, (1, 5))
-    monkeypatch.setattr("engine.evaluation.classify._COMPARED", 100)
-    assert knn_accuracy(train, labels, test, right, (1, 5)) == whole
+    assert knn_accuracy(train, labels, test, right, (1, 5), compared=100) == whole
 
 
 def test_votes_are_weighted_by_nearness():
@@ -52,6 +51,7 @@ def test_more_neighbours_than_there_are_is_all_of_them():
     assert found[30] == found[1000]
 
 
+@pytest.mark.slow
 def test_a_class_that_was_never_seen_is_never_right():
     train = clouds(30, 0.1)
     test = clouds(30, 0.1, 1)[0]

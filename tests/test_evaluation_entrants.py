@@ -97,6 +97,7 @@ def test_without_torch_its_baselines_are_left_out(monkeypatch):
         find_all(["untrained"], seed=0)
 
 
+@pytest.mark.slow
 def test_an_untrained_network_depends_on_the_seed():
     pytest.importorskip("torch")
     first, same, other = (check(find("untrained", seed=seed)) for seed in (0, 0, 1))

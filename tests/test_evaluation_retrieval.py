@@ -13,8 +13,10 @@ def unit(seed: int, n: int, d: int = 8) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def met(queries: np.ndarray, index: np.ndarray, answers: np.ndarray, step: int) -> Retrieval:
-    retrieval = Retrieval(queries)
+def met(
+    queries: np.ndarray, index: np.ndarray, answers: np.ndarray, step: int, **limits: int
+) -> Retrieval:
+    retrieval = Retrieval(queries, **limits)
     for at in range(0, len(index), step):
         numbers = np.arange(at, min(at + step, len(index)))
         retrieval.meet(index[at : at + step], numbers, answers)
@@ -59,8 +61,7 @@ def test_a_block_is_compared_in_parts_of_bounded_size(monkeypatch):
     monkeypatch.setattr(
         Retrieval, "_meet", lambda self, x, *rest: (seen.append(len(x)), compare(self, x, *rest))
     )
-    monkeypatch.setattr("engine.evaluation.retrieval._COMPARED", 1000)
-    parts = met(asked, index, answers, 300)
+    parts = met(asked, index, answers, 300, compared=1000)
     assert seen == [10] * 30
     # A product of other shapes may be rounded otherwise in its last bit.
     assert np.allclose(parts.right, whole.right, rtol=1e-6, atol=0)

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from engine import Store, StoreError
+from engine.config import Limits
 from engine.storage import ballast
 from engine.storage.disk import Disk, using
 from engine.storage.rocks import database, opening
@@ -274,23 +275,23 @@ class NearlyFull(Disk):
         return self._left + (0 if held else self._more)
 
 
-def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ballast, "MIN_STORE", 100)
+LITTLE = Limits(ballast_store=100)  # stores of so little have a ballast file
+
+
+def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(tmp_path: Path) -> None:
     path = tmp_path / "store" / "RESERVE"
     with (
-        Store.open(tmp_path / "store", create=True, encoder="none") as store,
+        Store.open(tmp_path / "store", create=True, encoder="none", limits=LITTLE) as store,
         using(NearlyFull(10 << 20)),
     ):
         store.ingest("synthetic:bits?n=10")
         assert not path.exists()
-    with Store.open(tmp_path / "store") as store:
+    with Store.open(tmp_path / "store", limits=LITTLE) as store:
         store.ingest("synthetic:bits?n=20")
         assert path.stat().st_size > 6 << 20
         assert store.check().problems == ()
         assert store.info().bytes["RESERVE"] >= path.stat().st_size
-    with Store.open(tmp_path / "store") as store:
+    with Store.open(tmp_path / "store", limits=LITTLE) as store:
         with using(NearlyFull(3 << 20)):
             store.remove(ids=[1])
         assert not path.exists(), "given back where room is short"
@@ -306,12 +307,9 @@ def test_a_store_without_much_in_it_has_no_reserve(tmp_path: Path) -> None:
     assert not (tmp_path / "store" / "RESERVE").exists()
 
 
-def test_a_store_that_writes_already_uses_its_reserve(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ballast, "MIN_STORE", 100)
+def test_a_store_that_writes_already_uses_its_reserve(tmp_path: Path) -> None:
     path = tmp_path / "store" / "RESERVE"
-    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+    with Store.open(tmp_path / "store", create=True, encoder="none", limits=LITTLE) as store:
         store.ingest("synthetic:bits?n=20")
         size = path.stat().st_size
         with using(NearlyFull(4096, size, path)):

@@ -65,6 +65,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["before", "behind"])
 @pytest.mark.parametrize("name", TEXTS)
 def test_text_and_profiles_of_a_png_say_nothing_of_its_pixels(name, where):

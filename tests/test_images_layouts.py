@@ -104,6 +104,7 @@ def test_rgb_tiffs_however_they_are_stored(stored, bits):
     assert decoded(tiff(samples, bits, photometric=2, **options)) == shown(full(samples, bits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", SOME, ids=str)
 @pytest.mark.parametrize("photometric", [0, 1])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
@@ -126,6 +127,7 @@ def test_grey_tiffs(bits, photometric, planar, stored):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", SOME, ids=str)
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("channels", [3, 4])
@@ -141,6 +143,7 @@ def test_rgb_tiffs_with_separate_planes(channels, bits, stored):
         sweep(samples, write, lambda values: full(values, bits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", SOME, ids=str)
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("alpha", [(), (1,), (2,), (999,)])
@@ -190,6 +193,7 @@ def test_grey_tiffs_with_alpha(alpha, stored):
     sweep(samples, lambda values: tiff(values, 8, photometric=1, extra=(alpha,), **stored), truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("stored", SOME, ids=str)
 @pytest.mark.parametrize("depth", ["times 257", "times 256", "16 bits"])
@@ -364,6 +368,7 @@ PNG_LAYOUTS = [(depth, 0, key) for depth in (1, 2, 4, 8, 16) for key in (False, 
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(("depth", "colour", "transparent"), PNG_LAYOUTS)
 def test_pngs(depth, colour, transparent, interlaced):
@@ -415,6 +420,7 @@ def test_a_colour_that_a_palette_lacks_is_refused():
 # --- PNM ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("highest", [1, 2, 7, 15, 100, 254, 255, 256, 1023, 4095, 65534, 65535])
 @pytest.mark.parametrize("kind", [2, 3, 5, 6])
 def test_pnms(kind, highest):

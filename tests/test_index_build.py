@@ -95,6 +95,7 @@ def test_what_is_stopped_leaves_nothing(tmp_path: Path, vectors: Vectors) -> Non
         assert index_files(tmp_path) == ["00000001.quantizer"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(
     tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def lay(
     return ordered, Vectors(root / "made", 1, DIM, [(0, ordered.rows)]), lists
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0, 0.3, 1])
 def test_rows_are_laid_out_list_by_list_without_the_removed_ones(
     tmp_path: Path, vectors: Vectors, part: float

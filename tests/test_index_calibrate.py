@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,10 @@ from engine.index.search import VectorIndex
 from engine.index.train import train_quantizer
 from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N, DIM = 3000, 24
 WORK = BackgroundWork(MemoryBudget())
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 def indexed(root: Path, block: np.ndarray) -> VectorIndex:
@@ -41,6 +32,7 @@ def indexed(root: Path, block: np.ndarray) -> VectorIndex:
     return VectorIndex(root, vectors, [entry], [made])
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_what_other_queries_find(tmp_path: Path) -> None:
     index = indexed(tmp_path, clustered(N, DIM))
     found = measure(index, None, 0.95)
@@ -59,6 +51,7 @@ def test_what_is_measured_is_what_other_queries_find(tmp_path: Path) -> None:
             assert point.recall_lower_bound <= point.recall
 
 
+@pytest.mark.slow
 def test_leaving_lists_out_is_measured_too(tmp_path: Path) -> None:
     """In places where few lists hold what is near, few are enough."""
     index = indexed(tmp_path, clustered(N, DIM))
@@ -74,6 +67,7 @@ def test_leaving_lists_out_is_measured_too(tmp_path: Path) -> None:
         assert float(np.mean(shares)) > point.recall_lower_bound - 0.02
 
 
+@pytest.mark.slow
 def test_points_cost_more_the_more_they_find(tmp_path: Path) -> None:
     index = indexed(tmp_path, clustered(1500, DIM))
     for _, points in measure(index, None, 0.9).points:
@@ -83,6 +77,7 @@ def test_points_cost_more_the_more_they_find(tmp_path: Path) -> None:
         assert points[-1].recall_lower_bound > 0.95
 
 
+@pytest.mark.slow
 def test_duplicates_are_as_good_as_each_other(tmp_path: Path) -> None:
     """Which ten of a thousand equal vectors are found says nothing of recall."""
     block = np.concatenate(
@@ -102,6 +97,7 @@ def test_duplicates_are_as_good_as_each_other(tmp_path: Path) -> None:
 ENTRY = QuantizerEntry(3, 1, 64, 10_000, 0.7, 1, 1)
 
 
+@pytest.mark.slow
 def test_where_all_are_next_to_equal_ones_nothing_is_said_of_recall(tmp_path: Path) -> None:
     index = indexed(tmp_path, np.repeat(clustered(4, DIM), 500, axis=0))
     index.measured = found = measure(index, None, 0.9)
@@ -169,6 +165,7 @@ def test_unmeasured_a_part_of_the_lists_is_searched(measured: Measured | None) -
         assert choose(measured, ENTRY, 10, recall) is None, "what is asked for is kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [18, 90])
 def test_what_was_measured_of_a_hundred_is_not_believed_of_ten(tmp_path: Path, times: int) -> None:
     """With so many copies of each, ten nearest are all equal, and a hundred are not."""

@@ -25,20 +25,13 @@ from helpers import sized
 from indexed import clustered, leftovers, new_store, small_limits, stored
 
 from engine import Store
-from engine.config import Limits
-from engine.index import calibrate
 
-LIMITS = Limits(recall_sample=20)
 LEAST = 60
-LIMITS = small_limits(LEAST, extent=250, sample=20)
+LIMITS = small_limits(LEAST, extent_rows=250, recall_sample=20, rerank_depths=(1, 3))
 BLOCK = clustered(1200)
 CALLS = ("fsync", "fdatasync", "pwrite", "rename", "replace", "unlink", "mkdir")
 POINTS = sized(6, 40)
 REMOVED = range(1, 41)
-
-
-def pieces(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(calibrate, "_RERANK_DEPTHS", (1, 3))
 
 
 # What is done to a store of the vectors 1 to 300, of which 40 are removed: the vectors that are then
@@ -90,7 +83,6 @@ def count_calls(kill: int, at: int) -> list[int]:
 
 
 def serve() -> None:
-    pieces(pytest.MonkeyPatch())
     for line in sys.stdin:
         store, work, kill, at = json.loads(line)
         reader, writer = os.pipe()
@@ -129,19 +121,10 @@ def server() -> Iterator[Callable[[Path, str, int, int], tuple[int, int]]]:
         process.stdin.close()
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 # --- the tests ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        pieces(patch)
-        yield
-    faiss.omp_set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,22 +20,12 @@ from indexed import (
 
 from engine import Store
 from engine.cli.render import recall_text
-from engine.index import calibrate, maintain, segment
+from engine.index import calibrate, segment
 from engine.storage import manifest
 
 LEAST = 100
-LIMITS = small_limits(LEAST, sample=50)
-
-
-@pytest.fixture(autouse=True)
-def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
-    monkeypatch.setattr(calibrate, "_RERANK_DEPTHS", (1, 2, 5))
-    yield
-    faiss.omp_set_num_threads(threads)
+LIMITS = small_limits(LEAST, recall_sample=50)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def quantizers(store: Store) -> list[tuple[int, int]]:
@@ -50,6 +39,7 @@ def expect_all(store: Store, block: np.ndarray, recall: float | None = None) -> 
     np.testing.assert_allclose(scores[:, 0], 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_store_that_grows_by_little_has_few_segments_and_finds_every_vector(
     tmp_path: Path,
 ) -> None:
@@ -87,6 +77,7 @@ def test_vectors_are_compared_exactly_until_there_are_enough_of_them(tmp_path: P
         expect_all(store, block[:-1])
 
 
+@pytest.mark.slow
 def test_the_quantizer_is_trained_anew_at_four_times_as_many_vectors(tmp_path: Path) -> None:
     block = clustered(10 * LEAST)
     with new_store(tmp_path / "s", LIMITS) as store:
@@ -99,12 +90,13 @@ def test_the_quantizer_is_trained_anew_at_four_times_as_many_vectors(tmp_path: P
         expect_all(store, block)
 
 
+@pytest.mark.slow
 def test_recall_is_measured_again_at_twice_as_many_vectors_and_with_a_new_quantizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(maintain, "_MOVED", 10)  # so few are never quite like others
     block = clustered(10 * LEAST)
-    with new_store(tmp_path / "s", LIMITS) as store:
+    # So few vectors are never quite like others.
+    with new_store(tmp_path / "s", replace(LIMITS, moved_ratio=10)) as store:
         measured = []
         for at in range(0, len(block), LEAST):
             store.ingest(block[at : at + LEAST], name=f"{at}")
@@ -115,6 +107,7 @@ def test_recall_is_measured_again_at_twice_as_many_vectors_and_with_a_new_quanti
         assert measured == [1, 2, 2, 4, 4, 4, 4, 8, 8, 8]  # at 4 it is trained anew, too
 
 
+@pytest.mark.slow
 def test_a_wanted_recall_is_kept_as_the_store_grows(tmp_path: Path) -> None:
     block = clustered(9 * LEAST)
     with new_store(tmp_path / "s", LIMITS) as store:
@@ -128,6 +121,7 @@ def test_a_wanted_recall_is_kept_as_the_store_grows(tmp_path: Path) -> None:
         assert store.info().recall == info
 
 
+@pytest.mark.slow
 def test_vectors_of_another_kind_are_noticed_and_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,6 +162,7 @@ def test_what_is_built_and_measured_is_logged(
     assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
+@pytest.mark.slow
 def test_what_was_removed_is_never_found(tmp_path: Path) -> None:
     block = clustered(8 * LEAST)
     gone = np.random.default_rng(0).permutation(len(block))[: 3 * LEAST] + 1
@@ -204,6 +199,7 @@ def test_recall_one_is_numpys(tmp_path: Path) -> None:
         assert len(store.info().segments) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recall", [None, 0.3, 1])
 def test_where_there_are_fewer_than_k_the_answer_is_padded(
     tmp_path: Path, recall: float | None
@@ -219,6 +215,7 @@ def test_where_there_are_fewer_than_k_the_answer_is_padded(
         assert np.isneginf(scores[:, 3 * LEAST :]).all()
 
 
+@pytest.mark.slow
 def test_ten_thousand_equal_vectors_are_no_matter(tmp_path: Path) -> None:
     same = clustered(1, seed=9)
     block = np.concatenate([clustered(2000), np.repeat(same, 10_000, axis=0)])
@@ -232,6 +229,7 @@ def test_ten_thousand_equal_vectors_are_no_matter(tmp_path: Path) -> None:
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0, 1, 1e20, 1e-20, 3e38])
 def test_where_all_vectors_are_the_same_there_is_an_index_too(tmp_path: Path, value: float) -> None:
     block = np.full((5 * LEAST, DIM), value, np.float32)
@@ -246,6 +244,7 @@ def test_where_all_vectors_are_the_same_there_is_an_index_too(tmp_path: Path, va
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1e-30, 1e-20, 1e20, 1e30])
 def test_how_long_queries_are_changes_nothing_of_what_is_found(
     tmp_path: Path, length: float
@@ -302,6 +301,7 @@ def test_where_faiss_arranges_codes_otherwise_rows_are_searched_exactly(
         assert "arranges codes otherwise" in store.optimize(recall=0.9).skipped[0]
 
 
+@pytest.mark.slow
 def test_an_index_that_could_not_be_named_is_built_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +326,7 @@ def test_an_index_that_could_not_be_named_is_built_by_the_next(
         )
 
 
+@pytest.mark.slow
 def test_what_info_says_of_recall_is_what_searches_do(tmp_path: Path) -> None:
     same = np.repeat(clustered(4, DIM), 500, axis=0)
     with Store.open(tmp_path / "same", create=True, limits=LIMITS) as opened:

@@ -25,13 +25,11 @@ from hypothesis.stateful import (
 from indexed import clustered, leftovers, small_limits, stored
 
 from engine import Store
-from engine.config import Limits
 from engine.index import calibrate
 
 EXAMPLES, STEPS = 5, 12
-LIMITS = Limits(recall_sample=40)
 DIM, LEAST = 6, 20
-LIMITS = small_limits(LEAST, extent=70, sample=40)
+LIMITS = small_limits(LEAST, extent_rows=70, recall_sample=40, rerank_depths=(1, 2, 4))
 POOL = clustered(400, DIM, clusters=8)
 POOL[:3] = 0  # vectors of no direction
 POOL[3:6] *= 100
@@ -158,7 +156,6 @@ def test_a_random_walk_agrees_with_a_dict(monkeypatch: pytest.MonkeyPatch) -> No
 
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
-    monkeypatch.setattr(calibrate, "_RERANK_DEPTHS", (1, 2, 4))
     monkeypatch.setattr(calibrate, "MEASURED_K", (10, 20))
     Walk.found[:], Walk.met = [0, 0], set()
     try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 from indexed import clustered, nearest, new_store, recall_of
@@ -21,17 +19,11 @@ from engine.storage.session import Session
 from engine.storage.state import State
 from engine.storage.vectors import Vectors
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N = 400
 BLOCK = clustered(N)
 LIMITS = Limits(recall_sample=50)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 class View:

@@ -38,6 +38,7 @@ def estimates(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 3, 64, 65, 130, 509, 1000, 2048])
 def test_a_saved_one_is_the_same(tmp_path: Path, dim: int) -> None:
     block = clustered(300, dim)
@@ -127,6 +128,7 @@ def test_a_file_shorter_than_its_header_is_refused(tmp_path: Path) -> None:
 # --- what codes say -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [16, 33, 96, 200])
 def test_codes_rank_better_with_their_correction(dim: int) -> None:
     block, queries = clustered(3000, dim), clustered(40, dim, seed=1)
@@ -157,6 +159,7 @@ def test_queries_of_any_length_are_looked_for_alike() -> None:
     assert not quantizer.prepare_queries(np.zeros((1, 24), np.float32)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1e-20, 1e-3, 1e3, 1e20])
 def test_vectors_of_any_length_are_coded_alike(length: float) -> None:
     block, queries = clustered(1000, 24), clustered(20, 24, seed=1)
@@ -183,6 +186,7 @@ def odd_vectors(n: int = 400, dim: int = 10) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", odd_vectors())
 def test_odd_vectors_are_coded(tmp_path: Path, name: str) -> None:
     block = odd_vectors()[name]
@@ -212,6 +216,7 @@ def test_what_is_no_number_is_coded_somewhere_and_harms_no_other() -> None:
 # --- nearest lists --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "radius", [None, ProbeRadius(1, 1e-6), ProbeRadius(1.3, 1e-6), ProbeRadius(2, 0.3)]
 )
@@ -241,6 +246,7 @@ def test_the_nearest_lists_are_those_of_all_within_reach(
         assert (lists < 0).any() or lists.shape[1] < nprobe
 
 
+@pytest.mark.slow
 def test_many_searches_later_nearly_the_same_lists_are_found_faster() -> None:
     block = clustered(6000, 16)
     quantizer = trained(block, 600)

@@ -2,11 +2,10 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 
@@ -25,17 +24,10 @@ from engine.storage.index_files import file_problem, quantizer_path, segment_pat
 from engine.storage.manifest import OperatingPoint, QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 UUID = bytes(16)
 EACH = 10_000  # rows of an extent
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """FAISS's threads wait for each other for longer than these small searches take."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 def clustered(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
@@ -136,6 +128,7 @@ def test_scores_below_every_number_are_padding(tmp_path: Path) -> None:
         assert (rows[:, 30:] == -1).all() or (np.sort(rows[:, 30:]) == np.arange(10)).all()
 
 
+@pytest.mark.slow
 def test_lists_out_of_reach_are_left_out(tmp_path: Path) -> None:
     block, queries = clustered(3000), clustered(40, seed=1)
     found = write(tmp_path, block)
@@ -164,6 +157,8 @@ def test_lists_out_of_reach_are_left_out(tmp_path: Path) -> None:
     assert np.array_equal(rows, truth)
 
 
+@pytest.mark.usual(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.97])
 def test_what_is_not_wanted_may_lie_together(tmp_path: Path, share: float) -> None:
     """Of a query among them, what is wanted lies in other lists than what is near."""
@@ -200,6 +195,7 @@ def test_where_there_are_fewer_than_k_the_answer_is_padded(tmp_path: Path, index
     assert np.isneginf(scores[:, 30:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [16, 15, 67])
 def test_segments_find_nearly_all_and_score_them_in_full(tmp_path: Path, dim: int) -> None:
     block, queries = clustered(6000, dim), clustered(50, dim, seed=1)
@@ -274,6 +270,7 @@ def flip_its_kind(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, empty, Path.unlink, flip_its_kind])
 @pytest.mark.parametrize("part", ["quantizer", "segment"])
 def test_an_index_that_cannot_be_opened_is_searched_exactly(
@@ -301,6 +298,7 @@ def test_an_index_that_cannot_be_opened_is_searched_exactly(
     assert np.array_equal(index.search(block, 3)[1], nearest(block, block, 3)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [1, 20])
 def test_a_flipped_byte_in_a_segment_makes_no_wrong_score(tmp_path: Path, queries: int) -> None:
     block = clustered(1000)
@@ -343,6 +341,7 @@ def colours(first: int, count: int) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 def test_a_growing_store_has_few_segments_and_finds_every_row(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +371,7 @@ def test_a_growing_store_has_few_segments_and_finds_every_row(
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_a_reader_goes_on_while_the_writer_merges_the_segments_that_it_uses(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +396,7 @@ def test_a_reader_goes_on_while_the_writer_merges_the_segments_that_it_uses(
                 assert len(reader.lookup(query, tiers=["similar"], k=100).similar) == 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, Path.unlink, flip_its_kind])
 def test_check_finds_a_damaged_segment_and_builds_it_anew(
     tmp_path: Path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,16 +28,9 @@ from engine.storage.index_files import file_problem, make_index_folder, segment_
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORK = BackgroundWork(MemoryBudget())
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 class Made:
@@ -81,6 +73,7 @@ def candidates(
     return segment.candidates(fitted, depth, close, lists, alive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 3, 9, 12, 65, 130])  # codes of many odd lengths
 def test_what_is_read_is_what_was_coded(tmp_path: Path, dim: int) -> None:
     made = Made(tmp_path, clustered(700, dim))
@@ -170,6 +163,7 @@ def test_a_segment_finds_what_lists_of_faiss_in_memory_find(tmp_path: Path, dim:
         assert recall_of(labels, nearest(made.block, queries, 10)[1]) > 0.95
 
 
+@pytest.mark.slow
 @given(
     codes=st.integers(0, 100).flatmap(
         lambda n: st.integers(1, 9).map(

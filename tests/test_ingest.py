@@ -260,6 +260,7 @@ def test_a_reject_is_not_read_again_unless_it_or_the_decoder_changes(
     assert read == []
 
 
+@pytest.mark.slow
 def test_what_only_lacked_memory_is_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     Image.new("RGB", (6000, 5000), (1, 2, 3)).save(path)
@@ -429,6 +430,7 @@ def test_progress_ends_at_the_total(store: Store, photos: Path, tmp_path: Path) 
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep_pixels", "kept"),
     [
@@ -654,6 +656,7 @@ TestStoreAgainstAModel.settings = settings(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("count", [1, 2, 7])
 @pytest.mark.parametrize("high", [2, 256])

@@ -28,6 +28,7 @@ def test_a_plan_without_a_store_makes_none(tmp_path: Path, sources: list[Path]) 
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["auto", "yes", "no"])
 @pytest.mark.parametrize("encoder", ["none", "simclr"])
 def test_the_disk_is_enough_and_not_far_too_much(
@@ -44,6 +45,7 @@ def test_the_disk_is_enough_and_not_far_too_much(
     assert taken - fixed <= plan.disk_bytes <= 2 * taken + fixed
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_an_ingest_then_does(tmp_path: Path, sources: list[Path]) -> None:
     path = tmp_path / "a.store"
     (sources[0] / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")

@@ -116,6 +116,7 @@ def test_all_that_goes_in_and_comes_out_can_be_pickled(image: np.ndarray) -> Non
     assert np.array_equal(again.block.rows, rows.block.rows)
 
 
+@pytest.mark.slow
 def test_another_process_prepares_the_same() -> None:
     images = [mask(1), picture(1), picture(2)]
     data = [png(image) for image in images]

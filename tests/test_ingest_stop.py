@@ -17,7 +17,6 @@ from engine import IngestReport, Store
 from engine.config import Limits, MemoryBudget
 from engine.encoders.onnx import OnnxEncoder
 from engine.images import hashing
-from engine.ingest import stopping
 from engine.ingest.stopping import Stopping
 from engine.ingest.workers import Preparing
 from engine.sources.skip_notes import HARD_LINKS, WITHOUT_METADATA
@@ -138,6 +137,7 @@ def test_of_an_archive_what_comes_before_it_is_committed(tmp_path: Path, slow: S
         assert store.check().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [folder, archive, rows, collisions])
 def test_what_is_encoded_by_then_is_committed(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch, make: Any
@@ -147,7 +147,6 @@ def test_what_is_encoded_by_then_is_committed(
         monkeypatch.setattr(hashing, "key", lambda canonical, seed: key)
         monkeypatch.setattr(hashing, "keys", lambda rows, seed: [key for _ in rows])
     monkeypatch.setattr(MemoryBudget, "encode_batch", 2)
-    monkeypatch.setattr(stopping, "FINISHING_SECONDS", 0.0)
     encoded = 0
     encode = OnnxEncoder.encode
 
@@ -163,7 +162,8 @@ def test_what_is_encoded_by_then_is_committed(
         whole.ingest(source)
         expected = places(whole)
     encoded = 0
-    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+    at_once, encoder = Limits(finishing_seconds=0.0), str(tiny_encoder)
+    with Store.open(tmp_path / "store", create=True, encoder=encoder, limits=at_once) as store:
         report = store.ingest(source, stop=lambda: encoded >= 4)
         assert report.interrupted and report.added == 4
         assert (store.info().images, store.info().vectors) == (4, 4)
@@ -250,6 +250,7 @@ def is_whole(store: Store, source: Path) -> bool:
     return store.check().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", range(10))
 def test_an_archive_that_was_stopped_anywhere_is_gone_on_with_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
@@ -282,6 +283,7 @@ def test_an_archive_that_was_stopped_anywhere_is_gone_on_with_from_there(
         assert is_whole(store, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breaks", [None, 0, 4, 5, 6, 7, 8, 9, 10])
 def test_an_archive_whose_chunks_do_not_fit_the_disk_is_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: int | None

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from engine import Kind, Store, UsageError
 from engine.cli.app import app
 from engine.config import Limits
-from engine.ingest import checked_vectors
 from engine.ingest.checked_vectors import checked
 from engine.sources.items import VectorBlock
 from engine.storage.changeset import Chunk
@@ -29,24 +28,15 @@ DIM = 12
 ROWS = RNG.standard_normal((500, DIM)).astype(np.float32)
 
 
-def small_pieces(patch: pytest.MonkeyPatch) -> None:
-    """A few rows are checked at a time, so that all edges are met."""
-    patch.setattr(checked_vectors, "AT_ONCE", 5 * DIM)
-
-
-@pytest.fixture
-def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_pieces(monkeypatch)
-
-
 def saved(path: Path, rows: np.ndarray) -> Path:
     np.save(path, rows)
     return path
 
 
 def limits(rows: int = 37) -> Limits:
-    """Commits and extents of a few rows, so that all their edges are met."""
-    return Limits(chunk_vectors=rows, removal_batch=11, extent_rows=100)
+    """Commits and extents of a few rows, fewer of which are checked at a time: all edges are met."""
+    few = 5 * DIM
+    return Limits(chunk_vectors=rows, removal_batch=11, extent_rows=100, checked_numbers=few)
 
 
 def with_store(path: Path, rows: int = 37, **options) -> Store:
@@ -82,7 +72,7 @@ def best(rows: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
 # --- what goes in ---------------------------------------------------------------------------------
 
 
-def test_each_row_is_an_id_in_order_and_named_by_its_row(tmp_path, pieces):
+def test_each_row_is_an_id_in_order_and_named_by_its_row(tmp_path):
     doubled = np.concatenate([ROWS, ROWS[:50]])  # equal rows are not one
     path = saved(tmp_path / "v.npy", doubled)
     with with_store(tmp_path / "store") as store:
@@ -105,7 +95,7 @@ def test_each_row_is_an_id_in_order_and_named_by_its_row(tmp_path, pieces):
         assert is_whole(store)
 
 
-def test_what_was_ingested_is_not_read_again(tmp_path, pieces):
+def test_what_was_ingested_is_not_read_again(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
         store.ingest(path)
@@ -129,7 +119,6 @@ def test_what_was_ingested_is_not_read_again(tmp_path, pieces):
 def test_any_array_in_any_pieces_is_found_again(
     tmp_path, monkeypatch, n, dim, bad, zero, rows, normalize, wide
 ):
-    small_pieces(monkeypatch)
     array = np.random.default_rng(n).standard_normal((n, dim))
     for at in zero:
         array[at : at + 1] = 0
@@ -165,7 +154,7 @@ def test_any_array_in_any_pieces_is_found_again(
         assert is_whole(store)
 
 
-def test_rows_that_are_no_vectors_are_told_as_stretches(tmp_path, pieces):
+def test_rows_that_are_no_vectors_are_told_as_stretches(tmp_path):
     array = ROWS.copy()
     array[17:30, 3] = np.nan
     array[60] = np.inf
@@ -188,8 +177,9 @@ def test_rows_that_are_no_vectors_are_told_as_stretches(tmp_path, pieces):
         assert is_whole(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["<f8", "<f2", ">f4", ">f8"])
-def test_other_floats_are_converted(tmp_path, pieces, dtype):
+def test_other_floats_are_converted(tmp_path, dtype):
     path = saved(tmp_path / "v.npy", ROWS.astype(dtype))
     with with_store(tmp_path / "store") as store:
         assert store.ingest(path).added == 500
@@ -218,6 +208,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_array_that_is_none_of_vectors_is_a_problem_and_no_more(tmp_path, name):
     array, reason = REFUSED[name]
@@ -246,7 +237,7 @@ def test_an_empty_array_decides_nothing(tmp_path, tiny_encoder):
         assert store.has_encoder
 
 
-def test_a_file_that_was_cut_short_gives_what_it_has(tmp_path, pieces):
+def test_a_file_that_was_cut_short_gives_what_it_has(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     data = path.read_bytes()
     path.write_bytes(data[: 128 + 4 * DIM * 100 + 5])
@@ -272,7 +263,7 @@ def test_a_header_that_lies_costs_nothing(tmp_path):
         assert report.added <= 4
 
 
-def test_members_of_an_archive(tmp_path, pieces):
+def test_members_of_an_archive(tmp_path):
     np.savez_compressed(tmp_path / "v.npz", a=ROWS[:200], b=ROWS[200:])
     with with_store(tmp_path / "store") as store:
         assert store.ingest(tmp_path / "v.npz").added == 500
@@ -284,6 +275,7 @@ def test_members_of_an_archive(tmp_path, pieces):
 # --- in memory ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lies",
     [
@@ -294,7 +286,7 @@ def test_members_of_an_archive(tmp_path, pieces):
         ROWS.astype(np.float64),
     ],
 )
-def test_an_array_in_memory_however_it_lies(tmp_path, pieces, lies):
+def test_an_array_in_memory_however_it_lies(tmp_path, lies):
     with with_store(tmp_path / "store") as store:
         assert store.ingest(lies, name="emb").added == 500
         assert store.sources(18) == ["memory:emb#17"]
@@ -352,7 +344,7 @@ def test_given_vectors_are_not_mixed_with_those_of_an_encoder(tmp_path, tiny_enc
         assert is_whole(store)
 
 
-def test_one_call_may_mix_sources(tmp_path, pieces):
+def test_one_call_may_mix_sources(tmp_path):
     for i in range(5):
         Image.fromarray(RNG.integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / f"{i}.png")
     path = saved(tmp_path / "v.npy", ROWS[:60])
@@ -378,6 +370,7 @@ def test_images_behind_the_first_vectors_of_a_call_get_none(tmp_path, tiny_encod
         assert is_whole(store)
 
 
+@pytest.mark.slow
 def test_normalizing_is_fixed_with_the_first_vectors(tmp_path):
     with with_store(tmp_path / "plain") as store:
         store.ingest(ROWS, name="a")
@@ -438,6 +431,7 @@ def test_what_queries_may_be(tmp_path):
             assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_vector_is_looked_up_in_the_similar_tier(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     picture = tmp_path / "a.png"
@@ -488,7 +482,7 @@ def test_a_vector_is_compared_with_an_encoders_too(tmp_path, tiny_encoder):
 
 
 @pytest.mark.slow
-def test_vectors_are_near_to_nothing(tmp_path, pieces):
+def test_vectors_are_near_to_nothing(tmp_path):
     """Their fingerprints are zeros, and so are those of images that are nearly blank."""
     blank = np.zeros((40, 40, 3), np.bool_)
     dots = [blank.copy() for _ in range(4)]
@@ -513,7 +507,7 @@ def test_vectors_are_near_to_nothing(tmp_path, pieces):
 
 
 @pytest.mark.slow
-def test_a_changed_file_keeps_the_ids_of_rows_that_are_the_same(tmp_path, pieces):
+def test_a_changed_file_keeps_the_ids_of_rows_that_are_the_same(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
         store.ingest(path)
@@ -560,7 +554,6 @@ def test_a_changed_file_keeps_the_ids_of_rows_that_are_the_same(tmp_path, pieces
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 def test_whatever_becomes_of_a_file_the_store_has_what_it_holds(tmp_path, monkeypatch, steps, rows):
-    small_pieces(monkeypatch)
     folder = tmp_path / os.urandom(6).hex()
     folder.mkdir()
     path = folder / "v.npy"
@@ -589,7 +582,7 @@ def test_whatever_becomes_of_a_file_the_store_has_what_it_holds(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_an_array_that_becomes_one_of_images_and_back(tmp_path, pieces):
+def test_an_array_that_becomes_one_of_images_and_back(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
         store.ingest(path)
@@ -604,7 +597,7 @@ def test_an_array_that_becomes_one_of_images_and_back(tmp_path, pieces):
         assert is_whole(store)
 
 
-def test_an_array_of_images_with_the_stamp_of_one_of_vectors(tmp_path, pieces):
+def test_an_array_of_images_with_the_stamp_of_one_of_vectors(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS[:100])
     with with_store(tmp_path / "store") as store:
         store.ingest(path)
@@ -619,7 +612,6 @@ def test_an_array_of_images_with_the_stamp_of_one_of_vectors(tmp_path, pieces):
 
 def child(store: str, source: str) -> None:
     """Ingest, and tell of each commit."""
-    small_pieces(pytest.MonkeyPatch())
     commit = Writer.commit
 
     def tell(files: Writer, chunk: Chunk) -> None:
@@ -665,7 +657,8 @@ def test_an_ingest_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
 # --- everything else that meets a record ----------------------------------------------------------
 
 
-def test_removing_by_id_and_by_source(tmp_path, pieces):
+@pytest.mark.slow
+def test_removing_by_id_and_by_source(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
         store.ingest(path)
@@ -688,7 +681,7 @@ def test_removing_by_id_and_by_source(tmp_path, pieces):
         assert is_whole(store)
 
 
-def test_what_is_missing_goes(tmp_path, pieces):
+def test_what_is_missing_goes(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
         store.ingest(path)
@@ -700,7 +693,7 @@ def test_what_is_missing_goes(tmp_path, pieces):
 
 
 @pytest.mark.parametrize("format_", ["csv", "parquet"])
-def test_an_export_has_them(tmp_path, pieces, format_):
+def test_an_export_has_them(tmp_path, format_):
     with with_store(tmp_path / "store") as store:
         store.ingest(ROWS[:60], name="a")
         store.ingest([("b", np.zeros((8, 8, 3), np.uint8))])
@@ -722,7 +715,7 @@ def test_an_export_has_them(tmp_path, pieces, format_):
     assert str(rows[0]["width"]) == str(DIM)
 
 
-def test_a_backup_is_the_same_and_as_small(tmp_path, pieces):
+def test_a_backup_is_the_same_and_as_small(tmp_path):
     with with_store(tmp_path / "store") as store:
         store.ingest(ROWS, name="a")
         store.backup(tmp_path / "copy")
@@ -744,7 +737,7 @@ def test_their_fingerprints_take_no_room(tmp_path):
         assert is_whole(store)
 
 
-def test_a_dry_run_counts_them(tmp_path, pieces):
+def test_a_dry_run_counts_them(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     plan = Store.plan(tmp_path / "store", path)
     assert (plan.images, plan.unchanged, plan.rejected) == (500, 0, 0)
@@ -778,7 +771,7 @@ def damage(store: Path, pattern: str, at: int, length: int = 1) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("normalize", [False, True])
-def test_damaged_vectors_are_read_again_from_their_array(tmp_path, pieces, normalize):
+def test_damaged_vectors_are_read_again_from_their_array(tmp_path, normalize):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
         store.ingest(path, normalize=normalize)
@@ -799,7 +792,7 @@ def test_damaged_vectors_are_read_again_from_their_array(tmp_path, pieces, norma
 
 
 @pytest.mark.slow
-def test_what_cannot_be_read_again_is_told(tmp_path, pieces):
+def test_what_cannot_be_read_again_is_told(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
         store.ingest(path)

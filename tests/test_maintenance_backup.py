@@ -263,6 +263,7 @@ def test_a_backup_is_the_store(full: Path, tmp_path: Path, place: str) -> None:
         assert seen(store) == expected, "and is no part of the other any more"
 
 
+@pytest.mark.slow
 def test_what_is_unknown_or_of_one_machine_is_not_copied(full: Path, tmp_path: Path) -> None:
     shutil.copytree(full / "store", tmp_path / "store")
     for name in ("RESERVE", "notes.txt", "pixels/99999999.blobs", ".x.new", "keys/999999.dbtmp"):
@@ -602,6 +603,7 @@ def test_two_backups_to_one_place_do_not_take_each_other_for_leftovers(
         assert copy.check().problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["copy_file_range", "pwrite", "fdatasync"])
 @pytest.mark.parametrize("there", [False, True])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
@@ -722,6 +724,7 @@ def test_only_its_own_leftovers_are_removed(full: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, *left])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "says"),
     [
@@ -770,9 +773,9 @@ def test_a_manifest_that_lacks_what_is_committed_is_damage(full: Path, tmp_path:
 
 
 def test_holes_stay_holes_and_large_files_go_in_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(backup, "_PIECE", 5000)
+    pieces = Limits(copy_bytes=5000)
     data = np.random.default_rng(0).bytes(20_000)
     with (tmp_path / "a").open("wb") as file:
         file.seek(1 << 20)
@@ -784,7 +787,7 @@ def test_holes_stay_holes_and_large_files_go_in_pieces(
         opened = pinned_files.Held(tmp_path)
         opened.open("a")
         opened.measure()
-        run = backup.Backup(tmp_path, MemoryBudget(), tmp_path / "x")
+        run = backup.Backup(tmp_path, MemoryBudget(), tmp_path / "x", limits=pieces)
         run._plain = plain
         copied = tmp_path / f"copied-{plain}"
         run._put(copied, opened.files["a"])

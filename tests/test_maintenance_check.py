@@ -84,6 +84,7 @@ def files_in(store: Path, *folders: str) -> Iterator[Path]:
         yield from sorted(path for path in (store / folder).rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_whole_store_has_no_problems(whole: Path) -> None:
     report = check(whole)
     assert (report.ok, report.problems) == (True, ())
@@ -95,6 +96,7 @@ def test_a_whole_store_has_no_problems(whole: Path) -> None:
     assert report.bytes_read == data + sum(path.stat().st_size for path in tables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["pixels", "fingerprints", "vectors"])
 @pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
 def test_a_flipped_byte_is_found_and_its_file_named(store: Path, part: str, place: float) -> None:
@@ -108,6 +110,7 @@ def test_a_flipped_byte_is_found_and_its_file_named(store: Path, part: str, plac
     assert check(store).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["pixels", "fingerprints", "vectors", "index"])
 def test_a_cut_emptied_or_lost_file_is_found(store: Path, part: str) -> None:
     for path in files_in(store, part):
@@ -122,6 +125,7 @@ def test_a_cut_emptied_or_lost_file_is_found(store: Path, part: str) -> None:
     assert check(store).ok
 
 
+@pytest.mark.slow
 def test_damage_among_the_keys_is_mended_with_the_rest(store: Path, whole: Path) -> None:
     index = store / "index" / "00000002.ivf"
     flip(index, 100)
@@ -141,6 +145,7 @@ def test_damage_among_the_keys_is_mended_with_the_rest(store: Path, whole: Path)
     assert answers(store) == answers(whole)
 
 
+@pytest.mark.slow
 def test_an_index_over_damaged_vectors_is_built_of_mended_ones(store: Path) -> None:
     index = store / "index" / "00000002.ivf"
     flip(index, 100)
@@ -171,6 +176,7 @@ def test_an_index_over_vectors_that_cannot_be_mended_stays_damaged(store: Path) 
     assert {problem.part for problem in check(store).problems} == left
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_among_the_keys_is_found_or_changes_nothing(
     store: Path, whole: Path
 ) -> None:
@@ -217,6 +223,7 @@ def rows(store: Path, table: str, prefix: bytes = b"") -> list[tuple[bytes, byte
         return list(opened.session.snapshot.keys.scan(table, prefix))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "prefix", "says"),
     [
@@ -358,6 +365,7 @@ def test_a_removal_is_no_damage(lessened: Path) -> None:
     assert not check(lessened).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
@@ -384,6 +392,7 @@ def test_a_wrong_count_after_a_removal_is_found(
     assert check(lessened).problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
@@ -414,6 +423,8 @@ def test_removed_ids_that_are_not_what_the_records_say_are_found_and_told_again(
     assert rows(lessened, "removed") == before
 
 
+@pytest.mark.usual(8)
+@pytest.mark.slow
 @pytest.mark.parametrize("bit", range(0, 26 * 8, 5))
 def test_a_flipped_bit_of_the_removed_ids_is_mended(lessened: Path, bit: int) -> None:
     ((key, value),) = rows(lessened, "removed")
@@ -428,6 +439,7 @@ def test_a_flipped_bit_of_the_removed_ids_is_mended(lessened: Path, bit: int) ->
     assert rows(lessened, "removed") == [(key, value)]
 
 
+@pytest.mark.slow
 def test_an_image_that_lost_its_record_does_not_become_a_removed_one(lessened: Path) -> None:
     before = rows(lessened, "removed"), rows(lessened, "records")
     change = Change()
@@ -452,6 +464,7 @@ def test_a_run_of_removed_images_only_is_found(lessened: Path) -> None:
     assert any("images that are not there" in p.what for p in check(lessened).problems)
 
 
+@pytest.mark.slow
 def test_damaged_pixels_of_a_removed_image_are_nobodys(lessened: Path) -> None:
     with Store.open(lessened, read_only=True) as opened:
         place = opened.get(7).place

@@ -134,6 +134,7 @@ def _table(path: Path) -> TableFile:
 # --- RocksDB's files, read without it -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_rows_of_its_files_are_those_that_rocksdb_has(images: Path) -> None:
     keys = images / "keys"
     manifest = files.current(keys)
@@ -398,6 +399,7 @@ def test_rows_that_make_no_sense_are_found_and_taken_away(images: Path, table: s
 OTHERS = "somebody else's"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [rebuild.MENDED, rebuild.ASIDE])
 @pytest.mark.parametrize("kind", ["link", "pipe", "file", "folder"])
 def test_a_rescue_leaves_alone_what_is_not_its_own(
@@ -512,6 +514,7 @@ def test_a_torn_log_of_a_store_of_vectors_is_settled(tmp_path: Path, folder: Pat
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a bit", "two rows", "half of them"])
 @pytest.mark.parametrize("array", ["there", "gone"])
 def test_whose_damaged_vectors_are_is_found_or_settled(

@@ -21,7 +21,7 @@ from PIL import Image
 from engine import Store, StoreDamagedError, StoreError, UsageError
 from engine.cli.app import main
 from engine.config import Limits
-from engine.maintenance import export, table_files
+from engine.maintenance import export
 from engine.storage import extents, scan
 
 Row = dict[str, Any]
@@ -121,19 +121,20 @@ def compare(store: Store, dest: Path, format: str = "csv") -> None:
         assert np.array_equal(found, index.vectors.gather(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["csv", "parquet"])
 @pytest.mark.parametrize("place", ["new", "new/below", "empty"])
 def test_an_export_says_what_the_store_says(
-    full: Path, tmp_path: Path, format: str, place: str, monkeypatch: pytest.MonkeyPatch
+    full: Path, tmp_path: Path, format: str, place: str
 ) -> None:
     if format == "parquet":
         pytest.importorskip("pyarrow")
-        monkeypatch.setattr(table_files, "_GROUP_ROWS", 100)
     dest = tmp_path / place
     if place == "empty":
         dest.mkdir()
     told: list[tuple[int, int | None]] = []
-    with Store.open(full / "store", read_only=True) as store:
+    groups = Limits(table_rows=100)
+    with Store.open(full / "store", read_only=True, limits=groups) as store:
         report = store.export(
             dest, format=format, progress=lambda done, total: told.append((done, total))
         )
@@ -153,8 +154,7 @@ def test_edges_of_buckets_extents_and_batches(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path
 ) -> None:
     """The same with extents of 100 rows, more images than a bucket has, and gaps everywhere."""
-    limits = Limits(extent_rows=1000)
-    monkeypatch.setattr(export, "_BATCH", 300)
+    limits = Limits(extent_rows=1000, read_records=300)
     path, encoder = tmp_path / "store", str(tiny_encoder)
     with Store.open(path, create=True, encoder=encoder, limits=limits) as store:
         store.ingest("synthetic:bits?n=50")

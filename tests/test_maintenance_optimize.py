@@ -147,6 +147,7 @@ def test_kept_files_move_with_their_images(tmp_path: Path, store: Store) -> None
         assert kept == (name.read_bytes(), False)
 
 
+@pytest.mark.slow
 def test_what_moves_is_not_held_longer_than_its_commit(path: Path) -> None:
     large = 1 << 20
     limits = Limits(extent_bytes=40 * large, compact_bytes=4 * large)
@@ -177,6 +178,7 @@ def test_files_that_name_removed_images_are_forgotten(tmp_path: Path, store: Sto
     assert not list(store.session.snapshot.keys.scan("files"))
 
 
+@pytest.mark.slow
 def test_keys_take_less_room_afterwards(tmp_path: Path) -> None:
     with Store.open(tmp_path / "many", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=30000", keep_pixels="no")
@@ -230,6 +232,7 @@ def test_what_cannot_be_read_stays_and_is_told_of(path: Path) -> None:
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [{"1": 10 * EACH}, {"1": EACH}, {}, {"1": 4 * EACH, "9": 3}])
 def test_a_wrong_count_is_found_loses_nothing_and_is_mended(
     store: Store, wrong: dict[str, int]
@@ -251,6 +254,7 @@ def test_a_wrong_count_is_found_loses_nothing_and_is_mended(
 # --- interrupted ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_stops_after_a_commit_and_goes_on(store: Store) -> None:
     gone = {*range(1, 41, 3)}
     store.remove(ids=gone)
@@ -269,6 +273,7 @@ def test_it_stops_after_a_commit_and_goes_on(store: Store) -> None:
     assert set(numbers(store)).isdisjoint({1, 2, 3, 4})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["manifest", "unlink"])
 def test_a_dropped_extent_is_forgotten_by_the_next_writer(
     path: Path, monkeypatch: pytest.MonkeyPatch, at: str
@@ -303,6 +308,7 @@ def test_a_dropped_extent_is_forgotten_by_the_next_writer(
 # --- readers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_reader_of_an_older_commit_gets_the_right_answer(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -399,6 +405,7 @@ def test_readers_beside_it_are_not_disturbed(
 # --- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_says_that_something_cannot_be_read(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -411,6 +418,7 @@ def test_the_command_says_that_something_cannot_be_read(
     assert main(["optimize", "--store", str(path)]) == 0
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Store.open(path, limits=LIMITS) as store:
         store.remove(ids=range(1, 6))

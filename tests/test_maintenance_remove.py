@@ -25,7 +25,7 @@ from engine.cli.app import main
 from engine.config import Limits
 from engine.images import hashing
 from engine.images.canonical import from_array
-from engine.maintenance import missing_sources, remove
+from engine.maintenance import missing_sources
 from engine.storage.changeset import Chunk, NewImage, NewName
 from engine.storage.manifest import Manifest
 from engine.storage.removal import RemovalRequest
@@ -113,6 +113,7 @@ def test_an_image_that_comes_back_gets_a_new_id(store: Store, tmp_path: Path) ->
     assert store.info().sources == 19
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id_", [0, -1, 15, 1 << 70])
 def test_an_id_that_no_image_has_is_told_of(store: Store, id_: int) -> None:
     assert store.remove(ids=[id_, 1]).not_found == (str(id_),)
@@ -192,6 +193,7 @@ def test_images_that_share_a_key_go_one_by_one(
 # --- by name --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "gone", "sources"),
     [
@@ -234,6 +236,7 @@ def test_a_source_goes_and_images_with_their_last(
     assert store.info().sources == 19
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["photo", "photos/9.png", "a.npy#8", "a.npy#x", "a.np", "c.npy#1", "memory:a", "a.npy/"]
 )
@@ -564,6 +567,7 @@ def test_what_cannot_be_looked_up_is_kept_and_told_of(
     assert found(store, 80) == [80]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remembered", [True, False])
 def test_a_drive_that_is_away_empties_no_store(
     store: Store, tmp_path: Path, *, remembered: bool
@@ -652,6 +656,7 @@ def test_what_is_back_when_its_turn_comes_stays(
     assert found(store, 0, 1, 2) == [0, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT])
 def test_a_share_that_answers_with_errors_is_not_missing(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -684,10 +689,8 @@ def test_a_dry_run_writes_nothing_and_needs_no_lock(store: Store, tmp_path: Path
     assert store.session.snapshot.state.commit == before
 
 
-def test_a_stop_ends_the_looking(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remove, "_LOOKS", 2)
+@pytest.mark.parametrize("limits", [Limits(stop_checks=2)], ids=["often"])
+def test_a_stop_ends_the_looking(store: Store, tmp_path: Path) -> None:
     (tmp_path / "photos" / "0.png").unlink()
     report = store.remove(missing=True, stop=lambda: True)
     assert (report.images, report.interrupted) == (0, True)
@@ -792,6 +795,7 @@ def test_a_file_that_named_a_removed_image_names_nothing(store: Store, tmp_path:
     assert store.ingest(path).added == 1
 
 
+@pytest.mark.slow
 def test_vectors_of_removed_images_are_passed_over(tmp_path: Path, tiny_encoder: Path) -> None:
     with Store.open(tmp_path / "with", create=True, encoder=str(tiny_encoder)) as store:
         store.ingest("synthetic:bits?n=200")
@@ -812,6 +816,7 @@ def test_vectors_of_removed_images_are_passed_over(tmp_path: Path, tiny_encoder:
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_vectors_of_removed_images_do_not_count(
     tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -841,6 +846,7 @@ def test_vectors_of_removed_images_do_not_count(
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recall", [None, 1])
 def test_where_few_are_left_all_of_them_are_found_in_bounded_memory(
     tmp_path: Path, tiny_encoder: Path, recall: float | None
@@ -878,6 +884,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return status, said.out, said.err
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -918,6 +925,7 @@ def test_the_command_says_what_it_did(
     assert (body["images"], body["sources"]) == (2, 2)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_command_on_a_commit(store: Store, tmp_path: Path) -> None:
     store.close()
     code = """

@@ -27,7 +27,7 @@ from indexed import (
 from engine import Store
 from engine.config import Limits
 from engine.errors import StoreDamagedError
-from engine.index import calibrate, maintain
+from engine.index import maintain
 from engine.index.background import BackgroundWork
 from engine.maintenance import reorder
 from engine.records import OptimizeReport
@@ -36,7 +36,7 @@ from engine.storage.lock import WriterLock
 
 LIMITS = Limits(recall_sample=50)
 LEAST = 100
-LIMITS = small_limits(LEAST, sample=50)
+LIMITS = small_limits(LEAST, recall_sample=50)
 N = 6 * LEAST
 BLOCK = clustered(2 * N)
 
@@ -47,7 +47,6 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
-    monkeypatch.setattr(calibrate, "_RERANK_DEPTHS", (1, 2, 5))
     monkeypatch.setattr(reorder, "_WAIT_SECONDS", 0.01)
     yield
     faiss.omp_set_num_threads(threads)
@@ -92,6 +91,7 @@ def expect(store: Store, ids: np.ndarray) -> None:
 EVERY = np.arange(1, N + 1)
 
 
+@pytest.mark.slow
 def test_vectors_lie_in_the_order_of_lists_as_they_were(store: Store) -> None:
     report = store.optimize()
     assert (report.laid_out, report.skipped) == (N, ())
@@ -109,6 +109,7 @@ def test_vectors_lie_in_the_order_of_lists_as_they_were(store: Store) -> None:
     expect(store, EVERY)
 
 
+@pytest.mark.slow
 def test_a_second_optimize_does_nothing(store: Store) -> None:
     assert store.optimize().laid_out == N
     before = {path: path.stat().st_ino for path in store.path.rglob("*.[fi]*") if path.is_file()}
@@ -120,6 +121,7 @@ def test_a_second_optimize_does_nothing(store: Store) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0.2, 0.6, 0.9])
 def test_vectors_of_removed_images_go_from_the_disk(store: Store, part: float) -> None:
     gone = np.random.default_rng(1).permutation(EVERY)[: int(part * N)]
@@ -137,6 +139,7 @@ def test_vectors_of_removed_images_go_from_the_disk(store: Store, part: float) -
     expect(store, np.concatenate([left, np.arange(N + 1, 2 * N + 1)]))
 
 
+@pytest.mark.slow
 def test_where_all_are_removed_nothing_is_left_and_a_store_goes_on(store: Store) -> None:
     numbers = {int(path.stem) for path in (store.path / "vectors").rglob("*.f32")}
     with Store.open(store.path, read_only=True, limits=LIMITS) as reader:
@@ -168,6 +171,7 @@ def test_fewer_vectors_than_are_indexed_lose_only_the_removed_ones(tmp_path: Pat
         assert leftovers(store.path) == []
 
 
+@pytest.mark.slow
 def test_several_extents_become_one_and_it_is_gone_on_with(tmp_path: Path) -> None:
     with new_store(tmp_path / "s", replace(LIMITS, extent_rows=70)) as store:
         for at in range(0, N, 50):
@@ -212,6 +216,7 @@ def beside(
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extent", [1 << 20, N + 70])
 def test_what_another_ingests_meanwhile_is_carried_over(
     made: Path, monkeypatch: pytest.MonkeyPatch, extent: int
@@ -226,6 +231,7 @@ def test_what_another_ingests_meanwhile_is_carried_over(
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_what_another_removes_meanwhile_stays_removed(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +247,7 @@ def test_what_another_removes_meanwhile_stays_removed(
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_if_another_has_laid_them_out_meanwhile_it_is_told(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,14 +258,15 @@ def test_if_another_has_laid_them_out_meanwhile_it_is_told(
         expect(store, EVERY)
 
 
+@pytest.mark.slow
 def test_if_another_has_trained_anew_meanwhile_it_is_told(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store.open(made, limits=LIMITS) as store:
         store.optimize()
         store.remove(ids=range(1, 101))
-    monkeypatch.setattr(maintain, "RETRAINED", 1.2)  # for the ingest, and not for this optimize
-    report = beside(made, lambda o: o.ingest(BLOCK[N : 2 * N], name="c"), monkeypatch)
+    old_soon = replace(LIMITS, retrain_growth=1.2)
+    report = beside(made, lambda o: o.ingest(BLOCK[N : 2 * N], name="c"), monkeypatch, old_soon)
     assert report.laid_out == 0
     assert "another process" in report.skipped[0]
     with Store.open(made, read_only=True, limits=LIMITS) as store:
@@ -301,6 +309,7 @@ def test_while_another_writes_it_waits(store: Store, caplog: pytest.LogCaptureFi
     expect(store, EVERY)
 
 
+@pytest.mark.slow
 def test_it_can_be_stopped_anywhere(store: Store) -> None:
     for after in (0, 1, 2, 3, 5, 8):
         answers = chain(repeat(False, after), repeat(True))
@@ -314,6 +323,7 @@ def test_it_can_be_stopped_anywhere(store: Store) -> None:
     expect(store, EVERY)
 
 
+@pytest.mark.slow
 def test_readers_that_were_open_go_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         Store.open(store.path, read_only=True, limits=LIMITS) as mapped,
@@ -336,6 +346,7 @@ def test_readers_that_were_open_go_on(store: Store, monkeypatch: pytest.MonkeyPa
             expect(reader, left)
 
 
+@pytest.mark.slow
 def test_a_reader_never_takes_new_vectors_for_those_it_knows(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +360,7 @@ def test_a_reader_never_takes_new_vectors_for_those_it_knows(
         assert ids[:, 0].tolist() == list(range(N + 1, N + 51))
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +395,7 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
 # --- what cannot be done --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_for_want_of_room_it_is_left_and_told_of(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +410,7 @@ def test_for_want_of_room_it_is_left_and_told_of(
     assert store.optimize().laid_out == N
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [1, N, -N, 1 << 40])
 def test_a_damaged_segment_loses_no_vector(made: Path, more: int) -> None:
     """Labels that name a row twice, and so another not at all, or that name none."""
@@ -416,6 +430,7 @@ def test_a_damaged_segment_loses_no_vector(made: Path, more: int) -> None:
         assert opened.check().problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["f32", "ids"])
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
 def test_damaged_vectors_are_not_laid_out_as_if_they_were_whole(
@@ -445,6 +460,7 @@ def test_damaged_vectors_are_not_laid_out_as_if_they_were_whole(
     assert leftovers(made) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["f32", "ids"])
 def test_damaged_vectors_that_came_meanwhile_are_not_carried_over(
     made: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
@@ -467,6 +483,7 @@ def test_damaged_vectors_that_came_meanwhile_are_not_carried_over(
         assert str(path.relative_to(made)) in [p.part for p in opened.check().problems]
 
 
+@pytest.mark.slow
 def test_for_want_of_room_for_what_came_meanwhile_it_is_left(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,6 +508,7 @@ def damage_ids(path: Path, rows: int = 1) -> None:
         file.write(b"\xff" if rows == 1 else bytes(8 * rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 200])
 def test_of_damaged_ids_those_that_are_sure_are_kept(made: Path, rows: int) -> None:
     with Store.open(made, limits=LIMITS) as opened:
@@ -514,6 +532,7 @@ def test_of_damaged_ids_those_that_are_sure_are_kept(made: Path, rows: int) -> N
         assert all("have a record" in problem.what for problem in opened.check().problems)
 
 
+@pytest.mark.slow
 def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) -> None:
     """Ids that were laid out follow from nothing: where they are lost, so are these vectors."""
     with Store.open(made, limits=LIMITS) as opened:
@@ -542,6 +561,7 @@ def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) 
         assert np.array_equal(np.sort(rows_of(opened)[0]), expect_found)
 
 
+@pytest.mark.slow
 def test_ids_of_half_a_commit_do_not_become_those_of_the_other_half(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -562,6 +582,7 @@ def test_ids_of_half_a_commit_do_not_become_those_of_the_other_half(
         assert not (~right & (scores > 0.9999)).any(), "a vector under the id of another"
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_written_says_why(made: Path) -> None:
     with Store.open(made, limits=LIMITS) as opened:
         opened.remove(ids=range(1, 100))
@@ -574,6 +595,7 @@ def test_a_store_that_cannot_be_written_says_why(made: Path) -> None:
         opened.optimize()
 
 
+@pytest.mark.slow
 def test_waiting_for_a_writer_can_be_stopped(made: Path) -> None:
     held = WriterLock(made)
     held.acquire()

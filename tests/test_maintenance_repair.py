@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
 from engine.storage.rocks import database
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SYNTHETIC = "synthetic:bits?seed=0"
 LATER = "synthetic:bits?seed=1"
 COUNT = 51  # images of the store below
@@ -35,17 +37,6 @@ COUNT = 51  # images of the store below
 
 # Commits of a few rows, and a segment that some vectors come after.
 LIMITS = Limits(chunk_rows=15, exact_rows=40)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads of FAISS wait for each other longer than such small searches take."""
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +328,7 @@ def test_a_foreign_encoder_is_asked_for_and_the_rest_mended(
     is_as_before(store, truth)
 
 
+@pytest.mark.slow
 def test_a_description_that_does_not_fit_its_model_is_found(store: Path) -> None:
     path = store / "encoder" / "1" / "encoder.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_size": 17}))
@@ -543,6 +535,7 @@ def test_any_of_many_sources_will_do(tmp_path: Path) -> None:
     assert verified(where, {1: mask(0)}) == {1: "bytes"}
 
 
+@pytest.mark.slow
 def test_images_that_share_a_key_are_mended_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ from engine.storage import commit_file, manifest
 from engine.storage.commit_file import Notice, commit_of
 from engine.storage.rocks import opening
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SYNTHETIC = "synthetic:bits?seed=0"
 COUNT = 51
 COMMITS = 5
@@ -40,17 +42,6 @@ def ingest_all(opened: Store, folder: Path) -> None:
     opened.ingest(folder / "photos")
     opened.ingest(folder / "rows.npy")
     opened.ingest(f"{SYNTHETIC}&n=42")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads of FAISS wait for each other longer than such small searches take."""
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +138,7 @@ def one_line(where: Path) -> str:
 # --- nothing to do --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["closed", "open"])
 def test_a_store_that_can_be_opened_stays_as_it_is(
     folder: Path, tmp_path: Path, which: str
@@ -294,6 +286,7 @@ def test_no_bit_of_a_manifest_can_change_an_answer(folder: Path) -> None:
     assert refused > 7 * len(data)
 
 
+@pytest.mark.slow
 def test_the_index_comes_back_with_the_next_ingest(closed: Path) -> None:
     (closed / "MANIFEST.json").unlink()
     Store.salvage(closed)
@@ -394,6 +387,7 @@ def test_a_log_that_lost_its_end_is_never_taken_for_an_empty_store(
     is_whole(opened, folder)
 
 
+@pytest.mark.slow
 def test_a_commit_that_nobody_was_told_of_may_go(opened: Path, folder: Path) -> None:
     """What a crash leaves: half of a batch, behind the last commit that returned."""
     notice = Notice(opened)

@@ -26,6 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_encoder_the_benchmarks_and_the_type_marker(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "engine/py.typed" in names
@@ -38,6 +39,7 @@ def test_the_wheel_holds_the_encoder_the_benchmarks_and_the_type_marker(wheel: P
     assert tops == {"engine"}, "nothing but the package may land in site-packages"
 
 
+@pytest.mark.exhaustive
 def test_the_installed_wheel_ingests_looks_up_and_benches(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:

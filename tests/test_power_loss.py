@@ -521,6 +521,7 @@ def test_the_upkeep_has_met_every_edge(upkeep: Recorder) -> None:
     assert upkeep.unsynced_commits == 0
 
 
+@pytest.mark.usual(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "seed"), [(SYNCED, 0), (LAST, 0), (IN_ORDER, 0), *((SOME, seed) for seed in SEEDS)]
@@ -608,6 +609,7 @@ def any_point(recorder: Recorder, rng: random.Random) -> DiskState:
     return rng.choice(found)
 
 
+@pytest.mark.usual(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [SYNCED, SOME, IN_ORDER])
 def test_a_power_cut_after_another_crash_loses_nothing_either(
@@ -902,6 +904,7 @@ def test_the_system_is_asked_to_sync_in_the_order_of_a_commit(traced: tuple[str,
     none_of(disorder(*traced))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sync", "what"),
     [

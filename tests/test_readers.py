@@ -314,6 +314,7 @@ def a_writer(store: Path, folder: Path, **environment: str) -> Iterator[Writer]:
 # --- readers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_reader_sees_whole_commits_up_to_the_last_at_least(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +344,7 @@ def test_every_reader_sees_whole_commits_up_to_the_last_at_least(
                     writer.look(store, told, shown)
 
 
+@pytest.mark.exhaustive
 def test_a_writer_that_flushes_at_every_commit_is_read_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +374,7 @@ def test_a_writer_that_flushes_at_every_commit_is_read_all_the_same(
             writer.look(stays, told, shown)
 
 
+@pytest.mark.slow
 def test_readers_search_vectors_while_the_index_is_built_and_merged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path
 ) -> None:
@@ -401,6 +404,7 @@ def test_readers_search_vectors_while_the_index_is_built_and_merged(
     assert len(segments) > 1
 
 
+@pytest.mark.slow
 def test_a_writer_that_stands_still_keeps_no_reader_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,6 +441,7 @@ def test_a_writer_that_stands_still_keeps_no_reader_waiting(
 # --- writers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_of_writers_that_begin_together_one_writes(tmp_path: Path) -> None:
     where = tmp_path / "store"
     Store.open(where, create=True, encoder="none").close()
@@ -495,6 +500,7 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left_by", ["a writer that closed it", "a writer that was killed"])
 def test_a_store_on_a_read_only_mount_is_read(tmp_path: Path, left_by: str) -> None:
     where, at = tmp_path / "store", tmp_path / "mounted"

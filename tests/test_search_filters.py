@@ -95,6 +95,7 @@ def test_the_closest_among_some_are_those_of_all_products(
     expect(vectors, queries_of(7), k, set(ids.tolist()), ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("some", [1, 10, COUNT // 100, COUNT // 2, COUNT])
 def test_what_is_found_by_the_index_is_among_them_too(vectors: Store, some: int) -> None:
     wanted = np.random.default_rng(some).permutation(np.arange(1, COUNT + 1))[:some]
@@ -289,6 +290,7 @@ def is_inside(source: str, name: str, folder: Path) -> bool:
     return bool(behind) and source.startswith((base + "#", base + "?"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_stands_for_the_images_seen_in_it(
     shelf: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -335,6 +337,7 @@ def test_what_a_name_stands_for_is_what_goes_with_it(
             assert found == {id_ for id_, count in before.items() if after.get(id_, 0) < count}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -480,9 +483,9 @@ def test_the_same_sources_are_looked_for_once_a_commit(
         assert len(asked) == 2
 
 
-def test_names_are_read_a_few_at_a_time(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_read_a_few_at_a_time(shelf: Path) -> None:
     with Store.open(shelf / "store", read_only=True) as store:
         asked = [("", tuple(bases(str(shelf))))]
         every = ids_within(store.session, asked).ids().tolist()
-        monkeypatch.setattr(filters, "_BATCH", 3)
+    with Store.open(shelf / "store", read_only=True, limits=Limits(read_names=3)) as store:
         assert ids_within(store.session, asked).ids().tolist() == every

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from engine import EncoderError, ImageError, PackedBits, Store, StoreDamagedErro
 from engine.config import Limits
 from engine.images import canonical, hashing
 from engine.records import LookupResult
-from engine.search import identical
 from engine.storage.extents import HEADER_BYTES
 
 
@@ -304,6 +304,7 @@ def test_min_score_leaves_out_what_is_less_alike(shades: Path) -> None:
         assert store.lookup(shade(63), min_score=1.0).similar == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [{7}, {2, 4, 9}, set(range(1, 6)), set(range(1, 11)), {4}])
 def test_the_most_similar_among_some_are_all_there(shades: Path, wanted: set[int]) -> None:
     with Store.open(shades / "store") as store:
@@ -366,6 +367,7 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Pat
 # --- what can be asked ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -496,18 +498,18 @@ def test_identical_images_are_found_without_the_encoder_and_that_is_said(
 # --- many at once ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cold", [False, True])
 @pytest.mark.parametrize("keep_pixels", ["auto", "no"])
 def test_many_are_found_as_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_pixels: str, cold: bool
 ) -> None:
-    monkeypatch.setattr(identical, "_BATCH", 50)
-    monkeypatch.setattr(identical, "_PROBE", 4)
-    if cold:  # as if nothing were in memory
-        monkeypatch.setattr(identical, "_COLD_SECONDS", 0)  # keys are asked for by many threads
+    limits = Limits(lookup_rows=50, lookup_probe=4)
+    if cold:  # as if nothing were in memory: keys are asked for by many threads
+        limits = replace(limits, cold_key_seconds=0)
         monkeypatch.setattr(os, "RWF_NOWAIT", 1 << 30)  # an error at each read, as if it must wait
     images = np.stack([mask(i) for i in range(120)])
-    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+    with Store.open(tmp_path / "store", create=True, encoder="none", limits=limits) as store:
         store.ingest(images[:100], name="x", keep_pixels=keep_pixels)
         flipped = images[:100].copy()
         flipped[:, 0, 0, 0] ^= True

@@ -115,6 +115,7 @@ COPIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", COPIES)
 def test_a_copy_is_near_and_nothing_else_is(photos: Path, how: str) -> None:
     with Store.open(photos, read_only=True) as store:
@@ -205,6 +206,7 @@ def test_drawings_in_white_on_transparency_are_near_to_their_copies_alone(tmp_pa
                 assert ids(store.lookup(copy, tiers=NEAR)) == [i + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [2, 3, 5, 8, 16])
 def test_tiny_pictures_that_are_unrelated_are_not_near(tmp_path: Path, side: int) -> None:
     rng = np.random.default_rng(side)
@@ -257,6 +259,7 @@ def test_the_distance_of_pixels_is_exact(
             assert found[i] == differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_pixels", ["auto", "no"])
 @pytest.mark.parametrize("inverted", [False, True])
 def test_specks_are_near_only_where_they_are_the_same(
@@ -318,6 +321,7 @@ def test_bit_images_come_in_the_order_of_their_pixels(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_pixels", ["auto", "no"])
 @pytest.mark.parametrize("inverted", [False, True])
 def test_masks_and_glyphs_agree_by_their_ink_and_not_by_being_blank(
@@ -345,6 +349,7 @@ def test_masks_and_glyphs_agree_by_their_ink_and_not_by_being_blank(
             assert i + 1 in ids(store.lookup(copy, tiers=NEAR))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize("keep_pixels", ["auto", "no"])
 def test_tiny_bit_images_that_differ_are_never_at_distance_0(

@@ -565,6 +565,7 @@ def test_a_tar_that_was_cut_short_says_so_after_what_is_whole(tmp_path, at):
         assert f"after member {len(found)}" in why
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [s for s in COMPRESS if s != "tar"])
 @given(data=st.data())
 @SLOW
@@ -576,6 +577,7 @@ def test_a_compressed_tar_that_was_cut_short_says_so(tmp_path, suffix, data):
     assert [item.data for item in found] == [item.data for item in whole[: len(found)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*COMPRESS, "zip"])
 @given(data=st.data())
 @SLOW
@@ -1040,6 +1042,7 @@ def many_tar(path: Path, count: int) -> None:
         file.write(bytes(1024))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_members(tmp_path):
     many_tar(tmp_path / "a.tar", 100_000)
@@ -1073,6 +1076,7 @@ def test_a_plain_tar_is_read_on_without_reading_what_is_done(tmp_path, monkeypat
 # --- through the store ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*COMPRESS, "zip"])
 def test_an_archive_is_ingested_looked_up_and_unchanged(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
@@ -1116,6 +1120,7 @@ def test_an_archive_that_breaks_off_is_rejected_after_what_is_whole(tmp_path):
         assert (report.added, report.rejected) == (2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "tar.zst", "zip"])
 def test_damaged_pixels_are_mended_from_an_archive(tmp_path, kind):
     bits = np.random.default_rng(1).integers(0, 2, (100, 100, 3), np.uint8) * np.uint8(255)

@@ -263,6 +263,7 @@ def test_a_file_that_was_cut_gives_its_whole_rows_and_then_a_source_error(tmp_pa
         found.row(6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

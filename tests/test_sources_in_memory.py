@@ -91,6 +91,7 @@ def test_grey_values_are_8_bit_images(tmp_path: Path) -> None:
         assert store.lookup(grey[2]).identical[0].verified == "bytes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, bool])
 @pytest.mark.parametrize("width", [3, 4])
 def test_an_array_that_may_be_one_image_is_not_taken_for_many(
@@ -204,9 +205,8 @@ def test_an_array_is_stamped_as_it_is_however_it_lies(monkeypatch: pytest.Monkey
         most.append(array.nbytes)
         return real(array)
 
-    monkeypatch.setattr("engine.sources.in_memory._STAMPED", 1000)
     monkeypatch.setattr(np, "ascontiguousarray", measured)
-    assert MemoryArray(wide[:, :, ::2], "x").mtime_ns == stamp
+    assert MemoryArray(wide[:, :, ::2], "x", stamp_bytes=1000).mtime_ns == stamp
     assert max(most) <= 1000
     assert MemoryArray(backwards[::-1], "x").mtime_ns == stamp
     packed = PackedBits.pack(images)
@@ -350,6 +350,7 @@ def test_what_is_wrong_in_a_stream_is_told_and_the_rest_goes_on(tmp_path: Path) 
         assert store.info().rejects == len(elements) - 3, "what is mended is no reject any more"
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_as_it_is_needed(tmp_path: Path) -> None:
     ahead: list[int] = []
     with open_store(tmp_path, Limits(chunk_files=10)) as store:
@@ -412,6 +413,7 @@ def test_what_is_said_later_of_an_image_is_kept(tmp_path: Path) -> None:
         assert store.info().sources == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sources", "named", "says"),
     [
@@ -485,6 +487,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), JSON, max_size=5))
 def test_metadata_is_kept_as_it_is(value: dict[str, Any]) -> None:
     found = checked_metadata(value)
@@ -553,6 +556,7 @@ def test_a_stream_that_fails_loses_nothing_that_came_before(tmp_path: Path) -> N
         assert store.check().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["ingest", "remove", "optimize"])
 def test_a_stream_cannot_change_its_store(tmp_path: Path, call: str) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
@@ -581,6 +585,7 @@ def test_a_name_that_is_that_of_a_row_is_refused(tmp_path: Path) -> None:
         assert store.ingest(encoded(picture(1)), name="x#seventeen").added == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["a.png", ("a.png",), (picture(1), "a"), 7])
 def test_what_is_no_stream_of_pairs_is_told_at_once(tmp_path: Path, first: object) -> None:
     with (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import StoreDamagedError
-from engine.storage import extents, fingerprints
+from engine.storage import extents
 from engine.storage.extents import FINGERPRINTS, HEADER_BYTES
 from engine.storage.fingerprints import Fingerprints
 
@@ -91,12 +91,10 @@ def test_a_scan_finds_what_brute_force_finds(
         prints[row] = queries[row % 2] ^ np.packbits(mask)
     write(folder, prints, rows_an_extent)
     rows = min(n, committed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprints, "_BLOCK", block)
-        reader = Fingerprints(folder)
-        found = scanned(reader, queries, most, rows, rows_an_extent)
-        assert found == brute_force(prints[:rows], queries, most)
-        reader.close()
+    reader = Fingerprints(folder, block)
+    found = scanned(reader, queries, most, rows, rows_an_extent)
+    assert found == brute_force(prints[:rows], queries, most)
+    reader.close()
 
 
 def test_rows_that_are_appended_later_are_seen_by_who_is_told_of_them(tmp_path: Path) -> None:
@@ -140,12 +138,10 @@ def test_holes_are_passed_over_where_nothing_in_them_is_near(
     query = np.zeros(256, np.uint8)
     query[rng.permutation(256)[:ones]] = 1
     queries = np.packbits(query)[None]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprints, "_BLOCK", 64)
-        reader = Fingerprints(folder)
-        found = scanned(reader, queries, most, len(prints), rows_an_extent, holes=True)
-        assert found == brute_force(prints, queries, most)
-        reader.close()
+    reader = Fingerprints(folder, 64)
+    found = scanned(reader, queries, most, len(prints), rows_an_extent, holes=True)
+    assert found == brute_force(prints, queries, most)
+    reader.close()
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short"])

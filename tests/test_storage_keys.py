@@ -191,6 +191,7 @@ def test_what_was_committed_survives_a_kill(crashed: Path, opener: Opener) -> No
     opened.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opener", [open_reader.open_reader, opening.open_writer])
 @pytest.mark.parametrize("cut", [1, 30, 150, 400, 700])
 def test_of_a_torn_log_whole_commits_are_left(crashed: Path, opener: Opener, cut: int) -> None:
@@ -204,6 +205,7 @@ def test_of_a_torn_log_whole_commits_are_left(crashed: Path, opener: Opener, cut
     opened.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opener", [open_reader.open_reader, opening.open_writer])
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.6, 0.99])
 def test_a_flipped_byte_in_the_log_is_damage_and_drops_no_commit(

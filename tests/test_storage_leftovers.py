@@ -163,6 +163,7 @@ def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(tmp_path: Path
     claim.release()
 
 
+@pytest.mark.slow
 def test_the_next_making_of_a_store_sweeps_what_a_killed_one_left(tmp_path: Path) -> None:
     path = tmp_path / "store"
     code = """
@@ -183,6 +184,7 @@ Store.open(sys.argv[1], create=True)
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_readers_sweep_what_killed_readers_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from engine import EngineError, Store, StoreDamagedError, StoreError
 from engine.config import Limits, MemoryBudget
 from engine.records import Place
-from engine.storage import ballast, file_names, manifest, nofollow, openat2
+from engine.storage import file_names, manifest, nofollow, openat2
 from engine.storage.commit_row import CommitRow
 from engine.storage.image_rows import ImageRow
 from engine.storage.rocks import opening
@@ -49,15 +49,7 @@ def no_hang() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-LIMITS = Limits(exact_rows=20)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ballast, "MIN_STORE", 1)
-        patch.setattr(ballast, "_MIN", 4096)
-        yield
+LIMITS = Limits(exact_rows=20, ballast_store=1, ballast_bytes=4096)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +192,7 @@ def be_the_other(path: Path, outside: Path) -> None:
 KINDS = [be_a_link, be_a_link_to_others, be_a_link_to_nothing, be_a_pipe, be_the_other]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_nothing_outside_is_touched_whatever_a_part_is(
     template: Path, tmp_path: Path, kind: Callable[[Path, Path], None]
@@ -243,6 +236,7 @@ def test_a_socket_in_place_of_a_file_is_named(
             Store.open(store)
 
 
+@pytest.mark.slow
 def test_the_store_itself_may_be_a_link(store: Path, template: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(store)
     said = use_it_all(tmp_path / "link", template, tmp_path / "out")
@@ -253,6 +247,7 @@ def test_the_store_itself_may_be_a_link(store: Path, template: Path, tmp_path: P
 # --- files with a second name ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_copy_by_hard_links_and_its_store_do_not_change_each_other(
     store: Path, template: Path, tmp_path: Path
 ) -> None:
@@ -272,6 +267,7 @@ def test_a_copy_by_hard_links_and_its_store_do_not_change_each_other(
     assert {path: path.read_bytes() for path in files_below(store)} == now
 
 
+@pytest.mark.slow
 def test_a_file_of_others_that_is_linked_in_is_not_written_to(
     store: Path, template: Path, tmp_path: Path
 ) -> None:
@@ -346,6 +342,7 @@ OURS = (
 )
 
 
+@pytest.mark.slow
 def test_only_files_of_ours_are_deleted(store: Path, template: Path, tmp_path: Path) -> None:
     for name in (*THEIRS, *OURS):
         (store / name).parent.mkdir(parents=True, exist_ok=True)
@@ -412,6 +409,7 @@ FILES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_a_manifest_that_names_the_encoder_elsewhere_is_refused(
     tmp_path: Path, tiny_encoder: Path, file: str
@@ -480,6 +478,7 @@ FREE = {("encoder", "name"), ("encoder", "fingerprint")}
 EMPTY = {("encoder",), ("measured",), ("segments",), ("quantizers",), ("extents",), ("features",)}
 
 
+@pytest.mark.slow
 def test_each_value_of_a_manifest_is_checked_when_it_is_read(template: Path) -> None:
     body = json.loads((template / "store" / manifest.NAME).read_text())
     checked = 0
@@ -672,6 +671,7 @@ def misplaced(store: Path) -> None:
     opened.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 def test_hostile_values_do_no_harm_outside(
     store: Path, template: Path, tmp_path: Path, what: str

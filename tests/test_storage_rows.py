@@ -140,6 +140,7 @@ def test_records_of_vectors_take_a_byte_each_and_go_one_by_one(
     assert {(r.kind, r.height, r.width, r.key) for _, r in found} <= {(Kind.VECTOR, 1, 77, b"")}
 
 
+@pytest.mark.slow
 @given(
     st.builds(
         RecordRow,

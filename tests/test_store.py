@@ -91,6 +91,7 @@ def test_opening_what_is_no_store_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "gone").exists()
 
 
+@pytest.mark.slow
 def test_a_store_can_be_moved_with_its_encoder(tmp_path: Path, tiny_encoder: Path) -> None:
     encoder = shutil.copytree(tiny_encoder, tmp_path / "tiny")
     with Store.open(tmp_path / "a.store", create=True, encoder=str(encoder)) as store:
@@ -242,6 +243,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, call: str, at: int, error: int) -> 
     monkeypatch.setattr(os, call, fail)
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_any_write_loses_nothing_that_was_committed(
     tmp_path: Path, tiny_encoder: Path
 ) -> None:
@@ -271,6 +273,7 @@ def test_a_full_disk_at_any_write_loses_nothing_that_was_committed(
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "error"), [("fdatasync", errno.EIO), ("fsync", errno.EIO), ("pwrite", errno.EACCES)]
 )
@@ -291,6 +294,7 @@ def test_any_failed_write_closes_the_store_in_one_line(
         assert store.check().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [StoreError("the keys could not be written"), KeyboardInterrupt])
 def test_a_commit_that_fails_adds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -329,6 +333,7 @@ def test_rejects_that_cannot_be_listed_are_a_store_error(
 # --- recovery -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_next_writer_cuts_what_was_not_committed(tmp_path: Path, tiny_encoder: Path) -> None:
     where = tmp_path / "store"
     with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
@@ -450,6 +455,7 @@ def test_an_empty_folder_becomes_a_store_where_it_is(tmp_path: Path) -> None:
         assert store.check().ok
 
 
+@pytest.mark.slow
 def test_an_ingest_uses_the_encoder_that_another_process_has_given_the_store(
     tmp_path: Path, tiny_encoder: Path
 ) -> None:
@@ -487,6 +493,7 @@ def test_check_beside_a_writer_takes_nothing_for_left_behind(tmp_path: Path) -> 
 # --- what stands in the way -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
 @pytest.mark.parametrize(
     "name", ["keys/CURRENT", "keys/MANIFEST-*", "keys", "MANIFEST.json", "pixels/*"]
@@ -518,6 +525,7 @@ def test_what_may_not_be_read_is_said_to_be_so(
         os.setegid(0)
 
 
+@pytest.mark.slow
 def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with Store.open(path, create=True, encoder="none") as store:

@@ -71,6 +71,7 @@ def test_products_are_the_convolution(
         assert near(found, of_x, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 7, 8, 9])
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 def test_a_layer_learns_as_pytorchs_does(width: int, autocast: bool) -> None:

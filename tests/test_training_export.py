@@ -67,6 +67,7 @@ def test_fp32_computes_what_the_network_computes(exported: EncoderExportReport) 
     assert exported.parity["fp32_torch_min_cosine"] >= 0.9999
 
 
+@pytest.mark.slow
 def test_int8_agrees_and_is_a_quarter_of_the_size(exported: EncoderExportReport) -> None:
     pixels = images(7, 2)
     exact, quantised = (
@@ -119,6 +120,7 @@ def test_the_description_says_what_it_is(exported: EncoderExportReport) -> None:
     assert body["default"] == exported.default
 
 
+@pytest.mark.usual(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("overlap", "default"), [(0.9, "int8"), (0.89, "fp32")])
 def test_int8_runs_only_if_it_finds_the_same_neighbours(

@@ -65,6 +65,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "export", lambda out, *_: dataclasses.replace(report, out=str(out)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_steps_are_done_with_pages_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
@@ -109,6 +110,7 @@ def whole(
 Whole = tuple[Path, TrainReport, list[TrainProgress]]
 
 
+@pytest.mark.slow
 def test_the_report_counts(whole: Whole) -> None:
     out, report, _ = whole
     assert (report.images, report.held_out, report.epochs) == (20, 12, 2)
@@ -187,6 +189,7 @@ def test_an_encoder_is_not_overwritten(whole: Whole) -> None:
         train([str(whole[0].parent / "coco")], whole[0], TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_a_seed_decides_the_run(tmp_path: Path) -> None:
     photos(tmp_path / "in", 10)
@@ -200,6 +203,7 @@ def test_a_seed_decides_the_run(tmp_path: Path) -> None:
     assert losses("one", 3) == losses("two", 3) != losses("other", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_fewer_images_than_a_batch_shrink_it_and_are_warned_of(tmp_path: Path) -> None:
     seen: list[TrainProgress] = []
@@ -251,6 +255,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
         train([str(tmp_path)], tmp_path / "out", TrainSettings(device="cuda"))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +276,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint_before(
     assert not (tmp_path / "out" / "encoder.json").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_never_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +286,7 @@ def test_weights_that_are_no_numbers_are_never_saved(
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     def stop(progress: TrainProgress) -> None:
         if progress.epoch == 2:
@@ -336,6 +343,8 @@ def with_scores(monkeypatch: pytest.MonkeyPatch, scores: dict[int, float]) -> No
     monkeypatch.setattr(Scorer, "score", score)
 
 
+@pytest.mark.slow
+@pytest.mark.usual(2)
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize(
     ("scores", "best"), [((0.3, 0.9, 0.5), 2), ((0.3, 0.5, 0.5), 3), ((0.9, 0.5, 0.7), 1)]
@@ -359,6 +368,7 @@ def test_the_best_network_is_kept_and_of_equals_the_last(
     assert last.epoch == 3 and (place.best_epoch, place.best_score) == (best, max(scores))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_where_nothing_is_held_out_the_last_network_is_kept(tmp_path: Path) -> None:
     report = train([str(photos(tmp_path / "in", 8))], tmp_path / "out", TINY)
@@ -377,6 +387,7 @@ def held_out_photos(folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_moco_learns_from_a_queue(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY, method="moco", queue=24, hard_negatives=0.5)
@@ -388,6 +399,7 @@ def test_moco_learns_from_a_queue(tmp_path: Path) -> None:
     assert set(tensors["method.queue_images"].tolist()) <= set(range(20))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_labels_are_learned_from_folders(tmp_path: Path) -> None:
     source = held_out_photos(tmp_path / "in")
@@ -402,6 +414,7 @@ def test_labels_are_learned_from_folders(tmp_path: Path) -> None:
     assert best.score >= report.held_out_accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_a_share_is_held_out_where_no_folder_is_for_that(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY, held_out=0.1, epochs=1, batch=32)
@@ -410,6 +423,7 @@ def test_a_share_is_held_out_where_no_folder_is_for_that(tmp_path: Path) -> None
     assert report.held_out_recall is not None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_a_run_may_begin_with_the_weights_of_an_encoder(whole: Whole, tmp_path: Path) -> None:
     encoder, _, _ = whole
@@ -429,6 +443,7 @@ def test_a_run_may_begin_with_the_weights_of_an_encoder(whole: Whole, tmp_path: 
         train(sources, tmp_path / "tuned", settings, init=encoder, resume=True)
 
 
+@pytest.mark.slow
 def test_labels_that_do_not_differ_or_are_not_there_are_said(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY, method="supervised")
     photos(tmp_path / "in" / "cats", 8)
@@ -482,6 +497,8 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.usual(1)
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, method: str) -> None:
@@ -513,6 +530,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, metho
     assert same(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_a_run_that_was_killed_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
     source = held_out_photos(tmp_path / "in")
@@ -540,6 +558,7 @@ def test_all_that_adam_keeps_lies_where_its_parameter_does() -> None:
     assert {value.device for value in moments.values()} == {parameter.device}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_what_was_trained_may_go_on_for_more_epochs(tmp_path: Path) -> None:
     source = str(photos(tmp_path / "in", 16))
@@ -551,6 +570,7 @@ def test_what_was_trained_may_go_on_for_more_epochs(tmp_path: Path) -> None:
         train([source], tmp_path / "out", TINY, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_a_run_that_ended_is_only_exported_again(tmp_path: Path) -> None:
     source = str(photos(tmp_path / "in", 16))
@@ -561,6 +581,7 @@ def test_a_run_that_ended_is_only_exported_again(tmp_path: Path) -> None:
     assert (tmp_path / "out" / LAST).read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_a_run_does_not_go_on_with_other_settings_or_images(tmp_path: Path) -> None:
     source = photos(tmp_path / "in", 16)
@@ -582,6 +603,7 @@ def test_there_has_to_be_something_to_go_on_with(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("damage", ["cut", "garbage", "foreign", "another network", "no moments"])
 def test_what_a_run_cannot_go_on_from_is_said_in_one_line(tmp_path: Path, damage: str) -> None:
@@ -606,6 +628,7 @@ def test_what_a_run_cannot_go_on_from_is_said_in_one_line(tmp_path: Path, damage
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -631,6 +654,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.endswith(".new")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
     source = str(photos(tmp_path / "in", 16))
@@ -648,6 +672,7 @@ def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
     assert train([source], tmp_path / "out", resume=True).steps == 4  # it has let go
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("name", ["logs", "sheets"])
 def test_what_a_run_cannot_write_is_said_in_one_line(tmp_path: Path, name: str) -> None:
@@ -658,6 +683,7 @@ def test_what_a_run_cannot_write_is_said_in_one_line(tmp_path: Path, name: str) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_whoever_hears_no_more_of_a_run_is_not_a_full_disk(tmp_path: Path) -> None:
     def gone(progress: TrainProgress) -> None:
         if progress.phase == "train":
@@ -680,6 +706,8 @@ def test_a_stop_while_images_are_read_ends_it(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.usual(2)
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("method", ["simclr", "moco"])
 @pytest.mark.parametrize(

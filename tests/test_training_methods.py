@@ -46,6 +46,7 @@ def test_simclr_takes_the_first_half_against_the_second() -> None:
     assert torch.equal(Contrastive(TrainSettings()).loss(network, embed, [0, 1, 2, 3], x), expected)
 
 
+@pytest.mark.slow
 def test_the_queue_holds_the_newest_keys() -> None:
     network = build(MOCO).eval()
     moco = Momentum(MOCO, network)

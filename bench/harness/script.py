@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from engine.errors import EngineError
 
@@ -15,6 +18,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser of arguments that describes the script with its docstring."""
     shape = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(description=description, formatter_class=shape)
+
+
+@contextlib.contextmanager
+def work_folder(folder: Path | None, keep: bool) -> Iterator[Path]:
+    """Where stores are made: the folder itself if they are to be kept, else one inside it."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    if keep and folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=folder) as work:
+        yield Path(work)
 
 
 def exit_with(work: Callable[[], bool]) -> None:

@@ -8,10 +8,8 @@ places at random is measured beside it.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,7 +154,7 @@ def main() -> bool:
         raise UsageError("--keep needs a --dir to leave the stores in")
     with limited(bound) as limit:  # before a store is made for nothing
         how = limit.how
-    with _folder(arguments.dir, arguments.keep) as folder:
+    with script.work_folder(arguments.dir, arguments.keep) as folder:
         kept, bare = Set(n, arguments.seed, True, folder), Set(keys, arguments.seed, False, folder)
         missing = [STORE_BYTES * n] * (not kept.store.exists())
         missing += [_KEYS_BYTES * keys] * (not bare.store.exists())
@@ -185,18 +183,6 @@ def main() -> bool:
     wanted = targets_of(n, keys, asked, speeds)
     print(targets(wanted))
     return all(one.met for one in wanted)
-
-
-@contextlib.contextmanager
-def _folder(folder: Path | None, keep: bool) -> Iterator[Path]:
-    """Where the stores are made: the folder itself if they are to be kept, else one inside it."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    if keep and folder is not None:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=folder) as work:
-        yield Path(work)
 
 
 def targets_of(

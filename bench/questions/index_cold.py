@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def main() -> bool:
     cold: list[Cold] = []
     latencies: list[float] = []
     rounds = max(1, arguments.rounds)
-    with _folder(arguments.dir, arguments.keep) as folder:
+    with script.work_folder(arguments.dir, arguments.keep) as folder:
         store = VectorStore(n, arguments.seed, folder)
         if not store.store.exists():
             check_disk(n, folder, STORE_BYTES)
@@ -123,18 +122,6 @@ def main() -> bool:
     wanted = targets_of(cold, free, latencies, arguments.recall)
     print(targets(wanted))
     return all(one.met for one in wanted)
-
-
-@contextlib.contextmanager
-def _folder(folder: Path | None, keep: bool) -> Iterator[Path]:
-    """Where the store is made: the folder itself if it is to be kept, else one inside it."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    if keep and folder is not None:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=folder) as work:
-        yield Path(work)
 
 
 def targets_of(

@@ -132,7 +132,7 @@ class Lookups(OpenStore):
         """
         if isinstance(queries, str | os.PathLike | bytes):
             raise UsageError("queries are paths in a list: use lookup for one")
-        # A wrong argument is told before the first query.
+        # A wrong argument is an error before the first query.
         self._session.follow()
         self._finder(k, tiers, min_score, max_distance, recall)
         within = self._within(ids, source)

@@ -44,7 +44,7 @@ class OpenStore:
         self._found: Lookup | None = None
         self._finder_of: object = None
         self._searched: SearchedIn | None = None
-        self._writing = ""  # the call that is at it
+        self._writing = ""  # the writing call that is running
         self._looking = Lock()  # for going over to a newer commit
 
     @classmethod

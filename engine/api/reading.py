@@ -26,7 +26,6 @@ from engine.storage.durable import tree_bytes
 from engine.storage.scan import records_from
 from engine.storage.writer import REJECTS
 
-_RECORDS = 1000  # records read at a time
 _PARTS = ("keys", "pixels", "fingerprints", "vectors", "index", "encoder")
 
 
@@ -55,7 +54,7 @@ class Reading(OpenStore):
 
         They are read about a thousand at a time, each thousand as of the newest commit: what is
         committed while this goes on comes too, nothing comes twice, and the ``Store`` may be used for
-        anything else meanwhile.
+        anything else in between.
         """
         start = _whole(start, "an id")
         if start < 1:
@@ -65,7 +64,7 @@ class Reading(OpenStore):
     def _records(self, start: int) -> Iterator[ImageRecord]:
         while True:
             self._session.follow()
-            records = records_from(self._session.snapshot, start, _RECORDS)
+            records = records_from(self._session.snapshot, start, self._session.limits.read_records)
             if not records:
                 return
             yield from records
@@ -112,13 +111,15 @@ class Reading(OpenStore):
 
         The copy is a store: the same one, with the same uuid, as it was after one commit that was
         made before or during the call. It takes no lock and writes nothing to this one. Either all
-        of it is at ``dest``, durable, or nothing is. ``progress(done, total)`` is told of bytes.
+        of it is at ``dest``, durable, or nothing is. ``progress(done, total)`` counts bytes.
 
         Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError``, or ``StoreError``
         (a full disk).
         """
         _ = self._session.snapshot.keys  # StoreError if it is closed or has failed
-        return Backup(self.path, self._session.memory, Path(dest), progress).run()
+        return Backup(
+            self.path, self._session.memory, Path(dest), progress, self._session.limits
+        ).run()
 
     def export(
         self,
@@ -134,7 +135,7 @@ class Reading(OpenStore):
         seen; ``format`` may be "parquet". ``vectors.npy`` is (n, dim) float32 and ``vector_ids.npy``
         (n,) int64; a store without an encoder has none. All of it is as of one commit. What the
         columns are, and how names that are no text are written, is in ``engine.maintenance.export``.
-        ``progress(done, total)`` is told of images.
+        ``progress(done, total)`` counts images.
 
         Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError`` or ``StoreError``;
         then nothing is at ``dest``.

@@ -153,7 +153,7 @@ class Writing(OpenStore):
         Where more than half of what an ingest's folder held is missing, its disk may be away: then
         ``MissingError`` is raised and nothing is removed, unless ``yes``. ``dry_run`` only counts what
         would go, and where; it takes no lock and needs no room on the disk.
-        What is named and is not in the store is told in the report. An image that comes back later
+        The report lists what is named and not in the store. An image that comes back later
         gets a new id. The disk is given back by ``optimize``.
         ``progress(done, total)`` is called as it goes; ``stop()`` is asked after each commit.
 
@@ -237,12 +237,12 @@ class Writing(OpenStore):
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> OptimizeReport:
-        """Build the index anew, give back the disk space of what was removed, bring the keys in order.
+        """Build the index again, give back the disk space of what was removed, compact the keys.
 
         ``recall``: the share of the nearest vectors that searches are to find from now on, unless they
         say it themselves (0.95 at first); what that takes is measured on a sample of the store's own
         vectors. The index is trained again if the store has grown or changed, and vectors are laid out
-        in its order; others may go on writing to the store meanwhile, but for the last moment.
+        in its order; others may go on writing to the store, except for the last moment.
 
         Kept pixels are copied together where a fifth of a file or more is of no image any more, as far
         as there is room on the disk for the copy; the report says what was not done. Readers are not
@@ -258,7 +258,7 @@ class Writing(OpenStore):
     def check(self, *, fix: bool = False) -> CheckReport:
         """Read everything that is committed and compare.
 
-        ``fix`` makes anew what is derived, from kept pixels or from sources that are still there, and
+        ``fix`` makes what is derived again, from kept pixels or from sources that are still there, and
         sets aside what is lost; the report names it.
         """
         if fix and self._session.read_only:
@@ -281,7 +281,7 @@ class Writing(OpenStore):
             left = Check(self._session).run().problems
         except StoreError:  # the repair failed and closed the store
             left = report.problems
-        # The same damage may be told in other words by now: a part with any left is not mended.
+        # The same damage may be described in other words by now: a part with any left is not mended.
         parts = {problem.part for problem in left}
         was = [replace(problem, fixed=problem.part not in parts) for problem in report.problems]
         new = [problem for problem in left if problem not in report.problems]
@@ -290,6 +290,7 @@ class Writing(OpenStore):
     def _salvage(self) -> list[CheckProblem]:
         """Build the keys again, for which they have to be closed."""
         path, memory, limits = self._session.path, self._session.memory, self._session.limits
+        self._index.close()
         self._session.close()
         try:
             return salvage(path, memory)
@@ -326,7 +327,7 @@ class Writing(OpenStore):
                     checked_metadata(metadata)
                 except ImageError as error:
                     raise UsageError(str(error)) from None
-                # At once: what is no image is told before anything is done.
+                # At once: what is not an image is an error before anything is done.
                 found = list(members([(name or "", source, metadata)], most, strict=True))
                 return _InMemory(found, 1)
             if isinstance(source, PackedBits | np.ndarray):

@@ -25,20 +25,27 @@ _TOLERANCE = 1e-5  # of the gradient's largest number
 
 
 def knn_accuracy(
-    train: Vectors, train_labels: Labels, test: Vectors, test_labels: Labels, ks: Sequence[int]
+    train: Vectors,
+    train_labels: Labels,
+    test: Vectors,
+    test_labels: Labels,
+    ks: Sequence[int],
+    *,
+    compared: int = _COMPARED,
 ) -> dict[int, float]:
     """Share of the test vectors that their k nearest training vectors classify right, for each k.
 
     Cosines, and votes weighted with exp(cosine / 0.07), as Wu et al. (2018, arXiv:1805.01978, section
     3.4) do it. ``train`` is (n, d) and ``test`` (m, d) of unit length; labels are 0 … classes - 1. A k
-    above n counts as n. Of equal votes the lowest class wins, of equal cosines the earlier vector.
+    above n counts as n. ``compared`` scores are held at a time.
+    Of equal votes the lowest class wins, of equal cosines the earlier vector.
     """
     n, _ = train.shape
     m, _ = test.shape
     classes = int(train_labels.max()) + 1
     most = min(max(ks), n)
     right = dict.fromkeys(ks, 0)
-    block = max(1, min(_BLOCK, _COMPARED // n))
+    block = max(1, min(_BLOCK, compared // n))
     for start in range(0, m, block):
         scores = test[start : start + block] @ train.T  # (block, n)
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :most]

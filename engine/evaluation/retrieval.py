@@ -29,8 +29,12 @@ class Score:
 class Retrieval:
     """The best that each of n queries met so far, and the score of what it should meet."""
 
-    def __init__(self, queries: Vectors) -> None:
-        """``queries`` is (n, d), of unit length, or zero where an encoder has nothing to say."""
+    def __init__(self, queries: Vectors, *, compared: int = _COMPARED) -> None:
+        """``queries`` is (n, d), of unit length, or zero where an encoder has nothing to say.
+
+        ``compared`` scores are held at a time.
+        """
+        self._compared = compared
         n, _ = queries.shape
         self._queries = queries
         self.right = np.full(n, -np.inf, np.float32)
@@ -47,7 +51,7 @@ class Retrieval:
 
         ``answers`` (n,) says which number is right for each query; leave it out if none is here.
         """
-        step = max(1, _COMPARED // max(1, len(self._queries)))
+        step = max(1, self._compared // max(1, len(self._queries)))
         for at in range(0, len(numbers), step):
             self._meet(vectors[at : at + step], numbers[at : at + step], answers)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import RECALL_SAMPLE
+from engine.config import RECALL_SAMPLE, RERANK_DEPTHS
 from engine.index.inner_product import Block, Numbers
 from engine.index.operating_point import MEASURED_K
 from engine.index.scan import CodeScan
@@ -27,7 +27,6 @@ _LARGE = 2_000_000  # vectors, of which half as many are looked for
 _SAMPLE_BYTES = 32 << 20  # of them, at most
 _MIN_SAMPLE = 128
 _SEED = 20
-_RERANK_DEPTHS = (1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 100)  # times k
 _MAX_RERANK_DEPTH = 2000
 _SAME = 1e-6  # of a score, by which those of equal vectors may differ
 _ENOUGH = 0.9995  # recall beyond which wider searches are not measured
@@ -66,18 +65,20 @@ def measure(
     done: Callable[[], None] = lambda: None,
     *,
     sample: int = RECALL_SAMPLE,
+    rerank_depths: Sequence[float] = RERANK_DEPTHS,
 ) -> Measured:
     """Recall at settings from the narrowest to the widest that is worth it.
 
     ``alive``: images to be found, where not all are. ``done`` is called every second or so. ``sample``:
-    vectors that are looked for, at most; half as many where searches take long.
+    vectors that are looked for, at most; half as many where searches take long. ``rerank_depths``:
+    candidates that are tried, as multiples of k.
     """
     started = time.perf_counter()
     entry, scan = index.quantizer_entry, index.scan
     assert entry is not None and scan is not None
     drawn = _draw(index, scan, alive, sample, done)
     largest = max(MEASURED_K)
-    depth = min(_MAX_RERANK_DEPTH, max(int(max(_RERANK_DEPTHS) * largest), largest))
+    depth = min(_MAX_RERANK_DEPTH, max(int(max(rerank_depths) * largest), largest))
     found: dict[int, list[tuple[float, OperatingPoint]]] = {k: [] for k in MEASURED_K}
     lost = dict.fromkeys(MEASURED_K, 1.0)
     list_rows = index.vectors.rows / entry.nlist
@@ -88,7 +89,9 @@ def measure(
         done()
         least = 1.0
         for k in MEASURED_K:
-            points, lost[k] = _points(drawn, k, nprobe, ranks, depth, list_cost, lost[k])
+            points, lost[k] = _points(
+                drawn, k, nprobe, ranks, depth, list_cost, lost[k], rerank_depths
+            )
             found[k] += points
             everywhere = [p.recall for _, p in points if p.probe_radius is None]
             least = min([least, *everywhere[-1:]])
@@ -135,6 +138,7 @@ def _points(
     depth: int,
     list_cost: float,
     lost: float,
+    rerank_depths: Sequence[float],
 ) -> tuple[list[tuple[float, OperatingPoint]], float]:
     """What ``nprobe`` lists find of the k nearest, by radius and re-rank depth, each with its cost.
 
@@ -149,7 +153,7 @@ def _points(
     if not wanted.any():
         return found, lost  # all are next to vectors that are equal: nothing is measured
     some = wanted > 0
-    depths = sorted({min(int(times * k), depth) for times in _RERANK_DEPTHS})
+    depths = sorted({min(int(times * k), depth) for times in rerank_depths})
     for radius, count in drawn.in_radius.items():
         lists = float(np.minimum(count, nprobe).mean())
         if radius is not None and lists > _FEWER * nprobe:

@@ -29,9 +29,7 @@ from engine.storage.index_files import file_problem, quantizer_path, segment_pat
 from engine.storage.manifest import Manifest, Measured, QuantizerEntry, SegmentEntry
 from engine.storage.session import Session
 
-RETRAINED = 4  # times as many vectors as it was trained on, and a quantizer is trained anew
 _MEASURED_AGAIN = 2  # times as many vectors
-_MOVED = 1.25  # times as far from their centroids as those that were trained on: other vectors
 _ROUNDED = 1e-3  # that is, where all are next to their centroids, as duplicates are
 _NOTICED = 0.01  # recall lost, of which one is told
 _MEASURED_K = 10  # of which one is told
@@ -72,7 +70,7 @@ class IndexUpdater:
         if (
             entry is None
             or index.quantizer is None
-            or index.vectors.rows >= RETRAINED * entry.trained_on
+            or index.vectors.rows >= self._store.limits.retrain_growth * entry.trained_on
         ):
             self._build(index)
         else:
@@ -107,7 +105,7 @@ class IndexUpdater:
         live = [segment.entry for segment in index.segments]
         swaps.publish_index(store.writer, [*live, made])
         self._merge(entry, quantizer, [*live, made])
-        return is_moved(closeness, entry)
+        return is_moved(closeness, entry, store.limits.moved_ratio)
 
     def _merge(self, entry: QuantizerEntry, quantizer: Quantizer, live: list[SegmentEntry]) -> None:
         """Merge the smallest segments while the next one is no larger than these together."""
@@ -163,6 +161,7 @@ class IndexUpdater:
                 wanted,
                 lambda: self._work.done(0),
                 sample=store.limits.recall_sample,
+                rerank_depths=store.limits.rerank_depths,
             )
             if before is not None and before.quantizer == entry.number:
                 _tell(before, found, entry)
@@ -184,9 +183,9 @@ def _has_room(store: Session) -> bool:
     return free >= codes + centroids + ballast.LEFT
 
 
-def is_moved(closeness: float, entry: QuantizerEntry) -> bool:
-    """Whether vectors are so far from their centroids that a quantizer is not for them."""
-    return 1 - closeness > _MOVED * max(1 - entry.closeness, 0.0) + _ROUNDED
+def is_moved(closeness: float, entry: QuantizerEntry, ratio: float) -> bool:
+    """Whether vectors lie ``ratio`` times as far from their centroids as those trained on."""
+    return 1 - closeness > ratio * max(1 - entry.closeness, 0.0) + _ROUNDED
 
 
 def _tell(before: Measured, now: Measured, entry: QuantizerEntry) -> None:

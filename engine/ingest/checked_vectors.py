@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import CHECKED_NUMBERS
 from engine.index.unit_vectors import normalized
 from engine.sources.items import Reject, VectorBlock
 
-AT_ONCE = 1 << 18  # numbers that are looked at, while they are in the processor's cache
 _REASONS = (
     "",
     "holds values that are NaN, infinite or too large for float32",
@@ -47,12 +47,15 @@ class CheckedBlock:
         )
 
 
-def checked(block: VectorBlock, *, normalize: bool) -> CheckedBlock:
-    """Say which rows are no vectors, and divide the others by their length if they are to be."""
+def checked(block: VectorBlock, *, normalize: bool, numbers: int = CHECKED_NUMBERS) -> CheckedBlock:
+    """Say which rows are no vectors, and divide the others by their length if they are to be.
+
+    ``numbers`` are looked at at a time.
+    """
     n, dim = block.rows.shape
     rows = np.empty_like(block.rows) if normalize else block.rows
     wrong = np.zeros(n, np.uint8)
-    step = max(1, AT_ONCE // dim)
+    step = max(1, numbers // dim)
     for at in range(0, n, step):
         some = block.rows[at : at + step]
         finite = np.isfinite(some).all(axis=1)

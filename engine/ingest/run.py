@@ -64,7 +64,7 @@ class Ingest:
             raise UsageError(f"workers must be 1 or more, not {workers}")
         self._store = store
         self._workers = workers or cpu_count()
-        self._stopping = stopping = Stopping(stop)
+        self._stopping = stopping = Stopping(stop, store.limits.finishing_seconds)
         self._tally = tally = Tally(progress)
         encoding = Encoding(store, encoder, stopping)
         preparing = Preparing(store, encoding, keep_pixels)

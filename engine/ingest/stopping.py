@@ -7,15 +7,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
-FINISHING_SECONDS = 0.5  # that a run which is to stop goes on to encode what is prepared
 _SOON = 0.1  # seconds
 
 
 class Stopping:
     """Asks the caller often whether the run is to stop."""
 
-    def __init__(self, stop: Callable[[], bool] | None) -> None:
+    def __init__(self, stop: Callable[[], bool] | None, finishing_seconds: float) -> None:
+        """``finishing_seconds``: that a run which is to stop goes on to encode what is prepared."""
         self._stop = stop or (lambda: False)
+        self._finishing_seconds = finishing_seconds
         self._stopped_at: float | None = None  # when it was seen that the run is to stop
 
     def asked(self) -> bool:
@@ -37,4 +38,4 @@ class Stopping:
             return False
         now = time.monotonic()
         self._stopped_at = now if self._stopped_at is None else self._stopped_at
-        return now - self._stopped_at >= FINISHING_SECONDS
+        return now - self._stopped_at >= self._finishing_seconds

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import UsageError
-from engine.ingest import checked_vectors
 from engine.ingest.checked_vectors import CheckedBlock, stretches
 from engine.storage.changeset import Chunk, Removal
 from engine.storage.removal import RemovalRequest, plan_removal
@@ -123,7 +122,7 @@ class VectorArray:
             # A row of the array that is new has no id yet, and damaged vectors may be nobody's.
             rows[(ids == 0) | store.snapshot.removed_ids().has(ids)] = -1
             known = np.flatnonzero(rows >= 0)
-            step = max(1, checked_vectors.AT_ONCE // space.dim)
+            step = max(1, store.limits.checked_numbers // space.dim)
             for at in range(0, len(known), step):
                 some = known[at : at + step]
                 same[some] = (vectors.gather(rows[some]) == block.rows[some]).all(axis=1)

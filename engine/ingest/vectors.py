@@ -96,7 +96,9 @@ class VectorIngest:
         def read() -> CheckedBlock | None:
             block = next(blocks, None)
             self._peak.sample()
-            return checked(block, normalize=normalize) if block is not None else None
+            if block is None:
+                return None
+            return checked(block, normalize=normalize, numbers=limits.checked_numbers)
 
         reading = pool.submit(read)
         while self._stopping.ready(reading) and (block := reading.result()) is not None:

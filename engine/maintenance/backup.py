@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from engine.config import MemoryBudget
+from engine.config import Limits, MemoryBudget
 from engine.errors import EngineError, StoreDamagedError, StoreError, UsageError
 from engine.records import BackupReport
 from engine.storage import commit_file, file_names, lock, manifest, nofollow
@@ -57,7 +57,6 @@ _PARTS = (
     manifest.NAME,
 )
 _ROUNDS = 10  # beginnings, where a writer gives files up in the first moments of each
-_PIECE = 32 << 20  # bytes
 _OF_DEST = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
@@ -74,8 +73,10 @@ class Backup:
         memory: MemoryBudget,
         dest: Path,
         progress: Callable[[int, int | None], None] | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        """``progress(done, total)`` is told of bytes."""
+        """``progress(done, total)`` counts bytes."""
+        self._limits = limits or Limits()
         self._store = store
         self._memory = memory
         self._dest = dest
@@ -242,7 +243,7 @@ class Backup:
         try:
             at = 0
             while at < file.size:
-                start, end = _data(file.fd, at, file.size)
+                start, end = _data(file.fd, at, file.size, self._limits.copy_bytes)
                 self._advance(start - at)
                 if start < end:
                     self._copy_range(file, fd, start, end)
@@ -293,18 +294,21 @@ def _needed(rest: Held, named: Manifest, wanted: Manifest) -> list[str]:
     return [name for name in rest.files if name not in dropped]
 
 
-def _data(fd: int, at: int, end: int) -> tuple[int, int]:
-    """The next piece to copy from ``at`` on, at most to ``end``; what is before it is a hole."""
+def _data(fd: int, at: int, end: int, size: int) -> tuple[int, int]:
+    """The next piece of ``size`` bytes to copy from ``at`` on; what is before it is a hole.
+
+    It ends at ``end`` at the latest.
+    """
     if not hasattr(os, "SEEK_DATA"):
-        return at, min(end, at + _PIECE)
+        return at, min(end, at + size)
     try:
         start = min(os.lseek(fd, at, os.SEEK_DATA), end)
         stop = os.lseek(fd, start, os.SEEK_HOLE) if start < end else end
     except OSError as error:
         if error.errno == errno.ENXIO:  # nothing but a hole up to the end
             return end, end
-        return at, min(end, at + _PIECE)
-    return start, min(stop, end, start + _PIECE)
+        return at, min(end, at + size)
+    return start, min(stop, end, start + size)
 
 
 def _read(file: HeldFile, count: int, at: int) -> bytes:

@@ -62,7 +62,6 @@ IMAGES = {
 }
 SOURCES = {"id": int, "source": str, "source_hex": str}
 _VECTORS, _VECTOR_IDS = "vectors.npy", "vector_ids.npy"
-_BATCH = 1000  # images at a time
 _NPY_HEADER = 128  # bytes
 
 
@@ -124,10 +123,14 @@ class Export:
 
     # --- tables -----------------------------------------------------------------------------------
 
+    def _table(self, path: Path, columns: dict[str, type]) -> ExportTable:
+        if self._format == "csv":
+            return CsvFile(path, columns)
+        return ParquetFile(path, columns, self._store.limits.table_rows)
+
     def _write_tables(self, images: Path, sources: Path) -> None:
         store = self._store
         prints = ExtentReader(store.path, extents.FINGERPRINTS)
-        table: Callable[..., ExportTable] = CsvFile if self._format == "csv" else ParquetFile
         with contextlib.ExitStack() as stack:
             stack.callback(prints.close)
             # All at once: a writer may give files up meanwhile, and what is mapped stays.
@@ -136,7 +139,7 @@ class Export:
             found = [  # as plain arrays: a row of a map costs five times as much
                 np.asarray(prints.rows(number, size // width, np.uint8)) for number, size in kept
             ]
-            into = [table(images, IMAGES), table(sources, SOURCES)]
+            into = [self._table(images, IMAGES), self._table(sources, SOURCES)]
             for one in into:
                 stack.callback(one.close)
             for bucket in range(-(-store.snapshot.state.next_id // BUCKET)):
@@ -152,7 +155,9 @@ class Export:
     def _records(self, bucket: int) -> Iterator[list[ImageRecord]]:
         start, end = bucket * BUCKET, (bucket + 1) * BUCKET
         while start < end:
-            records = records_from(self._store.snapshot, start, min(_BATCH, end - start))
+            records = records_from(
+                self._store.snapshot, start, min(self._store.limits.read_records, end - start)
+            )
             start = records[-1].id + 1 if records else end
             mine = [record for record in records if record.id < end]
             if mine:

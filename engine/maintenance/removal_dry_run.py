@@ -36,7 +36,6 @@ _WINDOW = 1 << 18  # ids that are counted at a time: whole buckets of runs
 _MAX_LISTED = 1000  # sources and folders
 _IN_MEMORY = 4 << 20  # bytes of ids, before they go to a file
 _BLOCK = 8 << 16  # bytes of ids read at a time
-_LOOKS = 256  # sources that are looked for between two questions whether to stop
 
 
 class RemovalPlan:
@@ -102,7 +101,7 @@ class RemovalPlan:
 
     def _go_on(self) -> None:
         self._looks += 1
-        if self._looks % _LOOKS == 0 and self._stop():
+        if self._looks % self._store.limits.stop_checks == 0 and self._stop():
             raise StoppedError
 
     def _list(self, name: str) -> None:

@@ -31,8 +31,6 @@ from engine.storage.source_names import (
     those_named,
 )
 
-_LOOKS = 256  # sources that are looked for between two questions whether to stop
-
 
 class _StoppedError(Exception):
     """``stop`` said so: everything that was done is committed."""
@@ -176,7 +174,9 @@ class Remove:
     def _look_on(self) -> None:
         """While sources are looked for, which changes nothing: stop soon."""
         self._looks += 1
-        if self._interrupted or (self._looks % _LOOKS == 0 and self._stop()):
+        if self._interrupted or (
+            self._looks % self._store.limits.stop_checks == 0 and self._stop()
+        ):
             raise _StoppedError
         self._go_on()
 

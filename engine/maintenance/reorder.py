@@ -10,6 +10,7 @@ There is one copy of the vectors before and after; while this works the disk has
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from engine.errors import StoreLockedError
 from engine.images import hashing
 from engine.index import build
 from engine.index.background import BackgroundWork
-from engine.index.maintain import RETRAINED, is_moved
+from engine.index.maintain import is_moved
 from engine.index.open import OpenIndex
 from engine.index.reordered import Piece, ReorderedWriter
 from engine.index.search import VectorIndex
@@ -63,11 +64,15 @@ class Reorder:
 
         Raises ``StoppedError``, ``StoreError``, ``OSError``; the vectors are as they were then.
         """
+        self._store.follow()  # others may have laid them out since it was opened
+        with contextlib.closing(OpenIndex(self._store)) as opened:
+            index = opened.current
+            if index is None or not index.vectors.rows:
+                return ReorderResult()
+            return self._reorder(index)
+
+    def _reorder(self, index: VectorIndex) -> ReorderResult:
         store = self._store
-        store.follow()  # others may have laid them out since it was opened
-        index = OpenIndex(store).current
-        if index is None or not index.vectors.rows:
-            return ReorderResult()
         train = self._is_to_be_trained(index)
         if not train and not self._is_worth_it(index):
             return ReorderResult()
@@ -116,11 +121,12 @@ class Reorder:
             return False
         if entry is None or index.quantizer is None:
             return True
-        if not RETRAINED**-0.5 < rows / entry.trained_on < RETRAINED**0.5:
+        growth = self._store.limits.retrain_growth
+        if not growth**-0.5 < rows / entry.trained_on < growth**0.5:
             return True
         sample = sample_of(index.vectors, _SAMPLE, entry.number)[1]
         closeness = float(index.quantizer.encode(sample)[2].mean())
-        return is_moved(closeness, entry)
+        return is_moved(closeness, entry, self._store.limits.moved_ratio)
 
     def _is_worth_it(self, index: VectorIndex) -> bool:
         rows = index.vectors.rows

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from engine.errors import UsageError
 
-_GROUP_ROWS = 1 << 16  # of a table, that Parquet keeps together
 _GROUP_BYTES = 16 << 20
 
 
@@ -44,8 +43,9 @@ class CsvFile:
 class ParquetFile:
     """A table as Parquet, in groups of bounded size."""
 
-    def __init__(self, path: Path, columns: dict[str, type]) -> None:
-        """``columns``: the type of each, int or str, by name."""
+    def __init__(self, path: Path, columns: dict[str, type], group_rows: int) -> None:
+        """``columns``: the type of each, int or str, by name. ``group_rows`` are kept together."""
+        self._group_rows = group_rows
         arrow, parquet = pyarrow_modules()
         self._arrow = arrow
         kinds = {int: arrow.int64(), str: arrow.string()}
@@ -60,7 +60,7 @@ class ParquetFile:
         for row in rows:
             self._rows.append(row)
             self._bytes += sum(len(value) for value in row if isinstance(value, str))
-            if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+            if len(self._rows) >= self._group_rows or self._bytes >= _GROUP_BYTES:
                 self._flush()
 
     def _flush(self) -> None:

@@ -20,7 +20,6 @@ from engine.storage.session import Session
 from engine.storage.source_names import arrays_inside, bases, names_inside, one_row
 from engine.storage.table import in_batches
 
-_BATCH = 4096  # names in hand
 _MAX_ID = (1 << 63) - 1
 
 Ids = Iterable[int] | npt.NDArray[np.integer]
@@ -97,7 +96,7 @@ def _ids_inside(store: Session, base: bytes) -> IdSet:
     row = one_row(store, base)
     if row is not None:
         found.add_span(row[1].id, 1)
-    for batch in in_batches(names_inside(store, base), _BATCH):
+    for batch in in_batches(names_inside(store, base), store.limits.read_names):
         found.add(np.array([row.id for _, row in batch], np.int64))
     for _, array in arrays_inside(store, base):
         for run in store.snapshot.tables.runs.of_array(array.number):

@@ -17,9 +17,6 @@ from engine.storage.bitmap import IdSet
 from engine.storage.image_rows import ImageRow
 from engine.storage.session import Session
 
-_BATCH = 4096  # rows that are looked up at a time
-_PROBE = 64  # rows that show whether the others will come from memory
-_COLD_SECONDS = 8e-6  # a key, on average; from memory it takes 3, from disk 70, in a queue 15
 _log = logging.getLogger("engine")
 
 
@@ -44,16 +41,16 @@ def rows_of_pixels(
 
 def identical_ids(store: Session, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """The image that each canonical row is, verified, or -1: (n, canonical bytes) → (n,) int64."""
-    n = len(rows)
+    n, limits = len(rows), store.limits
     store.snapshot.count_lookups(n)
     ids = np.empty(n, np.int64)
-    at, size = 0, _PROBE if n > 4 * _PROBE else n
+    at, size = 0, limits.lookup_probe if n > 4 * limits.lookup_probe else n
     cold = False
     while at < n:
         block = rows[at : at + size]
         ids[at : at + size], seconds = _identical_ids(store, block, cold)
-        cold = seconds > len(block) * _COLD_SECONDS
-        at, size = at + size, _BATCH
+        cold = seconds > len(block) * limits.cold_key_seconds
+        at, size = at + size, limits.lookup_rows
     return ids
 
 

@@ -45,8 +45,11 @@ class MemoryArray:
     An ingest of it that was interrupted goes on where it was.
     """
 
-    def __init__(self, images: Images, name: str) -> None:
-        """``UsageError`` if it is no such array or ``name`` is no name."""
+    def __init__(self, images: Images, name: str, *, stamp_bytes: int = _STAMPED) -> None:
+        """``UsageError`` if it is no such array or ``name`` is no name.
+
+        ``stamp_bytes`` are copied at a time where the array does not lie in one piece.
+        """
         self.name = _checked_name(name)
         self._images = images
         self.count = len(images)
@@ -62,7 +65,7 @@ class MemoryArray:
             self._each = int(np.prod(images.shape[1:3])) * 3
         self.row_bytes = self._each
         # With the header: the same bytes in another shape are other images.
-        contents = _stamp(data) if self.count else 0
+        contents = _stamp(data, stamp_bytes) if self.count else 0
         self.mtime_ns = hashing.stamp(header + contents.to_bytes(8, "big"))
         self.size = data.nbytes
 
@@ -186,11 +189,11 @@ def _checked_name(name: object) -> bytes:
     return PREFIX.encode() + called
 
 
-def _stamp(data: npt.NDArray[np.uint8]) -> int:
+def _stamp(data: npt.NDArray[np.uint8], most: int) -> int:
     if data.flags.c_contiguous:
         return hashing.stamp(data.data)
     stamp = hashing.Stamp()
-    step = max(1, _STAMPED // max(1, data[0].nbytes))
+    step = max(1, most // max(1, data[0].nbytes))
     for at in range(0, len(data), step):
         stamp.update(np.ascontiguousarray(data[at : at + step]).data)
     return stamp.value

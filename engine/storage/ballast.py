@@ -12,6 +12,7 @@ import errno
 import os
 from pathlib import Path
 
+from engine.config import Limits
 from engine.errors import StoreError
 from engine.storage import file_names, nofollow
 from engine.storage.disk import disk
@@ -19,9 +20,7 @@ from engine.storage.safe_folders import ForeignError
 from engine.storage.state import State
 
 NAME = file_names.RESERVE
-MIN_STORE = 8 << 20  # bytes of extents and keys below which there is none
 LITTLE = 2 << 20  # bytes of disk with which a store can still be opened for writing
-_MIN = 6 << 20
 _EACH = 48  # bytes an image: of its share of a record row, its key, and both in the log
 _KEYS = 90  # bytes an image among the keys
 _MAX = 64 << 20
@@ -43,10 +42,14 @@ def is_full(error: BaseException) -> bool:
     return any(os.strerror(number) in str(error) for number in FULL)
 
 
-def wanted(state: State) -> int:
+def wanted(state: State, limits: Limits) -> int:
     """How large the reserve of a store should be, in bytes; 0 if there should be none."""
     held = sum(size for pairs in state.extents.values() for _, size in pairs) + _KEYS * state.images
-    return min(_MIN + _EACH * state.images, _MAX) if held >= MIN_STORE else 0
+    return (
+        min(limits.ballast_bytes + _EACH * state.images, _MAX)
+        if held >= limits.ballast_store
+        else 0
+    )
 
 
 def renew(store: Path, size: int) -> bool:

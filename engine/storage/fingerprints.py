@@ -33,7 +33,9 @@ class NearRows(NamedTuple):
 class Fingerprints:
     """(rows, 32) uint8, where the caller says what of each extent is committed."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, block_rows: int = _BLOCK) -> None:
+        """``block_rows`` are compared at a time."""
+        self._block_rows = block_rows
         self._reader = ExtentReader(store, extents.FINGERPRINTS)
 
     def near(
@@ -54,9 +56,10 @@ class Fingerprints:
         words = np.ascontiguousarray(queries).view(np.uint64)
         holes = holes and bool((np.bitwise_count(words).sum(axis=1) > most).all())
         # A query as often as there are rows in a block: one loop over 64 Ki words and not 16 Ki of four.
-        repeated = [np.tile(row, _BLOCK) for row in words]
-        unlike = np.empty(_BLOCK * _WORDS, np.uint64)
-        counts = np.empty(_BLOCK * _WORDS, np.uint8)
+        block_rows = self._block_rows
+        repeated = [np.tile(row, block_rows) for row in words]
+        unlike = np.empty(block_rows * _WORDS, np.uint64)
+        counts = np.empty(block_rows * _WORDS, np.uint8)
         for first, block in self._blocks(committed, holes=holes):
             flat = block.reshape(-1)
             size = len(flat)
@@ -89,8 +92,8 @@ class Fingerprints:
                 # All of it at once: page by page, a disk would be asked for too little at a time.
                 self._reader.announce([Place(number, start, stop - start)])
                 end = -(-stop // width)
-                for at in range(start // width, end, _BLOCK):
-                    yield first + at, mapped[at : min(at + _BLOCK, end)]
+                for at in range(start // width, end, self._block_rows):
+                    yield first + at, mapped[at : min(at + self._block_rows, end)]
             first += count
 
     def close(self) -> None:

@@ -58,9 +58,7 @@ class OpenFiles:
         return ImageRows.unpack([value for part in found for value in part])
 
     def count_lookups(self, count: int, read_ahead: int) -> None:
-        """Take notice that this process asks for many images, and have up to ``read_ahead`` bytes of
-        keys read ahead.
-        """
+        """Count lookups. After many, have up to ``read_ahead`` bytes of keys read ahead."""
         self._lookups += count
         if self._lookups >= _MANY_LOOKUPS and not self._read_ahead:
             self._read_ahead = True
@@ -73,21 +71,25 @@ class OpenFiles:
 
     def reopened(self) -> OpenFiles:
         """The same database, with extents that are opened again: their files were replaced."""
+        self._stop_readers()
         self.pixels.close()
         self.fingerprints.close()
         self._closed = "its files were replaced: read through the newest snapshot"
         return OpenFiles(self._store, self._keys, self.is_behind)
 
     def close(self, why: str) -> None:
-        """Give everything back; ``why`` is what whoever asks later is told."""
-        if self._readers is not None:
-            self._readers.shutdown()
-            self._readers = None
+        """Give everything back. Whoever asks later gets a ``StoreError`` that says ``why``."""
+        self._stop_readers()
         if self._closed is None:
             self._closed = why
             self._keys.close()
             self.pixels.close()
             self.fingerprints.close()
+
+    def _stop_readers(self) -> None:
+        if self._readers is not None:
+            self._readers.shutdown()
+            self._readers = None
 
     def abandon(self, why: str) -> None:
         """In a forked child: it stays the parent's."""

@@ -44,22 +44,22 @@ def open_snapshot(
     limits: Limits,
     found: Manifest,
     keys: Keys,
-    told: int,
+    published: int,
     is_behind: Callable[[], bool],
 ) -> Snapshot:
-    """A snapshot of what was opened; ``told`` is the commit that the notice named before.
+    """A snapshot of what was opened; ``published`` is the commit that the notice named before.
 
     Where the keys and the manifest do not belong together, the keys are closed.
     """
     try:
-        state = _read_state(path, found, keys, told)
+        state = _read_state(path, found, keys, published)
     except BaseException:
         keys.close()
         raise
     return Snapshot(path, memory, limits, found, state, OpenFiles(path, keys, is_behind))
 
 
-def _read_state(path: Path, found: Manifest, keys: Keys, told: int) -> State:
+def _read_state(path: Path, found: Manifest, keys: Keys, published: int) -> State:
     meta = MetaTable(keys)
     value, settings = meta.state(), meta.settings()
     if value is None or settings is None:
@@ -70,9 +70,9 @@ def _read_state(path: Path, found: Manifest, keys: Keys, told: int) -> State:
         state = State.unpack(value)
     except StoreDamagedError as error:
         raise StoreDamagedError(f"{path}: {error}") from None
-    if state.commit < told:
+    if state.commit < published:
         raise StoreDamagedError(
-            f"{path}: its keys end with commit {state.commit}, and commit {told} was "
+            f"{path}: its keys end with commit {state.commit}, and commit {published} was "
             f"made: restore the store from a copy, or go on without with 'engine check --fix'"
         )
     return state

@@ -98,7 +98,7 @@ class Session:
     # --- reading ----------------------------------------------------------------------------------
 
     def is_behind(self) -> bool:
-        """Whether a writer has told of another commit since this one was opened; never to the writer."""
+        """Whether a writer has published another commit since; never for the writer itself."""
         return not self._lock.held and is_of_another_commit(self._notice.read(), self._seen)
 
     def refresh(self, tries: int = TRIES) -> None:
@@ -108,7 +108,7 @@ class Session:
             self._open_reader(tries)
 
     def follow(self, *, within_a_call: bool = False) -> None:
-        """Go over to a commit or an index that a writer has told of; a microsecond if there is none.
+        """Go over to a commit or an index that a writer has published; a microsecond if there is none.
 
         Where a writer leaves no moment for it, what was open stays open. ``within_a_call`` that began
         with the newest commit, going over takes a quarter of the time at most.
@@ -116,17 +116,18 @@ class Session:
         self.require_own()
         if self._closed is not None or self._writer is not None:
             return
-        told = self._notice.read()
-        if told == self._seen:
+        published = self._notice.read()
+        if published == self._seen:
             return
         since = time.perf_counter() - self._opened_at
         if within_a_call and since < _MAX_OFTEN * self._opening_took:
             return
         try:
-            if is_of_another_commit(told, self._seen):
+            if is_of_another_commit(published, self._seen):
                 self.refresh(_FOLLOW_TRIES)
             else:
-                self._seen = told  # before the manifest is read: what comes then is told again
+                # Before the manifest is read: what is published then is noticed again.
+                self._seen = published
                 self.read_index()
         except BusyError:
             return  # the next call tries again
@@ -167,8 +168,12 @@ class Session:
         """
         _ = self.snapshot
         if self._writer is not None:
-            if not to_remove:
-                self._writer.loosen()
+            try:
+                if not to_remove:
+                    self._writer.loosen()
+            except BaseException:
+                self.close()
+                raise
             if salvage:
                 self._writer.salvage_extents()
             return self._writer

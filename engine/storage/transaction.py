@@ -7,8 +7,6 @@ not committed leaves nothing that counts; the writer cuts what was appended.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -41,8 +39,6 @@ from engine.storage.snapshot import Snapshot
 from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow
 from engine.storage.state import State
 from engine.storage.vector_space import VectorSpace
-
-_MAX_ROOTS_BYTES = 256 << 10
 
 
 @dataclass(slots=True)
@@ -281,15 +277,9 @@ class Transaction:
 
     # --- single changes ---------------------------------------------------------------------------
 
-    def set_roots(self, folders: Iterable[bytes]) -> bool:
-        """Remember folders that an ingest is given; False where there is nothing new, or no room."""
-        known = self.snapshot.roots()
-        roots = list(dict.fromkeys((*known, *folders)))
-        value = json.dumps([os.fsdecode(root) for root in roots]).encode()
-        if len(roots) <= len(known) or len(value) > _MAX_ROOTS_BYTES:
-            return False
+    def set_roots(self, value: bytes) -> None:
+        """Remember the folders that ingests were given, a JSON list of their names."""
         self._batch.put("meta", self.tables.meta.ROOTS, value)
-        return True
 
     def set_checksums(self, found: Sequence[tuple[int, int, int]]) -> None:
         """For a repair: (commit, which of its appends, xxh64 of what is there now) of each."""

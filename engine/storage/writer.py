@@ -37,6 +37,7 @@ from engine.storage.vectors import Vectors
 
 REJECTS = file_names.REJECTS
 _IDS = 1 << 15  # ids of vectors in hand
+_MAX_ROOTS_BYTES = 256 << 10
 _log = logging.getLogger("engine.storage")
 
 
@@ -77,10 +78,10 @@ class Writer:
         self._appender = Appender(path, limits, self._last_extent, self._new_extent)
         self._tight = not salvage and self._make_room(reader, to_remove=to_remove)
         reader.files.close(f"{path} is closed")
-        told = commit_of(notice.read())
+        published = commit_of(notice.read())
         found = manifest.load(path, writing=True)
         keys = opening.open_writer(path, memory, tight=self._tight)
-        self.snapshot = open_snapshot(path, memory, limits, found, keys, told, lambda: False)
+        self.snapshot = open_snapshot(path, memory, limits, found, keys, published, lambda: False)
         try:
             self.recover(salvage=salvage)
         except BaseException:
@@ -150,10 +151,9 @@ class Writer:
                 f"make room, or run 'engine optimize', and then the command again"
             )
 
-    @staticmethod
-    def _low(state: State, *, to_remove: bool) -> int:
+    def _low(self, state: State, *, to_remove: bool) -> int:
         """Free bytes below which RocksDB is to take as little as it can."""
-        twice = 2 * max(ballast.wanted(state), ballast.LITTLE)
+        twice = 2 * max(ballast.wanted(state, self.limits), ballast.LITTLE)
         return twice if to_remove else max(twice, ballast.LOW)
 
     def _make_room(self, reader: Snapshot, *, to_remove: bool) -> bool:
@@ -165,7 +165,9 @@ class Writer:
         if ballast.free(self.path) >= self._low(state, to_remove=to_remove):
             return False
         self._cut_leftovers()
-        if to_remove and ballast.free(self.path) < max(ballast.wanted(state), ballast.LITTLE):
+        if to_remove and ballast.free(self.path) < max(
+            ballast.wanted(state, self.limits), ballast.LITTLE
+        ):
             ballast.give_back(self.path)
         return True
 
@@ -230,7 +232,7 @@ class Writer:
     def _committed(self, state: State) -> None:
         self._notice.publish(state.commit)
         _log.debug("%s: commit %d", self.path, state.commit)
-        wanted = ballast.wanted(state)
+        wanted = ballast.wanted(state, self.limits)
         if wanted > 1.25 * self._reserved:
             there = ballast.renew(self.path, wanted)
             self._reserved = wanted if there else 0
@@ -335,13 +337,17 @@ class Writer:
         """Remember folders that an ingest is given, for a removal of what is missing below them."""
         self.require_open()
 
+        known = self.snapshot.roots()
+        roots = list(dict.fromkeys((*known, *folders)))
+        value = json.dumps([os.fsdecode(root) for root in roots]).encode()
+        if len(roots) <= len(known) or len(value) > _MAX_ROOTS_BYTES:
+            return
+
         def write() -> None:
             with self.begin(amend=True) as transaction:
-                transaction.set_roots(folders)
+                transaction.set_roots(value)
 
-        known = set(self.snapshot.roots())
-        if not known.issuperset(folders := list(folders)):
-            self.safely(write)
+        self.safely(write)
 
     def set_checksums(self, found: Sequence[tuple[int, int, int]]) -> None:
         """After a repair: (commit, which of its appends, xxh64 of what is there now) for each."""

@@ -122,13 +122,23 @@ def crop(
     return torch.stack(list((pool.map if pool else map)(one, pictures, boxes)))
 
 
-def colour(crops: Tensor, draws: Draws, settings: TrainSettings) -> Tensor:
-    """All that follows the crop, and normalise: (n, 3, S, S) uint8 → float32, where ``crops`` are."""
+def colour(
+    crops: Tensor,
+    draws: Draws,
+    settings: TrainSettings,
+    *,
+    chunk_pixels: int = _CPU_CHUNK,
+    max_views: int = _MAX_VIEWS,
+) -> Tensor:
+    """All that follows the crop, and normalise: (n, 3, S, S) uint8 → float32, where ``crops`` are.
+
+    On a CPU at most ``chunk_pixels`` and ``max_views`` are changed at a time.
+    """
     n = len(crops)
     device = crops.device
     chunk = n
     if device.type == "cpu":
-        chunk = min(_MAX_VIEWS, max(1, _CPU_CHUNK // crops[0, 0].numel()))
+        chunk = min(max_views, max(1, chunk_pixels // crops[0, 0].numel()))
     flip, order, factors, sigma = (
         part.to(device) for part in (draws.flip, draws.order, draws.factors, draws.sigma)
     )
