@@ -33,6 +33,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path
 # --- opening --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_store_is_opened_by_a_str_or_a_path(photos: Path) -> None:
     for path in (photos / "store", str(photos / "store")):
         with Store.open(path) as store:
@@ -45,6 +46,7 @@ def test_creating_a_store_that_is_there_opens_it(photos: Path) -> None:
         assert len(store) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["128M", "2G", " 1.5 GiB ", "300mb", 1 << 28, None])
 def test_memory_is_a_size(photos: Path, memory: str | int | None) -> None:
     with Store.open(photos / "store", memory=memory) as store:
@@ -129,6 +131,7 @@ def test_whatever_is_an_integer_is_an_id(photos: Path, tmp_path: Path, id_: Any)
 NO_IDS = [True, np.True_, 2.0, np.float64(2), "2", None, [2], np.array([2, 3]), 1j, b"2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id_", NO_IDS, ids=repr)
 def test_what_is_no_integer_is_no_id(photos: Path, id_: Any) -> None:
     with Store.open(photos / "store") as store:
@@ -248,6 +251,7 @@ def test_info_names_the_encoder(photos: Path) -> None:
 # --- vectors --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_vectors_are_searched_as_faiss_does_it(photos: Path) -> None:
     queries = np.random.default_rng(0).standard_normal((3, 16))
     with Store.open(photos / "store") as store:
@@ -269,6 +273,7 @@ def test_vectors_are_searched_as_faiss_does_it(photos: Path) -> None:
         assert scores.shape == ids.shape == (0, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("queries", "k", "says"),
     [
@@ -324,6 +329,7 @@ def test_records_are_all_images_in_their_order(mixed: Path, most: int) -> None:
                 store.records(start)
 
 
+@pytest.mark.slow
 def test_records_go_on_beside_other_work(tmp_path: Path) -> None:
     few, path = Limits(read_records=10), tmp_path / "store"
     with Store.open(path, create=True, encoder="none") as store:

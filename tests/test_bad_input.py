@@ -131,6 +131,7 @@ def test_k_below_1(engine: Engine, k: int) -> None:
     assert (ran.status, ran.line) == (2, f"engine: k must be 1 or more, not {k}")
 
 
+@pytest.mark.slow
 def test_k_larger_than_the_store(engine: Engine, tiny_encoder: Path) -> None:
     engine("ingest", "synthetic:bits?n=3", "--encoder", tiny_encoder, "--store", "a.store")
     ran = engine("lookup", "synthetic:bits?seed=0#9", "-k", 10**9, "--json", "--store", "a.store")
@@ -212,6 +213,7 @@ def test_a_png_that_claims_50000_times_50000_pixels(engine: Engine, tmp_path: Pa
     assert "limit" in reason
 
 
+@pytest.mark.slow
 def test_a_broken_file_among_good_ones(engine: Engine, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -291,6 +293,7 @@ def test_an_exif_rotated_jpeg_is_the_upright_picture(engine: Engine, tmp_path: P
     assert identical(engine, "turned.jpg", "upright.png", "as-it-lies.jpg") == [[1], [1], []]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colour", [0, 2])
 def test_16_bit_images_that_differ_below_8_bits_are_never_identical(
     engine: Engine, tmp_path: Path, colour: int
@@ -331,6 +334,7 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.slow
 def test_an_array_of_python_objects_is_never_unpickled(engine: Engine, tmp_path: Path) -> None:
     caught = tmp_path / "caught"
     np.save(tmp_path / "a.npy", np.array([Trap(caught)], dtype=object), allow_pickle=True)

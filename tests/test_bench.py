@@ -168,6 +168,7 @@ def test_rewritten_photographs_are_identical(photos: Path, tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.slow
 def test_changed_photographs_are_counted_by_change(
     photos: Path, tmp_path: Path, tiny_encoder: Path
 ) -> None:

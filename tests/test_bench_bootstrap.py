@@ -17,6 +17,7 @@ def plainly(samples: list[float]) -> np.ndarray:
     return np.median(draw.choice(samples, (DRAWS, len(samples))), axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 50])
 def test_they_are_distributed_as_those_of_real_resamples(count: int) -> None:
     samples = [float(i) ** 2 for i in range(count)]

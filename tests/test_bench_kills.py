@@ -84,6 +84,7 @@ def test_a_source_that_is_missing_is_noticed(filled: Kills) -> None:
         filled._look(None)
 
 
+@pytest.mark.slow
 def test_half_a_chunk_is_noticed(filled: Kills) -> None:
     name, *_ = filled.ledger.files
     # Of the two files of this chunk one is there.

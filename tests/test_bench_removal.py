@@ -27,6 +27,7 @@ def test_each_step_is_measured_and_shown(tmp_path, capsys, monkeypatch):
     assert "disk after / before optimize" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_removed_image_that_is_still_found_fails_it(tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "remove", lambda store, ids: None)
     with pytest.raises(WrongAnswerError, match="still found"):

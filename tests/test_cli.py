@@ -93,6 +93,7 @@ def test_exact_has_the_status_of_grep(engine: Engine, shop: Path) -> None:
     assert engine("lookup", "--tier", "identical", gone, *store).status == 0
 
 
+@pytest.mark.slow
 def test_an_unreadable_query_is_status_3_before_1(engine: Engine, shop: Path) -> None:
     ran = engine(
         "lookup", "--exact", shop / "broken.png", shop / "unknown.png", "--store", shop / "store"
@@ -102,6 +103,7 @@ def test_an_unreadable_query_is_status_3_before_1(engine: Engine, shop: Path) ->
     assert "unknown.png" in ran.out
 
 
+@pytest.mark.slow
 def test_rejected_inputs_are_status_3_and_the_run_goes_on(
     engine: Engine, shop: Path, tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_signal_while_it_starts_is_one_line(number: signal.Signals) -> None:
     done = subprocess.run(
@@ -292,6 +293,7 @@ api.Store.open = opened
     assert (done.returncode, done.stdout, done.stderr) == (130, "", LINE)
 
 
+@pytest.mark.slow
 def test_handlers_of_whoever_calls_the_command_come_back(tmp_path: Path) -> None:
     from engine.cli.app import main
 

@@ -53,6 +53,7 @@ NAMES = st.text(st.characters(exclude_categories=()), max_size=30)
 # --- JSON -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.dictionaries(NAMES, NAMES | st.integers() | st.lists(NAMES, max_size=3), max_size=4))
 def test_any_object_is_one_line_of_ascii_that_reads_back(value):
     line = render.line(value)

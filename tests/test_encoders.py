@@ -439,6 +439,7 @@ def test_a_batch_of_a_wrong_shape_is_an_error_that_names_the_encoder(folder):
         assert f"({2 * len(pictures)}, 16) float32" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_image_for_which_the_encoder_gives_nothing_has_no_vector(folder, tmp_path, caplog):
     change(folder, no_number_for_white)
     white = np.full((20, 20, 3), 255, np.uint8)

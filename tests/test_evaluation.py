@@ -71,6 +71,7 @@ def test_counts_say_what_it_was_measured_on(report, photos):
     assert [each.images for each in report.results] == [12 * 12 + 30 + 80] * 3
 
 
+@pytest.mark.slow
 def test_copies_are_found_where_the_vectors_are_good_for_it(report):
     pixels, pdq, tiny = report.results
     assert [each.name for each in report.results] == ["pixels", "pdq", "tiny"]
@@ -84,6 +85,7 @@ def test_copies_are_found_where_the_vectors_are_good_for_it(report):
     assert tiny.recall_at_1["half"] == 1
 
 
+@pytest.mark.slow
 def test_classes_of_two_colours_are_told_apart_in_colour(report):
     pixels, pdq, _ = report.results
     assert pixels.knn["5"] == pixels.probe == 1
@@ -121,6 +123,7 @@ def test_the_worst_cases_are_named_and_drawn(report):
         )  # pictures, in colour
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["queries", "more"])
 def test_what_was_found_is_named_wherever_it_is(tmp_path, folder):
     for seed in range(6):

@@ -59,12 +59,14 @@ def test_a_class_that_was_never_seen_is_never_right():
     assert probe_accuracy(*train, test, np.full(30, 3), seed=0)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_probe_separates_what_a_line_separates():
     accuracy, strength = probe_accuracy(*clouds(300, 0.3), *clouds(300, 0.1, 1), seed=0)
     assert accuracy > 0.98
     assert strength > 0
 
 
+@pytest.mark.slow
 def test_the_probe_is_the_same_each_time():
     train, test = clouds(200, 0.8), clouds(100, 0.8, 1)
     assert probe_accuracy(*train, *test, seed=3) == probe_accuracy(*train, *test, seed=3)

@@ -142,6 +142,7 @@ def test_the_image_size_is_that_of_the_file_beside_it(tmp_path):
     assert OnnxNetwork(path).dim == 3 * 16 * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -278,6 +278,7 @@ class NearlyFull(Disk):
 LITTLE = Limits(ballast_store=100)  # stores of so little have a ballast file
 
 
+@pytest.mark.slow
 def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(tmp_path: Path) -> None:
     path = tmp_path / "store" / "RESERVE"
     with (
@@ -321,6 +322,7 @@ def test_a_store_that_writes_already_uses_its_reserve(tmp_path: Path) -> None:
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_where_there_is_room_again_keys_are_compacted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

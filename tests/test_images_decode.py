@@ -224,6 +224,7 @@ HEAVY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEAVY)
 def test_a_file_that_would_take_out_of_all_proportion_long_is_refused_by_its_header(name):
     data, words = HEAVY[name]

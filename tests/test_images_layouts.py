@@ -236,6 +236,7 @@ def test_a_tiff_palette_with_alpha():
     sweep(drawn(2, 8), write, truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [{}, {"rows": 2}, {"tile": 16}], ids=str)
 @pytest.mark.parametrize(("bits", "photometric"), [(1, 0), (1, 1), (2, 1), (4, 0), (8, 1), (8, 2)])
 def test_tiffs_with_the_bits_of_each_byte_turned_round(bits, photometric, stored):
@@ -271,6 +272,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "form", "photometric"), FORMS)
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("planar", [1, 2])
@@ -525,6 +527,7 @@ PALETTES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "header", "colours"), PALETTES)
 def test_bmps_with_a_palette(bits, header, colours):
     count = 1 << bits
@@ -596,6 +599,7 @@ def test_run_length_bmps(bits, used):
     sweep(samples, write, lambda values: table.astype(np.uint8)[values])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [0, 8])
 @pytest.mark.parametrize("flags", [0x00, 0x10, 0x20, 0x30])
 @pytest.mark.parametrize("depth", [8, 16, 24, 32])

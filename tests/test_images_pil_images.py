@@ -72,6 +72,7 @@ REDUCED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES | REDUCED)
 def test_an_opened_image_is_what_its_file_is(name, tmp_path: Path):
     data = (FILES | REDUCED)[name]

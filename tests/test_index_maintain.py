@@ -148,6 +148,7 @@ def test_vectors_of_another_kind_are_noticed_and_told_of(
         assert store.optimize().laid_out == 0
 
 
+@pytest.mark.slow
 def test_what_is_built_and_measured_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -185,6 +186,7 @@ def test_what_was_removed_is_never_found(tmp_path: Path) -> None:
             assert np.isneginf(scores[:, len(left) :]).all()
 
 
+@pytest.mark.slow
 def test_recall_one_is_numpys(tmp_path: Path) -> None:
     block, queries = clustered(5 * LEAST), clustered(50, seed=1)
     with new_store(tmp_path / "s", LIMITS) as store:
@@ -258,6 +260,7 @@ def test_how_long_queries_are_changes_nothing_of_what_is_found(
         assert recall_of(ids, store.search_vectors(queries, 10)[1]) > 0.95
 
 
+@pytest.mark.slow
 def test_what_is_measured_of_a_store_whose_sample_is_removed_harms_nothing(tmp_path: Path) -> None:
     """All that can be looked for are zeros, of which none is a query."""
     block = np.zeros((3 * LEAST, DIM), np.float32)
@@ -273,6 +276,7 @@ def test_what_is_measured_of_a_store_whose_sample_is_removed_harms_nothing(tmp_p
         )
 
 
+@pytest.mark.slow
 def test_damaged_vectors_do_not_keep_others_from_being_ingested(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -78,6 +78,7 @@ def build(store: Store) -> None:
     IndexUpdater(files, BackgroundWork(files.memory))._build(index)
 
 
+@pytest.mark.slow
 def test_it_is_opened_once_for_each_index(made: Path) -> None:
     with Store.open(made, limits=LIMITS) as store:
         owner = OpenIndex(Opened(store))
@@ -99,6 +100,7 @@ def test_it_is_opened_once_for_each_index(made: Path) -> None:
         owner.close()
 
 
+@pytest.mark.slow
 def test_it_is_opened_again_for_vectors_that_were_committed(made: Path) -> None:
     more = clustered(50, seed=1)
     with Store.open(made, limits=LIMITS) as store:
@@ -110,6 +112,7 @@ def test_it_is_opened_again_for_vectors_that_were_committed(made: Path) -> None:
         owner.close()
 
 
+@pytest.mark.slow
 def test_images_that_are_gone_or_not_wanted_are_not_found(made: Path) -> None:
     with Store.open(made, limits=LIMITS) as store:
         owner = OpenIndex(Opened(store))
@@ -124,6 +127,7 @@ def test_images_that_are_gone_or_not_wanted_are_not_found(made: Path) -> None:
         owner.close()
 
 
+@pytest.mark.slow
 def test_what_is_searched_stays_open_while_it_is_used(made: Path) -> None:
     with Store.open(made, limits=LIMITS) as store:
         owner = OpenIndex(Opened(store))
@@ -145,6 +149,7 @@ def test_without_vectors_there_is_none(tmp_path: Path) -> None:
             owner.search(BLOCK[:1], 1)
 
 
+@pytest.mark.slow
 def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
     made: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -175,6 +180,7 @@ def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
     assert "check --fix" not in caplog.text, "nothing is damaged"
 
 
+@pytest.mark.slow
 def test_where_files_never_stay_it_opens_what_it_can(made: Path) -> None:
     with (
         Store.open(made, read_only=True) as reader,

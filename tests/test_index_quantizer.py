@@ -105,6 +105,7 @@ def test_another_quantizers_file_is_refused(
         read_quantizer(path, number, dim, nlist, size)
 
 
+@pytest.mark.slow
 @given(at=st.integers(0, 43), bit=st.integers(0, 7))
 def test_any_flipped_bit_of_the_header_is_noticed(
     tmp_path_factory: pytest.TempPathFactory, at: int, bit: int
@@ -142,6 +143,7 @@ def test_codes_rank_better_with_their_correction(dim: int) -> None:
     assert with_ > 0.7
 
 
+@pytest.mark.slow
 def test_codes_are_close_to_inner_products() -> None:
     block, queries = clustered(2000, 32), clustered(40, 32, seed=1)
     found = estimates(trained(block, 20), block, queries)
@@ -268,6 +270,7 @@ def test_of_damaged_centroids_no_list_is_the_nearest() -> None:
     assert lists.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1e-40, 1e-25, 1.0, 1e25, 3e37])
 def test_queries_of_any_length_are_brought_to_one(length: float) -> None:
     block = clustered(300, 70)

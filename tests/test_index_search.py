@@ -218,6 +218,7 @@ def test_rows_between_and_behind_segments_are_searched_too(tmp_path: Path) -> No
     assert np.array_equal(rows[:, 0], np.arange(900))
 
 
+@pytest.mark.slow
 def test_equal_vectors_by_the_thousand_are_no_matter(tmp_path: Path) -> None:
     block = np.concatenate([clustered(500), np.repeat(clustered(1, seed=9), 4000, axis=0)])
     found = write(tmp_path, block)
@@ -424,6 +425,7 @@ def test_check_finds_a_damaged_segment_and_builds_it_anew(
         assert len(store.info().segments) == 1
 
 
+@pytest.mark.slow
 def test_an_index_that_cannot_be_written_is_left_for_later(
     tmp_path: Path,
     tiny_encoder: Path,

@@ -114,6 +114,7 @@ def test_empty_lists_are_no_matter(tmp_path: Path) -> None:
         assert (found[:, :40] >= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [9, 12, 65])
 def test_merged_pieces_are_the_segment_of_all(tmp_path: Path, dim: int) -> None:
     made = Made(tmp_path, clustered(900, dim))
@@ -244,6 +245,7 @@ def test_any_flipped_bit_of_the_header_is_noticed(
         Segment(path, whole.entry, whole.quantizer)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=6), st.randoms())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_sizes_are_refused_or_harm_nothing(

@@ -231,6 +231,7 @@ def test_a_reject_is_counted_at_each_run_and_listed_once(store: Store, photos: P
     assert store.info().rejects == 0
 
 
+@pytest.mark.slow
 def test_a_reject_is_not_read_again_unless_it_or_the_decoder_changes(
     store: Store, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

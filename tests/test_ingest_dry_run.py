@@ -61,6 +61,7 @@ def test_a_plan_says_what_an_ingest_then_does(tmp_path: Path, sources: list[Path
     assert (report.added, report.unchanged, report.rejected, report.skipped) == (2, 799, 1, 1)
 
 
+@pytest.mark.slow
 def test_vectors_are_only_planned_for_those_who_get_some(
     tmp_path: Path, sources: list[Path]
 ) -> None:
@@ -74,6 +75,7 @@ def test_vectors_are_only_planned_for_those_who_get_some(
     assert adopted.disk_bytes > without.disk_bytes + 300 * 512
 
 
+@pytest.mark.slow
 def test_progress_is_told_to_the_end(tmp_path: Path, sources: list[Path]) -> None:
     told: list[tuple[int, int | None]] = []
     Store.plan(tmp_path / "s", *sources, progress=lambda done, total: told.append((done, total)))
@@ -81,6 +83,7 @@ def test_progress_is_told_to_the_end(tmp_path: Path, sources: list[Path]) -> Non
     assert told[-1][0] == 302  # files, and the array
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "source"), [("perhaps", "photos"), ("auto", "nothing.png")])
 def test_what_makes_no_sense_is_a_usage_error(
     tmp_path: Path, sources: list[Path], keep: str, source: str

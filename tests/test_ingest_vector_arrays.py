@@ -154,6 +154,7 @@ def test_any_array_in_any_pieces_is_found_again(
         assert is_whole(store)
 
 
+@pytest.mark.slow
 def test_rows_that_are_no_vectors_are_told_as_stretches(tmp_path):
     array = ROWS.copy()
     array[17:30, 3] = np.nan
@@ -220,6 +221,7 @@ def test_an_array_that_is_none_of_vectors_is_a_problem_and_no_more(tmp_path, nam
         assert store.info().encoder is None
 
 
+@pytest.mark.slow
 def test_a_kind_is_for_images(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
@@ -237,6 +239,7 @@ def test_an_empty_array_decides_nothing(tmp_path, tiny_encoder):
         assert store.has_encoder
 
 
+@pytest.mark.slow
 def test_a_file_that_was_cut_short_gives_what_it_has(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     data = path.read_bytes()
@@ -466,6 +469,7 @@ def test_a_vector_is_looked_up_in_the_similar_tier(tmp_path):
         assert result.error == "holds NaN or infinite values"
 
 
+@pytest.mark.slow
 def test_a_vector_is_compared_with_an_encoders_too(tmp_path, tiny_encoder):
     picture = tmp_path / "a.png"
     Image.fromarray(RNG.integers(0, 256, (90, 90, 3), np.uint8)).save(picture)
@@ -681,6 +685,7 @@ def test_removing_by_id_and_by_source(tmp_path):
         assert is_whole(store)
 
 
+@pytest.mark.slow
 def test_what_is_missing_goes(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     with with_store(tmp_path / "store") as store:
@@ -692,6 +697,7 @@ def test_what_is_missing_goes(tmp_path):
         assert is_whole(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", ["csv", "parquet"])
 def test_an_export_has_them(tmp_path, format_):
     with with_store(tmp_path / "store") as store:
@@ -715,6 +721,7 @@ def test_an_export_has_them(tmp_path, format_):
     assert str(rows[0]["width"]) == str(DIM)
 
 
+@pytest.mark.slow
 def test_a_backup_is_the_same_and_as_small(tmp_path):
     with with_store(tmp_path / "store") as store:
         store.ingest(ROWS, name="a")
@@ -737,6 +744,7 @@ def test_their_fingerprints_take_no_room(tmp_path):
         assert is_whole(store)
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_them(tmp_path):
     path = saved(tmp_path / "v.npy", ROWS)
     plan = Store.plan(tmp_path / "store", path)
@@ -815,6 +823,7 @@ def test_what_cannot_be_read_again_is_told(tmp_path):
         assert np.array_equal(vectors_of(store)["memory:m#100"], np.zeros(DIM, np.float32))
 
 
+@pytest.mark.slow
 def test_a_lost_manifest_is_made_anew(tmp_path):
     with with_store(tmp_path / "store") as store:
         store.ingest(ROWS, name="a", normalize=True)

@@ -297,6 +297,7 @@ def test_a_store_is_backed_up_by_the_one_that_writes_it(full: Path, tmp_path: Pa
         assert copy.lookup(f"{SOURCE}#400", tiers=IDENTICAL).identical == ()
 
 
+@pytest.mark.slow
 def test_an_empty_store_and_a_copy_of_a_copy(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.backup(tmp_path / "b")
@@ -403,6 +404,7 @@ def test_keys_that_move_while_they_are_opened_are_opened_again(
         assert copy.lookup(f"{SOURCE}#699", tiers=IDENTICAL).identical
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_in_extents_is_not_copied(full: Path, tmp_path: Path) -> None:
     shutil.copytree(full / "store", tmp_path / "store")
     for path in (tmp_path / "store").glob("*/*.blobs"):
@@ -635,6 +637,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         assert copy.check().problems == ()
 
 
+@pytest.mark.slow
 def test_a_disk_with_too_little_room_is_told_before_anything_is_copied(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -831,6 +834,7 @@ def test_a_read_only_source_is_backed_up(full: Path, tmp_path: Path) -> None:
 # --- the folder made aside ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [False, True])
 def test_everything_is_durable_before_it_is_in_its_place(
     full: Path, tmp_path: Path, there: bool

@@ -164,6 +164,7 @@ def test_an_index_over_damaged_vectors_is_built_of_mended_ones(store: Path) -> N
             assert (hit.id, round(hit.score, 3)) == (7 + row, 1)
 
 
+@pytest.mark.slow
 def test_an_index_over_vectors_that_cannot_be_mended_stays_damaged(store: Path) -> None:
     index = store / "index" / "00000002.ivf"
     flip(index, 100)
@@ -246,6 +247,7 @@ def test_a_row_that_is_missing_is_missed_by_its_twin(
     assert {problem.part for problem in problems} <= {"keys", "vectors"}
 
 
+@pytest.mark.slow
 def test_records_that_have_each_others_key_are_found(store: Path) -> None:
     """As many keys as records, and the same ones."""
     (first, one), (second, other) = rows(store, "records")[:2]
@@ -260,6 +262,7 @@ def test_records_that_have_each_others_key_are_found(store: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_image_that_its_shared_key_does_not_lead_to_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +356,7 @@ def lessened(store: Path) -> Path:
     return store
 
 
+@pytest.mark.slow
 def test_a_removal_is_no_damage(lessened: Path) -> None:
     report = check(lessened)
     assert (report.problems, report.images) == ((), 46 - 13)
@@ -452,6 +456,7 @@ def test_an_image_that_lost_its_record_does_not_become_a_removed_one(lessened: P
     assert (rows(lessened, "removed"), rows(lessened, "records")) == before
 
 
+@pytest.mark.slow
 def test_a_run_of_removed_images_only_is_found(lessened: Path) -> None:
     from engine.storage.runs import Run
 
@@ -500,6 +505,7 @@ def test_a_source_of_an_image_that_is_not_there_is_found(store: Path) -> None:
     assert any("image 10000, which is not there" in problem.what for problem in problems)
 
 
+@pytest.mark.slow
 def test_what_was_committed_before_a_repair_began_is_checked_again(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

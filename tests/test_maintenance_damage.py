@@ -269,6 +269,7 @@ def rescue_free(where: Path) -> bool:
         return store.session.snapshot.state.images == FILES + ROWS + GONE - len(REMOVED)
 
 
+@pytest.mark.slow
 def test_a_notice_that_is_wrong_is_written_again_and_nothing_called_lost(images: Path) -> None:
     path = images / COMMIT
     flip(path, 6)
@@ -432,6 +433,7 @@ def test_a_rescue_leaves_alone_what_is_not_its_own(
         assert sorted(path.name for path in there.iterdir()) == ["link", "notes.txt"]
 
 
+@pytest.mark.slow
 def test_a_rescue_that_was_not_finished_goes_with_the_next_writer(images: Path) -> None:
     shutil.copytree(images / "keys", images / rebuild.MENDED)
     with Store.open(images) as store:
@@ -459,6 +461,7 @@ def test_keys_that_may_not_be_read_are_not_called_lost(images: Path) -> None:
     assert sorted(p.name for p in images.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
 def test_a_limit_on_open_files_costs_no_rows(images: Path) -> None:
     import resource

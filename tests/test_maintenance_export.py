@@ -174,6 +174,7 @@ def test_edges_of_buckets_extents_and_batches(
         assert len(np.load(tmp_path / "out" / "vector_ids.npy")) < before
 
 
+@pytest.mark.slow
 def test_a_store_without_vectors_has_none_and_one_may_leave_them_out(
     full: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_vectors_of_nothing_are_an_array_of_none(tmp_path: Path, tiny_encoder: P
     assert np.load(tmp_path / "out" / "vector_ids.npy").shape == (0,)
 
 
+@pytest.mark.slow
 def test_csv_is_what_other_tools_expect(full: Path, tmp_path: Path) -> None:
     with Store.open(full / "store") as store:
         store.export(tmp_path / "out")

@@ -79,6 +79,7 @@ def store(path: Path) -> Iterator[Store]:
         assert opened.check().problems == ()
 
 
+@pytest.mark.slow
 def test_extents_that_are_worth_it_are_rewritten(store: Store) -> None:
     gone = {1, 2, 11, 21, 22, 23}  # two, one and three of ten
     store.remove(ids=gone)
@@ -92,6 +93,7 @@ def test_extents_that_are_worth_it_are_rewritten(store: Store) -> None:
     assert (again.rewritten, again.moved) == (0, 0)
 
 
+@pytest.mark.slow
 def test_the_newest_extent_is_rewritten_too(store: Store) -> None:
     store.remove(ids=range(31, 34))
     assert store.optimize().moved == 7
@@ -101,6 +103,7 @@ def test_the_newest_extent_is_rewritten_too(store: Store) -> None:
     expect(store, {31, 32, 33})
 
 
+@pytest.mark.slow
 def test_a_newest_extent_that_is_not_full_is_rewritten_too(tmp_path: Path, store: Store) -> None:
     np.save(tmp_path / "b.npy", np.stack([mask(row) for row in range(ROWS, ROWS + 5)]))
     store.ingest(tmp_path / "b.npy")
@@ -111,6 +114,7 @@ def test_a_newest_extent_that_is_not_full_is_rewritten_too(tmp_path: Path, store
     expect(store, {42, 43}, ROWS + 5)
 
 
+@pytest.mark.slow
 def test_what_is_dead_as_a_whole_goes_and_its_number_is_not_used_again(store: Store) -> None:
     store.remove(ids=range(11, 21))
     report = store.optimize()
@@ -132,6 +136,7 @@ def test_nothing_is_done_where_nothing_was_removed(store: Store) -> None:
     assert numbers(store) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_kept_files_move_with_their_images(tmp_path: Path, store: Store) -> None:
     names = []
     for i in range(6):
@@ -167,6 +172,7 @@ def test_what_moves_is_not_held_longer_than_its_commit(path: Path) -> None:
     assert peak < 16 * large
 
 
+@pytest.mark.slow
 def test_files_that_name_removed_images_are_forgotten(tmp_path: Path, store: Store) -> None:
     path = tmp_path / "a.png"
     for level in (0, 5, 9):  # the first is known by its record, the last by its name
@@ -193,6 +199,7 @@ def test_keys_take_less_room_afterwards(tmp_path: Path) -> None:
 # --- what cannot be done --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_left_and_told_of(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +220,7 @@ def test_what_does_not_fit_is_left_and_told_of(
     assert store.optimize().moved == 7
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_stays_and_is_told_of(path: Path) -> None:
     gone = {1, 2, 3, 11, 12}
     with Store.open(path, limits=LIMITS) as store:

@@ -133,6 +133,7 @@ def test_what_is_no_id_or_nothing_at_all_is_refused(store: Store) -> None:
     assert found(store, 0) == [0], "nothing was touched"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [Limits(removal_batch=4)], ids=["few"])
 def test_an_image_with_more_sources_than_a_commit_takes_goes_in_several(
     store: Store, tmp_path: Path
@@ -177,6 +178,7 @@ def test_what_goes_is_counted_as_it_comes() -> None:
     assert len(request) == 1 + run.count + 2
 
 
+@pytest.mark.slow
 def test_images_that_share_a_key_go_one_by_one(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +290,7 @@ def test_arrays_of_an_npz_and_arrays_below_a_folder_go(store: Store, tmp_path: P
         assert store.remove(sources=[tmp_path / "deep"]).images == 2
 
 
+@pytest.mark.slow
 def test_all_arrays_of_an_npz_go_by_its_name_and_none_beside_it(
     store: Store, tmp_path: Path
 ) -> None:
@@ -439,6 +442,7 @@ def test_members_that_an_archive_has_no_more_are_missing(store: Store, tmp_path:
     assert store.remove(missing=True).images == 1
 
 
+@pytest.mark.slow
 def test_what_was_read_in_one_of_several_ways_is_where_its_file_is(
     store: Store, tmp_path: Path
 ) -> None:
@@ -618,6 +622,7 @@ def test_less_than_half_of_a_folder_goes_without_a_question(store: Store, tmp_pa
     assert found(store, 87, 88, 89) == [87, 88, 89]
 
 
+@pytest.mark.slow
 def test_files_that_were_named_one_by_one_go_if_their_folder_is_there(tmp_path: Path) -> None:
     folder = tmp_path / "drive"
     folder.mkdir()
@@ -721,6 +726,7 @@ def test_what_is_done_when_it_is_asked_to_stop_is_not_interrupted(store: Store) 
     assert not store.remove(missing=True, stop=lambda: False).interrupted
 
 
+@pytest.mark.slow
 def test_where_there_are_no_runs_few_records_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -744,6 +750,7 @@ def test_where_there_are_no_runs_few_records_are_read(
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [Limits(removal_batch=3)], ids=["few"])
 def test_a_removal_that_fails_removes_whole_commits_only(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -770,6 +777,7 @@ def test_a_removal_that_fails_removes_whole_commits_only(
 # --- readers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_open_reader_sees_what_is_removed(store: Store, tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", read_only=True) as reader:
         id_ = id_of(reader, 8)

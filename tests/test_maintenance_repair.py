@@ -505,6 +505,7 @@ def test_only_what_is_gone_is_set_aside(tmp_path: Path) -> None:
     assert check(where).problems == ()
 
 
+@pytest.mark.slow
 def test_the_same_pixels_from_another_file_do_for_pixels_and_not_for_a_kept_file(
     tmp_path: Path,
 ) -> None:
@@ -793,6 +794,7 @@ def test_files_that_go_while_the_store_is_open_are_not_read_or_written_on(
             assert hit.verified == "bytes"
 
 
+@pytest.mark.slow
 def test_a_vector_that_cannot_be_right_is_never_a_hit(
     store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -167,6 +167,7 @@ def test_what_is_no_store_is_not_touched(tmp_path: Path) -> None:
     assert set(contents(tmp_path)) == {"file", "notes/notes.txt", "notes/MANIFEST.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["min_reader", "min_writer"])
 def test_a_store_of_a_newer_engine_is_not_touched(
     opened: Path, field: str, capsys: pytest.CaptureFixture[str]
@@ -351,6 +352,7 @@ def test_wherever_a_log_is_flipped_it_is_told(opened: Path, at: float) -> None:
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_what_was_set_aside_before_is_not_overwritten(opened: Path, folder: Path) -> None:
     (opened / "damaged").mkdir()
     (opened / "damaged" / log_of(opened).name).write_text("of an earlier repair")
@@ -453,6 +455,7 @@ def test_without_them_the_tables_say_everything(
     is_whole(closed, folder)
 
 
+@pytest.mark.slow
 def test_without_keys_only_a_copy_helps(
     closed: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -572,6 +575,7 @@ with Store.open(sys.argv[1], create=True, encoder="none") as store:
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_keys_that_lost_their_end_after_a_removal_are_of_one_age(tmp_path: Path) -> None:
     where = tmp_path / "store"
     with Store.open(where, create=True, encoder="none") as store:

@@ -279,6 +279,7 @@ def test_where_threads_were_busy_at_the_fork_writing_is_refused(tmp_path, monkey
 # --- pickling -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_store_is_pickled_as_how_to_open_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Store.open("here", create=True, encoder="none", memory="200M") as store:

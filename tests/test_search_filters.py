@@ -109,6 +109,7 @@ def test_what_is_found_by_the_index_is_among_them_too(vectors: Store, some: int)
     assert (scores <= best + 1e-5).all()
 
 
+@pytest.mark.slow
 def test_ids_that_can_be_read_once_do_for_a_question_that_is_asked_again(
     vectors: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_ids_that_can_be_read_once_do_for_a_question_that_is_asked_again(
     assert moved
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ids=st.sets(st.integers(-5, COUNT + 5) | st.sampled_from(GONE), max_size=50),
@@ -135,6 +137,7 @@ def test_any_ids_leave_what_they_say(vectors: Store, ids: set[int], k: int, seed
     expect(vectors, queries_of(2, seed), k, ids, ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ids",
     [
@@ -155,6 +158,7 @@ def test_ids_are_any_integers_and_what_is_not_there_is_ignored(vectors: Store, i
     expect(vectors, queries_of(3), 4, {5, 9}, ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", [[], (), np.array([]), np.empty(0, np.int64), [700], [COUNT + 1]])
 def test_no_ids_find_nothing(vectors: Store, ids: Any) -> None:
     expect(vectors, queries_of(3), 4, set(), ids)
@@ -164,6 +168,7 @@ def test_no_ids_find_nothing(vectors: Store, ids: Any) -> None:
     assert result.searched == ("identical", "near", "similar")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ids",
     [7, "57", b"57", [1.5], ["7"], [None], np.array([1.0]), np.array([True]), np.array("a"), 1.5],
@@ -180,6 +185,7 @@ def test_what_are_no_ids_is_refused(vectors: Store, ids: Any) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_ids_and_sources_leave_what_is_in_both(vectors: Store) -> None:
     _, found = vectors.search_vectors(
         queries_of(1), 5, ids=[4, 5, 2499, 2501, 2502], source="memory:part500"
@@ -374,6 +380,7 @@ def test_a_name_that_stands_for_nothing_is_a_usage_error(
                 next(store.lookup_many(["p/0.png"], source=source))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "says"),
     [
@@ -396,6 +403,7 @@ def test_what_is_no_source_is_refused(shelf: Path, source: Any, says: str) -> No
             list(store.lookup_many([], source=source))
 
 
+@pytest.mark.slow
 def test_several_sources_are_one(shelf: Path) -> None:
     with Store.open(shelf / "store", read_only=True) as store:
         named: list[str | Path] = [shelf / "p2", f"{shelf}/t.tar"]
@@ -432,6 +440,7 @@ def test_a_relative_name_is_of_the_folder_that_the_process_is_in(
 # --- commits --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_comes_and_goes_is_seen_at_once(tmp_path: Path) -> None:
     for seed in range(3):
         write(tmp_path / "p" / f"{seed}.png", encoded(mask(seed)))

@@ -252,6 +252,7 @@ def shades(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_similar_images_come_best_first(shades: Path) -> None:
     with Store.open(shades / "store") as store:
         result = store.lookup(shade(63), k=10)
@@ -477,6 +478,7 @@ def test_a_file_known_by_its_bytes_is_found_even_where_it_cannot_be_decoded(
             store.lookup(path.read_bytes() + b"more")
 
 
+@pytest.mark.slow
 def test_identical_images_are_found_without_the_encoder_and_that_is_said(
     tmp_path: Path, tiny_encoder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -152,12 +152,14 @@ def test_copies_of_real_photographs_are_near_and_other_photographs_are_not(tmp_p
     assert len(missed) <= 3, missed
 
 
+@pytest.mark.slow
 def test_another_picture_is_not_near(photos: Path) -> None:
     with Store.open(photos, read_only=True) as store:
         for seed in range(100, 110):
             assert store.lookup(photo(seed)).near == ()
 
 
+@pytest.mark.slow
 def test_an_image_is_near_only_if_it_is_not_identical(photos: Path) -> None:
     with Store.open(photos, read_only=True) as store:
         both = store.lookup(photo(3))
@@ -288,6 +290,7 @@ def test_too_little_ink_for_a_fingerprint_is_not_near_by_it(tmp_path: Path) -> N
         assert store.lookup(query, max_distance=256).near == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_pixels", ["auto", "no"])
 def test_a_bit_image_with_some_bits_flipped_is_near(tmp_path: Path, keep_pixels: str) -> None:
     rows = np.stack([noise(i) for i in range(50)])

@@ -822,6 +822,7 @@ def test_zstd_in_frames_that_announce_each_other_is_read(tmp_path, first):
     assert isinstance(archive, TarArchive) and len(read(archive)) == 4
 
 
+@pytest.mark.slow
 def test_a_bomb_is_not_unpacked(tmp_path):
     path = tmp_path / "a.zip"
     bomb = zipfile.ZipInfo("bomb.png")

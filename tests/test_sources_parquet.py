@@ -242,6 +242,7 @@ TYPES |= {f"binary-{name}": struct(BYTES, paths) for name, paths in PATHS_AS.ite
 TYPES["extension of both"] = extension(struct(BYTES, PATHS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TYPES)
 def test_bytes_and_paths_may_be_of_any_type(tmp_path, extensions, kind):
     path, column = tmp_path / "a.parquet", TYPES[kind]

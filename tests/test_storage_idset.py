@@ -39,6 +39,7 @@ def sets(draw: st.DrawFn) -> tuple[IdSet, set[int]]:
     return made, want
 
 
+@pytest.mark.slow
 @given(sets(), st.data())
 def test_it_has_what_was_put_in_and_nothing_else(
     both: tuple[IdSet, set[int]], data: st.DataObject
@@ -53,6 +54,7 @@ def test_it_has_what_was_put_in_and_nothing_else(
     assert np.flatnonzero(flags).tolist() == sorted(want)  # and no bit behind the size
 
 
+@pytest.mark.slow
 @given(sets(), sets())
 def test_two_are_put_together_as_sets_are(
     one: tuple[IdSet, set[int]], other: tuple[IdSet, set[int]]
@@ -122,6 +124,7 @@ def test_a_few_ids_take_a_few_bytes_and_never_more_than_a_bit_each(table: databa
         assert tombstones.read(table, 1 << 15)[0].ids().tolist() == [*range(1, count + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -102,6 +102,7 @@ def test_a_reader_sees_what_was_committed_when_it_was_opened(writer: Keys, tmp_p
     after.close()
 
 
+@pytest.mark.slow
 def test_readers_beside_a_busy_writer_see_whole_commits_in_their_order(
     writer: Keys, tmp_path: Path
 ) -> None:
@@ -276,6 +277,7 @@ def test_a_log_that_goes_while_logs_are_measured_is_none(
     assert everything(writer)
 
 
+@pytest.mark.slow
 def test_what_a_writer_does_while_a_reader_opens_changes_nothing(
     writer: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def another_process_that_holds(store: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_another_process_is_named_and_its_lock_ends_with_it(tmp_path: Path) -> None:
     where = tmp_path / "a"
     Store.open(where, create=True, encoder="none").close()

@@ -113,6 +113,7 @@ def test_what_is_no_manifest_is_refused_in_one_line(tmp_path: Path, text: str) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "field",
     ["what", "min_reader", "min_writer", "features", "uuid", "settings", "extents", "segments"],

@@ -225,6 +225,7 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_a_socket_in_place_of_a_file_is_named(
     store: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +356,7 @@ def test_only_files_of_ours_are_deleted(store: Path, template: Path, tmp_path: P
     assert left == {Path(name).parts[0] for name in THEIRS if name.startswith(".")}
 
 
+@pytest.mark.slow
 def test_the_encoder_that_given_vectors_replace_goes_and_nothing_with_it(
     tmp_path: Path, tiny_encoder: Path
 ) -> None:
@@ -509,6 +511,7 @@ def test_each_value_of_a_manifest_is_checked_when_it_is_read(template: Path) -> 
     assert checked > 800
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -820,6 +823,7 @@ def test_a_file_that_leads_to_no_id_is_damage(store: Path, template: Path) -> No
         reader.lookup(template / "photos" / "a.png")
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_be_read_are_those_of_the_manifest_again(store: Path) -> None:
     opened = opening.open_writer(store, MemoryBudget())
     batch = opened.batch()

@@ -123,6 +123,7 @@ def test_a_store_without_its_keys_is_damaged(tmp_path: Path) -> None:
 # --- one writer, many readers ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_lock_is_taken_by_the_first_write_and_readers_go_on(tmp_path: Path) -> None:
     first = Store.open(tmp_path / "a", create=True, encoder="none")
     second = Store.open(tmp_path / "a")
@@ -138,6 +139,7 @@ def test_the_lock_is_taken_by_the_first_write_and_readers_go_on(tmp_path: Path) 
         assert known(second, range(6)) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_an_open_reader_sees_each_commit_of_another_writer(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
         writer.ingest(rows(tmp_path / "rows.npy", range(3)))
@@ -172,6 +174,7 @@ def test_a_reader_goes_on_with_what_it_has_where_it_cannot_look_again(
             assert known(reader, range(6)) == list(range(6))
 
 
+@pytest.mark.slow
 def test_without_a_notice_readers_look_again_when_they_are_told_to(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
         writer.ingest(rows(tmp_path / "rows.npy", range(3)))
@@ -193,6 +196,7 @@ def test_a_read_only_store_is_not_written(tmp_path: Path) -> None:
     assert listing(tmp_path / "a") == before
 
 
+@pytest.mark.slow
 def test_two_stores_in_one_process_do_not_meet(tmp_path: Path) -> None:
     with (
         Store.open(tmp_path / "a", create=True, encoder="none") as a,
@@ -205,6 +209,7 @@ def test_two_stores_in_one_process_do_not_meet(tmp_path: Path) -> None:
         assert a.get(1).key != b.get(1).key  # each store hashes with a seed of its own
 
 
+@pytest.mark.slow
 def test_a_closed_store_says_so(tmp_path: Path, tiny_encoder: Path) -> None:
     store = Store.open(tmp_path / "a", create=True, encoder=str(tiny_encoder))
     store.ingest(rows(tmp_path / "rows.npy", range(3)))
@@ -386,6 +391,7 @@ def test_extents_that_the_manifest_does_not_know_are_found_by_check(tmp_path: Pa
     assert not report.ok
 
 
+@pytest.mark.slow
 def test_a_lost_extent_is_never_made_anew_over_committed_rows(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.ingest(rows(tmp_path / "1.npy", range(3)))

@@ -83,6 +83,7 @@ def test_chunks_do_not_show() -> None:
         assert torch.allclose(parts, whole, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_boxes_lie_inside_and_are_spread_as_torchvision_spreads_them() -> None:
     n, height, width = 4000, 90, 120
     draws = augment.draw([(height, width)] * n, SETTINGS, Generator().manual_seed(0))

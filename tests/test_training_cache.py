@@ -94,6 +94,7 @@ def test_what_is_not_to_be_kept_is_read_and_gone(tmp_path: Path) -> None:
     assert np.array_equal(found.read(0, 6, 8).numpy(), picture(0, 6))
 
 
+@pytest.mark.slow
 @given(st.booleans(), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
 def test_a_manifest_that_is_cut_or_flipped_is_made_again(
     tmp_path_factory: pytest.TempPathFactory, is_cut: bool, where: float, bit: int

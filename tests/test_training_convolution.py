@@ -138,6 +138,7 @@ def test_of_many_weights_all_three_passes_are_products(
     assert asked.count("convolved") == asked.count("input_gradient") == wanted
 
 
+@pytest.mark.slow
 def test_a_network_is_torchvisions_in_all_that_is_saved() -> None:
     theirs = resnet18(weights=None)
     theirs.fc = nn.Identity()

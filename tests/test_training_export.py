@@ -81,6 +81,7 @@ def test_int8_agrees_and_is_a_quarter_of_the_size(exported: EncoderExportReport)
     assert (exported.parity["images"], exported.parity["images_from"]) == (24, "held_out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.onnx", "model.int8.onnx"])
 def test_the_graph_is_clean(exported: EncoderExportReport, name: str) -> None:
     model = onnx.load(Path(exported.out, name))
@@ -95,6 +96,7 @@ def test_the_graph_is_clean(exported: EncoderExportReport, name: str) -> None:
     assert str(Path.cwd()) not in str(model.graph.node)  # no paths of whoever trained it
 
 
+@pytest.mark.slow
 def test_weights_have_seven_bits(exported: EncoderExportReport) -> None:
     model = onnx.load(Path(exported.out, "model.int8.onnx"))
     weights = [
@@ -106,6 +108,7 @@ def test_weights_have_seven_bits(exported: EncoderExportReport) -> None:
     assert max(int(np.abs(w.astype(int)).max()) for w in weights) <= 64
 
 
+@pytest.mark.slow
 def test_the_description_says_what_it_is(exported: EncoderExportReport) -> None:
     folder = Path(exported.out)
     body = json.loads((folder / "encoder.json").read_text())
@@ -141,6 +144,7 @@ def test_vectors_that_have_nothing_to_do_with_others_do_not_agree(n: int) -> Non
     assert exporting._agreement(exact, exact)[1] == 1
 
 
+@pytest.mark.slow
 def test_nothing_but_the_encoder_is_left(exported: EncoderExportReport) -> None:  # and no pictures
     assert {path.name for path in Path(exported.out).iterdir()} == {
         "checkpoint.safetensors",

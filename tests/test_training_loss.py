@@ -84,6 +84,7 @@ def test_it_is_the_formula(n: int, d: int, temperature: float) -> None:
     assert nt_xent(z1, z2, temperature).item() == pytest.approx(slowly, rel=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     n=st.integers(2, 6),

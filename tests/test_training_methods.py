@@ -30,6 +30,7 @@ def step(kept: Contrastive, network: SimCLR, rows: list[int], seed: int = 0) -> 
     return loss
 
 
+@pytest.mark.slow
 def test_the_settings_choose_the_method() -> None:
     network = build(MOCO)
     labels = ["a", "b"]
@@ -38,6 +39,7 @@ def test_the_settings_choose_the_method() -> None:
     assert isinstance(method(TrainSettings(method="supervised"), network, labels), Supervised)
 
 
+@pytest.mark.slow
 def test_simclr_takes_the_first_half_against_the_second() -> None:
     network = build(MOCO).eval()
     x = views(4)
@@ -61,6 +63,7 @@ def test_the_queue_holds_the_newest_keys() -> None:
     assert torch.allclose(moco.tensors()["queue"][:2], expected[4:], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_longer_than_the_queue_leaves_its_end() -> None:
     network = build(MOCO).eval()
     moco = Momentum(MOCO, network)
@@ -122,6 +125,7 @@ def test_labels_are_numbered_in_the_order_of_their_names() -> None:
     assert set(kept.parameters()) == {"log_scale", "linear.weight", "linear.bias"}
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_and_its_accuracy_counts_known_labels_only() -> None:
     settings = TrainSettings(method="supervised", image_size=32, hidden=32, dim=16)
     labels = ["a", "b", "a", "b"]
