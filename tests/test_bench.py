@@ -187,6 +187,7 @@ def test_a_photograph_that_is_not_stored_is_an_error(photos: Path, tmp_path: Pat
             similar_photos.measure(photographs.listed(photos), store)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_cold_lookup_is_measured(photos: Path, tmp_path: Path) -> None:
     store = tmp_path / "photos.store"

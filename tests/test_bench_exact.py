@@ -147,6 +147,7 @@ def test_a_wrong_id_is_an_error(answer: int) -> None:
         key_lookups.check(5, -1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_exact_store_measures_and_judges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

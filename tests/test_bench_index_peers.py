@@ -217,6 +217,7 @@ def test_an_index_finds_what_it_took_in(
     assert len(single["seconds"]) == 60 and single["searched"] > single["empty"] > 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_engine_and_a_peer_are_measured_and_everything_is_kept(
     files: tuple[Path, Path],

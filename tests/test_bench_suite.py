@@ -221,6 +221,7 @@ def test_a_pipe_that_is_called_as_an_array_is_not_waited_for(tmp_path: Path) -> 
         planned(None, tmp_path, dataset=str(tmp_path / "v.npy"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_vectors_of_a_file_are_measured(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((2_500, 24)).astype(np.float32)
@@ -553,6 +554,7 @@ def test_the_command_prints_one_object_and_compares(tmp_path: Path) -> None:
     assert len(compared["changes"]) == len(json.loads(line)["figures"])
 
 
+@pytest.mark.usual(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "reason"),

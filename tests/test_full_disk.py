@@ -122,7 +122,7 @@ def test_images_are_removed_from_a_full_disk_which_gets_its_room_back(disk: Path
     done = engine("ingest", SOURCE, "--store", store)
     assert done.returncode == 0
     assert check(store) == IMAGES
-    assert ballast.wanted(State()) == 0
+    assert ballast.wanted(State(), Limits()) == 0
 
 
 def noise(count: int) -> Iterator[tuple[str, bytes]]:

@@ -30,7 +30,7 @@ LEAST = 60
 LIMITS = small_limits(LEAST, extent_rows=250, recall_sample=20, rerank_depths=(1, 3))
 BLOCK = clustered(1200)
 CALLS = ("fsync", "fdatasync", "pwrite", "rename", "replace", "unlink", "mkdir")
-POINTS = sized(6, 40)
+POINTS = sized(3, 40)
 REMOVED = range(1, 41)
 
 

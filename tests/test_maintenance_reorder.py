@@ -197,14 +197,18 @@ def beside(
     what: Callable[[Store], object],
     monkeypatch: pytest.MonkeyPatch,
     limits: Limits = LIMITS,
+    others: Limits | None = None,
 ) -> OptimizeReport:
-    """Optimize; when all is built, and before it takes the lock, another store does ``what``."""
+    """Optimize; when all is built, and before it takes the lock, another store does ``what``.
+
+    ``others``: the limits of that one, if they are not the same.
+    """
     lock, waits = reorder.Reorder._lock, []
 
     def locked(self: reorder.Reorder) -> None:
         if not waits:
             waits.append(1)
-            with Store.open(path, limits=limits) as other:
+            with Store.open(path, limits=others or limits) as other:
                 what(other)
         lock(self)
 
@@ -266,7 +270,9 @@ def test_if_another_has_trained_anew_meanwhile_it_is_told(
         store.optimize()
         store.remove(ids=range(1, 101))
     old_soon = replace(LIMITS, retrain_growth=1.2)
-    report = beside(made, lambda o: o.ingest(BLOCK[N : 2 * N], name="c"), monkeypatch, old_soon)
+    report = beside(
+        made, lambda o: o.ingest(BLOCK[N : 2 * N], name="c"), monkeypatch, others=old_soon
+    )
     assert report.laid_out == 0
     assert "another process" in report.skipped[0]
     with Store.open(made, read_only=True, limits=LIMITS) as store:

@@ -48,6 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_what_is_shipped_runs_and_has_the_weights_in_half(
     script: ModuleType, trained: Path, tmp_path: Path
