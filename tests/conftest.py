@@ -1,7 +1,6 @@
 """Which tests run, as ``scripts/test`` is asked for it, and fixtures that several modules share.
 
-``slow`` marks what takes more than a fifth of a second of a core, ``exhaustive`` the whole of what
-other tests sample. Without an option all but the exhaustive ones run.
+CONTRIBUTING.md says which marker is for what.
 """
 
 import hashlib
@@ -78,18 +77,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # What is named in full, or asked for by its marker, is meant.
     if config.option.markexpr or any("::" in argument for argument in config.args):
         left_out = set()
-    kept: list[pytest.Item] = []
-    deselected: list[pytest.Item] = []
-    seen: dict[str, int] = {}  # parameter sets so far, of tests of which only the usual ones run
-    for item in items:
-        out = any(item.get_closest_marker(name) for name in left_out)
-        usual = item.get_closest_marker("usual")
-        if usual is not None and "exhaustive" in left_out:
-            test = item.nodeid.partition("[")[0]
-            seen[test] = seen.get(test, 0) + 1
-            out = out or seen[test] > usual.args[0]
-        (deselected if out else kept).append(item)
-    config.hook.pytest_deselected(items=deselected)
+    deselected = {item for item in items if any(item.get_closest_marker(name) for name in left_out)}
+    if "exhaustive" in left_out:
+        deselected |= unusual([item for item in items if item not in deselected])
+    config.hook.pytest_deselected(items=[item for item in items if item in deselected])
+    kept = [item for item in items if item not in deselected]
 
     slow: dict[Path, int] = {}
     for item in kept:
@@ -99,6 +91,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     else:
         shuffle(kept, random.Random(config.option.shuffle))
     items[:] = kept
+
+
+def unusual(items: list[pytest.Item]) -> set[pytest.Item]:
+    """The parameter sets that are not needed for each value of each parameter to occur in its test.
+
+    Only tests marked ``usual`` have such. The marker's arguments say which parameters count, if not all.
+    """
+    found: set[pytest.Item] = set()
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("usual") is not None:
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for sets in tests.values():
+        new = {item: values_of(item) for item in sets}
+        while any(new.values()):
+            best = max(sets, key=lambda item: len(new[item]))
+            occurs = new.pop(best)
+            sets.remove(best)
+            new = {item: values - occurs for item, values in new.items()}
+        found.update(sets)
+    return found
+
+
+def values_of(item: pytest.Item) -> set[tuple[str, str]]:
+    """The values that the parameters of a ``usual`` test have in one of its sets."""
+    (mark,), spec = item.iter_markers("usual"), getattr(item, "callspec")  # noqa: B009
+    return {(name, repr(spec.params[name])) for name in mark.args or spec.params}
 
 
 def shuffle(items: list[pytest.Item], rng: random.Random) -> None:

@@ -188,7 +188,7 @@ def test_without_opencv_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-@pytest.mark.usual(2)
+@pytest.mark.usual
 @pytest.mark.parametrize("name", INDEXES)
 def test_an_index_finds_what_it_took_in(
     name: str, files: tuple[Path, Path], tmp_path: Path

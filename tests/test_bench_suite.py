@@ -554,7 +554,7 @@ def test_the_command_prints_one_object_and_compares(tmp_path: Path) -> None:
     assert len(compared["changes"]) == len(json.loads(line)["figures"])
 
 
-@pytest.mark.usual(2)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "reason"),

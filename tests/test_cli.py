@@ -484,7 +484,7 @@ def test_tiers_may_be_named(engine: Engine, shop: Path) -> None:
 # --- signals and pipes ----------------------------------------------------------------------------
 
 
-@pytest.mark.usual(2)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", ["backup", "export"])

@@ -92,7 +92,7 @@ def broken_pipe() -> int:
     return writing
 
 
-@pytest.mark.usual(2)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize(

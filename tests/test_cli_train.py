@@ -51,7 +51,7 @@ def engine(capsys: pytest.CaptureFixture[str]) -> Engine:
     return run
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_training_that_goes_on(

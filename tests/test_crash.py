@@ -222,7 +222,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [300_000, 1_000_000, 2_000_000])
 def test_where_no_more_can_be_written_the_error_is_one_line_and_the_store_is_whole(

@@ -106,7 +106,7 @@ def test_the_python_of_the_readme_runs(workshop: Path) -> None:
         assert done.stdout.splitlines() == told if told else "photos" in done.stdout
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_has_an_example_that_runs(command: str, workshop: Path) -> None:

@@ -245,7 +245,7 @@ def is_near(query: np.ndarray, stored: np.ndarray) -> bool:
     )
 
 
-@pytest.mark.usual(5)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [drawn, blobs])
 @pytest.mark.parametrize("side", [16, 28, 64, 150])

@@ -157,7 +157,7 @@ def test_lists_out_of_reach_are_left_out(tmp_path: Path) -> None:
     assert np.array_equal(rows, truth)
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.97])
 def test_what_is_not_wanted_may_lie_together(tmp_path: Path, share: float) -> None:

@@ -28,7 +28,7 @@ def test_a_plan_without_a_store_makes_none(tmp_path: Path, sources: list[Path]) 
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.usual(2)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", ["auto", "yes", "no"])
 @pytest.mark.parametrize("encoder", ["none", "simclr"])

@@ -504,7 +504,7 @@ def test_what_is_deleted_while_it_is_copied_is_copied(
 # --- nothing or all -------------------------------------------------------------------------------
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("there", [False, True])
 def test_a_killed_backup_leaves_nothing_and_the_next_one_cleans_up(

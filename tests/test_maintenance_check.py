@@ -427,7 +427,7 @@ def test_removed_ids_that_are_not_what_the_records_say_are_found_and_told_again(
     assert rows(lessened, "removed") == before
 
 
-@pytest.mark.usual(8)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("bit", range(0, 26 * 8, 5))
 def test_a_flipped_bit_of_the_removed_ids_is_mended(lessened: Path, bit: int) -> None:

@@ -624,7 +624,7 @@ def write_half(fd: int, data: bytes, offset: int) -> None:
 OWN_DISK = Disk()
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "least"),

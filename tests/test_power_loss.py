@@ -473,7 +473,7 @@ def test_the_recording_has_met_every_edge(life: Recorder) -> None:
 # --- one power cut --------------------------------------------------------------------------------
 
 
-@pytest.mark.usual(2)
+@pytest.mark.usual("how")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "seed"), [(SYNCED, 0), (LAST, 0), (IN_ORDER, 0), *((SOME, seed) for seed in SEEDS)]
@@ -484,7 +484,7 @@ def test_a_power_cut_loses_nothing_that_was_told_of(
     none_of(replay(life, how, sources, where / "disk", seed))
 
 
-@pytest.mark.usual(2)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_a_store_that_was_not_finished_can_be_made_again(
@@ -523,7 +523,7 @@ def test_the_upkeep_has_met_every_edge(upkeep: Recorder) -> None:
     assert upkeep.unsynced_commits == 0
 
 
-@pytest.mark.usual(2)
+@pytest.mark.usual("how")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "seed"), [(SYNCED, 0), (LAST, 0), (IN_ORDER, 0), *((SOME, seed) for seed in SEEDS)]
@@ -566,7 +566,7 @@ def made_in_place(room: Path, sources: Sources) -> Recorder:
     return recorder
 
 
-@pytest.mark.usual(2)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_an_empty_folder_that_did_not_become_a_store_still_can(
@@ -612,7 +612,7 @@ def any_point(recorder: Recorder, rng: random.Random) -> DiskState:
     return rng.choice(found)
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [SYNCED, SOME, IN_ORDER])
 def test_a_power_cut_after_another_crash_loses_nothing_either(

@@ -239,7 +239,7 @@ def encode(_: str) -> None:
     assert (encoder.encode([picture]) == right).all()
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks there are not for programs with threads")
 @pytest.mark.parametrize("program", [fork_after_everything, fork_in_the_middle, encode])

@@ -85,7 +85,7 @@ def expect(store: Store, queries: np.ndarray, k: int, wanted: set[int], ids: Any
     assert found.tolist() == truth.tolist()
 
 
-@pytest.mark.usual(6)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 10, 200, 5000])
 @pytest.mark.parametrize("some", [1, 10, COUNT // 100, COUNT // 2, COUNT])

@@ -674,7 +674,7 @@ def misplaced(store: Path) -> None:
     opened.close()
 
 
-@pytest.mark.usual(9)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 def test_hostile_values_do_no_harm_outside(

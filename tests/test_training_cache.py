@@ -233,7 +233,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path, late: bool) -> None:

@@ -123,7 +123,7 @@ def test_the_description_says_what_it_is(exported: EncoderExportReport) -> None:
     assert body["default"] == exported.default
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @pytest.mark.parametrize(("overlap", "default"), [(0.9, "int8"), (0.89, "fp32")])
 def test_int8_runs_only_if_it_finds_the_same_neighbours(

@@ -344,7 +344,7 @@ def with_scores(monkeypatch: pytest.MonkeyPatch, scores: dict[int, float]) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize(
     ("scores", "best"), [((0.3, 0.9, 0.5), 2), ((0.3, 0.5, 0.5), 3), ((0.9, 0.5, 0.7), 1)]
@@ -498,7 +498,7 @@ METHODS = {
 
 
 @pytest.mark.slow
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, method: str) -> None:
@@ -708,7 +708,7 @@ def test_a_stop_while_images_are_read_ends_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("method", ["simclr", "moco"])
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def probe(end: str) -> dict[str, float]:
     return said
 
 
-@pytest.mark.usual(1)
+@pytest.mark.usual
 @pytest.mark.slow
 @glibc
 @pytest.mark.parametrize("end", ["pass", "raise ValueError"], ids=["ends", "fails"])
