@@ -1,5 +1,6 @@
 """What is printed: JSON for programs and tables for people."""
 
+import dataclasses
 import json
 import os
 
@@ -183,6 +184,16 @@ def test_an_ingest_tells_what_it_did():
     assert "1,234,567 images in 10.0 s (123,457/s)" in text
     assert "peak memory 300.0 MiB of its own, 2.0 GiB with mapped files" in text
     assert "rejected is in" not in text
+
+
+def test_an_ingest_counts_in_english():
+    note = "HEIC files are not read yet"
+    one = render.ingest_text(dataclasses.replace(INGESTED, duplicates=1, notes={note: 1}))
+    assert ", 1 duplicate, " in one
+    assert one.splitlines()[-1] == "1 HEIC file is not read yet"
+    many = render.ingest_text(dataclasses.replace(INGESTED, duplicates=2, notes={note: 5}))
+    assert ", 2 duplicates, " in many
+    assert many.splitlines()[-1] == "5 HEIC files are not read yet"
 
 
 def test_an_info_is_a_table():

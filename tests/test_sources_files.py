@@ -167,6 +167,29 @@ def test_a_file_is_taken_for_an_image_by_its_name_or_by_its_signature(tmp_path):
 # --- links ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [("a.HEIC", "HEIC"), ("b.cr2", "camera raw"), ("c.dng", "camera raw"), ("d.psd", "Photoshop")],
+)
+def test_formats_that_are_not_read_yet_are_counted_by_name(tmp_path, name, format_):
+    """A raw file is signed as a TIFF, and the first picture in it is a thumbnail."""
+    folder = tmp_path / "in"
+    raw = put(folder / name, b"II*\0" + bytes(60))
+    put(folder / f"._{name}", bytes(60))
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(raw, f"inside/{name}")
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.write(raw, f"inside/{name}")
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        report = store.ingest(folder, folder / "a.tar", folder / "a.zip")
+        assert report.notes == {f"{format_} files are not read yet": 3}
+        assert (report.seen, report.rejected, report.skipped) == (0, 0, 6)
+        named_directly = store.ingest(raw)
+    assert named_directly.rejected == 1
+    (line,) = (tmp_path / "store" / "rejects.jsonl").read_text().splitlines()
+    assert f"{format_} is not read yet" in line
+
+
 def test_a_link_to_a_file_keeps_its_own_name(tmp_path):
     target = put(tmp_path / "elsewhere" / "a.png")
     (tmp_path / "photos").mkdir()

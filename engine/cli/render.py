@@ -80,9 +80,14 @@ def lookup_text(result: LookupResult) -> str:
 
 def ingest_text(report: IngestReport) -> str:
     """What an ingest did, in a few lines."""
-    counts = [("added", report.added), ("duplicates", report.duplicates)]
-    counts += [("unchanged", report.unchanged), ("rejected", report.rejected)]
-    parts = ", ".join(f"{count:,} {name}" for name, count in counts)
+    counts = [
+        ("added", report.added),
+        ("unchanged", report.unchanged),
+        ("rejected", report.rejected),
+    ]
+    words = [f"{count:,} {name}" for name, count in counts]
+    words.insert(1, count_of(report.duplicates, "duplicate"))
+    parts = ", ".join(words)
     lines = [
         f"{report.seen:,} images in {report.seconds:.1f} s ({report.images_per_second:,.0f}/s): "
         f"{parts}",
@@ -91,7 +96,8 @@ def ingest_text(report: IngestReport) -> str:
     ]
     if report.skipped:
         lines.append(f"{report.skipped:,} skipped: files that do not claim to be images")
-    lines += [f"{count:,} {note}" for note, count in report.notes.items()]
+    for note, count in report.notes.items():
+        lines.append(f"{count:,} {note.replace('files are', 'file is') if count == 1 else note}")
     if report.rejected:
         lines.append(f"why images were rejected is in {report.rejects_file}")
     if report.interrupted:

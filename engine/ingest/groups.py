@@ -60,6 +60,8 @@ class Groups:
                     problems = []
             elif isinstance(item, Skipped):
                 self._tally.counts.skipped += 1
+                if item.note:
+                    self._tally.note([item.note])
                 self._tally.advance(1)
             elif isinstance(item, FileItem | Member):
                 group.append(item)

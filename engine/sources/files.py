@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.images.file_types import SUFFIXES, looks_like_image
+from engine.images.unread_formats import unread_format
 from engine.sources.items import FileItem, Item, Reject, Skipped, absolute, stamp_of
+from engine.sources.skip_notes import unread
 
 
 def one(path: Path) -> FileItem | Reject:
@@ -21,6 +23,9 @@ def one(path: Path) -> FileItem | Reject:
         return Reject(absolute(path), "a folder: name the images in it")
     if not stat.S_ISREG(status.st_mode):
         return Reject(absolute(path), "neither a file nor a folder")
+    format_ = unread_format(os.fsencode(path.name))
+    if format_ is not None:
+        return Reject(absolute(path), f"{format_} is not read yet: convert it to TIFF, PNG or JPEG")
     return FileItem(path, absolute(path), *stamp_of(status))
 
 
@@ -28,15 +33,15 @@ def walk(folder: Path, *, recursive: bool) -> Iterator[Item]:
     """The files below a folder: its own by name, then its subfolders by name.
 
     Links to folders are not followed (they may lead in circles). A file that is neither named nor
-    signed as an image is skipped; a folder that cannot be listed is a problem.
+    signed as an image is skipped, and so is one of a format that is not read yet; a folder that cannot
+    be listed is a problem.
     """
     for listed in _listings(folder, recursive=recursive):
         if isinstance(listed, Reject):
             yield listed
             continue
         for entry in listed:
-            path = Path(entry.path)
-            yield one(path) if _is_file(entry) and _claims(path) else Skipped(absolute(path))
+            yield _entry(entry)
 
 
 def count(folder: Path, *, recursive: bool) -> int:
@@ -65,6 +70,17 @@ def _listings(folder: Path, *, recursive: bool) -> Iterator[list[os.DirEntry[str
         yield others
         if recursive:
             left.extend(Path(entry.path) for entry in reversed(folders))
+
+
+def _entry(entry: os.DirEntry[str]) -> FileItem | Reject | Skipped:
+    """What a folder holds under one name."""
+    path = Path(entry.path)
+    if not _is_file(entry):
+        return Skipped(absolute(path))
+    format_ = unread_format(os.fsencode(entry.name))
+    if format_ is not None:
+        return Skipped(absolute(path), unread(format_))
+    return one(path) if _claims(path) else Skipped(absolute(path))
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

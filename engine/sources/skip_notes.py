@@ -1,4 +1,4 @@
-"""Why something in an archive is not read, as it stands behind a number of such things."""
+"""Why something is not read, as it stands behind a number of such things."""
 
 HARD_LINKS = "hard links in tars: their pixels are those of the member that each leads to"
 LINKS = "symbolic links in archives: they are not followed"
@@ -7,3 +7,8 @@ PIECES = "pieces of files in a tar of several volumes: put them together with ta
 FOLDERS_WITH_DATA = "folders in zips that have contents of their own"
 NO_ARCHIVE = "tars with something behind their end that is no tar"
 WITHOUT_METADATA = "images taken without their metadata, which cannot be read or kept"
+
+
+def unread(format_: str) -> str:
+    """Of files of a format that is not read yet."""
+    return f"{format_} files are not read yet"

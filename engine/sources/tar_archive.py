@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine.errors import ImageError, SourceError
 from engine.images.file_types import looks_like_image
+from engine.images.unread_formats import unread_format
 from engine.sources.decompress import Decompressed, plain
 from engine.sources.items import HEAD_BYTES, Member, Reject, Skipped, over_limit, stamp_of
 from engine.sources.member_names import (
@@ -25,7 +26,7 @@ from engine.sources.member_names import (
     query_values,
     wanted_fields,
 )
-from engine.sources.skip_notes import HARD_LINKS, NO_ARCHIVE
+from engine.sources.skip_notes import HARD_LINKS, NO_ARCHIVE, unread
 from engine.sources.steady_file import steady
 from engine.sources.tar_reader import TarEntry, TarReader, is_tar
 from engine.sources.webdataset import MAX_SIDECAR, SampleFile, metadata_of, samples
@@ -100,6 +101,10 @@ class TarArchive:
         """What is needed of a file; the rest is passed by, all of an image if ``max_bytes`` is -1."""
         if entry.note:
             return SampleFile(entry.name, False, 0, note=entry.note, begins=entry.begins)
+        format_ = unread_format(entry.name)
+        if format_ is not None:
+            note = unread(format_)
+            return SampleFile(entry.name, False, entry.size, note=note, begins=entry.begins)
         is_image = claims_by_name(entry.name)
         head = b""
         if not is_image and not entry.sparse:

@@ -23,11 +23,12 @@ from typing import IO
 
 from engine.errors import ImageError, SourceError, UsageError
 from engine.images.file_types import looks_like_image
+from engine.images.unread_formats import unread_format
 from engine.sources import zip_directory
 from engine.sources.decompress import damage, decompressor
 from engine.sources.items import HEAD_BYTES, Member, Reject, Skipped, absolute, over_limit, stamp_of
 from engine.sources.member_names import MAX_NAME, claims_by_name, name_problem, no_member
-from engine.sources.skip_notes import DEVICES, FOLDERS_WITH_DATA, LINKS
+from engine.sources.skip_notes import DEVICES, FOLDERS_WITH_DATA, LINKS, unread
 from engine.sources.steady_file import steady
 from engine.sources.zip_directory import ZipEntry
 
@@ -110,6 +111,9 @@ class ZipArchive:
     ) -> Member | Reject | Skipped:
         name = self.name + b"#" + entry.name[:MAX_NAME]
         note = _note(entry)
+        format_ = unread_format(entry.name)
+        if not note and format_ is not None:
+            note = unread(format_)
         if note:
             return Skipped(name, note)
         try:
