@@ -118,6 +118,7 @@ def test_only_results_are_left(bits: tuple[Results, Path]) -> None:
 # --- other data -----------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_folder_of_pictures_is_measured_with_its_own_vectors(tmp_path: Path) -> None:
     given = planned(12, tmp_path / "out", dataset=str(PHOTOS), steps=1)

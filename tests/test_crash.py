@@ -21,7 +21,7 @@ from engine.config import Limits
 from engine.storage.changeset import Chunk
 from engine.storage.writer import Writer
 
-ROUNDS = sized(4, 12)
+ROUNDS = sized(3, 12)
 FILES = 6  # new ones each round
 SYNTHETIC = "synthetic:bits?seed=5"
 

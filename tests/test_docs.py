@@ -20,6 +20,7 @@ COMMANDS = (
     *("ingest", "lookup", "info", "check", "remove", "optimize"),
     *("backup", "export", "train", "eval", "bench"),
 )
+USUAL_COMMANDS = ("ingest", "lookup", "remove")  # of whose help each run tries the examples
 # Long work is made short; a later option wins over an earlier one.
 SHORTER = {
     "train": ["--epochs", "1", "--image-size", "32", "--batch", "4"],
@@ -106,9 +107,14 @@ def test_the_python_of_the_readme_runs(workshop: Path) -> None:
         assert done.stdout.splitlines() == told if told else "photos" in done.stdout
 
 
-@pytest.mark.usual
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(name, marks=() if name in USUAL_COMMANDS else pytest.mark.exhaustive)
+        for name in COMMANDS
+    ],
+)
 def test_every_help_has_an_example_that_runs(command: str, workshop: Path) -> None:
     text = engine([command, "--help"], workshop).stdout
     examples = [line.strip() for line in text.splitlines() if line.strip().startswith("engine ")]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import sized
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -115,7 +116,7 @@ def test_what_was_ingested_is_not_read_again(tmp_path):
     normalize=st.booleans(),
     wide=st.booleans(),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=sized(15, 50), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_array_in_any_pieces_is_found_again(
     tmp_path, monkeypatch, n, dim, bad, zero, rows, normalize, wide
 ):
@@ -636,7 +637,7 @@ def test_an_ingest_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     path = saved(tmp_path / "v.npy", rows)
     with_store(tmp_path / "store").close()
     at = 0
-    for kill_after in (1, 3, 7):
+    for kill_after in sized((3,), (1, 3, 7)):
         command = [sys.executable, __file__, str(tmp_path / "store"), str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
             assert run.stdout is not None
@@ -738,8 +739,8 @@ def test_a_backup_is_the_same_and_as_small(tmp_path):
 @pytest.mark.slow
 def test_their_fingerprints_take_no_room(tmp_path):
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
-        store.ingest(np.ones((300_000, 1), np.float32), name="a")
-        assert store.session.snapshot.state.extents["fingerprints.pdq"] == [[1, 300_000 * 32]]
+        store.ingest(np.ones((60_000, 1), np.float32), name="a")
+        assert store.session.snapshot.state.extents["fingerprints.pdq"] == [[1, 60_000 * 32]]
         assert store.info().bytes["fingerprints"] < 100_000
         assert is_whole(store)
 

@@ -38,7 +38,7 @@ from engine.storage.lock import WriterLock
 from engine.storage.rocks import database, opening, options
 from engine.storage.writer import Writer
 
-BACKUPS = int(os.environ.get("ENGINE_BACKUPS", sized(4, 12)))
+BACKUPS = int(os.environ.get("ENGINE_BACKUPS", sized(3, 12)))
 SOURCE = "synthetic:bits?seed=5"
 IDENTICAL = ["identical"]
 SILENCE = 120  # seconds after which a child that says nothing is taken to be stuck

@@ -71,8 +71,9 @@ def test_what_would_take_more_is_rejected_before_it_is_decoded(tmp_path: Path, m
     assert grown < SLACK
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize("keep_pixels", ["yes", pytest.param("auto", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("keep_pixels", ["yes", "auto"])
 def test_bit_images_in_small_files_do_not_add_up(tmp_path: Path, keep_pixels: str) -> None:
     """Scans of one bit compress a thousandfold; what is kept of them must not wait unpacked."""
     (tmp_path / "images").mkdir()

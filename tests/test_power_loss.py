@@ -43,7 +43,7 @@ from engine.storage.rocks import opening
 from engine.storage.session import Session
 from engine.storage.writer import Writer
 
-BESIDES = sized(8, 1000)  # points of a replay besides those that are always taken
+BESIDES = sized(5, 1000)  # points of a replay besides those that are always taken
 MOVES = sized(3, 1)  # renames and unlinks for one of which the points are taken
 SEEDS = range(int(os.environ.get("ENGINE_POWER_SEEDS", "1")))
 EVERY = 8 if len(SEEDS) == 1 else 1  # how many disks are read for one that is also written to

@@ -38,7 +38,7 @@ from engine.storage.writer import Writer as StoreWriter
 
 pytestmark = pytest.mark.slow
 
-OPENS = int(os.environ.get("ENGINE_READER_OPENS", sized(200, 1000)))
+OPENS = int(os.environ.get("ENGINE_READER_OPENS", sized(100, 1000)))
 ROWS = 40  # of each array
 # Bytes, of all tables together: a flush every few commits.
 WRITE_BUFFERS = int(os.environ.get("ENGINE_WRITER_BUFFERS", str(16 << 20)))
@@ -445,7 +445,7 @@ def test_a_writer_that_stands_still_keeps_no_reader_waiting(
 def test_of_writers_that_begin_together_one_writes(tmp_path: Path) -> None:
     where = tmp_path / "store"
     Store.open(where, create=True, encoder="none").close()
-    for _ in range(3):
+    for _ in range(sized(1, 3)):
         writers = [
             subprocess.Popen(
                 command("write_when_told", where),

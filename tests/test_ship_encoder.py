@@ -67,6 +67,7 @@ def test_what_is_shipped_runs_and_has_the_weights_in_half(
     assert provenance.settings.dim == 16
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_an_int8_model_that_loses_neighbours_is_not_shipped(
     script: ModuleType, trained: Path, tmp_path: Path

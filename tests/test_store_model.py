@@ -39,7 +39,7 @@ from engine.sources.synthetic import ROW_BYTES, SIDE, SyntheticBits
 from engine.storage import extents, tombstones
 from engine.storage.session import Session
 
-EXAMPLES, STEPS = sized(15, 40), 30
+EXAMPLES, STEPS = sized(10, 40), 30
 PICTURES = ("a.png", "b.bmp", "c.png", "d.bmp", "e.png")
 ARRAYS = ("x.npy", "y.npy", "z.npy")
 AS_8BIT = "?kind=8bit"
