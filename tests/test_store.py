@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -561,3 +562,32 @@ for limit in range(4, 40, 5):
     assert statuses == {0, 2}
     with Store.open(path) as store:
         assert store.check().problems == ()
+
+
+def test_a_store_that_cannot_be_opened_leaves_no_file_open(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=1")
+    assert (path / "COMMIT").exists()
+    before = len(list(Path("/dev/fd").iterdir()))
+    for name in ("keys/CURRENT", "MANIFEST.json"):
+        (path / name).write_text("damaged")
+        with pytest.raises(StoreError):
+            Store.open(path)
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+def test_a_store_is_closed_where_no_more_files_can_be_opened(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=2")
+        next_fd = os.dup(0)
+        os.close(next_fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_fd, before[1]))
+        try:
+            store.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with Store.open(path) as store:  # nobody holds the lock, nor RocksDB's
+        assert store.ingest("synthetic:bits?n=3").added == 1

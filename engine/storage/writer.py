@@ -76,10 +76,10 @@ class Writer:
         self._reserved = 0  # bytes of the reserve that was last seen
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
         self._appender = Appender(path, limits, self._last_extent, self._new_extent)
+        found = manifest.load(path, writing=True)  # first: it says who may write here
         self._tight = not salvage and self._make_room(reader, to_remove=to_remove)
         reader.files.close(f"{path} is closed")
         published = commit_of(notice.read())
-        found = manifest.load(path, writing=True)
         keys = opening.open_writer(path, memory, tight=self._tight)
         self.snapshot = open_snapshot(path, memory, limits, found, keys, published, lambda: False)
         try:
@@ -419,13 +419,14 @@ class Writer:
 
     def close(self) -> None:
         """Give everything back. What was committed is durable already."""
-        self._flusher.shutdown()
-        if self.failure is None:
-            with contextlib.suppress(StoreError):  # it is closed already
-                self.snapshot.files.keys.settle()
-        self._close_files()
-        self._notice.close()
-        self._lock.release()
+        with contextlib.ExitStack() as closing:  # all of it, whatever fails
+            closing.callback(self._lock.release)
+            closing.callback(self._notice.close)
+            closing.callback(self._close_files)
+            self._flusher.shutdown()
+            if self.failure is None:
+                with contextlib.suppress(StoreError):  # it is closed already
+                    self.snapshot.files.keys.settle()
 
     def _close_files(self) -> None:
         self._appender.close()
