@@ -29,6 +29,7 @@ from engine import (
 )
 from engine.config import Limits
 from engine.storage import commit_file, manifest
+from engine.storage.disk import Disk, using
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.rocks.database import Keys
 
@@ -324,6 +325,46 @@ def test_a_commit_that_fails_adds_nothing(
         assert known(store, range(12)) == [0]
         assert store.ingest(folder).added == 11
         assert store.check().ok
+
+
+def test_a_repair_whose_commit_fails_closes_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("the keys could not be written")
+
+    where = tmp_path / "a"
+    with Store.open(where, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=2")
+        store.session.writer.set_dead({"1": 7})
+        with monkeypatch.context() as patch:
+            patch.setattr(Keys, "commit", fail)
+            report = store.check(fix=True)
+        assert any("could not be finished" in problem.what for problem in report.problems)
+        with pytest.raises(StoreError, match=f"{where} could not be written: .* run the command"):
+            store.ingest("synthetic:bits?n=3")  # RocksDB takes no more writes
+    with Store.open(where) as store:
+        assert store.check(fix=True).problems
+        assert store.check().problems == ()
+
+
+def test_a_new_encoder_that_cannot_be_named_is_one_line(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    class Full(Disk):
+        def rename(self, path: object, new: object, **folders: int | None) -> None:
+            if str(new).endswith("MANIFEST.json"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().rename(path, new, **folders)  # type: ignore[arg-type]
+
+    where = tmp_path / "a"
+    with Store.open(where, create=True, encoder="none") as store:
+        store.session.become_writer()
+        with using(Full()), pytest.raises(StoreError, match=f"{where} could not be written: No sp"):
+            store.ingest("synthetic:bits?n=1", encoder=str(tiny_encoder))
+    with Store.open(where) as store:
+        assert store.ingest("synthetic:bits?n=1", encoder=str(tiny_encoder)).added == 1
+        assert store.info().vectors == 1
 
 
 def test_rejects_that_cannot_be_listed_are_a_store_error(

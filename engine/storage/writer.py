@@ -210,15 +210,28 @@ class Writer:
             raise self._no_room(error.strerror or str(error)) from None
 
     @contextlib.contextmanager
-    def begin(self, *, amend: bool = False) -> Iterator[Transaction]:
+    def begin(self) -> Iterator[Transaction]:
         """A transaction, which is committed at the end of the block, or given up on an error.
 
-        ``amend``: it changes what the newest commit left behind, whose number stays; for repairs.
+        Call it inside of ``safely``, since after a failed commit nothing more can be written.
         """
         self.require_open()
-        transaction = Transaction(self.snapshot, self._appender, self._flusher, amend=amend)
+        transaction = Transaction(self.snapshot, self._appender, self._flusher, amend=False)
         self._transaction = transaction
         yield transaction
+        self._finish(transaction, amend=False)
+
+    def amend(self, change: Callable[[Transaction], None]) -> None:
+        """Change what the newest commit left behind, whose number stays; for repairs.
+
+        An error of ``change`` leaves everything as it was. A failed commit closes the store.
+        """
+        self.require_open()
+        transaction = Transaction(self.snapshot, self._appender, self._flusher, amend=True)
+        change(transaction)
+        self.safely(lambda: self._finish(transaction, amend=True))
+
+    def _finish(self, transaction: Transaction, *, amend: bool) -> None:
         named = transaction.manifest or self.manifest
         copy = named if named is not self._manifest_kept and not amend else None
         state = transaction.finish(copy)
@@ -336,47 +349,41 @@ class Writer:
     def add_roots(self, folders: Iterable[bytes]) -> None:
         """Remember folders that an ingest is given, for a removal of what is missing below them."""
         self.require_open()
-
         known = self.snapshot.roots()
         roots = list(dict.fromkeys((*known, *folders)))
         value = json.dumps([os.fsdecode(root) for root in roots]).encode()
         if len(roots) <= len(known) or len(value) > _MAX_ROOTS_BYTES:
             return
 
-        def write() -> None:
-            with self.begin(amend=True) as transaction:
-                transaction.set_roots(value)
-
-        self.safely(write)
+        self.amend(lambda transaction: transaction.set_roots(value))
 
     def set_checksums(self, found: Sequence[tuple[int, int, int]]) -> None:
         """After a repair: (commit, which of its appends, xxh64 of what is there now) for each."""
-        with self.begin(amend=True) as transaction:
-            transaction.set_checksums(found)
+        self.amend(lambda transaction: transaction.set_checksums(found))
 
     def set_dead(self, dead: dict[str, int]) -> None:
         """After a check: how many kept bytes of each extent are of no image."""
-        with self.begin(amend=True) as transaction:
-            transaction.state.dead = dead
+        self.amend(lambda transaction: transaction.set_counts(dead=dead))
 
     def set_removed_vectors(self, removed: dict[str, int]) -> None:
         """After a check: how many vectors of each encoder are of removed images."""
-        with self.begin(amend=True) as transaction:
-            transaction.state.removed_vectors = removed
+        self.amend(lambda transaction: transaction.set_counts(removed_vectors=removed))
 
     def set_removed(self, found: IdSet) -> None:
         """After a check: which ids are of removed images."""
-        with self.begin(amend=True) as transaction:
-            transaction.set_tombstones(found)
+        self.amend(lambda transaction: transaction.set_tombstones(found))
 
     def put_rows(
         self, rows: Iterable[tuple[str, bytes, bytes | None]], state: State | None = None
     ) -> None:
         """After a check: put rows of tables (None: take it away), and the state, at once."""
-        with self.begin(amend=True) as transaction:
+
+        def change(transaction: Transaction) -> None:
             transaction.put(rows)
             if state is not None:
                 transaction.state = state
+
+        self.amend(change)
         if state is not None:
             self._notice.publish(state.commit)
 
