@@ -348,9 +348,7 @@ def test_a_repair_whose_commit_fails_closes_the_store(
         assert store.check().problems == ()
 
 
-def test_a_new_encoder_that_cannot_be_named_is_one_line(
-    tmp_path: Path, tiny_encoder: Path
-) -> None:
+def test_a_new_encoder_that_cannot_be_named_is_one_line(tmp_path: Path, tiny_encoder: Path) -> None:
     class Full(Disk):
         def rename(self, path: object, new: object, **folders: int | None) -> None:
             if str(new).endswith("MANIFEST.json"):
@@ -375,6 +373,29 @@ def test_rejects_that_cannot_be_listed_are_a_store_error(
         (tmp_path / "a" / "rejects.jsonl").mkdir()
         with pytest.raises(StoreError, match=r"rejects\.jsonl"):
             store.ingest(tmp_path / "broken.png")
+
+
+def test_rejects_that_find_no_room_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(Disk):
+        def open(
+            self, path: object, flags: int, mode: int = 0o666, *, dir_fd: int | None = None
+        ) -> int:
+            if path == "rejects.jsonl":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().open(path, flags, mode, dir_fd=dir_fd)  # type: ignore[arg-type]
+
+    (tmp_path / "broken.png").touch()
+    good = save(tmp_path / "good.png", mask(0))
+    limits = Limits(chunk_files=1)
+    with Store.open(tmp_path / "a", create=True, encoder="none", limits=limits) as store:
+        with using(Full()):
+            report = store.ingest(tmp_path / "broken.png", good)
+        assert (report.added, report.rejected, store.info().rejects) == (1, 1, 1)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{tmp_path / 'a' / 'rejects.jsonl'} could not be written: No space left" in said
+    assert "broken.png" in said
 
 
 # --- recovery -------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from engine.config import Limits, MemoryBudget
 from engine.errors import EngineError, StoreError
-from engine.storage import ballast, extents, file_names, manifest, nofollow, recovery
+from engine.storage import ballast, extents, file_names, manifest, recovery
 from engine.storage.appender import Appender
 from engine.storage.ballast import NoRoomError
 from engine.storage.bitmap import IdSet
@@ -404,17 +403,6 @@ class Writer:
             return sum(int(gone.has(block).sum()) for block in blocks)
         finally:
             vectors.close()
-
-    def log_rejects(self, lines: Sequence[dict[str, Any]]) -> Path:
-        """Append to ``rejects.jsonl``; the table ``rejects`` is what counts, this is for people."""
-        path = self.path / REJECTS
-        try:
-            fd = nofollow.open_file(self.path, REJECTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-        except OSError as error:
-            raise StoreError(f"{path} could not be written: {error.strerror or error}") from None
-        return path
 
     # --- the end ----------------------------------------------------------------------------------
 
