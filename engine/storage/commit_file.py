@@ -1,7 +1,7 @@
 """COMMIT: the numbers of the newest commit and of the newest index, for open readers and for all.
 
 Eight bytes each, and eight of a checksum of both. Readers that are open learn from it that there is
-something new, for the price of reading it; an index that was built or measured anew is no commit, since
+something new, for the price of reading it; an index that was built or measured again is no commit, since
 nothing that is kept changed with it. It is written afterwards and not synced, so the commit that it
 names may be older than the keys', after a kill or a power cut, and never newer: if it is, keys that
 were committed are lost. RocksDB alone cannot tell, since a log or a MANIFEST that was cut short looks
@@ -64,7 +64,7 @@ class Notice:
         self._commit: int | None = None  # that was published last
 
     def publish(self, commit: int) -> None:
-        """Tell readers that ``commit`` is committed."""
+        """Let readers know that ``commit`` is committed."""
         _log.debug("commit %d is in %s", commit, self._store)
         with contextlib.suppress(OSError, ForeignError):  # readers go on with what they have
             fd = self._for_writing()

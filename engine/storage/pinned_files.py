@@ -1,4 +1,4 @@
-"""The files of a store as of one moment, held open: what is deleted meanwhile can still be read.
+"""The files of a store as of one moment, held open: what is deleted after it can still be read.
 
 RocksDB's tables never change, its logs and its MANIFEST only grow, and so do extents. Files that were
 opened while CURRENT and the MANIFEST did not move, read up to the length that they had then, are

@@ -23,8 +23,8 @@ from engine.storage.snapshot import Snapshot
 from engine.storage.writer import Writer
 
 _FOLLOW_TRIES = 100  # to go over to a newer commit, where there is one to go on with
-_MAX_OFTEN = 3  # times as long as it took, before a call that goes on goes over again
-_log = logging.getLogger("engine")
+_MIN_PAUSE = 3  # times what the last opening took, before a long call opens a newer commit
+_log = logging.getLogger("engine.storage")
 
 
 class Session:
@@ -125,7 +125,7 @@ class Session:
         if published == self._seen:
             return
         since = time.perf_counter() - self._opened_at
-        if within_a_call and since < _MAX_OFTEN * self._opening_took:
+        if within_a_call and since < _MIN_PAUSE * self._opening_took:
             return
         try:
             if is_of_another_commit(published, self._seen):

@@ -1,4 +1,4 @@
-"""A new folder that is whole or not there: it is made aside, synced, and then put in its place.
+"""A new folder that is whole or not there: it is staged, synced, and then put in its place.
 
 Where there is nothing, it is made beside its place, as ``.NAME.KIND-XXXXXXXX.new``, and renamed. An
 empty folder that is there is filled and not replaced, since it may be a mount, or where somebody
@@ -92,7 +92,7 @@ def locked(folder: Path, name: str) -> Iterator[Path]:
 def _begin(place: Path, folder: Path, kind: str) -> tuple[Path, WriterLock]:
     """The new folder, and its lock, which it has before it has its name.
 
-    Before that, another process may take it for left behind and remove it: then it is begun anew.
+    Before that, another process may take it for left behind and remove it: then it is begun again.
     """
     for _ in range(_TRIES):
         begun = folder / f".{place.name}.{kind}-{uuid.uuid4().hex[:8]}{_BEGUN}"
@@ -133,7 +133,7 @@ def check_place(dest: Path, kind: str, parts: Sequence[str]) -> None:
         raise UsageError(f"{dest} is a file: name a new or empty folder")
     marks = _leftovers(place, place, kind)
     there = {entry.name for entry in place.iterdir()} - {mark.name for mark in marks}
-    # The last part is moved when all others are: as long as it is aside, the others may be here.
+    # The last part is moved when all others are: as long as it is staged, the others may be here.
     if any((mark / parts[-1]).exists() for mark in marks):
         there -= set(parts[:-1])
     if there:

@@ -1,4 +1,4 @@
-"""A transaction: what one commit changes, and the only place where a batch of rows is written.
+"""A transaction: what one commit of a writer changes, written as one batch of rows.
 
 Data first: what is appended to extents is written and synced before the batch. Then one synced
 RocksDB batch has all rows and the new ``State``, with the committed lengths. A transaction that is
@@ -278,7 +278,7 @@ class Transaction:
     # --- single changes ---------------------------------------------------------------------------
 
     def set_roots(self, value: bytes) -> None:
-        """Remember the folders that ingests were given, a JSON list of their names."""
+        """Remember the folders that ingests took, a JSON list of their names."""
         self._batch.put("meta", self.tables.meta.ROOTS, value)
 
     def set_counts(

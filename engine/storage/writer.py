@@ -346,7 +346,7 @@ class Writer:
     # --- single changes ---------------------------------------------------------------------------
 
     def add_roots(self, folders: Iterable[bytes]) -> None:
-        """Remember folders that an ingest is given, for a removal of what is missing below them."""
+        """Remember folders that an ingest takes, for a removal of what is missing below them."""
         self.require_open()
         known = self.snapshot.roots()
         roots = list(dict.fromkeys((*known, *folders)))
