@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from engine import Store
 from engine.storage.commit_file import NAME, Notice, commit_of, is_of_another_commit, pack
 
@@ -66,6 +68,7 @@ def test_where_it_cannot_be_written_nothing_happens(tmp_path: Path) -> None:
     notice.close()
 
 
+@pytest.mark.slow
 def test_readers_follow_a_writer_that_copies_a_linked_notice_apart(tmp_path: Path) -> None:
     """After ``cp -al`` the name stands for another file, and what the copy has stays as it was."""
     path, copy = tmp_path / "store", tmp_path / "copy"

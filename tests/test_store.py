@@ -327,6 +327,7 @@ def test_a_commit_that_fails_adds_nothing(
         assert store.check().ok
 
 
+@pytest.mark.slow
 def test_a_repair_whose_commit_fails_closes_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +349,7 @@ def test_a_repair_whose_commit_fails_closes_the_store(
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_a_new_encoder_that_cannot_be_named_is_one_line(tmp_path: Path, tiny_encoder: Path) -> None:
     class Full(Disk):
         def rename(self, path: object, new: object, **folders: int | None) -> None:
