@@ -104,15 +104,17 @@ class MemoryGate:
             self._changed.wait_for(
                 lambda: not self._held or self._held + self._beside + count <= self._most
             )
-            self._hold(count)
+            self._held += count
         try:
+            self._say()
             if count >= _LARGE:
                 self._tidy(self._most - self._held)
             yield
         finally:
             with self._changed:
-                self._hold(-count)
+                self._held -= count
                 self._changed.notify_all()
+            self._say()
             if count >= _LARGE:
                 self._tidy(self._most // 2)
 
@@ -122,12 +124,13 @@ class MemoryGate:
             self._beside = count
             self._changed.notify_all()
 
-    def _hold(self, count: int) -> None:
-        self._held += count
-        crowded = self._held > self._most // 2
-        if self._crowded is not None and crowded != self._is_crowded:
-            self._is_crowded = crowded
-            self._crowded(crowded)
+    def _say(self) -> None:
+        """Call ``crowded`` if it is another answer by now; what it raises keeps nobody waiting."""
+        with self._changed:
+            crowded = self._held > self._most // 2
+            if self._crowded is not None and crowded != self._is_crowded:
+                self._is_crowded = crowded
+                self._crowded(crowded)
 
     def _tidy(self, allowed: int) -> None:
         """Give freed memory back if the process has more than what is held and ``allowed`` bytes."""

@@ -302,6 +302,25 @@ def test_the_reserve_is_made_when_there_is_plenty_of_room_and_only_then(tmp_path
         assert store.check().problems == ()
 
 
+@pytest.mark.parametrize("how", ["linked", "a hole"])
+def test_a_reserve_that_would_give_no_room_back_is_made_again(tmp_path: Path, how: str) -> None:
+    path, size = tmp_path / "RESERVE", 64 << 10
+    assert ballast.renew(tmp_path, size // 2)
+    if how == "linked":
+        os.link(path, tmp_path / "backup")
+    else:
+        os.truncate(path, 0)
+        os.truncate(path, size)
+    with using(NearlyFull(size)):
+        assert not ballast.renew(tmp_path, size)
+    assert ballast.renew(tmp_path, size)
+    assert path.stat().st_size == size
+    assert path.stat().st_blocks * 512 >= size
+    assert path.stat().st_nlink == 1
+    if how == "linked":
+        assert (tmp_path / "backup").stat().st_size == size // 2
+
+
 def test_a_store_without_much_in_it_has_no_reserve(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest("synthetic:bits?n=100")

@@ -404,6 +404,24 @@ def test_keys_that_move_while_they_are_opened_are_opened_again(
         assert copy.lookup(f"{SOURCE}#699", tiers=IDENTICAL).identical
 
 
+def test_a_log_that_the_first_listing_misses_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    Store.open(path, create=True, encoder="none").close()
+    (log,) = (path / "keys").glob("*.log")
+    late = log.with_name("999999.log")
+    open_ = pinned_files.Held.open
+
+    def meanwhile(files: pinned_files.Held, name: str) -> None:
+        late.write_bytes(log.read_bytes())
+        open_(files, name)
+
+    monkeypatch.setattr(pinned_files.Held, "open", meanwhile)
+    with pinned_files.hold_keys(path) as (held, _):
+        assert {f"keys/{log.name}", f"keys/{late.name}"} <= held.files.keys()
+
+
 @pytest.mark.slow
 def test_what_a_killed_writer_left_in_extents_is_not_copied(full: Path, tmp_path: Path) -> None:
     shutil.copytree(full / "store", tmp_path / "store")

@@ -6,6 +6,9 @@ import io
 import json
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import Store
+from engine import Store, StoreError
 from engine.memory import MemoryGate, PeakMemory
 
 LIMIT = 128 << 20
@@ -21,7 +24,7 @@ SLACK = 48 << 20  # buffers of libraries, and heap that was freed and not given 
 
 CODE = """
 import sys
-from engine import Store
+from engine import Store, StoreError
 from engine.memory import PeakMemory
 
 with Store.open("store", create=True, encoder="none", memory="128M") as store:
@@ -178,7 +181,7 @@ def test_no_kind_of_file_takes_more_than_is_counted_for_it(tmp_path: Path) -> No
 
 PEAK = """
 import sys
-from engine import Store
+from engine import Store, StoreError
 from engine.memory import PeakMemory
 
 # In one piece, by C code that holds the interpreter's lock, and gone before anybody looks.
@@ -241,3 +244,30 @@ def test_a_gate_says_when_images_take_most_of_the_memory() -> None:
     with gate.hold(1000):  # one always gets through
         assert said == [True, False, True]
     assert said == [True, False, True, False]
+
+
+@pytest.mark.parametrize("at", [True, False])
+def test_an_error_while_a_gate_says_so_keeps_nobody_waiting(at: bool) -> None:
+    failed: list[bool] = []
+
+    def say(crowded: bool) -> None:
+        if crowded is at and not failed:
+            failed.append(at)
+            raise StoreError("it is closed")
+
+    def pass_through(count: int) -> None:
+        waits.set()
+        with suppress(StoreError), gate.hold(count):
+            pass
+
+    gate, waits = MemoryGate(100, crowded=say), threading.Event()
+    other = threading.Thread(target=pass_through, args=(45,), daemon=True)
+    with suppress(StoreError), gate.hold(60):
+        other.start()
+        waits.wait()
+        time.sleep(0.02)  # by now it most likely waits at the gate
+    if other.ident is None:  # the first was not let in: nothing of it may be held
+        other.start()
+    other.join(60)
+    assert not other.is_alive()
+    assert failed

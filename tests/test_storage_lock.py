@@ -1,10 +1,12 @@
 """The writer's lock: one writer, told by name; gone with its process; no matter to readers."""
 
 import errno
+import fcntl
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +81,18 @@ def test_what_is_written_in_the_file_does_not_matter(tmp_path: Path, text: bytes
     with pytest.raises(StoreLockedError, match="being written by another process"):
         second.acquire()
     first.release()
+
+
+def test_who_only_asks_whether_it_is_held_is_not_in_the_way(tmp_path: Path) -> None:
+    lock = WriterLock(tmp_path)
+    lock.acquire()
+    lock.release()
+    with (tmp_path / NAME).open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)  # as ``busy`` does for a moment
+        threading.Timer(0.03, fcntl.flock, [asking, fcntl.LOCK_UN]).start()
+        lock.acquire()
+    assert lock.held
+    lock.release()
 
 
 def test_a_full_disk_does_not_stand_in_the_way(

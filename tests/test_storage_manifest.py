@@ -11,6 +11,7 @@ import pytest
 from engine import Store, StoreError, StoreFormatError, StoreNotFoundError
 from engine.config import FORMAT_VERSION, StructuralSettings
 from engine.storage import manifest
+from engine.storage.disk import Disk, using
 from engine.storage.manifest import (
     Manifest,
     Measured,
@@ -81,6 +82,32 @@ def test_a_newer_store_that_this_engine_may_read_is_read_and_not_written(tmp_pat
             StoreFormatError, match=r"can be read and not written .* install a newer"
         ):
             store.ingest("synthetic:bits?n=1")
+        assert len(store) == 0, "it is still open for reading"
+
+
+def test_what_may_not_be_written_is_not_touched_on_a_full_disk(tmp_path: Path) -> None:
+    class Full(Disk):
+        def free(self, folder: Path) -> int:
+            return 0
+
+    path = tmp_path / "a"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=2")
+    edit(path, min_writer=FORMAT_VERSION + 1)
+    (path / "RESERVE").write_bytes(bytes(100))
+    for extent in path.glob("*/*.pdq"):  # what a newer engine may have there
+        with extent.open("ab") as file:
+            file.write(bytes(100))
+
+    def seen() -> dict[Path, bytes]:
+        return {one: one.read_bytes() for one in path.rglob("*") if one.is_file()}
+
+    before = seen()
+    with Store.open(path) as store:
+        with using(Full()), pytest.raises(StoreFormatError, match="read and not written"):
+            store.remove(ids=[1])
+        assert store.info().images == 2
+    assert seen() == before
 
 
 def test_unknown_features_are_refused_by_name(tmp_path: Path) -> None:

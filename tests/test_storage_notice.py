@@ -1,7 +1,12 @@
 """The notice tells readers that something was committed, and is never what an answer depends on."""
 
+import os
+import shutil
 from pathlib import Path
 
+import pytest
+
+from engine import Store
 from engine.storage.commit_file import NAME, Notice, commit_of, is_of_another_commit, pack
 
 
@@ -61,3 +66,34 @@ def test_where_it_cannot_be_written_nothing_happens(tmp_path: Path) -> None:
     assert notice.read() == b""
     assert commit_of(b"") == 0
     notice.close()
+
+
+@pytest.mark.slow
+def test_readers_follow_a_writer_that_copies_a_linked_notice_apart(tmp_path: Path) -> None:
+    """After ``cp -al`` the name stands for another file, and what the copy has stays as it was."""
+    path, copy = tmp_path / "store", tmp_path / "copy"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=2")
+    with Store.open(path) as reader:
+        assert (len(reader), reader.refresh()) == (2, None)
+        shutil.copytree(path, copy, copy_function=os.link)
+        before = (copy / NAME).read_bytes()
+        for count in (5, 9):
+            with Store.open(path) as writer:
+                writer.ingest(f"synthetic:bits?n={count}")
+            assert reader.lookup(f"synthetic:bits#{count - 1}").identical
+    assert (copy / NAME).read_bytes() == before
+
+
+def test_a_reader_goes_on_with_what_it_has_where_the_notice_is_gone(tmp_path: Path) -> None:
+    writer, reader = Notice(tmp_path), Notice(tmp_path)
+    writer.publish(3)
+    seen = reader.read()
+    (tmp_path / NAME).unlink()
+    assert reader.read() == seen
+    writer.close()
+    again = Notice(tmp_path)
+    again.publish(4)
+    assert commit_of(reader.read()) == 4
+    for notice in (again, reader):
+        notice.close()

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from engine import (
 )
 from engine.config import Limits
 from engine.storage import commit_file, manifest
+from engine.storage.disk import Disk, using
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.rocks.database import Keys
 
@@ -325,6 +327,46 @@ def test_a_commit_that_fails_adds_nothing(
         assert store.check().ok
 
 
+@pytest.mark.slow
+def test_a_repair_whose_commit_fails_closes_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("the keys could not be written")
+
+    where = tmp_path / "a"
+    with Store.open(where, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=2")
+        store.session.writer.set_dead({"1": 7})
+        with monkeypatch.context() as patch:
+            patch.setattr(Keys, "commit", fail)
+            report = store.check(fix=True)
+        assert any("could not be finished" in problem.what for problem in report.problems)
+        with pytest.raises(StoreError, match=f"{where} could not be written: .* run the command"):
+            store.ingest("synthetic:bits?n=3")  # RocksDB takes no more writes
+    with Store.open(where) as store:
+        assert store.check(fix=True).problems
+        assert store.check().problems == ()
+
+
+@pytest.mark.slow
+def test_a_new_encoder_that_cannot_be_named_is_one_line(tmp_path: Path, tiny_encoder: Path) -> None:
+    class Full(Disk):
+        def rename(self, path: object, new: object, **folders: int | None) -> None:
+            if str(new).endswith("MANIFEST.json"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().rename(path, new, **folders)  # type: ignore[arg-type]
+
+    where = tmp_path / "a"
+    with Store.open(where, create=True, encoder="none") as store:
+        store.session.become_writer()
+        with using(Full()), pytest.raises(StoreError, match=f"{where} could not be written: No sp"):
+            store.ingest("synthetic:bits?n=1", encoder=str(tiny_encoder))
+    with Store.open(where) as store:
+        assert store.ingest("synthetic:bits?n=1", encoder=str(tiny_encoder)).added == 1
+        assert store.info().vectors == 1
+
+
 def test_rejects_that_cannot_be_listed_are_a_store_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +375,29 @@ def test_rejects_that_cannot_be_listed_are_a_store_error(
         (tmp_path / "a" / "rejects.jsonl").mkdir()
         with pytest.raises(StoreError, match=r"rejects\.jsonl"):
             store.ingest(tmp_path / "broken.png")
+
+
+def test_rejects_that_find_no_room_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(Disk):
+        def open(
+            self, path: object, flags: int, mode: int = 0o666, *, dir_fd: int | None = None
+        ) -> int:
+            if path == "rejects.jsonl":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().open(path, flags, mode, dir_fd=dir_fd)  # type: ignore[arg-type]
+
+    (tmp_path / "broken.png").touch()
+    good = save(tmp_path / "good.png", mask(0))
+    limits = Limits(chunk_files=1)
+    with Store.open(tmp_path / "a", create=True, encoder="none", limits=limits) as store:
+        with using(Full()):
+            report = store.ingest(tmp_path / "broken.png", good)
+        assert (report.added, report.rejected, store.info().rejects) == (1, 1, 1)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{tmp_path / 'a' / 'rejects.jsonl'} could not be written: No space left" in said
+    assert "broken.png" in said
 
 
 # --- recovery -------------------------------------------------------------------------------------
@@ -561,3 +626,32 @@ for limit in range(4, 40, 5):
     assert statuses == {0, 2}
     with Store.open(path) as store:
         assert store.check().problems == ()
+
+
+def test_a_store_that_cannot_be_opened_leaves_no_file_open(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=1")
+    assert (path / "COMMIT").exists()
+    before = len(list(Path("/dev/fd").iterdir()))
+    for name in ("keys/CURRENT", "MANIFEST.json"):
+        (path / name).write_text("damaged")
+        with pytest.raises(StoreError):
+            Store.open(path)
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+def test_a_store_is_closed_where_no_more_files_can_be_opened(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=2")
+        next_fd = os.dup(0)
+        os.close(next_fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_fd, before[1]))
+        try:
+            store.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with Store.open(path) as store:  # nobody holds the lock, nor RocksDB's
+        assert store.ingest("synthetic:bits?n=3").added == 1

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.images import decode
 from engine.ingest.counts import Tally
 from engine.sources.items import Member, Reject
 from engine.sources.skip_notes import WITHOUT_METADATA
+from engine.storage import nofollow
 from engine.storage.changeset import Chunk
+from engine.storage.file_names import REJECTS
+from engine.storage.safe_folders import ForeignError
 from engine.storage.session import Session
+
+_log = logging.getLogger("engine.ingest")
 
 
 class Rejects:
@@ -49,14 +57,35 @@ class Rejects:
         ]
 
     def log(self) -> None:
-        """Tell people of the rejects of a chunk that is committed."""
+        """List the rejects of a chunk that is committed in ``rejects.jsonl``, for people.
+
+        The table ``rejects`` is what counts, so a failure is a warning and ends nothing.
+        """
         lines, self._lines = self._lines, []
-        if lines:
-            self._store.writer.log_rejects(lines)
+        if not lines:
+            return
+        try:
+            _append(self._store.path, lines)
+        except (OSError, ForeignError) as error:
+            _log.warning(
+                "%s could not be written: %s; %d rejects are committed and not listed there, "
+                "the first of them %s: %s",
+                self._store.path / REJECTS,
+                error.strerror if isinstance(error, OSError) else error,
+                len(lines),
+                lines[0]["source"],
+                lines[0]["reason"],
+            )
 
     def go_back(self) -> None:
         """Forget those of a chunk that did not fit the disk."""
         self._lines = []
+
+
+def _append(store: Path, lines: Sequence[dict[str, Any]]) -> None:
+    fd = nofollow.open_file(store, REJECTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def _line(name: bytes, reason: str) -> dict[str, Any]:

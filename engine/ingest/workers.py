@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from engine.errors import ImageError
+from engine.errors import ImageError, StoreError
 from engine.images import decode, hashing
 from engine.ingest.encode import Encoding
 from engine.ingest.prepare import PreparedImage, PrepareSettings, prepare, prepare_decoded
@@ -90,9 +90,10 @@ class Preparing:
     def _crowd(self, crowded: bool) -> None:
         """Have the block cache make room for large images, and take it back after them."""
         memory = self._store.memory
-        self._store.snapshot.files.limit_cache(
-            memory.crowded_cache if crowded else memory.block_cache
-        )
+        with suppress(StoreError):  # a failed write closed the store: there is no cache any more
+            self._store.snapshot.files.limit_cache(
+                memory.crowded_cache if crowded else memory.block_cache
+            )
 
 
 @contextmanager

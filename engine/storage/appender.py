@@ -26,9 +26,9 @@ class Appender:
         last: Callable[[Family], tuple[int, int]],
         begin: Callable[[Family], int],
     ) -> None:
-        """``last`` gives number and committed bytes of a family's newest extent.
+        """``last`` returns number and committed bytes of a family's newest extent.
 
-        ``begin`` makes the next extent of a family, has the manifest name it, and gives its number.
+        ``begin`` makes the next extent of a family, has the manifest name it, and returns its number.
         """
         self._store = store
         self._limits = limits

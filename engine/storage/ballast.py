@@ -53,9 +53,18 @@ def wanted(state: State, limits: Limits) -> int:
 
 
 def renew(store: Path, size: int) -> bool:
-    """Make the reserve, or a larger one, if there is plenty of room; whether it is there, whole."""
+    """Make the reserve, or a larger one, if there is plenty of room; whether it is there, whole.
+
+    One that has another name too would give no room back, and a copy may be nothing but a hole: such
+    a reserve is made again.
+    """
     with contextlib.suppress(OSError, ForeignError):  # it is not worth an error
-        there = nofollow.size(store, NAME) or 0
+        found = nofollow.status(store, NAME)
+        there = found.st_size if found is not None else 0
+        good = found is None or (found.st_nlink == 1 and found.st_blocks * 512 >= there)
+        if not good and free(store) >= _PLENTY * size:
+            nofollow.remove(store, NAME)
+            there, good = 0, True
         if there < size and free(store) >= _PLENTY * size:
             fd = nofollow.open_file(store, NAME, os.O_WRONLY | os.O_CREAT)
             try:
@@ -65,7 +74,8 @@ def renew(store: Path, size: int) -> bool:
                 raise
             finally:
                 os.close(fd)
-        return (nofollow.size(store, NAME) or 0) >= size
+            there = size
+        return good and there >= size
     return False
 
 

@@ -1,4 +1,4 @@
-"""A set of image ids as a bitmap: a bit for every id that was given, whether it is in the set or not.
+"""A set of image ids as a bitmap: a bit for every id in use, whether it is in the set or not.
 
 10 million ids take 1.25 MB, so a set can be held where a list of ids could not. Once it is handed out
 it is not changed any more.
@@ -39,13 +39,13 @@ class IdSet:
         return made
 
     def add(self, ids: npt.NDArray[np.int64]) -> None:
-        """While it is made: take in those of (n,) ids that it reaches to."""
+        """While it is made: add those of (n,) ids that are within its size."""
         able = ids[(ids >= 0) & (ids < self.size)]
         np.bitwise_or.at(self.bits, able >> 3, (1 << (able & 7)).astype(np.uint8))
         self._count = -1
 
     def add_span(self, first: int, count: int) -> None:
-        """While it is made: take in those of ``count`` ids from ``first`` on that it reaches to."""
+        """While it is made: add those of ``count`` ids from ``first`` on that are within its size."""
         first, end = max(first, 0), min(first + count, self.size)
         if first >= end:
             return

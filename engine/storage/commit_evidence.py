@@ -1,7 +1,7 @@
 """What was committed, from all that says so, where the keys have lost rows.
 
 The row ``state`` may be lost, or older than other rows. Then the records of commits say how long extents
-are, and ids that rows and fingerprints have say how many were given. Counts are left to
+are, and ids that rows and fingerprints have say how many there are. Counts are left to
 ``engine.maintenance.reconcile``, which goes through all rows.
 """
 
@@ -33,21 +33,13 @@ def read_state(value: bytes | None) -> State | None:
     if value is None:
         return None
     try:
-        state = State.unpack(value)
-        numbers = [state.commit, state.next_id, state.next_array, state.images, state.sources]
-        numbers += [state.removed, *state.vectors.values(), *state.removed_vectors.values()]
-        numbers += [n for pairs in state.extents.values() for pair in pairs for n in pair]
-        numbers += [*state.dead.values()]
-        whole = all(type(n) is int and n >= 0 for n in numbers) and state.next_id > 0
-        return (
-            state if whole and all(len(p) == 2 for v in state.extents.values() for p in v) else None
-        )
-    except (StoreDamagedError, ValueError, TypeError, AttributeError):
+        return State.unpack(value)
+    except StoreDamagedError:
         return None
 
 
 def appends_of(value: bytes) -> list[list[Any]]:
-    """The appends that a row of ``commits`` tells of, without those that make no sense."""
+    """The appends that a row of ``commits`` has, without those that make no sense."""
     try:
         parts = loads(value)
     except ValueError:
@@ -105,12 +97,12 @@ def _appended(table: Keys) -> tuple[dict[tuple[str, int], int], int]:
 
 def _named(store: Path, named: Manifest) -> Iterator[tuple[Family, int]]:
     """The extents that the manifest names."""
-    for family in families(named):
+    for family in possible_families(named):
         for number in sorted(named.extents.get(family.name, [])):
             yield family, number
 
 
-def families(named: Manifest) -> list[Family]:
+def possible_families(named: Manifest) -> list[Family]:
     """The families of extents that a store with this manifest may have."""
     return [PIXELS, FINGERPRINTS, *named.space.families]
 
@@ -137,7 +129,7 @@ def _set_length(state: State, name: str, number: int, size: int) -> None:
 
 
 def _ids(state: State, table: Keys, store: Path, named: Manifest, limits: Limits) -> None:
-    """How many ids were given: as many as there are fingerprints, and no fewer than rows name."""
+    """How many ids are in use: as many as there are fingerprints, and no fewer than rows name."""
     numbers = sorted(named.extents.get(FINGERPRINTS.name, []))
     on_disk = 0
     for number in numbers:

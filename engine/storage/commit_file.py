@@ -1,7 +1,7 @@
 """COMMIT: the numbers of the newest commit and of the newest index, for open readers and for all.
 
 Eight bytes each, and eight of a checksum of both. Readers that are open learn from it that there is
-something new, for the price of reading it; an index that was built or measured anew is no commit, since
+something new, for the price of reading it; an index that was built or measured again is no commit, since
 nothing that is kept changed with it. It is written afterwards and not synced, so the commit that it
 names may be older than the keys', after a kill or a power cut, and never newer: if it is, keys that
 were committed are lost. RocksDB alone cannot tell, since a log or a MANIFEST that was cut short looks
@@ -57,12 +57,14 @@ class Notice:
 
     def __init__(self, store: Path) -> None:
         self._store = store
+        self._path = str(store / NAME)
         self._fd: int | None = None
+        self._file = (0, 0)  # device and inode of what is open
         self._writing = False
         self._commit: int | None = None  # that was published last
 
     def publish(self, commit: int) -> None:
-        """Tell readers that ``commit`` is committed."""
+        """Let readers know that ``commit`` is committed."""
         _log.debug("commit %d is in %s", commit, self._store)
         with contextlib.suppress(OSError, ForeignError):  # readers go on with what they have
             fd = self._for_writing()
@@ -82,18 +84,41 @@ class Notice:
     def _for_writing(self) -> int:
         if self._fd is None or not self._writing:
             self.close()
-            self._fd = nofollow.open_file(self._store, NAME, os.O_RDWR | os.O_CREAT)
-            self._writing = True
+            fd = nofollow.open_file(self._store, NAME, os.O_RDWR | os.O_CREAT)
+            self._hold(fd, writing=True)
+            return fd
         return self._fd
 
     def read(self) -> bytes:
         """What the notice says; nothing where there is none."""
         try:
+            if self._fd is not None and self._was_replaced():
+                self.close()
             if self._fd is None:
-                self._fd = nofollow.open_file(self._store, NAME)
-            return os.pread(self._fd, _SIZE, 0)
+                fd = nofollow.open_file(self._store, NAME)
+                self._hold(fd)
+            else:
+                fd = self._fd
+            return os.pread(fd, _SIZE, 0)
         except (OSError, ForeignError):
             return b""
+
+    def _hold(self, fd: int, *, writing: bool = False) -> None:
+        found = os.fstat(fd)
+        self._fd, self._writing = fd, writing
+        self._file = found.st_dev, found.st_ino
+
+    def _was_replaced(self) -> bool:
+        """Whether another file has the name now: a writer copies one that has a second name.
+
+        One call of the system, since this is on the way of every lookup. Where there is no file
+        any more, what is open is the newest.
+        """
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) != self._file
 
     def close(self) -> None:
         """Give the file descriptor back."""

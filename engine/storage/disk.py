@@ -23,7 +23,7 @@ _ZEROS = 1 << 20  # bytes at a time, where room cannot be allocated at once
 class Disk:
     """Calls ``os``. Every method raises ``OSError`` as the function of its name there does.
 
-    A path is relative to the open folder ``dir_fd``, where one is given. ``fd`` is a descriptor,
+    A path is relative to the open folder ``dir_fd``, if it is not None. ``fd`` is a descriptor,
     offsets and lengths are bytes.
     """
 

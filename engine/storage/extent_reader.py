@@ -38,7 +38,7 @@ class ExtentReader:
         *,
         scattered: bool = False,
     ) -> None:
-        """``behind`` tells whether the store has gone on since: then a file may rightly be gone.
+        """``behind`` says whether the store has gone on since: then a file may rightly be gone.
 
         ``scattered``: rows are read here and there, so that nothing is read ahead through the map.
         """

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from pathlib import Path
 
 from engine.errors import StoreError, StoreLockedError
@@ -15,6 +16,8 @@ from engine.storage import file_names, nofollow
 from engine.storage.disk import disk
 
 NAME = file_names.LOCK
+_TRIES = 500  # while others only ask for it
+_PAUSE = 0.002  # seconds
 
 
 class WriterLock:
@@ -44,7 +47,7 @@ class WriterLock:
                 f"it can still be read (engine lookup)"
             ) from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(fd)
         except BlockingIOError:
             holder = _holder(fd)
             os.close(fd)
@@ -90,6 +93,22 @@ class WriterLock:
         """In a forked child: it stays the parent's, and is free as soon as the parent gives it back."""
         self.abandoned = True
         self.release()
+
+
+def _lock(fd: int) -> None:
+    """Take the lock; ``BlockingIOError`` if a writer has it.
+
+    Whoever only asks whether it is held (``busy``) shares it for a moment. As long as it can be
+    shared there is no writer, and it is tried again.
+    """
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        time.sleep(_PAUSE)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _holder(fd: int) -> str:

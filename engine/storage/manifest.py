@@ -29,7 +29,7 @@ _NAME_ANOTHER = "name a store, or an empty or new folder for one, with path="
 
 
 class DamagedManifestError(StoreFormatError):
-    """The manifest of what is a store otherwise is gone or unreadable: it can be made anew."""
+    """The manifest of what is a store otherwise is gone or unreadable: it can be made again."""
 
 
 @dataclass(frozen=True, slots=True)

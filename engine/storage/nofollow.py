@@ -94,7 +94,7 @@ def read_file(root: Path, name: str, most: int | None = None) -> bytes:
     with os.fdopen(open_file(root, name), "rb") as file:
         if most is None:
             return file.read()
-        return file.read(min(most, os.fstat(file.fileno()).st_size))  # it sets all of it aside
+        return file.read(min(most, os.fstat(file.fileno()).st_size))  # it allocates all of that
 
 
 def status(root: Path, name: str) -> os.stat_result | None:

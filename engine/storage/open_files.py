@@ -66,7 +66,7 @@ class OpenFiles:
 
     def limit_cache(self, limit: int) -> None:
         """Let the cache of the keys hold ``limit`` bytes; until they are opened again."""
-        if self._closed is None:  # a failed write may close the store meanwhile
+        if self._closed is None:  # a failed write may have closed the store
             self._keys.limit_cache(limit)
 
     def reopened(self) -> OpenFiles:

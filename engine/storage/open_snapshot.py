@@ -31,7 +31,7 @@ def open_reader(
 
     Raises ``StoreDamagedError``, or ``BusyError`` where a writer never left the files alone.
     """
-    seen = notice.read()  # before the keys: what is committed meanwhile is noticed again
+    seen = notice.read()  # before the keys: what is committed from here on is noticed again
     nofollow.require_kinds(path, file_names.FILES, file_names.FOLDERS)
     found = manifest.load(path)
     opened = reader.open_reader(path, memory, tries=tries)

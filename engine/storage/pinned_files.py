@@ -1,4 +1,4 @@
-"""The files of a store as of one moment, held open: what is deleted meanwhile can still be read.
+"""The files of a store as of one moment, held open: what is deleted after it can still be read.
 
 RocksDB's tables never change, its logs and its MANIFEST only grow, and so do extents. Files that were
 opened while CURRENT and the MANIFEST did not move, read up to the length that they had then, are
@@ -26,6 +26,7 @@ from engine.storage.rocks.folder import require_readable
 from engine.storage.rocks.pin import version
 
 _TRIES = 200
+_LISTINGS = 20  # of a try
 # Not LOCK: closing any descriptor of it would give back the lock that RocksDB has on it in this process.
 _KEPT_KEYS = re.compile(r"\d+\.(sst|log)|IDENTITY|rocksdict-config\.json")
 _FAMILY = re.compile(r"([a-z]+(?:/\d+)?)(\.[a-z0-9]+)")
@@ -80,9 +81,11 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
             before = version(folder)
             if before is not None:
                 current, _ = before
-                _open_keys(held, folder, current.decode().strip())
+                # Until nothing is new: a listing may show a log and miss the one before.
+                log = current.decode().strip()
+                whole = not all(_open_new(held, folder, log) for _ in range(_LISTINGS))
                 held.measure()
-                if version(folder) == before:
+                if whole and version(folder) == before:
                     yield held, current
                     return
                 held.close()
@@ -97,17 +100,23 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
     raise StoreError(f"{folder} did not stand still for a moment: try again")
 
 
-def _open_keys(held: Held, folder: Path, log: str) -> None:
-    """Open RocksDB's files; ``log`` is its MANIFEST."""
+def _open_new(held: Held, folder: Path, log: str) -> bool:
+    """Open those of RocksDB's files that are not held yet; whether there were any.
+
+    ``log`` is its MANIFEST.
+    """
     try:
         there = [entry.name for entry in nofollow.entries(folder.parent, folder.name)]
     except OSError as error:
         raise StoreError(f"{folder} cannot be read: {error.strerror}") from None
+    before = len(held.files)
     for name in there:
-        if name == log or _KEPT_KEYS.fullmatch(name):
+        inside = f"{database.FOLDER}/{name}"
+        if inside not in held.files and (name == log or _KEPT_KEYS.fullmatch(name)):
             # One that is gone by now was not of this state, or the state will turn out to have moved.
             with contextlib.suppress(FileNotFoundError):
-                held.open(f"{database.FOLDER}/{name}")
+                held.open(inside)
+    return len(held.files) > before
 
 
 @contextlib.contextmanager

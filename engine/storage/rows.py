@@ -1,4 +1,4 @@
-"""How rows are laid out among the keys; pure functions, integers big-endian so that bytes sort.
+"""How rows are laid out among the keys: integers are big-endian, so that bytes sort as they do.
 
 table     key                                  value
 images    key(16)                              flags, id, proof, place of the pixels   (first image)
@@ -51,7 +51,7 @@ TABLES = (
     "commits",
     "meta",
 )
-_MAX_IDS = 1 << 48  # rows have 6 bytes for an id
+MAX_IDS = 1 << 48  # rows have 6 bytes for an id
 
 
 class RowError(StoreDamagedError):
@@ -63,5 +63,6 @@ def u64(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
-def _damaged(table: str) -> RowError:
+def damaged_row(table: str) -> RowError:
+    """The error for a row of ``table`` that makes no sense."""
     return RowError(f"the table {table!r} has a row that makes no sense; run 'engine check'")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from engine.storage.rows import _MAX_IDS, _damaged, u64
+from engine.storage.rows import MAX_IDS as _MAX_IDS
+from engine.storage.rows import damaged_row as _damaged
+from engine.storage.rows import u64
 
 BUCKET_BITS = 12
 ONE = b"o"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -22,8 +23,8 @@ from engine.storage.snapshot import Snapshot
 from engine.storage.writer import Writer
 
 _FOLLOW_TRIES = 100  # to go over to a newer commit, where there is one to go on with
-_MAX_OFTEN = 3  # times as long as it took, before a call that goes on goes over again
-_log = logging.getLogger("engine")
+_MIN_PAUSE = 3  # times what the last opening took, before a long call opens a newer commit
+_log = logging.getLogger("engine.storage")
 
 
 class Session:
@@ -50,7 +51,11 @@ class Session:
         self._owner = os.getpid()
         self._seen = b""  # the notice of commits, when the snapshot was opened
         self._opened_at = self._opening_took = 0.0  # seconds
-        self._open_reader()
+        try:
+            self._open_reader()
+        except BaseException:
+            self._notice.close()
+            raise
         abandon_in_child(self)
 
     # --- what is open -----------------------------------------------------------------------------
@@ -108,10 +113,10 @@ class Session:
             self._open_reader(tries)
 
     def follow(self, *, within_a_call: bool = False) -> None:
-        """Go over to a commit or an index that a writer has published; a microsecond if there is none.
+        """Switch to the newest commit or index, if there is one; without one, a microsecond or two.
 
-        Where a writer leaves no moment for it, what was open stays open. ``within_a_call`` that began
-        with the newest commit, going over takes a quarter of the time at most.
+        Where a writer leaves no moment for it, what was open stays open. ``within_a_call``: no more
+        than a quarter of the time of a long call goes into opening newer commits.
         """
         self.require_own()
         if self._closed is not None or self._writer is not None:
@@ -120,7 +125,7 @@ class Session:
         if published == self._seen:
             return
         since = time.perf_counter() - self._opened_at
-        if within_a_call and since < _MAX_OFTEN * self._opening_took:
+        if within_a_call and since < _MIN_PAUSE * self._opening_took:
             return
         try:
             if is_of_another_commit(published, self._seen):
@@ -180,6 +185,8 @@ class Session:
         if self.read_only:
             raise UsageError(f"{self.path} was opened read-only")
         nofollow.require_kinds(self.path, file_names.FILES, file_names.FOLDERS)
+        # Before anything is written: a store that only newer engines write stays open for reading.
+        manifest.load(self.path, writing=True)
         self._lock.acquire()
         try:
             self._writer = Writer(
@@ -203,14 +210,15 @@ class Session:
         """Give everything back. What was committed is durable already."""
         if self._abandoned:
             return
-        why = f"{self.path} is closed"
-        if self._writer is not None:
-            self._writer.close()
-            why, self._writer = self._writer.failure or why, None
-        self._closed = self._closed or why
-        self._close_snapshot()
-        self._notice.close()
-        self._lock.release()
+        writer, self._writer = self._writer, None
+        failure = writer.failure if writer is not None else None
+        self._closed = self._closed or failure or f"{self.path} is closed"
+        with contextlib.ExitStack() as closing:  # all of it, whatever fails
+            closing.callback(self._lock.release)
+            closing.callback(self._notice.close)
+            closing.callback(self._close_snapshot)
+            if writer is not None:
+                writer.close()
 
     def abandon(self) -> None:
         """In a forked child: it stays the parent's; all that is left here is to say so."""

@@ -159,7 +159,10 @@ class Snapshot:
         return self.files.pixels.read(place)
 
     def kept_whole(self, id_: int) -> tuple[bytes, bool] | None:
-        """What is kept of image ``id_`` if it is what was kept, and whether it is the canonical form."""
+        """The kept bytes of image ``id_``, and whether they are its canonical form.
+
+        None where nothing is kept, or where it is damaged.
+        """
         record = self.get(id_)
         if record.kind is Kind.VECTOR:
             return None
@@ -309,7 +312,7 @@ class Snapshot:
         return ids
 
     def roots(self) -> list[bytes]:
-        """The folders that ingests were given, so far as they are remembered."""
+        """The folders that ingests took, so far as they are remembered."""
         value = self.tables.meta.roots()
         try:
             roots = items(loads(value)) if value is not None else []

@@ -1,4 +1,4 @@
-"""A new folder that is whole or not there: it is made aside, synced, and then put in its place.
+"""A new folder that is whole or not there: it is staged, synced, and then put in its place.
 
 Where there is nothing, it is made beside its place, as ``.NAME.KIND-XXXXXXXX.new``, and renamed. An
 empty folder that is there is filled and not replaced, since it may be a mount, or where somebody
@@ -10,18 +10,20 @@ a living one makes is locked.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from engine.errors import StoreError, UsageError
+from engine.errors import StoreError, StoreLockedError, UsageError
 from engine.storage import file_names, lock, nofollow
 from engine.storage.disk import disk
 from engine.storage.durable import fsync_dir, fsync_file, make_folders
 from engine.storage.lock import WriterLock
 
+_log = logging.getLogger("engine.storage")
 _MADE, _BEGUN = ".new", ".begun"
 _TRIES = 100
 
@@ -48,8 +50,6 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
         if lock.NAME in parts:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC  # the same file: it is locked
             os.close(nofollow.open_lock(made, lock.NAME, flags))
-        else:
-            nofollow.remove(made, lock.NAME)
         _sync(made)
         if filling:
             fsync_dir(
@@ -62,7 +62,11 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
                     disk().rename(made / name, place / name)
                     moved.append(place / name)
         else:
+            if lock.NAME not in parts:
+                # Last of all: without it the folder passes for left behind.
+                nofollow.remove(made, lock.NAME)
             disk().rename(made, place)
+            fsync_dir(place)
         fsync_dir(folder)
         moved.clear()
     finally:
@@ -88,19 +92,19 @@ def locked(folder: Path, name: str) -> Iterator[Path]:
 def _begin(place: Path, folder: Path, kind: str) -> tuple[Path, WriterLock]:
     """The new folder, and its lock, which it has before it has its name.
 
-    Before that, another process may take it for left behind and remove it: then it is begun anew.
+    Before that, another process may take it for left behind and remove it: then it is begun again.
     """
     for _ in range(_TRIES):
         begun = folder / f".{place.name}.{kind}-{uuid.uuid4().hex[:8]}{_BEGUN}"
         disk().mkdir(begun)
         mine = WriterLock(begun)
         try:
-            with contextlib.suppress(StoreError):  # a file system without locks: then without
-                mine.acquire()
+            _lock(mine)
             made = begun.with_suffix(_MADE)
             disk().rename(begun, made)
-        except FileNotFoundError:
+        except (FileNotFoundError, StoreLockedError):
             mine.release()
+            nofollow.discard(folder, begun.name, file_names.MADE)
         except BaseException:
             mine.release()
             nofollow.discard(folder, begun.name, file_names.MADE)
@@ -108,6 +112,16 @@ def _begin(place: Path, folder: Path, kind: str) -> tuple[Path, WriterLock]:
         else:
             return made, mine
     raise StoreError(f"other processes are making {place}: wait for them or end them")
+
+
+def _lock(mine: WriterLock) -> None:
+    """Take the lock of a new folder; on a file system without locks, go on without."""
+    try:
+        mine.acquire()
+    except StoreLockedError:
+        raise
+    except StoreError as error:
+        _log.debug("%s", error)
 
 
 def check_place(dest: Path, kind: str, parts: Sequence[str]) -> None:
@@ -119,7 +133,7 @@ def check_place(dest: Path, kind: str, parts: Sequence[str]) -> None:
         raise UsageError(f"{dest} is a file: name a new or empty folder")
     marks = _leftovers(place, place, kind)
     there = {entry.name for entry in place.iterdir()} - {mark.name for mark in marks}
-    # The last part is moved when all others are: as long as it is aside, the others may be here.
+    # The last part is moved when all others are: as long as it is staged, the others may be here.
     if any((mark / parts[-1]).exists() for mark in marks):
         there -= set(parts[:-1])
     if there:
@@ -131,9 +145,10 @@ def _remove_leftovers(
 ) -> None:
     """Remove what killed processes left: where it is filled, parts first, then what marks them."""
     marks = _leftovers(place, folder, kind)
-    for mark in marks:
-        if WriterLock(mark).busy():
-            raise StoreError(f"another process is making {place}: wait for it or end it")
+    # The lock may have been moved to its place already.
+    locks = [*marks, place] if marks and filling and lock.NAME in parts else marks
+    if any(WriterLock(one).busy() for one in locks):
+        raise StoreError(f"another process is making {place}: wait for it or end it")
     if marks:
         moved = filling and any(mark.suffix == _MADE for mark in marks)
         for name in parts if moved else ():

@@ -110,7 +110,7 @@ class State:
     def live_segments(self, named: Manifest) -> list[SegmentEntry]:
         """The segments of a manifest that are over rows which are committed.
 
-        Others are about to go or to come: the manifest names both while vectors are laid out anew.
+        Others are about to go or to come: the manifest names both while vectors are laid out again.
         """
         space, parts = named.space, dict(self.vector_parts(named.space))
         return [

@@ -87,8 +87,10 @@ def _drop_extents(writer: Writer, numbers: set[int]) -> None:
 
 def adopt_encoder(writer: Writer, install: Callable[[Path], EncoderEntry]) -> None:
     """Give a store that was made without an encoder its first one."""
+    writer.require_open()
     if not writer.manifest.space.exists:
-        writer.save(replace(writer.manifest, encoder=install(writer.path)))
+        named = replace(writer.manifest, encoder=install(writer.path))
+        writer.safely(lambda: writer.save(named))
 
 
 def adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:

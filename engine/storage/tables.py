@@ -1,4 +1,4 @@
-"""The typed tables over RocksDB: the only place that names a table, or knows how its keys are packed.
+"""The typed tables over RocksDB: what rooms above storage know of its rows and their keys.
 
 ``Tables`` has one attribute a table. ``scan`` gives rows as they are stored, for those who check and
 mend them; the other methods take and give what rows mean. A ``RowChange`` is a row to put or to
@@ -436,7 +436,7 @@ class MetaTable(Table):
         return self.get(self.MANIFEST)
 
     def roots(self) -> bytes | None:
-        """The folders that ingests were given."""
+        """The folders that ingests took."""
         return self.get(self.ROOTS)
 
 

@@ -2,7 +2,7 @@
 
 Whoever makes such a folder holds the flock of the file ``LOCK`` in it, which the kernel drops when the
 process dies, however it dies; a number of a process would say nothing, since numbers are used again.
-Swept is only what is surely of the same make: a folder of this user, with a name and contents as these
+Only what is of the same make is swept: a folder of this user, with a name and contents as these
 have, whose lock is free. No link is followed, and where anything is unlike that, all of it stays.
 """
 

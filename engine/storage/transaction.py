@@ -1,4 +1,4 @@
-"""A transaction: what one commit changes, and the only place where a batch of rows is written.
+"""A transaction: what one commit of a writer changes, written as one batch of rows.
 
 Data first: what is appended to extents is written and synced before the batch. Then one synced
 RocksDB batch has all rows and the new ``State``, with the committed lengths. A transaction that is
@@ -51,7 +51,7 @@ class _Placed:
 
 
 class Transaction:
-    """The changes of one commit over ``snapshot``; made by ``Writer.begin``.
+    """The changes of one commit over ``snapshot``; made by ``Writer.begin`` and ``Writer.amend``.
 
     ``state`` is what the commit leaves behind. ``begun`` says whether the batch was handed to
     RocksDB: from then on a failure leaves open whether it was committed.
@@ -278,8 +278,20 @@ class Transaction:
     # --- single changes ---------------------------------------------------------------------------
 
     def set_roots(self, value: bytes) -> None:
-        """Remember the folders that ingests were given, a JSON list of their names."""
+        """Remember the folders that ingests took, a JSON list of their names."""
         self._batch.put("meta", self.tables.meta.ROOTS, value)
+
+    def set_counts(
+        self,
+        *,
+        dead: dict[str, int] | None = None,
+        removed_vectors: dict[str, int] | None = None,
+    ) -> None:
+        """For a repair: bytes of no image by extent, vectors of removed images by encoder."""
+        if dead is not None:
+            self.state.dead = dead
+        if removed_vectors is not None:
+            self.state.removed_vectors = removed_vectors
 
     def set_checksums(self, found: Sequence[tuple[int, int, int]]) -> None:
         """For a repair: (commit, which of its appends, xxh64 of what is there now) of each."""

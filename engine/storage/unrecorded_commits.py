@@ -13,7 +13,7 @@ from typing import Any
 from engine.errors import StoreDamagedError
 from engine.images import hashing
 from engine.records import Place
-from engine.storage.commit_evidence import appends_of, families
+from engine.storage.commit_evidence import appends_of, possible_families
 from engine.storage.extent_reader import ExtentReader
 from engine.storage.extents import Family
 from engine.storage.rows import u64
@@ -31,7 +31,7 @@ def mended(view: Snapshot, first: int) -> list[tuple[bytes, bytes | None]]:
     lengths = {
         (name, number): size for name, pairs in view.state.extents.items() for number, size in pairs
     }
-    known = {family.name: family for family in families(view.manifest)}
+    known = {family.name: family for family in possible_families(view.manifest)}
     spans: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for key, value in view.keys.scan("commits"):
         for part in appends_of(value) if len(key) == _ID else ():

@@ -2,7 +2,7 @@
 
 Rows are counted through the extents in their order: row r lies in the extent in whose span it falls,
 with the id of its image beside it. An ingest appends in the order of commit; ``optimize`` lays rows
-out anew in the order of the index's lists, in one extent of any length. So a row number is good for
+out again in the order of the index's lists, in one extent of any length. So a row number is good for
 one commit, and who wants to name rows for longer names the extent and the place in it.
 """
 
@@ -49,7 +49,7 @@ class Vectors:
     ) -> None:
         """``parts`` are the committed extents in their order: the number and the rows of each.
 
-        ``behind`` tells whether the store has gone on since: then a file may rightly be gone.
+        ``behind`` says whether the store has gone on since: then a file may rightly be gone.
         """
         self.dim = dim
         self.parts = tuple((number, rows) for number, rows in parts if rows)
@@ -79,7 +79,7 @@ class Vectors:
         self._scattered.let_go()
 
     def gather(self, rows: Numbers) -> npt.NDArray[np.float32]:
-        """The vectors of the given rows: (len(rows), dim), copied."""
+        """The vectors of these rows: (len(rows), dim), copied."""
         out = np.empty((len(rows), self.dim), np.float32)
         for part, mine, inside in self._by_part(rows):
             mapped, into = self._part(part, self._scattered), out[mine]
@@ -91,7 +91,7 @@ class Vectors:
         return out
 
     def ids(self, rows: Numbers) -> Numbers:
-        """The image ids of the given rows, of any shape; row -1 has id -1."""
+        """The image ids of these rows, of any shape; row -1 has id -1."""
         if len(self.parts) == 1 and rows.size and rows.min() >= 0:
             return self._column(0)[rows]
         out = np.full(rows.shape, -1, np.int64)

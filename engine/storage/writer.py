@@ -14,11 +14,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from engine.config import Limits, MemoryBudget
 from engine.errors import EngineError, StoreError
-from engine.storage import ballast, extents, file_names, manifest, nofollow, recovery
+from engine.storage import ballast, extents, file_names, manifest, recovery
 from engine.storage.appender import Appender
 from engine.storage.ballast import NoRoomError
 from engine.storage.bitmap import IdSet
@@ -76,10 +75,10 @@ class Writer:
         self._reserved = 0  # bytes of the reserve that was last seen
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
         self._appender = Appender(path, limits, self._last_extent, self._new_extent)
+        found = manifest.load(path, writing=True)  # first: it says who may write here
         self._tight = not salvage and self._make_room(reader, to_remove=to_remove)
         reader.files.close(f"{path} is closed")
         published = commit_of(notice.read())
-        found = manifest.load(path, writing=True)
         keys = opening.open_writer(path, memory, tight=self._tight)
         self.snapshot = open_snapshot(path, memory, limits, found, keys, published, lambda: False)
         try:
@@ -210,15 +209,28 @@ class Writer:
             raise self._no_room(error.strerror or str(error)) from None
 
     @contextlib.contextmanager
-    def begin(self, *, amend: bool = False) -> Iterator[Transaction]:
+    def begin(self) -> Iterator[Transaction]:
         """A transaction, which is committed at the end of the block, or given up on an error.
 
-        ``amend``: it changes what the newest commit left behind, whose number stays; for repairs.
+        Call it inside of ``safely``, since after a failed commit nothing more can be written.
         """
         self.require_open()
-        transaction = Transaction(self.snapshot, self._appender, self._flusher, amend=amend)
+        transaction = Transaction(self.snapshot, self._appender, self._flusher, amend=False)
         self._transaction = transaction
         yield transaction
+        self._finish(transaction, amend=False)
+
+    def amend(self, change: Callable[[Transaction], None]) -> None:
+        """Change what the newest commit left behind, whose number stays; for repairs.
+
+        An error of ``change`` leaves everything as it was. A failed commit closes the store.
+        """
+        self.require_open()
+        transaction = Transaction(self.snapshot, self._appender, self._flusher, amend=True)
+        change(transaction)
+        self.safely(lambda: self._finish(transaction, amend=True))
+
+    def _finish(self, transaction: Transaction, *, amend: bool) -> None:
         named = transaction.manifest or self.manifest
         copy = named if named is not self._manifest_kept and not amend else None
         state = transaction.finish(copy)
@@ -334,49 +346,43 @@ class Writer:
     # --- single changes ---------------------------------------------------------------------------
 
     def add_roots(self, folders: Iterable[bytes]) -> None:
-        """Remember folders that an ingest is given, for a removal of what is missing below them."""
+        """Remember folders that an ingest takes, for a removal of what is missing below them."""
         self.require_open()
-
         known = self.snapshot.roots()
         roots = list(dict.fromkeys((*known, *folders)))
         value = json.dumps([os.fsdecode(root) for root in roots]).encode()
         if len(roots) <= len(known) or len(value) > _MAX_ROOTS_BYTES:
             return
 
-        def write() -> None:
-            with self.begin(amend=True) as transaction:
-                transaction.set_roots(value)
-
-        self.safely(write)
+        self.amend(lambda transaction: transaction.set_roots(value))
 
     def set_checksums(self, found: Sequence[tuple[int, int, int]]) -> None:
         """After a repair: (commit, which of its appends, xxh64 of what is there now) for each."""
-        with self.begin(amend=True) as transaction:
-            transaction.set_checksums(found)
+        self.amend(lambda transaction: transaction.set_checksums(found))
 
     def set_dead(self, dead: dict[str, int]) -> None:
         """After a check: how many kept bytes of each extent are of no image."""
-        with self.begin(amend=True) as transaction:
-            transaction.state.dead = dead
+        self.amend(lambda transaction: transaction.set_counts(dead=dead))
 
     def set_removed_vectors(self, removed: dict[str, int]) -> None:
         """After a check: how many vectors of each encoder are of removed images."""
-        with self.begin(amend=True) as transaction:
-            transaction.state.removed_vectors = removed
+        self.amend(lambda transaction: transaction.set_counts(removed_vectors=removed))
 
     def set_removed(self, found: IdSet) -> None:
         """After a check: which ids are of removed images."""
-        with self.begin(amend=True) as transaction:
-            transaction.set_tombstones(found)
+        self.amend(lambda transaction: transaction.set_tombstones(found))
 
     def put_rows(
         self, rows: Iterable[tuple[str, bytes, bytes | None]], state: State | None = None
     ) -> None:
         """After a check: put rows of tables (None: take it away), and the state, at once."""
-        with self.begin(amend=True) as transaction:
+
+        def change(transaction: Transaction) -> None:
             transaction.put(rows)
             if state is not None:
                 transaction.state = state
+
+        self.amend(change)
         if state is not None:
             self._notice.publish(state.commit)
 
@@ -398,17 +404,6 @@ class Writer:
         finally:
             vectors.close()
 
-    def log_rejects(self, lines: Sequence[dict[str, Any]]) -> Path:
-        """Append to ``rejects.jsonl``; the table ``rejects`` is what counts, this is for people."""
-        path = self.path / REJECTS
-        try:
-            fd = nofollow.open_file(self.path, REJECTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-        except OSError as error:
-            raise StoreError(f"{path} could not be written: {error.strerror or error}") from None
-        return path
-
     # --- the end ----------------------------------------------------------------------------------
 
     def require_open(self) -> None:
@@ -419,13 +414,14 @@ class Writer:
 
     def close(self) -> None:
         """Give everything back. What was committed is durable already."""
-        self._flusher.shutdown()
-        if self.failure is None:
-            with contextlib.suppress(StoreError):  # it is closed already
-                self.snapshot.files.keys.settle()
-        self._close_files()
-        self._notice.close()
-        self._lock.release()
+        with contextlib.ExitStack() as closing:  # all of it, whatever fails
+            closing.callback(self._lock.release)
+            closing.callback(self._notice.close)
+            closing.callback(self._close_files)
+            self._flusher.shutdown()
+            if self.failure is None:
+                with contextlib.suppress(StoreError):  # it is closed already
+                    self.snapshot.files.keys.settle()
 
     def _close_files(self) -> None:
         self._appender.close()

@@ -148,10 +148,12 @@ class Keys:
         than the tables that would take its place.
         """
         store = self._folder.parent
-        logs = [one.name for one in nofollow.entries(store, FOLDER) if one.name.endswith(".log")]
-        log = sum(nofollow.size(store, f"{FOLDER}/{name}") or 0 for name in logs)
-        if log > _LONG_LOG:
-            with contextlib.suppress(Exception):  # a full disk, say: the log has everything
+        # A full disk, say, or no descriptor left: the log has everything.
+        with contextlib.suppress(Exception):
+            there = nofollow.entries(store, FOLDER)
+            logs = [entry.name for entry in there if entry.name.endswith(".log")]
+            log = sum(nofollow.size(store, f"{FOLDER}/{name}") or 0 for name in logs)
+            if log > _LONG_LOG:
                 for table in self._tables.values():
                     table.flush()
 
