@@ -260,7 +260,17 @@ def test_an_avif_that_holds_a_larger_picture_than_it_says_counts_as_that():
     data = encoded(np.zeros((600, 800, 3), np.uint8), "AVIF", speed=10)
     at = data.index(b"ispe") + 8
     small = data[:at] + struct.pack(">II", 4, 4) + data[at + 8 :]
-    assert decoding_bytes(small) - decoding_bytes(encoded(PICTURE[:4, :4], "AVIF")) > 600 * 800
+    counted = decoding_bytes(small)
+    assert counted - decoding_bytes(encoded(PICTURE[:4, :4], "AVIF")) > 600 * 800
+    # The decoder would scale it.
+    assert "says 4 × 4 pixels, and holds 800 × 600" in reason(small)
+    # A decoder passes over units that it does not know, which may lie before the sequence header.
+    start = small.index(b"mdat") + 4
+    for unit in (b"\x7a\0", b"\x12\0"):
+        assert decoding_bytes(small[:start] + unit + small[start + 2 :]) == counted
+    # What looks like sequence headers elsewhere is none, and hides none.
+    looks = (b"\x12\0\x0a\x0a" + bytes(20)) * 5000
+    assert decoding_bytes(small + looks) == counted + len(looks)
 
 
 def test_strips_and_tiles_count():

@@ -3,17 +3,19 @@
 import base64
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
-from layouts import box, chunk, packed, png, tiff
+from layouts import avif_of, box, chunk, packed, png, tiff
 from PIL import Image, PngImagePlugin
 
 from engine.errors import ImageError
 from engine.images import canonical as px
 from engine.images.decode import decode, decoding_bytes
 from engine.images.formats import avif
+from engine.images.formats.avif_items import AvifItem, AvifItems
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -351,7 +353,7 @@ def test_the_alpha_and_the_frames_of_an_avif_are_looked_at():
         changed = bytearray(data)
         changed[data.rindex(b"av1C") + 6] |= 0x40
         with pytest.raises(ImageError, match="10 bits"):
-            avif.refuse_deep(bytes(changed))
+            avif.refuse_reduced(bytes(changed))
     assert decode(moving).pixels.frames == 2
 
 
@@ -369,9 +371,60 @@ def test_an_avif_that_does_not_hold_together_is_refused():
     for at in range(0, len(data), 3):  # every cut, and every byte gone wrong
         for broken in (data[:at], data[:at] + b"\xff" + data[at + 1 :]):
             try:
-                avif.refuse_deep(broken)
+                avif.refuse_reduced(broken)
             except ImageError as error:
                 assert len(str(error).splitlines()) == 1
+
+
+def test_an_avif_in_pieces_is_put_together():
+    saved = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
+    length = len(saved) - saved.index(b"mdat") - 4
+    whole = avif_of(saved, (0, length))
+    pieces = avif_of(saved, (0, 20), (20, length - 20))
+    assert decoded(pieces) == decoded(whole) == decoded(saved)
+    # Pieces are copied, here and by the decoder.
+    assert decoding_bytes(pieces) - len(pieces) == decoding_bytes(whole) - len(whole) + length
+
+
+@pytest.mark.slow
+def test_an_avif_whose_pieces_are_more_than_the_file_is_refused():
+    saved = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
+    # Each of them takes no byte in the file, and is the whole rest of it.
+    for count, words in ((20, "does not fit"), (65_535, "10,000 pieces")):
+        with pytest.raises(ImageError, match=words):
+            avif.refuse_reduced(avif_of(saved, *[(0, 0)] * count, widths=0))
+
+
+def test_a_reference_that_an_avif_repeats_counts_once():
+    found = AvifItems({1: AvifItem(), 2: AvifItem(parts=[*range(3, 2003)])}, {1: [2] * 2000})
+    tracemalloc.start()
+    try:
+        assert len(list(found.read_for(1))) == 2002
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_an_avif_of_too_many_properties_is_refused():
+    saved = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
+    at = saved.index(b"ipma") - 4
+    one = saved[at : at + int.from_bytes(saved[at : at + 4], "big")]
+    many = one[8:12] + struct.pack(">I", 258) + (b"\0\1\xff" + bytes(255)) * 258
+    properties = box(b"ipco") + box(b"ipma", many)
+    meta = box(b"meta", bytes(4), box(b"pitm", bytes(4), b"\0\1"), box(b"iprp", properties))
+    with pytest.raises(ImageError, match="properties or references"):
+        avif.refuse_reduced(saved[:32] + meta)
+
+
+@pytest.mark.slow
+def test_an_avif_of_too_many_units_is_refused():
+    saved = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
+    picture = saved[saved.index(b"mdat") + 4 :]
+    padding = b"\x7a\0" * 65_536
+    padded = saved[: -len(picture)] + padding + picture
+    with pytest.raises(ImageError, match="65,536 units"):
+        avif.refuse_reduced(avif_of(padded, (0, len(padding + picture))))
 
 
 @pytest.mark.parametrize("planar", [1, 2])

@@ -80,7 +80,7 @@ def samples(
         case "JPEG2000":
             return jpeg2000.read(data, image)
         case "AVIF":
-            avif.refuse_deep(data)
+            avif.refuse_reduced(data)
             return to_rgb(image)
         case _:
             return indexed_to_rgb(image)
