@@ -13,8 +13,9 @@ from picture_files import LOSSLESS, PICTURE, SMOOTH, canonical, png16, png_heade
 from PIL import Image, ImageFile
 
 from engine.errors import ImageError
-from engine.images.decode import decode, decoding_bytes, reason_of
+from engine.images.decode import decode, decoding_bytes, measured, reason_of
 from engine.images.formats.cost import FIXED_BYTES
+from engine.images.orientation import orientation_of
 
 # Pillow warns of oddities in the broken files made here.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -151,6 +152,29 @@ def test_an_image_that_takes_more_memory_than_there_is_is_refused():
     assert "raise memory=" in reason(data, max_bytes=takes - 1)
 
 
+class Scarce(bytes):
+    """The bytes of a file in a process whose memory is used up."""
+
+    def startswith(self, *_: object) -> bool:
+        raise MemoryError
+
+
+def test_where_memory_is_used_up_nothing_is_said_of_a_file():
+    class Unreadable(Image.Image):
+        def getexif(self) -> Image.Exif:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        orientation_of(Unreadable())
+    scarce = Scarce(encoded(PICTURE, "JPEG"))
+    for asked in (decoding_bytes, measured):
+        with pytest.raises(MemoryError):
+            asked(scarce)
+    with pytest.raises(ImageError, match="not enough memory") as caught:
+        decode(scarce)
+    assert caught.value.retryable
+
+
 def test_pillow_must_not_fill_up_truncated_images(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     assert "LOAD_TRUNCATED_IMAGES" in reason(encoded(PICTURE, "JPEG"))
@@ -216,6 +240,14 @@ HEAVY = {
     "gif-extensions": (
         encoded(PICTURE, "GIF")[:-1] + b"\x21\xfe\1a\0" * 250_001 + b";",
         "250,000 extensions",
+    ),
+    "gif-frames": (
+        encoded(PICTURE[:1, :1], "GIF")[:-1] + (b"\x2c" + bytes(11)) * 250_000 + b";",
+        "250,000 extensions and frames",
+    ),
+    "png-chunks": (
+        png_header(30, 30) + chunk(b"prIv", b"") * 300_000,
+        "300,000 chunks",
     ),
     "jpeg2000-packets": (
         j2k(width=64_000, height=64_000, tile_width=8, tile_height=8, layers=65_535),

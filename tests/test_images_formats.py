@@ -14,8 +14,9 @@ from PIL import Image, PngImagePlugin
 from engine.errors import ImageError
 from engine.images import canonical as px
 from engine.images.decode import decode, decoding_bytes
-from engine.images.formats import avif
+from engine.images.formats import avif, jpeg2000
 from engine.images.formats.avif_items import AvifItem, AvifItems
+from engine.images.formats.png import pixels_only
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -143,6 +144,41 @@ def test_the_orientation_of_a_png_is_found_among_its_text():
         assert decoded(data) == turned
     xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6">'
     assert decoded(png(PICTURE, 8, 2, chunk(b"iTXt", xmp))) == turned
+
+
+def test_a_text_of_a_png_that_is_too_long_counts_among_those_that_are_looked_at():
+    xmp = chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6">')
+    turned = of_array(np.rot90(PICTURE, -1))
+    assert decoded(png(PICTURE, 8, 2, TEXTS["exif in text"] * 7, xmp)) == turned
+    # After eight of them: each takes as long as one that is read.
+    assert decoded(png(PICTURE, 8, 2, TEXTS["exif in text"] * 8, xmp)) == of_array(PICTURE)
+    # What is passed over by its name takes no time.
+    others = chunk(b"tEXt", b"a\0b") * 20
+    assert decoded(png(PICTURE, 8, 2, others, xmp)) == turned
+
+
+def test_chunks_of_a_png_that_are_left_out_take_no_memory():
+    dropped = png(PICTURE, 8, 2, behind=chunk(b"prIv", b"") * 2000)
+    tracemalloc.start()
+    try:
+        pixels_only(dropped)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_chunks_of_a_png_count_for_its_memory():
+    each = chunk(b"IDAT", b"") + chunk(b"prIv", b"")
+    many = png(PICTURE, 8, 2, behind=each * 300)
+    tracemalloc.start()
+    try:
+        kept = pixels_only(many)
+        takes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept[1] == 1
+    plain = png(PICTURE, 8, 2)
+    assert decoding_bytes(many) - len(many) - (decoding_bytes(plain) - len(plain)) >= takes
 
 
 def test_the_frames_of_a_png_are_counted_without_reading_them():
@@ -273,6 +309,15 @@ def test_a_jpeg2000_with_a_palette():
     refused(jp2(codestream(indices), (7, 6), deep, mapping), "palette")
 
 
+def test_a_jpeg2000_of_too_many_boxes_is_refused_by_its_header():
+    data = jp2(codestream(PICTURE), (7, 6), parts=3)
+    at = data.index(b"jp2h") - 4
+    many = data[:at] + box(b"free") * 10_000 + data[at:]
+    with pytest.raises(ImageError, match="too many boxes"):
+        jpeg2000.header_cost(many)
+    refused(many, "too many boxes")
+
+
 def test_channels_of_a_jpeg2000_in_another_order_are_refused():
     def cdef(*entries: tuple[int, int, int]) -> bytes:
         return box(
@@ -355,6 +400,18 @@ def test_the_alpha_and_the_frames_of_an_avif_are_looked_at():
         with pytest.raises(ImageError, match="10 bits"):
             avif.refuse_reduced(bytes(changed))
     assert decode(moving).pixels.frames == 2
+
+
+def test_only_the_exif_of_an_avif_is_hidden():
+    exif = Image.Exif()
+    exif[0x010E] = "Exif"
+    whole = save(PICTURE, "AVIF", exif=exif)
+    at = whole.index(b"infe", whole.index(b"infe") + 4) + 12
+    assert whole[at : at + 4] == b"Exif"
+    # The same entry stands before the boxes too, where it is none.
+    before = box(b"free", whole[at - 16 : at + 20])
+    assert avif.without_exif(before + whole) == before + whole[:at] + b"free" + whole[at + 4 :]
+    assert avif.without_exif(save(PICTURE, "AVIF")) is None
 
 
 def test_the_exif_of_an_avif_may_be_broken():

@@ -69,11 +69,16 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_bytes: int | None 
 
 
 def decoding_bytes(data: bytes) -> int:
-    """Memory that decoding an image file takes, by its header; 0 if it has no readable one."""
+    """Memory that decoding an image file takes, by its header; 0 if it has no readable one.
+
+    Raises ``MemoryError``.
+    """
     try:
         headers = header_cost(data)
         with open_file(data, head_only=True)[0] as image:
             return _decoding_bytes(image, headers, len(data))
+    except MemoryError:
+        raise
     except Exception:  # decode will say what is wrong
         return 0
 
@@ -106,7 +111,7 @@ def measured(data: bytes) -> tuple[int, int]:
     try:
         with open_file(data, head_only=True)[0] as image:
             return image.height, image.width
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's parsers raise whatever they trip over
         raise ImageError(f"broken image: {reason_of(error)}") from None

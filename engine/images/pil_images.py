@@ -89,6 +89,8 @@ def _unread_file(image: Image.Image, formats: Collection[str]) -> bytes | None:
                 same = same and not getattr(image, "_reduce", 0)
         finally:
             file.seek(at)
+    except MemoryError:
+        raise
     except Exception:  # what cannot be read twice is read as an image, which will say what is wrong
         return None
     return data if same else None

@@ -72,16 +72,17 @@ def without_exif(data: bytes) -> bytes | None:
 
     The decoder refuses a file for EXIF that is broken. How the picture is turned says the container.
     """
+    changed, found = bytearray(data), False
     try:
-        meta = first(memoryview(data), b"meta")
-        infos = descriptions(meta[4:]) if meta is not None else ()
-        found = [bytes(info) for info in infos if kind_of(info) == b"Exif"]
+        meta = first(memoryview(changed), b"meta")
+        for info in descriptions(meta[4:]) if meta is not None else ():
+            kind = kind_of(info)
+            if bytes(kind) == b"Exif":
+                kind[:] = b"free"
+                found = True
     except (ImageError, IndexError, ValueError):
         return None
-    changed = data
-    for entry in found:
-        changed = changed.replace(entry, entry.replace(b"Exif", b"free", 1), 1)
-    return changed if found else None
+    return bytes(changed) if found else None
 
 
 def _refuse_larger(coded: tuple[int, int], said: tuple[int, int] | None) -> None:

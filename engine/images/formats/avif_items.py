@@ -52,10 +52,10 @@ def descriptions(meta: memoryview) -> Iterator[memoryview]:
                 yield info
 
 
-def kind_of(info: memoryview) -> bytes:
-    """The four letters for the kind of an item, by its description."""
+def kind_of(info: memoryview) -> memoryview:
+    """The four letters for the kind of an item, where they lie in its description."""
     at = 8 if info[0] == 2 else 10
-    return bytes(info[at : at + 4])
+    return info[at : at + 4]
 
 
 def primary_of(meta: memoryview) -> int | None:
@@ -70,7 +70,7 @@ def items_of(meta: memoryview) -> AvifItems:
     for info in descriptions(meta):
         if info[0] >= 2:
             wide = 2 if info[0] == 2 else 4
-            items.setdefault(number(info, 4, wide), AvifItem()).kind = kind_of(info)
+            items.setdefault(number(info, 4, wide), AvifItem()).kind = bytes(kind_of(info))
     _locate(first(meta, b"iloc"), items)
     links = 0
     associations = first(meta, b"iprp")

@@ -29,6 +29,7 @@ from engine.images.formats.samples import (
 )
 
 _COST_BY_SIGNATURE = (
+    (png.SIGNATURE, png.header_cost),
     (b"\xff\xd8\xff", jpeg.header_cost),
     (b"GIF8", gif.header_cost),
     (b"II*\0", tiff_directories.header_cost),
@@ -111,6 +112,8 @@ def why_unknown(data: bytes, formats: Sequence[str]) -> ImageError | None:
             continue
         try:
             factory(io.BytesIO(data), "")
+        except MemoryError:
+            return ImageError("not enough memory to decode it", retryable=True)
         except Exception as error:  # whatever Pillow's parsing trips over
             reason = " ".join(str(error).split()) or "no reason given"
             known = tiff.refusal(data, reason) if name == "TIFF" else None
