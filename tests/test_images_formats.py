@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from engine.errors import ImageError
 from engine.images import canonical as px
-from engine.images.decode import decode, decoding_bytes
+from engine.images.decode import decode, memory_to_decode
 from engine.images.formats import avif, jpeg2000
 from engine.images.formats.avif_items import AvifItem, AvifItems
 from engine.images.formats.png import pixels_only
@@ -178,7 +178,7 @@ def test_the_chunks_of_a_png_count_for_its_memory():
         tracemalloc.stop()
     assert kept[1] == 1
     plain = png(PICTURE, 8, 2)
-    assert decoding_bytes(many) - len(many) - (decoding_bytes(plain) - len(plain)) >= takes
+    assert memory_to_decode(many) - len(many) - (memory_to_decode(plain) - len(plain)) >= takes
 
 
 def test_the_frames_of_a_png_are_counted_without_reading_them():
@@ -440,7 +440,7 @@ def test_an_avif_in_pieces_is_put_together():
     pieces = avif_of(saved, (0, 20), (20, length - 20))
     assert decoded(pieces) == decoded(whole) == decoded(saved)
     # Pieces are copied, here and by the decoder.
-    assert decoding_bytes(pieces) - len(pieces) == decoding_bytes(whole) - len(whole) + length
+    assert memory_to_decode(pieces) - len(pieces) == memory_to_decode(whole) - len(whole) + length
 
 
 @pytest.mark.slow
@@ -486,10 +486,10 @@ def test_an_avif_of_too_many_units_is_refused():
 
 @pytest.mark.parametrize("planar", [1, 2])
 def test_deep_tiffs_take_more_memory_by_their_headers(planar):
-    deep = decoding_bytes(tiff(DEEP, 16, photometric=2, planar=planar))
-    assert deep > decoding_bytes(tiff(DEEP >> 8, 8, photometric=2, planar=planar))
+    deep = memory_to_decode(tiff(DEEP, 16, photometric=2, planar=planar))
+    assert deep > memory_to_decode(tiff(DEEP >> 8, 8, photometric=2, planar=planar))
     table = np.arange(48, dtype=np.uint32).reshape(16, 3) * 257
     indices = DEEP[..., :1] & 15
-    plain = decoding_bytes(tiff(indices, 4, photometric=3, colormap=table))
+    plain = memory_to_decode(tiff(indices, 4, photometric=3, colormap=table))
     table[1] += 7
-    assert decoding_bytes(tiff(indices, 4, photometric=3, colormap=table)) > plain
+    assert memory_to_decode(tiff(indices, 4, photometric=3, colormap=table)) > plain
