@@ -246,3 +246,37 @@ def box(name: bytes, *content: bytes) -> bytes:
     """A box of an ISO base media file."""
     data = b"".join(content)
     return struct.pack(">I", 8 + len(data)) + name + data
+
+
+def avif_of(saved: bytes, *extents: tuple[int, int], widths: int = 0x44) -> bytes:
+    """A still AVIF that Pillow has saved, with its picture in ``extents`` (start and length in it).
+
+    ``widths`` is the number of bytes of either, half a byte each.
+    """
+    picture = saved[saved.index(b"mdat") + 4 :]
+    start = saved.index(b"iprp") - 4
+    properties = saved[start : start + int.from_bytes(saved[start : start + 4], "big")]
+
+    def meta(base: int) -> bytes:
+        places = b"".join(
+            (base + offset).to_bytes(4, "big")[: widths >> 4]
+            + length.to_bytes(4, "big")[: widths & 15]
+            for offset, length in extents
+        )
+        # The base offset is where an extent without an offset lies.
+        head = struct.pack(
+            ">BBHHHIH", widths, 0x40, 1, 1, 0, 0 if widths >> 4 else base, len(extents)
+        )
+        return box(
+            b"meta",
+            bytes(4),
+            box(b"hdlr", bytes(8), b"pict", bytes(13)),
+            box(b"pitm", bytes(4), b"\0\1"),
+            box(b"iloc", bytes(4), head, places),
+            box(b"iinf", bytes(4), b"\0\1", box(b"infe", b"\2\0\0\0\0\1\0\0av01\0")),
+            properties,
+        )
+
+    front = saved[: int.from_bytes(saved[:4], "big")]
+    base = len(front) + len(meta(0)) + 8
+    return front + meta(base) + box(b"mdat", picture)

@@ -13,8 +13,9 @@ from picture_files import LOSSLESS, PICTURE, SMOOTH, canonical, png16, png_heade
 from PIL import Image, ImageFile
 
 from engine.errors import ImageError
-from engine.images.decode import decode, decoding_bytes, reason_of
+from engine.images.decode import decode, memory_to_decode, reason_of, size_of
 from engine.images.formats.cost import FIXED_BYTES
+from engine.images.orientation import orientation_of
 
 # Pillow warns of oddities in the broken files made here.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -137,18 +138,41 @@ def test_damaged_images_never_raise_anything_but_an_image_error(data, draw):
 
 def test_what_decoding_takes_is_told_by_the_header():
     data = encoded(PICTURE, "JPEG")[:-200]
-    each = (decoding_bytes(data) - FIXED_BYTES - len(data)) / (41 * 37)
+    each = (memory_to_decode(data) - FIXED_BYTES - len(data)) / (41 * 37)
     assert 14 <= each < 16
     head = png_header(9_000, 8_000) + chunk(b"IDAT", b"")
-    assert decoding_bytes(head) >= 14 * 9_000 * 8_000
-    assert decoding_bytes(b"not an image") == 0
+    assert memory_to_decode(head) >= 14 * 9_000 * 8_000
+    assert memory_to_decode(b"not an image") == 0
 
 
 def test_an_image_that_takes_more_memory_than_there_is_is_refused():
     data = encoded(PICTURE, "JPEG")
-    takes = decoding_bytes(data)
+    takes = memory_to_decode(data)
     assert decode(data, max_bytes=takes).pixels.width == 41
     assert "raise memory=" in reason(data, max_bytes=takes - 1)
+
+
+class Scarce(bytes):
+    """The bytes of a file in a process whose memory is used up."""
+
+    def startswith(self, *_: object) -> bool:
+        raise MemoryError
+
+
+def test_where_memory_is_used_up_nothing_is_said_of_a_file():
+    class Unreadable(Image.Image):
+        def getexif(self) -> Image.Exif:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        orientation_of(Unreadable())
+    scarce = Scarce(encoded(PICTURE, "JPEG"))
+    for asked in (memory_to_decode, size_of):
+        with pytest.raises(MemoryError):
+            asked(scarce)
+    with pytest.raises(ImageError, match="not enough memory") as caught:
+        decode(scarce)
+    assert caught.value.retryable
 
 
 def test_pillow_must_not_fill_up_truncated_images(monkeypatch):
@@ -217,6 +241,14 @@ HEAVY = {
         encoded(PICTURE, "GIF")[:-1] + b"\x21\xfe\1a\0" * 250_001 + b";",
         "250,000 extensions",
     ),
+    "gif-frames": (
+        encoded(PICTURE[:1, :1], "GIF")[:-1] + (b"\x2c" + bytes(11)) * 250_000 + b";",
+        "250,000 extensions and frames",
+    ),
+    "png-chunks": (
+        png_header(30, 30) + chunk(b"prIv", b"") * 300_000,
+        "300,000 chunks",
+    ),
     "jpeg2000-packets": (
         j2k(width=64_000, height=64_000, tile_width=8, tile_height=8, layers=65_535),
         "packets",
@@ -229,7 +261,7 @@ HEAVY = {
 def test_a_file_that_would_take_out_of_all_proportion_long_is_refused_by_its_header(name):
     data, words = HEAVY[name]
     assert words in reason(data)
-    assert decoding_bytes(data) == 0
+    assert memory_to_decode(data) == 0
 
 
 def test_a_small_picture_may_have_many_scans():
@@ -252,7 +284,7 @@ def test_pages_that_go_round_in_a_circle_are_counted_once():
     ids=["tiles", "code-blocks"],
 )
 def test_what_a_header_asks_for_counts(changed, least):
-    assert decoding_bytes(changed) >= least
+    assert memory_to_decode(changed) >= least
     assert "raise memory=" in reason(changed, max_bytes=100 << 20)
 
 
@@ -260,7 +292,17 @@ def test_an_avif_that_holds_a_larger_picture_than_it_says_counts_as_that():
     data = encoded(np.zeros((600, 800, 3), np.uint8), "AVIF", speed=10)
     at = data.index(b"ispe") + 8
     small = data[:at] + struct.pack(">II", 4, 4) + data[at + 8 :]
-    assert decoding_bytes(small) - decoding_bytes(encoded(PICTURE[:4, :4], "AVIF")) > 600 * 800
+    counted = memory_to_decode(small)
+    assert counted - memory_to_decode(encoded(PICTURE[:4, :4], "AVIF")) > 600 * 800
+    # The decoder would scale it.
+    assert "says 4 × 4 pixels, and holds 800 × 600" in reason(small)
+    # A decoder passes over units that it does not know, which may lie before the sequence header.
+    start = small.index(b"mdat") + 4
+    for unit in (b"\x7a\0", b"\x12\0"):
+        assert memory_to_decode(small[:start] + unit + small[start + 2 :]) == counted
+    # What looks like sequence headers elsewhere is none, and hides none.
+    looks = (b"\x12\0\x0a\x0a" + bytes(20)) * 5000
+    assert memory_to_decode(small + looks) == counted + len(looks)
 
 
 def test_strips_and_tiles_count():
@@ -268,8 +310,8 @@ def test_strips_and_tiles_count():
     at = strips.index(struct.pack("<HH", 278, 3))  # rows of a strip
     tile = struct.pack("<HHII", 322, 4, 1, 30_000) + struct.pack("<HHII", 323, 4, 1, 30_000)
     tiled = strips[:at] + tile + strips[at + 24 :]
-    assert decoding_bytes(tiled) >= 3 * 30_000**2
-    assert decoding_bytes(strips) < 1 << 20
+    assert memory_to_decode(tiled) >= 3 * 30_000**2
+    assert memory_to_decode(strips) < 1 << 20
 
 
 def test_the_limit_of_pixels_follows_the_memory():

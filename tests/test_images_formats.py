@@ -3,17 +3,20 @@
 import base64
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
-from layouts import box, chunk, packed, png, tiff
+from layouts import avif_of, box, chunk, packed, png, tiff
 from PIL import Image, PngImagePlugin
 
 from engine.errors import ImageError
 from engine.images import canonical as px
-from engine.images.decode import decode, decoding_bytes
-from engine.images.formats import avif
+from engine.images.decode import decode, memory_to_decode
+from engine.images.formats import avif, jpeg2000
+from engine.images.formats.avif_items import AvifItem, AvifItems
+from engine.images.formats.png import pixels_only
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -141,6 +144,41 @@ def test_the_orientation_of_a_png_is_found_among_its_text():
         assert decoded(data) == turned
     xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6">'
     assert decoded(png(PICTURE, 8, 2, chunk(b"iTXt", xmp))) == turned
+
+
+def test_a_text_of_a_png_that_is_too_long_counts_among_those_that_are_looked_at():
+    xmp = chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6">')
+    turned = of_array(np.rot90(PICTURE, -1))
+    assert decoded(png(PICTURE, 8, 2, TEXTS["exif in text"] * 7, xmp)) == turned
+    # After eight of them: each takes as long as one that is read.
+    assert decoded(png(PICTURE, 8, 2, TEXTS["exif in text"] * 8, xmp)) == of_array(PICTURE)
+    # What is passed over by its name takes no time.
+    others = chunk(b"tEXt", b"a\0b") * 20
+    assert decoded(png(PICTURE, 8, 2, others, xmp)) == turned
+
+
+def test_chunks_of_a_png_that_are_left_out_take_no_memory():
+    dropped = png(PICTURE, 8, 2, behind=chunk(b"prIv", b"") * 2000)
+    tracemalloc.start()
+    try:
+        pixels_only(dropped)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_chunks_of_a_png_count_for_its_memory():
+    each = chunk(b"IDAT", b"") + chunk(b"prIv", b"")
+    many = png(PICTURE, 8, 2, behind=each * 300)
+    tracemalloc.start()
+    try:
+        kept = pixels_only(many)
+        takes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept[1] == 1
+    plain = png(PICTURE, 8, 2)
+    assert memory_to_decode(many) - len(many) - (memory_to_decode(plain) - len(plain)) >= takes
 
 
 def test_the_frames_of_a_png_are_counted_without_reading_them():
@@ -271,6 +309,15 @@ def test_a_jpeg2000_with_a_palette():
     refused(jp2(codestream(indices), (7, 6), deep, mapping), "palette")
 
 
+def test_a_jpeg2000_of_too_many_boxes_is_refused_by_its_header():
+    data = jp2(codestream(PICTURE), (7, 6), parts=3)
+    at = data.index(b"jp2h") - 4
+    many = data[:at] + box(b"free") * 10_000 + data[at:]
+    with pytest.raises(ImageError, match="too many boxes"):
+        jpeg2000.header_cost(many)
+    refused(many, "too many boxes")
+
+
 def test_channels_of_a_jpeg2000_in_another_order_are_refused():
     def cdef(*entries: tuple[int, int, int]) -> bytes:
         return box(
@@ -351,8 +398,20 @@ def test_the_alpha_and_the_frames_of_an_avif_are_looked_at():
         changed = bytearray(data)
         changed[data.rindex(b"av1C") + 6] |= 0x40
         with pytest.raises(ImageError, match="10 bits"):
-            avif.refuse_deep(bytes(changed))
+            avif.refuse_reduced(bytes(changed))
     assert decode(moving).pixels.frames == 2
+
+
+def test_only_the_exif_of_an_avif_is_hidden():
+    exif = Image.Exif()
+    exif[0x010E] = "Exif"
+    whole = save(PICTURE, "AVIF", exif=exif)
+    at = whole.index(b"infe", whole.index(b"infe") + 4) + 12
+    assert whole[at : at + 4] == b"Exif"
+    # The same entry stands before the boxes too, where it is none.
+    before = box(b"free", whole[at - 16 : at + 20])
+    assert avif.without_exif(before + whole) == before + whole[:at] + b"free" + whole[at + 4 :]
+    assert avif.without_exif(save(PICTURE, "AVIF")) is None
 
 
 def test_the_exif_of_an_avif_may_be_broken():
@@ -369,17 +428,68 @@ def test_an_avif_that_does_not_hold_together_is_refused():
     for at in range(0, len(data), 3):  # every cut, and every byte gone wrong
         for broken in (data[:at], data[:at] + b"\xff" + data[at + 1 :]):
             try:
-                avif.refuse_deep(broken)
+                avif.refuse_reduced(broken)
             except ImageError as error:
                 assert len(str(error).splitlines()) == 1
 
 
+def test_an_avif_in_pieces_is_put_together():
+    saved = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
+    length = len(saved) - saved.index(b"mdat") - 4
+    whole = avif_of(saved, (0, length))
+    pieces = avif_of(saved, (0, 20), (20, length - 20))
+    assert decoded(pieces) == decoded(whole) == decoded(saved)
+    # Pieces are copied, here and by the decoder.
+    assert memory_to_decode(pieces) - len(pieces) == memory_to_decode(whole) - len(whole) + length
+
+
+@pytest.mark.slow
+def test_an_avif_whose_pieces_are_more_than_the_file_is_refused():
+    saved = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
+    # Each of them takes no byte in the file, and is the whole rest of it.
+    for count, words in ((20, "does not fit"), (65_535, "10,000 pieces")):
+        with pytest.raises(ImageError, match=words):
+            avif.refuse_reduced(avif_of(saved, *[(0, 0)] * count, widths=0))
+
+
+def test_a_reference_that_an_avif_repeats_counts_once():
+    found = AvifItems({1: AvifItem(), 2: AvifItem(parts=[*range(3, 2003)])}, {1: [2] * 2000})
+    tracemalloc.start()
+    try:
+        assert len(list(found.read_for(1))) == 2002
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_an_avif_of_too_many_properties_is_refused():
+    saved = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
+    at = saved.index(b"ipma") - 4
+    one = saved[at : at + int.from_bytes(saved[at : at + 4], "big")]
+    many = one[8:12] + struct.pack(">I", 258) + (b"\0\1\xff" + bytes(255)) * 258
+    properties = box(b"ipco") + box(b"ipma", many)
+    meta = box(b"meta", bytes(4), box(b"pitm", bytes(4), b"\0\1"), box(b"iprp", properties))
+    with pytest.raises(ImageError, match="properties or references"):
+        avif.refuse_reduced(saved[:32] + meta)
+
+
+@pytest.mark.slow
+def test_an_avif_of_too_many_units_is_refused():
+    saved = save(np.full((16, 16, 3), 99, np.uint8), "AVIF")
+    picture = saved[saved.index(b"mdat") + 4 :]
+    padding = b"\x7a\0" * 65_536
+    padded = saved[: -len(picture)] + padding + picture
+    with pytest.raises(ImageError, match="65,536 units"):
+        avif.refuse_reduced(avif_of(padded, (0, len(padding + picture))))
+
+
 @pytest.mark.parametrize("planar", [1, 2])
 def test_deep_tiffs_take_more_memory_by_their_headers(planar):
-    deep = decoding_bytes(tiff(DEEP, 16, photometric=2, planar=planar))
-    assert deep > decoding_bytes(tiff(DEEP >> 8, 8, photometric=2, planar=planar))
+    deep = memory_to_decode(tiff(DEEP, 16, photometric=2, planar=planar))
+    assert deep > memory_to_decode(tiff(DEEP >> 8, 8, photometric=2, planar=planar))
     table = np.arange(48, dtype=np.uint32).reshape(16, 3) * 257
     indices = DEEP[..., :1] & 15
-    plain = decoding_bytes(tiff(indices, 4, photometric=3, colormap=table))
+    plain = memory_to_decode(tiff(indices, 4, photometric=3, colormap=table))
     table[1] += 7
-    assert decoding_bytes(tiff(indices, 4, photometric=3, colormap=table)) > plain
+    assert memory_to_decode(tiff(indices, 4, photometric=3, colormap=table)) > plain

@@ -463,6 +463,20 @@ def test_comments_between_the_digits_of_a_pnm():
         refused(broken)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize("length", [1, 70_000])
+def test_long_and_many_comments_of_a_pnm(length, end):
+    values = drawn(1, 16)
+    comment = b"#" + b" 7 #" * (length // 4) + end
+    digits = [b"%d" % value for value in values.ravel()]
+    head = b"P2 %d %d 65535\n" % (WIDTH, HEIGHT)
+    for between in (comment, b" " + comment, comment * 2 + b"\n", b" " + comment * 9 + b"\t"):
+        assert decoded(head + between.join(digits) + comment[:-1]) == shown(
+            grey(values.astype(np.uint16))
+        )
+
+
 @pytest.mark.parametrize("magic", [b"PyP", b"PyRGBA", b"P0CMYK", b"Pf"])
 def test_other_pnms_are_refused(magic):
     refused(magic + b" 2 2 255\n" + bytes(16), "not supported")

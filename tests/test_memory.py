@@ -135,7 +135,7 @@ for kind in sys.argv[1:]:
         squash(to_rgb8(image), 96)
         del image
         taken = status("VmHWM") - before
-    found[kind] = (taken, decode.decoding_bytes(data))
+    found[kind] = (taken, decode.memory_to_decode(data))
 print(json.dumps(found))
 """
 

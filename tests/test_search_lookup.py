@@ -565,3 +565,27 @@ def test_sources_are_whole_however_an_image_came_by_them(tmp_path: Path) -> None
             _, found, _ = only(store.lookup(images[i]))
             assert set(found) == names == set(store.sources(i + 1))
         assert store.check().problems == ()
+
+
+def test_a_pil_image_is_read_within_the_memory_of_its_store(masks: Path) -> None:
+    large = Image.new("RGB", (2000, 2000))
+    with (
+        Store.open(masks / "store", memory=128 << 20, read_only=True) as store,
+        pytest.raises(ImageError, match="raise memory="),
+    ):
+        store.lookup(large)
+    with Store.open(masks / "store", read_only=True) as store:
+        assert store.lookup(large).identical == ()
+
+
+def test_a_pil_image_that_cannot_be_read_is_an_image_error(masks: Path) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 5), 700, np.uint16)).save(file, "PNG")
+    closed = Image.open(file)
+    closed.close()
+    file.close()
+    with (
+        Store.open(masks / "store", read_only=True) as store,
+        pytest.raises(ImageError, match="a PIL image that cannot be read"),
+    ):
+        store.lookup(closed)

@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 
 from engine.images import fingerprint
-from engine.images.decode import decode, decoding_bytes
+from engine.images.decode import decode, memory_to_decode
 from engine.images.rgb_picture import squash, to_rgb8
 
 from ..harness import memory
@@ -30,7 +30,7 @@ def ask(small: str, large: str) -> dict[str, int]:
     before = memory.peak_resident()
     decoded = _whole(data) - before
     found = {"decoded": decoded, "whole": memory.peak_resident() - before}
-    return found | {"counted": decoding_bytes(data)}
+    return found | {"counted": memory_to_decode(data)}
 
 
 def _whole(data: bytes) -> int:

@@ -19,7 +19,6 @@ from engine.config import (
 from engine.errors import ImageError, UsageError
 from engine.images import canonical
 from engine.images.packed_bits import PackedBits
-from engine.images.pil_images import from_image
 from engine.index.operating_point import check_recall
 from engine.index.unit_vectors import normalized
 from engine.records import (
@@ -33,6 +32,7 @@ from engine.search.lookup import Lookup, check_k
 from engine.search.tiers import tier_names
 from engine.sources.in_memory import (
     Images,
+    decoded_image,
     unlike,
 )
 from engine.sources.items import Reject
@@ -100,7 +100,7 @@ class Lookups(OpenStore):
         elif isinstance(query, PackedBits):
             result = self._one(finder, Query("bits", None, Decoded(query.only(), "array")), within)
         elif isinstance(query, Image.Image):
-            found_ = Decoded(from_image(query), "image")
+            found_ = decoded_image(query, self._session.memory.decoding)
             result = self._one(finder, Query("image", None, found_), within)
         elif np.ndim(query) == 0:  # as None is to NumPy
             raise UsageError(

@@ -22,7 +22,7 @@ from PIL import Image
 
 from engine.errors import ImageError, SourceError
 from engine.images import canonical as px
-from engine.images.decode import decode, decoding_bytes
+from engine.images.decode import decode, memory_to_decode
 from engine.images.rgb_picture import to_rgb8
 from engine.sources.items import ArchiveItem, FileItem, Item, Member, Reject, Skipped, VectorItem
 from engine.sources.metadata import LABELS
@@ -172,7 +172,7 @@ def _raises(reason: str) -> Callable[[], Array]:
 
 
 def _decoded(data: bytes) -> Array:
-    if decoding_bytes(data) <= _LARGE:
+    if memory_to_decode(data) <= _LARGE:
         return shrunk(to_rgb8(decode(data, max_bytes=_MAX_DECODING).pixels))
     with _large:
         return shrunk(to_rgb8(decode(data, max_bytes=_MAX_DECODING).pixels))

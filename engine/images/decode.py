@@ -68,17 +68,22 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_bytes: int | None 
         raise ImageError(f"broken image: {reason_of(error)}") from None
 
 
-def decoding_bytes(data: bytes) -> int:
-    """Memory that decoding an image file takes, by its header; 0 if it has no readable one."""
+def memory_to_decode(data: bytes) -> int:
+    """Memory that decoding an image file takes, by its header; 0 if it has no readable one.
+
+    Raises ``MemoryError``.
+    """
     try:
         headers = header_cost(data)
         with open_file(data, head_only=True)[0] as image:
-            return _decoding_bytes(image, headers, len(data))
+            return _memory_of(image, headers, len(data))
+    except MemoryError:
+        raise
     except Exception:  # decode will say what is wrong
         return 0
 
 
-def _decoding_bytes(image: ImageFile.ImageFile, headers: HeaderCost, file_bytes: int) -> int:
+def _memory_of(image: ImageFile.ImageFile, headers: HeaderCost, file_bytes: int) -> int:
     one_byte = cost.PILLOW.get(image.mode, 4) < 4 or image.mode in ("I", "F")
     return cost.decoding_bytes(
         image.format or "",
@@ -101,12 +106,12 @@ def reason_of(error: Exception) -> str:
     return said or _SILENT.get(type(error), "its data contradict one another")
 
 
-def measured(data: bytes) -> tuple[int, int]:
+def size_of(data: bytes) -> tuple[int, int]:
     """Height and width of an image file as it lies, by its header; ``ImageError`` if it has none."""
     try:
         with open_file(data, head_only=True)[0] as image:
             return image.height, image.width
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's parsers raise whatever they trip over
         raise ImageError(f"broken image: {reason_of(error)}") from None
@@ -130,10 +135,7 @@ def _decode(
             raise ImageError(
                 f"too many pixels: {width} × {height} are over the limit of {max_pixels:,}"
             )
-        if (
-            max_bytes is not None
-            and (takes := _decoding_bytes(image, headers, len(data))) > max_bytes
-        ):
+        if max_bytes is not None and (takes := _memory_of(image, headers, len(data))) > max_bytes:
             raise ImageError(
                 f"{width} × {height} pixels take {takes >> 20:,} MiB to decode, over the limit of "
                 f"{max_bytes >> 20:,} MiB: raise memory=",

@@ -1,4 +1,4 @@
-"""Which files claim to be images: by their suffix, or by their first bytes."""
+"""Which files claim to be images, and of which format: by their suffix, or by their first bytes."""
 
 from __future__ import annotations
 
@@ -31,27 +31,42 @@ SUFFIXES = frozenset(
 )
 
 
+# The names are Pillow's. Of TIFF it also takes four bytes that no standard has.
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"MM*\0", "TIFF"),
+    (b"II\0*", "TIFF"),
+    (b"II+\0", "TIFF"),  # BigTIFF
+    (b"MM\0+", "TIFF"),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+)
+
+
+def format_of(head: bytes) -> str | None:
+    """The format that a file which begins with ``head`` (≥ 16 bytes) is signed as, as Pillow calls it.
+
+    None for a file that is not signed as an image of a known format.
+    """
+    for signature, name in _SIGNATURES:
+        if head.startswith(signature):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
+        return "AVIF"
+    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0":
+        return "BMP"
+    if head[:1] == b"P" and head[1:2].isdigit() and head[2:3].isspace() and head[3:4].isdigit():
+        return "PPM"
+    return None
+
+
 def looks_like_image(head: bytes) -> bool:
     """Whether a file that begins with ``head`` (≥ 16 bytes) is signed as an image of a known format."""
-    return (
-        head.startswith(
-            (
-                b"\x89PNG\r\n\x1a\n",
-                b"\xff\xd8\xff",
-                b"GIF87a",
-                b"GIF89a",
-                b"II*\x00",
-                b"MM\x00*",
-                b"II+\x00",  # BigTIFF
-                b"MM\x00+",
-                b"\x00\x00\x00\x0cjP  \r\n\x87\n",
-                b"\xff\x4f\xff\x51",
-            )
-        )
-        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"))
-        or (head[:2] == b"BM" and head[6:10] == b"\0\0\0\0")
-        or (
-            head[:1] == b"P" and head[1:2].isdigit() and head[2:3].isspace() and head[3:4].isdigit()
-        )
-    )
+    return format_of(head) is not None

@@ -11,9 +11,14 @@ _TAG = 0x0112
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation (1 to 8) of an image whose pixels are loaded; 1 where it is none."""
+    """The EXIF orientation (1 to 8) of an image whose pixels are loaded; 1 where it is none.
+
+    Raises ``MemoryError``.
+    """
     try:
         return int(image.getexif().get(_TAG, 1))
+    except MemoryError:  # the image would be taken for another one, for good
+        raise
     except Exception:  # a broken EXIF block does not make the pixels unreadable
         return 1
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 
 from engine.errors import ImageError, UsageError
 from engine.images.canonical import from_samples
-from engine.images.decode import decode
+from engine.images.decode import decode, reason_of
 from engine.images.formats.dispatch import is_deep
 from engine.images.formats.opening import FORMATS
 from engine.images.formats.samples import grey_to_rgb, keyed, to_rgb
@@ -33,6 +33,18 @@ def from_image(image: Image.Image, *, max_bytes: int | None = None) -> Pixels:
 
     Raises ``UsageError`` for a mode that is not supported, ``ImageError`` if it cannot be read.
     """
+    try:
+        return _pixels_of(image, max_bytes)
+    except (ImageError, UsageError):
+        raise
+    except MemoryError:
+        raise ImageError("not enough memory to read it", retryable=True) from None
+    # An opened file is decoded only now: Pillow raises whatever its parsing trips over.
+    except Exception as error:
+        raise ImageError(f"a PIL image that cannot be read: {reason_of(error)}") from None
+
+
+def _pixels_of(image: Image.Image, max_bytes: int | None) -> Pixels:
     data = _unread_file(image, FORMATS)
     if data is not None:
         return decode(data, max_bytes=max_bytes).pixels
@@ -56,10 +68,7 @@ def from_image(image: Image.Image, *, max_bytes: int | None = None) -> Pixels:
             "a 16-bit picture that Pillow would reduce to 8 bits: give the file or an array"
         )
     else:
-        try:
-            array = to_rgb(image)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ImageError(f"a PIL image that cannot be read: {error}") from None
+        array = to_rgb(image)
     if _is_opened(image):
         array = oriented(array, orientation_of(image))
     return from_samples(array, _frames_of(image), bits=array.dtype != np.uint16)
@@ -89,6 +98,8 @@ def _unread_file(image: Image.Image, formats: Collection[str]) -> bytes | None:
                 same = same and not getattr(image, "_reduce", 0)
         finally:
             file.seek(at)
+    except MemoryError:
+        raise
     except Exception:  # what cannot be read twice is read as an image, which will say what is wrong
         return None
     return data if same else None
@@ -106,9 +117,8 @@ def _frames_of(image: Image.Image) -> int:
 
 def _counted(image: ImageFile.ImageFile) -> int:
     counted: Any = getattr(image, "_n_frames", None)
-    if counted is None and hasattr(
-        type(image), "n_frames"
-    ):  # counting would seek, and lose changes
+    # Counting would seek, and lose changes.
+    if counted is None and hasattr(type(image), "n_frames"):
         file = getattr(image, "_fp", None) or image.fp
         if file is None or not hasattr(file, "seek") or getattr(file, "closed", True):
             return 1  # of a still image: the file of an animation stays open

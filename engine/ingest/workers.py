@@ -75,7 +75,7 @@ class Preparing:
             known = self._store.snapshot.ids_of_files([file_hash])[0]
             if known is not None:
                 return ReadItem(item, file_hash, known)
-            with self._decoding.hold(min(decode.decoding_bytes(data), self._max_decoding)):
+            with self._decoding.hold(min(decode.memory_to_decode(data), self._max_decoding)):
                 prepared = prepare(data, file_hash, self._settings())
         return ReadItem(item, file_hash, None, prepared)
 

@@ -99,7 +99,7 @@ def member(name: object, image: object, metadata: object, max_bytes: int) -> Mem
     if isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)
         return Member(called, _stamp_of(data, said), len(data), data, said)
-    decoded = _decoded(image, max_bytes)
+    decoded = decoded_image(image, max_bytes)
     canonical = decoded.pixels.canonical
     return Member(called, _stamp_of(canonical, said), len(canonical), b"", said, decoded)
 
@@ -151,7 +151,11 @@ def is_image(source: object) -> bool:
     return isinstance(source, bytes | bytearray | memoryview | Image.Image)
 
 
-def _decoded(image: object, max_bytes: int) -> Decoded:
+def decoded_image(image: object, max_bytes: int) -> Decoded:
+    """A PIL image, an array or ``PackedBits`` of one image, in at most ``max_bytes`` of memory.
+
+    Raises ``UsageError`` for anything else, ``ImageError`` for an image that cannot be read.
+    """
     if isinstance(image, PackedBits):
         return Decoded(image.only(), "array")
     if isinstance(image, np.ndarray):
@@ -163,16 +167,7 @@ def _decoded(image: object, max_bytes: int) -> Decoded:
     width, height = image.size
     if width * height * _PIXEL_BYTES > max_bytes:
         raise ImageError(f"{width} × {height} pixels are too many: raise memory=", retryable=True)
-    try:
-        return Decoded(from_image(image, max_bytes=max_bytes), "image")
-    except (ImageError, UsageError):
-        raise
-    except MemoryError:
-        raise ImageError("not enough memory to read it", retryable=True) from None
-    # An opened file is decoded only now: Pillow raises whatever its parsing trips over.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"a PIL image that cannot be read: {reason}") from None
+    return Decoded(from_image(image, max_bytes=max_bytes), "image")
 
 
 def _checked_name(name: object) -> bytes:

@@ -239,8 +239,8 @@ class PictureDecoder:
     def _decoded(self, picture: PictureName, name: bytes, data: bytes) -> _Result:
         try:
             if self._side is None:
-                return _Loaded(picture, len(data), decode.measured(data))
-            with self._gate.hold(decode.decoding_bytes(data)):
+                return _Loaded(picture, len(data), decode.size_of(data))
+            with self._gate.hold(decode.memory_to_decode(data)):
                 found = decode.decode(data, max_bytes=self._memory.decoding).pixels
                 return self._shrunk(picture, len(data), to_rgb8(found))
         except ImageError as error:

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-_SEQUENCE_HEADER = 1
-_MAX_UNITS = 65536
-# A temporal delimiter, or the box in which a picture or its configuration lies; then the first byte of a
-# sequence header that has a length.
-_ANYWHERE = re.compile(rb"(?:\x12\x00|av1C.{4}|mdat)\x0a(?=.{4})", re.DOTALL)
-_MAX_SEQUENCES = 4096
-_HEADER_BYTES = 80  # that are looked at of a sequence header that is found so
+SEQUENCE_HEADER = 1
 
 
 class SequenceHeader:
@@ -56,39 +49,17 @@ class SequenceHeader:
         return 12 if self._profile == 2 and bits.take(1) else 10
 
 
-def sequence_headers(view: memoryview) -> Iterator[SequenceHeader]:
-    """Each sequence header of a bitstream; ``ValueError`` or ``IndexError`` if there is none."""
-    at, found = 0, False
-    for _ in range(_MAX_UNITS):
-        if at >= len(view):
-            break
+def units(view: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The type and content of each unit of a bitstream; ``IndexError`` where it breaks off."""
+    at = 0
+    while at < len(view):
         header = view[at]
         at += 2 if header & 4 else 1
         size = len(view) - at
         if header & 2:
             size, at = _leb128(view, at)
-        if header >> 3 & 15 == _SEQUENCE_HEADER:
-            found = True
-            yield SequenceHeader(view[at : at + size])
+        yield header >> 3 & 15, view[at : at + size]
         at += size
-    if not found or at < len(view):
-        raise ValueError
-
-
-def sequence_headers_anywhere(data: bytes) -> Iterator[SequenceHeader]:
-    """Each sequence header in a file, whatever its container says of where its pictures lie."""
-    view = memoryview(data)
-    for count, found in enumerate(_ANYWHERE.finditer(data)):
-        if count >= _MAX_SEQUENCES:
-            return
-        header = view[found.end() : found.end() + _HEADER_BYTES]
-        at = 0  # of the last byte of its length
-        while at < len(header) and header[at] & 0x80:
-            at += 1
-        try:
-            yield SequenceHeader(header[at + 1 :])
-        except (IndexError, ValueError):
-            continue
 
 
 def configured_depth(configuration: memoryview) -> int:

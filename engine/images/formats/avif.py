@@ -3,13 +3,14 @@
 Neither can be taken from the container alone. Pillow gives 8 bits a channel whatever the file has; what
 a file says of its depth (``av1C``) and what its bitstream has (the sequence header) may differ, so both
 are looked at, of the items and tracks that the decoder reads and nowhere else. And a file of 1 KB may
-claim 64 × 64 and hold a picture of 8,000 × 8,000, which is decoded before the two are compared; so sizes
-are looked for in every sequence header that follows a temporal delimiter or begins a box.
+claim 64 × 64 and hold a picture of 8,000 × 8,000, which is decoded before the two are compared. So the
+sizes that count are those of the same sequence headers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from engine.errors import ImageError
 from engine.images.formats import av1
@@ -19,26 +20,51 @@ from engine.images.formats.cost import HeaderCost
 from engine.images.formats.samples import unsupported
 
 _PIXEL_BYTES = 4  # planes without subsampling, and alpha
+_MAX_UNITS = 65536
+"""The most units of all bitstreams of a file together; a picture or a tile of it has about four."""
+
+
+class _Picture(NamedTuple):
+    """One item or track, of which the decoder reads the first picture."""
+
+    bitstream: memoryview
+    depths: tuple[int, ...]  # as configured
+    size: tuple[int, int] | None  # across and down, as the container says; None if it may be larger
+    copied: int = 0  # bytes that lie in pieces, and are put together to be decoded
 
 
 def header_cost(data: bytes) -> HeaderCost:
-    """What the largest coded picture takes."""
-    sizes = (found.size for found in av1.sequence_headers_anywhere(data))
-    largest = max((width * height for width, height in sizes), default=0)
-    return HeaderCost(decoder=_PIXEL_BYTES * largest)
-
-
-def refuse_deep(data: bytes) -> None:
-    """Raise ``ImageError`` for an AVIF with more than 8 bits a channel, or none that can be made out."""
-    view = memoryview(data)
+    """What the largest coded picture takes, and what is copied to decode it."""
+    largest = copied = 0
     try:
-        found = list(_depths(view))
+        for picture, headers in _coded(memoryview(data)):
+            copied += picture.copied
+            for header in headers:
+                width, height = header.size
+                largest = max(largest, width * height)
+    except (ImageError, IndexError, ValueError):
+        pass  # refuse_reduced will say what is wrong
+    return HeaderCost(parsing=copied, decoder=_PIXEL_BYTES * largest)
+
+
+def refuse_reduced(data: bytes) -> None:
+    """Raise ``ImageError`` for an AVIF whose samples would be reduced, or none that can be made out.
+
+    The decoder gives 8 bits a channel, and scales a picture to the size that its container says.
+    """
+    depths: list[int] = []
+    try:
+        for picture, headers in _coded(memoryview(data)):
+            depths += picture.depths
+            for header in headers:
+                depths.append(header.depth())
+                _refuse_larger(header.size, picture.size)
     except (IndexError, ValueError):
         raise ImageError("broken image: the structure of an AVIF file does not fit") from None
-    if not found:
+    if not depths:
         raise ImageError("broken image: an AVIF file whose depth cannot be made out")
-    if max(found) > 8:
-        raise unsupported(f"AVIF with {max(found)} bits a channel")
+    if max(depths) > 8:
+        raise unsupported(f"AVIF with {max(depths)} bits a channel")
 
 
 def without_exif(data: bytes) -> bytes | None:
@@ -46,47 +72,93 @@ def without_exif(data: bytes) -> bytes | None:
 
     The decoder refuses a file for EXIF that is broken. How the picture is turned says the container.
     """
+    changed, found = bytearray(data), False
     try:
-        meta = first(memoryview(data), b"meta")
-        infos = descriptions(meta[4:]) if meta is not None else ()
-        found = [bytes(info) for info in infos if kind_of(info) == b"Exif"]
+        meta = first(memoryview(changed), b"meta")
+        for info in descriptions(meta[4:]) if meta is not None else ():
+            kind = kind_of(info)
+            if bytes(kind) == b"Exif":
+                kind[:] = b"free"
+                found = True
     except (ImageError, IndexError, ValueError):
         return None
-    changed = data
-    for entry in found:
-        changed = changed.replace(entry, entry.replace(b"Exif", b"free", 1), 1)
-    return changed if found else None
+    return bytes(changed) if found else None
 
 
-def _depths(view: memoryview) -> Iterator[int]:
+def _refuse_larger(coded: tuple[int, int], said: tuple[int, int] | None) -> None:
+    if said is not None and (coded[0] > said[0] or coded[1] > said[1]):
+        raise ImageError(
+            f"broken image: an AVIF file says {said[0]} × {said[1]} pixels, and holds "
+            f"{coded[0]} × {coded[1]}"
+        )
+
+
+def _coded(view: memoryview) -> Iterator[tuple[_Picture, list[av1.SequenceHeader]]]:
+    """Each picture that the decoder reads, and its sequence headers.
+
+    Raises ``ImageError``, ``IndexError`` or ``ValueError`` for what does not fit together.
+    """
+    left = _MAX_UNITS
+    for picture in _pictures(view):
+        headers = []
+        for kind, content in av1.units(picture.bitstream):
+            left -= 1
+            if left < 0:
+                raise ImageError(f"broken image: an AVIF file of more than {_MAX_UNITS:,} units")
+            if kind == av1.SEQUENCE_HEADER:
+                headers.append(av1.SequenceHeader(content))
+        if not headers:
+            raise ValueError
+        yield picture, headers
+
+
+def _pictures(view: memoryview) -> Iterator[_Picture]:
     meta = first(view, b"meta")
     if meta is not None:
-        yield from _item_depths(view, meta[4:])
+        yield from _of_items(view, meta[4:])
     movie = first(view, b"moov")
     if movie is not None:
         for name, track in boxes(movie):
-            if name == b"trak":
-                yield from _track_depths(view, track)
+            if name == b"trak" and (picture := _of_track(view, track)) is not None:
+                yield picture
 
 
-def _item_depths(view: memoryview, meta: memoryview) -> Iterator[int]:
+def _of_items(view: memoryview, meta: memoryview) -> Iterator[_Picture]:
     main = primary_of(meta)
     if main is None:
         return
     found = items_of(meta)
-    properties = first(meta, b"iprp", b"ipco")
-    configurations = list(boxes(properties)) if properties is not None else []
+    content = first(meta, b"iprp", b"ipco")
+    properties = list(boxes(content)) if content is not None else []
     inside = first(meta, b"idat")
+    copied = 0
     for item in found.read_for(main):
         if item.kind != b"av01":
             continue
-        for index in item.properties:
-            if 0 < index <= len(configurations) and configurations[index - 1][0] == b"av1C":
-                yield av1.configured_depth(configurations[index - 1][1])
-        yield from _bitstream_depths(_bytes_of(item, view, inside))
+        has = [properties[index - 1] for index in item.properties if 0 < index <= len(properties)]
+        parts = _parts_of(item, view, inside)
+        length = sum(map(len, parts)) if len(parts) > 1 else 0
+        copied += length
+        if copied > len(view):  # pieces that lie over one another
+            raise ValueError
+        yield _Picture(
+            parts[0] if len(parts) == 1 else memoryview(b"".join(parts)),
+            tuple(av1.configured_depth(content) for name, content in has if name == b"av1C"),
+            _size_of(has),
+            length,
+        )
 
 
-def _bytes_of(item: AvifItem, view: memoryview, inside: memoryview | None) -> memoryview:
+def _size_of(properties: list[tuple[bytes, memoryview]]) -> tuple[int, int] | None:
+    """The size an item is said to have; None if it is one of several layers, which differ in size."""
+    names = [name for name, _ in properties]
+    if b"ispe" not in names or b"lsel" in names or b"a1op" in names:
+        return None
+    content = properties[names.index(b"ispe")][1]
+    return number(content, 4, 4), number(content, 8, 4)
+
+
+def _parts_of(item: AvifItem, view: memoryview, inside: memoryview | None) -> list[memoryview]:
     """The bytes of an item, out of the file or what lies ``inside`` its ``meta`` box."""
     parts = []
     for within, offset, length in item.extents:
@@ -95,34 +167,35 @@ def _bytes_of(item: AvifItem, view: memoryview, inside: memoryview | None) -> me
             raise ValueError
         end = offset + length if length else len(source)
         parts.append(source[offset:end])
-    return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+    return parts
 
 
-def _track_depths(view: memoryview, track: memoryview) -> Iterator[int]:
+def _of_track(view: memoryview, track: memoryview) -> _Picture | None:
+    """The first picture of a track; None if it is one of sound, say."""
     table = first(track, b"mdia", b"minf", b"stbl")
     if table is None:
-        return
+        return None
     described = first(table, b"stsd")
     if described is None:
-        return
-    found = False
-    for name, entry in boxes(described[8:]):
-        if name == b"av01":
-            found = True
-            for inner, content in boxes(entry[78:]):
-                if inner == b"av1C":
-                    yield av1.configured_depth(content)
-    if not found:
-        return  # of sound, say
+        return None
+    entries = [entry for name, entry in boxes(described[8:]) if name == b"av01"]
+    if not entries:
+        return None
+    depths = tuple(
+        av1.configured_depth(content)
+        for entry in entries
+        for name, content in boxes(entry[78:])
+        if name == b"av1C"
+    )
     sizes, places, wide = first(table, b"stsz"), first(table, b"stco"), 4
     if places is None:
         places, wide = first(table, b"co64"), 8
-    if sizes is None or places is None:
+    head = first(track, b"tkhd")
+    if sizes is None or places is None or head is None:
         raise ValueError
-    size = number(sizes, 4, 4) or number(sizes, 12, 4)
+    length = number(sizes, 4, 4) or number(sizes, 12, 4)
     offset = number(places, 8, wide)
-    yield from _bitstream_depths(view[offset : offset + size])
-
-
-def _bitstream_depths(view: memoryview) -> Iterator[int]:
-    return (header.depth() for header in av1.sequence_headers(view))
+    # At the end of the header, at 16 bits behind the point.
+    at = 76 if head[0] == 0 else 88
+    size = number(head, at, 4) >> 16, number(head, at + 4, 4) >> 16
+    return _Picture(view[offset : offset + length], depths, size)

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from engine.errors import ImageError
 from engine.images.formats.boxes import boxes, first, number
 
 _MAX_ITEMS = 4096
+# Of all items together. Either may be declared in less than a byte, and takes a hundred.
+_MAX_EXTENTS = 10_000
+_MAX_LINKS = 1 << 16  # properties of items, and references from one to another
 
 
 @dataclass(slots=True)
@@ -29,11 +33,14 @@ class AvifItems(NamedTuple):
 
     def read_for(self, main: int) -> Iterator[AvifItem]:
         """The items that a decoder reads for ``main``: with its alpha, and the tiles of both."""
-        wanted = [main, *self.alphas.get(main, [])]
-        wanted += [part for each in wanted for part in self.items.get(each, AvifItem()).parts]
+        nothing = AvifItem()
+        wanted = dict.fromkeys([main, *self.alphas.get(main, [])])
+        for each in list(wanted):
+            wanted |= dict.fromkeys(self.items.get(each, nothing).parts)
         # The alpha of a grid may be given tile by tile.
-        wanted += [alpha for each in wanted[1:] for alpha in self.alphas.get(each, [])]
-        return (self.items.get(each, AvifItem()) for each in dict.fromkeys(wanted))
+        for each in list(wanted):
+            wanted |= dict.fromkeys(self.alphas.get(each, []))
+        return (self.items.get(each, nothing) for each in wanted)
 
 
 def descriptions(meta: memoryview) -> Iterator[memoryview]:
@@ -45,10 +52,10 @@ def descriptions(meta: memoryview) -> Iterator[memoryview]:
                 yield info
 
 
-def kind_of(info: memoryview) -> bytes:
-    """The four letters for the kind of an item, by its description."""
+def kind_of(info: memoryview) -> memoryview:
+    """The four letters for the kind of an item, where they lie in its description."""
     at = 8 if info[0] == 2 else 10
-    return bytes(info[at : at + 4])
+    return info[at : at + 4]
 
 
 def primary_of(meta: memoryview) -> int | None:
@@ -63,19 +70,23 @@ def items_of(meta: memoryview) -> AvifItems:
     for info in descriptions(meta):
         if info[0] >= 2:
             wide = 2 if info[0] == 2 else 4
-            items.setdefault(number(info, 4, wide), AvifItem()).kind = kind_of(info)
+            items.setdefault(number(info, 4, wide), AvifItem()).kind = bytes(kind_of(info))
     _locate(first(meta, b"iloc"), items)
+    links = 0
     associations = first(meta, b"iprp")
     if associations is not None:
         for name, content in boxes(associations):
             if name == b"ipma":
-                _associate(content, items)
+                links += _associate(content, items)
+                _refuse_many(links)
     alphas: dict[int, list[int]] = {}
     references = first(meta, b"iref")
     if references is not None:
         wide = 2 if references[0] == 0 else 4
         for name, content in boxes(references[4:]):
             source, count = number(content, 0, wide), number(content, wide, 2)
+            links += count
+            _refuse_many(links)
             targets = [number(content, wide + 2 + wide * i, wide) for i in range(count)]
             if name == b"dimg":
                 items.setdefault(source, AvifItem()).parts += targets
@@ -92,7 +103,7 @@ def _locate(content: memoryview | None, items: dict[int, AvifItem]) -> None:
     offset_size, length_size = content[4] >> 4, content[4] & 15
     base_size, index_size = content[5] >> 4, content[5] & 15 if version in (1, 2) else 0
     wide = 2 if version < 2 else 4
-    count, at = number(content, 6, wide), 6 + wide
+    count, at, left = number(content, 6, wide), 6 + wide, _MAX_EXTENTS
     for _ in range(min(count, _MAX_ITEMS)):
         item, at = items.setdefault(number(content, at, wide), AvifItem()), at + wide
         within = False
@@ -101,6 +112,9 @@ def _locate(content: memoryview | None, items: dict[int, AvifItem]) -> None:
         at += 2  # data reference
         base, at = number(content, at, base_size), at + base_size
         extents, at = number(content, at, 2), at + 2
+        left -= extents
+        if left < 0:
+            raise ImageError(f"broken image: an AVIF file in more than {_MAX_EXTENTS:,} pieces")
         for _ in range(extents):
             at += index_size
             offset, at = number(content, at, offset_size), at + offset_size
@@ -108,12 +122,21 @@ def _locate(content: memoryview | None, items: dict[int, AvifItem]) -> None:
             item.extents.append((within, base + offset, length))
 
 
-def _associate(content: memoryview, items: dict[int, AvifItem]) -> None:
+def _refuse_many(links: int) -> None:
+    if links > _MAX_LINKS:
+        raise ImageError("broken image: too many properties or references in an AVIF file")
+
+
+def _associate(content: memoryview, items: dict[int, AvifItem]) -> int:
+    """Gives items their properties; how many that are."""
     wide, large = (2 if content[0] < 1 else 4), content[3] & 1
-    count, at = number(content, 4, 4), 8
+    count, at, given = number(content, 4, 4), 8, 0
     for _ in range(min(count, _MAX_ITEMS)):
         item, at = items.setdefault(number(content, at, wide), AvifItem()), at + wide
         properties, at = content[at], at + 1
+        given += properties
+        _refuse_many(given)
         for _ in range(properties):
             value, at = number(content, at, 1 + large), at + 1 + large
             item.properties.append(value & (0x7FFF if large else 0x7F))
+    return given

@@ -24,9 +24,15 @@ class Box(NamedTuple):
 
 
 def walk(view: memoryview) -> Iterator[Box]:
-    """Each box that begins directly in ``view``; one that does not fit is the last."""
-    at = 0
+    """Each box that begins directly in ``view``; one that does not fit is the last.
+
+    Raises ``ImageError`` for too many.
+    """
+    at = count = 0
     while at + 8 <= len(view):
+        count += 1
+        if count > _MAX_BOXES:
+            raise ImageError("broken image: too many boxes")
         size = int.from_bytes(view[at : at + 4], "big")
         name = bytes(view[at + 4 : at + 8])
         head = 8
@@ -43,14 +49,12 @@ def walk(view: memoryview) -> Iterator[Box]:
 def boxes(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """The name and content of each box that lies directly in ``view``.
 
-    Raises ``ImageError`` for one that does not end within it.
+    Raises ``ImageError`` for one that does not end within it, and for too many.
     """
-    for number, box in enumerate(walk(view), 1):
+    for box in walk(view):
         if not box.fits(view):
             raise ImageError(f"broken image: a box {box.name!r} of {box.size:,} bytes does not fit")
         yield box.name, view[box.start : box.end]
-        if number >= _MAX_BOXES:
-            raise ImageError("broken image: too many boxes")
 
 
 def first(view: memoryview, *path: bytes) -> memoryview | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from engine.errors import ImageError
+from engine.images.file_types import format_of
 from engine.images.formats import (
     avif,
     bmp,
@@ -28,18 +29,13 @@ from engine.images.formats.samples import (
     to_rgb,
 )
 
-_COST_BY_SIGNATURE = (
-    (b"\xff\xd8\xff", jpeg.header_cost),
-    (b"GIF8", gif.header_cost),
-    (b"II*\0", tiff_directories.header_cost),
-    (b"MM\0*", tiff_directories.header_cost),
-    (b"MM*\0", tiff_directories.header_cost),
-    (b"II\0*", tiff_directories.header_cost),
-    (b"II+\0", tiff_directories.header_cost),
-    (b"MM\0+", tiff_directories.header_cost),
-    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", jpeg2000.header_cost),
-    (b"\xff\x4f\xff\x51", jpeg2000.header_cost),
-)
+_HEADER_COST = {
+    "PNG": png.header_cost,
+    "JPEG": jpeg.header_cost,
+    "GIF": gif.header_cost,
+    "TIFF": tiff_directories.header_cost,
+    "JPEG2000": jpeg2000.header_cost,
+}
 
 
 def header_cost(data: bytes) -> HeaderCost:
@@ -47,9 +43,10 @@ def header_cost(data: bytes) -> HeaderCost:
 
     Raises ``ImageError`` for a file that would take out of all proportion long to open or to decode.
     """
-    for signature, read in _COST_BY_SIGNATURE:
-        if data.startswith(signature):
-            return read(data)
+    read = _HEADER_COST.get(format_of(data[:32]) or "")
+    if read is not None:
+        return read(data)
+    # Files that are signed as other than AVIF may be opened as such.
     return avif.header_cost(data) if data[4:8] == b"ftyp" else HeaderCost()
 
 
@@ -80,7 +77,7 @@ def samples(
         case "JPEG2000":
             return jpeg2000.read(data, image)
         case "AVIF":
-            avif.refuse_deep(data)
+            avif.refuse_reduced(data)
             return to_rgb(image)
         case _:
             return indexed_to_rgb(image)
@@ -111,6 +108,8 @@ def why_unknown(data: bytes, formats: Sequence[str]) -> ImageError | None:
             continue
         try:
             factory(io.BytesIO(data), "")
+        except MemoryError:
+            return ImageError("not enough memory to decode it", retryable=True)
         except Exception as error:  # whatever Pillow's parsing trips over
             reason = " ".join(str(error).split()) or "no reason given"
             known = tiff.refusal(data, reason) if name == "TIFF" else None

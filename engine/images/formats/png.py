@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ImageFile
 
 from engine.errors import ImageError
+from engine.images.formats.cost import HeaderCost
 from engine.images.formats.joined_file import JoinedFile
 from engine.images.formats.samples import (
     Samples,
@@ -30,13 +31,28 @@ from engine.images.formats.samples import (
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IMAGE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _ONCE = (b"IHDR", b"PLTE", b"tRNS")
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 # These may hold an orientation; Pillow looks for it in them.
 _ORIENTATION_KEYS = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif", b"xmp")
 _MAX_METADATA = 1 << 20  # bytes of text that is looked at for an orientation, inflated
 _MAX_TEXTS = 8  # that are looked at
+_MAX_KEY = 80  # bytes of a text's name, with its end
 _MAX_EXIF = 1 << 24
 _MAX_FRAMES = 1 << 31
-_MAX_CHUNKS = 1_000_000  # the largest pictures, in chunks of 4 KiB, have a tenth of it
+_MAX_CHUNKS = 300_000  # a picture of 1 GiB, in chunks of 4 KiB, has fewer
+_CHUNK_BYTES = 125  # of memory, if every other one is left out
+
+
+def header_cost(data: bytes) -> HeaderCost:
+    """What going through the chunks of a PNG takes at most; ``ImageError`` if there are too many."""
+    chunks, at = 0, len(SIGNATURE)
+    while at + 12 <= len(data):
+        chunks += 1
+        _refuse_many(chunks)
+        if data[at + 4 : at + 8] == b"IEND":
+            break
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return HeaderCost(parsing=chunks * _CHUNK_BYTES)
 
 
 def pixels_only(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int]:
@@ -55,8 +71,7 @@ def pixels_only(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int
     chunks = 0
     while at + 12 <= len(view):
         chunks += 1
-        if chunks > _MAX_CHUNKS:
-            raise ImageError(f"broken image: a PNG of more than {_MAX_CHUNKS:,} chunks")
+        _refuse_many(chunks)
         length = int.from_bytes(view[at : at + 4], "big")
         name = bytes(view[at + 4 : at + 8])
         end = at + 12 + length
@@ -95,11 +110,15 @@ def pixels_only(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int
             default_image = False  # the still image is the first frame
         elif name == b"eXIf" and length <= _MAX_EXIF:
             kept = _is_whole(view, at, end)
-        elif name in (b"tEXt", b"zTXt", b"iTXt"):
-            kept = texts < _MAX_TEXTS and _may_turn(name, body) and _is_whole(view, at, end)
-            texts += kept
+        elif name in _TEXTS and texts < _MAX_TEXTS and _may_turn(body):
+            # One that is too long counts too: finding that out takes as long as reading it.
+            texts += 1
+            kept = _is_whole(view, at, end) and _is_short(name, body)
         if not kept or keep is not None:
-            parts += [view[start:at], *([keep] if keep is not None else [])]
+            if at > start:
+                parts.append(view[start:at])
+            if keep is not None:
+                parts.append(keep)
             start = end
         at = end
         if name == b"IEND":
@@ -135,6 +154,11 @@ def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> Samples:
     return deep if transparent is None else keyed(deep, transparent)
 
 
+def _refuse_many(chunks: int) -> None:
+    if chunks > _MAX_CHUNKS:
+        raise ImageError(f"broken image: a PNG of more than {_MAX_CHUNKS:,} chunks")
+
+
 def _is_whole(view: memoryview, at: int, end: int) -> bool:
     return zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(view[end - 4 : end], "big")
 
@@ -154,11 +178,15 @@ def _transparent(body: memoryview, depth: int) -> bytes:
     return b"".join(value.to_bytes(2, "big") for value in values)
 
 
-def _may_turn(name: bytes, body: memoryview) -> bool:
-    """Whether a text is of the kind that may hold an orientation, and short enough to be read."""
-    key, zero, rest = bytes(body[: _MAX_METADATA + 1]).partition(b"\0")
-    if not zero or key not in _ORIENTATION_KEYS or len(body) > _MAX_METADATA:
-        return False
+def _may_turn(body: memoryview) -> bool:
+    """Whether a text is of the kind that may hold an orientation."""
+    key, zero, _ = bytes(body[:_MAX_KEY]).partition(b"\0")
+    return bool(zero) and key in _ORIENTATION_KEYS and len(body) <= _MAX_METADATA
+
+
+def _is_short(name: bytes, body: memoryview) -> bool:
+    """Whether a text that may hold an orientation is short enough to be read, inflated."""
+    rest = bytes(body).partition(b"\0")[2]
     if name == b"iTXt":
         if rest[:2] != b"\x01\0":
             return rest[:1] == b"\0"

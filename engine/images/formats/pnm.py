@@ -5,6 +5,8 @@ Pillow gives colour of 16 bits at 8 bits only, and takes what is above the highe
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from PIL import ImageFile
 
@@ -12,6 +14,9 @@ from engine.errors import ImageError
 from engine.images.formats.samples import Samples, grey_to_rgb, scaled, to_rgb, unsupported
 
 _WHITESPACE = b" \t\n\v\f\r"
+_END_OF_LINE = re.compile(rb"[\r\n]")
+_COMMENT = re.compile(rb"#[^\r\n]*")
+_PIECE = 1 << 16  # bytes of digits that are looked at at a time
 
 
 def read(data: bytes, image: ImageFile.ImageFile) -> Samples:
@@ -56,20 +61,14 @@ def _plain(data: bytes, offset: int, count: int) -> np.ndarray[tuple[int], np.dt
     while done < count:
         if at >= len(data):
             raise ImageError("broken image: the file was cut short")
-        stop = min(at + (1 << 16), len(data))
-        piece = data[at:stop]
-        comment = piece.find(b"#")
-        if comment == 0:
-            at = _end_of_line(data, at)
+        if data[at] == ord("#"):
+            line = _END_OF_LINE.search(data, at)
+            at = line.end() if line is not None else len(data)
             continue
-        if comment > 0:
-            stop = at + comment
-        elif stop < len(data):  # not within a number
-            last = max(piece.rfind(bytes([each])) for each in _WHITESPACE)
-            if last < 0:
-                raise ImageError("broken image: a number that does not end")
-            stop = at + last + 1
-        words = data[at:stop].split()[: count - done]
+        stop = min(at + _PIECE, len(data))
+        if stop < len(data):
+            stop = _end_of_piece(data, at, stop)
+        words = _COMMENT.sub(b" ", data[at:stop]).split()[: count - done]
         if any(len(word) > 10 or not word.isdigit() for word in words):
             raise ImageError("broken image: not a number where a sample should be")
         numbers = np.array(words, dtype="S10").astype(np.int64) if words else np.empty(0, np.int64)
@@ -81,6 +80,13 @@ def _plain(data: bytes, offset: int, count: int) -> np.ndarray[tuple[int], np.dt
     return values
 
 
-def _end_of_line(data: bytes, at: int) -> int:
-    ends = [found for found in (data.find(b"\n", at), data.find(b"\r", at)) if found >= 0]
-    return min(ends, default=len(data) - 1) + 1
+def _end_of_piece(data: bytes, at: int, stop: int) -> int:
+    """Where a piece up to ``stop`` may end, so that no number and no comment is cut."""
+    line = max(data.rfind(each, at, stop) for each in (b"\n", b"\r"))
+    comment = data.find(b"#", max(line, at), stop)
+    if comment >= 0:
+        return comment
+    last = max(data.rfind(bytes([each]), at, stop) for each in _WHITESPACE)
+    if last < 0:
+        raise ImageError("broken image: a number that does not end")
+    return last + 1

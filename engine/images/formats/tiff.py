@@ -73,9 +73,8 @@ def prepare(image: ImageFile.ImageFile) -> None:
         raise unsupported(f"a TIFF of {_PHOTOMETRICS[photometric]} samples")
     if tags.get(PLANAR, 1) == SEPARATE_PLANES:
         if len(_bits(tags)) == 1:
-            tags[PLANAR] = (
-                1  # the same with one sample; Pillow would take a part of the layout's name
-            )
+            # The same with one sample; Pillow would take a part of the layout's name.
+            tags[PLANAR] = 1
             image._setup()
         else:
             _prepare_planes(image)
