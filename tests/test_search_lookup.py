@@ -2,6 +2,7 @@
 
 import io
 import os
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from engine import EncoderError, ImageError, PackedBits, Store, StoreDamagedErro
 from engine.config import Limits
 from engine.images import canonical, hashing
 from engine.records import LookupResult
-from engine.storage.extents import HEADER_BYTES
+from engine.storage.extents import HEADER_BYTES, PIXELS
 
 
 def encoded(array: np.ndarray, container: str) -> bytes:
@@ -137,6 +138,49 @@ def test_a_damaged_image_among_others_of_its_key_is_still_told_apart(
             assert id_ == i + 1
             assert verified == ("digest" if id_ == 3 else "bytes")
         assert store.lookup(mask(50)).identical == ()
+
+
+def test_no_memory_is_taken_for_kept_pixels_of_another_length(tmp_path: Path) -> None:
+    """A row may say that they are as long as a file with a hole in it."""
+    where = tmp_path / "store"
+    images = np.stack([mask(0), mask(1)])
+    with Store.open(where, create=True, encoder="none") as store:
+        store.ingest(images, name="some")
+        snapshot = store.session.snapshot
+        key = snapshot.record(1).key
+        (row,) = snapshot.image_of(key)
+        assert row.place is not None
+        claimed = row._replace(place=row.place._replace(length=64 << 20))
+        store.session.writer.put_rows([snapshot.tables.images.put(key, claimed)])
+    os.truncate(PIXELS.path(where, 1), 65 << 20)
+    near_query = mask(0) ^ (np.arange(mask(0).size).reshape(mask(0).shape) % 200 == 0)
+    with Store.open(where, read_only=True) as store:
+        store.lookup(mask(1))
+        tracemalloc.start()
+        try:
+            _, _, verified = only(store.lookup(mask(0)))
+            near = store.lookup(near_query).near
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert verified == "digest"
+    assert [(hit.id, hit.pixel_distance) for hit in near] == [(1, None)]
+    assert most < 8 << 20
+
+
+@pytest.mark.slow
+def test_images_that_are_looked_up_together_take_a_bounded_share_of_memory(tmp_path: Path) -> None:
+    images = np.zeros((200, 512, 512), np.uint8)
+    with Store.open(tmp_path / "store", create=True, encoder="none", memory="128M") as store:
+        store.ingest(images[:1], name="one")
+        tracemalloc.start()
+        try:
+            found = store.find_identical(images)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert (found == 1).all()
+    assert most < images.nbytes
 
 
 # --- the identical tier ---------------------------------------------------------------------------
