@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,16 @@ def test_more_than_was_measured_is_looked_for_further() -> None:
     assert hundred is not None and thousand is not None
     assert thousand.rerank_depth == 10 * hundred.rerank_depth
     assert hundred.nprobe < thousand.nprobe <= ENTRY.nlist
+
+
+@pytest.mark.parametrize("k", [10, 50, 1000])
+def test_no_more_lists_are_searched_than_there_are(k: int) -> None:
+    """A manifest may say anything, and a search has memory for each list of each query."""
+    many = ((10, (OperatingPoint(1 << 29, 20, 0.96, 0.95),)),)
+    many += ((100, (OperatingPoint(1 << 29, 200, 0.96, 0.95),)),)
+    found = choose(replace(MEASURED, points=many), ENTRY, k, 0.9)
+    assert found is not None
+    assert found.nprobe == ENTRY.nlist
 
 
 @pytest.mark.parametrize("measured", [None, Measured(0.9), Measured(0.9, 2, 1, 1, MEASURED.points)])
