@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,19 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from indexed import clustered, nearest, recall_of, write
+from indexed import clustered, few_files, nearest, recall_of, write
 
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
-from engine.index import build, segment
+from engine.index import build, segment_layout
 from engine.index.background import BackgroundWork
 from engine.index.quantizer import Quantizer
 from engine.index.quantizer_file import save_quantizer
 from engine.index.search import VectorIndex
 from engine.index.segment import Segment
-from engine.index.segment_layout import pack_codes, unpack_codes
+from engine.index.segment_layout import TESTED_FAISS, pack_codes, unpack_codes
 from engine.index.segment_writer import write_segment
 from engine.index.train import train_quantizer
+from engine.storage.durable import UnreadableError
 from engine.storage.index_files import file_problem, make_index_folder, segment_path
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
@@ -183,8 +185,8 @@ def test_a_faiss_that_arranges_codes_otherwise_is_not_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Made(tmp_path, clustered(100))
-    monkeypatch.setattr(segment, "is_layout_of_faiss", lambda: False)
-    with pytest.raises(StoreDamagedError, match="otherwise"):
+    monkeypatch.setattr(segment_layout, "is_layout_of_faiss", lambda: False)
+    with pytest.raises(UnreadableError, match=f"otherwise: install faiss-cpu=={TESTED_FAISS}"):
         made.open()
 
 
@@ -231,6 +233,23 @@ def test_a_cut_file_is_refused_whatever_its_entry_says(
 def test_a_file_that_is_gone_is_refused(tmp_path: Path, whole: Made) -> None:
     with pytest.raises(StoreDamagedError):
         Segment(tmp_path / "none", whole.entry, whole.quantizer)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_too_many_open_files_are_no_damage(whole: Made) -> None:
+    whole.open()
+    path = segment_path(whole.root, 2)
+    failed = 0
+    for free in range(10):
+        with few_files(free):
+            try:
+                whole.open()
+                assert file_problem(path, whole.entry.bytes, whole.entry.xxh64) is None
+                break
+            except UnreadableError as error:
+                failed += 1
+                assert "let more files be open" in str(error)
+    assert 2 <= failed < 10, "FAISS opens it after us"
 
 
 @given(at=st.integers(0, 35), bit=st.integers(0, 7))

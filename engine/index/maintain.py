@@ -20,9 +20,10 @@ from engine.index.background import BackgroundWork
 from engine.index.calibrate import measure
 from engine.index.open import OpenIndex
 from engine.index.operating_point import DEFAULT_RECALL, choose
-from engine.index.quantizer import Quantizer
+from engine.index.quantizer import VALUES, Quantizer, code_bytes, code_layout
 from engine.index.search import VectorIndex
-from engine.index.train import train_quantizer
+from engine.index.segment_layout import BLOCK, LABEL_BYTES, require_layout_of_faiss
+from engine.index.train import lists_for, train_quantizer
 from engine.storage import ballast, swaps
 from engine.storage.durable import remove
 from engine.storage.index_files import file_problem, quantizer_path, segment_path
@@ -65,6 +66,8 @@ class IndexUpdater:
     def _update(self) -> None:
         index = self._index.current
         assert index is not None
+        # Segments that are live and whole would be replaced.
+        require_layout_of_faiss()
         entry = index.quantizer_entry
         moved = False
         if (
@@ -145,6 +148,9 @@ class IndexUpdater:
     def _measure(self, target: float | None, *, moved: bool = False) -> Measured | None:
         store = self._store
         index, before = self._index.current, store.snapshot.manifest.measured
+        if store.snapshot.manifest.segments:
+            # What was measured would be forgotten.
+            require_layout_of_faiss()
         wanted = target or (before.target if before else DEFAULT_RECALL)
         entry = index.quantizer_entry if index is not None else None
         if index is None or entry is None or not index.segments:
@@ -174,13 +180,15 @@ class IndexUpdater:
 
 def _has_room(store: Session) -> bool:
     """Whether the whole index, built again, leaves enough of the disk for a removal."""
-    free, space = ballast.free(store.path), store.snapshot.space
-    rows = store.snapshot.vector_rows
-    if free >= ballast.LOW or not space.exists:
+    rows, space = store.snapshot.vector_rows, store.snapshot.space
+    if not space.exists:
         return True
-    codes = rows * (space.dim // 4 + 24)  # and a label each
-    centroids = 4 * space.dim * (int(3 * (2 * rows) ** 0.5) + 64)
-    return free >= codes + centroids + ballast.LEFT
+    width, parts = code_layout(space.dim)
+    lists = lists_for(rows, space.dim, store.memory)
+    # Pieces lie on the disk beside what they are merged into; the last block of a list may be empty.
+    codes = 2 * (rows + BLOCK * lists) * (code_bytes(parts) + LABEL_BYTES)
+    centroids = 4 * width * (lists + VALUES)
+    return ballast.free(store.path) >= codes + centroids + ballast.LEFT
 
 
 def is_moved(closeness: float, entry: QuantizerEntry, ratio: float) -> bool:

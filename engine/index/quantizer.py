@@ -57,7 +57,7 @@ class Quantizer:
         self.codebook = codebook
         self.correction = correction
         parts, _, each = codebook.shape
-        self.code_bytes = (parts + _CORRECTIONS + 1) // 2
+        self.code_bytes = code_bytes(parts)
         # Centroids, and queries, go on with what the corrections are multiplied with.
         self.centroids = Centroids(centroids, _CORRECTIONS * each)
         self._coder: Any = None  # made when something is to be coded
@@ -187,6 +187,11 @@ def code_layout(dim: int) -> tuple[int, int]:
     each = 1 if dim <= _FULL_DIM else max(2, -(-dim // _MAX_PARTS))
     parts = -(-dim // each)
     return parts * each, parts
+
+
+def code_bytes(parts: int) -> int:
+    """The bytes of a code of so many parts, its correction included."""
+    return (parts + _CORRECTIONS + 1) // 2
 
 
 def _fit(vectors: Block, width: int, scale: float) -> Block:

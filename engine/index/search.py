@@ -27,9 +27,11 @@ from engine.index.rerank import inner_products
 from engine.index.row_filter import COMPARED_ROWS, RowFilter, RowFilters
 from engine.index.scan import CANDIDATES, CodeScan, Found
 from engine.index.segment import Segment
+from engine.index.segment_layout import require_layout_of_faiss
 from engine.index.spans import Span, gaps, rows_of, spans_of
 from engine.index.top_k import TopK
 from engine.storage.bitmap import IdSet
+from engine.storage.durable import UnreadableError
 from engine.storage.index_files import segment_path
 from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
@@ -38,7 +40,7 @@ _QUERIES = 1024  # at a time
 
 
 class VectorIndex:
-    """Vectors and the segments over them. A segment that cannot be read is searched exactly.
+    """Vectors and the segments over them. A segment that is damaged is searched exactly.
 
     What it was made with does not change any more, so several threads may search it at once.
     """
@@ -53,7 +55,11 @@ class VectorIndex:
         *,
         compared_rows: int = COMPARED_ROWS,
     ) -> None:
-        """``entries`` are live. ``compared_rows``: so few wanted rows are compared without codes."""
+        """``entries`` are live. ``compared_rows``: so few wanted rows are compared without codes.
+
+        ``UnreadableError`` or ``MemoryError`` where something keeps this process from reading files
+        that may be whole: whoever writes would take their segments for damaged ones, and drop them.
+        """
         self.vectors = vectors
         self.measured = measured
         self.quantizer: Quantizer | None = None
@@ -79,6 +85,11 @@ class VectorIndex:
     def _open(
         self, store: Path, quantizers: Sequence[QuantizerEntry], entries: Sequence[SegmentEntry]
     ) -> None:
+        try:
+            require_layout_of_faiss()
+        except UnreadableError as error:
+            self.problems.append(f"{store}: {error}; until then all rows are searched exactly")
+            return
         try:
             found = next((q for q in quantizers if q.number == entries[0].quantizer), None)
             if found is None:
@@ -154,7 +165,8 @@ class VectorIndex:
         row_filter = self._filters.of(wanted)
         depth = min(max(point.rerank_depth, k), self.vectors.rows) if point is not None else 0
         most = min(k, self.vectors.rows)  # that there can be
-        step = max(1, min(_QUERIES, CANDIDATES // max(depth, most, 1)))
+        nprobe = point.nprobe if point is not None else 0
+        step = max(1, min(_QUERIES, CANDIDATES // max(depth, most, nprobe, 1)))
         if len(queries) <= step and most == k:
             return self._search(queries, k, point, row_filter)
         found = TopK(len(queries), k)

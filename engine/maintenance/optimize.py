@@ -26,7 +26,7 @@ from engine.records import OptimizeReport, Place
 from engine.storage import extents, swaps
 from engine.storage.changeset import Chunk, Rekept, Removal
 from engine.storage.disk import disk
-from engine.storage.durable import tree_bytes
+from engine.storage.durable import UnreadableError, tree_bytes
 from engine.storage.extent_reader import ExtentReader, MovedError
 from engine.storage.image_rows import ImageRow
 from engine.storage.rocks.database import FOLDER
@@ -115,7 +115,7 @@ class Optimize:
             laid = ReorderResult(
                 skipped="the index was not built: another process laid it out meanwhile"
             )
-        except (OSError, MemoryError, StoreDamagedError) as error:
+        except (OSError, MemoryError, StoreDamagedError, UnreadableError) as error:
             if not self._store.is_open:  # the failure has closed it
                 raise
             what = error.strerror if isinstance(error, OSError) else None

@@ -25,7 +25,7 @@ from engine.index.maintain import is_moved
 from engine.index.open import OpenIndex
 from engine.index.reordered import Piece, ReorderedWriter
 from engine.index.search import VectorIndex
-from engine.index.segment_layout import LABEL_BYTES
+from engine.index.segment_layout import LABEL_BYTES, require_layout_of_faiss
 from engine.index.train import sample_of, train_quantizer
 from engine.records import Place
 from engine.storage import nofollow, staging, swaps
@@ -62,13 +62,16 @@ class Reorder:
     def run(self) -> ReorderResult:
         """Lay the vectors out if that is worth it and there is room.
 
-        Raises ``StoppedError``, ``StoreError``, ``OSError``; the vectors are as they were then.
+        Raises ``StoppedError``, ``StoreError``, ``OSError`` or ``MemoryError``; the vectors are as they
+        were then.
         """
         self._store.follow()  # others may have laid them out since it was opened
         with contextlib.closing(OpenIndex(self._store)) as opened:
             index = opened.current
             if index is None or not index.vectors.rows:
                 return ReorderResult()
+            # Segments that are live and whole would be dropped.
+            require_layout_of_faiss()
             return self._reorder(index)
 
     def _reorder(self, index: VectorIndex) -> ReorderResult:
