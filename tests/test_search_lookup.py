@@ -419,7 +419,7 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Pat
         ({"k": 0}, "k must be 1 or more, not 0"),
         ({"k": -3}, "k must be 1 or more, not -3"),
         ({"tiers": ["best"]}, "no tier 'best'"),
-        ({"max_distance": -1}, "max-distance is a number of bits, 0 to 256, not -1"),
+        ({"max_distance": -1}, "max_distance= is a number of bits, 0 to 256, not -1"),
         ({"max_distance": 257}, "0 to 256, not 257"),
         ({"max_distance": 31.5}, "0 to 256, not 31.5"),
         ({"max_distance": None}, "0 to 256, not None"),
@@ -427,10 +427,10 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Pat
         ({"tiers": "near"}, "tiers is a list of identical, near, similar, not 'near'"),
         ({"tiers": 3}, "tiers is a list of .*, not 3"),
         ({"min_score": 1.5}, "between -1 and 1"),
-        ({"min_score": "a"}, "min-score is a cosine, between -1 and 1, not 'a'"),
+        ({"min_score": "a"}, "min_score= is a cosine, between -1 and 1, not 'a'"),
         ({"min_score": float("nan")}, "between -1 and 1"),
-        ({"tiers": ["near"], "recall": 0.9}, "recall is of the similar tier, which is not asked"),
-        ({"tiers": ["identical"], "min_score": 0.5}, "min-score is of the similar tier"),
+        ({"tiers": ["near"], "recall": 0.9}, "recall= is of the similar tier, which is not asked"),
+        ({"tiers": ["identical"], "min_score": 0.5}, "min_score= is of the similar tier"),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(

@@ -17,7 +17,7 @@ from engine.storage.bitmap import IdSet
 from engine.storage.image_rows import ImageRow
 from engine.storage.session import Session
 
-_log = logging.getLogger("engine")
+_log = logging.getLogger("engine.search")
 
 
 def id_of_file(store: Session, data: bytes, wanted: IdSet | None) -> int | None:

@@ -33,7 +33,7 @@ from engine.storage.session import Session
 
 _AT_ONCE = 1024  # candidates whose records are in hand
 _READ_BYTES = 4 << 20  # of kept pixels in hand
-_log = logging.getLogger("engine")
+_log = logging.getLogger("engine.search")
 
 Numbers = npt.NDArray[np.int64]
 
@@ -46,9 +46,8 @@ class NearImages(NamedTuple):
 
     ids: Numbers  # (n,)
     distances: Numbers  # (n,) bits of 256
-    pixel_distances: (
-        Numbers  # (n,) values that differ; -1 for pictures and where no pixels are kept
-    )
+    # (n,) values that differ; -1 for pictures, and where no pixels are kept.
+    pixel_distances: Numbers
 
 
 class _Alike(NamedTuple):
