@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from indexed import clustered, nearest, write
 
 from engine.config import MemoryBudget
 from engine.index import build
-from engine.index.background import BackgroundWork
+from engine.index.background import BackgroundWork, StoppedError
 from engine.index.calibrate import measure
 from engine.index.operating_point import choose
 from engine.index.search import VectorIndex
@@ -174,6 +175,28 @@ def test_unmeasured_a_part_of_the_lists_is_searched(measured: Measured | None) -
     assert found.rerank_depth >= 100
     for recall in (0.5, 1.0):
         assert choose(measured, ENTRY, 10, recall) is None, "what is asked for is kept"
+
+
+@pytest.mark.slow
+def test_measuring_can_be_stopped_while_all_vectors_are_compared(tmp_path: Path) -> None:
+    index = indexed(tmp_path, clustered(N, DIM))
+    index.vectors.at_once = 100
+    looked: list[int] = []
+    gathered = index.vectors.blocks
+
+    def blocks(start: int, stop: int, most: int) -> Iterator[np.ndarray]:
+        for block in gathered(start, stop, most):
+            looked.append(len(block))
+            yield block
+
+    index.vectors.blocks = blocks  # type: ignore[method-assign]
+
+    def stop() -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        measure(index, None, 0.9, stop)
+    assert looked == [100]
 
 
 @pytest.mark.slow

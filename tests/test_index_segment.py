@@ -125,7 +125,7 @@ def test_merged_pieces_are_the_segment_of_all(tmp_path: Path, dim: int) -> None:
         made.piece(11, [(100, 101)]),
         made.piece(12, [(101, 900)]),
     ]
-    merged = build.merge_segments(tmp_path, 20, made.named, made.quantizer, pieces)
+    merged = build.merge_segments(tmp_path, 20, made.named, made.quantizer, pieces, WORK)
     assert replace(merged, number=2) == made.entry
     assert segment_path(tmp_path, 20).read_bytes() == segment_path(tmp_path, 2).read_bytes()
 
@@ -133,7 +133,7 @@ def test_merged_pieces_are_the_segment_of_all(tmp_path: Path, dim: int) -> None:
 def test_pieces_over_other_rows_keep_their_own(tmp_path: Path) -> None:
     made = Made(tmp_path, clustered(600))
     late, early = made.piece(10, [(400, 600)]), made.piece(11, [(0, 50), (100, 150)])
-    merged = build.merge_segments(tmp_path, 20, made.named, made.quantizer, [late, early])
+    merged = build.merge_segments(tmp_path, 20, made.named, made.quantizer, [late, early], WORK)
     assert merged.ranges == ((1, 400, 200), (1, 0, 50), (1, 100, 50))
     index = VectorIndex(tmp_path, made.vectors, [made.named], [merged])
     assert index.bare == [(50, 100), (150, 400)]

@@ -72,7 +72,7 @@ class VectorIndex:
         self._users = 0
         self._closed = False
         if entries:
-            # One quantizer is live; segments of another one are about to be built anew.
+            # One quantizer is live; segments of another one are about to be built again.
             number = max(entry.quantizer for entry in entries)
             self._open(store, quantizers, [e for e in entries if e.quantizer == number])
         if self.quantizer is not None and self._entry is not None and self.segments:
@@ -152,11 +152,13 @@ class VectorIndex:
         recall: float | None = None,
         point: OperatingPoint | None = None,
         wanted: IdSet | None = None,
+        step: Callable[[], None] = lambda: None,
     ) -> Found:
         """The k largest inner products of each of (nq, dim) contiguous queries.
 
         ``recall``: the share of them to be found, 1 for all; by default what the store wants.
-        ``point`` says how far to look instead. ``wanted``: only rows of these images.
+        ``point`` says how far to look instead. ``wanted``: only rows of these images. ``step`` is
+        called between blocks of vectors that are compared, and what it raises ends the search.
 
         Returns scores (nq, k) float32, best first, and vector rows (nq, k) int64, both padded
         (-inf and -1) where there are fewer than k vectors. Of equal ones any may be left out.
@@ -166,18 +168,23 @@ class VectorIndex:
         depth = min(max(point.rerank_depth, k), self.vectors.rows) if point is not None else 0
         most = min(k, self.vectors.rows)  # that there can be
         nprobe = point.nprobe if point is not None else 0
-        step = max(1, min(_QUERIES, CANDIDATES // max(depth, most, nprobe, 1)))
-        if len(queries) <= step and most == k:
-            return self._search(queries, k, point, row_filter)
+        at_once = max(1, min(_QUERIES, CANDIDATES // max(depth, most, nprobe, 1)))
+        if len(queries) <= at_once and most == k:
+            return self._search(queries, k, point, row_filter, step)
         found = TopK(len(queries), k)
-        for at in range(0, len(queries) if most else 0, step):
-            some = slice(at, at + step)
-            scores, rows = self._search(queries[some], most, point, row_filter)
+        for at in range(0, len(queries) if most else 0, at_once):
+            some = slice(at, at + at_once)
+            scores, rows = self._search(queries[some], most, point, row_filter, step)
             found.scores[some, :most], found.rows[some, :most] = scores, rows
         return found.scores, found.rows
 
     def _search(
-        self, queries: Block, k: int, point: OperatingPoint | None, row_filter: RowFilter | None
+        self,
+        queries: Block,
+        k: int,
+        point: OperatingPoint | None,
+        row_filter: RowFilter | None,
+        step: Callable[[], None],
     ) -> Found:
         best = TopK(len(queries), k)
         if not len(queries):
@@ -185,19 +192,20 @@ class VectorIndex:
         if row_filter is not None and row_filter.rows is not None:
             compare_rows(self.vectors, queries, row_filter.rows, best)
         elif point is None:
-            compare_ranges(self.vectors, queries, best, [(0, self.vectors.rows)], row_filter)
+            compare_ranges(self.vectors, queries, best, [(0, self.vectors.rows)], row_filter, step)
         else:
             assert self.scan is not None
             rows = self.scan.candidates(queries, k, point, row_filter)
             best.add(inner_products(self.vectors, queries, rows), rows)
-            compare_ranges(self.vectors, queries, best, self._bare, row_filter)
+            compare_ranges(self.vectors, queries, best, self._bare, row_filter, step)
         best.drop_duplicates()
         if point is not None and best.rows[:, -1].min() < 0:
             # FastScan leaves out what is as far away as can be: of a zero query, all there is.
             most = row_filter.count if row_filter is not None else self.vectors.rows
             short = np.flatnonzero((best.rows >= 0).sum(axis=1) < min(k, most))
             if len(short):
-                found = self._search(np.ascontiguousarray(queries[short]), k, None, row_filter)
+                again = np.ascontiguousarray(queries[short])
+                found = self._search(again, k, None, row_filter, step)
                 best.scores[short], best.rows[short] = found
         return best.scores, best.rows
 
@@ -224,7 +232,7 @@ class VectorIndex:
         return self.scan.ranked(queries, nprobe, depth, self._filters.of(wanted))
 
     def __enter__(self) -> Self:
-        """Keep it open while it is searched, whoever closes it meanwhile."""
+        """Keep it open while it is searched, even where another thread closes it."""
         with self._lock:
             self._users += 1
         return self

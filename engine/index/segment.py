@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,9 @@ class Segment:
                 length = int(self._ends[number]) - start
                 self._map.madvise(mmap.MADV_WILLNEED, start, length)
 
-    def problem(self) -> str | None:
-        """What is wrong with its file, or None; reads all of it."""
-        return file_problem(self._path, self.entry.bytes, self.entry.xxh64)
+    def problem(self, step: Callable[[], None] = lambda: None) -> str | None:
+        """What is wrong with its file, or None, as ``file_problem`` says; reads all of it."""
+        return file_problem(self._path, self.entry.bytes, self.entry.xxh64, step)
 
     def names_every_row(self) -> bool:
         """Whether its labels name each row once, as those of an undamaged segment do; reads them all."""

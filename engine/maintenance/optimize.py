@@ -108,7 +108,7 @@ class Optimize:
             self._store.become_writer(to_remove=True)
             indexing = IndexUpdater(self._store, self._work)
             indexing.update(self._store.limits.exact_rows)
-            indexing.measure(self._recall, anew=laid.rows > 0)
+            indexing.measure(self._recall, again=laid.rows > 0)
         except StoppedError:
             self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
         except MovedError:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from engine.errors import StoreDamagedError, StoreError
@@ -153,13 +153,16 @@ def remove(path: Path, store: Path) -> None:
     nofollow.remove(store, inside(path, store))
 
 
-def file_checksum(path: Path, store: Path) -> tuple[int, int]:
-    """The length and the xxh64 of a file beneath ``store``; reads all of it."""
+def file_checksum(
+    path: Path, store: Path, step: Callable[[], None] = lambda: None
+) -> tuple[int, int]:
+    """The length and the xxh64 of a file beneath ``store``; reads all of it, with steps between."""
     check, size = hashing.Checksum(), 0
     with os.fdopen(nofollow.open_file(store, inside(path, store)), "rb") as file:
         while block := file.read(1 << 20):
             check.update(block)
             size += len(block)
+            step()
     return size, check.value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +37,16 @@ def make_index_folder(store: Path) -> None:
         fsync_dir(store)
 
 
-def file_problem(path: Path, size: int, xxh64: int) -> str | None:
+def file_problem(
+    path: Path, size: int, xxh64: int, step: Callable[[], None] = lambda: None
+) -> str | None:
     """What is wrong with a segment's or a quantizer's file, or None; reads all of it.
 
+    ``step`` is called after each megabyte, and what it raises ends the reading.
     ``UnreadableError`` where something keeps this process from reading it.
     """
     try:
-        found = file_checksum(path, path.parent.parent)
+        found = file_checksum(path, path.parent.parent, step)
     except OSError as error:
         if is_in_the_way(error):
             raise cannot_read(path, error) from None
