@@ -249,7 +249,7 @@ def whole(value: object) -> int:
 def check_keep_pixels(value: str) -> None:
     """``UsageError`` if it is none of ``KEEP_PIXELS``."""
     if value not in KEEP_PIXELS:
-        raise UsageError(f"keep-pixels is one of {', '.join(KEEP_PIXELS)}, not {value!r}")
+        raise UsageError(f"keep_pixels= is one of {', '.join(KEEP_PIXELS)}, not {value!r}")
 
 
 def cpu_count() -> int:

@@ -275,6 +275,27 @@ class NearlyFull(Disk):
         return self._left + (0 if held else self._more)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_an_index_is_built_where_there_is_room_for_its_pieces_beside_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32)
+    rows = Limits(exact_rows=3000, recall_sample=10)
+    with Store.open(tmp_path / "store", create=True, encoder="none", limits=rows) as store:
+        store.ingest(block[:-1], name="vectors")
+    # Some 2000 codes of 41 bytes in 125 lists, each of which ends in a block that may be empty.
+    codes = (2000 + 32 * 125) * 41
+    with Store.open(tmp_path / "store", limits=Limits(exact_rows=500, recall_sample=10)) as store:
+        with using(NearlyFull(ballast.LEFT + codes + (100 << 10))):
+            store.ingest(block[-1:], name="one more")
+        assert "the disk is nearly full" in caplog.text
+        assert store.info().segments == []
+        with using(NearlyFull(ballast.LEFT + 2 * codes + (100 << 10))):
+            store.ingest(block[:1], name="and one more")
+        assert len(store.info().segments) == 1
+
+
 LITTLE = Limits(ballast_store=100)  # stores of so little have a ballast file
 
 

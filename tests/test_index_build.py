@@ -14,13 +14,20 @@ from engine.errors import StoreDamagedError
 from engine.images import hashing
 from engine.index import build
 from engine.index.background import BackgroundWork, StoppedError
+from engine.index.maintain import is_moved
 from engine.index.reordered import Piece, ReorderedWriter
-from engine.index.segment_writer import SortedLists
+from engine.index.segment import Segment
+from engine.index.segment_writer import SortedLists, write_segment
 from engine.index.train import train_quantizer
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import HEADER_BYTES
-from engine.storage.index_files import ReorderedExtent, segment_path
+from engine.storage.index_files import (
+    ReorderedExtent,
+    file_problem,
+    make_index_folder,
+    segment_path,
+)
 from engine.storage.vectors import Vectors
 
 DIM, N = 12, 900
@@ -148,6 +155,48 @@ def test_damaged_vectors_are_not_trained_on(tmp_path: Path) -> None:
         train_quantizer(tmp_path / "all", 1, 1, vectors, N, WORK)
 
 
+def test_damaged_vectors_do_not_make_the_others_look_unlike(tmp_path: Path) -> None:
+    block = clustered(N)
+    vectors = write(tmp_path / "whole", block)
+    entry, quantizer = train_quantizer(tmp_path / "whole", 1, 1, vectors, N, WORK)
+    damaged = block.copy()
+    damaged[3], damaged[5, 2], damaged[7] = np.nan, np.inf, -np.inf
+    found = write(tmp_path / "damaged", damaged)
+    make_index_folder(tmp_path / "damaged")
+    close = build.build_segment(
+        tmp_path / "damaged",
+        2,
+        entry,
+        quantizer,
+        found,
+        [(0, N)],
+        WORK,
+        min_piece=50,
+        max_piece=120,
+    )[1]
+    assert close == pytest.approx(float(quantizer.encode(block)[2].mean()), abs=0.01)
+    assert not is_moved(close, entry, 1.25)
+
+
+def test_merging_and_checksums_can_be_stopped(tmp_path: Path, vectors: Vectors) -> None:
+    entry, quantizer = train_quantizer(tmp_path, 1, 1, vectors, N, WORK)
+    made = build.build_segment(tmp_path, 2, entry, quantizer, vectors, [(0, N)], WORK)[0]
+    path = segment_path(tmp_path, 2)
+
+    def stop() -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        file_problem(path, made.bytes, made.xxh64, stop)
+    piece = Segment(path, made, quantizer)
+    with pytest.raises(StoppedError):
+        build.merge_segments(tmp_path, 3, entry, quantizer, [made], steps(0))
+    code_bytes = quantizer.code_bytes
+    with pytest.raises(StoppedError):
+        write_segment(segment_path(tmp_path, 3), 1, quantizer.nlist, code_bytes, [(piece, 0)], stop)
+    assert index_files(tmp_path) == ["00000001.quantizer", "00000002.ivf"]
+
+
 # --- laying out -----------------------------------------------------------------------------------
 
 
@@ -159,7 +208,7 @@ def lay(
     pieces: list[Piece] = []
     for number, (start, end) in enumerate(((0, 500), (500, N)), 2):
         made, _ = build.build_segment(root, number, entry, quantizer, vectors, [(start, end)], WORK)
-        opened = build.open_segment(root, made, quantizer)
+        opened = Segment(segment_path(root, made.number), made, quantizer)
         pieces.append((opened, lambda labels, start=start: labels + start))
     (root / "made").mkdir(exist_ok=True)
     laying = ReorderedWriter(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from indexed import clustered, nearest, write
 
 from engine.config import MemoryBudget
 from engine.index import build
-from engine.index.background import BackgroundWork
+from engine.index.background import BackgroundWork, StoppedError
 from engine.index.calibrate import measure
 from engine.index.operating_point import choose
 from engine.index.search import VectorIndex
@@ -155,6 +157,16 @@ def test_more_than_was_measured_is_looked_for_further() -> None:
     assert hundred.nprobe < thousand.nprobe <= ENTRY.nlist
 
 
+@pytest.mark.parametrize("k", [10, 50, 1000])
+def test_no_more_lists_are_searched_than_there_are(k: int) -> None:
+    """A manifest may say anything, and a search has memory for each list of each query."""
+    many = ((10, (OperatingPoint(1 << 29, 20, 0.96, 0.95),)),)
+    many += ((100, (OperatingPoint(1 << 29, 200, 0.96, 0.95),)),)
+    found = choose(replace(MEASURED, points=many), ENTRY, k, 0.9)
+    assert found is not None
+    assert found.nprobe == ENTRY.nlist
+
+
 @pytest.mark.parametrize("measured", [None, Measured(0.9), Measured(0.9, 2, 1, 1, MEASURED.points)])
 def test_unmeasured_a_part_of_the_lists_is_searched(measured: Measured | None) -> None:
     found = choose(measured, ENTRY, 10, None)
@@ -163,6 +175,28 @@ def test_unmeasured_a_part_of_the_lists_is_searched(measured: Measured | None) -
     assert found.rerank_depth >= 100
     for recall in (0.5, 1.0):
         assert choose(measured, ENTRY, 10, recall) is None, "what is asked for is kept"
+
+
+@pytest.mark.slow
+def test_measuring_can_be_stopped_while_all_vectors_are_compared(tmp_path: Path) -> None:
+    index = indexed(tmp_path, clustered(N, DIM))
+    index.vectors.at_once = 100
+    looked: list[int] = []
+    gathered = index.vectors.blocks
+
+    def blocks(start: int, stop: int, most: int) -> Iterator[np.ndarray]:
+        for block in gathered(start, stop, most):
+            looked.append(len(block))
+            yield block
+
+    index.vectors.blocks = blocks  # type: ignore[method-assign]
+
+    def stop() -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        measure(index, None, 0.9, stop)
+    assert looked == [100]
 
 
 @pytest.mark.slow

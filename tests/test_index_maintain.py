@@ -20,7 +20,7 @@ from indexed import (
 
 from engine import Store
 from engine.cli.render import recall_text
-from engine.index import calibrate, segment
+from engine.index import calibrate, segment_layout
 from engine.storage import manifest
 
 LEAST = 100
@@ -296,13 +296,37 @@ def test_damaged_vectors_do_not_keep_others_from_being_ingested(
 def test_where_faiss_arranges_codes_otherwise_rows_are_searched_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segment, "is_layout_of_faiss", lambda: False)
+    monkeypatch.setattr(segment_layout, "is_layout_of_faiss", lambda: False)
     block = clustered(2 * LEAST)
     with new_store(tmp_path / "s", LIMITS) as store:
         assert store.ingest(block, name="a").added == 2 * LEAST
         ids = store.search_vectors(block[:20], 1)[1][:, 0]
         assert ids.tolist() == list(range(1, 21))
         assert "arranges codes otherwise" in store.optimize(recall=0.9).skipped[0]
+
+
+@pytest.mark.slow
+def test_an_index_that_another_faiss_cannot_search_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = clustered(3 * LEAST)
+    with new_store(tmp_path / "s", LIMITS) as store:
+        store.ingest(block[: 2 * LEAST], name="a")
+        before = store.session.snapshot.manifest
+        assert before.segments and before.measured
+    monkeypatch.setattr(segment_layout, "is_layout_of_faiss", lambda: False)
+    with Store.open(tmp_path / "s", limits=LIMITS) as store:
+        store.ingest(block[2 * LEAST :], name="b")
+        assert "the index was not built: FAISS" in caplog.text
+        store.optimize(recall=0.5)
+        expect_all(store, block)
+        assert "check --fix" not in caplog.text
+        now = store.session.snapshot.manifest
+        assert (now.segments, now.quantizers, now.measured) == (
+            before.segments,
+            before.quantizers,
+            before.measured,
+        )
 
 
 @pytest.mark.slow

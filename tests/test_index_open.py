@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from indexed import clustered, nearest, new_store, recall_of
+from indexed import clustered, few_files, nearest, new_store, recall_of
 
 from engine import Store, StoreError
 from engine.config import Limits
 from engine.index.background import BackgroundWork
 from engine.index.maintain import IndexUpdater
 from engine.index.open import OpenIndex, has_index_files
+from engine.storage import manifest
 from engine.storage.bitmap import IdSet
+from engine.storage.durable import UnreadableError
 from engine.storage.manifest import Manifest
 from engine.storage.session import Session
 from engine.storage.state import State
@@ -178,6 +182,43 @@ def test_a_segment_that_goes_while_it_is_opened_is_looked_for_again(
         assert owner.current is index
         owner.close()
     assert "check --fix" not in caplog.text, "nothing is damaged"
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+@pytest.mark.slow
+def test_what_fails_while_it_is_opened_leaves_no_file_open(made: Path) -> None:
+    with Store.open(made, read_only=True) as reader:
+        calls: list[None] = []
+
+        def fails(path: Path, named: Manifest) -> bool:
+            """As where the manifest cannot be read once the index is open."""
+            calls.append(None)
+            if len(calls) % 2 == 0:
+                raise StoreError("not now")
+            return True
+
+        owner = OpenIndex(Opened(reader), has_files=fails)
+        before = open_files()
+        with pytest.raises(StoreError, match="not now"):
+            _ = owner.current
+        assert open_files() == before
+        (path,) = (made / "vectors").rglob("*.f32")
+        os.truncate(path, 4096)
+        with pytest.raises(StoreError, match="cut short"):
+            _ = OpenIndex(Opened(reader)).current
+        assert open_files() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_files_that_cannot_be_looked_for_are_named_with_what_to_do(made: Path) -> None:
+    named = manifest.load(made)
+    assert has_index_files(made, named)
+    with few_files(0), pytest.raises(UnreadableError, match=r"index/0.*let more files be open"):
+        has_index_files(made, named)
 
 
 @pytest.mark.slow

@@ -119,6 +119,29 @@ def test_any_flipped_bit_of_the_header_is_noticed(
         read_quantizer(path, 7, 4, 2, size)
 
 
+@pytest.mark.parametrize("what", ["scale 0", "scale", "centroids", "codebook", "correction"])
+def test_numbers_that_cannot_be_computed_with_are_refused(tmp_path: Path, what: str) -> None:
+    """Their checksum is right: whoever made the store wrote it so."""
+    good = trained(clustered(64, 4), 2)
+    numbers = {
+        "scale": good.scale,
+        "centroids": good.centroids.block.copy(),
+        "codebook": good.codebook.copy(),
+        "correction": good.correction,
+    }
+    if what == "scale 0":
+        numbers["scale"] = 0.0
+    elif what == "scale":
+        numbers["scale"] = float("inf")
+    elif what == "correction":
+        numbers["correction"] = (float("nan"), 1.0)
+    else:
+        numbers[what].reshape(-1)[3] = np.nan
+    size, xxh64 = save_quantizer(Quantizer(4, **numbers), tmp_path / "q", 7)
+    with pytest.raises(StoreDamagedError, match="holds something else"):
+        read_quantizer(tmp_path / "q", 7, 4, 2, size, xxh64)
+
+
 def test_a_file_shorter_than_its_header_is_refused(tmp_path: Path) -> None:
     for size in (0, 10, HEADER_BYTES):
         (tmp_path / "q").write_bytes(bytes(size))

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from indexed import few_files
 
 from engine import Store
 from engine.config import Limits, MemoryBudget
@@ -19,6 +21,7 @@ from engine.index.search import VectorIndex
 from engine.index.train import train_quantizer
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
+from engine.storage.durable import UnreadableError
 from engine.storage.extent_writer import ExtentWriter
 from engine.storage.index_files import file_problem, quantizer_path, segment_path
 from engine.storage.manifest import OperatingPoint, QuantizerEntry, SegmentEntry
@@ -297,6 +300,31 @@ def test_an_index_that_cannot_be_opened_is_searched_exactly(
     (problem,) = index.problems
     assert "engine check --fix" in problem
     assert np.array_equal(index.search(block, 3)[1], nearest(block, block, 3)[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_what_cannot_be_opened_now_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    """A writer names again the segments that are open, and deletes the others."""
+    found = write(tmp_path, clustered(400))
+    before = built(tmp_path, found, (0, 200), (200, 400))
+    assert before.quantizer_entry is not None
+    failed = 0
+    for free in range(10):
+        with few_files(free):
+            try:
+                index = reopened(
+                    tmp_path,
+                    found,
+                    [before.quantizer_entry],
+                    [one.entry for one in before.segments],
+                )
+            except UnreadableError as error:
+                assert "let more files be open" in str(error)
+                failed += 1
+            else:
+                assert len(index.segments) == 2
+                break
+    assert 0 < failed < 10
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,19 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from indexed import clustered, nearest, recall_of, write
+from indexed import clustered, few_files, nearest, recall_of, write
 
 from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
-from engine.index import build, segment
+from engine.index import build, segment_layout
 from engine.index.background import BackgroundWork
 from engine.index.quantizer import Quantizer
 from engine.index.quantizer_file import save_quantizer
 from engine.index.search import VectorIndex
 from engine.index.segment import Segment
-from engine.index.segment_layout import pack_codes, unpack_codes
+from engine.index.segment_layout import TESTED_FAISS, pack_codes, unpack_codes
 from engine.index.segment_writer import write_segment
 from engine.index.train import train_quantizer
+from engine.storage.durable import UnreadableError
 from engine.storage.index_files import file_problem, make_index_folder, segment_path
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
@@ -123,7 +125,7 @@ def test_merged_pieces_are_the_segment_of_all(tmp_path: Path, dim: int) -> None:
         made.piece(11, [(100, 101)]),
         made.piece(12, [(101, 900)]),
     ]
-    merged = build.merge_segments(tmp_path, 20, made.named, made.quantizer, pieces)
+    merged = build.merge_segments(tmp_path, 20, made.named, made.quantizer, pieces, WORK)
     assert replace(merged, number=2) == made.entry
     assert segment_path(tmp_path, 20).read_bytes() == segment_path(tmp_path, 2).read_bytes()
 
@@ -131,7 +133,7 @@ def test_merged_pieces_are_the_segment_of_all(tmp_path: Path, dim: int) -> None:
 def test_pieces_over_other_rows_keep_their_own(tmp_path: Path) -> None:
     made = Made(tmp_path, clustered(600))
     late, early = made.piece(10, [(400, 600)]), made.piece(11, [(0, 50), (100, 150)])
-    merged = build.merge_segments(tmp_path, 20, made.named, made.quantizer, [late, early])
+    merged = build.merge_segments(tmp_path, 20, made.named, made.quantizer, [late, early], WORK)
     assert merged.ranges == ((1, 400, 200), (1, 0, 50), (1, 100, 50))
     index = VectorIndex(tmp_path, made.vectors, [made.named], [merged])
     assert index.bare == [(50, 100), (150, 400)]
@@ -183,8 +185,8 @@ def test_a_faiss_that_arranges_codes_otherwise_is_not_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Made(tmp_path, clustered(100))
-    monkeypatch.setattr(segment, "is_layout_of_faiss", lambda: False)
-    with pytest.raises(StoreDamagedError, match="otherwise"):
+    monkeypatch.setattr(segment_layout, "is_layout_of_faiss", lambda: False)
+    with pytest.raises(UnreadableError, match=f"otherwise: install faiss-cpu=={TESTED_FAISS}"):
         made.open()
 
 
@@ -231,6 +233,23 @@ def test_a_cut_file_is_refused_whatever_its_entry_says(
 def test_a_file_that_is_gone_is_refused(tmp_path: Path, whole: Made) -> None:
     with pytest.raises(StoreDamagedError):
         Segment(tmp_path / "none", whole.entry, whole.quantizer)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_too_many_open_files_are_no_damage(whole: Made) -> None:
+    whole.open()
+    path = segment_path(whole.root, 2)
+    failed = 0
+    for free in range(10):
+        with few_files(free):
+            try:
+                whole.open()
+                assert file_problem(path, whole.entry.bytes, whole.entry.xxh64) is None
+                break
+            except UnreadableError as error:
+                failed += 1
+                assert "let more files be open" in str(error)
+    assert 2 <= failed < 10, "FAISS opens it after us"
 
 
 @given(at=st.integers(0, 35), bit=st.integers(0, 7))

@@ -339,7 +339,7 @@ def test_given_vectors_are_not_mixed_with_those_of_an_encoder(tmp_path, tiny_enc
     with Store.open(tmp_path / "given", create=True, encoder=str(tiny_encoder)) as store:
         store.ingest(ROWS, name="b")  # it had no vectors yet
         assert not (tmp_path / "given/encoder/1").exists()
-        with pytest.raises(UsageError, match="that were given"):
+        with pytest.raises(UsageError, match="holds imported vectors"):
             store.ingest(tmp_path / "a.png", encoder=str(tiny_encoder))
         report = store.ingest(tmp_path / "a.png")  # without a vector
         assert report.added == 1
@@ -459,7 +459,7 @@ def test_a_vector_is_looked_up_in_the_similar_tier(tmp_path):
         found = store.lookup(picture)
         assert found.searched == ("identical", "near")
         assert found.identical[0].id == 501
-        with pytest.raises(UsageError, match="that were given") as caught:
+        with pytest.raises(UsageError, match="holds imported vectors") as caught:
             store.lookup(picture, tiers=["similar"])
         assert len(str(caught.value).splitlines()) == 1
         np.save(tmp_path / "q.npy", ROWS[:1, :5])

@@ -2,6 +2,7 @@
 
 import io
 import os
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from engine import EncoderError, ImageError, PackedBits, Store, StoreDamagedErro
 from engine.config import Limits
 from engine.images import canonical, hashing
 from engine.records import LookupResult
-from engine.storage.extents import HEADER_BYTES
+from engine.storage.extents import HEADER_BYTES, PIXELS
 
 
 def encoded(array: np.ndarray, container: str) -> bytes:
@@ -137,6 +138,49 @@ def test_a_damaged_image_among_others_of_its_key_is_still_told_apart(
             assert id_ == i + 1
             assert verified == ("digest" if id_ == 3 else "bytes")
         assert store.lookup(mask(50)).identical == ()
+
+
+def test_no_memory_is_taken_for_kept_pixels_of_another_length(tmp_path: Path) -> None:
+    """A row may say that they are as long as a file with a hole in it."""
+    where = tmp_path / "store"
+    images = np.stack([mask(0), mask(1)])
+    with Store.open(where, create=True, encoder="none") as store:
+        store.ingest(images, name="some")
+        snapshot = store.session.snapshot
+        key = snapshot.record(1).key
+        (row,) = snapshot.image_of(key)
+        assert row.place is not None
+        claimed = row._replace(place=row.place._replace(length=64 << 20))
+        store.session.writer.put_rows([snapshot.tables.images.put(key, claimed)])
+    os.truncate(PIXELS.path(where, 1), 65 << 20)
+    near_query = mask(0) ^ (np.arange(mask(0).size).reshape(mask(0).shape) % 200 == 0)
+    with Store.open(where, read_only=True) as store:
+        store.lookup(mask(1))
+        tracemalloc.start()
+        try:
+            _, _, verified = only(store.lookup(mask(0)))
+            near = store.lookup(near_query).near
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert verified == "digest"
+    assert [(hit.id, hit.pixel_distance) for hit in near] == [(1, None)]
+    assert most < 8 << 20
+
+
+@pytest.mark.slow
+def test_images_that_are_looked_up_together_take_a_bounded_share_of_memory(tmp_path: Path) -> None:
+    images = np.zeros((200, 512, 512), np.uint8)
+    with Store.open(tmp_path / "store", create=True, encoder="none", memory="128M") as store:
+        store.ingest(images[:1], name="one")
+        tracemalloc.start()
+        try:
+            found = store.find_identical(images)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert (found == 1).all()
+    assert most < images.nbytes
 
 
 # --- the identical tier ---------------------------------------------------------------------------
@@ -375,7 +419,7 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Pat
         ({"k": 0}, "k must be 1 or more, not 0"),
         ({"k": -3}, "k must be 1 or more, not -3"),
         ({"tiers": ["best"]}, "no tier 'best'"),
-        ({"max_distance": -1}, "max-distance is a number of bits, 0 to 256, not -1"),
+        ({"max_distance": -1}, "max_distance= is a number of bits, 0 to 256, not -1"),
         ({"max_distance": 257}, "0 to 256, not 257"),
         ({"max_distance": 31.5}, "0 to 256, not 31.5"),
         ({"max_distance": None}, "0 to 256, not None"),
@@ -383,10 +427,10 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Pat
         ({"tiers": "near"}, "tiers is a list of identical, near, similar, not 'near'"),
         ({"tiers": 3}, "tiers is a list of .*, not 3"),
         ({"min_score": 1.5}, "between -1 and 1"),
-        ({"min_score": "a"}, "min-score is a cosine, between -1 and 1, not 'a'"),
+        ({"min_score": "a"}, "min_score= is a cosine, between -1 and 1, not 'a'"),
         ({"min_score": float("nan")}, "between -1 and 1"),
-        ({"tiers": ["near"], "recall": 0.9}, "recall is of the similar tier, which is not asked"),
-        ({"tiers": ["identical"], "min_score": 0.5}, "min-score is of the similar tier"),
+        ({"tiers": ["near"], "recall": 0.9}, "recall= is of the similar tier, which is not asked"),
+        ({"tiers": ["identical"], "min_score": 0.5}, "min_score= is of the similar tier"),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(

@@ -59,6 +59,22 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [manifest.NAME]
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        replace(FULL, quantizers=(replace(FULL.quantizers[0], trained_on=0),)),
+        replace(FULL, measured=Measured(0.97, 2, 0, 500, ())),
+    ],
+    ids=["trained on nothing", "measured on nothing"],
+)
+def test_numbers_that_others_are_divided_by_are_not_zero(tmp_path: Path, hostile: Manifest) -> None:
+    hostile.save(tmp_path)
+    with pytest.raises(StoreFormatError, match="cannot be read"):
+        manifest.load(tmp_path)
+    replace(FULL, measured=Measured(0.97)).save(tmp_path)
+    assert manifest.load(tmp_path).measured == Measured(0.97)
+
+
 def test_an_extent_is_added_to_its_family(tmp_path: Path) -> None:
     grown = FULL.with_extent("fingerprints.pdq", 2).with_extent("vectors/1.f32", 1)
     assert grown.extents["fingerprints.pdq"] == [1, 2]

@@ -39,7 +39,7 @@ from engine.sources.items import Reject
 from engine.sources.query import Query, open_images
 
 _ANSWER_BYTES = 4 + 8  # a score and an id
-_LOOKED_UP = 4096  # images in canonical form at a time
+_LOOKED_UP = 4096  # images in canonical form at a time, at most
 
 QueryLike = (
     str
@@ -276,8 +276,9 @@ class Lookups(OpenStore):
 
     def _find_identical(self, images: Images, kind: Kind | None) -> npt.NDArray[np.int64]:
         ids = np.empty(len(images), np.int64)
-        for at in range(0, len(images), _LOOKED_UP):
-            part = images[at : at + _LOOKED_UP]
+        step = max(1, min(_LOOKED_UP, self._session.memory.block // _row_bytes(images)))
+        for at in range(0, len(images), step):
+            part = images[at : at + step]
             if isinstance(part, PackedBits):
                 rows = part.canonical()
             else:
@@ -298,6 +299,12 @@ class Lookups(OpenStore):
         return self._again(
             lambda: finder.one(query, within.ids(files) if within is not None else None)
         )
+
+
+def _row_bytes(images: Images) -> int:
+    """About how many bytes one of some images has."""
+    array = images.packed if isinstance(images, PackedBits) else images
+    return max(1, array.nbytes // max(1, len(array)))
 
 
 def _as_array(query: object) -> npt.NDArray[Any]:

@@ -174,7 +174,7 @@ class OpenStore:
         if wanted is not None:
             if space.is_imported:
                 raise UsageError(
-                    f"{self.path} holds vectors that were given, with which those of {wanted} cannot "
+                    f"{self.path} holds imported vectors, with which those of {wanted} cannot "
                     f"be compared: leave encoder= out, or make another store"
                 )
             chosen = registry.find(wanted)

@@ -93,7 +93,7 @@ class OnnxEncoder:
             )
         try:
             vectors = self._outputs(batch, stop)[0]
-        except EncodingStoppedError:
+        except (EncodingStoppedError, MemoryError):
             raise
         except Exception as error:  # again no class of its own
             raise EncoderError(f"the encoder {self.name!r} failed: {one_line(error)}") from None

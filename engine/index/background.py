@@ -1,4 +1,4 @@
-"""Long work in the background of others: how much memory it may take, whom it tells, who stops it."""
+"""Long work in the background of others: what memory it may take, whom it reports to, who stops it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.config import MemoryBudget
 _SOON = 0.1  # seconds
 _NICER = 10  # a tenth of the share of others, where there is not enough for all
 T = TypeVar("T")
-Progress = Callable[[int], None]  # told of rows as they are done
+Progress = Callable[[int], None]  # gets the rows that are done, as they are
 Stop = Callable[[], bool]
 
 
@@ -27,14 +27,17 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BackgroundWork:
-    """What a build is told."""
+    """What a build may use, whom it reports to and who stops it."""
 
     memory: MemoryBudget
     progress: Progress = lambda rows: None
     stop: Stop = lambda: False
 
     def done(self, rows: int) -> None:
-        """Tell of rows that are done; raises ``StoppedError`` if no more is wanted."""
+        """Report rows that are done, 0 for a step without any.
+
+        Raises ``StoppedError`` if no more is wanted.
+        """
         self.progress(rows)
         if self.stop():
             raise StoppedError

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.index.background import BackgroundWork
-from engine.index.quantizer import Quantizer
+from engine.index.quantizer import Quantizer, mean_closeness
 from engine.index.segment import Segment
 from engine.index.segment_layout import LABEL_BYTES
 from engine.index.segment_writer import SortedLists, write_segment
@@ -57,25 +57,27 @@ def build_segment(
         for start, end in spans
         for at in range(start, end, piece_rows)
     ]
-    closeness, total = 0.0, 0
+    closeness, finite = 0.0, 0
     made: list[SegmentEntry] = []
     try:
         for at, (start, end) in enumerate(whole):
-            lists, close = _lists(quantizer, vectors, start, end, work)
-            closeness += close
-            total += end - start
+            lists, close, count = _lists(quantizer, vectors, start, end, work)
+            closeness += close * count
+            finite += count
             ranges = _ranges(vectors, [(start, end)])
             own = number if len(whole) == 1 else number + 1 + at
-            made.append(_write(root, own, entry, quantizer, ranges, [(lists, 0)]))
-        one = made[0] if len(whole) == 1 else merge_segments(root, number, entry, quantizer, made)
+            made.append(_write(root, own, entry, quantizer, ranges, [(lists, 0)], work))
+        one = made[0]
+        if len(whole) > 1:
+            one = merge_segments(root, number, entry, quantizer, made, work)
         _log.info(
             "%s: built segment %d over %d vectors in %.1f s",
             root,
             number,
-            total,
+            sum(end - start for start, end in whole),
             time.perf_counter() - started,
         )
-        return one, closeness / total
+        return one, closeness / finite if finite else 1.0
     finally:
         for piece in made:
             if piece.number != number:
@@ -88,6 +90,7 @@ def merge_segments(
     entry: QuantizerEntry,
     quantizer: Quantizer,
     parts: Sequence[SegmentEntry],
+    work: BackgroundWork,
 ) -> SegmentEntry:
     """Write segment ``number``, which has the rows of ``parts``."""
     started = time.perf_counter()
@@ -97,31 +100,27 @@ def merge_segments(
         pieces.append((opened, label))
         label += part.rows
     ranges = [found for part in parts for found in part.ranges]
-    made = _write(root, number, entry, quantizer, ranges, pieces)
+    made = _write(root, number, entry, quantizer, ranges, pieces, work)
     took = time.perf_counter() - started
     _log.info("%s: merged %d segments into segment %d in %.1f s", root, len(parts), number, took)
     return made
 
 
-def open_segment(root: Path, entry: SegmentEntry, quantizer: Quantizer) -> Segment:
-    """A segment that was written."""
-    return Segment(segment_path(root, entry.number), entry, quantizer)
-
-
 def _lists(
     quantizer: Quantizer, vectors: Vectors, start: int, end: int, work: BackgroundWork
-) -> tuple[SortedLists, float]:
+) -> tuple[SortedLists, float, int]:
+    """Rows coded and sorted; how close their centroids are, and of how many that is the mean."""
     lists = np.empty(end - start, np.int64)
     codes = np.empty((end - start, quantizer.code_bytes), np.uint8)
-    at, closeness = 0, 0.0
+    close = np.empty(end - start, np.float32)
+    at = 0
     for block in vectors.blocks(start, end, vectors.at_once):
         stop = at + len(block)
-        lists[at:stop], codes[at:stop], close = quantizer.encode(block)
-        closeness += float(close.sum(dtype=np.float64))
+        lists[at:stop], codes[at:stop], close[at:stop] = quantizer.encode(block)
         at = stop
         vectors.let_go()
         work.done(len(block))
-    return SortedLists(lists, codes, quantizer.nlist), closeness
+    return SortedLists(lists, codes, quantizer.nlist), *mean_closeness(close)
 
 
 def _ranges(vectors: Vectors, spans: Sequence[tuple[int, int]]) -> list[Range]:
@@ -136,9 +135,12 @@ def _write(
     quantizer: Quantizer,
     ranges: Sequence[Range],
     pieces: Sequence[tuple[SortedLists | Segment, int]],
+    work: BackgroundWork,
 ) -> SegmentEntry:
     path = segment_path(root, number)
-    size, xxh64 = write_segment(path, entry.number, quantizer.nlist, quantizer.code_bytes, pieces)
+    size, xxh64 = write_segment(
+        path, entry.number, quantizer.nlist, quantizer.code_bytes, pieces, lambda: work.done(0)
+    )
     return SegmentEntry(number, entry.generation, entry.number, _joined(ranges), False, size, xxh64)
 
 

@@ -53,9 +53,8 @@ class _Sample:
     truth: Numbers  # (n, k) rows of the true neighbours, -1 for those in no segment
     scores: Block  # (n, k + 2) of the nearest, the vector itself last
     distances: Block  # (n, k): how many times as far as the nearest list that of each neighbour is
-    in_radius: dict[
-        float | None, Numbers
-    ]  # by radius: (n,) lists that lie within; None is no radius
+    # By radius: (n,) lists that lie within; None is no radius.
+    in_radius: dict[float | None, Numbers]
 
 
 def measure(
@@ -119,7 +118,7 @@ def _draw(
         good &= alive.has(vectors.ids(rows))
     rows, queries = rows[good], queries[good]
     largest = max(MEASURED_K)
-    scores, near = index.search(queries, largest + 2, recall=1.0, wanted=alive)
+    scores, near = index.search(queries, largest + 2, recall=1.0, wanted=alive, step=done)
     scores = np.take_along_axis(scores, _own_last(near, rows), 1)
     truth = _without(near, rows, largest)
     truth[~index.is_indexed(truth)] = -1  # always found
@@ -142,7 +141,7 @@ def _points(
 ) -> tuple[list[tuple[float, OperatingPoint]], float]:
     """What ``nprobe`` lists find of the k nearest, by radius and re-rank depth, each with its cost.
 
-    ``lost``: the share that a query misses, if it misses anything, as known so far; returned anew.
+    ``lost``: the share that a query misses, if it misses anything, as known so far; returned updated.
     """
     # Of vectors that are as near as the next one, any will do: users have duplicates.
     next_ = drawn.scores[:, k : k + 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,8 +21,9 @@ def compare_ranges(
     best: TopK,
     ranges: Sequence[tuple[int, int]],
     row_filter: RowFilter | None,
+    step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Add to ``best`` what queries find in ranges of rows, (start, end)."""
+    """Add to ``best`` what queries find in ranges of rows, (start, end); with steps between."""
     for start, stop in ranges:
         at = let_go = start
         for block in vectors.blocks(start, stop, vectors.at_once):
@@ -37,6 +38,7 @@ def compare_ranges(
                 block, rows = block[some], rows[some]
             if len(rows):
                 best.add_block(queries, block, rows)
+            step()
 
 
 def compare_rows(vectors: Vectors, queries: Block, rows: Numbers, best: TopK) -> None:

@@ -1,7 +1,7 @@
 """Keeps the similarity index of a store up to date: what is built when, and when recall is measured.
 
     new vectors → coded with the store's quantizer → a segment → merged with those no larger
-    four times as many as it was trained on, or others than it was trained on → trained and coded anew
+    four times as many as it was trained on, or others than it was trained on → trained and coded again
     twice as many as recall was measured on, or a new quantizer → recall measured again
 
 So n vectors lie in O(log n) segments, each is coded O(log n) times, and merging codes nothing.
@@ -19,10 +19,11 @@ from engine.index import build
 from engine.index.background import BackgroundWork
 from engine.index.calibrate import measure
 from engine.index.open import OpenIndex
-from engine.index.operating_point import DEFAULT_RECALL, choose
-from engine.index.quantizer import Quantizer
+from engine.index.operating_point import DEFAULT_RECALL, MEASURED_K, choose
+from engine.index.quantizer import VALUES, Quantizer, code_bytes, code_layout
 from engine.index.search import VectorIndex
-from engine.index.train import train_quantizer
+from engine.index.segment_layout import BLOCK, LABEL_BYTES, require_layout_of_faiss
+from engine.index.train import lists_for, train_quantizer
 from engine.storage import ballast, swaps
 from engine.storage.durable import remove
 from engine.storage.index_files import file_problem, quantizer_path, segment_path
@@ -31,8 +32,8 @@ from engine.storage.session import Session
 
 _MEASURED_AGAIN = 2  # times as many vectors
 _ROUNDED = 1e-3  # that is, where all are next to their centroids, as duplicates are
-_NOTICED = 0.01  # recall lost, of which one is told
-_MEASURED_K = 10  # of which one is told
+_NOTICED = 0.01  # recall lost, of which a warning says
+_SHOWN_K = MEASURED_K[0]  # whose recall users see
 _log = logging.getLogger("engine.index")
 
 
@@ -65,6 +66,8 @@ class IndexUpdater:
     def _update(self) -> None:
         index = self._index.current
         assert index is not None
+        # Segments that are live and whole would be replaced.
+        require_layout_of_faiss()
         entry = index.quantizer_entry
         moved = False
         if (
@@ -118,24 +121,29 @@ class IndexUpdater:
         if len(together) > 1:
             for one in together:  # what is damaged would get a checksum that is right
                 path = segment_path(store.path, one.number)
-                if what := file_problem(path, one.bytes, one.xxh64):
+                if what := file_problem(path, one.bytes, one.xxh64, lambda: self._work.done(0)):
                     raise StoreDamagedError(f"{path}: {what}; run 'engine check --fix'")
             made = build.merge_segments(
-                store.path, store.snapshot.next_index_number(), entry, quantizer, together
+                store.path,
+                store.snapshot.next_index_number(),
+                entry,
+                quantizer,
+                together,
+                self._work,
             )
             swaps.publish_index(store.writer, [*(one for one in live if one not in together), made])
 
-    def measure(self, target: float | None, *, anew: bool = False) -> Measured | None:
+    def measure(self, target: float | None, *, again: bool = False) -> Measured | None:
         """Measure recall if it has not been, or not on vectors like these; what is known of it now.
 
-        ``anew``: also if it has been, for they have changed.
+        ``again``: also if it has been, for they have changed.
         """
         with contextlib.closing(self._index):
             index = self._index.current
             if index is None or index.quantizer_entry is None:
                 return self._measure(target)  # there is nothing to do
         return self._work.in_background(
-            lambda work: IndexUpdater(self._store, work)._measure_once(target, moved=anew)
+            lambda work: IndexUpdater(self._store, work)._measure_once(target, moved=again)
         )
 
     def _measure_once(self, target: float | None, *, moved: bool) -> Measured | None:
@@ -145,6 +153,9 @@ class IndexUpdater:
     def _measure(self, target: float | None, *, moved: bool = False) -> Measured | None:
         store = self._store
         index, before = self._index.current, store.snapshot.manifest.measured
+        if store.snapshot.manifest.segments:
+            # What was measured would be forgotten.
+            require_layout_of_faiss()
         wanted = target or (before.target if before else DEFAULT_RECALL)
         entry = index.quantizer_entry if index is not None else None
         if index is None or entry is None or not index.segments:
@@ -164,7 +175,7 @@ class IndexUpdater:
                 rerank_depths=store.limits.rerank_depths,
             )
             if before is not None and before.quantizer == entry.number:
-                _tell(before, found, entry)
+                _warn_of_drift(before, found, entry)
         else:
             found = replace(before, target=wanted)
         if found != before and (before is not None or target is not None or found.rows):
@@ -174,13 +185,15 @@ class IndexUpdater:
 
 def _has_room(store: Session) -> bool:
     """Whether the whole index, built again, leaves enough of the disk for a removal."""
-    free, space = ballast.free(store.path), store.snapshot.space
-    rows = store.snapshot.vector_rows
-    if free >= ballast.LOW or not space.exists:
+    rows, space = store.snapshot.vector_rows, store.snapshot.space
+    if not space.exists:
         return True
-    codes = rows * (space.dim // 4 + 24)  # and a label each
-    centroids = 4 * space.dim * (int(3 * (2 * rows) ** 0.5) + 64)
-    return free >= codes + centroids + ballast.LEFT
+    width, parts = code_layout(space.dim)
+    lists = lists_for(rows, space.dim, store.memory)
+    # Pieces lie on the disk beside what they are merged into; the last block of a list may be empty.
+    codes = 2 * (rows + BLOCK * lists) * (code_bytes(parts) + LABEL_BYTES)
+    centroids = 4 * width * (lists + VALUES)
+    return ballast.free(store.path) >= codes + centroids + ballast.LEFT
 
 
 def is_moved(closeness: float, entry: QuantizerEntry, ratio: float) -> bool:
@@ -188,12 +201,12 @@ def is_moved(closeness: float, entry: QuantizerEntry, ratio: float) -> bool:
     return 1 - closeness > ratio * max(1 - entry.closeness, 0.0) + _ROUNDED
 
 
-def _tell(before: Measured, now: Measured, entry: QuantizerEntry) -> None:
+def _warn_of_drift(before: Measured, now: Measured, entry: QuantizerEntry) -> None:
     """Warn where searches, as they were set, find less than they did."""
-    was = choose(before, entry, _MEASURED_K, None)
+    was = choose(before, entry, _SHOWN_K, None)
     if was is None:
         return
-    points = dict(now.points).get(_MEASURED_K, ())
+    points = dict(now.points).get(_SHOWN_K, ())
     # The best that is now found by looking no further than before.
     found = [
         p.recall for p in points if p.nprobe <= was.nprobe and p.rerank_depth <= was.rerank_depth
@@ -203,7 +216,7 @@ def _tell(before: Measured, now: Measured, entry: QuantizerEntry) -> None:
         _log.warning(
             "recall had drifted from %.3f to about %.3f, since the vectors are others than those "
             "that the index was trained on: searches look further from now on, and 'engine optimize' "
-            "trains it anew",
+            "trains it again",
             was.recall,
             recall,
         )
@@ -215,16 +228,15 @@ def recall_of(named: Manifest) -> dict[str, object] | None:
     if measured is None:
         return None
     live = max((entry.quantizer for entry in named.segments), default=measured.quantizer)
-    if (
-        measured.quantizer != live
-    ):  # an index that was just built, or whose building was interrupted
+    # An index that was just built, or whose building was interrupted.
+    if measured.quantizer != live:
         measured = Measured(measured.target)
-    points = dict(measured.points).get(_MEASURED_K, ())
+    points = dict(measured.points).get(_SHOWN_K, ())
     point = next((point for point in points if point.recall_lower_bound >= measured.target), None)
     return {
         "target": measured.target,
         "exact": point is None and measured.quantizer == live,  # whether all vectors are compared
-        "k": _MEASURED_K,
+        "k": _SHOWN_K,
         "measured": round(point.recall, 4) if point else None,
         "at_least": round(point.recall_lower_bound, 4) if point else None,
         "sample": measured.sample,

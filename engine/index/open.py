@@ -15,6 +15,7 @@ from engine.errors import StoreError
 from engine.index.search import VectorIndex
 from engine.storage import nofollow
 from engine.storage.bitmap import IdSet
+from engine.storage.durable import cannot_read
 from engine.storage.manifest import Manifest
 from engine.storage.state import State
 from engine.storage.vectors import Vectors
@@ -64,9 +65,17 @@ class IndexedStore(Protocol):
 
 
 def has_index_files(store: Path, named: Manifest) -> bool:
-    """Whether all files of the index that a manifest names are there."""
-    inner = map(str, named.index_files(Path()))
-    return all(nofollow.status(store, name) is not None for name in inner)
+    """Whether all files of the index that a manifest names are there.
+
+    ``StoreError`` where that cannot be told, as of a folder that one may not open.
+    """
+    for path in named.index_files(Path()):
+        try:
+            if nofollow.status(store, path.as_posix()) is None:
+                return False
+        except OSError as error:
+            raise cannot_read(store / path, error) from None
+    return True
 
 
 class OpenIndex:
@@ -149,8 +158,12 @@ class OpenIndex:
             if not self._is_there():
                 self._store.read_index()  # the writer may have merged them since the manifest was read
             index = self._make()
-            if self._is_there() or not self._store.read_index():
-                break  # whole, or as damaged as the manifest has it
+            try:
+                if self._is_there() or not self._store.read_index():
+                    break  # whole, or as damaged as the manifest has it
+            except BaseException:
+                index.close()
+                raise
             index.close()
         else:
             index = self._make()
@@ -172,14 +185,18 @@ class OpenIndex:
     def _make(self) -> VectorIndex:
         snapshot = self._store.snapshot
         vectors = snapshot.open_vectors()
-        vectors.open_all()
-        return VectorIndex(
-            snapshot.path,
-            vectors,
-            snapshot.manifest.quantizers,
-            snapshot.state.live_segments(snapshot.manifest),
-            snapshot.manifest.measured,
-        )
+        try:
+            vectors.open_all()
+            return VectorIndex(
+                snapshot.path,
+                vectors,
+                snapshot.manifest.quantizers,
+                snapshot.state.live_segments(snapshot.manifest),
+                snapshot.manifest.measured,
+            )
+        except BaseException:
+            vectors.close()
+            raise
 
 
 def _key(snapshot: IndexedSnapshot) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def choose(
     else:
         return None
     if k <= of:
-        return point
+        return replace(point, nprobe=min(point.nprobe, quantizer.nlist))
     # More than was measured: their share of lists and candidates, for which the wanted k lie in as many
     # more lists at most, wherever these are. Of cheaper points, too, one may look farther in one way.
     times = k / of

@@ -57,7 +57,7 @@ class Quantizer:
         self.codebook = codebook
         self.correction = correction
         parts, _, each = codebook.shape
-        self.code_bytes = (parts + _CORRECTIONS + 1) // 2
+        self.code_bytes = code_bytes(parts)
         # Centroids, and queries, go on with what the corrections are multiplied with.
         self.centroids = Centroids(centroids, _CORRECTIONS * each)
         self._coder: Any = None  # made when something is to be coded
@@ -115,7 +115,10 @@ class Quantizer:
         return out
 
     def encode(self, vectors: Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], Block]:
-        """The list (n,), the code (n, code_bytes), and how close the centroid is (n,), of each."""
+        """The list (n,), the code (n, code_bytes), and how close the centroid is (n,), of each.
+
+        Of damaged vectors, which are not finite, that is NaN or infinite (``mean_closeness``).
+        """
         import faiss
 
         if self._coder is None:
@@ -167,7 +170,9 @@ def _coded(
 
     close, lists = index.quantizer.search(fitted, 1)
     # What is not a number, in a damaged file, is nowhere near: only an exact search looks at it.
-    lists = np.maximum(lists[:, 0], 0)
+    nowhere = lists[:, 0] < 0
+    close[nowhere] = np.nan
+    lists = np.where(nowhere, 0, lists[:, 0])
     codes = np.empty((len(fitted), index.code_size), np.uint8)
     index.encode_vectors(
         len(fitted), faiss.swig_ptr(fitted), faiss.swig_ptr(lists), faiss.swig_ptr(codes)
@@ -187,6 +192,21 @@ def code_layout(dim: int) -> tuple[int, int]:
     each = 1 if dim <= _FULL_DIM else max(2, -(-dim // _MAX_PARTS))
     parts = -(-dim // each)
     return parts * each, parts
+
+
+def mean_closeness(close: Block) -> tuple[float, int]:
+    """The mean of what ``Quantizer.encode`` says of (n,) vectors, and how many are not damaged.
+
+    One damaged vector would make any mean NaN, and the index look unlike its vectors. It is 1 where
+    all are damaged.
+    """
+    finite = close[np.isfinite(close)]
+    return (float(finite.mean(dtype=np.float64)) if len(finite) else 1.0), len(finite)
+
+
+def code_bytes(parts: int) -> int:
+    """The bytes of a code of so many parts, its correction included."""
+    return (parts + _CORRECTIONS + 1) // 2
 
 
 def _fit(vectors: Block, width: int, scale: float) -> Block:

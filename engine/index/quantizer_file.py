@@ -16,13 +16,14 @@ from engine.errors import StoreDamagedError
 from engine.images import hashing
 from engine.index.quantizer import VALUES, Quantizer, code_layout
 from engine.storage import nofollow
-from engine.storage.durable import inside, write_new
+from engine.storage.durable import cannot_read, inside, is_in_the_way, write_new
 from engine.storage.index_files import quantizer_path
 from engine.storage.manifest import QuantizerEntry
 
 HEADER_BYTES = 4096
 _HEADER = struct.Struct("<8sIIIIfff")  # magic, number, dim, nlist, parts, scale, least, step
 _MAGIC = b"ENGQUANT"
+_MIN_SCALE = float(np.finfo(np.float32).tiny)
 
 
 def save_quantizer(quantizer: Quantizer, path: Path, number: int) -> tuple[int, int]:
@@ -45,7 +46,10 @@ def save_quantizer(quantizer: Quantizer, path: Path, number: int) -> tuple[int, 
 def read_quantizer(
     path: Path, number: int, dim: int, nlist: int, size: int, xxh64: int | None = None
 ) -> Quantizer:
-    """Read what ``save_quantizer`` wrote; ``StoreDamagedError`` if it is anything else."""
+    """Read what ``save_quantizer`` wrote; ``StoreDamagedError`` if it is anything else.
+
+    ``UnreadableError`` where something keeps this process from reading it.
+    """
     width, parts = code_layout(dim)
     if size != HEADER_BYTES + 4 * (nlist + VALUES) * width:  # before memory is taken for it
         raise StoreDamagedError(f"{path} holds something else")
@@ -54,6 +58,8 @@ def read_quantizer(
         name = inside(path, root)
         data = nofollow.read_file(root, name) if nofollow.size(root, name) == size else b""
     except OSError as error:
+        if is_in_the_way(error):
+            raise cannot_read(path, error) from None
         raise StoreDamagedError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) < HEADER_BYTES:
         raise StoreDamagedError(f"{path} has the wrong length")
@@ -67,12 +73,17 @@ def read_quantizer(
     ):
         raise StoreDamagedError(f"{path} holds something else")
     body = np.frombuffer(data, np.float32, offset=HEADER_BYTES)
+    # FAISS raises for what is not finite, and vectors are divided by the scale.
+    if not (_MIN_SCALE <= scale < np.inf and np.isfinite([least, step]).all()):
+        raise StoreDamagedError(f"{path} holds something else")
+    if not np.isfinite(body).all():
+        raise StoreDamagedError(f"{path} holds something else")
     centroids = body[: nlist * width].reshape(nlist, width)
     codebook = body[nlist * width :].reshape(parts, VALUES, width // parts)
     return Quantizer(dim, scale, centroids, codebook, (least, step))
 
 
 def load_quantizer(store: Path, entry: QuantizerEntry, dim: int) -> Quantizer:
-    """The quantizer that the manifest names; ``StoreDamagedError`` if it cannot be read."""
+    """The quantizer that the manifest names; raises as ``read_quantizer``."""
     path = quantizer_path(store, entry.number)
     return read_quantizer(path, entry.number, dim, entry.nlist, entry.bytes, entry.xxh64)

@@ -27,9 +27,11 @@ from engine.index.rerank import inner_products
 from engine.index.row_filter import COMPARED_ROWS, RowFilter, RowFilters
 from engine.index.scan import CANDIDATES, CodeScan, Found
 from engine.index.segment import Segment
+from engine.index.segment_layout import require_layout_of_faiss
 from engine.index.spans import Span, gaps, rows_of, spans_of
 from engine.index.top_k import TopK
 from engine.storage.bitmap import IdSet
+from engine.storage.durable import UnreadableError
 from engine.storage.index_files import segment_path
 from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
@@ -38,7 +40,7 @@ _QUERIES = 1024  # at a time
 
 
 class VectorIndex:
-    """Vectors and the segments over them. A segment that cannot be read is searched exactly.
+    """Vectors and the segments over them. A segment that is damaged is searched exactly.
 
     What it was made with does not change any more, so several threads may search it at once.
     """
@@ -53,7 +55,11 @@ class VectorIndex:
         *,
         compared_rows: int = COMPARED_ROWS,
     ) -> None:
-        """``entries`` are live. ``compared_rows``: so few wanted rows are compared without codes."""
+        """``entries`` are live. ``compared_rows``: so few wanted rows are compared without codes.
+
+        ``UnreadableError`` or ``MemoryError`` where something keeps this process from reading files
+        that may be whole: whoever writes would take their segments for damaged ones, and drop them.
+        """
         self.vectors = vectors
         self.measured = measured
         self.quantizer: Quantizer | None = None
@@ -66,7 +72,7 @@ class VectorIndex:
         self._users = 0
         self._closed = False
         if entries:
-            # One quantizer is live; segments of another one are about to be built anew.
+            # One quantizer is live; segments of another one are about to be built again.
             number = max(entry.quantizer for entry in entries)
             self._open(store, quantizers, [e for e in entries if e.quantizer == number])
         if self.quantizer is not None and self._entry is not None and self.segments:
@@ -79,6 +85,11 @@ class VectorIndex:
     def _open(
         self, store: Path, quantizers: Sequence[QuantizerEntry], entries: Sequence[SegmentEntry]
     ) -> None:
+        try:
+            require_layout_of_faiss()
+        except UnreadableError as error:
+            self.problems.append(f"{store}: {error}; until then all rows are searched exactly")
+            return
         try:
             found = next((q for q in quantizers if q.number == entries[0].quantizer), None)
             if found is None:
@@ -141,11 +152,13 @@ class VectorIndex:
         recall: float | None = None,
         point: OperatingPoint | None = None,
         wanted: IdSet | None = None,
+        step: Callable[[], None] = lambda: None,
     ) -> Found:
         """The k largest inner products of each of (nq, dim) contiguous queries.
 
         ``recall``: the share of them to be found, 1 for all; by default what the store wants.
-        ``point`` says how far to look instead. ``wanted``: only rows of these images.
+        ``point`` says how far to look instead. ``wanted``: only rows of these images. ``step`` is
+        called between blocks of vectors that are compared, and what it raises ends the search.
 
         Returns scores (nq, k) float32, best first, and vector rows (nq, k) int64, both padded
         (-inf and -1) where there are fewer than k vectors. Of equal ones any may be left out.
@@ -154,18 +167,24 @@ class VectorIndex:
         row_filter = self._filters.of(wanted)
         depth = min(max(point.rerank_depth, k), self.vectors.rows) if point is not None else 0
         most = min(k, self.vectors.rows)  # that there can be
-        step = max(1, min(_QUERIES, CANDIDATES // max(depth, most, 1)))
-        if len(queries) <= step and most == k:
-            return self._search(queries, k, point, row_filter)
+        nprobe = point.nprobe if point is not None else 0
+        at_once = max(1, min(_QUERIES, CANDIDATES // max(depth, most, nprobe, 1)))
+        if len(queries) <= at_once and most == k:
+            return self._search(queries, k, point, row_filter, step)
         found = TopK(len(queries), k)
-        for at in range(0, len(queries) if most else 0, step):
-            some = slice(at, at + step)
-            scores, rows = self._search(queries[some], most, point, row_filter)
+        for at in range(0, len(queries) if most else 0, at_once):
+            some = slice(at, at + at_once)
+            scores, rows = self._search(queries[some], most, point, row_filter, step)
             found.scores[some, :most], found.rows[some, :most] = scores, rows
         return found.scores, found.rows
 
     def _search(
-        self, queries: Block, k: int, point: OperatingPoint | None, row_filter: RowFilter | None
+        self,
+        queries: Block,
+        k: int,
+        point: OperatingPoint | None,
+        row_filter: RowFilter | None,
+        step: Callable[[], None],
     ) -> Found:
         best = TopK(len(queries), k)
         if not len(queries):
@@ -173,19 +192,20 @@ class VectorIndex:
         if row_filter is not None and row_filter.rows is not None:
             compare_rows(self.vectors, queries, row_filter.rows, best)
         elif point is None:
-            compare_ranges(self.vectors, queries, best, [(0, self.vectors.rows)], row_filter)
+            compare_ranges(self.vectors, queries, best, [(0, self.vectors.rows)], row_filter, step)
         else:
             assert self.scan is not None
             rows = self.scan.candidates(queries, k, point, row_filter)
             best.add(inner_products(self.vectors, queries, rows), rows)
-            compare_ranges(self.vectors, queries, best, self._bare, row_filter)
+            compare_ranges(self.vectors, queries, best, self._bare, row_filter, step)
         best.drop_duplicates()
         if point is not None and best.rows[:, -1].min() < 0:
             # FastScan leaves out what is as far away as can be: of a zero query, all there is.
             most = row_filter.count if row_filter is not None else self.vectors.rows
             short = np.flatnonzero((best.rows >= 0).sum(axis=1) < min(k, most))
             if len(short):
-                found = self._search(np.ascontiguousarray(queries[short]), k, None, row_filter)
+                again = np.ascontiguousarray(queries[short])
+                found = self._search(again, k, None, row_filter, step)
                 best.scores[short], best.rows[short] = found
         return best.scores, best.rows
 
@@ -212,7 +232,7 @@ class VectorIndex:
         return self.scan.ranked(queries, nprobe, depth, self._filters.of(wanted))
 
     def __enter__(self) -> Self:
-        """Keep it open while it is searched, whoever closes it meanwhile."""
+        """Keep it open while it is searched, even where another thread closes it."""
         with self._lock:
             self._users += 1
         return self

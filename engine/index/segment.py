@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import StoreDamagedError
+from engine.errors import StoreDamagedError, StoreError
 from engine.index.quantizer import Quantizer
 from engine.index.segment_layout import (
     ALIGNED,
@@ -20,12 +22,12 @@ from engine.index.segment_layout import (
     Codes,
     Labels,
     has_header,
-    is_layout_of_faiss,
+    require_layout_of_faiss,
     unpack_codes,
 )
 from engine.storage import nofollow
 from engine.storage.bitmap import IdSet
-from engine.storage.durable import inside
+from engine.storage.durable import UnreadableError, cannot_read, inside, is_in_the_way
 from engine.storage.index_files import file_problem
 from engine.storage.manifest import SegmentEntry
 
@@ -36,7 +38,10 @@ class Segment:
     """One segment, mapped. Several threads may search it at once."""
 
     def __init__(self, path: Path, entry: SegmentEntry, quantizer: Quantizer) -> None:
-        """Map it; ``StoreDamagedError`` if the file is gone, cut or not what the manifest says."""
+        """Map it; ``StoreDamagedError`` if the file is gone, cut or not what the manifest says.
+
+        ``UnreadableError`` or ``MemoryError`` where something else keeps this process from it.
+        """
         self.entry = entry
         self._path = path
         self._quantizer = quantizer
@@ -44,7 +49,7 @@ class Segment:
         try:
             fd = nofollow.open_file(root, inside(path, root))
         except OSError as error:
-            raise StoreDamagedError(f"{path} cannot be read: {error}") from None
+            raise _unopened(path, error) from None
         try:
             self._map_file(fd)
         finally:
@@ -57,7 +62,9 @@ class Segment:
             if os.fstat(fd).st_size != entry.bytes or entry.bytes < HEADER_BYTES:
                 raise StoreDamagedError(f"{path} has the wrong length")
             self._map = mmap.mmap(fd, entry.bytes, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise _unopened(path, error) from None
+        except ValueError as error:
             raise StoreDamagedError(f"{path} cannot be read: {error}") from None
         head = self._map[:HEADER_BYTES]
         if not has_header(head, entry.quantizer, code_bytes, nlist, entry.rows):
@@ -72,10 +79,12 @@ class Segment:
         self._starts = np.append(start, self._ends[:-1])
         if int(self._ends[-1]) != entry.bytes or int(self.sizes.sum()) != entry.rows:
             raise StoreDamagedError(f"{path} holds something else")
+        require_layout_of_faiss()
         try:
             self._one, self._many = self._open(fd)
-        except (RuntimeError, MemoryError) as error:
-            raise StoreDamagedError(f"{path} cannot be read: {error}") from None
+        except RuntimeError as error:
+            # Its bytes agree with each other: FAISS could not open or map the same file.
+            raise _refused_by_faiss(path, error) from None
 
     def of(self, number: int) -> tuple[Codes, Labels]:
         """The codes and labels of one list."""
@@ -121,9 +130,9 @@ class Segment:
                 length = int(self._ends[number]) - start
                 self._map.madvise(mmap.MADV_WILLNEED, start, length)
 
-    def problem(self) -> str | None:
-        """What is wrong with its file, or None; reads all of it."""
-        return file_problem(self._path, self.entry.bytes, self.entry.xxh64)
+    def problem(self, step: Callable[[], None] = lambda: None) -> str | None:
+        """What is wrong with its file, or None, as ``file_problem`` says; reads all of it."""
+        return file_problem(self._path, self.entry.bytes, self.entry.xxh64, step)
 
     def names_every_row(self) -> bool:
         """Whether its labels name each row once, as those of an undamaged segment do; reads them all."""
@@ -179,8 +188,6 @@ class Segment:
         """The lists as FAISS searches them where they lie: for one query, and for many."""
         import faiss
 
-        if not is_layout_of_faiss():
-            raise RuntimeError("this version of FAISS arranges codes otherwise")
         table = np.empty((len(self.sizes), 3), np.uint64)  # size, capacity, offset
         table[:, 0], table[:, 1], table[:, 2] = self.sizes, self._capacities, self._starts
         lists: Any = faiss.OnDiskInvertedLists()
@@ -202,3 +209,18 @@ class Segment:
         one.implem = _ONE_QUERY
         one.ntotal = many.ntotal = self.entry.rows
         return one, many
+
+
+def _unopened(path: Path, error: OSError) -> StoreError:
+    if is_in_the_way(error):
+        return cannot_read(path, error)
+    return StoreDamagedError(f"{path} cannot be read: {error.strerror}")
+
+
+def _refused_by_faiss(path: Path, error: RuntimeError) -> StoreError:
+    """What to raise where FAISS failed, which says in words what the system told it."""
+    said = str(error)
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES):
+        if os.strerror(number) in said:
+            return cannot_read(path, OSError(number, os.strerror(number)))
+    return UnreadableError(f"{path} cannot be searched by FAISS: {' '.join(said.split())}")

@@ -13,7 +13,8 @@ In a block the same 4 bits of 32 codes lie together, as FAISS's FastScan kernels
 query's table, 32 at a time. FAISS has such blocks in memory only; laid out so in a file, and mapped,
 they are searched as fast, take no memory that the kernel could not have back, and need no loading.
 FAISS believes whatever it reads, so the header is checked before, and the manifest has a checksum of
-it all. Should a version of FAISS arrange blocks otherwise, segments are refused, not misread.
+it all. Should a version of FAISS arrange blocks otherwise, segments are refused, not misread:
+their vectors are searched exactly, and nothing is built until another one is installed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.images import hashing
+from engine.storage.durable import UnreadableError
 
 HEADER_BYTES = 4096
 ALIGNED = 64  # bytes: what the kernels load at once
@@ -36,6 +38,7 @@ _HALF = BLOCK // 2
 _ORDER = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
 _HEADER = struct.Struct("<8sIIIQ")  # magic, quantizer, code bytes, nlist, rows
 _MAGIC = b"ENGIVF01"
+TESTED_FAISS = "1.15.1"
 
 Codes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -98,3 +101,14 @@ def is_layout_of_faiss() -> bool:
     ours = pack_codes(codes)
     found = faiss.rev_swig_ptr(theirs.invlists.get_codes(0), len(ours))
     return bool(np.array_equal(found, ours))
+
+
+def require_layout_of_faiss() -> None:
+    """``UnreadableError`` where FAISS would misread segments, which are whole."""
+    if is_layout_of_faiss():
+        return
+    import faiss
+
+    raise UnreadableError(
+        f"FAISS {faiss.__version__} arranges codes otherwise: install faiss-cpu=={TESTED_FAISS}"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -56,10 +56,12 @@ def write_segment(
     nlist: int,
     code_bytes: int,
     pieces: Sequence[tuple[CodedLists, int]],
+    step: Callable[[], None] = lambda: None,
 ) -> tuple[int, int]:
     """Write a segment whose lists are those of ``pieces`` put together; its length and xxh64.
 
-    Each piece comes with how much its labels are raised by. It is durable when this returns, and live
+    Each piece comes with how much its labels are raised by. ``step`` is called after some megabytes,
+    and what it raises ends the writing. The file is durable when this returns, and live
     once the manifest names it. ``OSError`` where it cannot be written; nothing is left of it then.
     """
     root = path.parent.parent
@@ -78,8 +80,10 @@ def write_segment(
             ready.append(padded(pack_codes(codes).tobytes() + labels.tobytes()))
             size += len(ready[-1])
             if size >= _BATCH_BYTES:
+                step()
                 yield b"".join(ready)
                 ready, size = [], 0
+        step()
         yield b"".join(ready)
 
     return write_new(path, parts(), root)

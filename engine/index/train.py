@@ -13,7 +13,7 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
 from engine.index.background import BackgroundWork
 from engine.index.inner_product import Numbers
-from engine.index.quantizer import MIN_SAMPLE, SAMPLE_PER_LIST, Quantizer
+from engine.index.quantizer import MIN_SAMPLE, SAMPLE_PER_LIST, Quantizer, mean_closeness
 from engine.index.quantizer_file import save_quantizer
 from engine.storage.index_files import make_index_folder, quantizer_path
 from engine.storage.manifest import QuantizerEntry
@@ -42,7 +42,7 @@ def train_quantizer(
     nlist = lists_for(rows, vectors.dim, work.memory)
     sample = sample_of(vectors, SAMPLE_PER_LIST * nlist, number)[1]
     good = np.isfinite(sample).all(axis=1)
-    if not good.all():  # damaged: told by ``check``
+    if not good.all():  # damaged: ``check`` says so
         sample = sample[good]
     if len(sample) < nlist:
         raise StoreDamagedError(
@@ -52,7 +52,7 @@ def train_quantizer(
         sample = np.resize(sample, (MIN_SAMPLE, vectors.dim))
     quantizer = Quantizer.train(sample, nlist, number)
     some = sample[:: max(1, len(sample) // _CLOSENESS_SAMPLE)]
-    closeness = float(quantizer.encode(some)[2].mean())
+    closeness, _ = mean_closeness(quantizer.encode(some)[2])
     path = quantizer_path(root, number)
     make_index_folder(root)
     work.done(0)

@@ -9,6 +9,7 @@ from engine.index.background import BackgroundWork, StoppedError
 from engine.index.maintain import IndexUpdater
 from engine.ingest.stopping import Stopping
 from engine.memory import PeakMemory
+from engine.storage.durable import UnreadableError
 from engine.storage.session import Session
 
 _log = logging.getLogger("engine.ingest")
@@ -33,7 +34,7 @@ class IndexUpdates:
             IndexUpdater(self._store, work).update(least)
         except StoppedError:
             _log.warning("the index was not built: the next ingest or optimize builds it")
-        except (OSError, MemoryError, StoreDamagedError) as error:
+        except (OSError, MemoryError, StoreDamagedError, UnreadableError) as error:
             # Derived: the vectors are committed, and are searched exactly until it succeeds.
             what = error.strerror if isinstance(error, OSError) and error.strerror else error
             _log.warning("the index was not built: %s; lookups go on without it", what)

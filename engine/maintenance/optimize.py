@@ -26,7 +26,7 @@ from engine.records import OptimizeReport, Place
 from engine.storage import extents, swaps
 from engine.storage.changeset import Chunk, Rekept, Removal
 from engine.storage.disk import disk
-from engine.storage.durable import tree_bytes
+from engine.storage.durable import UnreadableError, tree_bytes
 from engine.storage.extent_reader import ExtentReader, MovedError
 from engine.storage.image_rows import ImageRow
 from engine.storage.rocks.database import FOLDER
@@ -108,14 +108,14 @@ class Optimize:
             self._store.become_writer(to_remove=True)
             indexing = IndexUpdater(self._store, self._work)
             indexing.update(self._store.limits.exact_rows)
-            indexing.measure(self._recall, anew=laid.rows > 0)
+            indexing.measure(self._recall, again=laid.rows > 0)
         except StoppedError:
             self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
         except MovedError:
             laid = ReorderResult(
                 skipped="the index was not built: another process laid it out meanwhile"
             )
-        except (OSError, MemoryError, StoreDamagedError) as error:
+        except (OSError, MemoryError, StoreDamagedError, UnreadableError) as error:
             if not self._store.is_open:  # the failure has closed it
                 raise
             what = error.strerror if isinstance(error, OSError) else None

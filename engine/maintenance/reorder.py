@@ -23,16 +23,18 @@ from engine.index import build
 from engine.index.background import BackgroundWork
 from engine.index.maintain import is_moved
 from engine.index.open import OpenIndex
+from engine.index.quantizer import mean_closeness
 from engine.index.reordered import Piece, ReorderedWriter
 from engine.index.search import VectorIndex
-from engine.index.segment_layout import LABEL_BYTES
+from engine.index.segment import Segment
+from engine.index.segment_layout import LABEL_BYTES, require_layout_of_faiss
 from engine.index.train import sample_of, train_quantizer
 from engine.records import Place
 from engine.storage import nofollow, staging, swaps
 from engine.storage.bitmap import IdSet
 from engine.storage.disk import disk
 from engine.storage.extent_reader import ExtentReader
-from engine.storage.index_files import ReorderedExtent, quantizer_path
+from engine.storage.index_files import ReorderedExtent, quantizer_path, segment_path
 from engine.storage.manifest import QuantizerEntry
 from engine.storage.session import Session
 
@@ -41,7 +43,7 @@ _APART = 1000  # numbers that a writer may use up for its own segments meanwhile
 _SAMPLE = 4096  # vectors that show whether they are like those that were trained on
 _SLACK = 16 << 20  # bytes: headers, the keys' own files
 _WAIT_SECONDS = 0.2
-_log = logging.getLogger("engine")
+_log = logging.getLogger("engine.maintenance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,16 @@ class Reorder:
     def run(self) -> ReorderResult:
         """Lay the vectors out if that is worth it and there is room.
 
-        Raises ``StoppedError``, ``StoreError``, ``OSError``; the vectors are as they were then.
+        Raises ``StoppedError``, ``StoreError``, ``OSError`` or ``MemoryError``; the vectors are as they
+        were then.
         """
         self._store.follow()  # others may have laid them out since it was opened
         with contextlib.closing(OpenIndex(self._store)) as opened:
             index = opened.current
             if index is None or not index.vectors.rows:
                 return ReorderResult()
+            # Segments that are live and whole would be dropped.
+            require_layout_of_faiss()
             return self._reorder(index)
 
     def _reorder(self, index: VectorIndex) -> ReorderResult:
@@ -125,7 +130,7 @@ class Reorder:
         if not growth**-0.5 < rows / entry.trained_on < growth**0.5:
             return True
         sample = sample_of(index.vectors, _SAMPLE, entry.number)[1]
-        closeness = float(index.quantizer.encode(sample)[2].mean())
+        closeness, _ = mean_closeness(index.quantizer.encode(sample)[2])
         return is_moved(closeness, entry, self._store.limits.moved_ratio)
 
     def _is_worth_it(self, index: VectorIndex) -> bool:
@@ -158,7 +163,7 @@ class Reorder:
         held = [
             segment
             for segment in index.segments
-            if segment.names_every_row() and not segment.problem()
+            if segment.names_every_row() and not segment.problem(lambda: work.done(0))
         ]
         spans = index.bare
         for segment in index.segments:
@@ -177,7 +182,8 @@ class Reorder:
                 coded, _ = build.build_segment(
                     folder, number + 1, entry, quantizer, vectors, spans, work
                 )
-                pieces.append((build.open_segment(folder, coded, quantizer), index.rows_in(coded)))
+                opened = Segment(segment_path(folder, coded.number), coded, quantizer)
+                pieces.append((opened, index.rows_in(coded)))
         families = space.vector_family, space.id_family
         gone = store.snapshot.dead_ids() if store.snapshot.state.dead_vectors else IdSet.none(0)
         uuid = bytes.fromhex(store.snapshot.manifest.uuid)

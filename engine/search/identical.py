@@ -17,7 +17,7 @@ from engine.storage.bitmap import IdSet
 from engine.storage.image_rows import ImageRow
 from engine.storage.session import Session
 
-_log = logging.getLogger("engine")
+_log = logging.getLogger("engine.search")
 
 
 def id_of_file(store: Session, data: bytes, wanted: IdSet | None) -> int | None:
@@ -93,7 +93,8 @@ def _identical_ids(
 
 def verify(store: Session, row: ImageRow, canonical: Buffer) -> str | None:
     """How a key's image was shown to be the query: "bytes", "digest", or None if it is not."""
-    if row.place is not None and row.canonical:
+    # What is kept in another length is not the query: no memory is taken for it.
+    if row.place is not None and row.canonical and row.place.length == len(canonical):
         try:
             kept = store.snapshot.kept(row.place)
         except StoreDamagedError as error:

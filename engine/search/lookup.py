@@ -33,7 +33,7 @@ from engine.storage.bitmap import IdSet
 from engine.storage.session import Session
 
 _NUMBER = float | int | np.floating | np.integer
-_log = logging.getLogger("engine")
+_log = logging.getLogger("engine.search")
 
 
 class _NoVectorError(Exception):
@@ -64,11 +64,12 @@ class Lookup:
         if min_score is not None and not (
             isinstance(min_score, _NUMBER) and abs(min_score) <= most
         ):
-            raise UsageError(f"min-score is a cosine, between -1 and 1, not {min_score!r}")
+            what = "a cosine, between -1 and 1" if self._cosine else "a number"
+            raise UsageError(f"min_score= is {what}, not {min_score!r}")
         distance = _whole_or(max_distance, -1)
         if not 0 <= distance <= FINGERPRINT_BITS:
             raise UsageError(
-                f"max-distance is a number of bits, 0 to {FINGERPRINT_BITS}, not {max_distance!r}"
+                f"max_distance= is a number of bits, 0 to {FINGERPRINT_BITS}, not {max_distance!r}"
             )
         self._store = store
         self._index = index
@@ -85,12 +86,12 @@ class Lookup:
         self._asked = tiers is not None
         self.tiers = searched_tiers(store, tiers)
         if tiers is not None and SIMILAR not in self.tiers:
-            for name, value in (("recall", recall), ("min-score", min_score)):
+            for name, value in (("recall=", recall), ("min_score=", min_score)):
                 if value is not None:
                     raise UsageError(
                         f"{name} is of the similar tier, which is not asked: leave it out"
                     )
-        # Given vectors say nothing of images, which have none to compare with them.
+        # Imported vectors say nothing of images, which have none to compare with them.
         self._of_images = tuple(t for t in self.tiers if t != SIMILAR or not self._is_imported)
 
     def one(self, query: Query, wanted: IdSet | None = None) -> LookupResult:
@@ -103,7 +104,7 @@ class Lookup:
             return self._one_vector(query.name, query.vector, wanted)
         if self._asked and self._of_images != self.tiers:
             raise UsageError(
-                f"{self._store.path} holds vectors that were given, and an image has none: look up "
+                f"{self._store.path} holds imported vectors, and an image has none: look up "
                 'FILE.npy#ROW of vectors, or leave tiers=["similar"] out'
             )
         spent: dict[str, float] = {}

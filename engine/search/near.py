@@ -33,7 +33,7 @@ from engine.storage.session import Session
 
 _AT_ONCE = 1024  # candidates whose records are in hand
 _READ_BYTES = 4 << 20  # of kept pixels in hand
-_log = logging.getLogger("engine")
+_log = logging.getLogger("engine.search")
 
 Numbers = npt.NDArray[np.int64]
 
@@ -46,9 +46,8 @@ class NearImages(NamedTuple):
 
     ids: Numbers  # (n,)
     distances: Numbers  # (n,) bits of 256
-    pixel_distances: (
-        Numbers  # (n,) values that differ; -1 for pictures and where no pixels are kept
-    )
+    # (n,) values that differ; -1 for pictures, and where no pixels are kept.
+    pixel_distances: Numbers
 
 
 class _Alike(NamedTuple):
@@ -130,7 +129,8 @@ def _alike(
     bits = query.kind is Kind.BITS
     for number, id_ in enumerate(ids.tolist(), first):
         record = store.snapshot.record(id_) if id_ not in taken else None
-        if record is None or record.kind is Kind.VECTOR:  # None: taken
+        # Taken by a stricter tier, removed, or an imported vector.
+        if record is None or record.kind is Kind.VECTOR:
             continue
         if (record.kind is Kind.BITS) != bits:
             continue
@@ -144,9 +144,9 @@ def _alike(
 def _by_pixels(
     store: Session, query: Pixels, most: int, some: Sequence[_Alike]
 ) -> Iterator[tuple[int, int]]:
-    """Of bit images of one size the numbers of those whose pixels are near too, where they are kept.
+    """Same-size bit images whose kept pixels also match, by number, with how many values differ.
 
-    With each how many values differ, or -1 where no pixels are kept.
+    Those whose pixels are not kept, or cannot be compared, come with -1.
     """
     places: list[tuple[_Alike, Place]] = []
     rows = store.snapshot.images_of([one.key for one in some])
@@ -155,7 +155,10 @@ def _by_pixels(
         if row is None or row.place is None:
             yield one.number, -1
         elif row.canonical:
-            places.append((one, row.place))
+            if row.place.length == len(query.canonical):
+                places.append((one, row.place))
+            else:  # damaged: the record says that it is of the query's size
+                yield one.number, -1
         else:
             kept = _decoded(store, row, query)
             if kept is None:
@@ -185,7 +188,7 @@ def _by_pixels(
 def _decoded(store: Session, row: ImageRow, query: Pixels) -> bytes | None:
     """The canonical form of what is kept as a file, if it can be had and is of the query's size."""
     try:
-        if row.place is None:
+        if row.place is None or row.place.length > store.memory.max_file:
             return None
         kept = store.snapshot.kept(row.place)
         found = decode.decode(kept, max_bytes=store.memory.decoding).pixels

@@ -15,7 +15,7 @@ from engine.storage.bitmap import IdSet
 from engine.storage.session import Session
 
 _MAX_SCORE = 1.01  # of two unit vectors, rounding included
-_log = logging.getLogger("engine")
+_log = logging.getLogger("engine.search")
 
 
 class SimilarTier:

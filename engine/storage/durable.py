@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from engine.errors import StoreDamagedError, StoreError
@@ -16,6 +16,11 @@ from engine.storage import nofollow
 from engine.storage.disk import disk
 
 MORE_FILES = "let more files be open (ulimit -n 4096) and run the command again"
+_MORE_MEMORY = "leave more memory free, or raise the limits of this process (ulimit -v)"
+
+
+class UnreadableError(StoreError):
+    """Something keeps this process from reading a file, which says nothing of what is in it."""
 
 
 def fsync_dir(path: Path) -> None:
@@ -64,16 +69,22 @@ def make_folders(path: Path) -> None:
 
 
 def is_in_the_way(error: OSError) -> bool:
-    """Whether an error says nothing of a file: too many are open, or one may not open it."""
-    return error.errno in (errno.EMFILE, errno.ENFILE) or isinstance(error, PermissionError)
+    """Whether an error says nothing of a file: too many open, no memory, or one may not open it."""
+    scarce = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return error.errno in scarce or isinstance(error, PermissionError)
 
 
 def cannot_read(path: Path, error: OSError, otherwise: str = "cannot be read") -> StoreError:
-    """What to raise for a file of a store that cannot be opened or read: damage, or what to do."""
+    """What to raise for a file of a store that cannot be opened or read.
+
+    ``StoreDamagedError``, or ``UnreadableError`` where the error says nothing of the file.
+    """
     if not is_in_the_way(error):
         return StoreDamagedError(f"{path} {otherwise}: {error.strerror}; run 'engine check'")
-    todo = "run the command as its owner" if isinstance(error, PermissionError) else MORE_FILES
-    return StoreError(f"{path} cannot be read: {error.strerror}; {todo}")
+    todo = _MORE_MEMORY if error.errno == errno.ENOMEM else MORE_FILES
+    if isinstance(error, PermissionError):
+        todo = "run the command as its owner"
+    return UnreadableError(f"{path} cannot be read: {error.strerror}; {todo}")
 
 
 def write_all(fd: int, data: Buffer, offset: int) -> None:
@@ -142,13 +153,16 @@ def remove(path: Path, store: Path) -> None:
     nofollow.remove(store, inside(path, store))
 
 
-def file_checksum(path: Path, store: Path) -> tuple[int, int]:
-    """The length and the xxh64 of a file beneath ``store``; reads all of it."""
+def file_checksum(
+    path: Path, store: Path, step: Callable[[], None] = lambda: None
+) -> tuple[int, int]:
+    """The length and the xxh64 of a file beneath ``store``; reads all of it, with steps between."""
     check, size = hashing.Checksum(), 0
     with os.fdopen(nofollow.open_file(store, inside(path, store)), "rb") as file:
         while block := file.read(1 << 20):
             check.update(block)
             size += len(block)
+            step()
     return size, check.value
 
 

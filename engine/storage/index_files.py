@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.storage import file_names, nofollow
-from engine.storage.durable import file_checksum, fsync_dir
+from engine.storage.durable import cannot_read, file_checksum, fsync_dir, is_in_the_way
 from engine.storage.extents import Append
 from engine.storage.manifest import INDEX_FOLDER, SegmentEntry
 
@@ -36,10 +37,18 @@ def make_index_folder(store: Path) -> None:
         fsync_dir(store)
 
 
-def file_problem(path: Path, size: int, xxh64: int) -> str | None:
-    """What is wrong with a segment's or a quantizer's file, or None; reads all of it."""
+def file_problem(
+    path: Path, size: int, xxh64: int, step: Callable[[], None] = lambda: None
+) -> str | None:
+    """What is wrong with a segment's or a quantizer's file, or None; reads all of it.
+
+    ``step`` is called after each megabyte, and what it raises ends the reading.
+    ``UnreadableError`` where something keeps this process from reading it.
+    """
     try:
-        found = file_checksum(path, path.parent.parent)
+        found = file_checksum(path, path.parent.parent, step)
     except OSError as error:
+        if is_in_the_way(error):
+            raise cannot_read(path, error) from None
         return f"cannot be read: {error.strerror}"
     return "its checksum is wrong" if found != (size, xxh64) else None

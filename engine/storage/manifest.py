@@ -328,7 +328,7 @@ def _quantizer(body: dict[str, Any]) -> QuantizerEntry:
         number=_file_number(body["number"]),
         generation=_generation(body["generation"]),
         nlist=number(body["nlist"], 1, _MAX_LISTS),
-        trained_on=number(body["trained_on"]),
+        trained_on=number(body["trained_on"], 1),
         closeness=real(body["closeness"]),
         bytes=number(body["bytes"]),
         xxh64=number(body["xxh64"], 0, MAX_64),
@@ -339,10 +339,11 @@ def _measured(body: dict[str, Any]) -> Measured:
     points = []
     for k, found in map(items, items(body["points"])):
         points.append((number(k, 1), tuple(_point(members(point)) for point in items(found))))
+    quantizer = number(body["quantizer"])
     return Measured(
         target=real(body["target"]),
-        quantizer=number(body["quantizer"]),
-        rows=number(body["rows"]),
+        quantizer=quantizer,
+        rows=number(body["rows"], 1 if quantizer else 0),
         sample=number(body["sample"]),
         points=tuple(points),
     )

@@ -19,7 +19,7 @@ def check_index(store: Session, findings: Findings) -> None:
         (quantizer_path(store.path, entry.number), entry.bytes, entry.xxh64)
         for entry in named.quantizers
     ]
-    bad = [(path, what) for path, *sums in found if (what := file_problem(path, *sums))]
+    bad = [(path, what) for path, size, xxh64 in found if (what := file_problem(path, size, xxh64))]
     findings.bytes_read += sum(size for _, size, _ in found)
     if bad:  # a writer may have merged them while we read
         live = manifest.load(store.path).index_files(store.path)
