@@ -25,7 +25,7 @@ from engine import Store
 from engine.cli import render
 from engine.errors import ImageError, SourceError, UsageError
 from engine.sources import skip_notes, tar_reader, webdataset
-from engine.sources.decompress import zstd
+from engine.sources.decompress import plain, zstd
 from engine.sources.items import Member, Reject, Skipped
 from engine.sources.metadata import METADATA_LIMIT
 from engine.sources.query import open_images
@@ -631,6 +631,18 @@ def test_several_compressed_pieces_are_one_archive(tmp_path):
         for padding in (b"", bytes(512)):
             found, why = cut_at(tmp_path, pieces + padding, suffix)
             assert (len(found), why) == (4, "")
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix != "tar"])
+def test_a_compressed_file_is_read_to_its_end_in_reads_of_any_size(suffix):
+    # What comes out of a piece of input fills several reads, and at times ends just with one.
+    whole = np.random.default_rng(0).integers(0, 256, (1200, 64), np.uint8).repeat(4, 0).tobytes()
+    packed = COMPRESS[suffix](whole)
+    for size in (4096, 5000, 1 << 16):
+        stream, compressed = plain(io.BytesIO(packed), MOST)
+        assert compressed is not None
+        found = b"".join(iter(functools.partial(compressed.read, size), b""))
+        assert found == whole
 
 
 def test_an_archive_that_changes_meanwhile_is_to_be_read_again(tmp_path):
