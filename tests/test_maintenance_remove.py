@@ -701,6 +701,21 @@ def test_a_stop_ends_the_looking(store: Store, tmp_path: Path) -> None:
     assert (report.images, report.interrupted) == (0, True)
 
 
+@pytest.mark.parametrize("limits", [Limits(stop_checks=1)], ids=["often"])
+def test_a_stop_ends_the_search_for_images_without_a_source(store: Store, tmp_path: Path) -> None:
+    save(tmp_path / "photos" / "0.png", mask(20), mtime=5)
+    store.ingest(tmp_path / "photos")
+    asked: list[int] = []
+    with Store.open(tmp_path / "store", read_only=True) as reader:
+        reader.remove(missing=True, dry_run=True, stop=lambda: bool(asked.append(0)))
+    # One question for each source that it looks for, and then those of the scan.
+    looked = len(asked) + 1
+    left = iter(range(looked + 1, 0, -1))
+    report = store.remove(missing=True, stop=lambda: next(left) == 1)
+    assert (report.images, report.interrupted) == (0, True)
+    assert store.remove(missing=True).images == 1
+
+
 # --- stopping, failing ----------------------------------------------------------------------------
 
 

@@ -639,7 +639,7 @@ def test_a_compressed_file_is_read_to_its_end_in_reads_of_any_size(suffix):
     whole = np.random.default_rng(0).integers(0, 256, (1200, 64), np.uint8).repeat(4, 0).tobytes()
     packed = COMPRESS[suffix](whole)
     for size in (4096, 5000, 1 << 16):
-        stream, compressed = plain(io.BytesIO(packed), MOST)
+        _, compressed = plain(io.BytesIO(packed), MOST)
         assert compressed is not None
         found = b"".join(iter(functools.partial(compressed.read, size), b""))
         assert found == whole

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 from engine.errors import StoreDamagedError
-from engine.index.background import BackgroundWork, StoppedError
+from engine.index.background import BackgroundWork
 from engine.index.maintain import IndexUpdater
 from engine.ingest.stopping import Stopping
 from engine.memory import PeakMemory
+from engine.stop import StoppedError
 from engine.storage.session import Session
 
 _log = logging.getLogger("engine.ingest")

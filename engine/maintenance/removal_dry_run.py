@@ -15,9 +15,9 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from engine.index.background import StoppedError
 from engine.maintenance.missing_sources import Missing, What, unfinished_arrays
 from engine.records import MissingBelow, RemoveReport
+from engine.stop import Stop, StoppedError
 from engine.storage.bitmap import IdSet
 from engine.storage.live_ids import live
 from engine.storage.runs import Run
@@ -44,7 +44,7 @@ class RemovalPlan:
     def __init__(self, store: Session, stop: Callable[[], bool] | None = None) -> None:
         """``stop`` ends the counting; what is counted by then is reported."""
         self._store = store
-        self._stop = stop or (lambda: False)
+        self._stop = Stop(stop)
         self._looks = 0
         self._touched = IdSet.none(store.snapshot.state.next_id)  # ids that lose a source
         self._rows: dict[tuple[int, int], int] = {}  # rows that go alone, by array and row: ids
@@ -101,8 +101,8 @@ class RemovalPlan:
 
     def _go_on(self) -> None:
         self._looks += 1
-        if self._looks % self._store.limits.stop_checks == 0 and self._stop():
-            raise StoppedError
+        if self._looks % self._store.limits.stop_checks == 0:
+            self._stop.require()
 
     def _list(self, name: str) -> None:
         if len(self._listed) < _MAX_LISTED:
@@ -158,8 +158,7 @@ class RemovalPlan:
         self._touched.add(named)
         images = sources = 0
         for first in range(0, self._store.snapshot.state.next_id, _WINDOW):
-            if self._stop():
-                raise StoppedError
+            self._stop.require()
             bits = self._touched.bits[first >> 3 : (first + _WINDOW) >> 3]
             if not alone and not bits.any():
                 continue
