@@ -702,11 +702,13 @@ def test_a_stop_ends_the_looking(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limits", [Limits(stop_checks=1)], ids=["often"])
-def test_a_stop_ends_the_search_for_images_without_a_source(store: Store, tmp_path: Path) -> None:
+def test_a_stop_ends_the_search_for_images_without_a_source(
+    store: Store, tmp_path: Path, limits: Limits
+) -> None:
     save(tmp_path / "photos" / "0.png", mask(20), mtime=5)
     store.ingest(tmp_path / "photos")
     asked: list[int] = []
-    with Store.open(tmp_path / "store", read_only=True) as reader:
+    with Store.open(tmp_path / "store", read_only=True, limits=limits) as reader:
         reader.remove(missing=True, dry_run=True, stop=lambda: bool(asked.append(0)))
     # One question for each source that it looks for, and then those of the scan.
     looked = len(asked) + 1
