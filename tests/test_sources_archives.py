@@ -801,6 +801,19 @@ def test_what_takes_too_much_memory_to_decompress_is_not(tmp_path):
     assert not found and "raise memory=" in why
 
 
+def test_a_member_of_a_zip_that_takes_too_much_memory_is_tried_again(tmp_path):
+    module = zstd()
+    options = {module.CompressionParameter.window_log: 27}
+    compressor = module.ZstdCompressor(options=options)
+    made = bytearray(made_zip(data=compressor.compress(PNG) + compressor.flush()))
+    for at in (8, made.index(b"PK\1\2") + 10):
+        made[at : at + 2] = struct.pack("<H", 93)  # zstd
+    (tmp_path / "a.zip").write_bytes(made)
+    (item,) = read(ZipArchive(tmp_path / "a.zip"))
+    assert isinstance(item, Reject) and "raise memory=" in item.reason
+    assert (item.mtime_ns, item.size) == (0, 0)
+
+
 @pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix != "tar"])
 @pytest.mark.parametrize("at", [512, 1200])
 def test_streams_behind_each_other_are_one(tmp_path, suffix, at):
