@@ -1,6 +1,7 @@
 """Images and sources are removed: by id, by name, because their files are gone; and only these."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -681,6 +682,22 @@ def test_a_share_that_answers_with_errors_is_not_missing(
     assert len(report.kept) == 6
     assert os.strerror(number) in report.kept[0]
     assert found(store, *range(14)) == [*range(12)]
+
+
+def test_a_name_that_cannot_be_looked_up_keeps_its_image(store: Store, tmp_path: Path) -> None:
+    member = "x" * 300 + "#y.png"  # of an archive that is gone: a folder of this name cannot be
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        data = encoded(mask(30))
+        info = tarfile.TarInfo(member)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    store.ingest(tmp_path / "a.tar")
+    (tmp_path / "a.tar").unlink()
+    (tmp_path / "photos" / "0.png").unlink()
+    report = store.remove(missing=True, yes=True)
+    assert (report.images, report.interrupted) == (1, False)
+    assert any("cannot be looked up" in reason for reason in report.kept)
+    assert found(store, 0, 30) == [30]
 
 
 def test_a_dry_run_writes_nothing_and_needs_no_lock(store: Store, tmp_path: Path) -> None:
