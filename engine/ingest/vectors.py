@@ -20,6 +20,7 @@ from engine.memory import PeakMemory
 from engine.records import Kind
 from engine.sources.items import Reject, VectorItem
 from engine.storage import swaps
+from engine.storage.changeset import Chunk
 from engine.storage.session import Session
 from engine.storage.source_rows import ArrayRow
 
@@ -65,6 +66,9 @@ class VectorIngest:
             committed = VectorArray(self._store, array.name, row.number)
             if not found.begun:
                 committed.forget(array.count)  # what is behind its end
+            if found.replaced_by_none(array.count):
+                self._commits.save(Chunk(arrays=[(array.name, replace(row, complete=True))]))
+                return
             for block in self._ahead(array, start, pool):
                 start = block.first + len(block.rows)
                 row = self._commit(committed, block, array, row)
