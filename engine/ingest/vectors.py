@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from engine.errors import ImageError, SourceError
+from engine.errors import ImageError, SourceError, UsageError
 from engine.ingest.arrays import require_row_fits
 from engine.ingest.checked_vectors import CheckedBlock, checked
 from engine.ingest.commit import Commits
@@ -52,7 +52,7 @@ class VectorIngest:
 
     def ingest(self, array: VectorItem, pool: ThreadPoolExecutor) -> None:
         """Ingest the rows of an array that are not committed yet, block by block."""
-        start = 0
+        start, is_first = 0, not self._tally.begun
         try:
             require_row_fits(array.row_bytes, self._store.memory.chunk)
             found = resume_array(self._store.snapshot, array)
@@ -74,6 +74,13 @@ class VectorIngest:
                 row = self._commit(committed, block, array, row)
                 if self._stopping.asked():
                     return
+        except UsageError as error:
+            if is_first:
+                raise
+            # What came before it is committed, and what comes behind it may be right.
+            self._commits.reject_rest(
+                array, SourceError(str(error), retryable=True), array.count - start
+            )
         except (SourceError, ImageError) as error:
             self._commits.reject_rest(array, error, array.count - start)
 

@@ -32,17 +32,22 @@ class NpyArray:
         """``SourceError`` if it is no such array."""
         self._file = file
         self.name, self.mtime_ns, self.size = file.name, file.mtime_ns, file.size
-        self._shape, self._dtype = file.shape, file.dtype
+        self._shape = file.shape
         _check(file)
         self.count = self._shape[0]
         self._forced = KIND_OVERRIDES[file.forced] if file.forced else None
-        self._kind: Kind | None = self._forced
+        self._kind = Kind.BITS if file.dtype == np.bool_ and not self._forced else self._forced
 
     @property
     def row_bytes(self) -> int:
         """The most that one row takes, in three channels and unpacked."""
         height, width = self._shape[1:3]
         return height * width * 3
+
+    @property
+    def declared_kind(self) -> Kind | None:
+        """Bits or 8-bit, where that is known without reading a row."""
+        return self._kind
 
     @property
     def kind(self) -> Kind:
@@ -87,8 +92,6 @@ class NpyArray:
         return rows_from_array(shaped, kind)
 
     def _all_zero_or_one(self) -> bool:
-        if self._dtype == np.bool_:
-            return True
         with self._file.data() as file:
             while data := file.read(_SCAN_BYTES):
                 if int(np.frombuffer(data, np.uint8).max()) > 1:

@@ -64,6 +64,7 @@ class MemoryArray:
             data = images.view(np.uint8)
             self._each = int(np.prod(images.shape[1:3])) * 3
         self.row_bytes = self._each
+        self.declared_kind = self.kind
         # With the header: the same bytes in another shape are other images.
         contents = _stamp(data, stamp_bytes) if self.count else 0
         self.mtime_ns = hashing.stamp(header + contents.to_bytes(8, "big"))

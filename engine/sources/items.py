@@ -100,7 +100,11 @@ class ArrayItem(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """Bits or 8-bit, for all its rows."""
+        """Bits or 8-bit, for all its rows; may read all of them."""
+
+    @property
+    def declared_kind(self) -> Kind | None:
+        """The same, where it is known without reading a row; else None."""
 
     def blocks(self, start: int, max_rows: int, max_bytes: int) -> Iterator[RowBlock]:
         """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""
