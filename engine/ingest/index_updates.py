@@ -36,5 +36,6 @@ class IndexUpdates:
             _log.warning("the index was not built: the next ingest or optimize builds it")
         except (OSError, MemoryError, StoreDamagedError) as error:
             # Derived: the vectors are committed, and are searched exactly until it succeeds.
-            what = error.strerror if isinstance(error, OSError) and error.strerror else error
+            what = error.strerror if isinstance(error, OSError) else str(error)
+            what = what or type(error).__name__
             _log.warning("the index was not built: %s; lookups go on without it", what)

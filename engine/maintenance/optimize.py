@@ -114,13 +114,13 @@ class Optimize:
             self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
         except MovedError:
             laid = ReorderResult(
-                skipped="the index was not built: another process laid it out meanwhile"
+                skipped="the index was not built: another process laid the vectors out at the same time"
             )
         except (OSError, MemoryError, StoreDamagedError) as error:
             if not self._store.is_open:  # the failure has closed it
                 raise
-            what = error.strerror if isinstance(error, OSError) else None
-            self._skipped.append(f"the index was not built: {what or error}")
+            what = error.strerror if isinstance(error, OSError) else str(error)
+            self._skipped.append(f"the index was not built: {what or type(error).__name__}")
         if laid.skipped:
             self._skipped.append(laid.skipped)
         return laid.rows
