@@ -71,7 +71,7 @@ def noting() -> Iterator[None]:
         yield
     except OSError as error:
         raise SourceError(
-            f"what is missing cannot be noted in the folder for temporary files: "
+            f"what was found cannot be noted in the folder for temporary files: "
             f"{error.strerror or error}; make room there, or set TMPDIR"
         ) from None
 
