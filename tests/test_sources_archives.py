@@ -494,7 +494,7 @@ def test_fields_are_chosen_or_left_out(tmp_path):
         ("0.json", b'{"a": [NaN]}', "not JSON"),
         ("0.json", b'{"a": {"b": 1e999}}', "not JSON"),
         ("0.json", b'{"a": ' + b"9" * 5000 + b"}", "its .json is not JSON"),
-        ("0.json", b'{"a": "\\ud800"}', "no JSON object"),
+        ("0.json", b'{"a": "\\ud800"}', "not a JSON object"),
         ("0.json", b'{"a": "\xff"}', "its .json is not UTF-8"),
         ("0.txt", b"\xff", "its .txt is not UTF-8"),
         ("0.txt", b"x" * (METADATA_LIMIT + 1), "over the limit"),

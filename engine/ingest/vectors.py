@@ -1,4 +1,4 @@
-"""Arrays of vectors that people bring: block by block, from the first row that is not committed."""
+"""Arrays of imported vectors: block by block, from the first row that is not committed."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def _checked_name(name: object) -> bytes:
     try:
         called = os.fsencode(name)
     except UnicodeEncodeError:
-        raise UsageError(f"the name {name!r} is no text") from None
+        raise UsageError(f"the name {name!r} is not valid text") from None
     if _LIKE_A_ROW.search(called):
         raise UsageError(f"the name {name!r} is that of a row of an array: end it otherwise")
     if len(called) > _MAX_NAME:

@@ -34,7 +34,7 @@ class FileItem:
             raise over_limit(self.size, max_bytes)
         try:
             with self.path.open("rb") as file:
-                # Not most + 1: as much would be set aside for every file.
+                # Not ``max_bytes + 1``: as much would be set aside for every file.
                 data = file.read(self.size + 1)
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror}", retryable=True) from None
