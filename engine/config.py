@@ -65,7 +65,7 @@ KEEP_BITS_LIMIT = 64 << 10  # bytes: the largest packed bit image that "auto" ke
 
 CHUNK_FILES = 512  # images of one commit, at most
 CHUNK_ROWS = 20_000  # rows of an array of one commit, at most
-CHUNK_VECTORS = 1 << 16  # vectors that were brought of one commit, at most
+CHUNK_VECTORS = 1 << 16  # imported vectors of one commit, at most
 CHUNK_VECTOR_BYTES = 32 << 20  # the same in bytes
 CHUNK_ENCODED_ROWS = 2_048  # the same with vectors, which take seconds
 ENCODE_BATCH = 64  # images a call of the encoder
@@ -98,13 +98,11 @@ class Limits:
     removal_batch: int = 4096  # images or sources that one commit removes
     compact_batch: int = 4096  # images, or rows, that ``optimize`` looks at at a time
     compact_bytes: int = 16 << 20  # pixels that ``optimize`` moves in one commit
-    compact_extents: int = (
-        16  # extents that one commit drops: it rewrites the commit records of each
-    )
+    # Extents that one commit drops: it rewrites the commit records of each.
+    compact_extents: int = 16
     recall_sample: int = RECALL_SAMPLE  # vectors of a store that recall is measured with
-    rerank_depths: tuple[float, ...] = (
-        RERANK_DEPTHS  # times k: candidates that recall is tried with
-    )
+    # Times k: candidates that recall is tried with.
+    rerank_depths: tuple[float, ...] = RERANK_DEPTHS
     retrain_growth: float = 4  # times as many vectors as it was trained on, and a quantizer is old
     moved_ratio: float = 1.25  # times as far from their centroids as trained ones: other vectors
     finishing_seconds: float = 0.5  # that a run which is to stop goes on to encode what is prepared

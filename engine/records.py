@@ -16,7 +16,7 @@ Buffer = bytes | memoryview
 class Kind(enum.IntEnum):
     """What an image's canonical pixels are made of; never reduced from one to another.
 
-    A vector that somebody brought has none: a row of that kind has no key and no proof, is 1 high and
+    An imported vector has none: a row of that kind has no key and no proof, is 1 high and
     as wide as the vector is long.
     """
 
@@ -111,7 +111,7 @@ class NearHit:
 class SimilarHit:
     """An image whose vector lies close to the query's; ``score`` is their cosine (-1 to 1).
 
-    Of vectors that were brought and not normalized it is their inner product.
+    Of imported vectors that were not normalized it is their inner product.
     """
 
     id: int

@@ -19,7 +19,7 @@ PACKAGE = Path(engine.__file__).parent
 # From the ground up. A module imports from lower floors only; what lies on one floor does not know
 # of each other. A folder is one room: inside it, modules import as they like.
 FLOORS = [
-    {"errors", "records", "address_space", "forking", "memory"},
+    {"errors", "records", "address_space", "forking", "memory", "stop"},
     {"config"},
     {"images"},
     {"sources", "encoders"},

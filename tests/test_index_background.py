@@ -13,7 +13,8 @@ import faiss
 import pytest
 
 from engine.config import MemoryBudget
-from engine.index.background import BackgroundWork, StoppedError
+from engine.index.background import BackgroundWork
+from engine.stop import StoppedError
 
 MEMORY = MemoryBudget()
 

@@ -13,12 +13,13 @@ from engine.config import MemoryBudget
 from engine.errors import StoreDamagedError
 from engine.images import hashing
 from engine.index import build
-from engine.index.background import BackgroundWork, StoppedError
+from engine.index.background import BackgroundWork
 from engine.index.maintain import is_moved
 from engine.index.reordered import Piece, ReorderedWriter
 from engine.index.segment import Segment
 from engine.index.segment_writer import SortedLists, write_segment
 from engine.index.train import train_quantizer
+from engine.stop import StoppedError
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import HEADER_BYTES

@@ -351,6 +351,23 @@ def test_a_changed_array_forgets_its_old_rows(store: Store, tmp_path: Path) -> N
     assert store.check().ok
 
 
+@pytest.mark.parametrize("empty", [picture(0)[None][:0], np.zeros((0, 12), np.float32)])
+def test_an_array_that_was_emptied_forgets_its_rows(
+    store: Store, tmp_path: Path, empty: np.ndarray
+) -> None:
+    path = save_rows(tmp_path / "a.npy", [picture(i) for i in range(4)])
+    store.ingest(path)
+    np.save(path, empty)
+    for _ in range(2):
+        assert counts(store.ingest(path)) == (0, 0, 0, 0, 0)
+        assert all(sources(store, picture(i)) == set() for i in range(4))
+        assert store.info().sources == 0
+        assert store.check().ok
+    save_rows(tmp_path / "a.npy", [picture(2)], mtime=9)
+    store.ingest(path)
+    assert sources(store, picture(2)) == {f"{path}#0"}
+
+
 def test_an_array_that_was_cut_short_gives_the_rows_that_it_has(
     store: Store, tmp_path: Path
 ) -> None:

@@ -62,6 +62,37 @@ def test_a_plan_says_what_an_ingest_then_does(tmp_path: Path, sources: list[Path
     assert (report.added, report.unchanged, report.rejected, report.skipped) == (2, 799, 1, 1)
 
 
+def test_what_breaks_off_again_is_not_planned(tmp_path: Path) -> None:
+    array = tmp_path / "a.npy"
+    np.save(array, np.stack([picture(i) for i in range(30)]))
+    array.write_bytes(array.read_bytes()[:-10])
+    path = tmp_path / "a.store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest(array)
+        again = store.ingest(array)
+    assert (again.unchanged, again.rejected) == (29, 1)
+    plan = Store.plan(path, array)
+    assert (plan.images, plan.unchanged, plan.rejected) == (0, 29, 1)
+    assert (plan.bytes_to_read, plan.disk_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("keep", ["auto", "yes"])
+def test_of_zeros_and_ones_no_row_is_read_to_plan(tmp_path: Path, keep: str) -> None:
+    rows = np.random.default_rng(0).integers(0, 2, (500, 20, 20), np.uint8)
+    np.save(tmp_path / "masks.npy", rows)
+    np.save(tmp_path / "bool.npy", rows > 0)
+    whole, known = (
+        Store.plan(tmp_path / "s", tmp_path / name, encoder="none", keep_pixels=keep)
+        for name in ("masks.npy", "bool.npy")
+    )
+    assert whole.images == known.images == 500
+    assert whole.disk_bytes >= known.disk_bytes
+    # Behind its header it has no rows, which only reading would tell.
+    data = (tmp_path / "masks.npy").read_bytes()
+    (tmp_path / "masks.npy").write_bytes(data[:1000])
+    assert Store.plan(tmp_path / "s", tmp_path / "masks.npy", encoder="none").images == 500
+
+
 @pytest.mark.slow
 def test_vectors_are_only_planned_for_those_who_get_some(
     tmp_path: Path, sources: list[Path]

@@ -284,6 +284,28 @@ def test_an_archive_that_was_stopped_anywhere_is_gone_on_with_from_there(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("at", range(0, 24, 2))
+def test_a_run_that_is_told_to_stop_only_once_is_gone_on_with(tmp_path: Path, at: int) -> None:
+    source = mixed(tmp_path)
+    asked = 0
+
+    def once() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == at + 1
+
+    path, limits = tmp_path / "store", Limits(chunk_files=3)
+    with Store.open(path, create=True, encoder="none", limits=limits) as store:
+        first = store.ingest(source, stop=once)
+        assert first.interrupted == (asked > at)
+        second = store.ingest(source)
+        assert not second.interrupted
+        assert first.added + second.added == ADDED
+        assert second.seen == ADDED + DUPLICATES + UNCHANGED + REJECTED
+        assert is_whole(store, source)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("breaks", [None, 0, 4, 5, 6, 7, 8, 9, 10])
 def test_an_archive_whose_chunks_do_not_fit_the_disk_is_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: int | None

@@ -1,6 +1,7 @@
 """Arrays of vectors that people bring, from the file to every command that meets them."""
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -325,6 +326,26 @@ def test_a_store_holds_one_length(tmp_path):
         with pytest.raises(UsageError, match=r"of 11 dimensions .* of 12 dimensions"):
             store.ingest(ROWS[:, :11], name="b")
         assert store.info().images == 500
+
+
+def test_an_array_of_another_length_ends_no_run_that_has_begun(tmp_path):
+    paths = [
+        saved(tmp_path / "a.npy", ROWS[:4]),
+        saved(tmp_path / "b.npy", ROWS[4:8, :11]),
+        saved(tmp_path / "c.npy", ROWS[8:12]),
+    ]
+    with with_store(tmp_path / "store") as store:
+        for at in range(2):
+            report = store.ingest(*paths)
+            assert (report.added, report.unchanged) == ((8, 0), (0, 8))[at]
+            assert report.rejected == 1
+            plan = Store.plan(tmp_path / "store", *paths)
+            assert (plan.images, plan.unchanged, plan.rejected) == (0, 8, 1)
+        assert "of 11 dimensions" in (tmp_path / "store/rejects.jsonl").read_text()
+        for ask in (store.ingest, functools.partial(Store.plan, tmp_path / "store")):
+            with pytest.raises(UsageError, match="of 11 dimensions"):
+                ask(paths[1])
+        assert is_whole(store)
 
 
 @pytest.mark.slow

@@ -355,7 +355,7 @@ with using(Dying()):
     bare = Path(shutil.copytree(images, images.with_name("bare")))
     (bare / "MANIFEST.json").unlink()
     said = fix(bare)
-    assert any("made anew" in line for line in said)
+    assert any("made again" in line for line in said)
     said = fix(images)
     assert "building them again was finished" in said
     assert known(bare) == known(images)

@@ -1,6 +1,7 @@
 """Optimize gives back what removed images took, and changes no answer: not when it is interrupted,
 not to readers beside it."""
 
+import itertools
 import json
 import os
 import select
@@ -24,6 +25,7 @@ from engine.maintenance import optimize
 from engine.storage import extents, swaps
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
+from engine.storage.rows import TABLES
 from engine.storage.session import Session
 from engine.storage.writer import Writer
 
@@ -279,6 +281,26 @@ def test_it_stops_after_a_commit_and_goes_on(store: Store) -> None:
             break
     assert moved >= 40 - len(gone)
     assert set(numbers(store)).isdisjoint({1, 2, 3, 4})
+
+
+@pytest.mark.slow
+def test_one_that_is_told_to_stop_only_once_stops(store: Store) -> None:
+    gone = {1, 2, 11, 12, 21, 22}
+    store.remove(ids=gone)
+    for at in range(1, 9):
+        asked = itertools.count(1)
+        report = store.optimize(stop=lambda asked=asked, at=at: next(asked) == at)
+        assert report.interrupted
+        # What was not moved yet does not count as what cannot be read.
+        assert (report.damaged, report.skipped) == (0, ())
+        expect(store, gone)
+
+
+@pytest.mark.slow
+def test_it_asks_whether_to_stop_between_the_tables(store: Store) -> None:
+    asked = []
+    assert not store.optimize(stop=lambda: bool(asked.append(1))).interrupted
+    assert len(asked) > len(TABLES)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Images and sources are removed: by id, by name, because their files are gone; and only these."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -683,6 +684,22 @@ def test_a_share_that_answers_with_errors_is_not_missing(
     assert found(store, *range(14)) == [*range(12)]
 
 
+def test_a_name_that_cannot_be_looked_up_keeps_its_image(store: Store, tmp_path: Path) -> None:
+    member = "x" * 300 + "#y.png"  # of an archive that is gone: a folder of this name cannot be
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        data = encoded(mask(30))
+        info = tarfile.TarInfo(member)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    store.ingest(tmp_path / "a.tar")
+    (tmp_path / "a.tar").unlink()
+    (tmp_path / "photos" / "0.png").unlink()
+    report = store.remove(missing=True, yes=True)
+    assert (report.images, report.interrupted) == (1, False)
+    assert any("cannot be looked up" in reason for reason in report.kept)
+    assert found(store, 0, 30) == [30]
+
+
 def test_a_dry_run_writes_nothing_and_needs_no_lock(store: Store, tmp_path: Path) -> None:
     (tmp_path / "photos" / "5.png").unlink()
     before = store.session.snapshot.state.commit
@@ -699,6 +716,23 @@ def test_a_stop_ends_the_looking(store: Store, tmp_path: Path) -> None:
     (tmp_path / "photos" / "0.png").unlink()
     report = store.remove(missing=True, stop=lambda: True)
     assert (report.images, report.interrupted) == (0, True)
+
+
+@pytest.mark.parametrize("limits", [Limits(stop_checks=1)], ids=["often"])
+def test_a_stop_ends_the_search_for_images_without_a_source(
+    store: Store, tmp_path: Path, limits: Limits
+) -> None:
+    save(tmp_path / "photos" / "0.png", mask(20), mtime=5)
+    store.ingest(tmp_path / "photos")
+    asked: list[int] = []
+    with Store.open(tmp_path / "store", read_only=True, limits=limits) as reader:
+        reader.remove(missing=True, dry_run=True, stop=lambda: bool(asked.append(0)))
+    # One question for each source that it looks for, and then those of the scan.
+    looked = len(asked) + 1
+    left = iter(range(looked + 1, 0, -1))
+    report = store.remove(missing=True, stop=lambda: next(left) == 1)
+    assert (report.images, report.interrupted) == (0, True)
+    assert store.remove(missing=True).images == 1
 
 
 # --- stopping, failing ----------------------------------------------------------------------------

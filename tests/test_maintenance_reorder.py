@@ -410,7 +410,7 @@ def test_for_want_of_room_it_is_left_and_told_of(
         patch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, 1 << 20))
         report = store.optimize()
     assert report.laid_out == 0
-    assert any("were not laid out anew" in what for what in report.skipped)
+    assert any("were not laid out again" in what for what in report.skipped)
     assert leftovers(store.path) == []
     expect(store, EVERY)
     assert store.optimize().laid_out == N

@@ -18,6 +18,7 @@ PUBLIC = [
     "IdenticalHit",
     "ImageError",
     "ImageRecord",
+    "IngestPlan",
     "IngestReport",
     "Kind",
     "LookupResult",

@@ -25,7 +25,7 @@ from engine import Store
 from engine.cli import render
 from engine.errors import ImageError, SourceError, UsageError
 from engine.sources import skip_notes, tar_reader, webdataset
-from engine.sources.decompress import zstd
+from engine.sources.decompress import plain, zstd
 from engine.sources.items import Member, Reject, Skipped
 from engine.sources.metadata import METADATA_LIMIT
 from engine.sources.query import open_images
@@ -494,7 +494,7 @@ def test_fields_are_chosen_or_left_out(tmp_path):
         ("0.json", b'{"a": [NaN]}', "not JSON"),
         ("0.json", b'{"a": {"b": 1e999}}', "not JSON"),
         ("0.json", b'{"a": ' + b"9" * 5000 + b"}", "its .json is not JSON"),
-        ("0.json", b'{"a": "\\ud800"}', "no JSON object"),
+        ("0.json", b'{"a": "\\ud800"}', "not a JSON object"),
         ("0.json", b'{"a": "\xff"}', "its .json is not UTF-8"),
         ("0.txt", b"\xff", "its .txt is not UTF-8"),
         ("0.txt", b"x" * (METADATA_LIMIT + 1), "over the limit"),
@@ -631,6 +631,18 @@ def test_several_compressed_pieces_are_one_archive(tmp_path):
         for padding in (b"", bytes(512)):
             found, why = cut_at(tmp_path, pieces + padding, suffix)
             assert (len(found), why) == (4, "")
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix != "tar"])
+def test_a_compressed_file_is_read_to_its_end_in_reads_of_any_size(suffix):
+    # What comes out of a piece of input fills several reads, and at times ends just with one.
+    whole = np.random.default_rng(0).integers(0, 256, (1200, 64), np.uint8).repeat(4, 0).tobytes()
+    packed = COMPRESS[suffix](whole)
+    for size in (4096, 5000, 1 << 16):
+        _, compressed = plain(io.BytesIO(packed), MOST)
+        assert compressed is not None
+        found = b"".join(iter(functools.partial(compressed.read, size), b""))
+        assert found == whole
 
 
 def test_an_archive_that_changes_meanwhile_is_to_be_read_again(tmp_path):
@@ -787,6 +799,19 @@ def test_what_takes_too_much_memory_to_decompress_is_not(tmp_path):
     large = lzma.compress(INTACT, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 27}])
     found, why = cut_at(tmp_path, large, "tar.xz")
     assert not found and "raise memory=" in why
+
+
+def test_a_member_of_a_zip_that_takes_too_much_memory_is_tried_again(tmp_path):
+    module = zstd()
+    options = {module.CompressionParameter.window_log: 27}
+    compressor = module.ZstdCompressor(options=options)
+    made = bytearray(made_zip(data=compressor.compress(PNG) + compressor.flush()))
+    for at in (8, made.index(b"PK\1\2") + 10):
+        made[at : at + 2] = struct.pack("<H", 93)  # zstd
+    (tmp_path / "a.zip").write_bytes(made)
+    (item,) = read(ZipArchive(tmp_path / "a.zip"))
+    assert isinstance(item, Reject) and "raise memory=" in item.reason
+    assert (item.mtime_ns, item.size) == (0, 0)
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix != "tar"])

@@ -2,22 +2,27 @@
 
 import contextlib
 import io
+import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.errors import SourceError
+from engine.errors import SourceError, UsageError
 from engine.images.canonical import from_array, rows_from_array
 from engine.images.decode import decode
 from engine.records import Kind
-from engine.sources.arrays import NpyArray, open_arrays
+from engine.sources.arrays import NpyArray, open_array, open_arrays
+from engine.sources.items import stamp_of
+from engine.sources.steady_file import steady
 
 RNG = np.random.default_rng(7)
 COLOUR = RNG.integers(0, 256, (9, 5, 6, 3), np.uint8)
@@ -37,7 +42,7 @@ ARRAYS = {
 
 def saved(path: Path, array: np.ndarray, **options) -> NpyArray:
     np.save(path, array, **options)
-    return NpyArray(path)
+    return open_array(path)
 
 
 def all_rows(array: NpyArray, start: int = 0, max_rows: int = 100, max_bytes: int = 1 << 20):
@@ -112,17 +117,17 @@ def test_bits_are_decided_for_the_whole_array_and_not_for_a_row(tmp_path):
 
 def test_the_kind_can_be_overridden(tmp_path):
     np.save(tmp_path / "a.npy", BITS)
-    forced = NpyArray(tmp_path / "a.npy", kind="8bit")
+    forced = open_array(tmp_path / "a.npy", kind="8bit")
     assert forced.kind is Kind.U8
     assert forced.name.endswith(b"a.npy?kind=8bit")
     assert np.array_equal(all_rows(forced), rows_from_array(BITS, Kind.U8))
-    assert NpyArray(tmp_path / "a.npy", kind="bits").kind is Kind.BITS
+    assert open_array(tmp_path / "a.npy", kind="bits").kind is Kind.BITS
 
 
 def test_an_array_that_is_said_to_be_bits_and_is_not_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", COLOUR)
     with pytest.raises(SourceError, match="above 1"):
-        list(NpyArray(tmp_path / "a.npy", kind="bits").blocks(0, 10, 1 << 20))
+        list(open_array(tmp_path / "a.npy", kind="bits").blocks(0, 10, 1 << 20))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["stored", "compressed"])
@@ -146,7 +151,7 @@ def test_an_array_remembers_its_files_stamp(tmp_path):
 def test_every_version_of_the_format_is_read(tmp_path, version):
     with (tmp_path / "a.npy").open("wb") as file:
         np.lib.format.write_array(file, COLOUR, version=version)
-    assert len(all_rows(NpyArray(tmp_path / "a.npy"))) == 9
+    assert len(all_rows(open_array(tmp_path / "a.npy"))) == 9
 
 
 def test_an_empty_array_has_no_rows(tmp_path):
@@ -253,7 +258,7 @@ def test_a_file_that_was_cut_gives_its_whole_rows_and_then_a_source_error(tmp_pa
     path = tmp_path / "a.npy"
     np.save(path, COLOUR)
     path.write_bytes(path.read_bytes()[: -2 * 90 - 1])
-    found, rows = NpyArray(path), []
+    found, rows = open_array(path), []
     with pytest.raises(SourceError, match="after row 6 of 9"):
         for block in found.blocks(0, 4, 1 << 20):
             rows.extend(block.rows)
@@ -316,7 +321,7 @@ def test_a_header_that_promises_more_than_there_is_costs_no_memory(tmp_path, sha
     (tmp_path / "a.npy").write_bytes(content)
     assert "cut short" in refused(tmp_path / "a.npy")
     with pytest.raises(SourceError, match="cut short"):
-        NpyArray(tmp_path / "a.npy").row(0)
+        open_array(tmp_path / "a.npy").row(0)
     with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", content)
     assert "cut short" in refused(tmp_path / "b.npz")
@@ -350,3 +355,87 @@ def test_an_npz_without_arrays_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("readme.txt", "nothing here")
     assert "no arrays" in refused(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_npz_is_refused_whose_arrays_are_unpacked_all_at_once(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
+        archive.writestr("x.npy", npy(described("(40, 100, 100)"), bytes(400_000)))
+    assert f"method {method}" in refused(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("claimed", [1 << 31, 8 << 20])
+def test_a_header_that_is_longer_than_any_is_not_read(tmp_path, claimed):
+    start = b"\x93NUMPY\x02\x00" + struct.pack("<L", claimed)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("x.npy", start + described("(1, 4, 4)").encode() + b" " * (8 << 20))
+    tracemalloc.start()
+    assert "is not an .npy array" in refused(tmp_path / "a.npz")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 << 20
+
+
+# --- what changes or fails while it is read -------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_an_array_that_cannot_be_opened_again_is_tried_again(tmp_path, name):
+    np.savez(tmp_path / "a.npz", x=COLOUR)
+    np.save(tmp_path / "a.npy", COLOUR)
+    (found,) = open_arrays(tmp_path / name)
+    (tmp_path / name).unlink()
+    with pytest.raises(SourceError, match="cannot be read: No such file") as caught:
+        all_rows(found)
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["before", "within"])
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "packed.npz"])
+def test_an_array_that_changes_while_it_is_read_is_noticed(tmp_path, name, after):
+    def write(array: np.ndarray) -> None:
+        np.save(tmp_path / "a.npy", array)
+        np.savez(tmp_path / "a.npz", x=array)
+        np.savez_compressed(tmp_path / "packed.npz", x=array)
+
+    write(COLOUR)
+    (found,) = open_arrays(tmp_path / name)
+    blocks = found.blocks(0, 4, 1 << 20)
+    for _ in range(after):
+        next(blocks)
+    write(np.concatenate([COLOUR, COLOUR]))
+    with pytest.raises(SourceError, match="changed while it was read") as caught:
+        list(blocks)
+    assert caught.value.retryable
+
+
+def test_an_array_with_the_stamp_of_another_is_told_by_its_header(tmp_path):
+    found = saved(tmp_path / "a.npy", COLOUR)
+    at = (tmp_path / "a.npy").stat().st_mtime_ns
+    np.save(tmp_path / "a.npy", COLOUR.transpose(0, 2, 1, 3).copy())
+    os.utime(tmp_path / "a.npy", ns=(at, at))
+    with pytest.raises(SourceError, match="changed while it was read"):
+        all_rows(found)
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "retryable"),
+    [
+        (OSError(5, "Input/output error"), "cannot be read: Input/output error", True),
+        (MemoryError(), "raise memory=", True),
+        (OSError("Invalid data stream"), "is damaged: Invalid data stream", False),
+        (ValueError("lies"), "is damaged: lies", False),
+    ],
+)
+def test_what_a_failing_read_says_of_a_file(tmp_path, error, says, retryable):
+    path = save(tmp_path / "a.png", COLOUR[0])
+    with pytest.raises(SourceError) as caught, steady(path, stamp_of(path.stat())):
+        raise error
+    assert says in str(caught.value)
+    assert caught.value.retryable == retryable
+
+
+def test_an_error_of_an_argument_is_no_damage_of_the_file(tmp_path):
+    path = save(tmp_path / "a.png", COLOUR[0])
+    with pytest.raises(UsageError), steady(path, stamp_of(path.stat())):
+        raise UsageError("has no such column")

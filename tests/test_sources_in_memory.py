@@ -421,7 +421,7 @@ def test_what_is_said_later_of_an_image_is_kept(tmp_path: Path) -> None:
         ((b"x",), {"name": ""}, "need a name"),
         ((b"x", b"y"), {"name": "x"}, "ingested alone"),
         ((b"x",), {"name": "x", "files_from": "y"}, "ingested alone"),
-        ((b"x",), {"name": "x", "metadata": [1]}, "no JSON object"),
+        ((b"x",), {"name": "x", "metadata": [1]}, "not a JSON object"),
         ((b"x",), {"name": "x", "metadata": {"a": object()}}, "not JSON serializable"),
         ((Image.new("F", (2, 2)),), {"name": "x"}, "mode F"),
         (([("a", b"x")],), {"name": "x"}, "those of a stream have their own"),
@@ -505,19 +505,19 @@ def nested(levels: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (7, "no JSON object"),
-        ([], "no JSON object"),
-        ("{}", "no JSON object"),
+        (7, "not a JSON object"),
+        ([], "not a JSON object"),
+        ("{}", "not a JSON object"),
         ({1: 2}, "text for keys"),
         ({"a": float("inf")}, "not JSON compliant"),
         ({"a": [{"b": float("nan")}]}, "not JSON compliant"),
         ({"a": b"x"}, "not JSON serializable"),
         ({"a": np.float32(1)}, "not JSON serializable"),
-        ({"a": 10**5000}, "no JSON object"),
+        ({"a": 10**5000}, "not a JSON object"),
         ({"a": "x" * METADATA_LIMIT}, "over the limit of 16,384"),
         ({"a": "\ud800"}, "surrogates not allowed"),
         (nested(33), "more than 32 levels"),
-        (nested(5000), "no JSON object|levels"),
+        (nested(5000), "not a JSON object|levels"),
     ],
 )
 def test_metadata_that_is_none_is_refused(value: object, says: str) -> None:

@@ -481,6 +481,21 @@ def test_a_page_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
     assert len(read(ParquetTable(path), most=1 << 27)) == 1
 
 
+@pytest.mark.parametrize("query", ["", "metadata=m0"])
+def test_pages_that_unpack_to_much_only_together_are_not_unpacked(tmp_path, query):
+    path = tmp_path / "a.parquet"
+    columns = {"image": [b"an image"], **{f"m{at}": ["x" * (3 << 20)] for at in range(4)}}
+    a_table(path, columns, compression="zstd", use_dictionary=False)
+    found = ParquetTable(path, query)
+    if query:
+        assert len(read(found)) == 1
+    else:
+        with pytest.raises(SourceError, match=r"pages of .* up to m[0-9]: raise memory=") as caught:
+            read(found)
+        assert caught.value.retryable
+        assert len(read(found, most=1 << 27)) == 1
+
+
 def varint(number: int) -> bytes:
     head = b""
     while number > 127:

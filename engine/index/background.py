@@ -13,16 +13,13 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from engine.config import MemoryBudget
+from engine.stop import StoppedError
 
 _SOON = 0.1  # seconds
 _NICER = 10  # a tenth of the share of others, where there is not enough for all
 T = TypeVar("T")
 Progress = Callable[[int], None]  # gets the rows that are done, as they are
 Stop = Callable[[], bool]
-
-
-class StoppedError(Exception):
-    """Whoever asked for it does not want it any more; nothing is left of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from engine.errors import ImageError, SourceError
 from engine.ingest.commit import Commits
@@ -17,6 +18,7 @@ from engine.ingest.vector_arrays import VectorArray
 from engine.memory import PeakMemory
 from engine.records import Kind
 from engine.sources.items import ArrayItem, RowBlock
+from engine.storage.changeset import Chunk
 from engine.storage.session import Session
 from engine.storage.source_rows import ArrayRow
 
@@ -57,6 +59,9 @@ class ArrayIngest:
             start = found.done
             self._tally.resume(found, left=max(array.count - start, 1))
             if found.hopeless:
+                return
+            if found.replaced_by_none(array.count):
+                self._commits.save(Chunk(arrays=[(array.name, replace(row, complete=True))]))
                 return
             blocks = array.blocks(start, self._max_rows(), self._store.memory.block)
             for rows in self._ahead(blocks, row.kind, pool):

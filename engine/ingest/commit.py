@@ -129,7 +129,7 @@ def broken(item: ArchiveItem | ArrayItem | VectorItem, error: SourceError | Imag
 
 
 def _rows(chunk: Chunk) -> int:
-    """Images and vectors that a chunk adds, names and runs that it gives to what is there."""
+    """Images and vectors that a chunk adds, names that it gives, and rejects."""
     imported = len(chunk.imported) if chunk.imported is not None else 0
     rows = len(chunk.rows) if chunk.rows is not None else 0
     return imported + rows + len(chunk.images) + len(chunk.names) + len(chunk.rejects)

@@ -38,6 +38,11 @@ class Tally:
         self._done = 0
         self._progress = progress or (lambda done: None)
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything of the run is done."""
+        return self._done > 0
+
     def advance(self, count: int) -> None:
         """So many more items are done."""
         self._done += count

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from engine.config import KEEP_BITS_LIMIT, Limits
-from engine.errors import EngineError
-from engine.ingest.resume import FileState, resume_archive, resume_array, resume_files
+from engine.errors import UsageError
+from engine.ingest.resume import FileState, Resumed, resume_archive, resume_array, resume_files
 from engine.ingest.vector_arrays import check_admission
 from engine.records import IngestPlan, Kind
 from engine.sources.items import (
@@ -89,6 +89,12 @@ class DryRun:
                 if self._keep == "yes":
                     self._disk += size
 
+    @property
+    def _met(self) -> int:
+        """How much was counted by now."""
+        counts = (self._images, self._unchanged, self._rejected, self._skipped, self._archives)
+        return sum(counts)
+
     def _other(self, item: Item) -> None:
         if isinstance(item, Reject):
             self._rejected += 1
@@ -104,38 +110,49 @@ class DryRun:
     def _array(self, item: ArrayItem) -> None:
         found = resume_array(self._store, item)
         left = item.count - found.done
-        self._unchanged += found.unchanged
-        if not left:
-            return
-        try:
-            kind = item.kind
-        except EngineError:  # only reading all of it tells, and that fails
-            self._rejected += 1
+        if self._is_done(found) or not left:
             return
         self._images += left
         self._bytes += item.size * left // item.count
-        values = -(-item.row_bytes // 8) if kind is Kind.BITS else item.row_bytes
+        # Only reading all of it may tell its kind: then it counts as the one that takes more.
+        kinds = list(Kind) if item.declared_kind is None else [item.declared_kind]
+        kept = max(self._kept_bytes(item.row_bytes, kind) for kind in kinds)
+        self._disk += left * (_ROW_BYTES + self._vector + kept)
+
+    def _kept_bytes(self, row_bytes: int, kind: Kind) -> int:
+        """What is kept of a row that takes ``row_bytes`` while it is read."""
+        values = -(-row_bytes // 8) if kind is Kind.BITS else row_bytes
         small = kind is Kind.BITS and values <= KEEP_BITS_LIMIT
-        kept = self._keep == "yes" or (self._keep == "auto" and small)
-        self._disk += left * (_ROW_BYTES + self._vector + (values if kept else 0))
+        return values if self._keep == "yes" or (self._keep == "auto" and small) else 0
+
+    def _is_done(self, found: Resumed[object]) -> bool:
+        """Count what earlier runs did with a source; whether the rest would be rejected again."""
+        self._unchanged += found.unchanged
+        self._rejected += found.rejected + found.hopeless
+        self._skipped += found.skipped
+        return found.hopeless
 
     def _vectors(self, item: VectorItem) -> None:
         found = resume_array(self._store, item)
         left = item.count - found.done
-        self._unchanged += found.unchanged
-        self._rejected += found.rejected
-        if left and self._store is not None:
-            check_admission(self._store, item.dim, normalize=False)
+        is_first = not self._met
+        if self._is_done(found):
+            return
+        try:
+            if left and self._store is not None:
+                check_admission(self._store, item.dim, normalize=False)
+        except UsageError:
+            if is_first:
+                raise
+            self._rejected += 1
+            return
         self._images += left
         self._bytes += item.size * left // max(item.count, 1)
         self._disk += left * vector_bytes(item.dim)
 
     def _archive(self, item: ArchiveItem) -> None:
         found = resume_archive(self._store, item)
-        self._unchanged += found.unchanged
-        self._rejected += found.rejected
-        self._skipped += found.skipped
-        if found.row is not None and found.row.complete:
+        if self._is_done(found) or (found.row is not None and found.row.complete):
             return
         self._bytes += item.size  # how much of it is left, only reading it tells
         if self._keep == "yes":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 from engine.errors import StoreDamagedError
-from engine.index.background import BackgroundWork, StoppedError
+from engine.index.background import BackgroundWork
 from engine.index.maintain import IndexUpdater
 from engine.ingest.stopping import Stopping
 from engine.memory import PeakMemory
+from engine.stop import StoppedError
 from engine.storage.durable import UnreadableError
 from engine.storage.session import Session
 
@@ -36,5 +37,6 @@ class IndexUpdates:
             _log.warning("the index was not built: the next ingest or optimize builds it")
         except (OSError, MemoryError, StoreDamagedError, UnreadableError) as error:
             # Derived: the vectors are committed, and are searched exactly until it succeeds.
-            what = error.strerror if isinstance(error, OSError) and error.strerror else error
+            what = error.strerror if isinstance(error, OSError) else str(error)
+            what = what or type(error).__name__
             _log.warning("the index was not built: %s; lookups go on without it", what)

@@ -61,6 +61,10 @@ class Resumed(Generic[Row]):
         """The row to go on from."""
         return self.before if self.begun else None
 
+    def replaced_by_none(self, count: int) -> bool:
+        """Whether something is committed of an array that has changed and has no rows any more."""
+        return self.before is not None and not self.begun and count == 0
+
 
 def stamp_of(one: Stamped) -> Stamp:
     """What tells whether a source is as it was."""

@@ -57,7 +57,7 @@ class Ingest:
 
         What is finished by then is committed.
 
-        ``normalize``: divide vectors that are brought by their length.
+        ``normalize``: divide imported vectors by their length.
         """
         check_keep_pixels(keep_pixels)
         if workers is not None and workers < 1:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
+from engine.stop import Stop
+
 _SOON = 0.1  # seconds
 
 
@@ -15,18 +17,18 @@ class Stopping:
 
     def __init__(self, stop: Callable[[], bool] | None, finishing_seconds: float) -> None:
         """``finishing_seconds``: that a run which is to stop goes on to encode what is prepared."""
-        self._stop = stop or (lambda: False)
+        self._stop = Stop(stop)
         self._finishing_seconds = finishing_seconds
         self._stopped_at: float | None = None  # when it was seen that the run is to stop
 
     def asked(self) -> bool:
         """Whether the run is to stop."""
-        return self._stop()
+        return self._stop.asked()
 
     def ready(self, future: Future[Any]) -> bool:
         """Wait for a worker. Once the run is to stop: whether it is done already."""
         while not future.done():
-            if self._stop():
+            if self.asked():
                 future.cancel()
                 return False
             wait([future], _SOON)
@@ -34,7 +36,7 @@ class Stopping:
 
     def late(self) -> bool:
         """Whether the run is to stop, and has had its time to encode what is prepared."""
-        if not self._stop():
+        if not self.asked():
             return False
         now = time.monotonic()
         self._stopped_at = now if self._stopped_at is None else self._stopped_at

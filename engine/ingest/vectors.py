@@ -1,4 +1,4 @@
-"""Arrays of vectors that people bring: block by block, from the first row that is not committed."""
+"""Arrays of imported vectors: block by block, from the first row that is not committed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from engine.errors import ImageError, SourceError
+from engine.errors import ImageError, SourceError, UsageError
 from engine.ingest.arrays import require_row_fits
 from engine.ingest.checked_vectors import CheckedBlock, checked
 from engine.ingest.commit import Commits
@@ -20,6 +20,7 @@ from engine.memory import PeakMemory
 from engine.records import Kind
 from engine.sources.items import Reject, VectorItem
 from engine.storage import swaps
+from engine.storage.changeset import Chunk
 from engine.storage.session import Session
 from engine.storage.source_rows import ArrayRow
 
@@ -51,7 +52,7 @@ class VectorIngest:
 
     def ingest(self, array: VectorItem, pool: ThreadPoolExecutor) -> None:
         """Ingest the rows of an array that are not committed yet, block by block."""
-        start = 0
+        start, is_first = 0, not self._tally.begun
         try:
             require_row_fits(array.row_bytes, self._store.memory.chunk)
             found = resume_array(self._store.snapshot, array)
@@ -65,11 +66,21 @@ class VectorIngest:
             committed = VectorArray(self._store, array.name, row.number)
             if not found.begun:
                 committed.forget(array.count)  # what is behind its end
+            if found.replaced_by_none(array.count):
+                self._commits.save(Chunk(arrays=[(array.name, replace(row, complete=True))]))
+                return
             for block in self._ahead(array, start, pool):
                 start = block.first + len(block.rows)
                 row = self._commit(committed, block, array, row)
                 if self._stopping.asked():
                     return
+        except UsageError as error:
+            if is_first:
+                raise
+            # What came before it is committed, and what comes behind it may be right.
+            self._commits.reject_rest(
+                array, SourceError(str(error), retryable=True), array.count - start
+            )
         except (SourceError, ImageError) as error:
             self._commits.reject_rest(array, error, array.count - start)
 

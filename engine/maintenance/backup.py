@@ -130,9 +130,8 @@ class Backup:
         """``seen`` is the commit that this was begun with before."""
         self._done = self._files = 0
         notice_ = Notice(self._store)
-        told = commit_of(
-            notice_.read()
-        )  # before the keys: it may say less than they, and never more
+        # Before the keys: it may say less than they, and never more.
+        told = commit_of(notice_.read())
         notice_.close()
         with hold_keys(self._store) as (table, current), hold_rest(self._store) as (rest, named):
             with contextlib.suppress(FileNotFoundError):

@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import IO
 
 from engine.errors import MissingError, SourceError
@@ -64,6 +64,18 @@ class _Count:
             self.there += sources
 
 
+@contextmanager
+def noting() -> Iterator[None]:
+    """``SourceError`` where what is found cannot be noted in a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(
+            f"what was found cannot be noted in the folder for temporary files: "
+            f"{error.strerror or error}; make room there, or set TMPDIR"
+        ) from None
+
+
 class Missing:
     """What is missing of one store, once ``look`` has looked for all of it."""
 
@@ -86,20 +98,16 @@ class Missing:
 
     def look(self) -> None:
         """Look for every source; ``SourceError`` if there is no room to note what is missing."""
-        try:
+        with noting():
             self._found = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
-            for what, name, seen, sources in self._every():
-                where = self.where(name, seen)
-                if where is None:
-                    continue
-                self._count(name, where, sources)
-                if where is not Where.THERE:
+        for what, name, seen, sources in self._every():
+            where = self.where(name, seen)
+            if where is None:
+                continue
+            self._count(name, where, sources)
+            if where is not Where.THERE:
+                with noting():
                     self._found.write(what.value + len(name).to_bytes(4, "big") + name)
-        except OSError as error:
-            raise SourceError(
-                f"what is missing cannot be noted in the folder for temporary files: "
-                f"{error.strerror or error}; make room there, or set TMPDIR"
-            ) from None
 
     def _every(self) -> Iterator[tuple[What, bytes, tuple[int, int] | None, int]]:
         """Each source that has a file: what it is, its name, its stamp, how many sources it counts."""
@@ -133,7 +141,7 @@ class Missing:
         while at >= 0:
             outer = name[:at]
             file = outer if os.path.lexists(outer) else without_query(outer)
-            if Path(os.fsdecode(file)).is_file():
+            if os.path.isfile(file):  # noqa: PTH113 - bytes, and False where nobody can tell
                 row = self._store.snapshot.archive(outer) if seen is not None else None
                 now = stamp(file)
                 read = row is not None and row.complete and (row.mtime_ns, row.size) == now
@@ -149,9 +157,15 @@ class Missing:
     def found(self) -> Iterator[tuple[What, bytes]]:
         """What is missing, in the order in which it was found."""
         assert self._found is not None
-        self._found.seek(0)
-        while head := self._found.read(5):
-            yield What(head[:1]), self._found.read(int.from_bytes(head[1:], "big"))
+        with noting():
+            self._found.seek(0)
+        while True:
+            with noting():
+                head = self._found.read(5)
+                name = self._found.read(int.from_bytes(head[1:], "big"))
+            if not head:
+                return
+            yield What(head[:1]), name
 
     def close(self) -> None:
         """Let go of what was noted."""

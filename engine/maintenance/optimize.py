@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from engine.errors import StoreDamagedError, UsageError
-from engine.index.background import BackgroundWork, StoppedError
+from engine.index.background import BackgroundWork
 from engine.index.maintain import IndexUpdater, recall_of
 from engine.index.operating_point import check_recall
 from engine.maintenance.reorder import Reorder, ReorderResult
 from engine.memory import PeakMemory
 from engine.records import OptimizeReport, Place
+from engine.stop import Stop, StoppedError
 from engine.storage import extents, swaps
 from engine.storage.changeset import Chunk, Rekept, Removal
 from engine.storage.disk import disk
@@ -57,14 +58,14 @@ class Optimize:
         self._recall = check_recall(recall) if recall is not None else None
         self._peak = PeakMemory()
         self._progress = progress or (lambda done, total: None)
-        self._stop = stop or (lambda: False)
+        self._stop = Stop(stop)
         self._done = 0
         self._moved = 0
         self._rewritten = 0
         self._damaged = 0
         self._stopped = False
         self._skipped: list[str] = []
-        self._work = BackgroundWork(store.memory, self._tell, self._stop)
+        self._work = BackgroundWork(store.memory, self._tell, self._stop.asked)
 
     def run(self) -> OptimizeReport:
         """Do all that there is room for; returns what was done."""
@@ -77,9 +78,9 @@ class Optimize:
             return self._report(before, laid, started)
         self._store.become_writer(to_remove=True)
         self._extents()
-        if not self._stop():
+        if not self._stop.asked():
             self._files()
-        if not self._stop():
+        if not self._stop.asked():
             self._compact()
         return self._report(before, laid, started)
 
@@ -95,7 +96,7 @@ class Optimize:
             laid_out=laid,
             recall=recall_of(self._store.snapshot.manifest),
             peak_memory_bytes=self._peak.anonymous,
-            interrupted=self._stopped or self._stop(),
+            interrupted=self._stopped or self._stop.asked(),
         )
 
     # --- vectors ----------------------------------------------------------------------------------
@@ -113,13 +114,13 @@ class Optimize:
             self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
         except MovedError:
             laid = ReorderResult(
-                skipped="the index was not built: another process laid it out meanwhile"
+                skipped="the index was not built: another process laid the vectors out at the same time"
             )
         except (OSError, MemoryError, StoreDamagedError, UnreadableError) as error:
             if not self._store.is_open:  # the failure has closed it
                 raise
-            what = error.strerror if isinstance(error, OSError) else None
-            self._skipped.append(f"the index was not built: {what or error}")
+            what = error.strerror if isinstance(error, OSError) else str(error)
+            self._skipped.append(f"the index was not built: {what or type(error).__name__}")
         if laid.skipped:
             self._skipped.append(laid.skipped)
         return laid.rows
@@ -133,7 +134,7 @@ class Optimize:
 
     def _extents(self) -> None:
         """Rewrite what is worth it: as many extents at a time as there is room for, emptiest first."""
-        while not self._stop():
+        while not self._stop.asked():
             doomed = self._doomed()
             fit, need = self._that_fit(doomed)
             if not fit:
@@ -145,7 +146,7 @@ class Optimize:
                     )
                 return
             stuck = self._rewrite(fit)
-            if stuck or self._stop():
+            if stuck or self._stop.asked():
                 return
 
     def _doomed(self) -> list[tuple[int, int, int]]:
@@ -188,7 +189,7 @@ class Optimize:
                 self._move(self._of(batch, doomed), reader, stuck)
                 self._done += len(batch)
                 self._progress(self._done, store.snapshot.state.images)
-                if self._stop():
+                if self._stop.asked():
                     return False
         finally:
             reader.close()
@@ -241,7 +242,7 @@ class Optimize:
             if size >= self._store.limits.compact_bytes:
                 self._commit(chunk)
                 chunk, size = Chunk(), 0
-                if self._stop():
+                if self._stop.asked():
                     return
         self._commit(chunk)
 
@@ -261,7 +262,7 @@ class Optimize:
             stale = [file_hash for file_hash, id_ in batch if id_ not in there]
             removal = Removal(rows=[files.change(file_hash, None) for file_hash in stale])
             self._store.writer.commit(Chunk(removal=removal))
-            if self._stop():
+            if self._stop.asked():
                 return
 
     def _compact(self) -> None:
@@ -274,6 +275,8 @@ class Optimize:
             )
             return
         for table in self._store.snapshot.tables.all():
+            if self._stop.asked():
+                return
             table.compact()
 
 

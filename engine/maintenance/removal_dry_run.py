@@ -6,6 +6,7 @@ that stay: some hundred thousand ids at a time, in the order of the ids, as the 
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import time
@@ -15,9 +16,9 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from engine.index.background import StoppedError
-from engine.maintenance.missing_sources import Missing, What, unfinished_arrays
+from engine.maintenance.missing_sources import Missing, What, noting, unfinished_arrays
 from engine.records import MissingBelow, RemoveReport
+from engine.stop import Stop, StoppedError
 from engine.storage.bitmap import IdSet
 from engine.storage.live_ids import live
 from engine.storage.runs import Run
@@ -35,7 +36,7 @@ Counts = npt.NDArray[np.int64]
 _WINDOW = 1 << 18  # ids that are counted at a time: whole buckets of runs
 _MAX_LISTED = 1000  # sources and folders
 _IN_MEMORY = 4 << 20  # bytes of ids, before they go to a file
-_BLOCK = 8 << 16  # bytes of ids read at a time
+_BLOCK = 1 << 16  # ids at a time
 
 
 class RemovalPlan:
@@ -44,7 +45,7 @@ class RemovalPlan:
     def __init__(self, store: Session, stop: Callable[[], bool] | None = None) -> None:
         """``stop`` ends the counting; what is counted by then is reported."""
         self._store = store
-        self._stop = stop or (lambda: False)
+        self._stop = Stop(stop)
         self._looks = 0
         self._touched = IdSet.none(store.snapshot.state.next_id)  # ids that lose a source
         self._rows: dict[tuple[int, int], int] = {}  # rows that go alone, by array and row: ids
@@ -101,8 +102,8 @@ class RemovalPlan:
 
     def _go_on(self) -> None:
         self._looks += 1
-        if self._looks % self._store.limits.stop_checks == 0 and self._stop():
-            raise StoppedError
+        if self._looks % self._store.limits.stop_checks == 0:
+            self._stop.require()
 
     def _list(self, name: str) -> None:
         if len(self._listed) < _MAX_LISTED:
@@ -137,7 +138,8 @@ class RemovalPlan:
             self._array(name)
 
     def _name(self, name: bytes, id_: int, going: IO[bytes]) -> None:
-        going.write(id_.to_bytes(8, "little"))
+        with noting():
+            going.write(id_.to_bytes(8, "little"))
         self._touched.add_span(id_, 1)
         self._list(os.fsdecode(name))
 
@@ -156,17 +158,18 @@ class RemovalPlan:
         """Images and sources that would go; ``alone``: those without any source, too."""
         named = np.array(chosen, np.int64)
         self._touched.add(named)
+        with noting():
+            going_ids = _sorted(going)
         images = sources = 0
         for first in range(0, self._store.snapshot.state.next_id, _WINDOW):
-            if self._stop():
-                raise StoppedError
+            self._stop.require()
             bits = self._touched.bits[first >> 3 : (first + _WINDOW) >> 3]
             if not alone and not bits.any():
                 continue
             there = live(self._store.snapshot.keys, first, _WINDOW)
             lost, left = self._runs(first)
             names = _counted(self._ids_with_names(first))
-            lost_names = _counted(_within(going, first))
+            lost_names = _counted(_within(going_ids, first))
             lost, left = lost + lost_names, left + names - lost_names
             gone = (lost > 0) & (left <= 0)
             gone[named[(named >= first) & (named < first + _WINDOW)] - first] = True
@@ -230,12 +233,20 @@ class _Inside:
         return name in self._exact or name.startswith(self._before)
 
 
-def _within(going: IO[bytes], first: int) -> Iterator[Counts]:
-    """The ids of a window in a file of ids, some at a time, counted from ``first`` on."""
-    going.seek(0)
-    while data := going.read(_BLOCK):
-        ids = np.frombuffer(data, "<i8") - first
-        yield ids[(ids >= 0) & (ids < _WINDOW)]
+def _sorted(going: IO[bytes]) -> Counts:
+    """The ids in a file of ids, ascending: (n,); sorted in the file, which may be larger than memory."""
+    if not going.seek(0, io.SEEK_END):
+        return np.empty(0, np.int64)
+    ids: Counts = np.memmap(going, "<i8", "r+")
+    ids.sort()
+    return ids
+
+
+def _within(ids: Counts, first: int) -> Iterator[Counts]:
+    """Those of ``ids`` (n,), ascending, that are in a window; some at a time, from ``first`` on."""
+    start, end = np.searchsorted(ids, (first, first + _WINDOW)).tolist()
+    for at in range(start, end, _BLOCK):
+        yield ids[at : min(at + _BLOCK, end)] - first
 
 
 def _counted(blocks: Iterable[Counts]) -> Counts:

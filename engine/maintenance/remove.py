@@ -17,6 +17,7 @@ from engine.maintenance.missing_sources import (
     unfinished_arrays,
 )
 from engine.records import RemoveReport
+from engine.stop import Stop, StoppedError
 from engine.storage.changeset import Chunk
 from engine.storage.removal import RemovalRequest, plan_removal
 from engine.storage.runs import Run
@@ -32,10 +33,6 @@ from engine.storage.source_names import (
 )
 
 
-class _StoppedError(Exception):
-    """``stop`` said so: everything that was done is committed."""
-
-
 class Remove:
     """One removal from one store, which becomes its writer. ``run`` may be called once."""
 
@@ -49,7 +46,7 @@ class Remove:
         """``progress`` is told how many images and sources are done; ``stop`` ends after a commit."""
         self._store = store
         self._progress = progress or (lambda done: None)
-        self._stop = stop or (lambda: False)
+        self._stop = Stop(stop)
         self._images = 0
         self._sources = 0
         self._done = 0
@@ -88,7 +85,7 @@ class Remove:
             if looked is not None:
                 self._look_on()
                 self._remove_missing(looked)
-        except _StoppedError:
+        except StoppedError:
             self._interrupted = True
         finally:
             if looked is not None:
@@ -166,7 +163,7 @@ class Remove:
         """Look for what is missing; whether nobody stopped it."""
         try:
             missing.look()
-        except _StoppedError:
+        except StoppedError:
             self._interrupted = True  # what was named goes all the same
             return False
         return True
@@ -175,9 +172,9 @@ class Remove:
         """While sources are looked for, which changes nothing: stop soon."""
         self._looks += 1
         if self._interrupted or (
-            self._looks % self._store.limits.stop_checks == 0 and self._stop()
+            self._looks % self._store.limits.stop_checks == 0 and self._stop.asked()
         ):
-            raise _StoppedError
+            raise StoppedError
         self._go_on()
 
     def _remove_missing(self, missing: Missing) -> None:
@@ -187,7 +184,7 @@ class Remove:
         self._flush()
         unfinished = unfinished_arrays(self._store)
         if not unfinished:
-            for some in images_without_sources(self._store, self._go_on):
+            for some in images_without_sources(self._store, self._look_on):
                 self._request.ids += some
                 self._flush_if_full()
             self._flush()
@@ -228,7 +225,7 @@ class Remove:
             self._flush()
 
     def _flush(self) -> None:
-        """Commit what is to go by now; raises ``_StoppedError`` where no more is wanted."""
+        """Commit what is to go by now; raises ``StoppedError`` where no more is wanted."""
         while len(self._request):
             self._go_on()
             self._store.writer.require_room()
@@ -240,12 +237,12 @@ class Remove:
             self._advance(len(self._request) - len(left))
             self._begin()
             self._request.ids = left
-            self._stopped = self._stop()
+            self._stopped = self._stop.asked()
 
     def _go_on(self) -> None:
-        """Before more is done: raises ``_StoppedError`` where no more is wanted."""
+        """Before more is done: raises ``StoppedError`` where no more is wanted."""
         if self._stopped:
-            raise _StoppedError
+            raise StoppedError
 
     def _advance(self, count: int) -> None:
         if count:

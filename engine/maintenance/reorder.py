@@ -217,7 +217,7 @@ class Reorder:
         known = known or quantizer in store.snapshot.manifest.quantizers
         if clash or not same or not known:
             return ReorderResult(
-                skipped="the vectors were not laid out anew: another process did so meanwhile"
+                skipped="the vectors were not laid out again: another process did so at the same time"
             )
         late = {n: rows for n, rows in index.vectors.parts if there[n] > rows}
         carried = sum(there[number] - rows for number, rows in late.items())
@@ -241,12 +241,12 @@ def _free(store: Session) -> int:
 
 def _left_for_want_of_room(need: int, free: int) -> ReorderResult:
     return ReorderResult(
-        skipped=f"the vectors were not laid out anew: that needs {need:,} bytes of room on the disk, "
+        skipped=f"the vectors were not laid out again: that needs {need:,} bytes of room on the disk, "
         f"and {free:,} are free"
     )
 
 
 def _left_damaged(path: str) -> ReorderResult:
     return ReorderResult(
-        skipped=f"the vectors were not laid out anew: {path} is damaged; run 'engine check --fix'"
+        skipped=f"the vectors were not laid out again: {path} is damaged; run 'engine check --fix'"
     )

@@ -173,7 +173,7 @@ def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) ->
         )
     manifest.parse(store, copy, writing=True).with_index(()).save(store)
     what = str(error).partition(";")[0]
-    return Problem(manifest.NAME, f"it was made anew, without the index: {what}", fixed=True)
+    return Problem(manifest.NAME, f"it was made again, without the index: {what}", fixed=True)
 
 
 def _state(table: Keys) -> State:

@@ -28,21 +28,26 @@ class NpyArray:
     array, which takes one more pass over a uint8 array of zeros and ones.
     """
 
-    def __init__(self, path: Path, member: str | None = None, kind: str | None = None) -> None:
-        """Read the header. ``SourceError`` if it is no such array."""
-        self._file = file = NpyFile(path, member, kind)
+    def __init__(self, file: NpyFile) -> None:
+        """``SourceError`` if it is no such array."""
+        self._file = file
         self.name, self.mtime_ns, self.size = file.name, file.mtime_ns, file.size
-        self._shape, self._dtype = file.shape, file.dtype
+        self._shape = file.shape
         _check(file)
         self.count = self._shape[0]
-        self._forced = KIND_OVERRIDES[kind] if kind else None
-        self._kind: Kind | None = self._forced
+        self._forced = KIND_OVERRIDES[file.forced] if file.forced else None
+        self._kind = Kind.BITS if file.dtype == np.bool_ and not self._forced else self._forced
 
     @property
     def row_bytes(self) -> int:
         """The most that one row takes, in three channels and unpacked."""
         height, width = self._shape[1:3]
         return height * width * 3
+
+    @property
+    def declared_kind(self) -> Kind | None:
+        """Bits or 8-bit, where that is known without reading a row."""
+        return self._kind
 
     @property
     def kind(self) -> Kind:
@@ -87,8 +92,6 @@ class NpyArray:
         return rows_from_array(shaped, kind)
 
     def _all_zero_or_one(self) -> bool:
-        if self._dtype == np.bool_:
-            return True
         with self._file.data() as file:
             while data := file.read(_SCAN_BYTES):
                 if int(np.frombuffer(data, np.uint8).max()) > 1:
@@ -104,8 +107,11 @@ def open_array(path: Path, member: str | None = None, kind: str | None = None) -
 
     ``SourceError`` if it holds neither.
     """
-    is_vectors = NpyVectors.claims(NpyFile(path, member, kind))
-    return (NpyVectors if is_vectors else NpyArray)(path, member, kind)
+    return _array(NpyFile(path, member, kind))
+
+
+def _array(file: NpyFile) -> Array:
+    return NpyVectors(file) if NpyVectors.claims(file) else NpyArray(file)
 
 
 def open_arrays(path: Path, kind: str | None = None) -> list[Array]:
@@ -116,16 +122,17 @@ def open_arrays(path: Path, kind: str | None = None) -> list[Array]:
     """
     if path.suffix.lower() == ".npy":
         return [open_array(path, None, kind)]
-    members = npy.members(path)
     found: dict[str, Array] = {}
     wrong = ""
-    for member in members:
-        try:
-            found[member] = open_array(path, member, kind)
-        except SourceError as error:
-            if len(members) == 1:
-                raise
-            wrong = wrong or f"its array {npy.listed([member])} {error}"
+    with npy.open_npz(path) as archive:
+        members = npy.members(archive)
+        for member in members:
+            try:
+                found[member] = _array(NpyFile(path, member, kind, archive=archive))
+            except SourceError as error:
+                if len(members) == 1:
+                    raise
+                wrong = wrong or f"its array {npy.listed([member])} {error}"
     if len({array.dim if isinstance(array, NpyVectors) else 0 for array in found.values()}) > 1:
         wrong = wrong or "holds arrays that do not go together"
     if wrong:

@@ -127,18 +127,20 @@ class Decompressed(io.RawIOBase):
         """Some bytes; 0 at the end."""
         view = memoryview(buffer).cast("B")
         while True:
-            data = b""
+            data, at_end = b"", False
             if self._stream.eof:
                 data = self._next_stream()
                 if not data:
                     return 0
             elif self._stream.needs_input:
                 data = self._file.read(_READ_BYTES)
+                at_end = not data
             out = self._stream.decompress(data, len(view))
             if out:
                 view[: len(out)] = out
                 return len(out)
-            if not data and not self._stream.eof:
+            # Without having asked for more, a stream may use up what it has and give nothing.
+            if at_end and not self._stream.eof:
                 raise EOFError(CUT)
 
     def _next_stream(self) -> bytes:

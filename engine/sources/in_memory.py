@@ -64,6 +64,7 @@ class MemoryArray:
             data = images.view(np.uint8)
             self._each = int(np.prod(images.shape[1:3])) * 3
         self.row_bytes = self._each
+        self.declared_kind = self.kind
         # With the header: the same bytes in another shape are other images.
         contents = _stamp(data, stamp_bytes) if self.count else 0
         self.mtime_ns = hashing.stamp(header + contents.to_bytes(8, "big"))
@@ -176,7 +177,7 @@ def _checked_name(name: object) -> bytes:
     try:
         called = os.fsencode(name)
     except UnicodeEncodeError:
-        raise UsageError(f"the name {name!r} is no text") from None
+        raise UsageError(f"the name {name!r} is not valid text") from None
     if _LIKE_A_ROW.search(called):
         raise UsageError(f"the name {name!r} is that of a row of an array: end it otherwise")
     if len(called) > _MAX_NAME:

@@ -34,7 +34,7 @@ class FileItem:
             raise over_limit(self.size, max_bytes)
         try:
             with self.path.open("rb") as file:
-                # Not most + 1: as much would be set aside for every file.
+                # Not ``max_bytes + 1``: as much would be set aside for every file.
                 data = file.read(self.size + 1)
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror}", retryable=True) from None
@@ -100,7 +100,11 @@ class ArrayItem(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """Bits or 8-bit, for all its rows."""
+        """Bits or 8-bit, for all its rows; may read all of them."""
+
+    @property
+    def declared_kind(self) -> Kind | None:
+        """The same, where it is known without reading a row; else None."""
 
     def blocks(self, start: int, max_rows: int, max_bytes: int) -> Iterator[RowBlock]:
         """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""

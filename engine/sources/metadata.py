@@ -22,7 +22,7 @@ def checked_metadata(value: object) -> dict[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ImageError("its metadata is no JSON object with text for keys")
+        raise ImageError("its metadata is not a JSON object with text for keys")
     try:
         text = json.dumps(value, allow_nan=False)
         json.dumps(value, ensure_ascii=False).encode()  # no half of a character, as JSON may hold
@@ -32,7 +32,7 @@ def checked_metadata(value: object) -> dict[str, Any] | None:
             )
         found: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ImageError(f"its metadata is no JSON object: {error}") from None
+        raise ImageError(f"its metadata is not a JSON object: {error}") from None
     level: list[Any] = [found]
     for _ in range(_DEEPEST):
         inside = [part.values() if isinstance(part, dict) else part for part in level]

@@ -41,7 +41,7 @@ def arrays_of(spec: str) -> list[Array] | None:
     if named is not None and Path(named[0]).is_file():
         return open_arrays(Path(named[0]), named[1])
     for path, name, kind in _inside(spec):
-        if f"{name}.npy" in npy.members(path):
+        if f"{name}.npy" in _members(path):
             return [open_array(path, f"{name}.npy", kind)]
     return None
 
@@ -58,8 +58,13 @@ def array_named(name: bytes) -> Array:
 def missing_array(spec: str) -> str:
     """What an archive of arrays holds, where ``spec`` names one that is not in it; else nothing."""
     for path, name, _ in _inside(spec):
-        return f"has no array {name[:200]!r}: it holds {npy.listed(npy.members(path))}"
+        return f"has no array {name[:200]!r}: it holds {npy.listed(_members(path))}"
     return ""
+
+
+def _members(path: Path) -> list[str]:
+    with npy.open_npz(path) as archive:
+        return npy.members(archive)
 
 
 def _inside(spec: str) -> list[tuple[Path, str, str | None]]:

@@ -18,10 +18,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from engine.errors import SourceError
+from engine.errors import EngineError, SourceError
+from engine.sources.decompress import line_of
 from engine.sources.items import absolute, stamp_of
+from engine.sources.steady_file import changed, steady, unreadable
 
 _SKIP_BYTES = 1 << 20
+_MAX_HEADER = 64 << 10  # bytes: NumPy itself takes 10,000
 _MAX = (1 << 63) - 1  # of a dimension; Python prints no numbers of thousands of digits
 _MAX_LISTED = 200  # characters of a message
 _READ_BYTES = 64 << 20  # at a time: a header that lies must not make us ask for terabytes
@@ -36,6 +39,8 @@ _DAMAGED = (  # what reading a damaged archive may raise
     OverflowError,
     NotImplementedError,
     RuntimeError,
+    OSError,
+    MemoryError,
 )
 
 
@@ -46,8 +51,18 @@ class NpyFile:
     behind in it.
     """
 
-    def __init__(self, path: Path, member: str | None = None, kind: str | None = None) -> None:
-        """Read the header. ``SourceError`` if it is no array of plain numbers in C order."""
+    def __init__(
+        self,
+        path: Path,
+        member: str | None = None,
+        kind: str | None = None,
+        *,
+        archive: zipfile.ZipFile | None = None,
+    ) -> None:
+        """Read the header. ``SourceError`` if it is no array of plain numbers in C order.
+
+        ``archive``: the file of the ``member``, where it is open already.
+        """
         self._path = path
         self._member = member
         self.mtime_ns, self.size = stamp_of(path.stat())
@@ -58,42 +73,74 @@ class NpyFile:
             shown += b"#" + member.removesuffix(".npy").encode()
         self.name = shown
         self.forced = kind
-        with self._open() as file:
-            self.shape, self.dtype, self.fortran = _header(file)
+        if archive is not None and member is not None:
+            with _reading_zip(), _open_member(archive, member) as stream:
+                self.shape, self.dtype, self.fortran = _header(stream)
+        else:
+            with self._open() as file:
+                self.shape, self.dtype, self.fortran = _header(file)
 
     @contextmanager
     def data(self, offset: int = 0) -> Iterator[IO[bytes]]:
-        """Its data from byte ``offset`` on."""
+        """Its data from byte ``offset`` on; ``SourceError`` if the file is another one by now."""
         with self._open() as file:
-            _header(file)
+            if _header(file) != (self.shape, self.dtype, self.fortran):
+                raise changed()
             _skip(file, offset)
             yield file
 
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
-        try:
+        with steady(self._path, (self.mtime_ns, self.size)) as file:
             if self._member is None:
-                with self._path.open("rb") as file:
-                    yield file
-            else:
-                with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as member:
-                    yield member
-        except _DAMAGED as error:
-            raise SourceError(f"is damaged or not an .npz archive ({error})") from None
-        except OSError as error:
-            raise SourceError(f"cannot be read: {error.strerror or error}") from None
+                yield file
+                return
+            with (
+                _reading_zip(),
+                zipfile.ZipFile(file) as archive,
+                _open_member(archive, self._member) as member,
+            ):
+                yield member
 
 
-def members(path: Path) -> list[str]:
+@contextmanager
+def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An ``.npz`` archive; ``SourceError`` if it is damaged or cannot be read."""
+    with (
+        _reading_zip(),
+        steady(path, stamp_of(path.stat())) as file,
+        zipfile.ZipFile(file) as archive,
+    ):
+        yield archive
+
+
+def members(archive: zipfile.ZipFile) -> list[str]:
     """The ``.npy`` members of an ``.npz`` archive, by name; ``SourceError`` if it has none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = [name for name in archive.namelist() if name.endswith(".npy")]
-    except (*_DAMAGED, OSError) as error:
-        raise SourceError(f"is damaged or not an .npz archive ({error})") from None
+    found = [name for name in archive.namelist() if name.endswith(".npy")]
     if not found:
         raise SourceError("holds no arrays")
     return sorted(found)
+
+
+@contextmanager
+def _reading_zip() -> Iterator[None]:
+    """``SourceError`` for what reading an ``.npz`` archive raises."""
+    try:
+        yield
+    except EngineError:  # a UsageError is a ValueError, too
+        raise
+    except _DAMAGED as error:
+        raise unreadable(error, "is damaged or not an .npz archive") from None
+
+
+def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """A member, whose data comes out bit by bit: of bzip2 and LZMA, zipfile unpacks all at once."""
+    method = archive.getinfo(name).compress_type
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise SourceError(
+            f"is packed with method {method} in its archive: save it with numpy.savez_compressed"
+        )
+    return archive.open(name)
 
 
 def listed(names: list[str]) -> str:
@@ -118,10 +165,14 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     """Shape, dtype and whether in Fortran order: of an ``.npy`` stream, which is left at its data."""
     try:
         version = np.lib.format.read_magic(file)
+        # Read here and not by NumPy, which would read up to 4 GiB of what claims to be a header.
+        width = 2 if version == (1, 0) else 4
+        length = file.read(width)
+        header = file.read(min(int.from_bytes(length, "little"), _MAX_HEADER))
         # Version 3 differs from 2 in the encoding of field names only, which no array here has.
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-        read = read or np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+        parse = parse or np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = parse(io.BytesIO(length + header))
     except (
         ValueError,
         TypeError,
@@ -131,7 +182,9 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
         RecursionError,
         MemoryError,
     ) as error:  # what NumPy's reading of a header as a Python literal may raise
-        raise SourceError(f"is not an .npy array ({' '.join(str(error).split())})") from None
+        raise SourceError(
+            f"is not an .npy array ({line_of(error)})", retryable=isinstance(error, MemoryError)
+        ) from None
     if dtype.hasobject:
         raise SourceError(
             "holds Python objects (a pickle), which are never loaded: save plain numbers"

@@ -29,15 +29,23 @@ def batch_rows(file: IO[bytes], chunks: Sequence[ColumnChunk], max_bytes: int) -
     """Rows of a batch, so that it takes about 8 MiB, also where rows are of very different size.
 
     ``SourceError`` for a page that is larger than the largest image may be: pyarrow would unpack it
-    as a whole, and a few kilobytes can become gigabytes.
+    as a whole, and a few kilobytes can become gigabytes. It holds a page of each column at a time, so
+    that is a bound for all of them together.
     """
-    row, dictionary = 1.0, 1
+    row, dictionary, together = 1.0, 1, 0
     for chunk in chunks:
         found = walk(file, chunk)
         if found.largest > max_bytes + _PAGE_SLACK:
             raise SourceError(
                 f"has a page of {found.largest:,} bytes in the column {chunk.path}: raise memory=, "
                 f"or write it in smaller row groups",
+                retryable=True,
+            )
+        together += found.largest
+        if together > max_bytes + _PAGE_SLACK:
+            raise SourceError(
+                f"has pages of {together:,} bytes in the columns up to {chunk.path}: raise memory=, "
+                f"or choose fewer columns with ?metadata=",
                 retryable=True,
             )
         row += found.row

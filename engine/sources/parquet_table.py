@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from engine.errors import ImageError, SourceError, UsageError
+from engine.errors import EngineError, ImageError, SourceError, UsageError
 from engine.sources import parquet_footer, parquet_pages
-from engine.sources.decompress import line_of
 from engine.sources.items import Member, Reject, Skipped, over_limit, stamp_of
 from engine.sources.member_names import name_of, query_values, wanted_fields
 from engine.sources.parquet_columns import fields_of_extension, image_column
 from engine.sources.parquet_metadata import Teller, metadata_columns, metadata_of, stored, tell_path
-from engine.sources.steady_file import steady
+from engine.sources.steady_file import steady, unreadable
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 _MAX_IN_LIST = 1 << 16  # row groups, or columns: room is made before the first one is read
@@ -150,8 +149,10 @@ class ParquetTable:
                     thrift_container_size_limit=max(1, min(len(footer), _MAX_IN_LIST)),
                 )
                 yield file, table, footer
+            except EngineError:  # a UsageError is a ValueError, too
+                raise
             except _errors(pa) as error:
-                raise SourceError(f"is damaged: {line_of(error)[:300]}") from None
+                raise unreadable(error) from None
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -177,9 +178,7 @@ def _whole(batches: Iterator[Any], number: int) -> Iterator[Any]:
         try:
             batch = next(batches, None)
         except _errors(pa) as error:
-            raise SourceError(
-                f"is damaged: it breaks off at row {number}: {line_of(error)[:300]}"
-            ) from None
+            raise unreadable(error, f"is damaged: it breaks off at row {number}") from None
         if batch is None:
             return
         yield batch

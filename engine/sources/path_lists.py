@@ -23,7 +23,7 @@ def listed(path: str | os.PathLike[str], *, null: bool = False) -> Iterator[str]
 
     Lines end as Unix or Windows has it, and a byte-order mark in front of the first is no part of it.
     With ``null`` each ends with a null byte, as ``find -print0`` writes them, and is taken as it is.
-    Of one of more than 64 KiB, which is no path, comes the beginning: one byte more than that.
+    A line of more than 64 KiB is not a path: its first 64 KiB and one byte are returned.
     """
     try:
         with Path("/dev/stdin" if path == "-" else path).open("rb") as file:

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from engine.errors import SourceError
-from engine.sources.decompress import BUFFER_BYTES, CUT, damage, line_of
+from engine.errors import EngineError, SourceError
+from engine.sources.decompress import BUFFER_BYTES, damage, line_of
 from engine.sources.items import stamp_of
+
+NO_MEMORY = "takes more memory to decompress than there is: raise memory="
+_MAX_REASON = 300  # characters of what a library says
 
 
 @contextmanager
@@ -28,29 +31,36 @@ def steady(path: Path, stamp: tuple[int, int]) -> Iterator[IO[bytes]]:
                 _compare(file, stamp)  # changed rather than damaged
                 raise
             _compare(file, stamp)
-    except OSError as error:
-        if error.errno is not None:
-            raise SourceError(f"cannot be read: {error.strerror}", retryable=True) from None
-        raise SourceError(f"is damaged: {line_of(error)}") from None
+    except EngineError:  # a UsageError is a ValueError, too
+        raise
     except damage() as error:
-        raise SourceError(_reason(error), retryable=_is_limit(error)) from None
+        raise unreadable(error) from None
 
 
-def _compare(file: IO[bytes], stamp: tuple[int, int]) -> None:
-    status = os.fstat(file.fileno())
-    if stamp_of(status) != stamp:
-        raise SourceError("changed while it was read: ingest it again", retryable=True)
+def changed() -> SourceError:
+    """What is said of a source that is another one by now."""
+    return SourceError("changed while it was read: ingest it again", retryable=True)
 
 
-def _is_limit(error: Exception) -> bool:
+def unreadable(error: Exception, damaged: str = "is damaged") -> SourceError:
+    """What is said of a source whose reading raised ``error``.
+
+    It is ``damaged`` unless the disk failed or memory was short: then another try may succeed.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = error.strerror or os.strerror(error.errno)
+        return SourceError(f"cannot be read: {' '.join(reason.split())}", retryable=True)
+    if is_limit(error):
+        return SourceError(NO_MEMORY, retryable=True)
+    return SourceError(f"{damaged}: {line_of(error)[:_MAX_REASON]}")
+
+
+def is_limit(error: Exception) -> bool:
     """Whether it would take more memory than it may."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "memory" in text
 
 
-def _reason(error: Exception) -> str:
-    if _is_limit(error):
-        return "takes more memory to decompress than there is: raise memory="
-    if str(error) == CUT:
-        return f"is damaged: {CUT}"
-    return f"is damaged: {line_of(error)}"
+def _compare(file: IO[bytes], stamp: tuple[int, int]) -> None:
+    if stamp_of(os.fstat(file.fileno())) != stamp:
+        raise changed()

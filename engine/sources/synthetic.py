@@ -27,7 +27,7 @@ _COUNTERS = -(-ROW_BYTES // 32)  # a Philox counter gives four 64-bit words
 class SyntheticBits:
     """The set ``synthetic:bits?n=N&seed=S``."""
 
-    kind = Kind.BITS
+    kind = declared_kind = Kind.BITS
     row_bytes = SIDE * SIDE * 3
     mtime_ns = 0
     size = 0

@@ -94,7 +94,7 @@ class TarArchive:
 
     def _files(self, reader: TarReader, start: int, max_bytes: int) -> Iterator[SampleFile]:
         for number, entry in enumerate(reader):
-            # There are fewer members than files, so what is before ``start`` as a file is as a member.
+            # A file's number is never below its member's, so one before ``start`` is not wanted.
             yield self._file(entry, reader, max_bytes if number >= start else -1)
 
     def _file(self, entry: TarEntry, reader: TarReader, max_bytes: int) -> SampleFile:

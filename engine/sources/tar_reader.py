@@ -25,9 +25,8 @@ _MAX_ZEROS = 64 << 20  # bytes between archives: more is not gone through
 _WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders, pipes: a size says nothing
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL, _SPARSE = b"LKxXgS"
 _HARD_LINK = ord("1")
-_FOLDERS = frozenset(
-    b"5VD"
-)  # and labels and lists of what is in a folder: there is nothing to be read
+# And labels and lists of what is in a folder: there is nothing to be read.
+_FOLDERS = frozenset(b"5VD")
 _NOTES = {
     _HARD_LINK: HARD_LINKS,
     ord("2"): LINKS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,9 @@ _STAMPED = 1 << 20  # bytes of an array that are copied at a time
 class NpyVectors:
     """One array of shape (N, d), of float32; float16 and float64 are converted as they come."""
 
-    def __init__(self, path: Path, member: str | None = None, kind: str | None = None) -> None:
-        """Read the header. ``SourceError`` if it is no such array."""
-        self._file = file = NpyFile(path, member, kind)
+    def __init__(self, file: NpyFile) -> None:
+        """``SourceError`` if it is no such array."""
+        self._file = file
         self.name, self.mtime_ns, self.size = file.name, file.mtime_ns, file.size
         if len(file.shape) != 2 or not 1 <= file.shape[1] <= MAX_DIM or file.shape[0] < 0:
             raise SourceError(

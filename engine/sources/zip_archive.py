@@ -7,8 +7,8 @@ Zip trust: archives of images go through this reader, ``.npz`` files through Pyt
 sizes. An archive of images may come from anyone, have millions of members, and each is read whole: so
 the directory is gone through entry by entry, members must not overlap, and none may take more memory
 than there is. An ``.npz`` is what NumPy writes and itself reads with ``zipfile``: a few arrays. Their
-rows are read as a stream, block by block, which our reader does not offer, and no size in the directory
-decides how much is read at a time.
+rows are read as a stream, block by block, which our reader does not offer. Only stored and deflated
+arrays are read, of which no size in the directory decides how much is unpacked at a time.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from engine.errors import ImageError, SourceError, UsageError
 from engine.images.file_types import looks_like_image
 from engine.images.unread_formats import unread_format
 from engine.sources import zip_directory
-from engine.sources.decompress import damage, decompressor
+from engine.sources.decompress import damage, decompressor, line_of
 from engine.sources.items import HEAD_BYTES, Member, Reject, Skipped, absolute, over_limit, stamp_of
 from engine.sources.member_names import MAX_NAME, claims_by_name, name_problem, no_member
 from engine.sources.skip_notes import DEVICES, FOLDERS_WITH_DATA, LINKS, unread
-from engine.sources.steady_file import steady
+from engine.sources.steady_file import NO_MEMORY, is_limit, steady
 from engine.sources.zip_directory import ZipEntry
 
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -196,7 +196,9 @@ def _unpack(packed: bytes, method: int, max_bytes: int) -> bytes:
         if method == _ZSTD:
             return decompressor("zstd", max_bytes).decompress(packed, max_bytes)
     except damage() as error:
-        raise ImageError(f"{_DAMAGED}: {' '.join(str(error).split())}") from None
+        if is_limit(error):
+            raise ImageError(NO_MEMORY, retryable=True) from None
+        raise ImageError(f"{_DAMAGED}: {line_of(error)}") from None
     except SourceError as error:
         raise ImageError(str(error), retryable=True) from None
     called = _NOT_READ.get(method, "a way that nobody knows here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from contextlib import ExitStack, closing
 
 from engine.errors import StoreDamagedError
 from engine.images import hashing
@@ -57,9 +58,14 @@ class ExtentsCheck:
 
     def _appends(self) -> collections.Counter[tuple[str, int]]:
         """Check every append; how many bytes of each extent, by family and number, are of one."""
-        readers = {
-            family.name: ExtentReader(self._store.path, family) for family in self._families()
-        }
+        with ExitStack() as stack:
+            readers = {
+                family.name: stack.enter_context(closing(ExtentReader(self._store.path, family)))
+                for family in self._families()
+            }
+            return self._covered(readers)
+
+    def _covered(self, readers: dict[str, ExtentReader]) -> collections.Counter[tuple[str, int]]:
         covered: collections.Counter[tuple[str, int]] = collections.Counter()
         for key, value in self._store.snapshot.tables.commits.scan():
             try:
@@ -74,8 +80,6 @@ class ExtentsCheck:
                     place = Place(append.extent, append.offset, append.length)
                     damaged = DamagedAppend(row.commit, at, reader.family, place)
                     self._findings.damage.appends.append(damaged)
-        for reader in readers.values():
-            reader.close()
         return covered
 
     def _families(self) -> list[Family]:

@@ -12,7 +12,8 @@
 3. sources     each name has an image that names it back; no run is of removed images only; their
                number is the committed one
 4. vectors     as many ids as vectors, none twice, each of a known image; those of removed images are as
-               many as count as such; their encoder can be loaded, or as many were given as have a record
+               many as count as such; their encoder can be loaded, or as many are imported as have a
+               record
 5. segments    checksum
 6. leftovers   bytes that an interrupted writer left behind: no damage, and gone with the next write
 
@@ -103,11 +104,13 @@ class Check:
         findings = self._findings
         try:
             step()
-        except RowError as error:  # it can be read, and is none
+        # The row can be read, but is not valid.
+        except RowError as error:
             findings.report("keys", str(error))
         except StoreDamagedError as error:  # a table or file that cannot be read at all
             findings.damage.tables |= part == "keys"
             findings.report(part, str(error))
-        except _BAD as error:  # a row that is none
+        # What unpacking a row that is not valid may raise.
+        except _BAD as error:
             findings.report(part, f"a row cannot be read ({type(error).__name__}: {error})")
             findings.damage.rows = True

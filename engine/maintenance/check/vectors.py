@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 
 from engine.encoders import registry
@@ -65,25 +67,26 @@ class VectorsCheck:
     def _live(self) -> int | None:
         """How many vectors are of images that are there; None where some name unknown images."""
         store = self._store
-        vectors = store.snapshot.open_vectors()
         live = 0
         seen = IdSet.none(store.snapshot.state.next_id)
         known = True
-        for start in range(0, store.snapshot.vector_rows, _BATCH):
-            rows = np.arange(start, min(start + _BATCH, store.snapshot.vector_rows), dtype=np.int64)
-            ids = vectors.ids(rows)
-            ids = ids[ids != 0]  # of no image any more: set aside by a repair
-            again = seen.has(ids).any() or len(np.unique(ids)) < len(ids)
-            seen.add(ids)
-            have_records = self._known.have_records(ids)
-            there = self._known.were_given(ids) if store.snapshot.state.removed else have_records
-            live += int(have_records.sum())
-            if again or not there.all():
-                known = False
-                what = f"rows {start} to {start + len(ids)} name unknown images"
-                self._findings.report("vectors", what)
-                self._findings.damage.unknown_ids = True
-        vectors.close()
+        total = store.snapshot.vector_rows
+        with closing(store.snapshot.open_vectors()) as vectors:
+            for start in range(0, total, _BATCH):
+                rows = np.arange(start, min(start + _BATCH, total), dtype=np.int64)
+                ids = vectors.ids(rows)
+                ids = ids[ids != 0]  # of no image any more: set aside by a repair
+                again = seen.has(ids).any() or len(np.unique(ids)) < len(ids)
+                seen.add(ids)
+                have_records = self._known.have_records(ids)
+                removed = store.snapshot.state.removed
+                there = self._known.were_given(ids) if removed else have_records
+                live += int(have_records.sum())
+                if again or not there.all():
+                    known = False
+                    what = f"rows {rows[0]} to {rows[-1]} name unknown images"
+                    self._findings.report("vectors", what)
+                    self._findings.damage.unknown_ids = True
         return live if known else None
 
     def _removed(self, space: VectorSpace, found: int) -> None:

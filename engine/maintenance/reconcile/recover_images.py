@@ -24,6 +24,7 @@ from engine.storage import extents
 from engine.storage.image_rows import ImageRow, ImageRows
 from engine.storage.record_rows import ARRAY, RecordRow
 from engine.storage.session import Session
+from engine.storage.table import in_batches
 
 _SOURCES = 100  # of one image that are tried
 _BATCH = 4096
@@ -194,39 +195,21 @@ def _file_at(
 
 def _gaps(store: Session) -> Iterator[tuple[int, int, int]]:
     """The kept bytes that no image has: extent, first and end."""
+    numbers, starts, ends = _spans(store)
     for number, size in store.snapshot.state.extents.get(extents.PIXELS.name, []):
-        starts, ends = _spans(store, number)
-        ends = np.append(0, np.maximum.accumulate(ends))
-        starts = np.append(starts, size)
-        for at in np.flatnonzero(starts > ends).tolist():
-            yield number, int(ends[at]), int(starts[at])
+        first, last = np.searchsorted(numbers, (number, number + 1))
+        after = np.append(0, np.maximum.accumulate(ends[first:last]))
+        before = np.append(starts[first:last], size)
+        for at in np.flatnonzero(before > after).tolist():
+            yield number, int(after[at]), int(before[at])
 
 
-def _spans(store: Session, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where kept pixels of images lie in one extent, in order: first bytes and ends, (n,) each."""
-    starts: list[npt.NDArray[np.int64]] = []
-    lengths: list[npt.NDArray[np.int64]] = []
-    values: list[bytes] = []
-    for _, value in store.snapshot.tables.images.scan():
-        values.append(value)
-        if len(values) == _BATCH:
-            _take(values, number, starts, lengths)
-            values = []
-    _take(values, number, starts, lengths)
-    offsets = np.concatenate([np.empty(0, np.int64), *starts])
-    order = np.argsort(offsets)
-    sizes = np.concatenate([np.empty(0, np.int64), *lengths])
-    return offsets[order], (offsets + sizes)[order]
-
-
-def _take(
-    values: list[bytes],
-    number: int,
-    starts: list[npt.NDArray[np.int64]],
-    lengths: list[npt.NDArray[np.int64]],
-) -> None:
-    if values:
-        rows = ImageRows.unpack(values)
-        mine = rows.kept & (rows.extents == number)
-        starts.append(rows.offsets[mine])
-        lengths.append(rows.lengths[mine])
+def _spans(store: Session) -> tuple[npt.NDArray[np.int64], ...]:
+    """Where kept pixels of images lie, in order: extents, first bytes and ends, (n,) each."""
+    parts = [np.empty((3, 0), np.int64)]
+    for batch in in_batches(store.snapshot.tables.images.scan(), _BATCH):
+        rows = ImageRows.unpack([value for _, value in batch])
+        ends = rows.offsets + rows.lengths
+        parts.append(np.stack([rows.extents, rows.offsets, ends])[:, rows.kept])
+    spans = np.concatenate(parts, axis=1)
+    return tuple(spans[:, np.lexsort((spans[1], spans[0]))])

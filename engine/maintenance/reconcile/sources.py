@@ -30,13 +30,14 @@ class SourcesReconciler:
             single = []
             for (key, _), value in zip(batch, values, strict=True):
                 id_, name = sources.parts(key)
+                other = _name_row(value)
                 if not sources.is_key(key) or not survey.has(id_):
                     self._changes.add(sources.change(key, None))
                     survey.changed = True
-                    if not survey.was_removed(id_):
+                    # ``names`` counts those whose name leads to the same image.
+                    if not survey.was_removed(id_) and (other is None or other.id != id_):
                         survey.lose_source(name)
                     continue
-                other = _name_row(value)
                 if other is not None and other.id != id_ and self._names_back(other.id, name):
                     self._changes.add(sources.change(key, None))
                     survey.changed = True

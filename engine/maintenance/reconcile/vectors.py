@@ -1,4 +1,4 @@
-"""Reconciles the records of vectors that were brought with these: neither is without the other."""
+"""Reconciles the records of imported vectors with the vectors: neither is without the other."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ pixels         read again from a source that is still there and still the very i
                goes on without, and is verified by its SHA-256
 fingerprints   computed again from the pixels, kept or read again; else left as they are
 vectors        encoded again from the same; else left as they are, or zero where they cannot be right;
-               given ones are read again from their array, while it has not changed
+               imported ones are read again from their array, while it has not changed
 vector ids     those of the commit's images, which are consecutive
 segments       built again from the vectors
 encoder        copied again from the package, if it is the same one
@@ -75,7 +75,7 @@ class Repair:
         if damage.unknown_ids:
             self._vector_ids.forget_unknown()
         if damage.unknown_ids or any(is_vector_ids(append.family) for append in damage.appends):
-            # Vectors that were brought may be of no record by now.
+            # Imported vectors may be of no record by now.
             self._reconcile(self._check_again())
         if vectors_whole:
             self._index.rebuild()

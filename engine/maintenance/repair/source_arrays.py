@@ -1,4 +1,4 @@
-"""Reads vectors that were brought again, from the arrays that they are rows of."""
+"""Reads imported vectors again, from the arrays that they are rows of."""
 
 from __future__ import annotations
 
