@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -17,7 +16,7 @@ from engine.config import SOURCES_SHOWN, Limits, MemoryBudget, StructuralSetting
 from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.images import hashing
 from engine.records import ImageRecord, Kind, Place
-from engine.storage import extents, families, file_names, nofollow, tombstones
+from engine.storage import extents, families, file_names, nofollow, source_counts, tombstones
 from engine.storage.bitmap import IdSet
 from engine.storage.extent_reader import ExtentReader
 from engine.storage.extents import Family
@@ -67,6 +66,7 @@ class Snapshot:
         # Bounded: a bucket's few runs answer for 4,096 images where their rows are one array's.
         self._buckets: dict[int, list[Run]] = {}
         self._array_names: dict[int, bytes] = {}
+        self._counts_hold: bool | None = None
         self._alive: IdSet | None = None
         self._wanted: tuple[IdSet, IdSet] | None = None
         self._removed: IdSet | None = None
@@ -249,22 +249,41 @@ class Snapshot:
         ``in_runs``: what the image's row says; two scans less.
         """
         names: list[bytes] = []
-        count = 0
-        runs = self._bucket(id_)
-        if not in_runs:
-            for name in self.tables.sources.names_of(id_):
-                count += 1
-                if len(names) < most:
-                    names.append(name)
-            runs = itertools.chain(self.tables.runs.of_one(id_), runs)
-        for run in runs:
+        count = 0 if in_runs else self._own_sources(id_, names, most)
+        for run in self._bucket(id_):
             rows = run.rows_of(id_)
             if rows:
                 count += len(rows)
-                if len(names) < most:
-                    base = self.array_name(run.array)
-                    names += [b"%s#%d" % (base, row) for row in rows[: most - len(names)]]
+                self._name_rows(run, rows, names, most)
         return names, count
+
+    def _own_sources(self, id_: int, names: list[bytes], most: int) -> int:
+        """How many files and rows in runs of its own an image has; ``names`` gets up to ``most``."""
+        enough = max(most, source_counts.COUNTED)
+        count = 0
+        for at, name in enumerate(self.tables.sources.names_of(id_)):
+            if at == enough and (kept := self._kept_count(id_)) is not None:
+                return kept
+            count += 1
+            if len(names) < most:
+                names.append(name)
+        for at, run in enumerate(self.tables.runs.of_one(id_), count):
+            if at == enough and (kept := self._kept_count(id_)) is not None:
+                return kept
+            count += run.count
+            self._name_rows(run, run.rows_of(id_), names, most)
+        return count
+
+    def _name_rows(self, run: Run, rows: range, names: list[bytes], most: int) -> None:
+        if len(names) < most:
+            base = self.array_name(run.array)
+            names += [b"%s#%d" % (base, row) for row in rows[: most - len(names)]]
+
+    def _kept_count(self, id_: int) -> int | None:
+        """How many files and runs of its own are noted of an image; None if they have to be read."""
+        if self._counts_hold is None:
+            self._counts_hold = source_counts.hold(self.tables, self.state.commit)
+        return self.tables.meta.source_count(id_) if self._counts_hold else None
 
     def _bucket(self, id_: int) -> Iterable[Run]:
         """The runs of several images that image ``id_`` may be in."""

@@ -42,6 +42,10 @@ class Table:
         """All rows whose key begins with ``prefix``, from ``start`` on, as they are stored."""
         return self._keys.scan(self.name, prefix, start)
 
+    def scan_keys(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """The keys of all rows whose key begins with ``prefix``; cheaper than ``scan``."""
+        return self._keys.scan_keys(self.name, prefix)
+
     def at_or_before(self, key: bytes) -> Row | None:
         """The row with the greatest key that is not above ``key``."""
         return self._keys.at_or_before(self.name, key)

@@ -147,7 +147,7 @@ class SourcesTable(Table):
 
     def names_of(self, id_: int) -> Iterator[bytes]:
         """The files in which an image was seen."""
-        return (key[8:] for key, _ in self.scan(u64(id_)))
+        return (key[8:] for key in self.scan_keys(u64(id_)))
 
     def scan_from(self, id_: int) -> Iterator[Row]:
         """The stored rows of image ``id_`` and of those after it."""
@@ -418,10 +418,14 @@ class CommitsTable(Table):
 
 
 class MetaTable(Table):
-    """Single values: state, settings, a copy of the manifest, roots, the mark of a repair."""
+    """Single values: state, settings, a copy of the manifest, roots, the mark of a repair.
+
+    And counts of sources (see ``engine.storage.source_counts``).
+    """
 
     name = "meta"
     STATE, SETTINGS, MANIFEST, ROOTS = b"state", b"settings", b"manifest", b"roots"
+    COUNTED, _COUNT = b"counted", b"sources"
 
     def state(self) -> bytes | None:
         """What the newest commit left behind."""
@@ -438,6 +442,39 @@ class MetaTable(Table):
     def roots(self) -> bytes | None:
         """The folders that ingests took."""
         return self.get(self.ROOTS)
+
+    def counted(self) -> int | None:
+        """The commit with which counts of sources were last kept."""
+        value = self.get(self.COUNTED)
+        return int.from_bytes(value, "big") if value is not None else None
+
+    def put_counted(self, commit: int) -> RowChange:
+        """That counts of sources were kept with a commit."""
+        return self.change(self.COUNTED, u64(commit))
+
+    def source_counts(self) -> Iterator[tuple[int, int]]:
+        """Each image whose sources are counted, and how many they are."""
+        start = len(self._COUNT)
+        for key, value in self.scan(self._COUNT):
+            if len(key) == start + 8:
+                yield int.from_bytes(key[start:], "big"), int.from_bytes(value, "big")
+
+    def source_count(self, id_: int) -> int | None:
+        """How many sources were counted of an image."""
+        return self.source_counts_of([id_])[0]
+
+    def source_counts_of(self, ids: Sequence[int]) -> list[int | None]:
+        """``source_count`` of each of many images."""
+        values = self.get_many([self._COUNT + u64(id_) for id_ in ids])
+        return [int.from_bytes(value, "big") if value is not None else None for value in values]
+
+    def put_source_count(self, id_: int, count: int) -> RowChange:
+        """How many sources an image has."""
+        return self.change(self._COUNT + u64(id_), u64(count))
+
+    def drop_source_count(self, id_: int) -> RowChange:
+        """That the sources of an image are not counted."""
+        return self.change(self._COUNT + u64(id_), None)
 
 
 class Tables:

@@ -36,6 +36,7 @@ from engine.storage.record_rows import ARRAY, RecordRow, pack_records
 from engine.storage.rows import u64
 from engine.storage.runs import Run
 from engine.storage.snapshot import Snapshot
+from engine.storage.source_counts import SourceCounts
 from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow
 from engine.storage.state import State
 from engine.storage.vector_space import VectorSpace
@@ -71,15 +72,20 @@ class Transaction:
         self._flusher = flusher
         self._keys = snapshot.files.keys
         self._batch = self._keys.batch()
+        self._counts = SourceCounts(self.tables, snapshot.state.commit, snapshot.state.next_id)
         appender.take()  # of a transaction that was not committed
 
     def put(self, changes: Iterable[tuple[str, bytes, bytes | None]]) -> None:
         """Put rows, or delete those without a value, in this order."""
         for table, key, value in changes:
-            if value is None:
-                self._batch.delete(table, key)
-            else:
-                self._batch.put(table, key, value)
+            self._counts.note(table, key, value)
+            self._write(table, key, value)
+
+    def _write(self, table: str, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            self._batch.delete(table, key)
+        else:
+            self._batch.put(table, key, value)
 
     # --- chunks -----------------------------------------------------------------------------------
 
@@ -237,13 +243,14 @@ class Transaction:
                 self.put([self.tables.records.put(id_, replace(record, metadata=metadata))])
 
     def _put_names(self, names: Sequence[NewName]) -> None:
+        sources = self.tables.sources
         for new in names:
             if new.before is None:
                 self.state.sources += 1
             elif new.before.id != new.id:
-                self._batch.delete("sources", u64(new.before.id) + new.name)
+                self.put([sources.change(sources.key(new.before.id, new.name), None)])
             self._batch.put("names", new.name, NameRow(new.id, new.mtime_ns, new.size).pack())
-            self._batch.put("sources", u64(new.id) + new.name, new.file_hash)
+            self.put([sources.change(sources.key(new.id, new.name), new.file_hash)])
             if new.file_hash:
                 self._batch.put("files", new.file_hash, u64(new.id))
             self._batch.delete("rejects", new.name)
@@ -270,10 +277,17 @@ class Transaction:
             self._batch.delete("rejects", name)
 
     def _put_runs(self, runs: Sequence[Run]) -> None:
+        fresh = self._counts.is_empty  # nothing went from where a run is put now
         for run in runs:
             self.state.sources += run.count
             for piece in run.pieces():
-                self.put(self.tables.runs.put(piece))
+                rows = self.tables.runs.put(piece)
+                if fresh:
+                    self._counts.add(piece)
+                    for row in rows:
+                        self._write(*row)
+                else:
+                    self.put(rows)
 
     # --- single changes ---------------------------------------------------------------------------
 
@@ -329,6 +343,8 @@ class Transaction:
             count_appends(self.state, appends)
         if appends:
             self.put([self.tables.commits.put(CommitRow(self.state.commit, tuple(appends)))])
+        for change in self._counts.changes(self.state.commit):
+            self._write(*change)
         meta = self.tables.meta
         self.begun = True
         self._batch.put(meta.name, meta.STATE, self.state.pack())

@@ -6,6 +6,7 @@ import numpy as np
 
 from engine.maintenance.check.findings import Findings
 from engine.maintenance.check.known_images import KnownImages
+from engine.storage import source_counts
 from engine.storage.runs import Run
 from engine.storage.session import Session
 from engine.storage.source_rows import NameRow
@@ -68,6 +69,16 @@ class SourcesCheck:
         if self._names_counted and self._sources != state.sources:
             what = f"{state.sources} sources are committed, {self._sources} are there"
             self._findings.report("keys", what)
+        self._counts()
+
+    def _counts(self) -> None:
+        if not source_counts.hold(self._tables, self._store.snapshot.state.commit):
+            return
+        for id_, count in self._tables.meta.source_counts():
+            there = source_counts.count_sources(self._tables, id_).sources
+            if count != there:
+                what = f"{count} sources are counted of image {id_}, {there} are there"
+                self._findings.report("keys", what)
 
     def _by_row(self) -> None:
         state = self._store.snapshot.state

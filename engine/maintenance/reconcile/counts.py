@@ -33,6 +33,7 @@ def commit_counts(store: Session, survey: Survey) -> None:
     rows += [tables.commits.change(key, found) for key, found in appends]
     numbers = [int.from_bytes(key, "big") for key, found in appends if found is not None]
     state.commit = max([state.commit, *numbers])
+    rows += [tables.meta.drop_source_count(id_) for id_, _ in tables.meta.source_counts()]
     rows.append(tables.meta.change(tables.meta.MANIFEST, store.snapshot.manifest.dump()))
     rows.append(tables.meta.change(MARK, None))
     store.writer.put_rows(rows, state)
