@@ -338,7 +338,7 @@ def test_what_is_wrong_in_a_stream_is_told_and_the_rest_goes_on(tmp_path: Path) 
         assert "dtype float64" in reasons["memory:float"]
         assert "not a str" in reasons["memory:text"]
         assert "need a name" in reasons["memory:(11)"]
-        assert "no text" in reasons["memory:(13)"]
+        assert "not valid text" in reasons["memory:(13)"]
         assert "5,000 bytes" in reasons["memory:(14)"]
         assert "not JSON compliant" in reasons["memory:said"]
         assert "over the limit of 16,384" in reasons["memory:long"]
