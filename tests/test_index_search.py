@@ -89,11 +89,10 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
 # --- vectors --------------------------------------------------------------------------------------
 
 
-def test_vectors_are_addressed_by_one_row_number_over_all_extents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectors_are_addressed_by_one_row_number_over_all_extents(tmp_path: Path) -> None:
     block = clustered(37)
-    found = write(tmp_path, block)
+    found = write(tmp_path, block, each=10)
+    assert len(list(tmp_path.rglob("*.f32"))) == 4
     rows = np.array([36, 0, 9, 10, 10, 29, 30], np.int64)
     assert np.array_equal(found.gather(rows), block[rows])
     assert found.ids(np.array([[36, -1], [9, 10]], np.int64)).tolist() == [[360, -1], [90, 100]]

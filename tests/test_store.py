@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from helpers import mask, save
 
 from engine import (
     EncoderError,
-    EngineError,
     PackedBits,
     Store,
     StoreDamagedError,
@@ -497,38 +495,6 @@ def test_check_beside_a_writer_takes_nothing_for_left_behind(tmp_path: Path) -> 
 
 
 # --- what stands in the way -----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
-@pytest.mark.parametrize(
-    "name", ["keys/CURRENT", "keys/MANIFEST-*", "keys", "MANIFEST.json", "pixels/*"]
-)
-def test_what_may_not_be_read_is_said_to_be_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    path = tmp_path / "store"
-    (tmp_path / "temporary").mkdir()
-    (tmp_path / "temporary").chmod(0o777)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    with Store.open(path, create=True, encoder="none") as store:
-        store.ingest("synthetic:bits?n=3")
-    (closed,) = path.glob(name)
-    closed.chmod(0)
-    for above in (path, *path.parents):
-        if not above.stat().st_mode & 0o001:  # pytest's own folders are closed to other users
-            above.chmod(0o755)
-    os.setegid(12345)
-    os.seteuid(12345)
-    try:
-        with (
-            pytest.raises(EngineError, match=f"{closed} cannot be read: Permission denied"),
-            Store.open(path, read_only=True) as store,
-        ):
-            store.check()
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
 
 
 @pytest.mark.slow
