@@ -41,7 +41,7 @@ _APART = 1000  # numbers that a writer may use up for its own segments meanwhile
 _SAMPLE = 4096  # vectors that show whether they are like those that were trained on
 _SLACK = 16 << 20  # bytes: headers, the keys' own files
 _WAIT_SECONDS = 0.2
-_log = logging.getLogger("engine")
+_log = logging.getLogger("engine.maintenance")
 
 
 @dataclass(frozen=True, slots=True)
