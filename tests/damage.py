@@ -97,11 +97,11 @@ class NearlyFull(Disk):
     """A disk with little room, and with more once a file is gone from it. Units: bytes."""
 
     def __init__(self, left: int, more: int = 0, without: Path | None = None) -> None:
-        self._left, self._more, self._without = left, more, without
+        self.left, self._more, self._without = left, more, without
 
     def free(self, folder: Path) -> int:
         held = self._without is None or self._without.exists()
-        return self._left + (0 if held else self._more)
+        return self.left + (0 if held else self._more)
 
 
 def path_of(file: int | str | os.PathLike[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import FailingDisk
 from helpers import mask, save
 
 from engine import (
@@ -26,6 +27,7 @@ from engine import (
 )
 from engine.config import Limits
 from engine.storage import commit_file, manifest
+from engine.storage.disk import using
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.rocks.database import Keys
 
@@ -229,23 +231,6 @@ def test_a_closed_store_says_so(tmp_path: Path, tiny_encoder: Path) -> None:
 # --- failed writes --------------------------------------------------------------------------------
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, call: str, at: int, error: int) -> None:
-    """Make the ``at``-th ``os.<call>`` and all behind it fail, half done."""
-    real, made = getattr(os, call), 0
-
-    def fail(fd: int, *arguments: object) -> object:
-        nonlocal made
-        made += 1
-        if made < at:
-            return real(fd, *arguments)
-        if call == "pwrite":
-            data, offset = arguments
-            real(fd, memoryview(data)[: len(data) // 2], offset)  # type: ignore[arg-type]
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(os, call, fail)
-
-
 @pytest.mark.slow
 def test_a_full_disk_at_any_write_loses_nothing_that_was_committed(
     tmp_path: Path, tiny_encoder: Path
@@ -254,16 +239,15 @@ def test_a_full_disk_at_any_write_loses_nothing_that_was_committed(
     with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
         store.ingest(save(tmp_path / "a.png", mask(0)), encoder="none")
     for at in range(1, 100):
-        with Store.open(where) as store, pytest.MonkeyPatch.context() as patch:
-            failing(patch, "pwrite", at, errno.ENOSPC)
+        with Store.open(where) as store:
             try:
-                store.ingest(new)
+                with using(FailingDisk("pwrite", at=at, half=True)):
+                    store.ingest(new)
                 break  # fewer writes than that
             except StoreError as error:
                 assert "No space left on device" in str(error)
                 assert "what was committed before is safe" in str(error)
                 assert "\n" not in str(error)
-            patch.undo()
             with pytest.raises(StoreError, match="No space left"):  # closed until it is reopened
                 store.ingest(new)
         with Store.open(where, read_only=True) as reader:
@@ -281,14 +265,15 @@ def test_a_full_disk_at_any_write_loses_nothing_that_was_committed(
     ("call", "error"), [("fdatasync", errno.EIO), ("fsync", errno.EIO), ("pwrite", errno.EACCES)]
 )
 def test_any_failed_write_closes_the_store_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
+    tmp_path: Path, call: str, error: int
 ) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.session.become_writer()
-        failing(monkeypatch, call, 1, error)
-        with pytest.raises(StoreError, match=os.strerror(error)):
+        with (
+            using(FailingDisk(call, error, half=call == "pwrite")),
+            pytest.raises(StoreError, match=os.strerror(error)),
+        ):
             store.ingest("synthetic:bits?n=3")
-        monkeypatch.undo()
         with pytest.raises(StoreError, match=os.strerror(error)):
             store.lookup("synthetic:bits?seed=0#1")
     with Store.open(tmp_path / "a") as store:
@@ -323,9 +308,7 @@ def test_a_commit_that_fails_adds_nothing(
         assert store.check().ok
 
 
-def test_rejects_that_cannot_be_listed_are_a_store_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rejects_that_cannot_be_listed_are_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "broken.png").touch()
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         (tmp_path / "a" / "rejects.jsonl").mkdir()
@@ -370,10 +353,8 @@ def test_the_next_writer_cuts_what_was_not_committed(tmp_path: Path, tiny_encode
 def test_ids_are_in_the_order_of_commits_and_never_used_twice(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.ingest(rows(tmp_path / "1.npy", range(3)))
-        with pytest.MonkeyPatch.context() as patch:
-            failing(patch, "fdatasync", 1, errno.EIO)
-            with pytest.raises(StoreError):
-                store.ingest(rows(tmp_path / "2.npy", range(3, 6)))
+        with using(FailingDisk("fdatasync", errno.EIO)), pytest.raises(StoreError):
+            store.ingest(rows(tmp_path / "2.npy", range(3, 6)))
     with Store.open(tmp_path / "a") as store:
         store.ingest(rows(tmp_path / "3.npy", range(6, 8)))
         assert [store.lookup(mask(s)).identical[0].id for s in (0, 1, 2, 6, 7)] == [1, 2, 3, 4, 5]
@@ -472,7 +453,7 @@ def test_an_ingest_uses_the_encoder_that_another_process_has_given_the_store(
 
 
 def test_a_reader_that_cannot_go_over_to_what_is_new_keeps_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
         writer.ingest(rows(tmp_path / "1.npy", range(3)))
