@@ -18,7 +18,10 @@ import pytest
 from hypothesis import settings
 
 # Examples are bounded so that the whole suite stays quick; no test depends on how long one takes.
-settings.register_profile("engine", max_examples=50, deadline=None)
+# They are the same in each run, and none is kept from an earlier one: what passes here passes
+# elsewhere. With ``--all`` each run draws others, and a failure prints how to draw them again.
+settings.register_profile("engine", max_examples=50, deadline=None, derandomize=True, database=None)
+settings.register_profile("all", settings.get_profile("engine"), derandomize=False, print_blob=True)
 settings.load_profile("engine")
 
 
@@ -41,6 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.all:
         os.environ["ENGINE_TESTS"] = "all"
+        settings.load_profile("all")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -200,6 +200,15 @@ def test_the_heavy_libraries_are_imported_inside_functions():
     assert not [str(found) for found in early if found.room != "training"]
 
 
+def loaded(*command: str) -> set[str]:
+    """The top-level packages that a Python process with these arguments imports."""
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True
+    )
+    lines = [line for line in ran.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
@@ -211,10 +220,15 @@ def test_the_heavy_libraries_are_imported_inside_functions():
     ids=["import", "version", "help"],
 )
 def test_a_start_loads_nothing_heavy(command):
-    ran = subprocess.run(
-        [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True
-    )
-    lines = [line for line in ran.stderr.splitlines() if line.startswith("import time:")]
-    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
-    assert "numpy" in loaded
-    assert not loaded & (HEAVY | {"matplotlib", "pandas"})
+    found = loaded(*command)
+    assert "numpy" in found
+    assert not found & (HEAVY | {"matplotlib", "pandas"})
+
+
+@pytest.mark.slow
+def test_a_lookup_in_a_store_without_vectors_loads_no_faiss(tmp_path):
+    with engine.Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=3")
+    found = loaded("-m", "engine", "lookup", "synthetic:bits?seed=0#2", "--store", str(store.path))
+    assert "rocksdict" in found
+    assert not found & {"torch", "faiss", "onnxruntime", "pyarrow", "scipy"}

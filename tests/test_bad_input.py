@@ -430,6 +430,21 @@ def test_a_store_that_may_not_be_written_can_be_read(others: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["keys/CURRENT", "keys/MANIFEST-*", "keys", "MANIFEST.json", "pixels/*"]
+)
+def test_what_may_not_be_read_is_said_to_be_so(others: Path, name: str) -> None:
+    where = others / "a.store"
+    with Store.open(where, create=True, encoder="none") as store:
+        store.ingest("synthetic:bits?n=3")
+    (closed,) = where.glob(name)
+    closed.chmod(0)
+    ran = as_nobody(others, "check", "--store", str(where))
+    assert ran.status == 2
+    assert f"{closed} cannot be read: Permission denied" in ran.line
+
+
+@pytest.mark.slow
 def test_a_place_where_no_store_can_be_made(others: Path) -> None:
     others.chmod(0o555)
     ran = as_nobody(

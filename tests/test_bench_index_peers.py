@@ -274,9 +274,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_a_removed_row_that_is_found_is_an_error(
-    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_removed_row_that_is_found_is_an_error(files: tuple[Path, Path], tmp_path: Path) -> None:
     vectors, queries = files
     bench = index_rounds.Bench(
         vectors, queries, tmp_path, tmp_path / "log", memory=MEMORY, k=10, seed=0

@@ -122,7 +122,7 @@ def test_all_of_it_is_printed_and_written(
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_a_missed_target_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missed_target_is_told() -> None:
     lost = near_bits.Bits("1% of the bits flipped", 100, 90, 0, [1.0])
     slow = near_bits.Bits("not there", 100, 0, 1, [50.0] * 9)
     curve = [(9, 0)] * (near_photos.FARTHEST + 1)

@@ -74,9 +74,7 @@ def test_it_measures_every_kind_and_says_so(
 
 
 @pytest.mark.slow
-def test_a_kind_that_adds_other_images_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kind_that_adds_other_images_is_an_error(tmp_path: Path) -> None:
     made = source_writers.write_all(tmp_path, source_writers.made_images(4, 0), 0, 0, [TAR])
     source_writers.write_folder(tmp_path / "fewer", source_writers.made_images(3, 0))
     source_writers.write_tar(tmp_path / "a.tar", tmp_path / "fewer")

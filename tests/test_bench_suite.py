@@ -577,21 +577,25 @@ def test_what_cannot_be_measured_is_one_line(tmp_path: Path, given: list[str], r
     assert line.startswith("engine: ") and reason in line
 
 
-@pytest.mark.exhaustive
-@pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_what_was_measured(tmp_path: Path, sent: signal.Signals) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "engine", "bench", "--n", "1e6", "--out", "out"],
-        cwd=tmp_path,
+def begun(folder: Path) -> subprocess.Popen[str]:
+    """A run that lasts for minutes, with its results in ``out``."""
+    command = [sys.executable, "-m", "engine", "bench", "--n", "1e5", "--embed", "none"]
+    return subprocess.Popen(
+        [*command, "--out", "out"],
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_what_was_measured(tmp_path: Path, sent: signal.Signals) -> None:
+    process = begun(tmp_path)
     try:
-        for _ in range(600):
-            if (tmp_path / "out" / "results.json").exists():
-                break
+        while process.poll() is None and not (tmp_path / "out" / "results.json").exists():
             time.sleep(0.1)
         process.send_signal(sent)
         _, told = process.communicate(timeout=120)
@@ -622,18 +626,12 @@ def killed(parent: int) -> bool:
     reason="the kernel does not name a process's children",
 )
 def test_a_run_that_fails_says_where_what_was_measured_is(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "engine", "bench", "--n", "1e6", "--out", "out"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begun(tmp_path)
     try:
-        for _ in range(1200):  # between two stages there is no child
-            time.sleep(0.05)
+        while process.poll() is None:  # between two stages there is no child
             if (tmp_path / "out" / "results.json").exists() and killed(process.pid):
                 break
+            time.sleep(0.05)
         _, told = process.communicate(timeout=120)
     finally:
         process.kill()

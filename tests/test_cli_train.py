@@ -22,6 +22,7 @@ from engine.training import TrainSettings, saved_run
 from engine.training.checkpoint import LAST, load_checkpoint, load_last, read_tensors
 
 TINY = ["--image-size", "32", "--batch", "4", "--hidden", "32", "--dim", "16"]
+PER_EPOCH = 2  # steps
 
 
 def photos(folder: Path, n: int) -> str:
@@ -57,8 +58,8 @@ def engine(capsys: pytest.CaptureFixture[str]) -> Engine:
 def test_a_signal_leaves_a_training_that_goes_on(
     tmp_path: Path, engine: Engine, number: signal.Signals
 ) -> None:
-    source, out = photos(tmp_path / "in", 8), tmp_path / "an encoder"
-    whole = [source, "--out", out, *TINY, "--recipe", "small", "--epochs", 40]
+    source, out = photos(tmp_path / "in", PER_EPOCH * 4), tmp_path / "an encoder"
+    whole = [source, "--out", out, *TINY, "--recipe", "small", "--epochs", 100_000]
     whole += ["--method", "moco", "--queue", 16]
     with subprocess.Popen(command(*whole), stderr=subprocess.PIPE, text=True) as run:
         while not (out / LAST).exists() and run.poll() is None:
@@ -69,20 +70,20 @@ def test_a_signal_leaves_a_training_that_goes_on(
     (line,) = [line for line in err.splitlines() if "go on with" in line]
     assert line.endswith(f"engine train {source} --out '{out}' --resume")
     _, _, place = load_last(out)
-    assert 0 < place.step < 80 and f"stopped after step {place.step};" in line
+    assert place.step >= PER_EPOCH and f"stopped after step {place.step:,};" in line
     assert not (out / "encoder.json").exists()
 
     other = engine(source, "--out", out, "--resume", "--queue", 32)
     assert other.returncode == 2 and other.stderr.startswith("engine: queue is 32, and the")
     assert saved_run(out).settings.recipe == "small"
-    beyond = engine(source, "--out", out, "--resume", "--epochs", place.step // 2, "--json")
-    if place.step % 2:
-        assert beyond.returncode == 2 and "has already gone beyond it" in beyond.stderr
-    else:
-        assert beyond.returncode == 0, beyond.stderr
-        report = json.loads(beyond.stdout)
-        assert (report["steps"], report["interrupted"]) == (place.step, False)
-        assert (out / "encoder.json").exists()
+    epochs = place.step // PER_EPOCH + 1
+    rest = engine(source, "--out", out, "--resume", "--epochs", epochs, "--json")
+    assert rest.returncode == 0, rest.stderr
+    report = json.loads(rest.stdout)
+    assert (report["steps"], report["interrupted"]) == (epochs * PER_EPOCH, False)
+    assert (out / "encoder.json").exists()
+    beyond = engine(source, "--out", out, "--resume", "--epochs", 1)
+    assert beyond.returncode == 2 and "has already gone beyond it" in beyond.stderr
 
 
 @pytest.mark.slow

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import NearlyFull
 from PIL import Image
 
 from engine import Store, StoreError
 from engine.config import Limits
 from engine.storage import ballast
-from engine.storage.disk import Disk, using
+from engine.storage.disk import using
 from engine.storage.rocks import database, opening
 from engine.storage.state import State
 
@@ -262,17 +263,6 @@ def test_a_removal_stops_while_the_store_can_still_be_opened(disk: Path) -> None
     (disk / "others").unlink()
     assert remove(store, ids).stdout == f"{left - 75_000}\n"
     assert check(store) == 75_000
-
-
-class NearlyFull(Disk):
-    """A disk with little room, and with more once a file is gone from it."""
-
-    def __init__(self, left: int, more: int = 0, without: Path | None = None) -> None:
-        self._left, self._more, self._without = left, more, without
-
-    def free(self, folder: Path) -> int:
-        held = self._without is None or self._without.exists()
-        return self._left + (0 if held else self._more)
 
 
 @pytest.mark.slow

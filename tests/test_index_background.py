@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import faiss
@@ -123,22 +122,23 @@ def interrupts() -> Iterator[None]:
 @pytest.mark.parametrize("moment", ["told", "between"])
 def test_an_interrupt_ends_the_job_before_it_is_raised(moment: str) -> None:
     ended: list[int] = []
-    begun = threading.Event()
+    begun, sent = threading.Event(), threading.Event()
 
     def progress(rows: int) -> None:
         if moment == "told":
             signal.raise_signal(signal.SIGINT)
 
     def job(work: BackgroundWork) -> None:
-        begun.set()
         if moment == "between":
-            time.sleep(0.3)  # the caller waits for it meanwhile
+            work.done(1)  # so the caller waits for what comes next
+            begun.set()
+            sent.wait()
         steps(ended)(work)
 
     def interrupt() -> None:
         begun.wait()
-        time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
+        sent.set()
 
     other = threading.Thread(target=interrupt)
     if moment == "between":

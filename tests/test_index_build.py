@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import FailingDisk
 from indexed import UUID, clustered, write
 
 from engine.config import MemoryBudget
@@ -22,6 +22,7 @@ from engine.index.train import train_quantizer
 from engine.stop import StoppedError
 from engine.storage import extents
 from engine.storage.bitmap import IdSet
+from engine.storage.disk import using
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.index_files import (
     ReorderedExtent,
@@ -104,11 +105,8 @@ def test_what_is_stopped_leaves_nothing(tmp_path: Path, vectors: Vectors) -> Non
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_nothing(
-    tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing(tmp_path: Path, vectors: Vectors) -> None:
     vectors.at_once = 200
-    real = os.pwrite
 
     def build_all() -> None:
         entry, quantizer = train_quantizer(tmp_path, 1, 1, vectors, N, WORK)
@@ -121,21 +119,12 @@ def test_a_full_disk_leaves_nothing(
             raise
 
     failed = 0
-    for calls in range(100):
-        left = [calls]
-
-        def full(fd: int, data: bytes, offset: int, left: list[int] = left) -> int:
-            left[0] -= 1
-            if left[0] < 0:
-                raise OSError(28, "No space left on device")
-            return real(fd, data, offset)
-
-        monkeypatch.setattr(os, "pwrite", full)
+    for calls in range(1, 100):
         try:
-            build_all()
+            with using(FailingDisk("pwrite", at=calls)):
+                build_all()
         except OSError:
             failed += 1
-            monkeypatch.setattr(os, "pwrite", real)
             path = tmp_path / "index" / "00000001.quantizer"
             path.unlink(missing_ok=True)
             assert index_files(tmp_path) == []

@@ -25,11 +25,12 @@ from helpers import sized
 from indexed import clustered, leftovers, new_store, small_limits, stored
 
 from engine import Store
+from engine.storage.disk import Disk, using
 
 LEAST = 60
 LIMITS = small_limits(LEAST, extent_rows=250, recall_sample=20, rerank_depths=(1, 3))
 BLOCK = clustered(1200)
-CALLS = ("fsync", "fdatasync", "pwrite", "rename", "replace", "unlink", "mkdir")
+CALLS = ("fsync", "fdatasync", "pwrite", "ftruncate", "rename", "unlink", "mkdir")
 POINTS = sized(3, 40)
 REMOVED = range(1, 41)
 
@@ -58,9 +59,11 @@ WORKS: dict[str, tuple[Callable[[Store], None], int]] = {
 # --- the server -----------------------------------------------------------------------------------
 
 
-def count_calls(kill: int, at: int) -> list[int]:
-    """Count the calls that change files; at number ``kill`` end, before it or after it."""
+def counting(kill: int, at: int) -> tuple[Disk, list[int]]:
+    """A disk, and how many calls changed files; at number ``kill`` it ends, before it or after it."""
     count, lock = [0], threading.Lock()
+
+    disk = Disk()
 
     def around(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **named: Any) -> Any:
@@ -77,9 +80,8 @@ def count_calls(kill: int, at: int) -> list[int]:
         return call
 
     for name in CALLS:
-        if hasattr(os, name):  # macOS has no fdatasync
-            setattr(os, name, around(getattr(os, name)))
-    return count
+        setattr(disk, name, around(getattr(disk, name)))
+    return disk, count
 
 
 def serve() -> None:
@@ -88,8 +90,8 @@ def serve() -> None:
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
-            count = count_calls(kill, at)
-            with Store.open(store, limits=LIMITS) as opened:
+            disk, count = counting(kill, at)
+            with using(disk), Store.open(store, limits=LIMITS) as opened:
                 WORKS[work][0](opened)
             os.write(writer, str(count[0]).encode())
             os._exit(0)

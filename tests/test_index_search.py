@@ -1,6 +1,5 @@
 """Vectors, their segments and the search over both: exact where it says so, never wrong elsewhere."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable
@@ -9,28 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from indexed import few_files
+from damage import FailingDisk
+from indexed import few_files, nearest, recall_of, write
 
 from engine import Store
 from engine.config import Limits, MemoryBudget
-from engine.index import build, segment_writer
+from engine.index import build
 from engine.index.background import BackgroundWork
 from engine.index.calibrate import measure
 from engine.index.row_filter import COMPARED_ROWS
 from engine.index.search import VectorIndex
 from engine.index.train import train_quantizer
-from engine.storage import extents
 from engine.storage.bitmap import IdSet
+from engine.storage.disk import using
 from engine.storage.durable import UnreadableError
-from engine.storage.extent_writer import ExtentWriter
 from engine.storage.index_files import file_problem, quantizer_path, segment_path
 from engine.storage.manifest import OperatingPoint, QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-UUID = bytes(16)
-EACH = 10_000  # rows of an extent
 
 
 def clustered(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
@@ -39,24 +35,6 @@ def clustered(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
     centres = rng.standard_normal((100, dim))
     found = centres[rng.integers(0, 100, n)] + 0.3 * rng.standard_normal((n, dim))
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
-
-
-def write(store: Path, block: np.ndarray) -> Vectors:
-    """Commit vectors whose image ids are ten times their row."""
-    rows, dim = block.shape
-    ids = np.arange(rows, dtype=np.int64) * 10
-    parts = []
-    for family, column in ((extents.vectors(1, dim), block), (extents.vector_ids(1), ids)):
-        parts = []
-        for number, at in enumerate(range(0, rows, EACH), 1):
-            extents.create(store, family, number, UUID)
-            part = column[at : at + EACH]
-            writer = ExtentWriter(store, family, number, 0)
-            writer.put(part.tobytes())
-            writer.flush()
-            writer.close()
-            parts.append((number, len(part)))
-    return Vectors(store, 1, dim, parts)
 
 
 def built(
@@ -78,25 +56,13 @@ def reopened(
     return VectorIndex(store, found, quantizers, made)
 
 
-def nearest(block: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and rows of the k largest inner products, by NumPy."""
-    scores = queries @ block.T
-    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, rows, axis=1), rows
-
-
-def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.mean([len({*a} & {*b}) / len(b) for a, b in zip(found, truth, strict=True)]))
-
-
 # --- vectors --------------------------------------------------------------------------------------
 
 
-def test_vectors_are_addressed_by_one_row_number_over_all_extents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectors_are_addressed_by_one_row_number_over_all_extents(tmp_path: Path) -> None:
     block = clustered(37)
-    found = write(tmp_path, block)
+    found = write(tmp_path, block, each=10)
+    assert len(list(tmp_path.rglob("*.f32"))) == 4
     rows = np.array([36, 0, 9, 10, 10, 29, 30], np.int64)
     assert np.array_equal(found.gather(rows), block[rows])
     assert found.ids(np.array([[36, -1], [9, 10]], np.int64)).tolist() == [[360, -1], [90, 100]]
@@ -179,11 +145,11 @@ def test_what_is_not_wanted_may_lie_together(tmp_path: Path, share: float) -> No
     for asked in (0.9, 0.99):
         rows = index.search(queries, 10, recall=asked, wanted=wanted)[1]
         assert kept[rows].all()
-        assert recall(rows, truth) > asked - 0.03
+        assert recall_of(rows, truth) > asked - 0.03
         one = [
             index.search(queries[i : i + 1], 10, recall=asked, wanted=wanted)[1] for i in range(40)
         ]
-        assert recall(np.concatenate(one), truth[:40]) > asked - 0.05
+        assert recall_of(np.concatenate(one), truth[:40]) > asked - 0.05
 
 
 @pytest.mark.parametrize("indexed", [False, True])
@@ -206,7 +172,7 @@ def test_segments_find_nearly_all_and_score_them_in_full(tmp_path: Path, dim: in
     index = built(tmp_path, found, (0, 6000))
     scores, rows = index.search(queries, 10)
     expected_scores, expected_rows = nearest(block, queries, 10)
-    assert recall(rows, expected_rows) >= 0.9
+    assert recall_of(rows, expected_rows) >= 0.9
     assert np.isclose(scores[:, 0], expected_scores[:, 0], atol=1e-5).mean() >= 0.95
     np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", queries, block[rows]), atol=1e-5)
     assert np.array_equal(index.search(queries, 10, recall=1.0)[1], expected_rows)
@@ -372,7 +338,7 @@ def colours(first: int, count: int) -> np.ndarray:
 
 @pytest.mark.slow
 def test_a_growing_store_has_few_segments_and_finds_every_row(
-    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_encoder: Path
 ) -> None:
     with Store.open(
         tmp_path / "store", create=True, encoder=str(tiny_encoder), limits=LIMITS
@@ -430,7 +396,6 @@ def test_a_reader_goes_on_while_the_writer_merges_the_segments_that_it_uses(
 def test_check_finds_a_damaged_segment_and_builds_it_anew(
     tmp_path: Path,
     tiny_encoder: Path,
-    monkeypatch: pytest.MonkeyPatch,
     damage: Callable[[Path], None],
 ) -> None:
     where, query = tmp_path / "store", colours(7, 1)[0]
@@ -457,18 +422,13 @@ def test_check_finds_a_damaged_segment_and_builds_it_anew(
 def test_an_index_that_cannot_be_written_is_left_for_later(
     tmp_path: Path,
     tiny_encoder: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def no_space(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     np.save(tmp_path / "a.npy", colours(0, 40))
     with Store.open(
         tmp_path / "store", create=True, encoder=str(tiny_encoder), limits=LIMITS
     ) as store:
-        with monkeypatch.context() as patch:
-            patch.setattr(segment_writer, "write_new", no_space)
+        with using(FailingDisk("pwrite", only=r"\.ivf")):
             assert store.ingest(tmp_path / "a.npy").added == 40
         assert "the index was not built" in caplog.text
         assert store.info().segments == []

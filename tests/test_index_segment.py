@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from damage import FailingDisk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from indexed import clustered, few_files, nearest, recall_of, write
@@ -25,6 +25,7 @@ from engine.index.segment import Segment
 from engine.index.segment_layout import TESTED_FAISS, pack_codes, unpack_codes
 from engine.index.segment_writer import write_segment
 from engine.index.train import train_quantizer
+from engine.storage.disk import using
 from engine.storage.durable import UnreadableError
 from engine.storage.index_files import file_problem, make_index_folder, segment_path
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
@@ -321,20 +322,9 @@ def test_labels_that_are_doubled_are_noticed(tmp_path: Path, whole: Made) -> Non
         assert not Segment(path, whole.entry, whole.quantizer).names_every_row()
 
 
-def test_what_cannot_be_written_leaves_nothing(
-    tmp_path: Path, whole: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, left = os.pwrite, [0]
-
-    def full(fd: int, data: bytes, offset: int) -> int:
-        left[0] -= 1
-        if left[0] < 0:
-            raise OSError(28, "No space left on device")
-        return real(fd, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", full)
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, whole: Made) -> None:
     quantizer = whole.quantizer
     pieces = [(whole.open(), 0)]
-    with pytest.raises(OSError, match="No space"):
+    with using(FailingDisk("pwrite")), pytest.raises(OSError, match="No space"):
         write_segment(segment_path(tmp_path, 5), 1, quantizer.nlist, quantizer.code_bytes, pieces)
     assert list((tmp_path / "index").iterdir()) == []

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import NearlyFull
 from helpers import picture, save
 
 from engine import Store, UsageError
+from engine.storage.disk import using
 from engine.storage.durable import tree_bytes
 
 
@@ -20,11 +22,12 @@ def sources(tmp_path: Path) -> list[Path]:
 
 
 def test_a_plan_without_a_store_makes_none(tmp_path: Path, sources: list[Path]) -> None:
-    plan = Store.plan(tmp_path / "new" / "a.store", *sources, encoder="none")
+    with using(NearlyFull(12345)):
+        plan = Store.plan(tmp_path / "new" / "a.store", *sources, encoder="none")
     assert (plan.images, plan.unchanged, plan.rejected, plan.skipped) == (800, 0, 0, 1)
     photos = sum(file.stat().st_size for file in sources[0].glob("*.png"))
     assert plan.bytes_to_read == photos + sources[1].stat().st_size
-    assert plan.free_bytes > 0
+    assert plan.free_bytes == 12345
     assert not (tmp_path / "new").exists()
 
 

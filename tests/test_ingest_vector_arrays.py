@@ -118,9 +118,7 @@ def test_what_was_ingested_is_not_read_again(tmp_path):
     wide=st.booleans(),
 )
 @settings(max_examples=sized(15, 50), suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_array_in_any_pieces_is_found_again(
-    tmp_path, monkeypatch, n, dim, bad, zero, rows, normalize, wide
-):
+def test_any_array_in_any_pieces_is_found_again(tmp_path, n, dim, bad, zero, rows, normalize, wide):
     array = np.random.default_rng(n).standard_normal((n, dim))
     for at in zero:
         array[at : at + 1] = 0
@@ -579,7 +577,7 @@ def test_a_changed_file_keeps_the_ids_of_rows_that_are_the_same(tmp_path):
     rows=st.integers(1, 17),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
-def test_whatever_becomes_of_a_file_the_store_has_what_it_holds(tmp_path, monkeypatch, steps, rows):
+def test_whatever_becomes_of_a_file_the_store_has_what_it_holds(tmp_path, steps, rows):
     folder = tmp_path / os.urandom(6).hex()
     folder.mkdir()
     path = folder / "v.npy"
@@ -651,7 +649,7 @@ def child(store: str, source: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_ingest_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_ingest_that_was_killed_goes_on_where_it_was(tmp_path):
     rows = np.concatenate([ROWS] * 10)
     rows[::7] = np.nan
     good = np.isfinite(rows).all(axis=1)

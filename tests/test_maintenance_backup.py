@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import FailingDisk, NearlyFull
 from helpers import picture, sized
 from PIL import Image
 from rocksdict import DBCompactionStyle
@@ -628,25 +629,17 @@ def test_two_backups_to_one_place_do_not_take_each_other_for_leftovers(
 @pytest.mark.parametrize("how", ["copy_file_range", "pwrite", "fdatasync"])
 @pytest.mark.parametrize("there", [False, True])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    full: Path, tmp_path: Path, how: str, there: bool, monkeypatch: pytest.MonkeyPatch
+    full: Path, tmp_path: Path, how: str, there: bool
 ) -> None:
     dest = tmp_path / "copy"
     if there:
         dest.mkdir()
-    real, turns = getattr(os, how), []
-
-    def fails(*arguments: Any) -> Any:
-        turns.append(1)
-        if len(turns) > 10:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*arguments)
-
-    with Store.open(full / "store") as store, monkeypatch.context() as patch:
-        if how == "pwrite":
-            patch.delattr(os, "copy_file_range")
-        patch.setattr(os, how, fails)
-        with pytest.raises(StoreError, match="cannot be made: No space left on device") as error:
-            store.backup(dest)
+    disk = FailingDisk(how, at=11)
+    if how == "pwrite":  # as on macOS, which has no other way
+        disk.copy_file_range = FailingDisk("copy_file_range", errno.ENOSYS).copy_file_range
+    failed = pytest.raises(StoreError, match="cannot be made: No space left on device")
+    with Store.open(full / "store") as store, using(disk), failed as error:
+        store.backup(dest)
     assert "\n" not in str(error.value)
     assert dest.exists() == there
     assert not list(tmp_path.rglob("*" if not there else "*/*"))
@@ -658,13 +651,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
 @pytest.mark.slow
 def test_a_disk_with_too_little_room_is_told_before_anything_is_copied(
-    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    full: Path, tmp_path: Path
 ) -> None:
-    with Store.open(full / "store") as store, monkeypatch.context() as patch:
-        usage = shutil.disk_usage(tmp_path)
-        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-        with pytest.raises(StoreError, match=r"[\d,]+ bytes are needed and 1,000 are free"):
-            store.backup(tmp_path / "copy")
+    refused = pytest.raises(StoreError, match=r"[\d,]+ bytes are needed and 1,000 are free")
+    with Store.open(full / "store") as store, using(NearlyFull(1000)), refused:
+        store.backup(tmp_path / "copy")
     assert not list(tmp_path.iterdir())
 
 

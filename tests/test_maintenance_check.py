@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import flip
 from helpers import picture, save
 from PIL import Image
 
@@ -59,12 +60,6 @@ def answers(store: Path) -> list[object]:
         found += [opened.lookup(f"synthetic:bits?seed=0#{i}", k=5) for i in range(41)]
         found += [opened.get(i) for i in range(1, 47)]
     return [(item.identical, item.similar) if hasattr(item, "similar") else item for item in found]
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 0x40
-    path.write_bytes(data)
 
 
 def table_files(store: Path, table: str) -> list[Path]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import OWN_DISK, flip, interrupted
 from helpers import picture
 from indexed import clustered, small_limits
 from PIL import Image
@@ -76,12 +76,6 @@ def images(folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def vectors(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder / "vectors", tmp_path / "store"))
-
-
-def flip(path: Path, offset: int, bit: int = 0x10) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= bit
-    path.write_bytes(data)
 
 
 def check(where: Path) -> CheckReport:
@@ -288,43 +282,28 @@ def test_a_notice_that_is_wrong_is_written_again_and_nothing_called_lost(images:
 # --- interrupted ----------------------------------------------------------------------------------
 
 
-class Interrupted(BaseException):
-    """One that nothing catches."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("owner", "name"), [(Path, "rename"), (rebuild, "fsync_dir"), (Keys, "commit")]
+    ("owner", "name"), [(OWN_DISK, "rename"), (OWN_DISK, "fsync"), (Keys, "commit")]
 )
 def test_a_rescue_that_is_interrupted_is_finished_by_the_next(
-    images: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+    images: Path, owner: object, name: str
 ) -> None:
     truth = known(images)
     flip(table_of(images, "meta"), 30)
     flip(table_of(images, "sources"), 30)
     sound = shutil.copytree(images, images.with_name("sound"))
-    real: Callable[..., object] = getattr(owner, name)
     for nth in (1, 2, 3, 5, 8, 13, 21):
-        calls = 0
-
-        def failing(*arguments: object, **named: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls >= nth:  # noqa: B023 - it is called in this round only
-                raise Interrupted
-            return real(*arguments, **named)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, failing)
-            with contextlib.suppress(Interrupted):
-                fix(images)
+        with interrupted(owner, name, nth) as calls:
+            fix(images)
         fix(images)
         assert known(images) == truth
         assert not (images / rebuild.MENDED).exists()
-        if calls < nth:
+        if calls.made < nth:
             break
         shutil.rmtree(images)
         shutil.copytree(sound, images)
+    assert nth > 1, "it was interrupted"
 
 
 @pytest.mark.slow

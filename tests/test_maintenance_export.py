@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import FailingDisk
 from helpers import picture
 from PIL import Image
 
@@ -23,6 +23,7 @@ from engine.cli.app import main
 from engine.config import Limits
 from engine.maintenance import export
 from engine.storage import extents, scan
+from engine.storage.disk import using
 
 Row = dict[str, Any]
 
@@ -151,7 +152,7 @@ def test_an_export_says_what_the_store_says(
 
 @pytest.mark.slow
 def test_edges_of_buckets_extents_and_batches(
-    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path
+    full: Path, tmp_path: Path, tiny_encoder: Path
 ) -> None:
     """The same with extents of 100 rows, more images than a bucket has, and gaps everywhere."""
     limits = Limits(extent_rows=1000, read_records=300)
@@ -309,16 +310,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fails_in_the_end_leaves_nothing(
-    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(fd: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with Store.open(full / "store") as store, monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fails)
-        with pytest.raises(StoreError, match="cannot be made: No space left on device"):
-            store.export(tmp_path / "out")
+def test_a_disk_that_fails_in_the_end_leaves_nothing(full: Path, tmp_path: Path) -> None:
+    failed = pytest.raises(StoreError, match="cannot be made: No space left on device")
+    with Store.open(full / "store") as store, using(FailingDisk("fsync")), failed:
+        store.export(tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,20 +1,20 @@
 """Optimize gives back what removed images took, and changes no answer: not when it is interrupted,
 not to readers beside it."""
 
+import errno
 import itertools
 import json
-import os
 import select
 import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import FailingDisk, NearlyFull
 from helpers import mask
 from PIL import Image
 
@@ -23,8 +23,8 @@ from engine.cli.app import main
 from engine.config import Limits
 from engine.maintenance import optimize
 from engine.storage import extents, swaps
+from engine.storage.disk import using
 from engine.storage.extents import HEADER_BYTES
-from engine.storage.manifest import Manifest
 from engine.storage.rows import TABLES
 from engine.storage.session import Session
 from engine.storage.writer import Writer
@@ -202,15 +202,12 @@ def test_keys_take_less_room_afterwards(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_left_and_told_of(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_is_left_and_told_of(store: Store) -> None:
     gone = {1, 2, 3, *range(11, 21), *range(21, 25)}
     store.remove(ids=gone)
-    usage = namedtuple("usage", "total used free")
     room = optimize._SLACK + 6 * (EACH + optimize._KEY_BYTES)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, room))
-    report = store.optimize()
+    with using(NearlyFull(room)):
+        report = store.optimize()
     assert (report.rewritten, report.moved) == (2, 6), (
         "the empty one, and the emptiest of the others"
     )
@@ -218,7 +215,6 @@ def test_what_does_not_fit_is_left_and_told_of(
     assert f"{7 * (EACH + optimize._KEY_BYTES) + optimize._SLACK:,} bytes" in report.skipped[0]
     assert "keys were not compacted" in report.skipped[1]
     expect(store, gone)
-    monkeypatch.undo()
     assert store.optimize().moved == 7
 
 
@@ -304,25 +300,21 @@ def test_it_asks_whether_to_stop_between_the_tables(store: Store) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", ["manifest", "unlink"])
+@pytest.mark.parametrize("at", ["rename", "unlink"], ids=["manifest", "unlink"])
 def test_a_dropped_extent_is_forgotten_by_the_next_writer(
     path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     gone = {1, 2, 3}
     with Store.open(path, limits=LIMITS) as store, monkeypatch.context() as patch:
         store.remove(ids=gone)
-        fail = lambda *given, **named: (_ for _ in ()).throw(OSError(5, "pulled"))  # noqa: E731
         drop = swaps.drop_extents
 
         def dropping(writer: Writer, numbers: Sequence[int]) -> None:
-            if at == "manifest":
-                patch.setattr(Manifest, "save", fail)
-            else:
-                patch.setattr(os, "unlink", fail)
-            drop(writer, numbers)
+            with using(FailingDisk(at, errno.EIO)):
+                drop(writer, numbers)
 
         patch.setattr(swaps, "drop_extents", dropping)
-        with pytest.raises(StoreError, match="pulled"):
+        with pytest.raises(StoreError, match="Input/output error"):
             store.optimize()
     assert (path / "pixels" / "00000001.blobs").exists()
     with Store.open(path, read_only=True) as reader:

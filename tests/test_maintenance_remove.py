@@ -558,9 +558,7 @@ def test_a_disk_that_may_only_be_unmounted_empties_no_store(store: Store, tmp_pa
     assert store.remove(sources=[disk]).images == 2
 
 
-def test_what_cannot_be_looked_up_is_kept_and_told_of(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_looked_up_is_kept_and_told_of(store: Store, tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     save(loop / "1.png", mask(80))
     store.ingest(loop)
@@ -859,9 +857,7 @@ def test_vectors_of_removed_images_are_passed_over(tmp_path: Path, tiny_encoder:
 
 
 @pytest.mark.slow
-def test_vectors_of_removed_images_do_not_count(
-    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectors_of_removed_images_do_not_count(tmp_path: Path, tiny_encoder: Path) -> None:
     path, encoder = tmp_path / "with", str(tiny_encoder)
     limits = Limits(extent_rows=10)
     with Store.open(path, create=True, encoder=encoder, limits=limits) as store:

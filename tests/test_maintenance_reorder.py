@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import NearlyFull
 from indexed import (
     clustered,
     leftovers,
@@ -31,10 +30,10 @@ from engine.index import maintain
 from engine.index.background import BackgroundWork
 from engine.maintenance import reorder
 from engine.records import OptimizeReport
+from engine.storage.disk import using
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.lock import WriterLock
 
-LIMITS = Limits(recall_sample=50)
 LEAST = 100
 LIMITS = small_limits(LEAST, recall_sample=50)
 N = 6 * LEAST
@@ -367,9 +366,7 @@ def test_a_reader_never_takes_new_vectors_for_those_it_knows(
 
 
 @pytest.mark.slow
-def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(made: Path) -> None:
     with (
         Store.open(made, read_only=True, limits=LIMITS) as asked,
         Store.open(made, read_only=True, limits=LIMITS) as idle,
@@ -402,12 +399,8 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
 
 
 @pytest.mark.slow
-def test_for_want_of_room_it_is_left_and_told_of(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, 1 << 20))
+def test_for_want_of_room_it_is_left_and_told_of(store: Store) -> None:
+    with using(NearlyFull(1 << 20)):
         report = store.optimize()
     assert report.laid_out == 0
     assert any("were not laid out again" in what for what in report.skipped)
@@ -493,16 +486,16 @@ def test_damaged_vectors_that_came_meanwhile_are_not_carried_over(
 def test_for_want_of_room_for_what_came_meanwhile_it_is_left(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = namedtuple("usage", "total used free")
+    disk = NearlyFull(1 << 40)
 
     def come_and_fill_the_disk(other: Store) -> None:
         other.ingest(BLOCK[N : N + 50], name="c")
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, 1 << 20))
+        disk.left = 1 << 20
 
-    report = beside(made, come_and_fill_the_disk, monkeypatch)
+    with using(disk):
+        report = beside(made, come_and_fill_the_disk, monkeypatch)
     assert report.laid_out == 0
     assert "of room on the disk" in report.skipped[0]
-    monkeypatch.undo()
     with Store.open(made, read_only=True, limits=LIMITS) as opened:
         expect(opened, np.arange(1, N + 51))
 

@@ -1,8 +1,10 @@
 """``check --fix``: damage of every kind to every file is mended, or named; nothing is silently gone."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import OWN_DISK, FailingDisk, Interrupted, flip, interrupted, path_of
 from helpers import mask, picture, save
 from PIL import Image
 
@@ -22,7 +25,7 @@ from engine.cli.text import size
 from engine.config import Limits
 from engine.index import build
 from engine.maintenance.repair.outcome import named
-from engine.storage import durable, extents
+from engine.records import Buffer
 from engine.storage.disk import Disk, using
 from engine.storage.extents import HEADER_BYTES
 from engine.storage.manifest import Manifest
@@ -113,12 +116,6 @@ def check(where: Path) -> CheckReport:
 def fix(where: Path) -> CheckReport:
     with Store.open(where) as opened:
         return opened.check(fix=True)
-
-
-def flip(path: Path, offset: int, bit: int = 0x40) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= bit
-    path.write_bytes(data)
 
 
 def is_as_before(where: Path, truth: list[object]) -> None:
@@ -604,24 +601,12 @@ def test_images_are_named_by_ranges() -> None:
 # --- interrupted ----------------------------------------------------------------------------------
 
 
-class Interrupted(BaseException):
-    """One that nothing catches."""
-
-
 def damage_some(where: Path) -> None:
     """Something for every kind of write that a repair does."""
     flip(where / FILES["ids"], 12)
     for name in ("pixels", "fingerprints", "vectors", "ids"):
         flip(where / FILES[name], HEADER_BYTES + 40)
     os.truncate(where / FILES["fingerprints"], (where / FILES["fingerprints"]).stat().st_size - 5)
-
-
-def write_half(fd: int, data: bytes, offset: int) -> None:
-    os.pwrite(fd, bytes(data)[: len(data) // 2], offset)
-    raise Interrupted
-
-
-OWN_DISK = Disk()
 
 
 @pytest.mark.usual
@@ -634,61 +619,41 @@ OWN_DISK = Disk()
 def test_a_repair_that_is_interrupted_is_finished_by_the_next(
     store: Path,
     truth: list[object],
-    monkeypatch: pytest.MonkeyPatch,
     owner: object,
     name: str,
     least: int,
 ) -> None:
     """The n-th write is the last, whichever it is."""
     damage_some(store)
-    real = getattr(owner, name)
     damaged = store.with_name("damaged")
     store.rename(damaged)
     for nth in range(1, 100):
-        calls = 0
-
-        def failing(*arguments: object, **named: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls >= nth:  # noqa: B023 - it is called in this round only
-                raise Interrupted
-            return real(*arguments, **named)
-
         shutil.rmtree(store, ignore_errors=True)
         shutil.copytree(damaged, store)
-        with using(OWN_DISK), monkeypatch.context() as patch:
-            patch.setattr(owner, name, failing)
-            with contextlib.suppress(Interrupted):
-                assert fix(store).ok
-        if calls < nth:
+        with interrupted(owner, name, nth) as calls:
+            assert fix(store).ok
+        if calls.made < nth:
             break
         assert fix(store).ok
     assert nth > least
     is_as_before(store, truth)
 
 
+# Patterns of the paths of what a repair writes.
+EXTENTS_OR_MANIFEST = [r"\.(blobs|pdq|f32|ids)", r"MANIFEST\.json"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("where_from", [extents, durable], ids=["extents", "manifest"])
+@pytest.mark.parametrize("only", EXTENTS_OR_MANIFEST, ids=["extents", "manifest"])
 def test_what_is_written_by_half_is_written_again(
-    store: Path, truth: list[object], monkeypatch: pytest.MonkeyPatch, where_from: object
+    store: Path, truth: list[object], only: str
 ) -> None:
     damage_some(store)
-    with monkeypatch.context() as patch:
-        patch.setattr(where_from, "write_all", write_half)
-        with pytest.raises(Interrupted):
-            fix(store)
+    half = FailingDisk("pwrite", Interrupted(), only=only, half=True)
+    with using(half), pytest.raises(Interrupted):
+        fix(store)
     assert fix(store).ok
     is_as_before(store, truth)
-
-
-class Failing(Disk):
-    """A disk on which one of its calls ends the process that makes it."""
-
-    def __init__(self, call: str) -> None:
-        def fail(*_: object, **__: object) -> None:
-            raise Interrupted
-
-        setattr(self, call, fail)
 
 
 @pytest.mark.slow
@@ -704,7 +669,7 @@ def test_a_header_is_mended_without_a_moment_at_which_the_data_is_gone(
     flip(where / FILES[name], 12)
 
     for call in ("pwrite", "fsync", "ftruncate"):
-        with using(Failing(call)), contextlib.suppress(Interrupted):
+        with using(FailingDisk(call, Interrupted())), contextlib.suppress(Interrupted):
             fix(where)
         assert (where / FILES[name]).read_bytes()[HEADER_BYTES:] == before[HEADER_BYTES:]
     fix(where)
@@ -717,12 +682,13 @@ def test_a_disk_that_is_full_is_reported_and_leaves_the_damage_to_be_found(
     store: Path, truth: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for owner, name in ((durable, "write_all"), (database.Keys, "commit"), (extents, "write_all")):
+    for only in (*EXTENTS_OR_MANIFEST, "RocksDB"):
         damage_some(store)
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, full)
+        with using(FailingDisk("pwrite", only=only)), monkeypatch.context() as patch:
+            if only == "RocksDB":  # which writes past our disk
+                patch.setattr(database.Keys, "commit", full)
             report = fix(store)
         assert not report.ok
         assert any("No space left on device" in problem.what for problem in report.problems)
@@ -731,26 +697,32 @@ def test_a_disk_that_is_full_is_reported_and_leaves_the_damage_to_be_found(
     is_as_before(store, truth)
 
 
-def child(where: str, module: str, name: str) -> None:
-    """Mend a store, and be killed at a write: half-way through it, where it is one to a file."""
-    owner = sys.modules[f"engine.{module}"]
+class Killing(Disk):
+    """A disk whose process is killed half-way through a write to a file of this name."""
 
-    def killed(*arguments: object) -> None:
-        if name == "write_all":
-            with contextlib.suppress(Interrupted):
-                write_half(*arguments)  # type: ignore[arg-type]
+    def __init__(self, only: str) -> None:
+        self._only = only
+
+    def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+        if not re.search(self._only, path_of(fd)):
+            return super().pwrite(fd, data, offset)
+        super().pwrite(fd, bytes(data)[: len(data) // 2], offset)
         os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
-    setattr(owner, name, killed)
-    fix(Path(where))
+
+def child(where: str, only: str) -> None:
+    """Mend a store, and be killed at a write."""
+    with using(Killing(only)):
+        fix(Path(where))
 
 
 @pytest.mark.slow
 def test_a_repair_that_is_killed_is_finished_by_the_next(store: Path, truth: list[object]) -> None:
     damage_some(store)
-    for module, name in (("storage.extents", "write_all"), ("index.build", "write_segment")):
+    for only in (EXTENTS_OR_MANIFEST[0], r"\.ivf"):
         ran = subprocess.run(
-            [sys.executable, __file__, str(store), module, name],
+            [sys.executable, __file__, str(store), only],
             capture_output=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(store.parent)},
             check=False,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import OWN_DISK, flip, interrupted
 from helpers import mask
 from PIL import Image
 
@@ -79,12 +80,6 @@ def opened(folder: Path, tmp_path: Path) -> Path:
 
 def log_of(where: Path) -> Path:
     return max((where / "keys").glob("*.log"), key=lambda path: path.stat().st_size)
-
-
-def flip(path: Path, offset: int, bit: int = 0x40) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= bit
-    path.write_bytes(data)
 
 
 def found(where: Path | Store) -> list[int]:
@@ -403,9 +398,7 @@ def test_a_commit_that_nobody_was_told_of_may_go(opened: Path, folder: Path) -> 
 
 
 @pytest.mark.slow
-def test_an_index_over_vectors_that_are_lost_is_dropped(
-    opened: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_over_vectors_that_are_lost_is_dropped(opened: Path, folder: Path) -> None:
     """Others take their rows, and an index of the old ones would not find them."""
     path = log_of(opened)
     flip(path, path.stat().st_size - 300)  # the last commit, which the segment covers
@@ -504,10 +497,6 @@ def test_a_cut_manifest_of_rocksdb_loses_nothing(closed: Path, folder: Path) -> 
 # --- interrupted ----------------------------------------------------------------------------------
 
 
-class Interrupted(BaseException):
-    """One that nothing catches."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name"),
@@ -516,32 +505,20 @@ class Interrupted(BaseException):
         (salvage, "fsync_dir"),
         (opening, "open_writer"),
         (Notice, "publish"),
-        (os, "fsync"),
+        (OWN_DISK, "fsync"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_salvage_that_is_interrupted_is_finished_by_the_next(
-    opened: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+    opened: Path, folder: Path, owner: object, name: str
 ) -> None:
     path = log_of(opened)
     flip(path, path.stat().st_size * 2 // 3)
     (opened / "MANIFEST.json").unlink()
-    real = getattr(owner, name)
     for nth in range(1, 20):
-        calls = 0
-
-        def failing(*arguments: object, **named: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls >= nth:  # noqa: B023 - it is called in this round only
-                raise Interrupted
-            return real(*arguments, **named)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, failing)
-            with contextlib.suppress(Interrupted):
-                Store.salvage(opened)
-        if calls < nth:
+        with interrupted(owner, name, nth) as calls:
+            Store.salvage(opened)
+        if calls.made < nth:
             break
     assert nth > 1
     Store.salvage(opened)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import flip
 from helpers import mask, picture, save
 from PIL import Image
 
@@ -28,14 +29,6 @@ def encoded(array: np.ndarray, container: str) -> bytes:
 
 def proof_of(array: np.ndarray) -> bytes:
     return hashing.proof(canonical.from_array(array).canonical)
-
-
-def flip(path: Path, offset: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        value = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([value ^ 0x10]))
 
 
 def only(result: LookupResult) -> tuple[int, tuple[str, ...], str]:

@@ -1,6 +1,5 @@
 """The writer's lock: one writer, told by name; gone with its process; no matter to readers."""
 
-import errno
 import fcntl
 import os
 import socket
@@ -12,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from damage import FailingDisk
 
 from engine import Store, StoreError, StoreLockedError
+from engine.storage.disk import using
 from engine.storage.lock import NAME, WriterLock
 
 HOLD = """
@@ -95,20 +96,15 @@ def test_who_only_asks_whether_it_is_held_is_not_in_the_way(tmp_path: Path) -> N
     lock.release()
 
 
-def test_a_full_disk_does_not_stand_in_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "pwrite", fail)
+def test_a_full_disk_does_not_stand_in_the_way(tmp_path: Path) -> None:
     first, second = WriterLock(tmp_path), WriterLock(tmp_path)
-    first.acquire()
-    with pytest.raises(StoreLockedError):
+    with using(FailingDisk("pwrite")):
+        first.acquire()
+        with pytest.raises(StoreLockedError):
+            second.acquire()
+        first.release()
         second.acquire()
-    first.release()
-    second.acquire()
-    second.release()
+        second.release()
 
 
 def test_a_folder_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """MANIFEST.json: read whole or refused with a reason; replaced whole or not at all."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import FailingDisk
 
 from engine import Store, StoreError, StoreFormatError, StoreNotFoundError
 from engine.config import FORMAT_VERSION, StructuralSettings
@@ -195,51 +195,53 @@ def test_where_there_is_no_manifest_the_reason_is_told_apart(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("call", ["pwrite", "fsync"])
-def test_a_failed_save_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_a_failed_save_leaves_the_old_one(tmp_path: Path, call: str) -> None:
     FULL.save(tmp_path)
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with using(FailingDisk(call)), pytest.raises(OSError, match="No space left"):
         FULL.with_extent("pixels.blobs", 3).save(tmp_path)
     assert manifest.load(tmp_path) == FULL
     assert [path.name for path in tmp_path.iterdir()] == [manifest.NAME]
 
 
-def test_a_save_is_on_disk_before_it_is_renamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    FULL.save(tmp_path)
-    done: list[str] = []
-    fsync, rename = os.fsync, os.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (done.append("fsync"), fsync(fd))[1])
-    monkeypatch.setattr(
-        os, "rename", lambda *names, **at: (done.append("rename"), rename(*names, **at))[1]
-    )
-    FULL.save(tmp_path)
-    assert done == ["fsync", "rename", "fsync"]  # the file, its name, the folder
+class Noting(Disk):
+    """A disk that notes in which order files are synced and renamed."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def fsync(self, fd: int) -> None:
+        self.done.append("fsync")
+        super().fsync(fd)
+
+    def rename(self, *names: Any, **folders: Any) -> None:
+        self.done.append("rename")
+        super().rename(*names, **folders)
 
 
-def test_what_a_kill_before_the_rename_left_is_ignored_and_tidied_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_is_on_disk_before_it_is_renamed(tmp_path: Path) -> None:
+    FULL.save(tmp_path)
+    with using(disk := Noting()):
+        FULL.save(tmp_path)
+    assert disk.done == ["fsync", "rename", "fsync"]  # the file, its name, the folder
+
+
+class Dead(Disk):
+    """A disk as of a process that was killed: nothing is renamed, and nothing tidied up."""
+
+    def rename(self, *names: Any, **folders: Any) -> None:
+        raise StoreError("killed")
+
+    def unlink(self, *name: Any, **folder: Any) -> None:
+        pass
+
+
+def test_what_a_kill_before_the_rename_left_is_ignored_and_tidied_up(tmp_path: Path) -> None:
     where = tmp_path / "a"
     Store.open(where, create=True, encoder="none").close()
     with Store.open(where) as store:
         store.session.become_writer()
-
-        def killed(*_: object, **__: object) -> None:
-            raise StoreError("killed")
-
-        monkeypatch.setattr(os, "rename", killed)
-        monkeypatch.setattr(os, "unlink", lambda *_, **__: None)
-        with pytest.raises(StoreError, match="killed"):
+        with using(Dead()), pytest.raises(StoreError, match="killed"):
             store.ingest("synthetic:bits?n=1")
-        monkeypatch.undo()
     assert len(list(where.glob(".MANIFEST.json.*.new"))) == 1
     with Store.open(where) as store:
         assert len(store) == 0

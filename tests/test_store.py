@@ -7,17 +7,16 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import FailingDisk
 from helpers import mask, save
 
 from engine import (
     EncoderError,
-    EngineError,
     PackedBits,
     Store,
     StoreDamagedError,
@@ -233,23 +232,6 @@ def test_a_closed_store_says_so(tmp_path: Path, tiny_encoder: Path) -> None:
 # --- failed writes --------------------------------------------------------------------------------
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, call: str, at: int, error: int) -> None:
-    """Make the ``at``-th ``os.<call>`` and all behind it fail, half done."""
-    real, made = getattr(os, call), 0
-
-    def fail(fd: int, *arguments: object) -> object:
-        nonlocal made
-        made += 1
-        if made < at:
-            return real(fd, *arguments)
-        if call == "pwrite":
-            data, offset = arguments
-            real(fd, memoryview(data)[: len(data) // 2], offset)  # type: ignore[arg-type]
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(os, call, fail)
-
-
 @pytest.mark.slow
 def test_a_full_disk_at_any_write_loses_nothing_that_was_committed(
     tmp_path: Path, tiny_encoder: Path
@@ -258,16 +240,15 @@ def test_a_full_disk_at_any_write_loses_nothing_that_was_committed(
     with Store.open(where, create=True, encoder=str(tiny_encoder)) as store:
         store.ingest(save(tmp_path / "a.png", mask(0)), encoder="none")
     for at in range(1, 100):
-        with Store.open(where) as store, pytest.MonkeyPatch.context() as patch:
-            failing(patch, "pwrite", at, errno.ENOSPC)
+        with Store.open(where) as store:
             try:
-                store.ingest(new)
+                with using(FailingDisk("pwrite", at=at, half=True)):
+                    store.ingest(new)
                 break  # fewer writes than that
             except StoreError as error:
                 assert "No space left on device" in str(error)
                 assert "what was committed before is safe" in str(error)
                 assert "\n" not in str(error)
-            patch.undo()
             with pytest.raises(StoreError, match="No space left"):  # closed until it is reopened
                 store.ingest(new)
         with Store.open(where, read_only=True) as reader:
@@ -285,14 +266,15 @@ def test_a_full_disk_at_any_write_loses_nothing_that_was_committed(
     ("call", "error"), [("fdatasync", errno.EIO), ("fsync", errno.EIO), ("pwrite", errno.EACCES)]
 )
 def test_any_failed_write_closes_the_store_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
+    tmp_path: Path, call: str, error: int
 ) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.session.become_writer()
-        failing(monkeypatch, call, 1, error)
-        with pytest.raises(StoreError, match=os.strerror(error)):
+        with (
+            using(FailingDisk(call, error, half=call == "pwrite")),
+            pytest.raises(StoreError, match=os.strerror(error)),
+        ):
             store.ingest("synthetic:bits?n=3")
-        monkeypatch.undo()
         with pytest.raises(StoreError, match=os.strerror(error)):
             store.lookup("synthetic:bits?seed=0#1")
     with Store.open(tmp_path / "a") as store:
@@ -367,9 +349,7 @@ def test_a_new_encoder_that_cannot_be_named_is_one_line(tmp_path: Path, tiny_enc
         assert store.info().vectors == 1
 
 
-def test_rejects_that_cannot_be_listed_are_a_store_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rejects_that_cannot_be_listed_are_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "broken.png").touch()
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         (tmp_path / "a" / "rejects.jsonl").mkdir()
@@ -437,10 +417,8 @@ def test_the_next_writer_cuts_what_was_not_committed(tmp_path: Path, tiny_encode
 def test_ids_are_in_the_order_of_commits_and_never_used_twice(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as store:
         store.ingest(rows(tmp_path / "1.npy", range(3)))
-        with pytest.MonkeyPatch.context() as patch:
-            failing(patch, "fdatasync", 1, errno.EIO)
-            with pytest.raises(StoreError):
-                store.ingest(rows(tmp_path / "2.npy", range(3, 6)))
+        with using(FailingDisk("fdatasync", errno.EIO)), pytest.raises(StoreError):
+            store.ingest(rows(tmp_path / "2.npy", range(3, 6)))
     with Store.open(tmp_path / "a") as store:
         store.ingest(rows(tmp_path / "3.npy", range(6, 8)))
         assert [store.lookup(mask(s)).identical[0].id for s in (0, 1, 2, 6, 7)] == [1, 2, 3, 4, 5]
@@ -539,7 +517,7 @@ def test_an_ingest_uses_the_encoder_that_another_process_has_given_the_store(
 
 
 def test_a_reader_that_cannot_go_over_to_what_is_new_keeps_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as writer:
         writer.ingest(rows(tmp_path / "1.npy", range(3)))
@@ -562,38 +540,6 @@ def test_check_beside_a_writer_takes_nothing_for_left_behind(tmp_path: Path) -> 
 
 
 # --- what stands in the way -----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
-@pytest.mark.parametrize(
-    "name", ["keys/CURRENT", "keys/MANIFEST-*", "keys", "MANIFEST.json", "pixels/*"]
-)
-def test_what_may_not_be_read_is_said_to_be_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    path = tmp_path / "store"
-    (tmp_path / "temporary").mkdir()
-    (tmp_path / "temporary").chmod(0o777)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    with Store.open(path, create=True, encoder="none") as store:
-        store.ingest("synthetic:bits?n=3")
-    (closed,) = path.glob(name)
-    closed.chmod(0)
-    for above in (path, *path.parents):
-        if not above.stat().st_mode & 0o001:  # pytest's own folders are closed to other users
-            above.chmod(0o755)
-    os.setegid(12345)
-    os.seteuid(12345)
-    try:
-        with (
-            pytest.raises(EngineError, match=f"{closed} cannot be read: Permission denied"),
-            Store.open(path, read_only=True) as store,
-        ):
-            store.check()
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
 
 
 @pytest.mark.slow

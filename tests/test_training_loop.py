@@ -631,9 +631,7 @@ def test_what_a_run_cannot_go_on_from_is_said_in_one_line(tmp_path: Path, damage
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
-def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
     source = str(photos(tmp_path / "in", 8))
     train([source], tmp_path / "out", TINY)
     before = {file: (tmp_path / "out" / file).read_bytes() for file in (CHECKPOINT, LAST)}

@@ -6,7 +6,6 @@ what turns out to be a duplicate or broken counts as an image here, and the disk
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from engine.sources.items import (
     Skipped,
     VectorItem,
 )
+from engine.storage.disk import disk
 from engine.storage.snapshot import Snapshot
 
 # Bytes of disk an image, measured: its rows among the keys without its name, and its fingerprint.
@@ -72,7 +72,7 @@ class DryRun:
             archives=self._archives,
             bytes_to_read=self._bytes,
             disk_bytes=self._disk,
-            free_bytes=shutil.disk_usage(folder).free,
+            free_bytes=disk().free(folder),
         )
 
     def _files(self, items: list[FileItem | Member]) -> None:

@@ -20,11 +20,12 @@ rejects   name                                 JSON: reason, and the file's stam
 removed   bucket(8): id >> 15                  a bitmap of its ids that are of removed images, or 2 bytes
                                                for each of them (engine.storage.tombstones)
 commits   commit(8)                            JSON: every append of the chunk with its xxh64
-meta      "settings", "state"                  JSON
+meta      "settings", "manifest", "state"      JSON
           "roots"                              JSON: folders that ingests were given
           "counted"                            the commit with which the next rows were kept
           "sources" id(8)                      how many files and runs of its own an image has: only
                                                of images with many (engine.storage.source_counts)
+          "rescued"                            nothing: rows were lost, and a repair is not finished
 
 The first image of a key lies under the bare key, so that a lookup is a point read that a Bloom
 filter answers, and a batch of lookups one call; a second image with the same xxh3-128 is next to
