@@ -49,7 +49,7 @@ class BenchOptions:
             metavar="WHAT", help="Which images get vectors: all, none, or a sample.  [sample]"
         ),
     ] = ""
-    memory: MemoryOption = "1G"
+    memory: MemoryOption = ""
     memory_limit: Annotated[
         str, typer.Option(metavar="SIZE", help="Hold its processes to this, page cache included.")
     ] = ""
@@ -78,7 +78,7 @@ def bench(options: BenchOptions) -> None:
         folder=suite.place(folder),
         steps=options.steps,
         seed=options.seed,
-        memory=options.memory,
+        memory=options.memory or None,
         limit=options.memory_limit,
         embed=options.embed,
         peers=options.peers,

@@ -41,7 +41,7 @@ class IngestOptions:
             help="The encoder [simclr], fixed with the first vectors; none adds images without.",
         ),
     ] = ""
-    memory: MemoryOption = "1G"
+    memory: MemoryOption = ""
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Threads that decode; 0: one a core.")
     ] = 0
@@ -105,7 +105,7 @@ def ingest(options: IngestOptions) -> None:
         raise typer.Exit(SOME_REJECTED if plan.rejected else DONE)
     with interruptible() as stop:
         opened = Store.open(
-            path, create=True, encoder=options.encoder or None, memory=options.memory
+            path, create=True, encoder=options.encoder or None, memory=options.memory or None
         )
         with opened, Progress("ingest") as progress:
             report = opened.ingest(

@@ -65,7 +65,7 @@ class LookupOptions:
         bool,
         typer.Option("--exact", help="--tier identical, and status 1 unless every image is found."),
     ] = False
-    memory: MemoryOption = "1G"
+    memory: MemoryOption = ""
     files_from: FilesFromOption = ""
     null: NullOption = False
     as_json: JsonOption = False
@@ -95,7 +95,7 @@ def lookup(options: LookupOptions) -> None:
         tiers = ["identical"]
     missing = failed = False
     path = options.store or default_store()
-    with Store.open(path, read_only=True, memory=options.memory) as opened:
+    with Store.open(path, read_only=True, memory=options.memory or None) as opened:
         results = opened.lookup_many(
             given,
             k=options.k,

@@ -26,7 +26,7 @@ def optimize(
             help="The share of the nearest that searches are to find from now on [0.95].",
         ),
     ] = None,
-    memory: MemoryOption = "1G",
+    memory: MemoryOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Build the index anew, give back the disk of removed images, and bring the keys in order.
@@ -43,7 +43,7 @@ def optimize(
       engine optimize --store photos.store
       engine optimize --recall 0.99 --store photos.store
     """
-    opened = Store.open(store or default_store(), memory=memory)
+    opened = Store.open(store or default_store(), memory=memory or None)
     with opened, interruptible() as stop, Progress("optimize") as progress:
         report = opened.optimize(recall=recall, progress=progress, stop=stop)
     show_line(render.line(asdict(report)) if as_json else render.optimize_text(report))
