@@ -237,20 +237,24 @@ def train(options: TrainOptions) -> None:
         base=training.saved_run(options.out).settings if options.resume else None,
     )
     shown = TrainProgressBars()
-    with interruptible("a checkpoint", shown.patience) as stop, shown:
-        report = training.train(
-            options.sources,
-            options.out,
-            settings,
-            progress=shown,
-            name=options.name or None,
-            description=options.description,
-            licence=options.licence,
-            init=options.init or None,
-            resume=options.resume,
-            cache=options.cache or None,
-            stop=stop,
-        )
+    try:
+        with interruptible("a checkpoint", shown.patience) as stop, shown:
+            report = training.train(
+                options.sources,
+                options.out,
+                settings,
+                progress=shown,
+                name=options.name or None,
+                description=options.description,
+                licence=options.licence,
+                init=options.init or None,
+                resume=options.resume,
+                cache=options.cache or None,
+                stop=stop,
+            )
+    except KeyboardInterrupt:  # it was stopped before there was anything to report
+        warn("stopped before the first step; start it again with the same command")
+        raise typer.Exit(INTERRUPTED) from None
     if options.as_json:
         show_line(render.rejections_json(report))
     else:
