@@ -195,15 +195,19 @@ class Writing(OpenStore):
         encoder: str | None = None,
         recursive: bool = True,
         keep_pixels: str = "auto",
+        normalize: bool = False,
         null: bool = False,
+        memory: str | int | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> IngestPlan:
         """What ``ingest`` into the store at ``path`` would read, and how much disk it would take.
 
         Nothing is written, and no store is made where there is none. ``disk_bytes`` is an upper
-        estimate: what is decoded only later may turn out to be a duplicate, or broken.
+        estimate: what is decoded only later may turn out to be a duplicate, or broken. Arguments that
+        ``open`` and ``ingest`` refuse are refused here too.
         """
         check_keep_pixels(keep_pixels)
+        budget = parse_memory(memory).total
         given = Sources(_paths(sources), files_from=files_from, recursive=recursive, null=null)
         tell = None
         if progress is not None:
@@ -213,7 +217,8 @@ class Writing(OpenStore):
                 report(done, total)
 
         folder = Path(path)
-        store = cls.open(folder, read_only=True) if (folder / "MANIFEST.json").exists() else None
+        there = (folder / "MANIFEST.json").exists()
+        store = cls.open(folder, read_only=True, memory=budget) if there else None
         try:
             files = store._session if store is not None else None
             space = files.snapshot.space if files is not None else NO_VECTORS
@@ -223,7 +228,11 @@ class Writing(OpenStore):
                 dim, new = found.dim, installed_bytes(found)
             dim = dim if encoder != NO_ENCODER else 0
             plan = DryRun(
-                files.snapshot if files else None, dim=dim, keep_pixels=keep_pixels, disk_bytes=new
+                files.snapshot if files else None,
+                dim=dim,
+                keep_pixels=keep_pixels,
+                normalize=normalize,
+                disk_bytes=new,
             )
             return plan.run(given, folder, tell)
         finally:

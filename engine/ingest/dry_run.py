@@ -9,10 +9,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from engine.config import KEEP_BITS_LIMIT, Limits
 from engine.errors import EngineError
-from engine.ingest.resume import FileState, resume_archive, resume_array, resume_files
+from engine.ingest.resume import FileState, Resumed, resume_archive, resume_array, resume_files
 from engine.ingest.vector_arrays import check_admission
 from engine.records import IngestPlan, Kind
 from engine.sources.items import (
@@ -36,7 +37,13 @@ class DryRun:
     """One dry run over some sources, against a store or, where it is not made yet, against none."""
 
     def __init__(
-        self, store: Snapshot | None, *, dim: int, keep_pixels: str, disk_bytes: int = 0
+        self,
+        store: Snapshot | None,
+        *,
+        dim: int,
+        keep_pixels: str,
+        normalize: bool,
+        disk_bytes: int = 0,
     ) -> None:
         """``dim``: the length of the vectors that would be made, 0 for none.
 
@@ -45,6 +52,7 @@ class DryRun:
         self._store = store
         self._group_files = (store.limits if store is not None else Limits()).chunk_files
         self._keep = keep_pixels
+        self._normalize = normalize
         self._vector = vector_bytes(dim) if dim else 0
         self._images = self._unchanged = self._rejected = self._skipped = 0
         self._archives = self._bytes = self._done = 0
@@ -104,8 +112,7 @@ class DryRun:
     def _array(self, item: ArrayItem) -> None:
         found = resume_array(self._store, item)
         left = item.count - found.done
-        self._unchanged += found.unchanged
-        if not left:
+        if not self._goes_on(found) or not left:
             return
         try:
             kind = item.kind
@@ -122,20 +129,17 @@ class DryRun:
     def _vectors(self, item: VectorItem) -> None:
         found = resume_array(self._store, item)
         left = item.count - found.done
-        self._unchanged += found.unchanged
-        self._rejected += found.rejected
+        if not self._goes_on(found):
+            return
         if left and self._store is not None:
-            check_admission(self._store, item.dim, normalize=False)
+            check_admission(self._store, item.dim, normalize=self._normalize)
         self._images += left
         self._bytes += item.size * left // max(item.count, 1)
         self._disk += left * vector_bytes(item.dim)
 
     def _archive(self, item: ArchiveItem) -> None:
         found = resume_archive(self._store, item)
-        self._unchanged += found.unchanged
-        self._rejected += found.rejected
-        self._skipped += found.skipped
-        if found.row is not None and found.row.complete:
+        if not self._goes_on(found) or (found.row is not None and found.row.complete):
             return
         self._bytes += item.size  # how much of it is left, only reading it tells
         if self._keep == "yes":
@@ -146,6 +150,13 @@ class DryRun:
         left = item.count - found.done
         self._images += left
         self._disk += left * (_FILE_BYTES + len(item.name) + self._vector)
+
+    def _goes_on(self, found: Resumed[Any]) -> bool:
+        """Count what earlier runs did with a source; whether the rest of it would be read."""
+        self._unchanged += found.unchanged
+        self._rejected += found.rejected + found.hopeless
+        self._skipped += found.skipped
+        return not found.hopeless
 
 
 def vector_bytes(dim: int) -> int:

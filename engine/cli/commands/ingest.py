@@ -98,7 +98,9 @@ def ingest(options: IngestOptions) -> None:
                 encoder=options.encoder or None,
                 recursive=options.recursive,
                 keep_pixels=options.keep_pixels,
+                normalize=options.normalize,
                 null=options.null,
+                memory=options.memory or None,
                 progress=progress,
             )
         show_line(render.line(asdict(plan)) if options.as_json else render.plan_text(plan))
