@@ -20,12 +20,12 @@ from engine.config import (
     whole,
 )
 from engine.encoders import registry
-from engine.errors import EngineError, ImageError, StoreError, UsageError
+from engine.errors import EngineError, ImageError, StoreDamagedError, StoreError, UsageError
 from engine.images.packed_bits import PackedBits
 from engine.index.open import OpenIndex
 from engine.ingest.dry_run import DryRun
 from engine.ingest.run import Ingest
-from engine.maintenance.check.run import Check
+from engine.maintenance.check.run import Check, unreadable
 from engine.maintenance.optimize import Optimize
 from engine.maintenance.removal_dry_run import RemovalPlan
 from engine.maintenance.remove import Remove
@@ -318,6 +318,28 @@ class Writing(OpenStore):
         ``StoreDamagedError`` where only a copy helps.
         """
         return salvage(Path(path), parse_memory(memory))
+
+    @classmethod
+    def check_at(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        fix: bool = False,
+        memory: str | int | None = None,
+    ) -> CheckReport:
+        """``check`` a store that may be too damaged to be opened: the report then says so.
+
+        ``fix``: it is salvaged first, and what that mended is part of the report.
+        """
+        mended: list[CheckProblem] = []
+        try:
+            if fix:
+                mended = cls.salvage(path, memory=memory)
+            with cls.open(path, read_only=not fix, memory=memory) as opened:
+                report = opened.check(fix=fix)
+        except StoreDamagedError as error:
+            report = unreadable(error)
+        return replace(report, problems=(*mended, *report.problems))
 
     def _in_memory(
         self, sources: Sequence[object], name: str | None, metadata: dict[str, Any] | None
