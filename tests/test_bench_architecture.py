@@ -55,7 +55,6 @@ INSIDE = {
     # It tells of each commit before and after, and makes chunks and extents of a few rows.
     "questions.kills_child": {
         "engine.index.maintain",
-        "engine.ingest",
         "engine.storage.changeset",
         "engine.storage.writer",
     },

@@ -374,6 +374,13 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(shop: Path, tmp_path: Pa
         assert b"udcff.png" in ran.stdout
 
 
+@pytest.mark.parametrize("named", [("--id", "2"), ("--source", "photos/1.png")])
+def test_yes_without_missing_is_refused(engine: Engine, shop: Path, named: tuple[str, str]) -> None:
+    ran = engine("remove", *named, "--yes", "--dry-run", "--store", shop / "store")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == "engine: --yes goes with --missing: leave it out, or add --missing\n"
+
+
 # --- where inputs come from -----------------------------------------------------------------------
 
 

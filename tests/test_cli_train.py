@@ -153,7 +153,8 @@ def test_settings_come_from_the_recipe_the_file_and_the_options(
         (["--queue", "5"], "queue is 5: it has to be 0 unless the method is moco"),
         (["--settings", "absent.toml"], "the settings absent.toml cannot be read: No such file"),
         (["--resume"], "holds no last.safetensors"),
-        (["--held-out", "0.9"], "held_out is 0.9"),
+        (["--held-out", "0.9"], "--held-out is 0.9"),
+        (["--lr", "0"], "--lr is 0.0: it has to be above 0"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(

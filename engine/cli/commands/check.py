@@ -18,7 +18,7 @@ from engine.config import default_store
 def check(
     store: StoreOption = "",
     fix: Annotated[
-        bool, typer.Option("--fix", help="Make anew what is derived; set aside what is lost.")
+        bool, typer.Option("--fix", help="Make what is derived again; set aside what is lost.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -50,14 +50,14 @@ class IngestOptions:
         str,
         typer.Option(
             metavar="auto|yes|no",
-            help="Keep pixels: of bit images up to 64 KiB, of all images, of none.",
+            help="Keep pixels. auto: bit images up to 64 KiB; yes: all; no: none.",
         ),
     ] = "auto"
     normalize: Annotated[
         bool,
         typer.Option(
             "--normalize",
-            help="Divide given vectors by their length, and queries: scores are cosines.",
+            help="Divide imported vectors and queries by their length: scores are cosines.",
         ),
     ] = False
     files_from: FilesFromOption = ""

@@ -34,7 +34,9 @@ class LookupOptions:
         ),
     ] = None
     store: StoreOption = ""
-    k: Annotated[int, typer.Option("-k", "--top", metavar="N", help="Similar images.")] = DEFAULT_K
+    k: Annotated[
+        int, typer.Option("-k", "--top", metavar="N", help="Number of similar images to return.")
+    ] = DEFAULT_K
     tier: Annotated[
         list[str] | None,
         typer.Option(
