@@ -1,4 +1,4 @@
-"""Measures the engine beside simpler ways to find an image, and beside others, through its public API.
+"""Measures the engine beside simpler ways to find an image, and beside others.
 
 ``plan`` checks what is asked for, ``run`` measures it, ``table`` shows it and ``compare`` puts it
 beside an earlier run: these are what ``engine bench`` calls. Rooms, from the ground up: ``harness``,

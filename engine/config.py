@@ -218,17 +218,17 @@ def parse_memory(text: str | int | None) -> MemoryBudget:
         try:
             size = whole(text)
         except TypeError:
-            raise UsageError(f"memory {text!r} is not a size: write it like '2G'") from None
+            raise UsageError(f"memory= {text!r} is not a size: write it like '2G'") from None
     else:
         match = _SIZE.fullmatch(text)
         if not match:
-            raise UsageError(f"memory {text!r} is not a size: write it like 512M or 2G")
+            raise UsageError(f"memory= {text!r} is not a size: write it like 512M or 2G")
         size = int(min(float(match[1]), 1 << 60) * (1 << _UNITS[match[2].upper()]))
     if size < MEMORY_FLOOR:
-        raise UsageError(f"memory {text} is too little: at least 128M is needed")
+        raise UsageError(f"memory= {text} is too little: at least 128M is needed")
     if room is not None and size > max(room, MEMORY_FLOOR):
         raise UsageError(
-            f"memory {text} is more than the limit on address space leaves: give at most "
+            f"memory= {text} is more than the limit on address space leaves: give at most "
             f"{max(room, MEMORY_FLOOR) >> 20}M, or raise it with 'ulimit -v'"
         )
     return MemoryBudget(size)

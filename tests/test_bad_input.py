@@ -487,18 +487,24 @@ def test_a_limit_on_address_space_that_is_too_low(tmp_path: Path, mebibytes: int
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit that is kept")
-def test_the_least_address_space_is_enough(tmp_path: Path) -> None:
-    """The memory allocator must not reserve what the stacks of RocksDB's threads need."""
+@pytest.mark.parametrize("memory", [("--memory", "128M"), ()], ids=["least", "default"])
+def test_the_least_address_space_is_enough(tmp_path: Path, memory: tuple[str, ...]) -> None:
+    """The memory allocator must not reserve what the stacks of RocksDB's threads need.
+
+    Where no memory is asked for, it is what the limit leaves.
+    """
     import resource
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (address_space.least(), address_space.least()))
 
     name = "synthetic:bits?n=2000&seed=0"
-    options = ("--store", "a.store", "--memory", "128M", "--json")
+    options = ("--store", "a.store", *memory, "--json")
     ran = command("ingest", name, "--encoder", "none", *options, cwd=tmp_path, preexec_fn=limit)
     assert (ran.status, ran.err) == (0, "")
     ran = command("lookup", f"{name}#17", "--exact", *options, cwd=tmp_path, preexec_fn=limit)
+    assert (ran.status, ran.err) == (0, "")
+    ran = command("optimize", *options, cwd=tmp_path, preexec_fn=limit)
     assert (ran.status, ran.err) == (0, "")
 
 

@@ -238,6 +238,25 @@ def test_a_script_that_fails_says_so_in_one_line(
     assert line == f"bench: there is no photograph in {tmp_path}: name another folder"
 
 
+def test_a_script_that_breaks_does_not_say_that_its_target_is_missed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def work() -> bool:
+        return bool((tmp_path / "absent").read_text())
+
+    with pytest.raises(SystemExit) as caught:
+        script.exit_with(work)
+    assert caught.value.code == 2
+    assert "FileNotFoundError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_folder_that_a_script_works_in_is_made(tmp_path: Path, keep: bool) -> None:
+    with script.work_folder(tmp_path / "new" / "one", keep) as work:
+        (work / "file").touch()
+    assert (tmp_path / "new" / "one" / "file").exists() == keep
+
+
 def test_pictures_survive_being_written_as_files() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
     for container in ("PNG", "BMP"):

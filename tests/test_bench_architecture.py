@@ -55,7 +55,6 @@ INSIDE = {
     # It tells of each commit before and after, and makes chunks and extents of a few rows.
     "questions.kills_child": {
         "engine.index.maintain",
-        "engine.ingest",
         "engine.storage.changeset",
         "engine.storage.writer",
     },
@@ -163,7 +162,7 @@ def test_no_exception_is_left_of_a_module_that_is_gone() -> None:
 
 
 def _children() -> set[str]:
-    """The children that are run by their names: ``"suite.existing_store"``."""
+    """The children that are run by their names: ``"suite.store_child"``."""
     return {
         node.value
         for tree in MODULES.values()

@@ -365,6 +365,9 @@ def test_a_store_that_is_whole_is_not_made_again(tmp_path: Path) -> None:
     store = vector_store.VectorStore(300, 1, tmp_path)
     built = store.make(memory=MEMORY, wanted=0.9)
     assert store.make(memory=MEMORY, wanted=0.9) == built
+    for other in ({"wanted": 0.8}, {"wanted": 0.9, "queries": 501}):
+        with pytest.raises(BenchError, match="was made otherwise"):
+            store.make(memory=MEMORY, **other)  # type: ignore[arg-type]
     np.testing.assert_array_equal(
         store.exact(),
         exact_neighbours.exact([clustered_vectors.rows(1, 0, 300)], np.load(store.queries), 10),

@@ -23,12 +23,12 @@ from bench.harness.memory_limit import limited
 from bench.harness.process import run_child
 from bench.report.results import Results
 from bench.report.results_file import load
-from bench.suite import run
+from bench.suite import existing_store, existing_store_child, run
 from bench.suite.context import Context
-from bench.suite.image_stages import in_memory
+from bench.suite.image_stages import in_memory, lookups
 from bench.suite.plan import Plan, plan
 from bench.suite.stages import stages_of, unsuited
-from engine import Store, UsageError
+from engine import Store, StoreDamagedError, UsageError
 
 N = 600
 LINUX = Path("/proc/self/status").exists()
@@ -327,6 +327,51 @@ def test_vectors_of_a_store_are_found_similar(tmp_path: Path) -> None:
     found = measured(results)
     assert found[50, "similar", "engine", "found"].samples == (1.0,)
     assert (50, "identical", "engine", "found") not in found
+
+
+@pytest.mark.slow
+def test_what_was_found_is_counted_for_each_tier(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    np.save(tmp_path / "v.npy", draw.standard_normal((20, 8)).astype(np.float32))
+    np.save(tmp_path / "m.npy", draw.integers(0, 2, (20, 16, 16)).astype(bool))
+    path = tmp_path / "s.store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest(str(tmp_path / "v.npy"), str(tmp_path / "m.npy"), normalize=True)
+    found = existing_store_child.ask(str(path), 1 << 28, 40, 0)
+    assert found["asked"] == found["found"] == {"identical": 20, "similar": 20}
+    shown = [one for one in existing_store.figures(found) if isinstance(one, Measurement)]
+    assert {one.tier for one in shown if one.figure == "found"} == {"identical", "similar"}
+
+
+@pytest.mark.slow
+def test_a_store_that_is_damaged_is_not_one_whose_sources_are_gone(tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", np.random.default_rng(0).integers(0, 2, (3000, 16, 16)) > 0)
+    path = tmp_path / "s.store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest(str(tmp_path / "m.npy"))
+        store.optimize()
+    largest = max((path / "keys").glob("*.sst"), key=lambda file: file.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    for at in range(100, len(data) // 2):
+        data[at] ^= 0x5A
+    largest.write_bytes(data)
+    with pytest.raises(StoreDamagedError):
+        existing_store_child.ask(str(path), 1 << 28, 40, 0)
+
+
+@pytest.mark.parametrize("read", ["reading the disk", "lookups"])
+def test_what_a_kernel_cannot_be_asked_for_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)  # as on macOS
+    context = Context(planned(N, tmp_path), tmp_path, None)
+    if read == "lookups":
+        (tmp_path / "store").mkdir()
+        figures = lookups(context, N)
+    else:
+        (stage,) = (one for one in stages_of(context) if one.label == read)
+        figures = stage.work(lambda share: None)
+    assert isinstance(next(figures), Skipped)
 
 
 @pytest.mark.slow

@@ -380,6 +380,13 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(shop: Path, tmp_path: Pa
         assert b"udcff.png" in ran.stdout
 
 
+@pytest.mark.parametrize("named", [("--id", "2"), ("--source", "photos/1.png")])
+def test_yes_without_missing_is_refused(engine: Engine, shop: Path, named: tuple[str, str]) -> None:
+    ran = engine("remove", *named, "--yes", "--dry-run", "--store", shop / "store")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == "engine: --yes goes with --missing: leave it out, or add --missing\n"
+
+
 # --- where inputs come from -----------------------------------------------------------------------
 
 
@@ -487,6 +494,22 @@ def test_tiers_may_be_named(engine: Engine, shop: Path) -> None:
     assert both["searched"] == ["identical", "similar"]
 
 
+def test_an_end_of_file_that_nobody_expects_is_not_called_an_interruption(
+    engine: Engine, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: object) -> int:
+            raise EOFError("no more")
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Ended())))
+    ran = engine("lookup", "-", "--exact", "--json", "--store", shop / "store")
+    assert ran.status == 2
+    assert "unexpected EOFError: no more" in ran.err and "interrupted" not in ran.err
+
+
 # --- signals and pipes ----------------------------------------------------------------------------
 
 
@@ -569,12 +592,14 @@ def test_a_reader_that_has_had_enough_ends_the_command_quietly(shop: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_full_standard_output_is_a_failure(shop: Path) -> None:
+@pytest.mark.parametrize("command", ["info", "", "--help"])
+def test_a_full_standard_output_is_a_failure(shop: Path, command: str) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")
+    given = {"info": ["info", "--store", str(shop / "store")], "": []}.get(command, [command])
     with Path("/dev/full").open("wb") as full:
         ran = subprocess.run(
-            [sys.executable, "-m", "engine", "info", "--store", str(shop / "store")],
+            [sys.executable, "-m", "engine", *given],
             stdout=full,
             stderr=subprocess.PIPE,
             check=False,

@@ -16,6 +16,7 @@ from engine.records import (
     IngestReport,
     LookupResult,
     NearHit,
+    OptimizeReport,
     Problem,
     SimilarHit,
     StoreInfo,
@@ -223,6 +224,29 @@ def test_a_check_lists_its_problems_up_to_a_number():
     assert "row 5" not in text
     assert "55 more" in text
     assert "whole" in render.check_text(CheckReport(10, 10, 1 << 20, 1.0, ()))
+
+
+def test_what_is_left_after_a_fix_is_not_said_to_be_mended_by_another():
+    left = CheckReport(1, 0, 1 << 20, 1.0, (Problem("pixels", "they are lost"),))
+    assert "'engine check --fix' mends" in render.check_text(left)
+    fixed = render.check_text(left, fix=True)
+    assert "--fix" not in fixed and "restore the store from a copy" in fixed
+    assert "1 image, 0 vectors" in fixed
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[31mred", "two\nlines"])
+def test_names_in_reports_stay_on_their_line(hostile):
+    info = StoreInfo(hostile, "u", 1, 0, 0, 0, 0, 0, {}, {"name": hostile, "dim": 1}, [], None)
+    problems = (Problem(hostile, f"{hostile}: raise memory="),)
+    optimized = OptimizeReport(1, 1, 0, 0, 1.0, skipped=(f"{hostile}: raise memory=",))
+    before = StoreInfo("a", "u", 1, 0, 0, 0, 0, 0, {}, {"name": "b", "dim": 1}, [], None)
+    for text, lines in (
+        (render.info_text(info), len(render.info_text(before).splitlines())),
+        (render.check_text(CheckReport(1, 1, 1, 1.0, problems)), 3),
+        (render.optimize_text(optimized), 3),
+    ):
+        assert "\x1b" not in text and len(text.splitlines()) == lines
+        assert "memory=" not in text
 
 
 def test_a_strangers_file_name_cannot_drive_the_terminal():

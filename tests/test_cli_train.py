@@ -86,6 +86,34 @@ def test_a_signal_leaves_a_training_that_goes_on(
     assert beyond.returncode == 2 and "has already gone beyond it" in beyond.stderr
 
 
+STOPPED = """
+import os, signal, sys
+from engine.__main__ import main
+from engine.cli import interrupts
+
+def opens(event, given):
+    if event == "open" and str(given[0]).endswith("000.png"):
+        os.kill(os.getpid(), signal.SIGINT)
+
+interrupts.PATIENCE = 1e6
+sys.addaudithook(opens)
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_first_step_is_reported(tmp_path: Path) -> None:
+    given = [photos(tmp_path / "in", 8), "--out", str(tmp_path / "out"), *TINY]
+    run = subprocess.run(
+        [sys.executable, "-c", STOPPED, "train", *given], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (130, ""), run.stderr
+    asked, last = run.stderr.splitlines()
+    assert "stopping after a checkpoint" in asked
+    assert last == "engine: stopped before the first step; start it again with the same command"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.slow
 def test_settings_come_from_the_recipe_the_file_and_the_options(
     tmp_path: Path, engine: Engine
@@ -126,7 +154,8 @@ def test_settings_come_from_the_recipe_the_file_and_the_options(
         (["--queue", "5"], "queue is 5: it has to be 0 unless the method is moco"),
         (["--settings", "absent.toml"], "the settings absent.toml cannot be read: No such file"),
         (["--resume"], "holds no last.safetensors"),
-        (["--held-out", "0.9"], "held_out is 0.9"),
+        (["--held-out", "0.9"], "--held-out is 0.9"),
+        (["--lr", "0"], "--lr is 0.0: it has to be above 0"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(

@@ -183,7 +183,7 @@ def test_progress_ends_where_it_said(photos):
     [
         ({}, "name images"),
         ({"distractors": ["."]}, "name images"),
-        ({"labels": (".", "."), "distractors": ["."]}, "distractors go with queries"),
+        ({"labels": (".", "."), "distractors": ["."]}, "distractors= go with images="),
         ({"images": ["/nowhere/at/all"]}, "no such file"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import struct
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,25 @@ def test_pictures_have_the_same_numbers_each_time_and_only_wanted_ones_are_read(
     some = list(stream({3, 50, 99}.__contains__))
     assert [picture.number for picture in some] == [3, 50, 99]
     assert np.array_equal(some[2].rgb, noise(99))
+
+
+def test_a_list_that_is_piped_can_be_gone_through_again(tmp_path, pool):
+    for number in range(3):
+        put(tmp_path / f"{number}.png", png(number))
+    reading, writing = os.pipe()
+    os.write(writing, b"".join(b"%b/%d.png\n" % (os.fsencode(tmp_path), i) for i in range(2)))
+    os.close(writing)
+    before = os.dup(0)
+    try:
+        os.dup2(reading, 0)
+        stream = Stream([str(tmp_path / "2.png"), "-"], pool)
+        assert [number for number, _ in stream.names()] == [0, 1, 2]
+        for _ in range(2):
+            assert [picture.name[-5:] for picture in stream()] == ["2.png", "0.png", "1.png"]
+    finally:
+        os.dup2(before, 0)
+        for file in (before, reading):
+            os.close(file)
 
 
 def test_a_class_is_the_first_folder_below_the_source(tmp_path, pool):

@@ -110,6 +110,40 @@ def test_vectors_are_only_planned_for_those_who_get_some(
     assert adopted.disk_bytes > without.disk_bytes + 300 * 512
 
 
+@pytest.mark.parametrize("vectors", [False, True], ids=["images", "vectors"])
+def test_the_rest_of_an_array_that_was_rejected_is_not_read_again(
+    tmp_path: Path, vectors: bool
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((50, 400)).astype(np.float32)
+    array = tmp_path / "cut.npy"
+    np.save(array, rows if vectors else (rows > 0).reshape(50, 20, 20))
+    with array.open("r+b") as file:
+        file.truncate(array.stat().st_size * 3 // 4)
+    path = tmp_path / "a.store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest(array, normalize=vectors)
+        again = store.ingest(array, normalize=vectors)
+    plan = Store.plan(path, array, normalize=vectors)
+    assert (plan.images, plan.bytes_to_read) == (0, 0)
+    assert (plan.unchanged, plan.rejected) == (again.unchanged, again.rejected)
+    assert plan.rejected == 1
+
+
+def test_what_an_ingest_refuses_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        rows = np.random.default_rng(ord(name)).standard_normal((5, 8)).astype(np.float32)
+        np.save(tmp_path / f"{name}.npy", rows)
+    path = tmp_path / "a.store"
+    with Store.open(path, create=True, encoder="none") as store:
+        store.ingest(tmp_path / "a.npy")
+    assert Store.plan(path, tmp_path / "b.npy").images == 5
+    with pytest.raises(UsageError, match="not normalized"):
+        Store.plan(path, tmp_path / "b.npy", normalize=True)
+    for where in (path, tmp_path / "new"):
+        with pytest.raises(UsageError, match="at least 128M"):
+            Store.plan(where, tmp_path / "b.npy", memory="1M")
+
+
 @pytest.mark.slow
 def test_progress_is_told_to_the_end(tmp_path: Path, sources: list[Path]) -> None:
     told: list[tuple[int, int | None]] = []

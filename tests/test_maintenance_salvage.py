@@ -17,6 +17,7 @@ from helpers import mask
 from PIL import Image
 
 from engine import (
+    CheckReport,
     EngineError,
     Store,
     StoreDamagedError,
@@ -143,6 +144,21 @@ def test_a_store_that_can_be_opened_stays_as_it_is(
     assert Store.salvage(where) == []
     assert contents(where) == before
     is_whole(where, folder)
+
+
+def test_what_was_mended_is_reported_though_the_check_then_fails(tmp_path: Path) -> None:
+    class Broken(Store):
+        def check(self, *, fix: bool = False) -> CheckReport:
+            raise StoreDamagedError("a table cannot be read")
+
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(f"{SYNTHETIC}&n=3")
+    (tmp_path / "store" / "MANIFEST.json").write_bytes(b"{")
+    report = Broken.check_at(tmp_path / "store", fix=True)
+    *mended, last = report.problems
+    assert last.what == "a table cannot be read" and not report.ok
+    assert mended and all(problem.fixed for problem in mended)
+    assert Store.check_at(tmp_path / "store").ok
 
 
 def test_what_is_no_store_is_not_touched(tmp_path: Path) -> None:

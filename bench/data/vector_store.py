@@ -80,10 +80,19 @@ class VectorStore:
     ) -> Built:
         """Have it there, with ``queries`` queries; one that is whole already is left as it is.
 
+        ``BenchError`` if that was made with other arguments.
+
         ``within``: as for ``run_child``, for the processes that build it.
         """
+        made_with = {"queries": queries, "wanted": wanted, "memory": memory}
         if self._built.exists():
-            return Built(**json.loads(self._built.read_text()))
+            kept = json.loads(self._built.read_text())
+            if kept.get("made_with") != made_with:
+                listed = ", ".join(f"{name} {value}" for name, value in made_with.items())
+                raise BenchError(
+                    f"{self.store} was made otherwise, not with {listed}: remove it, or ask as then"
+                )
+            return Built(**kept["built"])
         if self.store.exists():
             raise BenchError(f"{self.store} is not whole: remove it")
         asked = self.asked(queries)
@@ -112,7 +121,7 @@ class VectorStore:
         np.save(self.truth, nearest.rows())
         took = ended.result["seconds"]
         built = Built(self.n, seconds, took, max(peaks), max(resident), ended.result["parts"])
-        self._built.write_text(json.dumps(asdict(built)))
+        self._built.write_text(json.dumps({"made_with": made_with, "built": asdict(built)}))
         return built
 
     def asked(self, count: int) -> Vectors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from engine import Store
@@ -40,13 +39,5 @@ def optimize(folder: str, memory_bytes: int, wanted: float) -> dict[str, Any]:
         }
 
 
-_JOBS: dict[str, Callable[..., dict[str, Any]]] = {"ingest": ingest, "optimize": optimize}
-
-
-def work(job: str, **given: Any) -> dict[str, Any]:
-    """One of the functions above, by its name."""
-    return _JOBS[job](**given)
-
-
 if __name__ == "__main__":
-    answer(work)
+    answer({"ingest": ingest, "optimize": optimize})

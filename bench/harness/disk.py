@@ -97,8 +97,11 @@ class Disk:
 def forget(folder: Path, *, everything: bool = True) -> None:
     """Have nothing of a folder's files in the page cache; of no file, where the system allows it.
 
-    ``everything`` false: the caches of others are left to them.
+    ``everything`` false: the caches of others are left to them. ``BenchError`` where the kernel cannot
+    be asked for it, as on macOS.
     """
+    if not hasattr(os, "posix_fadvise"):
+        raise BenchError("this kernel has no way to be told what to drop from the page cache")
     for path in folder.rglob("*"):
         if path.is_file():
             fd = os.open(path, os.O_RDONLY)

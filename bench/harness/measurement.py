@@ -14,7 +14,8 @@ SECONDS, BYTES, SHARE = "s", "B", ""
 class Measurement:
     """One figure of one method at one n; all metrics are computed from ``samples``.
 
-    ``tier`` is the part of the engine: "images", "ingest", "identical", "near", "similar", "disk".
+    ``tier`` is the part of the engine: "images", "ingest", "identical", "near", "similar",
+    "disk", or "run" for what is measured over the whole of one.
     ``unit`` is "s", "B", or "" for a share from 0 to 1.
     """
 

@@ -1,6 +1,6 @@
 """Children that measure: started fresh, watched from outside, ended with their parent's work.
 
-A child is a module of this package (``suite.existing_store``), run with one JSON argument. It writes
+A child is a module of this package (``suite.store_child``), run with one JSON argument. It writes
 JSON objects to standard output, a line each: ``{"start": true}`` once what it is to measure begins,
 ``{"done": n}`` as it goes, and last ``{"result": {...}}`` or ``{"error": "...", "wrong": bool}``.
 """
@@ -97,15 +97,20 @@ def run_child(
     return Finished(result, peak, resident)
 
 
-def answer(work: Callable[..., object]) -> None:
-    """Do what this process's argument says, a JSON object of ``work``'s arguments; for children."""
+def answer(work: Callable[..., object] | Mapping[str, Callable[..., object]]) -> None:
+    """Do what this process's argument says, a JSON object of ``work``'s arguments; for children.
+
+    Of several jobs the argument names one: ``{"job": "ask", ...}``.
+    """
     # The parent ends this process; a Ctrl-C that reaches both must not print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = os.environ.pop(_PARENT, "")  # not for the children of this one
     if parent:
         threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
     try:
-        send(result=work(**json.loads(sys.argv[1])))
+        given = json.loads(sys.argv[1])
+        job = work if callable(work) else work[given.pop("job")]
+        send(result=job(**given))
     except EngineError as error:
         send(error=str(error), wrong=isinstance(error, WrongAnswerError))
 

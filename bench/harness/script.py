@@ -6,10 +6,11 @@ import argparse
 import contextlib
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine.errors import EngineError
+from engine.errors import EngineError, UsageError
 
 DONE, MISSED, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -21,8 +22,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def work_folder(folder: Path | None, keep: bool) -> Iterator[Path]:
-    """Where stores are made: the folder itself if they are to be kept, else one inside it."""
+def work_folder(folder: Path | None, keep: bool = False) -> Iterator[Path]:
+    """Where stores are made: the folder itself if they are to be kept, else one inside it.
+
+    The folder is made if it is not there; None is where the system keeps what is temporary.
+    """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     if keep and folder is not None:
@@ -32,12 +36,28 @@ def work_folder(folder: Path | None, keep: bool) -> Iterator[Path]:
         yield Path(work)
 
 
+def empty_folder(out: Path) -> None:
+    """Make a folder for results; ``UsageError`` where it cannot be made or holds something."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise UsageError(f"{out} is not empty: name a new folder, so that no result is lost")
+    except OSError as error:
+        raise UsageError(f"{out} cannot be used: {error.strerror}") from None
+
+
 def exit_with(work: Callable[[], bool]) -> None:
-    """End the process: 0 if ``work`` says its target is met, 1 if not, 2 if it failed."""
+    """End the process: 0 if ``work`` says its target is met, 1 if not, 2 if it failed.
+
+    Python ends with 1 after an unexpected error, which would say that the target was missed.
+    """
     try:
         status = DONE if work() else MISSED
     except EngineError as error:
         print(f"bench: {error}", file=sys.stderr)
+        status = FAILED
+    except Exception:
+        traceback.print_exc()
         status = FAILED
     except KeyboardInterrupt:
         status = INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from engine.errors import UsageError
@@ -43,8 +44,12 @@ def steps_up_to(n: int, steps: int) -> list[int]:
     return [n // _FACTOR**back for back in reversed(range(steps)) if n >= _FACTOR**back]
 
 
-def check_disk(n: int, folder: Path, each: int = STORE_BYTES, what: str = "images") -> None:
-    """``UsageError`` unless ``n`` of ``what`` fit on the disk that holds ``folder``; ``each``: bytes."""
+def check_disk(n: int, folder: Path | None, each: int = STORE_BYTES, what: str = "images") -> None:
+    """``UsageError`` unless ``n`` of ``what`` fit on the disk that holds ``folder``; ``each``: bytes.
+
+    None is where the system keeps what is temporary.
+    """
+    folder = folder or Path(tempfile.gettempdir())
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     need, free = n * each, shutil.disk_usage(there).free
     if need > free:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,19 +151,13 @@ def _batches(asked: _OpenedIndex) -> tuple[Rows, float, float]:
     return np.concatenate(found), seconds, time.process_time() - cpu
 
 
-_JOBS: dict[str, Callable[..., dict[str, Any]]] = {
-    "build": build,
-    "remove": remove,
-    "sweep": sweep,
-    "batch": batch,
-    "single": single,
-}
-
-
-def work(job: str, **given: Any) -> dict[str, Any]:
-    """One of the functions above, by its name."""
-    return _JOBS[job](**given)
-
-
 if __name__ == "__main__":
-    answer(work)
+    answer(
+        {
+            "build": build,
+            "remove": remove,
+            "sweep": sweep,
+            "batch": batch,
+            "single": single,
+        }
+    )

@@ -44,11 +44,12 @@ def measure(
     lookups: bool,
     images: dict[str, Any],
 ) -> dict[str, Any]:
-    """Build ``method`` over the first ``n`` images of a set (``sets.make``) and, if ``lookups``, ask it.
+    """Build ``method`` over the first ``n`` images of a set and, if ``lookups``, ask it.
 
-    Times are in seconds, of lookups in µs; memory and disk in bytes. ``baseline`` is the anonymous
-    memory before anything was built: for a method in memory with a chunk of images in hand, as there
-    is while it is built. The engine makes or reads its images itself, and what they take is its own.
+    The set is one of ``image_sets.make``. Times are in seconds, of lookups in µs; memory and disk in
+    bytes. ``baseline`` is the anonymous memory before anything was built: for a method in memory with a
+    chunk of images in hand, as there is while it is built. The engine makes or reads its images itself,
+    and what they take is its own.
     """
     chosen = image_sets.make(images)
     baseline = memory.anonymous()

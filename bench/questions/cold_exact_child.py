@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,5 @@ def _told_ahead(places: Sequence[tuple[int, int]], told: int) -> float:
     return len(places) / (time.perf_counter() - started)
 
 
-_JOBS: dict[str, Callable[..., dict[str, Any]]] = {"make": make, "ask": ask, "disk": read_disk}
-
-
-def work(job: str, **given: Any) -> dict[str, Any]:
-    """One of the functions above, by its name."""
-    return _JOBS[job](**given)
-
-
 if __name__ == "__main__":
-    answer(work)
+    answer({"make": make, "ask": ask, "disk": read_disk})

@@ -32,8 +32,6 @@ def main() -> bool:
     arguments = parser.parse_args()
     budget = parse_memory(arguments.memory).total
     sizes = [parse_count(text) for text in arguments.n.split(",")]
-    if arguments.dir is not None:
-        arguments.dir.mkdir(parents=True, exist_ok=True)
     grown = [measure(n, memory=budget, seed=arguments.seed, folder=arguments.dir) for n in sizes]
     print(table(grown), end="\n\n")
     wanted = targets_of(grown, budget)

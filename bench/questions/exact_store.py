@@ -8,7 +8,6 @@ and for growing n, beside a dict, a list and brute force.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from engine.cli.progress import Progress
@@ -43,15 +42,13 @@ def main() -> bool:
     rounds = max(1, arguments.rounds)
     sizes = steps_up_to(n, _SIZES)
     check_memory(n)
-    check_disk(n, arguments.dir or Path(tempfile.gettempdir()))
-    if arguments.dir is not None:
-        arguments.dir.mkdir(parents=True, exist_ok=True)
+    check_disk(n, arguments.dir)
     with (
-        tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as work,
+        script.work_folder(arguments.dir) as work,
         Progress("exact_store", "children") as progress,
     ):
         memory_bytes = parse_memory(arguments.memory).total
-        bench = Bench(Path(work), memory=memory_bytes, seed=arguments.seed, sample=sample)
+        bench = Bench(work, memory=memory_bytes, seed=arguments.seed, sample=sample)
         small = len(sizes) - 1
         in_memory = sum(size <= most for size in sizes for most in _IN_MEMORY.values())
         total = rounds * (len(JOBS) + len(ASKED) * len(sizes)) + small * len(ASKED) + in_memory

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -136,13 +135,5 @@ def _ask_singly(one: Callable[[Images], int], images: Images, ids: Ids) -> float
     return statistics.median(times) / 1e3
 
 
-_JOBS: dict[str, Callable[..., dict[str, float]]] = {"take": take, "ask": ask}
-
-
-def work(job: str, **given: Any) -> dict[str, float]:
-    """One of the two functions above, by its name."""
-    return _JOBS[job](**given)
-
-
 if __name__ == "__main__":
-    answer(work)
+    answer({"take": take, "ask": ask})

@@ -6,7 +6,6 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +90,5 @@ def _faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
-_JOBS: dict[str, Callable[..., dict[str, Any]]] = {"ask": ask, "disk": read_disk}
-
-
-def work(job: str, **given: Any) -> dict[str, Any]:
-    """One of the functions above, by its name."""
-    return _JOBS[job](**given)
-
-
 if __name__ == "__main__":
-    answer(work)
+    answer({"ask": ask, "disk": read_disk})

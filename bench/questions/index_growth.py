@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,16 +89,14 @@ def main() -> bool:
     arguments = parser.parse_args()
     sizes = [parse_count(text) for text in arguments.n.split(",")]
     memory = parse_memory(arguments.memory).total
-    check_disk(max(sizes), arguments.dir or Path(tempfile.gettempdir()), STORE_BYTES)
-    if arguments.dir is not None:
-        arguments.dir.mkdir(parents=True, exist_ok=True)
+    check_disk(max(sizes), arguments.dir, STORE_BYTES)
     grown = []
     with Progress("index_growth", "sizes") as progress:
         for number, n in enumerate(sizes):
             progress.note(f"{n:,}")
             progress(number, len(sizes))
-            with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as work:
-                store = VectorStore(n, arguments.seed, Path(work))
+            with script.work_folder(arguments.dir) as work:
+                store = VectorStore(n, arguments.seed, work)
                 rounds = max(1, arguments.rounds)
                 grown.append(measure(store, memory=memory, wanted=arguments.recall, rounds=rounds))
     print(table(grown), end="\n\n")

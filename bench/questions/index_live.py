@@ -7,7 +7,6 @@ next query asks for one of its vectors, which has to be found first.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,12 +70,10 @@ def main() -> bool:
     parser.add_argument("--dir", type=Path, help="where the store is made, and removed again")
     arguments = parser.parse_args()
     n, added = parse_count(arguments.n), parse_count(arguments.added)
-    check_disk(n + added, arguments.dir or Path(tempfile.gettempdir()), STORE_BYTES)
-    if arguments.dir is not None:
-        arguments.dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as work:
+    check_disk(n + added, arguments.dir, STORE_BYTES)
+    with script.work_folder(arguments.dir) as work:
         live = measure(
-            Path(work),
+            work,
             n,
             added,
             memory=parse_memory(arguments.memory).total,

@@ -8,7 +8,6 @@ in turns. Without --vectors, clustered vectors are made.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from engine.config import parse_memory
@@ -48,17 +47,15 @@ def main() -> bool:
         raise UsageError("--vectors and --queries go together")
     if not 0 < arguments.recall < 1:
         raise UsageError(f"recall is above 0 and below 1, not {arguments.recall}")
-    _make_empty(arguments.out)
-    if arguments.dir is not None:
-        arguments.dir.mkdir(parents=True, exist_ok=True)
+    script.empty_folder(arguments.out)
     n = (
         parse_count(arguments.n)
         if arguments.vectors is None
         else len(open_array(arguments.vectors))
     )
-    check_disk(n, arguments.dir or Path(tempfile.gettempdir()), _DISK)
-    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as folder:
-        work = Path(folder).absolute()
+    check_disk(n, arguments.dir, _DISK)
+    with script.work_folder(arguments.dir) as folder:
+        work = folder.absolute()
         vectors, queries = arguments.vectors, arguments.queries
         if vectors is None:
             vectors, queries = work / "vectors.npy", work / "queries.npy"
@@ -102,15 +99,6 @@ def _peers(text: str) -> list[str]:
     for name in names:
         INDEXES[name].check()
     return names
-
-
-def _make_empty(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise UsageError(f"{out} is not empty: name a new folder, so that no result is lost")
-    except OSError as error:
-        raise UsageError(f"{out} cannot be used: {error.strerror}") from None
 
 
 if __name__ == "__main__":

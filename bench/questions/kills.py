@@ -40,6 +40,8 @@ def main() -> bool:
         raise UsageError(f"kills must be 1 or more, not {arguments.kills}")
     budget = parse_memory(arguments.memory).total
     encoder = arguments.encoder or (TINY if importlib.util.find_spec("onnx") else NO_ENCODER)
+    if arguments.dir is not None:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="engine-bench-", dir=arguments.dir)).absolute()
     keep = False
     try:

@@ -19,7 +19,6 @@ from engine import Store
 from engine.config import Limits, MemoryBudget
 from engine.errors import EngineError
 from engine.index.maintain import IndexUpdater
-from engine.ingest import run
 from engine.storage.changeset import Chunk
 from engine.storage.writer import Writer
 
@@ -87,9 +86,6 @@ def write(store: str, memory: int) -> None:
             send(what=OPEN)
             with ExitStack() as stack:
                 opened = stack.enter_context(Store.open(store, memory=memory, limits=WRITING))
-                if hasattr(run, "_SEGMENT_ROWS"):
-                    rows = WRITING.unindexed_rows
-                    stack.enter_context(mock.patch.object(run, "_SEGMENT_ROWS", rows))
                 report = opened.ingest(*json.loads(line))
             send(what=END, **asdict(report))
 

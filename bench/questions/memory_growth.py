@@ -6,7 +6,6 @@ largest peak is at most 1.25 times the smallest.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +34,13 @@ class Growth:
 
 def measure(n: int, *, memory: int, seed: int = 0, folder: Path | None = None) -> Growth:
     """Ingest ``n`` bit images into a new store in a temporary folder (within ``folder``)."""
-    check_disk(n, folder or Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=folder) as work:
+    check_disk(n, folder)
+    with script.work_folder(folder) as work:
         spec = {
             "method": ENGINE,
             "n": n,
             "images": {"seed": seed},
-            "folder": str(Path(work).absolute() / "bits.store"),
+            "folder": str(work.absolute() / "bits.store"),
             "memory_bytes": memory,
             "lookups": False,
         }

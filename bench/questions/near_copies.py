@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,28 +47,26 @@ def main() -> bool:
     arguments = parser.parse_args()
     n = parse_count(arguments.n) if arguments.n != "0" else 0
     queries, most = parse_count(arguments.queries), parse_count(arguments.most)
-    check_disk(n, arguments.dir or Path(tempfile.gettempdir()))
-    if arguments.dir is not None:
-        arguments.dir.mkdir(parents=True, exist_ok=True)
+    check_disk(n, arguments.dir)
     folders = [photographs.PHOTOS] if arguments.photos is None else arguments.photos
     bits: list[Bits] = []
     photos: list[Photos] = []
     pairs: list[Pair] = []
     images = 0
     with (
-        tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as work,
+        script.work_folder(arguments.dir) as work,
         Progress("near", "lookups") as progress,
     ):
         if n:
             total = (len(FLIPPED) + 1) * queries
-            with _new(Path(work) / "bits.store", arguments.memory) as store:
+            with _new(work / "bits.store", arguments.memory) as store:
                 tick = _ticker(progress, total)
                 bits = measure_bits(n, store, queries=queries, seed=arguments.seed, tick=tick)
             print(bits_table(n, bits), end="\n\n")
         if folders:
             chosen = photographs.sample(folders, most, arguments.seed)
             total = len(CHANGES) * min(queries, len(chosen))
-            with _new(Path(work) / "photos.store", arguments.memory) as store:
+            with _new(work / "photos.store", arguments.memory) as store:
                 store.ingest(*chosen)
                 tick = _ticker(progress, total)
                 images, photos, pairs = measure_photos(

@@ -8,7 +8,6 @@ byte, and of those that are gone none.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -60,11 +59,11 @@ def measure(n: int, share: float, *, budget: int, seed: int, folder: Path | None
     """Ingest ``n``, remove a ``share`` of them, optimize; in a temporary folder (within ``folder``)."""
     if not 0 < share <= 1:
         raise UsageError(f"share is a part of the images, above 0 and at most 1, not {share}")
-    check_disk(n, folder or Path(tempfile.gettempdir()), int(STORE_BYTES * _ROOM))
+    check_disk(n, folder, int(STORE_BYTES * _ROOM))
     draw = np.random.default_rng([seed, n, 2])
     gone = np.sort(draw.choice(n, max(1, int(n * share)), replace=False)).astype(np.int64)
-    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=folder) as work:
-        path = Path(work) / "bits.store"
+    with script.work_folder(folder) as work:
+        path = work / "bits.store"
         steps: list[Step] = []
 
         def step(what: str, images: int, work_: Callable[[Store], object], *, new: bool) -> None:

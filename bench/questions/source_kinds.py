@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,16 +140,14 @@ def main() -> bool:
     arguments = parser.parse_args()
     n = parse_count(arguments.n)
     bits = 0 if arguments.bits == "0" else parse_count(arguments.bits)
-    check_disk(n + bits, arguments.dir or Path(tempfile.gettempdir()), _EACH)
-    if arguments.dir is not None:
-        arguments.dir.mkdir(parents=True, exist_ok=True)
+    check_disk(n + bits, arguments.dir, _EACH)
     images = (
         made_images(n, arguments.seed)
         if arguments.images is None
         else found_images(arguments.images, n)
     )
-    with tempfile.TemporaryDirectory(prefix="engine-bench-", dir=arguments.dir) as folder:
-        work = Path(folder).absolute()
+    with script.work_folder(arguments.dir) as folder:
+        work = folder.absolute()
         kinds = {TAR, *arguments.kinds.split(",")}
         made = write_all(work, images, bits, arguments.seed, kinds)
         memory = parse_memory(arguments.memory).total

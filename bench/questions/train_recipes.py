@@ -69,7 +69,7 @@ def main() -> bool:
     parser.add_argument(
         "--seeds", type=int, default=1, help="of each, of which means are taken  [1]"
     )
-    parser.add_argument("--only", default="", help="runs whose names begin so, divided by /")
+    parser.add_argument("--only", default="", help="runs of these names, divided by /")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     files = sample(arguments.photos, arguments.images, seed=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ _SECONDS = 10.0  # after which slow work is cut short
 _EMBEDDED = 64  # images that an encoder gets at once, at most
 
 
-def images(count: int, embedded: int, folder: str, set: dict[str, Any]) -> dict[str, list[float]]:
+def images(count: int, embedded: int, set: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds an image, for each 1,000: making unpacked bits, packing, hashing, proving them.
 
     And of pictures that the encoder embeds, in tens of seconds at most; 0 ``embedded``: none.
@@ -84,15 +83,5 @@ def _embed(chosen: image_sets.ImageSet, count: int) -> list[float]:
     return times[1:] or times  # the first one warms up
 
 
-_JOBS: dict[str, Callable[..., dict[str, Any]]] = {
-    "images": images,
-}
-
-
-def work(job: str, **given: Any) -> dict[str, Any]:
-    """One of the functions above, by its name."""
-    return _JOBS[job](**given)
-
-
 if __name__ == "__main__":
-    answer(work)
+    answer(images)

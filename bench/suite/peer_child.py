@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +116,11 @@ def ask(
     return found
 
 
-_JOBS: dict[str, Callable[..., dict[str, Any]]] = {
-    "flat": flat,
-    "take": take,
-    "ask": ask,
-}
-
-
-def work(job: str, **given: Any) -> dict[str, Any]:
-    """One of the functions above, by its name."""
-    return _JOBS[job](**given)
-
-
 if __name__ == "__main__":
-    answer(work)
+    answer(
+        {
+            "flat": flat,
+            "take": take,
+            "ask": ask,
+        }
+    )

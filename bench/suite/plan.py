@@ -80,7 +80,7 @@ def plan(
     folder: Path,
     steps: int | None,
     seed: int,
-    memory: str,
+    memory: str | None,
     limit: str,
     embed: str,
     peers: str,
@@ -136,7 +136,7 @@ def plan(
     return _of_bits(base, n, steps, folder)
 
 
-def _memory(memory: str, limit: str) -> tuple[int | None, int]:
+def _memory(memory: str | None, limit: str) -> tuple[int | None, int]:
     """The bound of all memory, if there is one, and what a store gets; bytes."""
     bound = parse_memory(limit).total if limit else None
     budget = parse_memory(memory).total

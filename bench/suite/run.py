@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engine.errors import UsageError
 from engine.storage.temp_folders import work_folder
 
 from ..harness.machine import machine, versions
 from ..harness.measurement import BYTES, Measurement, Skipped
 from ..harness.memory_limit import limited
+from ..harness.script import empty_folder
 from ..peers.methods import ENGINE
 from ..report import artifacts
 from ..report.results import Results
@@ -49,7 +49,7 @@ def run(
     ``BenchError`` if it cannot be measured.
     """
     if out is not None:
-        _make_empty(out)
+        empty_folder(out)
     started, clock = datetime.now(UTC), time.perf_counter()
     settings = plan.settings()
     found: list[Measurement] = []
@@ -104,12 +104,3 @@ def run(
                 artifacts.write(results(False), out)
             raise
     return done, artifacts.write(done, out) if out is not None else []
-
-
-def _make_empty(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise UsageError(f"{out} is not empty: name a new folder, so that no result is lost")
-    except OSError as error:
-        raise UsageError(f"{out} cannot be used: {error.strerror}") from None

@@ -141,7 +141,7 @@ def _existing_store(context: Context, advance: Advance) -> Iterator[Figure]:
     plan, count = context.plan, image_stages.SINGLES
     spec = {"folder": str(plan.store), "memory_bytes": plan.memory, "count": count}
     spec |= {"seed": plan.seed}
-    done = context.child("suite.existing_store", spec, lambda done: advance(done / count))
+    done = context.child("suite.existing_store_child", spec, lambda done: advance(done / count))
     context.images = done.result["images"]
     yield from existing_store.figures(done.result)
 
@@ -149,5 +149,8 @@ def _existing_store(context: Context, advance: Advance) -> Iterator[Figure]:
 def _disk(context: Context) -> Iterator[Figure]:
     n = context.plan.sizes[-1]
     times = disk.random_reads(context.work / "random", seed=context.plan.seed)
+    if not times:
+        yield Skipped(n, "disk", "disk", "reads cannot be kept out of the page cache here")
+        return
     note = "4 KiB at a random place of a file that is not in the page cache"
     yield Measurement(n, "disk", "disk", "read", SECONDS, tuple(times), note)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from engine import PackedBits, Store
 
 from ..data import bit_images, image_sets
-from ..harness import disk, memory
+from ..harness import disk
 from ..harness.errors import WrongAnswerError
 from ..harness.process import answer
 from ..peers.key_lookups import check
@@ -52,10 +51,10 @@ def _many(store: Store, images: bit_images.Images, wanted: np.ndarray[Any, Any])
 def singles(
     n: int, count: int, folder: str, memory_bytes: int, set: dict[str, Any], warm: bool
 ) -> dict[str, Any]:
-    """Seconds of each ``Store.lookup`` of an array in the identical tier, and what the disk read.
+    """Seconds of each ``Store.lookup`` of an array in the identical tier.
 
     ``warm``: asked twice, and the second time counts. Else once, and the caller has seen to it that
-    nothing is cached.
+    nothing is cached; then there is also what a lookup read from the disk, in bytes.
     """
     chosen = image_sets.make(set)
     method = Engine(n, chosen, Path(folder), memory_bytes)
@@ -63,18 +62,22 @@ def singles(
     found: dict[str, Any] = {}
     for _ in range(2 if warm else 1):
         for what, asked in (("hit", chosen.hits(n, count)), ("miss", chosen.misses(n, count))):
-            before, times = disk.fetched(), []
+            times, read = [], 0
             for wanted, image in asked:
+                # Around each: the queries are read from the disk too, where they are files.
+                before = 0 if warm else disk.fetched()
                 started = time.perf_counter()
                 answered = method.find(image)
                 times.append(time.perf_counter() - started)
+                read += 0 if warm else disk.fetched() - before
                 if not method.right(answered, wanted):
                     raise WrongAnswerError(
                         f"{wanted or 'an image that is not there'}: {answered!r}"
                     )
             found[what] = times
-            found[f"{what} bytes"] = (disk.fetched() - before) / max(1, len(times))
-    return found | {"resident": memory.peak_resident()}
+            if not warm:
+                found[f"{what} bytes"] = read / max(1, len(times))
+    return found
 
 
 def near(n: int, count: int, folder: str, memory_bytes: int, set: dict[str, Any]) -> dict[str, Any]:
@@ -114,28 +117,21 @@ def queries(
     while some := list(itertools.islice(views, chosen.chunk)):
         encoded.append(encoder.encode(some))
     if not encoded:
-        return {"queries": 0, "vectors": 0}
+        return {"queries": 0}
     asked = np.concatenate(encoded)
     with Store.open(folder, read_only=True, memory=memory_bytes) as store:
         _, ids = store.search_vectors(asked, k=k, recall=1)
-        vectors = store.info().vectors
     np.save(f"{out}.queries.npy", asked)
     np.save(f"{out}.truth.npy", np.where(ids > 0, ids - 1, -1))
-    return {"queries": len(asked), "vectors": vectors}
-
-
-_JOBS: dict[str, Callable[..., dict[str, Any]]] = {
-    "batches": batches,
-    "singles": singles,
-    "near": near,
-    "queries": queries,
-}
-
-
-def work(job: str, **given: Any) -> dict[str, Any]:
-    """One of the functions above, by its name."""
-    return _JOBS[job](**given)
+    return {"queries": len(asked)}
 
 
 if __name__ == "__main__":
-    answer(work)
+    answer(
+        {
+            "batches": batches,
+            "singles": singles,
+            "near": near,
+            "queries": queries,
+        }
+    )

@@ -20,12 +20,12 @@ from engine.config import (
     whole,
 )
 from engine.encoders import registry
-from engine.errors import EngineError, ImageError, StoreError, UsageError
+from engine.errors import EngineError, ImageError, StoreDamagedError, StoreError, UsageError
 from engine.images.packed_bits import PackedBits
 from engine.index.open import OpenIndex
 from engine.ingest.dry_run import DryRun
 from engine.ingest.run import Ingest
-from engine.maintenance.check.run import Check
+from engine.maintenance.check.run import Check, unreadable
 from engine.maintenance.optimize import Optimize
 from engine.maintenance.removal_dry_run import RemovalPlan
 from engine.maintenance.remove import Remove
@@ -195,15 +195,19 @@ class Writing(OpenStore):
         encoder: str | None = None,
         recursive: bool = True,
         keep_pixels: str = "auto",
+        normalize: bool = False,
         null: bool = False,
+        memory: str | int | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> IngestPlan:
         """What ``ingest`` into the store at ``path`` would read, and how much disk it would take.
 
         Nothing is written, and no store is made where there is none. ``disk_bytes`` is an upper
-        estimate: what is decoded only later may turn out to be a duplicate, or broken.
+        estimate: what is decoded only later may turn out to be a duplicate, or broken. Arguments that
+        ``open`` and ``ingest`` refuse are refused here too.
         """
         check_keep_pixels(keep_pixels)
+        budget = parse_memory(memory).total
         given = Sources(_paths(sources), files_from=files_from, recursive=recursive, null=null)
         tell = None
         if progress is not None:
@@ -213,7 +217,8 @@ class Writing(OpenStore):
                 report(done, total)
 
         folder = Path(path)
-        store = cls.open(folder, read_only=True) if (folder / "MANIFEST.json").exists() else None
+        there = (folder / "MANIFEST.json").exists()
+        store = cls.open(folder, read_only=True, memory=budget) if there else None
         try:
             files = store._session if store is not None else None
             space = files.snapshot.space if files is not None else NO_VECTORS
@@ -223,7 +228,11 @@ class Writing(OpenStore):
                 dim, new = found.dim, installed_bytes(found)
             dim = dim if encoder != NO_ENCODER else 0
             plan = DryRun(
-                files.snapshot if files else None, dim=dim, keep_pixels=keep_pixels, disk_bytes=new
+                files.snapshot if files else None,
+                dim=dim,
+                keep_pixels=keep_pixels,
+                normalize=normalize,
+                disk_bytes=new,
             )
             return plan.run(given, folder, tell)
         finally:
@@ -309,6 +318,28 @@ class Writing(OpenStore):
         ``StoreDamagedError`` where only a copy helps.
         """
         return salvage(Path(path), parse_memory(memory))
+
+    @classmethod
+    def check_at(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        fix: bool = False,
+        memory: str | int | None = None,
+    ) -> CheckReport:
+        """``check`` a store that may be too damaged to be opened: the report then says so.
+
+        ``fix``: it is salvaged first, and what that mended is part of the report.
+        """
+        mended: list[CheckProblem] = []
+        try:
+            if fix:
+                mended = cls.salvage(path, memory=memory)
+            with cls.open(path, read_only=not fix, memory=memory) as opened:
+                report = opened.check(fix=fix)
+        except StoreDamagedError as error:
+            report = unreadable(error)
+        return replace(report, problems=(*mended, *report.problems))
 
     def _in_memory(
         self, sources: Sequence[object], name: str | None, metadata: dict[str, Any] | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -77,30 +78,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Pillow warns of odd metadata in files that it reads all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names that are no UTF-8 must not stop a listing
+        if hasattr(stream, "reconfigure"):  # names that are not UTF-8 must not stop a listing
             stream.reconfigure(errors="backslashreplace")
     try:
-        with interrupts.raising():
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(interrupts.raising())
+            except OSError as error:  # no descriptors are left for the pipe that tells of signals
+                return _fail(f"signals cannot be handled: {error.strerror}; {MORE_FILES}")
             return _run(arguments)
     except KeyboardInterrupt:
         return _interrupted()
-    except OSError as error:  # no descriptors are left for the pipe that tells of signals
-        return _fail(f"signals cannot be handled: {error.strerror}; {MORE_FILES}")
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        with libtiff_errors.complaints() as found:
-            status = app(args=arguments, prog_name="engine", standalone_mode=False)
-        if found.line:
-            warn(found.line)
+        status = _called(arguments)
         sys.stdout.flush()
         if interrupts.raised():  # Typer makes a status of it, and says nothing
             return _interrupted()
         return status if isinstance(status, int) else DONE
     except EngineError as error:
         return _fail(str(error))
-    except typer.Abort:  # Click's word for KeyboardInterrupt
+    except typer.Abort as error:  # Typer's word for EOFError, in old versions KeyboardInterrupt too
+        if isinstance(error.__cause__, EOFError):
+            return _unexpected(error.__cause__)
         return _interrupted()
     except BrokenPipeError:  # the reader of our output has had enough
         streams.discard_output()
@@ -126,18 +128,34 @@ def _run(arguments: Sequence[str] | None) -> int:
         # Typer's own errors (an unknown option, say) have this method; which class they are of
         # depends on its version.
         if not hasattr(error, "format_message"):
-            if os.environ.get("ENGINE_DEBUG"):
-                raise
-            return _fail(
-                f"unexpected {type(error).__name__}: {error}; this is a bug or a broken machine, "
-                f"and ENGINE_DEBUG=1 shows where"
-            )
+            return _unexpected(error)
         context = getattr(error, "ctx", None)
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())
-            return FAILED
         command = context.command_path if context else "engine"
         return _fail(f"{error.format_message()} (see '{command} --help')")
+
+
+def _called(arguments: Sequence[str] | None) -> object:
+    """What the command that was typed returns: a status, or nothing."""
+    try:
+        with libtiff_errors.complaints() as found:
+            status = app(args=arguments, prog_name="engine", standalone_mode=False)
+    except Exception as error:
+        if type(error).__name__ != "NoArgsIsHelpError" or not hasattr(error, "format_message"):
+            raise
+        print(error.format_message())
+        return FAILED
+    if found.line:
+        warn(found.line)
+    return status
+
+
+def _unexpected(error: BaseException) -> int:
+    if os.environ.get("ENGINE_DEBUG"):
+        raise error
+    return _fail(
+        f"unexpected {type(error).__name__}: {error}; this is a bug or a broken machine, and "
+        f"ENGINE_DEBUG=1 shows where"
+    )
 
 
 def _fail(message: str) -> int:

@@ -11,6 +11,17 @@ from typing import Any, TypeVar, get_type_hints
 Options = TypeVar("Options")
 
 
+def named_options(options: type) -> dict[str, str]:
+    """The long name of each option, by its field: ``{"learning_rate": "--lr"}``; not of arguments."""
+    names = {}
+    for field, hint in get_type_hints(options, include_extras=True).items():
+        declared = getattr(hint.__metadata__[0], "param_decls", None)
+        if declared is not None:
+            long = [name for name in declared if name.startswith("--")]
+            names[field] = (long or ["--" + field.replace("_", "-")])[0].partition("/")[0]
+    return names
+
+
 def takes(
     options: type[Options],
 ) -> Callable[[Callable[[Options], None]], Callable[..., None]]:

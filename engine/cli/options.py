@@ -12,7 +12,7 @@ StoreOption = Annotated[
 ]
 MemoryOption = Annotated[
     str,
-    typer.Option("--memory", metavar="SIZE", help="Anonymous memory to use, at least 128M."),
+    typer.Option("--memory", metavar="SIZE", help="Anonymous memory to use, at least 128M.  [1G]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 FilesFromOption = Annotated[

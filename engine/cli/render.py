@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from engine.cli.shell_words import in_options
-from engine.cli.text import columns, count_of, one_line_name, printable, shortened, size
+from engine.cli.text import columns, count_of, one_line_name, shortened, size
 from engine.records import (
     BackupReport,
     CheckReport,
@@ -29,7 +29,7 @@ NEAR_SHOWN = 10  # near hits of a lookup that the table lists; JSON has all
 
 
 def line(value: dict[str, Any]) -> str:
-    """One compact JSON object; bytes that are no UTF-8 in a name stay as lone surrogates, escaped."""
+    """One compact JSON object; bytes that are not UTF-8 in a name stay as lone surrogates, escaped."""
     return json.dumps(value, separators=(",", ":"))
 
 
@@ -89,8 +89,8 @@ def ingest_text(report: IngestReport) -> str:
     words.insert(1, count_of(report.duplicates, "duplicate"))
     parts = ", ".join(words)
     lines = [
-        f"{report.seen:,} images in {report.seconds:.1f} s ({report.images_per_second:,.0f}/s): "
-        f"{parts}",
+        f"{count_of(report.seen, 'image')} in {report.seconds:.1f} s "
+        f"({report.images_per_second:,.0f}/s): {parts}",
         f"peak memory {size(report.peak_memory_bytes)} of its own, "
         f"{size(report.peak_rss_bytes)} with mapped files",
     ]
@@ -99,7 +99,7 @@ def ingest_text(report: IngestReport) -> str:
     for note, count in report.notes.items():
         lines.append(f"{count:,} {note.replace('files are', 'file is') if count == 1 else note}")
     if report.rejected:
-        lines.append(f"why images were rejected is in {report.rejects_file}")
+        lines.append(f"why images were rejected is in {one_line_name(report.rejects_file or '')}")
     if report.interrupted:
         lines.append("interrupted: what is counted is committed; run it again to go on")
     return "\n".join(lines)
@@ -156,11 +156,11 @@ def optimize_text(report: OptimizeReport) -> str:
         f"{size(report.bytes_before)} on disk before, {size(report.bytes_after)} after, "
         f"in {report.seconds:.1f} s",
         f"{count_of(report.rewritten, 'extent')} of pixels rewritten, "
-        f"{count_of(report.moved, 'image')} moved, {count_of(report.laid_out, 'vector')} laid out anew",
+        f"{count_of(report.moved, 'image')} moved, {count_of(report.laid_out, 'vector')} laid out again",
     ]
     if report.recall and report.recall["sample"]:
         lines.append(f"recall {recall_text(report.recall)}")
-    lines += [f"not done: {what}" for what in report.skipped]
+    lines += [f"not done: {_said(what)}" for what in report.skipped]
     if report.interrupted:
         lines.append("interrupted: what is done is committed; run it again to go on")
     return "\n".join(lines)
@@ -170,9 +170,9 @@ def info_text(info: StoreInfo) -> str:
     """The state of a store as a table."""
     encoder = "none"
     if info.encoder:
-        encoder = f"{printable(str(info.encoder['name']))}, {info.encoder['dim']} dimensions"
+        encoder = f"{one_line_name(str(info.encoder['name']))}, {info.encoder['dim']} dimensions"
     rows = [
-        ("store", info.path),
+        ("store", one_line_name(info.path)),
         ("images", f"{info.images:,}" + (f" ({info.removed:,} removed)" if info.removed else "")),
         ("sources", f"{info.sources:,}"),
         ("vectors", f"{info.vectors:,}"),
@@ -200,11 +200,11 @@ def recall_text(recall: dict[str, object]) -> str:
     )
 
 
-def check_text(report: CheckReport, max_listed: int = 50) -> str:
-    """What a check found."""
+def check_text(report: CheckReport, max_listed: int = 50, *, fix: bool = False) -> str:
+    """What a check found; ``fix``: and mended."""
     looked = (
-        f"{report.images:,} images, {report.vectors:,} vectors, {size(report.bytes_read)} "
-        f"read in {report.seconds:.1f} s"
+        f"{count_of(report.images, 'image')}, {count_of(report.vectors, 'vector')}, "
+        f"{size(report.bytes_read)} read in {report.seconds:.1f} s"
     )
     if report.leftover_bytes:
         looked += (
@@ -215,13 +215,15 @@ def check_text(report: CheckReport, max_listed: int = 50) -> str:
         return f"the store is whole: {looked}"
     lines = [f"{count_of(len(report.problems), 'problem')}: {looked}"]
     for problem in report.problems[:max_listed]:
-        lines.append(f"  {problem.part}: {problem.what}" + (" (mended)" if problem.fixed else ""))
+        mended = " (mended)" if problem.fixed else ""
+        lines.append(f"  {one_line_name(problem.part)}: {_said(problem.what)}{mended}")
     if len(report.problems) > max_listed:
         lines.append(f"  … and {len(report.problems) - max_listed} more (--json lists them)")
     if not report.ok:
+        mends = "" if fix else "'engine check --fix' mends what can be; "
+        rest = "what is not mended" if fix else "the rest"
         lines.append(
-            "'engine check --fix' mends what can be; the rest is lost here: restore the store from a "
-            "copy, or ingest into a new one"
+            f"{mends}{rest} is lost here: restore the store from a copy, or ingest into a new one"
         )
     return "\n".join(lines)
 
@@ -242,6 +244,11 @@ def export_text(report: ExportReport) -> str:
         f"{count_of(report.vectors, 'vector')}, {size(report.bytes)}, written to "
         f"{one_line_name(report.path)} in {report.seconds:.1f} s"
     )
+
+
+def _said(message: str) -> str:
+    """What the library says of damage or of what was not done, which may name files."""
+    return one_line_name(in_options(message))
 
 
 def _distance(near: NearHit) -> str:

@@ -26,7 +26,13 @@ OPTIONS = {
     "labels=": "--labels",
     "queries=": "--queries",
     "most_train= or most_test=": "--labelled-most",
+    "most_train=": "--labelled-most",
+    "most_test=": "--labelled-most",
+    "ks=": "--k",
+    "distractors=": "--distractors",
     "out=": "--out",
+    "init=": "--init",
+    "resume=": "--resume",
 }
 """What a message of the library says, and what it is for people at a shell."""
 

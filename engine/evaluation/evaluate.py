@@ -48,9 +48,9 @@ def evaluate(
     """
     settings = settings or EvalSettings()
     if not images and not labels:
-        raise UsageError("name images with --images, or labelled ones with --labels, or both")
+        raise UsageError("name images with images=, or labelled ones with labels=, or both")
     if distractors and not images:
-        raise UsageError("distractors go with queries: name these with --images")
+        raise UsageError("distractors= go with images=: name these too")
     if labels:
         check_installed()
     folder = fresh_folder(Path(out)) if out is not None else None

@@ -67,6 +67,7 @@ class Stream:
         """``UsageError`` for a source that is not there."""
         self._specs = list(specs)
         self._pool = pool
+        self._listed: list[Item] | None = None  # what comes out of a pipe comes once
         if self._specs:
             Sources(self._specs)
 
@@ -88,11 +89,16 @@ class Stream:
 
     def _items(self) -> Iterator[_Item]:
         for spec in self._specs:
-            yield from _items_of(spec)
+            if spec != "-":
+                yield from _items_of(spec, Sources([spec]))
+                continue
+            if self._listed is None:
+                self._listed = list(Sources([spec]))
+            yield from _items_of(spec, self._listed)
 
 
 def choose(numbers: Iterable[tuple[int, str]], most: int, seed: int) -> set[int]:
-    """At most ``most`` of a stream, at random by ``seed`` and name, whatever else is in the stream."""
+    """At most ``most`` of a stream, at random by ``seed``, file name and place in the stream."""
 
     def draw() -> Iterator[tuple[int, int]]:
         for number, name in numbers:
@@ -121,9 +127,9 @@ def _load(number: int, item: _Item) -> Picture:
         return Picture(number, item.name, item.label, None, "not enough memory to decode it")
 
 
-def _items_of(spec: str) -> Iterator[_Item]:
+def _items_of(spec: str, items: Iterable[Item]) -> Iterator[_Item]:
     root = Path(os.path.abspath(spec)) if Path(spec).is_dir() else None  # noqa: PTH100
-    for item in Sources([spec]):
+    for item in items:
         try:
             yield from _of(item, root)
         except SourceError as error:

@@ -23,9 +23,9 @@ class EvalSettings:
     def __post_init__(self) -> None:
         for name in ("queries", "most_train", "most_test"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}: it has to be at least 1")
+                raise UsageError(f"{name}= is {getattr(self, name)}: it has to be at least 1")
         if not self.ks or min(self.ks) < 1:
-            raise UsageError("k is a list of whole numbers from 1 on, such as 20,200")
+            raise UsageError("ks= is a list of whole numbers from 1 on, such as 20,200")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}: it has to be 0 to 2^63 - 1")
 

@@ -23,7 +23,7 @@ def fresh_folder(folder: Path) -> Path:
     try:
         make_folders(folder)
         if any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty: name a new folder with --out")
+            raise UsageError(f"{folder} is not empty: name a new folder with out=")
     except OSError as error:
         raise UsageError(f"{folder} cannot be made a folder: {error.strerror}") from None
     return folder

@@ -14,8 +14,9 @@ import numpy.typing as npt
 Vectors = npt.NDArray[np.float32]
 
 DEPTH = 10
-_COMPARED = 16 << 20  # scores at a time, of some 16 bytes each
 """Pictures that each query may name, its nearest: what the average precision is taken over."""
+
+_COMPARED = 16 << 20  # scores at a time, of some 16 bytes each
 
 
 @dataclass(frozen=True, slots=True)

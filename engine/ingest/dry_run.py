@@ -36,7 +36,13 @@ class DryRun:
     """One dry run over some sources, against a store or, where it is not made yet, against none."""
 
     def __init__(
-        self, store: Snapshot | None, *, dim: int, keep_pixels: str, disk_bytes: int = 0
+        self,
+        store: Snapshot | None,
+        *,
+        dim: int,
+        keep_pixels: str,
+        normalize: bool,
+        disk_bytes: int = 0,
     ) -> None:
         """``dim``: the length of the vectors that would be made, 0 for none.
 
@@ -45,6 +51,7 @@ class DryRun:
         self._store = store
         self._group_files = (store.limits if store is not None else Limits()).chunk_files
         self._keep = keep_pixels
+        self._normalize = normalize
         self._vector = vector_bytes(dim) if dim else 0
         self._images = self._unchanged = self._rejected = self._skipped = 0
         self._archives = self._bytes = self._done = 0
@@ -140,7 +147,7 @@ class DryRun:
             return
         try:
             if left and self._store is not None:
-                check_admission(self._store, item.dim, normalize=False)
+                check_admission(self._store, item.dim, normalize=self._normalize)
         except UsageError:
             if is_first:
                 raise

@@ -111,7 +111,7 @@ class PictureWriter:
                 _tidy(folder)
                 self._path = folder / f"{key}.{secrets.token_hex(8)}.pixels"
                 self._file = self._path.open("x+b")
-                # Says to whoever tidies up that somebody is at it.
+                # Says to whoever tidies up that its writer is running.
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UsageError(

@@ -142,7 +142,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], fields: dict[str, str]
         beside.unlink(missing_ok=True)
         raise TrainingError(
             f"{path} cannot be written ({error}): make room there, after which a training goes on "
-            f"with resume, or choose another folder"
+            f"with resume=, or choose another folder"
         ) from None
 
 

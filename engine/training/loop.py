@@ -6,8 +6,9 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from engine.errors import TrainingError
@@ -92,9 +93,24 @@ class TrainingLoop:
         per_epoch = self._batches.per_epoch
         if self._losses and self.step % per_epoch == 0:
             self._end_epoch(self.step // per_epoch)  # it was to be scored when the run stopped
-        self._trainer.network.train()
-        began, first = time.perf_counter(), self.step
-        for rows, views in self._batches.between(self.step, self._total):
+        batches = self._batches.between(self.step, self._total)
+        while self.step < self._total:
+            self._trainer.network.train()
+            began = time.perf_counter()
+            try:
+                self._steps(batches, began)
+            finally:  # a step that is given up took its time too
+                self.seconds += time.perf_counter() - began
+            if self.step % per_epoch == 0:
+                self._end_epoch(self.step // per_epoch)
+            if self.step < self._total and self._stop():
+                self._stop_here()
+                return
+
+    def _steps(self, batches: Iterator[tuple[list[int], Tensor]], began: float) -> None:
+        """To the end of the epoch, or until it is to stop."""
+        per_epoch, first = self._batches.per_epoch, self.step
+        for rows, views in batches:
             epoch, in_epoch = (number + 1 for number in divmod(self.step, per_epoch))
             rate = learning_rate(self._settings, self.step, self._total, per_epoch)
             loss = self._trainer.step(rows, views, rate)
@@ -107,14 +123,7 @@ class TrainingLoop:
             self._writer.add_scalar("learning_rate", rate, self.step)
             self._writer.add_scalar("images_per_second", speed, self.step)
             self._tell(epoch, loss=loss, images_per_second=speed, learning_rate=rate)
-            if in_epoch == per_epoch:
-                self.seconds += time.perf_counter() - began
-                self._end_epoch(epoch)
-                self._trainer.network.train()
-                began, first = time.perf_counter(), self.step
-            if self._stop() and self.step < self._total:
-                self.seconds += time.perf_counter() - began
-                self._stop_here()
+            if in_epoch == per_epoch or self._stop():
                 return
 
     def _stop_here(self) -> None:

@@ -1,7 +1,7 @@
 """The recipes by name, and how flags and a file of settings come over them; no torch here.
 
-A recipe is what differs from the defaults of ``TrainSettings``. What is given as a flag comes over
-what a file says, which comes over the recipe.
+A recipe names the settings that it is about; the others are the defaults of ``TrainSettings``. What is
+given as a flag comes over what a file says, which comes over the recipe.
 """
 
 from __future__ import annotations
@@ -79,6 +79,6 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8"))
     except OSError as error:
         raise UsageError(f"the settings {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, a number of 5,000 digits
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of 5,000 digits
         reason = str(error).splitlines()[0]
         raise UsageError(f"{path} is not a TOML file of settings: {reason}") from None

@@ -27,7 +27,7 @@ def saved_run(out: str | Path) -> Provenance:
     if not (folder / LAST).is_file():
         raise UsageError(
             f"{folder} holds no {LAST}, so there is no training to go on with: start one without "
-            f"resume"
+            f"resume="
         )
     return last_provenance(folder)
 

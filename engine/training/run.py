@@ -73,7 +73,7 @@ def train(
     if before:
         check_settings(before.settings, settings, folder)
         if init is not None:
-            raise UsageError(f"the training in {folder} has begun: leave out init, or resume")
+            raise UsageError(f"the training in {folder} has begun: leave out init=, or resume=")
     first = _first_weights(init, settings) if init is not None else None
     check_sources(sources)
     make_folder(folder)

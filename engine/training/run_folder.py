@@ -29,7 +29,7 @@ def check_fresh(folder: Path) -> None:
         if (folder / file).exists():
             raise UsageError(
                 f"{folder} already holds {file} of an earlier training: choose another folder, "
-                f"or remove it, or go on with that training with resume"
+                f"or remove it, or go on with that training with resume="
             )
 
 
@@ -62,5 +62,5 @@ def write_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise TrainingError(
             f"{folder} cannot be written ({error.strerror or error}): make room there, after which "
-            f"a training goes on with resume, or choose another folder"
+            f"a training goes on with resume=, or choose another folder"
         ) from None

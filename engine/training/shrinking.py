@@ -44,8 +44,7 @@ def largest_side(sizes: npt.NDArray[np.int64], side: int, square: int, most: int
         smallest = min(side, square)
         raise UsageError(
             f"{len(sizes):,} pictures of {smallest} pixels a side take {_gib(total(smallest))} of "
-            f"disk, and the bound is {_gib(most)}: raise it, or take a smaller image size or fewer "
-            f"images"
+            f"disk, and the bound is {_gib(most)}: take a smaller image size or fewer images"
         )
     low, high = square, side  # the one fits and the other does not
     while high - low > 1:

@@ -41,22 +41,27 @@ class BenchOptions:
         str, typer.Option(metavar="DIR", help="Ask a store that is there instead, read-only.")
     ] = ""
     peers: Annotated[
-        str, typer.Option(metavar="NAMES", help="Others beside it: all, or some with commas.")
+        str,
+        typer.Option(metavar="NAMES", help="Other methods to measure: all, or names with commas."),
     ] = "none"
     embed: Annotated[
         str,
         typer.Option(
-            metavar="WHAT", help="Which images get vectors: all, none, or a sample.  [sample]"
+            metavar="WHAT",
+            help="Vectors: all: of every image; none; sample: of bit images none, an index of made "
+            "vectors is measured instead; of pictures all.  [sample]",
         ),
     ] = ""
-    memory: MemoryOption = "1G"
+    memory: MemoryOption = ""
     memory_limit: Annotated[
         str, typer.Option(metavar="SIZE", help="Hold its processes to this, page cache included.")
     ] = ""
     compare: Annotated[
         str, typer.Option(metavar="OLD", help="The results.json of an earlier run.")
     ] = ""
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the images.", min=0)] = 0
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of the images and vectors that are made.", min=0)
+    ] = 0
     as_json: JsonOption = False
 
 
@@ -78,7 +83,7 @@ def bench(options: BenchOptions) -> None:
         folder=suite.place(folder),
         steps=options.steps,
         seed=options.seed,
-        memory=options.memory,
+        memory=options.memory or None,
         limit=options.memory_limit,
         embed=options.embed,
         peers=options.peers,

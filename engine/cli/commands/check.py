@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -13,14 +13,12 @@ from engine.cli.options import JsonOption, StoreOption
 from engine.cli.output import show_line
 from engine.cli.status import DONE, NOT_FOUND
 from engine.config import default_store
-from engine.errors import StoreDamagedError
-from engine.maintenance.check.run import unreadable
 
 
 def check(
     store: StoreOption = "",
     fix: Annotated[
-        bool, typer.Option("--fix", help="Make anew what is derived; set aside what is lost.")
+        bool, typer.Option("--fix", help="Make what is derived again; set aside what is lost.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -30,15 +28,10 @@ def check(
     Example:
       engine check --store photos.store
     """
-    path = store or default_store()
-    try:
-        salvaged = Store.salvage(path) if fix else []
-        with Store.open(path, read_only=not fix) as opened:
-            report = opened.check(fix=fix)
-        report = replace(report, problems=(*salvaged, *report.problems))
-    except StoreDamagedError as error:
-        report = unreadable(error)
+    report = Store.check_at(store or default_store(), fix=fix)
     show_line(
-        render.line(asdict(report) | {"ok": report.ok}) if as_json else render.check_text(report)
+        render.line(asdict(report) | {"ok": report.ok})
+        if as_json
+        else render.check_text(report, fix=fix)
     )
     raise typer.Exit(DONE if report.ok else NOT_FOUND)

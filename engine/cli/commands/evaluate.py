@@ -40,7 +40,7 @@ class EvalOptions:
         typer.Option(metavar="SOURCE", help="More pictures to be lost among; may be repeated."),
     ] = None
     queries: Annotated[
-        int, typer.Option(metavar="N", help="Of the images, copies of N are made.")
+        int, typer.Option(metavar="N", help="Number of images that copies are made of.")
     ] = 500
     labels: Annotated[
         tuple[str, str] | None,
@@ -52,7 +52,7 @@ class EvalOptions:
     ] = None
     labelled_most: Annotated[
         tuple[int, int],
-        typer.Option(metavar="N N", help="Labelled pictures used, drawn by the seed."),
+        typer.Option(metavar="N N", help="Labelled pictures to learn from and to test, at most."),
     ] = (20_000, 5_000)
     k: Annotated[str, typer.Option(metavar="N,N", help="Neighbours that vote.")] = "20,200"
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0
@@ -109,4 +109,4 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise UsageError(f"k is {text!r}: write whole numbers, such as 20,200") from None
+        raise UsageError(f"--k is {text!r}: write whole numbers, such as 20,200") from None

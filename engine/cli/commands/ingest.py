@@ -41,7 +41,7 @@ class IngestOptions:
             help="The encoder [simclr], fixed with the first vectors; none adds images without.",
         ),
     ] = ""
-    memory: MemoryOption = "1G"
+    memory: MemoryOption = ""
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Threads that decode; 0: one a core.")
     ] = 0
@@ -50,14 +50,14 @@ class IngestOptions:
         str,
         typer.Option(
             metavar="auto|yes|no",
-            help="Keep pixels: of bit images up to 64 KiB, of all images, of none.",
+            help="Keep pixels. auto: bit images up to 64 KiB; yes: all; no: none.",
         ),
     ] = "auto"
     normalize: Annotated[
         bool,
         typer.Option(
             "--normalize",
-            help="Divide given vectors by their length, and queries: scores are cosines.",
+            help="Divide imported vectors and queries by their length: scores are cosines.",
         ),
     ] = False
     files_from: FilesFromOption = ""
@@ -98,14 +98,16 @@ def ingest(options: IngestOptions) -> None:
                 encoder=options.encoder or None,
                 recursive=options.recursive,
                 keep_pixels=options.keep_pixels,
+                normalize=options.normalize,
                 null=options.null,
+                memory=options.memory or None,
                 progress=progress,
             )
         show_line(render.line(asdict(plan)) if options.as_json else render.plan_text(plan))
         raise typer.Exit(SOME_REJECTED if plan.rejected else DONE)
     with interruptible() as stop:
         opened = Store.open(
-            path, create=True, encoder=options.encoder or None, memory=options.memory
+            path, create=True, encoder=options.encoder or None, memory=options.memory or None
         )
         with opened, Progress("ingest") as progress:
             report = opened.ingest(

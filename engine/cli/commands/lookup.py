@@ -34,7 +34,9 @@ class LookupOptions:
         ),
     ] = None
     store: StoreOption = ""
-    k: Annotated[int, typer.Option("-k", "--top", metavar="N", help="Similar images.")] = DEFAULT_K
+    k: Annotated[
+        int, typer.Option("-k", "--top", metavar="N", help="Number of similar images to return.")
+    ] = DEFAULT_K
     tier: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,7 +67,7 @@ class LookupOptions:
         bool,
         typer.Option("--exact", help="--tier identical, and status 1 unless every image is found."),
     ] = False
-    memory: MemoryOption = "1G"
+    memory: MemoryOption = ""
     files_from: FilesFromOption = ""
     null: NullOption = False
     as_json: JsonOption = False
@@ -95,7 +97,7 @@ def lookup(options: LookupOptions) -> None:
         tiers = ["identical"]
     missing = failed = False
     path = options.store or default_store()
-    with Store.open(path, read_only=True, memory=options.memory) as opened:
+    with Store.open(path, read_only=True, memory=options.memory or None) as opened:
         results = opened.lookup_many(
             given,
             k=options.k,

@@ -26,24 +26,24 @@ def optimize(
             help="The share of the nearest that searches are to find from now on [0.95].",
         ),
     ] = None,
-    memory: MemoryOption = "1G",
+    memory: MemoryOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Build the index anew, give back the disk of removed images, and bring the keys in order.
+    """Build the index again, give back the disk of removed images, and bring the keys in order.
 
-    The index is trained on what the store holds by now, vectors are laid out in its order, and how far
-    searches have to look for the recall that is wanted is measured on a sample of them. Others may
-    write to the store meanwhile, until the end. Kept pixels are copied together. All of this needs
-    some room while it works; what does not fit is told.
+    The index is trained on what the store holds by now, and vectors are laid out in its order. How far
+    searches have to look for the wanted recall is measured on a sample of them. Others may write to the
+    store while this runs, until the end. Kept pixels are copied together. All of this needs some room
+    on the disk; what did not fit is listed.
     What cannot be read stays where it is; the status is 3 then, and 'engine check --fix' comes next.
-    Lookups go on meanwhile. Ctrl-C commits what is done; run it again to go on.
+    Lookups go on. Ctrl-C commits what is done; run it again to go on.
 
     \b
     Example:
       engine optimize --store photos.store
       engine optimize --recall 0.99 --store photos.store
     """
-    opened = Store.open(store or default_store(), memory=memory)
+    opened = Store.open(store or default_store(), memory=memory or None)
     with opened, interruptible() as stop, Progress("optimize") as progress:
         report = opened.optimize(recall=recall, progress=progress, stop=stop)
     show_line(render.line(asdict(report)) if as_json else render.optimize_text(report))

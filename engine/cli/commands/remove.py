@@ -69,6 +69,8 @@ def remove(options: RemoveOptions) -> None:
     """
     if not options.id_ and not options.source and not options.missing:
         raise UsageError("name what to remove: --id N, --source NAME, or --missing")
+    if options.yes and not options.missing:
+        raise UsageError("--yes goes with --missing: leave it out, or add --missing")
     opened = Store.open(options.store or default_store(), read_only=options.dry_run)
     with opened, interruptible() as stop, Progress("remove", "images and sources") as progress:
         report = opened.remove(

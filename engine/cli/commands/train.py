@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli import render
-from engine.cli.dataclass_options import takes
+from engine.cli.dataclass_options import named_options, takes
 from engine.cli.interrupts import interruptible
 from engine.cli.options import JsonOption
-from engine.cli.output import show_line, warn
+from engine.cli.output import show_line, warn, warn_each
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
 from engine.cli.train_progress import TrainProgressBars
 from engine.errors import TrainingError, UsageError
@@ -75,8 +74,8 @@ class TrainOptions:
         str | None,
         typer.Option(
             metavar="simclr|moco|supervised",
-            help="What is learned from [simclr]: two views of an image; these and the keys of "
-            "past batches; the names of folders.",
+            help="simclr: learn from two views of an image; moco: also from the keys of past batches; "
+            "supervised: from the names of folders [simclr].",
         ),
     ] = None
     epochs: Annotated[
@@ -92,8 +91,8 @@ class TrainOptions:
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Of 64 images and more, hold out this share, where no folder is for that; 0 holds "
-            "out nothing at all [folders only].",
+            help="Share of the images to hold out where no folder is for that and there are at least "
+            "64; 0: none, not even those folders [folders only].",
         ),
     ] = None
     learning_rate: Annotated[
@@ -230,39 +229,48 @@ def train(options: TrainOptions) -> None:
         raise TrainingError(
             f"training needs {error.name}: install it with pip install 'image-index-engine[train]'"
         ) from None
-    settings = training.resolve(
-        options.given_settings(training.TrainSettings),
-        recipe=options.recipe,
-        file=options.settings,
-        base=training.saved_run(options.out).settings if options.resume else None,
-    )
+    typed = options.given_settings(training.TrainSettings)
+    base = training.saved_run(options.out).settings if options.resume else None
+    try:
+        settings = training.resolve(typed, recipe=options.recipe, file=options.settings, base=base)
+    except UsageError as error:
+        raise UsageError(_in_options(str(error), typed)) from None
     shown = TrainProgressBars()
-    with interruptible("a checkpoint", shown.patience) as stop, shown:
-        report = training.train(
-            options.sources,
-            options.out,
-            settings,
-            progress=shown,
-            name=options.name or None,
-            description=options.description,
-            licence=options.licence,
-            init=options.init or None,
-            resume=options.resume,
-            cache=options.cache or None,
-            stop=stop,
-        )
+    try:
+        with interruptible("a checkpoint", shown.patience) as stop, shown:
+            report = training.train(
+                options.sources,
+                options.out,
+                settings,
+                progress=shown,
+                name=options.name or None,
+                description=options.description,
+                licence=options.licence,
+                init=options.init or None,
+                resume=options.resume,
+                cache=options.cache or None,
+                stop=stop,
+            )
+    except KeyboardInterrupt:  # it was stopped before there was anything to report
+        warn("stopped before the first step; start it again with the same command")
+        raise typer.Exit(INTERRUPTED) from None
     if options.as_json:
         show_line(render.rejections_json(report))
     else:
         show_line(_text(report))
-    for rejected in report.rejected:
-        warn(f"{rejected.source}: {rejected.reason}")
+        warn_each([f"{rejected.source}: {rejected.reason}" for rejected in report.rejected])
     if report.interrupted:
         kept = ["--cache", options.cache] if options.cache else []
         again = ["engine", "train", *options.sources, "--out", options.out, *kept, "--resume"]
         warn(f"stopped after step {report.steps:,}; go on with: {shlex.join(again)}")
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(SOME_REJECTED if report.rejected else DONE)
+
+
+def _in_options(message: str, typed: dict[str, Any]) -> str:
+    """A message on a setting, by the name of the option if it was typed as one."""
+    name, rest = message.partition(" ")[::2]
+    return f"{named_options(TrainOptions)[name]} {rest}" if name in typed else message
 
 
 def _text(report: Any) -> str:
@@ -279,9 +287,13 @@ def _text(report: Any) -> str:
     )
     if report.interrupted:
         return text
+    use = ["engine", "ingest", "SOURCE", "--encoder", report.out, "--store", "NEW_STORE"]
+    parity = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in report.parity.items()
+    )
     return (
         f"{text}\n"
-        f"the network of epoch {report.best_epoch}; parity of the exported model: "
-        f"{json.dumps(report.parity)}\n"
-        f"use it with: engine ingest SOURCE --encoder {report.out} --store NEW_STORE"
+        f"the network of epoch {report.best_epoch}; parity of the exported model: {parity}\n"
+        f"use it with: {shlex.join(use)}"
     )
