@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.records import Place
-from engine.storage.rows import _damaged, u64
+from engine.storage.rows import damaged_row, u64
 
 # The value of an image: flags, id, proof, and where pixels are kept their place.
 _ID = slice(1, 7)
@@ -54,7 +54,7 @@ class ImageRow(NamedTuple):
             flags, high, low, proof = _BARE_VALUE.unpack(value)
             place = None
         else:
-            raise _damaged("images")
+            raise damaged_row("images")
         return cls(
             high << 32 | low,
             proof,
@@ -142,7 +142,7 @@ class ImageRows:
         found = np.fromiter((value is not None for value in values), np.bool_, len(values))
         there = [value.ljust(_KEPT, b"\0") for value in values if value is not None]
         if any(len(value) != _KEPT for value in there):
-            raise _damaged("images")
+            raise damaged_row("images")
         rows = np.frombuffer(b"".join(there), np.uint8).reshape(-1, _KEPT)
         lengths = _number(rows[:, _LENGTH])
         return cls(

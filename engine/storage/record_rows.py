@@ -14,12 +14,12 @@ import numpy.typing as npt
 from engine.records import ImageRecord, Kind, Pixels
 from engine.storage.image_rows import ImageRow
 from engine.storage.json_values import members
-from engine.storage.rows import _MAX_IDS, _damaged, u64
+from engine.storage.rows import MAX_IDS, damaged_row, u64
 
 RECORD_BLOCK = 128  # rows of an array that share a record: 2 KiB, half a block of RocksDB
 _RECORD = struct.Struct(">BBBBIIIQ16sB")
 _RECORDS = struct.Struct(">BBBBIIIB")  # version, kind, channels, 0, height, width, frames, count
-_FIRST_IMPOSSIBLE = _MAX_IDS.to_bytes(8, "big")
+_FIRST_IMPOSSIBLE = MAX_IDS.to_bytes(8, "big")
 _RECORD_VERSION = 1
 _RECORDS_VERSION = 2
 ARRAY = "array"  # the container of an image that is a row of an array
@@ -85,7 +85,7 @@ class RecordRow:
                 members(json.loads(tail)) if tail else None,
             )
         except (ValueError, RecursionError, struct.error):
-            raise _damaged("records") from None
+            raise damaged_row("records") from None
 
     def with_image(self, image: ImageRow) -> ImageRecord:
         """The public record; of a vector, ``image`` is ``no_image`` of its id."""
@@ -202,16 +202,16 @@ def record_rows(value: bytes | bytearray) -> int:
     if value[:1] != bytes((_RECORDS_VERSION,)):
         return 0
     if len(value) < _RECORDS.size:
-        raise _damaged("records")
+        raise damaged_row("records")
     count = value[_RECORDS.size - 1] + 1
     if len(value) not in (_RECORDS.size + count, _RECORDS.size + 17 * count):
-        raise _damaged("records")
+        raise damaged_row("records")
     return count
 
 
 def _first_id(key: bytes) -> int:
     if len(key) != 8 or key >= _FIRST_IMPOSSIBLE:
-        raise _damaged("records")
+        raise damaged_row("records")
     return int.from_bytes(key, "big")
 
 
@@ -231,7 +231,7 @@ def _record_of_row(value: bytes, at: int) -> RecordRow:
     try:
         kind = Kind(kind)
     except ValueError:
-        raise _damaged("records") from None
+        raise damaged_row("records") from None
     return RecordRow(
         kind,
         height,

@@ -51,7 +51,7 @@ TABLES = (
     "commits",
     "meta",
 )
-_MAX_IDS = 1 << 48  # rows have 6 bytes for an id
+MAX_IDS = 1 << 48  # rows have 6 bytes for an id
 
 
 class RowError(StoreDamagedError):
@@ -63,5 +63,6 @@ def u64(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
-def _damaged(table: str) -> RowError:
+def damaged_row(table: str) -> RowError:
+    """The error for a row of ``table`` that no engine wrote."""
     return RowError(f"the table {table!r} has a row that makes no sense; run 'engine check'")

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.records import Kind
 from engine.storage.json_values import MAX_64, loads, members, number, truth
-from engine.storage.rows import _damaged
+from engine.storage.rows import MAX_IDS, damaged_row
 
 _MAX_ARRAY = (1 << 32) - 1
 _MAX_STAMP = 1 << 80  # nanoseconds: file systems have years that 64 bits do not
@@ -20,7 +20,7 @@ _NAME = struct.Struct(">QqQ")
 def file_id(value: bytes) -> int:
     """The image that a row of ``files`` names; ``StoreDamagedError`` if it is something else."""
     if len(value) != 8 or value[:2] != b"\0\0":  # rows of images have 6 bytes for an id
-        raise _damaged("files")
+        raise damaged_row("files")
     return int.from_bytes(value, "big")
 
 
@@ -40,9 +40,12 @@ class NameRow:
     def unpack(cls, value: bytes) -> NameRow:
         """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
         try:
-            return cls(*_NAME.unpack(value))
+            row = cls(*_NAME.unpack(value))
         except struct.error:
-            raise _damaged("names") from None
+            raise damaged_row("names") from None
+        if row.id >= MAX_IDS:
+            raise damaged_row("names")
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class ArrayRow:
                 rejected=number(fields.get("rejected", 0), 0, MAX_64),
             )
         except (ValueError, KeyError):
-            raise _damaged("arrays") from None
+            raise damaged_row("arrays") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ class ArchiveRow:
                 **{name: number(fields.get(name, 0), 0, MAX_64) for name in _OF_ARCHIVES},
             )
         except (ValueError, KeyError):
-            raise _damaged("arrays") from None
+            raise damaged_row("arrays") from None
 
 
 def reject_in(value: bytes) -> dict[str, Any]:
@@ -122,5 +125,5 @@ def reject_in(value: bytes) -> dict[str, Any]:
         if type(fields["reason"]) is not str:
             raise ValueError("a reason is text")
     except (ValueError, KeyError):
-        raise _damaged("rejects") from None
+        raise damaged_row("rejects") from None
     return fields
