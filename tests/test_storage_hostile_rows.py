@@ -5,13 +5,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from helpers import picture, save
 
 from engine import Store, StoreDamagedError, UsageError
 from engine.storage.record_rows import RECORD_BLOCK
 from engine.storage.rows import MAX_IDS, u64
 from engine.storage.runs import Run
 from engine.storage.source_rows import NameRow
-from helpers import picture, save
 
 IMAGES = 3 + RECORD_BLOCK
 ALL_REMOVED = b"\x02" + bytes(15) + bytes((RECORD_BLOCK - 1,)) + b"\xff" * RECORD_BLOCK
