@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import picture, save
 
 from engine import Store, StoreDamagedError, UsageError
-from engine.storage.record_rows import RECORD_BLOCK
+from engine.records import Kind, Pixels
+from engine.storage.record_rows import RECORD_BLOCK, pack_records
 from engine.storage.rows import MAX_IDS, u64
 from engine.storage.runs import Run
 from engine.storage.source_rows import NameRow
@@ -78,6 +80,19 @@ def test_a_removal_goes_on_or_says_damage(store: Store, tmp_path: Path, what: st
             store.remove(sources=["/there", tmp_path / "1.png", "synthetic:bits"])
         else:
             store.remove(missing=True, yes=True)
+
+
+@pytest.mark.slow
+def test_an_id_that_was_never_given_takes_no_memory_to_remove(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(np.ones((3, 4), np.float32), name="ones")
+        far, shape = MAX_IDS - RECORD_BLOCK, Pixels(Kind.VECTOR, 1, 4, 1, 1, b"")
+        batch = store.session.snapshot.keys.batch()
+        for key, value in pack_records(far, shape, [], np.zeros(2, np.uint8)):
+            batch.put("records", key, value)
+        store.session.snapshot.keys.commit(batch)
+        with suppress(StoreDamagedError):
+            store.remove(ids=[far, far + 1])
 
 
 @pytest.mark.slow
