@@ -250,6 +250,12 @@ def check_keep_pixels(value: str) -> None:
         raise UsageError(f"keep_pixels= is one of {', '.join(KEEP_PIXELS)}, not {value!r}")
 
 
+def check_workers(value: int | None) -> None:
+    """``UsageError`` if it is a number of threads that cannot work."""
+    if value is not None and value < 1:
+        raise UsageError(f"workers must be 1 or more, not {value}")
+
+
 def cpu_count() -> int:
     """How many cores this process may use (not how many the machine has, where that is known)."""
     if hasattr(os, "sched_getaffinity"):  # Linux

@@ -431,6 +431,18 @@ def test_an_encoder_that_cannot_be_used_leaves_no_store_behind(folder, tmp_path,
         assert store.check().problems == ()
 
 
+def test_an_encoder_that_cannot_be_used_takes_no_files_of_others_away(folder, tmp_path):
+    change(folder, fails)
+    with Store.open(tmp_path / "bits", create=True, encoder="none") as store:
+        notes = tmp_path / "bits/encoder/1/notes.txt"
+        notes.parent.mkdir(parents=True)
+        notes.write_text("somebody else's")
+        with pytest.raises(EncoderError):
+            store.ingest("synthetic:bits?n=3", encoder=str(folder))
+        assert [file.name for file in notes.parent.iterdir()] == ["notes.txt"]
+        assert not store.has_encoder
+
+
 def test_a_batch_of_a_wrong_shape_is_an_error_that_names_the_encoder(folder):
     encoder = OnnxEncoder(registry.read(change(folder, twice)), threads=1)
     for pictures in (PICTURES, PICTURES[:1]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from PIL import Image
 from engine import CheckReport, EngineError, Store, StoreError
 from engine.storage.commit_evidence import MARK
 from engine.storage.commit_file import NAME as COMMIT
+from engine.storage.disk import Disk, using
 from engine.storage.record_rows import record_ids
 from engine.storage.rocks import files, lz4, rebuild
 from engine.storage.rocks.blocks import PUT
@@ -304,6 +307,28 @@ def test_a_rescue_that_is_interrupted_is_finished_by_the_next(
         shutil.rmtree(images)
         shutil.copytree(sound, images)
     assert nth > 1, "it was interrupted"
+
+
+class Full(Disk):
+    """A disk that is full once the damaged keys have left their place."""
+
+    def rename(self, path: Any, new: Any, **folders: Any) -> None:
+        if Path(path).name == rebuild.MENDED and Path(new).name == "keys":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().rename(path, new, **folders)
+
+
+@pytest.mark.slow
+def test_a_repair_that_fails_says_what_failed_first(images: Path) -> None:
+    truth = known(images)
+    flip(table_of(images, "sources"), 30)
+    with Store.open(images) as store, using(Full()):
+        report = store.check(fix=True)
+        assert not report.ok
+        (said,) = [problem.what for problem in report.problems if problem.part == "repair"]
+        assert "No space left on device" in said
+    fix(images)
+    assert known(images) == truth
 
 
 @pytest.mark.slow

@@ -231,3 +231,27 @@ with work_folder(Path(sys.argv[1]), "work-", 2) as work:
         with work_folder(tmp_path, "work-", 2) as other:
             assert sorted(tmp_path.iterdir()) == sorted([work, other])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_copies_that_a_killed_writer_was_making_go_with_the_next(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with Store.open(store, create=True, encoder="none") as made:
+        made.ingest("synthetic:bits?n=3")
+    names = (
+        "MANIFEST.json",
+        "COMMIT",
+        "RESERVE",
+        "rejects.jsonl",
+        "keys/CURRENT",
+        "keys/000004.log",
+    )
+    ours = [(store / name).with_name(f".{Path(name).name}.123.new") for name in names]
+    others = [store / ".COMMIT.x.new", store / ".notes.7.new", store / "keys/.notes.7.new"]
+    for path in (*ours, *others):
+        path.write_text("half of it")
+    with Store.open(store) as opened:
+        opened.ingest("synthetic:bits?n=5")
+        assert [path for path in ours if path.exists()] == []
+        assert [path for path in others if not path.exists()] == []
+        assert opened.check().ok

@@ -559,6 +559,9 @@ def test_each_value_of_the_state_is_checked_when_it_is_read() -> None:
             State.unpack(json.dumps({**body, "extents": {name: [[1, 1]]}}).encode())
     with pytest.raises(StoreDamagedError, match="more than there can be"):
         State.unpack(json.dumps({**body, "next_id": 1 << 47}).encode())
+    for lengths in ([[1, (1 << 63) - 1]], [[number, 1 << 61] for number in (1, 2, 3)]):
+        with pytest.raises(StoreDamagedError, match="more bytes than there can be"):
+            State.unpack(json.dumps({**body, "extents": {"pixels.blobs": lengths}}).encode())
     for text in (b"", b"[", b"[" * 100_000, b"7", b'{"other": 1}'):
         with pytest.raises(StoreDamagedError):
             State.unpack(text)

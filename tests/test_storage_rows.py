@@ -162,7 +162,7 @@ def test_record_rows_are_read_as_written(row: RecordRow) -> None:
     same(row)
 
 
-@given(st.builds(NameRow, u64s, times, u64s))
+@given(st.builds(NameRow, ids, times, u64s))
 def test_name_rows_are_read_as_written(row: NameRow) -> None:
     same(row)
 
@@ -197,6 +197,16 @@ def test_a_run_that_no_store_has_is_refused_when_it_is_read(run: Run) -> None:
         Run.from_row(*run.by_row)
     with pytest.raises(RowError, match="a row that makes no sense"):
         Run.from_id(*run.by_id)
+
+
+def test_a_run_under_the_key_of_another_image_is_refused_when_it_is_read() -> None:
+    one, several = Run(1, 0, 1, 1, 7), Run(1, 0, 2, 1, 7)
+    (key, value), (key_of_one, value_of_one) = several.by_id, one.by_id
+    rest = key_of_one[len(ONE) :]
+    other = bucket_prefix(5 * BUCKET) + rest
+    for wrong, its in ((other, value), (key, value_of_one), (ONE + rest, value)):
+        with pytest.raises(RowError, match="a row that makes no sense"):
+            Run.from_id(wrong, its)
 
 
 @pytest.mark.parametrize(

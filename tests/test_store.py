@@ -140,6 +140,26 @@ def test_the_lock_is_taken_by_the_first_write_and_readers_go_on(tmp_path: Path) 
         assert known(second, range(6)) == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_reader_always_has_a_snapshot_while_it_changes_to_a_newer_one(tmp_path: Path) -> None:
+    seen = []
+    with (
+        Store.open(tmp_path / "a", create=True, encoder="none") as writer,
+        Store.open(tmp_path / "a", read_only=True) as reader,
+    ):
+        files = reader.session.snapshot.files
+        close = files.close
+
+        def closing(why: str) -> None:
+            """What another thread would find while the files of the old one are closed."""
+            seen.append(reader.session.snapshot.state.images)
+            close(why)
+
+        files.close = closing  # type: ignore[method-assign]
+        writer.ingest("synthetic:bits?n=3")
+        assert len(reader) == 3
+    assert seen == [3]
+
+
 @pytest.mark.slow
 def test_an_open_reader_sees_each_commit_of_another_writer(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a", create=True, encoder="none") as writer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from pathlib import Path
 
 from engine.encoders import registry
@@ -44,7 +44,15 @@ def install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
         if not registry.comes_along(chosen):
             OnnxEncoder(registry.read(folder)).try_out()
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(store, f"{file_names.ENCODER}/{generation}", chosen.model.name)
         raise
     file = (folder / chosen.model.name).relative_to(store)
     return EncoderEntry(chosen.name, generation, chosen.dim, chosen.sha256, str(file))
+
+
+def _remove(store: Path, folder: str, model: str) -> None:
+    """Take an encoder's files away again, and nothing that lay beside them."""
+    with contextlib.suppress(OSError, StoreError):
+        for name in (model, registry.DESCRIPTION):
+            nofollow.remove(store, f"{folder}/{name}")
+        nofollow.remove_folder(store, folder)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -91,10 +92,12 @@ class Lookups(OpenStore):
         self._session.follow()
         finder = self._finder(k, tiers, min_score, max_distance, recall)
         if isinstance(query, str | os.PathLike):
-            found = list(self._queries(finder, os.fspath(query), within))
-            if len(found) != 1:
-                raise UsageError(f"{query} holds {len(found)} images: use lookup_many")
-            result = found[0]
+            # An array of millions is not looked up row by row to say that it is not one image.
+            named = list(islice(open_images(os.fspath(query), self._session.memory.max_file), 2))
+            if len(named) != 1:
+                held = "more than one image" if named else "no image"
+                raise UsageError(f"{query} holds {held}: use lookup_many")
+            result = self._answer(finder, named[0], within)
         elif isinstance(query, bytes | bytearray | memoryview):
             result = self._one(finder, Query("bytes", bytes(query), None), within)
         elif isinstance(query, PackedBits):
@@ -102,13 +105,14 @@ class Lookups(OpenStore):
         elif isinstance(query, Image.Image):
             found_ = decoded_image(query, self._session.memory.decoding)
             result = self._one(finder, Query("image", None, found_), within)
-        elif np.ndim(query) == 0:  # as None is to NumPy
-            raise UsageError(
-                f"a query is a path, a file's bytes, an array, a PIL image or PackedBits, not "
-                f"{type(query).__name__}"
-            )
         else:
-            found_ = Decoded(canonical.from_array(_as_array(query)), "array")
+            array = _as_array(query)
+            if array.ndim == 0:  # as None is to NumPy
+                raise UsageError(
+                    f"a query is a path, a file's bytes, an array, a PIL image or PackedBits, not "
+                    f"{type(query).__name__}"
+                )
+            found_ = Decoded(canonical.from_array(array), "array")
             result = self._one(finder, Query("array", None, found_), within)
         if result.error is not None:
             raise ImageError(f"{result.query}: {result.error}")
@@ -128,24 +132,35 @@ class Lookups(OpenStore):
     ) -> Iterator[LookupResult]:
         """Look up each IMAGE that the command would take; one that cannot be read has an ``error``.
 
-        ``ids`` and ``source`` as ``lookup`` has them.
+        ``ids`` and ``source`` as ``lookup`` has them. A wrong argument is a ``UsageError`` at the call;
+        ``queries`` are read, and looked up, one by one as results are asked for.
         """
         if isinstance(queries, str | os.PathLike | bytes):
             raise UsageError("queries are paths in a list: use lookup for one")
-        # A wrong argument is an error before the first query.
         self._session.follow()
         self._finder(k, tiers, min_score, max_distance, recall)
         within = self._within(ids, source)
         if within is not None:
             within.ids(self._session)
+        return self._lookup_many(
+            queries, lambda: self._finder(k, tiers, min_score, max_distance, recall), within
+        )
+
+    def _lookup_many(
+        self,
+        queries: Iterable[str | os.PathLike[str]],
+        finder_now: Callable[[], Lookup],
+        within: Within | None,
+    ) -> Iterator[LookupResult]:
         for query in queries:
             self._session.follow(within_a_call=True)
-            finder = self._finder(k, tiers, min_score, max_distance, recall)
+            finder = finder_now()
             if not isinstance(query, str | os.PathLike):
                 raise UsageError(
                     f"a query of many is a path, not a {type(query).__name__}: use lookup for each"
                 )
-            yield from self._queries(finder, os.fsdecode(query), within)
+            for one in open_images(os.fsdecode(query), self._session.memory.max_file):
+                yield self._answer(finder, one, within)
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
         """The image that each of n images of one size is, verified, or -1: (n,) int64.
@@ -201,14 +216,15 @@ class Lookups(OpenStore):
         with ExitStack() as stack:
             with self._looking:
                 self._session.follow()
-                if not self._session.snapshot.space.exists:
+                space = self._session.snapshot.space
+                if not space.exists:
                     raise UsageError(
                         f'{self.path} has no vectors: it was filled with encoder="none"'
                     )
                 wanted = within.ids(self._session) if within is not None else None
                 index, among = self._index.to_search(wanted)
                 stack.enter_context(index)  # whatever other threads do now
-            block = self._as_queries(queries, index.vectors.dim)
+            block = self._as_queries(queries, index.vectors.dim, normalize=space.normalized)
             answer = _ANSWER_BYTES * len(block) * k
             if answer > self._session.memory.total:
                 raise UsageError(
@@ -217,7 +233,9 @@ class Lookups(OpenStore):
                 )
             return index.search_ids(block, k, recall=recall, wanted=among)
 
-    def _as_queries(self, queries: npt.ArrayLike, dim: int) -> npt.NDArray[np.float32]:
+    def _as_queries(
+        self, queries: npt.ArrayLike, dim: int, *, normalize: bool
+    ) -> npt.NDArray[np.float32]:
         """Queries as they are compared: (nq, dim) float32; ``UsageError`` if they are something else."""
         try:
             with np.errstate(over="ignore"):
@@ -231,7 +249,7 @@ class Lookups(OpenStore):
             raise UsageError(f"queries of shape {block.shape}: {one} is needed")
         if not np.isfinite(block).all():
             raise UsageError("queries hold values that are NaN, infinite or too large for float32")
-        if self._session.snapshot.space.normalized:
+        if normalize:
             block, lengths = normalized(block)
             if (lengths == 0).any():
                 at = int(np.argmin(lengths))
@@ -287,12 +305,10 @@ class Lookups(OpenStore):
             ids[at : at + len(rows)] = identical_ids(self._session, rows)
         return ids
 
-    def _queries(self, finder: Lookup, spec: str, within: Within | None) -> Iterator[LookupResult]:
-        for query in open_images(spec, self._session.memory.max_file):
-            if isinstance(query, Reject):
-                yield LookupResult(os.fsdecode(query.name), error=query.reason)
-            else:
-                yield self._one(finder, query, within)
+    def _answer(self, finder: Lookup, query: Query | Reject, within: Within | None) -> LookupResult:
+        if isinstance(query, Reject):
+            return LookupResult(os.fsdecode(query.name), error=query.reason)
+        return self._one(finder, query, within)
 
     def _one(self, finder: Lookup, query: Query, within: Within | None) -> LookupResult:
         files = self._session

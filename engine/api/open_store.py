@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from engine.api.encoder_files import install
+from engine.api.paths import folder_named
 from engine.config import (
     DEFAULT_ENCODER,
     Limits,
@@ -18,6 +19,7 @@ from engine.config import (
 )
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
+from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError, UsageError
 from engine.index.open import OpenIndex
 from engine.search.filters import SearchedIn
@@ -65,14 +67,15 @@ class OpenStore:
         at least 128M) that bounds the anonymous memory used. ``limits``: how much is handled at a time;
         the default suits every store.
 
-        Raises ``StoreNotFoundError``, ``StoreFormatError``, ``StoreDamagedError`` or ``EncoderError``.
+        Raises ``UsageError``, ``StoreNotFoundError``, ``StoreFormatError``, ``StoreDamagedError``,
+        ``EncoderError``, or ``StoreError`` where it cannot be made or read.
         """
         budget = parse_memory(memory)
-        folder = Path(path)
+        folder = folder_named(path)
         if create and not (folder / "MANIFEST.json").exists():
             if read_only:
                 raise UsageError("a store cannot be both created and read-only")
-            chosen = None if encoder == NO_ENCODER else registry.find(encoder or DEFAULT_ENCODER)
+            chosen = None if encoder == NO_ENCODER else encoder_named(encoder or DEFAULT_ENCODER)
             make_store(folder, budget, (lambda made: install(made, chosen)) if chosen else None)
         return cls(Session(folder, budget, read_only=read_only, limits=limits))
 
@@ -166,29 +169,41 @@ class OpenStore:
             self._encoder = OnnxEncoder(found)
         return self._encoder
 
-    def _encoder_for(self, wanted: str | None) -> OnnxEncoder | None:
-        """The encoder of an ingest: the store's own, if ``wanted`` is no other one."""
+    def _chosen_encoder(self, wanted: str | None) -> EncoderFiles | None:
+        """The encoder that an ingest names; ``UsageError`` if the store cannot have it."""
+        if wanted is None or wanted == NO_ENCODER:
+            return None
+        chosen = encoder_named(wanted)
+        self._require_suits(chosen, wanted)
+        return chosen
+
+    def _require_suits(self, chosen: EncoderFiles, wanted: str) -> None:
         space = self._session.snapshot.space
+        if space.is_imported:
+            raise UsageError(
+                f"{self.path} holds imported vectors, with which those of {wanted} cannot "
+                f"be compared: leave encoder= out, or make another store"
+            )
+        if space.exists and chosen.sha256 != space.fingerprint:
+            raise UsageError(
+                f"{self.path} was made with the encoder {space.name}, and {wanted} is another one: "
+                f"leave encoder= out, or make another store"
+            )
+
+    def _encoder_for(self, wanted: str | None, chosen: EncoderFiles | None) -> OnnxEncoder | None:
+        """As the writer, the encoder of an ingest: the store's own, which ``chosen`` may become."""
         if wanted == NO_ENCODER or (wanted is None and not self.has_encoder):
             return None
-        if wanted is not None:
-            if space.is_imported:
-                raise UsageError(
-                    f"{self.path} holds imported vectors, with which those of {wanted} cannot "
-                    f"be compared: leave encoder= out, or make another store"
-                )
-            chosen = registry.find(wanted)
-            if not space.exists:
-                swaps.adopt_encoder(
-                    self._session.become_writer(), lambda folder: install(folder, chosen)
-                )
-                space = self._session.snapshot.space
-            if chosen.sha256 != space.fingerprint:
-                raise UsageError(
-                    f"{self.path} was made with the encoder {space.name}, and {wanted} is another one: "
-                    f"leave encoder= out, or make another store"
-                )
+        if wanted is not None and chosen is not None:
+            self._require_suits(chosen, wanted)  # again: another process may have given it one
+            swaps.adopt_encoder(self._session.writer, lambda folder: install(folder, chosen))
         return self._own_encoder()
+
+
+def encoder_named(wanted: str) -> EncoderFiles:
+    """The encoder of that name, or in that folder; ``EncoderError``, ``UsageError``."""
+    folder_named(wanted)
+    return registry.find(wanted)
 
 
 def _reopen(cls: type[OpenStore], path: str, read_only: bool, memory: int) -> OpenStore:

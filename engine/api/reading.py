@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from engine.api.open_store import OpenStore
+from engine.api.paths import folder_named
 from engine.config import (
     FORMAT_VERSION,
     whole,
@@ -118,7 +118,7 @@ class Reading(OpenStore):
         """
         _ = self._session.snapshot.keys  # StoreError if it is closed or has failed
         return Backup(
-            self.path, self._session.memory, Path(dest), progress, self._session.limits
+            self.path, self._session.memory, folder_named(dest), progress, self._session.limits
         ).run()
 
     def export(
@@ -142,7 +142,9 @@ class Reading(OpenStore):
         """
         self._session.follow()
         _ = self._session.snapshot.keys  # StoreError if it is closed or has failed
-        run = Export(self._session, Path(dest), format=format, vectors=vectors, progress=progress)
+        run = Export(
+            self._session, folder_named(dest), format=format, vectors=vectors, progress=progress
+        )
         return run.run()
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from engine.api.encoder_files import installed_bytes
-from engine.api.open_store import NO_ENCODER, OpenStore
+from engine.api.open_store import NO_ENCODER, OpenStore, encoder_named
+from engine.api.paths import folder_named, source_names
 from engine.config import (
     DEFAULT_ENCODER,
     check_keep_pixels,
+    check_workers,
     parse_memory,
     whole,
 )
-from engine.encoders import registry
 from engine.errors import EngineError, ImageError, StoreDamagedError, StoreError, UsageError
 from engine.images.packed_bits import PackedBits
 from engine.index.open import OpenIndex
@@ -107,9 +108,14 @@ class Writing(OpenStore):
             given = Sources(_paths(sources), files_from=files_from, recursive=recursive, null=null)
         elif len(sources) > 1 or files_from is not None:
             raise UsageError("images in memory are ingested alone: call ingest once for each")
+        # A wrong argument is an error before the store is open for writing.
+        check_keep_pixels(keep_pixels)
+        check_workers(workers)
         with self._alone("ingest"):
-            self._session.become_writer()  # first: another process may have given it an encoder
-            used = self._encoder_for(encoder)
+            self._session.follow()
+            chosen = self._chosen_encoder(encoder)
+            self._session.become_writer()
+            used = self._encoder_for(encoder, chosen)
             tell = None
             if progress is not None:
                 total, report = given.count(), progress
@@ -164,11 +170,7 @@ class Writing(OpenStore):
             wanted = [whole(id_) for id_ in ids]
         except TypeError:
             raise UsageError(f"ids are whole numbers in a list, not {ids!r}") from None
-        named = [sources] if isinstance(sources, str | os.PathLike) else sources
-        try:
-            names = [os.fspath(name) for name in named]
-        except TypeError:
-            raise UsageError(f"sources are paths in a list, not {sources!r}") from None
+        names = source_names(sources)
         if not wanted and not names and not missing:
             raise UsageError("name what to remove: ids, sources, or what is missing")
         tell = None
@@ -216,7 +218,7 @@ class Writing(OpenStore):
             def tell(done: int) -> None:
                 report(done, total)
 
-        folder = Path(path)
+        folder = folder_named(path)
         there = (folder / "MANIFEST.json").exists()
         store = cls.open(folder, read_only=True, memory=budget) if there else None
         try:
@@ -224,7 +226,7 @@ class Writing(OpenStore):
             space = files.snapshot.space if files is not None else NO_VECTORS
             dim, new = space.dim if space.has_encoder else 0, 0
             if not space.exists and (encoder or files is None) and encoder != NO_ENCODER:
-                found = registry.find(encoder or DEFAULT_ENCODER)
+                found = encoder_named(encoder or DEFAULT_ENCODER)
                 dim, new = found.dim, installed_bytes(found)
             dim = dim if encoder != NO_ENCODER else 0
             plan = DryRun(
@@ -270,12 +272,19 @@ class Writing(OpenStore):
         ``fix`` makes what is derived again, from kept pixels or from sources that are still there, and
         sets aside what is lost; the report names it.
         """
-        if fix and self._session.read_only:
+        if not fix:
+            self._session.follow()
+            return Check(self._session).run()
+        if self._session.read_only:
             raise UsageError(f"{self.path} was opened read-only")
+        with self._alone("check"):
+            return self._repair()
+
+    def _repair(self) -> CheckReport:
         self._session.follow()
         check = Check(self._session)
         report = check.run()
-        if not fix or not report.problems:
+        if not report.problems:
             return report
         aside: list[CheckProblem] = []
         try:
@@ -298,15 +307,22 @@ class Writing(OpenStore):
 
     def _salvage(self) -> list[CheckProblem]:
         """Build the keys again, for which they have to be closed."""
-        path, memory, limits = self._session.path, self._session.memory, self._session.limits
         self._index.close()
         self._session.close()
         try:
-            return salvage(path, memory)
-        finally:
-            self._session = Session(path, memory, read_only=False, limits=limits)
-            self._index = OpenIndex(self._session)
-            self._found = self._searched = None
+            found = salvage(self._session.path, self._session.memory)
+        except BaseException:
+            with suppress(EngineError):  # what went wrong first is what is said
+                self._open_again()
+            raise
+        self._open_again()
+        return found
+
+    def _open_again(self) -> None:
+        path, memory, limits = self._session.path, self._session.memory, self._session.limits
+        self._session = Session(path, memory, read_only=False, limits=limits)
+        self._index = OpenIndex(self._session)
+        self._found = self._searched = None
 
     @classmethod
     def salvage(
@@ -317,7 +333,7 @@ class Writing(OpenStore):
         Returns what it was, or nothing where the store can be opened as it is. Raises
         ``StoreDamagedError`` where only a copy helps.
         """
-        return salvage(Path(path), parse_memory(memory))
+        return salvage(folder_named(path), parse_memory(memory))
 
     @classmethod
     def check_at(

@@ -12,9 +12,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from engine.config import KEEP_BITS_LIMIT, check_keep_pixels, cpu_count
+from engine.config import KEEP_BITS_LIMIT, check_keep_pixels, check_workers, cpu_count
 from engine.encoders.onnx import OnnxEncoder
-from engine.errors import UsageError
 from engine.ingest.archives import ArchiveIngest
 from engine.ingest.arrays import ArrayIngest
 from engine.ingest.commit import Commits
@@ -60,8 +59,7 @@ class Ingest:
         ``normalize``: divide imported vectors by their length.
         """
         check_keep_pixels(keep_pixels)
-        if workers is not None and workers < 1:
-            raise UsageError(f"workers must be 1 or more, not {workers}")
+        check_workers(workers)
         self._store = store
         self._workers = workers or cpu_count()
         self._stopping = stopping = Stopping(stop, store.limits.finishing_seconds)

@@ -118,7 +118,8 @@ class VectorArray:
             return same
         vectors = store.snapshot.open_vectors()
         try:
-            rows = vectors.rows_of(ids)  # reads the ids of all vectors: once a block
+            # It reads the ids of all vectors: once a block.
+            rows = vectors.rows_of(ids, store.snapshot.state.next_id)
             # A row of the array that is new has no id yet, and damaged vectors may be nobody's.
             rows[(ids == 0) | store.snapshot.removed_ids().has(ids)] = -1
             known = np.flatnonzero(rows >= 0)

@@ -7,6 +7,7 @@ are, and ids that rows and fingerprints have say how many there are. Counts are 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def _greatest(table: Keys) -> int:
         if able:
             greatest = max(greatest, int(ImageRows.unpack(able).ids.max(initial=0)))
     for _, value in table.scan("names"):
-        if len(value) == len(NameRow(0, 0, 0).pack()):
+        with contextlib.suppress(RowError):
             greatest = max(greatest, NameRow.unpack(value).id)
     return greatest
 

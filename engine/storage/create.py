@@ -8,6 +8,7 @@ folder ``.NAME.XXXXXXXX.new`` with a manifest in it, in a folder that has none.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -67,12 +68,11 @@ def create(
             made = claim.path
         entry = encoder(made) if encoder else None
         first = Manifest(uuid.uuid4().hex, StructuralSettings.new(), entry)
-        table = opening.create(made, memory)
-        batch = table.batch()
-        batch.put("meta", b"settings", json.dumps(first.settings.to_dict()).encode())
-        batch.put("meta", b"state", State().pack())
-        table.commit(batch)
-        table.close()
+        with contextlib.closing(opening.create(made, memory)) as table:
+            batch = table.batch()
+            batch.put("meta", b"settings", json.dumps(first.settings.to_dict()).encode())
+            batch.put("meta", b"state", State().pack())
+            table.commit(batch)
         first.save(made)
         if there:
             fsync_dir(path)  # the mark of an unfinished making, before there are parts to be marked
@@ -148,4 +148,4 @@ def _is_aside(path: Path, entry: FolderEntry) -> bool:
     if entry.is_folder:
         made = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.new", re.DOTALL)
         return made.fullmatch(entry.name) is not None
-    return entry.is_file and file_names.NEW_FILE.fullmatch(entry.name) is not None
+    return entry.is_file and file_names.NEW_MANIFEST.fullmatch(entry.name) is not None

@@ -62,8 +62,11 @@ MADE = re.compile(
 _FAMILY = re.compile(rf"pixels\.blobs|fingerprints\.pdq|{VECTORS}/[1-9]\d{{0,9}}\.(f32|ids)")
 
 
-# In the folder of a store: a new manifest, and what is made in a folder of its own.
-NEW_FILE = re.compile(rf"\.{MANIFEST}{_NEW}")
+# In the folder of a store: a new manifest, other files that were being replaced or copied, and what
+# is made in a folder of its own.
+NEW_MANIFEST = re.compile(rf"\.{MANIFEST}{_NEW}")
+NEW_FILE = re.compile(rf"\.({MANIFEST}|{COMMIT}|{RESERVE}|{REJECTS}){_NEW}")
+NEW_KEYS_FILE = re.compile(rf"\.({_ROCKSDB}){_NEW}")
 MADE_FOLDER = re.compile(r"\..{1,255}\.([a-z]+-)?[0-9a-f]{8}\.(new|begun)", re.DOTALL)
 
 

@@ -44,6 +44,9 @@ def blocks_of(
             at += 1
             continue
         there = record_ids(*row)
+        if not len(there):  # damage: the last image of a row takes the row with it
+            at += 1
+            continue
         end = max(at + 1, int(np.searchsorted(wanted, there[-1], "right")))
         held = np.intersect1d(wanted[at:end], there, assume_unique=True)
         if len(held):

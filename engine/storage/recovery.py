@@ -103,6 +103,9 @@ def _remove_leftovers(store: Path, named: Manifest) -> None:
     for name in data_files(store) - named_files(store, named):
         _log.info("%s: deleting %s, which an interrupted writer left", store, name)
         nofollow.remove(store, name)
+    for entry in nofollow.entries(store, file_names.KEYS):
+        if entry.is_file and file_names.NEW_KEYS_FILE.fullmatch(entry.name):
+            nofollow.remove(store, f"{file_names.KEYS}/{entry.name}")
     for entry in nofollow.entries(store):
         if entry.is_file and file_names.NEW_FILE.fullmatch(entry.name):
             nofollow.remove(store, entry.name)

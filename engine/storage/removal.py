@@ -130,7 +130,8 @@ class RemovalPlanner:
             return 0
         vectors = self._view.open_vectors()
         try:
-            return int(vectors.have(np.array(sorted(self._gone), np.int64)).sum())
+            gone = np.array(sorted(self._gone), np.int64)
+            return int(vectors.have(gone, self._view.state.next_id).sum())
         finally:
             vectors.close()
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from engine.storage.rows import MAX_IDS as _MAX_IDS
-from engine.storage.rows import damaged_row as _damaged
-from engine.storage.rows import u64
+from engine.storage.rows import MAX_IDS, damaged_row, u64
 
 BUCKET_BITS = 12
 ONE = b"o"
@@ -51,15 +49,19 @@ class Run:
     @property
     def by_id(self) -> tuple[bytes, bytes]:
         """Its row in ``runs`` by image id."""
-        prefix = bucket_prefix(self.id) if self.several else ONE
-        key = prefix + u64(self.id) + self.array.to_bytes(4, "big") + u64(self.row)
+        key = self._prefix + u64(self.id) + self.array.to_bytes(4, "big") + u64(self.row)
         return key, _RUN_BY_ID.pack(self.count, self.step)
+
+    @property
+    def _prefix(self) -> bytes:
+        """What its key in ``runs`` by image id begins with."""
+        return bucket_prefix(self.id) if self.several else ONE
 
     @classmethod
     def from_row(cls, key: bytes, value: bytes) -> Run:
         """The run that ``by_row`` wrote; ``StoreDamagedError`` if it is something else."""
         if len(key) != len(b"r") + 4 + 8 or len(value) != _RUN.size:
-            raise _damaged("runs")
+            raise damaged_row("runs")
         count, step, id_ = _RUN.unpack(value)
         array, row = int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:], "big")
         return cls(array, row, count, step, id_)._checked()
@@ -68,25 +70,29 @@ class Run:
     def from_id(cls, key: bytes, value: bytes) -> Run:
         """The run that ``by_id`` wrote; ``StoreDamagedError`` if it is something else."""
         if len(key) < len(ONE) + 8 + 4 + 8 or len(value) != _RUN_BY_ID.size:
-            raise _damaged("runs")
+            raise damaged_row("runs")
         count, step = _RUN_BY_ID.unpack(value)
         id_, array, row = key[-20:-12], key[-12:-8], key[-8:]
-        return cls(
+        run = cls(
             int.from_bytes(array, "big"),
             int.from_bytes(row, "big"),
             count,
             step,
             int.from_bytes(id_, "big"),
         )._checked()
+        # What goes through a bucket relies on all of its runs being inside of it.
+        if key[:-20] != run._prefix:
+            raise damaged_row("runs")
+        return run
 
     def _checked(self) -> Run:
         """Itself: what goes through its images relies on there being no more than a bucket's."""
         images = self.count if self.step else 1
-        able = self.count and self.step <= 1 and self.id + images <= _MAX_IDS
+        able = self.count and self.step <= 1 and self.id + images <= MAX_IDS
         if not able or self.row + self.count > _MAX_ROW:
-            raise _damaged("runs")
+            raise damaged_row("runs")
         if self.id >> BUCKET_BITS != self.id + images - 1 >> BUCKET_BITS:
-            raise _damaged("runs")
+            raise damaged_row("runs")
         return self
 
     def part(self, row: int, count: int) -> Run:

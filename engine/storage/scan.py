@@ -11,8 +11,7 @@ from engine.errors import StoreDamagedError
 from engine.records import ImageRecord
 from engine.storage.image_rows import no_image
 from engine.storage.record_rows import RecordRow, unpack_records
-from engine.storage.rows import u64
-from engine.storage.runs import BUCKET_BITS, ONE, Run, bucket_prefix
+from engine.storage.runs import BUCKET_BITS
 from engine.storage.snapshot import Snapshot
 
 BUCKET = 1 << BUCKET_BITS  # ids
@@ -23,8 +22,7 @@ def records_from(view: Snapshot, start: int, most: int) -> list[ImageRecord]:
     """The next images from id ``start`` on, in their order: about ``most``, none at the end."""
     found: list[tuple[int, RecordRow]] = []
     size = 0
-    before = view.keys.at_or_before("records", u64(start))  # it may be in one row with others
-    for key, value in view.keys.scan("records", start=before[0] if before else u64(start)):
+    for key, value in view.tables.records.scan_from(start):
         found += [(id_, record) for id_, record in unpack_records(key, value) if id_ >= start]
         size += len(value)
         if len(found) >= most or size >= _MAX_BYTES:
@@ -48,23 +46,21 @@ def sources_of_bucket(
     Files first and then rows of arrays, not sorted by id: that would hold as many runs at a time as
     arrays have the same images.
     """
-    first = bucket * BUCKET
-    for key, _ in view.keys.scan("sources", start=u64(first)):
-        id_ = int.from_bytes(key[:8], "big") - first
-        if id_ >= BUCKET:
+    first, tables = bucket * BUCKET, view.tables
+    for key, _ in tables.sources.scan_from(first):
+        id_, name = tables.sources.parts(key)
+        if id_ >= first + BUCKET:
             break
-        if there[id_]:
-            yield first + id_, key[8:]
-    for key, value in view.keys.scan("runs", ONE, start=ONE + u64(first)):
-        run = Run.from_id(key, value)
+        if there[id_ - first]:
+            yield id_, name
+    for run in tables.runs.of_one_from(first):
         if run.id >= first + BUCKET:
             break
         if there[run.id - first]:
             base = view.array_name(run.array)
             for row in range(run.row, run.row + run.count):
                 yield run.id, b"%s#%d" % (base, row)
-    for key, value in view.keys.scan("runs", bucket_prefix(first)):
-        run = Run.from_id(key, value)
+    for run in tables.runs.in_bucket(first):
         base = view.array_name(run.array)
         for at in range(run.count):
             if there[run.id - first + at]:

@@ -156,12 +156,13 @@ class Session:
         opened, seen = open_reader(
             self.path, self.memory, self.limits, self._notice, self.is_behind, tries
         )
-        # Where it cannot be gone over to, what was open stays open.
-        self._close_snapshot()
-        self._snapshot = opened
+        # If opening fails, the old snapshot stays open. A thread that asks finds one or the other.
+        before, self._snapshot = self._snapshot, opened
         self._seen = seen
         self._opened_at = time.perf_counter()
         self._opening_took = self._opened_at - started
+        if before is not None:
+            before.files.close(f"{self.path} is closed")
         _log.debug("%s: open at commit %d", self.path, opened.state.commit)
 
     # --- writing ----------------------------------------------------------------------------------

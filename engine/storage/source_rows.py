@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.records import Kind
 from engine.storage.json_values import MAX_64, loads, members, number, truth
-from engine.storage.rows import damaged_row
+from engine.storage.rows import MAX_IDS, damaged_row
 
 _MAX_ARRAY = (1 << 32) - 1
 _MAX_STAMP = 1 << 80  # nanoseconds: file systems have years that 64 bits do not
@@ -40,9 +40,12 @@ class NameRow:
     def unpack(cls, value: bytes) -> NameRow:
         """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
         try:
-            return cls(*_NAME.unpack(value))
+            row = cls(*_NAME.unpack(value))
         except struct.error:
             raise damaged_row("names") from None
+        if row.id >= MAX_IDS:
+            raise damaged_row("names")
+        return row
 
 
 @dataclass(frozen=True, slots=True)

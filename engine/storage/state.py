@@ -15,6 +15,7 @@ from engine.storage.manifest import Manifest, SegmentEntry
 from engine.storage.vector_space import VectorSpace
 
 _MAX_MISSING = 1 << 24  # ids whose fingerprints may be gone
+_MAX_BYTES = 1 << 62  # of the extents of a family together
 
 
 @dataclass(slots=True)
@@ -148,6 +149,9 @@ def _pairs(value: object) -> list[list[int]]:
         pairs.append([number(extent, 1, file_names.MAX_EXTENT), number(size)])
     if len({extent for extent, _ in pairs}) < len(pairs):
         raise ValueError("an extent is named twice")
+    # What is added to a length, or mapped by it, must fit into 64 bits too.
+    if sum(size for _, size in pairs) > _MAX_BYTES:
+        raise ValueError("extents have more bytes than there can be")
     return pairs
 
 

@@ -1,14 +1,15 @@
 """Swaps: goes over from some files of a store to others that stand for them, in safe steps.
 
-Each saves the manifest with old and new, commits, saves the manifest without the old, and only then
-deletes. At any moment those segments are live whose rows are committed; a crash anywhere leaves
-files that the next writer forgets.
+Files are deleted last, once no manifest names them: a crash anywhere leaves files that the next writer
+forgets. The order of the other steps is said at each function. At any moment those segments are live
+whose rows are committed.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from engine.errors import StoreError
 from engine.storage import extents, file_names, manifest, nofollow
-from engine.storage.durable import fsync_dir, inside, remove
+from engine.storage.durable import fsync_dir, inside
 from engine.storage.extent_reader import ExtentReader
 from engine.storage.extent_writer import ExtentWriter
 from engine.storage.extents import Append, Family
@@ -26,6 +27,7 @@ from engine.storage.state import State
 from engine.storage.vector_space import IMPORTED_VECTORS, EncoderEntry, VectorSpace
 from engine.storage.writer import Writer
 
+_log = logging.getLogger("engine.storage")
 _CARRIED = 1 << 15  # rows of vectors at a time
 
 
@@ -35,7 +37,7 @@ def publish_index(
     quantizers: Sequence[QuantizerEntry] = (),
     measured: Measured | None = None,
 ) -> None:
-    """Let searches go by these segments instead; files of others are deleted.
+    """Let searches go by these segments instead: saves the manifest, and deletes the files of others.
 
     ``quantizers``: new ones, beside those there are; ``measured`` is kept unless it is said again.
     """
@@ -45,8 +47,7 @@ def publish_index(
     named = replace(before, quantizers=tuple(known.values()))
     writer.save(named.with_index(live, measured or before.measured))
     # Readers that have them mapped keep them until they let go.
-    for path in before.index_files(writer.path) - writer.manifest.index_files(writer.path):
-        remove(path, writer.path)
+    _remove(writer, before.index_files(Path()) - writer.manifest.index_files(Path()))
     writer.announce_index()
 
 
@@ -81,12 +82,20 @@ def _drop_extents(writer: Writer, numbers: set[int]) -> None:
         transaction.manifest = named
     writer.save(named)
     writer.snapshot.files.pixels.close()
-    for number in numbers.intersection(before):
-        nofollow.remove(writer.path, family.inside(number))  # else the next writer does
+    _remove(writer, map(family.inside, numbers.intersection(before)))
+
+
+def _remove(writer: Writer, names: Iterable[str | Path]) -> None:
+    """Delete files that the manifest does not name any more; what stays, the next writer deletes."""
+    for name in names:
+        try:
+            nofollow.remove(writer.path, str(name))
+        except OSError as error:
+            _log.warning("%s: %s could not be deleted: %s", writer.path, name, error.strerror)
 
 
 def adopt_encoder(writer: Writer, install: Callable[[Path], EncoderEntry]) -> None:
-    """Give a store that was made without an encoder its first one."""
+    """Give a store that was made without an encoder its first one: its files, then the manifest."""
     writer.require_open()
     if not writer.manifest.space.exists:
         named = replace(writer.manifest, encoder=install(writer.path))
@@ -94,7 +103,10 @@ def adopt_encoder(writer: Writer, install: Callable[[Path], EncoderEntry]) -> No
 
 
 def adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
-    """Let a store that has no vectors hold imported ones; what its encoder was goes."""
+    """Let a store that has no vectors hold imported ones; what its encoder was goes.
+
+    The manifest first, then a commit without the extents of before, then the encoder's files go.
+    """
     writer.require_open()
     assert not writer.snapshot.vector_rows
     writer.safely(lambda: _adopt_vectors(writer, dim, normalized=normalized))
@@ -186,11 +198,9 @@ class _VectorSwap:
             writer.name(both)
             transaction.manifest = named
         writer.save(named)
-        for path in both.index_files(writer.path) - named.index_files(writer.path):
-            remove(path, writer.path)
+        _remove(writer, both.index_files(Path()) - named.index_files(Path()))
         for family in self._families:
-            for n in self._gone:
-                nofollow.remove(writer.path, family.inside(n))  # else the next writer does
+            _remove(writer, map(family.inside, self._gone))
 
     def _with_extents(self, both: Manifest, state: State) -> Manifest:
         """Give the new extents their names; the manifest with them, and their lengths in ``state``."""

@@ -26,14 +26,13 @@ from engine.storage.record_rows import (
     record_span,
 )
 from engine.storage.rocks.database import Keys
-from engine.storage.rows import u64
+from engine.storage.rows import MAX_IDS, damaged_row, u64
 from engine.storage.runs import BUCKET_BITS, ONE, Run, bucket_prefix
 from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow, file_id, reject_in
 from engine.storage.table import Row, RowChange, Table
 
 UNREAD = -1  # size and time of a source that is to be read again: no file has these
 _KEY = hashing.KEY_BYTES
-_MAX_ID = 1 << 63
 
 
 class ImagesTable(Table):
@@ -100,7 +99,7 @@ class RecordsTable(Table):
 
     def row_over(self, id_: int) -> Row | None:
         """The stored row that may cover image ``id_``: the last one that begins at or before it."""
-        return self.at_or_before(u64(id_)) if 0 < id_ < _MAX_ID else None
+        return self.at_or_before(u64(id_)) if 0 < id_ < MAX_IDS else None
 
     def ids(self) -> Iterator[npt.NDArray[np.int64]]:
         """The ids of the images of each stored row: (n,), ascending."""
@@ -123,6 +122,8 @@ class RecordsTable(Table):
 
     def scan_from(self, id_: int) -> Iterator[Row]:
         """The stored rows from the one on that may cover image ``id_``."""
+        if id_ >= MAX_IDS:
+            return iter(())
         before = self.row_over(id_)
         return self.scan(start=before[0] if before else u64(max(id_, 0)))
 
@@ -162,15 +163,17 @@ class SourcesTable(Table):
         """The key of a row."""
         return u64(id_) + name
 
-    @staticmethod
-    def parts(key: bytes) -> tuple[int, bytes]:
-        """The id and the name in a key."""
+    @classmethod
+    def parts(cls, key: bytes) -> tuple[int, bytes]:
+        """The id and the name in a key; ``StoreDamagedError`` if it is something else."""
+        if not cls.is_key(key):
+            raise damaged_row(cls.name)
         return int.from_bytes(key[:8], "big"), key[8:]
 
     @staticmethod
     def is_key(key: bytes) -> bool:
         """Whether a row can have this key."""
-        return len(key) > 8
+        return len(key) > 8 and int.from_bytes(key[:8], "big") < MAX_IDS
 
 
 class NamesTable(Table):

@@ -81,11 +81,12 @@ def _gaps(spans: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
 
 
 def _appends(view: Snapshot, family: Family, number: int, start: int, end: int) -> list[list[Any]]:
-    step = _PIECE - _PIECE % family.row_bytes if family.row_bytes else _PIECE
+    rows = max(1, _PIECE // family.row_bytes) if family.row_bytes else 0
+    step = rows * family.row_bytes or _PIECE
     out: list[list[Any]] = []
     reader = ExtentReader(view.path, family)
     try:
-        for at in range(start, end, step or family.row_bytes):
+        for at in range(start, end, step):
             place = Place(number, at, min(step, end - at))
             try:
                 check = hashing.checksum(reader.read(place))

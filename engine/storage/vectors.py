@@ -108,13 +108,18 @@ class Vectors:
             yield self._column(part)[inside : inside + end - at]
             at = end
 
-    def have(self, images: Numbers) -> npt.NDArray[np.bool_]:
-        """Which of (n,) images have a vector; reads all ids."""
-        return self.rows_of(images) >= 0
+    def have(self, images: Numbers, next_id: int) -> npt.NDArray[np.bool_]:
+        """Which of (n,) images have a vector; reads all ids. ``next_id``: as for ``rows_of``."""
+        return self.rows_of(images, next_id) >= 0
 
-    def rows_of(self, images: Numbers) -> Numbers:
-        """The row of the vector of each of (n,) images, -1 where it has none; reads all ids."""
-        wanted, at = IdSet.of(images), 0
+    def rows_of(self, images: Numbers, next_id: int) -> Numbers:
+        """The row of the vector of each of (n,) images, -1 where it has none; reads all ids.
+
+        ``next_id`` is the first id that no image has: by it memory is taken, and not by ``images``.
+        """
+        if not len(images):
+            return np.empty(0, np.int64)
+        wanted, at = IdSet.of(images, next_id), 0
         found: list[tuple[Numbers, Numbers]] = [(np.full(1, -1), np.full(1, -1))]
         for block in self.id_blocks(0, self.rows, _IDS):
             rows = np.flatnonzero(wanted.has(block))

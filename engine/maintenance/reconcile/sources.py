@@ -26,12 +26,16 @@ class SourcesReconciler:
         """Each source is of an image that is there, and its name leads to it."""
         sources, names, survey = self._tables.sources, self._tables.names, self._survey
         for batch in in_batches(sources.scan()):
-            values = names.get_many([sources.parts(key)[1] for key, _ in batch])
+            for key in (key for key, _ in batch if not sources.is_key(key)):
+                self._changes.add(sources.change(key, None))
+                survey.changed = True
+            able = [key for key, _ in batch if sources.is_key(key)]
+            values = names.get_many([sources.parts(key)[1] for key in able])
             single = []
-            for (key, _), value in zip(batch, values, strict=True):
+            for key, value in zip(able, values, strict=True):
                 id_, name = sources.parts(key)
                 other = _name_row(value)
-                if not sources.is_key(key) or not survey.has(id_):
+                if not survey.has(id_):
                     self._changes.add(sources.change(key, None))
                     survey.changed = True
                     # ``names`` counts those whose name leads to the same image.

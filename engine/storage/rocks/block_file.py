@@ -40,7 +40,7 @@ class BlockFile:
         """Some bytes; fewer, or none, where they cannot be read."""
         try:
             return os.pread(self._fd, size, offset)
-        except OSError:  # a sector that cannot be read is damaged
+        except (OSError, OverflowError):  # a sector that cannot be read, or a place that cannot be
             return b""
 
     def block(self, handle: Handle, *, plain: bool = True) -> bytes | None:

@@ -102,20 +102,25 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
         disk().rename(folder, place)
         disk().rename(store / MENDED, folder)
         fsync_dir(store)
-        _log.info("built the keys of %s again; the damaged ones are in %s", store, place)
     except (OSError, StoreError) as error:
         if isinstance(error, StoreError) and not is_full(error):
             raise
         what = error.strerror if isinstance(error, OSError) else None
+        todo = "make room for them a second time, and " if is_full(error) else ""
         raise StoreError(
-            f"the keys of {store} could not be built again: {what or error}; make room "
-            f"for them a second time, and run 'engine check --fix' again"
+            f"the keys of {store} could not be built again: {what or error}; {todo}run "
+            f"'engine check --fix' again"
         ) from None
     finally:
         reading.close()
     for path in older:  # one damaged database is kept, not one for each repair
         nofollow.discard(store, path.name, file_names.ROCKSDB)
-    _log.info("built the keys of %s again, up to commit %d", store, commit)
+    _log.info(
+        "built the keys of %s again, up to commit %d; the damaged ones are in %s",
+        store,
+        commit,
+        place,
+    )
     return Rescued(place, commit, reading.problems)
 
 
@@ -153,7 +158,8 @@ class _Reading:
         family = table.family or families.get(self._named.live.get(number, -1))
         number_of = table.properties.get(b"rocksdb.column.family.id")
         if number_of and table.family is not None:
-            families.setdefault(varint(number_of, 0)[0], table.family)
+            with contextlib.suppress(ValueError, IndexError):
+                families.setdefault(varint(number_of, 0)[0], table.family)
         if family is None:
             self.problems.append(f"{path.name}: which table it is of is lost")
             self.lost = True

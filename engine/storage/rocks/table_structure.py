@@ -100,7 +100,11 @@ class TableStructure:
             if not self.problems:
                 self.problems.append("it has no properties")
             return None
-        return min(varint(size, 0)[0], self._file.size)
+        try:
+            return min(varint(size, 0)[0], self._file.size)
+        except (ValueError, IndexError):
+            self.problems.append("its properties are damaged")
+            return None
 
     def _index(self, index: Handle | None, data_end: int | None, known: list[Handle]) -> None:
         """Find the data blocks, and the bytes in which the index does not say where they are."""

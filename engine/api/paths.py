@@ -1,0 +1,52 @@
+"""Paths that a caller passes, checked before anything is opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from engine.errors import UsageError
+
+# What the system says of a name itself, whatever lies on the disk.
+_NO_NAME = (errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def folder_named(path: str | os.PathLike[str]) -> Path:
+    """The folder of a store or of a copy, which need not be there.
+
+    ``UsageError`` for what is not a path, is too long for one, or leads in a circle of links.
+    """
+    try:
+        folder = Path(path)
+    except TypeError:
+        raise UsageError(f"a folder is named by a path, not by {path!r:.60}") from None
+    try:
+        folder.stat()
+    except ValueError:
+        raise UsageError(f"no folder can be called {str(path)!r:.60}: name another") from None
+    except OSError as error:
+        if error.errno in _NO_NAME:
+            what = f"{str(path)!r:.60}"
+            raise UsageError(f"{what} is not a folder: {error.strerror}; name another") from None
+    return folder
+
+
+def source_names(sources: object) -> list[str]:
+    """Sources by name, of which there may be one alone; ``UsageError`` for anything else."""
+    named = [sources] if isinstance(sources, str | os.PathLike) else sources
+    try:
+        if not isinstance(named, Iterable):
+            raise TypeError
+        names = [os.fspath(name) for name in named]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError
+    except TypeError:
+        raise UsageError(f"sources are paths in a list, not {sources!r:.60}") from None
+    for name in names:
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:
+            raise UsageError(f"no source can be called {name!r:.60}") from None
+    return names
