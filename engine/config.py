@@ -58,6 +58,7 @@ DEFAULT_MEMORY = 1 << 30  # bytes
 MEMORY_FLOOR = 128 << 20  # bytes
 DEFAULT_K = 10  # images
 DEFAULT_MAX_DISTANCE = 31  # bits of 256: what PDQ's authors call a match
+DEFAULT_NEAR_LIMIT = 100  # near images listed; near_count counts all
 SOURCES_SHOWN = 10  # sources listed a hit; source_count counts all
 
 KEEP_PIXELS = ("auto", "yes", "no")

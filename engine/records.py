@@ -128,7 +128,8 @@ class LookupResult:
     query: str
     searched: tuple[str, ...] = ()
     identical: tuple[IdenticalHit, ...] = ()
-    near: tuple[NearHit, ...] = ()
+    near: tuple[NearHit, ...] = ()  # the nearest of them
+    near_count: int = 0  # of all that are near
     similar: tuple[SimilarHit, ...] = ()
     milliseconds: dict[str, float] = field(default_factory=dict)
     error: str | None = None

@@ -400,7 +400,7 @@ CALLS = {
     "ingest": {"open", "ingest", "plan", "has_encoder", "has_given_vectors"},
     "lookup": {"open", "lookup_many"},
     "info": {"open", "info"},
-    "check": {"open", "salvage", "check"},
+    "check": {"check_at"},
     "remove": {"open", "remove"},
     "optimize": {"open", "optimize"},
     "backup": {"open", "backup"},

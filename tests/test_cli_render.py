@@ -30,6 +30,7 @@ FOUND = LookupResult(
         NearHit(9, 12, None, ("/photos/c.png",), 1),
         NearHit(8, 3, 310, ("/masks.npy#7",), 1, 30_000, {"label": "cat"}),
     ),
+    near_count=2,
     similar=(SimilarHit(3, 0.91349, (), 0),),
     milliseconds={"decode": 1.9, "identical": 0.1},
 )
@@ -101,6 +102,7 @@ def test_a_lookup_is_the_documented_object():
                 "metadata": {"label": "cat"},
             },
         ],
+        "near_count": 2,
         "similar": [
             {"id": 3, "score": 0.91349, "sources": [], "source_count": 0, "metadata": None}
         ],
@@ -140,15 +142,19 @@ def test_a_lookup_is_a_table_with_a_line_a_hit():
     ("count", "more"), [(10, None), (11, "and 1 more"), (20_000, "and 19,990 more")]
 )
 def test_of_many_near_hits_the_table_shows_ten_and_json_all(count, more):
-    near = tuple(NearHit(id_, 3, None, ("a.png",), 1) for id_ in range(1, count + 1))
+    """Whether or not the lookup listed them all."""
+    listed = min(count, 100)
+    near = tuple(NearHit(id_, 3, None, ("a.png",), 1) for id_ in range(1, listed + 1))
     same = (IdenticalHit(30_000, ("b.png",), 1, "bytes"),)
     like = (SimilarHit(40_000, 0.5, ("c.png",), 1),)
-    result = LookupResult("q.png", ("identical", "near", "similar"), same, near, like)
+    result = LookupResult("q.png", ("identical", "near", "similar"), same, near, count, like)
     _, first, *rows = render.lookup_text(result).splitlines()
     *rows, last = rows
     assert (first.split()[0], last.split()[0]) == ("identical", "similar")
     assert [row.split()[:2] for row in rows[:10]] == [["near", f"#{i}"] for i in range(1, 11)]
-    assert rows[10:] == ([] if more is None else [f"  near       … {more} (--json lists them)"])
+    assert rows[10:] == (
+        [] if more is None else [f"  near       … {more} (--json --near-limit all lists them)"]
+    )
     assert len(json.loads(render.lookup_json(result))["near"]) == count
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from engine import Store
 from engine.storage import source_counts
+from engine.storage.meta_table import MetaTable
 from engine.storage.rows import u64
-from engine.storage.tables import MetaTable
 
 MANY = 40
 

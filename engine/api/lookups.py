@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any
@@ -13,10 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine.api.open_store import OpenStore
-from engine.config import (
-    DEFAULT_K,
-    DEFAULT_MAX_DISTANCE,
-)
+from engine.config import DEFAULT_K, DEFAULT_MAX_DISTANCE, DEFAULT_NEAR_LIMIT, SOURCES_SHOWN
 from engine.errors import ImageError, UsageError
 from engine.images import canonical
 from engine.images.packed_bits import PackedBits
@@ -29,8 +26,8 @@ from engine.records import (
 )
 from engine.search.filters import Ids, Names, SearchedIn, Within
 from engine.search.identical import identical_ids
-from engine.search.lookup import Lookup, check_k
-from engine.search.tiers import tier_names
+from engine.search.lookup import Lookup
+from engine.search.settings import LookupSettings, check_k
 from engine.sources.in_memory import (
     Images,
     decoded_image,
@@ -67,6 +64,8 @@ class Lookups(OpenStore):
         tiers: Sequence[str] | None = None,
         min_score: float | None = None,
         max_distance: int = DEFAULT_MAX_DISTANCE,
+        near_limit: int | None = DEFAULT_NEAR_LIMIT,
+        max_sources: int | None = SOURCES_SHOWN,
         recall: float | None = None,
         ids: Ids | None = None,
         source: Names | None = None,
@@ -75,9 +74,11 @@ class Lookups(OpenStore):
         ``PackedBits`` of one image.
 
         ``tiers``: of "identical", "near" and "similar", by default all the store has. ``k`` bounds
-        the similar images, of which ``recall`` are to be found (see ``search_vectors``); near are all
-        within ``max_distance``, of 256. A row of vectors is searched for in "similar" alone, where
-        images have nothing to compare if the vectors were imported.
+        the similar images, of which ``recall`` are to be found (see ``search_vectors``). Near are all
+        within ``max_distance``, of 256: ``near_count`` of them, of which the nearest ``near_limit`` are
+        listed. A hit names ``max_sources`` of its sources, and counts all. None is no limit. A row of
+        vectors is searched for in "similar" alone, where images have nothing to compare if the vectors
+        were imported.
 
         ``ids`` and ``source`` restrict it to these images: those with one of ``ids`` (any integers; what
         is not in the store is ignored), and those seen in ``source``, a path or several, as ``remove``
@@ -88,9 +89,18 @@ class Lookups(OpenStore):
         """
         if isinstance(query, list | tuple) and any(isinstance(one, _QUERIES) for one in query):
             raise UsageError(f"a list of {len(query)} queries: use lookup_many")
+        settings = LookupSettings.of(
+            k=k,
+            tiers=tiers,
+            min_score=min_score,
+            max_distance=max_distance,
+            near_limit=near_limit,
+            max_sources=max_sources,
+            recall=recall,
+        )
         within = self._within(ids, source)
         self._session.follow()
-        finder = self._finder(k, tiers, min_score, max_distance, recall)
+        finder = self._finder(settings)
         if isinstance(query, str | os.PathLike):
             # An array of millions is not looked up row by row to say that it is not one image.
             named = list(islice(open_images(os.fspath(query), self._session.memory.max_file), 2))
@@ -126,6 +136,8 @@ class Lookups(OpenStore):
         tiers: Sequence[str] | None = None,
         min_score: float | None = None,
         max_distance: int = DEFAULT_MAX_DISTANCE,
+        near_limit: int | None = DEFAULT_NEAR_LIMIT,
+        max_sources: int | None = SOURCES_SHOWN,
         recall: float | None = None,
         ids: Ids | None = None,
         source: Names | None = None,
@@ -137,24 +149,31 @@ class Lookups(OpenStore):
         """
         if isinstance(queries, str | os.PathLike | bytes):
             raise UsageError("queries are paths in a list: use lookup for one")
+        settings = LookupSettings.of(
+            k=k,
+            tiers=tiers,
+            min_score=min_score,
+            max_distance=max_distance,
+            near_limit=near_limit,
+            max_sources=max_sources,
+            recall=recall,
+        )
         self._session.follow()
-        self._finder(k, tiers, min_score, max_distance, recall)
+        self._finder(settings)
         within = self._within(ids, source)
         if within is not None:
             within.ids(self._session)
-        return self._lookup_many(
-            queries, lambda: self._finder(k, tiers, min_score, max_distance, recall), within
-        )
+        return self._lookup_many(queries, settings, within)
 
     def _lookup_many(
         self,
         queries: Iterable[str | os.PathLike[str]],
-        finder_now: Callable[[], Lookup],
+        settings: LookupSettings,
         within: Within | None,
     ) -> Iterator[LookupResult]:
         for query in queries:
             self._session.follow(within_a_call=True)
-            finder = finder_now()
+            finder = self._finder(settings)
             if not isinstance(query, str | os.PathLike):
                 raise UsageError(
                     f"a query of many is a path, not a {type(query).__name__}: use lookup for each"
@@ -256,29 +275,12 @@ class Lookups(OpenStore):
                 raise UsageError(f"query {at} has length zero, and so no direction")
         return block
 
-    def _finder(
-        self,
-        k: int,
-        tiers: Sequence[str] | None,
-        min_score: float | None,
-        max_distance: int,
-        recall: float | None,
-    ) -> Lookup:
-        tiers = tier_names(tiers)
-        asked = (k, tiers, min_score, max_distance, recall)
+    def _finder(self, settings: LookupSettings) -> Lookup:
+        asked = (settings, self._session.snapshot.space)
         # Kept for the next query, which nearly always asks the same; an encoder may have been adopted.
-        if self._finder_of != (asked, self._session.snapshot.space) or self._found is None:
-            self._found = Lookup(
-                self._session,
-                self._index,
-                self._own_encoder,
-                k=k,
-                tiers=tiers,
-                min_score=min_score,
-                max_distance=max_distance,
-                recall=recall,
-            )
-            self._finder_of = (asked, self._session.snapshot.space)
+        if self._finder_of != asked or self._found is None:
+            self._found = Lookup(self._session, self._index, self._own_encoder, settings)
+            self._finder_of = asked
         return self._found
 
     def _within(self, ids: Ids | None, source: Names | None) -> Within | None:

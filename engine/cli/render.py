@@ -25,7 +25,7 @@ from engine.records import (
 )
 
 _WOULD_GO_SHOWN = 20  # sources, and folders, of a removal's dry run
-NEAR_SHOWN = 10  # near hits of a lookup that the table lists; JSON has all
+NEAR_SHOWN = 10  # near hits of a lookup that the table lists
 
 
 def line(value: dict[str, Any]) -> str:
@@ -69,11 +69,13 @@ def lookup_text(result: LookupResult) -> str:
     order = {tier: place for place, tier in enumerate(result.searched)}
     rows.sort(key=lambda row: order[row[0]])
     lines = columns(rows, indent="  ")
-    if len(result.near) > NEAR_SHOWN:
+    if result.near_count > NEAR_SHOWN:
         tiers = [row[0] for row in rows]
         tier = "near".ljust(max(map(len, tiers)))
-        more = f"  {tier}  … and {len(result.near) - NEAR_SHOWN:,} more (--json lists them)"
-        lines.insert(tiers.index("near") + NEAR_SHOWN, more)
+        listed = min(len(result.near), NEAR_SHOWN)
+        more = f"{result.near_count - listed:,} more (--json --near-limit all lists them)"
+        at = tiers.index("near") + listed if listed else len(lines)
+        lines.insert(at, f"  {tier}  … and {more}")
     spent = sum(result.milliseconds.values())
     return "\n".join([f"{one_line_name(result.query)}  ({spent:.1f} ms)", *lines])
 

@@ -9,41 +9,45 @@ from engine.search.near import NearImages
 from engine.storage.session import Session
 
 
-def identical_hit(
-    store: Session, id_: int, verified: str, *, in_runs: bool = False
-) -> IdenticalHit:
-    """The hit of an image that is the query; ``in_runs``: what the image's row says."""
-    names, count = _sources(store, id_, in_runs=in_runs)
-    # Rows of arrays have none, and what is not read costs nothing.
-    record = store.snapshot.record(id_) if not in_runs else None
-    return IdenticalHit(id_, names, count, verified, record.metadata if record else None)
+class Hits:
+    """Makes the hits of one lookup."""
 
+    def __init__(self, store: Session, max_sources: int) -> None:
+        """A hit names up to ``max_sources`` of its sources, and counts all."""
+        self._store = store
+        self._max_sources = max_sources
 
-def near_hits(store: Session, query: Pixels, found: NearImages) -> tuple[NearHit, ...]:
-    """The hits of images near a query, in their order."""
-    values = query.height * query.width * query.channels
-    hits = []
-    for id_, distance, unlike in zip(*(column.tolist() for column in found), strict=True):
-        record = store.snapshot.record(id_)
-        if record is None:  # removed since
-            continue
-        names, count = _sources(store, id_)
-        by_pixels = (None, None) if unlike < 0 else (unlike, values)
-        hits.append(
-            NearHit(id_, distance, by_pixels[0], names, count, by_pixels[1], record.metadata)
-        )
-    return tuple(hits)
+    def identical(self, id_: int, verified: str, *, in_runs: bool = False) -> IdenticalHit:
+        """The hit of an image that is the query; ``in_runs``: what the image's row says."""
+        names, count = self._sources(id_, in_runs=in_runs)
+        # Rows of arrays have none, and what is not read costs nothing.
+        record = self._store.snapshot.record(id_) if not in_runs else None
+        return IdenticalHit(id_, names, count, verified, record.metadata if record else None)
 
+    def near(self, query: Pixels, found: NearImages, max_hits: int) -> tuple[NearHit, ...]:
+        """The hits of the first ``max_hits`` images near a query, in their order."""
+        values = query.height * query.width * query.channels
+        hits = []
+        columns = (column[:max_hits].tolist() for column in found)
+        for id_, distance, unlike in zip(*columns, strict=True):
+            record = self._store.snapshot.record(id_)
+            if record is None:  # removed since
+                continue
+            names, count = self._sources(id_)
+            by_pixels = (None, None) if unlike < 0 else (unlike, values)
+            hits.append(
+                NearHit(id_, distance, by_pixels[0], names, count, by_pixels[1], record.metadata)
+            )
+        return tuple(hits)
 
-def similar_hit(store: Session, id_: int, score: float) -> SimilarHit | None:
-    """The hit of an image with its score; None if it was removed since."""
-    record = store.snapshot.record(id_)
-    if record is None:
-        return None
-    names, count = _sources(store, id_)
-    return SimilarHit(id_, score, names, count, record.metadata)
+    def similar(self, id_: int, score: float) -> SimilarHit | None:
+        """The hit of an image with its score; None if it was removed since."""
+        record = self._store.snapshot.record(id_)
+        if record is None:
+            return None
+        names, count = self._sources(id_)
+        return SimilarHit(id_, score, names, count, record.metadata)
 
-
-def _sources(store: Session, id_: int, *, in_runs: bool = False) -> tuple[tuple[str, ...], int]:
-    names, count = store.snapshot.sources_of(id_, in_runs=in_runs)
-    return tuple([os.fsdecode(name) for name in names]), count
+    def _sources(self, id_: int, *, in_runs: bool = False) -> tuple[tuple[str, ...], int]:
+        names, count = self._store.snapshot.sources_of(id_, self._max_sources, in_runs=in_runs)
+        return tuple([os.fsdecode(name) for name in names]), count

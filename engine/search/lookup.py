@@ -6,33 +6,29 @@ query → identical (file hash; key, then verified) → near (fingerprints, pixe
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import DEFAULT_MAX_DISTANCE, whole
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError, UsageError
-from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.images.rgb_picture import to_rgb8
 from engine.index.open import OpenIndex
-from engine.index.operating_point import check_recall
 from engine.index.search import VectorIndex
 from engine.index.unit_vectors import normalized
 from engine.records import Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
-from engine.search.hits import identical_hit, near_hits
+from engine.search.hits import Hits
 from engine.search.identical import id_of_file, rows_of_pixels
-from engine.search.near import near_images
+from engine.search.near import NearImages, near_images
+from engine.search.settings import LookupSettings
 from engine.search.similar import SimilarTier
 from engine.search.tiers import IDENTICAL, NEAR, SIMILAR, searched_tiers
 from engine.sources.query import Query
 from engine.storage.bitmap import IdSet
 from engine.storage.session import Session
 
-_NUMBER = float | int | np.floating | np.integer
 _log = logging.getLogger("engine.search")
 
 
@@ -48,49 +44,23 @@ class Lookup:
         store: Session,
         index: OpenIndex,
         encoder: Callable[[], OnnxEncoder],
-        *,
-        k: int,
-        tiers: Sequence[str] | None = None,
-        min_score: float | None = None,
-        max_distance: int = DEFAULT_MAX_DISTANCE,
-        recall: float | None = None,
+        settings: LookupSettings,
     ) -> None:
-        """``tiers``: which to search, by default all that the store has."""
-        k = check_k(k)
+        """``UsageError`` where the store has not what ``settings`` ask for."""
         space = store.snapshot.space
         self._is_imported = space.is_imported
         self._cosine = space.is_cosine
-        most = 1.0 if self._cosine else math.inf
-        if min_score is not None and not (
-            isinstance(min_score, _NUMBER) and abs(min_score) <= most
-        ):
-            what = "a cosine, between -1 and 1" if self._cosine else "a number"
-            raise UsageError(f"min_score= is {what}, not {min_score!r}")
-        distance = _whole_or(max_distance, -1)
-        if not 0 <= distance <= FINGERPRINT_BITS:
-            raise UsageError(
-                f"max_distance= is a number of bits, 0 to {FINGERPRINT_BITS}, not {max_distance!r}"
-            )
+        score = settings.min_score
+        if self._cosine and score is not None and abs(score) > 1:
+            raise UsageError(f"min_score= is a cosine, between -1 and 1, not {score!r}")
         self._store = store
         self._index = index
         self._encoder = encoder
-        self._max_distance = distance
-        self._similar_tier = SimilarTier(
-            store,
-            index,
-            k=k,
-            cosine=self._cosine,
-            min_score=min_score,
-            recall=check_recall(recall) if recall is not None else None,
-        )
-        self._asked = tiers is not None
-        self.tiers = searched_tiers(store, tiers)
-        if tiers is not None and SIMILAR not in self.tiers:
-            for name, value in (("recall=", recall), ("min_score=", min_score)):
-                if value is not None:
-                    raise UsageError(
-                        f"{name} is of the similar tier, which is not asked: leave it out"
-                    )
+        self._settings = settings
+        self._hits = Hits(store, settings.max_sources)
+        self._similar_tier = SimilarTier(index, self._hits, settings, cosine=self._cosine)
+        self._asked = settings.tiers is not None
+        self.tiers = searched_tiers(store, settings.tiers)
         # Imported vectors say nothing of images, which have none to compare with them.
         self._of_images = tuple(t for t in self.tiers if t != SIMILAR or not self._is_imported)
 
@@ -110,6 +80,7 @@ class Lookup:
         spent: dict[str, float] = {}
         found: list[IdenticalHit] = []
         nearby: tuple[NearHit, ...] = ()
+        near_count = 0
         similar: tuple[SimilarHit, ...] = ()
         searched = self._of_images
         self._store.snapshot.count_lookups(1)
@@ -118,7 +89,7 @@ class Lookup:
                 started = perf_counter()
                 id_ = id_of_file(self._store, query.data, wanted)
                 if id_ is not None:
-                    found.append(identical_hit(self._store, id_, "digest"))
+                    found.append(self._hits.identical(id_, "digest"))
                 _spend(spent, "identical", started)
             if searched != (IDENTICAL,) or not found:
                 started = perf_counter()
@@ -129,8 +100,9 @@ class Lookup:
                     _spend(spent, "identical", started)
                 taken = {hit.id for hit in found}
                 if NEAR in searched:
-                    nearby = self._near(decoded, taken, spent, wanted)
-                    taken.update(hit.id for hit in nearby)
+                    near, nearby = self._near(decoded, taken, spent, wanted)
+                    near_count = len(near.ids)
+                    taken.update(near.ids.tolist())
                 if SIMILAR in searched:
                     try:
                         similar = self._similar(decoded, taken, spent, wanted)
@@ -152,22 +124,23 @@ class Lookup:
             searched = (IDENTICAL,)
         if len(found) > 1:
             found.sort(key=lambda hit: hit.id)
-        return LookupResult(query.name, searched, tuple(found), nearby, similar, spent)
+        return LookupResult(query.name, searched, tuple(found), nearby, near_count, similar, spent)
 
     def _by_pixels(self, decoded: Decoded, found: list[IdenticalHit], wanted: IdSet | None) -> None:
         known = {hit.id for hit in found}
         for row, verified in rows_of_pixels(self._store, decoded, known, wanted):
-            found.append(identical_hit(self._store, row.id, verified, in_runs=row.in_runs))
+            found.append(self._hits.identical(row.id, verified, in_runs=row.in_runs))
 
     def _near(
         self, decoded: Decoded, taken: set[int], spent: dict[str, float], wanted: IdSet | None
-    ) -> tuple[NearHit, ...]:
+    ) -> tuple[NearImages, tuple[NearHit, ...]]:
+        """All images near, as numbers; and the hits of the nearest."""
         started = perf_counter()
-        query = decoded.pixels
-        found = near_images(self._store, query, self._max_distance, taken, wanted)
-        hits = near_hits(self._store, query, found)
+        query, settings = decoded.pixels, self._settings
+        found = near_images(self._store, query, settings.max_distance, taken, wanted)
+        hits = self._hits.near(query, found, settings.near_limit)
         _spend(spent, "near", started)
-        return hits
+        return found, hits
 
     def _similar(
         self, decoded: Decoded, taken: set[int], spent: dict[str, float], wanted: IdSet | None
@@ -235,18 +208,3 @@ def _spend(spent: dict[str, float], stage: str, started: float) -> float:
     now = perf_counter()
     spent[stage] = spent.get(stage, 0.0) + (now - started) * 1e3
     return now
-
-
-def check_k(k: object) -> int:
-    """How many hits are wanted; ``UsageError`` if it is no whole number of 1 or more."""
-    number = _whole_or(k, 0)
-    if number < 1:
-        raise UsageError(f"k must be 1 or more, not {k!r}")
-    return number
-
-
-def _whole_or(value: object, instead: int) -> int:
-    try:
-        return whole(value)
-    except TypeError:
-        return instead

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from engine.index.open import OpenIndex
 from engine.records import SimilarHit
-from engine.search.hits import similar_hit
+from engine.search.hits import Hits
+from engine.search.settings import LookupSettings
 from engine.storage.bitmap import IdSet
-from engine.storage.session import Session
 
 _MAX_SCORE = 1.01  # of two unit vectors, rounding included
 _log = logging.getLogger("engine.search")
@@ -22,22 +22,15 @@ class SimilarTier:
     """Searches the vectors of one store, always for as many images."""
 
     def __init__(
-        self,
-        store: Session,
-        index: OpenIndex,
-        *,
-        k: int,
-        cosine: bool,
-        min_score: float | None,
-        recall: float | None,
+        self, index: OpenIndex, hits: Hits, settings: LookupSettings, *, cosine: bool
     ) -> None:
         """``cosine``: whether vectors and queries have length 1."""
-        self._store = store
         self._index = index
-        self._k = k
+        self._hits = hits
+        self._k = settings.k
         self._cosine = cosine
-        self._min_score = min_score
-        self._recall = recall
+        self._min_score = settings.min_score
+        self._recall = settings.recall
 
     def closest(
         self,
@@ -76,9 +69,7 @@ class SimilarTier:
                 continue
             if self._min_score is not None and score < self._min_score:
                 return hits, True
-            hit = similar_hit(
-                self._store, id_, round(min(score, 1.0) if self._cosine else score, 6)
-            )
+            hit = self._hits.similar(id_, round(min(score, 1.0) if self._cosine else score, 6))
             if hit is None:
                 continue
             hits.append(hit)

@@ -10,13 +10,13 @@ from engine.errors import StoreDamagedError
 from engine.storage import file_names, manifest, nofollow
 from engine.storage.commit_file import Notice, commit_of
 from engine.storage.manifest import Manifest
+from engine.storage.meta_table import MetaTable
 from engine.storage.open_files import OpenFiles
 from engine.storage.rocks import open_reader as reader
 from engine.storage.rocks.database import Keys
 from engine.storage.rocks.pin import TRIES
 from engine.storage.snapshot import Snapshot
 from engine.storage.state import State, settings_in
-from engine.storage.tables import MetaTable
 
 
 def open_reader(
