@@ -1,4 +1,4 @@
-"""How rows are laid out among the keys; pure functions, integers big-endian so that bytes sort.
+"""How rows are laid out among the keys: integers are big-endian, so that bytes sort as numbers do.
 
 table     key                                  value
 images    key(16)                              flags, id, proof, place of the pixels   (first image)

@@ -159,7 +159,7 @@ class Snapshot:
         return self.files.pixels.read(place)
 
     def kept_whole(self, id_: int) -> tuple[bytes, bool] | None:
-        """What is kept of image ``id_`` if it is what was kept, and whether it is the canonical form."""
+        """The bytes kept of image ``id_``, and whether they are its canonical form; None if damaged."""
         record = self.get(id_)
         if record.kind is Kind.VECTOR:
             return None
@@ -365,10 +365,6 @@ class Snapshot:
     def families(self) -> list[Family]:
         """The families of extents that the manifest names."""
         return families.families(self.path, self.manifest)
-
-    def part(self, family: Family, number: int) -> str:
-        """The path of an extent within the store."""
-        return str(family.path(self.path, number).relative_to(self.path))
 
     def header_problem(self, family: Family, number: int) -> str | None:
         """What is wrong with an extent's header, or None."""

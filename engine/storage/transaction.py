@@ -1,4 +1,4 @@
-"""A transaction: what one commit changes, and the only place where a batch of rows is written.
+"""A transaction: what one commit changes, written as one batch of rows.
 
 Data first: what is appended to extents is written and synced before the batch. Then one synced
 RocksDB batch has all rows and the new ``State``, with the committed lengths. A transaction that is
