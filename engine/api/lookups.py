@@ -221,7 +221,7 @@ class Lookups(OpenStore):
         self._session.require_own()  # before a lock that a thread of the parent may have had
         within = None
         if ids is not None or source is not None:
-            with self._looking:
+            with self._refresh_lock:
                 within = self._within(ids, source)  # once: ids may come from what is read only once
         return self._again(lambda: self._search_vectors(queries, k, share, within))
 
@@ -233,7 +233,7 @@ class Lookups(OpenStore):
         within: Within | None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         with ExitStack() as stack:
-            with self._looking:
+            with self._refresh_lock:
                 self._session.follow()
                 space = self._session.snapshot.space
                 if not space.exists:
@@ -278,10 +278,10 @@ class Lookups(OpenStore):
     def _finder(self, settings: LookupSettings) -> Lookup:
         asked = (settings, self._session.snapshot.space)
         # Kept for the next query, which nearly always asks the same; an encoder may have been adopted.
-        if self._finder_of != asked or self._found is None:
-            self._found = Lookup(self._session, self._index, self._own_encoder, settings)
-            self._finder_of = asked
-        return self._found
+        if self._last_lookup_key != asked or self._last_lookup is None:
+            self._last_lookup = Lookup(self._session, self._index, self._own_encoder, settings)
+            self._last_lookup_key = asked
+        return self._last_lookup
 
     def _within(self, ids: Ids | None, source: Names | None) -> Within | None:
         """What a search is restricted to; the next one is nearly always to the same sources."""
@@ -289,9 +289,9 @@ class Lookups(OpenStore):
             return None
         sources = SearchedIn(source) if source is not None else None
         if sources is not None:
-            if self._searched is None or self._searched.names != sources.names:
-                self._searched = sources
-            sources = self._searched
+            if self._last_sources is None or self._last_sources.names != sources.names:
+                self._last_sources = sources
+            sources = self._last_sources
         return Within(ids, sources)
 
     def _find_identical(self, images: Images, kind: Kind | None) -> npt.NDArray[np.int64]:

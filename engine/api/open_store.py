@@ -43,11 +43,11 @@ class OpenStore:
         self._session = files
         self._index = OpenIndex(files)
         self._encoder: OnnxEncoder | None = None
-        self._found: Lookup | None = None
-        self._finder_of: object = None
-        self._searched: SearchedIn | None = None
+        self._last_lookup: Lookup | None = None
+        self._last_lookup_key: object = None
+        self._last_sources: SearchedIn | None = None
         self._writing = ""  # the writing call that is running
-        self._looking = Lock()  # for going over to a newer commit
+        self._refresh_lock = Lock()  # for going over to a newer commit
 
     @classmethod
     def open(
@@ -148,12 +148,12 @@ class OpenStore:
             self._writing = ""
 
     def _again(self, ask: Callable[[], T]) -> T:
-        """An answer, asked for once more of a newer commit where that has moved what was looked for."""
+        """Call ``ask``, and again on a newer snapshot if ``MovedError`` is raised."""
         for _ in range(_TRIES):
             try:
                 return ask()
             except MovedError:
-                with self._looking:
+                with self._refresh_lock:
                     self._session.refresh()
         return ask()
 

@@ -322,7 +322,7 @@ class Writing(OpenStore):
         path, memory, limits = self._session.path, self._session.memory, self._session.limits
         self._session = Session(path, memory, read_only=False, limits=limits)
         self._index = OpenIndex(self._session)
-        self._found = self._searched = None
+        self._last_lookup = self._last_sources = None
 
     @classmethod
     def salvage(

@@ -113,7 +113,7 @@ class Reorder:
                     if one.offset >= known.get(one.extent, 0) * reader.family.row_bytes:
                         data = reader.read(Place(one.extent, one.offset, one.length))
                         if hashing.checksum(data) != one.xxh64:
-                            return store.snapshot.part(reader.family, one.extent)
+                            return reader.family.inside(one.extent)
                         self._work.done(0)
             return None
         finally:

@@ -39,13 +39,13 @@ class IdSet:
         return made
 
     def add(self, ids: npt.NDArray[np.int64]) -> None:
-        """While it is made: add those of (n,) ids that are within its size."""
+        """While it is made: add those of (n,) ids that are below its size."""
         able = ids[(ids >= 0) & (ids < self.size)]
         np.bitwise_or.at(self.bits, able >> 3, (1 << (able & 7)).astype(np.uint8))
         self._count = -1
 
     def add_span(self, first: int, count: int) -> None:
-        """While it is made: add those of ``count`` ids from ``first`` on that are within its size."""
+        """While it is made: add those of ``count`` ids from ``first`` on that are below its size."""
         first, end = max(first, 0), min(first + count, self.size)
         if first >= end:
             return
@@ -56,7 +56,7 @@ class IdSet:
         self._count = -1
 
     def has(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of (n,) ids are in it; those that it does not reach to are not."""
+        """Which of (n,) ids are in it; those that are not below its size are not."""
         inside: npt.NDArray[np.bool_] = (ids >= 0) & (ids < self.size)
         if not self.size:
             return inside

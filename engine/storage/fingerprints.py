@@ -1,8 +1,8 @@
 """The committed fingerprints, mapped, and the scan of all of them for those near a query's.
 
-Row r is that of image r + 1. With the default ``Limits.extent_rows`` it lies in extent r // 2^20 + 1.
-A linear scan: a million are 32 MB, which take a few milliseconds, and no index over Hamming distances
-of 31 looks at much less than all.
+Row r is that of image r + 1; an extent has ``Limits.extent_rows`` of them, 2^20 by default. A
+linear scan: a million are 32 MB, which take a few milliseconds, and no index over Hamming distances of
+31 looks at much less than all.
 """
 
 from __future__ import annotations

@@ -388,10 +388,6 @@ class Snapshot:
         """The families of extents that the manifest names."""
         return families.families(self.path, self.manifest)
 
-    def part(self, family: Family, number: int) -> str:
-        """The path of an extent within the store."""
-        return str(family.path(self.path, number).relative_to(self.path))
-
     def header_problem(self, family: Family, number: int) -> str | None:
         """What is wrong with an extent's header, or None."""
         return extents.header_problem(self.path, family, number, bytes.fromhex(self.manifest.uuid))

@@ -1,5 +1,7 @@
-"""The typed tables over RocksDB: what rooms above storage know of its rows and their keys.
+"""The typed tables over RocksDB: what their rows mean, and how their keys are packed.
 
+Rooms above storage name no table and pack no key; within storage, what makes, commits and mends rows
+does so too.
 ``Tables`` has one attribute a table. ``scan`` gives rows as they are stored, for those who check and
 mend them; the other methods take and give what rows mean. A ``RowChange`` is a row to put or to
 delete; a transaction writes it. The layout of keys and values is in ``engine.storage.rows``.

@@ -44,7 +44,7 @@ class ExtentsCheck:
             for number in store.snapshot.manifest.extents[family.name]:
                 problem = store.snapshot.header_problem(family, number)
                 if problem and not self._rewritten(family, number):
-                    self._findings.report(store.snapshot.part(family, number), problem)
+                    self._findings.report(family.inside(number), problem)
 
     def _named(self) -> None:
         """Whether the manifest names all extents that are committed."""
@@ -89,7 +89,7 @@ class ExtentsCheck:
 
     def _is_whole(self, reader: ExtentReader, append: Append, commit: int) -> bool:
         """Whether the bytes of an append are what was committed."""
-        where = self._store.snapshot.part(reader.family, append.extent)
+        where = reader.family.inside(append.extent)
         at = f"bytes {append.offset:,} to {append.offset + append.length:,}"
         try:
             check = hashing.Checksum()

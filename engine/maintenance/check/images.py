@@ -192,7 +192,7 @@ class ImagesCheck:
         for number in sorted(dead.keys() | state.dead.keys(), key=int):
             told, found = state.dead.get(number, 0), dead.get(number, 0)
             if told != found:
-                part = self._store.snapshot.part(extents.PIXELS, int(number))
+                part = extents.PIXELS.inside(int(number))
                 what = f"{told:,} bytes count as dead, {found:,} are of no image"
                 self._findings.report(part, what)
 

@@ -115,7 +115,7 @@ class Repair:
             try:
                 self._mend(append)
             except (StoreDamagedError, EncoderError) as error:
-                part = self._store.snapshot.part(append.family, append.place.extent)
+                part = append.family.inside(append.place.extent)
                 self._outcome.not_mended(part, error)
                 vectors_whole &= append.family in (extents.FINGERPRINTS, extents.PIXELS)
         return vectors_whole

@@ -24,7 +24,7 @@ def has_current(store: Path) -> bool:
 
 
 def require_folder(store: Path) -> None:
-    """``StoreDamagedError`` where a repair was interrupted between two renames (``rescue``)."""
+    """``StoreDamagedError`` where a repair of the keys was interrupted between two renames."""
     if not nofollow.is_folder(store, KEYS) and nofollow.is_folder(store, file_names.MENDED):
         raise StoreDamagedError(
             f"{store / KEYS} is gone: a repair is under way, or 'engine check --fix' ends one "
