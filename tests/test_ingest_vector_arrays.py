@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children import report_commits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -116,9 +117,7 @@ def test_what_was_ingested_is_not_read_again(tmp_path):
     wide=st.booleans(),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_array_in_any_pieces_is_found_again(
-    tmp_path, n, dim, bad, zero, rows, normalize, wide
-):
+def test_any_array_in_any_pieces_is_found_again(tmp_path, n, dim, bad, zero, rows, normalize, wide):
     array = np.random.default_rng(n).standard_normal((n, dim))
     for at in zero:
         array[at : at + 1] = 0
@@ -616,14 +615,12 @@ def test_an_array_of_images_with_the_stamp_of_one_of_vectors(tmp_path):
 
 def child(store: str, source: str) -> None:
     """Ingest, and tell of each commit."""
-    commit = Writer.commit
 
-    def tell(files: Writer, chunk: Chunk) -> None:
-        commit(files, chunk)
+    def report(files: Writer, chunk: Chunk) -> None:
         for _, array in chunk.arrays:
             print(array.rows, flush=True)
 
-    Writer.commit = tell  # type: ignore[method-assign]
+    report_commits(report)
     with Store.open(store, limits=limits(100)) as opened:
         opened.ingest(source)
 
