@@ -14,6 +14,7 @@ from typing import IO
 
 import numpy as np
 import pytest
+from children import report_commits
 from helpers import mask, sized
 from PIL import Image
 
@@ -44,17 +45,15 @@ LIMITS = Limits(
 
 def child(store: str) -> None:
     """Wait for a line of sources, then ingest them and tell of each commit."""
-    commit = Writer.commit
 
-    def tell(files: Writer, chunk: Chunk) -> None:
-        commit(files, chunk)
+    def report(files: Writer, chunk: Chunk) -> None:
         for name in chunk.names:
             print("file", Path(name.name.decode()).stem, flush=True)
         for name, array in chunk.arrays:
             assert name.decode() == SYNTHETIC
             print("rows", array.rows, flush=True)
 
-    Writer.commit = tell  # type: ignore[method-assign]
+    report_commits(report)
     sources = sys.stdin.readline().split()
     if sources:
         with Store.open(store, limits=LIMITS) as opened:
@@ -134,13 +133,11 @@ def test_a_killed_writer_loses_nothing_that_it_told_of(tmp_path: Path, tiny_enco
 
 def upkeep(store: str) -> None:
     """Wait for a line of ids, remove these images, telling of each commit, and optimize."""
-    commit = Writer.commit
 
-    def tell(files: Writer, chunk: Chunk) -> None:
-        commit(files, chunk)
+    def report(files: Writer, chunk: Chunk) -> None:
         print("moved" if chunk.rekept else "removed", files.state.removed, flush=True)
 
-    Writer.commit = tell  # type: ignore[method-assign]
+    report_commits(report)
     ids = [int(id_) for id_ in sys.stdin.readline().split()]
     if ids:
         with Store.open(store, limits=LIMITS) as opened:

@@ -319,7 +319,7 @@ def change(folder: Path, alter: Callable[[Any], None]) -> Path:
 
 
 def last(graph: Any, *nodes: tuple[Any, ...], **outputs: Any) -> None:
-    """Put nodes behind what was the embedding, which is "was" now; the last one gives it."""
+    """Append nodes to a graph. The old embedding is renamed "was"; the last node makes the new one."""
     from onnx import helper
 
     next(node for node in graph.node if node.output[0] == "embedding").output[0] = "was"

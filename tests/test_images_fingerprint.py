@@ -212,7 +212,7 @@ def test_an_image_and_its_negative_have_opposite_fingerprints():
     st.integers(0, 10**6),
 )
 def test_a_copy_is_near_however_close_its_ink_is_to_where_pools_grow(percent, seed):
-    """One of the query's fingerprints is near the copy's, whichever pool that ended with."""
+    """A query has a fingerprint for each size of pool; one of them is near the stored one."""
     rng = np.random.default_rng(seed)
     image = rng.random((60, 60, 3)) < percent / 100
     copy = image ^ ((rng.random(image.shape) < 0.05) & (image == (percent <= 50)))  # of the ink

@@ -112,7 +112,7 @@ def test_an_error_of_who_is_told_ends_the_job() -> None:
 
 @pytest.fixture
 def interrupts() -> Iterator[None]:
-    """SIGINT raises: a shell without job control has it ignored in what it puts in the background."""
+    """SIGINT raises ``KeyboardInterrupt``, also where a shell started this process with it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -44,9 +44,12 @@ class Walk(RuleBasedStateMachine):
     ]  # true neighbours that were found, and that were looked for, in all walks
     met: ClassVar[set[str]] = set()
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir=folder))
+
     @initialize()
     def begin(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="engine-index-model-"))
         self.path = self.folder / "store"
         self.writer = Store.open(self.path, create=True, encoder="none", limits=LIMITS)
         self.reader = Store.open(self.path, read_only=True, limits=LIMITS)
@@ -151,22 +154,16 @@ class Walk(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_a_random_walk_agrees_with_a_dict(monkeypatch: pytest.MonkeyPatch) -> None:
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
+@pytest.mark.usefixtures("one_thread")
+def test_a_random_walk_agrees_with_a_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "MEASURED_K", (10, 20))
     Walk.found[:], Walk.met = [0, 0], set()
-    try:
-        run_state_machine_as_test(
-            Walk,
-            settings=settings(
-                max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, derandomize=True
-            ),
-        )
-    finally:
-        faiss.omp_set_num_threads(threads)
+    run_state_machine_as_test(
+        lambda: Walk(tmp_path),
+        settings=settings(
+            max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, derandomize=True
+        ),
+    )
     assert {"laid out", "ordered", "1 segments", "2 segments"} <= Walk.met
     found, looked_for = Walk.found
     assert looked_for > 100

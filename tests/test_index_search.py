@@ -130,7 +130,7 @@ def test_lists_out_of_reach_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.97])
 def test_what_is_not_wanted_may_lie_together(tmp_path: Path, share: float) -> None:
-    """Of a query among them, what is wanted lies in other lists than what is near."""
+    """The nearest rows are not wanted: the wanted ones lie in lists further from the query."""
     rng = np.random.default_rng(1)
     centres = rng.standard_normal((25, 16))
     of = np.sort(rng.integers(0, 25, 6000))

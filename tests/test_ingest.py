@@ -12,7 +12,13 @@ import pytest
 from helpers import mask, picture, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from PIL import Image
 
 from engine import IngestReport, Kind, Store, UsageError
@@ -565,10 +571,12 @@ MASKS, PICTURES, FILES, ARRAYS = 6, 4, 4, 2
 class StoreMachine(RuleBasedStateMachine):
     """Runs over files, arrays and synthetic sets, against a dictionary from pixels to places."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir=folder))
+
     @initialize()
     def start(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="engine-test-"))
-        self.patches = pytest.MonkeyPatch()
         self.limits = Limits(chunk_files=2, chunk_rows=3)
         self.store = Store.open(
             self.folder / "store", create=True, encoder="none", limits=self.limits
@@ -661,17 +669,19 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             assert self.store.check().problems == ()
             self.store.close()
-            self.patches.undo()
             shutil.rmtree(self.folder)
 
 
-TestStoreAgainstAModel = StoreMachine.TestCase
-TestStoreAgainstAModel.settings = settings(
-    max_examples=8,
-    stateful_step_count=8,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+def test_a_store_is_what_a_dictionary_says(tmp_path: Path) -> None:
+    run_state_machine_as_test(
+        lambda: StoreMachine(tmp_path),
+        settings=settings(
+            max_examples=8,
+            stateful_step_count=8,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children import report_commits
 from helpers import sized
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -636,14 +637,12 @@ def test_an_array_of_images_with_the_stamp_of_one_of_vectors(tmp_path):
 
 def child(store: str, source: str) -> None:
     """Ingest, and tell of each commit."""
-    commit = Writer.commit
 
-    def tell(files: Writer, chunk: Chunk) -> None:
-        commit(files, chunk)
+    def report(files: Writer, chunk: Chunk) -> None:
         for _, array in chunk.arrays:
             print(array.rows, flush=True)
 
-    Writer.commit = tell  # type: ignore[method-assign]
+    report_commits(report)
     with Store.open(store, limits=limits(100)) as opened:
         opened.ingest(source)
 

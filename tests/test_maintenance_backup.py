@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from children import SILENCE, Lines, report_commits, small_tables, until_input_ends
 from damage import FailingDisk, NearlyFull
 from helpers import picture, sized
 from PIL import Image
-from rocksdict import DBCompactionStyle
 
 from engine import EngineError, Store, StoreDamagedError, StoreError, StoreLockedError, UsageError
 from engine.cli.app import main
@@ -36,39 +34,18 @@ from engine.storage import extents, manifest, nofollow, pinned_files, staging
 from engine.storage.changeset import Chunk
 from engine.storage.disk import Disk, using
 from engine.storage.lock import WriterLock
-from engine.storage.rocks import database, opening, options
+from engine.storage.rocks import database, opening
 from engine.storage.writer import Writer
 
 BACKUPS = int(os.environ.get("ENGINE_BACKUPS", sized(3, 12)))
 SOURCE = "synthetic:bits?seed=5"
 IDENTICAL = ["identical"]
-SILENCE = 120  # seconds after which a child that says nothing is taken to be stuck
 
 
 # Chunks, extents and segments of a few rows.
 LIMITS = Limits(
     chunk_rows=10, exact_rows=20, unindexed_rows=40, extent_rows=100, extent_bytes=200_000
 )
-
-
-def small_tables(patch: pytest.MonkeyPatch) -> None:
-    """Memtables and a log of a few chunks."""
-    patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: 16 << 20))
-    database, tables = options.database_options, options.table_options
-
-    def small_log(*arguments: Any) -> Any:
-        made = database(*arguments)
-        made.set_max_total_wal_size(128 << 10)
-        return made
-
-    def merged(*arguments: Any) -> Any:
-        made = tables(*arguments)
-        made.set_compaction_style(DBCompactionStyle.universal())
-        made.set_level_zero_file_num_compaction_trigger(2)
-        return made
-
-    patch.setattr(options, "database_options", small_log)
-    patch.setattr(options, "table_options", merged)
 
 
 @pytest.fixture(autouse=True)
@@ -82,21 +59,13 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(store: str) -> None:
     """Ingest ever more rows until standard input ends, and tell how many are committed."""
     small_tables(pytest.MonkeyPatch())
-    stop = threading.Event()
+    stop = until_input_ends()
 
-    def listen() -> None:
-        sys.stdin.read()
-        stop.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    commit = Writer.commit
-
-    def tell(files: Writer, chunk: Chunk) -> None:
-        commit(files, chunk)
+    def report(files: Writer, chunk: Chunk) -> None:
         print(files.state.images, flush=True)
         time.sleep(0.02)  # or there is no moment between two flushes in which a store can be opened
 
-    Writer.commit = tell  # type: ignore[method-assign]
+    report_commits(report)
     with Store.open(store, limits=LIMITS) as opened:
         opened.ingest(f"{SOURCE}&n=1e7", stop=stop.is_set)
 
@@ -104,13 +73,7 @@ def write(store: str) -> None:
 def churn(store: str) -> None:
     """Ingest, remove and optimize until standard input ends, and tell of each round."""
     small_tables(pytest.MonkeyPatch())
-    stop = threading.Event()
-
-    def listen() -> None:
-        sys.stdin.read()
-        stop.set()
-
-    threading.Thread(target=listen, daemon=True).start()
+    stop = until_input_ends()
     with Store.open(store, limits=LIMITS) as opened:
         turn = 0
         while not stop.is_set():
@@ -148,28 +111,13 @@ def spawn(part: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
     )
 
 
-class Told:
-    """The lines of a child, as they come."""
+class Told(Lines):
+    """The lines of a child."""
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout is not None
+        super().__init__(child.stdout)
         self.child = child
-        self.lines: list[bytes] = []
-        self._rest = b""
-
-    def hear(self, lines: int = 0) -> None:
-        """Take what was told by now; wait for so many lines."""
-        assert self.child.stdout is not None
-        while True:
-            wait = SILENCE if len(self.lines) < lines else 0
-            if not select.select([self.child.stdout], [], [], wait)[0]:
-                assert len(self.lines) >= lines, "the child is stuck"
-                return
-            part = os.read(self.child.stdout.fileno(), 1 << 16)
-            assert part or len(self.lines) >= lines, "the child ended"
-            if not part:
-                return
-            *more, self._rest = (self._rest + part).split(b"\n")
-            self.lines += more
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Damage on the disk costs what lay there and nothing else: it is found, told and mended."""
+"""Damage on the disk costs what lay there and nothing else: it is found, reported and mended."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def in_tables(store: Store) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``images``: files whose sources are there, rows, files that are gone; ``vectors``: laid out."""
+    """Two stores: ``images`` has files, rows and files that are deleted now, ``vectors`` is laid out."""
     made = tmp_path_factory.mktemp("damage")
     for name, count, seed in (("photos", FILES, 0), ("gone", GONE, 1000)):
         (made / name).mkdir()
@@ -87,7 +87,7 @@ def check(where: Path) -> CheckReport:
 
 
 def fix(where: Path) -> list[str]:
-    """Mend a store, which is whole then; what was said."""
+    """Mend a store, and see that it is whole then; the problems that were reported."""
     said = [problem.what for problem in Store.salvage(where)]
     with Store.open(where) as store:
         report = store.check(fix=True)
@@ -107,7 +107,7 @@ def known(where: Path) -> dict[int, bytes]:
 
 
 def found(where: Path) -> list[int]:
-    """The ids of all images that were ever ingested, and are found."""
+    """The ids of those images that a lookup finds, of all that were ever ingested."""
     queries: list[np.ndarray | str] = [picture(i) for i in range(FILES)]
     queries += [f"synthetic:bits?seed=0#{i}" for i in range(ROWS)]
     queries += [picture(1000 + i) for i in range(GONE)]

@@ -40,15 +40,12 @@ N = 6 * LEAST
 BLOCK = clustered(2 * N)
 
 
-@pytest.fixture(autouse=True)
-def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import faiss
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # for so few vectors, several wait for each other
+
+@pytest.fixture(autouse=True)
+def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reorder, "_WAIT_SECONDS", 0.01)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 @pytest.fixture

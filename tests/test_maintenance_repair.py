@@ -404,7 +404,7 @@ def test_a_lost_table_is_mended_from_the_others_and_the_sources(
 
 
 def kinds_of_sources(folder: Path) -> tuple[Path, dict[int, np.ndarray]]:
-    """A store of a mask, a photo, two rows and an image in memory, all kept; and what they are."""
+    """A store of a mask, a photo, two rows and an image in memory; the images by id. Pixels are kept."""
     save(folder / "mask.png", mask(0))
     save(folder / "photo.png", picture(1))
     np.save(folder / "rows.npy", np.stack([mask(2), mask(3)]))
@@ -417,7 +417,7 @@ def kinds_of_sources(folder: Path) -> tuple[Path, dict[int, np.ndarray]]:
 
 
 def verified(where: Path, images: dict[int, np.ndarray]) -> dict[int, str]:
-    """How each image is verified, all of which are found."""
+    """Look up each image, which has to be found; how each hit was verified, by id."""
     with Store.open(where, read_only=True) as opened:
         hits = {id_: opened.lookup(image).identical for id_, image in images.items()}
         assert {id_: [hit.id for hit in found] for id_, found in hits.items()} == {

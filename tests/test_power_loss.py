@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from children import report_commits
 from helpers import sized
 from PIL import Image
 from power import FOLDER, ROOT, Committed, DiskState, Entry, Named, Recorder, Synced, Told, Wrote
@@ -69,14 +70,7 @@ LIMITS = Limits(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def pieces() -> Iterator[None]:
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # for segments of a few rows, several wait for each other
-    yield
-    faiss.omp_set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +353,7 @@ def replay(
 
 
 def none_of(problems: Iterator[str]) -> None:
-    """Nothing is wrong; what is, is shown, but not all of it."""
+    """Fail where there are problems, and show the first five."""
     shown = "\n".join(islice(problems, 5))
     assert not shown, f"\n{shown}"
 
@@ -770,13 +764,7 @@ def test_without_any_one_sync_something_is(what: str, sources: Sources, where: P
 
 def child(path: str, encoder: str, *what: str) -> None:
     """Make a store and fill it, telling of each commit."""
-    commit = Writer.commit
-
-    def tell(durable: Writer, chunk: Chunk) -> None:
-        commit(durable, chunk)
-        print("told", flush=True)
-
-    Writer.commit = tell  # type: ignore[method-assign]
+    report_commits(lambda writer, chunk: print("told", flush=True))
     with Store.open(path, create=True, encoder=encoder, limits=LIMITS) as opened:
         opened.ingest(*what)
 

@@ -11,13 +11,11 @@ import bisect
 import json
 import os
 import random
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +24,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from children import SILENCE, Lines, report_commits, small_tables, until_input_ends
 from helpers import sized
 from PIL import Image
-from rocksdict import DBCompactionStyle
 
 from engine import Store, StoreError, StoreLockedError
-from engine.config import Limits, MemoryBudget
+from engine.config import Limits
 from engine.storage.changeset import Chunk
-from engine.storage.rocks import open_reader, opening, options
+from engine.storage.rocks import open_reader, opening
 from engine.storage.writer import Writer as StoreWriter
 
 pytestmark = pytest.mark.slow
@@ -42,12 +40,10 @@ OPENS = int(os.environ.get("ENGINE_READER_OPENS", sized(100, 1000)))
 ROWS = 40  # of each array
 # Bytes, of all tables together: a flush every few commits.
 WRITE_BUFFERS = int(os.environ.get("ENGINE_WRITER_BUFFERS", str(16 << 20)))
-LOG_BYTES = 128 << 10
 PAUSE = float(os.environ.get("ENGINE_WRITER_PAUSE", "0.01"))  # seconds between two commits
 STOPS = 30
 QUICK_OPENS = 25
 MOST_COMMITS = 10_000  # minutes of them; a hundred suffice
-SILENCE = 120  # seconds after which a writer that says nothing is taken to be stuck
 IDENTICAL = ["identical"]
 
 
@@ -55,28 +51,6 @@ IDENTICAL = ["identical"]
 LIMITS = Limits(
     chunk_files=2, chunk_rows=10, unindexed_rows=100, extent_rows=500, extent_bytes=20_000
 )
-
-
-def small_tables(patch: pytest.MonkeyPatch) -> None:
-    """Memtables and a log of a few chunks."""
-    patch.setattr(MemoryBudget, "write_buffers", property(lambda memory: WRITE_BUFFERS))
-    database, tables = options.database_options, options.table_options
-
-    def small_log(*arguments: Any) -> Any:
-        made = database(*arguments)
-        made.set_max_total_wal_size(LOG_BYTES)
-        return made
-
-    def merged(*arguments: Any) -> Any:
-        made = tables(*arguments)
-        # Thousands of flushes otherwise leave thousands of files, and opening them is all that a
-        # reader does. So there are more compactions, too.
-        made.set_compaction_style(DBCompactionStyle.universal())
-        made.set_level_zero_file_num_compaction_trigger(2)
-        return made
-
-    patch.setattr(options, "database_options", small_log)
-    patch.setattr(options, "table_options", merged)
 
 
 def mask(number: int, row: int) -> np.ndarray:
@@ -95,26 +69,18 @@ def same(row: int) -> int:
 
 def write(store: str, folder: str) -> None:
     """Ingest an array and three pictures, and more of them until standard input ends."""
-    small_tables(pytest.MonkeyPatch())
-    stop = threading.Event()
-
-    def listen() -> None:
-        sys.stdin.read()
-        stop.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    commit = StoreWriter.commit
+    small_tables(pytest.MonkeyPatch(), WRITE_BUFFERS)
+    stop = until_input_ends()
     with Store.open(store, limits=LIMITS) as opened:
 
-        def tell(files: StoreWriter, chunk: Chunk) -> None:
-            commit(files, chunk)
+        def report(files: StoreWriter, chunk: Chunk) -> None:
             names = [new.name.decode() for new in chunk.names]
             arrays = [(name.decode(), array.rows) for name, array in chunk.arrays]
             if names or arrays:
                 print(json.dumps([len(opened), names, arrays]), flush=True)
                 time.sleep(PAUSE)
 
-        StoreWriter.commit = tell  # type: ignore[method-assign]
+        report_commits(report)
         number = 0
         while not stop.is_set():
             array = Path(folder, f"{number}.npy")
@@ -191,7 +157,6 @@ class Writer:
         self.chunks: list[list[tuple[int, int]]] = []  # the images of each commit
         self.seen: dict[tuple[int, int], list[tuple[int, str]]] = {}  # commit and source of each
         self._rows: dict[str, int] = {}
-        self._rest = b""
         self.process = subprocess.Popen(
             command("write", store, folder),
             stdin=subprocess.PIPE,
@@ -199,6 +164,8 @@ class Writer:
             # One thread: FAISS's would wait for each other.
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
+        assert self.process.stdout is not None
+        self._lines = Lines(self.process.stdout)
 
     @property
     def commits(self) -> int:
@@ -206,17 +173,12 @@ class Writer:
 
     def hear(self, commits: int = 0) -> None:
         """Take what was told by now; wait until there were so many commits."""
-        assert self.process.stdout is not None
-        while True:
-            wait = SILENCE if self.commits < commits else 0
-            if not select.select([self.process.stdout], [], [], wait)[0]:
-                assert self.commits >= commits, "the writer is stuck"
-                return
-            part = os.read(self.process.stdout.fileno(), 1 << 16)
-            assert part, "the writer ended"
-            *lines, self._rest = (self._rest + part).split(b"\n")
-            for line in lines:
-                self._told(*json.loads(line))
+        assert self._lines.hear(commits), "the writer ended"
+        self._take()
+
+    def _take(self) -> None:
+        for line in self._lines.lines[self.commits :]:
+            self._told(*json.loads(line))
 
     def _told(self, images: int, names: list[str], arrays: list[tuple[str, int]]) -> None:
         places = []
@@ -258,8 +220,8 @@ class Writer:
         """Let it come to its end, and look at everything."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
-        for line in (self._rest + self.process.stdout.read()).splitlines():
-            self._told(*json.loads(line))
+        self._lines.hear_all()
+        self._take()
         assert self.process.wait(SILENCE) == 0
         with Store.open(self.store, limits=LIMITS) as store:
             assert self.commit_of(store) == self.commits - 1
@@ -319,7 +281,7 @@ def a_writer(store: Path, folder: Path, **environment: str) -> Iterator[Writer]:
 def test_every_reader_sees_whole_commits_up_to_the_last_at_least(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_tables(monkeypatch)
+    small_tables(monkeypatch, WRITE_BUFFERS)
     opens = count_opens(monkeypatch)
     where = tmp_path / "store"
     Store.open(where, create=True, encoder="none").close()
@@ -350,7 +312,7 @@ def test_a_writer_that_flushes_at_every_commit_is_read_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no moment between two commits that is long enough to open a store in."""
-    small_tables(monkeypatch)
+    small_tables(monkeypatch, WRITE_BUFFERS)
     where = tmp_path / "store"
     Store.open(where, create=True, encoder="none").close()
     opened: list[int] = []
@@ -379,7 +341,7 @@ def test_a_writer_that_flushes_at_every_commit_is_read_all_the_same(
 def test_readers_search_vectors_while_the_index_is_built_and_merged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path
 ) -> None:
-    small_tables(monkeypatch)
+    small_tables(monkeypatch, WRITE_BUFFERS)
     where = tmp_path / "store"
     Store.open(where, create=True, encoder=str(tiny_encoder)).close()
     draw = np.random.default_rng(0)
@@ -411,7 +373,7 @@ def test_a_writer_that_stands_still_keeps_no_reader_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped wherever it is, in the middle of a commit too, with all that it holds."""
-    small_tables(monkeypatch)
+    small_tables(monkeypatch, WRITE_BUFFERS)
     where = tmp_path / "store"
     Store.open(where, create=True, encoder="none").close()
     draw = random.Random(0)
