@@ -155,7 +155,8 @@ def test_of_many_near_hits_the_table_shows_ten_and_json_all(count, more):
     assert rows[10:] == (
         [] if more is None else [f"  near       … {more} (--json --near-limit all lists them)"]
     )
-    assert len(json.loads(render.lookup_json(result))["near"]) == count
+    found = json.loads(render.lookup_json(result))
+    assert (len(found["near"]), found["near_count"]) == (listed, count)
 
 
 def test_a_long_or_hostile_label_stays_a_few_printable_words():
