@@ -379,7 +379,9 @@ def test_what_is_near_is_ranked_without_its_records(tmp_path: Path) -> None:
         row.reshape(-1)[rng.permutation(row.size)[:count]] ^= True
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         assert store.ingest(rows, name="x").duplicates < 100
-        found = near.near_images(store.session, from_array(query), 31, {1, 2})
+        found = near.near_images(
+            store.session, pixels, fingerprint.candidates(pixels, 31), 31, {1, 2}
+        )
         assert all(column.dtype == np.int64 for column in found)
         hits = store.lookup(query).near
         images = store.info().images

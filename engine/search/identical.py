@@ -20,9 +20,9 @@ from engine.storage.session import Session
 _log = logging.getLogger("engine.search")
 
 
-def id_of_file(store: Session, data: bytes, wanted: IdSet | None) -> int | None:
-    """The image that a file of exactly these bytes was; SHA-256 decides, so nothing to verify."""
-    id_ = store.snapshot.ids_of_files([hashing.file_hash(data)])[0]
+def id_of_file(store: Session, file_hash: bytes, wanted: IdSet | None) -> int | None:
+    """The image that a file with this SHA-256 was; that decides, so there is nothing to verify."""
+    id_ = store.snapshot.ids_of_files([file_hash])[0]
     return id_ if id_ is not None and (wanted is None or id_ in wanted) else None
 
 

@@ -14,14 +14,13 @@ import numpy.typing as npt
 
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError, UsageError
-from engine.images.rgb_picture import to_rgb8
 from engine.index.open import OpenIndex
-from engine.index.search import VectorIndex
 from engine.index.unit_vectors import normalized
 from engine.records import Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
 from engine.search.hits import Hits
 from engine.search.identical import id_of_file, rows_of_pixels
 from engine.search.near import NearImages, near_images
+from engine.search.query_work import QueryWork
 from engine.search.settings import LookupSettings
 from engine.search.similar import SimilarTier
 from engine.search.tiers import IDENTICAL, NEAR, SIMILAR, searched_tiers
@@ -70,6 +69,51 @@ class Lookup:
         ``wanted``: which images may be found, if not all.
         ``UsageError`` for a query of a kind that the tiers which were asked for are not for.
         """
+        return self._answer(self._work(query, None), wanted)
+
+    def many(
+        self, queries: Sequence[Query], wanted: IdSet | None, workers: Executor
+    ) -> list[LookupResult]:
+        """``one`` for each of some queries, in their order: decoded by workers, and encoded at once.
+
+        All of them are in memory as pixels for a while: see ``batches`` in ``engine.search.batches``.
+        """
+        image_size = self._image_size(wanted)
+        works = [self._work(query, image_size) for query in queries]
+        ahead = [work for work in works if self._needs_pixels(work, wanted)]
+        for _ in workers.map(QueryWork.ahead, ahead):
+            pass
+        self._encode(ahead, wanted)
+        return [self._answer(work, wanted) for work in works]
+
+    def _work(self, query: Query, image_size: int | None) -> QueryWork:
+        return QueryWork(
+            query,
+            max_decoding=self._store.memory.decoding,
+            max_distance=self._settings.max_distance if NEAR in self._of_images else None,
+            image_size=image_size,
+        )
+
+    def _image_size(self, wanted: IdSet | None) -> int | None:
+        """The input of the encoder; None where nothing is to be encoded, or it cannot be loaded."""
+        if SIMILAR not in self._of_images or not self._rows(wanted):
+            return None
+        try:
+            return self._encoder().image_size
+        except EncoderError:
+            return None  # each query says so
+
+    def _needs_pixels(self, work: QueryWork, wanted: IdSet | None) -> bool:
+        """Whether a query has to be decoded: nearly always, but for the identical tier alone."""
+        if work.query.vector is not None:
+            return False
+        if self._of_images != (IDENTICAL,):
+            return True
+        file_hash = work.file_hash()
+        return file_hash is None or id_of_file(self._store, file_hash, wanted) is None
+
+    def _answer(self, work: QueryWork, wanted: IdSet | None) -> LookupResult:
+        query = work.query
         if query.vector is not None:
             return self._one_vector(query.name, query.vector, wanted)
         if self._asked and self._of_images != self.tiers:
@@ -77,7 +121,6 @@ class Lookup:
                 f"{self._store.path} holds imported vectors, and an image has none: look up "
                 'FILE.npy#ROW of vectors, or leave tiers=["similar"] out'
             )
-        spent: dict[str, float] = {}
         found: list[IdenticalHit] = []
         nearby: tuple[NearHit, ...] = ()
         near_count = 0
@@ -85,27 +128,21 @@ class Lookup:
         searched = self._of_images
         self._store.snapshot.count_lookups(1)
         try:
-            if IDENTICAL in searched and query.data is not None:
-                started = perf_counter()
-                id_ = id_of_file(self._store, query.data, wanted)
-                if id_ is not None:
-                    found.append(self._hits.identical(id_, "digest"))
-                _spend(spent, "identical", started)
+            if IDENTICAL in searched:
+                self._by_file(work, found, wanted)
             if searched != (IDENTICAL,) or not found:
-                started = perf_counter()
-                decoded = query.decode(self._store.memory.decoding)
-                started = _spend(spent, "decode", started)
+                decoded = work.decoded()
                 if IDENTICAL in searched:
-                    self._by_pixels(decoded, found, wanted)
-                    _spend(spent, "identical", started)
+                    with work.stage("identical"):
+                        self._by_pixels(decoded, found, wanted)
                 taken = {hit.id for hit in found}
                 if NEAR in searched:
-                    near, nearby = self._near(decoded, taken, spent, wanted)
+                    near, nearby = self._near(work, taken, wanted)
                     near_count = len(near.ids)
                     taken.update(near.ids.tolist())
                 if SIMILAR in searched:
                     try:
-                        similar = self._similar(decoded, taken, spent, wanted)
+                        similar = self._similar(work, taken, wanted)
                     except EncoderError as error:
                         if self._asked:
                             raise
@@ -114,17 +151,27 @@ class Lookup:
                     except _NoVectorError as error:
                         searched = tuple(tier for tier in searched if tier != SIMILAR)
                         if not searched:
-                            return LookupResult(query.name, error=str(error))
-                        _log.warning("%s: the similar tier was not searched: %s", query.name, error)
+                            return LookupResult(work.name, error=str(error))
+                        _log.warning("%s: the similar tier was not searched: %s", work.name, error)
         except ImageError as error:
             if not found:
-                return LookupResult(query.name, error=str(error))
+                return LookupResult(work.name, error=str(error))
             # Known by its bytes, though it cannot be decoded here and now.
-            _log.warning("%s: only its bytes were looked up: %s", query.name, error)
+            _log.warning("%s: only its bytes were looked up: %s", work.name, error)
             searched = (IDENTICAL,)
         if len(found) > 1:
             found.sort(key=lambda hit: hit.id)
-        return LookupResult(query.name, searched, tuple(found), nearby, near_count, similar, spent)
+        return LookupResult(
+            work.name, searched, tuple(found), nearby, near_count, similar, work.spent
+        )
+
+    def _by_file(self, work: QueryWork, found: list[IdenticalHit], wanted: IdSet | None) -> None:
+        file_hash = work.file_hash()
+        if file_hash is not None:
+            with work.stage("identical"):
+                id_ = id_of_file(self._store, file_hash, wanted)
+                if id_ is not None:
+                    found.append(self._hits.identical(id_, "digest"))
 
     def _by_pixels(self, decoded: Decoded, found: list[IdenticalHit], wanted: IdSet | None) -> None:
         known = {hit.id for hit in found}
@@ -132,33 +179,53 @@ class Lookup:
             found.append(self._hits.identical(row.id, verified, in_runs=row.in_runs))
 
     def _near(
-        self, decoded: Decoded, taken: set[int], spent: dict[str, float], wanted: IdSet | None
+        self, work: QueryWork, taken: set[int], wanted: IdSet | None
     ) -> tuple[NearImages, tuple[NearHit, ...]]:
         """All images near, as numbers; and the hits of the nearest."""
-        started = perf_counter()
-        query, settings = decoded.pixels, self._settings
-        found = near_images(self._store, query, settings.max_distance, taken, wanted)
-        hits = self._hits.near(query, found, settings.near_limit)
-        _spend(spent, "near", started)
-        return found, hits
+        query, most = work.decoded().pixels, self._settings.max_distance
+        prints = work.prints(most)
+        with work.stage("near"):
+            found = near_images(self._store, query, prints, most, taken, wanted)
+            return found, self._hits.near(query, found, self._settings.near_limit)
 
-    def _similar(
-        self, decoded: Decoded, taken: set[int], spent: dict[str, float], wanted: IdSet | None
-    ) -> tuple[SimilarHit, ...]:
+    def _rows(self, wanted: IdSet | None) -> int:
+        """How many vectors there are to be compared."""
         index = self._index.current
         rows = index.vectors.rows if index is not None else 0
-        if wanted is not None:
-            rows = min(rows, len(wanted))
-        if index is None or not rows:
+        return rows if wanted is None else min(rows, len(wanted))
+
+    def _encode(self, works: Sequence[QueryWork], wanted: IdSet | None) -> None:
+        """Encode all pictures at once; where that fails, each is encoded again and says so itself."""
+        able = [work for work in works if work.has_picture]
+        if not able or not self._rows(wanted):
+            return
+        encoder, started = self._encoder(), perf_counter()
+        try:
+            vectors = encoder.encode([work.picture(encoder.image_size) for work in able])
+        except EncoderError:
+            return
+        each = (perf_counter() - started) * 1e3 / len(able)
+        for work, vector in zip(able, vectors, strict=True):
+            work.vector = vector[None]
+            work.spent["encode"] = work.spent.get("encode", 0.0) + each
+
+    def _similar(
+        self, work: QueryWork, taken: set[int], wanted: IdSet | None
+    ) -> tuple[SimilarHit, ...]:
+        index = self._index.current
+        if index is None or not self._rows(wanted):
             return ()
-        started = perf_counter()
-        encoder = self._encoder()
-        started = _spend(spent, "load", started)  # only the first query of a process pays for it
-        vector = encoder.encode([to_rgb8(decoded.pixels)])
-        _spend(spent, "encode", started)
+        vector = work.vector
+        if vector is None:
+            with work.stage("load"):  # only the first query of a process pays for it
+                encoder = self._encoder()
+            picture = work.picture(encoder.image_size)
+            with work.stage("encode"):
+                vector = encoder.encode([picture])
         if not vector.any():
             raise _NoVectorError("the encoder gives no vector for it")
-        return self._closest(index, vector, taken, spent, wanted)
+        with work.stage("similar"):
+            return self._similar_tier.closest(index.vectors.rows, vector, taken, wanted)
 
     def _one_vector(
         self, name: str, vector: npt.NDArray[np.float32], wanted: IdSet | None
@@ -184,27 +251,9 @@ class Lookup:
             query, lengths = normalized(query)
             if not lengths[0]:
                 return LookupResult(name, error="has length zero, and so no direction")
-        spent: dict[str, float] = {}
-        hits = self._closest(index, query, set(), spent, wanted) if index.vectors.rows else ()
-        return LookupResult(name, (SIMILAR,), similar=hits, milliseconds=spent)
-
-    def _closest(
-        self,
-        index: VectorIndex,
-        vector: npt.NDArray[np.float32],
-        taken: set[int],
-        spent: dict[str, float],
-        wanted: IdSet | None,
-    ) -> tuple[SimilarHit, ...]:
-        """The best k of all vectors, without those ``taken``; ``vector`` is (1, dim)."""
         started = perf_counter()
-        hits = self._similar_tier.closest(index.vectors.rows, vector, taken, wanted)
-        _spend(spent, "similar", started)
-        return hits
-
-
-def _spend(spent: dict[str, float], stage: str, started: float) -> float:
-    """Add the milliseconds of a stage since ``started``; returns the time now."""
-    now = perf_counter()
-    spent[stage] = spent.get(stage, 0.0) + (now - started) * 1e3
-    return now
+        hits: tuple[SimilarHit, ...] = ()
+        if index.vectors.rows:
+            hits = self._similar_tier.closest(index.vectors.rows, query, set(), wanted)
+        spent = {"similar": (perf_counter() - started) * 1e3}
+        return LookupResult(name, (SIMILAR,), similar=hits, milliseconds=spent)

@@ -59,13 +59,18 @@ class _Alike(NamedTuple):
 
 
 def near_images(
-    store: Session, query: Pixels, most: int, taken: set[int], wanted: IdSet | None = None
+    store: Session,
+    query: Pixels,
+    prints: npt.NDArray[np.uint8],
+    most: int,
+    taken: set[int],
+    wanted: IdSet | None = None,
 ) -> NearImages:
     """The images within ``most`` (of 256) of ``query``, without those ``taken``.
 
-    ``wanted``: which images may be found, if not all.
+    ``prints`` are the query's ``fingerprint.candidates``. ``wanted``: which images may be found, if not
+    all.
     """
-    prints = fingerprint.candidates(query, most)
     if not len(prints):
         return NearImages(*np.empty((3, 0), np.int64))
     bits = query.kind is Kind.BITS
