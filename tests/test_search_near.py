@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from engine import Store, StoreDamagedError
+from engine.images import fingerprint
 from engine.images.canonical import HEADER_BYTES, from_array
 from engine.records import LookupResult, NearHit
 from engine.search import near
@@ -379,6 +380,7 @@ def test_what_is_near_is_ranked_without_its_records(tmp_path: Path) -> None:
         row.reshape(-1)[rng.permutation(row.size)[:count]] ^= True
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         assert store.ingest(rows, name="x").duplicates < 100
+        pixels = from_array(query)
         found = near.near_images(
             store.session, pixels, fingerprint.candidates(pixels, 31), 31, {1, 2}
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any
@@ -13,7 +15,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine.api.open_store import OpenStore
-from engine.config import DEFAULT_K, DEFAULT_MAX_DISTANCE, DEFAULT_NEAR_LIMIT, SOURCES_SHOWN
+from engine.config import (
+    DEFAULT_K,
+    DEFAULT_MAX_DISTANCE,
+    DEFAULT_NEAR_LIMIT,
+    SOURCES_SHOWN,
+    cpu_count,
+    whole,
+)
 from engine.errors import ImageError, UsageError
 from engine.images import canonical
 from engine.images.packed_bits import PackedBits
@@ -24,10 +33,12 @@ from engine.records import (
     Kind,
     LookupResult,
 )
+from engine.search.batches import MAX_BATCH, batches
 from engine.search.filters import Ids, Names, SearchedIn, Within
 from engine.search.identical import identical_ids
 from engine.search.lookup import Lookup
 from engine.search.settings import LookupSettings, check_k
+from engine.search.stored_query import stored_id, stored_query
 from engine.sources.in_memory import (
     Images,
     decoded_image,
@@ -48,6 +59,7 @@ QueryLike = (
     | npt.NDArray[Any]
     | Image.Image
     | PackedBits
+    | int
 )
 # Which of these a list of may be given by mistake; of numbers it is an array.
 _QUERIES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, PackedBits)
@@ -70,8 +82,8 @@ class Lookups(OpenStore):
         ids: Ids | None = None,
         source: Names | None = None,
     ) -> LookupResult:
-        """Look one image up: a path (or ``FILE.npy#ROW``), a file's bytes, an array, a PIL image, or
-        ``PackedBits`` of one image.
+        """Look one image up: a path (or ``FILE.npy#ROW``), a file's bytes, an array, a PIL image,
+        ``PackedBits`` of one image, or the id of an image of the store, which is also ``"#ID"``.
 
         ``tiers``: of "identical", "near" and "similar", by default all the store has. ``k`` bounds
         the similar images, of which ``recall`` are to be found (see ``search_vectors``). Near are all
@@ -101,36 +113,19 @@ class Lookups(OpenStore):
         within = self._within(ids, source)
         self._session.follow()
         finder = self._finder(settings)
-        if isinstance(query, str | os.PathLike):
-            # An array of millions is not looked up row by row to say that it is not one image.
-            named = list(islice(open_images(os.fspath(query), self._session.memory.max_file), 2))
-            if len(named) != 1:
-                held = "more than one image" if named else "no image"
-                raise UsageError(f"{query} holds {held}: use lookup_many")
-            result = self._answer(finder, named[0], within)
-        elif isinstance(query, bytes | bytearray | memoryview):
-            result = self._one(finder, Query("bytes", bytes(query), None), within)
-        elif isinstance(query, PackedBits):
-            result = self._one(finder, Query("bits", None, Decoded(query.only(), "array")), within)
-        elif isinstance(query, Image.Image):
-            found_ = decoded_image(query, self._session.memory.decoding)
-            result = self._one(finder, Query("image", None, found_), within)
-        else:
-            array = _as_array(query)
-            if array.ndim == 0:  # as None is to NumPy
-                raise UsageError(
-                    f"a query is a path, a file's bytes, an array, a PIL image or PackedBits, not "
-                    f"{type(query).__name__}"
-                )
-            found_ = Decoded(canonical.from_array(array), "array")
-            result = self._one(finder, Query("array", None, found_), within)
+        # An array of millions is not looked up row by row to say that it is not one image.
+        named = list(islice(self._queries_of(query, None), 2))
+        if len(named) != 1:
+            held = "more than one image" if named else "no image"
+            raise UsageError(f"{query!s} holds {held}: use lookup_many([{query!r:.60}])")
+        result = self._answer(finder, named[0], within)
         if result.error is not None:
             raise ImageError(f"{result.query}: {result.error}")
         return result
 
     def lookup_many(
         self,
-        queries: Iterable[str | os.PathLike[str]],
+        queries: Iterable[QueryLike],
         *,
         k: int = DEFAULT_K,
         tiers: Sequence[str] | None = None,
@@ -142,13 +137,21 @@ class Lookups(OpenStore):
         ids: Ids | None = None,
         source: Names | None = None,
     ) -> Iterator[LookupResult]:
-        """Look up each IMAGE that the command would take; one that cannot be read has an ``error``.
+        """Look up each of many images, whatever ``lookup`` takes; and all images of a folder, an array
+        or an archive that is named by its path. One that cannot be read has an ``error``.
 
-        ``ids`` and ``source`` as ``lookup`` has them. A wrong argument is a ``UsageError`` at the call;
-        ``queries`` are read, and looked up, one by one as results are asked for.
+        A list, a tuple, an array (n, H, W) or (n, H, W, 3), or ``PackedBits`` is looked up in batches,
+        on all cores. Of anything else each is looked up as it comes, so that whoever sends them can
+        wait for each answer. What is not a path is called by its number, "image 3".
+
+        The other arguments are those of ``lookup``. A wrong one is a ``UsageError`` at the call.
         """
-        if isinstance(queries, str | os.PathLike | bytes):
-            raise UsageError("queries are paths in a list: use lookup for one")
+        if isinstance(queries, _QUERIES) and not isinstance(queries, PackedBits):
+            raise UsageError("queries come in a list: use lookup for one")
+        if isinstance(queries, np.ndarray) and (
+            queries.ndim < 3 or (queries.ndim == 3 and queries.shape[-1] in (3, 4))
+        ):
+            raise UsageError(f"an array of shape {queries.shape} is one image: use lookup")
         settings = LookupSettings.of(
             k=k,
             tiers=tiers,
@@ -166,20 +169,75 @@ class Lookups(OpenStore):
         return self._lookup_many(queries, settings, within)
 
     def _lookup_many(
-        self,
-        queries: Iterable[str | os.PathLike[str]],
-        settings: LookupSettings,
-        within: Within | None,
+        self, queries: Iterable[QueryLike], settings: LookupSettings, within: Within | None
     ) -> Iterator[LookupResult]:
-        for query in queries:
-            self._session.follow(within_a_call=True)
-            finder = self._finder(settings)
-            if not isinstance(query, str | os.PathLike):
-                raise UsageError(
-                    f"a query of many is a path, not a {type(query).__name__}: use lookup for each"
-                )
-            for one in open_images(os.fsdecode(query), self._session.memory.max_file):
-                yield self._answer(finder, one, within)
+        at_once = MAX_BATCH if isinstance(queries, Sequence | np.ndarray | PackedBits) else 1
+        asked = itertools.chain.from_iterable(
+            self._queries_of(query, number) for number, query in enumerate(queries)
+        )
+        workers = ThreadPoolExecutor(cpu_count(), thread_name_prefix="engine-lookup")
+        try:
+            for batch in batches(asked, self._session.memory, at_once):
+                self._session.follow(within_a_call=True)
+                yield from self._answers(self._finder(settings), batch, within, workers)
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+
+    def _answers(
+        self,
+        finder: Lookup,
+        batch: Sequence[Query | Reject],
+        within: Within | None,
+        workers: Executor,
+    ) -> Iterator[LookupResult]:
+        if len(batch) == 1:
+            yield self._answer(finder, batch[0], within)
+            return
+        able = [query for query in batch if isinstance(query, Query)]
+        session = self._session
+        found = self._again(
+            lambda: finder.many(able, within.ids(session) if within is not None else None, workers)
+        )
+        results = iter(found)
+        for query in batch:
+            yield next(results) if isinstance(query, Query) else _refused(query)
+
+    def _queries_of(self, query: object, number: int | None) -> Iterator[Query | Reject]:
+        """What there is to look up in what a caller gave: nearly always one image.
+
+        ``number``: its place among many, of which one that cannot be read is a ``Reject``. Alone it is
+        an ``ImageError``.
+        """
+        memory = self._session.memory
+        try:
+            if isinstance(query, str | os.PathLike):
+                spec = os.fsdecode(query)
+                id_ = stored_id(spec)
+                if id_ is None:
+                    yield from open_images(spec, memory.max_file)
+                else:
+                    yield stored_query(self._session, id_)
+            elif isinstance(query, int | np.integer) and not isinstance(query, bool):
+                yield stored_query(self._session, whole(query))
+            elif isinstance(query, bytes | bytearray | memoryview):
+                yield Query(_called("bytes", number), bytes(query), None)
+            elif isinstance(query, PackedBits | Image.Image):
+                kind = "bits" if isinstance(query, PackedBits) else "image"
+                yield Query(_called(kind, number), None, decoded_image(query, memory.decoding))
+            else:
+                array = _as_array(query)
+                if array.ndim == 0:  # as None is to NumPy
+                    raise UsageError(
+                        f"a query is a path, a file's bytes, an array, a PIL image, PackedBits or an "
+                        f"id, not {type(query).__name__}"
+                    )
+                found = Decoded(canonical.from_array(array), "array")
+                yield Query(_called("array", number), None, found)
+        except ImageError as error:
+            if number is None:
+                raise
+            called = str(query) if isinstance(query, str) else _called("", number)
+            yield Reject(os.fsencode(called), str(error))
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
         """The image that each of n images of one size is, verified, or -1: (n,) int64.
@@ -308,15 +366,22 @@ class Lookups(OpenStore):
         return ids
 
     def _answer(self, finder: Lookup, query: Query | Reject, within: Within | None) -> LookupResult:
-        if isinstance(query, Reject):
-            return LookupResult(os.fsdecode(query.name), error=query.reason)
-        return self._one(finder, query, within)
+        return _refused(query) if isinstance(query, Reject) else self._one(finder, query, within)
 
     def _one(self, finder: Lookup, query: Query, within: Within | None) -> LookupResult:
         files = self._session
         return self._again(
             lambda: finder.one(query, within.ids(files) if within is not None else None)
         )
+
+
+def _refused(query: Reject) -> LookupResult:
+    return LookupResult(os.fsdecode(query.name), error=query.reason)
+
+
+def _called(kind: str, number: int | None) -> str:
+    """What a query that has no name is called in its result."""
+    return kind if number is None else f"image {number}"
 
 
 def _row_bytes(images: Images) -> int:

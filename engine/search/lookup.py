@@ -6,7 +6,8 @@ query → identical (file hash; key, then verified) → near (fingerprints, pixe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from time import perf_counter
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a lookup computes of one query without asking the store: pixels, fingerprints, a small picture."""
+"""What a lookup computes of a query without asking the store: pixels, fingerprints, a small picture."""
 
 from __future__ import annotations
 

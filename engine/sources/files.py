@@ -23,10 +23,15 @@ def one(path: Path) -> FileItem | Reject:
         return Reject(absolute(path), "a folder: name the images in it")
     if not stat.S_ISREG(status.st_mode):
         return Reject(absolute(path), "neither a file nor a folder")
-    format_ = unread_format(os.fsencode(path.name))
-    if format_ is not None:
-        return Reject(absolute(path), f"{format_} is not read yet: convert it to TIFF, PNG or JPEG")
+    if unread_format(os.fsencode(path.name)) is not None:
+        return refuse_unread(absolute(path))
     return FileItem(path, absolute(path), *stamp_of(status))
+
+
+def refuse_unread(name: bytes) -> Reject:
+    """A file whose name is of a format that is not read yet."""
+    format_ = unread_format(name)
+    return Reject(name, f"{format_} is not read yet: convert it to TIFF, PNG or JPEG")
 
 
 def walk(folder: Path, *, recursive: bool) -> Iterator[Item]:

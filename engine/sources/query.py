@@ -15,8 +15,16 @@ from engine.images.canonical import from_canonical
 from engine.images.decode import decode
 from engine.records import Decoded
 from engine.sources import files
-from engine.sources.items import FileItem, Member, Reject, RowBlock, Rows, VectorBlock
-from engine.sources.locate import Archive, archive_of, is_row
+from engine.sources.items import (
+    FileItem,
+    Member,
+    Reject,
+    RowBlock,
+    Rows,
+    Skipped,
+    VectorBlock,
+)
+from engine.sources.locate import Archive, archive_of, is_folder, is_row, is_synthetic
 from engine.sources.named_arrays import arrays_of, exists, is_array, missing_array
 from engine.sources.synthetic import PREFIX, SyntheticBits
 from engine.sources.vectors import NpyVectors
@@ -39,6 +47,15 @@ class Query:
         self.vector = vector  # (d,), of which there are no pixels
         self._decoded = decoded
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes in memory as it is."""
+        if self.vector is not None:
+            return self.vector.nbytes
+        if self._decoded is not None:
+            return len(self._decoded.pixels.canonical)
+        return len(self.data or b"")
+
     def decode(self, max_bytes: int) -> Decoded:
         """Its pixels; ``ImageError`` if it is not a whole image."""
         if self._decoded is None:
@@ -49,13 +66,15 @@ class Query:
 def open_images(spec: str, max_bytes: int) -> Iterator[Query | Reject]:
     """The images that an IMAGE argument names: one, or all of an array, an archive or a table.
 
-    ``spec`` is a file, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``,
+    ``spec`` is a file, a folder, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``,
     ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, ``FILE.tar``, ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or
     ``synthetic:bits?seed=S#ROW``; ``max_bytes`` is the size of the largest file read.
     """
     try:
         if spec == "-":
             yield _from_stdin(max_bytes)
+        elif not is_synthetic(spec) and is_folder(Path(spec)):
+            yield from _from_folder(Path(spec), max_bytes)
         elif (archive := archive_of(spec)) is not None:
             yield from _from_archive(archive, max_bytes)
         elif exists(spec) and not is_array(path := Path(spec)):
@@ -70,6 +89,20 @@ def open_images(spec: str, max_bytes: int) -> Iterator[Query | Reject]:
         yield Reject(os.fsencode(spec), str(error))
     except OSError as error:
         yield Reject(os.fsencode(spec), f"cannot be read: {error.strerror or error}")
+
+
+def _from_folder(folder: Path, max_bytes: int) -> Iterator[Query | Reject]:
+    """Every image below a folder; of files in formats that are not read yet, that they are not."""
+    for item in files.walk(folder, recursive=True):
+        if isinstance(item, FileItem):
+            try:
+                yield Query(os.fsdecode(item.name), item.read(max_bytes), None)
+            except ImageError as error:
+                yield Reject(item.name, str(error))
+        elif isinstance(item, Reject):
+            yield item
+        elif isinstance(item, Skipped) and item.note:
+            yield files.refuse_unread(item.name)
 
 
 def _rows(spec: str, max_bytes: int) -> Iterator[Query]:

@@ -7,7 +7,6 @@ in the sources. It is accepted only where proof, key or the file's SHA-256 say t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,18 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import KEEP_BITS_LIMIT
-from engine.errors import EngineError, ImageError, StoreDamagedError
+from engine.errors import ImageError, StoreDamagedError
 from engine.images import canonical, decode, fingerprint, hashing
 from engine.records import Buffer, Kind, Pixels, Place
-from engine.sources.items import Reject as SourceProblem
-from engine.sources.query import Query, open_images
+from engine.search.stored_query import in_sources
 from engine.storage import extents
 from engine.storage.image_rows import ImageRow, ImageRows
 from engine.storage.record_rows import ARRAY, RecordRow
 from engine.storage.session import Session
 from engine.storage.table import in_batches
 
-_SOURCES = 100  # of one image that are tried
 _BATCH = 4096
 _MAX_SIZES = 256  # lengths of kept files that are tried at one place
 
@@ -44,9 +41,9 @@ def record_of(store: Session, id_: int, key: bytes, row: ImageRow) -> RecordRow 
     kept = _kept(store, row)
     if kept is not None and row.in_runs:
         return _record(kept, key, container=ARRAY)
-    for query, found, container in from_sources(store, id_):
-        if hashing.proof(found.canonical) == row.proof:
-            return _record(found, key, container, query.data or b"")
+    for query, decoded in in_sources(store, id_):
+        if hashing.proof(decoded.pixels.canonical) == row.proof:
+            return _record(decoded.pixels, key, decoded.container, query.data or b"")
     return _record(kept, key, container="") if kept is not None else None
 
 
@@ -81,22 +78,6 @@ def _record(found: Pixels, key: bytes, container: str, data: bytes = b"") -> Rec
     )
 
 
-def from_sources(store: Session, id_: int) -> Iterator[tuple[Query, Pixels, str]]:
-    """What the sources of an image hold by now: the query, its pixels and their container."""
-    try:
-        names = store.snapshot.sources_of(id_, _SOURCES)[0]
-    except StoreDamagedError:
-        return
-    for name in names:
-        try:
-            for query in open_images(os.fsdecode(name), store.memory.max_file):
-                if not isinstance(query, SourceProblem) and query.vector is None:
-                    decoded = query.decode(store.memory.decoding)
-                    yield query, decoded.pixels, decoded.container
-        except EngineError:
-            continue
-
-
 def rows_of(store: Session, lost: list[Unkeyed]) -> Iterator[tuple[int, ImageRow, Buffer | None]]:
     """The rows in ``images`` of those of some images that are found again, by id.
 
@@ -107,7 +88,8 @@ def rows_of(store: Session, lost: list[Unkeyed]) -> Iterator[tuple[int, ImageRow
     for key, row in _among_kept(store, wanted):
         yield wanted.pop(key).id, row, None
     for key, one in wanted.items():
-        for query, found, _ in from_sources(store, one.id):
+        for query, decoded in in_sources(store, one.id):
+            found = decoded.pixels
             same_file = query.data is None or not one.record.file_hash
             same_file |= hashing.file_hash(query.data or b"") == one.record.file_hash
             if same_file and hashing.key(found.canonical, store.snapshot.settings.hash_seed) == key:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
-from engine.errors import EngineError, ImageError
+from engine.errors import ImageError
 from engine.images import canonical, decode, hashing
 from engine.maintenance.repair.outcome import Outcome, named
 from engine.records import Buffer, Pixels
-from engine.sources.items import Reject as SourceProblem
-from engine.sources.query import Query, open_images
+from engine.search.stored_query import in_sources
+from engine.sources.query import Query
 from engine.storage.changeset import Chunk, Rekept
 from engine.storage.session import Session
 
 _IMAGES = 256  # of one commit
-_SOURCES = 1000  # of one image that are tried
 
 
 class ImagePixels:
@@ -42,17 +40,9 @@ class ImagePixels:
     def from_sources(self, id_: int) -> Iterator[tuple[Query, Pixels]]:
         """The very image, from each of its sources that still has it."""
         proof = self._store.snapshot.get(id_).proof
-        memory = self._store.memory
-        for name in self._store.snapshot.sources_of(id_, _SOURCES)[0]:
-            try:
-                for query in open_images(os.fsdecode(name), memory.max_file):
-                    if isinstance(query, SourceProblem):
-                        continue
-                    found = query.decode(memory.decoding).pixels
-                    if hashing.proof(found.canonical) == proof:
-                        yield query, found
-            except EngineError:
-                continue
+        for query, decoded in in_sources(self._store, id_):
+            if hashing.proof(decoded.pixels.canonical) == proof:
+                yield query, decoded.pixels
 
 
 class PixelsRepair:

@@ -1,0 +1,47 @@
+"""Queries in batches: as many at a time as may be in memory as pixels together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from engine.config import MemoryBudget
+from engine.images.decode import memory_to_decode
+from engine.sources.items import Reject
+from engine.sources.query import Query
+
+MAX_BATCH = 32  # queries
+
+Asked = TypeVar("Asked", bound=Query | Reject)
+
+
+def batches(
+    queries: Iterable[Asked], memory: MemoryBudget, max_queries: int = MAX_BATCH
+) -> Iterator[list[Asked]]:
+    """Queries in their order; a batch takes no more memory than ``memory`` has for decoding.
+
+    One alone may take more: it is then refused where it is decoded.
+    """
+    batch: list[Asked] = []
+    size = 0
+    for query in queries:
+        needed = _memory_of(query)
+        if batch and size + needed > memory.decoding:
+            yield batch
+            batch, size = [], 0
+        batch.append(query)
+        size += needed
+        if len(batch) >= max_queries:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _memory_of(query: Query | Reject) -> int:
+    """Bytes that a query takes while it is decoded and looked at."""
+    if isinstance(query, Reject):
+        return 0
+    if query.data is not None:
+        return len(query.data) + memory_to_decode(query.data)
+    return query.memory_bytes

@@ -1,0 +1,188 @@
+"""Many queries at once: of any kind, in batches, with the answers that each has alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import encoded, mask, picture, save
+from PIL import Image
+
+from engine import LookupResult, PackedBits, Store, UsageError
+from engine.config import MemoryBudget
+from engine.errors import ImageError
+from engine.records import Decoded
+from engine.search.batches import MAX_BATCH, batches
+from engine.search.query_work import QueryWork
+from engine.sources.query import Query
+
+COUNT = 50
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
+    """A folder with pictures, and a store of them with vectors."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(COUNT):
+        save(folder / f"in/{number:02}.png", picture(number, 24, 32))
+    with Store.open(folder / "store", create=True, encoder=str(tiny_encoder)) as store:
+        store.ingest(folder / "in")
+    return folder
+
+
+@pytest.fixture
+def store(photos: Path) -> Iterator[Store]:
+    with Store.open(photos / "store", read_only=True) as opened:
+        yield opened
+
+
+def untimed(result: LookupResult, query: str = "") -> LookupResult:
+    """A result without its times, and without its name if ``query`` is given."""
+    return dataclasses.replace(result, milliseconds={}, query=query or result.query)
+
+
+def test_in_a_batch_each_has_the_answer_that_it_has_alone(photos: Path, store: Store) -> None:
+    paths = sorted((photos / "in").iterdir())
+    many = list(store.lookup_many(paths))
+    assert [result.query for result in many] == [str(path) for path in paths]
+    assert [untimed(result) for result in many] == [untimed(store.lookup(path)) for path in paths]
+    assert all(result.similar and result.identical for result in many)
+    assert set(many[-1].milliseconds) >= {"decode", "identical", "near", "encode", "similar"}
+
+
+def test_queries_may_be_of_any_kind(photos: Path, store: Store) -> None:
+    path = photos / "in/03.png"
+    image = picture(3, 24, 32)
+    queries = [path, str(path), path.read_bytes(), image, Image.fromarray(image), 4, "#4"]
+    found = list(store.lookup_many(queries))
+    assert {result.identical[0].id for result in found} == {4}
+    names = [str(path), str(path), "image 2", "image 3", "image 4", "#4", "#4"]
+    assert [result.query for result in found] == names
+    for other in found[3:]:
+        assert untimed(other, "q").similar == found[2].similar
+
+
+def test_arrays_and_packed_bits_are_many_queries(tmp_path: Path) -> None:
+    rows = np.stack([mask(seed) for seed in range(40)])
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(rows, name="masks")
+        for queries in (rows, PackedBits.pack(rows)):
+            found = list(store.lookup_many(queries))
+            assert [result.identical[0].id for result in found] == list(range(1, 41))
+        for one in (rows[0], rows[0][..., 0]):
+            with pytest.raises(UsageError, match="is one image: use lookup"):
+                store.lookup_many(one)
+
+
+def test_a_folder_is_all_of_its_images(photos: Path, store: Store, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    (copy / "sub").mkdir(parents=True)
+    for name in ("01.png", "02.png"):
+        (copy / "sub" / name).write_bytes((photos / "in" / name).read_bytes())
+    (copy / "notes.txt").write_text("not an image")
+    (copy / "photo.heic").write_bytes(bytes(100))
+    (copy / "broken.png").write_bytes(b"\x89PNG")
+    found = {Path(result.query).name: result for result in store.lookup_many([copy])}
+    assert set(found) == {"01.png", "02.png", "photo.heic", "broken.png"}
+    assert [found[name].identical[0].id for name in ("01.png", "02.png")] == [2, 3]
+    assert found["photo.heic"].error == "HEIC is not read yet: convert it to TIFF, PNG or JPEG"
+    assert found["broken.png"].error
+    with pytest.raises(UsageError, match=r"more than one image: use lookup_many\(\["):
+        store.lookup(copy)
+
+
+def test_what_cannot_be_read_is_a_result_among_others(photos: Path, store: Store) -> None:
+    queries = [photos / "in/01.png", b"no image", "#4711", np.zeros((0, 5, 3), np.uint8)]
+    good, *bad = store.lookup_many(queries)
+    assert good.error is None and all(one.error for one in bad)
+    assert [one.query for one in bad] == ["image 1", "#4711", "image 3"]
+    with pytest.raises(UsageError, match="not NoneType"):
+        list(store.lookup_many([None]))  # type: ignore[list-item]
+
+
+def test_of_an_iterator_each_answer_comes_before_the_next_query(photos: Path, store: Store) -> None:
+    asked: list[int] = []
+
+    def one_by_one() -> Iterator[Path]:
+        for number in range(3):
+            asked.append(number)
+            yield photos / f"in/{number:02}.png"
+
+    answers = store.lookup_many(one_by_one())
+    for number in range(3):
+        assert next(answers).identical[0].id == number + 1
+        assert asked == list(range(number + 1))
+
+
+def test_an_image_of_the_store_is_a_query_while_its_file_is_there(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", picture(1))
+    bits = save(tmp_path / "b.png", mask(2))
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(path, bits)
+        ids = [store.lookup(one).identical[0].id for one in (path, bits)]
+        assert [store.lookup(id_).identical[0].id for id_ in ids] == ids
+        save(path, picture(9))
+        bits.unlink()
+        assert store.lookup(f"#{ids[1]}").identical[0].id == ids[1]  # its pixels are kept
+        with pytest.raises(ImageError, match="its pixels are not kept, and none of its sources"):
+            store.lookup(ids[0])
+        with pytest.raises(ImageError, match="image 99"):
+            store.lookup(99)
+
+
+def test_a_vector_of_the_store_is_a_query(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(vectors, name="v", normalize=True)
+        assert [store.lookup(id_, k=1).similar[0].id for id_ in (1, 17, 50)] == [1, 17, 50]
+
+
+def test_a_file_whose_name_is_like_an_id_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "a.png", picture(1))
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest("a.png")
+        assert store.lookup("#1").query == "#1" and store.lookup("#1").identical
+        Path("#1").write_bytes(encoded(picture(5)))
+        assert not store.lookup("#1").identical
+
+
+def test_a_batch_takes_no_more_memory_than_there_is_for_decoding() -> None:
+    memory = MemoryBudget(128 << 20)
+    small = [Query("q", encoded(picture(1)), None) for _ in range(70)]
+    assert [len(batch) for batch in batches(small, memory)] == [MAX_BATCH, MAX_BATCH, 6]
+    page = encoded(np.zeros((2500, 2500, 3), np.uint8))
+    large = [Query("q", page, None) for _ in range(6)]
+    sizes = [len(batch) for batch in batches(large, memory)]
+    assert sum(sizes) == 6 and max(sizes) < 6
+
+
+def test_the_work_ahead_is_done_by_other_threads(
+    photos: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+    decode = Query.decode
+
+    def noted(query: Query, max_bytes: int) -> Decoded:
+        threads.add(threading.current_thread().name)
+        return decode(query, max_bytes)
+
+    monkeypatch.setattr(Query, "decode", noted)
+    list(store.lookup_many(sorted((photos / "in").iterdir())))
+    assert threads and all(name.startswith("engine-lookup") for name in threads)
+
+
+def test_ahead_keeps_what_goes_wrong_for_whoever_asks() -> None:
+    work = QueryWork(
+        Query("q", b"no image", None), max_decoding=1 << 30, max_distance=31, image_size=16
+    )
+    work.ahead()
+    assert not work.has_picture
+    with pytest.raises(ImageError):
+        work.decoded()
