@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, get_type_hints
 
+from typer.models import OptionInfo
+
 Options = TypeVar("Options")
 
 
@@ -15,8 +17,10 @@ def named_options(options: type) -> dict[str, str]:
     """The long name of each option, by its field: ``{"learning_rate": "--lr"}``; not of arguments."""
     names = {}
     for field, hint in get_type_hints(options, include_extras=True).items():
-        declared = getattr(hint.__metadata__[0], "param_decls", None)
-        if declared is not None:
+        option = hint.__metadata__[0]
+        if isinstance(option, OptionInfo):
+            # Typer has the first name in the place of a default, where the option is an annotation.
+            declared = [str(name) for name in (option.default, *(option.param_decls or ()))]
             long = [name for name in declared if name.startswith("--")]
             names[field] = (long or ["--" + field.replace("_", "-")])[0].partition("/")[0]
     return names
