@@ -376,8 +376,8 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(made: Path) ->
             writer.session.snapshot.state.vectors,
         )
         writer.session.become_writer()
-        made_anew = maintain.IndexUpdater(writer.session, BackgroundWork(writer.session.memory))
-        made_anew._build(writer.index.current)
+        work = BackgroundWork(writer.session.memory)
+        maintain.IndexUpdater(writer.session, work)._build(writer.index.current, work)
         measured = made_anew.measure(0.6)
         assert writer.session.snapshot.state.commit == commit
         for reader in (asked, idle):
