@@ -25,7 +25,7 @@ def steps(ended: list[int], count: int = 5) -> Callable[[BackgroundWork], str]:
         done = 0
         try:
             for _ in range(count):
-                work.done(10)
+                work.report(10)
                 done += 1
         finally:
             ended.append(done)
@@ -47,11 +47,11 @@ def test_it_is_told_of_and_asked_for_in_the_thread_that_waits() -> None:
     def job(apart: BackgroundWork) -> int:
         ran.append(threading.current_thread())
         assert apart.memory is MEMORY
-        apart.done(3)
-        apart.done(4)
+        apart.report(3)
+        apart.report(4)
         return 7
 
-    assert work.in_background(job) == 7
+    assert work.at_low_priority(job) == 7
     here = threading.current_thread()
     assert told == [(3, here), (4, here)]
     assert asked == [here, here]
@@ -64,7 +64,7 @@ def test_others_come_first_and_only_before_the_job() -> None:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     before = priority()
-    assert BackgroundWork(MEMORY).in_background(lambda _: priority()) > before
+    assert BackgroundWork(MEMORY).at_low_priority(lambda _: priority()) > before
     assert priority() == before
 
 
@@ -74,7 +74,7 @@ def test_it_uses_as_many_threads_as_its_caller() -> None:
         for threads in (1, 3):
             faiss.omp_set_num_threads(threads)
             assert (
-                BackgroundWork(MEMORY).in_background(lambda _: faiss.omp_get_max_threads())
+                BackgroundWork(MEMORY).at_low_priority(lambda _: faiss.omp_get_max_threads())
                 == threads
             )
     finally:
@@ -86,17 +86,17 @@ def test_it_ends_where_no_more_is_wanted(after: int) -> None:
     ended: list[int] = []
     answers = iter([False] * after + [True] * 9)
     with pytest.raises(StoppedError):
-        BackgroundWork(MEMORY, stop=lambda: next(answers)).in_background(steps(ended))
+        BackgroundWork(MEMORY, stop=lambda: next(answers)).at_low_priority(steps(ended))
     assert ended == [after]
 
 
 def test_an_error_of_the_job_is_raised_as_it_is() -> None:
     def job(work: BackgroundWork) -> None:
-        work.done(1)
+        work.report(1)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        BackgroundWork(MEMORY).in_background(job)
+        BackgroundWork(MEMORY).at_low_priority(job)
 
 
 def test_an_error_of_who_is_told_ends_the_job() -> None:
@@ -106,7 +106,7 @@ def test_an_error_of_who_is_told_ends_the_job() -> None:
         raise ValueError("not today")
 
     with pytest.raises(ValueError, match="not today"):
-        BackgroundWork(MEMORY, progress).in_background(steps(ended))
+        BackgroundWork(MEMORY, progress).at_low_priority(steps(ended))
     assert ended == [0]
 
 
@@ -143,7 +143,7 @@ def test_an_interrupt_ends_the_job_before_it_is_raised(moment: str) -> None:
     if moment == "between":
         other.start()
     with pytest.raises(KeyboardInterrupt):
-        BackgroundWork(MEMORY, progress).in_background(job)
+        BackgroundWork(MEMORY, progress).at_low_priority(job)
     assert ended == [0]
     if moment == "between":
         other.join()
@@ -153,5 +153,5 @@ def test_work_may_be_done_apart_again() -> None:
     ended: list[int] = []
     work = BackgroundWork(MEMORY)
     for _ in range(20):
-        assert work.in_background(steps(ended, 50)) == "made"
+        assert work.at_low_priority(steps(ended, 50)) == "made"
     assert ended == [50] * 20

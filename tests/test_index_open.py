@@ -79,7 +79,8 @@ def build(store: Store) -> None:
     files.become_writer()
     index = store.index.current
     assert index is not None
-    IndexUpdater(files, BackgroundWork(files.memory))._build(index)
+    work = BackgroundWork(files.memory)
+    IndexUpdater(files, work)._build(index, work)
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_what_is_read_is_what_was_coded(tmp_path: Path, dim: int) -> None:
     assert segment.names_every_row()
     for number in range(made.quantizer.nlist):
         mine = np.flatnonzero(lists == number)
-        found, labels = segment.of(number)
+        found, labels = segment.take(number)
         assert np.array_equal(labels, mine)
         assert np.array_equal(found, codes[mine])
 
@@ -149,7 +149,7 @@ def test_a_segment_finds_what_lists_of_faiss_in_memory_find(tmp_path: Path, dim:
     segment = made.open()
     plain = made.quantizer.empty_index()
     for number in range(nprobe):
-        codes, labels = (np.ascontiguousarray(part) for part in segment.of(number))
+        codes, labels = (np.ascontiguousarray(part) for part in segment.take(number))
         plain.invlists.add_entries(
             number, len(labels), faiss.swig_ptr(labels), faiss.swig_ptr(codes)
         )

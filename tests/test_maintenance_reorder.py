@@ -104,7 +104,7 @@ def test_vectors_lie_in_the_order_of_lists_as_they_were(store: Store) -> None:
     lists, _, _ = index.quantizer.encode(vectors)
     assert (np.diff(lists) >= 0).all()
     assert np.array_equal(np.bincount(lists, minlength=len(segment.sizes)), segment.sizes)
-    labels = np.concatenate([segment.of(number)[1] for number in range(len(segment.sizes))])
+    labels = np.concatenate([segment.take(number)[1] for number in range(len(segment.sizes))])
     assert np.array_equal(labels, np.arange(N))
     expect(store, EVERY)
 
@@ -382,9 +382,10 @@ def test_a_reader_that_is_open_takes_up_an_index_without_a_commit(
             writer.session.snapshot.state.vectors,
         )
         writer.session.become_writer()
-        made_anew = maintain.IndexUpdater(writer.session, BackgroundWork(writer.session.memory))
-        made_anew._build(writer.index.current)
-        measured = made_anew.measure(0.6)
+        work = BackgroundWork(writer.session.memory)
+        updater = maintain.IndexUpdater(writer.session, work)
+        updater._build(writer.index.current, work)
+        measured = updater.measure(0.6)
         assert writer.session.snapshot.state.commit == commit
         for reader in (asked, idle):
             reader.search_vectors(BLOCK[:1], 1)

@@ -33,16 +33,17 @@ class BackgroundWork:
     progress: Progress = lambda rows: None
     stop: Stop = lambda: False
 
-    def done(self, rows: int) -> None:
-        """Report rows that are done, 0 for a step without any.
+    def check_stop(self) -> None:
+        """A step without rows: raises ``StoppedError`` if no more is wanted."""
+        self.report(0)
 
-        Raises ``StoppedError`` if no more is wanted.
-        """
+    def report(self, rows: int) -> None:
+        """A step after which so many rows are done; raises ``StoppedError`` if no more is wanted."""
         self.progress(rows)
         if self.stop():
             raise StoppedError
 
-    def in_background(self, job: Callable[[BackgroundWork], T]) -> T:
+    def at_low_priority(self, job: Callable[[BackgroundWork], T]) -> T:
         """Do a job in a thread of a lower priority, and wait for it.
 
         Building keeps all cores busy for minutes, beside which a lookup of another process would wait
@@ -76,7 +77,7 @@ class BackgroundWork:
                 while (rows := asked.get()) is not None:
                     wanted = False
                     try:
-                        self.done(rows)
+                        self.report(rows)
                         wanted = True
                     except StoppedError:
                         pass  # the job raises it, too

@@ -119,7 +119,7 @@ def _lists(
         lists[at:stop], codes[at:stop], close[at:stop] = quantizer.encode(block)
         at = stop
         vectors.let_go()
-        work.done(len(block))
+        work.report(len(block))
     return SortedLists(lists, codes, quantizer.nlist), *mean_closeness(close)
 
 
@@ -139,7 +139,7 @@ def _write(
 ) -> SegmentEntry:
     path = segment_path(root, number)
     size, xxh64 = write_segment(
-        path, entry.number, quantizer.nlist, quantizer.code_bytes, pieces, lambda: work.done(0)
+        path, entry.number, quantizer.nlist, quantizer.code_bytes, pieces, work.check_stop
     )
     return SegmentEntry(number, entry.generation, entry.number, _joined(ranges), False, size, xxh64)
 

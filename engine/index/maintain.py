@@ -57,13 +57,10 @@ class IndexUpdater:
         if not _has_room(store):
             what = "the disk is nearly full, make room and run 'engine optimize'"
             raise OSError(errno.ENOSPC, what)
-        self._work.in_background(lambda work: IndexUpdater(store, work)._update_once())
-
-    def _update_once(self) -> None:
         with contextlib.closing(self._index):
-            self._update()
+            self._work.at_low_priority(self._update)
 
-    def _update(self) -> None:
+    def _update(self, work: BackgroundWork) -> None:
         index = self._index.current
         assert index is not None
         # Segments that are live and whole would be replaced.
@@ -75,42 +72,54 @@ class IndexUpdater:
             or index.quantizer is None
             or index.vectors.rows >= self._store.limits.retrain_growth * entry.trained_on
         ):
-            self._build(index)
+            self._build(index, work)
         else:
-            moved = self._add(index, entry, index.quantizer)
-        self._measure(None, moved=moved)
+            moved = self._add(index, entry, index.quantizer, work)
+        self._measure(None, work, moved=moved)
 
-    def _build(self, index: VectorIndex) -> None:
+    def _build(self, index: VectorIndex, work: BackgroundWork) -> None:
         """Train, and code all vectors."""
         store, vectors = self._store, index.vectors
         space = store.snapshot.space
         number = store.snapshot.next_index_number()
         rows = vectors.rows
         entry, quantizer = train_quantizer(
-            store.path, number, space.generation, vectors, rows, self._work
+            store.path, number, space.generation, vectors, rows, work
         )
         try:
             made, _ = build.build_segment(
-                store.path, number + 1, entry, quantizer, vectors, [(0, rows)], self._work
+                store.path, number + 1, entry, quantizer, vectors, [(0, rows)], work
             )
         except BaseException:
             remove(quantizer_path(store.path, number), store.path)
             raise
         swaps.publish_index(store.writer, [made], [entry])
 
-    def _add(self, index: VectorIndex, entry: QuantizerEntry, quantizer: Quantizer) -> bool:
+    def _add(
+        self,
+        index: VectorIndex,
+        entry: QuantizerEntry,
+        quantizer: Quantizer,
+        work: BackgroundWork,
+    ) -> bool:
         """Code what is in no segment; returns whether it is unlike what the quantizer is for."""
         store = self._store
         number = store.snapshot.next_index_number()
         made, closeness = build.build_segment(
-            store.path, number, entry, quantizer, index.vectors, index.bare, self._work
+            store.path, number, entry, quantizer, index.vectors, index.bare, work
         )
         live = [segment.entry for segment in index.segments]
         swaps.publish_index(store.writer, [*live, made])
-        self._merge(entry, quantizer, [*live, made])
+        self._merge(entry, quantizer, [*live, made], work)
         return is_moved(closeness, entry, store.limits.moved_ratio)
 
-    def _merge(self, entry: QuantizerEntry, quantizer: Quantizer, live: list[SegmentEntry]) -> None:
+    def _merge(
+        self,
+        entry: QuantizerEntry,
+        quantizer: Quantizer,
+        live: list[SegmentEntry],
+        work: BackgroundWork,
+    ) -> None:
         """Merge the smallest segments while the next one is no larger than these together."""
         store = self._store
         by_size = sorted(live, key=lambda segment: segment.rows)
@@ -121,7 +130,7 @@ class IndexUpdater:
         if len(together) > 1:
             for one in together:  # what is damaged would get a checksum that is right
                 path = segment_path(store.path, one.number)
-                if what := file_problem(path, one.bytes, one.xxh64, lambda: self._work.done(0)):
+                if what := file_problem(path, one.bytes, one.xxh64, work.check_stop):
                     raise StoreDamagedError(f"{path}: {what}; run 'engine check --fix'")
             made = build.merge_segments(
                 store.path,
@@ -129,7 +138,7 @@ class IndexUpdater:
                 entry,
                 quantizer,
                 together,
-                self._work,
+                work,
             )
             swaps.publish_index(store.writer, [*(one for one in live if one not in together), made])
 
@@ -141,16 +150,12 @@ class IndexUpdater:
         with contextlib.closing(self._index):
             index = self._index.current
             if index is None or index.quantizer_entry is None:
-                return self._measure(target)  # there is nothing to do
-        return self._work.in_background(
-            lambda work: IndexUpdater(self._store, work)._measure_once(target, moved=again)
-        )
+                return self._measure(target, self._work)  # there is nothing to do
+            return self._work.at_low_priority(lambda work: self._measure(target, work, moved=again))
 
-    def _measure_once(self, target: float | None, *, moved: bool) -> Measured | None:
-        with contextlib.closing(self._index):
-            return self._measure(target, moved=moved)
-
-    def _measure(self, target: float | None, *, moved: bool = False) -> Measured | None:
+    def _measure(
+        self, target: float | None, work: BackgroundWork, *, moved: bool = False
+    ) -> Measured | None:
         store = self._store
         index, before = self._index.current, store.snapshot.manifest.measured
         if store.snapshot.manifest.segments:
@@ -170,7 +175,7 @@ class IndexUpdater:
                 index,
                 store.snapshot.alive(),
                 wanted,
-                lambda: self._work.done(0),
+                work.check_stop,
                 sample=store.limits.recall_sample,
                 rerank_depths=store.limits.rerank_depths,
             )

@@ -109,8 +109,11 @@ class ReorderedWriter:
             self._waiting = [rows[~self._gone.has(self._vectors.ids(rows))]]
             self._flush()
 
-    def of(self, number: int) -> tuple[Codes, Labels]:
-        """One list, whose labels go on where those of the one before ended."""
+    def take(self, number: int) -> tuple[Codes, Labels]:
+        """One list, whose labels go on where those of the one before ended; writes its vectors.
+
+        At once, or with those of the next lists.
+        """
         found = list(self._there(number))
         rows = [rows for _, rows in found]
         count = sum(map(len, rows))
@@ -124,7 +127,7 @@ class ReorderedWriter:
 
     def _there(self, number: int) -> Iterator[tuple[Codes, Numbers]]:
         for piece, rows_of in self._pieces:
-            codes, labels = piece.of(number)
+            codes, labels = piece.take(number)
             rows = rows_of(labels)
             if len(self._gone):
                 there = ~self._gone.has(self._vectors.ids(rows))
@@ -139,7 +142,7 @@ class ReorderedWriter:
             some = rows[at : at + step]
             self._append(self._vectors.gather(some), self._vectors.ids(some))
             self._vectors.let_go()
-            self._work.done(len(some))
+            self._work.report(len(some))
         self._waiting, self._count = [], 0
 
     def _append(self, block: npt.NDArray[np.float32], ids: Numbers) -> None:

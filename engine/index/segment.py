@@ -86,7 +86,7 @@ class Segment:
             # Its bytes agree with each other: FAISS could not open or map the same file.
             raise _refused_by_faiss(path, error) from None
 
-    def of(self, number: int) -> tuple[Codes, Labels]:
+    def take(self, number: int) -> tuple[Codes, Labels]:
         """The codes and labels of one list."""
         code_bytes = self._quantizer.code_bytes
         start, size = int(self._starts[number]), int(self.sizes[number])

@@ -29,7 +29,7 @@ class CodedLists(Protocol):
 
     sizes: npt.NDArray[np.int64]  # (nlist,)
 
-    def of(self, number: int) -> tuple[Codes, Labels]:
+    def take(self, number: int) -> tuple[Codes, Labels]:
         """The codes and labels of one list, of which each is asked for once, in their order."""
 
 
@@ -43,7 +43,7 @@ class SortedLists:
         self.sizes = np.bincount(lists, minlength=nlist)
         self._ends = np.cumsum(self.sizes)
 
-    def of(self, number: int) -> tuple[Codes, Labels]:
+    def take(self, number: int) -> tuple[Codes, Labels]:
         """The codes and labels of one list."""
         end = int(self._ends[number])
         start = end - int(self.sizes[number])
@@ -73,7 +73,7 @@ def write_segment(
         ready = [head.ljust(HEADER_BYTES, b"\0"), padded(sizes.tobytes())]
         size = 0
         for number in range(nlist):
-            found = [(piece.of(number), raised) for piece, raised in pieces]
+            found = [(piece.take(number), raised) for piece, raised in pieces]
             codes = np.concatenate([codes for (codes, _), _ in found])
             labels = np.zeros(-(-len(codes) // BLOCK) * BLOCK, np.int64)
             labels[: len(codes)] = np.concatenate([mine + raised for (_, mine), raised in found])

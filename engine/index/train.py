@@ -55,7 +55,7 @@ def train_quantizer(
     closeness, _ = mean_closeness(quantizer.encode(some)[2])
     path = quantizer_path(root, number)
     make_index_folder(root)
-    work.done(0)
+    work.check_stop()
     _log.info(
         "%s: trained a quantizer of %d lists on %d vectors in %.1f s",
         root,

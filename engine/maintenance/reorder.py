@@ -88,8 +88,8 @@ class Reorder:
         if damaged:
             return _left_damaged(damaged)
         with staging.locked(store.path, "index") as made:
-            quantizer, new = self._work.in_background(
-                lambda work: Reorder(self._store, work)._build(made, index, train)
+            quantizer, new = self._work.at_low_priority(
+                lambda work: self._build(made, index, train, work)
             )
             self._lock()
             return self._publish(made, index, quantizer, new)
@@ -114,7 +114,7 @@ class Reorder:
                         data = reader.read(Place(one.extent, one.offset, one.length))
                         if hashing.checksum(data) != one.xxh64:
                             return store.snapshot.part(reader.family, one.extent)
-                        self._work.done(0)
+                        self._work.check_stop()
             return None
         finally:
             for reader in readers.values():
@@ -152,9 +152,9 @@ class Reorder:
         )
 
     def _build(
-        self, made: Path, index: VectorIndex, train: bool
+        self, made: Path, index: VectorIndex, train: bool, work: BackgroundWork
     ) -> tuple[QuantizerEntry | None, ReorderedExtent]:
-        store, work, vectors = self._store, self._work, index.vectors
+        store, vectors = self._store, index.vectors
         space = store.snapshot.space
         number = store.snapshot.next_index_number() + _APART
         entry, quantizer = index.quantizer_entry, index.quantizer
@@ -163,7 +163,7 @@ class Reorder:
         held = [
             segment
             for segment in index.segments
-            if segment.names_every_row() and not segment.problem(lambda: work.done(0))
+            if segment.names_every_row() and not segment.problem(work.check_stop)
         ]
         spans = index.bare
         for segment in index.segments:
@@ -201,7 +201,7 @@ class Reorder:
                 if not told:
                     _log.warning("waiting for the process that writes to %s", self._store.path)
                 told = True
-                self._work.done(0)
+                self._work.check_stop()
                 time.sleep(_WAIT_SECONDS)
 
     def _publish(
