@@ -296,7 +296,7 @@ def test_lookup_prints_one_object_a_line(engine: Engine, shop: Path) -> None:
     queries = (shop / "photos" / "1.png", shop / "unknown.png", shop / "broken.png")
     ran = engine("lookup", *queries, "--json", "--store", shop / "store")
     known, unknown, broken = map(json.loads, ran.out.splitlines())
-    fields = ["query", "searched", "identical", "near", "similar", "milliseconds"]
+    fields = ["query", "searched", "identical", "near", "near_count", "similar", "milliseconds"]
     assert list(known) == list(unknown) == fields
     assert known["query"] == str(shop / "photos" / "1.png")
     assert known["searched"] == ["identical", "near", "similar"]

@@ -457,7 +457,7 @@ def test_what_comes_and_goes_is_seen_at_once(tmp_path: Path) -> None:
                 0,
                 0,
             ]
-            many = reader.lookup_many([str(tmp_path / "p" / "0.png")] * 2, **asked)
+            many = reader.lookup_many(iter([str(tmp_path / "p" / "0.png")] * 2), **asked)
             assert next(many).identical
             store.remove(ids=[1])
             for opened in (store, reader):

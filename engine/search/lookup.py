@@ -6,6 +6,7 @@ query → identical (file hash; key, then verified) → near (fingerprints, pixe
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from time import perf_counter
@@ -29,6 +30,7 @@ from engine.sources.query import Query
 from engine.storage.bitmap import IdSet
 from engine.storage.session import Session
 
+_NUMBER = float | int | np.floating | np.integer
 _log = logging.getLogger("engine.search")
 
 
@@ -50,9 +52,10 @@ class Lookup:
         space = store.snapshot.space
         self._is_imported = space.is_imported
         self._cosine = space.is_cosine
-        score = settings.min_score
-        if self._cosine and score is not None and abs(score) > 1:
-            raise UsageError(f"min_score= is a cosine, between -1 and 1, not {score!r}")
+        score, most = settings.min_score, 1.0 if self._cosine else math.inf
+        if score is not None and not (isinstance(score, _NUMBER) and abs(score) <= most):
+            what = "a cosine, between -1 and 1" if self._cosine else "a number"
+            raise UsageError(f"min_score= is {what}, not {score!r}")
         self._store = store
         self._index = index
         self._encoder = encoder

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
-
-import numpy as np
 
 from engine.config import DEFAULT_K, DEFAULT_MAX_DISTANCE, DEFAULT_NEAR_LIMIT, SOURCES_SHOWN, whole
 from engine.errors import UsageError
@@ -15,7 +12,6 @@ from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.index.operating_point import check_recall
 from engine.search.tiers import SIMILAR, tier_names
 
-_NUMBER = float | int | np.floating | np.integer
 _ALL = 1 << 62  # more than there can be
 
 
@@ -46,16 +42,15 @@ class LookupSettings:
         max_sources: int | None,
         recall: float | None,
     ) -> Self:
-        """Checked; ``UsageError`` where something makes no sense. None is no limit."""
+        """Checked; ``UsageError`` where something makes no sense. None is no limit.
+
+        What ``min_score`` may be depends on the store: see ``Lookup``.
+        """
         distance = _whole_or(max_distance, -1)
         if not 0 <= distance <= FINGERPRINT_BITS:
             raise UsageError(
                 f"max_distance= is a number of bits, 0 to {FINGERPRINT_BITS}, not {max_distance!r}"
             )
-        if min_score is not None and not (
-            isinstance(min_score, _NUMBER) and math.isfinite(min_score)
-        ):
-            raise UsageError(f"min_score= is a number, not {min_score!r}")
         names = tier_names(tiers)
         if names is not None and SIMILAR not in names:
             for name, value in (("recall=", recall), ("min_score=", min_score)):
