@@ -142,7 +142,8 @@ class Lookups(OpenStore):
 
         A list, a tuple, an array (n, H, W) or (n, H, W, 3), or ``PackedBits`` is looked up in batches,
         on all cores, each as of one commit. Of anything else each is looked up as it comes, so that
-        whoever sends them can wait for each answer. What is not a path is called by its number, "image 3".
+        whoever sends them can wait for each answer. What is not a path is called by its number,
+        "image 3".
 
         The other arguments are those of ``lookup``. A wrong one is a ``UsageError`` at the call.
         """
