@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from engine.storage.rows import MAX_IDS, damaged_row, u64
 
@@ -105,6 +108,20 @@ class Run:
             return range(self.row, self.row + self.count) if id_ == self.id else range(0)
         at = self.row + id_ - self.id
         return range(at, at + 1) if self.id <= id_ < self.id + self.count else range(0)
+
+
+class RunsOfBucket:
+    """Many runs over several images of one bucket, to be asked which of them cover an image."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+        self._first = np.array([run.id for run in runs], np.int64)
+        self._end = self._first + np.array([run.count for run in runs], np.int64)
+
+    def over(self, id_: int) -> list[Run]:
+        """Those that cover image ``id_``, in their order."""
+        found = np.flatnonzero((self._first <= id_) & (id_ < self._end))
+        return [self._runs[at] for at in found.tolist()]
 
 
 def bucket_prefix(id_: int) -> bytes:

@@ -26,11 +26,12 @@ from engine.storage.json_values import items, loads
 from engine.storage.live_ids import blocks_of
 from engine.storage.manifest import Manifest
 from engine.storage.open_files import OpenFiles
-from engine.storage.record_rows import RecordRow, images_in
+from engine.storage.record_rows import RecordRow, images_in, record_in, record_span
 from engine.storage.rocks.database import Keys
-from engine.storage.runs import BUCKET_BITS, Run
+from engine.storage.runs import BUCKET_BITS, Run, RunsOfBucket
 from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow
 from engine.storage.state import State
+from engine.storage.table import Row
 from engine.storage.tables import Tables
 from engine.storage.vector_space import VectorSpace
 from engine.storage.vectors import Vectors
@@ -38,7 +39,8 @@ from engine.storage.vectors import Vectors
 # From here on, numbers are left for files that are made at once.
 _LAST_INDEX = file_names.MAX_NUMBER - (1 << 20)
 _BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
-_BUCKET_RUNS = 16  # of a bucket that is remembered, at most
+_FEW_RUNS = 16  # of a bucket that is remembered when it is first read
+_MAX_RUNS = 1 << 15  # that are remembered, of all buckets
 
 
 class Snapshot:
@@ -64,9 +66,13 @@ class Snapshot:
         self.state = state
         self.files = files
         # Bounded: a bucket's few runs answer for 4,096 images where their rows are one array's.
-        self._buckets: dict[int, list[Run]] = {}
+        self._buckets: dict[int, list[Run] | RunsOfBucket] = {}
+        self._remembered = 0  # runs in them
+        self._last_bucket = -1
         self._array_names: dict[int, bytes] = {}
         self._counts_hold: bool | None = None
+        # Rows of an array share one, and are nearly always asked for one after the other.
+        self._last_records: tuple[int, int, Row | None] = (0, 0, None)
         self._alive: IdSet | None = None
         self._wanted: tuple[IdSet, IdSet] | None = None
         self._removed: IdSet | None = None
@@ -129,7 +135,14 @@ class Snapshot:
 
     def record(self, id_: int) -> RecordRow | None:
         """What is known of image ``id_``, or None if there is none."""
-        return self.tables.records.of(id_)
+        first, end, row = self._last_records
+        if row is None or not first <= id_ < end:
+            row = self.tables.records.row_over(id_)
+            if row is None:
+                return None
+            first = int.from_bytes(row[0], "big")
+            self._last_records = (first, first + record_span(row[1]), row)
+        return record_in(*row, id_)
 
     def get(self, id_: int) -> ImageRecord:
         """The record of image ``id_``; ``UsageError`` if the store has no such image."""
@@ -287,20 +300,34 @@ class Snapshot:
 
     def _bucket(self, id_: int) -> Iterable[Run]:
         """The runs of several images that image ``id_`` may be in."""
-        runs = self._buckets.get(id_ >> BUCKET_BITS)
-        return runs if runs is not None else self._read_bucket(id_)
+        bucket = id_ >> BUCKET_BITS
+        found = self._buckets.get(bucket)
+        if found is None and bucket == self._last_bucket:  # and will be asked for again
+            self._remember(bucket, list(self.tables.runs.in_bucket(id_)))
+            found = self._buckets.get(bucket)
+        if found is None:
+            self._last_bucket = bucket
+            return self._read_bucket(id_)
+        return found if isinstance(found, list) else found.over(id_)
 
     def _read_bucket(self, id_: int) -> Iterator[Run]:
         runs: list[Run] = []
         for run in self.tables.runs.in_bucket(id_):
-            if run.id > id_ and len(runs) > _BUCKET_RUNS:
+            if run.id > id_ and len(runs) > _FEW_RUNS:
                 return
             runs.append(run)
             yield run
-        if len(runs) <= _BUCKET_RUNS:
-            if len(self._buckets) >= _BUCKETS:
-                self._buckets.clear()
-            self._buckets[id_ >> BUCKET_BITS] = runs
+        if len(runs) <= _FEW_RUNS:
+            self._remember(id_ >> BUCKET_BITS, runs)
+
+    def _remember(self, bucket: int, runs: list[Run]) -> None:
+        if len(runs) > _MAX_RUNS:
+            return
+        if self._remembered + len(runs) > _MAX_RUNS or len(self._buckets) >= _BUCKETS:
+            self._buckets.clear()
+            self._remembered = 0
+        self._buckets[bucket] = runs if len(runs) <= _FEW_RUNS else RunsOfBucket(runs)
+        self._remembered += len(runs)
 
     def runs_over(self, ids: npt.NDArray[np.int64]) -> Iterator[Run]:
         """The runs that cover some of (n,) ids, ascending, each run once."""
