@@ -385,7 +385,7 @@ def test_what_is_near_is_ranked_without_its_records(tmp_path: Path) -> None:
             store.session, pixels, fingerprint.candidates(pixels, 31), 31, {1, 2}
         )
         assert all(column.dtype == np.int64 for column in found)
-        hits = store.lookup(query).near
+        hits = store.lookup(query, near_limit=None).near
         images = store.info().images
     assert len(hits) == images and len(found.ids) == images - 2
     order = [(hit.pixel_distance, hit.distance, hit.id) for hit in hits]

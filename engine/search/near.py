@@ -29,6 +29,7 @@ from engine.records import Kind, Pixels, Place
 from engine.storage.bitmap import IdSet
 from engine.storage.extents import FINGERPRINTS
 from engine.storage.image_rows import ImageRow
+from engine.storage.record_rows import SharedRecords
 from engine.storage.session import Session
 
 _AT_ONCE = 1024  # candidates whose records are in hand
@@ -131,19 +132,49 @@ def _alike(
     store: Session, query: Pixels, ids: Numbers, first: int, taken: set[int]
 ) -> Iterator[_Alike]:
     """Those of the candidates, of which ``ids`` are from number ``first`` on, that may be compared."""
-    bits = query.kind is Kind.BITS
-    for number, id_ in enumerate(ids.tolist(), first):
+    at = 0
+    while at < len(ids):
+        id_ = int(ids[at])
+        shared = store.snapshot.shared_records(id_)
+        if shared is not None:
+            end = int(np.searchsorted(ids, shared.ids.stop))
+            yield from _alike_rows(query, shared, ids[at:end], first + at, taken)
+            at = end
+            continue
         record = store.snapshot.record(id_) if id_ not in taken else None
         # Taken by a stricter tier, removed, or an imported vector.
-        if record is None or record.kind is Kind.VECTOR:
-            continue
-        if (record.kind is Kind.BITS) != bits:
-            continue
-        size = (record.height, record.width, record.channels)
-        if bits and size != (query.height, query.width, query.channels):
-            continue
-        if record.quality >= fingerprint.min_quality(record.kind):
-            yield _Alike(number, id_, record.key)
+        if record is not None and record.kind is not Kind.VECTOR:
+            size = (record.height, record.width, record.channels)
+            if _is_like(query, record.kind, size) and record.quality >= fingerprint.min_quality(
+                record.kind
+            ):
+                yield _Alike(first + at, id_, record.key)
+        at += 1
+
+
+def _alike_rows(
+    query: Pixels, shared: SharedRecords, ids: Numbers, first: int, taken: set[int]
+) -> Iterator[_Alike]:
+    """``_alike`` among rows of an array that share their records: (n,) ids, all of them among these."""
+    if shared.kind not in (Kind.BITS, Kind.U8, Kind.U16):
+        return
+    kind, size = Kind(shared.kind), (shared.height, shared.width, shared.channels)
+    if not _is_like(query, kind, size):
+        return
+    at = ids - shared.ids.start
+    able = shared.there[at] & (shared.qualities[at] >= fingerprint.min_quality(kind))
+    for number in np.flatnonzero(able).tolist():
+        id_ = int(ids[number])
+        if id_ not in taken:
+            yield _Alike(first + number, id_, shared.key(id_))
+
+
+def _is_like(query: Pixels, kind: Kind, size: tuple[int, int, int]) -> bool:
+    """Whether an image of this kind and size (height, width, channels) is compared with the query."""
+    bits = query.kind is Kind.BITS
+    if (kind is Kind.BITS) != bits:
+        return False
+    return not bits or size == (query.height, query.width, query.channels)
 
 
 def _by_pixels(

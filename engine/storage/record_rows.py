@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -213,6 +213,36 @@ def _first_id(key: bytes) -> int:
     if len(key) != 8 or key >= _FIRST_IMPOSSIBLE:
         raise damaged_row("records")
     return int.from_bytes(key, "big")
+
+
+class SharedRecords(NamedTuple):
+    """The records of consecutive rows of an array: what they have in common, and what not."""
+
+    ids: range
+    kind: int
+    height: int
+    width: int
+    channels: int
+    qualities: npt.NDArray[np.uint8]  # (n,)
+    there: npt.NDArray[np.bool_]  # (n,): those that were not removed
+    keys: bytes  # 16 for each; none of vectors
+
+    def key(self, id_: int) -> bytes:
+        """The key of one of the images."""
+        at = 16 * (id_ - self.ids.start)
+        return self.keys[at : at + 16]
+
+
+def shared_records(key: bytes, value: bytes) -> SharedRecords | None:
+    """What a row of ``records`` is that up to 128 images share; None of a row of one image."""
+    first, count = _first_id(key), record_rows(value)
+    if not count:
+        return None
+    _, kind, channels, _, height, width, _, _ = _RECORDS.unpack_from(value)
+    qualities = np.frombuffer(value, np.uint8, count, _RECORDS.size)
+    keys = value[_RECORDS.size + count :]
+    ids = range(first, first + count)
+    return SharedRecords(ids, kind, height, width, channels, qualities, qualities != _REMOVED, keys)
 
 
 def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:

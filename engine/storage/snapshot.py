@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,27 @@ from engine.config import SOURCES_SHOWN, Limits, MemoryBudget, StructuralSetting
 from engine.errors import StoreDamagedError, StoreError, UsageError
 from engine.images import hashing
 from engine.records import ImageRecord, Kind, Place
-from engine.storage import extents, families, file_names, nofollow, source_counts, tombstones
+from engine.storage import extents, families, file_names, nofollow, tombstones
 from engine.storage.bitmap import IdSet
 from engine.storage.extent_reader import ExtentReader
 from engine.storage.extents import Family
 from engine.storage.fingerprints import Fingerprints
 from engine.storage.image_rows import ImageRow, ImageRows, no_image
+from engine.storage.image_sources import ImageSources
 from engine.storage.json_values import items, loads
 from engine.storage.live_ids import blocks_of
 from engine.storage.manifest import Manifest
 from engine.storage.open_files import OpenFiles
-from engine.storage.record_rows import RecordRow, images_in, record_in, record_span
+from engine.storage.record_rows import (
+    RecordRow,
+    SharedRecords,
+    images_in,
+    record_in,
+    record_span,
+    shared_records,
+)
 from engine.storage.rocks.database import Keys
-from engine.storage.runs import BUCKET_BITS, Run, RunsOfBucket
+from engine.storage.runs import Run
 from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow
 from engine.storage.state import State
 from engine.storage.table import Row
@@ -38,9 +46,6 @@ from engine.storage.vectors import Vectors
 
 # From here on, numbers are left for files that are made at once.
 _LAST_INDEX = file_names.MAX_NUMBER - (1 << 20)
-_BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
-_FEW_RUNS = 16  # of a bucket that is remembered when it is first read
-_MAX_RUNS = 1 << 15  # that are remembered, of all buckets
 
 
 class Snapshot:
@@ -65,12 +70,7 @@ class Snapshot:
         self.manifest = manifest
         self.state = state
         self.files = files
-        # Bounded: a bucket's few runs answer for 4,096 images where their rows are one array's.
-        self._buckets: dict[int, list[Run] | RunsOfBucket] = {}
-        self._remembered = 0  # runs in them
-        self._last_bucket = -1
-        self._array_names: dict[int, bytes] = {}
-        self._counts_hold: bool | None = None
+        self._sources = ImageSources(files, state.commit)
         # Rows of an array share one, and are nearly always asked for one after the other.
         self._last_records: tuple[int, int, Row | None] = (0, 0, None)
         self._alive: IdSet | None = None
@@ -135,14 +135,23 @@ class Snapshot:
 
     def record(self, id_: int) -> RecordRow | None:
         """What is known of image ``id_``, or None if there is none."""
+        row = self._records_over(id_)
+        return record_in(*row, id_) if row is not None else None
+
+    def shared_records(self, id_: int) -> SharedRecords | None:
+        """The records of rows of an array among which that of image ``id_`` is, or was."""
+        row = self._records_over(id_)
+        found = shared_records(*row) if row is not None else None
+        return found if found is not None and id_ in found.ids else None
+
+    def _records_over(self, id_: int) -> Row | None:
         first, end, row = self._last_records
         if row is None or not first <= id_ < end:
             row = self.tables.records.row_over(id_)
-            if row is None:
-                return None
-            first = int.from_bytes(row[0], "big")
-            self._last_records = (first, first + record_span(row[1]), row)
-        return record_in(*row, id_)
+            if row is not None:
+                first = int.from_bytes(row[0], "big")
+                self._last_records = (first, first + record_span(row[1]), row)
+        return row
 
     def get(self, id_: int) -> ImageRecord:
         """The record of image ``id_``; ``UsageError`` if the store has no such image."""
@@ -261,73 +270,7 @@ class Snapshot:
 
         ``in_runs``: what the image's row says; two scans less.
         """
-        names: list[bytes] = []
-        count = 0 if in_runs else self._own_sources(id_, names, most)
-        for run in self._bucket(id_):
-            rows = run.rows_of(id_)
-            if rows:
-                count += len(rows)
-                self._name_rows(run, rows, names, most)
-        return names, count
-
-    def _own_sources(self, id_: int, names: list[bytes], most: int) -> int:
-        """How many files and rows in runs of its own an image has; ``names`` gets up to ``most``."""
-        enough = max(most, source_counts.COUNTED)
-        count = 0
-        for at, name in enumerate(self.tables.sources.names_of(id_)):
-            if at == enough and (kept := self._kept_count(id_)) is not None:
-                return kept
-            count += 1
-            if len(names) < most:
-                names.append(name)
-        for at, run in enumerate(self.tables.runs.of_one(id_), count):
-            if at == enough and (kept := self._kept_count(id_)) is not None:
-                return kept
-            count += run.count
-            self._name_rows(run, run.rows_of(id_), names, most)
-        return count
-
-    def _name_rows(self, run: Run, rows: range, names: list[bytes], most: int) -> None:
-        if len(names) < most:
-            base = self.array_name(run.array)
-            names += [b"%s#%d" % (base, row) for row in rows[: most - len(names)]]
-
-    def _kept_count(self, id_: int) -> int | None:
-        """How many files and runs of its own are noted of an image; None if they have to be read."""
-        if self._counts_hold is None:
-            self._counts_hold = source_counts.hold(self.tables, self.state.commit)
-        return self.tables.meta.source_count(id_) if self._counts_hold else None
-
-    def _bucket(self, id_: int) -> Iterable[Run]:
-        """The runs of several images that image ``id_`` may be in."""
-        bucket = id_ >> BUCKET_BITS
-        found = self._buckets.get(bucket)
-        if found is None and bucket == self._last_bucket:  # and will be asked for again
-            self._remember(bucket, list(self.tables.runs.in_bucket(id_)))
-            found = self._buckets.get(bucket)
-        if found is None:
-            self._last_bucket = bucket
-            return self._read_bucket(id_)
-        return found if isinstance(found, list) else found.over(id_)
-
-    def _read_bucket(self, id_: int) -> Iterator[Run]:
-        runs: list[Run] = []
-        for run in self.tables.runs.in_bucket(id_):
-            if run.id > id_ and len(runs) > _FEW_RUNS:
-                return
-            runs.append(run)
-            yield run
-        if len(runs) <= _FEW_RUNS:
-            self._remember(id_ >> BUCKET_BITS, runs)
-
-    def _remember(self, bucket: int, runs: list[Run]) -> None:
-        if len(runs) > _MAX_RUNS:
-            return
-        if self._remembered + len(runs) > _MAX_RUNS or len(self._buckets) >= _BUCKETS:
-            self._buckets.clear()
-            self._remembered = 0
-        self._buckets[bucket] = runs if len(runs) <= _FEW_RUNS else RunsOfBucket(runs)
-        self._remembered += len(runs)
+        return self._sources.of(id_, most, in_runs=in_runs)
 
     def runs_over(self, ids: npt.NDArray[np.int64]) -> Iterator[Run]:
         """The runs that cover some of (n,) ids, ascending, each run once."""
@@ -335,15 +278,7 @@ class Snapshot:
 
     def array_name(self, number: int) -> bytes:
         """What array ``number`` is called in results."""
-        name = self._array_names.get(number)
-        if name is None:
-            name = self.tables.arrays.name_of(number)
-            if name is None:
-                raise StoreDamagedError(f"array {number} has no name; run 'engine check'")
-            if len(self._array_names) >= _BUCKETS:
-                self._array_names.clear()
-            self._array_names[number] = name
-        return name
+        return self._sources.array_name(number)
 
     def names(self, wanted: list[bytes]) -> list[NameRow | None]:
         """What each file name stood for when it was last read."""
