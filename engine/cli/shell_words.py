@@ -16,6 +16,7 @@ OPTIONS = {
     "normalize=True": "--normalize",
     "null=True": "--null",
     "path=": "--store",
+    "wait=": "--wait",
     # The command has two options for it.
     "tiers=": "--tier and --exact",
     'tiers=["similar"]': "--tier similar",
