@@ -33,6 +33,7 @@ OPTIONS = {
     "distractors=": "--distractors",
     "out=": "--out",
     "init=": "--init",
+    "held_out=": "--held-out",
     "resume=": "--resume",
 }
 """What a message of the library says, and what it is for people at a shell."""
