@@ -15,9 +15,12 @@ def named_options(options: type) -> dict[str, str]:
     """The long name of each option, by its field: ``{"learning_rate": "--lr"}``; not of arguments."""
     names = {}
     for field, hint in get_type_hints(options, include_extras=True).items():
-        declared = getattr(hint.__metadata__[0], "param_decls", None)
+        option = hint.__metadata__[0]
+        declared = getattr(option, "param_decls", None)
         if declared is not None:
-            long = [name for name in declared if name.startswith("--")]
+            # Newer versions of typer take the first name for the default until the command is built.
+            written = [option.default, *declared]
+            long = [name for name in written if isinstance(name, str) and name.startswith("--")]
             names[field] = (long or ["--" + field.replace("_", "-")])[0].partition("/")[0]
     return names
 

@@ -15,7 +15,7 @@ from engine.cli.options import JsonOption
 from engine.cli.output import show_line, warn, warn_each
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
 from engine.cli.train_progress import TrainProgressBars
-from engine.errors import TrainingError, UsageError
+from engine.errors import TrainingError, UsageError, how_to_install
 
 if TYPE_CHECKING:
     from engine.training import TrainSettings  # which needs torch
@@ -211,7 +211,8 @@ def train(options: TrainOptions) -> None:
 
     ENCODER_DIR gets checkpoints, TensorBoard logs, sheets of nearest pictures, and the model as
     ONNX, which 'engine ingest --encoder ENCODER_DIR' takes. Ctrl-C stops with a checkpoint, and
-    --resume goes on from there. Needs the extra: pip install 'image-index-engine[train]'.
+    --resume goes on from there. It needs an extra:
+    pip install 'image-index-engine[train]', or in a clone: pip install -e '.[train]'
 
     \b
     Example:
@@ -227,9 +228,7 @@ def train(options: TrainOptions) -> None:
     try:
         from engine import training
     except ImportError as error:
-        raise TrainingError(
-            f"training needs {error.name}: install it with pip install 'image-index-engine[train]'"
-        ) from None
+        raise TrainingError(f"training needs {error.name}: {how_to_install('train')}") from None
     typed = options.given_settings(training.TrainSettings)
     base = training.saved_run(options.out).settings if options.resume else None
     try:
