@@ -37,7 +37,8 @@ class IngestOptions:
             metavar="SOURCE...",
             help="Folders, images, tar or zip archives, 'shards/{000..150}.tar', .parquet tables, "
             ".npy or .npz arrays (of images; or vectors, float32 (n, d)), FILE.npz#NAME, "
-            "'synthetic:bits?n=1e6&seed=0', or - for a list of them on standard input.",
+            "IDX files like train-images-idx3-ubyte.gz, 'synthetic:bits?n=1e6&seed=0', or - for a "
+            "list of them on standard input.",
         ),
     ] = None
     store: StoreOption = ""
