@@ -257,6 +257,14 @@ def check_workers(value: int | None) -> None:
         raise UsageError(f"workers must be 1 or more, not {value}")
 
 
+def check_wait(value: float) -> float:
+    """How many seconds to wait for the writer's lock; ``UsageError`` if that is no such number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not value >= 0:  # NaN is no such number either
+        raise UsageError(f"wait= is a number of seconds, 0 or more, not {value!r:.60}")
+    return float(value)
+
+
 def cpu_count() -> int:
     """How many cores this process may use (not how many the machine has, where that is known)."""
     if hasattr(os, "sched_getaffinity"):  # Linux

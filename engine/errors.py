@@ -14,6 +14,17 @@ EngineError
     └── StoreDamagedError      what is on disk contradicts itself
 """
 
+from __future__ import annotations
+
+from typing import Literal
+
+Extra = Literal["train", "eval", "parquet", "test", "peers", "bench", "all"]
+
+
+def how_to_install(extra: Extra) -> str:
+    """What to type for what an error misses, as a user of the package and in a clone of its source."""
+    return f"pip install 'image-index-engine[{extra}]', or in a clone: pip install -e '.[{extra}]'"
+
 
 class EngineError(Exception):
     """The base of every error the engine raises on purpose; ``str(error)`` is one line."""

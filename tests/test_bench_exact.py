@@ -104,7 +104,7 @@ def test_a_peer_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(BenchError, match=r"pip install '\.\[peers\]'"):
+    with pytest.raises(BenchError, match=r"pip install -e '\.\[peers\]'"):
         PEERS[LMDB](tmp_path / "peer", 0)
 
 

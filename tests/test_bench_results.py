@@ -20,6 +20,7 @@ from bench.harness.measurement import Measurement, Skipped
 from bench.report import artifacts, page, plots, results, results_file, summary, tensorboard
 from bench.report.units import show
 from engine import UsageError
+from engine.errors import how_to_install
 
 
 def test_what_was_saved_is_loaded_to_six_digits(tmp_path: Path) -> None:
@@ -204,9 +205,8 @@ def test_without_libraries_the_figures_are_written_and_the_rest_is_told(
     monkeypatch.setattr(builtins, "__import__", without)
     left_out = artifacts.write(benchrun.run(), tmp_path)
     assert left_out == [
-        "no plots: matplotlib is not installed (pip install 'image-index-engine[bench]')",
-        "no logs for TensorBoard: tensorboard is not installed "
-        "(pip install 'image-index-engine[bench]')",
+        f"no plots: matplotlib is not installed ({how_to_install('bench')})",
+        f"no logs for TensorBoard: tensorboard is not installed ({how_to_install('bench')})",
     ]
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"results.csv", "results.json", "results.html"}

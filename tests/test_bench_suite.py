@@ -29,6 +29,7 @@ from bench.suite.image_stages import in_memory, lookups
 from bench.suite.plan import Plan, plan
 from bench.suite.stages import stages_of, unsuited
 from engine import Store, StoreDamagedError, UsageError
+from engine.errors import how_to_install
 
 N = 600
 LINUX = Path("/proc/self/status").exists()
@@ -466,7 +467,7 @@ def test_a_peer_that_is_not_installed_says_so(
     given = planned(50, tmp_path, peers="hnswlib", steps=1)
     results, _ = run.run(given, out=None)
     (left,) = results.skipped
-    assert left.why == "hnswlib is not installed: pip install 'image-index-engine[peers]'"
+    assert left.why == f"hnswlib is not installed: {how_to_install('peers')}"
 
 
 def test_a_peer_that_the_data_do_not_suit_says_so(tmp_path: Path) -> None:

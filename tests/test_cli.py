@@ -234,8 +234,22 @@ def test_a_second_writer_is_told_who_has_the_lock(
         store.ingest("synthetic:bits?n=1")
         ran = engine("ingest", shop / "photos", "--store", tmp_path / "store")
     assert ran.status == 2
-    assert f"is being written by process {os.getpid()}" in ran.err
+    assert f"is being written by process {os.getpid()} on this machine since 2" in ran.err
+    assert "wait for it with --wait (in seconds), or end that process" in ran.err
     assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_check_that_repairs_nothing_has_nothing_to_wait_for(
+    engine: Engine, tmp_path: Path
+) -> None:
+    Store.open(tmp_path / "store", create=True, encoder="none").close()
+    ran = engine("check", "--wait", "5", "--store", tmp_path / "store")
+    assert (ran.status, ran.err) == (
+        2,
+        "engine: --wait goes with --fix: leave it out, or add --fix\n",
+    )
+    assert engine("check", "--fix", "--wait", "5", "--store", tmp_path / "store").status == 0
 
 
 def test_without_arguments_the_help_is_shown(engine: Engine) -> None:

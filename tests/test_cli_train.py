@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -125,10 +126,23 @@ def test_settings_come_from_the_recipe_the_file_and_the_options(
     result = engine(
         *(source, "--out", out, "--recipe", "small", "--settings", tmp_path / "my.toml"),
         *("--epochs", 1, "--batch", 4, "--crop-scale", 0.5, 1, "--semi-hard", "--lr", 0.01),
-        *("--licence", "CC0-1.0", "--name", "mine"),
+        *("--licence", "CC0-1.0", "--name", "mine", "--held-out", 0.2),
     )
     assert result.returncode == 0, result.stderr
     assert "1 epochs" in result.stdout and "use it with: engine ingest" in result.stdout
+    exported = result.stdout.splitlines()[1:-1]
+    assert exported[:2] == ["exported the network of epoch 1", "compared on 8 training images:"]
+    assert re.fullmatch(r"  fp32 and the network: cosine [01]\.\d{4} or more", exported[2])
+    assert re.fullmatch(
+        r"  int8 and fp32: mean cosine [01]\.\d{4}, and \d+% of the ten nearest are the same",
+        exported[3],
+    )
+    assert re.fullmatch(r"  int8 has its ranges from 8 training images \(\w+\)", exported[4])
+    assert len(exported) == 5
+    assert (
+        "engine: --held-out 0.2 holds nothing out: 8 images are fewer than the 64 it takes\n"
+        in result.stderr
+    )
     _, provenance = load_checkpoint(out)
     settings = provenance.settings
     assert (settings.recipe, settings.method, settings.queue) == ("small", "moco", 8)

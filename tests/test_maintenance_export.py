@@ -336,7 +336,7 @@ def test_what_makes_no_sense_is_refused(
             with pytest.raises(UsageError, match=says):
                 store.export(dest, **named)  # type: ignore[arg-type]
         monkeypatch.setitem(sys.modules, "pyarrow", None)
-        with pytest.raises(UsageError, match=r"pip install 'image-index-engine\[parquet\]'"):
+        with pytest.raises(UsageError, match=r"pip install -e '\.\[parquet\]'; or take"):
             store.export(tmp_path / "out", format="parquet")
     with pytest.raises(StoreError, match="is closed"):
         store.export(tmp_path / "out")

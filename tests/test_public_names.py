@@ -3,6 +3,9 @@
 import importlib.metadata
 import inspect
 import re
+import tomllib
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -98,3 +101,37 @@ def test_the_drawing_of_the_tree_is_complete():
 
 def test_a_usage_error_is_a_value_error_too():
     assert issubclass(engine.UsageError, ValueError)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+with (ROOT / "pyproject.toml").open("rb") as _file:
+    PROJECT = tomllib.load(_file)["project"]
+EXTRAS = list(PROJECT["optional-dependencies"])
+
+
+def test_the_extras_that_errors_know_are_those_of_the_project() -> None:
+    assert sorted(get_args(errors.Extra)) == sorted(EXTRAS)
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_can_be_installed_with_what_an_error_says(extra: errors.Extra) -> None:
+    said = errors.how_to_install(extra)
+    assert f"pip install '{PROJECT['name']}[{extra}]'" in said
+    assert f"or in a clone: pip install -e '.[{extra}]'" in said
+    assert "\n" not in said
+
+
+def test_no_other_message_says_how_to_install_an_extra() -> None:
+    written = re.compile(r"pip install [^\n]*\[(?!\{extra\})")
+    for package in ("engine", "bench"):
+        for path in (ROOT / package).rglob("*.py"):
+            for found in written.findall(path.read_text(encoding="utf-8")):
+                # A page of help is no message that is made.
+                assert path.name in ("train.py", "descriptors.py"), (path, found)
+
+
+def test_the_help_says_what_the_error_says() -> None:
+    from engine.cli.commands.train import train
+
+    assert train.__doc__ is not None
+    assert errors.how_to_install("train") in " ".join(train.__doc__.split())

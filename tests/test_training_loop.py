@@ -416,10 +416,24 @@ def test_labels_are_learned_from_folders(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
+def test_labels_that_are_held_out_only_are_counted(tmp_path: Path) -> None:
+    source = held_out_photos(tmp_path / "in")
+    photos(tmp_path / "in" / "valid" / "birds", 2, seed=9)
+    settings = dataclasses.replace(TINY, method="supervised", epochs=1)
+    report = train([source], tmp_path / "out", settings)
+    assert report.warnings == (
+        "2 of 8 images that are held out have a label of which no image is trained on: accuracy is "
+        "that of the others",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_export")
 def test_a_share_is_held_out_where_no_folder_is_for_that(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY, held_out=0.1, epochs=1, batch=32)
     report = train([str(photos(tmp_path / "in", 70))], tmp_path / "out", settings)
     assert (report.images, report.held_out) == (63, 7)
+    assert not report.warnings
     assert report.held_out_recall is not None
 
 

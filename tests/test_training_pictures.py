@@ -279,6 +279,41 @@ def test_of_a_few_images_and_of_very_many_at_most_so_many_are_held_out(tmp_path:
     assert len(read(tmp_path / "many.npy", held_out=0.5).held_out) == 1024
 
 
+@pytest.mark.parametrize(
+    ("images", "share", "note"),
+    [
+        (63, 0.2, "held_out= 0.2 holds nothing out: 63 images are fewer than the 64 it takes"),
+        (64, 0.2, ""),
+        (64, 0.0, ""),
+        (63, None, ""),
+        (100, 0.01, "held_out= 0.01 of 100 images is 1, and fewer than 2 cannot be scored: raise it "
+         "to 0.02 or more"),
+        (100, 0.004, "held_out= 0.004 of 100 images is 0, and fewer than 2 cannot be scored: raise "
+         "it to 0.02 or more"),
+        (3000, 0.4, "held_out= 0.4 of 3,000 images is 1,200: 1,024 are held out, which is the most"),
+    ],
+)  # fmt: skip
+def test_a_share_that_is_not_held_out_is_explained(
+    tmp_path: Path, images: int, share: float | None, note: str
+) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "a.npy", rng.integers(0, 256, (images, 2, 2), np.uint8))
+    assert read(tmp_path / "a.npy", held_out=share, square=2, side=2).held_out_note == note
+
+
+@pytest.mark.parametrize("share", [0.2, 0.05, None, 0.0])
+def test_a_share_beside_a_folder_that_is_held_out_is_explained(
+    tmp_path: Path, share: float | None
+) -> None:
+    for split, n in (("train", 3), ("valid", 2)):
+        for i in range(n):
+            photo(tmp_path / "in" / split / f"{i}.png")
+    note = "held_out= 0.2 is not used: 2 of the 5 images are held out by their folder"
+    # 0.05 is that of the recipe "large", which takes the folders where there are some.
+    expected = note if share == 0.2 else ""
+    assert read(tmp_path / "in", held_out=share).held_out_note == expected
+
+
 def test_pictures_take_no_more_disk_than_they_may(tmp_path: Path) -> None:
     for number in range(6):
         photo(tmp_path / "in" / f"{number}.png", (80, 60), seed=number)

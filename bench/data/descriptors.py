@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine.cli.progress import Progress
-from engine.errors import UsageError
+from engine.errors import UsageError, how_to_install
 
 from ..harness import script
 from ..harness.errors import BenchError
@@ -144,7 +144,7 @@ def _opencv() -> Any:
     try:
         return import_module("cv2")
     except ModuleNotFoundError:
-        raise UsageError("OpenCV is not installed: pip install '.[peers]'") from None
+        raise UsageError(f"OpenCV is not installed: {how_to_install('peers')}") from None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.errors import how_to_install
 from engine.images.hashing import KEY_BYTES
 
 from ..harness.errors import BenchError
@@ -131,7 +132,7 @@ class Lmdb(Peer):
         try:
             import lmdb
         except ModuleNotFoundError:
-            raise BenchError("LMDB is not installed: pip install '.[peers]'") from None
+            raise BenchError(f"LMDB is not installed: {how_to_install('peers')}") from None
         self._env = lmdb.open(str(folder), map_size=_MAP_BYTES)  # writes, and syncs each commit
         self._snapshot: Any = None  # for lookups: a transaction for each takes as long as it does
 

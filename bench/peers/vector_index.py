@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from engine import UsageError
+from engine.errors import how_to_install
 
 from ..data.arrays import Vectors
 from ..data.exact_neighbours import Rows
@@ -48,7 +49,7 @@ class Index(ABC):
         """``UsageError`` if what it needs is not installed."""
         if find_spec(cls.module) is None:
             raise UsageError(
-                f"{cls.module} is not installed: pip install '.[peers]', or leave it out of --peers"
+                f"{cls.module} is not installed: {how_to_install('peers')}; or leave it out of --peers"
             )
 
     @abstractmethod

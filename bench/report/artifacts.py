@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine.errors import how_to_install
+
 from .results import Results
 from .results_file import save
 
@@ -42,8 +44,8 @@ def write(results: Results, folder: Path) -> list[str]:
             draw_one()
         except ModuleNotFoundError as error:
             left_out.append(
-                f"no {what}: {(error.name or '').partition('.')[0]} is not installed (pip install "
-                f"'image-index-engine[bench]')"
+                f"no {what}: {(error.name or '').partition('.')[0]} is not installed ("
+                f"{how_to_install('bench')})"
             )
         except Exception as error:  # a library that draws must not cost a run of hours
             left_out.append(f"no {what}: {type(error).__name__}: {' '.join(str(error).split())}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from engine.errors import UsageError
+from engine.errors import UsageError, how_to_install
 
 from ..peers.faiss_indexes import FLAT
 from ..peers.key_tables import LMDB, SQLITE
@@ -38,5 +38,5 @@ def missing(peer: str) -> str | None:
     if module is None:
         module = INDEXES[peer].module
     if find_spec(module) is None:
-        return f"{module} is not installed: pip install 'image-index-engine[peers]'"
+        return f"{module} is not installed: {how_to_install('peers')}"
     return None

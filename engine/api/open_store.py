@@ -15,6 +15,7 @@ from engine.api.paths import folder_named
 from engine.config import (
     DEFAULT_ENCODER,
     Limits,
+    check_wait,
     parse_memory,
 )
 from engine.encoders import registry
@@ -58,26 +59,30 @@ class OpenStore:
         read_only: bool = False,
         encoder: str | None = None,
         memory: str | int | None = None,
+        wait: float = 0.0,
         limits: Limits | None = None,
     ) -> Self:
         """Open the store at ``path``.
 
         ``create``: make it if it is not there, with ``encoder`` ("simclr", the path of a folder that
         ``engine train`` wrote, or "none"). ``memory``: a size such as "2G" (binary units, default 1G,
-        at least 128M) that bounds the anonymous memory used. ``limits``: how much is handled at a time;
-        the default suits every store.
+        at least 128M) that bounds the anonymous memory used. ``wait``: how many seconds a call that
+        writes waits, where another process is writing, before it raises ``StoreLockedError``; one with
+        ``stop`` asks it while it waits. A store that is only read never waits. ``limits``: how much is
+        handled at a time; the default suits every store.
 
         Raises ``UsageError``, ``StoreNotFoundError``, ``StoreFormatError``, ``StoreDamagedError``,
         ``EncoderError``, or ``StoreError`` where it cannot be made or read.
         """
-        budget = parse_memory(memory)
+        budget, wait = parse_memory(memory), check_wait(wait)
         folder = folder_named(path)
         if create and not (folder / "MANIFEST.json").exists():
             if read_only:
                 raise UsageError("a store cannot be both created and read-only")
             chosen = None if encoder == NO_ENCODER else encoder_named(encoder or DEFAULT_ENCODER)
-            make_store(folder, budget, (lambda made: install(made, chosen)) if chosen else None)
-        return cls(Session(folder, budget, read_only=read_only, limits=limits))
+            put = (lambda made: install(made, chosen)) if chosen else None
+            make_store(folder, budget, put, wait)
+        return cls(Session(folder, budget, read_only=read_only, limits=limits, wait=wait))
 
     def close(self) -> None:
         """Close it. What was committed is durable already."""
@@ -96,11 +101,13 @@ class OpenStore:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Callable[..., OpenStore], tuple[type[OpenStore], str, bool, int]]:
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., OpenStore], tuple[type[OpenStore], str, bool, int, float]]:
         """Pickle how to open it again; ``StoreError`` if it is closed, or of another process."""
         _ = self._session.snapshot.keys
-        memory = self._session.memory.total
-        return _reopen, (type(self), str(self.path.absolute()), self._session.read_only, memory)
+        session, path = self._session, str(self.path.absolute())
+        return _reopen, (type(self), path, session.read_only, session.memory.total, session.wait)
 
     def refresh(self) -> None:
         """See what other processes have committed since; reading methods do so by themselves."""
@@ -206,5 +213,7 @@ def encoder_named(wanted: str) -> EncoderFiles:
     return registry.find(wanted)
 
 
-def _reopen(cls: type[OpenStore], path: str, read_only: bool, memory: int) -> OpenStore:
-    return cls.open(path, read_only=read_only, memory=memory)
+def _reopen(
+    cls: type[OpenStore], path: str, read_only: bool, memory: int, wait: float = 0.0
+) -> OpenStore:
+    return cls.open(path, read_only=read_only, memory=memory, wait=wait)

@@ -16,8 +16,8 @@ class Store(Lookups, Reading, Writing):
 
     A ``Store`` belongs to the process that opened it: in a forked child its methods raise
     ``StoreError``, and the child opens one of its own. One that is pickled, for a spawned worker, is
-    opened again by path with the same ``read_only`` and ``memory``. It begins as a reader, whatever
-    the original writes.
+    opened again by path with the same ``read_only``, ``memory`` and ``wait``. It begins as a reader,
+    whatever the original writes.
 
         with Store.open("photos.store", create=True) as store:
             report = store.ingest("photos/")

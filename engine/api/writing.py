@@ -17,6 +17,7 @@ from engine.api.paths import folder_named, source_names
 from engine.config import (
     DEFAULT_ENCODER,
     check_keep_pixels,
+    check_wait,
     check_workers,
     parse_memory,
     whole,
@@ -25,7 +26,7 @@ from engine.errors import EngineError, ImageError, StoreDamagedError, StoreError
 from engine.images.packed_bits import PackedBits
 from engine.index.open import OpenIndex
 from engine.ingest.dry_run import DryRun
-from engine.ingest.run import Ingest
+from engine.ingest.run import Ingest, nothing_done
 from engine.maintenance.check.run import Check, unreadable
 from engine.maintenance.optimize import Optimize
 from engine.maintenance.removal_dry_run import RemovalPlan
@@ -52,6 +53,7 @@ from engine.sources.in_memory import (
 from engine.sources.items import Item
 from engine.sources.metadata import checked_metadata
 from engine.sources.source_stream import Sources
+from engine.stop import StoppedError
 from engine.storage.session import Session
 from engine.storage.vector_space import NO_VECTORS
 
@@ -114,7 +116,10 @@ class Writing(OpenStore):
         with self._alone("ingest"):
             self._session.follow()
             chosen = self._chosen_encoder(encoder)
-            self._session.become_writer()
+            try:
+                self._session.become_writer(stop=stop)
+            except StoppedError:
+                return nothing_done()
             used = self._encoder_for(encoder, chosen)
             tell = None
             if progress is not None:
@@ -310,7 +315,7 @@ class Writing(OpenStore):
         self._index.close()
         self._session.close()
         try:
-            found = salvage(self._session.path, self._session.memory)
+            found = salvage(self._session.path, self._session.memory, self._session.wait)
         except BaseException:
             with suppress(EngineError):  # what went wrong first is what is said
                 self._open_again()
@@ -319,21 +324,27 @@ class Writing(OpenStore):
         return found
 
     def _open_again(self) -> None:
-        path, memory, limits = self._session.path, self._session.memory, self._session.limits
-        self._session = Session(path, memory, read_only=False, limits=limits)
+        was = self._session
+        self._session = Session(
+            was.path, was.memory, read_only=False, limits=was.limits, wait=was.wait
+        )
         self._index = OpenIndex(self._session)
         self._last_lookup = self._last_sources = None
 
     @classmethod
     def salvage(
-        cls, path: str | os.PathLike[str], *, memory: str | int | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        memory: str | int | None = None,
+        wait: float = 0.0,
     ) -> list[CheckProblem]:
         """Mend what keeps a store from being opened: a lost manifest, damaged files of RocksDB.
 
         Returns what it was, or nothing where the store can be opened as it is. Raises
-        ``StoreDamagedError`` where only a copy helps.
+        ``StoreDamagedError`` where only a copy helps. ``wait``: as of ``open``.
         """
-        return salvage(folder_named(path), parse_memory(memory))
+        return salvage(folder_named(path), parse_memory(memory), check_wait(wait))
 
     @classmethod
     def check_at(
@@ -342,16 +353,18 @@ class Writing(OpenStore):
         *,
         fix: bool = False,
         memory: str | int | None = None,
+        wait: float = 0.0,
     ) -> CheckReport:
         """``check`` a store that may be too damaged to be opened: the report then says so.
 
-        ``fix``: it is salvaged first, and what that mended is part of the report.
+        ``fix``: it is salvaged first, and what that mended is part of the report. ``wait``: as of
+        ``open``, each time that the repair has to write.
         """
         mended: list[CheckProblem] = []
         try:
             if fix:
-                mended = cls.salvage(path, memory=memory)
-            with cls.open(path, read_only=not fix, memory=memory) as opened:
+                mended = cls.salvage(path, memory=memory, wait=wait)
+            with cls.open(path, read_only=not fix, memory=memory, wait=wait) as opened:
                 report = opened.check(fix=fix)
         except StoreDamagedError as error:
             report = unreadable(error)

@@ -14,6 +14,15 @@ MemoryOption = Annotated[
     str,
     typer.Option("--memory", metavar="SIZE", help="Anonymous memory to use, at least 128M.  [1G]"),
 ]
+WaitOption = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        metavar="SECONDS",
+        show_default=False,
+        help="How long to wait for another process that writes to the store.  [0]",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 FilesFromOption = Annotated[
     str,

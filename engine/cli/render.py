@@ -38,6 +38,8 @@ def rejections_json(report: Any) -> str:
     value = asdict(report)
     for rejection in value["rejected"]:
         rejection["reason"] = in_options(rejection["reason"])
+    if "warnings" in value:
+        value["warnings"] = [in_options(warning) for warning in value["warnings"]]
     return line(value)
 
 

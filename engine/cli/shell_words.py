@@ -16,6 +16,7 @@ OPTIONS = {
     "normalize=True": "--normalize",
     "null=True": "--null",
     "path=": "--store",
+    "wait=": "--wait",
     # The command has two options for it.
     "tiers=": "--tier and --exact",
     'tiers=["similar"]': "--tier similar",
@@ -32,6 +33,7 @@ OPTIONS = {
     "distractors=": "--distractors",
     "out=": "--out",
     "init=": "--init",
+    "held_out=": "--held-out",
     "resume=": "--resume",
 }
 """What a message of the library says, and what it is for people at a shell."""

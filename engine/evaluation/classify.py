@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import EncoderError
+from engine.errors import EncoderError, how_to_install
 
 Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -141,8 +141,7 @@ def _scipy_minimize() -> Any:
         from scipy.optimize import minimize
     except ImportError as error:
         raise EncoderError(
-            f"the linear classifier needs {error.name}: install it with "
-            f"pip install 'image-index-engine[eval]'"
+            f"the linear classifier needs {error.name}: {how_to_install('eval')}"
         ) from None
     return minimize
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
-from engine.errors import EncoderError, UsageError
+from engine.errors import EncoderError, UsageError, how_to_install
 from engine.evaluation import baselines
 from engine.evaluation.baselines import Vectors, unit
 from engine.evaluation.onnx_network import OnnxNetwork
@@ -80,9 +80,7 @@ def _untrained(seed: int) -> Entrant | AbsentEntrant:
     try:
         dim, encode = baselines.untrained_network(seed)
     except ImportError as error:
-        return AbsentEntrant(
-            baselines.UNTRAINED, f"needs {error.name}: pip install 'image-index-engine[train]'"
-        )
+        return AbsentEntrant(baselines.UNTRAINED, f"needs {error.name}: {how_to_install('train')}")
     size = baselines.UNTRAINED_SIZE
     what = f"ResNet-18 before training, {size} × {size} pixels"
     return Entrant(baselines.UNTRAINED, what, dim, encode)

@@ -38,6 +38,11 @@ from engine.storage.writer import REJECTS
 _log = logging.getLogger("engine.ingest")
 
 
+def nothing_done() -> IngestReport:
+    """The report of a run that was stopped before it began."""
+    return IngestReport(0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, None, interrupted=True)
+
+
 class Ingest:
     """One run over some sources. ``run`` may be called once."""
 

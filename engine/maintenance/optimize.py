@@ -74,15 +74,22 @@ class Optimize:
             raise UsageError(f"{self._store.path} was opened read-only")
         before = tree_bytes(self._store.path)
         laid = self._vectors()
-        if self._stopped:
+        if self._stopped or not self._become_writer():
             return self._report(before, laid, started)
-        self._store.become_writer(to_remove=True)
         self._extents()
         if not self._stop.asked():
             self._files()
         if not self._stop.asked():
             self._compact()
         return self._report(before, laid, started)
+
+    def _become_writer(self) -> bool:
+        """Whether it could, before it was stopped."""
+        try:
+            self._store.become_writer(to_remove=True, stop=self._stop.asked)
+        except StoppedError:
+            self._stopped = True
+        return not self._stopped
 
     def _report(self, before: int, laid: int, started: float) -> OptimizeReport:
         return OptimizeReport(
@@ -106,7 +113,7 @@ class Optimize:
         laid = ReorderResult()
         try:
             laid = Reorder(self._store, self._work).run()
-            self._store.become_writer(to_remove=True)
+            self._store.become_writer(to_remove=True, stop=self._stop.asked)
             indexing = IndexUpdater(self._store, self._work)
             indexing.update(self._store.limits.exact_rows)
             indexing.measure(self._recall, again=laid.rows > 0)

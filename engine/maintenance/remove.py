@@ -71,10 +71,11 @@ class Remove:
         """
         started = time.perf_counter()
         given = [(name, bases(name)) for name in dict.fromkeys(names)]  # UsageError before anything
-        self._store.become_writer(to_remove=True)
-        looked = Missing(self._store, self._look_on) if missing else None
+        looked: Missing | None = None
         not_found: list[str] = []
         try:
+            self._store.become_writer(to_remove=True, stop=self._stop.asked)
+            looked = Missing(self._store, self._look_on) if missing else None
             if looked is not None and self._look(looked) and not yes:
                 looked.require_yes()
             wanted, not_found = those_named(self._store, given)

@@ -195,7 +195,7 @@ class Reorder:
         told = False
         while True:
             try:
-                self._store.become_writer(to_remove=True)
+                self._store.become_writer(to_remove=True, wait=0.0)
                 return
             except StoreLockedError:
                 if not told:

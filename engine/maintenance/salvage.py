@@ -40,11 +40,12 @@ _NAMED = 5  # problems that are listed
 _log = logging.getLogger("engine.maintenance")
 
 
-def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
+def salvage(store: Path, memory: MemoryBudget, wait: float = 0.0) -> list[Problem]:
     """Mend what keeps ``store`` from being opened; returns what it was, or nothing.
 
     Raises ``StoreDamagedError`` where nothing helps but a copy, ``StoreLockedError`` where another
-    process is writing, ``StoreFormatError`` where there is no store, or one of a newer engine.
+    process is still writing after ``wait`` seconds, ``StoreFormatError`` where there is no store, or
+    one of a newer engine.
     """
     damaged: DamagedManifestError | None = None
     try:
@@ -59,7 +60,7 @@ def salvage(store: Path, memory: MemoryBudget) -> list[Problem]:
         raise StoreDamagedError(f"{folder} is gone: restore the store from a copy")
     held, notice = WriterLock(store), Notice(store)
     try:
-        held.acquire()
+        held.acquire(wait)
         problems = _keys(store, memory, commit_of(notice.read()))
         if damaged is not None:
             problems.append(_manifest(store, memory, damaged))

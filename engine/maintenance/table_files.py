@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.errors import UsageError
+from engine.errors import UsageError, how_to_install
 
 _GROUP_BYTES = 16 << 20
 
@@ -85,7 +85,6 @@ def pyarrow_modules() -> Any:
         from pyarrow import parquet
     except ImportError:
         raise UsageError(
-            "Parquet needs pyarrow: pip install 'image-index-engine[parquet]', or take "
-            'format="csv"'
+            f'Parquet needs pyarrow: {how_to_install("parquet")}; or take format="csv"'
         ) from None
     return pyarrow, parquet

@@ -1,4 +1,4 @@
-"""Arrays of images in ``.npy`` and ``.npz`` files, streamed block by block; pickles are never loaded."""
+"""Arrays of images in ``.npy``, ``.npz`` and IDX files, streamed block by block."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from engine.errors import SourceError
 from engine.images.canonical import HEADER_BYTES, may_be_one_image, rows_from_array, what_it_may_be
 from engine.records import Kind
 from engine.sources import npy
+from engine.sources.idx import IdxFile, is_idx
 from engine.sources.items import RowBlock, Rows
 from engine.sources.npy import NpyFile
 from engine.sources.vectors import NpyVectors
@@ -28,7 +29,7 @@ class NpyArray:
     array, which takes one more pass over a uint8 array of zeros and ones.
     """
 
-    def __init__(self, file: NpyFile) -> None:
+    def __init__(self, file: NpyFile | IdxFile) -> None:
         """``SourceError`` if it is no such array."""
         self._file = file
         self.name, self.mtime_ns, self.size = file.name, file.mtime_ns, file.size
@@ -115,11 +116,13 @@ def _array(file: NpyFile) -> Array:
 
 
 def open_arrays(path: Path, kind: str | None = None) -> list[Array]:
-    """The arrays of an ``.npy`` or ``.npz`` file.
+    """The arrays of an ``.npy``, ``.npz`` or IDX file.
 
     ``SourceError`` if it holds none, or beside them what is none, or images and vectors, or vectors
     that do not go together: then one has to be named.
     """
+    if is_idx(path.name):
+        return [NpyArray(IdxFile(path, kind))]
     if path.suffix.lower() == ".npy":
         return [open_array(path, None, kind)]
     found: dict[str, Array] = {}
@@ -143,7 +146,7 @@ def open_arrays(path: Path, kind: str | None = None) -> list[Array]:
     return list(found.values())
 
 
-def _check(file: NpyFile) -> None:
+def _check(file: NpyFile | IdxFile) -> None:
     """``SourceError`` for what are no images."""
     shape = file.shape
     if file.dtype not in (np.dtype(np.uint8), np.dtype(np.bool_)):
@@ -153,7 +156,7 @@ def _check(file: NpyFile) -> None:
     good = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
     if not good or min(shape[1:]) < 1 or shape[0] < 0:
         raise SourceError(f"has shape {shape}: images are (N, H, W, 3) or (N, H, W)")
-    if may_be_one_image(shape):
+    if file.may_be_one_image and may_be_one_image(shape):
         raise SourceError(f"has shape {shape}, which {what_it_may_be(shape)}: save it as that")
     if file.fortran:
         raise SourceError("is in Fortran order: save it with numpy.ascontiguousarray")

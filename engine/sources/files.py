@@ -9,8 +9,9 @@ from pathlib import Path
 
 from engine.images.file_types import SUFFIXES, looks_like_image
 from engine.images.unread_formats import unread_format
+from engine.sources.idx import is_idx
 from engine.sources.items import FileItem, Item, Reject, Skipped, absolute, stamp_of
-from engine.sources.skip_notes import unread
+from engine.sources.skip_notes import IDX_IN_FOLDERS, unread
 
 
 def one(path: Path) -> FileItem | Reject:
@@ -85,6 +86,8 @@ def _entry(entry: os.DirEntry[str]) -> FileItem | Reject | Skipped:
     format_ = unread_format(os.fsencode(entry.name))
     if format_ is not None:
         return Skipped(absolute(path), unread(format_))
+    if is_idx(entry.name):
+        return Skipped(absolute(path), IDX_IN_FOLDERS)
     return one(path) if _claims(path) else Skipped(absolute(path))
 
 

@@ -10,10 +10,10 @@ from engine.errors import SourceError, UsageError
 from engine.images.file_types import SUFFIXES
 from engine.sources.name_patterns import expand
 from engine.sources.named_arrays import (
-    ARRAY_SUFFIXES,
     array_file,
     arrays_of,
     exists,
+    is_array,
     missing_array,
 )
 from engine.sources.parquet_table import PARQUET_SUFFIXES, ParquetTable
@@ -92,7 +92,7 @@ def archive_of(spec: str) -> Archive | None:
         path, query = Path(spec[:at]), spec[at + 1 :]
     if "#" in query:  # a member's; in the name of a column it is written %23
         return None
-    if not _is_file(path) or path.suffix.lower() in (*ARRAY_SUFFIXES, *SUFFIXES):
+    if not _is_file(path) or is_array(path) or path.suffix.lower() in SUFFIXES:
         return None
     if path.name.lower().endswith(PARQUET_SUFFIXES):
         return ParquetTable(path, query)

@@ -1,4 +1,4 @@
-"""Says which arrays ``FILE.npy``, ``FILE.npz#NAME`` and those with ``?kind=`` behind the file name."""
+"""Says which arrays ``FILE.npy``, ``FILE.npz#NAME`` and IDX files name, also with ``?kind=`` behind."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from urllib.parse import parse_qsl
 from engine.errors import SourceError, UsageError
 from engine.sources import npy
 from engine.sources.arrays import KIND_OVERRIDES, Array, open_array, open_arrays
+from engine.sources.idx import is_idx
 
-ARRAY_SUFFIXES = (".npy", ".npz")
+_SUFFIXES = (".npy", ".npz")
 
 
 def is_array(path: Path) -> bool:
     """Whether a file is called one of arrays."""
-    return path.suffix.lower() in ARRAY_SUFFIXES
+    return path.suffix.lower() in _SUFFIXES or is_idx(path.name)
 
 
 def array_file(spec: str) -> tuple[str, str | None] | None:

@@ -51,6 +51,8 @@ class NpyFile:
     behind in it.
     """
 
+    may_be_one_image = True  # an array whose shape could be that of one
+
     def __init__(
         self,
         path: Path,
@@ -86,7 +88,7 @@ class NpyFile:
         with self._open() as file:
             if _header(file) != (self.shape, self.dtype, self.fortran):
                 raise changed()
-            _skip(file, offset)
+            skip(file, offset)
             yield file
 
     @contextmanager
@@ -195,7 +197,8 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     return tuple(map(int, shape)), dtype, fortran
 
 
-def _skip(file: IO[bytes], count: int) -> None:
+def skip(file: IO[bytes], count: int) -> None:
+    """Leave out ``count`` bytes, or what there is of them."""
     if count and file.seekable() and isinstance(file, io.BufferedReader):
         file.seek(min(count, 1 << 62), io.SEEK_CUR)
         return

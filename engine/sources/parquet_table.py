@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from engine.errors import EngineError, ImageError, SourceError, UsageError
+from engine.errors import EngineError, ImageError, SourceError, UsageError, how_to_install
 from engine.sources import parquet_footer, parquet_pages
 from engine.sources.items import Member, Reject, Skipped, over_limit, stamp_of
 from engine.sources.member_names import name_of, query_values, wanted_fields
@@ -160,9 +160,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UsageError(
-            "Parquet files need pyarrow: pip install 'image-index-engine[parquet]'"
-        ) from None
+        raise UsageError(f"Parquet files need pyarrow: {how_to_install('parquet')}") from None
     return pyarrow, parquet
 
 

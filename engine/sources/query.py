@@ -13,6 +13,7 @@ import numpy.typing as npt
 from engine.errors import ImageError, SourceError, UsageError
 from engine.images.canonical import from_canonical
 from engine.images.decode import decode
+from engine.images.unread_formats import unread_format
 from engine.records import Decoded
 from engine.sources import files
 from engine.sources.items import (
@@ -67,8 +68,9 @@ def open_images(spec: str, max_bytes: int) -> Iterator[Query | Reject]:
     """The images that an IMAGE argument names: one, or all of an array, an archive or a table.
 
     ``spec`` is a file, a folder, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``,
-    ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, ``FILE.tar``, ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or
-    ``synthetic:bits?seed=S#ROW``; ``max_bytes`` is the size of the largest file read.
+    ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, an IDX file or a row of it, ``FILE.tar``,
+    ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``; ``max_bytes`` is the size
+    of the largest file read.
     """
     try:
         if spec == "-":
@@ -101,7 +103,7 @@ def _from_folder(folder: Path, max_bytes: int) -> Iterator[Query | Reject]:
                 yield Reject(item.name, str(error))
         elif isinstance(item, Reject):
             yield item
-        elif isinstance(item, Skipped) and item.note:
+        elif isinstance(item, Skipped) and unread_format(item.name) is not None:
             yield files.refuse_unread(item.name)
 
 

@@ -7,6 +7,7 @@ PIECES = "pieces of files in a tar of several volumes: put them together with ta
 FOLDERS_WITH_DATA = "folders in zips that have contents of their own"
 NO_ARCHIVE = "tars with something behind their end that is no tar"
 WITHOUT_METADATA = "images taken without their metadata, which cannot be read or kept"
+IDX_IN_FOLDERS = "IDX files are not read in folders: name them as sources"
 
 
 def unread(format_: str) -> str:

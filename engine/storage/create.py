@@ -38,11 +38,15 @@ _MADE = re.compile(
 
 
 def create(
-    path: Path, memory: MemoryBudget, encoder: Callable[[Path], EncoderEntry] | None
+    path: Path,
+    memory: MemoryBudget,
+    encoder: Callable[[Path], EncoderEntry] | None,
+    wait: float = 0.0,
 ) -> None:
     """Make an empty store at ``path``, which must not exist or be an empty folder.
 
     ``encoder`` puts the encoder's files into the folder it is given and says what they are.
+    ``wait``: seconds to wait for another process that makes one in the same empty folder.
     """
     there = path.exists()
     if there and not (path.is_dir() and _may_be_filled(path)):
@@ -54,7 +58,7 @@ def create(
     claim: Claimed | None = None
     try:
         if there:
-            mine.acquire()  # or two processes would each take the other's parts for leftovers
+            mine.acquire(wait)  # or two processes would each take the other's parts for leftovers
             if _is_made(path):
                 return  # another process was faster, and made the same
             _remove_leftovers(path)

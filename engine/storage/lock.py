@@ -5,23 +5,35 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.errors import StoreError, StoreLockedError
 from engine.forking import abandon_in_child
+from engine.stop import StoppedError
 from engine.storage import file_names, nofollow
 from engine.storage.disk import disk
 
 NAME = file_names.LOCK
+_FIRST_POLL = 0.01  # seconds, between two tries of whoever waits
+_LAST_POLL = 0.25  # seconds, to which that grows
+_POLL_GROWTH = 1.5
+_MAX_HOST = 64  # characters of a name: as long as Linux lets one be
+_log = logging.getLogger("engine.storage")
 _TRIES = 500  # while others only ask for it
 _PAUSE = 0.002  # seconds
 
 
 class WriterLock:
-    """Held from the first write until ``release``; pid and host in the file are information only."""
+    """Held from the first write until ``release``; what is in the file is information only.
+
+    That is a JSON object: the ``pid`` of the holder, its ``host``, and ``since`` (seconds since 1970),
+    which older versions of the engine do not write.
+    """
 
     def __init__(self, store: Path) -> None:
         self._store = store
@@ -35,10 +47,41 @@ class WriterLock:
         """Whether this object holds the lock."""
         return self._fd is not None
 
-    def acquire(self) -> None:
-        """Take the lock; ``StoreLockedError`` names the process that has it."""
-        if self._fd is not None:
-            return
+    def acquire(self, wait: float = 0.0, stop: Callable[[], bool] | None = None) -> None:
+        """Take the lock; wait up to ``wait`` seconds for whoever has it.
+
+        Then ``StoreLockedError`` names that process. ``stop`` is asked before each try but the first:
+        once it says so, ``StoppedError`` is raised.
+        """
+        deadline, pause = time.monotonic() + wait, _FIRST_POLL
+        waiting = False
+        while not self.held:
+            holder = self._try()
+            if holder is None:
+                return
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise StoreLockedError(self._refusal(holder, wait))
+            if not waiting:
+                _log.warning("waiting for %s, which writes to %s", holder, self._store)
+                waiting = True
+            time.sleep(min(pause, left))
+            pause = min(pause * _POLL_GROWTH, _LAST_POLL)
+            if stop is not None and stop():
+                raise StoppedError
+
+    def _refusal(self, holder: str, wait: float) -> str:
+        advice = (
+            f"waited {wait:g} s: raise wait=" if wait else "wait for it with wait= (in seconds)"
+        )
+        return f"{self._store} is being written by {holder}: {advice}, or end that process"
+
+    def _try(self) -> str | None:
+        """Take the lock, or say who has it.
+
+        The file is opened again for each try: whoever waits must not end up with the lock of a store
+        that was deleted, and made again, while it waited.
+        """
         try:
             fd = nofollow.open_lock(self._store, NAME, os.O_RDWR | os.O_CREAT)
         except OSError as error:
@@ -51,21 +94,20 @@ class WriterLock:
         except BlockingIOError:
             holder = _holder(fd)
             os.close(fd)
-            raise StoreLockedError(
-                f"{self._path.parent} is being written by {holder}: wait for it or end it"
-            ) from None
+            return holder
         except OSError as error:
             os.close(fd)
             raise StoreError(
                 f"{self._path} cannot be locked: {error.strerror}; put the store on a local disk"
             ) from None
-        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+        said = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)}
         self._fd = fd
         with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
             if os.fstat(fd).st_nlink > 1:
-                return  # it is somebody else's file too
+                return None  # it is somebody else's file too
             disk().ftruncate(fd, 0)
-            disk().pwrite(fd, text, 0)
+            disk().pwrite(fd, json.dumps(said).encode(), 0)
+        return None
 
     def busy(self) -> bool:
         """Whether somebody holds the lock."""
@@ -112,8 +154,24 @@ def _lock(fd: int) -> None:
 
 
 def _holder(fd: int) -> str:
+    """Who has the lock, as far as the file says so; it may hold anything."""
     try:
-        info = json.loads(os.pread(fd, 4096, 0))
-        return f"process {int(info['pid'])} on {info['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        said = json.loads(os.pread(fd, 4096, 0))
+        pid, host = int(said["pid"]), str(said["host"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "another process"
+    if host == socket.gethostname():
+        host = "this machine"
+    elif not host.isprintable() or len(host) > _MAX_HOST:
+        host = "another machine"
+    return f"process {pid} on {host}{_since(said.get('since'))}"
+
+
+def _since(seconds: object) -> str:
+    """Since when, in local time; nothing where an older version of the engine has the lock."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return ""
+    try:
+        return time.strftime(" since %Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OSError, ValueError, OverflowError):
+        return ""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,13 +36,23 @@ class Session:
     """
 
     def __init__(
-        self, path: Path, memory: MemoryBudget, *, read_only: bool, limits: Limits | None = None
+        self,
+        path: Path,
+        memory: MemoryBudget,
+        *,
+        read_only: bool,
+        limits: Limits | None = None,
+        wait: float = 0.0,
     ) -> None:
-        """Open it for reading: the manifest first, then the keys."""
+        """Open it for reading: the manifest first, then the keys.
+
+        ``wait``: seconds that ``become_writer`` waits for another writer.
+        """
         self.path = path
         self.memory = memory
         self.limits = limits or Limits()
         self.read_only = read_only
+        self.wait = wait
         self._lock = WriterLock(path)
         self._notice = Notice(path)
         self._snapshot: Snapshot | None = None
@@ -167,10 +178,18 @@ class Session:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def become_writer(self, *, salvage: bool = False, to_remove: bool = False) -> Writer:
+    def become_writer(
+        self,
+        *,
+        salvage: bool = False,
+        to_remove: bool = False,
+        wait: float | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Writer:
         """Take the writer's lock, recover what a crash left, and open the keys for writing.
 
-        ``salvage`` and ``to_remove``: see ``Writer``.
+        ``salvage`` and ``to_remove``: see ``Writer``. ``wait``: seconds to wait for another writer,
+        where that is not ``self.wait``; ``stop`` ends the waiting with ``StoppedError``.
         """
         _ = self.snapshot
         if self._writer is not None:
@@ -188,7 +207,7 @@ class Session:
         nofollow.require_kinds(self.path, file_names.FILES, file_names.FOLDERS)
         # Before anything is written: a store that only newer engines write stays open for reading.
         manifest.load(self.path, writing=True)
-        self._lock.acquire()
+        self._lock.acquire(self.wait if wait is None else wait, stop)
         try:
             self._writer = Writer(
                 self.path,

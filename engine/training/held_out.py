@@ -11,6 +11,7 @@ from engine.training.run_sources import utf8
 
 HELD_OUT_SHARE = 0.05
 HELD_OUT_IMAGES = 1024  # at most so many are held out
+_MIN_SCORED = 2  # of fewer nothing can be said
 _MIN_IMAGES = 64  # in all: of fewer none are held out by their names
 
 
@@ -32,3 +33,28 @@ def split(
     # By folder, what is over the limit is not trained on either.
     trained = np.flatnonzero(~by_folder)
     return np.setdiff1d(trained, kept, assume_unique=True), kept
+
+
+def not_as_asked(file: PictureFile, share: float | None, kept: int) -> str:
+    """Why ``kept`` pictures are held out and not the ``share`` that was asked for; or nothing.
+
+    The usual share comes with a recipe: that there are folders for it, or very many pictures, is then
+    not worth a word.
+    """
+    if not share:
+        return ""
+    n, asked = len(file.rows), f"held_out= {share:g}"
+    if file.rows["held_out"].any():
+        note = f"{asked} is not used: {kept:,} of the {n:,} images are held out by their folder"
+        return note if share != HELD_OUT_SHARE else ""
+    if n < _MIN_IMAGES:
+        return f"{asked} holds nothing out: {n:,} images are fewer than the {_MIN_IMAGES} it takes"
+    wanted = round(share * n)
+    if wanted < _MIN_SCORED:
+        return (
+            f"{asked} of {n:,} images is {wanted}, and fewer than {_MIN_SCORED} cannot be scored: "
+            f"raise it to {_MIN_SCORED / n:.2g} or more"
+        )
+    if wanted > kept and share != HELD_OUT_SHARE:
+        return f"{asked} of {n:,} images is {wanted:,}: {kept:,} are held out, which is the most"
+    return ""

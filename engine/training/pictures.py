@@ -21,7 +21,7 @@ from engine.images import decode
 from engine.records import Rejection
 from engine.training.cache import FORMAT, PictureFile, PictureWriter, find_pictures
 from engine.training.decoding import PictureDecoder
-from engine.training.held_out import HELD_OUT_SHARE, split
+from engine.training.held_out import HELD_OUT_SHARE, not_as_asked, split
 from engine.training.run_sources import RunSources, utf8
 
 MAX_BYTES = 32 << 30  # of disk, for the decoded pictures
@@ -78,6 +78,7 @@ class RunPictures:
     # Of the shrunk pictures: smaller than it was asked for where the disk's bound wants it.
     side: int
     reused: bool  # nothing was decoded: an earlier run kept these pictures
+    held_out_note: str  # why it is not what was asked for, if it is not
     close: Callable[[], None]  # gives the disk of what is not kept back; pictures stay valid
 
 
@@ -125,6 +126,7 @@ def read_pictures(
         list(file.texts.rejected),
         file.side,
         reused,
+        not_as_asked(file, held_out, len(out)),
         file.close,
     )
 

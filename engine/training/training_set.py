@@ -82,7 +82,7 @@ def read_training_set(
             raise KeyboardInterrupt
         total = _check_enough(read, sources)
         batch = min(settings.batch, len(read.pictures))
-        _warn(read, side, total, batch, settings.batch, reporter)
+        _warn(read, side, total, batch, settings, reporter)
     except BaseException:
         read.close()
         raise
@@ -116,7 +116,12 @@ def _check_enough(read: RunPictures, sources: Sequence[str]) -> int:
 
 
 def _warn(
-    read: RunPictures, side: int, total: int, batch: int, wanted: int, reporter: Reporter
+    read: RunPictures,
+    side: int,
+    total: int,
+    batch: int,
+    settings: TrainSettings,
+    reporter: Reporter,
 ) -> None:
     if read.rejected:
         reporter.warn(f"{len(read.rejected)} of {total} images cannot be read and are left out")
@@ -125,11 +130,23 @@ def _warn(
             f"crops are cut from pictures of {read.side} pixels a side, not {side}: "
             f"{MAX_BYTES >> 30} GiB of disk hold no larger ones"
         )
-    if batch < wanted:
+    if read.held_out_note:
+        reporter.warn(read.held_out_note)
+    if settings.method == "supervised" and (unknown := _unknown_labels(read)):
         reporter.warn(
-            f"{batch} images are fewer than a batch of {wanted}: the batch is {batch}, "
+            f"{unknown:,} of {len(read.held_out):,} images that are held out have a label of which "
+            f"no image is trained on: accuracy is that of the others"
+        )
+    if batch < settings.batch:
+        reporter.warn(
+            f"{batch} images are fewer than a batch of {settings.batch}: the batch is {batch}, "
             f"and a small batch has few negatives to learn from"
         )
+
+
+def _unknown_labels(read: RunPictures) -> int:
+    known = set(read.pictures.labels)
+    return sum(label not in known for label in read.held_out.labels)
 
 
 def _alike(squashed: Pictures) -> bool:

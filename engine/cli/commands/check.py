@@ -9,10 +9,11 @@ import typer
 
 from engine.api import Store
 from engine.cli import render
-from engine.cli.options import JsonOption, StoreOption
+from engine.cli.options import JsonOption, StoreOption, WaitOption
 from engine.cli.output import show_line
 from engine.cli.status import DONE, NOT_FOUND
 from engine.config import default_store
+from engine.errors import UsageError
 
 
 def check(
@@ -20,6 +21,7 @@ def check(
     fix: Annotated[
         bool, typer.Option("--fix", help="Make what is derived again; set aside what is lost.")
     ] = False,
+    wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Read everything in a store and prove it whole. Status 1 if damage remains.
@@ -27,8 +29,11 @@ def check(
     \b
     Example:
       engine check --store photos.store
+      engine check --fix --wait 60 --store photos.store
     """
-    report = Store.check_at(store or default_store(), fix=fix)
+    if wait and not fix:
+        raise UsageError("--wait goes with --fix: leave it out, or add --fix")
+    report = Store.check_at(store or default_store(), fix=fix, wait=wait)
     show_line(
         render.line(asdict(report) | {"ok": report.ok})
         if as_json

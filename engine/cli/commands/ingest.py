@@ -11,7 +11,14 @@ from engine.api import Store
 from engine.cli import render
 from engine.cli.dataclass_options import takes
 from engine.cli.interrupts import interruptible
-from engine.cli.options import FilesFromOption, JsonOption, MemoryOption, NullOption, StoreOption
+from engine.cli.options import (
+    FilesFromOption,
+    JsonOption,
+    MemoryOption,
+    NullOption,
+    StoreOption,
+    WaitOption,
+)
 from engine.cli.output import show_line, warn
 from engine.cli.progress import Progress
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
@@ -30,7 +37,8 @@ class IngestOptions:
             metavar="SOURCE...",
             help="Folders, images, tar or zip archives, 'shards/{000..150}.tar', .parquet tables, "
             ".npy or .npz arrays (of images; or vectors, float32 (n, d)), FILE.npz#NAME, "
-            "'synthetic:bits?n=1e6&seed=0', or - for a list of them on standard input.",
+            "IDX files like train-images-idx3-ubyte.gz, 'synthetic:bits?n=1e6&seed=0', or - for a "
+            "list of them on standard input.",
         ),
     ] = None
     store: StoreOption = ""
@@ -42,6 +50,7 @@ class IngestOptions:
         ),
     ] = ""
     memory: MemoryOption = ""
+    wait: WaitOption = 0.0
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Threads that decode; 0: one a core.")
     ] = 0
@@ -80,6 +89,7 @@ def ingest(options: IngestOptions) -> None:
     \b
     Example:
       engine ingest photos/ masks.npy --store photos.store
+      engine ingest photos/ --wait 60 --store photos.store
       engine ingest 'synthetic:bits?n=20000&seed=0' --encoder none --store bits.store
     """
     given = options.sources or []
@@ -107,7 +117,11 @@ def ingest(options: IngestOptions) -> None:
         raise typer.Exit(SOME_REJECTED if plan.rejected else DONE)
     with interruptible() as stop:
         opened = Store.open(
-            path, create=True, encoder=options.encoder or None, memory=options.memory or None
+            path,
+            create=True,
+            encoder=options.encoder or None,
+            memory=options.memory or None,
+            wait=options.wait,
         )
         with opened, Progress("ingest") as progress:
             report = opened.ingest(

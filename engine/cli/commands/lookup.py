@@ -29,7 +29,7 @@ class LookupOptions:
         typer.Argument(
             metavar="IMAGE...",
             help="Image files, ARCHIVE.tar#MEMBER, FILE.parquet#ROW, FILE.npy#ROW (or all of one: "
-            "FILE.npy; of vectors too, where the store holds such), FILE.npz#NAME#ROW, "
+            "FILE.npy; of vectors too, where the store holds such), FILE.npz#NAME#ROW, IDX-FILE#ROW, "
             "'synthetic:bits?seed=0#17', or - for an image's bytes on standard input.",
         ),
     ] = None

@@ -10,7 +10,7 @@ import typer
 from engine.api import Store
 from engine.cli import render
 from engine.cli.interrupts import interruptible
-from engine.cli.options import JsonOption, MemoryOption, StoreOption
+from engine.cli.options import JsonOption, MemoryOption, StoreOption, WaitOption
 from engine.cli.output import show_line
 from engine.cli.progress import Progress
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
@@ -27,6 +27,7 @@ def optimize(
         ),
     ] = None,
     memory: MemoryOption = "",
+    wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Build the index again, give back the disk of removed images, and bring the keys in order.
@@ -41,9 +42,9 @@ def optimize(
     \b
     Example:
       engine optimize --store photos.store
-      engine optimize --recall 0.99 --store photos.store
+      engine optimize --recall 0.99 --wait 60 --store photos.store
     """
-    opened = Store.open(store or default_store(), memory=memory or None)
+    opened = Store.open(store or default_store(), memory=memory or None, wait=wait)
     with opened, interruptible() as stop, Progress("optimize") as progress:
         report = opened.optimize(recall=recall, progress=progress, stop=stop)
     show_line(render.line(asdict(report)) if as_json else render.optimize_text(report))

@@ -11,7 +11,7 @@ from engine.api import Store
 from engine.cli import render
 from engine.cli.dataclass_options import takes
 from engine.cli.interrupts import interruptible
-from engine.cli.options import JsonOption, StoreOption
+from engine.cli.options import JsonOption, StoreOption, WaitOption
 from engine.cli.output import show_line, warn_each
 from engine.cli.progress import Progress
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
@@ -48,6 +48,7 @@ class RemoveOptions:
         bool, typer.Option("--dry-run", help="Only say what would go; nothing is written.")
     ] = False
     store: StoreOption = ""
+    wait: WaitOption = 0.0
     as_json: JsonOption = False
 
 
@@ -62,7 +63,7 @@ def remove(options: RemoveOptions) -> None:
 
     \b
     Example:
-      engine remove --id 2 --id 3 --store photos.store
+      engine remove --id 2 --id 3 --wait 60 --store photos.store
       engine remove --source photos/more/ --store photos.store
       engine remove --missing --dry-run --store photos.store
       engine remove --missing --store photos.store
@@ -71,7 +72,8 @@ def remove(options: RemoveOptions) -> None:
         raise UsageError("name what to remove: --id N, --source NAME, or --missing")
     if options.yes and not options.missing:
         raise UsageError("--yes goes with --missing: leave it out, or add --missing")
-    opened = Store.open(options.store or default_store(), read_only=options.dry_run)
+    store = options.store or default_store()
+    opened = Store.open(store, read_only=options.dry_run, wait=options.wait)
     with opened, interruptible() as stop, Progress("remove", "images and sources") as progress:
         report = opened.remove(
             ids=options.id_ or [],

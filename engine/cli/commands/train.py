@@ -15,7 +15,7 @@ from engine.cli.options import JsonOption
 from engine.cli.output import show_line, warn, warn_each
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
 from engine.cli.train_progress import TrainProgressBars
-from engine.errors import TrainingError, UsageError
+from engine.errors import TrainingError, UsageError, how_to_install
 
 if TYPE_CHECKING:
     from engine.training import TrainSettings  # which needs torch
@@ -91,8 +91,8 @@ class TrainOptions:
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Share of the images to hold out where no folder is for that and there are at least "
-            "64; 0: none, not even those folders [folders only].",
+            help="Share of the images to hold out, 0 to 0.5, where no folder is for that and there "
+            "are at least 64; at most 1,024. 0: none, not even those folders [folders only].",
         ),
     ] = None
     learning_rate: Annotated[
@@ -211,12 +211,14 @@ def train(options: TrainOptions) -> None:
 
     ENCODER_DIR gets checkpoints, TensorBoard logs, sheets of nearest pictures, and the model as
     ONNX, which 'engine ingest --encoder ENCODER_DIR' takes. Ctrl-C stops with a checkpoint, and
-    --resume goes on from there. Needs the extra: pip install 'image-index-engine[train]'.
+    --resume goes on from there. It needs an extra:
+    pip install 'image-index-engine[train]', or in a clone: pip install -e '.[train]'
 
     \b
     Example:
       engine train photos/ --out my-encoder --epochs 30
       engine train photos/ --out small-encoder --recipe small --cache decoded/
+      engine train photos/ --out checked-encoder --held-out 0.2
       tensorboard --logdir my-encoder/logs
     """
     if not options.sources:
@@ -226,9 +228,7 @@ def train(options: TrainOptions) -> None:
     try:
         from engine import training
     except ImportError as error:
-        raise TrainingError(
-            f"training needs {error.name}: install it with pip install 'image-index-engine[train]'"
-        ) from None
+        raise TrainingError(f"training needs {error.name}: {how_to_install('train')}") from None
     typed = options.given_settings(training.TrainSettings)
     base = training.saved_run(options.out).settings if options.resume else None
     try:
@@ -288,12 +288,26 @@ def _text(report: Any) -> str:
     if report.interrupted:
         return text
     use = ["engine", "ingest", "SOURCE", "--encoder", report.out, "--store", "NEW_STORE"]
-    parity = ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in report.parity.items()
+    return "\n".join(
+        [
+            text,
+            f"exported the network of epoch {report.best_epoch}",
+            *_parity(report.parity),
+            f"use it with: {shlex.join(use)}",
+        ]
     )
-    return (
-        f"{text}\n"
-        f"the network of epoch {report.best_epoch}; parity of the exported model: {parity}\n"
-        f"use it with: {shlex.join(use)}"
-    )
+
+
+def _parity(found: dict[str, float | int | str]) -> list[str]:
+    """How well the files of the encoder agree, in words; see ``EncoderExportReport``."""
+    if not found:
+        return []
+    which = "images that were held out" if found["images_from"] == "held_out" else "training images"
+    return [
+        f"compared on {found['images']:,} {which}:",
+        f"  fp32 and the network: cosine {found['fp32_torch_min_cosine']:.4f} or more",
+        f"  int8 and fp32: mean cosine {found['int8_fp32_mean_cosine']:.4f}, and "
+        f"{found['int8_fp32_top10_overlap']:.0%} of the ten nearest are the same",
+        f"  int8 has its ranges from {found['calibration_images']:,} training images "
+        f"({found['calibration']})",
+    ]
