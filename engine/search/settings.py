@@ -55,7 +55,9 @@ class LookupSettings:
         if min_score is not None and not (
             isinstance(min_score, _NUMBER) and math.isfinite(min_score)
         ):
-            raise UsageError(f"min_score= is a number, not {min_score!r}")
+            raise UsageError(
+                f"min_score= is a number, of cosines between -1 and 1, not {min_score!r}"
+            )
         names = tier_names(tiers)
         if names is not None and SIMILAR not in names:
             for name, value in (("recall=", recall), ("min_score=", min_score)):
