@@ -129,9 +129,12 @@ def test_a_lookup_is_a_table_with_a_line_a_hit():
     assert title == "query.jpg  (2.0 ms)"
     assert [row.split() for row in rows] == [
         ["identical", "#7", "same", "pixels", "/photos/a.png", "(+11", "more)"],
-        ["near", "#9", "12", "of", "256", "/photos/c.png"],
-        ["near", "#8", "310", "of", "30,000", "values", "differ", "[cat]", "/masks.npy#7"],
-        ["similar", "#3", "0.913", "(no", "source", "left)"],
+        ["near", "#9", "12", "of", "256,", "close", "/photos/c.png"],
+        [
+            *("near", "#8", "310", "of", "30,000", "values", "differ,", "very", "close"),
+            *("[cat]", "/masks.npy#7"),
+        ],
+        ["similar", "#3", "0.913,", "close", "(no", "source", "left)"],
     ]
     last = ["/", "/", "[cat]", "(no"]
     assert len({row.index(what) for row, what in zip(rows, last, strict=True)}) == 1
@@ -190,6 +193,8 @@ def test_a_lookup_that_failed_says_why():
 def test_an_ingest_tells_what_it_did():
     text = render.ingest_text(INGESTED)
     assert "1,234,567 images in 10.0 s (123,457/s)" in text
+    assert "peak memory" not in text
+    text = render.ingest_text(INGESTED, memory=True)
     assert "peak memory 300.0 MiB of its own, 2.0 GiB with mapped files" in text
     assert "rejected is in" not in text
 
