@@ -30,28 +30,35 @@ def tiers(incomplete: str) -> list[str]:
     return [before + comma + tier for tier in _beginning(last, left)]
 
 
-def encoders(*others: str) -> Callable[[str], list[str]]:
-    """Completes the encoders that come with the engine, folders that hold one, and ``others``."""
+def encoders(*others: str, suffix: str = "") -> Callable[[str], list[str]]:
+    """Completes the encoders that come with the engine, folders that hold one, and ``others``.
+
+    ``suffix``: that of files which are encoders too.
+    """
 
     def complete(incomplete: str) -> list[str]:
         from engine.encoders import registry
 
         names = _beginning(incomplete, [*registry.names(), *others])
-        return names + _encoder_folders(incomplete, registry.DESCRIPTION)
+        return names + _encoder_paths(incomplete, registry.DESCRIPTION, suffix)
 
     return complete
 
 
-def _encoder_folders(incomplete: str, description: str) -> list[str]:
-    """Folders with an encoder, and, to go on with, the others with a slash behind."""
+def _encoder_paths(incomplete: str, description: str, suffix: str) -> list[str]:
+    """Folders with an encoder, files that are one, and other folders with a slash behind."""
     before, slash, last = incomplete.rpartition("/")
     folder = Path(before + slash)
     found = []
     try:
         for path in islice(folder.iterdir(), _MAX_LOOKED_AT):
-            if path.name.startswith(last) and (last or path.name[0] != ".") and path.is_dir():
-                is_encoder = (path / description).is_file()
-                found.append(before + slash + path.name + ("" if is_encoder else "/"))
+            if not path.name.startswith(last) or (path.name[0] == "." and not last):
+                continue
+            named = before + slash + path.name
+            if path.is_dir():
+                found.append(named if (path / description).is_file() else f"{named}/")
+            elif suffix and path.suffix == suffix:
+                found.append(named)
     except OSError:
         return []
     return sorted(found)

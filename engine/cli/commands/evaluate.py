@@ -24,7 +24,7 @@ class EvalOptions:
         list[str] | None,
         typer.Argument(
             metavar="ENCODER...",
-            autocompletion=completion.encoders(*completion.BASELINES),
+            autocompletion=completion.encoders(*completion.BASELINES, suffix=".onnx"),
             help="simclr, a folder that 'engine train' wrote, a FILE.onnx, or a baseline: pixels, "
             "pdq, untrained.",
         ),
