@@ -396,7 +396,7 @@ def test_ids_may_have_gaps(tmp_path: Path) -> None:
 
 CALLS = {
     "ingest": {"open", "ingest", "plan", "has_encoder", "has_given_vectors"},
-    "lookup": {"open", "lookup_many"},
+    "lookup": {"open", "lookup_many", "has_given_vectors"},
     "info": {"open", "info"},
     "check": {"check_at"},
     "remove": {"open", "remove"},

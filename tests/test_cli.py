@@ -204,6 +204,16 @@ def failures() -> list[tuple[str, str]]:
             "no image of the source row",
         ),
         ("lookup rows.npy --source= --store store", "a source has a name"),
+        ("lookup rows.npy --tier identical,best --store store", "no tier 'best'"),
+        ("lookup rows.npy --exact --tier identical,near --store store", "leave the other tiers"),
+        ("lookup rows.npy --near-limit few --store store", "--near-limit is a whole number"),
+        ("lookup rows.npy --near-limit -1 --store store", "or all, not '-1'"),
+        ("lookup rows.npy --sources 1.5 --store store", "--sources is a whole number"),
+        ("lookup rows.npy --json --csv --store store", "--json and --csv exclude each other"),
+        ("lookup rows.npy -q --print0 --store store", "--paths and --print0 exclude each other"),
+        ("lookup rows.npy --exclude / --store store", "--exclude has patterns of names"),
+        ("lookup --id one --store store", "--id"),
+        ("ingest photos --exclude= --store store", "--exclude has patterns of names"),
         ("info --store gone", "there is no store at gone"),
         ("check --store gone", "there is no store at gone"),
         ("check extra --store store", "extra"),
@@ -373,7 +383,9 @@ def test_check_prints_one_object(engine: Engine, shop: Path) -> None:
 
 def test_people_get_a_table(engine: Engine, shop: Path) -> None:
     ran = engine("lookup", shop / "photos" / "1.png", "-k", "1", "--store", shop / "store")
-    assert f"identical  #2  same SHA-256  {shop}/photos/1.png  (+1 more)" in ran.out
+    hit = f"identical  #2  same SHA-256  {shop}/photos/1.png  (+1 more)"
+    assert hit in re.sub(r"(SHA-256) +", r"\1  ", ran.out)
+    assert re.search(r"similar +#\d  -?0\.\d{3}, loosely  /", ran.out)
     assert re.search(r"near +- +nothing found", ran.out)
     assert len(ran.out.splitlines()) == 4
     ran = engine("lookup", "--exact", shop / "unknown.png", "--store", shop / "store")

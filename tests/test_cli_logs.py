@@ -95,3 +95,13 @@ def test_nothing_but_the_command_prints() -> None:
     for path in root.rglob("*.py"):
         if "cli" not in path.parts and path.name != "__main__.py":
             assert not re.search(r"(?<![\w.])print\(", path.read_text(encoding="utf-8")), path
+
+
+def test_memory_is_said_with_v_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for words, lines in ((["ingest"], 1), (["ingest", "-v"], 2), (["-v", "ingest"], 2)):
+        path = str(tmp_path / "-".join(words))
+        line = [*words, "synthetic:bits?n=1", "--encoder", "none", "--store", path]
+        assert main(line) == 0
+        out = capsys.readouterr().out
+        assert out.count("\n") == lines
+        assert ("peak memory" in out) == (lines == 2)

@@ -1,11 +1,15 @@
 """Progress of long work: quiet for a minute, a bar on a terminal."""
 
 import io
+import itertools
 import sys
 
 import pytest
+from helpers import mask, save
 
+from engine import Store
 from engine.cli import progress
+from engine.cli.app import main
 
 
 @pytest.fixture
@@ -58,3 +62,52 @@ def test_on_a_terminal_progress_is_a_bar(clock, capsys, monkeypatch):
         tell(50, 100)
     assert "50 of 100 images" in terminal.getvalue()
     assert capsys.readouterr().out == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_may_come_later_and_without_plain_lines(clock, capsys, monkeypatch):
+    with progress.Progress("lookup", plain=False, bar_after=1.0) as tell:
+        for second in range(300):
+            clock[0] = 1000 + second
+            tell(second, None)
+    assert capsys.readouterr().err == ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    clock[0] = 1000.0
+    with progress.Progress("lookup", plain=False, bar_after=1.0) as tell:
+        clock[0] = 1000.9
+        tell(5, 100)
+        assert terminal.getvalue() == ""
+        clock[0] = 1001
+        tell(50, 100)
+        # What is written while it is shown goes where it would go without.
+        print("a result")
+    assert "50 of 100 images" in terminal.getvalue()
+    assert "a result" not in terminal.getvalue()
+    assert capsys.readouterr().out == "a result\n"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_long_lookup_has_a_bar_where_its_results_go_elsewhere(monkeypatch, tmp_path, is_terminal):
+    for number in range(3):
+        save(tmp_path / f"in/{number}.png", mask(number))
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(tmp_path / "in")
+    seconds = itertools.count(1000, 2)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setenv("TERM", "xterm")
+    output, errors = Terminal() if is_terminal else io.StringIO(), Terminal()
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", errors)
+    words = [str(tmp_path / "in"), "--id", "1", "--json", "--store", str(tmp_path / "store")]
+    assert main(["lookup", *words]) == 0
+    assert len(output.getvalue().splitlines()) == 4
+    if is_terminal:
+        assert errors.getvalue() == ""
+    else:
+        assert "of 4 images" in errors.getvalue()

@@ -1,8 +1,11 @@
 """What is printed: JSON for programs and tables for people."""
 
 import dataclasses
+import io
 import json
 import os
+import re
+import sys
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine.cli import render
 from engine.cli import text as words
+from engine.cli.terminal import Look
 from engine.records import (
     CheckReport,
     IdenticalHit,
@@ -129,12 +133,98 @@ def test_a_lookup_is_a_table_with_a_line_a_hit():
     assert title == "query.jpg  (2.0 ms)"
     assert [row.split() for row in rows] == [
         ["identical", "#7", "same", "pixels", "/photos/a.png", "(+11", "more)"],
-        ["near", "#9", "12", "of", "256", "/photos/c.png"],
-        ["near", "#8", "310", "of", "30,000", "values", "differ", "[cat]", "/masks.npy#7"],
-        ["similar", "#3", "0.913", "(no", "source", "left)"],
+        ["near", "#9", "12", "of", "256,", "close", "/photos/c.png"],
+        [
+            *("near", "#8", "310", "of", "30,000", "values", "differ,", "very", "close"),
+            *("[cat]", "/masks.npy#7"),
+        ],
+        ["similar", "#3", "0.913,", "close", "(no", "source", "left)"],
     ]
     last = ["/", "/", "[cat]", "(no"]
     assert len({row.index(what) for row, what in zip(rows, last, strict=True)}) == 1
+
+
+LONG = "/home/somebody/pictures/of-the-year-2024/trip-to-the-sea/originals/IMG_0001.png"
+
+
+@pytest.mark.parametrize("width", [80, 60, 100, 400])
+def test_a_table_fits_the_terminal_by_breaking_paths_at_slashes(width):
+    hits = (IdenticalHit(7, (LONG, LONG.replace("0001", "0002")), 12, "bytes", {"label": "cat"}),)
+    near = (NearHit(9, 12, None, (LONG,), 1),)
+    result = LookupResult(LONG, ("identical", "near"), hits, near, 1)
+    lines = render.lookup_text(result, Look(width), sources_shown=None).splitlines()
+    assert max(len(line) for line in lines) <= width
+    together = "".join(line[2:] if line.startswith("  ") else line for line in lines)
+    assert "".join(together.split()).count(LONG) == 3
+    assert LONG.replace("0001", "0002") in "".join(together.split())
+    whole = render.lookup_text(result, sources_shown=None).splitlines()
+    assert len(whole) == 4 and sum(LONG in line for line in whole) == 3
+    at = whole[2].index("/home")
+    assert whole[2][:at].isspace() and whole[2].endswith("(+10 more)")
+
+
+def test_a_name_that_is_longer_than_the_room_stays_whole():
+    assert words.broken("/a/" + "b" * 30 + "/c", 10) == ["/a/", "b" * 30 + "/", "c"]
+    assert words.broken("b" * 30, 10) == ["b" * 30]
+    assert words.broken("/a/b/", 10) == ["/a/b/"]
+    assert words.broken("b" * 30 + "/", 10) == ["b" * 30 + "/"]
+    assert words.broken("", 10) == [""]
+
+
+def test_a_table_has_colours_only_where_they_are_wanted():
+    plain = render.lookup_text(FOUND)
+    painted = render.lookup_text(FOUND, Look(colour=True))
+    assert "\x1b" not in plain
+    assert painted.splitlines()[1].startswith("  \x1b[32midentical\x1b[0m  #7")
+    assert re.sub(r"\x1b\[\d+m", "", painted) == plain
+    failed = LookupResult("x.png", error="why")
+    assert "\x1b[31merror:\x1b[0m why" in render.lookup_text(failed, Look(colour=True))
+
+
+@pytest.mark.parametrize(
+    ("environment", "terminal", "look"),
+    [
+        ({"TERM": "xterm", "COLUMNS": "60"}, True, Look(60, True)),
+        ({"TERM": "xterm", "COLUMNS": "60", "NO_COLOR": "1"}, True, Look(60, False)),
+        ({"TERM": "dumb", "COLUMNS": "60"}, True, Look(60, False)),
+        ({"TERM": "xterm", "COLUMNS": "60"}, False, Look(None, False)),
+    ],
+)
+def test_only_a_terminal_has_a_width_and_colours(monkeypatch, environment, terminal, look):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    class Output(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    monkeypatch.setattr(sys, "stdout", Output())
+    assert Look.of_output() == look
+
+
+@pytest.mark.parametrize(
+    ("near", "word"),
+    [
+        (NearHit(1, 8, None, (), 0), "very close"),
+        (NearHit(1, 9, None, (), 0), "close"),
+        (NearHit(1, 20, None, (), 0), "close"),
+        (NearHit(1, 21, None, (), 0), "loosely"),
+        (NearHit(1, 30, 100, (), 0, 10_000), "very close"),
+        (NearHit(1, 3, 600, (), 0, 10_000), "close"),
+        (NearHit(1, 3, 900, (), 0, 10_000), "loosely"),
+    ],
+)
+def test_a_near_distance_has_a_word_beside_it(near, word):
+    text = render.lookup_text(LookupResult("q", ("near",), near=(near,), near_count=1))
+    assert f", {word}  (no source left)" in text
+
+
+def test_a_score_has_a_word_beside_it_if_an_encoder_made_the_vectors():
+    for score, word in ((0.95, "very close"), (0.94, "close"), (0.85, "close"), (0.84, "loosely")):
+        result = LookupResult("q", ("similar",), similar=(SimilarHit(1, score, ("a",), 1),))
+        assert f"{score:.3f}, {word}  a" in render.lookup_text(result)
+        assert f"{score:.3f}  a" in render.lookup_text(result, encoded=False)
 
 
 @pytest.mark.slow
@@ -190,6 +280,8 @@ def test_a_lookup_that_failed_says_why():
 def test_an_ingest_tells_what_it_did():
     text = render.ingest_text(INGESTED)
     assert "1,234,567 images in 10.0 s (123,457/s)" in text
+    assert "peak memory" not in text
+    text = render.ingest_text(INGESTED, memory=True)
     assert "peak memory 300.0 MiB of its own, 2.0 GiB with mapped files" in text
     assert "rejected is in" not in text
 

@@ -39,6 +39,7 @@ from engine.search.identical import identical_ids
 from engine.search.lookup import Lookup
 from engine.search.settings import LookupSettings, check_k
 from engine.search.stored_query import stored_id, stored_query
+from engine.sources.exclusions import NOTHING, Exclusions, Patterns
 from engine.sources.in_memory import (
     Images,
     decoded_image,
@@ -136,6 +137,7 @@ class Lookups(OpenStore):
         recall: float | None = None,
         ids: Ids | None = None,
         source: Names | None = None,
+        exclude: Patterns = (),
     ) -> Iterator[LookupResult]:
         """Look up each of many images, whatever ``lookup`` takes; and all images of a folder, an array
         or an archive that is named by its path. One that cannot be read has an ``error``.
@@ -145,6 +147,7 @@ class Lookups(OpenStore):
         whoever sends them can wait for each answer. What is not a path is called by its number,
         "image 3".
 
+        ``exclude``: patterns of files and folders that are left out of folders, as ``ingest`` has it.
         The other arguments are those of ``lookup``. A wrong one is a ``UsageError`` at the call.
         """
         if isinstance(queries, _QUERIES) and not isinstance(queries, PackedBits):
@@ -162,20 +165,25 @@ class Lookups(OpenStore):
             max_sources=max_sources,
             recall=recall,
         )
+        left_out = Exclusions(exclude)
         self._session.follow()
         self._finder(settings)
         within = self._within(ids, source)
         if within is not None:
             within.ids(self._session)
-        return self._lookup_many(queries, settings, within)
+        asked = itertools.chain.from_iterable(
+            self._queries_of(query, number, left_out) for number, query in enumerate(queries)
+        )
+        at_once = MAX_BATCH if isinstance(queries, Sequence | np.ndarray | PackedBits) else 1
+        return self._lookup_many(asked, at_once, settings, within)
 
     def _lookup_many(
-        self, queries: Iterable[QueryLike], settings: LookupSettings, within: Within | None
+        self,
+        asked: Iterable[Query | Reject],
+        at_once: int,
+        settings: LookupSettings,
+        within: Within | None,
     ) -> Iterator[LookupResult]:
-        at_once = MAX_BATCH if isinstance(queries, Sequence | np.ndarray | PackedBits) else 1
-        asked = itertools.chain.from_iterable(
-            self._queries_of(query, number) for number, query in enumerate(queries)
-        )
         workers = ThreadPoolExecutor(cpu_count(), thread_name_prefix="engine-lookup")
         try:
             for batch in batches(asked, self._session.memory, at_once):
@@ -203,7 +211,9 @@ class Lookups(OpenStore):
         for query in batch:
             yield next(results) if isinstance(query, Query) else _refused(query)
 
-    def _queries_of(self, query: object, number: int | None) -> Iterator[Query | Reject]:
+    def _queries_of(
+        self, query: object, number: int | None, exclude: Exclusions = NOTHING
+    ) -> Iterator[Query | Reject]:
         """What there is to look up in what a caller gave: nearly always one image.
 
         ``number``: its place among many, of which one that cannot be read is a ``Reject``. Alone it is
@@ -215,7 +225,7 @@ class Lookups(OpenStore):
                 spec = os.fsdecode(query)
                 id_ = stored_id(spec)
                 if id_ is None:
-                    yield from open_images(spec, memory.max_file)
+                    yield from open_images(spec, memory.max_file, exclude)
                 else:
                     yield stored_query(self._session, id_)
             elif isinstance(query, int | np.integer) and not isinstance(query, bool):
@@ -237,7 +247,8 @@ class Lookups(OpenStore):
         except ImageError as error:
             if number is None:
                 raise
-            called = str(query) if isinstance(query, str) else _called("", number)
+            called = f"#{query}" if isinstance(query, int) else _called("", number)
+            called = query if isinstance(query, str) else called
             yield Reject(os.fsencode(called), str(error))
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:

@@ -41,6 +41,7 @@ from engine.records import (
     RemoveReport,
 )
 from engine.records import Problem as CheckProblem
+from engine.sources.exclusions import Patterns
 from engine.sources.in_memory import (
     Images,
     OneImage,
@@ -75,6 +76,7 @@ class Writing(OpenStore):
         workers: int | None = None,
         normalize: bool = False,
         null: bool = False,
+        exclude: Patterns = (),
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> IngestReport:
@@ -98,8 +100,10 @@ class Writing(OpenStore):
 
         ``encoder``: the store's own (default), or "none" to add images without vectors; a store
         made without one takes the first that is named. ``files_from``: a file with more sources,
-        one a line, or with ``null`` a null byte behind each. ``keep_pixels``: "auto" keeps bit images of
-        up to 64 KiB packed, "yes" other images too, as their files' bytes, "no" none.
+        one a line, or with ``null`` a null byte behind each. ``exclude``: patterns, such as "*.tmp",
+        of files and folders that are left out of folders; each is matched, as a shell does it, with a
+        name and with its path below the folder that was named. ``keep_pixels``: "auto" keeps bit
+        images of up to 64 KiB packed, "yes" other images too, as their files' bytes, "no" none.
         ``progress(done, total)`` is called as items are done; ``stop()`` is asked often; once
         it says so, what is finished is committed and the run ends.
 
@@ -107,7 +111,13 @@ class Writing(OpenStore):
         """
         given: Sources | _InMemory | None = self._in_memory(sources, name, metadata)
         if given is None:
-            given = Sources(_paths(sources), files_from=files_from, recursive=recursive, null=null)
+            given = Sources(
+                _paths(sources),
+                files_from=files_from,
+                recursive=recursive,
+                null=null,
+                exclude=exclude,
+            )
         elif len(sources) > 1 or files_from is not None:
             raise UsageError("images in memory are ingested alone: call ingest once for each")
         # A wrong argument is an error before the store is open for writing.
@@ -121,21 +131,13 @@ class Writing(OpenStore):
             except StoppedError:
                 return nothing_done()
             used = self._encoder_for(encoder, chosen)
-            tell = None
-            if progress is not None:
-                total, report = given.count(), progress
-                report(0, total)
-
-                def tell(done: int) -> None:
-                    report(done, total)
-
             run = Ingest(
                 self._session,
                 used,
                 keep_pixels=keep_pixels,
                 workers=workers,
                 normalize=normalize,
-                progress=tell,
+                progress=_counting(progress, given.count),
                 stop=stop,
             )
             if isinstance(given, _InMemory):
@@ -178,14 +180,8 @@ class Writing(OpenStore):
         names = source_names(sources)
         if not wanted and not names and not missing:
             raise UsageError("name what to remove: ids, sources, or what is missing")
-        tell = None
-        if progress is not None:
-            total, report = (None if names or missing else len(set(wanted))), progress
-            report(0, total)
-
-            def tell(done: int) -> None:
-                report(done, total)
-
+        total = None if names or missing else len(set(wanted))
+        tell = _counting(progress, lambda: total)
         with self._alone("remove"):
             if dry_run:
                 self._session.follow()
@@ -204,6 +200,7 @@ class Writing(OpenStore):
         keep_pixels: str = "auto",
         normalize: bool = False,
         null: bool = False,
+        exclude: Patterns = (),
         memory: str | int | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> IngestPlan:
@@ -215,7 +212,13 @@ class Writing(OpenStore):
         """
         check_keep_pixels(keep_pixels)
         budget = parse_memory(memory).total
-        given = Sources(_paths(sources), files_from=files_from, recursive=recursive, null=null)
+        given = Sources(
+            _paths(sources),
+            files_from=files_from,
+            recursive=recursive,
+            null=null,
+            exclude=exclude,
+        )
         tell = None
         if progress is not None:
             total, report = given.count(), progress
@@ -416,6 +419,17 @@ class _InMemory:
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self._items)
+
+
+def _counting(
+    progress: Callable[[int, int | None], None] | None, count: Callable[[], int | None]
+) -> Callable[[int], None] | None:
+    """``progress`` for whoever knows what is done and not the total, which is counted if it is shown."""
+    if progress is None:
+        return None
+    total, report = count(), progress
+    report(0, total)
+    return lambda done: report(done, total)
 
 
 def _is_stream(source: object) -> TypeGuard[Iterable[object]]:

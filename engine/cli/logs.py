@@ -81,6 +81,11 @@ def raise_verbosity(steps: int) -> None:
     _handler.setFormatter(_Lines(with_time=level == logging.DEBUG))
 
 
+def is_verbose() -> bool:
+    """Whether -v asks for more than results and warnings."""
+    return logging.NOTSET < _engine.level <= logging.INFO
+
+
 def takes_verbose(command: Callable[..., None]) -> Callable[..., None]:
     """A command that takes -v too; its help does not say so, for that of ``engine`` does."""
 

@@ -28,6 +28,14 @@ FilesFromOption = Annotated[
     str,
     typer.Option("--files-from", metavar="FILE", help="Read more of them from FILE, one a line."),
 ]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="GLOB",
+        help="Leave files and folders out of folders, by name or by path below; may be repeated.",
+    ),
+]
 NullOption = Annotated[
     bool,
     typer.Option(

@@ -37,6 +37,18 @@ def show_line(text: str) -> bool:
     return True
 
 
+def show_bytes(data: bytes) -> bool:
+    """Bytes on standard output, at once, such as names that are no text; as ``show_line``."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        streams.discard_output()
+        return False
+    return True
+
+
 def warn_each(messages: Sequence[str]) -> None:
     """Warn of each, up to ``_MAX_LISTED``, and say how many more there are."""
     for message in messages[:_MAX_LISTED]:

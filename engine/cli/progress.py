@@ -17,10 +17,15 @@ _BAR_SECONDS = 0.1
 class Progress:
     """Shows how far work is, how fast it goes and how long it will still take."""
 
-    def __init__(self, what: str, unit: str = "images") -> None:
+    def __init__(
+        self, what: str, unit: str = "images", *, plain: bool = True, bar_after: float = 0.0
+    ) -> None:
+        """``plain``: lines where there is no terminal; ``bar_after``: seconds without a bar at first."""
         self._what = what
         self._unit = unit
-        self._started = self._shown = time.monotonic()
+        self._plain = plain
+        self._bar_after = bar_after
+        self._entered = self._started = self._shown = time.monotonic()
         self._first: int | None = None
         self._bar: Any = None
         self._task: Any = None
@@ -28,23 +33,32 @@ class Progress:
         self._shown_bar = ExitStack()
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[counts]}"),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(compact=True),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._bar.add_task(self._what, total=None, counts="", rate="")
-            self._shown_bar.enter_context(interrupts.bar_shown())
-            self._bar.start()
+        if not self._bar_after:
+            self._show_bar()
         return self
+
+    def _show_bar(self) -> None:
+        """Show the bar from now on, if standard error is a terminal."""
+        self._bar_after = 0.0
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[counts]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            transient=True,
+            # What is written beside the bar to a file or a pipe must not come to the terminal.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        self._task = self._bar.add_task(self._what, total=None, counts="", rate="")
+        self._shown_bar.enter_context(interrupts.bar_shown())
+        self._bar.start()
 
     def __exit__(
         self,
@@ -65,8 +79,10 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first, self._started = done, now
+        if self._bar_after and now - self._entered >= self._bar_after:
+            self._show_bar()
         wait = _BAR_SECONDS if self._bar is not None else _PLAIN_SECONDS
-        if now - self._shown < wait:
+        if now - self._shown < wait or (self._bar is None and not self._plain):
             return
         self._shown = now
         rate = (done - self._first) / max(now - self._started, 1e-9)

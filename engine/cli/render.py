@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from engine.cli.shell_words import in_options
-from engine.cli.text import columns, count_of, one_line_name, shortened, size
+from engine.cli.terminal import BOLD, CYAN, GREEN, RED, YELLOW, Look
+from engine.cli.text import broken, columns, count_of, one_line_name, shortened, size
 from engine.records import (
     BackupReport,
     CheckReport,
@@ -24,8 +25,16 @@ from engine.records import (
     StoreInfo,
 )
 
+Hit = IdenticalHit | NearHit | SimilarHit
+
 _WOULD_GO_SHOWN = 20  # sources, and folders, of a removal's dry run
 NEAR_SHOWN = 10  # near hits of a lookup that the table lists
+_LEAST_ROOM = 16  # characters for a source, however narrow the terminal
+# How close a hit is, in words. README.md says them too.
+_NEAR_WORDS = ((8.0, "very close"), (20.0, "close"))  # at most so many of 256 bits or values differ
+_SIMILAR_WORDS = ((0.95, "very close"), (0.85, "close"))  # a cosine of at least this
+_FAR = "loosely"
+_COLOURS = {"identical": GREEN, "near": YELLOW, "similar": CYAN}
 
 
 def line(value: dict[str, Any]) -> str:
@@ -53,37 +62,89 @@ def lookup_json(result: LookupResult) -> str:
     return line(value)
 
 
-def lookup_text(result: LookupResult) -> str:
-    """A lookup as a small table under the query's name, with the first ``NEAR_SHOWN`` near hits."""
+def lookup_text(
+    result: LookupResult,
+    look: Look = Look(),  # noqa: B008 (frozen)
+    *,
+    near_shown: int | None = NEAR_SHOWN,
+    sources_shown: int | None = 1,
+    encoded: bool = True,
+) -> str:
+    """A lookup as a small table under the query's name.
+
+    It lists the first ``near_shown`` near hits, and the first ``sources_shown`` sources of each hit;
+    None: all that the result has.
+    ``encoded``: scores are of an encoder's vectors, of which a word may say how close they are.
+    """
+    title = one_line_name(result.query)
     if result.error is not None:
-        return f"{one_line_name(result.query)}\n  error: {one_line_name(in_options(result.error))}"
-    rows: list[tuple[str, str, str, str]] = []
-    for same in result.identical:
-        how = "same pixels" if same.verified == "bytes" else "same SHA-256"
-        rows.append(("identical", f"#{same.id}", how, _where(same)))
-    for near in result.near[:NEAR_SHOWN]:
-        rows.append(("near", f"#{near.id}", _distance(near), _where(near)))
-    for like in result.similar:
-        rows.append(("similar", f"#{like.id}", f"{like.score:.3f}", _where(like)))
-    for tier in result.searched:
-        if not any(row[0] == tier for row in rows):
-            rows.append((tier, "-", "", "nothing found"))
-    order = {tier: place for place, tier in enumerate(result.searched)}
-    rows.sort(key=lambda row: order[row[0]])
-    lines = columns(rows, indent="  ")
-    if result.near_count > NEAR_SHOWN:
-        tiers = [row[0] for row in rows]
-        tier = "near".ljust(max(map(len, tiers)))
-        listed = min(len(result.near), NEAR_SHOWN)
-        more = f"{result.near_count - listed:,} more (--json --near-limit all lists them)"
-        at = tiers.index("near") + listed if listed else len(lines)
-        lines.insert(at, f"  {tier}  … and {more}")
+        error = look.paint("error:", RED)
+        return f"{look.paint(title, BOLD)}\n  {error} {one_line_name(in_options(result.error))}"
+    rows = _hit_rows(result, near_shown, encoded)
+    names = [(tier, id_, how) for tier, id_, how, _ in rows]
+    used = [max((len(cell) for cell in cells), default=0) for cells in zip(*names, strict=True)]
+    room = None if look.width is None else max(_LEAST_ROOM, look.width - sum(used) - 8)
+    table: list[tuple[str, str, str, str]] = []
+    for tier, id_, how, hit in rows:
+        first, *others = ["nothing found"] if hit is None else _where(hit, sources_shown, room)
+        table.append((tier, id_, how, first))
+        table += [("", "", "", other) for other in others]
+    listed = len(result.near[:near_shown])
+    lines = columns(table, indent="  ")
+    if result.near_count > listed:
+        tier = "near".ljust(max([4, *(len(row[0]) for row in table)]))
+        joined = "and " if listed else ""
+        more = f"… {joined}{result.near_count - listed:,} more (--json --near-limit all lists them)"
+        before = ("near", "identical") if listed else ("identical",)
+        lines.insert(_behind(table, before), f"  {tier}  {more}")
     spent = sum(result.milliseconds.values())
-    return "\n".join([f"{one_line_name(result.query)}  ({spent:.1f} ms)", *lines])
+    lines = [_tier_painted(line, look) for line in lines]
+    *titles, last = broken(title, look.width and look.width - len("  (1,000.0 ms)"))
+    heads = [look.paint(part, BOLD) for part in (*titles, last)]
+    return "\n".join([*heads[:-1], f"{heads[-1]}  ({spent:.1f} ms)", *lines])
 
 
-def ingest_text(report: IngestReport) -> str:
-    """What an ingest did, in a few lines."""
+def _hit_rows(
+    result: LookupResult, near_shown: int | None, encoded: bool
+) -> list[tuple[str, str, str, Hit | None]]:
+    """The tier, the id and the distance of each hit, and the hit; of a tier without any, no hit."""
+    rows: list[tuple[str, str, str, Hit | None]] = []
+    for tier in result.searched:
+        before = len(rows)
+        if tier == "identical":
+            for same in result.identical:
+                how = "same pixels" if same.verified == "bytes" else "same SHA-256"
+                rows.append((tier, f"#{same.id}", how, same))
+        elif tier == "near":
+            for near in result.near[:near_shown]:
+                rows.append((tier, f"#{near.id}", _distance(near), near))
+        else:
+            for like in result.similar:
+                rows.append((tier, f"#{like.id}", _score(like, encoded), like))
+        if len(rows) == before and not (tier == "near" and result.near_count):
+            rows.append((tier, "-", "", None))
+    return rows
+
+
+def _behind(table: Sequence[tuple[str, ...]], tiers: Sequence[str]) -> int:
+    """The place behind the rows of some tiers, with what they go on in."""
+    at, tier = 0, ""
+    for place, row in enumerate(table):
+        tier = row[0] or tier
+        if tier in tiers:
+            at = place + 1
+    return at
+
+
+def _tier_painted(line: str, look: Look) -> str:
+    tier = line[2:].partition(" ")[0]
+    return (
+        f"  {look.paint(tier, _COLOURS[tier])}{line[2 + len(tier) :]}" if tier in _COLOURS else line
+    )
+
+
+def ingest_text(report: IngestReport, *, memory: bool = False) -> str:
+    """What an ingest did, in a few lines; ``memory``: and how much of it it took."""
     counts = [
         ("added", report.added),
         ("unchanged", report.unchanged),
@@ -94,10 +155,13 @@ def ingest_text(report: IngestReport) -> str:
     parts = ", ".join(words)
     lines = [
         f"{count_of(report.seen, 'image')} in {report.seconds:.1f} s "
-        f"({report.images_per_second:,.0f}/s): {parts}",
-        f"peak memory {size(report.peak_memory_bytes)} of its own, "
-        f"{size(report.peak_rss_bytes)} with mapped files",
+        f"({report.images_per_second:,.0f}/s): {parts}"
     ]
+    if memory:
+        lines.append(
+            f"peak memory {size(report.peak_memory_bytes)} of its own, "
+            f"{size(report.peak_rss_bytes)} with mapped files"
+        )
     if report.skipped:
         lines.append(f"{report.skipped:,} skipped: files that do not claim to be images")
     for note, count in report.notes.items():
@@ -257,18 +321,37 @@ def _said(message: str) -> str:
 
 def _distance(near: NearHit) -> str:
     if near.pixel_distance is None:
-        return f"{near.distance} of 256"
-    return f"{near.pixel_distance:,} of {near.pixel_values:,} values differ"
+        text, of_256 = f"{near.distance} of 256", float(near.distance)
+    else:
+        text = f"{near.pixel_distance:,} of {near.pixel_values:,} values differ"
+        of_256 = 256 * near.pixel_distance / max(1, near.pixel_values or 0)
+    return f"{text}, {next((word for most, word in _NEAR_WORDS if of_256 <= most), _FAR)}"
 
 
-def _where(hit: IdenticalHit | NearHit | SimilarHit) -> str:
-    """The label, if it has one, and the first source."""
+def _score(like: SimilarHit, encoded: bool) -> str:
+    text = f"{like.score:.3f}"
+    if not encoded:
+        return text
+    return f"{text}, {next((word for least, word in _SIMILAR_WORDS if like.score >= least), _FAR)}"
+
+
+def _where(hit: Hit, shown: int | None, room: int | None) -> list[str]:
+    """The label, if it has one, and the first sources, in lines that have ``room`` characters."""
     label = (hit.metadata or {}).get("label")
-    shown = "" if label is None else f"[{shortened(one_line_name(str(label)))}]  "
-    if not hit.sources:
-        return shown + "(no source left)"
-    more = f"  (+{hit.source_count - 1} more)" if hit.source_count > 1 else ""
-    return shown + one_line_name(hit.sources[0]) + more
+    before = "" if label is None else f"[{shortened(one_line_name(str(label)))}]  "
+    names = [one_line_name(name) for name in hit.sources[:shown]]
+    if not names:
+        left = count_of(hit.source_count, "source") if hit.source_count else "no source left"
+        return [f"{before}({left})"]
+    names[0] = before + names[0]
+    lines = [part for name in names for part in broken(name, room)]
+    if hit.source_count > len(names):
+        more = f"(+{hit.source_count - len(names)} more)"
+        if room is None or len(lines[-1]) + 2 + len(more) <= room:
+            lines[-1] += f"  {more}"
+        else:
+            lines.append(more)
+    return lines
 
 
 def _rows(segments: Iterable[dict[str, object]]) -> int:

@@ -20,6 +20,9 @@ OPTIONS = {
     # The command has two options for it.
     "tiers=": "--tier and --exact",
     'tiers=["similar"]': "--tier similar",
+    "near_limit=": "--near-limit",
+    "max_sources=": "--sources",
+    "exclude=": "--exclude",
     "yes=True": "--yes",
     "dry_run=True": "--dry-run",
     'format="csv"': "--format csv",

@@ -16,6 +16,19 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
     ]
 
 
+def broken(text: str, room: int | None) -> list[str]:
+    """A path in lines of ``room`` characters, broken behind slashes; a longer name stays whole."""
+    lines = []
+    while room is not None and len(text) > room:
+        at = text.rfind("/", 1, room)
+        at = at if at != -1 else text.find("/", room)
+        if at in (-1, len(text) - 1):
+            break
+        lines.append(text[: at + 1])
+        text = text[at + 1 :]
+    return [*lines, text]
+
+
 def size(count: int) -> str:
     """Bytes as people read them, in binary units."""
     value, unit = float(count), "B"

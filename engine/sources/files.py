@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.images.file_types import SUFFIXES, looks_like_image
 from engine.images.unread_formats import unread_format
+from engine.sources.exclusions import NOTHING, Exclusions
 from engine.sources.idx import is_idx
 from engine.sources.items import FileItem, Item, Reject, Skipped, absolute, stamp_of
 from engine.sources.skip_notes import IDX_IN_FOLDERS, unread
@@ -35,14 +36,15 @@ def refuse_unread(name: bytes) -> Reject:
     return Reject(name, f"{format_} is not read yet: convert it to TIFF, PNG or JPEG")
 
 
-def walk(folder: Path, *, recursive: bool) -> Iterator[Item]:
+def walk(folder: Path, *, recursive: bool, exclude: Exclusions = NOTHING) -> Iterator[Item]:
     """The files below a folder: its own by name, then its subfolders by name.
 
+    What ``exclude`` matches is not there, and folders that it matches are not entered.
     Links to folders are not followed (they may lead in circles). A file that is neither named nor
     signed as an image is skipped, and so is one of a format that is not read yet; a folder that cannot
     be listed is a problem.
     """
-    for listed in _listings(folder, recursive=recursive):
+    for listed in _listings(folder, recursive=recursive, exclude=exclude):
         if isinstance(listed, Reject):
             yield listed
             continue
@@ -50,17 +52,21 @@ def walk(folder: Path, *, recursive: bool) -> Iterator[Item]:
             yield _entry(entry)
 
 
-def count(folder: Path, *, recursive: bool) -> int:
+def count(folder: Path, *, recursive: bool, exclude: Exclusions = NOTHING) -> int:
     """How many files ``walk`` will meet; quick, for a progress bar."""
-    listings = _listings(folder, recursive=recursive)
+    listings = _listings(folder, recursive=recursive, exclude=exclude)
     return sum(1 if isinstance(listed, Reject) else len(listed) for listed in listings)
 
 
-def _listings(folder: Path, *, recursive: bool) -> Iterator[list[os.DirEntry[str]] | Reject]:
+def _listings(
+    folder: Path, *, recursive: bool, exclude: Exclusions
+) -> Iterator[list[os.DirEntry[str]] | Reject]:
     """What each folder holds besides folders, by name; or why it cannot be listed."""
-    left = [folder]  # a list, and not recursion: folders may be nested deeper than calls may be
+    # A list, and not recursion: folders may be nested deeper than calls may be. With each folder is
+    # its path below the first one, with a slash behind it.
+    left = [(folder, "")]
     while left:
-        current = left.pop()
+        current, below = left.pop()
         try:
             with os.scandir(current) as listing:
                 entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
@@ -72,10 +78,12 @@ def _listings(folder: Path, *, recursive: bool) -> Iterator[list[os.DirEntry[str
         folders: list[os.DirEntry[str]] = []
         others: list[os.DirEntry[str]] = []
         for entry in entries:
+            if exclude and exclude.match(entry.name, below + entry.name):
+                continue
             (folders if entry.is_dir(follow_symlinks=False) else others).append(entry)
         yield others
         if recursive:
-            left.extend(Path(entry.path) for entry in reversed(folders))
+            left.extend((Path(entry.path), f"{below}{entry.name}/") for entry in reversed(folders))
 
 
 def _entry(entry: os.DirEntry[str]) -> FileItem | Reject | Skipped:

@@ -16,6 +16,7 @@ from engine.images.decode import decode
 from engine.images.unread_formats import unread_format
 from engine.records import Decoded
 from engine.sources import files
+from engine.sources.exclusions import NOTHING, Exclusions
 from engine.sources.items import (
     FileItem,
     Member,
@@ -64,19 +65,22 @@ class Query:
         return self._decoded
 
 
-def open_images(spec: str, max_bytes: int) -> Iterator[Query | Reject]:
-    """The images that an IMAGE argument names: one, or all of an array, an archive or a table.
+def open_images(
+    spec: str, max_bytes: int, exclude: Exclusions = NOTHING
+) -> Iterator[Query | Reject]:
+    """The images that an IMAGE argument names: one, or all of a folder, an array or an archive.
 
     ``spec`` is a file, a folder, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``,
     ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, an IDX file or a row of it, ``FILE.tar``,
     ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``; ``max_bytes`` is the size
     of the largest file read.
+    ``exclude``: what is left out of a folder.
     """
     try:
         if spec == "-":
             yield _from_stdin(max_bytes)
         elif not is_synthetic(spec) and is_folder(Path(spec)):
-            yield from _from_folder(Path(spec), max_bytes)
+            yield from _from_folder(Path(spec), max_bytes, exclude)
         elif (archive := archive_of(spec)) is not None:
             yield from _from_archive(archive, max_bytes)
         elif exists(spec) and not is_array(path := Path(spec)):
@@ -93,9 +97,9 @@ def open_images(spec: str, max_bytes: int) -> Iterator[Query | Reject]:
         yield Reject(os.fsencode(spec), f"cannot be read: {error.strerror or error}")
 
 
-def _from_folder(folder: Path, max_bytes: int) -> Iterator[Query | Reject]:
+def _from_folder(folder: Path, max_bytes: int, exclude: Exclusions) -> Iterator[Query | Reject]:
     """Every image below a folder; of files in formats that are not read yet, that they are not."""
-    for item in files.walk(folder, recursive=True):
+    for item in files.walk(folder, recursive=True, exclude=exclude):
         if isinstance(item, FileItem):
             try:
                 yield Query(os.fsdecode(item.name), item.read(max_bytes), None)

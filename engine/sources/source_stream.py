@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engine.errors import EngineError, SourceError, UsageError
 from engine.sources import files
+from engine.sources.exclusions import Exclusions, Patterns
 from engine.sources.items import Item, Reject, absolute
 from engine.sources.locate import archive_of, check_source, expanded, is_folder, is_synthetic
 from engine.sources.member_names import MAX_NAME
@@ -29,10 +30,12 @@ class Sources:
         files_from: str | os.PathLike[str] | None = None,
         recursive: bool = True,
         null: bool = False,
+        exclude: Patterns = (),
     ) -> None:
         """``files_from`` is a file with one more source a line; "-" is standard input.
 
         ``null``: in lists a null byte is behind each source, as ``find -print0`` writes them.
+        ``exclude``: patterns of what is left out of folders.
 
         ``UsageError`` for a source that is not there, before anything is read. Nothing is taken out of a
         pipe before the sources are gone through.
@@ -47,6 +50,7 @@ class Sources:
         self._files_from = files_from
         self._recursive = recursive
         self._null = null
+        self._exclude = Exclusions(exclude)
         self.folders: dict[bytes, None] = {}  # the first of those that were named, as they are met
         for spec in specs:
             if spec != "-":
@@ -79,7 +83,7 @@ class Sources:
         if is_synthetic(spec):
             return SyntheticBits(spec).count
         if is_folder(path):
-            return files.count(path, recursive=self._recursive)
+            return files.count(path, recursive=self._recursive, exclude=self._exclude)
         try:
             found = arrays_of(spec)
             if found is not None:
@@ -124,7 +128,7 @@ class Sources:
             return
         path = Path(spec)
         if self._note_folder(spec):
-            yield from files.walk(path, recursive=self._recursive)
+            yield from files.walk(path, recursive=self._recursive, exclude=self._exclude)
             return
         archive = None
         try:

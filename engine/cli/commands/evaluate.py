@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from engine.cli import render
+from engine.cli import completion, render
 from engine.cli.dataclass_options import takes
 from engine.cli.options import JsonOption
 from engine.cli.output import show_line, warn_each
@@ -24,6 +24,7 @@ class EvalOptions:
         list[str] | None,
         typer.Argument(
             metavar="ENCODER...",
+            autocompletion=completion.encoders(*completion.BASELINES, suffix=".onnx"),
             help="simclr, a folder that 'engine train' wrote, a FILE.onnx, or a baseline: pixels, "
             "pdq, untrained.",
         ),

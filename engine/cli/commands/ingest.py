@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from engine.api import Store
-from engine.cli import render
+from engine.cli import completion, logs, render
 from engine.cli.dataclass_options import takes
 from engine.cli.interrupts import interruptible
 from engine.cli.options import (
+    ExcludeOption,
     FilesFromOption,
     JsonOption,
     MemoryOption,
@@ -46,6 +47,7 @@ class IngestOptions:
         str,
         typer.Option(
             metavar="NAME|PATH|none",
+            autocompletion=completion.encoders("none"),
             help="The encoder [simclr], fixed with the first vectors; none adds images without.",
         ),
     ] = ""
@@ -71,6 +73,7 @@ class IngestOptions:
     ] = False
     files_from: FilesFromOption = ""
     null: NullOption = False
+    exclude: ExcludeOption = None
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only say what would be read and how much disk it takes."),
@@ -90,13 +93,15 @@ def ingest(options: IngestOptions) -> None:
     Example:
       engine ingest photos/ masks.npy --store photos.store
       engine ingest photos/ --wait 60 --store photos.store
+      engine ingest photos/ --exclude 'more/*.webp' --exclude '*.bmp' --store photos.store
       engine ingest 'synthetic:bits?n=20000&seed=0' --encoder none --store bits.store
     """
     given = options.sources or []
     if options.null and not options.files_from and "-" not in given:
         raise UsageError("--null is for a list: name one with --files-from, or as -")
     # Before a store is made for what is not there.
-    Sources(given, files_from=options.files_from or None, null=options.null)
+    excluded = options.exclude or []
+    Sources(given, files_from=options.files_from or None, null=options.null, exclude=excluded)
     check_keep_pixels(options.keep_pixels)
     path = options.store or default_store()
     if options.dry_run:
@@ -110,6 +115,7 @@ def ingest(options: IngestOptions) -> None:
                 keep_pixels=options.keep_pixels,
                 normalize=options.normalize,
                 null=options.null,
+                exclude=excluded,
                 memory=options.memory or None,
                 progress=progress,
             )
@@ -133,6 +139,7 @@ def ingest(options: IngestOptions) -> None:
                 workers=options.workers or None,
                 normalize=options.normalize,
                 null=options.null,
+                exclude=excluded,
                 progress=progress,
                 stop=stop,
             )
@@ -147,7 +154,7 @@ def ingest(options: IngestOptions) -> None:
     else:
         if not report.seen and not report.skipped and not report.interrupted:
             warn(f"there is nothing to ingest in {', '.join(given) or options.files_from}")
-        show_line(render.ingest_text(report))
+        show_line(render.ingest_text(report, memory=logs.is_verbose()))
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(SOME_REJECTED if report.rejected else DONE)

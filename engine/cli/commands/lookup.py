@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from types import TracebackType
+from typing import Annotated, Any, Self
 
 import typer
 
 from engine.api import Store
-from engine.cli import render
+from engine.cli import completion, queries, render
 from engine.cli.dataclass_options import takes
-from engine.cli.options import FilesFromOption, JsonOption, MemoryOption, NullOption, StoreOption
-from engine.cli.output import show_line
+from engine.cli.lookup_output import Csv, Json, Output, Paths, Table
+from engine.cli.options import (
+    ExcludeOption,
+    FilesFromOption,
+    JsonOption,
+    MemoryOption,
+    NullOption,
+    StoreOption,
+)
+from engine.cli.progress import Progress
 from engine.cli.status import DONE, NOT_FOUND, SOME_REJECTED
-from engine.config import DEFAULT_K, DEFAULT_MAX_DISTANCE, default_store
+from engine.cli.terminal import Look
+from engine.config import (
+    DEFAULT_K,
+    DEFAULT_MAX_DISTANCE,
+    DEFAULT_NEAR_LIMIT,
+    SOURCES_SHOWN,
+    default_store,
+)
 from engine.errors import UsageError
-from engine.sources.path_lists import listed
+
+_BAR_AFTER = 1.0  # seconds
+_MAX_DIGITS = 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +47,15 @@ class LookupOptions:
         list[str] | None,
         typer.Argument(
             metavar="IMAGE...",
-            help="Image files, ARCHIVE.tar#MEMBER, FILE.parquet#ROW, FILE.npy#ROW (or all of one: "
-            "FILE.npy; of vectors too, where the store holds such), FILE.npz#NAME#ROW, IDX-FILE#ROW, "
-            "'synthetic:bits?seed=0#17', or - for an image's bytes on standard input.",
+            help="Image files, folders of them, ARCHIVE.tar#MEMBER, FILE.parquet#ROW, FILE.npy#ROW "
+            "(or all of one: FILE.npy; of vectors too, where the store holds such), "
+            "FILE.npz#NAME#ROW, IDX-FILE#ROW, 'synthetic:bits?seed=0#17', '#7' for image 7 of the "
+            "store, or - for an image's bytes on standard input.",
         ),
+    ] = None
+    id_: Annotated[
+        list[int] | None,
+        typer.Option("--id", metavar="N", help="Look up image N of the store; may be repeated."),
     ] = None
     store: StoreOption = ""
     k: Annotated[
@@ -40,12 +64,24 @@ class LookupOptions:
     tier: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Search identical, near or similar only; may be repeated."
+            metavar="NAME,...",
+            autocompletion=completion.tiers,
+            help="Search identical, near or similar only, or two of them; may be repeated.",
         ),
     ] = None
     max_distance: Annotated[
         int, typer.Option(metavar="N", help="Near images: all within N of 256.")
     ] = DEFAULT_MAX_DISTANCE
+    near_limit: Annotated[
+        str,
+        typer.Option(
+            metavar="N|all", help="Nearest near images to list [100; of a table 10 are shown]."
+        ),
+    ] = ""
+    sources: Annotated[
+        str,
+        typer.Option(metavar="N|all", help="Sources to list a hit [10; of a table 1 is shown]."),
+    ] = ""
     min_score: Annotated[
         float | None, typer.Option(metavar="X", help="Leave out similar images below this cosine.")
     ] = None
@@ -70,51 +106,156 @@ class LookupOptions:
     memory: MemoryOption = ""
     files_from: FilesFromOption = ""
     null: NullOption = False
+    exclude: ExcludeOption = None
     as_json: JsonOption = False
+    paths: Annotated[
+        bool,
+        typer.Option(
+            "-q", "--paths", help="Print the sources of hits only, each once, one a line."
+        ),
+    ] = False
+    print0: Annotated[
+        bool,
+        typer.Option("--print0", help="The same with a null byte behind each, for xargs -0."),
+    ] = False
+    csv: Annotated[
+        bool,
+        typer.Option("--csv", help="Print a header and a row a hit, with the first source."),
+    ] = False
 
 
 @takes(LookupOptions)
 def lookup(options: LookupOptions) -> None:
     """Look images up: is this very image here, is a copy of it, and what looks like it?
 
+    A near image is very close within 8 of 256 (or as large a share of a bit image's values), close
+    within 20, and else loosely alike. A similar one is very close from 0.95, and close from 0.85.
+
     \b
     Example:
       engine lookup query.jpg 'masks.npy#17' --store photos.store
       engine lookup query.jpg --json -k 3 --store photos.store
       engine lookup query.jpg --source photos/more/ --store photos.store
+      engine lookup photos/ --exclude '*.bmp' --tier identical,near --csv --store photos.store
+      engine lookup --id 2 --near-limit all --sources all --store photos.store
+      engine lookup query.jpg --paths --store photos.store
     """
-    given: Iterable[str] = options.images or []
-    if options.files_from:
-        given = itertools.chain(given, listed(options.files_from, null=options.null))
-    elif options.null:
+    named: list[queries.Query] = [*(options.images or []), *(options.id_ or [])]
+    if options.null and not options.files_from:
         raise UsageError("--null is for a list: name one with --files-from")
-    elif not options.images:
-        raise UsageError("name at least one image: a file, ARCHIVE.tar#MEMBER, FILE.npy#ROW, or -")
-    tiers = options.tier or None
-    if options.exact:
-        if tiers and tiers != ["identical"]:
-            raise UsageError("--exact is --tier identical: leave the other tiers out")
-        tiers = ["identical"]
+    if not named and not options.files_from:
+        raise UsageError(
+            "name at least one image: a file, a folder, ARCHIVE.tar#MEMBER, FILE.npy#ROW, or -"
+        )
+    settings = _settings(options)
+    _check_form(options)
     missing = failed = False
     path = options.store or default_store()
-    with Store.open(path, read_only=True, memory=options.memory or None) as opened:
-        results = opened.lookup_many(
-            given,
-            k=options.k,
-            tiers=tiers,
-            min_score=options.min_score,
-            max_distance=options.max_distance,
-            recall=options.recall,
-            source=options.source or None,
-        )
-        for result in results:
-            read = show_line(
-                render.lookup_json(result) if options.as_json else render.lookup_text(result)
-            )
+    opened = Store.open(path, read_only=True, memory=options.memory or None)
+    with opened, _Bar(named, options) as bar:
+        output = _output(options, settings, encoded=not opened.has_given_vectors)
+        asked = queries.pieces(named, options.files_from, null=options.null)
+        answers = (opened.lookup_many(piece, **settings) for piece in asked)
+        read = True
+        for result in itertools.chain.from_iterable(answers):
+            read = output.write(result)
             failed |= result.error is not None
             missing |= not result.identical
+            bar.step()
             if not read:
                 break
+        if read:
+            output.end()
     if failed:
         raise typer.Exit(SOME_REJECTED)
     raise typer.Exit(NOT_FOUND if options.exact and missing else DONE)
+
+
+class _Bar:
+    """A progress bar of a long lookup whose results go to a file or a pipe; elsewhere nothing."""
+
+    def __init__(self, named: Sequence[queries.Query], options: LookupOptions) -> None:
+        self._shown: Progress | None = None
+        self._done = 0
+        self._total: int | None = None
+        if sys.stderr.isatty() and not sys.stdout.isatty():
+            self._shown = Progress("lookup", plain=False, bar_after=_BAR_AFTER)
+            if not options.files_from:
+                self._total = queries.count(named, options.exclude or [])
+
+    def __enter__(self) -> Self:
+        if self._shown is not None:
+            self._shown.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._shown is not None:
+            self._shown.__exit__(kind, error, trace)
+
+    def step(self) -> None:
+        """One more is done."""
+        self._done += 1
+        if self._shown is not None:
+            self._shown(self._done, self._total)
+
+
+def _settings(options: LookupOptions) -> dict[str, Any]:
+    """What ``lookup_many`` is asked for."""
+    tiers = [name.strip() for given in options.tier or [] for name in given.split(",")] or None
+    if options.exact:
+        if tiers and set(tiers) != {"identical"}:
+            raise UsageError("--exact is --tier identical: leave the other tiers out")
+        tiers = ["identical"]
+    return {
+        "k": options.k,
+        "tiers": tiers,
+        "min_score": options.min_score,
+        "max_distance": options.max_distance,
+        "near_limit": _limit("--near-limit", options.near_limit, DEFAULT_NEAR_LIMIT),
+        "max_sources": _limit("--sources", options.sources, SOURCES_SHOWN),
+        "recall": options.recall,
+        "source": options.source or None,
+        "exclude": options.exclude or [],
+    }
+
+
+def _limit(option: str, text: str, default: int) -> int | None:
+    """A number that was typed; None for all."""
+    if not text:
+        return default
+    if text == "all":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < _MAX_DIGITS):
+        raise UsageError(f"{option} is a whole number of 0 or more, or all, not {text!r}")
+    return int(text)
+
+
+def _check_form(options: LookupOptions) -> None:
+    forms = {
+        "--json": options.as_json,
+        "--paths": options.paths,
+        "--print0": options.print0,
+        "--csv": options.csv,
+    }
+    chosen = [form for form, is_asked in forms.items() if is_asked]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} exclude each other: choose one of them")
+
+
+def _output(options: LookupOptions, settings: dict[str, Any], *, encoded: bool) -> Output:
+    """The form in which results are written."""
+    if options.as_json:
+        return Json()
+    if options.csv:
+        return Csv()
+    if options.paths or options.print0:
+        return Paths(b"\0" if options.print0 else b"\n")
+    # People who say nothing get short tables.
+    near = settings["near_limit"] if options.near_limit else render.NEAR_SHOWN
+    sources = settings["max_sources"] if options.sources else 1
+    return Table(Look.of_output(), near, sources, encoded=encoded)

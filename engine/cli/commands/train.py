@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli import render
+from engine.cli import completion, render
 from engine.cli.dataclass_options import named_options, takes
 from engine.cli.interrupts import interruptible
 from engine.cli.options import JsonOption
@@ -44,6 +44,7 @@ class TrainOptions:
         str,
         typer.Option(
             metavar="report|small|large",
+            autocompletion=completion.one_of(*completion.RECIPES),
             help="Where settings start from [report]; small is for a few hundred images, large "
             "for many.",
         ),
@@ -58,7 +59,9 @@ class TrainOptions:
     init: Annotated[
         str,
         typer.Option(
-            metavar="ENCODER", help="Begin with the weights of simclr, or of a folder of this kind."
+            metavar="ENCODER",
+            autocompletion=completion.encoders(),
+            help="Begin with the weights of simclr, or of a folder of this kind.",
         ),
     ] = ""
     resume: Annotated[

@@ -1,0 +1,141 @@
+"""What ``engine lookup`` writes of each result: a table, JSON, paths or rows of CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from abc import ABC, abstractmethod
+
+from engine.cli import render
+from engine.cli.output import show_bytes, show_line, warn
+from engine.cli.terminal import Look
+from engine.cli.text import printable
+from engine.records import IdenticalHit, LookupResult, NearHit
+
+_COLUMNS = ("query", "tier", "id", "score_or_distance", "source", "label")
+
+
+class Output(ABC):
+    """One form of the results."""
+
+    @abstractmethod
+    def write(self, result: LookupResult) -> bool:
+        """Write one result; False once the reader has had enough."""
+
+    def end(self) -> None:  # noqa: B027 (most have nothing to add)
+        """Write what is there where there were no results too."""
+
+
+class Table(Output):
+    """A small table a result, for people."""
+
+    def __init__(self, look: Look, near: int | None, sources: int | None, *, encoded: bool) -> None:
+        """``near`` hits and ``sources`` a hit are listed; ``encoded``: an encoder made the vectors."""
+        self._look = look
+        self._near = near
+        self._sources = sources
+        self._encoded = encoded
+
+    def write(self, result: LookupResult) -> bool:
+        """Write one table."""
+        return show_line(
+            render.lookup_text(
+                result,
+                self._look,
+                near_shown=self._near,
+                sources_shown=self._sources,
+                encoded=self._encoded,
+            )
+        )
+
+
+class Json(Output):
+    """One object a line, for programs."""
+
+    def write(self, result: LookupResult) -> bool:
+        """Write one line."""
+        return show_line(render.lookup_json(result))
+
+
+class Paths(Output):
+    """The sources of all hits, each once; as they are, but for a terminal."""
+
+    def __init__(self, end: bytes = b"\n") -> None:
+        """``end`` is written behind each."""
+        self._end = end
+        self._safely = end == b"\n" and sys.stdout.isatty()
+        self._seen = bytearray()  # a bit an id: an image has sources of its own
+
+    def write(self, result: LookupResult) -> bool:
+        """Write what is new in one result, which may be nothing."""
+        if result.error is not None:
+            warn(f"{result.query}: {result.error}")
+            return True
+        names = bytearray()
+        for hit in _hits(result):
+            if self._is_new(hit.id):
+                for source in hit.sources:
+                    names += _as_bytes(printable(source) if self._safely else source) + self._end
+        return not names or show_bytes(bytes(names))
+
+    def _is_new(self, id_: int) -> bool:
+        at, bit = id_ >> 3, 1 << (id_ & 7)
+        if at >= len(self._seen):
+            self._seen.extend(bytes(at + 1 - len(self._seen)))
+        known = self._seen[at] & bit
+        self._seen[at] |= bit
+        return not known
+
+
+class Csv(Output):
+    """A row a hit, below a header."""
+
+    def __init__(self) -> None:
+        self._left: list[tuple[str, ...]] = [_COLUMNS]
+
+    def end(self) -> None:
+        """Write the header where there was no hit."""
+        if self._left:
+            self._rows([])
+
+    def write(self, result: LookupResult) -> bool:
+        """Write one result's rows, of which there may be none."""
+        if result.error is not None:
+            warn(f"{result.query}: {result.error}")
+            return True
+        hits = _hits(result)
+        return not hits or self._rows([(result.query, *_cells(hit)) for hit in hits])
+
+    def _rows(self, rows: list[tuple[str, ...]]) -> bool:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([*self._left, *rows])
+        self._left = []
+        table = text.getvalue()
+        return show_bytes(_as_bytes(printable(table) if sys.stdout.isatty() else table))
+
+
+def _hits(result: LookupResult) -> list[render.Hit]:
+    """All hits, the strictest tier's first."""
+    return [*result.identical, *result.near, *result.similar]
+
+
+def _cells(hit: render.Hit) -> tuple[str, ...]:
+    """What a row says of a hit."""
+    if isinstance(hit, IdenticalHit):
+        tier, number = "identical", ""
+    elif isinstance(hit, NearHit):
+        tier, number = "near", str(hit.distance)
+    else:
+        tier, number = "similar", repr(hit.score)
+    label = (hit.metadata or {}).get("label")
+    source = hit.sources[0] if hit.sources else ""
+    return tier, str(hit.id), number, source, "" if label is None else str(label)
+
+
+def _as_bytes(text: str) -> bytes:
+    """A name with the bytes that it has on disk; what is no name of a file may have others escaped."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")
