@@ -39,6 +39,7 @@ PUBLIC = [
     "StoreLockedError",
     "StoreNotFoundError",
     "TrainingError",
+    "UnknownImageError",
     "UsageError",
     "__version__",
 ]
@@ -46,6 +47,7 @@ PUBLIC = [
 TREE = {
     "EngineError": "Exception",
     "UsageError": "EngineError",
+    "UnknownImageError": "UsageError",
     "SourceError": "EngineError",
     "MissingError": "SourceError",
     "ImageError": "EngineError",

@@ -15,6 +15,7 @@ from engine.cli.dataclass_options import takes
 from engine.cli.options import FilesFromOption, JsonOption, MemoryOption, NullOption, StoreOption
 from engine.cli.output import show_line
 from engine.cli.status import DONE, NOT_FOUND, SOME_REJECTED
+from engine.cli.where_option import where_of
 from engine.config import DEFAULT_K, DEFAULT_MAX_DISTANCE, default_store
 from engine.errors import UsageError
 from engine.sources.path_lists import listed
@@ -56,6 +57,14 @@ class LookupOptions:
             help="Find only images of a file, an array, an archive or a folder; may be repeated.",
         ),
     ] = None
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE",
+            help="Find only images whose metadata says so; also <, <=, > and >=; may be repeated, and "
+            "all are to hold. 3 is a number and '\"3\"' a text.",
+        ),
+    ] = None
     recall: Annotated[
         float | None,
         typer.Option(
@@ -82,6 +91,7 @@ def lookup(options: LookupOptions) -> None:
       engine lookup query.jpg 'masks.npy#17' --store photos.store
       engine lookup query.jpg --json -k 3 --store photos.store
       engine lookup query.jpg --source photos/more/ --store photos.store
+      engine lookup query.jpg --where label=cat --where 'year>1999' --store photos.store
     """
     given: Iterable[str] = options.images or []
     if options.files_from:
@@ -106,6 +116,7 @@ def lookup(options: LookupOptions) -> None:
             max_distance=options.max_distance,
             recall=options.recall,
             source=options.source or None,
+            where=where_of(options.where) if options.where else None,
         )
         for result in results:
             read = show_line(
