@@ -166,7 +166,7 @@ class Lookups(OpenStore):
         """Look up each of many images, whatever ``lookup`` takes; and all images of a folder, an array
         or an archive that is named by its path. One that cannot be read has an ``error``.
 
-        A list, a tuple, an array (n, H, W) or (n, H, W, 3), or ``PackedBits`` is looked up in batches,
+        A list, a tuple, an array (n, H, W[, 1 or 3]), or ``PackedBits`` is looked up in batches,
         on all cores. Of anything else each is looked up as it comes, so that whoever sends them can
         wait for each answer. What is not a path is called by its number, "image 3".
 
@@ -295,7 +295,7 @@ class Lookups(OpenStore):
 
         ``queries`` is (nq, dim), finite; the score is the inner product, best first, and the cosine
         where the vectors have length 1: those of encoders, and imported ones that were normalized, as
-        the queries are then. WhereMetadata there are fewer than k vectors, scores are -inf and ids -1.
+        the queries are then. Where there are fewer than k vectors, scores are -inf and ids -1.
         ``recall`` is the share of the k closest that is to be found, by default the store's own (see
         ``optimize``): how far to look was measured on the store's own vectors. With 1 all are compared.
         ``ids``, ``source`` and ``where``: the closest among these images only, as ``lookup`` has it.
