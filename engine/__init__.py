@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         StoreLockedError,
         StoreNotFoundError,
         TrainingError,
+        UnknownImageError,
         UsageError,
     )
     from engine.images.packed_bits import PackedBits
@@ -76,6 +77,7 @@ __all__ = [
     "StoreLockedError",
     "StoreNotFoundError",
     "TrainingError",
+    "UnknownImageError",
     "UsageError",
     "__version__",
 ]

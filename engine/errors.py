@@ -2,6 +2,7 @@
 
 EngineError
 ├── UsageError             an argument makes no sense; nothing was touched
+│   └── UnknownImageError      the store has no image of that id
 ├── SourceError            a source of images cannot be read at all
 │   └── MissingError           most of what a folder held is gone: its disk may be away
 ├── ImageError             one image cannot be read; an ingest reports it as a row and goes on
@@ -32,6 +33,13 @@ class EngineError(Exception):
 
 class UsageError(EngineError, ValueError):
     """An argument makes no sense; nothing was touched."""
+
+
+class UnknownImageError(UsageError, KeyError):
+    """The store has no image of that id; a ``KeyError`` too, as ``store[id]`` is expected to raise."""
+
+    # A KeyError shows the repr of its key; this is a sentence.
+    __str__ = Exception.__str__
 
 
 class SourceError(EngineError):

@@ -423,6 +423,8 @@ PYTHON_ONLY = {
     "search_vectors": "arrays",
     "session": "what lies below, for tools that look inside",
     "sources": "export, and lookup",
+    "thumbnail": "bytes for a page or a notebook",
+    "update": "metadata is an object",
 }
 
 

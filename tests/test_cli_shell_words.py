@@ -26,6 +26,11 @@ from engine.records import LookupResult, Rejection
         ("in /data/memory=/a.png", "in /data/memory=/a.png"),
         ("memory=1/a.png: no such file", "memory=1/a.png: no such file"),
         ("my_memory= x", "my_memory= x"),
+        (
+            "there is no store at a b: make one with create=True, or name another with path=",
+            "there is no store at a b: make one with 'engine ingest SOURCE --store a b', or name "
+            "another with --store",
+        ),
         ("plain", "plain"),
     ],
 )

@@ -67,8 +67,10 @@ def workshop(tmp_path: Path) -> Path:
     (tmp_path / "shards").mkdir()
     for number, name in enumerate(["scans.tar", "shards/000.tar", "shards/001.tar"]):
         Image.new("RGB", (40, 30), (number, 9, 9)).save(tmp_path / "page.png")
+        (tmp_path / "page.json").write_text('{"label": "cat", "year": 2001}')
         with tarfile.open(tmp_path / name, "w") as archive:
             archive.add(tmp_path / "page.png", "page.png")
+            archive.add(tmp_path / "page.json", "page.json")
     return tmp_path
 
 
@@ -123,7 +125,7 @@ def test_every_help_has_an_example_that_runs(command: str, workshop: Path) -> No
     shown = {tuple(shlex.split(line, comments=True)) for line in readme_examples()}
     others = [line for line in examples if tuple(shlex.split(line)) not in shown]
     if others:
-        engine("engine ingest photos/ --store photos.store", workshop)
+        engine("engine ingest photos/ scans.tar --store photos.store", workshop)
     for line in others:
         done = engine(line, workshop)
         assert done.returncode == 0, (line, done.stderr)

@@ -42,6 +42,7 @@ PUBLIC = [
     "StoreLockedError",
     "StoreNotFoundError",
     "TrainingError",
+    "UnknownImageError",
     "UsageError",
     "__version__",
 ]
@@ -49,6 +50,7 @@ PUBLIC = [
 TREE = {
     "EngineError": "Exception",
     "UsageError": "EngineError",
+    "UnknownImageError": "UsageError",
     "SourceError": "EngineError",
     "MissingError": "SourceError",
     "ImageError": "EngineError",

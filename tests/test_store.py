@@ -80,7 +80,7 @@ def test_a_store_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> No
 
 
 def test_opening_what_is_no_store_says_so(tmp_path: Path) -> None:
-    with pytest.raises(StoreNotFoundError, match="engine ingest SOURCE --store"):
+    with pytest.raises(StoreNotFoundError, match="make one with create=True, or name"):
         Store.open(tmp_path / "gone")
     with pytest.raises(StoreFormatError, match="is not a store"):
         Store.open(tmp_path)

@@ -189,6 +189,7 @@ class First:
     verified: str
     container: str
     file_bytes: int
+    metadata: dict[str, int] | None = None
 
 
 @dataclass
@@ -499,6 +500,23 @@ class Walk(RuleBasedStateMachine):
     def remove_images(self, ids: set[int]) -> None:
         self.remove({first.id for first in self.model.images.values()} & ids, ids)
 
+    @rule(number=st.integers(0), value=st.none() | st.integers(0, 2))
+    def update(self, number: int, value: int | None) -> None:
+        """What is said of an image changes; of rows of arrays nothing is."""
+        if not self.model.images:
+            return
+        handle = self.writer()
+        found = list(self.model.images)[number % len(self.model.images)]
+        first = self.model.images[found]
+        metadata = {"n": value} if value is not None else None
+        if first.container == "array":
+            with pytest.raises(UsageError, match="is a row of an array"):
+                handle.store.update(first.id, metadata=metadata)
+            return
+        assert handle.store.update(first.id, metadata=metadata).metadata == metadata
+        self.model.images[found] = replace(first, metadata=metadata)
+        handle.writing, handle.seen = True, self.model.view()
+
     @rule(share=st.floats(0, 1), seed=st.integers(0, 99))
     def remove_many_images(self, share: float, seed: int) -> None:
         ids = sorted(first.id for first in self.model.images.values())
@@ -624,6 +642,7 @@ class Walk(RuleBasedStateMachine):
             )
             assert (record.height, record.width) == (found.height, found.width)
             assert (record.container, record.file_bytes) == (first.container, first.file_bytes)
+            assert record.metadata == first.metadata
         there = {first.id for first in seen.images.values()}
         gone = sorted({*range(1, seen.next_id)} - there)
         assert store.session.snapshot.removed_ids().ids().tolist() == gone

@@ -30,6 +30,7 @@ from engine.index.operating_point import check_recall
 from engine.index.unit_vectors import normalized
 from engine.records import (
     Decoded,
+    ImageRecord,
     Kind,
     LookupResult,
 )
@@ -39,6 +40,8 @@ from engine.search.identical import identical_ids
 from engine.search.lookup import Lookup
 from engine.search.settings import LookupSettings, check_k
 from engine.search.stored_query import stored_id, stored_query
+from engine.search.tiers import IDENTICAL
+from engine.search.where import Conditions, WhereMetadata
 from engine.sources.exclusions import NOTHING, Exclusions, Patterns
 from engine.sources.in_memory import (
     Images,
@@ -82,6 +85,7 @@ class Lookups(OpenStore):
         recall: float | None = None,
         ids: Ids | None = None,
         source: Names | None = None,
+        where: Conditions | None = None,
     ) -> LookupResult:
         """Look one image up: a path (or ``FILE.npy#ROW``), a file's bytes, an array, a PIL image,
         ``PackedBits`` of one image, or the id of an image of the store, which is also ``"#ID"``.
@@ -95,10 +99,13 @@ class Lookups(OpenStore):
 
         ``ids`` and ``source`` restrict it to these images: those with one of ``ids`` (any integers; what
         is not in the store is ignored), and those seen in ``source``, a path or several, as ``remove``
-        takes them. ``k`` are still found where so many are left, and a hit names all of its sources.
+        takes them. ``where`` leaves those whose metadata says so: ``{"label": "cat"}``, ``{"year":
+        (">", 1999)}`` or ``{"year": [(">", 1999), ("<=", 2005)]}``, with "==", "<", "<=", ">" and ">="
+        between numbers and between texts. It reads all records once a commit. ``k`` are still found
+        where so many are left, and a hit names all of its sources.
 
         Raises ``ImageError`` if the query cannot be read as an image, and ``UsageError`` if the store
-        has no image of a source.
+        has no image of a source, or none with such a field.
         """
         if isinstance(query, list | tuple) and any(isinstance(one, _QUERIES) for one in query):
             raise UsageError(f"a list of {len(query)} queries: use lookup_many")
@@ -111,7 +118,7 @@ class Lookups(OpenStore):
             max_sources=max_sources,
             recall=recall,
         )
-        within = self._within(ids, source)
+        within = self._within(ids, source, where)
         self._session.follow()
         finder = self._finder(settings)
         # An array of millions is not looked up row by row to say that it is not one image.
@@ -123,6 +130,24 @@ class Lookups(OpenStore):
         if result.error is not None:
             raise ImageError(f"{result.query}: {result.error}")
         return result
+
+    def __contains__(self, query: object) -> bool:
+        """Whether an image is in the store.
+
+        An id: whether there is such an image. A record, as iterating gives it: whether that image of
+        this store is still there. Anything else is looked up in the identical tier: a path, an array
+        or whatever ``lookup`` takes. One that cannot be read is an ``ImageError``, and no "no".
+        """
+        if isinstance(query, ImageRecord):
+            self._session.follow()
+            record = self._session.snapshot.record(query.id)
+            return record is not None and self._session.snapshot.get(query.id).proof == query.proof
+        try:
+            id_ = whole(query)
+        except TypeError:
+            return bool(self.lookup(query, tiers=[IDENTICAL], max_sources=0).identical)  # type: ignore[arg-type]
+        self._session.follow()
+        return self._session.snapshot.record(id_) is not None
 
     def lookup_many(
         self,
@@ -138,11 +163,12 @@ class Lookups(OpenStore):
         ids: Ids | None = None,
         source: Names | None = None,
         exclude: Patterns = (),
+        where: Conditions | None = None,
     ) -> Iterator[LookupResult]:
         """Look up each of many images, whatever ``lookup`` takes; and all images of a folder, an array
         or an archive that is named by its path. One that cannot be read has an ``error``.
 
-        A list, a tuple, an array (n, H, W) or (n, H, W, 3), or ``PackedBits`` is looked up in batches,
+        A list, a tuple, an array (n, H, W[, 1 or 3]), or ``PackedBits`` is looked up in batches,
         on all cores, each as of one commit. Of anything else each is looked up as it comes, so that
         whoever sends them can wait for each answer. What is not a path is called by its number,
         "image 3".
@@ -156,6 +182,8 @@ class Lookups(OpenStore):
             queries.ndim < 3 or (queries.ndim == 3 and queries.shape[-1] in (3, 4))
         ):
             raise UsageError(f"an array of shape {queries.shape} is one image: use lookup")
+        if isinstance(queries, np.ndarray):
+            canonical.require_images(queries)
         settings = LookupSettings.of(
             k=k,
             tiers=tiers,
@@ -168,7 +196,7 @@ class Lookups(OpenStore):
         left_out = Exclusions(exclude)
         self._session.follow()
         self._finder(settings)
-        within = self._within(ids, source)
+        within = self._within(ids, source, where)
         if within is not None:
             within.ids(self._session)
         asked = itertools.chain.from_iterable(
@@ -254,9 +282,9 @@ class Lookups(OpenStore):
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
         """The image that each of n images of one size is, verified, or -1: (n,) int64.
 
-        ``images`` is an array (n, H, W) or (n, H, W, 3) of bool or uint8, which is of bits if it holds
-        nothing but 0 and 1, or ``PackedBits``, which cost least. For many images this takes a tenth of
-        the time of as many calls of ``lookup``; what it does not give are sources: see ``sources``.
+        ``images`` is an array (n, H, W), (n, H, W, 1) or (n, H, W, 3) of bool or uint8, which is of bits
+        if it holds nothing but 0 and 1, or ``PackedBits``, which cost least. For many images this takes
+        a tenth of the time of as many calls of ``lookup``. It names no sources: see ``sources``.
         """
         other = unlike(images)
         if other:
@@ -273,6 +301,7 @@ class Lookups(OpenStore):
         recall: float | None = None,
         ids: Ids | None = None,
         source: Names | None = None,
+        where: Conditions | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The k vectors closest to each query: scores (nq, k) float32 and image ids (nq, k) int64.
 
@@ -281,7 +310,7 @@ class Lookups(OpenStore):
         the queries are then. Where there are fewer than k vectors, scores are -inf and ids -1.
         ``recall`` is the share of the k closest that is to be found, by default the store's own (see
         ``optimize``): how far to look was measured on the store's own vectors. With 1 all are compared.
-        ``ids`` and ``source``: the closest among these images only, as ``lookup`` has it.
+        ``ids``, ``source`` and ``where``: the closest among these images only, as ``lookup`` has it.
 
         Many queries at once are searched on all cores. Several threads may call this at once, and
         search at once, as long as none of them writes with this ``Store``.
@@ -290,9 +319,10 @@ class Lookups(OpenStore):
         share = check_recall(recall) if recall is not None else None
         self._session.require_own()  # before a lock that a thread of the parent may have had
         within = None
-        if ids is not None or source is not None:
+        if ids is not None or source is not None or where is not None:
             with self._refresh_lock:
-                within = self._within(ids, source)  # once: ids may come from what is read only once
+                # Once: ids may come from what is read only once.
+                within = self._within(ids, source, where)
         return self._again(lambda: self._search_vectors(queries, k, share, within))
 
     def _search_vectors(
@@ -353,16 +383,23 @@ class Lookups(OpenStore):
             self._last_lookup_key = asked
         return self._last_lookup
 
-    def _within(self, ids: Ids | None, source: Names | None) -> Within | None:
-        """What a search is restricted to; the next one is nearly always to the same sources."""
-        if ids is None and source is None:
+    def _within(
+        self, ids: Ids | None, source: Names | None, where: Conditions | None
+    ) -> Within | None:
+        """What a search is restricted to; the next one is nearly always restricted in the same way."""
+        if ids is None and source is None and where is None:
             return None
         sources = SearchedIn(source) if source is not None else None
         if sources is not None:
             if self._last_sources is None or self._last_sources.names != sources.names:
                 self._last_sources = sources
             sources = self._last_sources
-        return Within(ids, sources)
+        asked = WhereMetadata(where) if where is not None else None
+        if asked is not None:
+            if self._last_where is None or self._last_where.key != asked.key:
+                self._last_where = asked
+            asked = self._last_where
+        return Within(ids, sources, asked)
 
     def _find_identical(self, images: Images, kind: Kind | None) -> npt.NDArray[np.int64]:
         ids = np.empty(len(images), np.int64)

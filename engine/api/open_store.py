@@ -25,6 +25,7 @@ from engine.errors import EncoderError, UsageError
 from engine.index.open import OpenIndex
 from engine.search.filters import SearchedIn
 from engine.search.lookup import Lookup
+from engine.search.where import WhereMetadata
 from engine.storage import swaps
 from engine.storage.create import create as make_store
 from engine.storage.extent_reader import MovedError
@@ -47,6 +48,7 @@ class OpenStore:
         self._last_lookup: Lookup | None = None
         self._last_lookup_key: object = None
         self._last_sources: SearchedIn | None = None
+        self._last_where: WhereMetadata | None = None
         self._writing = ""  # the writing call that is running
         self._refresh_lock = Lock()  # for going over to a newer commit
 
@@ -108,6 +110,20 @@ class OpenStore:
         _ = self._session.snapshot.keys
         session, path = self._session, str(self.path.absolute())
         return _reopen, (type(self), path, session.read_only, session.memory.total, session.wait)
+
+    def __repr__(self) -> str:
+        """One line: path, counts as of the commit that is open, and whether it writes.
+
+        It reads no disk, so that a debugger may show it at any time, in a forked child too.
+        """
+        path = str(self.path)
+        if not self._session.is_open:
+            return f"<Store {path!r}: closed>"
+        state = self._session.snapshot.state
+        does = "writing" if self._session.is_writer else "reading"
+        if self._session.read_only:
+            does = "read-only"
+        return f"<Store {path!r}: {state.images:,} images, {state.live_vectors:,} vectors, {does}>"
 
     def refresh(self) -> None:
         """See what other processes have committed since; reading methods do so by themselves."""

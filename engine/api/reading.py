@@ -11,7 +11,8 @@ from engine.config import (
     FORMAT_VERSION,
     whole,
 )
-from engine.errors import UsageError
+from engine.errors import ImageError, UsageError
+from engine.images.thumbnail import thumbnail_png
 from engine.index.maintain import recall_of
 from engine.maintenance.backup import Backup
 from engine.maintenance.export import Export
@@ -21,11 +22,13 @@ from engine.records import (
     ImageRecord,
     StoreInfo,
 )
+from engine.search.stored_query import stored_query
 from engine.storage import ballast
 from engine.storage.durable import tree_bytes
 from engine.storage.scan import records_from
 from engine.storage.writer import REJECTS
 
+_MAX_THUMBNAIL = 4096  # pixels
 _PARTS = ("keys", "pixels", "fingerprints", "vectors", "index", "encoder")
 
 
@@ -33,10 +36,18 @@ class Reading(OpenStore):
     """The methods of ``Store`` that read without searching."""
 
     def get(self, id_: int) -> ImageRecord:
-        """What is known of image ``id_``; ``UsageError`` if there is none."""
+        """What is known of image ``id_``; ``UnknownImageError`` if there is none."""
         number = _whole(id_, "an id")
         self._session.follow()
         return self._session.snapshot.get(number)
+
+    def __getitem__(self, id_: int) -> ImageRecord:
+        """``store[7]`` is ``store.get(7)``; ``UnknownImageError`` is a ``KeyError`` too."""
+        return self.get(id_)
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        """``for record in store`` goes through ``records()``."""
+        return self.records()
 
     def sources(self, id_: int, most: int | None = None) -> list[str]:
         """Where image ``id_`` was seen, at most ``most`` places; all but "memory:" ``lookup`` takes."""
@@ -45,9 +56,29 @@ class Reading(OpenStore):
         if limit < 0:
             raise UsageError(f"most is 0 or more, not {limit}")
         self._session.follow()
-        self._session.snapshot.get(number)  # UsageError if there is none
+        self._session.snapshot.get(number)  # UnknownImageError if there is none
         names, _ = self._session.snapshot.sources_of(number, limit)
         return [os.fsdecode(name) for name in names]
+
+    def thumbnail(self, id_: int, size: int = 128) -> bytes:
+        """Image ``id_`` as the bytes of a PNG, its longer side ``size`` pixels at most (1 to 4,096).
+
+        It is made of the kept pixels, or of a source that still holds this very image. Smaller images
+        are not enlarged. Raises ``UnknownImageError`` if there is no such image, and ``ImageError``
+        where it has no pixels (a vector), or none that can be read now.
+        """
+        number, side = _whole(id_, "an id"), _whole(size, "size=")
+        if not 1 <= side <= _MAX_THUMBNAIL:
+            raise UsageError(f"size= is 1 to {_MAX_THUMBNAIL:,} pixels, not {side}")
+        self._session.follow()
+        return self._again(lambda: self._thumbnail(number, side))
+
+    def _thumbnail(self, id_: int, size: int) -> bytes:
+        self._session.snapshot.get(id_)  # UnknownImageError if there is none
+        query = stored_query(self._session, id_)
+        if query.vector is not None:
+            raise ImageError(f"{query.name} is a vector: it has no pixels to show")
+        return thumbnail_png(query.decode(self._session.memory.decoding).pixels, size)
 
     def records(self, start: int = 1) -> Iterator[ImageRecord]:
         """What is known of each image, in the order of ids, from id ``start`` on.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Imported for what it adds to records: notebooks show them as tables.
+import engine.api.notebook  # noqa: F401
 from engine.api.lookups import Lookups
 from engine.api.reading import Reading
 from engine.api.writing import Writing

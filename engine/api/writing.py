@@ -29,12 +29,14 @@ from engine.ingest.dry_run import DryRun
 from engine.ingest.run import Ingest, nothing_done
 from engine.maintenance.check.run import Check, unreadable
 from engine.maintenance.optimize import Optimize
+from engine.maintenance.redescribe import redescribe
 from engine.maintenance.removal_dry_run import RemovalPlan
 from engine.maintenance.remove import Remove
 from engine.maintenance.repair.run import Repair
 from engine.maintenance.salvage import salvage
 from engine.records import (
     CheckReport,
+    ImageRecord,
     IngestPlan,
     IngestReport,
     OptimizeReport,
@@ -146,6 +148,29 @@ class Writing(OpenStore):
             found = run.run(given)
             self._session.writer.add_roots(given.folders)  # a list may have named more of them
             return found
+
+    def update(self, id_: int, *, metadata: dict[str, Any] | None) -> ImageRecord:
+        """Replace what is said of image ``id_`` by ``metadata``; None takes it away. One commit.
+
+        ``metadata`` is a JSON object of at most 16 KiB, as ``ingest`` takes it. It goes by itself: to
+        change one field, take ``{**store[id].metadata, "label": "cat"}``. Only images that came one by
+        one have any: rows of arrays share their records. An ingest that meets the image again changes
+        nothing of it, and fills it in where there is none. Returns the new record.
+
+        Raises ``UnknownImageError``, ``UsageError``, ``StoreLockedError``, ``StoreError``.
+        """
+        try:
+            number = whole(id_)
+        except TypeError:
+            raise UsageError(f"an id is a whole number, not {id_!r:.60}") from None
+        try:
+            said = checked_metadata(metadata)
+        except ImageError as error:
+            raise UsageError(f"image {number}: {error}") from None
+        with self._alone("update"):
+            self._session.follow()
+            redescribe(self._session, number, said)
+            return self._session.snapshot.get(number)
 
     def remove(
         self,
@@ -332,7 +357,7 @@ class Writing(OpenStore):
             was.path, was.memory, read_only=False, limits=was.limits, wait=was.wait
         )
         self._index = OpenIndex(self._session)
-        self._last_lookup = self._last_sources = None
+        self._last_lookup = self._last_sources = self._last_where = None
 
     @classmethod
     def salvage(

@@ -15,6 +15,7 @@ OPTIONS = {
     "recall=": "--recall",
     "normalize=True": "--normalize",
     "null=True": "--null",
+    "where=": "--where",
     "path=": "--store",
     "wait=": "--wait",
     # The command has two options for it.
@@ -47,10 +48,15 @@ _ARGUMENT = re.compile(
     + "|".join(re.escape(argument) for argument in sorted(OPTIONS, key=len, reverse=True))
     + r")(?![^\s,;:.?)])"
 )
+# A command makes a store by ingesting into it, and has no option for that.
+_MISSING_STORE = re.compile(
+    r"\A(there is no store at (.+): make one with )create=True(?=, or )", re.S
+)
 
 
 def in_options(message: str) -> str:
     """``message`` with options in place of the arguments that it names."""
     if "=" not in message:
         return message
+    message = _MISSING_STORE.sub(r"\1'engine ingest SOURCE --store \2'", message)
     return _ARGUMENT.sub(lambda found: OPTIONS[found[0]], message)

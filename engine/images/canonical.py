@@ -61,7 +61,7 @@ def from_samples(array: npt.NDArray[Any], frames: int, *, bits: bool = True) -> 
 
 
 def from_array(array: npt.ArrayLike) -> Pixels:
-    """One image as an array: (H, W), (H, W, 3) or (H, W, 4) of bool, uint8 or uint16.
+    """One image as an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of bool, uint8 or uint16.
 
     bool, and uint8 that holds nothing but 0 and 1, is a bit image; uint8 is otherwise 8-bit.
     Raises ``UsageError`` for another shape or dtype.
@@ -72,11 +72,14 @@ def from_array(array: npt.ArrayLike) -> Pixels:
     if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
         raise UsageError(
             f"an image of shape {pixels.shape}: (H, W), (H, W, 3) or (H, W, 4) is needed"
+            f"{channels_last(pixels.shape)}"
         )
     if pixels.dtype == np.bool_ or (pixels.dtype == np.uint8 and pixels.max(initial=0) <= 1):
         return from_samples(grey_to_rgb(pixels.astype(np.uint8)) * np.uint8(255), 1)
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise UsageError(f"an image of dtype {pixels.dtype}: bool, uint8 or uint16 is needed")
+        raise UsageError(
+            f"an image of dtype {pixels.dtype}: bool, uint8 or uint16 is needed{scaled(pixels)}"
+        )
     return from_samples(grey_to_rgb(pixels), 1, bits=False)
 
 
@@ -136,7 +139,10 @@ def array_kind(images: npt.NDArray[Any]) -> Kind:
     if not isinstance(images, np.ndarray):
         raise UsageError(f"images are an array or PackedBits, not a {type(images).__name__}")
     if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
-        raise UsageError(f"images of shape {images.shape}: (n, H, W) or (n, H, W, 3) is needed")
+        raise UsageError(
+            f"images of shape {images.shape}: (n, H, W), (n, H, W, 1) or (n, H, W, 3) is needed"
+            f"{channels_last(images.shape)}"
+        )
     if may_be_one_image(images.shape):
         raise UsageError(
             f"an array of shape {images.shape} {what_it_may_be(images.shape)}: say which"
@@ -144,7 +150,7 @@ def array_kind(images: npt.NDArray[Any]) -> Kind:
     if min(images.shape[1:]) < 1:
         raise UsageError(f"images of shape {images.shape} have no pixels")
     if images.dtype not in (np.bool_, np.uint8):
-        raise UsageError(f"images of dtype {images.dtype}: bool or uint8 is needed")
+        raise UsageError(f"images of dtype {images.dtype}: bool or uint8 is needed{scaled(images)}")
     is_bits = images.dtype == np.bool_ or int(images.max(initial=0)) <= 1
     return Kind.BITS if is_bits else Kind.U8
 
@@ -160,6 +166,32 @@ def what_it_may_be(shape: tuple[int, ...]) -> str:
     if shape[2] == 4:
         one += " of its colours, [(name, array)] with its alpha"
     return f"may be one image ({one}), or {shape[0]:,} that are {shape[2]} wide (array[..., None])"
+
+
+def require_images(images: npt.NDArray[Any]) -> None:
+    """``UsageError`` for n images whose channels come first, or whose values are floats from 0 to 1."""
+    wrong = channels_last(images.shape) if images.ndim == 4 else ""
+    wrong = wrong or scaled(images)
+    if wrong:
+        raise UsageError(f"images of shape {images.shape} and dtype {images.dtype}{wrong}")
+
+
+def channels_last(shape: tuple[int, ...]) -> str:
+    """How to bring the channels of one image, or of n, to the end; empty if they seem to be there.
+
+    An array (3, H, W) where n images are due is three grey ones, and none of this.
+    """
+    if len(shape) not in (3, 4) or shape[-3] not in (1, 3, 4) or shape[-1] in (1, 3, 4):
+        return ""
+    how = "numpy.moveaxis(array, 0, -1)" if len(shape) == 3 else "array.transpose(0, 2, 3, 1)"
+    return f"; channels come last: {how}"
+
+
+def scaled(array: npt.NDArray[Any]) -> str:
+    """How to make 8-bit values of floats from 0 to 1; empty for any other array."""
+    if array.dtype.kind != "f" or not array.size or array.min() < 0 or not array.max() <= 1:
+        return ""
+    return "; of floats from 0 to 1 make them by (array * 255).astype(numpy.uint8)"
 
 
 def _only_0_and_255(flat: npt.NDArray[np.uint8]) -> bool:

@@ -1,4 +1,4 @@
-"""Restricts a search to some images of a store: by their ids, by where they were seen, or by both.
+"""Restricts a search to some images of a store: by id, by source, by metadata, or by several of these.
 
 Ids that the store has no image of are no mistake: they may be of a list that is older than the store. A
 source of which it has no image is one, since a misspelt name would find nothing, silently.
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from engine.config import whole
 from engine.errors import UsageError
+from engine.search.where import WhereMetadata
 from engine.storage.bitmap import IdSet
 from engine.storage.session import Session
 from engine.storage.source_names import arrays_inside, bases, names_inside, one_row
@@ -46,22 +47,24 @@ class SearchedIn:
 
 
 class Within:
-    """A restriction of a search by ids, by sources, or by both."""
+    """A restriction of a search by ids, by sources, by metadata, or by several of them."""
 
-    def __init__(self, ids: Ids | None, sources: SearchedIn | None) -> None:
+    def __init__(
+        self, ids: Ids | None, sources: SearchedIn | None, where: WhereMetadata | None = None
+    ) -> None:
         """By one of them at least; ``UsageError`` for what are no ids."""
         self._ids = None if ids is None else _numbers(ids)
-        self._sources = sources
+        self._named = [one for one in (sources, where) if one is not None]
         self._found = IdSet.none(0)
         self._commit = -1
 
     def ids(self, store: Session) -> IdSet:
         """The images that it leaves, without removed ones; remembered until the commit changes.
 
-        ``UsageError`` if there is no image of one of the sources.
+        ``UsageError`` if there is no image of one of the sources, or none with a field of ``where``.
         """
         if self._commit != store.snapshot.state.commit:
-            parts = [self._sources.ids(store)] if self._sources is not None else []
+            parts = [one.ids(store) for one in self._named]
             if self._ids is not None:
                 given = IdSet.of(self._ids, store.snapshot.state.next_id)
                 parts.append(given.without(store.snapshot.removed_ids()))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from engine.errors import SourceError, UsageError
 from engine.images import hashing
+from engine.images.canonical import scaled
 from engine.sources import npy
 from engine.sources.items import VectorBlock
 from engine.sources.npy import NpyFile
@@ -85,7 +86,7 @@ class MemoryVectors:
         if rows.ndim != 2 or not 1 <= rows.shape[1] <= MAX_DIM:
             raise UsageError(
                 f"an array of dtype {rows.dtype} and shape {rows.shape}: images are uint8 or bool, "
-                f"{_NEEDED}"
+                f"{_NEEDED}{scaled(rows)}"
             )
         self.name = name
         self._rows = rows

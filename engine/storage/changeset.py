@@ -101,7 +101,9 @@ class Chunk:
     # Images that get a source outside of runs of several: their rows said that they had none.
     out_of_runs: list[tuple[bytes, ImageRow]] = field(default_factory=list)
     rekept: list[Rekept] = field(default_factory=list)
-    described: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # metadata by id
+    # Metadata by id: of images that have none yet, and what replaces it, or takes it away.
+    described: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    redescribed: list[tuple[int, dict[str, Any] | None]] = field(default_factory=list)
     vectors: npt.NDArray[np.float32] | None = None  # (images, dim), or none for all of them
     imported: npt.NDArray[np.float32] | None = None  # (n, dim): vectors without images, alone
     names: list[NewName] = field(default_factory=list)
@@ -123,6 +125,7 @@ class Chunk:
             kept += vectors.nbytes + 8 * len(vectors)
         said = sum(len(json.dumps(one.metadata)) for one in self.images if one.metadata)
         said += sum(len(json.dumps(metadata)) for _, metadata in self.described)
+        said += sum(len(json.dumps(metadata)) + _IMAGE_BYTES for _, metadata in self.redescribed)
         named = sum(2 * len(new.name) + _NAME_BYTES for new in self.names)
         named += sum(len(name) + len(row["reason"]) + _NAME_BYTES for name, row in self.rejects)
         each = _IMAGE_BYTES * (len(self.images) + rows) + _RUN_BYTES * len(self.runs)
@@ -137,6 +140,7 @@ class Chunk:
             or self.imported is not None
             or self.rekept
             or self.described
+            or self.redescribed
             or self.names
             or self.runs
             or self.arrays

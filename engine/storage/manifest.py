@@ -196,8 +196,7 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
     except FileNotFoundError:
         if not store.exists():
             raise StoreNotFoundError(
-                f"there is no store at {store}: make one with "
-                f"'engine ingest SOURCE --store {store}', or name another with path="
+                f"there is no store at {store}: make one with create=True, or name another with path="
             ) from None
         # Without keys of that name while they are built again: see engine.storage.rocks.rebuild.
         if any(nofollow.is_folder(store, name) for name in (file_names.KEYS, file_names.MENDED)):

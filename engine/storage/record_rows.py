@@ -138,7 +138,7 @@ def pack_records(
 
 def unpack_records(key: bytes, value: bytes) -> Iterator[tuple[int, RecordRow]]:
     """The id and the record of each image in one row of ``records``."""
-    id_, count = _first_id(key), record_rows(value)
+    id_, count = first_id(key), record_rows(value)
     if not count:
         yield id_, RecordRow.unpack(value)
         return
@@ -149,7 +149,7 @@ def unpack_records(key: bytes, value: bytes) -> Iterator[tuple[int, RecordRow]]:
 
 def record_keys(key: bytes, value: bytes) -> Iterator[tuple[int, bytes]]:
     """The id and the image key of each image in one row of ``records``; empty of a vector."""
-    id_, count = _first_id(key), record_rows(value)
+    id_, count = first_id(key), record_rows(value)
     if not count:
         yield id_, RecordRow.unpack(value).key
         return
@@ -161,11 +161,19 @@ def record_keys(key: bytes, value: bytes) -> Iterator[tuple[int, bytes]]:
 
 def record_ids(key: bytes, value: bytes | bytearray) -> npt.NDArray[np.int64]:
     """The ids of the images in one row of ``records``: (n,) int64, ascending."""
-    first, count = _first_id(key), record_rows(value)
+    first, count = first_id(key), record_rows(value)
     if not count:
         return np.array([first], np.int64)
     qualities = np.frombuffer(value, np.uint8, count, _RECORDS.size)
     return first + np.flatnonzero(qualities != _REMOVED)
+
+
+def metadata_in(value: bytes) -> dict[str, Any] | None:
+    """What is said of the image of a row of ``records``; None where it is nothing, or of several."""
+    # Behind the null byte that ends the names there is nearly always nothing.
+    if value.endswith(b"\0") or record_rows(value):
+        return None
+    return RecordRow.unpack(value).metadata
 
 
 def record_without(key: bytes, value: bytes, ids: Sequence[int]) -> bytes | None:
@@ -174,7 +182,7 @@ def record_without(key: bytes, value: bytes, ids: Sequence[int]) -> bytes | None
     Rows that share it keep their places: of one that goes, the key (if any) is zeroed and the quality
     says so.
     """
-    first, count = _first_id(key), record_rows(value)
+    first, count = first_id(key), record_rows(value)
     if not count:
         return None
     left = bytearray(value)
@@ -209,7 +217,8 @@ def record_rows(value: bytes | bytearray) -> int:
     return count
 
 
-def _first_id(key: bytes) -> int:
+def first_id(key: bytes) -> int:
+    """The id in the key of a row; ``StoreDamagedError`` if it is something else."""
     if len(key) != 8 or key >= _FIRST_IMPOSSIBLE:
         raise damaged_row("records")
     return int.from_bytes(key, "big")
@@ -247,7 +256,7 @@ def shared_records(key: bytes, value: bytes) -> SharedRecords | None:
 
 def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:
     """The record of image ``id_``, if it is in this row of ``records``."""
-    at, count = id_ - _first_id(key), record_rows(value)
+    at, count = id_ - first_id(key), record_rows(value)
     if not count:
         return RecordRow.unpack(value) if at == 0 else None
     if not 0 <= at < count or value[_RECORDS.size + at] == _REMOVED:

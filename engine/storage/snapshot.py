@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import SOURCES_SHOWN, Limits, MemoryBudget, StructuralSettings
-from engine.errors import StoreDamagedError, StoreError, UsageError
+from engine.errors import StoreDamagedError, StoreError, UnknownImageError
 from engine.images import hashing
 from engine.records import ImageRecord, Kind, Place
 from engine.storage import extents, families, file_names, nofollow, tombstones
@@ -154,10 +154,10 @@ class Snapshot:
         return row
 
     def get(self, id_: int) -> ImageRecord:
-        """The record of image ``id_``; ``UsageError`` if the store has no such image."""
+        """The record of image ``id_``; ``UnknownImageError`` if the store has no such image."""
         record = self.record(id_)
         if record is None:
-            raise UsageError(f"{self.path} has no image {id_}")
+            raise UnknownImageError(f"{self.path} has no image {id_}")
         rows = self.images_of([record.key])[0] if record.key else [no_image(id_)]
         for row in rows:
             if row.id == id_:

@@ -22,6 +22,8 @@ from engine.storage.image_rows import ImageRow, ImageRows
 from engine.storage.meta_table import MetaTable
 from engine.storage.record_rows import (
     RecordRow,
+    first_id,
+    metadata_in,
     record_ids,
     record_in,
     record_keys,
@@ -122,6 +124,18 @@ class RecordsTable(Table):
                 record = RecordRow.unpack(value)
                 if record.file_hash:
                     yield int.from_bytes(key, "big"), record.file_hash
+
+    def metadata(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The id and the metadata of each image that has some."""
+        for key, value in self.scan():
+            said = metadata_in(value)
+            if said is not None:
+                yield first_id(key), said
+
+    def is_shared(self, id_: int) -> bool:
+        """Whether the row of image ``id_`` is for several rows of an array, and so has no metadata."""
+        row = self.row_over(id_)
+        return row is not None and record_rows(row[1]) > 0
 
     def scan_from(self, id_: int) -> Iterator[Row]:
         """The stored rows from the one on that may cover image ``id_``."""

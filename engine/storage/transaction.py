@@ -165,6 +165,7 @@ class Transaction:
         if changes.removal is not None:
             self._remove(changes.removal)
         self._describe(changes.described)
+        self._redescribe(changes.redescribed)
         self._put_names(changes.names)
         self._put_arrays(changes.arrays)
         self._put_archives(changes.archives)
@@ -241,6 +242,13 @@ class Transaction:
             record = self.snapshot.record(id_)
             if record is not None and record.metadata is None and record.container != ARRAY:
                 self.put([self.tables.records.put(id_, replace(record, metadata=metadata))])
+
+    def _redescribe(self, redescribed: Sequence[tuple[int, dict[str, Any] | None]]) -> None:
+        """Replace what is said of images that have records of their own."""
+        for id_, metadata in redescribed:
+            record = self.snapshot.record(id_)
+            assert record is not None and not self.tables.records.is_shared(id_)
+            self.put([self.tables.records.put(id_, replace(record, metadata=metadata))])
 
     def _put_names(self, names: Sequence[NewName]) -> None:
         sources = self.tables.sources

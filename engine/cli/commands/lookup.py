@@ -26,6 +26,7 @@ from engine.cli.options import (
 from engine.cli.progress import Progress
 from engine.cli.status import DONE, NOT_FOUND, SOME_REJECTED
 from engine.cli.terminal import Look
+from engine.cli.where_option import where_of
 from engine.config import (
     DEFAULT_K,
     DEFAULT_MAX_DISTANCE,
@@ -92,6 +93,14 @@ class LookupOptions:
             help="Find only images of a file, an array, an archive or a folder; may be repeated.",
         ),
     ] = None
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE",
+            help="Find only images whose metadata says so; also <, <=, > and >=; may be repeated, and "
+            "all are to hold. 3 is a number and '\"3\"' a text.",
+        ),
+    ] = None
     recall: Annotated[
         float | None,
         typer.Option(
@@ -139,6 +148,7 @@ def lookup(options: LookupOptions) -> None:
       engine lookup photos/ --exclude '*.bmp' --tier identical,near --csv --store photos.store
       engine lookup --id 2 --near-limit all --sources all --store photos.store
       engine lookup query.jpg --paths --store photos.store
+      engine lookup query.jpg --where label=cat --where 'year>1999' --store photos.store
     """
     named: list[queries.Query] = [*(options.images or []), *(options.id_ or [])]
     if options.null and not options.files_from:
@@ -220,6 +230,7 @@ def _settings(options: LookupOptions) -> dict[str, Any]:
         "max_sources": _limit("--sources", options.sources, SOURCES_SHOWN),
         "recall": options.recall,
         "source": options.source or None,
+        "where": where_of(options.where) if options.where else None,
         "exclude": options.exclude or [],
     }
 
