@@ -15,6 +15,7 @@ from PIL import Image
 
 from engine.errors import ImageError, UsageError
 from engine.images.canonical import from_array
+from engine.sources import files
 from engine.sources.arrays import NpyArray
 from engine.sources.items import FileItem, Reject, Skipped
 from engine.sources.name_patterns import expand
@@ -549,12 +550,18 @@ def test_standard_input_is_an_images_bytes(here, monkeypatch):
         ("synthetic:bits#x", "name a row"),
         ("synthetic:bits#" + "9" * 5000, "name a row"),
         ("synthetic:photos#3", "synthetic:bits"),
-        ("photos", "folder"),
         ("nul\0byte", "no such file"),
     ],
 )
 def test_an_image_that_cannot_be_read_is_a_problem_with_a_reason(spec, why):
     assert why in problem(spec).reason
+
+
+def test_a_folder_is_one_query_for_each_of_its_images(here):
+    items = files.walk(here / "photos", recursive=True)
+    images = {os.fsdecode(item.name) for item in items if isinstance(item, FileItem)}
+    names = {query.name for query in open_images("photos", MOST) if isinstance(query, Query)}
+    assert names == images and images
 
 
 def test_a_file_over_the_limit_is_a_problem(here):

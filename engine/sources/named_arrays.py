@@ -11,12 +11,12 @@ from engine.sources import npy
 from engine.sources.arrays import KIND_OVERRIDES, Array, open_array, open_arrays
 from engine.sources.idx import is_idx
 
-_SUFFIXES = (".npy", ".npz")
+ARRAY_SUFFIXES = (".npy", ".npz")
 
 
 def is_array(path: Path) -> bool:
     """Whether a file is called one of arrays."""
-    return path.suffix.lower() in _SUFFIXES or is_idx(path.name)
+    return path.suffix.lower() in ARRAY_SUFFIXES or is_idx(path.name)
 
 
 def array_file(spec: str) -> tuple[str, str | None] | None:

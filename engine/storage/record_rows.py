@@ -244,7 +244,7 @@ class SharedRecords(NamedTuple):
 
 def shared_records(key: bytes, value: bytes) -> SharedRecords | None:
     """What a row of ``records`` is that up to 128 images share; None of a row of one image."""
-    first, count = _first_id(key), record_rows(value)
+    first, count = first_id(key), record_rows(value)
     if not count:
         return None
     _, kind, channels, _, height, width, _, _ = _RECORDS.unpack_from(value)
