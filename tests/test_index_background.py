@@ -130,7 +130,7 @@ def test_an_interrupt_ends_the_job_before_it_is_raised(moment: str) -> None:
 
     def job(work: BackgroundWork) -> None:
         if moment == "between":
-            work.done(1)  # so the caller waits for what comes next
+            work.report(1)  # so the caller waits for what comes next
             begun.set()
             sent.wait()
         steps(ended)(work)

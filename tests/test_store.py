@@ -510,7 +510,7 @@ def test_an_image_that_is_repeated_costs_its_neighbours_nothing(tmp_path: Path) 
         blank = store.lookup(np.zeros((8, 8), np.uint8)).identical[0]
         assert blank.source_count == 300
         other = store.lookup(many[301]).identical[0]
-        read = list(store.session.snapshot._bucket(other.id))
+        read = list(store.session.snapshot.tables.runs.in_bucket(other.id))
         assert other.sources == (f"{tmp_path / 'many.npy'}#301",)
         assert len(read) < 5
 
