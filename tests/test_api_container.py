@@ -61,6 +61,12 @@ def test_an_id_is_in_a_store_that_has_such_an_image(folder: Path) -> None:
         assert np.int64(3) in store
 
 
+def test_an_id_may_be_typed_as_the_command_takes_it(folder: Path) -> None:
+    with Store.open(folder / "store", read_only=True) as store:
+        first = next(iter(store)).id
+        assert f"#{first}" in store and "#4711" not in store
+
+
 def test_an_image_is_in_a_store_that_has_this_very_image(folder: Path) -> None:
     array, path = picture(1, 8, 12), folder / "1.png"
     save(folder / "other.png", picture(7, 8, 12))

@@ -83,6 +83,13 @@ def test_an_update_is_one_commit_that_readers_see(tmp_path: Path) -> None:
             reader.update(1, metadata={})
 
 
+def test_true_and_one_are_two_things_to_say(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest([("a", picture(1), {"flag": 1})])
+        assert store.update(1, metadata={"flag": True}).metadata == {"flag": True}
+        assert store.lookup(picture(1), where={"flag": True}).identical
+
+
 def test_an_ingest_leaves_what_an_update_said(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest([("a", picture(1), {"label": "cat"})])

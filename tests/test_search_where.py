@@ -251,3 +251,9 @@ def test_the_command_looks_among_those(tmp_path: Path, capsys: pytest.CaptureFix
         assert main([*lookup, "--where", wrong]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line
+
+
+@pytest.mark.parametrize("asked", [["cat", "dog"], [("==", "cat"), "dog"]])
+def test_a_list_holds_comparisons_and_no_values(asked: list[object]) -> None:
+    with pytest.raises(UsageError, match="a list holds comparisons"):
+        WhereMetadata({"label": asked})  # type: ignore[dict-item]

@@ -142,8 +142,9 @@ class Lookups(OpenStore):
             self._session.follow()
             record = self._session.snapshot.record(query.id)
             return record is not None and self._session.snapshot.get(query.id).proof == query.proof
+        named = stored_id(query) if isinstance(query, str) else None
         try:
-            id_ = whole(query)
+            id_ = named if named is not None else whole(query)
         except TypeError:
             return bool(self.lookup(query, tiers=[IDENTICAL], max_sources=0).identical)  # type: ignore[arg-type]
         self._session.follow()
@@ -166,7 +167,8 @@ class Lookups(OpenStore):
         where: Conditions | None = None,
     ) -> Iterator[LookupResult]:
         """Look up each of many images, whatever ``lookup`` takes; and all images of a folder, an array
-        or an archive that is named by its path. One that cannot be read has an ``error``.
+        or an archive that is named by its path. One that cannot be read, or is no image, has an
+        ``error``. An array is of one kind as a whole, bits or 8-bit, as ``ingest`` takes it.
 
         A list, a tuple, an array (n, H, W[, 1 or 3]), or ``PackedBits`` is looked up in batches,
         on all cores, each as of one commit. Of anything else each is looked up as it comes, so that
@@ -182,8 +184,10 @@ class Lookups(OpenStore):
             queries.ndim < 3 or (queries.ndim == 3 and queries.shape[-1] in (3, 4))
         ):
             raise UsageError(f"an array of shape {queries.shape} is one image: use lookup")
+        each: Iterable[object] = queries
         if isinstance(queries, np.ndarray):
             canonical.require_images(queries)
+            each = _rows(queries)
         settings = LookupSettings.of(
             k=k,
             tiers=tiers,
@@ -200,7 +204,7 @@ class Lookups(OpenStore):
         if within is not None:
             within.ids(self._session)
         asked = itertools.chain.from_iterable(
-            self._queries_of(query, number, left_out) for number, query in enumerate(queries)
+            self._queries_of(query, number, left_out) for number, query in enumerate(each)
         )
         at_once = MAX_BATCH if isinstance(queries, Sequence | np.ndarray | PackedBits) else 1
         return self._lookup_many(asked, at_once, settings, within)
@@ -255,9 +259,11 @@ class Lookups(OpenStore):
                 if id_ is None:
                     yield from open_images(spec, memory.max_file, exclude)
                 else:
-                    yield stored_query(self._session, id_)
+                    yield self._again(lambda: stored_query(self._session, id_))
             elif isinstance(query, int | np.integer) and not isinstance(query, bool):
-                yield stored_query(self._session, whole(query))
+                yield self._again(lambda: stored_query(self._session, whole(query)))
+            elif isinstance(query, Query):
+                yield query
             elif isinstance(query, bytes | bytearray | memoryview):
                 yield Query(_called("bytes", number), bytes(query), None)
             elif isinstance(query, PackedBits | Image.Image):
@@ -272,7 +278,7 @@ class Lookups(OpenStore):
                     )
                 found = Decoded(canonical.from_array(array), "array")
                 yield Query(_called("array", number), None, found)
-        except ImageError as error:
+        except (ImageError, UsageError) as error:
             if number is None:
                 raise
             called = f"#{query}" if isinstance(query, int) else _called("", number)
@@ -422,6 +428,20 @@ class Lookups(OpenStore):
         return self._again(
             lambda: finder.one(query, within.ids(files) if within is not None else None)
         )
+
+
+def _rows(images: npt.NDArray[Any]) -> Iterator[Query]:
+    """The images of an array, all of the kind that it has as a whole, as an ingest takes them."""
+    if images.dtype != np.bool_ and images.dtype != np.uint8:
+        for number, image in enumerate(images):
+            found = Decoded(canonical.from_array(image), "array")
+            yield Query(_called("array", number), None, found)
+        return
+    kind = canonical.array_kind(images)
+    for number in range(len(images)):
+        (row,) = canonical.rows_from_array(images[number : number + 1], kind)
+        found = Decoded(canonical.from_canonical(row.tobytes()), "array")
+        yield Query(_called("array", number), None, found)
 
 
 def _refused(query: Reject) -> LookupResult:

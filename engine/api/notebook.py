@@ -23,7 +23,7 @@ from pathlib import Path
 from engine.errors import EngineError
 from engine.images.thumbnail import thumbnail_png
 from engine.records import IdenticalHit, ImageRecord, LookupResult, NearHit, SimilarHit
-from engine.sources.named_arrays import ARRAY_SUFFIXES, exists
+from engine.sources.named_arrays import exists
 from engine.sources.parquet_table import PARQUET_SUFFIXES
 from engine.sources.query import Query, open_images
 
@@ -33,8 +33,8 @@ _SOURCES = 3  # of an image that are tried
 _SIDE = 96  # pixels
 _FILE_BYTES = 64 << 20  # of one image's file
 _DECODING_BYTES = 256 << 20
-_SCANNED_BYTES = 16 << 20  # of an archive that is read from its beginning up to one member
-_AT_ONCE = (*ARRAY_SUFFIXES, *PARQUET_SUFFIXES, ".zip")  # whose images are found without that
+_SCANNED_BYTES = 16 << 20  # of an archive or an array that may be read whole for one of its images
+_AT_ONCE = (*PARQUET_SUFFIXES, ".zip")  # whose images are found without that
 _TEXT = 200  # characters of a name or of metadata
 _NONE = "—"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from engine.errors import UsageError
@@ -18,7 +19,8 @@ def redescribe(store: Session, id_: int, metadata: dict[str, Any] | None) -> Non
     _require_own_record(store, id_)
     store.become_writer()
     _require_own_record(store, id_)
-    if store.snapshot.get(id_).metadata != metadata:
+    # As JSON: to Python 1, 1.0 and True are equal, and to a store they are not.
+    if json.dumps(store.snapshot.get(id_).metadata) != json.dumps(metadata):
         store.writer.commit(Chunk(redescribed=[(id_, metadata)]))
 
 

@@ -11,6 +11,7 @@ from engine.sources.items import Reject
 from engine.sources.query import Query
 
 MAX_BATCH = 32  # queries
+_OF_BITS = 17  # bytes that looking at a byte of canonical pixels takes, at most: at bits
 
 Asked = TypeVar("Asked", bound=Query | Reject)
 
@@ -44,4 +45,5 @@ def _memory_of(query: Query | Reject) -> int:
         return 0
     if query.data is not None:
         return len(query.data) + memory_to_decode(query.data)
-    return query.memory_bytes
+    # As bytes a bit image is 8 times as large, twice while its picture is made.
+    return query.memory_bytes * (1 if query.vector is not None else _OF_BITS)

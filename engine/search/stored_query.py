@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from engine.errors import EngineError, ImageError, StoreDamagedError, UsageError
 from engine.images import hashing
 from engine.images.canonical import from_canonical
 from engine.records import Decoded, Kind
+from engine.sources.locate import is_folder
 from engine.sources.named_arrays import exists
 from engine.sources.query import Query, open_images
 from engine.storage.session import Session
@@ -65,8 +67,12 @@ def in_sources(store: Session, id_: int) -> Iterator[tuple[Query, Decoded]]:
     except StoreDamagedError:
         return
     for name in names:
+        source = os.fsdecode(name)
+        # Nobody waits for standard input here, and what has become a folder is not the image.
+        if source == "-" or is_folder(Path(source)):
+            continue
         try:
-            for query in open_images(os.fsdecode(name), store.memory.max_file):
+            for query in open_images(source, store.memory.max_file):
                 if isinstance(query, Query) and query.vector is None:
                     yield query, query.decode(store.memory.decoding)
         except EngineError:

@@ -118,6 +118,11 @@ def _conditions(field: object, asked: object) -> Iterable[_Condition]:
     pairs = asked if isinstance(asked, list) else [asked]
     if not pairs:
         raise UsageError(f"{_FORM}: nothing is asked of {_short(field)}")
+    if isinstance(asked, list) and not all(isinstance(one, tuple) for one in pairs):
+        raise UsageError(
+            f'{_FORM}: a list holds comparisons, such as [(">", 1999), ("<", 2005)], which all have to '
+            f"hold, not {_short(asked)}"
+        )
     return [_condition(field, *_pair(one)) for one in pairs]
 
 

@@ -1,4 +1,4 @@
-"""Patterns of names that are left out of folders, as a shell has them."""
+"""Patterns of names that are left out of folders: ``fnmatch``'s, whose ``*`` matches a slash too."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ class Exclusions:
 
     def __init__(self, patterns: Patterns = ()) -> None:
         """``patterns``: one, or several; ``UsageError`` for what is none."""
+        if not isinstance(patterns, Iterable):
+            raise UsageError(f"exclude= is a list of patterns, not {patterns!r:.60}")
         given = [patterns] if isinstance(patterns, str) else list(patterns)
         for pattern in given:
-            if not isinstance(pattern, str) or not pattern.strip("/"):
+            able = isinstance(pattern, str) and pattern.strip("/")
+            if not able or pattern.startswith(("/", "./", "../")):
                 raise UsageError(
-                    f"exclude= has patterns of names, such as '*.tmp' or 'thumbs/*', not {pattern!r}"
+                    f"exclude= has patterns of names and of paths below the folder, such as '*.tmp' or "
+                    f"'thumbs/*', not {pattern!r:.60}"
                 )
         self._matches = [
             re.compile(fnmatch.translate(pattern.rstrip(os.sep))).match for pattern in given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from engine.errors import StoreDamagedError
 from engine.storage import source_counts
@@ -25,6 +26,7 @@ class ImageSources:
         self._buckets: dict[int, list[Run] | RunsOfBucket] = {}
         self._remembered = 0  # runs in them
         self._last_bucket = -1
+        self._too_many: set[int] = set()  # buckets that are not remembered
         self._array_names: dict[int, bytes] = {}
         self._counts_hold: bool | None = None
 
@@ -79,8 +81,9 @@ class ImageSources:
         """The runs of several images that image ``id_`` may be in."""
         bucket = id_ >> BUCKET_BITS
         found = self._buckets.get(bucket)
-        if found is None and bucket == self._last_bucket:  # and will be asked for again
-            self._remember(bucket, list(self.tables.runs.in_bucket(id_)))
+        again = bucket == self._last_bucket and bucket not in self._too_many
+        if found is None and again:  # and once more, most likely
+            self._remember(bucket, list(islice(self.tables.runs.in_bucket(id_), _MAX_RUNS + 1)))
             found = self._buckets.get(bucket)
         if found is None:
             self._last_bucket = bucket
@@ -99,6 +102,7 @@ class ImageSources:
 
     def _remember(self, bucket: int, runs: list[Run]) -> None:
         if len(runs) > _MAX_RUNS:
+            self._too_many.add(bucket)
             return
         if self._remembered + len(runs) > _MAX_RUNS or len(self._buckets) >= _BUCKETS:
             self._buckets.clear()

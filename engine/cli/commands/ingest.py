@@ -104,6 +104,8 @@ def ingest(options: IngestOptions) -> None:
     Sources(given, files_from=options.files_from or None, null=options.null, exclude=excluded)
     check_keep_pixels(options.keep_pixels)
     path = options.store or default_store()
+    if options.dry_run and options.wait:
+        raise UsageError("--dry-run takes no lock: leave --wait out")
     if options.dry_run:
         with Progress("dry run", "files") as progress:
             plan = Store.plan(

@@ -72,6 +72,8 @@ def remove(options: RemoveOptions) -> None:
         raise UsageError("name what to remove: --id N, --source NAME, or --missing")
     if options.yes and not options.missing:
         raise UsageError("--yes goes with --missing: leave it out, or add --missing")
+    if options.dry_run and options.wait:
+        raise UsageError("--dry-run takes no lock: leave --wait out")
     store = options.store or default_store()
     opened = Store.open(store, read_only=options.dry_run, wait=options.wait)
     with opened, interruptible() as stop, Progress("remove", "images and sources") as progress:
