@@ -103,11 +103,10 @@ class Writing(OpenStore):
         ``encoder``: the store's own (default), or "none" to add images without vectors; a store
         made without one takes the first that is named. ``files_from``: a file with more sources,
         one a line, or with ``null`` a null byte behind each. ``exclude``: patterns, such as "*.tmp",
-        of files and folders that are left out of folders; each is matched, as a shell does it, with a
-        name and with its path below the folder that was named. ``keep_pixels``: "auto" keeps bit
-        images of up to 64 KiB packed, "yes" other images too, as their files' bytes, "no" none.
-        ``progress(done, total)`` is called as items are done; ``stop()`` is asked often; once
-        it says so, what is finished is committed and the run ends.
+        of names in folders, and of paths below them, that are left out. ``keep_pixels``: "auto" keeps
+        bit images of up to 64 KiB packed, "yes" all as their files' bytes, "no" none.
+        ``progress(done, total)`` is called as items are done. Once ``stop()``, asked often, says so,
+        what is finished is committed and the run ends.
 
         Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; what was committed stays.
         """

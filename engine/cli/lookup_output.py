@@ -27,7 +27,7 @@ class Output(ABC):
         """Write what is there where there were no results too."""
 
 
-class Table(Output):
+class TableOutput(Output):
     """A small table a result, for people."""
 
     def __init__(self, look: Look, near: int | None, sources: int | None, *, encoded: bool) -> None:

@@ -14,7 +14,7 @@ import typer
 from engine.api import Store
 from engine.cli import completion, queries, render
 from engine.cli.dataclass_options import takes
-from engine.cli.lookup_output import Csv, Json, Output, Paths, Table
+from engine.cli.lookup_output import Csv, Json, Output, Paths, TableOutput
 from engine.cli.options import (
     ExcludeOption,
     FilesFromOption,
@@ -269,4 +269,4 @@ def _output(options: LookupOptions, settings: dict[str, Any], *, encoded: bool) 
     # People who say nothing get short tables.
     near = settings["near_limit"] if options.near_limit else render.NEAR_SHOWN
     sources = settings["max_sources"] if options.sources else 1
-    return Table(Look.of_output(), near, sources, encoded=encoded)
+    return TableOutput(Look.of_output(), near, sources, encoded=encoded)
