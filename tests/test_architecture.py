@@ -150,7 +150,6 @@ def test_no_module_imports_itself_by_way_of_others():
     assert not graph
 
 
-@pytest.mark.slow
 def test_no_module_class_or_function_is_too_long():
     long = []
     for module, path in modules().items():
@@ -166,7 +165,6 @@ def test_no_module_class_or_function_is_too_long():
     assert not long
 
 
-@pytest.mark.slow
 def test_no_two_public_classes_share_a_name():
     homes: dict[str, list[str]] = {}
     for module, path in modules().items():

@@ -112,12 +112,9 @@ class Writing(OpenStore):
         """
         given: Sources | _InMemory | None = self._in_memory(sources, name, metadata)
         if given is None:
+            paths = _paths(sources)
             given = Sources(
-                _paths(sources),
-                files_from=files_from,
-                recursive=recursive,
-                null=null,
-                exclude=exclude,
+                paths, files_from=files_from, recursive=recursive, null=null, exclude=exclude
             )
         elif len(sources) > 1 or files_from is not None:
             raise UsageError("images in memory are ingested alone: call ingest once for each")
