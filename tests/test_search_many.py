@@ -113,6 +113,17 @@ def test_what_cannot_be_read_is_a_result_among_others(photos: Path, store: Store
     assert "not NoneType" in str(wrong.error)
 
 
+def test_what_no_file_can_be_called_is_an_error_and_numbers_are_ids_unless_true(
+    store: Store,
+) -> None:
+    nowhere = "\ud800.png"  # no encoding of a file system has half a surrogate pair
+    with pytest.raises(ImageError, match=r"no file can be called '\\ud800.png'"):
+        store.lookup(nowhere)
+    results = list(store.lookup_many([nowhere, Path(nowhere), True, np.int64(4711), 4711]))
+    assert [one.query for one in results] == ["image 0", "image 1", "image 2", "#4711", "#4711"]
+    assert all(one.error for one in results)
+
+
 def test_of_an_iterator_each_answer_comes_before_the_next_query(photos: Path, store: Store) -> None:
     asked: list[int] = []
 

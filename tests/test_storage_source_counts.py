@@ -178,3 +178,18 @@ def test_it_counts_what_an_image_has_in_rows_and_in_sources(tmp_path: Path) -> N
         assert found.sources == 9 and found.rows < found.sources
         seen = Counter(Path(name).name.partition("#")[0] for name in store.sources(id_))
         assert seen == {"memory:a": 8, "x.png": 1}
+
+
+def test_counts_that_no_engine_wrote_are_none(tmp_path: Path) -> None:
+    copies(tmp_path / "in", MANY)
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(tmp_path / "in")
+        keys = store.session.snapshot.keys
+        for number, wrong in enumerate([b"", b"\xff" * 8, b"\x40" + bytes(7), bytes(9)]):
+            batch = keys.batch()
+            batch.put("meta", b"sources" + u64(1), wrong)
+            keys.commit(batch)
+            assert counts(store) == {} and agree(store)
+            copies(tmp_path / f"more{number}", MANY)
+            assert store.ingest(tmp_path / f"more{number}").rejected == 0
+            assert counts(store) == {1: (number + 2) * MANY}

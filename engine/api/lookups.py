@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +28,6 @@ from engine.images.packed_bits import PackedBits
 from engine.index.operating_point import check_recall
 from engine.index.unit_vectors import normalized
 from engine.records import (
-    Decoded,
     ImageRecord,
     Kind,
     LookupResult,
@@ -38,6 +36,7 @@ from engine.search.batches import MAX_BATCH, batches
 from engine.search.filters import Ids, Names, SearchedIn, Within
 from engine.search.identical import identical_ids
 from engine.search.lookup import Lookup
+from engine.search.queries import QueryLike, queries_of, rows_of
 from engine.search.settings import LookupSettings, check_k
 from engine.search.stored_query import stored_id, stored_query
 from engine.search.tiers import IDENTICAL
@@ -45,26 +44,14 @@ from engine.search.where import Conditions, WhereMetadata
 from engine.sources.exclusions import NOTHING, Exclusions, Patterns
 from engine.sources.in_memory import (
     Images,
-    decoded_image,
     unlike,
 )
 from engine.sources.items import Reject
-from engine.sources.query import Query, open_images
+from engine.sources.query import Query
 
 _ANSWER_BYTES = 4 + 8  # a score and an id
 _LOOKED_UP = 4096  # images in canonical form at a time, at most
 
-QueryLike = (
-    str
-    | os.PathLike[str]
-    | bytes
-    | bytearray
-    | memoryview
-    | npt.NDArray[Any]
-    | Image.Image
-    | PackedBits
-    | int
-)
 # Which of these a list of may be given by mistake; of numbers it is an array.
 _QUERIES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, PackedBits)
 
@@ -187,7 +174,7 @@ class Lookups(OpenStore):
         each: Iterable[object] = queries
         if isinstance(queries, np.ndarray):
             canonical.require_images(queries)
-            each = _rows(queries)
+            each = rows_of(queries)
         settings = LookupSettings.of(
             k=k,
             tiers=tiers,
@@ -246,44 +233,10 @@ class Lookups(OpenStore):
     def _queries_of(
         self, query: object, number: int | None, exclude: Exclusions = NOTHING
     ) -> Iterator[Query | Reject]:
-        """What there is to look up in what a caller gave: nearly always one image.
+        return queries_of(query, number, self._session.memory, self._stored_query, exclude)
 
-        ``number``: its place among many, of which one that cannot be read is a ``Reject``. Alone it is
-        an ``ImageError``.
-        """
-        memory = self._session.memory
-        try:
-            if isinstance(query, str | os.PathLike):
-                spec = os.fsdecode(query)
-                id_ = stored_id(spec)
-                if id_ is None:
-                    yield from open_images(spec, memory.max_file, exclude)
-                else:
-                    yield self._again(lambda: stored_query(self._session, id_))
-            elif isinstance(query, int | np.integer) and not isinstance(query, bool):
-                yield self._again(lambda: stored_query(self._session, whole(query)))
-            elif isinstance(query, Query):
-                yield query
-            elif isinstance(query, bytes | bytearray | memoryview):
-                yield Query(_called("bytes", number), bytes(query), None)
-            elif isinstance(query, PackedBits | Image.Image):
-                kind = "bits" if isinstance(query, PackedBits) else "image"
-                yield Query(_called(kind, number), None, decoded_image(query, memory.decoding))
-            else:
-                array = _as_array(query)
-                if array.ndim == 0:  # as None is to NumPy
-                    raise UsageError(
-                        f"a query is a path, a file's bytes, an array, a PIL image, PackedBits or an "
-                        f"id, not {type(query).__name__}"
-                    )
-                found = Decoded(canonical.from_array(array), "array")
-                yield Query(_called("array", number), None, found)
-        except (ImageError, UsageError) as error:
-            if number is None:
-                raise
-            called = f"#{query}" if isinstance(query, int) else _called("", number)
-            called = query if isinstance(query, str) else called
-            yield Reject(os.fsencode(called), str(error))
+    def _stored_query(self, id_: int) -> Query:
+        return self._again(lambda: stored_query(self._session, id_))
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
         """The image that each of n images of one size is, verified, or -1: (n,) int64.
@@ -430,39 +383,11 @@ class Lookups(OpenStore):
         )
 
 
-def _rows(images: npt.NDArray[Any]) -> Iterator[Query]:
-    """The images of an array, all of the kind that it has as a whole, as an ingest takes them."""
-    if images.dtype != np.bool_ and images.dtype != np.uint8:
-        for number, image in enumerate(images):
-            found = Decoded(canonical.from_array(image), "array")
-            yield Query(_called("array", number), None, found)
-        return
-    kind = canonical.array_kind(images)
-    for number in range(len(images)):
-        (row,) = canonical.rows_from_array(images[number : number + 1], kind)
-        found = Decoded(canonical.from_canonical(row.tobytes()), "array")
-        yield Query(_called("array", number), None, found)
-
-
 def _refused(query: Reject) -> LookupResult:
     return LookupResult(os.fsdecode(query.name), error=query.reason)
-
-
-def _called(kind: str, number: int | None) -> str:
-    """What a query that has no name is called in its result."""
-    return kind if number is None else f"image {number}"
 
 
 def _row_bytes(images: Images) -> int:
     """About how many bytes one of some images has."""
     array = images.packed if isinstance(images, PackedBits) else images
     return max(1, array.nbytes // max(1, len(array)))
-
-
-def _as_array(query: object) -> npt.NDArray[Any]:
-    """An image as an array; ``UsageError`` for what is none."""
-    try:
-        return np.asarray(query)
-    except (TypeError, ValueError, RuntimeError) as error:
-        why = unlike(query) or " ".join(str(error).split())
-        raise UsageError(f"a query is no array of numbers: {why}") from None

@@ -52,7 +52,7 @@ class _Condition:
         return _kind(self.value)
 
     def holds(self, value: object) -> bool:
-        """Of a value of its own kind."""
+        """Whether it holds of a value, which has the kind of its own."""
         return _COMPARE[self.compare](value, self.value)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from engine.storage.rows import u64
 from engine.storage.table import RowChange, Table
 
+_TOO_MANY = 1 << 6  # as the first of eight bytes: 2^62
+
 
 class MetaTable(Table):
     """Single values: state, settings, a copy of the manifest, roots, the mark of a repair.
@@ -36,8 +38,7 @@ class MetaTable(Table):
 
     def counted(self) -> int | None:
         """The commit with which counts of sources were last kept."""
-        value = self.get(self.COUNTED)
-        return int.from_bytes(value, "big") if value is not None else None
+        return _number(self.get(self.COUNTED))
 
     def put_counted(self, commit: int) -> RowChange:
         """That counts of sources were kept with a commit."""
@@ -47,8 +48,9 @@ class MetaTable(Table):
         """Each image whose sources are counted, and how many they are."""
         start = len(self._COUNT)
         for key, value in self.scan(self._COUNT):
-            if len(key) == start + 8:
-                yield int.from_bytes(key[start:], "big"), int.from_bytes(value, "big")
+            count = _number(value)
+            if len(key) == start + 8 and count is not None:
+                yield int.from_bytes(key[start:], "big"), count
 
     def source_count(self, id_: int) -> int | None:
         """How many sources were counted of an image."""
@@ -56,8 +58,7 @@ class MetaTable(Table):
 
     def source_counts_of(self, ids: Sequence[int]) -> list[int | None]:
         """``source_count`` of each of many images."""
-        values = self.get_many([self._COUNT + u64(id_) for id_ in ids])
-        return [int.from_bytes(value, "big") if value is not None else None for value in values]
+        return [_number(one) for one in self.get_many([self._COUNT + u64(id_) for id_ in ids])]
 
     def put_source_count(self, id_: int, count: int) -> RowChange:
         """How many sources an image has."""
@@ -66,3 +67,10 @@ class MetaTable(Table):
     def drop_source_count(self, id_: int) -> RowChange:
         """That the sources of an image are not counted."""
         return self.change(self._COUNT + u64(id_), None)
+
+
+def _number(value: bytes | None) -> int | None:
+    """A count; None where no engine wrote it: one more than it would not fit in its row either."""
+    if value is None or len(value) != 8 or value[0] >= _TOO_MANY:
+        return None
+    return int.from_bytes(value, "big")

@@ -120,7 +120,9 @@ class LookupOptions:
     paths: Annotated[
         bool,
         typer.Option(
-            "-q", "--paths", help="Print the sources of hits only, each once, one a line."
+            "-q",
+            "--paths",
+            help="Print the sources of hits only (10 a hit: see --sources), each once, one a line.",
         ),
     ] = False
     print0: Annotated[
