@@ -1,0 +1,214 @@
+"""Run the examples of Markdown pages and compare what they print with what the pages say.
+
+    python scripts/pages.py docs/tiers.md            compare; status 1 where a page is wrong
+    python scripts/pages.py --write docs/tiers.md    put what was printed into the page
+
+Two kinds of fenced blocks are run, in the folder that ``scripts/examples.py`` makes, in their order:
+
+console   lines after "$ " are commands for bash, and "> " continues one; the output is below
+python    a program of its own; a block ``text`` right behind it is its output, without which it prints
+          nothing
+
+Other blocks only show something: ``text`` elsewhere, ``json``, ``toml``. ``bash`` is not allowed, since
+nobody would know what it prints. An example that cannot run in a test has a line
+``<!-- not run: REASON -->`` above it.
+
+Times, sizes, scores and paths differ from machine to machine, so they are masked before texts are
+compared. A line ``...`` in a page stands for any lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SHOWN_HOME = "/home/me"
+_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z")
+_ONLY_SHOWN = {"", "text", "json", "toml", "csv", "html"}
+_TIMEOUT = 600  # seconds of one example: far more than any takes
+_MASKS = [
+    (re.compile(r"\x1b\[[0-9;]*m"), ""),
+    (re.compile(r'("milliseconds": ?\{)[^}]*\}'), r"\1…}"),
+    (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?"), "DATE"),
+    (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "UUID"),
+    (re.compile(r"\d[\d,.]* ?(µs|ms|s|min|h)\b"), "TIME"),
+    (re.compile(r"\d[\d,.]* ?(B|[kKMGT]i?B|bytes)\b"), "SIZE"),
+    (re.compile(r"\d[\d,.]*/s"), "RATE"),
+    (re.compile(r"(?<![\w.])-?[01]\.\d{2,}\b"), "SCORE"),
+    (re.compile(r"[-─═]{3,}"), "---"),
+    (re.compile(r" +"), " "),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Something a page shows that can be run, and the output that it shows."""
+
+    line: int  # of the page, where the block begins
+    program: Sequence[str]
+    shown: str
+    span: tuple[int, int]  # of the shown output in the page's text
+
+    @property
+    def name(self) -> str:
+        """What it is called where it is wrong."""
+        return self.program[-1].strip().splitlines()[0]
+
+
+class PageError(Exception):
+    """A page that is not of the form that this module reads."""
+
+
+def examples(text: str) -> Iterator[Example]:
+    """The examples of a page, in their order."""
+    output_of: tuple[int, str] | None = None  # a Python block that may have its output behind it
+    for block in _FENCE.finditer(text):
+        language, body = block.groups()
+        line = text.count("\n", 0, block.start()) + 1
+        if output_of is not None:
+            at, code = output_of
+            follows = language == "text" and not text[at : block.start()].strip()
+            yield _python(text, at, code, block if follows else None)
+            output_of = None
+            if follows:
+                continue
+        if _NOT_RUN.search(text[: block.start()]):
+            continue
+        if language == "console":
+            yield from _commands(body, block.start(2), line)
+        elif language == "python":
+            output_of = block.end(), body
+        elif language not in _ONLY_SHOWN:
+            raise PageError(f"line {line}: a block of {language!r} is not of a kind that is run")
+    if output_of is not None:
+        yield _python(text, *output_of, None)
+
+
+def _python(text: str, at: int, code: str, output: re.Match[str] | None) -> Example:
+    program = (sys.executable, "-W", "ignore", "-c", code)
+    line = text.count("\n", 0, at) + 1
+    if output is None:
+        return Example(line, program, "", (at, at))
+    return Example(line, program, output.group(2), output.span(2))
+
+
+def _commands(body: str, start: int, line: int) -> Iterator[Example]:
+    """Each command of a console block with the lines below it."""
+    lines = body.splitlines(keepends=True)
+    if not lines or not lines[0].startswith("$ "):
+        raise PageError(f"line {line}: a console block begins with a command, '$ …'")
+    at, number = start, 0
+    while number < len(lines):
+        command, first = lines[number][2:], line + 1 + number
+        at += len(lines[number])
+        number += 1
+        while number < len(lines) and lines[number].startswith("> "):
+            command += lines[number][2:]
+            at += len(lines[number])
+            number += 1
+        begin = at
+        while number < len(lines) and not lines[number].startswith("$ "):
+            at += len(lines[number])
+            number += 1
+        yield Example(first, ("bash", "-c", command), body[begin - start : at - start], (begin, at))
+
+
+def run(example: Example, folder: Path) -> str:
+    """What an example prints in a folder, with the folder's path as pages show it."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("ENGINE_STORE", "ENGINE_TESTS")
+    }
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "NO_COLOR": "1",
+        "COLUMNS": "100",
+        "TZ": "UTC",
+        "PYTHONWARNINGS": "ignore",
+    }
+    done = subprocess.run(
+        example.program,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=_TIMEOUT,
+        check=False,
+    )
+    text = done.stdout.decode(errors="replace").replace(str(folder.resolve()), SHOWN_HOME)
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def agrees(shown: str, printed: str) -> bool:
+    """Whether a page says what was printed; ``...`` on a line of its own stands for any lines."""
+    parts = [_masked(part) for part in re.split(r"^\.\.\.$\n?", shown, flags=re.MULTILINE)]
+    pattern = r"(?s:.*)".join(re.escape(part) for part in parts)
+    return re.fullmatch(pattern, _masked(printed)) is not None
+
+
+def _masked(text: str) -> str:
+    for pattern, mask in _MASKS:
+        text = pattern.sub(mask, text)
+    return "".join(f"{line.strip()}\n" for line in text.splitlines() if line.strip())
+
+
+def check(page: Path, folder: Path, *, write: bool = False) -> list[str]:
+    """Run a page's examples in a folder; what is wrong with each that does not agree.
+
+    ``write``: put what was printed into the page instead.
+    """
+    text = page.read_text(encoding="utf-8")
+    problems: list[str] = []
+    changes: list[tuple[tuple[int, int], str]] = []
+    for example in examples(text):
+        printed = run(example, folder)
+        if agrees(example.shown, printed):
+            continue
+        if (
+            write
+            and "...\n" not in example.shown
+            and (example.shown or example.program[0] == "bash")
+        ):
+            changes.append((example.span, printed))
+        else:
+            problems.append(
+                f"{page}:{example.line}: {example.name}\n"
+                f"--- the page says\n{example.shown}--- it prints\n{printed}"
+            )
+    for (begin, end), printed in reversed(changes):
+        text = text[:begin] + printed + text[end:]
+    if changes:
+        page.write_text(text, encoding="utf-8")
+    return problems
+
+
+def main(arguments: list[str]) -> int:
+    """Check the pages that are named."""
+    import examples as example_files
+
+    write = "--write" in arguments
+    pages = [Path(argument) for argument in arguments if argument != "--write"]
+    if not pages:
+        sys.exit(__doc__)
+    wrong = False
+    for page in pages:
+        with tempfile.TemporaryDirectory(prefix="engine-pages-") as folder:
+            work = Path(folder) / "me"
+            example_files.make(work)
+            for problem in check(page, work, write=write):
+                print(problem)
+                wrong = True
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
