@@ -148,7 +148,7 @@ def test_an_image_of_the_store_is_a_query_while_its_file_is_there(tmp_path: Path
         save(path, picture(9))
         bits.unlink()
         assert store.lookup(f"#{ids[1]}").identical[0].id == ids[1]  # its pixels are kept
-        with pytest.raises(ImageError, match="its pixels are not kept, and none of its sources"):
+        with pytest.raises(ImageError, match="its pixels are not kept, and all of its sources"):
             store.lookup(ids[0])
         with pytest.raises(ImageError, match="image 99"):
             store.lookup(99)
