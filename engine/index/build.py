@@ -1,8 +1,8 @@
 """Builds the segments of an index.
 
-Files are written durably below ``root``, which is a store or a staging folder. They become live when
-the caller names them in the manifest. Memory is bounded: vectors are coded in blocks, and codes are
-sorted in pieces. A segment of several pieces is written piece by piece and then merged, list by list.
+Files are written durably below ``root``, which is a store or a staging folder. They become live once
+the manifest names them. Memory is bounded: vectors are coded in blocks, and codes are sorted in
+pieces. A segment of several pieces is written piece by piece and then merged, list by list.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _TAIL = 1e-3  # the share of corrections cut off at either end
 
 
 class Quantizer:
-    """nlist centroids and the codebook, over vectors of length ``dim``."""
+    """The centroids of ``nlist`` lists and a codebook, for vectors of ``dim`` numbers."""
 
     def __init__(
         self,

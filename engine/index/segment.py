@@ -181,7 +181,8 @@ class Segment:
             False,
             params,
         )
-        if labels.view(np.uint64).max(initial=0) >= self.entry.rows:  # negative ones are as large
+        # As uint64, negative labels are large too.
+        if labels.view(np.uint64).max(initial=0) >= self.entry.rows:
             labels[(labels < 0) | (labels >= self.entry.rows)] = -1
         return scores, labels
 
@@ -205,7 +206,7 @@ class Segment:
         lists.do_mmap()
         one, many = (faiss.IndexIVFPQFastScan(self._quantizer.empty_index()) for _ in range(2))
         many.replace_invlists(lists, True)
-        lists.this.disown()  # it is the index's now
+        lists.this.disown()  # ``many`` owns it now
         one.replace_invlists(lists, False)
         one.implem = _ONE_QUERY
         one.ntotal = many.ntotal = self.entry.rows

@@ -1,6 +1,6 @@
 """Limits FAISS to one thread in a forked process.
 
-OpenMP's worker threads do not survive a fork, but its count of them does, so FAISS would wait for them
+OpenMP's worker threads do not survive a fork, but its count of them does, so FAISS could wait for them
 forever. A child process therefore uses only the thread that forked.
 """
 

@@ -29,7 +29,7 @@ class TopK:
         scores, at = faiss.knn(
             queries, np.ascontiguousarray(block), most, metric=faiss.METRIC_INNER_PRODUCT
         )
-        missing = at < 0  # FAISS leaves out scores of -inf
+        missing = at < 0  # FAISS leaves out scores below every finite float32
         scores[missing] = -np.inf
         self.add(scores, np.where(missing, -1, rows[at]))
 

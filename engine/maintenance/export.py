@@ -1,11 +1,11 @@
 """Writes the contents of a store as tables that other tools read: one state, whole, without a lock.
 
     images.csv        id, kind, width, height, channels, frames, container, file_bytes, key, proof,
-                      file_hash, fingerprint, quality, source_count, metadata; one row an image
-    sources.csv       id, source, source_hex; one row a place where an image was seen, rows of
-                      arrays each by itself, in groups of 4,096 ids
-    vectors.npy       float32 (n, dim), unit vectors of the live encoder; imported ones as they were
-    vector_ids.npy    int64 (n,), the image of each
+                      file_hash, fingerprint, quality, source_count, metadata; a row for each image
+    sources.csv       id, source, source_hex; a row for each file, member or row of an array in which
+                      an image was seen, ordered by groups of 4,096 ids
+    vectors.npy       float32 (n, dim), unit vectors of the live encoder; imported ones unchanged
+    vector_ids.npy    int64 (n,), the id of each
 
 The first two may be Parquet instead, with the same columns. A vector without pixels has empty cells in
 the columns about pixels. Hashes and fingerprints are hexadecimal. Metadata is JSON, or an empty cell.

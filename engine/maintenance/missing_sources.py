@@ -84,7 +84,7 @@ class Missing:
         self._go_on = go_on
         self._disk = Whereabouts()
         self._found: IO[bytes] | None = None
-        self.kept: dict[str, None] = {}  # why sources that are not there stay
+        self.kept: dict[str, None] = {}  # reasons why missing sources stay
         self._roots = {root: _Count() for root in store.snapshot.roots()}
         self._of_folder: dict[bytes, list[_Count]] = {}
         self._vanished: dict[bytes, _Count] = {}  # whole folders, below no root

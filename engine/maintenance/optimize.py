@@ -65,7 +65,7 @@ class Optimize:
         self._damaged = 0
         self._stopped = False
         self._skipped: list[str] = []
-        self._work = BackgroundWork(store.memory, self._tell, self._stop.asked)
+        self._work = BackgroundWork(store.memory, self._count_rows, self._stop.asked)
 
     def run(self) -> OptimizeReport:
         """Do every step that the disk has room for; returns a report."""
@@ -135,7 +135,7 @@ class Optimize:
             self._skipped.append(laid.skipped)
         return laid.rows
 
-    def _tell(self, rows: int) -> None:
+    def _count_rows(self, rows: int) -> None:
         self._peak.sample()
         self._done += rows
         self._progress(self._done, None)
@@ -146,7 +146,7 @@ class Optimize:
         """Rewrite the extents worth it, emptiest first, as many at a time as the disk has room for."""
         while not self._stop.asked():
             doomed = self._doomed()
-            fit, need = self._that_fit(doomed)
+            fit, need = self._fitting(doomed)
             if not fit:
                 if doomed:
                     live = sum(size - dead for _, size, dead in doomed)
@@ -167,7 +167,7 @@ class Optimize:
         worth = [one for one in found if one[1] and one[2] >= _WORTH * one[1]]
         return sorted(worth, key=lambda one: one[2] / one[1], reverse=True)
 
-    def _that_fit(self, doomed: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
+    def _fitting(self, doomed: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
         """The extents that the disk has room for at once, and the bytes that the next one needs."""
         state = self._store.snapshot.state
         kept = sum(size for _, size in state.extents.get(extents.PIXELS.name, []))
@@ -196,7 +196,7 @@ class Optimize:
             # Vectors have no key, and no pixels.
             records = (found for found in store.snapshot.tables.records.image_keys() if found[1])
             for batch in in_batches(records, self._store.limits.compact_batch):
-                self._move(self._of(batch, doomed), reader, stuck)
+                self._move(self._rows_in(batch, doomed), reader, stuck)
                 self._done += len(batch)
                 self._progress(self._done, store.snapshot.state.images)
                 if self._stop.asked():
@@ -220,7 +220,7 @@ class Optimize:
             )
         return bool(stuck)
 
-    def _of(self, batch: Sequence[tuple[int, bytes]], doomed: set[int]) -> list[Rekept]:
+    def _rows_in(self, batch: Sequence[tuple[int, bytes]], doomed: set[int]) -> list[Rekept]:
         """The rows of images whose pixels lie in ``doomed`` extents, in the order of the pixels."""
         found: list[Rekept] = []
         images = self._store.snapshot.tables.images

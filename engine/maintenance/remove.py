@@ -53,7 +53,7 @@ class Remove:
         self._stopped = False  # whether ``stop`` asked for an end after the last commit
         self._interrupted = False
         self._looks = 0
-        self._kept: dict[str, None] = {}  # why sources that are not there stay
+        self._kept: dict[str, None] = {}  # reasons why missing sources stay
         self._begin()
 
     def run(

@@ -123,8 +123,8 @@ class Lookup:
             return self._one_vector(query.name, query.vector, wanted)
         if self._asked and self._of_images != self.tiers:
             raise UsageError(
-                f"{self._store.path} holds imported vectors, and an image has none: look up "
-                'FILE.npy#ROW of vectors, or leave tiers=["similar"] out'
+                f"{self._store.path} holds imported vectors, and an image has no vector to compare: "
+                'look up FILE.npy#ROW of vectors, or leave tiers=["similar"] out'
             )
         found: list[IdenticalHit] = []
         nearby: tuple[NearHit, ...] = ()

@@ -22,7 +22,7 @@ class DamagedAppend:
 
 @dataclass(slots=True)
 class Damage:
-    """What ``Check`` found broken; ``engine.maintenance.repair`` mends it."""
+    """The damage that ``Check`` found; ``engine.maintenance.repair`` mends it."""
 
     commit: int  # the commit that was checked
     appends: list[DamagedAppend] = field(default_factory=list)

@@ -19,7 +19,7 @@ _WINDOW = 1 << 16  # images without a key that are searched for at a time
 
 
 class ImagesReconciler:
-    """The rows of ``images``."""
+    """Reconciles the rows of ``images``."""
 
     def __init__(self, store: Session, survey: Survey, changes: Changes) -> None:
         self._store = store

@@ -69,7 +69,7 @@ class Survey:
         return self._in(self.removed, id_)
 
     def has_any(self, first: int, count: int) -> bool:
-        """Whether any of the ids from ``first`` on is of an image that is there."""
+        """Whether any of ``count`` ids from ``first`` on is of an image that is there."""
         return bool(self.there.has(np.arange(first, first + count, dtype=np.int64)).any())
 
     def add(self, ids: npt.NDArray[np.int64]) -> None:

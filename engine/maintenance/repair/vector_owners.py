@@ -1,6 +1,6 @@
 """Finds the ids of vectors, where these are damaged and do not follow from the commit.
 
-1. An id that was given, and that only one vector has, is right: a flipped bit does not lead to one.
+1. An id that was given, and that only one vector has, is right: a flipped bit never gives such an id.
 2. For the other rows few combinations remain; the checksum of the append proves the right one.
 3. Vectors are made again, from images or from their arrays, and compared.
 4. If one vector and one image remain, they belong together, since each imported image has a vector.
