@@ -112,7 +112,7 @@ def test_what_cannot_be_said_is_refused(tmp_path: Path) -> None:
         store.ingest([("a", picture(1), {"label": "cat"})])
         store.ingest(np.stack([picture(2), picture(3)]), name="rows")
     wrong: list[tuple[Any, Any, str]] = [
-        (2, {"a": 1}, "image 2 is a row of an array, of which no metadata is kept"),
+        (2, {"a": 1}, "image 2 is a row of an array, and rows have no metadata"),
         (3, None, "image 3 is a row of an array"),
         (1, {"a": "x" * (16 << 10)}, "over the limit of 16,384"),
         (1, {"a": float("nan")}, "not a JSON object"),

@@ -302,7 +302,7 @@ def test_where_faiss_arranges_codes_otherwise_rows_are_searched_exactly(
         assert store.ingest(block, name="a").added == 2 * LEAST
         ids = store.search_vectors(block[:20], 1)[1][:, 0]
         assert ids.tolist() == list(range(1, 21))
-        assert "arranges codes otherwise" in store.optimize(recall=0.9).skipped[0]
+        assert "arranges codes differently" in store.optimize(recall=0.9).skipped[0]
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def test_numbers_that_cannot_be_computed_with_are_refused(tmp_path: Path, what: 
     else:
         numbers[what].reshape(-1)[3] = np.nan
     size, xxh64 = save_quantizer(Quantizer(4, **numbers), tmp_path / "q", 7)
-    with pytest.raises(StoreDamagedError, match="holds something else"):
+    with pytest.raises(StoreDamagedError, match="does not match its entry"):
         read_quantizer(tmp_path / "q", 7, 4, 2, size, xxh64)
 
 

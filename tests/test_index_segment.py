@@ -182,12 +182,12 @@ def test_blocks_give_back_what_was_packed(codes: np.ndarray) -> None:
     assert np.array_equal(unpack_codes(blocks, n, size), codes)
 
 
-def test_a_faiss_that_arranges_codes_otherwise_is_not_asked(
+def test_a_faiss_that_arranges_codes_differently_is_not_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Made(tmp_path, clustered(100))
     monkeypatch.setattr(segment_layout, "is_layout_of_faiss", lambda: False)
-    with pytest.raises(UnreadableError, match=f"otherwise: install faiss-cpu=={TESTED_FAISS}"):
+    with pytest.raises(UnreadableError, match=f"differently: install faiss-cpu=={TESTED_FAISS}"):
         made.open()
 
 

@@ -473,7 +473,7 @@ def test_a_vector_is_looked_up_in_the_similar_tier(tmp_path):
         (least,) = [store.lookup(f"{path}#17", k=3, min_score=expected[0][0, 1] - 1e-4)]
         assert len(least.similar) == 2
         for tiers in (["identical"], ["near"]):
-            with pytest.raises(UsageError, match="the similar tier alone"):
+            with pytest.raises(UsageError, match="only the similar tier takes vectors"):
                 store.lookup(f"{path}#17", tiers=tiers)
         # Images are not compared with what was given.
         found = store.lookup(picture)

@@ -601,7 +601,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 def test_a_disk_with_too_little_room_is_told_before_anything_is_copied(
     full: Path, tmp_path: Path
 ) -> None:
-    refused = pytest.raises(StoreError, match=r"[\d,]+ bytes are needed and 1,000 are free")
+    refused = pytest.raises(StoreError, match=r"[\d,]+ bytes and its disk has 1,000 free")
     with Store.open(full / "store") as store, using(NearlyFull(1000)), refused:
         store.backup(tmp_path / "copy")
     assert not list(tmp_path.iterdir())

@@ -395,7 +395,7 @@ def test_a_removal_is_no_damage(lessened: Path) -> None:
         ("sources", 46, "46 sources are committed, 33 are there"),
         ("dead", {}, "0 bytes count as dead"),
         ("dead", {"1": 10**6}, "1,000,000 bytes count as dead"),
-        ("dead", {"7": 1}, "1 bytes count as dead, 0 are of no image"),
+        ("dead", {"7": 1}, "1 bytes count as dead, 0 belong to no image"),
     ],
 )
 def test_a_wrong_count_after_a_removal_is_found(
@@ -420,10 +420,10 @@ def test_a_wrong_count_after_a_removal_is_found(
         (u64(0), None, "images 2, 8, 9, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46 are not there and"),
         (u64(0), b"\0\2\0\x08", "images 9, 37, 38, 39, 40"),
         (u64(0), b"\0\3", "images 3 are there and count as removed"),
-        (u64(0), b"\0", "1 rows of the ids of removed images are damaged"),
-        (u64(0), bytes(4096), "1 rows of the ids of removed images are damaged"),
-        (u64(3), b"\0\1", "1 rows of the ids of removed images are damaged"),
-        (b"?", b"\0\1", "1 rows of the ids of removed images are damaged"),
+        (u64(0), b"\0", "1 rows of tombstones are damaged"),
+        (u64(0), bytes(4096), "1 rows of tombstones are damaged"),
+        (u64(3), b"\0\1", "1 rows of tombstones are damaged"),
+        (b"?", b"\0\1", "1 rows of tombstones are damaged"),
     ],
 )
 def test_removed_ids_that_are_not_what_the_records_say_are_found_and_told_again(

@@ -493,7 +493,7 @@ def test_for_want_of_room_for_what_came_meanwhile_it_is_left(
     with using(disk):
         report = beside(made, come_and_fill_the_disk, monkeypatch)
     assert report.laid_out == 0
-    assert "of room on the disk" in report.skipped[0]
+    assert "bytes on the disk" in report.skipped[0]
     with Store.open(made, read_only=True, limits=LIMITS) as opened:
         expect(opened, np.arange(1, N + 51))
 

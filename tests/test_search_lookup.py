@@ -422,7 +422,10 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Pat
         ({"min_score": 1.5}, "between -1 and 1"),
         ({"min_score": "a"}, "min_score= is a cosine, between -1 and 1, not 'a'"),
         ({"min_score": float("nan")}, "between -1 and 1"),
-        ({"tiers": ["near"], "recall": 0.9}, "recall= is of the similar tier, which is not asked"),
+        (
+            {"tiers": ["near"], "recall": 0.9},
+            "recall= is of the similar tier, which is not searched",
+        ),
         ({"tiers": ["identical"], "min_score": 0.5}, "min_score= is of the similar tier"),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_wrong_count_is_found_and_mended(tmp_path: Path) -> None:
         batch.put("meta", b"sources" + u64(id_), u64(7))
         keys.commit(batch)
         (problem,) = store.check().problems
-        assert f"7 sources are counted of image {id_}, {MANY} are there" in problem.what
+        assert f"image {id_} has a count of 7 sources, but {MANY} are there" in problem.what
         assert all(problem.fixed for problem in store.check(fix=True).problems)
         assert store.check().problems == () and agree(store)
 

@@ -1,4 +1,4 @@
-"""Long work in the background of others: what memory it may take, whom it reports to, who stops it."""
+"""Runs long work at low priority, with a memory budget, progress reports and a way to stop it."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from engine.config import MemoryBudget
 from engine.stop import StoppedError
 
 _SOON = 0.1  # seconds
-_NICER = 10  # a tenth of the share of others, where there is not enough for all
+_NICER = 10  # a tenth of the processor time of other threads, if they compete for it
 T = TypeVar("T")
-Progress = Callable[[int], None]  # gets the rows that are done, as they are
+Progress = Callable[[int], None]  # is called with the number of rows done since the last call
 Stop = Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class BackgroundWork:
-    """What a build may use, whom it reports to and who stops it."""
+    """The memory budget, the progress reports and the stop of a build."""
 
     memory: MemoryBudget
     progress: Progress = lambda rows: None
     stop: Stop = lambda: False
 
     def check_stop(self) -> None:
-        """A step without rows: raises ``StoppedError`` if no more is wanted."""
+        """Raise ``StoppedError`` if the work is to stop."""
         self.report(0)
 
     def report(self, rows: int) -> None:
-        """A step after which so many rows are done; raises ``StoppedError`` if no more is wanted."""
+        """Report ``rows`` more rows as done; raise ``StoppedError`` if the work is to stop."""
         self.progress(rows)
         if self.stop():
             raise StoppedError
 
     def at_low_priority(self, job: Callable[[BackgroundWork], T]) -> T:
-        """Do a job in a thread of a lower priority, and wait for it.
+        """Do a job in a thread of lower priority, and wait for it.
 
-        Building keeps all cores busy for minutes, beside which a lookup of another process would wait
-        for its turn a hundred times as long as it takes. ``progress`` and ``stop`` are asked in this
-        thread. Where waiting is interrupted, the job ends at its next step, before this returns.
+        Building keeps all cores busy for minutes. Without this, a lookup of another process would wait
+        for a core a hundred times as long as it takes. ``progress`` and ``stop`` are called in this
+        thread. If waiting is interrupted, the job ends at its next step, before this returns.
         """
         own = os.getpid()
         asked: SimpleQueue[int | None] = SimpleQueue()
@@ -60,7 +60,7 @@ class BackgroundWork:
             import faiss
 
             try:
-                faiss.omp_set_num_threads(threads)  # each thread has a setting of its own
+                faiss.omp_set_num_threads(threads)  # Faiss has this setting for each thread
                 _yield_to_others()
                 return job(BackgroundWork(self.memory, ask))
             finally:
@@ -77,11 +77,12 @@ class BackgroundWork:
                         self.report(rows)
                         wanted = True
                     except StoppedError:
-                        pass  # the job raises it, too
+                        pass  # the job raises it too
                     finally:
                         answers.put(wanted)
             except BaseException:
-                while not future.done() and os.getpid() == own:  # a fork has no thread to wait for
+                # A forked process does not have the thread, so it does not wait.
+                while not future.done() and os.getpid() == own:
                     answers.put(False)
                     with contextlib.suppress(Empty):
                         asked.get(timeout=_SOON)
@@ -90,8 +91,9 @@ class BackgroundWork:
 
 
 def _yield_to_others() -> None:
-    """Lower the priority of this thread, for good, and of those that it starts."""
-    if sys.platform == "linux":  # elsewhere it would be that of the process
+    """Lower the priority of this thread for good, and of the threads that it starts."""
+    # On other systems this would lower the priority of the whole process.
+    if sys.platform == "linux":
         own = threading.get_native_id()
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + _NICER)

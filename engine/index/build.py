@@ -1,9 +1,8 @@
 """Builds the segments of an index.
 
-Nothing here is live: files are written, durably, below ``root``, which is a store or a folder beside
-its files, and whoever owns the store names them in its manifest. Memory is bounded: vectors are
-coded by the block, and codes are sorted by the piece; a segment of many pieces is written piece by
-piece and then merged, list by list.
+Files are written durably below ``root``, which is a store or a staging folder. They become live once
+the manifest names them. Memory is bounded: vectors are coded in blocks, and codes are sorted in
+pieces. A segment of several pieces is written piece by piece and then merged, list by list.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from engine.storage.index_files import segment_path
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
 
-_MIN_PIECE = 1 << 14  # rows that are sorted at a time, however little memory there is
-_MAX_PIECE = 1 << 20  # and at most
+_MIN_PIECE = 1 << 14  # rows sorted at a time, however little memory there is
+_MAX_PIECE = 1 << 20  # rows sorted at a time, at most
 _log = logging.getLogger("engine.index")
 
 Range = tuple[int, int, int]  # extent, first row in it, rows
@@ -44,10 +43,10 @@ def build_segment(
     min_piece: int = _MIN_PIECE,
     max_piece: int = _MAX_PIECE,
 ) -> tuple[SegmentEntry, float]:
-    """Write segment ``number`` over ``spans`` of rows, (start, end); and how close its centroids are.
+    """Write segment ``number`` over ``spans`` of rows, (start, end); returns it and its mean closeness.
 
-    Numbers from the next one on are used for pieces, of which nothing is left. A piece
-    has ``min_piece`` to ``max_piece`` rows, as many as memory allows.
+    The closeness of a row is its inner product with its centroid. Temporary pieces use the numbers
+    from ``number + 1`` on. A piece has ``min_piece`` to ``max_piece`` rows, as many as memory allows.
     """
     started = time.perf_counter()
     budget = work.memory.training // (2 * (quantizer.code_bytes + LABEL_BYTES))
@@ -92,7 +91,7 @@ def merge_segments(
     parts: Sequence[SegmentEntry],
     work: BackgroundWork,
 ) -> SegmentEntry:
-    """Write segment ``number``, which has the rows of ``parts``."""
+    """Write segment ``number`` with the rows of all ``parts``."""
     started = time.perf_counter()
     pieces, label = [], 0
     for part in parts:
@@ -109,7 +108,7 @@ def merge_segments(
 def _lists(
     quantizer: Quantizer, vectors: Vectors, start: int, end: int, work: BackgroundWork
 ) -> tuple[SortedLists, float, int]:
-    """Rows coded and sorted; how close their centroids are, and of how many that is the mean."""
+    """Code and sort rows; returns their mean closeness too, and of how many it is the mean."""
     lists = np.empty(end - start, np.int64)
     codes = np.empty((end - start, quantizer.code_bytes), np.uint8)
     close = np.empty(end - start, np.float32)
@@ -124,7 +123,7 @@ def _lists(
 
 
 def _ranges(vectors: Vectors, spans: Sequence[tuple[int, int]]) -> list[Range]:
-    """Spans of rows by the extents that they lie in."""
+    """Spans of rows as ranges in extents."""
     return [found for start, end in spans for found in vectors.ranges(start, end)]
 
 
@@ -145,7 +144,7 @@ def _write(
 
 
 def _joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
-    """Ranges with those put together that go on where the one before ended."""
+    """Ranges, with adjacent ones joined."""
     out: list[Range] = []
     for extent, first, rows in ranges:
         if out and out[-1][0] == extent and sum(out[-1][1:]) == first:

@@ -1,7 +1,7 @@
-"""Measures recall on a sample of a store's own vectors: what exact search finds, found by codes.
+"""Measures recall on a sample of a store's own vectors: how much of an exact search the index finds.
 
-Each vector of the sample is looked for as a query would be, itself left out. The result is, for some k,
-the settings worth using: each costs more than the one before, and finds more.
+Each vector of the sample is a query, and is left out of its own results. The result is a list of
+settings for each measured k. Each setting costs more than the one before, and finds more.
 """
 
 from __future__ import annotations
@@ -23,37 +23,39 @@ from engine.index.train import sample_of
 from engine.storage.bitmap import IdSet
 from engine.storage.manifest import Measured, OperatingPoint
 
-_LARGE = 2_000_000  # vectors, of which half as many are looked for
-_SAMPLE_BYTES = 32 << 20  # of them, at most
+_LARGE = 2_000_000  # vectors, from which on the sample is half as large
+_SAMPLE_BYTES = 32 << 20  # bytes of sampled vectors, at most
 _MIN_SAMPLE = 128
 _SEED = 20
 _MAX_RERANK_DEPTH = 2000
-_SAME = 1e-6  # of a score, by which those of equal vectors may differ
-_ENOUGH = 0.9995  # recall beyond which wider searches are not measured
+_SAME = 1e-6  # the share of a score by which the scores of equal vectors may differ
+_ENOUGH = 0.9995  # recall from which on wider searches are not measured
 _CONFIDENCE = 1.645  # standard errors: 95 %, one-sided
-_NEVER_MISSED = 3.0  # of n queries that found all, no more than 3 in n do not (95 %)
-_LOST_BY = 10  # queries, that tell how much one misses that misses anything
+_NEVER_MISSED = 3.0  # if n queries all found everything, at most 3 in n do not (95 %)
+_LOST_BY = 10  # queries with misses, from which on their mean loss is used
 _PROBE_RADII = (1.1, 1.2, 1.3, 1.4, 1.5, 1.65, 1.8, 2.0, 2.2, 2.5, 3.0, 4.0)
-_FEWER = 0.95  # of the lists, at most, or leaving some out is not worth it
-_BLOCK = 256  # queries whose distances to all lists are in hand
-_FINER = 0.05  # of the missing recall: a point that is worth keeping finds as much more
-_COARSER = 128  # lists, from which on not every fifth more is tried, but every second
-# What a search costs, in nanoseconds of one core: a list and a row of it for each byte of code, and a
-# candidate, whose vector is compared in full. Only their ratio matters.
+_FEWER = 0.95  # a radius is worth it if it probes at most this share of the lists
+_BLOCK = 256  # queries whose distances to all lists are in memory
+_FINER = 0.05  # the share of the missing recall that a kept point must gain
+_COARSER = 128  # lists, from which on the steps of nprobe are twice as large
+# The cost of a search in nanoseconds of one core: of a list, of a byte of code of each of its rows, and
+# of a candidate, whose vector is compared in full. Only their ratio matters.
 _ROW_BYTE_COST, _LIST_COST, _CANDIDATE_COST = 0.1, 40.0, 300.0
 _log = logging.getLogger("engine.index")
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Vectors that are looked for, with what exact search finds."""
+    """The sampled vectors, with the results of an exact search for each."""
 
-    rows: Numbers  # (n,) of the vectors themselves
+    rows: Numbers  # (n,) rows of the vectors
     queries: Block  # (n, dim)
-    truth: Numbers  # (n, k) rows of the true neighbours, -1 for those in no segment
-    scores: Block  # (n, k + 2) of the nearest, the vector itself last
-    distances: Block  # (n, k): how many times as far as the nearest list that of each neighbour is
-    # By radius: (n,) lists that lie within; None is no radius.
+    truth: Numbers  # (n, k) rows of the true neighbours, -1 for those that are in no segment
+    scores: Block  # (n, k + 2) scores of the nearest, the vector itself last
+    distances: (
+        Block  # (n, k) distance of each neighbour's list, as a multiple of the nearest list's
+    )
+    # By radius: (n,) numbers of lists within it; the key None is no radius.
     in_radius: dict[float | None, Numbers]
 
 
@@ -66,11 +68,11 @@ def measure(
     sample: int = RECALL_SAMPLE,
     rerank_depths: Sequence[float] = RERANK_DEPTHS,
 ) -> Measured:
-    """Recall at settings from the narrowest to the widest that is worth it.
+    """Measure recall at settings from the narrowest to the widest that is worth it.
 
-    ``alive``: images to be found, where not all are. ``done`` is called every second or so. ``sample``:
-    vectors that are looked for, at most; half as many where searches take long. ``rerank_depths``:
-    candidates that are tried, as multiples of k.
+    ``alive`` are the images to find, None for all. ``done`` is called every second or so. ``sample`` is
+    the largest number of queries, halved in a large store. ``rerank_depths`` are the depths to try, as
+    multiples of k.
     """
     started = time.perf_counter()
     entry, scan = index.quantizer_entry, index.scan
@@ -121,7 +123,8 @@ def _draw(
     scores, near = index.search(queries, largest + 2, recall=1.0, wanted=alive, step=done)
     scores = np.take_along_axis(scores, _own_last(near, rows), 1)
     truth = _without(near, rows, largest)
-    truth[~index.is_indexed(truth)] = -1  # always found
+    # Rows in no segment are compared exactly, so they are always found.
+    truth[~index.is_indexed(truth)] = -1
     vectors.let_go()
     done()
     distances, in_radius = _distances(scan, queries, truth)
@@ -139,25 +142,27 @@ def _points(
     lost: float,
     rerank_depths: Sequence[float],
 ) -> tuple[list[tuple[float, OperatingPoint]], float]:
-    """What ``nprobe`` lists find of the k nearest, by radius and re-rank depth, each with its cost.
+    """The recall of ``nprobe`` lists for k, by radius and re-rank depth, each with its cost.
 
-    ``lost``: the share that a query misses, if it misses anything, as known so far; returned updated.
+    ``lost`` is the mean share that a query with misses misses, as far as known; returned updated.
     """
-    # Of vectors that are as near as the next one, any will do: users have duplicates.
+    # Neighbours as near as the next vector do not count, since any of these is right: users have
+    # duplicates.
     next_ = drawn.scores[:, k : k + 1]
     margin = np.where(np.isfinite(next_), _SAME * np.abs(next_), 0)
     there = (drawn.truth[:, :k] >= 0) & (drawn.scores[:, :k] > next_ + margin)
     wanted = there.sum(axis=1)
     found: list[tuple[float, OperatingPoint]] = []
     if not wanted.any():
-        return found, lost  # all are next to vectors that are equal: nothing is measured
+        # All neighbours are as near as the next vector, so nothing can be measured.
+        return found, lost
     some = wanted > 0
     depths = sorted({min(int(times * k), depth) for times in rerank_depths})
     for radius, count in drawn.in_radius.items():
         lists = float(np.minimum(count, nprobe).mean())
         if radius is not None and lists > _FEWER * nprobe:
             continue
-        # Fewer lists bring no other candidate before one: its rank is no worse then.
+        # With fewer lists, the rank of a candidate is the same or better.
         inside = there if radius is None else there & (drawn.distances[:, :k] <= radius)
         rank = np.where(inside, ranks[:, :k], depth)[some]
         for rerank_depth in depths:
@@ -174,7 +179,7 @@ def _points(
 def _distances(
     scan: CodeScan, queries: Block, truth: Numbers
 ) -> tuple[Block, dict[float | None, Numbers]]:
-    """How far off the list of each true neighbour is, (n, k); and how many lists lie in each radius."""
+    """The distance of each true neighbour's list (n, k), and the number of lists in each radius."""
     of = scan.lists_of(truth.reshape(-1)).reshape(truth.shape)
     far = np.full(truth.shape, np.inf, np.float32)
     counts: dict[float | None, Numbers] = {
@@ -199,13 +204,13 @@ def _grid(nlist: int) -> list[int]:
 
 
 def _without(found: Numbers, rows: Numbers, most: int) -> Numbers:
-    """Of (n, m) rows found the first ``most`` that are not the query's own row."""
+    """The first ``most`` of (n, m) found rows that are not the query's own row."""
     out = np.where(found == rows[:, None], -1, found)
     return np.take_along_axis(out, _own_last(found, rows), 1)[:, :most]
 
 
 def _own_last(found: Numbers, rows: Numbers) -> Numbers:
-    """The order of (n, m) rows found in which the query's own comes last."""
+    """An order (n, m) of found rows that puts the query's own row last."""
     return np.argsort(found == rows[:, None], axis=1, kind="stable")
 
 
@@ -214,7 +219,7 @@ def _ranks(candidates: Numbers, rows: Numbers, truth: Numbers) -> Numbers:
     candidates = _without(candidates, rows, candidates.shape[1])
     most = candidates.shape[1]
     bits = most.bit_length()
-    # Sorted by row with their ranks in the lowest bits, which is several times as fast as argsort.
+    # Sort rows with their ranks in the lowest bits, which is several times as fast as argsort.
     ordered = np.sort(candidates << bits | np.arange(most), axis=1)
     ranks = np.full(truth.shape, most, np.int64)
     for mine, keys, true in zip(ranks, ordered, truth, strict=True):
@@ -227,10 +232,10 @@ def _ranks(candidates: Numbers, rows: Numbers, truth: Numbers) -> Numbers:
 def _recall(
     hits: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], lost: float
 ) -> tuple[float, float]:
-    """The mean share that was found, and what it is at least with 95 % confidence.
+    """The mean recall of (n,) queries, and its lower bound with 95 % confidence.
 
-    ``lost``: the share that a query misses, if it misses anything. Where no query did, no more than
-    three in so many do (95 %).
+    ``lost`` is the mean share that a query with misses misses. It bounds recall where all n queries
+    found everything: then at most 3 in n miss something (95 %).
     """
     shares = hits / wanted
     mean = float(shares.mean())
@@ -242,7 +247,7 @@ def _recall(
 def _worthwhile(
     points: list[tuple[float, OperatingPoint]],
 ) -> tuple[OperatingPoint, ...]:
-    """The points that find more than every cheaper one, by so much that it matters."""
+    """The points with noticeably more recall than every cheaper one."""
     best, kept = -1.0, []
     for _, point in sorted(points, key=lambda pair: (pair[0], pair[1].nprobe)):
         if point.recall_lower_bound > best + _FINER * (1 - best):

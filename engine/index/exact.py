@@ -11,8 +11,8 @@ from engine.index.row_filter import RowFilter
 from engine.index.top_k import TopK
 from engine.storage.vectors import Vectors
 
-_MANY = 64  # queries that are compared with all vectors at once
-_MAPPED_BLOCKS = 16  # of vectors, 8 MB each, that stay mapped behind them
+_MANY = 64  # queries, from which on compared blocks are unmapped
+_MAPPED_BLOCKS = 16  # compared blocks of vectors, 8 MB each, that stay mapped until then
 
 
 def compare_ranges(
@@ -23,11 +23,11 @@ def compare_ranges(
     row_filter: RowFilter | None,
     step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Add to ``best`` what queries find in ranges of rows, (start, end); with steps between."""
+    """Add the rows that queries find in ranges, (start, end), to ``best``; ``step`` after each block."""
     for start, stop in ranges:
         at = let_go = start
         for block in vectors.blocks(start, stop, vectors.at_once):
-            # With many queries a block takes far longer to compare than to be mapped again.
+            # With many queries, comparing a block takes far longer than mapping it again.
             if len(queries) >= _MANY and at - let_go >= _MAPPED_BLOCKS * vectors.at_once:
                 vectors.let_go()
                 let_go = at
@@ -42,7 +42,7 @@ def compare_ranges(
 
 
 def compare_rows(vectors: Vectors, queries: Block, rows: Numbers, best: TopK) -> None:
-    """Add to ``best`` what queries find among some rows, (n,)."""
+    """Add to ``best`` the rows that queries find among ``rows`` (n,)."""
     step = vectors.at_once
     for at in range(0, len(rows), step):
         some = rows[at : at + step]

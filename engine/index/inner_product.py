@@ -1,4 +1,4 @@
-"""Inner products by FAISS's kernels, without the interpreter's lock: of one query, and of many."""
+"""Inner products of one query or many, by FAISS's kernels, without the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def of_one(
     vectors: Block,
     out: Block,
 ) -> None:
-    """The inner products of one query, (1, dim), with (n, dim) vectors, by one thread: (n,) ``out``.
+    """Write the inner products of a query (1, dim) and (n, dim) vectors to ``out`` (n,); one thread.
 
-    All are contiguous.
+    All arrays must be contiguous.
     """
     import faiss
 
@@ -33,7 +33,7 @@ def of_many(
     rows: Numbers,
     out: Block,
 ) -> None:
-    """The inner products of (nq, dim) queries with (nq, m) rows of vectors each, by all threads."""
+    """Write the inner products of (nq, dim) queries with (nq, m) rows to ``out``; all threads."""
     import faiss
 
     products: Any = faiss.fvec_inner_products_by_idx  # type: ignore[attr-defined]

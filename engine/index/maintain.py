@@ -1,10 +1,10 @@
-"""Keeps the similarity index of a store up to date: what is built when, and when recall is measured.
+"""Keeps the similarity index of a store up to date: builds and merges segments, measures recall.
 
-    new vectors → coded with the store's quantizer → a segment → merged with those no larger
-    four times as many as it was trained on, or others than it was trained on → trained and coded again
-    twice as many as recall was measured on, or a new quantizer → recall measured again
+    new vectors → coded with the store's quantizer → a segment → merged with smaller ones
+    four times as many vectors as the quantizer was trained on → trained and all coded again
+    twice as many as recall was measured on, other vectors, or a new quantizer → recall measured again
 
-So n vectors lie in O(log n) segments, each is coded O(log n) times, and merging codes nothing.
+So n vectors lie in O(log n) segments, each vector is coded O(log n) times, and merging codes nothing.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from engine.storage.index_files import file_problem, quantizer_path, segment_pat
 from engine.storage.manifest import Manifest, Measured, QuantizerEntry, SegmentEntry
 from engine.storage.session import Session
 
-_MEASURED_AGAIN = 2  # times as many vectors
-_ROUNDED = 1e-3  # that is, where all are next to their centroids, as duplicates are
-_NOTICED = 0.01  # recall lost, of which a warning says
-_SHOWN_K = MEASURED_K[0]  # whose recall users see
+_MEASURED_AGAIN = 2  # times as many vectors, from which on recall is measured again
+_ROUNDED = (
+    1e-3  # tolerance of closeness, for vectors that are all at their centroids, as duplicates are
+)
+_NOTICED = 0.01  # loss of recall from which on a warning is logged
+_SHOWN_K = MEASURED_K[0]  # the k whose recall users see
 _log = logging.getLogger("engine.index")
 
 
 class IndexUpdater:
-    """Keeps the index of one store, which this process writes, up to date."""
+    """Keeps the index of one store up to date; this process is the store's writer."""
 
     def __init__(self, store: Session, work: BackgroundWork) -> None:
         self._store = store
@@ -46,16 +48,17 @@ class IndexUpdater:
         self._index = OpenIndex(store)
 
     def update(self, least: int) -> None:
-        """Index the vectors that are in no segment, if there are at least ``least`` of them.
+        """Index the vectors that are not in a segment, if there are at least ``least`` of them.
 
-        Raises ``OSError``, ``MemoryError`` or ``StoppedError``; the index is as it was then, or better.
+        Raises ``OSError``, ``MemoryError`` or ``StoppedError``; the index is then no worse than before.
         """
         store = self._store
         live = store.snapshot.state.live_segments(store.snapshot.manifest)
         if store.snapshot.vector_rows - sum(segment.rows for segment in live) < least:
-            return  # most commits end here, and opening the index takes some milliseconds
+            # Most commits end here, without opening the index, which takes some milliseconds.
+            return
         if not _has_room(store):
-            what = "the disk is nearly full, make room and run 'engine optimize'"
+            what = "the disk is nearly full: make room and run 'engine optimize'"
             raise OSError(errno.ENOSPC, what)
         with contextlib.closing(self._index):
             self._work.at_low_priority(self._update)
@@ -63,7 +66,7 @@ class IndexUpdater:
     def _update(self, work: BackgroundWork) -> None:
         index = self._index.current
         assert index is not None
-        # Segments that are live and whole would be replaced.
+        # Otherwise live and whole segments would be replaced.
         require_layout_of_faiss()
         entry = index.quantizer_entry
         moved = False
@@ -78,7 +81,7 @@ class IndexUpdater:
         self._measure(None, work, moved=moved)
 
     def _build(self, index: VectorIndex, work: BackgroundWork) -> None:
-        """Train, and code all vectors."""
+        """Train a quantizer, and code all vectors."""
         store, vectors = self._store, index.vectors
         space = store.snapshot.space
         number = store.snapshot.next_index_number()
@@ -102,7 +105,7 @@ class IndexUpdater:
         quantizer: Quantizer,
         work: BackgroundWork,
     ) -> bool:
-        """Code what is in no segment; returns whether it is unlike what the quantizer is for."""
+        """Code the rows that are in no segment; returns whether they are unlike the trained ones."""
         store = self._store
         number = store.snapshot.next_index_number()
         made, closeness = build.build_segment(
@@ -128,7 +131,8 @@ class IndexUpdater:
             rows += by_size[len(together)].rows
             together.append(by_size[len(together)])
         if len(together) > 1:
-            for one in together:  # what is damaged would get a checksum that is right
+            # A merge would give damaged lists a right checksum.
+            for one in together:
                 path = segment_path(store.path, one.number)
                 if what := file_problem(path, one.bytes, one.xxh64, work.check_stop):
                     raise StoreDamagedError(f"{path}: {what}; run 'engine check --fix'")
@@ -143,14 +147,15 @@ class IndexUpdater:
             swaps.publish_index(store.writer, [*(one for one in live if one not in together), made])
 
     def measure(self, target: float | None, *, again: bool = False) -> Measured | None:
-        """Measure recall if it has not been, or not on vectors like these; what is known of it now.
+        """Measure recall, unless it was measured on vectors like these; returns what is known of it.
 
-        ``again``: also if it has been, for they have changed.
+        With ``again``, it is measured in any case, since the vectors have changed. ``target`` is the
+        recall that searches want, None for the store's.
         """
         with contextlib.closing(self._index):
             index = self._index.current
             if index is None or index.quantizer_entry is None:
-                return self._measure(target, self._work)  # there is nothing to do
+                return self._measure(target, self._work)  # nothing to measure
             return self._work.at_low_priority(lambda work: self._measure(target, work, moved=again))
 
     def _measure(
@@ -159,7 +164,7 @@ class IndexUpdater:
         store = self._store
         index, before = self._index.current, store.snapshot.manifest.measured
         if store.snapshot.manifest.segments:
-            # What was measured would be forgotten.
+            # Otherwise the measured recall would be dropped.
             require_layout_of_faiss()
         wanted = target or (before.target if before else DEFAULT_RECALL)
         entry = index.quantizer_entry if index is not None else None
@@ -189,38 +194,38 @@ class IndexUpdater:
 
 
 def _has_room(store: Session) -> bool:
-    """Whether the whole index, built again, leaves enough of the disk for a removal."""
+    """Whether building the whole index again leaves enough of the disk for a removal."""
     rows, space = store.snapshot.vector_rows, store.snapshot.space
     if not space.exists:
         return True
     width, parts = code_layout(space.dim)
     lists = lists_for(rows, space.dim, store.memory)
-    # Pieces lie on the disk beside what they are merged into; the last block of a list may be empty.
+    # Pieces lie on the disk beside the merged segment; the last block of each list may be nearly empty.
     codes = 2 * (rows + BLOCK * lists) * (code_bytes(parts) + LABEL_BYTES)
     centroids = 4 * width * (lists + VALUES)
     return ballast.free(store.path) >= codes + centroids + ballast.LEFT
 
 
 def is_moved(closeness: float, entry: QuantizerEntry, ratio: float) -> bool:
-    """Whether vectors lie ``ratio`` times as far from their centroids as those trained on."""
+    """Whether vectors lie more than ``ratio`` times as far from their centroids as the trained ones."""
     return 1 - closeness > ratio * max(1 - entry.closeness, 0.0) + _ROUNDED
 
 
 def _warn_of_drift(before: Measured, now: Measured, entry: QuantizerEntry) -> None:
-    """Warn where searches, as they were set, find less than they did."""
+    """Warn if searches with the old settings find less than they did."""
     was = choose(before, entry, _SHOWN_K, None)
     if was is None:
         return
     points = dict(now.points).get(_SHOWN_K, ())
-    # The best that is now found by looking no further than before.
+    # The best recall now at settings no wider than before.
     found = [
         p.recall for p in points if p.nprobe <= was.nprobe and p.rerank_depth <= was.rerank_depth
     ]
     recall = max(found, default=0.0)
     if recall < was.recall - _NOTICED:
         _log.warning(
-            "recall had drifted from %.3f to about %.3f, since the vectors are others than those "
-            "that the index was trained on: searches look further from now on, and 'engine optimize' "
+            "recall had drifted from %.3f to about %.3f, since the new vectors differ from those that "
+            "the index was trained on: searches look further from now on, and 'engine optimize' "
             "trains it again",
             was.recall,
             recall,
@@ -228,19 +233,20 @@ def _warn_of_drift(before: Measured, now: Measured, entry: QuantizerEntry) -> No
 
 
 def recall_of(named: Manifest) -> dict[str, object] | None:
-    """What is known of recall, as JSON: of searches for ten images with what the store wants."""
+    """The measured recall as JSON, for searches for ten images at the store's target."""
     measured = named.measured
     if measured is None:
         return None
     live = max((entry.quantizer for entry in named.segments), default=measured.quantizer)
-    # An index that was just built, or whose building was interrupted.
+    # The index was just built, or building it was interrupted.
     if measured.quantizer != live:
         measured = Measured(measured.target)
     points = dict(measured.points).get(_SHOWN_K, ())
     point = next((point for point in points if point.recall_lower_bound >= measured.target), None)
     return {
         "target": measured.target,
-        "exact": point is None and measured.quantizer == live,  # whether all vectors are compared
+        # Whether a search compares all vectors.
+        "exact": point is None and measured.quantizer == live,
         "k": _SHOWN_K,
         "measured": round(point.recall, 4) if point else None,
         "at_least": round(point.recall_lower_bound, 4) if point else None,

@@ -1,4 +1,4 @@
-"""Keeps the index of a store open, as the store's newest snapshot has it."""
+"""Keeps the index of a store open, as of the store's newest snapshot."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from engine.storage.manifest import Manifest
 from engine.storage.state import State
 from engine.storage.vectors import Vectors
 
-_TRIES = 10  # to open an index, while a writer publishes others
+_TRIES = 10  # attempts to open an index while a writer publishes others
 _log = logging.getLogger("engine.index")
 
 
 class IndexedSnapshot(Protocol):
-    """What the index needs of a snapshot, which does not change."""
+    """The part of a snapshot that the index needs."""
 
     @property
     def path(self) -> Path:
@@ -33,41 +33,41 @@ class IndexedSnapshot(Protocol):
 
     @property
     def manifest(self) -> Manifest:
-        """Which files are live."""
+        """The manifest, which names the live files."""
 
     @property
     def state(self) -> State:
-        """How many rows of them are committed."""
+        """The committed state, which has the numbers of rows."""
 
     @property
     def files(self) -> object:
-        """What is open; another object once files were replaced under their names."""
+        """The open files; another object once files were replaced under their names."""
 
     def open_vectors(self) -> Vectors:
-        """The committed vectors; whoever asks closes them."""
+        """The committed vectors; the caller closes them."""
 
     def alive(self) -> IdSet | None:
-        """The images that are there; None where none of those with a vector was removed."""
+        """The images that are there; None if no image with a vector was removed."""
 
     def those_alive(self, wanted: IdSet) -> IdSet:
-        """Those of the wanted images that are there; the same set for the same question."""
+        """The wanted images that are there; the same set object for the same ``wanted``."""
 
 
 class IndexedStore(Protocol):
-    """What the index needs of an open store."""
+    """The part of an open store that the index needs."""
 
     @property
     def snapshot(self) -> IndexedSnapshot:
         """The commit that this process sees; ``StoreError`` if the store is closed."""
 
     def read_index(self) -> bool:
-        """Take the index from the manifest as it is now, and all else as it was; whether it changed."""
+        """Take only the index from the newest manifest; returns whether it changed."""
 
 
 def has_index_files(store: Path, named: Manifest) -> bool:
     """Whether all files of the index that a manifest names are there.
 
-    ``StoreError`` where that cannot be told, as of a folder that one may not open.
+    ``StoreError`` if that cannot be found out, for example in a folder without permission.
     """
     for path in named.index_files(Path()):
         try:
@@ -81,8 +81,8 @@ def has_index_files(store: Path, named: Manifest) -> bool:
 class OpenIndex:
     """The index of one open store, opened when it is first needed and again when it has changed.
 
-    One thread at a time may ask for it. What is given may be searched by several, and stays open while
-    it is used as a context, whatever happens here.
+    One thread at a time may use this object. The index that it returns may be searched by several
+    threads, and stays open while it is used as a context, even if this object closes it.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class OpenIndex:
         self._tries = tries
         self._has_files = has_files
         self._index: VectorIndex | None = None
-        self._snapshot: IndexedSnapshot | None = None  # that it was last asked for
+        self._snapshot: IndexedSnapshot | None = None  # of the last call of ``current``
         self._key: tuple[object, ...] = ()
 
     @property
@@ -114,7 +114,7 @@ class OpenIndex:
         if self._index is None or self._key != _key(snapshot):
             self.close()
             self._index = self._open()
-            snapshot = self._store.snapshot  # opening may have gone over to another index
+            snapshot = self._store.snapshot  # opening may have switched to another index
             self._key = _key(snapshot)
         self._snapshot = snapshot
         return self._index
@@ -129,15 +129,16 @@ class OpenIndex:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The k images whose vectors are closest to each of (nq, dim) queries: scores and ids, (nq, k).
 
-        Best first, padded with -inf and -1; of images that are there, and ``wanted`` if that is said.
-        ``recall``: the share of them to be found, 1 for all. ``StoreError`` for a store without vectors.
+        Best first, padded with -inf and -1. Only images that are there are found, and only ``wanted``
+        ones if that is not None. ``recall`` is the share of them to find, 1 for all. ``StoreError`` for
+        a store without vectors.
         """
         index, among = self.to_search(wanted)
         with index:
             return index.search_ids(queries, k, recall=recall, wanted=among)
 
     def to_search(self, wanted: IdSet | None) -> tuple[VectorIndex, IdSet | None]:
-        """The index, and which images it may find, if not all: those that are there and ``wanted``.
+        """The index, and the images that it may find, None for all: existing and ``wanted`` ones.
 
         ``StoreError`` for a store without vectors.
         """
@@ -147,7 +148,7 @@ class OpenIndex:
         return index, snapshot.alive() if wanted is None else snapshot.those_alive(wanted)
 
     def close(self) -> None:
-        """Let go of it; the next call opens it again."""
+        """Close the index; the next call opens it again."""
         if self._index is not None:
             self._index.close()
         self._index, self._snapshot, self._key = None, None, ()
@@ -156,11 +157,12 @@ class OpenIndex:
         started = time.perf_counter()
         for _ in range(self._tries):
             if not self._is_there():
-                self._store.read_index()  # the writer may have merged them since the manifest was read
+                # The writer may have merged segments since the manifest was read.
+                self._store.read_index()
             index = self._make()
             try:
                 if self._is_there() or not self._store.read_index():
-                    break  # whole, or as damaged as the manifest has it
+                    break  # the files are there, or are missing in the newest manifest too
             except BaseException:
                 index.close()
                 raise
@@ -200,7 +202,7 @@ class OpenIndex:
 
 
 def _key(snapshot: IndexedSnapshot) -> tuple[object, ...]:
-    """What an index is opened from: it is another one once this is."""
+    """The parts of a snapshot that an index depends on: if they change, it is opened again."""
     named = snapshot.manifest
     parts = snapshot.state.vector_parts(named.space)
     return (

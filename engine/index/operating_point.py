@@ -1,4 +1,4 @@
-"""From the recall that is wanted to how far a search looks: by what was measured on the store itself."""
+"""Chooses how far a search looks for a wanted recall, by measurements on the store itself."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from engine.errors import UsageError
 from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry
 
 DEFAULT_RECALL = 0.95
-MEASURED_K = (10, 100)  # the recall of searches for so many is measured
-_UNMEASURED_SHARE = 16  # of the lists, until recall has been measured
-_UNMEASURED_LISTS = 16
+MEASURED_K = (10, 100)  # the k for which recall is measured
+_UNMEASURED_SHARE = 16  # until recall is measured, one in so many lists is probed
+_UNMEASURED_LISTS = 16  # or so many lists, if that is more
 
 
 def check_recall(recall: float) -> float:
-    """``UsageError`` unless it is a share in (0, 1]."""
+    """A recall as a float; ``UsageError`` unless it is a share in (0, 1]."""
     good = isinstance(recall, int | float | np.floating) and not isinstance(recall, bool)
     if not (good and 0 < recall <= 1):
         raise UsageError(
-            f"recall is the share of the nearest that is to be found, above 0 and at most 1, "
-            f"not {recall!r}"
+            f"recall is the share of the nearest to find, above 0 and at most 1, not {recall!r}"
         )
     return float(recall)
 
@@ -30,17 +29,18 @@ def check_recall(recall: float) -> float:
 def choose(
     measured: Measured | None, quantizer: QuantizerEntry, k: int, recall: float | None
 ) -> OperatingPoint | None:
-    """How far to look for k images with ``recall`` (None: what the store wants); None is everywhere."""
+    """How far to look for k images with ``recall`` (None: the store's target); None is everywhere."""
     wanted = recall if recall is not None else measured.target if measured else DEFAULT_RECALL
     if wanted >= 1:
         return None
     if measured is None or measured.quantizer != quantizer.number:
+        # A recall that a caller asked for is guaranteed; the store's default is a guess until measured.
         if recall is not None:
-            return None  # what is asked for is kept, and what is not is guessed
+            return None
         nprobe = max(_UNMEASURED_LISTS, quantizer.nlist // _UNMEASURED_SHARE)
         return OperatingPoint(min(nprobe, quantizer.nlist), max(10 * k, 100), 0.0, 0.0)
     of = next((of for of in MEASURED_K if of >= k), MEASURED_K[-1])
-    # None for so many where all are next to equal ones: then nothing is known of any part of the lists.
+    # There are no points for this k if all vectors had equal neighbours: then nothing was measured.
     points = dict(measured.points).get(of, ())
     for point in points:
         if point.recall_lower_bound >= wanted:
@@ -49,8 +49,9 @@ def choose(
         return None
     if k <= of:
         return replace(point, nprobe=min(point.nprobe, quantizer.nlist))
-    # More than was measured: their share of lists and candidates, for which the wanted k lie in as many
-    # more lists at most, wherever these are. Of cheaper points, too, one may look farther in one way.
+    # More than was measured: lists and candidates grow with k, since k times as many images lie in at
+    # most k times as many lists. A cheaper point may have more lists or a larger depth, so take the
+    # largest of both.
     times = k / of
     enough = points[: points.index(point) + 1]
     nprobe = math.ceil(max(one.nprobe for one in enough) * times)

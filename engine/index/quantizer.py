@@ -1,15 +1,16 @@
-"""What turns vectors into lists and short codes: IVF centroids and a 4-bit product quantizer.
+"""The quantizer: turns vectors into lists and short codes, by IVF centroids and 4-bit product codes.
 
-A store has one, trained on a sample of its own vectors, which all segments share: then one search of
-the centroids serves all of them, and merging segments is putting their lists together. Vectors go to
-the centroid with the largest inner product, and what is coded is the difference r from it, r'. From
-codes alone the inner product of a query q with a vector x is q·x', where x' = centroid + r'.
+A store has one quantizer, trained on a sample of its own vectors. All segments share it, so one search
+of the centroids serves them all, and segments are merged by joining their lists. A vector x goes to the
+centroid with the largest inner product. The difference r = x - centroid is coded, as r'. From codes
+alone, the inner product of a query q with x is estimated as q·x', where x' = centroid + r'.
 
-That estimate is too low for vectors that are coded too short and too high for the others, which costs
-half of the candidates their place. So each code has a byte more: (|x|² - |x'|²) / 2|x|, in 256 steps,
-added |q| times. For unit vectors the order is then that of the distances |q - x'|, as if these had
-been computed in full, but by the one table a query that an inner product needs (a table for each list
-would take as much memory as the codes). FAISS sees it as two more 4-bit parts, of sixteens and of ones.
+That estimate is too low for vectors that are coded too short, and too high for those coded too long.
+This would displace half of the candidates. So each code has another byte, the correction
+(|x|² - |x'|²) / 2|x| in 256 steps, which is added |q| times. For unit vectors the order is then that of
+the distances |q - x'|, as if these had been computed in full. It still needs only the one table for
+each query that an inner product needs; a table for each list would take as much memory as the codes.
+FAISS sees the correction as two more 4-bit parts, one of sixteens and one of ones.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from engine.index.centroids import Centroids
 from engine.index.inner_product import Block
 
 MIN_SAMPLE = 16  # vectors: as many as a part of a code has values
-SAMPLE_PER_LIST = 40  # vectors a centroid is trained on; FAISS warns below 39
+SAMPLE_PER_LIST = 40  # vectors for training each centroid; FAISS warns below 39
 _ITERATIONS = 5  # of k-means; ten find 1 % more in the same lists, and take twice as long
 _BITS = 4
-VALUES = 1 << _BITS  # of a part of a code
-_MAX_PARTS = 254  # with the two of the correction: the sums of more would not fit 16 bits well
-_FULL_DIM = 64  # up to which each dimension has a part of its own
-_MIN_SQUARE, _MAX_SQUARE = 1e-25, 1e35  # lengths that float32 has well
-_MIN_SCALE, _MAX_SCALE = 1e-30, 3e38  # of which float32 can hold 1 / scale, too
-_CORRECTIONS = 2  # parts that are not of the vector
+VALUES = 1 << _BITS  # values of a part of a code
+_MAX_PARTS = 254  # 256 with the correction: the sums of more would not fit 16 bits well
+_FULL_DIM = 64  # up to so many dimensions, each has a part of its own
+_MIN_SQUARE, _MAX_SQUARE = 1e-25, 1e35  # squared lengths that float32 represents well
+_MIN_SCALE, _MAX_SCALE = 1e-30, 3e38  # scales whose inverse float32 represents too
+_CORRECTIONS = 2  # parts of a code that hold the correction
 _STEPS = VALUES**_CORRECTIONS - 1
-_TAIL = 1e-3  # of the corrections that are cut off at either end
+_TAIL = 1e-3  # the share of corrections cut off at either end
 
 
 class Quantizer:
-    """nlist centroids and the codebook, over vectors of length ``dim``."""
+    """The centroids of ``nlist`` lists and a codebook, for vectors of ``dim`` numbers."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class Quantizer:
     ) -> None:
         """``centroids`` is (nlist, width), ``codebook`` (parts, 16, width / parts).
 
-        ``correction``: the least one, and the step from one to the next.
+        ``correction`` is the smallest correction, and the step from one to the next.
         """
         self.dim = dim
         self.nlist, self.width = centroids.shape
@@ -58,17 +59,17 @@ class Quantizer:
         self.correction = correction
         parts, _, each = codebook.shape
         self.code_bytes = code_bytes(parts)
-        # Centroids, and queries, go on with what the corrections are multiplied with.
+        # Centroids and queries have more dimensions, which the corrections are multiplied with.
         self.centroids = Centroids(centroids, _CORRECTIONS * each)
-        self._coder: Any = None  # made when something is to be coded
+        self._coder: Any = None  # made by the first ``encode``
 
     @classmethod
     def train(cls, sample: Block, nlist: int, seed: int) -> Self:
-        """Train on (n, dim) finite vectors, n no fewer than ``nlist`` and 16."""
+        """Train on (n, dim) finite vectors, n at least ``nlist`` and at least 16."""
         import faiss
 
         _, dim = sample.shape
-        # Vectors of any length are brought to about 1, which is what centroids have.
+        # Scale vectors to a mean length of 1, the length of centroids.
         squares = np.einsum("ij,ij->i", sample, sample, dtype=np.float64)
         scale = min(max(float(np.sqrt(squares).mean()), _MIN_SCALE), _MAX_SCALE)
         width, parts = code_layout(dim)
@@ -76,7 +77,7 @@ class Quantizer:
         index: Any = faiss.IndexIVFPQ(flat, width, nlist, parts, _BITS, faiss.METRIC_INNER_PRODUCT)
         for clustering in (index.cp, index.pq.cp):
             clustering.seed = seed
-            clustering.min_points_per_centroid = 1  # no warnings on duplicates: users have them
+            clustering.min_points_per_centroid = 1  # no warnings about duplicates: users have them
         index.cp.spherical = True
         index.cp.niter = _ITERATIONS
         fitted = _fit(sample, width, scale)
@@ -90,16 +91,17 @@ class Quantizer:
         return cls(dim, scale, centroids, codebook, (least, (most - least) / _STEPS))
 
     def prepare_queries(self, vectors: Block) -> Block:
-        """Queries (n, dim) as ``Centroids`` and the index of codes take them: contiguous.
+        """Queries (n, dim) in the form that ``Centroids`` and the index of codes take: contiguous.
 
-        They are brought to length 1, which changes no order: what is computed of long ones would not
-        fit float32.
+        They are scaled to length 1, which changes no order, since products of long ones would not fit
+        float32.
         """
         out = np.zeros((len(vectors), self.centroids.flat.d), np.float32)
         corrections = out[:, self.width :: self.codebook.shape[2]]
         with np.errstate(over="ignore"):
             squares = np.einsum("ij,ij->i", vectors, vectors)
-        if len(squares) == 1:  # the general way takes as long as all the rest
+        # For one query, ``min`` and ``max`` would take as long as all the rest.
+        if len(squares) == 1:
             least = most = float(squares[0])
         else:
             least, most = squares.min(initial=1), squares.max(initial=1)
@@ -115,9 +117,10 @@ class Quantizer:
         return out
 
     def encode(self, vectors: Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], Block]:
-        """The list (n,), the code (n, code_bytes), and how close the centroid is (n,), of each.
+        """The list (n,), the code (n, code_bytes) and the closeness (n,) of each vector (n, dim).
 
-        Of damaged vectors, which are not finite, that is NaN or infinite (``mean_closeness``).
+        The closeness is the inner product with the centroid; for damaged vectors, which are not finite,
+        it is NaN or infinite (see ``mean_closeness``).
         """
         import faiss
 
@@ -138,9 +141,9 @@ class Quantizer:
         return lists, codes, close
 
     def empty_index(self) -> Any:
-        """A FAISS IVFPQ index with these centroids and codes and nothing in it.
+        """An empty FAISS IVFPQ index with this quantizer's centroids and codebook.
 
-        The centroids are shared: this must stay alive as long as what it gives.
+        It shares the centroids, so the quantizer must stay alive as long as the index.
         """
         each = self.codebook.shape[2]
         least, step = self.correction
@@ -169,7 +172,7 @@ def _coded(
     import faiss
 
     close, lists = index.quantizer.search(fitted, 1)
-    # What is not a number, in a damaged file, is nowhere near: only an exact search looks at it.
+    # Vectors of a damaged file may be NaN, and have no nearest list; only an exact search sees them.
     nowhere = lists[:, 0] < 0
     close[nowhere] = np.nan
     lists = np.where(nowhere, 0, lists[:, 0])
@@ -180,7 +183,8 @@ def _coded(
     estimates = index.pq.decode(codes)
     estimates += centroids[lists]
     squares = np.einsum("ij,ij->i", fitted, fitted)
-    with np.errstate(invalid="ignore", over="ignore"):  # of what is damaged, or too long
+    # Damaged vectors are not finite, and others may be too long.
+    with np.errstate(invalid="ignore", over="ignore"):
         less = squares - np.einsum("ij,ij->i", estimates, estimates)
         lengths = np.sqrt(squares)
         corrections = np.divide(less, 2 * lengths, out=np.zeros_like(less), where=lengths > 0)
@@ -188,29 +192,29 @@ def _coded(
 
 
 def code_layout(dim: int) -> tuple[int, int]:
-    """The width that vectors are padded to, and in how many parts each is coded."""
+    """The width that vectors are padded to, and the number of parts of a code."""
     each = 1 if dim <= _FULL_DIM else max(2, -(-dim // _MAX_PARTS))
     parts = -(-dim // each)
     return parts * each, parts
 
 
 def mean_closeness(close: Block) -> tuple[float, int]:
-    """The mean of what ``Quantizer.encode`` says of (n,) vectors, and how many are not damaged.
+    """The mean of (n,) values of closeness, without those of damaged vectors, and their number.
 
-    One damaged vector would make any mean NaN, and the index look unlike its vectors. It is 1 where
-    all are damaged.
+    One damaged vector would make the mean NaN, and the index look unlike its vectors. The mean is 1 if
+    all vectors are damaged.
     """
     finite = close[np.isfinite(close)]
     return (float(finite.mean(dtype=np.float64)) if len(finite) else 1.0), len(finite)
 
 
 def code_bytes(parts: int) -> int:
-    """The bytes of a code of so many parts, its correction included."""
+    """The bytes of a code of so many parts, including its correction."""
     return (parts + _CORRECTIONS + 1) // 2
 
 
 def _fit(vectors: Block, width: int, scale: float) -> Block:
-    """Vectors (n, dim) as they are coded: scaled and padded, (n, width), contiguous."""
+    """Vectors (n, dim), scaled and padded for coding: (n, width), contiguous."""
     n, dim = vectors.shape
     out = np.zeros((n, width), np.float32)
     np.multiply(vectors, np.float32(1 / scale), out=out[:, :dim])

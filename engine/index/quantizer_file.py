@@ -1,6 +1,6 @@
 """Reads and writes a quantizer's file.
 
-header, 4 KiB     magic, number, dim, nlist, parts, scale, least correction, step; xxh64
+header, 4 KiB     magic, number, dim, nlist, parts, scale, smallest correction, step; xxh64
 centroids         float32 (nlist, width)
 codebook          float32 (parts, 16, width / parts)
 """
@@ -27,7 +27,7 @@ _MIN_SCALE = float(np.finfo(np.float32).tiny)
 
 
 def save_quantizer(quantizer: Quantizer, path: Path, number: int) -> tuple[int, int]:
-    """Write it, durably; returns the file's length and xxh64."""
+    """Write a quantizer durably; returns the file's length and xxh64."""
     parts = quantizer.codebook.shape[0]
     numbers = (
         number,
@@ -46,13 +46,14 @@ def save_quantizer(quantizer: Quantizer, path: Path, number: int) -> tuple[int, 
 def read_quantizer(
     path: Path, number: int, dim: int, nlist: int, size: int, xxh64: int | None = None
 ) -> Quantizer:
-    """Read what ``save_quantizer`` wrote; ``StoreDamagedError`` if it is anything else.
+    """Read a file of ``save_quantizer``; ``StoreDamagedError`` if it is anything else.
 
-    ``UnreadableError`` where something keeps this process from reading it.
+    ``UnreadableError`` if the file may be whole, but this process cannot read it.
     """
     width, parts = code_layout(dim)
-    if size != HEADER_BYTES + 4 * (nlist + VALUES) * width:  # before memory is taken for it
-        raise StoreDamagedError(f"{path} holds something else")
+    # Checked before the file is read into memory.
+    if size != HEADER_BYTES + 4 * (nlist + VALUES) * width:
+        raise StoreDamagedError(f"{path} does not match its entry in the manifest")
     try:
         root = path.parent.parent
         name = inside(path, root)
@@ -71,19 +72,19 @@ def read_quantizer(
         _MAGIC,
         [number, dim, nlist, parts],
     ):
-        raise StoreDamagedError(f"{path} holds something else")
+        raise StoreDamagedError(f"{path} does not match its entry in the manifest")
     body = np.frombuffer(data, np.float32, offset=HEADER_BYTES)
-    # FAISS raises for what is not finite, and vectors are divided by the scale.
+    # FAISS raises for values that are not finite, and vectors are divided by the scale.
     if not (_MIN_SCALE <= scale < np.inf and np.isfinite([least, step]).all()):
-        raise StoreDamagedError(f"{path} holds something else")
+        raise StoreDamagedError(f"{path} does not match its entry in the manifest")
     if not np.isfinite(body).all():
-        raise StoreDamagedError(f"{path} holds something else")
+        raise StoreDamagedError(f"{path} does not match its entry in the manifest")
     centroids = body[: nlist * width].reshape(nlist, width)
     codebook = body[nlist * width :].reshape(parts, VALUES, width // parts)
     return Quantizer(dim, scale, centroids, codebook, (least, step))
 
 
 def load_quantizer(store: Path, entry: QuantizerEntry, dim: int) -> Quantizer:
-    """The quantizer that the manifest names; raises as ``read_quantizer``."""
+    """The quantizer that the manifest names; raises like ``read_quantizer``."""
     path = quantizer_path(store, entry.number)
     return read_quantizer(path, entry.number, dim, entry.nlist, entry.bytes, entry.xxh64)

@@ -26,17 +26,17 @@ from engine.storage.index_files import ReorderedExtent, segment_path
 from engine.storage.manifest import QuantizerEntry, SegmentEntry
 from engine.storage.vectors import Vectors
 
-_ID_ROWS = 1 << 14  # of which the ids are looked at together
-_BATCH_BYTES = 16 << 20  # of vectors that are gathered and written at a time
+_ID_ROWS = 1 << 14  # rows whose ids are read at a time
+_BATCH_BYTES = 16 << 20  # bytes of vectors gathered and written at a time
 
-Piece = tuple[Segment, Callable[[Labels], Numbers]]  # and the rows that its labels stand for
+Piece = tuple[Segment, Callable[[Labels], Numbers]]  # a segment, and a function of labels to rows
 
 
 class ReorderedWriter:
     """Writes vectors again in the order of the lists of an index, with the segment over them.
 
-    To ``write_segment`` it is lists, whose vectors are written as it asks for them. The files are
-    extent 0 of ``families``, of vectors and of ids, below ``root``.
+    It is the ``CodedLists`` that ``write_segment`` reads; reading a list writes its vectors. The files
+    are extent 0 of ``families``, of vectors and of ids, below ``root``.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class ReorderedWriter:
         *,
         batch_bytes: int = _BATCH_BYTES,
     ) -> None:
-        """``pieces`` hold all rows, or there are none. Vectors of images in ``gone`` are left out.
+        """``pieces`` have all rows, or are empty. Vectors of images in ``gone`` are left out.
 
-        ``batch_bytes``: of vectors, that are gathered and written at a time.
+        ``batch_bytes`` is how many bytes of vectors are gathered and written at a time.
         """
         self._root = root
         self._vectors = vectors
@@ -64,7 +64,7 @@ class ReorderedWriter:
         self._work = work
         self._batch_bytes = batch_bytes
         self._waiting: list[Numbers] = []
-        self._count = 0  # rows that wait
+        self._count = 0  # rows in ``_waiting``
         self._label = 0
         self._end = [0, 0]  # data bytes written
         self._appends: list[tuple[Append, Append]] = []
@@ -74,7 +74,7 @@ class ReorderedWriter:
     def write(
         self, number: int, entry: QuantizerEntry | None, quantizer: Quantizer | None
     ) -> ReorderedExtent:
-        """Write all of it, the segment as ``number``; without a quantizer, rows in their order."""
+        """Write the vectors and segment ``number``; without a quantizer, vectors in their old order."""
         try:
             for family in self._families:
                 extents.create(self._root, family, 0, self._uuid)
@@ -110,9 +110,9 @@ class ReorderedWriter:
             self._flush()
 
     def take(self, number: int) -> tuple[Codes, Labels]:
-        """One list, whose labels go on where those of the one before ended; writes its vectors.
+        """The codes and labels of one list; writes its vectors now or with those of later lists.
 
-        At once, or with those of the next lists.
+        Its labels follow those of the list before.
         """
         found = list(self._there(number))
         rows = [rows for _, rows in found]
@@ -135,7 +135,7 @@ class ReorderedWriter:
             yield codes, rows
 
     def _flush(self) -> None:
-        """Write what waits, some at a time: a list may be any part of all rows."""
+        """Write the waiting rows, in batches, since one list may have any share of all rows."""
         step = max(1, self._batch_bytes // (4 * self._vectors.dim))
         rows = np.concatenate(self._waiting) if self._waiting else np.empty(0, np.int64)
         for at in range(0, len(rows), step):
@@ -157,7 +157,7 @@ class ReorderedWriter:
         self._appends.append((made[0], made[1]))
 
     def _finish(self) -> int:
-        """Write the rest and make all of it durable; how many rows there are."""
+        """Write the rest and make all files durable; returns the number of rows."""
         self._flush()
         for fd in self._fds:
             disk().fsync(fd)

@@ -1,4 +1,4 @@
-"""Compares candidates with a query in full, by their vectors."""
+"""Compares candidates with a query by their full vectors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ _GATHERED = 1 << 12  # candidates of one query whose vectors are copied at a tim
 def inner_products(vectors: Vectors, queries: Block, rows: Numbers) -> Block:
     """The inner products of (nq, dim) queries with (nq, m) rows each; -inf for row -1.
 
-    Runs without the interpreter's lock, and on all cores if there are several queries: for one,
-    waiting for a second thread costs more than it does, and on a busy machine a thousand times as
-    much.
+    It runs without the interpreter's lock, and on all cores if there are several queries. For one,
+    waiting for a second thread costs more than it gains, on a busy machine a thousand times as much.
     """
     nq, m = rows.shape
     out = np.full((nq, m), -np.inf, np.float32)

@@ -15,26 +15,26 @@ from engine.index.spans import Span
 from engine.storage.bitmap import IdSet
 from engine.storage.vectors import Vectors
 
-COMPARED_ROWS = 1 << 16  # wanted rows that are all compared rather than looked for by their codes
-_IDS = 1 << 14  # that are looked through at a time
+COMPARED_ROWS = 1 << 16  # up to so many wanted rows, all are compared instead of searched by codes
+_IDS = 1 << 14  # ids read at a time
 
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """Which rows count: a bitmap of the labels of each segment, and all rows where they are few."""
+    """The wanted rows: a bitmap of labels for each segment, and the rows themselves if they are few."""
 
     ids: IdSet
-    count: int
+    count: int  # wanted rows
     alive: tuple[npt.NDArray[np.uint8], ...]
-    sizes: Numbers  # (nlist + 1,): how many of them each list holds; 0 of list -1
-    covered: int  # how many of them lie in segments
+    sizes: Numbers  # (nlist + 1,) wanted rows in each list; the last is 0, for list -1
+    covered: int  # wanted rows in segments
     rows: Numbers | None
 
 
 class RowFilters:
-    """Makes the filter for a set of images, and remembers the last one: the next query asks the same.
+    """Makes the filter for a set of images, and caches the last one, since queries often share a set.
 
-    Several threads may ask at once.
+    Several threads may use it at once.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RowFilters:
         nlist: int,
         compared_rows: int,
     ) -> None:
-        """``compared_rows``: up to how many rows a filter names them all."""
+        """A filter of up to ``compared_rows`` rows lists them all."""
         self._vectors = vectors
         self._segments = segments
         self._spans = spans
@@ -55,7 +55,7 @@ class RowFilters:
         self._lock = threading.Lock()
 
     def of(self, ids: IdSet | None) -> RowFilter | None:
-        """The rows of these images; None for None, which is all of them."""
+        """The rows of these images; None for None, which means all images."""
         if ids is None:
             return None
         with self._lock:
@@ -82,5 +82,5 @@ class RowFilters:
 
 
 def _by_label(there: npt.NDArray[np.bool_], spans: Sequence[Span]) -> npt.NDArray[np.bool_]:
-    """Which labels of a segment count, by which (rows,) do."""
+    """Whether each label of a segment is wanted, from whether each row is (rows,)."""
     return np.concatenate([there[span.row : span.row + span.rows] for span in spans])

@@ -2,7 +2,7 @@
 
     queries → nearest lists → candidates of each segment, by their codes
 
-The lists are looked for once for all segments. Where those hold too few rows that count, more lists are
+The nearest lists are found once for all segments. If these have too few wanted rows, more lists are
 probed.
 """
 
@@ -25,21 +25,23 @@ from engine.storage.bitmap import IdSet
 from engine.storage.manifest import OperatingPoint, QuantizerEntry
 from engine.storage.vectors import Vectors
 
-CANDIDATES = 1 << 20  # of all queries in hand
-_WIDENED = 64  # queries that probe many lists, at a time
-_MAX_OF_ALL = 0.9  # of the rows of some lists, that are wanted: as good as all
-_SAME_LIST = 0.5  # of the mean distance to the nearest centroid: what is nearer counts as so far
-_MIN_DISTANCE = 1e-6  # where all vectors are centroids; as float32 has it
-_SEARCHES = 32  # after which it pays to prepare for more
+CANDIDATES = 1 << 20  # candidates of all queries in memory
+_WIDENED = 64  # queries that probe many lists at a time
+_MAX_OF_ALL = 0.9  # if this share of some lists' rows is wanted, that is as good as all
+_SAME_LIST = (
+    0.5  # smallest distance of a list, as a share of the mean distance of vectors to theirs
+)
+_MIN_DISTANCE = 1e-6  # the same if all vectors are centroids, limited by float32
+_SEARCHES = 32  # searches after which preparing for more pays off
 _log = logging.getLogger("engine.index")
 
 Found = tuple[Block, Numbers]
 
 
 class CodeScan:
-    """The segments of one quantizer, of which there is at least one.
+    """Searches the segments of one quantizer, at least one, by their codes.
 
-    Several threads may search it at once.
+    Several threads may search at once.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class CodeScan:
         segments: Sequence[Segment],
         spans: Sequence[Sequence[Span]],
     ) -> None:
-        """``spans``: which rows of the vectors each segment is over."""
+        """``spans`` are the rows of the vectors that each segment covers."""
         self.quantizer = quantizer
         self.covered = sum(segment.entry.rows for segment in segments)
         self._vectors = vectors
@@ -59,14 +61,15 @@ class CodeScan:
         self._spans = spans
         self._searched = 0
         counted = np.sum([segment.sizes for segment in segments], axis=0)
-        self._sizes: Numbers = np.append(counted, 0)  # the last is that of list -1, which is none
+        # The last size is for list -1, which stands for no list.
+        self._sizes: Numbers = np.append(counted, 0)
 
     def candidates(
         self, queries: Block, k: int, point: OperatingPoint, row_filter: RowFilter | None
     ) -> Numbers:
         """The rows that may be the k nearest of (nq, dim) queries, (nq, m), in any order.
 
-        Padded with -1. m is the point's re-rank depth, or k, or the number of rows there are.
+        Padded with -1. m is the point's re-rank depth, at least k, and at most the number of rows.
         """
         self._note(len(queries))
         depth = min(max(point.rerank_depth, k), self.covered)
@@ -75,7 +78,7 @@ class CodeScan:
         close, lists = self.quantizer.centroids.nearest(prepared, point.nprobe, radius)
         if row_filter is None:
             rows = self._probe(prepared, close, lists, depth, None)[1]
-            if rows.min() >= 0:  # as many as were asked for
+            if rows.min() >= 0:  # no query has too few
                 return rows
             enough = min(k, self.covered)
             need = np.full(len(queries), enough)
@@ -105,12 +108,12 @@ class CodeScan:
     def _need(
         self, lists: Numbers, enough: int, row_filter: RowFilter
     ) -> tuple[Numbers, npt.NDArray[np.bool_]]:
-        """How many wanted rows lists (nq, nprobe) should hold, (nq,); and for which queries they do."""
-        # As many wanted rows are looked at as there would be rows if all were wanted.
+        """How many wanted rows lists (nq, nprobe) should have, (nq,), and for which queries they do."""
+        # Look at about as many wanted rows as if all rows were wanted.
         need = np.minimum(_MAX_OF_ALL * self._sizes[lists].sum(axis=1), row_filter.covered)
         need = np.maximum(need, enough).astype(np.int64)
         held = row_filter.sizes[lists]
-        # And they are where the others are: else those that are near may lie in any other list.
+        # The wanted rows must also be in the nearest lists, or other lists may have nearer ones.
         ready = held.sum(axis=1) >= need
         if not (held[:, 0] >= enough).all():
             every = _first(_held(self._sizes, lists), enough)
@@ -118,7 +121,7 @@ class CodeScan:
         return need, ready
 
     def _times(self, close: Block, lists: Numbers, enough: int) -> Block:
-        """How many times as far the last list is as the one that makes the rows enough: (nq, 1)."""
+        """The distance of the last list as a multiple of that of the first with enough rows: (nq, 1)."""
         far = 1 - close
         last = (lists >= 0).sum(axis=1, keepdims=True) - 1
         nearest = np.take_along_axis(far, _first(_held(self._sizes, lists), enough)[:, None], 1)
@@ -136,10 +139,10 @@ class CodeScan:
         enough: int,
         times: Block,
     ) -> Numbers:
-        """Candidates out of more lists: the nearest ones that hold what is needed, (nq, depth).
+        """Candidates from more lists, as many as are needed: (nq, depth).
 
-        They hold ``need`` (nq,) rows that count, and all lists are among them that are not more than
-        ``times`` (nq, 1) as far as the one with which they hold ``enough``.
+        The lists have ``need`` (nq,) wanted rows. They include all lists up to ``times`` (nq, 1) the
+        distance of the first list with which they have ``enough``.
         """
         sizes = row_filter.sizes if row_filter is not None else self._sizes
         nlist, least = self.quantizer.nlist, np.float32(self._radius(1).min_distance)
@@ -163,7 +166,7 @@ class CodeScan:
     def ranked(
         self, queries: Block, nprobe: int, depth: int, row_filter: RowFilter | None
     ) -> Numbers:
-        """Candidates, (nq, depth), in the order of their codes; padded with -1."""
+        """Candidates (nq, depth), best first by their codes; padded with -1."""
         self._note(len(queries))
         step = max(1, CANDIDATES // depth)
         found = [np.empty((0, depth), np.int64)]
@@ -171,25 +174,27 @@ class CodeScan:
             prepared = self.quantizer.prepare_queries(queries[at : at + step])
             close, lists = self.quantizer.centroids.nearest(prepared, nprobe)
             scores, rows = self._probe(prepared, close, lists, depth, row_filter)
-            if (scores[:, 1:] > scores[:, :-1]).any():  # put together of several segments
+            # Candidates of several segments are not in order.
+            if (scores[:, 1:] > scores[:, :-1]).any():
                 order = np.argsort(-scores, axis=1, kind="stable")
                 rows = np.take_along_axis(rows, order, 1)
             found.append(rows)
         return np.concatenate(found)
 
     def list_distances(self, queries: Block) -> Block:
-        """How many times as far as the nearest list each list is of (nq, dim) queries: (nq, nlist)."""
+        """Distances of all lists from (nq, dim) queries, as multiples of the nearest's: (nq, nlist)."""
         close = self.quantizer.centroids.closeness(self.quantizer.prepare_queries(queries))
         return self._radius(1).distances(close, close.max(axis=1, keepdims=True))
 
     def lists_of(self, rows: Numbers) -> Numbers:
-        """The list that each of (n,) rows is coded in, -1 if it lies in no segment; reads all labels."""
+        """The list of each of (n,) rows, -1 if it is in no segment; reads all labels."""
         out = np.full(len(rows), -1, np.int64)
         for segment, spans in zip(self._segments, self._spans, strict=True):
             labels = labels_of(spans, rows)
             mine = np.flatnonzero(labels >= 0)
             there, lists = segment.lists_of(IdSet.of(labels[mine]))
-            if len(there):  # all of them, unless it is damaged
+            # A damaged segment may lack some labels.
+            if len(there):
                 at = np.minimum(np.searchsorted(there, labels[mine]), len(there) - 1)
                 out[mine] = np.where(there[at] == labels[mine], lists[at], -1)
         return out
@@ -223,19 +228,19 @@ class CodeScan:
         return ProbeRadius(times, max(_SAME_LIST * (1 - self._entry.closeness), _MIN_DISTANCE))
 
     def _note(self, queries: int) -> None:
-        """Take notice of searches, and make the next ones faster once there were some."""
+        """Count searches; after some, make the next ones faster."""
         self._searched += queries
         if self._searched > _SEARCHES:
             self.quantizer.centroids.speed_up()
 
 
 def _held(sizes: Numbers, lists: Numbers) -> Numbers:
-    """How many rows lists (nq, nprobe) hold together with those before them."""
+    """The cumulative number of rows of lists (nq, nprobe)."""
     return sizes[lists].cumsum(axis=1)
 
 
 def _first(held: Numbers, enough: int) -> Numbers:
-    """The first list with which there are enough rows, or the last one: (nq,)."""
+    """The position of the first list with which there are enough rows, or of the last list: (nq,)."""
     there = held >= enough
     found: Numbers = np.where(there.any(axis=1), there.argmax(axis=1), held.shape[1] - 1)
     return found

@@ -3,8 +3,8 @@
     queries → candidates of the segments, by their codes → their vectors → the best k
                                 rows in no segment: all of them ↗
 
-How many lists are probed and how many candidates are compared in full is chosen by the recall that is
-wanted (``engine.index.operating_point``).
+The wanted recall decides how many lists are probed and how many candidates are compared in full
+(``engine.index.operating_point``).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _QUERIES = 1024  # at a time
 
 
 class VectorIndex:
-    """Vectors and the segments over them. A segment that is damaged is searched exactly.
+    """Vectors and the segments over them. The rows of a damaged segment are searched exactly.
 
-    What it was made with does not change any more, so several threads may search it at once.
+    It does not change after it was made, so several threads may search it at once.
     """
 
     def __init__(
@@ -55,24 +55,24 @@ class VectorIndex:
         *,
         compared_rows: int = COMPARED_ROWS,
     ) -> None:
-        """``entries`` are live. ``compared_rows``: so few wanted rows are compared without codes.
+        """``entries`` are live. Up to ``compared_rows`` wanted rows are compared without codes.
 
-        ``UnreadableError`` or ``MemoryError`` where something keeps this process from reading files
-        that may be whole: whoever writes would take their segments for damaged ones, and drop them.
+        ``UnreadableError`` or ``MemoryError`` if this process cannot read files that may be whole. A
+        writer must not take their segments for damaged ones, and drop them.
         """
         self.vectors = vectors
         self.measured = measured
         self.quantizer: Quantizer | None = None
         self.segments: list[Segment] = []
-        self.problems: list[str] = []  # what could not be opened
-        self.scan: CodeScan | None = None  # none without a segment that could be opened
+        self.problems: list[str] = []  # messages about files that could not be opened
+        self.scan: CodeScan | None = None  # None if no segment could be opened
         self._entry: QuantizerEntry | None = None
-        self._spans: list[list[Span]] = []  # of each segment
+        self._spans: list[list[Span]] = []  # spans of each segment
         self._lock = threading.Lock()
         self._users = 0
         self._closed = False
         if entries:
-            # One quantizer is live; segments of another one are about to be built again.
+            # Only the newest quantizer is live; segments of older ones are about to be built again.
             number = max(entry.quantizer for entry in entries)
             self._open(store, quantizers, [e for e in entries if e.quantizer == number])
         if self.quantizer is not None and self._entry is not None and self.segments:
@@ -93,7 +93,9 @@ class VectorIndex:
         try:
             found = next((q for q in quantizers if q.number == entries[0].quantizer), None)
             if found is None:
-                raise StoreDamagedError(f"{store}: the quantizer of its segments is not named")
+                raise StoreDamagedError(
+                    f"{store}: its manifest does not name the quantizer of its segments"
+                )
             self.quantizer = load_quantizer(store, found, self.vectors.dim)
             self._entry = found
         except StoreDamagedError as error:
@@ -117,29 +119,29 @@ class VectorIndex:
         return [(one.row, one.row + one.rows) for one in spans_of(self.vectors, entry)]
 
     def rows_in(self, entry: SegmentEntry) -> Callable[[Numbers], Numbers]:
-        """What tells the rows that labels of a segment over these vectors stand for."""
+        """A function from labels of a segment over these vectors to their rows."""
         spans = spans_of(self.vectors, entry)
         return lambda labels: rows_of(spans, labels)
 
     @property
     def quantizer_entry(self) -> QuantizerEntry | None:
-        """The live quantizer as the manifest has it."""
+        """The manifest's entry of the live quantizer."""
         return self._entry
 
     @property
     def bare(self) -> list[tuple[int, int]]:
-        """The ranges of rows, (start, end), that lie in no segment."""
+        """The ranges of rows, (start, end), that are in no segment."""
         return list(self._bare)
 
     def is_indexed(self, rows: Numbers) -> npt.NDArray[np.bool_]:
-        """Which rows, of any shape, lie in a segment."""
+        """Whether each row is in a segment; rows have any shape."""
         there = rows >= 0
         for start, end in self._bare:
             there &= (rows < start) | (rows >= end)
         return there
 
     def point(self, k: int, recall: float | None) -> OperatingPoint | None:
-        """How far a search for k looks at a recall; None where it looks at everything."""
+        """How far a search for k looks at a recall; None if it compares all vectors."""
         if self._entry is None or not self.segments:
             return None
         return choose(self.measured, self._entry, k, recall)
@@ -156,17 +158,17 @@ class VectorIndex:
     ) -> Found:
         """The k largest inner products of each of (nq, dim) contiguous queries.
 
-        ``recall``: the share of them to be found, 1 for all; by default what the store wants.
-        ``point`` says how far to look instead. ``wanted``: only rows of these images. ``step`` is
-        called between blocks of vectors that are compared, and what it raises ends the search.
+        ``recall`` is the share of them to find, 1 for all, by default the store's target; ``point`` says
+        how far to look instead. With ``wanted``, only rows of these images are found. ``step`` is called
+        after each block of compared vectors; an exception from it ends the search.
 
         Returns scores (nq, k) float32, best first, and vector rows (nq, k) int64, both padded
-        (-inf and -1) where there are fewer than k vectors. Of equal ones any may be left out.
+        (-inf and -1) if there are fewer than k vectors. Among equal vectors, any may be left out.
         """
         point = point or self.point(k, recall)
         row_filter = self._filters.of(wanted)
         depth = min(max(point.rerank_depth, k), self.vectors.rows) if point is not None else 0
-        most = min(k, self.vectors.rows)  # that there can be
+        most = min(k, self.vectors.rows)
         nprobe = point.nprobe if point is not None else 0
         at_once = max(1, min(_QUERIES, CANDIDATES // max(depth, most, nprobe, 1)))
         if len(queries) <= at_once and most == k:
@@ -200,7 +202,7 @@ class VectorIndex:
             compare_ranges(self.vectors, queries, best, self._bare, row_filter, step)
         best.drop_duplicates()
         if point is not None and best.rows[:, -1].min() < 0:
-            # FastScan leaves out what is as far away as can be: of a zero query, all there is.
+            # FastScan leaves out rows at the largest possible distance: for a zero query, all rows.
             most = row_filter.count if row_filter is not None else self.vectors.rows
             short = np.flatnonzero((best.rows >= 0).sum(axis=1) < min(k, most))
             if len(short):
@@ -217,22 +219,23 @@ class VectorIndex:
         recall: float | None = None,
         wanted: IdSet | None = None,
     ) -> Found:
-        """``search``, with the ids of images in the place of rows."""
+        """``search``, with the ids of images instead of rows."""
         scores, rows = self.search(queries, k, recall=recall, wanted=wanted)
         ids = self.vectors.ids(rows)
-        if not ids.all():  # a repair did not know whose a vector is
+        # A repair has put 0 for a vector whose image is not known.
+        if not ids.all():
             order = np.argsort(ids == 0, axis=1, kind="stable")
             ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
             scores[ids == 0], ids[ids == 0] = -np.inf, -1
         return scores, ids
 
     def ranked(self, queries: Block, nprobe: int, depth: int, wanted: IdSet | None) -> Numbers:
-        """Candidates of the segments alone, (nq, depth), in the order of their codes; padded with -1."""
+        """Candidates from segments only, (nq, depth), best first by their codes; padded with -1."""
         assert self.scan is not None
         return self.scan.ranked(queries, nprobe, depth, self._filters.of(wanted))
 
     def __enter__(self) -> Self:
-        """Keep it open while it is searched, even where another thread closes it."""
+        """Keep the index open while it is searched, even if another thread closes it."""
         with self._lock:
             self._users += 1
         return self
@@ -245,7 +248,7 @@ class VectorIndex:
             self._let_go()
 
     def close(self) -> None:
-        """Let go of it, once nobody searches it any more."""
+        """Close the files, once no thread searches them."""
         with self._lock:
             self._closed, idle = True, not self._users
         if idle:

@@ -1,4 +1,4 @@
-"""One segment of the index, mapped: searched by its codes, or read list by list."""
+"""One memory-mapped segment of the index: searched by its codes, or read list by list."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from engine.storage.durable import UnreadableError, cannot_read, inside, is_in_t
 from engine.storage.index_files import file_problem
 from engine.storage.manifest import SegmentEntry
 
-_ONE_QUERY = 10  # FAISS's number of a search list by list, with a heap
+_ONE_QUERY = 10  # the FAISS implementation that searches list by list, with a heap
 
 
 class Segment:
-    """One segment, mapped. Several threads may search it at once."""
+    """One memory-mapped segment. Several threads may search it at once."""
 
     def __init__(self, path: Path, entry: SegmentEntry, quantizer: Quantizer) -> None:
-        """Map it; ``StoreDamagedError`` if the file is gone, cut or not what the manifest says.
+        """Map the file; ``StoreDamagedError`` if it is gone, cut or does not match ``entry``.
 
-        ``UnreadableError`` or ``MemoryError`` where something else keeps this process from it.
+        ``UnreadableError`` or ``MemoryError`` if the file may be whole, but cannot be opened or mapped.
         """
         self.entry = entry
         self._path = path
@@ -68,7 +68,7 @@ class Segment:
             raise StoreDamagedError(f"{path} cannot be read: {error}") from None
         head = self._map[:HEADER_BYTES]
         if not has_header(head, entry.quantizer, code_bytes, nlist, entry.rows):
-            raise StoreDamagedError(f"{path} holds something else")
+            raise StoreDamagedError(f"{path} does not match its entry in the manifest")
         start = HEADER_BYTES + -(-4 * nlist // ALIGNED) * ALIGNED
         if start > entry.bytes:
             raise StoreDamagedError(f"{path} is cut short")
@@ -78,12 +78,12 @@ class Segment:
         self._ends = start + np.cumsum(-(-lengths // ALIGNED) * ALIGNED)
         self._starts = np.append(start, self._ends[:-1])
         if int(self._ends[-1]) != entry.bytes or int(self.sizes.sum()) != entry.rows:
-            raise StoreDamagedError(f"{path} holds something else")
+            raise StoreDamagedError(f"{path} does not match its entry in the manifest")
         require_layout_of_faiss()
         try:
             self._one, self._many = self._open(fd)
         except RuntimeError as error:
-            # Its bytes agree with each other: FAISS could not open or map the same file.
+            # The file is consistent, but FAISS could not open or map it.
             raise _refused_by_faiss(path, error) from None
 
     def take(self, number: int) -> tuple[Codes, Labels]:
@@ -100,7 +100,7 @@ class Segment:
         return np.frombuffer(self._map, np.int64, int(self.sizes[number]), start)
 
     def lists_of(self, wanted: IdSet) -> tuple[Labels, npt.NDArray[np.int64]]:
-        """The labels that are wanted, ascending, and the list of each; reads all labels."""
+        """The wanted labels that the segment has, ascending, and the list of each; reads all labels."""
         found: list[tuple[Labels, npt.NDArray[np.int64]]] = []
         for number in np.flatnonzero(self.sizes).tolist():
             labels = self._labels(number)
@@ -111,11 +111,12 @@ class Segment:
         return labels[order], lists[order]
 
     def sizes_of(self, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """How many labels of each list are wanted, (rows,) by label; reads all labels."""
+        """The number of wanted labels in each list (nlist,); ``wanted`` (rows,) is by label."""
         sizes = np.zeros(len(self.sizes), np.int64)
         for number in np.flatnonzero(self.sizes).tolist():
             labels = self._labels(number)
-            if self.entry.ordered:  # they follow each other
+            # The labels of each list are consecutive.
+            if self.entry.ordered:
                 first = int(labels[0])
                 sizes[number] = np.count_nonzero(wanted[first : first + len(labels)])
             else:
@@ -123,7 +124,7 @@ class Segment:
         return sizes
 
     def ask_for(self, lists: npt.NDArray[np.int64]) -> None:
-        """Have the kernel read these lists, all together."""
+        """Tell the kernel to read these lists ahead."""
         if hasattr(mmap, "MADV_WILLNEED"):
             for number in np.unique(lists[lists >= 0]).tolist():
                 start = int(self._starts[number]) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -131,11 +132,11 @@ class Segment:
                 self._map.madvise(mmap.MADV_WILLNEED, start, length)
 
     def problem(self, step: Callable[[], None] = lambda: None) -> str | None:
-        """What is wrong with its file, or None, as ``file_problem`` says; reads all of it."""
+        """What is wrong with the file, or None, like ``file_problem``; reads all of it."""
         return file_problem(self._path, self.entry.bytes, self.entry.xxh64, step)
 
     def names_every_row(self) -> bool:
-        """Whether its labels name each row once, as those of an undamaged segment do; reads them all."""
+        """Whether the labels name each row, as in an undamaged segment; reads all labels."""
         rows = self.entry.rows
         seen = IdSet.none(rows)
         for number in np.flatnonzero(self.sizes).tolist():
@@ -152,13 +153,13 @@ class Segment:
     ) -> tuple[npt.NDArray[np.float32], Labels]:
         """Rows that may be close to (nq, width) queries, by their codes.
 
-        ``close`` and ``lists`` (nq, nprobe) are the nearest lists; ``alive`` is a bitmap of the labels
-        that count. Returns approximate inner products and labels (nq, depth), padded with -1; of a
-        damaged segment labels may be anything below the number of its rows.
+        ``close`` and ``lists`` (nq, nprobe) are the nearest lists; ``alive`` is a bitmap of the wanted
+        labels. Returns approximate inner products and labels (nq, depth), padded with -1. A damaged
+        segment may give any labels below the number of its rows.
         """
         import faiss
 
-        _faiss: Any = faiss  # its type stubs know nothing of arrays
+        _faiss: Any = faiss  # its type stubs lack arrays
         nq, nprobe = lists.shape
         index = self._one if nq == 1 else self._many
         params: Any = faiss.SearchParametersIVF()
@@ -180,12 +181,13 @@ class Segment:
             False,
             params,
         )
-        if labels.view(np.uint64).max(initial=0) >= self.entry.rows:  # negative ones are as large
+        # As uint64, negative labels are large too.
+        if labels.view(np.uint64).max(initial=0) >= self.entry.rows:
             labels[(labels < 0) | (labels >= self.entry.rows)] = -1
         return scores, labels
 
     def _open(self, fd: int) -> tuple[Any, Any]:
-        """The lists as FAISS searches them where they lie: for one query, and for many."""
+        """Two FAISS indexes over the mapped lists: for one query, and for many."""
         import faiss
 
         table = np.empty((len(self.sizes), 3), np.uint64)  # size, capacity, offset
@@ -193,7 +195,7 @@ class Segment:
         lists: Any = faiss.OnDiskInvertedLists()
         lists.nlist = self._quantizer.nlist
         lists.code_size = self._quantizer.code_bytes
-        # The very file that was looked at, whatever its name stands for by now.
+        # The file that was checked, even if another one has its name now.
         opened = Path(f"/dev/fd/{fd}")
         lists.filename = str(opened if opened.exists() else self._path)
         lists.read_only = True
@@ -204,7 +206,7 @@ class Segment:
         lists.do_mmap()
         one, many = (faiss.IndexIVFPQFastScan(self._quantizer.empty_index()) for _ in range(2))
         many.replace_invlists(lists, True)
-        lists.this.disown()  # it is the index's now
+        lists.this.disown()  # ``many`` owns it now
         one.replace_invlists(lists, False)
         one.implem = _ONE_QUERY
         one.ntotal = many.ntotal = self.entry.rows
@@ -218,7 +220,7 @@ def _unopened(path: Path, error: OSError) -> StoreError:
 
 
 def _refused_by_faiss(path: Path, error: RuntimeError) -> StoreError:
-    """What to raise where FAISS failed, which says in words what the system told it."""
+    """The error to raise if FAISS failed: its message contains that of the system."""
     said = str(error)
     for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES):
         if os.strerror(number) in said:

@@ -1,20 +1,20 @@
-"""How a segment lies on disk: IVF lists of short codes over ranges of vector rows.
+"""The layout of a segment's file: IVF lists of short codes over ranges of vector rows.
 
     header, 4 KiB     magic, number of the quantizer, code bytes, lists, rows; xxh64
     sizes             uint32 (nlist,)
-    list after list   each from a multiple of 64 bytes on: codes in blocks of 32 rows, and then labels,
-                      int64, as many as fit the blocks
+    list after list   each starts at a multiple of 64 bytes: codes in blocks of 32 rows, and then
+                      int64 labels, as many as fit the blocks
 
-A segment names rows by a *label*, their number within its ranges, and never images; it can always be
-built again from the vectors. It becomes live when the manifest names it. Nothing in the file is an
-absolute path, so a store can be moved.
+A segment names rows by a *label*, their number within its ranges, and never names images. It can
+always be built again from the vectors. It becomes live when the manifest names it. The file contains
+no absolute path, so a store can be moved.
 
-In a block the same 4 bits of 32 codes lie together, as FAISS's FastScan kernels compare them with a
-query's table, 32 at a time. FAISS has such blocks in memory only; laid out so in a file, and mapped,
-they are searched as fast, take no memory that the kernel could not have back, and need no loading.
-FAISS believes whatever it reads, so the header is checked before, and the manifest has a checksum of
-it all. Should a version of FAISS arrange blocks otherwise, segments are refused, not misread:
-their vectors are searched exactly, and nothing is built until another one is installed.
+In a block the same 4 bits of 32 codes lie together, because FAISS's FastScan kernels compare 32 codes
+at a time with a query's table. FAISS itself has these blocks only in memory. Mapped from a file, they
+are searched as fast, need no loading, and take only memory that the kernel can reclaim. FAISS trusts
+all that it reads, so the header is checked first, and the manifest has a checksum of the file. If a
+version of FAISS arranges blocks differently, segments are refused, not misread: their vectors are
+searched exactly, and nothing is built until another version is installed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ALIGNED = 64  # bytes: what the kernels load at once
 BLOCK = 32  # rows
 LABEL_BYTES = 8
 _HALF = BLOCK // 2
-# Which row of a block is the n-th of its first half; the second half follows it by 16.
+# The order of rows in the first half of a block; the second half has the same order plus 16.
 _ORDER = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
 _HEADER = struct.Struct("<8sIIIQ")  # magic, quantizer, code bytes, nlist, rows
 _MAGIC = b"ENGIVF01"
@@ -59,16 +59,16 @@ def has_header(data: bytes, quantizer: int, code_bytes: int, nlist: int, rows: i
 
 
 def padded(data: bytes) -> bytes:
-    """Data filled up with zeros to where the next list may begin."""
+    """Data padded with zeros to a multiple of 64 bytes, where the next list begins."""
     return data.ljust(-(-len(data) // ALIGNED) * ALIGNED, b"\0")
 
 
 def pack_codes(codes: Codes) -> Codes:
-    """Codes (n, bytes) in blocks of 32, the last one filled up with zeros: (⌈n / 32⌉ · 32 · bytes,)."""
+    """Pack codes (n, bytes) into blocks of 32, the last padded with zeros: (⌈n / 32⌉ · 32 · bytes,)."""
     n, size = codes.shape
     rows = np.zeros((-(-n // BLOCK) * BLOCK, size), np.uint8)
     rows[:n] = codes
-    columns = rows.reshape(-1, BLOCK, size).transpose(0, 2, 1)  # of a block, byte by byte
+    columns = rows.reshape(-1, BLOCK, size).transpose(0, 2, 1)  # blocks, bytes of a code, rows
     out = np.empty((len(columns), size, 2, _HALF), np.uint8)
     for half in range(2):
         values = columns >> 4 * half & 15
@@ -77,7 +77,7 @@ def pack_codes(codes: Codes) -> Codes:
 
 
 def unpack_codes(blocks: Codes, n: int, size: int) -> Codes:
-    """The codes (n, size) that ``pack_codes`` put into blocks."""
+    """Unpack the codes (n, size) of ``pack_codes``."""
     parts = blocks.reshape(-1, size, 2, _HALF)
     columns = np.zeros((len(parts), size, BLOCK), np.uint8)
     for half in range(2):
@@ -88,7 +88,7 @@ def unpack_codes(blocks: Codes, n: int, size: int) -> Codes:
 
 @cache
 def is_layout_of_faiss() -> bool:
-    """Whether ``pack_codes`` gives the bytes that FAISS's own FastScan lists have."""
+    """Whether ``pack_codes`` gives the same bytes as FAISS's own FastScan lists."""
     import faiss
 
     codes = np.arange(BLOCK, dtype=np.uint8)[:, None] * np.array([7, 11], np.uint8)
@@ -104,11 +104,11 @@ def is_layout_of_faiss() -> bool:
 
 
 def require_layout_of_faiss() -> None:
-    """``UnreadableError`` where FAISS would misread segments, which are whole."""
+    """Raise ``UnreadableError`` if the installed FAISS would misread whole segments."""
     if is_layout_of_faiss():
         return
     import faiss
 
     raise UnreadableError(
-        f"FAISS {faiss.__version__} arranges codes otherwise: install faiss-cpu=={TESTED_FAISS}"
+        f"FAISS {faiss.__version__} arranges codes differently: install faiss-cpu=={TESTED_FAISS}"
     )

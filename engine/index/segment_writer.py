@@ -21,20 +21,20 @@ from engine.index.segment_layout import (
 from engine.storage.durable import write_new
 from engine.storage.index_files import make_index_folder
 
-_BATCH_BYTES = 8 << 20  # of lists that are put together before they are written
+_BATCH_BYTES = 8 << 20  # bytes of lists collected before they are written
 
 
 class CodedLists(Protocol):
-    """Codes and labels by the list."""
+    """Codes and labels, list by list."""
 
     sizes: npt.NDArray[np.int64]  # (nlist,)
 
     def take(self, number: int) -> tuple[Codes, Labels]:
-        """The codes and labels of one list, of which each is asked for once, in their order."""
+        """The codes and labels of one list; each list is read once, in ascending order."""
 
 
 class SortedLists:
-    """Rows sorted by list: what a segment is written from."""
+    """Coded rows sorted by list, from which a segment is written."""
 
     def __init__(self, lists: npt.NDArray[np.int64], codes: Codes, nlist: int) -> None:
         """``lists`` (n,) and ``codes`` (n, code bytes) of the rows labelled 0 to n - 1."""
@@ -58,11 +58,11 @@ def write_segment(
     pieces: Sequence[tuple[CodedLists, int]],
     step: Callable[[], None] = lambda: None,
 ) -> tuple[int, int]:
-    """Write a segment whose lists are those of ``pieces`` put together; its length and xxh64.
+    """Write a segment with the joined lists of ``pieces``; returns its length and xxh64.
 
-    Each piece comes with how much its labels are raised by. ``step`` is called after some megabytes,
-    and what it raises ends the writing. The file is durable when this returns, and live
-    once the manifest names it. ``OSError`` where it cannot be written; nothing is left of it then.
+    Each piece comes with a number that is added to its labels. ``step`` is called after every few
+    megabytes; an exception from it ends the writing. The file is durable when this returns, and live
+    once the manifest names it. ``OSError`` if it cannot be written; then nothing is left of it.
     """
     root = path.parent.parent
     make_index_folder(root)

@@ -1,4 +1,4 @@
-"""Tells which vector rows the labels of a segment stand for."""
+"""Maps the labels of a segment to vector rows, and back."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def spans_of(vectors: Vectors, entry: SegmentEntry) -> list[Span]:
     spans, label = [], 0
     for extent, first, rows in entry.ranges:
         at = vectors.first_of(extent)
-        assert at is not None  # live: all of it is committed
+        assert at is not None  # the extents of a live segment are committed
         spans.append(Span(label, at + first, rows))
         label += rows
     return spans
 
 
 def rows_of(spans: Sequence[Span], labels: Numbers) -> Numbers:
-    """The vector rows that labels, of any shape, stand for; -1 stays."""
+    """The vector rows of labels, in any shape; -1 stays -1."""
     if len(spans) == 1:
         first = spans[0].row
         return np.where(labels >= 0, labels + first, -1) if first else labels
@@ -42,7 +42,7 @@ def rows_of(spans: Sequence[Span], labels: Numbers) -> Numbers:
 
 
 def labels_of(spans: Sequence[Span], rows: Numbers) -> Numbers:
-    """The labels of (n,) rows, -1 for those that are in none of the spans."""
+    """The labels of (n,) rows, -1 for rows outside of the spans."""
     labels = np.full(len(rows), -1, np.int64)
     for span in spans:
         here = (rows >= span.row) & (rows < span.row + span.rows)
@@ -51,7 +51,7 @@ def labels_of(spans: Sequence[Span], rows: Numbers) -> Numbers:
 
 
 def gaps(covered: Sequence[tuple[int, int]], rows: int) -> list[tuple[int, int]]:
-    """The ranges of rows, (start, end), that are not ``covered`` by sorted ones."""
+    """The ranges of rows, (start, end), outside of the sorted ranges ``covered``."""
     found, at = [], 0
     for start, end in covered:
         if start > at:

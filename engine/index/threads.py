@@ -1,7 +1,7 @@
-"""Leaves a forked process with one thread for FAISS.
+"""Limits FAISS to one thread in a forked process.
 
-The threads of OpenMP are bound to the thread that asked for them, and none survives a fork, while what
-counts them does. A child goes on with the thread that forked alone.
+OpenMP's worker threads do not survive a fork, but its count of them does, so FAISS could wait for them
+forever. A child process therefore uses only the thread that forked.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import sys
 
 
 def _use_one_thread() -> None:
-    # It is imported only where it is used. Its setting is one of this thread's.
+    # Do not import FAISS if the parent has not. The setting is of this thread.
     set_threads = getattr(sys.modules.get("faiss"), "omp_set_num_threads", None)
     if set_threads is not None:
         set_threads(1)
 
 
 def survive_forks() -> None:
-    """Have every process that is forked from this one use one thread; call it once."""
+    """Limit every process forked from this one to one FAISS thread; call it once."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_use_one_thread)

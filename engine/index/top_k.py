@@ -29,17 +29,17 @@ class TopK:
         scores, at = faiss.knn(
             queries, np.ascontiguousarray(block), most, metric=faiss.METRIC_INNER_PRODUCT
         )
-        missing = at < 0  # of scores below every float32, which faiss leaves out
+        missing = at < 0  # FAISS leaves out scores below every finite float32
         scores[missing] = -np.inf
         self.add(scores, np.where(missing, -1, rows[at]))
 
     def add(self, scores: Block, rows: Numbers) -> None:
-        """Add (nq, n) scores and their rows; a score that is no number, of damaged vectors, is none."""
+        """Add (nq, n) scores and their rows; NaN scores, from damaged vectors, are left out."""
         if not np.isfinite(scores).all():
             bad = np.isnan(scores) | (rows < 0)
             scores, rows = np.where(bad, np.float32("-inf"), scores), np.where(bad, -1, rows)
         if len(scores) == 1 and scores.shape[1] > 2 * self.k:
-            # Sorting all of them would take ten times as long; those that are equal to the last stay.
+            # Sorting all would take ten times as long. Scores equal to the last one stay.
             least = np.partition(scores[0], -self.k)[-self.k]
             few = np.flatnonzero(scores[0] >= least)
             scores, rows = scores[:, few], rows[:, few]
@@ -50,8 +50,9 @@ class TopK:
         if not self._empty:
             scores = np.concatenate([self.scores, scores], axis=1)
             rows = np.concatenate([self.rows, rows], axis=1)
-        # By score, then by row, so that equal vectors come in a stable order.
-        if len(scores) == 1:  # the general way takes five times as long
+        # By score, then by row, so that equal vectors have a stable order. For one query, the general
+        # way takes five times as long.
+        if len(scores) == 1:
             best = np.lexsort((rows[0], -scores[0]))[: self.k]
             self.scores[0, : len(best)], self.rows[0, : len(best)] = scores[0, best], rows[0, best]
         else:
@@ -62,8 +63,9 @@ class TopK:
         self._empty = False
 
     def drop_duplicates(self) -> None:
-        """Keep each row once: labels of a damaged segment may name one twice."""
-        doubled = self.rows[:, 1:] == self.rows[:, :-1]  # with equal scores, so next to each other
+        """Keep each row once: labels of a damaged segment may name a row twice."""
+        # Duplicates have equal scores, so they are neighbours.
+        doubled = self.rows[:, 1:] == self.rows[:, :-1]
         if not doubled.any():
             return
         doubled &= self.rows[:, 1:] >= 0

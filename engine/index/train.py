@@ -19,14 +19,14 @@ from engine.storage.index_files import make_index_folder, quantizer_path
 from engine.storage.manifest import QuantizerEntry
 from engine.storage.vectors import Vectors
 
-_MIN_TRAINED = 256  # vectors, however little memory there is
-_CLOSENESS_SAMPLE = 4096  # vectors that tell how close centroids are
-_SPARSE = 8  # times as many rows as are drawn, of which few are drawn twice
+_MIN_TRAINED = 256  # vectors in the sample, however little memory there is
+_CLOSENESS_SAMPLE = 4096  # vectors whose closeness to their centroids is measured
+_SPARSE = 8  # if there are so many times more rows than are drawn, few are drawn twice
 _log = logging.getLogger("engine.index")
 
 
 def lists_for(rows: int, dim: int, memory: MemoryBudget) -> int:
-    """How many lists so many rows should have, until they are four times as many."""
+    """How many lists an index of ``rows`` vectors should have, until it has four times as many."""
     most = max(memory.training // (4 * dim), _MIN_TRAINED)
     return max(1, min(int(2 * (2 * rows) ** 0.5), most // SAMPLE_PER_LIST, rows // 16))
 
@@ -34,15 +34,16 @@ def lists_for(rows: int, dim: int, memory: MemoryBudget) -> int:
 def train_quantizer(
     root: Path, number: int, generation: int, vectors: Vectors, rows: int, work: BackgroundWork
 ) -> tuple[QuantizerEntry, Quantizer]:
-    """Train a quantizer on a sample of all vectors, for ``rows`` of them, and write it.
+    """Train a quantizer for ``rows`` vectors, on a sample of ``vectors``, and write it.
 
-    Where it cannot be written, or is not wanted any more, nothing is left of it.
+    If it cannot be written, or the work is stopped, nothing is left of it.
     """
     started = time.perf_counter()
     nlist = lists_for(rows, vectors.dim, work.memory)
     sample = sample_of(vectors, SAMPLE_PER_LIST * nlist, number)[1]
     good = np.isfinite(sample).all(axis=1)
-    if not good.all():  # damaged: ``check`` says so
+    # Damaged vectors are not finite; ``check`` reports them.
+    if not good.all():
         sample = sample[good]
     if len(sample) < nlist:
         raise StoreDamagedError(
@@ -70,11 +71,12 @@ def train_quantizer(
 def sample_of(vectors: Vectors, most: int, seed: int) -> tuple[Numbers, npt.NDArray[np.float32]]:
     """Rows drawn at random, ascending, and their vectors: (n,), (n, dim), n at most ``most``."""
     size = min(vectors.rows, most)
-    # Sorted, so that the files are walked forwards; seeded, so that it can be repeated.
+    # Sorted, so that files are read forwards; seeded, so that it can be repeated.
     draw = np.random.default_rng(seed)
     if size * _SPARSE > vectors.rows:
         rows = np.sort(draw.choice(vectors.rows, size, replace=False)).astype(np.int64)
-    else:  # a few less, and no permutation of all rows in memory
+    else:
+        # Gives a few less, but needs no permutation of all rows in memory.
         rows = np.unique(draw.integers(0, vectors.rows, size))
     sample = vectors.gather(rows)
     vectors.let_go()

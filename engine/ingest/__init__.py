@@ -1,1 +1,1 @@
-"""Ingest: sources to commits. Images are prepared in worker threads, and one writer commits them."""
+"""Turns sources into commits: worker threads prepare images, and one writer commits them."""

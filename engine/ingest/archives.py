@@ -1,4 +1,4 @@
-"""Archives and tables: their members go in order, so that a run goes on where the last one ended."""
+"""Ingests archives and tables member by member, in order, so that a run goes on from the last one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ArchiveIngest:
         *,
         group_files: int,
     ) -> None:
-        """``group_files``: images of one commit, at most."""
+        """``group_files`` is the largest number of images in one commit."""
         self._store = store
         self._preparing = preparing
         self._images = images
@@ -67,13 +67,13 @@ class ArchiveIngest:
             if group is None:
                 break
             self._preparing.reserve(group.size + (waiting[1].size if waiting is not None else 0))
-            # Also those that were rejected before: a name may stand for several members, and the bytes
-            # are here already.
+            # Members that were rejected before are prepared too: a name may stand for several members,
+            # and the bytes are in memory already.
             ahead = self._preparing.begin(pool, group.files)
             if waiting is not None and not self._images.commit(*waiting):
                 return
             waiting = ahead, group
-            # Nothing is read beside a large member.
+            # While a large member is in memory, nothing else is read.
             if group.size > 2 * self._store.memory.block:
                 if not self._images.commit(*waiting):
                     return
@@ -87,10 +87,10 @@ class ArchiveIngest:
             self._complete(item, archive)
 
     def _complete(self, item: ArchiveItem, archive: ArchiveProgress) -> None:
-        """Note that an archive is read to its end, unless the run was stopped before."""
+        """Commit that an archive is read to its end, unless the run was stopped before."""
         if self._stopping.asked():
             return
         row = replace(archive.row, complete=True)
-        # Read from its beginning next time: what was committed is unchanged then.
+        # The next run reads it from its beginning; committed members are unchanged then.
         row = ArchiveRow(*stamp_of(item)) if archive.again else row
         self._commits.save(Chunk(archives=[(item.name, row)]))

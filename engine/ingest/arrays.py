@@ -1,4 +1,4 @@
-"""Arrays of images, and synthetic sets: block by block, from the first row that is not committed."""
+"""Ingests arrays of images and synthetic sets block by block, from the first uncommitted row."""
 
 from __future__ import annotations
 
@@ -74,14 +74,15 @@ class ArrayIngest:
     def _row(self, array: ArrayItem, found: Resumed[ArrayRow]) -> ArrayRow:
         """The row to go on from, or a new one."""
         before = found.before
-        if before is not None and before.kind is Kind.VECTOR:  # it was no array of images
+        # The name used to be an array of vectors.
+        if before is not None and before.kind is Kind.VECTOR:
             VectorArray(self._store, array.name, before.number).forget(0)
         if found.row is not None:
             return found.row
         return ArrayRow(self._store.snapshot.state.next_array, *stamp_of(array), 0, array.kind)
 
     def _max_rows(self) -> int:
-        """Rows of one commit, at most."""
+        """The largest number of rows in one commit."""
         limits = self._store.limits
         if self._encoding.enabled:
             return min(limits.chunk_rows, limits.chunk_encoded_rows)
@@ -90,12 +91,12 @@ class ArrayIngest:
     def _ahead(
         self, blocks: Iterator[RowBlock], kind: Kind, pool: ThreadPoolExecutor
     ) -> Iterator[PreparedRows]:
-        """Each block, prepared. While one is committed the next is prepared and a third read."""
-        # The fingerprint of an 8-bit row takes 0.4 ms, so its block is dealt to all workers. Of a
-        # bit image there is little to do but hash, and several threads that let go of the
-        # interpreter's lock every 3 µs take a tenth longer than one.
+        """Each block, prepared. While one is committed, the next is prepared and a third is read."""
+        # The fingerprint of an 8-bit row takes 0.4 ms, so all workers share its block. A bit image is
+        # little more than hashed, and several threads that release the interpreter's lock every 3 µs
+        # take a tenth longer than one.
         parts = 1 if kind is Kind.BITS else self._workers
-        # A task waits only for tasks that were submitted before it, so one worker will do.
+        # A task waits only for tasks that were submitted before it, so one worker is enough.
         reading = pool.submit(next, blocks, None)
         hashing = [pool.submit(self._prepare, reading, part, parts) for part in range(parts)]
         reading = pool.submit(_next, blocks, reading)
@@ -110,7 +111,7 @@ class ArrayIngest:
     def _prepare(
         self, reading: Future[RowBlock | None], part: int, parts: int
     ) -> PreparedRows | None:
-        """Prepare part of a block, once it is read; runs in a worker thread."""
+        """Wait for a block to be read and prepare a part of it; runs in a worker thread."""
         block = reading.result()
         if block is None:
             return None
@@ -127,6 +128,6 @@ def require_row_fits(row_bytes: int, most: int) -> None:
 
 
 def _next(blocks: Iterator[RowBlock], before: Future[RowBlock | None]) -> RowBlock | None:
-    """The next block, once the one before it is there."""
+    """Wait for the block before, and read the next one."""
     before.result()
     return next(blocks, None)

@@ -1,4 +1,4 @@
-"""Which rows of a block of vectors are vectors, and what is wrong with the others."""
+"""Checks which rows of a block are valid vectors, and says what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _REASONS = (
 
 @dataclass(frozen=True, slots=True)
 class CheckedBlock:
-    """A block of rows as they are to be kept; ``wrong`` is (n,) uint8: 0, or why one is no vector."""
+    """A checked block: ``rows`` (n, dim) as stored; ``wrong`` (n,) is 0 or why a row is not valid."""
 
     first: int
     rows: npt.NDArray[np.float32]
     wrong: npt.NDArray[np.uint8]
 
     def problems(self, name: bytes, mtime_ns: int, size: int) -> list[Reject]:
-        """What is wrong with rows of array ``name``: one problem for each stretch of them."""
+        """The rejects of array ``name``: one for each stretch of rows with the same fault."""
         found = []
         for at, end in stretches(self.wrong):
             if self.wrong[at]:
@@ -39,7 +39,7 @@ class CheckedBlock:
         return found
 
     def halves(self) -> tuple[CheckedBlock, CheckedBlock]:
-        """Its two halves, each of which can be committed alone."""
+        """Its two halves, to be committed one after the other."""
         half = len(self.rows) // 2
         return (
             CheckedBlock(self.first, self.rows[:half], self.wrong[:half]),
@@ -48,9 +48,9 @@ class CheckedBlock:
 
 
 def checked(block: VectorBlock, *, normalize: bool, numbers: int = CHECKED_NUMBERS) -> CheckedBlock:
-    """Say which rows are no vectors, and divide the others by their length if they are to be.
+    """Check the rows of a block; with ``normalize``, divide the valid ones by their length.
 
-    ``numbers`` are looked at at a time.
+    ``numbers`` is how many values are checked at a time.
     """
     n, dim = block.rows.shape
     rows = np.empty_like(block.rows) if normalize else block.rows
@@ -68,7 +68,7 @@ def checked(block: VectorBlock, *, normalize: bool, numbers: int = CHECKED_NUMBE
 
 
 def stretches(values: npt.NDArray[np.uint8] | npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Where stretches of equal values begin and end."""
+    """The first and end index of each stretch of equal values."""
     if len(values):
         edges = (np.flatnonzero(values[1:] != values[:-1]) + 1).tolist()
         yield from zip([0, *edges], [*edges, len(values)], strict=True)

@@ -1,4 +1,4 @@
-"""What one commit is to add, found by proof: equal images inside one chunk are one image."""
+"""Builds the chunk of one commit; images with equal proofs inside it are one image."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from engine.storage.snapshot import Snapshot
 
 
 class ChunkBuilder:
-    """A chunk in the making. Nothing else may be committed until it is."""
+    """A chunk that is being built. Nothing else may be committed until it is."""
 
     def __init__(self, store: Snapshot) -> None:
         self._store = store
         self.first_id = store.state.next_id
         self.chunk = Chunk()
-        self._ids: dict[bytes, int] = {}  # of the images that are added, by proof
+        self._ids: dict[bytes, int] = {}  # ids of added images, by proof
         self._vectors: list[npt.NDArray[np.float32]] = []
 
     def find(self, images: Sequence[NewImage]) -> list[int | None]:
-        """The stored image that each of ``images`` is, by key and then by proof."""
+        """The id of the stored image equal to each of ``images``, or None; by key, then by proof."""
         rows = self._store.images_of([image.key for image in images])
         known: list[int | None] = []
         for image, candidates in zip(images, rows, strict=True):
-            # One that shares its key never says that all its sources are in runs.
+            # The row of an image that shares its key never has ``in_runs``.
             image.first = candidates[0]._replace(in_runs=False) if candidates else None
             found = next((row for row in candidates if row.proof == image.proof), None)
             known.append(found.id if found else None)
@@ -36,11 +36,11 @@ class ChunkBuilder:
         return known
 
     def added(self, proof: bytes) -> int | None:
-        """The image that this chunk adds under a proof."""
+        """The id of the image with this proof that this chunk adds, or None."""
         return self._ids.get(proof)
 
     def add(self, image: NewImage, vector: Vector | None) -> int:
-        """Add an image, and return its id."""
+        """Add an image and its vector (dim,); returns the image's id."""
         id_ = self.first_id + len(self.chunk.images)
         self.chunk.images.append(image)
         self._ids[image.proof] = id_
@@ -49,13 +49,13 @@ class ChunkBuilder:
         return id_
 
     def add_rows(self, rows: NewRows, vectors: npt.NDArray[np.float32] | None) -> None:
-        """Add rows of one array, which have ids in their order; ``vectors`` is (n, dim)."""
+        """Add n new images, rows of one array with consecutive ids; ``vectors`` is (n, dim)."""
         self.chunk.rows = rows
         if vectors is not None:
             self._vectors.append(vectors)
 
     def describe(self, id_: int, metadata: dict[str, object]) -> None:
-        """Keep what is said of an image that is there already, or comes with this chunk."""
+        """Set the metadata of a stored image, or of one that this chunk adds."""
         if id_ < self.first_id:
             self.chunk.described.append((id_, metadata))
         elif self.chunk.images[id_ - self.first_id].metadata is None:

@@ -1,6 +1,6 @@
-"""Commits, one after the other: a chunk, its rejects, and then the index.
+"""Commits chunk after chunk: the chunk with its rejects, and then the index.
 
-A chunk for which the disk has no room is taken back and committed in halves.
+A chunk that does not fit the disk is rolled back and committed in halves.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Commits:
         self._some_missing: list[int] = []  # the ids of the first ones
 
     def commit(self, builder: ChunkBuilder) -> None:
-        """Commit new images, and index their vectors once there are many."""
+        """Commit a builder's chunk, and index vectors once many are in no segment."""
         chunk = builder.finish()
         self._peak.sample()
         self.save(chunk)
@@ -60,7 +60,7 @@ class Commits:
         self._index.update(self._store.limits.unindexed_rows)
 
     def reject(self, problems: Sequence[Reject]) -> None:
-        """Commit what could not be read, if anything."""
+        """Commit rejects, if there are any."""
         if not problems:
             return
         chunk = Chunk()
@@ -74,12 +74,12 @@ class Commits:
         error: SourceError | ImageError,
         left: int = 1,
     ) -> None:
-        """Reject a source that breaks off, with ``left`` members or rows that cannot be read."""
+        """Reject a source that breaks off, with ``left`` members or rows that were not read."""
         self.reject([broken(item, error)])
         self._tally.advance(max(left - 1, 0))
 
     def save(self, chunk: Chunk) -> None:
-        """Commit a chunk, and then tell people of its rejects."""
+        """Commit a chunk, and then list its rejects in ``rejects.jsonl``."""
         started = time.perf_counter()
         size = chunk.disk_bytes() if _log.isEnabledFor(logging.INFO) else 0
         self._store.writer.commit(chunk)
@@ -94,9 +94,9 @@ class Commits:
             )
 
     def or_halves(self, attempt: Callable[[], T], halves: Callable[[], T] | None) -> T:
-        """What ``attempt`` returns or, where what it commits does not fit the disk, ``halves``.
+        """Call ``attempt``; if its commit does not fit the disk, undo its counts and call ``halves``.
 
-        What the attempt counted is taken back before. Without ``halves`` it is raised.
+        Without ``halves`` it raises ``NoRoomError``.
         """
         before = self._tally.marks()
         try:
@@ -110,13 +110,13 @@ class Commits:
         return halves()
 
     def warn_of_missing_vectors(self) -> None:
-        """Name images that were added without a vector."""
+        """Log the ids of images that were added without a vector."""
         if self._missing:
             named = ", ".join(map(str, self._some_missing))
             more = self._missing - len(self._some_missing)
             _log.warning(
-                "the encoder gave no vector for %d of the images (ids %s%s): they are found as "
-                "identical and near, and as similar to nothing",
+                "the encoder gave no vector for %d of the images (ids %s%s): lookups find them as "
+                "identical and near, but not as similar",
                 self._missing,
                 named,
                 f" and {more} more" if more else "",
@@ -124,12 +124,12 @@ class Commits:
 
 
 def broken(item: ArchiveItem | ArrayItem | VectorItem, error: SourceError | ImageError) -> Reject:
-    """What is said of a source that breaks off."""
+    """The reject of a source that breaks off."""
     return Reject(item.name, str(error), *((0, 0) if error.retryable else stamp_of(item)))
 
 
 def _rows(chunk: Chunk) -> int:
-    """Images and vectors that a chunk adds, names that it gives, and rejects."""
+    """The number of images, vectors, names and rejects in a chunk."""
     imported = len(chunk.imported) if chunk.imported is not None else 0
     rows = len(chunk.rows) if chunk.rows is not None else 0
     return imported + rows + len(chunk.images) + len(chunk.names) + len(chunk.rejects)

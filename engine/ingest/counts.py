@@ -1,4 +1,4 @@
-"""What a run has counted so far, and how many items are done."""
+"""The counts of a run, and its progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Counts:
 
     @property
     def seen(self) -> int:
-        """Images and what claims to be one."""
+        """Images, and items that were rejected."""
         return self.added + self.duplicates + self.unchanged + self.rejected
 
 
@@ -30,28 +30,28 @@ Marks = tuple[Counts, int]
 
 
 class Tally:
-    """The counts of one run. What was counted of a commit that failed can be taken back."""
+    """The counts of one run. Those of a failed commit can be undone."""
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
-        """``progress`` is called with the number of items that are done."""
+        """``progress`` is called with the number of finished items."""
         self.counts = Counts()
         self._done = 0
         self._progress = progress or (lambda done: None)
 
     @property
     def begun(self) -> bool:
-        """Whether anything of the run is done."""
+        """Whether any item is done."""
         return self._done > 0
 
     def advance(self, count: int) -> None:
-        """So many more items are done."""
+        """Report ``count`` more items as done."""
         self._done += count
         self._progress(self._done)
 
     def resume(self, found: Resumed[object], left: int) -> None:
         """Count what earlier runs did with a source.
 
-        ``left``: how many more items are done where what is left of it would be rejected again.
+        ``left`` is how many more items are done if the rest of the source would be rejected again.
         """
         self.counts.unchanged += found.unchanged
         self.counts.rejected += found.rejected
@@ -62,15 +62,15 @@ class Tally:
             self.advance(left)
 
     def note(self, notes: Iterable[str]) -> None:
-        """Count notes of what was skipped, or taken in only partly."""
-        # Not in place: ``marks`` may hold the counter as it is.
+        """Count notes about skipped items, and about images ingested without their metadata."""
+        # Not in place, since ``marks`` may share the counter.
         self.counts.notes = self.counts.notes + Counter(notes)
 
     def marks(self) -> Marks:
-        """What is counted by now, to ``go_back`` to."""
+        """The counts so far, for ``go_back``."""
         return replace(self.counts), self._done
 
     def go_back(self, marks: Marks) -> None:
-        """Take back what was counted since."""
+        """Restore the counts of ``marks``."""
         counts, self._done = marks
         self.counts = replace(counts)

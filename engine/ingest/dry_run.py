@@ -1,7 +1,8 @@
-"""What an ingest would read and how much disk it would take, without reading an image: the dry run.
+"""The dry run of an ingest: what it would read and how much disk it would take.
 
-Names and stamps tell what is new, headers of arrays how many rows they have; nothing is decoded, so
-what turns out to be a duplicate or broken counts as an image here, and the disk is an upper estimate.
+It compares names and stamps to find new files, and reads the headers of arrays for their numbers of
+rows. It decodes nothing, so duplicates and broken files count as images, and the disk is an upper
+estimate.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from engine.sources.items import (
 from engine.storage.disk import disk
 from engine.storage.snapshot import Snapshot
 
-# Bytes of disk an image, measured: its rows among the keys without its name, and its fingerprint.
+# Bytes of disk for each image, measured: its rows in the keys without its name, and its fingerprint.
 _FILE_BYTES = 400 + 32
 _ROW_BYTES = 90 + 32
 
 
 class DryRun:
-    """One dry run over some sources, against a store or, where it is not made yet, against none."""
+    """One dry run over some sources, against a store or, if it is not made yet, an empty one."""
 
     def __init__(
         self,
@@ -44,9 +45,9 @@ class DryRun:
         normalize: bool,
         disk_bytes: int = 0,
     ) -> None:
-        """``dim``: the length of the vectors that would be made, 0 for none.
+        """``dim`` is the length of the vectors that would be made, 0 for none.
 
-        ``disk_bytes``: what it takes to make the store, before there are images.
+        ``disk_bytes`` is the size of the empty store, if it would be made.
         """
         self._store = store
         self._group_files = (store.limits if store is not None else Limits()).chunk_files
@@ -60,7 +61,7 @@ class DryRun:
     def run(
         self, items: Iterable[Item], path: Path, progress: Callable[[int], None] | None = None
     ) -> IngestPlan:
-        """Go through everything; ``path`` is where the store is or would be."""
+        """Go through all items; ``path`` is the folder of the store, whether it exists or not."""
         for group in _groups(items, self._group_files):
             self._files([item for item in group if isinstance(item, FileItem | Member)])
             for item in group:
@@ -98,7 +99,7 @@ class DryRun:
 
     @property
     def _met(self) -> int:
-        """How much was counted by now."""
+        """The number of items counted so far."""
         counts = (self._images, self._unchanged, self._rejected, self._skipped, self._archives)
         return sum(counts)
 
@@ -121,19 +122,19 @@ class DryRun:
             return
         self._images += left
         self._bytes += item.size * left // item.count
-        # Only reading all of it may tell its kind: then it counts as the one that takes more.
+        # If only reading the whole array would tell its kind, assume the one that takes more.
         kinds = list(Kind) if item.declared_kind is None else [item.declared_kind]
         kept = max(self._kept_bytes(item.row_bytes, kind) for kind in kinds)
         self._disk += left * (_ROW_BYTES + self._vector + kept)
 
     def _kept_bytes(self, row_bytes: int, kind: Kind) -> int:
-        """What is kept of a row that takes ``row_bytes`` while it is read."""
+        """The kept bytes of a row that takes ``row_bytes`` in memory."""
         values = -(-row_bytes // 8) if kind is Kind.BITS else row_bytes
         small = kind is Kind.BITS and values <= KEEP_BITS_LIMIT
         return values if self._keep == "yes" or (self._keep == "auto" and small) else 0
 
     def _is_done(self, found: Resumed[object]) -> bool:
-        """Count what earlier runs did with a source; whether the rest would be rejected again."""
+        """Count what earlier runs did with a source; returns whether the rest was rejected for good."""
         self._unchanged += found.unchanged
         self._rejected += found.rejected + found.hopeless
         self._skipped += found.skipped
@@ -161,7 +162,8 @@ class DryRun:
         found = resume_archive(self._store, item)
         if self._is_done(found) or (found.row is not None and found.row.complete):
             return
-        self._bytes += item.size  # how much of it is left, only reading it tells
+        # Only reading an archive would tell how much of it is left.
+        self._bytes += item.size
         if self._keep == "yes":
             self._disk += item.size
         if item.count is None:
@@ -173,7 +175,7 @@ class DryRun:
 
 
 def vector_bytes(dim: int) -> int:
-    """Of disk: float32, an id, and a code and a row number in the index."""
+    """Bytes of disk of one vector: float32, an id, and a code and a row number in the index."""
     return 4 * dim + 8 + dim // 4 + 8
 
 

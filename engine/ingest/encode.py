@@ -1,4 +1,4 @@
-"""Vectors for images that are new: pictures go to the encoder in batches, until the run is to stop."""
+"""Encodes new images in batches, until the run is to stop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Encoding:
 
     @property
     def image_size(self) -> int | None:
-        """Pixels a side of the pictures that it takes; None where images get no vectors."""
+        """Pixels a side of the encoder's input; None if images get no vectors."""
         return self._encoder.image_size if self._encoder is not None else None
 
     @property
@@ -36,11 +36,11 @@ class Encoding:
         return self._encoder is not None
 
     def disable(self) -> None:
-        """From now on images get no vectors."""
+        """Give no more vectors to images."""
         self._encoder = None
 
     def encode(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
-        """The vectors (n, dim) of a batch; none where the run is to stop before they are there."""
+        """The vectors (n, dim) of a batch; (0, dim) if the run stops before they are made."""
         if self._encoder is None:
             return np.empty((0, 0), np.float32)
         if pictures and not self._stopping.late():
@@ -49,16 +49,16 @@ class Encoding:
         return np.empty((0, self._encoder.dim), np.float32)
 
     def encode_new(self, images: Sequence[PreparedImage | None]) -> list[Vector | None]:
-        """The vector that each gets if it is new; fewer where the run is to stop.
+        """The vector of each image, None for those that are not new; fewer if the run stops.
 
-        None stands for an image that is known by the hash of its file.
+        In ``images``, None stands for an image that is known by the hash of its file.
         """
         if self._encoder is None:
             return [None] * len(images)
         keys = [one.image.key for one in images if one is not None]
         known = iter(self._store.snapshot.images_of(keys))
         out: list[Vector | None] = []
-        made: dict[bytes, Vector] = {}  # of each proof: any of equal images may be the one added
+        made: dict[bytes, Vector] = {}  # by proof: of equal images, any may be the one added
         batch: list[PreparedImage | None] = []
         fresh: dict[bytes, Picture] = {}
         for number, one in enumerate(images, 1):
@@ -68,7 +68,7 @@ class Encoding:
                 there = any(row.proof == proof for row in next(known))
                 if not there and proof not in made and one.picture is not None:
                     fresh[proof] = one.picture
-            # The last ones are few at a time: what is encoded when time is up is committed.
+            # Once the run is to stop, batches are small: those done when time is up are committed.
             most = self._store.memory.encode_batch
             if self._stopping.asked():
                 most = min(most, _LAST_BATCH)

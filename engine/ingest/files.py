@@ -1,4 +1,4 @@
-"""Files: those that are new or changed are prepared while the group before them is committed."""
+"""Ingests files: prepares new and changed ones while the group before them is committed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.storage.session import Session
 
 
 class FileIngest:
-    """Ingests groups of files, one of which is always under way."""
+    """Ingests groups of files; prepares one group ahead."""
 
     def __init__(
         self, store: Session, preparing: Preparing, images: ImageCommits, tally: Tally
@@ -26,18 +26,18 @@ class FileIngest:
         self._waiting: list[Waiting] = []
 
     def ingest(self, group: Sequence[FileItem | Member], pool: ThreadPoolExecutor) -> None:
-        """Have a group prepared, and meanwhile commit the one before."""
+        """Let the workers prepare a group, and commit the one before it."""
         ahead = self._preparing.begin(pool, self._new(group))
         self.finish()
         self._waiting = ahead
 
     def finish(self) -> None:
-        """Commit the group that is under way."""
+        """Commit the prepared group, if there is one."""
         waiting, self._waiting = self._waiting, []
         self._images.commit(waiting)
 
     def _new(self, group: Sequence[FileItem | Member]) -> list[FileItem | Member]:
-        """The files of a group that are new or changed by their stamp; the rest is not read."""
+        """The files of a group that are new or have another stamp; counts the others as done."""
         new: list[FileItem | Member] = []
         for item, state in zip(group, resume_files(self._store.snapshot, group), strict=True):
             if state is FileState.NEW:

@@ -1,4 +1,4 @@
-"""The items of a run in groups: files of one commit together, arrays and archives alone."""
+"""Groups the items of a run: files of one commit together, arrays and archives alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Group = list[FileItem | Member] | ArrayItem | VectorItem | ArchiveItem
 
 
 class Groups:
-    """Iterates over the groups of one run. Problems and what is skipped end here."""
+    """Iterates over the groups of one run; commits rejects and counts skipped items itself."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Groups:
     ) -> None:
         """A group of files ends with the one that reaches ``max_files`` or ``max_bytes``."""
         self.failure: Exception | None = None
-        """What making the items raised, kept until all before it is committed."""
+        """The error of the iterator of items, to be raised once all items before it are committed."""
         self._items = items
         self._commits = commits
         self._tally = tally

@@ -1,4 +1,4 @@
-"""Prepared images to commits: known? → encode → chunk → commit."""
+"""Commits prepared images: known? → encode → chunk → commit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from engine.storage.session import Session
 from engine.storage.source_rows import NameRow
 
 _log = logging.getLogger("engine.ingest")
-_Encoded = tuple[ReadItem, Vector | None]  # with the vector that it gets if it is new
+_Encoded = tuple[ReadItem, Vector | None]  # an item, and its vector if it is new
 
 
 class ImageCommits:
-    """Commits groups of files, and of members of archives."""
+    """Commits groups of files and groups of members of archives."""
 
     def __init__(
         self,
@@ -40,10 +40,11 @@ class ImageCommits:
         self._stopping = stopping
 
     def commit(self, waiting: Sequence[Waiting], group: MemberGroup | None = None) -> bool:
-        """Commit what was prepared; of a group of an archive, also how far that is read by now.
+        """Commit prepared images and, for a group of an archive, how far the archive is read.
 
-        Once the run is to stop, what is ready is committed: of an archive all before the first that
-        is not, since it is gone on with from there. False where something is left.
+        Once the run is to stop, only images that are ready are committed. In an archive these are the
+        ones before the first that is not, because the next run goes on from there. Returns False if
+        some are left.
         """
         results, left = self._collect(waiting, in_order=group is not None)
         done = [result for result in results if isinstance(result, ReadItem)]
@@ -68,7 +69,10 @@ class ImageCommits:
     def _collect(
         self, waiting: Sequence[Waiting], *, in_order: bool
     ) -> tuple[list[ReadItem | Reject], FileItem | Member | None]:
-        """What is ready, and the first that is not; ``in_order``: nothing behind that."""
+        """The results that are ready, and the first item that is not.
+
+        With ``in_order``, results behind that item are left out.
+        """
         results: list[ReadItem | Reject] = []
         left: FileItem | Member | None = None
         for item, future in waiting:
@@ -88,9 +92,9 @@ class ImageCommits:
         *,
         last: bool,
     ) -> None:
-        """Commit images that were read; where they do not fit the disk, half of them and then the rest.
+        """Commit images; if they do not fit the disk, commit one half and then the other.
 
-        How far the archive is read goes with the ``last`` of them: until then they are read again.
+        Only the ``last`` commit says how far the archive is read; without it, a run reads them again.
         """
         marks = group.marks() if group is not None else None
 
@@ -126,7 +130,7 @@ class ImageCommits:
                 id_ = next(known) or builder.added(one.prepared.image.proof)
             self._tally.advance(1)
             if group is not None:
-                # Met before in this very archive: it is the same image, or another of its name.
+                # The name occurs twice in this archive, for the same image or for another one.
                 same = _stands_for(item, name_row, named.get(item.name))
                 if same is not None and same == id_:
                     self._tally.counts.unchanged += 1
@@ -150,7 +154,7 @@ class ImageCommits:
     def _take(
         self, builder: ChunkBuilder, one: ReadItem, vector: Vector | None, id_: int | None
     ) -> int:
-        """Add an image, or what is said of it if it is there as ``id_``; returns its id."""
+        """Add an image, or only its metadata if it is there as ``id_``; returns its id."""
         item = one.item
         if isinstance(item, Member) and item.note:
             self._commits.rejects.put_without_metadata([item])
@@ -164,7 +168,7 @@ class ImageCommits:
         return id_
 
     def _pass_by(self, builder: ChunkBuilder, group: MemberGroup) -> None:
-        """Commit how far the archive is read with its group."""
+        """Add to the chunk how far the archive is read, and count skipped members."""
         builder.chunk.archives = [(group.archive.name, group.pass_by())]
         self._tally.note(group.notes)
         self._tally.counts.skipped += group.skipped
@@ -174,7 +178,7 @@ class ImageCommits:
 def _stands_for(
     item: FileItem | Member, before: NameRow | None, chunk: NewName | None
 ) -> int | None:
-    """The image that a member's name stands for already, in the same archive as it is now."""
+    """The id of the image that a member's name stands for already in the unchanged archive, or None."""
     if chunk is not None:
         return chunk.id
     if before is not None and stamp_of(before) == stamp_of(item):

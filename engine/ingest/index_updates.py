@@ -1,4 +1,4 @@
-"""Keeps the index up with a running ingest; where that fails, the ingest goes on."""
+"""Updates the index during an ingest; if that fails, the ingest goes on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class IndexUpdates:
         self._peak = peak
 
     def update(self, least: int) -> None:
-        """Index the vectors that are in no segment, if there are at least ``least`` of them."""
+        """Index the vectors that are not in a segment, if there are at least ``least`` of them."""
         if not self._store.snapshot.vector_rows or self._stopping.asked():
             return
         work = BackgroundWork(
@@ -36,7 +36,7 @@ class IndexUpdates:
         except StoppedError:
             _log.warning("the index was not built: the next ingest or optimize builds it")
         except (OSError, MemoryError, StoreDamagedError, UnreadableError) as error:
-            # Derived: the vectors are committed, and are searched exactly until it succeeds.
+            # The index is derived: the vectors are committed, and are searched exactly without it.
             what = error.strerror if isinstance(error, OSError) else str(error)
             what = what or type(error).__name__
             _log.warning("the index was not built: %s; lookups go on without it", what)

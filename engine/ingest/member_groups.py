@@ -1,4 +1,4 @@
-"""Members of an archive in groups of one commit, and how far the archive is read with each of them."""
+"""Groups the members of an archive for commits, and notes how far each group gets."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from engine.storage.source_rows import ArchiveRow
 
 @dataclass(slots=True)
 class ArchiveProgress:
-    """An archive while it is read, and how far it is committed."""
+    """An archive that is being read, and how far it is committed."""
 
     name: bytes
     row: ArchiveRow
-    again: bool = False  # something in it is to be tried again at the next run
+    again: bool = False  # whether the next run has to try some members again
 
 
 @dataclass(slots=True)
 class MemberGroup:
-    """Members of an archive that are committed together, and what was met between them."""
+    """Members of an archive that are committed together, and the problems between them."""
 
     archive: ArchiveProgress
     files: list[Member] = field(default_factory=list)
     problems: list[Reject] = field(default_factory=list)
     skipped: int = 0
-    notes: list[str] = field(default_factory=list)  # of those that were skipped
-    size: int = 0  # bytes that it holds while it waits
-    rejected: int = 0  # of it
+    notes: list[str] = field(default_factory=list)  # notes about skipped members
+    size: int = 0  # bytes that its members take in memory
+    rejected: int = 0  # rejected members of the group
     before: list[tuple[int, int, int]] = field(default_factory=list)
-    """What was met before each file: how many problems, skipped and notes."""
+    """The numbers of problems, skipped members and notes before each file."""
 
     @property
     def count(self) -> int:
-        """Members of all kinds."""
+        """The number of all members, also rejected and skipped ones."""
         return len(self.files) + len(self.problems) + self.skipped
 
     def add(self, found: Member | Reject | Skipped) -> None:
-        """The next member of the archive."""
+        """Add the next member of the archive."""
         if isinstance(found, Member):
             self.before.append((len(self.problems), self.skipped, len(self.notes)))
             self.files.append(found)
@@ -52,7 +52,7 @@ class MemberGroup:
                 self.notes.append(found.note)
 
     def until(self, file: FileItem | Member) -> MemberGroup:
-        """What was met before one of its files."""
+        """The part of the group before one of its files."""
         at = next(i for i, other in enumerate(self.files) if other is file)
         problems, skipped, notes = self.before[at]
         return MemberGroup(
@@ -60,12 +60,12 @@ class MemberGroup:
         )
 
     def reject(self, problems: list[Reject], *, met_now: int) -> None:
-        """Note that ``problems`` are committed with it, the last ``met_now`` not counted before."""
+        """Note the rejects committed with the group; the last ``met_now`` were not counted before."""
         self.rejected += met_now
         self.archive.again |= any(not (found.mtime_ns or found.size) for found in problems)
 
     def pass_by(self) -> ArchiveRow:
-        """Note that it is done; returns the archive's row."""
+        """Advance the archive's row past the group; returns the row."""
         row = self.archive.row
         self.archive.row = replace(
             row,
@@ -77,11 +77,11 @@ class MemberGroup:
         return self.archive.row
 
     def marks(self) -> tuple[ArchiveRow, int]:
-        """How far the archive is, to ``go_back`` to."""
+        """How far the archive is committed, for ``go_back``."""
         return self.archive.row, self.rejected
 
     def go_back(self, marks: tuple[ArchiveRow, int]) -> None:
-        """Forget what was noted of a commit that did not fit the disk."""
+        """Undo the notes of a commit that did not fit the disk."""
         self.archive.row, self.rejected = marks
 
 
@@ -93,10 +93,10 @@ def member_groups(
     max_bytes: int,
     stop: Callable[[], bool],
 ) -> Iterator[MemberGroup]:
-    """Members of one commit at a time, each of whom is in memory until then.
+    """The members of an archive in groups, each in memory until its commit.
 
-    A group ends with the member that reaches ``max_files`` or ``max_bytes``. Where the archive breaks
-    off, its error is raised behind the last group.
+    A group ends with the member that reaches ``max_files`` or ``max_bytes``. If the archive breaks
+    off, its ``SourceError`` is raised after the last group.
     """
     group = MemberGroup(archive)
     broken: SourceError | None = None

@@ -1,6 +1,6 @@
-"""The bytes of an image to all that a store keeps of it: hashes, a fingerprint, a picture to encode.
+"""Prepares one image for a store: hashes, a fingerprint, kept pixels, a picture to encode.
 
-Nothing here knows of a store. Settings, arguments and results can be pickled, so that this half of an
+Nothing here uses a store. Settings, arguments and results can be pickled, so that this half of an
 ingest may run in another process.
 """
 
@@ -24,24 +24,24 @@ Picture = npt.NDArray[np.uint8]  # (image_size, image_size, 3)
 
 @dataclass(frozen=True, slots=True)
 class PrepareSettings:
-    """What an image is prepared for: the seed of a store, the input of an encoder."""
+    """The settings of a store and its encoder that preparing an image depends on."""
 
     hash_seed: int  # 64 bits
     keep_pixels: str  # one of ``engine.config.KEEP_PIXELS``
-    max_decoding_bytes: int  # that decoding one image may take
+    max_decoding_bytes: int  # for decoding one image
     image_size: int | None  # pixels a side of the encoder's input; None: no pictures are made
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """One image, ready to be committed to a store with the seed that it was prepared for."""
+    """One image, ready to be committed to a store with the same hash seed."""
 
     image: NewImage
-    picture: Picture | None  # shrunk for the encoder
+    picture: Picture | None  # resized for the encoder
 
 
 def prepare(data: bytes, file_hash: bytes, settings: PrepareSettings) -> PreparedImage:
-    """The image in a file's bytes, whose ``hashing.file_hash`` is ``file_hash``.
+    """Prepare the image in a file's bytes, whose ``hashing.file_hash`` is ``file_hash``.
 
     Raises ``ImageError`` if it cannot be decoded, ``MemoryError`` if there is too little memory.
     """
@@ -50,7 +50,7 @@ def prepare(data: bytes, file_hash: bytes, settings: PrepareSettings) -> Prepare
 
 
 def prepare_decoded(decoded: Decoded, settings: PrepareSettings) -> PreparedImage:
-    """An image that came without a file."""
+    """Prepare an image that came without a file."""
     return _prepared(decoded, b"", b"", settings)
 
 
@@ -62,7 +62,7 @@ def _prepared(
     print_, quality = fingerprint.fingerprint(found)
     keep, keeps_canonical = _kept(found, data, settings.keep_pixels)
     image = NewImage(
-        # The pixels are let go here: only what is kept of them waits for the commit.
+        # Without the pixels, so that only kept bytes stay in memory until the commit.
         pixels=Pixels(found.kind, found.height, found.width, found.channels, found.frames, b""),
         key=hashing.key(form, settings.hash_seed),
         proof=hashing.proof(form),
@@ -79,20 +79,22 @@ def _prepared(
 
 
 def _kept(found: Pixels, data: bytes, keep_pixels: str) -> tuple[Buffer | None, bool]:
-    """What is kept of an image, and whether that would be its canonical form."""
+    """The bytes to keep of an image, and whether the canonical form is what would be kept."""
     form = found.canonical
     small = found.kind is Kind.BITS and len(form) <= HEADER_BYTES + KEEP_BITS_LIMIT
-    if keep_pixels == "yes" and not data:  # there is no file
+    # Without a file, only the canonical form can be kept.
+    if keep_pixels == "yes" and not data:
         small = True
     if keep_pixels == "no":
         return None, small
-    if small:  # a large scan takes far less as its file
+    # The file of a large scan is far smaller than its canonical form.
+    if small:
         return bytes(form), small
     if keep_pixels != "yes":
         return None, small
     if len(data) >> 32:
         raise ImageError(
-            '4 GiB or more cannot be kept: leave keep_pixels="yes" out', retryable=True
+            'a file of 4 GiB or more cannot be kept: leave keep_pixels="yes" out', retryable=True
         )
     return data, small
 

@@ -1,6 +1,6 @@
-"""A block of rows of an array to all that a store keeps of them: hashes, fingerprints, pixels.
+"""Prepares blocks of rows of an array for a store: hashes, fingerprints, kept pixels.
 
-Nothing here knows of a store, and everything can be pickled, as in ``engine.ingest.prepare``.
+Nothing here uses a store, and everything can be pickled, as in ``engine.ingest.prepare``.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _HASHED_ROWS = 64  # at a time
 
 @dataclass(slots=True)
 class PreparedRows:
-    """A block of rows of an array, or what one worker has prepared of it."""
+    """A prepared block of rows of an array, or one worker's part of it."""
 
     block: RowBlock
-    shape: Pixels  # of each; its canonical bytes are empty
+    shape: Pixels  # kind and size of each row; its canonical bytes are empty
     keys: list[bytes]
     proofs: list[bytes]
     fingerprints: npt.NDArray[np.uint8]  # (n, 32)
     qualities: npt.NDArray[np.uint8]  # (n,)
-    keeps: bool  # whether the pixels of those that are new are kept
+    keeps: bool  # whether the pixels of new rows are kept
 
     def part(self, start: int, end: int) -> PreparedRows:
         """Rows [start, end) of the block."""
@@ -48,9 +48,9 @@ class PreparedRows:
 def prepare_rows(
     block: RowBlock, part: int, parts: int, *, hash_seed: int, keep_pixels: str
 ) -> PreparedRows:
-    """Part number ``part`` of ``parts`` of a block, of about as many rows each.
+    """Prepare part number ``part`` of a block divided into ``parts`` of about equal size.
 
-    Its ``block`` is the whole one: see ``joined``.
+    The ``block`` of the result is the whole block; see ``joined``.
     """
     at = [len(block.rows) * i // parts for i in (part, part + 1)]
     rows = block.rows[at[0] : at[1]]
@@ -60,7 +60,8 @@ def prepare_rows(
     for first in range(0, len(rows), _HASHED_ROWS):
         some = list(rows[first : first + _HASHED_ROWS])
         keys += hashing.keys(some, hash_seed)
-        proofs += hashing.proofs(some)  # from the cache: they were just read
+        # The rows are in the processor's cache now.
+        proofs += hashing.proofs(some)
     if block.kind is Kind.BITS:
         bits = shape.height * shape.width * shape.channels
         prints, qualities = fingerprint.fingerprint_bits(rows[:, HEADER_BYTES:], bits)
@@ -77,7 +78,7 @@ def prepare_rows(
 
 
 def joined(parts: Sequence[PreparedRows | None]) -> PreparedRows | None:
-    """The parts of one block as one; None where there was no block."""
+    """Join the parts of one block; None if there was no block."""
     there = [part for part in parts if part is not None and part.keys]
     if not there:
         return None

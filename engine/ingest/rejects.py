@@ -1,4 +1,4 @@
-"""What could not be read: rows of the rejects that go with a commit, and lines for people after it."""
+"""Records what could not be read: table rows with a commit, and lines of ``rejects.jsonl`` after it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Rejects:
     def __init__(self, store: Session, tally: Tally) -> None:
         self._store = store
         self._tally = tally
-        self._lines: list[dict[str, Any]] = []  # of the chunk that is being made
+        self._lines: list[dict[str, Any]] = []  # of the current chunk
 
     def put(self, chunk: Chunk, problems: Sequence[Reject]) -> None:
-        """Record what could not be read; a row that says the same as before is not repeated."""
+        """Add rejects to a chunk, except those that the store has already."""
         self._tally.counts.rejected += sum(found.rows for found in problems)
         before = (
             self._store.snapshot.rejects([found.name for found in problems]) if problems else []
@@ -49,7 +49,7 @@ class Rejects:
                 self._lines.append(_line(found.name, found.reason))
 
     def put_without_metadata(self, members: Sequence[Member]) -> None:
-        """List images that are taken in without their metadata, and why."""
+        """List images that are ingested without their metadata, with the reason."""
         if members:
             self._tally.note([WITHOUT_METADATA] * len(members))
         self._lines += [
@@ -57,9 +57,9 @@ class Rejects:
         ]
 
     def log(self) -> None:
-        """List the rejects of a chunk that is committed in ``rejects.jsonl``, for people.
+        """Append the rejects of a committed chunk to ``rejects.jsonl``, which is for people.
 
-        The table ``rejects`` is what counts, so a failure is a warning and ends nothing.
+        The table ``rejects`` is what the engine reads, so a failure is only a warning.
         """
         lines, self._lines = self._lines, []
         if not lines:
@@ -68,7 +68,7 @@ class Rejects:
             _append(self._store.path, lines)
         except (OSError, ForeignError) as error:
             _log.warning(
-                "%s could not be written: %s; %d rejects are committed and not listed there, "
+                "%s could not be written: %s; %d rejects are committed but not listed there, "
                 "the first of them %s: %s",
                 self._store.path / REJECTS,
                 error.strerror if isinstance(error, OSError) else error,
@@ -78,7 +78,7 @@ class Rejects:
             )
 
     def go_back(self) -> None:
-        """Forget those of a chunk that did not fit the disk."""
+        """Drop the lines of a chunk that did not fit the disk."""
         self._lines = []
 
 

@@ -1,7 +1,7 @@
-"""What earlier runs did with a source, and whether it is as it was then.
+"""Finds what earlier runs did with a source, and whether it has changed since.
 
-The stamp of a file, its (mtime_ns, size), tells whether it has changed. What was rejected is not read
-again while neither its stamp nor the decoder changes.
+A file has changed if its stamp, (mtime_ns, size), has. A rejected file is read again only after its
+stamp or the decoder has changed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Row = TypeVar("Row", covariant=True)
 
 
 class Stamped(Protocol):
-    """A source, or the row that a store has of one."""
+    """A source, or a store's row of one."""
 
     @property
     def mtime_ns(self) -> int:
-        """When its file was last changed; 0 where there is none."""
+        """When its file was last changed; 0 without a file."""
 
     @property
     def size(self) -> int:
@@ -34,11 +34,11 @@ class Stamped(Protocol):
 
 
 class FileState(Enum):
-    """What is to be done with a file."""
+    """What a run does with a file."""
 
-    NEW = auto()  # or changed: it is to be read
+    NEW = auto()  # new or changed: read it
     UNCHANGED = auto()
-    REJECTED = auto()  # before, and it would be again
+    REJECTED = auto()  # rejected before, and would be again
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +46,15 @@ class Resumed(Generic[Row]):
     """How far an archive or an array is committed."""
 
     before: Row | None = None
-    """Its row in the store, also where the source has changed since."""
+    """Its row in the store, even if the source has changed since."""
     begun: bool = False
-    """Whether that row is of the source as it is now; else all counts are 0."""
-    done: int = 0  # members or rows, whatever became of them
+    """Whether that row is of the unchanged source; if not, all counts are 0."""
+    done: int = 0  # members or rows, also rejected and skipped ones
     unchanged: int = 0
     rejected: int = 0
     skipped: int = 0
     hopeless: bool = False
-    """Whether what is left was rejected before, and would be again."""
+    """Whether the rest was rejected before, and would be again."""
 
     @property
     def row(self) -> Row | None:
@@ -62,23 +62,23 @@ class Resumed(Generic[Row]):
         return self.before if self.begun else None
 
     def replaced_by_none(self, count: int) -> bool:
-        """Whether something is committed of an array that has changed and has no rows any more."""
+        """Whether an array with committed rows has changed, and is now empty."""
         return self.before is not None and not self.begun and count == 0
 
 
 def stamp_of(one: Stamped) -> Stamp:
-    """What tells whether a source is as it was."""
+    """The stamp of a source, which changes with its file."""
     return one.mtime_ns, one.size
 
 
 def is_final(reject: dict[str, Any], stamp: Stamp) -> bool:
-    """Whether what was rejected would be again: it has not changed, nor has what decodes it."""
+    """Whether a reject would be rejected again: neither its file nor the decoder has changed."""
     before = (reject["mtime_ns"], reject["size"])
     return any(before) and before == stamp and reject.get("decoder") == decode.DECODER
 
 
 def resume_files(store: Snapshot | None, items: Sequence[FileItem | Member]) -> list[FileState]:
-    """What is to be done with each of some files, by their stamps; ``None`` is an empty store."""
+    """What a run does with each file, by its stamp; a ``store`` of None is an empty one."""
     states = [FileState.NEW] * len(items)
     if store is None:
         return states
@@ -94,7 +94,7 @@ def resume_files(store: Snapshot | None, items: Sequence[FileItem | Member]) -> 
 
 
 def resume_archive(store: Snapshot | None, item: ArchiveItem) -> Resumed[ArchiveRow]:
-    """How far an archive is committed; ``None`` is an empty store."""
+    """How far an archive is committed; a ``store`` of None is an empty one."""
     row = store.archive(item.name) if store is not None else None
     if store is None or row is None or stamp_of(row) != stamp_of(item):
         return Resumed(row)
@@ -110,7 +110,7 @@ def resume_archive(store: Snapshot | None, item: ArchiveItem) -> Resumed[Archive
 
 
 def resume_array(store: Snapshot | None, item: ArrayItem | VectorItem) -> Resumed[ArrayRow]:
-    """How far an array, of images or of vectors, is committed; ``None`` is an empty store."""
+    """How far an array of images or vectors is committed; a ``store`` of None is an empty one."""
     row = store.array(item.name) if store is not None else None
     if store is None or row is None or stamp_of(row) != stamp_of(item):
         return Resumed(row)

@@ -1,4 +1,4 @@
-"""Prepared rows of an array to commits: known? → encode → chunk → commit."""
+"""Commits prepared rows of an array: known? → encode → chunk → commit."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class RowCommits:
     def commit(
         self, name: bytes, array: ArrayRow, rows: PreparedRows, count: int
     ) -> tuple[ArrayRow, int]:
-        """Commit a block; where it does not fit the disk, half of it and then the rest.
+        """Commit a block; if it does not fit the disk, commit one half and then the other.
 
-        ``count`` is the array's number of rows. Returns how far it is committed then, and the first
-        row that is not: one of this block where the run is to stop.
+        ``count`` is the array's number of rows. Returns the new row of the array, and its first
+        uncommitted row, which lies in this block if the run is to stop.
         """
 
         def halves() -> tuple[ArrayRow, int]:
@@ -86,10 +86,10 @@ class RowCommits:
         rows: PreparedRows,
         vectors: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.int64] | None:
-        """The image of each row, new ones added by the column; None if any two share a key.
+        """Add the new rows as columns; returns the id of each row (n,), or None if images share a key.
 
-        Fewer where the run is to stop: of the rows before the first new one that is not encoded.
-        ``vectors`` (n, dim) are those of the new images, if they are there already.
+        If the run stops, the ids end before the first new row that is not encoded. ``vectors``
+        (n, dim) are those of the new images, if they are made already.
         """
         known = self._store.snapshot.image_columns(rows.keys)
         proofs = np.frombuffer(b"".join(rows.proofs), np.uint8).reshape(-1, hashing.PROOF_BYTES)
@@ -123,7 +123,7 @@ class RowCommits:
     def _vectors(
         self, rows: PreparedRows, chosen: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """The vectors (n, dim) of some rows, fewer where the run is to stop."""
+        """The vectors (n, dim) of the ``chosen`` rows (n,); fewer if the run stops."""
         vectors: list[npt.NDArray[np.float32]] = []
         most = self._store.memory.encode_batch
         for first in range(0, len(chosen), most):
@@ -140,7 +140,7 @@ class RowCommits:
         return squash(to_rgb8(found), size)
 
     def _add_one_by_one(self, builder: ChunkBuilder, rows: PreparedRows) -> npt.NDArray[np.int64]:
-        """The image of each row, where different images have the same key; fewer as above."""
+        """Add rows one by one, as some share a key; returns the id of each, fewer if the run stops."""
         images = [_new_image(rows, i) for i in range(len(rows.block.rows))]
         ids: list[int] = []
         for image, known in zip(images, builder.find(images), strict=True):
@@ -166,7 +166,7 @@ class RowCommits:
         ids: npt.NDArray[np.int64],
         runs: Sequence[Run],
     ) -> None:
-        """Note which images' rows may say that all their sources are in runs of several."""
+        """Set ``in_runs`` for new images, and clear it for known ones with a run of their own."""
         alone = np.array([run.id for run in runs if not run.several], np.int64)
         if not len(alone):
             return
@@ -177,7 +177,7 @@ class RowCommits:
         known = np.flatnonzero((ids < first) & np.isin(ids, alone))
         touched = list({keys[i]: None for i in known})
         for key, found in zip(touched, self._store.snapshot.images_of(touched), strict=True):
-            # One that shares its key never says so.
+            # An image that shares its key never has ``in_runs``.
             chunk.out_of_runs += [(key, row) for row in found[:1] if row.in_runs]
 
 
@@ -214,13 +214,13 @@ def _new_image(rows: PreparedRows, i: int) -> NewImage:
 
 
 def runs_of(array: int, first_row: int, ids: npt.NDArray[np.int64]) -> list[Run]:
-    """The shortest list of runs that says which image each row of a block is.
+    """The shortest list of runs for a block of rows.
 
-    ``ids`` is (n,): the images of rows ``first_row`` … ``first_row + n - 1``.
+    ``ids`` (n,) are the ids of rows ``first_row`` to ``first_row + n - 1``.
     """
     runs: list[Run] = []
     steps = np.diff(ids)
-    # Where the step changes, a run may end; between two such places it is constant.
+    # A run may end where the step between ids changes; it is constant in between.
     edges = [*(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(steps)] if len(steps) else []
     at = 0
     for edge in edges:

@@ -3,7 +3,7 @@
     items → groups → prepare (read, hash, decode, fingerprint; in threads) → known? → encode → commit
 
 The images of a chunk are prepared while the chunk before is encoded and committed. An image that
-cannot be read becomes a row of the rejects and the run goes on; what stops a run is the store.
+cannot be read becomes a row of the rejects, and the run goes on. Only an error of the store ends a run.
 """
 
 from __future__ import annotations
@@ -57,11 +57,10 @@ class Ingest:
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> None:
-        """``progress`` is told how many items are done; ``stop``, asked often, ends the run.
+        """``progress(done)`` counts items; ``stop``, called often, ends the run.
 
-        What is finished by then is committed.
-
-        ``normalize``: divide imported vectors by their length.
+        A stopped run commits what is finished. With ``normalize``, imported vectors are divided by
+        their length.
         """
         check_keep_pixels(keep_pixels)
         check_workers(workers)
@@ -76,7 +75,7 @@ class Ingest:
         self._commits = commits = Commits(store, tally, self._index, peak)
         images = ImageCommits(store, encoding, commits, tally, stopping)
         limits = store.limits
-        # What is kept of the images of a group, and their shrunk pictures, wait for the commit.
+        # The kept bytes of a group's images and their resized pictures are in memory until the commit.
         each = KEEP_BITS_LIMIT + (3 * encoder.image_size**2 if encoder else 0)
         self._group_files = max(1, min(limits.chunk_files, store.memory.chunk // each))
         self._files = FileIngest(store, preparing, images, tally)
@@ -99,7 +98,7 @@ class Ingest:
         )
 
     def run(self, items: Iterable[Item]) -> IngestReport:
-        """Ingest everything; returns what was done."""
+        """Ingest all items; returns the report."""
         with self._peak.sampled():
             return self._run(items)
 

@@ -1,4 +1,4 @@
-"""Whether a run is to stop, and what it still finishes then."""
+"""Decides whether a run is to stop, and how long it may still finish prepared images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Stopping:
     """Asks the caller often whether the run is to stop."""
 
     def __init__(self, stop: Callable[[], bool] | None, finishing_seconds: float) -> None:
-        """``finishing_seconds``: that a run which is to stop goes on to encode what is prepared."""
+        """``finishing_seconds``: how long a run that is to stop may go on encoding."""
         self._stop = Stop(stop)
         self._finishing_seconds = finishing_seconds
-        self._stopped_at: float | None = None  # when it was seen that the run is to stop
+        self._stopped_at: float | None = None  # when ``late`` first saw that the run is to stop
 
     def asked(self) -> bool:
         """Whether the run is to stop."""
         return self._stop.asked()
 
     def ready(self, future: Future[Any]) -> bool:
-        """Wait for a worker. Once the run is to stop: whether it is done already."""
+        """Wait for a worker; False if the run is to stop and the worker has not finished."""
         while not future.done():
             if self.asked():
                 future.cancel()
@@ -35,7 +35,7 @@ class Stopping:
         return True
 
     def late(self) -> bool:
-        """Whether the run is to stop, and has had its time to encode what is prepared."""
+        """Whether the run is to stop, and its time for finishing is over."""
         if not self.asked():
             return False
         now = time.monotonic()

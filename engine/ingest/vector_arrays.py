@@ -1,8 +1,8 @@
-"""Arrays of vectors that people bring: which vectors a store takes, and what an array was before.
+"""Imported vectors: which ones a store takes, and which rows of an array have changed.
 
-Nothing is compared with what other rows are: each row of an array is an id of its own. But where an
-array is read again since its file has changed, a row that is still the same vector keeps its id, and
-what the others were goes. So touching a file costs a reading of it, and not all its ids.
+Vectors are not compared with other rows: each row of an array has its own id. But if an array has
+changed and is read again, a row with the same vector keeps its id, and the images of the other rows are
+removed. So touching a file costs a read of it, but no ids.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def check_admission(store: Snapshot, dim: int, *, normalize: bool) -> None:
         return
     if space.has_encoder:
         raise UsageError(
-            f"{store.path} holds vectors of the encoder {space.name}, with which others cannot be "
-            f"compared: make another store for vectors of your own"
+            f"{store.path} holds vectors of the encoder {space.name}, and others cannot be compared "
+            f"with them: make another store for vectors of your own"
         )
     if space.dim != dim:
         raise UsageError(
@@ -50,17 +50,17 @@ def check_admission(store: Snapshot, dim: int, *, normalize: bool) -> None:
 
 
 class VectorArray:
-    """One array of vectors while it is read into a store."""
+    """One array of vectors that is read into a store."""
 
     def __init__(self, store: Session, name: bytes, number: int) -> None:
-        """``number`` is that of the array ``name`` among the keys."""
+        """``number`` is the number of the array ``name`` in the keys."""
         self._store = store
         self._name = name
         self._number = number
         self._batch = store.limits.removal_batch
 
     def forget(self, first: int) -> None:
-        """As it has changed, remove rows from ``first`` on, and what was said of rejected ones."""
+        """Remove the rows of a changed array from ``first`` on, and all its rejects."""
         self._remove((run, [part]) for run, part in self._runs(first, None))
         name = self._name + b"#"
         rejects = self._store.snapshot.tables.rejects
@@ -73,9 +73,9 @@ class VectorArray:
             self._store.writer.commit(Chunk(removal=Removal(rows=rows)))
 
     def take(self, block: CheckedBlock) -> tuple[Chunk, int]:
-        """What is to be committed of a block, and how many of its rows are there as they are.
+        """The chunk of a block's new rows, and how many of its rows are unchanged.
 
-        What rows were that are something else now is removed before this returns.
+        The old images of changed rows are removed before this returns.
         """
         good = block.wrong == 0
         same = np.zeros(len(good), np.bool_)
@@ -95,7 +95,7 @@ class VectorArray:
         return chunk, int(same.sum())
 
     def _runs(self, first: int, end: int | None) -> Iterator[tuple[Run, Run]]:
-        """The committed runs of rows from ``first`` on, to ``end`` if there is one, and their parts."""
+        """The committed runs over rows from ``first`` to ``end``, and the part of each inside."""
         table = self._store.snapshot.tables.runs
         before = table.over_row(self._number, first)
         for run in table.of_array(self._number, before.row if before is not None else 0):
@@ -107,7 +107,7 @@ class VectorArray:
                 yield run, run.part(begin, stop - begin)
 
     def _same(self, block: CheckedBlock, runs: Sequence[tuple[Run, Run]]) -> Mask:
-        """Which rows of a block are the vectors that they were."""
+        """Whether each row of a block has the vector that it had before: (n,)."""
         store, space = self._store, self._store.snapshot.space
         ids = np.zeros(len(block.rows), np.int64)
         for _, part in runs:
@@ -118,9 +118,9 @@ class VectorArray:
             return same
         vectors = store.snapshot.open_vectors()
         try:
-            # It reads the ids of all vectors: once a block.
+            # This reads the ids of all vectors, so it is called once a block.
             rows = vectors.rows_of(ids, store.snapshot.state.next_id)
-            # A row of the array that is new has no id yet, and damaged vectors may be nobody's.
+            # A new row of the array has no id yet, and vectors damaged earlier may have none.
             rows[(ids == 0) | store.snapshot.removed_ids().has(ids)] = -1
             known = np.flatnonzero(rows >= 0)
             step = max(1, store.limits.checked_numbers // space.dim)
@@ -132,7 +132,7 @@ class VectorArray:
         return same
 
     def _remove(self, cuts: Iterator[tuple[Run, list[Run]]]) -> None:
-        """Remove parts of runs with what they are, in commits of bounded size."""
+        """Remove parts of runs and their images, in commits of bounded size."""
         request = RemovalRequest()
         for run, parts in cuts:
             for part in parts:
@@ -149,7 +149,7 @@ class VectorArray:
 
 
 def _cut(part: Run, first: int, wanted: Mask) -> list[Run]:
-    """The pieces of a part of a run whose rows are ``wanted`` in a block from row ``first`` on."""
+    """The pieces of a part of a run whose rows are ``wanted`` (n,), a mask that starts at ``first``."""
     at = part.row - first
     mine = wanted[at : at + part.count]
     return [part.part(part.row + a, b - a) for a, b in stretches(mine) if mine[a]]

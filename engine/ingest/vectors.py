@@ -1,4 +1,4 @@
-"""Arrays of imported vectors: block by block, from the first row that is not committed."""
+"""Ingests arrays of imported vectors block by block, from the first uncommitted row."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class VectorIngest:
         *,
         normalize: bool,
     ) -> None:
-        """``normalize``: divide vectors by their length."""
+        """With ``normalize``, vectors are divided by their length."""
         self._store = store
         self._encoding = encoding
         self._commits = commits
@@ -64,8 +64,9 @@ class VectorIngest:
             if start < array.count:
                 check_admission(self._store.snapshot, array.dim, normalize=self._normalize)
             committed = VectorArray(self._store, array.name, row.number)
+            # The changed array may be shorter than it was.
             if not found.begun:
-                committed.forget(array.count)  # what is behind its end
+                committed.forget(array.count)
             if found.replaced_by_none(array.count):
                 self._commits.save(Chunk(arrays=[(array.name, replace(row, complete=True))]))
                 return
@@ -77,7 +78,7 @@ class VectorIngest:
         except UsageError as error:
             if is_first:
                 raise
-            # What came before it is committed, and what comes behind it may be right.
+            # Not fatal: earlier items are committed, and later ones may fit the store.
             self._commits.reject_rest(
                 array, SourceError(str(error), retryable=True), array.count - start
             )
@@ -85,7 +86,7 @@ class VectorIngest:
             self._commits.reject_rest(array, error, array.count - start)
 
     def _row(self, array: VectorItem, found: Resumed[ArrayRow]) -> ArrayRow:
-        """The row to go on from, or a new one; an array that has changed keeps its number."""
+        """The row to go on from, or a new one; a changed array keeps its number."""
         if found.row is not None:
             return found.row
         before = found.before
@@ -98,7 +99,7 @@ class VectorIngest:
     def _ahead(
         self, array: VectorItem, start: int, pool: ThreadPoolExecutor
     ) -> Iterator[CheckedBlock]:
-        """Each block, checked. While one is committed the next is read and checked."""
+        """Each block, checked. While one is committed, the next is read and checked."""
         snapshot, limits = self._store.snapshot, self._store.limits
         normalize = snapshot.space.normalized if snapshot.vector_rows else self._normalize
         most = min(self._store.memory.block, limits.chunk_vector_bytes)
@@ -119,9 +120,9 @@ class VectorIngest:
     def _commit(
         self, committed: VectorArray, block: CheckedBlock, array: VectorItem, row: ArrayRow
     ) -> ArrayRow:
-        """Commit a block; where it does not fit the disk, half of it and then the rest.
+        """Commit a block; if it does not fit the disk, commit one half and then the other.
 
-        Returns how far the array is committed then.
+        Returns the new row of the array.
         """
         end = block.first + len(block.rows)
         problems = block.problems(array.name, array.mtime_ns, array.size)

@@ -1,4 +1,4 @@
-"""Files and members to prepared images, in worker threads, as many at a time as memory allows."""
+"""Prepares files and members in worker threads, as many at a time as memory allows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.storage.session import Session
 
 @dataclass(frozen=True, slots=True)
 class ReadItem:
-    """One image file, read; ``prepared`` is None where its bytes are those of image ``known``."""
+    """One image file, read; ``prepared`` is None if image ``known`` has the same file hash."""
 
     item: FileItem | Member
     file_hash: bytes
@@ -42,15 +42,15 @@ class Preparing:
         self._reading = MemoryGate(memory.reading)
 
     def begin(self, pool: ThreadPoolExecutor, items: Iterable[FileItem | Member]) -> list[Waiting]:
-        """Have the workers prepare some images."""
+        """Let the workers prepare some images."""
         return [(item, pool.submit(self.prepare, item)) for item in items]
 
     def reserve(self, count: int) -> None:
-        """From now on ``count`` bytes are held beside the images that are decoded."""
+        """Keep ``count`` bytes of the memory for decoding free, for other data."""
         self._decoding.reserve(count)
 
     def prepare(self, item: FileItem | Member) -> ReadItem | Reject:
-        """Everything about one file that needs its bytes or pixels; runs in a worker thread."""
+        """Read one file and prepare its image; runs in a worker thread."""
         try:
             if isinstance(item, Member) and item.decoded is not None:
                 found = ReadItem(item, b"", None, prepare_decoded(item.decoded, self._settings()))
@@ -67,7 +67,7 @@ class Preparing:
 
     def _read(self, item: FileItem | Member) -> ReadItem:
         max_file = self._store.memory.max_file
-        # Of a member of an archive the bytes are here already, and counted with its group.
+        # The bytes of a member of an archive are in memory already, and counted with its group.
         waiting = item.size if isinstance(item, FileItem) else 0
         with self._reading.hold(min(waiting, max_file)):
             data = item.read(max_file)
@@ -88,9 +88,10 @@ class Preparing:
         )
 
     def _crowd(self, crowded: bool) -> None:
-        """Have the block cache make room for large images, and take it back after them."""
+        """Shrink the block cache while large images are decoded, and restore it afterwards."""
         memory = self._store.memory
-        with suppress(StoreError):  # a failed write closed the store: there is no cache any more
+        # A failed write closes the store, and its cache.
+        with suppress(StoreError):
             self._store.snapshot.files.limit_cache(
                 memory.crowded_cache if crowded else memory.block_cache
             )
@@ -98,13 +99,13 @@ class Preparing:
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Worker threads; what has not begun when an error ends the run is not begun any more.
+    """Worker threads; when the run ends, tasks that have not begun are cancelled.
 
-    Threads, not processes: decoding, hashing and the encoder all let go of the GIL.
+    Threads, not processes, because decoding, hashing and the encoder all release the GIL.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="engine-ingest")
     try:
         yield pool
     finally:
-        # Not waited for: an image may take a minute to decode, and nobody wants it any more.
+        # Do not wait: an image may take a minute to decode, and its result is not used.
         pool.shutdown(wait=False, cancel_futures=True)

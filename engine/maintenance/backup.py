@@ -3,10 +3,10 @@
     hold the keys → hold what the manifest names → copy the keys → open the copy: what is committed?
     → copy that much of everything else → sync → rename
 
-It is a reader's work: nothing is written to the source. What is copied is held open from the first
-moment on, so a writer may compact, merge and delete meanwhile; see ``engine.storage.pinned_files``.
-The copy is the same store, with the same uuid, as of an earlier commit. Damage in the contents
-of a file is copied with it: ``engine check`` of the copy proves it.
+A backup is a reader: it writes nothing to the source. It opens every file that it copies at the start
+and keeps it open, so a writer may compact, merge and delete while it runs; see
+``engine.storage.pinned_files``. The copy is the same store, with the same uuid, as of an earlier
+commit. Damage inside a file is copied with it; ``engine check`` of the copy finds it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from engine.storage.tables import Tables
 from engine.storage.writer import REJECTS
 
 KIND = "backup"
-# In the order in which they appear in an empty folder: once the keys do, all the others are there.
+# The order in which they appear in an empty folder: the keys and the manifest come last.
 _PARTS = (
     lock.NAME,
     commit_file.NAME,
@@ -56,12 +56,12 @@ _PARTS = (
     database.FOLDER,
     manifest.NAME,
 )
-_ROUNDS = 10  # beginnings, where a writer gives files up in the first moments of each
+_ROUNDS = 10  # attempts, where a writer deletes files at the start of each
 _OF_DEST = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 class _GoneError(Exception):
-    """The held keys need an extent that a writer has given up since."""
+    """The held keys need an extent that a writer has dropped since."""
 
 
 class Backup:
@@ -84,13 +84,13 @@ class Backup:
         self._done = 0
         self._total = 0
         self._files = 0
-        self._plain = False  # whether the kernel cannot copy from the one disk to the other
+        self._plain = False  # whether the kernel cannot copy between the two disks
 
     def run(self) -> BackupReport:
-        """Copy everything; returns what was copied.
+        """Copy everything; returns a report of it.
 
-        Raises ``UsageError`` for a place that will not do, ``StoreDamagedError`` where the source is
-        damaged, ``StoreError``; nothing is left at the place then.
+        Raises ``UsageError`` where ``dest`` cannot be used, ``StoreDamagedError`` where the source is
+        damaged, ``StoreError`` where copying fails. Then nothing is left at ``dest``.
         """
         started = time.perf_counter()
         source, place = self._store.resolve(), self._dest.resolve()
@@ -124,14 +124,16 @@ class Backup:
                 for part in nofollow.entries(made):
                     if part.is_folder:
                         nofollow.discard(made, part.name, file_names.MADE, called=f"{part.name}/")
-        raise StoreError(f"{self._store} did not stand still for a moment: try again")
+        raise StoreError(
+            f"{self._store} changed in every one of {_ROUNDS} attempts to copy it: try again"
+        )
 
     def _copy_once(self, made: Path, seen: int) -> State:
-        """``seen`` is the commit that this was begun with before."""
+        """Copy the store; ``seen`` is the commit that the attempt before this one found."""
         self._done = self._files = 0
         notice_ = Notice(self._store)
-        # Before the keys: it may say less than they, and never more.
-        told = commit_of(notice_.read())
+        # Read before the keys, so that it never names a later commit than they have.
+        published = commit_of(notice_.read())
         notice_.close()
         with hold_keys(self._store) as (table, current), hold_rest(self._store) as (rest, named):
             with contextlib.suppress(FileNotFoundError):
@@ -141,7 +143,7 @@ class Backup:
             for name, file in table.files.items():
                 self._put(made / name, file)
             _write(made / database.FOLDER / "CURRENT", current)
-            state = self._state(made, named, told)
+            state = self._state(made, named, published)
             wanted = self._restricted(named, state)
             for family, pairs in state.extents.items():
                 for number, size in pairs:
@@ -166,11 +168,12 @@ class Backup:
         self._prove(made)
         return state
 
-    def _state(self, made: Path, named: Manifest, told: int) -> State:
-        """What the copied keys have committed."""
+    def _state(self, made: Path, named: Manifest, published: int) -> State:
+        """The committed state in the copied keys, which must not be older than ``published``."""
         try:
             table = open_reader.open_reader(made, self._memory)
-        except StoreDamagedError as error:  # it is the source that is damaged
+        except StoreDamagedError as error:
+            # The source is damaged, so the message names it.
             raise StoreDamagedError(str(error).replace(str(made), str(self._store))) from None
         try:
             meta = Tables(table).meta
@@ -182,16 +185,16 @@ class Backup:
         if settings_in(settings) != named.settings:
             raise StoreDamagedError(f"{self._store}: manifest and keys belong to different stores")
         state = State.unpack(value)
-        if state.commit < told:
+        if state.commit < published:
             raise StoreDamagedError(
-                f"{self._store}: its keys end with commit {state.commit}, and commit {told} was "
-                f"made; run 'engine check'"
+                f"{self._store}: its keys end with commit {state.commit}, but commit {published} "
+                f"was made; run 'engine check'"
             )
         return state
 
     @staticmethod
     def _restricted(named: Manifest, state: State) -> Manifest:
-        """The manifest without what came after ``state``."""
+        """The manifest without the extents and segments that came after ``state``."""
         live = state.live_segments(named)
         used = {entry.quantizer for entry in live}
         return replace(
@@ -212,12 +215,12 @@ class Backup:
         free = disk().free(made)
         if free < needed:
             raise StoreError(
-                f"{self._dest} cannot be made: {needed:,} bytes are needed and {free:,} are free "
-                f"there; nothing was left there"
+                f"{self._dest} cannot be made: it needs {needed:,} bytes and its disk has {free:,} "
+                f"free; nothing was left there"
             )
 
     def _prove(self, made: Path) -> None:
-        """That the copy can be opened and its extents are this store's."""
+        """Raise unless the copy can be opened and its extents belong to this store."""
         try:
             with Session(made, self._memory, read_only=True) as copy:
                 for family in copy.snapshot.families():
@@ -232,12 +235,12 @@ class Backup:
     # --- copying ----------------------------------------------------------------------------------
 
     def _put(self, path: Path, file: HeldFile) -> None:
-        """Copy what counts of a held file; holes stay holes."""
+        """Copy the first ``file.size`` bytes of a held file; holes stay holes."""
         for folder in reversed([above for above in path.parents if not above.exists()]):
             disk().mkdir(folder)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = disk().open(path, flags)
-        # Keys are few and asked for all the time; the rest of a store is larger than memory.
+        # The keys are small and always in use; the rest of a store is larger than memory.
         cold = file.path.parent.name != database.FOLDER
         try:
             at = 0
@@ -246,7 +249,8 @@ class Backup:
                 self._advance(start - at)
                 if start < end:
                     self._copy_range(file, fd, start, end)
-                    disk().fdatasync(fd)  # or the pages cannot be let go
+                    # The kernel drops only pages that have been written.
+                    disk().fdatasync(fd)
                     _drop(fd, start, end)
                     if cold:
                         _drop(file.fd, start, end)
@@ -261,12 +265,13 @@ class Backup:
             count = 0
             if not self._plain:
                 try:
-                    # The kernel copies, and where the disk can share blocks it shares them.
+                    # The kernel shares blocks where the file system can.
                     count = disk().copy_file_range(file.fd, fd, end - at, at)
                 except OSError as error:
                     if error.errno in _OF_DEST:
                         raise
-                    self._plain = True  # or the disk fails: then reading says so
+                    # If it is the source that fails, reading it says so.
+                    self._plain = True
                 except AttributeError:  # macOS
                     self._plain = True
             if not count:
@@ -282,7 +287,7 @@ class Backup:
 
 
 def _needed(rest: Held, named: Manifest, wanted: Manifest) -> list[str]:
-    """The held files that the copy needs: all but what of extents and index it does not name."""
+    """The held files that the copy needs: all but extents and index files that it does not name."""
     dropped = {
         extent_name(family, number)
         for family, numbers in named.extents.items()
@@ -294,9 +299,9 @@ def _needed(rest: Held, named: Manifest, wanted: Manifest) -> list[str]:
 
 
 def _data(fd: int, at: int, end: int, size: int) -> tuple[int, int]:
-    """The next piece of ``size`` bytes to copy from ``at`` on; what is before it is a hole.
+    """The next range of data at or after ``at``, up to ``size`` bytes and ``end``: start, stop.
 
-    It ends at ``end`` at the latest.
+    Bytes between ``at`` and the start are a hole.
     """
     if not hasattr(os, "SEEK_DATA"):
         return at, min(end, at + size)
@@ -304,7 +309,8 @@ def _data(fd: int, at: int, end: int, size: int) -> tuple[int, int]:
         start = min(os.lseek(fd, at, os.SEEK_DATA), end)
         stop = os.lseek(fd, start, os.SEEK_HOLE) if start < end else end
     except OSError as error:
-        if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+        # Everything up to the end is a hole.
+        if error.errno == errno.ENXIO:
             return end, end
         return at, min(end, at + size)
     return start, min(stop, end, start + size)
@@ -323,13 +329,13 @@ def _read(file: HeldFile, count: int, at: int) -> bytes:
 
 
 def _drop(fd: int, start: int, end: int) -> None:
-    """A backup that streams through must not push everything else out of the page cache."""
+    """Drop copied pages, so that a backup does not push everything else out of the page cache."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A small file, durable when the folder that it is in is put in its place."""
+    """Write a small file; it becomes durable when its folder is renamed into place."""
     fd = nofollow.create_file(path.parent, path.name)
     try:
         write_all(fd, data, 0)

@@ -1,20 +1,20 @@
-"""Writes what a store knows as tables that other tools read: one state, whole, without a lock.
+"""Writes the contents of a store as tables that other tools read: one state, whole, without a lock.
 
     images.csv        id, kind, width, height, channels, frames, container, file_bytes, key, proof,
-                      file_hash, fingerprint, quality, source_count, metadata; one row an image
-    sources.csv       id, source, source_hex; one row a place where an image was seen, rows of
-                      arrays each by itself, in groups of 4,096 ids
-    vectors.npy       float32 (n, dim), unit vectors of the live encoder; imported ones as they were
-    vector_ids.npy    int64 (n,), the image of each
+                      file_hash, fingerprint, quality, source_count, metadata; a row for each image
+    sources.csv       id, source, source_hex; a row for each file, member or row of an array in which
+                      an image was seen, ordered by groups of 4,096 ids
+    vectors.npy       float32 (n, dim), unit vectors of the live encoder; imported ones unchanged
+    vector_ids.npy    int64 (n,), the id of each
 
-or the first two as Parquet with the same columns. Of a vector without pixels, what is of pixels is
-empty. Hashes and fingerprints are hexadecimal; metadata is
-JSON, or nothing; ids have gaps where images were removed.
+The first two may be Parquet instead, with the same columns. A vector without pixels has empty cells in
+the columns about pixels. Hashes and fingerprints are hexadecimal. Metadata is JSON, or an empty cell.
+Ids have gaps where images were removed.
 
-CSV is that of RFC 4180 in UTF-8. A file's name is bytes, and need not be UTF-8: such a one has U+FFFD
-for what is none in ``source``, so that any tool can read the table, and all of its bytes in
-``source_hex``, which is empty otherwise. No cell begins with what a spreadsheet takes for a formula
-("=", "+", "-", "@"), so names need not be changed to be safe: sources are absolute paths or begin with
+The CSV is that of RFC 4180, in UTF-8. A file's name is bytes and may not be UTF-8. In ``source`` such
+bytes become U+FFFD, so that any tool can read the table; ``source_hex`` then has all of the name's
+bytes, and is empty otherwise. No cell begins with a character that makes a spreadsheet read it as a
+formula ("=", "+", "-", "@"), so names are written as they are: sources are absolute paths or begin with
 "memory:" or "synthetic:", metadata begins with "{", and nothing else comes from outside.
 """
 
@@ -77,11 +77,12 @@ class Export:
         vectors: bool = True,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> None:
-        """``progress(done, total)`` is told of images."""
+        """``progress(done, total)`` counts images."""
         if format not in FORMATS:
             raise UsageError(f"the format is one of {', '.join(FORMATS)}, not {format!r}")
         if format == "parquet":
-            pyarrow_modules()  # before anything is done
+            # Fails before anything is written if pyarrow is missing.
+            pyarrow_modules()
         self._store = store
         self._dest = dest
         self._format = format
@@ -90,10 +91,10 @@ class Export:
         self._images = self._sources = self._vector_rows = 0
 
     def run(self) -> ExportReport:
-        """Write everything; returns how much that was.
+        """Write everything; returns a report of it.
 
-        Raises ``UsageError`` for a place that will not do, ``StoreDamagedError``, or ``StoreError``;
-        nothing is left at the place then.
+        Raises ``UsageError`` where ``dest`` cannot be used, ``StoreDamagedError``, or ``StoreError``.
+        Then nothing is left at ``dest``.
         """
         started = time.perf_counter()
         if self._dest.resolve().is_relative_to(self._store.path.resolve()):
@@ -133,10 +134,11 @@ class Export:
         prints = ExtentReader(store.path, extents.FINGERPRINTS)
         with contextlib.ExitStack() as stack:
             stack.callback(prints.close)
-            # All at once: a writer may give files up meanwhile, and what is mapped stays.
+            # Map all of them now: a writer may delete files later, and mapped ones stay readable.
             kept = store.snapshot.state.extents.get(extents.FINGERPRINTS.name, [])
             width = extents.FINGERPRINTS.row_bytes
-            found = [  # as plain arrays: a row of a map costs five times as much
+            # Plain arrays: reading a row of a memory map costs five times as much.
+            found = [
                 np.asarray(prints.rows(number, size // width, np.uint8)) for number, size in kept
             ]
             into = [self._table(images, IMAGES), self._table(sources, SOURCES)]
@@ -166,7 +168,7 @@ class Export:
     def _source_rows(
         self, bucket: int, there: npt.NDArray[np.bool_], counts: npt.NDArray[np.int64]
     ) -> Iterator[tuple[Any, ...]]:
-        """The sources of a bucket, counted by image into ``counts``."""
+        """The rows of a bucket's sources; ``counts`` (``BUCKET``,) gains the number for each image."""
         first = bucket * BUCKET
         for id_, name in sources_of_bucket(self._store.snapshot, bucket, there):
             counts[id_ - first] += 1
@@ -183,7 +185,8 @@ class Export:
             return
         vectors = self._store.snapshot.open_vectors()
         try:
-            vectors.open_all()  # as above
+            # A writer may delete files later; open ones stay readable.
+            vectors.open_all()
             with (made / _VECTORS).open("xb") as rows, (made / _VECTOR_IDS).open("xb") as ids:
                 rows.write(bytes(_NPY_HEADER))
                 ids.write(bytes(_NPY_HEADER))
@@ -202,7 +205,7 @@ class Export:
             vectors.close()
 
     def _are_there(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of some ids, ascending or not, are images."""
+        """Whether each of (n,) ids, in any order, is an image that is there: (n,)."""
         there = np.zeros(len(ids), np.bool_)
         buckets = ids // BUCKET
         for bucket in np.unique(buckets).tolist():
@@ -238,11 +241,11 @@ def _image_row(
 
 
 def _put_header(file: IO[bytes], kind: type[np.generic], shape: tuple[int, ...]) -> None:
-    """The header of a .npy file, over the room that was left for it."""
+    """Write the header of a .npy file into the bytes reserved for it."""
     described = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, described)
-    # NumPy pads a header to 128 bytes, whatever number of rows it names.
+    # NumPy pads the header to 128 bytes for any number of rows.
     assert header.tell() == _NPY_HEADER
     file.seek(0)
     file.write(header.getvalue())

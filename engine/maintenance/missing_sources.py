@@ -1,12 +1,11 @@
-"""Finds the sources whose files are gone, and where so many are that a disk may be away.
+"""Finds the sources whose files are gone, and folders where so many are that a disk may be away.
 
-An unmounted disk, a share that is offline and a folder that was renamed all look like files that
-somebody deleted. So nothing is removed before all sources have been looked for. What counts is the
-folder that an ingest was given (a *root*): where most of what it held is gone, somebody has to say
-that it is so. The store remembers its roots; of sources below none of them, each whole folder that
-is gone counts as one.
+An unmounted disk, an offline share and a renamed folder all look like deleted files. So nothing is
+removed before all sources have been looked for. Sources are counted by *root*, the folder that an
+ingest was given; the store remembers its roots. Where most sources below a root are gone, the caller
+has to confirm it. For sources below no root, each whole folder that is gone counts as a root.
 
-The names found go to a temporary file. Memory does not grow with them.
+The names found go to a temporary file, so memory does not grow with them.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from engine.records import MissingBelow
 from engine.sources.file_presence import Whereabouts, stamp, without_query
 from engine.storage.session import Session
 
-MAX_SHARE = 0.5  # of the sources below a root; where more are gone, its disk may be away
-_MAX_FOLDERS = 4096  # whose roots are remembered, and that are counted one by one
+MAX_SHARE = 0.5  # of the sources below a root; if more are gone, its disk may be away
+_MAX_FOLDERS = 4096  # folders whose roots are cached, and vanished folders counted one by one
 _MAX_REASONS = 1000
 _MAX_SHOWN = 3
 _IN_MEMORY = 4 << 20  # bytes of names, before they go to a file
@@ -36,11 +35,11 @@ class Where(Enum):
 
     THERE = 0
     FILE_GONE = 1
-    MEMBER_GONE = 2  # the archive is there, was read again, and has it no more
+    MEMBER_GONE = 2  # the archive is there, was read again, and no longer has it
 
 
 class What(Enum):
-    """What a missing source is among the keys."""
+    """Which table of the keys names a missing source."""
 
     NAME = b"f"
     ARRAY = b"n"
@@ -66,38 +65,38 @@ class _Count:
 
 @contextmanager
 def noting() -> Iterator[None]:
-    """``SourceError`` where what is found cannot be noted in a temporary file."""
+    """Raise ``SourceError`` where writing to or reading from the temporary file fails."""
     try:
         yield
     except OSError as error:
         raise SourceError(
-            f"what was found cannot be noted in the folder for temporary files: "
+            f"the list of missing sources cannot be kept in the folder for temporary files: "
             f"{error.strerror or error}; make room there, or set TMPDIR"
         ) from None
 
 
 class Missing:
-    """What is missing of one store, once ``look`` has looked for all of it."""
+    """The missing sources of one store, once ``look`` has looked for all of its sources."""
 
     def __init__(self, store: Session, go_on: Callable[[], None]) -> None:
-        """``go_on`` is called before each look; what it raises ends the looking."""
+        """``go_on`` is called before each look; an exception from it ends the search."""
         self._store = store
         self._go_on = go_on
         self._disk = Whereabouts()
         self._found: IO[bytes] | None = None
-        self.kept: dict[str, None] = {}  # why sources that are not there stay
+        self.kept: dict[str, None] = {}  # reasons why missing sources stay
         self._roots = {root: _Count() for root in store.snapshot.roots()}
         self._of_folder: dict[bytes, list[_Count]] = {}
         self._vanished: dict[bytes, _Count] = {}  # whole folders, below no root
         self._more_vanished = _Count()
-        self._others = _Count()  # below no root, their folders being there
+        self._others = _Count()  # sources below no root whose folders are there
         self._common: bytes | None = None  # the folder above all of these
         self._last_folder = b""
 
     # --- looking ----------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Look for every source; ``SourceError`` if there is no room to note what is missing."""
+        """Look for every source; ``SourceError`` if the temporary file has no room."""
         with noting():
             self._found = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
         for what, name, seen, sources in self._every():
@@ -110,7 +109,7 @@ class Missing:
                     self._found.write(what.value + len(name).to_bytes(4, "big") + name)
 
     def _every(self) -> Iterator[tuple[What, bytes, tuple[int, int] | None, int]]:
-        """Each source that has a file: what it is, its name, its stamp, how many sources it counts."""
+        """Each source that has a file: its table, name, stamp, and how many sources it counts as."""
         tables = self._store.snapshot.tables
         for name, row in tables.names.items(b"/"):
             yield What.NAME, name, (row.mtime_ns, row.size), 1
@@ -122,9 +121,10 @@ class Missing:
             yield What.REJECT, name, (reject["mtime_ns"], reject["size"]), 0
 
     def where(self, name: bytes, seen: tuple[int, int] | None) -> Where | None:
-        """Where the file is that ``name`` is in; None where nobody can tell, which is noted.
+        """Where the file of ``name`` is; None if that cannot be found out: ``kept`` then says why.
 
-        A member that was ``seen`` when its archive had that stamp may be in the archive no more.
+        ``seen`` is the stamp of the file when the source was seen there. A member of an archive with
+        a newer stamp may be gone from it.
         """
         self._go_on()
         try:
@@ -151,11 +151,11 @@ class Missing:
         return Where.THERE if there else Where.FILE_GONE
 
     def is_gone(self, name: bytes, seen: tuple[int, int] | None) -> bool:
-        """Whether a source is certainly gone, now that it is looked for once more."""
+        """Look for a source once more: whether it is certainly gone."""
         return self.where(name, seen) in (Where.FILE_GONE, Where.MEMBER_GONE)
 
     def found(self) -> Iterator[tuple[What, bytes]]:
-        """What is missing, in the order in which it was found."""
+        """The missing sources, in the order in which they were found."""
         assert self._found is not None
         with noting():
             self._found.seek(0)
@@ -168,7 +168,7 @@ class Missing:
             yield What(head[:1]), name
 
     def close(self) -> None:
-        """Let go of what was noted."""
+        """Delete the temporary file."""
         if self._found is not None:
             self._found.close()
             self._found = None
@@ -203,7 +203,7 @@ class Missing:
             self._more_vanished.add(gone=True, sources=sources)
 
     def _file_of(self, name: bytes) -> bytes:
-        """The file that a source which is gone was in: an archive, or the file itself."""
+        """The file that a missing source was in: an archive, or the source itself."""
         at = name.find(b"#")
         while at >= 0:
             outer = without_query(name[:at])
@@ -216,7 +216,7 @@ class Missing:
         return without_query(name)
 
     def _roots_of(self, folder: bytes) -> Iterator[_Count]:
-        """The counts of the roots that ``folder`` is, or is below."""
+        """The counts of ``folder`` and the folders above it that are roots."""
         at = len(folder)
         while at > 0:
             if folder[:at] in self._roots:
@@ -226,14 +226,14 @@ class Missing:
             yield self._roots[b"/"]
 
     def folders(self) -> Iterator[MissingBelow]:
-        """The folders below which something is missing, those that need a ``yes`` first."""
+        """The folders with missing sources below them; those that need a ``yes`` come first."""
         counts = [*self._roots.items(), *self._vanished.items()]
         if self._common is not None:
             counts.append((self._common, self._others))
         if self._more_vanished.gone:
             counts.append((b"/", self._more_vanished))
-        # A file that was named itself is certainly gone: its folder is there, and not empty.
-        told = [
+        # A file that was ingested by its own name is certainly gone: its folder is there.
+        below = [
             MissingBelow(
                 os.fsdecode(folder),
                 one.gone,
@@ -243,10 +243,10 @@ class Missing:
             for folder, one in counts
             if one.gone
         ]
-        yield from sorted(told, key=lambda one: (not one.needs_yes, -one.missing))
+        yield from sorted(below, key=lambda one: (not one.needs_yes, -one.missing))
 
     def require_yes(self) -> None:
-        """``MissingError`` where so much is missing that a disk may be away."""
+        """Raise ``MissingError`` where so much is missing that a disk may be away."""
         suspect = [one for one in self.folders() if one.needs_yes]
         if not suspect:
             return
@@ -260,10 +260,10 @@ class Missing:
 
 
 def unfinished_arrays(store: Session) -> dict[str, None]:
-    """Why images without a source stay: arrays that are not read to their end, as far as they can be.
+    """Why images without a source stay: arrays that can be read further than they have been.
 
-    One that has changed names its images again as it is read. Until it has been, those that are to
-    come have no source, and are not missing.
+    A changed array names its images again as it is read. Until it is read to its end, images of its
+    remaining rows have no source, but are not missing.
     """
     unfinished: dict[str, None] = {}
     for array, row in store.snapshot.tables.arrays.arrays():
@@ -272,18 +272,19 @@ def unfinished_arrays(store: Session) -> dict[str, None]:
             row.mtime_ns,
             row.size,
         )
-        changes = row.mtime_ns or row.size  # a synthetic set never does
+        # A synthetic set has no stamp and never changes.
+        changes = row.mtime_ns or row.size
         if changes and not row.complete and not broken and len(unfinished) < _MAX_REASONS:
             name = os.fsdecode(array)
-            reason = f"images that no source is left of: {name} was not read to its end, ingest it"
+            reason = f"images without a source: {name} was not read to its end, ingest it again"
             unfinished[reason] = None
     return unfinished
 
 
 def images_without_sources(store: Session, go_on: Callable[[], None]) -> Iterator[list[int]]:
-    """Images that have no source, as a changed file leaves them; some at a time, ascending."""
+    """Ids of images that have no source, as a changed file leaves them; in batches, ascending."""
     tables = store.snapshot.tables
-    # All of these are in the order of ids, so each is read once.
+    # All of these ascend by id, so each is read once.
     by = (
         _Spans((id_, 1) for id_ in tables.sources.ids()),
         _Spans((run.id, 1) for run in tables.runs.of_one_from(0)),
@@ -295,10 +296,10 @@ def images_without_sources(store: Session, go_on: Callable[[], None]) -> Iterato
 
 
 class _Spans:
-    """Spans of ids, in the order in which they begin, asked for ids in ascending order."""
+    """Spans of ids, in the order of their first ids; ``cover`` takes ids in ascending order."""
 
     def __init__(self, spans: Iterator[tuple[int, int]]) -> None:
-        """``spans`` are a first id and how many follow it."""
+        """``spans`` are pairs of a first id and a number of ids."""
         self._spans = spans
         self._next = next(spans, None)
         self._end = 0

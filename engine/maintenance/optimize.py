@@ -1,13 +1,13 @@
-"""Gives back the disk space of what was removed, and brings the keys in order.
+"""Frees the disk space of removed images, and compacts the keys.
 
-1. vectors     laid out anew in the order of the index, without those of removed images (``reorder``)
-2. pixels      extents of which a fifth or more is of no image: what images have there is copied to the
-               newest extent, in commits of bounded size; then the extent is dropped
-3. files       rows that name images which are gone
-4. keys        compacted, table by table, so that what was deleted takes no room
+1. vectors     rewritten in the order of the index, without those of removed images (``reorder``)
+2. pixels      extents that are a fifth or more dead: the pixels of live images are copied to the
+               newest extent, in commits of bounded size; then the old extent is dropped
+3. files       rows that name removed images are dropped
+4. keys        compacted, table by table, so that deleted rows take no room
 
-Interrupted anywhere and run again, it goes on. Fingerprints of removed images stay where they are: a
-row's number says whose it is.
+An interrupted run goes on when it is run again. Fingerprints of removed images stay where they are,
+because a row's number says which image it belongs to.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from engine.storage.rocks.database import FOLDER
 from engine.storage.session import Session
 from engine.storage.table import in_batches
 
-_WORTH = 0.2  # of an extent that is dead
-_KEY_BYTES = 256  # of disk that moving an image takes for a while among the keys, at most
+_WORTH = 0.2  # the dead share of an extent from which rewriting it is worth it
+_KEY_BYTES = 256  # of disk that the keys need for a while for each moved image, at most
 _SLACK = 1 << 20  # bytes: an extent's header, a manifest, RocksDB's own files
 
 
@@ -50,9 +50,9 @@ class Optimize:
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> None:
-        """``progress`` is told how many images were looked at; ``stop`` ends after a commit.
+        """``progress(done, total)`` counts images; ``stop`` ends the run after a commit.
 
-        ``recall``: what searches are to find from now on, unless they say it themselves.
+        ``recall`` is the recall of later searches that do not set their own.
         """
         self._store = store
         self._recall = check_recall(recall) if recall is not None else None
@@ -65,12 +65,13 @@ class Optimize:
         self._damaged = 0
         self._stopped = False
         self._skipped: list[str] = []
-        self._work = BackgroundWork(store.memory, self._tell, self._stop.asked)
+        self._work = BackgroundWork(store.memory, self._count_rows, self._stop.asked)
 
     def run(self) -> OptimizeReport:
-        """Do all that there is room for; returns what was done."""
+        """Do every step that the disk has room for; returns a report."""
         started = time.perf_counter()
-        if self._store.read_only:  # told before the index is built, and not after
+        # Fail before the index is built, not after.
+        if self._store.read_only:
             raise UsageError(f"{self._store.path} was opened read-only")
         before = tree_bytes(self._store.path)
         laid = self._vectors()
@@ -84,7 +85,7 @@ class Optimize:
         return self._report(before, laid, started)
 
     def _become_writer(self) -> bool:
-        """Whether it could, before it was stopped."""
+        """Become the writer; False if it was stopped while it waited."""
         try:
             self._store.become_writer(to_remove=True, stop=self._stop.asked)
         except StoppedError:
@@ -109,7 +110,7 @@ class Optimize:
     # --- vectors ----------------------------------------------------------------------------------
 
     def _vectors(self) -> int:
-        """Lay the vectors out anew, if that is worth it, and measure recall; how many were laid out."""
+        """Reorder the vectors, if that is worth it, and measure recall; returns how many it rewrote."""
         laid = ReorderResult()
         try:
             laid = Reorder(self._store, self._work).run()
@@ -118,13 +119,15 @@ class Optimize:
             indexing.update(self._store.limits.exact_rows)
             indexing.measure(self._recall, again=laid.rows > 0)
         except StoppedError:
-            self._stopped = True  # perhaps while it waited for a writer, whose lock is not ours
+            # It may have waited for another writer, so the lock may not be ours.
+            self._stopped = True
         except MovedError:
             laid = ReorderResult(
                 skipped="the index was not built: another process laid the vectors out at the same time"
             )
         except (OSError, MemoryError, StoreDamagedError, UnreadableError) as error:
-            if not self._store.is_open:  # the failure has closed it
+            # Some failures close the store.
+            if not self._store.is_open:
                 raise
             what = error.strerror if isinstance(error, OSError) else str(error)
             self._skipped.append(f"the index was not built: {what or type(error).__name__}")
@@ -132,7 +135,7 @@ class Optimize:
             self._skipped.append(laid.skipped)
         return laid.rows
 
-    def _tell(self, rows: int) -> None:
+    def _count_rows(self, rows: int) -> None:
         self._peak.sample()
         self._done += rows
         self._progress(self._done, None)
@@ -140,16 +143,16 @@ class Optimize:
     # --- pixels -----------------------------------------------------------------------------------
 
     def _extents(self) -> None:
-        """Rewrite what is worth it: as many extents at a time as there is room for, emptiest first."""
+        """Rewrite the extents worth it, emptiest first, as many at a time as the disk has room for."""
         while not self._stop.asked():
             doomed = self._doomed()
-            fit, need = self._that_fit(doomed)
+            fit, need = self._fitting(doomed)
             if not fit:
                 if doomed:
                     live = sum(size - dead for _, size, dead in doomed)
                     self._skipped.append(
                         f"{len(doomed)} extents of pixels were not rewritten: the next one needs "
-                        f"{need:,} bytes of room on the disk, all of them {live:,} at most"
+                        f"{need:,} free bytes on the disk, all of them {live:,} at most"
                     )
                 return
             stuck = self._rewrite(fit)
@@ -157,15 +160,15 @@ class Optimize:
                 return
 
     def _doomed(self) -> list[tuple[int, int, int]]:
-        """Number, bytes and dead bytes of extents that are worth it, the emptiest first."""
+        """Number, bytes and dead bytes of each extent worth a rewrite, the emptiest first."""
         state = self._store.snapshot.state
         pairs = state.extents.get(extents.PIXELS.name, [])
         found = [(number, size, state.dead.get(str(number), 0)) for number, size in pairs]
         worth = [one for one in found if one[1] and one[2] >= _WORTH * one[1]]
         return sorted(worth, key=lambda one: one[2] / one[1], reverse=True)
 
-    def _that_fit(self, doomed: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
-        """Those that there is room for at once, and the bytes that the next one would need."""
+    def _fitting(self, doomed: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
+        """The extents that the disk has room for at once, and the bytes that the next one needs."""
         state = self._store.snapshot.state
         kept = sum(size for _, size in state.extents.get(extents.PIXELS.name, []))
         live = kept - sum(state.dead.values())
@@ -181,7 +184,7 @@ class Optimize:
         return fit, 0
 
     def _rewrite(self, numbers: list[int]) -> bool:
-        """Copy what images have in these extents, and drop them; whether any of it has to stay."""
+        """Copy live pixels out of these extents and drop them; returns whether any has to stay."""
         store = self._store
         last, _ = store.snapshot.state.last_extent(extents.PIXELS)
         if last in numbers:
@@ -190,10 +193,10 @@ class Optimize:
         doomed, stuck = set(numbers), set[int]()
         self._done = 0
         try:
-            # A vector has no pixels.
+            # Vectors have no key, and no pixels.
             records = (found for found in store.snapshot.tables.records.image_keys() if found[1])
             for batch in in_batches(records, self._store.limits.compact_batch):
-                self._move(self._of(batch, doomed), reader, stuck)
+                self._move(self._rows_in(batch, doomed), reader, stuck)
                 self._done += len(batch)
                 self._progress(self._done, store.snapshot.state.images)
                 if self._stop.asked():
@@ -212,13 +215,13 @@ class Optimize:
         if stuck:
             self._damaged += len(stuck)
             self._skipped.append(
-                f"{len(stuck)} extents of pixels stay: what is in them cannot be read, or is not "
-                f"what was counted: run 'engine check --fix'"
+                f"{len(stuck)} extents of pixels stay: they cannot be read, or their dead bytes are "
+                f"not those counted; run 'engine check --fix'"
             )
         return bool(stuck)
 
-    def _of(self, batch: Sequence[tuple[int, bytes]], doomed: set[int]) -> list[Rekept]:
-        """The rows of those images whose pixels lie in doomed extents, in the order of the pixels."""
+    def _rows_in(self, batch: Sequence[tuple[int, bytes]], doomed: set[int]) -> list[Rekept]:
+        """The rows of images whose pixels lie in ``doomed`` extents, in the order of the pixels."""
         found: list[Rekept] = []
         images = self._store.snapshot.tables.images
         rows = self._store.snapshot.images_of([key for _, key in batch])
@@ -234,7 +237,8 @@ class Optimize:
         for at, one in enumerate(found):
             place = _place(one.row)
             try:
-                if at % 256 == 0:  # the neighbours, that come next, are asked for together
+                # Announce the next 256 together.
+                if at % 256 == 0:
                     ahead = [_place(next_.row) for next_ in found[at : at + 256]]
                     ends = [p.offset + p.length for p in ahead if p.extent == place.extent]
                     size_ = max(ends) - place.offset
@@ -243,7 +247,7 @@ class Optimize:
             except StoreDamagedError:
                 stuck.add(place.extent)
                 continue
-            # Not into what was found, which holds thousands: it must go with the chunk.
+            # A copy of the row: ``found`` has thousands, and must not keep their pixels in memory.
             chunk.rekept.append(replace(one, keep=data))
             size += place.length
             if size >= self._store.limits.compact_bytes:
@@ -260,7 +264,7 @@ class Optimize:
     # --- keys -------------------------------------------------------------------------------------
 
     def _files(self) -> None:
-        """Drop files that name images which are gone."""
+        """Drop rows of ``files`` that name removed images."""
         if not self._store.snapshot.state.removed:
             return
         files = self._store.snapshot.tables.files
@@ -277,8 +281,8 @@ class Optimize:
         free = disk().free(self._store.path)
         if free < need:
             self._skipped.append(
-                f"the keys were not compacted: that needs {need:,} bytes of room on the disk, and "
-                f"{free:,} are free"
+                f"the keys were not compacted: that needs {need:,} bytes on the disk, and {free:,} "
+                f"are free"
             )
             return
         for table in self._store.snapshot.tables.all():

@@ -11,15 +11,15 @@ from engine.storage.session import Session
 
 
 def redescribe(store: Session, id_: int, metadata: dict[str, Any] | None) -> None:
-    """Let ``metadata``, checked, be what is said of image ``id_``; the store becomes its writer.
+    """Replace the metadata of image ``id_`` by ``metadata``, already checked; becomes the writer.
 
-    ``UnknownImageError`` if there is none, ``UsageError`` for a row of an array. What is refused is
-    refused before the lock is taken, and again behind it: another process may have written until then.
+    ``UnknownImageError`` if there is no such image, ``UsageError`` for a row of an array.
     """
+    # Before the lock is taken, and again after: another process may have written in between.
     _require_own_record(store, id_)
     store.become_writer()
     _require_own_record(store, id_)
-    # As JSON: to Python 1, 1.0 and True are equal, and to a store they are not.
+    # Compared as JSON: 1, 1.0 and True are equal in Python, but not in a store.
     if json.dumps(store.snapshot.get(id_).metadata) != json.dumps(metadata):
         store.writer.commit(Chunk(redescribed=[(id_, metadata)]))
 
@@ -28,6 +28,6 @@ def _require_own_record(store: Session, id_: int) -> None:
     store.snapshot.get(id_)
     if store.snapshot.tables.records.is_shared(id_):
         raise UsageError(
-            f"image {id_} is a row of an array, of which no metadata is kept: ingest it as a file or "
+            f"image {id_} is a row of an array, and rows have no metadata: ingest it as a file or "
             f"as one image with metadata="
         )

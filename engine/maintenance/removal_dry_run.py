@@ -1,7 +1,7 @@
-"""The dry run of a removal: what would go, counted exactly, without writing anything.
+"""The dry run of a removal: counts exactly what would go, without writing anything.
 
-An image goes with the last of its sources. So for each id the sources that go are counted, and those
-that stay: some hundred thousand ids at a time, in the order of the ids, as the keys have them.
+An image goes with the last of its sources. So the sources that go and those that stay are counted for
+each id, some hundred thousand ids at a time, in the order of the keys.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from engine.storage.source_names import (
 )
 
 Counts = npt.NDArray[np.int64]
-_WINDOW = 1 << 18  # ids that are counted at a time: whole buckets of runs
+_WINDOW = 1 << 18  # ids counted at a time: whole buckets of runs
 _MAX_LISTED = 1000  # sources and folders
-_IN_MEMORY = 4 << 20  # bytes of ids, before they go to a file
+_IN_MEMORY = 4 << 20  # bytes of ids in memory before they go to a file
 _BLOCK = 1 << 16  # ids at a time
 
 
 class RemovalPlan:
-    """What one removal from a store would take. ``run`` may be called once."""
+    """The dry run of one removal from a store. ``run`` may be called once."""
 
     def __init__(self, store: Session, stop: Callable[[], bool] | None = None) -> None:
-        """``stop`` ends the counting; what is counted by then is reported."""
+        """``stop`` ends the counting; the report then has the counts so far."""
         self._store = store
         self._stop = Stop(stop)
         self._looks = 0
         self._touched = IdSet.none(store.snapshot.state.next_id)  # ids that lose a source
-        self._rows: dict[tuple[int, int], int] = {}  # rows that go alone, by array and row: ids
-        self._arrays: set[int] = set()  # numbers of those that go whole
+        self._rows: dict[tuple[int, int], int] = {}  # ids of single rows that go, by array and row
+        self._arrays: set[int] = set()  # numbers of arrays that go whole
         self._listed: list[str] = []
 
     def run(
         self, ids: Iterable[int], names: Iterable[str] = (), *, missing: bool = False
     ) -> RemoveReport:
-        """What would go: images by id, sources by name, and what is ``missing``."""
+        """Count what would go: images by id, sources by name, and, if ``missing``, missing sources."""
         started = time.perf_counter()
         store = self._store
         given = [(name, bases(name)) for name in dict.fromkeys(names)]
@@ -112,7 +112,7 @@ class RemovalPlan:
     # --- which sources go -------------------------------------------------------------------------
 
     def _named(self, wanted: list[bytes], going: IO[bytes]) -> _Inside:
-        """Note what is named, or inside of what is named, each source once."""
+        """Note each source that is named or inside of a named one, once."""
         inside = _Inside()
         for base in wanted:
             row = one_row(self._store, base)
@@ -155,7 +155,7 @@ class RemovalPlan:
     # --- which images go with them ----------------------------------------------------------------
 
     def _count(self, chosen: list[int], going: IO[bytes], *, alone: bool) -> tuple[int, int]:
-        """Images and sources that would go; ``alone``: those without any source, too."""
+        """How many images and sources would go; with ``alone``, images without any source too."""
         named = np.array(chosen, np.int64)
         self._touched.add(named)
         with noting():
@@ -181,7 +181,7 @@ class RemovalPlan:
         return images, sources
 
     def _ids_with_names(self, first: int) -> Iterator[Counts]:
-        """The image of each name, some at a time, counted from ``first`` on."""
+        """The ids of the images of all names in a window, less ``first``, in blocks."""
         some: list[int] = []
         for id_ in self._store.snapshot.tables.sources.ids(first):
             if id_ >= first + _WINDOW:
@@ -193,7 +193,7 @@ class RemovalPlan:
         yield np.array(some, np.int64)
 
     def _runs(self, first: int) -> tuple[Counts, Counts]:
-        """How many rows of arrays each image of a window loses, and how many it keeps."""
+        """How many rows of arrays each image of a window loses and keeps: (``_WINDOW``,) each."""
         edges = np.zeros((2, _WINDOW + 1), np.int64)
         for run in self._runs_of(first):
             which = 0 if run.array in self._arrays else 1
@@ -217,14 +217,14 @@ class RemovalPlan:
 
 
 class _Inside:
-    """What is inside of some names, as ``engine.storage.source_names`` has it."""
+    """The sources inside of some names, by the rules of ``engine.storage.source_names``."""
 
     def __init__(self) -> None:
         self._exact: set[bytes] = set()
         self._before: tuple[bytes, ...] = ()
 
     def add(self, base: bytes, containers: Iterable[bytes]) -> None:
-        """Take in what is inside of ``base``."""
+        """Add ``base`` and the names inside of it."""
         self._exact.add(base)
         self._before += (base + b"/", *(container + b"#" for container in containers))
 
@@ -234,7 +234,7 @@ class _Inside:
 
 
 def _sorted(going: IO[bytes]) -> Counts:
-    """The ids in a file of ids, ascending: (n,); sorted in the file, which may be larger than memory."""
+    """Sort a file of ids in place, as it may be larger than memory; returns a map of it: (n,)."""
     if not going.seek(0, io.SEEK_END):
         return np.empty(0, np.int64)
     ids: Counts = np.memmap(going, "<i8", "r+")
@@ -243,14 +243,14 @@ def _sorted(going: IO[bytes]) -> Counts:
 
 
 def _within(ids: Counts, first: int) -> Iterator[Counts]:
-    """Those of ``ids`` (n,), ascending, that are in a window; some at a time, from ``first`` on."""
+    """The part of ``ids`` (n,), ascending, that lies in a window, less ``first``, in blocks."""
     start, end = np.searchsorted(ids, (first, first + _WINDOW)).tolist()
     for at in range(start, end, _BLOCK):
         yield ids[at : min(at + _BLOCK, end)] - first
 
 
 def _counted(blocks: Iterable[Counts]) -> Counts:
-    """How often each id of a window comes: (``_WINDOW``,)."""
+    """How often each id of a window occurs: (``_WINDOW``,)."""
     counts = np.zeros(_WINDOW, np.int64)
     for block in blocks:
         counts += np.bincount(block, minlength=_WINDOW)

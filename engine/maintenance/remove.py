@@ -1,8 +1,8 @@
 """Removes images and sources from a store, a commit for every few thousand of them.
 
-What has gone with a commit is gone; interrupted anywhere and run again, it goes on. How it goes is in
-``engine.storage.removal``, what a name stands for in ``engine.storage.source_names``;
-here is what goes: images by id, sources by name, and sources that are no longer where they were.
+This module selects what goes: images by id, sources by name, and sources that are no longer where they
+were. ``engine.storage.removal`` removes it; ``engine.storage.source_names`` says what a name stands
+for. An interrupted removal goes on from its last commit when it is run again.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Remove:
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> None:
-        """``progress`` is told how many images and sources are done; ``stop`` ends after a commit."""
+        """``progress(done)`` counts images and sources; ``stop`` ends the removal after a commit."""
         self._store = store
         self._progress = progress or (lambda done: None)
         self._stop = Stop(stop)
         self._images = 0
         self._sources = 0
         self._done = 0
-        self._stopped = False  # after the last commit
+        self._stopped = False  # whether ``stop`` asked for an end after the last commit
         self._interrupted = False
         self._looks = 0
-        self._kept: dict[str, None] = {}  # why sources that are not there stay
+        self._kept: dict[str, None] = {}  # reasons why missing sources stay
         self._begin()
 
     def run(
@@ -64,13 +64,14 @@ class Remove:
         missing: bool = False,
         yes: bool = False,
     ) -> RemoveReport:
-        """Remove images by id, sources by name, and what is ``missing``; returns what was done.
+        """Remove images by id, sources by name, and, if ``missing``, missing sources.
 
-        ``MissingError`` before anything goes, where so much is missing that a disk may be away,
+        Raises ``MissingError`` before anything goes if so much is missing that a disk may be away,
         unless ``yes``.
         """
         started = time.perf_counter()
-        given = [(name, bases(name)) for name in dict.fromkeys(names)]  # UsageError before anything
+        # Raises UsageError before anything is removed.
+        given = [(name, bases(name)) for name in dict.fromkeys(names)]
         looked: Missing | None = None
         not_found: list[str] = []
         try:
@@ -115,7 +116,7 @@ class Remove:
     # --- by name ----------------------------------------------------------------------------------
 
     def _named(self, base: bytes) -> None:
-        """Remove what is named ``base`` and what is inside of it."""
+        """Remove the source named ``base`` and those inside of it."""
         row = one_row(self._store, base)
         if row is not None:
             self._row(*row)
@@ -155,22 +156,24 @@ class Remove:
             self._request.add_rows(run, run)
             self._flush_if_full()
             empty = False
-        if empty:  # nothing was committed of it, or a changed file has taken its place
+        # None of its rows was committed, or a changed file has taken its place.
+        if empty:
             self._request.arrays.append((name, array.number))
 
-    # --- what is missing --------------------------------------------------------------------------
+    # --- missing sources --------------------------------------------------------------------------
 
     def _look(self, missing: Missing) -> bool:
-        """Look for what is missing; whether nobody stopped it."""
+        """Look for all sources; False if that was stopped."""
         try:
             missing.look()
         except StoppedError:
-            self._interrupted = True  # what was named goes all the same
+            # Images and sources that the caller named are removed all the same.
+            self._interrupted = True
             return False
         return True
 
     def _look_on(self) -> None:
-        """While sources are looked for, which changes nothing: stop soon."""
+        """Stop soon while sources are looked for, since that changes nothing."""
         self._looks += 1
         if self._interrupted or (
             self._looks % self._store.limits.stop_checks == 0 and self._stop.asked()
@@ -179,7 +182,7 @@ class Remove:
         self._go_on()
 
     def _remove_missing(self, missing: Missing) -> None:
-        """Remove what is missing, images that no source is left of, and such rejects."""
+        """Remove missing sources and rejects, then images without a source."""
         for what, name in missing.found():
             self._remove_one(missing, what, name)
         self._flush()
@@ -192,7 +195,7 @@ class Remove:
         self._kept |= missing.kept | unfinished
 
     def _remove_one(self, missing: Missing, what: What, name: bytes) -> None:
-        """Remove what was missing when it was looked for, if it still is."""
+        """Remove a source that was missing, if it still is."""
         store = self._store
         if what is What.NAME:
             row = store.snapshot.names([name])[0]
@@ -215,9 +218,9 @@ class Remove:
 
     def _begin(self) -> None:
         self._request = RemovalRequest()
-        self._names: set[bytes] = set()  # those in it
-        self._rows: set[tuple[int, int]] = set()  # single rows in it: array, row
-        self._arrays: set[int] = set()  # arrays with runs in it
+        self._names: set[bytes] = set()  # names in the request
+        self._rows: set[tuple[int, int]] = set()  # single rows in the request: array, row
+        self._arrays: set[int] = set()  # arrays with runs in the request
 
     def _flush_if_full(self) -> None:
         if len(self._request):
@@ -226,7 +229,7 @@ class Remove:
             self._flush()
 
     def _flush(self) -> None:
-        """Commit what is to go by now; raises ``StoppedError`` where no more is wanted."""
+        """Commit the request; raises ``StoppedError`` once the removal was stopped."""
         while len(self._request):
             self._go_on()
             self._store.writer.require_room()
@@ -241,7 +244,7 @@ class Remove:
             self._stopped = self._stop.asked()
 
     def _go_on(self) -> None:
-        """Before more is done: raises ``StoppedError`` where no more is wanted."""
+        """Raise ``StoppedError`` once the removal was stopped."""
         if self._stopped:
             raise StoppedError
 

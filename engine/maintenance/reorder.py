@@ -1,11 +1,11 @@
-"""Lays the vectors of a store out anew, in the order of its index, without those of removed images.
+"""Rewrites the vectors of a store in the order of its index, without those of removed images.
 
-    prove the vectors whole → train, if need be → code what is in no segment
+    prove the vectors whole → train, if need be → code the rows that are in no segment
     → list by list: codes, vectors, ids → publish
 
-All but the last step is a reader's work, beside whoever writes: it goes to a folder of its own. Then the
-writer's lock is taken, what has been appended meanwhile is carried over, and one commit goes over to it.
-There is one copy of the vectors before and after; while this works the disk has to hold another.
+All but the last step writes to a staging folder, without the writer's lock. The last step takes the
+lock, copies the vectors that were appended in the meantime, and switches to the new files in one
+commit. While it runs, the disk has to hold a second copy of the vectors.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from engine.storage.index_files import ReorderedExtent, quantizer_path, segment_
 from engine.storage.manifest import QuantizerEntry
 from engine.storage.session import Session
 
-_WORTH = 0.1  # of the vectors that are removed or lie in another order
-_APART = 1000  # numbers that a writer may use up for its own segments meanwhile
-_SAMPLE = 4096  # vectors that show whether they are like those that were trained on
+_WORTH = 0.1  # the share of vectors, removed or out of order, from which a rewrite is worth it
+_APART = 1000  # numbers left free for the segments of a concurrent writer
+_SAMPLE = 4096  # vectors compared with those that the quantizer was trained on
 _SLACK = 16 << 20  # bytes: headers, the keys' own files
 _WAIT_SECONDS = 0.2
 _log = logging.getLogger("engine.maintenance")
@@ -48,31 +48,32 @@ _log = logging.getLogger("engine.maintenance")
 
 @dataclass(frozen=True, slots=True)
 class ReorderResult:
-    """What was done: ``rows`` vectors lie anew; or why it was not."""
+    """How many vectors were rewritten (``rows``), or why none were (``skipped``)."""
 
     rows: int = 0
     skipped: str | None = None
 
 
 class Reorder:
-    """One layout of one store, which becomes its writer in the end."""
+    """One reordering of one store, which becomes its writer in the end."""
 
     def __init__(self, store: Session, work: BackgroundWork) -> None:
         self._store = store
         self._work = work
 
     def run(self) -> ReorderResult:
-        """Lay the vectors out if that is worth it and there is room.
+        """Rewrite the vectors if that is worth it and the disk has room.
 
-        Raises ``StoppedError``, ``StoreError``, ``OSError`` or ``MemoryError``; the vectors are as they
-        were then.
+        Raises ``StoppedError``, ``StoreError``, ``OSError`` or ``MemoryError``; the vectors then stay as
+        they were.
         """
-        self._store.follow()  # others may have laid them out since it was opened
+        # Another process may have rewritten them since the store was opened.
+        self._store.follow()
         with contextlib.closing(OpenIndex(self._store)) as opened:
             index = opened.current
             if index is None or not index.vectors.rows:
                 return ReorderResult()
-            # Segments that are live and whole would be dropped.
+            # Otherwise live and whole segments would be dropped.
             require_layout_of_faiss()
             return self._reorder(index)
 
@@ -95,9 +96,10 @@ class Reorder:
             return self._publish(made, index, quantizer, new)
 
     def _damaged(self, known: Mapping[int, int]) -> str | None:
-        """A file of vectors that is not what was committed: copied, it would get a right checksum.
+        """A file of vectors or ids with a wrong checksum, or None.
 
-        ``known``: the rows of extents that need not be looked at, from their first on.
+        Damaged vectors must not be copied: the copy would get a right checksum. ``known`` is how many
+        rows at the start of each extent need no check.
         """
         store = self._store
         readers = {
@@ -145,7 +147,7 @@ class Reorder:
         return index.vectors.rows - self._store.snapshot.state.dead_vectors
 
     def _need(self, index: VectorIndex) -> int:
-        """Bytes of disk: the vectors once more, and their codes twice while segments are merged."""
+        """Bytes of disk needed: the vectors once, and their codes twice while segments are merged."""
         each = index.vectors.dim // 2 + LABEL_BYTES
         return (
             self._live(index) * (4 * index.vectors.dim + 8) + 2 * index.vectors.rows * each + _SLACK
@@ -158,8 +160,8 @@ class Reorder:
         space = store.snapshot.space
         number = store.snapshot.next_index_number() + _APART
         entry, quantizer = index.quantizer_entry, index.quantizer
-        # Old extents go: a row that a damaged segment does not name would be lost with them.
-        # And codes are copied as they are, with a checksum that is right for them.
+        # A row that a damaged segment does not name would be lost with the old extents.
+        # And damaged codes would be copied, and get a right checksum.
         held = [
             segment
             for segment in index.segments
@@ -191,16 +193,16 @@ class Reorder:
         return entry, laying.write(number + 1, entry, quantizer)
 
     def _lock(self) -> None:
-        """Become the writer; while another one is at it, wait."""
-        told = False
+        """Become the writer; wait while another process is."""
+        warned = False
         while True:
             try:
                 self._store.become_writer(to_remove=True, wait=0.0)
                 return
             except StoreLockedError:
-                if not told:
+                if not warned:
                     _log.warning("waiting for the process that writes to %s", self._store.path)
-                told = True
+                warned = True
                 self._work.check_stop()
                 time.sleep(_WAIT_SECONDS)
 
@@ -212,7 +214,7 @@ class Reorder:
         numbers = {one.number for one in store.snapshot.manifest.segments}
         clash = new.segment is not None and new.segment.number in numbers
         same = all(there.get(number, 0) >= rows for number, rows in index.vectors.parts)
-        # The segment is of a quantizer that was live, or is to be: others may have trained one.
+        # The segment's quantizer must be new or still live: another process may have replaced it.
         known = quantizer is None or _has(made, quantizer)
         known = known or quantizer in store.snapshot.manifest.quantizers
         if clash or not same or not known:
@@ -241,7 +243,7 @@ def _free(store: Session) -> int:
 
 def _left_for_want_of_room(need: int, free: int) -> ReorderResult:
     return ReorderResult(
-        skipped=f"the vectors were not laid out again: that needs {need:,} bytes of room on the disk, "
+        skipped=f"the vectors were not laid out again: that needs {need:,} bytes on the disk, "
         f"and {free:,} are free"
     )
 

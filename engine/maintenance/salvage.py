@@ -1,15 +1,15 @@
 """Makes a store that cannot be opened openable again, with as little loss as its damage allows.
 
-manifest   gone or unreadable: made again from the copy that the keys have. Extents that it names are
-           all that are committed; segments are derived, and dropped.
-CURRENT    gone or damaged: it names the newest MANIFEST again.
-log        RocksDB's write-ahead log has a flipped byte: it is replayed up to there, and what was
-           committed behind it is lost.
+manifest   gone or unreadable: made again from the copy in the keys. That copy names all committed
+           extents; segments are derived from the vectors, and dropped.
+CURRENT    gone or damaged: made again, to name the newest MANIFEST.
+log        RocksDB's write-ahead log has a flipped byte: it is replayed up to that byte, and later
+           commits are lost.
 tables     some table or RocksDB's MANIFEST is damaged, or the keys end before the last commit that
            was made: the keys are built again from all rows that can be read
            (engine.storage.rocks.rebuild).
 
-Before anything is lost for good, the files that it may still be in are set aside.
+Before a step that loses rows for good, the files that may still have them are set aside.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ from engine.storage.state import State, settings_in
 from engine.storage.tables import Tables
 
 _PIECE = 1 << 20  # bytes
-_NAMED = 5  # problems that are listed
+_NAMED = 5  # problems listed in a message
 _log = logging.getLogger("engine.maintenance")
 
 
 def salvage(store: Path, memory: MemoryBudget, wait: float = 0.0) -> list[Problem]:
-    """Mend what keeps ``store`` from being opened; returns what it was, or nothing.
+    """Mend what keeps ``store`` from being opened; returns the mended problems.
 
-    Raises ``StoreDamagedError`` where nothing helps but a copy, ``StoreLockedError`` where another
-    process is still writing after ``wait`` seconds, ``StoreFormatError`` where there is no store, or
-    one of a newer engine.
+    Raises ``StoreDamagedError`` if the store can only be restored from a copy, ``StoreLockedError`` if
+    another process is still writing after ``wait`` seconds, ``StoreFormatError`` if ``store`` is not a
+    store, or was made by a newer engine.
     """
     damaged: DamagedManifestError | None = None
     try:
-        manifest.load(store, writing=True)  # before anything is touched: it may not be ours
+        # Before anything is changed: this may not be a store.
+        manifest.load(store, writing=True)
     except DamagedManifestError as error:
         damaged = error
     folder = store / database.FOLDER
@@ -75,29 +76,31 @@ def salvage(store: Path, memory: MemoryBudget, wait: float = 0.0) -> list[Proble
         held.release()
 
 
-def _keys(store: Path, memory: MemoryBudget, told: int) -> list[Problem]:
+def _keys(store: Path, memory: MemoryBudget, published: int) -> list[Problem]:
     folder, problems = store / database.FOLDER, []
     if rebuild.finish(store):
-        problems.append(Problem(database.FOLDER, "building them again was finished", fixed=True))
+        what = "an interrupted rebuild of the keys was finished"
+        problems.append(Problem(database.FOLDER, what, fixed=True))
     files.require_readable(folder)
     if files.current(folder) is None and (newest := files.newest(folder)) is not None:
         replace_file(folder / files.CURRENT, f"{newest.name}\n".encode())
         what = f"CURRENT was damaged or gone: it names {newest.name} again"
         problems.append(Problem(database.FOLDER, what, fixed=True))
     if files.current(folder) is None or files.problems(folder):
-        return [*problems, _rescue(store, memory, told)]
+        return [*problems, _rescue(store, memory, published)]
     try:
-        table = open_reader.open_reader(store, memory)  # which leaves no trace
+        # A reader changes no files.
+        table = open_reader.open_reader(store, memory)
     except StoreDamagedError:
-        return [*problems, _replay_log(store, memory, told)]
+        return [*problems, _replay_log(store, memory, published)]
     with closing(table):
         meta = Tables(table).meta
         state = commit_evidence.read_state(meta.state())
         whole = state is not None and _are_settings(meta.settings())
-    if state is not None and whole and state.commit >= told:
+    if state is not None and whole and state.commit >= published:
         return problems
-    # RocksDB's MANIFEST may have been cut short: then there are tables that it does not name.
-    return [*problems, _rescue(store, memory, told, everything=True)]
+    # RocksDB's MANIFEST may have been cut short, and so not name all tables.
+    return [*problems, _rescue(store, memory, published, everything=True)]
 
 
 def _are_settings(value: bytes | None) -> bool:
@@ -107,37 +110,41 @@ def _are_settings(value: bytes | None) -> bool:
         return False
 
 
-def _rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = False) -> Problem:
-    done = rebuild.rescue(store, memory, told, everything=everything)
-    if done.commit < told:
-        return _lost(f"the keys end before commit {told}, which was made", done.commit, done.aside)
+def _rescue(
+    store: Path, memory: MemoryBudget, published: int, *, everything: bool = False
+) -> Problem:
+    done = rebuild.rescue(store, memory, published, everything=everything)
+    if done.commit < published:
+        what = f"the keys end before commit {published}, which was made"
+        return _lost(what, done.commit, done.aside)
     found = "; ".join(done.problems[:_NAMED]) or "RocksDB's MANIFEST was damaged"
     more = f"; and {len(done.problems) - _NAMED} more" if len(done.problems) > _NAMED else ""
     what = f"they were built again from the rows that can be read: {found}{more}"
     return Problem(database.FOLDER, f"{what} (the damaged ones are in {done.aside})", fixed=True)
 
 
-def _replay_log(store: Path, memory: MemoryBudget, told: int) -> Problem:
+def _replay_log(store: Path, memory: MemoryBudget, published: int) -> Problem:
     logs = [name for name in require_files(store) if name.endswith(".log")]
     aside = _set_aside(store, logs)
     try:
         table = opening.open_writer(store, memory, salvage=True)
-    except StoreDamagedError:  # not the log alone, or tables are ahead of it
+    except StoreDamagedError:
+        # More than the log is damaged, or some tables are ahead of it.
         nofollow.discard(store, aside.name, file_names.ROCKSDB)
-        return _rescue(store, memory, told)
+        return _rescue(store, memory, published)
     with closing(table):
         last = _state(table).commit
     return _lost("the write-ahead log was damaged", last, aside)
 
 
 def _lost(what: str, last: int, aside: Path) -> Problem:
-    after = f"{what}: what was committed after commit {last} is lost"
-    where = f"ingest the same sources again (what there was of the keys is in {aside})"
+    after = f"{what}: every commit after commit {last} is lost"
+    where = f"ingest the same sources again (the old files of the keys are in {aside})"
     return Problem(database.FOLDER, f"{after}; {where}", fixed=True)
 
 
 def _set_aside(store: Path, files: Iterable[str]) -> Path:
-    """Copy files of the keys into a new folder, durably; those that never change are linked."""
+    """Copy files of the keys into a new folder, durably; link those that never change."""
     aside, number = store / rebuild.ASIDE, 1
     while os.path.lexists(aside):
         number += 1
@@ -149,7 +156,7 @@ def _set_aside(store: Path, files: Iterable[str]) -> Path:
             try:
                 disk().link(store / file, aside / name)
                 continue
-            except OSError:  # no links here
+            except OSError:  # this file system has no hard links
                 pass
         write_new(aside / name, _pieces(store, file), store)
     fsync_dir(aside)
@@ -158,7 +165,7 @@ def _set_aside(store: Path, files: Iterable[str]) -> Path:
 
 
 def _pieces(store: Path, name: str) -> Iterator[bytes]:
-    """What a file holds: a log that somebody has tampered with may seem larger than memory."""
+    """The contents of a file, in pieces: a damaged log may be larger than memory."""
     with os.fdopen(nofollow.open_file(store, name), "rb") as file:
         while data := file.read(_PIECE):
             yield data
@@ -169,8 +176,8 @@ def _manifest(store: Path, memory: MemoryBudget, error: DamagedManifestError) ->
         copy = Tables(table).meta.manifest()
     if copy is None:
         raise StoreDamagedError(
-            f"{store / manifest.NAME} is gone or damaged, and nothing was ever committed that would "
-            f"have left a copy of it among the keys: make another store"
+            f"{store / manifest.NAME} is gone or damaged, and the keys have no copy of it, since "
+            f"nothing was ever committed: make another store"
         )
     manifest.parse(store, copy, writing=True).with_index(()).save(store)
     what = str(error).partition(";")[0]

@@ -16,27 +16,27 @@ class ExportTable(Protocol):
     """One table while it is written."""
 
     def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Add rows, a value for each column; None where there is none."""
+        """Add rows: a value for each column, None for an empty cell."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows and close the file."""
 
 
 class CsvFile:
-    """A table as CSV, with a line of names first."""
+    """A table as CSV; its first line has the names of the columns."""
 
     def __init__(self, path: Path, columns: dict[str, type]) -> None:
-        """``columns``: the type of each, int or str, by name."""
+        """``columns`` are types, int or str, by column name."""
         self._file = path.open("x", encoding="utf-8", newline="")
         self._writer = csv.writer(self._file)
         self._writer.writerow(columns)
 
     def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Add rows, a value for each column; None where there is none."""
+        """Add rows: a value for each column, None for an empty cell."""
         self._writer.writerows(rows)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows and close the file."""
         self._file.close()
 
 
@@ -44,7 +44,7 @@ class ParquetFile:
     """A table as Parquet, in groups of bounded size."""
 
     def __init__(self, path: Path, columns: dict[str, type], group_rows: int) -> None:
-        """``columns``: the type of each, int or str, by name. ``group_rows`` are kept together."""
+        """``columns`` are types, int or str, by name; a group has at most ``group_rows`` rows."""
         self._group_rows = group_rows
         arrow, parquet = pyarrow_modules()
         self._arrow = arrow
@@ -56,7 +56,7 @@ class ParquetFile:
         self._bytes = 0
 
     def write(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Add rows, a value for each column; None where there is none."""
+        """Add rows: a value for each column, None for an empty cell."""
         for row in rows:
             self._rows.append(row)
             self._bytes += sum(len(value) for value in row if isinstance(value, str))
@@ -69,7 +69,7 @@ class ParquetFile:
         self._writer.write_table(self._arrow.table(columns, schema=self._schema))
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows and close the file."""
         try:
             if self._rows:
                 self._flush()
@@ -79,7 +79,7 @@ class ParquetFile:
 
 
 def pyarrow_modules() -> Any:
-    """pyarrow and pyarrow.parquet; ``UsageError`` where it is not installed."""
+    """The modules pyarrow and pyarrow.parquet; ``UsageError`` if they are not installed."""
     try:
         import pyarrow
         from pyarrow import parquet

@@ -1,1 +1,1 @@
-"""The read path: which images a query is, is a copy of, or looks like."""
+"""The read path: finds the images that are identical, near or similar to a query."""

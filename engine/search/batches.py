@@ -1,4 +1,4 @@
-"""Queries in batches: as many at a time as may be in memory as pixels together."""
+"""Groups queries into batches whose pixels fit in memory together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.sources.items import Reject
 from engine.sources.query import Query
 
 MAX_BATCH = 32  # queries
-_OF_BITS = 17  # bytes that looking at a byte of canonical pixels takes, at most: at bits
+_OF_BITS = 17  # bytes of memory for a byte of canonical pixels, at most: a bit image needs that
 
 Asked = TypeVar("Asked", bound=Query | Reject)
 
@@ -19,9 +19,9 @@ Asked = TypeVar("Asked", bound=Query | Reject)
 def batches(
     queries: Iterable[Asked], memory: MemoryBudget, max_queries: int = MAX_BATCH
 ) -> Iterator[list[Asked]]:
-    """Queries in their order; a batch takes no more memory than ``memory`` has for decoding.
+    """The queries in their order; a batch takes at most the memory that ``memory`` has for decoding.
 
-    One alone may take more: it is then refused where it is decoded.
+    A single query may need more; decoding it then fails.
     """
     batch: list[Asked] = []
     size = 0
@@ -40,10 +40,10 @@ def batches(
 
 
 def _memory_of(query: Query | Reject) -> int:
-    """Bytes that a query takes while it is decoded and looked at."""
+    """Bytes of memory that a query takes while it is decoded and searched for."""
     if isinstance(query, Reject):
         return 0
     if query.data is not None:
         return len(query.data) + memory_to_decode(query.data)
-    # As bytes a bit image is 8 times as large, twice while its picture is made.
+    # With a byte for each bit, a bit image is 8 times as large; its picture needs that twice.
     return query.memory_bytes * (1 if query.vector is not None else _OF_BITS)

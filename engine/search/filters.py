@@ -1,7 +1,7 @@
 """Restricts a search to some images of a store: by id, by source, by metadata, or by several of these.
 
-Ids that the store has no image of are no mistake: they may be of a list that is older than the store. A
-source of which it has no image is one, since a misspelt name would find nothing, silently.
+Ids without an image are not an error, since a list of ids may be older than the store. A source without
+an image is one, since a misspelt name would silently find nothing.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Names = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 class SearchedIn:
-    """Some sources, asked for their images, commit after commit."""
+    """A restriction to the images of some sources, found again after each commit."""
 
     def __init__(self, sources: Names) -> None:
-        """``UsageError`` for what are no names."""
-        # With what each may be called: a relative name holds for where the process is now.
+        """``UsageError`` if ``sources`` are not names."""
+        # Each with its possible names in a store: a relative path depends on the current folder.
         self.names = tuple(_name(one) for one in _listed(sources))
         if not self.names:
             raise UsageError("name at least one source to search in")
@@ -40,7 +40,7 @@ class SearchedIn:
         self._commit = -1
 
     def ids(self, store: Session) -> IdSet:
-        """``ids_within``, remembered until the commit changes: it reads all that is inside of them."""
+        """``ids_within`` of the sources, cached until the commit changes, since it reads all of them."""
         if self._commit != store.snapshot.state.commit:
             self._found, self._commit = ids_within(store, self.names), store.snapshot.state.commit
         return self._found
@@ -52,16 +52,16 @@ class Within:
     def __init__(
         self, ids: Ids | None, sources: SearchedIn | None, where: WhereMetadata | None = None
     ) -> None:
-        """By one of them at least; ``UsageError`` for what are no ids."""
+        """At least one is not None; ``UsageError`` if ``ids`` are not ids."""
         self._ids = None if ids is None else _numbers(ids)
         self._named = [one for one in (sources, where) if one is not None]
         self._found = IdSet.none(0)
         self._commit = -1
 
     def ids(self, store: Session) -> IdSet:
-        """The images that it leaves, without removed ones; remembered until the commit changes.
+        """The images that may be found, without removed ones; cached until the commit changes.
 
-        ``UsageError`` if there is no image of one of the sources, or none with a field of ``where``.
+        ``UsageError`` if one of the sources has no image, or no image has a field of ``where``.
         """
         if self._commit != store.snapshot.state.commit:
             parts = [one.ids(store) for one in self._named]
@@ -73,10 +73,10 @@ class Within:
 
 
 def ids_within(store: Session, names: Iterable[tuple[str, tuple[bytes, ...]]]) -> IdSet:
-    """The images that were seen in any of these sources: each its name, and what it may be called.
+    """The images seen in any of some sources, each given as its name and its possible names in a store.
 
-    ``UsageError`` if there is no image of one. It takes the memory of two sets, however many names
-    are inside of a source.
+    ``UsageError`` if one has no image. It takes the memory of two sets, however many names are inside
+    of a source.
     """
     every = IdSet.none(store.snapshot.state.next_id)
     for name, may_be in names:
@@ -104,12 +104,12 @@ def _ids_inside(store: Session, base: bytes) -> IdSet:
     for _, array in arrays_inside(store, base):
         for run in store.snapshot.tables.runs.of_array(array.number):
             found.add_span(run.id, run.count if run.step else 1)
-    # Runs may go on covering images that were removed.
+    # Runs may still cover removed images.
     return found.without(store.snapshot.removed_ids()) if store.snapshot.state.removed else found
 
 
 def _numbers(ids: Ids) -> npt.NDArray[np.int64]:
-    """Ids as somebody gives them: (n,) int64, without those that cannot be one."""
+    """A caller's ids as (n,) int64, without numbers that cannot be ids."""
     if isinstance(ids, np.ndarray) and (ids.dtype.kind in "iu" or not ids.size):
         return ids[(ids > 0) & (ids <= _MAX_ID)].astype(np.int64)
     try:
@@ -130,7 +130,7 @@ def _listed(sources: Names) -> Iterable[str | os.PathLike[str]]:
 
 
 def _name(source: str | os.PathLike[str]) -> tuple[str, tuple[bytes, ...]]:
-    """A source's name, and what it may be called in a store."""
+    """A source's name, and its possible names in a store."""
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else source
     if not isinstance(name, str):
         raise UsageError(f"a source is a path, or several are in a list, not {_short(source)}")
@@ -138,6 +138,6 @@ def _name(source: str | os.PathLike[str]) -> tuple[str, tuple[bytes, ...]]:
 
 
 def _short(value: object) -> str:
-    """What is not what it should be, in one short line."""
+    """A caller's value in one short line, for a message."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""The identical tier: images with the very same canonical form, found by their key and then verified."""
+"""The identical tier: images with the same canonical form, found by their key and then verified."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger("engine.search")
 
 
 def id_of_file(store: Session, file_hash: bytes, wanted: IdSet | None) -> int | None:
-    """The image that a file with this SHA-256 was; that decides, so there is nothing to verify."""
+    """The image of a file with this SHA-256, or None; a SHA-256 needs no further verification."""
     id_ = store.snapshot.ids_of_files([file_hash])[0]
     return id_ if id_ is not None and (wanted is None or id_ in wanted) else None
 
@@ -29,7 +29,7 @@ def id_of_file(store: Session, file_hash: bytes, wanted: IdSet | None) -> int | 
 def rows_of_pixels(
     store: Session, decoded: Decoded, known: set[int], wanted: IdSet | None
 ) -> Iterator[tuple[ImageRow, str]]:
-    """The images that are these pixels, but those ``known``; with each how it was verified."""
+    """The rows of images with these pixels, without ``known`` ids; each with how it was verified."""
     form = decoded.pixels.canonical
     for row in store.snapshot.image_of(hashing.key(form, store.snapshot.settings.hash_seed)):
         if row.id in known or (wanted is not None and row.id not in wanted):
@@ -40,7 +40,7 @@ def rows_of_pixels(
 
 
 def identical_ids(store: Session, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """The image that each canonical row is, verified, or -1: (n, canonical bytes) → (n,) int64."""
+    """The id of the image equal to each row, verified, or -1: (n, canonical bytes) → (n,) int64."""
     n, limits = len(rows), store.limits
     store.snapshot.count_lookups(n)
     ids = np.empty(n, np.int64)
@@ -57,9 +57,9 @@ def identical_ids(store: Session, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np
 def _identical_ids(
     store: Session, rows: npt.NDArray[np.uint8], cold: bool
 ) -> tuple[npt.NDArray[np.int64], float]:
-    """The images of some rows, and how many seconds it took to find their keys.
+    """The ids of some rows (n, canonical bytes), and the seconds that finding their keys took.
 
-    ``cold``: keys must come from disk; then many threads make a queue of reads.
+    With ``cold``, keys are expected to come from disk, so many threads read them.
     """
     n, length = rows.shape
     canonical = list(rows)
@@ -74,7 +74,8 @@ def _identical_ids(
     same = np.zeros(len(at), np.bool_)
     if easy.any():
         wanted = [canonical[i] for i in at[easy].tolist()]
-        with contextlib.suppress(StoreDamagedError):  # one by one it is told which are lost
+        # If some are damaged, all are verified one by one below.
+        with contextlib.suppress(StoreDamagedError):
             same[easy] = store.snapshot.kept_pixels.equal(
                 columns.extents[easy], columns.offsets[easy], wanted
             )
@@ -84,7 +85,8 @@ def _identical_ids(
         proof_columns = np.frombuffer(b"".join(proofs), np.uint8).reshape(-1, hashing.PROOF_BYTES)
         same[bare] = (proof_columns == columns.proofs[bare]).all(axis=1)
     ids[at[same]] = columns.ids[same]
-    for i in at[~same]:  # a collision, or damage: next to never
+    # A collision or damage: very rare.
+    for i in at[~same]:
         for row in store.snapshot.image_of(keys[i]):
             if verify(store, row, canonical[i].tobytes()):
                 ids[i] = row.id
@@ -92,8 +94,8 @@ def _identical_ids(
 
 
 def verify(store: Session, row: ImageRow, canonical: Buffer) -> str | None:
-    """How a key's image was shown to be the query: "bytes", "digest", or None if it is not."""
-    # What is kept in another length is not the query: no memory is taken for it.
+    """How an image with the query's key was verified: "bytes", "digest", or None if it differs."""
+    # Kept pixels of another length differ, so they are not read.
     if row.place is not None and row.canonical and row.place.length == len(canonical):
         try:
             kept = store.snapshot.kept(row.place)

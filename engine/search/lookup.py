@@ -1,4 +1,4 @@
-"""The read path: one query through the tiers, strictest first; an id stays where it was first found.
+"""Looks queries up in all tiers, strictest first; an id appears only in the first tier that finds it.
 
 query → identical (file hash; key, then verified) → near (fingerprints, pixels) → similar (encode, index)
 """
@@ -35,7 +35,7 @@ _log = logging.getLogger("engine.search")
 
 
 class _NoVectorError(Exception):
-    """The encoder has nothing to say of one picture; other queries are not concerned."""
+    """The encoder gives no vector for one picture; other queries are not affected."""
 
 
 class Lookup:
@@ -48,7 +48,7 @@ class Lookup:
         encoder: Callable[[], OnnxEncoder],
         settings: LookupSettings,
     ) -> None:
-        """``UsageError`` where the store has not what ``settings`` ask for."""
+        """``UsageError`` if the store lacks something that ``settings`` ask for."""
         space = store.snapshot.space
         self._is_imported = space.is_imported
         self._cosine = space.is_cosine
@@ -64,23 +64,23 @@ class Lookup:
         self._similar_tier = SimilarTier(index, self._hits, settings, cosine=self._cosine)
         self._asked = settings.tiers is not None
         self.tiers = searched_tiers(store, settings.tiers)
-        # Imported vectors say nothing of images, which have none to compare with them.
+        # A query that is an image has no vector to compare with imported ones.
         self._of_images = tuple(t for t in self.tiers if t != SIMILAR or not self._is_imported)
 
     def one(self, query: Query, wanted: IdSet | None = None) -> LookupResult:
-        """Search every tier for one query. A query that is no image has an ``error``.
+        """Search every tier for one query. The result of a query that is not an image has an ``error``.
 
-        ``wanted``: which images may be found, if not all.
-        ``UsageError`` for a query of a kind that the tiers which were asked for are not for.
+        ``wanted`` are the images that may be found, None for all. ``UsageError`` if the requested tiers
+        do not take a query of this kind.
         """
         return self._answer(self._work(query, None), wanted)
 
     def many(
         self, queries: Sequence[Query], wanted: IdSet | None, workers: Executor
     ) -> list[LookupResult]:
-        """``one`` for each of some queries, in their order: decoded by workers, and encoded at once.
+        """``one`` for each of some queries, in their order: workers decode them, one batch is encoded.
 
-        All of them are in memory as pixels for a while: see ``batches`` in ``engine.search.batches``.
+        The pixels of all are in memory together: see ``batches`` in ``engine.search.batches``.
         """
         image_size = self._image_size(wanted)
         works = [self._work(query, image_size) for query in queries]
@@ -99,16 +99,17 @@ class Lookup:
         )
 
     def _image_size(self, wanted: IdSet | None) -> int | None:
-        """The input of the encoder; None where nothing is to be encoded, or it cannot be loaded."""
+        """Pixels a side of the encoder's input; None if nothing is encoded, or it cannot be loaded."""
         if SIMILAR not in self._of_images or not self._rows(wanted):
             return None
         try:
             return self._encoder().image_size
+        # Each query reports it.
         except EncoderError:
-            return None  # each query says so
+            return None
 
     def _needs_pixels(self, work: QueryWork, wanted: IdSet | None) -> bool:
-        """Whether a query has to be decoded: nearly always, but for the identical tier alone."""
+        """Whether a query has to be decoded; if only the identical tier is searched, not always."""
         if work.query.vector is not None:
             return False
         if self._of_images != (IDENTICAL,):
@@ -122,8 +123,8 @@ class Lookup:
             return self._one_vector(query.name, query.vector, wanted)
         if self._asked and self._of_images != self.tiers:
             raise UsageError(
-                f"{self._store.path} holds imported vectors, and an image has none: look up "
-                'FILE.npy#ROW of vectors, or leave tiers=["similar"] out'
+                f"{self._store.path} holds imported vectors, and an image has no vector to compare: "
+                'look up FILE.npy#ROW of vectors, or leave tiers=["similar"] out'
             )
         found: list[IdenticalHit] = []
         nearby: tuple[NearHit, ...] = ()
@@ -160,7 +161,7 @@ class Lookup:
         except ImageError as error:
             if not found:
                 return LookupResult(work.name, error=str(error))
-            # Known by its bytes, though it cannot be decoded here and now.
+            # The file is known by its SHA-256, though it cannot be decoded now.
             _log.warning("%s: only its bytes were looked up: %s", work.name, error)
             searched = (IDENTICAL,)
         if len(found) > 1:
@@ -185,7 +186,7 @@ class Lookup:
     def _near(
         self, work: QueryWork, taken: set[int], wanted: IdSet | None
     ) -> tuple[NearImages, tuple[NearHit, ...]]:
-        """All images near, as numbers; and the hits of the nearest."""
+        """All near images, as numbers, and the hits of the nearest."""
         query, most = work.decoded().pixels, self._settings.max_distance
         prints = work.prints(most)
         with work.stage("near"):
@@ -193,13 +194,13 @@ class Lookup:
             return found, self._hits.near(query, found, self._settings.near_limit)
 
     def _rows(self, wanted: IdSet | None) -> int:
-        """How many vectors there are to be compared."""
+        """The number of vectors to compare with a query."""
         index = self._index.current
         rows = index.vectors.rows if index is not None else 0
         return rows if wanted is None else min(rows, len(wanted))
 
     def _encode(self, works: Sequence[QueryWork], wanted: IdSet | None) -> None:
-        """Encode all pictures at once; where that fails, each is encoded again and says so itself."""
+        """Encode all pictures at once; if that fails, each query encodes its own and reports it."""
         able = [work for work in works if work.has_picture]
         if not able or not self._rows(wanted):
             return
@@ -221,7 +222,8 @@ class Lookup:
             return ()
         vector = work.vector
         if vector is None:
-            with work.stage("load"):  # only the first query of a process pays for it
+            # Loads the encoder for the first query of a process.
+            with work.stage("load"):
                 encoder = self._encoder()
             picture = work.picture(encoder.image_size)
             with work.stage("encode"):
@@ -240,8 +242,7 @@ class Lookup:
             raise UsageError(f"{self._store.path} has no vectors to compare {name} with")
         if SIMILAR not in self.tiers:
             raise UsageError(
-                f"{name} is a vector, which is looked up in the similar tier alone: leave "
-                f"tiers= out"
+                f"{name} is a vector, and only the similar tier takes vectors: leave tiers= out"
             )
         if len(vector) != index.vectors.dim:
             raise UsageError(

@@ -1,16 +1,17 @@
-"""The images of a store that are near copies of a query: fingerprints first, pixels where they decide.
+"""The near tier: finds near copies of a query by fingerprints, and bit images by kept pixels too.
 
-Only like is compared with like: pictures of 8 and 16 bits with each other, bit images with bit images
-of their size. What a distance D of 256 (``max_distance``) allows:
+Only images of one sort are compared: pictures of 8 and 16 bits with each other, bit images with bit
+images of the same size. What a distance D of 256 (``max_distance``) allows:
 
-pictures      D of the 256 bits of the fingerprint, both fingerprints saying something (quality).
-bit images    D of the 256 bits of the fingerprint; of the pixels, where they are kept, the same share
-              of all values, and twice that share of the *ink* of both. Ink is the rarer value: two
-              masks agree nearly everywhere by being blank, and are alike only if their ink is. Twice:
-              31 of 256 leave a quarter, as if two shapes shared 3/4 of what they cover.
+pictures      D of the 256 bits of the fingerprint, if both images have enough quality.
+bit images    D of the 256 bits of the fingerprint. Where pixels are kept, also the same share of all
+              values, and twice that share of the *ink* of both. Ink is the rarer value: two masks
+              agree nearly everywhere because they are blank, and are alike only if their ink is.
+              Twice, so that 31 of 256 allow about a quarter of the ink to differ.
 
-The rule of the ink is applied twice: always to the fingerprints' own bits, whose ink is the rarer value
-among the 256 of the query's; and, where pixels are kept, to all values of what that leaves.
+The rule of the ink is applied twice: first to the 256 bits of the fingerprints, where the ink is the
+rarer value in the query's fingerprint; then, where pixels are kept, to all values of the remaining
+candidates.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ from engine.storage.image_rows import ImageRow
 from engine.storage.record_rows import SharedRecords
 from engine.storage.session import Session
 
-_AT_ONCE = 1024  # candidates whose records are in hand
-_READ_BYTES = 4 << 20  # of kept pixels in hand
+_AT_ONCE = 1024  # candidates whose records are in memory
+_READ_BYTES = 4 << 20  # kept pixels in memory
 _log = logging.getLogger("engine.search")
 
 Numbers = npt.NDArray[np.int64]
 
 
 class NearImages(NamedTuple):
-    """The images near a query, nearest first, by their pixels where they are known.
+    """The images near a query, nearest first, by their pixels where these are kept.
 
-    Numbers alone, since they may be all of a store: records have up to 16 KiB of metadata.
+    Only numbers, since these may be all images of a store, and a record has up to 16 KiB of metadata.
     """
 
     ids: Numbers  # (n,)
     distances: Numbers  # (n,) bits of 256
-    # (n,) values that differ; -1 for pictures, and where no pixels are kept.
+    # (n,) values that differ; -1 for pictures, and for bit images without kept pixels.
     pixel_distances: Numbers
 
 
@@ -67,10 +68,10 @@ def near_images(
     taken: set[int],
     wanted: IdSet | None = None,
 ) -> NearImages:
-    """The images within ``most`` (of 256) of ``query``, without those ``taken``.
+    """The images within a distance of ``most`` (of 256) of ``query``, without ids in ``taken``.
 
-    ``prints`` are the query's ``fingerprint.candidates``. ``wanted``: which images may be found, if not
-    all.
+    ``prints`` (m, 32) are the query's ``fingerprint.candidates``. ``wanted`` are the images that may be
+    found, None for all.
     """
     if not len(prints):
         return NearImages(*np.empty((3, 0), np.int64))
@@ -100,7 +101,7 @@ def _within(
     *,
     ink: bool,
 ) -> tuple[Numbers, Numbers]:
-    """The ids of the rows within ``most`` of any of the fingerprints, and their distances."""
+    """The ids within ``most`` of any of the fingerprints, ascending, and their distances: (n,) each."""
     imported = store.snapshot.space.is_imported
     ones = fingerprint.ones_of(prints)
     removed = store.snapshot.removed_ids()
@@ -117,11 +118,12 @@ def _within(
             both = 2 * FINGERPRINT_BITS - both if zeros else both
             which &= part.distances * FINGERPRINT_BITS <= 2 * most * both
         if imported and which.any() and not part.prints[which].any(axis=1).all():
-            which[which] = store.snapshot.may_be_images(part.rows[which] + 1)  # vectors have zeros
+            # The fingerprint of a vector is all zeros.
+            which[which] = store.snapshot.may_be_images(part.rows[which] + 1)
         ids.append(part.rows[which] + 1)
         distances.append(part.distances[which])
     every, nearness = np.concatenate(ids), np.concatenate(distances)
-    # One that is near to several of the query's fingerprints counts once, with the least distance.
+    # An image near several of the query's fingerprints counts once, with its smallest distance.
     order = np.lexsort((nearness, every))
     every, nearness = every[order], nearness[order]
     first = np.flatnonzero(np.diff(every, prepend=0))
@@ -131,7 +133,7 @@ def _within(
 def _alike(
     store: Session, query: Pixels, ids: Numbers, first: int, taken: set[int]
 ) -> Iterator[_Alike]:
-    """Those of the candidates, of which ``ids`` are from number ``first`` on, that may be compared."""
+    """The candidates that may be compared; ``ids`` are those from number ``first`` on."""
     at = 0
     while at < len(ids):
         id_ = int(ids[at])
@@ -155,7 +157,7 @@ def _alike(
 def _alike_rows(
     query: Pixels, shared: SharedRecords, ids: Numbers, first: int, taken: set[int]
 ) -> Iterator[_Alike]:
-    """``_alike`` among rows of an array that share their records: (n,) ids, all of them among these."""
+    """``_alike`` for ``ids`` (n,) that are all rows of an array with shared records."""
     if shared.kind not in (Kind.BITS, Kind.U8, Kind.U16):
         return
     kind, size = Kind(shared.kind), (shared.height, shared.width, shared.channels)
@@ -180,9 +182,9 @@ def _is_like(query: Pixels, kind: Kind, size: tuple[int, int, int]) -> bool:
 def _by_pixels(
     store: Session, query: Pixels, most: int, some: Sequence[_Alike]
 ) -> Iterator[tuple[int, int]]:
-    """Same-size bit images whose kept pixels also match, by number, with how many values differ.
+    """Same-size bit images whose kept pixels also match: number, and how many values differ.
 
-    Those whose pixels are not kept, or cannot be compared, come with -1.
+    The count is -1 if the pixels are not kept or cannot be compared.
     """
     places: list[tuple[_Alike, Place]] = []
     rows = store.snapshot.images_of([one.key for one in some])
@@ -193,7 +195,8 @@ def _by_pixels(
         elif row.canonical:
             if row.place.length == len(query.canonical):
                 places.append((one, row.place))
-            else:  # damaged: the record says that it is of the query's size
+            # Damaged: the record has the query's size.
+            else:
                 yield one.number, -1
         else:
             kept = _decoded(store, row, query)
@@ -222,7 +225,7 @@ def _by_pixels(
 
 
 def _decoded(store: Session, row: ImageRow, query: Pixels) -> bytes | None:
-    """The canonical form of what is kept as a file, if it can be had and is of the query's size."""
+    """The canonical form of an image kept as a file, or None if it cannot be compared."""
     try:
         if row.place is None or row.place.length > store.memory.max_file:
             return None
@@ -237,9 +240,9 @@ def _decoded(store: Session, row: ImageRow, query: Pixels) -> bytes | None:
 def _compared(
     query: Pixels, most: int, numbers: Sequence[int], canonicals: Sequence[bytes]
 ) -> Iterator[tuple[int, int]]:
-    """Those whose canonical form, of the query's length, is within the distance of the query's.
+    """The numbers of canonical forms within the distance of the query, and how many values differ.
 
-    With each how many values differ.
+    All ``canonicals`` have the length of the query's.
     """
     values = query.height * query.width * query.channels
     own = _words([query.canonical])
@@ -255,7 +258,7 @@ def _compared(
 
 
 def _words(canonicals: Sequence[bytes | memoryview]) -> npt.NDArray[np.uint64]:
-    """The pixels of canonical forms of one length: (n, words) uint64, with zeros behind them."""
+    """The pixels of n canonical forms of one length: (n, words) uint64, padded with zeros."""
     n = len(canonicals)
     size = len(canonicals[0]) - canonical.HEADER_BYTES
     out = np.zeros((n, -(-size // 8) * 8), np.uint8)

@@ -1,4 +1,4 @@
-"""What a caller of a lookup gave, as queries: paths, bytes, arrays, PIL images, ids."""
+"""Makes queries from what a caller gives a lookup: paths, bytes, arrays, PIL images, ids."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ def queries_of(
     stored: Callable[[int], Query],
     exclude: Exclusions = NOTHING,
 ) -> Iterator[Query | Reject]:
-    """What there is to look up in what a caller gave: nearly always one image.
+    """The queries in what a caller gave: nearly always one image.
 
-    ``number``: its place among many, of which one that cannot be read is a ``Reject``. Alone it is
-    an ``ImageError``. ``stored`` gives the image of an id. ``exclude``: see ``open_images``.
+    ``number`` is its position among several, None if it is alone. If it cannot be read, it is a
+    ``Reject``, or raises ``ImageError`` if alone. ``stored`` returns the image of an id as a query.
+    ``exclude``: see ``open_images``.
     """
     try:
         yield from _queries(query, number, memory, stored, exclude)
@@ -55,7 +56,7 @@ def queries_of(
 
 
 def rows_of(images: npt.NDArray[Any]) -> Iterator[Query]:
-    """The images of an array, all of the kind that it has as a whole, as an ingest takes them."""
+    """The images of an array; all get the kind of the whole array, as in an ingest."""
     if images.dtype != np.bool_ and images.dtype != np.uint8:
         for number, image in enumerate(images):
             found = Decoded(canonical.from_array(image), "array")
@@ -93,7 +94,8 @@ def _queries(
         yield Query(_called(kind, number), None, decoded_image(query, memory.decoding))
     else:
         array = _as_array(query)
-        if array.ndim == 0:  # as None is to NumPy
+        # NumPy makes such an array of None, for example.
+        if array.ndim == 0:
             raise UsageError(
                 f"a query is a path, a file's bytes, an array, a PIL image, PackedBits or an id, not "
                 f"{type(query).__name__}"
@@ -106,29 +108,29 @@ def _is_id(query: object) -> TypeGuard[int | np.integer[Any]]:
 
 
 def _path(query: str | os.PathLike[str]) -> str:
-    """A path as text; ``ImageError`` for what no file can be called."""
+    """A path as text; ``ImageError`` if it cannot be the name of a file."""
     try:
         return os.fsdecode(os.fsencode(query))
     except UnicodeEncodeError:
-        raise ImageError(f"no file can be called {str(query)!r}") from None
+        raise ImageError(f"a file cannot be named {str(query)!r}") from None
 
 
 def _as_array(query: object) -> npt.NDArray[Any]:
-    """An image as an array; ``UsageError`` for what is none."""
+    """An image as an array; ``UsageError`` if it is not one."""
     try:
         return np.asarray(query)
     except (TypeError, ValueError, RuntimeError) as error:
         why = unlike(query) or " ".join(str(error).split())
-        raise UsageError(f"a query is no array of numbers: {why}") from None
+        raise UsageError(f"a query is not an array of numbers: {why}") from None
 
 
 def _called(kind: str, number: int | None) -> str:
-    """What a query that has no name is called in its result."""
+    """The name in its result of a query that has none."""
     return kind if number is None else f"image {number}"
 
 
 def _name(query: object, number: int) -> str:
-    """What one of many that cannot be looked up is called in its result."""
+    """The name in its result of one of several queries that cannot be looked up."""
     if _is_id(query):
         return f"#{query}"
     if not isinstance(query, str):

@@ -1,4 +1,4 @@
-"""What a lookup computes of a query without asking the store: pixels, fingerprints, a small picture."""
+"""The part of a lookup that needs no store: a query's pixels, fingerprints, and resized picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Stage:
-    """Adds the milliseconds spent inside to those of a stage; a third of the cost of a generator."""
+    """Adds the milliseconds spent inside to a stage; costs a third of a generator's context manager."""
 
     __slots__ = ("_name", "_spent", "_started")
 
@@ -35,15 +35,15 @@ class Stage:
 
 
 class QueryWork:
-    """One query of a lookup. Each part is computed once, when it is first asked for.
+    """One query of a lookup. Each part is computed once, when it is first needed.
 
-    ``ahead`` computes what is asked for later, in another thread if need be: nothing here is shared.
+    ``ahead`` computes all parts early. It may run in another thread, since nothing here is shared.
     """
 
     def __init__(
         self, query: Query, *, max_decoding: int, max_distance: int | None, image_size: int | None
     ) -> None:
-        """``max_decoding``: bytes. None: there will be no fingerprints, or no picture to encode."""
+        """``max_decoding`` is in bytes. With None, ``ahead`` makes no fingerprints or no picture."""
         self.query = query
         self.name = query.name
         self.spent: dict[str, float] = {}  # milliseconds of each stage
@@ -58,18 +58,18 @@ class QueryWork:
         self._error: ImageError | None = None
 
     def stage(self, name: str) -> Stage:
-        """Counts the time spent inside for a stage."""
+        """A context manager that counts the time spent inside for a stage."""
         return Stage(self.spent, name)
 
     def file_hash(self) -> bytes | None:
-        """The SHA-256 of its file; None if it did not come in one."""
+        """The SHA-256 of the query's file; None if it did not come as a file."""
         if self._file_hash is None and self.query.data is not None:
             with self.stage("identical"):
                 self._file_hash = hashing.file_hash(self.query.data)
         return self._file_hash
 
     def decoded(self) -> Decoded:
-        """Its pixels; ``ImageError`` if it is not a whole image."""
+        """The query's pixels; ``ImageError`` if it cannot be decoded."""
         if self._error is not None:
             raise self._error
         if self._decoded is None:
@@ -86,7 +86,7 @@ class QueryWork:
         return self._prints
 
     def picture(self, image_size: int) -> Bytes:
-        """It as an encoder of ``image_size`` sees it: (image_size, image_size, 3) uint8."""
+        """The encoder's input: (image_size, image_size, 3) uint8."""
         if self._picture is None:
             pixels = self.decoded().pixels
             with self.stage("encode"):
@@ -99,7 +99,7 @@ class QueryWork:
         return self._picture is not None
 
     def ahead(self) -> None:
-        """Compute everything; what goes wrong is raised where it is asked for."""
+        """Compute all parts; an ``ImageError`` is raised later, by ``decoded``."""
         try:
             self.decoded()
             if self._max_distance is not None:

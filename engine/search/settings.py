@@ -1,4 +1,4 @@
-"""What a lookup is asked for: which tiers, how many images of each, and how far they may be."""
+"""The settings of a lookup: which tiers, how many images of each, and how far they may be."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.index.operating_point import check_recall
 from engine.search.tiers import SIMILAR, tier_names
 
-_ALL = 1 << 62  # more than there can be
+_ALL = 1 << 62  # more than any store can have
 
 
 @dataclass(frozen=True, slots=True)
 class LookupSettings:
-    """What a lookup is asked for. ``of`` makes one of what a caller gave.
+    """The settings of a lookup. ``of`` makes them from a caller's arguments.
 
-    ``tiers``: None for all that the store has. ``recall``: None for what the store was measured for.
+    ``tiers`` is None for all tiers that the store has. ``recall`` is None for the store's own.
     """
 
     k: int = DEFAULT_K
@@ -42,9 +42,9 @@ class LookupSettings:
         max_sources: int | None,
         recall: float | None,
     ) -> Self:
-        """Checked; ``UsageError`` where something makes no sense. None is no limit.
+        """Check the arguments and make settings; ``UsageError`` if one is invalid. None is no limit.
 
-        What ``min_score`` may be depends on the store: see ``Lookup``.
+        ``Lookup`` checks ``min_score``, since its range depends on the store.
         """
         distance = _whole_or(max_distance, -1)
         if not 0 <= distance <= FINGERPRINT_BITS:
@@ -56,7 +56,7 @@ class LookupSettings:
             for name, value in (("recall=", recall), ("min_score=", min_score)):
                 if value is not None:
                     raise UsageError(
-                        f"{name} is of the similar tier, which is not asked: leave it out"
+                        f"{name} is of the similar tier, which is not searched: leave it out"
                     )
         return cls(
             check_k(k),
@@ -70,7 +70,7 @@ class LookupSettings:
 
 
 def check_k(k: object) -> int:
-    """How many hits are wanted; ``UsageError`` if it is no whole number of 1 or more."""
+    """The number of hits; ``UsageError`` if ``k`` is not a whole number of 1 or more."""
     number = _whole_or(k, 0)
     if number < 1:
         raise UsageError(f"k must be 1 or more, not {k!r}")

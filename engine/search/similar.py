@@ -19,7 +19,7 @@ _log = logging.getLogger("engine.search")
 
 
 class SimilarTier:
-    """Searches the vectors of one store, always for as many images."""
+    """Searches the vectors of one store, always with the same settings."""
 
     def __init__(
         self, index: OpenIndex, hits: Hits, settings: LookupSettings, *, cosine: bool
@@ -39,11 +39,13 @@ class SimilarTier:
         taken: set[int],
         wanted: IdSet | None,
     ) -> tuple[SimilarHit, ...]:
-        """The best k of all ``rows`` vectors, without those ``taken``; ``vector`` is (1, dim)."""
-        # As many as may be taken; but near copies may be many, and need not be similar.
+        """The best k of all ``rows`` vectors, without ids in ``taken``; ``vector`` is (1, dim)."""
+        # More than k, since the nearest may be taken. Not ``len(taken)`` more: near copies may be
+        # many, and need not be similar.
         most = min(self._k + min(len(taken), 3 * self._k), rows)
         hits, enough = self._best(vector, most, taken, wanted)
-        while not enough and most < rows:  # what was taken had their places
+        # Too many of the nearest were taken.
+        while not enough and most < rows:
             most = min(2 * most, rows)
             hits, enough = self._best(vector, most, taken, wanted)
         return tuple(hits)
@@ -55,7 +57,7 @@ class SimilarTier:
         taken: set[int],
         wanted: IdSet | None,
     ) -> tuple[list[SimilarHit], bool]:
-        """The best k among the ``most`` nearest vectors; and whether asking for more is no use."""
+        """The best k among the ``most`` nearest vectors, and whether a larger search finds no more."""
         scores, ids = self._index.search(vector, most, recall=self._recall, wanted=wanted)
         hits: list[SimilarHit] = []
         for score, id_ in zip(scores[0].tolist(), ids[0].tolist(), strict=True):
@@ -63,7 +65,7 @@ class SimilarTier:
                 return hits, True
             if id_ in taken:
                 continue
-            # Not a number, or more than unit vectors can give.
+            # Not a number, or more than the product of unit vectors.
             if not (abs(score) < _MAX_SCORE if self._cosine else math.isfinite(score)):
                 _log.warning("image %d: its vector is damaged; run 'engine check'", id_)
                 continue

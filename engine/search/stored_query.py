@@ -1,4 +1,4 @@
-"""An image of the store as a query: its kept pixels, or what one of its sources still holds."""
+"""Makes a query of an image in the store, from its kept pixels or from one of its sources."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from engine.sources.named_arrays import exists
 from engine.sources.query import Query, open_images
 from engine.storage.session import Session
 
-_SOURCES = 1000  # of an image that are tried
+_SOURCES = 1000  # sources of an image that are tried, at most
 
 
 def stored_id(spec: str) -> int | None:
-    """The id in ``#ID``; None of anything else, and where there is a file of this name."""
+    """The id in ``#ID``; None if ``spec`` is something else, or a file has this name."""
     digits = spec[1:]
     is_id = spec.startswith("#") and digits.isascii() and digits.isdigit() and len(digits) < 19
     return int(digits) if is_id and not exists(spec) else None
 
 
 def stored_query(store: Session, id_: int) -> Query:
-    """Image ``id_`` as a query, called ``#ID``.
+    """Image ``id_`` as a query named ``#ID``.
 
-    Raises ``ImageError`` if there is no such image, or if its pixels are not kept and none of its
-    sources is as it was.
+    Raises ``ImageError`` if there is no such image, or if its pixels are not kept and all of its
+    sources are gone or have changed.
     """
     name = f"#{id_}"
     try:
@@ -55,20 +55,20 @@ def stored_query(store: Session, id_: int) -> Query:
         if hashing.proof(decoded.pixels.canonical) == record.proof:
             return Query(name, None, decoded)
     raise ImageError(
-        f"{name}: its pixels are not kept, and none of its sources is as it was: look up a file, or "
-        f"ingest with keep_pixels="
+        f"{name}: its pixels are not kept, and all of its sources are gone or have changed: look up a "
+        f"file, or ingest with keep_pixels="
     )
 
 
 def in_sources(store: Session, id_: int) -> Iterator[tuple[Query, Decoded]]:
-    """What the sources of an image hold by now, as far as it can be read: it may be another image."""
+    """The readable images in the sources of an image; a changed source may have another image."""
     try:
         names = store.snapshot.sources_of(id_, _SOURCES)[0]
     except StoreDamagedError:
         return
     for name in names:
         source = os.fsdecode(name)
-        # Nobody waits for standard input here, and what has become a folder is not the image.
+        # Do not wait for standard input, and do not search a folder that has taken a file's place.
         if source == "-" or is_folder(Path(source)):
             continue
         try:

@@ -1,4 +1,4 @@
-"""Which tiers there are, and which of them a lookup searches."""
+"""The tiers of a lookup, and which of them it searches."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ TIERS = (IDENTICAL, NEAR, SIMILAR)
 
 
 def tier_names(wanted: Iterable[str] | None) -> tuple[str, ...] | None:
-    """Tiers as somebody asks for them; ``UsageError`` if they are something else."""
+    """A caller's tiers as a tuple; ``UsageError`` if they are not a list."""
     if isinstance(wanted, str) or not (wanted is None or isinstance(wanted, Iterable)):
         raise UsageError(f"tiers is a list of {', '.join(TIERS)}, not {wanted!r}")
     return None if wanted is None else tuple(wanted)
 
 
 def searched_tiers(store: Session, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The tiers to search, strictest first: those wanted, or all that the store has.
+    """The tiers to search, strictest first: the wanted ones, or all that the store has.
 
-    ``UsageError`` for a tier that there is not, or that the store lacks.
+    ``UsageError`` for an unknown tier, or one that the store lacks.
     """
     has = TIERS if store.snapshot.space.exists else (IDENTICAL, NEAR)
     if wanted is None:

@@ -1,11 +1,12 @@
-"""Restricts a search to images by what their metadata says: one field compared with one value.
+"""Restricts a search to images by their metadata: compares fields with values.
 
-    {"label": "cat"}                          equal to it
+    {"label": "cat"}                          equal to a value
     {"year": (">", 1999)}                     one of "==", "<", "<=", ">", ">="
-    {"year": [(">", 1999), ("<=", 2005)]}     all of them
+    {"year": [(">", 1999), ("<=", 2005)]}     all of several comparisons
 
-Several fields are to hold together. Numbers compare with numbers, texts with texts and truth values, by
-"==" alone, with truth values: 1, "1" and true are three. Of an image without the field nothing holds.
+The conditions on all fields must hold. Numbers compare with numbers and texts with texts; truth values
+compare with truth values, by "==" only. So 1, "1" and true are different values. A condition does not
+hold for an image without its field.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 _KINDS = {str: "a text", bool: "true or false", float: "a number"}
-_MAX = 100  # conditions: each is asked of every image
-_IDS = 4096  # found that wait for the set they go into
+_MAX = 100  # conditions, since each is checked for every image
+_IDS = 4096  # ids collected before they are added to a set
 _FORM = 'where= is of the form {"label": "cat"} or {"year": (">", 1999)}'
 
 
@@ -52,32 +53,32 @@ class _Condition:
         return _kind(self.value)
 
     def holds(self, value: object) -> bool:
-        """Whether it holds of a value, which has the kind of its own."""
+        """Whether it holds for a value of the same kind as its own."""
         return _COMPARE[self.compare](value, self.value)
 
 
 class WhereMetadata:
-    """Conditions on metadata, asked of all images, commit after commit."""
+    """A restriction by metadata; its images are found again after each commit."""
 
     def __init__(self, conditions: Conditions) -> None:
-        """``UsageError`` for what are no conditions."""
+        """``UsageError`` if ``conditions`` are invalid."""
         if not isinstance(conditions, Mapping) or not conditions:
             raise UsageError(f"{_FORM}, not {_short(conditions)}")
         self.conditions = tuple(
             one for field, asked in conditions.items() for one in _conditions(field, asked)
         )
         if len(self.conditions) > _MAX:
-            raise UsageError(f"where= has {len(self.conditions)} conditions: {_MAX} are the most")
-        # As they were typed: to Python 1, 1.0 and true are one, and to a store they are two.
+            raise UsageError(f"where= has {len(self.conditions)} conditions: use at most {_MAX}")
+        # A text, since 1, 1.0 and True are equal in Python, but 1 and True are not in a store.
         self.key = repr(self.conditions)
         self._found = IdSet.none(0)
         self._commit = -1
 
     def ids(self, store: Session) -> IdSet:
-        """The images of which all conditions hold, remembered until the commit changes.
+        """The images for which all conditions hold, cached until the commit changes.
 
-        One scan of the records, in the memory of the set. ``UsageError`` if no image has a value to
-        compare with: a misspelt field would find nothing, silently.
+        It scans the records once, in the memory of the set. ``UsageError`` if no image has a value to
+        compare with, since a misspelt field would silently find nothing.
         """
         if self._commit != store.snapshot.state.commit:
             self._found, self._commit = self._scan(store), store.snapshot.state.commit
@@ -85,7 +86,7 @@ class WhereMetadata:
 
     def _scan(self, store: Session) -> IdSet:
         found = IdSet.none(store.snapshot.state.next_id)
-        met = [False] * len(self.conditions)  # whether some image has a value for it
+        met = [False] * len(self.conditions)  # whether any image has a value to compare
         ids: list[int] = []
         for id_, metadata in store.snapshot.tables.records.metadata():
             holding = True
@@ -106,7 +107,7 @@ class WhereMetadata:
             if not has:
                 raise UsageError(
                     f"{store.path} has no image whose metadata has {_KINDS[one.kind]} as "
-                    f"{_short(one.field)}: see the metadata of what a lookup finds"
+                    f"{_short(one.field)}: lookups show the metadata of the images that they find"
                 )
         return found
 
@@ -117,7 +118,7 @@ def _conditions(field: object, asked: object) -> Iterable[_Condition]:
         raise UsageError(f"{_FORM}: a field is a text, not {_short(field)}")
     pairs = asked if isinstance(asked, list) else [asked]
     if not pairs:
-        raise UsageError(f"{_FORM}: nothing is asked of {_short(field)}")
+        raise UsageError(f"{_FORM}: the list of {_short(field)} has no comparisons")
     if isinstance(asked, list) and not all(isinstance(one, tuple) for one in pairs):
         raise UsageError(
             f'{_FORM}: a list holds comparisons, such as [(">", 1999), ("<", 2005)], which all have to '
@@ -153,7 +154,7 @@ _INFINITE = (math.inf, -math.inf)
 
 
 def _kind(value: object) -> type:
-    """What a value compares with: text, truth values, numbers, or nothing."""
+    """The type that a value compares with: str, bool, float for numbers, or NoneType for others."""
     for kind in (str, bool):
         if isinstance(value, kind):
             return kind
@@ -161,6 +162,6 @@ def _kind(value: object) -> type:
 
 
 def _short(value: object) -> str:
-    """What a caller gave, in one short line."""
+    """A caller's value in one short line, for a message."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

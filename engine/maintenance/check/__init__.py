@@ -1,1 +1,1 @@
-"""Proves a store whole: reads everything that is committed and compares what says the same twice."""
+"""Proves a store whole: reads all committed data and compares the tables with each other."""

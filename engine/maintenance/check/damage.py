@@ -1,4 +1,4 @@
-"""What a check finds broken, in the terms of what a repair can mend."""
+"""The damage that a check finds, as a repair needs to know it."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from engine.storage.extents import Family
 
 @dataclass(slots=True)
 class DamagedAppend:
-    """One append whose bytes are not what was committed."""
+    """One append whose bytes are not those that were committed."""
 
     commit: int
-    at: int  # which of the appends of its commit
+    at: int  # its index among the appends of its commit
     family: Family
     place: Place
 
 
 @dataclass(slots=True)
 class Damage:
-    """What ``Check`` found broken; ``engine.maintenance.repair`` mends it."""
+    """The damage that ``Check`` found; ``engine.maintenance.repair`` mends it."""
 
-    commit: int  # as of which
+    commit: int  # the commit that was checked
     appends: list[DamagedAppend] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)  # whose kept pixels are damaged
-    images_known: bool = False  # whether these are all of them: the keys could be read
-    dead: dict[str, int] | None = None  # what is to count as dead, where that is something else
-    removed: IdSet | None = None  # which ids are of removed images, where something else is said
-    removed_vectors: dict[str, int] | None = None  # the same of vectors
-    index: list[Path] = field(default_factory=list)  # files of it
+    images: list[int] = field(default_factory=list)  # images whose kept pixels are damaged
+    images_known: bool = False  # whether ``images`` is complete: the keys could be read
+    dead: dict[str, int] | None = None  # the right dead bytes, where the committed ones are wrong
+    removed: IdSet | None = None  # the right ids of removed images, where the tombstones are wrong
+    removed_vectors: dict[str, int] | None = None  # the right counts, where those are wrong
+    index: list[Path] = field(default_factory=list)  # damaged files of the index
     encoder: bool = False
-    tables: bool = False  # files of RocksDB: engine.maintenance.salvage mends them
-    unknown_ids: bool = False  # vectors are named images that cannot have them
-    rows: bool = False  # tables of the keys that can be read, and do not agree
+    tables: bool = False  # damaged files of RocksDB, which engine.maintenance.salvage mends
+    unknown_ids: bool = False  # vectors with ids of images that cannot have them
+    rows: bool = False  # readable tables of the keys that do not agree

@@ -1,4 +1,4 @@
-"""Checks the extents: headers, lengths, and the xxh64 of every append."""
+"""Checks the extents: their headers and lengths, and the xxh64 of every append."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _READ = 8 << 20  # bytes at a time
 
 
 class ExtentsCheck:
-    """All extents that are committed, byte for byte."""
+    """The check of all committed extents, byte for byte."""
 
     def __init__(self, store: Session, findings: Findings) -> None:
         self._store = store
         self._findings = findings
 
     def run(self) -> None:
-        """Check every extent, and that all committed bytes are of some append."""
+        """Check every extent, and that each committed byte belongs to an append."""
         self._headers()
         self._named()
         covered = self._appends()
@@ -35,7 +35,7 @@ class ExtentsCheck:
             for number, size in pairs:
                 if covered[name, number] != size:
                     bytes_ = f"{size:,} bytes of {name} {number}"
-                    what = f"{bytes_} are committed, {covered[name, number]:,} by commits"
+                    what = f"{bytes_} are committed, but commits appended {covered[name, number]:,}"
                     self._findings.report("keys", what)
 
     def _headers(self) -> None:
@@ -47,7 +47,7 @@ class ExtentsCheck:
                     self._findings.report(family.inside(number), problem)
 
     def _named(self) -> None:
-        """Whether the manifest names all extents that are committed."""
+        """Check that the manifest names all committed extents."""
         store = self._store
         for name, pairs in store.snapshot.state.extents.items():
             named = store.snapshot.manifest.extents.get(name, [])
@@ -57,7 +57,7 @@ class ExtentsCheck:
                     self._findings.report("MANIFEST.json", what)
 
     def _appends(self) -> collections.Counter[tuple[str, int]]:
-        """Check every append; how many bytes of each extent, by family and number, are of one."""
+        """Check every append; returns the appended bytes of each extent, by family and number."""
         with ExitStack() as stack:
             readers = {
                 family.name: stack.enter_context(closing(ExtentReader(self._store.path, family)))
@@ -83,12 +83,12 @@ class ExtentsCheck:
         return covered
 
     def _families(self) -> list[Family]:
-        """All that may be committed, whether the manifest names them or not."""
+        """All families that may have committed bytes, whether the manifest names them or not."""
         space = self._store.snapshot.space
         return [extents.PIXELS, extents.FINGERPRINTS, *space.families]
 
     def _is_whole(self, reader: ExtentReader, append: Append, commit: int) -> bool:
-        """Whether the bytes of an append are what was committed."""
+        """Whether the bytes of an append are those that were committed."""
         where = reader.family.inside(append.extent)
         at = f"bytes {append.offset:,} to {append.offset + append.length:,}"
         try:
@@ -109,17 +109,17 @@ class ExtentsCheck:
         return check.value == append.xxh64
 
     def _rewritten(self, family: Family, number: int) -> bool:
-        """Whether an extent is gone because a writer has rewritten it while we read."""
+        """Whether an extent is gone because a writer rewrote it during the check."""
         store = self._store
         if nofollow.status(store.path, family.inside(number)) is not None:
             return False
-        # The manifest goes on naming what a commit has given up, until the writer has saved it.
+        # The manifest names a dropped extent until the writer has saved the next manifest.
         committed = any(n == number for n, _ in store.snapshot.state.extents.get(family.name, ()))
         if committed and not store.is_behind():
             return False
         return number not in manifest.load(store.path).extents.get(family.name, [])
 
     def _named_since(self, name: str, number: int) -> bool:
-        """Whether the manifest names an extent by now: it is read before the keys, which go on."""
+        """Whether the manifest names an extent now: it was read before the keys, which may be newer."""
         store = self._store
         return number in manifest.load(store.path).extents.get(name, []) or store.is_behind()

@@ -1,19 +1,19 @@
-"""Collects what the steps of a check find: problems to report, damage to mend, bytes read."""
+"""Collects the findings of a check: problems to report, damage to mend, bytes read."""
 
 from __future__ import annotations
 
 from engine.maintenance.check.damage import Damage
 from engine.records import Problem
 
-# Listed; a store with more is to be restored, not read about.
+# A store with more problems than this is restored from a copy; nobody reads its list.
 _MAX_PROBLEMS = 1000
 
 
 class Findings:
-    """What was found so far."""
+    """The findings of one check so far."""
 
     def __init__(self, commit: int) -> None:
-        """``commit`` is the one that the store is checked as of."""
+        """``commit`` is the commit that is checked."""
         self.damage = Damage(commit)
         self.problems: list[Problem] = []
         self.bytes_read = 0

@@ -1,4 +1,4 @@
-"""Checks the images: records against keys, kept pixels, and what counts as dead or removed."""
+"""Checks the images: records against keys, kept pixels, dead bytes and removed ids."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 class ImagesCheck:
-    """Records, keys and kept pixels of all images."""
+    """The check of the records, keys and kept pixels of all images."""
 
     def __init__(self, store: Session, findings: Findings, known: KnownImages) -> None:
         self._store = store
         self._findings = findings
         self._known = known
-        # Its own: the store's may have a file open that is gone or replaced by now.
+        # A new reader, since the session's may have a deleted or replaced file open.
         self._pixels = ExtentReader(store.path, extents.PIXELS)
-        self._live: collections.Counter[int] = collections.Counter()  # kept bytes, by extent
+        self._live: collections.Counter[int] = collections.Counter()  # bytes of images, by extent
 
     def close(self) -> None:
         """Close the extents of pixels."""
         self._pixels.close()
 
     def records(self) -> None:
-        """Whether records and keys belong together, and their numbers are the committed ones."""
+        """Check that records and keys match, and that their counts are the committed ones."""
         by_id = self._read_records()
         self._known.complete = True
         by_key = self._read_images()
@@ -64,11 +64,11 @@ class ImagesCheck:
             self._findings.report("pixels", what)
 
     def removed(self) -> None:
-        """Whether the ids that count as removed are those that have no record."""
+        """Check that exactly the ids without a record count as removed."""
         state = self._store.snapshot.state
         found, bad = tombstones.read(self._store.snapshot.keys, state.next_id)
         if bad:
-            what = f"{bad} rows of the ids of removed images are damaged"
+            what = f"{bad} rows of tombstones are damaged"
             self._findings.report("keys", what)
         if not self._known.complete:
             return
@@ -79,8 +79,9 @@ class ImagesCheck:
             self._findings.report("keys", what)
         if len(many):
             self._findings.report("keys", f"{_first(many)} are there and count as removed")
+        # With another number of missing ids, the records are damaged, not the tombstones.
         if (bad or len(few) or len(many)) and len(missing) == state.removed:
-            self._findings.damage.removed = missing  # else it is records that are damaged
+            self._findings.damage.removed = missing
 
     def _counts(self) -> None:
         state = self._store.snapshot.state
@@ -91,16 +92,16 @@ class ImagesCheck:
         if state.images + state.removed != given:
             self._findings.report(
                 "keys",
-                f"{given} ids were given, and {state.images} images and "
-                f"{state.removed} removed ones do not make them up",
+                f"{given} ids were given, but there are {state.images} images and "
+                f"{state.removed} removed ones",
             )
         prints = state.extents.get(extents.FINGERPRINTS.name, [])
         rows_kept = sum(size for _, size in prints) // extents.FINGERPRINTS.row_bytes
         if rows_kept != given:
-            self._findings.report("fingerprints", f"{given} are due, {rows_kept} are there")
+            self._findings.report("fingerprints", f"{given} are expected, {rows_kept} are there")
 
     def _read_records(self) -> tuple[int, int]:
-        """Read all records; how many images with a key they are of, and the sum of (id, key)."""
+        """Read all records; returns the number of images with a key, and the sum over (id, key)."""
         total = 0
         for batch in in_batches(self._store.snapshot.tables.records.image_keys()):
             ids = np.array([id_ for id_, _ in batch], np.int64)
@@ -110,7 +111,7 @@ class ImagesCheck:
         return self._known.count - self._known.vectors, total & _SUM
 
     def _read_images(self) -> tuple[int, int]:
-        """Read the rows of all images; how many there are, and the sum of (id, key)."""
+        """Read the rows of all images; returns their number, and the sum over (id, key)."""
         store = self._store
         committed = store.snapshot.state.extents.get(extents.PIXELS.name, [])
         appends = self._findings.damage.appends
@@ -127,14 +128,15 @@ class ImagesCheck:
             for number in np.unique(rows.extents[rows.kept]).tolist():
                 mine = rows.kept & (rows.extents == number)
                 self._live[number] += int(rows.lengths[mine].sum())
-            for key in [key for key, _ in batch if len(key) > _KEY]:  # next to none
+            # Images that share a key: very few.
+            for key in [key for key, _ in batch if len(key) > _KEY]:
                 id_ = int.from_bytes(key[_KEY:], "big")
                 if id_ not in [row.id for row in store.snapshot.image_of(key[:_KEY])]:
                     self._findings.report("keys", f"image {id_} is not found by its key")
         return count, total & _SUM
 
     def _pair(self) -> None:
-        """Look for the key of each record: some do not have theirs."""
+        """Look up the key of each record, to name the records without one."""
         before = len(self._findings.problems)
         records = self._store.snapshot.tables.records.image_keys()
         for batch in in_batches(record for record in records if record[1]):
@@ -143,21 +145,21 @@ class ImagesCheck:
                 if id_ not in [row.id for row in found]:
                     self._findings.report("keys", f"image {id_} has a record and no key")
         if len(self._findings.problems) == before:
-            self._findings.report("keys", "some keys are of images that have another one")
+            self._findings.report("keys", "some keys name images whose records have other keys")
 
     def _kept(
         self, rows: ImageRows, committed: list[list[int]], damaged: npt.NDArray[np.uint64]
     ) -> None:
-        """Whether the kept pixels of these images are where they can be, and whole.
+        """Check that the kept pixels of these images lie in committed bytes and are whole.
 
-        ``damaged`` is (n, 2): the spans of damaged appends, in order.
+        ``damaged`` (n, 2) has the spans of damaged appends, in order.
         """
         ends = rows.offsets + rows.lengths
         limits = np.zeros(len(ends), np.int64)
         for number, size in committed:
             limits[rows.extents == number] = size
         for id_ in rows.ids[rows.kept & (ends > limits)]:
-            what = f"the pixels of image {id_} lie behind what is committed"
+            what = f"the pixels of image {id_} lie behind the committed bytes"
             self._findings.report("keys", what)
         if len(damaged):
             starts = (rows.extents.astype(np.uint64) << _EXTENT) + rows.offsets.astype(np.uint64)
@@ -169,10 +171,10 @@ class ImagesCheck:
                     self._findings.damage.images.append(id_)
 
     def _is_whole(self, id_: int) -> bool:
-        """Whether what is kept of an image is what was kept."""
+        """Whether the kept bytes of an image match its hashes."""
         try:
             record = self._store.snapshot.get(id_)
-        except StoreDamagedError:  # its key is gone, which is told elsewhere
+        except StoreDamagedError:  # its key is gone, which another step reports
             return True
         assert record.place is not None
         try:
@@ -182,7 +184,7 @@ class ImagesCheck:
         return record.proof == hashing.proof(kept) or record.file_hash == hashing.file_hash(kept)
 
     def _dead(self) -> None:
-        """Whether what counts as dead of each extent of pixels is what no image has."""
+        """Check that the dead bytes of each extent of pixels are those of no image."""
         state = self._store.snapshot.state
         committed = state.extents.get(extents.PIXELS.name, [])
         dead = {str(n): size - self._live[n] for n, size in committed if size != self._live[n]}
@@ -190,28 +192,28 @@ class ImagesCheck:
             return
         self._findings.damage.dead = dead
         for number in sorted(dead.keys() | state.dead.keys(), key=int):
-            told, found = state.dead.get(number, 0), dead.get(number, 0)
-            if told != found:
+            counted, found = state.dead.get(number, 0), dead.get(number, 0)
+            if counted != found:
                 part = extents.PIXELS.inside(int(number))
-                what = f"{told:,} bytes count as dead, {found:,} are of no image"
+                what = f"{counted:,} bytes count as dead, {found:,} belong to no image"
                 self._findings.report(part, what)
 
 
 def _first(ids: IdSet) -> str:
-    """ "images 3, 7 and 12 more"."""
+    """Ids as a phrase: "images 3, 7 and 12 more"."""
     named = ", ".join(map(str, next(ids.blocks())[:_MAX_NAMED].tolist()))
     more = len(ids) - _MAX_NAMED
     return f"images {named}" + (f" and {more} more" if more > 0 else "")
 
 
 def _span(place: Place) -> tuple[int, int]:
-    """Where a place begins and ends, as numbers that are in the order of extents and offsets."""
+    """The start and end of a place as numbers that sort by extent, then by offset."""
     start = (place.extent << int(_EXTENT)) + place.offset
     return start, start + place.length
 
 
 def _sum(ids: npt.NDArray[np.int64], keys: Iterable[bytes]) -> int:
-    """A sum over (id, key), the same in any order; mixed, so that swapped ones have another."""
+    """A sum over (id, key), the same in any order; swapped keys change it, since both are mixed."""
     halves = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
     mixed = (halves[:, 0] ^ (ids.astype(np.uint64) * _ODD)) * _ODD
     mixed ^= mixed >> np.uint64(32)

@@ -9,7 +9,7 @@ from engine.storage.session import Session
 
 
 def check_index(store: Session, findings: Findings) -> None:
-    """Whether segments and quantizers are what was published."""
+    """Check that segments and quantizers are those that were published."""
     named = store.snapshot.manifest
     found = [
         (segment_path(store.path, entry.number), entry.bytes, entry.xxh64)
@@ -21,7 +21,8 @@ def check_index(store: Session, findings: Findings) -> None:
     ]
     bad = [(path, what) for path, size, xxh64 in found if (what := file_problem(path, size, xxh64))]
     findings.bytes_read += sum(size for _, size, _ in found)
-    if bad:  # a writer may have merged them while we read
+    # A writer may have merged some of them during the check.
+    if bad:
         live = manifest.load(store.path).index_files(store.path)
         bad = [(path, what) for path, what in bad if path in live]
     for path, what in bad:

@@ -1,4 +1,4 @@
-"""Checks the files of RocksDB, and the copies of the manifest and of marks that the keys hold."""
+"""Checks the files of RocksDB, the copy of the manifest in the keys, and the mark of a rescue."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from engine.storage.session import Session
 
 
 class KeysCheck:
-    """The keys as files, and what they have a copy of."""
+    """The check of the keys as files, and of the copies in them."""
 
     def __init__(self, store: Session, findings: Findings) -> None:
         self._store = store
         self._findings = findings
 
     def files(self) -> None:
-        """Whether every block of every live table is whole, and what names them."""
+        """Check every block of every live table, and the files that name the tables."""
         folder = self._store.path / FOLDER
         for found in files.problems(folder):
             self._findings.report("keys", f"{found.name}: {found.what}")
@@ -27,7 +27,7 @@ class KeysCheck:
         self._findings.bytes_read += files.table_bytes(folder)
 
     def copies(self) -> None:
-        """Whether the copy of the manifest among the keys can be read, and no repair is unfinished."""
+        """Check the copy of the manifest, and that no rescue is unfinished."""
         store, meta = self._store, self._store.snapshot.tables.meta
         copy = meta.manifest()
         if copy is not None:
@@ -42,5 +42,5 @@ class KeysCheck:
                 ):
                     self._findings.report("keys", "the copy of the manifest is another store's")
         if meta.get(MARK) is not None:
-            what = "rows of them are lost, and what is left does not agree yet"
+            what = "rows are lost, and the remaining ones do not agree yet"
             self._findings.report("keys", what)

@@ -1,4 +1,4 @@
-"""Which ids are of images that have a record, as far as the records could be read."""
+"""The ids of images that have a record, as far as the records could be read."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ class KnownImages:
         self.ids = IdSet.none(next_id)
         self.complete = False  # whether all records could be read
         self.count = 0
-        self.vectors = 0  # of these, vectors without pixels
+        self.vectors = 0  # images that are vectors without pixels
 
     def add(self, ids: npt.NDArray[np.int64], has_key: npt.NDArray[np.bool_]) -> None:
-        """Take in images with a record, (n,) both; vectors have no key."""
+        """Add images with a record, (n,) both; vectors have no key."""
         self.ids.add(ids)
         self.count += len(ids)
         self.vectors += int((~has_key).sum())
 
     def have_records(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of (n,) ids have records; where not all could be read, which may have: (n,)."""
+        """Whether each of (n,) ids has a record, or may have one if not all could be read: (n,)."""
         return self.ids.has(ids) if self.complete else self.were_given(ids)
 
     def were_given(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of (n,) ids were ever given to an image: (n,)."""
+        """Whether each of (n,) ids was ever given to an image: (n,)."""
         given: npt.NDArray[np.bool_] = (ids > 0) & (ids < self._next_id)
         return given
 
     def missing(self) -> IdSet:
-        """The ids that were given, and have no record."""
+        """The ids that were given to an image but have no record."""
         every = IdSet.none(self._next_id)
         every.add_span(1, self._next_id - 1)
         return every.without(self.ids)

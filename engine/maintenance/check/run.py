@@ -1,23 +1,23 @@
 """Runs all steps of a check, and reports what they find.
 
-0. keys        every block of every live table of RocksDB, and what names them; the copies of the
-               settings and of the manifest
-1. extents     header; length at least what is committed; the xxh64 of every append, and that all
-               bytes are of some append
-2. images      each record has its key and each key its record: their sums are equal, else they are
-               looked for one by one; kept pixels lie in committed bytes, and where an append is
-               damaged, which images' are; what is kept of no image is what counts as dead; their
-               number is the committed one, and with those removed that of all ids given; those
-               without a record are the removed ones, and no others
-3. sources     each name has an image that names it back; no run is of removed images only; their
-               number is the committed one
-4. vectors     as many ids as vectors, none twice, each of a known image; those of removed images are as
-               many as count as such; their encoder can be loaded, or as many are imported as have a
-               record
+0. keys        every block of every live table of RocksDB, and the files that name the tables; the
+               copies of the settings and of the manifest
+1. extents     header; length at least the committed one; the xxh64 of every append; each committed
+               byte belongs to an append
+2. images      each record has its key and each key its record: the sums over both are equal, or else
+               each is looked up; kept pixels lie in committed bytes; the images whose pixels lie in a
+               damaged append; dead bytes are those of no image; the number of images is the committed
+               one, and with the removed ones that of all ids given; exactly the ids without a record
+               are removed
+3. sources     each name has an image that names it back; no run names only removed images; the number
+               of sources is the committed one
+4. vectors     as many ids as vectors, none twice, each of a known image; the number of vectors of
+               removed images is the committed one; the encoder can be loaded, or there are as many
+               imported vectors as records of them
 5. segments    checksum
-6. leftovers   bytes that an interrupted writer left behind: no damage, and gone with the next write
+6. leftovers   bytes that an interrupted writer left behind: not damage, and gone with the next write
 
-What it finds it also keeps as ``Damage``, for ``engine.maintenance.repair``.
+The check keeps its findings as ``Damage`` too, for ``engine.maintenance.repair``.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Check:
 
     @property
     def damage(self) -> Damage:
-        """What was found broken, for a repair."""
+        """The damage found, for a repair."""
         return self._findings.damage
 
     def run(self) -> CheckReport:
-        """Look at everything."""
+        """Run every step; returns the report."""
         started = time.perf_counter()
         store, findings = self._store, self._findings
         known = KnownImages(store.snapshot.state.next_id)
@@ -86,7 +86,7 @@ class Check:
             self._step(lambda: check_index(store, findings), manifest.INDEX_FOLDER)
         try:
             leftover = 0 if store.being_written() else store.snapshot.leftover_bytes()
-        except StoreDamagedError:  # the manifest names what cannot be, which was said
+        except StoreDamagedError:  # the manifest is wrong, which a step has reported
             leftover = 0
         report = CheckReport(
             images=known.count,
@@ -100,17 +100,18 @@ class Check:
         return report
 
     def _step(self, step: Callable[[], None], part: str) -> None:
-        """Run one step; what it cannot read is a problem of ``part``, and the next step runs."""
+        """Run one step; if it cannot read something, report that as a problem of ``part``."""
         findings = self._findings
         try:
             step()
         # The row can be read, but is not valid.
         except RowError as error:
             findings.report("keys", str(error))
-        except StoreDamagedError as error:  # a table or file that cannot be read at all
+        # A table or file cannot be read at all.
+        except StoreDamagedError as error:
             findings.damage.tables |= part == "keys"
             findings.report(part, str(error))
-        # What unpacking a row that is not valid may raise.
+        # Unpacking an invalid row may raise these.
         except _BAD as error:
             findings.report(part, f"a row cannot be read ({type(error).__name__}: {error})")
             findings.damage.rows = True

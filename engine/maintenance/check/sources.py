@@ -1,4 +1,4 @@
-"""Checks the sources: files, names and runs name images that are there, and these name them back."""
+"""Checks the sources: files, names and runs name images that exist, and these name them back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.storage.table import in_batches
 
 
 class SourcesCheck:
-    """The sources of all images."""
+    """The check of the sources of all images."""
 
     def __init__(self, store: Session, findings: Findings, known: KnownImages) -> None:
         self._store = store
@@ -25,21 +25,21 @@ class SourcesCheck:
         self._names_counted = False
 
     def files(self) -> None:
-        """Whether files are of images that are there; arrays, archives and rejects can be read."""
+        """Check that files name existing images, and that arrays, archives and rejects are readable."""
         for batch in in_batches(self._tables.files.scan()):
             ids = np.array([int.from_bytes(id_, "big") for _, id_ in batch], np.int64)
-            # After a removal, a file that had changed since may go on naming an image that is gone.
+            # A file that changed after its ingest may still name an image that was removed.
             known = self._known
             removed = self._store.snapshot.state.removed
             there = known.were_given(ids) if removed else known.have_records(ids)
             for id_ in ids[~there]:
-                self._findings.report("keys", f"a file names image {id_}, not there")
-        # There is nothing to compare these with.
+                self._findings.report("keys", f"a file names image {id_}, which is not there")
+        # No other table repeats these, so they can only be read.
         self._tables.arrays.require_whole()
         self._tables.rejects.require_whole()
 
     def names(self) -> None:
-        """Whether each name has an image that names it back."""
+        """Check that each name has an image that names it back."""
         sources, names = self._tables.sources, self._tables.names
         for batch in in_batches(sources.scan()):
             parts = [sources.parts(key) for key, _ in batch]
@@ -47,7 +47,7 @@ class SourcesCheck:
             there = self._known.have_records(np.array([id_ for id_, _ in parts], np.int64)).tolist()
             for (id_, name), is_there, value in zip(parts, there, values, strict=True):
                 if not is_there:
-                    what = f"the source {name!r} is of image {id_}, which is not there"
+                    what = f"the source {name!r} belongs to image {id_}, which is not there"
                     self._findings.report("keys", what)
                 elif value is None or NameRow.unpack(value).id != id_:
                     what = f"image {id_} names a source that is not its own: {name!r}"
@@ -62,7 +62,7 @@ class SourcesCheck:
         self._names_counted = True
 
     def runs(self) -> None:
-        """Whether runs are found by row and by id, and the number of sources is the committed one."""
+        """Check that runs are found by row and by id, and that the count of sources is right."""
         self._by_row()
         self._by_id()
         state = self._store.snapshot.state
@@ -77,7 +77,7 @@ class SourcesCheck:
         for id_, count in self._tables.meta.source_counts():
             there = source_counts.count_sources(self._tables, id_).sources
             if count != there:
-                what = f"{count} sources are counted of image {id_}, {there} are there"
+                what = f"image {id_} has a count of {count} sources, but {there} are there"
                 self._findings.report("keys", what)
 
     def _by_row(self) -> None:
@@ -92,7 +92,7 @@ class SourcesCheck:
                 images = run.count if run.step else 1
                 there = int(self._known.have_records(np.arange(run.id, run.id + images)).sum())
                 self._sources += there if run.step else run.count
-                # A run of several may go on covering images that were removed.
+                # A run of several images may still cover removed ones.
                 whole = run.id + images <= state.next_id and there
                 if not whole or (there < images and not state.removed):
                     what = f"rows of array {run.array} name images that are not there"

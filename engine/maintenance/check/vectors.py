@@ -1,4 +1,4 @@
-"""Checks the vectors: as many ids as vectors, each of a known image, and the encoder that made them."""
+"""Checks the vectors: as many ids as vectors, each of a known image, and their encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BATCH = 1000  # rows at a time
 
 
 class VectorsCheck:
-    """The live encoder and its vectors."""
+    """The check of the live encoder and its vectors."""
 
     def __init__(self, store: Session, findings: Findings, known: KnownImages) -> None:
         self._store = store
@@ -27,7 +27,7 @@ class VectorsCheck:
         self._known = known
 
     def encoder(self) -> None:
-        """Whether the encoder can be loaded, and is the one that made the vectors."""
+        """Check that the encoder can be loaded, and is the one that made the vectors."""
         entry = self._store.snapshot.space.encoder
         if entry is None:
             return
@@ -36,7 +36,8 @@ class VectorsCheck:
             found = registry.read(folder, self._store.snapshot.encoder_file)
             if found.sha256 != entry.fingerprint:
                 raise EncoderError(f"{found.model} is not the encoder that made the vectors")
-            OnnxEncoder(found, threads=1)  # proves the rest of the description
+            # Loading it proves the rest of the description.
+            OnnxEncoder(found, threads=1)
         except EncoderError as error:
             self._findings.damage.encoder = True
             part = str(folder.relative_to(self._store.path))
@@ -45,14 +46,14 @@ class VectorsCheck:
             self._findings.report(part, what)
 
     def vectors(self) -> None:
-        """Whether each vector is of a known image, none twice, and the counts are right."""
+        """Check that each vector has its own known image, and that the counts are right."""
         store, space = self._store, self._store.snapshot.space
         if not space.exists:
             return
         for family in space.families:
             size = sum(size for _, size in store.snapshot.state.extents.get(family.name, []))
             if size != store.snapshot.vector_rows * family.row_bytes:
-                what = f"{store.snapshot.vector_rows} rows are due, {size:,} bytes there"
+                what = f"{store.snapshot.vector_rows} rows are expected, {size:,} bytes are there"
                 self._findings.report(family.folder, what)
                 return
         live = self._live()
@@ -65,7 +66,7 @@ class VectorsCheck:
                 self._findings.damage.rows = True
 
     def _live(self) -> int | None:
-        """How many vectors are of images that are there; None where some name unknown images."""
+        """How many vectors have an image that is there; None if some name unknown images."""
         store = self._store
         live = 0
         seen = IdSet.none(store.snapshot.state.next_id)
@@ -75,7 +76,8 @@ class VectorsCheck:
             for start in range(0, total, _BATCH):
                 rows = np.arange(start, min(start + _BATCH, total), dtype=np.int64)
                 ids = vectors.ids(rows)
-                ids = ids[ids != 0]  # of no image any more: set aside by a repair
+                # A repair has put 0 for a vector whose image is not known.
+                ids = ids[ids != 0]
                 again = seen.has(ids).any() or len(np.unique(ids)) < len(ids)
                 seen.add(ids)
                 have_records = self._known.have_records(ids)
@@ -90,11 +92,11 @@ class VectorsCheck:
         return live if known else None
 
     def _removed(self, space: VectorSpace, found: int) -> None:
-        """Whether as many vectors as are of removed images count as such."""
-        told = self._store.snapshot.state.removed_vectors
+        """Check the committed count of vectors of removed images; ``found`` is the right one."""
+        committed = self._store.snapshot.state.removed_vectors
         removed = {space.key: found} if found else {}
-        if removed != told:
+        if removed != committed:
             self._findings.damage.removed_vectors = removed
-            counted = sum(told.values())
-            what = f"{counted} count as of removed images, {found} are of removed images"
+            counted = sum(committed.values())
+            what = f"{counted} count as vectors of removed images, but {found} are"
             self._findings.report("vectors", what)

@@ -1,1 +1,1 @@
-"""Makes the tables of the keys agree again, where rows of them were lost."""
+"""Makes the tables of the keys agree again after rows were lost."""

@@ -1,4 +1,4 @@
-"""Reconciles ``arrays`` and ``rejects``: each number leads to its name and back, all can be read."""
+"""Reconciles ``arrays`` and ``rejects``: numbers and names match, and every row can be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.storage.tables import UNREAD
 
 
 def reconcile_arrays(store: Session, survey: Survey, changes: Changes) -> None:
-    """Make names and numbers lead to each other; where rows are lost, let arrays be read again."""
+    """Make names and numbers match; if rows were lost, mark arrays to be read again."""
     imported = store.snapshot.space.is_imported
     arrays = store.snapshot.tables.arrays
     for key, value in arrays.scan():

@@ -11,25 +11,25 @@ _BATCH = 1000  # rows of one commit
 
 
 class Changes:
-    """Rows to put or to delete, committed when enough have come together."""
+    """Rows to put or to delete, committed a batch at a time."""
 
     def __init__(self, store: Session) -> None:
         self._store = store
         self._rows: list[RowChange] = []
 
     def add(self, change: RowChange) -> None:
-        """Take in a row; commits a full batch."""
+        """Add a row; commits a full batch."""
         self._rows.append(change)
         if len(self._rows) >= _BATCH:
             self.flush()
 
     def add_all(self, changes: Iterable[RowChange]) -> None:
-        """Take in some rows."""
+        """Add several rows."""
         for change in changes:
             self.add(change)
 
     def flush(self) -> None:
-        """Commit what has come together: what is read next sees it."""
+        """Commit the rows added so far, so that later reads see them."""
         if self._rows:
             self._store.writer.put_rows(self._rows)
             self._rows = []

@@ -1,4 +1,4 @@
-"""Commits counts that are those of what is there, and records of commits for every committed byte."""
+"""Counts images, sources and dead bytes again, and makes lost records of commits again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.storage.table import RowChange, in_batches
 
 
 def commit_counts(store: Session, survey: Survey) -> None:
-    """Let the state count what is there; the mark of a rescue goes with the same commit."""
+    """Commit the right counts; the same commit removes the mark of a rescue."""
     state, tables = store.snapshot.state.next(), store.snapshot.tables
     missing = survey.every().without(survey.there)
     rows: list[RowChange] = []
@@ -40,7 +40,7 @@ def commit_counts(store: Session, survey: Survey) -> None:
 
 
 def _dead(store: Session) -> dict[str, int]:
-    """The kept bytes that are of no image, by the number of their extent."""
+    """The kept bytes that belong to no image, by the number of their extent."""
     live: Counter[int] = Counter()
     for batch in in_batches(store.snapshot.tables.images.scan()):
         found = ImageRows.unpack([value for _, value in batch])

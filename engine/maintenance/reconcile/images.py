@@ -1,4 +1,4 @@
-"""Reconciles ``images`` with ``records``: what one lacks is made again, or the image is lost."""
+"""Reconciles ``images`` with ``records``: a missing row is made again, or else its image is lost."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from engine.storage.image_rows import ImageRow
 from engine.storage.session import Session
 from engine.storage.table import in_batches
 
-_WINDOW = 1 << 16  # images without a key that are looked for at a time
+_WINDOW = 1 << 16  # images without a key that are searched for at a time
 
 
 class ImagesReconciler:
-    """The rows of ``images``."""
+    """Reconciles the rows of ``images``."""
 
     def __init__(self, store: Session, survey: Survey, changes: Changes) -> None:
         self._store = store
@@ -29,12 +29,12 @@ class ImagesReconciler:
         self._changes = changes
 
     def rows(self) -> None:
-        """Keep rows of images that are there, under the keys that lead to them."""
+        """Keep rows of existing images, under the right keys; drop the others."""
         images, changes = self._images, self._changes
         limits = {
             pair[0]: pair[1] for pair in self._store.snapshot.state.extents.get(PIXELS.name, [])
         }
-        first: tuple[bytes, ImageRow] | None = None  # under a bare key
+        first: tuple[bytes, ImageRow] | None = None  # the last row under a bare key
         for key, value in images.scan():
             bare, id_ = images.parts(key)
             row = _row(value)
@@ -49,7 +49,8 @@ class ImagesReconciler:
                     row = row._replace(place=None)
             if id_ is None:
                 first = key, row
-            elif first is None or first[0] != bare:  # the first image of the key is lost
+            # The first image of this key is lost.
+            elif first is None or first[0] != bare:
                 row = row._replace(shared=False)
                 changes.add(images.change(key, None))
                 changes.add(images.put(bare, row))
@@ -63,7 +64,7 @@ class ImagesReconciler:
         changes.flush()
 
     def _is_image(self, key: bytes, row: ImageRow) -> bool:
-        """Whether an image is there, if need be with a record that is made again."""
+        """Whether an image is there; makes its record again if need be."""
         id_, survey = row.id, self._survey
         if survey.has(id_):
             return True
@@ -79,7 +80,7 @@ class ImagesReconciler:
         return True
 
     def unkeyed(self) -> None:
-        """Find the row in ``images`` of each record again; without one an image is lost."""
+        """Make the missing rows of ``images`` again; an image whose row cannot be made is lost."""
         window: list[Unkeyed] = []
         with_key = ((id_, key) for id_, key in self._records.image_keys() if key)
         for batch in in_batches(with_key):
@@ -116,7 +117,7 @@ class ImagesReconciler:
         survey.drop(lost)
 
     def strays(self) -> None:
-        """Take away rows of images whose record has another key: more rows than records with one."""
+        """Drop rows whose image has another key in its record, if there are more rows than keys."""
         images = self._images
         if images.count() == sum(1 for _, key in self._records.image_keys() if key):
             return

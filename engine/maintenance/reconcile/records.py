@@ -1,4 +1,4 @@
-"""Reconciles ``records``: drops rows that make no sense and records of removed images."""
+"""Reconciles ``records``: drops invalid rows and records of removed images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.storage.session import Session
 
 
 def reconcile_records(store: Session, survey: Survey, changes: Changes) -> None:
-    """Find which ids have a record; those that were removed have none."""
+    """Find the ids that have a record, and drop records of removed images."""
     records = store.snapshot.tables.records
     for key, value in records.scan():
         found = _images_in(key, value)
@@ -30,14 +30,14 @@ def reconcile_records(store: Session, survey: Survey, changes: Changes) -> None:
     if not len(both):
         return
     if not survey.rescued and absent == store.snapshot.state.removed:
-        # As many have no record as were removed: it is the bitmap that is wrong.
+        # The number of ids without a record is right, so the tombstones are wrong.
         survey.removed = survey.removed.without(both)
         return
     survey.drop(both)
 
 
 def _images_in(key: bytes, value: bytes) -> list[int]:
-    """The ids of the images in a row of ``records``; none where it makes no sense."""
+    """The ids of the images in a row of ``records``; empty if the row is invalid."""
     try:
         found = list(record_keys(key, value))
         whole = all(len(image_key) in (0, hashing.KEY_BYTES) for _, image_key in found)

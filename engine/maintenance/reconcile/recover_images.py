@@ -1,8 +1,8 @@
-"""Finds again what the keys lost of single images: a record by its key's row, or the row by its record.
+"""Makes lost rows of single images again: a record from its row in ``images``, or the other way round.
 
-A row of ``images`` has the proof and the place of the kept pixels; a record the kind, the size and the
-key. Each can be made of the other and the image itself, which is looked for among the kept pixels and
-in the sources. It is accepted only where proof, key or the file's SHA-256 say that it is the very one.
+A row of ``images`` has the proof and the place of the kept pixels; a record has the kind, the size and
+the key. Each can be made from the other and the image itself, which is searched for in the kept pixels
+and in the sources. A found image is accepted only if its proof, key or file SHA-256 is the right one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine.storage.session import Session
 from engine.storage.table import in_batches
 
 _BATCH = 4096
-_MAX_SIZES = 256  # lengths of kept files that are tried at one place
+_MAX_SIZES = 256  # lengths of kept files tried at one place
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Unkeyed:
 
 
 def record_of(store: Session, id_: int, key: bytes, row: ImageRow) -> RecordRow | None:
-    """The record of an image that has only a row in ``images``; its metadata stays lost."""
+    """Make the record of an image from its row in ``images``, or None; its metadata stays lost."""
     kept = _kept(store, row)
     if kept is not None and row.in_runs:
         return _record(kept, key, container=ARRAY)
@@ -48,7 +48,7 @@ def record_of(store: Session, id_: int, key: bytes, row: ImageRow) -> RecordRow 
 
 
 def _kept(store: Session, row: ImageRow) -> Pixels | None:
-    """The kept pixels of an image, if they are its own."""
+    """The kept pixels of an image, or None if they cannot be read or are another image's."""
     if row.place is None:
         return None
     try:
@@ -79,9 +79,9 @@ def _record(found: Pixels, key: bytes, container: str, data: bytes = b"") -> Rec
 
 
 def rows_of(store: Session, lost: list[Unkeyed]) -> Iterator[tuple[int, ImageRow, Buffer | None]]:
-    """The rows in ``images`` of those of some images that are found again, by id.
+    """Make the rows in ``images`` of ``lost`` images again: id, row, and bytes to keep, or None.
 
-    With each, what is to be kept of it: bit images, where the store keeps pixels.
+    Images that are not found are left out. Bit images are kept, if the store keeps pixels.
     """
     wanted = {one.record.key: one for one in lost}
     keeps = bool(store.snapshot.state.extents.get(extents.PIXELS.name))
@@ -103,7 +103,7 @@ def rows_of(store: Session, lost: list[Unkeyed]) -> Iterator[tuple[int, ImageRow
 
 
 def _among_kept(store: Session, wanted: dict[bytes, Unkeyed]) -> Iterator[tuple[bytes, ImageRow]]:
-    """Look for wanted images in kept pixels that are of no image: the key and the row of each."""
+    """Search kept pixels that belong to no image for wanted images: the key and row of each."""
     files: dict[int, list[Unkeyed]] = {}
     for one in wanted.values():
         if one.record.file_hash:
@@ -136,7 +136,7 @@ def _among_kept(store: Session, wanted: dict[bytes, Unkeyed]) -> Iterator[tuple[
 
 
 def _canonical_at(store: Session, extent: int, at: int, end: int) -> bytes | None:
-    """The canonical form of an image that begins at a byte of an extent of kept pixels."""
+    """The canonical form of an image that begins at byte ``at`` of an extent, or None."""
     if end - at < canonical.HEADER_BYTES:
         return None
     try:
@@ -150,7 +150,7 @@ def _canonical_at(store: Session, extent: int, at: int, end: int) -> bytes | Non
 def _file_at(
     store: Session, extent: int, at: int, end: int, files: dict[int, list[Unkeyed]]
 ) -> tuple[Unkeyed, ImageRow] | None:
-    """The kept file of a wanted image that begins at a byte of an extent."""
+    """The wanted image whose kept file begins at byte ``at`` of an extent, or None."""
     sizes = [end - at] if end - at in files else []
     if len(files) <= _MAX_SIZES:
         sizes += [size for size in files if 0 < size < end - at]
@@ -176,7 +176,7 @@ def _file_at(
 
 
 def _gaps(store: Session) -> Iterator[tuple[int, int, int]]:
-    """The kept bytes that no image has: extent, first and end."""
+    """The kept bytes that belong to no image: extent, first and end."""
     numbers, starts, ends = _spans(store)
     for number, size in store.snapshot.state.extents.get(extents.PIXELS.name, []):
         first, last = np.searchsorted(numbers, (number, number + 1))
@@ -187,7 +187,7 @@ def _gaps(store: Session) -> Iterator[tuple[int, int, int]]:
 
 
 def _spans(store: Session) -> tuple[npt.NDArray[np.int64], ...]:
-    """Where kept pixels of images lie, in order: extents, first bytes and ends, (n,) each."""
+    """The places of all kept pixels, in order: extents, first bytes and ends, (n,) each."""
     parts = [np.empty((3, 0), np.int64)]
     for batch in in_batches(store.snapshot.tables.images.scan(), _BATCH):
         rows = ImageRows.unpack([value for _, value in batch])

@@ -1,13 +1,12 @@
-"""Runs a reconciliation, table by table, so that each step leaves the keys no worse than they were.
+"""Runs a reconciliation, table by table, so that each step leaves the keys no worse than before.
 
-Each row is held against the others that say the same. What one table lacks is put there from
-another, from kept pixels or from a source (``recover_images``); an image that has lost its record or
-its key for good goes, and is named. Deletions may have been lost with a row: what ``removed`` has of
-an id counts more than a record of it. In the end all counts are those of what is there, and where rows
-may be missing that nothing tells of, arrays and archives are read again by the next ingest.
+Each row is compared with the rows of other tables that repeat it. A missing row is made again from
+another table, from kept pixels or from a source (``recover_images``). An image whose record or key is
+lost for good goes, and is reported. A deletion may be lost like any row, so a tombstone of an id counts
+more than a record of it. In the end everything is counted again. If rows may be missing that no other
+table repeats, the next ingest reads arrays and archives again.
 
-The mark of a rescue goes with the last step: a process that is killed in between leaves what the next
-run goes on with.
+The last step removes the mark of a rescue, so a killed run is finished by the next one.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Reconcile:
         self._ids_whole = ids_whole
 
     def run(self) -> list[Problem]:
-        """Reconcile; what was lost for good."""
+        """Reconcile all tables; returns the losses as problems."""
         store = self._store
         _log.info("reconciling the keys of %s", store.path)
         changes = Changes(store)

@@ -1,4 +1,4 @@
-"""Reconciles ``runs``: found by row and by id, of images that are there, of arrays with a name."""
+"""Reconciles ``runs``: each is found by row and by id, has existing images and a named array."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from engine.storage.runs import Run
 from engine.storage.session import Session
 from engine.storage.table import in_batches
 
-_BATCH = 1000  # images whose rows are looked at at a time
+_BATCH = 1000  # images marked at a time
 
 
 class RunsReconciler:
-    """The rows of arrays in which images were seen."""
+    """Reconciles the rows of arrays in which images were seen."""
 
     def __init__(
         self, store: Session, survey: Survey, changes: Changes, single: SingleSources
@@ -26,7 +26,7 @@ class RunsReconciler:
         self._has_name: dict[int, bool] = {}  # by the number of an array
 
     def run(self) -> None:
-        """Drop runs that make no sense, and put the row that one of two lacks."""
+        """Drop invalid runs, and put the missing one of a run's two rows."""
         self._by_row()
         self._by_id()
 
@@ -75,7 +75,7 @@ class RunsReconciler:
 
 
 def _run_by_row(key: bytes, value: bytes) -> Run | None:
-    """The run of a row; None where it is none, or does not lie where it would."""
+    """The run of a row; None if it is invalid, or lies under a wrong key."""
     try:
         run = Run.from_row(key, value)
         return run if run.by_row[0] == key else None

@@ -1,4 +1,4 @@
-"""Marks images that have a source outside of runs of several, where their rows may be old."""
+"""Marks images that have a source outside of runs of several, where their rows may be out of date."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.storage.session import Session
 
 
 class SingleSources:
-    """Images whose rows must not say that all their sources are in runs of several."""
+    """Clears ``in_runs`` in the rows of images that have another source."""
 
     def __init__(self, store: Session, survey: Survey, changes: Changes) -> None:
         self._store = store
@@ -20,9 +20,9 @@ class SingleSources:
         self._changes = changes
 
     def mark(self, ids: Iterable[int]) -> None:
-        """Let the rows of these images say that they have a source of their own.
+        """Clear ``in_runs`` in the rows of these images, which have a source of their own.
 
-        Rows can be old only after a rescue.
+        Does nothing but after a rescue, since rows can be out of date only then.
         """
         if not self._survey.rescued:
             return

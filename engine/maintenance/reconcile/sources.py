@@ -1,4 +1,4 @@
-"""Reconciles ``sources``, ``names`` and ``files``: each leads to an image that is there, and back."""
+"""Reconciles ``sources``, ``names`` and ``files``: each names an existing image, which names it back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.storage.tables import UNREAD
 
 
 class SourcesReconciler:
-    """The files in which images were seen."""
+    """Reconciles the files in which images were seen."""
 
     def __init__(
         self, store: Session, survey: Survey, changes: Changes, single: SingleSources
@@ -23,7 +23,7 @@ class SourcesReconciler:
         self._single = single
 
     def sources(self) -> None:
-        """Each source is of an image that is there, and its name leads to it."""
+        """Drop sources of images that are not there; make the name of each other source lead to it."""
         sources, names, survey = self._tables.sources, self._tables.names, self._survey
         for batch in in_batches(sources.scan()):
             for key in (key for key, _ in batch if not sources.is_key(key)):
@@ -38,7 +38,7 @@ class SourcesReconciler:
                 if not survey.has(id_):
                     self._changes.add(sources.change(key, None))
                     survey.changed = True
-                    # ``names`` counts those whose name leads to the same image.
+                    # The method ``names`` counts sources whose name leads to the same image.
                     if not survey.was_removed(id_) and (other is None or other.id != id_):
                         survey.lose_source(name)
                     continue
@@ -58,7 +58,7 @@ class SourcesReconciler:
         return self._survey.has(id_) and sources.get(sources.key(id_, name)) is not None
 
     def names(self) -> None:
-        """Each name leads to an image that is there, and is a source of it."""
+        """Drop names of images that are not there; make each other name a source of its image."""
         sources, names, survey = self._tables.sources, self._tables.names, self._survey
         for batch in in_batches(names.scan()):
             rows = [(name, _name_row(value)) for name, value in batch]
@@ -76,7 +76,7 @@ class SourcesReconciler:
         self._changes.flush()
 
     def files(self) -> None:
-        """Each file leads to an image that is there, and each image's own file to it."""
+        """Drop files of images that are not there; make the file of each image lead to it."""
         files = self._tables.files
         for key, value in files.scan():
             if not files.is_value(value) or not self._survey.has(int.from_bytes(value, "big")):

@@ -1,4 +1,4 @@
-"""What a reconciliation knows by now: which images are there, which were removed, what was lost."""
+"""What a reconciliation has found so far: existing, removed and lost images, and lost sources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.storage.rows import RowError
 from engine.storage.session import Session
 
 _NAMED = 20  # ids or sources in one line
-# What reading a row raises that makes no sense.
+# What reading an invalid row may raise.
 BAD_ROW = (
     RowError,
     ValueError,
@@ -41,16 +41,16 @@ class Survey:
     def __init__(self, store: Session, changes: Changes) -> None:
         self._store = store
         self._changes = changes
-        self.size = store.snapshot.state.next_id  # the first id that no image was given
-        self.there = IdSet.none(self.size)  # with a record
+        self.size = store.snapshot.state.next_id  # the first id that was not given
+        self.there = IdSet.none(self.size)  # images with a record
         self.removed, bad = tombstones.read(store.snapshot.keys, self.size)
         mark = store.snapshot.tables.meta.get(MARK)
-        self.rescued = mark is not None  # whether the keys were built again from what was left
-        # Whether rows were missing, or said what others do not.
+        self.rescued = mark is not None  # whether the keys were built again from readable rows
+        # Whether rows were missing, or did not agree with others.
         self.changed = bad > 0
         with suppress(*BAD_ROW):
             self.changed |= mark is not None and bool(json.loads(mark)["lost"])
-        self.restored = 0  # images of which something lost was found again
+        self.restored = 0  # images with a lost row that was made again
         self._lost_names: list[bytes] = []
         self._lost_name_count = 0
 
@@ -69,15 +69,15 @@ class Survey:
         return self._in(self.removed, id_)
 
     def has_any(self, first: int, count: int) -> bool:
-        """Whether any of the ids from ``first`` on is of an image that is there."""
+        """Whether any of ``count`` ids from ``first`` on is of an image that is there."""
         return bool(self.there.has(np.arange(first, first + count, dtype=np.int64)).any())
 
     def add(self, ids: npt.NDArray[np.int64]) -> None:
-        """Images that have a record, or get one."""
+        """Add images that have a record, or get one."""
         self.there.add(ids)
 
     def drop(self, lost: IdSet) -> None:
-        """Delete the records of images, and count these as not there."""
+        """Delete the records of lost images, and take them out of ``there``."""
         for ids in lost.blocks():
             self.drop_records(ids.tolist())
         self._changes.flush()
@@ -97,7 +97,7 @@ class Survey:
                 self._lost_names.append(name)
 
     def problems(self) -> list[Problem]:
-        """Which images are lost, and which of their sources are known."""
+        """Problems that name the lost images and their known sources."""
         out = []
         every = self.every()
         lost = every.without(self.there).without(self.removed)
@@ -115,7 +115,7 @@ class Survey:
             again = f"{what}; ingest the same sources again"
             out.append(Problem("keys", again, fixed=True))
         if self.restored:
-            what = f"what was lost of {self.restored:,} images was found again in the images"
+            what = f"lost rows of {self.restored:,} images were made again from the images"
             out.append(Problem("keys", what, fixed=True))
         return out
 

@@ -1,4 +1,4 @@
-"""Reconciles the records of imported vectors with the vectors: neither is without the other."""
+"""Reconciles the records of imported vectors with the vectors, so that each has the other."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def reconcile_vectors(store: Session, survey: Survey, changes: Changes) -> None:
 
 
 def _named(store: Session, survey: Survey) -> IdSet:
-    """The images that vectors are of."""
+    """The ids that vectors have."""
     vectors = store.snapshot.open_vectors()
     named = IdSet.none(survey.size)
     try:
@@ -54,7 +54,7 @@ def _named(store: Session, survey: Survey) -> IdSet:
 
 
 def _drop_without_vector(store: Session, survey: Survey, named: IdSet) -> None:
-    """Drop the records of vectors that are gone: the vector is all that such an image is."""
+    """Drop the records of lost vectors: an image without pixels is nothing but its vector."""
     lost = IdSet.none(survey.size)
     for ids in survey.there.without(named).blocks():
         lost.add(ids[~store.snapshot.may_be_images(ids)])

@@ -1,1 +1,1 @@
-"""Mends what a check found: makes again what is derived, and sets aside what is lost, naming it."""
+"""Mends the damage that a check found: makes derived data again, and reports what is lost."""

@@ -33,24 +33,24 @@ class Appends:
             reader.close()
 
     def overwrite(self, append: DamagedAppend, data: Buffer | bytearray) -> None:
-        """Put other bytes in the place of an append."""
+        """Overwrite the bytes of an append with others of the same length."""
         extents.overwrite(self._store.path, append.family, append.place, bytes(data))
 
     def commit_row(self, append: DamagedAppend) -> CommitRow:
-        """What its commit appended; ``StoreDamagedError`` where that row is gone."""
+        """The row of an append's commit; ``StoreDamagedError`` if it is gone."""
         row = self._store.snapshot.tables.commits.row(append.commit)
         if row is None:
             raise StoreDamagedError(
-                f"nothing says what commit {append.commit} appended; run 'engine check'"
+                f"the record of what commit {append.commit} appended is lost; run 'engine check'"
             )
         return row
 
     def committed_checksum(self, append: DamagedAppend) -> int:
-        """The xxh64 of what was committed."""
+        """The xxh64 of the committed bytes."""
         return self.commit_row(append).appends[append.at].xxh64
 
     def accept(self, append: DamagedAppend) -> None:
-        """Let the checksum of an append be that of its bytes as they are now."""
+        """Set the checksum of an append to that of its bytes as they are now."""
         row = self.commit_row(append)
         self._store.writer.set_checksums([(row.commit, append.at, self._checksum(append))])
 
@@ -67,7 +67,7 @@ class Appends:
         return check.value
 
     def vector_rows(self, append: DamagedAppend) -> tuple[int, int]:
-        """The rows of an append of vectors or of their ids, among all: first and end."""
+        """The rows of an append of vectors or ids, counted over all extents: first and end."""
         found = self._store.snapshot.open_vectors()
         try:
             first = found.first_of(append.place.extent)
@@ -78,7 +78,7 @@ class Appends:
         return first + start, first + end
 
     def vector_ids(self, append: DamagedAppend) -> npt.NDArray[np.int64]:
-        """The images that the vectors of a damaged append are of: (n,)."""
+        """The ids of the vectors of a damaged append: (n,)."""
         found = self._store.snapshot.open_vectors()
         try:
             first = found.first_of(append.place.extent)
@@ -94,6 +94,6 @@ def is_vector_ids(family: Family) -> bool:
 
 
 def rows_at(append: DamagedAppend) -> tuple[int, int]:
-    """The rows of its extent that a damaged append is: first and end."""
+    """The rows of a damaged append in its extent: first and end."""
     first = append.place.offset // append.family.row_bytes
     return first, first + append.place.length // append.family.row_bytes

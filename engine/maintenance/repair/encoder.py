@@ -10,7 +10,7 @@ from engine.storage.session import Session
 
 
 def restore_encoder(store: Session) -> None:
-    """Put the encoder's files back, durably; nothing where the package does not have them."""
+    """Put the encoder's files back, durably; do nothing if the package does not have them."""
     entry = store.snapshot.space.encoder
     assert entry is not None
     try:

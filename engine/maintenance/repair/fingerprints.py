@@ -22,7 +22,7 @@ def mend_fingerprints(
     outcome: Outcome,
     append: DamagedAppend,
 ) -> None:
-    """Overwrite the fingerprints of a damaged append; one whose pixels are lost stays as it is."""
+    """Overwrite the fingerprints of a damaged append; those whose pixels are lost stay as they are."""
     data = appends.read(append)
     lost = []
     committed = store.snapshot.state.extents[append.family.name]
@@ -44,6 +44,6 @@ def mend_fingerprints(
     if lost:
         outcome.set_aside(
             append.family.folder,
-            f"{named(lost)}: a fingerprint may be wrong, and the pixels are neither kept nor in "
-            f"a source any more",
+            f"{named(lost)}: a fingerprint may be wrong, and the pixels are no longer kept or in "
+            f"a source",
         )

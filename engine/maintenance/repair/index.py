@@ -23,7 +23,7 @@ class IndexRepair:
         self._stale = False  # whether segments were dropped
 
     def drop_damaged(self, paths: Sequence[Path]) -> None:
-        """Drop segments whose file, or whose quantizer's, is damaged."""
+        """Drop segments whose file, or whose quantizer's file, is damaged."""
         store, damaged = self._store, set(paths)
         good = {
             entry.number
@@ -39,9 +39,9 @@ class IndexRepair:
         )
 
     def drop_over(self, append: DamagedAppend) -> None:
-        """Drop segments over the rows of an append: they may have been built of damaged ones.
+        """Drop segments over the rows of an append: they may have been built from damaged rows.
 
-        Before the rows are mended: after that, nothing would tell that the segments are wrong.
+        Call it before the rows are mended: after that, nothing shows that the segments are wrong.
         """
         extent = append.place.extent
         first, end = rows_at(append)
@@ -54,7 +54,7 @@ class IndexRepair:
         )
 
     def rebuild(self) -> None:
-        """Build again what was dropped."""
+        """Build the dropped segments again."""
         if self._stale:
             IndexUpdater(self._store, BackgroundWork(self._store.memory)).update(1)
 

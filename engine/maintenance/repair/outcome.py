@@ -1,4 +1,4 @@
-"""What a repair could only set aside, and what it could not mend, as problems to report."""
+"""The losses of a repair, and the damage that it could not mend, as problems to report."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Outcome:
         self.problems: list[Problem] = []
 
     def set_aside(self, part: str, what: str) -> None:
-        """Report what is lost: the store is whole without it."""
+        """Report a loss; the store is whole without it."""
         self.problems.append(Problem(part, what, fixed=True))
 
     def not_mended(self, part: str, error: Exception) -> None:
-        """Report what stays damaged."""
+        """Report a part that stays damaged."""
         self.problems.append(Problem(part, f"it cannot be mended: {error}"))
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Report what another step has found."""
+        """Report the problems of another step."""
         self.problems += problems
 
 
 def named(ids: Sequence[int]) -> str:
-    """ "image 3", or "images 3, 7 to 9 and 12 more"."""
+    """Ids as a phrase: "image 3", or "images 3, 7 to 9 and 12 more"."""
     if len(ids) == 1:
         return f"image {ids[0]}"
     ordered = np.unique(np.array(ids, np.int64))

@@ -1,4 +1,4 @@
-"""Finds the pixels of images again, in what is kept or in a source, and keeps them again."""
+"""Finds the pixels of images, kept or in a source, and keeps damaged ones again."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from engine.sources.query import Query
 from engine.storage.changeset import Chunk, Rekept
 from engine.storage.session import Session
 
-_IMAGES = 256  # of one commit
+_IMAGES = 256  # images in one commit
 
 
 class ImagePixels:
-    """The pixels of a store's images, wherever they still are."""
+    """Reads the pixels of a store's images from wherever they still are."""
 
     def __init__(self, store: Session) -> None:
         self._store = store
 
     def of(self, id_: int) -> Pixels | None:
-        """The pixels of an image, from what is kept of it or from a source."""
+        """The pixels of an image, kept or from a source; None if neither has them."""
         if self._store.snapshot.record(id_) is None:
             return None
         kept = self._store.snapshot.kept_whole(id_)
@@ -33,12 +33,12 @@ class ImagePixels:
                 if is_canonical:
                     return canonical.from_canonical(data)
                 return decode.decode(data, max_bytes=self._store.memory.decoding).pixels
-            except ImageError:  # another decoder than when it was ingested
+            except ImageError:  # the decoder may have changed since the ingest
                 pass
         return next((found for _, found in self.from_sources(id_)), None)
 
     def from_sources(self, id_: int) -> Iterator[tuple[Query, Pixels]]:
-        """The very image, from each of its sources that still has it."""
+        """The image as each of its sources has it, leaving out sources that have changed."""
         proof = self._store.snapshot.get(id_).proof
         for query, decoded in in_sources(self._store, id_):
             if hashing.proof(decoded.pixels.canonical) == proof:
@@ -46,7 +46,7 @@ class ImagePixels:
 
 
 class PixelsRepair:
-    """Keeps damaged pixels again, or lets their images go on without."""
+    """Keeps damaged pixels again, or leaves their images without kept pixels."""
 
     def __init__(self, store: Session, pixels: ImagePixels, outcome: Outcome) -> None:
         self._store = store
@@ -82,6 +82,6 @@ class PixelsRepair:
         if lost:
             self._outcome.set_aside(
                 "pixels",
-                f"{named(lost)}: the kept pixels are lost, and no source has them any more; SHA-256 "
-                f"verifies without them from now on",
+                f"{named(lost)}: the kept pixels are lost, and no source has them any more; from now "
+                f"on SHA-256 alone verifies a match",
             )

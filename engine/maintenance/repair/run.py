@@ -1,20 +1,20 @@
 """Runs a repair: each kind of damage in turn, in an order in which an interruption loses nothing.
 
-pixels         read again from a source that is still there and still the very image; else the image
-               goes on without, and is verified by its SHA-256
-fingerprints   computed again from the pixels, kept or read again; else left as they are
-vectors        encoded again from the same; else left as they are, or zero where they cannot be right;
-               imported ones are read again from their array, while it has not changed
-vector ids     those of the commit's images, which are consecutive
+pixels         read again from a source that still has the same image; else the image goes on without
+               kept pixels, and its SHA-256 verifies it
+fingerprints   computed again from the pixels, kept or in a source; else left as they are
+vectors        encoded again from the same pixels; else left as they are, or zeroed if they cannot be
+               right; imported ones are read again from their array, if it has not changed
+vector ids     made again: the ids of a commit's images are consecutive
 segments       built again from the vectors
 encoder        copied again from the package, if it is the same one
-dead bytes     counted again: what no image has
-removed ids    told again: those that have no record
-dead vectors   counted again: those of removed images
+dead bytes     counted again: kept bytes that belong to no image
+removed ids    found again: ids without a record
+dead vectors   counted again: vectors of removed images
 
-Damaged bytes are written over where they lie, except pixels, which are appended again in a commit.
-Interrupted anywhere, it leaves damage that the next run finds again; what cannot be mended does not
-keep the rest from it.
+Damaged bytes are overwritten in place, except pixels, which are appended again in a commit. After an
+interruption the next run finds the remaining damage. Damage that cannot be mended does not stop the
+other repairs.
 """
 
 from __future__ import annotations
@@ -57,11 +57,12 @@ class Repair:
         self._vector_ids = VectorIdsRepair(store, self._appends, maker, self._index, self._outcome)
 
     def run(self, damage: Damage) -> list[Problem]:
-        """Mend what can be; returns what could only be set aside, and what could not be mended."""
+        """Mend all that can be mended; returns the losses and the remaining damage as problems."""
         store = self._store
         _log.info("repairing %s as of commit %d", store.path, damage.commit)
         store.become_writer(salvage=True)
-        if store.snapshot.state.commit != damage.commit:  # another process wrote before we could
+        # Another process wrote between the check and the lock.
+        if store.snapshot.state.commit != damage.commit:
             damage = self._check_again()
         damage = self._reconcile(damage)
         if damage.encoder:
@@ -70,12 +71,13 @@ class Repair:
         if damage.images_known:
             PixelsRepair(store, self._pixels, self._outcome).run(damage.images)
         vectors_whole = self._mend_all(damage)
-        if vectors_whole:  # else it would be an index of damaged ones
+        # Otherwise the index would be built from damaged vectors.
+        if vectors_whole:
             self._index.drop_damaged(damage.index)
         if damage.unknown_ids:
             self._vector_ids.forget_unknown()
         if damage.unknown_ids or any(is_vector_ids(append.family) for append in damage.appends):
-            # Imported vectors may be of no record by now.
+            # Imported vectors may have lost their records.
             self._reconcile(self._check_again())
         if vectors_whole:
             self._index.rebuild()
@@ -89,7 +91,7 @@ class Repair:
         return again.damage
 
     def _reconcile(self, damage: Damage) -> Damage:
-        """Make the keys agree where they do not; what is damaged then."""
+        """Make the keys agree, if they can be read; returns the remaining damage."""
         if not damage.rows or damage.tables:
             return damage
         whole = not any(is_vector_ids(append.family) for append in damage.appends)
@@ -97,7 +99,7 @@ class Repair:
         return self._check_again()
 
     def _count_again(self, damage: Damage) -> None:
-        """Store the counts that the check found to be others."""
+        """Store the counts that the check found to be wrong."""
         if damage.dead is not None:
             self._store.writer.set_dead(damage.dead)
         if damage.removed is not None:
@@ -106,12 +108,13 @@ class Repair:
             self._store.writer.set_removed_vectors(damage.removed_vectors)
 
     def _mend_all(self, damage: Damage) -> bool:
-        """Mend all damaged appends that can be; whether all vectors are whole then."""
+        """Mend the damaged appends that can be mended; returns whether all vectors are whole then."""
         vectors_whole = True
-        # Ids first: they say whose the vectors are.
+        # Ids first: they say which image each vector belongs to.
         for append in sorted(damage.appends, key=lambda append: not is_vector_ids(append.family)):
             if append.family == extents.PIXELS and not damage.images_known:
-                continue  # with the checksum of what is there now, it would not be found again
+                # Accepting its checksum would hide the damage from the next check.
+                continue
             try:
                 self._mend(append)
             except (StoreDamagedError, EncoderError) as error:

@@ -1,4 +1,4 @@
-"""Reads imported vectors again, from the arrays that they are rows of."""
+"""Reads imported vectors again from their arrays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SourceArrays:
     """The arrays that the vectors of a store came from, each opened once."""
 
     def __init__(self, store: Session, space: VectorSpace) -> None:
-        """``space`` is that of the vectors."""
+        """``space`` is the space of the vectors."""
         self._store = store
         self._space = space
         self._arrays: dict[int, tuple[NpyVectors, bool] | None] = {}
@@ -34,8 +34,8 @@ class SourceArrays:
     def vectors_of(self, ids: Numbers) -> Iterator[tuple[Numbers, Rows, bool]]:
         """The vectors of (n,) ids, ascending, as their arrays have them now, in pieces.
 
-        Each piece is: which of ``ids`` (m,), their vectors (m, dim), and whether the array is
-        unchanged. An id may come more than once.
+        Each piece is: positions in ``ids`` (m,), their vectors (m, dim), and whether the array is
+        unchanged. An id may occur more than once.
         """
         for run in self._store.snapshot.runs_over(ids):
             if run.array not in self._arrays:
@@ -49,7 +49,7 @@ class SourceArrays:
                         yield first + mine, vectors, array[1]
 
     def _open(self, number: int) -> tuple[NpyVectors, bool] | None:
-        """An array, and whether it is as it was; None if it is gone."""
+        """An array, and whether it is unchanged; None if it is gone."""
         try:
             name = self._store.snapshot.array_name(number)
             found, row = array_named(name), self._store.snapshot.array(name)
@@ -60,7 +60,7 @@ class SourceArrays:
         return found, row is not None and (row.mtime_ns, row.size) == (found.mtime_ns, found.size)
 
     def _rows_of(self, array: NpyVectors, rows: Numbers) -> Iterator[tuple[Numbers, Rows]]:
-        """Some rows of an array, ascending, in pieces: which of them, and the vectors."""
+        """The valid ones of ``rows``, ascending, in pieces: positions in ``rows``, and vectors."""
         for block in array.vectors(int(rows[0]), _ROWS, _READ):
             first, end = np.searchsorted(rows, [block.first, block.first + len(block.rows)])
             found = checked(block, normalize=self._space.normalized)

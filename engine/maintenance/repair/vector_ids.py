@@ -1,4 +1,4 @@
-"""Finds again whose vectors are, where the ids of vectors are damaged or name unknown images."""
+"""Restores the ids of vectors that are damaged or name unknown images."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ class VectorIdsRepair:
         self._maker = maker
         self._index = index
         self._outcome = outcome
-        self._doubtful = np.empty(0, np.int64)  # ids that more than one vector was named
+        self._doubtful = np.empty(0, np.int64)  # ids that more than one vector has
 
     def mend(self, append: DamagedAppend) -> None:
-        """The images of a commit are consecutive, and the place of its fingerprints says from where."""
+        """Overwrite a damaged append of ids with the right ones, as far as they can be known."""
+        # The images of a commit are consecutive; the place of its fingerprints says the first one.
         place = append.place
         row = self._appends.commit_row(append)
         prints = self._store.snapshot.state.extents.get(FINGERPRINTS.name, [])
@@ -64,7 +65,7 @@ class VectorIdsRepair:
         self._appends.overwrite(append, ids.tobytes())
 
     def forget_unknown(self) -> None:
-        """Let vectors be of no image that are named one that never was, or that has another."""
+        """Put 0 for the ids of vectors whose image was never given, or has another vector."""
         store = self._store
         family = store.snapshot.space.id_family
         seen = IdSet.none(store.snapshot.state.next_id)
@@ -87,22 +88,23 @@ class VectorIdsRepair:
         store.writer.count_dead_vectors()
 
     def _find_owners(self, append: DamagedAppend, checksum: int) -> None:
-        """Where vectors lie in the order of the index, which ids do not follow from."""
+        """Restore the ids of an append whose vectors lie in the order of the index."""
         ids = self._owners(append, checksum)
         lost = int((ids == 0).sum())
         self._index.drop_over(append)
         self._appends.overwrite(append, ids.tobytes())
         self._store.writer.count_dead_vectors()
         if lost:
-            what = f"whose {lost} of {len(ids)} vectors are is lost: they are of no image now"
+            what = f"the ids of {lost} of {len(ids)} vectors are lost: they belong to no image now"
             self._outcome.set_aside(append.family.folder, what)
 
     def _owners(self, append: DamagedAppend, checksum: int) -> npt.NDArray[np.int64]:
-        """Whose the vectors of an append are, and 0 where that cannot be known: (n,)."""
+        """The ids of the vectors of an append, 0 for those that cannot be known: (n,)."""
         start, end = self._appends.vector_rows(append)
         owners = Owners(self._store, bytes(self._appends.read(append)), start, end)
         self._doubtful = owners.keep_sure(self._doubtful)
-        with contextlib.suppress(EncoderError, StoreDamagedError):  # then without a comparison
+        # If vectors cannot be made again, they are not compared.
+        with contextlib.suppress(EncoderError, StoreDamagedError):
             owners.settle(checksum, self._maker.vectors_of)
         return owners.ids
 
@@ -112,5 +114,5 @@ def _place(append: Append) -> Place:
 
 
 def _count(row: CommitRow, name: str, row_bytes: int) -> int:
-    """How many rows of a family the record of a commit names."""
+    """How many rows of a family a commit appended."""
     return sum(one.length // row_bytes for one in row.appends if one.family == name)

@@ -1,11 +1,11 @@
-"""Finds whose vectors are, where their ids are damaged and do not follow from the commit.
+"""Finds the ids of vectors, where these are damaged and do not follow from the commit.
 
-1. An id that is named once in all, and is one that was given, is right: no flipped bit leaves that.
-2. Of the other rows few combinations are left, and the checksum of the append proves the right one.
-3. Vectors are made again, of images or of the arrays that they were rows of, and compared.
-4. One vector and one image that is left are each other's, where each image has a vector.
+1. An id that was given, and that only one vector has, is right: a flipped bit never gives such an id.
+2. For the other rows few combinations remain; the checksum of the append proves the right one.
+3. Vectors are made again, from images or from their arrays, and compared.
+4. If one vector and one image remain, they belong together, since each imported image has a vector.
 
-What cannot be known is 0: of no image.
+An id that cannot be found is 0, which is no image's.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from engine.storage.session import Session
 Ids = npt.NDArray[np.int64]
 Again = Callable[[Ids], Iterator[tuple[Ids, npt.NDArray[np.float32]]]]
 
-_BLOCK = 1 << 16  # ids that are looked through at a time
-_TRIED_BYTES = 1 << 32  # that are hashed to find a combination with the right checksum
+_BLOCK = 1 << 16  # ids read at a time
+_TRIED_BYTES = 1 << 32  # bytes hashed to find a combination with the right checksum, at most
 _TRIED_ROWS = 3
-_COMPARED_BYTES = 64 << 20  # of vectors that are compared
-_MAX_COMPARED = 1 << 16  # images whose vectors are made again
-_SAME = 1e-4  # squared distance, of the squared length, below which two vectors are the same
+_COMPARED_BYTES = 64 << 20  # bytes of vectors compared, at most
+_MAX_COMPARED = 1 << 16  # images whose vectors are made again, at most
+_SAME = 1e-4  # squared distance by squared length below which two vectors are the same
 
 
 class Owners:
-    """The ids of one damaged append: ``extent`` of the rows ``start`` to ``end`` of all."""
+    """The ids of one damaged append, which has rows ``start`` to ``end`` of all vectors."""
 
     def __init__(self, store: Session, damaged: bytes, start: int, end: int) -> None:
         self._store = store
@@ -45,7 +45,10 @@ class Owners:
         self._elsewhere = IdSet.none(self._size)
 
     def keep_sure(self, doubtful: Ids) -> Ids:
-        """Put 0 for all ids that may be wrong; returns those that more than one vector was named."""
+        """Put 0 for all ids that may be wrong; returns the ids that more than one vector has.
+
+        ``doubtful`` (m,) has such ids of earlier appends.
+        """
         seen = IdSet.none(self._size)
         seen.add(doubtful)
         found = self._store.snapshot.open_vectors()
@@ -66,7 +69,7 @@ class Owners:
         return doubtful
 
     def settle(self, checksum: int, again: Again) -> None:
-        """Find what can be known of the rows that are 0; ``checksum`` is that of the right ids."""
+        """Find the ids of rows that are 0, as far as possible; ``checksum`` is that of all right ids."""
         if self._is(checksum) or self._try(checksum):
             return
         self._compare(again)
@@ -83,7 +86,7 @@ class Owners:
         return np.flatnonzero(self.ids == 0)
 
     def _left(self) -> Ids:
-        """All ids that no vector is known to be of."""
+        """All ids without a known vector: (n,)."""
         left = IdSet.none(self._size)
         left.add_span(1, self._size - 1)
         named = IdSet(self._elsewhere.bits.copy(), self._size)
@@ -92,7 +95,7 @@ class Owners:
         return np.concatenate(blocks) if blocks else np.empty(0, np.int64)
 
     def _live_left(self) -> Ids:
-        """Those of them that are of images which are there, and may have a vector."""
+        """The ids without a known vector whose images are there and may have one: (n,)."""
         left = self._left()
         if not len(left):
             return left
@@ -101,11 +104,12 @@ class Owners:
         return np.array(self._store.snapshot.those_there(left.tolist()), np.int64)
 
     def _try(self, checksum: int) -> bool:
-        """Find the combination of ids that has the right checksum."""
+        """Find the combination of ids that has the right checksum; whether there is one."""
         rows, left = self._rows(), self._left()
         if not len(rows) or len(rows) > _TRIED_ROWS:
             return False
-        options = [0, *left.tolist()]  # 0: a row that an earlier repair has set aside
+        # An earlier repair may have committed 0 for a row.
+        options = [0, *left.tolist()]
         if len(options) ** len(rows) * self.ids.nbytes > _TRIED_BYTES:
             return False
         before = self.ids.copy()
@@ -117,7 +121,7 @@ class Owners:
         return False
 
     def _compare(self, again: Again) -> None:
-        """Make the vectors of images again, and give each the row that has it."""
+        """Make the vectors of images again, and put each image's id where the same vector lies."""
         rows, left = self._rows(), self._live_left()
         if not len(rows) or len(rows) * self._dim * 4 > _COMPARED_BYTES:
             return

@@ -1,4 +1,4 @@
-"""Makes damaged vectors again: encodes their images, or reads the arrays that they are rows of."""
+"""Makes damaged vectors again: encodes their images, or reads their arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.maintenance.repair.source_arrays import SourceArrays
 from engine.storage.session import Session
 from engine.storage.vector_space import VectorSpace
 
-# How far from 1 the length of a vector may be that nothing happened to.
+# How far from 1 the length of an undamaged vector may be.
 _NEARLY = 1e-3
 
 Numbers = npt.NDArray[np.int64]
@@ -28,7 +28,7 @@ Rows = npt.NDArray[np.float32]
 
 
 class VectorMaker:
-    """Makes the vectors of a store's images again, where that can be."""
+    """Makes the vectors of a store's images again, where that is possible."""
 
     def __init__(
         self, store: Session, encoder: Callable[[], OnnxEncoder], pixels: ImagePixels
@@ -38,7 +38,7 @@ class VectorMaker:
         self._pixels = pixels
 
     def vectors_of(self, ids: Numbers) -> Iterator[tuple[Numbers, Rows]]:
-        """The vectors of (n,) ids, ascending, that can be made again: ids (m,), vectors (m, dim)."""
+        """Make the vectors of (n,) ids, ascending, that it can: ids (m,), vectors (m, dim)."""
         space = self._store.snapshot.space
         if space.is_imported:
             for mine, vectors, _ in SourceArrays(self._store, space).vectors_of(ids):
@@ -50,7 +50,7 @@ class VectorMaker:
                 yield ids[at + mine], vectors
 
     def encode(self, ids: Numbers) -> tuple[Numbers, Rows]:
-        """Encode the images of (n,) ids whose pixels are there: which (m,), and vectors (m, dim).
+        """Encode the images of (n,) ids whose pixels are there: positions (m,), vectors (m, dim).
 
         Raises ``EncoderError``.
         """
@@ -83,7 +83,7 @@ class VectorsRepair:
         self._outcome = outcome
 
     def mend(self, append: DamagedAppend) -> None:
-        """Overwrite a damaged append of vectors. ``EncoderError``, ``StoreDamagedError``."""
+        """Overwrite a damaged append of vectors; raises ``EncoderError``, ``StoreDamagedError``."""
         space = self._store.snapshot.space
         if space.is_imported:
             self._read_again(append, space)
@@ -100,13 +100,14 @@ class VectorsRepair:
             for i in np.setdiff1d(np.arange(len(batch)), some).tolist():
                 if abs(float(np.linalg.norm(out[at + i].astype(np.float64))) - 1) < _NEARLY:
                     lost.append(int(batch[i]))
-                else:  # not a number, or not of unit length
+                # Not a number, or not of unit length.
+                else:
                     out[at + i] = 0
                     zero.append(int(batch[i]))
             out[at + some] = vectors
         self._index.drop_over(append)
         self._appends.overwrite(append, out.tobytes())
-        gone = "the pixels are neither kept nor in a source any more"
+        gone = "the pixels are no longer kept or in a source"
         lost, zero = self._store.snapshot.those_there(lost), self._store.snapshot.those_there(zero)
         if lost:
             what = f"{named(lost)}: a vector may be wrong, and {gone}"
@@ -116,13 +117,14 @@ class VectorsRepair:
             self._outcome.set_aside(append.family.folder, what)
 
     def _read_again(self, append: DamagedAppend, space: VectorSpace) -> None:
-        """Read vectors again from the arrays that they are rows of.
+        """Read vectors again from their arrays.
 
-        One that has changed is believed where the whole append is then what was committed.
+        The rows of a changed array are used only if they give the append its committed checksum.
         """
         store = self._store
         unordered = self._appends.vector_ids(append)
-        order = np.argsort(unordered, kind="stable")  # they may be laid out in another one
+        # Vectors may lie in the order of the index, not of their ids.
+        order = np.argsort(unordered, kind="stable")
         out = self._vectors_now(append, space)
         tried = out.copy()
         sure = np.zeros(len(out), np.bool_)
@@ -137,7 +139,7 @@ class VectorsRepair:
         out[wrong] = 0
         self._index.drop_over(append)
         self._appends.overwrite(append, out.tobytes())
-        gone = "the array that it was a row of is gone or has changed"
+        gone = "its array is gone or has changed"
         lost = store.snapshot.those_there(unordered[~sure & ~wrong].tolist())
         zero = store.snapshot.those_there(unordered[wrong].tolist())
         if lost:
