@@ -19,9 +19,11 @@ from hypothesis import settings
 
 # Examples are bounded so that the whole suite stays quick; no test depends on how long one takes.
 # They are the same in each run, and none is kept from an earlier one: what passes here passes
-# elsewhere. With ``--all`` each run draws others, and a failure prints how to draw them again.
+# elsewhere. ``--hypothesis-seed random`` draws others, and prints the seed.
 settings.register_profile("engine", max_examples=50, deadline=None, derandomize=True, database=None)
-settings.register_profile("all", settings.get_profile("engine"), derandomize=False, print_blob=True)
+settings.register_profile(
+    "drawn", settings.get_profile("engine"), derandomize=False, print_blob=True
+)
 settings.load_profile("engine")
 
 
@@ -44,7 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.all:
         os.environ["ENGINE_TESTS"] = "all"
-        settings.load_profile("all")
+    if config.getoption("--hypothesis-seed") is not None:
+        settings.load_profile("drawn")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

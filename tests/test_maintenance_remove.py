@@ -321,6 +321,27 @@ def test_rows_that_were_removed_come_again_when_the_array_is_ingested(
     assert (report.added, report.unchanged) == (0, 8)
 
 
+@pytest.mark.parametrize("limits", [Limits(removal_batch=1), Limits()])
+def test_the_reject_of_an_array_goes_with_it_in_whatever_way_it_was_read(
+    store: Store, tmp_path: Path
+) -> None:
+    path = rows(tmp_path / "short.npy", *range(40, 44))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert store.ingest(f"{path}?kind=8bit").added == 3
+    assert store.info().rejects == 1
+    assert store.remove(sources=[path]).images == 3
+    assert store.info().rejects == 0
+
+
+def test_fewer_rows_of_a_synthetic_set_take_none_away(store: Store) -> None:
+    before = store.info().sources
+    store.ingest("synthetic:bits?seed=1&n=9")
+    store.remove(sources=["synthetic:bits?seed=1#3"])
+    for n, there in ((0, 8), (9, 9), (0, 9)):
+        store.ingest(f"synthetic:bits?seed=1&n={n}")
+        assert store.info().sources == before + there
+
+
 def test_a_changed_array_forgets_no_more_than_what_was_left(store: Store, tmp_path: Path) -> None:
     store.remove(ids=[id_of(store, 9)])
     rows(tmp_path / "a.npy", 60, 61)

@@ -60,7 +60,7 @@ class ArrayIngest:
             self._tally.resume(found, left=max(array.count - start, 1))
             if found.hopeless:
                 return
-            if found.replaced_by_none(array.count):
+            if found.replaced_by_none(array):
                 self._commits.save(Chunk(arrays=[(array.name, replace(row, complete=True))]))
                 return
             blocks = array.blocks(start, self._max_rows(), self._store.memory.block)

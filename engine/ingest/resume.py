@@ -61,9 +61,13 @@ class Resumed(Generic[Row]):
         """The row to go on from."""
         return self.before if self.begun else None
 
-    def replaced_by_none(self, count: int) -> bool:
-        """Whether an array with committed rows has changed, and is now empty."""
-        return self.before is not None and not self.begun and count == 0
+    def replaced_by_none(self, item: ArrayItem | VectorItem) -> bool:
+        """Whether an array with committed rows has changed, and is now empty.
+
+        A synthetic set never changes: an ingest may only ask for fewer of its rows.
+        """
+        changed = self.before is not None and not self.begun and any(stamp_of(item))
+        return changed and item.count == 0
 
 
 def stamp_of(one: Stamped) -> Stamp:

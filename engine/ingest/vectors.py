@@ -67,7 +67,7 @@ class VectorIngest:
             # The changed array may be shorter than it was.
             if not found.begun:
                 committed.forget(array.count)
-            if found.replaced_by_none(array.count):
+            if found.replaced_by_none(array):
                 self._commits.save(Chunk(arrays=[(array.name, replace(row, complete=True))]))
                 return
             for block in self._ahead(array, start, pool):

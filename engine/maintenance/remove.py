@@ -120,15 +120,16 @@ class Remove:
         row = one_row(self._store, base)
         if row is not None:
             self._row(*row)
+        # Rejects go first: those of an array that was read in another way are found by its row.
+        for name in rejects_inside(self._store, base):
+            self._request.rejects.append(name)
+            self._flush_if_full()
         for name, named in names_inside(self._store, base):
             self._name(name, named.id)
         for name, _ in arrays_inside(self._store, base):
             self._array(name)
         for name in archives_inside(self._store, base):
             self._request.archives.append(name)
-            self._flush_if_full()
-        for name in rejects_inside(self._store, base):
-            self._request.rejects.append(name)
             self._flush_if_full()
 
     def _name(self, name: bytes, id_: int) -> None:
