@@ -897,7 +897,7 @@ def test_vectors_of_removed_images_do_not_count(tmp_path: Path, tiny_encoder: Pa
             store.session.writer.set_removed_vectors(wrong)
             (problem,) = store.check().problems
             assert problem.part == "vectors"
-                assert "removed images, but 5 are" in problem.what
+            assert "removed images, but 5 are" in problem.what
             assert store.check(fix=True).ok
             assert store.info().vectors == 30
         store.remove(ids=range(1, 46))
