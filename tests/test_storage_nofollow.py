@@ -823,7 +823,10 @@ def test_a_file_that_leads_to_no_id_is_damage(store: Path, template: Path) -> No
         batch.put("files", key, value * 2)
     opened.commit(batch)
     opened.close()
-    with Store.open(store) as reader, pytest.raises(StoreDamagedError, match="'files' has a row"):
+    with (
+        Store.open(store) as reader,
+        pytest.raises(StoreDamagedError, match="'files' has a malformed row"),
+    ):
         reader.lookup(template / "photos" / "a.png")
 
 
