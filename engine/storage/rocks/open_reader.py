@@ -1,9 +1,10 @@
 """Opens a store's RocksDB for reading, even while a writer runs, without a trace in the store.
 
 A reader opens RocksDB read-only, through a folder of links to files that it holds open. So reading
-leaves nothing behind, works on a read-only mount, and sees one consistent state (``engine.storage.rocks.pin``).
-A read-only open of the files themselves was seen to miss committed records beside a live writer.
-Secondary instances were rejected too: they kept returning deleted records.
+leaves nothing behind, works on a read-only mount, and sees one consistent state
+(``engine.storage.rocks.pin``). A read-only open of the files themselves was seen to miss committed
+records beside a live writer. Secondary instances were rejected too: they kept returning deleted
+records.
 """
 
 from __future__ import annotations
