@@ -6,7 +6,7 @@ import sys
 
 def main() -> None:
     """Run the command and exit with its status."""
-    # Signals are handled before anything heavy is imported, so that one ends the process with one line.
+    # Import nothing heavy before a signal can end the process with one line.
     try:
         from engine import address_space
         from engine.cli import interrupts, streams

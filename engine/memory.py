@@ -90,7 +90,7 @@ class MemoryGate:
     """
 
     def __init__(self, most: int, *, crowded: Callable[[bool], None] | None = None) -> None:
-        """``crowded`` is called when more than half of ``most`` bytes become held, and when they end."""
+        """``crowded`` gets True when more than half of ``most`` bytes are held, then False."""
         self._most = most
         self._held = 0
         self._beside = 0
@@ -135,8 +135,8 @@ class MemoryGate:
                 self._crowded(crowded)
 
     def _tidy(self, allowed: int) -> None:
-        """Return freed memory to the kernel if the process has more than ``allowed`` bytes."""
-        # Held memory may not be allocated yet, or free again. This guess rather returns too much.
+        """Return freed memory to the kernel if the process has grown by more than ``allowed`` bytes."""
+        # Held memory may not be allocated yet, or free again. This guess errs towards returning it.
         if _field("RssAnon") - self._empty > max(allowed, _LARGE):
             give_back()
 

@@ -113,7 +113,7 @@ class Chunk:
     redescribed: list[tuple[int, dict[str, Any] | None]] = field(default_factory=list)
     # (images, dim), or None if the chunk has no vectors.
     vectors: npt.NDArray[np.float32] | None = None
-    # (n, dim): vectors of images that are already stored. A commit of these has nothing else.
+    # (n, dim): imported vectors, which have no images. A chunk with these has no images.
     imported: npt.NDArray[np.float32] | None = None
     names: list[NewName] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)

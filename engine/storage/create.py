@@ -50,7 +50,7 @@ def create(
     """
     there = path.exists()
     if there and not (path.is_dir() and _may_be_filled(path)):
-        # Raises an error that says what the path is instead.
+        # Unless it is a store already, this raises an error that says what it is.
         manifest.load(path)
         return
     parent = path if there else path.resolve().parent
@@ -70,6 +70,7 @@ def create(
         if there:
             disk().mkdir(made)
         else:
+            # The lock in the temporary folder becomes that of the store.
             sweep(parent, _named_as(path), _MADE)
             claim = claimed(lambda: _make(_new_name(path, parent)))
             made = claim.path

@@ -202,7 +202,7 @@ class RemovalPlanner:
                     self._gone.add(id_)
 
     def _cover(self, bucket: int) -> npt.NDArray[np.int64]:
-        """Return the rows that each image of a bucket keeps in runs of several; count those that go."""
+        """Count the rows in runs of several that each image of a bucket keeps, and those that go."""
         base = bucket << BUCKET_BITS
         edges = np.zeros((1 << BUCKET_BITS) + 1, np.int64)
         for run in self._tables.runs.in_bucket(base):

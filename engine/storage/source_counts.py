@@ -112,7 +112,7 @@ class SourceCounts:
         return added > 0 and (id_ + self._commit) % _TURNS == 0
 
     def _take_noted(self) -> None:
-        """Count the noted rows, after a look at which of them exist already."""
+        """Count the noted rows that change what exists."""
         names, runs = self._tables.sources, self._tables.runs
         of_names = [key for table, key in self._noted if table == names.name]
         for key, old in zip(of_names, names.get_many(of_names), strict=True):

@@ -1,7 +1,7 @@
 """The typed tables over RocksDB: what their rows mean, and how their keys are packed.
 
-Rooms above storage name no table and pack no key; inside storage, the modules that create, commit and
-mend rows do. ``Tables`` has one attribute per table. ``scan`` yields rows as stored, for checks and
+Rooms above storage do not name tables or pack keys. Inside storage, the modules that create, commit
+and mend rows do. ``Tables`` has one attribute per table. ``scan`` yields rows as stored, for checks and
 repairs; the other methods take and return parsed values. A ``RowChange`` is a row to put or to delete;
 a transaction writes it. ``engine.storage.rows`` documents the layout of keys and values.
 """

@@ -64,10 +64,10 @@ class BlockFile:
 
     def _is_whole(self, data: bytes | memoryview) -> bool:
         size = len(data) - TRAILER
-        told: int = _U32.unpack_from(data, size + 1)[0]
+        stored: int = _U32.unpack_from(data, size + 1)[0]
         if self.checksum == CRC32C:
-            return masked(bytes(data[: size + 1])) == told
-        return _xxh3(data[:size], data[size]) == told
+            return masked(bytes(data[: size + 1])) == stored
+        return _xxh3(data[:size], data[size]) == stored
 
     def search(self, start: int, end: int) -> Handle | None:
         """Find the block that begins at ``start``, by its checksum."""
@@ -84,9 +84,9 @@ class BlockFile:
         if len(view) <= TRAILER or len(view) != end - first:
             return None
         size = len(view) - TRAILER
-        kind, told = view[size], _U32.unpack_from(view, size + 1)[0]
+        kind, stored = view[size], _U32.unpack_from(view, size + 1)[0]
         for begin in range(size - 4, -1, -1):
-            if _xxh3(view[begin:size], kind) == told:
+            if _xxh3(view[begin:size], kind) == stored:
                 return Handle(first + begin, size - begin)
         return None
 

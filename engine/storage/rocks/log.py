@@ -74,8 +74,8 @@ class Records:
                     self.torn |= last
                     self.damaged |= not last
                     break
-                told = int.from_bytes(block[at : at + 4], "little")
-                if not _FULL <= kind <= _LAST or masked(block[at + 6 : end]) != told:
+                stored = int.from_bytes(block[at : at + 4], "little")
+                if not _FULL <= kind <= _LAST or masked(block[at + 6 : end]) != stored:
                     self.damaged = True
                 else:
                     yield kind, block[at + _HEADER : end]

@@ -57,7 +57,7 @@ class _Threads:
             self._set(self._counts)
 
     def in_child(self) -> None:
-        """Do the same in the child."""
+        """Do the same in the child, or note that threads were lost."""
         if self.used and not self._ended:
             self.lost_by = self.lost_by or os.getppid()
         else:
