@@ -3,10 +3,11 @@
 import os
 
 # ONNX Runtime 1.29 and later would report its use over the network and leave an identifier in the folder
-# for temporary files. Whoever wants that sets the variable to 0.
+# for temporary files. A user who wants that sets the variable to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-TYPE_CHECKING = False  # type checkers take it for true; importing typing would take milliseconds
+# Type checkers take it for true. Importing typing would take milliseconds.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from engine.api import Store
@@ -82,20 +83,22 @@ __all__ = [
     "__version__",
 ]
 
+# The modules of names outside errors and records.
 _MODULES = {
     "Store": "engine.api",
     "PackedBits": "engine.images.packed_bits",
-}  # of names beside errors and records
+}
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of these
+# Type checkers must not see __getattr__: they would accept any name.
+if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """Load a public name when it is first asked for (PEP 562).
+        """Load a public name when it is first used (PEP 562).
 
         ``python -m engine`` imports this package first, and has to handle signals before it loads
         anything that takes time.
@@ -106,9 +109,10 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
             return import_module(f"engine.{name}")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        # Before anything that would end the process without a word.
+        # Before importing anything that would end the process without a message.
         import_module("engine.address_space").require()
         home = "engine.errors" if name.endswith("Error") else _MODULES.get(name, "engine.records")
         value = getattr(import_module(home), name)
-        globals()[name] = value  # the next one finds it without this
+        # Later uses find it without this function.
+        globals()[name] = value
         return value

@@ -1,4 +1,4 @@
-"""``python -m engine``."""
+"""``python -m engine``: runs the command."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 
 def main() -> None:
     """Run the command and exit with its status."""
-    # Nothing heavy is imported before a signal can end the process with one line.
+    # Import nothing heavy before a signal can end the process with one line.
     try:
         from engine import address_space
         from engine.cli import interrupts, streams
@@ -14,7 +14,8 @@ def main() -> None:
         streams.open_closed()
         streams.protect()
         interrupts.install()
-        address_space.require()  # before anything that would end the process without a word
+        # Before importing anything that would end the process without a message.
+        address_space.require()
     except KeyboardInterrupt:
         try:
             os.write(2, b"engine: interrupted; what was committed is safe\n")

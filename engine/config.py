@@ -1,4 +1,4 @@
-"""Every default, with its unit: structural settings (saved in a store, fixed) apart from tunables."""
+"""All defaults, with units: structural settings (fixed, saved in a store) and tunables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from engine import address_space
 from engine.errors import StoreFormatError, UsageError
 
-# --- structural: what a store is made with and keeps for good -------------------------------------
+# --- structural: fixed when a store is created ----------------------------------------------------
 
 FORMAT_VERSION = 1
 MIN_READER = 1
@@ -21,20 +21,21 @@ MIN_WRITER = 1
 
 @dataclass(frozen=True, slots=True)
 class StructuralSettings:
-    """What decides how stored bytes are to be read; saved in the manifest and among the keys."""
+    """Settings that decide how stored bytes are read; saved in the manifest and in the keys."""
 
-    hash_seed: int  # 64 bits, drawn per store, so that nobody can prepare collisions in advance
+    # 64 bits, drawn per store, so that nobody can prepare collisions in advance.
+    hash_seed: int
     canonical_version: int = 1  # engine.images.canonical
     fingerprint_version: int = 1  # engine.images.fingerprint
 
     @classmethod
     def new(cls) -> StructuralSettings:
-        """Settings for a new store, with a random seed."""
+        """Return settings for a new store, with a random seed."""
         return cls(hash_seed=secrets.randbits(64))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StructuralSettings:
-        """Settings as ``to_dict`` gave them; ``StoreFormatError`` if they are something else."""
+        """Parse what ``to_dict`` returned; raise ``StoreFormatError`` if it is malformed."""
         try:
             found = {name: values[name] for name in cls.__dataclass_fields__}
         except (KeyError, TypeError) as error:
@@ -45,7 +46,7 @@ class StructuralSettings:
         return cls(**found)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return a JSON object."""
         return asdict(self)
 
 
@@ -57,32 +58,32 @@ DEFAULT_ENCODER = "simclr"
 DEFAULT_MEMORY = 1 << 30  # bytes
 MEMORY_FLOOR = 128 << 20  # bytes
 DEFAULT_K = 10  # images
-DEFAULT_MAX_DISTANCE = 31  # bits of 256: what PDQ's authors call a match
+DEFAULT_MAX_DISTANCE = 31  # bits of 256: a match, according to PDQ's authors
 DEFAULT_NEAR_LIMIT = 100  # near images listed; near_count counts all
-SOURCES_SHOWN = 10  # sources listed a hit; source_count counts all
+SOURCES_SHOWN = 10  # sources listed per hit; source_count counts all
 
 KEEP_PIXELS = ("auto", "yes", "no")
 KEEP_BITS_LIMIT = 64 << 10  # bytes: the largest packed bit image that "auto" keeps
 
-CHUNK_FILES = 512  # images of one commit, at most
-CHUNK_ROWS = 20_000  # rows of an array of one commit, at most
-CHUNK_VECTORS = 1 << 16  # imported vectors of one commit, at most
+CHUNK_FILES = 512  # images per commit, at most
+CHUNK_ROWS = 20_000  # rows of an array per commit, at most
+CHUNK_VECTORS = 1 << 16  # imported vectors per commit, at most
 CHUNK_VECTOR_BYTES = 32 << 20  # the same in bytes
-CHUNK_ENCODED_ROWS = 2_048  # the same with vectors, which take seconds
-ENCODE_BATCH = 64  # images a call of the encoder
-RECALL_SAMPLE = 1000  # vectors of a store that recall is measured with
-EXACT_ROWS = 16_384  # vectors below which searching all of them beats an index
+CHUNK_ENCODED_ROWS = 2_048  # rows per commit if they are encoded, which takes seconds
+ENCODE_BATCH = 64  # images per call of the encoder
+RECALL_SAMPLE = 1000  # vectors of a store with which recall is measured
+EXACT_ROWS = 16_384  # with fewer vectors, an exact search beats an index
 
-CHECKED_NUMBERS = 1 << 18  # of vectors looked at at a time, while they are in the cache
+CHECKED_NUMBERS = 1 << 18  # numbers of vectors checked at a time, while they are in the cache
 RERANK_DEPTHS = (1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 100)
 
 EXTENT_ROWS = 1 << 20  # rows of a fixed-row extent, at most
-EXTENT_BYTES = 1 << 30  # bytes after which a new extent of kept pixels is begun
+EXTENT_BYTES = 1 << 30  # bytes after which a new extent of kept pixels begins
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of something a store handles at a time, passed in when it is opened.
+    """How much a store handles at a time; passed in when it is opened.
 
     The defaults suit every store. Tests pass smaller ones, to reach each edge with a few images.
     """
@@ -97,33 +98,35 @@ class Limits:
     extent_rows: int = EXTENT_ROWS
     extent_bytes: int = EXTENT_BYTES
     removal_batch: int = 4096  # images or sources that one commit removes
-    compact_batch: int = 4096  # images, or rows, that ``optimize`` looks at at a time
+    compact_batch: int = 4096  # images, or rows, that ``optimize`` handles at a time
     compact_bytes: int = 16 << 20  # pixels that ``optimize`` moves in one commit
     # Extents that one commit drops: it rewrites the commit records of each.
     compact_extents: int = 16
-    recall_sample: int = RECALL_SAMPLE  # vectors of a store that recall is measured with
-    # Times k: candidates that recall is tried with.
+    recall_sample: int = RECALL_SAMPLE  # vectors of a store with which recall is measured
+    # Candidates for which recall is measured, as multiples of k.
     rerank_depths: tuple[float, ...] = RERANK_DEPTHS
-    retrain_growth: float = 4  # times as many vectors as it was trained on, and a quantizer is old
-    moved_ratio: float = 1.25  # times as far from their centroids as trained ones: other vectors
-    finishing_seconds: float = 0.5  # that a run which is to stop goes on to encode what is prepared
+    # A quantizer is outdated with this many times the vectors that it was trained on.
+    retrain_growth: float = 4
+    # Vectors this many times as far from their centroids as trained ones are a different set.
+    moved_ratio: float = 1.25
+    # Seconds for which a run that is stopping continues to encode prepared images.
+    finishing_seconds: float = 0.5
     checked_numbers: int = CHECKED_NUMBERS
     read_records: int = 1000  # records read at a time
     read_names: int = 4096  # names of sources read at a time
     lookup_rows: int = 4096  # rows looked up at a time
     lookup_probe: int = 64  # rows that show whether the others will come from memory
-    cold_key_seconds: float = (
-        8e-6  # a key; from memory it takes 3e-6, from disk 7e-5, in a queue 1.5e-5
-    )
-    stop_checks: int = 256  # sources looked for between two questions whether to stop
+    # Seconds per key above which keys come from disk. Memory takes 3e-6, disk 7e-5, in a queue 1.5e-5.
+    cold_key_seconds: float = 8e-6
+    stop_checks: int = 256  # sources searched between two checks whether to stop
     copy_bytes: int = 32 << 20  # of a file that a backup copies at a time
-    table_rows: int = 1 << 16  # of an exported table, that Parquet keeps together
+    table_rows: int = 1 << 16  # of an exported table, per Parquet row group
     ballast_store: int = 8 << 20  # bytes of a store below which it has no ballast file
     ballast_bytes: int = 6 << 20  # of the smallest ballast file
 
 
-# Measured, in bytes: what opening a store takes; an ONNX session with the encoder that is shipped;
-# and what its network takes for each pixel of its input.
+# Measured, in bytes: opening a store; an ONNX session with the encoder that is shipped; and its network,
+# for each pixel of its input.
 _OPENING_BYTES = 11 << 20
 _ENCODER_BYTES = 40 << 20
 _ENCODED_PIXEL_BYTES = 72
@@ -132,72 +135,72 @@ _ROOMY = 512 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """How ``memory`` is shared out, in bytes of anonymous memory above the empty process."""
+    """The shares of ``memory``, in bytes of anonymous memory above the empty process."""
 
     total: int = DEFAULT_MEMORY
 
     @property
     def block_cache(self) -> int:
-        """RocksDB's cache of blocks, index and filter partitions included."""
+        """Return the size of RocksDB's block cache, with index and filter partitions."""
         return self.total // 4
 
     @property
     def write_buffers(self) -> int:
-        """All memtables together; at least RocksDB's minimum, at most what fills in a second."""
+        """Return the size of all memtables: at least RocksDB's minimum, at most a second's writes."""
         return min(self.total // 8, 64 << 20)
 
     @property
     def chunk(self) -> int:
-        """Canonical bytes held for one commit."""
+        """Return the canonical bytes held for one commit."""
         return self.total // 8
 
     @property
     def block(self) -> int:
-        """Rows of an array that are read at a time; three such blocks are under way at once."""
+        """Return the bytes of array rows read at a time; three such blocks are in use at once."""
         return self.total // 16
 
     @property
     def read_ahead(self) -> int:
-        """The most keys (bytes of all tables) that are fetched whole: into the page cache, not ours."""
+        """Return the most bytes of keys (all tables) to read ahead whole, into the page cache."""
         return self.total
 
     @property
     def decoding(self) -> int:
-        """What all images that are being decoded at a time may take, so also the largest one.
+        """Return the memory for all images being decoded at a time, and so for the largest one.
 
-        All but what an ingest holds beside them: a chunk, write buffers and what opening a store takes.
-        The block cache makes room for a large image (``crowded_cache``).
+        It excludes what an ingest holds at the same time: a chunk, write buffers and an open store. The
+        block cache shrinks to make room for a large image (``crowded_cache``).
         """
         return self.total - self.chunk - self.write_buffers - _OPENING_BYTES
 
     @property
     def crowded_cache(self) -> int:
-        """The block cache while images take most of the memory."""
+        """Return the size of the block cache while images take most of the memory."""
         return self.block_cache // 8
 
     @property
     def reading(self) -> int:
-        """Image files that are read or decoded at a time, in bytes; a larger one comes alone."""
+        """Return the bytes of image files read or decoded at a time; a larger file comes alone."""
         return self.total // 16
 
     @property
     def encode_batch(self) -> int:
-        """Images a call of the encoder in an ingest: a batch of 64 takes 40 MiB more than one of 8."""
+        """Return the images per call of the encoder: 64 take 40 MiB more than 8."""
         return ENCODE_BATCH if self.total >= _ROOMY else ENCODE_BATCH // 8
 
     def beside_encoder(self, image_size: int) -> int:
-        """What is left of ``decoding`` where an encoder of this input (pixels a side) is loaded."""
+        """Return the rest of ``decoding`` with an encoder of this input (pixels a side) loaded."""
         batch = self.encode_batch * image_size**2 * _ENCODED_PIXEL_BYTES
         return max(self.decoding - _ENCODER_BYTES - batch, self.total // 4)
 
     @property
     def max_file(self) -> int:
-        """Largest image file read into memory."""
+        """Return the size of the largest image file that is read into memory."""
         return self.total // 4
 
     @property
     def training(self) -> int:
-        """Vectors held to train the index, and those added to it at a time."""
+        """Return the bytes of vectors held to train the index, or added to it at a time."""
         return self.total // 4
 
 
@@ -206,10 +209,10 @@ _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def parse_memory(text: str | int | None) -> MemoryBudget:
-    """A memory size such as ``"2G"`` or ``"512M"`` (binary units), or a number of bytes.
+    """Parse a memory size such as ``"2G"`` or ``"512M"`` (binary units), or a number of bytes.
 
-    Without one it is the default, or what a limit on address space leaves of it. Raises ``UsageError``
-    if it is no size, less than 128M, or more than that limit leaves.
+    None is the default, reduced to what a limit on address space leaves. Raises ``UsageError`` if it is
+    not a size, less than 128M, or more than that limit leaves.
     """
     room = address_space.room()
     if text is None:
@@ -236,42 +239,43 @@ def parse_memory(text: str | int | None) -> MemoryBudget:
 
 
 def whole(value: object) -> int:
-    """An integer of whatever library, such as an element of a NumPy array.
+    """Return an integer of any library, such as an element of a NumPy array, as an int.
 
-    Raises ``TypeError`` for anything else. A bool is none here: it is more likely a mistake.
+    Raises ``TypeError`` for anything else, and for a bool, which is more likely a mistake.
     """
     if isinstance(value, bool):
-        raise TypeError("a bool is no number here")
+        raise TypeError("a bool is not a number here")
     return operator.index(value)  # type: ignore[arg-type]
 
 
 def check_keep_pixels(value: str) -> None:
-    """``UsageError`` if it is none of ``KEEP_PIXELS``."""
+    """Raise ``UsageError`` unless ``value`` is one of ``KEEP_PIXELS``."""
     if value not in KEEP_PIXELS:
         raise UsageError(f"keep_pixels= is one of {', '.join(KEEP_PIXELS)}, not {value!r}")
 
 
 def check_workers(value: int | None) -> None:
-    """``UsageError`` if it is a number of threads that cannot work."""
+    """Raise ``UsageError`` unless ``value`` is None or a number of threads, 1 or more."""
     if value is not None and value < 1:
         raise UsageError(f"workers must be 1 or more, not {value}")
 
 
 def check_wait(value: float) -> float:
-    """How many seconds to wait for the writer's lock; ``UsageError`` if that is no such number."""
+    """Return the seconds to wait for the writer's lock; ``UsageError`` if they are invalid."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not value >= 0:  # NaN is no such number either
+    # This also refuses NaN.
+    if not is_number or not value >= 0:
         raise UsageError(f"wait= is a number of seconds, 0 or more, not {value!r:.60}")
     return float(value)
 
 
 def cpu_count() -> int:
-    """How many cores this process may use (not how many the machine has, where that is known)."""
+    """Return the cores that this process may use, or the machine's if that is not known."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def default_store() -> str:
-    """The store that a command uses when none is named."""
+    """Return the store that a command uses if none is named."""
     return os.environ.get(STORE_VARIABLE) or DEFAULT_STORE

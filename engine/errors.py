@@ -1,18 +1,18 @@
-"""The errors, all under one base, each with one sentence that says what happened and what to do.
+"""The errors, all under one base. Each is one sentence that says what happened and what to do.
 
 EngineError
-├── UsageError             an argument makes no sense; nothing was touched
-│   └── UnknownImageError      the store has no image of that id
+├── UsageError             an argument is invalid; nothing was changed
+│   └── UnknownImageError      the store has no image with that id
 ├── SourceError            a source of images cannot be read at all
-│   └── MissingError           most of what a folder held is gone: its disk may be away
-├── ImageError             one image cannot be read; an ingest reports it as a row and goes on
+│   └── MissingError           most files of a folder are gone: its disk may be offline
+├── ImageError             one image cannot be read; an ingest records it and continues
 ├── EncoderError           an encoder cannot be loaded or used
-│   └── TrainingError      a training run cannot start or go on
+│   └── TrainingError      a training run cannot start or continue
 └── StoreError             something about one store
     ├── StoreNotFoundError     there is no store at that path
     ├── StoreFormatError       it is not a store, or one that this version cannot read
     ├── StoreLockedError       another process writes to it
-    └── StoreDamagedError      what is on disk contradicts itself
+    └── StoreDamagedError      its files contradict each other
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ Extra = Literal["train", "eval", "parquet", "test", "peers", "bench", "all"]
 
 
 def how_to_install(extra: Extra) -> str:
-    """What to type for what an error misses, as a user of the package and in a clone of its source."""
+    """Return the commands that install an extra, for users of the package and of a clone."""
     return f"pip install 'image-index-engine[{extra}]', or in a clone: pip install -e '.[{extra}]'"
 
 
 class EngineError(Exception):
-    """The base of every error the engine raises on purpose; ``str(error)`` is one line."""
+    """The base of every error that the engine raises on purpose; ``str(error)`` is one line."""
 
 
 class UsageError(EngineError, ValueError):
-    """An argument makes no sense; nothing was touched."""
+    """An argument is invalid; nothing was changed."""
 
 
 class UnknownImageError(UsageError, KeyError):
-    """The store has no image of that id; a ``KeyError`` too, as ``store[id]`` is expected to raise."""
+    """The store has no image with that id; a ``KeyError`` too, as callers of ``store[id]`` expect."""
 
-    # A KeyError shows the repr of its key; this is a sentence.
+    # A KeyError shows the repr of its key; this error shows a sentence.
     __str__ = Exception.__str__
 
 
 class SourceError(EngineError):
-    """A source of images cannot be read, or not to its end; ``retryable`` as of ``ImageError``."""
+    """A source of images cannot be read, or not to its end; ``retryable`` as for ``ImageError``."""
 
     def __init__(self, reason: str, *, retryable: bool = False) -> None:
         super().__init__(reason)
@@ -51,14 +51,14 @@ class SourceError(EngineError):
 
 
 class MissingError(SourceError):
-    """Most of what a folder held is gone, as if its disk were away; nothing was removed."""
+    """Most files of a folder are gone, as if its disk were offline; nothing was removed."""
 
 
 class ImageError(EngineError):
-    """One image cannot be read; an ingest reports it as a row and goes on.
+    """One image cannot be read; an ingest records it and continues.
 
-    ``retryable``: another try may succeed, with more memory or once somebody has mended what is in the
-    way; else the image's bytes themselves are why, and an ingest tries again when they have changed.
+    ``retryable``: another try may succeed, with more memory or after an obstacle is removed. Otherwise
+    the image's bytes are the reason, and an ingest tries again when they have changed.
     """
 
     def __init__(self, reason: str, *, retryable: bool = False) -> None:
@@ -71,7 +71,7 @@ class EncoderError(EngineError):
 
 
 class TrainingError(EncoderError):
-    """A training run cannot start or go on."""
+    """A training run cannot start or continue."""
 
 
 class StoreError(EngineError):
@@ -91,4 +91,4 @@ class StoreLockedError(StoreError):
 
 
 class StoreDamagedError(StoreError):
-    """What is on disk contradicts itself; ``engine check`` says where."""
+    """The files of a store contradict each other; ``engine check`` says where."""

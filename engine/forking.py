@@ -1,8 +1,8 @@
-"""What a forked process must not touch: everything open that its parent made before the fork.
+"""Protects a forked process from open objects that its parent made before the fork.
 
-A fork copies open databases, sessions and locks, and not the threads that serve them. If the child
-used or destroyed such a copy, it could wait for ever, or write to files that the parent goes on with.
-So each object of that kind is noted here, and is abandoned in the child before any other code runs.
+A fork copies open databases, sessions and locks, but not the threads that serve them. If the child
+used or destroyed such a copy, it could wait for ever, or write to files that the parent still uses.
+So each object of that kind is registered here, and is abandoned in the child before any other code runs.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from typing import Protocol
 
 
 class Abandoned(Protocol):
-    """Something that knows how to be inherited."""
+    """An open object that a forked child has to abandon."""
 
     def abandon(self) -> None:
-        """In a forked child: let go of it without a write, a wait or a destructor."""
+        """Let go of it in a forked child, without a write, a wait or a destructor."""
 
 
 _open: weakref.WeakSet[Abandoned] = weakref.WeakSet()
-_used = False  # whether there ever was one, here or in a parent
+# Whether there ever was such an object, here or in a parent.
+_used = False
 
 
 def abandon_in_child(thing: Abandoned) -> None:
-    """Have ``thing.abandon()`` called in every process that is forked from this one."""
+    """Register ``thing.abandon()`` to run in every process forked from this one."""
     global _used
     _used = True
     _open.add(thing)
 
 
 def keep_for_ever(*objects: object) -> None:
-    """Never destroy these, not even when the interpreter ends: their destructors would wait or write."""
+    """Never destroy these, not even at exit: their destructors would wait or write."""
     import ctypes
 
     for thing in objects:
@@ -48,16 +49,16 @@ def _abandon_all() -> None:
 
 
 def _leave_without_destructors() -> None:
-    """Have this process end before the destructors of C++ libraries run.
+    """Make this process end before the destructors of C++ libraries run.
 
-    Those of RocksDB and ONNX Runtime wait for threads that only the parent has. Python's own end, with
-    its handlers and buffers, comes before; C's buffers are written here.
+    The destructors of RocksDB and ONNX Runtime wait for threads that only the parent has. Python's own
+    exit, with its handlers and buffers, comes before; C's buffers are written here.
     """
     import ctypes
 
     libc = ctypes.CDLL(None)
     end, flush = (ctypes.cast(call, ctypes.c_void_p) for call in (libc._exit, libc.fflush))
-    # The last one registered is the first one called. glibc passes the status to the first one.
+    # Handlers run in reverse order of registration. glibc passes the exit status to ``end``.
     libc.on_exit(end, None)
     getattr(libc, "__cxa_atexit")(flush, None, None)
 

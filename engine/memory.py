@@ -1,6 +1,6 @@
-"""How much memory this process uses: anonymous (ours) apart from resident (with mapped pages).
+"""Measures this process's memory, anonymous (its own) and resident (with mapped pages).
 
-And a gate that lets as many images be decoded at a time as memory allows.
+It also has a gate that lets as many images be decoded at a time as memory allows.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _SAMPLE_SECONDS = 0.05
-_LARGE = 16 << 20  # bytes from which on what an image leaves in the heap is looked at
+# From this many bytes on, memory that an image leaves in the heap is checked.
+_LARGE = 16 << 20
 
 
 class PeakMemory:
-    """Keeps the peak of anonymous memory, which the kernel does not, from samples.
+    """Tracks the peak of anonymous memory from samples, because the kernel does not.
 
-    The kernel does keep the peak of all resident memory. Where that has risen since the sample before,
-    it was reached in between, and what it has beyond the mapped pages (of which there are hardly more
-    or fewer at that moment than at the two samples) was anonymous. So a peak counts that came and went
-    while C code held the interpreter's lock, when no thread of ours could look.
+    The kernel does track the peak of all resident memory. If that has risen since the last sample, the
+    peak was reached in between. The part of it beyond the mapped pages was anonymous, since mapped
+    pages hardly change between two samples. So this also counts a peak that came and went while C
+    code held the interpreter's lock, when no Python thread could take a sample.
     """
 
     def __init__(self) -> None:
@@ -33,16 +34,17 @@ class PeakMemory:
         self._lock = threading.Lock()
         self._risen = self._mapped = 0
         self._take()
-        self.anonymous = _field("RssAnon")  # what was before is not this one's
+        # Earlier peaks do not belong to this object.
+        self.anonymous = _field("RssAnon")
 
     def sample(self) -> None:
-        """Look once; cheap enough for every chunk."""
+        """Take a sample; cheap enough for every chunk."""
         with self._lock:
             self._take()
 
     @contextmanager
     def sampled(self) -> Iterator[None]:
-        """Inside, a thread looks twenty times a second."""
+        """Inside the block, a thread takes a sample twenty times a second."""
         ended = threading.Event()
 
         def look() -> None:
@@ -51,7 +53,7 @@ class PeakMemory:
 
         thread = threading.Thread(target=look, name="engine-memory", daemon=True)
         try:
-            # Where no more threads can be had, the samples of each chunk have to do.
+            # If no more threads can be started, the samples of each chunk have to do.
             with suppress(RuntimeError):
                 thread.start()
             yield
@@ -72,7 +74,7 @@ class PeakMemory:
 
     @property
     def resident(self) -> int:
-        """Peak resident set in bytes, mapped pages included, since the process began."""
+        """Return the peak resident set in bytes, with mapped pages, since the process began."""
         peak = _field("VmHWM")
         if peak:
             return peak
@@ -83,12 +85,12 @@ class PeakMemory:
 class MemoryGate:
     """Lets images be decoded at a time as memory allows; one always gets through.
 
-    What images leave in the heap when they are freed counts too: a large image is let in, and out,
-    only after it has been given back to the kernel, if it is much.
+    Memory that freed images leave in the heap counts too. If there is much of it, the gate returns it to
+    the kernel before and after each large image.
     """
 
     def __init__(self, most: int, *, crowded: Callable[[bool], None] | None = None) -> None:
-        """``crowded`` is called when more than half of ``most`` bytes are held, and when no longer."""
+        """``crowded`` gets True when more than half of ``most`` bytes are held, then False."""
         self._most = most
         self._held = 0
         self._beside = 0
@@ -119,13 +121,13 @@ class MemoryGate:
                 self._tidy(self._most // 2)
 
     def reserve(self, count: int) -> None:
-        """From now on ``count`` bytes are taken by something else, so fewer images get in at a time."""
+        """Reserve ``count`` bytes for another use, so that fewer images get in at a time."""
         with self._changed:
             self._beside = count
             self._changed.notify_all()
 
     def _say(self) -> None:
-        """Call ``crowded`` if it is another answer by now; what it raises keeps nobody waiting."""
+        """Call ``crowded`` if its argument has changed. If it raises, no thread is left waiting."""
         with self._changed:
             crowded = self._held > self._most // 2
             if self._crowded is not None and crowded != self._is_crowded:
@@ -133,14 +135,14 @@ class MemoryGate:
                 self._crowded(crowded)
 
     def _tidy(self, allowed: int) -> None:
-        """Give freed memory back if the process has more than what is held and ``allowed`` bytes."""
-        # What is held has not been taken yet, or is free again: this is a guess, and errs to give back.
+        """Return freed memory to the kernel if the process has grown by more than ``allowed`` bytes."""
+        # Held memory may not be allocated yet, or free again. This guess errs towards returning it.
         if _field("RssAnon") - self._empty > max(allowed, _LARGE):
             give_back()
 
 
 def give_back() -> None:
-    """Have the C library give all memory that is free back to the kernel, where it can."""
+    """Make the C library return all free memory to the kernel, where it can."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
@@ -156,12 +158,12 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def _field(name: str) -> int:
-    """A field of /proc/self/status in bytes; 0 where there is none (not Linux)."""
+    """Return a field of /proc/self/status in bytes; 0 without one (not Linux)."""
     return _fields().get(name, 0)
 
 
 def _fields() -> dict[str, int]:
-    """What /proc/self/status says of memory, in bytes."""
+    """Return the memory fields of /proc/self/status, in bytes."""
     try:
         lines = _STATUS.read_text().splitlines()
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""The records that cross the borders between rooms; no behaviour of their own.
+"""The records that rooms exchange; they have no behaviour of their own.
 
-Frozen dataclasses, but for what a lookup makes on its way, which are named tuples: these take a third
+They are frozen dataclasses, except for the steps of a lookup. Those are named tuples, which take a third
 of the time to make.
 """
 
@@ -14,10 +14,10 @@ Buffer = bytes | memoryview
 
 
 class Kind(enum.IntEnum):
-    """What an image's canonical pixels are made of; never reduced from one to another.
+    """The kind of an image's canonical pixels; one kind is never reduced to another.
 
-    An imported vector has none: a row of that kind has no key and no proof, is 1 high and
-    as wide as the vector is long.
+    An imported vector has no pixels: its row has no key and no proof, a height of 1, and the vector's
+    length as its width.
     """
 
     BITS = 1  # every channel value is one bit, packed eight to a byte
@@ -45,14 +45,14 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An image file's canonical pixels, with the name of the container they came in."""
+    """An image file's canonical pixels, and the name of its container."""
 
     pixels: Pixels
     container: str  # lower case, as Pillow names it: "png", "jpeg"; "array" for rows of an array
 
 
 class Place(NamedTuple):
-    """Where kept bytes lie: ``length`` bytes at ``offset`` of extent number ``extent``."""
+    """The place of kept bytes: ``length`` bytes at ``offset`` of extent number ``extent``."""
 
     extent: int
     offset: int
@@ -61,7 +61,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """What the store knows of one image; ``Store.get`` returns it."""
+    """The store's record of one image; ``Store.get`` returns it."""
 
     id: int
     kind: Kind
@@ -76,26 +76,26 @@ class ImageRecord:
     file_hash: bytes  # 32 bytes, SHA-256 of the file it was first read from; empty for a row
     quality: int  # 0-100: how much its fingerprint says about it
     place: Place | None  # its kept pixels
-    decoder: str  # what decoded it, with its version; empty for a row
-    metadata: dict[str, object] | None = None  # label and the like, as it was given
+    decoder: str  # name and version of its decoder; empty for a row
+    metadata: dict[str, object] | None = None  # label and the like, as ingested
 
 
 @dataclass(frozen=True, slots=True)
 class IdenticalHit:
-    """An image whose canonical pixels are the query's own."""
+    """An image with the same canonical pixels as the query."""
 
     id: int
     sources: tuple[str, ...]
     source_count: int
     verified: str  # "bytes": kept pixels compared; "digest": SHA-256 compared
-    metadata: dict[str, object] | None = None  # label and the like, as it was given
+    metadata: dict[str, object] | None = None  # label and the like, as ingested
 
 
 @dataclass(frozen=True, slots=True)
 class NearHit:
     """An image within a Hamming distance of the query's fingerprint (0-256).
 
-    Of bit images whose pixels are kept ``pixel_distance`` values differ, of ``pixel_values``.
+    For bit images with kept pixels, ``pixel_distance`` of ``pixel_values`` values differ.
     """
 
     id: int
@@ -111,7 +111,7 @@ class NearHit:
 class SimilarHit:
     """An image whose vector lies close to the query's; ``score`` is their cosine (-1 to 1).
 
-    Of imported vectors that were not normalized it is their inner product.
+    For imported vectors that were not normalized, it is their inner product.
     """
 
     id: int
@@ -123,13 +123,13 @@ class SimilarHit:
 
 @dataclass(frozen=True, slots=True)
 class LookupResult:
-    """What one query found. An id appears only in the strictest tier that found it."""
+    """The results of one query. An id appears only in the strictest tier that found it."""
 
     query: str
     searched: tuple[str, ...] = ()
     identical: tuple[IdenticalHit, ...] = ()
-    near: tuple[NearHit, ...] = ()  # the nearest of them
-    near_count: int = 0  # of all that are near
+    near: tuple[NearHit, ...] = ()  # the nearest ones
+    near_count: int = 0  # the number of all near images
     similar: tuple[SimilarHit, ...] = ()
     milliseconds: dict[str, float] = field(default_factory=dict)
     error: str | None = None
@@ -137,7 +137,7 @@ class LookupResult:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One image that training could not read, and why."""
+    """An image that training could not read, and why."""
 
     source: str
     reason: str
@@ -145,7 +145,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What an ingest did; ``seen`` = added + duplicates + unchanged + rejected."""
+    """The result of an ingest; ``seen`` = added + duplicates + unchanged + rejected."""
 
     seen: int
     added: int
@@ -159,62 +159,63 @@ class IngestReport:
     peak_rss_bytes: int  # with mapped pages
     rejects_file: str | None
     interrupted: bool = False
-    notes: dict[str, int] = field(default_factory=dict)  # what else was met, and how many of it
+    # Other things that it met, and how many of each.
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class IngestPlan:
-    """What an ingest would do, told without reading an image; see ``Store.plan``."""
+    """The expected result of an ingest, found without reading an image; see ``Store.plan``."""
 
-    images: int  # that would be read: new, changed, or not finished
+    images: int  # to be read: new, changed, or not finished
     unchanged: int
     rejected: int  # known to be, or unreadable at first sight
     skipped: int
-    archives: int  # whose images only reading them would count
+    archives: int  # archives whose images can be counted only by reading them
     bytes_to_read: int
-    disk_bytes: int  # by how much the store would grow, at most; without those archives' images
-    free_bytes: int  # of the disk that the store is on
+    disk_bytes: int  # the most by which the store would grow, without those archives' images
+    free_bytes: int  # of the disk that holds the store
 
 
 @dataclass(frozen=True, slots=True)
 class MissingBelow:
-    """How many of the sources below one folder are gone from the disk."""
+    """The sources below one folder that are gone from the disk."""
 
     folder: str
     missing: int
-    sources: int  # of which it is known whether they are there
-    needs_yes: bool  # so many that its disk may be away: they only go with ``yes``
+    sources: int  # sources that could be checked
+    needs_yes: bool  # so many are missing that the disk may be offline: they need ``yes`` to go
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveReport:
-    """What a removal did, or would do."""
+    """The result of a removal, or of its dry run."""
 
-    images: int  # that are gone, with all that was known of them
+    images: int  # removed, with all records of them
     sources: int
-    not_found: tuple[str, ...]  # ids and names that were asked for and are not there
+    not_found: tuple[str, ...]  # requested ids and names that the store does not have
     seconds: float
-    kept: tuple[str, ...] = ()  # sources that may be missing and may not, and why they stay
+    kept: tuple[str, ...] = ()  # possibly missing sources that stay, and why
     interrupted: bool = False
-    dry_run: bool = False  # nothing was removed; the fields below are of a dry run only
+    dry_run: bool = False  # nothing was removed; the fields below are only set in a dry run
     needs_yes: bool = False  # without ``yes`` nothing would be removed
-    folders: tuple[MissingBelow, ...] = ()  # where sources are missing
+    folders: tuple[MissingBelow, ...] = ()  # folders with missing sources
     would_go: tuple[str, ...] = ()  # the first sources; an array or an image by id is one line
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizeReport:
-    """What an optimize did; bytes are of the disk."""
+    """The result of an optimize; bytes are on disk."""
 
     bytes_before: int
     bytes_after: int
-    rewritten: int  # extents of pixels that are no more
-    moved: int  # images whose pixels lie elsewhere now
+    rewritten: int  # extents of pixels that were replaced or deleted
+    moved: int  # images whose pixels were moved
     seconds: float
-    skipped: tuple[str, ...] = ()  # what was not done, and why
-    damaged: int = 0  # extents that stay, since what is in them cannot be read
-    laid_out: int = 0  # vectors that lie anew, in the order of the index
-    recall: dict[str, object] | None = None  # as ``StoreInfo`` has it
+    skipped: tuple[str, ...] = ()  # steps that were not done, and why
+    damaged: int = 0  # extents that stay, because they cannot be read
+    laid_out: int = 0  # vectors that were put into the order of the index
+    recall: dict[str, object] | None = None  # as in ``StoreInfo``
     peak_memory_bytes: int = 0  # anonymous memory
     interrupted: bool = False
 
@@ -234,12 +235,12 @@ class StoreInfo:
     bytes: dict[str, int]
     encoder: dict[str, object] | None
     segments: list[dict[str, object]]
-    recall: dict[str, object] | None  # wanted, measured, of how many; what searches then look at
+    recall: dict[str, object] | None  # the target, the measured values, and how far searches look
 
 
 @dataclass(frozen=True, slots=True)
 class BackupReport:
-    """What a backup copied: the store as it was after commit number ``commit``."""
+    """The result of a backup: a copy of the store as of commit number ``commit``."""
 
     path: str
     commit: int
@@ -252,7 +253,7 @@ class BackupReport:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export wrote, in rows of each of its files."""
+    """The result of an export, in rows of each of its files."""
 
     path: str
     images: int
@@ -264,7 +265,7 @@ class ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One contradiction that ``check`` found; ``fixed`` once ``check(fix=True)`` has mended it."""
+    """A contradiction that ``check`` found; ``fixed`` once ``check(fix=True)`` has mended it."""
 
     part: str  # the file or table it is in
     what: str
@@ -273,16 +274,17 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What ``check`` looked at and what it found."""
+    """What ``check`` read and what it found."""
 
     images: int
     vectors: int
     bytes_read: int
     seconds: float
     problems: tuple[Problem, ...]
-    leftover_bytes: int = 0  # of an interrupted writer: no damage, and gone with the next write
+    # Left by an interrupted writer. They are not damage, and the next write deletes them.
+    leftover_bytes: int = 0
 
     @property
     def ok(self) -> bool:
-        """True when nothing is wrong, or everything that was has been fixed."""
+        """Return whether nothing is wrong, or everything wrong has been fixed."""
         return all(problem.fixed for problem in self.problems)

@@ -1,4 +1,4 @@
-"""Whether the caller of long work wants no more of it."""
+"""Checks whether the caller of a long operation wants it to stop."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Callable
 
 
 class StoppedError(Exception):
-    """The caller wants no more of the work; what was committed by then stays."""
+    """The caller stopped the operation; everything committed so far stays."""
 
 
 class Stop:
-    """Asks a caller's ``stop``, and remembers that it said yes: it may say so only once."""
+    """Calls a caller's ``stop``, and remembers a yes, since it may say so only once."""
 
     def __init__(self, stop: Callable[[], bool] | None = None) -> None:
-        """``stop`` returns whether the work is to end; without it, it never is."""
+        """``stop`` returns whether to stop; without it, the operation never stops."""
         self._stop = stop
         self._asked = False
 
     def asked(self) -> bool:
-        """Whether the work is to end."""
+        """Return whether to stop."""
         if not self._asked and self._stop is not None:
             self._asked = bool(self._stop())
         return self._asked
 
     def require(self) -> None:
-        """``StoppedError`` if the work is to end."""
+        """Raise ``StoppedError`` if the operation is to stop."""
         if self.asked():
             raise StoppedError

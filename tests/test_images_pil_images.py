@@ -84,7 +84,7 @@ def test_an_opened_image_is_what_its_file_is(name, tmp_path: Path):
             opened.load()  # the file was left as it was
             if name in REDUCED:
                 if opened.filename or "tiff" in name or "4 bits" in name:
-                    with pytest.raises(UsageError, match="give the file"):
+                    with pytest.raises(UsageError, match="pass the file"):
                         from_image(opened)
                 continue
             for _ in range(2):

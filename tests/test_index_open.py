@@ -218,7 +218,10 @@ def test_what_fails_while_it_is_opened_leaves_no_file_open(made: Path) -> None:
 def test_files_that_cannot_be_looked_for_are_named_with_what_to_do(made: Path) -> None:
     named = manifest.load(made)
     assert has_index_files(made, named)
-    with few_files(0), pytest.raises(UnreadableError, match=r"index/0.*let more files be open"):
+    with (
+        few_files(0),
+        pytest.raises(UnreadableError, match=r"index/0.*raise the limit of open files"),
+    ):
         has_index_files(made, named)
 
 

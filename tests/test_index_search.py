@@ -285,7 +285,7 @@ def test_what_cannot_be_opened_now_is_not_taken_for_damaged(tmp_path: Path) -> N
                     [one.entry for one in before.segments],
                 )
             except UnreadableError as error:
-                assert "let more files be open" in str(error)
+                assert "raise the limit of open files" in str(error)
                 failed += 1
             else:
                 assert len(index.segments) == 2

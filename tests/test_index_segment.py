@@ -249,7 +249,7 @@ def test_too_many_open_files_are_no_damage(whole: Made) -> None:
                 break
             except UnreadableError as error:
                 failed += 1
-                assert "let more files be open" in str(error)
+                assert "raise the limit of open files" in str(error)
     assert 2 <= failed < 10, "FAISS opens it after us"
 
 

@@ -425,7 +425,7 @@ def test_a_rescue_leaves_alone_what_is_not_its_own(
         (images / name / "link").symlink_to(outside)
     flip(table_of(images, "names"), 20)
     if name == rebuild.MENDED:
-        said = "holds what is not the engine's" if kind == "folder" else "should be a folder"
+        said = "holds files that are not the engine's" if kind == "folder" else "should be a folder"
         with pytest.raises(StoreError, match=f"{name} .*{said}"):
             Store.salvage(images)
     else:
@@ -478,7 +478,7 @@ def test_a_limit_on_open_files_costs_no_rows(images: Path) -> None:
     free = [number for number in range(soft) if number not in used]
     resource.setrlimit(resource.RLIMIT_NOFILE, (free[tables // 2], hard))
     try:
-        with pytest.raises(StoreError, match="let more files be open"):
+        with pytest.raises(StoreError, match="raise the limit of open files"):
             Store.salvage(images)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -270,7 +270,7 @@ MANIFEST_DAMAGE: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("what", MANIFEST_DAMAGE)
 def test_a_damaged_manifest_is_made_anew(closed: Path, folder: Path, what: str) -> None:
     MANIFEST_DAMAGE[what](closed / "MANIFEST.json")
-    assert "'engine check --fix' makes" in one_line(closed)
+    assert "'engine check --fix' rebuilds" in one_line(closed)
     (problem,) = Store.salvage(closed)
     assert (problem.part, problem.fixed) == ("MANIFEST.json", True)
     assert str(closed) in problem.what
@@ -386,7 +386,7 @@ def test_a_log_that_lost_its_end_is_never_taken_for_an_empty_store(
         path.unlink()
     else:
         os.truncate(path, size if size >= 0 else path.stat().st_size + size)
-    assert f"and commit {COMMITS} was made" in one_line(opened)
+    assert f"but commit {COMMITS} was made" in one_line(opened)
     before = contents(opened)
     (problem,) = Store.salvage(opened)
     assert f"the keys end before commit {COMMITS}" in problem.what

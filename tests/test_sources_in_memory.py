@@ -152,7 +152,7 @@ def test_packed_bits_refuse_what_they_cannot_be() -> None:
         PackedBits(good.packed.astype(np.int64), 3, 3)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="the last 5 bits"):
         PackedBits(good.packed | np.uint8(1), 3, 3)
-    with pytest.raises(UsageError, match="no bit images"):
+    with pytest.raises(UsageError, match="not bit images"):
         PackedBits.pack(np.full((1, 2, 2), 255, np.uint8))
     with pytest.raises(UsageError, match="3 images, where one is needed"):
         good.only()

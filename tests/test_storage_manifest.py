@@ -94,9 +94,7 @@ def test_a_newer_store_that_this_engine_may_read_is_read_and_not_written(tmp_pat
     edit(tmp_path / "a", format=FORMAT_VERSION + 1, min_writer=FORMAT_VERSION + 1)
     with Store.open(tmp_path / "a") as store:
         assert len(store) == 0
-        with pytest.raises(
-            StoreFormatError, match=r"can be read and not written .* install a newer"
-        ):
+        with pytest.raises(StoreFormatError, match=r"can read but not write: install a newer"):
             store.ingest("synthetic:bits?n=1")
         assert len(store) == 0, "it is still open for reading"
 
@@ -120,7 +118,7 @@ def test_what_may_not_be_written_is_not_touched_on_a_full_disk(tmp_path: Path) -
 
     before = seen()
     with Store.open(path) as store:
-        with using(Full()), pytest.raises(StoreFormatError, match="read and not written"):
+        with using(Full()), pytest.raises(StoreFormatError, match="can read but not write"):
             store.remove(ids=[1])
         assert store.info().images == 2
     assert seen() == before
@@ -187,7 +185,7 @@ def test_where_there_is_no_manifest_the_reason_is_told_apart(tmp_path: Path) -> 
     with pytest.raises(StoreFormatError, match="is not a store"):
         manifest.load(tmp_path)
     (tmp_path / "keys").mkdir()
-    with pytest.raises(StoreFormatError, match=r"MANIFEST\.json is missing; .*--fix' makes it"):
+    with pytest.raises(StoreFormatError, match=r"MANIFEST\.json is missing; .*--fix' rebuilds it"):
         manifest.load(tmp_path)
 
 

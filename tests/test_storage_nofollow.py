@@ -528,7 +528,7 @@ def test_each_value_of_a_manifest_is_checked_when_it_is_read(template: Path) -> 
 )
 def test_text_that_is_no_manifest_is_one_short_line(store: Path, text: str) -> None:
     resaved(store, text)
-    with pytest.raises(StoreError, match=r"cannot be read \(.*--fix' makes") as caught:
+    with pytest.raises(StoreError, match=r"cannot be read \(.*--fix' rebuilds") as caught:
         Store.open(store)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -823,7 +823,10 @@ def test_a_file_that_leads_to_no_id_is_damage(store: Path, template: Path) -> No
         batch.put("files", key, value * 2)
     opened.commit(batch)
     opened.close()
-    with Store.open(store) as reader, pytest.raises(StoreDamagedError, match="'files' has a row"):
+    with (
+        Store.open(store) as reader,
+        pytest.raises(StoreDamagedError, match="'files' has a malformed row"),
+    ):
         reader.lookup(template / "photos" / "a.png")
 
 

@@ -193,9 +193,9 @@ def test_runs_are_read_as_written_by_row_and_by_id(run: Run) -> None:
     ],
 )
 def test_a_run_that_no_store_has_is_refused_when_it_is_read(run: Run) -> None:
-    with pytest.raises(RowError, match="a row that makes no sense"):
+    with pytest.raises(RowError, match="a malformed row"):
         Run.from_row(*run.by_row)
-    with pytest.raises(RowError, match="a row that makes no sense"):
+    with pytest.raises(RowError, match="a malformed row"):
         Run.from_id(*run.by_id)
 
 
@@ -205,7 +205,7 @@ def test_a_run_under_the_key_of_another_image_is_refused_when_it_is_read() -> No
     rest = key_of_one[len(ONE) :]
     other = bucket_prefix(5 * BUCKET) + rest
     for wrong, its in ((other, value), (key, value_of_one), (ONE + rest, value)):
-        with pytest.raises(RowError, match="a row that makes no sense"):
+        with pytest.raises(RowError, match="a malformed row"):
             Run.from_id(wrong, its)
 
 
@@ -221,7 +221,7 @@ def test_a_run_under_the_key_of_another_image_is_refused_when_it_is_read() -> No
 )
 def test_a_record_that_no_store_has_is_refused_when_it_is_read(key: bytes, value: bytes) -> None:
     for read in (record_keys, unpack_records):
-        with pytest.raises(RowError, match="a row that makes no sense"):
+        with pytest.raises(RowError, match="a malformed row"):
             list(read(key, value))
 
 

@@ -1,8 +1,8 @@
-"""What an image is: bytes to canonical pixels, and the hashes and fingerprints of these.
+"""Images: from bytes to canonical pixels, and from these to hashes and fingerprints.
 
     file bytes, PIL images, arrays  →  decode, pil_images  →  canonical  →  hashing, fingerprint
 
-``formats`` knows what is in a file of each format. ``packed_bits`` are bit images as callers hand them
-over, ``rgb_picture`` is what fingerprints and encoders look at, ``file_types`` says which files claim to
-be images, and ``orientation`` turns them as their EXIF says.
+``formats`` knows the structure of each file format. ``packed_bits`` holds bit images that callers pass.
+``rgb_picture`` makes the pictures for fingerprints and encoders. ``file_types`` detects image files, and
+``orientation`` turns images as their EXIF says.
 """

@@ -1,4 +1,4 @@
-"""The canonical form of an image: what "the very same image" means.
+"""The canonical form of an image: images with equal canonical forms are identical.
 
 Canonical form: a 16-byte header, then the pixels.
 
@@ -12,12 +12,12 @@ Canonical form: a 16-byte header, then the pixels.
     12      4      frames or pages in the file (1 for a still image; only the first is decoded)
 
 Pixels are row-major with interleaved channels. Grey is RGB with three equal channels. Alpha is kept
-only where some pixel is not opaque. The EXIF orientation is applied; colour profiles are ignored.
-8-bit channels are bytes, 16-bit channels little-endian words, bits are packed eight to a byte, the
-first in the highest bit, with zeros behind the last. Samples of fewer than 8 bits are scaled to 8, and
-those of 9 to 15 to 16, so that white stays white; ``engine.images.formats`` refuses layouts that
-cannot be read so. A file in which every channel value is 0 or 255 is a bit image; an array is
-one if it is of bool, or if it holds nothing but 0 and 1.
+only if some pixel is not opaque. The EXIF orientation is applied; colour profiles are ignored.
+8-bit channels are bytes, and 16-bit channels little-endian words. Bits are packed eight to a byte, the
+first in the highest bit, with zeros after the last. Samples of fewer than 8 bits are scaled to 8, and
+those of 9 to 15 bits to 16, so that white stays white. ``engine.images.formats`` refuses layouts that
+cannot be read like this. A file in which every channel value is 0 or 255 is a bit image. An array is one
+if it is of bool, or if all of its values are 0 or 1.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ _PIXEL_KINDS = frozenset({Kind.BITS, Kind.U8, Kind.U16})
 
 
 def from_samples(array: npt.NDArray[Any], frames: int, *, bits: bool = True) -> Pixels:
-    """The image of (H, W, 3 or 4) uint8 or uint16; ``bits`` allows 0/255 to become bits.
+    """Return the canonical image of (H, W, 3 or 4) uint8 or uint16 samples.
 
-    ``frames`` is how many its file has. Raises ``ImageError`` for an image without pixels.
+    ``bits`` allows 0/255 to become bits. ``frames`` is the number of frames in the file. Raises
+    ``ImageError`` for an image without pixels.
     """
     height, width, channels = array.shape
     if not height or not width:
@@ -61,9 +62,9 @@ def from_samples(array: npt.NDArray[Any], frames: int, *, bits: bool = True) -> 
 
 
 def from_array(array: npt.ArrayLike) -> Pixels:
-    """One image as an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of bool, uint8 or uint16.
+    """Return the canonical image of an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
 
-    bool, and uint8 that holds nothing but 0 and 1, is a bit image; uint8 is otherwise 8-bit.
+    bool, and uint8 with only 0 and 1, becomes a bit image; other uint8 is 8-bit, and uint16 16-bit.
     Raises ``UsageError`` for another shape or dtype.
     """
     pixels = np.asarray(array)
@@ -84,7 +85,7 @@ def from_array(array: npt.ArrayLike) -> Pixels:
 
 
 def from_canonical(canonical: Buffer) -> Pixels:
-    """The image that canonical bytes describe; ``ImageError`` if header and length disagree."""
+    """Parse canonical bytes; raise ``ImageError`` if header and length disagree."""
     view = memoryview(canonical)
     if len(view) != canonical_bytes(view[:HEADER_BYTES]):
         raise ImageError("canonical bytes have the wrong length")
@@ -93,7 +94,7 @@ def from_canonical(canonical: Buffer) -> Pixels:
 
 
 def canonical_bytes(header: Buffer) -> int:
-    """How long the canonical form with this header is; ``ImageError`` if it is none."""
+    """Return the length of the canonical form with this header; ``ImageError`` if it is invalid."""
     if len(memoryview(header)) < HEADER_BYTES:
         raise ImageError("canonical bytes are cut short")
     version, kind, channels, height, width, frames = HEADER.unpack(header)
@@ -107,16 +108,15 @@ def canonical_bytes(header: Buffer) -> int:
 
 @functools.lru_cache(maxsize=64)
 def rows_header(kind: Kind, height: int, width: int) -> bytes:
-    """The canonical header that all rows of one array share (RGB, one frame)."""
+    """Return the canonical header that all rows of an array share (RGB, one frame)."""
     return HEADER.pack(CANONICAL_VERSION, kind, 3, height, width, 1)
 
 
 def rows_from_array(rows: npt.NDArray[Any], kind: Kind) -> npt.NDArray[np.uint8]:
-    """Canonical rows of a block of an array.
+    """Return the canonical rows of a block of an array.
 
-    ``rows`` is (n, H, W), (n, H, W, 1) or (n, H, W, 3): for ``Kind.BITS`` bool or 0/1, for
-    ``Kind.U8`` uint8.
-    Returns (n, 16 + pixel bytes) uint8, C-contiguous, each row an image's canonical form.
+    ``rows`` is (n, H, W), (n, H, W, 1) or (n, H, W, 3): bool or 0/1 for ``Kind.BITS``, uint8 for
+    ``Kind.U8``. Returns (n, 16 + pixel bytes) uint8, C-contiguous, one canonical form per row.
     """
     n, height, width = rows.shape[:3]
     if rows.ndim == 3 or rows.shape[3] == 1:
@@ -131,10 +131,10 @@ def rows_from_array(rows: npt.NDArray[Any], kind: Kind) -> npt.NDArray[np.uint8]
 
 
 def array_kind(images: npt.NDArray[Any]) -> Kind:
-    """Whether an array of n images is of bits (bool, or nothing but 0 and 1) or 8-bit (other uint8).
+    """Return whether n images are bits (bool, or only 0 and 1) or 8-bit (other uint8).
 
-    Raises ``UsageError`` for another dtype, or a shape that is not (n, H, W), (n, H, W, 1) or
-    (n, H, W, 3), or that may be one image and not n.
+    Raises ``UsageError`` for another dtype, for a shape other than (n, H, W), (n, H, W, 1) or
+    (n, H, W, 3), and for a shape that may be one image instead of n.
     """
     if not isinstance(images, np.ndarray):
         raise UsageError(f"images are an array or PackedBits, not a {type(images).__name__}")
@@ -156,12 +156,12 @@ def array_kind(images: npt.NDArray[Any]) -> Kind:
 
 
 def may_be_one_image(shape: tuple[int, ...]) -> bool:
-    """Whether an array is of one image in colour as likely as of several grey ones, 3 or 4 wide."""
+    """Return whether an array could be one colour image as well as several grey ones, 3 or 4 wide."""
     return len(shape) == 3 and shape[2] in (3, 4)
 
 
 def what_it_may_be(shape: tuple[int, ...]) -> str:
-    """What such an array may be, and how to say which."""
+    """Return what an ambiguous array may be, and how to say which."""
     one = "array[None]"
     if shape[2] == 4:
         one += " of its colours, [(name, array)] with its alpha"
@@ -169,7 +169,7 @@ def what_it_may_be(shape: tuple[int, ...]) -> str:
 
 
 def require_images(images: npt.NDArray[Any]) -> None:
-    """``UsageError`` for n images whose channels come first, or whose values are floats from 0 to 1."""
+    """Raise ``UsageError`` for n images with channels first, or with float values from 0 to 1."""
     wrong = channels_last(images.shape) if images.ndim == 4 else ""
     wrong = wrong or scaled(images)
     if wrong:
@@ -177,9 +177,9 @@ def require_images(images: npt.NDArray[Any]) -> None:
 
 
 def channels_last(shape: tuple[int, ...]) -> str:
-    """How to bring the channels of one image, or of n, to the end; empty if they seem to be there.
+    """Return how to move the channels of one image, or of n, to the end; empty if they are there.
 
-    An array (3, H, W) where n images are due is three grey ones, and none of this.
+    An array (3, H, W) in place of n images counts as three grey images, not as channels first.
     """
     if len(shape) not in (3, 4) or shape[-3] not in (1, 3, 4) or shape[-1] in (1, 3, 4):
         return ""
@@ -188,15 +188,15 @@ def channels_last(shape: tuple[int, ...]) -> str:
 
 
 def scaled(array: npt.NDArray[Any]) -> str:
-    """How to make 8-bit values of floats from 0 to 1; empty for any other array."""
+    """Return how to turn floats from 0 to 1 into 8-bit values; empty for any other array."""
     if array.dtype.kind != "f" or not array.size or array.min() < 0 or not array.max() <= 1:
         return ""
-    return "; of floats from 0 to 1 make them by (array * 255).astype(numpy.uint8)"
+    return "; convert floats from 0 to 1 with (array * 255).astype(numpy.uint8)"
 
 
 def _only_0_and_255(flat: npt.NDArray[np.uint8]) -> bool:
-    # 255 + 1 wraps to 0 and 0 + 1 is 1: two passes instead of three. Nearly every photograph is
-    # settled by its first few values.
+    # 255 + 1 wraps to 0 and 0 + 1 is 1: two passes instead of three. For nearly every photograph, the
+    # first few values are enough.
     head = flat[:4096]
     one = np.uint8(1)
     return int((head + one).max()) <= 1 and int((flat + one).max()) <= 1

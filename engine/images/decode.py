@@ -1,4 +1,4 @@
-"""Image files to canonical pixels, within limits of memory and time."""
+"""Decodes image files to canonical pixels, within limits of memory and time."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from engine.images.formats.opening import FORMATS, open_file
 from engine.images.orientation import orientation_of, oriented
 from engine.records import Decoded
 
-# The second number is of what the engine itself makes of the formats; with a new one, files that were
-# rejected are tried again.
+# The second number is the version of the engine's own readers. With a new one, rejected files are tried
+# again.
 DECODER = f"pillow-{__version__}-2"
 
 MAX_PIXELS = 128_000_000
-"""The most pixels (width × height) an image may have where no memory is named: a guard against bombs."""
+"""The most pixels (width × height) of an image without a memory limit: a guard against bombs."""
 
-# Of errors that Pillow's parsers raise without a word.
+# Reasons for errors that Pillow's parsers raise without a message.
 _SILENT: dict[type[Exception], str] = {
     AssertionError: "its header contradicts itself",
     EOFError: "the file ends too early",
@@ -41,10 +41,10 @@ _ERROR_NUMBER = re.compile(r"decoder error -?\d+")
 def decode(data: bytes, *, max_pixels: int | None = None, max_bytes: int | None = None) -> Decoded:
     """Decode an image file's bytes to canonical pixels.
 
-    Raises ``ImageError`` with a one-line reason for anything that is not a whole image of a known
-    format within ``max_pixels`` (width × height) and ``max_bytes`` (of memory while it is decoded and
-    looked at), for work out of all proportion, and for samples that would have to be reduced. Without
-    either limit, ``MAX_PIXELS`` is one.
+    Raises ``ImageError`` with a one-line reason unless the data is a complete image of a known format.
+    It also raises it above ``max_pixels`` (width × height) or ``max_bytes`` (memory while the image is
+    decoded and processed), for files that would take far too long, and for samples that would be
+    reduced. If neither limit is set, ``MAX_PIXELS`` applies.
     """
     if not data:
         raise ImageError("the file is empty (0 bytes)")
@@ -63,13 +63,13 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_bytes: int | None 
         raise why or ImageError("not an image in a known format") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"too many pixels for Pillow: {reason_of(error)}") from None
-    # Pillow's decoders raise whatever their parsing trips over: SyntaxError, struct.error, KeyError …
+    # Pillow's decoders raise any error that their parsing meets: SyntaxError, struct.error, KeyError …
     except Exception as error:
         raise ImageError(f"broken image: {reason_of(error)}") from None
 
 
 def memory_to_decode(data: bytes) -> int:
-    """Memory that decoding an image file takes, by its header; 0 if it has no readable one.
+    """Return the memory that decoding an image file takes, by its header; 0 without a readable header.
 
     Raises ``MemoryError``.
     """
@@ -79,7 +79,8 @@ def memory_to_decode(data: bytes) -> int:
             return _memory_of(image, headers, len(data))
     except MemoryError:
         raise
-    except Exception:  # decode will say what is wrong
+    # ``decode`` reports what is wrong.
+    except Exception:
         return 0
 
 
@@ -97,23 +98,25 @@ def _memory_of(image: ImageFile.ImageFile, headers: HeaderCost, file_bytes: int)
 
 
 def reason_of(error: Exception) -> str:
-    """What an error of Pillow's says, in a line; words of ours where it says nothing."""
+    """Return a Pillow error as one line; our own words if it has no message."""
     said = " ".join(str(error).split())
-    if isinstance(error, KeyError):  # says no more than the key
+    # The message is only the key.
+    if isinstance(error, KeyError):
         said = f"there is no {said}" if said else ""
     if _ERROR_NUMBER.search(said):
-        said = "what it holds is damaged, or cut short"
-    return said or _SILENT.get(type(error), "its data contradict one another")
+        said = "its data is damaged, or cut short"
+    return said or _SILENT.get(type(error), "its data contradicts itself")
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Height and width of an image file as it lies, by its header; ``ImageError`` if it has none."""
+    """Return an image file's height and width before EXIF turns it; ``ImageError`` without a header."""
     try:
         with open_file(data, head_only=True)[0] as image:
             return image.height, image.width
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # Pillow's parsers raise whatever they trip over
+    # Pillow's parsers raise any error that they meet.
+    except Exception as error:
         raise ImageError(f"broken image: {reason_of(error)}") from None
 
 

@@ -1,4 +1,4 @@
-"""Which files claim to be images, and of which format: by their suffix, or by their first bytes."""
+"""Detects image files and their formats, by suffix or by the first bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SUFFIXES = frozenset(
 )
 
 
-# The names are Pillow's. Of TIFF it also takes four bytes that no standard has.
+# The names are Pillow's. For TIFF, Pillow also accepts four bytes that no standard has.
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
@@ -49,9 +49,9 @@ _SIGNATURES = (
 
 
 def format_of(head: bytes) -> str | None:
-    """The format that a file which begins with ``head`` (≥ 16 bytes) is signed as, as Pillow calls it.
+    """Return Pillow's name of the format of a file that begins with ``head`` (≥ 16 bytes).
 
-    None for a file that is not signed as an image of a known format.
+    Returns None for a file without the signature of a known image format.
     """
     for signature, name in _SIGNATURES:
         if head.startswith(signature):
@@ -68,5 +68,5 @@ def format_of(head: bytes) -> str | None:
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` (≥ 16 bytes) is signed as an image of a known format."""
+    """Return whether ``head`` (≥ 16 bytes) has the signature of a known image format."""
     return format_of(head) is not None

@@ -1,4 +1,4 @@
-"""How a picture is turned, as its EXIF says."""
+"""Reads and applies the EXIF orientation of a picture."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ _TAG = 0x0112
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation (1 to 8) of an image whose pixels are loaded; 1 where it is none.
+    """Return the EXIF orientation (1 to 8) of an image whose pixels are loaded; 1 without one.
 
     Raises ``MemoryError``.
     """
     try:
         return int(image.getexif().get(_TAG, 1))
-    except MemoryError:  # the image would be taken for another one, for good
+    # Ignoring this error would store the image as another one, permanently.
+    except MemoryError:
         raise
-    except Exception:  # a broken EXIF block does not make the pixels unreadable
+    # A broken EXIF block does not make the pixels unreadable.
+    except Exception:
         return 1
 
 

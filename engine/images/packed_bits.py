@@ -1,4 +1,4 @@
-"""Bit images of one size, packed: how callers hand them over, and how they are kept."""
+"""Packed bit images of one size, as callers pass them and as they are stored."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class PackedBits:
     """n bit images of one size, eight values to a byte, as they are hashed, stored and compared.
 
     ``packed`` is (n, ceil(height · width · 3 / 8)) uint8: the values of each image row by row, three
-    channels interleaved, the first value in the highest bit, zeros behind the last one; what
-    ``numpy.packbits(images.reshape(n, -1), axis=1)`` gives. Slices of it are ``PackedBits`` too.
+    channels interleaved, the first value in the highest bit, zeros after the last one. That is what
+    ``numpy.packbits(images.reshape(n, -1), axis=1)`` returns. Slices of it are ``PackedBits`` too.
 
-    Raises ``UsageError`` if ``packed`` has another shape or dtype, or ones behind the last value.
+    Raises ``UsageError`` if ``packed`` has another shape or dtype, or ones after the last value.
     """
 
     __slots__ = ("height", "packed", "width")
@@ -53,34 +53,36 @@ class PackedBits:
     def pack(cls, images: npt.NDArray[Any]) -> PackedBits:
         """Pack (n, H, W), (n, H, W, 1) or (n, H, W, 3) of bool or of 0 and 1; grey becomes RGB."""
         if array_kind(images) is not Kind.BITS:
-            raise UsageError("images with values above 1 are no bit images: pass images > 0")
+            raise UsageError("images with values above 1 are not bit images: pass images > 0")
         n, height, width = images.shape[:3]
         packed = np.empty((n, -(-height * width * 3 // 8)), np.uint8)
-        for at in range(0, n, 256):  # unpacked, a grey image takes three bytes a pixel
+        # In small steps, because an unpacked grey image takes three bytes per pixel.
+        for at in range(0, n, 256):
             rows = rows_from_array(images[at : at + 256], Kind.BITS)
             packed[at : at + len(rows)] = rows[:, HEADER_BYTES:]
         return cls(packed, height, width)
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Return the number of images."""
         return len(self.packed)
 
     def __getitem__(self, which: slice | int) -> PackedBits:
-        """Some of the images, or one, as ``PackedBits`` of one."""
+        """Return some of the images, or one, as ``PackedBits``."""
         if not isinstance(which, slice):
-            which = range(len(self))[which]  # IndexError, and counting from the end
+            # Indexing the range raises IndexError, and resolves negative indices.
+            which = range(len(self))[which]
             which = slice(which, which + 1)
         return PackedBits(self.packed[which], self.height, self.width)
 
     def only(self) -> Pixels:
-        """The image, of which there must be one."""
+        """Return the single image as ``Pixels``; ``UsageError`` if there is not exactly one."""
         if len(self.packed) != 1:
             raise UsageError(f"{len(self.packed)} images, where one is needed")
         canonical = rows_header(Kind.BITS, self.height, self.width) + self.packed[0].tobytes()
         return Pixels(Kind.BITS, self.height, self.width, 3, 1, canonical)
 
     def canonical(self) -> npt.NDArray[np.uint8]:
-        """The canonical form of each: (n, 16 + bytes) uint8, copied."""
+        """Return the canonical form of each image: (n, 16 + bytes) uint8, copied."""
         out = np.empty((len(self.packed), HEADER_BYTES + self.packed.shape[1]), np.uint8)
         out[:, :HEADER_BYTES] = np.frombuffer(
             rows_header(Kind.BITS, self.height, self.width), np.uint8

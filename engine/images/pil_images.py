@@ -1,4 +1,4 @@
-"""PIL images to canonical pixels, as the file behind them would be decoded if there is one."""
+"""Converts PIL images to canonical pixels; an opened file gives the same as ``decode``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from engine.records import Pixels
 
 
 def from_image(image: Image.Image, *, max_bytes: int | None = None) -> Pixels:
-    """A PIL image (its current frame).
+    """Convert a PIL image (its current frame) to canonical pixels.
 
-    Of one that ``Image.open`` gave it is what ``decode`` makes of the file: turned as EXIF says and with
-    the number of frames, if it is at the first. Until its pixels are loaded, the file itself is read, in
-    full depth and in at most ``max_bytes`` of memory. What was made of an opened image (a copy, another
-    mode, a crop) is taken as it is.
+    An image from ``Image.open`` gives the same as ``decode`` of its file: turned as EXIF says, and with
+    the number of frames if it is at the first one. Until its pixels are loaded, the file itself is read,
+    in full depth and with at most ``max_bytes`` of memory. An image made from an opened one (a copy,
+    another mode, a crop) is taken as it is.
 
-    Raises ``UsageError`` for a mode that is not supported, ``ImageError`` if it cannot be read.
+    Raises ``UsageError`` for an unsupported mode, ``ImageError`` if the image cannot be read.
     """
     try:
         return _pixels_of(image, max_bytes)
@@ -39,7 +39,7 @@ def from_image(image: Image.Image, *, max_bytes: int | None = None) -> Pixels:
         raise
     except MemoryError:
         raise ImageError("not enough memory to read it", retryable=True) from None
-    # An opened file is decoded only now: Pillow raises whatever its parsing trips over.
+    # An opened file is decoded only now, and Pillow raises any error that its parsing meets.
     except Exception as error:
         raise ImageError(f"a PIL image that cannot be read: {reason_of(error)}") from None
 
@@ -50,7 +50,7 @@ def _pixels_of(image: Image.Image, max_bytes: int | None) -> Pixels:
         return decode(data, max_bytes=max_bytes).pixels
     if _is_reduced(image):
         raise UsageError(
-            "a loaded PIL image whose pixels Pillow has reduced or not made right: give the file, or "
+            "a loaded PIL image whose pixels Pillow has reduced or converted wrongly: pass the file, or "
             "the image before its pixels are loaded"
         )
     if image.mode.startswith("I;16"):
@@ -63,9 +63,10 @@ def _pixels_of(image: Image.Image, max_bytes: int | None) -> Pixels:
         raise UsageError(
             f"a PIL image of mode {image.mode}: at most 16 bits a channel are supported"
         )
-    elif is_deep(image):  # an opened file whose pixels are not loaded yet
+    # An opened file whose pixels are not loaded yet.
+    elif is_deep(image):
         raise UsageError(
-            "a 16-bit picture that Pillow would reduce to 8 bits: give the file or an array"
+            "a 16-bit picture that Pillow would reduce to 8 bits: pass the file or an array"
         )
     else:
         array = to_rgb(image)
@@ -75,12 +76,12 @@ def _pixels_of(image: Image.Image, max_bytes: int | None) -> Pixels:
 
 
 def _is_opened(image: Image.Image) -> bool:
-    """Whether it is a file's image itself; copies and what was made of it are not."""
+    """Return whether it is a file's own image, not a copy or made from one."""
     return isinstance(image, ImageFile.ImageFile)
 
 
 def _unread_file(image: Image.Image, formats: Collection[str]) -> bytes | None:
-    """The whole file of an opened image whose pixels nobody has loaded or changed yet; else None."""
+    """Return the whole file of an opened image whose pixels are not loaded or changed yet; else None."""
     if not isinstance(image, ImageFile.ImageFile) or image._im is not None:
         return None
     known = image.format in formats or image.format == "MPO"
@@ -92,7 +93,7 @@ def _unread_file(image: Image.Image, formats: Collection[str]) -> bytes | None:
         try:
             file.seek(0)
             data = file.read()
-            # It may be wanted at another size or in another mode (``draft``, ``reduce``).
+            # The caller may want another size or mode (``draft``, ``reduce``).
             with Image.open(io.BytesIO(data), formats=_readers(image)) as again:
                 same = (again.size, again.mode) == (image.size, image.mode)
                 same = same and not getattr(image, "_reduce", 0)
@@ -100,28 +101,31 @@ def _unread_file(image: Image.Image, formats: Collection[str]) -> bytes | None:
             file.seek(at)
     except MemoryError:
         raise
-    except Exception:  # what cannot be read twice is read as an image, which will say what is wrong
+    # A file that cannot be read twice is read as an image, which reports what is wrong.
+    except Exception:
         return None
     return data if same else None
 
 
 def _frames_of(image: Image.Image) -> int:
-    """How many frames the file of an opened image has; 1 for any other, and for a later frame."""
+    """Return the number of frames of an opened image; 1 for any other, and for a later frame."""
     if not isinstance(image, ImageFile.ImageFile) or image.format == "MPO":
         return 1
     try:
         return _counted(image) if image.tell() == 0 else 1
-    except AttributeError:  # it was pickled, which leaves the current frame
+    # A pickled image keeps only its current frame.
+    except AttributeError:
         return 1
 
 
 def _counted(image: ImageFile.ImageFile) -> int:
     counted: Any = getattr(image, "_n_frames", None)
-    # Counting would seek, and lose changes.
+    # Counting on the image itself would seek, and lose changes.
     if counted is None and hasattr(type(image), "n_frames"):
         file = getattr(image, "_fp", None) or image.fp
         if file is None or not hasattr(file, "seek") or getattr(file, "closed", True):
-            return 1  # of a still image: the file of an animation stays open
+            # Only still images close their file; an animation's file stays open.
+            return 1
         at = file.tell()
         try:
             with Image.open(file, formats=_readers(image)) as again:
@@ -132,9 +136,9 @@ def _counted(image: ImageFile.ImageFile) -> int:
 
 
 def _is_reduced(image: Image.Image) -> bool:
-    """Whether the loaded pixels of an opened image are not those of its file, as far as can be told.
+    """Return whether an opened image's loaded pixels differ from its file's, as far as that shows.
 
-    Pillow has made 8 bits of 16, or inverted or scaled nothing where it should have.
+    Pillow may have reduced 16 bits to 8, or left out an inversion or a scaling.
     """
     if not isinstance(image, ImageFile.ImageFile):
         return False
@@ -149,17 +153,18 @@ def _is_reduced(image: Image.Image) -> bool:
         if depth == 16 and not image.mode.startswith("I;16"):
             return True
         value = image.info.get("transparency")
-        # The transparent value is then that of the file, and pixels are 17 or 85 times theirs.
+        # The transparent value is then the file's, but pixels are 17 or 85 times the file's values.
         scaled = depth in (2, 4) or (depth is None and isinstance(value, int) and value < 16)
         return image.mode == "L" and bool(value) and scaled
-    if image.format == "JPEG2000" and image.mode == "I;16":  # 9 to 15 bits, shifted up
+    # 9 to 15 bits, shifted up.
+    if image.format == "JPEG2000" and image.mode == "I;16":
         array = np.asarray(image)
         return bool(array.any()) and not bool((array & 1).any())
     return False
 
 
 def _png_depth(image: ImageFile.ImageFile) -> int | None:
-    """What the header of the file says, if it is still there to be asked."""
+    """Return the depth in the file's header; None if the file cannot be read any more."""
     try:
         path = Path(os.fsdecode(image.filename))
         if not image.filename or not path.is_file():

@@ -1,4 +1,4 @@
-"""Canonical pixels as an 8-bit RGB picture: what fingerprints and encoders look at."""
+"""Converts canonical pixels to 8-bit RGB pictures, for fingerprints and encoders."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from PIL import Image
 from engine.images.canonical import HEADER_BYTES
 from engine.records import Kind, Pixels
 
-# A drawing in white on transparency would be a blank page on white. Which ground it gets depends on the
-# mean luma (0-255) of what is opaque, weighted by alpha, which a smaller or compressed copy keeps to one
-# or two. No rule is without a value where the ground changes: one whose ground moved smoothly with the
-# picture would somewhere meet it. This one lies between the lumas that drawings often have: below it
-# light grey (211), gainsboro (220) and yellow (226), above it #eee (238), white smoke (245) and white.
+# A white drawing on transparency would be a blank page on a white ground. So the ground depends on the
+# mean luma (0-255) of the opaque part, weighted by alpha. A smaller or compressed copy keeps that
+# to one or two. Every rule has a value at which the ground changes; a ground that moved smoothly
+# with the picture would meet it somewhere. This value lies between the lumas that drawings often
+# have: below it light grey (211), gainsboro (220) and yellow (226), above it #eee (238), white
+# smoke (245) and white.
 _ABOUT_WHITE = 232
 
 
 def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 for looking at: bits as 0 and 255, 16 bits as the upper 8, alpha over a ground.
+    """Convert to (H, W, 3) uint8: bits to 0 and 255, 16 bits to the upper 8, alpha over a ground.
 
-    The ground is white, or black where what is opaque is about white (``_ABOUT_WHITE``).
+    The ground is white, or black if the opaque part is about white (``_ABOUT_WHITE``).
     """
     shape = (pixels.height, pixels.width, pixels.channels)
     body = np.frombuffer(pixels.canonical, np.uint8)[HEADER_BYTES:]
@@ -44,9 +45,9 @@ def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:
 
 
 def squash(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """The whole of (H, W, 3) as (size, size, 3): what encoders look at, in training and after it.
+    """Resize the whole of (H, W, 3) to (size, size, 3), the input of encoders in training and use.
 
-    Bilinear with antialiasing; the shape of the picture is lost, nothing at its edges is.
+    Bilinear with antialiasing. The aspect ratio is lost, but nothing is cropped.
     """
     if picture.shape[:2] == (size, size):
         return picture

@@ -1,4 +1,4 @@
-"""A small picture of an image as the bytes of a PNG file, for people to look at."""
+"""Makes a small PNG of an image, for people to look at."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from engine.records import Pixels
 
 
 def thumbnail_png(pixels: Pixels, size: int) -> bytes:
-    """The whole image, its longer side ``size`` pixels at most and never enlarged; RGB, 8 bits.
+    """Return a PNG of the whole image, at most ``size`` pixels on the longer side; never enlarged.
 
-    What is transparent has the ground of ``to_rgb8``.
+    It is 8-bit RGB. Transparent parts get the ground of ``to_rgb8``.
     """
     image = Image.fromarray(to_rgb8(pixels))
     image.thumbnail((size, size), Image.Resampling.LANCZOS)

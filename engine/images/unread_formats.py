@@ -1,7 +1,7 @@
-"""Formats of pictures that the engine does not read, by the suffix of a file's name.
+"""Image formats that the engine does not read, by the suffix of a file's name.
 
-A camera raw file is often a TIFF whose first picture is a thumbnail. Read as a TIFF it would be taken
-for another picture, so its name decides.
+A camera raw file is often a TIFF whose first picture is a thumbnail. Reading it as a TIFF would store
+that picture instead, so the file's name decides.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _FORMATS = {
 
 
 def unread_format(name: bytes) -> str | None:
-    """The format that a file's name claims, if it is one that is not read yet.
+    """Return the format that a file's name claims, if the engine does not read it; else None.
 
-    What macOS keeps beside a file as "._NAME" has its name, and is none.
+    macOS keeps a "._NAME" file next to a file; it has the same suffix but is not an image.
     """
     base = name.rpartition(b"/")[2]
     stem, dot, suffix = base.rpartition(b".")

@@ -1,1 +1,1 @@
-"""What is on disk: manifest, lock, extents, RocksDB keys and index segments, each in its module."""
+"""The store on disk: manifest, lock, extents, RocksDB keys and index segments, one module each."""

@@ -1,4 +1,4 @@
-"""Appends to the newest extents of a store; nothing of it counts before a commit."""
+"""Appends to the newest extents of a store. An append counts only once a commit names it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from engine.storage.state import State
 
 
 class Appender:
-    """One writer of extents a family, opened when it is first appended to.
+    """One extent writer per family, opened at the family's first append.
 
-    ``put`` and its like only say where data will lie; ``flush`` writes and syncs it. What was written
-    is in ``appends``, until ``take`` takes it for a commit.
+    The ``put`` methods only say where data will lie; ``flush`` writes and syncs it. The appender keeps a
+    record of each write until ``take`` hands the records to a commit.
     """
 
     def __init__(
@@ -26,9 +26,9 @@ class Appender:
         last: Callable[[Family], tuple[int, int]],
         begin: Callable[[Family], int],
     ) -> None:
-        """``last`` returns number and committed bytes of a family's newest extent.
+        """``last`` returns the number and the committed bytes of a family's newest extent.
 
-        ``begin`` makes the next extent of a family, has the manifest name it, and returns its number.
+        ``begin`` creates a family's next extent, names it in the manifest and returns its number.
         """
         self._store = store
         self._limits = limits
@@ -38,7 +38,7 @@ class Appender:
         self._appends: list[Append] = []
 
     def put(self, family: Family, blob: Buffer) -> Place:
-        """Append a blob to a log; returns where it will lie."""
+        """Append a blob to a log; return where it will lie."""
         return self._writer(family).put(blob)
 
     def put_rows(self, family: Family, rows: Buffer) -> None:
@@ -51,7 +51,7 @@ class Appender:
             view = view[len(part) :]
 
     def put_zeros(self, family: Family, length: int) -> None:
-        """Append rows of zeros, which take no disk."""
+        """Append rows of zeros. They take no disk space."""
         while length:
             writer = self._writer(family)
             part = min(length, writer.room)
@@ -59,32 +59,32 @@ class Appender:
             length -= part
 
     def flush(self) -> None:
-        """Write and sync what was put."""
+        """Write and sync all data that was put."""
         for writer in self._writers.values():
             self._flush(writer)
 
     def take(self) -> list[Append]:
-        """What was written since this was last called."""
+        """Return the appends written since the last call."""
         done, self._appends = self._appends, []
         return done
 
     def newest(self, family: Family) -> int:
-        """The number of the newest extent, 0 if there is none; it is open then."""
+        """Open a family's newest extent and return its number; 0 if the family has none."""
         return self._open(family).number
 
     def begin_next(self, family: Family) -> None:
-        """Let what is put next lie in a new extent."""
+        """Begin a new extent; the next ``put`` goes there."""
         self._next(self._open(family))
 
     def forget(self, families: Iterable[str]) -> None:
-        """Close the writers of some families: their files are replaced."""
+        """Close the writers of families whose files are being replaced."""
         for name in families:
             writer = self._writers.pop(name, None)
             if writer is not None:
                 writer.close()
 
     def close(self) -> None:
-        """Give the files back; what was not flushed is forgotten."""
+        """Close the files. Unflushed data is lost."""
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
@@ -104,7 +104,7 @@ class Appender:
         return writer
 
     def _next(self, writer: ExtentWriter) -> None:
-        # The file first, then the manifest that names it, then the rows that use it.
+        # First the file, then the manifest that names it, then the rows that use it.
         self._flush(writer)
         writer.begin(self._begin(writer.family))
 
@@ -115,7 +115,7 @@ class Appender:
 
 
 def count_appends(state: State, appends: Iterable[Append]) -> None:
-    """Let a state have the lengths of extents that these appends leave."""
+    """Update the extent lengths in ``state`` to include these appends."""
     for append in appends:
         numbers = state.extents.setdefault(append.family, [])
         if not numbers or numbers[-1][0] != append.extent:

@@ -1,8 +1,8 @@
-"""RESERVE: room on the disk that is given back when the disk is full, so that images can be removed.
+"""The ballast file RESERVE: disk space released on a full disk, so that images can still be removed.
 
 RocksDB has to write before it can delete: opening replays its log into tables, and each commit goes
-through the log. A file of no content holds the room for that. Its size goes with what has to be
-written for each image; a small store has none, since its removal would bring nothing.
+through the log. The ballast file reserves the space for that. Its size grows with the number of
+images. A small store has none, because removing its images would free little.
 """
 
 from __future__ import annotations
@@ -20,30 +20,36 @@ from engine.storage.safe_folders import ForeignError
 from engine.storage.state import State
 
 NAME = file_names.RESERVE
-LITTLE = 2 << 20  # bytes of disk with which a store can still be opened for writing
-_EACH = 48  # bytes an image: of its share of a record row, its key, and both in the log
-_KEYS = 90  # bytes an image among the keys
+# Free bytes with which a store can still be opened for writing.
+LITTLE = 2 << 20
+# Bytes per image: its share of a record row and its key, plus both in the log.
+_EACH = 48
+# Bytes per image that the keys take.
+_KEYS = 90
 _MAX = 64 << 20
-_PLENTY = 4  # times its size that have to be free before it is made
-LEFT = 5 << 19  # bytes of disk that an ingest leaves, so that images can be removed again
-LOW = 64 << 20  # free bytes below which a chunk is measured before it is written
-# A full disk, a used-up quota, and a limit on the size of files: less may still fit.
+# The disk must have this many times the file's size free before the file is made.
+_PLENTY = 4
+# Free bytes that an ingest leaves, so that images can be removed afterwards.
+LEFT = 5 << 19
+# Below this many free bytes, each chunk is measured before it is written.
+LOW = 64 << 20
+# A full disk, a used-up quota and a file-size limit: a smaller write may still fit.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class NoRoomError(StoreError):
-    """A chunk does not fit the disk. Nothing of it is left there, and a smaller one may fit."""
+    """A chunk does not fit on the disk. None of it was kept; a smaller chunk may fit."""
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, of the system or as RocksDB puts it into words, is that of a full disk."""
+    """Return whether an error, from the OS or as RocksDB text, means a full disk."""
     if isinstance(error, OSError):
         return error.errno in FULL
     return any(os.strerror(number) in str(error) for number in FULL)
 
 
 def wanted(state: State, limits: Limits) -> int:
-    """How large the reserve of a store should be, in bytes; 0 if there should be none."""
+    """Return how large the ballast file should be, in bytes; 0 if there should be none."""
     held = sum(size for pairs in state.extents.values() for _, size in pairs) + _KEYS * state.images
     return (
         min(limits.ballast_bytes + _EACH * state.images, _MAX)
@@ -53,12 +59,13 @@ def wanted(state: State, limits: Limits) -> int:
 
 
 def renew(store: Path, size: int) -> bool:
-    """Make the reserve, or a larger one, if there is plenty of room; whether it is there, whole.
+    """Create or enlarge the ballast file if the disk has plenty of room; return whether it is complete.
 
-    One that has another name too would give no room back, and a copy may be nothing but a hole: such
-    a reserve is made again.
+    Deleting a file with a second name frees no space, and a copy may be sparse. This function replaces
+    either.
     """
-    with contextlib.suppress(OSError, ForeignError):  # it is not worth an error
+    # A missing ballast file is no reason to fail.
+    with contextlib.suppress(OSError, ForeignError):
         found = nofollow.status(store, NAME)
         there = found.st_size if found is not None else 0
         good = found is None or (found.st_nlink == 1 and found.st_blocks * 512 >= there)
@@ -80,11 +87,11 @@ def renew(store: Path, size: int) -> bool:
 
 
 def give_back(store: Path) -> None:
-    """Let go of the reserve; it is made again when there is plenty of room."""
+    """Delete the ballast file; ``renew`` makes it again when there is plenty of room."""
     with contextlib.suppress(OSError, ForeignError):
         nofollow.remove(store, NAME)
 
 
 def free(store: Path) -> int:
-    """Bytes that this process may still write on the disk of a store."""
+    """Return how many bytes this process may still write to the store's disk."""
     return disk().free(store)

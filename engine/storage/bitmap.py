@@ -1,7 +1,7 @@
-"""A set of image ids as a bitmap: a bit for every id in use, whether it is in the set or not.
+"""A set of image ids as a bitmap: one bit for every id in use, whether or not it is in the set.
 
-10 million ids take 1.25 MB, so a set can be held where a list of ids could not. Once it is handed out
-it is not changed any more.
+10 million ids take 1.25 MB, so a set fits in memory where a list of ids would not. A set no longer
+changes once it has been handed out.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-_BLOCK = 1 << 16  # bytes of a bitmap whose ids are in hand
+_BLOCK = 1 << 16  # bytes of the bitmap that are unpacked at a time
 
 
 class IdSet:
-    """Some of the ids 0 .. ``size`` - 1."""
+    """A set of ids from 0 to ``size`` - 1."""
 
     def __init__(self, bits: npt.NDArray[np.uint8], size: int) -> None:
-        """``bits`` is (ceil(size / 8),) uint8, the lowest bit first; those from ``size`` on are 0."""
+        """``bits`` is (ceil(size / 8),) uint8, lowest bit first; bits from ``size`` on are 0."""
         self.bits = bits
         self.size = size
         self._count = -1  # not counted yet
 
     @classmethod
     def none(cls, size: int) -> IdSet:
-        """The empty set over ids below ``size``."""
+        """Return the empty set over ids below ``size``."""
         return cls(np.zeros(-(-size // 8), np.uint8), size)
 
     @classmethod
     def of(cls, ids: npt.NDArray[np.int64], size: int | None = None) -> IdSet:
-        """The set of these (n,) ids that are below ``size`` and not negative.
+        """Return the set of those (n,) ids that are below ``size`` and not negative.
 
-        Without a size it reaches as far as the greatest id, and takes the memory for that.
+        By default, ``size`` is the greatest id plus 1, and the set takes the memory for that.
         """
         made = cls.none(size if size is not None else int(ids.max(initial=-1)) + 1)
         made.add(ids)
         return made
 
     def add(self, ids: npt.NDArray[np.int64]) -> None:
-        """While it is made: add those of (n,) ids that are below its size."""
+        """Add those of the (n,) ids that are below ``size``. Only while the set is being built."""
         able = ids[(ids >= 0) & (ids < self.size)]
         np.bitwise_or.at(self.bits, able >> 3, (1 << (able & 7)).astype(np.uint8))
         self._count = -1
 
     def add_span(self, first: int, count: int) -> None:
-        """While it is made: add those of ``count`` ids from ``first`` on that are below its size."""
+        """Add the ids ``first`` .. ``first + count - 1`` below ``size``. Only while building."""
         first, end = max(first, 0), min(first + count, self.size)
         if first >= end:
             return
@@ -56,7 +56,7 @@ class IdSet:
         self._count = -1
 
     def has(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of (n,) ids are in it; those that are not below its size are not."""
+        """Return for each of (n,) ids whether it is in the set: (n,) bool."""
         inside: npt.NDArray[np.bool_] = (ids >= 0) & (ids < self.size)
         if not self.size:
             return inside
@@ -74,32 +74,33 @@ class IdSet:
         return self._count
 
     def ids(self) -> npt.NDArray[np.int64]:
-        """All of them, ascending: (len,) int64, so 64 times the memory of the set where it is full."""
+        """Return all ids, ascending: (len,) int64, 64 times the memory of the bitmap if it is full."""
         return np.concatenate([np.empty(0, np.int64), *self.blocks()])
 
     def blocks(self) -> Iterator[npt.NDArray[np.int64]]:
-        """All of them, ascending, at most 2^19 at a time."""
+        """Yield all ids, ascending, at most 2^19 at a time: (n,) int64."""
         for at in range(0, len(self.bits), _BLOCK):
-            some = np.flatnonzero(self.bits[at : at + _BLOCK])  # a few ids need not unpack them all
+            # Unpack only the bytes that have a bit set.
+            some = np.flatnonzero(self.bits[at : at + _BLOCK])
             flags = np.unpackbits(self.bits[at + some, None], axis=1, bitorder="little")
             row, bit = np.nonzero(flags)
             if len(some):
                 yield (at + some[row]) * 8 + bit
 
     def union(self, other: IdSet) -> IdSet:
-        """The ids that are in either."""
+        """Return the ids that are in either set."""
         small, large = sorted((self, other), key=lambda one: one.size)
         bits = large.bits.copy()
         bits[: len(small.bits)] |= small.bits
         return IdSet(bits, large.size)
 
     def both(self, other: IdSet) -> IdSet:
-        """The ids that are in both."""
+        """Return the ids that are in both sets."""
         small, large = sorted((self, other), key=lambda one: one.size)
         return IdSet(small.bits & large.bits[: len(small.bits)], small.size)
 
     def without(self, other: IdSet) -> IdSet:
-        """The ids that are in this one and not in the other."""
+        """Return the ids that are in this set but not in the other."""
         bits = self.bits.copy()
         common = min(len(bits), len(other.bits))
         bits[:common] &= ~other.bits[:common]

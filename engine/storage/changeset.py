@@ -1,4 +1,4 @@
-"""What one commit adds: a chunk of images, of names for them, of rows of arrays; or takes away."""
+"""The contents of one commit: a chunk of images, names and array rows to add, or a removal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from engine.storage.image_rows import ImageRow
 from engine.storage.runs import Run
 from engine.storage.source_rows import ArchiveRow, ArrayRow, NameRow
 
-_IMAGE_BYTES = 320  # of an image: fingerprint, row, record and hash of its file, with their keys
-_NAME_BYTES = 200  # of a name: its rows but for the name
+# Disk bytes of one image: fingerprint, row, record and file hash, with their keys.
+_IMAGE_BYTES = 320
+# Disk bytes of one name's rows, without the name itself.
+_NAME_BYTES = 200
 _RUN_BYTES = 80
 
 
 @dataclass(slots=True)
 class NewImage:
-    """An image that a chunk adds. Its id is the store's ``next_id`` plus its place in the chunk."""
+    """An image that a chunk adds. Its id is the store's ``next_id`` plus its position in the chunk."""
 
     pixels: Pixels
     key: bytes
@@ -32,21 +34,24 @@ class NewImage:
     file_hash: bytes
     fingerprint: bytes
     quality: int
-    keep: Buffer | None  # what to keep of it: its canonical form, or the file it came in
+    # The bytes to keep: the canonical form, or the original file.
+    keep: Buffer | None
     keeps_canonical: bool = False
     metadata: dict[str, Any] | None = None
-    first: ImageRow | None = None  # the stored image that has the same key, and is another one
+    # The stored image with the same key but different pixels, if there is one.
+    first: ImageRow | None = None
 
 
 @dataclass(slots=True)
 class NewRows:
-    """New images that are rows of one array, by the column; their ids follow those of ``images``.
+    """New images that are rows of one array, by column; their ids follow those of ``images``.
 
-    No two have the same key, and no stored image has one of their keys: what is different from
-    that, which is next to impossible, goes the way of ``NewImage``.
+    No two have the same key, and no stored image has one of their keys. A row that breaks this, which
+    is nearly impossible, becomes a ``NewImage`` instead.
     """
 
-    shape: Pixels  # what they have in common; its canonical bytes are not used
+    # The shape that all rows share; its canonical bytes are not used.
+    shape: Pixels
     keys: list[bytes]
     proofs: list[bytes]
     fingerprints: npt.NDArray[np.uint8]  # (n, 32)
@@ -55,13 +60,13 @@ class NewRows:
     keep: npt.NDArray[np.uint8] | None  # (n, canonical bytes), contiguous
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of rows."""
         return len(self.keys)
 
 
 @dataclass(slots=True)
 class NewName:
-    """A file that is, from now on, image ``id``; ``before`` is what its name stood for."""
+    """A file name that now stands for image ``id``; ``before`` is its previous row, if any."""
 
     name: bytes
     id: int
@@ -73,39 +78,43 @@ class NewName:
 
 @dataclass(slots=True)
 class Rekept:
-    """A stored image whose kept bytes lie elsewhere from now on, as ``keep``, or nowhere."""
+    """A stored image whose kept bytes become ``keep``, at a new place; None drops them."""
 
-    key: bytes  # of its row in ``images``
+    key: bytes  # of its row in the table ``images``
     row: ImageRow
     keep: Buffer | None
 
 
 @dataclass(slots=True)
 class Removal:
-    """What goes with some images and sources: worked out by ``engine.storage.removal``."""
+    """The rows and pixels that a removal drops, as ``engine.storage.removal`` works them out."""
 
     images: list[int] = field(default_factory=list)  # their ids
     sources: int = 0
-    vectors: int = 0  # of these images
-    dead: list[Place] = field(default_factory=list)  # pixels that are no image's any more
-    # Table, key and value of each row, or None where it goes; in the order in which they count.
+    # The number of vectors of these images.
+    vectors: int = 0
+    # Kept pixels that no image uses any more.
+    dead: list[Place] = field(default_factory=list)
+    # Table, key and value of each row to write, in order; the value is None for a row to delete.
     rows: list[tuple[str, bytes, bytes | None]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Everything of one commit."""
+    """Everything that one commit writes."""
 
     images: list[NewImage] = field(default_factory=list)
     rows: NewRows | None = None
-    # Images that get a source outside of runs of several: their rows said that they had none.
+    # Images that now have a source outside runs of several; their rows said they had none.
     out_of_runs: list[tuple[bytes, ImageRow]] = field(default_factory=list)
     rekept: list[Rekept] = field(default_factory=list)
-    # Metadata by id: of images that have none yet, and what replaces it, or takes it away.
+    # Metadata by id: first for images without metadata, then replacements (None deletes it).
     described: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     redescribed: list[tuple[int, dict[str, Any] | None]] = field(default_factory=list)
-    vectors: npt.NDArray[np.float32] | None = None  # (images, dim), or none for all of them
-    imported: npt.NDArray[np.float32] | None = None  # (n, dim): vectors without images, alone
+    # (images, dim), or None if the chunk has no vectors.
+    vectors: npt.NDArray[np.float32] | None = None
+    # (n, dim): imported vectors, which have no images. A chunk with these has no images.
+    imported: npt.NDArray[np.float32] | None = None
     names: list[NewName] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     arrays: list[tuple[bytes, ArrayRow]] = field(default_factory=list)
@@ -114,7 +123,7 @@ class Chunk:
     removal: Removal | None = None
 
     def disk_bytes(self) -> int:
-        """Bytes of disk that it takes, from above: what it appends, and its rows in log and table."""
+        """Return an upper bound of its disk bytes: appends, and rows in log and table."""
         kept = sum(memoryview(one.keep).nbytes for one in self.images if one.keep is not None)
         rows = 0
         if self.rows is not None:
@@ -133,7 +142,7 @@ class Chunk:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to commit."""
+        """Return whether there is nothing to commit."""
         return not (
             self.images
             or self.rows

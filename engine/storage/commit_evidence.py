@@ -1,8 +1,8 @@
-"""What was committed, from all that says so, where the keys have lost rows.
+"""Reconstructs what was committed, from all evidence on disk, after the keys have lost rows.
 
-The row ``state`` may be lost, or older than other rows. Then the records of commits say how long extents
-are, and ids that rows and fingerprints have say how many there are. Counts are left to
-``engine.maintenance.reconcile``, which goes through all rows.
+The row ``state`` may be lost, or older than other rows. Then the commit records give the lengths of
+extents, and the ids in rows and fingerprints give the number of ids. ``engine.maintenance.reconcile``
+recounts the rest, because it reads all rows.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from engine.storage.rows import RowError
 from engine.storage.source_rows import NameRow
 from engine.storage.state import State
 
-MARK = b"rescued"  # a row of ``meta``: rows were lost, and what is left is not reconciled yet
+# A row of ``meta``: rows were lost, and the remaining ones are not reconciled yet.
+MARK = b"rescued"
 _END = b"\xff" * 8
 _BATCH = 4096
 
 
 def read_state(value: bytes | None) -> State | None:
-    """The state that a row holds; None where it holds none that can be."""
+    """Return the state in a row's value; None if the value is not a valid state."""
     if value is None:
         return None
     try:
@@ -40,7 +41,7 @@ def read_state(value: bytes | None) -> State | None:
 
 
 def appends_of(value: bytes) -> list[list[Any]]:
-    """The appends that a row of ``commits`` has, without those that make no sense."""
+    """Return the appends in a ``commits`` row's value, without malformed ones."""
     try:
         parts = loads(value)
     except ValueError:
@@ -60,14 +61,15 @@ def _is_append(part: object) -> bool:
 def state_of(
     table: Keys, store: Path, named: Manifest, told: int, limits: Limits | None = None
 ) -> State:
-    """The state that the rows of ``table`` and the files of ``store`` are of.
+    """Return the state that matches the rows of ``table`` and the files of ``store``.
 
     ``told`` is the commit that COMMIT names; ``named`` is the manifest.
     """
     state = read_state(table.get("meta", b"state"))
     ends, last = _appended(table)
     if state is not None and state.commit >= max(last, told):
-        return state  # counts may be wrong by now, which is found
+        # Counts may be wrong; reconciling finds that.
+        return state
     found = state if state is not None else State()
     found.commit = max(found.commit, last)
     there = _named(store, named)
@@ -86,7 +88,7 @@ def state_of(
 
 
 def _appended(table: Keys) -> tuple[dict[tuple[str, int], int], int]:
-    """Where the last append to each extent ended, and the last commit."""
+    """Return where the last append to each extent ended, and the last commit's number."""
     ends: dict[tuple[str, int], int] = {}
     last = 0
     for key, value in table.scan("commits"):
@@ -97,14 +99,14 @@ def _appended(table: Keys) -> tuple[dict[tuple[str, int], int], int]:
 
 
 def _named(store: Path, named: Manifest) -> Iterator[tuple[Family, int]]:
-    """The extents that the manifest names."""
+    """Yield the extents that the manifest names."""
     for family in possible_families(named):
         for number in sorted(named.extents.get(family.name, [])):
             yield family, number
 
 
 def possible_families(named: Manifest) -> list[Family]:
-    """The families of extents that a store with this manifest may have."""
+    """Return the families of extents that a store with this manifest may have."""
     return [PIXELS, FINGERPRINTS, *named.space.families]
 
 
@@ -130,7 +132,7 @@ def _set_length(state: State, name: str, number: int, size: int) -> None:
 
 
 def _ids(state: State, table: Keys, store: Path, named: Manifest, limits: Limits) -> None:
-    """How many ids are in use: as many as there are fingerprints, and no fewer than rows name."""
+    """Set the number of ids: as many as there are fingerprints, and at least the ids in rows."""
     numbers = sorted(named.extents.get(FINGERPRINTS.name, []))
     on_disk = 0
     for number in numbers:
@@ -138,7 +140,7 @@ def _ids(state: State, table: Keys, store: Path, named: Manifest, limits: Limits
         size = path.lstat().st_size - HEADER_BYTES if path.exists() else 0
         on_disk += max(size, 0) // FINGERPRINTS.row_bytes
     given = sum(_length(state, FINGERPRINTS.name, n) for n in numbers) // FINGERPRINTS.row_bytes
-    # No row of a commit that was made is of an id whose fingerprint was never written.
+    # A committed row never has an id whose fingerprint was not written.
     most = max(state.next_id - 1, given, on_disk)
     state.next_id = max(state.next_id, given + 1, min(_greatest(table), most) + 1)
     left = (state.next_id - 1) * FINGERPRINTS.row_bytes
@@ -149,7 +151,7 @@ def _ids(state: State, table: Keys, store: Path, named: Manifest, limits: Limits
 
 
 def _greatest(table: Keys) -> int:
-    """The greatest id that some row names."""
+    """Return the greatest id in any row."""
     greatest = 0
     row = table.at_or_before("records", _END)
     if row is not None and len(row[0]) == len(_END):
@@ -170,7 +172,7 @@ def _greatest(table: Keys) -> int:
 
 
 def _last_of(value: bytes) -> int:
-    """How far behind its first id the last one of a row of ``records`` is."""
+    """Return how far a ``records`` row's last id is after its first."""
     try:
         return record_span(value) - 1
     except RowError:
@@ -178,7 +180,7 @@ def _last_of(value: bytes) -> int:
 
 
 def _vectors(state: State, named: Manifest) -> None:
-    """As many ids as vectors: what either says."""
+    """Make each vector extent's vectors and ids the same length: the longer of the two."""
     space = named.space
     if not space.exists:
         return

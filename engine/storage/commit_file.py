@@ -1,12 +1,14 @@
-"""COMMIT: the numbers of the newest commit and of the newest index, for open readers and for all.
+"""COMMIT, the notice file: the numbers of the newest commit and of the newest index.
 
-Eight bytes each, and eight of a checksum of both. Readers that are open learn from it that there is
-something new, for the price of reading it; an index that was built or measured again is no commit, since
-nothing that is kept changed with it. It is written afterwards and not synced, so the commit that it
-names may be older than the keys', after a kill or a power cut, and never newer: if it is, keys that
-were committed are lost. RocksDB alone cannot tell, since a log or a MANIFEST that was cut short looks
-as if a crash had left it so. Only a notice with its checksum is believed in this; any other is a hint
-to look again. Earlier versions wrote none, and their readers pass over it.
+Each number takes eight bytes, followed by an eight-byte checksum of both. Open readers read it to learn
+that there is something new. Rebuilding or recalibrating an index is not a commit, because no stored
+data changes; so the index has a number of its own.
+
+The writer writes the file after the commit and does not sync it. After a kill or a power cut, it may
+therefore name an older commit than the keys, but never a newer one. If it does name a newer one, the
+keys have lost commits. RocksDB cannot detect that: a truncated log or MANIFEST looks like a crash.
+Only a notice with a valid checksum is believed in this; any other is a hint to look again. Earlier
+versions wrote no checksum, and their readers ignore it.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ _SIZE = 3 * _EACH
 
 
 def pack(commit: int, index: int = 0) -> bytes:
-    """What the file holds."""
+    """Return the contents of the file."""
     numbers = commit.to_bytes(_EACH, "big") + index.to_bytes(_EACH, "big")
     return numbers + _checksum(numbers)
 
 
 def commit_of(notice: bytes) -> int:
-    """The commit that a notice names, if it is as it was written; else 0."""
+    """Return the commit that a notice names; 0 if its checksum is wrong."""
     numbers = notice[:_NUMBERS]
     if len(notice) < _SIZE or notice[_NUMBERS:_SIZE] != _checksum(numbers):
         return 0
@@ -44,7 +46,7 @@ def commit_of(notice: bytes) -> int:
 
 
 def is_of_another_commit(notice: bytes, than: bytes) -> bool:
-    """Whether two notices name two commits."""
+    """Return whether two notices name different commits."""
     return notice[:_EACH] != than[:_EACH]
 
 
@@ -53,27 +55,29 @@ def _checksum(numbers: bytes) -> bytes:
 
 
 class Notice:
-    """The notice of one store, for its writer or for a reader."""
+    """The notice file of one store, for its writer or for a reader."""
 
     def __init__(self, store: Path) -> None:
         self._store = store
         self._path = str(store / NAME)
         self._fd: int | None = None
-        self._file = (0, 0)  # device and inode of what is open
+        self._file = (0, 0)  # device and inode of the open file
         self._writing = False
-        self._commit: int | None = None  # that was published last
+        # The commit that was published last.
+        self._commit: int | None = None
 
     def publish(self, commit: int) -> None:
-        """Let readers know that ``commit`` is committed."""
+        """Announce to readers that ``commit`` is committed."""
         _log.debug("commit %d is in %s", commit, self._store)
-        with contextlib.suppress(OSError, ForeignError):  # readers go on with what they have
+        # If this fails, readers keep the commit that they have.
+        with contextlib.suppress(OSError, ForeignError):
             fd = self._for_writing()
             index = int.from_bytes(os.pread(fd, _EACH, _EACH), "big")
             disk().pwrite(fd, pack(commit, index), 0)
             self._commit = commit
 
     def publish_index(self) -> None:
-        """Tell readers that the manifest names another index over what is committed."""
+        """Announce to readers that the manifest names another index over the same commit."""
         with contextlib.suppress(OSError, ForeignError):
             fd = self._for_writing()
             before = os.pread(fd, _SIZE, 0)
@@ -90,7 +94,7 @@ class Notice:
         return self._fd
 
     def read(self) -> bytes:
-        """What the notice says; nothing where there is none."""
+        """Return the notice; empty if there is none."""
         try:
             if self._fd is not None and self._was_replaced():
                 self.close()
@@ -109,10 +113,10 @@ class Notice:
         self._file = found.st_dev, found.st_ino
 
     def _was_replaced(self) -> bool:
-        """Whether another file has the name now: a writer copies one that has a second name.
+        """Return whether another file has the name now: a writer replaces one that has a second name.
 
-        One call of the system, since this is on the way of every lookup. Where there is no file
-        any more, what is open is the newest.
+        Every lookup calls this, so it makes a single system call. If the file is
+        gone, the open one is the newest.
         """
         try:
             found = os.lstat(self._path)
@@ -121,7 +125,7 @@ class Notice:
         return (found.st_dev, found.st_ino) != self._file
 
     def close(self) -> None:
-        """Give the file descriptor back."""
+        """Close the file."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -1,4 +1,4 @@
-"""One row of the table ``commits``: what a commit has appended, with checksums, for ``check``."""
+"""A row of the table ``commits``: one commit's appends with checksums, which ``check`` verifies."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from engine.storage.json_values import MAX, MAX_64, items, loads, number, text
 
 @dataclass(frozen=True, slots=True)
 class CommitRow:
-    """The appends of one commit, in their order."""
+    """The appends of one commit, in order."""
 
     commit: int
     appends: tuple[Append, ...]
 
     @property
     def key(self) -> bytes:
-        """The row's key."""
+        """Return the row's key."""
         return self.commit.to_bytes(8, "big")
 
     def pack(self) -> bytes:
-        """The row's value: JSON, a list of [family, extent, offset, length, xxh64]."""
+        """Return the row's value: JSON, a list of [family, extent, offset, length, xxh64]."""
         parts = [[a.family, a.extent, a.offset, a.length, a.xxh64] for a in self.appends]
         return json.dumps(parts).encode()
 
     @classmethod
     def unpack(cls, key: bytes, value: bytes) -> CommitRow:
-        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        """Parse a row that ``pack`` wrote; raise ``StoreDamagedError`` if it is malformed."""
         try:
             found = []
             for family, extent, offset, length, xxh64 in map(items, items(loads(value))):
@@ -51,11 +51,11 @@ class CommitRow:
         return cls(int.from_bytes(key, "big"), tuple(found))
 
     def only(self, wanted: Callable[[Append], bool]) -> CommitRow:
-        """The same without the appends that are not wanted."""
+        """Return a copy with only the wanted appends."""
         return replace(self, appends=tuple(append for append in self.appends if wanted(append)))
 
     def with_checksum(self, at: int, xxh64: int) -> CommitRow:
-        """The same with another checksum for one of its appends."""
+        """Return a copy with another checksum for append ``at``."""
         appends = list(self.appends)
         appends[at] = replace(appends[at], xxh64=xxh64)
         return replace(self, appends=tuple(appends))

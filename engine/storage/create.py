@@ -1,9 +1,9 @@
-"""Makes an empty store, so that a power cut leaves a whole one or none.
+"""Creates an empty store; a power cut leaves either a whole store or none.
 
-A new folder is made aside and renamed. An empty folder that is there is filled and not replaced, since
-it may be a mount, or where somebody stands: the parts are moved in, and the manifest, with which it
-is a store, is written last. What an interrupted making left in it is recognised, and removed, by the
-folder ``.NAME.XXXXXXXX.new`` with a manifest in it, in a folder that has none.
+A new folder is built under a temporary name and renamed. An existing empty folder is filled rather than
+replaced, since it may be a mount point or a process's working directory. Its parts are moved in, and
+the manifest, which makes it a store, is written last. An interrupted creation is recognised by a folder
+``.NAME.XXXXXXXX.new`` that has a manifest, inside a folder that has none; its leftovers are removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from engine.storage.vector_space import EncoderEntry
 
 _log = logging.getLogger(__name__)
 _PARTS = frozenset({database.FOLDER, "encoder", lock.NAME})
-# What is in a store that was never finished.
+# The files of an unfinished store.
 _MADE = re.compile(
     rf"{database.FOLDER}/[\w.-]+|encoder/\d+/[\w.-]+|\.?{re.escape(manifest.NAME)}(\.\d+\.new)?"
 )
@@ -43,14 +43,15 @@ def create(
     encoder: Callable[[Path], EncoderEntry] | None,
     wait: float = 0.0,
 ) -> None:
-    """Make an empty store at ``path``, which must not exist or be an empty folder.
+    """Create an empty store at ``path``, which must not exist or be an empty folder.
 
-    ``encoder`` puts the encoder's files into the folder it is given and says what they are.
-    ``wait``: seconds to wait for another process that makes one in the same empty folder.
+    ``encoder`` puts the encoder's files into the folder that it is passed, and returns their entry.
+    ``wait``: seconds to wait for another process that creates a store in the same empty folder.
     """
     there = path.exists()
     if there and not (path.is_dir() and _may_be_filled(path)):
-        manifest.load(path)  # says what it is instead
+        # Unless it is a store already, this raises an error that says what it is.
+        manifest.load(path)
         return
     parent = path if there else path.resolve().parent
     made = _new_name(path, parent)
@@ -58,15 +59,18 @@ def create(
     claim: Claimed | None = None
     try:
         if there:
-            mine.acquire(wait)  # or two processes would each take the other's parts for leftovers
+            # Without the lock, two processes would take each other's parts for leftovers.
+            mine.acquire(wait)
             if _is_made(path):
-                return  # another process was faster, and made the same
+                # Another process was faster and made the same store.
+                return
             _remove_leftovers(path)
         else:
             make_folders(parent)
         if there:
             disk().mkdir(made)
-        else:  # the lock in it becomes that of the store
+        else:
+            # The lock in the temporary folder becomes that of the store.
             sweep(parent, _named_as(path), _MADE)
             claim = claimed(lambda: _make(_new_name(path, parent)))
             made = claim.path
@@ -79,7 +83,8 @@ def create(
             table.commit(batch)
         first.save(made)
         if there:
-            fsync_dir(path)  # the mark of an unfinished making, before there are parts to be marked
+            # Make the mark of an unfinished creation durable before any part is moved in.
+            fsync_dir(path)
             for part in made.iterdir():
                 if part.name != manifest.NAME:
                     disk().rename(part, path / part.name)
@@ -91,7 +96,8 @@ def create(
         _log.info("made a store at %s", path)
     except OSError as error:
         if _is_made(path):
-            return  # another process was faster, and made the same
+            # Another process was faster and made the same store.
+            return
         raise StoreError(f"{path} cannot be made: {error.strerror or error}") from None
     finally:
         nofollow.discard(parent, made.name, file_names.MADE)
@@ -105,7 +111,7 @@ def _new_name(path: Path, parent: Path) -> Path:
 
 
 def _named_as(path: Path) -> re.Pattern[str]:
-    """The names of folders that a store is made in."""
+    """Return a pattern of the temporary names of a store's folder."""
     return re.compile(rf"\.{re.escape(path.resolve().name)}\.[0-9a-f]{{8}}\.new", re.DOTALL)
 
 
@@ -115,7 +121,7 @@ def _make(made: Path) -> Path:
 
 
 def _may_be_filled(path: Path) -> bool:
-    """Whether a folder is empty, but for what an interrupted making may have left."""
+    """Return whether a folder is empty, except for leftovers of an interrupted creation."""
     there = {entry.name: entry for entry in nofollow.entries(path)}
     rest = {name for name, entry in there.items() if not _is_aside(path, entry)}
     if rest <= {lock.NAME}:
@@ -137,7 +143,8 @@ def _is_made(path: Path) -> bool:
 
 def _remove_leftovers(path: Path) -> None:
     there = [entry for entry in nofollow.entries(path) if entry.name != lock.NAME]
-    for entry in sorted(there, key=lambda entry: _is_aside(path, entry)):  # the mark last
+    # Remove the mark of an unfinished creation last.
+    for entry in sorted(there, key=lambda entry: _is_aside(path, entry)):
         if entry.is_folder:
             called = "" if _is_aside(path, entry) else f"{entry.name}/"
             nofollow.discard(path, entry.name, file_names.MADE, called=called)
@@ -147,7 +154,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _is_aside(path: Path, entry: FolderEntry) -> bool:
-    """The folder that a store was made in, or the manifest's new file."""
+    """Return whether an entry is a store's temporary folder, or a manifest's temporary file."""
     name = path.resolve().name
     if entry.is_folder:
         made = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.new", re.DOTALL)

@@ -1,9 +1,9 @@
-"""The disk that storage writes to: each call of the system that changes files, behind one class.
+"""The disk that storage writes to: every system call that changes files, behind one class.
 
-A test gives storage another disk, which records what is done, is full, or fails. Reads do not go
-through it, nor does an open of a folder: neither changes anything. RocksDB writes from C++, past any
-disk of ours: a test sees its commits in ``Keys.commit``, where each synced batch returns, and takes
-its folder to be durable as of the last one.
+A test can substitute a disk that records calls, is full, or fails. Reads and opens of folders bypass
+it, because they change nothing. RocksDB writes from C++ and bypasses it too. A test sees RocksDB's
+commits in ``Keys.commit``, where each synced batch returns, and assumes that RocksDB's folder is durable
+up to the last one.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from pathlib import Path
 from engine.records import Buffer
 
 _Path = str | os.PathLike[str]
-_ZEROS = 1 << 20  # bytes at a time, where room cannot be allocated at once
+_ZEROS = 1 << 20  # bytes per write, where blocks cannot be allocated directly
 
 
 class Disk:
-    """Calls ``os``. Every method raises ``OSError`` as the function of its name there does.
+    """Calls ``os``. Every method raises ``OSError`` like the ``os`` function of the same name.
 
-    A path is relative to the open folder ``dir_fd``, if it is not None. ``fd`` is a descriptor,
+    A path is relative to the open folder ``dir_fd``, unless that is None. ``fd`` is a file descriptor;
     offsets and lengths are bytes.
     """
 
     def open(self, path: _Path, flags: int, mode: int = 0o666, *, dir_fd: int | None = None) -> int:
-        """A descriptor of a file, which ``flags`` may create."""
+        """Open a file, or create it if ``flags`` says so; return its descriptor."""
         return os.open(path, flags, mode, dir_fd=dir_fd)
 
     def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
-        """Write some of ``data``; how many bytes that were."""
+        """Write some of ``data``; return the number of bytes written."""
         return os.pwrite(fd, data, offset)
 
     def copy_file_range(self, source: int, fd: int, count: int, offset: int) -> int:
-        """Copy bytes that lie at ``offset`` to the same place; how many. No macOS has it."""
+        """Copy bytes at ``offset`` to the same offset; return how many. macOS lacks this call."""
         return os.copy_file_range(source, fd, count, offset, offset)
 
     def ftruncate(self, fd: int, length: int) -> None:
-        """Cut a file, or lengthen it by a hole."""
+        """Truncate a file, or extend it with a hole."""
         os.ftruncate(fd, length)
 
     def allocate(self, fd: int, offset: int, length: int) -> None:
-        """Take the blocks of a part of a file that is beyond its end."""
+        """Allocate the blocks of a range beyond a file's end."""
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, offset, length)
             return
@@ -60,7 +60,7 @@ class Disk:
         os.fsync(fd)
 
     def fdatasync(self, fd: int) -> None:
-        """Make the contents and the length of a file durable."""
+        """Make a file's contents and length durable."""
         # macOS has no fdatasync.
         getattr(os, "fdatasync", os.fsync)(fd)
 
@@ -76,15 +76,15 @@ class Disk:
         src_dir_fd: int | None = None,
         dst_dir_fd: int | None = None,
     ) -> None:
-        """Give a file or a folder another name; a file that had that name loses it."""
+        """Rename a file or a folder; a file that had the new name is replaced."""
         os.rename(path, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     def link(self, path: _Path, new: _Path) -> None:
-        """Give a file a second name; of a link, the link itself."""
+        """Give a file a second name; a symbolic link is not followed."""
         os.link(path, new, follow_symlinks=False)
 
     def unlink(self, path: _Path, *, dir_fd: int | None = None) -> None:
-        """Take a name from a file."""
+        """Remove a name of a file."""
         os.unlink(path, dir_fd=dir_fd)
 
     def rmdir(self, path: _Path, *, dir_fd: int | None = None) -> None:
@@ -92,7 +92,7 @@ class Disk:
         os.rmdir(path, dir_fd=dir_fd)
 
     def free(self, folder: Path) -> int:
-        """Bytes that this process may still write on the disk that a folder lies on."""
+        """Return how many bytes this process may still write to the disk that holds ``folder``."""
         return shutil.disk_usage(folder).free
 
 
@@ -100,16 +100,16 @@ _of_process = Disk()
 
 
 def disk() -> Disk:
-    """The disk of this process, to which all stores in it are written."""
+    """Return this process's disk; all of its stores are written to it."""
     return _of_process
 
 
 @contextlib.contextmanager
 def using(other: Disk) -> Iterator[None]:
-    """Let ``other`` be the disk of this process, in all of its threads, until the block ends.
+    """Make ``other`` the disk of this process, in all of its threads, until the block ends.
 
-    It is a setting of the process and no argument, since some forty calls at the bottom of storage
-    write, and each of their callers would have to pass it on. Blocks may be nested, and not overlap.
+    It is a process-wide setting rather than an argument: some forty calls at the bottom of storage
+    write, and each of their callers would have to pass it on. Blocks may be nested but must not overlap.
     """
     global _of_process
     before, _of_process = _of_process, other

@@ -1,4 +1,4 @@
-"""Writing files so that a power cut leaves the old one or the new one, never half of either."""
+"""Writes files so that a power cut leaves the whole old file or the whole new one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from engine.records import Buffer
 from engine.storage import nofollow
 from engine.storage.disk import disk
 
-MORE_FILES = "let more files be open (ulimit -n 4096) and run the command again"
+MORE_FILES = "raise the limit of open files (ulimit -n 4096) and run the command again"
 _MORE_MEMORY = "leave more memory free, or raise the limits of this process (ulimit -v)"
 
 
 class UnreadableError(StoreError):
-    """Something keeps this process from reading a file, which says nothing of what is in it."""
+    """This process cannot read a file for a reason that is not damage, such as a lack of memory."""
 
 
 def fsync_dir(path: Path) -> None:
-    """Make the names in a directory durable: a new file's name is not, until this returns."""
+    """Make the names in a folder durable. Until this returns, a new file's name is not."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         disk().fsync(fd)
@@ -33,7 +33,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def fsync_file(store: Path, name: str) -> None:
-    """Make the contents of a file beneath ``store`` durable."""
+    """Make the contents of a file in ``store`` durable."""
     fd = nofollow.open_file(store, name)
     try:
         disk().fsync(fd)
@@ -42,7 +42,7 @@ def fsync_file(store: Path, name: str) -> None:
 
 
 def open_regular(path: Path) -> int:
-    """Open a regular file to read it; ``OSError`` for a link or anything else, at once."""
+    """Open a regular file for reading; raise ``OSError`` at once for a link or anything else."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -51,7 +51,7 @@ def open_regular(path: Path) -> int:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """The contents of a regular file, up to ``most`` bytes; ``OSError`` for a link or anything else."""
+    """Read up to ``most`` bytes of a regular file; raise ``OSError`` for a link or anything else."""
     fd = open_regular(path)
     try:
         return os.read(fd, most)
@@ -60,24 +60,25 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def make_folders(path: Path) -> None:
-    """A folder and those above it that are missing, all durable."""
+    """Create a folder and its missing parents, and make them durable."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # another process was faster
+        # Another process may be faster.
+        with contextlib.suppress(FileExistsError):
             disk().mkdir(folder)
         fsync_dir(folder.parent)
 
 
 def is_in_the_way(error: OSError) -> bool:
-    """Whether an error says nothing of a file: too many open, no memory, or one may not open it."""
+    """Return whether an error is not the file's fault: too many open files, no memory, no permission."""
     scarce = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
     return error.errno in scarce or isinstance(error, PermissionError)
 
 
 def cannot_read(path: Path, error: OSError, otherwise: str = "cannot be read") -> StoreError:
-    """What to raise for a file of a store that cannot be opened or read.
+    """Return the error to raise for a store's file that cannot be opened or read.
 
-    ``StoreDamagedError``, or ``UnreadableError`` where the error says nothing of the file.
+    It is ``StoreDamagedError``, or ``UnreadableError`` if the error is not the file's fault.
     """
     if not is_in_the_way(error):
         return StoreDamagedError(f"{path} {otherwise}: {error.strerror}; run 'engine check'")
@@ -88,7 +89,7 @@ def cannot_read(path: Path, error: OSError, otherwise: str = "cannot be read") -
 
 
 def write_all(fd: int, data: Buffer, offset: int) -> None:
-    """``pwrite`` until everything is written (one call may write less: signals, a nearly full disk)."""
+    """Write all of ``data`` with ``pwrite``. One call may write less: signals, a nearly full disk."""
     view = memoryview(data).cast("B")
     while view:
         written = disk().pwrite(fd, view, offset)
@@ -99,7 +100,7 @@ def write_all(fd: int, data: Buffer, offset: int) -> None:
 def replace_file(path: Path, data: bytes, store: Path | None = None) -> None:
     """Atomically and durably put ``data`` at ``path``: new file, fsync, rename, fsync of the folder.
 
-    ``path`` lies beneath ``store``, by default its own folder: from there on no link is followed.
+    ``path`` lies in ``store``, by default its own folder. No link is followed inside ``store``.
     """
     root = store or path.parent
     name = inside(path, root)
@@ -120,9 +121,9 @@ def replace_file(path: Path, data: bytes, store: Path | None = None) -> None:
 
 
 def write_new(path: Path, parts: Iterable[Buffer], store: Path) -> tuple[int, int]:
-    """Durably write a new file of ``parts`` beneath ``store``; returns its length and xxh64.
+    """Durably write a new file of ``parts`` in ``store``; return its length and xxh64.
 
-    Whoever names it does so afterwards. Where it cannot be written, nothing is left of it.
+    The caller names the file in the manifest afterwards. If the write fails, the file is deleted.
     """
     check, size = hashing.Checksum(), 0
     fd = nofollow.create_file(store, inside(path, store))
@@ -144,19 +145,19 @@ def write_new(path: Path, parts: Iterable[Buffer], store: Path) -> tuple[int, in
 
 
 def inside(path: Path, store: Path) -> str:
-    """What a file is called beneath ``store``, with slashes."""
+    """Return a file's path relative to ``store``, with slashes."""
     return path.relative_to(store).as_posix()
 
 
 def remove(path: Path, store: Path) -> None:
-    """Delete a file beneath ``store``, if it is there."""
+    """Delete a file in ``store``, if it exists."""
     nofollow.remove(store, inside(path, store))
 
 
 def file_checksum(
     path: Path, store: Path, step: Callable[[], None] = lambda: None
 ) -> tuple[int, int]:
-    """The length and the xxh64 of a file beneath ``store``; reads all of it, with steps between."""
+    """Return the length and the xxh64 of a file in ``store``; call ``step`` after each MiB read."""
     check, size = hashing.Checksum(), 0
     with os.fdopen(nofollow.open_file(store, inside(path, store)), "rb") as file:
         while block := file.read(1 << 20):
@@ -167,7 +168,7 @@ def file_checksum(
 
 
 def tree_bytes(path: Path) -> int:
-    """Bytes of disk that a file or everything below a folder takes."""
+    """Return the disk bytes that a file, or everything in a folder, takes."""
     return sum(found.st_blocks * 512 for found in _stats(path))
 
 
@@ -178,7 +179,8 @@ def _stats(path: Path) -> Iterator[os.stat_result]:
             for name in names:
                 try:
                     yield (Path(folder) / name).lstat()
-                except FileNotFoundError:  # a writer may be tidying up beside us
+                # A writer may be deleting leftovers at the same time.
+                except FileNotFoundError:
                     continue
     except FileNotFoundError:
         return

@@ -1,4 +1,4 @@
-"""Reads committed data of extents, through maps and with ``pread``."""
+"""Reads committed data of extents, through memory maps and with ``pread``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from engine.storage import nofollow
 from engine.storage.durable import cannot_read
 from engine.storage.extents import HEADER_BYTES, Family
 
-_AHEAD = 128 << 10  # bytes: Linux fetches no more at a time
-_LARGE = 16 << 20  # bytes of a place: of more it is asked first whether they are there
+# Bytes per read-ahead request: Linux fetches no more at a time.
+_AHEAD = 128 << 10
+# Places longer than this many bytes are first checked against the file's length.
+_LARGE = 16 << 20
 
 
 class MovedError(StoreError):
-    """What a reader looks for lies elsewhere since a newer commit, which it has to go over to."""
+    """A newer commit has moved the data that a reader wants; the reader has to move to that commit."""
 
 
 class ExtentReader:
-    """Reads committed bytes of one family with ``pread``, or rows of it through a read-only map."""
+    """Reads committed bytes of one family with ``pread``, or its rows through a read-only map."""
 
     def __init__(
         self,
@@ -38,9 +40,9 @@ class ExtentReader:
         *,
         scattered: bool = False,
     ) -> None:
-        """``behind`` says whether the store has gone on since: then a file may rightly be gone.
+        """``behind`` returns whether the store has newer commits; then a file may legitimately be gone.
 
-        ``scattered``: rows are read here and there, so that nothing is read ahead through the map.
+        ``scattered``: rows are read in random order, so the map does no read-ahead.
         """
         self._store = store
         self._scattered = scattered
@@ -51,7 +53,7 @@ class ExtentReader:
         self._opened: dict[int, mmap.mmap] = {}
 
     def read(self, place: Place) -> bytes:
-        """The bytes at ``place``; ``StoreDamagedError`` if the file is gone or too short."""
+        """Return the bytes at ``place``; ``StoreDamagedError`` if the file is gone or too short."""
         fd = self._fds.get(place.extent)
         if fd is None:
             fd = self._open(place.extent)
@@ -72,7 +74,7 @@ class ExtentReader:
         return data
 
     def _require(self, fd: int, place: Place) -> None:
-        """``OSError`` where a place is not in the file: no memory is taken for it then."""
+        """Raise ``OSError`` if ``place`` is not in the file, before memory is allocated for it."""
         if os.fstat(fd).st_size < HEADER_BYTES + place.offset + place.length:
             raise OSError(errno.EINVAL, "it is cut short")
 
@@ -82,14 +84,15 @@ class ExtentReader:
         offsets: npt.NDArray[np.int64],
         wanted: Sequence[npt.NDArray[np.uint8]],
     ) -> list[bool]:
-        """Whether what lies at each place begins with ``wanted``; ``StoreDamagedError`` as ``read``.
+        """Return for each place whether its data begins with ``wanted``; errors as in ``read``.
 
-        What is in memory is compared at once; the rest is asked for all together, so that the disk
+        Data in the page cache is compared at once. The rest is requested all together, so that the disk
         has a queue to work on, and then waited for.
         """
         same = [False] * len(wanted)
         cold: list[tuple[int, int, int]] = []
-        scratch = bytearray()  # stays in the processor's cache, and compares by memcmp
+        # It stays in the processor's cache, and compares with memcmp.
+        scratch = bytearray()
         into = (scratch,)
         now = getattr(os, "RWF_NOWAIT", 0)  # Linux
         places = zip(extents.tolist(), offsets.tolist(), wanted, strict=True)
@@ -115,7 +118,7 @@ class ExtentReader:
         return same
 
     def announce(self, places: Iterable[Place]) -> None:
-        """Tell the kernel what is read next, so that the disk has a queue to work on."""
+        """Ask the kernel to read these places ahead, so that the disk has a queue to work on."""
         if hasattr(os, "posix_fadvise"):
             for extent, offset, length in places:
                 fd = self._fds.get(extent)
@@ -127,13 +130,14 @@ class ExtentReader:
                     end = min(end, os.fstat(fd).st_size)
                 for at in range(start, end, _AHEAD):
                     size = min(_AHEAD, end - at)
-                    with contextlib.suppress(OSError, OverflowError):  # whoever reads it says so
+                    # The read itself reports errors.
+                    with contextlib.suppress(OSError, OverflowError):
                         os.posix_fadvise(fd, at, size, os.POSIX_FADV_WILLNEED)
 
     def written(self, number: int, size: int) -> Iterator[tuple[int, int]]:
-        """Of the first ``size`` data bytes of an extent those in no hole: start and end of each.
+        """Yield the parts of an extent's first ``size`` data bytes outside holes: start and end of each.
 
-        A hole reads as zeros; not all zeros are in holes.
+        Holes read as zeros; zeros may also lie outside holes.
         """
         fd = self._fds.get(number)
         if fd is None:
@@ -146,7 +150,8 @@ class ExtentReader:
                     start = os.lseek(fd, at, os.SEEK_DATA)
                     stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
             except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                # Only a hole is left.
+                if error.errno == errno.ENXIO:
                     return
             if start < end:
                 yield start - HEADER_BYTES, stop - HEADER_BYTES
@@ -161,14 +166,15 @@ class ExtentReader:
                 raise MovedError(f"{path} was rewritten; ask again") from None
             raise cannot_read(path, error) from None
         if hasattr(os, "posix_fadvise"):
-            # Neighbours of a blob that is asked for are not what is asked for next.
+            # Reads are random: a blob's neighbours are not read next.
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        if self._fds.setdefault(extent, fd) != fd:  # another thread was faster
+        # Another thread may have opened it first.
+        if self._fds.setdefault(extent, fd) != fd:
             os.close(fd)
         return self._fds[extent]
 
     def rows(self, number: int, rows: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The first ``rows`` rows of extent ``number``, mapped: (rows, row_bytes / itemsize)."""
+        """Return the first ``rows`` rows of extent ``number``, mapped: (rows, row_bytes / itemsize)."""
         item = np.dtype(dtype)
         width = self.family.row_bytes // item.itemsize
         mapped = self._maps.get(number)
@@ -196,13 +202,13 @@ class ExtentReader:
         return mapped[:rows]
 
     def let_go(self) -> None:
-        """Take all mapped pages out of this process; views stay good, and the page cache has them."""
+        """Drop all mapped pages from this process. Views stay valid; the page cache keeps the pages."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for opened in list(self._opened.values()):
                 opened.madvise(mmap.MADV_DONTNEED)
 
     def ask_for(self, number: int, spans: Iterable[tuple[int, int]]) -> None:
-        """Tell the kernel of spans of the file, (start, end) in bytes, that are read next."""
+        """Ask the kernel to read spans of the file ahead: (start, end) in bytes."""
         if hasattr(os, "posix_fadvise"):
             fd = self._fds.get(number)
             if fd is None:
@@ -211,7 +217,7 @@ class ExtentReader:
                 os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
-        """Give the file descriptors and maps back."""
+        """Close the files and maps."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()

@@ -13,15 +13,16 @@ from engine.storage.disk import disk
 from engine.storage.durable import write_all
 from engine.storage.extents import HEADER_BYTES, Append, Family
 
-_DROP_BYTES = 1 << 20  # an append of fewer is left in the page cache: somebody may want it at once
+# A shorter append stays in the page cache, because somebody may read it soon.
+_DROP_BYTES = 1 << 20
 _ZEROS = bytes(64 << 10)
 
 
 class ExtentWriter:
     """Appends to the newest extent of one family; the caller names new extents in the manifest.
 
-    ``put`` only says where data will lie, so that the rows that name the place can be made while
-    ``flush`` writes and syncs it.
+    ``put`` only says where data will lie, so that the rows that name the place can be built while
+    ``flush`` writes and syncs the data.
     """
 
     def __init__(
@@ -32,11 +33,11 @@ class ExtentWriter:
         committed: int,
         limits: Limits | None = None,
     ) -> None:
-        """``last`` is the newest extent's number (0: none yet), ``committed`` its data bytes."""
+        """``last``: the newest extent's number (0: none yet). ``committed``: its data bytes."""
         self._store = store
         self.family = family
         limits = limits or Limits()
-        # Data bytes after which a new extent is begun: exact for rows, a soft limit for logs.
+        # Data bytes after which a new extent begins: exact for rows, a soft limit for logs.
         self._capacity = limits.extent_rows * family.row_bytes or limits.extent_bytes
         self.number = last
         self.end = committed
@@ -46,23 +47,23 @@ class ExtentWriter:
 
     @property
     def full(self) -> bool:
-        """Whether the next append needs a new extent first."""
+        """Return whether the next append needs a new extent first."""
         return self.number == 0 or self.end >= self._capacity
 
     @property
     def room(self) -> int:
-        """Data bytes that still fit (rows only; a log takes any blob until it is full)."""
+        """Return the data bytes that still fit (rows only; a log takes any blob until it is full)."""
         return self._capacity - self.end
 
     def begin(self, number: int) -> None:
-        """Go on in a new extent, which exists and is named by the manifest."""
+        """Continue in a new extent, which exists and which the manifest names."""
         assert not self._waiting  # flushed before
         assert not self._zeros
         self.close()
         self.number, self.end = number, 0
 
     def put(self, data: Buffer) -> Place:
-        """Append contiguous ``data``, which must not change until it is flushed; where it will lie."""
+        """Append contiguous ``data``, unchanged until it is flushed; return where it will lie."""
         assert not self._zeros
         place = Place(self.number, self.end, memoryview(data).nbytes)
         self._waiting.append(data)
@@ -70,13 +71,13 @@ class ExtentWriter:
         return place
 
     def put_zeros(self, length: int) -> None:
-        """Append zeros, which take no room on the disk; nothing else until they are flushed."""
+        """Append zeros, which take no disk space; put no other data until they are flushed."""
         assert not self._waiting
         self._zeros += length
         self.end += length
 
     def flush(self) -> Append | None:
-        """Write what was put and make it durable (contents and length); what was written, if any."""
+        """Write all data that was put, durably; return the append, or None without data."""
         if self._zeros:
             return self._flush_zeros()
         if not self._waiting:
@@ -89,13 +90,13 @@ class ExtentWriter:
         write_all(self._fd, view, HEADER_BYTES + start)
         disk().fdatasync(self._fd)
         if self.family.streamed and len(view) >= _DROP_BYTES and hasattr(os, "posix_fadvise"):
-            # Millions of images that stream through would push everything else out of the page
-            # cache; and on virtual machines a page that was never used costs ten times a used one.
+            # Streaming millions of images would push everything else out of the page
+            # cache. On virtual machines, a page never used before costs ten times a used one.
             os.posix_fadvise(self._fd, HEADER_BYTES + start, len(view), os.POSIX_FADV_DONTNEED)
         return Append(self.family.name, self.number, start, len(view), hashing.checksum(view))
 
     def _flush_zeros(self) -> Append:
-        """Lengthen the file, whose end is that of what was committed before: zeros are what is read."""
+        """Extend the file, which ends where the last commit ended; the new part reads as zeros."""
         length, self._zeros = self._zeros, 0
         self._fd = self._open()
         disk().ftruncate(self._fd, HEADER_BYTES + self.end)
@@ -113,7 +114,7 @@ class ExtentWriter:
         return self._fd
 
     def close(self) -> None:
-        """Give the file descriptor back; what was put and not flushed is forgotten."""
+        """Close the file. Unflushed data is lost."""
         self._waiting.clear()
         self._zeros = 0
         if self._fd is not None:

@@ -1,9 +1,9 @@
-"""Extents: append-only files of kept pixels, fingerprints, vectors and their ids.
+"""Extents: append-only files of kept pixels, fingerprints, vectors and vector ids.
 
-Each is a 4 KiB header and then data. A *log* extent holds blobs of any length, a *row* extent rows
-of one length, at most ``Limits.extent_rows`` of them. How much of an extent is committed is not in
-the extent: the keys say, in the same batch that commits the rest of the chunk. Appends use
-``pwrite``, never a map, because a full disk is an error from ``pwrite`` and a SIGBUS from a map.
+Each has a 4 KiB header, then data. A *log* extent holds blobs of any length; a *row* extent holds rows
+of one length, at most ``Limits.extent_rows`` of them. The keys, not the extent, record how many of its
+bytes are committed, in the batch that commits the rest of the chunk. Appends use ``pwrite`` rather than
+a map, because a full disk is an error from ``pwrite`` but a SIGBUS from a map.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAGIC = b"ENGEXT01"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One kind of extent: the folder its files lie in, their suffix, and bytes a row (0: a log)."""
+    """One kind of extent: its files' folder and suffix, and the bytes per row (0: a log)."""
 
     folder: str
     suffix: str
@@ -35,20 +35,20 @@ class Family:
 
     @property
     def name(self) -> str:
-        """What the manifest calls it."""
+        """Return its name in the manifest."""
         return f"{self.folder}{self.suffix}"
 
     @property
     def streamed(self) -> bool:
-        """Whether it is written by the gigabyte and read again piece by piece, if at all."""
+        """Return whether it is written by the gigabyte and read back rarely, in pieces."""
         return not self.row_bytes
 
     def inside(self, number: int) -> str:
-        """What extent ``number`` is called beneath a store."""
+        """Return the path of extent ``number`` relative to its store."""
         return f"{self.folder}/{number:08d}{self.suffix}"
 
     def path(self, store: Path, number: int) -> Path:
-        """Where extent ``number`` lies."""
+        """Return the path of extent ``number``."""
         return store / self.inside(number)
 
 
@@ -57,30 +57,30 @@ FINGERPRINTS = Family("fingerprints", ".pdq", 32)
 
 
 def vectors(generation: int, dim: int) -> Family:
-    """The vectors of an encoder generation: float32, ``dim`` a row."""
+    """Return the family of an encoder generation's vectors: float32, ``dim`` per row."""
     return Family(f"vectors/{generation}", ".f32", 4 * dim)
 
 
 def vector_ids(generation: int) -> Family:
-    """The image id of each row of ``vectors``: int64."""
+    """Return the family of the image ids of ``vectors``: one int64 per row."""
     return Family(f"vectors/{generation}", ".ids", 8)
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """What one append wrote: the commit record keeps it, so that ``check`` can read it again."""
+    """One append. The commit record keeps it, so that ``check`` can verify the data."""
 
     family: str
     extent: int
-    offset: int  # in data bytes, behind the header
+    offset: int  # in data bytes, after the header
     length: int
     xxh64: int
 
 
 def first_row(committed: Iterable[Sequence[int]], family: Family, place: Place) -> int:
-    """Of all rows of a family, the one that begins at ``place``; 0 for logs, which have none.
+    """Return the index of the row at ``place`` among all rows of a family; 0 for logs.
 
-    ``committed``: the number and the data bytes of each extent, as a state has them.
+    ``committed``: the number and the data bytes of each extent, as in a state.
     """
     if not family.row_bytes:
         return 0
@@ -89,8 +89,8 @@ def first_row(committed: Iterable[Sequence[int]], family: Family, place: Place) 
 
 
 def create(store: Path, family: Family, number: int, uuid: bytes) -> None:
-    """A new, empty extent; durable, name included, when this returns."""
-    # A file of this name that the manifest does not know is what a crash left behind.
+    """Create an empty extent. Its file and name are durable when this returns."""
+    # A file of this name is a crash's leftover if the manifest does not know it.
     _make_folders(store, family)
     _put_header(store, family, number, uuid, nofollow.create_file(store, family.inside(number)))
 
@@ -102,7 +102,7 @@ def _put_header(
     uuid: bytes,
     fd: int,
 ) -> None:
-    """Write the header of extent ``number`` to its file, and close that."""
+    """Write the header of extent ``number`` to the open file ``fd``, and close it."""
     header = _HEADER.pack(
         _MAGIC,
         uuid,
@@ -129,7 +129,7 @@ def _make_folders(store: Path, family: Family) -> None:
 
 
 def adopt(made: Path, store: Path, family: Family, number: int, uuid: bytes) -> None:
-    """Move extent 0 out of the folder ``made`` into the store, as ``number``; durable."""
+    """Move extent 0 from the folder ``made`` into the store, as ``number``; durable."""
     fd = nofollow.open_file(made, family.inside(0), os.O_WRONLY)
     _put_header(made, family, number, uuid, fd)
     _make_folders(store, family)
@@ -138,9 +138,9 @@ def adopt(made: Path, store: Path, family: Family, number: int, uuid: bytes) -> 
 
 
 def restore(store: Path, family: Family, number: int, uuid: bytes, end: int) -> None:
-    """Give an extent back what it lacks of its header and its ``end`` data bytes, these as zeros.
+    """Restore an extent's header and its length of ``end`` data bytes; missing bytes become zeros.
 
-    What there is of its data stays where it is at every moment: it may be all that is left.
+    Existing data is never moved, because it may be the only copy.
     """
     name = family.inside(number)
     if header_problem(store, family, number, uuid):
@@ -157,7 +157,7 @@ def restore(store: Path, family: Family, number: int, uuid: bytes, end: int) -> 
 
 
 def cut(store: Path, family: Family, number: int, end: int) -> None:
-    """Cut what an extent has behind its ``end`` data bytes, if it is there and has more."""
+    """Truncate an extent to ``end`` data bytes, if it exists and is longer."""
     name = family.inside(number)
     if (nofollow.size(store, name) or 0) > HEADER_BYTES + end:
         fd = nofollow.open_file(store, name, os.O_WRONLY)
@@ -168,7 +168,7 @@ def cut(store: Path, family: Family, number: int, end: int) -> None:
 
 
 def overwrite(store: Path, family: Family, place: Place, data: Buffer) -> None:
-    """Write over damaged bytes, durably; for repairs only."""
+    """Durably overwrite damaged bytes. Only repairs may do this."""
     fd = nofollow.open_file(store, family.inside(place.extent), os.O_WRONLY)
     try:
         write_all(fd, data, HEADER_BYTES + place.offset)
@@ -178,7 +178,7 @@ def overwrite(store: Path, family: Family, place: Place, data: Buffer) -> None:
 
 
 def header_problem(store: Path, family: Family, number: int, uuid: bytes) -> str | None:
-    """What is wrong with an extent's header, or None."""
+    """Return what is wrong with an extent's header, or None."""
     try:
         head = nofollow.read_file(store, family.inside(number), HEADER_BYTES)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The families of extents that a manifest names, with the files that lie in their folders."""
+"""The families of extents that a manifest names, and the files in their folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.storage.state import State
 
 
 def family(store: Path, named: Manifest, name: str) -> Family:
-    """The family that the manifest calls ``name``; ``StoreDamagedError`` if there is none."""
+    """Return the family that the manifest calls ``name``; ``StoreDamagedError`` if there is none."""
     for one in (extents.PIXELS, extents.FINGERPRINTS, *named.space.families):
         if one.name == name:
             return one
@@ -20,14 +20,15 @@ def family(store: Path, named: Manifest, name: str) -> Family:
 
 
 def families(store: Path, named: Manifest) -> list[Family]:
-    """All families that the manifest names."""
+    """Return all families that the manifest names."""
     return [family(store, named, name) for name in named.extents]
 
 
 def data_files(store: Path) -> set[str]:
-    """The files in those folders whose files the manifest names, beneath the store.
+    """Return the data files of a store, as paths relative to it.
 
-    Files that are not called as ours are not among them. ``ForeignError`` where one of ours is none.
+    Files with other kinds of names are ignored. Raises ``ForeignError`` for a data file's name on
+    something that is not a regular file.
     """
     found = set()
     for top, ours in file_names.OF_FOLDER.items():
@@ -37,7 +38,7 @@ def data_files(store: Path) -> set[str]:
 
 
 def named_files(store: Path, named: Manifest) -> set[str]:
-    """The extents and the index files that the manifest names, beneath the store."""
+    """Return the extents and index files that the manifest names, as paths relative to the store."""
     found = {str(path) for path in named.index_files(Path())}
     for one in families(store, named):
         found |= {one.inside(number) for number in named.extents[one.name]}
@@ -45,7 +46,7 @@ def named_files(store: Path, named: Manifest) -> set[str]:
 
 
 def leftover_bytes(store: Path, named: Manifest, state: State) -> int:
-    """Bytes that an interrupted writer left behind, in extents or as files of their own."""
+    """Return the bytes that an interrupted writer left, in extents or as files of their own."""
     left = 0
     committed = {
         (name, number): size for name, pairs in state.extents.items() for number, size in pairs
@@ -54,7 +55,7 @@ def leftover_bytes(store: Path, named: Manifest, state: State) -> int:
         for number in named.extents[one.name]:
             end = extents.HEADER_BYTES + committed.get((one.name, number), 0)
             left += max((nofollow.size(store, one.inside(number)) or 0) - end, 0)
-    # A writer may be tidying up beside us.
+    # A writer may be deleting leftovers at the same time.
     unnamed = data_files(store) - named_files(store, named)
     return left + sum(nofollow.size(store, name) or 0 for name in unnamed)
 
@@ -65,5 +66,6 @@ def _folders(store: Path, top: str) -> list[str]:
     there = nofollow.entries(store, top)
     ours = [one for one in there if file_names.GENERATION.fullmatch(one.name)]
     for one in ours:
-        nofollow.is_folder(store, f"{top}/{one.name}")  # says what it is instead
+        # Raises an error if it is not a folder.
+        nofollow.is_folder(store, f"{top}/{one.name}")
     return [f"{top}/{one.name}" for one in ours]

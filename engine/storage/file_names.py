@@ -1,6 +1,6 @@
-"""What the files of a store are called: all that its writer may delete or write over.
+"""The names of a store's files: all that its writer may delete or overwrite.
 
-A file that is called otherwise is somebody else's, wherever it lies, and is left alone.
+A file with any other name belongs to somebody else and is left alone, wherever it lies.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ MENDED = "keys.mended"
 FILES = (MANIFEST, LOCK, COMMIT, RESERVE, REJECTS)
 FOLDERS = (KEYS, "pixels", "fingerprints", VECTORS, INDEX, ENCODER, MENDED)
 
-MAX_NUMBER = (1 << 31) - 1  # of a file of the index, whose header has 32 bits for it
+# The greatest number of an index file: its header has 32 bits for it.
+MAX_NUMBER = (1 << 31) - 1
 MAX_GENERATION = (1 << 24) - 1  # of an encoder
-MAX_EXTENT = (1 << 24) - 1  # of an extent: a row of an image has 24 bits for it
+# The greatest number of an extent: an image's row has 24 bits for it.
+MAX_EXTENT = (1 << 24) - 1
 _NUMBER = r"\d{8,10}"
-_NEW = r"\.[0-9]+\.new"  # of a file that is being replaced, by the number of the process
+# The ending of a file that will replace another one, with the process's id.
+_NEW = r"\.[0-9]+\.new"
 
-# RocksDB's own, and rocksdict's.
+# The files of RocksDB and of rocksdict.
 _ROCKSDB = (
     r"CURRENT|IDENTITY|LOCK|LOG(\.old\.\d+)?|(MANIFEST|OPTIONS)-\d+(\.dbtmp)?|"
     r"\d+\.(sst|log|blob|dbtmp)|rocksdict-config\.json"
@@ -37,7 +40,7 @@ _ROCKSDB = (
 ROCKSDB = re.compile(_ROCKSDB)
 ROCKSDB_MANIFEST = re.compile(r"MANIFEST-\d{1,20}")
 GENERATION = re.compile(r"[1-9]\d{0,9}")
-# What lies in each folder whose files the manifest names, and what replaced files are written as.
+# The files in each folder whose files the manifest names, and the names of their replacements.
 _OF_FOLDERS = {
     "pixels": r"blobs",
     "fingerprints": r"pdq",
@@ -51,7 +54,7 @@ OF_FOLDER = {
 _ENCODER_FILE = r"[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]{0,200}"
 _MODEL = re.compile(rf"{ENCODER}/([1-9]\d{{0,9}})/{_ENCODER_FILE}")
 
-# What may lie in a folder that a store, a part of one or a copy of one is made in.
+# The files that may lie in a temporary folder for a store, for a part of one or for a copy of one.
 MADE = re.compile(
     rf"({MANIFEST}|{LOCK}|{COMMIT}|{RESERVE}|{REJECTS})|\.{MANIFEST}{_NEW}|"
     rf"{KEYS}/({_ROCKSDB})|"
@@ -62,8 +65,8 @@ MADE = re.compile(
 _FAMILY = re.compile(rf"pixels\.blobs|fingerprints\.pdq|{VECTORS}/[1-9]\d{{0,9}}\.(f32|ids)")
 
 
-# In the folder of a store: a new manifest, other files that were being replaced or copied, and what
-# is made in a folder of its own.
+# Temporary entries in a store's folder: a new manifest, other files being replaced or copied, and
+# folders being built.
 NEW_MANIFEST = re.compile(rf"\.{MANIFEST}{_NEW}")
 NEW_FILE = re.compile(rf"\.({MANIFEST}|{COMMIT}|{RESERVE}|{REJECTS}){_NEW}")
 NEW_KEYS_FILE = re.compile(rf"\.({_ROCKSDB}){_NEW}")
@@ -71,24 +74,24 @@ MADE_FOLDER = re.compile(r"\..{1,255}\.([a-z]+-)?[0-9a-f]{8}\.(new|begun)", re.D
 
 
 def family(name: str) -> str:
-    """The name of a family of extents, if it is one; else ``ValueError``."""
+    """Return ``name`` if it is a family of extents; raise ``ValueError`` otherwise."""
     if not _FAMILY.fullmatch(name):
-        raise ValueError(f"extents are called {name[:60]!r}")
+        raise ValueError(f"{name[:60]!r} is not a family of extents")
     return name
 
 
 def segment(number: int) -> str:
-    """The file of index segment ``number``, in the folder of the index."""
+    """Return the file name of index segment ``number``."""
     return f"{number:08d}.ivf"
 
 
 def quantizer(number: int) -> str:
-    """The file of quantizer ``number``, in the folder of the index."""
+    """Return the file name of quantizer ``number``."""
     return f"{number:08d}.quantizer"
 
 
 def next_number(used: Iterable[int], most: int) -> int:
-    """A number that no file has, at most ``most``; ``StoreDamagedError`` where there is none left."""
+    """Return an unused number up to ``most``; ``StoreDamagedError`` if there is none left."""
     number = max(used, default=0) + 1
     if number > most:
         raise StoreDamagedError(
@@ -98,13 +101,13 @@ def next_number(used: Iterable[int], most: int) -> int:
 
 
 def may_be_model(name: str) -> bool:
-    """Whether the file of an encoder's model may have this name in a store."""
+    """Return whether an encoder's model may have this file name in a store."""
     return re.fullmatch(_ENCODER_FILE, name) is not None
 
 
 def encoder_folder(file: str, generation: int) -> str:
-    """The folder of an encoder's model, whose name the manifest has as ``file``."""
+    """Return the folder of an encoder's model; ``file`` is the model's path in the manifest."""
     found = _MODEL.fullmatch(file)
     if found is None or int(found[1]) != generation:
-        raise StoreDamagedError(f"{file!r} is no name of an encoder's model in a store")
+        raise StoreDamagedError(f"{file!r} is not the path of an encoder's model in a store")
     return file.rpartition("/")[0]

@@ -1,8 +1,8 @@
-"""The committed fingerprints, mapped, and the scan of all of them for those near a query's.
+"""The committed fingerprints, mapped, and a linear scan for those near a query's.
 
-Row r is that of image r + 1; an extent has ``Limits.extent_rows`` of them, 2^20 by default. A
-linear scan: a million are 32 MB, which take a few milliseconds, and no index over Hamming distances of
-31 looks at much less than all.
+Row r belongs to image r + 1; an extent has ``Limits.extent_rows`` rows, 2^20 by default. The scan is
+linear because a million fingerprints are 32 MB, which take a few milliseconds. An index over Hamming
+distances of 31 would have to read nearly all of them too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from engine.records import Place
 from engine.storage import extents
 from engine.storage.extent_reader import ExtentReader
 
-_BLOCK = 1 << 14  # rows: what is made of them stays in the processor's cache
-_WORDS = 4  # of 64 bits, a row
+# Rows per block, so that intermediate results stay in the processor's cache.
+_BLOCK = 1 << 14
+_WORDS = 4  # 64-bit words per row
 
 
 class NearRows(NamedTuple):
-    """Some of the rows within the distance of one of the queries."""
+    """Some rows within the distance of one query."""
 
     query: int
     rows: npt.NDArray[np.int64]  # (n,)
@@ -32,10 +33,10 @@ class NearRows(NamedTuple):
 
 
 class Fingerprints:
-    """(rows, 32) uint8, where the caller says what of each extent is committed."""
+    """The fingerprints of a store: (rows, 32) uint8. The caller passes the committed lengths."""
 
     def __init__(self, store: Path, block_rows: int = _BLOCK) -> None:
-        """``block_rows`` are compared at a time."""
+        """``block_rows``: how many rows are compared at a time."""
         self._block_rows = block_rows
         self._reader = ExtentReader(store, extents.FINGERPRINTS)
 
@@ -47,16 +48,15 @@ class Fingerprints:
         *,
         holes: bool = False,
     ) -> Iterator[NearRows]:
-        """The rows within ``most`` bits of one of (m, 32) ``queries``.
+        """Yield the rows within ``most`` bits of one of (m, 32) ``queries``, in row order per query.
 
-        ``committed``: the number and the data bytes of each extent, as a state has them. In the order
-        of rows, and for each query by itself. ``StoreDamagedError`` if an extent is gone or cut short.
-        ``holes``: many may never have been written, and are zeros; they are passed over unless a query
-        is near to that.
+        ``committed``: the number and the data bytes of each extent, as in a state. ``holes``: many rows
+        may never have been written and read as zeros; they are skipped unless a query is near zero.
+        Raises ``StoreDamagedError`` if an extent is gone or cut short.
         """
         words = np.ascontiguousarray(queries).view(np.uint64)
         holes = holes and bool((np.bitwise_count(words).sum(axis=1) > most).all())
-        # A query as often as there are rows in a block: one loop over 64 Ki words and not 16 Ki of four.
+        # Each query is repeated for a whole block: a loop over 64 Ki words, not 16 Ki of four.
         block_rows = self._block_rows
         repeated = [np.tile(row, block_rows) for row in words]
         unlike = np.empty(block_rows * _WORDS, np.uint64)
@@ -67,7 +67,7 @@ class Fingerprints:
             for number, query in enumerate(repeated):
                 np.bitwise_xor(flat, query[:size], out=unlike[:size])
                 np.bitwise_count(unlike[:size], out=counts[:size])
-                # Two sums in one: of two counts, at most 128 each, so that nothing is carried over.
+                # Add two pairs of counts at once. A count is at most 64, so the sums do not carry over.
                 pairs = counts[:size].view(np.uint16)
                 both = pairs[0::2] + pairs[1::2]
                 distances = (both & 0xFF) + (both >> 8)
@@ -79,9 +79,9 @@ class Fingerprints:
     def _blocks(
         self, committed: Sequence[Sequence[int]], *, holes: bool
     ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """The first row of each block, and the block: (n, 4) uint64, a view of the map.
+        """Yield the first row of each block, and the block: (n, 4) uint64, a view of the map.
 
-        ``holes``: not of rows that are in one.
+        ``holes``: skip rows that are in a hole.
         """
         width = extents.FINGERPRINTS.row_bytes
         first = 0
@@ -90,7 +90,7 @@ class Fingerprints:
             mapped = np.asarray(self._reader.rows(number, count, np.uint64))
             spans = self._reader.written(number, count * width) if holes else [(0, count * width)]
             for start, stop in spans:
-                # All of it at once: page by page, a disk would be asked for too little at a time.
+                # Announce all of it at once: page by page, the disk's queue would stay nearly empty.
                 self._reader.announce([Place(number, start, stop - start)])
                 end = -(-stop // width)
                 for at in range(start // width, end, self._block_rows):
@@ -98,5 +98,5 @@ class Fingerprints:
             first += count
 
     def close(self) -> None:
-        """Give the maps back."""
+        """Close the maps."""
         self._reader.close()

@@ -1,4 +1,4 @@
-"""Rows of the table ``images``: id, proof and kept pixels of an image, found by its key."""
+"""Rows of the table ``images``: an image's id, proof and place of kept pixels, found by its key."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import numpy.typing as npt
 from engine.records import Place
 from engine.storage.rows import damaged_row, u64
 
-# The value of an image: flags, id, proof, and where pixels are kept their place.
+# The value of an image: flags, id, proof, and the place of its kept pixels if there are any.
 _ID = slice(1, 7)
 _PROOF = slice(7, 39)
 _EXTENT, _OFFSET, _LENGTH = slice(39, 42), slice(42, 47), slice(47, 51)
 _BARE, _KEPT = 39, 51
-_BARE_VALUE = struct.Struct(">BHI32s")  # the same in integers that struct knows
+# The same layout, in integers that struct knows.
+_BARE_VALUE = struct.Struct(">BHI32s")
 _VALUE = struct.Struct(">BHI32sBHBII")
 _SHARED_KEY = 1
 _IN_RUNS = 2
@@ -26,17 +27,20 @@ _CANONICAL = 4
 
 
 class ImageRow(NamedTuple):
-    """One row of ``images``: an image's id, proof and kept pixels, found by its key."""
+    """A row of ``images``: an image's id, proof and place of kept pixels, found by its key."""
 
     id: int
     proof: bytes
     place: Place | None
-    shared: bool = False  # further images have the same key (only on the row under the bare key)
-    in_runs: bool = False  # all its sources are rows of arrays, in runs of several images
-    canonical: bool = False  # what is kept is its canonical form; else the file it came in
+    # More images have the same key. Only the row under the bare key has this flag.
+    shared: bool = False
+    # All sources of the image are rows of arrays, in runs of several images.
+    in_runs: bool = False
+    # The kept bytes are the canonical form; otherwise they are the original file.
+    canonical: bool = False
 
     def pack(self) -> bytes:
-        """The row's value."""
+        """Return the row's value."""
         flags = _SHARED_KEY * self.shared | _IN_RUNS * self.in_runs | _CANONICAL * self.canonical
         value = bytes((flags,)) + self.id.to_bytes(6, "big") + self.proof
         if self.place is None:
@@ -46,7 +50,7 @@ class ImageRow(NamedTuple):
 
     @classmethod
     def unpack(cls, value: bytes) -> ImageRow:
-        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        """Parse a value that ``pack`` wrote; raise ``StoreDamagedError`` if it is malformed."""
         if len(value) == _KEPT:
             flags, high, low, proof, extent_high, extent, at_high, at, length = _VALUE.unpack(value)
             place = Place(extent_high << 16 | extent, at_high << 32 | at, length)
@@ -66,7 +70,7 @@ class ImageRow(NamedTuple):
 
 
 def no_image(id_: int) -> ImageRow:
-    """What stands for the row in ``images`` that a vector does not have."""
+    """Return a placeholder row for a vector without an image, which has no row in ``images``."""
     return ImageRow(id_, b"", None)
 
 
@@ -77,11 +81,10 @@ def pack_images(
     first: Place | None,
     in_runs: npt.NDArray[np.bool_],
 ) -> tuple[list[bytes], list[bytes]]:
-    """The rows of n new images with consecutive ids: keys and values, in the order of the keys.
+    """Return the rows of n new images with consecutive ids: keys and values, in key order.
 
-    The values are what ``ImageRow.pack`` makes one by one. ``first`` is the place of the first one's
-    canonical form, behind which the others lie without a gap and with the same length; ``in_runs``
-    is (n,).
+    The values equal those of ``ImageRow.pack``. ``first`` is the place of the first image's canonical
+    form; the other forms follow it without a gap and have the same length. ``in_runs`` is (n,).
     """
     n = len(keys)
     out = np.empty((n, _BARE if first is None else _KEPT), np.uint8)
@@ -94,9 +97,9 @@ def pack_images(
         out[:, _OFFSET] = _big_endian(first.offset + np.arange(n) * first.length, 5)
         out[:, _LENGTH] = np.frombuffer(first.length.to_bytes(4, "big"), np.uint8)
     key_bytes = np.frombuffer(b"".join(keys), "V16")
-    # RocksDB takes rows that come in order in half the time. Half of a key is enough to sort by.
+    # RocksDB takes sorted rows in half the time. Half of a key is enough to sort by.
     order = np.argsort(key_bytes.view(">u8")[::2].astype(np.uint64))
-    # The items of an array of void are bytes, made without a step through the interpreter.
+    # Items of a void array become bytes without a Python loop.
     values = out.view(f"V{out.shape[1]}")[:, 0]
     return key_bytes[order].tolist(), values[order].tolist()
 
@@ -107,7 +110,7 @@ def _big_endian(values: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.uint
 
 @dataclass(frozen=True, slots=True)
 class ImageRows:
-    """The rows found for n keys, by the column; ``found`` is (n,), the other columns are of these."""
+    """The rows found for n keys, by column. ``found`` is (n,); other columns have one item per hit."""
 
     found: npt.NDArray[np.bool_]
     ids: npt.NDArray[np.int64]
@@ -120,17 +123,17 @@ class ImageRows:
 
     @property
     def shared(self) -> npt.NDArray[np.bool_]:
-        """Which keys have further images."""
+        """Return which keys have more images."""
         return self._has(_SHARED_KEY)
 
     @property
     def in_runs(self) -> npt.NDArray[np.bool_]:
-        """Which images have no sources but rows of arrays, in runs of several images."""
+        """Return for which images all sources are rows of arrays, in runs of several images."""
         return self._has(_IN_RUNS)
 
     @property
     def canonical(self) -> npt.NDArray[np.bool_]:
-        """Of which images the canonical form is kept."""
+        """Return for which images the kept bytes are the canonical form."""
         return self._has(_CANONICAL)
 
     def _has(self, flag: int) -> npt.NDArray[np.bool_]:
@@ -138,7 +141,7 @@ class ImageRows:
 
     @classmethod
     def unpack(cls, values: Sequence[bytes | None]) -> ImageRows:
-        """The values that were read for n keys, None where there is no row."""
+        """Parse the values read for n keys; a value is None if the key has no row."""
         found = np.fromiter((value is not None for value in values), np.bool_, len(values))
         there = [value.ljust(_KEPT, b"\0") for value in values if value is not None]
         if any(len(value) != _KEPT for value in there):
@@ -158,7 +161,7 @@ class ImageRows:
 
 
 def _number(digits: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Big-endian integers of up to 7 bytes: (n, bytes) → (n,)."""
+    """Convert big-endian integers of up to 7 bytes: (n, bytes) → (n,)."""
     out = np.zeros((len(digits), 8), np.uint8)
     out[:, 8 - digits.shape[1] :] = digits
     return out.view(">u8")[:, 0].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Where the images of one commit were seen: names of files, and rows of arrays."""
+"""The sources of the images of one commit: file names, and rows of arrays."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from engine.storage.open_files import OpenFiles
 from engine.storage.runs import BUCKET_BITS, Run, RunsOfBucket
 from engine.storage.tables import Tables
 
-_BUCKETS = 4096  # buckets of runs, and names of arrays, that are remembered
-_FEW_RUNS = 16  # of a bucket that is remembered when it is first read
-_MAX_RUNS = 1 << 15  # that are remembered, of all buckets
+# How many buckets of runs, and how many array names, are cached.
+_BUCKETS = 4096
+# A bucket with at most this many runs is cached when it is first read.
+_FEW_RUNS = 16
+# How many runs are cached in total.
+_MAX_RUNS = 1 << 15
 
 
 class ImageSources:
-    """The sources of the images of one commit. What it remembers is bounded."""
+    """The sources of the images of one commit. Its caches are bounded."""
 
     def __init__(self, files: OpenFiles, commit: int) -> None:
         self._files = files
         self._commit = commit
-        # Bounded: a bucket's few runs answer for 4,096 images where their rows are one array's.
+        # If rows come from one array, a bucket's few runs answer for 4,096 images.
         self._buckets: dict[int, list[Run] | RunsOfBucket] = {}
-        self._remembered = 0  # runs in them
+        self._remembered = 0  # runs in all cached buckets
         self._last_bucket = -1
-        self._too_many: set[int] = set()  # buckets that are not remembered
+        # Buckets with too many runs to cache.
+        self._too_many: set[int] = set()
         self._array_names: dict[int, bytes] = {}
         self._counts_hold: bool | None = None
 
@@ -36,9 +40,9 @@ class ImageSources:
         return self._files.tables
 
     def of(self, id_: int, most: int, *, in_runs: bool = False) -> tuple[list[bytes], int]:
-        """The first ``most`` places where image ``id_`` was seen, and how many there are.
+        """Return the first ``most`` sources of image ``id_``, and the number of all its sources.
 
-        ``in_runs``: what the image's row says; two scans less.
+        ``in_runs``: the flag of the image's row; it saves two scans.
         """
         names: list[bytes] = []
         count = 0 if in_runs else self._own_sources(id_, names, most)
@@ -50,7 +54,7 @@ class ImageSources:
         return names, count
 
     def _own_sources(self, id_: int, names: list[bytes], most: int) -> int:
-        """How many files and rows in runs of its own an image has; ``names`` gets up to ``most``."""
+        """Count an image's files and rows in runs of its own; append up to ``most`` to ``names``."""
         enough = max(most, source_counts.COUNTED)
         count = 0
         for at, name in enumerate(self.tables.sources.names_of(id_)):
@@ -72,17 +76,18 @@ class ImageSources:
             names += [b"%s#%d" % (base, row) for row in rows[: most - len(names)]]
 
     def _kept_count(self, id_: int) -> int | None:
-        """How many files and runs of its own are noted of an image; None if they have to be read."""
+        """Return the stored count of an image's files and own runs; None if they have to be read."""
         if self._counts_hold is None:
             self._counts_hold = source_counts.hold(self.tables, self._commit)
         return self.tables.meta.source_count(id_) if self._counts_hold else None
 
     def _bucket(self, id_: int) -> Iterable[Run]:
-        """The runs of several images that image ``id_`` may be in."""
+        """Return the runs of several images that may include image ``id_``."""
         bucket = id_ >> BUCKET_BITS
         found = self._buckets.get(bucket)
         again = bucket == self._last_bucket and bucket not in self._too_many
-        if found is None and again:  # and once more, most likely
+        # A second read of the same bucket: cache it, because a third is likely.
+        if found is None and again:
             self._remember(bucket, list(islice(self.tables.runs.in_bucket(id_), _MAX_RUNS + 1)))
             found = self._buckets.get(bucket)
         if found is None:
@@ -111,7 +116,7 @@ class ImageSources:
         self._remembered += len(runs)
 
     def array_name(self, number: int) -> bytes:
-        """What array ``number`` is called in results."""
+        """Return the name of array ``number`` in results."""
         name = self._array_names.get(number)
         if name is None:
             name = self.tables.arrays.name_of(number)

@@ -1,4 +1,4 @@
-"""What the files of the index are called, as a store that knows nothing of their contents needs it."""
+"""The paths and checksums of index files. This module knows nothing of their contents."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from engine.storage.manifest import INDEX_FOLDER, SegmentEntry
 
 @dataclass(frozen=True, slots=True)
 class ReorderedExtent:
-    """A new extent of vectors in the order of a segment's lists, before a store takes it over."""
+    """A new extent of vectors in the order of a segment's lists, not yet part of a store."""
 
     rows: int
-    segment: SegmentEntry | None  # over extent 0, until it has its number; none if no row is left
+    # It covers extent 0 until the extent has its number; None if no row is left.
+    segment: SegmentEntry | None
     appends: tuple[tuple[Append, Append], ...]  # of vectors and of ids, as a commit records them
 
 
 def segment_path(store: Path, number: int) -> Path:
-    """Where segment ``number`` lies."""
+    """Return the path of segment ``number``."""
     return store / INDEX_FOLDER / file_names.segment(number)
 
 
 def quantizer_path(store: Path, number: int) -> Path:
-    """Where quantizer ``number`` lies."""
+    """Return the path of quantizer ``number``."""
     return store / INDEX_FOLDER / file_names.quantizer(number)
 
 
 def make_index_folder(store: Path) -> None:
-    """Make the folder that segments and quantizers lie in, durably, if it is not there."""
+    """Durably make the folder of segments and quantizers, if it is missing."""
     if nofollow.make_folder(store, INDEX_FOLDER):
         fsync_dir(store)
 
@@ -40,10 +41,10 @@ def make_index_folder(store: Path) -> None:
 def file_problem(
     path: Path, size: int, xxh64: int, step: Callable[[], None] = lambda: None
 ) -> str | None:
-    """What is wrong with a segment's or a quantizer's file, or None; reads all of it.
+    """Read a whole segment or quantizer file; return what is wrong with it, or None.
 
-    ``step`` is called after each megabyte, and what it raises ends the reading.
-    ``UnreadableError`` where something keeps this process from reading it.
+    ``step`` is called after each megabyte; an exception from it ends the reading. Raises
+    ``UnreadableError`` if this process cannot read the file for a reason that is not damage.
     """
     try:
         found = file_checksum(path, path.parent.parent, step)

@@ -1,4 +1,4 @@
-"""Which ids are of images that are there: those that have a record."""
+"""Finds the ids of images that exist: those that have a record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.storage.runs import Run
 
 
 def live(table: Keys, first: int, count: int) -> npt.NDArray[np.bool_]:
-    """Which of the ``count`` ids from ``first`` on have a record: (count,)."""
+    """Return which of the ``count`` ids from ``first`` on have a record: (count,) bool."""
     out = np.zeros(count, np.bool_)
     before = table.at_or_before("records", u64(first))
     for key, value in table.scan("records", start=before[0] if before else u64(first)):
@@ -26,7 +26,7 @@ def live(table: Keys, first: int, count: int) -> npt.NDArray[np.bool_]:
 
 
 def sources_in(table: Keys, run: Run) -> int:
-    """How many sources a run is: its rows that are images which are there."""
+    """Return how many sources a run stands for: its rows whose images exist."""
     if not run.several:
         return run.count
     return int(live(table, run.id, run.count).sum())
@@ -35,7 +35,7 @@ def sources_in(table: Keys, run: Run) -> int:
 def blocks_of(
     table: Keys, ids: Sequence[int]
 ) -> Iterator[tuple[bytes, bytes, npt.NDArray[np.int64]]]:
-    """The rows of ``records`` that hold some of ``ids`` (ascending), and which of them each holds."""
+    """Yield key and value of each ``records`` row with some of ``ids`` (ascending), and those ids."""
     wanted = np.array(ids, np.int64)
     at = 0
     while at < len(wanted):
@@ -44,7 +44,8 @@ def blocks_of(
             at += 1
             continue
         there = record_ids(*row)
-        if not len(there):  # damage: the last image of a row takes the row with it
+        # Damage: removing a row's last image removes the row.
+        if not len(there):
             at += 1
             continue
         end = max(at + 1, int(np.searchsorted(wanted, there[-1], "right")))

@@ -1,4 +1,4 @@
-"""LOCK: the flock of the one writer. The kernel drops it when the process dies, however it dies."""
+"""LOCK: the single writer's flock. The kernel releases it when the process dies, however it dies."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from engine.storage import file_names, nofollow
 from engine.storage.disk import disk
 
 NAME = file_names.LOCK
-_FIRST_POLL = 0.01  # seconds, between two tries of whoever waits
-_LAST_POLL = 0.25  # seconds, to which that grows
+_FIRST_POLL = 0.01  # seconds between the first two attempts
+_LAST_POLL = 0.25  # seconds between attempts in the end
 _POLL_GROWTH = 1.5
-_MAX_HOST = 64  # characters of a name: as long as Linux lets one be
+_MAX_HOST = 64  # characters of a host name, which is Linux's limit
 _log = logging.getLogger("engine.storage")
-_TRIES = 500  # while others only ask for it
+_TRIES = 500  # while other processes only test the lock
 _PAUSE = 0.002  # seconds
 
 
 class WriterLock:
-    """Held from the first write until ``release``; what is in the file is information only.
+    """The writer's lock, from the first write until ``release``. The file's content is informational.
 
-    That is a JSON object: the ``pid`` of the holder, its ``host``, and ``since`` (seconds since 1970),
+    It is a JSON object: the ``pid`` of the holder, its ``host``, and ``since`` (seconds since 1970),
     which older versions of the engine do not write.
     """
 
@@ -39,19 +39,20 @@ class WriterLock:
         self._store = store
         self._path = store / NAME
         self._fd: int | None = None
-        self.abandoned = False  # it is the parent's of this forked process
+        # Whether this is a forked child's copy of its parent's lock.
+        self.abandoned = False
         abandon_in_child(self)
 
     @property
     def held(self) -> bool:
-        """Whether this object holds the lock."""
+        """Return whether this object holds the lock."""
         return self._fd is not None
 
     def acquire(self, wait: float = 0.0, stop: Callable[[], bool] | None = None) -> None:
-        """Take the lock; wait up to ``wait`` seconds for whoever has it.
+        """Take the lock; wait up to ``wait`` seconds for its holder.
 
-        Then ``StoreLockedError`` names that process. ``stop`` is asked before each try but the first:
-        once it says so, ``StoppedError`` is raised.
+        Raises ``StoreLockedError``, which names the holder, after that. Before each attempt but the
+        first it calls ``stop``, and raises ``StoppedError`` if that returns true.
         """
         deadline, pause = time.monotonic() + wait, _FIRST_POLL
         waiting = False
@@ -77,10 +78,10 @@ class WriterLock:
         return f"{self._store} is being written by {holder}: {advice}, or end that process"
 
     def _try(self) -> str | None:
-        """Take the lock, or say who has it.
+        """Take the lock and return None, or return the name of its holder.
 
-        The file is opened again for each try: whoever waits must not end up with the lock of a store
-        that was deleted, and made again, while it waited.
+        Each attempt opens the file again. Otherwise a waiting process could get the lock of a store that
+        was deleted and created again.
         """
         try:
             fd = nofollow.open_lock(self._store, NAME, os.O_RDWR | os.O_CREAT)
@@ -102,15 +103,17 @@ class WriterLock:
             ) from None
         said = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)}
         self._fd = fd
-        with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
+        # Writing fails on a full disk, but the lock is held all the same.
+        with contextlib.suppress(OSError):
             if os.fstat(fd).st_nlink > 1:
-                return None  # it is somebody else's file too
+                # The file has another name too, so it is not ours alone.
+                return None
             disk().ftruncate(fd, 0)
             disk().pwrite(fd, json.dumps(said).encode(), 0)
         return None
 
     def busy(self) -> bool:
-        """Whether somebody holds the lock."""
+        """Return whether any process holds the lock."""
         try:
             fd = nofollow.open_lock(self._store, NAME, os.O_RDONLY)
         except OSError:
@@ -119,29 +122,30 @@ class WriterLock:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # a file system without locks
+        # Some file systems have no locks.
+        except OSError:
             return False
         finally:
             os.close(fd)
         return False
 
     def release(self) -> None:
-        """Give the lock back; the file stays, since removing it would race with the next writer."""
+        """Release the lock. The file stays, because removing it would race with the next writer."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def abandon(self) -> None:
-        """In a forked child: it stays the parent's, and is free as soon as the parent gives it back."""
+        """Close it in a forked child: the lock stays the parent's, which alone releases it."""
         self.abandoned = True
         self.release()
 
 
 def _lock(fd: int) -> None:
-    """Take the lock; ``BlockingIOError`` if a writer has it.
+    """Take the lock; raise ``BlockingIOError`` if a writer has it.
 
-    Whoever only asks whether it is held (``busy``) shares it for a moment. As long as it can be
-    shared there is no writer, and it is tried again.
+    ``busy`` takes a shared lock for a moment. While a shared lock succeeds there is no writer, so this
+    tries again.
     """
     for _ in range(_TRIES):
         with contextlib.suppress(BlockingIOError):
@@ -154,7 +158,7 @@ def _lock(fd: int) -> None:
 
 
 def _holder(fd: int) -> str:
-    """Who has the lock, as far as the file says so; it may hold anything."""
+    """Return the lock's holder as the file names it; the file may contain anything."""
     try:
         said = json.loads(os.pread(fd, 4096, 0))
         pid, host = int(said["pid"]), str(said["host"])
@@ -168,7 +172,7 @@ def _holder(fd: int) -> str:
 
 
 def _since(seconds: object) -> str:
-    """Since when, in local time; nothing where an older version of the engine has the lock."""
+    """Return since when, in local time; empty if an older version of the engine has the lock."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return ""
     try:

@@ -1,4 +1,4 @@
-"""MANIFEST.json: which files of the store are live. Replaced whole, by an atomic rename."""
+"""MANIFEST.json: the list of a store's live files. An atomic rename replaces it as a whole."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ _MAX_BYTES = 64 << 20
 _UUID_BYTES = 16
 _MAX_DIM = 1 << 24
 _MAX_LISTS = 1 << 24
-_MAX_RERANK_DEPTH = 1 << 20  # candidates of one query: arrays of as many are made
+# The candidates of one query: arrays of this length are allocated.
+_MAX_RERANK_DEPTH = 1 << 20
 _NAME_ANOTHER = "name a store, or an empty or new folder for one, with path="
 
 
 class DamagedManifestError(StoreFormatError):
-    """The manifest of what is a store otherwise is gone or unreadable: it can be made again."""
+    """The manifest of an otherwise valid store is missing or unreadable. It can be rebuilt."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizerEntry:
-    """What the lists and codes of segments mean: trained on vectors of one encoder generation."""
+    """A quantizer, which defines the lists and codes of segments; trained on one encoder generation."""
 
     number: int
     generation: int
     nlist: int
-    trained_on: int  # vectors that there were then
-    closeness: float  # mean inner product of a vector with its centroid, then
+    trained_on: int  # number of vectors at training
+    closeness: float  # mean inner product of a vector with its centroid, at training
     bytes: int
     xxh64: int
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentEntry:
-    """One index segment; its rows are labelled by their number within ``ranges``, one after another.
+    """An index segment. Its rows are numbered within ``ranges``, one range after another.
 
-    It is live if all of these are committed: (extent of vectors, first row in it, rows).
+    A range is (extent of vectors, first row in it, rows). The segment is live if all are committed.
     """
 
     number: int
@@ -62,22 +63,23 @@ class SegmentEntry:
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """Return its number of rows."""
         return sum(rows for _, _, rows in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """How far a search looks, and the recall that was measured of it."""
+    """How far a search looks, and the recall measured with that."""
 
     nprobe: int  # lists, at most
     rerank_depth: int  # candidates that are compared in full
     recall: float
     recall_lower_bound: float  # the lower end of its confidence interval (95 %, one-sided)
-    probe_radius: float | None = None  # lists so many times as far as the nearest are left out
+    # Skip lists more than this many times as far away as the nearest; None: skip none.
+    probe_radius: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, whose names are part of the format."""
+        """Return a JSON object; its names are part of the format."""
         return {
             "nprobe": self.nprobe,
             "depth": self.rerank_depth,
@@ -89,16 +91,16 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Recall as measured on a sample of a store's own vectors, and what is wanted by default."""
+    """Recall measured on a sample of a store's own vectors, and the default target."""
 
     target: float
     quantizer: int = 0
-    rows: int = 0  # vectors that there were then
-    sample: int = 0  # vectors that were looked for
+    rows: int = 0  # number of vectors at the measurement
+    sample: int = 0  # number of vectors used as queries
     points: tuple[tuple[int, tuple[OperatingPoint, ...]], ...] = ()  # by k; the cheapest first
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, whose names are part of the format."""
+        """Return a JSON object; its names are part of the format."""
         return {
             "target": self.target,
             "quantizer": self.quantizer,
@@ -110,11 +112,11 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The parsed manifest. It names files; how many rows of them count, the keys say."""
+    """The parsed manifest. It names files; the keys say how many rows of them are committed."""
 
     uuid: str
     settings: StructuralSettings
-    encoder: EncoderEntry | None = None  # as in the file; ``space`` says what it means
+    encoder: EncoderEntry | None = None  # as in the file; ``space`` interprets it
     extents: dict[str, list[int]] = field(default_factory=dict)  # family → extent numbers
     segments: tuple[SegmentEntry, ...] = ()
     quantizers: tuple[QuantizerEntry, ...] = ()
@@ -122,16 +124,16 @@ class Manifest:
 
     @property
     def space(self) -> VectorSpace:
-        """What the vectors of the store are."""
+        """Return the vector space of the store."""
         return VectorSpace.of(self.encoder)
 
     def with_extent(self, family: str, number: int) -> Manifest:
-        """The manifest that names one more extent."""
+        """Return a manifest that names one more extent."""
         extents = {**self.extents, family: [*self.extents.get(family, []), number]}
         return replace(self, extents=extents)
 
     def only(self, live: Iterable[tuple[str, int]]) -> Manifest:
-        """The manifest without the extents that are not ``live``: (family, number) of each."""
+        """Return a manifest without extents that are not ``live``: (family, number) of each."""
         kept = set(live)
         extents = {
             family: [number for number in numbers if (family, number) in kept]
@@ -142,7 +144,7 @@ class Manifest:
     def with_index(
         self, live: Iterable[SegmentEntry], measured: Measured | None = None
     ) -> Manifest:
-        """The manifest with these segments, and the quantizers that they use, and no others."""
+        """Return a manifest with these segments, and only the quantizers that they use."""
         segments = tuple(live)
         used = {entry.quantizer for entry in segments}
         quantizers = tuple(entry for entry in self.quantizers if entry.number in used)
@@ -154,14 +156,14 @@ class Manifest:
         )
 
     def index_files(self, store: Path) -> set[Path]:
-        """The files of segments and quantizers."""
+        """Return the files of segments and quantizers."""
         folder = store / INDEX_FOLDER
         return {folder / file_names.segment(entry.number) for entry in self.segments} | {
             folder / file_names.quantizer(entry.number) for entry in self.quantizers
         }
 
     def dump(self) -> bytes:
-        """The file's contents."""
+        """Return the file's contents."""
         body = {
             "what": _MAGIC,
             "format": FORMAT_VERSION,
@@ -180,15 +182,15 @@ class Manifest:
         return (json.dumps(body, indent=1) + "\n").encode()
 
     def save(self, store: Path) -> None:
-        """Write it, durably."""
+        """Write the manifest durably."""
         replace_file(store / NAME, self.dump(), store)
 
 
 def load(store: Path, *, writing: bool = False) -> Manifest:
     """Read a store's manifest, to read the store or for ``writing`` to it.
 
-    Raises ``StoreNotFoundError`` where there is nothing, ``StoreFormatError`` where there is
-    something else or a format this version cannot read.
+    Raises ``StoreNotFoundError`` if nothing is there, and ``StoreFormatError`` for anything that is not
+    a store or has a format that this version cannot read.
     """
     path = store / NAME
     try:
@@ -198,10 +200,10 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
             raise StoreNotFoundError(
                 f"there is no store at {store}: make one with create=True, or name another with path="
             ) from None
-        # Without keys of that name while they are built again: see engine.storage.rocks.rebuild.
+        # A repair builds the keys in MENDED, so KEYS may be missing: see engine.storage.rocks.rebuild.
         if any(nofollow.is_folder(store, name) for name in (file_names.KEYS, file_names.MENDED)):
             raise DamagedManifestError(
-                f"{store}: its {NAME} is missing; 'engine check --fix' makes it anew"
+                f"{store}: its {NAME} is missing; 'engine check --fix' rebuilds it"
             ) from None
         raise StoreFormatError(
             f"{store} is not a store (it has no {NAME}): {_NAME_ANOTHER}"
@@ -214,7 +216,7 @@ def load(store: Path, *, writing: bool = False) -> Manifest:
 
 
 def parse(store: Path, dumped: bytes, *, writing: bool = False) -> Manifest:
-    """The manifest that ``dump`` wrote; ``StoreFormatError`` if it is something else."""
+    """Parse what ``dump`` wrote; raise ``StoreFormatError`` if it is malformed."""
     try:
         return _parse(store, members(loads(dumped)), writing)
     except RecursionError:
@@ -225,7 +227,7 @@ def parse(store: Path, dumped: bytes, *, writing: bool = False) -> Manifest:
         what = str(error)
     raise DamagedManifestError(
         f"{store / NAME} cannot be read ({what}): "
-        f"it is damaged or not a store's manifest; 'engine check --fix' makes a damaged one anew"
+        f"it is damaged or not a store's manifest; 'engine check --fix' rebuilds a damaged one"
     )
 
 
@@ -239,8 +241,8 @@ def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
         )
     if number(body["min_writer"]) > FORMAT_VERSION and writing:
         raise StoreFormatError(
-            f"{store} has format version {number(body['format'])}, which can be read and not "
-            f"written by this engine: install a newer image-index-engine"
+            f"{store} has format version {number(body['format'])}, which this engine can "
+            f"read but not write: install a newer image-index-engine"
         )
     unknown = {text(feature) for feature in items(body["features"])} - _KNOWN_FEATURES
     if unknown:
@@ -248,7 +250,8 @@ def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
             f"{store} uses {', '.join(sorted(unknown))}, which this engine does not know: "
             f"install a newer image-index-engine"
         )
-    if body.get("xxh64", _checksum(body)) != _checksum(body):  # early stores have none
+    # Early stores have no checksum.
+    if body.get("xxh64", _checksum(body)) != _checksum(body):
         raise ValueError("its checksum is wrong")
     try:
         settings = StructuralSettings.from_dict(members(body["settings"]))
@@ -272,7 +275,7 @@ def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
 def _uuid(value: object) -> str:
     found = bytes.fromhex(text(value))
     if len(found) != _UUID_BYTES:
-        raise ValueError("its uuid is none")
+        raise ValueError("its uuid is malformed")
     return found.hex()
 
 
@@ -310,7 +313,7 @@ def _segment(body: dict[str, Any]) -> SegmentEntry:
     for extent, first, rows in map(items, items(body["ranges"])):
         ranges.append((number(extent, 1, file_names.MAX_EXTENT), number(first), number(rows, 1)))
     if not ranges:
-        raise ValueError("a segment is over nothing")
+        raise ValueError("a segment covers no vectors")
     return SegmentEntry(
         number=_file_number(body["number"]),
         generation=_generation(body["generation"]),
@@ -358,12 +361,12 @@ def _point(body: dict[str, Any]) -> OperatingPoint:
         probe_radius=None if radius is None else real(radius),
     )
     if point.probe_radius is not None and point.probe_radius < 1:
-        raise ValueError("a measured recall makes no sense")
+        raise ValueError("a measured recall is out of range")
     return point
 
 
 def _checksum(body: dict[str, Any]) -> int:
-    """Over what is said of the store; not over the versions, which any engine has to be able to read."""
+    """Compute the content's checksum, without the versions, which any engine must be able to read."""
     parts = ("uuid", "settings", "encoder", "extents", "segments", "quantizers", "measured")
     said = [body[name] for name in parts]
     return hashing.checksum(json.dumps(said, sort_keys=True).encode())

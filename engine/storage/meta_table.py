@@ -1,4 +1,4 @@
-"""The table of single values: state, settings, a copy of the manifest; and counts of sources."""
+"""The table of single values: state, settings, a copy of the manifest; and source counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TOO_MANY = 1 << 6  # as the first of eight bytes: 2^62
 class MetaTable(Table):
     """Single values: state, settings, a copy of the manifest, roots, the mark of a repair.
 
-    And counts of sources (see ``engine.storage.source_counts``).
+    It also has the source counts (see ``engine.storage.source_counts``).
     """
 
     name = "meta"
@@ -21,31 +21,31 @@ class MetaTable(Table):
     COUNTED, _COUNT = b"counted", b"sources"
 
     def state(self) -> bytes | None:
-        """What the newest commit left behind."""
+        """Return the state after the newest commit."""
         return self.get(self.STATE)
 
     def settings(self) -> bytes | None:
-        """A copy of the structural settings."""
+        """Return a copy of the structural settings."""
         return self.get(self.SETTINGS)
 
     def manifest(self) -> bytes | None:
-        """A copy of the manifest, for repairs."""
+        """Return a copy of the manifest, for repairs."""
         return self.get(self.MANIFEST)
 
     def roots(self) -> bytes | None:
-        """The folders that ingests took."""
+        """Return the folders that were ingested."""
         return self.get(self.ROOTS)
 
     def counted(self) -> int | None:
-        """The commit with which counts of sources were last kept."""
+        """Return the last commit that updated the source counts."""
         return _number(self.get(self.COUNTED))
 
     def put_counted(self, commit: int) -> RowChange:
-        """That counts of sources were kept with a commit."""
+        """Return the change that records ``commit`` as the last to update the source counts."""
         return self.change(self.COUNTED, u64(commit))
 
     def source_counts(self) -> Iterator[tuple[int, int]]:
-        """Each image whose sources are counted, and how many they are."""
+        """Yield each image that has a source count, and the count."""
         start = len(self._COUNT)
         for key, value in self.scan(self._COUNT):
             count = _number(value)
@@ -53,24 +53,24 @@ class MetaTable(Table):
                 yield int.from_bytes(key[start:], "big"), count
 
     def source_count(self, id_: int) -> int | None:
-        """How many sources were counted of an image."""
+        """Return the source count of an image, or None."""
         return self.source_counts_of([id_])[0]
 
     def source_counts_of(self, ids: Sequence[int]) -> list[int | None]:
-        """``source_count`` of each of many images."""
+        """Return ``source_count`` of each of many images."""
         return [_number(one) for one in self.get_many([self._COUNT + u64(id_) for id_ in ids])]
 
     def put_source_count(self, id_: int, count: int) -> RowChange:
-        """How many sources an image has."""
+        """Return the change that sets the source count of an image."""
         return self.change(self._COUNT + u64(id_), u64(count))
 
     def drop_source_count(self, id_: int) -> RowChange:
-        """That the sources of an image are not counted."""
+        """Return the change that drops the source count of an image."""
         return self.change(self._COUNT + u64(id_), None)
 
 
 def _number(value: bytes | None) -> int | None:
-    """A count; None where no engine wrote it: one more than it would not fit in its row either."""
+    """Parse a count; None if no engine wrote it: a count of 2^62 or more would not fit either."""
     if value is None or len(value) != 8 or value[0] >= _TOO_MANY:
         return None
     return int.from_bytes(value, "big")

@@ -1,12 +1,12 @@
-"""Opens, lists, renames and deletes files beneath one folder, and follows nothing on the way.
+"""Opens, lists, renames and deletes files in one folder, without following links.
 
-A store may come from anywhere, and its writer deletes and overwrites. So each file of a store is reached
-through ``engine.storage.safe_folders``: a symbolic link, a pipe, a socket, a device or a folder where a
-file belongs is a ``ForeignError`` that names it. Only the path of the store itself may be a link.
-``root`` is that path everywhere here, ``name`` is relative to it, with slashes.
+A store may come from anywhere, and its writer deletes and overwrites files. So every file of a store is
+reached through ``engine.storage.safe_folders``. A symbolic link, a pipe, a socket, a device, or a folder
+in place of a file raises a ``ForeignError`` that names it. Only the store's own path may be a link. In
+this module, ``root`` is that path and ``name`` is relative to it, with slashes.
 
-A file with a second name (a hard link) is copied before it is written to: a backup by ``cp -al`` is
-then not changed with the store, nor is anything else that somebody linked into it.
+A file with a second name (a hard link) is copied before it is written to. So writing to a store changes
+neither a ``cp -al`` backup nor any other file that is linked into it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from engine.storage.safe_folders import (
     split,
 )
 
-# A pipe cannot hold an open up, and a terminal does not become ours.
+# Opening a pipe must not block, and a terminal must not become this process's.
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_COPIED = 1 << 20  # bytes at a time
-_DEEPEST = 4  # folders in each other, in one that is discarded
+_COPIED = 1 << 20  # bytes per read
+_DEEPEST = 4  # levels of folders in a folder that is discarded
 
 
 class FolderEntry(NamedTuple):
-    """What is in a folder: neither a file nor a folder is a link to one."""
+    """An entry of a folder. A link to a file or a folder counts as neither."""
 
     name: str
     is_file: bool
@@ -46,9 +46,9 @@ class FolderEntry(NamedTuple):
 
 
 def open_file(root: Path, name: str, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file, which the caller closes.
+    """Open a regular file; return its descriptor, which the caller closes.
 
-    With ``os.O_CREAT`` in ``flags`` a missing file is made, in a folder that is there. Raises
+    With ``os.O_CREAT`` in ``flags`` a missing file is created, in an existing folder. Raises
     ``OSError`` as ``os.open`` does, ``ForeignError`` for anything that is not a regular file.
     """
     folder, last = split(name)
@@ -67,21 +67,21 @@ def open_file(root: Path, name: str, flags: int = os.O_RDONLY) -> int:
 
 
 def own(root: Path, name: str) -> None:
-    """Let a file have no other name than this, if it is there: a copy takes its place."""
+    """Replace a file that has other names by a copy, so that it has only this one."""
     found = status(root, name)
     if found is not None and found.st_nlink > 1:
         os.close(open_file(root, name, os.O_WRONLY))
 
 
 def open_lock(root: Path, name: str, flags: int) -> int:
-    """As ``open_file``, and never a copy: whoever has the same file has the same lock."""
+    """Like ``open_file``, but never copy: processes with the same file share the same lock."""
     folder, last = split(name)
     with opened_folder(root, folder) as at:
         return _open_file(root, name, last, flags, at)
 
 
 def create_file(root: Path, name: str) -> int:
-    """A descriptor of a new, empty file, for writing; a file that had the name loses it."""
+    """Create an empty file and return its descriptor; a file with that name is deleted first."""
     folder, last = split(name)
     with opened_folder(root, folder) as at:
         _unlink(root, name, last, at)
@@ -90,15 +90,16 @@ def create_file(root: Path, name: str) -> int:
 
 
 def read_file(root: Path, name: str, most: int | None = None) -> bytes:
-    """A file's content, or its first ``most`` bytes. ``OSError``, ``ForeignError``."""
+    """Return a file's content, or its first ``most`` bytes. Raises ``OSError``, ``ForeignError``."""
     with os.fdopen(open_file(root, name), "rb") as file:
         if most is None:
             return file.read()
-        return file.read(min(most, os.fstat(file.fileno()).st_size))  # it allocates all of that
+        # read() allocates as many bytes as it is asked for.
+        return file.read(min(most, os.fstat(file.fileno()).st_size))
 
 
 def status(root: Path, name: str) -> os.stat_result | None:
-    """The status of a regular file, None where there is none; ``ForeignError`` for another kind."""
+    """Return a regular file's status, None if it is missing; ``ForeignError`` for another kind."""
     folder, last = split(name)
     try:
         with opened_folder(root, folder) as at:
@@ -111,13 +112,13 @@ def status(root: Path, name: str) -> os.stat_result | None:
 
 
 def size(root: Path, name: str) -> int | None:
-    """How many bytes a file has, None where there is none."""
+    """Return a file's size in bytes, None if it is missing."""
     found = status(root, name)
     return found.st_size if found is not None else None
 
 
 def entries(root: Path, name: str = "") -> list[FolderEntry]:
-    """What is in a folder, by name; nothing where there is no such folder."""
+    """Return a folder's entries, sorted by name; empty if the folder is missing."""
     try:
         with opened_folder(root, name, os.O_RDONLY) as at, os.scandir(at) as found:
             there = [
@@ -134,23 +135,24 @@ def entries(root: Path, name: str = "") -> list[FolderEntry]:
 
 
 def files(root: Path, name: str, ours: re.Pattern[str]) -> list[str]:
-    """The names of ours in a folder. ``ForeignError`` where one of them is no file."""
+    """Return the names in a folder that match ``ours``; ``ForeignError`` if one is not a file."""
     there = [entry for entry in entries(root, name) if ours.fullmatch(entry.name)]
     for entry in there:
         if not entry.is_file:
-            status(root, f"{name}/{entry.name}")  # says what it is
+            # Raises an error that says what it is.
+            status(root, f"{name}/{entry.name}")
     return [entry.name for entry in there]
 
 
 def remove(root: Path, name: str) -> None:
-    """Delete a regular file, if it is there; ``ForeignError`` if something else is."""
+    """Delete a regular file, if it exists; ``ForeignError`` if the name is something else."""
     folder, last = split(name)
     with contextlib.suppress(FileNotFoundError), opened_folder(root, folder) as at:
         _unlink(root, name, last, at)
 
 
 def rename(root: Path, name: str, into: Path, new: str) -> None:
-    """Move a regular file beneath ``root`` to its name beneath ``into``, whose folder is there."""
+    """Move a regular file in ``root`` to the name ``new`` in ``into``, whose folder must exist."""
     folder, last = split(name)
     to, new_last = split(new)
     with opened_folder(root, folder) as at, opened_folder(into, to) as there:
@@ -161,7 +163,7 @@ def rename(root: Path, name: str, into: Path, new: str) -> None:
 
 
 def make_folder(root: Path, name: str) -> bool:
-    """Make a folder, in one that is there; whether it was missing. ``ForeignError`` as for files."""
+    """Make a folder in an existing one; return whether it was missing. Raises ``ForeignError``."""
     if is_folder(root, name):
         return False
     folder, last = split(name)
@@ -171,7 +173,7 @@ def make_folder(root: Path, name: str) -> bool:
 
 
 def is_folder(root: Path, name: str) -> bool:
-    """Whether there is a folder of that name; ``ForeignError`` where something else is."""
+    """Return whether a folder exists; ``ForeignError`` if the name is something else."""
     try:
         with opened_folder(root, name):
             return True
@@ -180,7 +182,7 @@ def is_folder(root: Path, name: str) -> bool:
 
 
 def require_kinds(root: Path, files: Iterable[str], folders: Iterable[str]) -> None:
-    """``ForeignError`` where one of these, if it is there, is no file, or no folder."""
+    """Raise ``ForeignError`` if an existing name in ``files`` or ``folders`` is of another kind."""
     try:
         with opened_folder(root) as at:
             for names, kind, wanted in (
@@ -191,14 +193,15 @@ def require_kinds(root: Path, files: Iterable[str], folders: Iterable[str]) -> N
                     with contextlib.suppress(FileNotFoundError):
                         require_kind(root / name, name, at, kind, wanted)
     except (FileNotFoundError, NotADirectoryError):
-        return  # whoever reads it says so
+        # The read that follows reports this.
+        return
 
 
 def discard(root: Path, name: str, ours: re.Pattern[str], called: str = "") -> None:
-    """Delete a folder that was made for a while: in it, only the files whose names are ``ours``.
+    """Delete a temporary folder; only files whose names match ``ours`` are deleted in it.
 
-    ``ours`` is matched with what a file is called beneath the folder, with slashes, behind ``called``.
-    What is left of the folder holds something that is not ours, or could not be deleted.
+    ``ours`` is matched with ``called`` plus the file's path relative to the folder, with slashes. The
+    folder remains if it holds anything else, or anything that cannot be deleted.
     """
     with contextlib.suppress(OSError, StoreError):
         _discard(root, name, called, ours)
@@ -216,7 +219,7 @@ def _discard(root: Path, name: str, inside: str, ours: re.Pattern[str]) -> None:
 
 
 def remove_folder(root: Path, name: str) -> None:
-    """Delete a folder if it is empty. ``OSError`` if it is not."""
+    """Delete an empty folder. Raises ``OSError`` if it is not empty."""
     folder, last = split(name)
     with opened_folder(root, folder) as at:
         disk().rmdir(last, dir_fd=at)
@@ -243,7 +246,7 @@ def _unlink(root: Path, name: str, last: str, at: int) -> None:
 
 
 def _copy_apart(fd: int, root: Path, name: str, last: str, at: int) -> None:
-    """Put a copy in the place of a file that has other names too, durably."""
+    """Durably replace a file that has other names by a copy."""
     new = f".{last}.{os.getpid()}.new"
     source = _open_file(root, name, last, os.O_RDONLY, at)
     try:
@@ -272,7 +275,7 @@ def _copy_apart(fd: int, root: Path, name: str, last: str, at: int) -> None:
 
 
 def _data(fd: int, end: int) -> Iterator[tuple[int, int]]:
-    """The pieces of a file that are in no hole."""
+    """Yield start and end of each part of a file that is not a hole."""
     at = 0
     while at < end:
         start, stop = at, end
@@ -281,7 +284,8 @@ def _data(fd: int, end: int) -> Iterator[tuple[int, int]]:
                 start = os.lseek(fd, at, os.SEEK_DATA)
                 stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
             except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                # Only a hole is left.
+                if error.errno == errno.ENXIO:
                     return
         yield start, stop
         at = stop

@@ -1,4 +1,4 @@
-"""The open files of a store that snapshots read from: opened together, and closed together."""
+"""The open files of a store that snapshots read from. They are opened and closed together."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from engine.storage.image_rows import ImageRows
 from engine.storage.rocks.database import Keys
 from engine.storage.tables import Tables
 
-_READERS = 16  # threads: reads in the disk's queue
-_MANY_LOOKUPS = 1000  # after which one more block of keys at a time is the slow way
+_READERS = 16  # threads, so that the disk's queue has as many reads
+# After so many lookups, reading one block of keys at a time costs more than reading ahead.
+_MANY_LOOKUPS = 1000
 
 
 class OpenFiles:
-    """RocksDB, the extents of kept pixels and of fingerprints, as of one opening."""
+    """RocksDB and the extents of kept pixels and fingerprints, opened at one moment."""
 
     def __init__(self, store: Path, keys: Keys, is_behind: Callable[[], bool]) -> None:
-        """``is_behind``: whether a newer commit may be why something is not found."""
+        """``is_behind`` returns whether a newer commit may be why a file is not found."""
         self._store = store
         self.is_behind = is_behind
         self.pixels = ExtentReader(store, extents.PIXELS, is_behind)
@@ -36,20 +37,20 @@ class OpenFiles:
 
     @property
     def keys(self) -> Keys:
-        """The open database; ``StoreError`` if it is closed."""
+        """Return the open database; ``StoreError`` if it is closed."""
         if self._closed is not None:
             raise StoreError(self._closed)
         return self._keys
 
     @property
     def tables(self) -> Tables:
-        """Its tables; ``StoreError`` if it is closed."""
+        """Return its tables; ``StoreError`` if it is closed."""
         if self._closed is not None:
             raise StoreError(self._closed)
         return self._tables
 
     def image_columns(self, wanted: list[bytes]) -> ImageRows:
-        """``ImagesTable.columns`` by many threads, where one would wait for each read from disk."""
+        """Do ``ImagesTable.columns`` in many threads; a single one would wait for each disk read."""
         if self._readers is None:
             self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="engine-read")
         step = -(-len(wanted) // _READERS)
@@ -58,19 +59,20 @@ class OpenFiles:
         return ImageRows.unpack([value for part in found for value in part])
 
     def count_lookups(self, count: int, read_ahead: int) -> None:
-        """Count lookups. After many, have up to ``read_ahead`` bytes of keys read ahead."""
+        """Count lookups. After many of them, read up to ``read_ahead`` bytes of the keys ahead."""
         self._lookups += count
         if self._lookups >= _MANY_LOOKUPS and not self._read_ahead:
             self._read_ahead = True
             self.keys.read_ahead(read_ahead)
 
     def limit_cache(self, limit: int) -> None:
-        """Let the cache of the keys hold ``limit`` bytes; until they are opened again."""
-        if self._closed is None:  # a failed write may have closed the store
+        """Limit the cache of the keys to ``limit`` bytes, until they are reopened."""
+        # A failed write may have closed the store.
+        if self._closed is None:
             self._keys.limit_cache(limit)
 
     def reopened(self) -> OpenFiles:
-        """The same database, with extents that are opened again: their files were replaced."""
+        """Return the same database with reopened extents, after their files were replaced."""
         self._stop_readers()
         self.pixels.close()
         self.fingerprints.close()
@@ -78,7 +80,7 @@ class OpenFiles:
         return OpenFiles(self._store, self._keys, self.is_behind)
 
     def close(self, why: str) -> None:
-        """Give everything back. Whoever asks later gets a ``StoreError`` that says ``why``."""
+        """Close everything. Later use raises a ``StoreError`` with the message ``why``."""
         self._stop_readers()
         if self._closed is None:
             self._closed = why
@@ -92,5 +94,5 @@ class OpenFiles:
             self._readers = None
 
     def abandon(self, why: str) -> None:
-        """In a forked child: it stays the parent's."""
+        """Mark it closed in a forked child, where the files stay the parent's."""
         self._closed = why

@@ -1,4 +1,4 @@
-"""Opens a store: the manifest first, then the keys, which have to belong together."""
+"""Opens a store: first the manifest, then the keys; both must belong together."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ def open_reader(
     is_behind: Callable[[], bool],
     tries: int = TRIES,
 ) -> tuple[Snapshot, bytes]:
-    """What is committed, beside any writer; and what the notice of commits said before.
+    """Open the newest commit, even while a writer runs; return it and the notice read before.
 
-    Raises ``StoreDamagedError``, or ``BusyError`` where a writer never left the files alone.
+    Raises ``StoreDamagedError``, or ``BusyError`` if a writer kept changing the files.
     """
-    seen = notice.read()  # before the keys: what is committed from here on is noticed again
+    # Read the notice before the keys, so that any later commit is noticed as new.
+    seen = notice.read()
     nofollow.require_kinds(path, file_names.FILES, file_names.FOLDERS)
     found = manifest.load(path)
     opened = reader.open_reader(path, memory, tries=tries)
@@ -47,9 +48,9 @@ def open_snapshot(
     published: int,
     is_behind: Callable[[], bool],
 ) -> Snapshot:
-    """A snapshot of what was opened; ``published`` is the commit that the notice named before.
+    """Make a snapshot of opened keys; ``published`` is the commit that the notice named before.
 
-    Where the keys and the manifest do not belong together, the keys are closed.
+    Closes the keys if they do not belong to the manifest.
     """
     try:
         state = _read_state(path, found, keys, published)
@@ -72,7 +73,7 @@ def _read_state(path: Path, found: Manifest, keys: Keys, published: int) -> Stat
         raise StoreDamagedError(f"{path}: {error}") from None
     if state.commit < published:
         raise StoreDamagedError(
-            f"{path}: its keys end with commit {state.commit}, and commit {published} was "
-            f"made: restore the store from a copy, or go on without with 'engine check --fix'"
+            f"{path}: its keys end with commit {state.commit}, but commit {published} was "
+            f"made: restore the store from a copy, or go on without it with 'engine check --fix'"
         )
     return state

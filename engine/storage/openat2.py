@@ -1,4 +1,4 @@
-"""Linux's openat2(2): opens a folder below another one, and follows no link on the way."""
+"""Linux's openat2(2): opens a folder below another one without following links."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 class _How(ctypes.Structure):
-    """struct open_how of openat2(2)."""
+    """The struct open_how of openat2(2)."""
 
     _fields_ = (
         ("flags", ctypes.c_uint64),
@@ -18,16 +18,16 @@ class _How(ctypes.Structure):
 
 
 class OpenBeneath:
-    """openat2(2): Linux resolves a whole path below a folder, and refuses links and ways out."""
+    """Calls openat2(2): Linux resolves a whole path below a folder, and refuses links and escapes."""
 
-    _NUMBER = 437  # of the call, on all machines that Python runs on but Alpha
+    _NUMBER = 437  # of the system call, on all machines that Python runs on except Alpha
     _NO_MAGIC_LINKS, _NO_LINKS, _BENEATH = 0x02, 0x04, 0x08
 
     def __init__(self) -> None:
         self._call = ctypes.CDLL(None, use_errno=True).syscall
 
     def __call__(self, fd: int, name: str, flags: int) -> int | None:
-        """A descriptor of the folder ``name``, or None where it has to be looked at step by step."""
+        """Open the folder ``name``; return None if the caller has to open it step by step."""
         how = _How(flags, 0, self._BENEATH | self._NO_LINKS | self._NO_MAGIC_LINKS)
         found = self._call(
             ctypes.c_long(self._NUMBER),

@@ -1,9 +1,9 @@
-"""The files of a store as of one moment, held open: what is deleted after it can still be read.
+"""A store's files at one moment, held open, so that they can be read even after they are deleted.
 
-RocksDB's tables never change, its logs and its MANIFEST only grow, and so do extents. Files that were
-opened while CURRENT and the MANIFEST did not move, read up to the length that they had then, are
-therefore one state of the keys, of which at most the last commit of a log is cut short: that one was
-not acknowledged. No lock is taken and nothing is written.
+RocksDB's tables never change; its logs, its MANIFEST and the extents only grow. Suppose files are opened
+while CURRENT and the MANIFEST do not change, and are read up to their length at that time. Then they are
+one consistent state of the keys. At most the last commit of a log is cut short, and that one was not
+acknowledged. Nothing is locked or written.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from engine.storage.rocks.folder import require_readable
 from engine.storage.rocks.pin import version
 
 _TRIES = 200
-_LISTINGS = 20  # of a try
-# Not LOCK: closing any descriptor of it would give back the lock that RocksDB has on it in this process.
+_LISTINGS = 20  # per try
+# LOCK is not held: closing a descriptor of it would release the lock that RocksDB has on it in this
+# process.
 _KEPT_KEYS = re.compile(r"\d+\.(sst|log)|IDENTITY|rocksdict-config\.json")
 _FAMILY = re.compile(r"([a-z]+(?:/\d+)?)(\.[a-z0-9]+)")
 
 
 @dataclass(slots=True)
 class HeldFile:
-    """An open file of a store; ``size`` is how many of its bytes count."""
+    """An open file of a store; ``size`` is the number of bytes to read."""
 
     path: Path
     fd: int
@@ -42,14 +43,14 @@ class HeldFile:
 
 
 class Held:
-    """Open files, by what they are called inside of the store."""
+    """Open files, by their path in the store."""
 
     def __init__(self, store: Path) -> None:
         self._store = store
         self.files: dict[str, HeldFile] = {}
 
     def open(self, name: str) -> None:
-        """Hold a file; ``FileNotFoundError`` if it is not there."""
+        """Open a file and hold it; raise ``FileNotFoundError`` if it is missing."""
         path = self._store / name
         try:
             fd = nofollow.open_file(self._store, name)
@@ -60,12 +61,12 @@ class Held:
         self.files[name] = HeldFile(path, fd, 0)
 
     def measure(self) -> None:
-        """Take the lengths that the files have now."""
+        """Set each file's size to its current length."""
         for file in self.files.values():
             file.size = os.fstat(file.fd).st_size
 
     def close(self) -> None:
-        """Let go of all."""
+        """Close all files."""
         for file in self.files.values():
             os.close(file.fd)
         self.files.clear()
@@ -73,7 +74,7 @@ class Held:
 
 @contextlib.contextmanager
 def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
-    """The files of one state of the keys, and what CURRENT says in it."""
+    """Hold the files of one state of the keys; yield them and the content of CURRENT."""
     folder = store / database.FOLDER
     held = Held(store)
     try:
@@ -81,7 +82,7 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
             before = version(folder)
             if before is not None:
                 current, _ = before
-                # Until nothing is new: a listing may show a log and miss the one before.
+                # List until nothing is new: a listing may show a log and miss the one before.
                 log = current.decode().strip()
                 whole = not all(_open_new(held, folder, log) for _ in range(_LISTINGS))
                 held.measure()
@@ -101,9 +102,9 @@ def hold_keys(store: Path) -> Iterator[tuple[Held, bytes]]:
 
 
 def _open_new(held: Held, folder: Path, log: str) -> bool:
-    """Open those of RocksDB's files that are not held yet; whether there were any.
+    """Open RocksDB's files that are not held yet; return whether there were any.
 
-    ``log`` is its MANIFEST.
+    ``log`` is RocksDB's MANIFEST.
     """
     try:
         there = [entry.name for entry in nofollow.entries(folder.parent, folder.name)]
@@ -113,7 +114,7 @@ def _open_new(held: Held, folder: Path, log: str) -> bool:
     for name in there:
         inside = f"{database.FOLDER}/{name}"
         if inside not in held.files and (name == log or _KEPT_KEYS.fullmatch(name)):
-            # One that is gone by now was not of this state, or the state will turn out to have moved.
+            # A file that is gone was not part of this state, or the state will turn out to have changed.
             with contextlib.suppress(FileNotFoundError):
                 held.open(inside)
     return len(held.files) > before
@@ -121,10 +122,10 @@ def _open_new(held: Held, folder: Path, log: str) -> bool:
 
 @contextlib.contextmanager
 def hold_rest(store: Path) -> Iterator[tuple[Held, Manifest]]:
-    """Everything that the manifest names, and the manifest; to be called while the keys are held.
+    """Hold all files that the manifest names; call it while the keys are held. Yields both.
 
-    The manifest names what a commit needs before the commit is made, so this is at least what the
-    held keys need, but for what a writer has given up between the two calls.
+    The manifest names a commit's files before the commit is made. So it names at least the files that
+    the held keys need, except for files that a writer has dropped between the two calls.
     """
     held = Held(store)
     try:
@@ -149,7 +150,7 @@ def hold_rest(store: Path) -> Iterator[tuple[Held, Manifest]]:
 
 
 def extent_name(family: str, number: int) -> str:
-    """What an extent is called inside of the store."""
+    """Return an extent's path in the store."""
     parts = _FAMILY.fullmatch(family)
     if parts is None:
         raise StoreDamagedError(f"{manifest.NAME} names unknown extents {family!r}")
@@ -157,7 +158,7 @@ def extent_name(family: str, number: int) -> str:
 
 
 def check_extent(file: HeldFile, size: int) -> None:
-    """Set the length of a held extent to ``size`` committed bytes, which must be there."""
+    """Set a held extent's length to ``size`` committed bytes, which must be in the file."""
     if file.size < HEADER_BYTES + size:
         raise StoreDamagedError(f"{file.path} is cut short; run 'engine check'")
     file.size = HEADER_BYTES + size

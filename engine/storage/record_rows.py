@@ -1,4 +1,4 @@
-"""Rows of the table ``records``: what is known of an image, or of up to 128 rows of an array."""
+"""Rows of the table ``records``: the record of one image, or of up to 128 rows of an array."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from engine.storage.image_rows import ImageRow
 from engine.storage.json_values import members
 from engine.storage.rows import MAX_IDS, damaged_row, u64
 
-RECORD_BLOCK = 128  # rows of an array that share a record: 2 KiB, half a block of RocksDB
+RECORD_BLOCK = 128  # rows of an array that share a record: 2 KiB, half a RocksDB block
 _RECORD = struct.Struct(">BBBBIIIQ16sB")
 _RECORDS = struct.Struct(">BBBBIIIB")  # version, kind, channels, 0, height, width, frames, count
 _FIRST_IMPOSSIBLE = MAX_IDS.to_bytes(8, "big")
 _RECORD_VERSION = 1
 _RECORDS_VERSION = 2
-ARRAY = "array"  # the container of an image that is a row of an array
-_REMOVED = 255  # the quality of a row that was removed out of a shared record; others are 0-100
+# The container of an image that is a row of an array.
+ARRAY = "array"
+# The quality of a row that was removed from a shared record; other qualities are 0-100.
+_REMOVED = 255
 
 
 @dataclass(frozen=True, slots=True)
 class RecordRow:
-    """One row of ``records``; with the image's row it makes an ``ImageRecord``."""
+    """A row of ``records``; with the image's row it makes an ``ImageRecord``."""
 
     kind: Kind
     height: int
@@ -38,13 +40,13 @@ class RecordRow:
     quality: int
     file_bytes: int
     key: bytes
-    file_hash: bytes  # 32 bytes, or none for a row of an array
+    file_hash: bytes  # 32 bytes, or empty for a row of an array
     container: str
     decoder: str
     metadata: dict[str, Any] | None = None
 
     def pack(self) -> bytes:
-        """The row's value."""
+        """Return the row's value."""
         head = _RECORD.pack(
             _RECORD_VERSION,
             self.kind,
@@ -63,7 +65,7 @@ class RecordRow:
 
     @classmethod
     def unpack(cls, value: bytes) -> RecordRow:
-        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        """Parse a value that ``pack`` wrote; raise ``StoreDamagedError`` if it is malformed."""
         try:
             (_, kind, channels, quality, height, width, frames, size, key, hashed) = _RECORD.unpack(
                 value[: _RECORD.size]
@@ -88,7 +90,7 @@ class RecordRow:
             raise damaged_row("records") from None
 
     def with_image(self, image: ImageRow) -> ImageRecord:
-        """The public record; of a vector, ``image`` is ``no_image`` of its id."""
+        """Return the public record; for a vector, ``image`` is ``no_image`` of its id."""
         return ImageRecord(
             id=image.id,
             kind=self.kind,
@@ -114,9 +116,9 @@ def pack_records(
     keys: Sequence[bytes],
     qualities: npt.NDArray[np.uint8],
 ) -> list[tuple[bytes, bytes]]:
-    """The rows of ``records`` for n new rows of an array, with consecutive ids and one ``shape``.
+    """Return the rows of ``records`` for n new rows of an array, with consecutive ids and one ``shape``.
 
-    ``keys`` are n, or of vectors none.
+    ``keys`` has n items, or is empty for vectors.
     """
     out = []
     for at in range(0, len(qualities), RECORD_BLOCK):
@@ -137,7 +139,7 @@ def pack_records(
 
 
 def unpack_records(key: bytes, value: bytes) -> Iterator[tuple[int, RecordRow]]:
-    """The id and the record of each image in one row of ``records``."""
+    """Yield the id and the record of each image in a row of ``records``."""
     id_, count = first_id(key), record_rows(value)
     if not count:
         yield id_, RecordRow.unpack(value)
@@ -148,7 +150,7 @@ def unpack_records(key: bytes, value: bytes) -> Iterator[tuple[int, RecordRow]]:
 
 
 def record_keys(key: bytes, value: bytes) -> Iterator[tuple[int, bytes]]:
-    """The id and the image key of each image in one row of ``records``; empty of a vector."""
+    """Yield the id and the image key of each image in a row of ``records``; a vector's key is empty."""
     id_, count = first_id(key), record_rows(value)
     if not count:
         yield id_, RecordRow.unpack(value).key
@@ -160,7 +162,7 @@ def record_keys(key: bytes, value: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def record_ids(key: bytes, value: bytes | bytearray) -> npt.NDArray[np.int64]:
-    """The ids of the images in one row of ``records``: (n,) int64, ascending."""
+    """Return the ids of the images in a row of ``records``: (n,) int64, ascending."""
     first, count = first_id(key), record_rows(value)
     if not count:
         return np.array([first], np.int64)
@@ -169,18 +171,18 @@ def record_ids(key: bytes, value: bytes | bytearray) -> npt.NDArray[np.int64]:
 
 
 def metadata_in(value: bytes) -> dict[str, Any] | None:
-    """What is said of the image of a row of ``records``; None where it is nothing, or of several."""
-    # Behind the null byte that ends the names there is nearly always nothing.
+    """Return the metadata of a single image's row; None without metadata, or for a shared row."""
+    # The null byte that ends the names is nearly always the last.
     if value.endswith(b"\0") or record_rows(value):
         return None
     return RecordRow.unpack(value).metadata
 
 
 def record_without(key: bytes, value: bytes, ids: Sequence[int]) -> bytes | None:
-    """One row of ``records`` without some of its images; None once it has none.
+    """Return a row of ``records`` without some of its images; None if none is left.
 
-    Rows that share it keep their places: of one that goes, the key (if any) is zeroed and the quality
-    says so.
+    In a shared row the other images keep their places. The key of a removed image (if any) is zeroed,
+    and its quality marks the removal.
     """
     first, count = first_id(key), record_rows(value)
     if not count:
@@ -196,17 +198,17 @@ def record_without(key: bytes, value: bytes, ids: Sequence[int]) -> bytes | None
 
 
 def images_in(value: bytes) -> int:
-    """How many ids from its own on a row of ``records`` has, removed or not; 0 if it is of vectors."""
+    """Return how many ids a ``records`` row covers, removed ones included; 0 if it is of vectors."""
     return 0 if value[1:2] == bytes((Kind.VECTOR,)) else record_span(value)
 
 
 def record_span(value: bytes) -> int:
-    """How many ids from its own on a row of ``records`` is about, removed ones and vectors too."""
+    """Return how many ids a ``records`` row covers, removed ones and vectors included."""
     return record_rows(value) or 1
 
 
 def record_rows(value: bytes | bytearray) -> int:
-    """How many ids share a row of ``records``, removed ones too; 0 if it is of one image alone."""
+    """Return how many ids share a ``records`` row, removed ones included; 0 for a single image's row."""
     if value[:1] != bytes((_RECORDS_VERSION,)):
         return 0
     if len(value) < _RECORDS.size:
@@ -218,14 +220,14 @@ def record_rows(value: bytes | bytearray) -> int:
 
 
 def first_id(key: bytes) -> int:
-    """The id in the key of a row; ``StoreDamagedError`` if it is something else."""
+    """Return the id in a row's key; raise ``StoreDamagedError`` if the key is malformed."""
     if len(key) != 8 or key >= _FIRST_IMPOSSIBLE:
         raise damaged_row("records")
     return int.from_bytes(key, "big")
 
 
 class SharedRecords(NamedTuple):
-    """The records of consecutive rows of an array: what they have in common, and what not."""
+    """The records of consecutive rows of an array: their common and their separate fields."""
 
     ids: range
     kind: int
@@ -233,17 +235,17 @@ class SharedRecords(NamedTuple):
     width: int
     channels: int
     qualities: npt.NDArray[np.uint8]  # (n,)
-    there: npt.NDArray[np.bool_]  # (n,): those that were not removed
-    keys: bytes  # 16 for each; none of vectors
+    there: npt.NDArray[np.bool_]  # (n,): true if not removed
+    keys: bytes  # 16 bytes each; empty for vectors
 
     def key(self, id_: int) -> bytes:
-        """The key of one of the images."""
+        """Return the key of image ``id_``."""
         at = 16 * (id_ - self.ids.start)
         return self.keys[at : at + 16]
 
 
 def shared_records(key: bytes, value: bytes) -> SharedRecords | None:
-    """What a row of ``records`` is that up to 128 images share; None of a row of one image."""
+    """Parse a row of ``records`` that up to 128 images share; None for a single image's row."""
     first, count = first_id(key), record_rows(value)
     if not count:
         return None
@@ -255,7 +257,7 @@ def shared_records(key: bytes, value: bytes) -> SharedRecords | None:
 
 
 def record_in(key: bytes, value: bytes, id_: int) -> RecordRow | None:
-    """The record of image ``id_``, if it is in this row of ``records``."""
+    """Return the record of image ``id_`` if this row of ``records`` has it, else None."""
     at, count = id_ - first_id(key), record_rows(value)
     if not count:
         return RecordRow.unpack(value) if at == 0 else None

@@ -1,4 +1,4 @@
-"""Recovery: what the holder of the writer's lock does to what an interrupted writer left behind."""
+"""Recovery: the next holder of the writer's lock cleans up after an interrupted writer."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _log = logging.getLogger("engine.storage")
 
 
 def recover(store: Path, named: Manifest, state: State, *, salvage: bool) -> Manifest:
-    """Cut rows past the committed lengths; forget files that the manifest does not name.
+    """Cut extents to their committed lengths and delete files that the manifest does not name.
 
-    Returns the manifest as it is then. ``salvage``: see ``committed_extents``.
+    Returns the manifest afterwards. ``salvage``: see ``committed_extents``.
     """
-    # Before anything is cut or deleted.
+    # This may raise, so it comes before anything is cut or deleted.
     committed, named = committed_extents(store, named, state, salvage=salvage)
     indexed = tuple(state.live_segments(named))
     if indexed != named.segments:
-        # Over vectors that the keys have lost, or that were laid out anew, or not in the end.
+        # These segments cover vectors that the keys have lost, or a reordering that was not committed.
         named = named.with_index(indexed)
         named.save(store)
     only = named.only(committed)
     if only != named:
-        # Extents that were begun and not used, or rewritten, and not forgotten yet.
+        # These extents were begun and not used, or were rewritten and not dropped yet.
         named = only
         named.save(store)
     cut(store, named, committed)
@@ -45,18 +45,18 @@ def recover(store: Path, named: Manifest, state: State, *, salvage: bool) -> Man
 def committed_extents(
     store: Path, named: Manifest, state: State, *, salvage: bool
 ) -> tuple[dict[tuple[str, int], int], Manifest]:
-    """The committed data bytes of each extent, all of which are named and there; and the manifest.
+    """Return the committed data bytes of each extent, and the manifest. All are named and on disk.
 
-    The keys are what counts. Where the manifest or a file has less, the store was damaged or put
-    together from copies of different age, and writing on would lose what is left: that is a
-    ``StoreDamagedError``. ``salvage``: such extents get their name, their header and their length
-    back, these as zeros.
+    The keys decide. If the manifest or a file has less, the store was damaged, or put together from
+    copies of different age; writing on would lose the rest. That raises ``StoreDamagedError``. With
+    ``salvage``, those extents are named again, and get back their header and their length, in zeros.
     """
     committed = {}
     for name, pairs in state.extents.items():
         for number, size in pairs:
             if not size and number not in named.extents.get(name, []):
-                continue  # of an encoder whose vectors are all gone
+                # An encoder's extent whose vectors are all gone.
+                continue
             committed[name, number] = size
             path = family(store, named, name).path(store, number)
             there = nofollow.size(store, inside(path, store)) or 0
@@ -84,14 +84,14 @@ def committed_extents(
 
 
 def cut(store: Path, named: Manifest, committed: Mapping[tuple[str, int], int]) -> None:
-    """Cut what extents have past their committed lengths."""
+    """Cut extents to their committed lengths."""
     for one in families(store, named):
         for number in named.extents[one.name]:
             extents.cut(store, one, number, committed.get((one.name, number), 0))
 
 
 def _own_last(store: Path, named: Manifest, state: State) -> None:
-    """Copy those extents that are appended to and have a second name, before they are read."""
+    """Copy each extent that is appended to and has a second name, before it is read."""
     for one in families(store, named):
         number, _ = state.last_extent(one)
         if number:
@@ -99,7 +99,7 @@ def _own_last(store: Path, named: Manifest, state: State) -> None:
 
 
 def _remove_leftovers(store: Path, named: Manifest) -> None:
-    """Delete files of ours that the manifest does not name, and what was made for a while."""
+    """Delete data files that the manifest does not name, and temporary files and folders."""
     for name in data_files(store) - named_files(store, named):
         _log.info("%s: deleting %s, which an interrupted writer left", store, name)
         nofollow.remove(store, name)
@@ -112,7 +112,8 @@ def _remove_leftovers(store: Path, named: Manifest) -> None:
         if (
             entry.is_folder
             and file_names.MADE_FOLDER.fullmatch(entry.name)
-            and not WriterLock(store / entry.name).busy()  # else it is being filled
+            # A locked folder is still being filled.
+            and not WriterLock(store / entry.name).busy()
         ):
             nofollow.discard(store, entry.name, file_names.MADE)
     # The folder of a repair that was killed.
@@ -120,7 +121,7 @@ def _remove_leftovers(store: Path, named: Manifest) -> None:
 
 
 def _sync_folders(store: Path) -> None:
-    """Make names durable that a killed writer had not synced: what comes next may rely on them."""
+    """Make names durable that a killed writer had not synced, since later steps may rely on them."""
     fsync_dir(store)
     for top in (*file_names.OF_FOLDER, file_names.ENCODER):
         if nofollow.is_folder(store, top):
@@ -128,5 +129,6 @@ def _sync_folders(store: Path) -> None:
             for entry in nofollow.entries(store, top):
                 if entry.is_folder:
                     fsync_dir(store / top / entry.name)
-    with contextlib.suppress(OSError):  # not ours to open, perhaps; then others made it, too
+    # This process may not be allowed to open the folder above; then somebody else made it.
+    with contextlib.suppress(OSError):
         fsync_dir(store.resolve().parent)

@@ -1,9 +1,9 @@
-"""Works out what goes from the keys with some images, or with some of their sources.
+"""Works out which rows go when images, or some of their sources, are removed.
 
-An image that is removed leaves its fingerprint, its vector and its pixels where they are: ids are
-not used again, and whoever finds one without a record passes over it. Runs over several images may go
-on covering it. What goes is its record, its key, its names, the files that it was, and what is left
-of an array or an archive is marked, so that the next ingest reads it again.
+The fingerprint, vector and pixels of a removed image stay where they are, and runs over several images
+may still cover it. Ids are not used again; a reader that meets an id without a record skips it. The
+image's record, key, names and file rows are deleted. Arrays and archives that lose a source are marked,
+so that the next ingest reads them again.
 """
 
 from __future__ import annotations
@@ -25,59 +25,64 @@ from engine.storage.source_rows import ArchiveRow, ArrayRow
 from engine.storage.table import RowChange
 from engine.storage.tables import UNREAD
 
-_MAX_MARKS = 256  # of "#" in a name that may part an archive from a member
+# A name may hold more "#"; only this many are tried as the end of an archive's name.
+_MAX_MARKS = 256
 
 
 @dataclass(slots=True)
 class RemovalRequest:
-    """What one commit is to remove; nothing in it is named twice."""
+    """What one commit is to remove, without duplicates."""
 
-    ids: list[int] = field(default_factory=list)  # ascending, with all their sources
-    names: list[tuple[bytes, int]] = field(default_factory=list)  # and the image of each
-    rows: list[tuple[Run, Run]] = field(
-        default_factory=list
-    )  # a stored run, and the part that goes
+    # Ascending. These images go with all their sources.
+    ids: list[int] = field(default_factory=list)
+    # A file name and the id of its image.
+    names: list[tuple[bytes, int]] = field(default_factory=list)
+    # A stored run, and the part of it that goes.
+    rows: list[tuple[Run, Run]] = field(default_factory=list)
     # Arrays without rows, by name and number.
     arrays: list[tuple[bytes, int]] = field(default_factory=list)
     archives: list[bytes] = field(default_factory=list)
     rejects: list[bytes] = field(default_factory=list)
-    _images_of_rows: int = 0  # counted as they come: the length is asked for after each
+    # Counted as they are added, because the length is read after each.
+    _images_of_rows: int = 0
 
     def add_rows(self, run: Run, part: Run) -> None:
-        """Let a part of a stored run go."""
+        """Add a part of a stored run."""
         self.rows.append((run, part))
         self._images_of_rows += part.count if part.step else 1
 
     def __len__(self) -> int:
-        """How many rows of the keys it is about; a run counts as its images."""
+        """Return how many rows of the keys it affects; a run counts as its images."""
         others = len(self.names) + 2 * len(self.arrays) + len(self.archives) + len(self.rejects)
         return self._images_of_rows + len(self.ids) + others
 
 
 @dataclass(slots=True)
 class _Image:
-    """An image that goes, or loses a source."""
+    """An image that is removed, or loses a source."""
 
     id: int
     key: bytes
     file_hash: bytes
-    row: ImageRow | None = None  # None where its key is damaged
-    shared: bool = False  # whether other images have its key
+    # None if its key is damaged.
+    row: ImageRow | None = None
+    # Whether other images have the same key.
+    shared: bool = False
 
 
 def plan_removal(
     view: Snapshot, request: RemovalRequest, max_sources: int
 ) -> tuple[Removal, list[int]]:
-    """What goes with ``request``, and those of its ids that are left for the next commit.
+    """Return the removal for ``request``, and the requested ids left for the next commit.
 
-    Images that lose their last source go with it. An image takes about ``max_sources`` of its
-    sources with it at a time: one that has more goes once these have gone.
+    Images that lose their last source go too. One commit removes about ``max_sources`` sources; an image
+    with more of them goes in a later commit, after these.
     """
     return RemovalPlanner(view, max_sources).plan(request)
 
 
 class RemovalPlanner:
-    """Works out one commit of a removal. ``plan`` may be called once."""
+    """Plans one commit of a removal. ``plan`` may be called once."""
 
     def __init__(self, view: Snapshot, max_sources: int) -> None:
         self._view = view
@@ -86,17 +91,23 @@ class RemovalPlanner:
         self._max_sources = max_sources
         self._removal = Removal()
         self._images: dict[int, _Image] = {}
-        self._blocks: list[tuple[bytes, bytes, list[int]]] = []  # of records, that hold these
+        # Key and value of each ``records`` row with images that are affected, and their ids.
+        self._blocks: list[tuple[bytes, bytes, list[int]]] = []
         self._gone: set[int] = set()
-        self._names: dict[bytes, tuple[int, bytes]] = {}  # those that go: image, hash of the file
-        self._cuts: dict[bytes, tuple[Run, list[Run]]] = {}  # by the row of the run
-        self._parts: defaultdict[int, list[Run]] = defaultdict(list)  # of several, by bucket
-        self._arrays: set[int] = set()  # that lose rows
+        # Removed names: the image and the file hash of each.
+        self._names: dict[bytes, tuple[int, bytes]] = {}
+        # Runs that lose parts, by the run's row.
+        self._cuts: dict[bytes, tuple[Run, list[Run]]] = {}
+        # Parts of runs over several images, by bucket.
+        self._parts: defaultdict[int, list[Run]] = defaultdict(list)
+        # Arrays that lose rows.
+        self._arrays: set[int] = set()
         self._deleted_runs: set[bytes] = set()
-        self._put_runs: set[int] = set()  # arrays that certainly have some left
+        # Arrays that certainly keep some rows.
+        self._put_runs: set[int] = set()
 
     def plan(self, request: RemovalRequest) -> tuple[Removal, list[int]]:
-        """The removal, and those of the request's ids that are left for the next commit."""
+        """Return the removal, and the requested ids left for the next commit."""
         for run, part in request.rows:
             self._cut(run, part)
         hashes = self._tables.sources.get_many(
@@ -125,7 +136,7 @@ class RemovalPlanner:
         return self._removal, left
 
     def _count_vectors(self) -> int:
-        """How many of the images that go have a vector."""
+        """Return how many of the removed images have a vector."""
         if not self._view.vector_rows:
             return 0
         vectors = self._view.open_vectors()
@@ -135,7 +146,7 @@ class RemovalPlanner:
         finally:
             vectors.close()
 
-    # --- what goes --------------------------------------------------------------------------------
+    # --- what is removed --------------------------------------------------------------------------
 
     def _cut(self, run: Run, part: Run) -> None:
         self._cuts.setdefault(run.by_row[0], (run, []))[1].append(part)
@@ -143,7 +154,7 @@ class RemovalPlanner:
             self._parts[run.id >> BUCKET_BITS].append(part)
 
     def _load(self, ids: Sequence[int]) -> None:
-        """Take in the records and rows of these images."""
+        """Load the records and rows of these images."""
         for key, value, held in blocks_of(self._keys, ids):
             self._blocks.append((key, value, held.tolist()))
             for id_ in held.tolist():
@@ -161,7 +172,7 @@ class RemovalPlanner:
         return row is not None and row.in_runs
 
     def _choose(self, ids: Sequence[int]) -> list[int]:
-        """Take images that were named, with all their sources; returns those left for later."""
+        """Take requested images with all their sources; return those left for later."""
         for at, id_ in enumerate(ids):
             if id_ not in self._images:
                 continue
@@ -178,7 +189,7 @@ class RemovalPlanner:
         return []
 
     def _lose_last(self, touched: Iterable[int]) -> None:
-        """Take the images that lose their last source, and count the sources that go."""
+        """Take images that lose their last source, and count the sources that go."""
         alive = [id_ for id_ in sorted(touched) if id_ in self._images]
         named = self._gone.copy()
         for bucket, ids in _by_bucket(alive):
@@ -191,7 +202,7 @@ class RemovalPlanner:
                     self._gone.add(id_)
 
     def _cover(self, bucket: int) -> npt.NDArray[np.int64]:
-        """How many rows in runs of several each image of a bucket keeps; those that go are counted."""
+        """Count the rows in runs of several that each image of a bucket keeps, and those that go."""
         base = bucket << BUCKET_BITS
         edges = np.zeros((1 << BUCKET_BITS) + 1, np.int64)
         for run in self._tables.runs.in_bucket(base):
@@ -205,7 +216,7 @@ class RemovalPlanner:
         return edges.cumsum()
 
     def _has_others(self, id_: int) -> bool:
-        """Whether an image has a name, or a run of its own, that stays."""
+        """Return whether an image keeps a name, or a run of its own."""
         if any(name not in self._names for name in self._tables.sources.names_of(id_)):
             return True
         for run in self._tables.runs.of_one(id_):
@@ -217,7 +228,8 @@ class RemovalPlanner:
     # --- runs and arrays --------------------------------------------------------------------------
 
     def _put_runs_left(self) -> None:
-        alone: set[int] = set()  # images of which a run of their own is left
+        # Images that keep a run of their own.
+        alone: set[int] = set()
         for run, parts in list(self._cuts.values()):
             if not run.several:
                 self._removal.sources += sum(part.count for part in parts)
@@ -232,15 +244,15 @@ class RemovalPlanner:
 
     def _put_bucket(self, bucket: int, gone: npt.NDArray[np.int64]) -> set[int]:
         base = bucket << BUCKET_BITS
-        if (
-            next(self._tables.runs.in_bucket(base), None) is None
-        ):  # most have none; records are many
+        # Most buckets have no runs, and reading records is expensive.
+        if next(self._tables.runs.in_bucket(base), None) is None:
             return set()
         inside = gone[(gone >= base) & (gone < base + (1 << BUCKET_BITS))] - base
         there = live(self._keys, base, 1 << BUCKET_BITS)
         there[inside] = False
         before = np.zeros(len(there) + 1, np.int64)
-        before[1:] = there.cumsum()  # how many live ones are before each
+        # The number of live images before each position.
+        before[1:] = there.cumsum()
         alone: set[int] = set()
         for run in self._tables.runs.in_bucket(base):
             at = run.id - base
@@ -269,7 +281,7 @@ class RemovalPlanner:
             self._put_runs.add(run.array)
 
     def _leave_runs(self, alone: Iterable[int]) -> None:
-        """Images of which a run of their own is left: their rows may say that they have none."""
+        """Clear the ``in_runs`` flag of images that now have a run of their own."""
         images = self._tables.images
         new = sorted(set(alone) - self._images.keys())
         for key, value, held in blocks_of(self._keys, new):
@@ -361,7 +373,7 @@ class RemovalPlanner:
                 self._change(files.change(hash_, None))
 
     def _share(self, key: bytes) -> None:
-        """Put the rows of a key that several images had, some of which go."""
+        """Update the rows of a key that several images share, after some of these images go."""
         images = self._tables.images
         rows = self._view.image_of(key)
         left = [row for row in rows if row.id not in self._gone]
@@ -388,7 +400,7 @@ def _by_bucket(ids: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
 
 
 def _pieces(run: Run, parts: Sequence[Run]) -> list[Run]:
-    """What is left of a run without some parts of it, which do not overlap."""
+    """Return the parts of a run that remain without ``parts``, which do not overlap."""
     left, row = [], run.row
     for part in sorted(parts, key=lambda part: part.row):
         if part.row > row:

@@ -1,4 +1,4 @@
-"""Runs: which rows of an array are which images, a row for a whole stretch of them."""
+"""Runs: one row that maps a whole stretch of an array's rows to images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RUN_BY_ID = struct.Struct(">IB")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """``count`` rows of an array from ``row`` on are the images ``id``, ``id + step``, …"""
+    """A run: ``count`` rows of an array from ``row`` on are the images ``id``, ``id + step``, …"""
 
     array: int
     row: int
@@ -29,11 +29,11 @@ class Run:
 
     @property
     def several(self) -> bool:
-        """Whether it is a run over several images, which lies in their bucket."""
+        """Return whether it covers several images, and so lies in their bucket."""
         return self.step != 0 and self.count > 1
 
     def pieces(self) -> list[Run]:
-        """The run cut where its ids cross into another bucket."""
+        """Return the run cut where its ids cross into another bucket."""
         if self.step == 0:
             return [self]
         out, row, id_, left = [], self.row, self.id, self.count
@@ -45,24 +45,24 @@ class Run:
 
     @property
     def by_row(self) -> tuple[bytes, bytes]:
-        """Its row in ``runs`` by array and row."""
+        """Return its row in ``runs`` by array and row: key and value."""
         key = b"r" + self.array.to_bytes(4, "big") + u64(self.row)
         return key, _RUN.pack(self.count, self.step, self.id)
 
     @property
     def by_id(self) -> tuple[bytes, bytes]:
-        """Its row in ``runs`` by image id."""
+        """Return its row in ``runs`` by image id: key and value."""
         key = self._prefix + u64(self.id) + self.array.to_bytes(4, "big") + u64(self.row)
         return key, _RUN_BY_ID.pack(self.count, self.step)
 
     @property
     def _prefix(self) -> bytes:
-        """What its key in ``runs`` by image id begins with."""
+        """Return the prefix of its key in ``runs`` by image id."""
         return bucket_prefix(self.id) if self.several else ONE
 
     @classmethod
     def from_row(cls, key: bytes, value: bytes) -> Run:
-        """The run that ``by_row`` wrote; ``StoreDamagedError`` if it is something else."""
+        """Parse a row that ``by_row`` wrote; raise ``StoreDamagedError`` if it is malformed."""
         if len(key) != len(b"r") + 4 + 8 or len(value) != _RUN.size:
             raise damaged_row("runs")
         count, step, id_ = _RUN.unpack(value)
@@ -71,7 +71,7 @@ class Run:
 
     @classmethod
     def from_id(cls, key: bytes, value: bytes) -> Run:
-        """The run that ``by_id`` wrote; ``StoreDamagedError`` if it is something else."""
+        """Parse a row that ``by_id`` wrote; raise ``StoreDamagedError`` if it is malformed."""
         if len(key) < len(ONE) + 8 + 4 + 8 or len(value) != _RUN_BY_ID.size:
             raise damaged_row("runs")
         count, step = _RUN_BY_ID.unpack(value)
@@ -83,13 +83,13 @@ class Run:
             step,
             int.from_bytes(id_, "big"),
         )._checked()
-        # What goes through a bucket relies on all of its runs being inside of it.
+        # Scans of a bucket rely on all of its runs lying inside it.
         if key[:-20] != run._prefix:
             raise damaged_row("runs")
         return run
 
     def _checked(self) -> Run:
-        """Itself: what goes through its images relies on there being no more than a bucket's."""
+        """Return itself if its images lie in one bucket; callers rely on that bound."""
         images = self.count if self.step else 1
         able = self.count and self.step <= 1 and self.id + images <= MAX_IDS
         if not able or self.row + self.count > _MAX_ROW:
@@ -99,11 +99,11 @@ class Run:
         return self
 
     def part(self, row: int, count: int) -> Run:
-        """Of its rows, the ``count`` from ``row`` on."""
+        """Return the part of its rows with the ``count`` from ``row`` on."""
         return Run(self.array, row, count, self.step, self.id + self.step * (row - self.row))
 
     def rows_of(self, id_: int) -> range:
-        """Which rows of the array are image ``id_``."""
+        """Return the rows of the array that are image ``id_``."""
         if self.step == 0:
             return range(self.row, self.row + self.count) if id_ == self.id else range(0)
         at = self.row + id_ - self.id
@@ -111,7 +111,7 @@ class Run:
 
 
 class RunsOfBucket:
-    """Many runs over several images of one bucket, to be asked which of them cover an image."""
+    """Many runs over several images of one bucket, searchable by image."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = runs
@@ -119,11 +119,11 @@ class RunsOfBucket:
         self._end = self._first + np.array([run.count for run in runs], np.int64)
 
     def over(self, id_: int) -> list[Run]:
-        """Those that cover image ``id_``, in their order."""
+        """Return the runs that cover image ``id_``, in order."""
         found = np.flatnonzero((self._first <= id_) & (id_ < self._end))
         return [self._runs[at] for at in found.tolist()]
 
 
 def bucket_prefix(id_: int) -> bytes:
-    """What all runs by id begin with that may cover ``id_``."""
+    """Return the key prefix of all runs by id that may cover ``id_``."""
     return b"i" + u64(id_ >> BUCKET_BITS)

@@ -1,8 +1,8 @@
-"""Opens the folders of a store one in another, and says what is there instead of what should be.
+"""Opens the folders of a store one inside another, and reports anything else that is in their place.
 
-A store may come from anywhere. So each of its folders is reached from a descriptor of the store's own,
-component by component: a symbolic link, a pipe, a socket, a device or a file where a folder belongs is
-a ``ForeignError`` that names it. Only the path of the store itself may be a link.
+A store may come from anywhere. So each of its folders is opened from a descriptor of the store's own
+folder, component by component. A symbolic link, a pipe, a socket, a device, or a file in place of a
+folder raises a ``ForeignError`` that names it. Only the path of the store itself may be a link.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from engine.errors import StoreDamagedError, StoreError
 from engine.storage import openat2
 
-# Enough to open what is in a folder, and allowed where one may not list it; Linux has it.
+# Linux has O_PATH. It opens entries of a folder even where listing the folder is not allowed.
 _PATH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-# What an open says of something that is not what it was opened as.
+# The errors of opening something that is of another kind than expected.
 OTHER_KIND = frozenset(
     {
         errno.ELOOP,
@@ -41,12 +41,12 @@ _KINDS = (
 
 
 class ForeignError(StoreError):
-    """Something in a store is nothing that the engine put there, and it was left alone."""
+    """The engine did not put this entry of a store there, and left it alone."""
 
 
 @contextlib.contextmanager
 def opened_folder(root: Path, name: str = "", flags: int = _PATH) -> Iterator[int]:
-    """A descriptor of a folder, "" for ``root`` itself; by default one to open what is in it."""
+    """Open a folder and yield its descriptor; "" is ``root`` itself. By default it cannot be listed."""
     flags |= os.O_DIRECTORY | os.O_CLOEXEC
     parts = _parts(name)
     fd = os.open(root, _PATH if parts else flags)
@@ -61,7 +61,7 @@ def opened_folder(root: Path, name: str = "", flags: int = _PATH) -> Iterator[in
 
 
 def _descend(root: Path, fd: int, parts: tuple[str, ...], flags: int) -> int:
-    """Open a folder beneath an open one; what the kernel refuses is looked at step by step."""
+    """Open a folder below an open one; if the kernel refuses, go step by step."""
     if openat2.open_beneath is not None:
         found = openat2.open_beneath(fd, "/".join(parts), flags)
         if found is not None:
@@ -84,29 +84,29 @@ def _descend(root: Path, fd: int, parts: tuple[str, ...], flags: int) -> int:
 
 
 def split(name: str) -> tuple[str, str]:
-    """The folder of a file, and what it is called there."""
+    """Split a file's name into its folder and its last component."""
     parts = _parts(name)
     if not parts:
-        raise StoreDamagedError(f"{name!r} is no name of a file in a store")
+        raise StoreDamagedError(f"{name!r} is not a file name in a store")
     return "/".join(parts[:-1]), parts[-1]
 
 
 def _parts(name: str) -> tuple[str, ...]:
     parts = tuple(name.split("/")) if name else ()
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise StoreDamagedError(f"{name!r} is no name of anything in a store; run 'engine check'")
+        raise StoreDamagedError(f"{name!r} is not a name in a store; run 'engine check'")
     return parts
 
 
 def require_kind(path: Path, last: str, at: int, kind: Callable[[int], bool], wanted: str) -> None:
-    """``ForeignError`` where ``last`` in the open folder ``at`` is not what is ``wanted``."""
+    """Raise ``ForeignError`` if ``last`` in the open folder ``at`` is not what is ``wanted``."""
     mode = os.stat(last, dir_fd=at, follow_symlinks=False).st_mode
     if not kind(mode):
         raise foreign(path, mode, wanted)
 
 
 def foreign(path: Path, mode: int, wanted: str) -> ForeignError:
-    """The error for something at ``path`` that should be ``wanted``."""
+    """Return the error for something at ``path`` that should be ``wanted``."""
     kind = next((what for is_one, what in _KINDS if is_one(mode)), "a device")
     if stat.S_ISLNK(mode):
         todo = (
@@ -120,6 +120,6 @@ def foreign(path: Path, mode: int, wanted: str) -> ForeignError:
 
 
 def at_path(error: OSError, path: Path) -> OSError:
-    """The same error, with the whole path."""
+    """Return the same error with the whole path."""
     assert error.errno is not None
     return OSError(error.errno, error.strerror, str(path))

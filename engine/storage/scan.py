@@ -1,4 +1,4 @@
-"""Everything in a store one after another: records, and sources by the bucket, in bounded memory."""
+"""Iterates over a store in bounded memory: all records, and the sources of a bucket of ids."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from engine.storage.runs import BUCKET_BITS
 from engine.storage.snapshot import Snapshot
 
 BUCKET = 1 << BUCKET_BITS  # ids
-_MAX_BYTES = 1 << 20  # of rows that are unpacked at a time: metadata takes twenty times its JSON
+# Bytes of rows that are unpacked at a time: parsed metadata takes twenty times its JSON.
+_MAX_BYTES = 1 << 20
 
 
 def records_from(view: Snapshot, start: int, most: int) -> list[ImageRecord]:
-    """The next images from id ``start`` on, in their order: about ``most``, none at the end."""
+    """Return about ``most`` images from id ``start`` on, in id order; empty at the end."""
     found: list[tuple[int, RecordRow]] = []
     size = 0
     for key, value in view.tables.records.scan_from(start):
@@ -41,10 +42,10 @@ def records_from(view: Snapshot, start: int, most: int) -> list[ImageRecord]:
 def sources_of_bucket(
     view: Snapshot, bucket: int, there: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[int, bytes]]:
-    """The id and the name of every source of the images of a bucket; ``there`` (4096,): which it has.
+    """Yield id and name of each source of a bucket's images; ``there`` (4096,): ids that exist.
 
-    Files first and then rows of arrays, not sorted by id: that would hold as many runs at a time as
-    arrays have the same images.
+    Files come first, then rows of arrays. They are not sorted by id, because that would hold as many
+    runs at a time as there are arrays with the same images.
     """
     first, tables = bucket * BUCKET, view.tables
     for key, _ in tables.sources.scan_from(first):

@@ -23,16 +23,18 @@ from engine.storage.rocks.pin import TRIES
 from engine.storage.snapshot import Snapshot
 from engine.storage.writer import Writer
 
-_FOLLOW_TRIES = 100  # to go over to a newer commit, where there is one to go on with
-_MIN_PAUSE = 3  # times what the last opening took, before a long call opens a newer commit
+# Attempts to open a newer commit while an older one is open.
+_FOLLOW_TRIES = 100
+# A long call waits this many times the last opening's duration before it opens a newer commit.
+_MIN_PAUSE = 3
 _log = logging.getLogger("engine.storage")
 
 
 class Session:
-    """One store directory, open. It begins as a reader, and may become the one writer.
+    """An open store directory. It begins as a reader, and may become the one writer.
 
-    ``snapshot`` is what this process sees: as a reader until ``refresh`` or ``follow`` go over to a
-    newer commit, as the writer always the newest one.
+    ``snapshot`` is the commit that this process sees. A reader's changes only with ``refresh`` or
+    ``follow``; a writer's is always the newest.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Session:
         limits: Limits | None = None,
         wait: float = 0.0,
     ) -> None:
-        """Open it for reading: the manifest first, then the keys.
+        """Open the store for reading: first the manifest, then the keys.
 
         ``wait``: seconds that ``become_writer`` waits for another writer.
         """
@@ -57,10 +59,13 @@ class Session:
         self._notice = Notice(path)
         self._snapshot: Snapshot | None = None
         self._writer: Writer | None = None
-        self._closed: str | None = None  # why it is closed, if it is
-        self._abandoned = False  # it was opened by the parent of this forked process
+        # Why it is closed, or None.
+        self._closed: str | None = None
+        # Whether the parent of this forked process opened it.
+        self._abandoned = False
         self._owner = os.getpid()
-        self._seen = b""  # the notice of commits, when the snapshot was opened
+        # The notice when the snapshot was opened.
+        self._seen = b""
         self._opened_at = self._opening_took = 0.0  # seconds
         try:
             self._open_reader()
@@ -69,11 +74,11 @@ class Session:
             raise
         abandon_in_child(self)
 
-    # --- what is open -----------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     @property
     def snapshot(self) -> Snapshot:
-        """The commit that this process sees; ``StoreError`` if the store is closed."""
+        """Return the commit that this process sees; ``StoreError`` if the store is closed."""
         if self._closed is not None:
             raise StoreError(self._closed)
         if self._writer is not None:
@@ -85,7 +90,7 @@ class Session:
 
     @property
     def writer(self) -> Writer:
-        """The writer; ``StoreError`` where the store is not open for writing."""
+        """Return the writer; ``StoreError`` if the store is not open for writing."""
         _ = self.snapshot
         if self._writer is None:
             raise StoreError(f"{self.path} is not open for writing")
@@ -93,41 +98,41 @@ class Session:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is open; a failed write closes it."""
+        """Return whether it is open; a failed write closes it."""
         failed = self._writer is not None and self._writer.failure is not None
         return self._closed is None and not failed
 
     @property
     def is_writer(self) -> bool:
-        """Whether this process holds the writer's lock."""
+        """Return whether this process holds the writer's lock."""
         return self._lock.held
 
     def being_written(self) -> bool:
-        """Whether another process, or another ``Store``, is writing."""
+        """Return whether another process, or another ``Store``, is writing."""
         return not self._lock.held and self._lock.busy()
 
     def require_own(self) -> None:
-        """``StoreError`` in a process that was forked from the one that opened it."""
+        """Raise ``StoreError`` in a process forked from the one that opened the store."""
         if self._abandoned:
             raise StoreError(self._closed)
 
     # --- reading ----------------------------------------------------------------------------------
 
     def is_behind(self) -> bool:
-        """Whether a writer has published another commit since; never for the writer itself."""
+        """Return whether a writer has published a newer commit; always false for the writer itself."""
         return not self._lock.held and is_of_another_commit(self._notice.read(), self._seen)
 
     def refresh(self, tries: int = TRIES) -> None:
-        """As a reader, see what has been committed since this store was opened."""
+        """As a reader, switch to the newest commit."""
         _ = self.snapshot
         if self._writer is None:
             self._open_reader(tries)
 
     def follow(self, *, within_a_call: bool = False) -> None:
-        """Switch to the newest commit or index, if there is one; without one, a microsecond or two.
+        """Switch to the newest commit or index. Without a newer one, this takes a microsecond or two.
 
-        Where a writer leaves no moment for it, what was open stays open. ``within_a_call``: no more
-        than a quarter of the time of a long call goes into opening newer commits.
+        If a writer keeps changing the files, the old commit stays open. ``within_a_call``: spend at most
+        a quarter of a long call's time on opening newer commits.
         """
         self.require_own()
         if self._closed is not None or self._writer is not None:
@@ -142,17 +147,19 @@ class Session:
             if is_of_another_commit(published, self._seen):
                 self.refresh(_FOLLOW_TRIES)
             else:
-                # Before the manifest is read: what is published then is noticed again.
+                # Before the manifest is read, so that a later index is noticed as new.
                 self._seen = published
                 self.read_index()
         except BusyError:
-            return  # the next call tries again
+            # The next call tries again.
+            return
         except StoreError as error:
-            self._seen = self._notice.read()  # not again before there is something new
+            # Do not try again before something new is published.
+            self._seen = self._notice.read()
             _log.warning("%s; lookups go on with what was committed before", error)
 
     def read_index(self) -> bool:
-        """Take the index from the manifest as it is now, and all else as it was; whether it changed."""
+        """Take over the index of the current manifest, and nothing else; return whether it changed."""
         found = self.snapshot.with_index_of(manifest.load(self.path))
         if found is None:
             return False
@@ -167,7 +174,7 @@ class Session:
         opened, seen = open_reader(
             self.path, self.memory, self.limits, self._notice, self.is_behind, tries
         )
-        # If opening fails, the old snapshot stays open. A thread that asks finds one or the other.
+        # If opening fails, the old snapshot stays open. Other threads see the old or the new one.
         before, self._snapshot = self._snapshot, opened
         self._seen = seen
         self._opened_at = time.perf_counter()
@@ -188,8 +195,8 @@ class Session:
     ) -> Writer:
         """Take the writer's lock, recover what a crash left, and open the keys for writing.
 
-        ``salvage`` and ``to_remove``: see ``Writer``. ``wait``: seconds to wait for another writer,
-        where that is not ``self.wait``; ``stop`` ends the waiting with ``StoppedError``.
+        ``salvage`` and ``to_remove``: see ``Writer``. ``wait``: seconds to wait for another writer, by
+        default ``self.wait``; ``stop`` ends the waiting with ``StoppedError``.
         """
         _ = self.snapshot
         if self._writer is not None:
@@ -205,7 +212,7 @@ class Session:
         if self.read_only:
             raise UsageError(f"{self.path} was opened read-only")
         nofollow.require_kinds(self.path, file_names.FILES, file_names.FOLDERS)
-        # Before anything is written: a store that only newer engines write stays open for reading.
+        # Before anything is written: a store that only newer engines may write stays open for reading.
         manifest.load(self.path, writing=True)
         self._lock.acquire(self.wait if wait is None else wait, stop)
         try:
@@ -224,16 +231,17 @@ class Session:
             raise
         return self._writer
 
-    # --- the end ----------------------------------------------------------------------------------
+    # --- closing ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give everything back. What was committed is durable already."""
+        """Release everything. Committed data is durable already."""
         if self._abandoned:
             return
         writer, self._writer = self._writer, None
         failure = writer.failure if writer is not None else None
         self._closed = self._closed or failure or f"{self.path} is closed"
-        with contextlib.ExitStack() as closing:  # all of it, whatever fails
+        # Call each of them, whichever fails.
+        with contextlib.ExitStack() as closing:
             closing.callback(self._lock.release)
             closing.callback(self._notice.close)
             closing.callback(self._close_snapshot)
@@ -241,7 +249,7 @@ class Session:
                 writer.close()
 
     def abandon(self) -> None:
-        """In a forked child: it stays the parent's; all that is left here is to say so."""
+        """Mark it closed in a forked child; it stays the parent's."""
         self._abandoned = True
         self._closed = (
             f"{self.path} was opened by process {self._owner}, from which this process was forked: "

@@ -1,4 +1,4 @@
-"""A snapshot: what a store holds as of one commit. Everything is read through it; it writes nothing."""
+"""A snapshot: the store as of one commit. All reads go through it; it writes nothing."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ from engine.storage.tables import Tables
 from engine.storage.vector_space import VectorSpace
 from engine.storage.vectors import Vectors
 
-# From here on, numbers are left for files that are made at once.
+# Numbers from here on are reserved for several files that are made at once.
 _LAST_INDEX = file_names.MAX_NUMBER - (1 << 20)
 
 
 class Snapshot:
     """The committed images of one store, as of one commit.
 
-    ``manifest`` and ``state`` never change. What it remembers of the keys is of this commit, so a
-    writer makes a new snapshot with each commit. Successive snapshots of a writer share ``files``.
+    ``manifest`` and ``state`` never change. Its caches are of this commit, so a writer makes a new
+    snapshot with each commit. Successive snapshots of a writer share ``files``.
     """
 
     def __init__(
@@ -71,22 +71,22 @@ class Snapshot:
         self.state = state
         self.files = files
         self._sources = ImageSources(files, state.commit)
-        # Rows of an array share one, and are nearly always asked for one after the other.
+        # Rows of an array share one, and callers nearly always ask for one after another.
         self._last_records: tuple[int, int, Row | None] = (0, 0, None)
         self._alive: IdSet | None = None
         self._wanted: tuple[IdSet, IdSet] | None = None
         self._removed: IdSet | None = None
 
     def with_manifest(self, manifest: Manifest) -> Snapshot:
-        """The same commit, with another index or with extents that were begun."""
+        """Return the same commit with another index, or with newly begun extents."""
         return Snapshot(self.path, self.memory, self.limits, manifest, self.state, self.files)
 
     def with_files(self, files: OpenFiles) -> Snapshot:
-        """The same commit, read from files that were opened again."""
+        """Return the same commit, read from reopened files."""
         return Snapshot(self.path, self.memory, self.limits, self.manifest, self.state, files)
 
     def with_index_of(self, found: Manifest) -> Snapshot | None:
-        """The same commit with the index of a newer manifest; None if it is the same index."""
+        """Return the same commit with a newer manifest's index; None if the index is the same."""
         if found.space != self.space:
             return None
         changed = replace(
@@ -99,47 +99,47 @@ class Snapshot:
 
     @property
     def tables(self) -> Tables:
-        """The open tables; ``StoreError`` if they are closed."""
+        """Return the open tables; ``StoreError`` if they are closed."""
         return self.files.tables
 
     @property
     def keys(self) -> Keys:
-        """The open database; ``StoreError`` if it is closed."""
+        """Return the open database; ``StoreError`` if it is closed."""
         return self.files.keys
 
     @property
     def settings(self) -> StructuralSettings:
-        """What the store was made with."""
+        """Return the settings that the store was created with."""
         return self.manifest.settings
 
     # --- images -----------------------------------------------------------------------------------
 
     def image_of(self, key: bytes) -> list[ImageRow]:
-        """The rows of all images that have a key (nearly always none or one)."""
+        """Return the rows of all images that have a key (nearly always none or one)."""
         return self.tables.images.rows(key)
 
     def images_of(self, wanted: list[bytes]) -> list[list[ImageRow]]:
-        """``image_of`` for each of many keys, in one call to the keys."""
+        """Return ``image_of`` for each of many keys, with one call to RocksDB."""
         return self.tables.images.rows_of_many(wanted)
 
     def image_columns(self, wanted: list[bytes], *, spread: bool = False) -> ImageRows:
-        """The first image of each of many keys, by the column.
+        """Return the first image of each of many keys, by column.
 
-        ``spread``: by many threads, where rows must come from disk and one would wait for each read.
+        ``spread``: use many threads, for rows that come from disk; one thread would wait for each read.
         """
         return self.files.image_columns(wanted) if spread else self.tables.images.columns(wanted)
 
     def count_lookups(self, count: int) -> None:
-        """Take notice that this process asks for many images, and have the keys read ahead."""
+        """Count lookups; after many of them, the keys are read ahead."""
         self.files.count_lookups(count, self.memory.read_ahead)
 
     def record(self, id_: int) -> RecordRow | None:
-        """What is known of image ``id_``, or None if there is none."""
+        """Return the record of image ``id_``, or None if there is none."""
         row = self._records_over(id_)
         return record_in(*row, id_) if row is not None else None
 
     def shared_records(self, id_: int) -> SharedRecords | None:
-        """The records of rows of an array among which that of image ``id_`` is, or was."""
+        """Return the shared records of array rows that cover, or covered, image ``id_``; else None."""
         row = self._records_over(id_)
         found = shared_records(*row) if row is not None else None
         return found if found is not None and id_ in found.ids else None
@@ -154,7 +154,7 @@ class Snapshot:
         return row
 
     def get(self, id_: int) -> ImageRecord:
-        """The record of image ``id_``; ``UnknownImageError`` if the store has no such image."""
+        """Return the record of image ``id_``; ``UnknownImageError`` if the store has no such image."""
         record = self.record(id_)
         if record is None:
             raise UnknownImageError(f"{self.path} has no image {id_}")
@@ -164,26 +164,26 @@ class Snapshot:
                 return record.with_image(row)
         raise StoreDamagedError(f"image {id_} has a record and no key; run 'engine check'")
 
-    # --- what is kept -----------------------------------------------------------------------------
+    # --- kept pixels ------------------------------------------------------------------------------
 
     @property
     def kept_pixels(self) -> ExtentReader:
-        """The extents of kept pixels."""
+        """Return the extents of kept pixels."""
         return self.files.pixels
 
     @property
     def fingerprints(self) -> Fingerprints:
-        """The extents of fingerprints."""
+        """Return the extents of fingerprints."""
         return self.files.fingerprints
 
     def kept(self, place: Place) -> bytes:
-        """The bytes kept at ``place``; ``MovedError`` if a newer commit has them elsewhere."""
+        """Return the bytes kept at ``place``; ``MovedError`` if a newer commit has moved them."""
         return self.files.pixels.read(place)
 
     def kept_whole(self, id_: int) -> tuple[bytes, bool] | None:
-        """The kept bytes of image ``id_``, and whether they are its canonical form.
+        """Return the kept bytes of image ``id_``, and whether they are its canonical form.
 
-        None where nothing is kept, or where it is damaged.
+        Returns None if nothing is kept, or if it is damaged.
         """
         record = self.get(id_)
         if record.kind is Kind.VECTOR:
@@ -202,18 +202,18 @@ class Snapshot:
     # --- ids --------------------------------------------------------------------------------------
 
     def those_there(self, ids: list[int]) -> list[int]:
-        """Those of some ids, in ascending order, that are of images."""
+        """Return those of ``ids`` (ascending) that belong to images."""
         able = [id_ for id_ in ids if 0 < id_ < 1 << 63]
         return [id_ for _, _, held in blocks_of(self.keys, able) for id_ in held.tolist()]
 
     def removed_ids(self) -> IdSet:
-        """The ids of all images that were removed; read once for each commit."""
+        """Return the ids of all removed images; read once per commit."""
         if self._removed is None:
             if self.state.removed:
                 found, bad = tombstones.read(self.keys, self.state.next_id)
                 if bad:
                     raise StoreDamagedError(
-                        f"{self.path}: which images were removed cannot be read; run 'engine check "
+                        f"{self.path}: the table of removed images cannot be read; run 'engine check "
                         f"--fix'"
                     )
                 self._removed = found
@@ -222,14 +222,14 @@ class Snapshot:
         return self._removed
 
     def dead_ids(self) -> IdSet:
-        """The ids by which no vector is found: of removed images, and 0, where whose it is was lost."""
+        """Return the ids that no search finds: removed images, and 0, for vectors with a lost id."""
         gone = self.removed_ids()
         made = IdSet(gone.bits.copy(), gone.size)
         made.add(np.zeros(1, np.int64))
         return made
 
     def alive(self) -> IdSet | None:
-        """The images that are there; None where none of those with a vector was removed."""
+        """Return the ids of existing images; None if no image with a vector was removed."""
         if not self.state.dead_vectors:
             return None
         if self._alive is None:
@@ -239,7 +239,7 @@ class Snapshot:
         return self._alive
 
     def those_alive(self, wanted: IdSet) -> IdSet:
-        """Those of the wanted images that are there; the same set for the same question."""
+        """Return those of the wanted ids whose images exist; an equal question gets the same set."""
         if not self.state.dead_vectors:
             return wanted
         if self._wanted is None or self._wanted[0] is not wanted:
@@ -247,7 +247,7 @@ class Snapshot:
         return self._wanted[1]
 
     def may_be_images(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of (n,) ids, in ascending order, are not of vectors, nor gone with their neighbours."""
+        """Return which of (n,) ascending ids may be images: neither vectors nor in a deleted row."""
         if not len(ids) or not self.space.is_imported:
             return np.ones(len(ids), np.bool_)
         starts, counts = [0], [0]
@@ -266,67 +266,68 @@ class Snapshot:
     def sources_of(
         self, id_: int, most: int = SOURCES_SHOWN, *, in_runs: bool = False
     ) -> tuple[list[bytes], int]:
-        """The first ``most`` places where image ``id_`` was seen, and how many there are.
+        """Return the first ``most`` sources of image ``id_``, and the number of all its sources.
 
-        ``in_runs``: what the image's row says; two scans less.
+        ``in_runs``: the flag of the image's row; it saves two scans.
         """
         return self._sources.of(id_, most, in_runs=in_runs)
 
     def runs_over(self, ids: npt.NDArray[np.int64]) -> Iterator[Run]:
-        """The runs that cover some of (n,) ids, ascending, each run once."""
+        """Yield the runs that may cover some of (n,) ascending ids, each run once."""
         return self.tables.runs.over(ids)
 
     def array_name(self, number: int) -> bytes:
-        """What array ``number`` is called in results."""
+        """Return the name of array ``number`` in results."""
         return self._sources.array_name(number)
 
     def names(self, wanted: list[bytes]) -> list[NameRow | None]:
-        """What each file name stood for when it was last read."""
+        """Return for each file name its image and stamp when last read, or None."""
         return self.tables.names.rows(wanted)
 
     def ids_of_files(self, hashes: list[bytes]) -> list[int | None]:
-        """The image of each file that is there, by the file's SHA-256."""
+        """Return the image of each file by the file's SHA-256, or None."""
         ids = self.tables.files.ids(hashes)
         if self.state.removed:
-            # A file that had changed since may still name an image that was removed.
+            # The hash of a file that has changed since may still name a removed image.
             ids = [id_ if id_ is not None and self.record(id_) is not None else None for id_ in ids]
         return ids
 
     def roots(self) -> list[bytes]:
-        """The folders that ingests took, so far as they are remembered."""
+        """Return the folders that ingests took, as far as they were recorded."""
         value = self.tables.meta.roots()
         try:
             roots = items(loads(value)) if value is not None else []
             return [os.fsencode(root) for root in roots]
-        except (ValueError, TypeError):  # they only make questions fewer
+        # Roots only reduce the number of questions, so a damaged row is ignored.
+        except (ValueError, TypeError):
             return []
 
     def array(self, name: bytes) -> ArrayRow | None:
-        """How far an array source is committed."""
+        """Return how far an array source is committed."""
         return self.tables.arrays.array(name)
 
     def archive(self, name: bytes) -> ArchiveRow | None:
-        """How far an archive is committed."""
+        """Return how far an archive is committed."""
         return self.tables.arrays.archive(name)
 
     def rejects(self, wanted: list[bytes]) -> list[dict[str, Any] | None]:
-        """What was recorded of sources that could not be read."""
+        """Return the records of sources that could not be read."""
         return self.tables.rejects.rows(wanted)
 
     # --- vectors ----------------------------------------------------------------------------------
 
     @property
     def space(self) -> VectorSpace:
-        """What the vectors are."""
+        """Return the space of the vectors."""
         return self.manifest.space
 
     @property
     def vector_rows(self) -> int:
-        """Committed vectors of the live space."""
+        """Return the number of committed vectors of the live space."""
         return self.state.vectors.get(self.space.key, 0) if self.space.exists else 0
 
     def open_vectors(self) -> Vectors:
-        """The committed vectors of the live space; whoever asks closes them."""
+        """Open the committed vectors of the live space; the caller closes them."""
         space = self.space
         if not space.exists:
             raise StoreError(f"{self.path} has no vectors")
@@ -339,7 +340,7 @@ class Snapshot:
         )
 
     def next_index_number(self) -> int:
-        """A number that no file of the index has."""
+        """Return a number that no index file has."""
         numbers = [entry.number for entry in self.manifest.segments]
         numbers += [entry.number for entry in self.manifest.quantizers]
         return file_names.next_number(numbers, _LAST_INDEX)
@@ -347,23 +348,23 @@ class Snapshot:
     # --- files ------------------------------------------------------------------------------------
 
     def families(self) -> list[Family]:
-        """The families of extents that the manifest names."""
+        """Return the families of extents that the manifest names."""
         return families.families(self.path, self.manifest)
 
     def header_problem(self, family: Family, number: int) -> str | None:
-        """What is wrong with an extent's header, or None."""
+        """Return what is wrong with an extent's header, or None."""
         return extents.header_problem(self.path, family, number, bytes.fromhex(self.manifest.uuid))
 
     def leftover_bytes(self) -> int:
-        """Bytes that an interrupted writer left behind, in extents or as files of their own."""
+        """Return the bytes that an interrupted writer left, in extents or as files of their own."""
         return families.leftover_bytes(self.path, self.manifest, self.state)
 
     def data_files(self) -> set[str]:
-        """The files in those folders whose files the manifest names, beneath the store."""
+        """Return the data files of the store, as paths relative to it."""
         return families.data_files(self.path)
 
     def encoder_file(self, name: str, most: int) -> bytes:
-        """A file of the encoder's folder; ``OSError``, also where it has more than ``most`` bytes."""
+        """Read a file of the encoder's folder; ``OSError``, also if it exceeds ``most`` bytes."""
         encoder = self.space.encoder
         assert encoder is not None
         folder = file_names.encoder_folder(encoder.file, encoder.generation)

@@ -1,12 +1,12 @@
-"""How many sources an image has, kept for those with many, so that a lookup need not count them.
+"""Stored source counts of images with many sources, so that a lookup need not count them.
 
-Counted are names of files and runs over one image. Runs over several images are not: a bucket has few,
-and whoever reads them has them all at once. An image of up to ``COUNTED`` rows needs no count: to read
-them is cheaper. One that has more and no count has all of its rows read, so a missing count is never
-wrong.
+Names of files and runs over one image are counted. Runs over several images are not: a bucket has few of
+them, and a reader has them all at once. An image of up to ``COUNTED`` rows has no stored count, because
+reading its rows is cheaper. An image without a stored count has all of its rows read, so a missing count
+is never wrong.
 
-All counts hold only while ``meta`` says that they were kept with the newest commit. An engine that does
-not know them commits without saying so; the next commit of one that does then drops them.
+The counts are valid only while ``meta`` says that the newest commit updated them. An older engine, which
+does not know them, commits without saying so; then the next commit of a newer engine drops them all.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from engine.storage.runs import ONE, Run
 from engine.storage.table import RowChange
 from engine.storage.tables import RunsTable, SourcesTable, Tables
 
-COUNTED = 16  # rows of an image that are read; of one with more the count is kept
-_TURNS = 16  # commits within which an image with many rows and without a count gets one
+# An image with more rows than this gets a stored count; fewer rows are read.
+COUNTED = 16
+# An image with many rows but no count gets one within this many commits.
+_TURNS = 16
 
 
 class Counted(NamedTuple):
-    """What an image has: rows of the keys, and sources, of which a run is several."""
+    """The counts of an image: rows of the keys, and sources, of which a run has several."""
 
     rows: int
     sources: int
 
 
 def count_sources(tables: Tables, id_: int) -> Counted:
-    """Count what an image has, by reading all of it."""
+    """Count an image's rows and sources by reading all its rows."""
     rows = sources = sum(1 for _ in tables.sources.names_of(id_))
     for run in tables.runs.of_one(id_):
         rows += 1
@@ -41,7 +43,7 @@ def count_sources(tables: Tables, id_: int) -> Counted:
 
 
 def hold(tables: Tables, commit: int) -> bool:
-    """Whether the counts that are kept are those of a commit."""
+    """Return whether the stored counts are those of ``commit``."""
     return tables.meta.counted() == commit
 
 
@@ -49,37 +51,40 @@ class SourceCounts:
     """The counts that one transaction changes."""
 
     def __init__(self, tables: Tables, commit: int, next_id: int) -> None:
-        """``commit`` is the newest one, which had ``next_id``."""
+        """``commit`` is the newest one, with the state's ``next_id``."""
         self._tables = tables
         self._commit = commit
         self._next_id = next_id
-        self._rows: Counter[int] = Counter()  # by how many an image has more
+        # The difference for each image.
+        self._rows: Counter[int] = Counter()
         self._sources: Counter[int] = Counter()
-        self._noted: dict[tuple[str, bytes], bytes | None] = {}  # rows that may be there already
+        # Rows that may exist already.
+        self._noted: dict[tuple[str, bytes], bytes | None] = {}
 
     def add(self, run: Run) -> None:
-        """Count a run that was not there."""
+        """Count a new run."""
         if not run.several:
             self._rows[run.id] += 1
             self._sources[run.id] += run.count
 
     def note(self, table: str, key: bytes, value: bytes | None) -> None:
-        """Count a row that is put or deleted, if it is one that counts."""
+        """Note a row that is put or deleted, if it affects the counts."""
         if table == SourcesTable.name or (table == RunsTable.name and key.startswith(ONE)):
             self._noted[table, key] = value
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing that counts was noted, so that a run put now was not there."""
+        """Return whether nothing that affects counts was noted, so that a run put now must be new."""
         return not self._noted
 
     def changes(self, commit: int) -> Iterator[RowChange]:
-        """The rows that keep the counts with commit ``commit``."""
+        """Yield the rows that update the counts with commit ``commit``."""
         meta = self._tables.meta
         holds = hold(self._tables, self._commit)
         try:
             self._take_noted()
-        except StoreDamagedError:  # a row that is mended made no sense
+        # A repair replaces a malformed row.
+        except StoreDamagedError:
             holds = False
             self._rows.clear()
         if not holds:
@@ -97,9 +102,9 @@ class SourceCounts:
         yield meta.put_counted(commit)
 
     def _is_in_turn(self, id_: int) -> bool:
-        """Whether an image without a count may get one now.
+        """Return whether an image without a count may get one now.
 
-        Not each time: of most it would only be found that they have few.
+        Counting in each commit would be a waste, since most images turn out to have few rows.
         """
         added = self._rows[id_]
         if added > COUNTED or id_ >= self._next_id:
@@ -107,7 +112,7 @@ class SourceCounts:
         return added > 0 and (id_ + self._commit) % _TURNS == 0
 
     def _take_noted(self) -> None:
-        """Count the rows noted, now that it can be seen which are there."""
+        """Count the noted rows that change what exists."""
         names, runs = self._tables.sources, self._tables.runs
         of_names = [key for table, key in self._noted if table == names.name]
         for key, old in zip(of_names, names.get_many(of_names), strict=True):

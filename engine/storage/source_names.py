@@ -1,8 +1,7 @@
-"""What a source's name stands for in a store: itself, and what is inside of it.
+"""Finds what a source's name stands for in a store: the source itself, and everything inside it.
 
-A name is a path as results show it, or a relative one. Inside of it are the rows of an array, the
-members of an archive, everything below a folder. One row of an array, or one member, is named with its
-``#``.
+A name is a path as results show it, or a relative path. Inside it are the rows of an array, the members
+of an archive, or everything below a folder. One row of an array, or one member, is named with its ``#``.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ from engine.storage.session import Session
 from engine.storage.source_rows import ArrayRow, NameRow
 from engine.storage.table import Row, Table
 
-# In what is behind "a.npz#": an array file of a folder that is called so, and no array of the archive.
+# Matches the part after "a.npz#" if it names an array file in a folder called "a.npz#…", rather than
+# an array of the archive.
 _FILE = re.compile(rb"/.*\.np[yz](\?kind=[^/]*)?(#|$)", re.IGNORECASE | re.DOTALL)
 
 
 def bases(name: str) -> list[bytes]:
-    """What a source may be called in the store that a user calls ``name``, likeliest first."""
+    """Return the names that the store may have for a user's ``name``, likeliest first."""
     if not name:
         raise UsageError("a source has a name: a path, as results show it")
     head, mark, inside = name.partition("#")
@@ -43,7 +43,7 @@ def bases(name: str) -> list[bytes]:
 def those_named(
     store: Session, given: Iterable[tuple[str, list[bytes]]]
 ) -> tuple[list[bytes], list[str]]:
-    """What is there of names and their ``bases``, and the names of which nothing is."""
+    """Return the stored name of each source, and the given names that the store does not have."""
     wanted: list[bytes] = []
     not_found: list[str] = []
     for name, may_be in given:
@@ -56,7 +56,7 @@ def those_named(
 
 
 def is_there(store: Session, base: bytes) -> bool:
-    """Whether there is anything that is named ``base`` or inside of it."""
+    """Return whether the store has anything named ``base``, or inside it."""
     tables = store.snapshot.tables
     places = (
         (tables.names, b""),
@@ -69,38 +69,38 @@ def is_there(store: Session, base: bytes) -> bool:
 
 
 def names_inside(store: Session, base: bytes) -> Iterator[tuple[bytes, NameRow]]:
-    """The files that are ``base``, or inside of it."""
+    """Yield the files that are ``base``, or inside it."""
     for name, value in _inside(store, store.snapshot.tables.names, base):
         yield name, NameRow.unpack(value)
 
 
 def arrays_inside(store: Session, base: bytes) -> Iterator[tuple[bytes, ArrayRow]]:
-    """The arrays that are ``base``, or inside of it."""
+    """Yield the arrays that are ``base``, or inside it."""
     arrays = store.snapshot.tables.arrays
     for key, value in _inside(store, arrays, base, arrays.ARRAY):
         yield key[1:], ArrayRow.unpack(value)
 
 
 def archives_inside(store: Session, base: bytes) -> Iterator[bytes]:
-    """The names of the archives that are ``base``, or inside of it."""
+    """Return the names of archives that are ``base``, or inside it."""
     arrays = store.snapshot.tables.arrays
     return (key[1:] for key, _ in _inside(store, arrays, base, arrays.ARCHIVE))
 
 
 def rejects_inside(store: Session, base: bytes) -> Iterator[bytes]:
-    """The names of the rejected sources that are ``base``, or inside of it."""
+    """Return the names of rejected sources that are ``base``, or inside it."""
     return (name for name, _ in _inside(store, store.snapshot.tables.rejects, base))
 
 
 def _inside(store: Session, table: Table, base: bytes, before: bytes = b"") -> Iterator[Row]:
-    """The rows of a table whose key is ``before`` and a name: ``base``, or one inside of it."""
+    """Yield a table's rows whose key is ``before`` plus ``base``, or plus a name inside it."""
     if base:
         value = table.get(before + base)
         if value is not None:
             yield before + base, value
     yield from table.scan(before + base + b"/")
-    # Of "a.tar" and "a.tar?metadata=" what is behind "#" is inside; of a folder "C" a folder "C#" is
-    # not, nor of a file one whose name goes on like that.
+    # Names after "a.tar#" and "a.tar?metadata=…#" are inside "a.tar". But a folder "C#" is not inside
+    # a folder "C", nor is a file whose name continues with "#" inside a file.
     for container in containers(store, base):
         if container != base and table is not store.snapshot.tables.names:
             value = table.get(before + container)
@@ -110,10 +110,11 @@ def _inside(store: Session, table: Table, base: bytes, before: bytes = b"") -> I
 
 
 def containers(store: Session, base: bytes) -> list[bytes]:
-    """The arrays, archives and tables that are the file ``base``, in whatever way it was read."""
+    """Return the arrays, archives and tables that the file ``base`` was read as."""
     arrays = store.snapshot.tables.arrays
     found: dict[bytes, None] = {}
-    archive = without_query(base).lower().endswith(b".npz")  # of arrays, which may have "/" in them
+    # An .npz archive holds arrays, whose names may have "/" in them.
+    archive = without_query(base).lower().endswith(b".npz")
     for kind in (arrays.ARRAY, arrays.ARCHIVE) if base else ():
         if arrays.get(kind + base) is not None:
             found[base] = None
@@ -126,9 +127,10 @@ def containers(store: Session, base: bytes) -> list[bytes]:
 
 
 def one_row(store: Session, name: bytes) -> tuple[Run, Run] | None:
-    """The run and the part of it that are the row of an array which ``name`` is, if it is there."""
+    """Return the run and its part for the array row that ``name`` stands for; None without one."""
     if store.snapshot.tables.names.get(name) is not None:
-        return None  # a file of that name: a path wins over "#"
+        # A file has that name: a path wins over "#".
+        return None
     base, mark, digits = name.rpartition(b"#")
     if not mark or not digits.isdigit() or len(digits) > 18:
         return None

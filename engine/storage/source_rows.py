@@ -1,4 +1,4 @@
-"""Rows of files, arrays, archives and rejects: what a source was when it was last read."""
+"""Rows of files, arrays, archives and rejects: the state of each source when it was last read."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from engine.storage.json_values import MAX_64, loads, members, number, truth
 from engine.storage.rows import MAX_IDS, damaged_row
 
 _MAX_ARRAY = (1 << 32) - 1
-_MAX_STAMP = 1 << 80  # nanoseconds: file systems have years that 64 bits do not
+_MAX_STAMP = 1 << 80  # nanoseconds: some file systems have dates beyond 64 bits
 _OF_ARCHIVES = ("done", "images", "rejected", "skipped")
 _NAME = struct.Struct(">QqQ")
 
 
 def file_id(value: bytes) -> int:
-    """The image that a row of ``files`` names; ``StoreDamagedError`` if it is something else."""
-    if len(value) != 8 or value[:2] != b"\0\0":  # rows of images have 6 bytes for an id
+    """Return the image that a row of ``files`` names; ``StoreDamagedError`` if it is malformed."""
+    # An image's row has 6 bytes for an id.
+    if len(value) != 8 or value[:2] != b"\0\0":
         raise damaged_row("files")
     return int.from_bytes(value, "big")
 
 
 @dataclass(frozen=True, slots=True)
 class NameRow:
-    """One row of ``names``: which image a file was when it was last read, and its stamp then."""
+    """A row of ``names``: the image that a file was when last read, and the file's stamp then."""
 
     id: int
     mtime_ns: int
     size: int
 
     def pack(self) -> bytes:
-        """The row's value."""
+        """Return the row's value."""
         return _NAME.pack(self.id, self.mtime_ns, self.size)
 
     @classmethod
     def unpack(cls, value: bytes) -> NameRow:
-        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        """Parse a value that ``pack`` wrote; raise ``StoreDamagedError`` if it is malformed."""
         try:
             row = cls(*_NAME.unpack(value))
         except struct.error:
@@ -50,26 +51,27 @@ class NameRow:
 
 @dataclass(frozen=True, slots=True)
 class ArrayRow:
-    """One array source: how far it is committed, and its file's stamp (0 for synthetic sets)."""
+    """An array source: how far it is committed, and its file's stamp (0 for synthetic sets)."""
 
     number: int
     mtime_ns: int
     size: int
     rows: int
     kind: Kind
-    complete: bool = True  # all rows that it has are committed
-    rejected: int = 0  # of these, vectors that are none
+    complete: bool = True  # whether all of its rows are committed
+    rejected: int = 0  # how many of these rows are invalid vectors
 
     def pack(self) -> bytes:
-        """The row's value."""
+        """Return the row's value."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        if not self.rejected:  # engines that know of no vectors read the others' rows
+        # Engines from before imported vectors can then read rows of other arrays.
+        if not self.rejected:
             del fields["rejected"]
         return json.dumps(fields | {"kind": int(self.kind)}).encode()
 
     @classmethod
     def unpack(cls, value: bytes) -> ArrayRow:
-        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        """Parse a value that ``pack`` wrote; raise ``StoreDamagedError`` if it is malformed."""
         try:
             fields = members(loads(value))
             return cls(
@@ -87,23 +89,23 @@ class ArrayRow:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveRow:
-    """One archive or table: how far it is committed, and its file's stamp."""
+    """An archive or table: how far it is committed, and its file's stamp."""
 
     mtime_ns: int
     size: int
-    done: int = 0  # members from the first on, of whatever kind
-    images: int = 0  # of these, what they were
+    done: int = 0  # members from the first on, of any kind
+    images: int = 0  # the kinds of these members
     rejected: int = 0
     skipped: int = 0
-    complete: bool = False  # read to its end
+    complete: bool = False  # whether it was read to its end
 
     def pack(self) -> bytes:
-        """The row's value."""
+        """Return the row's value."""
         return json.dumps({n: getattr(self, n) for n in self.__dataclass_fields__}).encode()
 
     @classmethod
     def unpack(cls, value: bytes) -> ArchiveRow:
-        """The row that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        """Parse a value that ``pack`` wrote; raise ``StoreDamagedError`` if it is malformed."""
         try:
             fields = members(loads(value))
             return cls(
@@ -117,7 +119,7 @@ class ArchiveRow:
 
 
 def reject_in(value: bytes) -> dict[str, Any]:
-    """What was recorded of a source that could not be read; ``StoreDamagedError`` if it is nothing."""
+    """Parse the record of a source that could not be read; ``StoreDamagedError`` if it is malformed."""
     try:
         fields = members(loads(value))
         number(fields["mtime_ns"], -_MAX_STAMP, _MAX_STAMP)

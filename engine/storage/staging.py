@@ -1,10 +1,10 @@
-"""A new folder that is whole or not there: it is staged, synced, and then put in its place.
+"""Makes a new folder that appears whole or not at all: it is staged, synced, and moved into place.
 
-Where there is nothing, it is made beside its place, as ``.NAME.KIND-XXXXXXXX.new``, and renamed. An
-empty folder that is there is filled and not replaced, since it may be a mount, or where somebody
-stands: the new one is made inside of it and its parts are moved out, last the one without which the
-others are nothing. What a killed process left behind is removed by the next that makes the same; what
-a living one makes is locked.
+If the place is free, the folder is made next to it, as ``.NAME.KIND-XXXXXXXX.new``, and renamed. An
+existing empty folder is filled rather than replaced, since it may be a mount point or a process's
+working directory. Then the new folder is made inside it, and its parts are moved out. The last part
+moved is the one that makes the others valid. The next process that makes the same thing deletes the
+leftovers of a killed one; a living process holds a lock.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _TRIES = 100
 
 @contextlib.contextmanager
 def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
-    """The folder to put files into; when the block ends, all of it is durable, and at ``dest``.
+    """Yield a folder to put files into. After the block it is durable and at ``dest``.
 
-    ``kind`` says what is made, ``parts`` are the names that the folder may have in it, in the order
-    in which they are to appear. Where the block raises, nothing is left at ``dest``. Raises
-    ``UsageError`` if something is there, ``StoreError`` if another process makes it, ``OSError``.
+    ``kind`` says what is made. ``parts`` are the names that the folder may hold, in the order in which
+    they appear at ``dest``. If the block raises, nothing is left at ``dest``. Raises ``UsageError`` if
+    something is there, ``StoreError`` if another process is making it, and ``OSError``.
     """
     place = dest.resolve()
     check_place(dest, kind, parts)
@@ -48,13 +48,13 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
     try:
         yield made
         if lock.NAME in parts:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC  # the same file: it is locked
+            # Open the existing file: it is the one that is locked.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.close(nofollow.open_lock(made, lock.NAME, flags))
         _sync(made)
         if filling:
-            fsync_dir(
-                folder
-            )  # the mark of an unfinished making, before there are parts to be marked
+            # Make the mark of an unfinished creation durable before any part is moved in.
+            fsync_dir(folder)
             for name in parts:
                 if (made / name).exists():
                     if name == parts[-1]:
@@ -63,14 +63,15 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
                     moved.append(place / name)
         else:
             if lock.NAME not in parts:
-                # Last of all: without it the folder passes for left behind.
+                # Last of all, because a folder without it counts as a leftover.
                 nofollow.remove(made, lock.NAME)
             disk().rename(made, place)
             fsync_dir(place)
         fsync_dir(folder)
         moved.clear()
     finally:
-        if not mine.abandoned:  # by a process that was forked while this went on
+        # A process forked in between must not clean up.
+        if not mine.abandoned:
             for path in reversed(moved):
                 _remove(place, path.name)
             nofollow.discard(folder, made.name, _ours(parts))
@@ -79,7 +80,7 @@ def made_aside(dest: Path, kind: str, parts: Sequence[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str) -> Iterator[Path]:
-    """A new folder in ``folder`` that nobody takes for left behind; gone when the block ends."""
+    """Yield a new locked folder in ``folder``, which no process takes for a leftover; then delete it."""
     made, mine = _begin(folder / name, folder, "build")
     try:
         yield made
@@ -90,9 +91,9 @@ def locked(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _begin(place: Path, folder: Path, kind: str) -> tuple[Path, WriterLock]:
-    """The new folder, and its lock, which it has before it has its name.
+    """Make the new folder and lock it before it gets its name; return both.
 
-    Before that, another process may take it for left behind and remove it: then it is begun again.
+    Until it is locked, another process may take it for a leftover and delete it. Then this starts over.
     """
     for _ in range(_TRIES):
         begun = folder / f".{place.name}.{kind}-{uuid.uuid4().hex[:8]}{_BEGUN}"
@@ -115,7 +116,7 @@ def _begin(place: Path, folder: Path, kind: str) -> tuple[Path, WriterLock]:
 
 
 def _lock(mine: WriterLock) -> None:
-    """Take the lock of a new folder; on a file system without locks, go on without."""
+    """Take the lock of a new folder; on a file system without locks, do without."""
     try:
         mine.acquire()
     except StoreLockedError:
@@ -125,7 +126,7 @@ def _lock(mine: WriterLock) -> None:
 
 
 def check_place(dest: Path, kind: str, parts: Sequence[str]) -> None:
-    """``UsageError`` if ``dest`` is anything but nothing, an empty folder or an unfinished making."""
+    """Raise ``UsageError`` unless ``dest`` is free, an empty folder, or an unfinished creation."""
     place = dest.resolve()
     if not place.exists():
         return
@@ -133,7 +134,7 @@ def check_place(dest: Path, kind: str, parts: Sequence[str]) -> None:
         raise UsageError(f"{dest} is a file: name a new or empty folder")
     marks = _leftovers(place, place, kind)
     there = {entry.name for entry in place.iterdir()} - {mark.name for mark in marks}
-    # The last part is moved when all others are: as long as it is staged, the others may be here.
+    # The last part moves after all others. While it is still staged, the others may be in place.
     if any((mark / parts[-1]).exists() for mark in marks):
         there -= set(parts[:-1])
     if there:
@@ -143,9 +144,9 @@ def check_place(dest: Path, kind: str, parts: Sequence[str]) -> None:
 def _remove_leftovers(
     place: Path, folder: Path, kind: str, parts: Sequence[str], *, filling: bool
 ) -> None:
-    """Remove what killed processes left: where it is filled, parts first, then what marks them."""
+    """Delete what killed processes left. In an existing folder, delete parts first, then their marks."""
     marks = _leftovers(place, folder, kind)
-    # The lock may have been moved to its place already.
+    # The lock may already have been moved into place.
     locks = [*marks, place] if marks and filling and lock.NAME in parts else marks
     if any(WriterLock(one).busy() for one in locks):
         raise StoreError(f"another process is making {place}: wait for it or end it")
@@ -163,13 +164,14 @@ def _leftovers(place: Path, folder: Path, kind: str) -> list[Path]:
         rf"\.{re.escape(place.name)}\.{kind}-[0-9a-f]{{8}}({_MADE}|{_BEGUN})", re.DOTALL
     )
     found: list[Path] = []
-    with contextlib.suppress(PermissionError):  # one may make a folder where one may not look
+    # A process may be allowed to create entries in a folder that it may not list.
+    with contextlib.suppress(PermissionError):
         found = [entry for entry in folder.iterdir() if name.fullmatch(entry.name)]
     return [entry for entry in found if entry.is_dir() and not entry.is_symlink()]
 
 
 def _remove(folder: Path, part: str) -> None:
-    """Remove a part that was put in its place: a file, or a folder of files of ours."""
+    """Delete a part that was moved into place: a file, or a folder of our files."""
     there = next((entry for entry in nofollow.entries(folder) if entry.name == part), None)
     if there is not None and there.is_folder:
         nofollow.discard(folder, part, file_names.MADE, called=f"{part}/")
@@ -178,7 +180,7 @@ def _remove(folder: Path, part: str) -> None:
 
 
 def _ours(parts: Sequence[str]) -> re.Pattern[str]:
-    """What may lie in a folder that these parts are made in."""
+    """Return a pattern of the paths that may lie in a folder that these parts are made in."""
     return re.compile("|".join([file_names.MADE.pattern, *map(re.escape, parts)]))
 
 

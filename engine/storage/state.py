@@ -1,4 +1,4 @@
-"""State: what one commit leaves behind, in a row of its own among the keys."""
+"""State: the counts and lengths after one commit, in a row of its own among the keys."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from engine.storage.json_values import items, loads, members, number
 from engine.storage.manifest import Manifest, SegmentEntry
 from engine.storage.vector_space import VectorSpace
 
-_MAX_MISSING = 1 << 24  # ids whose fingerprints may be gone
-_MAX_BYTES = 1 << 62  # of the extents of a family together
+_MAX_MISSING = 1 << 24  # ids whose fingerprints may be missing
+_MAX_BYTES = 1 << 62  # of all extents of a family
 
 
 @dataclass(slots=True)
 class State:
-    """What is committed, as of one commit: the row ``meta/state``."""
+    """The committed counts and lengths as of one commit: the row ``meta/state``."""
 
     commit: int = 0
     next_id: int = 1
@@ -28,18 +28,22 @@ class State:
     images: int = 0
     sources: int = 0
     removed: int = 0
-    vectors: dict[str, int] = field(default_factory=dict)  # generation → rows
-    removed_vectors: dict[str, int] = field(default_factory=dict)  # of these, of removed images
-    extents: dict[str, list[list[int]]] = field(default_factory=dict)  # family → [number, bytes]
-    dead: dict[str, int] = field(default_factory=dict)  # extent of pixels → bytes of no image
+    # Generation → rows.
+    vectors: dict[str, int] = field(default_factory=dict)
+    # Generation → rows of removed images.
+    removed_vectors: dict[str, int] = field(default_factory=dict)
+    # Family → [number, data bytes] of each extent.
+    extents: dict[str, list[list[int]]] = field(default_factory=dict)
+    # Extent of pixels → bytes that no image uses any more.
+    dead: dict[str, int] = field(default_factory=dict)
 
     def pack(self) -> bytes:
-        """The row's value."""
+        """Return the row's value."""
         return json.dumps({name: getattr(self, name) for name in self.__slots__}).encode()
 
     @classmethod
     def unpack(cls, value: bytes) -> State:
-        """The state that ``pack`` wrote; ``StoreDamagedError`` if it is something else."""
+        """Parse a value that ``pack`` wrote; raise ``StoreDamagedError`` if it is malformed."""
         try:
             body = members(loads(value))
             found = cls(
@@ -57,8 +61,8 @@ class State:
             )
             unknown = body.keys() - {*cls.__slots__}
             if unknown:
-                raise ValueError("it has counts that there are none of")
-            # What is allocated by the number of ids goes with what is on the disk.
+                raise ValueError("it has unknown fields")
+            # Memory is allocated by the number of ids, so that number must match the extents on disk.
             rows = len(found.extents.get(extents.FINGERPRINTS.name, ())) * EXTENT_ROWS
             if found.next_id > rows + _MAX_MISSING:
                 raise ValueError(f"{found.next_id:,} ids are more than there can be")
@@ -69,7 +73,7 @@ class State:
         return found
 
     def next(self) -> State:
-        """A copy, to become what the next commit leaves behind."""
+        """Return a copy to update for the next commit."""
         return replace(
             self,
             commit=self.commit + 1,
@@ -81,26 +85,26 @@ class State:
 
     @property
     def dead_vectors(self) -> int:
-        """How many vectors are of images that were removed."""
+        """Return how many vectors belong to removed images."""
         return sum(self.removed_vectors.values())
 
     @property
     def live_vectors(self) -> int:
-        """How many vectors are of images that are there."""
+        """Return how many vectors belong to existing images."""
         return sum(self.vectors.values()) - sum(self.removed_vectors.values())
 
     def bury(self, place: Place) -> None:
-        """Count kept pixels as dead: no image has them any more."""
+        """Count kept pixels as dead, because no image uses them any more."""
         number = str(place.extent)
         self.dead[number] = self.dead.get(number, 0) + place.length
 
     def last_extent(self, family: Family) -> tuple[int, int]:
-        """Number and committed data bytes of a family's newest extent; (0, 0) if it has none."""
+        """Return number and committed data bytes of a family's newest extent; (0, 0) without one."""
         numbers = self.extents.get(family.name)
         return (numbers[-1][0], numbers[-1][1]) if numbers else (0, 0)
 
     def vector_parts(self, space: VectorSpace) -> list[tuple[int, int]]:
-        """The extents of a space's vectors: the number and the committed rows of each."""
+        """Return the number and the committed rows of each extent of a space's vectors."""
         if not space.exists:
             return []
         family = space.vector_family
@@ -109,9 +113,9 @@ class State:
         ]
 
     def live_segments(self, named: Manifest) -> list[SegmentEntry]:
-        """The segments of a manifest that are over rows which are committed.
+        """Return a manifest's segments whose rows are all committed.
 
-        Others are about to go or to come: the manifest names both while vectors are laid out again.
+        The others are about to come or go: during a reordering, the manifest names old and new ones.
         """
         space, parts = named.space, dict(self.vector_parts(named.space))
         return [
@@ -123,7 +127,7 @@ class State:
 
 
 _MAX = (1 << 48) - 1  # rows have 48 bits for an id
-# What the least and the most of each is; the least is what a new store has.
+# The least and the greatest value of each count; the least is a new store's.
 _COUNTS = {
     "commit": (0, _MAX),
     "next_id": (1, _MAX),
@@ -135,11 +139,11 @@ _COUNTS = {
 
 
 def _counted(value: object) -> dict[str, int]:
-    """Counts by the number of a generation or of an extent."""
+    """Parse counts by the number of a generation or an extent."""
     found = members(value)
     for name in found:
         if not file_names.GENERATION.fullmatch(name):
-            raise ValueError(f"{name[:60]!r} is no number of a file")
+            raise ValueError(f"{name[:60]!r} is not a file number")
     return {name: number(count) for name, count in found.items()}
 
 
@@ -149,14 +153,14 @@ def _pairs(value: object) -> list[list[int]]:
         pairs.append([number(extent, 1, file_names.MAX_EXTENT), number(size)])
     if len({extent for extent, _ in pairs}) < len(pairs):
         raise ValueError("an extent is named twice")
-    # What is added to a length, or mapped by it, must fit into 64 bits too.
+    # Lengths are added to and mapped, so the sums must fit into 64 bits too.
     if sum(size for _, size in pairs) > _MAX_BYTES:
         raise ValueError("extents have more bytes than there can be")
     return pairs
 
 
 def settings_in(value: bytes) -> StructuralSettings:
-    """The settings that the keys have a copy of; ``StoreDamagedError`` if they are something else."""
+    """Parse the settings in the keys; raise ``StoreDamagedError`` if they are malformed."""
     try:
         return StructuralSettings.from_dict(members(loads(value)))
     except (ValueError, StoreFormatError) as error:

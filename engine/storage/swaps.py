@@ -1,8 +1,7 @@
-"""Swaps: goes over from some files of a store to others that stand for them, in safe steps.
+"""Swaps: replaces some files of a store by others, in crash-safe steps.
 
-Files are deleted last, once no manifest names them: a crash anywhere leaves files that the next writer
-forgets. The order of the other steps is said at each function. At any moment those segments are live
-whose rows are committed.
+Files are deleted last, once no manifest names them; a crash leaves files that the next writer deletes.
+Each function documents the order of its other steps. A segment is live whenever its rows are committed.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from engine.storage.vector_space import IMPORTED_VECTORS, EncoderEntry, VectorSp
 from engine.storage.writer import Writer
 
 _log = logging.getLogger("engine.storage")
-_CARRIED = 1 << 15  # rows of vectors at a time
+_CARRIED = 1 << 15  # rows of vectors copied at a time
 
 
 def publish_index(
@@ -37,25 +36,25 @@ def publish_index(
     quantizers: Sequence[QuantizerEntry] = (),
     measured: Measured | None = None,
 ) -> None:
-    """Let searches go by these segments instead: saves the manifest, and deletes the files of others.
+    """Make searches use these segments instead: save the manifest, then delete the files of others.
 
-    ``quantizers``: new ones, beside those there are; ``measured`` is kept unless it is said again.
+    ``quantizers``: new ones, in addition to the existing ones. ``measured``: None keeps the old values.
     """
     writer.require_open()
     before = writer.manifest
     known = {entry.number: entry for entry in (*before.quantizers, *quantizers)}
     named = replace(before, quantizers=tuple(known.values()))
     writer.save(named.with_index(live, measured or before.measured))
-    # Readers that have them mapped keep them until they let go.
+    # Readers that have the files mapped can use them until they close them.
     _remove(writer, before.index_files(Path()) - writer.manifest.index_files(Path()))
     writer.announce_index()
 
 
 def drop_extents(writer: Writer, numbers: Sequence[int]) -> None:
-    """Give back extents of pixels in which no image has any; they have to be dead as a whole.
+    """Delete extents of pixels that no image uses; they must be entirely dead.
 
-    The commit first, then the manifest, then the files: readers that see an older commit find a
-    file gone only once they can tell that there is a newer one.
+    First the commit, then the manifest, then the files. A reader of an older commit thus finds a file
+    gone only once it can see that there is a newer commit.
     """
     writer.require_open()
     writer.safely(lambda: _drop_extents(writer, set(numbers)))
@@ -68,7 +67,8 @@ def _drop_extents(writer: Writer, numbers: set[int]) -> None:
         pairs = state.extents[family.name]
         if any(n in numbers and state.dead.get(str(n)) != size for n, size in pairs):
             raise StoreError("an extent that holds images was to be dropped; this is a bug")
-        if pairs[-1][0] in numbers:  # numbers are not used again: readers may know the old file
+        # Numbers are not used again, because readers may know the old file.
+        if pairs[-1][0] in numbers:
             if writer.appender.newest(family) in numbers:
                 writer.appender.begin_next(family)
             pairs.append([writer.appender.newest(family), 0])
@@ -86,7 +86,7 @@ def _drop_extents(writer: Writer, numbers: set[int]) -> None:
 
 
 def _remove(writer: Writer, names: Iterable[str | Path]) -> None:
-    """Delete files that the manifest does not name any more; what stays, the next writer deletes."""
+    """Delete files that the manifest no longer names; the next writer deletes what remains."""
     for name in names:
         try:
             nofollow.remove(writer.path, str(name))
@@ -95,7 +95,7 @@ def _remove(writer: Writer, names: Iterable[str | Path]) -> None:
 
 
 def adopt_encoder(writer: Writer, install: Callable[[Path], EncoderEntry]) -> None:
-    """Give a store that was made without an encoder its first one: its files, then the manifest."""
+    """Give a store without an encoder its first one: first its files, then the manifest."""
     writer.require_open()
     if not writer.manifest.space.exists:
         named = replace(writer.manifest, encoder=install(writer.path))
@@ -103,9 +103,9 @@ def adopt_encoder(writer: Writer, install: Callable[[Path], EncoderEntry]) -> No
 
 
 def adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
-    """Let a store that has no vectors hold imported ones; what its encoder was goes.
+    """Let a store without vectors hold imported ones; an encoder that it had is dropped.
 
-    The manifest first, then a commit without the extents of before, then the encoder's files go.
+    First the manifest, then a commit without the old extents, then the encoder's files.
     """
     writer.require_open()
     assert not writer.snapshot.vector_rows
@@ -114,7 +114,7 @@ def adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
 
 def _adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
     before = writer.manifest.space
-    # A generation of its own: extents of the one before may have been begun.
+    # It gets a generation of its own, because extents of the old one may have been begun.
     generation = file_names.next_number([before.generation], file_names.MAX_GENERATION)
     entry = EncoderEntry(IMPORTED_VECTORS, generation, dim, "", "", normalized)
     if before == replace(VectorSpace.of(entry), generation=before.generation):
@@ -123,7 +123,8 @@ def _adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
     gone = writer.manifest.extents.keys() - {*families}
     kept = {name: n for name, n in writer.manifest.extents.items() if name in families}
     writer.save(replace(writer.manifest, encoder=entry, extents=kept).with_index(()))
-    if writer.state.extents.keys() - {*families}:  # of vectors that are all gone
+    # Extents of vectors that are all gone.
+    if writer.state.extents.keys() - {*families}:
         with writer.begin() as transaction:
             state = transaction.state
             state.extents = {name: n for name, n in state.extents.items() if name in families}
@@ -142,11 +143,11 @@ def replace_vectors(
     new: ReorderedExtent,
     quantizer: QuantizerEntry | None,
 ) -> None:
-    """Go over from extents of vectors to what was laid out from them in the folder ``made``.
+    """Replace extents of vectors by a reordered copy in the folder ``made``.
 
-    ``old``: these extents, with the rows that were laid out; what was appended to them since is
-    carried over. The new files get their names, the manifest names both, one commit goes over,
-    and then the old ones go.
+    ``old``: each extent's number and the rows that were reordered; rows appended since are copied over.
+    The new files are moved into the store, the manifest names both, one commit switches to the new ones,
+    and then the old ones are deleted.
     """
     writer.require_open()
     writer.safely(lambda: _VectorSwap(writer, made, old, new, quantizer).run())
@@ -173,7 +174,7 @@ class _VectorSwap:
         self._gone = {number for number, _ in old}
         there = dict(writer.state.vector_parts(space))
         self._late = [(n, rows, there[n]) for n, rows in old if there[n] > rows]
-        # One more may be needed for what was appended meanwhile.
+        # Rows that were appended in the meantime may need one more extent.
         used = writer.manifest.extents.get(self._families[0].name, ())
         self._number = file_names.next_number(used, file_names.MAX_EXTENT - 1)
         self._appends: list[Append] = []
@@ -203,7 +204,7 @@ class _VectorSwap:
             _remove(writer, map(family.inside, self._gone))
 
     def _with_extents(self, both: Manifest, state: State) -> Manifest:
-        """Give the new extents their names; the manifest with them, and their lengths in ``state``."""
+        """Move the new extents into the store; return the manifest with them, and set their lengths."""
         store, number, uuid = self._writer.path, self._number, bytes.fromhex(both.uuid)
         for family in self._families:
             self._writer.appender.forget([family.name])
@@ -215,7 +216,8 @@ class _VectorSwap:
             if self._late:
                 both = both.with_extent(family.name, number + 1)
                 pairs.append([number + 1, self._carry_over(family, number + 1, uuid)])
-            if not pairs:  # numbers are not used again: readers may know the old file
+            # Numbers are not used again, because readers may know the old file.
+            if not pairs:
                 extents.create(store, family, number, uuid)
                 both = both.with_extent(family.name, number)
                 pairs.append([number, 0])
@@ -226,7 +228,7 @@ class _VectorSwap:
         return both
 
     def _with_segments(self, both: Manifest) -> tuple[Manifest, list[SegmentEntry]]:
-        """The manifest with the new segment and quantizer; and the segments that stay live."""
+        """Return the manifest with the new segment and quantizer, and the segments that stay live."""
         before, quantizer = both, self._quantizer
         ours = [e for e in before.segments if quantizer and e.quantizer == quantizer.number]
         live = [e for e in ours if not self._gone & {extent for extent, _, _ in e.ranges}]
@@ -239,7 +241,7 @@ class _VectorSwap:
         return both, live
 
     def _move_index(self, both: Manifest, before: Manifest) -> None:
-        """Give the new index files their names in the store; durable."""
+        """Durably move the new index files into the store."""
         store, made = self._writer.path, self._made
         make_index_folder(store)
         for path in both.index_files(made) - before.index_files(made):
@@ -248,7 +250,7 @@ class _VectorSwap:
         fsync_dir(store / manifest.INDEX_FOLDER)
 
     def _count(self, state: State) -> None:
-        """Count the vectors of a state, and those of no image."""
+        """Set a state's counts of vectors, and of vectors without an image."""
         key = self._space.key
         state.vectors[key] = sum(rows for _, rows in state.vector_parts(self._space))
         state.removed_vectors.pop(key, None)
@@ -258,7 +260,7 @@ class _VectorSwap:
             state.removed_vectors[key] = dead
 
     def _carry_over(self, family: Family, number: int, uuid: bytes) -> int:
-        """Copy what was appended late to a new extent; returns the bytes of data in it."""
+        """Copy rows that were appended late to a new extent; return its data bytes."""
         store = self._writer.path
         extents.create(store, family, number, uuid)
         writer = ExtentWriter(store, family, number, 0, self._writer.limits)

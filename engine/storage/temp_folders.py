@@ -1,9 +1,9 @@
-"""Folders for the time of one piece of work, and the sweeping of those that killed processes left.
+"""Temporary folders for one piece of work, and the removal of those that killed processes left.
 
-Whoever makes such a folder holds the flock of the file ``LOCK`` in it, which the kernel drops when the
-process dies, however it dies; a number of a process would say nothing, since numbers are used again.
-Only what is of the same make is swept: a folder of this user, with a name and contents as these
-have, whose lock is free. No link is followed, and where anything is unlike that, all of it stays.
+The maker of a temporary folder holds the flock of the file ``LOCK`` in it. The kernel drops the lock
+when the process dies, however it dies. A process id would prove nothing, since ids are used again. Only
+folders of the same kind are removed: owned by this user, with matching names inside and out, and with
+a free lock. No link is followed, and a folder that differs in any way stays as a whole.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from engine.storage.disk import disk
 
 _LOCK = "LOCK"
 _CLAIM = ".claim"  # the lock's name until it is held
-_MAX_LOOKED_AT = 4096  # names of a folder
-_MAX_SWEPT = 64  # folders at a time
-_MAX_INSIDE = 4096  # names inside of one
+_MAX_LOOKED_AT = 4096  # names in the parent folder
+_MAX_SWEPT = 64  # folders per sweep
+_MAX_INSIDE = 4096  # names in one folder
 _MAX_DEPTH = 3
 _TRIES = 100
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -33,21 +33,21 @@ _FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Claimed:
-    """A new folder that nobody takes for left behind, until ``release``."""
+    """A new folder that no process takes for a leftover, until ``release``."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd = fd
 
     def release(self) -> None:
-        """Let go of it, wherever it is by now."""
+        """Release the lock, wherever the folder is now."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def claimed(make: Callable[[], Path]) -> Claimed:
-    """The folder that ``make`` makes, under a new name each time; raises ``OSError``."""
+    """Lock the folder that ``make`` makes, under a new name each time. Raises ``OSError``."""
     for _ in range(_TRIES):
         path = make()
         fd = -1
@@ -55,11 +55,14 @@ def claimed(make: Callable[[], Path]) -> Claimed:
             fd = disk().open(path / _CLAIM, _FILE | os.O_CREAT | os.O_EXCL)
             try:
                 _lock(fd)
-            except OSError as error:  # a file system without locks: nobody sweeps there either
+            # A file system has no locks: then no process sweeps there either.
+            except OSError as error:
                 if isinstance(error, BlockingIOError):
                     raise
-            disk().rename(path / _CLAIM, path / _LOCK)  # needs not be durable
-        except (FileNotFoundError, BlockingIOError):  # somebody swept it before it was locked
+            # This rename need not be durable.
+            disk().rename(path / _CLAIM, path / _LOCK)
+        # Another process swept the folder before it was locked.
+        except (FileNotFoundError, BlockingIOError):
             if fd >= 0:
                 os.close(fd)
         except BaseException:
@@ -72,15 +75,15 @@ def claimed(make: Callable[[], Path]) -> Claimed:
             raise
         else:
             return Claimed(path, fd)
-    raise StoreError(f"{path} is removed as often as it is made: end what tidies up there")
+    raise StoreError(f"{path} is deleted as often as it is made: end the process that deletes it")
 
 
 @contextlib.contextmanager
 def work_folder(folder: Path | None, prefix: str, depth: int = 1) -> Iterator[Path]:
-    """A new folder in ``folder``, or in that for temporary files, which is gone when the block ends.
+    """Yield a new folder in ``folder``, or in the system's temporary folder; delete it afterwards.
 
-    Those of this ``prefix`` that killed processes left there go first, if they are no deeper than
-    ``depth``. Raises ``OSError``.
+    First it deletes folders with this ``prefix`` that killed processes left, if they are at most
+    ``depth`` levels deep. Raises ``OSError``.
     """
     parent = Path(folder or tempfile.gettempdir()).absolute()
     names = re.compile(rf"{re.escape(prefix)}[a-z0-9_]{{8}}")
@@ -96,10 +99,10 @@ def work_folder(folder: Path | None, prefix: str, depth: int = 1) -> Iterator[Pa
 def sweep(
     folder: Path, names: re.Pattern[str], inside: re.Pattern[str], depth: int = _MAX_DEPTH
 ) -> int:
-    """Remove what killed processes left in ``folder``; returns how many folders that were.
+    """Delete what killed processes left in ``folder``; return how many folders that were.
 
-    ``names`` are theirs, ``inside`` the paths that files in them may have, ``depth`` how deep these
-    lie. It takes a bounded effort, and raises nothing: whatever is in the way stays.
+    ``names`` matches the folders, ``inside`` the paths of files in them; ``depth`` is the greatest depth
+    of these. The effort is bounded. It raises nothing: a folder that cannot be deleted stays.
     """
     swept = 0
     with contextlib.suppress(OSError), _opened(os.open(folder, os.O_RDONLY | os.O_CLOEXEC)) as fd:
@@ -123,7 +126,7 @@ def _sweep(parent: int, name: str, inside: re.Pattern[str], depth: int) -> bool:
         locks = [lock for lock in (_LOCK, _CLAIM) if _is_file(fd, lock)]
         for lock in locks:
             _lock(stack.enter_context(_opened(os.open(lock, _FILE, dir_fd=fd))))
-        # Whoever made it may have finished, and given it its own name: then it is somebody's.
+        # Its maker may have finished and renamed it, so that it is in use.
         now = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if (now.st_dev, now.st_ino) != (folder.st_dev, folder.st_ino):
             return False
@@ -140,9 +143,9 @@ def _sweep(parent: int, name: str, inside: re.Pattern[str], depth: int) -> bool:
 
 
 def _walk(fd: int, before: str, device: int, depth: int) -> Iterator[tuple[str, bool]]:
-    """The paths in a folder, and whether each is a folder, which comes behind what is in it.
+    """Yield each path in a folder and whether it is a folder; a folder comes after its contents.
 
-    ``OSError`` where there is anything that is not of this user and this disk, or too much.
+    Raises ``OSError`` for anything of another user or disk, and for too many entries.
     """
     for count, name in enumerate(os.listdir(fd)):
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -159,7 +162,7 @@ def _walk(fd: int, before: str, device: int, depth: int) -> Iterator[tuple[str, 
 
 
 def _remove(fd: int, path: str, *, is_folder: bool) -> None:
-    """Remove one name below a folder, no part of its path being a link."""
+    """Remove one name below a folder; no part of its path may be a link."""
     *above, name = path.split("/")
     with contextlib.ExitStack() as stack:
         for folder in above:
@@ -178,7 +181,7 @@ def _is_file(fd: int, name: str) -> bool:
 
 
 def _lock(fd: int) -> None:
-    """Take a lock; ``BlockingIOError`` where another process has it."""
+    """Take a lock; raise ``BlockingIOError`` if another process has it."""
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

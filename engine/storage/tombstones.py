@@ -1,8 +1,8 @@
-"""Which ids are of images that were removed: the table ``removed``, a row for each 32,768 ids.
+"""Tombstones: the ids of removed images, in the table ``removed``, one row per 32,768 ids.
 
-It says what the records say by having none, and spares a read an id. A row is a bitmap, or the ids
-themselves while these are shorter: a removal of a few images here and there rewrites a row for each of
-them, and on a full disk it has little room for that.
+The table repeats what missing records say, and saves one read per id. A row is a bitmap, or a list of
+ids while that is shorter. A removal of scattered images rewrites one row for each of them, and on a full
+disk there is little room for that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.storage.rows import u64
 
 TABLE = "removed"
 _BITS = 15
-_IDS = 1 << _BITS  # of a row
+_IDS = 1 << _BITS  # per row
 _BITMAP = _IDS // 8  # bytes
 _EACH = np.dtype(">u2")
 
@@ -26,7 +26,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 def rows_with(table: Keys, ids: Sequence[int]) -> Iterator[tuple[bytes, bytes]]:
-    """The rows that have to be put when these images go too."""
+    """Yield the rows to put when these images are removed too."""
     if not ids:
         return
     gone = np.unique(np.array(ids, np.int64))
@@ -36,12 +36,12 @@ def rows_with(table: Keys, ids: Sequence[int]) -> Iterator[tuple[bytes, bytes]]:
     parts = np.split(gone & (_IDS - 1), firsts[1:])
     for key, value, mine in zip(keys, values, parts, strict=True):
         before = _unpack(value) if value is not None else None
-        # One that cannot be read is left to be found: what is missing from it then is, too.
+        # An unreadable row is left for ``check``, which then also finds the ids missing from it.
         yield key, _pack(np.union1d(before, mine) if before is not None else mine)
 
 
 def rows_of(removed: IdSet) -> Iterator[tuple[bytes, bytes]]:
-    """All rows of the table."""
+    """Yield all rows of the table."""
     for bucket in range(-(-len(removed.bits) // _BITMAP)):
         bits = removed.bits[bucket * _BITMAP : (bucket + 1) * _BITMAP]
         if bits.any():
@@ -49,7 +49,7 @@ def rows_of(removed: IdSet) -> Iterator[tuple[bytes, bytes]]:
 
 
 def read(table: Keys, size: int) -> tuple[IdSet, int]:
-    """The removed ones of the ids 1 .. ``size`` - 1; and how many rows are not what they can be."""
+    """Return the removed ids among 1 .. ``size`` - 1, and the number of malformed rows."""
     found, bad = IdSet.none(size), 0
     for key, value in table.scan(TABLE):
         inside = _unpack(value)
@@ -62,7 +62,7 @@ def read(table: Keys, size: int) -> tuple[IdSet, int]:
 
 
 def _pack(inside: Numbers) -> bytes:
-    """The value for ids of one row, ascending, less the row's first."""
+    """Return a row's value for ascending ids, relative to the row's first id."""
     if len(inside) * _EACH.itemsize < _BITMAP:
         return inside.astype(_EACH).tobytes()
     flags = np.zeros(_IDS, np.bool_)
@@ -71,7 +71,7 @@ def _pack(inside: Numbers) -> bytes:
 
 
 def _unpack(value: bytes) -> Numbers | None:
-    """What ``_pack`` packed; None for what it cannot have made."""
+    """Parse a value that ``_pack`` made; return None if it is malformed."""
     if len(value) == _BITMAP:
         flags = np.unpackbits(np.frombuffer(value, np.uint8), bitorder="little")
         inside = np.flatnonzero(flags)

@@ -1,8 +1,8 @@
-"""A transaction: what one commit of a writer changes, written as one batch of rows.
+"""A transaction: the changes of one commit of a writer, written as one batch of rows.
 
-Data first: what is appended to extents is written and synced before the batch. Then one synced
-RocksDB batch has all rows and the new ``State``, with the committed lengths. A transaction that is
-not committed leaves nothing that counts; the writer cuts what was appended.
+Data comes first: appends to extents are written and synced before the batch. Then one synced RocksDB
+batch writes all rows and the new ``State``, with the committed lengths. A transaction that is not
+committed has no effect; the writer cuts off its appends.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from engine.storage.vector_space import VectorSpace
 
 @dataclass(slots=True)
 class _Placed:
-    """Where the kept bytes of a changeset will lie."""
+    """Where the kept bytes of a chunk will lie."""
 
     images: Iterator[Place]
     first_row: Place | None
@@ -54,26 +54,29 @@ class _Placed:
 class Transaction:
     """The changes of one commit over ``snapshot``; made by ``Writer.begin`` and ``Writer.amend``.
 
-    ``state`` is what the commit leaves behind. ``begun`` says whether the batch was handed to
-    RocksDB: from then on a failure leaves open whether it was committed.
+    ``state`` is the state after the commit. ``begun`` says whether RocksDB got the batch; a failure
+    after that leaves open whether it was committed.
     """
 
     def __init__(
         self, snapshot: Snapshot, appender: Appender, flusher: Executor, *, amend: bool
     ) -> None:
-        """``amend``: change what the newest commit left behind; its number stays."""
+        """``amend``: change the newest commit; its number stays."""
         self.snapshot = snapshot
         self.tables = snapshot.tables
         self.state = replace(snapshot.state) if amend else snapshot.state.next()
         self.begun = False
-        self.manifest: Manifest | None = None  # that goes with it, if it is not the live one
-        self.appended: Sequence[Append] | None = None  # where ``state`` has the lengths already
+        # The manifest that belongs to the commit, if it is not the live one.
+        self.manifest: Manifest | None = None
+        # The appends, if ``state`` already includes them.
+        self.appended: Sequence[Append] | None = None
         self._appender = appender
         self._flusher = flusher
         self._keys = snapshot.files.keys
         self._batch = self._keys.batch()
         self._counts = SourceCounts(self.tables, snapshot.state.commit, snapshot.state.next_id)
-        appender.take()  # of a transaction that was not committed
+        # Drop the appends of a transaction that was not committed.
+        appender.take()
 
     def put(self, changes: Iterable[tuple[str, bytes, bytes | None]]) -> None:
         """Put rows, or delete those without a value, in this order."""
@@ -90,10 +93,10 @@ class Transaction:
     # --- chunks -----------------------------------------------------------------------------------
 
     def add(self, changes: Chunk) -> None:
-        """Everything of a changeset: its data to the extents, and its rows to the batch."""
+        """Append the data of a chunk to the extents, and put its rows into the batch."""
         first_id = self.state.next_id
         placed = self._append(changes, first_id)
-        # Both take their time and neither needs the other's result: only the commit needs both.
+        # Both take time and are independent; only the commit needs both.
         flushed = self._flusher.submit(self._appender.flush)
         try:
             self._put_chunk(changes, first_id, placed)
@@ -108,7 +111,7 @@ class Transaction:
         self.state.next_array = max([self.state.next_array, *numbers])
 
     def _append(self, changes: Chunk, first_id: int) -> _Placed:
-        """Append what is kept, fingerprints and vectors; returns where the kept bytes will lie."""
+        """Append kept bytes, fingerprints and vectors; return where the kept bytes will lie."""
         images, rows, imported = changes.images, changes.rows, changes.imported
         assert imported is None or not (images or rows)
         put = self._appender.put
@@ -141,7 +144,8 @@ class Transaction:
         block = np.ascontiguousarray(vectors, np.float32)
         ids = np.arange(first_id, first_id + len(block), dtype=np.int64)
         if not space.is_imported and not (real := block.any(axis=1)).all():
-            ids[~real] = 0  # the encoder gave none: similar to nothing
+            # The encoder gave no vector: the image is similar to nothing.
+            ids[~real] = 0
             gone = self.state.removed_vectors.get(space.key, 0)
             self.state.removed_vectors[space.key] = gone + int((~real).sum())
         self._appender.put_rows(space.vector_family, block.reshape(-1).data)
@@ -149,9 +153,9 @@ class Transaction:
         self.state.vectors[space.key] = self.state.vectors.get(space.key, 0) + len(block)
 
     def _put_chunk(self, changes: Chunk, first_id: int, placed: _Placed) -> None:
-        """Put the rows of a changeset; their order is the one in which they count."""
+        """Put the rows of a chunk; a later row for a key overrides an earlier one."""
         images = self.tables.images
-        # Before what tells that a key is shared.
+        # This comes before the rows that mark a key as shared.
         self.put(images.put(key, row._replace(in_runs=False)) for key, row in changes.out_of_runs)
         self._put_images(changes.images, first_id, placed.images)
         if changes.rows:
@@ -185,7 +189,7 @@ class Transaction:
                 firsts[image.key] = row
                 self.put([table.put(image.key, row)])
             else:
-                # Another image with this key: a collision. Both live on.
+                # A collision: another image has the same key. Both are kept.
                 firsts[image.key] = first._replace(shared=True)
                 self.put([table.put(image.key, firsts[image.key])])
                 self.put([table.put_further(image.key, row)])
@@ -237,14 +241,14 @@ class Transaction:
             self.state.removed_vectors[space.key] = gone + removal.vectors
 
     def _describe(self, described: Sequence[tuple[int, dict[str, Any]]]) -> None:
-        """Put what is said of images that nothing was said of; rows of arrays share their records."""
+        """Put metadata of images that have none; rows of arrays share records, so they are skipped."""
         for id_, metadata in described:
             record = self.snapshot.record(id_)
             if record is not None and record.metadata is None and record.container != ARRAY:
                 self.put([self.tables.records.put(id_, replace(record, metadata=metadata))])
 
     def _redescribe(self, redescribed: Sequence[tuple[int, dict[str, Any] | None]]) -> None:
-        """Replace what is said of images that have records of their own."""
+        """Replace the metadata of images that have records of their own."""
         for id_, metadata in redescribed:
             record = self.snapshot.record(id_)
             assert record is not None and not self.tables.records.is_shared(id_)
@@ -272,7 +276,7 @@ class Transaction:
             self._batch.delete("rejects", name)
 
     def _forget_runs(self, array: int) -> None:
-        """Remove the rows of an array that has changed since."""
+        """Delete the rows of an array that has changed."""
         for run in self.tables.runs.of_array(array):
             self.put(self.tables.runs.delete(run))
             some_removed = self.snapshot.state.removed
@@ -285,7 +289,8 @@ class Transaction:
             self._batch.delete("rejects", name)
 
     def _put_runs(self, runs: Sequence[Run]) -> None:
-        fresh = self._counts.is_empty  # nothing went from where a run is put now
+        # Nothing was deleted where a run is put now.
+        fresh = self._counts.is_empty
         for run in runs:
             self.state.sources += run.count
             for piece in run.pieces():
@@ -300,7 +305,7 @@ class Transaction:
     # --- single changes ---------------------------------------------------------------------------
 
     def set_roots(self, value: bytes) -> None:
-        """Remember the folders that ingests took, a JSON list of their names."""
+        """Record the folders that ingests took: a JSON list of their names."""
         self._batch.put("meta", self.tables.meta.ROOTS, value)
 
     def set_counts(
@@ -309,14 +314,14 @@ class Transaction:
         dead: dict[str, int] | None = None,
         removed_vectors: dict[str, int] | None = None,
     ) -> None:
-        """For a repair: bytes of no image by extent, vectors of removed images by encoder."""
+        """For a repair: set unused bytes by extent, and vectors of removed images by encoder."""
         if dead is not None:
             self.state.dead = dead
         if removed_vectors is not None:
             self.state.removed_vectors = removed_vectors
 
     def set_checksums(self, found: Sequence[tuple[int, int, int]]) -> None:
-        """For a repair: (commit, which of its appends, xxh64 of what is there now) of each."""
+        """For a repair: set checksums. Each item is (commit, index of its append, current xxh64)."""
         rows: dict[int, CommitRow] = {}
         for commit, at, xxh64 in found:
             row = rows.get(commit) or self.tables.commits.row(commit)
@@ -325,25 +330,25 @@ class Transaction:
         self.put(map(self.tables.commits.put, rows.values()))
 
     def set_tombstones(self, found: IdSet) -> None:
-        """For a repair: which ids are of removed images."""
+        """For a repair: set the ids of removed images."""
         for key, _ in self.tables.removed.scan():
             self._batch.delete(tombstones.TABLE, key)
         for key, value in tombstones.rows_of(found):
             self._batch.put(tombstones.TABLE, key, value)
 
     def forget_appends(self, families: set[str], numbers: set[int]) -> None:
-        """Drop from the rows of commits what was appended to extents that go."""
+        """Drop the appends to some extents, which are about to go, from the commit records."""
         for row in self.tables.commits.rows():
             left = row.only(lambda a: a.family not in families or a.extent not in numbers)
             if len(left.appends) < len(row.appends) or not row.appends:
                 self.put([self.tables.commits.put(left)])
 
-    # --- the end ----------------------------------------------------------------------------------
+    # --- commit -----------------------------------------------------------------------------------
 
     def finish(self, copy: Manifest | None) -> State:
-        """Write the batch, synced; returns the state that it leaves behind.
+        """Write the batch, synced; return the state after it.
 
-        ``copy``: the manifest to keep among the keys, where it has changed.
+        ``copy``: the manifest to copy into the keys, if it has changed.
         """
         appends = self.appended
         if appends is None:

@@ -1,7 +1,7 @@
-"""Records of commits again, for committed bytes of extents that no record tells of any more.
+"""Rebuilds commit records for committed bytes of extents that no record covers any more.
 
-What they say from then on is what is there: whether it is what was committed, kept pixels can still
-prove, and nothing else.
+The new records describe the bytes that are there. Only kept pixels can still prove that these are
+the bytes that were committed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _PIECE = 4 << 20  # bytes of one append: a repair reads it whole
 
 
 def mended(view: Snapshot, first: int) -> list[tuple[bytes, bytes | None]]:
-    """The rows of ``commits`` to be put (None: taken away), so that each byte is of one append.
+    """Return the rows of ``commits`` to put (None: delete), so that one append covers each byte.
 
-    New ones are numbered from ``first`` on, one for each family of extents.
+    New rows are numbered from ``first`` on, one for each family of extents.
     """
     lengths = {
         (name, number): size for name, pairs in view.state.extents.items() for number, size in pairs
@@ -60,7 +60,7 @@ def mended(view: Snapshot, first: int) -> list[tuple[bytes, bytes | None]]:
 
 
 def _fits(part: list[Any], lengths: dict[tuple[str, int], int]) -> bool:
-    """Whether an append lies in committed bytes."""
+    """Return whether an append lies in committed bytes."""
     name, number, offset, length, _ = part
     return bool(0 < length <= lengths.get((name, number), 0) - offset)
 
@@ -90,7 +90,8 @@ def _appends(view: Snapshot, family: Family, number: int, start: int, end: int) 
             place = Place(number, at, min(step, end - at))
             try:
                 check = hashing.checksum(reader.read(place))
-            except StoreDamagedError:  # it is found as damaged, and mended then
+            # The check finds this as damage, and a repair mends it then.
+            except StoreDamagedError:
                 check = 0
             out.append([family.name, number, place.offset, place.length, check])
     finally:

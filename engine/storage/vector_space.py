@@ -1,4 +1,4 @@
-"""What the vectors of a store are: their dimension, how they compare, and which encoder made them."""
+"""The vector space of a store: dimension, comparison, and the encoder that made the vectors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from engine.storage import extents
 from engine.storage.extents import Family
 
-# The name of imported vectors where an encoder's would stand, and the feature of a store of them.
+# The feature of a store with imported vectors, and their name in place of an encoder's.
 IMPORTED_VECTORS = "vectors"
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderEntry:
-    """What MANIFEST.json says of the vectors: the encoder that made them; its files lie in the store.
+    """The entry in MANIFEST.json of the encoder that made the vectors; its files lie in the store.
 
     Imported vectors have an entry too, without files. Its fields are part of the format.
     """
@@ -23,30 +23,33 @@ class EncoderEntry:
     dim: int
     fingerprint: str  # hex SHA-256 of the model file
     file: str  # relative to the store; empty for imported vectors
-    normalized: bool = False  # imported ones were divided by their length, and queries are
+    # Whether imported vectors were divided by their length, as queries then are.
+    normalized: bool = False
 
     @property
     def is_imported(self) -> bool:
-        """Whether the vectors were imported, and not made of images."""
+        """Return whether the vectors were imported rather than made from images."""
         return not self.file
 
 
 @dataclass(frozen=True, slots=True)
 class VectorSpace:
-    """The space that all live vectors of a store are in, and its queries.
+    """The space of all live vectors of a store, and of its queries.
 
-    Only vectors of one space can be compared. Each space has a generation of its own, from 1 on,
-    and extents of its own.
+    Only vectors of one space can be compared. Each space has its own generation, from 1 on, and its
+    own extents.
     """
 
     generation: int
     dim: int
-    normalized: bool  # imported vectors and queries are divided by their length when they come in
-    encoder: EncoderEntry | None  # None where no encoder of the store makes vectors
+    # Whether imported vectors and queries are divided by their length as they come in.
+    normalized: bool
+    # None if no encoder of the store makes vectors.
+    encoder: EncoderEntry | None
 
     @classmethod
     def of(cls, entry: EncoderEntry | None) -> VectorSpace:
-        """The space that an entry of a manifest describes; None describes no vectors."""
+        """Return the space that a manifest's entry describes; None means no vectors."""
         if entry is None:
             return NO_VECTORS
         encoder = None if entry.is_imported else entry
@@ -54,54 +57,54 @@ class VectorSpace:
 
     @property
     def exists(self) -> bool:
-        """Whether the store can hold vectors."""
+        """Return whether the store can hold vectors."""
         return self.generation > 0
 
     @property
     def has_encoder(self) -> bool:
-        """Whether an encoder makes the vectors of images."""
+        """Return whether an encoder makes vectors from images."""
         return self.encoder is not None
 
     @property
     def is_imported(self) -> bool:
-        """Whether the vectors were imported, and not made of images."""
+        """Return whether the vectors were imported rather than made from images."""
         return self.exists and not self.has_encoder
 
     @property
     def is_cosine(self) -> bool:
-        """Whether scores, which are inner products, are cosines: all vectors have length 1."""
+        """Return whether scores are cosines, because all vectors have length 1."""
         return self.normalized or not self.is_imported
 
     @property
     def name(self) -> str:
-        """The name of the encoder, or what stands for one."""
+        """Return the name of the encoder, or what stands in its place."""
         return self.encoder.name if self.encoder else IMPORTED_VECTORS if self.exists else "none"
 
     @property
     def fingerprint(self) -> str:
-        """The hex SHA-256 of the encoder's model file; empty where there is no encoder."""
+        """Return the hex SHA-256 of the encoder's model file; empty without an encoder."""
         return self.encoder.fingerprint if self.encoder else ""
 
     @property
     def key(self) -> str:
-        """What the committed state counts the vectors of this space under."""
+        """Return the key under which the state counts this space's vectors."""
         return str(self.generation)
 
     @property
     def vector_family(self) -> Family:
-        """The extents of the vectors: float32, ``dim`` a row."""
+        """Return the family of the vectors: float32, ``dim`` per row."""
         assert self.exists
         return extents.vectors(self.generation, self.dim)
 
     @property
     def id_family(self) -> Family:
-        """The extents of the image id of each vector: int64."""
+        """Return the family of the image ids of the vectors: int64."""
         assert self.exists
         return extents.vector_ids(self.generation)
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """The extents of vectors and then of their ids; none where there are no vectors."""
+        """Return the families of vectors and of their ids; empty without vectors."""
         return (self.vector_family, self.id_family) if self.exists else ()
 
 

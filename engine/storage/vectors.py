@@ -1,9 +1,8 @@
-"""The committed vectors of one encoder generation, mapped, addressed by one row number.
+"""The committed vectors of one encoder generation, mapped, addressed by a single row number.
 
-Rows are counted through the extents in their order: row r lies in the extent in whose span it falls,
-with the id of its image beside it. An ingest appends in the order of commit; ``optimize`` lays rows
-out again in the order of the index's lists, in one extent of any length. So a row number is good for
-one commit, and who wants to name rows for longer names the extent and the place in it.
+Rows are numbered through the extents in order; each row has its image's id beside it. An ingest appends
+in commit order. ``optimize`` reorders rows by the index's lists, into one extent of any length. So a row
+number is valid for one commit; a lasting reference to a row is an extent and a row in it.
 """
 
 from __future__ import annotations
@@ -23,20 +22,21 @@ from engine.storage.extent_reader import ExtentReader
 from engine.storage.extents import HEADER_BYTES
 
 _PAGE = mmap.PAGESIZE
-_THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux's
-_WARM_AGAIN = 4  # searches that read nothing from the disk, after which pages are not asked for
-_BLOCK_BYTES = 8 << 20  # of vectors that are looked at together
-_BLOCK_ROWS = 1 << 14  # of them, at most
-_IDS = 1 << 16  # that are looked through at a time
-_GATHERED = 1 << 12  # rows that are asked for at a time
+_THREAD = getattr(resource, "RUSAGE_THREAD", None)  # only on Linux
+# After so many searches that read nothing from disk, pages are no longer requested ahead.
+_WARM_AGAIN = 4
+_BLOCK_BYTES = 8 << 20  # of vectors that are processed together
+_BLOCK_ROWS = 1 << 14  # at most, of these
+_IDS = 1 << 16  # scanned at a time
+_GATHERED = 1 << 12  # rows requested at a time
 
 Numbers = npt.NDArray[np.int64]
 
 
 class Vectors:
-    """(rows, dim) float32 and the (rows,) int64 ids beside it.
+    """(rows, dim) float32 vectors, and the (rows,) int64 ids of their images.
 
-    All methods may be called by several threads at once.
+    All methods are safe to call from several threads at once.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class Vectors:
         parts: Sequence[tuple[int, int]],
         behind: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``parts`` are the committed extents in their order: the number and the rows of each.
+        """``parts`` are the committed extents in order: the number and the rows of each.
 
-        ``behind`` says whether the store has gone on since: then a file may rightly be gone.
+        ``behind`` returns whether the store has newer commits; then a file may legitimately be gone.
         """
         self.dim = dim
         self.parts = tuple((number, rows) for number, rows in parts if rows)
@@ -58,14 +58,14 @@ class Vectors:
         self.rows = int(self._firsts[-1])
         family = extents.vectors(generation, dim)
         self._streamed = ExtentReader(store, family, behind)
-        # A map of its own: read-ahead would fill the memory with neighbours that nobody asked for.
+        # It has a map of its own, because read-ahead would fill the memory with unused neighbours.
         self._scattered = ExtentReader(store, family, behind, scattered=True)
         self._ids = ExtentReader(store, extents.vector_ids(generation), behind)
         self._warm = 0
         self.at_once = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // (4 * dim)))  # rows of a block
 
     def blocks(self, start: int, stop: int, most: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Rows ``[start, stop)`` in pieces of at most ``most``: views of the map, (n, dim)."""
+        """Yield rows ``[start, stop)`` in pieces of at most ``most``: views of the map, (n, dim)."""
         at = start
         while at < stop:
             part, inside = self._where(at)
@@ -74,12 +74,12 @@ class Vectors:
             at = end
 
     def let_go(self) -> None:
-        """Give mapped vectors back to the page cache: what is gone through once is not wanted again."""
+        """Drop mapped pages from this process: a scan does not need its vectors again."""
         self._streamed.let_go()
         self._scattered.let_go()
 
     def gather(self, rows: Numbers) -> npt.NDArray[np.float32]:
-        """The vectors of these rows: (len(rows), dim), copied."""
+        """Return a copy of the vectors of these rows: (len(rows), dim)."""
         out = np.empty((len(rows), self.dim), np.float32)
         for part, mine, inside in self._by_part(rows):
             mapped, into = self._part(part, self._scattered), out[mine]
@@ -91,7 +91,7 @@ class Vectors:
         return out
 
     def ids(self, rows: Numbers) -> Numbers:
-        """The image ids of these rows, of any shape; row -1 has id -1."""
+        """Return the image ids of these rows, of any shape; row -1 has id -1."""
         if len(self.parts) == 1 and rows.size and rows.min() >= 0:
             return self._column(0)[rows]
         out = np.full(rows.shape, -1, np.int64)
@@ -100,7 +100,7 @@ class Vectors:
         return out
 
     def id_blocks(self, start: int, stop: int, most: int) -> Iterator[Numbers]:
-        """The ids of rows ``[start, stop)`` in pieces of at most ``most``: views of the map, (n,)."""
+        """Yield the ids of rows ``[start, stop)`` in pieces of up to ``most``: mapped views, (n,)."""
         at = start
         while at < stop:
             part, inside = self._where(at)
@@ -109,13 +109,13 @@ class Vectors:
             at = end
 
     def have(self, images: Numbers, next_id: int) -> npt.NDArray[np.bool_]:
-        """Which of (n,) images have a vector; reads all ids. ``next_id``: as for ``rows_of``."""
+        """Return which of (n,) images have a vector; reads all ids. ``next_id``: as for ``rows_of``."""
         return self.rows_of(images, next_id) >= 0
 
     def rows_of(self, images: Numbers, next_id: int) -> Numbers:
-        """The row of the vector of each of (n,) images, -1 where it has none; reads all ids.
+        """Return the row of each of (n,) images' vectors, -1 if it has none; reads all ids.
 
-        ``next_id`` is the first id that no image has: by it memory is taken, and not by ``images``.
+        ``next_id`` is the first id that no image has. It determines the memory used, not ``images``.
         """
         if not len(images):
             return np.empty(0, np.int64)
@@ -132,13 +132,13 @@ class Vectors:
         return np.where(ids[nearest] == images, rows[nearest], -1)
 
     def first_of(self, number: int) -> int | None:
-        """The first row of extent ``number``, or None if it is not one of these."""
+        """Return the first row of extent ``number``, or None if it is not one of these."""
         if number not in self._numbers:
             return None
         return int(self._firsts[self._numbers.index(number)])
 
     def ranges(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Rows ``[start, stop)`` by the extents they lie in: number, first row in it, rows."""
+        """Yield rows ``[start, stop)`` by extent: number, first row in it, number of rows."""
         at = start
         while at < stop:
             part, inside = self._where(at)
@@ -147,11 +147,11 @@ class Vectors:
             at = end
 
     def mapped_rows(self, rows: Numbers) -> Iterator[tuple[npt.NDArray[np.float32], Numbers]]:
-        """Where the vectors of ``rows``, (nq, m), are mapped, one extent after another.
+        """Yield where the vectors of ``rows``, (nq, m), are mapped, one extent after another.
 
-        Gives the vectors of an extent, (n, dim), and ``rows`` as numbers of these, contiguous; -1 stands
-        for rows that lie elsewhere. Pages that are not in memory are asked for all together, so that the
-        disk has a queue to work on and is not waited for page by page.
+        Each item is the vectors of an extent, (n, dim), and ``rows`` as contiguous row numbers in it; -1
+        stands for rows of other extents. Pages that are not in memory are requested all together, so
+        that the disk has a queue to work on instead of one page at a time.
         """
         before = _reads()
         for part in range(len(self.parts)):
@@ -170,9 +170,9 @@ class Vectors:
         self._warm = self._warm + 1 if _reads() == before else 0
 
     def _ask_for(self, part: int, rows: Numbers) -> None:
-        """Have the pages of some rows, -1 among them, read all together.
+        """Have the pages of some rows, which may include -1, read all together.
 
-        Left out while searches find everything in memory, where asking would take longer than they.
+        Skipped while searches find all pages in memory, because the request would take longer than they.
         """
         if self.warm:
             return
@@ -182,7 +182,7 @@ class Vectors:
         if not len(starts):
             return
         first, last = starts // _PAGE, (starts + row_bytes - 1) // _PAGE
-        # Rows that lie in the same page or in neighbouring ones are asked for at once.
+        # Rows on the same page or on neighbouring pages become one request.
         begins = np.flatnonzero(np.append(True, first[1:] > last[:-1] + 1))
         ends = np.append(begins[1:], len(first)) - 1
         self._scattered.ask_for(
@@ -192,19 +192,20 @@ class Vectors:
 
     @property
     def warm(self) -> bool:
-        """Whether the last searches found what they looked at in memory."""
+        """Return whether the last searches found all their pages in memory."""
         return self._warm >= _WARM_AGAIN
 
     def open_all(self) -> None:
-        """Map all of it now, so that it can be read whatever a writer deletes."""
+        """Map all files now, so that they can be read even if a writer deletes them."""
         for part in range(len(self.parts)):
             self._part(part, self._streamed)
             self._part(part, self._scattered)
-            self._scattered.ask_for(self.parts[part][0], ())  # opens the file
+            # An empty request opens the file.
+            self._scattered.ask_for(self.parts[part][0], ())
             self._column(part)
 
     def close(self) -> None:
-        """Give the maps back."""
+        """Close the files and maps."""
         self._streamed.close()
         self._scattered.close()
         self._ids.close()
@@ -214,7 +215,7 @@ class Vectors:
         return part, row - int(self._firsts[part])
 
     def _by_part(self, rows: Numbers) -> Iterator[tuple[int, Any, Numbers]]:
-        """Each part that has some of ``rows``: its number, which of them, where they are in it."""
+        """Yield each part with some of ``rows``: its number, which of them, and where they are in it."""
         if len(self.parts) == 1 and (not rows.size or rows.min() >= 0):
             yield 0, slice(None), rows
             return
@@ -233,7 +234,7 @@ class Vectors:
 
 
 def _reads() -> tuple[int, int]:
-    """Blocks that this thread has had read from disks, and the pages that it has waited for."""
+    """Return this thread's blocks read from disk, and its major page faults."""
     if _THREAD is None:
         return 0, 0
     used = resource.getrusage(_THREAD)

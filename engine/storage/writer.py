@@ -1,7 +1,7 @@
-"""The writer: holds the one lock, recovers what a crash left, and hands out transactions.
+"""The writer: holds the one lock, recovers what a crash left, and provides transactions.
 
-A commit is: append to the extents, fdatasync them, then one synced RocksDB batch with everything
-else and the new committed lengths. Rows past those lengths do not exist; the next writer cuts them.
+A commit appends to the extents and syncs them (fdatasync). Then one synced RocksDB batch writes all rows
+and the new committed lengths. Data past those lengths does not exist; the next writer cuts it off.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from engine.storage.vector_space import VectorSpace
 from engine.storage.vectors import Vectors
 
 REJECTS = file_names.REJECTS
-_IDS = 1 << 15  # ids of vectors in hand
+_IDS = 1 << 15  # ids of vectors read at a time
 _MAX_ROOTS_BYTES = 256 << 10
 _log = logging.getLogger("engine.storage")
 
 
 class Writer:
-    """The one writer of a store. ``snapshot`` is the newest commit, which it made or found."""
+    """The one writer of a store. ``snapshot`` is the newest commit, made or found by this writer."""
 
     def __init__(
         self,
@@ -57,25 +57,28 @@ class Writer:
     ) -> None:
         """Recover a store whose ``lock`` is held, and open its keys for writing.
 
-        ``salvage``: extents that are gone or cut short get their header and their length back, as
-        zeros, where ``StoreDamagedError`` would be raised otherwise; for repairs, which know what is
-        in them. ``to_remove``: on a full disk make room first, of what an interrupted writer left and
-        of the reserve; an ingest would only fill it up again. ``reader`` is the snapshot that is open,
-        which is closed before.
+        ``salvage``: extents that are gone or cut short get back their header and their length, in zeros,
+        instead of raising ``StoreDamagedError``. It is for repairs, which know what is in them.
+        ``to_remove``: on a full disk, first delete an interrupted writer's leftovers and the ballast
+        file; an ingest would only fill the disk again. ``reader``: the open snapshot, closed first.
         """
         self.path = path
         self.memory = memory
         self.limits = limits
         self.failure: str | None = None
-        self.abandoned = False  # it is the parent's of this forked process
+        # Whether this is a forked child's copy of its parent's writer.
+        self.abandoned = False
         self._lock = lock
         self._notice = notice
-        self._manifest_kept: Manifest | None = None  # of which the keys have a copy, for repairs
+        # The manifest that the keys have a copy of, for repairs.
+        self._manifest_kept: Manifest | None = None
         self._transaction: Transaction | None = None
-        self._reserved = 0  # bytes of the reserve that was last seen
+        # Bytes of the ballast file when last seen.
+        self._reserved = 0
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="engine-flush")
         self._appender = Appender(path, limits, self._last_extent, self._new_extent)
-        found = manifest.load(path, writing=True)  # first: it says who may write here
+        # First of all, because it says which engines may write.
+        found = manifest.load(path, writing=True)
         self._tight = not salvage and self._make_room(reader, to_remove=to_remove)
         reader.files.close(f"{path} is closed")
         published = commit_of(notice.read())
@@ -91,22 +94,22 @@ class Writer:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest as it is now."""
+        """Return the current manifest."""
         return self.snapshot.manifest
 
     @property
     def state(self) -> State:
-        """What the newest commit left behind."""
+        """Return the state after the newest commit."""
         return self.snapshot.state
 
     def recover(self, *, salvage: bool) -> None:
-        """Cut and forget what does not count; see ``engine.storage.recovery``."""
+        """Cut and delete uncommitted data; see ``engine.storage.recovery``."""
         named = recovery.recover(self.path, self.manifest, self.state, salvage=salvage)
         if named != self.manifest:
             self.name(named)
 
     def salvage_extents(self) -> None:
-        """Give extents back what they lack, as zeros; open ones are let go first."""
+        """Restore missing headers and lengths of extents, in zeros; open extents are closed first."""
         self._appender.close()
         self.snapshot = self.snapshot.with_files(self.snapshot.files.reopened())
         _, named = recovery.committed_extents(self.path, self.manifest, self.state, salvage=True)
@@ -115,12 +118,13 @@ class Writer:
     # --- room on the disk -------------------------------------------------------------------------
 
     def loosen(self) -> None:
-        """Once there is room again, open the keys as at other times, so that they are compacted."""
+        """Once there is room again, reopen the keys normally, so that they are compacted."""
         if not self._tight or ballast.free(self.path) < self._low(self.state, to_remove=False):
             return
         try:
             self.snapshot.files.keys.settle()
-            self._close_files()  # RocksDB is opened by one at a time
+            # RocksDB must be closed before it is opened again.
+            self._close_files()
             keys = opening.open_writer(self.path, self.memory)
             self.snapshot = open_snapshot(
                 self.path,
@@ -137,9 +141,9 @@ class Writer:
             raise
 
     def require_room(self) -> None:
-        """``StoreError`` where the disk is too full to be sure that the store opens again.
+        """Raise ``StoreError`` if the disk is too full to be sure that the store opens again.
 
-        For a removal: the reserve is given back first.
+        It is for removals, and first deletes the ballast file.
         """
         if ballast.free(self.path) < ballast.LITTLE:
             ballast.give_back(self.path)
@@ -151,14 +155,14 @@ class Writer:
             )
 
     def _low(self, state: State, *, to_remove: bool) -> int:
-        """Free bytes below which RocksDB is to take as little as it can."""
+        """Return the free bytes below which RocksDB has to use as little disk as it can."""
         twice = 2 * max(ballast.wanted(state, self.limits), ballast.LITTLE)
         return twice if to_remove else max(twice, ballast.LOW)
 
     def _make_room(self, reader: Snapshot, *, to_remove: bool) -> bool:
-        """On a full disk, let go of what is not needed, before RocksDB writes; whether it was full.
+        """On a full disk, free space before RocksDB writes; return whether the disk was full.
 
-        That is what an interrupted writer left, and ``to_remove`` the reserve, too.
+        It deletes an interrupted writer's leftovers and, with ``to_remove``, the ballast file.
         """
         state = reader.state
         if ballast.free(self.path) >= self._low(state, to_remove=to_remove):
@@ -171,11 +175,10 @@ class Writer:
         return True
 
     def _cut_leftovers(self) -> None:
-        """As the holder of the lock, before RocksDB is open: cut what was appended for nothing."""
-        with contextlib.suppress(EngineError, OSError):  # else the recovery comes to it
-            now, _ = open_reader(
-                self.path, self.memory, self.limits, self._notice, lambda: False
-            )  # nobody else writes any more
+        """Cut off uncommitted appends. The lock is held, and RocksDB is not open yet."""
+        # If this fails, the recovery does it later.
+        with contextlib.suppress(EngineError, OSError):
+            now, _ = open_reader(self.path, self.memory, self.limits, self._notice, lambda: False)
             try:
                 self._cut(now.manifest, now.state)
             finally:
@@ -188,11 +191,11 @@ class Writer:
     # --- transactions -----------------------------------------------------------------------------
 
     def commit(self, changes: Chunk) -> None:
-        """Make a changeset durable and visible, whole or not at all.
+        """Make a chunk durable and visible, whole or not at all.
 
-        ``NoRoomError`` where it does not fit the disk: the store goes on, and a smaller one may fit.
-        Any other failed write closes the store: RocksDB takes no more writes after one, and what was
-        appended is cut when the store is next opened for writing.
+        Raises ``NoRoomError`` if it does not fit on the disk; the store stays open, and a smaller chunk
+        may fit. Any other failed write closes the store, because RocksDB takes no more writes after
+        one. The next writer cuts off what was appended.
         """
         self.require_open()
         if changes.empty:
@@ -210,9 +213,9 @@ class Writer:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Transaction]:
-        """A transaction, which is committed at the end of the block, or given up on an error.
+        """Yield a transaction; it is committed at the end of the block, or dropped on an error.
 
-        Call it inside of ``safely``, since after a failed commit nothing more can be written.
+        Call this inside ``safely``, since nothing more can be written after a failed commit.
         """
         self.require_open()
         transaction = Transaction(self.snapshot, self._appender, self._flusher, amend=False)
@@ -221,7 +224,7 @@ class Writer:
         self._finish(transaction, amend=False)
 
     def amend(self, change: Callable[[Transaction], None]) -> None:
-        """Change what the newest commit left behind, whose number stays; for repairs.
+        """Change the newest commit, whose number stays; for repairs.
 
         An error of ``change`` leaves everything as it was. A failed commit closes the store.
         """
@@ -250,17 +253,18 @@ class Writer:
             self._reserved = wanted if there else 0
 
     def safely(self, write: Callable[[], None], *, may_be_full: bool = False) -> None:
-        """Write; any failure closes the store.
+        """Run ``write``; any failure closes the store.
 
-        But ``may_be_full``: that of extents for want of room is raised as it is, and the store stays
-        open. Nothing was committed then, and what was appended is cut.
+        Exception: with ``may_be_full``, a lack of room for extents is raised as it is, and the store
+        stays open. Nothing was committed then, and the appends are cut off.
         """
         self._transaction = None
         try:
             write()
         except BaseException as error:
             if self.abandoned:
-                raise  # a fork that leaves its parent's work has nothing to give back
+                # A forked child that leaves its parent's work has nothing to release.
+                raise
             full = ballast.is_full(error)
             begun = self._transaction is not None and self._transaction.begun
             appending = may_be_full and not begun
@@ -273,7 +277,8 @@ class Writer:
                 f"mend the cause and run the command again"
             )
             if full:
-                self._close_files()  # the keys take no more, and whether they took this is in them
+                # The keys take no more writes. Opening them again shows whether they took this one.
+                self._close_files()
                 self._cut_leftovers()
             self.close()
             if isinstance(error, OSError | StoreError):
@@ -281,13 +286,14 @@ class Writer:
             raise
 
     def give_up(self, error: NoRoomError) -> None:
-        """Close the store, as other failed writes do: not even the smallest chunk fits the disk."""
+        """Close the store, as other failed writes do: not even the smallest chunk fits on the disk."""
         self.failure = str(error)
         self.close()
 
     def _require_room_for(self, changes: Chunk) -> None:
-        """``NoRoomError`` where a changeset does not fit, or the store could not be opened then."""
-        if changes.removal is not None or changes.rekept:  # these measure for themselves
+        """Raise ``NoRoomError`` if a chunk does not fit, or leaves no room to open the store."""
+        # Removals and re-kept images check the room themselves.
+        if changes.removal is not None or changes.rekept:
             return
         free = ballast.free(self.path)
         if free < ballast.LOW and free < changes.disk_bytes() + ballast.LEFT:
@@ -300,7 +306,7 @@ class Writer:
         )
 
     def _take_back(self) -> bool:
-        """Cut what a commit has appended that did not come to be; whether that succeeded."""
+        """Cut off the appends of a failed commit; return whether that succeeded."""
         try:
             self._appender.close()
             self._cut(self.manifest, self.state)
@@ -312,25 +318,25 @@ class Writer:
 
     @property
     def appender(self) -> Appender:
-        """What appends to the extents."""
+        """Return the appender of the extents."""
         return self._appender
 
     def name(self, named: Manifest) -> None:
-        """Go on with a manifest that was saved."""
+        """Switch to a manifest that was saved."""
         self.snapshot = self.snapshot.with_manifest(named)
 
     def save(self, named: Manifest) -> None:
-        """Replace the manifest on disk, and go on with it; where that fails, the old one is live."""
+        """Replace the manifest on disk and switch to it; if that fails, the old one stays live."""
         named.save(self.path)
         self.name(named)
 
     def begin_extent(self) -> None:
-        """Let the pixels that are kept next lie in a new extent."""
+        """Begin a new extent for the next kept pixels."""
         self.require_open()
         self.safely(lambda: self._appender.begin_next(extents.PIXELS))
 
     def announce_index(self) -> None:
-        """Tell readers that the manifest names another index."""
+        """Announce to readers that the manifest names another index."""
         self._notice.publish_index()
 
     def _last_extent(self, family: Family) -> tuple[int, int]:
@@ -338,7 +344,8 @@ class Writer:
 
     def _new_extent(self, family: Family) -> int:
         used = self.manifest.extents.get(family.name, ())
-        number = file_names.next_number(used, file_names.MAX_EXTENT)  # never used again
+        # A number is never used again.
+        number = file_names.next_number(used, file_names.MAX_EXTENT)
         extents.create(self.path, family, number, bytes.fromhex(self.manifest.uuid))
         self.save(self.manifest.with_extent(family.name, number))
         return number
@@ -346,7 +353,7 @@ class Writer:
     # --- single changes ---------------------------------------------------------------------------
 
     def add_roots(self, folders: Iterable[bytes]) -> None:
-        """Remember folders that an ingest takes, for a removal of what is missing below them."""
+        """Record folders that an ingest takes, so that a removal can find files missing below them."""
         self.require_open()
         known = self.snapshot.roots()
         roots = list(dict.fromkeys((*known, *folders)))
@@ -357,25 +364,25 @@ class Writer:
         self.amend(lambda transaction: transaction.set_roots(value))
 
     def set_checksums(self, found: Sequence[tuple[int, int, int]]) -> None:
-        """After a repair: (commit, which of its appends, xxh64 of what is there now) for each."""
+        """After a repair: set checksums. Each item is (commit, index of its append, current xxh64)."""
         self.amend(lambda transaction: transaction.set_checksums(found))
 
     def set_dead(self, dead: dict[str, int]) -> None:
-        """After a check: how many kept bytes of each extent are of no image."""
+        """After a check: set how many kept bytes of each extent no image uses."""
         self.amend(lambda transaction: transaction.set_counts(dead=dead))
 
     def set_removed_vectors(self, removed: dict[str, int]) -> None:
-        """After a check: how many vectors of each encoder are of removed images."""
+        """After a check: set how many vectors of each encoder belong to removed images."""
         self.amend(lambda transaction: transaction.set_counts(removed_vectors=removed))
 
     def set_removed(self, found: IdSet) -> None:
-        """After a check: which ids are of removed images."""
+        """After a check: set the ids of removed images."""
         self.amend(lambda transaction: transaction.set_tombstones(found))
 
     def put_rows(
         self, rows: Iterable[tuple[str, bytes, bytes | None]], state: State | None = None
     ) -> None:
-        """After a check: put rows of tables (None: take it away), and the state, at once."""
+        """After a check: put rows of tables (None: delete), and the state, in one batch."""
 
         def change(transaction: Transaction) -> None:
             transaction.put(rows)
@@ -387,14 +394,14 @@ class Writer:
             self._notice.publish(state.commit)
 
     def count_dead_vectors(self) -> None:
-        """After a repair: count the vectors that are of no image again."""
+        """After a repair: recount the vectors that belong to no image."""
         space = self.manifest.space
         if space.exists:
             dead = self.dead_vectors(space, self.state)
             self.set_removed_vectors({space.key: dead} if dead else {})
 
     def dead_vectors(self, space: VectorSpace, state: State) -> int:
-        """How many of the vectors of a state are of images that were removed, or of none."""
+        """Count the vectors of a state that belong to removed images, or to none."""
         gone = self.snapshot.dead_ids()
         parts = state.vector_parts(space)
         vectors = Vectors(self.path, space.generation, space.dim, parts)
@@ -404,23 +411,25 @@ class Writer:
         finally:
             vectors.close()
 
-    # --- the end ----------------------------------------------------------------------------------
+    # --- closing ----------------------------------------------------------------------------------
 
     def require_open(self) -> None:
-        """``StoreError`` after a failed write, or once it is closed."""
+        """Raise ``StoreError`` after a failed write, or if it is closed."""
         if self.failure is not None:
             raise StoreError(self.failure)
         _ = self.snapshot.files.keys
 
     def close(self) -> None:
-        """Give everything back. What was committed is durable already."""
-        with contextlib.ExitStack() as closing:  # all of it, whatever fails
+        """Release everything. Committed data is durable already."""
+        # Call each of them, whichever fails.
+        with contextlib.ExitStack() as closing:
             closing.callback(self._lock.release)
             closing.callback(self._notice.close)
             closing.callback(self._close_files)
             self._flusher.shutdown()
             if self.failure is None:
-                with contextlib.suppress(StoreError):  # it is closed already
+                # The keys may be closed already.
+                with contextlib.suppress(StoreError):
                     self.snapshot.files.keys.settle()
 
     def _close_files(self) -> None:

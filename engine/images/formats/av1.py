@@ -1,4 +1,4 @@
-"""AV1 bitstreams: the size and depth of a picture, by its sequence headers (AV1 specification 5.5)."""
+"""AV1 bitstreams: size and depth of a picture, from its sequence headers (AV1 specification 5.5)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ SEQUENCE_HEADER = 1
 
 
 class SequenceHeader:
-    """What a sequence header says; ``IndexError`` or ``ValueError`` where it breaks off.
+    """A sequence header; raises ``IndexError`` or ``ValueError`` if it is cut short.
 
-    The size is read at once, and the depth, which comes behind it, when it is asked for.
+    The size is read at once. The depth, which comes after it, is read by ``depth``.
     """
 
     def __init__(self, data: memoryview) -> None:
-        """``data`` begins with the header, behind its type and length."""
+        """``data`` begins with the header, after its type and length."""
         bits = self._bits = _Bits(data)
         self._profile = bits.take(3)
         bits.take(1)  # still_picture
@@ -25,10 +25,10 @@ class SequenceHeader:
             _skip_operating_points(bits)
         width, height = bits.take(4) + 1, bits.take(4) + 1
         self.size = bits.take(width) + 1, bits.take(height) + 1
-        """The most pixels a frame has, across and down."""
+        """The largest width and height of a frame, in pixels."""
 
     def depth(self) -> int:
-        """Bits a channel: 5.5.1 and 5.5.2, as far as ``twelve_bit``. To be asked for once."""
+        """Return the bits per channel: 5.5.1 and 5.5.2, up to ``twelve_bit``. Call it once."""
         bits, reduced = self._bits, self._reduced
         if not reduced and bits.take(1):  # frame_id_numbers_present_flag
             bits.take(7)
@@ -50,7 +50,7 @@ class SequenceHeader:
 
 
 def units(view: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The type and content of each unit of a bitstream; ``IndexError`` where it breaks off."""
+    """Yield type and content of each unit of a bitstream; ``IndexError`` if it is cut short."""
     at = 0
     while at < len(view):
         header = view[at]
@@ -63,12 +63,12 @@ def units(view: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def configured_depth(configuration: memoryview) -> int:
-    """The depth that an AV1 configuration (``av1C``) tells: high_bitdepth and twelve_bit."""
+    """Return the depth in an AV1 configuration (``av1C``): high_bitdepth and twelve_bit."""
     return (12 if configuration[2] & 0x20 else 10) if configuration[2] & 0x40 else 8
 
 
 class _Bits:
-    """A bitstream, read from the highest bit of each byte on; ``IndexError`` behind its end."""
+    """A bitstream, read from the highest bit of each byte on; ``IndexError`` after its end."""
 
     def __init__(self, view: memoryview) -> None:
         self._view = view
@@ -95,7 +95,7 @@ def _leb128(view: memoryview, at: int) -> tuple[int, int]:
 
 
 def _skip_operating_points(bits: _Bits) -> None:
-    delay = 0  # bits of a buffer's delay, where there is a decoder model
+    delay = 0  # bits of a buffer's delay, with a decoder model
     decoder_model = 0
     if bits.take(1):  # timing_info_present_flag
         bits.take(64)
@@ -117,7 +117,7 @@ def _skip_operating_points(bits: _Bits) -> None:
 
 
 def _skip_uvlc(bits: _Bits) -> None:
-    """Pass by a number that has as many zeros in front as digits."""
+    """Skip a number that has as many leading zeros as digits."""
     zeros = 0
     while not bits.take(1):
         zeros += 1

@@ -1,10 +1,10 @@
-"""AVIF: how deep its samples are, and how large the pictures that its decoder will make.
+"""AVIF: the depth of its samples, and the size of the pictures that its decoder will make.
 
-Neither can be taken from the container alone. Pillow gives 8 bits a channel whatever the file has; what
-a file says of its depth (``av1C``) and what its bitstream has (the sequence header) may differ, so both
-are looked at, of the items and tracks that the decoder reads and nowhere else. And a file of 1 KB may
-claim 64 × 64 and hold a picture of 8,000 × 8,000, which is decoded before the two are compared. So the
-sizes that count are those of the same sequence headers.
+The container alone is not enough for either. Pillow returns 8 bits per channel whatever the file has.
+The depth that a file declares (``av1C``) and that of its bitstream (the sequence header) may differ, so
+both are read, for exactly the items and tracks that the decoder reads. And a file of 1 KB may declare
+64 × 64 but contain a picture of 8,000 × 8,000, which is decoded before the two are compared. So
+the sizes in the same sequence headers count.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from engine.images.formats.samples import unsupported
 
 _PIXEL_BYTES = 4  # planes without subsampling, and alpha
 _MAX_UNITS = 65536
-"""The most units of all bitstreams of a file together; a picture or a tile of it has about four."""
+"""The most units in all bitstreams of a file; a picture or a tile of it has about four."""
 
 
 class _Picture(NamedTuple):
-    """One item or track, of which the decoder reads the first picture."""
+    """An item or track; the decoder reads its first picture."""
 
     bitstream: memoryview
     depths: tuple[int, ...]  # as configured
-    size: tuple[int, int] | None  # across and down, as the container says; None if it may be larger
-    copied: int = 0  # bytes that lie in pieces, and are put together to be decoded
+    size: tuple[int, int] | None  # width and height as the container says; None if it may be larger
+    copied: int = 0  # bytes that lie in several extents and are joined for decoding
 
 
 def header_cost(data: bytes) -> HeaderCost:
-    """What the largest coded picture takes, and what is copied to decode it."""
+    """Return the size of the largest coded picture, and the bytes copied to decode it."""
     largest = copied = 0
     try:
         for picture, headers in _coded(memoryview(data)):
@@ -43,14 +43,15 @@ def header_cost(data: bytes) -> HeaderCost:
                 width, height = header.size
                 largest = max(largest, width * height)
     except (ImageError, IndexError, ValueError):
-        pass  # refuse_reduced will say what is wrong
+        # ``refuse_reduced`` reports what is wrong.
+        pass
     return HeaderCost(parsing=copied, decoder=_PIXEL_BYTES * largest)
 
 
 def refuse_reduced(data: bytes) -> None:
-    """Raise ``ImageError`` for an AVIF whose samples would be reduced, or none that can be made out.
+    """Raise ``ImageError`` for an AVIF whose samples would be reduced, or whose depth is unknown.
 
-    The decoder gives 8 bits a channel, and scales a picture to the size that its container says.
+    The decoder returns 8 bits per channel, and scales a picture to the size that its container declares.
     """
     depths: list[int] = []
     try:
@@ -62,15 +63,15 @@ def refuse_reduced(data: bytes) -> None:
     except (IndexError, ValueError):
         raise ImageError("broken image: the structure of an AVIF file does not fit") from None
     if not depths:
-        raise ImageError("broken image: an AVIF file whose depth cannot be made out")
+        raise ImageError("broken image: an AVIF file of unknown depth")
     if max(depths) > 8:
         raise unsupported(f"AVIF with {max(depths)} bits a channel")
 
 
 def without_exif(data: bytes) -> bytes | None:
-    """A copy of an AVIF whose EXIF nobody reads; None if it has none.
+    """Return a copy of an AVIF with its EXIF hidden; None if it has none.
 
-    The decoder refuses a file for EXIF that is broken. How the picture is turned says the container.
+    The decoder refuses a file with broken EXIF. The container says how the picture is turned.
     """
     changed, found = bytearray(data), False
     try:
@@ -94,9 +95,9 @@ def _refuse_larger(coded: tuple[int, int], said: tuple[int, int] | None) -> None
 
 
 def _coded(view: memoryview) -> Iterator[tuple[_Picture, list[av1.SequenceHeader]]]:
-    """Each picture that the decoder reads, and its sequence headers.
+    """Yield each picture that the decoder reads, and its sequence headers.
 
-    Raises ``ImageError``, ``IndexError`` or ``ValueError`` for what does not fit together.
+    Raises ``ImageError``, ``IndexError`` or ``ValueError`` if the structure is inconsistent.
     """
     left = _MAX_UNITS
     for picture in _pictures(view):
@@ -139,7 +140,8 @@ def _of_items(view: memoryview, meta: memoryview) -> Iterator[_Picture]:
         parts = _parts_of(item, view, inside)
         length = sum(map(len, parts)) if len(parts) > 1 else 0
         copied += length
-        if copied > len(view):  # pieces that lie over one another
+        # The extents overlap.
+        if copied > len(view):
             raise ValueError
         yield _Picture(
             parts[0] if len(parts) == 1 else memoryview(b"".join(parts)),
@@ -150,7 +152,7 @@ def _of_items(view: memoryview, meta: memoryview) -> Iterator[_Picture]:
 
 
 def _size_of(properties: list[tuple[bytes, memoryview]]) -> tuple[int, int] | None:
-    """The size an item is said to have; None if it is one of several layers, which differ in size."""
+    """Return an item's declared size; None if it has several layers, which differ in size."""
     names = [name for name, _ in properties]
     if b"ispe" not in names or b"lsel" in names or b"a1op" in names:
         return None
@@ -159,7 +161,7 @@ def _size_of(properties: list[tuple[bytes, memoryview]]) -> tuple[int, int] | No
 
 
 def _parts_of(item: AvifItem, view: memoryview, inside: memoryview | None) -> list[memoryview]:
-    """The bytes of an item, out of the file or what lies ``inside`` its ``meta`` box."""
+    """Return an item's bytes, from the file or from ``inside``, its ``idat`` box."""
     parts = []
     for within, offset, length in item.extents:
         source = inside if within else view
@@ -171,7 +173,7 @@ def _parts_of(item: AvifItem, view: memoryview, inside: memoryview | None) -> li
 
 
 def _of_track(view: memoryview, track: memoryview) -> _Picture | None:
-    """The first picture of a track; None if it is one of sound, say."""
+    """Return the first picture of a track; None if it has none, such as a sound track."""
     table = first(track, b"mdia", b"minf", b"stbl")
     if table is None:
         return None
@@ -195,7 +197,7 @@ def _of_track(view: memoryview, track: memoryview) -> _Picture | None:
         raise ValueError
     length = number(sizes, 4, 4) or number(sizes, 12, 4)
     offset = number(places, 8, wide)
-    # At the end of the header, at 16 bits behind the point.
+    # At the end of the header, as 16.16 fixed-point numbers.
     at = 76 if head[0] == 0 else 88
     size = number(head, at, 4) >> 16, number(head, at + 4, 4) >> 16
     return _Picture(view[offset : offset + length], depths, size)

@@ -1,4 +1,4 @@
-"""AVIF: the items of a file, where their bytes are, and how they belong together (ISO 14496-12)."""
+"""AVIF: the items of a file, the places of their bytes, and their relations (ISO 14496-12)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from engine.errors import ImageError
 from engine.images.formats.boxes import boxes, first, number
 
 _MAX_ITEMS = 4096
-# Of all items together. Either may be declared in less than a byte, and takes a hundred.
+# For all items together. An extent or a link may be declared in less than a byte, but takes a hundred.
 _MAX_EXTENTS = 10_000
 _MAX_LINKS = 1 << 16  # properties of items, and references from one to another
 
 
 @dataclass(slots=True)
 class AvifItem:
-    """One picture, or a part of one."""
+    """A picture, or a part of one."""
 
     kind: bytes = b""
     extents: list[tuple[bool, int, int]] = field(default_factory=list)  # in idat, offset, length
@@ -26,25 +26,25 @@ class AvifItem:
 
 
 class AvifItems(NamedTuple):
-    """The items of a ``meta`` box by their numbers, and the numbers of the alpha items of each."""
+    """The items of a ``meta`` box by number, and the numbers of each item's alpha items."""
 
     items: dict[int, AvifItem]
     alphas: dict[int, list[int]]
 
     def read_for(self, main: int) -> Iterator[AvifItem]:
-        """The items that a decoder reads for ``main``: with its alpha, and the tiles of both."""
+        """Yield the items that a decoder reads for ``main``: with its alpha, and the tiles of both."""
         nothing = AvifItem()
         wanted = dict.fromkeys([main, *self.alphas.get(main, [])])
         for each in list(wanted):
             wanted |= dict.fromkeys(self.items.get(each, nothing).parts)
-        # The alpha of a grid may be given tile by tile.
+        # A grid may have an alpha item for each tile.
         for each in list(wanted):
             wanted |= dict.fromkeys(self.alphas.get(each, []))
         return (self.items.get(each, nothing) for each in wanted)
 
 
 def descriptions(meta: memoryview) -> Iterator[memoryview]:
-    """What a ``meta`` box says of each item: the contents of the ``infe`` boxes."""
+    """Yield the description of each item in a ``meta`` box: the contents of the ``infe`` boxes."""
     infos = first(meta, b"iinf")
     if infos is not None:
         for name, info in boxes(infos[6 if infos[0] == 0 else 8 :]):
@@ -53,19 +53,19 @@ def descriptions(meta: memoryview) -> Iterator[memoryview]:
 
 
 def kind_of(info: memoryview) -> memoryview:
-    """The four letters for the kind of an item, where they lie in its description."""
+    """Return the four letters for an item's kind, as a view into its description."""
     at = 8 if info[0] == 2 else 10
     return info[at : at + 4]
 
 
 def primary_of(meta: memoryview) -> int | None:
-    """The number of the item that is the picture, if any is."""
+    """Return the number of the item that is the picture, or None."""
     primary = first(meta, b"pitm")
     return None if primary is None else number(primary, 4, 2 if primary[0] == 0 else 4)
 
 
 def items_of(meta: memoryview) -> AvifItems:
-    """The items of a ``meta`` box; ``IndexError`` or ``ImageError`` where it does not fit."""
+    """Return the items of a ``meta`` box; ``IndexError`` or ``ImageError`` if it is malformed."""
     items: dict[int, AvifItem] = {}
     for info in descriptions(meta):
         if info[0] >= 2:
@@ -128,7 +128,7 @@ def _refuse_many(links: int) -> None:
 
 
 def _associate(content: memoryview, items: dict[int, AvifItem]) -> int:
-    """Gives items their properties; how many that are."""
+    """Give items their properties; return how many there are."""
     wide, large = (2 if content[0] < 1 else 4), content[3] & 1
     count, at, given = number(content, 4, 4), 8, 0
     for _ in range(min(count, _MAX_ITEMS)):

@@ -1,4 +1,4 @@
-"""BMP: palettes that Pillow takes for a ramp of greys, forgetting how many bits a pixel has."""
+"""BMP: restores palettes that Pillow takes for a grey ramp, which loses the bits per pixel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILE_HEADER = 14
 
 
 def read(data: bytes, image: ImageFile.ImageFile) -> Samples:
-    """The samples of an opened BMP or DIB."""
+    """Return the samples of an opened BMP or DIB."""
     if image.mode not in ("1", "L"):
         return indexed_to_rgb(image)
     start = _FILE_HEADER if image.format == "BMP" else 0

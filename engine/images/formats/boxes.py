@@ -1,4 +1,4 @@
-"""Boxes of ISO base media files, which AVIF and JPEG 2000 are made of."""
+"""Boxes of ISO base media files, the building blocks of AVIF and JPEG 2000."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _MAX_BOXES = 10_000
 
 
 class Box(NamedTuple):
-    """One box where it says it is; it may end beyond its file, or before it begins."""
+    """A box as it declares itself; it may end beyond its file, or before its start."""
 
     name: bytes
-    size: int  # bytes, its header included
+    size: int  # bytes, with its header
     start: int  # of its content
     end: int
 
     def fits(self, view: memoryview) -> bool:
-        """Whether it lies within ``view``."""
+        """Return whether it lies within ``view``."""
         return self.start <= self.end <= len(view)
 
 
 def walk(view: memoryview) -> Iterator[Box]:
-    """Each box that begins directly in ``view``; one that does not fit is the last.
+    """Yield each box that begins directly in ``view``, up to the first one that does not fit.
 
     Raises ``ImageError`` for too many.
     """
@@ -38,7 +38,7 @@ def walk(view: memoryview) -> Iterator[Box]:
         head = 8
         if size == 1:
             size, head = int.from_bytes(view[at + 8 : at + 16], "big"), 16
-        elif size == 0:  # to the end
+        elif size == 0:  # up to the end
             size = len(view) - at
         yield Box(name, size, at + head, at + size)
         if size < head:
@@ -47,9 +47,9 @@ def walk(view: memoryview) -> Iterator[Box]:
 
 
 def boxes(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """The name and content of each box that lies directly in ``view``.
+    """Yield name and content of each box that lies directly in ``view``.
 
-    Raises ``ImageError`` for one that does not end within it, and for too many.
+    Raises ``ImageError`` for a box that does not end within it, and for too many.
     """
     for box in walk(view):
         if not box.fits(view):
@@ -58,7 +58,7 @@ def boxes(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def first(view: memoryview, *path: bytes) -> memoryview | None:
-    """The content of the first box of each name in turn, one inside the other."""
+    """Return the content of the first box of each name in turn, one inside another; None without one."""
     found: memoryview | None = view
     for name in path:
         if found is None:
@@ -68,7 +68,7 @@ def first(view: memoryview, *path: bytes) -> memoryview | None:
 
 
 def number(view: memoryview, at: int, size: int) -> int:
-    """A big-endian number of ``size`` bytes; ``IndexError`` where it is not there."""
+    """Return a big-endian number of ``size`` bytes; ``IndexError`` if it is not in ``view``."""
     if at + size > len(view):
         raise IndexError
     return int.from_bytes(view[at : at + size], "big")

@@ -1,12 +1,12 @@
-"""Bytes of memory that an image takes while it is decoded and looked at, by format, mode and size.
+"""Bytes of memory to decode an image and process it, by format, mode and size.
 
     peak = max(load, kept + convert, look) × pixels + what the headers of the file add + fixed
 
-*load* is the decoder's own peak, with Pillow's image; *kept* is what the decoder keeps until the file is
-closed; *convert* is the way from Pillow's image to canonical pixels; *look* is the way from these to a
-fingerprint and an encoder's picture. Each number is anonymous memory as the kernel counts it, measured
-on pictures of 3 and 12 megapixels in a process of its own (``python -m bench.questions.decode_cost``
-measures all of them again, beside what is counted here), and rounded up.
+*load* is the decoder's own peak, with Pillow's image. *kept* is the memory that the decoder keeps until
+the file is closed. *convert* is the memory from Pillow's image to canonical pixels. *look* is the memory
+from these to a fingerprint and an encoder's picture. Each number is anonymous memory as the kernel
+counts it, measured on pictures of 3 and 12 megapixels in a process of its own, and rounded up.
+``python -m bench.questions.decode_cost`` measures all of them again and compares them with this model.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from __future__ import annotations
 from typing import NamedTuple
 
 FIXED_BYTES = 512 << 10
-"""What every image takes beside its pixels: parsed headers, tables, the shrunk copies."""
+"""The cost of every image in addition to its pixels: parsed headers, tables, the shrunk copies."""
 
 
 class HeaderCost(NamedTuple):
-    """What the headers of a file say of its cost: bytes that do not follow from size and mode."""
+    """The costs in a file's headers: bytes that do not follow from size and mode."""
 
-    parsing: int = 0  # Python objects that opening it makes
-    decoder: int = 0  # buffers of the decoder, beside those for each pixel
-    multiple_scans: bool = False  # of a JPEG: coefficients of the whole picture are kept
-    tile_pixels: int = 0  # of a JPEG 2000: the largest tile; 0 if unknown
+    parsing: int = 0  # Python objects made by opening it
+    decoder: int = 0  # buffers of the decoder, in addition to those for each pixel
+    multiple_scans: bool = False  # JPEG: coefficients of the whole picture are kept
+    tile_pixels: int = 0  # JPEG 2000: the largest tile; 0 if unknown
 
 
 class Way(NamedTuple):
-    """Bytes a pixel on the way to canonical pixels, and from them to what is compared."""
+    """Bytes per pixel on the way to canonical pixels, and from them to what is compared."""
 
     convert: float
     look: float
-    fixed: int = 0  # bytes, of looking: blocks that were freed and stay in the heap
+    fixed: int = 0  # bytes of ``look``: freed blocks that stay in the heap
 
 
 class Decoder(NamedTuple):
-    """Bytes a pixel that a decoder takes at its peak (with Pillow's image), and keeps until closed."""
+    """Bytes per pixel that a decoder takes at its peak (with Pillow's image), and keeps until closed."""
 
     load: float
     kept: float
@@ -48,11 +48,11 @@ GREY, PALETTE, COLOUR, ALPHA = (
     Way(14.1, 7.1),
     Way(17.1, 21.1, 13 << 20),
 )
-# Turned as EXIF says: one copy more.
+# Turning as EXIF says takes one more copy.
 DEEP_GREY, DEEP_COLOUR, DEEP_ALPHA = Way(24.1, 21.1), Way(26.1, 21.1), Way(34.1, 30.1, 13 << 20)
 
 PILLOW = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-"""Bytes a pixel of Pillow's own images; of all other modes four."""
+"""Bytes per pixel of Pillow's own images; all other modes have four."""
 
 DECODERS = {
     ("WEBP", 3): Decoder(16.2, 8.3),
@@ -61,12 +61,12 @@ DECODERS = {
     ("AVIF", 3): Decoder(11.1, 4.0, 4 << 20),
     ("AVIF", 4): Decoder(14.1, 5.7, 4 << 20),
 }
-"""By format and channels, where a decoder takes more than Pillow's image."""
+"""By format and channels, for decoders that take more than Pillow's image."""
 
 # A progressive JPEG: coefficients of 16 bits, for up to four channels without subsampling.
 _COEFFICIENTS = 8.1
-# JPEG 2000: 32 bits a value, and the bytes that Pillow reads them from.
-_JPEG2000_VALUE = {1: 5.2, 2: 6.2}  # by bytes of a channel
+# JPEG 2000: 32 bits per value, and the bytes that Pillow reads them from.
+_JPEG2000_VALUE = {1: 5.2, 2: 6.2}  # by bytes per channel
 
 
 def decoding_bytes(
@@ -79,18 +79,18 @@ def decoding_bytes(
     deep: bool = False,
     file_bytes: int = 0,
 ) -> int:
-    """Peak memory of decoding an image file and looking at it, in bytes.
+    """Return the peak memory of decoding an image file and processing it, in bytes.
 
-    ``form`` and ``mode`` are Pillow's, ``channels`` what the picture will have (1 grey, 3 colour, 4
-    with transparency), ``deep`` whether it has more than 8 bits a channel; ``file_bytes`` is the length
-    of the file, of which some decoders take a copy.
+    ``form`` and ``mode`` are Pillow's. ``channels`` is the picture's (1 grey, 3 colour, 4 with
+    transparency), and ``deep`` means more than 8 bits per channel. ``file_bytes`` is the length of the
+    file, which some decoders copy.
     """
     pixels = size[0] * size[1]
     pillow = PILLOW.get(mode, 4)
     decoder = DECODERS.get((form, channels), Decoder(pillow + 0.1, 0))
     load = decoder.load * pixels + headers.decoder
     if form == "JPEG2000":
-        # Pillow's modes for it have as many letters as channels; colour of 16 bits comes as 8.
+        # Pillow's modes for it have as many letters as channels; 16-bit colour comes as 8 bits.
         values = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3}.get(mode, 1)
         each = _JPEG2000_VALUE[2 if deep or mode.startswith("I") else 1]
         tile = headers.tile_pixels or pixels

@@ -1,4 +1,4 @@
-"""Asks the module of a file's format: what its headers cost, its samples, why it cannot be opened."""
+"""Calls the module of a file's format: for header costs, samples, and reasons of failure."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ _HEADER_COST = {
 
 
 def header_cost(data: bytes) -> HeaderCost:
-    """What the headers of a file say about its cost, before Pillow reads them.
+    """Return what a file's headers say about its cost, before Pillow reads them.
 
-    Raises ``ImageError`` for a file that would take out of all proportion long to open or to decode.
+    Raises ``ImageError`` for a file that would take far too long to open or to decode.
     """
     read = _HEADER_COST.get(format_of(data[:32]) or "")
     if read is not None:
         return read(data)
-    # Files that are signed as other than AVIF may be opened as such.
+    # Files with another brand than AVIF's may be opened as AVIF too.
     return avif.header_cost(data) if data[4:8] == b"ftyp" else HeaderCost()
 
 
 def samples(
     data: bytes, image: ImageFile.ImageFile, reopen: Callable[[], ImageFile.ImageFile]
 ) -> Samples:
-    """(H, W, 3 or 4) uint8 or uint16: every sample of an opened file that ``reopen`` opens again.
+    """Return every sample of an opened file, (H, W, 3 or 4) uint8 or uint16; ``reopen`` opens it again.
 
     Raises ``ImageError`` for a layout that cannot be read in full.
     """
@@ -84,7 +84,7 @@ def samples(
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an opened file whose pixels are not loaded has more than 8 bits a channel."""
+    """Return whether an opened file whose pixels are not loaded has more than 8 bits a channel."""
     tiles = getattr(image, "tile", None) or []
     if tiles and image.format == "PPM" and isinstance(tiles[0].args, tuple):
         return image.mode == "I" or int(tiles[0].args[-1]) > 255
@@ -95,13 +95,13 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def frames_of(image: ImageFile.ImageFile) -> int:
-    """How many frames or pages Pillow finds; counting them may seek."""
-    # What an MPO holds besides its picture is a preview, a gain map or another eye's view.
+    """Return the number of frames or pages that Pillow finds; counting may seek."""
+    # The other images of an MPO are a preview, a gain map or another eye's view.
     return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
 
 
 def why_unknown(data: bytes, formats: Sequence[str]) -> ImageError | None:
-    """Why Pillow does not know a file that is signed as one of ``formats``; None if it is of none."""
+    """Return why Pillow cannot open a file with a signature of ``formats``; None without one."""
     for name in formats:
         factory, accept = Image.OPEN[name]
         if accept is None or accept(data[:16]) is not True:
@@ -110,7 +110,8 @@ def why_unknown(data: bytes, formats: Sequence[str]) -> ImageError | None:
             factory(io.BytesIO(data), "")
         except MemoryError:
             return ImageError("not enough memory to decode it", retryable=True)
-        except Exception as error:  # whatever Pillow's parsing trips over
+        # Pillow's parsers raise any error that they meet.
+        except Exception as error:
             reason = " ".join(str(error).split()) or "no reason given"
             known = tiff.refusal(data, reason) if name == "TIFF" else None
             return known or ImageError(f"broken image, or not supported: {reason}")

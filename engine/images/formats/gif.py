@@ -1,4 +1,4 @@
-"""GIF: how many parts it has, each of which costs Pillow time and memory to go through."""
+"""GIF: counts its parts, because Pillow takes time and memory for each of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from engine.errors import ImageError
 from engine.images.formats.cost import HeaderCost
 
 MAX_PARTS = 250_000
-"""The most extensions and frames: a real animation has one or two extensions a frame.
+"""The most extensions and frames: a real animation has one or two extensions per frame.
 
-800,000 extensions took 135 MiB, and 20,000 frames 0.2 seconds.
+800,000 extensions took 135 MiB, and 20,000 frames took 0.2 seconds.
 """
 
 _PART_BYTES = 200
@@ -16,7 +16,7 @@ _EXTENSION, _IMAGE = 0x21, 0x2C
 
 
 def header_cost(data: bytes) -> HeaderCost:
-    """What going through a GIF takes; ``ImageError`` if it has too many parts."""
+    """Return the cost of parsing a GIF; ``ImageError`` if it has too many parts."""
     parts = 0
     at = 13 + _table(data, 10)
     while at < len(data):
@@ -36,13 +36,13 @@ def header_cost(data: bytes) -> HeaderCost:
 
 
 def _table(data: bytes, at: int) -> int:
-    """Bytes of the colour table that the flags at ``at`` announce."""
+    """Return the bytes of the colour table that the flags at ``at`` announce."""
     flags = data[at] if at < len(data) else 0
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _behind_blocks(data: bytes, at: int) -> int:
-    """Where the sub-blocks that begin at ``at`` end."""
+    """Return where the sub-blocks that begin at ``at`` end."""
     size = len(data)
     while at < size and (length := data[at]):
         at += 1 + length

@@ -7,7 +7,7 @@ import io
 
 
 class JoinedFile:
-    """Pieces of a file in memory, read as one without copying them together."""
+    """Pieces of a file in memory, read as one without being copied together."""
 
     def __init__(self, parts: list[memoryview]) -> None:
         self._parts = [part for part in parts if len(part)]
@@ -20,10 +20,10 @@ class JoinedFile:
         self._at = 0
 
     def read(self, count: int = -1) -> bytes:
-        """Up to ``count`` bytes, or all that are left."""
+        """Read up to ``count`` bytes, or all remaining ones."""
         stop = self._size if count < 0 else min(self._at + count, self._size)
         found = []
-        # A search and not a walk: a file may alternate a million times between what counts and what not.
+        # A search rather than a walk: a file may have a million alternating kept and dropped chunks.
         which = bisect.bisect_right(self._ends, self._at)
         while self._at < stop:
             part, end = self._parts[which], self._ends[which]
@@ -40,5 +40,5 @@ class JoinedFile:
         return self._at
 
     def tell(self) -> int:
-        """Where the next byte is read."""
+        """Return the position of the next byte to read."""
         return self._at

@@ -1,11 +1,11 @@
-"""JPEG: how many scans a decoder goes through, and how many segments lie before the first.
+"""JPEG: counts the scans that a decoder goes through, and the segments before the first.
 
-A progressive file of a few hundred kilobytes may hold thousands of scans, each of which goes over the
+A progressive file of a few hundred kilobytes may have thousands of scans, each of which goes over the
 whole picture ("end of band" runs of 32,767 blocks take three bytes). libjpeg-turbo leaves a limit to
-its callers (``djpeg -maxscans``), whose advice is some hundred scans. What takes time is blocks × scans,
-so this is what is limited here: a small picture may have many scans.
+its callers (``djpeg -maxscans``) and advises some hundred scans. The time depends on blocks × scans, so
+that product is limited here: a small picture may have many scans.
 
-Measured: 26 to 37 ns a block and scan (one core), and 130 bytes of memory for each segment that Pillow
+Measured: 26 to 37 ns per block and scan (one core), and 130 bytes of memory for each segment that Pillow
 keeps.
 """
 
@@ -17,13 +17,13 @@ from engine.errors import ImageError
 from engine.images.formats.cost import HeaderCost
 
 MAX_BLOCK_VISITS = 50_000_000
-"""The most blocks that all scans together go over, about two seconds; but see ``VISITS_PER_BLOCK``."""
+"""The most blocks that all scans together go over, about two seconds; see ``VISITS_PER_BLOCK``."""
 VISITS_PER_BLOCK = 16
-"""What every picture may have, however large: real files go 1 to 12 times over a block."""
+"""The visits that any picture may have, however large: real files visit a block 1 to 12 times."""
 MAX_SEGMENTS = 20_000
-"""The most segments before the pixels: a real file has a few, with a large profile some hundreds."""
+"""The most segments before the pixels: a real file has a few, or hundreds with a large profile."""
 MAX_FILL_BYTES = 1 << 16
-"""The most fill bytes in front of a marker, which Pillow reads one by one."""
+"""The most fill bytes before a marker, which Pillow reads one by one."""
 
 _SEGMENT_BYTES = 256
 # Restart markers have no length and lie between coded data.
@@ -32,12 +32,12 @@ _SOS, _EOI, _DHT, _JPG, _DAC = 0xDA, 0xD9, 0xC4, 0xC8, 0xCC
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, _JPG, _DAC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ARITHMETIC = frozenset(range(0xC9, 0xD0)) - {_DAC}
-# An arithmetic decoder works as long without data as with them; a Huffman decoder skips to the end.
+# An arithmetic decoder works as long without data as with it; a Huffman decoder skips to the end.
 _ARITHMETIC_VISITS = 16
 
 
 class _Frame:
-    """What a frame header says: the size, and the sampling of each component."""
+    """A frame header: the size, and the sampling of each component."""
 
     def __init__(self, marker: int, data: bytes, at: int) -> None:
         self.progressive = marker in _PROGRESSIVE
@@ -53,7 +53,7 @@ class _Frame:
         self._width, self._height = width, height
 
     def blocks(self, components: list[int]) -> int:
-        """The blocks of 8 × 8 that a scan over these components goes over."""
+        """Return the number of 8 × 8 blocks that a scan over these components goes over."""
         width, height = self._width, self._height
         if len(components) == 1:
             h, v = self.sampling.get(components[0], (1, 1))
@@ -65,12 +65,12 @@ class _Frame:
 
     @property
     def all_blocks(self) -> int:
-        """The blocks of all components."""
+        """Return the number of blocks of all components."""
         return sum(self.blocks([component]) for component in self.sampling)
 
 
 def header_cost(data: bytes) -> HeaderCost:
-    """What decoding a JPEG takes; ``ImageError`` if its scans or segments are too many."""
+    """Return the cost of decoding a JPEG; ``ImageError`` if it has too many scans or segments."""
     frame: _Frame | None = None
     segments = scans = visits = at = 0
     multiple = False
@@ -100,12 +100,13 @@ def header_cost(data: bytes) -> HeaderCost:
             names = list(data[body + 1 : body + 1 + 2 * count : 2])
             scans += 1
             if not frame.progressive and len(names) >= len(frame.sampling):
-                break  # whatever follows is not looked at
+                # The decoder ignores everything that follows.
+                break
             multiple = True
             visits += frame.blocks(names) * frame.weight
             if visits > max(MAX_BLOCK_VISITS, VISITS_PER_BLOCK * frame.all_blocks):
                 raise ImageError(
                     f"more than {scans - 1} scans over {frame.all_blocks:,} blocks: decoding would take "
-                    "out of all proportion long; save it again as a baseline JPEG"
+                    "far too long; save it again as a baseline JPEG"
                 )
     return HeaderCost(parsing=segments * _SEGMENT_BYTES, multiple_scans=multiple)

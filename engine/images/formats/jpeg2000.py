@@ -1,8 +1,8 @@
-"""JPEG 2000: depth and sign as the codestream has them, palettes, and what Pillow passes over.
+"""JPEG 2000: depth and sign as in the codestream, palettes, and layouts that Pillow misreads.
 
-Also what OpenJPEG makes structures for: tiles, code-blocks, precincts and packets. All of them are
-settled by a few bytes of the headers: 180 bytes may ask for 65,535 tiles, which take 490 MiB, and
-code-blocks of 4 × 4 take a hundred bytes a pixel.
+It also counts what OpenJPEG makes structures for: tiles, code-blocks, precincts and packets. A few bytes
+of the headers decide their numbers: 180 bytes may declare 65,535 tiles, which take 490 MiB, and
+code-blocks of 4 × 4 take a hundred bytes per pixel.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from engine.images.formats.samples import (
 )
 
 MAX_PACKETS = 20_000_000
-"""The most packets (precinct × layer): a real file has thousands."""
+"""The most packets (precincts × layers): a real file has thousands."""
 
 # Measured with OpenJPEG 2.5.4, and rounded up.
 _TILE_BYTES, _TILE_COMPONENT_BYTES = 8_192, 1_536
 _BLOCK_BYTES = 512
 _PRECINCT_BYTES = 8_192
-_PACKET_BYTES = 2  # which packets have been seen
+_PACKET_BYTES = 2  # a record of which packets have been seen
 
 _BANDS = {"L": 1, "I;16": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
 _SYCC = 18
@@ -47,7 +47,7 @@ class _Layout:
 
 
 def header_cost(data: bytes) -> HeaderCost:
-    """What decoding the picture takes; ``ImageError`` if it has too many packets."""
+    """Return the cost of decoding the picture; ``ImageError`` if it has too many packets."""
     codestream = _codestream_to_the_end(memoryview(data))
     sizes = sizes_of(codestream) if codestream is not None else None
     if codestream is None or sizes is None:
@@ -62,7 +62,7 @@ def header_cost(data: bytes) -> HeaderCost:
     width, height = min(sizes.tile_width, width), min(sizes.tile_height, height)
     values = width * height
     sides = width + height
-    # At most: each resolution has a quarter of the values of the next, and pieces are cut at the edges.
+    # An upper bound: each resolution has a quarter of the next one's values, and edges cut pieces.
     blocks = precincts = 0
     for level in range(style.levels + 1):
         down = style.levels - level
@@ -73,8 +73,7 @@ def header_cost(data: bytes) -> HeaderCost:
     blocks *= count
     if precincts * style.layers * tiles > MAX_PACKETS:
         raise ImageError(
-            "a JPEG 2000 with more than "
-            f"{MAX_PACKETS:,} packets: decoding would take out of all proportion long"
+            f"a JPEG 2000 with more than {MAX_PACKETS:,} packets: decoding would take far too long"
         )
     return HeaderCost(
         parsing=tiles * (_TILE_BYTES + _TILE_COMPONENT_BYTES * count),
@@ -85,21 +84,21 @@ def header_cost(data: bytes) -> HeaderCost:
 
 
 def _codestream_to_the_end(view: memoryview) -> memoryview | None:
-    """The codestream as OpenJPEG reads it: to the end of the file, wherever its box ends."""
+    """Return the codestream as OpenJPEG reads it: to the end of the file, wherever its box ends."""
     if view[:4] == START:
         return view
     return next((view[box.start :] for box in walk(view) if box.name == b"jp2c"), None)
 
 
 def _pieces(values: int, sides: int, exponent: int) -> int:
-    """How many pieces of 2^exponent values an area may be cut into, with those at its edges."""
+    """Return the most pieces of 2^exponent values that an area may be cut into, edges included."""
     side = 1 << (exponent // 2)
     return (values >> exponent) + 2 * (sides // side) + 4
 
 
 def read(data: bytes, image: ImageFile.ImageFile) -> Samples:
-    """The samples of an opened JPEG 2000."""
-    # OpenJPEG makes up what is missing; only the end-of-codestream marker tells.
+    """Return the samples of an opened JPEG 2000."""
+    # OpenJPEG invents missing pixels; only the end-of-codestream marker shows that none are missing.
     if b"\xff\xd9" not in data:
         raise ImageError("broken image: the file was cut short")
     layout = _layout(memoryview(data))
@@ -116,7 +115,7 @@ def read(data: bytes, image: ImageFile.ImageFile) -> Samples:
         return _grey16(image) if highest == 16 else to_rgb(image)
     if image.mode == "CMYK" or layout.sycc:
         raise unsupported(f"JPEG 2000 of {image.mode} with less than 8 bits a channel")
-    # Pillow shifts samples of fewer bits up, where white would no longer be white.
+    # Pillow shifts samples of fewer bits up, which would turn white into another value.
     array = np.asarray(image)
     array = array.reshape(*array.shape[:2], -1)
     channels = [
@@ -139,7 +138,7 @@ def _up_to_16(values: Samples, depth: int) -> Samples:
 
 
 def _coloured(array: Samples, layout: _Layout) -> Samples:
-    """Indices, or indices and alpha, as colours."""
+    """Return indices, or indices and alpha, as colours."""
     table = layout.palette
     if table is None or set(layout.depths) != {8}:
         raise unsupported("JPEG 2000 with a palette of this layout")
@@ -176,7 +175,7 @@ def _layout(view: memoryview) -> _Layout:
 
 
 def _codestream(view: memoryview) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """Width and height, and the depth of each component, of the SIZ segment that begins it."""
+    """Return width and height, and each component's depth, from the SIZ segment at the start."""
     sizes = sizes_of(view) if view[:4] == START else None
     if sizes is None:
         raise ImageError("broken image: no JPEG 2000 codestream where one should be")
@@ -190,8 +189,8 @@ def _codestream(view: memoryview) -> tuple[tuple[int, int], tuple[int, ...]]:
 
 
 def _colours(header: memoryview, components: int) -> tuple[Samples | None, bool]:
-    """The palette (n, 3 or 4), if there is one, and whether colours are sYCC."""
-    found = dict(reversed(list(boxes(header))))  # of each name the first
+    """Return the palette (n, 3 or 4), if there is one, and whether colours are sYCC."""
+    found = dict(reversed(list(boxes(header))))  # the first box of each name
     colour = found.get(b"colr", memoryview(b""))
     sycc = bytes(colour[:1]) == b"\1" and int.from_bytes(colour[3:7], "big") == _SYCC
     definition = found.get(b"cdef")
@@ -210,7 +209,7 @@ def _colours(header: memoryview, components: int) -> tuple[Samples | None, bool]
 
 
 def _refuse_other_channels(definition: memoryview) -> None:
-    """Refuse channels in another order than Pillow takes them in, and associated alpha."""
+    """Refuse channels in an order that Pillow does not expect, and associated alpha."""
     count = int.from_bytes(definition[:2], "big")
     for i in range(count):
         entry = definition[2 + 6 * i : 8 + 6 * i]

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-START = b"\xff\x4f\xff\x51"  # of the codestream, and of its SIZ segment
+START = b"\xff\x4f\xff\x51"  # of the codestream and of its SIZ segment
 
 _SIZES = struct.Struct(">8IH")
 _COD, _COC, _SOT, _SOD = 0x52, 0x53, 0x90, 0x93
@@ -15,7 +15,7 @@ _MAX_TILE_PARTS = 1 << 20
 
 
 class Sizes(NamedTuple):
-    """What the SIZ segment says: the image and its tiles on one grid, and how many components."""
+    """The content of the SIZ segment: the image and its tiles on one grid, and the components."""
 
     right: int
     bottom: int
@@ -29,20 +29,20 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(codestream: memoryview) -> Sizes | None:
-    """The sizes that a codestream begins with; None if it does not."""
+    """Return the sizes at the start of a codestream; None if they are not there."""
     if len(codestream) < 42 or codestream[2:4] != START[2:]:
         return None
     return Sizes(*_SIZES.unpack_from(codestream, 8))
 
 
 def precisions_of(codestream: memoryview, components: int) -> bytes:
-    """A byte for each component that is there: its depth less one, with the highest bit where signed."""
+    """Return a byte per existing component: its depth minus one; the highest bit marks signed ones."""
     return bytes(codestream[42 : 42 + 3 * components : 3])
 
 
 @dataclass(slots=True)
 class Style:
-    """The smallest pieces that any tile or component may be cut into, as powers of two."""
+    """The smallest pieces into which any tile or component may be cut, as powers of two."""
 
     levels: int = 0
     block: int = 12  # log2 of the values of a code-block
@@ -50,7 +50,7 @@ class Style:
     layers: int = 1
 
     def take(self, levels: int, parameters: memoryview, *, precincts: bool) -> None:
-        """Take in the parameters of a COD or COC marker, from the code-block's width on."""
+        """Add the parameters of a COD or COC marker, from the code-block's width on."""
         if len(parameters) < 4:
             return
         self.levels = max(self.levels, min(levels, 32))
@@ -64,14 +64,14 @@ class Style:
             self.precincts = [min(pair) for pair in pairs]
 
     def precinct(self, level: int) -> int:
-        """log2 of the values of a precinct at this resolution."""
+        """Return log2 of the values of a precinct at this resolution."""
         if not self.precincts:
             return 2 * _WHOLE
         return self.precincts[min(level, len(self.precincts) - 1)]
 
 
 def style_of(codestream: memoryview, components: int) -> Style:
-    """The smallest pieces that the main header or that of any part of a tile asks for."""
+    """Return the smallest pieces in the main header and in all tile-part headers."""
     style = Style()
     wide = components >= 257  # two bytes name a component
     at, part, end = 2, 0, 0

@@ -1,8 +1,9 @@
-"""Opens an image file through Pillow, without its limit of pixels and before anything is decoded.
+"""Opens an image file through Pillow, without Pillow's limit of pixels and before any decoding.
 
-``PIL.Image.MAX_IMAGE_PIXELS`` is one for the whole process, and belongs to the program that embeds the
-engine: ``Image.open`` warns above it and raises above its double. What counts here is memory, so the
-formats' own classes are called as ``Image.open`` calls them, without that check. Nothing global changes.
+``PIL.Image.MAX_IMAGE_PIXELS`` applies to the whole process, and belongs to the program that embeds the
+engine. ``Image.open`` warns above it and raises above its double. The engine limits memory instead. So
+it calls the formats' own classes as ``Image.open`` does, without that check, and changes no global
+state.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from PIL import (
 
 from engine.images.formats import avif, png
 
-# Raster formats whose decoders stand up to hostile input; EPS, PDF and the like run interpreters.
+# Raster formats with decoders that withstand hostile input; EPS, PDF and the like run interpreters.
 # The plugins are imported here because Pillow's own loading on first use is not safe in threads.
 _PLUGINS = {
     "PNG": PngImagePlugin,
@@ -50,7 +51,7 @@ FORMATS = tuple(_PLUGINS)
 
 
 class _TiffFile(TiffImagePlugin.TiffImageFile):
-    """A TIFF that does not ask for the limit a second time, when its pixels are loaded."""
+    """A TIFF that does not check the limit of pixels again when its pixels are loaded."""
 
     def load_prepare(self) -> None:
         if self._im is None:
@@ -59,9 +60,9 @@ class _TiffFile(TiffImagePlugin.TiffImageFile):
 
 
 def open_file(data: bytes, *, head_only: bool = False) -> tuple[ImageFile.ImageFile, int | None]:
-    """The file as Pillow opens it, and the number of its frames where that is not Pillow's to say.
+    """Return the file as Pillow opens it, and its number of frames; None if Pillow has to count them.
 
-    With ``head_only`` a PNG is looked at up to its pixels, and its frames are not counted. Raises
+    With ``head_only`` a PNG is read up to its pixels, and its frames are not counted. Raises
     ``ImageError`` for a file that must not be opened, ``UnidentifiedImageError`` if no format accepts
     it, and whatever a plugin raises.
     """
@@ -78,9 +79,9 @@ def open_file(data: bytes, *, head_only: bool = False) -> tuple[ImageFile.ImageF
 
 
 def open_image(data: bytes | IO[bytes], formats: Sequence[str]) -> ImageFile.ImageFile:
-    """What ``Image.open(io.BytesIO(data), formats=formats)`` gives, whatever its number of pixels.
+    """Do ``Image.open(io.BytesIO(data), formats=formats)`` for any number of pixels.
 
-    ``data`` may be a stream, too; the plugins of all ``formats`` must be imported. Raises
+    ``data`` may be a stream too; the plugins of all ``formats`` must be imported. Raises
     ``UnidentifiedImageError`` if no format accepts it, and whatever a plugin raises.
     """
     stream = io.BytesIO(data) if isinstance(data, bytes) else data

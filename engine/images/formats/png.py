@@ -1,8 +1,8 @@
-"""PNG: which chunks count for the pixels, their checksums, and 16-bit samples with transparency.
+"""PNG: selects the chunks that affect pixels, verifies them, and reads 16-bit transparency.
 
-Text, profiles and the like say nothing of pixels. Pillow reads them all the same, and refuses a file
-with much text, or with a wrong checksum in it. So it is given the file without them. The frames of an
-animation are left out too: the first one is the still image, and how many there are one chunk says.
+Text, profiles and the like do not affect pixels. Pillow reads them all the same, and refuses a file
+with much text, or with a wrong checksum in it. So it gets the file without them. The later frames of an
+animation are left out too: the first one is the still image, and one chunk has the number of frames.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IMAGE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _ONCE = (b"IHDR", b"PLTE", b"tRNS")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-# These may hold an orientation; Pillow looks for it in them.
+# These texts may have an orientation; Pillow looks for it there.
 _ORIENTATION_KEYS = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif", b"xmp")
-_MAX_METADATA = 1 << 20  # bytes of text that is looked at for an orientation, inflated
-_MAX_TEXTS = 8  # that are looked at
+_MAX_METADATA = 1 << 20  # bytes of a text that may have an orientation, inflated
+_MAX_TEXTS = 8  # of these
 _MAX_KEY = 80  # bytes of a text's name, with its end
 _MAX_EXIF = 1 << 24
 _MAX_FRAMES = 1 << 31
 _MAX_CHUNKS = 300_000  # a picture of 1 GiB, in chunks of 4 KiB, has fewer
-_CHUNK_BYTES = 125  # of memory, if every other one is left out
+_CHUNK_BYTES = 125  # of memory, if every second one is left out
 
 
 def header_cost(data: bytes) -> HeaderCost:
-    """What going through the chunks of a PNG takes at most; ``ImageError`` if there are too many."""
+    """Return the most that parsing a PNG's chunks takes; ``ImageError`` if there are too many."""
     chunks, at = 0, len(SIGNATURE)
     while at + 12 <= len(data):
         chunks += 1
@@ -56,18 +56,17 @@ def header_cost(data: bytes) -> HeaderCost:
 
 
 def pixels_only(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int]:
-    """What of a PNG its pixels need, as a file, and the number of its frames.
+    """Return the part of a PNG that its pixels need, as a file, and the number of its frames.
 
-    With ``head_only`` chunks are looked at up to the first pixels, and frames are not counted. Raises
-    ``ImageError`` for a wrong checksum in a chunk that counts, and for an unknown one that must not be
-    passed over.
+    With ``head_only`` it reads chunks up to the first pixels, and does not count frames. Raises
+    ``ImageError`` for a wrong checksum in a chunk that matters, and for an unknown critical chunk.
     """
     view = memoryview(data)
     parts: list[memoryview] = [view[:8]]
     seen: set[bytes] = set()
     depth = colour = 0
     frames, default_image, texts = 0, True, 0
-    start = at = 8  # from ``start`` on all chunks are kept
+    start = at = 8  # all chunks from ``start`` on are kept
     chunks = 0
     while at + 12 <= len(view):
         chunks += 1
@@ -76,7 +75,8 @@ def pixels_only(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int
         name = bytes(view[at + 4 : at + 8])
         end = at + 12 + length
         if end > len(view) or not name.isalpha():
-            break  # it was cut, or garbage follows: Pillow says whether the pixels are whole
+            # Cut short, or followed by garbage: Pillow reports whether the pixels are complete.
+            break
         if head_only and name == b"IDAT":
             break
         before_pixels = b"IDAT" not in seen
@@ -92,26 +92,28 @@ def pixels_only(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int
             raise ImageError(f"broken image: two PNG chunks {name.decode('ascii')}")
         twice = name in seen
         seen.add(name)
-        keep: memoryview | None = None  # instead of the chunk itself
+        # Replaces the chunk itself.
+        keep: memoryview | None = None
         kept = name in _IMAGE and (name != b"PLTE" or before_pixels)
         if name == b"IHDR" and length >= 10:
             depth, colour = body[8], body[9]
         elif name == b"IDAT" and colour == 3 and b"PLTE" not in seen:
-            raise ImageError("broken image: a PNG with a palette that is not there")
+            raise ImageError("broken image: a PNG without its palette")
         elif name == b"tRNS" and before_pixels and colour in (0, 2, 3):
             kept = True
             if colour != 3 and length == (2 if colour == 0 else 6):
                 keep = _chunk(name, _transparent(body, depth))
         elif name == b"acTL" and before_pixels and length >= 8:
             count = int.from_bytes(body[:4], "big")
-            # With two of them it is no animation, and its still image is shown.
+            # With two of them it is not an animation, and its still image is shown.
             frames = count if 0 < count <= _MAX_FRAMES and not twice else 0
         elif name == b"fcTL" and before_pixels:
-            default_image = False  # the still image is the first frame
+            # The still image is the first frame.
+            default_image = False
         elif name == b"eXIf" and length <= _MAX_EXIF:
             kept = _is_whole(view, at, end)
         elif name in _TEXTS and texts < _MAX_TEXTS and _may_turn(body):
-            # One that is too long counts too: finding that out takes as long as reading it.
+            # A text that is too long counts too: finding that out takes as long as reading it.
             texts += 1
             kept = _is_whole(view, at, end) and _is_short(name, body)
         if not kept or keep is not None:
@@ -135,12 +137,12 @@ def pixels_only(data: bytes, *, head_only: bool = False) -> tuple[IO[bytes], int
 
 
 def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> Samples:
-    """The samples of a PNG that was opened twice."""
+    """Return the samples of a PNG that was opened twice."""
     raw = raw_mode(image.tile[0])
     if not raw.endswith("16B"):
         return indexed_to_rgb(image)
     if raw == "LA;16B":
-        # Four bytes a pixel, as 8-bit RGBA has: so both bytes of either channel come at once.
+        # Four bytes per pixel, like 8-bit RGBA, so both bytes of each channel come at once.
         set_raw_modes(image, ["RGBA"])
         pairs = np.ascontiguousarray(np.asarray(image)).view(">u2")
         both = np.empty((*pairs.shape[:2], 4), np.uint16)
@@ -169,7 +171,7 @@ def _chunk(name: bytes, body: bytes) -> memoryview:
 
 
 def _transparent(body: memoryview, depth: int) -> bytes:
-    """The transparent colour, of which the low bits count, at the scale that Pillow's pixels have."""
+    """Return the transparent colour (only its low bits count) at the scale of Pillow's pixels."""
     values = [
         int.from_bytes(body[i : i + 2], "big") & ((1 << depth) - 1) for i in range(0, len(body), 2)
     ]
@@ -179,13 +181,13 @@ def _transparent(body: memoryview, depth: int) -> bytes:
 
 
 def _may_turn(body: memoryview) -> bool:
-    """Whether a text is of the kind that may hold an orientation."""
+    """Return whether a text is of the kind that may have an orientation."""
     key, zero, _ = bytes(body[:_MAX_KEY]).partition(b"\0")
     return bool(zero) and key in _ORIENTATION_KEYS and len(body) <= _MAX_METADATA
 
 
 def _is_short(name: bytes, body: memoryview) -> bool:
-    """Whether a text that may hold an orientation is short enough to be read, inflated."""
+    """Return whether a text that may have an orientation is short enough to read, inflated."""
     rest = bytes(body).partition(b"\0")[2]
     if name == b"iTXt":
         if rest[:2] != b"\x01\0":

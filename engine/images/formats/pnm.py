@@ -1,6 +1,6 @@
-"""PBM, PGM and PPM: samples of any highest value at 8 or 16 bits.
+"""PBM, PGM and PPM: scales samples of any maximum to 8 or 16 bits.
 
-Pillow gives colour of 16 bits at 8 bits only, and takes what is above the highest value for it.
+Pillow reduces 16-bit colour to 8 bits, and clips samples above the maximum.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from engine.images.formats.samples import Samples, grey_to_rgb, scaled, to_rgb, 
 _WHITESPACE = b" \t\n\v\f\r"
 _END_OF_LINE = re.compile(rb"[\r\n]")
 _COMMENT = re.compile(rb"#[^\r\n]*")
-_PIECE = 1 << 16  # bytes of digits that are looked at at a time
+_PIECE = 1 << 16  # bytes of digits that are parsed at a time
 
 
 def read(data: bytes, image: ImageFile.ImageFile) -> Samples:
-    """The samples of an opened PNM."""
+    """Return the samples of an opened PNM."""
     magic = data[:2]
     if magic[1:] not in (b"1", b"2", b"3", b"4", b"5", b"6") or data[2:3] not in (
         *(bytes([each]) for each in _WHITESPACE),
@@ -55,7 +55,7 @@ def _highest(args: object, mode: str) -> int:
 
 
 def _plain(data: bytes, offset: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
-    """``count`` numbers in decimal digits, a piece of the file at a time."""
+    """Parse ``count`` decimal numbers, a piece of the file at a time."""
     values = np.empty(count, np.uint16)
     done, at = 0, offset
     while done < count:
@@ -81,7 +81,7 @@ def _plain(data: bytes, offset: int, count: int) -> np.ndarray[tuple[int], np.dt
 
 
 def _end_of_piece(data: bytes, at: int, stop: int) -> int:
-    """Where a piece up to ``stop`` may end, so that no number and no comment is cut."""
+    """Return where a piece up to ``stop`` may end without cutting a number or a comment."""
     line = max(data.rfind(each, at, stop) for each in (b"\n", b"\r"))
     comment = data.find(b"#", max(line, at), stop)
     if comment >= 0:

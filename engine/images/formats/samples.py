@@ -1,4 +1,4 @@
-"""Pillow's pixels as true samples: what the readers of the formats share."""
+"""Turns Pillow's pixels into true samples; the readers of all formats use these functions."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from engine.errors import ImageError
 
 Samples = npt.NDArray[np.unsignedinteger[Any]]  # of 8 or 16 bits
 
-# 16-bit colour: Pillow keeps one byte of each channel, and which one depends on the raw mode. Decoding
-# once for either byte gives both, where converting would make 300 and 60000 the same value.
+# For 16-bit colour, Pillow keeps one byte of each channel; the raw mode decides which one. So the
+# file is decoded once for each byte. Converting would make 300 and 60000 the same value.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B"}
 
 
 def unsupported(what: str) -> ImageError:
-    """The reason of a reject: ``what`` is a layout that cannot be read in full."""
+    """Return the reason of a reject: ``what`` is a layout that cannot be read in full."""
     return ImageError(f"{what} is not supported: convert it to PNG")
 
 
 def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) or, where the image knows transparency, (H, W, 4) uint8."""
+    """Return (H, W, 3) uint8, or (H, W, 4) if the image has transparency."""
     return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
 def indexed_to_rgb(image: ImageFile.ImageFile) -> npt.NDArray[np.uint8]:
-    """``to_rgb`` of an opened file, where no pixel may have a colour that the palette lacks.
+    """Do ``to_rgb`` for an opened file; ``ImageError`` if a pixel's colour is not in the palette.
 
-    All of these are black to Pillow, so that files which differ in them would be equal.
+    Pillow makes all of these pixels black, so files that differ in them would become equal.
     """
     if image.mode in ("P", "PA"):
         image.load()
@@ -44,23 +44,24 @@ def indexed_to_rgb(image: ImageFile.ImageFile) -> npt.NDArray[np.uint8]:
 
 
 def grey_to_rgb(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Grey (H, W) as (H, W, 3); colour stays as it is."""
+    """Return grey (H, W) as (H, W, 3); colour stays as it is."""
     return np.repeat(array[..., None], 3, axis=-1) if array.ndim == 2 else array
 
 
 def scaled(values: npt.NDArray[Any], highest: int) -> Samples:
-    """Samples from 0 to ``highest`` at 8 bits, or 16 if they have more; no two become the same."""
+    """Scale samples from 0 .. ``highest`` to 8 bits, or to 16 above 255; no two become equal."""
     deep = highest > 255
     full = 65535 if deep else 255
     dtype: type[np.unsignedinteger[Any]] = np.uint16 if deep else np.uint8
     if highest == full:
         return values.astype(dtype, copy=False)
-    table = np.rint(np.arange(highest + 1) / highest * full)  # as Pillow rounds
+    # Rounded as Pillow does.
+    table = np.rint(np.arange(highest + 1) / highest * full)
     return looked_up(values, table.astype(dtype))
 
 
 def looked_up(indices: npt.NDArray[Any], table: Samples) -> Samples:
-    """``table[indices]``, some rows at a time: NumPy takes eight bytes for each index."""
+    """Return ``table[indices]``, some rows at a time: NumPy takes eight bytes for each index."""
     out = np.empty((*indices.shape, *table.shape[1:]), table.dtype)
     for rows in _bands(indices):
         out[rows] = table[indices[rows]]
@@ -68,9 +69,9 @@ def looked_up(indices: npt.NDArray[Any], table: Samples) -> Samples:
 
 
 def straight(array: Samples) -> Samples:
-    """(H, W, 4) without the alpha that its colours were multiplied with.
+    """Return (H, W, 4) with the colours divided by the alpha that they were multiplied with.
 
-    A colour above its alpha has no meaning, and different ones would become the same.
+    A colour above its alpha has no meaning, and would make different files equal: ``ImageError``.
     """
     full = np.uint32(np.iinfo(array.dtype).max)
     out = array.copy()
@@ -85,25 +86,25 @@ def straight(array: Samples) -> Samples:
 
 
 def keyed(array: Samples, colour: Any) -> Samples:
-    """(H, W, 3) with an alpha that is 0 where a pixel has exactly this ``colour`` (3 values, or 1)."""
+    """Add to (H, W, 3) an alpha that is 0 where a pixel has exactly this ``colour`` (3 values, or 1)."""
     full = np.iinfo(array.dtype).max
     opaque = (array != np.asarray(colour, array.dtype)).any(axis=-1, keepdims=True)
     return np.concatenate([array, opaque.astype(array.dtype) * array.dtype.type(full)], axis=-1)
 
 
 def raw_mode(tile: Any) -> str:
-    """How the samples of a tile lie in the file, as Pillow calls it."""
+    """Return Pillow's name for the layout of a tile's samples in the file."""
     raw = tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
     return raw if isinstance(raw, str) else ""
 
 
 def is_deep_layout(raw: str) -> bool:
-    """Whether samples that lie so have 16 bits; a pixel of "BGR;16" has them in all."""
+    """Return whether this layout has 16-bit samples; "BGR;16" has 16 bits per pixel."""
     return ";16" in raw and raw != "BGR;16"
 
 
 def set_raw_modes(image: ImageFile.ImageFile, modes: list[str]) -> None:
-    """Have each tile read as of another layout; one mode a tile."""
+    """Make Pillow read each tile as another layout; one mode per tile."""
     image.tile = [
         tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode)
         for tile, mode in zip(image.tile, modes, strict=True)
@@ -111,7 +112,7 @@ def set_raw_modes(image: ImageFile.ImageFile, modes: list[str]) -> None:
 
 
 def both_bytes(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> npt.NDArray[np.uint16]:
-    """(H, W, C) uint16 of a file of 16-bit colour that was opened twice."""
+    """Return (H, W, C) uint16 of a file of 16-bit colour that was opened twice."""
     modes = [raw_mode(tile) for tile in image.tile]
     others = []
     for mode in modes:
@@ -130,6 +131,6 @@ def both_bytes(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> npt.ND
 
 
 def _bands(array: npt.NDArray[Any]) -> Iterator[slice]:
-    """Some rows of it at a time."""
+    """Return slices of some rows at a time."""
     step = max(1, (1 << 20) // max(1, array[0].size))
     return (slice(top, top + step) for top in range(0, len(array), step))

@@ -1,7 +1,7 @@
 """TIFF: the layouts that Pillow reads in full, and the corrections that they need.
 
-Layouts are looked up in the tags as Pillow has parsed them, since it is Pillow's reading of them that is
-set right here. What a file costs must be known before Pillow opens it: see ``tiff_directories``.
+Layouts come from the tags as Pillow has parsed them, because this module corrects Pillow's reading of
+them. The cost of a file must be known before Pillow opens it: see ``tiff_directories``.
 """
 
 from __future__ import annotations
@@ -60,20 +60,20 @@ _PHOTOMETRICS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YC
 
 
 def prepare(image: ImageFile.ImageFile) -> None:
-    """Refuse the layouts of which Pillow drops or mistakes samples; set right how others are read."""
+    """Refuse layouts whose samples Pillow drops or misreads; correct how it reads others."""
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     tags = image.tag_v2
     if any(each != 1 for each in _several(tags.get(SAMPLE_FORMAT, 1))):
         raise unsupported(_described(tags))
-    # Pillow passes over samples that it does not know the meaning of, which may be anything.
+    # Pillow skips samples of unknown meaning, which may be anything.
     if 0 in _several(tags.get(EXTRA_SAMPLES, ())):
-        raise unsupported("a TIFF with extra samples that are no alpha")
+        raise unsupported("a TIFF with extra samples that are not alpha")
     compression, photometric = tags.get(COMPRESSION, 1), tags.get(PHOTOMETRIC, 0)
     if photometric == LAB or (photometric == YCBCR and compression not in (OLD_JPEG, JPEG)):
         raise unsupported(f"a TIFF of {_PHOTOMETRICS[photometric]} samples")
     if tags.get(PLANAR, 1) == SEPARATE_PLANES:
         if len(_bits(tags)) == 1:
-            # The same with one sample; Pillow would take a part of the layout's name.
+            # With one sample this is the same; Pillow would take a part of the layout's name.
             tags[PLANAR] = 1
             image._setup()
         else:
@@ -83,7 +83,7 @@ def prepare(image: ImageFile.ImageFile) -> None:
 
 
 def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile | None) -> Samples:
-    """The samples of a prepared TIFF; of one with 16-bit colour it was opened (and prepared) twice."""
+    """Return the samples of a prepared TIFF; 16-bit colour is opened (and prepared) twice."""
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     tags = image.tag_v2
     raw = raw_mode(image.tile[0])
@@ -102,7 +102,7 @@ def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile | None) -> Sampl
         grey = np.asarray(image).astype(np.uint16)
         if raw == "I;12":
             return grey_to_rgb(scaled(grey, 4095))
-        # Pillow inverts the 8-bit ones only; as they are, they would equal their negative.
+        # Pillow inverts only 8-bit samples; without an inversion these would equal their negative.
         return grey_to_rgb(65535 - grey if photometric == WHITE_IS_ZERO else grey)
     if ";16" in raw:
         if again is None or not raw.startswith(("RGB", "R;")):
@@ -125,7 +125,7 @@ def read(image: ImageFile.ImageFile, again: ImageFile.ImageFile | None) -> Sampl
 
 
 def is_deep(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether its samples, or the colours of its palette, may have more than 8 bits."""
+    """Return whether its samples, or the colours of its palette, may have more than 8 bits."""
     tags = image.tag_v2
     if image.mode in ("P", "PA"):
         colours = np.asarray(tags.get(COLORMAP, ()), np.uint32)
@@ -134,8 +134,8 @@ def is_deep(image: TiffImagePlugin.TiffImageFile) -> bool:
 
 
 def refusal(data: bytes, reason: str) -> ImageError | None:
-    """What layout a TIFF has where Pillow's ``reason`` is that it does not know it; else None."""
-    # The last is of planes that Pillow has no name for.
+    """Describe the layout of a TIFF if ``reason`` is that Pillow does not know it; else None."""
+    # The last reason is for planes that Pillow has no name for.
     if not reason.startswith(("unknown", "Invalid value for samples", "string index")):
         return None
     try:
@@ -144,12 +144,13 @@ def refusal(data: bytes, reason: str) -> ImageError | None:
         file.seek(tags.next)
         tags.load(file)
         return unsupported(_described(tags))
-    except Exception:  # whatever Pillow's parsing trips over
+    # Pillow's parsers raise any error that they meet.
+    except Exception:
         return None
 
 
 def _prepare_planes(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Of samples that lie plane by plane, those that Pillow puts where they belong."""
+    """Accept only separate planes that Pillow puts into the right channels; refuse the others."""
     tags = image.tag_v2
     bits = _bits(tags)
     plain = {2: ("RGB", "RGBA"), CMYK: ("CMYK",)}.get(tags.get(PHOTOMETRIC, 0), ())
@@ -163,7 +164,7 @@ def _prepare_planes(image: TiffImagePlugin.TiffImageFile) -> None:
         return
     if tags.get(COMPRESSION, 1) != RAW or set(bits) != {16} or image.mode == "CMYK":
         raise unsupported("a TIFF with separate planes of more than 8 bits")
-    # Pillow would read each second byte of a plane; "R" has become "R;16L".
+    # Pillow would read every second byte of a plane; "R" has become "R;16L".
     order = "16L" if tags.prefix == TiffImagePlugin.II else "16B"
     set_raw_modes(image, [f"{raw_mode(tile)[:1]};{order}" for tile in image.tile])
 
@@ -183,7 +184,7 @@ def _refuse_missing(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def _palette(tags: Any) -> Samples:
-    """The colours as they are written, (n, 3) uint16."""
+    """Return the palette's colours as written: (n, 3) uint16."""
     values = np.asarray(tags[COLORMAP], np.uint16)
     if len(values) != 3 << _bits(tags)[0]:
         raise ImageError(f"broken image: {len(values):,} values in the palette of a TIFF")
@@ -191,7 +192,7 @@ def _palette(tags: Any) -> Samples:
 
 
 def _coloured(indices: Samples, table: Samples) -> Samples:
-    """At 8 bits if all colours that are used are written in one of the two ways of 8, else at 16."""
+    """Return colours at 8 bits if each used one is an 8-bit value written in 16 bits, else at 16."""
     used = np.unique(indices)
     if int(used[-1]) >= len(table):
         raise ImageError("broken image: a pixel has a colour that its palette lacks")
@@ -202,7 +203,7 @@ def _coloured(indices: Samples, table: Samples) -> Samples:
 
 
 def _bits(tags: Any) -> tuple[int, ...]:
-    """The bits of each sample, of which there may be more than samples, or one for all of them."""
+    """Return the bits of each sample; the tag may have more values than samples, or a single one."""
     count = int(tags.get(SAMPLES, 1))
     bits = _several(tags.get(BITS, 1))
     return tuple(bits[:count]) if len(bits) > 1 else tuple(bits) * max(1, min(count, 64))

@@ -1,6 +1,6 @@
-"""TIFF directories: how many pages, tags and strips there are, and how large a strip or tile is.
+"""TIFF directories: counts pages, tags and strips, and measures a strip or tile.
 
-Pillow goes through all pages to count them and looks for each in a list of those before, so the time
+Pillow goes through all pages to count them, and searches each one in a list of those before, so the time
 grows with the square of their number. It makes Python objects for each strip of an uncompressed file.
 """
 
@@ -28,14 +28,14 @@ from engine.images.formats.tiff_tags import (
 MAX_PAGES = 10_000
 """The most pages: 35,000 took 5.7 s."""
 MAX_TAGS = 250_000
-"""The most tags of all pages together: each takes about 10 µs."""
+"""The most tags in all pages: each takes about 10 µs."""
 MAX_STRIPS = 500_000
 """The most strips or tiles of a page: 450,000 took 1.3 s."""
 
-_RAW_STRIP_BYTES = 400  # of Python objects for a strip that Pillow reads itself
-_STRIP_BYTES = 100  # for one that libtiff reads
+_RAW_STRIP_BYTES = 400  # Python objects for a strip that Pillow reads itself
+_STRIP_BYTES = 100  # the same for a strip that libtiff reads
 _TAG_BYTES = 512
-# The strip as libtiff unpacks it, as Pillow takes it over, and the decompressor's own window.
+# The strip as libtiff unpacks it, Pillow's copy of it, and the decompressor's own window.
 _STRIP_COPIES = 3
 _SIZES = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8}  # bytes of a value: BYTE, SHORT, LONG, IFD, LONG8
 _WANTED = frozenset(
@@ -45,7 +45,7 @@ _WANTED = frozenset(
 
 
 class _Directories:
-    """Walks the directories of pages, of a classic or a big TIFF."""
+    """The directories of a classic or a big TIFF's pages."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -57,7 +57,7 @@ class _Directories:
         self._order = order
 
     def walk(self) -> tuple[int, dict[int, tuple[int, int]]]:
-        """Of the first page the number of tags, and (count, first value) by tag."""
+        """Return the first page's number of tags, and (count, first value) by tag."""
         first: dict[int, tuple[int, int]] = {}
         pages = tags = tags_of_first = 0
         seen: set[int] = set()
@@ -98,11 +98,12 @@ class _Directories:
 
 
 def header_cost(data: bytes) -> HeaderCost:
-    """What decoding the first page takes; ``ImageError`` if it has too many pages, tags or strips."""
+    """Return the cost of decoding the first page; ``ImageError`` for too many pages, tags or strips."""
     try:
         tags, first = _Directories(data).walk()
     except struct.error:
-        return HeaderCost()  # too short: Pillow says what is wrong
+        # Too short: Pillow reports what is wrong.
+        return HeaderCost()
     value = {tag: found for tag, (_, found) in first.items()}
     strips = max(
         (first[tag][0] for tag in (STRIP_OFFSETS, TILE_OFFSETS, STRIP_COUNTS) if tag in first),

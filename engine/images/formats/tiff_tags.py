@@ -1,4 +1,4 @@
-"""Numbers of TIFF tags, and of what some of their values stand for (TIFF 6.0)."""
+"""Numbers of TIFF tags, and of some of their values (TIFF 6.0)."""
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279

@@ -1,1 +1,1 @@
-"""RocksDB: opened for a store, and its files read without it where it refuses to."""
+"""RocksDB: opens it for a store, and reads its files without it if it refuses to open."""

@@ -14,7 +14,7 @@ from engine.storage.rocks.blocks import TRAILER, Handle, varint
 from engine.storage.rocks.crc32c import masked
 
 CRC32C, XXH3 = 1, 4
-MAX_SEARCHED = 64 << 10  # bytes of a block that is looked for by its checksum
+MAX_SEARCHED = 64 << 10  # bytes of a block that is found by its checksum
 _PRIME = 0x6B9083D9
 _NO_COMPRESSION, _LZ4 = 0, 4
 _MAX_BLOCK = 1 << 30  # bytes; a row may be large
@@ -22,29 +22,30 @@ _U32 = struct.Struct("<I")
 
 
 class BlockFile:
-    """An open table file, as the blocks that it is made of."""
+    """An open table file, seen as its blocks."""
 
     def __init__(self, path: Path) -> None:
-        """``OSError``"""
-        self.checksum = XXH3  # the kind of checksum that blocks have
+        """Open ``path``. Raises ``OSError``."""
+        self.checksum = XXH3  # the kind of the blocks' checksums
         self._fd = open_regular(path)
         self.size = os.fstat(self._fd).st_size
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def read(self, offset: int, size: int) -> bytes:
-        """Some bytes; fewer, or none, where they cannot be read."""
+        """Return bytes of the file; fewer, or none, if they cannot be read."""
         try:
             return os.pread(self._fd, size, offset)
-        except (OSError, OverflowError):  # a sector that cannot be read, or a place that cannot be
+        # A bad sector, or an impossible place.
+        except (OSError, OverflowError):
             return b""
 
     def block(self, handle: Handle, *, plain: bool = True) -> bytes | None:
-        """A block's contents if its checksum is right; ``plain``: decompressed."""
+        """Return a block's contents, None if its checksum is wrong; ``plain``: decompressed."""
         if handle.size > min(_MAX_BLOCK, self.size):
             return None
         data = self.read(handle.offset, handle.size + TRAILER)
@@ -63,13 +64,13 @@ class BlockFile:
 
     def _is_whole(self, data: bytes | memoryview) -> bool:
         size = len(data) - TRAILER
-        told: int = _U32.unpack_from(data, size + 1)[0]
+        stored: int = _U32.unpack_from(data, size + 1)[0]
         if self.checksum == CRC32C:
-            return masked(bytes(data[: size + 1])) == told
-        return _xxh3(data[:size], data[size]) == told
+            return masked(bytes(data[: size + 1])) == stored
+        return _xxh3(data[:size], data[size]) == stored
 
     def search(self, start: int, end: int) -> Handle | None:
-        """The block that begins at ``start``, by its checksum."""
+        """Find the block that begins at ``start``, by its checksum."""
         view = memoryview(self.read(start, min(end - start, MAX_SEARCHED)))
         for size in range(4, len(view) - TRAILER + 1):
             if _xxh3(view[:size], view[size]) == _U32.unpack_from(view, size + 1)[0]:
@@ -77,15 +78,15 @@ class BlockFile:
         return None
 
     def search_back(self, start: int, end: int) -> Handle | None:
-        """The block whose trailer ends at ``end``, by its checksum."""
+        """Find the block whose trailer ends at ``end``, by its checksum."""
         first = max(start, end - MAX_SEARCHED)
         view = memoryview(self.read(first, end - first))
         if len(view) <= TRAILER or len(view) != end - first:
             return None
         size = len(view) - TRAILER
-        kind, told = view[size], _U32.unpack_from(view, size + 1)[0]
+        kind, stored = view[size], _U32.unpack_from(view, size + 1)[0]
         for begin in range(size - 4, -1, -1):
-            if _xxh3(view[begin:size], kind) == told:
+            if _xxh3(view[begin:size], kind) == stored:
                 return Handle(first + begin, size - begin)
         return None
 

@@ -6,19 +6,19 @@ import struct
 from typing import NamedTuple
 
 DELETED, PUT = 0, 1
-TRAILER = 5  # bytes behind a block: its compression and a checksum
+TRAILER = 5  # bytes after a block: its compression and a checksum
 _U32 = struct.Struct("<I")
 
 
 class Handle(NamedTuple):
-    """Where a block lies; its trailer follows."""
+    """The place of a block, without its trailer."""
 
     offset: int
     size: int
 
     @property
     def end(self) -> int:
-        """Where the next block begins."""
+        """Return where the next block begins."""
         return self.offset + self.size + TRAILER
 
 
@@ -32,7 +32,7 @@ class RowVersion(NamedTuple):
 
 
 def parse_rows(data: bytes) -> list[RowVersion] | None:
-    """The rows of a data block; None if it is no such block."""
+    """Parse a data block; return None if it is malformed."""
     entries = parse_block(data)
     if entries is None:
         return None
@@ -48,7 +48,7 @@ def parse_rows(data: bytes) -> list[RowVersion] | None:
 
 
 def parse_block(data: bytes) -> list[tuple[bytes, bytes]] | None:
-    """Keys and values of a block; None if it is none."""
+    """Parse a block into keys and values; return None if it is malformed."""
     try:
         entries, _ = _entry_bytes(data)
         out, at, key = [], 0, b""
@@ -68,7 +68,7 @@ def parse_block(data: bytes) -> list[tuple[bytes, bytes]] | None:
 
 
 def parse_index(data: bytes) -> list[tuple[bytes, Handle]] | None:
-    """Keys and handles of an index block, whose values have no length and may be differences."""
+    """Parse an index block; its values have no length and may be differences. None if malformed."""
     try:
         entries, restarts = _entry_bytes(data)
         full = set(restarts)
@@ -98,7 +98,7 @@ def parse_index(data: bytes) -> list[tuple[bytes, Handle]] | None:
 
 
 def _entry_bytes(data: bytes) -> tuple[int, list[int]]:
-    """Where the entries of a block end, and where its restarts are."""
+    """Return where the entries of a block end, and the offsets of its restarts."""
     if len(data) < 4:
         raise ValueError
     count = _U32.unpack_from(data, len(data) - 4)[0] & 0x7FFFFFFF
@@ -109,13 +109,13 @@ def _entry_bytes(data: bytes) -> tuple[int, list[int]]:
 
 
 def parse_handle(data: bytes) -> Handle:
-    """The handle that a value holds; ``IndexError``, ``ValueError``."""
+    """Parse a handle. Raises ``IndexError``, ``ValueError``."""
     offset, at = varint(data, 0)
     return Handle(offset, varint(data, at)[0])
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at ``at``, 7 bits a byte, and where it ends; ``IndexError``, ``ValueError``."""
+    """Return the number at ``at``, 7 bits a byte, and its end; ``IndexError``, ``ValueError``."""
     result = shift = 0
     while True:
         byte = data[at]
@@ -129,7 +129,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def varint_of(number: int) -> bytes:
-    """The bytes of a number, 7 bits each, as ``varint`` reads them."""
+    """Return the bytes of a number, 7 bits each, as ``varint`` reads them."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)

@@ -1,4 +1,4 @@
-"""CRC-32C, which RocksDB's logs have, and which Python's library lacks."""
+"""CRC-32C: RocksDB's logs use it, and Python's standard library lacks it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TABLE = _table()
 
 
 def crc32c(data: bytes) -> int:
-    """The CRC-32C (Castagnoli) of ``data``."""
+    """Return the CRC-32C (Castagnoli) of ``data``."""
     crc, table = 0xFFFFFFFF, _TABLE
     for byte in data:
         crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
@@ -25,6 +25,6 @@ def crc32c(data: bytes) -> int:
 
 
 def masked(data: bytes) -> int:
-    """The form in which RocksDB stores it: turned, so that a CRC of a CRC is nothing special."""
+    """Return the CRC-32C as RocksDB stores it: rotated, so that a CRC of data with CRCs is sound."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

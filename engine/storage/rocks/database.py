@@ -1,4 +1,4 @@
-"""The open RocksDB of a store: its tables, read row by row, and one synced batch a commit."""
+"""A store's open RocksDB: tables that are read row by row, and one synced batch per commit."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LONG_LOG = 1 << 20  # bytes
 
 
 class Batch:
-    """Everything of one commit, in the order put; nothing is visible before ``Keys.commit``."""
+    """The changes of one commit, in order; nothing is visible before ``Keys.commit``."""
 
     def __init__(self, tables: Mapping[str, Any]) -> None:
-        """``tables`` are RocksDB's handles by name: ``Keys.batch`` knows them."""
+        """``tables`` are RocksDB's handles by name; ``Keys.batch`` passes them."""
         self.write = WriteBatch(raw_mode=True)
         self._tables = tables
 
@@ -36,11 +36,11 @@ class Batch:
 
     def put_all(self, table: str, keys: Iterable[bytes], values: Iterable[bytes]) -> None:
         """Set many rows of one table."""
-        # A call a row, and no step through the interpreter between them.
+        # One call per row, without a Python loop between them.
         collections.deque(map(self.write.put, keys, values, repeat(self._tables[table])), maxlen=0)
 
     def delete(self, table: str, key: bytes) -> None:
-        """Remove a row."""
+        """Delete a row."""
         self.write.delete(key, self._tables[table])
 
 
@@ -55,12 +55,12 @@ class Keys:
         self._handles = {name: db.get_column_family_handle(name) for name in TABLES}
         self._sync = WriteOptions()
         self._sync.sync = True
-        self._cursors: dict[int, Any] = {}  # of scans under way
+        self._cursors: dict[int, Any] = {}  # of running scans
         self._abandoned = False
         abandon_in_child(self)
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        """The value of one row, or None."""
+        """Return the value of one row, or None."""
         try:
             value: bytes | None = self._tables[table].get(key)
         except Exception as error:  # rocksdict raises bare Exception
@@ -68,29 +68,31 @@ class Keys:
         return value
 
     def get_many(self, table: str, keys: list[bytes]) -> list[bytes | None]:
-        """The values of many rows in their order; one call, during which other threads run."""
+        """Return the values of many rows, in order, in one call; other threads run during it."""
         with _NamesTable(table):
             values: Any = self._tables[table].get(keys)  # type: ignore[arg-type]
         return list(values)
 
     def limit_cache(self, max_bytes: int) -> None:
-        """Let the block cache hold ``max_bytes`` from now on."""
+        """Limit the block cache to ``max_bytes`` from now on."""
         self._cache.set_capacity(max_bytes)
 
     def read_ahead(self, max_bytes: int) -> None:
-        """Ask the kernel to fetch all tables, if they are no more than ``max_bytes``.
+        """Ask the kernel to fetch all tables, unless they are more than ``max_bytes``.
 
-        Sequentially, in a fraction of the reads and of the time that fetching it block by block takes.
+        It fetches them sequentially, in a fraction of the time that block-by-block reads take.
         """
         files = self._db.live_files()
         if sum(file["size"] for file in files) > max_bytes or not hasattr(os, "posix_fadvise"):
             return
         for file in files:
-            with contextlib.suppress(OSError):  # a writer may have replaced it since
+            # A writer may have replaced the file.
+            with contextlib.suppress(OSError):
                 name = f"{FOLDER}/{file['name'].lstrip('/')}"
                 fd = nofollow.open_file(self._folder.parent, name)
                 try:
-                    for at in range(0, file["size"], _AHEAD):  # Linux fetches no more at a time
+                    # Linux fetches no more at a time.
+                    for at in range(0, file["size"], _AHEAD):
                         os.posix_fadvise(fd, at, _AHEAD, os.POSIX_FADV_WILLNEED)
                 finally:
                     os.close(fd)
@@ -98,9 +100,9 @@ class Keys:
     def scan(
         self, table: str, prefix: bytes = b"", start: bytes = b""
     ) -> Iterator[tuple[bytes, bytes]]:
-        """All rows whose key begins with ``prefix``, in key order, from ``start`` on.
+        """Yield all rows whose key begins with ``prefix``, in key order, from ``start`` on.
 
-        As they are when the first one is asked for, whatever is committed in the meantime.
+        They are as they were when the first one is read; later commits do not change them.
         """
         first = max(prefix, start)
         with _NamesTable(table):
@@ -117,7 +119,7 @@ class Keys:
             self._require_end(table, first)
 
     def scan_keys(self, table: str, prefix: bytes) -> Iterator[bytes]:
-        """The keys that ``scan`` finds, in a fifth of its time: no value is copied."""
+        """Yield the keys that ``scan`` finds, in a fifth of its time: no value is copied."""
         first = prefix
         with _NamesTable(table):
             keys: Any = self._tables[table].keys(from_key=prefix)
@@ -133,7 +135,7 @@ class Keys:
             self._require_end(table, first)
 
     def _require_end(self, table: str, last: bytes) -> None:
-        """Raise where rows ended after ``last`` by damage: rocksdict's iterators then only end."""
+        """Raise if damage ended the rows after ``last``: rocksdict's iterators then end silently."""
         cursor = self._tables[table].iter()
         cursor.seek(last)
         if cursor.valid():
@@ -142,7 +144,7 @@ class Keys:
             cursor.status()
 
     def at_or_before(self, table: str, key: bytes) -> tuple[bytes, bytes] | None:
-        """The row with the greatest key that is not above ``key``."""
+        """Return the row with the greatest key up to ``key``, or None."""
         cursor = self._tables[table].iter()
         with _NamesTable(table):
             cursor.seek_for_prev(key)
@@ -152,13 +154,13 @@ class Keys:
         return None
 
     def batch(self) -> Batch:
-        """An empty batch, for ``commit``."""
+        """Return an empty batch, for ``commit``."""
         return Batch(self._handles)
 
     def commit(self, batch: Batch) -> None:
-        """Write a batch, synced: when this returns, it survives a power cut, whole.
+        """Write a batch, synced: after this it survives a power cut, whole.
 
-        After an error (a full disk, say) the database takes no more writes until it is reopened.
+        After an error, such as a full disk, the database takes no more writes until it is reopened.
         """
         try:
             self._db.write(batch.write, self._sync)
@@ -168,11 +170,11 @@ class Keys:
     def settle(self) -> None:
         """As the writer, before closing: write tables instead of leaving a long log to replay.
 
-        A log of 16 MB costs whoever opens the store next a tenth of a second; a short one is cheaper
-        than the tables that would take its place.
+        A log of 16 MB costs the next process that opens the store a tenth of a second. A short log is
+        cheaper than the tables that would replace it.
         """
         store = self._folder.parent
-        # A full disk, say, or no descriptor left: the log has everything.
+        # If this fails, for example on a full disk, the log still has everything.
         with contextlib.suppress(Exception):
             there = nofollow.entries(store, FOLDER)
             logs = [entry.name for entry in there if entry.name.endswith(".log")]
@@ -182,9 +184,9 @@ class Keys:
                     table.flush()
 
     def compact(self, table: str) -> None:
-        """As the writer, rewrite a table without what was deleted; ``StoreError`` if it fails.
+        """As the writer, rewrite a table without its deleted rows; ``StoreError`` if it fails.
 
-        It needs room for the table a second time. A full disk ends all writing until it is reopened.
+        It needs room for a second copy of the table. A full disk ends all writing until it is reopened.
         """
         try:
             self._tables[table].compact_range(None, None)
@@ -194,29 +196,29 @@ class Keys:
             ) from None
 
     def close(self) -> None:
-        """Close it; what was committed is durable already."""
+        """Close it; committed data is durable already."""
         if self._abandoned:
             return
         self._tables.clear()
         self._handles.clear()
-        # After a failed write it fails too, and has nothing to add: commits are durable already.
+        # After a failed write this fails too, and the error adds nothing: commits are durable already.
         with contextlib.suppress(Exception):
             self._db.close()
 
     def abandon(self) -> None:
-        """In a forked child: closing it would flush and delete files of the parent's database."""
+        """Keep it open in a forked child: closing would flush and delete the parent's files."""
         keep_for_ever(self._db, *self._tables.values(), *self._handles.values())
         keep_for_ever(*self._cursors.values())
         self._tables, self._handles, self._abandoned = {}, {}, True
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without its line breaks."""
+    """Return an error's text without line breaks."""
     return " ".join(str(error).split())
 
 
 def _damaged(table: str, error: Exception) -> Exception:
-    """A ``StoreDamagedError`` that names the table, for one of rocksdict's bare exceptions."""
+    """Return a ``StoreDamagedError`` that names the table, for one of rocksdict's bare exceptions."""
     if type(error) is not Exception:
         return error
     return StoreDamagedError(
@@ -225,7 +227,7 @@ def _damaged(table: str, error: Exception) -> Exception:
 
 
 class _NamesTable:
-    """``_damaged`` for a block."""
+    """A context manager that converts exceptions with ``_damaged``."""
 
     def __init__(self, table: str) -> None:
         self._table = table

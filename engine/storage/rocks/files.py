@@ -1,9 +1,9 @@
-"""The files of RocksDB's folder as they lie on the disk: which count, and what of them is damaged.
+"""RocksDB's files on disk: which of them are live, and which parts of them are damaged.
 
-RocksDB verifies what it reads, and a check that goes through all rows does not read all: filters,
-rows that newer ones hide, properties. Here every block of every live table is read. RocksDB does not
-read IDENTITY, its OPTIONS and LOG files and ``rocksdict-config.json`` for what the store holds, so
-damage in them changes nothing.
+RocksDB verifies the blocks that it reads. A check that reads all rows still skips filters, properties,
+and rows that newer ones hide. This module reads every block of every live table. The content of a store
+does not depend on IDENTITY, the OPTIONS and LOG files and ``rocksdict-config.json``, so damage in them
+changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.storage.rocks.log import Versions
 from engine.storage.rocks.sst import TableFile
 
 CURRENT = "CURRENT"
-_TRIES = 20  # beside a writer that goes on
+_TRIES = 20  # while a writer continues
 _TABLE = re.compile(r"(\d{6,20})\.sst")
 _LOG = re.compile(r"(\d{6,20})\.log")
 _MANIFEST = re.compile(r"MANIFEST-(\d{6,20})")
@@ -29,21 +29,21 @@ _MAX_CURRENT = 64
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """One file that is not what it should be."""
+    """A damaged file."""
 
     name: str
     what: str
 
 
 def require_readable(folder: Path) -> None:
-    """``StoreError`` where a file cannot be read for another reason than damage: it is not lost."""
+    """Raise ``StoreError`` if a file cannot be read for a reason that is not damage."""
     try:
         found = nofollow.entries(folder.parent, folder.name)
     except OSError as error:
         raise cannot_read(folder, error) from None
     for entry in found:
         name = f"{folder.name}/{entry.name}"
-        # RocksDB's own LOG and LOCK say nothing.
+        # RocksDB's own LOG and LOCK have no data of the store.
         if file_names.ROCKSDB.fullmatch(entry.name) and not entry.name.startswith("LO"):
             try:
                 os.close(nofollow.open_file(folder.parent, name))
@@ -51,11 +51,12 @@ def require_readable(folder: Path) -> None:
                 if is_in_the_way(error):
                     raise cannot_read(folder.parent / name, error) from None
         elif not entry.is_folder:
-            nofollow.status(folder.parent, name)  # a link is none of ours, whatever it is called
+            # A link is foreign, whatever its name.
+            nofollow.status(folder.parent, name)
 
 
 def numbered(folder: Path, suffix: str) -> dict[int, Path]:
-    """The tables (``sst``) or logs (``log``) of a folder by their number, ascending."""
+    """Return the tables (``sst``) or logs (``log``) of a folder by number, ascending."""
     pattern = {"sst": _TABLE, "log": _LOG}[suffix]
     found = {
         int(match[1]): path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))
@@ -64,7 +65,7 @@ def numbered(folder: Path, suffix: str) -> dict[int, Path]:
 
 
 def current(folder: Path) -> Path | None:
-    """The MANIFEST that CURRENT names; None where it is gone or does not name one that is there."""
+    """Return the MANIFEST that CURRENT names; None if either is missing or malformed."""
     try:
         text = read_regular(folder / CURRENT, _MAX_CURRENT).decode("ascii")
     except (OSError, ValueError):
@@ -77,7 +78,7 @@ def current(folder: Path) -> Path | None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest MANIFEST that can be read to its end, whatever CURRENT says."""
+    """Return the newest MANIFEST that can be read to its end, whatever CURRENT says."""
     found = {int(m[1]): p for p in folder.iterdir() if (m := _MANIFEST.fullmatch(p.name))}
     for _, path in sorted(found.items(), reverse=True):
         try:
@@ -90,9 +91,9 @@ def newest(folder: Path) -> Path | None:
 
 
 def problems(folder: Path) -> list[Damaged]:
-    """Read CURRENT, the MANIFEST and every live table, block by block; what is damaged.
+    """Read CURRENT, the MANIFEST and every live table, block by block; return what is damaged.
 
-    Beside a writer as well: tables do not change, and one that went meanwhile is not missed.
+    This works beside a writer too: tables do not change, and one that was deleted since is not missed.
     """
     seen: dict[int, list[str]] = {}
     found: list[Damaged] = []
@@ -135,7 +136,7 @@ def _tables(folder: Path, versions: Versions, seen: dict[int, list[str]]) -> lis
 
 
 def _same(path: Path, versions: Versions) -> bool:
-    """Whether a MANIFEST still names the same tables."""
+    """Return whether a MANIFEST still names the same tables."""
     try:
         return log.versions(path).live == versions.live
     except OSError:
@@ -143,11 +144,10 @@ def _same(path: Path, versions: Versions) -> bool:
 
 
 def table_bytes(folder: Path) -> int:
-    """Bytes of the tables of a folder."""
+    """Return the bytes of the tables in a folder."""
     found = [f"{folder.name}/{path.name}" for path in numbered(folder, "sst").values()]
-    return sum(
-        nofollow.size(folder.parent, name) or 0 for name in found
-    )  # a writer may delete them
+    # A writer may delete tables at the same time.
+    return sum(nofollow.size(folder.parent, name) or 0 for name in found)
 
 
 def _is_file(path: Path) -> bool:

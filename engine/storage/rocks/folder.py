@@ -1,4 +1,4 @@
-"""What has to be in the folder of the keys before RocksDB opens it, which follows links itself."""
+"""Checks the folder of the keys before RocksDB opens it, because RocksDB follows links itself."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _MAX_CURRENT = 64  # bytes of CURRENT
 
 
 class InTheWayError(StoreError):
-    """Nothing is wrong with the store, and trying again would not help."""
+    """The store itself is fine, but something else keeps it from opening; a retry would not help."""
 
 
 def has_current(store: Path) -> bool:
-    """Whether the keys have the file that says where everything else is."""
+    """Return whether the keys have CURRENT, the file that RocksDB starts from."""
     return nofollow.status(store, f"{KEYS}/CURRENT") is not None
 
 
 def require_folder(store: Path) -> None:
-    """``StoreDamagedError`` where a repair of the keys was interrupted between two renames."""
+    """Raise ``StoreDamagedError`` if a repair of the keys was interrupted between two renames."""
     if not nofollow.is_folder(store, KEYS) and nofollow.is_folder(store, file_names.MENDED):
         raise StoreDamagedError(
             f"{store / KEYS} is gone: a repair is under way, or 'engine check --fix' ends one "
@@ -33,18 +33,19 @@ def require_folder(store: Path) -> None:
 
 
 def require_files(store: Path) -> list[str]:
-    """What is in RocksDB's folder, which follows links itself; ``ForeignError`` if that is one."""
+    """Return the files in RocksDB's folder; raise ``ForeignError`` if one is a link."""
     found = nofollow.entries(store, KEYS)
     for entry in found:
         if not entry.is_file and not (entry.is_folder and entry.name == _LOST):
-            nofollow.status(store, f"{KEYS}/{entry.name}")  # says what it is
+            # Raises an error that says what it is.
+            nofollow.status(store, f"{KEYS}/{entry.name}")
     return [entry.name for entry in found if entry.is_file]
 
 
 def require_readable(folder: Path) -> None:
-    """``StoreError`` where RocksDB's folder, its CURRENT or its MANIFEST may not be read.
+    """Raise ``StoreError`` if RocksDB's folder, its CURRENT or its MANIFEST may not be read.
 
-    What is not there is not the matter of this: it is damage, and others say so.
+    A missing file is ignored here: it is damage, which other code reports.
     """
     store, name = folder.parent, f"{KEYS}/CURRENT"
     try:

@@ -1,7 +1,7 @@
 """Reads RocksDB's logs without RocksDB: its MANIFEST, and the write-ahead log.
 
-Both are records in blocks of 32 KiB, each with a CRC. A record that is damaged is passed over, and
-those behind it are read.
+Both are records in blocks of 32 KiB, each with a CRC. A damaged record is skipped, and the ones after it
+are read.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ _BLOCK = 32 << 10
 _HEADER = 7
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _MAX_LOG = 4 << 30  # bytes of one log
-_IGNORABLE = 1 << 13  # of a tag: what is behind it has its length
-_NUMBERS = frozenset({2, 3, 4, 9, 10, 203, 300})  # tags that one number follows
+# Set in a tag whose data can be skipped, since it begins with its length.
+_IGNORABLE = 1 << 13
+_NUMBERS = frozenset({2, 3, 4, 9, 10, 203, 300})  # tags followed by one number
 _NEEDED = frozenset({2, 3, 4})  # the log, the next file and the last sequence number
-_END = 1  # of the fields of a new file
+_END = 1  # ends the fields of a new file
 
 
 @dataclass(slots=True)
 class Records:
-    """The records of a log, one after another as they are asked for."""
+    """The records of a log, read one after another on demand."""
 
     path: Path
-    damaged: bool = False  # a record in it is
-    torn: bool = False  # its last record is not whole, as a crash leaves it
+    damaged: bool = False  # whether a record is damaged
+    torn: bool = False  # whether the last record is incomplete, as after a crash
 
     def __iter__(self) -> Iterator[bytes]:
-        """The whole records, in order. ``OSError``."""
+        """Yield the undamaged records, in order. Raises ``OSError``."""
         fd = open_regular(self.path)
         try:
             size = min(os.fstat(fd).st_size, _MAX_LOG)
@@ -59,7 +60,7 @@ class Records:
         self.torn |= parts is not None
 
     def _fragments(self, fd: int, size: int) -> Iterator[tuple[int, bytes]]:
-        """Type and contents of each part of a record that is whole."""
+        """Yield type and contents of each undamaged part of a record."""
         for start in range(0, size, _BLOCK):
             block = os.pread(fd, min(_BLOCK, size - start), start)
             at, last = 0, start + len(block) >= size
@@ -67,13 +68,14 @@ class Records:
                 length = int.from_bytes(block[at + 4 : at + 6], "little")
                 kind, end = block[at + 6], at + _HEADER + length
                 if not any(block[at:]):
-                    break  # set aside, and never written
+                    # Preallocated and never written.
+                    break
                 if end > len(block):
                     self.torn |= last
                     self.damaged |= not last
                     break
-                told = int.from_bytes(block[at : at + 4], "little")
-                if not _FULL <= kind <= _LAST or masked(block[at + 6 : end]) != told:
+                stored = int.from_bytes(block[at : at + 4], "little")
+                if not _FULL <= kind <= _LAST or masked(block[at + 6 : end]) != stored:
                     self.damaged = True
                 else:
                     yield kind, block[at + _HEADER : end]
@@ -84,23 +86,23 @@ class Records:
 
 @dataclass(slots=True)
 class Versions:
-    """What a MANIFEST says: which tables there are, and from which log on they lack anything."""
+    """The content of a MANIFEST: the live tables, and the first log with data that they lack."""
 
     live: dict[int, int] = field(default_factory=dict)  # number of a table → its column family
     families: dict[int, bytes] = field(default_factory=dict)  # id → name
-    logs: dict[int, int] = field(default_factory=dict)  # column family → its first log that counts
-    said: set[int] = field(default_factory=set)  # numbers that it gives
+    logs: dict[int, int] = field(default_factory=dict)  # column family → its first relevant log
+    said: set[int] = field(default_factory=set)  # tags of the numbers in it
     damaged: bool = False
     torn: bool = False
 
     @property
     def whole(self) -> bool:
-        """Whether nothing of it is damaged, and it says what RocksDB cannot do without."""
+        """Return whether it is undamaged and has everything that RocksDB needs."""
         return not self.damaged and self.said >= _NEEDED
 
 
 def versions(path: Path) -> Versions:
-    """Read a MANIFEST; ``OSError``."""
+    """Read a MANIFEST. Raises ``OSError``."""
     found = Versions(families={0: b"default"})
     records = Records(path)
     for record in records:
@@ -177,16 +179,16 @@ def _new_file(data: bytes, at: int, tag: int) -> tuple[int, int]:
 
 
 def batch_rows(record: bytes) -> Iterator[tuple[int, RowVersion]]:
-    """The changes of one batch in a write-ahead log: column family and row; ``ValueError``."""
+    """Yield column family and row of each change in a write-ahead log's batch. ``ValueError``."""
     if len(record) < 12:
         raise ValueError("a batch is cut short")
     sequence, at = int.from_bytes(record[:8], "little"), 12
     while at < len(record):
         tag, at = record[at], at + 1
         family = 0
-        if tag == 0x0D:  # nothing
+        if tag == 0x0D:  # no operation
             continue
-        if tag == 0x03:  # for readers of logs
+        if tag == 0x03:  # log data, which only readers of logs use
             _, at = _slice(record, at)
             continue
         if tag in (0x04, 0x05):

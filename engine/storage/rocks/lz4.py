@@ -1,13 +1,13 @@
-"""Decompresses one LZ4 block, as RocksDB stores it, to read a table that RocksDB refuses to open."""
+"""Decompresses one LZ4 block as RocksDB stores it, to read a table that RocksDB cannot open."""
 
 from __future__ import annotations
 
 _MIN_MATCH = 4
-_LONG = 15  # a length of a nibble that goes on in the next bytes
+_LONG = 15  # a 4-bit length that continues in the next bytes
 
 
 def decompress(data: bytes, size: int) -> bytes:
-    """The ``size`` bytes that the block ``data`` stands for; ``ValueError`` for anything else."""
+    """Return the ``size`` bytes that the block ``data`` holds; ``ValueError`` if it is malformed."""
     out = bytearray()
     at = 0
     try:
@@ -27,7 +27,8 @@ def decompress(data: bytes, size: int) -> bytes:
                 raise ValueError("a match lies outside of the block")
             if distance >= length:
                 out += out[start : start + length]
-            else:  # it repeats itself
+            else:
+                # The match overlaps its own output.
                 piece = bytes(out[start:])
                 out += (piece * (length // distance + 1))[:length]
     except IndexError:
@@ -38,7 +39,7 @@ def decompress(data: bytes, size: int) -> bytes:
 
 
 def _length(data: bytes, at: int, start: int) -> tuple[int, int]:
-    """A length that begins with a nibble, and where it ends."""
+    """Return a length that begins with 4 bits, and where it ends."""
     length = start
     if start == _LONG:
         while True:

@@ -1,9 +1,10 @@
-"""Opens the RocksDB of a store for reading, beside any writer, without a trace in the store.
+"""Opens a store's RocksDB for reading, even while a writer runs, without a trace in the store.
 
-A reader opens it read-only, through a folder of links to files that it holds open, so that reading
-leaves nothing behind, works on a read-only mount, and sees one state (``engine.storage.rocks.pin``):
-beside a live writer, a read-only open of the files themselves was seen to miss committed records.
-Secondary instances are no way out: they went on serving deleted ones.
+A reader opens RocksDB read-only, through a folder of links to files that it holds open. So reading
+leaves nothing behind, works on a read-only mount, and sees one consistent state
+(``engine.storage.rocks.pin``). A read-only open of the files themselves was seen to miss committed
+records beside a live writer. Secondary instances were rejected too: they kept returning deleted
+records.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from engine.storage.rocks.pin import TRIES, UnsettledError, pinned, version
 from engine.storage.safe_folders import ForeignError
 from engine.storage.temp_folders import claimed, sweep
 
-_OPEN_TRIES = 4  # of what was found not to move
-_LINKS = "engine-reader-"  # how the folder begins that has the links of a reader
+# Attempts to open a state that did not change.
+_OPEN_TRIES = 4
+# The prefix of a temporary folder with a reader's links.
+_LINKS = "engine-reader-"
 _log = logging.getLogger("engine.storage")
 
 
@@ -44,9 +47,9 @@ class BusyError(StoreError):
 
 
 def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Keys:
-    """A snapshot of what is committed, beside any writer, without a trace in the store.
+    """Open the newest commit, beside any writer, without a trace in the store.
 
-    Raises ``StoreDamagedError``, or ``BusyError`` where a writer never left the files alone.
+    Raises ``StoreDamagedError``, or ``BusyError`` if a writer kept changing the files.
     """
     folder = store / FOLDER
     problem: StoreError | OSError | None = None
@@ -69,7 +72,8 @@ def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Key
                 f"{folder} could not be opened between two changes of a writer: try again, or give "
                 f"the writer more memory"
             ) from None
-        except OSError:  # no names of open files here, or too many files
+        # This system has no names for open files, or too many are open.
+        except OSError:
             require_readable(folder)
             opened = _open_unpinned(folder, memory)
             if isinstance(opened, Keys):
@@ -86,13 +90,13 @@ def open_reader(store: Path, memory: MemoryBudget, *, tries: int = TRIES) -> Key
 
 
 def _open_unpinned(folder: Path, memory: MemoryBudget) -> Keys | StoreError | OSError:
-    """Open the files by their own names, which a writer may delete: good if nothing has moved then."""
+    """Open the files by their own names. A writer may delete them, so check that nothing changed."""
 
     def name_in(links: Path) -> None:
         real = folder.resolve()
         for name in require_files(folder.parent):
-            # Options are ours, and not the store's. rocksdict writes its own file at every open: a
-            # link would lead the write back into the store.
+            # The engine sets the options itself. rocksdict writes its config file at every open, and a
+            # link would lead that write back into the store.
             ours = file_names.ROCKSDB.fullmatch(name) and name != opening.CONFIG
             if ours and not name.startswith(("LOG", "LOCK", "OPTIONS-")):
                 (links / name).symlink_to(real / name)
@@ -110,7 +114,7 @@ def _open_unpinned(folder: Path, memory: MemoryBudget) -> Keys | StoreError | OS
             if version(folder) == before:
                 return keys
             keys.close()
-        # A writer also deletes files some time after the MANIFEST has ceased to name them.
+        # A writer also deletes files some time after the MANIFEST has stopped naming them.
         if problem is not None and version(folder) == before and attempt >= 3:
             return problem
         time.sleep(min(0.001 * (attempt + 1), 0.05))
@@ -129,7 +133,7 @@ def _open_linked(folder: Path, memory: MemoryBudget, name_in: Callable[[Path], N
         name_in(links)
         return opening.open_files(links, memory, AccessType.read_only(), create=False, real=folder)
     finally:
-        # All files are open by now (max_open_files is -1), so their names are not needed any more.
+        # All files are open now (max_open_files is -1), so their names are not needed any more.
         shutil.rmtree(links, ignore_errors=True)
         claim.release()
         _sweep_links(links.parent)
@@ -137,5 +141,5 @@ def _open_linked(folder: Path, memory: MemoryBudget, name_in: Callable[[Path], N
 
 @functools.cache
 def _sweep_links(folder: Path) -> None:
-    """Once in a process: remove what readers that were killed left behind."""
+    """Delete what killed readers left; once per process."""
     sweep(folder, re.compile(_LINKS + r"[a-z0-9_]{8}"), re.compile(r"[\w.-]+"))

@@ -1,4 +1,4 @@
-"""Opens the RocksDB of a store, and says why where it cannot be opened."""
+"""Opens a store's RocksDB, and explains why if it cannot be opened."""
 
 from __future__ import annotations
 
@@ -29,34 +29,35 @@ from engine.storage.rocks.folder import (
 from engine.storage.rows import TABLES
 
 CONFIG = "rocksdict-config.json"
-_THREADS = 16 + 4  # that open files, and that flush and compact
+_THREADS = 16 + 4  # for opening files, and for flushes and compactions
 _MANY_FILES = os.strerror(errno.EMFILE)
 _NO_PERMISSION = os.strerror(errno.EACCES)
 _log = logging.getLogger("engine.storage")
 
 
 def create(store: Path, memory: MemoryBudget) -> Keys:
-    """A new, empty RocksDB."""
+    """Create an empty RocksDB."""
     return open_files(store / FOLDER, memory, AccessType.read_write(), create=True)
 
 
 def open_writer(
     store: Path, memory: MemoryBudget, *, salvage: bool = False, tight: bool = False
 ) -> Keys:
-    """For the process that holds the writer's lock; replays the write-ahead log.
+    """Open it for writing and replay the write-ahead log; the caller holds the writer's lock.
 
     ``salvage`` replays a damaged log up to the damage and drops the rest. ``tight``: the disk is full,
-    or nearly.
+    or nearly full.
     """
     require_readable(store / FOLDER)
     require_folder(store)
     if not has_current(store):
-        raise StoreDamagedError(f"{store / FOLDER} is not whole (no CURRENT); run 'engine check'")
+        raise StoreDamagedError(f"{store / FOLDER} is incomplete (no CURRENT); run 'engine check'")
     for name in require_files(store):
-        # rocksdict would read them first, and write into the second: both are made again.
+        # rocksdict would read the first and write to the second. RocksDB and rocksdict make both again.
         if name.startswith("OPTIONS-") or name == CONFIG:
             nofollow.remove(store, f"{FOLDER}/{name}")
-        elif not name.endswith(".sst"):  # these are never written to again
+        # Tables are never written to again.
+        elif not name.endswith(".sst"):
             nofollow.own(store, f"{FOLDER}/{name}")
     keys = open_files(
         store / FOLDER, memory, AccessType.read_write(), create=False, salvage=salvage, tight=tight
@@ -75,9 +76,9 @@ def open_files(
     tight: bool = False,
     real: Path | None = None,
 ) -> Keys:
-    """Open the files of a folder; of a reader, ``real`` is the folder that they are links into.
+    """Open the files in ``folder``; a reader's are links into the folder ``real``.
 
-    Raises ``StoreDamagedError``, ``InTheWayError``, or ``StoreError`` where the disk is full.
+    Raises ``StoreDamagedError``, ``InTheWayError``, or ``StoreError`` if the disk is full.
     """
     _require_threads()
     threads.use(to_write=real is None)
@@ -99,7 +100,7 @@ def open_files(
 
 
 def _cause(error: Exception, folder: Path, real: Path | None) -> StoreError:
-    """Why the files of a folder could not be opened; ``real`` as in ``open_files``."""
+    """Return why the files of a folder could not be opened; ``real`` as in ``open_files``."""
     said = str(error)
     if _MANY_FILES in said:
         return InTheWayError(f"{real or folder} cannot be opened: {_MANY_FILES}; {MORE_FILES}")
@@ -113,7 +114,7 @@ def _cause(error: Exception, folder: Path, real: Path | None) -> StoreError:
     if full is not None and real is None:
         room = "make room, or remove images with 'engine remove'"
         if full == os.strerror(errno.EFBIG):
-            room = "let files be larger (ulimit -f unlimited)"
+            room = "raise the limit of file sizes (ulimit -f unlimited)"
         return StoreError(f"{folder} cannot be opened for writing: {full}; {room}")
     if full is not None:
         return InTheWayError(f"no room for temporary files: {full}; make room there, or set TMPDIR")
@@ -122,9 +123,9 @@ def _cause(error: Exception, folder: Path, real: Path | None) -> StoreError:
 
 @functools.cache
 def _require_threads() -> None:
-    """Once in a process: ``StoreError`` where it may not start as many threads as RocksDB does.
+    """Raise ``StoreError`` if this process may not start RocksDB's threads; tested once per process.
 
-    RocksDB would abort the process.
+    Without this test, RocksDB would abort the process.
     """
     done = threading.Event()
     started = []

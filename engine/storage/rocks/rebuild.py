@@ -1,14 +1,14 @@
-"""Builds the keys again from every row that can be read, where RocksDB cannot open them or lost some.
+"""Rebuilds the keys from every readable row, if RocksDB cannot open them or has lost some.
 
-All tables and logs are read block by block, the newest version of each row is written to a new
-database beside, and one rename puts that in place of the old one, which is kept. Which rows are lost is
-not known here: a row of ``meta`` marks the keys until
-``engine.maintenance.reconcile`` has made them agree.
+It reads all tables and logs block by block, and writes the newest version of each row to a new database
+beside the old one. One rename puts the new one in place; the old one is kept. It does not know which
+rows are lost: a row of ``meta`` marks the keys until ``engine.maintenance.reconcile`` has made them
+agree.
 
-    keys.mended    the new database, whole: it has this name only then
-    damaged        the old one; ``damaged-2`` … where there is something already
+    keys.mended    the new database; it gets this name only when it is complete
+    damaged        the old one; ``damaged-2`` … if that name is taken
 
-A process that is killed between the two renames leaves no ``keys``; ``finish`` goes on from there.
+If the process is killed between the two renames, there is no ``keys``; ``finish`` continues from there.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ _log = logging.getLogger("engine.storage")
 
 @dataclass(slots=True)
 class Rescued:
-    """What came of it."""
+    """The result of a rebuild."""
 
     aside: Path
-    commit: int  # that the keys end with now
+    commit: int  # the last one that the keys now have
     problems: list[str] = field(default_factory=list)  # what could not be read
 
 
 def finish(store: Path) -> bool:
-    """Go on where a killed process stopped; whether the new database is in its place now.
+    """Finish a rebuild that was killed; return whether the new database is now in place.
 
-    ``StoreError`` where something that is not ours is in the way of a new one.
+    Raises ``StoreError`` if foreign files are in the way of another rebuild.
     """
     mended, folder = store / MENDED, store / database.FOLDER
     if not mended.is_dir() or mended.is_symlink():
         return False
     if folder.exists() or folder.is_symlink():
-        # A writer may have gone on with the old ones meanwhile: it is built again.
+        # A writer may have continued with the old keys since, so the new ones are discarded.
         nofollow.discard(store, MENDED, file_names.ROCKSDB)
         if mended.exists():
             raise StoreError(
-                f"{mended} holds what is not the engine's: move it away, and run "
+                f"{mended} holds files that are not the engine's: move it away, and run "
                 f"'engine check --fix' again"
             )
         return False
@@ -77,10 +77,10 @@ def finish(store: Path) -> bool:
 
 
 def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = False) -> Rescued:
-    """Put a new database with every row that can be read in the place of the keys.
+    """Replace the keys by a new database with every readable row.
 
-    ``everything``: also of tables that the MANIFEST does not name, where it may have been cut short.
-    ``told`` is the commit that COMMIT names. Raises ``StoreDamagedError`` where nothing can be read.
+    ``everything``: also read tables that the MANIFEST does not name, since it may have been cut short.
+    ``told`` is the commit that COMMIT names. Raises ``StoreDamagedError`` if nothing can be read.
     """
     folder = store / database.FOLDER
     reading = _Reading(folder, everything=everything)
@@ -106,14 +106,15 @@ def rescue(store: Path, memory: MemoryBudget, told: int, *, everything: bool = F
         if isinstance(error, StoreError) and not is_full(error):
             raise
         what = error.strerror if isinstance(error, OSError) else None
-        todo = "make room for them a second time, and " if is_full(error) else ""
+        todo = "make room for a second copy of them, and " if is_full(error) else ""
         raise StoreError(
             f"the keys of {store} could not be built again: {what or error}; {todo}run "
             f"'engine check --fix' again"
         ) from None
     finally:
         reading.close()
-    for path in older:  # one damaged database is kept, not one for each repair
+    # One damaged database is kept, not one for each repair.
+    for path in older:
         nofollow.discard(store, path.name, file_names.ROCKSDB)
     _log.info(
         "built the keys of %s again, up to commit %d; the damaged ones are in %s",
@@ -161,7 +162,7 @@ class _Reading:
             with contextlib.suppress(ValueError, IndexError):
                 families.setdefault(varint(number_of, 0)[0], table.family)
         if family is None:
-            self.problems.append(f"{path.name}: which table it is of is lost")
+            self.problems.append(f"{path.name}: the name of its table is lost")
             self.lost = True
             table.close()
             return
@@ -173,7 +174,7 @@ class _Reading:
                 table.close()
 
     def copy(self, table: Keys) -> int:
-        """Write all rows to ``table``; how many there were."""
+        """Write all rows to ``table``; return how many there were."""
         logged = self._logged()
         for name in TABLES:
             family = name.encode()
@@ -191,7 +192,8 @@ class _Reading:
         batch, count, size = table.batch(), 0, 0
         for row in rows:
             if row.key == last:
-                continue  # an older version
+                # An older version of the same row.
+                continue
             last = row.key
             if row.kind != PUT:
                 continue
@@ -207,7 +209,7 @@ class _Reading:
             self._count += count
 
     def _logged(self) -> dict[bytes, list[RowVersion]]:
-        """The rows in the write-ahead logs, by table and in order; as much as a log may hold."""
+        """Return the rows in the write-ahead logs, by table and in order. They fit in memory."""
         found: dict[bytes, list[RowVersion]] = {}
         ids = dict(self._named.families)
         for number, path in self._logs.items():
@@ -237,7 +239,7 @@ class _Reading:
 
 
 def _versions(folder: Path) -> tuple[Versions, bool]:
-    """What the MANIFEST says, and whether it says all; of a damaged one what can be read."""
+    """Return the readable content of the MANIFEST, and whether it is complete."""
     path = files.current(folder) or files.newest(folder)
     if path is not None:
         with contextlib.suppress(OSError):
@@ -255,7 +257,7 @@ def _order(row: RowVersion) -> tuple[bytes, int]:
 
 
 def _complete(table: Keys, store: Path, told: int, lost: bool) -> int:
-    """Give the new keys the rows without which they cannot be opened, and the mark."""
+    """Add the rows that opening requires, and the mark of a repair; return the last commit."""
     copy = table.get("meta", b"manifest")
     named = _manifest(store, copy)
     before = table.get("meta", b"state")
@@ -290,7 +292,7 @@ def _sync(made: Path) -> None:
 
 
 def _names(store: Path) -> list[Path]:
-    """Where something was set aside before."""
+    """Return the folders of damaged databases that were kept before."""
     return [path for path in (_name(store, n) for n in range(1, 100)) if path.is_dir()]
 
 

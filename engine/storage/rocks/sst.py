@@ -1,12 +1,13 @@
-"""Reads RocksDB's table files without RocksDB: verifies every block, and gives the rows of whole ones.
+"""Reads RocksDB's table files without RocksDB: verifies every block, and yields the readable rows.
 
-RocksDB verifies a block when it reads it, and cannot open a table at all whose footer, properties or
-top index are damaged. Here each block stands for itself: what is damaged is named, the rest is read.
-Rows come with their sequence numbers, deletions too, so that the newest of several tables can be told.
+RocksDB verifies a block when it reads it. It cannot open a table at all if the footer, the properties or
+the top index are damaged. This module handles each block by itself: it names damaged ones and reads the
+rest. Rows come with their sequence numbers, deletions included, so that the newest version can be found
+among several tables.
 
-A table is blocks one behind another: data, then partitions of its filter and of its index, then what
-names them, and a footer of 53 bytes. Each block has 5 bytes behind it: its compression and a checksum.
-Where the index is damaged, blocks are found by their checksums.
+A table is a series of blocks: data, then partitions of its filter and of its index, then the blocks that
+name them, and a footer of 53 bytes. Each block is followed by 5 bytes: its compression and a checksum.
+If the index is damaged, blocks are found by their checksums.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from engine.storage.rocks.table_structure import TableStructure
 
 
 class TableFile:
-    """One table file; ``problems`` says what of it is damaged."""
+    """One table file; ``problems`` names its damaged parts."""
 
     def __init__(self, path: Path) -> None:
-        """Read its structure and verify everything but the data blocks. ``OSError``."""
-        self.lost = 0  # pieces that rows may have been in, once all rows were read
-        self._last: RowVersion | None = None  # that was read
+        """Read its structure and verify everything but the data blocks. Raises ``OSError``."""
+        # Damaged pieces that may have had rows; complete once all rows were read.
+        self.lost = 0
+        # The row that was read last.
+        self._last: RowVersion | None = None
         self._file = BlockFile(path)
         try:
             self._structure = TableStructure(self._file)
@@ -36,33 +39,33 @@ class TableFile:
         self.problems = self._structure.problems
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._file.close()
 
     @property
     def blocks(self) -> list[Handle]:
-        """Where the data blocks are that an index names, in order."""
+        """Return the places of the data blocks that an index names, in order."""
         return self._structure.blocks
 
     @property
     def properties(self) -> dict[bytes, bytes]:
-        """What RocksDB says of the table, by name; nothing where that is damaged."""
+        """Return RocksDB's properties of the table, by name; empty if they are damaged."""
         return self._structure.properties
 
     @property
     def family(self) -> bytes | None:
-        """The name of the column family that it is of, if that can be told."""
+        """Return the name of the table's column family, or None if that is lost."""
         return self.properties.get(b"rocksdb.column.family.name")
 
     def verify(self) -> list[str]:
-        """Read everything; what is damaged."""
+        """Read everything; return what is damaged."""
         for handle in self.blocks:
             if self._file.block(handle) is None:
                 self.problems.append(f"the block of rows at byte {handle.offset:,} is damaged")
         return self.problems
 
     def rows(self) -> Iterator[RowVersion]:
-        """The rows of all blocks that can be read, in order; ``problems`` then says what is lost."""
+        """Yield the rows of all readable blocks, in order; ``problems`` then names the lost ones."""
         self._last = None
         gaps = iter([*self._structure.unknown, (self._file.size, self._file.size)])
         gap = next(gaps)
@@ -74,7 +77,7 @@ class TableFile:
                 yield from self._rows_of(handle)
 
     def _rows_of(self, handle: Handle, *, named: bool = True) -> Iterator[RowVersion]:
-        """The rows of a block; one that no index has ``named`` may be something else."""
+        """Yield the rows of a block; a block that is not ``named`` by an index may not have rows."""
         data = self._file.block(handle)
         rows = parse_rows(data) if data is not None else None
         if rows and self._are_next(rows):
@@ -88,13 +91,13 @@ class TableFile:
         self.lost += 1
 
     def _are_next(self, rows: list[RowVersion]) -> bool:
-        """Whether rows are in order, and follow what came before: else they are none."""
+        """Return whether rows are sorted and follow the last row; otherwise they are not rows."""
         before = [self._last, *rows] if self._last is not None else rows
         places = [(row.key, -row.sequence) for row in before]
         return all(a < b for a, b in itertools.pairwise(places))
 
     def _rows_between(self, start: int, end: int) -> Iterator[RowVersion]:
-        """The rows of what lies between two bytes, whose index is damaged."""
+        """Yield the rows between two bytes whose index is damaged."""
         while start < end and (found := self._file.search(start, end)) is not None:
             yield from self._rows_of(found, named=False)
             start = found.end

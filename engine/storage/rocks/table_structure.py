@@ -1,6 +1,6 @@
 """Reads the structure of a RocksDB table file: footer, properties, filters and indexes.
 
-What of it is damaged is named; where that is the index, the bytes are told whose blocks no index names.
+It names damaged parts. If the index is damaged, it reports the byte ranges whose blocks no index names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.storage.rocks.blocks import (
     varint_of,
 )
 
-FORMAT_VERSION = 5  # what engine.storage.rocks.options asks RocksDB for
+FORMAT_VERSION = 5  # as engine.storage.rocks.options sets it
 _FOOTER = 53
 _MAGIC = 0x88E241B785F4CFF7
 _TWO_LEVELS = 2
@@ -28,13 +28,16 @@ _FILTERS = (b"partitionedfilter.",)
 
 
 class TableStructure:
-    """Where the blocks of one table file lie; everything but the data blocks is verified."""
+    """The places of a table file's blocks. Everything but the data blocks is verified."""
 
     def __init__(self, file: BlockFile) -> None:
         self._file = file
-        self.problems: list[str] = []  # what is damaged
-        self.blocks: list[Handle] = []  # of data, in order
-        self.unknown: list[tuple[int, int]] = []  # bytes of data that no index names blocks in
+        # Damaged parts, in words.
+        self.problems: list[str] = []
+        # Data blocks, in order.
+        self.blocks: list[Handle] = []
+        # Byte ranges of data in which no index names the blocks.
+        self.unknown: list[tuple[int, int]] = []
         self.properties: dict[bytes, bytes] = {}
         self._read_all()
 
@@ -52,7 +55,7 @@ class TableStructure:
             self._require_gapless(sorted([*self.blocks, *known]))
 
     def _footer(self) -> tuple[Handle | None, Handle | None]:
-        """The places of the list of parts and of the index, if the footer is whole."""
+        """Return the places of the list of parts and of the index, or None if the footer is damaged."""
         footer = (
             self._file.read(self._file.size - _FOOTER, _FOOTER)
             if self._file.size >= _FOOTER
@@ -80,7 +83,7 @@ class TableStructure:
         return meta, index
 
     def _meta_blocks(self, named: list[tuple[bytes, Handle]], known: list[Handle]) -> int | None:
-        """Read properties and filters; where the data ends, if that is known."""
+        """Read properties and filters; return where the data ends, or None if that is unknown."""
         for name, handle in named:
             if name.startswith(_FILTERS):
                 for _, part in self._entries(handle, "the index of its filter", known, delta=True):
@@ -107,7 +110,7 @@ class TableStructure:
             return None
 
     def _index(self, index: Handle | None, data_end: int | None, known: list[Handle]) -> None:
-        """Find the data blocks, and the bytes in which the index does not say where they are."""
+        """Find the data blocks, and the byte ranges that the damaged index does not describe."""
         parts: list[Handle] | None = None
         if index is not None:
             top = self._file.block(index)
@@ -131,7 +134,7 @@ class TableStructure:
         good = []
         for handle in self.blocks:
             if handle.offset < at or handle.end > self._file.size:
-                self.problems.append("its index names blocks that cannot be")
+                self.problems.append("its index names impossible blocks")
                 continue
             if handle.offset > at:
                 self.unknown.append((at, handle.offset))
@@ -139,7 +142,7 @@ class TableStructure:
             good.append(handle)
         self.blocks = good
         if self.problems:
-            # Without properties, what is behind the data is tried too: it is not taken for rows.
+            # Without properties, bytes after the data are searched too, but not taken for rows.
             end = data_end if data_end is not None else self._first_of(known)
             if at < end:
                 self.unknown.append((at, end))
@@ -154,7 +157,7 @@ class TableStructure:
     def _entries(
         self, handle: Handle, what: str, known: list[Handle], *, delta: bool = False
     ) -> list[tuple[bytes, Handle]]:
-        """What a block names, and where it is."""
+        """Return the names and places in a block."""
         known.append(handle)
         data = self._file.block(handle)
         found: list[tuple[bytes, Handle]] | None = None
@@ -177,4 +180,4 @@ class TableStructure:
                 break
             at = handle.end
         if at != self._file.size - _FOOTER:
-            self.problems.append(f"what lies at byte {at:,} is of no part of it")
+            self.problems.append(f"the bytes at {at:,} belong to no part of it")

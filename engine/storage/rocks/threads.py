@@ -1,8 +1,8 @@
-"""Threads of RocksDB across a fork: ended before it, started again after it.
+"""RocksDB's background threads across a fork: ended before it, started again after it.
 
-Threads do not survive a fork, but what counts them does: a forked process would wait for ever for a
-thread that is only counted. RocksDB can be told to have no background threads, so it has none at the
-moment of a fork, and both processes start some afterwards; work waits in its queue meanwhile.
+Threads do not survive a fork, but RocksDB's count of them does: a forked process would wait for ever for
+a thread that is only counted. RocksDB can run without background threads. So it has none at the moment
+of a fork, and both processes start some afterwards; work waits in the queue in between.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from rocksdict import Env
 from engine.errors import StoreError
 
 _TASKS = Path("/proc/self/task")
-_NAME = "rocksdb:"  # of a background thread, and its priority behind it
-_MAX_WAIT = 10.0  # seconds for a flush or a compaction that is under way
+# The name of a background thread, followed by its priority.
+_NAME = "rocksdb:"
+# Seconds to wait for a running flush or compaction.
+_MAX_WAIT = 10.0
 _POLL = 0.0005  # seconds
 
 
@@ -26,13 +28,15 @@ class _Threads:
     """The background threads of RocksDB in this process, which all databases share."""
 
     def __init__(self) -> None:
-        self.used = False  # whether a database was ever opened, here or in a parent
-        self.lost_by: int | None = None  # the process that forked while some were busy
+        # Whether a database was ever opened, here or in a parent.
+        self.used = False
+        # The process that forked while some threads were busy.
+        self.lost_by: int | None = None
         self._counts: Counter[str] = Counter()
         self._ended = False
 
     def before(self) -> None:
-        """Before a fork: end all of them."""
+        """End all of them before a fork."""
         if not self.used:
             return
         self._counts = _running() or Counter(low=1, high=1)
@@ -41,18 +45,19 @@ class _Threads:
         running = _running()
         while running and time.monotonic() < deadline:
             time.sleep(_POLL)
-            self._set(Counter())  # another thread may have forked meanwhile, and started them again
+            # Another thread may have forked in between and started them again.
+            self._set(Counter())
             running = _running()
-        # The last look and the fork are one step for all Python threads: none opens a database between.
+        # No Python thread can run between this look and the fork, so none opens a database.
         self._ended = running is not None and not running
 
     def after(self) -> None:
-        """After it, in both processes: start as many again."""
+        """Start as many again after a fork, in both processes."""
         if self.used:
             self._set(self._counts)
 
     def in_child(self) -> None:
-        """After it, in the child."""
+        """Do the same in the child, or note that threads were lost."""
         if self.used and not self._ended:
             self.lost_by = self.lost_by or os.getppid()
         else:
@@ -70,7 +75,7 @@ _threads = _Threads()
 
 
 def use(*, to_write: bool) -> None:
-    """Note that a database is about to be opened; ``StoreError`` where writing would never end."""
+    """Note that a database is about to be opened; ``StoreError`` if a write would hang forever."""
     if to_write and _threads.lost_by is not None:
         raise StoreError(
             f"process {os.getpid()} cannot write to a store: it was forked from process "
@@ -80,7 +85,7 @@ def use(*, to_write: bool) -> None:
 
 
 def _running() -> Counter[str] | None:
-    """How many background threads of each priority run; None where the system does not say."""
+    """Return the running background threads by priority; None if the system does not report them."""
     found: Counter[str] = Counter()
     try:
         tasks = list(_TASKS.iterdir())
@@ -89,7 +94,8 @@ def _running() -> Counter[str] | None:
     for task in tasks:
         try:
             name = (task / "comm").read_text(encoding="ascii", errors="replace").strip()
-        except OSError:  # it has ended
+        # The thread has ended.
+        except OSError:
             continue
         if name.startswith(_NAME):
             found[name.removeprefix(_NAME)] += 1
