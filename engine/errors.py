@@ -22,6 +22,12 @@ from typing import Literal
 Extra = Literal["train", "eval", "parquet", "test", "peers", "bench", "all"]
 
 
+def shortened(value: object) -> str:
+    """A caller's value in one short line, for a message."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def how_to_install(extra: Extra) -> str:
     """Return the commands that install an extra, for users of the package and of a clone."""
     return f"pip install 'image-index-engine[{extra}]', or in a clone: pip install -e '.[{extra}]'"

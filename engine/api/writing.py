@@ -22,7 +22,14 @@ from engine.config import (
     parse_memory,
     whole,
 )
-from engine.errors import EngineError, ImageError, StoreDamagedError, StoreError, UsageError
+from engine.errors import (
+    EngineError,
+    ImageError,
+    StoreDamagedError,
+    StoreError,
+    UsageError,
+    shortened,
+)
 from engine.images.packed_bits import PackedBits
 from engine.index.open import OpenIndex
 from engine.ingest.dry_run import DryRun
@@ -197,7 +204,7 @@ class Writing(OpenStore):
         try:
             wanted = [whole(id_) for id_ in ids]
         except TypeError:
-            raise UsageError(f"ids are whole numbers in a list, not {ids!r}") from None
+            raise UsageError(f"ids are whole numbers in a list, not {shortened(ids)}") from None
         names = source_names(sources)
         if not wanted and not names and not missing:
             raise UsageError("name what to remove: ids, sources, or what is missing")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import whole
-from engine.errors import UsageError
+from engine.errors import UsageError, shortened
 from engine.search.where import WhereMetadata
 from engine.storage.bitmap import IdSet
 from engine.storage.session import Session
@@ -118,14 +118,14 @@ def _numbers(ids: Ids) -> npt.NDArray[np.int64]:
         numbers = map(whole, ids)
         return np.fromiter((id_ for id_ in numbers if 0 < id_ <= _MAX_ID), np.int64)
     except TypeError:
-        raise UsageError(f"ids are whole numbers in a list, not {_short(ids)}") from None
+        raise UsageError(f"ids are whole numbers in a list, not {shortened(ids)}") from None
 
 
 def _listed(sources: Names) -> Iterable[str | os.PathLike[str]]:
     if isinstance(sources, str | os.PathLike):
         return [sources]
     if isinstance(sources, bytes) or not isinstance(sources, Iterable):
-        raise UsageError(f"a source is a path, or several are in a list, not {_short(sources)}")
+        raise UsageError(f"a source is a path, or several are in a list, not {shortened(sources)}")
     return sources
 
 
@@ -133,11 +133,5 @@ def _name(source: str | os.PathLike[str]) -> tuple[str, tuple[bytes, ...]]:
     """A source's name, and its possible names in a store."""
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else source
     if not isinstance(name, str):
-        raise UsageError(f"a source is a path, or several are in a list, not {_short(source)}")
+        raise UsageError(f"a source is a path, or several are in a list, not {shortened(source)}")
     return name, tuple(bases(name))
-
-
-def _short(value: object) -> str:
-    """A caller's value in one short line, for a message."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

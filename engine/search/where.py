@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import UsageError
+from engine.errors import UsageError, shortened
 from engine.storage.bitmap import IdSet
 from engine.storage.session import Session
 
@@ -63,7 +63,7 @@ class WhereMetadata:
     def __init__(self, conditions: Conditions) -> None:
         """``UsageError`` if ``conditions`` are invalid."""
         if not isinstance(conditions, Mapping) or not conditions:
-            raise UsageError(f"{_FORM}, not {_short(conditions)}")
+            raise UsageError(f"{_FORM}, not {shortened(conditions)}")
         self.conditions = tuple(
             one for field, asked in conditions.items() for one in _conditions(field, asked)
         )
@@ -107,7 +107,7 @@ class WhereMetadata:
             if not has:
                 raise UsageError(
                     f"{store.path} has no image whose metadata has {_KINDS[one.kind]} as "
-                    f"{_short(one.field)}: lookups show the metadata of the images that they find"
+                    f"{shortened(one.field)}: lookups show the metadata of the images that they find"
                 )
         return found
 
@@ -115,14 +115,14 @@ class WhereMetadata:
 def _conditions(field: object, asked: object) -> Iterable[_Condition]:
     """The comparisons of one field."""
     if not isinstance(field, str):
-        raise UsageError(f"{_FORM}: a field is a text, not {_short(field)}")
+        raise UsageError(f"{_FORM}: a field is a text, not {shortened(field)}")
     pairs = asked if isinstance(asked, list) else [asked]
     if not pairs:
-        raise UsageError(f"{_FORM}: the list of {_short(field)} has no comparisons")
+        raise UsageError(f"{_FORM}: the list of {shortened(field)} has no comparisons")
     if isinstance(asked, list) and not all(isinstance(one, tuple) for one in pairs):
         raise UsageError(
             f'{_FORM}: a list holds comparisons, such as [(">", 1999), ("<", 2005)], which all have to '
-            f"hold, not {_short(asked)}"
+            f"hold, not {shortened(asked)}"
         )
     return [_condition(field, *_pair(one)) for one in pairs]
 
@@ -131,19 +131,19 @@ def _pair(asked: object) -> tuple[object, object]:
     if not isinstance(asked, tuple):
         return "==", asked
     if len(asked) != 2:
-        raise UsageError(f"{_FORM}, not {_short(asked)}")
+        raise UsageError(f"{_FORM}, not {shortened(asked)}")
     return asked[0], asked[1]
 
 
 def _condition(field: str, compare: object, value: object) -> _Condition:
     if not isinstance(compare, str) or compare not in _COMPARE:
-        raise UsageError(f"where= compares by {', '.join(_COMPARE)}, not {_short(compare)}")
+        raise UsageError(f"where= compares by {', '.join(_COMPARE)}, not {shortened(compare)}")
     if isinstance(value, np.generic):
         value = value.item()
     if not isinstance(value, str | bool | int | float) or value != value or value in _INFINITE:
         raise UsageError(
-            f"where= compares {_short(field)} with a text, a finite number or a truth value, not "
-            f"{_short(value)}"
+            f"where= compares {shortened(field)} with a text, a finite number or a truth value, not "
+            f"{shortened(value)}"
         )
     if isinstance(value, bool) and compare != "==":
         raise UsageError(f"where= compares a truth value by ==, not {compare}")
@@ -159,9 +159,3 @@ def _kind(value: object) -> type:
         if isinstance(value, kind):
             return kind
     return float if isinstance(value, int | float) else type(None)
-
-
-def _short(value: object) -> str:
-    """A caller's value in one short line, for a message."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -59,15 +59,15 @@ def _is_append(part: object) -> bool:
 
 
 def state_of(
-    table: Keys, store: Path, named: Manifest, told: int, limits: Limits | None = None
+    table: Keys, store: Path, named: Manifest, published: int, limits: Limits | None = None
 ) -> State:
     """Return the state that matches the rows of ``table`` and the files of ``store``.
 
-    ``told`` is the commit that COMMIT names; ``named`` is the manifest.
+    ``published`` is the commit that COMMIT names; ``named`` is the manifest.
     """
     state = read_state(table.get("meta", b"state"))
     ends, last = _appended(table)
-    if state is not None and state.commit >= max(last, told):
+    if state is not None and state.commit >= max(last, published):
         # Counts may be wrong; reconciling finds that.
         return state
     found = state if state is not None else State()
