@@ -566,7 +566,7 @@ def test_where_pixels_are_not_kept_and_sources_are_gone_good_rows_stay(
         (tmp_path / f"{i}.png").unlink()
     report = fix(where)
     assert report.ok
-    aside = {p.what.partition(":")[0]: p.what for p in report.problems if "any more" in p.what}
+    aside = {p.what.partition(":")[0]: p.what for p in report.problems if "no longer" in p.what}
     assert set(aside) == {"image 2", "images 3 to 4", "images 2 to 4"}
     assert "no vector is left" in aside["image 2"]
     assert "a vector may be wrong" in aside["images 3 to 4"]

@@ -19,7 +19,11 @@ class Findings:
         self.bytes_read = 0
 
     def report(self, part: str, what: str) -> None:
-        """Report a problem of one part of the store."""
+        """Report a problem of one part of the store.
+
+        ``what`` may be an error's text, whose advice to run a check is left out.
+        """
+        what = what.removesuffix("; run 'engine check'")
         self.damage.rows |= part == "keys"
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(Problem(part, what))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
@@ -217,12 +218,19 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _plain(error: BaseException) -> str:
+    """Return RocksDB's text about damaged rows, without checksums and a reader's own folder."""
+    text = one_line(error).removeprefix("Corruption: ")
+    text = re.sub(r": stored = .*? in ", " in ", text)
+    return re.sub(r"\S*/(\d+\.sst) offset (\d+) size \d+", r"\1 at byte \2", text)
+
+
 def _damaged(table: str, error: Exception) -> Exception:
     """Return a ``StoreDamagedError`` that names the table, for one of rocksdict's bare exceptions."""
     if type(error) is not Exception:
         return error
     return StoreDamagedError(
-        f"the table {table!r} cannot be read: {one_line(error)}; run 'engine check'"
+        f"the table {table!r} cannot be read: {_plain(error)}; run 'engine check'"
     )
 
 
