@@ -146,6 +146,8 @@ def test_packed_bits_refuse_what_they_cannot_be() -> None:
     assert (good.height, good.width, len(good), len(good[1:])) == (3, 3, 3, 2)
     assert good.packed.shape == (3, 4)
     assert np.array_equal(good.canonical()[:, HEADER_BYTES:], good.packed)
+    for which in (np.array([True, False, True]), np.array([0, 2])):
+        assert np.array_equal(good[which].packed, good.packed[[0, 2]])
     with pytest.raises(UsageError, match=r"for images of 4 × 3 \(n, 5\) uint8 is needed"):
         PackedBits(good.packed, 4, 3)
     with pytest.raises(UsageError, match="dtype int64"):

@@ -28,6 +28,9 @@ def test_a_recipe_makes_sense_and_its_name_stays(recipe: str) -> None:
     settings = resolve({}, recipe=recipe)
     assert settings.recipe == recipe
     assert resolve({"epochs": 1, "image_size": 32, "batch": 4}, recipe=recipe).epochs == 1
+    assert resolve({"method": "supervised"}, recipe=recipe).hard_negatives == 0
+    with pytest.raises(UsageError, match="supervised has no negatives"):
+        resolve({"method": "supervised", "hard_negatives": 0.5}, recipe=recipe)
 
 
 def test_flags_come_over_the_file_and_that_over_the_recipe(tmp_path: Path) -> None:

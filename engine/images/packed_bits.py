@@ -18,7 +18,8 @@ class PackedBits:
 
     ``packed`` is (n, ceil(height · width · 3 / 8)) uint8: the values of each image row by row, three
     channels interleaved, the first value in the highest bit, zeros after the last one. That is what
-    ``numpy.packbits(images.reshape(n, -1), axis=1)`` returns. Slices of it are ``PackedBits`` too.
+    ``numpy.packbits(images.reshape(n, -1), axis=1)`` returns. Slices of it are ``PackedBits``
+    too, and so are some of its images, by a mask or indices.
 
     Raises ``UsageError`` if ``packed`` has another shape or dtype, or ones after the last value.
     """
@@ -66,8 +67,13 @@ class PackedBits:
         """Return the number of images."""
         return len(self.packed)
 
-    def __getitem__(self, which: slice | int) -> PackedBits:
-        """Return some of the images, or one, as ``PackedBits``."""
+    def __getitem__(self, which: slice | int | npt.NDArray[Any]) -> PackedBits:
+        """Return some of the images, or one, as ``PackedBits``.
+
+        ``which`` may be an array too: (n,) bool, or indices.
+        """
+        if isinstance(which, np.ndarray) and which.ndim == 1:
+            return PackedBits(self.packed[which], self.height, self.width)
         if not isinstance(which, slice):
             # Indexing the range raises IndexError, and resolves negative indices.
             which = range(len(self))[which]

@@ -45,6 +45,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "precision": "bf16",
     },
 }
+# The method supervised has no negatives, so a recipe says nothing about them for it.
+_OF_NEGATIVES = ("hard_negatives", "tau_plus", "semi_hard")
 _FILE_BYTES = 1 << 20  # a file of settings has a few hundred; more is some other file
 
 
@@ -67,6 +69,8 @@ def resolve(
         raise UsageError(f"recipe is {name!r}: it has to be one of {', '.join(RECIPES)}")
     start = base.to_dict() if base and name in ("", base.recipe) else RECIPES[name or "report"]
     over = {**read, **given, **({"recipe": name} if name else {})}
+    if over.get("method") == "supervised":
+        start = {key: value for key, value in start.items() if key not in _OF_NEGATIVES}
     return TrainSettings.from_dict({**start, **over})
 
 
