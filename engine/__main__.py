@@ -14,7 +14,8 @@ def main() -> None:
         streams.open_closed()
         streams.protect()
         interrupts.install()
-        address_space.require()  # before anything that would end the process without a word
+        # Check this before a library that would end the process silently.
+        address_space.require()
     except KeyboardInterrupt:
         try:
             os.write(2, b"engine: interrupted; what was committed is safe\n")

@@ -137,7 +137,7 @@ def test_settings_come_from_the_recipe_the_file_and_the_options(
         r"  int8 and fp32: mean cosine [01]\.\d{4}, and \d+% of the ten nearest are the same",
         exported[3],
     )
-    assert re.fullmatch(r"  int8 has its ranges from 8 training images \(\w+\)", exported[4])
+    assert re.fullmatch(r"  int8 ranges were calibrated on 8 training images \(\w+\)", exported[4])
     assert len(exported) == 5
     assert (
         "engine: --held-out 0.2 holds nothing out: 8 images are fewer than the 64 it takes\n"

@@ -956,9 +956,9 @@ def test_the_command_says_what_it_did(
     assert "say --yes" in err
     status, out, err = run(capsys, "remove", "--missing", "--dry-run", *where)
     assert (status, err) == (0, "")
-    assert "2 images and 2 sources would go; nothing was removed" in out
+    assert "2 images and 2 sources would be removed; nothing was removed" in out
     assert "only with --yes" in out
-    assert f"would go: {tmp_path}/drive/1.png" in out
+    assert f"would be removed: {tmp_path}/drive/1.png" in out
     body = json.loads(run(capsys, "remove", "--missing", "--yes", "--json", *where)[1])
     assert (body["images"], body["sources"]) == (2, 2)
 
