@@ -125,9 +125,9 @@ def test_what_is_no_id_or_nothing_at_all_is_refused(store: Store) -> None:
     with pytest.raises(UsageError, match="name what to remove"):
         store.remove()
     for wrong in (["1"], [1.5], 7):
-        with pytest.raises(UsageError, match="ids are whole numbers"):
+        with pytest.raises(UsageError, match="ids must be a list of whole numbers"):
             store.remove(ids=wrong)
-    with pytest.raises(UsageError, match="sources are paths"):
+    with pytest.raises(UsageError, match="sources must be a list of paths"):
         store.remove(sources=[5])
     with pytest.raises(UsageError, match="a source has a name"):
         store.remove(ids=[1], sources=[""])
