@@ -14,7 +14,7 @@ def main() -> None:
         streams.open_closed()
         streams.protect()
         interrupts.install()
-        # Before importing anything that would end the process without a message.
+        # Check this before a library that would end the process silently.
         address_space.require()
     except KeyboardInterrupt:
         try:

@@ -203,7 +203,7 @@ def test_a_query_and_queries_are_told_apart(photos: Path) -> None:
                 list(store.lookup_many(query))
         found = [result.identical[0].id for result in store.lookup_many(paths)]
         assert found == [2, 3]
-    with pytest.raises(UsageError, match="a source is a path"):
+    with pytest.raises(UsageError, match="a source must be a path"):
         Store.plan(photos / "store", picture(1, 8, 12))  # type: ignore[arg-type]
 
 

@@ -109,7 +109,7 @@ def test_an_index_is_an_id(folder: Path) -> None:
         assert store[2] == store.get(2)
         assert isinstance(store[np.int64(3)], ImageRecord)
         for wrong in ("1", slice(1, 3), 1.0, True):
-            with pytest.raises(UsageError, match="an id is a whole number"):
+            with pytest.raises(UsageError, match="an id must be a whole number"):
                 _ = store[wrong]  # type: ignore[index]
 
 

@@ -120,8 +120,8 @@ def test_what_cannot_be_said_is_refused(tmp_path: Path) -> None:
         (1, [1], "not a JSON object"),
         (1, {"a": object()}, "not a JSON object"),
         (99, {"a": 1}, "has no image 99"),
-        ("1", {"a": 1}, "an id is a whole number"),
-        (True, {"a": 1}, "an id is a whole number"),
+        ("1", {"a": 1}, "an id must be a whole number"),
+        (True, {"a": 1}, "an id must be a whole number"),
     ]
     with Store.open(path) as store:
         commit = store.session.snapshot.state.commit

@@ -648,7 +648,7 @@ def test_ctrl_c_leaves_what_was_measured(tmp_path: Path, sent: signal.Signals) -
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "what was measured until now is in out" in told
+    assert "the results measured so far are in out" in told
     kept = load(tmp_path / "out")
     assert not kept.complete and kept.measurements
     assert not list((tmp_path / "out").glob("engine-bench-*"))
@@ -682,7 +682,7 @@ def test_a_run_that_fails_says_where_what_was_measured_is(tmp_path: Path) -> Non
     finally:
         process.kill()
     assert process.returncode == 2
-    assert "what was measured until now is in out" in told
+    assert "the results measured so far are in out" in told
     assert "a measurement ended with signal 9" in told.splitlines()[-1]
     assert load(tmp_path / "out").measurements
 

@@ -131,7 +131,7 @@ def test_damage_that_remains_is_status_1(
     assert "fingerprints/00000001.pdq" in ran.out
     ran = engine("check", "--fix", "--store", where)  # what is derived is made anew
     assert ran.status == 0
-    assert "(mended)" in ran.out
+    assert "(repaired)" in ran.out
     assert engine("check", "--store", where).status == 0
 
     tables = sorted((where / "keys").glob("*.sst"))
@@ -277,6 +277,38 @@ def test_the_help_of_every_command_has_an_example(engine: Engine, command: str |
         assert f"Example:\n  engine {command or ''}" in "\n".join(
             line.removeprefix("  ") for line in ran.out.splitlines()
         )
+
+
+def test_the_commands_are_listed_by_task(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = engine("--help").out.splitlines()
+    listed: dict[str, list[str]] = {}
+    for line in lines[lines.index("Look up:") :]:
+        if line.startswith("  "):
+            task = list(listed)[-1]
+            listed[task].append(line.split()[0])
+        elif line:
+            listed[line] = []
+    assert listed == {
+        "Look up:": ["lookup", "info"],
+        "Fill and change:": ["ingest", "remove"],
+        "Look after a store:": ["check", "optimize", "backup", "export"],
+        "Encoders and measurements:": ["train", "eval", "bench"],
+    }
+
+
+@pytest.mark.parametrize("command", [*typer.main.get_command(app).commands])  # type: ignore[attr-defined]
+def test_the_summary_of_a_command_fits_a_terminal_of_80_columns(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = typer.main.get_command(app).commands[command].help.splitlines()[0]  # type: ignore[attr-defined]
+    (line,) = [one for one in engine("--help").out.splitlines() if one.split()[:1] == [command]]
+    summary = line.split(maxsplit=1)[1]
+    assert len(summary) <= 64
+    assert said.startswith(summary)
+    assert summary.endswith(".")
+    assert not summary.endswith("...")
 
 
 # --- what is printed ------------------------------------------------------------------------------

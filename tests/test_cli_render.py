@@ -282,7 +282,7 @@ def test_an_ingest_tells_what_it_did():
     assert "1,234,567 images in 10.0 s (123,457/s)" in text
     assert "peak memory" not in text
     text = render.ingest_text(INGESTED, memory=True)
-    assert "peak memory 300.0 MiB of its own, 2.0 GiB with mapped files" in text
+    assert "peak memory 300.0 MiB anonymous, 2.0 GiB with mapped files" in text
     assert "rejected is in" not in text
 
 
@@ -319,7 +319,7 @@ def test_an_info_is_a_table():
 def test_a_check_lists_its_problems_up_to_a_number():
     problems = tuple(Problem("keys", f"row {i}", fixed=i == 0) for i in range(60))
     text = render.check_text(CheckReport(10, 10, 1 << 20, 1.0, problems), max_listed=5)
-    assert "keys: row 0 (mended)" in text
+    assert "keys: row 0 (repaired)" in text
     assert "row 5" not in text
     assert "55 more" in text
     assert "whole" in render.check_text(CheckReport(10, 10, 1 << 20, 1.0, ()))
@@ -327,7 +327,7 @@ def test_a_check_lists_its_problems_up_to_a_number():
 
 def test_what_is_left_after_a_fix_is_not_said_to_be_mended_by_another():
     left = CheckReport(1, 0, 1 << 20, 1.0, (Problem("pixels", "they are lost"),))
-    assert "'engine check --fix' mends" in render.check_text(left)
+    assert "run 'engine check --fix'" in render.check_text(left)
     fixed = render.check_text(left, fix=True)
     assert "--fix" not in fixed and "restore the store from a copy" in fixed
     assert "1 image, 0 vectors" in fixed

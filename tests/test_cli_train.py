@@ -137,10 +137,10 @@ def test_settings_come_from_the_recipe_the_file_and_the_options(
         r"  int8 and fp32: mean cosine [01]\.\d{4}, and \d+% of the ten nearest are the same",
         exported[3],
     )
-    assert re.fullmatch(r"  int8 has its ranges from 8 training images \(\w+\)", exported[4])
+    assert re.fullmatch(r"  int8 ranges were calibrated on 8 training images \(\w+\)", exported[4])
     assert len(exported) == 5
     assert (
-        "engine: --held-out 0.2 holds nothing out: 8 images are fewer than the 64 it takes\n"
+        "engine: --held-out 0.2 holds nothing out: it takes at least 64 images, not 8\n"
         in result.stderr
     )
     _, provenance = load_checkpoint(out)
@@ -163,13 +163,13 @@ def test_settings_come_from_the_recipe_the_file_and_the_options(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "huge"], "recipe is 'huge': it has to be one of report, small, large"),
-        (["--method", "byol"], "method is 'byol': it has to be simclr or moco or supervised"),
-        (["--queue", "5"], "queue is 5: it has to be 0 unless the method is moco"),
+        (["--recipe", "huge"], "recipe is 'huge': it must be one of report, small, large"),
+        (["--method", "byol"], "method is 'byol': it must be simclr or moco or supervised"),
+        (["--queue", "5"], "queue is 5: it must be 0 unless the method is moco"),
         (["--settings", "absent.toml"], "the settings absent.toml cannot be read: No such file"),
         (["--resume"], "holds no last.safetensors"),
         (["--held-out", "0.9"], "--held-out is 0.9"),
-        (["--lr", "0"], "--lr is 0.0: it has to be above 0"),
+        (["--lr", "0"], "--lr is 0.0: it must be above 0"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(

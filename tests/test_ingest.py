@@ -528,7 +528,7 @@ def test_a_store_takes_its_first_encoder_and_no_other(
     (other / "model.onnx").write_bytes(model)
     body["files"]["fp32"]["sha256"] = hashing.file_hash(model).hex()
     (other / "encoder.json").write_text(json.dumps(body))
-    with pytest.raises(UsageError, match="was made with the encoder tiny"):
+    with pytest.raises(UsageError, match="was created with the encoder tiny"):
         store.ingest(photos, encoder=str(other))
     shutil.rmtree(other)
     assert store.ingest(photos, encoder=str(tiny_encoder)).added == 3

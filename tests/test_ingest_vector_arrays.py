@@ -446,8 +446,8 @@ def test_what_queries_may_be(tmp_path):
             "NaN": ROWS[:1] * np.nan,
             "infinite": [[1e300] * DIM],
             "query 1 has length zero": np.stack([ROWS[0], ROWS[0] * 0]),
-            "no array of numbers": [["a"] * DIM],
-            "are no array": [[1.0], [1.0, 2.0]],
+            "must be an array of numbers": [["a"] * DIM],
+            "must be an array": [[1.0], [1.0, 2.0]],
         }
         for reason, queries in bad.items():
             with pytest.raises(UsageError, match=reason) as caught:

@@ -125,9 +125,9 @@ def test_what_is_no_id_or_nothing_at_all_is_refused(store: Store) -> None:
     with pytest.raises(UsageError, match="name what to remove"):
         store.remove()
     for wrong in (["1"], [1.5], 7):
-        with pytest.raises(UsageError, match="ids are whole numbers"):
+        with pytest.raises(UsageError, match="ids must be a list of whole numbers"):
             store.remove(ids=wrong)
-    with pytest.raises(UsageError, match="sources are paths"):
+    with pytest.raises(UsageError, match="sources must be a list of paths"):
         store.remove(sources=[5])
     with pytest.raises(UsageError, match="a source has a name"):
         store.remove(ids=[1], sources=[""])
@@ -977,9 +977,9 @@ def test_the_command_says_what_it_did(
     assert "say --yes" in err
     status, out, err = run(capsys, "remove", "--missing", "--dry-run", *where)
     assert (status, err) == (0, "")
-    assert "2 images and 2 sources would go; nothing was removed" in out
+    assert "2 images and 2 sources would be removed; nothing was removed" in out
     assert "only with --yes" in out
-    assert f"would go: {tmp_path}/drive/1.png" in out
+    assert f"would be removed: {tmp_path}/drive/1.png" in out
     body = json.loads(run(capsys, "remove", "--missing", "--yes", "--json", *where)[1])
     assert (body["images"], body["sources"]) == (2, 2)
 

@@ -825,7 +825,7 @@ def test_the_command_prints_one_object_and_says_what_it_mended(
     assert (found["ok"], [p["fixed"] for p in found["problems"]], err) == (True, [True], "")
     flip(store / FILES["fingerprints"], HEADER_BYTES + 1)
     assert main([*command, "--fix"]) == 0
-    assert "(mended)" in capsys.readouterr().out
+    assert "(repaired)" in capsys.readouterr().out
     assert main(command) == 0
 
 

@@ -72,7 +72,7 @@ def test_a_file_that_is_named_itself_is_taken(folder: Path) -> None:
     "patterns", ["", "/", ["a", ""], [b"a"], [1], 5, None, "/home/a", ["./thumbs"], "../x"]
 )
 def test_what_is_no_pattern_is_refused(folder: Path, patterns: object) -> None:
-    with pytest.raises(UsageError, match=r"exclude= (has|is a list of) patterns"):
+    with pytest.raises(UsageError, match=r"exclude= (takes|must be a list of) patterns"):
         Store.plan(folder / "store", folder, exclude=patterns)  # type: ignore[arg-type]
 
 

@@ -160,22 +160,22 @@ def test_a_folder_counts_them_and_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "is not an IDX file: it begins otherwise"),
-        (b"\0\0\x08", "is not an IDX file: it begins otherwise"),
-        (b"GIF89a" * 9, "is not an IDX file: it begins otherwise"),
-        (b"\0\0\x07\x03" + bytes(99), "is not an IDX file: it begins otherwise"),
-        (header(9, 5, 6)[:-1], "ends inside of its header: it was cut short"),
+        (b"", "is not an IDX file: it has no IDX header"),
+        (b"\0\0\x08", "is not an IDX file: it has no IDX header"),
+        (b"GIF89a" * 9, "is not an IDX file: it has no IDX header"),
+        (b"\0\0\x07\x03" + bytes(99), "is not an IDX file: it has no IDX header"),
+        (header(9, 5, 6)[:-1], "ends inside its header: it was cut short"),
         (
             header(9) + bytes(9),
-            "holds labels and no images: name the file of images, such as x-idx3-ubyte",
+            "holds labels, not images: name the file of images, such as x-idx3-ubyte",
         ),
         (
             header(1, 2, 2, type_=13) + bytes(16),
-            "holds float32 in 3 dimensions: images in an IDX file are uint8 in 3, (n, H, W)",
+            "holds float32 in 3 dimensions: images in an IDX file are uint8 (n, H, W)",
         ),
         (
             header(*[1] * 255) + bytes(16),
-            "holds uint8 in 255 dimensions: images in an IDX file are uint8 in 3, (n, H, W)",
+            "holds uint8 in 255 dimensions: images in an IDX file are uint8 (n, H, W)",
         ),
         (header(1, 0, 6), "has shape (1, 0, 6): images are (N, H, W, 3) or (N, H, W)"),
         (idx(DIGITS)[:-1], "ends after row 8 of 9: it was cut short"),

@@ -132,7 +132,7 @@ def test_what_is_wrong_is_told_before_anything_is_done(tmp_path: Path) -> None:
             store.ingest(images, name="a\0b")
         with pytest.raises(UsageError, match="ingested alone"):
             store.ingest(images, str(tmp_path), name="x")
-        with pytest.raises(UsageError, match="a name is for images in memory"):
+        with pytest.raises(UsageError, match="name= is for images in memory"):
             store.ingest(tmp_path, name="x")
         with pytest.raises(UsageError, match="dtype float64"):
             store.ingest(images.astype(np.float64), name="x")
@@ -428,8 +428,8 @@ def test_what_is_said_later_of_an_image_is_kept(tmp_path: Path) -> None:
         ((Image.new("F", (2, 2)),), {"name": "x"}, "mode F"),
         (([("a", b"x")],), {"name": "x"}, "those of a stream have their own"),
         (([("a", b"x")],), {"metadata": {"a": 1}}, "those of a stream have their own"),
-        ((bits(0, 2),), {"name": "x", "metadata": {"a": 1}}, "metadata is for one image"),
-        (("photos",), {"metadata": {"a": 1}}, "metadata is for one image"),
+        ((bits(0, 2),), {"name": "x", "metadata": {"a": 1}}, "metadata= is for one image"),
+        (("photos",), {"metadata": {"a": 1}}, "metadata= is for one image"),
         ((["a.jpg", "b.jpg"],), {}, "each an argument of its own"),
         (({"a": b"x"},), {}, "not a dict"),
         ((io.BytesIO(b"x"),), {}, "not a BytesIO"),

@@ -399,8 +399,8 @@ def test_an_archive_of_arrays_that_do_not_go_together_says_which_there_are(here)
             {"emb": vectors, "scale": np.float32(1)},
             "its array scale has dtype float32 and shape ()",
         ),
-        ({"emb": vectors, "images": COLOUR}, "holds arrays that do not go together"),
-        ({"emb": vectors, "more": vectors[:, 1:]}, "holds arrays that do not go together"),
+        ({"emb": vectors, "images": COLOUR}, "holds arrays that cannot be read together"),
+        ({"emb": vectors, "more": vectors[:, 1:]}, "holds arrays that cannot be read together"),
         ({"emb": vectors, "one": COLOUR[0]}, "which may be one image"),
     ):
         np.savez(here / "b.npz", **arrays)

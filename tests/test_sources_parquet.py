@@ -276,13 +276,13 @@ def test_a_checksum_beside_the_images_is_no_image(tmp_path):
 
 @pytest.mark.parametrize("columns", [{"image": BYTES}, {"image": [{"bytes": IMAGES[0]}] * 3}])
 def test_a_path_that_is_asked_for_and_not_there_is_a_usage_error(tmp_path, columns):
-    with pytest.raises(UsageError, match="'path' is no column of"):
+    with pytest.raises(UsageError, match="'path' is not a column of"):
         a_table(tmp_path / "a.parquet", columns, "metadata=path")
 
 
 def test_several_images_a_row_are_not_read_and_it_says_so(tmp_path):
     several = pa.array([IMAGES[:2]] * 3, pa.list_(pa.binary()))
-    with pytest.raises(UsageError, match="no column of image files, one a row"):
+    with pytest.raises(UsageError, match="no column of image files, one per row"):
         a_table(tmp_path / "a.parquet", {"images": several})
     with pytest.raises(UsageError, match="the column 'images' holds no image files"):
         a_table(tmp_path / "a.parquet", {"images": several, "image": BYTES}, "image=images")
@@ -381,8 +381,8 @@ def test_a_table_without_images_says_what_it_has(tmp_path, columns, shown):
         ("image=gone", "has no column 'gone'"),
         ("image=label", "holds no image files"),
         ("image=image.bytes", "has no column"),
-        ("metadata=gone", "'gone' is no column"),
-        ("metadata=list", "'list' is no column"),
+        ("metadata=gone", "'gone' is not a column"),
+        ("metadata=list", "'list' is not a column"),
         ("kind=8bit", "is not known"),
         ("image=image&image=image", "is not known"),
         ("&&", "is not known"),

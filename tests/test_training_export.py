@@ -169,5 +169,5 @@ def test_a_file_that_computes_something_else_is_not_kept(
 
 
 def test_without_a_checkpoint_it_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="run a training"):
+    with pytest.raises(TrainingError, match="is missing: train into"):
         exporting_from(tmp_path)

@@ -245,7 +245,7 @@ def test_a_source_that_is_not_there_touches_nothing(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
-    with pytest.raises(UsageError, match="cannot be made a folder"):
+    with pytest.raises(UsageError, match="cannot be created as a folder"):
         train([str(photos(tmp_path / "in", 4))], tmp_path / "out", TINY)
 
 
@@ -422,8 +422,8 @@ def test_labels_that_are_held_out_only_are_counted(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY, method="supervised", epochs=1)
     report = train([source], tmp_path / "out", settings)
     assert report.warnings == (
-        "2 of 8 images that are held out have a label of which no image is trained on: accuracy is "
-        "that of the others",
+        "2 of 8 held-out images have a label that no training image has: accuracy is measured on the "
+        "others",
     )
 
 
@@ -449,7 +449,7 @@ def test_a_run_may_begin_with_the_weights_of_an_encoder(whole: Whole, tmp_path: 
     for name, value in after.named_parameters():
         assert torch.allclose(value, before.state_dict()[name], atol=1e-6)
     assert provenance.data["init"] == encoder.name
-    with pytest.raises(UsageError, match=r"dim of the encoder .* is 16, not 8: ask for that"):
+    with pytest.raises(UsageError, match=r"dim of the encoder .* is 16, not 8: set it to that"):
         wide = dataclasses.replace(settings, dim=8)
         train(sources, tmp_path / "new", wide, init=encoder)
     assert not (tmp_path / "new").exists()
@@ -708,7 +708,7 @@ def test_whoever_hears_no_more_of_a_run_is_not_a_full_disk(tmp_path: Path) -> No
 
 def test_what_no_memory_holds_is_said_in_one_line(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY, method="moco", queue=2**31 - 1, dim=2**16)
-    with pytest.raises(TrainingError, match="memory of the cpu does not suffice") as caught:
+    with pytest.raises(TrainingError, match="the cpu has too little memory") as caught:
         train([str(photos(tmp_path / "in", 8))], tmp_path / "out", settings)
     assert "\n" not in str(caught.value)
 

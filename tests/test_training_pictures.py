@@ -282,15 +282,15 @@ def test_of_a_few_images_and_of_very_many_at_most_so_many_are_held_out(tmp_path:
 @pytest.mark.parametrize(
     ("images", "share", "note"),
     [
-        (63, 0.2, "held_out= 0.2 holds nothing out: 63 images are fewer than the 64 it takes"),
+        (63, 0.2, "held_out= 0.2 holds nothing out: it takes at least 64 images, not 63"),
         (64, 0.2, ""),
         (64, 0.0, ""),
         (63, None, ""),
-        (100, 0.01, "held_out= 0.01 of 100 images is 1, and fewer than 2 cannot be scored: raise it "
+        (100, 0.01, "held_out= 0.01 of 100 images is 1, but scoring takes at least 2: raise it "
          "to 0.02 or more"),
-        (100, 0.004, "held_out= 0.004 of 100 images is 0, and fewer than 2 cannot be scored: raise "
+        (100, 0.004, "held_out= 0.004 of 100 images is 0, but scoring takes at least 2: raise "
          "it to 0.02 or more"),
-        (3000, 0.4, "held_out= 0.4 of 3,000 images is 1,200: 1,024 are held out, which is the most"),
+        (3000, 0.4, "held_out= 0.4 of 3,000 images is 1,200: only 1,024, the maximum, are held out"),
     ],
 )  # fmt: skip
 def test_a_share_that_is_not_held_out_is_explained(

@@ -63,7 +63,7 @@ def test_without_a_recipe_they_come_over_the_base() -> None:
     ("text", "message"),
     [
         ("learning_rat = 1", "unknown training setting 'learning_rat'"),
-        ('recipe = "huge"', "recipe is 'huge': it has to be one of report, small, large"),
+        ('recipe = "huge"', "recipe is 'huge': it must be one of report, small, large"),
         ("recipe = 3", "recipe is 3"),
         ("batch = 2.5", "batch is 2.5"),
         ("[training]\nbatch = 2", "unknown training setting 'training'"),

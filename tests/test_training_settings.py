@@ -72,7 +72,7 @@ def test_a_dict_of_it_survives_json() -> None:
     ],
 )
 def test_nonsense_is_refused_by_name(name: str, value: object) -> None:
-    with pytest.raises(UsageError, match=f"^{name} is .*: it has to be ") as caught:
+    with pytest.raises(UsageError, match=f"^{name} is .*: it must be ") as caught:
         TrainSettings.from_dict({name: value})
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""``Store``, the class that people use: each of its methods is one call into a room."""
+"""``Store``, the public class. Each of its methods makes one call into another package."""
 
 from engine.api.store import Store
 

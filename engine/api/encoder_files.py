@@ -15,13 +15,13 @@ from engine.storage.vector_space import EncoderEntry
 
 
 def installed_bytes(chosen: EncoderFiles) -> int:
-    """What an encoder takes of a store's disk."""
+    """Bytes that an encoder takes in a store."""
     files = (chosen.model, chosen.model.parent / registry.DESCRIPTION)
     return sum(file.stat().st_size for file in files)
 
 
 def install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
-    """Copy an encoder into a store, which then outlives upgrades of it and can be moved alone."""
+    """Copy an encoder into a store, so that the store does not depend on the original."""
     generation = 1
     folder = store / file_names.ENCODER / str(generation)
     if not file_names.may_be_model(chosen.model.name):
@@ -40,7 +40,7 @@ def install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
     except OSError as error:
         raise StoreError(f"{folder} cannot be written: {error.strerror or error}") from None
     try:
-        # From where it is from now on: files that it needs beside its own are not there.
+        # Run the copy: it fails if the model needs files that were not copied with it.
         if not registry.comes_along(chosen):
             OnnxEncoder(registry.read(folder)).try_out()
     except BaseException:
@@ -51,7 +51,7 @@ def install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
 
 
 def _remove(store: Path, folder: str, model: str) -> None:
-    """Take an encoder's files away again, and nothing that lay beside them."""
+    """Remove an encoder's files, and nothing else in their folder."""
     with contextlib.suppress(OSError, StoreError):
         for name in (model, registry.DESCRIPTION):
             nofollow.remove(store, f"{folder}/{name}")

@@ -50,9 +50,9 @@ from engine.sources.items import Reject
 from engine.sources.query import Query
 
 _ANSWER_BYTES = 4 + 8  # a score and an id
-_LOOKED_UP = 4096  # images in canonical form at a time, at most
+_LOOKED_UP = 4096  # at most so many images in canonical form at a time
 
-# Which of these a list of may be given by mistake; of numbers it is an array.
+# A list that holds one of these is several queries. A list of numbers is an array.
 _QUERIES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, PackedBits)
 
 
@@ -74,25 +74,27 @@ class Lookups(OpenStore):
         source: Names | None = None,
         where: Conditions | None = None,
     ) -> LookupResult:
-        """Look one image up: a path (or ``FILE.npy#ROW``), a file's bytes, an array, a PIL image,
-        ``PackedBits`` of one image, or the id of an image of the store, which is also ``"#ID"``.
+        """Look up one image.
 
-        ``tiers``: of "identical", "near" and "similar", by default all the store has. ``k`` bounds
-        the similar images, of which ``recall`` are to be found (see ``search_vectors``). Near are all
-        within ``max_distance``, of 256: ``near_count`` of them, of which the nearest ``near_limit`` are
-        listed. A hit names ``max_sources`` of its sources, and counts all. None is no limit. A row of
-        vectors is searched for in "similar" alone, where images have nothing to compare if the vectors
-        were imported.
+        ``query`` is a path (or ``FILE.npy#ROW``), a file's bytes, an array, a PIL image, ``PackedBits``
+        of one image, or the id of a stored image, also as ``"#ID"``.
 
-        ``ids`` and ``source`` restrict it to these images: those with one of ``ids`` (any integers; what
-        is not in the store is ignored), and those seen in ``source``, a path or several, as ``remove``
-        takes them. ``where`` leaves those whose metadata says so: ``{"label": "cat"}``, ``{"year":
-        (">", 1999)}`` or ``{"year": [(">", 1999), ("<=", 2005)]}``, with "==", "<", "<=", ">" and ">="
-        between numbers and between texts. It reads all records once a commit. ``k`` are still found
-        where so many are left, and a hit names all of its sources.
+        ``tiers``: any of "identical", "near" and "similar"; by default all that the store has. Similar:
+        the nearest ``k``, found with a recall of ``recall`` (see ``search_vectors``). Near: all images
+        within ``max_distance``, of 256; ``near_count`` counts them, and the nearest ``near_limit`` are
+        listed. A hit lists ``max_sources`` of its sources and counts all. None means no limit. A vector
+        is searched for in "similar" only. If the vectors were imported, "similar" finds nothing for an
+        image.
+
+        ``ids``, ``source`` and ``where`` restrict the search. ``ids``: any integers; unknown ids are
+        ignored. ``source``: one path or several, as ``remove`` takes them. ``where``: conditions on the
+        metadata, ``{"label": "cat"}``, ``{"year": (">", 1999)}`` or ``{"year": [(">", 1999), ("<=",
+        2005)]}``, with "==", "<", "<=", ">" and ">=" between numbers or between texts. It reads all
+        records once per commit. If ``k`` images pass, ``k`` are found. A hit lists its sources outside
+        ``source`` too.
 
         Raises ``ImageError`` if the query cannot be read as an image, and ``UsageError`` if the store
-        has no image of a source, or none with such a field.
+        has no image from a source, or no image with a field of ``where``.
         """
         if isinstance(query, list | tuple) and any(isinstance(one, _QUERIES) for one in query):
             raise UsageError(f"a list of {len(query)} queries: use lookup_many")
@@ -108,11 +110,11 @@ class Lookups(OpenStore):
         within = self._within(ids, source, where)
         self._session.follow()
         finder = self._finder(settings)
-        # An array of millions is not looked up row by row to say that it is not one image.
+        # Two queries are enough to see that a large array is not one image.
         named = list(islice(self._queries_of(query, None), 2))
         if len(named) != 1:
-            held = "more than one image" if named else "no image"
-            raise UsageError(f"{query!s} holds {held}: use lookup_many([{query!r:.60}])")
+            count = "more than one image" if named else "no image"
+            raise UsageError(f"{query!s} holds {count}: use lookup_many([{query!r:.60}])")
         result = self._answer(finder, named[0], within)
         if result.error is not None:
             raise ImageError(f"{result.query}: {result.error}")
@@ -121,9 +123,9 @@ class Lookups(OpenStore):
     def __contains__(self, query: object) -> bool:
         """Whether an image is in the store.
 
-        An id: whether there is such an image. A record, as iterating gives it: whether that image of
-        this store is still there. Anything else is looked up in the identical tier: a path, an array
-        or whatever ``lookup`` takes. One that cannot be read is an ``ImageError``, and no "no".
+        ``query`` is an id; or a record from iterating, for whether this store still has that image; or
+        anything else that ``lookup`` takes, which is looked up in the identical tier. A query that
+        cannot be read raises ``ImageError``.
         """
         if isinstance(query, ImageRecord):
             self._session.follow()
@@ -153,17 +155,19 @@ class Lookups(OpenStore):
         exclude: Patterns = (),
         where: Conditions | None = None,
     ) -> Iterator[LookupResult]:
-        """Look up each of many images, whatever ``lookup`` takes; and all images of a folder, an array
-        or an archive that is named by its path. One that cannot be read, or is no image, has an
-        ``error``. An array is of one kind as a whole, bits or 8-bit, as ``ingest`` takes it.
+        """Look up many images, and yield one result for each.
 
-        A list, a tuple, an array (n, H, W[, 1 or 3]), or ``PackedBits`` is looked up in batches,
-        on all cores, each as of one commit. Of anything else each is looked up as it comes, so that
-        whoever sends them can wait for each answer. What is not a path is called by its number,
+        A query is whatever ``lookup`` takes, or the path of a folder, an array or an archive, which
+        stands for all its images. The result of an unreadable query has an ``error``. An array is bits
+        or 8-bit as a whole, as in ``ingest``.
+
+        A list, a tuple, an array (n, H, W[, 1 or 3]) or ``PackedBits`` is looked up in batches on all
+        cores, each batch as of one commit. Any other iterable is looked up query by query, so that its
+        producer can wait for each answer. A query that is not a path is called by its number,
         "image 3".
 
-        ``exclude``: patterns of files and folders that are left out of folders, as ``ingest`` has it.
-        The other arguments are those of ``lookup``. A wrong one is a ``UsageError`` at the call.
+        ``exclude``: patterns of files and folders to skip inside folders, as in ``ingest``. The other
+        arguments are those of ``lookup``. A wrong one raises ``UsageError`` at the call.
         """
         if isinstance(queries, _QUERIES) and not isinstance(queries, PackedBits):
             raise UsageError("queries come in a list: use lookup for one")
@@ -239,15 +243,16 @@ class Lookups(OpenStore):
         return self._again(lambda: stored_query(self._session, id_))
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
-        """The image that each of n images of one size is, verified, or -1: (n,) int64.
+        """The id of the verified identical image for each of n images of one size, or -1: (n,) int64.
 
-        ``images`` is an array (n, H, W), (n, H, W, 1) or (n, H, W, 3) of bool or uint8, which is of bits
-        if it holds nothing but 0 and 1, or ``PackedBits``, which cost least. For many images this takes
-        a tenth of the time of as many calls of ``lookup``. It names no sources: see ``sources``.
+        ``images`` is an array (n, H, W), (n, H, W, 1) or (n, H, W, 3) of bool or uint8, or
+        ``PackedBits``, which cost least. An array that holds only 0 and 1 is of bits. For many images
+        this takes a tenth of the time of as many calls of ``lookup``. For their sources, see
+        ``sources``.
         """
         other = unlike(images)
         if other:
-            raise UsageError(f"images are an array or PackedBits, not {other}")
+            raise UsageError(f"images must be an array or PackedBits, not {other}")
         kind = None if isinstance(images, PackedBits) else canonical.array_kind(images)
         self._session.follow()
         return self._again(lambda: self._find_identical(images, kind))
@@ -262,25 +267,27 @@ class Lookups(OpenStore):
         source: Names | None = None,
         where: Conditions | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """The k vectors closest to each query: scores (nq, k) float32 and image ids (nq, k) int64.
+        """The k nearest vectors to each query: scores (nq, k) float32 and image ids (nq, k) int64.
 
-        ``queries`` is (nq, dim), finite; the score is the inner product, best first, and the cosine
-        where the vectors have length 1: those of encoders, and imported ones that were normalized, as
-        the queries are then. Where there are fewer than k vectors, scores are -inf and ids -1.
-        ``recall`` is the share of the k closest that is to be found, by default the store's own (see
-        ``optimize``): how far to look was measured on the store's own vectors. With 1 all are compared.
-        ``ids``, ``source`` and ``where``: the closest among these images only, as ``lookup`` has it.
+        ``queries`` is (nq, dim), finite. The score is the inner product, best first. It is the cosine
+        for vectors of length 1: those of encoders, and imported vectors that were normalized, whose
+        queries are normalized too. Missing results have score -inf and id -1.
 
-        Many queries at once are searched on all cores. Several threads may call this at once, and
-        search at once, as long as none of them writes with this ``Store``.
+        ``recall`` is the share of the k nearest to find, by default the store's own (see ``optimize``).
+        How far to look for it was measured on the store's vectors. With 1, all vectors are compared.
+        ``ids``, ``source`` and ``where`` restrict the search, as in ``lookup``.
+
+        Many queries are searched on all cores. Several threads may call this at once, as long as none
+        of them writes with this ``Store``.
         """
         k = check_k(k)
         share = check_recall(recall) if recall is not None else None
-        self._session.require_own()  # before a lock that a thread of the parent may have had
+        # Check this before taking a lock that a thread of the parent may have held at the fork.
+        self._session.require_own()
         within = None
         if ids is not None or source is not None or where is not None:
             with self._refresh_lock:
-                # Once: ids may come from what is read only once.
+                # Outside the retries, because ids may be an iterator that can be read only once.
                 within = self._within(ids, source, where)
         return self._again(lambda: self._search_vectors(queries, k, share, within))
 
@@ -301,42 +308,44 @@ class Lookups(OpenStore):
                     )
                 wanted = within.ids(self._session) if within is not None else None
                 index, among = self._index.to_search(wanted)
-                stack.enter_context(index)  # whatever other threads do now
+                # Keep this index open, whatever other threads do now.
+                stack.enter_context(index)
             block = self._as_queries(queries, index.vectors.dim, normalize=space.normalized)
             answer = _ANSWER_BYTES * len(block) * k
             if answer > self._session.memory.total:
                 raise UsageError(
                     f"{len(block):,} queries for {k:,} each have an answer of {answer:,} bytes, which "
-                    f"is more than the memory that was given: ask for fewer"
+                    f"is more than memory= allows: ask for fewer, or raise memory="
                 )
             return index.search_ids(block, k, recall=recall, wanted=among)
 
     def _as_queries(
         self, queries: npt.ArrayLike, dim: int, *, normalize: bool
     ) -> npt.NDArray[np.float32]:
-        """Queries as they are compared: (nq, dim) float32; ``UsageError`` if they are something else."""
+        """Queries ready to compare: (nq, dim) float32, C order; ``UsageError`` for anything else."""
         try:
             with np.errstate(over="ignore"):
                 block = np.asarray(queries, np.float32, order="C")
-        # RuntimeError: of a tensor that is to be trained.
+        # A tensor that requires a gradient raises RuntimeError.
         except (TypeError, ValueError, RuntimeError) as error:
             why = unlike(queries) or " ".join(str(error).split())
-            raise UsageError(f"queries are no array of numbers: {why}") from None
+            raise UsageError(f"queries must be an array of numbers: {why}") from None
         if block.ndim != 2 or block.shape[1] != dim:
-            one = "(1, d) for one" if block.ndim == 1 else f"(n, {dim})"
-            raise UsageError(f"queries of shape {block.shape}: {one} is needed")
+            needed = "(1, d) for one" if block.ndim == 1 else f"(n, {dim})"
+            raise UsageError(f"queries have shape {block.shape}: {needed} is needed")
         if not np.isfinite(block).all():
             raise UsageError("queries hold values that are NaN, infinite or too large for float32")
         if normalize:
             block, lengths = normalized(block)
             if (lengths == 0).any():
                 at = int(np.argmin(lengths))
-                raise UsageError(f"query {at} has length zero, and so no direction")
+                raise UsageError(f"query {at} has length zero: it cannot be normalized")
         return block
 
     def _finder(self, settings: LookupSettings) -> Lookup:
         asked = (settings, self._session.snapshot.space)
-        # Kept for the next query, which nearly always asks the same; an encoder may have been adopted.
+        # Kept for the next query, which nearly always has the same settings. The space is in the key,
+        # because the store may adopt an encoder.
         if self._last_lookup_key != asked or self._last_lookup is None:
             self._last_lookup = Lookup(self._session, self._index, self._own_encoder, settings)
             self._last_lookup_key = asked
@@ -345,7 +354,7 @@ class Lookups(OpenStore):
     def _within(
         self, ids: Ids | None, source: Names | None, where: Conditions | None
     ) -> Within | None:
-        """What a search is restricted to; the next one is nearly always restricted in the same way."""
+        """The restriction of a search, or None. The next search reuses its parts if they are equal."""
         if ids is None and source is None and where is None:
             return None
         sources = SearchedIn(source) if source is not None else None
@@ -388,6 +397,6 @@ def _refused(query: Reject) -> LookupResult:
 
 
 def _row_bytes(images: Images) -> int:
-    """About how many bytes one of some images has."""
+    """About how many bytes one image takes."""
     array = images.packed if isinstance(images, PackedBits) else images
     return max(1, array.nbytes // max(1, len(array)))

@@ -1,13 +1,12 @@
-"""How a notebook shows a lookup's result and an image's record: a small table in HTML, with pictures.
+"""Shows a lookup's result or an image's record in a notebook, as a small HTML table with pictures.
 
-``LookupResult`` and ``ImageRecord`` have no behaviour of their own, and their module lies below those
-that read sources. So this module gives them ``_repr_html_`` when it is imported, which
-``engine.api.store`` does: whoever has a result got it from a ``Store``.
+``LookupResult`` and ``ImageRecord`` are plain records, and their module may not import the modules that
+read sources. So this module adds ``_repr_html_`` to them when it is imported. ``engine.api.store``
+imports it, because every result comes from a ``Store``.
 
-Every text in a table is escaped: names of files are whatever somebody called them. A picture is part of
-the table, and nothing is loaded from elsewhere. It shows what a source holds now, and a dash stands for
-one that cannot be read. A record names no source, so its table has no picture: ``Store.thumbnail`` makes
-one.
+Every text in a table is escaped, because a file may have any name. Pictures are embedded, and nothing is
+loaded from elsewhere. A picture shows what a source holds now; a dash stands for an unreadable source. A
+record names no source, so its table has no picture. ``Store.thumbnail`` makes one.
 """
 
 from __future__ import annotations
@@ -27,14 +26,16 @@ from engine.sources.named_arrays import exists
 from engine.sources.parquet_table import PARQUET_SUFFIXES
 from engine.sources.query import Query, open_images
 
-_ROWS = 50  # of hits
-_PICTURES = 20  # that are read, the query's own included
-_SOURCES = 3  # of an image that are tried
+_ROWS = 50  # hits shown
+_PICTURES = 20  # pictures read, the query's own included
+_SOURCES = 3  # sources tried per image
 _SIDE = 96  # pixels
-_FILE_BYTES = 64 << 20  # of one image's file
+_FILE_BYTES = 64 << 20  # per image file
 _DECODING_BYTES = 256 << 20
-_SCANNED_BYTES = 16 << 20  # of an archive or an array that may be read whole for one of its images
-_AT_ONCE = (*PARQUET_SUFFIXES, ".zip")  # whose images are found without that
+# An archive or an array of up to this size may be read whole to find one of its images.
+_SCANNED_BYTES = 16 << 20
+# In these, an image is found without reading the whole file.
+_AT_ONCE = (*PARQUET_SUFFIXES, ".zip")
 _TEXT = 200  # characters of a name or of metadata
 _NONE = "—"
 
@@ -42,7 +43,7 @@ Hit = IdenticalHit | NearHit | SimilarHit
 
 
 def lookup_html(result: LookupResult) -> str:
-    """The query, and what it found, tier by tier."""
+    """An HTML table of the query and its hits, tier by tier."""
     pictures = _Pictures()
     title = f"<tr><td>{pictures.of([result.query])}</td><th colspan=4>{_text(result.query)}"
     if result.error is not None:
@@ -62,7 +63,7 @@ def lookup_html(result: LookupResult) -> str:
 
 
 def record_html(record: ImageRecord) -> str:
-    """What is known of an image, field by field."""
+    """An HTML table of a record's fields."""
     rows = []
     for field in fields(record):
         value = getattr(record, field.name)
@@ -76,12 +77,12 @@ def record_html(record: ImageRecord) -> str:
 
 @dataclass(slots=True)
 class _Pictures:
-    """Pictures of sources, as long as there are not too many of them."""
+    """Makes pictures of sources, up to a limit for the whole table."""
 
     left: int = _PICTURES
 
     def of(self, sources: Iterable[str]) -> str:
-        """The first source that can be read, as an element of HTML; else a dash."""
+        """An ``<img>`` of the first readable source; else a dash."""
         for source in islice(sources, _SOURCES):
             if not _may_be_one(source):
                 continue
@@ -107,10 +108,9 @@ def _picture(source: str) -> bytes | None:
 
 
 def _may_be_one(source: str) -> bool:
-    """Whether it may name one image that is read soon: no folder, and no standard input.
+    """Whether ``source`` may name one image that is quick to read, not a folder or standard input.
 
-    What was in memory has a name that may be a file's too: those of queries have neither a folder nor
-    a suffix.
+    A query from memory has a name that may also be a file's. Such names have no folder and no suffix.
     """
     try:
         return _names_one(source)
@@ -142,7 +142,7 @@ def _hits(result: LookupResult) -> Iterator[tuple[str, Hit, str]]:
 
 
 def _where(hit: Hit) -> str:
-    """Where an image was seen first, how often else, and what is said of it."""
+    """The first source of a hit, the number of its other sources, and its metadata."""
     lines = [_text(hit.sources[0])] if hit.sources else []
     if hit.source_count > 1 and hit.sources:
         lines.append(f"and {hit.source_count - 1:,} more")
@@ -152,7 +152,7 @@ def _where(hit: Hit) -> str:
 
 
 def _text(text: str) -> str:
-    """A stranger's text as HTML that shows it: no markup, and nothing that cannot be printed or sent."""
+    """Untrusted text as HTML: cut, with markup escaped and unprintable characters escaped."""
     short = text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
     return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in short))
 
@@ -166,7 +166,7 @@ def _table(rows: Sequence[str]) -> str:
 
 
 def _attach(kind: type, shows: Callable[..., str]) -> None:
-    """Let notebooks show a record of this kind by ``shows``."""
+    """Let notebooks show records of class ``kind`` with ``shows``."""
     kind._repr_html_ = shows  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""A store that is open: its session, its encoder, and one writing call at a time."""
+"""An open store: its session, its encoder, and the rule of one writing call at a time."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from engine.storage.extent_reader import MovedError
 from engine.storage.session import Session
 
 NO_ENCODER = "none"
-_TRIES = 10  # of a question, while another process rewrites what it is about
+_TRIES = 10  # tries of a read while another process moves what it reads
 
 T = TypeVar("T")
 
 
 class OpenStore:
-    """What every part of ``Store`` needs: the open session, the encoder, one writing call at a time."""
+    """The base of ``Store``: the open session, the encoder, and one writing call at a time."""
 
     def __init__(self, files: Session) -> None:
         """Use ``Store.open``."""
@@ -50,7 +50,7 @@ class OpenStore:
         self._last_sources: SearchedIn | None = None
         self._last_where: WhereMetadata | None = None
         self._writing = ""  # the writing call that is running
-        self._refresh_lock = Lock()  # for going over to a newer commit
+        self._refresh_lock = Lock()  # held while the session moves to a newer commit
 
     @classmethod
     def open(
@@ -66,15 +66,15 @@ class OpenStore:
     ) -> Self:
         """Open the store at ``path``.
 
-        ``create``: make it if it is not there, with ``encoder`` ("simclr", the path of a folder that
-        ``engine train`` wrote, or "none"). ``memory``: a size such as "2G" (binary units, default 1G,
-        at least 128M) that bounds the anonymous memory used. ``wait``: how many seconds a call that
-        writes waits, where another process is writing, before it raises ``StoreLockedError``; one with
-        ``stop`` asks it while it waits. A store that is only read never waits. ``limits``: how much is
-        handled at a time; the default suits every store.
+        ``create``: create a missing store with ``encoder`` ("simclr", the path of a folder that
+        ``engine train`` wrote, or "none"). ``memory``: a limit of anonymous memory such as "2G" (binary
+        units, default 1G, at least 128M). ``wait``: how many seconds a writing call waits for another
+        process that writes, before it raises ``StoreLockedError``. A call with ``stop`` polls it while
+        it waits. Reading calls never wait. ``limits``: how much is handled at a time; the default suits
+        every store.
 
         Raises ``UsageError``, ``StoreNotFoundError``, ``StoreFormatError``, ``StoreDamagedError``,
-        ``EncoderError``, or ``StoreError`` where it cannot be made or read.
+        ``EncoderError``, or ``StoreError`` if the store cannot be created or read.
         """
         budget, wait = parse_memory(memory), check_wait(wait)
         folder = folder_named(path)
@@ -87,7 +87,7 @@ class OpenStore:
         return cls(Session(folder, budget, read_only=read_only, limits=limits, wait=wait))
 
     def close(self) -> None:
-        """Close it. What was committed is durable already."""
+        """Close the store. Everything committed is already durable."""
         self._index.close()
         self._session.close()
         self._encoder = None
@@ -106,15 +106,15 @@ class OpenStore:
     def __reduce__(
         self,
     ) -> tuple[Callable[..., OpenStore], tuple[type[OpenStore], str, bool, int, float]]:
-        """Pickle how to open it again; ``StoreError`` if it is closed, or of another process."""
+        """Pickle how to open the store again; ``StoreError`` if closed or opened by another process."""
         _ = self._session.snapshot.keys
         session, path = self._session, str(self.path.absolute())
         return _reopen, (type(self), path, session.read_only, session.memory.total, session.wait)
 
     def __repr__(self) -> str:
-        """One line: path, counts as of the commit that is open, and whether it writes.
+        """One line: the path, the counts of the open commit, and whether it writes.
 
-        It reads no disk, so that a debugger may show it at any time, in a forked child too.
+        It does not read the disk, so a debugger may show it at any time, even in a forked child.
         """
         path = str(self.path)
         if not self._session.is_open:
@@ -126,17 +126,17 @@ class OpenStore:
         return f"<Store {path!r}: {state.images:,} images, {state.live_vectors:,} vectors, {does}>"
 
     def refresh(self) -> None:
-        """See what other processes have committed since; reading methods do so by themselves."""
+        """Move to the newest commit of any process; reading methods do so by themselves."""
         self._session.refresh()
 
     @property
     def session(self) -> Session:
-        """The open session below, for those who look inside of a store."""
+        """The open session, for code that inspects the store's internals."""
         return self._session
 
     @property
     def index(self) -> OpenIndex:
-        """The index over the vectors, for those who look inside of a store."""
+        """The index over the vectors, for code that inspects the store's internals."""
         return self._index
 
     @property
@@ -146,12 +146,12 @@ class OpenStore:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether images that are added get vectors, unless ``encoder="none"`` is said."""
+        """Whether ingested images get vectors, unless ``encoder="none"`` is passed."""
         return self._session.snapshot.space.has_encoder
 
     @property
     def has_given_vectors(self) -> bool:
-        """Whether the vectors were imported, and not made of images."""
+        """Whether the vectors were imported, rather than computed from images."""
         return self._session.snapshot.space.is_imported
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ class OpenStore:
 
     @contextmanager
     def _alone(self, call: str) -> Iterator[None]:
-        """One writing call at a time: what one has looked up, another must not change under it."""
+        """Allow one writing call at a time, so that no call changes what another has looked up."""
         if self._writing:
             raise UsageError(f"{call} was called during {self._writing} of the same store")
         self._writing = call
@@ -171,7 +171,7 @@ class OpenStore:
             self._writing = ""
 
     def _again(self, ask: Callable[[], T]) -> T:
-        """Call ``ask``, and again on a newer snapshot if ``MovedError`` is raised."""
+        """Call ``ask``; after a ``MovedError``, call it again on a newer snapshot."""
         for _ in range(_TRIES):
             try:
                 return ask()
@@ -193,7 +193,7 @@ class OpenStore:
         return self._encoder
 
     def _chosen_encoder(self, wanted: str | None) -> EncoderFiles | None:
-        """The encoder that an ingest names; ``UsageError`` if the store cannot have it."""
+        """The encoder that an ingest names; ``UsageError`` if the store cannot use it."""
         if wanted is None or wanted == NO_ENCODER:
             return None
         chosen = encoder_named(wanted)
@@ -204,27 +204,28 @@ class OpenStore:
         space = self._session.snapshot.space
         if space.is_imported:
             raise UsageError(
-                f"{self.path} holds imported vectors, with which those of {wanted} cannot "
-                f"be compared: leave encoder= out, or make another store"
+                f"{self.path} holds imported vectors, which cannot be compared with those of "
+                f"{wanted}: leave encoder= out, or create another store"
             )
         if space.exists and chosen.sha256 != space.fingerprint:
             raise UsageError(
-                f"{self.path} was made with the encoder {space.name}, and {wanted} is another one: "
-                f"leave encoder= out, or make another store"
+                f"{self.path} was created with the encoder {space.name}, and {wanted} is another one: "
+                f"leave encoder= out, or create another store"
             )
 
     def _encoder_for(self, wanted: str | None, chosen: EncoderFiles | None) -> OnnxEncoder | None:
-        """As the writer, the encoder of an ingest: the store's own, which ``chosen`` may become."""
+        """The encoder of an ingest: the store's own, after the writer adopts ``chosen`` if it may."""
         if wanted == NO_ENCODER or (wanted is None and not self.has_encoder):
             return None
         if wanted is not None and chosen is not None:
-            self._require_suits(chosen, wanted)  # again: another process may have given it one
+            # Check again: another process may have given the store an encoder.
+            self._require_suits(chosen, wanted)
             swaps.adopt_encoder(self._session.writer, lambda folder: install(folder, chosen))
         return self._own_encoder()
 
 
 def encoder_named(wanted: str) -> EncoderFiles:
-    """The encoder of that name, or in that folder; ``EncoderError``, ``UsageError``."""
+    """The encoder with this name or in this folder; raises ``EncoderError`` or ``UsageError``."""
     folder_named(wanted)
     return registry.find(wanted)
 

@@ -1,4 +1,4 @@
-"""Paths that a caller passes, checked before anything is opened."""
+"""Checks the paths that a caller passes, before anything is opened."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from engine.errors import UsageError
 
-# What the system says of a name itself, whatever lies on the disk.
+# Errors about the name itself, whatever is on the disk.
 _NO_NAME = (errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def folder_named(path: str | os.PathLike[str]) -> Path:
-    """The folder of a store or of a copy, which need not be there.
+    """The folder of a store or a copy, which need not exist.
 
-    ``UsageError`` for what is not a path, is too long for one, or leads in a circle of links.
+    ``UsageError`` for anything but a path, for a path that is too long, and for a circle of links.
     """
     try:
         folder = Path(path)
     except TypeError:
-        raise UsageError(f"a folder is named by a path, not by {path!r:.60}") from None
+        raise UsageError(f"a folder must be a path, not {path!r:.60}") from None
     try:
         folder.stat()
     except ValueError:
@@ -34,7 +34,7 @@ def folder_named(path: str | os.PathLike[str]) -> Path:
 
 
 def source_names(sources: object) -> list[str]:
-    """Sources by name, of which there may be one alone; ``UsageError`` for anything else."""
+    """The names of one or several sources; ``UsageError`` for anything else."""
     named = [sources] if isinstance(sources, str | os.PathLike) else sources
     try:
         if not isinstance(named, Iterable):
@@ -43,10 +43,10 @@ def source_names(sources: object) -> list[str]:
         if not all(isinstance(name, str) for name in names):
             raise TypeError
     except TypeError:
-        raise UsageError(f"sources are paths in a list, not {sources!r:.60}") from None
+        raise UsageError(f"sources must be a list of paths, not {sources!r:.60}") from None
     for name in names:
         try:
             os.fsencode(name)
         except UnicodeEncodeError:
-            raise UsageError(f"no source can be called {name!r:.60}") from None
+            raise UsageError(f"{name!r:.60} cannot be the name of a source") from None
     return names

@@ -1,4 +1,4 @@
-"""The methods of ``Store`` that say what is in it, or copy it."""
+"""The methods of ``Store`` that list its content or copy it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reading(OpenStore):
     """The methods of ``Store`` that read without searching."""
 
     def get(self, id_: int) -> ImageRecord:
-        """What is known of image ``id_``; ``UnknownImageError`` if there is none."""
+        """The record of image ``id_``; ``UnknownImageError`` if there is none."""
         number = _whole(id_, "an id")
         self._session.follow()
         return self._session.snapshot.get(number)
@@ -46,30 +46,31 @@ class Reading(OpenStore):
         return self.get(id_)
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        """``for record in store`` goes through ``records()``."""
+        """``for record in store`` iterates over ``records()``."""
         return self.records()
 
     def sources(self, id_: int, most: int | None = None) -> list[str]:
-        """Where image ``id_`` was seen, at most ``most`` places; all but "memory:" ``lookup`` takes."""
+        """Up to ``most`` sources of image ``id_``; ``lookup`` takes each but those of "memory:"."""
         number = _whole(id_, "an id")
         limit = _whole(most, "most") if most is not None else 1 << 62
         if limit < 0:
-            raise UsageError(f"most is 0 or more, not {limit}")
+            raise UsageError(f"most must be 0 or more, not {limit}")
         self._session.follow()
         self._session.snapshot.get(number)  # UnknownImageError if there is none
         names, _ = self._session.snapshot.sources_of(number, limit)
         return [os.fsdecode(name) for name in names]
 
     def thumbnail(self, id_: int, size: int = 128) -> bytes:
-        """Image ``id_`` as the bytes of a PNG, its longer side ``size`` pixels at most (1 to 4,096).
+        """Image ``id_`` as the bytes of a PNG.
 
-        It is made of the kept pixels, or of a source that still holds this very image. Smaller images
-        are not enlarged. Raises ``UnknownImageError`` if there is no such image, and ``ImageError``
-        where it has no pixels (a vector), or none that can be read now.
+        Its longer side has at most ``size`` pixels (1 to 4,096). The pixels are the kept ones, or those
+        of a source that still holds this image. Smaller images are not enlarged. Raises
+        ``UnknownImageError`` if there is no such image, and ``ImageError`` if its pixels cannot be read
+        or it is a vector.
         """
         number, side = _whole(id_, "an id"), _whole(size, "size=")
         if not 1 <= side <= _MAX_THUMBNAIL:
-            raise UsageError(f"size= is 1 to {_MAX_THUMBNAIL:,} pixels, not {side}")
+            raise UsageError(f"size= must be 1 to {_MAX_THUMBNAIL:,} pixels, not {side}")
         self._session.follow()
         return self._again(lambda: self._thumbnail(number, side))
 
@@ -81,11 +82,11 @@ class Reading(OpenStore):
         return thumbnail_png(query.decode(self._session.memory.decoding).pixels, size)
 
     def records(self, start: int = 1) -> Iterator[ImageRecord]:
-        """What is known of each image, in the order of ids, from id ``start`` on.
+        """The records of all images from id ``start`` on, in the order of ids.
 
-        They are read about a thousand at a time, each thousand as of the newest commit: what is
-        committed while this goes on comes too, nothing comes twice, and the ``Store`` may be used for
-        anything else in between.
+        It reads about a thousand records at a time, each thousand as of the newest commit. So it also
+        yields images that are committed during the iteration, and yields none twice. The ``Store`` may
+        be used for anything else in between.
         """
         start = _whole(start, "an id")
         if start < 1:
@@ -140,9 +141,9 @@ class Reading(OpenStore):
     ) -> BackupReport:
         """Copy the store to ``dest``, a new or empty folder, while others read it and write to it.
 
-        The copy is a store: the same one, with the same uuid, as it was after one commit that was
-        made before or during the call. It takes no lock and writes nothing to this one. Either all
-        of it is at ``dest``, durable, or nothing is. ``progress(done, total)`` counts bytes.
+        The copy is a store with the same uuid, as of one commit made before or during the call. The
+        call takes no lock and writes nothing to this store. Either the whole copy is durable at
+        ``dest``, or nothing is there. ``progress(done, total)`` counts bytes.
 
         Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError``, or ``StoreError``
         (a full disk).
@@ -160,13 +161,13 @@ class Reading(OpenStore):
         vectors: bool = True,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> ExportReport:
-        """Write what the store knows to ``dest``, a new or empty folder, for other tools.
+        """Write the store's data to ``dest``, a new or empty folder, for other tools.
 
-        ``images.csv`` has a row for each image, ``sources.csv`` one for each place where one was
-        seen; ``format`` may be "parquet". ``vectors.npy`` is (n, dim) float32 and ``vector_ids.npy``
-        (n,) int64; a store without an encoder has none. All of it is as of one commit. What the
-        columns are, and how names that are no text are written, is in ``engine.maintenance.export``.
-        ``progress(done, total)`` counts images.
+        ``images.csv`` has a row for each image, and ``sources.csv`` a row for each of its sources;
+        ``format`` may be "parquet". ``vectors.npy`` is (n, dim) float32 and ``vector_ids.npy`` (n,)
+        int64; a store without vectors has neither. All files are as of one commit.
+        ``engine.maintenance.export`` documents the columns, and how names that are not text are
+        written. ``progress(done, total)`` counts images.
 
         Raises ``UsageError`` if something is at ``dest``, ``StoreDamagedError`` or ``StoreError``;
         then nothing is at ``dest``.
@@ -180,8 +181,8 @@ class Reading(OpenStore):
 
 
 def _whole(value: object, name: str) -> int:
-    """A number as somebody gives it; ``UsageError`` for anything else."""
+    """``value`` as an int; ``UsageError`` if it is not a whole number."""
     try:
         return whole(value)
     except TypeError:
-        raise UsageError(f"{name} is a whole number, not {value!r:.60}") from None
+        raise UsageError(f"{name} must be a whole number, not {value!r:.60}") from None

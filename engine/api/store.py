@@ -1,8 +1,8 @@
-"""``Store``: everything the command does, as one call each."""
+"""``Store``: everything that the command does, one method each."""
 
 from __future__ import annotations
 
-# Imported for what it adds to records: notebooks show them as tables.
+# The import lets notebooks show records as tables.
 import engine.api.notebook  # noqa: F401
 from engine.api.lookups import Lookups
 from engine.api.reading import Reading
@@ -10,16 +10,16 @@ from engine.api.writing import Writing
 
 
 class Store(Lookups, Reading, Writing):
-    """One store directory, open.
+    """An open store directory.
 
-    Any number of processes may have it open; one at a time writes, and takes the writer's lock with
-    its first write. Each call of a reading method sees everything that was committed before it, by
-    whatever process, and whole commits only. A ``Store`` is for one thread at a time: open one for each.
+    Any number of processes may open it. One at a time writes; its first write takes the writer's lock.
+    Each reading call sees everything that any process committed before it, and whole commits only. A
+    ``Store`` is for one thread at a time, so open one per thread.
 
-    A ``Store`` belongs to the process that opened it: in a forked child its methods raise
-    ``StoreError``, and the child opens one of its own. One that is pickled, for a spawned worker, is
-    opened again by path with the same ``read_only``, ``memory`` and ``wait``. It begins as a reader,
-    whatever the original writes.
+    A ``Store`` belongs to the process that opened it. In a forked child its methods raise
+    ``StoreError``, and the child must open its own. Unpickling a ``Store``, in a spawned worker, opens
+    the path again with the same ``read_only``, ``memory`` and ``wait``. The new one begins as a reader,
+    even if the original writes.
 
         with Store.open("photos.store", create=True) as store:
             report = store.ingest("photos/")

@@ -89,33 +89,34 @@ class Writing(OpenStore):
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> IngestReport:
-        """Add the images of folders, files, arrays and synthetic sets; what is there stays as it is.
+        """Add images or vectors. Images that the store already has stay unchanged.
 
-        An array of float32 (n, d), in a file or in memory as "memory:NAME#17", is of vectors: rows
-        without pixels, each with an id of its own, for ``search_vectors``. A store holds vectors of
-        one d, its encoder's or given ones; images that are added to given ones get none.
-        ``normalize`` divides the vectors by their length, and queries too from then on, which makes
-        scores cosines; it is fixed with the first ones.
+        ``sources`` are paths of folders, files, archives, tables or arrays, and synthetic sets. A
+        source in memory must be the only one. It is one of:
 
-        A source may also be in memory, alone: one image, with a ``name`` that results call it by as
-        "memory:NAME" (a file's bytes or a PIL image; ``metadata``, a JSON object of at most 16 KiB,
-        is kept with it); or many of one size, as "memory:NAME#17": ``PackedBits``, or an array
-        (n, H, W), (n, H, W, 1) or (n, H, W, 3) of bool or uint8. Such an array is of bits if it holds
-        nothing but 0 and 1. One that may be a single image as well, (n, H, 3) say, is refused. Or a
-        stream of them, which is read as it is needed: any iterable of (name, image) or (name, image,
-        metadata), where an image is bytes, a PIL image, ``PackedBits`` of one, or an array (H, W),
-        (H, W, 3) or (H, W, 4) of bool, uint8 or uint16. An unreadable image of a stream is reported
-        like an unreadable file, and the others go on.
+        - One image: a file's bytes or a PIL image. Results call it "memory:NAME", by ``name``.
+          ``metadata``, a JSON object of at most 16 KiB, is kept with it.
+        - Images of one size, called "memory:NAME#17": ``PackedBits``, or an array (n, H, W),
+          (n, H, W, 1) or (n, H, W, 3) of bool or uint8. An array that holds only 0 and 1 is of bits. A
+          shape that could also be one image, such as (n, H, 3), is refused.
+        - A stream, read on demand: an iterable of (name, image) or (name, image, metadata). An image is
+          bytes, a PIL image, ``PackedBits`` of one image, or an array (H, W), (H, W, 3) or (H, W, 4) of
+          bool, uint8 or uint16. An unreadable image is reported like an unreadable file.
+        - Vectors: an array (n, d) of float32. Vectors, also from a file, are rows without pixels, each
+          with its own id, for ``search_vectors``. A store holds vectors of one d, either its encoder's
+          or imported ones. Images added to imported vectors get no vector. ``normalize`` divides
+          vectors and later queries by their length, which makes scores cosines. The first vectors
+          fix it.
 
-        ``encoder``: the store's own (default), or "none" to add images without vectors; a store
-        made without one takes the first that is named. ``files_from``: a file with more sources,
-        one a line, or with ``null`` a null byte behind each. ``exclude``: patterns, such as "*.tmp",
-        of names in folders, and of paths below them, that are left out. ``keep_pixels``: "auto" keeps
-        bit images of up to 64 KiB packed, "yes" all as their files' bytes, "no" none.
-        ``progress(done, total)`` is called as items are done. Once ``stop()``, asked often, says so,
-        what is finished is committed and the run ends.
+        ``encoder``: the store's own by default, or "none" to add images without vectors. A store
+        without an encoder adopts the first one named. ``files_from``: a file of more sources, one per
+        line, or ended by null bytes with ``null``. ``exclude``: patterns of names and paths inside
+        folders to skip, such as "*.tmp". ``keep_pixels``: "auto" keeps bit images of up to 64 KiB
+        packed, "yes" keeps the bytes of all files, "no" keeps none. ``progress(done, total)`` is called
+        as items are done. ``stop()`` is polled often; once it is true, finished images are committed and
+        the run ends.
 
-        Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; what was committed stays.
+        Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; earlier commits stay.
         """
         given: Sources | _InMemory | None = self._in_memory(sources, name, metadata)
         if given is None:
@@ -125,7 +126,7 @@ class Writing(OpenStore):
             )
         elif len(sources) > 1 or files_from is not None:
             raise UsageError("images in memory are ingested alone: call ingest once for each")
-        # A wrong argument is an error before the store is open for writing.
+        # Refuse wrong arguments before the store is opened for writing.
         check_keep_pixels(keep_pixels)
         check_workers(workers)
         with self._alone("ingest"):
@@ -153,19 +154,19 @@ class Writing(OpenStore):
             return found
 
     def update(self, id_: int, *, metadata: dict[str, Any] | None) -> ImageRecord:
-        """Replace what is said of image ``id_`` by ``metadata``; None takes it away. One commit.
+        """Replace the metadata of image ``id_`` in one commit; None removes it. Returns the new record.
 
-        ``metadata`` is a JSON object of at most 16 KiB, as ``ingest`` takes it. It goes by itself: to
-        change one field, take ``{**store[id].metadata, "label": "cat"}``. Only images that came one by
-        one have any: rows of arrays share their records. An ingest that meets the image again changes
-        nothing of it, and fills it in where there is none. Returns the new record.
+        ``metadata`` is a JSON object of at most 16 KiB, as in ``ingest``. It replaces the old object. To
+        change one field, pass ``{**store[id].metadata, "label": "cat"}``. Rows of arrays have no
+        metadata, because they share their records. A later ingest of the image sets its metadata only
+        if it has none.
 
         Raises ``UnknownImageError``, ``UsageError``, ``StoreLockedError``, ``StoreError``.
         """
         try:
             number = whole(id_)
         except TypeError:
-            raise UsageError(f"an id is a whole number, not {id_!r:.60}") from None
+            raise UsageError(f"an id must be a whole number, not {id_!r:.60}") from None
         try:
             said = checked_metadata(metadata)
         except ImageError as error:
@@ -186,35 +187,36 @@ class Writing(OpenStore):
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> RemoveReport:
-        """Remove images by id, and sources by name; an image goes with the last of its sources.
+        """Remove images by id, and sources by name. An image is removed with the last of its sources.
 
-        A source is a path as results show it, or a relative one. It stands for itself, for the rows of
-        an array, for the members of an archive and for everything below a folder, whether these are on
-        disk or not; "b.npy#17" is one row. ``missing``: also what is not there any more on disk.
-        Where more than half of what an ingest's folder held is missing, its disk may be away: then
-        ``MissingError`` is raised and nothing is removed, unless ``yes``. ``dry_run`` only counts what
-        would go, and where; it takes no lock and needs no room on the disk.
-        The report lists what is named and not in the store. An image that comes back later
-        gets a new id. The disk is given back by ``optimize``.
-        ``progress(done, total)`` is called as it goes; ``stop()`` is asked after each commit.
+        A source is an absolute path, as results show it, or a relative one. It stands for itself, the
+        rows of an array, the members of an archive, or everything below a folder, whether on disk or
+        not; "b.npy#17" is one row. ``missing``: also remove sources that are gone from the disk. If more
+        than half of an ingested folder is missing, its disk may not be mounted: ``MissingError`` is
+        raised and nothing is removed, unless ``yes``. ``dry_run`` only counts what would be removed,
+        and where; it takes no lock and needs no free disk.
 
-        Raises ``UsageError``, ``MissingError``, ``StoreLockedError``, ``StoreError``; run again, it
-        goes on.
+        The report lists names that are not in the store. An image that is ingested again gets a new
+        id. ``optimize`` gives the disk space back. ``progress(done, total)`` is called during the run;
+        ``stop()`` is polled after each commit.
+
+        Raises ``UsageError``, ``MissingError``, ``StoreLockedError``, ``StoreError``; call it again to
+        go on.
         """
         try:
             wanted = [whole(id_) for id_ in ids]
         except TypeError:
-            raise UsageError(f"ids are whole numbers in a list, not {shortened(ids)}") from None
+            raise UsageError(f"ids must be a list of whole numbers, not {shortened(ids)}") from None
         names = source_names(sources)
         if not wanted and not names and not missing:
-            raise UsageError("name what to remove: ids, sources, or what is missing")
+            raise UsageError("name what to remove: ids=, sources=, or missing=True")
         total = None if names or missing else len(set(wanted))
-        tell = _counting(progress, lambda: total)
+        counting = _counting(progress, lambda: total)
         with self._alone("remove"):
             if dry_run:
                 self._session.follow()
                 return RemovalPlan(self._session, stop).run(wanted, names, missing=missing)
-            run = Remove(self._session, progress=tell, stop=stop)
+            run = Remove(self._session, progress=counting, stop=stop)
             return run.run(wanted, names, missing=missing, yes=yes)
 
     @classmethod
@@ -232,11 +234,11 @@ class Writing(OpenStore):
         memory: str | int | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> IngestPlan:
-        """What ``ingest`` into the store at ``path`` would read, and how much disk it would take.
+        """Report what ``ingest`` into the store at ``path`` would read and how much disk it would take.
 
-        Nothing is written, and no store is made where there is none. ``disk_bytes`` is an upper
-        estimate: what is decoded only later may turn out to be a duplicate, or broken. Arguments that
-        ``open`` and ``ingest`` refuse are refused here too.
+        It writes nothing, and does not create a missing store. ``disk_bytes`` is an upper estimate,
+        because an image that is not decoded yet may be a duplicate or broken. Arguments that ``open``
+        and ``ingest`` refuse are refused here too.
         """
         check_keep_pixels(keep_pixels)
         budget = parse_memory(memory).total
@@ -247,11 +249,11 @@ class Writing(OpenStore):
             null=null,
             exclude=exclude,
         )
-        tell = None
+        counting = None
         if progress is not None:
             total, report = given.count(), progress
 
-            def tell(done: int) -> None:
+            def counting(done: int) -> None:
                 report(done, total)
 
         folder = folder_named(path)
@@ -272,7 +274,7 @@ class Writing(OpenStore):
                 normalize=normalize,
                 disk_bytes=new,
             )
-            return plan.run(given, folder, tell)
+            return plan.run(given, folder, counting)
         finally:
             if store is not None:
                 store.close()
@@ -284,29 +286,28 @@ class Writing(OpenStore):
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> OptimizeReport:
-        """Build the index again, give back the disk space of what was removed, compact the keys.
+        """Rebuild the index, give back the disk space of removed images, and compact the keys.
 
-        ``recall``: the share of the nearest vectors that searches are to find from now on, unless they
-        say it themselves (0.95 at first); what that takes is measured on a sample of the store's own
+        ``recall``: the share of the nearest vectors that searches find from now on, unless a search
+        passes its own (0.95 at first). How far to look for it is measured on a sample of the store's
         vectors. The index is trained again if the store has grown or changed, and vectors are laid out
-        in its order; others may go on writing to the store, except for the last moment.
+        in its order. Other processes may write to the store until shortly before the end.
 
-        Kept pixels are copied together where a fifth of a file or more is of no image any more, as far
-        as there is room on the disk for the copy; the report says what was not done. Readers are not
-        disturbed. ``progress(done, total)`` is called as images are looked at; ``stop()`` is asked
-        after each commit.
+        A file of kept pixels is compacted if a fifth of it or more belongs to removed images and the
+        disk has room for the copy. The report lists what was not done. Readers are not disturbed.
+        ``progress(done, total)`` counts images; ``stop()`` is polled after each commit.
 
-        Raises ``StoreLockedError``, ``StoreError``; run again, it goes on.
+        Raises ``StoreLockedError``, ``StoreError``; call it again to go on.
         """
         with self._alone("optimize"):
             run = Optimize(self._session, recall=recall, progress=progress, stop=stop)
             return run.run()
 
     def check(self, *, fix: bool = False) -> CheckReport:
-        """Read everything that is committed and compare.
+        """Read everything that is committed and verify it.
 
-        ``fix`` makes what is derived again, from kept pixels or from sources that are still there, and
-        sets aside what is lost; the report names it.
+        ``fix`` rebuilds derived data from kept pixels or from sources that still exist, and sets aside
+        what is lost; the report names it.
         """
         if not fix:
             self._session.follow()
@@ -333,22 +334,25 @@ class Writing(OpenStore):
             aside.append(CheckProblem("repair", f"it could not be finished: {error}"))
         try:
             left = Check(self._session).run().problems
-        except StoreError:  # the repair failed and closed the store
+        # The repair failed and closed the store.
+        except StoreError:
             left = report.problems
-        # The same damage may be described in other words by now: a part with any left is not mended.
+        # The second check may describe the same damage in other words. So a part with any problem left
+        # counts as not fixed.
         parts = {problem.part for problem in left}
         was = [replace(problem, fixed=problem.part not in parts) for problem in report.problems]
         new = [problem for problem in left if problem not in report.problems]
         return replace(report, problems=(*was, *aside, *new))
 
     def _salvage(self) -> list[CheckProblem]:
-        """Build the keys again, for which they have to be closed."""
+        """Rebuild the keys, with the store closed."""
         self._index.close()
         self._session.close()
         try:
             found = salvage(self._session.path, self._session.memory, self._session.wait)
         except BaseException:
-            with suppress(EngineError):  # what went wrong first is what is said
+            # Raise the first error, not one from opening again.
+            with suppress(EngineError):
                 self._open_again()
             raise
         self._open_again()
@@ -370,10 +374,10 @@ class Writing(OpenStore):
         memory: str | int | None = None,
         wait: float = 0.0,
     ) -> list[CheckProblem]:
-        """Mend what keeps a store from being opened: a lost manifest, damaged files of RocksDB.
+        """Repair what keeps a store from being opened: a lost manifest, or damaged RocksDB files.
 
-        Returns what it was, or nothing where the store can be opened as it is. Raises
-        ``StoreDamagedError`` where only a copy helps. ``wait``: as of ``open``.
+        Returns the problems it found; none if the store can be opened. Raises ``StoreDamagedError`` if
+        only a copy of the store helps. ``wait``: as in ``open``.
         """
         return salvage(folder_named(path), parse_memory(memory), check_wait(wait))
 
@@ -386,10 +390,10 @@ class Writing(OpenStore):
         memory: str | int | None = None,
         wait: float = 0.0,
     ) -> CheckReport:
-        """``check`` a store that may be too damaged to be opened: the report then says so.
+        """Check a store that may be too damaged to open; the report then says so.
 
-        ``fix``: it is salvaged first, and what that mended is part of the report. ``wait``: as of
-        ``open``, each time that the repair has to write.
+        ``fix``: call ``salvage`` first, and include what it repaired in the report. ``wait``: as in
+        ``open``, for each write of the repair.
         """
         mended: list[CheckProblem] = []
         try:
@@ -404,12 +408,12 @@ class Writing(OpenStore):
     def _in_memory(
         self, sources: Sequence[object], name: str | None, metadata: dict[str, Any] | None
     ) -> _InMemory | None:
-        """The images of a call of ``ingest``, if they are in memory."""
+        """The images passed to ``ingest``, if they are in memory; else None."""
         most = self._session.memory.decoding
         for source in sources:
             other = unlike(source)
             if other:
-                raise UsageError(f"a source is a path, or images in memory, not {other}")
+                raise UsageError(f"a source must be a path, or images in memory, not {other}")
             one = is_image(source)
             if metadata is not None and not one:
                 break
@@ -418,7 +422,7 @@ class Writing(OpenStore):
                     checked_metadata(metadata)
                 except ImageError as error:
                     raise UsageError(str(error)) from None
-                # At once: what is not an image is an error before anything is done.
+                # Read it now, so that anything but an image is an error before any work is done.
                 found = list(members([(name or "", source, metadata)], most, strict=True))
                 return _InMemory(found, 1)
             if isinstance(source, PackedBits | np.ndarray):
@@ -428,15 +432,15 @@ class Writing(OpenStore):
                 return _InMemory(members(source, most), None)
         if metadata is not None:
             raise UsageError(
-                "metadata is for one image in memory; those of a stream have their own"
+                "metadata= is for one image in memory; images of a stream have their own"
             )
         if name is not None:
-            raise UsageError("a name is for images in memory; those of a stream have their own")
+            raise UsageError("name= is for images in memory; images of a stream have their own")
         return None
 
 
 class _InMemory:
-    """Images in memory, as ``Sources`` gives what is in files."""
+    """Images in memory, with the interface of ``Sources``."""
 
     def __init__(self, items: Iterable[Item], count: int | None) -> None:
         self._items = items
@@ -452,7 +456,7 @@ class _InMemory:
 def _counting(
     progress: Callable[[int, int | None], None] | None, count: Callable[[], int | None]
 ) -> Callable[[int], None] | None:
-    """``progress`` for whoever knows what is done and not the total, which is counted if it is shown."""
+    """``progress`` as a function of the items done; the total is counted only if there is progress."""
     if progress is None:
         return None
     total, report = count(), progress
@@ -461,7 +465,7 @@ def _counting(
 
 
 def _is_stream(source: object) -> TypeGuard[Iterable[object]]:
-    """Whether it may be pairs of names and images; a list of paths is not."""
+    """Whether ``source`` may be pairs of names and images; a list of paths is not."""
     if isinstance(source, str | os.PathLike | Mapping | io.IOBase):
         return False
     if not isinstance(source, Iterable):
@@ -475,7 +479,7 @@ def _paths(sources: Sequence[object]) -> list[str]:
     for source in sources:
         if not isinstance(source, str | os.PathLike):
             raise UsageError(
-                f"a source is a path, each an argument of its own, or images in memory, "
+                f"a source must be a path, each its own argument, or images in memory, "
                 f"not a {type(source).__name__}"
             )
         found.append(os.fspath(source))

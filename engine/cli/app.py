@@ -1,4 +1,4 @@
-"""The command ``engine``: its commands in modules of their own, and how all of them fail."""
+"""The command ``engine``: collects its subcommands and turns every failure into one line."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from engine import __version__
 from engine.cli import interrupts, libtiff_errors, logs, streams
@@ -34,20 +35,45 @@ _NO_MEMORY = (
     "the limits of this process (ulimit -v, ulimit -u)"
 )
 
+
+class _GroupedByTask(TyperGroup):
+    """Lists the commands in ``engine --help`` under the task of each, its ``rich_help_panel``."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write one section per task, all with the same column widths."""
+        commands = [(name, self.commands[name]) for name in self.list_commands(ctx)]
+        longest = max(len(name) for name, _ in commands)
+        room = formatter.width - longest - 4  # two spaces before the name, two behind it
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name, command in commands:
+            task = getattr(command, "rich_help_panel", None) or "Commands"
+            row = (name.ljust(longest), command.get_short_help_str(room))
+            sections.setdefault(task, []).append(row)
+        for task, rows in sections.items():
+            with formatter.section(task):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="engine",
-    # Plain help, and no rich: importing it would cost every lookup a tenth of a second.
+    cls=_GroupedByTask,
+    # Plain help without rich: importing rich would cost every lookup a tenth of a second.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (
-    ingest, lookup, info, check, remove, optimize, backup, export, train, bench,
-):  # fmt: skip
-    app.command()(logs.takes_verbose(command))
-# The function is not called as Python's own is.
-app.command("eval")(logs.takes_verbose(evaluate))
+_TASKS = {
+    "Look up": (lookup, info),
+    "Fill and change": (ingest, remove),
+    "Look after a store": (check, optimize, backup, export),
+    "Encoders and measurements": (train, evaluate, bench),
+}
+for task, commands in _TASKS.items():
+    for command in commands:
+        # The function has another name so that it does not hide Python's own eval.
+        name = "eval" if command is evaluate else command.__name__
+        app.command(name, rich_help_panel=task)(logs.takes_verbose(command))
 
 
 @app.callback(invoke_without_command=True)
@@ -56,7 +82,7 @@ def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     verbose: logs.VerboseOption = 0,
 ) -> None:
-    """An embedded, disk-backed index for images: is this very image here, and what looks like it?
+    """An embedded, disk-backed index for images: finds the same image and similar ones.
 
     \b
     Example:
@@ -72,19 +98,21 @@ def _main(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status. Every failure is one line on standard error."""
+    """Run the command and return its exit status. Every failure is one line on standard error."""
     streams.open_closed()
     logs.start()
-    # Pillow warns of odd metadata in files that it reads all the same.
+    # Pillow warns about odd metadata in files that it can read.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names that are not UTF-8 must not stop a listing
+        # A name that is not UTF-8 must not stop a listing.
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(interrupts.raising())
-            except OSError as error:  # no descriptors are left for the pipe that tells of signals
+            # No descriptors are left for the pipe that reports signals.
+            except OSError as error:
                 return _fail(f"signals cannot be handled: {error.strerror}; {MORE_FILES}")
             return _run(arguments)
     except KeyboardInterrupt:
@@ -95,19 +123,23 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         status = _called(arguments)
         sys.stdout.flush()
-        if interrupts.raised():  # Typer makes a status of it, and says nothing
+        # Typer turns KeyboardInterrupt into a status without a message.
+        if interrupts.raised():
             return _interrupted()
         return status if isinstance(status, int) else DONE
     except EngineError as error:
         return _fail(str(error))
-    except typer.Abort as error:  # Typer's word for EOFError, in old versions KeyboardInterrupt too
+    # Typer raises Abort for EOFError, and in old versions for KeyboardInterrupt.
+    except typer.Abort as error:
         if isinstance(error.__cause__, EOFError):
             return _unexpected(error.__cause__)
         return _interrupted()
-    except BrokenPipeError:  # the reader of our output has had enough
+    # The reader of standard output has closed it.
+    except BrokenPipeError:
         streams.discard_output()
         return DONE
-    except SystemExit as leaving:  # the same, where Click saw it first: its status 1 is taken
+    # Click saw the broken pipe first and turned it into an exit with status 1.
+    except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):
             return DONE
         raise
@@ -116,17 +148,18 @@ def _run(arguments: Sequence[str] | None) -> int:
         status = _fail(f"{error.strerror or error}{name}")
         try:
             sys.stdout.flush()
-        except OSError:  # what it still holds would fail at the end again
+        # The buffered output would fail again when Python exits.
+        except OSError:
             streams.discard_output()
         return status
     except MemoryError as error:
         return _fail(str(error) or _NO_MEMORY)
     except Exception as error:
-        # Of ONNX Runtime, and of Python where the limits allow no more threads.
+        # ONNX Runtime raises the first; Python raises the second when it may not start more threads.
         if "bad_alloc" in str(error) or "can't start new thread" in str(error):
             return _fail(_NO_MEMORY)
-        # Typer's own errors (an unknown option, say) have this method; which class they are of
-        # depends on its version.
+        # Typer's own errors, such as an unknown option, have this method. Their class depends on
+        # Typer's version.
         if not hasattr(error, "format_message"):
             return _unexpected(error)
         context = getattr(error, "ctx", None)
@@ -135,7 +168,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _called(arguments: Sequence[str] | None) -> object:
-    """What the command that was typed returns: a status, or nothing."""
+    """Run the typed command and return its status, or None."""
     try:
         with libtiff_errors.complaints() as found:
             status = app(args=arguments, prog_name="engine", standalone_mode=False)
@@ -159,7 +192,8 @@ def _unexpected(error: BaseException) -> int:
 
 
 def _fail(message: str) -> int:
-    if interrupts.raised():  # a library made another error of KeyboardInterrupt
+    # A library may have turned KeyboardInterrupt into another error.
+    if interrupts.raised():
         return _interrupted()
     warn(message)
     return FAILED

@@ -1,4 +1,4 @@
-"""What a shell offers for the values of options: tiers, recipes and encoders by name."""
+"""Shell completion for the values of options: tiers, recipes and encoders by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BASELINES = ("pixels", "pdq", "untrained")
 
 
 def one_of(*names: str) -> Callable[[str], list[str]]:
-    """Completes one of some names."""
+    """A function that completes one of ``names``."""
 
     def complete(incomplete: str) -> list[str]:
         return _beginning(incomplete, names)
@@ -23,7 +23,7 @@ def one_of(*names: str) -> Callable[[str], list[str]]:
 
 
 def tiers(incomplete: str) -> list[str]:
-    """Completes the last of some tiers, which have commas between them."""
+    """Complete the last tier of a list with commas."""
     before, comma, last = incomplete.rpartition(",")
     named = before.split(",")
     left = [tier for tier in TIERS if tier not in named]
@@ -31,9 +31,9 @@ def tiers(incomplete: str) -> list[str]:
 
 
 def encoders(*others: str, suffix: str = "") -> Callable[[str], list[str]]:
-    """Completes the encoders that come with the engine, folders that hold one, and ``others``.
+    """A function that completes installed encoders, folders that hold one, and ``others``.
 
-    ``suffix``: that of files which are encoders too.
+    Files that end in ``suffix`` are encoders too.
     """
 
     def complete(incomplete: str) -> list[str]:
@@ -46,7 +46,7 @@ def encoders(*others: str, suffix: str = "") -> Callable[[str], list[str]]:
 
 
 def _encoder_paths(incomplete: str, description: str, suffix: str) -> list[str]:
-    """Folders with an encoder, files that are one, and other folders with a slash behind."""
+    """Folders with an encoder, files that are one, and other folders with a trailing slash."""
     before, slash, last = incomplete.rpartition("/")
     folder = Path(before + slash)
     found = []

@@ -1,4 +1,4 @@
-"""Lets typer read a command's options off the fields of a dataclass, so that each is written once."""
+"""Makes typer options of the fields of a dataclass, so that each option is written once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Options = TypeVar("Options")
 
 
 def named_options(options: type) -> dict[str, str]:
-    """The long name of each option, by its field: ``{"learning_rate": "--lr"}``; not of arguments."""
+    """The long name of each option by its field, ``{"learning_rate": "--lr"}``, without arguments."""
     names = {}
     for field, hint in get_type_hints(options, include_extras=True).items():
         option = hint.__metadata__[0]
         if isinstance(option, OptionInfo):
-            # Typer has the first name in the place of a default, where the option is an annotation.
+            # In an annotation, typer takes the first name as the default.
             declared = [str(name) for name in (option.default, *(option.param_decls or ()))]
             long = [name for name in declared if name.startswith("--")]
             names[field] = (long or ["--" + field.replace("_", "-")])[0].partition("/")[0]
@@ -29,10 +29,10 @@ def named_options(options: type) -> dict[str, str]:
 def takes(
     options: type[Options],
 ) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
-    """A decorator: the command is called with one ``options``, made of what was typed.
+    """Decorate a command so that it gets one ``options`` object, made of the typed options.
 
-    Each field is annotated as typer wants a parameter, ``Annotated[type, typer.Option(...)]``, and
-    has a default. The order of the fields is that of ``--help``.
+    Each field is annotated like a typer parameter, ``Annotated[type, typer.Option(...)]``, and has a
+    default. ``--help`` lists the options in the order of the fields.
     """
     hints = get_type_hints(options, include_extras=True)
     parameters = [
@@ -50,7 +50,7 @@ def takes(
         def command(**typed: Any) -> None:
             run(options(**typed))
 
-        # Typer reads both: the one for defaults, the other for types.
+        # Typer reads defaults from the signature and types from the annotations.
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         del command.__wrapped__

@@ -1,10 +1,10 @@
-"""SIGINT and SIGTERM of the command: the work ends by itself, or else the process does, soon.
+"""Handles SIGINT and SIGTERM of the command: the work stops by itself, or the process ends soon.
 
-Python runs a handler only between two steps of its main thread, and that may be in C code for
-minutes: a decoder, an encoder, a build of the index. So a thread hears of each signal through
-``set_wakeup_fd``. The first signal asks: work that can stop is told, other work gets a
-``KeyboardInterrupt``. What has not ended ``PATIENCE`` seconds later is ended by ``os._exit``, and a
-second signal does so at once. That is safe: what is committed survives any end, a ``kill -9`` too.
+Python runs a signal handler only between two steps of its main thread. That thread may be in C code
+for minutes: a decoder, an encoder, a build of the index. So another thread reads each signal from
+``set_wakeup_fd``. The first signal asks the work to stop. Work that cannot be asked gets a
+``KeyboardInterrupt``. If it has not ended after ``PATIENCE`` seconds, ``os._exit`` ends the process. A
+second signal does so at once. That is safe: a commit survives any end of the process, even ``kill -9``.
 
 Only the command installs this. A signal that the parent process ignores (``nohup``) stays ignored.
 """
@@ -30,7 +30,7 @@ from engine.cli.status import INTERRUPTED
 LINE = "interrupted; what was committed is safe"
 PATIENCE = 1.5  # seconds
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# "timeout" and some terminals send a signal to the process and to its group: these are one.
+# "timeout" and some terminals send a signal to the process and to its group. Count both as one.
 _ONE_SECONDS = 0.1
 _ENDING_SECONDS = 1.0
 
@@ -38,19 +38,19 @@ _ENDING_SECONDS = 1.0
 class _Mode(Enum):
     STARTING = "nothing is open yet: end at once"
     UNWINDING = "raise KeyboardInterrupt"
-    STOPPING = "whoever works asks, and stops by itself"
-    DONE = "the work is done and told: end at once, with its status"
+    STOPPING = "the work polls and stops by itself"
+    DONE = "the work is done and reported: end at once, with its status"
 
 
 class _Interrupts:
-    """The signals of one process that runs the command."""
+    """The signal handling of the process that runs the command."""
 
     def __init__(self, mode: _Mode) -> None:
         self.mode = mode
         self.asked = False
         self.raised = False
         self.status = INTERRUPTED
-        self.message = ""  # told when work is asked to stop
+        self.message = ""  # written when work is asked to stop
         self.patience: Callable[[], float] = lambda: PATIENCE
         self._first = 0.0
         self._ending: int | None = None  # the thread that ends the process
@@ -66,11 +66,12 @@ class _Interrupts:
         )
         try:
             self._thread.start()
-        except (RuntimeError, MemoryError):  # no room for a thread: then as far as handlers go
+        # Without room for a thread, only the handlers see the signals.
+        except (RuntimeError, MemoryError):
             self._thread = None
 
     def uninstall(self) -> None:
-        """Put back what was there before."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
@@ -79,17 +80,18 @@ class _Interrupts:
             self._thread.join()
 
     def end(self) -> NoReturn:
-        """End the process here and now."""
+        """End the process at once."""
         thread = threading.get_ident()
         if self._ending is not None and self._ending != thread:
-            time.sleep(_ENDING_SECONDS)  # it is about to write the line
+            # The other thread is about to write the line.
+            time.sleep(_ENDING_SECONDS)
         elif self._ending is None and self.mode is not _Mode.DONE:
             self._ending = thread
             streams.write_now(f"{_clear()}engine: {LINE}\n{_restore()}")
         os._exit(self.status if self.mode is _Mode.DONE else INTERRUPTED)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Runs in the main thread, once that gets to it."""
+        """Run in the main thread, as soon as Python lets it."""
         self.asked = True
         if self._thread is None:
             self._hear()
@@ -132,19 +134,19 @@ class _Interrupts:
 
 
 _current: _Interrupts | None = None
-_bars = 0  # of progress, on a terminal
+_bars = 0  # progress bars on a terminal
 
 
 def install() -> None:
-    """Handle signals from now on until the process ends; ``finish`` has to end it."""
+    """Handle signals until the process ends. ``finish`` must end it."""
     global _current
     _current = _Interrupts(_Mode.STARTING)
-    # The first one registered is the last one called: behind it, Python gives handlers up.
+    # The function registered first is called last. After it, Python removes the handlers.
     atexit.register(_ignore)
     report = sys.unraisablehook
 
     def unless_interrupted(found: Any) -> None:
-        # Raised where Python cannot pass it on, in a finalizer: the patience ends the process.
+        # Python cannot pass on what a finalizer raises. The end of the patience ends the process.
         if found.exc_type is not KeyboardInterrupt:
             report(found)
 
@@ -152,14 +154,14 @@ def install() -> None:
 
 
 def _ignore() -> None:
-    """The work is done and told: nothing is left to be interrupted, and its status holds."""
+    """Ignore signals: the work is done and reported, and its status stands."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """A signal raises ``KeyboardInterrupt`` inside the block, once, in the main thread."""
+    """Inside the block, a signal raises ``KeyboardInterrupt`` once, in the main thread."""
     global _current
     if _current is not None:
         with _mode(_Mode.UNWINDING):
@@ -180,9 +182,9 @@ def raising() -> Iterator[None]:
 def stopping(
     message: str, patience: Callable[[], float] | None = None
 ) -> Iterator[Callable[[], bool]]:
-    """A signal raises nothing inside the block: the work asks what is yielded, and stops by itself.
+    """Inside the block, a signal raises nothing. The work polls the yielded function and stops itself.
 
-    ``message`` is told at the signal; ``patience`` says how many seconds the work may then take.
+    ``message`` is written at the signal. ``patience`` returns how many seconds the work may then take.
     """
     current = _current
     if current is None:
@@ -200,20 +202,20 @@ def stopping(
 def interruptible(
     unit: str = "what is finished is committed", patience: Callable[[], float] | None = None
 ) -> contextlib.AbstractContextManager[Callable[[], bool]]:
-    """Ctrl-C asks the work to stop after its ``unit``; a second one ends the process at once.
+    """Let Ctrl-C stop the work after its ``unit``; a second Ctrl-C ends the process at once.
 
-    So does the end of ``patience``, in seconds.
+    The process also ends after ``patience()`` seconds.
     """
     return stopping(f"stopping after {unit} (Ctrl-C again to stop at once)", patience)
 
 
 def raised() -> bool:
-    """Whether a signal has raised ``KeyboardInterrupt``, whatever libraries have made of it since."""
+    """Whether a signal raised ``KeyboardInterrupt``, even if a library has replaced that error."""
     return _current is not None and _current.raised
 
 
 def finish(status: int) -> NoReturn:
-    """End the process with ``status``. What still runs after a signal is not waited for."""
+    """End the process with ``status``. After a signal, do not wait for running threads."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -226,7 +228,7 @@ def finish(status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def bar_shown() -> Iterator[None]:
-    """A bar is on the terminal: a signal's line takes its place, and an end shows the cursor again."""
+    """Inside the block, a signal's line replaces the progress bar, and an end restores the cursor."""
     global _bars
     _bars += 1
     try:

@@ -1,10 +1,9 @@
-"""Counts what libtiff complains of, which it would write to standard error from C, a line each.
+"""Counts libtiff's errors, which libtiff would write to standard error, one line each.
 
-One damaged TIFF can make hundreds of lines, none of which names the file; the reject does. libtiff's
-handler of errors is one for the process, and belongs to the program: so the command sets it, for as long
-as it runs, and the library never does. (Pillow itself switches off the handler of warnings.) The
-alternative, a pipe in place of descriptor 2, would catch what others write there, and a crash would
-lose it.
+One damaged TIFF can cause hundreds of lines. None of them names the file; the reject does. libtiff has
+one error handler per process, and it belongs to the program. So the command sets it while it runs, and
+the library never does. Pillow itself switches off libtiff's warnings. A pipe in place of descriptor 2
+was rejected: it would catch what others write there, and lose it in a crash.
 """
 
 from __future__ import annotations
@@ -17,32 +16,30 @@ from typing import Any
 from PIL import _imaging
 
 MAX_COUNTED = 1000
-"""Beyond this nothing is counted: each call waits for the interpreter's lock."""
+"""Counting stops here, because each call waits for the interpreter's lock."""
 
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
 class Complaints:
-    """How often libtiff has complained, at most ``MAX_COUNTED``."""
+    """The number of libtiff's errors, at most ``MAX_COUNTED``."""
 
     def __init__(self) -> None:
         self.count = 0
 
     @property
     def line(self) -> str:
-        """The count in words; nothing if there were none."""
+        """The count in words; empty if it is zero."""
         if not self.count:
             return ""
         more = "more than " if self.count >= MAX_COUNTED else ""
         times = "once" if self.count == 1 else f"{more}{self.count:,} times"
-        return (
-            f"libtiff complained {times} of TIFF files; those that could not be read are rejected"
-        )
+        return f"libtiff complained {times} about TIFF files; those that could not be read are rejected"
 
 
 @contextmanager
 def complaints() -> Iterator[Complaints]:
-    """Inside, libtiff writes nothing; what it would have written is counted."""
+    """Inside the block, libtiff's errors are counted instead of written."""
     found = Complaints()
     setter = _setter()
     if setter is None:
@@ -54,7 +51,7 @@ def complaints() -> Iterator[Complaints]:
         if found.count >= MAX_COUNTED:
             setter(None)
 
-    # Named, so that it lives until the one before is back.
+    # The variable keeps it alive until the previous handler is back.
     handler = _HANDLER(handle)
     before = setter(ctypes.cast(handler, ctypes.c_void_p))
     try:
@@ -64,11 +61,12 @@ def complaints() -> Iterator[Complaints]:
 
 
 def _setter() -> Any:
-    """libtiff's function that sets the handler and returns the one before; None if out of reach."""
+    """libtiff's function that sets the handler and returns the previous one; None if not found."""
     try:
-        # Symbols are looked for in what Pillow's own module is linked with: the very libtiff it uses.
+        # The symbol comes from what Pillow's own module is linked with, so from the libtiff it uses.
         setter = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
-    except (OSError, AttributeError, TypeError):  # another build of Pillow, or of the platform
+    # Another build of Pillow, or another platform.
+    except (OSError, AttributeError, TypeError):
         return None
     setter.restype = ctypes.c_void_p
     setter.argtypes = [ctypes.c_void_p]

@@ -1,4 +1,4 @@
-"""Writes what the library logs to standard error: warnings, with -v what it does, with -vv details."""
+"""Writes the library's log to standard error: warnings, with -v each step, with -vv details."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VerboseOption = Annotated[
         count=True,
         metavar="",
         show_default=False,
-        help="Say on standard error what is done; -vv: in detail, with the time. Also after COMMAND.",
+        help="Log each step to standard error; -vv logs details and the time. Also after COMMAND.",
     ),
 ]
 _HiddenVerboseOption = Annotated[
@@ -32,10 +32,10 @@ _HiddenVerboseOption = Annotated[
 
 
 class _StandardError(logging.Handler):
-    """Writes to what standard error is by then: above a progress bar, where one is shown."""
+    """Writes to the current standard error, above a progress bar if one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; where that cannot be, the work goes on without."""
+        """Write one record, and ignore a failure to write it."""
         try:
             print(self.format(record), file=sys.stderr)
         except (OSError, ValueError):
@@ -43,7 +43,7 @@ class _StandardError(logging.Handler):
 
 
 class _Lines(logging.Formatter):
-    """One line a record: "engine: message". Below warnings it has the level, and with -vv the time."""
+    """One line per record: "engine: message". It has a level below warnings, and a time with -vv."""
 
     default_msec_format = "%s.%03d"
 
@@ -52,7 +52,7 @@ class _Lines(logging.Formatter):
         self._with_time = with_time
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        """The line of a record."""
+        """The line for one record."""
         level = f"{record.levelname.lower()}: " if record.levelno < logging.WARNING else ""
         time = f"{self.formatTime(record)} " if self._with_time else ""
         return f"engine: {time}{level}{one_line(record.message)}"
@@ -63,16 +63,16 @@ _handler = _StandardError()
 
 
 def start() -> None:
-    """Write warnings only. A program that has log handlers of its own keeps these instead."""
+    """Log warnings only. A program with log handlers of its own keeps those instead."""
     logging.basicConfig(handlers=[_handler], level=logging.WARNING)
     _engine.setLevel(logging.NOTSET)
     _handler.setFormatter(_Lines(with_time=False))
-    # Pillow logs why it cannot read a file, and names no file; the reject does.
+    # Pillow logs why it cannot read a file, but does not name the file. The reject does.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def raise_verbosity(steps: int) -> None:
-    """Write more: a step to what the engine does, another to the details."""
+    """Raise the log level: one step logs what the engine does, two steps log the details."""
     if not steps:
         return
     now = _LEVELS.index(_engine.level) if _engine.level in _LEVELS else 0
@@ -82,12 +82,12 @@ def raise_verbosity(steps: int) -> None:
 
 
 def is_verbose() -> bool:
-    """Whether -v asks for more than results and warnings."""
+    """Whether -v was typed."""
     return logging.NOTSET < _engine.level <= logging.INFO
 
 
 def takes_verbose(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes -v too; its help does not say so, for that of ``engine`` does."""
+    """Give a command the option -v, hidden, because ``engine --help`` documents it."""
 
     @functools.wraps(command)
     def run(*, verbose: int, **typed: Any) -> None:

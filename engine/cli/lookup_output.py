@@ -1,4 +1,4 @@
-"""What ``engine lookup`` writes of each result: a table, JSON, paths or rows of CSV."""
+"""The output forms of ``engine lookup``: a table, JSON, paths or rows of CSV."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ class Output(ABC):
 
     @abstractmethod
     def write(self, result: LookupResult) -> bool:
-        """Write one result; False once the reader has had enough."""
+        """Write one result; return False once the reader has closed the output."""
 
     def end(self) -> None:  # noqa: B027 (most have nothing to add)
-        """Write what is there where there were no results too."""
+        """Finish the output, also after no results at all."""
 
 
 class TableOutput(Output):
-    """A small table a result, for people."""
+    """A small table per result, for people."""
 
     def __init__(self, look: Look, near: int | None, sources: int | None, *, encoded: bool) -> None:
-        """``near`` hits and ``sources`` a hit are listed; ``encoded``: an encoder made the vectors."""
+        """List ``near`` near hits, and ``sources`` sources per hit; None lists all.
+
+        ``encoded``: whether an encoder made the vectors.
+        """
         self._look = look
         self._near = near
         self._sources = sources
@@ -51,7 +54,7 @@ class TableOutput(Output):
 
 
 class Json(Output):
-    """One object a line, for programs."""
+    """One JSON object per line, for programs."""
 
     def write(self, result: LookupResult) -> bool:
         """Write one line."""
@@ -59,16 +62,17 @@ class Json(Output):
 
 
 class Paths(Output):
-    """The sources of all hits, each once; as they are, but for a terminal."""
+    """The sources of all hits, each once. Only a terminal gets control characters escaped."""
 
     def __init__(self, end: bytes = b"\n") -> None:
-        """``end`` is written behind each."""
+        """Write ``end`` after each source."""
         self._end = end
         self._safely = end == b"\n" and sys.stdout.isatty()
-        self._seen = bytearray()  # a bit an id: an image has sources of its own
+        # One bit per id is enough: no two images share a source.
+        self._seen = bytearray()
 
     def write(self, result: LookupResult) -> bool:
-        """Write what is new in one result, which may be nothing."""
+        """Write the sources of one result that are new."""
         if result.error is not None:
             warn(f"{result.query}: {result.error}")
             return True
@@ -89,18 +93,18 @@ class Paths(Output):
 
 
 class Csv(Output):
-    """A row a hit, below a header."""
+    """A header, and one row per hit."""
 
     def __init__(self) -> None:
         self._left: list[tuple[str, ...]] = [_COLUMNS]
 
     def end(self) -> None:
-        """Write the header where there was no hit."""
+        """Write the header if there was no hit."""
         if self._left:
             self._rows([])
 
     def write(self, result: LookupResult) -> bool:
-        """Write one result's rows, of which there may be none."""
+        """Write one result's rows, if any."""
         if result.error is not None:
             warn(f"{result.query}: {result.error}")
             return True
@@ -116,12 +120,12 @@ class Csv(Output):
 
 
 def _hits(result: LookupResult) -> list[render.Hit]:
-    """All hits, the strictest tier's first."""
+    """All hits, those of the strictest tier first."""
     return [*result.identical, *result.near, *result.similar]
 
 
 def _cells(hit: render.Hit) -> tuple[str, ...]:
-    """What a row says of a hit."""
+    """The cells of a hit's row, without the query."""
     if isinstance(hit, IdenticalHit):
         tier, number = "identical", ""
     elif isinstance(hit, NearHit):
@@ -134,7 +138,7 @@ def _cells(hit: render.Hit) -> tuple[str, ...]:
 
 
 def _as_bytes(text: str) -> bytes:
-    """A name with the bytes that it has on disk; what is no name of a file may have others escaped."""
+    """A file name as its bytes on disk; any other text is escaped where it cannot be encoded."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import typer
 
 StoreOption = Annotated[
     str,
-    typer.Option("--store", metavar="DIR", help="The store.  [$ENGINE_STORE, else ./engine.store]"),
+    typer.Option(
+        "--store", metavar="DIR", help="Folder of the store.  [$ENGINE_STORE, else ./engine.store]"
+    ),
 ]
 MemoryOption = Annotated[
     str,
-    typer.Option("--memory", metavar="SIZE", help="Anonymous memory to use, at least 128M.  [1G]"),
+    typer.Option(
+        "--memory", metavar="SIZE", help="Limit of anonymous memory, at least 128M.  [1G]"
+    ),
 ]
 WaitOption = Annotated[
     float,
@@ -20,25 +24,25 @@ WaitOption = Annotated[
         "--wait",
         metavar="SECONDS",
         show_default=False,
-        help="How long to wait for another process that writes to the store.  [0]",
+        help="Seconds to wait for another process that writes to the store.  [0]",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 FilesFromOption = Annotated[
     str,
-    typer.Option("--files-from", metavar="FILE", help="Read more of them from FILE, one a line."),
+    typer.Option("--files-from", metavar="FILE", help="Read more names from FILE, one per line."),
 ]
 ExcludeOption = Annotated[
     list[str] | None,
     typer.Option(
         "--exclude",
         metavar="GLOB",
-        help="Leave files and folders out of folders, by name or by path below; may be repeated.",
+        help="Skip files and folders inside folders, by name or by path; may be repeated.",
     ),
 ]
 NullOption = Annotated[
     bool,
     typer.Option(
-        "-0", "--null", help="A null byte ends each name of a list, as find -print0 writes them."
+        "-0", "--null", help="Names in a list end with a null byte, as find -print0 writes them."
     ),
 ]

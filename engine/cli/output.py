@@ -1,4 +1,4 @@
-"""What the command writes: results on standard output, remarks on standard error."""
+"""Writes results to standard output and warnings to standard error."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _MAX_LISTED = 50
 
 
 def warn(message: str) -> None:
-    """One line on standard error; where that cannot be written, the work goes on without."""
+    """Write one line to standard error, and ignore a failure to write it."""
     with contextlib.suppress(OSError, ValueError):
         print("engine: " + one_line(message), file=sys.stderr)
 
 
 def one_line(message: str) -> str:
-    """A message of the library as one line for people at a terminal."""
+    """A message of the library as one line, with options in place of arguments."""
     return printable(" ".join(in_options(message).split()))
 
 
 def show_line(text: str) -> bool:
-    """A result on standard output, at once: somebody may be reading it line by line.
+    """Write a line to standard output and flush it, because a program may read line by line.
 
-    False if the reader has had enough. What the work came to, its status, is not changed by that.
+    Returns False if the reader has closed the output, which does not change the command's status.
     """
     try:
         print(text, flush=True)
@@ -38,7 +38,7 @@ def show_line(text: str) -> bool:
 
 
 def show_bytes(data: bytes) -> bool:
-    """Bytes on standard output, at once, such as names that are no text; as ``show_line``."""
+    """Write bytes, such as names that are not UTF-8, to standard output; like ``show_line``."""
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
@@ -50,7 +50,7 @@ def show_bytes(data: bytes) -> bool:
 
 
 def warn_each(messages: Sequence[str]) -> None:
-    """Warn of each, up to ``_MAX_LISTED``, and say how many more there are."""
+    """Write up to ``_MAX_LISTED`` warnings, and then the number of those left out."""
     for message in messages[:_MAX_LISTED]:
         warn(message)
     if len(messages) > _MAX_LISTED:

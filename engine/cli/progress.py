@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, elsewhere a plain line a minute."""
+"""Progress of long work on standard error: a bar on a terminal, else a plain line per minute."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _BAR_SECONDS = 0.1
 
 
 class Progress:
-    """Shows how far work is, how fast it goes and how long it will still take."""
+    """Shows how much is done, how fast it goes and how long the rest will take."""
 
     def __init__(
         self, what: str, unit: str = "images", *, plain: bool = True, bar_after: float = 0.0
     ) -> None:
-        """``plain``: lines where there is no terminal; ``bar_after``: seconds without a bar at first."""
+        """``plain``: print lines if there is no terminal. ``bar_after``: seconds before the bar."""
         self._what = what
         self._unit = unit
         self._plain = plain
@@ -38,7 +38,7 @@ class Progress:
         return self
 
     def _show_bar(self) -> None:
-        """Show the bar from now on, if standard error is a terminal."""
+        """Show the bar if standard error is a terminal."""
         self._bar_after = 0.0
         if not sys.stderr.isatty():
             return
@@ -53,7 +53,7 @@ class Progress:
             TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
             transient=True,
-            # What is written beside the bar to a file or a pipe must not come to the terminal.
+            # Output to a file or a pipe must not be redirected to the terminal.
             redirect_stdout=sys.stdout.isatty(),
         )
         self._task = self._bar.add_task(self._what, total=None, counts="", rate="")
@@ -71,11 +71,11 @@ class Progress:
                 self._bar.stop()
 
     def note(self, text: str) -> None:
-        """Something to show behind the counts from now on."""
+        """Show ``text`` after the counts, in place of the rate."""
         self._note = text
 
     def __call__(self, done: int, total: int | None) -> None:
-        """``done`` of ``total`` items are done; cheap enough for every item."""
+        """Report that ``done`` of ``total`` items are done; cheap enough to call for every item."""
         now = time.monotonic()
         if self._first is None:
             self._first, self._started = done, now

@@ -1,4 +1,4 @@
-"""The queries of ``engine lookup``: in lists, which make batches, or one by one from a pipe."""
+"""Reads the queries of ``engine lookup``: lists, which make batches, or a pipe, one by one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _AT_ONCE = 1000  # names in memory
 def pieces(
     named: Sequence[Query], files_from: str = "", *, null: bool = False
 ) -> Iterator[Iterable[Query]]:
-    """What is to be looked up, in its order: lists of names, and an iterator of what a pipe brings.
+    """The queries in order: lists of names, and an iterator over the names from a pipe.
 
-    Whoever writes to a pipe may wait for an answer before the next name. A file is there as a whole.
-    There is at least one piece, so that wrong options are found where there is nothing to look up.
+    The writer of a pipe may wait for an answer before it sends the next name. A file is complete.
+    There is at least one piece, so that wrong options are found even if there is nothing to look up.
     """
     for at in range(0, len(named), _AT_ONCE):
         yield list(named[at : at + _AT_ONCE])
@@ -42,12 +42,13 @@ def pieces(
 
 
 def count(named: Sequence[Query], exclude: Sequence[str]) -> int | None:
-    """About how many images have these names; None if only reading all would tell."""
+    """About how many images have these names; None if only reading all of them would show it."""
     total = 0
     for name in named:
         images: int | None = 1
         if isinstance(name, str) and name != "-":
-            with contextlib.suppress(EngineError, OSError):  # as is said where it is looked up
+            # The lookup itself reports the error.
+            with contextlib.suppress(EngineError, OSError):
                 images = Sources([name], exclude=exclude).count()
         if images is None:
             return None
@@ -56,7 +57,7 @@ def count(named: Sequence[Query], exclude: Sequence[str]) -> int | None:
 
 
 def _is_file(path: str) -> bool:
-    """Whether a list lies in a regular file, be it standard input."""
+    """Whether a list is a regular file, including one on standard input."""
     try:
         return stat.S_ISREG(Path("/dev/stdin" if path == "-" else path).stat().st_mode)
     except (OSError, ValueError):

@@ -27,23 +27,24 @@ from engine.records import (
 
 Hit = IdenticalHit | NearHit | SimilarHit
 
-_WOULD_GO_SHOWN = 20  # sources, and folders, of a removal's dry run
-NEAR_SHOWN = 10  # near hits of a lookup that the table lists
+_WOULD_GO_SHOWN = 20  # sources, and folders, in a removal's dry run
+NEAR_SHOWN = 10  # near hits in a lookup's table
 _LEAST_ROOM = 16  # characters for a source, however narrow the terminal
-# How close a hit is, in words. README.md says them too.
-_NEAR_WORDS = ((8.0, "very close"), (20.0, "close"))  # at most so many of 256 bits or values differ
-_SIMILAR_WORDS = ((0.95, "very close"), (0.85, "close"))  # a cosine of at least this
+# How close a hit is, in words, which README.md explains. Near: the maximum distance, of 256 bits.
+_NEAR_WORDS = ((8.0, "very close"), (20.0, "close"))
+# Similar: the minimum cosine.
+_SIMILAR_WORDS = ((0.95, "very close"), (0.85, "close"))
 _FAR = "loosely"
 _COLOURS = {"identical": GREEN, "near": YELLOW, "similar": CYAN}
 
 
 def line(value: dict[str, Any]) -> str:
-    """One compact JSON object; bytes that are not UTF-8 in a name stay as lone surrogates, escaped."""
+    """One compact JSON object. Bytes of a name that are not UTF-8 become escaped lone surrogates."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def rejections_json(report: Any) -> str:
-    """A report that has ``rejected`` sources, as one JSON object; reasons name the options."""
+    """A report with ``rejected`` sources as one JSON object; its messages name options."""
     value = asdict(report)
     for rejection in value["rejected"]:
         rejection["reason"] = in_options(rejection["reason"])
@@ -53,7 +54,7 @@ def rejections_json(report: Any) -> str:
 
 
 def lookup_json(result: LookupResult) -> str:
-    """A lookup as the documented object; only ``query`` and ``error`` where it has one."""
+    """A lookup as the documented JSON object; a failed one has only ``query`` and ``error``."""
     if result.error is not None:
         return line({"query": result.query, "error": in_options(result.error)})
     value = asdict(result)
@@ -72,9 +73,9 @@ def lookup_text(
 ) -> str:
     """A lookup as a small table under the query's name.
 
-    It lists the first ``near_shown`` near hits, and the first ``sources_shown`` sources of each hit;
-    None: all that the result has.
-    ``encoded``: scores are of an encoder's vectors, of which a word may say how close they are.
+    It lists the first ``near_shown`` near hits and the first ``sources_shown`` sources of each hit.
+    None lists all that the result has. ``encoded``: the scores come from an encoder's vectors, so a
+    word may say how close they are.
     """
     title = one_line_name(result.query)
     if result.error is not None:
@@ -107,7 +108,7 @@ def lookup_text(
 def _hit_rows(
     result: LookupResult, near_shown: int | None, encoded: bool
 ) -> list[tuple[str, str, str, Hit | None]]:
-    """The tier, the id and the distance of each hit, and the hit; of a tier without any, no hit."""
+    """Tier, id, distance and hit of each row; a tier without hits has one row without a hit."""
     rows: list[tuple[str, str, str, Hit | None]] = []
     for tier in result.searched:
         before = len(rows)
@@ -127,7 +128,7 @@ def _hit_rows(
 
 
 def _behind(table: Sequence[tuple[str, ...]], tiers: Sequence[str]) -> int:
-    """The place behind the rows of some tiers, with what they go on in."""
+    """The index after the last row of ``tiers``, continuation rows included."""
     at, tier = 0, ""
     for place, row in enumerate(table):
         tier = row[0] or tier
@@ -144,7 +145,7 @@ def _tier_painted(line: str, look: Look) -> str:
 
 
 def ingest_text(report: IngestReport, *, memory: bool = False) -> str:
-    """What an ingest did, in a few lines; ``memory``: and how much of it it took."""
+    """What an ingest did, in a few lines; with ``memory``, also its peak memory."""
     counts = [
         ("added", report.added),
         ("unchanged", report.unchanged),
@@ -159,7 +160,7 @@ def ingest_text(report: IngestReport, *, memory: bool = False) -> str:
     ]
     if memory:
         lines.append(
-            f"peak memory {size(report.peak_memory_bytes)} of its own, "
+            f"peak memory {size(report.peak_memory_bytes)} anonymous, "
             f"{size(report.peak_rss_bytes)} with mapped files"
         )
     if report.skipped:
@@ -167,7 +168,7 @@ def ingest_text(report: IngestReport, *, memory: bool = False) -> str:
     for note, count in report.notes.items():
         lines.append(f"{count:,} {note.replace('files are', 'file is') if count == 1 else note}")
     if report.rejected:
-        lines.append(f"why images were rejected is in {one_line_name(report.rejects_file or '')}")
+        lines.append(f"{one_line_name(report.rejects_file or '')} says why images were rejected")
     if report.interrupted:
         lines.append("interrupted: what is counted is committed; run it again to go on")
     return "\n".join(lines)
@@ -185,7 +186,7 @@ def plan_text(plan: IngestPlan) -> str:
         f"the store would grow by at most {size(plan.disk_bytes)}, of {size(plan.free_bytes)} free"
     )
     if plan.archives:
-        grow += ", and by what is in the archives: only reading them tells"
+        grow += ", plus the contents of the archives, whose size is known only after reading them"
     lines.append(grow)
     return "\n".join(lines)
 
@@ -197,7 +198,7 @@ def remove_text(report: RemoveReport) -> str:
     images, sources = count_of(report.images, "image"), count_of(report.sources, "source")
     lines = [f"{images} and {sources} removed in {report.seconds:.1f} s"]
     if report.images:
-        lines.append("'engine optimize' gives their disk space back")
+        lines.append("run 'engine optimize' to give their disk space back")
     if report.interrupted:
         lines.append("interrupted: what is counted is committed; run it again to go on")
     return "\n".join(lines)
@@ -205,16 +206,18 @@ def remove_text(report: RemoveReport) -> str:
 
 def _removal_plan_text(report: RemoveReport) -> str:
     images, sources = count_of(report.images, "image"), count_of(report.sources, "source")
-    lines = [f"{images} and {sources} would go; nothing was removed"]
+    lines = [f"{images} and {sources} would be removed; nothing was removed"]
     for one in report.folders[:_WOULD_GO_SHOWN]:
-        mark = ": only with --yes, its disk may be away" if one.needs_yes else ""
+        mark = ": only with --yes, because its disk may not be mounted" if one.needs_yes else ""
         counts = f"{one.missing:,} of {one.sources:,} sources missing"
         lines.append(f"{counts} below {one_line_name(one.folder)}{mark}")
-    lines += [f"would go: {one_line_name(name)}" for name in report.would_go[:_WOULD_GO_SHOWN]]
+    lines += [
+        f"would be removed: {one_line_name(name)}" for name in report.would_go[:_WOULD_GO_SHOWN]
+    ]
     if len(report.would_go) > _WOULD_GO_SHOWN:
         lines.append(f"and more (--json lists {len(report.would_go):,} of them)")
     if report.interrupted:
-        lines.append("interrupted: not everything is counted")
+        lines.append("interrupted: the counts are incomplete")
     return "\n".join(lines)
 
 
@@ -255,43 +258,43 @@ def info_text(info: StoreInfo) -> str:
 
 
 def recall_text(recall: dict[str, object]) -> str:
-    """What is known of the recall of searches."""
+    """The recall of searches: the target, and what was measured."""
     if recall["measured"] is None and not recall["exact"]:
-        return f"{recall['target']} wanted, not measured yet; 'engine optimize' measures it"
+        return f"target {recall['target']}, not measured yet; 'engine optimize' measures it"
     if not recall["sample"]:
-        return f"{recall['target']} wanted; so few vectors are all compared"
+        return f"target {recall['target']}; all vectors are compared, because there are few"
     if recall["measured"] is None:
-        return f"{recall['target']} wanted, which no list gives: all vectors are compared"
+        return f"target {recall['target']}; all vectors are compared, because the index misses it"
     return (
         f"{recall['measured']:.3f} for the nearest {recall['k']}, measured on {recall['sample']} of "
-        f"{recall['vectors']:,} vectors; {recall['target']} is wanted"
+        f"{recall['vectors']:,} vectors; target {recall['target']}"
     )
 
 
 def check_text(report: CheckReport, max_listed: int = 50, *, fix: bool = False) -> str:
-    """What a check found; ``fix``: and mended."""
+    """What a check found, and with ``fix`` what it repaired."""
     looked = (
         f"{count_of(report.images, 'image')}, {count_of(report.vectors, 'vector')}, "
         f"{size(report.bytes_read)} read in {report.seconds:.1f} s"
     )
     if report.leftover_bytes:
         looked += (
-            f"; {size(report.leftover_bytes)} that an interrupted writer left behind "
-            f"go with the next write"
+            f"; the next write removes {size(report.leftover_bytes)} "
+            f"that an interrupted writer left behind"
         )
     if not report.problems:
         return f"the store is whole: {looked}"
     lines = [f"{count_of(len(report.problems), 'problem')}: {looked}"]
     for problem in report.problems[:max_listed]:
-        mended = " (mended)" if problem.fixed else ""
+        mended = " (repaired)" if problem.fixed else ""
         lines.append(f"  {one_line_name(problem.part)}: {_said(problem.what)}{mended}")
     if len(report.problems) > max_listed:
         lines.append(f"  … and {len(report.problems) - max_listed} more (--json lists them)")
     if not report.ok:
-        mends = "" if fix else "'engine check --fix' mends what can be; "
-        rest = "what is not mended" if fix else "the rest"
+        repair = "" if fix else "run 'engine check --fix' to repair what can be repaired; "
+        rest = "what is not repaired" if fix else "the rest"
         lines.append(
-            f"{mends}{rest} is lost here: restore the store from a copy, or ingest into a new one"
+            f"{repair}{rest} is lost here: restore the store from a copy, or ingest into a new one"
         )
     return "\n".join(lines)
 
@@ -315,7 +318,7 @@ def export_text(report: ExportReport) -> str:
 
 
 def _said(message: str) -> str:
-    """What the library says of damage or of what was not done, which may name files."""
+    """A library message that may name files, as one line that names options."""
     return one_line_name(in_options(message))
 
 
@@ -336,7 +339,7 @@ def _score(like: SimilarHit, encoded: bool) -> str:
 
 
 def _where(hit: Hit, shown: int | None, room: int | None) -> list[str]:
-    """The label, if it has one, and the first sources, in lines that have ``room`` characters."""
+    """The hit's label, if any, and its first ``shown`` sources, in lines of ``room`` characters."""
     label = (hit.metadata or {}).get("label")
     before = "" if label is None else f"[{shortened(one_line_name(str(label)))}]  "
     names = [one_line_name(name) for name in hit.sources[:shown]]

@@ -1,4 +1,4 @@
-"""Turns what messages of the library name, ``memory=``, into the command's options, ``--memory``."""
+"""Replaces the arguments in library messages, ``memory=``, by the command's options, ``--memory``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONS = {
     "where=": "--where",
     "path=": "--store",
     "wait=": "--wait",
-    # The command has two options for it.
+    # The command has two options for this argument.
     "tiers=": "--tier and --exact",
     'tiers=["similar"]': "--tier similar",
     "near_limit=": "--near-limit",
@@ -40,15 +40,15 @@ OPTIONS = {
     "held_out=": "--held-out",
     "resume=": "--resume",
 }
-"""What a message of the library says, and what it is for people at a shell."""
+"""The option of the command for each argument that library messages name."""
 
-# A word of its own: a folder may be called "memory=1".
+# Matches only whole words, because a folder may be called "memory=1".
 _ARGUMENT = re.compile(
     r"(?<![^\s(])(?:"
     + "|".join(re.escape(argument) for argument in sorted(OPTIONS, key=len, reverse=True))
     + r")(?![^\s,;:.?)])"
 )
-# A command makes a store by ingesting into it, and has no option for that.
+# At a shell, "engine ingest" creates a store. There is no option for it.
 _MISSING_STORE = re.compile(
     r"\A(there is no store at (.+): make one with )create=True(?=, or )", re.S
 )

@@ -1,4 +1,4 @@
-"""The exit statuses of the command: the contract that scripts rely on."""
+"""The exit statuses of the command. Scripts rely on them."""
 
 from __future__ import annotations
 

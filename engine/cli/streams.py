@@ -1,7 +1,7 @@
-"""The command's standard streams: always open, never below them a file of the store, no lost bytes.
+"""Keeps the command's standard streams open, so that no output ends up in a store or gets lost.
 
-A process may start with any of the descriptors 0, 1 and 2 closed. The next files that it opens get
-these numbers then, and a warning would be written into a store. So they are opened first of all.
+A process may start with descriptor 0, 1 or 2 closed. Its next open file then gets that number, and a
+warning would be written into the store. So these descriptors are opened first of all.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import sys
 from typing import TextIO
 
 _IN, _OUT, _ERR = 0, 1, 2
-_LINE_WAIT = 1.0  # seconds that standard error may keep us waiting if it does not block
+_LINE_WAIT = 1.0  # seconds to wait for a non-blocking standard error
 
 
 def open_closed() -> None:
-    """Open each closed descriptor of 0 to 2 on /dev/null, and make streams of those Python lacks."""
+    """Open each closed descriptor of 0 to 2 on /dev/null, and create the streams that Python lacks."""
     for fd in (_IN, _OUT, _ERR):
         try:
             os.fstat(fd)
         except OSError:
             _open_null(fd)
-    # Python has None where a descriptor was closed when it started.
+    # Python sets a stream to None if its descriptor was closed at the start.
     if sys.stdin is None:
         with contextlib.suppress(OSError):
             sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(_IN, closefd=False)))
@@ -35,10 +35,10 @@ def open_closed() -> None:
 
 
 def protect() -> None:
-    """Replace standard error by a stream that never fails, and an output that does not block.
+    """Replace standard error by a stream that never fails, and a non-blocking standard output.
 
-    Another process that has the same pipe or terminal may have made it so. For the process that runs
-    the command: whoever captures the streams has others.
+    Another process with the same pipe or terminal may have made the output non-blocking. Only the
+    process that runs the command calls this; a program that captures the streams has others.
     """
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         with contextlib.suppress(OSError):
@@ -49,19 +49,19 @@ def protect() -> None:
 
 
 def in_write() -> bool:
-    """Whether some thread is in a write of ours, where a signal must not raise."""
+    """Whether a thread is inside ``_Output.write``, where a signal must not raise."""
     return _Output.in_write
 
 
 def write_now(text: str) -> None:
-    """Write a line to standard error past all buffers; drop it where that would have to wait."""
+    """Write a line to standard error past all buffers; drop it if the write would block."""
     with contextlib.suppress(OSError, ValueError):
         if _writable(_ERR, 0):
             os.write(_ERR, text.encode(errors="backslashreplace"))
 
 
 def discard_output() -> None:
-    """Point standard output at /dev/null: what a buffer still holds must not fail once more."""
+    """Point standard output at /dev/null, so that flushing a buffer does not fail again."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -69,9 +69,9 @@ def discard_output() -> None:
 
 
 class _Output(io.FileIO):
-    """A descriptor that is written to the end, also where it does not block.
+    """A descriptor whose writes wait until they are done, even if it is non-blocking.
 
-    A signal must raise nothing in ``write``: the buffer above would write the same once more.
+    A signal must not raise inside ``write``, because the buffer above would write the same bytes again.
     """
 
     in_write = False
@@ -80,7 +80,7 @@ class _Output(io.FileIO):
         super().__init__(fd, "w", closefd=False)
 
     def write(self, data: object) -> int:
-        """All of ``data``, or as much as the file takes."""
+        """Write all of ``data``, or as much as the file takes; return the bytes written."""
         _Output.in_write = True
         try:
             while (count := super().write(data)) is None:  # type: ignore[arg-type]
@@ -91,10 +91,10 @@ class _Output(io.FileIO):
 
 
 class _Errors(_Output):
-    """What cannot be told is dropped: a full disk or a closed pipe must not end the work itself."""
+    """Drops what it cannot write: a full disk or a closed pipe must not end the work itself."""
 
     def write(self, data: object) -> int:
-        """``data``, or nothing of it."""
+        """Write ``data`` or drop it; return its size either way."""
         size = len(memoryview(data).cast("B"))  # type: ignore[arg-type]
         _Output.in_write = True
         try:
@@ -109,7 +109,7 @@ class _Errors(_Output):
 
 
 def _text(raw: io.FileIO, encoding: str) -> TextIO:
-    # Names that are not UTF-8 must not stop a listing.
+    # A name that is not UTF-8 must not stop a listing.
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=encoding,
@@ -121,7 +121,8 @@ def _text(raw: io.FileIO, encoding: str) -> TextIO:
 def _open_null(fd: int) -> None:
     try:
         found = os.open(os.devnull, os.O_RDWR)
-    except OSError:  # where there is no /dev: nothing can be read from it or written to it
+    # Without /dev, use a folder, which can be neither read from nor written to.
+    except OSError:
         found = os.open(os.sep, os.O_RDONLY)
     if found != fd:
         os.dup2(found, fd)
@@ -130,7 +131,7 @@ def _open_null(fd: int) -> None:
 
 
 def _writable(fd: int, seconds: float | None) -> bool:
-    """Whether a write of a line would not block, by then."""
+    """Wait up to ``seconds``, or forever if None; return whether a write would not block."""
     waiting = select.poll()
     waiting.register(fd, select.POLLOUT)
     return bool(waiting.poll(None if seconds is None else seconds * 1000))

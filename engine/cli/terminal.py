@@ -1,4 +1,4 @@
-"""What standard output allows a table: how wide it may be, and whether it may have colours."""
+"""The width and colours that standard output allows a table."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ BOLD, RED, GREEN, YELLOW, CYAN = "1", "31", "32", "33", "36"
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a table looks. Its defaults are those of a file or a pipe: whole names, and no colours."""
+    """How a table looks. The defaults are for a file or a pipe: whole names and no colours."""
 
-    width: int | None = None  # characters of a line; None: as many as it has
+    width: int | None = None  # characters per line; None means no limit
     colour: bool = False
 
     @classmethod
     def of_output(cls) -> Look:
-        """That of standard output as it is now."""
+        """The look for the current standard output."""
         if not sys.stdout.isatty():
             return cls()
         colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
         return cls(shutil.get_terminal_size((80, 24)).columns, colour)
 
     def paint(self, text: str, style: str) -> str:
-        """``text`` in a style, where there are colours."""
+        """``text`` in a style, or unchanged without colours."""
         return f"\x1b[{style}m{text}\x1b[0m" if self.colour else text

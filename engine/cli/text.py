@@ -1,4 +1,4 @@
-"""Numbers, names and rows as people read them; returns strings, knows no report."""
+"""Formats numbers, names and rows for people; returns strings and knows nothing of reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
-    """Rows as aligned lines; the last column is as wide as it likes."""
+    """Rows as aligned lines; the last column is not padded."""
     if not rows:
         return []
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
@@ -17,7 +17,7 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
 
 
 def broken(text: str, room: int | None) -> list[str]:
-    """A path in lines of ``room`` characters, broken behind slashes; a longer name stays whole."""
+    """A path in lines of ``room`` characters, broken after slashes; a longer name stays whole."""
     lines = []
     while room is not None and len(text) > room:
         at = text.rfind("/", 1, room)
@@ -30,7 +30,7 @@ def broken(text: str, room: int | None) -> list[str]:
 
 
 def size(count: int) -> str:
-    """Bytes as people read them, in binary units."""
+    """A number of bytes in binary units."""
     value, unit = float(count), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if value < 1024 or unit == "TiB":
@@ -40,20 +40,20 @@ def size(count: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text with control characters escaped: a stranger's file name must not drive a terminal."""
+    """Text with control characters escaped, so that a file name cannot control the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def one_line_name(name: str) -> str:
-    """A name as ``printable`` text without line ends and tabs."""
+    """A name as ``printable`` text, with line ends and tabs escaped too."""
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def count_of(number: int, what: str) -> str:
-    """A number with its noun, in the plural where it has to be."""
+    """A number with its noun, in the plural unless the number is 1."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def shortened(text: str, max_length: int = 40) -> str:
-    """The beginning of a text that is longer than ``max_length``."""
+    """``text``, cut to ``max_length`` characters with an ellipsis at the end."""
     return text if len(text) <= max_length else text[: max_length - 1] + "…"

@@ -1,4 +1,4 @@
-"""Progress of a training run: a bar for each of its phases, and its warnings as they come."""
+"""Progress of a training run: a bar for each phase, and warnings as they come."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from engine.cli.output import warn
 from engine.cli.progress import Progress
 
 _UNITS = {"read": "images", "train": "steps"}
-_CHECKPOINT_SECONDS = 30.0  # it takes a second or less, but for slow disks
+# A checkpoint takes a second or less, but slow disks need longer.
+_CHECKPOINT_SECONDS = 30.0
 
 
 class TrainProgressBars:
-    """Shows what a run tells: a bar for each of its phases, and warnings as they come."""
+    """Shows a bar for each phase of a run, and its warnings as they come."""
 
     def __init__(self) -> None:
         self._bars = ExitStack()
@@ -29,11 +30,11 @@ class TrainProgressBars:
         self._bars.close()
 
     def patience(self) -> float:
-        """Seconds that a run may take to end: only where it trains is there anything to write."""
+        """Seconds that a run may take to stop; it writes a checkpoint only in the phase "train"."""
         return _CHECKPOINT_SECONDS if self._phase == "train" else interrupts.PATIENCE
 
     def __call__(self, at: Any) -> None:
-        """``at`` is a ``TrainProgress``."""
+        """Show ``at``, a ``TrainProgress``."""
         if at.warning:
             warn(at.warning)
             return

@@ -1,4 +1,4 @@
-"""What ``--where`` says, ``year>1999``, as the conditions of ``where=``."""
+"""Turns ``--where 'year>1999'`` into the conditions of ``where=``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CONDITION = re.compile(r"\s*([^<>=]*[^<>=\s])\s*(==|<=|>=|=|<|>)(.*)", re.S)
 
 
 def where_of(options: Iterable[str]) -> dict[str, list[tuple[str, Scalar]]]:
-    """All conditions, by field; ``UsageError`` for one that is none."""
+    """All conditions by field; ``UsageError`` for an option that is not a condition."""
     found: dict[str, list[tuple[str, Scalar]]] = {}
     for option in options:
         read = _CONDITION.fullmatch(option)
@@ -28,7 +28,7 @@ def where_of(options: Iterable[str]) -> dict[str, list[tuple[str, Scalar]]]:
 
 
 def _value(text: str) -> Scalar:
-    """A number, true or false, or a text in JSON's quotes; anything else is the text as it is."""
+    """The value of a JSON number, boolean or string; any other text stays as it is."""
     text = text.strip()
     try:
         value = json.loads(text, parse_constant=str)

@@ -25,12 +25,12 @@ _SCAN_BYTES = 8 << 20
 class NpyArray:
     """One array of bool or uint8, (N, H, W, 3), (N, H, W) or (N, H, W, 1), in a file or an archive.
 
-    bool, and uint8 that holds nothing but 0 and 1, are bit images; that is decided for the whole
-    array, which takes one more pass over a uint8 array of zeros and ones.
+    Arrays of bool, and of uint8 that hold only 0 and 1, are bit images. This is decided for the whole
+    array, with one more pass over a uint8 array of zeros and ones.
     """
 
     def __init__(self, file: NpyFile | IdxFile) -> None:
-        """``SourceError`` if it is no such array."""
+        """Check dtype and shape; ``SourceError`` for any other array."""
         self._file = file
         self.name, self.mtime_ns, self.size = file.name, file.mtime_ns, file.size
         self._shape = file.shape
@@ -41,27 +41,27 @@ class NpyArray:
 
     @property
     def row_bytes(self) -> int:
-        """The most that one row takes, in three channels and unpacked."""
+        """The largest size of one row in bytes: three channels, unpacked."""
         height, width = self._shape[1:3]
         return height * width * 3
 
     @property
     def declared_kind(self) -> Kind | None:
-        """Bits or 8-bit, where that is known without reading a row."""
+        """Bits or 8-bit, if known without reading a row; else None."""
         return self._kind
 
     @property
     def kind(self) -> Kind:
-        """Bits or 8-bit, for the whole array; may read all of it."""
+        """Bits or 8-bit for the whole array; may read all of it."""
         if self._kind is None:
             self._kind = Kind.BITS if self._all_zero_or_one() else Kind.U8
         return self._kind
 
     def blocks(self, start: int, max_rows: int, max_bytes: int) -> Iterator[RowBlock]:
-        """Canonical rows from ``start`` on; ``SourceError`` where the file ends too early."""
+        """Canonical rows from ``start`` on; ``SourceError`` if the file ends too early."""
         kind = self.kind
         values = math.prod(self._shape[1:])
-        # Read, unpacked to three channels, and canonical: what a row costs while it is converted.
+        # During the conversion, a row is in memory as read, as three channels and in canonical form.
         cost = values * (1 if self._shape[3:] == (3,) else 4) + values + HEADER_BYTES
         step = max(1, min(max_rows, max_bytes // cost))
         with self._file.data(start * values) as file:
@@ -104,9 +104,9 @@ Array = NpyArray | NpyVectors
 
 
 def open_array(path: Path, member: str | None = None, kind: str | None = None) -> Array:
-    """The images, or the vectors, of an ``.npy`` file or a member of an ``.npz`` archive.
+    """The images or vectors of an ``.npy`` file or of a member of an ``.npz`` archive.
 
-    ``SourceError`` if it holds neither.
+    ``SourceError`` for an array of neither.
     """
     return _array(NpyFile(path, member, kind))
 
@@ -118,8 +118,8 @@ def _array(file: NpyFile) -> Array:
 def open_arrays(path: Path, kind: str | None = None) -> list[Array]:
     """The arrays of an ``.npy``, ``.npz`` or IDX file.
 
-    ``SourceError`` if it holds none, or beside them what is none, or images and vectors, or vectors
-    that do not go together: then one has to be named.
+    ``SourceError`` if the file holds no arrays, or an unusable one, or images and vectors, or vectors of
+    different lengths. The caller must then name one array.
     """
     if is_idx(path.name):
         return [NpyArray(IdxFile(path, kind))]
@@ -137,7 +137,7 @@ def open_arrays(path: Path, kind: str | None = None) -> list[Array]:
                     raise
                 wrong = wrong or f"its array {npy.listed([member])} {error}"
     if len({array.dim if isinstance(array, NpyVectors) else 0 for array in found.values()}) > 1:
-        wrong = wrong or "holds arrays that do not go together"
+        wrong = wrong or "holds arrays that cannot be read together"
     if wrong:
         example = npy.listed([*found, *members][:1])
         raise SourceError(
@@ -147,7 +147,7 @@ def open_arrays(path: Path, kind: str | None = None) -> list[Array]:
 
 
 def _check(file: NpyFile | IdxFile) -> None:
-    """``SourceError`` for what are no images."""
+    """``SourceError`` for an array that does not hold images."""
     shape = file.shape
     if file.dtype not in (np.dtype(np.uint8), np.dtype(np.bool_)):
         raise SourceError(

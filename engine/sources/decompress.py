@@ -1,4 +1,4 @@
-"""Files that may be compressed as streams of plain bytes; their first bytes tell how."""
+"""Reads files that may be compressed as streams of plain bytes; the first bytes show the format."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 BUFFER_BYTES = 1 << 18
-_READ_BYTES = 1 << 16  # of the compressed file, at a time
-_MAX_PADDING = 64 << 20  # bytes of zeros between streams: more is not gone through
-_MIN_MEMORY = 16 << 20  # bytes: what all but the highest levels take, also for small files
+_READ_BYTES = 1 << 16  # bytes read from the compressed file at a time
+_MAX_PADDING = 64 << 20  # bytes of zeros between streams that are skipped at most
+_MIN_MEMORY = 16 << 20  # bytes: all but the highest levels take this much, even for small files
 CUT = "its compressed data was cut short"
 
 
 class Decompressor(Protocol):
-    """One compressed stream, as ``bz2``, ``lzma`` and ``zstd`` have it."""
+    """One compressed stream, with the interface of ``bz2``, ``lzma`` and ``zstd``."""
 
     @property
     def eof(self) -> bool:
@@ -31,20 +31,21 @@ class Decompressor(Protocol):
 
     @property
     def needs_input(self) -> bool:
-        """Whether nothing more comes out of what was given."""
+        """Whether it needs more input to give more output."""
 
     @property
     def unused_data(self) -> bytes:
-        """What was given behind the end of the stream."""
+        """The input after the end of the stream."""
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        """Up to ``max_length`` bytes."""
+        """Take ``data``, and return up to ``max_length`` decompressed bytes."""
 
 
 class _Gunzip:
-    """zlib's own has another form; with 31 it reads gzip and compares its checksum."""
+    """Gives zlib's decompressor the interface of ``Decompressor``."""
 
     def __init__(self) -> None:
+        # 31 reads gzip, and verifies its checksum.
         self._stream = zlib.decompressobj(31)
 
     @property
@@ -68,21 +69,21 @@ _SIGNATURES = {
     b"BZh": "bzip2",
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
-    # A frame to be passed over, as pzstd puts in front of each of the others.
+    # A skippable frame, which pzstd writes before each other frame.
     **{bytes([first]) + b"\x2a\x4d\x18": "zstd" for first in range(0x50, 0x60)},
 }
 _SIGNATURE_BYTES = max(map(len, _SIGNATURES))
 
 
 def _compression(head: bytes) -> str | None:
-    """How a stream that begins with ``head`` is compressed, if it is."""
+    """The compression of a stream that begins with ``head``; None if it is not compressed."""
     return next((how for sign, how in _SIGNATURES.items() if head.startswith(sign)), None)
 
 
 def decompressor(how: str, memory: int) -> Decompressor:
-    """A new one for "gzip", "bzip2", "xz" or "zstd" that takes no more than ``memory``, or 16 MiB.
+    """A decompressor for "gzip", "bzip2", "xz" or "zstd" that uses at most ``memory``, or 16 MiB.
 
-    What a file says its dictionary needs is up to its writer: gigabytes are possible.
+    The limit is needed because a file may ask for a dictionary of gigabytes.
     """
     memory = max(memory, _MIN_MEMORY)
     if how == "gzip":
@@ -99,7 +100,7 @@ def decompressor(how: str, memory: int) -> Decompressor:
 
 
 def plain(file: IO[bytes], memory: int) -> tuple[IO[bytes], Decompressed | None]:
-    """The bytes of a file, decompressed if need be, and what does that; None for the file itself."""
+    """A stream of the file's plain bytes, and its decompressor; None if the file is not compressed."""
     how = _compression(file.read(_SIGNATURE_BYTES))
     file.seek(0)
     if how is None:
@@ -109,22 +110,22 @@ def plain(file: IO[bytes], memory: int) -> tuple[IO[bytes], Decompressed | None]
 
 
 class Decompressed(io.RawIOBase):
-    """What is in a compressed file: one stream, or several behind each other."""
+    """The content of a compressed file: one stream, or several after each other."""
 
     def __init__(self, file: IO[bytes], how: str, memory: int) -> None:
-        """``how`` is what the first stream is compressed with, as ``decompressor`` has it."""
+        """``how`` is the compression of the first stream, as in ``decompressor``."""
         self._file = file
         self._memory = memory
         self._stream = decompressor(how, memory)
         self._ended = False
-        self.remains = False  # whether something that is not compressed is behind it
+        self.remains = False  # whether data that is not compressed follows the streams
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Some bytes; 0 at the end."""
+        """Read some bytes into ``buffer`` and return their number; 0 at the end."""
         view = memoryview(buffer).cast("B")
         while True:
             data, at_end = b"", False
@@ -139,15 +140,16 @@ class Decompressed(io.RawIOBase):
             if out:
                 view[: len(out)] = out
                 return len(out)
-            # Without having asked for more, a stream may use up what it has and give nothing.
+            # A stream may consume its input and return nothing, without having asked for more.
             if at_end and not self._stream.eof:
                 raise EOFError(CUT)
 
     def _next_stream(self) -> bytes:
-        """Begin with the stream behind this one's end, and its first bytes; empty if there is none."""
+        """Start the next stream and return its first bytes; empty if there is none."""
         if self._ended:
             return b""
-        data = self._stream.unused_data.lstrip(b"\0")  # zeros are padding
+        # Zeros are padding.
+        data = self._stream.unused_data.lstrip(b"\0")
         for _ in range(_MAX_PADDING // _READ_BYTES):
             more = b"" if len(data) >= _SIGNATURE_BYTES else self._file.read(_READ_BYTES)
             if not more:
@@ -162,7 +164,7 @@ class Decompressed(io.RawIOBase):
 
 
 def damage() -> tuple[type[Exception], ...]:
-    """What decompressing damaged data may raise."""
+    """The exceptions that decompressing damaged data may raise."""
     module = sys.modules.get(_ZSTD)
     own = (module.ZstdError,) if module is not None else ()
     return (zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, MemoryError, *own)
@@ -172,7 +174,7 @@ _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
 
 def zstd() -> Any:
-    """The module, when it is needed: it is in Python itself from 3.14 on."""
+    """The zstd module, imported on demand. Python itself has one from 3.14 on."""
     try:
         return importlib.import_module(_ZSTD)
     except ImportError:
@@ -183,5 +185,5 @@ def zstd() -> Any:
 
 
 def line_of(error: Exception) -> str:
-    """What an error says, in a line; the name of its class where it says nothing."""
+    """The message of an error in one line; the name of its class if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Says whether the file of a source is still where it was, or may only be out of reach."""
+"""Finds out whether the file of a source still exists, is gone, or may be on an unmounted disk."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from pathlib import Path, PurePosixPath
 from engine.errors import SourceError
 from engine.sources.items import stamp_of
 
-_MAX_FOLDERS = 4096  # that are remembered
-# Where disks are mounted, each in a folder that goes with it.
+_MAX_FOLDERS = 4096  # folders in the cache
+# Folders in which disks are mounted, each on a folder that disappears with it.
 _MOUNTS = frozenset(map(PurePosixPath, ("/", "/mnt", "/media", "/run/media", "/Volumes")))
 _MOUNTS_OF_USERS = frozenset(map(PurePosixPath, ("/media", "/run/media")))
 
 
-# How a name goes on behind its file's, where the file was to be read in one of several ways.
+# A query after the name of a file chooses one of several ways to read it.
 QUERIES = (b"?kind=", b"?image=", b"?metadata=")
 
 
 def without_query(name: bytes) -> bytes:
-    """The file of ``/b.npy?kind=8bit`` or ``/c.parquet?image=scan``; other names as they are."""
+    """The file name in ``/b.npy?kind=8bit`` or ``/c.parquet?image=scan``; other names unchanged."""
     found = [at for query in QUERIES if (at := name.find(query)) >= 0]
     return name[: min(found)] if found else name
 
 
 class Whereabouts:
-    """Looks files up by name. What it says of folders holds for as long as it lives."""
+    """Looks files up by name. It looks at each folder once and keeps the answer."""
 
     def __init__(self) -> None:
-        # Of each folder: why its files may come back, if they may, and the nearest that is there.
+        # For each folder: why its files may come back, if they may, and its nearest existing parent.
         self._folders: dict[bytes, tuple[str | None, bytes]] = {}
 
     def is_there(self, path: bytes) -> bool:
-        """Whether there is something of this name, a link that leads nowhere included.
+        """Whether a file of this name exists, even as a dangling link.
 
-        ``SourceError`` where nobody can tell: it cannot be looked up, or its disk may not be mounted.
+        ``SourceError`` if the lookup fails, or if the file's disk may not be mounted.
         """
         try:
             os.lstat(path)
@@ -50,7 +50,7 @@ class Whereabouts:
         return True
 
     def missing_folder(self, path: bytes) -> bytes | None:
-        """Of a file that is gone, the topmost folder that went with it; None if its folder is there."""
+        """The topmost missing folder of a missing file; None if the file's folder exists."""
         folder = os.path.dirname(path)  # noqa: PTH120 - bytes
         _, nearest = self._folder(folder)
         if nearest == folder:
@@ -67,7 +67,7 @@ class Whereabouts:
 
 
 def stamp(path: bytes) -> tuple[int, int] | None:
-    """Time and size of a file, as an ingest sees them; None where it cannot be asked for."""
+    """(mtime_ns, size) of a file, as an ingest records it; None if ``stat`` fails."""
     try:
         status = Path(os.fsdecode(path)).stat()
     except (OSError, ValueError):
@@ -76,8 +76,10 @@ def stamp(path: bytes) -> tuple[int, int] | None:
 
 
 def _unmounted(folder: bytes) -> tuple[str | None, bytes]:
-    """Why a file that is not in ``folder`` may come back with its disk, None if it will not; and the
-    nearest folder above that is there."""
+    """Why a file missing from ``folder`` may come back with its disk, and the nearest existing folder.
+
+    The reason is None if the file is gone.
+    """
     try:
         while True:
             try:
@@ -86,7 +88,7 @@ def _unmounted(folder: bytes) -> tuple[str | None, bytes]:
             except (FileNotFoundError, NotADirectoryError):
                 folder = os.path.dirname(folder)  # noqa: PTH120 - bytes
         if stat.S_ISLNK(status.st_mode):
-            return f"{os.fsdecode(folder)} leads nowhere: is its disk mounted?", folder
+            return f"{os.fsdecode(folder)} is a dangling link: is its disk mounted?", folder
         if not stat.S_ISDIR(status.st_mode):
             # A file has taken the folder's place.
             return None, os.path.dirname(folder)  # noqa: PTH120 - bytes
@@ -97,5 +99,5 @@ def _unmounted(folder: bytes) -> tuple[str | None, bytes]:
     path = PurePosixPath(os.fsdecode(folder))
     if empty or path in _MOUNTS or path.parent in _MOUNTS_OF_USERS:
         what = "is empty" if empty else "is where disks are mounted"
-        return f"{path} {what}: its disk may be gone and not the files", folder
+        return f"{path} {what}: its disk may be unmounted, and the files still there", folder
     return None, folder

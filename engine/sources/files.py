@@ -1,4 +1,4 @@
-"""Image files: single ones, and all below a folder, in a stable order."""
+"""Image files: single files, and all files below a folder, in a stable order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.sources.skip_notes import IDX_IN_FOLDERS, unread
 
 
 def one(path: Path) -> FileItem | Reject:
-    """A file that was named: an item, or the reason why it is none."""
+    """The item for a named file, or a reject that says why it cannot be read."""
     try:
         status = path.stat()
     except OSError as error:
@@ -31,18 +31,17 @@ def one(path: Path) -> FileItem | Reject:
 
 
 def refuse_unread(name: bytes) -> Reject:
-    """A file whose name is of a format that is not read yet."""
+    """The reject for a file whose name is that of an unsupported format."""
     format_ = unread_format(name)
     return Reject(name, f"{format_} is not read yet: convert it to TIFF, PNG or JPEG")
 
 
 def walk(folder: Path, *, recursive: bool, exclude: Exclusions = NOTHING) -> Iterator[Item]:
-    """The files below a folder: its own by name, then its subfolders by name.
+    """The files below a folder: first its own files by name, then its subfolders by name.
 
-    What ``exclude`` matches is not there, and folders that it matches are not entered.
-    Links to folders are not followed (they may lead in circles). A file that is neither named nor
-    signed as an image is skipped, and so is one of a format that is not read yet; a folder that cannot
-    be listed is a problem.
+    Files and folders that match ``exclude`` are left out. Links to folders are not followed, because
+    they may form circles. A file is ``Skipped`` if neither its name nor its signature is an image's, or
+    if its format is not supported. A folder that cannot be listed is a ``Reject``.
     """
     for listed in _listings(folder, recursive=recursive, exclude=exclude):
         if isinstance(listed, Reject):
@@ -53,7 +52,7 @@ def walk(folder: Path, *, recursive: bool, exclude: Exclusions = NOTHING) -> Ite
 
 
 def count(folder: Path, *, recursive: bool, exclude: Exclusions = NOTHING) -> int:
-    """How many files ``walk`` will meet; quick, for a progress bar."""
+    """The number of files that ``walk`` will yield; quick, for a progress bar."""
     listings = _listings(folder, recursive=recursive, exclude=exclude)
     return sum(1 if isinstance(listed, Reject) else len(listed) for listed in listings)
 
@@ -61,9 +60,9 @@ def count(folder: Path, *, recursive: bool, exclude: Exclusions = NOTHING) -> in
 def _listings(
     folder: Path, *, recursive: bool, exclude: Exclusions
 ) -> Iterator[list[os.DirEntry[str]] | Reject]:
-    """What each folder holds besides folders, by name; or why it cannot be listed."""
-    # A list, and not recursion: folders may be nested deeper than calls may be. With each folder is
-    # its path below the first one, with a slash behind it.
+    """For each folder, its entries but subfolders, by name; or a reject if it cannot be listed."""
+    # A list instead of recursion, because folders may be nested deeper than calls. Each folder comes
+    # with its path below the first one and a trailing slash.
     left = [(folder, "")]
     while left:
         current, below = left.pop()
@@ -73,8 +72,9 @@ def _listings(
         except OSError as error:
             yield Reject(absolute(current), f"the folder cannot be listed: {error.strerror}")
             continue
+        # Do not ingest the content of a store.
         if {"MANIFEST.json", "keys"} <= {entry.name for entry in entries}:
-            continue  # a store: what it keeps is not there to be ingested
+            continue
         folders: list[os.DirEntry[str]] = []
         others: list[os.DirEntry[str]] = []
         for entry in entries:
@@ -87,7 +87,7 @@ def _listings(
 
 
 def _entry(entry: os.DirEntry[str]) -> FileItem | Reject | Skipped:
-    """What a folder holds under one name."""
+    """The item for one entry of a folder."""
     path = Path(entry.path)
     if not _is_file(entry):
         return Skipped(absolute(path))
@@ -102,14 +102,15 @@ def _entry(entry: os.DirEntry[str]) -> FileItem | Reject | Skipped:
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link in a circle, or into a folder that is closed to us: reading tells
+    # A circular link, or a link into a folder without access. Reading it will report the error.
+    except OSError:
         return True
 
 
 def _claims(path: Path) -> bool:
     """Whether a file claims to be an image, by its name or its first bytes.
 
-    What macOS keeps beside an image as "._NAME" has its name, and is none.
+    The name of a macOS file "._NAME" does not count, because it holds only attributes of NAME.
     """
     if path.suffix.lower() in SUFFIXES and not path.name.startswith("._"):
         return True

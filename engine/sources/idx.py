@@ -1,7 +1,7 @@
-"""Reads IDX files of images, which MNIST and its relatives come as, plain or compressed with gzip.
+"""Reads IDX files of images, the format of MNIST and similar sets, plain or compressed with gzip.
 
-A header of big-endian numbers (0, 0, the type of the values, the number of dimensions; then each
-dimension, 4 bytes) and the values behind it, the last dimension fastest.
+The header holds the bytes 0, 0, the type of the values and the number of dimensions. Each dimension
+follows as 4 bytes, big-endian, and then the values, the last dimension fastest.
 http://yann.lecun.com/exdb/mnist/
 """
 
@@ -35,20 +35,20 @@ _MEMORY = 16 << 20  # bytes, for decompressing
 
 
 def is_idx(name: str) -> bool:
-    """Whether a file is called like one of IDX, as ``train-images-idx3-ubyte.gz`` is."""
+    """Whether ``name`` is that of an IDX file, such as ``train-images-idx3-ubyte.gz``."""
     return _NAME.fullmatch(name) is not None
 
 
 class IdxFile:
-    """One IDX file of images: its stamp, its name, and what its header says of it; as ``NpyFile``."""
+    """The stamp, name and header of one IDX file of images, with the interface of ``NpyFile``."""
 
     fortran = False
     dtype: np.dtype[Any] = np.dtype(np.uint8)
-    # The header says that there are n images, whatever their width.
+    # The header gives the number of images, so the shape is never ambiguous.
     may_be_one_image = False
 
     def __init__(self, path: Path, kind: str | None = None) -> None:
-        """Read the header. ``SourceError`` if it is not one of 8-bit images."""
+        """Read the header. ``SourceError`` unless it is that of 8-bit images."""
         self._path = path
         self.mtime_ns, self.size = stamp_of(path.stat())
         self.name = absolute(path) + (b"" if kind is None else b"?kind=" + kind.encode())
@@ -58,9 +58,9 @@ class IdxFile:
 
     @contextmanager
     def data(self, offset: int = 0) -> Iterator[IO[bytes]]:
-        """Its values from byte ``offset`` on, and nothing that lies behind them.
+        """A stream of the values from byte ``offset`` on, which ends with the values.
 
-        ``SourceError`` if the file is another one by now.
+        ``SourceError`` if the file has changed.
         """
         with self._open() as file:
             if _header(file, self._path.name) != self.shape:
@@ -75,18 +75,18 @@ class IdxFile:
 
 
 class _Values(io.RawIOBase):
-    """Up to ``left`` bytes of a file: what is behind them is never unpacked, however much it is."""
+    """A stream of up to ``left`` bytes of a file; the bytes after them are never decompressed."""
 
     def __init__(self, file: IO[bytes], left: int) -> None:
         self._file = file
         self._left = left
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Some bytes; 0 at the end."""
+        """Read some bytes into ``buffer`` and return their number; 0 at the end."""
         view = memoryview(buffer).cast("B")
         data = self._file.read(min(len(view), max(self._left, 0)))
         view[: len(data)] = data
@@ -95,21 +95,21 @@ class _Values(io.RawIOBase):
 
 
 def _header(file: IO[bytes], name: str) -> tuple[int, ...]:
-    """(n, H, W), of a file that is left at its values; ``SourceError`` for anything but images."""
+    """Read the header up to the values and return (n, H, W); ``SourceError`` for anything but images."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:
-        raise SourceError("is not an IDX file: it begins otherwise")
+        raise SourceError("is not an IDX file: it has no IDX header")
     type_, dimensions = magic[2:]
     if (type_, dimensions) == (_UBYTE, _LABELS):
         images = re.sub("idx1", "idx3", name.replace("labels", "images"), flags=re.IGNORECASE)
         other = f", such as {images}" if images != name else ""
-        raise SourceError(f"holds labels and no images: name the file of images{other}")
+        raise SourceError(f"holds labels, not images: name the file of images{other}")
     if (type_, dimensions) != (_UBYTE, _IMAGES):
         raise SourceError(
-            f"holds {_TYPES[type_]} in {dimensions} dimensions: images in an IDX file are uint8 in "
-            f"3, (n, H, W)"
+            f"holds {_TYPES[type_]} in {dimensions} dimensions: images in an IDX file are uint8 "
+            f"(n, H, W)"
         )
     sizes = file.read(4 * _IMAGES)
     if len(sizes) < 4 * _IMAGES:
-        raise SourceError("ends inside of its header: it was cut short")
+        raise SourceError("ends inside its header: it was cut short")
     return struct.unpack(">3I", sizes)

@@ -1,9 +1,9 @@
-"""Images that are in memory already, under names that the caller gives.
+"""Images in memory, under names that the caller chooses.
 
-``array_of`` is many images of one size, or vectors, with rows; ``members`` are images of any size, one
-by one out of a stream. Either way a source is called "memory:NAME", and has a checksum of its contents
-for a stamp: the same name with the same images is what is there already, and with other images it
-replaces what the name stood for, as a changed file does.
+``array_of`` takes many images of one size, or vectors, as rows. ``members`` takes images of any size,
+one by one from a stream. A source in memory is called "memory:NAME", and its stamp is a checksum of its
+contents. So the same name with the same images is unchanged, and with other images it replaces the old
+source, as a changed file does.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ from engine.sources.metadata import checked_metadata
 from engine.sources.vectors import MemoryVectors
 
 PREFIX = "memory:"
-_LIKE_A_ROW = re.compile(rb"#[0-9]+\Z")  # "memory:camera-3#17" is one of an array
+_LIKE_A_ROW = re.compile(rb"#[0-9]+\Z")  # "memory:camera-3#17" is a row of an array
 
 Images = PackedBits | npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
 VectorArray = npt.NDArray[np.floating[Any]]
 OneImage = bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | PackedBits
-_MAX_NAME = 4096  # bytes, as of a path
-_PIXEL_BYTES = 26  # that an opened file takes while it is decoded, as a JPEG 2000 with transparency
-_STAMPED = 1 << 20  # bytes of an array that are copied at a time, where they do not lie in a row
+_MAX_NAME = 4096  # bytes, as for a path
+# Decoding takes up to this many bytes per pixel, for a JPEG 2000 with transparency.
+_PIXEL_BYTES = 26
+_STAMPED = 1 << 20  # bytes of a non-contiguous array that are copied at a time
 
 
 class MemoryArray:
     """n images of one size: ``PackedBits``, or an array (n, H, W), (n, H, W, 1) or (n, H, W, 3).
 
-    An ingest of it that was interrupted goes on where it was.
+    An interrupted ingest of it goes on where it stopped.
     """
 
     def __init__(self, images: Images, name: str, *, stamp_bytes: int = _STAMPED) -> None:
-        """``UsageError`` if it is no such array or ``name`` is no name.
+        """Check array and name; ``UsageError`` if either is not valid.
 
-        ``stamp_bytes`` are copied at a time where the array does not lie in one piece.
+        A non-contiguous array is copied in pieces of ``stamp_bytes`` for its checksum.
         """
         self.name = _checked_name(name)
         self._images = images
@@ -65,7 +66,7 @@ class MemoryArray:
             self._each = int(np.prod(images.shape[1:3])) * 3
         self.row_bytes = self._each
         self.declared_kind = self.kind
-        # With the header: the same bytes in another shape are other images.
+        # The stamp includes the header, because the same bytes in another shape are other images.
         contents = _stamp(data, stamp_bytes) if self.count else 0
         self.mtime_ns = hashing.stamp(header + contents.to_bytes(8, "big"))
         self.size = data.nbytes
@@ -82,17 +83,17 @@ class MemoryArray:
 
 
 def array_of(source: Images | VectorArray, name: str) -> ArrayItem | VectorItem:
-    """Many images of one size, or many vectors; ``UsageError`` for another array or no name."""
+    """Many images of one size, or many vectors; ``UsageError`` for another array or an invalid name."""
     if isinstance(source, np.ndarray) and source.dtype.kind == "f":
         return MemoryVectors(source, _checked_name(name))
     return MemoryArray(source, name)  # type: ignore[arg-type]
 
 
 def member(name: object, image: object, metadata: object, max_bytes: int) -> Member:
-    """One image as the ingest takes it; what it is of may change as soon as this returns.
+    """One image as an item of an ingest; the caller may change ``image`` as soon as this returns.
 
     ``image`` is a file's bytes, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of bool, uint8 or
-    uint16, or ``PackedBits`` of one; ``max_bytes`` bounds the bytes that decoding it takes. Raises
+    uint16, or ``PackedBits`` of one image. ``max_bytes`` limits the memory for decoding it. Raises
     ``UsageError`` for a wrong type or name, ``ImageError`` for an image that cannot be read.
     """
     called = _checked_name(name)
@@ -108,13 +109,14 @@ def member(name: object, image: object, metadata: object, max_bytes: int) -> Mem
 def members(
     stream: Iterable[object], max_bytes: int, *, strict: bool = False
 ) -> Iterator[Member | Reject]:
-    """The images of a stream of (name, image) or (name, image, metadata), each as it is asked for.
+    """The images of a stream of (name, image) or (name, image, metadata), read on demand.
 
-    One that cannot be read is a ``Reject``, and the stream goes on; so is one that makes no sense,
-    which with ``strict``, or where it is the first one, is a ``UsageError``.
+    An unreadable image becomes a ``Reject``, and the stream goes on. So does an invalid element, unless
+    ``strict`` is set or it is the first one, which raise ``UsageError``.
     """
     for number, element in enumerate(stream):
-        called = f"{PREFIX}({number})".encode()  # until it is known to have a name
+        # Its name until its own is read.
+        called = f"{PREFIX}({number})".encode()
         try:
             if not isinstance(element, tuple | list) or len(element) not in (2, 3):
                 raise UsageError(
@@ -133,7 +135,7 @@ def members(
 
 
 def unlike(value: object) -> str:
-    """How to give an array of another library; empty for anything else. Nothing is imported to tell."""
+    """How to convert an array of another library; empty for anything else. Imports no library."""
     for kind in type(value).__mro__:
         if (
             kind.__module__.partition(".")[0] in ("torch", "tensorflow")
@@ -148,7 +150,7 @@ def unlike(value: object) -> str:
 
 
 def is_image(source: object) -> bool:
-    """Whether it is one image and nothing else: an array may be many."""
+    """Whether ``source`` is certainly one image; an array may hold many."""
     return isinstance(source, bytes | bytearray | memoryview | Image.Image)
 
 
@@ -163,7 +165,7 @@ def decoded_image(image: object, max_bytes: int) -> Decoded:
         return Decoded(canonical.from_array(image), "array")
     if not isinstance(image, Image.Image):
         raise UsageError(
-            f"an image is bytes, a PIL image, an array or PackedBits, not {_what(image)}"
+            f"an image must be bytes, a PIL image, an array or PackedBits, not {_what(image)}"
         )
     width, height = image.size
     if width * height * _PIXEL_BYTES > max_bytes:
@@ -179,9 +181,9 @@ def _checked_name(name: object) -> bytes:
     except UnicodeEncodeError:
         raise UsageError(f"the name {name!r} is not valid text") from None
     if _LIKE_A_ROW.search(called):
-        raise UsageError(f"the name {name!r} is that of a row of an array: end it otherwise")
+        raise UsageError(f"the name {name!r} ends like a row of an array: end it otherwise")
     if len(called) > _MAX_NAME:
-        raise UsageError(f"a name of {len(called):,} bytes: {_MAX_NAME:,} are kept at most")
+        raise UsageError(f"a name of {len(called):,} bytes is over the limit of {_MAX_NAME:,}")
     return PREFIX.encode() + called
 
 
@@ -196,7 +198,7 @@ def _stamp(data: npt.NDArray[np.uint8], most: int) -> int:
 
 
 def _stamp_of(data: bytes | memoryview, metadata: dict[str, Any] | None) -> int:
-    """Of an image, and of what is said of it, if anything: more said is a change."""
+    """The stamp of an image and its metadata, so that new metadata counts as a change."""
     stamp = hashing.stamp(data)
     if metadata is None:
         return stamp

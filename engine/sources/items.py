@@ -1,4 +1,4 @@
-"""What every source yields, whatever it is: files, blocks of rows, or something it had to refuse."""
+"""The items that every source yields: files, archives, arrays of rows, rejects and skipped files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.errors import ImageError
 from engine.records import Decoded, Kind
 
 Rows = npt.NDArray[np.uint8]
-HEAD_BYTES = 32  # that show whether a file is signed as an image
+HEAD_BYTES = 32  # first bytes of a file that show an image's signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class FileItem:
     """One image file; nothing but its stamp has been read."""
 
     path: Path
-    name: bytes  # the absolute path: how results call it
+    name: bytes  # the absolute path, which results show
     mtime_ns: int
     size: int
 
@@ -34,7 +34,7 @@ class FileItem:
             raise over_limit(self.size, max_bytes)
         try:
             with self.path.open("rb") as file:
-                # Not ``max_bytes + 1``: as much would be set aside for every file.
+                # Not max_bytes + 1, because Python would allocate that much for every file.
                 data = file.read(self.size + 1)
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror}", retryable=True) from None
@@ -45,21 +45,21 @@ class FileItem:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One image that has been read already: out of an archive or a table, or given in memory."""
+    """One image that has already been read: from an archive, a table or memory."""
 
     name: bytes  # "/archive.tar#member", "/table.parquet#17", "memory:name"
-    mtime_ns: int  # the stamp of what it came out of, or of itself
+    mtime_ns: int  # the stamp of its archive or table, or its own
     size: int
-    data: bytes  # its file; nothing where it is ``decoded`` already
+    data: bytes  # the bytes of its file; empty if it is already ``decoded``
     metadata: dict[str, Any] | None = None  # label and the like, JSON values
     decoded: Decoded | None = None
-    note: str = ""  # why it is without its metadata
+    note: str = ""  # why its metadata is missing
 
     @property
     def memory_bytes(self) -> int:
-        """What it takes in memory."""
+        """Bytes that it takes in memory."""
         taken = len(self.data) if self.decoded is None else len(self.decoded.pixels.canonical)
-        # As objects, JSON takes up to twenty times its bytes.
+        # JSON takes up to twenty times its bytes as Python objects.
         return taken + (20 * len(json.dumps(self.metadata)) if self.metadata else 0)
 
     def read(self, max_bytes: int) -> bytes:
@@ -71,7 +71,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class RowBlock:
-    """Consecutive rows of one array, already canonical: ``rows`` is (n, 16 + pixel bytes) uint8."""
+    """Consecutive canonical rows of one array: ``rows`` is (n, 16 + pixel bytes) uint8."""
 
     first: int
     rows: Rows
@@ -89,14 +89,14 @@ class VectorBlock:
 class ArrayItem(Protocol):
     """An array of images, or a synthetic set: rows that share a name."""
 
-    name: bytes  # how results call it, before "#" and the row
-    mtime_ns: int  # 0 where there is no file
+    name: bytes  # its name in results, before "#" and the row
+    mtime_ns: int  # 0 without a file
     size: int
     count: int  # rows
 
     @property
     def row_bytes(self) -> int:
-        """The most that one row takes while it is read."""
+        """The largest size in bytes of one row while it is read."""
 
     @property
     def kind(self) -> Kind:
@@ -104,56 +104,56 @@ class ArrayItem(Protocol):
 
     @property
     def declared_kind(self) -> Kind | None:
-        """The same, where it is known without reading a row; else None."""
+        """Bits or 8-bit, if known without reading a row; else None."""
 
     def blocks(self, start: int, max_rows: int, max_bytes: int) -> Iterator[RowBlock]:
-        """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""
+        """Rows from ``start`` on, in blocks; ``SourceError`` if the array breaks off."""
 
 
 @runtime_checkable
 class VectorItem(Protocol):
-    """An array of vectors that somebody brings: rows without pixels that share a name."""
+    """An array of imported vectors: rows without pixels that share a name."""
 
-    name: bytes  # how results call it, before "#" and the row
+    name: bytes  # its name in results, before "#" and the row
     mtime_ns: int
     size: int
     count: int  # rows
-    dim: int  # numbers in each
+    dim: int  # values per row
 
     @property
     def row_bytes(self) -> int:
-        """The most that one row takes while it is read."""
+        """The largest size in bytes of one row while it is read."""
 
     def vectors(self, start: int, max_rows: int, max_bytes: int) -> Iterator[VectorBlock]:
-        """Rows from ``start`` on, in blocks; ``SourceError`` where the array breaks off."""
+        """Rows from ``start`` on, in blocks; ``SourceError`` if the array breaks off."""
 
 
 @runtime_checkable
 class ArchiveItem(Protocol):
     """A container of image files, read from its beginning to its end: a tar, a zip, a table."""
 
-    name: bytes  # how results call it, before "#" and the member
+    name: bytes  # its name in results, before "#" and the member
     mtime_ns: int
     size: int
 
     @property
     def count(self) -> int | None:
-        """Members, about, where that is known without reading all of it: for showing progress."""
+        """About how many members it has, for progress; None if only reading all of it would show it."""
 
     def members(self, start: int, max_bytes: int) -> Iterator[Member | Reject | Skipped]:
-        """Its members from number ``start`` on, in their order, which never changes.
+        """Its members from number ``start`` on, in an order that never changes.
 
-        One of more than ``max_bytes`` is a ``Reject`` and is not read. ``SourceError`` where the
-        container breaks off: what was yielded before is good.
+        A member of more than ``max_bytes`` is a ``Reject`` and is not read. ``SourceError`` if the
+        container breaks off; the members yielded before are good.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Something that was named or claims to be images, and cannot be read.
+    """Something that was named or claims to be an image, and cannot be read.
 
-    With the stamp of its file it is not tried again until that changes; 0 and 0 where another try
-    may go better. It may stand for several rows of an array, "vectors.npy#17-39".
+    It has the stamp of its file, so that it is not tried again until the file changes. The stamp is
+    0 and 0 if another try may succeed. It may stand for several rows of an array, "vectors.npy#17-39".
     """
 
     name: bytes
@@ -165,32 +165,32 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that does not claim to be an image, or what is no file; ``note`` then says what it is."""
+    """A file that does not claim to be an image, or something that is not a file, as ``note`` says."""
 
     name: bytes
-    note: str = ""  # to stand behind a number of them
+    note: str = ""  # a text to print after a count of such files
 
 
 Item = FileItem | Member | ArrayItem | VectorItem | ArchiveItem | Reject | Skipped
 
 
 def over_limit(size: int, max_bytes: int) -> ImageError:
-    """A file is too large for the memory that there is."""
+    """The error for a file that is too large for the memory limit."""
     return ImageError(
         f"{size:,} bytes are over the limit of {max_bytes:,}: raise memory=", retryable=True
     )
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int]:
-    """What tells that a file is as it was: (mtime_ns, size), the time as 64 bits with a sign.
+    """The stamp that shows whether a file changed: (mtime_ns, size), the time as a signed 64-bit value.
 
-    A time before 1677 or after 2262, which file systems allow, does not fit and is wrapped: it is
-    compared only, and never shown.
+    File systems allow times before 1677 and after 2262. These do not fit and are wrapped, which is fine
+    because stamps are only compared.
     """
     return (status.st_mtime_ns + (1 << 63)) % (1 << 64) - (1 << 63), status.st_size
 
 
 def absolute(path: Path | str) -> bytes:
-    """The name of a file in results: its absolute path, links not followed, as bytes."""
+    """The name of a file in results: its absolute path as bytes, with links not followed."""
     # Not Path.resolve: a link keeps its own name.
     return os.fsencode(os.path.abspath(path))  # noqa: PTH100

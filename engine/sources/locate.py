@@ -1,4 +1,4 @@
-"""Says what a SOURCE or an IMAGE is; a path that exists wins over ``#``, ``?`` and ``{}`` in it."""
+"""Finds out what a SOURCE or an IMAGE is. An existing path wins over ``#``, ``?`` and ``{}`` in it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ Archive = TarArchive | ZipArchive | ParquetTable
 
 
 def check_source(spec: str) -> None:
-    """``UsageError`` if there is no such SOURCE, or it makes no sense."""
+    """``UsageError`` if the SOURCE does not exist or is not valid."""
     if is_synthetic(spec):
         SyntheticBits(spec)
         return
     if not exists(spec) and not any(_is_there(one) for one in expanded(spec)):
         raise UsageError(f"{shown(spec)}: {missing_array(spec) or 'no such file or folder'}")
-    with contextlib.suppress(SourceError, OSError):  # damaged: told when its turn comes
+    # A damaged archive is reported when it is read.
+    with contextlib.suppress(SourceError, OSError):
         archive_of(spec)
 
 
 def _is_there(spec: str) -> bool:
-    """Whether there is a file or folder of this name, or one of a name with ``?`` behind it."""
+    """Whether ``spec`` names an existing file or folder, or an existing file and a ``?`` query."""
     if exists(spec):
         return True
     array = array_file(spec)
@@ -50,7 +51,7 @@ def _is_there(spec: str) -> bool:
 
 
 def expanded(spec: str) -> Iterator[str]:
-    """The names that a pattern stands for, or the one that it is."""
+    """The names that a pattern stands for, or ``spec`` itself if it is not a pattern."""
     names = None if exists(spec) else expand(spec)
     return iter([spec]) if names is None else names
 
@@ -58,7 +59,8 @@ def expanded(spec: str) -> Iterator[str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, a null byte
+    # The name is too long or holds a null byte.
+    except (OSError, ValueError):
         return False
 
 
@@ -71,17 +73,18 @@ def is_folder(path: Path) -> bool:
 
 
 def is_synthetic(spec: str) -> bool:
-    """Whether it names a synthetic set, and no file that is called like one."""
+    """Whether ``spec`` names a synthetic set, and not an existing file with such a name."""
     return spec.startswith(PREFIX) and not exists(spec)
 
 
 def is_row(text: str) -> bool:
-    """Whether it is the number of a row."""
-    return text.isdecimal() and len(text) <= 18  # int() refuses thousands of digits
+    """Whether ``text`` is the number of a row."""
+    # The limit is there because int() refuses thousands of digits.
+    return text.isdecimal() and len(text) <= 18
 
 
 def archive_of(spec: str) -> Archive | None:
-    """The archive or table that ``FILE`` or ``FILE?…`` is; None if it is none."""
+    """The archive or table that ``FILE`` or ``FILE?…`` names; None for anything else."""
     path, query = Path(spec), ""
     at = spec.find("?")
     if at != -1 and exists(spec):
@@ -90,7 +93,8 @@ def archive_of(spec: str) -> Archive | None:
         at = spec.find("?", at + 1)
     if at != -1:
         path, query = Path(spec[:at]), spec[at + 1 :]
-    if "#" in query:  # a member's; in the name of a column it is written %23
+    # A "#" begins a member. In the name of a column it is written %23.
+    if "#" in query:
         return None
     if not _is_file(path) or is_array(path) or path.suffix.lower() in SUFFIXES:
         return None

@@ -1,4 +1,4 @@
-"""What archives, tables and their members are called: names, the query in them, and which are bad."""
+"""The names of archives, tables and their members: how they are built, parsed and checked."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from engine.errors import UsageError
 from engine.images.file_types import SUFFIXES
 from engine.sources.items import absolute
 
-MAX_NAME = 4096  # bytes: no path on a disk is longer
+MAX_NAME = 4096  # bytes, the limit of a path
 _APPLE_DOUBLE = b"._"
 _MACOS_FOLDER = b"__MACOSX/"
 _SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
 
 
 def name_of(path: Path, query: str) -> bytes:
-    """The name of an archive in results; with its query, so that a member can be found again."""
+    """The name of an archive in results. It includes the query, so that members can be found again."""
     return absolute(path) + (b"?" + query.encode("utf-8", "surrogateescape") if query else b"")
 
 
 def query_values(path: Path, query: str, known: Collection[str]) -> dict[str, str]:
-    """What stands behind ``?``; ``UsageError`` for a name that is not among ``known``."""
+    """The values of the query after ``?``; ``UsageError`` for a name that is not in ``known``."""
     pairs = parse_qsl(query, keep_blank_values=True)
     values = dict(pairs)
     if len(values) < len(pairs) or set(values) - set(known) or bool(query) != bool(pairs):
@@ -32,14 +32,14 @@ def query_values(path: Path, query: str, known: Collection[str]) -> dict[str, st
 
 
 def wanted_fields(values: dict[str, str]) -> tuple[str, ...] | None:
-    """The fields that ``metadata=a,b`` names: none for an empty one; None, all, where it is missing."""
+    """The fields that ``metadata=a,b`` names; None, for all fields, if it is missing."""
     if "metadata" not in values:
         return None
     return tuple(name for name in values["metadata"].split(",") if name)
 
 
 def claims_by_name(name: bytes) -> bool:
-    """Whether a member is named as an image; what macOS keeps beside one as "._NAME" is not."""
+    """Whether a member has an image's name; a macOS attribute file "._NAME" does not count."""
     base = name.rpartition(b"/")[2]
     if base.startswith(_APPLE_DOUBLE) or name.startswith(_MACOS_FOLDER):
         return False
@@ -48,7 +48,7 @@ def claims_by_name(name: bytes) -> bool:
 
 
 def name_problem(name: bytes) -> str:
-    """Why a member cannot be called by its name; empty if it can."""
+    """What is wrong with a member's name; empty if it is valid."""
     if not name:
         return "a member without a name"
     if b"\0" in name:
@@ -59,5 +59,5 @@ def name_problem(name: bytes) -> str:
 
 
 def no_member(member: bytes) -> str:
-    """There is none of this name."""
+    """The message for a member that does not exist."""
     return f"has no member {member[:200].decode(errors='backslashreplace')!r}"

@@ -1,4 +1,4 @@
-"""What is said of an image beside its pixels: JSON, checked before it is kept."""
+"""Checks the metadata of images, JSON objects, before it is stored."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from engine.errors import ImageError
 
-METADATA_LIMIT = 16 << 10  # bytes as JSON: it is read with every record
-# Fields of metadata that say of which class an image is; the first that is there counts.
+METADATA_LIMIT = 16 << 10  # bytes as JSON, small because it is read with every record
+# Fields of metadata that name an image's class; the first one present counts.
 LABELS = ("label", "cls", "class", "category")
-_DEEPEST = 32  # levels of objects and lists in metadata: readers go down them one by one
+_DEEPEST = 32  # levels of objects and lists; readers recurse into them
 
 
 def checked_metadata(value: object) -> dict[str, Any] | None:
-    """What is said of an image, as it is kept: a JSON object, at most 16 KiB; None if it is empty.
+    """The metadata to store: a JSON object of at most 16 KiB; None if it is empty.
 
-    Raises ``ImageError`` for anything else, for numbers that are not finite and text that is not
-    Unicode.
+    Raises ``ImageError`` for anything else, for numbers that are not finite and for text that is not
+    valid Unicode.
     """
     if value is None:
         return None
@@ -25,7 +25,8 @@ def checked_metadata(value: object) -> dict[str, Any] | None:
         raise ImageError("its metadata is not a JSON object with text for keys")
     try:
         text = json.dumps(value, allow_nan=False)
-        json.dumps(value, ensure_ascii=False).encode()  # no half of a character, as JSON may hold
+        # This fails for lone surrogates, which JSON may hold.
+        json.dumps(value, ensure_ascii=False).encode()
         if len(text) > METADATA_LIMIT:
             raise ImageError(
                 f"its metadata of {len(text):,} bytes is over the limit of {METADATA_LIMIT:,}"

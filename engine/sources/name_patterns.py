@@ -1,4 +1,4 @@
-"""Names of many files in one, like ``{000..150}.tar`` or ``{train,test}.zip``."""
+"""Expands patterns of file names such as ``{000..150}.tar`` or ``{train,test}.zip``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
 def expand(spec: str) -> Iterator[str] | None:
-    """The names that a pattern with ``{000..150}`` or ``{a,b}`` stands for; None if it is none.
+    """The names that a pattern with ``{000..150}`` or ``{a,b}`` stands for; None if not a pattern.
 
-    ``UsageError`` if they are more than 100,000.
+    ``UsageError`` if there are more than 100,000.
     """
     parts = [_choices(part) for part in _BRACES.split(spec)]
     if all(isinstance(part, str) for part in parts):
@@ -31,7 +31,7 @@ def expand(spec: str) -> Iterator[str] | None:
 
 
 class _Range(Sequence[str]):
-    """Numbers as text, made when they are asked for."""
+    """Numbers as text, made on demand."""
 
     def __init__(self, first: str, last: str) -> None:
         start, end = int(first), int(last)

@@ -1,4 +1,4 @@
-"""Says which arrays ``FILE.npy``, ``FILE.npz#NAME`` and IDX files name, also with ``?kind=`` behind."""
+"""Finds the arrays that ``FILE.npy``, ``FILE.npz#NAME`` and IDX files name, also with ``?kind=``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 
 
 def is_array(path: Path) -> bool:
-    """Whether a file is called one of arrays."""
+    """Whether a file has the name of a file of arrays."""
     return path.suffix.lower() in ARRAY_SUFFIXES or is_idx(path.name)
 
 
 def array_file(spec: str) -> tuple[str, str | None] | None:
-    """Path and kind of ``FILE.npy?kind=8bit``; None if it is nothing of that form."""
+    """Path and kind of ``FILE.npy?kind=8bit``; None for any other form."""
     if exists(spec):
         return (spec, None) if is_array(Path(spec)) else None
     path, mark, query = spec.rpartition("?")
@@ -34,9 +34,9 @@ def array_file(spec: str) -> tuple[str, str | None] | None:
 
 
 def arrays_of(spec: str) -> list[Array] | None:
-    """The arrays that ``spec`` names, all of a file or one of them; None if it names something else.
+    """The arrays that ``spec`` names, all of a file or one; None if it names something else.
 
-    ``SourceError`` if what it names holds none, or could be meant in several ways.
+    ``SourceError`` if the file holds no arrays, or if ``spec`` is ambiguous.
     """
     named = array_file(spec)
     if named is not None and Path(named[0]).is_file():
@@ -48,7 +48,7 @@ def arrays_of(spec: str) -> list[Array] | None:
 
 
 def array_named(name: bytes) -> Array:
-    """The array that results call ``name``; ``SourceError`` or ``UsageError`` if there is none."""
+    """The array with this name in results; ``SourceError`` or ``UsageError`` if there is none."""
     spec = os.fsdecode(name)
     found = arrays_of(spec)
     if found is None:
@@ -57,7 +57,7 @@ def array_named(name: bytes) -> Array:
 
 
 def missing_array(spec: str) -> str:
-    """What an archive of arrays holds, where ``spec`` names one that is not in it; else nothing."""
+    """The message for a ``spec`` that names a missing array of an ``.npz`` file; empty otherwise."""
     for path, name, _ in _inside(spec):
         return f"has no array {name[:200]!r}: it holds {npy.listed(_members(path))}"
     return ""
@@ -69,7 +69,7 @@ def _members(path: Path) -> list[str]:
 
 
 def _inside(spec: str) -> list[tuple[Path, str, str | None]]:
-    """Each way in which ``spec`` may be ``FILE.npz#NAME``, where either may hold a ``#`` itself."""
+    """Each way to read ``spec`` as ``FILE.npz#NAME``, as either part may hold a ``#`` itself."""
     found = []
     at = spec.find("#")
     while at != -1:
@@ -81,8 +81,9 @@ def _inside(spec: str) -> list[tuple[Path, str, str | None]]:
 
 
 def exists(spec: str) -> bool:
-    """Whether there is something of this name, a link that leads nowhere included."""
+    """Whether a file or folder of this name exists, even as a dangling link."""
     try:
         return os.path.lexists(spec)
-    except ValueError:  # a null byte
+    # The name holds a null byte.
+    except ValueError:
         return False

@@ -1,6 +1,6 @@
 """Reads ``.npy`` streams, in a file or as a member of an ``.npz`` archive; pickles are never loaded.
 
-An ``.npz`` is opened with Python's ``zipfile``; ``zip_archive`` says why other zips are not.
+Python's ``zipfile`` opens ``.npz`` files; ``zip_archive`` explains why it does not open other zips.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from engine.sources.items import absolute, stamp_of
 from engine.sources.steady_file import changed, steady, unreadable
 
 _SKIP_BYTES = 1 << 20
-_MAX_HEADER = 64 << 10  # bytes: NumPy itself takes 10,000
-_MAX = (1 << 63) - 1  # of a dimension; Python prints no numbers of thousands of digits
+_MAX_HEADER = 64 << 10  # bytes; NumPy's own limit is 10,000
+# The largest dimension. Python does not print numbers of thousands of digits.
+_MAX = (1 << 63) - 1
 _MAX_LISTED = 200  # characters of a message
-_READ_BYTES = 64 << 20  # at a time: a header that lies must not make us ask for terabytes
-_DAMAGED = (  # what reading a damaged archive may raise
+# Bytes read at a time, because a wrong header must not cause an allocation of terabytes.
+_READ_BYTES = 64 << 20
+# The exceptions that reading a damaged archive may raise.
+_DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -45,13 +48,13 @@ _DAMAGED = (  # what reading a damaged archive may raise
 
 
 class NpyFile:
-    """One ``.npy`` stream: the stamp of its file, its name, and what its header says of it.
+    """The stamp, name and header of one ``.npy`` stream.
 
-    Read with plain reads and not through a map, so that a file larger than memory leaves nothing
-    behind in it.
+    It is read with plain reads rather than a memory map, so that a file larger than memory does not
+    fill it.
     """
 
-    may_be_one_image = True  # an array whose shape could be that of one
+    may_be_one_image = True  # whether its shape may be that of a single image
 
     def __init__(
         self,
@@ -61,9 +64,9 @@ class NpyFile:
         *,
         archive: zipfile.ZipFile | None = None,
     ) -> None:
-        """Read the header. ``SourceError`` if it is no array of plain numbers in C order.
+        """Read the header. ``SourceError`` if the stream is not an array of plain numbers.
 
-        ``archive``: the file of the ``member``, where it is open already.
+        ``archive``: the archive of ``member``, if it is already open.
         """
         self._path = path
         self._member = member
@@ -84,7 +87,7 @@ class NpyFile:
 
     @contextmanager
     def data(self, offset: int = 0) -> Iterator[IO[bytes]]:
-        """Its data from byte ``offset`` on; ``SourceError`` if the file is another one by now."""
+        """A stream of its data from byte ``offset`` on; ``SourceError`` if the file has changed."""
         with self._open() as file:
             if _header(file) != (self.shape, self.dtype, self.fortran):
                 raise changed()
@@ -126,33 +129,34 @@ def members(archive: zipfile.ZipFile) -> list[str]:
 
 @contextmanager
 def _reading_zip() -> Iterator[None]:
-    """``SourceError`` for what reading an ``.npz`` archive raises."""
+    """Turn the exceptions of reading a damaged ``.npz`` archive into ``SourceError``."""
     try:
         yield
-    except EngineError:  # a UsageError is a ValueError, too
+    # Keep UsageError, which is also a ValueError.
+    except EngineError:
         raise
     except _DAMAGED as error:
         raise unreadable(error, "is damaged or not an .npz archive") from None
 
 
 def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    """A member, whose data comes out bit by bit: of bzip2 and LZMA, zipfile unpacks all at once."""
+    """Open a member that can be read in pieces; zipfile unpacks bzip2 and LZMA all at once."""
     method = archive.getinfo(name).compress_type
     if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise SourceError(
-            f"is packed with method {method} in its archive: save it with numpy.savez_compressed"
+            f"is compressed with method {method} in its archive: save it with numpy.savez_compressed"
         )
     return archive.open(name)
 
 
 def listed(names: list[str]) -> str:
-    """The names of arrays in a message, as they are given to NumPy; of many the first ones."""
+    """The names of arrays for a message, as NumPy uses them, cut if there are many."""
     shown = ", ".join(name.removesuffix(".npy") for name in names)
     return shown if len(shown) <= _MAX_LISTED else shown[:_MAX_LISTED] + " …"
 
 
 def read(file: IO[bytes], count: int) -> bytes:
-    """Up to ``count`` bytes: fewer only at the end."""
+    """Read ``count`` bytes, or fewer at the end of the file."""
     parts, left = [], count
     while left > 0:
         data = file.read(min(left, _READ_BYTES))
@@ -164,17 +168,18 @@ def read(file: IO[bytes], count: int) -> bytes:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
-    """Shape, dtype and whether in Fortran order: of an ``.npy`` stream, which is left at its data."""
+    """Read an ``.npy`` header up to the data; return shape, dtype and whether in Fortran order."""
     try:
         version = np.lib.format.read_magic(file)
-        # Read here and not by NumPy, which would read up to 4 GiB of what claims to be a header.
+        # NumPy itself would read up to 4 GiB of what claims to be a header.
         width = 2 if version == (1, 0) else 4
         length = file.read(width)
         header = file.read(min(int.from_bytes(length, "little"), _MAX_HEADER))
-        # Version 3 differs from 2 in the encoding of field names only, which no array here has.
+        # Version 3 differs from 2 only in the encoding of field names, which no array here has.
         parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
         parse = parse or np.lib.format.read_array_header_2_0
         shape, fortran, dtype = parse(io.BytesIO(length + header))
+    # NumPy parses a header as a Python literal, which may raise any of these.
     except (
         ValueError,
         TypeError,
@@ -183,7 +188,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
         tokenize.TokenError,
         RecursionError,
         MemoryError,
-    ) as error:  # what NumPy's reading of a header as a Python literal may raise
+    ) as error:
         raise SourceError(
             f"is not an .npy array ({line_of(error)})", retryable=isinstance(error, MemoryError)
         ) from None
@@ -193,16 +198,17 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
         )
     if max(shape, default=0) > _MAX:
         raise SourceError("is not an .npy array (a dimension of it is larger than any file)")
-    # bool is an int to NumPy's own check, and a shape of () is whole.
+    # NumPy's own check also lets bool pass as int.
     return tuple(map(int, shape)), dtype, fortran
 
 
 def skip(file: IO[bytes], count: int) -> None:
-    """Leave out ``count`` bytes, or what there is of them."""
+    """Skip ``count`` bytes, or the rest of the file if it is shorter."""
     if count and file.seekable() and isinstance(file, io.BufferedReader):
         file.seek(min(count, 1 << 62), io.SEEK_CUR)
         return
-    while count > 0:  # a compressed member is read through
+    # A compressed member must be read to be skipped.
+    while count > 0:
         data = file.read(min(count, _SKIP_BYTES))
         if not data:
             return

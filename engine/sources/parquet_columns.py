@@ -1,4 +1,4 @@
-"""Which column of a Parquet file holds images, by the types of the columns."""
+"""Finds the column of images in a Parquet file by the types of the columns."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class ImageColumn(NamedTuple):
     """The column of images."""
 
     name: str
-    in_struct: bool  # of ``{bytes, path}``, and not of bytes
-    has_path: bool  # whether there is that path
+    in_struct: bool  # whether it holds ``{bytes, path}`` rather than bytes
+    has_path: bool  # whether the struct has a path
 
 
 def image_column(schema: Any, values: Mapping[str, str], path: Path) -> ImageColumn:
-    """The column of images; ``values["image"]`` may name it.
+    """The column of images, which ``values["image"]`` may name.
 
-    ``UsageError`` if there is none, or no way to tell which.
+    ``UsageError`` if there is no such column, or if several could be meant.
     """
     found = {field.name: _plain(field.type) for field in schema if _holds_images(field.type)}
     if values.get("image") not in found and (values.get("image") is not None or not found):
-        # Bytes of one length are most often a checksum.
+        # Try these last: bytes of a fixed length are usually checksums.
         found = {f.name: _plain(f.type) for f in schema if _holds_images(f.type, fixed=True)}
     listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
     shown = listed if len(listed) <= 500 else listed[:500] + " …"
@@ -37,7 +37,7 @@ def image_column(schema: Any, values: Mapping[str, str], path: Path) -> ImageCol
         raise UsageError(f"{path}: the column {name!r} holds no image files: there are {shown}")
     if name is None and not found:
         raise UsageError(
-            f"{path} has no column of image files, one a row, as bytes or {{bytes, path}}: it has "
+            f"{path} has no column of image files, one per row, as bytes or {{bytes, path}}: it has "
             f"{shown or 'no columns'}"
         )
     if name is None:
@@ -50,7 +50,7 @@ def image_column(schema: Any, values: Mapping[str, str], path: Path) -> ImageCol
             )
         name = likely[0]
     if schema.names.count(name) > 1:
-        raise UsageError(f"{path} has several columns that are called {name!r}")
+        raise UsageError(f"{path} has several columns named {name!r}")
     import pyarrow as pa
 
     kind = found[name]
@@ -62,7 +62,7 @@ def image_column(schema: Any, values: Mapping[str, str], path: Path) -> ImageCol
 
 
 def fields_of_extension(schema: Any, image: str) -> list[str]:
-    """The fields of an extension type, which pyarrow reads all of or not at all; else none."""
+    """The fields of an extension type, which pyarrow can only read together; else an empty list."""
     import pyarrow as pa
 
     kind = schema.field(image).type
@@ -81,7 +81,7 @@ def _holds_images(kind: Any, *, fixed: bool = False) -> bool:
 
 
 def _is_binary(kind: Any, *, fixed: bool = False) -> bool:
-    """Whether values are bytes; ``fixed``: also those of one length."""
+    """Whether values are bytes; with ``fixed``, also bytes of a fixed length."""
     import pyarrow as pa
 
     types, kind = pa.types, _plain(kind)
@@ -100,7 +100,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _plain(kind: Any) -> Any:
-    """The type of the values, whatever they are wrapped in: an extension, a dictionary."""
+    """The type of the values themselves, without the extensions and dictionaries around them."""
     import pyarrow as pa
 
     while isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
@@ -110,7 +110,7 @@ def _plain(kind: Any) -> Any:
 
 
 def is_scalar(kind: Any) -> bool:
-    """Whether values are numbers, texts or times."""
+    """Whether values are numbers, booleans, texts, dates or times."""
     import pyarrow as pa
 
     types, kind = pa.types, _plain(kind)

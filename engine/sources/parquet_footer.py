@@ -1,4 +1,4 @@
-"""Parquet footers: read within a bound of memory, and where they say that columns are."""
+"""Reads Parquet footers within a memory limit, and finds the columns in them."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from engine.sources.parquet_thrift import (
 )
 
 _MAGIC = b"PAR1"
-# Of 1,000 row groups × 10 columns it is 2 MB, and takes 14 MB to read: bounds that hold whatever the
-# memory=, as a footer is read whole before anything else is known.
+# The footer of 1,000 row groups × 10 columns has 2 MB, and takes 14 MB in memory. The limits do not
+# depend on memory=, because a footer is read whole before anything else is known.
 MAX_FOOTER = 8 << 20  # bytes
-_MAX_UNPACKED = 64 << 20  # bytes that it takes once it is read
-_LARGEST_GROWTH = 256  # times: what is shorter need not be gone through
+_MAX_UNPACKED = 64 << 20  # bytes in memory
+_LARGEST_GROWTH = 256  # times; a footer that stays below the limit at this growth is not checked
 _MAX_DEPTH = 16
 
-# Bytes that pyarrow takes for what may be as little as one byte of a footer, as measured.
-_OUTER = 1536  # for an element of the outermost lists: a column, a row group
-_INNER = 768  # for one of the lists in these: a column of a row group
-_INNERMOST = 96  # for one of the lists further inside
-_TEXT = 40  # and its own bytes
+# Measured bytes that pyarrow takes for an element that may be a single byte of the footer.
+_OUTER = 1536  # an element of an outermost list: a column, a row group
+_INNER = 768  # an element of a list inside these: a column of a row group
+_INNERMOST = 96  # an element of a list further inside
+_TEXT = 40  # a text, besides its own bytes
 
 
 def read_footer(file: IO[bytes], size: int) -> bytes:
-    """The footer of a file of ``size`` bytes; ``SourceError`` if it takes too much memory or is none."""
+    """The footer of a file of ``size`` bytes; ``SourceError`` if it is invalid or takes much memory."""
     head = file.read(4)
     file.seek(max(0, size - 8))
     tail = file.read(8)
@@ -49,7 +49,7 @@ def read_footer(file: IO[bytes], size: int) -> bytes:
     if length > size - 12:
         raise SourceError(f"is damaged: a footer of {length:,} bytes")
     if length > MAX_FOOTER:
-        raise SourceError(f"has a footer of {length:,} bytes: {MAX_FOOTER:,} are the limit")
+        raise SourceError(f"has a footer of {length:,} bytes: the limit is {MAX_FOOTER:,}")
     file.seek(size - 8 - length)
     data = file.read(length)
     if length * _LARGEST_GROWTH > _MAX_UNPACKED:
@@ -59,9 +59,9 @@ def read_footer(file: IO[bytes], size: int) -> bytes:
 
 
 def check_footer(data: bytes, max_bytes: int) -> None:
-    """``SourceError`` for a footer that takes more than ``max_bytes`` once it is read, or is none.
+    """``SourceError`` for an invalid footer, or one that takes more than ``max_bytes`` in memory.
 
-    It takes up to 250 times its length, which pyarrow would find out by reading it.
+    A footer may take up to 250 times its length, which pyarrow would only find out by reading it.
     """
     try:
         _Footer(data, max_bytes).go_through()
@@ -71,17 +71,17 @@ def check_footer(data: bytes, max_bytes: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ColumnChunk:
-    """Where one column of a row group is in the file."""
+    """The place of one column of a row group in the file."""
 
     path: str
-    at: int  # of its first page
-    size: int  # bytes, packed
+    at: int  # offset of its first page
+    size: int  # compressed bytes
 
 
 def row_groups(footer: bytes) -> Iterator[tuple[int, list[ColumnChunk]]]:
-    """The number of rows of each row group, and its columns in the order of the schema.
+    """The number of rows and the columns of each row group, in the order of the schema.
 
-    ``SourceError`` where the footer breaks off.
+    ``SourceError`` if the footer breaks off.
     """
     try:
         yield from _Groups(footer, 1 << 62).groups()
@@ -90,7 +90,7 @@ def row_groups(footer: bytes) -> Iterator[tuple[int, list[ColumnChunk]]]:
 
 
 class _Footer:
-    """Adds up what a footer takes in memory."""
+    """Adds up the memory that a footer takes."""
 
     def __init__(self, data: bytes, max_bytes: int) -> None:
         self._data = data
@@ -99,7 +99,7 @@ class _Footer:
         self._taken = 0
 
     def go_through(self) -> None:
-        """Read all of it; ``IndexError`` if it breaks off."""
+        """Read the whole footer; ``IndexError`` if it breaks off."""
         self._struct(0, 0)
 
     def _struct(self, depth: int, lists: int) -> None:
@@ -125,7 +125,8 @@ class _Footer:
             self._struct(depth + 1, lists)
         elif kind in (LIST, SET):
             self._list(depth, lists)
-        elif kind in (TRUE, FALSE, BYTE):  # in a list
+        # Booleans in a list take a byte.
+        elif kind in (TRUE, FALSE, BYTE):
             self._at += 1
         elif kind == DOUBLE:
             self._at += 8
@@ -133,13 +134,14 @@ class _Footer:
             raise SourceError("is damaged: not a valid Parquet footer")
 
     def _list_head(self) -> tuple[int, int]:
-        """How many elements a list has, and of which kind."""
+        """The number and the kind of a list's elements."""
         head = self._data[self._at]
         self._at += 1
         count, kind = head >> 4, head & 15
         if count == 15:
             count, self._at = varint(self._data, self._at)
-        if count > len(self._data) - self._at:  # each takes a byte at least
+        # Each element takes at least one byte.
+        if count > len(self._data) - self._at:
             raise IndexError
         return count, kind
 
@@ -162,16 +164,16 @@ class _Footer:
         self._taken += count
         if self._taken > self._max_bytes:
             raise SourceError(
-                f"has a footer that takes more than {self._max_bytes:,} bytes: write it in fewer or "
-                f"larger row groups"
+                f"has a footer that takes more than {self._max_bytes:,} bytes of memory: write the "
+                f"file in fewer, larger row groups"
             )
 
 
 class _Groups(_Footer):
-    """Picks out of a footer what is needed to find the pages (parquet.thrift)."""
+    """Reads the fields of a footer that locate the pages (parquet.thrift)."""
 
     def groups(self) -> Iterator[tuple[int, list[ColumnChunk]]]:
-        """The row groups, one at a time; ``IndexError`` if it breaks off."""
+        """The row groups, one at a time; ``IndexError`` if the footer breaks off."""
         for number, kind in self._fields():
             if (number, kind) == (4, LIST):
                 for _ in self._structs():
@@ -200,7 +202,8 @@ class _Groups(_Footer):
         return found
 
     def _chunk(self) -> ColumnChunk:
-        path, numbers = "", {7: 0, 9: 0, 11: 0}  # its size, its first page, its dictionary
+        # Fields 7, 9 and 11: the size, the first page and the dictionary page.
+        path, numbers = "", {7: 0, 9: 0, 11: 0}
         for number, kind in self._fields():
             if (number, kind) == (3, LIST):
                 path = self._path()
@@ -227,7 +230,7 @@ class _Groups(_Footer):
         return ".".join(parts)
 
     def _fields(self) -> Iterator[tuple[int, int]]:
-        """The number and the kind of each field of a struct; whoever asks reads its value."""
+        """The number and the kind of each field of a struct; the caller must read its value."""
         number = 0
         while head := self._data[self._at]:
             self._at += 1
@@ -239,7 +242,7 @@ class _Groups(_Footer):
         self._at += 1
 
     def _structs(self) -> range:
-        """For each struct of a list, which whoever asks reads."""
+        """A range over the structs of a list; the caller must read each."""
         count, kind = self._list_head()
         if kind != STRUCT and count:
             raise SourceError("is damaged: not a valid Parquet footer")

@@ -1,4 +1,4 @@
-"""What the columns beside an image in a Parquet file say of it, as JSON."""
+"""Turns the columns beside the images of a Parquet file into metadata, as JSON."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from engine.sources.metadata import checked_metadata
 from engine.sources.parquet_columns import is_scalar
 
 Teller = Callable[[Any], dict[str, Any]]
-"""Makes metadata of one value of a column."""
+"""A function that makes metadata of one value of a column."""
 
 
 def metadata_columns(
     schema: Any, image: str, wanted: tuple[str, ...] | None, path: Path, *, has_path: bool
 ) -> dict[str, Teller]:
-    """The columns beside the images, each with what makes metadata of one of its values."""
+    """The columns beside the images, each with the function that makes metadata of its values."""
     times = Counter(schema.names)
     scalar = {
         field.name: field.type
@@ -31,18 +31,19 @@ def metadata_columns(
     }
     names = list(scalar) if wanted is None else list(wanted)
     if wanted is not None and has_path and "path" in names and "path" not in scalar:
-        names.remove("path")  # it stands beside the image's bytes
+        # It is the path inside the image's struct.
+        names.remove("path")
     for name in names:
         if name not in scalar:
-            raise UsageError(f"{path}: {name!r} is no column of numbers, texts or times")
+            raise UsageError(f"{path}: {name!r} is not a column of numbers, texts or times")
     labels = _class_labels(schema)
     return {name: _teller(name, labels.get(name, [])) for name in names}
 
 
 def stored(column: Any) -> Any:
-    """A column as it is stored, with nanoseconds as microseconds, which Python has.
+    """A column without extension types, with nanoseconds as microseconds, which Python supports.
 
-    ``SourceError`` where it has a value by a number that its dictionary does not have.
+    ``SourceError`` if it refers to a value that its dictionary does not have.
     """
     import pyarrow as pa
 
@@ -61,7 +62,7 @@ def stored(column: Any) -> Any:
 
 
 def metadata_of(said: Sequence[tuple[Teller, Any]], row: int) -> tuple[dict[str, Any] | None, str]:
-    """What the columns say of a row; or why it cannot be kept, as the image can."""
+    """The metadata of a row; or None and the reason why it cannot be kept."""
     metadata: dict[str, Any] = {}
     try:
         for tell, column in said:
@@ -69,30 +70,32 @@ def metadata_of(said: Sequence[tuple[Teller, Any]], row: int) -> tuple[dict[str,
         return checked_metadata(metadata), ""
     except ImageError as error:
         return None, str(error)
-    except (ValueError, OverflowError) as error:  # no UTF-8, a date that Python has not
+    # Text that is not UTF-8, or a date that Python cannot represent.
+    except (ValueError, OverflowError) as error:
         return None, f"a column beside the image cannot be read: {line_of(error)[:300]}"
 
 
 def tell_path(value: str | bytes | None) -> dict[str, Any]:
-    """The name of the file that the bytes come from; some writers do not say that it is text."""
+    """Metadata with the image's file name, which some writers store as bytes."""
     if value is None:
         return {}
     return {"path": value.decode() if isinstance(value, bytes) else value}
 
 
 def _teller(name: str, labels: list[str]) -> Teller:
-    """Makes metadata of a column's values: JSON, with the name of a label where it has one."""
+    """A function that makes JSON metadata of a column's values, with the names of labels if known."""
 
     def tell(value: Any) -> dict[str, Any]:
         if value is None:
             return {}
-        if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
+        # A datetime is a date too.
+        if isinstance(value, datetime.date | datetime.time):
             return {name: value.isoformat()}
         if isinstance(value, bool | int | str):
-            told: dict[str, Any] = {name: value}
+            metadata: dict[str, Any] = {name: value}
             if labels and isinstance(value, int) and 0 <= value < len(labels):
-                told[f"{name}_name"] = labels[value]
-            return told
+                metadata[f"{name}_name"] = labels[value]
+            return metadata
         number = float(value)
         return {name: number} if math.isfinite(number) else {}
 
@@ -100,7 +103,7 @@ def _teller(name: str, labels: list[str]) -> Teller:
 
 
 def _class_labels(schema: Any) -> dict[str, list[str]]:
-    """The names of labels that a Hugging Face data set says of its columns; they are no must."""
+    """The optional names of labels by column, from a Hugging Face data set's description."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {

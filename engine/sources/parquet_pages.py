@@ -1,4 +1,4 @@
-"""What the pages of a Parquet file take, read before anything is unpacked."""
+"""Measures the pages of a Parquet file by their headers, before anything is decompressed."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from engine.errors import SourceError
 from engine.sources import parquet_thrift
 from engine.sources.parquet_footer import ColumnChunk
 
-_MAX_ROWS = 64  # of a batch
-_BATCH_BYTES = 8 << 20  # of a batch, about
-_PAGE_SLACK = 4 << 20  # a page ends behind the value with which it is full
-_HEADER_BYTES = (1 << 9, 1 << 13, 1 << 21)  # of a page: tried one after the other
+_MAX_ROWS = 64  # per batch
+_BATCH_BYTES = 8 << 20  # per batch, about
+# A page ends after the value that fills it, so it may be larger than the limit.
+_PAGE_SLACK = 4 << 20
+_HEADER_BYTES = (1 << 9, 1 << 13, 1 << 21)  # sizes of a page header, tried one after the other
 
 
 @dataclass(slots=True)
 class Pages:
-    """What the pages of some columns of a row group take, in bytes unpacked."""
+    """The decompressed bytes of a column's pages in a row group."""
 
-    largest: int = 0
-    row: float = 0.0  # of a row, in the page where they are largest
-    dictionary: int = 0  # any value may be one of its, and nearly all of it
+    largest: int = 0  # the largest page
+    row: float = 0.0  # a row, on average, in the page of the largest rows
+    dictionary: int = 0  # the dictionary page; one value may take nearly all of it
 
 
 def batch_rows(file: IO[bytes], chunks: Sequence[ColumnChunk], max_bytes: int) -> int:
-    """Rows of a batch, so that it takes about 8 MiB, also where rows are of very different size.
+    """The number of rows per batch for batches of about 8 MiB, even if rows differ much in size.
 
-    ``SourceError`` for a page that is larger than the largest image may be: pyarrow would unpack it
-    as a whole, and a few kilobytes can become gigabytes. It holds a page of each column at a time, so
-    that is a bound for all of them together.
+    ``SourceError`` if a page is larger than the limit for an image. pyarrow would decompress the page as
+    a whole, and a few kilobytes can become gigabytes. It holds one page of each column at a time, so the
+    limit applies to the sum of the columns too.
     """
     row, dictionary, together = 1.0, 1, 0
     for chunk in chunks:
@@ -54,7 +55,7 @@ def batch_rows(file: IO[bytes], chunks: Sequence[ColumnChunk], max_bytes: int) -
 
 
 def walk(file: IO[bytes], chunk: ColumnChunk) -> Pages:
-    """Go through the headers of a column's pages in one row group."""
+    """Read the headers of a column's pages in one row group."""
     pages = Pages()
     at, end = chunk.at, chunk.at + chunk.size
     while at < end:
@@ -65,7 +66,7 @@ def walk(file: IO[bytes], chunk: ColumnChunk) -> Pages:
             or not isinstance(packed, int)
             or min(unpacked, packed) < 0
         ):
-            raise SourceError(f"is damaged: no page is at byte {at} where one must be")
+            raise SourceError(f"is damaged: no page header at byte {at}")
         pages.largest = max(pages.largest, unpacked, packed)
         data = header.get(5) or header.get(8)
         if isinstance(data, dict):
@@ -79,13 +80,14 @@ def walk(file: IO[bytes], chunk: ColumnChunk) -> Pages:
 
 
 def _page_header(file: IO[bytes], at: int) -> tuple[dict[int, Any], int]:
-    """The header of a page, by the numbers of its fields, and its length."""
+    """The fields of a page header by number, and its length."""
     for size in _HEADER_BYTES:
         file.seek(at)
         data = file.read(size)
         try:
             return parquet_thrift.struct(data, 0)
-        except IndexError:  # longer than what was read
+        # The header is longer than the data read.
+        except IndexError:
             if len(data) < size:
                 break
-    raise SourceError(f"is damaged: no page is at byte {at} where one must be")
+    raise SourceError(f"is damaged: no page header at byte {at}")

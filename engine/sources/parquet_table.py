@@ -1,7 +1,7 @@
 """Tables of images: Parquet files with a column of image files, read a few rows at a time (pyarrow).
 
-The column holds bytes, or ``{bytes, path}`` as Hugging Face data sets do. Row r of it is called
-``/path/FILE.parquet#r``; what the other columns say of it is its metadata.
+The column holds bytes, or ``{bytes, path}`` as in Hugging Face data sets. Row r is called
+``/path/FILE.parquet#r``, and the other columns are its metadata.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from engine.sources.parquet_metadata import Teller, metadata_columns, metadata_o
 from engine.sources.steady_file import steady, unreadable
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
-_MAX_IN_LIST = 1 << 16  # row groups, or columns: room is made before the first one is read
-_STREAM_BYTES = 1 << 20  # of a column, read at a time; without it pyarrow reads a row group's whole
+# The most row groups or columns. pyarrow allocates room for all before it reads the first one.
+_MAX_IN_LIST = 1 << 16
+# Bytes of a column read at a time. Without it, pyarrow reads a whole row group of the column.
+_STREAM_BYTES = 1 << 20
 
 
 class ParquetTable:
@@ -30,8 +32,8 @@ class ParquetTable:
     def __init__(self, path: Path, query: str = "") -> None:
         """Read the footer. ``query``: ``image=COLUMN`` and ``metadata=COLUMN,COLUMN`` choose columns.
 
-        ``UsageError`` if there is no such column, or no way to tell which one holds the images;
-        ``SourceError`` if it is no such file, ``OSError`` if there is none.
+        ``UsageError`` if a column is missing, or if several columns could hold the images;
+        ``SourceError`` if it is not a Parquet file, ``OSError`` if the file does not exist.
         """
         values = query_values(path, query, {"image", "metadata"})
         self._path = path
@@ -50,11 +52,11 @@ class ParquetTable:
         self._keeps_path = column.has_path and (wanted is None or "path" in wanted)
 
     def members(self, start: int, max_bytes: int) -> Iterator[Member | Reject | Skipped]:
-        """Its rows from number ``start`` on, as ``ArchiveItem`` has it."""
+        """Its rows from number ``start`` on; see ``ArchiveItem``."""
         return self._rows(start, max_bytes, self._columns, keeps_path=self._keeps_path)
 
     def read(self, row: bytes, max_bytes: int) -> bytes:
-        """The image of one row; ``SourceError`` if there is no such row, ``ImageError`` if no image."""
+        """The image bytes of one row; ``SourceError`` if it does not exist, ``ImageError`` if empty."""
         number = int(row) if row.isdigit() and len(row) <= 18 else -1
         if not 0 <= number < self.count:
             shown = row[:200].decode(errors="backslashreplace")
@@ -132,14 +134,14 @@ class ParquetTable:
     def _open(self) -> Iterator[tuple[IO[bytes], Any, bytes]]:
         """The file, pyarrow's view of it, and its footer.
 
-        Of row groups, pyarrow's metadata is not asked: it ends the process where they make no sense.
+        Row groups are not read from pyarrow's metadata, which aborts the process if they are invalid.
         """
         pa, parquet = _pyarrow()
         with steady(self._path, (self.mtime_ns, self.size)) as file:
             footer = parquet_footer.read_footer(file, self.size)
             try:
-                # Not by its path, which need not be UTF-8, and may be another file by now; nor
-                # through Python, which takes twice as long.
+                # Not by path, which need not be UTF-8 and may name another file now. Not through a
+                # Python file, which takes twice as long.
                 table = parquet.ParquetFile(
                     pa.OSFile(f"/dev/fd/{file.fileno()}"),
                     buffer_size=_STREAM_BYTES,
@@ -149,7 +151,8 @@ class ParquetTable:
                     thrift_container_size_limit=max(1, min(len(footer), _MAX_IN_LIST)),
                 )
                 yield file, table, footer
-            except EngineError:  # a UsageError is a ValueError, too
+            # Keep UsageError, which is also a ValueError.
+            except EngineError:
                 raise
             except _errors(pa) as error:
                 raise unreadable(error) from None
@@ -165,12 +168,12 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def _errors(pa: Any) -> tuple[type[Exception], ...]:
-    """What reading a damaged file may raise."""
+    """The exceptions that reading a damaged file may raise."""
     return (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError)
 
 
 def _whole(batches: Iterator[Any], number: int) -> Iterator[Any]:
-    """Batches; ``SourceError`` where they break off. ``number`` is the first row."""
+    """Yield the batches; ``SourceError`` if they break off. ``number`` is the first row."""
     pa, _ = _pyarrow()
     while True:
         try:
@@ -184,5 +187,5 @@ def _whole(batches: Iterator[Any], number: int) -> Iterator[Any]:
 
 
 def _give_back() -> None:
-    """Let the memory of a row group go, which pyarrow's pool keeps for the next one."""
+    """Free the memory of a row group, which pyarrow's pool would keep for the next one."""
     _pyarrow()[0].default_memory_pool().release_unused()

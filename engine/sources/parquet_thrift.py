@@ -1,4 +1,4 @@
-"""Thrift's compact protocol, as far as Parquet files use it: numbers, and structs without lists."""
+"""Reads the part of Thrift's compact protocol that page headers use: numbers, structs without lists."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _MAX_DEPTH = 4
 
 
 def struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """Fields by number, and where the struct ends; ``IndexError`` if it does not.
+    """The fields of a struct by number, and its end; ``IndexError`` if the data ends first.
 
-    It is one without lists, as the header of a page is; ``SourceError`` if it is not.
+    ``SourceError`` for a struct with lists, which page headers do not have.
     """
     if depth > _MAX_DEPTH:
         raise SourceError("is damaged: not a valid Parquet page header")
@@ -50,7 +50,7 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where it ends; ``IndexError`` if it does not."""
+    """A number with seven bits per byte, and its end; ``IndexError`` if the data ends first."""
     value = shift = 0
     while data[at] & 0x80 and shift < 63:
         value |= (data[at] & 0x7F) << shift
@@ -59,6 +59,6 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def zigzag(data: bytes, at: int) -> tuple[int, int]:
-    """A number with a sign, and where it ends; ``IndexError`` if it does not."""
+    """A signed number, and its end; ``IndexError`` if the data ends first."""
     value, at = varint(data, at)
     return (value >> 1) ^ -(value & 1), at

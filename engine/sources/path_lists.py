@@ -1,4 +1,4 @@
-"""Lists of sources or images in files: one a line, or with a null byte behind each."""
+"""Reads lists of sources or images: one per line, or each ended by a null byte."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def listed(path: str | os.PathLike[str], *, null: bool = False) -> Iterator[str]:
     """The lines of a file of paths, one by one; ``UsageError`` if it cannot be read.
 
-    Lines end as Unix or Windows has it, and a byte-order mark in front of the first is no part of it.
-    With ``null`` each ends with a null byte, as ``find -print0`` writes them, and is taken as it is.
-    A line of more than 64 KiB is not a path: its first 64 KiB and one byte are returned.
+    Lines have Unix or Windows line ends, and a byte-order mark before the first is removed. With
+    ``null``, each path ends with a null byte, as ``find -print0`` writes them, and is not changed. A
+    line of more than 64 KiB is not a path; its first 64 KiB and one byte are returned.
     """
     try:
         with Path("/dev/stdin" if path == "-" else path).open("rb") as file:
@@ -38,7 +38,7 @@ def listed(path: str | os.PathLike[str], *, null: bool = False) -> Iterator[str]
 
 
 def _pieces(file: io.BufferedReader, end: bytes) -> Iterator[bytes]:
-    """What stands before each ``end``, as soon as it is there; of what is too long the beginning."""
+    """The pieces before each ``end``, as soon as they are complete; a long piece is cut."""
     piece = bytearray()
     while data := file.read1(_READ_BYTES):
         *whole, rest = data.split(end)
@@ -60,7 +60,7 @@ def _text(line: bytes, path: str | os.PathLike[str]) -> bytes:
 
 
 def check_list(path: str | os.PathLike[str], *, null: bool = False) -> None:
-    """``UsageError`` for a list that cannot be read; a pipe's lines, which come once, stay in it."""
+    """``UsageError`` for a list that cannot be read. Nothing is read from a pipe."""
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             if Path(path).is_dir():
@@ -75,7 +75,7 @@ def check_list(path: str | os.PathLike[str], *, null: bool = False) -> None:
 
 
 def shown(text: str | os.PathLike[str], max_characters: int = _MAX_SHOWN) -> str:
-    """A text in a message; of a long one the beginning and the end, which says what to do."""
+    """A text for a message; a long one is cut in the middle, because its end says what to do."""
     text = os.fspath(text)
     half = max_characters // 2
     return text if len(text) <= max_characters else f"{text[:half]} … {text[-half:]}"

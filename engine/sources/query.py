@@ -1,4 +1,4 @@
-"""The images that an IMAGE argument names, one by one, to be looked up."""
+"""Reads the images that an IMAGE argument of a lookup names, one by one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _READ_BYTES = 1 << 20
 
 
 class Query:
-    """One image to look up: its name, and its bytes or its canonical row; or a vector."""
+    """One query: a name, and the bytes or pixels of an image, or a vector."""
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class Query:
     ) -> None:
         self.name = name
         self.data = data  # the file's bytes, for an image file
-        self.vector = vector  # (d,), of which there are no pixels
+        self.vector = vector  # (d,); it has no pixels
         self._decoded = decoded
 
     @property
     def memory_bytes(self) -> int:
-        """What it takes in memory as it is."""
+        """Bytes that it takes in memory now."""
         if self.vector is not None:
             return self.vector.nbytes
         if self._decoded is not None:
@@ -72,9 +72,8 @@ def open_images(
 
     ``spec`` is a file, a folder, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``,
     ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, an IDX file or a row of it, ``FILE.tar``,
-    ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``; ``max_bytes`` is the size
-    of the largest file read.
-    ``exclude``: what is left out of a folder.
+    ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``. A file of more than
+    ``max_bytes`` is not read. ``exclude``: what to skip in a folder.
     """
     try:
         if spec == "-":
@@ -98,7 +97,7 @@ def open_images(
 
 
 def _from_folder(folder: Path, max_bytes: int, exclude: Exclusions) -> Iterator[Query | Reject]:
-    """Every image below a folder; of files in formats that are not read yet, that they are not."""
+    """Every image below a folder, and a reject for each file of an unsupported format."""
     for item in files.walk(folder, recursive=True, exclude=exclude):
         if isinstance(item, FileItem):
             try:
@@ -119,7 +118,8 @@ def _rows(spec: str, max_bytes: int) -> Iterator[Query]:
         yield _from_row(spec, SyntheticBits(base).row(int(row)))
         return
     found = arrays_of(spec)
-    if found is not None:  # the whole array
+    # A whole file or array.
+    if found is not None:
         for array in found:
             if array.row_bytes > max_bytes:
                 raise SourceError(f"has rows of {array.row_bytes:,} bytes: raise memory=")
@@ -150,7 +150,7 @@ def _rows(spec: str, max_bytes: int) -> Iterator[Query]:
 
 
 def _from_archive(archive: Archive, max_bytes: int) -> Iterator[Query | Reject]:
-    """Every image of an archive, and why one cannot be read."""
+    """Every image of an archive, and a reject for each that cannot be read."""
     try:
         for item in archive.members(0, max_bytes):
             if isinstance(item, Member):
@@ -162,7 +162,7 @@ def _from_archive(archive: Archive, max_bytes: int) -> Iterator[Query | Reject]:
 
 
 def _in_archive(spec: str, max_bytes: int) -> bytes | None:
-    """The bytes of ``ARCHIVE#MEMBER``, where either may hold a ``#``; None if that is not its form."""
+    """The bytes of ``ARCHIVE#MEMBER``, where either may hold a ``#``; None for any other form."""
     missing: SourceError | None = None
     at = spec.find("#")
     while at != -1:
@@ -179,7 +179,7 @@ def _in_archive(spec: str, max_bytes: int) -> bytes | None:
 
 
 def _from_row(name: str, row: Rows | npt.NDArray[np.float32]) -> Query:
-    """A row of an array: canonical pixels, or a vector."""
+    """A query for a row of an array: canonical pixels, or a vector."""
     if row.dtype == np.float32:
         return Query(name, None, None, row.astype(np.float32))
     pixels = from_canonical(row.data)

@@ -1,15 +1,15 @@
-"""Why something is not read, as it stands behind a number of such things."""
+"""Texts that say why things are not read, to print after the count of such things."""
 
 HARD_LINKS = "hard links in tars: their pixels are those of the member that each leads to"
 LINKS = "symbolic links in archives: they are not followed"
 DEVICES = "devices and pipes in archives"
 PIECES = "pieces of files in a tar of several volumes: put them together with tar -M"
 FOLDERS_WITH_DATA = "folders in zips that have contents of their own"
-NO_ARCHIVE = "tars with something behind their end that is no tar"
-WITHOUT_METADATA = "images taken without their metadata, which cannot be read or kept"
+NO_ARCHIVE = "tars followed by data that is not a tar"
+WITHOUT_METADATA = "images added without their metadata, which cannot be read or kept"
 IDX_IN_FOLDERS = "IDX files are not read in folders: name them as sources"
 
 
 def unread(format_: str) -> str:
-    """Of files of a format that is not read yet."""
+    """The note for files of a format that is not read yet."""
     return f"{format_} files are not read yet"

@@ -1,4 +1,4 @@
-"""Several SOURCE arguments as one stream of items, in a stable order."""
+"""Reads several SOURCE arguments as one stream of items, in a stable order."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from engine.sources.named_arrays import arrays_of, missing_array
 from engine.sources.path_lists import MAX_LINE, check_list, listed, shown
 from engine.sources.synthetic import SyntheticBits
 
-_MAX_SHOWN = 200  # characters of a source, in a message
-_MAX_FOLDERS = 1024  # that are remembered
+_MAX_SHOWN = 200  # characters of a source in a message
+_MAX_FOLDERS = 1024  # named folders in ``Sources.folders``
 
 
 class Sources:
@@ -32,13 +32,13 @@ class Sources:
         null: bool = False,
         exclude: Patterns = (),
     ) -> None:
-        """``files_from`` is a file with one more source a line; "-" is standard input.
+        """``files_from`` is a file with more sources, one per line; "-" is standard input.
 
-        ``null``: in lists a null byte is behind each source, as ``find -print0`` writes them.
-        ``exclude``: patterns of what is left out of folders.
+        ``null``: each source in a list ends with a null byte, as ``find -print0`` writes them.
+        ``exclude``: patterns of names and paths to skip in folders.
 
-        ``UsageError`` for a source that is not there, before anything is read. Nothing is taken out of a
-        pipe before the sources are gone through.
+        ``UsageError`` for a missing source, before anything is read. Pipes are not read before the
+        iteration.
         """
         if not specs and files_from is None:
             raise UsageError("name at least one source: a folder, an image, an archive, or -")
@@ -51,14 +51,14 @@ class Sources:
         self._recursive = recursive
         self._null = null
         self._exclude = Exclusions(exclude)
-        self.folders: dict[bytes, None] = {}  # the first of those that were named, as they are met
+        self.folders: dict[bytes, None] = {}  # the first named folders, in order
         for spec in specs:
             if spec != "-":
                 check_source(spec)
                 self._note_folder(spec)
 
     def count(self) -> int | None:
-        """How many items there are, rows of arrays included; None if only reading all would tell."""
+        """The number of items, rows of arrays included; None if only reading all would show it."""
         if self._files_from is not None or "-" in self._specs:
             return None
         total = 0
@@ -71,7 +71,7 @@ class Sources:
         return total
 
     def _note_folder(self, spec: str) -> bool:
-        """Whether a source is a folder, which is remembered as one."""
+        """Whether a source is a folder; if so, add it to ``folders``."""
         if is_synthetic(spec) or not is_folder(Path(spec)):
             return False
         if len(self.folders) < _MAX_FOLDERS:
@@ -119,7 +119,8 @@ class Sources:
         for one in expanded(spec):
             try:
                 yield from self._one(one)
-            except UsageError as error:  # of a shard, or what was right before: the rest goes on
+            # One file of a pattern is wrong, or has changed since it was checked. The rest goes on.
+            except UsageError as error:
                 yield _reject(absolute(one), str(error))
 
     def _one(self, spec: str) -> Iterator[Item]:
@@ -154,5 +155,5 @@ class Sources:
 
 
 def _reject(name: bytes, reason: str) -> Reject:
-    """Of a source, which may be any line of a list: what is too long for a path is cut."""
+    """The reject for a source, which may be any line of a list; a long name or reason is cut."""
     return Reject(name[:MAX_NAME], shown(reason, 5 * _MAX_SHOWN))

@@ -1,4 +1,4 @@
-"""Opens a file that must not change while it is read, and says what was wrong with it if it fails."""
+"""Opens a file that must not change while it is read, and turns failures into ``SourceError``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from engine.sources.decompress import BUFFER_BYTES, damage, line_of
 from engine.sources.items import stamp_of
 
 NO_MEMORY = "takes more memory to decompress than there is: raise memory="
-_MAX_REASON = 300  # characters of what a library says
+_MAX_REASON = 300  # characters of a library's message
 
 
 @contextmanager
 def steady(path: Path, stamp: tuple[int, int]) -> Iterator[IO[bytes]]:
-    """A file that is to be as it was stamped (mtime_ns, size) until it is closed.
+    """Open a file whose stamp must be ``stamp``, (mtime_ns, size), until it is closed.
 
-    ``SourceError`` if it is not, or cannot be read; also for what reading damaged data raises.
+    ``SourceError`` if it differs, if the file cannot be read, or if its data is damaged.
     """
     try:
         with path.open("rb", buffering=BUFFER_BYTES) as file:
@@ -28,24 +28,26 @@ def steady(path: Path, stamp: tuple[int, int]) -> Iterator[IO[bytes]]:
             try:
                 yield file
             except Exception:
-                _compare(file, stamp)  # changed rather than damaged
+                # Raise that the file changed, rather than that it is damaged.
+                _compare(file, stamp)
                 raise
             _compare(file, stamp)
-    except EngineError:  # a UsageError is a ValueError, too
+    # Keep UsageError, which is also a ValueError.
+    except EngineError:
         raise
     except damage() as error:
         raise unreadable(error) from None
 
 
 def changed() -> SourceError:
-    """What is said of a source that is another one by now."""
+    """The error for a source that has changed."""
     return SourceError("changed while it was read: ingest it again", retryable=True)
 
 
 def unreadable(error: Exception, damaged: str = "is damaged") -> SourceError:
-    """What is said of a source whose reading raised ``error``.
+    """The error for a source whose reading raised ``error``.
 
-    It is ``damaged`` unless the disk failed or memory was short: then another try may succeed.
+    The source is ``damaged``, unless the disk failed or memory was short. Then another try may succeed.
     """
     if isinstance(error, OSError) and error.errno is not None:
         reason = error.strerror or os.strerror(error.errno)
@@ -56,7 +58,7 @@ def unreadable(error: Exception, damaged: str = "is damaged") -> SourceError:
 
 
 def is_limit(error: Exception) -> bool:
-    """Whether it would take more memory than it may."""
+    """Whether ``error`` means that decompressing would take too much memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "memory" in text
 

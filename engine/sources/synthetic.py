@@ -1,8 +1,8 @@
-"""Synthetic bit images: 100×100 RGB, every bit drawn uniformly; row r depends on seed and r only.
+"""Synthetic bit images: 100×100 RGB with uniformly random bits; row r depends only on seed and r.
 
 Rows come from NumPy's Philox, a counter-based generator (Salmon et al., "Parallel Random Numbers: As
-Easy as 1, 2, 3", SC'11): row r begins at counter 118·r, so any row can be made without the others,
-and a set of n is the beginning of a set of 2n. Rows are made packed; no bit is ever unpacked.
+Easy as 1, 2, 3", SC'11). Row r begins at counter 118·r, so any row can be made without the others, and
+a set of n is the beginning of a set of 2n. Rows are made in packed form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.sources.items import RowBlock, Rows
 PREFIX = "synthetic:"
 SIDE = 100
 ROW_BYTES = SIDE * SIDE * 3 // 8
-_AT_ONCE = 128  # rows drawn at a time: half a megabyte of words stays in the cache
+_AT_ONCE = 128  # rows drawn at a time, so that half a megabyte of words stays in the CPU cache
 _COUNTERS = -(-ROW_BYTES // 32)  # a Philox counter gives four 64-bit words
 
 
@@ -33,7 +33,7 @@ class SyntheticBits:
     size = 0
 
     def __init__(self, spec: str) -> None:
-        """``UsageError`` if the specification is not understood."""
+        """Parse ``spec``; ``UsageError`` if it is not valid."""
         what, _, query = spec.removeprefix(PREFIX).partition("?")
         values = dict(parse_qsl(query, keep_blank_values=True))
         unknown = set(values) - {"n", "seed"}
@@ -51,7 +51,7 @@ class SyntheticBits:
             yield RowBlock(at, rows, Kind.BITS)
 
     def row(self, number: int) -> Rows:
-        """The canonical form of one row; any number, whatever n is."""
+        """The canonical form of one row, (16 + 3750,) uint8; ``number`` may be n or more."""
         if not 0 <= number < 1 << 53:
             raise SourceError(f"has no row {number}")
         row: Rows = generate(self.seed, number, 1)[0]
@@ -71,7 +71,7 @@ def generate(seed: int, first: int, count: int) -> Rows:
 
 
 def whole_number(text: str, name: str, spec: str) -> int:
-    """A whole number as people write it: 1000000, 1e6, 1_000_000."""
+    """The whole number in ``text``, such as 1000000, 1e6 or 1_000_000."""
     try:
         value = float(text)
         if value < 0 or value != int(value) or value >= 1 << 53:

@@ -1,9 +1,8 @@
 """Tar archives, plain or compressed, read in one pass from beginning to end, never unpacked to disk.
 
-A member is called ``/path/a.tar#member``, with the member's path as it is in the archive: it is a name
-and never a place. Folders are no members; what belongs to an image (``webdataset``) is none either.
-Links and devices are members that are skipped. Members have numbers, and these depend on the archive
-only.
+A member is called ``/path/a.tar#member``, by its path in the archive. That path is only a name, and
+never a place on disk. Folders and sidecars of images (``webdataset``) do not count as members. Links and
+devices are members that are skipped. The numbers of members depend only on the archive.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ _SNIFF_MEMORY = 32 << 20
 class TarArchive:
     """A tar archive, plain or compressed with gzip, bzip2, xz or zstd."""
 
-    count = None  # only reading all of it would tell
+    count = None  # only reading the whole archive would show it
 
     def __init__(self, path: Path, query: str = "") -> None:
-        """``query`` is what stands behind ``?``: ``metadata=label,text`` chooses what is kept.
+        """``query`` is the text after ``?``: ``metadata=label,text`` chooses the fields to keep.
 
-        ``UsageError`` if it is not known, ``OSError`` if there is no such file.
+        ``UsageError`` for any other query, ``OSError`` if the file does not exist.
         """
         self._path = path
         self.mtime_ns, self.size = stamp_of(path.stat())
@@ -57,7 +56,7 @@ class TarArchive:
         self._wanted = wanted_fields(query_values(path, query, {"metadata"}))
 
     def members(self, start: int, max_bytes: int) -> Iterator[Member | Reject | Skipped]:
-        """Its members from number ``start`` on, as ``ArchiveItem`` has it."""
+        """Its members from number ``start`` on; see ``ArchiveItem``."""
         number = 0
         with self._reader(max_bytes) as (reader, stream):
             for sample in samples(self._files(reader, start, max_bytes)):
@@ -78,7 +77,7 @@ class TarArchive:
                         shown = entry.link[:200].decode(errors="backslashreplace")
                         raise ImageError(f"is a hard link in the archive: name {shown!r} instead")
                     if entry.note:
-                        raise ImageError(f"is no file in the archive: one of the {entry.note}")
+                        raise ImageError(f"is not a file in the archive: one of the {entry.note}")
                     if entry.sparse:
                         raise ImageError(_SPARSE)
                     if entry.size > max_bytes:
@@ -94,11 +93,11 @@ class TarArchive:
 
     def _files(self, reader: TarReader, start: int, max_bytes: int) -> Iterator[SampleFile]:
         for number, entry in enumerate(reader):
-            # A file's number is never below its member's, so one before ``start`` is not wanted.
+            # A file's number is never below its member's, so files before ``start`` are not needed.
             yield self._file(entry, reader, max_bytes if number >= start else -1)
 
     def _file(self, entry: TarEntry, reader: TarReader, max_bytes: int) -> SampleFile:
-        """What is needed of a file; the rest is passed by, all of an image if ``max_bytes`` is -1."""
+        """Read what is needed of a file and skip the rest; skip images too if ``max_bytes`` is -1."""
         if entry.note:
             return SampleFile(entry.name, False, 0, note=entry.note, begins=entry.begins)
         format_ = unread_format(entry.name)
@@ -130,7 +129,7 @@ class TarArchive:
         return file
 
     def _items(self, sample: list[SampleFile]) -> Iterator[Member | Reject | Skipped]:
-        """What a sample is to whoever reads the archive, in the archive's order."""
+        """The items of a sample, in the archive's order."""
         pictured = any(file.is_image for file in sample)
         metadata, lost = None, ""
         if pictured and len(sample) > 1 and self._wanted != ():
@@ -154,12 +153,12 @@ _SPARSE = "is a sparse file in the archive: pack it without --sparse"
 
 
 def is_named_tar(path: Path) -> bool:
-    """Whether a file is called a tar archive."""
+    """Whether a file has the name of a tar archive."""
     return path.name.lower().endswith(TAR_SUFFIXES)
 
 
 def begins_as_tar(path: Path) -> bool:
-    """Whether a file is a tar archive by its first bytes, decompressed if need be."""
+    """Whether a file's first bytes, decompressed if need be, are a tar header."""
     try:
         with steady(path, stamp_of(path.stat())) as file:
             stream, _ = plain(file, _SNIFF_MEMORY)

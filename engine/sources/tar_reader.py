@@ -1,8 +1,8 @@
-"""Tar archives, header by header: what is there, and the bytes of each; nothing is remembered.
+"""Reads tar archives header by header in constant memory: v7, ustar, GNU and pax (POSIX 1003.1-2001).
 
-Python's tarfile is not used: it reads names and extended headers of any size into memory, which a
-compressed archive of a few megabytes can make gigabytes, remembers every member, and takes more
-than twice as long for one. Read are v7, ustar, GNU and pax archives (POSIX 1003.1-2001).
+Python's tarfile is not used. It reads names and extended headers of any size into memory, and a
+compressed archive of a few megabytes can hold gigabytes of them. It also keeps every member in memory,
+and takes more than twice as long per member.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ BLOCK = 512
 _MAX_HEADER = 1 << 20  # bytes of a long name or of a pax header
 _MAX_SIZE = 1 << 62
 _SKIP_BYTES = 1 << 20
-_MAX_ZEROS = 64 << 20  # bytes between archives: more is not gone through
-_WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders, pipes: a size says nothing
+_MAX_ZEROS = 64 << 20  # zero bytes between archives that are skipped at most
+_WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders and pipes, whose size is ignored
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL, _SPARSE = b"LKxXgS"
 _HARD_LINK = ord("1")
-# And labels and lists of what is in a folder: there is nothing to be read.
+# Folders, and also volume labels and folder listings, which hold nothing to read.
 _FOLDERS = frozenset(b"5VD")
 _NOTES = {
     _HARD_LINK: HARD_LINKS,
@@ -39,19 +39,19 @@ _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 @dataclass(slots=True)
 class TarEntry:
-    """One member of an archive that is no folder: a file, or with a ``note`` something else."""
+    """One member of an archive that is not a folder: a file, or what ``note`` says."""
 
-    name: bytes  # as it is written there: nothing but a name
+    name: bytes  # as in the archive; only a name, never a place on disk
     size: int  # bytes
-    sparse: bool = False  # what is stored is not the file itself
-    note: str = ""  # what it is, if it is no file
-    link: bytes = b""  # the member that a hard link leads to
-    begins: bool = False  # an archive, of which there may be several behind each other
+    sparse: bool = False  # whether the stored bytes are not the file itself
+    note: str = ""  # what it is, if it is not a file
+    link: bytes = b""  # the member that a hard link points to
+    begins: bool = False  # whether it is the first member of a further archive in the file
 
 
 @dataclass(slots=True)
 class _Extended:
-    """What headers of their own say of the member behind them."""
+    """Values that extended headers set for the next member."""
 
     name: bytes | None = None
     link: bytes | None = None
@@ -60,21 +60,21 @@ class _Extended:
 
 
 class TarReader:
-    """Goes through an archive once. ``SourceError`` where it is no archive, or breaks off."""
+    """Reads an archive once. ``SourceError`` if it is not a tar archive, or breaks off."""
 
     def __init__(self, file: IO[bytes], *, seekable: bool) -> None:
-        """``seekable``: what nobody asks for may be left out by seeking."""
+        """``seekable``: bytes that are not needed may be skipped by seeking."""
         self._file = file
         self._seekable = seekable
-        self._left = 0  # bytes of the entry that were not read
+        self._left = 0  # unread bytes of the entry
         self._padding = 0
-        self._seen = 0  # members, of any kind
-        self.remains = False  # whether something that is no archive is behind it
+        self._seen = 0  # members of any kind
+        self.remains = False  # whether data that is not a tar archive follows
 
     def __iter__(self) -> Iterator[TarEntry]:
-        """The members but folders, in their order; ``read`` gives the bytes of the last one.
+        """Yield the members but folders, in order; ``read`` returns the bytes of the last one.
 
-        Archives behind each other are read as one, as GNU tar does with ``--ignore-zeros``.
+        Concatenated archives are read as one, as GNU tar does with ``--ignore-zeros``.
         """
         extended = _Extended()
         begins = False
@@ -99,7 +99,8 @@ class TarReader:
                 else:
                     self._read_pax(data, extended)
                 continue
-            if kind == _PAX_GLOBAL:  # says nothing that could hold for every member
+            # A global header holds nothing that is needed of a member.
+            if kind == _PAX_GLOBAL:
                 self._expect(size)
                 continue
             name, known = extended.name, extended
@@ -124,7 +125,7 @@ class TarReader:
                 begins = False
 
     def read(self, max_bytes: int) -> bytes:
-        """Up to ``max_bytes`` more bytes of the last file: fewer at its end only."""
+        """Read up to ``max_bytes`` more bytes of the last file; fewer only at its end."""
         want = min(max_bytes, self._left)
         data = self._file.read(want)
         self._left -= len(data)
@@ -133,7 +134,7 @@ class TarReader:
         return data
 
     def _size(self, block: bytes) -> int:
-        """The size that a header tells, once it is known to be one."""
+        """The size in a header; ``SourceError`` if the block is not a header."""
         try:
             size = _number(block[124:136]) if _is_header(block) else -1
         except ValueError:
@@ -141,9 +142,7 @@ class TarReader:
         if 0 <= size <= _MAX_SIZE:
             return size
         if self._seen:
-            raise SourceError(
-                f"is damaged after member {self._seen}: no header is where one must be"
-            )
+            raise SourceError(f"is damaged after member {self._seen}: a header is missing")
         raise SourceError("is not a tar archive")
 
     def _header(self, size: int) -> bytes:
@@ -160,7 +159,7 @@ class TarReader:
         return data
 
     def _read_pax(self, data: bytes, extended: _Extended) -> None:
-        """Note what matters of records of the form ``b"LENGTH KEY=VALUE\\n"``."""
+        """Read the needed keys of records of the form ``b"LENGTH KEY=VALUE\\n"``."""
         at, real = 0, None
         while at < len(data) and data[at]:
             space = data.find(b" ", at, at + 20)
@@ -179,11 +178,12 @@ class TarReader:
                 extended.sparse = True
                 real = value if key == b"GNU.sparse.name" else real
             at = end
-        if real is not None:  # the path beside it is made up
+        # GNU tar writes a made-up path beside this one.
+        if real is not None:
             extended.name = real
 
     def _skip_map(self, block: bytes) -> None:
-        """Leave out what follows the header of a GNU sparse file."""
+        """Skip the map after the header of a GNU sparse file."""
         more = block[482]
         while more:
             block = self._file.read(BLOCK)
@@ -192,7 +192,7 @@ class TarReader:
             more = block[504]
 
     def _expect(self, size: int) -> None:
-        """``size`` bytes follow, and what fills up their last block."""
+        """Note that ``size`` bytes follow, and the padding of their last block."""
         self._left = size
         self._padding = -size % BLOCK
 
@@ -201,7 +201,7 @@ class TarReader:
         whole = self._seen - bool(self._left)
         self._left = self._padding = 0
         if count >= BLOCK and self._seekable:
-            # Past the end of a file that was cut short, where no header will be.
+            # In a file that was cut short this seeks past the end, and the next header is missing.
             self._file.seek(count, io.SEEK_CUR)
             return
         while count > 0:
@@ -211,9 +211,9 @@ class TarReader:
             count -= len(data)
 
     def _next_archive(self) -> bytes:
-        """The first header of an archive behind this one's end; empty if there is none.
+        """The first header of the next archive in the file; empty if there is none.
 
-        So a compressed file is read to its end, where its checksum is.
+        This reads a compressed file to its end, where its checksum is verified.
         """
         for _ in range(_MAX_ZEROS // BLOCK):
             block = self._file.read(BLOCK)
@@ -234,7 +234,7 @@ class TarReader:
 
 
 def is_tar(block: bytes) -> bool:
-    """Whether the first 512 bytes of a file are a tar header; that of zeros alone is none."""
+    """Whether the first 512 bytes of a file are a tar header; zeros alone are not."""
     if len(block) != BLOCK or block == _ZEROS:
         return False
     try:
@@ -244,15 +244,15 @@ def is_tar(block: bytes) -> bool:
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether the checksum in a block is its own, as old programs made it too."""
+    """Whether the checksum in a block is right, by the standard or as some old programs made it."""
     if len(block) != BLOCK:
         return False
     try:
-        told = _number(block[148:156])
+        checksum = _number(block[148:156])
     except ValueError:
         return False
     total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    return told == total or told == _signed_sum(block)
+    return checksum == total or checksum == _signed_sum(block)
 
 
 def _name(block: bytes) -> bytes:
@@ -263,7 +263,7 @@ def _name(block: bytes) -> bytes:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or binary where the first bit is set (GNU); ``ValueError`` for anything else."""
+    """A number in octal digits, or binary after the byte 0x80 (GNU); ``ValueError`` otherwise."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     text = field.partition(b"\0")[0].strip()
@@ -273,6 +273,6 @@ def _number(field: bytes) -> int:
 
 
 def _signed_sum(block: bytes) -> int:
-    """The checksum as some old programs made it, of signed bytes."""
+    """The checksum of signed bytes, as some old programs made it."""
     around = block[:148] + b" " * 8 + block[156:]
     return sum(struct.unpack("512b", around))

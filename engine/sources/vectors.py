@@ -1,4 +1,4 @@
-"""Vectors that people bring, in ``.npy`` and ``.npz`` files and in memory, streamed block by block."""
+"""Imported vectors, in ``.npy`` and ``.npz`` files and in memory, streamed block by block."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from engine.sources import npy
 from engine.sources.items import VectorBlock
 from engine.sources.npy import NpyFile
 
-MAX_DIM = 1 << 16  # an index trains on thousands of vectors at a time, however long they are
+# The limit is there because an index trains on thousands of vectors at a time.
+MAX_DIM = 1 << 16
 _NEEDED = f"vectors are (N, d), with d from 1 to {MAX_DIM:,}"
 _ITEM_BYTES = (2, 4, 8)
 _STAMPED = 1 << 20  # bytes of an array that are copied at a time
 
 
 class NpyVectors:
-    """One array of shape (N, d), of float32; float16 and float64 are converted as they come."""
+    """One array of float32 (N, d); float16 and float64 are converted while it is read."""
 
     def __init__(self, file: NpyFile) -> None:
-        """``SourceError`` if it is no such array."""
+        """Check the shape; ``SourceError`` for any other array."""
         self._file = file
         self.name, self.mtime_ns, self.size = file.name, file.mtime_ns, file.size
         if len(file.shape) != 2 or not 1 <= file.shape[1] <= MAX_DIM or file.shape[0] < 0:
@@ -40,16 +41,16 @@ class NpyVectors:
 
     @staticmethod
     def claims(file: NpyFile) -> bool:
-        """Whether it is of floating-point numbers, as images never are."""
+        """Whether the array holds floating-point numbers, which images never do."""
         return file.dtype.kind == "f" and file.dtype.itemsize in _ITEM_BYTES
 
     @property
     def row_bytes(self) -> int:
-        """The most that one row takes."""
+        """The largest size of one row in bytes, while it is converted."""
         return (self._file.dtype.itemsize + 4) * self.dim
 
     def vectors(self, start: int, max_rows: int, max_bytes: int) -> Iterator[VectorBlock]:
-        """Rows from ``start`` on; ``SourceError`` where the file ends too early."""
+        """Rows from ``start`` on; ``SourceError`` if the file ends too early."""
         dtype = self._file.dtype
         width = dtype.itemsize * self.dim
         step = max(1, min(max_rows, max_bytes // width))
@@ -77,12 +78,12 @@ class NpyVectors:
 
 
 class MemoryVectors:
-    """An array (n, d) of float32, float16 or float64 that is in memory, however it lies there."""
+    """An array (n, d) of float32, float16 or float64 in memory, with any strides."""
 
     def __init__(self, rows: npt.NDArray[Any], name: bytes) -> None:
-        """``UsageError`` if it is no such array."""
+        """Check dtype and shape, and compute the stamp; ``UsageError`` for any other array."""
         if rows.dtype.kind != "f" or rows.dtype.itemsize not in _ITEM_BYTES:
-            raise UsageError(f"vectors of dtype {rows.dtype}: float32 is needed")
+            raise UsageError(f"vectors have dtype {rows.dtype}: float32 is needed")
         if rows.ndim != 2 or not 1 <= rows.shape[1] <= MAX_DIM:
             raise UsageError(
                 f"an array of dtype {rows.dtype} and shape {rows.shape}: images are uint8 or bool, "
@@ -93,7 +94,7 @@ class MemoryVectors:
         self.count, self.dim = rows.shape
         self.row_bytes = 4 * self.dim
         stamp = hashing.Stamp()
-        # With the shape: the same bytes in another one are other vectors.
+        # The stamp includes the shape, because the same bytes in another shape are other vectors.
         stamp.update(f"vectors {rows.shape}".encode())
         for block in self.vectors(0, self.count, _STAMPED):
             stamp.update(block.rows.reshape(-1).data)
@@ -108,6 +109,6 @@ class MemoryVectors:
 
 
 def _float32(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """(n, d) float32 in the byte order of this machine, C-contiguous; what is too large is infinite."""
+    """(n, d) float32, C-contiguous, in native byte order; values that are too large become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(rows, np.float32)

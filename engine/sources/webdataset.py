@@ -1,7 +1,7 @@
-"""Files in an archive that belong together, as WebDataset has it.
+"""Groups the files of an archive into WebDataset samples, and reads their metadata.
 
-A sample is files next to each other whose paths are equal up to the first dot of the name: images, and
-beside them ``.json`` (an object: its fields), ``.cls`` (a label) and ``.txt`` (a text).
+A sample is a run of files whose paths are equal up to the first dot of the name. It holds images and
+their sidecars: ``.json`` (an object), ``.cls`` (a label) and ``.txt`` (a text).
 """
 
 from __future__ import annotations
@@ -19,50 +19,51 @@ from engine.sources.metadata import checked_metadata
 MAX_SIDECAR = 64 << 10  # bytes
 SIDECARS = frozenset([b"json", b"cls", b"txt"])
 
-# A sample is held until it is whole, so it must not be an archive: all of a.1.png, a.2.png, … are one.
-# These depend on the archive only, so that its members have the same numbers each time.
+# A sample is in memory until it is complete, so it must not grow to a whole archive: a.1.png, a.2.png
+# and so on are one sample. The limits depend only on the archive, so member numbers never change.
 _SAMPLE_FILES = 64
-_SAMPLE_BYTES = 8 << 20  # of images, with which a sample takes no further one
+_SAMPLE_BYTES = 8 << 20  # of images; at this size a sample takes no further image
 
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
 @dataclass(slots=True)
 class SampleFile:
-    """One file of an archive, as far as it is needed."""
+    """One file of an archive, with the data that is needed of it."""
 
     name: bytes
-    is_image: bool  # claims to be one
+    is_image: bool  # whether it claims to be an image
     size: int
     data: bytes = b""
     problem: str = ""  # why it was not read
     retryable: bool = False
-    note: str = ""  # what it is, if it is no file
-    begins: bool = False  # an archive behind another one
+    note: str = ""  # what it is, if it is not a file
+    begins: bool = False  # whether it is the first member of a further archive in the file
 
     @property
     def kind(self) -> bytes:
-        """What a sample calls it: what stands behind the first dot of its name."""
+        """Its kind within a sample: the name after the first dot."""
         return self.name.rpartition(b"/")[2].partition(b".")[2]
 
     @property
     def is_sidecar(self) -> bool:
-        """Whether it may say something of the images beside it."""
+        """Whether it may hold metadata of the images beside it."""
         return not self.is_image and not self.note and self.kind in SIDECARS
 
     @property
     def key(self) -> bytes:
-        """What the files of a sample share."""
+        """The path that all files of a sample share."""
         folder, slash, base = self.name.rpartition(b"/")
         return folder + slash + base.partition(b".")[0]
 
 
 def samples(files: Iterable[SampleFile]) -> Iterator[list[SampleFile]]:
-    """Files that belong together; one sample is held at a time.
+    """Yield the samples of ``files``; one sample is in memory at a time.
 
-    A sample also ends with an archive, before a second sidecar of a kind, before an image where it has
-    8 MiB of them, after 64 files, and where ``files`` break off. So a sidecar beside several images as
-    large is of the one next to it alone, and the others have no metadata; one image has all of its own.
+    A sample also ends with its archive, before a second sidecar of one kind, before an image once it
+    has 8 MiB of images, after 64 files, and where ``files`` break off. So with several images of that
+    size, a sidecar belongs only to the image next to it, and the others have no metadata. A single image
+    always has its own.
     """
     sample: list[SampleFile] = []
     key, sidecars, size = b"", set[bytes](), 0
@@ -90,10 +91,10 @@ def samples(files: Iterable[SampleFile]) -> Iterator[list[SampleFile]]:
 def metadata_of(
     sample: Iterable[SampleFile], wanted: Collection[str] | None = None
 ) -> dict[str, Any] | None:
-    """What the sidecars of a sample say: fields of its JSON, "label", "text"; all, or those ``wanted``.
+    """The metadata of a sample: the fields of its JSON, "label" and "text"; all, or those ``wanted``.
 
-    A field of the JSON that is NaN or infinite is left out. ``ImageError`` if it cannot be read, has
-    such a number further inside, or is too much: half of it is not kept.
+    A field of the JSON that is NaN or infinite is left out. ``ImageError`` if a sidecar cannot be read,
+    holds such a number further inside, or is too large. Metadata is never kept in part.
     """
     said: dict[str, Any] = {}
     for file in sample:
@@ -111,7 +112,7 @@ def metadata_of(
         elif suffix == "txt":
             said["text"] = text.rstrip("\r\n")
         else:
-            # What .cls and .txt say is not overruled, wherever they stand.
+            # The values of .cls and .txt win, whatever the order of the files.
             said = _object(text) | said
     if wanted is not None:
         said = {name: value for name, value in said.items() if name in wanted}
@@ -125,7 +126,7 @@ def _object(text: str) -> dict[str, Any]:
         raise ImageError("its .json is not JSON") from None
     if not isinstance(found, dict):
         raise ImageError("its .json is not an object")
-    # As in a table: a number that is none says nothing.
+    # Leave NaN and infinity out, as in a table.
     return {
         name: value
         for name, value in found.items()

@@ -1,14 +1,14 @@
-"""Zip archives, read along their directory; nothing is unpacked to disk, nothing remembered.
+"""Zip archives, read entry by entry along their directory; nothing is unpacked to disk or remembered.
 
-Read are stored, deflated, bzip2 and zstd members, and zip64 (APPNOTE 6.3).
+It reads stored, deflated, bzip2 and zstd members, and zip64 (APPNOTE 6.3).
 
-Zip trust: archives of images go through this reader, ``.npz`` files through Python's ``zipfile`` (in
-``npy``). ``zipfile`` holds the whole directory, some 500 bytes a member, and believes what it says of
-sizes. An archive of images may come from anyone, have millions of members, and each is read whole: so
-the directory is gone through entry by entry, members must not overlap, and none may take more memory
-than there is. An ``.npz`` is what NumPy writes and itself reads with ``zipfile``: a few arrays. Their
-rows are read as a stream, block by block, which our reader does not offer. Only stored and deflated
-arrays are read, of which no size in the directory decides how much is unpacked at a time.
+Zip trust: this reader opens archives of images; Python's ``zipfile`` opens ``.npz`` files (in ``npy``).
+``zipfile`` keeps the whole directory in memory, some 500 bytes per member, and trusts its sizes. An
+archive of images may come from anyone and have millions of members, and each member is read whole. So
+this reader reads one entry at a time, refuses overlapping members, and refuses a member that takes more
+memory than there is. An ``.npz`` is written by NumPy, which also reads it with ``zipfile``, and holds a
+few arrays. Their rows are read as a stream, which this reader does not offer. Only stored and deflated
+arrays are read, because for them no size in the directory decides how much is unpacked at a time.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _DAMAGED = "is damaged in the archive"
 
 
 class ZipArchive:
-    """A zip archive; its members come in the order of its directory, which is that of the file."""
+    """A zip archive, whose members come in the order of its directory."""
 
     def __init__(self, path: Path, query: str = "") -> None:
-        """``UsageError`` for a query (there is none to give), ``OSError`` if there is no such file."""
+        """``UsageError`` for a query, which zips do not take; ``OSError`` if the file does not exist."""
         if query:
             raise UsageError(f"{path}: a zip takes no ?{query[:200]}: leave that out")
         self._path = path
@@ -61,7 +61,7 @@ class ZipArchive:
 
     @property
     def count(self) -> int | None:
-        """Its members by its own account, folders included; None if it cannot be read."""
+        """The number of members that its directory gives, folders included; None if unreadable."""
         try:
             with steady(self._path, (self.mtime_ns, self.size)) as file:
                 return zip_directory.find(file, self.size).count
@@ -69,13 +69,14 @@ class ZipArchive:
             return None
 
     def members(self, start: int, max_bytes: int) -> Iterator[Member | Reject | Skipped]:
-        """Its members from number ``start`` on, as ``ArchiveItem`` has it."""
+        """Its members from number ``start`` on; see ``ArchiveItem``."""
         with steady(self._path, (self.mtime_ns, self.size)) as file:
             left = self.size
             for number, entry in enumerate(self._entries(file)):
                 left -= entry.packed
-                if left < 0:  # one byte is unpacked many times over
-                    raise SourceError(f"is damaged: from member {number} on its members overlap")
+                # Overlapping members would unpack the same bytes many times.
+                if left < 0:
+                    raise SourceError(f"is damaged: its members overlap from member {number} on")
                 if number >= start:
                     yield self._member(file, entry, max_bytes)
 
@@ -86,15 +87,16 @@ class ZipArchive:
             for entry in self._entries(file):
                 if entry.name == member:
                     return self._bytes(file, entry, max_bytes)
-                if entry.as_cp437 == member:  # as stores may call it that were made before
+                # Older stores may know the member by this name.
+                if entry.as_cp437 == member:
                     older = older or entry
             if older is not None:
                 return self._bytes(file, older, max_bytes)
         raise SourceError(no_member(member))
 
     def _entries(self, file: IO[bytes]) -> Iterator[ZipEntry]:
-        """All of the directory but folders."""
-        # Of its own, so that the two do not make each other read everything again.
+        """The entries of the directory but folders."""
+        # A second open file keeps the buffer of the directory apart from that of the members.
         with steady(self._path, (self.mtime_ns, self.size)) as beside:
             for entry in zip_directory.entries(beside, zip_directory.find(file, self.size)):
                 if entry.size or not entry.is_folder:
@@ -103,7 +105,7 @@ class ZipArchive:
     def _bytes(self, file: IO[bytes], entry: ZipEntry, max_bytes: int) -> bytes:
         note = _note(entry)
         if note:
-            raise ImageError(f"is no file in the archive: it is one of the {note}")
+            raise ImageError(f"is not a file in the archive: it is one of the {note}")
         return _read(file, entry, max_bytes)
 
     def _member(
@@ -130,7 +132,7 @@ class ZipArchive:
 
 
 def _note(entry: ZipEntry) -> str:
-    """Why an entry is no file; empty if it is one."""
+    """What an entry is, if it is not a file; empty if it is."""
     if entry.is_folder:
         return FOLDERS_WITH_DATA
     if entry.is_link:
@@ -140,7 +142,7 @@ def _note(entry: ZipEntry) -> str:
 
 
 def _is_signed(file: IO[bytes], entry: ZipEntry) -> bool:
-    """Whether a member's first bytes are an image's; not of one that cannot be read."""
+    """Whether a member's first bytes are an image's; False if they cannot be read."""
     if entry.is_encrypted or not entry.size:
         return False
     try:
@@ -151,25 +153,25 @@ def _is_signed(file: IO[bytes], entry: ZipEntry) -> bool:
 
 
 def _read(file: IO[bytes], entry: ZipEntry, max_bytes: int) -> bytes:
-    """The bytes of a member, all of them and unharmed, or ``ImageError``."""
+    """The verified bytes of a member; ``ImageError`` if they cannot be read."""
     if entry.is_encrypted:
-        raise ImageError("is encrypted: unpack it with its password and ingest what comes out")
-    # What is packed is held beside it, and is hardly ever larger.
+        raise ImageError("is encrypted: unpack it with its password and ingest the result")
+    # The packed bytes are in memory too, and are rarely larger.
     if max(entry.size, entry.packed) > max_bytes:
         raise over_limit(max(entry.size, entry.packed), max_bytes)
     packed = _packed(file, entry, entry.packed)
-    # One byte more than it should be: what is larger than it says is never unpacked further.
+    # One byte more than the directory says shows that a member is larger. No more is unpacked.
     data = _unpack(packed, entry.method, entry.size + 1)
     if len(data) != entry.size:
-        what = "more" if len(data) > entry.size else "less"
-        raise ImageError(f"{_DAMAGED}: {what} comes out than it says")
+        what = "larger" if len(data) > entry.size else "smaller"
+        raise ImageError(f"{_DAMAGED}: it is {what} than the directory says")
     if zlib.crc32(data) != entry.checksum:
-        raise ImageError(f"{_DAMAGED}: its checksum is another")
+        raise ImageError(f"{_DAMAGED}: its checksum does not match")
     return data
 
 
 def _packed(file: IO[bytes], entry: ZipEntry, count: int) -> bytes:
-    """The first ``count`` bytes of a member as they are in the file."""
+    """The first ``count`` packed bytes of a member."""
     if entry.at >> 62:
         raise ImageError(f"{_DAMAGED}: it is not in the file")
     file.seek(entry.at)
@@ -177,7 +179,8 @@ def _packed(file: IO[bytes], entry: ZipEntry, count: int) -> bytes:
     if len(head) < _LOCAL.size or not head.startswith(b"PK\3\4"):
         raise ImageError(f"{_DAMAGED}: it is not where the directory says")
     name_bytes, extra_bytes = _LOCAL.unpack(head)[-2:]
-    file.read(name_bytes + extra_bytes)  # what it says of itself, the directory says too
+    # Skip the local header, which repeats the directory.
+    file.read(name_bytes + extra_bytes)
     data = file.read(count)
     if len(data) < count:
         raise ImageError(f"{_DAMAGED}: the archive ends before it does")
@@ -185,7 +188,7 @@ def _packed(file: IO[bytes], entry: ZipEntry, count: int) -> bytes:
 
 
 def _unpack(packed: bytes, method: int, max_bytes: int) -> bytes:
-    """Up to ``max_bytes`` of what is packed."""
+    """Unpack up to ``max_bytes`` bytes."""
     try:
         if method == _STORED:
             return packed[:max_bytes]
@@ -201,5 +204,5 @@ def _unpack(packed: bytes, method: int, max_bytes: int) -> bytes:
         raise ImageError(f"{_DAMAGED}: {line_of(error)}") from None
     except SourceError as error:
         raise ImageError(str(error), retryable=True) from None
-    called = _NOT_READ.get(method, "a way that nobody knows here")
+    called = _NOT_READ.get(method, "an unknown compression")
     raise ImageError(f"is packed with {called} (method {method}): pack it with Deflate")

@@ -1,4 +1,4 @@
-"""The directory of a zip archive: where it is, and its entries one by one (APPNOTE 6.3, zip64 too)."""
+"""Finds the directory of a zip archive and reads its entries one by one (APPNOTE 6.3, with zip64)."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from typing import IO
 
 from engine.errors import SourceError
 
-_END = struct.Struct("<4s4H2LH")  # of the central directory
+_END = struct.Struct("<4s4H2LH")  # the end record of the central directory
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s4B4HL2L5H2L")
 _MAX_COMMENT = 0xFFFF
-_MAX_ENDS = 16  # of the signatures near the end of a file, which may be chance or malice
+# Signatures of an end record that are tried. Some may be there by chance or malice.
+_MAX_ENDS = 16
 _FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED = 0x1 | 0x40
 _UTF8 = 0x800
-_UNIX = (3, 19)  # and macOS
+_UNIX = (3, 19)  # Unix and macOS
 _ZIP64_FIELD, _NAME_FIELD = 0x0001, 0x7075
 _DAMAGED = "is damaged: its directory cannot be found"
 
 
 @dataclass(slots=True)
 class ZipEntry:
-    """One member, as the directory has it."""
+    """One member, as the directory describes it."""
 
-    name: bytes  # UTF-8, where the archive says enough to tell
+    name: bytes  # UTF-8, if the archive gives enough information
     flags: int
     method: int
     checksum: int
-    packed: int  # bytes
-    size: int  # bytes, once it is unpacked
-    at: int  # where its own header is
-    mode: int  # as Unix has it: its type; 0 where nothing is said
-    as_cp437: bytes  # what a reader that knows code page 437 only calls it
+    packed: int  # packed bytes
+    size: int  # unpacked bytes
+    at: int  # offset of its local header
+    mode: int  # Unix mode with the file type; 0 if unknown
+    as_cp437: bytes  # the name for a reader that knows only code page 437
 
     @property
     def is_encrypted(self) -> bool:
@@ -46,7 +47,7 @@ class ZipEntry:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is called a folder."""
+        """Whether its name is that of a folder."""
         return self.name.endswith(b"/")
 
     @property
@@ -57,12 +58,12 @@ class ZipEntry:
 
 @dataclass(frozen=True, slots=True)
 class ZipDirectory:
-    """Where the directory is."""
+    """The place of the directory in the file."""
 
     at: int
     size: int
     count: int
-    shift: int  # by which everything is later than it says: something was put in front
+    shift: int  # bytes to add to each offset, for a file with data before the archive
 
 
 def find(file: IO[bytes], size: int) -> ZipDirectory:
@@ -80,9 +81,10 @@ def find(file: IO[bytes], size: int) -> ZipDirectory:
 
 
 def _ends(tail: bytes) -> list[int]:
-    """Where the end of the directory may be, likeliest first.
+    """The offsets in ``tail`` where the end record may be, likeliest first.
 
-    That is where its comment ends with the file, and the directory is not empty; of several the last.
+    The likeliest has a comment that ends with the file and a directory that is not empty. If there are
+    several, it is the last.
     """
     found: list[int] = []
     at = len(tail) - _END.size + 4
@@ -98,21 +100,22 @@ def _ends(tail: bytes) -> list[int]:
 
 
 def _directory(file: IO[bytes], end: int, record: tuple[int, ...]) -> ZipDirectory:
-    """The directory that the record at byte ``end`` tells of; ``SourceError`` if it is not there."""
+    """The directory that the record at byte ``end`` points to; ``SourceError`` if it is missing."""
     _, disk, _, _, count, length, offset, _ = record
     if disk not in (0, _FULL_16):
         raise SourceError("is one part of a split archive: join them with 'zip -s 0'")
     long = _long_record(file, end)
     full = count == _FULL_16 or _FULL_32 in (length, offset)
-    # Writers to a pipe have it in any case. What says otherwise is not it but chance.
+    # Writers to a pipe always write a zip64 record. One that contradicts the end record is there by
+    # chance.
     if long is not None and (full or long[1:3] == (count, length)):
         end, count, length, offset = long
     elif full and count != _FULL_16:
         raise SourceError(_DAMAGED)
-    # Right in front of its end, or, where something else is there, where it says.
+    # The directory is right before the end record, or else at its stated offset.
     for at in (end - length, offset):
         if 0 <= at <= end - length and _begins(file, at, length):
-            # An entry that lies behind its directory is not there.
+            # The shift is never negative: members come before the directory.
             shift = max(0, at - offset)
             return ZipDirectory(at, length, min(count, length // _CENTRAL.size), shift)
     if end - length < 0:
@@ -127,15 +130,15 @@ def _begins(file: IO[bytes], at: int, length: int) -> bool:
 
 
 def _long_record(file: IO[bytes], end: int) -> tuple[int, int, int, int] | None:
-    """Where the zip64 record in front of byte ``end`` is, and its count, length and offset, if any."""
+    """Offset of the zip64 record before byte ``end``, and its count, length and offset, if any."""
     if end < _LOCATOR64.size:
         return None
     file.seek(end - _LOCATOR64.size)
     locator = file.read(_LOCATOR64.size)
     if not locator.startswith(b"PK\6\7") or len(locator) < _LOCATOR64.size:
         return None
-    # In front of its locator, wherever that says it is: something may be put in front. Where it has
-    # data of its own behind it, only the locator tells.
+    # Look right before the locator first, because data before the archive makes the stated offset wrong.
+    # If the record has extra data after it, only the stated offset finds it.
     for at in (end - _LOCATOR64.size - _END64.size, _LOCATOR64.unpack(locator)[2]):
         if 0 <= at <= end - _LOCATOR64.size - _END64.size:
             file.seek(at)
@@ -147,7 +150,7 @@ def _long_record(file: IO[bytes], end: int) -> tuple[int, int, int, int] | None:
 
 
 def entries(file: IO[bytes], directory: ZipDirectory) -> Iterator[ZipEntry]:
-    """All entries, folders and links too; ``SourceError`` where the directory breaks off."""
+    """All entries, folders and links too; ``SourceError`` if the directory breaks off."""
     file.seek(directory.at)
     left, number = directory.size, 0
     while left > 0:
@@ -176,17 +179,18 @@ def entries(file: IO[bytes], directory: ZipDirectory) -> Iterator[ZipEntry]:
 
 
 def _unicode_name(name: bytes, extra: bytes) -> bytes | None:
-    """The UTF-8 name that Info-ZIP keeps beside another, if it is of this one."""
+    """The UTF-8 name in Info-ZIP's extra field, if it belongs to ``name``."""
     field = _field(extra, _NAME_FIELD)
     if len(field) < 6 or field[0] != 1:
         return None
+    # A program that does not know the field has renamed the member.
     if int.from_bytes(field[1:5], "little") != zlib.crc32(name):
-        return None  # somebody has renamed the member and does not know of it
+        return None
     return field[5:] if _is_utf8(field[5:]) else None
 
 
 def _unix_name(name: bytes, system: int) -> bytes | None:
-    """A name as Unix has it, where it is UTF-8."""
+    """``name`` if it was written on Unix and is UTF-8; else None."""
     return name if system in _UNIX and _is_utf8(name) else None
 
 
@@ -199,14 +203,14 @@ def _is_utf8(name: bytes) -> bool:
 
 
 def _long(extra: bytes, values: list[int]) -> list[int]:
-    """Size, packed size and place where those that are 0xFFFFFFFF stand in a zip64 field."""
+    """Size, packed size and offset, with each 0xFFFFFFFF replaced by the value in the zip64 field."""
     field = _field(extra, _ZIP64_FIELD)
     wide = iter(struct.unpack(f"<{len(field) // 8}Q", field[: len(field) // 8 * 8]))
     return [next(wide, value) if value == _FULL_32 else value for value in values]
 
 
 def _field(extra: bytes, wanted: int) -> bytes:
-    """The first extra field of a kind; empty if there is none."""
+    """The data of the first extra field with the tag ``wanted``; empty if there is none."""
     at = 0
     while at + 4 <= len(extra):
         tag, length = struct.unpack_from("<2H", extra, at)

@@ -1,4 +1,4 @@
-"""Training of encoders; the only room that needs torch, which it imports when it is imported."""
+"""Training of encoders. This is the only package that imports torch."""
 
 from engine.training.recipes import RECIPES, resolve
 from engine.training.report import TrainProgress, TrainReport

@@ -1,8 +1,7 @@
 """Two-view augmentation: the random draws, the crops, and the colours of a whole batch at once.
 
 It has the distributions of torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip``,
-``ColorJitter``, ``RandomGrayscale`` and ``GaussianBlur``, in that order, with everything drawn anew
-for each view:
+``ColorJitter``, ``RandomGrayscale`` and ``GaussianBlur``, in that order, drawn separately for each view:
 
 - crop: area share uniform in ``crop_scale``, log of the aspect ratio uniform between log(3/4) and
   log(4/3), ten tries, then the largest centred crop within these ratios; bilinear with
@@ -10,19 +9,19 @@ for each view:
 - jitter: brightness, contrast and saturation factors uniform in 1 ± strength, the hue turn uniform
   in ± strength of a full turn; the four in a random order
 - grey: with the probability ``grey``
-- blur: a kernel of ``blur_kernel`` pixels a side, its sigma uniform in 0.1 … 2, reflected borders
+- blur: a square kernel of ``blur_kernel`` pixels, sigma uniform in 0.1 … 2, reflected borders
 
-and then, for copies that were turned or have something laid over them, and for bit images:
+Three more steps follow, for turned copies, for copies with an overlay, and for bit images:
 
-- turn: with the probability ``turn`` a view is turned about its middle by up to 15° either way;
-  what was not there is black
-- erase: with the probability ``erase`` a rectangle of 2 to 25 % of the view, its aspect ratio from
-  1/2 to 2, gets one random colour (after Zhong et al., 2020, arXiv:1708.04896)
-- bits: with the probability ``bits`` each channel is 1 where it is above its mean, else 0
+- turn: with the probability ``turn``, a view is turned about its centre by up to 15° either way; the
+  uncovered corners are black
+- erase: with the probability ``erase``, a rectangle of 2 to 25 % of the view, with an aspect ratio
+  from 1/2 to 2, gets one random colour (after Zhong et al., 2020, arXiv:1708.04896)
+- bits: with the probability ``bits``, each value becomes 1 if it is above its channel's mean, else 0
 
-The one difference: colours stay float between the steps, where torchvision rounds PIL images to
-8 bits after each. Every number comes from one CPU ``torch.Generator``, whatever the device, so a
-seed gives the same views on each.
+One thing differs from torchvision: colours stay float between the steps, while torchvision rounds PIL
+images to 8 bits after each. All random numbers come from one CPU ``torch.Generator``, so a seed gives
+the same views on every device.
 """
 
 from __future__ import annotations
@@ -44,25 +43,25 @@ ERASED = (0.02, 0.25)  # share of the view
 ERASED_RATIO = (1 / 2, 2.0)
 TURNED = 15.0  # degrees, at most
 _TRIES = 10
-# Values a channel of a pass on a CPU: over few it costs more to share them out among threads than
-# to do it, over many they leave the caches before the next pass comes.
+# Values per channel in one pass on a CPU. With fewer, distributing them to threads costs more than the
+# work. With more, they leave the CPU cache before the next pass.
 _CPU_CHUNK = 400_000
 _MAX_VIEWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """The random part of n views; all on the CPU."""
+    """The random draws for n views; all on the CPU."""
 
     boxes: Tensor  # (n, 4) int64: top, left, height, width
     flip: Tensor  # (n,) bool
-    order: Tensor  # (n, 4) int64: which of brightness, contrast, saturation, hue comes when
-    factors: Tensor  # (n, 4) float32: three factors and a turn
+    order: Tensor  # (n, 4) int64: the order of brightness, contrast, saturation, hue
+    factors: Tensor  # (n, 4) float32: three factors and the hue turn
     sigma: Tensor  # (n,) float32
     grey: Tensor  # (n,) bool
     angle: Tensor  # (n,) float32, radians
-    erased: Tensor  # (n, 4) int64: as boxes, of the view; 0 high where nothing is erased
-    fill: Tensor  # (n, 3) float32: its colour, 0 to 1
+    erased: Tensor  # (n, 4) int64: a box in the view; its height is 0 if nothing is erased
+    fill: Tensor  # (n, 3) float32: the colour of that box, 0 to 1
     bits: Tensor  # (n,) bool
 
 
@@ -73,7 +72,7 @@ def draw(sizes: Sequence[tuple[int, int]], settings: TrainSettings, generator: G
     middle = torch.tensor((1.0, 1.0, 1.0, 0.0))
 
     def chosen(probability: float) -> Tensor:
-        # What is off draws nothing: a run with it off sees what it saw before there was such a thing.
+        # A step that is off draws no numbers, so that adding steps does not change other runs.
         if not probability:
             return torch.zeros(n, dtype=torch.bool)
         return torch.rand(n, generator=generator) < probability
@@ -130,9 +129,9 @@ def colour(
     chunk_pixels: int = _CPU_CHUNK,
     max_views: int = _MAX_VIEWS,
 ) -> Tensor:
-    """All that follows the crop, and normalise: (n, 3, S, S) uint8 → float32, where ``crops`` are.
+    """Apply all steps after the crop, and normalise: (n, 3, S, S) uint8 → float32, on their device.
 
-    On a CPU at most ``chunk_pixels`` and ``max_views`` are changed at a time.
+    On a CPU, at most ``chunk_pixels`` values per channel and ``max_views`` views are changed at a time.
     """
     n = len(crops)
     device = crops.device
@@ -168,7 +167,7 @@ def colour(
 
 
 def _resized(picture: Tensor, size: int) -> Tensor:
-    """(3, h, w) uint8 → (3, size, size) uint8, bilinear; antialiased where it shrinks."""
+    """(3, h, w) uint8 → (3, size, size) uint8, bilinear, with antialiasing when it shrinks."""
     return F.interpolate(
         picture[None], size=(size, size), mode="bilinear", align_corners=False, antialias=True
     )[0]
@@ -177,7 +176,7 @@ def _resized(picture: Tensor, size: int) -> Tensor:
 def _boxes(
     sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator
 ) -> Tensor:
-    """(n, 2) heights and widths → (n, 4) boxes, as ``RandomResizedCrop.get_params`` finds them."""
+    """(n, 2) heights and widths → (n, 4) boxes, drawn as by ``RandomResizedCrop.get_params``."""
     n, _ = sizes.shape
     height, width = sizes[:, :1].double(), sizes[:, 1:].double()  # (n, 1)
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -189,14 +188,15 @@ def _boxes(
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     tops = (uniform[2] * (height - heights + 1)).floor()
     lefts = (uniform[3] * (width - widths + 1)).floor()
-    first = fits.int().argmax(1, keepdim=True)  # argmax finds the first of equals
+    # argmax returns the first of equal values.
+    first = fits.int().argmax(1, keepdim=True)
     found = torch.stack([part.gather(1, first) for part in (tops, lefts, heights, widths)], -1)
     boxes = torch.where(fits.any(1).view(-1, 1), found[:, 0], _centred(height, width, ratio))
     return boxes.long()
 
 
 def _centred(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tensor:
-    """(n, 1) each → (n, 4): the largest centred boxes whose aspect ratio is allowed."""
+    """(n, 1) heights and widths → (n, 4) largest centred boxes with an allowed aspect ratio."""
     boxes_width = torch.minimum(width, (height * ratio[1]).round())
     boxes_height = torch.minimum(height, (width / ratio[0]).round())
     top = ((height - boxes_height) / 2).floor()
@@ -216,7 +216,7 @@ def _jittered(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
 
 
 def _grey(x: Tensor) -> Tensor:
-    """(n, 3, S, S) → (n, S, S): luma after ITU-R BT.601, as torchvision weighs it."""
+    """(n, 3, S, S) → (n, S, S): luma by ITU-R BT.601, with torchvision's weights."""
     return 0.2989 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2]
 
 
@@ -244,7 +244,8 @@ def _hue(x: Tensor, turn: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
-    sixth = sixth + 6 * turn  # where chroma is 0 it does not matter
+    # The value does not matter where chroma is 0.
+    sixth = sixth + 6 * turn
     out = torch.empty_like(x)
     for channel, start in enumerate((5, 3, 1)):
         k = (start + sixth).remainder_(6)
@@ -254,18 +255,18 @@ def _hue(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, angle: Tensor) -> Tensor:
-    """(n, 3, S, S) with each view turned by its angle (n,), in radians, and black around it."""
+    """Turn each view of (n, 3, S, S) by its angle (n,), in radians, with black around it."""
     rows = angle.nonzero()[:, 0]
     if len(rows):
-        cos, sin, none = angle[rows].cos(), angle[rows].sin(), torch.zeros_like(angle[rows])
-        turns = torch.stack((cos, -sin, none, sin, cos, none), 1).view(-1, 2, 3)
+        cos, sin, zero = angle[rows].cos(), angle[rows].sin(), torch.zeros_like(angle[rows])
+        turns = torch.stack((cos, -sin, zero, sin, cos, zero), 1).view(-1, 2, 3)
         grid = F.affine_grid(turns, [len(rows), *x.shape[1:]], align_corners=False)
         x[rows] = F.grid_sample(x[rows], grid, align_corners=False)
     return x
 
 
 def _erased(x: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
-    """(n, 3, S, S) with the box (n, 4) of each view in one colour (n, 3)."""
+    """Fill the box (n, 4) of each view of (n, 3, S, S) with one colour (n, 3)."""
     top, left, height, width = (part.view(-1, 1) for part in boxes.unbind(1))
     rows = torch.arange(x.shape[2], device=x.device)
     columns = torch.arange(x.shape[3], device=x.device)
@@ -276,7 +277,7 @@ def _erased(x: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """A Gaussian of each view's own sigma, along one axis after the other; x is (n, 3, S, S)."""
+    """Blur (n, 3, S, S) with a Gaussian of each view's own sigma, one axis after the other."""
     if kernel == 1:
         return x
     n, _, height, width = x.shape

@@ -1,7 +1,7 @@
-"""The batches of a run: which images are in each, and the augmented views of them.
+"""The batches of a run: the images in each, and their augmented views.
 
-What a step sees follows from the seed and the number of the step alone, so a run can go on from any
-step without having gone through the ones before, and no state of a generator has to be kept.
+A batch depends only on the seed and the number of the step. So a run can resume at any step without
+repeating earlier ones, and without a saved generator state.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from engine.training.settings import TrainSettings
 
 
 class Batches:
-    """Draws batches of ``size`` images; every epoch shuffles all of them anew.
+    """Draws batches of ``size`` images; each epoch shuffles all images again.
 
-    What does not fill a batch waits for another epoch.
+    Images that do not fill a batch are left out of the epoch.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Batches:
         self.per_epoch = len(pictures) // size
 
     def between(self, first: int, end: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Rows of the images and two views of each, for the steps ``first`` up to ``end``.
+        """Yield the rows of the images and two views of each, for the steps ``first`` up to ``end``.
 
-        Views are (2 × size, 3, S, S) float32 on the device, second views behind all the first ones.
-        Beside a GPU the next batch is cut while it computes; on a CPU that would only take cores
+        Views are (2 × size, 3, S, S) float32 on the device, all first views before the second ones. With
+        a GPU, the next batch is prepared while the GPU computes. On a CPU that would only take cores
         from the network.
         """
         if self._device.type == "cpu":
@@ -86,6 +86,6 @@ class Batches:
 
 
 def _generator(seed: int, what: str, number: int) -> Generator:
-    # 32 bits, because torch's generator for the CPU heeds no more of a seed.
+    # torch's CPU generator uses only 32 bits of a seed.
     mixed = xxhash.xxh3_64_intdigest(f"{seed} {what} {number}".encode()) & 0xFFFFFFFF
     return Generator().manual_seed(mixed)

@@ -1,17 +1,18 @@
-"""The decoded pictures of a training run on disk: kept for the next run, or in a nameless file.
+"""The decoded pictures of a training run on disk: kept for the next run, or in a temporary file.
 
-One file has the pixels of every picture in two sizes, shrunk and squashed, one after the other, and
-behind them a table (where each lies, its size, its name). It is mapped, so memory does not grow with
-the pixels and the kernel keeps in RAM what fits. A nameless file is gone however the process ends.
+One file has the pixels of every picture in two sizes, first shrunk and then squashed. A table with the
+place, size and name of each picture follows. The file is memory-mapped, so memory does not grow with the
+pixels, and the kernel keeps in RAM what fits. A temporary file has no name, so it is gone however the
+process ends.
 
-A cache that is kept is a folder:
+A cache for later runs is a folder:
 
-    KEY.json             manifest, written last and renamed: what the other is, with checksums
+    KEY.json             manifest, written last and renamed: names the other file, with checksums
     KEY.TOKEN.pixels     pixels and table
 
-A manifest names the one file that it was written for, so nothing of a run that was killed is ever
-taken for whole; the next one to write removes it. Whatever does not fit together is made again.
-Pixels have no checksum: reading all of them to start a run would take longer than what it guards.
+A manifest names exactly one file. So the file of a killed run is never taken for complete, and the
+next writer removes it. A file that does not match its manifest is made again. Pixels have no checksum,
+because reading all of them at the start would cost more time than it could save.
 """
 
 from __future__ import annotations
@@ -44,21 +45,21 @@ Array = npt.NDArray[np.uint8]
 FORMAT = 1
 ROW = np.dtype(
     [
-        ("at", "<i8"),  # where the shrunk pixels begin; the squashed ones are right behind them
+        ("at", "<i8"),  # offset of the shrunk pixels; the squashed ones follow them
         ("height", "<i4"),
         ("width", "<i4"),
         ("file_bytes", "<i8"),
-        ("held_out", "u1"),  # by the folder that it is in
+        ("held_out", "u1"),  # whether its folder is held out
     ]
 )
-_MAX_SIDE = 1 << 20  # pixels: products of two of them stay far from what 64 bits hold
+_MAX_SIDE = 1 << 20  # pixels, so that the product of two fits into 64 bits
 _MAX_MANIFEST = 1 << 16  # bytes
 _NAMED = re.compile(r"([0-9a-f]{32})\.[0-9a-f]{16}\.pixels")
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What the table says in words; one name and one label for each picture."""
+    """The texts of the table: a name and a label for each picture, and the rejected images."""
 
     names: list[str]
     labels: list[str | None]
@@ -66,7 +67,7 @@ class Texts:
 
 
 class PictureFile:
-    """Pixels, read through a map, and the table of the pictures."""
+    """The pixels, memory-mapped, and the table of the pictures."""
 
     def __init__(
         self, file: BinaryIO, rows: npt.NDArray[Any], texts: Texts, side: int, square: int
@@ -79,9 +80,9 @@ class PictureFile:
         self.square = square
 
     def read(self, offset: int, height: int, width: int) -> Tensor:
-        """(height, width, 3) uint8, a view of the map; to be read only."""
+        """(height, width, 3) uint8, a view of the map that must not be written to."""
         if self._map is None:
-            # Copy on write, because torch warns of memory that it must not write to.
+            # Copy on write, because torch warns about read-only memory.
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         flat = torch.frombuffer(
             self._map, dtype=torch.uint8, count=height * width * 3, offset=offset
@@ -89,7 +90,7 @@ class PictureFile:
         return flat.view(height, width, 3)
 
     def close(self) -> None:
-        """Close the file, and give back the disk of a nameless one; views stay valid."""
+        """Close the file, which frees the disk of a temporary one; views stay valid."""
         self._file.close()
 
 
@@ -97,12 +98,12 @@ class PictureWriter:
     """Writes a ``PictureFile``: pictures one after the other, then ``finish``."""
 
     def __init__(self, folder: Path, key: str | None) -> None:
-        """In ``folder``: with a ``key`` it is kept for the next run, else nameless."""
+        """Create the file in ``folder``: with a ``key`` for later runs, else as a temporary file."""
         self._folder, self._key = folder, key
         self._path: Path | None = None
         try:
             if key is None:
-                # A run that is killed leaves nothing.
+                # Without a name, a killed run leaves nothing behind.
                 self._file: BinaryIO = tempfile.TemporaryFile(  # noqa: SIM115
                     dir=folder, prefix=".pixels-"
                 )
@@ -111,7 +112,7 @@ class PictureWriter:
                 _tidy(folder)
                 self._path = folder / f"{key}.{secrets.token_hex(8)}.pixels"
                 self._file = self._path.open("x+b")
-                # Says to whoever tidies up that its writer is running.
+                # The lock shows ``_tidy`` of other runs that its writer is running.
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UsageError(
@@ -143,7 +144,7 @@ class PictureWriter:
     def finish(
         self, rejected: Sequence[Rejection], side: int, square: int, *, keep: bool
     ) -> PictureFile:
-        """The pictures, to be read; ``keep``: the next run may find them by the key."""
+        """Write the table and return the pictures; with ``keep``, later runs find them by the key."""
         rows = np.array(self._rows, ROW)
         texts = Texts(self._names, self._labels, list(rejected))
         at = self.bytes
@@ -154,7 +155,7 @@ class PictureWriter:
             if self._path is not None and self._key is not None and keep:
                 os.fsync(self._file.fileno())
                 fsync_dir(self._folder)
-                said = {
+                manifest = {
                     "format": FORMAT,
                     "key": self._key,
                     "file": self._path.name,
@@ -165,8 +166,9 @@ class PictureWriter:
                     "side": side,
                     "square": square,
                 }
-                replace_file(self._folder / f"{self._key}.json", _sealed(said))
-                _tidy(self._folder, self._path)  # what this one took the place of
+                replace_file(self._folder / f"{self._key}.json", _sealed(manifest))
+                # Remove the file that this one replaced.
+                _tidy(self._folder, self._path)
             elif self._path is not None:
                 self._path.unlink()
         except OSError as error:
@@ -174,8 +176,9 @@ class PictureWriter:
         return PictureFile(self._file, rows, texts, side, square)
 
     def abandon(self) -> None:
-        """Remove what was written."""
-        with contextlib.suppress(OSError):  # a full disk takes no more of what is to be removed
+        """Remove the file."""
+        # Closing may fail to flush to a full disk, which does not matter here.
+        with contextlib.suppress(OSError):
             self._file.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
@@ -195,13 +198,13 @@ class PictureWriter:
 
 
 def find_pictures(folder: Path, key: str, square: int) -> PictureFile | None:
-    """The pictures that an earlier run kept under ``key``; None if they are to be made."""
+    """The pictures that an earlier run kept under ``key``; None if they must be made."""
     try:
-        said = _manifest(folder / f"{key}.json")
-        if said["key"] != key or said["square"] != square:
+        manifest = _manifest(folder / f"{key}.json")
+        if manifest["key"] != key or manifest["square"] != square:
             return None
-        name, at, count = said["file"], said["table"], said["pictures"]
-        numbers = (at, count, said["bytes"], said["side"])
+        name, at, count = manifest["file"], manifest["table"], manifest["pictures"]
+        numbers = (at, count, manifest["bytes"], manifest["side"])
         if any(type(number) is not int or number < 0 for number in numbers):
             return None
         named = _NAMED.fullmatch(name)
@@ -210,18 +213,19 @@ def find_pictures(folder: Path, key: str, square: int) -> PictureFile | None:
         file = (folder / name).open("rb")
         try:
             size = os.fstat(file.fileno()).st_size
-            if size != said["bytes"] or at + count * ROW.itemsize > size:
+            if size != manifest["bytes"] or at + count * ROW.itemsize > size:
                 raise ValueError
             file.seek(at)
             table = file.read(size - at)
-            if hashing.checksum(table) != said["table_xxh64"]:
+            if hashing.checksum(table) != manifest["table_xxh64"]:
                 raise ValueError
             rows = np.frombuffer(table, ROW, count)
             _check(rows, at, square)
             texts = _unpacked(table[count * ROW.itemsize :], count)
-            with contextlib.suppress(OSError):  # a folder that may only be read is as good
+            # A read-only folder is fine too.
+            with contextlib.suppress(OSError):
                 os.utime(folder / f"{key}.json")
-            return PictureFile(file, rows, texts, said["side"], square)
+            return PictureFile(file, rows, texts, manifest["side"], square)
         except BaseException:
             file.close()
             raise
@@ -230,17 +234,17 @@ def find_pictures(folder: Path, key: str, square: int) -> PictureFile | None:
 
 
 def _check(rows: npt.NDArray[Any], most: int, square: int) -> None:
-    """``ValueError`` if pixels of a picture would lie outside of the first ``most`` bytes."""
+    """``ValueError`` if the pixels of a picture are outside the first ``most`` bytes."""
     height, width, at = (rows[name].astype(np.int64) for name in ("height", "width", "at"))
     good = (height > 0) & (height <= _MAX_SIDE) & (width > 0) & (width <= _MAX_SIDE)
     good &= (at >= 0) & (at <= most) & (rows["file_bytes"] >= 0)
     if not good.all() or (at + 3 * (height * width + square * square) > most).any():
-        raise ValueError("a picture lies outside of its file")
+        raise ValueError("a picture is outside its file")
 
 
 def _packed(texts: Texts) -> bytes:
     rejected = [[one.source, one.reason] for one in texts.rejected]
-    # Names that are no UTF-8 have halves of characters in them, which ASCII carries.
+    # Names that are not UTF-8 hold lone surrogates, which JSON's ASCII escapes can carry.
     return json.dumps([texts.names, texts.labels, rejected]).encode()
 
 
@@ -250,30 +254,30 @@ def _unpacked(data: bytes, count: int) -> Texts:
     good = good and all(isinstance(name, str) for name in names)
     good = good and all(label is None or isinstance(label, str) for label in labels)
     if not good or not all(isinstance(part, str) for pair in rejected for part in pair):
-        raise ValueError("names that are none")
+        raise ValueError("invalid names")
     return Texts(names, labels, [Rejection(source, reason) for source, reason in rejected])
 
 
-def _sealed(said: dict[str, Any]) -> bytes:
-    """JSON with the xxh64 of everything else in it last."""
-    check = hashing.checksum(json.dumps(said).encode())
-    return json.dumps({**said, "xxh64": check}, indent=1).encode() + b"\n"
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    """The manifest as JSON; its last field is the xxh64 of all others."""
+    check = hashing.checksum(json.dumps(manifest).encode())
+    return json.dumps({**manifest, "xxh64": check}, indent=1).encode() + b"\n"
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """What a manifest says; ``ValueError`` if it is damaged."""
+    """Read a manifest; ``ValueError`` if it is damaged."""
     with path.open("rb") as file:
-        said = json.loads(file.read(_MAX_MANIFEST))
-    if not isinstance(said, dict):
-        raise ValueError("no manifest")
-    check = said.pop("xxh64", None)
-    if check != hashing.checksum(json.dumps(said).encode()) or said.get("format") != FORMAT:
+        found = json.loads(file.read(_MAX_MANIFEST))
+    if not isinstance(found, dict):
+        raise ValueError("not a manifest")
+    check = found.pop("xxh64", None)
+    if check != hashing.checksum(json.dumps(found).encode()) or found.get("format") != FORMAT:
         raise ValueError("a damaged manifest")
-    return said
+    return found
 
 
 def _tidy(folder: Path, own: Path | None = None) -> None:
-    """Remove files of pixels that no manifest names and nobody is writing."""
+    """Remove files of pixels that no manifest names and no process is writing."""
     for path in folder.iterdir():
         named = _NAMED.fullmatch(path.name)
         if named is None or path == own:

@@ -1,7 +1,7 @@
-"""Checkpoints: a network's weights in one safetensors file that names what made them.
+"""Checkpoints: a network's weights in one safetensors file, with the settings that made them.
 
-``CHECKPOINT`` is the best network of a run, ``LAST`` all that the run needs to go on. Nothing is
-pickled, so a checkpoint from elsewhere can be opened without running code from it.
+``CHECKPOINT`` is the best network of a run, and ``LAST`` is everything that the run needs to resume.
+Nothing is pickled, so opening a checkpoint from elsewhere runs no code from it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LAST = "last.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a checkpoint says of itself; each value is JSON in the file's metadata."""
+    """The description of a checkpoint; each value is JSON in the file's metadata."""
 
     name: str
     settings: TrainSettings
@@ -38,41 +38,42 @@ class Provenance:
     loss: float | None  # mean over the last epoch
     data: dict[str, Any]  # count, fingerprint, description
     engine_version: str
-    score: float | None = None  # on what was held out, if anything was
-    licence: str = ""  # of the weights, as whoever trained them puts it
-    created: str = ""  # the date, as ISO 8601 has it
+    score: float | None = None  # on the held-out images, if any
+    licence: str = ""  # of the weights, in the words of their author
+    created: str = ""  # ISO 8601 date
 
 
 @dataclass(frozen=True, slots=True)
 class RunPosition:
-    """Where a run is; beside its tensors all that it needs to go on."""
+    """The position of a run: what it needs to resume, besides its tensors."""
 
     step: int  # steps taken
-    losses: float  # their sum in the epoch that is under way
-    loss: float | None  # mean over the last whole epoch
+    losses: float  # sum of the losses in the current epoch
+    loss: float | None  # mean over the last complete epoch
     best_epoch: int  # of the best network, 0 before the first
     best_score: float | None
 
 
 def today() -> str:
-    """The date in UTC, as checkpoints have it."""
+    """The date in UTC, in ISO 8601, as checkpoints store it."""
     return datetime.now(UTC).date().isoformat()
 
 
 def engine_version() -> str:
-    """The version of the engine that runs, installed or not."""
-    from engine import __version__  # late: the package's front imports every room
+    """The version of the running engine, installed or not."""
+    # Imported late, because the top package imports every other.
+    from engine import __version__
 
     return __version__
 
 
 def save_checkpoint(folder: Path, weights: dict[str, Tensor], provenance: Provenance) -> None:
-    """Replace the folder's checkpoint, atomically; ``weights`` are a network's ``state_dict``."""
+    """Replace the folder's checkpoint atomically; ``weights`` are a network's ``state_dict``."""
     write_tensors(folder / CHECKPOINT, weights, _fields(provenance))
 
 
 def load_checkpoint(folder: Path) -> tuple[SimCLR, Provenance]:
-    """The folder's network, on the CPU and in eval mode, with what is known of it."""
+    """The folder's network, on the CPU and in eval mode, and its description."""
     path = folder / CHECKPOINT
     tensors, raw = read_tensors(path)
     with fitting(path):
@@ -85,25 +86,25 @@ def load_checkpoint(folder: Path) -> tuple[SimCLR, Provenance]:
 def save_last(
     folder: Path, tensors: dict[str, Tensor], provenance: Provenance, position: RunPosition
 ) -> None:
-    """Replace what the folder's run goes on from, atomically."""
+    """Replace the state from which the folder's run resumes, atomically."""
     fields = _fields(provenance) | {"place": json.dumps(asdict(position))}
     write_tensors(folder / LAST, tensors, fields)
 
 
 def load_last(folder: Path) -> tuple[dict[str, Tensor], Provenance, RunPosition]:
-    """What ``save_last`` has written."""
+    """Load what ``save_last`` wrote: tensors, description and position."""
     path = folder / LAST
     tensors, raw = read_tensors(path)
     with fitting(path):
         position = RunPosition(**json.loads(raw["place"]))
         numbers = (position.step, position.best_epoch)
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise ValueError(f"a position of {position}")
+            raise ValueError(f"an invalid position, {position}")
         return tensors, _provenance(raw), position
 
 
 def last_provenance(folder: Path) -> Provenance:
-    """Whose run ``load_last`` would go on with; reads no tensors."""
+    """The description of the run that ``load_last`` would resume; reads no tensors."""
     path = folder / LAST
     with _opened(path) as file, fitting(path):
         return _provenance(file.metadata() or {})
@@ -111,7 +112,7 @@ def last_provenance(folder: Path) -> Provenance:
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with the contents of ``path`` into a ``TrainingError``."""
+    """Turn errors about the contents of ``path`` into ``TrainingError``."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -131,18 +132,19 @@ def _provenance(raw: dict[str, str]) -> Provenance:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], fields: dict[str, str]) -> None:
-    """Write a safetensors file beside ``path`` and rename it there once it is on the disk."""
+    """Write a safetensors file durably beside ``path``, and rename it to ``path``."""
     beside = path.with_name(f".{path.name}.new")
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     try:
         save_file(plain, beside, metadata=fields)
-        beside.chmod(0o644)  # safetensors leaves it to its owner alone
+        # safetensors lets only the owner read it.
+        beside.chmod(0o644)
         replace(beside, path)
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
         raise TrainingError(
-            f"{path} cannot be written ({error}): make room there, after which a training goes on "
-            f"with resume=, or choose another folder"
+            f"{path} cannot be written ({error}): make room there and continue with resume=, or "
+            f"choose another folder"
         ) from None
 
 
@@ -155,7 +157,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise TrainingError(f"{path} is missing: run a training into {path.parent} first")
+        raise TrainingError(f"{path} is missing: train into {path.parent} first")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -164,7 +166,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def replace(new: Path, path: Path) -> None:
-    """Let ``new`` take the place of ``path``, durably: the file first, then its folder."""
+    """Rename ``new`` to ``path``, durably: sync the file first, then its folder."""
     _sync(new)
     new.replace(path)
     _sync(path.parent)
@@ -179,5 +181,5 @@ def _sync(path: Path) -> None:
 
 
 def is_finite(weights: dict[str, Tensor]) -> bool:
-    """Whether every weight and running statistic is a number."""
+    """Whether every weight and running statistic is finite."""
     return all(bool(torch.isfinite(value).all()) for value in weights.values())

@@ -1,10 +1,10 @@
 """Convolutions over small maps as matrix products, for training on a CPU.
 
-The last stages of a ResNet see maps of a few pixels with hundreds of channels, and there the direct
-kernels of oneDNN spend their time on the weights: above all the gradient of the weights takes four
-to ten times as long as the same sum written as one product (im2col: Chellapilla, Puri, Simard, 2006,
-High performance convolutional neural networks for document processing). Everywhere else PyTorch's own
-convolution is used. ``bench.questions.train_speed`` measures what this and all else is worth together.
+The last stages of a ResNet see maps of a few pixels with hundreds of channels. There the direct kernels
+of oneDNN spend their time on the weights. Above all, their gradient of the weights takes four to ten
+times as long as the same sum as one product (im2col: Chellapilla, Puri, Simard, 2006, High performance
+convolutional neural networks for document processing). All other convolutions are PyTorch's own.
+``bench.questions.train_speed`` measures the speed of training with all such changes together.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Where a product is faster, as measured at 32 to 224 pixels a side: the width and height of the
-# map that comes out, at most, and for the two passes that read the weights how many these are.
+# The largest side of an output map for which a product is faster, measured on images of 32 to 224
+# pixels a side. For the two passes that read the weights, it also takes ``_MANY_WEIGHTS``.
 _WEIGHT_GRADIENT = {torch.bfloat16: 7, torch.float32: 3}
 _OTHERS = {torch.bfloat16: 4, torch.float32: 3}
 _MANY_WEIGHTS = 1 << 20
-_CHUNK_BYTES = 16 << 20  # of unfolded maps at a time; fresh pages for more cost more than they save
+# Bytes of unfolded maps at a time. Fresh pages for more cost more than they save.
+_CHUNK_BYTES = 16 << 20
 
 
 class Convolution(nn.Conv2d):
-    """``Conv2d`` without bias, groups and dilation, as wide as high; its parameters are the same."""
+    """A ``Conv2d`` without bias, groups or dilation, with square strides and padding."""
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Convolution:
-        """One that has the very weights of ``conv``; ``ValueError`` if it is none of these."""
+        """A convolution that shares the weights of ``conv``; ``ValueError`` if ``conv`` is not plain."""
         plain = (
             conv.bias is None,
             conv.groups == 1,
@@ -47,7 +48,7 @@ class Convolution(nn.Conv2d):
         return own
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, in, H, W) → (n, out, H', W'), float32 or what autocast makes of it."""
+        """(n, in, H, W) → (n, out, H', W'), float32 or the dtype of autocast."""
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
         weight = self.weight
@@ -63,7 +64,7 @@ class Convolution(nn.Conv2d):
 
 
 class _Product(torch.autograd.Function):
-    """The convolution and its gradients, each as a product where that is faster."""
+    """The convolution and its gradients, each as a product if that is faster."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -96,7 +97,7 @@ class _Product(torch.autograd.Function):
 
 
 def convolved(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """``F.conv2d`` of (n, in, H, W) with (out, in, k, l), in the memory order channels last."""
+    """``F.conv2d`` of (n, in, H, W) with (out, in, k, l), in channels-last memory format."""
     out = weight.shape[0]
     kernel = _rows(weight)
     height, width = _out(x, weight, stride, padding)
@@ -108,12 +109,12 @@ def convolved(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 def weight_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """Of the loss by the weights, (out, in, k, l), where ``gradient`` is that by what came out."""
+    """The gradient of the loss by the weights, (out, in, k, l); ``gradient`` is that by the output."""
     out, channels, high, wide = weight.shape
     total: Tensor | None = None
     for images, part in _unfolded(x, weight, stride, padding):
         one = gradient[images].permute(0, 2, 3, 1).reshape(-1, out).T @ part
-        # Sums of parts in float32, as within a product.
+        # Add the parts in float32, as a product does inside.
         total = one if total is None else total.float() + one
     assert total is not None
     return total.to(weight.dtype).view(out, high, wide, channels).permute(0, 3, 1, 2)
@@ -122,7 +123,7 @@ def weight_gradient(
 def input_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """Of the loss by ``x``, (n, in, H, W)."""
+    """The gradient of the loss by ``x``, (n, in, H, W); ``gradient`` is that by the output."""
     n, channels, height, width = x.shape
     out, _, high, wide = weight.shape
     _, _, down, across = gradient.shape
@@ -148,7 +149,7 @@ def _pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 
 def _out(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int]:
-    """Height and width of what comes out."""
+    """Height and width of the output."""
     high, wide = weight.shape[2:]
     return (
         (x.shape[2] + 2 * padding - high) // stride + 1,
@@ -164,9 +165,9 @@ def _rows(weight: Tensor) -> Tensor:
 def _unfolded(
     x: Tensor, weight: Tensor, stride: int, padding: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Some images at a time, and for each value that comes out what it is a sum of.
+    """Yield slices of images, each with the inputs of every output value.
 
-    That is (images · H' · W', k · l · in).
+    The inputs are (images · H' · W', k · l · in).
     """
     n, channels, _, _ = x.shape
     high, wide = weight.shape[2:]

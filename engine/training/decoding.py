@@ -1,4 +1,4 @@
-"""Decodes the images of a training run into one file, some ahead in the threads of a pool."""
+"""Decodes the images of a training run into one file, in the threads of a pool."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from engine.training.shrinking import largest_side, shrunk
 
 Array = npt.NDArray[np.uint8]
 
-_IN_FLIGHT = 64  # files, members or blocks of rows that are decoded or wait for those before them
-_BLOCK_ROWS = 32  # of an array, decoded at a time
+_IN_FLIGHT = 64  # files, members or blocks of rows that are being decoded or wait to be written
+_BLOCK_ROWS = 32  # rows of an array decoded at a time
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """One image, decoded; of one that is only measured there are no pixels."""
+    """One decoded image; without pixels if it was only measured."""
 
     picture: PictureName
     file_bytes: int
-    size: tuple[int, int]  # as it was, height and width
+    size: tuple[int, int]  # original height and width
     shrunk: Array | None = None
     squashed: Array | None = None
 
@@ -51,14 +51,14 @@ class _Loaded:
 @dataclass(frozen=True, slots=True)
 class _Failed:
     rejection: Rejection
-    retryable: bool = False  # the next run may be luckier with the very same file
+    retryable: bool = False  # whether another try of the same file may succeed
 
 
 _Result = _Loaded | _Failed
 
 
 class PictureDecoder:
-    """Goes through the items in their order and decodes in the threads of a pool."""
+    """Decodes the items of the sources in order, in the threads of a pool."""
 
     def __init__(
         self,
@@ -75,19 +75,20 @@ class PictureDecoder:
         self._total = total
         self._memory = MemoryBudget()
         self._gate = MemoryGate(self._memory.decoding)
-        self._side: int | None = None  # None: pictures are measured only
+        self._side: int | None = None  # None: only measure the pictures
 
     def read(
         self, plan: RunSources, side: int, most: int, writer: Callable[[], PictureWriter]
     ) -> PictureFile:
-        """All pictures in at most ``most`` bytes."""
+        """Decode all pictures into at most ``most`` bytes, with a smaller side if they do not fit."""
         sizes = array("q")
         file = self._written(plan, side, most, writer, sizes)
         if file is not None:
             return file
         smaller = largest_side(np.array(sizes, np.int64).reshape(-1, 2), side, self._square, most)
         file = self._written(plan, smaller, most, writer, array("q"))
-        if file is None:  # they have grown meanwhile
+        # The images have grown since they were measured.
+        if file is None:
             raise UsageError("the images changed while they were read: start again")
         return file
 
@@ -99,7 +100,7 @@ class PictureDecoder:
         writer: Callable[[], PictureWriter],
         sizes: array[int],
     ) -> PictureFile | None:
-        """The pictures; None if they are more than ``most`` bytes, ``sizes`` then has all of them."""
+        """The pictures; None if they exceed ``most`` bytes. Appends all image sizes to ``sizes``."""
         rejected: list[Rejection] = []
         whole = True
         into = writer()
@@ -135,23 +136,25 @@ class PictureDecoder:
         return None
 
     def _results(self, plan: RunSources) -> Iterator[_Result]:
-        """What became of every image, in order; a few are decoded ahead."""
+        """The result for every image, in order; a few are decoded ahead."""
         waiting: deque[tuple[int, Future[list[_Result]]]] = deque()
-        held = 0
+        in_memory = 0
         done = 0
         try:
             for cost, task in self._tasks(plan):
-                while waiting and (len(waiting) >= _IN_FLIGHT or held + cost > self._memory.chunk):
+                while waiting and (
+                    len(waiting) >= _IN_FLIGHT or in_memory + cost > self._memory.chunk
+                ):
                     before, future = waiting.popleft()
                     results = future.result()
-                    held -= before
+                    in_memory -= before
                     done += len(results)
                     yield from results
                     self._tick(done, max(done, self._total))
                     if self._stop():
                         raise KeyboardInterrupt
                 waiting.append((cost, self._pool.submit(task)))
-                held += cost
+                in_memory += cost
             while waiting:
                 results = waiting.popleft()[1].result()
                 done += len(results)
@@ -164,7 +167,7 @@ class PictureDecoder:
                 future.cancel()
 
     def _tasks(self, plan: RunSources) -> Iterator[tuple[int, Callable[[], list[_Result]]]]:
-        """What is to be done, with the bytes that it holds until then."""
+        """Yield each task, with the bytes that it keeps in memory until it is written."""
         for part, item in plan:
             try:
                 if isinstance(item, Reject):
@@ -184,7 +187,7 @@ class PictureDecoder:
 
     @property
     def _waiting(self) -> int:
-        """Bytes of a picture in both its sizes, about, until it is written."""
+        """About how many bytes a picture takes in both its sizes until it is written."""
         return 3 * (2 * self._side**2 + self._square**2) if self._side is not None else 0
 
     def _archive(
@@ -200,7 +203,8 @@ class PictureDecoder:
         self, part: SourcePart, rows: ArrayItem
     ) -> Iterator[tuple[int, Callable[[], list[_Result]]]]:
         if rows.row_bytes > self._memory.max_file:
-            yield 0, _refused(rows.name, f"has rows of {rows.row_bytes:,} bytes, which is too much")
+            limit = f"the limit of {self._memory.max_file:,}"
+            yield 0, _refused(rows.name, f"has rows of {rows.row_bytes:,} bytes, over {limit}")
             return
         for block in rows.blocks(0, _BLOCK_ROWS, self._memory.block):
             cost = block.rows.nbytes + len(block.rows) * self._waiting

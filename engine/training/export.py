@@ -1,4 +1,4 @@
-"""From a checkpoint to an encoder: ONNX files in fp32 and int8, checked against the network.
+"""Exports a checkpoint as an encoder: ONNX files in fp32 and int8, checked against the network.
 
 The encoder's input is ``pixels``, (n, S, S, 3) uint8: the whole RGB picture squashed to S × S with
 Pillow's antialiased bilinear resize. Its output is ``embedding``, (n, dim) float32 of unit length.
@@ -38,9 +38,10 @@ RESIZE = "squash-bilinear-antialias"
 OPSET = 18
 
 CALIBRATION_IMAGES = 256
-MIN_COSINE = 0.9999  # of fp32 ONNX with the network itself
-MIN_OVERLAP = 0.9  # of the ten nearest by int8 and by fp32; with less, fp32 is what runs
-_WORK = ".export-"  # how the folder begins that files are made in
+MIN_COSINE = 0.9999  # between the outputs of the fp32 ONNX file and of the network
+# Overlap of the ten nearest by int8 and by fp32. Below it, the fp32 file is the default.
+MIN_OVERLAP = 0.9
+_WORK = ".export-"  # prefix of the temporary folder
 _NEIGHBOURS = 10
 
 Vectors = npt.NDArray[np.float32]
@@ -48,9 +49,9 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class EncoderExportReport:
-    """What an export wrote. ``parity`` says how well the files agree, see ``encoder.json``.
+    """What an export wrote. ``parity`` is how well the files agree, as in ``encoder.json``.
 
-    ``default`` is the file that runs: "int8", or "fp32" where int8 loses too many neighbours.
+    ``default`` is the file that runs: "int8", or "fp32" if int8 loses too many neighbours.
     """
 
     out: str
@@ -63,12 +64,12 @@ class EncoderExportReport:
 def export(
     checkpoint_dir: str | Path, calibration: Images, held_out: Images | None = None
 ) -> EncoderExportReport:
-    """Write the encoder of the checkpoint in ``checkpoint_dir`` beside it.
+    """Write the encoder of the checkpoint in ``checkpoint_dir`` into the same folder.
 
-    Both are (n, S, S, 3) uint8, squashed: int8 takes its ranges from ``calibration``, and what the
-    files compute is compared on ``held_out``, or on the same where there is nothing else.
-    ``TrainingError`` if the fp32 file does not compute what the network computes; the files of an
-    earlier export are then still there.
+    ``calibration`` and ``held_out`` are squashed images, (n, S, S, 3) uint8. int8 takes its ranges from
+    ``calibration``. The files are compared on ``held_out``, or on ``calibration`` if it is None.
+    ``TrainingError`` if the fp32 file and the network disagree; the files of an earlier export then
+    remain.
     """
     folder = Path(checkpoint_dir)
     network, provenance = load_checkpoint(folder)
@@ -76,7 +77,8 @@ def export(
     test = calibration if held_out is None else held_out
     deployed = Deployed(network, settings.mean, settings.std)
 
-    for left in folder.glob(f"{_WORK}*"):  # by an export that was killed
+    # Remove what a killed export left behind.
+    for left in folder.glob(f"{_WORK}*"):
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=_WORK) as name:
         work = Path(name)
@@ -101,7 +103,8 @@ def export(
         default = "int8" if agreement[1] >= MIN_OVERLAP else "fp32"
         described = _described(work, provenance, parity, default)
         (work / ENCODER).write_text(json.dumps(described, indent=2) + "\n")
-        for file in (FP32, INT8, ENCODER):  # last what names the others
+        # encoder.json comes last, because it names the other files.
+        for file in (FP32, INT8, ENCODER):
             replace(work / file, folder / file)
     return EncoderExportReport(
         out=str(folder),
@@ -153,7 +156,8 @@ def _write_fp32(deployed: Deployed, path: Path, size: int) -> None:
     if program is None:
         raise TrainingError("torch exported nothing: update torch and onnxscript")
     model = program.model_proto
-    for node in model.graph.node:  # which line of Python made it is of no use to a reader
+    # Remove the Python source lines from the nodes.
+    for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
     onnx.checker.check_model(model)
@@ -163,7 +167,7 @@ def _write_fp32(deployed: Deployed, path: Path, size: int) -> None:
 def _write_int8(
     work: Path, calibration: Images, test: Images, reference: Vectors
 ) -> tuple[str, tuple[float, float]]:
-    """Quantise with either way to find the ranges, and keep what agrees better with fp32."""
+    """Quantise with both methods of finding ranges, and keep the one that agrees better with fp32."""
     prepared = work / "prepared.onnx"
     shape_inference.quant_pre_process(str(work / FP32), str(prepared), skip_symbolic_shape=True)
     best: tuple[str, tuple[float, float]] | None = None
@@ -179,14 +183,14 @@ def _write_int8(
 
 
 def _run(path: Path, images: Images) -> Vectors:
-    """(n, S, S, 3) uint8 → (n, dim) float32 through ONNX Runtime."""
+    """(n, S, S, 3) uint8 → (n, dim) float32 by ONNX Runtime."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     vectors = [session.run([OUTPUT], {INPUT: batch})[0] for batch in in_batches(images)]
     return np.concatenate(vectors)
 
 
 def _run_torch(network: SimCLR, settings: TrainSettings, images: Images) -> Vectors:
-    """The same through the network as it was trained, with nothing folded."""
+    """(n, S, S, 3) uint8 → (n, dim) float32 by the trained network, with nothing folded."""
     with torch.inference_mode():
         vectors = [
             network(normalised(torch.from_numpy(batch), settings.mean, settings.std))
@@ -202,7 +206,7 @@ def _min_cosine(a: Vectors, b: Vectors) -> float:
 def _agreement(exact: Vectors, quantised: Vectors) -> tuple[float, float]:
     """Mean cosine, and the mean share of the ten nearest others that stay among the ten nearest.
 
-    Of few images it is the nearest quarter of the others, since all the others are always found.
+    With few images it is the nearest quarter of the others, because all others would always be found.
     """
     n, _ = exact.shape
     cosine = float((exact.astype(np.float64) * quantised).sum(1).mean())

@@ -1,4 +1,4 @@
-"""Which pictures of a training run are held out: those of a folder, else a share by their names."""
+"""Chooses the held-out pictures of a training run: those of a folder, else a share by their names."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from engine.training.cache import PictureFile
 from engine.training.run_sources import utf8
 
 HELD_OUT_SHARE = 0.05
-HELD_OUT_IMAGES = 1024  # at most so many are held out
-_MIN_SCORED = 2  # of fewer nothing can be said
-_MIN_IMAGES = 64  # in all: of fewer none are held out by their names
+HELD_OUT_IMAGES = 1024  # the most that are held out
+_MIN_SCORED = 2  # the fewest that can be scored
+_MIN_IMAGES = 64  # the fewest images of a run of which a share is held out
 
 
 def split(
     file: PictureFile, share: float | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The rows to train on and the rows that are held out, each in their order."""
+    """The rows to train on and the held-out rows, each in order."""
     by_folder = (file.rows["held_out"] != 0) & (share != 0)
     out, most = by_folder, HELD_OUT_IMAGES
     n = len(out)
@@ -30,16 +30,16 @@ def split(
         [xxhash.xxh3_64_intdigest(utf8(file.texts.names[row])) for row in left], np.uint64
     )
     kept = np.sort(left[np.argsort(hashes, kind="stable")[:most]])
-    # By folder, what is over the limit is not trained on either.
+    # Pictures of a held-out folder that exceed the limit are not trained on either.
     trained = np.flatnonzero(~by_folder)
     return np.setdiff1d(trained, kept, assume_unique=True), kept
 
 
 def not_as_asked(file: PictureFile, share: float | None, kept: int) -> str:
-    """Why ``kept`` pictures are held out and not the ``share`` that was asked for; or nothing.
+    """Why ``kept`` pictures are held out instead of the requested ``share``; empty if as requested.
 
-    The usual share comes with a recipe: that there are folders for it, or very many pictures, is then
-    not worth a word.
+    The usual share comes from a recipe. It is no reason for a note that folders or the limit of
+    pictures replace it.
     """
     if not share:
         return ""
@@ -48,13 +48,13 @@ def not_as_asked(file: PictureFile, share: float | None, kept: int) -> str:
         note = f"{asked} is not used: {kept:,} of the {n:,} images are held out by their folder"
         return note if share != HELD_OUT_SHARE else ""
     if n < _MIN_IMAGES:
-        return f"{asked} holds nothing out: {n:,} images are fewer than the {_MIN_IMAGES} it takes"
+        return f"{asked} holds nothing out: it takes at least {_MIN_IMAGES} images, not {n:,}"
     wanted = round(share * n)
     if wanted < _MIN_SCORED:
         return (
-            f"{asked} of {n:,} images is {wanted}, and fewer than {_MIN_SCORED} cannot be scored: "
-            f"raise it to {_MIN_SCORED / n:.2g} or more"
+            f"{asked} of {n:,} images is {wanted}, but scoring takes at least {_MIN_SCORED}: raise it "
+            f"to {_MIN_SCORED / n:.2g} or more"
         )
     if wanted > kept and share != HELD_OUT_SHARE:
-        return f"{asked} of {n:,} images is {wanted:,}: {kept:,} are held out, which is the most"
+        return f"{asked} of {n:,} images is {wanted:,}: only {kept:,}, the maximum, are held out"
     return ""

@@ -1,4 +1,4 @@
-"""Lets a step of minutes end where it is: a network that asks, behind each layer, whether to go on."""
+"""Lets a training step of minutes stop early: the network polls after each layer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class AbandonedError(Exception):
-    """The pass through the network was not ended, because the run is to stop."""
+    """A pass through the network was abandoned, because the run should stop."""
 
 
 @contextmanager
 def stopping_between_layers(network: nn.Module, stop: Callable[[], bool]) -> Iterator[None]:
-    """Passes that begin in the block raise ``AbandonedError`` once ``stop`` says so, gradients too."""
+    """Inside the block, forward and backward passes raise ``AbandonedError`` once ``stop()`` is true."""
 
     def ask(*_: object) -> None:
         if stop():
@@ -36,7 +36,7 @@ def stopping_between_layers(network: nn.Module, stop: Callable[[], bool]) -> Ite
 
 @contextmanager
 def undone_if_abandoned(network: nn.Module) -> Iterator[None]:
-    """Put back what an abandoned pass has changed: the running statistics of normalisation."""
+    """Restore what an abandoned pass changed: the running statistics of normalisation."""
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""The training loop: step after step, a score after each epoch, a checkpoint when one is due."""
+"""The training loop: takes the steps, scores each epoch, and saves a checkpoint when one is due."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger("engine.training")
 
 
 class TrainingLoop:
-    """A run from where it is to its last step, or to where it is stopped.
+    """Runs the steps of a training until the last one, or until it is stopped.
 
     ``step`` counts the steps of the whole run, ``seconds`` the time that this process trained.
     """
@@ -44,7 +44,7 @@ class TrainingLoop:
         stop: Callable[[], bool],
         began: float,
     ) -> None:
-        """``batch`` is its images; ``began`` is ``time.perf_counter`` at the start of the run."""
+        """``batch`` is images per batch; ``began`` is ``time.perf_counter`` at the start of the run."""
         self._provenance = provenance
         self._settings = provenance.settings
         self._trainer = trainer
@@ -57,8 +57,8 @@ class TrainingLoop:
         self._stop = stop
         self._began = began
         self._total = batches.per_epoch * self._settings.epochs
-        self._losses = 0.0  # their sum in the epoch that is under way
-        self.first_step = 0  # where this process began
+        self._losses = 0.0  # sum of the losses in the current epoch
+        self.first_step = 0  # the step at which this process began
         self.step = 0
         self.seconds = 0.0
         self.loss: float | None = None
@@ -68,38 +68,41 @@ class TrainingLoop:
 
     @property
     def epochs(self) -> int:
-        """Whole epochs of the run that are done."""
+        """The number of complete epochs of the run."""
         return self.step // self._batches.per_epoch
 
     @property
     def best_epoch(self) -> int:
-        """That of the best network, 0 before the first."""
+        """The epoch of the best network, 0 before the first."""
         return self._saver.best_epoch
 
     def resume(self, position: RunPosition) -> None:
-        """Go on from there."""
+        """Continue from ``position``."""
         self.step = self.first_step = position.step
         self._losses, self.loss = position.losses, position.loss
         self._saver.resume(position)
 
     def run(self) -> None:
-        """All steps that are left; afterwards the best network is on the disk."""
+        """Take all remaining steps; afterwards the best network is on the disk."""
         try:
             self._run()
-        except AbandonedError:  # the network is as it was before that step
+        # The network is in its state before the abandoned step.
+        except AbandonedError:
             self._stop_here()
 
     def _run(self) -> None:
         per_epoch = self._batches.per_epoch
+        # The run was stopped while it scored this epoch.
         if self._losses and self.step % per_epoch == 0:
-            self._end_epoch(self.step // per_epoch)  # it was to be scored when the run stopped
+            self._end_epoch(self.step // per_epoch)
         batches = self._batches.between(self.step, self._total)
         while self.step < self._total:
             self._trainer.network.train()
             began = time.perf_counter()
             try:
                 self._steps(batches, began)
-            finally:  # a step that is given up took its time too
+            # Count the time of an abandoned step too.
+            finally:
                 self.seconds += time.perf_counter() - began
             if self.step % per_epoch == 0:
                 self._end_epoch(self.step // per_epoch)
@@ -108,7 +111,7 @@ class TrainingLoop:
                 return
 
     def _steps(self, batches: Iterator[tuple[list[int], Tensor]], began: float) -> None:
-        """To the end of the epoch, or until it is to stop."""
+        """Take steps to the end of the epoch, or until ``stop()`` is true."""
         per_epoch, first = self._batches.per_epoch, self.step
         for rows, views in batches:
             epoch, in_epoch = (number + 1 for number in divmod(self.step, per_epoch))
@@ -127,18 +130,19 @@ class TrainingLoop:
                 return
 
     def _stop_here(self) -> None:
+        # Without a step there is nothing to resume from.
         if not self.step:
-            raise KeyboardInterrupt  # there is nothing yet to go on from
+            raise KeyboardInterrupt
         per_epoch = self._batches.per_epoch
         self._check_weights(*(n + 1 for n in divmod(max(self.step - 1, 0), per_epoch)))
         self._save()
         self.interrupted = True
 
     def _end_epoch(self, epoch: int) -> None:
-        """Score the network, keep it if it is the best, and save what is due."""
+        """Score the network, keep it if it is the best, and save if a checkpoint is due."""
         self._check_weights(epoch, self._batches.per_epoch)
         best_by = self._score(epoch)
-        # Only now: a run that stops while it scores goes on with scoring.
+        # Reset the sum only after scoring, so that a run stopped during it scores again.
         self.loss, self._losses = self._losses / self._batches.per_epoch, 0.0
         self._writer.add_scalar("epoch_loss", self.loss, epoch)
         self._saver.consider(self._provenance_of(epoch, best_by))
@@ -149,7 +153,7 @@ class TrainingLoop:
         self._writer.flush()
 
     def _score(self, epoch: int) -> float | None:
-        """What the best network is chosen by; None where nothing was held out."""
+        """The score by which the best network is chosen; None if nothing is held out."""
         score = self._scorer.score(epoch)
         if score is None:
             return None
@@ -171,7 +175,7 @@ class TrainingLoop:
         self._saver.save(self.step, self._losses, last)
 
     def _check_weights(self, epoch: int, step: int) -> None:
-        # The last step's loss was finite, but what it did to the weights need not be.
+        # The last loss was finite, but the update after it may have made weights that are not.
         if not is_finite(self._trainer.network.state_dict()):
             raise self._diverged(epoch, step)
 

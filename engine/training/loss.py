@@ -1,6 +1,6 @@
 """The losses: NT-Xent, InfoNCE against a queue, and cross entropy of labels.
 
-Both contrastive losses take the same choice of negatives, ``Negatives``.
+Both contrastive losses take ``Negatives``, the choice and the weights of the negatives.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Negatives:
-    """Which negatives count, and how much; by default all of them alike.
+    """Which negatives count, and how much; by default all count equally.
 
-    Let s be the cosines over the temperature, of an anchor with its positive (s+) and with its N
-    negatives (s1 … sN). The loss of the anchor is -log(exp(s+) / (exp(s+) + G)), where G is the sum
-    of exp(sj) over the negatives, or
+    Let s be cosines divided by the temperature: s+ of an anchor with its positive, and s1 … sN with its
+    N negatives. The loss of the anchor is -log(exp(s+) / (exp(s+) + G)), where G is the sum of exp(sj)
+    over the negatives.
 
-    - with ``beta`` > 0 that of wj · exp(sj), with the weights wj = N · exp(beta · sj) / sum over i
-      of exp(beta · si), so that near negatives weigh more (Robinson, Chuang, Sra, Jegelka, 2021,
-      Contrastive learning with hard negative samples, arXiv:2010.04592, section 3.1; the gradient
-      goes through the weights too);
-    - with ``tau_plus`` > 0, the share of the negatives that are thought to show the same as the
-      anchor, max((G - tau_plus · N · exp(s+)) / (1 - tau_plus), N · exp(-1 / temperature)) in place
-      of G (Chuang et al., 2020, arXiv:2007.00224, equation 8).
-
-    ``semi_hard`` leaves out the negatives that are at least as near as the positive, which may be
-    none at all (after Schroff et al., 2015, arXiv:1503.03832, section 3.2). An anchor that would
-    have none left keeps its farthest one.
+    - ``beta`` > 0 makes G the sum of wj · exp(sj), with the weights wj = N · exp(beta · sj) / sum over
+      i of exp(beta · si), so that near negatives weigh more (Robinson, Chuang, Sra, Jegelka, 2021,
+      Contrastive learning with hard negative samples, arXiv:2010.04592, section 3.1). The gradient
+      goes through the weights too.
+    - ``tau_plus`` > 0 is the assumed share of false negatives, which show the same as the anchor. It
+      replaces G by max((G - tau_plus · N · exp(s+)) / (1 - tau_plus), N · exp(-1 / temperature))
+      (Chuang et al., 2020, arXiv:2007.00224, equation 8).
+    - ``semi_hard`` leaves out the negatives that are at least as near as the positive (after Schroff et
+      al., 2015, arXiv:1503.03832, section 3.2). If that leaves no negative, the anchor keeps its
+      farthest one.
     """
 
     beta: float = 0.0
@@ -40,7 +39,7 @@ class Negatives:
 
     @property
     def plain(self) -> bool:
-        """Whether all negatives count alike."""
+        """Whether all negatives count equally."""
         return not (self.beta or self.tau_plus or self.semi_hard)
 
 
@@ -50,17 +49,18 @@ ALL = Negatives()
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float, negatives: Negatives = ALL) -> Tensor:
     """NT-Xent (Chen et al., 2020, arXiv:2002.05709, equation 1), a scalar.
 
-    ``z1`` and ``z2`` are (n, d) unit vectors: row i of either is a view of image i. Every one of
-    the 2n views is an anchor once. Its positive is the other view of its image, its negatives are
-    the 2n - 2 views of the other images; it is never compared with itself. The result is the mean
-    cross entropy over the 2n anchors, of cosines over ``temperature``; it is taken in float32.
+    ``z1`` and ``z2`` are (n, d) unit vectors; row i of each is a view of image i. Each of the 2n views
+    is an anchor once. Its positive is the other view of its image. Its negatives are the 2n - 2 views of
+    the other images. The result is the mean cross entropy over the 2n anchors, of cosines divided by
+    ``temperature``, in float32.
     """
     n, _ = z1.shape
     z = torch.cat((z1, z2)).float()  # (2n, d)
     logits = z @ z.T / temperature  # (2n, 2n)
     itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
     logits = logits.masked_fill(itself, float("-inf"))
-    positive = torch.arange(2 * n, device=z.device).roll(n)  # (2n,): i and i + n belong together
+    # (2n,): views i and i + n show the same image.
+    positive = torch.arange(2 * n, device=z.device).roll(n)
     return _contrast(logits, positive, temperature, negatives)
 
 
@@ -75,12 +75,12 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE of MoCo (He et al., 2020, arXiv:1911.05722, equation 1), a scalar in float32.
 
-    ``queries`` and ``keys`` are (m, d) unit vectors; row i of either is a view of image
-    ``images[i]``, another one, and the keys have no gradient. ``queue`` has (q, d) keys of earlier
-    batches and ``queue_images`` whose they are, (q,), -1 where the queue is not filled yet. The
-    positive of query i is key i. Its negatives are the keys of other images, those of its own batch
-    among them: so there are some from the first step on. MoCo takes its queue alone, and all of it;
-    but a queue that is long beside the data has keys of the very image, which are no negatives.
+    ``queries`` and ``keys`` are (m, d) unit vectors; row i of each is a different view of image
+    ``images[i]``. The keys have no gradient. ``queue`` has (q, d) keys of earlier batches, and
+    ``queue_images`` (q,) their images, -1 for a free place. The positive of query i is key i. Its
+    negatives are all keys of other images, in its own batch and in the queue, so there are negatives
+    from the first step on. MoCo itself uses the whole queue and nothing else. But a queue that is long
+    compared with the data holds keys of the same image, which are not negatives.
     """
     m, _ = queries.shape
     logits = queries.float() @ torch.cat((keys, queue)).float().T / temperature  # (m, m + q)
@@ -97,7 +97,7 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _contrast(logits: Tensor, positive: Tensor, temperature: float, negatives: Negatives) -> Tensor:
-    """(m, k) cosines over the temperature, -inf where there is none; (m,) columns; a scalar."""
+    """The loss of (m, k) cosines over the temperature, -inf if left out, and (m,) positive columns."""
     if negatives.plain:
         return F.cross_entropy(logits, positive)
     at = positive[:, None]
@@ -111,8 +111,8 @@ def _contrast(logits: Tensor, positive: Tensor, temperature: float, negatives: N
         kept = kept.scatter(1, farthest, kept.gather(1, farthest) | none_left)
         there = there & kept
         far = far.masked_fill(~there, float("-inf"))
-    log_count = there.sum(1).log()  # (m,) of N
-    log_sum = far.logsumexp(1)  # of G
+    log_count = there.sum(1).log()  # (m,): log N
+    log_sum = far.logsumexp(1)  # (m,): log G
     if negatives.beta:
         log_sum = _hard(far, negatives.beta, log_count)
     if negatives.tau_plus:
@@ -121,14 +121,15 @@ def _contrast(logits: Tensor, positive: Tensor, temperature: float, negatives: N
 
 
 def _hard(far: Tensor, beta: float, log_count: Tensor) -> Tensor:
-    """The logarithm of the weighted sum: both sums are exponentials, so weights need no pass."""
+    """The logarithm of the weighted sum, without computing the weights themselves."""
     return log_count + ((1 + beta) * far).logsumexp(1) - (beta * far).logsumexp(1)
 
 
 def _debiased(
     log_sum: Tensor, near: Tensor, log_count: Tensor, temperature: float, tau_plus: float
 ) -> Tensor:
-    top = 1 / temperature  # no logit is larger: relative to it nothing overflows
+    # The largest possible logit. Relative to it, nothing overflows.
+    top = 1 / temperature
     wrong = tau_plus * (log_count + near - top).exp()
     corrected = ((log_sum - top).exp() - wrong) / (1 - tau_plus)
     least = (log_count - 2 * top).exp().clamp_min(math.exp(-80))

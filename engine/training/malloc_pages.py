@@ -1,7 +1,7 @@
-"""Keeps the pages that tensors gave back, where the C library is glibc.
+"""Makes glibc keep the pages of freed tensors during a training.
 
-A step on a CPU makes and drops hundreds of large tensors, and glibc would hand each one's pages
-back to the kernel, which has to clear new ones for the next: a tenth to a sixth of the step.
+A step on a CPU allocates and frees hundreds of large tensors. glibc would return their pages to the
+kernel, which must clear new pages for the next tensors. That takes a tenth to a sixth of the step.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# From malloc.h. Setting any of them ends glibc's own adjusting of the two thresholds, for good: so they
-# are left as high as that goes, where a process that trains has them anyway.
+# From malloc.h. Setting any of them stops glibc from adjusting the two thresholds, for good. So they end
+# at the maximum of that adjustment, which a training process reaches anyway.
 _M_TRIM_THRESHOLD, _TRIM_THRESHOLD = -1, 64 << 20
 _M_MMAP_THRESHOLD, _MMAP_THRESHOLD = -3, 32 << 20
 _M_MMAP_MAX, _MMAP_MAX = -4, 1 << 16
@@ -19,9 +19,9 @@ _M_MMAP_MAX, _MMAP_MAX = -4, 1 << 16
 
 @contextmanager
 def kept_pages() -> Iterator[None]:
-    """Nothing is handed back inside; all that is free is, at the end.
+    """Inside the block, return no pages to the kernel; at its end, return all free pages.
 
-    From then on the process keeps up to 64 MiB that are free, and maps what takes over 32 MiB.
+    Afterwards the process keeps up to 64 MiB of free memory, and maps allocations of over 32 MiB.
     """
     libc = _glibc()
     if libc is None:
@@ -39,7 +39,7 @@ def kept_pages() -> Iterator[None]:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """The C library of this process, or None where it is another one."""
+    """The C library of this process if it is glibc; else None."""
     try:
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018 (an attribute that only glibc has)

@@ -1,4 +1,4 @@
-"""What a step learns from: the loss of each method, with what it keeps beside the network."""
+"""The training methods: the loss of each, and the state that it keeps besides the network."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from engine.training.model import Classifier, SimCLR
 from engine.training.settings import TrainSettings
 
 Embed = Callable[[SimCLR, Tensor], Tensor]
-"""(n, 3, S, S) float32 → (n, dim) float32 of unit length, in the precision of the run."""
+"""A function (n, 3, S, S) float32 → (n, dim) float32 of unit length, in the precision of the run."""
 
 
 class Contrastive:
-    """SimCLR: the loss is taken over the batch, and nothing is kept; the base of the others."""
+    """SimCLR, whose loss needs only the batch; the base class of the other methods."""
 
     def __init__(self, settings: TrainSettings) -> None:
         self._temperature = settings.temperature
         self._negatives = Negatives(settings.hard_negatives, settings.tau_plus, settings.semi_hard)
 
     def loss(self, network: SimCLR, embed: Embed, rows: Sequence[int], views: Tensor) -> Tensor:
-        """A scalar; ``views`` are (2n, 3, S, S), first all the first views of the n ``rows``."""
+        """The loss, a scalar; ``views`` are (2n, 3, S, S), all first views of the n ``rows`` first."""
         z1, z2 = embed(network, views).chunk(2)
         return nt_xent(z1, z2, self._temperature, self._negatives)
 
     def after_step(self, network: SimCLR) -> None:
-        """Called once the optimizer has changed the network."""
+        """Update the state after the optimizer has changed the network."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained beside the network."""
+        """The parameters that are trained besides the network."""
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a run needs to go on, by name."""
+        """The state that a run needs to resume, by name."""
         return {}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take what ``tensors`` gave; ``KeyError`` or ``RuntimeError`` where it does not fit."""
+        """Restore what ``tensors`` returned; ``KeyError`` or ``RuntimeError`` if it does not fit."""
 
 
 class Momentum(Contrastive):
-    """MoCo: keys come from an encoder that follows the network, and those of past batches stay.
+    """MoCo: a key encoder follows the network, and a queue holds the keys of past batches.
 
     Both views are queries, each with the other's key. The key encoder normalises with its running
-    statistics, which follow the network's as its weights do (Cai et al., 2021, arXiv:2101.08482):
-    statistics of the batch would tell a query's own key from those in the queue, which is why MoCo
-    shuffles batches among GPUs. In the first steps it follows faster, by 1 - (1 + t) / (10 + t) at
-    step t, so that short runs do not keep the keys of an untrained network.
+    statistics, which follow the network's as its weights do (Cai et al., 2021, arXiv:2101.08482). Batch
+    statistics would let a query recognise its own key among those of the queue. That is why MoCo
+    shuffles batches among GPUs. In the first steps the key encoder follows faster, by
+    1 - (1 + t) / (10 + t) at step t, so that short runs do not keep the keys of an untrained network.
     """
 
     def __init__(self, settings: TrainSettings, network: SimCLR) -> None:
@@ -60,13 +60,13 @@ class Momentum(Contrastive):
         self._momentum = settings.momentum
         self._key = copy.deepcopy(network).requires_grad_(False).eval()
         self._queue = torch.zeros(settings.queue, settings.dim, device=device)
-        self._images = torch.full((settings.queue,), -1, device=device)  # whose keys; -1: none yet
+        self._images = torch.full((settings.queue,), -1, device=device)  # of each key; -1: no key
         self._steps = torch.zeros((), dtype=torch.int64)
-        self._written = torch.zeros((), dtype=torch.int64)  # keys, since the run began
+        self._written = torch.zeros((), dtype=torch.int64)  # keys written since the run began
         self._new: tuple[Tensor, Tensor] | None = None
 
     def loss(self, network: SimCLR, embed: Embed, rows: Sequence[int], views: Tensor) -> Tensor:
-        """As its base says."""
+        """See ``Contrastive``."""
         n = len(rows)
         queries = embed(network, views)
         with torch.no_grad():
@@ -85,7 +85,7 @@ class Momentum(Contrastive):
 
     @torch.no_grad()
     def after_step(self, network: SimCLR) -> None:
-        """Let the key encoder follow, and put the batch's keys in the place of the oldest."""
+        """Move the key encoder towards the network, and replace the oldest keys by the batch's."""
         steps = int(self._steps)
         momentum = min(self._momentum, (1 + steps) / (10 + steps))
         ours, theirs = self._key.state_dict(), network.state_dict()
@@ -105,7 +105,7 @@ class Momentum(Contrastive):
         self._new = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The key encoder, the queue and their counts."""
+        """The key encoder, the queue and their counters."""
         kept = {f"key.{name}": value for name, value in self._key.state_dict().items()}
         return kept | {
             "queue": self._queue,
@@ -115,12 +115,12 @@ class Momentum(Contrastive):
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """As its base says."""
+        """See ``Contrastive``."""
         _copy_into(self.tensors(), tensors)
 
 
 class Supervised(Contrastive):
-    """Cross entropy of each image's label, read from the embedding by a linear classifier."""
+    """Cross entropy of the labels that a linear classifier predicts from the embeddings."""
 
     def __init__(
         self, settings: TrainSettings, labels: Sequence[str | None], device: torch.device
@@ -135,8 +135,8 @@ class Supervised(Contrastive):
                 else f"all {len(labels)} images have the same label"
             )
             raise TrainingError(
-                f"{found}, and the method supervised learns to tell labels apart: put the images "
-                f"of each class in a folder of its own, or choose another method"
+                f"{found}, but the method supervised needs labels to tell apart: put the images of "
+                f"each class into a folder of its own, or choose another method"
             )
         self._labels = self.numbers(labels).to(device)
         with torch.random.fork_rng(devices=[]):
@@ -145,16 +145,16 @@ class Supervised(Contrastive):
         self._classifier = classifier.to(device)
 
     def numbers(self, labels: Sequence[str | None]) -> Tensor:
-        """(n,) int64 on the CPU; -1 for a label that is not among those of the training."""
+        """The numbers of ``labels``, (n,) int64 on the CPU; -1 for one that is not trained on."""
         return torch.tensor([self._classes.get(label or "", -1) for label in labels])
 
     def loss(self, network: SimCLR, embed: Embed, rows: Sequence[int], views: Tensor) -> Tensor:
-        """As its base says."""
+        """See ``Contrastive``."""
         labels = self._labels[torch.tensor(rows, device=self._labels.device)].repeat(2)
         return label_loss(self._classifier(embed(network, views)), labels)
 
     def accuracy(self, z: Tensor, labels: Sequence[str | None]) -> float | None:
-        """The share of (n, dim) embeddings that get their label; None where none is known."""
+        """The share of (n, dim) embeddings with the right label predicted; None if no label is known."""
         numbers = self.numbers(labels)
         known = numbers >= 0
         if not known.any():
@@ -163,7 +163,7 @@ class Supervised(Contrastive):
         return float(right[known].float().mean())
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The classifier's."""
+        """The classifier's parameters."""
         return dict(self._classifier.named_parameters())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -171,12 +171,12 @@ class Supervised(Contrastive):
         return self._classifier.state_dict()
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """As its base says."""
+        """See ``Contrastive``."""
         _copy_into(self.tensors(), tensors)
 
 
 def method(settings: TrainSettings, network: SimCLR, labels: Sequence[str | None]) -> Contrastive:
-    """The method of the settings, fresh; ``labels`` are those of the images to train on."""
+    """A new method by ``settings``; ``labels`` are those of the images to train on."""
     if settings.method == "moco":
         return Momentum(settings, network)
     if settings.method == "supervised":

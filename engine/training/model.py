@@ -1,4 +1,4 @@
-"""The network: a ResNet-18 trunk with a projection head, and the form of it that is deployed."""
+"""The network: a ResNet-18 trunk with a projection head, and its deployed form."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TRUNK_DIM = 512
 
 
 class SimCLR(nn.Module):
-    """ResNet-18 (He et al., 2015, arXiv:1512.03385) and a head of two linear layers, from scratch.
+    """An untrained ResNet-18 (He et al., 2015, arXiv:1512.03385) with a head of two linear layers.
 
-    The embedding is the head's output, so that search uses the space in which the loss was taken.
+    The embedding is the head's output, so that search uses the same space as the loss.
     """
 
     def __init__(self, hidden: int = 256, dim: int = 128) -> None:
@@ -43,9 +43,9 @@ class SimCLR(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Reads classes from embeddings: their scale is learned, because on the sphere they have none.
+    """Predicts classes from embeddings, with a learned scale, as embeddings have unit length.
 
-    So what is exported, the embedding of unit length, is the very thing that was trained.
+    So the training works on exactly the unit embeddings that are exported.
     """
 
     def __init__(self, dim: int, classes: int, scale: float) -> None:
@@ -60,7 +60,7 @@ class Classifier(nn.Module):
 
 
 class Deployed(nn.Module):
-    """A trained network that takes pixels as they come: it casts, scales and normalises itself.
+    """A trained network that takes 8-bit pixels, and casts, scales and normalises them itself.
 
     Batch normalisation is folded into the convolutions, so it is for inference only.
     """
@@ -82,14 +82,14 @@ class Deployed(nn.Module):
         x = pixels.permute(0, 3, 1, 2).float() * self.scale - self.offset
         x = trunk.maxpool(trunk.relu(trunk.conv1(x)))
         x = trunk.layer4(trunk.layer3(trunk.layer2(trunk.layer1(x))))
-        # Not through the trunk: its flatten would drag shape arithmetic into the exported graph.
+        # The trunk's own forward would put the shape arithmetic of its flatten into the exported graph.
         z: Tensor = head(x.mean((2, 3)))
         length = (z * z).sum(1, keepdim=True).sqrt()
         return z / length.clamp_min(1e-12)
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(n, S, S, 3) uint8 → (n, 3, S, S) float32 as the network was trained to see it."""
+    """(n, S, S, 3) uint8 → (n, 3, S, S) float32, normalised as in training."""
     middle, deviation = (
         torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (mean, std)
     )
@@ -97,14 +97,14 @@ def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 
 
 def build(settings: TrainSettings) -> SimCLR:
-    """A fresh network, the same for the same seed; the global random state is left alone."""
+    """A new network, the same for the same seed; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return SimCLR(settings.hidden, settings.dim)
 
 
 def _folded(network: SimCLR) -> SimCLR:
-    """A copy in eval mode whose batch normalisation is part of the convolutions before it."""
+    """A copy in eval mode with batch normalisation folded into the convolutions before it."""
     network = copy.deepcopy(network).float().cpu().eval()
     trunk = network.trunk
     trunk.conv1, trunk.bn1 = fuse_conv_bn_eval(trunk.conv1, trunk.bn1), nn.Identity()

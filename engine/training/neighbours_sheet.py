@@ -1,4 +1,4 @@
-"""A picture sheet: queries, each with its nearest images beside it."""
+"""Draws a sheet of pictures: queries, each with its nearest images beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = npt.NDArray[np.uint8]
 
 
 def sheet(rows: Sequence[Sequence[Array]]) -> Image.Image:
-    """A row of pictures for each query, which comes first and stands a little apart.
+    """Draw a row of pictures for each query. The query comes first, with a wider gap after it.
 
     Pictures are (H, W, 3) uint8 of any size; rows may differ in length.
     """

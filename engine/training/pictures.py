@@ -1,8 +1,8 @@
 """The pictures of a training run: decoded once, kept in two sizes, some of them held out.
 
-Sources are gone through up to three times: once without reading an image, for a key that says what
-there is; once to decode everything, unless a cache has that key; and once more where the pictures
-take more disk than they may and have to be smaller.
+The sources are iterated up to three times. The first time reads no images and computes a key of their
+names and stamps. The second time decodes everything, unless a cache has that key. The third time is
+needed if the pictures exceed the limit of disk and must be smaller.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.training.decoding import PictureDecoder
 from engine.training.held_out import HELD_OUT_SHARE, not_as_asked, split
 from engine.training.run_sources import RunSources, utf8
 
-MAX_BYTES = 32 << 30  # of disk, for the decoded pictures
+MAX_BYTES = 32 << 30  # disk for the decoded pictures
 
 
 class Pictures:
@@ -43,7 +43,9 @@ class Pictures:
         self.sizes: list[tuple[int, int]] = list(
             zip(self._heights.tolist(), self._widths.tolist(), strict=True)
         )
-        self.names = [texts.names[row] for row in which]  # relative to their source, with "/"
+        self.names = [
+            texts.names[row] for row in which
+        ]  # relative to their source, with "/" inside
         self.labels = [texts.labels[row] for row in which]
 
     def __len__(self) -> int:
@@ -55,9 +57,9 @@ class Pictures:
 
     @property
     def fingerprint(self) -> str:
-        """xxh3-128, in hex, of relative names, labels and sizes of files, in their order.
+        """xxh3-128, in hex, of the relative names, labels and file sizes, in order.
 
-        In their order, because it is their numbers that are drawn for a batch.
+        The order matters, because a batch is drawn by the numbers of pictures.
         """
         digest = xxhash.xxh3_128()
         sizes = self._file_bytes.tolist()
@@ -68,18 +70,18 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class RunPictures:
-    """Each picture in two sizes: shrunk to crop from, and squashed as an encoder is given it."""
+    """Each picture in two sizes: shrunk to crop from, and squashed as for an encoder."""
 
     pictures: Pictures
     squashed: Pictures
     held_out: Pictures
     held_out_squashed: Pictures
     rejected: list[Rejection]
-    # Of the shrunk pictures: smaller than it was asked for where the disk's bound wants it.
+    # Side of the shrunk pictures; smaller than requested if the limit of disk requires it.
     side: int
-    reused: bool  # nothing was decoded: an earlier run kept these pictures
-    held_out_note: str  # why it is not what was asked for, if it is not
-    close: Callable[[], None]  # gives the disk of what is not kept back; pictures stay valid
+    reused: bool  # whether an earlier run kept these pictures, so that nothing was decoded
+    held_out_note: str  # why the held-out pictures are not as requested; empty if they are
+    close: Callable[[], None]  # frees the disk of a temporary file; pictures stay valid
 
 
 def read_pictures(
@@ -95,18 +97,18 @@ def read_pictures(
     max_bytes: int = MAX_BYTES,
     held_out: float | None = HELD_OUT_SHARE,
 ) -> RunPictures:
-    """Decode the images of all that ``engine ingest`` takes, but for vectors.
+    """Decode the images of every kind of source that ``engine ingest`` takes, but vectors.
 
-    Pictures are kept with the shorter side shrunk to ``side`` (never enlarged), and squashed to
-    ``square`` × ``square``: in ``cache``, where later runs find them while the sources have not
-    changed, else in a nameless file in ``folder``. Where they would take over ``max_bytes``, a
-    smaller side is chosen, down to ``square``; ``UsageError`` says what that would take if it is
-    still too much. ``tick`` is told how many items are done and about how many there are; once
-    ``stop`` says so, ``KeyboardInterrupt`` is raised.
+    Each picture is kept twice: with the shorter side shrunk to ``side`` (never enlarged), and squashed
+    to ``square`` × ``square``. They are kept in ``cache``, where later runs find them as long as the
+    sources do not change, or else in a temporary file in ``folder``. If they would exceed ``max_bytes``,
+    a smaller side is chosen, down to ``square``; ``UsageError`` if that is still too much.
+    ``tick(done, total)`` gets the number of items done and about how many there are. Once ``stop()`` is
+    true, ``KeyboardInterrupt`` is raised.
 
-    Held out is what lies in ``valid/`` or ``test/`` beside ``train/`` (Roboflow's layout), else the
-    share ``held_out`` by a hash of the name, of 64 images or more; at most 1,024. With None only
-    the folders are, and with 0 nothing is: the folders are trained on too.
+    At most 1,024 images are held out: those in ``valid/`` or ``test/`` beside ``train/`` (Roboflow's
+    layout). Without such folders it is the share ``held_out``, by a hash of the name, of 64 images or
+    more. None holds out only the folders. 0 holds out nothing, so the folders are trained on too.
     """
     listed = RunSources(sources)
     key, total = listed.key((FORMAT, decode.DECODER, side, square, max_bytes))

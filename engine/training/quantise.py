@@ -1,4 +1,4 @@
-"""Makes the int8 model of an fp32 one, with the ranges that calibration images give."""
+"""Makes an int8 model of an fp32 one, with ranges from calibration images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx
 from onnxruntime import quantization
 
 PERCENTILE = 99.999
-# Everything but the normalisation of the input, which stays float.
+# All operators but the normalisation of the input, which stays float.
 QUANTIZED = ["Add", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "ReduceMean", "Relu"]
 _BATCH = 32
 
@@ -26,11 +26,11 @@ def quantise(
 ) -> None:
     """Write the int8 model of ``prepared`` to ``path``: static, per channel, u8 activations, i8 weights.
 
-    ``calibration`` is (n, S, S, 3) uint8, ``method`` how its ranges are found.
+    ``calibration`` is (n, S, S, 3) uint8, and ``method`` is the way to find the ranges.
 
-    The last layer stays float: its output is the embedding, which 8 bits would round once more.
-    ``reduce_range`` keeps weights to 7 bits: x86 without VNNI adds two products in 16 bits, which
-    saturate with 8.
+    The last layer stays float, because 8 bits would round its output, the embedding, once more.
+    ``reduce_range`` limits weights to 7 bits. x86 CPUs without VNNI add two products in 16 bits, which
+    8-bit weights would saturate.
     """
     with _quiet():
         quantization.quantize_static(
@@ -45,13 +45,14 @@ def quantise(
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod[method],
             nodes_to_exclude=[_last_layer(prepared)],
-            # A stride of one batch: otherwise the activations of all images are held at once.
+            # A stride of one batch, so that not the activations of all images are in memory at once.
             extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
         )
     model = onnx.load(path)
     used = {node.domain for node in model.graph.node}
+    # The quantizer imports every opset that it knows.
     for opset in [opset for opset in model.opset_import if opset.domain not in used]:
-        model.opset_import.remove(opset)  # the quantizer asks for all it knows of
+        model.opset_import.remove(opset)
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -78,7 +79,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 
 class _Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Feeds the calibration images a batch at a time, over the range that is set."""
+    """Feeds the calibration images in batches, within the range of ``set_range``."""
 
     def __init__(self, images: Images, input_name: str) -> None:
         self._input_name = input_name
@@ -93,11 +94,11 @@ class _Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
         self._rest = iter(self._all[start_index:end_index])
 
     def get_next(self) -> dict[str, Images] | None:
-        """The next batch, or None when there is none."""
+        """The next batch, or None at the end."""
         batch = next(self._rest, None)
         return None if batch is None else {self._input_name: batch}
 
 
 def in_batches(images: Images) -> list[Images]:
-    """The images, some at a time."""
+    """The images in batches."""
     return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]

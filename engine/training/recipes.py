@@ -1,7 +1,7 @@
-"""The recipes by name, and how flags and a file of settings come over them; no torch here.
+"""The recipes by name, and how a settings file and arguments override them; no torch here.
 
-A recipe names the settings that it is about; the others are the defaults of ``TrainSettings``. What is
-given as a flag comes over what a file says, which comes over the recipe.
+A recipe sets some settings; the others have the defaults of ``TrainSettings``. Arguments override the
+settings file, which overrides the recipe.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from engine.errors import UsageError
 from engine.training.settings import TrainSettings
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # SimCLR as the defaults have it.
+    # SimCLR with the defaults.
     "report": {},
-    # A few hundred images: small pictures leave time for many epochs. Each of these found more copies
-    # than the epochs alone, and all of them more than each; a queue found fewer
+    # For a few hundred images. Small pictures leave time for many epochs. Each of these settings found
+    # more copies than the epochs alone, and all together found the most. A queue found fewer
     # (bench.questions.train_recipes).
     "small": {
         "image_size": 128,
@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "precision": "bf16",
     },
-    # Thousands and more: the batch has negatives enough.
+    # For thousands of images and more. The batch has enough negatives.
     "large": {
         "image_size": 128,
         "held_out": 0.05,
@@ -47,7 +47,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # The method supervised has no negatives, so a recipe says nothing about them for it.
 _OF_NEGATIVES = ("hard_negatives", "tau_plus", "semi_hard")
-_FILE_BYTES = 1 << 20  # a file of settings has a few hundred; more is some other file
+_FILE_BYTES = 1 << 20  # limit of a settings file, which usually has a few hundred bytes
 
 
 def resolve(
@@ -57,16 +57,16 @@ def resolve(
     file: str | Path = "",
     base: TrainSettings | None = None,
 ) -> TrainSettings:
-    """The settings of a run: ``given`` over the TOML ``file`` over the recipe.
+    """The settings of a run: ``given`` overrides the TOML ``file``, which overrides the recipe.
 
-    Where no recipe is named, by ``recipe`` or in the file, or that of ``base``, they come over
-    ``base``, and where that is None over the recipe "report". ``UsageError`` names what is unknown
-    or makes no sense.
+    The recipe is ``recipe``, or else the one in the file. If none is named, or that of ``base``, the
+    settings override ``base``, or the recipe "report" if ``base`` is None. ``UsageError`` names an
+    unknown or invalid setting.
     """
     read = _read(Path(file)) if file else {}
     name = recipe or read.get("recipe", "")
     if name and (not isinstance(name, str) or name not in RECIPES):
-        raise UsageError(f"recipe is {name!r}: it has to be one of {', '.join(RECIPES)}")
+        raise UsageError(f"recipe is {name!r}: it must be one of {', '.join(RECIPES)}")
     start = base.to_dict() if base and name in ("", base.recipe) else RECIPES[name or "report"]
     over = {**read, **given, **({"recipe": name} if name else {})}
     if over.get("method") == "supervised":
@@ -83,6 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8"))
     except OSError as error:
         raise UsageError(f"the settings {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of 5,000 digits
+    # Not UTF-8, not TOML, or a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{path} is not a TOML file of settings: {reason}") from None

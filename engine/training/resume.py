@@ -1,4 +1,4 @@
-"""What a run goes on from, and the checks that it is the same run."""
+"""Loads the state from which a run resumes, and checks that it is the same run."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from engine.training.checkpoint import (
 from engine.training.settings import TrainSettings
 from engine.training.trainer import Trainer
 
-# What a run that goes on may have otherwise: none of it changes what is learned from a batch.
+# Settings that may differ in a resumed run, because they do not change what a batch teaches.
 _MAY_DIFFER = ("recipe", "epochs", "device", "workers")
 
 
 def saved_run(out: str | Path) -> Provenance:
-    """Name, settings and data of the run that ``train(resume=True)`` would go on with."""
+    """Name, settings and data of the run that ``train(resume=True)`` would resume."""
     folder = Path(out)
     if not (folder / LAST).is_file():
         raise UsageError(
-            f"{folder} holds no {LAST}, so there is no training to go on with: start one without "
+            f"{folder} holds no {LAST}, so there is no training to resume: start one without "
             f"resume="
         )
     return last_provenance(folder)
 
 
 def check_settings(before: TrainSettings, now: TrainSettings, folder: Path) -> None:
-    """``UsageError`` where a run would go on with settings that change what is learned."""
+    """``UsageError`` if a run would resume with settings that change what it learns."""
     for name in (each.name for each in dataclasses.fields(TrainSettings)):
         if name not in _MAY_DIFFER and getattr(before, name) != getattr(now, name):
             raise UsageError(
-                f"{name} is {getattr(now, name)!r}, and the training in {folder} began with "
-                f"{getattr(before, name)!r}: leave it as it was, or train into another folder"
+                f"{name} is {getattr(now, name)!r}, but the training in {folder} began with "
+                f"{getattr(before, name)!r}: keep that, or train into another folder"
             )
 
 
 def restore(folder: Path, now: Provenance, trainer: Trainer, total: int) -> RunPosition:
-    """Load into ``trainer`` what the run in the folder left; ``total`` is the steps there will be.
+    """Load the saved state of the run in ``folder`` into ``trainer``; ``total`` is its number of steps.
 
-    ``UsageError`` where ``now`` has other images, or the run has gone further already.
+    ``UsageError`` if ``now`` has other images, or the run has already taken more steps.
     """
     tensors, before, position = load_last(folder)
     for name, what in (("fingerprint", "train"), ("held_out_fingerprint", "held out")):

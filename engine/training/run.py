@@ -1,4 +1,4 @@
-"""A training run from its sources to the exported encoder."""
+"""Runs a training from its sources to the exported encoder."""
 
 from __future__ import annotations
 
@@ -52,19 +52,18 @@ def train(
 ) -> TrainReport:
     """Train an encoder on the images of ``sources`` and write it into the folder ``out``.
 
-    ``name`` (default: the folder's name), ``description`` (what the images are, under which
-    licence) and ``licence`` (of the weights) become part of the encoder. Unreadable images are
-    skipped and reported. What is exported is the best network, by what was held out, or the last
-    where nothing was. Once ``stop`` says so the run ends, the step under way is given up, and it can be
-    resumed.
+    ``name`` (default: the folder's name), ``description`` (of the images and their licence) and
+    ``licence`` (of the weights) become part of the encoder. Unreadable images are skipped and reported.
+    The exported network is the best on the held-out images, or the last if nothing is held out. Once
+    ``stop()`` is true, the run abandons its current step and ends; it can be resumed.
 
-    ``init`` is an encoder to begin with the weights of, by name or folder, instead of random ones; its
-    widths have to be those of the settings.
+    ``init`` is an encoder, by name or folder, whose weights replace the random ones at the start. Its
+    widths must be those of the settings.
 
-    ``resume`` goes on with the run in ``out``, with its settings if none are given; more epochs
-    may be. On the CPU the result is that of a run that never stopped. ``cache`` is a folder that
-    keeps the decoded images for the next run. ``UsageError`` where other settings or other images
-    are given; ``TrainingError`` where a run cannot go on.
+    ``resume`` continues the run in ``out``. Its settings are the default, and ``epochs`` may be larger.
+    On the CPU the result is that of a run that never stopped. ``cache`` is a folder that keeps the
+    decoded images for the next run. Raises ``UsageError`` for other settings or other images, and
+    ``TrainingError`` if the run cannot continue.
     """
     folder = Path(out)
     before = saved_run(folder) if resume else None
@@ -73,7 +72,9 @@ def train(
     if before:
         check_settings(before.settings, settings, folder)
         if init is not None:
-            raise UsageError(f"the training in {folder} has begun: leave out init=, or resume=")
+            raise UsageError(
+                f"the training in {folder} has its weights already: leave out init= or resume="
+            )
     first = _first_weights(init, settings) if init is not None else None
     check_sources(sources)
     make_folder(folder)
@@ -103,7 +104,7 @@ def train(
 
 
 class _Run:
-    """What all parts of one run share."""
+    """The state that all parts of one run share."""
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class _Run:
         self._pool: ThreadPoolExecutor
 
     def read(self, sources: Sequence[str], cache: Path | None, stack: ExitStack) -> TrainingSet:
-        """Decode the images; what is open then is closed with ``stack``."""
+        """Decode the images; ``stack`` closes the open files."""
         self._pool = stack.enter_context(ThreadPoolExecutor(self._settings.workers or cpu_count()))
         training_set = read_training_set(
             sources,
@@ -179,12 +180,12 @@ class _Run:
         return self._report(training_set, loop, self._export(training_set))
 
     def _export(self, training_set: TrainingSet) -> dict[str, float | int | str]:
-        """Write the encoder; returns how well its files agree."""
+        """Write the encoder; return how well its files agree."""
         exported = export(self._folder, *training_set.calibration())
         if exported.default != "int8":
             self._reporter.warn(
-                f"int8 finds {exported.parity['int8_fp32_top10_overlap']:.0%} of the ten nearest that "
-                f"fp32 finds: fp32 is what runs, at a third of the speed"
+                f"int8 finds only {exported.parity['int8_fp32_top10_overlap']:.0%} of the ten nearest "
+                f"that fp32 finds: the encoder runs in fp32, at a third of the speed"
             )
         _log.info("exported %s, which runs in %s", self._folder, exported.default)
         return exported.parity
@@ -224,17 +225,19 @@ def _device(wanted: str) -> torch.device:
         number = int(wanted.partition(":")[2] or 0)
         if not torch.cuda.is_available() or number >= torch.cuda.device_count():
             raise UsageError(
-                f"the device {wanted} is not there, or this torch cannot use it: "
-                f"choose the device auto or cpu"
+                f"there is no device {wanted}, or this torch cannot use it: choose the device auto "
+                f"or cpu"
             )
     return torch.device(wanted)
 
 
 def _first_weights(init: str | Path, settings: TrainSettings) -> tuple[SimCLR, Provenance]:
-    """The network of an encoder, by name or folder, and what is known of it."""
+    """The network of an encoder, by name or folder, and its description."""
     network, provenance = load_checkpoint(registry.find(str(init)).model.parent)
     for name in ("hidden", "dim"):
         theirs, ours = getattr(provenance.settings, name), getattr(settings, name)
         if theirs != ours:
-            raise UsageError(f"{name} of the encoder {init} is {theirs}, not {ours}: ask for that")
+            raise UsageError(
+                f"{name} of the encoder {init} is {theirs}, not {ours}: set it to that"
+            )
     return network, provenance

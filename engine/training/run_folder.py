@@ -1,4 +1,4 @@
-"""The folder that a training run writes into: one run at a time, and errors that say what to do."""
+"""The folder of a training run: locks it for one run, and turns its errors into advice."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ from engine.training.export import ENCODER
 
 
 def make_folder(folder: Path) -> None:
-    """Make it if it is not there; ``UsageError`` where that cannot be."""
+    """Create the folder if it is missing; ``UsageError`` if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"{folder} cannot be made a folder for the encoder: {error.strerror}"
+            f"{folder} cannot be created as a folder for the encoder: {error.strerror}"
         ) from None
 
 
 def check_fresh(folder: Path) -> None:
-    """``UsageError`` where an earlier training left something."""
+    """``UsageError`` if the folder holds files of an earlier training."""
     for file in (ENCODER, CHECKPOINT, LAST):
         if (folder / file).exists():
             raise UsageError(
                 f"{folder} already holds {file} of an earlier training: choose another folder, "
-                f"or remove it, or go on with that training with resume="
+                f"remove it, or continue that training with resume="
             )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock the folder: two runs would mix their checkpoints. The kernel unlocks it if we die."""
+    """Lock the folder against other runs; the kernel unlocks it when the process ends."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"another training writes into {folder}: wait for it or end it, or choose another "
+                f"another training writes into {folder}: wait for it, end it, or choose another "
                 f"folder"
             ) from None
+        # The file system has no locks.
         except OSError:
-            pass  # a file system without locks
+            pass
         yield
     finally:
         os.close(descriptor)
@@ -54,13 +55,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def write_errors(folder: Path) -> Iterator[None]:
-    """Say what to do where logs, sheets or models cannot be written: ``TrainingError``."""
+    """Turn errors of writing logs, sheets or models into ``TrainingError`` with advice."""
     try:
         yield
-    except BrokenPipeError:  # of whoever reads what a run tells
+    # The reader of the progress output has closed it.
+    except BrokenPipeError:
         raise
     except OSError as error:
         raise TrainingError(
-            f"{folder} cannot be written ({error.strerror or error}): make room there, after which "
-            f"a training goes on with resume=, or choose another folder"
+            f"{folder} cannot be written ({error.strerror or error}): make room there and continue "
+            f"with resume=, or choose another folder"
         ) from None

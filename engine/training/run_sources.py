@@ -1,4 +1,4 @@
-"""What the sources of a training run hold, before any image is decoded: names, labels and splits."""
+"""Lists the images of a training run's sources with names, labels and splits; decodes nothing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from engine.sources.source_stream import Sources
 
 TRAIN = "train"
 HELD_OUT = ("valid", "val", "test")
-# The folder beside "labels" in data sets for detection: it says nothing.
+# In detection data sets, the folder of images beside "labels". It is not a label.
 _IMAGES = "images"
 
 
 def check_sources(sources: Sequence[str]) -> None:
-    """``UsageError`` for a source that is not there; nothing is read."""
+    """``UsageError`` for a source that does not exist; reads nothing."""
     for source in sources:
         _parts(source)
 
@@ -31,14 +31,14 @@ class SourcePart:
     """A source, or one of its splits."""
 
     sources: Sources
-    base: bytes | None  # the folder that names are relative to; None: that which the item is in
-    labels: str  # the folder, relative to that, which labels are relative to
+    base: bytes | None  # the folder that names are relative to; None: the item's own folder
+    labels: str  # the folder that labels are relative to, itself relative to ``base``
     held_out: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PictureName:
-    """What is known of an image before it is decoded."""
+    """The name, label and split of an image, known before it is decoded."""
 
     name: str
     label: str | None
@@ -46,17 +46,17 @@ class PictureName:
 
 
 class RunSources:
-    """What is in all sources, each file once; it may be gone through several times."""
+    """The items of all sources, each file once; may be iterated several times."""
 
     def __init__(self, sources: Sequence[str]) -> None:
-        """``UsageError`` for a source that is not there."""
+        """``UsageError`` for a source that does not exist."""
         self._parts = [part for source in sources for part in _parts(source)]
-        # What comes out of a pipe comes once.
+        # Keep the items of a pipe, which can be read only once.
         self._listed = list(self._found()) if "-" in sources else None
         self._spec = "\n".join(sources)
 
     def key(self, settings: tuple[object, ...]) -> tuple[str, int]:
-        """What is cached under: settings, names, stamps and sizes; and how many items there are."""
+        """The cache key, a hash of settings, names, stamps and sizes; and the number of items."""
         digest = xxhash.xxh3_128(utf8(f"{settings}\n{self._spec}\n"))
         total = 0
         for part, item in self:
@@ -64,7 +64,7 @@ class RunSources:
             if isinstance(item, Reject):
                 digest.update(b"%d %b %b\n" % (part.held_out, name, utf8(item.reason)))
                 continue
-            # The rows of a synthetic set have no stamp; how many they are is not in its name.
+            # A synthetic set has no stamp, and its name does not contain its count.
             count = getattr(item, "count", 1) or 1
             stamp = b"%d %d %d" % (item.mtime_ns, item.size, count)
             digest.update(b"%d %b %b\n" % (part.held_out, name, stamp))
@@ -75,14 +75,15 @@ class RunSources:
         return iter(self._listed) if self._listed is not None else self._found()
 
     def _found(self) -> Iterator[tuple[SourcePart, Any]]:
-        """Files, arrays, archives and problems, with the part they are of."""
+        """Yield files, arrays, archives and rejects, each with its part."""
         seen: set[bytes] = set()
         for part in self._parts:
             for item in part.sources:
                 if isinstance(item, Skipped) or _is_hidden(part, item):
                     continue
                 name = item.name
-                if isinstance(item, FileItem):  # which links may lead to
+                # Several links may lead to one file.
+                if isinstance(item, FileItem):
                     name = os.path.realpath(name)
                 mark = xxhash.xxh3_128_digest(name)
                 if mark not in seen:
@@ -105,7 +106,7 @@ def _parts(source: str) -> list[SourcePart]:
 
 
 def _is_hidden(part: SourcePart, item: Item) -> bool:
-    """Whether a file was found in a folder or under a name that begins with a dot."""
+    """Whether the name of a file, or of a folder around it, begins with a dot."""
     if part.base is None or not isinstance(item, FileItem):
         return False
     inside = item.name[len(part.base) :]
@@ -115,10 +116,11 @@ def _is_hidden(part: SourcePart, item: Item) -> bool:
 def picture_name(
     part: SourcePart, name: bytes, metadata: dict[str, Any] | None = None
 ) -> PictureName:
-    """What an image is called, relative to its source, and the label that it has."""
+    """The name of an image relative to its source, and its label from metadata or its folder."""
     if part.base is not None:
         inside = name[len(part.base) :].lstrip(b"/")
-    else:  # what follows "#" or "?" may hold slashes
+    # The text after "#" or "?" may hold slashes.
+    else:
         ends = [at for at in (name.find(b"#"), name.find(b"?")) if at >= 0]
         inside = name[name.rfind(b"/", 0, min(ends, default=len(name))) + 1 :]
     shown = os.fsdecode(inside)
@@ -130,7 +132,7 @@ def picture_name(
 
 
 def _folder(name: str, base: str) -> str | None:
-    """The first folder that a name is in, relative to ``base``; None if it is in none."""
+    """The first folder of a name, relative to ``base``; None if there is none."""
     folders = [part for part in PurePosixPath(name).parts[:-1] if part not in ("/", ".", "..")]
     if base:
         folders = folders[1:]
@@ -140,5 +142,5 @@ def _folder(name: str, base: str) -> str | None:
 
 
 def utf8(text: str) -> bytes:
-    """The bytes that names are hashed as; what is not UTF-8 in a file's name stays as it is."""
+    """The bytes of a name for hashing; bytes of a file name that are not UTF-8 are kept."""
     return text.encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""Which networks of a run are saved, and when: the best one, and what the run goes on from."""
+"""Saves the best network of a run and the state to resume it, when a checkpoint is due."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from engine.training.checkpoint import (
 )
 from engine.training.trainer import Trainer
 
-# A checkpoint of 180 MB after epochs of two batches would take longer than they: saving waits until
-# it has been no more than this share of the time.
+# A checkpoint of 180 MB takes longer than an epoch of two batches. So saving waits until it has taken no
+# more than this share of the time.
 _SAVING_SHARE = 0.05
 
 _log = logging.getLogger("engine.training")
@@ -27,8 +27,8 @@ _log = logging.getLogger("engine.training")
 class Saver:
     """Keeps the best network in memory until it is saved.
 
-    ``best_epoch`` is that of the best network, ``saved_epoch`` that of the checkpoint on the disk, both
-    0 before the first.
+    ``best_epoch`` is the epoch of the best network, and ``saved_epoch`` that of the checkpoint on the
+    disk. Both are 0 before the first.
     """
 
     def __init__(self, folder: Path, trainer: Trainer) -> None:
@@ -37,21 +37,21 @@ class Saver:
         self.best_epoch = 0
         self.best_score: float | None = None
         self.saved_epoch = 0
-        # Of the best network that is not saved yet.
+        # The best network, until it is saved.
         self._weights: dict[str, Tensor] = {}
         self._provenance: Provenance | None = None
         self._seconds = 0.0
 
     def resume(self, position: RunPosition) -> None:
-        """Go on with the best network on the disk, if there is one."""
+        """Continue with the best network on the disk, if there is one."""
         if (self.folder / CHECKPOINT).is_file():
             self.best_epoch = self.saved_epoch = position.best_epoch
             self.best_score = position.best_score
 
     def consider(self, provenance: Provenance) -> None:
-        """Keep the network as it is now if it is the best so far, by the score of ``provenance``."""
+        """Keep a copy of the network if it is the best so far, by the score of ``provenance``."""
         score = provenance.score
-        # Of equals the later one: it has learned for longer than so few images can tell.
+        # Of equal scores the later wins: it has learned longer, and few images may not show it.
         if score is None or self.best_score is None or score >= self.best_score:
             self.best_epoch, self.best_score = provenance.epoch, score
             self._weights = {
@@ -61,15 +61,15 @@ class Saver:
             self._provenance = provenance
 
     def is_due(self, seconds: float) -> bool:
-        """Whether saving has taken little enough of the ``seconds`` that the run has lasted."""
+        """Whether saving has taken at most its share of the ``seconds`` of the run."""
         return self._seconds <= _SAVING_SHARE * seconds
 
     def save(self, step: int, losses: float, last: Provenance) -> None:
-        """Write the best network, if a newer one is, and then what the run goes on from.
+        """Write the best network if it is new, and then the state from which the run resumes.
 
-        ``step`` is the number of steps taken, ``losses`` their sum in the epoch that is under way.
-        In this order: should the run end between the two, it goes on from before that epoch, and
-        finds the same network again.
+        ``step`` is the number of steps taken, ``losses`` the sum of the losses in the current epoch. If
+        the process dies between the two writes, the run resumes from an earlier step and finds the same
+        network again.
         """
         began = time.perf_counter()
         if self._provenance is not None:

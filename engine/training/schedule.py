@@ -8,7 +8,7 @@ from engine.training.settings import TrainSettings
 
 
 def learning_rate(settings: TrainSettings, step: int, total: int, per_epoch: int) -> float:
-    """The rate of a step, counted from 0, of ``total`` in the whole run."""
+    """The learning rate of step ``step``, from 0, of ``total`` steps in the whole run."""
     warmup = min(settings.warmup * per_epoch, total // 2)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""Scores a network on the held-out images: what the best network of a run is chosen by."""
+"""Scores a network on the held-out images, to choose the best network of a run."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from engine.training.training_set import spread
 
 SHEETS = "sheets"
 SHEET_QUERIES, SHEET_NEAREST = 8, 6
-_MAX_SHEETS = 10  # of one run
+_MAX_SHEETS = 10  # per run
 _BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScore:
-    """How well held-out images are told apart, each figure a share of them."""
+    """How well the network separates the held-out images, as shares of them."""
 
     recall: float
-    accuracy: float | None  # where labels are learned and some are known
-    best_by: float | None  # the one that the best network is chosen by
+    accuracy: float | None  # set if labels are learned and some of the images have a known one
+    best_by: float | None  # the score by which the best network is chosen
 
 
 class Scorer:
@@ -48,7 +48,7 @@ class Scorer:
         writer: SummaryWriter,
         folder: Path,
     ) -> None:
-        """``squashed`` are the images ``held_out`` as an encoder is given them."""
+        """``squashed`` are the images ``held_out``, squashed as for an encoder."""
         self._settings = settings
         self._held_out, self._squashed = held_out, squashed
         self._batches = batches
@@ -58,11 +58,11 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, epoch: int) -> HeldOutScore | None:
-        """The score after an epoch, which leaves the network in eval mode; None of fewer than two.
+        """Score the network after an epoch; None for fewer than two images. Leaves it in eval mode.
 
-        Recall@1: is a view's nearest clean image the one it is a view of? Clean images are squashed
-        as an encoder is given them; the views are the same each epoch. Where labels are learned the
-        best network is chosen by the share of the clean images whose label is found instead.
+        Recall@1 is the share of views whose nearest clean image is their own. Clean images are squashed
+        as for an encoder, and the views are the same in each epoch. If labels are learned, the best
+        network is instead chosen by the share of clean images with the right label predicted.
         """
         if len(self._held_out) < 2:
             return None
@@ -93,7 +93,7 @@ class Scorer:
         return score
 
     def _sheet(self, epoch: int, clean: Tensor) -> None:
-        """A picture of some held-out images, each with the nearest of the others."""
+        """Save a sheet of some held-out images, each with the nearest of the others."""
         queries = spread(len(clean), SHEET_QUERIES)
         cosines = clean[queries] @ clean.T
         cosines[range(len(queries)), queries] = -math.inf

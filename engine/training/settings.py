@@ -1,4 +1,4 @@
-"""The settings of a training run, checked when they are made; no torch here."""
+"""The settings of a training run, checked on construction; no torch here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.errors import UsageError
 METHODS = ("simclr", "moco", "supervised")
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("constant", "cosine")
-QUEUE = 4096  # keys of past batches that moco keeps where no other number is given
+QUEUE = 4096  # default number of keys of past batches that moco keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +22,20 @@ class TrainSettings:
 
     ``method`` is "simclr" (Chen et al., 2020, arXiv:2002.05709), "moco" (a momentum encoder and a
     queue of its keys: He et al., 2020, arXiv:1911.05722; Chen et al., 2020, arXiv:2003.04297) or
-    "supervised" (cross entropy on the labels of the images). Lengths are pixels, probabilities and
-    scales fractions of one. ``UsageError`` names the first setting that makes no sense.
+    "supervised" (cross entropy on the labels of the images). Lengths are in pixels, probabilities and
+    scales from 0 to 1. ``UsageError`` names the first invalid setting.
     """
 
-    recipe: str = "report"  # the name of the recipe that the run began from, see recipes.py
+    recipe: str = "report"  # the recipe that the run began from, see recipes.py
     method: str = "simclr"
     queue: int = -1  # keys of past batches that are negatives too; -1: 4,096 for moco, else 0
-    momentum: float = 0.99  # of moco's key encoder: the share of it that stays in a step
-    hard_negatives: float = 0.0  # beta of Robinson et al., 2021: how much the nearest weigh; 0 off
-    tau_plus: float = 0.0  # of the same: the share of the negatives that are thought to be none
-    semi_hard: bool = False  # leave out negatives that are nearer than the positive
-    image_size: int = 224  # S: the network sees S × S
-    held_out: float | None = (
-        None  # share to hold out where no folder is for that; 0: nothing at all
-    )
+    momentum: float = 0.99  # of moco's key encoder: the share of it that a step keeps
+    hard_negatives: float = 0.0  # beta of Robinson et al., 2021: how much near ones weigh; 0: off
+    tau_plus: float = 0.0  # assumed share of false negatives (the same paper)
+    semi_hard: bool = False  # ignore negatives that are nearer than the positive
+    image_size: int = 224  # S: the network sees S × S pixels
+    # Share to hold out if no folder is for that. None: only those folders; 0: nothing.
+    held_out: float | None = None
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the picture's area that a crop covers
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness … hue
     blur_kernel: int = 5
@@ -44,7 +43,7 @@ class TrainSettings:
     grey: float = 0.0  # probability that a view has no colour
     turn: float = 0.0  # probability that a view is turned by up to 15°
     erase: float = 0.0  # probability that a rectangle of a view gets one colour
-    bits: float = 0.0  # probability that a view is a bit image, one bit a channel
+    bits: float = 0.0  # probability that a view has one bit per channel
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet, channel values 0 to 1
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     shrink: float = 1.15  # pictures are kept with the shorter side at shrink × image_size
@@ -60,18 +59,18 @@ class TrainSettings:
     seed: int = 0
     precision: str = "fp32"  # "bf16": autocast of the forward pass; weights stay fp32
     device: str = "auto"  # "auto", "cpu", "cuda" or "cuda:N"
-    workers: int = 0  # threads that read and crop; 0 is one a core
+    workers: int = 0  # threads that read and crop; 0 means one per core
 
     def __post_init__(self) -> None:
         for names, wanted, holds in _CHECKS:
             for name in names.split():
                 if not holds(getattr(self, name), self):
-                    raise UsageError(f"{name} is {getattr(self, name)!r}: it has to be {wanted}")
+                    raise UsageError(f"{name} is {getattr(self, name)!r}: it must be {wanted}")
         if self.queue == -1:
             object.__setattr__(self, "queue", QUEUE if self.method == "moco" else 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict that JSON can hold; tuples are lists."""
+        """The settings as a dict for JSON, with tuples as lists."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
@@ -79,7 +78,7 @@ class TrainSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainSettings:
-        """The settings that ``to_dict`` gave; absent ones have their default."""
+        """The settings from a dict of ``to_dict``; missing ones get their defaults."""
         known = {setting.name for setting in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -94,14 +93,15 @@ class TrainSettings:
 
 
 def _is_int(value: object) -> bool:
-    # torch counts with 64 bits.
+    # torch uses 64-bit integers.
     return isinstance(value, int) and not isinstance(value, bool) and value < 2**63
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return abs(value) <= sys.float_info.max  # which an int may be beyond
+    # An int may exceed the range of a float.
+    return abs(value) <= sys.float_info.max
 
 
 def _floats(value: object, count: int) -> bool:
@@ -118,8 +118,8 @@ def _is_device(value: object) -> bool:
     return value in ("auto", "cpu", "cuda") or (value.startswith("cuda:") and value[5:].isdecimal())
 
 
-# Settings, what each of them has to be in words, and whether a value is that. They are checked in this
-# order, so that a later check may trust an earlier one.
+# Names of settings, the requirement in words, and its check. The checks run in this order, so a later
+# one may rely on an earlier one.
 _CHECKS: tuple[tuple[str, str, Callable[[Any, TrainSettings], bool]], ...] = (
     ("recipe", "a name", lambda value, _: isinstance(value, str) and value.isidentifier()),
     ("method", " or ".join(METHODS), lambda value, _: value in METHODS),
@@ -138,7 +138,7 @@ _CHECKS: tuple[tuple[str, str, Callable[[Any, TrainSettings], bool]], ...] = (
     ("semi_hard", "true or false", lambda value, _: isinstance(value, bool)),
     (
         "hard_negatives tau_plus semi_hard",
-        "off, for the method supervised has no negatives",
+        "off, because the method supervised has no negatives",
         lambda value, settings: not value or settings.method != "supervised",
     ),
     ("warmup workers", "≥ 0", lambda value, _: _is_int(value) and value >= 0),
@@ -148,7 +148,7 @@ _CHECKS: tuple[tuple[str, str, Callable[[Any, TrainSettings], bool]], ...] = (
         lambda value, _: _is_int(value) and value >= 1,
     ),
     ("image_size", "at least 16 pixels", lambda value, _: value >= 16),
-    ("batch", "at least 2, for an image needs another to differ", lambda value, _: value >= 2),
+    ("batch", "at least 2, because the loss compares images", lambda value, _: value >= 2),
     ("blur_kernel", "an odd number", lambda value, _: value % 2 == 1),
     (
         "blur_kernel",

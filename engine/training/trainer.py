@@ -1,4 +1,4 @@
-"""One step of training: the network, what trains it, and all of both that a checkpoint keeps."""
+"""One step of training: the network, its method and its optimizer, and the state to save."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Trainer:
         device: torch.device,
         stop: Callable[[], bool],
     ) -> None:
-        """``labels`` are those of the images to train on; passes are given up once ``stop`` says so."""
+        """``labels`` are those of the training images; passes are abandoned once ``stop()`` is true."""
         self.device = device
         self.network = network.to(memory_format=torch.channels_last).to(device)
         self.method = method(settings, self.network, labels)
@@ -36,7 +36,7 @@ class Trainer:
             **{f"network.{name}": value for name, value in self.network.named_parameters()},
             **{f"method.{name}": value for name, value in self.method.parameters().items()},
         }
-        # Biases and the scales of the normalisation do not decay: they hold nothing back.
+        # Biases and normalisation scales do not decay: that would not regularise the network.
         weights = [value for value in self._parameters.values() if value.ndim > 1]
         others = [value for value in self._parameters.values() if value.ndim <= 1]
         self._optimizer = torch.optim.AdamW(
@@ -45,13 +45,13 @@ class Trainer:
                 {"params": others, "weight_decay": 0.0},
             ],
             lr=settings.learning_rate,
-            fused=True,  # half the time of an update
+            fused=True,  # halves the time of an update
         )
 
     def step(self, rows: Sequence[int], views: Tensor, rate: float) -> float:
-        """One step on (2 × batch, 3, S, S) float32, the second half other views of the first.
+        """Take one step on (2 × batch, 3, S, S) float32, first views and then second views.
 
-        Returns the loss. ``AbandonedError`` where the run is to stop; the network is then as before.
+        Returns the loss. Raises ``AbandonedError`` if the run should stop, with the network unchanged.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -73,7 +73,7 @@ class Trainer:
         return z
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that training needs to go on, by name."""
+        """The state that training needs to resume, by name."""
         tensors = {
             **_named("network.", self.network.state_dict()),
             **_named("method.", self.method.tensors()),
@@ -83,9 +83,9 @@ class Trainer:
         return tensors
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take what ``tensors`` gave.
+        """Restore the state that ``tensors`` returned.
 
-        ``KeyError``, ``ValueError`` or ``RuntimeError`` where it does not fit.
+        ``KeyError``, ``ValueError`` or ``RuntimeError`` if it does not fit.
         """
         self.network.load_state_dict(_under("network.", tensors))
         self.method.load(_under("method.", tensors))
@@ -97,21 +97,22 @@ class Trainer:
 
 @contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
-    """Say what to do where memory does not suffice: ``TrainingError``."""
+    """Turn errors of too little memory into ``TrainingError`` with advice."""
     try:
         yield
     except RuntimeError as error:
-        if "allocate" not in str(error):  # on a CPU it has no class of its own
+        # On a CPU the error has no class of its own.
+        if "allocate" not in str(error):
             raise
         raise TrainingError(
-            f"the memory of the {device} does not suffice: take a smaller batch, image_size, "
-            f"hidden, dim or queue"
+            f"the {device} has too little memory: choose a smaller batch, image_size, hidden, dim "
+            f"or queue"
         ) from None
 
 
 def adam_state(parameter: nn.Parameter, saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What Adam keeps of a parameter, where the parameter is and laid out in memory as it is."""
-    # The count too: the fused update of a GPU reads it there.
+    """Adam's state of a parameter, on the parameter's device and in its memory format."""
+    # The step count too, because the fused update of a GPU reads it on the device.
     kept = {"step": saved["step"].to(parameter.device, torch.float32).reshape(())}
     for name in ("exp_avg", "exp_avg_sq"):
         if saved[name].shape != parameter.shape:

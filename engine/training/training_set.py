@@ -1,4 +1,4 @@
-"""The images of a run, checked to be enough to learn from."""
+"""Reads the images of a run, and checks that there are enough to learn from."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from engine.training.settings import TrainSettings
 
 
 class TrainingSet:
-    """What a run has read, and the batch that it can be trained with."""
+    """The pictures of a run, and its batch size."""
 
     def __init__(self, read: RunPictures, batch: int) -> None:
         self.read = read
         self.batch = batch
 
     def described(self, description: str, init: str) -> dict[str, Any]:
-        """What checkpoints say of the images, and of the encoder that the run began with."""
+        """The data of checkpoints about the images, and about the encoder that the run began with."""
         return {
             "count": len(self.read.pictures),
             "fingerprint": self.read.pictures.fingerprint,
@@ -36,9 +36,9 @@ class TrainingSet:
         }
 
     def calibration(self) -> list[Images]:
-        """For the export: evenly spread images of those trained on, and of those held out if any."""
+        """Evenly spread images for the export: of those trained on, and of the held-out ones if any."""
         kept = [self.read.squashed]
-        # Of two each is the other's nearest, whatever int8 does.
+        # Two images are always each other's nearest, so they would show nothing.
         if len(self.read.held_out_squashed) > 2:
             kept.append(self.read.held_out_squashed)
         return [
@@ -57,9 +57,9 @@ def read_training_set(
     stop: Callable[[], bool],
     reporter: Reporter,
 ) -> TrainingSet:
-    """Decode the images; ``TrainingError`` where there is nothing to learn from.
+    """Decode the images; ``TrainingError`` if there is nothing to learn from.
 
-    ``KeyboardInterrupt`` once ``stop`` says so: there is nothing yet to go on from.
+    Raises ``KeyboardInterrupt`` once ``stop()`` is true, because there is nothing to resume from yet.
     """
 
     def tick(done: int, total: int) -> None:
@@ -90,23 +90,23 @@ def read_training_set(
 
 
 def spread(n: int, most: int) -> list[int]:
-    """Up to ``most`` of n indices, evenly spread."""
+    """Up to ``most`` evenly spread indices below ``n``."""
     count = min(n, most)
     return [i * n // count for i in range(count)]
 
 
 def _check_enough(read: RunPictures, sources: Sequence[str]) -> int:
-    """How many images there are, those that cannot be read included."""
+    """The number of images, unreadable ones included; ``TrainingError`` if too few can be trained on."""
     n = len(read.pictures)
     total = n + len(read.held_out) + len(read.rejected)
     if not total:
         raise TrainingError(
-            f"no images in {', '.join(sources) or 'no sources'}: name a folder that has some"
+            f"there are no images in {', '.join(sources) or 'no sources'}: name a folder of images"
         )
     if n < 2:
         first = next((f" ({r.source}: {r.reason})" for r in read.rejected), "")
         raise TrainingError(
-            f"{n} of {total} images can be read{first}, and training needs at least 2: add images"
+            f"{n} of {total} images can be read{first}, but training needs at least 2: add images"
         )
     if _alike(read.squashed):
         raise TrainingError(
@@ -127,20 +127,20 @@ def _warn(
         reporter.warn(f"{len(read.rejected)} of {total} images cannot be read and are left out")
     if read.side < side:
         reporter.warn(
-            f"crops are cut from pictures of {read.side} pixels a side, not {side}: "
-            f"{MAX_BYTES >> 30} GiB of disk hold no larger ones"
+            f"crops are cut from pictures of {read.side} pixels a side instead of {side}: larger ones "
+            f"exceed the limit of {MAX_BYTES >> 30} GiB of disk"
         )
     if read.held_out_note:
         reporter.warn(read.held_out_note)
     if settings.method == "supervised" and (unknown := _unknown_labels(read)):
         reporter.warn(
-            f"{unknown:,} of {len(read.held_out):,} images that are held out have a label of which "
-            f"no image is trained on: accuracy is that of the others"
+            f"{unknown:,} of {len(read.held_out):,} held-out images have a label that no training "
+            f"image has: accuracy is measured on the others"
         )
     if batch < settings.batch:
         reporter.warn(
-            f"{batch} images are fewer than a batch of {settings.batch}: the batch is {batch}, "
-            f"and a small batch has few negatives to learn from"
+            f"{batch} images are fewer than a batch of {settings.batch}: the batch is {batch}, and a "
+            f"small batch has few negatives"
         )
 
 

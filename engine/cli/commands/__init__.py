@@ -1,1 +1,1 @@
-"""The commands, one a module: each parses, makes one call and prints."""
+"""One module per command. A command parses its options, makes one call and prints."""

@@ -20,10 +20,9 @@ def backup(
     store: StoreOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a store, whole, while others read it and write to it.
+    """Copy a store while other processes read it and write to it.
 
-    The copy is a store as it was after one commit: it can be looked up in, checked and written to.
-    An interrupted backup leaves nothing at DEST.
+    The copy is a complete store as of one commit. An interrupted backup leaves nothing at DEST.
 
     \b
     Example:

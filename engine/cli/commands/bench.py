@@ -19,55 +19,65 @@ from engine.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What ``engine bench`` takes."""
+    """The options of ``engine bench``."""
 
     n: Annotated[
-        str, typer.Option("--n", metavar="N", help="Images or vectors, such as 1e6.  [1e6]")
+        str,
+        typer.Option("--n", metavar="N", help="Number of images or vectors, such as 1e6.  [1e6]"),
     ] = ""
     out: Annotated[
-        str, typer.Option(metavar="DIR", help="A new folder for figures, plots and a page.")
+        str,
+        typer.Option(metavar="DIR", help="A new folder for the figures, the plots and a web page."),
     ] = ""
     steps: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Sizes up to n, ten times the last each.  [4]", min=1),
+        typer.Option(
+            metavar="N", help="Number of sizes to measure: n, n/10, n/100 and so on.  [4]", min=1
+        ),
     ] = None
     dataset: Annotated[
         str,
         typer.Option(
-            metavar="PATH", help="A folder of pictures or a .npy of vectors.  [random bit images]"
+            metavar="PATH",
+            help="A folder of pictures, or a .npy file of vectors.  [random bit images]",
         ),
     ] = ""
     store: Annotated[
-        str, typer.Option(metavar="DIR", help="Ask a store that is there instead, read-only.")
+        str, typer.Option(metavar="DIR", help="Query an existing store instead, read-only.")
     ] = ""
     peers: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="Other methods to measure: all, or names with commas."),
+        typer.Option(
+            metavar="NAMES", help="Other methods to measure: all, or names separated by commas."
+        ),
     ] = "none"
     embed: Annotated[
         str,
         typer.Option(
             metavar="WHAT",
-            help="Vectors: all: of every image; none; sample: of bit images none, an index of made "
-            "vectors is measured instead; of pictures all.  [sample]",
+            help="Images to make vectors of: all, none or sample. sample means all pictures but no "
+            "bit images; for bit images it measures an index of synthetic vectors.  [sample]",
         ),
     ] = ""
     memory: MemoryOption = ""
     memory_limit: Annotated[
-        str, typer.Option(metavar="SIZE", help="Hold its processes to this, page cache included.")
+        str,
+        typer.Option(metavar="SIZE", help="Memory limit of its processes, page cache included."),
     ] = ""
     compare: Annotated[
-        str, typer.Option(metavar="OLD", help="The results.json of an earlier run.")
+        str, typer.Option(metavar="OLD", help="Compare with the results.json of an earlier run.")
     ] = ""
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Seed of the images and vectors that are made.", min=0)
+        int, typer.Option(metavar="N", help="Seed of the synthetic images and vectors.", min=0)
     ] = 0
     as_json: JsonOption = False
 
 
 @takes(BenchOptions)
 def bench(options: BenchOptions) -> None:
-    """Measure every tier on this machine as n grows, beside what people use instead.
+    """Measure each tier on this machine as n grows.
+
+    --peers measures other methods on the same data.
 
     \b
     Example:
@@ -93,11 +103,13 @@ def bench(options: BenchOptions) -> None:
     with Progress("bench", "s") as progress:
         try:
             results, left_out = suite.run(plan, out=folder, progress=progress, note=progress.note)
-        except UsageError:  # nothing was begun
+        # Nothing was measured yet.
+        except UsageError:
             raise
-        except BaseException:  # Ctrl-C, a wrong answer, a disk that is full
+        # Ctrl-C, a wrong answer or a full disk.
+        except BaseException:
             if folder is not None and suite.kept(folder):
-                warn(f"what was measured until now is in {folder}")
+                warn(f"the results measured so far are in {folder}")
             raise
     for line in left_out:
         warn(line)
@@ -114,7 +126,7 @@ def bench(options: BenchOptions) -> None:
 
 
 def _suite() -> Any:
-    """The benchmarks: inside an installed package ``engine._bench``, in a checkout ``bench``."""
+    """The module of benchmarks: ``engine._bench`` when installed, ``bench`` in a checkout."""
     for name in ("engine._bench", "bench"):
         try:
             return importlib.import_module(name)

@@ -19,12 +19,12 @@ from engine.errors import UsageError
 def check(
     store: StoreOption = "",
     fix: Annotated[
-        bool, typer.Option("--fix", help="Make what is derived again; set aside what is lost.")
+        bool, typer.Option("--fix", help="Rebuild derived data, and set aside what is lost.")
     ] = False,
     wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Read everything in a store and prove it whole. Status 1 if damage remains.
+    """Read everything in a store and verify it. Status 1 if damage remains.
 
     \b
     Example:

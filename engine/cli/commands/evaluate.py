@@ -18,45 +18,50 @@ from engine.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """What ``engine eval`` takes."""
+    """The options of ``engine eval``."""
 
     encoders: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="ENCODER...",
             autocompletion=completion.encoders(*completion.BASELINES, suffix=".onnx"),
-            help="simclr, a folder that 'engine train' wrote, a FILE.onnx, or a baseline: pixels, "
-            "pdq, untrained.",
+            help="simclr, a folder that 'engine train' wrote, a FILE.onnx, or a baseline (pixels, "
+            "pdq or untrained).",
         ),
     ] = None
     images: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Pictures to look for by distorted copies of them; may be repeated.",
+            help="Pictures to find by distorted copies of them; may be repeated.",
         ),
     ] = None
     distractors: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE", help="More pictures to be lost among; may be repeated."),
+        typer.Option(metavar="SOURCE", help="More pictures to search among; may be repeated."),
     ] = None
     queries: Annotated[
-        int, typer.Option(metavar="N", help="Number of images that copies are made of.")
+        int, typer.Option(metavar="N", help="Number of images to make copies of.")
     ] = 500
     labels: Annotated[
         tuple[str, str] | None,
         typer.Option(
             metavar="TRAIN TEST",
-            help="Labelled pictures: folders of classes, archives or tables with labels, .npz of "
-            "x_train, y_train, x_test, y_test, or folders of IDX files (TRAIN and TEST the same).",
+            help="Labelled pictures: folders of classes, archives or tables with labels, .npz files "
+            "with x_train, y_train, x_test and y_test, or folders of IDX files. For .npz and IDX, "
+            "TRAIN and TEST may be the same.",
         ),
     ] = None
     labelled_most: Annotated[
         tuple[int, int],
-        typer.Option(metavar="N N", help="Labelled pictures to learn from and to test, at most."),
+        typer.Option(
+            metavar="N N", help="Maximum numbers of labelled pictures to learn from and to test."
+        ),
     ] = (20_000, 5_000)
-    k: Annotated[str, typer.Option(metavar="N,N", help="Neighbours that vote.")] = "20,200"
-    seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0
+    k: Annotated[
+        str, typer.Option(metavar="N,N", help="Numbers of neighbours that vote on a class.")
+    ] = "20,200"
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything random.")] = 0
     out: Annotated[
         str,
         typer.Option(
@@ -68,11 +73,12 @@ class EvalOptions:
 
 @takes(EvalOptions)
 def evaluate(options: EvalOptions) -> None:
-    """Measure encoders: do they find copies again, and do they tell classes apart?
+    """Measure how well encoders find copies and separate classes.
 
-    With --images, copies of some of them are made in eleven ways (JPEG, half size, crops, a turn, a
-    mirror, colours, blur, noise, an overlay, grey), and each is to find its original among all images
-    and distractors. With --labels, the nearest neighbours and a linear classifier name the classes.
+    --images makes copies of some images in eleven ways: JPEG, half size, crops, a turn, a mirror,
+    colours, blur, noise, an overlay, grey. Each copy searches for its original among all images and
+    distractors. --labels names the class of each test picture twice: by its nearest neighbours, and
+    by a linear classifier.
 
     \b
     Example:

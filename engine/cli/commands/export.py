@@ -19,15 +19,17 @@ def export(
     dest: Annotated[str, typer.Argument(metavar="DEST", help="A new or empty folder.")],
     format: Annotated[
         str,
-        typer.Option(metavar="csv|parquet", help="Of the tables; Parquet needs pyarrow."),
+        typer.Option(metavar="csv|parquet", help="Format of the tables; parquet needs pyarrow."),
     ] = "csv",
-    vectors: Annotated[bool, typer.Option(help="Write vectors.npy and vector_ids.npy too.")] = True,
+    vectors: Annotated[
+        bool, typer.Option(help="Also write vectors.npy and vector_ids.npy.")
+    ] = True,
     store: StoreOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Write what a store knows as tables and arrays that other tools read.
+    """Write a store's data as tables and arrays for other tools.
 
-    images.csv has a row for each image, sources.csv one for each place where one was seen. An
+    images.csv has a row for each image, and sources.csv a row for each of its sources. An
     interrupted export leaves nothing at DEST.
 
     \b

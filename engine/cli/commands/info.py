@@ -12,7 +12,7 @@ from engine.config import default_store
 
 
 def info(store: StoreOption = "", as_json: JsonOption = False) -> None:
-    """Show what is in a store, and how much disk each part takes.
+    """Show what is in a store and how much disk each part takes.
 
     \b
     Example:

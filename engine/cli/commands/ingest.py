@@ -30,16 +30,16 @@ from engine.sources.source_stream import Sources
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions:
-    """What ``engine ingest`` takes."""
+    """The options of ``engine ingest``."""
 
     sources: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
             help="Folders, images, tar or zip archives, 'shards/{000..150}.tar', .parquet tables, "
-            ".npy or .npz arrays (of images; or vectors, float32 (n, d)), FILE.npz#NAME, "
-            "IDX files like train-images-idx3-ubyte.gz, 'synthetic:bits?n=1e6&seed=0', or - for a "
-            "list of them on standard input.",
+            ".npy or .npz arrays (of images, or of float32 vectors (n, d)), FILE.npz#NAME, "
+            "IDX files like train-images-idx3-ubyte.gz, 'synthetic:bits?n=1e6&seed=0', or - to read "
+            "a list of sources from standard input.",
         ),
     ] = None
     store: StoreOption = ""
@@ -48,27 +48,29 @@ class IngestOptions:
         typer.Option(
             metavar="NAME|PATH|none",
             autocompletion=completion.encoders("none"),
-            help="The encoder [simclr], fixed with the first vectors; none adds images without.",
+            help="The encoder [simclr]; the first vectors fix it. none adds images without vectors.",
         ),
     ] = ""
     memory: MemoryOption = ""
     wait: WaitOption = 0.0
     workers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Threads that decode; 0: one a core.")
+        int,
+        typer.Option(metavar="N", min=0, help="Number of decoding threads; 0 means one per core."),
     ] = 0
-    recursive: Annotated[bool, typer.Option(help="Enter the folders inside folders.")] = True
+    recursive: Annotated[bool, typer.Option(help="Enter folders inside folders.")] = True
     keep_pixels: Annotated[
         str,
         typer.Option(
             metavar="auto|yes|no",
-            help="Keep pixels. auto: bit images up to 64 KiB; yes: all; no: none.",
+            help="Keep the pixels of bit images up to 64 KiB (auto), of all images (yes) or of none "
+            "(no).",
         ),
     ] = "auto"
     normalize: Annotated[
         bool,
         typer.Option(
             "--normalize",
-            help="Divide imported vectors and queries by their length: scores are cosines.",
+            help="Divide imported vectors and queries by their length, so that scores are cosines.",
         ),
     ] = False
     files_from: FilesFromOption = ""
@@ -76,18 +78,21 @@ class IngestOptions:
     exclude: ExcludeOption = None
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Only say what would be read and how much disk it takes."),
+        typer.Option(
+            "--dry-run", help="Only report what would be read and how much disk it would take."
+        ),
     ] = False
     as_json: JsonOption = False
 
 
 @takes(IngestOptions)
 def ingest(options: IngestOptions) -> None:
-    """Add images to a store, which is made if it is not there.
+    """Add images to a store, and create the store if it is missing.
 
-    What is there already is not read again, equal images are stored once, and what cannot be read
-    is listed in the store's rejects.jsonl. Ctrl-C commits what is done; run it again to go on.
-    Rows of float32 arrays (n, d) are vectors of your own: a store holds such, or an encoder's.
+    Unchanged files are not read again, and equal images are stored once. Unreadable images are
+    listed in the store's rejects.jsonl. Ctrl-C commits the finished images; run it again to go on.
+    The rows of a float32 array (n, d) are imported as vectors. A store holds either imported vectors
+    or those of an encoder.
 
     \b
     Example:
@@ -96,12 +101,12 @@ def ingest(options: IngestOptions) -> None:
       engine ingest photos/ --exclude 'more/*.webp' --exclude '*.bmp' --store photos.store
       engine ingest 'synthetic:bits?n=20000&seed=0' --encoder none --store bits.store
     """
-    given = options.sources or []
-    if options.null and not options.files_from and "-" not in given:
+    named = options.sources or []
+    if options.null and not options.files_from and "-" not in named:
         raise UsageError("--null is for a list: name one with --files-from, or as -")
-    # Before a store is made for what is not there.
     excluded = options.exclude or []
-    Sources(given, files_from=options.files_from or None, null=options.null, exclude=excluded)
+    # Refuse missing sources before a store is created for them.
+    Sources(named, files_from=options.files_from or None, null=options.null, exclude=excluded)
     check_keep_pixels(options.keep_pixels)
     path = options.store or default_store()
     if options.dry_run and options.wait:
@@ -110,7 +115,7 @@ def ingest(options: IngestOptions) -> None:
         with Progress("dry run", "files") as progress:
             plan = Store.plan(
                 path,
-                *given,
+                *named,
                 files_from=options.files_from or None,
                 encoder=options.encoder or None,
                 recursive=options.recursive,
@@ -133,7 +138,7 @@ def ingest(options: IngestOptions) -> None:
         )
         with opened, Progress("ingest") as progress:
             report = opened.ingest(
-                *given,
+                *named,
                 files_from=options.files_from or None,
                 encoder=options.encoder or None,
                 recursive=options.recursive,
@@ -148,14 +153,14 @@ def ingest(options: IngestOptions) -> None:
             has_encoder = opened.has_encoder or opened.has_given_vectors
     if report.added and not options.encoder and not has_encoder:
         warn(
-            "no vectors were made: this store began with --encoder none; with --encoder simclr, "
-            "images that are added from then on get some"
+            "no vectors were made, because this store was created with --encoder none: add "
+            "--encoder simclr to make vectors of the images that you ingest from now on"
         )
     if options.as_json:
         show_line(render.line(asdict(report)))
     else:
         if not report.seen and not report.skipped and not report.interrupted:
-            warn(f"there is nothing to ingest in {', '.join(given) or options.files_from}")
+            warn(f"there is nothing to ingest in {', '.join(named) or options.files_from}")
         show_line(render.ingest_text(report, memory=logs.is_verbose()))
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -42,14 +42,14 @@ _MAX_DIGITS = 19
 
 @dataclass(frozen=True, kw_only=True)
 class LookupOptions:
-    """What ``engine lookup`` takes."""
+    """The options of ``engine lookup``."""
 
     images: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="IMAGE...",
             help="Image files, folders of them, ARCHIVE.tar#MEMBER, FILE.parquet#ROW, FILE.npy#ROW "
-            "(or all of one: FILE.npy; of vectors too, where the store holds such), "
+            "(FILE.npy for all its rows, which may be vectors if the store holds imported ones), "
             "FILE.npz#NAME#ROW, IDX-FILE#ROW, 'synthetic:bits?seed=0#17', '#7' for image 7 of the "
             "store, or - for an image's bytes on standard input.",
         ),
@@ -67,21 +67,24 @@ class LookupOptions:
         typer.Option(
             metavar="NAME,...",
             autocompletion=completion.tiers,
-            help="Search identical, near or similar only, or two of them; may be repeated.",
+            help="Tiers to search: identical, near, similar [all]; may be repeated.",
         ),
     ] = None
     max_distance: Annotated[
-        int, typer.Option(metavar="N", help="Near images: all within N of 256.")
+        int,
+        typer.Option(metavar="N", help="Maximum distance of near images, 0 to 256."),
     ] = DEFAULT_MAX_DISTANCE
     near_limit: Annotated[
         str,
         typer.Option(
-            metavar="N|all", help="Nearest near images to list [100; of a table 10 are shown]."
+            metavar="N|all", help="Number of near images to list [100; a table shows 10]."
         ),
     ] = ""
     sources: Annotated[
         str,
-        typer.Option(metavar="N|all", help="Sources to list a hit [10; of a table 1 is shown]."),
+        typer.Option(
+            metavar="N|all", help="Number of sources to list per hit [10; a table shows 1]."
+        ),
     ] = ""
     min_score: Annotated[
         float | None, typer.Option(metavar="X", help="Leave out similar images below this cosine.")
@@ -90,27 +93,29 @@ class LookupOptions:
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Find only images of a file, an array, an archive or a folder; may be repeated.",
+            help="Find only images from this file, array, archive or folder; may be repeated.",
         ),
     ] = None
     where: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FIELD=VALUE",
-            help="Find only images whose metadata says so; also <, <=, > and >=; may be repeated, and "
-            "all are to hold. 3 is a number and '\"3\"' a text.",
+            help="Find only images whose metadata meets this condition; also <, <=, > and >=. May be "
+            "repeated; all conditions must hold. 3 is a number, and '\"3\"' is a text.",
         ),
     ] = None
     recall: Annotated[
         float | None,
         typer.Option(
             metavar="R",
-            help="The share of the similar images to be found [what the store wants]; 1 compares all.",
+            help="Share of the similar images to find [the store's own]; 1 compares all vectors.",
         ),
     ] = None
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="--tier identical, and status 1 unless every image is found."),
+        typer.Option(
+            "--exact", help="As --tier identical, with status 1 if any image is not found."
+        ),
     ] = False
     memory: MemoryOption = ""
     files_from: FilesFromOption = ""
@@ -122,25 +127,27 @@ class LookupOptions:
         typer.Option(
             "-q",
             "--paths",
-            help="Print the sources of hits only (10 a hit: see --sources), each once, one a line.",
+            help="Print only the sources of the hits, one per line, each once (up to 10 per hit; see "
+            "--sources).",
         ),
     ] = False
     print0: Annotated[
         bool,
-        typer.Option("--print0", help="The same with a null byte behind each, for xargs -0."),
+        typer.Option("--print0", help="As --paths, with a null byte after each, for xargs -0."),
     ] = False
     csv: Annotated[
         bool,
-        typer.Option("--csv", help="Print a header and a row a hit, with the first source."),
+        typer.Option("--csv", help="Print CSV: a header, and a row per hit with its first source."),
     ] = False
 
 
 @takes(LookupOptions)
 def lookup(options: LookupOptions) -> None:
-    """Look images up: is this very image here, is a copy of it, and what looks like it?
+    """Find the same image, near copies of it and similar images.
 
-    A near image is very close within 8 of 256 (or as large a share of a bit image's values), close
-    within 20, and else loosely alike. A similar one is very close from 0.95, and close from 0.85.
+    A near image is "very close" up to a distance of 8 of 256, "close" up to 20, and "loosely" alike
+    beyond. For bit images the distance is the same share of their pixel values. A similar image is
+    "very close" from a score of 0.95, and "close" from 0.85.
 
     \b
     Example:
@@ -184,7 +191,7 @@ def lookup(options: LookupOptions) -> None:
 
 
 class _Bar:
-    """A progress bar of a long lookup whose results go to a file or a pipe; elsewhere nothing."""
+    """A progress bar for a long lookup whose results go to a file or a pipe; otherwise nothing."""
 
     def __init__(self, named: Sequence[queries.Query], options: LookupOptions) -> None:
         self._shown: Progress | None = None
@@ -210,15 +217,15 @@ class _Bar:
             self._shown.__exit__(kind, error, trace)
 
     def step(self) -> None:
-        """One more is done."""
+        """Count one more query as done."""
         self._done += 1
         if self._shown is not None:
             self._shown(self._done, self._total)
 
 
 def _settings(options: LookupOptions) -> dict[str, Any]:
-    """What ``lookup_many`` is asked for."""
-    tiers = [name.strip() for given in options.tier or [] for name in given.split(",")] or None
+    """The keyword arguments for ``lookup_many``."""
+    tiers = [name.strip() for typed in options.tier or [] for name in typed.split(",")] or None
     if options.exact:
         if tiers and set(tiers) != {"identical"}:
             raise UsageError("--exact is --tier identical: leave the other tiers out")
@@ -238,13 +245,13 @@ def _settings(options: LookupOptions) -> dict[str, Any]:
 
 
 def _limit(option: str, text: str, default: int) -> int | None:
-    """A number that was typed; None for all."""
+    """The typed number; None for "all"."""
     if not text:
         return default
     if text == "all":
         return None
     if not (text.isascii() and text.isdigit() and len(text) < _MAX_DIGITS):
-        raise UsageError(f"{option} is a whole number of 0 or more, or all, not {text!r}")
+        raise UsageError(f"{option} must be a whole number of 0 or more, or all, not {text!r}")
     return int(text)
 
 
@@ -268,7 +275,7 @@ def _output(options: LookupOptions, settings: dict[str, Any], *, encoded: bool) 
         return Csv()
     if options.paths or options.print0:
         return Paths(b"\0" if options.print0 else b"\n")
-    # People who say nothing get short tables.
+    # Tables are short unless an option asks for more.
     near = settings["near_limit"] if options.near_limit else render.NEAR_SHOWN
     sources = settings["max_sources"] if options.sources else 1
     return TableOutput(Look.of_output(), near, sources, encoded=encoded)

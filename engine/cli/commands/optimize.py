@@ -23,21 +23,21 @@ def optimize(
         float | None,
         typer.Option(
             metavar="R",
-            help="The share of the nearest that searches are to find from now on [0.95].",
+            help="Share of the nearest vectors that searches find from now on [0.95].",
         ),
     ] = None,
     memory: MemoryOption = "",
     wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the index again, give back the disk of removed images, and bring the keys in order.
+    """Rebuild the index, and give back the disk of removed images.
 
-    The index is trained on what the store holds by now, and vectors are laid out in its order. How far
-    searches have to look for the wanted recall is measured on a sample of them. Others may write to the
-    store while this runs, until the end. Kept pixels are copied together. All of this needs some room
-    on the disk; what did not fit is listed.
-    What cannot be read stays where it is; the status is 3 then, and 'engine check --fix' comes next.
-    Lookups go on. Ctrl-C commits what is done; run it again to go on.
+    It trains the index on the vectors that the store holds now, and lays them out in the index's
+    order. On a sample of them it measures how far a search must look to reach the recall. It compacts
+    the kept pixels and the keys. All of this needs free disk; the report lists what did not fit.
+    Lookups continue, and other processes may write until shortly before the end.
+    Data that cannot be read stays where it is. The status is then 3: run 'engine check --fix' next.
+    Ctrl-C commits the finished steps; run it again to go on.
 
     \b
     Example:

@@ -21,31 +21,34 @@ from engine.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveOptions:
-    """What ``engine remove`` takes."""
+    """The options of ``engine remove``."""
 
     id_: Annotated[
-        list[int] | None, typer.Option("--id", metavar="N", help="An image, with all its sources.")
+        list[int] | None,
+        typer.Option("--id", metavar="N", help="Image N with all its sources; may be repeated."),
     ] = None
     source: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A file, an array or one row of it (b.npy#17), an archive or one member, or all "
-            "that is below a folder.",
+            help="A file, an array or one row (b.npy#17), an archive or one member, or everything "
+            "below a folder; may be repeated.",
         ),
     ] = None
     missing: Annotated[
         bool,
-        typer.Option("--missing", help="Sources whose files are gone, and images without any."),
+        typer.Option(
+            "--missing", help="Sources whose files are gone, and the images left without a source."
+        ),
     ] = False
     yes: Annotated[
         bool,
         typer.Option(
-            "--yes", help="With --missing: also where most of a folder, or all of it, is gone."
+            "--yes", help="With --missing: also where more than half of a folder is gone."
         ),
     ] = False
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would go; nothing is written.")
+        bool, typer.Option("--dry-run", help="Only report what would be removed.")
     ] = False
     store: StoreOption = ""
     wait: WaitOption = 0.0
@@ -54,12 +57,12 @@ class RemoveOptions:
 
 @takes(RemoveOptions)
 def remove(options: RemoveOptions) -> None:
-    """Remove images from a store: by number, by where they came from, or because that is gone.
+    """Remove images by number, by source, or because a source is gone.
 
-    An image goes with the last of its sources. What is not in the store is listed, and the status is
-    3. Ctrl-C commits what is done; run it again to go on. 'engine optimize' then gives disk space back.
-    Where more than half of what a folder held is missing, its disk may be away: --missing then
-    removes nothing without --yes.
+    An image is removed with the last of its sources. Names that are not in the store are listed, and
+    the status is 3. Ctrl-C commits the finished removals; run it again to go on. 'engine optimize'
+    then gives the disk space back. If more than half of a folder is missing, its disk may not be
+    mounted: --missing then removes nothing without --yes.
 
     \b
     Example:
@@ -91,7 +94,7 @@ def remove(options: RemoveOptions) -> None:
     else:
         show_line(render.remove_text(report))
     lines = [f"{name} is not in the store" for name in report.not_found]
-    lines += [f"kept: {reason}; name what is to go with --source" for reason in report.kept]
+    lines += [f"kept: {reason}; name what to remove with --source" for reason in report.kept]
     warn_each(lines)
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What ``engine train`` takes.
+    """The options of ``engine train``.
 
-    An option that is a setting has the name of a field of ``TrainSettings``. It has no default here:
-    the recipe says what is not given. The number in brackets is that of the recipe "report".
+    An option that is a setting has the name of a field of ``TrainSettings``. It has no default here,
+    because the recipe sets it. The number in brackets is that of the recipe "report".
     """
 
     sources: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
-            help="Images, in all that 'engine ingest' takes; of a folder with train/ and valid/ or "
-            "test/, as Roboflow lays COCO-128 out, train/ is trained on and the rest held out.",
+            help="Images, in every form that 'engine ingest' takes. In a folder with train/ and "
+            "valid/ or test/ (Roboflow's layout), train/ is for training; the rest is held out.",
         ),
     ] = None
     out: Annotated[
@@ -45,15 +45,16 @@ class TrainOptions:
         typer.Option(
             metavar="report|small|large",
             autocompletion=completion.one_of(*completion.RECIPES),
-            help="Where settings start from [report]; small is for a few hundred images, large "
-            "for many.",
+            help="The recipe that other settings change [report]; small suits a few hundred images, "
+            "large suits many.",
         ),
     ] = ""
     settings: Annotated[
         str,
         typer.Option(
             metavar="FILE.toml",
-            help="Settings by name, as encoder.json has them; over the recipe, under the options.",
+            help="Settings by name, as in encoder.json. They override the recipe; options override "
+            "them.",
         ),
     ] = ""
     init: Annotated[
@@ -61,41 +62,41 @@ class TrainOptions:
         typer.Option(
             metavar="ENCODER",
             autocompletion=completion.encoders(),
-            help="Begin with the weights of simclr, or of a folder of this kind.",
+            help="Begin with the weights of simclr, or of a folder that 'engine train' wrote.",
         ),
     ] = ""
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the training in ENCODER_DIR.")
+        bool, typer.Option("--resume", help="Continue the training in ENCODER_DIR.")
     ] = False
     cache: Annotated[
         str,
         typer.Option(
-            metavar="DIR", help="Keep the decoded images there, for the next training on them."
+            metavar="DIR", help="Keep the decoded images here for the next training on them."
         ),
     ] = ""
     method: Annotated[
         str | None,
         typer.Option(
             metavar="simclr|moco|supervised",
-            help="simclr: learn from two views of an image; moco: also from the keys of past batches; "
-            "supervised: from the names of folders [simclr].",
+            help="Learn from two views of an image (simclr), also from the keys of past batches "
+            "(moco), or from the names of folders (supervised) [simclr].",
         ),
     ] = None
     epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Times each image is seen [30].")
+        int | None, typer.Option(metavar="N", help="Number of passes over the images [30].")
     ] = None
     batch: Annotated[
-        int | None, typer.Option(metavar="N", help="Images a step, two views each [64].")
+        int | None, typer.Option(metavar="N", help="Images per step, two views of each [64].")
     ] = None
     image_size: Annotated[
-        int | None, typer.Option(metavar="S", help="The network sees S × S [224].")
+        int | None, typer.Option(metavar="S", help="Input size of the network, S × S pixels [224].")
     ] = None
     held_out: Annotated[
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Share of the images to hold out, 0 to 0.5, where no folder is for that and there "
-            "are at least 64; at most 1,024. 0: none, not even those folders [folders only].",
+            help="Share of the images to hold out, 0 to 0.5, at most 1,024. It applies to 64 images "
+            "or more without a valid/ or test/ folder. 0 holds out nothing [those folders only].",
         ),
     ] = None
     learning_rate: Annotated[
@@ -103,22 +104,22 @@ class TrainOptions:
     ] = None
     schedule: Annotated[
         str | None,
-        typer.Option(metavar="constant|cosine", help="How the learning rate goes [constant]."),
+        typer.Option(metavar="constant|cosine", help="Schedule of the learning rate [constant]."),
     ] = None
     warmup: Annotated[
-        int | None, typer.Option(metavar="N", help="Epochs over which the rate rises [0].")
+        int | None, typer.Option(metavar="N", help="Epochs over which the learning rate rises [0].")
     ] = None
     weight_decay: Annotated[
-        float | None, typer.Option(metavar="X", help="Decoupled, as of AdamW [0].")
+        float | None, typer.Option(metavar="X", help="Decoupled weight decay, as in AdamW [0].")
     ] = None
-    temperature: Annotated[float | None, typer.Option(metavar="X", help="Of the loss [0.1].")] = (
-        None
-    )
+    temperature: Annotated[
+        float | None, typer.Option(metavar="X", help="Temperature of the loss [0.1].")
+    ] = None
     queue: Annotated[
-        int | None, typer.Option(metavar="N", help="moco: keys that are kept [4096].")
+        int | None, typer.Option(metavar="N", help="moco: number of keys in the queue [4096].")
     ] = None
     momentum: Annotated[
-        float | None, typer.Option(metavar="M", help="moco: of the key encoder [0.99].")
+        float | None, typer.Option(metavar="M", help="moco: momentum of the key encoder [0.99].")
     ] = None
     hard_negatives: Annotated[
         float | None,
@@ -126,29 +127,30 @@ class TrainOptions:
     ] = None
     tau_plus: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Share of negatives that are thought to be none [0]."),
+        typer.Option(metavar="P", help="Assumed share of false negatives [0]."),
     ] = None
     semi_hard: Annotated[
         bool | None,
         typer.Option(
             "--semi-hard/--no-semi-hard",
-            help="Leave out negatives that are nearer than the positive [no].",
+            help="Ignore negatives that are nearer than the positive [no].",
         ),
     ] = None
     hidden: Annotated[
-        int | None, typer.Option(metavar="N", help="Width inside the head [256].")
+        int | None, typer.Option(metavar="N", help="Width of the hidden layer of the head [256].")
     ] = None
-    dim: Annotated[int | None, typer.Option(metavar="N", help="Length of the vectors [128].")] = (
-        None
-    )
+    dim: Annotated[
+        int | None, typer.Option(metavar="N", help="Dimensions of the vectors [128].")
+    ] = None
     crop_scale: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="MIN MAX", help="Share of the area in a crop [0.2 1]."),
+        typer.Option(metavar="MIN MAX", help="Share of an image's area in a crop [0.2 1]."),
     ] = None
     jitter: Annotated[
         tuple[float, float, float, float] | None,
         typer.Option(
-            metavar="B C S H", help="Brightness, contrast, saturation, hue [0.4 0.4 0.4 0.1]."
+            metavar="B C S H",
+            help="Jitter of brightness, contrast, saturation and hue [0.4 0.4 0.4 0.1].",
         ),
     ] = None
     flip: Annotated[
@@ -163,14 +165,15 @@ class TrainOptions:
     ] = None
     erase: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Probability of a rectangle of one colour in a view [0]."),
+        typer.Option(metavar="P", help="Probability that one rectangle of a view is erased [0]."),
     ] = None
     bits: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Probability of a view of one bit a channel [0]."),
+        typer.Option(metavar="P", help="Probability of a view with one bit per channel [0]."),
     ] = None
     blur_kernel: Annotated[
-        int | None, typer.Option("--blur", metavar="N", help="Kernel of the blur, odd [5].")
+        int | None,
+        typer.Option("--blur", metavar="N", help="Size of the blur kernel in pixels, odd [5]."),
     ] = None
     mean: Annotated[
         tuple[float, float, float] | None,
@@ -178,31 +181,35 @@ class TrainOptions:
     ] = None
     std: Annotated[
         tuple[float, float, float] | None,
-        typer.Option(metavar="R G B", help="Normalisation: deviation [ImageNet's]."),
+        typer.Option(metavar="R G B", help="Normalisation: standard deviation [ImageNet's]."),
     ] = None
     precision: Annotated[
         str | None,
-        typer.Option(metavar="fp32|bf16", help="bf16: autocast of the forward pass [fp32]."),
+        typer.Option(metavar="fp32|bf16", help="Precision of training; bf16 is autocast [fp32]."),
     ] = None
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to train [auto].")
     ] = None
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random [0].")] = None
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed of everything random [0].")
+    ] = None
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Threads that read, and crop for a GPU [0: one a core]."),
+        typer.Option(
+            metavar="N", help="Threads that read images, and crop them for a GPU [0: one per core]."
+        ),
     ] = None
     name: Annotated[str, typer.Option(metavar="NAME", help="The encoder's name.")] = ""
     description: Annotated[
-        str, typer.Option(metavar="TEXT", help="What the images are and under which licence.")
+        str, typer.Option(metavar="TEXT", help="A description of the images and their licence.")
     ] = ""
     licence: Annotated[
-        str, typer.Option(metavar="TEXT", help="Of the encoder itself; goes into its files.")
+        str, typer.Option(metavar="TEXT", help="The encoder's licence; it is written to its files.")
     ] = ""
     as_json: JsonOption = False
 
     def given_settings(self, settings: type[TrainSettings]) -> dict[str, Any]:
-        """The settings that are given as options, by name."""
+        """The settings that were typed as options, by field of ``settings``."""
         names = [field.name for field in fields(settings) if field.name != "recipe"]
         values = {name: getattr(self, name, None) for name in names}
         return {name: value for name, value in values.items() if value is not None}
@@ -210,11 +217,12 @@ class TrainOptions:
 
 @takes(TrainOptions)
 def train(options: TrainOptions) -> None:
-    """Train an encoder on your own images; the defaults are the classic SimCLR recipe.
+    """Train an encoder on your own images.
 
-    ENCODER_DIR gets checkpoints, TensorBoard logs, sheets of nearest pictures, and the model as
-    ONNX, which 'engine ingest --encoder ENCODER_DIR' takes. Ctrl-C stops with a checkpoint, and
-    --resume goes on from there. It needs an extra:
+    The default settings are the classic SimCLR recipe. ENCODER_DIR gets checkpoints, TensorBoard
+    logs, sheets of nearest pictures, and the model as ONNX, which 'engine ingest --encoder
+    ENCODER_DIR' takes. Ctrl-C writes a checkpoint and stops; --resume continues from there. It
+    needs an extra:
     pip install 'image-index-engine[train]', or in a clone: pip install -e '.[train]'
 
     \b
@@ -254,7 +262,8 @@ def train(options: TrainOptions) -> None:
                 cache=options.cache or None,
                 stop=stop,
             )
-    except KeyboardInterrupt:  # it was stopped before there was anything to report
+    # Stopped before there was anything to report.
+    except KeyboardInterrupt:
         warn("stopped before the first step; start it again with the same command")
         raise typer.Exit(INTERRUPTED) from None
     if options.as_json:
@@ -271,13 +280,13 @@ def train(options: TrainOptions) -> None:
 
 
 def _in_options(message: str, typed: dict[str, Any]) -> str:
-    """A message on a setting, by the name of the option if it was typed as one."""
+    """A message about a setting, which it calls by its option if the option was typed."""
     name, rest = message.partition(" ")[::2]
     return f"{named_options(TrainOptions)[name]} {rest}" if name in typed else message
 
 
 def _text(report: Any) -> str:
-    """A ``TrainReport`` for people."""
+    """A ``TrainReport`` as text for people."""
     loss = "" if report.loss is None else f", loss {report.loss:.3f}"
     held_out = ""
     if report.held_out_accuracy is not None:
@@ -302,15 +311,15 @@ def _text(report: Any) -> str:
 
 
 def _parity(found: dict[str, float | int | str]) -> list[str]:
-    """How well the files of the encoder agree, in words; see ``EncoderExportReport``."""
+    """Lines on how well the encoder's files agree; see ``EncoderExportReport``."""
     if not found:
         return []
-    which = "images that were held out" if found["images_from"] == "held_out" else "training images"
+    which = "held-out images" if found["images_from"] == "held_out" else "training images"
     return [
         f"compared on {found['images']:,} {which}:",
         f"  fp32 and the network: cosine {found['fp32_torch_min_cosine']:.4f} or more",
         f"  int8 and fp32: mean cosine {found['int8_fp32_mean_cosine']:.4f}, and "
         f"{found['int8_fp32_top10_overlap']:.0%} of the ten nearest are the same",
-        f"  int8 has its ranges from {found['calibration_images']:,} training images "
+        f"  int8 ranges were calibrated on {found['calibration_images']:,} training images "
         f"({found['calibration']})",
     ]
