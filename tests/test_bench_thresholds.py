@@ -10,7 +10,7 @@ from bench.questions import thresholds
 
 pytestmark = pytest.mark.slow
 
-PHOTOS = Path(__file__).parent.parent / "scripts" / "photos-held-out"
+PHOTOS = Path(__file__).parent.parent / "scripts" / "photos"
 
 
 def test_all_of_it_is_counted_printed_and_written(
