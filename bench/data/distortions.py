@@ -28,12 +28,16 @@ def as_file(image: Image.Image, container: str, **options: int) -> bytes:
     return file.getvalue()
 
 
-def crop(image: Image.Image, draw: np.random.Generator) -> bytes:
-    """Keep 80 % of each side, at a place drawn uniformly."""
-    width, height = round(image.width * 0.8), round(image.height * 0.8)
-    left = int(draw.integers(0, image.width - width + 1))
-    top = int(draw.integers(0, image.height - height + 1))
-    return as_file(image.crop((left, top, left + width, top + height)), "PNG")
+def crop_to(share: float) -> Change:
+    """Keep this share of each side, at a place drawn uniformly."""
+
+    def crop(image: Image.Image, draw: np.random.Generator) -> bytes:
+        width, height = round(image.width * share), round(image.height * share)
+        left = int(draw.integers(0, image.width - width + 1))
+        top = int(draw.integers(0, image.height - height + 1))
+        return as_file(image.crop((left, top, left + width, top + height)), "PNG")
+
+    return crop
 
 
 def jpeg(image: Image.Image, draw: np.random.Generator) -> bytes:
@@ -58,7 +62,7 @@ def flip(image: Image.Image, draw: np.random.Generator) -> bytes:
 
 
 CHANGES: dict[str, Change] = {
-    "crop to 80 % a side": crop,
+    "crop to 80 % a side": crop_to(0.8),
     "JPEG quality 50": jpeg,
     "half the size": half,
     "brightness ± 20 %": brightness,
