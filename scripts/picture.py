@@ -59,7 +59,9 @@ def looked_up(work: Path) -> tuple[Path, list[Answer]]:
     examples.make(work)
     query = work / "kingfisher.png"
     with Store.open(work / "photos.store", create=True) as store:
-        store.ingest(work / "photos", *(work / f"kingfisher-{how}.jpg" for how in ("small", "cropped")))
+        store.ingest(
+            work / "photos", *(work / f"kingfisher-{how}.jpg" for how in ("small", "cropped"))
+        )
         found: LookupResult = store.lookup(query, k=1)
     (same,), (near,), (like,) = found.identical, found.near, found.similar
     return query, [
