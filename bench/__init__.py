@@ -1,9 +1,9 @@
 """Measures the engine beside simpler ways to find an image, and beside others.
 
-``plan`` checks what is asked for, ``run`` measures it, ``table`` shows it and ``compare`` puts it
-beside an earlier run: these are what ``engine bench`` calls. Rooms, from the ground up: ``harness``,
-``data``, ``peers``, ``report``, ``suite``; and ``questions``, scripts that each answer one question,
-which no wheel has.
+``engine bench`` calls four functions. ``plan`` checks the arguments, ``run`` measures, ``table`` shows
+the results, and ``compare`` compares them with an earlier run. Rooms, from the ground up: ``harness``,
+``data``, ``peers``, ``report``, ``suite``, and ``questions``. The last has scripts that each answer one
+question; wheels leave it out.
 """
 
 from .harness.errors import BenchError, WrongAnswerError

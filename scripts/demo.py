@@ -1,4 +1,4 @@
-"""The tour that ``scripts/demo`` gives: real photographs and bit images, in and looked up."""
+"""The tour of ``scripts/demo``: ingests real photographs and bit images, and looks them up."""
 
 from __future__ import annotations
 
@@ -47,39 +47,39 @@ def main() -> int:
 
     say(
         f"2. Ingest {BITS:,} bit images of 100×100 RGB with 1-bit channels into the same store.",
-        "They are noise, which looks like nothing, so they need no vectors: --encoder none.",
+        "They are noise, in which an encoder sees nothing, so they need no vectors: --encoder none.",
     )
     run("ingest", f"synthetic:bits?n={BITS}&seed=0", "--encoder", "none", "--store", STORE)
 
-    say("3. The photo again, saved as PNG: other bytes, the very same pixels. It is *identical*.")
+    say("3. The photo again, saved as PNG: other bytes, the same pixels. It is *identical*.")
     found = lookup(png)
     expect(names(found, "identical") == [photo.name], "the original is found as identical")
 
     say(
-        "4. The photo at half its size, saved again at JPEG quality 40: no pixel is the same, but few",
-        "of its fingerprint's 256 bits have changed. It is a *near* copy.",
+        "4. The photo at half its size, saved at JPEG quality 40: no pixel is the same, but few of its",
+        "fingerprint's 256 bits have changed. It is a *near* copy.",
     )
     found = lookup(smaller)
     expect(not found["identical"], "nothing is identical")
     expect(names(found, "near") == [photo.name], "the original, and nothing else, is near")
 
     say(
-        "5. The photo with a tenth cut off each side: the fingerprint has changed altogether, but the",
-        "original is the most *similar*.",
+        "5. The photo with a tenth cut off each side: the fingerprint has changed too much, but the",
+        "original is the most *similar* image.",
     )
     found = lookup(cropped)
     expect(not found["identical"] and not found["near"], "nothing is identical or near")
     expect(names(found, "similar")[:1] == [photo.name], "the original is the most similar image")
 
     say(
-        "6. A photo that was never ingested. Nothing is identical; *similar* gives the closest",
-        "there is, and its score says how close (1 is the same direction, 0 is unrelated).",
+        "6. A photo that was never ingested. Nothing is identical; *similar* gives the closest images,",
+        "and their scores say how close they are (1 is the same direction, 0 is unrelated).",
     )
     found = lookup(stranger)
     expect(not found["identical"], "nothing is identical")
 
     say(
-        "7. A bit image that is in (row 17 of the set), verified byte for byte, and one that is not."
+        "7. A bit image of the store (row 17 of the set), verified byte for byte, and a missing one."
     )
     inside, outside = "synthetic:bits?seed=0#17", "synthetic:bits?seed=1#17"
     found = lookup(inside, "--tier", "identical")
@@ -87,9 +87,9 @@ def main() -> int:
         found["identical"][0]["verified"] == "bytes", "row 17 is found and verified by its bytes"
     )
     found = lookup(outside, "--tier", "identical")
-    expect(not found["identical"], "row 17 of another seed is not there")
+    expect(not found["identical"], "row 17 of another seed is not in the store")
 
-    say("8. What the store holds, and what it takes on disk.")
+    say("8. The contents of the store, and its size on disk.")
     run("info", "--store", STORE)
     print(f"\nDone in {time.monotonic() - started:.0f} s. The store is {STORE}; try it yourself:")
     print(f"  .venv/bin/engine lookup YOUR.jpg --store {STORE}")
@@ -107,11 +107,11 @@ def run(*arguments: object) -> None:
     text = done.stdout + done.stderr
     print("".join(f"     {line}\n" for line in text.splitlines()), end="", flush=True)
     if done.returncode:
-        sys.exit(f"demo: that should not have happened (status {done.returncode})")
+        sys.exit(f"demo: the command failed (status {done.returncode})")
 
 
 def lookup(image: object, *options: str) -> dict:
-    """Show a lookup as a person sees it, and return it as a program does."""
+    """Print a lookup as people see it, and return its JSON result."""
     words = ["lookup", str(image), "-k", "3", *options, "--store", str(STORE)]
     run(*words)
     done = subprocess.run([ENGINE, *words, "--json"], capture_output=True, text=True, check=True)
@@ -125,7 +125,7 @@ def names(found: dict, tier: str) -> list[str]:
 def expect(holds: bool, what: str) -> None:
     print(f"   {'✓' if holds else '✗'} {what}", flush=True)
     if not holds:
-        sys.exit("demo: that is not what should have been found")
+        sys.exit("demo: the lookup did not find the expected images")
 
 
 if __name__ == "__main__":

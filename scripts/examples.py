@@ -1,4 +1,4 @@
-"""Make the folder that the examples of the documentation work in.
+"""Make the folder in which the examples of the documentation run.
 
     python scripts/examples.py examples
 
@@ -23,7 +23,7 @@ VECTORS, DIM = 5000, 64
 
 
 def make(out: Path) -> None:
-    """Fill ``out``, which may not be there yet."""
+    """Fill the new folder ``out``."""
     photos = copy_photos(ROOT / "photos", out / "photos")
     strangers = copy_photos(ROOT / "photos-held-out", out / "held-out")
     copies_of(out / "photos" / "kingfisher.jpg", out)
@@ -58,7 +58,7 @@ def copies_of(photo: Path, out: Path) -> None:
 
 
 def new_pictures(photos: list[Path], strangers: list[Path], out: Path) -> None:
-    """A folder to be cleaned: unchanged copies, changed copies, and pictures that are new."""
+    """A folder to clean: unchanged copies, changed copies, and new pictures."""
     out.mkdir(exist_ok=True)
     named = {path.stem: path for path in photos}
     shutil.copy(named["clownfish"], out / "IMG_0001.jpg")
@@ -72,7 +72,7 @@ def new_pictures(photos: list[Path], strangers: list[Path], out: Path) -> None:
 
 
 def split(photos: list[Path], strangers: list[Path], out: Path) -> None:
-    """Training and test pictures, of which two are on both sides."""
+    """Training and test pictures, with two pictures in both sets."""
     for folder in ("train", "test"):
         (out / folder).mkdir(exist_ok=True)
     for path in photos[:20]:
@@ -84,7 +84,7 @@ def split(photos: list[Path], strangers: list[Path], out: Path) -> None:
 
 
 def uploads(photos: list[Path], strangers: list[Path], out: Path) -> None:
-    """A list of pictures that are not wanted, and pictures that somebody sends."""
+    """A list of unwanted pictures, and incoming pictures."""
     for folder in ("unwanted", "uploads"):
         (out / folder).mkdir(exist_ok=True)
     for path in photos[40:44]:
@@ -95,7 +95,7 @@ def uploads(photos: list[Path], strangers: list[Path], out: Path) -> None:
 
 
 def masks(out: Path) -> None:
-    """Masks of one ellipse each, (n, side, side) uint8 of 0 and 1; and one of them as PNG."""
+    """Masks of one ellipse each, (n, side, side) uint8 of 0 and 1, and one of them as PNG."""
     draw = np.random.default_rng(0)
     y, x = np.mgrid[:MASK_SIDE, :MASK_SIDE]
     middles = draw.uniform(8, MASK_SIDE - 8, (MASKS, 2, 1, 1))
@@ -106,7 +106,7 @@ def masks(out: Path) -> None:
 
 
 def archive(photos: list[Path], path: Path) -> None:
-    """A tar of the WebDataset kind: beside each picture a JSON file with its label and year."""
+    """A WebDataset tar: each picture has a JSON file with its label and year beside it."""
     with tarfile.open(path, "w") as tar:
         for number, photo in enumerate(photos):
             said = json.dumps({"label": photo.stem.split("-")[0], "year": 1995 + number})
@@ -120,7 +120,7 @@ def archive(photos: list[Path], path: Path) -> None:
 
 
 def vectors(out: Path) -> None:
-    """Embeddings, (n, dim) float32, and some more that are close to the first of them."""
+    """Embeddings, (n, dim) float32, and some more that are close to the first ones."""
     draw = np.random.default_rng(1)
     rows = draw.standard_normal((VECTORS, DIM), np.float32)
     np.save(out / "embeddings.npy", rows)

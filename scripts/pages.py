@@ -1,19 +1,18 @@
-"""Run the examples of Markdown pages and compare what they print with what the pages say.
+"""Run the examples of Markdown pages and compare their output with the pages.
 
-    python scripts/pages.py docs/tiers.md            compare; status 1 where a page is wrong
-    python scripts/pages.py --write docs/tiers.md    put what was printed into the page
+    python scripts/pages.py docs/tiers.md            compare; status 1 if a page is wrong
+    python scripts/pages.py --write docs/tiers.md    put the output into the page
 
-Two kinds of fenced blocks are run, in the folder that ``scripts/examples.py`` makes, in their order:
+Two kinds of fenced blocks are run, in order, in the folder that ``scripts/examples.py`` makes:
 
 console   lines after "$ " are commands for bash, and "> " continues one; the output is below
-python    a program of its own; a block ``text`` right behind it is its output, without which it prints
-          nothing
+python    a program of its own; a block ``text`` right behind it is its output, and without one the
+          program must print nothing
 
-Other blocks only show something: ``text`` elsewhere, ``json``, ``toml``. ``bash`` is not allowed, since
-nobody would know what it prints. An example that cannot run in a test has a line
-``<!-- not run: REASON -->`` above it.
+Other blocks only show text: ``text`` elsewhere, ``json``, ``toml``. ``bash`` is not allowed, because it
+shows no output. An example that cannot run in a test has a line ``<!-- not run: REASON -->`` above it.
 
-Times, sizes, scores and paths differ from machine to machine, so they are masked before texts are
+Times, sizes, scores and paths differ from machine to machine, so they are masked before the texts are
 compared. A line ``...`` in a page stands for any lines.
 """
 
@@ -49,7 +48,7 @@ _MASKS = [
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Something a page shows that can be run, and the output that it shows."""
+    """A runnable example of a page, with the output that the page shows."""
 
     line: int  # of the page, where the block begins
     program: Sequence[str]
@@ -59,17 +58,17 @@ class Example:
 
     @property
     def name(self) -> str:
-        """What it is called where it is wrong."""
+        """Its name in messages."""
         return self.program[-1].strip().splitlines()[0]
 
 
 class PageError(Exception):
-    """A page that is not of the form that this module reads."""
+    """A page has a form that this module does not accept."""
 
 
 def examples(text: str) -> Iterator[Example]:
     """The examples of a page, in their order."""
-    output_of: tuple[int, str] | None = None  # a Python block that may have its output behind it
+    output_of: tuple[int, str] | None = None  # a Python block whose output may follow
     for block in _FENCE.finditer(text):
         language, body = block.groups()
         line = text.count("\n", 0, block.start()) + 1
@@ -122,7 +121,7 @@ def _commands(body: str, start: int, line: int) -> Iterator[Example]:
 
 
 def run(example: Example, folder: Path) -> str:
-    """What an example prints in a folder, with the folder's path as pages show it."""
+    """The output of an example in a folder, with the folder's path as pages show it."""
     environment = {
         key: value
         for key, value in os.environ.items()
@@ -150,7 +149,7 @@ def run(example: Example, folder: Path) -> str:
 
 
 def agrees(shown: str, printed: str) -> bool:
-    """Whether a page says what was printed; ``...`` on a line of its own stands for any lines."""
+    """Whether a page shows the output; ``...`` on a line of its own stands for any lines."""
     parts = [_masked(part) for part in re.split(r"^\.\.\.$\n?", shown, flags=re.MULTILINE)]
     pattern = r"(?s:.*)".join(re.escape(part) for part in parts)
     return re.fullmatch(pattern, _masked(printed)) is not None
@@ -163,9 +162,9 @@ def _masked(text: str) -> str:
 
 
 def check(page: Path, folder: Path, *, write: bool = False) -> list[str]:
-    """Run a page's examples in a folder; what is wrong with each that does not agree.
+    """Run a page's examples in a folder; returns a message for each whose output differs.
 
-    ``write``: put what was printed into the page instead.
+    With ``write``, put the output into the page instead.
     """
     text = page.read_text(encoding="utf-8")
     problems: list[str] = []
@@ -189,7 +188,7 @@ def check(page: Path, folder: Path, *, write: bool = False) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Check the pages that are named."""
+    """Check the named pages."""
     import examples as example_files
 
     write = "--write" in arguments

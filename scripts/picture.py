@@ -2,7 +2,7 @@
 
 python scripts/picture.py            writes docs/lookup-light.webp and docs/lookup-dark.webp
 
-The answers are those of a real lookup among the shipped photographs.
+The answers come from a real lookup among the shipped photographs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ THEMES = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one tier found."""
+    """The answer of one tier."""
 
     file: Path
     how: str
@@ -84,7 +84,7 @@ def drawn(theme: Theme, query: Path, answers: list[Answer]) -> Image.Image:
     def picture(x: int, path: Path, words: list[tuple[str, int, str]], edge: str) -> None:
         with Image.open(path) as opened:
             size = (PICTURE[0] * SCALE, PICTURE[1] * SCALE)
-            # At its true size beside the others: a small copy is small.
+            # Pictures keep their relative sizes, so a small copy looks small.
             share = min(1.0, opened.width / 320)
             shown = opened.convert("RGB")
             shown.thumbnail((int(size[0] * share), int(size[1] * share)), Image.Resampling.LANCZOS)

@@ -1,7 +1,7 @@
 """Write the reference pages: docs/cli.md from every ``--help``, docs/python.md from the docstrings.
 
 python scripts/reference.py            write them
-python scripts/reference.py --check    status 1 if they are not what it would write
+python scripts/reference.py --check    status 1 if they are out of date
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METHODS = {
     "Fill and change": ["ingest", "plan", "update", "remove"],
     "Look after": ["optimize", "check", "check_at", "salvage", "backup", "export"],
 }
-INSIDE = {"session", "index"}  # for those who look inside of a store; they may change
+INSIDE = {"session", "index"}  # for tools that look inside a store; they may change
 SPECIAL = {
     "len(store)": "__len__",
     "query in store": "__contains__",
@@ -49,7 +49,7 @@ GROUPS = {
 
 
 def command_page() -> str:
-    """docs/cli.md."""
+    """The text of docs/cli.md."""
     out = [
         "# The command line",
         "",
@@ -63,7 +63,7 @@ def command_page() -> str:
 
 
 def python_page() -> str:
-    """docs/python.md."""
+    """The text of docs/python.md."""
     out = [
         "# The Python interface",
         "",
@@ -137,7 +137,7 @@ def _class(name: str, what: Any) -> Iterator[str]:
 
 
 def _public(what: type) -> list[str]:
-    """The names of a class that are its own or its bases' of the engine, in their order."""
+    """The names that a class or its bases in the engine define, in order."""
     found: dict[str, None] = {}
     for base in reversed(what.__mro__):
         if base.__module__.startswith("engine"):
@@ -221,7 +221,7 @@ def main(arguments: list[str]) -> int:
         if arguments != ["--check"]:
             (DOCS / name).write_text(text, encoding="utf-8")
         elif (DOCS / name).read_text(encoding="utf-8") != text:
-            print(f"docs/{name} is not what scripts/reference.py writes: run it")
+            print(f"docs/{name} is out of date: run scripts/reference.py")
             wrong = True
     return int(wrong)
 

@@ -1,1 +1,1 @@
-"""What is measured: bit images, photographs, vectors, sets of them, exact neighbours."""
+"""The data of the benchmarks: bit images, photographs, vectors, sets of them, exact neighbours."""

@@ -1,4 +1,4 @@
-"""Vectors in .npy files: written block by block, so that they need not fit into memory."""
+"""Vectors in .npy files, written block by block, so that they need not fit into memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK_ROWS = 1 << 16  # read, written or compared at a time: 34 MB of 128 dimens
 
 
 def write_array(path: Path, blocks: Iterable[Vectors], n: int, dim: int) -> None:
-    """Write (n, dim) float32 from its blocks of rows; there is no file until it is whole."""
+    """Write (n, dim) float32 from blocks of rows; the file appears only once it is complete."""
     unfinished = path.with_name(path.name + ".part")
     with unfinished.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (n, dim)}
@@ -29,12 +29,14 @@ def write_array(path: Path, blocks: Iterable[Vectors], n: int, dim: int) -> None
 
 
 def open_array(path: Path) -> Vectors:
-    """A file of float32 (n, dim), mapped; ``UsageError`` if it is none."""
+    """Map a file of float32 (n, dim); ``UsageError`` if it is anything else."""
     try:
-        if path.exists() and not path.is_file():  # a pipe nobody writes to would be waited for
+        # Opening a pipe without a writer would wait for ever.
+        if path.exists() and not path.is_file():
             raise UsageError(f"{path} is no file: name an .npy of vectors")
-        with warnings.catch_warnings(action="ignore"):  # of headers that old versions wrote
-            # Not np.load, which takes other formats too, and advises to load them unsafely.
+        # Headers of old versions raise warnings.
+        with warnings.catch_warnings(action="ignore"):
+            # Not np.load: it accepts other formats too, and advises to load them unsafely.
             rows: Vectors = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -1,7 +1,7 @@
-"""The images: seeded, 100×100 RGB, every channel value one random bit; made in chunks, never all.
+"""Seeded bit images: 100×100 RGB, every channel value one random bit, made in chunks.
 
-Row r of a set depends on its seed and r only, so the rows from n on are images that a set of n does
-not hold, and any row can be made again to ask for it.
+Row r of a set depends on its seed and r only. So any row can be made again for a query, and the rows
+from n on are misses for a set of n.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Images = npt.NDArray[np.uint8]
 
 
 def packed(seed: int, first: int, count: int) -> Images:
-    """Rows ``[first, first + count)`` as the engine makes them: (count, 3750) uint8, 8 bits a byte."""
+    """Rows ``[first, first + count)`` as the engine packs them: (count, 3750) uint8, 8 bits a byte."""
     return generate(seed, first, count)[:, HEADER_BYTES:]
 
 
@@ -51,9 +51,9 @@ def packed_rows(seed: int, numbers: npt.NDArray[np.int64]) -> Images:
 
 
 def packed_misses(n: int, seed: int, first: int, count: int) -> Images:
-    """``count`` images that a set of ``n`` lacks, packed; another ``first`` gives others.
+    """``count`` packed images that are not in a set of ``n``; another ``first`` gives other ones.
 
-    As in ``misses``, every other one is new and the rest are a bit away from one of the set.
+    As in ``misses``, every other image is new, and the rest differ in one bit from an image of the set.
     """
     draw = np.random.default_rng([seed, n, 1, first])
     images = packed(seed, n + first, count).copy()
@@ -65,16 +65,16 @@ def packed_misses(n: int, seed: int, first: int, count: int) -> Images:
 
 
 def hits(n: int, seed: int, count: int) -> Iterator[tuple[int, Images]]:
-    """``count`` rows drawn from a set of ``n``: their number and their image (100, 100, 3)."""
+    """Draw ``count`` rows from a set of ``n``: the number and the image (100, 100, 3) of each."""
     for row in np.random.default_rng([seed, n]).integers(0, n, count):
         yield int(row), unpacked(seed, int(row), 1)[0]
 
 
 def misses(n: int, seed: int, count: int) -> Iterator[tuple[None, Images]]:
-    """``count`` images that a set of ``n`` lacks.
+    """``count`` images that are not in a set of ``n``.
 
-    Every other one is new; the rest are images of the set with a single bit flipped, which only a
-    method that looks at all the bits tells from the original.
+    Every other one is new. The rest are images of the set with one bit flipped: only a method that
+    compares all bits can tell them from the original.
     """
     draw = np.random.default_rng([seed, n, 1])
     for i in range(count):

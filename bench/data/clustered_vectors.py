@@ -1,9 +1,9 @@
-"""Made vectors in any number: clustered, seeded, 128 dimensions, unit length; never all in memory.
+"""Seeded, clustered vectors of 128 dimensions and unit length, in any number, made in blocks.
 
-Row r of a set depends on its seed and r only. 500 clusters have sizes as words in a text have
-(Zipf's law, flattened at its head). Around the middle of its cluster a vector varies in 13
-directions that its neighbours share, and a little in all others; one in fifty lies between two
-clusters. So neighbours are spread over several cells of an index, as with real data, and about as
+Row r of a set depends on its seed and r only. The sizes of the 500 clusters follow Zipf's law, flattened
+at its head, like the frequencies of words. Around the middle of its cluster a vector varies in 13
+directions that its neighbours share, and a little in all others. One vector in fifty lies between two
+clusters. So neighbours are spread over several cells of an index, as in real data, and over about as
 many at each size.
 """
 
@@ -30,12 +30,12 @@ _ROWS, _QUERIES = 0, 1  # streams
 
 
 class _Clusters(NamedTuple):
-    """What a seed decides: middles (c, 128), widths (w, 128), share of rows up to each cluster (c,)."""
+    """The clusters of a seed: middles (c, 128), widths (w, 128), cumulative shares of rows (c,)."""
 
     middles: Vectors
     widths: Vectors
     shares: npt.NDArray[np.float64]
-    turned: Vectors  # (128, 128): so that no direction is one of the axes
+    turned: Vectors  # (128, 128): a rotation, so that no direction is one of the axes
 
 
 def rows(seed: int, first: int, count: int) -> Vectors:
@@ -44,12 +44,12 @@ def rows(seed: int, first: int, count: int) -> Vectors:
 
 
 def queries(seed: int, count: int) -> Vectors:
-    """``count`` vectors of the same distribution that are none of the set's: (count, 128) float32."""
+    """``count`` vectors of the same distribution that are not in the set: (count, 128) float32."""
     return _stream(seed, _QUERIES, 0, count)
 
 
 def blocks(seed: int, first: int, count: int) -> Iterator[Vectors]:
-    """The rows ``[first, first + count)``, some at a time."""
+    """The rows ``[first, first + count)``, block by block."""
     for at in range(first, first + count, _BLOCK):
         yield rows(seed, at, min(_BLOCK, first + count - at))
 
@@ -83,7 +83,7 @@ def _block(seed: int, stream: int, block: int) -> Vectors:
 @cache
 def _clusters(seed: int) -> _Clusters:
     draw = np.random.Generator(np.random.SFC64([seed, CLUSTERS]))
-    # Middles vary more in some directions than in others, as those of learned vectors do.
+    # Middles vary more in some directions than in others, like those of learned vectors.
     scale = np.linspace(1.5, 0.5, DIM, dtype=np.float32)
     middles = draw.standard_normal((CLUSTERS, DIM), np.float32) * scale
     middles /= np.linalg.norm(middles, axis=1, keepdims=True)

@@ -1,9 +1,9 @@
 """Real vectors to search: SIFT descriptors of photographs as RootSIFT, made once and kept as .npy.
 
-Each photograph is shrunk first, and gives at most 3,000 descriptors. They are L1-normalised and
-their square root is taken (RootSIFT), which makes them unit vectors of 128 dimensions. Queries come
-from photographs that give no vectors. Flat descriptors are left out, and of equal ones all but one.
-Needs OpenCV, which comes with ``pip install '.[peers]'``.
+Each photograph is shrunk first, and gives at most 3,000 descriptors. Each descriptor is L1-normalised,
+and its square root is a unit vector of 128 dimensions (RootSIFT). Queries come from photographs that
+give no vectors. Flat descriptors are left out, and all but one of equal ones. This needs OpenCV, which
+comes with ``pip install '.[peers]'``.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from .photographs import MIN_SIDE, shuffled
 
 DIM = 128
 LONGEST_SIDE = 1024  # pixels of a photograph whose descriptors are taken
-EACH = 3_000  # descriptors of one photograph: none is to outweigh the others
-EACH_ASKED = 100  # of one that gives queries
+EACH = 3_000  # descriptors of one photograph: none should outweigh the others
+EACH_ASKED = 100  # descriptors of one photograph that gives queries
 MAX_PIXELS = 1 << 25  # of a picture: larger ones take too much memory
 
 Bytes = npt.NDArray[np.uint8]
 
 
 def described(photo: Path, most: int) -> Bytes:
-    """The strongest SIFT descriptors of one photograph as OpenCV gives them, whole numbers: (n, 128).
+    """The strongest SIFT descriptors of one photograph, OpenCV's whole numbers: (n, 128).
 
-    None of a picture that is too small or too large, has transparent pixels or cannot be read.
+    No rows if the picture is too small, too large, not opaque or unreadable.
     """
     cv2 = _opencv()
     try:
@@ -48,7 +48,7 @@ def described(photo: Path, most: int) -> Bytes:
             if min(file.size) < MIN_SIDE or file.width * file.height > MAX_PIXELS:
                 return np.empty((0, DIM), np.uint8)
         image = upright(photo.read_bytes()).convert("L")
-    except Exception:  # what cannot be read is no photograph
+    except Exception:  # an unreadable file is not a photograph
         return np.empty((0, DIM), np.uint8)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     _, found = cv2.SIFT_create(nfeatures=most).detectAndCompute(np.asarray(image), None)
@@ -59,7 +59,7 @@ def described(photo: Path, most: int) -> Bytes:
 
 
 def root_sift(rows: Bytes) -> Vectors:
-    """RootSIFT: the square root of each descriptor's share of its sum; (n, 128) float32, unit length."""
+    """RootSIFT: the square root of each L1-normalised descriptor; (n, 128) float32, unit length."""
     values = rows.astype(np.float32)
     roots: Vectors = np.sqrt(values / values.sum(axis=1, keepdims=True))
     return roots
@@ -72,7 +72,7 @@ def collect(
 
     ``BenchError`` if the photographs have fewer.
     """
-    # Twice what is needed: some are in the vectors too, where a photograph comes in two sizes.
+    # Twice the number: if a photograph occurs in two sizes, some of these are in the vectors too.
     asked = _take(photos, 2 * queries, EACH_ASKED, lambda done: None)
     kept = _take(photos, n + n // 8, EACH, lambda done: progress(min(done, n), n))
     both = np.concatenate([kept, asked])
@@ -90,7 +90,7 @@ def collect(
 
 
 def _take(photos: Iterator[Path], n: int, each: int, done: Callable[[int], None]) -> Bytes:
-    """``n`` descriptors or more, up to ``each`` a photograph, as long as there are photographs."""
+    """``n`` descriptors or more, up to ``each`` a photograph; fewer if the photographs run out."""
     found: list[Bytes] = [np.empty((0, DIM), np.uint8)]
     count = 0
     while count < n and (photo := next(photos, None)) is not None:
@@ -103,9 +103,9 @@ def _take(photos: Iterator[Path], n: int, each: int, done: Callable[[int], None]
 def make(
     folders: Sequence[Path], folder: Path, n: int, queries: int, seed: int
 ) -> tuple[Path, Path]:
-    """The files of the vectors and of the queries, float32 (n, 128); made if they are not there.
+    """The files of the vectors and of the queries, float32 (n, 128); made if they do not exist.
 
-    They are found again by their names, which say what is in them.
+    Their names describe their contents, so a later call finds them again.
     """
     paths = (folder / f"sift-{n}-{seed}.npy", folder / f"sift-{n}-{seed}-queries-{queries}.npy")
     if all(path.exists() for path in paths):
@@ -120,7 +120,7 @@ def make(
 
 
 def main() -> bool:
-    """Make them and say where they are."""
+    """Make the two files and print their paths."""
     parser = script.parser(__doc__)
     parser.add_argument(
         "--photos",

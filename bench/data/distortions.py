@@ -1,4 +1,4 @@
-"""The changes that a copied photograph goes through, fixed and seeded: a picture in, a file out."""
+"""Fixed, seeded changes that make a copy of a photograph: a picture in, a file out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Change = Callable[[Image.Image, np.random.Generator], bytes]
 
 
 def upright(data: bytes) -> Image.Image:
-    """A photograph as it is seen: RGB, turned as its EXIF orientation says."""
+    """A photograph as people see it: RGB, turned by its EXIF orientation."""
     with Image.open(io.BytesIO(data)) as image:
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             raise UsageError("a photograph with transparent pixels cannot be changed like the rest")
@@ -22,14 +22,14 @@ def upright(data: bytes) -> Image.Image:
 
 
 def as_file(image: Image.Image, container: str, **options: int) -> bytes:
-    """An image as a file of that container (``"PNG"``, ``"BMP"``, ``"JPEG"``)."""
+    """The bytes of an image file in the given container (``"PNG"``, ``"BMP"``, ``"JPEG"``)."""
     file = io.BytesIO()
     image.save(file, container, **options)
     return file.getvalue()
 
 
 def crop_to(share: float) -> Change:
-    """Keep this share of each side, at a place drawn uniformly."""
+    """Keep this share of each side, at a uniformly drawn place."""
 
     def crop(image: Image.Image, draw: np.random.Generator) -> bytes:
         width, height = round(image.width * share), round(image.height * share)

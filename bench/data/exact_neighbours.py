@@ -1,4 +1,4 @@
-"""Exact neighbours, found in a stream of blocks of vectors; and how many of them an index found."""
+"""Exact neighbours, found in a stream of blocks of vectors, and the recall of an index."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Nearest:
 
     def _keep(self, query: int, scores: Vectors, numbers: Rows) -> None:
         k = self._scores.shape[1]
-        # Few are better once some blocks have been seen; to sort all of them would take far longer.
+        # After some blocks few rows are better, and sorting all of them would take far longer.
         better = np.flatnonzero(scores > self._scores[query].min())
         every = np.concatenate([self._scores[query], scores[better]])
         best = np.argpartition(-every, k - 1)[:k]
@@ -44,7 +44,7 @@ class Nearest:
         self._rows[query] = np.concatenate([self._rows[query], numbers[better]])[best]
 
     def rows(self) -> Rows:
-        """Best first: (nq, k) int64, -1 where there were fewer."""
+        """Best first: (nq, k) int64, -1 where there are fewer."""
         order = np.argsort(-self._scores, axis=1, kind="stable")
         return np.take_along_axis(self._rows, order, axis=1)
 
@@ -58,7 +58,7 @@ def exact(blocks: Iterable[Vectors], queries: Vectors, k: int) -> Rows:
 
 
 def recall(found: Rows, wanted: Rows) -> float:
-    """The share of the wanted rows, (nq, k), that is among those found, (nq, any)."""
+    """The share of the wanted rows, (nq, k), that are among the rows found, (nq, any)."""
     there = wanted >= 0
     hits = (wanted[:, :, None] == found[:, None, :]).any(axis=2) & there
     return float(hits.sum() / max(1, there.sum()))

@@ -1,8 +1,8 @@
-"""What images a run of ``engine bench`` is about: random bit images, or the files of a folder.
+"""The images of a run of ``engine bench``: random bit images, or the files of a folder.
 
-A set says what an ingest of its first n images is given, makes any of them again, and makes what is
-asked for: images of the set, images it lacks, and copies. Nothing here grows with n but the list of
-a folder's files.
+A set gives the sources to ingest its first n images, and makes any of them again. It also makes the
+queries: images of the set, images that it lacks, and copies. Only the list of a folder's files grows
+with n.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from . import bit_images, distortions
 from .bit_images import Images
 
 FLIPPED = 0.05  # of the bits of a bit image's copy
-_MAX_PIXELS = 1 << 25  # of a picture that is asked for: larger ones would be most of what is timed
+_MAX_PIXELS = 1 << 25  # of a query picture: larger ones would take most of the time
 
-Wanted = str | None  # the source of the image that is to be found; None: it is not there
+Wanted = str | None  # the source of the image to find; None: the set does not have it
 Query = Any  # what Store.lookup takes: an array, a file's bytes, PackedBits
 
 
@@ -37,13 +37,13 @@ class ImageSet(ABC):
     """Images in a fixed order; a set of n is the first n of them."""
 
     name: str
-    encoder: str  # that an ingest has
-    white: int  # what makes 255 of the largest value of an array
-    chunk: int  # arrays that are held at once
+    encoder: str  # for an ingest
+    white: int  # the factor from the largest value of an array to 255
+    chunk: int  # arrays held at a time
 
     @abstractmethod
     def sources(self, n: int) -> list[str]:
-        """What ``Store.ingest`` is given for the first ``n``."""
+        """The sources to pass to ``Store.ingest`` for the first ``n`` images."""
 
     @abstractmethod
     def arrays(self, first: int, count: int) -> Images | list[Images]:
@@ -59,14 +59,14 @@ class ImageSet(ABC):
 
     @abstractmethod
     def misses(self, n: int, count: int) -> Iterator[tuple[Wanted, Images]]:
-        """``count`` images that a set of ``n`` lacks, many of them nearly one that it has."""
+        """``count`` images that a set of ``n`` lacks, many of them nearly equal to one of its images."""
 
     @abstractmethod
     def copies(self, n: int, count: int) -> Iterator[tuple[Wanted, Query]]:
-        """``count`` copies that are near an image of the set and not identical to it."""
+        """``count`` copies, each near an image of the set but not identical to it."""
 
     def views(self, n: int, count: int) -> Iterator[Images]:
-        """``count`` images of a set of ``n``, of each the middle 80 % of each side, for an encoder."""
+        """The middle 80 % of each side of ``count`` images of a set of ``n``, for an encoder."""
         for _, image in self.hits(n, count):
             top, left = image.shape[0] // 10, image.shape[1] // 10
             kept = image[top : image.shape[0] - top, left : image.shape[1] - left]
@@ -84,7 +84,7 @@ class BitSet(ImageSet):
         self._seed = seed
 
     def sources(self, n: int) -> list[str]:
-        """One synthetic source, which is made while it is ingested."""
+        """One synthetic source, made during the ingest."""
         return [f"synthetic:bits?n={n}&seed={self._seed}"]
 
     def arrays(self, first: int, count: int) -> Images:
@@ -118,7 +118,7 @@ class BitSet(ImageSet):
 
 
 def _is_file(path: Path) -> bool:
-    """And no pipe, which would be waited for, nor a link that leads nowhere."""
+    """Whether a path is a regular file: not a pipe, which would block, nor a dangling link."""
     try:
         return path.is_file()
     except OSError:  # a name that is too long, a folder that may not be entered
@@ -129,7 +129,7 @@ class FileSet(ImageSet):
     """The image files of a folder, in an order that the seed draws."""
 
     white = 1
-    chunk = 8  # of a camera's they are some 300 MB
+    chunk = 8  # some 300 MB of camera pictures
 
     def __init__(self, folder: str, seed: int, encoder: str = "simclr") -> None:
         self.name, self.encoder = f"the pictures in {folder}", encoder
@@ -149,7 +149,7 @@ class FileSet(ImageSet):
         return self.files[:n]
 
     def arrays(self, first: int, count: int) -> list[Images]:
-        """Those that can be read, as RGB."""
+        """The readable ones, as RGB."""
         return [image for _, image in self.named(first, count)]
 
     def named(self, first: int, count: int) -> Iterator[tuple[str, Images]]:
@@ -160,11 +160,11 @@ class FileSet(ImageSet):
                 yield file, image
 
     def hits(self, n: int, count: int) -> Iterator[tuple[Wanted, Images]]:
-        """Decoded here, so that the lookup has what the other methods have."""
+        """Decoded here, so that a lookup gets the same arrays as the other methods."""
         yield from self._drawn(n, count, 5)
 
     def misses(self, n: int, count: int) -> Iterator[tuple[Wanted, Images]]:
-        """One channel value of one pixel is another."""
+        """One channel value of one pixel is changed."""
         for _, image in self._drawn(n, count, 6):
             changed = image.copy()
             changed[0, 0, 0] ^= 1
@@ -190,16 +190,16 @@ class FileSet(ImageSet):
 
 
 def make(spec: dict[str, Any]) -> ImageSet:
-    """The set that ``spec`` describes, as a child is given it: its folder, if any, and its seed."""
+    """The set that ``spec`` describes for a child: its folder, if any, and its seed."""
     if spec.get("folder"):
         return FileSet(spec["folder"], spec["seed"], spec["encoder"])
     return BitSet(spec["seed"], spec.get("encoder", "none"))
 
 
 def _decoded(file: Path) -> Images | None:
-    """An opaque picture of 8 bits a channel as (H, W, 3); None of what is none, or cannot be read.
+    """An opaque picture of 8 bits a channel as (H, W, 3); None for any other or unreadable file.
 
-    None too of one so dark that its array, of 0 and 1 only, would be another image: one of bits.
+    Also None if the picture has only the values 0 and 1: its array would be a bit image.
     """
     try:
         pixels = decode(file.read_bytes(), max_pixels=_MAX_PIXELS).pixels

@@ -1,4 +1,4 @@
-"""Photographs below folders: found, and drawn in a seeded order."""
+"""Finds photographs below folders, and draws them in a seeded order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def listed(folder: Path) -> list[Path]:
 
 
 def sample(folders: Sequence[Path], most: int, seed: int) -> list[Path]:
-    """A seeded sample of up to ``most`` pictures below the folders: opaque, 8-bit, large enough."""
+    """A seeded sample of up to ``most`` opaque, 8-bit, large enough pictures below the folders."""
     found: list[Path] = []
     for path in shuffled(folders, seed):
         if len(found) == most:
@@ -44,7 +44,7 @@ def sample(folders: Sequence[Path], most: int, seed: int) -> list[Path]:
 
 
 def shuffled(folders: Sequence[Path], seed: int) -> Iterator[Path]:
-    """Every file below the folders that is named as a picture, each once, in a seeded order."""
+    """Every file below the folders with a picture's suffix, each once, in a seeded order."""
     every = sorted(
         path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES
     )
@@ -57,5 +57,5 @@ def _is_photograph(path: Path) -> bool:
             if min(image.size) < MIN_SIDE or image.width * image.height > _MAX_PIXELS:
                 return False
             return not image.has_transparency_data and from_image(image).kind is Kind.U8
-    except Exception:  # what cannot be read is no photograph
+    except Exception:  # an unreadable file is not a photograph
         return False

@@ -1,4 +1,4 @@
-"""A store of many vectors, made or of a file, taken in a million at a time, with exact neighbours."""
+"""A store of many vectors, made or from a file, ingested a million at a time, with exact neighbours."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from . import clustered_vectors
 from .arrays import Vectors, blocks, open_array, write_array
 from .exact_neighbours import Nearest, Rows
 
-K = 10  # neighbours that are asked for
-QUERIES = 500  # of which the recall is taken
+K = 10  # neighbours of a query
+QUERIES = 500  # whose recall is measured
 PIECE = 1_000_000  # vectors of one file, and of one ingest
-STORE_BYTES = 1_400  # of disk, a vector: twice what it takes in the end, while it is laid out again
+STORE_BYTES = 1_400  # of disk, a vector: laying out takes twice the final size for a while
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """How a store was made: seconds, bytes."""
+    """The cost of building a store: seconds, bytes."""
 
     n: int
     ingest_s: float
     optimize_s: float
-    peak: int  # of anonymous memory above the empty process, in any of the processes that built it
-    resident: int  # of all memory of such a process, with what is mapped
+    peak: int  # anonymous bytes above the empty process, the largest of all building processes
+    resident: int  # bytes of all memory of such a process, mapped pages included
     parts: dict[str, int]  # bytes of disk
 
     @property
     def seconds(self) -> float:
-        """From vectors to a store that is indexed and laid out."""
+        """The time from vectors to an indexed and laid-out store."""
         return self.ingest_s + self.optimize_s
 
 
@@ -42,7 +42,8 @@ class Built:
 class VectorStore:
     """A store of ``n`` vectors, with queries and their exact neighbours beside it.
 
-    They are made by a seed, or are the first rows of ``array``, whose last rows are the queries.
+    The vectors are made from a seed, or are the first rows of ``array``. Then its last rows are the
+    queries.
     """
 
     n: int
@@ -52,17 +53,17 @@ class VectorStore:
 
     @property
     def store(self) -> Path:
-        """Its folder."""
+        """The folder of the store."""
         return (self.folder / f"vectors-{self.n}-{self.seed}.store").absolute()
 
     @property
     def queries(self) -> Path:
-        """Queries that are none of its vectors: .npy."""
+        """The .npy of the queries, which are not among its vectors."""
         return self.store.with_suffix(".queries.npy")
 
     @property
     def truth(self) -> Path:
-        """Rows of the exact neighbours of the first of them: .npy."""
+        """The .npy of the exact neighbours (rows) of the first queries."""
         return self.store.with_suffix(".truth.npy")
 
     @property
@@ -78,11 +79,10 @@ class VectorStore:
         done: Callable[[int], None] = lambda count: None,
         within: Sequence[str] = (),
     ) -> Built:
-        """Have it there, with ``queries`` queries; one that is whole already is left as it is.
+        """Build the store, with ``queries`` queries; a complete one is left as it is.
 
-        ``BenchError`` if that was made with other arguments.
-
-        ``within``: as for ``run_child``, for the processes that build it.
+        ``within`` is passed to ``run_child`` for the processes that build it. ``BenchError`` if an
+        existing store was made with other arguments.
         """
         made_with = {"queries": queries, "wanted": wanted, "memory": memory}
         if self._built.exists():
@@ -101,7 +101,7 @@ class VectorStore:
         seconds, peaks, resident = 0.0, [], []
         for first in range(0, self.n, PIECE):
             count = min(PIECE, self.n - first)
-            # The name of an array is its identity: each piece has its own.
+            # The store identifies an array by its name, so each piece has its own.
             piece = self.folder / f"vectors-{first}.npy"
             write_array(piece, self._watched(first, count, nearest), count, asked.shape[1])
             spec = given | {"job": "ingest", "vectors": str(piece)}
@@ -131,7 +131,7 @@ class VectorStore:
         return np.array(open_array(self.array)[-count:])
 
     def blocks(self, first: int, count: int) -> Iterator[Vectors]:
-        """Its rows ``[first, first + count)``, some at a time."""
+        """Its rows ``[first, first + count)``, block by block."""
         if self.array is None:
             return clustered_vectors.blocks(self.seed, first, count)
         return blocks(open_array(self.array)[first : first + count])

@@ -12,7 +12,7 @@ from ..harness.process import answer, send
 
 
 def ingest(folder: str, vectors: str, memory_bytes: int) -> dict[str, float]:
-    """Take the vectors of one file into a store, which is made if it is not there."""
+    """Ingest the vectors of one file into a store, which is created if needed."""
     empty = memory.anonymous()
     send(start=True)
     started = time.perf_counter()
@@ -22,7 +22,7 @@ def ingest(folder: str, vectors: str, memory_bytes: int) -> dict[str, float]:
 
 
 def optimize(folder: str, memory_bytes: int, wanted: float) -> dict[str, Any]:
-    """Have everything in one index, laid out and measured; then what takes how much disk."""
+    """Index, lay out and measure everything; report the bytes of disk by part."""
     empty = memory.anonymous()
     send(start=True)
     started = time.perf_counter()

@@ -1,1 +1,1 @@
-"""What measurements stand on: child processes, memory limits, the disk, the machine, counts."""
+"""The ground of measurements: child processes, memory limits, the disk, the machine, counts."""

@@ -1,4 +1,4 @@
-"""What the disk is asked for: counted by the kernel, for this process and for the disk as a whole."""
+"""Disk reads and writes as the kernel counts them, for this process and for the whole disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import BenchError
 
-_SECTOR = 512  # bytes; what /sys counts in, whatever the disk has
+_SECTOR = 512  # bytes: the unit of /sys, whatever the disk has
 _PAGE = 4096  # bytes
 _FILE, _PIECE = 256 << 20, 1 << 20  # bytes of the file whose places are read, and written at a time
 _READS = 1_000
@@ -19,12 +19,12 @@ _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 def written() -> int:
-    """Bytes that this process has had written to disk, so far or in time; Linux only."""
+    """Bytes that this process has written so far, on the disk or still to reach it; Linux only."""
     return _counted("write_bytes")
 
 
 def fetched() -> int:
-    """Bytes that this process has had read from disk, so far; Linux only."""
+    """Bytes that the kernel has read from disk for this process so far; Linux only."""
     return _counted("read_bytes")
 
 
@@ -44,10 +44,10 @@ def taken(folder: Path) -> int:
 
 
 def random_reads(file: Path, *, seed: int, size: int = _FILE, count: int = _READS) -> list[float]:
-    """Seconds of reads of 4 KiB at random places of ``file``, which is made, and removed again.
+    """Seconds of reads of 4 KiB at random places of ``file``, which is made and then removed.
 
-    None of it is in the page cache, and nothing around a place is read with it. Empty where the
-    kernel has no way to be told so.
+    The file is not in the page cache, and there is no read-ahead. Empty if the kernel cannot be asked
+    for that.
     """
     if not hasattr(os, "posix_fadvise"):
         return []
@@ -75,13 +75,13 @@ def random_reads(file: Path, *, seed: int, size: int = _FILE, count: int = _READ
 
 
 class Disk:
-    """The disk that a file lies on, with all that anybody reads from it."""
+    """The disk that a file lies on, and the reads of all programs from it."""
 
     def __init__(self, path: Path) -> None:
-        """``BenchError`` if the kernel does not say which disk it is, as on a network's."""
+        """``BenchError`` if the kernel names no disk, as for a network file system."""
         number = path.stat().st_dev
         device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-        # A partition counts for itself on most kernels; where it does not, its disk does.
+        # Most kernels count for each partition; otherwise the count of the whole disk has to do.
         for place in (device / "stat", device.resolve().parent / "stat"):
             if place.is_file():
                 self._stat = place
@@ -89,16 +89,16 @@ class Disk:
         raise BenchError(f"{path} lies on no disk whose reads are counted: give another --dir")
 
     def reads(self) -> tuple[int, int]:
-        """Reads completed so far, and their bytes."""
+        """The number of completed reads so far, and their bytes."""
         fields = self._stat.read_text().split()
         return int(fields[0]), int(fields[2]) * _SECTOR
 
 
 def forget(folder: Path, *, everything: bool = True) -> None:
-    """Have nothing of a folder's files in the page cache; of no file, where the system allows it.
+    """Drop a folder's files from the page cache; drop all files where the system allows it.
 
-    ``everything`` false: the caches of others are left to them. ``BenchError`` where the kernel cannot
-    be asked for it, as on macOS.
+    With ``everything`` false, other files stay cached. ``BenchError`` where the kernel cannot be asked
+    for it, as on macOS.
     """
     if not hasattr(os, "posix_fadvise"):
         raise BenchError("this kernel has no way to be told what to drop from the page cache")
@@ -106,11 +106,11 @@ def forget(folder: Path, *, everything: bool = True) -> None:
         if path.is_file():
             fd = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(fd)  # what is not on the disk yet would stay
+                os.fsync(fd)  # dirty pages would stay
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(fd)
     if not everything:
         return
-    with contextlib.suppress(OSError):  # root may
+    with contextlib.suppress(OSError):  # only root may
         _DROP_CACHES.write_text("1")

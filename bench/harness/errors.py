@@ -1,8 +1,8 @@
-"""What can go wrong in a measurement; wrong arguments are the engine's own ``UsageError``.
+"""The errors of a measurement; for wrong arguments there is the engine's own ``UsageError``.
 
 EngineError
 └── BenchError             a measurement could not be made
-    └── WrongAnswerError       a method did not find what is there, or found what is not
+    └── WrongAnswerError       a method missed an image of the set, or found one that is not in it
 """
 
 from engine.errors import EngineError
@@ -13,4 +13,4 @@ class BenchError(EngineError):
 
 
 class WrongAnswerError(BenchError):
-    """A method did not find what is there, or found what is not; its times are worth nothing."""
+    """A method missed an image of the set, or found one that is not in it; its times are void."""

@@ -1,4 +1,4 @@
-"""Where a measurement was made: processor, memory, versions."""
+"""The machine and the software of a measurement: processor, memory, versions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def machine() -> dict[str, str | int]:
 
 
 def versions() -> dict[str, str]:
-    """Python, the engine, what it stands on, and what it is measured beside."""
+    """The versions of Python, the engine, its libraries and its peers."""
     found = {"python": platform.python_version(), "engine": __version__}
     found["SQLite"] = sqlite3.sqlite_version
     for name in _PACKAGES:

@@ -1,4 +1,4 @@
-"""How much memory a process uses, from outside it or inside (Linux; 0 where there is no /proc)."""
+"""The memory of this or another process (Linux; 0 where there is no /proc)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def peak_resident(pid: int | str = "self") -> int:
 
 
 def available() -> int:
-    """What new processes can take without swap, in bytes."""
+    """The bytes that new processes can take without swapping."""
     return _field("/proc/meminfo", "MemAvailable")
 
 

@@ -1,4 +1,4 @@
-"""A bound on all the memory of a process, page cache included: a control group of its own."""
+"""A limit on all the memory of a process, page cache included, by a control group of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .errors import BenchError
 
 _GROUPS = Path("/sys/fs/cgroup")
 _V1 = _GROUPS / "memory"
-# The shell joins the group and becomes the command: everything that it takes is counted from the start.
+# The shell joins the group and then becomes the command, so its memory is counted from the start.
 _JOIN = ("sh", "-c", 'echo $$ > "$0" && exec "$@"')
 _ULIMIT = ("sh", "-c", 'ulimit -d "$0" && exec "$@"')  # kilobytes
 _TRIES = 50
@@ -24,7 +24,7 @@ _TRIES = 50
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A way to run commands within a bound; ``within`` goes before the command."""
+    """A way to run commands within a memory limit; put ``within`` before the command."""
 
     within: tuple[str, ...]
     how: str
@@ -32,10 +32,11 @@ class Limit:
 
 @contextmanager
 def limited(memory: int, *, fallback: bool = False) -> Iterator[Limit]:
-    """A bound of ``memory`` bytes for the commands of one context.
+    """Limit the commands of one context to ``memory`` bytes.
 
-    Control groups of version 1 or 2 if this user may make one, else a scope of the user's systemd.
-    If there is no such way: with ``fallback`` a bound of anonymous memory alone, else ``BenchError``.
+    It uses a control group of version 1 or 2 if this user may make one, else a scope of the user's
+    systemd. If neither is possible, ``fallback`` limits anonymous memory alone; without it this raises
+    ``BenchError``.
     """
     with contextlib.ExitStack() as stack:
         for make in (_version_1, _version_2, _systemd):
@@ -57,7 +58,7 @@ def limited(memory: int, *, fallback: bool = False) -> Iterator[Limit]:
 
 
 def pressure() -> tuple[int, int]:
-    """Of the group that this process is in: the most bytes it had, and how often it met its bound."""
+    """The peak bytes of this process's control group, and how often it reached its limit."""
     version_1, version_2 = None, None
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -112,7 +113,7 @@ def _group(
 
 
 def _remove(group: Path) -> None:
-    """A group can be removed once its last process is gone for good, a moment after it ended."""
+    """Remove a group; its last process disappears only a moment after it has ended."""
     for _ in range(_TRIES):
         try:
             group.rmdir()

@@ -1,8 +1,8 @@
-"""Children that measure: started fresh, watched from outside, ended with their parent's work.
+"""Child processes that measure: started fresh, watched from outside, ended with their parent.
 
 A child is a module of this package (``suite.store_child``), run with one JSON argument. It writes
-JSON objects to standard output, a line each: ``{"start": true}`` once what it is to measure begins,
-``{"done": n}`` as it goes, and last ``{"result": {...}}`` or ``{"error": "...", "wrong": bool}``.
+JSON objects to standard output, one a line: ``{"start": true}`` when its measurement begins,
+``{"done": n}`` as progress, and last ``{"result": {...}}`` or ``{"error": "...", "wrong": bool}``.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from engine.errors import EngineError
 from . import memory
 from .errors import BenchError, WrongAnswerError
 
-# ``bench``, or ``engine._bench`` where it was installed.
+# ``bench``, or ``engine._bench`` in an installed package.
 PACKAGE = __name__.removesuffix(".harness.process")
 # The folder that has the package, or the checkout.
 ROOT = Path(__file__).resolve().parents[PACKAGE.count(".") + 2]
 _SAMPLE_SECONDS = 0.01
-_PARENT = "ENGINE_BENCH_PARENT"  # the number of a descriptor, at whose end the parent has ended
+_PARENT = "ENGINE_BENCH_PARENT"  # the number of a pipe's descriptor; its end means the parent ended
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a child said, and the most memory (bytes) it was seen to use.
+    """The result of a child, and the peaks of its memory in bytes.
 
-    Anonymous memory counts from its start on, resident memory from when it was born.
+    Anonymous memory counts from its ``start`` message on, resident memory from its birth.
     """
 
     result: dict[str, Any]
@@ -48,12 +48,12 @@ class Finished:
 
 def python(module: str, *arguments: str) -> list[str]:
     """The command that runs ``module`` in a fresh interpreter of the same environment."""
-    # -P: a folder called engine or bench where the user happens to be must not be imported.
+    # -P: do not import a folder called engine or bench in the user's current folder.
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, in which children import the packages that this process did."""
+    """This process's environment, changed so that children import the same packages."""
     path = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), path] if path else [str(ROOT)])}
 
@@ -67,10 +67,10 @@ def run_child(
 ) -> Finished:
     """Run a module of this package to its end; ``done`` gets its progress.
 
-    ``within``: a command that runs the one it is given in its own place (``memory_limit.Limit.within``).
+    ``within`` is a command that becomes the command behind it (``memory_limit.Limit.within``).
 
-    The child samples nothing itself: its memory is read from here, every 10 ms, so that neither the
-    interpreter's lock nor the measuring hides a peak. Raises ``BenchError`` if it fails.
+    This process reads the child's memory every 10 ms. The child does not sample itself, so neither the
+    GIL nor the measuring hides a peak. Raises ``BenchError`` if it fails.
     """
     with tempfile.TemporaryFile() as errors, _held_by_parent() as parent:
         child = subprocess.Popen(
@@ -98,13 +98,13 @@ def run_child(
 
 
 def answer(work: Callable[..., object] | Mapping[str, Callable[..., object]]) -> None:
-    """Do what this process's argument says, a JSON object of ``work``'s arguments; for children.
+    """Call ``work`` with this process's argument, a JSON object of its arguments; for children.
 
-    Of several jobs the argument names one: ``{"job": "ask", ...}``.
+    If there are several jobs, the argument names one: ``{"job": "ask", ...}``.
     """
     # The parent ends this process; a Ctrl-C that reaches both must not print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = os.environ.pop(_PARENT, "")  # not for the children of this one
+    parent = os.environ.pop(_PARENT, "")  # not for this process's own children
     if parent:
         threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
     try:
@@ -117,7 +117,7 @@ def answer(work: Callable[..., object] | Mapping[str, Callable[..., object]]) ->
 
 @contextlib.contextmanager
 def _held_by_parent() -> Iterator[int]:
-    """A descriptor for a child to read, which ends when this process does, however that ends."""
+    """A descriptor for a child to read; it ends when this process ends, however that happens."""
     reading, writing = os.pipe()
     try:
         yield reading
@@ -158,7 +158,7 @@ def _watch(
 
 
 def _messages(output: IO[bytes]) -> Iterator[dict[str, Any] | None]:
-    """The child's messages as they come; None each time it has been silent for a while."""
+    """The child's messages as they come; None each time the child has been silent for a while."""
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)

@@ -23,9 +23,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def work_folder(folder: Path | None, keep: bool = False) -> Iterator[Path]:
-    """Where stores are made: the folder itself if they are to be kept, else one inside it.
+    """The folder for stores: the given folder if they are kept, else a temporary one inside it.
 
-    The folder is made if it is not there; None is where the system keeps what is temporary.
+    The folder is created if needed; None is the system's folder for temporary files.
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def work_folder(folder: Path | None, keep: bool = False) -> Iterator[Path]:
 
 
 def empty_folder(out: Path) -> None:
-    """Make a folder for results; ``UsageError`` where it cannot be made or holds something."""
+    """Make a folder for results; ``UsageError`` if it cannot be made or is not empty."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
@@ -47,9 +47,9 @@ def empty_folder(out: Path) -> None:
 
 
 def exit_with(work: Callable[[], bool]) -> None:
-    """End the process: 0 if ``work`` says its target is met, 1 if not, 2 if it failed.
+    """End the process: with 0 if ``work`` meets its target, 1 if it misses it, 2 if it failed.
 
-    Python ends with 1 after an unexpected error, which would say that the target was missed.
+    By itself Python ends with 1 after an unexpected error, which would mean that the target was missed.
     """
     try:
         status = DONE if work() else MISSED

@@ -1,4 +1,4 @@
-"""Which numbers of images are measured, and whether their stores fit on the disk."""
+"""The numbers of images to measure, and whether their stores fit on the disk."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from engine.errors import UsageError
 
 STORE_BYTES = 3_900  # of disk, an image: 3,750 of pixels, 32 of fingerprint, keys and records
 _FACTOR = 10  # from one size to the next
-_MAX = 1 << 53  # rows a synthetic set can have
+_MAX = 1 << 53  # rows of a synthetic set
 
 
 def parse_count(text: str) -> int:
-    """A number of images as people write it: 100000, 100_000, 1e5. ``UsageError`` if it is none."""
+    """A number of images as people write it: 100000, 100_000, 1e5. ``UsageError`` for other text."""
     try:
         value = float(text)
         whole = int(text) if "e" not in text.lower() and "." not in text else int(value)
@@ -28,7 +28,7 @@ def parse_count(text: str) -> int:
 
 
 def check_n(n: int) -> int:
-    """``n``, if a set of bit images can have that many."""
+    """Return ``n`` if a set of bit images can have that many, else raise ``UsageError``."""
     if not 1 <= n <= _MAX:
         raise UsageError(f"n must be at least 1 and at most 2^53 images, not {n}")
     return n
@@ -37,7 +37,7 @@ def check_n(n: int) -> int:
 def steps_up_to(n: int, steps: int) -> list[int]:
     """At most ``steps`` sizes, each ten times the one before, rising to ``n``: 1e5 in 3 → 1e3, 1e4, 1e5.
 
-    Small ``n`` have fewer: none is below 1.
+    A small ``n`` gets fewer steps, because no size is below 1.
     """
     if steps < 1:
         raise UsageError(f"steps must be 1 or more, not {steps}")
@@ -45,9 +45,9 @@ def steps_up_to(n: int, steps: int) -> list[int]:
 
 
 def check_disk(n: int, folder: Path | None, each: int = STORE_BYTES, what: str = "images") -> None:
-    """``UsageError`` unless ``n`` of ``what`` fit on the disk that holds ``folder``; ``each``: bytes.
+    """``UsageError`` unless ``n`` of ``what``, of ``each`` bytes, fit on the disk of ``folder``.
 
-    None is where the system keeps what is temporary.
+    None is the system's folder for temporary files.
     """
     folder = folder or Path(tempfile.gettempdir())
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -1,1 +1,1 @@
-"""What the engine is measured beside: methods in memory, tables of keys, indexes of vectors."""
+"""The engine's peers in a benchmark: methods in memory, tables of keys, indexes of vectors."""

@@ -17,7 +17,7 @@ ENGINE = "engine"
 
 
 class Engine(Index):
-    """The engine: ``ingest``, ``optimize``, ``search_vectors``; what is turned is the recall wanted."""
+    """The engine: ``ingest``, ``optimize``, ``search_vectors``; its setting is the wanted recall."""
 
     name, module = ENGINE, "faiss"
     sweep = tuple(
@@ -25,20 +25,20 @@ class Engine(Index):
     )
 
     def load(self) -> None:
-        """FAISS is loaded by the first search; here, so that it counts for nobody."""
+        """Load FAISS here rather than in the first search, so that no measurement includes it."""
         import_module("faiss")
 
     def build(self, vectors: Path, recall: float) -> None:
-        """Everything is durable, indexed, and its recall measured, when the store is closed."""
+        """Ingest and optimize; on close everything is durable, indexed, and its recall measured."""
         with Store.open(self.folder, create=True, encoder="none", memory=self.memory) as store:
             store.ingest(str(vectors))
             store.optimize(recall=recall)
 
     def open(self) -> None:
-        """As a reader."""
+        """Open the store as a reader."""
         self.store = Store.open(self.folder, read_only=True, memory=self.memory)
 
     def search(self, queries: Vectors, k: int) -> Rows:
-        """Ids begin at 1."""
+        """Row numbers are ids minus one, because ids begin at 1."""
         _, ids = self.store.search_vectors(queries, k=k, recall=self.setting[0])
         return np.where(ids > 0, ids - 1, -1)

@@ -25,10 +25,10 @@ class _Faiss(Index):
 
     @abstractmethod
     def factory(self, n: int) -> str:
-        """What it is for ``n`` vectors, in FAISS's language."""
+        """FAISS's factory string of the index for ``n`` vectors."""
 
     def build(self, vectors: Path, recall: float) -> None:
-        """Train it on what FAISS takes at most, and add all."""
+        """Train it on as many vectors as FAISS uses at most, and add all."""
         rows = open_array(vectors)
         n, dim = rows.shape
         index = self._module.index_factory(dim, self.factory(n), self._module.METRIC_INNER_PRODUCT)
@@ -56,7 +56,7 @@ class FaissFlat(_Faiss):
     sweep = ((1,),)
 
     def factory(self, n: int) -> str:
-        """Nothing but vectors."""
+        """Plain vectors."""
         return "Flat"
 
 

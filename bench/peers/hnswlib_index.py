@@ -39,7 +39,7 @@ class Hnswlib(Index):
         (self.folder / "dim").write_text(str(rows.shape[1]))
 
     def open(self) -> None:
-        """Read it into memory: it cannot be mapped."""
+        """Read it into memory, because it cannot be mapped."""
         self._graph = self._module.Index("ip", int((self.folder / "dim").read_text()))
         self._graph.load_index(str(self.folder / "graph"))
         self._graph.set_num_threads(self.threads)

@@ -1,4 +1,4 @@
-"""The child that builds or asks one index of vectors, in a process of its own."""
+"""The child that builds or searches one index of vectors, in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .vector_index import Index, Setting
 from .vector_indexes import INDEXES
 
 BATCH = 1_000  # queries of one call
-SINGLES = 1_000  # single queries that are timed
-WARM = 200  # queries before the first that is timed
+SINGLES = 1_000  # timed single queries
+WARM = 200  # queries before the first timed one
 GOOD = 0.995  # recall above which a sweep ends
-_SECONDS = 15.0  # after which a slow one is asked no more
-_FEWEST = 200  # queries that it is asked all the same
+_SECONDS = 15.0  # after which a slow index gets no more queries
+_FEWEST = 200  # queries that a slow index gets all the same
 
 
 def build(
     method: str, vectors: str, folder: str, memory_bytes: int, threads: int, wanted: float
 ) -> dict[str, float]:
-    """From vectors in a file to an index that can be opened and asked."""
+    """Build an index on disk from the vectors in a file."""
     index = INDEXES[method](Path(folder), threads, memory_bytes)
     empty = memory.anonymous()
     started, cpu = time.perf_counter(), time.process_time()
@@ -42,7 +42,7 @@ def build(
 
 
 def remove(folder: str, memory_bytes: int, gone: str) -> dict[str, int]:
-    """Remove rows of the engine's store, those that a file names."""
+    """Remove the rows that a file names from the engine's store."""
     rows = np.load(gone)
     with Store.open(folder, memory=memory_bytes) as store:
         store.remove(ids=(rows + 1).tolist())
@@ -50,7 +50,7 @@ def remove(folder: str, memory_bytes: int, gone: str) -> dict[str, int]:
 
 
 class _OpenedIndex:
-    """An index with its queries, and what it takes of memory."""
+    """An open index with its queries and its memory."""
 
     def __init__(
         self,
@@ -78,19 +78,19 @@ class _OpenedIndex:
         return self.index.search(queries, self._k)
 
     def right(self, found: Rows) -> float:
-        """Recall of the first queries: those that were answered, and whose neighbours are known."""
+        """The recall of the first queries: of those answered whose exact neighbours are known."""
         if np.isin(found, self._gone).any():
             raise WrongAnswerError("a row that was removed is found")
         some = min(len(found), len(self.truth))
         return recall(found[:some], self.truth[:some])
 
     def memory(self) -> dict[str, int]:
-        """Anonymous bytes: of the empty process, after opening, and now."""
+        """Anonymous bytes of the empty process, after opening, and now."""
         return {"empty": self.empty, "opened": self.opened, "searched": memory.anonymous()}
 
 
 def sweep(settings: Sequence[Setting], **given: Any) -> dict[str, Any]:
-    """Recall and queries a second of each setting, until one finds nearly everything."""
+    """Recall and queries a second of each setting, until one finds nearly all neighbours."""
     asked = _OpenedIndex(**given)
     points = []
     for setting in settings:
@@ -108,14 +108,14 @@ def batch(setting: Setting, **given: Any) -> dict[str, Any]:
     """Queries a second, 1,000 at once, and seconds of CPU a query."""
     asked = _OpenedIndex(**given)
     asked.index.set(tuple(setting))
-    _batches(asked)  # what is read for the first time is read now
+    _batches(asked)  # a first pass, for all first reads
     found, seconds, cpu = _batches(asked)
     each = {"qps": len(found) / seconds, "cpu_s": cpu / len(found)}
     return {"recall": asked.right(found), **each, **asked.memory()}
 
 
 def single(setting: Setting, **given: Any) -> dict[str, Any]:
-    """The seconds of each of many queries, one at a time; those before them are not counted."""
+    """The seconds of many single queries, after some that are not counted."""
     asked = _OpenedIndex(**given)
     asked.index.set(tuple(setting))
     queries = [asked.queries[i : i + 1] for i in range(min(SINGLES, len(asked.queries)))]
@@ -135,7 +135,7 @@ def single(setting: Setting, **given: Any) -> dict[str, Any]:
 
 
 def _batches(asked: _OpenedIndex) -> tuple[Rows, float, float]:
-    """All queries, 1,000 at once, or as many as fit into some seconds; seconds, also of all CPUs."""
+    """Search all queries, 1,000 at once, or as many as some seconds allow; wall and CPU seconds."""
     found = []
     seconds, cpu = 0.0, time.process_time()
     size = BATCH

@@ -22,29 +22,29 @@ from ..harness.errors import WrongAnswerError
 from .key_tables import Peer
 
 _SEED = 0  # of the peers' keys; the engine draws one for each store
-_HASHED_ROWS = 64  # at a time: the canonical form, key and proof of these stay in the cache
-_AHEAD = 1  # chunks that are hashed while one is inserted; two were no faster on two cores
+_HASHED_ROWS = 64  # at a time: their canonical forms, keys and proofs stay in the cache
+_AHEAD = 1  # chunks hashed while one is inserted; two were no faster on two cores
 
 Ids = npt.NDArray[np.int64]
 Hashes = tuple[list[bytes], list[bytes]]
 
 
 def chunk_rows(budget: MemoryBudget) -> int:
-    """Images of one commit of the engine, and so of the peers."""
+    """The number of images in one commit of the engine, and so of the peers."""
     return max(1, min(CHUNK_ROWS, budget.block // (HEADER_BYTES + bit_images.PACKED_BYTES)))
 
 
 def cache_bytes(budget: MemoryBudget) -> int:
-    """What the engine gives its keys: blocks that were read, and rows that wait to be written."""
+    """The engine's memory for keys: RocksDB's block cache and its write buffers, in bytes."""
     return budget.block_cache + budget.write_buffers
 
 
 def hashed_ahead(
     images: Callable[[int, int], Images], n: int, each: int
 ) -> Iterator[tuple[int, Hashes]]:
-    """The first row of each chunk, its keys and proofs; the next is made while the last is inserted.
+    """The first row, keys and proofs of each chunk; the next is made while the last is inserted.
 
-    ``images(first, rows)`` are packed ones, asked for in another thread.
+    ``images(first, rows)`` returns packed images; another thread calls it.
     """
 
     def made(first: int) -> Hashes:
@@ -73,20 +73,20 @@ def hashes(images: Images) -> Hashes:
 
 
 def packed_bits(images: Images) -> PackedBits:
-    """The engine's form of packed images, (n, 3750)."""
+    """The canonical forms of packed images, (n, 3750)."""
     return PackedBits(images, *bit_images.SHAPE[:2])
 
 
 class Lookup(ABC):
-    """Something that says which image a packed one is: its id, or -1."""
+    """Finds packed images: the id of each, or -1."""
 
     @abstractmethod
     def many(self, images: Images) -> Ids:
-        """Of each of n images: (n, 3750) → (n,)."""
+        """The ids of n images: (n, 3750) → (n,)."""
 
     @abstractmethod
     def one(self, image: Images) -> int:
-        """Of one image: (1, 3750)."""
+        """The id of one image, (1, 3750)."""
 
 
 class StoreLookup(Lookup):
@@ -107,10 +107,10 @@ class StoreLookup(Lookup):
 
 
 class PeerLookup(Lookup):
-    """A peer: the key, what lies under it, and the proof of what was found."""
+    """A peer: computes the key, looks it up, and compares the proof."""
 
     def __init__(self, peer: Peer) -> None:
-        """Ask ``peer``."""
+        """Look images up in ``peer``."""
         self._peer = peer
 
     def many(self, images: Images) -> Ids:
@@ -133,7 +133,7 @@ class PeerLookup(Lookup):
 
 
 def check(found: int, wanted: int) -> None:
-    """``WrongAnswerError`` unless the id found is the one wanted; -1 is none."""
+    """``WrongAnswerError`` unless the ids are equal; -1 means not found."""
     if found != wanted:
         what = f"image {wanted}" if wanted > 0 else "an image that is not there"
         raise WrongAnswerError(f"{what} was answered with {found if found > 0 else 'nothing'}")

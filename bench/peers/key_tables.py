@@ -1,9 +1,9 @@
-"""The same job done with SQLite and with LMDB: keys and proofs on disk, durable, each key once.
+"""The engine's job done with SQLite and LMDB: keys and proofs on disk, durable, each key once.
 
-Both are set up to do it as fast as they can while promising what the engine promises: a chunk is
-one transaction, and is on the disk when it returns. Its rows go in sorted, and as if all were new,
-which costs no lookup beforehand; only where a key was there already is the chunk taken back and
-done with care.
+Both are set up to be as fast as they can while they promise what the engine promises: a chunk is
+one transaction, and is on the disk when the call returns. Its rows are inserted in sorted order, as
+if all were new, so no lookup comes first. Only if a key exists already, the chunk is rolled back
+and its keys are looked up.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Peer(ABC):
     """A table from the key of an image to its id and proof, in a folder."""
 
     def take(self, first_id: int, keys: Sequence[bytes], proofs: Sequence[bytes]) -> int:
-        """Add those that are not there, durably, with ids from ``first_id`` on; returns how many.
+        """Add the missing ones, durably, with ids from ``first_id`` on; returns how many.
 
-        ``BenchError`` if a key is there with another proof, which no table of keys can hold.
+        ``BenchError`` if a key exists with another proof, because a table of keys cannot hold both.
         """
         ids = range(first_id, first_id + len(keys))
         if self._insert(_sorted(zip(keys, ids, proofs, strict=True))):
@@ -56,19 +56,19 @@ class Peer(ABC):
 
     @abstractmethod
     def _insert(self, rows: Sequence[Row]) -> bool:
-        """Add all rows and make them durable; or if one of the keys is there, none, and say so."""
+        """Add all rows durably and return true; if one of the keys exists, add none and return false."""
 
     @abstractmethod
     def find(self, key: bytes) -> Found | None:
-        """What lies under a key."""
+        """The id and proof of a key; None if it is not there."""
 
     @abstractmethod
     def find_many(self, keys: Sequence[bytes]) -> list[Found | None]:
-        """What lies under each of many keys."""
+        """The id and proof of each key; None for missing keys."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close it, with nothing left to do for whoever opens it next."""
+        """Close it completely, so that the next open has nothing to recover."""
 
 
 class Sqlite(Peer):
@@ -102,13 +102,13 @@ class Sqlite(Peer):
         return True
 
     def find(self, key: bytes) -> Found | None:
-        """What lies under a key."""
+        """The id and proof of a key; None if it is not there."""
         asked = self._db.execute("SELECT id, proof FROM images WHERE key = ?", (key,))
         found: Found | None = asked.fetchone()
         return found
 
     def find_many(self, keys: Sequence[bytes]) -> list[Found | None]:
-        """What lies under each of many keys."""
+        """The id and proof of each key; None for missing keys."""
         found: dict[bytes, Found] = {}
         for at in range(0, len(keys), _ASKED):
             some = keys[at : at + _ASKED]
@@ -134,7 +134,8 @@ class Lmdb(Peer):
         except ModuleNotFoundError:
             raise BenchError(f"LMDB is not installed: {how_to_install('peers')}") from None
         self._env = lmdb.open(str(folder), map_size=_MAP_BYTES)  # writes, and syncs each commit
-        self._snapshot: Any = None  # for lookups: a transaction for each takes as long as it does
+        # One transaction for all lookups: to begin one takes as long as a lookup.
+        self._snapshot: Any = None
 
     def _insert(self, rows: Sequence[Row]) -> bool:
         items = [(key, id_.to_bytes(_ID_BYTES, "big") + proof) for key, id_, proof in rows]
@@ -148,14 +149,14 @@ class Lmdb(Peer):
         return True
 
     def find(self, key: bytes) -> Found | None:
-        """What lies under a key."""
+        """The id and proof of a key; None if it is not there."""
         if self._snapshot is None:
             self._snapshot = self._env.begin()
         value: bytes | None = self._snapshot.get(key)
         return _unpack(value) if value is not None else None
 
     def find_many(self, keys: Sequence[bytes]) -> list[Found | None]:
-        """What lies under each of many keys."""
+        """The id and proof of each key; None for missing keys."""
         with self._env.begin() as transaction:
             get = transaction.get
             return [_unpack(value) if (value := get(key)) is not None else None for key in keys]
@@ -166,7 +167,7 @@ class Lmdb(Peer):
         self._env.close()
 
     def _forget(self) -> None:
-        """Let go of the snapshot, which keeps pages from being used again."""
+        """Release the snapshot, which keeps pages from being reused."""
         if self._snapshot is not None:
             self._snapshot.abort()
             self._snapshot = None
@@ -180,7 +181,7 @@ def _unpack(value: bytes) -> Found:
 
 
 def _sorted(rows: Iterable[Row]) -> list[Row]:
-    """By their keys: a tree takes rows that come in order faster."""
+    """Sort rows by key, because a tree inserts sorted rows faster."""
     given = list(rows)
     keys = np.frombuffer(b"".join(key for key, _, _ in given), np.uint8).reshape(-1, KEY_BYTES)
     halves = keys.view(">u8")[:, 0].astype(np.uint64)  # enough to sort by

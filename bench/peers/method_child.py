@@ -1,4 +1,4 @@
-"""The child: one method at one n, in a process of its own, so that none disturbs another."""
+"""The child that measures one method at one n, so that methods do not disturb each other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .methods import (
 
 LOOKUPS = 200  # hits timed, and as many misses
 FEWEST_LOOKUPS = 5
-LOOKUP_SECONDS = 5.0  # of hits, or of misses, after which no more are timed
+LOOKUP_SECONDS = 5.0  # after which no more hits, or misses, are timed
 
 _IN_MEMORY: dict[str, type[PixelByPixel | ListOfHashes | DictOfHashes]] = {
     PIXELS: PixelByPixel,
@@ -44,16 +44,17 @@ def measure(
     lookups: bool,
     images: dict[str, Any],
 ) -> dict[str, Any]:
-    """Build ``method`` over the first ``n`` images of a set and, if ``lookups``, ask it.
+    """Build ``method`` over the first ``n`` images of a set and, if ``lookups``, time lookups.
 
-    The set is one of ``image_sets.make``. Times are in seconds, of lookups in µs; memory and disk in
-    bytes. ``baseline`` is the anonymous memory before anything was built: for a method in memory with a
-    chunk of images in hand, as there is while it is built. The engine makes or reads its images itself,
-    and what they take is its own.
+    ``image_sets.make`` made the set. Times are in seconds, those of lookups in µs; memory and disk
+    are in bytes. ``baseline`` is the anonymous memory before anything was built. For a method in
+    memory it includes one chunk of images, as during the build. The engine makes or reads its
+    images itself, so their memory counts as its own.
     """
     chosen = image_sets.make(images)
     baseline = memory.anonymous()
-    for _ in range(4 if method != ENGINE else 0):  # the heap takes a few chunks to settle
+    # The heap takes a few chunks to settle.
+    for _ in range(4 if method != ENGINE else 0):
         chunk = chosen.arrays(0, min(n, chosen.chunk))
         baseline = max(baseline, memory.anonymous())
         del chunk

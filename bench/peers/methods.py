@@ -1,4 +1,4 @@
-"""The ways to answer "is this very image here?": three that hold the set in memory, and the engine."""
+"""The methods that find an identical image: three that hold the set in memory, and the engine."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ NOTES = {
     DICT: "hash only; gone with the process",
 }
 WITH_MAKING = "with making or reading the images"
-# What an image costs while a method is built, in bytes of memory. A hash is an int of 36 bytes, in
-# 48 of the heap; a list that grows has a copy of itself beside it, and so has a dict, whose table
-# is also a third empty.
+# Bytes of memory an image while a method is built. A hash is an int of 36 bytes, which takes 48 of
+# the heap. A list that grows has a copy of itself beside it. So has a dict, whose table is also a
+# third empty.
 IMAGE_MEMORY = {PIXELS: bit_images.IMAGE_BYTES, LIST: 70, DICT: 150}
 
 Tick = Callable[[int], None]
 
 
 class Method(ABC):
-    """One method over one set: built once, then asked one image at a time."""
+    """One method over one set: built once, then queried one image at a time."""
 
     def __init__(self, n: int, images: ImageSet) -> None:
         self.n = n
@@ -45,30 +45,30 @@ class Method(ABC):
 
     @abstractmethod
     def build(self, tick: Tick) -> tuple[float, float]:
-        """Make the images and take them in; returns the seconds of each. Tells how many are done."""
+        """Make the images and add them, reporting progress; returns the seconds of each step."""
 
     @abstractmethod
     def find(self, image: Images) -> object:
-        """Look for one image, (H, W, 3) uint8; true if it is there."""
+        """Look up one image, (H, W, 3) uint8; true if the set has it."""
 
     def right(self, found: object, wanted: Wanted) -> bool:
-        """Whether ``found`` is the answer for the image of that source, or for none of the set."""
+        """Whether ``found`` is right for the image of that source, or for an image not in the set."""
         return bool(found) == (wanted is not None)
 
     def disk(self) -> int:
-        """Bytes of disk taken."""
+        """Bytes of disk."""
         return 0
 
     def parts(self) -> dict[str, int]:
-        """The same by part, where there are several."""
+        """Bytes of disk by part, if there are several parts."""
         return {}
 
 
 class InMemory(Method):
-    """What the three have in common: unpacked images, made and taken in chunk by chunk."""
+    """The common base of the methods in memory: unpacked images, made and added chunk by chunk."""
 
     def build(self, tick: Tick) -> tuple[float, float]:
-        """Seconds to make the unpacked images, and to take them in."""
+        """Seconds to make the unpacked images, and to add them."""
         making = taking = 0.0
         each = self.images.chunk
         for first in range(0, self.n, each):
@@ -78,17 +78,17 @@ class InMemory(Method):
             self.add(first, images)
             making += made - started
             taking += time.perf_counter() - made
-            del images  # or two chunks would be held while the next one is made
+            del images  # otherwise two chunks are in memory while the next one is made
             tick(min(first + each, self.n))
         return making, taking
 
     @abstractmethod
     def add(self, first: int, images: Images | list[Images]) -> None:
-        """Take in rows ``first`` on, each (H, W, 3) uint8."""
+        """Add the rows from ``first`` on, each (H, W, 3) uint8."""
 
 
 class PixelByPixel(InMemory):
-    """All images, of one size, in one array; each compared with the query: O(n)."""
+    """All images, of one size, in one array; compares each with the query: O(n)."""
 
     def __init__(self, n: int, images: ImageSet) -> None:
         super().__init__(n, images)
@@ -99,7 +99,7 @@ class PixelByPixel(InMemory):
         self._images[first : first + len(images)] = np.reshape(images, (len(images), -1))
 
     def find(self, image: Images) -> bool:
-        """Compare block by block, so that the comparison's own result stays small."""
+        """Compare block by block, so that the array of results stays small."""
         wanted = image.reshape(-1)
         return any(
             (self._images[first : first + bit_images.CHUNK] == wanted).all(axis=1).any()
@@ -108,7 +108,7 @@ class PixelByPixel(InMemory):
 
 
 class ListOfHashes(InMemory):
-    """``hash(image.tobytes())`` of each in a list, searched from its beginning: O(n)."""
+    """``hash(image.tobytes())`` of each image in a list, searched from its beginning: O(n)."""
 
     def __init__(self, n: int, images: ImageSet) -> None:
         super().__init__(n, images)
@@ -125,7 +125,7 @@ class ListOfHashes(InMemory):
 
 
 class DictOfHashes(InMemory):
-    """``hash(image.tobytes())`` of each as the key of a dict: O(1)."""
+    """``hash(image.tobytes())`` of each image as the key of a dict: O(1)."""
 
     def __init__(self, n: int, images: ImageSet) -> None:
         super().__init__(n, images)
@@ -142,17 +142,17 @@ class DictOfHashes(InMemory):
 
 
 class Engine(Method):
-    """A store, filled by ``Store.ingest`` and asked by ``Store.lookup``."""
+    """A store, filled by ``Store.ingest`` and queried by ``Store.lookup``."""
 
     def __init__(self, n: int, images: ImageSet, folder: Path, memory: int) -> None:
-        """``folder``: where the store will be; ``memory``: bytes, as for ``Store.open``."""
+        """``folder`` is the store to create; ``memory`` is in bytes, as for ``Store.open``."""
         super().__init__(n, images)
         self._folder = folder
         self._memory = memory
         self._store: Store | None = None
 
     def build(self, tick: Tick) -> tuple[float, float]:
-        """Nothing, and the seconds to make, ingest and close a store; it makes or reads them itself."""
+        """0 and the seconds to make, ingest and close a store, which makes or reads the images."""
         started = time.perf_counter()
         encoder = self.images.encoder
         with Store.open(self._folder, create=True, encoder=encoder, memory=self._memory) as store:
@@ -166,29 +166,29 @@ class Engine(Method):
         return 0.0, built - started
 
     def open(self) -> None:
-        """Open the store, which is there, for lookups."""
+        """Open the existing store for lookups."""
         self._store = Store.open(self._folder, read_only=True, memory=self._memory)
 
     def find(self, image: Images) -> tuple[tuple[int, tuple[str, ...]], ...]:
-        """Id and sources of each image found: one lookup, from the array to the answer."""
+        """One lookup, from the array to the id and sources of each image found."""
         assert self._store is not None
         hits = self._store.lookup(image, tiers=["identical"]).identical
         return tuple((hit.id, hit.sources) for hit in hits)
 
     def right(self, found: object, wanted: Wanted) -> bool:
-        """The engine also says which image it is, and finds it once."""
+        """The engine must also name the right image, and find it once."""
         assert isinstance(found, tuple) and self._store is not None
         if wanted is None or len(found) != 1:
             return wanted is None and found == ()
-        # A lookup names ten sources at most: a picture may be there more often.
+        # A hit names ten sources at most, and a picture may have more.
         ((id_, some),) = found
         return wanted in some or wanted in self._store.sources(id_)
 
     def disk(self) -> int:
-        """What ``engine info`` counts."""
+        """Bytes of disk as ``engine info`` counts them."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """The same by part of the store."""
+        """Bytes of disk by part of the store."""
         assert self._store is not None
         return dict(self._store.info().bytes)

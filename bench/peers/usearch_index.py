@@ -46,12 +46,13 @@ class Usearch(Index):
         self._graph = self._module.Index.restore(str(self.folder / "graph"), view=True)
 
     def set(self, setting: Setting) -> None:
-        """Its expansion while searching."""
+        """Set its expansion for searches."""
         self._graph.expansion_search = int(setting[0])
 
     def search(self, queries: Vectors, k: int) -> Rows:
         """All at once."""
-        if len(queries) == 1:  # answers of another shape, which cost less
+        # One query gets an answer of another shape, at a lower cost.
+        if len(queries) == 1:
             keys = self._graph.search(queries[0], k, threads=1).keys[None]
         else:
             keys = self._graph.search(queries, k, threads=self.threads).keys

@@ -1,4 +1,4 @@
-"""The contract of an index of vectors: taken in, opened again, asked."""
+"""The contract of an index of vectors: built, opened, searched."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from engine.errors import how_to_install
 from ..data.arrays import Vectors
 from ..data.exact_neighbours import Rows
 
-# What all graphs are built with: M and efConstruction.
+# All graphs are built with these: M and efConstruction.
 LINKS, BUILD_WIDTH = 16, 200
-# What all graphs are searched with, one after the other: ef.
+# All graphs are searched with each of these in turn: ef.
 WIDTHS = (16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 192, 256, 384, 512)
-# What sets the threads of libraries that have no call for it; read when they are loaded.
+# Variables that set the threads of libraries without a call for it; libraries read them on loading.
 _THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "LANCE_CPU_THREADS", "TOKIO_WORKER_THREADS")
 
 Setting = tuple[float, ...]
@@ -31,12 +31,12 @@ class Index(ABC):
     """One index over the vectors of a .npy file, in a folder of its own; rows are numbered from 0."""
 
     name: str
-    module: str  # what has to be installed
+    module: str  # has to be installed
     sweep: Sequence[Setting]
     setting: Setting
 
     def __init__(self, folder: Path, threads: int, memory: int) -> None:
-        """Nothing is opened yet; ``memory``: bytes, for the engine."""
+        """Open nothing yet; ``memory`` is in bytes, for the engine."""
         self.folder = folder
         self.threads = threads
         self.memory = memory
@@ -46,7 +46,7 @@ class Index(ABC):
 
     @classmethod
     def check(cls) -> None:
-        """``UsageError`` if what it needs is not installed."""
+        """``UsageError`` if its library is not installed."""
         if find_spec(cls.module) is None:
             raise UsageError(
                 f"{cls.module} is not installed: {how_to_install('peers')}; or leave it out of --peers"
@@ -54,34 +54,34 @@ class Index(ABC):
 
     @abstractmethod
     def load(self) -> None:
-        """Import what is needed; what memory that takes is not the index's."""
+        """Import its library; that memory does not count as the index's."""
 
     @abstractmethod
     def build(self, vectors: Path, recall: float) -> None:
-        """Take all vectors in, and leave what ``open`` needs on disk."""
+        """Add all vectors, and write to disk everything that ``open`` needs."""
 
     @abstractmethod
     def open(self) -> None:
-        """Open what ``build`` has left."""
+        """Open the index that ``build`` wrote."""
 
     def set(self, setting: Setting) -> None:
-        """Search like this from now on."""
+        """Search with this setting from now on."""
         self.setting = setting
 
     @abstractmethod
     def search(self, queries: Vectors, k: int) -> Rows:
-        """Rows that are nearest to each query, best first: (nq, d) → (nq, k) int64, -1 for none."""
+        """The rows nearest to each query, best first: (nq, d) → (nq, k) int64, -1 for none."""
 
 
 class OneByOne(Index):
-    """One that is asked for one query at a time, by as many threads as it may use."""
+    """An index that takes one query at a time, from as many threads as it may use."""
 
     @abstractmethod
     def one(self, query: Vectors, k: int) -> Sequence[int]:
-        """Rows that are nearest to one query, (d,)."""
+        """The rows nearest to one query, (d,)."""
 
     def search(self, queries: Vectors, k: int) -> Rows:
-        """One after another, or in threads where there are many."""
+        """Search one query after another, or in threads if there are many."""
         found = np.full((len(queries), k), -1, np.int64)
         if len(queries) == 1 or self.threads == 1:
             answers: Iterator[Sequence[int]] = (self.one(query, k) for query in queries)

@@ -1,7 +1,7 @@
-"""Every index of vectors that is measured, the engine among them, by its name.
+"""All measured indexes of vectors by name, the engine among them.
 
-All get unit vectors and search by inner product. What each is set to is what its makers advise for
-this size, or what was found to be best; ``sweep`` is what is turned for recall, cheapest first.
+All get unit vectors and search by inner product. Each has the settings that its makers advise for this
+size, or the best ones found. ``sweep`` has the settings that trade speed for recall, cheapest first.
 """
 
 from __future__ import annotations

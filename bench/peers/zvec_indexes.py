@@ -23,7 +23,7 @@ class _Zvec(OneByOne):
     """zvec: documents with one vector each."""
 
     def load(self) -> None:
-        """The module, which logs errors only, with as many threads as it may use."""
+        """Import the module, to log errors only, with as many threads as it may use."""
         self._module = import_module("zvec")
         self._module.init(
             log_level=self._module.LogLevel.ERROR,
@@ -33,11 +33,11 @@ class _Zvec(OneByOne):
 
     @abstractmethod
     def index(self) -> Any:
-        """What the index is made with."""
+        """The parameters of the index."""
 
     @abstractmethod
     def asked(self) -> Any:
-        """What a query is asked with, for ``setting``."""
+        """The parameters of a query, for ``setting``."""
 
     def build(self, vectors: Path, recall: float) -> None:
         """Insert all documents, then build the index."""
@@ -60,12 +60,12 @@ class _Zvec(OneByOne):
         documents.close()
 
     def open(self) -> None:
-        """For reading."""
+        """Open it for reading."""
         option = self._module.CollectionOption(read_only=True)
         self._documents = self._module.open(str(self.folder), option)
 
     def set(self, setting: Setting) -> None:
-        """What is asked with is made once."""
+        """Make the parameters of the queries once."""
         super().set(setting)
         self._asked = self.asked()
 
@@ -82,7 +82,7 @@ class ZvecHnsw(_Zvec):
     sweep = tuple((width,) for width in WIDTHS)
 
     def index(self) -> Any:
-        """As the other graphs."""
+        """The same as for the other graphs."""
         metric = self._module.MetricType.IP
         return self._module.HnswIndexParam(metric_type=metric, m=LINKS, ef_construction=BUILD_WIDTH)
 

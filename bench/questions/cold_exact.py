@@ -1,9 +1,8 @@
 """What does an exact lookup cost when nothing is in memory? Counts the disk's reads, and times them.
 
-The process that asks has 256 MB for everything, page cache included, and a store that is far larger;
-before it starts, nothing of the store is cached. It asks for images at random, one at a time and in
-batches of 1,000, and for as many that are not there. How fast the disk itself can read as many
-places at random is measured beside it.
+The process that asks has 256 MB for everything, page cache included, and a store that is far larger.
+Before it starts, nothing of the store is cached. It looks up random images, one at a time and in batches
+of 1,000, and as many misses. The disk's own speed at random reads is measured beside it.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from ..harness.sizes import STORE_BYTES, check_disk, parse_count
 from ..report.tables import Target, align, targets
 from .cold_exact_child import ROW_BYTES
 
-MEMORY = 128 << 20  # of the engine; what is left of the bound is the page cache's
-COUNT = 20_000  # images asked for
-_KEYS_BYTES = 250  # of disk, an image whose pixels are not kept, while it is ingested
-_MAKE_MEMORY = 1 << 30  # of the ingest, which is not what is measured
+MEMORY = 128 << 20  # of the engine; the page cache gets the rest of the limit
+COUNT = 20_000  # images looked up
+_KEYS_BYTES = 250  # of disk, during the ingest, an image whose pixels are not kept
+_MAKE_MEMORY = 1 << 30  # of the ingest, which is not measured
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of question to one of the stores."""
+    """One kind of lookup in one of the stores."""
 
     what: str
-    kept: bool  # asks the store that keeps pixels, else that of keys
+    kept: bool  # whether it searches the store with pixels, else that of keys
     there: bool
     batched: bool
 
@@ -52,16 +51,16 @@ KINDS = (HITS, MISSES, HITS_BATCHED, MISSES_BATCHED, KEY_HITS, KEY_MISSES)
 
 @dataclass(frozen=True, slots=True)
 class Cold:
-    """One child that asked ``count`` times; ``seconds`` are of single calls, or of batches."""
+    """One child that did ``count`` lookups; ``seconds`` are of single calls, or of batches."""
 
     count: int
     seconds: list[float]
     opening_reads: int  # to open the store; not counted below
-    reads: int  # that the disk did in that time, for whomever
-    disk_bytes: int  # of those
-    own_bytes: int  # of those, what this child asked for
+    reads: int  # of the disk in that time, for any program
+    disk_bytes: int  # of those reads
+    own_bytes: int  # the part of them that this child read
     peak: int  # bytes of memory, page cache included
-    at_bound: int  # how often something had to be let go of, to stay within the bound
+    at_bound: int  # how often the kernel had to reclaim memory to stay within the limit
 
     @property
     def rate(self) -> float:
@@ -83,7 +82,7 @@ class DiskSpeed:
 
     @property
     def best(self) -> float:
-        """Reads a second in the way that this disk likes best."""
+        """Reads a second in the way that is fastest on this disk."""
         return max(self.rates.values())
 
 
@@ -98,12 +97,12 @@ class Set:
 
     @property
     def store(self) -> Path:
-        """Its folder."""
+        """The folder of the store."""
         name = f"{'pixels' if self.kept else 'keys'}-{self.n}-{self.seed}.store"
         return (self.folder / name).absolute()
 
     def make(self, done: Callable[[int], None]) -> None:
-        """Ingest it, or what is missing of it."""
+        """Ingest the images that the store does not have yet."""
         spec = {"job": "make", "memory_bytes": _MAKE_MEMORY, **self._given()}
         run_child(
             "questions.cold_exact_child",
@@ -112,7 +111,7 @@ class Set:
         )
 
     def ask(self, kind: Kind, bound: int, count: int = COUNT) -> Cold:
-        """Ask it, with nothing cached, within ``bound`` bytes of memory."""
+        """Look images up, with nothing cached, within ``bound`` bytes of memory."""
         disk.forget(self.store)
         spec = {"job": "ask", "memory_bytes": MEMORY, "count": count, **self._given()}
         spec |= {"there": kind.there, "batched": kind.batched}
@@ -120,7 +119,7 @@ class Set:
             return Cold(**run_child("questions.cold_exact_child", spec, within=limit.within).result)
 
     def read_disk(self, number: int, bound: int, count: int = COUNT) -> DiskSpeed:
-        """What the disk can do with reads as long as its kept pixels; ``number`` seeds the places."""
+        """The disk's speed at reads as long as an image's kept pixels; ``number`` seeds the places."""
         disk.forget(self.store)
         spec = {"job": "disk", "seed": number, "folder": str(self.store), "count": count}
         with limited(bound) as limit:
@@ -138,11 +137,13 @@ def main() -> bool:
     parser.add_argument("--n", default="1e6", help="images of the store with pixels  [1e6]")
     parser.add_argument("--keys", default="1e7", help="of the one without  [1e7]")
     parser.add_argument("--limit", default="256M", help="memory, page cache included  [256M]")
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken  [3]")
-    parser.add_argument("--count", default=f"{COUNT}", help=f"images asked for  [{COUNT}]")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, whose medians are printed  [3]"
+    )
+    parser.add_argument("--count", default=f"{COUNT}", help=f"images to look up  [{COUNT}]")
     parser.add_argument("--seed", type=int, default=0, help="of the images  [0]")
-    parser.add_argument("--dir", type=Path, help="where the stores are made")
-    parser.add_argument("--keep", action="store_true", help="leave them there, for the next run")
+    parser.add_argument("--dir", type=Path, help="folder for the stores")
+    parser.add_argument("--keep", action="store_true", help="keep them there for the next run")
     arguments = parser.parse_args()
     n, keys, count = (
         parse_count(arguments.n),
@@ -152,7 +153,7 @@ def main() -> bool:
     bound = parse_memory(arguments.limit).total
     if arguments.keep and arguments.dir is None:
         raise UsageError("--keep needs a --dir to leave the stores in")
-    with limited(bound) as limit:  # before a store is made for nothing
+    with limited(bound) as limit:  # before a store is made in vain
         how = limit.how
     with script.work_folder(arguments.dir, arguments.keep) as folder:
         kept, bare = Set(n, arguments.seed, True, folder), Set(keys, arguments.seed, False, folder)
@@ -188,14 +189,14 @@ def main() -> bool:
 def targets_of(
     n: int, keys: int, asked: dict[Kind, list[Cold]], speeds: Sequence[DiskSpeed]
 ) -> list[Target]:
-    """The targets, with what was measured."""
+    """The targets and their measurements."""
     shares = [
         cold.rate / speed.best for cold, speed in zip(asked[HITS_BATCHED], speeds, strict=True)
     ]
     return [
         Target(f"reads a verified hit, {n:,} images", 1.3, _each(asked[HITS]), digits=2),
         Target(f"reads a miss, {n:,} images", 0.1, _each(asked[MISSES]), digits=3),
-        # Those have no pixels to read; one that has reads them with one read more.
+        # These hits have no pixels; with kept pixels each would need one more read.
         Target(f"reads a hit, {keys:,} keys, + 1", 2.2, _each(asked[KEY_HITS]) + 1, digits=2),
         Target(
             "hits in batches, of the disk's rate",
@@ -213,14 +214,14 @@ def _each(rounds: Sequence[Cold]) -> float:
 
 
 def _fewest(rounds: Sequence[Cold]) -> Cold:
-    """The round with the fewest reads: each asks the same, and what others read only adds to it."""
+    """The round with the fewest reads: all ask the same, and reads of other programs only add."""
     return min(rounds, key=lambda one: one.each)
 
 
 def asked_table(asked: dict[Kind, list[Cold]]) -> str:
     """Medians of times, the fewest reads, as aligned columns; MB are 10^6 bytes, kB 10^3.
 
-    "ours" is how much of what the disk read was for the child: the rest was for others.
+    "ours" is the child's share of the bytes that the disk read; other programs read the rest.
     """
     head = ("cold", "reads each", "kB each", "ours %", "p50 µs", "p99 µs", "images/s")
     lines: list[tuple[str, ...]] = [(*head, "to open", "peak MB", "at bound")]
@@ -250,7 +251,7 @@ def _ours(cold: Cold) -> float:
 
 
 def disk_table(speeds: Sequence[DiskSpeed]) -> str:
-    """What the disk can do, medians over the rounds as aligned columns."""
+    """The disk's speed, medians over the rounds as aligned columns."""
     lines = [(f"disk, {ROW_BYTES:,} bytes at random", "reads/s")]
     latency = statistics.median(speed.latency for speed in speeds)
     lines.append((f"one at a time ({latency * 1e6:,.0f} µs)", f"{1 / latency:,.0f}"))

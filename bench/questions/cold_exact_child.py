@@ -1,4 +1,4 @@
-"""The children of ``cold_exact``: make a store, ask it cold, and see what its disk can do."""
+"""The children of ``cold_exact``: make a store, query it cold, and measure its disk."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ..peers.key_lookups import StoreLookup, check
 from .exact_store_child import BATCH
 
 ROW_BYTES = HEADER_BYTES + bit_images.PACKED_BYTES  # of the kept pixels of an image
-_THREADS = (8, 16, 32, 64)  # that read at a time: one of these is what the disk likes best
-_AHEAD = (100, 1000)  # reads that are announced to the kernel before the first is waited for
-_SINGLE_READS = 2000  # of which the latency is taken
+_THREADS = (8, 16, 32, 64)  # that read at a time: one of these is the fastest
+_AHEAD = (100, 1000)  # reads announced to the kernel before the first wait
+_SINGLE_READS = 2000  # for the latency
 
 
 def make(n: int, seed: int, folder: str, memory_bytes: int, keep_pixels: str) -> dict[str, int]:
-    """Have a store of ``n`` images there; one that is whole already is left as it is."""
+    """Make a store of ``n`` images; a complete one is left as it is."""
     with Store.open(folder, create=True, encoder="none", memory=memory_bytes) as store:
         store.ingest(
             f"synthetic:bits?n={n}&seed={seed}",
@@ -47,9 +47,9 @@ def make(n: int, seed: int, folder: str, memory_bytes: int, keep_pixels: str) ->
 def ask(
     n: int, seed: int, folder: str, memory_bytes: int, count: int, there: bool, batched: bool
 ) -> dict[str, Any]:
-    """Ask for ``count`` images of the set, or for as many that it lacks: times and reads.
+    """Look up ``count`` images of the set, or as many misses: times and reads.
 
-    The images are made in between, 1,000 at a time: all together would take half of the bound.
+    The images are made in between, 1,000 at a time: all together would take half of the limit.
     """
     counted = Disk(Path(folder))
     opening = counted.reads()
@@ -92,9 +92,9 @@ def ask(
 
 
 def read_disk(seed: int, folder: str, count: int) -> dict[str, Any]:
-    """Reads of one image's kept pixels at random places: how many a second, and how long one takes.
+    """Reads of one image's kept pixels at random places: their rate, and the latency of one.
 
-    ``count`` reads each in several ways; the caller has seen to it that nothing is cached.
+    There are ``count`` reads in each of several ways. The caller has dropped the caches.
     """
     paths = sorted(Path(folder).glob("pixels/*"))
     sizes = np.array([max(0, path.stat().st_size - ROW_BYTES) for path in paths])
@@ -102,11 +102,11 @@ def read_disk(seed: int, folder: str, count: int) -> dict[str, Any]:
         raise BenchError(f"{folder} keeps no pixels to read")
     fds = [os.open(path, os.O_RDONLY) for path in paths]
     for fd in fds:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no neighbours, as the engine reads them
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead, as in the engine
     draw = np.random.default_rng(seed)
 
     def places(number: int) -> list[tuple[int, int]]:
-        """Where to read: drawn evenly over all files, as (file descriptor, offset)."""
+        """Random places, spread evenly over all files, as (file descriptor, offset)."""
         which = draw.choice(len(fds), number, p=sizes / sizes.sum())
         offsets = draw.integers(0, sizes[which]).tolist()
         return [(fds[i], at) for i, at in zip(which, offsets, strict=True)]

@@ -1,7 +1,7 @@
 """How long does one lookup take from a cold start? Runs ``engine lookup PHOTO`` as a new process.
 
 Wall time and peak memory are those of the whole process: interpreter, imports, store, encoder,
-every tier that the store has. Each run looks another photograph up.
+every tier that the store has. Each run looks up another photograph.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ TARGET_BYTES = 180_000_000
 
 @dataclass(frozen=True, slots=True)
 class ColdLookup:
-    """One process: seconds from start to end and of CPU, peak resident bytes, what it answered."""
+    """One process: wall and CPU seconds, peak resident bytes, its answer."""
 
     photo: Path
     seconds: float
-    cpu_seconds: float  # of all threads; far below ``seconds`` where the machine was busy
+    cpu_seconds: float  # of all threads; far below ``seconds`` if the machine was busy
     resident: int
     searched: tuple[str, ...]
-    inside_ms: float  # of the lookup itself, as the engine counts it
+    inside_ms: float  # of the lookup itself, as the engine reports it
 
 
 def measure(photo: Path, store: Path) -> ColdLookup:
-    """Look one photograph up in a process of its own; ``BenchError`` if that fails."""
+    """Look up one photograph in a process of its own; ``BenchError`` if that fails."""
     seconds, cpu, resident, output = _run("lookup", str(photo), "--store", str(store), "--json")
     found = json.loads(output)
     inside = sum(found["milliseconds"].values())
@@ -53,7 +53,7 @@ def make_store(folder: Path, store: Path, encoder: str) -> None:
 
 
 def main() -> bool:
-    """Measure and print; true if the median time and the largest peak are what they should be."""
+    """Measure and print; true if the median time and the largest peak meet their targets."""
     parser = script.parser(__doc__)
     parser.add_argument(
         "--store", type=Path, help="a store; made from the photographs if not given"
@@ -99,11 +99,11 @@ def table(runs: list[ColdLookup]) -> str:
 
 
 def _run(*arguments: str) -> tuple[float, float, int, str]:
-    """Seconds, of CPU too, peak resident bytes and standard output of one ``engine`` command.
+    """Wall and CPU seconds, peak resident bytes and standard output of one ``engine`` command.
 
-    The peak is the kernel's (``wait4``), which counts what the child had before it became Python:
-    a copy of this process. It is therefore never less than this process's own, and means something
-    because the command imports all that this module does, and more.
+    The peak is the kernel's (``wait4``). It includes the child's memory before it became Python, a copy
+    of this process, so it is never less than this process's own memory. It is meaningful because the
+    command imports everything that this module imports, and more.
     """
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         started = time.perf_counter()

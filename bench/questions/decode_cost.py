@@ -1,8 +1,9 @@
-"""What does decoding take? Bytes of memory a pixel by format, mode and kind, beside what is counted.
+"""What does decoding take? Bytes of memory a pixel by format, mode and kind, beside the estimate.
 
-Makes a picture of each kind that Pillow can write, decodes it in a process of its own, and prints the
-peak of anonymous memory a pixel: while it is decoded, and with fingerprint and picture; and what
-``engine.images.formats.cost`` counts for it. Met if nothing takes more than is counted. Linux only.
+Makes a picture of each kind that Pillow can write, and decodes it in a process of its own. Prints
+the peak of anonymous memory a pixel: of decoding alone, and with fingerprint and picture. Beside it
+stands the estimate of ``engine.images.formats.cost``. Met if nothing takes more than its estimate.
+Linux only.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from ..report.tables import align
 
 SIZE = (4000, 3000)
 _SMALL = (64, 64)
-_TOLERANCE = 1 << 20  # bytes: pages that the process takes beside the picture
+_TOLERANCE = 1 << 20  # bytes: pages of the process beside the picture
 _EXIF_TURNED = Image.Exif()
 _EXIF_TURNED[0x0112] = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A kind of file: its name, Pillow's mode and format, and how Pillow is to write it."""
+    """A kind of file: its name, Pillow's mode and format, and Pillow's options for writing it."""
 
     name: str
     mode: str
@@ -43,7 +44,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """All kinds of files that are measured."""
+    """All kinds of files to measure."""
     for mode in ("1", "L", "P", "P+alpha", "RGB", "RGB+alpha", "two-tone", "LA", "RGBA", "I;16"):
         yield Case("PNG", mode, "PNG", {"compress_level": 1})
     for mode in ("RGB", "RGBA", "I;16"):
@@ -88,13 +89,13 @@ def cases() -> Iterator[Case]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One kind: bytes a pixel while decoding, with all that follows, and as counted."""
+    """One kind: bytes a pixel of decoding, with all later work, and as estimated."""
 
     case: Case
     decoded: float
     whole: float
     counted: float
-    over: bool  # it takes more than is counted
+    over: bool  # it takes more than estimated
 
 
 def measure(case: Case, size: tuple[int, int] = SIZE) -> Measured:
@@ -127,7 +128,7 @@ def table(found: list[Measured]) -> str:
 
 
 def main() -> bool:
-    """Measure and print; true if nothing takes more than is counted."""
+    """Measure and print; true if nothing takes more than estimated."""
     parser = script.parser(__doc__)
     parser.add_argument("--only", default="", help="the files whose name begins so")
     only = parser.parse_args().only
@@ -154,7 +155,7 @@ def _file(case: Case, size: tuple[int, int]) -> bytes:
 
 
 def _samples(size: tuple[int, int], channels: int) -> npt.NDArray[np.uint8]:
-    """(height, width, channels) of a pattern that compresses and is not of two colours."""
+    """A pattern (height, width, channels) that compresses and has more than two colours."""
     width, height = size
     y, x = np.mgrid[:height, :width]
     grey = ((x // 8 * 3 + y // 8 * 5) % 251).astype(np.uint8)

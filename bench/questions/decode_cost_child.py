@@ -1,4 +1,4 @@
-"""Decodes one image and looks at it, and says how far its memory rose; for ``decode_cost``."""
+"""Decodes one image, does an ingest's work on it, and reports its peak memory; for ``decode_cost``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
 def ask(small: str, large: str) -> dict[str, int]:
-    """Peak memory in bytes of decoding ``large`` alone, and with what ingest does after it.
+    """Peak memory in bytes of decoding ``large`` alone, and with an ingest's later work.
 
-    ``small`` is a file of the same kind, which loads what the decoder needs. Only anonymous memory
-    grows in between, so the kernel's peak of all resident memory, set back first, is exact: C code may
-    hold the interpreter's lock for the whole of a decode, and nothing in this process can sample then.
+    ``small`` is a file of the same kind; decoding it first loads the decoder's libraries. After
+    that only anonymous memory grows, so the kernel's peak of all resident memory, reset first, is
+    exact. Samples would not do: C code may hold the GIL for the whole of a decode.
     """
     _whole(Path(small).read_bytes())
     data = Path(large).read_bytes()
@@ -34,7 +34,7 @@ def ask(small: str, large: str) -> dict[str, int]:
 
 
 def _whole(data: bytes) -> int:
-    """Everything that an ingest does with the pixels; the peak when they are decoded."""
+    """Do an ingest's work on the pixels; returns the peak after decoding."""
     found = decode(data, max_bytes=1 << 50).pixels
     peak = memory.peak_resident()
     fingerprint.fingerprint(found)

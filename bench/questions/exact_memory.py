@@ -1,8 +1,7 @@
-"""Does an ingest keep to the memory it was given? Two sets of bit images, each in its own process.
+"""Does an ingest stay within its memory? Two sets of bit images, each in its own process.
 
-The images are made while they are ingested. What counts is the peak of anonymous memory above that
-of the process before it opened the store: at most what ``--memory`` says and 64 MB, and the same for
-both sets.
+The images are made during the ingest. The peak of anonymous memory counts above that of the process
+before it opened the store. It may be at most ``--memory`` and 64 MB, and about the same for both sets.
 """
 
 from __future__ import annotations
@@ -18,17 +17,19 @@ from ..harness.sizes import parse_count
 from ..report.tables import Target, align, targets
 from .memory_growth import Growth, measure
 
-SLACK = 64_000_000  # bytes above ``--memory``: interpreter, libraries, what allocators keep
+SLACK = 64_000_000  # bytes above ``--memory``: interpreter, libraries, freed heap
 TARGET_RATIO = 1.1
 
 
 def main() -> bool:
-    """Measure and print; true if every peak is within its bound and they are alike."""
+    """Measure and print; true if every peak is within its limit and they are about equal."""
     parser = script.parser(__doc__)
     parser.add_argument("--n", default="1e6,2e6", help="numbers of images  [1e6,2e6]")
-    parser.add_argument("--memory", default="256M", help="the store's bound  [256M]")
+    parser.add_argument("--memory", default="256M", help="the memory of the store  [256M]")
     parser.add_argument("--seed", type=int, default=0, help="of the images  [0]")
-    parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the stores, which are removed at the end"
+    )
     arguments = parser.parse_args()
     budget = parse_memory(arguments.memory).total
     sizes = [parse_count(text) for text in arguments.n.split(",")]
@@ -47,7 +48,7 @@ def above(grown: Growth) -> int:
 
 
 def targets_of(grown: Sequence[Growth], budget: int) -> list[Target]:
-    """The targets, with what was measured."""
+    """The targets and their measurements."""
     peaks = [above(one) for one in grown]
     most = (budget + SLACK) / 1e6
     wanted = [

@@ -1,9 +1,9 @@
-"""Many bit images, exactly: how fast are they taken in, and how fast is each found again?
+"""Many bit images, exactly: how fast are they ingested, and how fast is each found?
 
-Images of 100×100 RGB bits that lie packed in memory are ingested until they are durable on disk:
-with their pixels; then their keys and proofs only, beside SQLite and LMDB doing the same. Then each
-store is asked, from the packed image to the verified answer, in batches of 1,000 and one at a time;
-and for growing n, beside a dict, a list and brute force.
+Images of 100×100 RGB bits, packed in memory, are ingested until they are durable on disk. First
+with their pixels; then their keys and proofs only, beside SQLite and LMDB. Then each store is
+queried, from the packed image to the verified answer, in batches of 1,000 and one at a time. This
+is repeated for growing n, beside a dict, a list and brute force.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..report.tables import targets
 from .exact_store_jobs import ASKED, JOBS, SAMPLE, Bench, ask_all, take_all
 from .exact_store_report import answers_table, growth_table, taken_table, targets_of
 
-_HEADROOM = 1.3  # memory needed, beside that of the images themselves
+_HEADROOM = 1.3  # times the memory of the images themselves
 _SIZES = 4  # of the table of growth, each ten times the one before
-# What holds the set in memory is asked up to the size at which it becomes tedious.
+# A method that holds the set in memory is measured up to the size at which it becomes too slow.
 _IN_MEMORY = {DICT: 1_000_000, LIST: 100_000, PIXELS: 10_000}
 
 
@@ -32,11 +32,15 @@ def main() -> bool:
     """Measure and print; true if every target is met."""
     parser = script.parser(__doc__)
     parser.add_argument("--n", default="1e6", help="images  [1e6]")
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken  [3]")
-    parser.add_argument("--memory", default="1G", help="the store's bound  [1G]")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, whose medians are printed  [3]"
+    )
+    parser.add_argument("--memory", default="1G", help="the memory of the store  [1G]")
     parser.add_argument("--seed", type=int, default=0, help="of the images  [0]")
-    parser.add_argument("--sample", default=f"{SAMPLE}", help=f"images asked for  [{SAMPLE}]")
-    parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
+    parser.add_argument("--sample", default=f"{SAMPLE}", help=f"images to look up  [{SAMPLE}]")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the stores, which are removed at the end"
+    )
     arguments = parser.parse_args()
     n, sample = parse_count(arguments.n), parse_count(arguments.sample)
     rounds = max(1, arguments.rounds)

@@ -36,15 +36,15 @@ BATCH = 1000  # images of a batched lookup
 SINGLES = 5000  # lookups of one image that are timed, and as many misses
 
 
-# --- taking a set in ------------------------------------------------------------------------------
+# --- ingest ---------------------------------------------------------------------------------------
 
 
 def take(
     method: str, n: int, seed: int, folder: str, memory_bytes: int, keep_pixels: str
 ) -> dict[str, float]:
-    """Make ``n`` images in memory, then take them in: seconds of each, and the bytes written.
+    """Make ``n`` images in memory, then ingest them: seconds of each step, and the bytes written.
 
-    From opening a store that is not there to closing it; all is durable then.
+    The time runs from opening a store that does not exist to closing it, when all is durable.
     """
     started = time.perf_counter()
     images = bit_images.packed_set(seed, n)
@@ -82,16 +82,16 @@ def _take_in_peer(images: Images, peer: Peer, budget: MemoryBudget) -> int:
     return added
 
 
-# --- looking images up ----------------------------------------------------------------------------
+# --- lookups --------------------------------------------------------------------------------------
 
 
 def ask(
     method: str, n: int, seed: int, folder: str, memory_bytes: int, sample: int
 ) -> dict[str, float]:
-    """Medians of µs an image, in batches and one at a time, of images that are there and not.
+    """Medians of µs an image, in batches and one at a time, for hits and misses.
 
-    The same ``sample`` images are asked for twice, and the second time counts: by then their pixels
-    are in the page cache, also those of a set that is larger than memory.
+    The same ``sample`` images are looked up twice, and the second time counts. By then their pixels are
+    in the page cache, even if the set is larger than memory.
     """
     asked: Lookup
     if method == ENGINE:

@@ -1,4 +1,4 @@
-"""The ways to take a set in, and the children that do it and ask afterwards."""
+"""The jobs of ``exact_store``: ingests and lookups, run in children."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..peers.key_tables import LMDB, SQLITE
 from ..peers.methods import ENGINE
 
 KEYS = "keys and proofs"
-SAMPLE = 20_000  # images asked for, in batches
+SAMPLE = 20_000  # images looked up in batches
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One way to take the set in."""
+    """One way to ingest the set."""
 
     method: str
     keep_pixels: str
@@ -42,12 +42,12 @@ ASKED = (KEPT, JOBS[2], JOBS[3])
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """One ingest: seconds, bytes that were written, and bytes of disk in the end."""
+    """One ingest: seconds, written bytes, and bytes of disk in the end."""
 
     n: int
     generate_s: float
     seconds: float
-    cpu_s: float  # of all threads: what a busy machine changes least
+    cpu_s: float  # of all threads; a busy machine changes this least
     written: int
     disk: int
 
@@ -71,13 +71,13 @@ class Bench:
     """Children over one set of stores, which lie in ``folder``."""
 
     def __init__(self, folder: Path, *, memory: int, seed: int, sample: int = SAMPLE) -> None:
-        """``memory``: the engine's bound in bytes, of which the peers get what its keys get."""
+        """``memory`` is the engine's limit in bytes; peers get the engine's share for keys."""
         self._folder = folder
         self._given = {"seed": seed, "memory_bytes": memory}
         self._sample = sample
 
     def take(self, job: Job, n: int) -> Taken:
-        """Take ``n`` images in, into a new store."""
+        """Ingest ``n`` images into a new store."""
         self.drop(job)
         spec = {"job": "take", "method": job.method, "n": n, "keep_pixels": job.keep_pixels}
         found = run_child(
@@ -86,14 +86,14 @@ class Bench:
         return Taken(n, **found)
 
     def ask(self, job: Job, n: int) -> Answers:
-        """Ask the store that ``take`` made."""
+        """Look images up in the store that ``take`` made."""
         spec = {"job": "ask", "method": job.method, "n": n, "sample": self._sample}
         return Answers(
             **run_child("questions.exact_store_child", spec | self._given | self._place(job)).result
         )
 
     def ask_in_memory(self, method: str, n: int) -> float:
-        """The median of µs a hit of one that has no store."""
+        """The median of µs a hit of a method without a store."""
         spec = {"method": method, "n": n, "folder": "", "lookups": True}
         spec |= {
             "images": {"seed": self._given["seed"]},
@@ -103,7 +103,7 @@ class Bench:
         return statistics.median(hits)
 
     def drop(self, job: Job) -> None:
-        """Remove the store of a job, if it is there."""
+        """Remove the store of a job, if it exists."""
         shutil.rmtree(self._path(job), ignore_errors=True)
 
     def _path(self, job: Job) -> Path:
@@ -116,7 +116,7 @@ class Bench:
 def take_all(
     bench: Bench, n: int, rounds: int, tick: Callable[[str], None]
 ) -> dict[Job, list[Taken]]:
-    """Every job once a round, each round beginning with another one; the last stores remain."""
+    """Run every job once a round, each round beginning with another one; the last stores remain."""
     taken: dict[Job, list[Taken]] = {job: [] for job in JOBS}
     for number in range(rounds):
         for i in range(len(JOBS)):
@@ -129,7 +129,7 @@ def take_all(
 
 
 def ask_all(bench: Bench, n: int, rounds: int, tick: Callable[[str], None]) -> dict[Job, Answers]:
-    """Medians over the rounds of what each store answers in."""
+    """Medians over the rounds of the times of each store's lookups."""
     found: dict[Job, list[Answers]] = {job: [] for job in ASKED}
     for _ in range(rounds):
         for job in ASKED:

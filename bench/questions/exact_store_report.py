@@ -13,7 +13,7 @@ from .exact_store_jobs import ASKED, JOBS, KEPT, Answers, Job, Taken
 
 
 def targets_of(taken: dict[Job, list[Taken]], answers: dict[Job, Answers]) -> list[Target]:
-    """The targets, with what was measured for 100×100 RGB bit images."""
+    """The targets and measurements for 100×100 RGB bit images."""
     kept, keys, sqlite, lmdb = (taken[job] for job in JOBS)
     engine = answers[KEPT]
     share = statistics.median(one.written / (one.n * bit_images.PACKED_BYTES) for one in kept)
@@ -34,7 +34,7 @@ def _rate(taken: Sequence[Taken]) -> float:
 
 
 def _times(mine: Sequence[Taken], other: Sequence[Taken]) -> float:
-    """How many times as fast, round by round: what disturbs a round disturbs both."""
+    """The median ratio of speeds, round by round, because a disturbance affects both in a round."""
     return statistics.median(a.rate / b.rate for a, b in zip(mine, other, strict=True))
 
 
@@ -86,7 +86,7 @@ def growth_table(
     answers: dict[int, dict[Job, Answers]],
     in_memory: dict[str, dict[int, float]],
 ) -> str:
-    """Hits by n as aligned columns, with the exponent of n that fits their times best."""
+    """Times of hits by n as aligned columns, with the exponent of n that fits best."""
     rows: dict[str, dict[int, float]] = {}
     for job in ASKED:
         rows[f"{job.what}, one"] = {size: answers[size][job].hit_one for size in sizes}

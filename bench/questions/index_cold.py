@@ -1,9 +1,9 @@
 """What does a similarity lookup cost when the vectors are far larger than memory?
 
-A store of ten million made vectors is built. The process that asks then has 1 GiB for everything,
-page cache included, nothing of the store is cached when it starts, and each query is a new one. How
-long the disk takes for one read of 4 KiB is measured beside it, in turns. The same queries without
-a limit say whether the limit costs recall.
+A store of ten million made vectors is built. The process that searches has 1 GiB for everything,
+page cache included. Nothing of the store is cached when it starts, and each query is new. In turns
+with it, the disk's time for one read of 4 KiB is measured. The same queries without a limit show
+whether the limit costs recall.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ COUNT = 1_000  # queries a round
 TARGET_READS = 25.0  # times the disk's latency: the median
 TARGET_TAIL = 5.0  # times the median: the 99th percentile
 TARGET_LOST = 0.001  # of the recall
-_MAKE_MEMORY = 1 << 30  # of the build, which is not what is measured
+_MAKE_MEMORY = 1 << 30  # of the build, which is not measured
 
 
 @dataclass(frozen=True, slots=True)
 class Cold:
-    """One process that asked: seconds of each query, and what it read a query."""
+    """One process that searched: seconds of each query, and reads a query."""
 
     seconds: list[float]
-    opening_s: float  # to open the store, and for the first queries, which are not counted
+    opening_s: float  # to open the store and for the first queries, which are not counted
     recall: float
-    pages: float  # of 4 KiB, that the kernel read for the process
-    faults: float  # pages that it waited for
+    pages: float  # of 4 KiB that the kernel read for the process, a query
+    faults: float  # pages that it waited for, a query
     anonymous: int  # bytes
     peak: int  # bytes of memory, page cache included
-    at_bound: int  # how often something had to be let go of, to stay within the bound
+    at_bound: int  # how often the kernel had to reclaim memory to stay within the limit
 
 
 def ask(store: VectorStore, *, memory: int, wanted: float, count: int, bound: int | None) -> Cold:
-    """Ask with nothing cached, within ``bound`` bytes of memory; None: as much as there is."""
+    """Search with nothing cached, within ``bound`` bytes of memory; None means no limit."""
     disk.forget(store.store)
     spec: dict[str, object] = {
         "job": "ask",
@@ -81,19 +81,21 @@ def main() -> bool:
     parser = script.parser(__doc__)
     parser.add_argument("--n", default="1e7", help="vectors  [1e7]")
     parser.add_argument("--limit", default="1G", help="memory, page cache included  [1G]")
-    parser.add_argument("--memory", default="512M", help="of that, the engine's bound  [512M]")
+    parser.add_argument("--memory", default="512M", help="the engine's part of the limit  [512M]")
     parser.add_argument("--recall", type=float, default=0.97, help="that is wanted  [0.97]")
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken  [3]")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, whose medians are printed  [3]"
+    )
     parser.add_argument("--count", default=f"{COUNT}", help=f"queries a round  [{COUNT}]")
     parser.add_argument("--seed", type=int, default=0, help="of the vectors  [0]")
     parser.add_argument("--dir", type=Path, help="where the store is made")
-    parser.add_argument("--keep", action="store_true", help="leave it there, for the next run")
+    parser.add_argument("--keep", action="store_true", help="keep it there for the next run")
     arguments = parser.parse_args()
     n, count = parse_count(arguments.n), parse_count(arguments.count)
     bound, memory = parse_memory(arguments.limit).total, parse_memory(arguments.memory).total
     if arguments.keep and arguments.dir is None:
         raise UsageError("--keep needs a --dir to leave the store in")
-    with limited(bound) as limit:  # before a store is made for nothing
+    with limited(bound) as limit:  # before a store is made in vain
         how = limit.how
     cold: list[Cold] = []
     latencies: list[float] = []
@@ -127,7 +129,7 @@ def main() -> bool:
 def targets_of(
     cold: Sequence[Cold], free: Cold, latencies: Sequence[float], recall: float
 ) -> list[Target]:
-    """The targets, with what was measured: medians of the rounds' ratios."""
+    """The targets and measurements: medians of the rounds' ratios."""
     times = [quantiles(one.seconds) for one in cold]
     reads = [p50 / alone for (p50, _), alone in zip(times, latencies, strict=True)]
     tails = [p99 / p50 for p50, p99 in times]

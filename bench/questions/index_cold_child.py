@@ -1,4 +1,4 @@
-"""The child of ``index_cold``: asks a store of vectors with nothing cached, or times the disk alone."""
+"""The child of ``index_cold``: searches a store of vectors with nothing cached, or times the disk."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ..harness.memory_limit import pressure
 from ..harness.process import answer
 
 PAGE = 4096  # bytes
-FIRST = 20  # queries before those that are timed: the quantizers are read by them
-_READS = 2_000  # of the disk, of which the latency is taken
+FIRST = 20  # queries before the timed ones: they read the quantizers
+_READS = 2_000  # of the disk, for the latency
 
 
 def ask(
     folder: str, memory_bytes: int, queries: str, truth: str, wanted: float, count: int
 ) -> dict[str, Any]:
-    """Ask ``count`` single queries that were never asked before: times, recall, what was read.
+    """Search with ``count`` new single queries: times, recall, reads.
 
-    The first queries are those whose neighbours are known; the last are asked before the clock runs.
+    The first queries are those with known neighbours. The last ones warm up, before the clock runs.
     """
     asked, known = np.load(queries), np.load(truth)
     count = min(count, len(asked) - FIRST)
@@ -65,7 +65,7 @@ def ask(
 def read_disk(folder: str, seed: int) -> dict[str, float]:
     """The median of seconds of one read of 4 KiB alone, at a random place of a store's larger files.
 
-    The caller has seen to it that nothing is cached.
+    The caller has dropped the caches.
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.stat().st_size > 1 << 20)
     pages = np.array([path.stat().st_size // PAGE for path in paths])
@@ -86,7 +86,7 @@ def read_disk(folder: str, seed: int) -> dict[str, float]:
 
 
 def _faults() -> int:
-    """Pages that were waited for, so far."""
+    """Pages that this process has waited for so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 

@@ -1,8 +1,9 @@
 """What does the similarity index cost as the set grows? Stores of made vectors, each ten times the last.
 
-Built in pieces of a million vectors, each ingested by a process of its own, then laid out by one
-``optimize``. Asked warm, one query at a time and 1,000 at once; the recall is taken against exact
-neighbours. A query of the largest set is to take at most 4 times what one of the smallest takes.
+Each store is built in pieces of a million vectors, each ingested by a process of its own, and then
+laid out by one ``optimize``. It is searched warm, with one query at a time and 1,000 at once.
+Recall is measured against exact neighbours. A query in the largest set may take at most 4 times as
+long as in the smallest.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from ..report.growth import exponent
 from ..report.tables import Target, align, targets
 
 TARGET_RATIO = 4.0
-_QUERIES = 5_000  # asked; the recall is of the first 500
+_QUERIES = 5_000  # in all; the recall is of the first 500
 
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """One size: how it was built, and medians over the rounds of what it answers in."""
+    """One size: its build, and medians over the rounds of its searches."""
 
     built: Built
     recall: float
@@ -47,7 +48,7 @@ class Grown:
 
 
 def measure(store: VectorStore, *, memory: int, wanted: float, rounds: int) -> Grown:
-    """Build a store, and ask it."""
+    """Build a store, and search it."""
     built = store.make(memory=memory, wanted=wanted, queries=_QUERIES)
     spec: dict[str, object] = {
         "method": ENGINE,
@@ -80,11 +81,15 @@ def main() -> bool:
     """Measure and print; true if every target is met."""
     parser = script.parser(__doc__)
     parser.add_argument("--n", default="1e5,1e6,1e7", help="numbers of vectors  [1e5,1e6,1e7]")
-    parser.add_argument("--memory", default="1G", help="the store's bound  [1G]")
+    parser.add_argument("--memory", default="1G", help="the memory of the store  [1G]")
     parser.add_argument("--recall", type=float, default=0.97, help="that is wanted  [0.97]")
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken  [3]")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, whose medians are printed  [3]"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the vectors  [0]")
-    parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the stores, which are removed at the end"
+    )
     parser.add_argument("--csv", type=Path, help="a file for the figures")
     arguments = parser.parse_args()
     sizes = [parse_count(text) for text in arguments.n.split(",")]
@@ -109,7 +114,7 @@ def main() -> bool:
 
 
 def targets_of(grown: Sequence[Grown], recall: float, memory: int) -> list[Target]:
-    """The targets, with what was measured."""
+    """The targets and their measurements."""
     first, last = grown[0], grown[-1]
     worst = min(one.recall for one in grown)
     peak = max(one.built.peak for one in grown)
@@ -126,7 +131,7 @@ _HEAD = ("n", "build s", "µs/vector", "peak MB", "recall", "p50 ms", "p99 ms", 
 
 
 def table(grown: Sequence[Grown]) -> str:
-    """One line a size; peak and RAM are anonymous memory above the empty process, MB are 10^6 bytes."""
+    """A line for each size; peak and RAM are anonymous memory above the empty process, MB are 10^6."""
     lines: list[Sequence[str]] = [(*_HEAD, "RAM B/vector", "disk B/vector")]
     for one in grown:
         n = one.built.n

@@ -1,8 +1,8 @@
-"""Do lookups go on while another process adds vectors? And is what was added found at once?
+"""Do lookups go on while another process adds vectors? And are these found at once?
 
-One process asks single queries all the time: first alone, then while a second process ingests
-vectors, a commit for each 5,000, and in the end indexes all of them again. After each commit the
-next query asks for one of its vectors, which has to be found first.
+One process searches all the time with single queries. At first it is alone. Then a second process
+ingests vectors, a commit for each 5,000, and in the end indexes all of them again. After each commit the
+next query is one of its vectors, which has to be the first answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TARGET_TAIL = 5.0  # times p99 while idle
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """Seconds of each lookup, alone and beside the writer; how many of the added vectors were missed."""
+    """Seconds of each lookup, alone and beside the writer, and the number of missed new vectors."""
 
     idle: list[float]
     busy: list[float]
@@ -38,7 +38,7 @@ class Live:
 def measure(
     folder: Path, n: int, added: int, *, memory: int, wanted: float, idle_s: float, seed: int
 ) -> Live:
-    """A store of ``n`` vectors in ``folder``, to which ``added`` are added while it is asked."""
+    """Make a store of ``n`` vectors in ``folder``, and search it while ``added`` are added."""
     if added < STEP:
         raise UsageError(f"--added is at least {STEP:,}, a commit, not {added:,}")
     store = VectorStore(n, seed, folder)
@@ -67,7 +67,9 @@ def main() -> bool:
     parser.add_argument("--memory", default="1G", help="of each process  [1G]")
     parser.add_argument("--recall", type=float, default=0.97, help="that is wanted  [0.97]")
     parser.add_argument("--seed", type=int, default=0, help="of the vectors  [0]")
-    parser.add_argument("--dir", type=Path, help="where the store is made, and removed again")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the store, which is removed at the end"
+    )
     arguments = parser.parse_args()
     n, added = parse_count(arguments.n), parse_count(arguments.added)
     check_disk(n + added, arguments.dir, STORE_BYTES)
@@ -88,7 +90,7 @@ def main() -> bool:
 
 
 def targets_of(live: Live) -> list[Target]:
-    """The targets, with what was measured."""
+    """The targets and their measurements."""
     tail = quantiles(live.busy)[1] / quantiles(live.idle)[1]
     return [
         Target("p99 beside the writer, times p99 alone", TARGET_TAIL, tail, digits=2),

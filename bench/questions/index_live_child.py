@@ -1,4 +1,4 @@
-"""The children of ``index_live``: one that asks all the time, and the writer that it starts."""
+"""The children of ``index_live``: one that searches all the time, and the writer that it starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..harness.errors import BenchError
 from ..harness.process import answer, run_child, send
 
 _K = 10
-_WARM = 500  # queries before the first that is timed
+_WARM = 500  # queries before the first timed one
 
 
 def write(
@@ -53,12 +53,12 @@ def ask(
     wanted: float,
     idle_s: float,
 ) -> dict[str, Any]:
-    """Ask one query after the other: for a while alone, then until a writer has ended.
+    """Search with one query after the other: for a while alone, then until a writer has ended.
 
-    After each commit of the writer the next query asks for a vector of it.
+    After each commit of the writer the next query is a vector of that commit.
     """
     queries = clustered_vectors.queries(seed, 5_000)
-    # The last vector of each commit, made beforehand: making one takes longer than a query.
+    # The last vector of each commit is made beforehand: making one takes longer than a query.
     probes = [clustered_vectors.rows(seed, n + step * (i + 1) - 1, 1) for i in range(added // step)]
     committed: queue.SimpleQueue[int] = queue.SimpleQueue()
     failed: list[Exception] = []

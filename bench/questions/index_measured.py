@@ -1,4 +1,4 @@
-"""What one index of vectors was measured to do, medians over the rounds."""
+"""The measurements of one index of vectors, as medians over the rounds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..peers.vector_index import Setting
 
 @dataclass(slots=True)
 class Measured:
-    """One index: medians are over ``builds``, ``batches`` and ``singles``, one of each a round."""
+    """One index; medians are over ``builds``, ``batches`` and ``singles``, one of each a round."""
 
     name: str
     n: int
     points: list[dict[str, Any]] = field(default_factory=list)  # of the sweep
-    setting: Setting | None = None  # the cheapest that finds enough; None: there was none
+    setting: Setting | None = None  # the cheapest with enough recall; None if there is none
     builds: list[dict[str, Any]] = field(default_factory=list)
     batches: list[dict[str, Any]] = field(default_factory=list)
     singles: list[dict[str, Any]] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Measured:
         return median([(one[when] - one["empty"]) / self.n for one in self.batches])
 
     def recall(self) -> float | None:
-        """Of the batches."""
+        """The recall of the batches."""
         return median([one["recall"] for one in self.batches])
 
     def qps(self) -> float | None:
@@ -44,7 +44,7 @@ class Measured:
         return median([one["qps"] for one in self.batches])
 
     def cpu_us(self, of: str) -> float | None:
-        """µs of CPU a query, of all threads: what a busy machine changes least; batches or singles."""
+        """µs of CPU a query, of all threads, in batches or singles; hardly changed by other load."""
         return median([one["cpu_s"] * 1e6 for one in getattr(self, of)])
 
     def p50(self) -> float | None:
@@ -52,10 +52,10 @@ class Measured:
         return median([quantiles(one["seconds"])[0] * 1e3 for one in self.singles])
 
     def p99(self) -> float | None:
-        """The same, that 99 % take no longer than."""
+        """The 99th percentile of the milliseconds of a single query."""
         return median([quantiles(one["seconds"])[1] * 1e3 for one in self.singles])
 
 
 def median(values: Sequence[float]) -> float | None:
-    """The middle of them; None of none."""
+    """The median; None if there are no values."""
     return statistics.median(values) if values else None

@@ -1,9 +1,9 @@
 """Which index of vectors answers how fast, at which recall, and at what cost? The engine and others.
 
-Each takes the same vectors in, is asked for the neighbours of the same queries at one setting after
-the other, and is measured at the cheapest that finds the wanted share of the true neighbours. Each
-does it in processes of its own, so that its memory can be told. The engine and hnswlib are measured
-in turns. Without --vectors, clustered vectors are made.
+Each index gets the same vectors, and is searched with the same queries at one setting after the
+other. It is timed at the cheapest setting that finds the wanted share of the true neighbours. Each
+has processes of its own, so that its memory can be measured. The engine and hnswlib take turns.
+Without --vectors, clustered vectors are made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..report.tables import targets
 from .index_report import table, targets_of, write
 from .index_rounds import Bench, measure
 
-QUERIES = 5_000  # made ones
+QUERIES = 5_000  # made together with the vectors
 _DISK = 3_000  # bytes a vector: the engine twice, hnswlib, and one other index
 
 
@@ -31,16 +31,20 @@ def main() -> bool:
     parser = script.parser(__doc__)
     parser.add_argument("--vectors", type=Path, help=".npy of float32 (n, d), unit length")
     parser.add_argument("--queries", type=Path, help=".npy of the same kind, beside --vectors")
-    parser.add_argument("--n", default="1e6", help="vectors that are made without these  [1e6]")
+    parser.add_argument("--n", default="1e6", help="vectors to make without --vectors  [1e6]")
     every = ",".join(PEERS)
     parser.add_argument("--peers", default=every, help=f"which; none: the engine  [{every}]")
-    parser.add_argument("--recall", type=float, default=0.97, help="at 10 that is wanted  [0.97]")
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken  [3]")
+    parser.add_argument("--recall", type=float, default=0.97, help="wanted recall at 10  [0.97]")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, whose medians are printed  [3]"
+    )
     parser.add_argument("--builds", type=int, default=1, help="of the engine and hnswlib  [1]")
-    parser.add_argument("--memory", default="1G", help="the engine's bound  [1G]")
+    parser.add_argument("--memory", default="1G", help="the memory of the engine  [1G]")
     parser.add_argument("--seed", type=int, default=0, help="of what is made or drawn  [0]")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the results")
-    parser.add_argument("--dir", type=Path, help="where indexes are made, and removed again")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the indexes, which are removed at the end"
+    )
     arguments = parser.parse_args()
     peers = _peers(arguments.peers)
     if (arguments.vectors is None) != (arguments.queries is None):

@@ -31,7 +31,7 @@ TARGETS = {
 
 
 def targets_of(found: Mapping[str, Measured], recall: float) -> list[Target]:
-    """The targets, with what was measured; those for which a peer is missing are left out."""
+    """The targets and measurements, without the targets whose peer is missing."""
     engine = found[ENGINE]
     peer = found.get(HNSWLIB, Measured(HNSWLIB, engine.n))
     best = max((one["recall"] for one in engine.points), default=0.0)
@@ -62,14 +62,14 @@ def _p50s(index: Measured) -> list[float]:
 
 
 def _times(mine: Sequence[float], other: Sequence[float]) -> float | None:
-    """How many times as much, round by round: what disturbs a round disturbs both."""
+    """The median ratio, round by round, because a disturbance affects both in a round."""
     if not mine or not other:
         return None
     return statistics.median(a / b for a, b in zip(mine, other, strict=True))
 
 
 def _ratio(other: Measured | None, engine: Measured) -> float | None:
-    """How many times as long a single query of another index takes."""
+    """How many times as long a single query takes in another index."""
     theirs, ours = other and other.p50(), engine.p50()
     return theirs / ours if theirs and ours else None
 
@@ -79,9 +79,9 @@ _TIMES = ("recall", "queries/s", "CPU µs", "p50 ms", "p99 ms", "CPU µs")
 
 
 def table(found: Mapping[str, Measured], recall: float) -> str:
-    """One line an index, medians; bytes are a vector's, RAM is anonymous memory after searching.
+    """A line of medians for each index; bytes are a vector's, RAM is anonymous memory after searching.
 
-    CPU seconds are of all threads, of a build, of a query in a batch, and of a single one.
+    CPU seconds are of all threads, for a build, a query in a batch, and a single query.
     """
     lines: list[Sequence[str]] = [("index", "setting", *_MEMORY, *_TIMES)]
     for index in found.values():
@@ -113,7 +113,7 @@ def _cell(value: float | None, digits: int) -> str:
 
 
 def write(out: Path, found: Mapping[str, Measured]) -> None:
-    """``curves.csv``: every setting of every sweep; ``results.json``: the machine and the medians."""
+    """Write ``curves.csv`` (every setting of every sweep) and ``results.json`` (machine, medians)."""
     with (out / "curves.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("index", "setting", "recall_at_10", "queries_per_second"))

@@ -1,4 +1,4 @@
-"""Indexes of vectors, built and asked in children, in turns."""
+"""Builds and searches indexes of vectors in children, in turns."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .index_measured import Measured
 REMOVED = "engine, 1 % removed"
 THREADS = 2  # of a build, and of batches
 _SHARE = 0.01  # of the images that are removed
-_SPARE = 10  # true neighbours more than are asked for: some of them are removed
+_SPARE = 10  # extra true neighbours, because some of them are removed
 
 
 class Bench:
-    """Children over one set of vectors; everything that they say is kept, a line each."""
+    """Runs children over one set of vectors; logs each result, a line each."""
 
     def __init__(
         self, vectors: Path, queries: Path, work: Path, log: Path, *, memory: int, k: int, seed: int
@@ -52,13 +52,13 @@ class Bench:
         np.save(work / "truth-left.npy", _left(wanted, gone, k))
 
     def build(self, name: str, wanted: float) -> dict[str, Any]:
-        """Build it again from nothing."""
+        """Build an index from scratch."""
         self.drop(name)
         spec = {"vectors": str(self._vectors), "threads": THREADS, "wanted": wanted}
         return self._child(name, "build", spec | {"method": name})
 
     def make_removed(self) -> None:
-        """A copy of the engine's store that lacks some images."""
+        """Make a copy of the engine's store without some images."""
         shutil.copytree(self._work / ENGINE, self._work / REMOVED)
         self._child(REMOVED, "remove", {"gone": str(self._work / "gone.npy")})
 
@@ -69,15 +69,15 @@ class Bench:
         return points
 
     def batch(self, name: str, setting: Setting) -> dict[str, Any]:
-        """Batches, with two threads."""
+        """Time batches, with two threads."""
         return self._child(name, "batch", self._asked(name, THREADS) | {"setting": setting})
 
     def single(self, name: str, setting: Setting) -> dict[str, Any]:
-        """Single queries, with one thread."""
+        """Time single queries, with one thread."""
         return self._child(name, "single", self._asked(name, 1) | {"setting": setting})
 
     def drop(self, name: str) -> None:
-        """Remove its index, if there is one."""
+        """Remove an index, if it exists."""
         shutil.rmtree(self._work / name, ignore_errors=True)
 
     def _asked(self, name: str, threads: int) -> dict[str, object]:
@@ -107,7 +107,7 @@ class Bench:
 def _left(
     wanted: exact_neighbours.Rows, gone: exact_neighbours.Rows, k: int
 ) -> exact_neighbours.Rows:
-    """The first ``k`` true neighbours of each query that are not gone."""
+    """The first ``k`` true neighbours of each query that were not removed."""
     left = np.full((len(wanted), k), -1, np.int64)
     for row, rows in zip(left, wanted, strict=True):
         some = rows[~np.isin(rows, gone)][:k]
@@ -118,7 +118,7 @@ def _left(
 def measure(
     bench: Bench, peers: Sequence[str], *, wanted: float, rounds: int, builds: int
 ) -> dict[str, Measured]:
-    """Everything: the other peers one after the other, then the engine and hnswlib in turns."""
+    """Measure the other peers one after the other, then the engine and hnswlib in turns."""
     in_turns = [ENGINE, *(name for name in peers if name == HNSWLIB)]
     others = [name for name in peers if name != HNSWLIB]
     found = {name: Measured(name, bench.n) for name in (*in_turns, REMOVED, *others)}
@@ -150,7 +150,7 @@ def measure(
 
 
 def _prepare(bench: Bench, index: Measured, wanted: float, builds: int, tick: Any) -> None:
-    """Build it, and find the cheapest setting that finds enough, which is the first."""
+    """Build an index, and find the first, cheapest setting with enough recall."""
     for _ in range(builds):
         tick(f"{index.name}, build")
         index.builds.append(bench.build(index.name, wanted))
@@ -179,6 +179,6 @@ def _round(bench: Bench, index: Measured, tick: Any) -> None:
 
 
 def _turned(names: Sequence[str], number: int) -> list[str]:
-    """The same names, beginning with another one each round."""
+    """The names, rotated so that each round begins with another one."""
     turn = number % len(names)
     return [*names[turn:], *names[:turn]]

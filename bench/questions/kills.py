@@ -1,10 +1,10 @@
-"""Does a killed writer lose anything? Kills one with SIGKILL again and again, and looks after each.
+"""Does a killed writer lose anything? Kills one with SIGKILL again and again, and checks the store.
 
 A child ingests files and rows of arrays in small chunks, and acknowledges each commit through a pipe. It
-is killed at seeded random moments. The store is then opened for reading: it has to hold what the
-child acknowledged, and of the chunk in flight all or nothing. Then it is opened for writing, which
-recovers it: check has to find nothing, and every image that was acknowledged has to be found, verified,
-with all its sources. The next child goes on with the same sources, and may add nothing again.
+is killed at seeded random moments. The store is then opened for reading: it has to hold everything that
+the child acknowledged, and all or nothing of the chunk in flight. Then it is opened for writing, which
+recovers it. Now check has to find nothing, and every acknowledged image has to be found, verified, with
+all its sources. The next child goes on with the same sources, and may not add anything twice.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ def main() -> bool:
     parser = script.parser(__doc__)
     parser.add_argument("--kills", type=int, default=100, help="of a child that writes  [100]")
     parser.add_argument("--seed", type=int, default=0, help="of the sources and moments  [0]")
-    parser.add_argument("--memory", default="128M", help="the store's bound  [128M]")
+    parser.add_argument("--memory", default="128M", help="the memory of the store  [128M]")
     parser.add_argument(
         "--encoder", help="tiny, none, a name or a folder  [tiny where onnx is installed, or none]"
     )
-    parser.add_argument("--dir", type=Path, help="where the store is made, and removed again")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the store, which is removed at the end"
+    )
     arguments = parser.parse_args()
     if arguments.kills < 1:
         raise UsageError(f"kills must be 1 or more, not {arguments.kills}")
@@ -61,7 +63,7 @@ def main() -> bool:
 
 
 def table(report: Report) -> str:
-    """What was hit and what was there, as aligned columns."""
+    """The moments of the kills, and the content of the store, as aligned columns."""
     lines = [("kills", "that hit")]
     lines += [(f"{report.hits[at]:,}", at) for at in (COMMITTING, BETWEEN, INDEXING, OPENING)]
     end = (

@@ -1,7 +1,8 @@
 """The child that is killed: waits for a line of sources, ingests them, and acknowledges each commit.
 
-It announces a commit before it begins and acknowledges it once it has returned: the parent, who keeps
-a ledger outside the store, then knows what has to be there after a kill, and what the kill hit.
+It announces a commit before it begins and acknowledges it once it has returned. The parent keeps a
+ledger outside the store. So it knows what the store must hold after a kill, and what the kill
+interrupted.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from ..harness.process import send
 
 OPEN, BEGIN, DONE, INDEX, INDEXED, END = "open", "begin", "done", "index", "indexed", "end"
 
-_WRITE_BUFFERS = 64 << 10  # bytes: RocksDB flushes every few commits, and compacts what it flushed
+_WRITE_BUFFERS = 64 << 10  # bytes: RocksDB flushes and compacts every few commits
 _BUCKET_BITS = 6
 _NEVER = 1 << 40
 
-# Chunks and extents of a few rows: every kill may then hit their edges. Whoever opens the store needs
-# them, also for reading: how many rows an extent has is not written down.
+# Chunks and extents of a few rows, so that kills hit their edges. Readers of the store need these
+# limits too, because the store does not record how many rows an extent has.
 LOOKING = Limits(
     chunk_files=2,
     chunk_rows=15,
@@ -40,18 +41,20 @@ LOOKING = Limits(
     extent_rows=200,
     extent_bytes=200_000,
 )
-# The child alone indexes: whoever only looks must not mend the index first.
+# Only the child indexes: the parent, which checks the store, must not repair the index first.
 WRITING = replace(LOOKING, unindexed_rows=150)
 
 
 @contextmanager
 def small_buffers() -> Iterator[None]:
-    """Memtables and buckets of ids of a few rows, which are constants of the engine."""
+    """Shrink two constants of the engine: memtables, and buckets of ids, to a few rows."""
     with ExitStack() as stack:
         for module in [
             module for name, module in sys.modules.items() if name.startswith("engine.")
         ]:
-            if hasattr(module, "BUCKET_BITS"):  # of ids, among which the runs of one are searched
+            if hasattr(
+                module, "BUCKET_BITS"
+            ):  # size of the buckets of ids in which runs are searched
                 stack.enter_context(mock.patch.object(module, "BUCKET_BITS", _BUCKET_BITS))
         small = property(lambda memory: _WRITE_BUFFERS)
         stack.enter_context(mock.patch.object(MemoryBudget, "write_buffers", small))
@@ -59,13 +62,13 @@ def small_buffers() -> Iterator[None]:
 
 
 def write(store: str, memory: int) -> None:
-    """Ingest what the line on standard input says, a JSON list."""
+    """Ingest the sources in the line on standard input, a JSON list."""
     commit, build = Writer.commit, IndexUpdater.update
 
     def tell_commit(files: Writer, chunk: Chunk) -> None:
         names = [os.fsdecode(new.name) for new in chunk.names]
         arrays = [[os.fsdecode(name), array.rows] for name, array in chunk.arrays]
-        if not names and not arrays:  # a group of files that are all unchanged
+        if not names and not arrays:  # a group of unchanged files only
             commit(files, chunk)
             return
         send(what=BEGIN, names=names, arrays=arrays)
@@ -91,7 +94,7 @@ def write(store: str, memory: int) -> None:
 
 
 def main() -> None:
-    """Write as the argument says, a JSON object of ``write``'s arguments."""
+    """Call ``write`` with the process's argument, a JSON object of its arguments."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent ends this process
     try:
         with small_buffers():

@@ -1,4 +1,4 @@
-"""Writers of one store, killed one after the other, and the store looked at after each."""
+"""Kills the writers of one store one after the other, and checks the store after each."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .kills_writer import Writer
 from .tiny_encoder import TINY, write_tiny_encoder
 
 FILES, ROWS, SYNTHETIC_ROWS = 8, 60, 45  # new ones each round
-MAX_COMMITS = 24  # a child is left alone for so many of them at most,
-MAX_SECONDS = 0.04  # and then for so long at most
-SAMPLE = 200  # images of earlier rounds that a reader is asked for; the writer is asked for all
+MAX_COMMITS = 24  # a child is killed after fewer commits than this,
+MAX_SECONDS = 0.04  # and at most this time
+SAMPLE = 200  # images of earlier rounds that a reader looks up; the writer looks up all
 NO_ENCODER = "none"
 OPENING, COMMITTING, INDEXING, BETWEEN = "opening the store", "a commit", "indexing", "in between"
 _AT = {OPEN: OPENING, BEGIN: COMMITTING, DONE: BETWEEN, INDEX: INDEXING, INDEXED: BETWEEN}
@@ -33,11 +33,11 @@ _IDENTICAL = ["identical"]
 
 @dataclass(slots=True)
 class Report:
-    """What the kills hit, and what was there in the end."""
+    """What the kills interrupted, and the content of the store in the end."""
 
     hits: Counter[str] = field(default_factory=Counter)
-    in_flight: int = 0  # chunks that were
-    landed: int = 0  # those of them that were committed, though the child could not say so any more
+    in_flight: int = 0  # chunks in flight at a kill
+    landed: int = 0  # chunks of these that were committed but not acknowledged
     commits: int = 0  # that children acknowledged
     images: int = 0
     sources: int = 0
@@ -49,15 +49,15 @@ class Report:
 
     @property
     def kills(self) -> int:
-        """Kills of a child that had begun to write; those of one that was opening come on top."""
+        """Kills of children that had begun to write, without those during opening."""
         return self.hits.total() - self.hits[OPENING]
 
 
 class Kills:
-    """One store that is written by one child after the other, each of which is killed."""
+    """One store, written by one child after the other, each of which is killed."""
 
     def __init__(self, folder: Path, *, seed: int, memory: int, encoder: str) -> None:
-        """``folder`` takes the store and the sources; ``encoder``: "tiny" is made there too."""
+        """``folder`` holds the store and the sources, and the encoder if ``encoder`` is "tiny"."""
         self._folder = folder
         self._pictures = folder / "pictures"
         self._pictures.mkdir()
@@ -76,13 +76,13 @@ class Kills:
     def run(
         self, count: int, progress: Callable[[int, int | None], None] = lambda done, total: None
     ) -> Report:
-        """Kill ``count`` times; ``WrongAnswerError`` as soon as something is not as it has to be."""
+        """Kill ``count`` times; ``WrongAnswerError`` as soon as the store is wrong."""
         started = time.perf_counter()
         following = self._spawn()
         try:
             progress(0, count)
             while self.report.kills < count:
-                # Started ahead: it imports what it needs while the store is looked at.
+                # Started ahead, so that it imports its modules while the store is checked.
                 child, following = following, self._spawn()
                 try:
                     self._kill(child)
@@ -95,7 +95,7 @@ class Kills:
             self._count()
         except BenchError:
             raise
-        except EngineError as error:  # of a store that cannot be opened, read or recovered
+        except EngineError as error:  # the store cannot be opened, read or recovered
             raise WrongAnswerError(str(error)) from None
         finally:
             following.end()
@@ -108,8 +108,9 @@ class Kills:
         return Writer(self._folder, self._store, self._memory, self.ledger)
 
     def _kill(self, child: Writer) -> None:
-        """Let a child write some commits, however long they take here, and kill it a moment later."""
-        child.begin([*self._sources(), f"{SYNTHETIC}&n=1e9"])  # it never has nothing to do
+        """Let a child write some commits, whatever their duration, and kill it a moment later."""
+        # The synthetic set is so long that the child never runs out of work.
+        child.begin([*self._sources(), f"{SYNTHETIC}&n=1e9"])
         commits, seconds = self._draw.randrange(MAX_COMMITS), self._draw.uniform(0, MAX_SECONDS)
         while child.hear() and child.commits < commits:
             pass
@@ -119,7 +120,7 @@ class Kills:
         self.report.commits += child.commits
 
     def _go_to_the_end(self, child: Writer) -> None:
-        """Let the last child live: what was committed is unchanged, and nothing else is."""
+        """Let the last child finish: it must report exactly the committed items as unchanged."""
         images, committed = self.ledger.counts()
         child.begin(self._sources(every=True))
         while child.hear():
@@ -135,7 +136,7 @@ class Kills:
             raise WrongAnswerError(f"the last ingest reports {found} instead of {due}")
 
     def _sources(self, *, every: bool = False) -> list[str]:
-        """Write this round's files; returns what a child is to ingest, in any order."""
+        """Write this round's files; returns a child's sources, in any order."""
         folder = self._pictures / f"{self._rounds:06}"
         folder.mkdir()
         for number in range(FILES):
@@ -145,12 +146,12 @@ class Kills:
             Image.fromarray(values(picture) * np.uint8(scale)).save(path)
             self.ledger.files[str(path)] = picture
         rows = [self._picture("bits", again=0.2) for _ in range(ROWS)]
-        rows[ROWS // 2] = BLANK  # one image that has a source in each array
+        rows[ROWS // 2] = BLANK  # one image with a source in each array
         path = self._folder / f"{self._rounds:06}.npy"
         np.save(path, np.stack([values(row) for row in rows]).astype(np.bool_))
         self.ledger.arrays[str(path)] = rows
         self._rounds += 1
-        # Arrays that are done are named again now and then; the folder holds all pictures so far.
+        # Finished arrays are named again now and then; the folder holds all pictures so far.
         left = [
             name
             for name, rows in self.ledger.arrays.items()
@@ -170,7 +171,7 @@ class Kills:
         self._made.append(new)
         return new
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- checking ---------------------------------------------------------------------------------
 
     def _look(self, in_flight: Chunk | None) -> None:
         """Compare the store with the ledger, as a reader and, recovered, as a writer."""
@@ -201,7 +202,7 @@ class Kills:
                 self._verify(writer, self.ledger.images, lost)
 
     def _open(self, *, read_only: bool = False) -> Store:
-        # Whoever looks at the store has the limits of whoever writes: how many rows an extent has.
+        # A reader needs the writer's limits, which say how many rows an extent has.
         return Store.open(self._store, read_only=read_only, memory=self._memory, limits=LOOKING)
 
     def _compare(self, store: Store) -> None:
@@ -219,7 +220,7 @@ class Kills:
         report.segments = len(info.segments)
 
     def _verify(self, store: Store, pictures: Iterable[Picture], lost: Iterable[Picture]) -> None:
-        """Each picture is found once, by its own pixels, with all its sources; the lost are not."""
+        """Each picture is found once, by its own pixels, with all its sources; lost ones are not."""
         for picture in pictures:
             sources = self.ledger.images[picture]
             hits = store.lookup(picture.query, tiers=_IDENTICAL).identical
@@ -240,7 +241,7 @@ class Kills:
                     raise WrongAnswerError(f"{picture} is of a chunk that is not there: {hits}")
 
     def _count(self) -> None:
-        """What the store is made of in the end."""
+        """Count the parts of the store in the end."""
         paths = [path for path in self._store.rglob("*") if path.is_file()]
         self.report.tables = sum(path.suffix == ".sst" for path in paths)
         families = {"pixels", "fingerprints", "vectors"}

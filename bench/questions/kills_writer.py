@@ -1,4 +1,4 @@
-"""The process that is killed, as its parent sees it: started, listened to, killed."""
+"""The parent's side of the process that is killed: starts it, reads its messages, kills it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .kills_ledger import Chunk, Ledger
 
 
 class Writer:
-    """A process that writes to a store. What it acknowledges goes into the ledger."""
+    """A process that writes to a store. Its acknowledged commits go into the ledger."""
 
     def __init__(self, folder: Path, store: Path, memory: int, ledger: Ledger) -> None:
         self._ledger = ledger
         self._errors = folder / "errors.txt"
-        self.at = ""  # what it last said it was doing
+        self.at = ""  # the last step that it reported
         self.in_flight: Chunk | None = None  # begun and not acknowledged
         self.commits = 0  # acknowledged
-        self.finished: dict[str, Any] | None = None  # its report, if it came to its end
+        self.finished: dict[str, Any] | None = None  # its report, if it has finished
         spec = {"store": str(store), "memory": memory}
         with self._errors.open("ab") as errors:
             self._process = subprocess.Popen(
@@ -32,17 +32,17 @@ class Writer:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                # FAISS's threads would wait for each other. What a kill leaves in TMPDIR goes with
-                # the rest of the folder.
+                # FAISS's threads would wait for each other. TMPDIR lies in this folder, so leftovers
+                # of a kill are deleted with it.
                 env=environment() | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
             )
 
     def begin(self, sources: list[str]) -> None:
-        """Let it ingest."""
+        """Let the process ingest these sources."""
         print(json.dumps(sources), file=self._process.stdin, flush=True)
 
     def hear(self) -> bool:
-        """Take one message; false if there are no more, but for one that a kill cut short."""
+        """Handle one message; false if there are no more, or only one truncated by a kill."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.endswith("\n"):
@@ -63,11 +63,11 @@ class Writer:
         return True
 
     def kill(self) -> None:
-        """Kill it; ``BenchError`` if it was not alive any more."""
+        """Kill the process; ``BenchError`` if it had already ended."""
         self._process.kill()
         if self._process.wait() != -signal.SIGKILL or self.finished is not None:
             raise BenchError(f"a child ended by itself: {self.last_words()}")
-        while self.hear():  # what it acknowledged before it was killed
+        while self.hear():  # messages from before the kill
             pass
 
     def last_words(self) -> str:
@@ -75,6 +75,6 @@ class Writer:
         return self._errors.read_text("utf-8", "replace").strip().rpartition("\n")[2]
 
     def end(self) -> None:
-        """Make sure that it is gone, and give its pipes back."""
+        """Make sure that the process has ended, and close its pipes."""
         self._process.kill()
         self._process.communicate()

@@ -1,12 +1,12 @@
-"""What people notice of a lookup that finds much, and of many lookups at once.
+"""How long does a lookup take that finds much, and how long do many lookups at once?
 
 Three questions, each with its target:
 
-sources  an identical hit of an image with many sources costs no more than 1.2 of one with one
+sources  an identical hit with many sources takes at most 1.2 times as long as one with one source
 near     a lookup that finds 1,300 near images of 200,000 sources takes no more than 30 ms
 many     one lookup_many of 500 files is at least 1.8 times as fast as 500 calls of lookup, on two cores
 
-Times are the least of some rounds: the two sides of a ratio are measured in turn.
+Times are the least of some rounds. The two sides of a ratio take turns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOST_MORE, MOST_MS, LEAST_FASTER = 1.2, 30.0, 1.8
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question: what was measured, what is wanted, and whether it is met."""
+    """One question: its measurement, its target, and whether the target is met."""
 
     what: str
     measured: str
@@ -109,7 +109,7 @@ def measure_many(work: Path, files: Sequence[Path], encoder: str, rounds: int) -
 
 
 def made_photographs(folder: Path, count: int) -> list[Path]:
-    """JPEG files of smooth noise, where there are no photographs."""
+    """JPEG files of smooth noise, used if there are no photographs."""
     draw = np.random.default_rng(3)
     found = []
     for number in range(count):
@@ -131,7 +131,9 @@ def main() -> bool:
     parser.add_argument("--photos", type=Path, help="a folder of photographs; else some are made")
     parser.add_argument("--encoder", default="simclr", help="of the store of photographs, or none")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dir", type=Path, help="where stores are made and removed again")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the stores, which are removed at the end"
+    )
     args = parser.parse_args()
     with script.work_folder(args.dir) as work:
         if args.photos is not None:
@@ -151,7 +153,7 @@ def main() -> bool:
 
 
 def _least_of(rounds: int, *asks: Callable[[], object]) -> list[float]:
-    """The least milliseconds of each of some calls, which take turns."""
+    """The least milliseconds of each of several calls, which take turns."""
     least = [float("inf")] * len(asks)
     for _ in range(rounds):
         for number, ask in enumerate(asks):

@@ -1,7 +1,7 @@
 """Does memory grow with the set? Ingests sets of bit images of growing size, each in its own process.
 
-No encoder is used. A set ten times as large should take the memory it takes, and no more: the
-largest peak is at most 1.25 times the smallest.
+No encoder is used. A set ten times as large should take no more memory: the largest peak may be at most
+1.25 times the smallest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Growth:
     n: int
     seconds: float
     resident: int  # VmHWM: mapped pages included
-    anonymous: int  # RssAnon: what cannot be given back without swap
+    anonymous: int  # RssAnon: cannot be reclaimed without swap
     empty: int  # RssAnon before the store was opened, all modules imported
     disk: int
 
@@ -57,12 +57,14 @@ def measure(n: int, *, memory: int, seed: int = 0, folder: Path | None = None) -
 
 
 def main() -> bool:
-    """Measure and print; true if the peak grows no more than it may."""
+    """Measure and print; true if the growth of the peak is within its target."""
     parser = script.parser(__doc__)
     parser.add_argument("--n", default="1e5,1e6", help="numbers of images  [1e5,1e6]")
-    parser.add_argument("--memory", default="1G", help="the store's bound  [1G]")
+    parser.add_argument("--memory", default="1G", help="the memory of the store  [1G]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the stores, which are removed at the end"
+    )
     arguments = parser.parse_args()
     budget = parse_memory(arguments.memory).total
     grown = [

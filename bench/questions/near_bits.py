@@ -18,7 +18,7 @@ FLIPPED = (0.01, 0.05, 0.10)  # of the bits of a copy
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """Lookups of one sort of bit image: how many, how many found, hits on another image, and ms."""
+    """Lookups of one kind of bit image: how many, how many found, hits on other images, and ms."""
 
     what: str
     asked: int
@@ -30,7 +30,7 @@ class Bits:
 def measure_bits(
     n: int, store: Store, *, queries: int, seed: int, tick: Callable[[], None] = lambda: None
 ) -> list[Bits]:
-    """Take ``n`` bit images into an empty store, and ask for ``queries`` of each sort."""
+    """Ingest ``n`` bit images into an empty store, and look up ``queries`` of each kind."""
     store.ingest(f"synthetic:bits?n={n}&seed={seed}")
     draw = np.random.default_rng([seed, n, 2])
     asked = [

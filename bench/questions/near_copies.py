@@ -1,9 +1,10 @@
-"""Is a copy found again as *near*, and nothing else? Bit images with flipped bits, changed photographs.
+"""Does a lookup find a copy as *near*, and nothing else? Flipped bit images, changed photographs.
 
-(a) Bit images are made and ingested; then copies of some, with a share of their bits flipped at random,
-and images that the set lacks are looked up. (b) Photographs of the given folders are ingested, each
-once; then some are looked up that were compressed, shrunk, brightened, darkened, blurred or disturbed.
-Every other image within the distance counts as a false hit, and is listed: it may well be a copy.
+(a) Bit images are made and ingested. Then copies with some random bits flipped, and images that the
+set lacks, are looked up. (b) Photographs of the given folders are ingested, each once. Then changed
+copies of some are looked up: compressed, shrunk, brightened, darkened, blurred or with noise. Every
+other image within the distance counts as a false hit. These are listed, because they may well be
+copies.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ def main() -> bool:
     parser.add_argument("--queries", default="1000", help="lookups of each sort  [1000]")
     parser.add_argument("--photos", type=Path, nargs="*", help="folders  [those of the checkout]")
     parser.add_argument("--most", default="10000", help="photographs, at most  [10000]")
-    parser.add_argument("--memory", default="1G", help="the store's bound  [1G]")
+    parser.add_argument("--memory", default="1G", help="the memory of the store  [1G]")
     parser.add_argument("--seed", type=int, default=0, help="of images, choice and changes  [0]")
-    parser.add_argument("--dir", type=Path, help="where the stores are made, and removed again")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the stores, which are removed at the end"
+    )
     parser.add_argument("--json", type=Path, help="a file for all of it, curves and pairs too")
     arguments = parser.parse_args()
     n = parse_count(arguments.n) if arguments.n != "0" else 0
@@ -94,7 +97,7 @@ def _ticker(progress: Progress, total: int) -> Callable[[], None]:
 
 
 def targets_of(bits: Sequence[Bits], photos: Sequence[Photos]) -> list[Target]:
-    """The targets, with what was measured."""
+    """The targets and their measurements."""
     wanted = []
     for flipped in bits:
         if flipped.what.startswith(("1%", "5%")):

@@ -1,4 +1,4 @@
-"""Changed photographs, looked up in the near tier."""
+"""Lookups of changed photographs in the near tier."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..harness.errors import BenchError
 from ..report.tables import align
 from .near_tier import NEAR, milliseconds_of
 
-FARTHEST = 48  # bits: how far the curve goes
+FARTHEST = 48  # bits: the end of the curve
 _PAIRS_SHOWN = 20
 
 
@@ -43,7 +43,7 @@ class Photos:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Pair:
-    """Two photographs of which one was a hit for the other, ``distance`` bits away at the nearest."""
+    """Two photographs, one a hit for the other; ``distance`` is the smallest, in bits."""
 
     distance: int
     one: str
@@ -93,9 +93,9 @@ def measure_photos(
     seed: int,
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[int, list[Photos], list[Pair]]:
-    """Ask ``store``, which holds ``photos``, for up to ``queries`` of them after each change.
+    """Look up to ``queries`` of ``photos``, which ``store`` holds, up after each change.
 
-    Returns how many different images there are too, and which of them were hits for another.
+    Also returns how many different images there are, and which of them were hits for another.
     """
     ids: dict[int, Path] = {}
     for photo in photos:
@@ -116,7 +116,7 @@ def measure_photos(
             for hit in result.near:
                 distances[what].append((hit.distance, hit.id == id_))
                 if hit.id != id_ and hit.distance <= DEFAULT_MAX_DISTANCE:
-                    # Not by its source, which is absolute, and of equal files the first.
+                    # Not by its source: that is absolute, and equal files have only the first.
                     one, other = sorted((str(photo), str(ids[hit.id])))
                     pairs[one, other] = min(pairs.get((one, other), 256), hit.distance)
             tick()
@@ -125,7 +125,7 @@ def measure_photos(
 
 
 def _curve(hits: Sequence[tuple[int, bool]]) -> list[tuple[int, int]]:
-    """How many right and how many false hits there are within each distance up to the farthest."""
+    """The numbers of right and of false hits within each distance up to the farthest."""
     return [
         (
             sum(right for distance, right in hits if distance <= most),
@@ -148,7 +148,7 @@ def photos_table(images: int, found: Sequence[Photos]) -> str:
 
 
 def pairs_table(pairs: Sequence[Pair]) -> str:
-    """The images that were hits for another one: copies in the data, or wrong."""
+    """The pairs of images that were hits for each other: copies in the data, or wrong hits."""
     head = f"{len(pairs):,} pairs behind the false hits" + (":" if pairs else "")
     lines = [f"  {pair.distance:>3}  {pair.one}  {pair.other}" for pair in pairs[:_PAIRS_SHOWN]]
     if len(pairs) > _PAIRS_SHOWN:

@@ -1,4 +1,4 @@
-"""What lookups in the near tier share: the tier, and their times as cells of a table."""
+"""Helpers for lookups in the near tier: the tier, and their times as cells of a table."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """How fast are images removed, and how much disk comes back? One store of bit images, some at random.
 
-Images of 100×100 RGB bits are ingested with their pixels, a share of them drawn at random is removed
-by id, and the store is optimized. A sample of those that are left has to be found, verified byte for
-byte, and of those that are gone none.
+Images of 100×100 RGB bits are ingested with their pixels. A random share of them is removed by id,
+and the store is optimized. Then a sample of the remaining images has to be found, verified byte for
+byte, and no removed image may be found.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..harness.sizes import STORE_BYTES, check_disk, parse_count
 from ..report.tables import Target, align, targets
 
 T = TypeVar("T")
-SAMPLE = 2_000  # images asked for afterwards, of each kind
+SAMPLE = 2_000  # images looked up afterwards, of each kind
 TARGET_SECONDS = 60.0  # to remove 300,000
 TARGET_IMAGES = 300_000
 _ROOM = 1.8  # an optimize copies before it deletes
@@ -36,10 +36,10 @@ _ROOM = 1.8  # an optimize copies before it deletes
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was done to the store; bytes of disk, and the peak of resident memory so far."""
+    """One step: its time, bytes of disk, and the peak of resident memory so far."""
 
     what: str
-    images: int  # that it was about
+    images: int  # that it worked on
     seconds: float
     bytes_before: int
     bytes_after: int
@@ -87,7 +87,7 @@ def measure(n: int, share: float, *, budget: int, seed: int, folder: Path | None
 
 
 def _ask(store: Store, n: int, seed: int, gone: np.ndarray, draw: np.random.Generator) -> None:
-    """``WrongAnswerError`` if an image that is left is not found, or one that is gone is."""
+    """``WrongAnswerError`` if a remaining image is not found, or a removed one is found."""
     left = np.setdiff1d(np.arange(n, dtype=np.int64), gone, assume_unique=True)
     for rows, there in ((left, True), (gone, False)):
         some = draw.choice(rows, min(SAMPLE, len(rows)), replace=False) if len(rows) else rows
@@ -121,7 +121,7 @@ def table(removed: Removed) -> str:
 
 
 def targets_of(removed: Removed) -> list[Target]:
-    """The targets, with what was measured."""
+    """The targets and their measurements."""
     _, remove, optimize = removed.steps
     most = TARGET_SECONDS * max(remove.images / TARGET_IMAGES, 0.1)
     left = (1 - removed.share) * 1.1
@@ -137,9 +137,11 @@ def main() -> bool:
     parser = script.parser(__doc__)
     parser.add_argument("--n", default="1e6", help="images  [1e6]")
     parser.add_argument("--share", type=float, default=0.3, help="of them to remove  [0.3]")
-    parser.add_argument("--memory", default="1G", help="the store's bound  [1G]")
+    parser.add_argument("--memory", default="1G", help="the memory of the store  [1G]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dir", type=Path, help="where the store is made, and removed again")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the store, which is removed at the end"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     budget = parse_memory(arguments.memory).total

@@ -1,7 +1,8 @@
-"""Are photographs found again? Rewritten in other containers as *identical*, changed as *similar*.
+"""Are photographs found? In other containers as *identical*, after changes as *similar*.
 
-Every photograph is ingested. Then (a) each is written as PNG and as BMP, and must be found identical;
-(b) 40 of them are changed in 5 ways, and the original should be the first of the similar tier.
+Every photograph is ingested. (a) Then each is written as PNG and as BMP, and must be found
+identical. (b) 40 of them are changed in 5 ways, and the original should be first in the similar
+tier.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..harness.errors import BenchError
 from ..report.tables import align
 
 CONTAINERS = ("PNG", "BMP")
-ORIGINALS = 40  # photographs that are changed, if there are as many
+ORIGINALS = 40  # photographs to change, if there are as many
 _NO_ENCODER = "none"
 
 
@@ -42,9 +43,9 @@ class Found:
 
 
 def measure(photos: Sequence[Path], store: Store, seed: int = 0) -> list[Found]:
-    """Ask ``store``, which holds ``photos``, for every rewritten and every changed one.
+    """Look up every rewritten and every changed photograph in ``store``, which holds ``photos``.
 
-    Without an encoder there is nothing similar to ask for, and only the rewritten ones are.
+    Without an encoder there is no similar tier, so only the rewritten ones are looked up.
     """
     ids = {photo: _identical(store, photo.read_bytes()) for photo in photos}
     lost = [photo.name for photo, found in ids.items() if len(found) != 1]
@@ -67,7 +68,7 @@ def measure(photos: Sequence[Path], store: Store, seed: int = 0) -> list[Found]:
         for photo in chosen:
             place = np.random.default_rng([seed, number, photos.index(photo)])
             query = change(upright(photo.read_bytes()), place)
-            # One tier, so that a stricter one that finds it too does not take it away.
+            # Only this tier: a stricter one that also finds the image would remove it from here.
             similar = store.lookup(query, k=1, tiers=["similar"]).similar
             if [hit.id for hit in similar] != ids[photo]:
                 missed.append(photo.name)

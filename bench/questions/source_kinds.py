@@ -1,9 +1,9 @@
 """What do the same images cost in an archive or a table, beside the folder of them?
 
-The images of a folder are put into each kind of source, and each is ingested into a new store, in a
-process of its own and without an encoder; in rounds, each of which begins with another kind. What is
-compared with the folder is compared with that of the same round. The same for bit images, which an
-array holds too. A tar is to reach 0.85 of the folder's speed, with no more memory.
+The images of a folder are put into each kind of source. Each source is ingested into a new store, in a
+process of its own and without an encoder. There are several rounds, and each begins with another kind. A
+source is compared with the folder of the same round. The same is done for bit images, which also come as
+an array. A tar should reach 0.85 of the folder's speed, with at most 1.1 times its memory.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Taken:
     images: int
     added: int
     seconds: float
-    peak_bytes: int  # of anonymous memory, seen from outside
-    reported_peak_bytes: int  # the same, as the ingest's report has it
+    peak_bytes: int  # of anonymous memory, measured from outside
+    reported_peak_bytes: int  # the same, by the ingest's own report
 
     @property
     def rate(self) -> float:
@@ -50,7 +50,7 @@ class Taken:
 def measure(
     made: Mapping[str, tuple[str, Path, int]], rounds: int, memory: int, work: Path
 ) -> list[Taken]:
-    """Every kind once a round, each round beginning with another one."""
+    """Ingest every kind once a round, each round beginning with another one."""
     kinds = list(made)
     taken: list[Taken] = []
     for number in range(rounds):
@@ -85,7 +85,7 @@ def of(taken: Sequence[Taken], kind: str) -> list[Taken]:
 
 
 def speed(taken: Sequence[Taken], kind: str) -> float:
-    """How fast one kind is beside its folder: the median of the rounds' ratios."""
+    """The speed of one kind relative to its folder: the median of the rounds' ratios."""
     mine = of(taken, kind)
     other = of(taken, mine[0].beside)
     return statistics.median(a.rate / b.rate for a, b in zip(mine, other, strict=True))
@@ -97,7 +97,7 @@ def peak(taken: Sequence[Taken], kind: str) -> float:
 
 
 def targets_of(taken: Sequence[Taken]) -> list[Target]:
-    """The targets, with what was measured."""
+    """The targets and their measurements."""
     memory = peak(taken, TAR) / peak(taken, FOLDER)
     return [
         Target("tar, of the folder's images/s", TARGET_SPEED, speed(taken, TAR), True, 2),
@@ -132,10 +132,14 @@ def main() -> bool:
     every = ",".join(WRITERS)
     parser.add_argument("--kinds", default=every, help=f"beside the folder; tar always  [{every}]")
     parser.add_argument("--images", type=Path, help="a folder of small images; else some are made")
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken  [3]")
-    parser.add_argument("--memory", default="1G", help="the store's bound  [1G]")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, whose medians are printed  [3]"
+    )
+    parser.add_argument("--memory", default="1G", help="the memory of the store  [1G]")
     parser.add_argument("--seed", type=int, default=0, help="of made images  [0]")
-    parser.add_argument("--dir", type=Path, help="where everything is made, and removed again")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for all files, which are removed at the end"
+    )
     parser.add_argument("--json", action="store_true", help="every ingest, as one object")
     arguments = parser.parse_args()
     n = parse_count(arguments.n)

@@ -12,7 +12,7 @@ from ..harness.process import answer, send
 
 
 def take(source: str, work: str, memory_bytes: int) -> dict[str, float]:
-    """Ingest ``source``, from opening a store that is not there to closing it; it is removed again."""
+    """Time the ingest of ``source``, from creating a store to closing it; the store is then removed."""
     folder = Path(work) / "bench.store"
     send(start=True)
     try:

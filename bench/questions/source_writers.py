@@ -22,12 +22,12 @@ from engine.sources.items import FileItem
 from ..data import bit_images
 
 FOLDER, TAR, BITS, BITS_ARRAY = "folder", "tar", "folder of bits", "npy"
-_LARGEST = 64 << 10  # bytes: what counts as a small image
+_LARGEST = 64 << 10  # bytes of a small image, at most
 _SIDE = 48  # pixels of a made image
 
 
 def made_images(n: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """PNG and JPEG in turn, of coarse noise: suffix and bytes."""
+    """Images of coarse noise, PNG and JPEG in turn: suffix and bytes."""
     draw = np.random.default_rng(seed)
     for number in range(n):
         coarse = Image.fromarray(draw.integers(0, 256, (6, 6, 3), np.uint8))
@@ -73,7 +73,7 @@ def listed(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def said_of(number: int) -> dict[str, object]:
-    """What stands beside an image where something does."""
+    """The metadata beside an image, in sources that have some."""
     return {"label": number % 10, "caption": f"image number {number}"}
 
 
@@ -101,14 +101,14 @@ def write_tar_zst(path: Path, folder: Path) -> None:
 
 
 def write_zip(path: Path, folder: Path) -> None:
-    """A zip of stored members, as zips of images are best."""
+    """A zip of stored members, which suits images best."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in listed(folder):
             archive.writestr(name, content)
 
 
 def write_parquet(path: Path, folder: Path) -> None:
-    """A table as Hugging Face data sets have it: 1,000 rows a group."""
+    """A table in the form of Hugging Face data sets: 1,000 rows a group."""
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
     fields = [("image", image), ("label", arrow.int64()), ("caption", arrow.string())]
@@ -151,7 +151,7 @@ def write_all(
     seed: int,
     kinds: Collection[str] = tuple(WRITERS),
 ) -> dict[str, tuple[str, Path, int]]:
-    """Every kind of source: what it is compared with, where it is, how many images it has."""
+    """Every kind of source: its folder for comparison, its path, its number of images."""
     n = write_folder(work / "images", images)
     made = {FOLDER: (FOLDER, work / "images", n)}
     for kind, (name, write) in WRITERS.items():

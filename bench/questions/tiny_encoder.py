@@ -1,4 +1,4 @@
-"""An encoder of a few bytes, for measurements whose subject is not the encoder."""
+"""An encoder of a few bytes, for measurements that are not about the encoder."""
 
 from __future__ import annotations
 

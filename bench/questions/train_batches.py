@@ -1,8 +1,8 @@
-"""Do larger batches help, or more images? SimCLR as the recipe "report" has it, everything else alike.
+"""Do larger batches help, or more images? SimCLR with the recipe "report", everything else equal.
 
-Each run sees as many images, over and over where it has few, so that none trains longer than
-another; then copies of photographs that none of them saw are to find their original again among
-distractors (``engine eval``). A batch has at most as many images as there are.
+Each run sees the same number of images, repeating them if it has few, so no run trains longer than
+another. Then copies of photographs that none of them saw have to find their original among distractors
+(``engine eval``). A batch has at most as many images as the set.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def main() -> bool:
     """Train, ask and print; there is no target."""
     parser = script.parser(__doc__)
     parser.add_argument("photos", type=Path, nargs="+", help="folders of images to train on")
-    parser.add_argument("--queries", type=Path, required=True, help="photographs of no such folder")
+    parser.add_argument(
+        "--queries", type=Path, required=True, help="photographs outside these folders"
+    )
     parser.add_argument(
         "--distractors", type=Path, nargs="*", default=[], help="more to be lost in"
     )

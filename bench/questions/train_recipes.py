@@ -1,9 +1,9 @@
 """Which recipe suits a few images, and what do a queue, hard negatives and other views add?
 
-Every run starts from nothing on the same images and answers the same: copies of photographs that none
-of them saw, distorted in eleven ways, are to find their original again among distractors
-(``engine eval``). The last lines are what decoding once is worth: what a run took to read its
-images, which a training without a cache pays in every epoch.
+Every run starts from scratch on the same images and is evaluated alike (``engine eval``). Copies of
+photographs that none of them saw, distorted in eleven ways, have to find their original among
+distractors. The last lines show the worth of decoding once: the time to read the images, which a
+training without a cache spends in every epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REPORT, LONGER, SMALL = "report", "longer", "small"
 
 
 def runs(images: int, image_size: int, epochs: int) -> list[Run]:
-    """The recipe report, with more epochs, with one thing more each, then the recipe small."""
+    """The recipe report; it with more epochs; that with one addition each; then the recipe small."""
     from engine.training import RECIPES
 
     sized = {"image_size": image_size}
@@ -56,18 +56,18 @@ def main() -> bool:
     """Train, ask and print; true if the recipe small finds more than the recipe report."""
     parser = script.parser(__doc__)
     parser.add_argument("photos", type=Path, nargs="+", help="folders of images to train on")
-    parser.add_argument("--queries", type=Path, required=True, help="photographs of no such folder")
+    parser.add_argument(
+        "--queries", type=Path, required=True, help="photographs outside these folders"
+    )
     parser.add_argument(
         "--distractors", type=Path, nargs="*", default=[], help="more to be lost in"
     )
     parser.add_argument("--images", type=int, default=128, help="to train on  [128]")
     parser.add_argument("--image-size", type=int, default=64, help="pixels a side  [64]")
-    parser.add_argument(
-        "--epochs", type=int, default=0, help="of all but report  [as small has it]"
-    )
+    parser.add_argument("--epochs", type=int, default=0, help="of all but report  [those of small]")
     parser.add_argument("--count", type=int, default=300, help="queries  [300]")
     parser.add_argument(
-        "--seeds", type=int, default=1, help="of each, of which means are taken  [1]"
+        "--seeds", type=int, default=1, help="runs of each, whose means are printed  [1]"
     )
     parser.add_argument("--only", default="", help="runs of these names, divided by /")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -130,7 +130,7 @@ def table(found: Sequence[Sequence[Trained]]) -> str:
 
 
 def reading(one: Trained) -> str:
-    """What it would cost to decode again in every epoch."""
+    """The cost of decoding again in every epoch."""
     epochs = one.run.settings.get("epochs", 1)
     each = one.train_seconds / epochs
     return (

@@ -8,10 +8,10 @@ Both train a ResNet-18 with SimCLR on the same images and the same cores, with t
 - plain: a folder of files through torchvision's PIL transforms, a DataLoader with a worker a core,
   fp32, eager
 
-Each has a process of its own, stopped while the other one works. They take turns, a few steps a
-round, and medians over the rounds are printed. "waiting" is the share of a step's time until its batch
-is there; on a CPU the engine makes it in that time, since network and augmentation would only take
-cores from each other.
+Each has a process of its own, stopped while the other one works. They take turns, a few steps a round.
+Medians over the rounds are printed. "waiting" is the share of a step before its batch is ready. On a CPU
+the engine makes the batch in that time, because network and augmentation would only take cores from each
+other.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Round:
     """A few steps of one of them."""
 
     seconds: float
-    waiting: float  # seconds of them until batches were there
+    waiting: float  # seconds of these until batches were ready
     images: int
 
     @property
@@ -58,7 +58,7 @@ class Round:
 
     @property
     def share(self) -> float:
-        """Of the time that was spent waiting."""
+        """The share of the time spent waiting."""
         return self.waiting / self.seconds
 
 
@@ -68,7 +68,7 @@ class Measured:
 
     image_size: int
     batch: int
-    read_seconds: float  # until the engine could begin: pictures decoded and shrunk
+    read_seconds: float  # for the engine to decode and shrink the pictures before it begins
     pictures: int
     engine: list[Round]
     plain: list[Round]
@@ -91,7 +91,7 @@ def main() -> bool:
     parser.add_argument("--batch", type=_at_least(2), default=64, help="images a step  [64]")
     parser.add_argument("--steps", type=_at_least(1), default=12, help="a round  [12]")
     parser.add_argument(
-        "--rounds", type=_at_least(1), default=3, help="of which medians are taken  [3]"
+        "--rounds", type=_at_least(1), default=3, help="rounds, whose medians are printed  [3]"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """The child of ``train_speed``: one of the two ways to train, a round at a time, on request.
 
-A process of its own for each, so that neither runs with the other's settings of threads or memory.
+Each way has a process of its own, so that neither runs with the other's settings of threads or memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Batches = Iterator[Any]  # (2 × batch, 3, S, S) float32, without end
 
 
 def serve(way: str, folder: str, size: int, batch: int) -> None:
-    """Report readiness; then do as many steps as each line of standard input says, and report them."""
+    """Report readiness; then do the number of steps in each line of standard input, and report them."""
     files = photographs.listed(Path(folder))
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -129,7 +129,7 @@ def plain_batches(files: list[Path], size: int, batch: int, stack: ExitStack) ->
 def steps_of(
     batches: Batches, size: int, batch: int, *, fast: bool
 ) -> Callable[[int], tuple[float, float]]:
-    """What does some steps of training on such batches: seconds, and how many of them it waited."""
+    """A function that does some training steps and returns all seconds, and those of waiting."""
     import torch
     from torchvision.models import resnet18
 
@@ -141,7 +141,7 @@ def steps_of(
     settings = TrainSettings(image_size=size)
     torch.manual_seed(0)
     network = build(settings)
-    if not fast:  # the engine's has convolutions of its own
+    if not fast:  # the engine's network has its own convolutions
         network.trunk = resnet18(num_classes=TRUNK_DIM)
         network.trunk.fc = torch.nn.Identity()
     layout = torch.channels_last if fast else torch.contiguous_format

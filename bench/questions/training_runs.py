@@ -1,4 +1,4 @@
-"""What the comparisons of trainings share: runs on the first of the same images, scored alike."""
+"""The common part of comparisons of trainings: runs on subsets of the same images, scored alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..data import photographs
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training: what it is called, on how many images, and the settings over its recipe."""
+    """One training: its name, its number of images, its recipe, and the settings that override it."""
 
     name: str
     images: int
@@ -28,7 +28,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run cost, and how often copies of photographs that it never saw found them again."""
+    """The cost of a run, and its recall for copies of photographs that it never saw."""
 
     run: Run
     steps: int
@@ -39,12 +39,12 @@ class Trained:
 
     @property
     def mean(self) -> float:
-        """Over all distortions."""
+        """The mean recall over all distortions."""
         return sum(self.recall.values()) / len(self.recall)
 
 
 def sample(folders: Sequence[Path], most: int, seed: int) -> list[str]:
-    """Photographs of folders in an order that the seed draws: its first n are the set of n."""
+    """Photographs of folders in an order that the seed draws; the first n form the set of n."""
     found = [str(path) for folder in folders for path in photographs.listed(folder)]
     if len(found) < most:
         raise UsageError(
@@ -64,7 +64,7 @@ def train_all(
     seed: int,
     log: Callable[[str], None],
 ) -> list[Trained]:
-    """Train one after the other, then ask all of them for copies of ``count`` of the ``queries``."""
+    """Train one after the other, then evaluate all on copies of ``count`` of the ``queries``."""
     from engine.evaluation import EvalSettings, evaluate
     from engine.training import TrainProgress, resolve, train
 
@@ -78,7 +78,7 @@ def train_all(
 
             def watch(now: TrainProgress, run: Run = run, number: int = number) -> None:
                 nonlocal said
-                if now.warning:  # which may come at any time
+                if now.warning:  # a warning may come at any time
                     return
                 ended[now.phase] = time.perf_counter()  # noqa: B023 (it is called in this round only)
                 if now.phase == "train" and 10 * now.done // now.total > said:
@@ -91,7 +91,9 @@ def train_all(
             report = train(files[: run.images], folder, settings, progress=watch)
             read, trained = ended["read"] - ended["start"], ended["train"] - ended["read"]
             costs.append((report.steps, read, trained, report.loss))
-            for path in folder.iterdir():  # what runs is a twentieth of what the training left
+            for (
+                path
+            ) in folder.iterdir():  # the exported model is a twentieth of the training's files
                 if path.suffix == ".safetensors":
                     path.unlink()
                 elif path.is_dir():

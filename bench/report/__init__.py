@@ -1,1 +1,1 @@
-"""What a run leaves: results, comparison, growth, tables, plots, a page."""
+"""The output of a run: results, comparison, growth, tables, plots, a page."""

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: the figures, and what is drawn of them."""
+"""The files of a run in its folder: the figures, and the drawings of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .results_file import save
 
 
 def write(results: Results, folder: Path) -> list[str]:
-    """Write everything: figures, plots, a page, TensorBoard's logs; what was left out, and why.
+    """Write figures, plots, a page and TensorBoard's logs; returns what was left out, and why.
 
-    The figures come first, and no failure of the rest is one of the run.
+    The figures come first. A failure of the rest does not fail the run.
     """
     save(results, folder)
     left_out = []

@@ -1,4 +1,4 @@
-"""The noise of a median: what it would be in other samples of the same kind."""
+"""The noise of a median: its spread over bootstrap resamples."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Numbers = npt.NDArray[np.float64]
 def medians(samples: Sequence[float], draws: int, draw: np.random.Generator) -> Numbers:
     """Medians of ``draws`` bootstrap resamples of at least one sample.
 
-    No resample is made: where the middle one or two of n picks lie in the sorted samples is drawn
-    itself, from the distribution that it has. So this takes no n × draws of memory, of which a file
-    with millions of samples would ask too much.
+    No resample is made. Instead, the places of the middle one or two of n picks in the sorted
+    samples are drawn from their distribution. So this does not need n × draws of memory, which
+    would be too much for a file with millions of samples.
     """
     ordered = np.sort(np.asarray(samples, np.float64))
     n = len(ordered)
     below = (n - 1) // 2  # picks that are smaller than the (lower) middle one
-    # The order statistics of n uniform numbers are beta distributed; given one, the next is the
-    # least of the uniform numbers that are left above it.
+    # The order statistics of n uniform numbers are beta distributed. Given one, the next is the
+    # least of the remaining uniform numbers above it.
     lower = draw.beta(below + 1, n - below, draws)
     picked = ordered[_places(lower, n)]
     if n % 2:

@@ -1,8 +1,8 @@
-"""Two runs beside each other: the ratio of each figure with its noise, and what got worse.
+"""Compares two runs: the ratio of each figure with its noise, and which figures got worse.
 
-A figure is worse if it is more than a quarter larger and all of the ratio's interval is above 1; a time
-that was measured once on either side, of whose noise nothing is known, if it is more than half larger.
-Of shares, as recall is one, it is the other way round, and a hundredth counts.
+A figure is worse if it is more than a quarter larger and the whole interval of its ratio is above
+1. If a time was measured once in either run, its noise is unknown, and it is worse if it is more
+than half larger. A share, such as recall, is worse if it is smaller by a hundredth.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ WORSE, BETTER, SAME = "worse", "better", "same"
 _Key = tuple[int, str, str, str, str]
 
 _FACTOR = 1.25  # by which a figure has to differ: runs of one version differ by a tenth and more
-_ALONE = 1.5  # the same of a time of whose noise nothing is known
+_ALONE = 1.5  # the same for a time of unknown noise
 _SHARE = 0.01  # by which a share has to differ
 _DRAWS = 1_000
-_LONGEST = 80  # characters of what another file says
-_SHOWN = 12  # lines of what only one run has
+_LONGEST = 80  # characters of a text from another file
+_SHOWN = 12  # lines of figures that only one run has
 _SETTINGS = ("seed", "memory_bytes", "memory_limit_bytes", "embed", "data")
 
 
@@ -46,7 +46,7 @@ class Change:
 
     @property
     def name(self) -> str:
-        """What it is a figure of."""
+        """Tier, method and figure as text."""
         return f"{self.new.tier}, {self.new.method}: {self.new.figure}"
 
 
@@ -94,7 +94,7 @@ def _verdict(
 
 
 def warnings(old: Results, new: Results) -> list[str]:
-    """Why the two may not be comparable, a line each."""
+    """Reasons why the two runs may not be comparable, a line each."""
     found = []
     for name in ("cpu", "cores", "ram_bytes", "system"):
         if old.machine.get(name) != new.machine.get(name):
@@ -112,13 +112,13 @@ def warnings(old: Results, new: Results) -> list[str]:
 
 
 def _plain(value: object) -> str:
-    """What somebody else's file says, on one line and without what steers a terminal."""
+    """A text from another file on one line, without control characters for a terminal."""
     text = printable(" ".join(str(value).split()))
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def missing(old: Results, new: Results) -> list[str]:
-    """What only one of the runs has: sizes of which the other has nothing, then figures, a line each."""
+    """Sizes that only one of the runs has, then figures that only one has, a line each."""
     before, now = _by_key(old), _by_key(new)
     found = []
     for which, mine, other in (("old", before, now), ("new", now, before)):
@@ -137,7 +137,7 @@ def missing(old: Results, new: Results) -> list[str]:
 
 
 def table(old: Results, new: Results, changes: Sequence[Change]) -> str:
-    """What got worse and better, with ratios; how many stayed the same, and what only one has."""
+    """The figures that got worse or better, with ratios; then counts, and what only one run has."""
     blocks = [f"since {_plain(old.started)}", *warnings(old, new)]
     lines = [("", "n", "figure", "before", "now", "ratio", "95 %")]
     for one in changes:

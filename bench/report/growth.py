@@ -1,8 +1,8 @@
-"""How figures grow with n: exponents with their noise, and the report's claims put to the test.
+"""How figures grow with n: exponents with their noise, and tests of the claims about growth.
 
-A figure that takes t(n) is fitted with n^e: least squares of log t on log n, through the medians at
-each size. e is 0 for O(1), 1 for O(n). Its interval is what 95 % of bootstrap resamples of the raw
-samples give; a figure that was measured once at each size has none.
+A figure t(n) is fitted with n^e: least squares of log t on log n, through the medians at each size.
+e is 0 for O(1), 1 for O(n). Its interval covers 95 % of the bootstrap resamples of the raw samples.
+A figure that was measured once at each size has no interval.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from .results import Results
 
 _DRAWS = 400
 _SEED = 0
-_FIXED = 3.0  # times what the smallest set takes: what the largest has to, or fixed costs hide it
+_FIXED = (
+    3.0  # times the smallest set's figure: if the largest is below, fixed costs hide the growth
+)
 
 Key = tuple[str, str, str]  # tier, method, figure
 
@@ -40,7 +42,7 @@ class Growth:
 
 
 def series(results: Results) -> dict[Key, list[Measurement]]:
-    """Each figure at all of its sizes, which rise."""
+    """Each figure at all of its sizes, in rising order."""
     found: dict[Key, list[Measurement]] = {}
     for one in results.measurements:
         found.setdefault((one.tier, one.method, one.figure), []).append(one)
@@ -48,11 +50,11 @@ def series(results: Results) -> dict[Key, list[Measurement]]:
 
 
 def fit(measured: Sequence[Measurement], *, without_fixed: bool = False) -> Growth | None:
-    """The growth of one figure; None of fewer than two sizes with something above zero.
+    """The growth of one figure; None if fewer than two sizes have a value above zero.
 
-    ``without_fixed``: what the smallest size takes is taken off the others, as its n is off theirs. What
-    is a fixed cost and a share of each image is then n^1 exactly; None of fewer than three sizes, or
-    where a larger one takes less than the smallest.
+    ``without_fixed`` subtracts figure and n of the smallest size from those of the others. Then a
+    fixed cost plus a constant cost of each image is exactly n^1. It needs three sizes, none of
+    which takes less than the smallest; otherwise the result is None.
     """
     some = [one for one in measured if one.median > 0 and one.n > 0]
     sizes = tuple(one.n for one in some)
@@ -77,7 +79,7 @@ def fit(measured: Sequence[Measurement], *, without_fixed: bool = False) -> Grow
 
 
 def growths(results: Results) -> dict[Key, Growth]:
-    """Of everything that takes time or room."""
+    """The growth of all figures of time, memory and disk."""
     found = {}
     for key, measured in series(results).items():
         growth = fit(measured) if measured[0].unit in (SECONDS, BYTES) else None
@@ -87,7 +89,7 @@ def growths(results: Results) -> dict[Key, Growth]:
 
 
 def _slopes(x: Numbers, y: Numbers) -> Numbers:
-    """Of each column of y on x."""
+    """The slope of each column of y on x, by least squares."""
     centred = x - x.mean()
     rise = (centred[:, None] * (y - y.mean(axis=0))).sum(axis=0)
     return np.asarray(rise / (centred**2).sum(), np.float64)
@@ -95,7 +97,7 @@ def _slopes(x: Numbers, y: Numbers) -> Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One sentence about growth, what was measured of it, and whether it holds."""
+    """One sentence about growth, its measurement, and whether it holds."""
 
     text: str
     measured: str
@@ -108,7 +110,7 @@ class _Rule:
     key: Key
     least: float
     most: float
-    without_fixed: bool = False  # what the smallest set takes is no growth
+    without_fixed: bool = False  # the cost of the smallest set does not count as growth
     from_size: int = 1_000  # smaller ones say little
     fewest: int = 3  # sizes
 
@@ -127,7 +129,7 @@ _RULES = (
         *_O1,
         from_size=10_000,
     ),
-    # A commit has 20,000 images: what a smaller set takes, with no work beside other work, is taken off.
+    # A commit has 20,000 images. In a smaller set no work overlaps, so its cost is subtracted.
     _Rule("an ingest is O(n)", ("ingest", "engine", "time"), 0.95, 1.10, True, from_size=10_000),
     # Until its chunks are as large as --memory allows, an ingest takes less.
     _Rule(
@@ -146,14 +148,14 @@ _RULES = (
         ("similar", "engine", "single"),
         -math.inf,
         0.35,
-        from_size=20_000,  # fewer are all compared
+        from_size=20_000,  # smaller sets are compared in full
         fewest=2,
     ),
 )
 
 
 def claims(results: Results) -> list[Claim]:
-    """What the report says of growth, and what the engine promises, as far as it was measured."""
+    """The claims of the report and of the engine about growth, as far as they were measured."""
     every = series(results)
     return [_judge(rule, every[rule.key]) for rule in _RULES if rule.key in every]
 
@@ -168,7 +170,7 @@ def _judge(rule: _Rule, every: Sequence[Measurement]) -> Claim:
     if without_fixed and measured[-1].median < _FIXED * measured[0].median:
         if rule.least > -math.inf:
             return Claim(rule.text, "fixed costs hide it at these sizes", "cannot tell")
-        without_fixed = False  # that it grows by no more can be seen with them
+        without_fixed = False  # an upper limit can be tested with fixed costs too
     growth = fit(measured, without_fixed=without_fixed)
     if growth is None:
         return Claim(rule.text, "it does not rise with each size", "cannot tell")
@@ -183,7 +185,7 @@ def _judge(rule: _Rule, every: Sequence[Measurement]) -> Claim:
 
 
 def exponent(times: dict[int, float]) -> float | None:
-    """e of the n^e that fits times by n best; None of fewer than two."""
+    """The e of the n^e that fits the times best; None if there are fewer than two."""
     if len(times) < 2:
         return None
     return float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0])

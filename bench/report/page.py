@@ -1,4 +1,4 @@
-"""``results.html``: a run on one page that needs nothing else, to be sent to somebody."""
+"""``results.html``: a run on one self-contained page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(results: Results, folder: Path, images: Mapping[str, bytes] | None) ->
 
 
 def page(results: Results, images: Mapping[str, bytes] | None) -> str:
-    """The page as text; everything that came from outside is escaped."""
+    """The page as text; every value from outside is escaped."""
     settings = results.settings
     what = str(settings.get("data", "images"))
     parts = [
@@ -48,7 +48,7 @@ def page(results: Results, images: Mapping[str, bytes] | None) -> str:
         f"<p class=soft>{escape(_line(results))}</p>",
     ]
     if not results.complete:
-        parts.append("<p class=fails>Interrupted: these are the figures until then.</p>")
+        parts.append("<p class=fails>Interrupted: these are the figures so far.</p>")
     parts += [_plots(images), _claims(results)]
     for tier, (title, columns) in BLOCKS.items():
         parts.append(_tier(results, tier, title, columns))
@@ -131,11 +131,11 @@ def _skipped(results: Results) -> str:
 def _reading() -> str:
     return (
         "<h2>How to read this</h2><p>Times are medians; every sample is in results.json. An exponent e "
-        "says that a figure grows as n<sup>e</sup>: 0 does not grow, 1 grows as the set does; the "
-        "interval is of 95 % of bootstrap resamples. A dict or a list of hashes trusts its hash and is "
-        "gone with its process; the engine compares what it finds, and what it took in is on disk. "
-        "Memory is anonymous memory: mapped files are the system's to give back. Other work on the "
-        "machine shows first in builds and in high percentiles.</p>"
+        "says that a figure grows as n<sup>e</sup>: 0 does not grow, 1 grows like the set; the "
+        "interval covers 95 % of bootstrap resamples. A dict or a list of hashes trusts its hash and is "
+        "gone with its process; the engine compares its hits, and its images are on disk. Memory is "
+        "anonymous memory: the system can reclaim mapped files. Other work on the machine shows first "
+        "in builds and in high percentiles.</p>"
     )
 
 

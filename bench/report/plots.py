@@ -17,15 +17,15 @@ from .units import show
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which people who see fewer colours can tell apart; the engine's is its own.
+# Okabe and Ito's colours, which colour-blind people can tell apart; the engine has one of its own.
 _ENGINE = "#0072B2"
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#999933", "#882255", "#AAAAAA")
 _MARKS = "osD^vP*X"
-_OF_IMAGES = ("ingest", "identical", "near")  # tiers; what is measured of vectors is "similar"
+_OF_IMAGES = ("ingest", "identical", "near")  # tiers of images; that of vectors is "similar"
 _WIDTH, _HEIGHT = 6.4, 4.9  # inches, of one panel with its legend
 _DOTS = 110  # an inch
 
-# A file each: panels with their title and unit, and which tier's figure they draw.
+# One entry a file: its panels, each with title, unit, and the figure of a tier that it draws.
 PLOTS: dict[str, tuple[str, list[tuple[str, str, tuple[str, str]]]]] = {
     "time": (
         "Time to take a set in",
@@ -37,8 +37,8 @@ PLOTS: dict[str, tuple[str, list[tuple[str, str, tuple[str, str]]]]] = {
     "memory": (
         "Memory and disk",
         [
-            ("anonymous memory, images, while taken in", BYTES, ("ingest", "memory")),
-            ("anonymous memory, vectors, while asked", BYTES, ("similar", "memory")),
+            ("anonymous memory, images, during the ingest", BYTES, ("ingest", "memory")),
+            ("anonymous memory, vectors, during searches", BYTES, ("similar", "memory")),
             ("disk, images", BYTES, ("ingest", "disk")),
             ("disk, vectors and their index", BYTES, ("similar", "disk")),
         ],
@@ -46,8 +46,8 @@ PLOTS: dict[str, tuple[str, list[tuple[str, str, tuple[str, str]]]]] = {
     "latency": (
         "One lookup: median, and from the 5th to the 95th percentile",
         [
-            ("identical, an image that is there", SECONDS, ("identical", "hit")),
-            ("identical, one that is not", SECONDS, ("identical", "miss")),
+            ("identical, a hit", SECONDS, ("identical", "hit")),
+            ("identical, a miss", SECONDS, ("identical", "miss")),
             ("near, a copy", SECONDS, ("near", "hit")),
             ("similar, a vector", SECONDS, ("similar", "single")),
         ],
@@ -56,9 +56,9 @@ PLOTS: dict[str, tuple[str, list[tuple[str, str, tuple[str, str]]]]] = {
 
 
 def write(results: Results, folder: Path) -> dict[str, bytes]:
-    """``time.png``, ``memory.png`` and ``latency.png``; one without anything to draw is left out.
+    """Write ``time.png``, ``memory.png`` and ``latency.png``, leaving out plots without any data.
 
-    Returns what was drawn, by name.
+    Returns the plots by name.
     """
     images = drawn(results)
     for name, image in images.items():
@@ -95,7 +95,7 @@ def drawn(results: Results) -> dict[str, bytes]:
 
 
 def _smaller(file: IO[bytes]) -> bytes:
-    """The same plot in a palette, a third of the bytes: it has few colours."""
+    """The same plot with a palette: it has few colours, and a third of the bytes suffices."""
     smaller = io.BytesIO()
     with Image.open(file) as image:
         image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
@@ -105,7 +105,7 @@ def _smaller(file: IO[bytes]) -> bytes:
 
 
 def _numbers(every: dict[Key, list[Measurement]], tiers: Sequence[str]) -> dict[str, int]:
-    """Of each method but the engine, by which it has its colour and mark in all plots of these tiers."""
+    """A number for each method but the engine: its colour and mark in all plots of these tiers."""
     others = sorted({key[1] for key in every if key[0] in tiers} - {"engine"})
     return {method: number for number, method in enumerate(others)}
 
@@ -133,7 +133,7 @@ def _draw(
     for key in keys:
         measured = [one for one in every[key] if one.median > 0]
         sizes = [one.n for one in measured]
-        label = key[1].replace("$", r"\$")  # else what is between two of them is a formula
+        label = key[1].replace("$", r"\$")  # otherwise text between two of them is a formula
         growth = grown.get(key)
         if growth is not None:
             label += f"  $n^{{{growth.exponent:.2f}}}$"
@@ -155,14 +155,15 @@ def _draw(
     place.set_xlabel("vectors" if keys[0][0] == "similar" else "images")
     place.yaxis.set_major_formatter(lambda value, _: _tick(value, unit))
     bottom, top = place.get_ylim()
-    few = "25" if top < 30 * bottom else ""  # what lies between few powers of ten has numbers too
+    few = "25" if top < 30 * bottom else ""  # a short axis gets numbers between powers of ten too
     place.yaxis.set_minor_formatter(
         lambda value, _: _tick(value, unit) if few and f"{value:e}"[0] in few else ""
     )
     place.grid(visible=True, which="major", color="#dddddd", linewidth=0.7)
     place.spines[["top", "right"]].set_visible(False)
     handles, labels = place.get_legend_handles_labels()
-    place.legend(  # below: inside, it hides lines as soon as there are peers
+    # Below the panel: inside, the legend of many peers would hide lines.
+    place.legend(
         handles[::-1],  # the engine first, which is drawn last
         labels[::-1],
         loc="upper center",
@@ -174,6 +175,6 @@ def _draw(
 
 
 def _tick(value: float, unit: str) -> str:
-    """``1.00 ms`` is ``1 ms`` beside an axis, where every digit is a power of ten."""
+    """A power of ten beside an axis: ``1 ms`` rather than ``1.00 ms``."""
     number, _, name = show(value, unit).partition(" ")
     return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {name}"

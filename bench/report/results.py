@@ -1,4 +1,4 @@
-"""The results of a run: its figures, with what is needed to measure them again."""
+"""The results of a run: its figures, and everything needed to repeat it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _DIGITS = 6  # significant ones of a sample
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All figures of one run, with what is needed to measure them again."""
+    """All figures of one run, and everything needed to repeat it."""
 
     started: str  # ISO 8601, UTC
     seconds: float
-    complete: bool  # false: it was interrupted, or failed
+    complete: bool  # false if the run was interrupted, or failed
     settings: Mapping[str, Any]
     machine: Mapping[str, str | int]
     versions: Mapping[str, str]
@@ -30,10 +30,10 @@ class Results:
 
 
 def rows(results: Results) -> list[dict[str, Any]]:
-    """A dict a measurement, tidy: what the CSV has, and what a DataFrame is made of.
+    """One flat dict for each measurement, for the CSV or a DataFrame.
 
-    ``p95`` and ``p99`` are None of fewer than 20 and 100 samples, of which they would be the largest;
-    ``per_second``, lookups one after the other or of a batch, is None of all that is no lookup.
+    ``p95`` and ``p99`` are None with fewer than 20 and 100 samples, where they would be the largest
+    sample. ``per_second`` is the rate of single lookups or of a batch, and None for other figures.
     """
     return [
         {
@@ -72,5 +72,5 @@ def _tail(one: Measurement, share: float) -> float | None:
 
 
 def rounded(value: float) -> float:
-    """A figure as it is kept: six significant digits."""
+    """A figure rounded for the files: six significant digits."""
     return float(f"{value:.{_DIGITS}g}")

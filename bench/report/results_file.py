@@ -1,4 +1,4 @@
-"""The files of a run's results, written and read again: ``results.csv`` and ``results.json``."""
+"""Writes and reads the files of a run's results: ``results.csv`` and ``results.json``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KINDS = {"settings": "plain value", "machine": "text or number", "versions": "t
 
 
 def save(results: Results, folder: Path) -> None:
-    """``results.csv``, a line a measurement, and ``results.json``, with every sample."""
+    """Write ``results.csv``, a line for each measurement, and ``results.json``, with every sample."""
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -38,12 +38,13 @@ def save(results: Results, folder: Path) -> None:
 
 
 def load(path: Path) -> Results:
-    """The results that ``save`` left in a folder, or its results.json; ``UsageError`` if it is none."""
+    """Read the results that ``save`` wrote, from a folder or its results.json; else ``UsageError``."""
     file = path
     try:
         if path.is_dir():
             file = path / JSON_NAME
-        if file.exists() and not file.is_file():  # a pipe nobody writes to would be waited for
+        # Opening a pipe without a writer would wait for ever.
+        if file.exists() and not file.is_file():
             raise OSError(0, "it is no file")
         with file.open("rb") as opened:
             raw = opened.read(_MAX_BYTES + 1)
@@ -55,7 +56,7 @@ def load(path: Path) -> Results:
     if len(raw) > _MAX_BYTES:
         raise UsageError(f"{file} is too large for results of engine bench: name another file")
     try:
-        # Python would guess other encodings, and take NaN, neither of which ``save`` writes.
+        # By default Python guesses other encodings and accepts NaN; ``save`` writes neither.
         return _results(json.loads(raw.decode("utf-8"), parse_constant=_no_constant))
     except (ValueError, RecursionError, _WrongError) as error:  # UnicodeDecodeError is a ValueError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -70,7 +71,7 @@ def kept(folder: Path) -> bool:
 
 
 class _WrongError(Exception):
-    """A part of a file is not what it should be."""
+    """A part of a file is invalid."""
 
 
 def _results(body: object) -> Results:
@@ -126,7 +127,7 @@ def _time(body: object) -> str:
 
 
 def _scalars(body: object, name: str, kind: UnionType | type) -> dict[str, Any]:
-    """What describes a run: values that fit on a line, or lists of such."""
+    """The description of a run: values that fit on a line, or lists of these."""
     found: dict[str, Any] = _a(body, name, dict)
     for value in found.values():
         if not isinstance(value, kind):
@@ -159,7 +160,7 @@ def _number(value: object, what: str) -> float:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file that is whole or not there; names of files that are not UTF-8 are escaped."""
+    """Write a file atomically; file names that are not UTF-8 are escaped."""
     unfinished = path.with_name(path.name + ".part")
     with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(text)

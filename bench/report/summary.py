@@ -1,4 +1,4 @@
-"""Results as text for a terminal: a block a tier, claims, and what was left out."""
+"""Results as text for a terminal: a block for each tier, claims, and what was left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .results import Results, left_out, rows
 from .tables import align
 from .units import show
 
-# What is shown of a tier: its title, and which figures are columns, by what they are called.
+# The table of each tier: its title, and the figures that are columns, with their headings.
 BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
     "images": (
         "an image",
@@ -49,7 +49,7 @@ _GROWN = {"ingest": "time", "identical": "hit", "near": "hit", "similar": "singl
 
 
 def table(results: Results) -> str:
-    """Everything that a person asks for first, in at most 110 columns."""
+    """The main figures for people, in at most 110 columns."""
     every, grown = series(results), growths(results)
     blocks = [_head(results)]
     for tier, (title, columns) in BLOCKS.items():
@@ -78,7 +78,7 @@ def table(results: Results) -> str:
 
 
 def _wrapped(block: str) -> Iterator[str]:
-    """Its lines, of which those that are too long go on below, where their last column begins."""
+    """Its lines; long ones continue below, at the beginning of their last column."""
     for line in block.split("\n"):
         column = line.rfind("  ") + 2 if len(line) > _WIDTH else 0
         indent = " " * (column if column < _WIDTH * 2 // 3 else 4)
@@ -99,7 +99,7 @@ def _head(results: Results) -> str:
             f"{settings.get('memory_limit_by', '?')}"
         )
     if not results.complete:
-        lines.append("interrupted: these are the figures until then")
+        lines.append("interrupted: these are the figures so far")
     return "\n".join(lines)
 
 

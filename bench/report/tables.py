@@ -1,4 +1,4 @@
-"""Figures for people: aligned columns, and targets with what was measured."""
+"""Figures for people: aligned columns, and targets with their measurements."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 def align(lines: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """Rows of cells as text: columns to the right, those numbered in ``left`` to the left."""
+    """Rows of cells as text: columns aligned right, those numbered in ``left`` aligned left."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -20,18 +20,18 @@ def align(lines: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One figure that a script measured, and what it should be."""
+    """One figure that a script measured, and its target."""
 
     what: str
     wanted: float
     measured: float
-    at_least: bool = False  # what is wanted is the least; else the most
+    at_least: bool = False  # whether ``wanted`` is the minimum; else it is the maximum
     digits: int = 1
-    unit: str = ""  # with what stands between it and the number
+    unit: str = ""  # with the space between the number and the unit
 
     @property
     def met(self) -> bool:
-        """Whether it is what it should be."""
+        """Whether the target is met."""
         return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
 
     def show(self, value: float) -> str:
@@ -40,7 +40,7 @@ class Target:
 
 
 def targets(wanted: Sequence[Target]) -> str:
-    """What was wanted, what was measured, and whether it was met, as aligned columns."""
+    """Targets, measurements and verdicts, as aligned columns."""
     lines = [("target", "wanted", "measured", "")]
     for one in wanted:
         sign = "≥" if one.at_least else "≤"

@@ -1,4 +1,4 @@
-"""Logs for TensorBoard, as the report had them: a scalar a figure, its step the number of images."""
+"""Logs for TensorBoard: one scalar for each figure, whose step is the number of images."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ _SIZES = ((1e3, "B", 1.0), (1e6, "kB", 1e-3), (1e9, "MB", 1e-6), (1e99, "GB", 1e
 
 
 def show(value: float, unit: str) -> str:
-    """``0.0000123`` of seconds is ``12.3 µs``; of bytes, kB are 1,000."""
+    """A figure with its unit: ``0.0000123`` seconds are ``12.3 µs``; a kB is 1,000 bytes."""
     table = {SECONDS: _TIMES, BYTES: _SIZES}.get(unit)
     if table is None:
         return f"{value:.3f}"
@@ -19,7 +19,7 @@ def show(value: float, unit: str) -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, and no exponent."""
+    """Three significant digits, without an exponent."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

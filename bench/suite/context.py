@@ -1,4 +1,4 @@
-"""What the stages of one run share: the plan, the folder that they work in, the memory limit."""
+"""The context that the stages of one run share: the plan, the work folder, the memory limit."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Context:
     work: Path
     limit: Limit | None
     resident: int = 0  # the largest resident set of the engine's processes, bytes
-    images: int = 0  # of an existing store
+    images: int = 0  # in an existing store
 
     @property
     def within(self) -> tuple[str, ...]:
-        """What the engine's processes are started with."""
+        """The command that puts the engine's processes within the limit."""
         return self.limit.within if self.limit is not None else ()
 
     @property
     def memory_option(self) -> str:
-        """The option that a set must fit into, in words."""
+        """The option that limits a set in memory, in words."""
         limited = self.plan.limit is not None and self.plan.memory * 2 <= self.plan.limit
         return "half of --memory-limit" if limited else "--memory allows"
 
@@ -40,7 +40,7 @@ class Context:
 
     @property
     def vectors_note(self) -> str:
-        """What the vectors are."""
+        """A note that describes the vectors."""
         if self.plan.vectors is not None:
             return f"vectors of {self.plan.vectors.name}"
         return "made, clustered vectors of 128 dimensions, no embeddings"
@@ -58,5 +58,5 @@ class Context:
         return ended
 
     def saw(self, *ended: Finished) -> None:
-        """Remember the largest resident set of the engine's processes."""
+        """Record the largest resident set of the engine's processes."""
         self.resident = max(self.resident, *(one.resident_peak for one in ended))

@@ -15,7 +15,7 @@ _QUERIES = 2_000  # made ones
 
 
 def engine_index(context: Context, vectors: VectorStore, advance: Advance) -> Iterator[Figure]:
-    """The engine's index of vectors that are not the images': built, and asked."""
+    """Build and search the engine's index of vectors that are not the images'."""
     n = vectors.n
     built = vectors.make(
         memory=context.plan.memory,

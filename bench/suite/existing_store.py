@@ -1,7 +1,7 @@
-"""An existing store, asked for images of its own, read-only: what ``engine bench --store`` shows.
+"""``engine bench --store``: lookups of an existing store's own images, read-only.
 
-Its images are looked up by the names of their sources, as far as these can still be read: in every
-tier that it has.
+Its images are looked up by the names of their sources, as far as these can still be read, in every tier
+that the store has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..peers.methods import ENGINE
 
 
 def figures(found: dict[str, Any]) -> Iterator[Measurement | Skipped]:
-    """What the child found, as figures."""
+    """The child's measurements, as figures."""
     n, asked = found["images"], sum(found["asked"].values())
     note = f"{asked:,} of its own images; {found['unreadable']:,} more could not be read"
     if not asked:

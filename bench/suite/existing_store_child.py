@@ -13,16 +13,15 @@ from engine.errors import ImageError, SourceError, UsageError
 from ..harness.errors import BenchError
 from ..harness.process import answer, send
 
-_SECONDS = 60.0  # after which no more is asked
-# Ids drawn for each image that is asked for: some were removed, some have no source left.
+_SECONDS = 60.0  # after which the lookups end
+# Ids drawn for each image looked up: some were removed, some have no source left.
 _TRIED = 5
 
 
 def ask(folder: str, memory_bytes: int, count: int, seed: int) -> dict[str, Any]:
-    """Look up ``count`` of a store's own images, drawn; seconds by tier, and how many were found.
+    """Look up ``count`` random images of a store; seconds by tier, and how many were found.
 
-    An image is to be found identical. A vector without pixels, which has no such tier, is to be found
-    similar.
+    An image has to be found identical. An imported vector, which has no pixels, has to be found similar.
     """
     with Store.open(folder, read_only=True, memory=memory_bytes) as store:
         info = store.info()
@@ -42,7 +41,7 @@ def ask(folder: str, memory_bytes: int, count: int, seed: int) -> dict[str, Any]
                 continue
             try:
                 result = store.lookup(source)
-            except (ImageError, SourceError, UsageError):  # it is gone, or is no image any more
+            except (ImageError, SourceError, UsageError):  # it is gone, or no longer an image
                 unreadable += 1
                 continue
             tier = "identical" if "identical" in result.searched else "similar"
@@ -50,7 +49,7 @@ def ask(folder: str, memory_bytes: int, count: int, seed: int) -> dict[str, Any]
             asked[tier] += 1
             found[tier] += any(hit.id == id_ for hit in hits)
             for part, spent in result.milliseconds.items():
-                if part != "load":  # which the first lookup alone does
+                if part != "load":  # only the first lookup loads
                     seconds.setdefault(part, []).append(spent / 1e3)
             send(done=asked.total())
             if asked.total() == count or time.perf_counter() - began > _SECONDS:

@@ -1,4 +1,4 @@
-"""The figures that stages yield, and those that several of them make alike."""
+"""The figures that stages yield, and helpers for those that several stages share."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from ..harness.measurement import BYTES, Measurement, Skipped
 
 Figure = Measurement | Skipped
-Advance = Callable[[float], None]  # the share of a stage that is done
+Advance = Callable[[float], None]  # gets the finished share of a stage
 
-RECALL = 0.95  # at 10 that is wanted of the indexes
+RECALL = 0.95  # at 10, wanted from the indexes
 NO_PLAIN_PICTURE = "none of its pictures is opaque, of 8 bits a channel, and can be read"
 
 
@@ -19,6 +19,6 @@ def bytes_figure(n: int, tier: str, method: str, figure: str, size: float) -> Me
 
 
 def memory_figure(n: int, tier: str, method: str, figure: str, size: float) -> Iterator[Figure]:
-    """Memory that was taken on top; none of a set so small that it fits where other things lay."""
+    """The added memory; no figure if the set is so small that it fits into freed memory."""
     if size > 0:
         yield bytes_figure(n, tier, method, figure, size)

@@ -1,4 +1,4 @@
-"""The child of ``engine bench`` that times what is done to an image before anything looks for it."""
+"""The child of ``engine bench`` that times the work on an image before any lookup."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _EMBEDDED = 64  # images that an encoder gets at once, at most
 
 
 def images(count: int, embedded: int, set: dict[str, Any]) -> dict[str, list[float]]:
-    """Seconds an image, for each 1,000: making unpacked bits, packing, hashing, proving them.
+    """Seconds an image, for each 1,000: making unpacked bits, packing them, their key and proof.
 
-    And of pictures that the encoder embeds, in tens of seconds at most; 0 ``embedded``: none.
+    And the seconds of embedding pictures, in tens of seconds at most; none if ``embedded`` is 0.
     """
     found: dict[str, list[float]] = {
         "generate": [],
@@ -71,7 +71,7 @@ def _embed(chosen: image_sets.ImageSet, count: int) -> list[float]:
     each = min(_EMBEDDED, chosen.chunk)
     for first in range(0, count, each):
         some = [image * chosen.white for image in chosen.arrays(first, min(each, count - first))]
-        if not some:  # none of these can be read
+        if not some:  # all of these are unreadable
             continue
         started = time.perf_counter()
         encoder.encode(some)

@@ -1,4 +1,4 @@
-"""Stages over images: what the engine, and methods in memory, make of a set."""
+"""Stages over images: the engine, and methods in memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .context import Context
 from .figures import NO_PLAIN_PICTURE, RECALL, Advance, Figure, bytes_figure, memory_figure
 from .index_search import search
 
-MADE = "made"  # the method of what is done to images before anything looks for them
+MADE = "made"  # the method of the work on images before any lookup
 COPIES = 200
 SINGLES = 1_000
 
 _ROUNDS = ((10_000, 9), (100_000, 5), (1_000_000, 3))  # ingests up to a size: short ones vary most
-_SAMPLE = 10_000  # images that are made, packed and hashed for their times
+_SAMPLE = 10_000  # images made, packed and hashed to time these
 _EMBEDDED = 1_024
 _BATCHED = 10_000
 _COLD = 300
@@ -39,16 +39,16 @@ def made(context: Context, advance: Advance) -> Iterator[Figure]:
     for figure, times in done.result.items():
         if times:
             note = f"an image, of a sample of {count:,}"
-            if figure == "embed":  # which ends after some seconds
+            if figure == "embed":  # embedding ends after some seconds
                 note = f"an image, of a sample of at most {embedded:,}"
             yield Measurement(n, "images", MADE, figure, SECONDS, tuple(times), note)
 
 
 def in_memory(context: Context, method: str, n: int, advance: Advance) -> Iterator[Figure]:
-    """A method that holds the whole set in memory: what it takes, and its lookups."""
+    """A method that holds the whole set in memory: its cost, and its lookups."""
     need = n * IMAGE_MEMORY[method]
     if need > context.plan.memory:
-        # One size more, the largest that fits: growth is seen better over three sizes than two.
+        # One more size, the largest that fits: three sizes show growth better than two.
         fits = context.plan.memory // IMAGE_MEMORY[method]
         below = max((size for size in context.plan.sizes if size < n), default=0)
         yield Skipped(
@@ -67,7 +67,7 @@ def in_memory(context: Context, method: str, n: int, advance: Advance) -> Iterat
 
 
 def ingest(context: Context, n: int, advance: Advance) -> Iterator[Figure]:
-    """Taking the set into a store, which is left in ``work/store``; short ones several times."""
+    """Ingest the set into a store, which stays in ``work/store``; small sets several times."""
     store = context.work / "store"
     spec = context.set_spec(n) | {"method": ENGINE, "folder": str(store), "lookups": False}
     spec["images"] = spec.pop("set")
@@ -127,7 +127,7 @@ def _cold_lookups(context: Context, n: int, given: dict[str, Any]) -> Iterator[F
     found = context.child("suite.store_child", cold).result
     for figure, note in (
         ("hit", "a lookup in a new process, nothing of the store in the page cache"),
-        ("miss", "the same, after the hits: filters, which are most of a miss, are in memory"),
+        ("miss", "the same, after the hits: filters, the main cost of a miss, are in memory"),
     ):
         if not found[figure]:
             return
@@ -151,7 +151,7 @@ def near(context: Context, n: int) -> Iterator[Figure]:
 
 
 def embedded(context: Context, n: int) -> Iterator[Figure]:
-    """The images' own vectors: the store is the one that the images were taken into."""
+    """Searches of the images' own vectors, in the store that the images were ingested into."""
     store = context.work / "store"
     spec = context.set_spec(n) | {"job": "queries", "folder": str(store), "k": K}
     spec |= {"count": min(500, n), "out": str(context.work / "own")}

@@ -1,4 +1,4 @@
-"""Queries of an index of vectors that was built before: the engine's, or a peer's."""
+"""Queries of a finished index of vectors: the engine's, or a peer's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def search(
     setting: tuple[float, ...],
     within: tuple[str, ...],
 ) -> Iterator[Figure]:
-    """An index that was built before, asked for one query after the other, and for 1,000 at once."""
+    """Search a finished index, with one query after the other and with 1,000 at once."""
     spec: dict[str, object] = {
         "method": method,
         "folder": str(store),

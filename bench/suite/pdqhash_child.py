@@ -1,4 +1,4 @@
-"""The child of ``engine bench`` that finds copies with pdqhash: fingerprints in memory, all compared."""
+"""The child of ``engine bench`` that finds copies with pdqhash, comparing all fingerprints in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BYTES = 32  # of a fingerprint
 
 
 def ask(n: int, count: int, set: dict[str, Any], max_seconds: float) -> dict[str, Any]:
-    """Fingerprint a set, then look copies up: seconds of the build and of each, and the share found.
+    """Fingerprint a set, then look up copies: seconds of the build and of each lookup, share found.
 
     ``BenchError`` if the fingerprints would take longer than ``max_seconds``.
     """
@@ -40,7 +40,7 @@ def ask(n: int, count: int, set: dict[str, Any], max_seconds: float) -> dict[str
     words = prints[: len(rows)].view(np.uint64)
     times, found = [], 0
     for wanted, query in chosen.copies(n, count):
-        began = time.perf_counter()  # before it is unpacked or decoded, as of the engine's lookups
+        began = time.perf_counter()  # with unpacking or decoding, as in the engine's lookups
         picture = (
             _unpacked(query) if isinstance(query, PackedBits) else to_rgb8(decode(query).pixels)
         )

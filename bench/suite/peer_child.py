@@ -1,4 +1,4 @@
-"""The child of ``engine bench`` that fills and asks FAISS's flat index, or a table of keys."""
+"""The child of ``engine bench`` that fills and queries FAISS's flat index, or a table of keys."""
 
 from __future__ import annotations
 
@@ -65,9 +65,10 @@ def flat(n: int, seed: int, array: str, queries: str, truth: str, k: int) -> dic
 
 
 def take(method: str, n: int, seed: int, folder: str, memory_bytes: int) -> dict[str, float]:
-    """Keys and proofs of a set into a peer, as many a commit as the engine has.
+    """Add keys and proofs of a set to a peer, with as many rows a commit as the engine has.
 
-    From a peer that does not exist to its end; the next images are made and hashed at the same time.
+    The time runs from creating the peer to closing it. The next images are made and hashed at the same
+    time.
     """
     budget = MemoryBudget(memory_bytes)
     empty = memory.anonymous()

@@ -1,4 +1,4 @@
-"""The peers that a run can have beside the engine, by their names."""
+"""The peers of the engine in a run, by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..peers.key_tables import LMDB, SQLITE
 from ..peers.vector_indexes import INDEXES, PEERS
 
 IDENTICAL_PEERS = (SQLITE, LMDB)
-SIMILAR_PEERS = tuple(name for name in PEERS if name != FLAT)  # which is always there
+SIMILAR_PEERS = tuple(name for name in PEERS if name != FLAT)  # the flat index is always measured
 NEAR_PEERS = ("pdqhash", "imagededup")
 EVERY_PEER = (*IDENTICAL_PEERS, *NEAR_PEERS, *SIMILAR_PEERS)
 
@@ -31,7 +31,7 @@ def parse_peers(text: str) -> tuple[str, ...]:
 
 
 def missing(peer: str) -> str | None:
-    """Why a peer cannot be measured here; None if it can."""
+    """The reason why a peer cannot be measured here; None if it can."""
     if peer == "imagededup":
         return "it compares all images of a folder with each other and has no lookup of one"
     module = {SQLITE: "sqlite3", LMDB: "lmdb", "pdqhash": "pdqhash"}.get(peer)

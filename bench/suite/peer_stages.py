@@ -1,4 +1,4 @@
-"""Stages of what the engine is measured beside: tables of keys, fingerprints, indexes of vectors."""
+"""Stages of the engine's peers: tables of keys, fingerprints, indexes of vectors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .figures import NO_PLAIN_PICTURE, RECALL, Advance, Figure, bytes_figure, me
 from .image_stages import COPIES, SINGLES
 from .index_search import search
 
-FLAT_L2 = "IndexFlatL2"  # of FAISS, which the report used
+FLAT_L2 = "IndexFlatL2"  # FAISS's
 
 _FLAT_BYTES = 600  # of memory, a vector of 128 dimensions
 _HASH_SECONDS = 60.0  # that a peer may take to fingerprint a set
 
 
 def key_table(context: Context, name: str, n: int, advance: Advance) -> Iterator[Figure]:
-    """A table of keys and proofs: the set taken in, and looked up."""
+    """A table of keys and proofs: inserts and lookups."""
     folder = context.work / "peer"
     shutil.rmtree(folder, ignore_errors=True)
     given = {"method": name, "n": n, "seed": context.plan.seed, "folder": str(folder)}
@@ -43,7 +43,7 @@ def key_table(context: Context, name: str, n: int, advance: Advance) -> Iterator
 
 
 def fingerprints(context: Context, name: str, n: int, advance: Advance) -> Iterator[Figure]:
-    """Fingerprints in memory, all compared: copies looked up."""
+    """Lookups of copies among fingerprints in memory, all compared."""
     spec = context.set_spec(n) | {"count": min(COPIES, n), "max_seconds": _HASH_SECONDS}
     del spec["memory_bytes"]
     found = run_child("suite.pdqhash_child", spec).result
@@ -71,7 +71,7 @@ def flat_index(context: Context, vectors: VectorStore) -> Iterator[Figure]:
     found, note = done.result, f"{context.vectors_note}; all compared"
     yield Measurement(n, "similar", FLAT_L2, "build", SECONDS, (found["build"],), note)
     yield Measurement(n, "similar", FLAT_L2, "single", SECONDS, tuple(found["seconds"]), note)
-    # The truth is by inner product, which the least distance is only among vectors of one length.
+    # The truth is by inner product. The least distance gives the same order only for unit vectors.
     if context.plan.unit:
         yield Measurement(n, "similar", FLAT_L2, f"recall@{K}", SHARE, (found["recall"],), note)
     else:
@@ -83,7 +83,7 @@ def flat_index(context: Context, vectors: VectorStore) -> Iterator[Figure]:
 def vector_index(
     context: Context, name: str, vectors: VectorStore, advance: Advance
 ) -> Iterator[Figure]:
-    """An index of vectors: built, swept to the recall wanted, and asked there."""
+    """An index of vectors: built, swept to the wanted recall, and searched there."""
     n = vectors.n
     array, folder = context.work / f"all-{n}.npy", context.work / "peer"
     if not array.exists():

@@ -1,4 +1,4 @@
-"""What one run of ``engine bench`` is to measure: arguments, checked before anything is made."""
+"""The plan of one run of ``engine bench``: arguments, checked before anything is made."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .peer_names import IDENTICAL_PEERS, NEAR_PEERS, SIMILAR_PEERS, parse_peers
 
 EMBED = ("sample", "all", "none")
 
-_MIN_LIMIT = 256 << 20  # twice the least that a store is given
+_MIN_LIMIT = 256 << 20  # bytes: twice the minimum of a store
 _UNIT = 1e-3  # by which the length of a unit vector may differ from 1
-_PEER_BYTES = 1_200  # of disk, a vector more: an array of all, and one index at a time
+_PEER_BYTES = 1_200  # more bytes of disk a vector: an array of all, and one index at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run. ``sizes`` rise; ``images`` or ``vectors`` may be None, where there are none."""
+    """One run. ``sizes`` rise; ``images`` or ``vectors`` is None if the run has none."""
 
     sizes: tuple[int, ...]
     seed: int
-    memory: int  # bytes: the store's bound, and what a method in memory may need
+    memory: int  # bytes: the limit of the store, and of a method in memory
     limit: int | None  # bytes of all memory of the engine's processes, page cache included
     embed: str  # "sample", "all" or "none"
     peers: tuple[str, ...]
@@ -41,12 +41,12 @@ class Plan:
     spec: dict[str, Any]  # the same set, for children
     vectors: Path | None  # a file of them; None: made ones
     unit: bool  # whether these are of unit length
-    similar: bool  # whether an index of vectors is measured that are not the images'
-    store: Path | None  # one that is there, which is only asked
+    similar: bool  # whether to measure an index of vectors that are not the images'
+    store: Path | None  # an existing one, which is only queried
     what: str  # the data, in words
 
     def unsuited(self, peer: str) -> tuple[str, str] | None:
-        """The tier that a peer is of, and why these data have nothing for it; None if they do."""
+        """A peer's tier, and the reason why these data do not suit it; None if they do."""
         if peer in IDENTICAL_PEERS and (self.images is None or self.spec.get("folder")):
             return "identical", "it is measured beside random bit images only"
         if peer in NEAR_PEERS and self.images is None:
@@ -61,7 +61,7 @@ class Plan:
         return None
 
     def settings(self) -> dict[str, Any]:
-        """What somebody needs to know to run it again."""
+        """The settings to run it again."""
         return {
             "n": self.sizes[-1] if self.sizes else 0,
             "sizes": list(self.sizes),
@@ -87,10 +87,10 @@ def plan(
     dataset: str,
     store: str,
 ) -> Plan:
-    """Check everything; ``folder`` is where stores will be made. ``UsageError`` says what is wrong.
+    """Check all arguments; ``folder`` is where stores will be made. Raises ``UsageError``.
 
-    ``n`` None: 1e6, or as many images or vectors as the data set has. ``steps`` None is 4, and an empty
-    ``embed`` is "sample".
+    ``n`` None means 1e6, or as many images or vectors as the data set has. ``steps`` None means 4,
+    and an empty ``embed`` means "sample".
     """
     if seed < 0:
         raise UsageError(f"the seed must be 0 or more, not {seed}")
@@ -137,16 +137,16 @@ def plan(
 
 
 def _memory(memory: str | None, limit: str) -> tuple[int | None, int]:
-    """The bound of all memory, if there is one, and what a store gets; bytes."""
+    """The limit of all memory, if there is one, and the memory of a store; bytes."""
     bound = parse_memory(limit).total if limit else None
     budget = parse_memory(memory).total
     if bound is not None:
         if bound < _MIN_LIMIT:
             raise UsageError(
                 f"--memory-limit must be at least {_MIN_LIMIT >> 20}M, not {limit}: half of it is for "
-                f"what a process takes beside its store"
+                f"the rest of the process beside its store"
             )
-        # What the engine takes beside its budget: the interpreter, the libraries, mapped files.
+        # The engine needs more than its budget: the interpreter, the libraries, mapped files.
         budget = min(budget, max(128 << 20, bound // 2))
     return bound, budget
 
@@ -204,7 +204,7 @@ def _of_bits(base: Plan, n: int | None, steps: int, folder: Path) -> Plan:
 
 
 def _of_unit_length(rows: Vectors, first: int, end: int, file: Path) -> bool:
-    """Whether those rows are; ``UsageError`` if one is NaN or infinite: a store would reject it."""
+    """Whether all rows have unit length; ``UsageError`` if one is NaN or infinite, a store's reject."""
     unit = True
     for block in blocks(rows[first:end]):
         wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
@@ -213,7 +213,7 @@ def _of_unit_length(rows: Vectors, first: int, end: int, file: Path) -> bool:
                 f"row {first + int(wrong[0]):,} of {file} has NaN or infinities: leave such rows out"
             )
         first += len(block)
-        with np.errstate(over="ignore"):  # an infinite length is none of 1
+        with np.errstate(over="ignore"):  # an infinite length is not 1 either
             unit = unit and bool((np.abs(np.linalg.norm(block, axis=1) - 1) < _UNIT).all())
     return unit
 
@@ -227,5 +227,5 @@ def _at_most(n: int | None, most: int, dataset: str) -> int:
 
 
 def place(out: Path | None) -> Path:
-    """Where stores are made: beside the results, or where the system keeps what is temporary."""
+    """The folder for stores: beside the results, or the system's folder for temporary files."""
     return out if out is not None else Path(tempfile.gettempdir())

@@ -1,7 +1,7 @@
-"""``engine bench``: every tier at growing n, beside what people use instead, each in its own process.
+"""``engine bench``: every tier at growing n, beside its alternatives, each in its own process.
 
-A run is a list of stages; each yields figures as it ends, and after each the results so far are on
-disk. Images and vectors are streamed: what a run holds in memory does not grow with n.
+A run is a list of stages. Each yields figures, and after each the results so far are written to disk.
+Images and vectors are streamed, so the memory of a run does not grow with n.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .context import Context
 from .plan import Plan
 from .stages import Stage, stages_of
 
-RUN = "run"  # the tier of what is measured over the whole run
+RUN = "run"  # the tier of figures of the whole run
 
-_DEPTH = 8  # of folders in the one that a bench works in
+_DEPTH = 8  # levels of folders in the work folder of a run
 
 
 def run(
@@ -38,15 +38,15 @@ def run(
     progress: Callable[[int, int | None], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> tuple[Results, list[str]]:
-    """Measure; the results, and what could not be written of them and why.
+    """Measure; returns the results, and which files could not be written and why.
 
-    ``out``: a new or empty folder for the results, in which stores are made and removed
-    again; where it is None, that is done in the system's folder for temporary files.
-    ``progress(done, total)`` counts seconds as they were guessed beforehand, ``note`` gets what is
-    being measured. Ctrl-C ends the run, and what was measured until then is in ``out``.
+    ``out`` is a new or empty folder for the results; stores are made inside it and then removed. If it
+    is None, stores are made in the system's folder for temporary files. ``progress(done, total)`` counts
+    seconds by a guess made beforehand; ``note`` gets the name of the current stage. Ctrl-C ends the run,
+    and ``out`` has the results so far.
 
-    Raises ``UsageError`` if ``out`` cannot be used, ``WrongAnswerError`` if the engine gives one, and
-    ``BenchError`` if it cannot be measured.
+    Raises ``UsageError`` if ``out`` cannot be used, ``WrongAnswerError`` if the engine gives a wrong
+    answer, and ``BenchError`` if it cannot be measured.
     """
     if out is not None:
         empty_folder(out)
@@ -97,7 +97,7 @@ def run(
             done = results(True)
         except KeyboardInterrupt:
             if out is not None:
-                save(results(False), out)  # drawing takes longer than somebody wants to wait now
+                save(results(False), out)  # without drawings: they take too long after a Ctrl-C
             raise
         except BaseException:
             if out is not None:

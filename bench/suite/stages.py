@@ -1,4 +1,4 @@
-"""The stages of a run in their order, each with a guess of how long it takes."""
+"""The stages of a run in order, each with a guess of its duration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Work = Callable[[Advance], Iterator[Figure]]
 
 @dataclass(slots=True)
 class Stage:
-    """A part of the run: ``seconds`` is a rough guess, by which progress is reported."""
+    """A part of the run; ``seconds`` is a rough guess for the progress report."""
 
     label: str
     seconds: float
@@ -32,7 +32,7 @@ class Stage:
 
 
 def stages_of(context: Context) -> list[Stage]:
-    """Everything that is to be measured, in order."""
+    """All stages, in order."""
     plan = context.plan
     if plan.store is not None:
         return [Stage(f"asking {plan.store}", 30, partial(_existing_store, context))]
@@ -51,7 +51,7 @@ def stages_of(context: Context) -> list[Stage]:
 
 
 def unsuited(context: Context) -> Iterator[Figure]:
-    """Peers that were asked for, and have nothing to do with these data."""
+    """Requested peers that do not suit these data."""
     for name in context.plan.peers:
         why = context.plan.unsuited(name)
         if why is not None:
@@ -64,7 +64,7 @@ def _suited(context: Context) -> list[str]:
 
 def _of_images(context: Context, n: int) -> list[Stage]:
     bits = not context.plan.spec.get("folder")
-    each = 1 if bits else 20  # times as long to read a picture as to make a bit image
+    each = 1 if bits else 20  # reading a picture takes 20 times as long as making a bit image
     found = [
         Stage(
             f"{method}, {n:,} images",
@@ -88,7 +88,7 @@ def _of_images(context: Context, n: int) -> list[Stage]:
 
 
 def _engine(context: Context, n: int, advance: Advance) -> Iterator[Figure]:
-    """Every tier of one store of images, which is removed in the end."""
+    """Every tier of one store of images, which is then removed."""
     yield from image_stages.ingest(context, n, advance)
     yield from image_stages.lookups(context, n)
     yield from image_stages.near(context, n)
@@ -122,7 +122,7 @@ def _tidy_up(context: Context, advance: Advance) -> Iterator[Figure]:
 
 
 def _guarded(n: int, tier: str, name: str, work: Work) -> Work:
-    """A peer that is not installed, crashes or fails is left out, with the reason."""
+    """Leave out a peer that is not installed, crashes or fails, and say why."""
 
     def guarded(advance: Advance) -> Iterator[Figure]:
         why = missing(name)

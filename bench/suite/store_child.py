@@ -1,4 +1,4 @@
-"""The child of ``engine bench`` that asks a store of images, which was built before."""
+"""The child of ``engine bench`` that queries a finished store of images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FEWEST = 20
 def batches(
     n: int, count: int, seed: int, folder: str, memory_bytes: int
 ) -> dict[str, list[float]]:
-    """Seconds an image of ``Store.find_identical``, of each 1,000 packed bit images; the second pass."""
+    """Seconds an image of ``Store.find_identical``, for each 1,000 packed bit images; second pass."""
     rows = np.random.default_rng([seed, n]).integers(0, n, count)
     hits, ids = bit_images.packed_rows(seed, rows), rows + 1
     misses, none = bit_images.packed_misses(n, seed, 0, count), np.full(count, -1)
@@ -53,8 +53,9 @@ def singles(
 ) -> dict[str, Any]:
     """Seconds of each ``Store.lookup`` of an array in the identical tier.
 
-    ``warm``: asked twice, and the second time counts. Else once, and the caller has seen to it that
-    nothing is cached; then there is also what a lookup read from the disk, in bytes.
+    With ``warm``, all are looked up twice, and the second time counts. Otherwise once, after the
+    caller has dropped the caches; then the result also has the bytes that each lookup read from the
+    disk.
     """
     chosen = image_sets.make(set)
     method = Engine(n, chosen, Path(folder), memory_bytes)
@@ -64,7 +65,7 @@ def singles(
         for what, asked in (("hit", chosen.hits(n, count)), ("miss", chosen.misses(n, count))):
             times, read = [], 0
             for wanted, image in asked:
-                # Around each: the queries are read from the disk too, where they are files.
+                # Count around each lookup, because queries that are files are read from the disk too.
                 before = 0 if warm else disk.fetched()
                 started = time.perf_counter()
                 answered = method.find(image)
@@ -88,7 +89,7 @@ def near(n: int, count: int, folder: str, memory_bytes: int, set: dict[str, Any]
             started = time.perf_counter()
             hits = store.lookup(query, tiers=("near",)).near
             times.append(time.perf_counter() - started)
-            # A hit names ten sources at most: a picture may be there more often.
+            # A hit names ten sources at most, and a picture may have more.
             found = sum(
                 wanted in hit.sources
                 or (hit.source_count > len(hit.sources) and wanted in store.sources(hit.id))
@@ -106,7 +107,7 @@ def queries(
 ) -> dict[str, int]:
     """Embed cropped images of a set as queries, and find their neighbours by comparing all vectors.
 
-    Leaves ``out``.queries.npy, (count, d) float32, and ``out``.truth.npy, (count, k) rows.
+    Writes ``out``.queries.npy, (count, d) float32, and ``out``.truth.npy, (count, k) rows.
     """
     from engine.encoders import onnx, registry
 
