@@ -14,6 +14,7 @@ from engine.cli.text import printable
 from engine.records import IdenticalHit, LookupResult, NearHit
 
 _COLUMNS = ("query", "tier", "id", "score_or_distance", "source", "label")
+_NOTHING = ("",) * (len(_COLUMNS) - 1)  # found for a query
 
 
 class Output(ABC):
@@ -108,8 +109,8 @@ class Csv(Output):
         if result.error is not None:
             warn(f"{result.query}: {result.error}")
             return True
-        hits = _hits(result)
-        return not hits or self._rows([(result.query, *_cells(hit)) for hit in hits])
+        rows = [(result.query, *_cells(hit)) for hit in _hits(result)]
+        return self._rows(rows or [(result.query, *_NOTHING)])
 
     def _rows(self, rows: list[tuple[str, ...]]) -> bool:
         text = io.StringIO()

@@ -12,7 +12,15 @@ from engine.images.unread_formats import unread_format
 from engine.sources.exclusions import NOTHING, Exclusions
 from engine.sources.idx import is_idx
 from engine.sources.items import FileItem, Item, Reject, Skipped, absolute, stamp_of
-from engine.sources.skip_notes import IDX_IN_FOLDERS, unread
+from engine.sources.skip_notes import (
+    ARCHIVES_IN_FOLDERS,
+    ARRAYS_IN_FOLDERS,
+    IDX_IN_FOLDERS,
+    unread,
+)
+
+_ARRAYS = (".npy", ".npz")
+_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".parquet")
 
 
 def one(path: Path) -> FileItem | Reject:
@@ -94,8 +102,13 @@ def _entry(entry: os.DirEntry[str]) -> FileItem | Reject | Skipped:
     format_ = unread_format(os.fsencode(entry.name))
     if format_ is not None:
         return Skipped(absolute(path), unread(format_))
+    name = entry.name.lower()
     if is_idx(entry.name):
         return Skipped(absolute(path), IDX_IN_FOLDERS)
+    if name.endswith(_ARRAYS):
+        return Skipped(absolute(path), ARRAYS_IN_FOLDERS)
+    if name.endswith(_ARCHIVES):
+        return Skipped(absolute(path), ARCHIVES_IN_FOLDERS)
     return one(path) if _claims(path) else Skipped(absolute(path))
 
 

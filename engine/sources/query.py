@@ -26,7 +26,7 @@ from engine.sources.items import (
     Skipped,
     VectorBlock,
 )
-from engine.sources.locate import Archive, archive_of, is_folder, is_row, is_synthetic
+from engine.sources.locate import Archive, archive_of, expanded, is_folder, is_row, is_synthetic
 from engine.sources.named_arrays import arrays_of, exists, is_array, missing_array
 from engine.sources.synthetic import PREFIX, SyntheticBits
 from engine.sources.vectors import NpyVectors
@@ -72,9 +72,18 @@ def open_images(
 
     ``spec`` is a file, a folder, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``,
     ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, an IDX file or a row of it, ``FILE.tar``,
-    ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``. A file of more than
+    ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``, or a pattern of several. A file of more than
     ``max_bytes`` is not read. ``exclude``: what to skip in a folder.
     """
+    try:
+        # A pattern such as 'shards/{000..150}.tar'.
+        for one in [spec] if spec == "-" or is_synthetic(spec) else expanded(spec):
+            yield from _open(one, max_bytes, exclude)
+    except UsageError as error:
+        yield Reject(os.fsencode(spec), str(error))
+
+
+def _open(spec: str, max_bytes: int, exclude: Exclusions) -> Iterator[Query | Reject]:
     try:
         if spec == "-":
             yield _from_stdin(max_bytes)
@@ -110,6 +119,13 @@ def _from_folder(folder: Path, max_bytes: int, exclude: Exclusions) -> Iterator[
             yield files.refuse_unread(item.name)
 
 
+def _missing(spec: str) -> str:
+    """What to say of a name without a file."""
+    if spec.startswith(in_memory.PREFIX):
+        return "was in memory when it was ingested: look up its id, #ID, if its pixels were kept"
+    return "no such file"
+
+
 def _rows(spec: str, max_bytes: int) -> Iterator[Query]:
     base, _, row = spec.rpartition("#")
     if spec.startswith(PREFIX):
@@ -137,10 +153,10 @@ def _rows(spec: str, max_bytes: int) -> Iterator[Query]:
         yield Query(spec, data, None)
         return
     if not is_row(row) or not base:
-        raise SourceError(missing_array(spec) or "no such file")
+        raise SourceError(missing_array(spec) or _missing(spec))
     found = arrays_of(base)
     if found is None:
-        raise SourceError(missing_array(base) or "no such file")
+        raise SourceError(missing_array(base) or _missing(spec))
     if len(found) != 1:
         inside = ", ".join(os.fsdecode(array.name).rpartition("#")[2] for array in found)
         raise SourceError(f"holds several arrays: name one of {inside}, as FILE.npz#NAME#ROW")
