@@ -154,7 +154,7 @@ def _options(path: Path) -> _Options:
         raise EncoderError(f"{path} is not JSON: {one_line(error)}") from None
     known = ("image_size", "mean", "std")
     if not isinstance(body, dict) or not set(body) <= set(known):
-        raise EncoderError(f"{path} must be a JSON object with no fields but {', '.join(known)}")
+        raise EncoderError(f"{path} must be a JSON object of {', '.join(known)} only")
     size = body.get("image_size")
     if size is not None and (type(size) is not int or not 1 <= size <= _MAX_SIZE):
         raise EncoderError(f"{path}: image_size must be a whole number from 1 to {_MAX_SIZE:,}")
