@@ -281,8 +281,8 @@ def test_vectors_are_searched_as_faiss_does_it(photos: Path) -> None:
         (np.full((1, 16), np.inf), 1, "infinite"),
         (np.full((1, 16), 1e300), 1, "too large for float32"),
         (np.zeros((1, 16)), 0, "k must be 1 or more"),
-        (np.zeros((1, 16)), 10**12, "more than the memory"),
-        (np.zeros((1000, 16)), 10**6, "more than the memory"),
+        (np.zeros((1, 16)), 10**12, "more than memory= allows"),
+        (np.zeros((1000, 16)), 10**6, "more than memory= allows"),
     ],
 )
 def test_queries_that_make_no_sense_are_refused(

@@ -283,7 +283,7 @@ def test_an_ingest_tells_what_it_did():
     assert "peak memory" not in text
     text = render.ingest_text(INGESTED, memory=True)
     assert "peak memory 300.0 MiB anonymous, 2.0 GiB with mapped files" in text
-    assert "rejected is in" not in text
+    assert "why images were rejected" not in text
 
 
 def test_an_ingest_counts_in_english():

@@ -75,7 +75,7 @@ def test_a_signal_leaves_a_training_that_goes_on(
     assert not (out / "encoder.json").exists()
 
     other = engine(source, "--out", out, "--resume", "--queue", 32)
-    assert other.returncode == 2 and other.stderr.startswith("engine: queue is 32, and the")
+    assert other.returncode == 2 and other.stderr.startswith("engine: queue is 32, but the")
     assert saved_run(out).settings.recipe == "small"
     epochs = place.step // PER_EPOCH + 1
     rest = engine(source, "--out", out, "--resume", "--epochs", epochs, "--json")

@@ -203,10 +203,10 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 
 def test_images_without_classes_and_one_class_are_refused(photos, tmp_path):
     queries = str(photos / "queries")
-    with pytest.raises(UsageError, match="has no class"):
+    with pytest.raises(UsageError, match="have no class"):
         evaluate(["pixels"], labels=(queries, queries))
     save(tmp_path / "one" / "a.png", picture(1))
-    with pytest.raises(UsageError, match="one class only"):
+    with pytest.raises(UsageError, match="only one class"):
         evaluate(["pixels"], labels=(str(tmp_path), str(tmp_path)))
     (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="no labelled pictures to learn from"):
@@ -227,7 +227,7 @@ def test_a_picture_without_a_class_among_others_is_reported(photos, tmp_path):
 def test_pictures_that_are_in_both_sets_are_counted_and_told(photos, tmp_path):
     def both(test: str) -> int:
         report = evaluate(["pixels"], labels=(str(tmp_path / "train"), str(tmp_path / test)))
-        assert (f"{report.shared} of those to test" in text(report)) == (report.shared > 0)
+        assert (f"{report.shared} of the test pictures" in text(report)) == (report.shared > 0)
         return report.shared
 
     for number, name in enumerate(("cats", "dogs")):
@@ -246,13 +246,13 @@ def test_labels_that_no_picture_to_test_has_are_refused(photos, tmp_path):
 
 def test_more_classes_than_can_be_fitted_are_refused(photos, monkeypatch):
     monkeypatch.setattr("engine.evaluation.classes._MAX_BYTES", 700_000)
-    with pytest.raises(UsageError, match="telling 2 classes apart would take"):
+    with pytest.raises(UsageError, match="separating 2 classes would take"):
         evaluate(["pixels"], labels=(str(photos / "train"), str(photos / "test")))
 
 
 def test_one_picture_has_nothing_to_be_confused_with(photos):
     one = str(photos / "queries" / "00.png")
-    with pytest.raises(UsageError, match="one picture only"):
+    with pytest.raises(UsageError, match="only one picture"):
         evaluate(["pixels"], images=[one])
     found = evaluate(["pixels"], images=[one], distractors=[str(photos / "more")])
     assert found.queries == 1

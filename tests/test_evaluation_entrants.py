@@ -57,7 +57,7 @@ def test_a_flat_picture_has_no_fingerprint_to_compare():
 
 
 def test_an_unknown_name_is_one_line_that_lists_the_known_ones():
-    with pytest.raises(EncoderError, match="no encoder 'simclrr': give one of simclr") as error:
+    with pytest.raises(EncoderError, match="no encoder 'simclrr': name one of simclr") as error:
         find("simclrr", seed=0)
     assert "\n" not in str(error.value)
     assert "FILE.onnx, or a baseline: pixels, pdq, untrained" in str(error.value)
@@ -108,5 +108,5 @@ def test_an_untrained_network_depends_on_the_seed():
 @pytest.mark.parametrize("shape", [(3, 1), (3, 9), (6, 4), (4,)])
 def test_an_entrant_that_gives_another_shape_is_named(shape: tuple[int, ...]) -> None:
     timed = Timed(Entrant("odd", "odd", 4, lambda _: np.ones(shape, np.float32)))
-    with pytest.raises(EncoderError, match="odd gave an array of"):
+    with pytest.raises(EncoderError, match="odd returned an array of"):
         timed.encode(pictures())

@@ -153,11 +153,11 @@ def test_the_image_size_is_that_of_the_file_beside_it(tmp_path):
         ('{"image_size": 0}', "image_size"),
         ('{"image_size": true}', "image_size"),
         ('{"image_size": 16}', "takes pictures of 8 pixels a side, not 16"),
-        ('{"mean": 0.5}', "mean has to be three numbers"),
-        ('{"mean": [0.5, 0.5]}', "mean has to be three numbers"),
-        ('{"mean": [0.5, 0.5, NaN]}', "mean has to be three numbers"),
-        ('{"mean": [0, 0, 1' + "0" * 400 + "]}", "mean has to be three numbers"),
-        ('{"std": [1, 1, 0]}', "std has to be three numbers above 0"),
+        ('{"mean": 0.5}', "mean must be three numbers"),
+        ('{"mean": [0.5, 0.5]}', "mean must be three numbers"),
+        ('{"mean": [0.5, 0.5, NaN]}', "mean must be three numbers"),
+        ('{"mean": [0, 0, 1' + "0" * 400 + "]}", "mean must be three numbers"),
+        ('{"std": [1, 1, 0]}', "std must be three numbers above 0"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(tmp_path, text, reason):
@@ -171,5 +171,5 @@ def test_options_that_make_no_sense_are_one_line(tmp_path, text, reason):
 def test_pixels_as_they_are_cannot_be_normalised(tmp_path):
     path = network(tmp_path / "net.onnx", "UINT8", ["n", 8, 8, 3])
     (tmp_path / "net.json").write_text('{"mean": [0, 0, 0]}')
-    with pytest.raises(EncoderError, match="leave out mean and std"):
+    with pytest.raises(EncoderError, match="leave mean and std out"):
         find(str(path), seed=0)

@@ -177,12 +177,16 @@ def test_a_folder_of_idx_files(tmp_path, pool, zipped):
 @pytest.mark.parametrize(
     ("images", "labels", "said"),
     [
-        (b"", idx(np.zeros(3, np.uint8)), "no IDX file"),
+        (b"", idx(np.zeros(3, np.uint8)), "not an IDX file"),
         (idx(np.zeros((3, 4, 4), np.uint8)), idx(np.zeros(2, np.uint8)), "3 pictures"),
         (idx(np.zeros((3, 4, 4), np.uint8))[:-1], idx(np.zeros(3, np.uint8)), "cut short"),
         (idx(np.zeros((3, 4, 4), np.uint8)), idx(np.zeros(3, np.uint8))[:-1], "cut short"),
         (idx(np.zeros((3, 0, 4), np.uint8)), idx(np.zeros(3, np.uint8)), "pictures of 0"),
-        (gzip.compress(bytes(1000), mtime=0)[:-12], idx(np.zeros(3, np.uint8)), "damaged|no IDX"),
+        (
+            gzip.compress(bytes(1000), mtime=0)[:-12],
+            idx(np.zeros(3, np.uint8)),
+            "damaged|not an IDX",
+        ),
         (b"\0\0\x08\3" + b"\xff" * 12, idx(np.zeros(3, np.uint8)), "cut short"),
         (idx(np.zeros((3, 4, 4), np.uint8)), b"\0\0\x08\1" + b"\xff" * 4, "cut short"),
     ],

@@ -453,7 +453,7 @@ def test_a_run_may_begin_with_the_weights_of_an_encoder(whole: Whole, tmp_path: 
         wide = dataclasses.replace(settings, dim=8)
         train(sources, tmp_path / "new", wide, init=encoder)
     assert not (tmp_path / "new").exists()
-    with pytest.raises(UsageError, match="leave out init=, or resume="):
+    with pytest.raises(UsageError, match="leave out init= or resume="):
         train(sources, tmp_path / "tuned", settings, init=encoder, resume=True)
 
 

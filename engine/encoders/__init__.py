@@ -1,1 +1,1 @@
-"""Encoders: pictures to unit vectors. ``registry`` finds one, ``onnx`` runs it."""
+"""Encoders turn pictures into unit vectors. ``registry`` finds one, and ``onnx`` runs it."""

@@ -1,7 +1,8 @@
-"""Whether an ONNX model keeps weights in other files, which whoever runs it would open by their names.
+"""Finds out whether an ONNX model keeps weights in other files.
 
-A model of a store is one file: names in it may lead anywhere, and older versions of ONNX Runtime follow
-them. Only what leads to tensors is looked at, field by field; what they hold is passed over.
+A model in a store must be one file. The names of other files may point anywhere, and older versions of
+ONNX Runtime follow them. The check reads only the protobuf fields that lead to tensors, and skips the
+content of the tensors.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections.abc import Iterator
 
 from engine.errors import EncoderError
 
-_MAX_DEEP = 64  # graphs in each other
+_MAX_DEEP = 64  # nested messages
 _VARINT, _EIGHT_BYTES, _PARCEL, _FOUR_BYTES = 0, 1, 2, 5
-# Of the messages of onnx.proto, by field: what lies in it that may hold tensors.
+# For each message of onnx.proto, its fields that may hold tensors, with their messages.
 _WITHIN: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -29,11 +30,11 @@ _WITHIN: dict[str, dict[int, str]] = {
     },
     "sparse": {1: "tensor", 2: "tensor"},
 }
-_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
 
 
 def has_external_data(model: bytes) -> bool:
-    """Whether a tensor of the model lies in another file; ``EncoderError`` if it is no ONNX model."""
+    """Whether a tensor of the model is in another file; ``EncoderError`` if it is not an ONNX model."""
     try:
         return _has(memoryview(model), "model", 0)
     except (IndexError, ValueError):
@@ -42,7 +43,7 @@ def has_external_data(model: bytes) -> bool:
 
 def _has(message: memoryview, kind: str, deep: int) -> bool:
     if deep > _MAX_DEEP:
-        raise ValueError("nested too deep")
+        raise ValueError("nested too deeply")
     for field, value in _fields(message):
         if kind == "tensor":
             if field == _EXTERNAL_DATA or (field == _DATA_LOCATION and value):
@@ -55,7 +56,7 @@ def _has(message: memoryview, kind: str, deep: int) -> bool:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a protobuf message in their order: number and value."""
+    """The number and value of each field of a protobuf message, in order."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

@@ -1,4 +1,4 @@
-"""Runs an encoder on CPUs with ONNX Runtime, and checks all that it gives."""
+"""Runs an encoder on CPUs with ONNX Runtime, and checks its output."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from engine.errors import EncoderError
 from engine.forking import abandon_in_child, keep_for_ever
 from engine.images.rgb_picture import squash
 
-_BATCH_BYTES = 32 << 20  # of pictures that the model is given at once
+_BATCH_BYTES = 32 << 20  # of pictures in one run of the model
 _SOON = 0.1  # seconds
-_TRIED = 3  # blank pictures of a trial: no number that a model has on its own
+_TRIED = 3  # blank pictures in a trial; a number that is no model's own batch size
 
 
 class EncodingStoppedError(Exception):
-    """Whoever asked for vectors does not want them any more."""
+    """The caller asked to stop before the vectors were complete."""
 
 
 class OnnxEncoder:
-    """A loaded encoder: pictures (H, W, 3) uint8 of any size to (n, dim) float32 unit vectors."""
+    """A loaded encoder: n pictures (H, W, 3) uint8 of any size → (n, dim) float32 unit vectors."""
 
     def __init__(self, files: EncoderFiles, *, threads: int | None = None) -> None:
         self.name = files.name
@@ -36,20 +36,21 @@ class OnnxEncoder:
             inputs = [(i.name, i.type, i.shape[1:]) for i in self._session.get_inputs()]
             outputs = [(o.name, o.type, o.shape[1:]) for o in self._session.get_outputs()]
             batches = [one.shape[0] for one in self._session.get_inputs() if one.shape]
-        except Exception as error:  # ONNX Runtime has no error class of its own to name here
+        # ONNX Runtime has no error class of its own.
+        except Exception as error:
             raise EncoderError(f"{files.model} cannot be loaded: {one_line(error)}") from None
         side = files.image_size
         if inputs != [("pixels", "tensor(uint8)", [side, side, 3])] or outputs != [
             ("embedding", "tensor(float)", [self.dim])
         ]:
             raise EncoderError(
-                f"{files.model} is not what encoder.json says: an encoder of {side} × {side} "
-                f"pixels (uint8) to {self.dim} dimensions (float32)"
+                f"{files.model} is not what encoder.json describes, an encoder of {side} × {side} "
+                f"pixels (uint8) to {self.dim} dimensions (float32): copy both files again"
             )
         if isinstance(batches[0], int):
             raise EncoderError(
                 f"{files.model} takes exactly {batches[0]} pictures at a time: export it with a "
-                f"first dimension of any length"
+                f"dynamic first dimension"
             )
         abandon_in_child(self)
 
@@ -58,10 +59,9 @@ class OnnxEncoder:
     ) -> npt.NDArray[np.float32]:
         """Embed pictures; returns (len(pictures), dim) float32, each row of unit length.
 
-        A row is zero where the model gives a vector that is zero or not finite: such a picture has
-        no vector. ``EncoderError`` where the model fails, or gives an array of another shape or type.
-        ``stop`` is asked now and then while the model runs; raises ``EncodingStoppedError`` once it
-        says so.
+        A row is zero if the model returns a vector that is zero or not finite; that picture has no
+        vector. ``EncoderError`` if the model fails, or returns an array of another shape or type.
+        ``stop()`` is polled while the model runs; once it is true, ``EncodingStoppedError`` is raised.
         """
         if not pictures:
             return np.empty((0, self.dim), np.float32)
@@ -75,7 +75,7 @@ class OnnxEncoder:
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def try_out(self) -> None:
-        """Run it on blank pictures: ``EncoderError`` where it cannot be used."""
+        """Run the encoder on blank pictures; ``EncoderError`` if it cannot be used."""
         side = self.image_size
         try:
             self._run(np.zeros((_TRIED, side, side, 3), np.uint8))
@@ -95,7 +95,8 @@ class OnnxEncoder:
             vectors = self._outputs(batch, stop)[0]
         except (EncodingStoppedError, MemoryError):
             raise
-        except Exception as error:  # again no class of its own
+        # ONNX Runtime has no error class of its own.
+        except Exception as error:
             raise EncoderError(f"the encoder {self.name!r} failed: {one_line(error)}") from None
         shape = (len(batch), self.dim)
         if (
@@ -103,10 +104,10 @@ class OnnxEncoder:
             or vectors.dtype != np.float32
             or vectors.shape != shape
         ):
-            gave = f"{getattr(vectors, 'shape', '')} {getattr(vectors, 'dtype', type(vectors))}"
+            found = f"{getattr(vectors, 'shape', '')} {getattr(vectors, 'dtype', type(vectors))}"
             raise EncoderError(
-                f"the encoder {self.name!r} gave {gave.strip()} for {len(batch)} pictures, where "
-                f"{shape} float32 is right: export it again"
+                f"the encoder {self.name!r} returned {found.strip()} for {len(batch)} pictures, "
+                f"instead of {shape} float32: export it again"
             )
         with np.errstate(over="ignore", invalid="ignore"):
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -121,7 +122,8 @@ class OnnxEncoder:
 
         # A model may loop for ever. Another thread can end its run between two of its nodes.
         options = onnxruntime.RunOptions()
-        options.log_severity_level = 4  # that it was ended is no error
+        # ONNX Runtime would log the end of the run as an error.
+        options.log_severity_level = 4
         with ThreadPoolExecutor(1, thread_name_prefix="engine-encode") as pool:
             running = pool.submit(self._session.run, ["embedding"], {"pixels": batch}, options)
             try:
@@ -134,6 +136,6 @@ class OnnxEncoder:
         return running.result()
 
     def abandon(self) -> None:
-        """In a forked child: its threads are gone, and to end it would wait for them."""
+        """Drop the session in a forked child, where ending it would wait for threads that are gone."""
         keep_for_ever(self._session)
         self._session = None

@@ -1,4 +1,4 @@
-"""Evaluation of encoders: do they find copies again, and do their vectors tell classes apart?"""
+"""Evaluation of encoders: how well they find copies, and how well their vectors separate classes."""
 
 from engine.evaluation.evaluate import evaluate
 from engine.evaluation.report import EvalReport, EvalSettings

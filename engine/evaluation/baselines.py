@@ -1,8 +1,8 @@
-"""What an encoder has to beat: vectors that nobody trained.
+"""Baselines for encoders: vectors that need no training.
 
 pixels       32 × 32 pixels, in colour and in grey
 pdq          the engine's own fingerprints: 256 bits, as ± 1
-untrained    a ResNet-18 as it is before any training; needs torch
+untrained    a ResNet-18 with random weights; needs torch
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNTRAINED_SIZE = 96
 
 
 def unit(vectors: npt.NDArray[Any]) -> Vectors:
-    """(n, d) with rows of unit length; what is zero or not finite becomes zero."""
+    """(n, d) float32 with rows of unit length; a row that is zero or not finite becomes zero."""
     x = vectors.astype(np.float32)
     x[~np.isfinite(x).all(1)] = 0
     length = np.linalg.norm(x, axis=1, keepdims=True)
@@ -39,7 +39,7 @@ def unit(vectors: npt.NDArray[Any]) -> Vectors:
 
 
 def pixel_vectors(pictures: Sequence[Array]) -> Vectors:
-    """(H, W, 3) uint8 each → (n, ``PIXELS_DIM``) of unit length."""
+    """n pictures (H, W, 3) uint8 → (n, ``PIXELS_DIM``) of unit length."""
     out = np.empty((len(pictures), PIXELS_DIM), np.float32)
     for row, picture in zip(out, pictures, strict=True):
         small = squash(picture, PIXELS_SIDE)
@@ -49,7 +49,10 @@ def pixel_vectors(pictures: Sequence[Array]) -> Vectors:
 
 
 def pdq_vectors(pictures: Sequence[Array]) -> Vectors:
-    """Bits as ± 1/16, whose inner product is 1 - distance / 128; zero where the quality is too low."""
+    """n pictures → (n, 256) bits as ± 1/16, with the inner product 1 - distance / 128.
+
+    A vector is zero if the fingerprint's quality is too low.
+    """
     out = np.zeros((len(pictures), PDQ_DIM), np.float32)
     for row, picture in zip(out, pictures, strict=True):
         bits, quality, least = picture_fingerprint(picture)
@@ -59,14 +62,14 @@ def pdq_vectors(pictures: Sequence[Array]) -> Vectors:
 
 
 def picture_fingerprint(picture: Array) -> tuple[Array, int, int]:
-    """A picture's fingerprint (32,) uint8, its quality, and the least that says something."""
+    """A picture's fingerprint (32,) uint8, its quality, and the minimum for a useful fingerprint."""
     pixels = px.from_array(picture)
     bits, quality = fingerprint.fingerprint(pixels)
     return np.frombuffer(bits, np.uint8), quality, fingerprint.min_quality(pixels.kind)
 
 
 def untrained_network(seed: int) -> tuple[int, Callable[[Sequence[Array]], Vectors]]:
-    """The network's dimensions, and what encodes with it; ``ImportError`` without torch."""
+    """The network's output dimensions and its encode function; ``ImportError`` without torch."""
     import torch
 
     from engine.training.model import TRUNK_DIM, build, normalised

@@ -1,4 +1,4 @@
-"""How well the vectors of some entrants tell classes apart, on labelled pictures."""
+"""Measures how well the vectors of entrants separate classes, on labelled pictures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from engine.evaluation.timing import Timed, Vectors
 
 _BLOCK = 64
 _MAX_BYTES = 4 << 30  # of vectors, all entrants together
-_FITTED = 4  # arrays of a number for each picture and class, while a classifier is fitted
-_NO_CLASS = "put it into a folder of its class, or name an archive or a table that says a label"
-_HISTORY = 50  # arrays of its weights, of float32: what L-BFGS keeps, in float64
+_FITTED = 4  # float32 arrays (pictures, classes) in memory while a classifier is fitted
+_NO_CLASS = "put it into a folder of its class, or name an archive or a table with labels"
+_HISTORY = 50  # L-BFGS's memory in float64, as a number of float32 arrays of its weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,11 @@ class _Embedded:
     vectors: list[Vectors]  # (n, d) of each entrant
     labels: list[str]  # (n,)
     prints: set[int]  # hashes of the pictures
-    repeated: int  # pictures whose hash was among those given
+    repeated: int  # pictures whose hash is that of a training picture
 
 
 class Classes:
-    """One run. ``train``, ``test``, ``classes`` and ``shared``, pictures of both, are counts."""
+    """One run. ``train``, ``test``, ``classes`` and ``shared`` (pictures in both sets) are counts."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Classes:
         reject: Callable[[Picture], None],
         tick: Callable[[int], None],
     ) -> None:
-        """``tick`` is told how many pictures are done."""
+        """``tick(count)`` is called with the number of pictures just done."""
         self._sets = (train, test)
         self._most = (most_train, most_test)
         self._entrants = entrants
@@ -65,28 +65,28 @@ class Classes:
         self.train = self.test = self.classes = self.shared = 0
 
     def run(self) -> list[ClassResult]:
-        """Everything, in the order of the entrants."""
+        """Measure all entrants; the results are in their order."""
         train = self._embedded(self._sets[0], self._most[0], "to learn from", frozenset())
         test = self._embedded(self._sets[1], self._most[1], "to test", train.prints)
         known = {label: number for number, label in enumerate(sorted(set(train.labels)))}
         self.train, self.test, self.classes = len(train.labels), len(test.labels), len(known)
         self.shared = test.repeated
         if len(known) < 2:
-            raise UsageError("there is one class only: name pictures of at least two")
+            raise UsageError("there is only one class: name pictures of at least two")
         if not set(test.labels) & set(known):
             raise UsageError(
-                f"no picture to test is of a class to learn from ({test.labels[0]!r} is not among "
-                f"them): give both sets the same labels"
+                f"no test picture has a class of the training pictures ({test.labels[0]!r} is not "
+                f"among them): give both sets the same labels"
             )
         widest = max(entrant.dim for entrant in self._entrants)
         size = 4 * len(known) * (_FITTED * self.train + _HISTORY * widest)
         if size > _MAX_BYTES:
             raise UsageError(
-                f"telling {len(known):,} classes apart would take {size >> 20:,} MiB: are these labels "
-                f"those of classes? Else ask for fewer pictures with most_train= or most_test="
+                f"separating {len(known):,} classes would take {size >> 20:,} MiB: are these labels "
+                f"those of classes? If so, ask for fewer pictures with most_train= or most_test="
             )
         wanted = np.array([known[label] for label in train.labels])
-        # A class that nobody could learn is a number that nothing answers.
+        # A class without training pictures gets a number that is never predicted.
         expected = np.array([known.get(label, len(known)) for label in test.labels])
         return [
             self._result(vectors, wanted, tested, expected)
@@ -134,7 +134,7 @@ class Classes:
                 into[at] = entrant.encode(pictures)
             labels += [label for _, label in good]
         if not labels and unlabelled is not None:
-            raise UsageError(f"{unlabelled.name} has no class, nor has another: {_NO_CLASS}")
+            raise UsageError(f"{unlabelled.name} and all other pictures have no class: {_NO_CLASS}")
         if not labels:
             raise UsageError(f"there are no labelled pictures {what}")
         return _Embedded([each[: len(labels)] for each in vectors], labels, prints, repeated)

@@ -1,4 +1,4 @@
-"""How well vectors tell classes apart: nearest neighbours, and a linear classifier on top of them."""
+"""Measures how well vectors separate classes: by nearest neighbours, and by a linear classifier."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ Labels = npt.NDArray[np.int64]
 Loss = Callable[[npt.NDArray[np.float64]], tuple[float, npt.NDArray[np.float64]]]
 
 TEMPERATURE = 0.07
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the L2 penalty; the best on a part of the training set
-_HELD_BACK = 5  # a fifth of the training set chooses the strength
+# Strengths of the L2 penalty. The best on a part of the training set is used.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
+_HELD_BACK = 5  # one fifth of the training set chooses the strength
 _BLOCK = 256  # test vectors compared at a time
-_COMPARED = 16 << 20  # scores at a time, of some 16 bytes each
+_COMPARED = 16 << 20  # scores in memory at a time, some 16 bytes each
 _MAX_STEPS = 200
 _MEMORY = 10  # pairs of steps that L-BFGS keeps
-_TOLERANCE = 1e-5  # of the gradient's largest number
+_TOLERANCE = 1e-5  # of the largest component of the gradient
 
 
 def knn_accuracy(
@@ -35,10 +36,10 @@ def knn_accuracy(
 ) -> dict[int, float]:
     """Share of the test vectors that their k nearest training vectors classify right, for each k.
 
-    Cosines, and votes weighted with exp(cosine / 0.07), as Wu et al. (2018, arXiv:1805.01978, section
-    3.4) do it. ``train`` is (n, d) and ``test`` (m, d) of unit length; labels are 0 … classes - 1. A k
-    above n counts as n. ``compared`` scores are held at a time.
-    Of equal votes the lowest class wins, of equal cosines the earlier vector.
+    A neighbour votes with the weight exp(cosine / 0.07), as in Wu et al. (2018, arXiv:1805.01978,
+    section 3.4). ``train`` is (n, d) and ``test`` (m, d) of unit length; labels are 0 … classes - 1. A
+    k above n counts as n. ``compared`` scores are in memory at a time. Of equal votes the lowest class
+    wins, and of equal cosines the earlier vector.
     """
     n, _ = train.shape
     m, _ = test.shape
@@ -64,10 +65,10 @@ def probe_accuracy(
 ) -> tuple[float, float]:
     """Accuracy on the test vectors of multinomial logistic regression on the training vectors.
 
-    Vectors are standardised with the training set's mean and deviation. The strength of the L2 penalty
-    is the one of ``STRENGTHS`` that does best on a fifth of the training set, drawn by ``seed``; then
-    everything is fitted again. Full batches and L-BFGS, so the same data give the same result. Returns
-    accuracy and strength.
+    Vectors are standardised with the training set's mean and standard deviation. The strength of the L2
+    penalty is the best of ``STRENGTHS`` on a fifth of the training set, drawn by ``seed``. Then the
+    classifier is fitted again on all of it. L-BFGS on full batches gives the same result for the same
+    data. Returns the accuracy and the strength.
     """
     n, _ = train.shape
     classes = int(max(train_labels.max(), test_labels.max())) + 1
@@ -81,7 +82,8 @@ def probe_accuracy(
     if len(back):
         tried = []
         weights = np.zeros((train.shape[1] + 1, classes), np.float32)
-        for each in reversed(STRENGTHS):  # each begins where the stronger penalty ended
+        # Each fit begins at the result of the stronger penalty.
+        for each in reversed(STRENGTHS):
             weights = fit(train[kept], train_labels[kept], classes, each, weights)
             tried.append((_accuracy(weights, train[back], train_labels[back]), each))
         strength = max(tried)[1]
@@ -92,9 +94,9 @@ def probe_accuracy(
 def fit(
     x: Vectors, labels: Labels, classes: int, strength: float, start: Vectors | None = None
 ) -> Vectors:
-    """Weights (d + 1, classes) of the least mean cross entropy + strength / 2 · |weights|².
+    """Weights (d + 1, classes) that minimise mean cross entropy + strength / 2 · |weights|².
 
-    ``x`` is (n, d); the last row of the weights is the bias, which is not penalised.
+    ``x`` is (n, d). The last row of the weights is the bias, which is not penalised.
     """
     n, d = x.shape
     wanted = np.zeros((n, classes), np.float32)
@@ -118,18 +120,18 @@ def fit(
 
 
 def check_installed() -> None:
-    """``EncoderError`` where SciPy is missing, which fits the linear classifier."""
+    """``EncoderError`` if SciPy is missing, which fits the linear classifier."""
     _scipy_minimize()
 
 
 def _minimum(loss: Loss, start: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The (d,) at which a convex function is least; ``loss`` gives value and gradient at (d,)."""
+    """The minimum (d,) of a convex function; ``loss`` returns its value and gradient at (d,)."""
     found = _scipy_minimize()(
         loss,
         start,
         jac=True,
         method="L-BFGS-B",
-        # No bound on the change of the value: the gradient alone says when the fit has ended.
+        # ftol = 0, so that only the gradient decides when the fit ends.
         options={"maxiter": _MAX_STEPS, "maxcor": _MEMORY, "gtol": _TOLERANCE, "ftol": 0.0},
     )
     x: npt.NDArray[np.float64] = found.x

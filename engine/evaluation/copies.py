@@ -1,4 +1,4 @@
-"""The copy retrieval of some entrants: queries are drawn, distorted and looked for among the rest."""
+"""Copy retrieval: draws queries, distorts them, and searches for the originals among all pictures."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from engine.evaluation.retrieval import Retrieval
 from engine.evaluation.timing import Timed, Vectors
 from engine.evaluation.worst_cases import WorstCaseRow
 
-MIN_SIDE = 48  # pixels of a query: what is cropped and shrunk further says nothing below
+# The minimum side of a query in pixels. Crops and reductions of smaller pictures show too little.
+MIN_SIDE = 48
 _BLOCK = 64  # distractors compared at a time
 _GROUP = 4  # queries distorted at a time
-_MAX_BYTES = 2 << 30  # of vectors of queries, all entrants together
+_MAX_BYTES = 2 << 30  # of the queries' vectors, all entrants together
 
 _NAMES = list(DISTORTIONS)
 _T = TypeVar("_T")
@@ -33,12 +34,12 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """Of one entrant, in the order of ``DISTORTIONS``."""
+    """The result of one entrant, in the order of ``DISTORTIONS``."""
 
     recall_at_1: dict[str, float]
     micro_average_precision: float
     worst: tuple[WorstCase, ...]
-    rows: tuple[WorstCaseRow, ...]  # the same for the sheet
+    rows: tuple[WorstCaseRow, ...]  # ``worst`` as rows of the sheet
 
 
 class Copies:
@@ -56,27 +57,27 @@ class Copies:
         reject: Callable[[Picture], None],
         tick: Callable[[int], None],
     ) -> None:
-        """``tick`` is told how many pictures are done, each distorted one counted."""
+        """``tick(count)`` is called with the number of pictures just done, distorted ones included."""
         self._images, self._more = images, distractors
         self._entrants = entrants
         self._seed = seed
         self._pool = pool
         self._reject, self._tick = reject, tick
         self._wanted = queries
-        self._numbers: list[int] = []  # of the queries, in the stream of images
-        self._prints = np.empty((0, 32), np.uint8)  # of queries whose fingerprint says something
+        self._numbers: list[int] = []  # of the queries in the stream of images
+        self._prints = np.empty((0, 32), np.uint8)  # fingerprints of the queries
         self.queries = self.unfit = self.distractors = self.left_out = 0
 
     def run(self) -> list[CopyResult]:
-        """Everything, an entrant at a time in the order of the entrants."""
+        """Measure all entrants; the results are in their order."""
         chosen = choose(self._images.names(), self._wanted, self._seed)
         self._check_memory(len(chosen))
         originals, copies = self._embedded(chosen)
         self.queries = n = len(self._numbers)
         if not n:
             raise UsageError(
-                f"none of {len(chosen):,} images drawn can be a query: name images that are at "
-                f"least {MIN_SIDE} pixels a side and not flat"
+                f"none of the {len(chosen):,} drawn images can be a query: name images of at least "
+                f"{MIN_SIDE} pixels a side that are not flat"
             )
         answers = np.repeat(np.arange(n), len(_NAMES))
         retrievals = []
@@ -87,7 +88,7 @@ class Copies:
         total = self._meet_distractors(retrievals)
         if n + self.distractors < 2:
             raise UsageError(
-                "there is one picture only, and nothing to confuse it with: name more images, or "
+                "there is only one picture, and nothing to confuse it with: name more images or "
                 "distractors"
             )
         return self._results(retrievals, total)
@@ -101,7 +102,7 @@ class Copies:
             )
 
     def _embedded(self, chosen: set[int]) -> tuple[list[Vectors], list[Vectors]]:
-        """For each entrant the vectors of the queries (n, d) and of their copies (n, ways, d)."""
+        """The vectors of the queries (n, d) and of their copies (n, ways, d), for each entrant."""
         ways = len(_NAMES)
         originals = [np.zeros((len(chosen), e.dim), np.float32) for e in self._entrants]
         copies = [np.zeros((len(chosen), ways, e.dim), np.float32) for e in self._entrants]
@@ -118,7 +119,7 @@ class Copies:
         return originals, copies
 
     def _fit(self, chosen: set[int]) -> Iterator[tuple[int, Array]]:
-        """Those of the chosen that can be queries."""
+        """The chosen pictures that can be queries."""
         for picture in self._images(chosen.__contains__):
             if picture.rgb is None:
                 self._reject(picture)
@@ -143,10 +144,10 @@ class Copies:
         return DISTORTIONS[name](picture, (self._seed << 32) + number)
 
     def _meet_distractors(self, retrievals: list[Retrieval]) -> int:
-        """Compare with all pictures that are no queries; returns how many the first stream holds."""
+        """Compare with all other pictures; return how many pictures the stream of images holds."""
         n, total = len(self._numbers), sum(1 for _ in self._images.names())
         queries = set(self._numbers)
-        # The queries come first in the index, then the one stream, then the other.
+        # Index positions: first the queries, then the stream of images, then that of distractors.
         rest = self._images(lambda number: number not in queries)
         both = itertools.chain(
             ((n + picture.number, picture) for picture in rest),
@@ -225,7 +226,7 @@ class Copies:
         return results
 
     def _again(self, positions: set[int], total: int) -> dict[int, Picture]:
-        """The pictures at these positions of the index, read once more: they were not kept."""
+        """Read the pictures at these index positions again, because they were not kept."""
         n = len(self._numbers)
         place = {number: at for at, number in enumerate(self._numbers)}
 
@@ -243,7 +244,7 @@ class Copies:
 
 
 def _worst(retrieval: Retrieval) -> list[int]:
-    """The row that missed by most of each distortion that has one, the worst first."""
+    """For each distortion with a miss, the row that missed by most; the worst first."""
     margin = (retrieval.best[:, 0] - retrieval.right).reshape(-1, len(_NAMES))  # (n, ways)
     at = margin.argmax(0)
     most = margin[at, np.arange(len(_NAMES))]

@@ -1,7 +1,7 @@
-"""What is done to pictures to make copies of them: a fixed list of pure functions.
+"""The distortions that make copies of pictures: a fixed list of pure functions.
 
-Each takes (H, W, 3) uint8 and a seed, and gives an array of the same form, whose size may differ. What
-is random in it depends on the seed and its own name only, so that a list that grows changes nothing.
+Each takes (H, W, 3) uint8 and a seed, and returns (H', W', 3) uint8. Its random numbers depend only on
+the seed and its name, so that a new distortion does not change the others.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 def jpeg30(picture: Array, seed: int) -> Array:
-    """Saved as a JPEG of quality 30."""
+    """Save as a JPEG of quality 30."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=30)
     return _array(Image.open(file, formats=["JPEG"]))
 
 
 def half(picture: Array, seed: int) -> Array:
-    """Half as wide and half as high."""
+    """Shrink to half the width and half the height."""
     height, width, _ = picture.shape
     size = max(1, width // 2), max(1, height // 2)
     return _array(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
 
 
 def crop80(picture: Array, seed: int) -> Array:
-    """A crop of 80 % of the area, of the same shape, anywhere."""
+    """Crop to 80 % of the area, with the same aspect ratio, anywhere."""
     return _cropped(picture, 0.8, _random(seed, "crop80"))
 
 
 def crop60(picture: Array, seed: int) -> Array:
-    """A crop of 60 % of the area, of the same shape, anywhere."""
+    """Crop to 60 % of the area, with the same aspect ratio, anywhere."""
     return _cropped(picture, 0.6, _random(seed, "crop60"))
 
 
 def rotate5(picture: Array, seed: int) -> Array:
-    """Turned by 5°, left or right; what was not there is black."""
+    """Turn by 5°, left or right; the uncovered corners are black."""
     angle = 5 if _random(seed, "rotate5").random() < 0.5 else -5
     return _array(Image.fromarray(picture).rotate(angle, Image.Resampling.BICUBIC))
 
 
 def flip(picture: Array, seed: int) -> Array:
-    """Mirrored, left to right."""
+    """Mirror left to right."""
     return np.ascontiguousarray(picture[:, ::-1])
 
 
 def jitter(picture: Array, seed: int) -> Array:
-    """Brightness, contrast and saturation times 0.7 … 1.3; the hue turned by up to 18°."""
+    """Multiply brightness, contrast and saturation by 0.7 … 1.3, and turn the hue by up to 18°."""
     random = _random(seed, "jitter")
     brightness, contrast, saturation = random.uniform(0.7, 1.3, 3)
-    turn = int(random.integers(-13, 14))  # of 256
+    turn = int(random.integers(-13, 14))  # 256 is a full turn
     x = picture.astype(np.float64) * brightness
     middle = (x @ _LUMA).mean()
     x = middle + (x - middle) * contrast
@@ -71,19 +71,20 @@ def jitter(picture: Array, seed: int) -> Array:
 
 
 def blur(picture: Array, seed: int) -> Array:
-    """A Gaussian blur of σ = 2 pixels."""
+    """Blur with a Gaussian of σ = 2 pixels."""
     return _array(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(2)))
 
 
 def noise(picture: Array, seed: int) -> Array:
-    """Gaussian noise of σ = 10, of 255, drawn for each value."""
+    """Add Gaussian noise of σ = 10, of 255, to each value."""
     return _bytes(picture + _random(seed, "noise").normal(0, 10, picture.shape))
 
 
 def overlay(picture: Array, seed: int) -> Array:
-    """A yellow face over 10 % of the area, anywhere."""
+    """Draw a yellow face over 10 % of the area, anywhere."""
     height, width, _ = picture.shape
-    share = math.sqrt(0.1 * 4 / math.pi)  # an ellipse fills π / 4 of its box
+    # An ellipse fills π / 4 of its box.
+    share = math.sqrt(0.1 * 4 / math.pi)
     wide, high = max(2.0, share * width), max(2.0, share * height)
     x, y = _random(seed, "overlay").random(2) * (max(0, width - wide), max(0, height - high))
 
@@ -100,7 +101,7 @@ def overlay(picture: Array, seed: int) -> Array:
 
 
 def grey(picture: Array, seed: int) -> Array:
-    """Without colour: three channels of luma."""
+    """Remove colour: three equal channels of luma."""
     return _bytes(np.repeat((picture @ _LUMA)[..., None], 3, axis=-1))
 
 

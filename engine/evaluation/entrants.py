@@ -1,7 +1,7 @@
-"""What is compared, by name: encoders, networks and baselines, which all make unit vectors.
+"""The entrants of an evaluation, by name: encoders, networks and baselines, which make unit vectors.
 
 simclr, or a folder          an encoder, as 'engine ingest --encoder' takes it
-FILE.onnx                    any network of one picture input, see ``onnx_network``
+FILE.onnx                    any network with one picture input, see ``onnx_network``
 pixels, pdq, untrained       see ``baselines``
 """
 
@@ -22,24 +22,24 @@ from engine.evaluation.pictures import Array
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """One that takes part. ``encode``: (H, W, 3) uint8 each → (n, dim), of unit length or zero."""
+    """One entrant. ``encode``: n pictures (H, W, 3) uint8 → (n, dim), of unit length or zero."""
 
     name: str
-    what: str  # in words, for the report
+    what: str  # a description for the report
     dim: int
     encode: Callable[[Sequence[Array]], Vectors]
 
 
 @dataclass(frozen=True, slots=True)
 class AbsentEntrant:
-    """One that cannot take part here, and why."""
+    """An entrant that cannot take part on this machine, and the reason."""
 
     name: str
     reason: str
 
 
 def find(spec: str, *, seed: int) -> Entrant | AbsentEntrant:
-    """The entrant that is called so. ``EncoderError`` if there is none."""
+    """The entrant that ``spec`` names; ``EncoderError`` if there is none."""
     if spec == baselines.PIXELS:
         side = baselines.PIXELS_SIDE
         what = f"{side} × {side} pixels, colour and grey"
@@ -58,7 +58,7 @@ def find(spec: str, *, seed: int) -> Entrant | AbsentEntrant:
 
 
 def find_all(specs: Sequence[str], *, seed: int) -> tuple[list[Entrant], list[AbsentEntrant]]:
-    """All that are named, under names that differ; ``UsageError`` if none can take part."""
+    """All named entrants, with distinct names; ``UsageError`` if none can take part."""
     entrants: list[Entrant] = []
     absent: list[AbsentEntrant] = []
     for spec in dict.fromkeys(specs):
@@ -93,12 +93,12 @@ def _encoder(spec: str) -> Entrant:
         if Path(spec).is_dir() and not (Path(spec) / registry.DESCRIPTION).exists():
             raise EncoderError(
                 f"{spec} holds no {registry.DESCRIPTION}: name a folder that 'engine train --out' "
-                f"wrote, whose training has ended"
+                f"wrote in a finished training"
             ) from None
         if Path(spec).exists():
             raise
         raise EncoderError(
-            f"no encoder {spec!r}: give one of {', '.join(registry.names())}, a folder that "
+            f"there is no encoder {spec!r}: name one of {', '.join(registry.names())}, a folder that "
             f"'engine train --out' wrote, a FILE.onnx, or a baseline: "
             f"{', '.join(baselines.BASELINES)}"
         ) from error

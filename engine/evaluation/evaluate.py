@@ -1,4 +1,4 @@
-"""The evaluation of encoders beside baselines: copies and classes, measured on the same pictures."""
+"""Evaluates encoders and baselines on the same pictures, by copies and by classes."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def evaluate(
 ) -> EvalReport:
     """Measure encoders and baselines on the same pictures.
 
-    With ``images``, how often a distorted copy of one finds it again, among the rest of them and
-    ``distractors``; with ``labels`` (a source to learn from and one to test), how well classes are told
-    apart. ``out`` is a new or empty folder for the report as JSON and sheets of the worst cases.
-    Pictures that cannot be read are reported and left out.
+    ``images`` measures how often a distorted copy finds its original among all images and
+    ``distractors``. ``labels``, a source to learn from and a source to test, measures how well classes
+    are separated. ``out`` is a new or empty folder for the report as JSON and sheets of the worst cases.
+    Unreadable pictures are reported and left out.
     """
     settings = settings or EvalSettings()
     if not images and not labels:
-        raise UsageError("name images with images=, or labelled ones with labels=, or both")
+        raise UsageError("name images with images=, labelled pictures with labels=, or both")
     if distractors and not images:
-        raise UsageError("distractors= go with images=: name these too")
+        raise UsageError("distractors= go with images=: name images too")
     if labels:
         check_installed()
     folder = fresh_folder(Path(out)) if out is not None else None
@@ -90,7 +90,7 @@ def evaluate(
 
 
 class _Tally:
-    """Counts the pictures that are done, and keeps those that cannot be read."""
+    """Counts the pictures that are done, and collects the unreadable ones."""
 
     def __init__(self, progress: Tick | None, total: int | None) -> None:
         self._progress = progress
@@ -151,7 +151,7 @@ def _classes(
 def _results(
     timed: Sequence[Timed], copies: Sequence[CopyResult], classes: Sequence[ClassResult]
 ) -> tuple[EncoderResult, ...]:
-    """One for each entrant; the others are in the same order, or none where that was not measured."""
+    """One result per entrant. ``copies`` and ``classes`` are in the same order, or empty."""
     results = []
     for number, watch in enumerate(timed):
         entrant = watch.entrant
@@ -189,7 +189,7 @@ def _total(
     labels: tuple[str, str] | None,
     settings: EvalSettings,
 ) -> int | None:
-    """Pictures that will be encoded, about, for the progress; None where only reading would tell."""
+    """About how many pictures will be encoded, for the progress; None if only reading would show it."""
     total = 0
     if images:
         count = Sources(images).count()
@@ -201,6 +201,7 @@ def _total(
 
 
 def _version() -> str:
-    from engine import __version__  # late: the package's front imports every room
+    # Imported late, because the top package imports every other.
+    from engine import __version__
 
     return __version__

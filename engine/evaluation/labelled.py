@@ -1,7 +1,7 @@
-"""Pictures with classes, from whatever holds such: one stream for training, one for testing.
+"""Opens sources of pictures with classes, one stream for training and one for testing.
 
 a folder                a class is a folder in it
-a tar, zip or Parquet   a class is the label that is said of an image
+a tar, zip or Parquet   a class is the label in an image's metadata
 FILE.npz                arrays x_train, y_train, x_test, y_test
 x_….npy                 an array of pictures, with labels in y_….npy beside it
 a folder of IDX files   train-images-idx3-ubyte, train-labels-idx1-ubyte and t10k-…, plain or .gz
@@ -35,24 +35,25 @@ _IDX_SPLITS = {TRAIN: ("train",), TEST: ("t10k", "test")}
 _IMAGES, _LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
 _MAX_LABELS = 1 << 30  # bytes
 _MAX_ROW = 64 << 20  # bytes
-_MAX_GROWTH = 1032  # of a byte that gzip packed: a header is not to promise more
+# The most bytes that gzip can unpack from one byte. A header that promises more is wrong.
+_MAX_GROWTH = 1032
 _ROWS, _ROW_BYTES = 256, 8 << 20
 
 
 class Labelled(Protocol):
-    """A stream of pictures, as ``pictures.Stream`` is one."""
+    """A stream of pictures with the interface of ``pictures.Stream``."""
 
     def names(self) -> Iterator[tuple[int, str]]:
-        """Number and name of each."""
+        """The number and name of each picture."""
 
     def __call__(self, wanted: Callable[[int], bool] | None = None) -> Iterator[Picture]:
-        """Those whose number is ``wanted``, or all, with their labels."""
+        """The pictures whose number is ``wanted``, or all, with their labels."""
 
 
 def open_labelled(spec: str, split: str, pool: Executor) -> Labelled:
-    """The pictures of a source; ``split`` says which of them, where it holds both.
+    """The pictures of a source; ``split`` chooses training or test if the source holds both.
 
-    ``UsageError`` or ``SourceError`` where there is no such thing.
+    ``UsageError`` or ``SourceError`` if there is no such source.
     """
     path = Path(spec)
     if path.is_dir():
@@ -67,13 +68,13 @@ def open_labelled(spec: str, split: str, pool: Executor) -> Labelled:
         return _Arrays(path, f"x_{split}.npy", path, f"y_{split}.npy")
     if path.suffix == ".npy" and path.is_file():
         if not path.name.startswith("x_"):
-            raise UsageError(f"{path} has no labels: call it x_….npy and the labels y_….npy")
+            raise UsageError(f"{path} has no labels: name it x_….npy and the labels y_….npy")
         return _Arrays(path, None, path.with_name("y_" + path.name[2:]), None)
     return Stream([spec], pool)
 
 
 class _Arrays:
-    """An array of pictures and one of whole numbers, of one length."""
+    """An array of pictures, and an array of whole numbers of the same length, their labels."""
 
     def __init__(self, x: Path, member: str | None, y: Path, label_member: str | None) -> None:
         try:
@@ -115,17 +116,17 @@ class _Arrays:
 
 
 class _Idx:
-    """IDX files, as MNIST comes in: a file of grey pictures and one of their labels, a byte each."""
+    """IDX files, the format of MNIST: a file of grey pictures and a file of their labels, as bytes."""
 
     def __init__(self, images: Path) -> None:
         labels = _there(images.with_name(images.name.removesuffix(".gz").replace(_IMAGES, _LABELS)))
         if labels is None:
-            raise SourceError(f"{images} has no labels beside it: a file called …{_LABELS}")
+            raise SourceError(f"{images} has no labels beside it, in a file called …{_LABELS}")
         self._images, self._labels = images, labels
         with _idx(images, 3) as (_, shape), _idx(labels, 1) as (_, count):
             if shape[0] != count[0]:
                 raise SourceError(
-                    f"{images} has {shape[0]} pictures, and {labels} {count[0]} labels"
+                    f"{images} has {shape[0]} pictures, but {labels} has {count[0]} labels"
                 )
             if not 0 < math.prod(shape[1:]) <= _MAX_ROW:
                 raise SourceError(f"{images} has pictures of {shape[1]} × {shape[2]}")
@@ -149,7 +150,7 @@ class _Idx:
 
 @contextmanager
 def _idx(path: Path, dimensions: int) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
-    """An IDX file of bytes, behind its header, and its shape."""
+    """Open an IDX file of bytes after its header, and return it with its shape."""
     try:
         with path.open("rb") as plain:
             zipped = plain.read(2) == b"\x1f\x8b"
@@ -157,10 +158,12 @@ def _idx(path: Path, dimensions: int) -> Iterator[tuple[IO[bytes], tuple[int, ..
             file: Any = gzip.GzipFile(fileobj=plain) if zipped else plain
             head = file.read(4 + 4 * dimensions)
             if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, 8, dimensions)):
-                raise SourceError(f"{path} is no IDX file of bytes with {dimensions} dimensions")
+                raise SourceError(
+                    f"{path} is not an IDX file of bytes with {dimensions} dimensions"
+                )
             shape = tuple(int(size) for size in np.frombuffer(head, ">u4", offset=4))
             if math.prod(shape) > _MAX_GROWTH * path.stat().st_size:
-                raise SourceError(f"{path} was cut short, or says wrong how long it is")
+                raise SourceError(f"{path} was cut short, or its header gives a wrong size")
             yield file, shape
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise SourceError(f"{path} is damaged: {error}") from None
@@ -169,5 +172,5 @@ def _idx(path: Path, dimensions: int) -> Iterator[tuple[IO[bytes], tuple[int, ..
 
 
 def _there(path: Path) -> Path | None:
-    """The file, or the same compressed."""
+    """The file, or its gzip-compressed form; None if neither exists."""
     return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)

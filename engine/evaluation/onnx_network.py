@@ -1,15 +1,15 @@
-"""Any ONNX file of one picture input, such as a network that was trained on ImageNet.
+"""Runs any ONNX file with one picture input, such as a network that was trained on ImageNet.
 
-The input is (n, S, S, 3) or (n, 3, S, S). A uint8 input gets pixels as they are, a float32 input
-gets (pixel / 255 - mean) / std. The first output, made flat, is the vector.
+The input is (n, S, S, 3) or (n, 3, S, S). A uint8 input gets pixels as they are, and a float32 input
+gets (pixel / 255 - mean) / std. The first output, flattened, is the vector.
 
-What the file itself does not say is read from a JSON file beside it, ``net.json`` for ``net.onnx``.
-Every field may be left out:
+A JSON file beside the network, ``net.json`` for ``net.onnx``, may set these fields:
 
     {"image_size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
-``image_size`` is S where the input takes pictures of any size, ``mean`` and ``std`` are of red, green
-and blue in channel values from 0 to 1. These numbers are the defaults, the usual ones for ImageNet.
+``image_size`` is S for an input that takes pictures of any size. ``mean`` and ``std`` are of red, green
+and blue, for channel values from 0 to 1. The defaults are the numbers above, the usual ones for
+ImageNet.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DEFAULT_SIZE = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_MAX_SIZE = 1024  # pixels a side: 64 such pictures at a time take 800 MB as floats
-_MAX_MODEL = (1 << 31) - 1  # bytes: ONNX has no larger models in one file
+_MAX_SIZE = 1024  # pixels a side; 64 such pictures at a time take 800 MB as floats
+_MAX_MODEL = (1 << 31) - 1  # bytes, ONNX's limit for a model in one file
 _MAX_OPTIONS = 1 << 20  # bytes
 
 Floats = npt.NDArray[np.float32]
@@ -42,7 +42,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """What the file beside the network says; None where it says nothing."""
+    """The fields of the JSON file beside the network; None for a missing one."""
 
     image_size: int | None = None
     mean: tuple[float, ...] | None = None
@@ -51,7 +51,7 @@ class _Options:
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """What the network takes."""
+    """The network's input."""
 
     name: str
     is_float: bool
@@ -64,21 +64,23 @@ class OnnxNetwork:
     """A loaded network: pictures (H, W, 3) uint8 of any size to (n, dim) vectors of any length."""
 
     def __init__(self, path: Path) -> None:
-        """``EncoderError`` where the file cannot be used."""
+        """Load the network; ``EncoderError`` if the file cannot be used."""
         self.name = path.stem
         self._path = path
         self._session = open_session(_contents(path, _MAX_MODEL), path)
         options = _options(path.with_suffix(".json"))
         self._input = _input(path, self._session, options)
         if not self._input.is_float and (options.mean or options.std):
-            raise EncoderError(f"{path} takes pixels as they are: leave out mean and std beside it")
+            raise EncoderError(
+                f"{path} takes uint8 pixels as they are: leave mean and std out of the file beside it"
+            )
         self._mean = np.array(options.mean or IMAGENET_MEAN, np.float32)
         self._std = np.array(options.std or IMAGENET_STD, np.float32)
         size = self._input.size
         self.dim = self.encode([np.zeros((size, size, 3), np.uint8)]).shape[1]
 
     def encode(self, pictures: Sequence[Array]) -> npt.NDArray[Any]:
-        """Vectors (len(pictures), dim), as they come; ``EncoderError`` where the network fails."""
+        """Vectors (len(pictures), dim), not normalised; ``EncoderError`` if the network fails."""
         batch: npt.NDArray[Any] = np.stack([squash(each, self._input.size) for each in pictures])
         if self._input.is_float:
             batch = (batch / np.float32(255) - self._mean) / self._std
@@ -91,11 +93,12 @@ class OnnxNetwork:
     def _run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         try:
             output = self._session.run(None, {self._input.name: batch})[0]
-        except Exception as error:  # ONNX Runtime has no error class of its own to name here
+        # ONNX Runtime has no error class of its own.
+        except Exception as error:
             raise EncoderError(f"{self._path} cannot be run: {one_line(error)}") from None
         numbers = isinstance(output, np.ndarray) and output.dtype.kind in "fiu" and output.ndim
         if not numbers or len(output) != len(batch) or not output.size:
-            raise EncoderError(f"{self._path} does not give numbers for each picture")
+            raise EncoderError(f"{self._path} does not return numbers for each picture")
         return np.asarray(output)
 
 
@@ -111,7 +114,7 @@ def _contents(path: Path, limit: int) -> bytes:
 
 
 def _input(path: Path, session: Any, options: _Options) -> _Input:
-    """The one input; ``EncoderError`` where it takes no square pictures of one size."""
+    """The network's only input; ``EncoderError`` if it does not take square pictures of one size."""
     inputs = [(each.name, each.type, each.shape) for each in session.get_inputs()]
     name, kind, shape = inputs[0] if len(inputs) == 1 else ("", "", [])
     first = len(shape) == 4 and shape[1] == 3
@@ -125,8 +128,8 @@ def _input(path: Path, session: Any, options: _Options) -> _Input:
     fixed = {side for side in sides if isinstance(side, int)}
     if len(fixed) > 1 or not all(1 <= side <= _MAX_SIZE for side in fixed):
         raise EncoderError(
-            f"{path} takes pictures of {' × '.join(map(str, sides))}: they have to be square, and "
-            f"at most {_MAX_SIZE:,} pixels a side"
+            f"{path} takes pictures of {' × '.join(map(str, sides))}: they must be square, and at "
+            f"most {_MAX_SIZE:,} pixels a side"
         )
     size = fixed.pop() if fixed else options.image_size or DEFAULT_SIZE
     if options.image_size not in (None, size):
@@ -134,7 +137,7 @@ def _input(path: Path, session: Any, options: _Options) -> _Input:
             f"{path} takes pictures of {size} pixels a side, not {options.image_size} as the file "
             f"beside it says: leave out image_size"
         )
-    # A batch of fixed size, mostly of 1.
+    # The batch size is fixed, usually at 1.
     one_at_a_time = isinstance(shape[0], int)
     if one_at_a_time and shape[0] != 1:
         raise EncoderError(f"{path} takes {shape[0]} pictures at a time: export it for n or for 1")
@@ -142,7 +145,7 @@ def _input(path: Path, session: Any, options: _Options) -> _Input:
 
 
 def _options(path: Path) -> _Options:
-    """What the JSON file beside a network says; ``EncoderError`` if that makes no sense."""
+    """Read the JSON file beside a network; ``EncoderError`` if it is not valid."""
     if not path.exists():
         return _Options()
     try:
@@ -151,14 +154,14 @@ def _options(path: Path) -> _Options:
         raise EncoderError(f"{path} is not JSON: {one_line(error)}") from None
     known = ("image_size", "mean", "std")
     if not isinstance(body, dict) or not set(body) <= set(known):
-        raise EncoderError(f"{path} has to be a JSON object of {', '.join(known)} alone")
+        raise EncoderError(f"{path} must be a JSON object of {', '.join(known)} only")
     size = body.get("image_size")
     if size is not None and (type(size) is not int or not 1 <= size <= _MAX_SIZE):
-        raise EncoderError(f"{path}: image_size has to be a whole number of 1 to {_MAX_SIZE:,}")
+        raise EncoderError(f"{path}: image_size must be a whole number from 1 to {_MAX_SIZE:,}")
     mean = _three_numbers(path, body, "mean")
     std = _three_numbers(path, body, "std")
     if std is not None and min(std) <= 0:
-        raise EncoderError(f"{path}: std has to be three numbers above 0")
+        raise EncoderError(f"{path}: std must be three numbers above 0")
     return _Options(size, mean, std)
 
 
@@ -168,12 +171,12 @@ def _three_numbers(path: Path, body: dict[str, Any], name: str) -> tuple[float, 
         return None
     good = isinstance(value, list) and len(value) == 3
     if not good or not all(_is_number(each) for each in value):
-        raise EncoderError(f"{path}: {name} has to be three numbers")
+        raise EncoderError(f"{path}: {name} must be three numbers")
     return tuple(map(float, value))
 
 
 def _is_number(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    # An int may be beyond it; what is not a number is not below it.
+    # An int may exceed the limit, and NaN is not below it.
     return abs(value) <= sys.float_info.max

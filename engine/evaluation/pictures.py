@@ -1,7 +1,7 @@
-"""The pictures of a SOURCE as a stream: each has a number, which is the same each time.
+"""Reads the pictures of sources as a stream, in which each picture always has the same number.
 
-A picture is read only where it is wanted, so that a source can be gone through several times, once for
-the queries and once for the rest, while few of them are in memory.
+Only wanted pictures are read. So a source can be iterated several times, once for the queries and once
+for the rest, with few pictures in memory.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from engine.sources.source_stream import Sources
 Array = npt.NDArray[np.uint8]
 
 SIDE = 512
-"""The longer side that pictures are shrunk to: distortions in pixels then mean the same for all."""
+"""The longer side after shrinking, so that distortions in pixels mean the same for all pictures."""
 
 _IN_FLIGHT = 32  # pictures that are decoded ahead
 _MAX_FILE = 256 << 20  # bytes
-_MAX_DECODING = 1 << 30  # bytes while one is decoded
-_LARGE = 256 << 20  # of those that take more while they are decoded, one at a time
-_ROWS, _ROW_BYTES = 256, 8 << 20  # of an array, read at a time
+_MAX_DECODING = 1 << 30  # bytes to decode one picture
+_LARGE = 256 << 20  # bytes; pictures that take more to decode are decoded one at a time
+_ROWS, _ROW_BYTES = 256, 8 << 20  # read of an array at a time
 
 _large = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One that was wanted: (H, W, 3) uint8, or the reason why there are no pixels."""
+    """One picture: (H, W, 3) uint8, or the reason why it has no pixels."""
 
-    number: int  # in its stream, from 0
+    number: int  # its place in the stream, from 0
     name: str
     label: str | None
     rgb: Array | None
@@ -61,23 +61,23 @@ class _Item:
 
 
 class Stream:
-    """All pictures of some SOURCEs, in their order."""
+    """All pictures of some sources, in order."""
 
     def __init__(self, specs: Iterable[str], pool: Executor) -> None:
-        """``UsageError`` for a source that is not there."""
+        """``UsageError`` for a source that does not exist."""
         self._specs = list(specs)
         self._pool = pool
-        self._listed: list[Item] | None = None  # what comes out of a pipe comes once
+        self._listed: list[Item] | None = None  # the items of a pipe, which can be read only once
         if self._specs:
             Sources(self._specs)
 
     def names(self) -> Iterator[tuple[int, str]]:
-        """Number and name of each; pixels are read of arrays and archives only."""
+        """The number and name of each picture; reads pixels only of arrays and archives."""
         for number, item in enumerate(self._items()):
             yield number, item.name
 
     def __call__(self, wanted: Callable[[int], bool] | None = None) -> Iterator[Picture]:
-        """Those whose number is ``wanted``, or all."""
+        """The pictures whose number is ``wanted``, or all."""
         waiting: deque[Future[Picture]] = deque()
         for number, item in enumerate(self._items()):
             if wanted is None or wanted(number):
@@ -98,7 +98,7 @@ class Stream:
 
 
 def choose(numbers: Iterable[tuple[int, str]], most: int, seed: int) -> set[int]:
-    """At most ``most`` of a stream, at random by ``seed``, file name and place in the stream."""
+    """Up to ``most`` numbers of a stream, drawn by ``seed``, file name and place in the stream."""
 
     def draw() -> Iterator[tuple[int, int]]:
         for number, name in numbers:
@@ -109,7 +109,7 @@ def choose(numbers: Iterable[tuple[int, str]], most: int, seed: int) -> set[int]
 
 
 def shrunk(rgb: Array, side: int = SIDE) -> Array:
-    """(H, W, 3) with its longer side at most ``side``."""
+    """(H, W, 3) uint8 with the longer side shrunk to at most ``side``."""
     height, width, _ = rgb.shape
     factor = side / max(height, width)
     if factor >= 1:
@@ -185,7 +185,7 @@ def _decoded(data: bytes) -> Array:
 
 
 def _folder(name: str, root: Path | None) -> str | None:
-    """The class of a file is the first folder below its source."""
+    """The class of a file: the first folder below its source, if any."""
     if root is None:
         return None
     parts = Path(name).relative_to(root).parts

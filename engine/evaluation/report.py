@@ -1,4 +1,4 @@
-"""What an evaluation found, as dataclasses and as a table for people."""
+"""The report of an evaluation, as dataclasses and as a table for people."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from engine.records import Rejection
 
 @dataclass(frozen=True, slots=True)
 class EvalSettings:
-    """How an evaluation is made; ``UsageError`` names the first setting that makes no sense."""
+    """The settings of an evaluation; ``UsageError`` names the first invalid one."""
 
-    queries: int = 500  # pictures that copies are made of, at most
-    ks: tuple[int, ...] = (20, 200)  # neighbours that vote
-    most_train: int = 20_000  # labelled pictures, at most
-    most_test: int = 5_000
+    queries: int = 500  # the most pictures to make copies of
+    ks: tuple[int, ...] = (20, 200)  # numbers of neighbours that vote
+    most_train: int = 20_000  # the most labelled pictures to learn from
+    most_test: int = 5_000  # the most labelled pictures to test
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("queries", "most_train", "most_test"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name}= is {getattr(self, name)}: it has to be at least 1")
+                raise UsageError(f"{name}= is {getattr(self, name)}: it must be at least 1")
         if not self.ks or min(self.ks) < 1:
-            raise UsageError("ks= is a list of whole numbers from 1 on, such as 20,200")
+            raise UsageError("ks= must be whole numbers of 1 or more, such as 20,200")
         if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed is {self.seed}: it has to be 0 to 2^63 - 1")
+            raise UsageError(f"seed is {self.seed}: it must be 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True, slots=True)
 class WorstCase:
-    """A copy whose original was not the nearest, and by how much."""
+    """A copy whose original was not the nearest picture, with both scores."""
 
     query: str
     distortion: str
@@ -43,7 +43,7 @@ class WorstCase:
 
 @dataclass(frozen=True, slots=True)
 class EncoderResult:
-    """How one entrant did; what was not measured is empty or None."""
+    """The results of one entrant; figures that were not measured are empty or None."""
 
     name: str
     what: str
@@ -54,29 +54,29 @@ class EncoderResult:
     knn: dict[str, float] = field(default_factory=dict)  # accuracy by k
     probe: float | None = None  # accuracy
     probe_strength: float | None = None
-    images: int = 0  # that it encoded
-    seconds: float = 0.0  # while it encoded them
+    images: int = 0  # encoded
+    seconds: float = 0.0  # of encoding
     images_per_second: float = 0.0
     worst: tuple[WorstCase, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """Everything: what was asked, what it was measured on, and the results in the order asked for."""
+    """The whole report: settings, counts of pictures, and results in the order of the encoders."""
 
     settings: EvalSettings
     engine_version: str
     images: tuple[str, ...]
     distractor_sources: tuple[str, ...]
     labels: tuple[str, ...]
-    queries: int  # pictures, each of which is distorted in every way
-    unfit: int  # drawn, but too small, too flat, or near copies of other queries
+    queries: int  # pictures that were distorted in every way
+    unfit: int  # drawn pictures that are too small, too flat, or near copies of other queries
     distractors: int
-    left_out: int  # pictures that are near copies of a query: they would be right answers
+    left_out: int  # near copies of a query, which would be right answers too
     train: int
     test: int
     classes: int
-    shared: int  # pictures to test that are also among those to learn from
+    shared: int  # test pictures that are also among the training pictures
     results: tuple[EncoderResult, ...]
     absent: tuple[AbsentEntrant, ...]
     rejected: tuple[Rejection, ...]
@@ -85,7 +85,7 @@ class EvalReport:
 
 
 def text(report: EvalReport) -> str:
-    """The report as tables, an encoder a row."""
+    """The report as tables, with a row per encoder."""
     parts = []
     if report.queries:
         names = list(report.results[0].recall_at_1)
@@ -101,12 +101,12 @@ def text(report: EvalReport) -> str:
         ]
         parts += _aligned(rows)
         parts.append(
-            f"{report.queries:,} pictures, a copy of each in every way, among themselves and "
+            f"{report.queries:,} pictures, each copied in every way and searched among them and "
             f"{report.distractors:,} distractors"
         )
         if report.left_out or report.unfit:
             parts.append(
-                f"left out: {report.left_out:,} near copies of queries; no queries: "
+                f"left out: {report.left_out:,} near copies of queries; not used as queries: "
                 f"{report.unfit:,} too small, too flat or near copies"
             )
         parts.append("")
@@ -124,8 +124,8 @@ def text(report: EvalReport) -> str:
         )
         if report.shared:
             parts.append(
-                f"{report.shared:,} of those to test are also among those to learn from, which "
-                f"flatters all"
+                f"{report.shared:,} of the test pictures are also training pictures, which makes all "
+                f"results look better"
             )
         parts.append("")
     rows = [["", "numbers", "images", "images/s", "what"]]
@@ -150,7 +150,7 @@ def _share(value: float | None) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, numbers to the right, the last text as it is."""
+    """Rows as aligned lines: the first column left, numbers right, a last column of text as it is."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     words = len(rows[0]) > 1 and rows[0][-1] == "what"
     lines = []

@@ -19,20 +19,20 @@ REPORT = "eval.json"
 
 
 def fresh_folder(folder: Path) -> Path:
-    """Make the folder; ``UsageError`` where it cannot be made or holds something."""
+    """Create the folder; ``UsageError`` if that fails or the folder is not empty."""
     try:
         make_folders(folder)
         if any(folder.iterdir()):
             raise UsageError(f"{folder} is not empty: name a new folder with out=")
     except OSError as error:
-        raise UsageError(f"{folder} cannot be made a folder: {error.strerror}") from None
+        raise UsageError(f"{folder} cannot be created as a folder: {error.strerror}") from None
     return folder
 
 
 def write_report(report: EvalReport, copies: Sequence[CopyResult], folder: Path) -> EvalReport:
-    """Write sheets and report; returns it with the names of the files.
+    """Write the sheets and the report; return the report with the names of the files.
 
-    ``copies`` are the results of the copy retrieval in the order of ``report.results``, or none.
+    ``copies`` are the results of the copy retrieval in the order of ``report.results``, or empty.
     """
     files: list[str] = []
     try:
@@ -51,6 +51,6 @@ def write_report(report: EvalReport, copies: Sequence[CopyResult], folder: Path)
         replace_file(folder / REPORT, body.encode())
     except OSError as error:
         raise EngineError(
-            f"{folder} cannot be written ({error.strerror}): make room there, or choose another"
+            f"{folder} cannot be written ({error.strerror}): make room there, or choose another folder"
         ) from None
     return report

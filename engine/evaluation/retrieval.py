@@ -1,7 +1,7 @@
-"""Copy retrieval: is a copy's nearest picture, of originals and distractors, the one it was made of?
+"""Scores copy retrieval: whether the picture nearest to a copy is its original.
 
-The index is streamed: of each block of it only the best that a query met are kept, so neither pictures
-nor vectors of distractors are in memory, however many there are.
+The index of originals and distractors is streamed. Only the best pictures for each query are kept, so
+distractors take no memory, however many there are.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ import numpy.typing as npt
 Vectors = npt.NDArray[np.float32]
 
 DEPTH = 10
-"""Pictures that each query may name, its nearest: what the average precision is taken over."""
+"""The number of nearest pictures per query over which the average precision is computed."""
 
-_COMPARED = 16 << 20  # scores at a time, of some 16 bytes each
+_COMPARED = 16 << 20  # scores in memory at a time, some 16 bytes each
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a retrieval came to; ``found`` is (queries,) bool, whether the right picture came first."""
+    """The score of a retrieval; ``found`` (queries,) bool is whether the right picture came first."""
 
     found: npt.NDArray[np.bool_]
     micro_average_precision: float
 
 
 class Retrieval:
-    """The best that each of n queries met so far, and the score of what it should meet."""
+    """The best wrong pictures of each of n queries so far, and the score of its right picture."""
 
     def __init__(self, queries: Vectors, *, compared: int = _COMPARED) -> None:
-        """``queries`` is (n, d), of unit length, or zero where an encoder has nothing to say.
+        """``queries`` is (n, d), of unit length, or zero if the encoder has no vector.
 
-        ``compared`` scores are held at a time.
+        ``compared`` scores are in memory at a time.
         """
         self._compared = compared
         n, _ = queries.shape
         self._queries = queries
         self.right = np.full(n, -np.inf, np.float32)
-        self.best = np.full((n, DEPTH), -np.inf, np.float32)  # of wrong pictures, from the highest
-        self.who = np.full((n, DEPTH), -1, np.int64)  # their numbers
+        self.best = np.full((n, DEPTH), -np.inf, np.float32)  # scores of wrong pictures, best first
+        self.who = np.full((n, DEPTH), -1, np.int64)  # numbers of these pictures
 
     def meet(
         self,
@@ -48,9 +48,9 @@ class Retrieval:
         numbers: npt.NDArray[np.int64],
         answers: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """Compare all queries with a block of the index: (m, d), and their numbers (m,).
+        """Compare all queries with a block of the index: ``vectors`` (m, d) and ``numbers`` (m,).
 
-        ``answers`` (n,) says which number is right for each query; leave it out if none is here.
+        ``answers`` (n,) are the right numbers of the queries; None if the block holds none of them.
         """
         step = max(1, self._compared // max(1, len(self._queries)))
         for at in range(0, len(numbers), step):
@@ -76,36 +76,36 @@ class Retrieval:
         self.who = np.take_along_axis(who, order, 1)
 
     def score(self) -> Score:
-        """Which queries found the right picture, and the average precision over all of them."""
+        """The queries that found the right picture, and the average precision over all queries."""
         return Score(self.right > self.best[:, 0], micro_average_precision(self.right, self.best))
 
 
 def micro_average_precision(right: npt.NDArray[np.float32], wrong: Vectors) -> float:
-    """Micro average precision: that of all queries' answers, put in one order.
+    """Micro average precision: the average precision of the answers of all queries in one ranking.
 
     It is the measure of the Image Similarity Challenge (Douze et al., 2021, arXiv:2106.09672).
 
-    Each of n queries names its ``DEPTH`` nearest pictures with their scores; one picture is right for
-    each. All that are named are ordered by score, whatever their query:
+    Each of n queries returns its ``DEPTH`` nearest pictures with their scores, and one picture is right
+    for each query. All returned pictures are ranked by score, whatever their query:
 
         µAP = Σᵢ p(i) · Δr(i),   p(i) = right ones among the first i / i,   Δr(i) = 1 / n or 0
 
-    where Δr(i) is 1 / n if the i-th is right. So it asks, beyond each query's own order, whether one
-    threshold would do for all. ``right`` is (n,): the score of what is right; ``wrong`` (n, DEPTH): the
-    highest of what is not. Of equal scores wrong ones come first: what cannot be told apart is not
-    found.
+    Δr(i) is 1 / n if the i-th picture is right. So µAP also measures whether one threshold suits all
+    queries. ``right`` (n,) are the scores of the right pictures, and ``wrong`` (n, DEPTH) the highest
+    scores of the others. Of equal scores the wrong ones come first, so a tie counts as not found.
     """
     n = len(right)
     if not n:
         return 0.0
     before = (wrong >= right[:, None]).sum(1)
     named = (before < wrong.shape[1]) & np.isfinite(right)
-    # The right picture takes the place of the last wrong one.
+    # The right picture replaces the last wrong one.
     kept = np.isfinite(wrong)
     kept[named, -1] = False
     scores = np.concatenate((wrong[kept], right[named]))
     is_right = np.concatenate((np.zeros(int(kept.sum()), bool), np.ones(int(named.sum()), bool)))
-    order = np.lexsort((is_right, -scores))  # of equal scores False first
+    # Of equal scores, False comes first.
+    order = np.lexsort((is_right, -scores))
     is_right = is_right[order]
     precision = np.cumsum(is_right) / np.arange(1, len(is_right) + 1)
     return float(precision[is_right].sum() / n)

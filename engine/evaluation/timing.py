@@ -1,4 +1,4 @@
-"""An entrant with a watch: how many pictures it encoded, and how long that took."""
+"""Wraps an entrant, and measures how many pictures it encodes in how much time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 class Timed:
-    """Encodes in batches, and counts."""
+    """Encodes in batches, and counts pictures and seconds."""
 
     def __init__(self, entrant: Entrant) -> None:
         self.entrant = entrant
@@ -26,7 +26,7 @@ class Timed:
         self.seconds = 0.0
 
     def encode(self, pictures: Sequence[Array]) -> Vectors:
-        """(H, W, 3) uint8 each → (n, dim) float32, of unit length or zero."""
+        """n pictures (H, W, 3) uint8 → (n, dim) float32, of unit length or zero."""
         out = np.empty((len(pictures), self.dim), np.float32)
         began = time.perf_counter()
         for start in range(0, len(pictures), ENCODE_BATCH):
@@ -37,8 +37,8 @@ class Timed:
                 raise EncoderError(f"{self.entrant.name}: {error}") from None
             if vectors.shape != (len(part), self.dim):
                 raise EncoderError(
-                    f"{self.entrant.name} gave an array of {vectors.shape} for {len(part)} pictures, "
-                    f"where {(len(part), self.dim)} is right"
+                    f"{self.entrant.name} returned an array of {vectors.shape} for {len(part)} "
+                    f"pictures, instead of {(len(part), self.dim)}"
                 )
             out[start : start + len(part)] = vectors
         self.seconds += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""A sheet of pictures: the worst cases of an encoder, each as query, what was found, what was right."""
+"""Draws a sheet of an encoder's worst cases: the query, the found picture and the right one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SHOWN, _FIRST = 30, 6  # characters below a picture, and how many of them from 
 
 @dataclass(frozen=True, slots=True)
 class WorstCaseRow:
-    """One case: three pictures (H, W, 3) uint8, or None where one is gone, and a line for each."""
+    """One case: three pictures (H, W, 3) uint8, or None for a missing one, and a line for each."""
 
     pictures: tuple[Array | None, Array | None, Array | None]
     lines: tuple[str, str, str]
 
 
 def draw(title: str, rows: Sequence[WorstCaseRow]) -> Image.Image:
-    """The sheet, with a heading above each column."""
+    """Draw the sheet, with a heading above each column."""
     width = 3 * (_CELL + _GAP) + _GAP
     high = _CELL + _TEXT + _GAP
     sheet = Image.new("RGB", (width, 3 * _TEXT + _GAP + len(rows) * high), "white")
@@ -31,7 +31,7 @@ def draw(title: str, rows: Sequence[WorstCaseRow]) -> Image.Image:
     font = ImageFont.load_default()
 
     def write(x: int, y: int, text: str) -> None:
-        # The built-in font may know Latin 1 only.
+        # The built-in font may have only Latin-1.
         pen.text((x, y), text.encode("latin-1", "replace").decode("latin-1"), "black", font)
 
     write(_GAP, 4, title)
@@ -51,7 +51,7 @@ def draw(title: str, rows: Sequence[WorstCaseRow]) -> Image.Image:
 
 
 def _cut(text: str) -> str:
-    """What fits below a picture: the beginning, which is a score, and the end."""
+    """A text cut to fit below a picture: the beginning, which is a score, and the end."""
     if len(text) <= _SHOWN:
         return text
     return f"{text[:_FIRST]}...{text[_FIRST + 3 - _SHOWN :]}"
