@@ -161,6 +161,7 @@ class IngestReport:
     interrupted: bool = False
     # Other things that it met, and how many of each.
     notes: dict[str, int] = field(default_factory=dict)
+    vectors: int = 0  # rows of vectors among those seen
 
 
 @dataclass(frozen=True, slots=True)

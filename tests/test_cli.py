@@ -210,7 +210,7 @@ def failures() -> list[tuple[str, str]]:
         ("lookup rows.npy --near-limit -1 --store store", "or all, not '-1'"),
         ("lookup rows.npy --sources 1.5 --store store", "--sources must be a whole number"),
         ("lookup rows.npy --json --csv --store store", "--json and --csv exclude each other"),
-        ("lookup rows.npy -q --print0 --store store", "--paths and --print0 exclude each other"),
+        ("lookup rows.npy -q --csv --store store", "--paths and --csv exclude each other"),
         ("lookup rows.npy --exclude / --store store", "--exclude takes patterns of names"),
         ("lookup --id one --store store", "--id"),
         ("ingest photos --exclude= --store store", "--exclude takes patterns of names"),
@@ -415,7 +415,7 @@ def test_check_prints_one_object(engine: Engine, shop: Path) -> None:
 
 def test_people_get_a_table(engine: Engine, shop: Path) -> None:
     ran = engine("lookup", shop / "photos" / "1.png", "-k", "1", "--store", shop / "store")
-    hit = f"identical  #2  same SHA-256  {shop}/photos/1.png  (+1 more)"
+    hit = f"identical  #2  same pixels  {shop}/photos/1.png  (+1 more)"
     assert hit in re.sub(r"(SHA-256) +", r"\1  ", ran.out)
     assert re.search(r"similar +#\d  -?0\.\d{3}, loosely  /", ran.out)
     assert re.search(r"near +- +nothing found", ran.out)

@@ -192,7 +192,8 @@ def test_a_pipe_gets_each_answer_before_the_next_name(shop: Path) -> None:
 
 def test_paths_are_the_sources_of_hits_each_once(lookup: Lookup, shop: Path) -> None:
     photos = [f"{shop}/photos/{name}" for name in ("2.png", "more/again.png", "more/more.bmp")]
-    for words, end in ((["-q"], "\n"), (["--paths"], "\n"), (["--print0"], "\0")):
+    nulls = (["--print0"], ["--paths", "--print0"])
+    for words, end in ((["-q"], "\n"), (["--paths"], "\n"), *((one, "\0") for one in nulls)):
         queried = ["photos/2.png", "photos/more/again.png", "photos/0.png", "same.npy#0"]
         status, out, _ = lookup(*queried, *words, "--tier", "identical", "--sources", 3)
         rows = [f"{shop}/same.npy#{row}" for row in range(3)]
@@ -209,6 +210,13 @@ def test_paths_of_nothing_are_nothing_and_errors_are_told_beside(
         status, out, err = lookup("gone.png", "photos/0.png", form)
         assert status == 3 and "photos/0.png" in out
         assert err == "engine: gone.png: no such file\n"
+
+
+def test_a_pattern_stands_for_several_and_what_was_in_memory_has_no_name(lookup: Lookup) -> None:
+    status, out, _ = lookup("photos/{1..2}.png", "--json", "--exact")
+    assert (status, [one["query"] for one in objects(out)]) == (0, ["photos/1.png", "photos/2.png"])
+    status, _, err = lookup("memory:frame-8", "--paths")
+    assert status == 3 and "was in memory when it was ingested: look up its id" in err
 
 
 def test_names_keep_their_bytes(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -235,11 +243,12 @@ def test_csv_has_a_header_and_a_row_a_hit(capfdbinary: pytest.CaptureFixture[byt
         ["q.png", "identical", "1", "", "/a,b.png", 'the "cat"\nthere'],
         ["q.png", "near", "2", "12", "", "\\ud800"],
         ["q.png", "similar", "3", "0.91349", "/d.png", ""],
+        ["none.png", "", "", "", "", ""],
         ["r.png", "similar", "3", "0.91349", "/d.png", ""],
     ]
 
 
-def test_csv_of_nothing_is_a_header(lookup: Lookup, tmp_path: Path) -> None:
-    save(tmp_path / "new.png", picture(91, 24, 32))
-    status, out, _ = lookup(tmp_path / "new.png", "--csv", "--exact")
-    assert (status, out) == (1, "query,tier,id,score_or_distance,source,label\n")
+def test_csv_names_what_was_not_found(lookup: Lookup, tmp_path: Path) -> None:
+    new = save(tmp_path / "new.png", picture(91, 24, 32))
+    status, out, _ = lookup(new, "--csv", "--exact")
+    assert (status, out) == (1, f"query,tier,id,score_or_distance,source,label\n{new},,,,,\n")

@@ -336,3 +336,15 @@ def test_a_reason_is_never_the_name_of_a_class(error):
     words = reason_of(error)
     assert words
     assert "Error" not in words
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "WEBP"])
+def test_a_file_that_ends_too_early_is_cut_short_in_plain_words(form):
+    data = encoded(PICTURE, form)
+    for size in (2, 30, len(data) // 2):
+        with pytest.raises(ImageError) as caught:
+            decode(data[:size])
+        for word in ("unpack", "decoder object", "Expected", "EOF", "File Read"):
+            assert word not in str(caught.value)
+    with pytest.raises(ImageError, match="broken image: its data is damaged, or cut short"):
+        decode(data[:2])

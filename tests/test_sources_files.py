@@ -10,12 +10,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import picture, save
 from PIL import Image
 
 from engine import Store
+from engine.cli.render import ingest_text
 from engine.errors import ImageError
 from engine.sources import files, items
 from engine.sources.items import FileItem, Reject, Skipped
+from engine.sources.skip_notes import ARCHIVES_IN_FOLDERS
 from engine.storage.source_rows import NameRow
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
@@ -182,7 +185,7 @@ def test_formats_that_are_not_read_yet_are_counted_by_name(tmp_path, name, forma
         archive.write(raw, f"inside/{name}")
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         report = store.ingest(folder, folder / "a.tar", folder / "a.zip")
-        assert report.notes == {f"{format_} files are not read yet": 3}
+        assert report.notes == {f"{format_} files are not read yet": 3, ARCHIVES_IN_FOLDERS: 2}
         assert (report.seen, report.rejected, report.skipped) == (0, 0, 6)
         named_directly = store.ingest(raw)
     assert named_directly.rejected == 1
@@ -326,3 +329,20 @@ def test_a_file_that_grew_or_went_is_an_image_error(tmp_path):
     path.unlink()
     with pytest.raises(ImageError, match="No such file"):
         item.read(50)
+
+
+def test_arrays_and_archives_in_a_folder_are_counted_with_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    save(folder / "a.png", picture(1))
+    np.save(folder / "rows.npy", picture(2)[None])
+    for name in ("more.tar.gz", "more.zip", "table.parquet", "notes.txt", "b.heic"):
+        (folder / name).write_bytes(b"x" * 40)
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        report = store.ingest(folder)
+    assert (report.added, report.skipped) == (1, 6)
+    assert list(report.notes.values()) == [1, 3, 1]
+    text = ingest_text(report).splitlines()
+    assert text[1] == "1 skipped: files that do not claim to be images"
+    assert "3 archive and table files are not read in folders: name each as a source" in text
+    assert "1 array file is not read in folders: name each as a source" in text
+    assert "1 HEIC file is not read yet" in text

@@ -148,7 +148,7 @@ def test_a_folder_counts_them_and_says_what_to_do(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         report = store.ingest(folder)
         assert (report.added, report.skipped) == (1, 2)
-        note = "IDX files are not read in folders: name them as sources"
+        note = "IDX files are not read in folders: name each as a source"
         assert report.notes == {note: 2}
         (found,) = store.lookup_many([folder], tiers=["identical"])
         assert found.error is None

@@ -134,7 +134,7 @@ def _names_one(source: str) -> bool:
 
 def _hits(result: LookupResult) -> Iterator[tuple[str, Hit, str]]:
     for same in result.identical:
-        yield "identical", same, "same pixels" if same.verified == "bytes" else "same SHA-256"
+        yield "identical", same, "same pixels"
     for near in result.near:
         yield "near", near, f"{near.distance} of 256 bits"
     for like in result.similar:

@@ -94,7 +94,7 @@ class Paths(Output):
 
 
 class Csv(Output):
-    """A header, and one row per hit."""
+    """A header, and one row per hit; a query without hits has one row without a tier."""
 
     def __init__(self) -> None:
         self._left: list[tuple[str, ...]] = [_COLUMNS]

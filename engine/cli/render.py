@@ -24,6 +24,7 @@ from engine.records import (
     SimilarHit,
     StoreInfo,
 )
+from engine.sources.skip_notes import skipped_with
 
 Hit = IdenticalHit | NearHit | SimilarHit
 
@@ -114,8 +115,7 @@ def _hit_rows(
         before = len(rows)
         if tier == "identical":
             for same in result.identical:
-                how = "same pixels" if same.verified == "bytes" else "same SHA-256"
-                rows.append((tier, f"#{same.id}", how, same))
+                rows.append((tier, f"#{same.id}", "same pixels", same))
         elif tier == "near":
             for near in result.near[:near_shown]:
                 rows.append((tier, f"#{near.id}", _distance(near), near))
@@ -155,16 +155,16 @@ def ingest_text(report: IngestReport, *, memory: bool = False) -> str:
     words.insert(1, count_of(report.duplicates, "duplicate"))
     parts = ", ".join(words)
     lines = [
-        f"{count_of(report.seen, 'image')} in {report.seconds:.1f} s "
-        f"({report.images_per_second:,.0f}/s): {parts}"
+        f"{_seen(report)} in {report.seconds:.1f} s ({report.images_per_second:,.0f}/s): {parts}"
     ]
     if memory:
         lines.append(
             f"peak memory {size(report.peak_memory_bytes)} anonymous, "
             f"{size(report.peak_rss_bytes)} with mapped files"
         )
-    if report.skipped:
-        lines.append(f"{report.skipped:,} skipped: files that do not claim to be images")
+    others = report.skipped - skipped_with(report.notes)
+    if others > 0:
+        lines.append(f"{others:,} skipped: files that do not claim to be images")
     for note, count in report.notes.items():
         lines.append(f"{count:,} {note.replace('files are', 'file is') if count == 1 else note}")
     if report.rejected:
@@ -172,6 +172,12 @@ def ingest_text(report: IngestReport, *, memory: bool = False) -> str:
     if report.interrupted:
         lines.append("interrupted: what is counted is committed; run it again to go on")
     return "\n".join(lines)
+
+
+def _seen(report: IngestReport) -> str:
+    """The number of images and vectors of an ingest."""
+    counts = [(report.seen - report.vectors, "image"), (report.vectors, "vector")]
+    return " and ".join(count_of(n, what) for n, what in counts if n) or count_of(0, "image")
 
 
 def plan_text(plan: IngestPlan) -> str:

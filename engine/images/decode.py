@@ -36,6 +36,11 @@ _SILENT: dict[type[Exception], str] = {
     OverflowError: "a number in it is too large",
 }
 _ERROR_NUMBER = re.compile(r"decoder error -?\d+")
+# Pillow's words for a file that ends too early. They say what Pillow did, not what is wrong.
+_CUT_SHORT = re.compile(
+    r"unpack_from requires|could not create decoder object|Expected to read \d+ bytes|"
+    r"Truncated File Read|Reached EOF"
+)
 
 
 def decode(data: bytes, *, max_pixels: int | None = None, max_bytes: int | None = None) -> Decoded:
@@ -103,7 +108,7 @@ def reason_of(error: Exception) -> str:
     # The message is only the key.
     if isinstance(error, KeyError):
         said = f"there is no {said}" if said else ""
-    if _ERROR_NUMBER.search(said):
+    if _ERROR_NUMBER.search(said) or _CUT_SHORT.search(said):
         said = "its data is damaged, or cut short"
     return said or _SILENT.get(type(error), "its data contradicts itself")
 

@@ -18,6 +18,7 @@ class Counts:
     unchanged: int = 0
     rejected: int = 0
     skipped: int = 0
+    vectors: int = 0  # rows of vectors among the items above
     notes: Counter[str] = field(default_factory=Counter)
 
     @property

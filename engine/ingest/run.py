@@ -165,4 +165,5 @@ class Ingest:
             else None,
             interrupted=self._stopping.asked(),
             notes=dict(counts.notes),
+            vectors=counts.vectors,
         )

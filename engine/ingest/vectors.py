@@ -52,6 +52,14 @@ class VectorIngest:
 
     def ingest(self, array: VectorItem, pool: ThreadPoolExecutor) -> None:
         """Ingest the rows of an array that are not committed yet, block by block."""
+        before = self._tally.counts.seen
+        try:
+            self._ingest(array, pool)
+        finally:
+            counts = self._tally.counts
+            counts.vectors += counts.seen - before
+
+    def _ingest(self, array: VectorItem, pool: ThreadPoolExecutor) -> None:
         start, is_first = 0, not self._tally.begun
         try:
             require_row_fits(array.row_bytes, self._store.memory.chunk)

@@ -15,7 +15,7 @@ from engine.images.canonical import from_canonical
 from engine.images.decode import decode
 from engine.images.unread_formats import unread_format
 from engine.records import Decoded
-from engine.sources import files
+from engine.sources import files, in_memory
 from engine.sources.exclusions import NOTHING, Exclusions
 from engine.sources.items import (
     FileItem,
@@ -72,8 +72,9 @@ def open_images(
 
     ``spec`` is a file, a folder, ``-`` (bytes on standard input), ``FILE.npy``, ``FILE.npy#ROW``,
     ``FILE.npz#NAME``, ``FILE.npz#NAME#ROW``, an IDX file or a row of it, ``FILE.tar``,
-    ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``, or a pattern of several. A file of more than
-    ``max_bytes`` is not read. ``exclude``: what to skip in a folder.
+    ``FILE.tar#MEMBER``, ``FILE.parquet#ROW`` or ``synthetic:bits?seed=S#ROW``; or a pattern of several,
+    such as ``{000..150}.tar``. A file of more than ``max_bytes`` is not read. ``exclude``: what to skip
+    in a folder.
     """
     try:
         # A pattern such as 'shards/{000..150}.tar'.

@@ -258,8 +258,7 @@ def _limit(option: str, text: str, default: int) -> int | None:
 def _check_form(options: LookupOptions) -> None:
     forms = {
         "--json": options.as_json,
-        "--paths": options.paths,
-        "--print0": options.print0,
+        "--print0" if options.print0 else "--paths": options.print0 or options.paths,
         "--csv": options.csv,
     }
     chosen = [form for form, is_asked in forms.items() if is_asked]

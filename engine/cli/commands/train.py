@@ -14,6 +14,7 @@ from engine.cli.interrupts import interruptible
 from engine.cli.options import JsonOption
 from engine.cli.output import show_line, warn, warn_each
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
+from engine.cli.text import count_of
 from engine.cli.train_progress import TrainProgressBars
 from engine.errors import TrainingError, UsageError, how_to_install
 
@@ -293,10 +294,8 @@ def _text(report: Any) -> str:
         held_out = f", held-out accuracy {report.held_out_accuracy:.3f}"
     elif report.held_out_recall is not None:
         held_out = f", held-out recall@1 {report.held_out_recall:.3f}"
-    text = (
-        f"{report.images:,} images, {report.epochs} epochs, {report.seconds:.0f} s "
-        f"({report.images_per_second:,.0f} images/s){loss}{held_out}"
-    )
+    counts = f"{count_of(report.images, 'image')}, {count_of(report.epochs, 'epoch')}"
+    text = f"{counts}, {report.seconds:.0f} s ({report.images_per_second:,.0f} images/s){loss}{held_out}"
     if report.interrupted:
         return text
     use = ["engine", "ingest", "SOURCE", "--encoder", report.out, "--store", "NEW_STORE"]
