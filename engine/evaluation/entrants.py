@@ -103,4 +103,6 @@ def _encoder(spec: str) -> Entrant:
             f"{', '.join(baselines.BASELINES)}"
         ) from error
     encoder = OnnxEncoder(files)
-    return Entrant(files.name, str(files.model), files.dim, encoder.encode)
+    # The path of an encoder that ships says only where the engine is installed.
+    what = f"{files.model.name}, shipped" if spec in registry.names() else str(files.model)
+    return Entrant(files.name, what, files.dim, encoder.encode)
