@@ -22,9 +22,10 @@ from engine.config import (
     cpu_count,
     whole,
 )
-from engine.errors import ImageError, UsageError
+from engine.errors import ImageError, UsageError, shortened
 from engine.images import canonical
 from engine.images.packed_bits import PackedBits
+from engine.images.rgb_picture import squash, to_rgb8
 from engine.index.operating_point import check_recall
 from engine.index.unit_vectors import normalized
 from engine.records import (
@@ -199,6 +200,46 @@ class Lookups(OpenStore):
         )
         at_once = MAX_BATCH if isinstance(queries, Sequence | np.ndarray | PackedBits) else 1
         return self._lookup_many(asked, at_once, settings, within)
+
+    def encode(self, images: Iterable[QueryLike]) -> npt.NDArray[np.float32]:
+        """The vectors that the store's encoder makes of images: (n, dim) float32, of length 1.
+
+        An image is anything that ``lookup`` takes; nothing is added to the store. They are decoded on
+        all cores, in batches that fit ``memory=``. A row is zero if the encoder has no vector for an
+        image. Raises ``ImageError`` for one that cannot be read, ``UsageError`` if the store has no
+        encoder, and ``EncoderError``.
+        """
+        if isinstance(images, _QUERIES):
+            raise UsageError("images come in a list: encode([image]) is for one")
+        self._session.follow()
+        encoder, memory = self._own_encoder(), self._session.memory
+        asked = (self._only(image) for image in images)
+        parts = [np.empty((0, encoder.dim), np.float32)]
+        with ThreadPoolExecutor(cpu_count(), thread_name_prefix="engine-encode") as workers:
+
+            def picture(query: Query) -> npt.NDArray[np.uint8]:
+                try:
+                    pixels = query.decode(memory.decoding).pixels
+                except ImageError as error:
+                    raise ImageError(f"{query.name}: {error}") from None
+                return squash(to_rgb8(pixels), encoder.image_size)
+
+            for batch in batches(asked, memory):
+                parts.append(encoder.encode(list(workers.map(picture, batch))))
+        return np.concatenate(parts)
+
+    def _only(self, image: QueryLike) -> Query:
+        """The one image that a caller named; ``UsageError`` if it is none, several, or a vector."""
+        found = list(islice(self._queries_of(image, None), 2))
+        if len(found) != 1:
+            raise UsageError(
+                f"{shortened(image)} holds {'several images' if found else 'no image'}"
+            )
+        if isinstance(found[0], Reject):
+            raise ImageError(f"{os.fsdecode(found[0].name)}: {found[0].reason}")
+        if found[0].vector is not None:
+            raise UsageError(f"{found[0].name} is a vector: there is nothing to encode")
+        return found[0]
 
     def _lookup_many(
         self,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
 
 from engine.api.open_store import OpenStore
 from engine.api.paths import folder_named
@@ -11,7 +14,7 @@ from engine.config import (
     FORMAT_VERSION,
     whole,
 )
-from engine.errors import ImageError, UsageError
+from engine.errors import ImageError, UnknownImageError, UsageError
 from engine.images.thumbnail import thumbnail_png
 from engine.index.maintain import recall_of
 from engine.maintenance.backup import Backup
@@ -73,6 +76,34 @@ class Reading(OpenStore):
             raise UsageError(f"size= must be 1 to {_MAX_THUMBNAIL:,} pixels, not {side}")
         self._session.follow()
         return self._again(lambda: self._thumbnail(number, side))
+
+    def vectors(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
+        """The vectors of images, in the order of ``ids``: (n, dim) float32.
+
+        The row of an image without a vector is NaN. They are as ``search_vectors`` compares them: of
+        length 1 where the encoder or ``normalize=`` made them so. Each call reads the ids of all
+        vectors, 8 bytes each. Raises ``UnknownImageError`` if there is no such image, and
+        ``UsageError`` if the store has no vectors.
+        """
+        wanted = np.array([_whole(id_, "an id") for id_ in ids], np.int64)
+        self._session.follow()
+        return self._again(lambda: self._vectors(wanted))
+
+    def _vectors(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        snapshot = self._session.snapshot
+        if not snapshot.space.exists:
+            raise UsageError(f'{self.path} has no vectors: it was created with encoder="none"')
+        for id_ in np.unique(ids).tolist():
+            if snapshot.record(id_) is None:
+                raise UnknownImageError(f"{self.path} has no image {id_}")
+        out = np.full((len(ids), snapshot.space.dim), np.nan, np.float32)
+        vectors = snapshot.open_vectors()
+        try:
+            rows = vectors.rows_of(ids, snapshot.state.next_id)
+            out[rows >= 0] = vectors.gather(rows[rows >= 0])
+        finally:
+            vectors.close()
+        return out
 
     def _thumbnail(self, id_: int, size: int) -> bytes:
         self._session.snapshot.get(id_)  # UnknownImageError if there is none
