@@ -129,7 +129,7 @@ def test_settings_come_from_the_recipe_the_file_and_the_options(
         *("--licence", "CC0-1.0", "--name", "mine", "--held-out", 0.2),
     )
     assert result.returncode == 0, result.stderr
-    assert "1 epochs" in result.stdout and "use it with: engine ingest" in result.stdout
+    assert "1 epoch," in result.stdout and "use it with: engine ingest" in result.stdout
     exported = result.stdout.splitlines()[1:-1]
     assert exported[:2] == ["exported the network of epoch 1", "compared on 8 training images:"]
     assert re.fullmatch(r"  fp32 and the network: cosine [01]\.\d{4} or more", exported[2])

@@ -640,7 +640,7 @@ def test_a_small_disk_ends_up_as_it_was(
     dest = small_disk if there else small_disk / "copy"
     if not told_before:
         monkeypatch.setattr(backup.Backup, "_check_room", lambda *arguments: None)
-    says = "are needed" if told_before else "No space left"
+    says = "it needs" if told_before else "No space left"
     with Store.open(tmp_path / "store") as store, pytest.raises(StoreError, match=says):
         store.backup(dest)
     assert not list(small_disk.iterdir())

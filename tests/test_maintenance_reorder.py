@@ -517,7 +517,7 @@ def test_of_damaged_ids_those_that_are_sure_are_kept(made: Path, rows: int) -> N
         assert all(problem.fixed for problem in problems)
         scores, ids = opened.search_vectors(BLOCK[:N], 1, recall=1)
         right = ids[:, 0] == EVERY
-        told = any("is lost" in problem.what for problem in problems)
+        told = any("vectors are lost" in problem.what for problem in problems)
         if rows == 1:  # it is the one that no other row has
             assert right.all() and not told
         else:
@@ -543,7 +543,9 @@ def test_vectors_of_which_nobody_knows_whose_they_are_are_not_found(made: Path) 
         Store.open(made, read_only=True, limits=LIMITS) as reader,
         Store.open(made, limits=LIMITS) as opened,
     ):
-        assert any("is lost" in problem.what for problem in opened.check(fix=True).problems)
+        assert any(
+            "vectors are lost" in problem.what for problem in opened.check(fix=True).problems
+        )
         for store in (opened, reader):
             for recall in (None, 1):
                 scores, ids = store.search_vectors(BLOCK[:5], 3, recall=recall)

@@ -329,7 +329,7 @@ def test_a_flipped_log_is_replayed_up_to_there_and_the_rest_ingested_again(
     data = damaged.read_bytes()
     assert "run 'engine check'" in one_line(opened)
     assert main(["check", "--store", str(opened)]) == 1
-    assert "'engine check --fix' mends" in capsys.readouterr().out
+    assert "run 'engine check --fix' to repair" in capsys.readouterr().out
 
     assert main(["check", "--fix", "--json", "--store", str(opened)]) == 0
     said = json.loads(capsys.readouterr().out)

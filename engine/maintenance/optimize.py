@@ -152,7 +152,7 @@ class Optimize:
                     live = sum(size - dead for _, size, dead in doomed)
                     self._skipped.append(
                         f"{len(doomed)} extents of pixels were not rewritten: the next one needs "
-                        f"{need:,} free bytes on the disk, all of them {live:,} at most"
+                        f"{need:,} bytes free on the disk, and all of them at most {live:,} bytes"
                     )
                 return
             stuck = self._rewrite(fit)
