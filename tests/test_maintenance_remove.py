@@ -953,7 +953,7 @@ def test_the_command_says_what_it_did(
     assert (status, err) == (3, "engine: 99 is not in the store\n")
     assert "1 image and 1 source removed" in out
     status, out, err = run(
-        capsys, "remove", "--source", tmp_path / "photos", "--source", "zz", "--json", *where
+        capsys, "remove", tmp_path / "photos", "--source", "zz", "--json", *where
     )
     body = json.loads(out)
     assert (status, body["images"], body["sources"], body["not_found"]) == (3, 3, 5, ["zz"])

@@ -274,7 +274,7 @@ class Writer:
             what = what or type(error).__name__
             self.failure = (
                 f"{self.path} could not be written: {what}; what was committed before is safe: "
-                f"mend the cause and run the command again"
+                f"mend the cause, then open the store or run the command again"
             )
             if full:
                 # The keys take no more writes. Opening them again shows whether they took this one.
@@ -302,7 +302,7 @@ class Writer:
     def _no_room(self, what: str) -> NoRoomError:
         return NoRoomError(
             f"{self.path} could not be written: {what}; what was committed before is safe: "
-            f"make room and run the command again"
+            f"make room, then open the store or run the command again"
         )
 
     def _take_back(self) -> bool:

@@ -23,6 +23,10 @@ from engine.errors import UsageError
 class RemoveOptions:
     """The options of ``engine remove``."""
 
+    named: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SOURCE...]", help="Sources to remove, as with --source."),
+    ] = None
     id_: Annotated[
         list[int] | None,
         typer.Option("--id", metavar="N", help="Image N with all its sources; may be repeated."),
@@ -67,12 +71,13 @@ def remove(options: RemoveOptions) -> None:
     \b
     Example:
       engine remove --id 2 --id 3 --wait 60 --store photos.store
-      engine remove --source photos/more/ --store photos.store
+      engine remove photos/more/ --store photos.store
       engine remove --missing --dry-run --store photos.store
       engine remove --missing --store photos.store
     """
-    if not options.id_ and not options.source and not options.missing:
-        raise UsageError("name what to remove: --id N, --source NAME, or --missing")
+    sources = [*(options.named or []), *(options.source or [])]
+    if not options.id_ and not sources and not options.missing:
+        raise UsageError("name what to remove: a source, --id N, or --missing")
     if options.yes and not options.missing:
         raise UsageError("--yes goes with --missing: leave it out, or add --missing")
     if options.dry_run and options.wait:
@@ -82,7 +87,7 @@ def remove(options: RemoveOptions) -> None:
     with opened, interruptible() as stop, Progress("remove", "images and sources") as progress:
         report = opened.remove(
             ids=options.id_ or [],
-            sources=options.source or [],
+            sources=sources,
             missing=options.missing,
             yes=options.yes,
             dry_run=options.dry_run,
@@ -94,7 +99,7 @@ def remove(options: RemoveOptions) -> None:
     else:
         show_line(render.remove_text(report))
     lines = [f"{name} is not in the store" for name in report.not_found]
-    lines += [f"kept: {reason}; name what to remove with --source" for reason in report.kept]
+    lines += [f"kept: {reason}; name a source to remove it all the same" for reason in report.kept]
     warn_each(lines)
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
