@@ -413,6 +413,7 @@ PYTHON_ONLY = {
     "check": "check_at opens the store too",
     "salvage": "a part of check_at",
     "close": "a command ends",
+    "encode": "arrays",
     "find_identical": "arrays",
     "index": "what lies below, for tools that look inside",
     "get": "records of images, one by one",
@@ -425,6 +426,7 @@ PYTHON_ONLY = {
     "sources": "export, and lookup",
     "thumbnail": "bytes for a page or a notebook",
     "update": "metadata is an object",
+    "vectors": "arrays; export writes them",
 }
 
 

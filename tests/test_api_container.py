@@ -178,5 +178,5 @@ def test_a_thumbnail_has_the_size_that_was_asked(tmp_path: Path) -> None:
 def test_a_vector_has_no_thumbnail(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         store.ingest(np.ones((2, 4), np.float32), name="v")
-        with pytest.raises(ImageError, match="#1 is a vector: it has no pixels"):
+        with pytest.raises(ImageError, match="#1: it is a vector, and has no pixels"):
             store.thumbnail(1)

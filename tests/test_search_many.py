@@ -154,6 +154,25 @@ def test_an_image_of_the_store_is_a_query_while_its_file_is_there(tmp_path: Path
             store.lookup(99)
 
 
+def test_where_no_pixels_are_left_an_image_is_looked_up_by_its_vector(
+    tmp_path: Path, tiny_encoder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store.open(tmp_path / "store", create=True, encoder=str(tiny_encoder)) as store:
+        store.ingest((f"frame-{n}", picture(n, 20, 20)) for n in range(4))
+        found = store.lookup(3, k=2)
+        assert found.searched == ("similar",) and found.similar[0].id == 3
+        assert "#3: only its vector was looked up: its pixels are not kept" in caplog.text
+        assert store.lookup("#3", tiers=["similar"]).similar[0].score > 0.9999
+        for tiers in (["near"], ["identical", "near"]):
+            with pytest.raises(ImageError, match=r"^#3: its pixels are not kept"):
+                store.lookup(3, tiers=tiers)
+        for call in (lambda: store.thumbnail(3), lambda: store.encode([3])):
+            with pytest.raises(ImageError, match=r"^#3: its pixels are not kept"):
+                call()
+        with pytest.raises(UsageError, match="search_vectors takes vectors"):
+            store.lookup(np.zeros(16, np.float32))
+
+
 def test_a_vector_of_the_store_is_a_query(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:

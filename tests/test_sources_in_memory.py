@@ -497,6 +497,11 @@ def test_metadata_is_kept_as_it_is(value: dict[str, Any]) -> None:
     assert json.loads(json.dumps(found)) == found
 
 
+def test_numpy_numbers_are_metadata_as_those_of_python_are() -> None:
+    given = {"n": np.int64(3), "x": [np.float32(0.5)], "is": np.bool_(True)}
+    assert checked_metadata(given) == {"n": 3, "x": [0.5], "is": True}
+
+
 def nested(levels: int) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for _ in range(levels - 1):
@@ -514,7 +519,8 @@ def nested(levels: int) -> dict[str, Any]:
         ({"a": float("inf")}, "not JSON compliant"),
         ({"a": [{"b": float("nan")}]}, "not JSON compliant"),
         ({"a": b"x"}, "not JSON serializable"),
-        ({"a": np.float32(1)}, "not JSON serializable"),
+        ({"a": np.ones(2)}, "not JSON serializable"),
+        ({"a": np.float32("nan")}, "not JSON compliant"),
         ({"a": 10**5000}, "not a JSON object"),
         ({"a": "x" * METADATA_LIMIT}, "over the limit of 16,384"),
         ({"a": "\ud800"}, "surrogates not allowed"),

@@ -237,6 +237,8 @@ class Lookups(OpenStore):
             )
         if isinstance(found[0], Reject):
             raise ImageError(f"{os.fsdecode(found[0].name)}: {found[0].reason}")
+        if found[0].unreadable:
+            raise ImageError(f"{found[0].name}: {found[0].unreadable}")
         if found[0].vector is not None:
             raise UsageError(f"{found[0].name} is a vector: there is nothing to encode")
         return found[0]

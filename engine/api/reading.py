@@ -109,7 +109,8 @@ class Reading(OpenStore):
         self._session.snapshot.get(id_)  # UnknownImageError if there is none
         query = stored_query(self._session, id_)
         if query.vector is not None:
-            raise ImageError(f"{query.name} is a vector: it has no pixels to show")
+            why = query.unreadable or "it is a vector, and has no pixels"
+            raise ImageError(f"{query.name}: {why}")
         return thumbnail_png(query.decode(self._session.memory.decoding).pixels, size)
 
     def records(self, start: int = 1) -> Iterator[ImageRecord]:

@@ -120,6 +120,10 @@ class Lookup:
     def _answer(self, work: QueryWork, wanted: IdSet | None) -> LookupResult:
         query = work.query
         if query.vector is not None:
+            if query.unreadable:
+                if SIMILAR not in self.tiers:
+                    return LookupResult(query.name, error=query.unreadable)
+                _log.warning("%s: only its vector was looked up: %s", query.name, query.unreadable)
             return self._one_vector(query.name, query.vector, wanted)
         if self._asked and self._of_images != self.tiers:
             raise UsageError(

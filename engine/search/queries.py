@@ -100,6 +100,10 @@ def _queries(
                 f"a query is a path, a file's bytes, an array, a PIL image, PackedBits or an id, not "
                 f"{type(query).__name__}"
             )
+        if array.ndim == 1:
+            raise UsageError(
+                f"an array of shape {array.shape} is no image: search_vectors takes vectors"
+            )
         yield Query(_called("array", number), None, Decoded(canonical.from_array(array), "array"))
 
 

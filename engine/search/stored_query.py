@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.errors import EngineError, ImageError, StoreDamagedError, UsageError
 from engine.images import hashing
@@ -30,8 +31,8 @@ def stored_id(spec: str) -> int | None:
 def stored_query(store: Session, id_: int) -> Query:
     """Image ``id_`` as a query named ``#ID``.
 
-    Raises ``ImageError`` if there is no such image, or if its pixels are not kept and all of its
-    sources are gone or have changed.
+    If its pixels are not kept and all of its sources are gone or have changed, the query is its vector.
+    Raises ``ImageError`` if it has none, or if there is no such image.
     """
     name = f"#{id_}"
     try:
@@ -39,12 +40,7 @@ def stored_query(store: Session, id_: int) -> Query:
     except UsageError as error:
         raise ImageError(str(error)) from None
     if record.kind is Kind.VECTOR:
-        vectors = store.snapshot.open_vectors()
-        try:
-            row = vectors.rows_of(np.array([id_], np.int64), store.snapshot.state.next_id)
-            return Query(name, None, None, vectors.gather(row)[0])
-        finally:
-            vectors.close()
+        return Query(name, None, None, _vector(store, id_))
     kept = store.snapshot.kept_whole(id_)
     if kept is not None:
         data, is_canonical = kept
@@ -54,10 +50,23 @@ def stored_query(store: Session, id_: int) -> Query:
     for _, decoded in in_sources(store, id_):
         if hashing.proof(decoded.pixels.canonical) == record.proof:
             return Query(name, None, decoded)
-    raise ImageError(
-        f"{name}: its pixels are not kept, and all of its sources are gone or have changed: look up a "
-        f"file, or ingest with keep_pixels="
-    )
+    reason = "its pixels are not kept, and all of its sources are gone or have changed"
+    vector = _vector(store, id_)
+    if vector is None:
+        raise ImageError(f"{name}: {reason}: look up a file")
+    return Query(name, None, None, vector, reason)
+
+
+def _vector(store: Session, id_: int) -> npt.NDArray[np.float32] | None:
+    """The vector of an image, (dim,); None if it has none."""
+    if not store.snapshot.space.exists:
+        return None
+    vectors = store.snapshot.open_vectors()
+    try:
+        row = vectors.rows_of(np.array([id_], np.int64), store.snapshot.state.next_id)
+        return vectors.gather(row)[0] if row[0] >= 0 else None
+    finally:
+        vectors.close()
 
 
 def in_sources(store: Session, id_: int) -> Iterator[tuple[Query, Decoded]]:

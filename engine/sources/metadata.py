@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+
 from engine.errors import ImageError
 
 METADATA_LIMIT = 16 << 10  # bytes as JSON, small because it is read with every record
@@ -24,9 +26,9 @@ def checked_metadata(value: object) -> dict[str, Any] | None:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ImageError("its metadata is not a JSON object with text for keys")
     try:
-        text = json.dumps(value, allow_nan=False)
+        text = json.dumps(value, allow_nan=False, default=_plain)
         # This fails for lone surrogates, which JSON may hold.
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, default=_plain).encode()
         if len(text) > METADATA_LIMIT:
             raise ImageError(
                 f"its metadata of {len(text):,} bytes is over the limit of {METADATA_LIMIT:,}"
@@ -41,3 +43,10 @@ def checked_metadata(value: object) -> dict[str, Any] | None:
     if level:
         raise ImageError(f"its metadata has more than {_DEEPEST} levels")
     return found or None
+
+
+def _plain(value: object) -> object:
+    """A NumPy number as Python's, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")

@@ -43,9 +43,12 @@ class Query:
         data: bytes | None,
         decoded: Decoded | None,
         vector: npt.NDArray[np.float32] | None = None,
+        unreadable: str = "",
     ) -> None:
+        """``unreadable``: why there are no pixels, where ``vector`` is that of an image."""
         self.name = name
         self.data = data  # the file's bytes, for an image file
+        self.unreadable = unreadable
         self.vector = vector  # (d,); it has no pixels
         self._decoded = decoded
 
@@ -123,7 +126,7 @@ def _from_folder(folder: Path, max_bytes: int, exclude: Exclusions) -> Iterator[
 def _missing(spec: str) -> str:
     """What to say of a name without a file."""
     if spec.startswith(in_memory.PREFIX):
-        return "was in memory when it was ingested: look up its id, #ID, if its pixels were kept"
+        return "was in memory when it was ingested: look up its id, #ID"
     return "no such file"
 
 
