@@ -248,6 +248,20 @@ def test_csv_has_a_header_and_a_row_a_hit(capfdbinary: pytest.CaptureFixture[byt
     ]
 
 
+def test_the_names_of_what_was_found_and_of_what_was_not(lookup: Lookup, tmp_path: Path) -> None:
+    new = save(tmp_path / "new.png", picture(91, 24, 32))
+    asked = ["photos/0.png", new, "photos/2.png", "gone.png"]
+    for options, end in ((["-l"], "\n"), (["--found", "--print0"], "\0")):
+        status, out, err = lookup(*asked, *options)
+        assert (status, out) == (3, f"photos/0.png{end}photos/2.png{end}")
+        assert err == "engine: gone.png: no such file\n"
+    for options, end in ((["-L"], "\n"), (["--print0", "--not-found"], "\0")):
+        assert lookup(*asked[:3], *options) == (0, f"{new}{end}", "")
+    for other in ("--paths", "--csv", "--json", "--found"):
+        status, _, err = lookup("photos/0.png", "--not-found", other)
+        assert status == 2 and "exclude each other" in err
+
+
 def test_csv_names_what_was_not_found(lookup: Lookup, tmp_path: Path) -> None:
     new = save(tmp_path / "new.png", picture(91, 24, 32))
     status, out, _ = lookup(new, "--csv", "--exact")

@@ -93,6 +93,26 @@ class Paths(Output):
         return not known
 
 
+class QueryNames(Output):
+    """The names of the queries that have hits, or of those that have none."""
+
+    def __init__(self, *, found: bool, end: bytes = b"\n") -> None:
+        """``end`` is written after each name."""
+        self._found = found
+        self._end = end
+        self._safely = end == b"\n" and sys.stdout.isatty()
+
+    def write(self, result: LookupResult) -> bool:
+        """Write the name of the query, or nothing."""
+        if result.error is not None:
+            warn(f"{result.query}: {result.error}")
+            return True
+        if bool(_hits(result)) != self._found:
+            return True
+        name = printable(result.query) if self._safely else result.query
+        return show_bytes(_as_bytes(name) + self._end)
+
+
 class Csv(Output):
     """A header, and one row per hit; a query without hits has one row without a tier."""
 

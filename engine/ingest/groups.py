@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable, Iterator
 
 from engine.ingest.commit import Commits
@@ -17,6 +19,8 @@ from engine.sources.items import (
     Skipped,
     VectorItem,
 )
+
+_log = logging.getLogger("engine.ingest")
 
 Group = list[FileItem | Member] | ArrayItem | VectorItem | ArchiveItem
 
@@ -60,6 +64,7 @@ class Groups:
                     problems = []
             elif isinstance(item, Skipped):
                 self._tally.counts.skipped += 1
+                _log.debug("skipped: %s %s", os.fsdecode(item.name), item.note)
                 if item.note:
                     self._tally.note([item.note])
                 self._tally.advance(1)

@@ -14,7 +14,7 @@ import typer
 from engine.api import Store
 from engine.cli import completion, queries, render
 from engine.cli.dataclass_options import takes
-from engine.cli.lookup_output import Csv, Json, Output, Paths, TableOutput
+from engine.cli.lookup_output import Csv, Json, Output, Paths, QueryNames, TableOutput
 from engine.cli.options import (
     ExcludeOption,
     FilesFromOption,
@@ -131,9 +131,19 @@ class LookupOptions:
             "--sources).",
         ),
     ] = False
+    found: Annotated[
+        bool,
+        typer.Option("-l", "--found", help="Print only the names of images that have hits."),
+    ] = False
+    not_found: Annotated[
+        bool,
+        typer.Option("-L", "--not-found", help="Print only the names of images without hits."),
+    ] = False
     print0: Annotated[
         bool,
-        typer.Option("--print0", help="As --paths, with a null byte after each, for xargs -0."),
+        typer.Option(
+            "--print0", help="A null byte after each name, for xargs -0; alone, as --paths."
+        ),
     ] = False
     csv: Annotated[
         bool,
@@ -157,6 +167,7 @@ def lookup(options: LookupOptions) -> None:
       engine lookup photos/ --exclude '*.bmp' --tier identical,near --csv --store photos.store
       engine lookup --id 2 --near-limit all --sources all --store photos.store
       engine lookup query.jpg --paths --store photos.store
+      engine lookup photos/ --tier identical,near --not-found --store photos.store
       engine lookup query.jpg --where label=cat --where 'year>1999' --store photos.store
     """
     named: list[queries.Query] = [*(options.images or []), *(options.id_ or [])]
@@ -258,10 +269,14 @@ def _limit(option: str, text: str, default: int) -> int | None:
 def _check_form(options: LookupOptions) -> None:
     forms = {
         "--json": options.as_json,
-        "--print0" if options.print0 else "--paths": options.print0 or options.paths,
+        "--found": options.found,
+        "--not-found": options.not_found,
+        "--paths": options.paths,
         "--csv": options.csv,
     }
     chosen = [form for form, is_asked in forms.items() if is_asked]
+    if options.print0 and (options.as_json or options.csv):
+        chosen.append("--print0")
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} exclude each other: choose one of them")
 
@@ -272,8 +287,11 @@ def _output(options: LookupOptions, settings: dict[str, Any], *, encoded: bool) 
         return Json()
     if options.csv:
         return Csv()
+    end = b"\0" if options.print0 else b"\n"
+    if options.found or options.not_found:
+        return QueryNames(found=options.found, end=end)
     if options.paths or options.print0:
-        return Paths(b"\0" if options.print0 else b"\n")
+        return Paths(end)
     # Tables are short unless an option asks for more.
     near = settings["near_limit"] if options.near_limit else render.NEAR_SHOWN
     sources = settings["max_sources"] if options.sources else 1
