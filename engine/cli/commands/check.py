@@ -26,6 +26,9 @@ def check(
 ) -> None:
     """Read everything in a store and verify it. Status 1 if damage remains.
 
+    --fix reads the sources of damaged images again. Mount their disks first: an image whose sources
+    cannot be read then loses what was damaged for good.
+
     \b
     Example:
       engine check --store photos.store
