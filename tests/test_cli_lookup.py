@@ -225,7 +225,7 @@ def test_names_keep_their_bytes(capfdbinary: pytest.CaptureFixture[bytes]) -> No
     assert Paths(b"\0").write(result)
     assert capfdbinary.readouterr().out == b"/a\xff\n\x1b.png\0"
     assert Csv().write(result)
-    assert b'near,3,1,"/a\xff\n\x1b.png",\n' in capfdbinary.readouterr().out
+    assert b'near,3,1,"/a\xff\n\x1b.png",,1\n' in capfdbinary.readouterr().out
 
 
 def test_csv_has_a_header_and_a_row_a_hit(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -239,12 +239,12 @@ def test_csv_has_a_header_and_a_row_a_hit(capfdbinary: pytest.CaptureFixture[byt
     output.end()
     written = capfdbinary.readouterr().out.decode()
     assert list(csv.reader(io.StringIO(written))) == [
-        ["query", "tier", "id", "score_or_distance", "source", "label"],
-        ["q.png", "identical", "1", "", "/a,b.png", 'the "cat"\nthere'],
-        ["q.png", "near", "2", "12", "", "\\ud800"],
-        ["q.png", "similar", "3", "0.91349", "/d.png", ""],
-        ["none.png", "", "", "", "", ""],
-        ["r.png", "similar", "3", "0.91349", "/d.png", ""],
+        ["query", "tier", "id", "score_or_distance", "source", "label", "source_count"],
+        ["q.png", "identical", "1", "", "/a,b.png", 'the "cat"\nthere', "2"],
+        ["q.png", "near", "2", "12", "", "\\ud800", "0"],
+        ["q.png", "similar", "3", "0.91349", "/d.png", "", "1"],
+        ["none.png", "", "", "", "", "", ""],
+        ["r.png", "similar", "3", "0.91349", "/d.png", "", "1"],
     ]
 
 
@@ -265,4 +265,7 @@ def test_the_names_of_what_was_found_and_of_what_was_not(lookup: Lookup, tmp_pat
 def test_csv_names_what_was_not_found(lookup: Lookup, tmp_path: Path) -> None:
     new = save(tmp_path / "new.png", picture(91, 24, 32))
     status, out, _ = lookup(new, "--csv", "--exact")
-    assert (status, out) == (1, f"query,tier,id,score_or_distance,source,label\n{new},,,,,\n")
+    assert (status, out) == (
+        1,
+        f"query,tier,id,score_or_distance,source,label,source_count\n{new},,,,,,\n",
+    )

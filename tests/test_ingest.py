@@ -374,6 +374,17 @@ def test_an_array_that_was_emptied_forgets_its_rows(
     assert sources(store, picture(2)) == {f"{path}#0"}
 
 
+def test_names_in_the_list_of_rejects_can_be_read(store: Store, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"odd\xff.png")
+    for name in ("Ölgemälde.png", odd):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert store.ingest(tmp_path / "in").rejected == 2
+    text = (store.path / "rejects.jsonl").read_text(encoding="utf-8")
+    assert "Ölgemälde.png" in text and "odd\\udcff.png" in text
+    assert [Path(source).name for source, _ in rejects(store)] == [odd, "Ölgemälde.png"]
+
+
 def test_an_array_that_was_cut_short_gives_the_rows_that_it_has(
     store: Store, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from engine.cli.terminal import Look
 from engine.cli.text import printable
 from engine.records import IdenticalHit, LookupResult, NearHit
 
-_COLUMNS = ("query", "tier", "id", "score_or_distance", "source", "label")
+_COLUMNS = ("query", "tier", "id", "score_or_distance", "source", "label", "source_count")
 _NOTHING = ("",) * (len(_COLUMNS) - 1)  # found for a query
 
 
@@ -155,7 +155,8 @@ def _cells(hit: render.Hit) -> tuple[str, ...]:
         tier, number = "similar", repr(hit.score)
     label = (hit.metadata or {}).get("label")
     source = hit.sources[0] if hit.sources else ""
-    return tier, str(hit.id), number, source, "" if label is None else str(label)
+    text = "" if label is None else str(label)
+    return tier, str(hit.id), number, source, text, str(hit.source_count)
 
 
 def _as_bytes(text: str) -> bytes:

@@ -31,6 +31,8 @@ from engine.storage.snapshot import Snapshot
 # Bytes of disk for each image, measured: its rows in the keys without its name, and its fingerprint.
 _FILE_BYTES = 400 + 32
 _ROW_BYTES = 90 + 32
+# Bytes of disk for one run that writes, however little: RocksDB's log and options, and a table each.
+_RUN_BYTES = 512 << 10
 
 
 class DryRun:
@@ -79,7 +81,7 @@ class DryRun:
             skipped=self._skipped,
             archives=self._archives,
             bytes_to_read=self._bytes,
-            disk_bytes=self._disk,
+            disk_bytes=self._disk + (_RUN_BYTES if self._images or self._archives else 0),
             free_bytes=disk().free(folder),
         )
 

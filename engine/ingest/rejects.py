@@ -85,7 +85,17 @@ class Rejects:
 def _append(store: Path, lines: Sequence[dict[str, Any]]) -> None:
     fd = nofollow.open_file(store, REJECTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.writelines(_as_json(line) + "\n" for line in lines)
+
+
+def _as_json(line: dict[str, Any]) -> str:
+    """A line for people, so names are not escaped; but those that are not Unicode are."""
+    text = json.dumps(line, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(line)
+    return text
 
 
 def _line(name: bytes, reason: str) -> dict[str, Any]:
