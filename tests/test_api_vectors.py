@@ -39,6 +39,9 @@ def test_vectors_come_in_the_order_asked_for_and_are_nan_where_there_is_none(sto
 def test_what_has_no_vectors_is_an_error(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UnknownImageError, match="has no image 9"):
         store.vectors([1, 9])
+    for unknown in (0, -1, 1 << 63, 1 << 70):
+        with pytest.raises(UnknownImageError, match=f"has no image {unknown}"):
+            store.vectors([unknown])
     with pytest.raises(UsageError, match="an id"):
         store.vectors(["1"])  # type: ignore[list-item]
     store.remove(ids=[2])

@@ -212,9 +212,14 @@ def test_paths_of_nothing_are_nothing_and_errors_are_told_beside(
         assert err == "engine: gone.png: no such file\n"
 
 
-def test_a_pattern_stands_for_several_and_what_was_in_memory_has_no_name(lookup: Lookup) -> None:
+def test_a_pattern_stands_for_several_and_what_was_in_memory_has_no_name(
+    lookup: Lookup, shop: Path
+) -> None:
     status, out, _ = lookup("photos/{1..2}.png", "--json", "--exact")
     assert (status, [one["query"] for one in objects(out)]) == (0, ["photos/1.png", "photos/2.png"])
+    rows = shop / "rows{1,2}.npy"
+    np.save(rows, np.repeat(mask(7)[None], 2, axis=0))
+    assert lookup(f"{rows}#1", "--exact", "--paths")[0] == 0
     status, _, err = lookup("memory:frame-8", "--paths")
     assert status == 3 and "was in memory when it was ingested: look up its id" in err
 

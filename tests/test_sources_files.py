@@ -335,11 +335,12 @@ def test_arrays_and_archives_in_a_folder_are_counted_with_what_to_do(tmp_path: P
     folder = tmp_path / "in"
     save(folder / "a.png", picture(1))
     np.save(folder / "rows.npy", picture(2)[None])
+    save(tmp_path / "image.png", picture(3)).rename(folder / "an image.zip")
     for name in ("more.tar.gz", "more.zip", "table.parquet", "notes.txt", "b.heic"):
         (folder / name).write_bytes(b"x" * 40)
     with Store.open(tmp_path / "store", create=True, encoder="none") as store:
         report = store.ingest(folder)
-    assert (report.added, report.skipped) == (1, 6)
+    assert (report.added, report.skipped) == (2, 6)
     assert list(report.notes.values()) == [1, 3, 1]
     text = ingest_text(report).splitlines()
     assert text[1] == "1 skipped: files that do not claim to be images"

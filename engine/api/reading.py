@@ -85,17 +85,18 @@ class Reading(OpenStore):
         vectors, 8 bytes each. Raises ``UnknownImageError`` if there is no such image, and
         ``UsageError`` if the store has no vectors.
         """
-        wanted = np.array([_whole(id_, "an id") for id_ in ids], np.int64)
+        wanted = [_whole(id_, "an id") for id_ in ids]
         self._session.follow()
         return self._again(lambda: self._vectors(wanted))
 
-    def _vectors(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def _vectors(self, wanted: list[int]) -> npt.NDArray[np.float32]:
         snapshot = self._session.snapshot
         if not snapshot.space.exists:
             raise UsageError(f'{self.path} has no vectors: it was created with encoder="none"')
-        for id_ in np.unique(ids).tolist():
-            if snapshot.record(id_) is None:
+        for id_ in dict.fromkeys(wanted):
+            if not 0 < id_ < snapshot.state.next_id or snapshot.record(id_) is None:
                 raise UnknownImageError(f"{self.path} has no image {id_}")
+        ids = np.array(wanted, np.int64)
         out = np.full((len(ids), snapshot.space.dim), np.nan, np.float32)
         vectors = snapshot.open_vectors()
         try:

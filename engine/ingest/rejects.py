@@ -89,13 +89,9 @@ def _append(store: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _as_json(line: dict[str, Any]) -> str:
-    """A line for people, so names are not escaped; but those that are not Unicode are."""
+    """A line for people: letters are not escaped, but whatever could act on a terminal is."""
     text = json.dumps(line, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(line)
-    return text
+    return text if text.isprintable() else json.dumps(line)
 
 
 def _line(name: bytes, reason: str) -> dict[str, Any]:

@@ -102,14 +102,14 @@ def _entry(entry: os.DirEntry[str]) -> FileItem | Reject | Skipped:
     format_ = unread_format(os.fsencode(entry.name))
     if format_ is not None:
         return Skipped(absolute(path), unread(format_))
-    name = entry.name.lower()
     if is_idx(entry.name):
         return Skipped(absolute(path), IDX_IN_FOLDERS)
+    if _claims(path):
+        return one(path)
+    name = entry.name.lower()
     if name.endswith(_ARRAYS):
         return Skipped(absolute(path), ARRAYS_IN_FOLDERS)
-    if name.endswith(_ARCHIVES):
-        return Skipped(absolute(path), ARCHIVES_IN_FOLDERS)
-    return one(path) if _claims(path) else Skipped(absolute(path))
+    return Skipped(absolute(path), ARCHIVES_IN_FOLDERS if name.endswith(_ARCHIVES) else "")
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

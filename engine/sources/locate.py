@@ -52,7 +52,9 @@ def _is_there(spec: str) -> bool:
 
 def expanded(spec: str) -> Iterator[str]:
     """The names that a pattern stands for, or ``spec`` itself if it is not a pattern."""
-    names = None if exists(spec) else expand(spec)
+    # The name of a file may have braces in it; "#" and "?" begin what is inside of the file.
+    ends = [len(spec), *(at for at, mark in enumerate(spec) if mark in "#?")]
+    names = None if any(exists(spec[:end]) for end in ends) else expand(spec)
     return iter([spec]) if names is None else names
 
 
