@@ -230,3 +230,21 @@ def test_a_lookup_in_a_store_without_vectors_loads_no_faiss(tmp_path):
     found = loaded("-m", "engine", "lookup", "synthetic:bits?seed=0#2", "--store", str(store.path))
     assert "rocksdict" in found
     assert not found & {"torch", "faiss", "onnxruntime", "pyarrow", "scipy"}
+
+
+def test_the_top_level_has_what_it_should_and_nothing_else():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a checkout")
+    names = {name.partition("/")[0] for name in listed.stdout.split("\0") if name}
+    assert names == {
+        *(".ci", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+        *("README.md", "bench", "constraints.txt", "docs", "engine", "mkdocs.yml"),
+        *("pyproject.toml", "scripts", "tests"),
+    }
