@@ -13,9 +13,8 @@ from engine import Store
 from engine.config import DEFAULT_MAX_DISTANCE
 
 from ..data.distortions import Change, as_file, upright
-from ..harness.errors import BenchError
 from ..report.tables import align
-from .near_tier import NEAR, milliseconds_of
+from .near_tier import NEAR, milliseconds_of, photos_by_id
 
 FARTHEST = 48  # bits: the end of the curve
 _PAIRS_SHOWN = 20
@@ -97,12 +96,7 @@ def measure_photos(
 
     Also returns how many different images there are, and which of them were hits for another.
     """
-    ids: dict[int, Path] = {}
-    for photo in photos:
-        same = store.lookup(photo.read_bytes(), tiers=["identical"]).identical
-        if not same:
-            raise BenchError(f"{photo} is not in the store")
-        ids.setdefault(same[0].id, photo)
+    ids = photos_by_id(photos, store)
     draw = np.random.default_rng([seed, 3])
     asked = [(id_, ids[id_]) for id_ in draw.permutation(sorted(ids))[:queries].tolist()]
     distances: dict[str, list[tuple[int, bool]]] = {what: [] for what in CHANGES}

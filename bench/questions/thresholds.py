@@ -21,11 +21,11 @@ from engine import Store
 from ..data import photographs
 from ..data.distortions import Change, as_file, brightness, crop_to, flip, upright
 from ..harness import script
-from ..harness.errors import BenchError
 from ..harness.machine import machine, versions
 from ..harness.sizes import parse_count
 from ..report.tables import align
 from . import near_photos
+from .near_tier import photos_by_id
 
 DISTANCES = (4, 8, 12, 16, 20, 24, 31)  # bits of 256
 SCORES = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -101,12 +101,7 @@ def measure(
 
     Returns how many different images there are, and what the near and the similar tier found.
     """
-    ids: dict[int, Path] = {}
-    for photo in photos:
-        same = store.lookup(photo.read_bytes(), tiers=["identical"]).identical
-        if not same:
-            raise BenchError(f"{photo} is not in the store")
-        ids.setdefault(same[0].id, photo)
+    ids = photos_by_id(photos, store)
     draw = np.random.default_rng([seed, 5])
     asked = draw.permutation(sorted(ids))[:queries].tolist()
     near = _Counts(DISTANCES, lower_is_nearer=True)
