@@ -20,7 +20,7 @@ from engine.encoders.external_data import has_external_data
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError
 from engine.images import hashing
-from engine.images.rgb_picture import squash
+from engine.images.preprocessing import Preprocessing, squash
 
 RNG = np.random.default_rng(5)
 PICTURES = [RNG.integers(0, 256, (20 + i, 31, 3), np.uint8) for i in range(7)]
@@ -42,6 +42,10 @@ def describe(folder: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def encode(encoder: OnnxEncoder, pictures: list[np.ndarray]) -> np.ndarray:
+    return encoder.encode([encoder.preprocessing.resize(each) for each in pictures])
+
+
 def refused(folder: Path | str) -> str:
     with pytest.raises(EncoderError) as caught:
         OnnxEncoder(registry.find(str(folder)))
@@ -54,7 +58,7 @@ def refused(folder: Path | str) -> str:
 
 def test_an_encoder_is_found_by_its_folder_or_its_description(tiny_encoder):
     found = registry.find(str(tiny_encoder))
-    assert (found.name, found.dim, found.image_size) == ("tiny", 16, 16)
+    assert (found.name, found.dim, found.preprocessing) == ("tiny", 16, Preprocessing(16))
     assert found.model == tiny_encoder / "model.onnx"
     assert registry.find(str(tiny_encoder / "encoder.json")) == found
 
@@ -133,14 +137,14 @@ def test_a_model_outside_of_the_folder_is_never_read(folder, tmp_path):
 
 
 def test_pictures_of_any_size_become_unit_vectors(encoder):
-    vectors = encoder.encode(PICTURES)
+    vectors = encode(encoder, PICTURES)
     assert (vectors.shape, vectors.dtype) == ((7, 16), np.float32)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
 def test_a_batch_gives_what_its_pictures_give_alone(encoder):
-    alone = np.concatenate([encoder.encode([picture]) for picture in PICTURES])
-    assert np.allclose(encoder.encode(PICTURES), alone, atol=1e-6)
+    alone = np.concatenate([encode(encoder, [picture]) for picture in PICTURES])
+    assert np.allclose(encode(encoder, PICTURES), alone, atol=1e-6)
 
 
 def test_no_pictures_give_no_vectors(encoder):
@@ -150,7 +154,7 @@ def test_no_pictures_give_no_vectors(encoder):
 def test_a_picture_is_closer_to_its_copy_than_to_another(encoder):
     noise = RNG.integers(-5, 6, PICTURES[0].shape)
     copy = np.clip(PICTURES[0] + noise, 0, 255).astype(np.uint8)
-    original, near, *others = encoder.encode([PICTURES[0], copy, *PICTURES[1:]])
+    original, near, *others = encode(encoder, [PICTURES[0], copy, *PICTURES[1:]])
     assert original @ near > max(original @ other for other in others)
 
 
@@ -160,6 +164,55 @@ def test_a_picture_is_squashed_whole():
     assert small.shape == (16, 16, 3)
     assert abs(float(small.mean()) - float(picture.mean())) < 2
     assert squash(small, 16) is small
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(("height", "width"), [(37, 61), (61, 37), (24, 24), (24, 31), (16, 400)])
+def test_the_middle_of_a_picture_is_that_of_a_resized_and_cropped_one(interpolation, height, width):
+    rough = Image.fromarray(RNG.integers(0, 256, (6, 6, 3), np.uint8))
+    picture = np.asarray(rough.resize((width, height), Image.Resampling.BICUBIC))
+    found = Preprocessing(16, 24, interpolation).resize(picture)
+    scale = 24 / min(height, width)
+    size = int(width * scale + 1e-9), int(height * scale + 1e-9)
+    whole = Image.fromarray(picture).resize(size, getattr(Image.Resampling, interpolation.upper()))
+    left, top = round((size[0] - 16) / 2), round((size[1] - 16) / 2)
+    wanted = np.asarray(whole.crop((left, top, left + 16, top + 16)))
+    assert found.shape == (16, 16, 3)
+    # Pillow rounds coordinates to 24 bits where only a part is resized.
+    assert np.abs(found.astype(int) - wanted).max() <= 2
+
+
+def test_a_very_long_picture_is_cropped_before_it_is_resized():
+    picture = np.zeros((3, 200_000, 3), np.uint8)
+    picture[:, 99_990:100_010] = 255
+    assert Preprocessing(16, 1000).resize(picture).min() == 255
+
+
+def test_a_description_says_how_pictures_are_resized(folder):
+    describe(folder, resize="crop-bicubic-antialias", shorter_side=20)
+    found = registry.find(str(folder)).preprocessing
+    assert found == Preprocessing(16, 20, "bicubic")
+    assert registry.described(found) == {
+        "image_size": 16,
+        "resize": "crop-bicubic-antialias",
+        "shorter_side": 20,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"resize": "stretch-bilinear-antialias"}, "resize"),
+        ({"resize": "squash-magic-antialias"}, "interpolation"),
+        ({"resize": 7}, "resize"),
+        ({"resize": "crop-bilinear-antialias"}, "shorter_side"),
+        ({"resize": "crop-bilinear-antialias", "shorter_side": 15}, "shorter_side"),
+        ({"resize": "crop-bilinear-antialias", "shorter_side": 10**9}, "shorter_side"),
+    ],
+)
+def test_a_resize_that_is_none_is_refused(folder, changes, what):
+    describe(folder, **changes)
+    assert what in refused(folder)
 
 
 def test_a_model_of_another_dimension_is_refused(folder):
@@ -252,7 +305,7 @@ def test_nothing_is_reported_and_nothing_is_left_in_other_folders(
     code = (
         "import sys, numpy as np; from engine.encoders import registry; "
         "from engine.encoders.onnx import OnnxEncoder; "
-        "OnnxEncoder(registry.find(sys.argv[1])).encode([np.zeros((9, 9, 3), np.uint8)])"
+        "OnnxEncoder(registry.find(sys.argv[1])).encode([np.zeros((16, 16, 3), np.uint8)])"
     )
     places = {"TMPDIR": str(tmp_path / "temporary"), "HOME": str(tmp_path / "home")}
     quiet = {"ORT_DISABLE_TELEMETRY": "", "XDG_CACHE_HOME": ""}
@@ -447,7 +500,7 @@ def test_a_batch_of_a_wrong_shape_is_an_error_that_names_the_encoder(folder):
     encoder = OnnxEncoder(registry.read(change(folder, twice)), threads=1)
     for pictures in (PICTURES, PICTURES[:1]):
         with pytest.raises(EncoderError, match=r"'tiny'|'encoder'") as caught:
-            encoder.encode(pictures)
+            encode(encoder, pictures)
         assert f"({2 * len(pictures)}, 16) float32" in str(caught.value)
 
 
@@ -456,7 +509,8 @@ def test_an_image_for_which_the_encoder_gives_nothing_has_no_vector(folder, tmp_
     change(folder, no_number_for_white)
     white = np.full((20, 20, 3), 255, np.uint8)
     grey = [np.full((20, 20, 3), 100 + i, np.uint8) for i in range(3)]
-    found = OnnxEncoder(registry.read(folder), threads=1).encode([grey[0], white, 0 * white])
+    loaded = OnnxEncoder(registry.read(folder), threads=1)
+    found = encode(loaded, [grey[0], white, 0 * white])
     assert found.any(axis=1).tolist() == [True, False, False]
     assert np.isfinite(found).all()
     with Store.open(tmp_path / "store", create=True, encoder=str(folder)) as store:

@@ -14,6 +14,7 @@ from PIL import Image
 from engine import Kind
 from engine.errors import ImageError
 from engine.images import canonical, decode, hashing
+from engine.images.preprocessing import Preprocessing
 from engine.ingest import prepare as prepare_module
 from engine.ingest import prepare_rows as prepare_rows_module
 from engine.ingest.prepare import PreparedImage, PrepareSettings, prepare, prepare_decoded
@@ -22,7 +23,7 @@ from engine.records import Decoded
 from engine.sources.items import RowBlock
 
 SETTINGS = PrepareSettings(
-    hash_seed=7, keep_pixels="auto", max_decoding_bytes=1 << 28, image_size=16
+    hash_seed=7, keep_pixels="auto", max_decoding_bytes=1 << 28, preprocessing=Preprocessing(16)
 )
 DATA_FIELDS = [one.name for one in fields(PreparedRows) if one.name != "block"]
 
@@ -68,7 +69,7 @@ def test_an_image_has_what_a_store_keeps_of_it() -> None:
     assert (image.file_bytes, image.file_hash) == (len(data), b"h" * 32)
     assert image.pixels == pixels._replace(canonical=b""), "the pixels are let go"
     assert found.picture is not None and found.picture.shape == (16, 16, 3)
-    assert prepared(picture(1), image_size=None).picture is None
+    assert prepared(picture(1), preprocessing=None).picture is None
 
 
 @pytest.mark.parametrize(

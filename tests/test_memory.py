@@ -115,7 +115,8 @@ COSTS = """
 import ctypes, json, sys
 from pathlib import Path
 from engine.images import decode, fingerprint
-from engine.images.rgb_picture import squash, to_rgb8
+from engine.images.preprocessing import squash
+from engine.images.rgb_picture import to_rgb8
 
 def status(name):
     for line in Path("/proc/self/status").read_text().splitlines():

@@ -15,6 +15,7 @@ from PIL import Image
 from engine import LookupResult, PackedBits, Store, UsageError
 from engine.config import MemoryBudget
 from engine.errors import ImageError
+from engine.images.preprocessing import Preprocessing
 from engine.records import Decoded
 from engine.search.batches import MAX_BATCH, batches
 from engine.search.query_work import QueryWork
@@ -219,7 +220,10 @@ def test_the_work_ahead_is_done_by_other_threads(
 
 def test_ahead_keeps_what_goes_wrong_for_whoever_asks() -> None:
     work = QueryWork(
-        Query("q", b"no image", None), max_decoding=1 << 30, max_distance=31, image_size=16
+        Query("q", b"no image", None),
+        max_decoding=1 << 30,
+        max_distance=31,
+        preprocessing=Preprocessing(16),
     )
     work.ahead()
     assert not work.has_picture

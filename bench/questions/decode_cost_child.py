@@ -7,7 +7,8 @@ from pathlib import Path
 
 from engine.images import fingerprint
 from engine.images.decode import decode, memory_to_decode
-from engine.images.rgb_picture import squash, to_rgb8
+from engine.images.preprocessing import squash
+from engine.images.rgb_picture import to_rgb8
 
 from ..harness import memory
 from ..harness.process import answer

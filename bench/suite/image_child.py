@@ -74,7 +74,7 @@ def _embed(chosen: image_sets.ImageSet, count: int) -> list[float]:
         if not some:  # all of these are unreadable
             continue
         started = time.perf_counter()
-        encoder.encode(some)
+        encoder.encode([encoder.preprocessing.resize(image) for image in some])
         took = time.perf_counter() - started
         times.append(took / len(some))
         spent += took

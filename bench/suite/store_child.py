@@ -116,7 +116,7 @@ def queries(
     views = chosen.views(n, count)
     encoded = []
     while some := list(itertools.islice(views, chosen.chunk)):
-        encoded.append(encoder.encode(some))
+        encoded.append(encoder.encode([encoder.preprocessing.resize(image) for image in some]))
     if not encoded:
         return {"queries": 0}
     asked = np.concatenate(encoded)

@@ -25,7 +25,6 @@ from engine.config import (
 from engine.errors import ImageError, UsageError, shortened
 from engine.images import canonical
 from engine.images.packed_bits import PackedBits
-from engine.images.rgb_picture import squash, to_rgb8
 from engine.index.operating_point import check_recall
 from engine.index.unit_vectors import normalized
 from engine.records import (
@@ -222,7 +221,7 @@ class Lookups(OpenStore):
                     pixels = query.decode(memory.decoding).pixels
                 except ImageError as error:
                     raise ImageError(f"{query.name}: {error}") from None
-                return squash(to_rgb8(pixels), encoder.image_size)
+                return encoder.preprocessing.of(pixels)
 
             for batch in batches(asked, memory):
                 parts.append(encoder.encode(list(workers.map(picture, batch))))

@@ -13,7 +13,6 @@ from engine.encoders.registry import EncoderFiles
 from engine.encoders.session import one_line, open_session
 from engine.errors import EncoderError
 from engine.forking import abandon_in_child, keep_for_ever
-from engine.images.rgb_picture import squash
 
 _BATCH_BYTES = 32 << 20  # of pictures in one run of the model
 _SOON = 0.1  # seconds
@@ -25,12 +24,12 @@ class EncodingStoppedError(Exception):
 
 
 class OnnxEncoder:
-    """A loaded encoder: n pictures (H, W, 3) uint8 of any size → (n, dim) float32 unit vectors."""
+    """A loaded encoder: n inputs (size, size, 3) uint8 → (n, dim) float32 unit vectors."""
 
     def __init__(self, files: EncoderFiles, *, threads: int | None = None) -> None:
         self.name = files.name
         self.dim = files.dim
-        self.image_size = files.image_size
+        self.preprocessing = files.preprocessing  # makes its inputs
         self._session: Any = open_session(files.content, files.model, threads=threads)
         try:
             inputs = [(i.name, i.type, i.shape[1:]) for i in self._session.get_inputs()]
@@ -39,7 +38,7 @@ class OnnxEncoder:
         # ONNX Runtime has no error class of its own.
         except Exception as error:
             raise EncoderError(f"{files.model} cannot be loaded: {one_line(error)}") from None
-        side = files.image_size
+        side = files.preprocessing.size
         if inputs != [("pixels", "tensor(uint8)", [side, side, 3])] or outputs != [
             ("embedding", "tensor(float)", [self.dim])
         ]:
@@ -57,7 +56,7 @@ class OnnxEncoder:
     def encode(
         self, pictures: Sequence[npt.NDArray[np.uint8]], stop: Callable[[], bool] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Embed pictures; returns (len(pictures), dim) float32, each row of unit length.
+        """Embed inputs that ``preprocessing`` made; returns (n, dim) float32, each row of unit length.
 
         A row is zero if the model returns a vector that is zero or not finite; that picture has no
         vector. ``EncoderError`` if the model fails, or returns an array of another shape or type.
@@ -65,18 +64,16 @@ class OnnxEncoder:
         """
         if not pictures:
             return np.empty((0, self.dim), np.float32)
-        step = max(1, _BATCH_BYTES // (3 * self.image_size**2))
+        step = max(1, _BATCH_BYTES // (3 * self.preprocessing.size**2))
         parts = [
-            self._run(
-                np.stack([squash(each, self.image_size) for each in pictures[at : at + step]]), stop
-            )
+            self._run(np.stack(pictures[at : at + step]), stop)
             for at in range(0, len(pictures), step)
         ]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def try_out(self) -> None:
         """Run the encoder on blank pictures; ``EncoderError`` if it cannot be used."""
-        side = self.image_size
+        side = self.preprocessing.size
         try:
             self._run(np.zeros((_TRIED, side, side, 3), np.uint8))
         except MemoryError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from engine.errors import EncoderError
 from engine.images import hashing
+from engine.images.preprocessing import Preprocessing
 
 _BUILT_IN = Path(__file__).parent / "models"
 DESCRIPTION = "encoder.json"
@@ -23,6 +25,9 @@ _MAX_MODEL = (1 << 31) - 1  # bytes of a model, ONNX's limit for one file
 _MAX_DESCRIBED = 1 << 20  # bytes of a description
 _MAX_DIM = 1 << 16  # dimensions
 _MAX_SIDE = 2048  # pixels
+_MAX_SHORTER_SIDE = 2 * _MAX_SIDE  # pixels
+_SQUASH = "squash-bilinear-antialias"
+_RESIZE = re.compile(r"(squash|crop)-([a-z]+)-antialias")
 _MAX_NAME = 100  # characters
 
 
@@ -35,7 +40,7 @@ class EncoderFiles:
 
     name: str
     dim: int
-    image_size: int
+    preprocessing: Preprocessing
     model: Path
     sha256: str  # of the model file, hex
     description: dict[str, Any]
@@ -83,11 +88,11 @@ def read(folder: Path, contents: Callable[[str, int], bytes] | None = None) -> E
         chosen = files[body.get("default") or ("int8" if "int8" in files else "fp32")]
         # Only the last part of the path, so that it cannot lead out of the folder.
         model = folder / Path(chosen["path"]).name
-        dim, side = _size(body, "dim", _MAX_DIM), _size(body, "image_size", _MAX_SIDE)
+        dim, preprocessing = _size(body, "dim", _MAX_DIM), _preprocessing(body)
         name = _name(body["name"])
         content = contents(model.name, _MAX_MODEL)
         sha256 = hashing.file_hash(content).hex()
-        found = EncoderFiles(name, dim, side, model, sha256, body, content)
+        found = EncoderFiles(name, dim, preprocessing, model, sha256, body, content)
     except OSError as error:
         raise EncoderError(f"{folder} cannot be read: {error.strerror}: {error.filename}") from None
     except RecursionError:
@@ -116,6 +121,32 @@ def _description(text: bytes) -> dict[str, Any]:
     body = json.loads(text.decode("utf-8"))
     if not isinstance(body, dict):
         raise ValueError("not a JSON object")
+    return body
+
+
+def _preprocessing(body: dict[str, Any]) -> Preprocessing:
+    """How pictures become the input: "squash-bilinear-antialias", or "crop-…" with "shorter_side"."""
+    side = _size(body, "image_size", _MAX_SIDE)
+    resize = body.get("resize", _SQUASH)
+    found = _RESIZE.fullmatch(resize) if isinstance(resize, str) else None
+    if found is None:
+        raise ValueError(
+            "resize must be squash or crop, an interpolation, and antialias, with dashes"
+        )
+    if found[1] == "squash":
+        return Preprocessing(side, None, found[2])
+    return Preprocessing(side, _size(body, "shorter_side", _MAX_SHORTER_SIDE), found[2])
+
+
+def described(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The fields of ``encoder.json`` that say how pictures become the input."""
+    way = "squash" if preprocessing.shorter_side is None else "crop"
+    body: dict[str, Any] = {
+        "image_size": preprocessing.size,
+        "resize": f"{way}-{preprocessing.interpolation}-antialias",
+    }
+    if preprocessing.shorter_side is not None:
+        body["shorter_side"] = preprocessing.shorter_side
     return body
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from engine.evaluation.pictures import Array
 from engine.images import canonical as px
 from engine.images import fingerprint
-from engine.images.rgb_picture import squash
+from engine.images.preprocessing import squash
 
 Vectors = npt.NDArray[np.float32]
 

@@ -105,4 +105,10 @@ def _encoder(spec: str) -> Entrant:
     encoder = OnnxEncoder(files)
     # The path of an encoder that ships says only where the engine is installed.
     what = f"{files.model.name}, shipped" if spec in registry.names() else str(files.model)
-    return Entrant(files.name, what, files.dim, encoder.encode)
+    resize = encoder.preprocessing.resize
+    return Entrant(
+        files.name,
+        what,
+        files.dim,
+        lambda pictures: encoder.encode([resize(each) for each in pictures]),
+    )

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from engine.encoders.session import one_line, open_session
 from engine.errors import EncoderError
 from engine.evaluation.pictures import Array
-from engine.images.rgb_picture import squash
+from engine.images.preprocessing import squash
 
 DEFAULT_SIZE = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

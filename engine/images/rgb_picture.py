@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from engine.images.canonical import HEADER_BYTES
 from engine.records import Kind, Pixels
@@ -42,14 +41,3 @@ def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:
         colour += 255 * (255 - alpha)
     colour //= 255
     return colour.astype(np.uint8)
-
-
-def squash(picture: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Resize the whole of (H, W, 3) to (size, size, 3), the input of encoders in training and use.
-
-    Bilinear with antialiasing. The aspect ratio is lost, but nothing is cropped.
-    """
-    if picture.shape[:2] == (size, size):
-        return picture
-    image = Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.encoders.onnx import EncodingStoppedError, OnnxEncoder
+from engine.images.preprocessing import Preprocessing
 from engine.ingest.prepare import Picture, PreparedImage
 from engine.ingest.stopping import Stopping
 from engine.storage.session import Session
@@ -26,9 +27,9 @@ class Encoding:
         self._stopping = stopping
 
     @property
-    def image_size(self) -> int | None:
-        """Pixels a side of the encoder's input; None if images get no vectors."""
-        return self._encoder.image_size if self._encoder is not None else None
+    def preprocessing(self) -> Preprocessing | None:
+        """How pictures become the encoder's input; None if images get no vectors."""
+        return self._encoder.preprocessing if self._encoder is not None else None
 
     @property
     def enabled(self) -> bool:

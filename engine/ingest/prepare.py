@@ -15,11 +15,11 @@ from engine.config import KEEP_BITS_LIMIT
 from engine.errors import ImageError
 from engine.images import decode, fingerprint, hashing
 from engine.images.canonical import HEADER_BYTES
-from engine.images.rgb_picture import squash, to_rgb8
+from engine.images.preprocessing import Preprocessing
 from engine.records import Buffer, Decoded, Kind, Pixels
 from engine.storage.changeset import NewImage
 
-Picture = npt.NDArray[np.uint8]  # (image_size, image_size, 3)
+Picture = npt.NDArray[np.uint8]  # (size, size, 3), the input of the encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class PrepareSettings:
     hash_seed: int  # 64 bits
     keep_pixels: str  # one of ``engine.config.KEEP_PIXELS``
     max_decoding_bytes: int  # for decoding one image
-    image_size: int | None  # pixels a side of the encoder's input; None: no pictures are made
+    preprocessing: Preprocessing | None  # of the encoder; None: no pictures are made
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ def _prepared(
         keep=keep,
         keeps_canonical=keeps_canonical,
     )
-    return PreparedImage(image, _picture(found, settings.image_size))
+    picture = settings.preprocessing.of(found) if settings.preprocessing is not None else None
+    return PreparedImage(image, picture)
 
 
 def _kept(found: Pixels, data: bytes, keep_pixels: str) -> tuple[Buffer | None, bool]:
@@ -97,9 +98,3 @@ def _kept(found: Pixels, data: bytes, keep_pixels: str) -> tuple[Buffer | None, 
             'a file of 4 GiB or more cannot be kept: leave keep_pixels="yes" out', retryable=True
         )
     return data, small
-
-
-def _picture(found: Pixels, image_size: int | None) -> Picture | None:
-    if image_size is None:
-        return None
-    return squash(to_rgb8(found), image_size)

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.images import canonical, hashing
-from engine.images.rgb_picture import squash, to_rgb8
 from engine.ingest.chunk_builder import ChunkBuilder
 from engine.ingest.commit import Commits
 from engine.ingest.counts import Tally
@@ -134,10 +133,9 @@ class RowCommits:
         return np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
 
     def _picture(self, rows: PreparedRows, i: int) -> Picture:
-        size = self._encoding.image_size
-        assert size is not None
-        found = canonical.from_canonical(memoryview(rows.block.rows[i]))
-        return squash(to_rgb8(found), size)
+        preprocessing = self._encoding.preprocessing
+        assert preprocessing is not None
+        return preprocessing.of(canonical.from_canonical(memoryview(rows.block.rows[i])))
 
     def _add_one_by_one(self, builder: ChunkBuilder, rows: PreparedRows) -> npt.NDArray[np.int64]:
         """Add rows one by one, as some share a key; returns the id of each, fewer if the run stops."""

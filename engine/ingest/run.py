@@ -76,7 +76,7 @@ class Ingest:
         images = ImageCommits(store, encoding, commits, tally, stopping)
         limits = store.limits
         # The kept bytes of a group's images and their resized pictures are in memory until the commit.
-        each = KEEP_BITS_LIMIT + (3 * encoder.image_size**2 if encoder else 0)
+        each = KEEP_BITS_LIMIT + (3 * encoder.preprocessing.size**2 if encoder else 0)
         self._group_files = max(1, min(limits.chunk_files, store.memory.chunk // each))
         self._files = FileIngest(store, preparing, images, tally)
         self._archives = ArchiveIngest(

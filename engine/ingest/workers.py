@@ -36,8 +36,10 @@ class Preparing:
         self._store = store
         self._encoding = encoding
         self._keep_pixels = keep_pixels
-        memory, size = store.memory, encoding.image_size
-        self._max_decoding = memory.beside_encoder(size) if size else memory.decoding
+        memory, encoder_input = store.memory, encoding.preprocessing
+        self._max_decoding = (
+            memory.beside_encoder(encoder_input.size) if encoder_input else memory.decoding
+        )
         self._decoding = MemoryGate(self._max_decoding, crowded=self._crowd)
         self._reading = MemoryGate(memory.reading)
 
@@ -84,7 +86,7 @@ class Preparing:
             hash_seed=self._store.snapshot.settings.hash_seed,
             keep_pixels=self._keep_pixels,
             max_decoding_bytes=self._max_decoding,
-            image_size=self._encoding.image_size,
+            preprocessing=self._encoding.preprocessing,
         )
 
     def _crowd(self, crowded: bool) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, ImageError, UsageError
+from engine.images.preprocessing import Preprocessing
 from engine.index.open import OpenIndex
 from engine.index.unit_vectors import normalized
 from engine.records import Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
@@ -82,28 +83,28 @@ class Lookup:
 
         The pixels of all are in memory together: see ``batches`` in ``engine.search.batches``.
         """
-        image_size = self._image_size(wanted)
-        works = [self._work(query, image_size) for query in queries]
+        preprocessing = self._preprocessing(wanted)
+        works = [self._work(query, preprocessing) for query in queries]
         ahead = [work for work in works if self._needs_pixels(work, wanted)]
         for _ in workers.map(QueryWork.ahead, ahead):
             pass
         self._encode(ahead, wanted)
         return [self._answer(work, wanted) for work in works]
 
-    def _work(self, query: Query, image_size: int | None) -> QueryWork:
+    def _work(self, query: Query, preprocessing: Preprocessing | None) -> QueryWork:
         return QueryWork(
             query,
             max_decoding=self._store.memory.decoding,
             max_distance=self._settings.max_distance if NEAR in self._of_images else None,
-            image_size=image_size,
+            preprocessing=preprocessing,
         )
 
-    def _image_size(self, wanted: IdSet | None) -> int | None:
-        """Pixels a side of the encoder's input; None if nothing is encoded, or it cannot be loaded."""
+    def _preprocessing(self, wanted: IdSet | None) -> Preprocessing | None:
+        """How to make the encoder's input; None if nothing is encoded, or it cannot be loaded."""
         if SIMILAR not in self._of_images or not self._rows(wanted):
             return None
         try:
-            return self._encoder().image_size
+            return self._encoder().preprocessing
         # Each query reports it.
         except EncoderError:
             return None
@@ -210,7 +211,7 @@ class Lookup:
             return
         encoder, started = self._encoder(), perf_counter()
         try:
-            vectors = encoder.encode([work.picture(encoder.image_size) for work in able])
+            vectors = encoder.encode([work.picture(encoder.preprocessing) for work in able])
         except EncoderError:
             return
         each = (perf_counter() - started) * 1e3 / len(able)
@@ -229,7 +230,7 @@ class Lookup:
             # Loads the encoder for the first query of a process.
             with work.stage("load"):
                 encoder = self._encoder()
-            picture = work.picture(encoder.image_size)
+            picture = work.picture(encoder.preprocessing)
             with work.stage("encode"):
                 vector = encoder.encode([picture])
         if not vector.any():

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from engine.errors import ImageError
 from engine.images import fingerprint, hashing
-from engine.images.rgb_picture import squash, to_rgb8
+from engine.images.preprocessing import Preprocessing
 from engine.records import Decoded
 from engine.sources.query import Query
 
@@ -41,7 +41,12 @@ class QueryWork:
     """
 
     def __init__(
-        self, query: Query, *, max_decoding: int, max_distance: int | None, image_size: int | None
+        self,
+        query: Query,
+        *,
+        max_decoding: int,
+        max_distance: int | None,
+        preprocessing: Preprocessing | None,
     ) -> None:
         """``max_decoding`` is in bytes. With None, ``ahead`` makes no fingerprints or no picture."""
         self.query = query
@@ -50,7 +55,7 @@ class QueryWork:
         self.vector: npt.NDArray[np.float32] | None = None  # (1, dim), once it is encoded
         self._max_decoding = max_decoding
         self._max_distance = max_distance
-        self._image_size = image_size
+        self._preprocessing = preprocessing
         self._file_hash: bytes | None = None
         self._decoded: Decoded | None = None
         self._prints: Bytes | None = None
@@ -85,12 +90,12 @@ class QueryWork:
                 self._prints = fingerprint.candidates(pixels, max_distance)
         return self._prints
 
-    def picture(self, image_size: int) -> Bytes:
-        """The encoder's input: (image_size, image_size, 3) uint8."""
+    def picture(self, preprocessing: Preprocessing) -> Bytes:
+        """The encoder's input: (size, size, 3) uint8."""
         if self._picture is None:
             pixels = self.decoded().pixels
             with self.stage("encode"):
-                self._picture = squash(to_rgb8(pixels), image_size)
+                self._picture = preprocessing.of(pixels)
         return self._picture
 
     @property
@@ -104,7 +109,7 @@ class QueryWork:
             self.decoded()
             if self._max_distance is not None:
                 self.prints(self._max_distance)
-            if self._image_size is not None:
-                self.picture(self._image_size)
+            if self._preprocessing is not None:
+                self.picture(self._preprocessing)
         except ImageError as error:
             self._error = error

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from engine.config import MemoryBudget
 from engine.errors import ImageError, SourceError, UsageError
 from engine.images import canonical, decode
-from engine.images.rgb_picture import squash, to_rgb8
+from engine.images.preprocessing import squash
+from engine.images.rgb_picture import to_rgb8
 from engine.memory import MemoryGate
 from engine.records import Rejection
 from engine.sources.items import (

@@ -23,7 +23,9 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import shape_inference
 
+from engine.encoders.registry import described
 from engine.errors import TrainingError
+from engine.images.preprocessing import Preprocessing
 from engine.training.checkpoint import Provenance, load_checkpoint, replace
 from engine.training.model import Deployed, SimCLR, normalised
 from engine.training.quantise import Images, in_batches, quantise
@@ -34,7 +36,6 @@ INT8 = "model.int8.onnx"
 ENCODER = "encoder.json"
 INPUT = "pixels"
 OUTPUT = "embedding"
-RESIZE = "squash-bilinear-antialias"
 OPSET = 18
 
 CALIBRATION_IMAGES = 256
@@ -125,8 +126,7 @@ def _described(
     return {
         "name": provenance.name,
         "dim": provenance.settings.dim,
-        "image_size": provenance.settings.image_size,
-        "resize": RESIZE,
+        **described(Preprocessing(provenance.settings.image_size)),
         "files": files,
         "default": default,
         "settings": provenance.settings.to_dict(),

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from engine.config import ENCODE_BATCH
 from engine.encoders.onnx import OnnxEncoder
 from engine.images import hashing
-from engine.images.rgb_picture import squash, to_rgb8
 from engine.maintenance.check.damage import DamagedAppend
 from engine.maintenance.repair.appends import Appends
 from engine.maintenance.repair.index import IndexRepair
@@ -61,7 +60,7 @@ class VectorMaker:
             image = self._pixels.of(id_)
             if image is not None:
                 some.append(at)
-                pictures.append(squash(to_rgb8(image), encoder.image_size))
+                pictures.append(encoder.preprocessing.of(image))
         return np.array(some, np.int64), encoder.encode(pictures)
 
 
