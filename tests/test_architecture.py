@@ -51,7 +51,7 @@ ROOMS_OF = {
     "pyarrow": {"sources", "maintenance"},  # one reads tables of images, the other writes tables
     "typer": {"cli"},
     "rich": {"cli"},
-    "matplotlib": set(),
+    "matplotlib": {"evaluation"},
     "pandas": set(),
 }
 HEAVY = {

@@ -245,7 +245,7 @@ def test_labels_that_no_picture_to_test_has_are_refused(photos, tmp_path):
 
 
 def test_more_classes_than_can_be_fitted_are_refused(photos, monkeypatch):
-    monkeypatch.setattr("engine.evaluation.classes._MAX_BYTES", 700_000)
+    monkeypatch.setattr("engine.evaluation.classes.MAX_BYTES", 700_000)
     with pytest.raises(UsageError, match="separating 2 classes would take"):
         evaluate(["pixels"], labels=(str(photos / "train"), str(photos / "test")))
 
@@ -269,7 +269,7 @@ def test_more_vectors_than_fit_are_refused_before_they_are_made(photos, monkeypa
     monkeypatch.setattr("engine.evaluation.copies._MAX_BYTES", 1 << 20)
     with pytest.raises(UsageError, match=r"queries="):
         evaluate(["pixels"], images=[str(photos / "queries")])
-    monkeypatch.setattr("engine.evaluation.classes._MAX_BYTES", 1 << 16)
+    monkeypatch.setattr("engine.evaluation.embedded.MAX_BYTES", 1 << 16)
     with pytest.raises(UsageError, match=r"most_train="):
         evaluate(["pixels"], labels=(str(photos / "train"), str(photos / "test")))
 

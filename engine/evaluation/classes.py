@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 
 from engine.errors import UsageError
 from engine.evaluation.classify import Labels, knn_accuracy, probe_accuracy
+from engine.evaluation.embedded import MAX_BYTES, Embedded, embed
 from engine.evaluation.labelled import Labelled
-from engine.evaluation.pictures import Picture, choose
+from engine.evaluation.pictures import Picture
 from engine.evaluation.timing import Timed, Vectors
 
-_BLOCK = 64
-_MAX_BYTES = 4 << 30  # of vectors, all entrants together
 _FITTED = 4  # float32 arrays (pictures, classes) in memory while a classifier is fitted
-_NO_CLASS = "put it into a folder of its class, or name an archive or a table with labels"
 _HISTORY = 50  # L-BFGS's memory in float64, as a number of float32 arrays of its weights
 
 
@@ -29,14 +25,6 @@ class ClassResult:
     knn: dict[int, float]
     probe: float
     strength: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Embedded:
-    vectors: list[Vectors]  # (n, d) of each entrant
-    labels: list[str]  # (n,)
-    prints: set[int]  # hashes of the pictures
-    repeated: int  # pictures whose hash is that of a training picture
 
 
 class Classes:
@@ -66,8 +54,8 @@ class Classes:
 
     def run(self) -> list[ClassResult]:
         """Measure all entrants; the results are in their order."""
-        train = self._embedded(self._sets[0], self._most[0], "to learn from", frozenset())
-        test = self._embedded(self._sets[1], self._most[1], "to test", train.prints)
+        train = self._embedded(0, "to learn from", frozenset())
+        test = self._embedded(1, "to test", train.prints)
         known = {label: number for number, label in enumerate(sorted(set(train.labels)))}
         self.train, self.test, self.classes = len(train.labels), len(test.labels), len(known)
         self.shared = test.repeated
@@ -80,7 +68,7 @@ class Classes:
             )
         widest = max(entrant.dim for entrant in self._entrants)
         size = 4 * len(known) * (_FITTED * self.train + _HISTORY * widest)
-        if size > _MAX_BYTES:
+        if size > MAX_BYTES:
             raise UsageError(
                 f"separating {len(known):,} classes would take {size >> 20:,} MiB: are these labels "
                 f"those of classes? If so, ask for fewer pictures with most_train= or most_test="
@@ -98,43 +86,14 @@ class Classes:
         probe, strength = probe_accuracy(train, wanted, test, right, seed=self._seed)
         return ClassResult(knn, probe, strength)
 
-    def _embedded(self, labelled: Labelled, most: int, what: str, others: Set[int]) -> _Embedded:
-        chosen = choose(labelled.names(), most, self._seed)
-        size = 4 * len(chosen) * sum(entrant.dim for entrant in self._entrants)
-        if size > _MAX_BYTES:
-            raise UsageError(
-                f"the vectors of {len(chosen):,} pictures {what} would take {size >> 20:,} MiB: ask "
-                f"for fewer with most_train= or most_test="
-            )
-        vectors = [np.empty((len(chosen), entrant.dim), np.float32) for entrant in self._entrants]
-        labels: list[str] = []
-        prints: set[int] = set()
-        repeated = 0
-        unlabelled: Picture | None = None
-        stream = iter(labelled(chosen.__contains__))
-        while block := list(itertools.islice(stream, _BLOCK)):
-            self._tick(len(block))
-            good = []
-            for picture in block:
-                if picture.rgb is None:
-                    self._reject(picture)
-                elif picture.label is None:
-                    unlabelled = picture
-                    self._reject(replace(picture, rgb=None, reason=f"has no class: {_NO_CLASS}"))
-                else:
-                    good.append((picture.rgb, picture.label))
-                    digest = xxhash.xxh3_64_intdigest(picture.rgb.tobytes())
-                    repeated += digest in others
-                    prints.add(digest)
-            if not good:
-                continue
-            pictures = [rgb for rgb, _ in good]
-            at = slice(len(labels), len(labels) + len(good))
-            for entrant, into in zip(self._entrants, vectors, strict=True):
-                into[at] = entrant.encode(pictures)
-            labels += [label for _, label in good]
-        if not labels and unlabelled is not None:
-            raise UsageError(f"{unlabelled.name} and all other pictures have no class: {_NO_CLASS}")
-        if not labels:
-            raise UsageError(f"there are no labelled pictures {what}")
-        return _Embedded([each[: len(labels)] for each in vectors], labels, prints, repeated)
+    def _embedded(self, number: int, what: str, others: Set[int]) -> Embedded:
+        return embed(
+            self._sets[number],
+            self._entrants,
+            most=self._most[number],
+            seed=self._seed,
+            what=what,
+            reject=self._reject,
+            tick=self._tick,
+            others=others,
+        )

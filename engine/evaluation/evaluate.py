@@ -1,4 +1,4 @@
-"""Evaluates encoders and baselines on the same pictures, by copies and by classes."""
+"""Evaluates encoders and baselines on the same pictures: copies, classes, and what looks alike."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine.config import cpu_count
 from engine.errors import UsageError
+from engine.evaluation.alike import Alike
 from engine.evaluation.classes import Classes, ClassResult
 from engine.evaluation.classify import check_installed
 from engine.evaluation.copies import Copies, CopyResult
@@ -35,6 +36,7 @@ def evaluate(
     images: Sequence[str] = (),
     distractors: Sequence[str] = (),
     labels: tuple[str, str] | None = None,
+    alike: str | None = None,
     settings: EvalSettings | None = None,
     out: str | Path | None = None,
     progress: Tick | None = None,
@@ -43,12 +45,16 @@ def evaluate(
 
     ``images`` measures how often a distorted copy finds its original among all images and
     ``distractors``. ``labels``, a source to learn from and a source to test, measures how well classes
-    are separated. ``out`` is a new or empty folder for the report as JSON and sheets of the worst cases.
+    are separated. ``alike``, a source of labelled pictures, measures how often the nearest pictures have
+    the label of the query. ``out`` is a new or empty folder for the report as JSON, a plot of quality
+    against speed, and sheets of the worst cases.
     Unreadable pictures are reported and left out.
     """
     settings = settings or EvalSettings()
-    if not images and not labels:
-        raise UsageError("name images with images=, labelled pictures with labels=, or both")
+    if not images and not labels and not alike:
+        raise UsageError(
+            "name images with images=, or labelled pictures with labels= or alike=, or several of them"
+        )
     if distractors and not images:
         raise UsageError("distractors= go with images=: name images too")
     if labels:
@@ -60,13 +66,16 @@ def evaluate(
         labelled = None
         if labels:
             labelled = open_labelled(labels[0], TRAIN, pool), open_labelled(labels[1], TEST, pool)
+        compared = open_labelled(alike, TEST, pool) if alike else None
         entrants, absent = find_all(encoders, seed=settings.seed)
         timed = [Timed(entrant) for entrant in entrants]
-        tally = _Tally(progress, _total(images, distractors, labels, settings))
+        tally = _Tally(progress, _total(images, distractors, labels, alike, settings))
         copies = _copies(streams, timed, settings, tally, pool) if images else None
         found = copies.run() if copies else []
         classes = _classes(labelled, timed, settings, tally) if labelled else None
         told_apart = classes.run() if classes else []
+        seen = _alike(compared, timed, settings, tally) if compared else None
+        looks_alike = seen.run() if seen else []
     report = EvalReport(
         settings=settings,
         engine_version=_version(),
@@ -81,7 +90,12 @@ def evaluate(
         test=classes.test if classes else 0,
         classes=classes.classes if classes else 0,
         shared=classes.shared if classes else 0,
-        results=_results(timed, found, told_apart),
+        alike=alike or "",
+        alike_pictures=seen.pictures if seen else 0,
+        alike_queries=seen.queries if seen else 0,
+        alike_classes=seen.classes if seen else 0,
+        alike_by_chance=seen.chance if seen else None,
+        results=_results(timed, found, told_apart, looks_alike),
         absent=tuple(absent),
         rejected=tuple(tally.rejected.values()),
         seconds=time.perf_counter() - began,
@@ -148,10 +162,27 @@ def _classes(
     )
 
 
+def _alike(
+    labelled: Labelled, timed: Sequence[Timed], settings: EvalSettings, tally: _Tally
+) -> Alike:
+    _log.info("looking at neighbours with %s", ", ".join(each.entrant.name for each in timed))
+    return Alike(
+        labelled,
+        timed,
+        most=settings.most_test,
+        seed=settings.seed,
+        reject=tally.reject,
+        tick=tally.tick,
+    )
+
+
 def _results(
-    timed: Sequence[Timed], copies: Sequence[CopyResult], classes: Sequence[ClassResult]
+    timed: Sequence[Timed],
+    copies: Sequence[CopyResult],
+    classes: Sequence[ClassResult],
+    alike: Sequence[float],
 ) -> tuple[EncoderResult, ...]:
-    """One result per entrant. ``copies`` and ``classes`` are in the same order, or empty."""
+    """One result per entrant. The measured figures are in the same order, or empty."""
     results = []
     for number, watch in enumerate(timed):
         entrant = watch.entrant
@@ -179,6 +210,8 @@ def _results(
                 probe=classes[number].probe,
                 probe_strength=classes[number].strength,
             )
+        if alike:
+            result = replace(result, looks_alike=alike[number])
         results.append(result)
     return tuple(results)
 
@@ -187,6 +220,7 @@ def _total(
     images: Sequence[str],
     distractors: Sequence[str],
     labels: tuple[str, str] | None,
+    alike: str | None,
     settings: EvalSettings,
 ) -> int | None:
     """About how many pictures will be encoded, for the progress; None if only reading would show it."""
@@ -197,6 +231,7 @@ def _total(
         if count is None or more is None:
             return None
         total = count + more + min(count, settings.queries) * len(DISTORTIONS)
+    total += settings.most_test if alike else 0
     return total + (settings.most_train + settings.most_test if labels else 0)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.errors import UsageError
+from engine.evaluation.alike import NEIGHBOURS
 from engine.evaluation.entrants import AbsentEntrant
 from engine.records import Rejection
 
@@ -17,7 +18,7 @@ class EvalSettings:
     queries: int = 500  # the most pictures to make copies of
     ks: tuple[int, ...] = (20, 200)  # numbers of neighbours that vote
     most_train: int = 20_000  # the most labelled pictures to learn from
-    most_test: int = 5_000  # the most labelled pictures to test
+    most_test: int = 5_000  # the most labelled pictures to test, and to compare
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +55,7 @@ class EncoderResult:
     knn: dict[str, float] = field(default_factory=dict)  # accuracy by k
     probe: float | None = None  # accuracy
     probe_strength: float | None = None
+    looks_alike: float | None = None  # the share of the three nearest that have the same label
     images: int = 0  # encoded
     seconds: float = 0.0  # of encoding
     images_per_second: float = 0.0
@@ -77,11 +79,38 @@ class EvalReport:
     test: int
     classes: int
     shared: int  # test pictures that are also among the training pictures
+    alike: str  # the source of the pictures that were compared
+    alike_pictures: int
+    alike_queries: int  # those of them whose label enough others have
+    alike_classes: int
+    alike_by_chance: float | None  # what vectors that say nothing would reach
     results: tuple[EncoderResult, ...]
     absent: tuple[AbsentEntrant, ...]
     rejected: tuple[Rejection, ...]
     seconds: float
     files: tuple[str, ...] = ()  # written into ``out``
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A figure of quality, from 0 to 1. ``of`` takes it from a result; None if it was not measured."""
+
+    name: str
+    what: str
+    of: Callable[[EncoderResult], float | None]
+
+
+MEASURES = (
+    Measure("copies", "copies found first (recall@1)", lambda result: result.mean_recall_at_1),
+    Measure(
+        "alike", f"same label among the {NEIGHBOURS} nearest", lambda result: result.looks_alike
+    ),
+    Measure(
+        "kNN", "classes named by neighbours", lambda result: max(result.knn.values(), default=None)
+    ),
+    Measure("probe", "classes named by a linear probe", lambda result: result.probe),
+)
+"""What the summary and the plot show beside the speed."""
 
 
 def text(report: EvalReport) -> str:
@@ -128,10 +157,20 @@ def text(report: EvalReport) -> str:
                 f"results look better"
             )
         parts.append("")
-    rows = [["", "numbers", "images", "images/s", "what"]]
+    if report.alike_queries:
+        parts += [
+            f"looks alike: the share of the {NEIGHBOURS} nearest that have a picture's label; "
+            f"{_share(report.alike_by_chance)} by chance",
+            f"{report.alike_classes:,} labels, {report.alike_queries:,} pictures compared with "
+            f"{report.alike_pictures:,}",
+            "",
+        ]
+    measures = [measure for measure in MEASURES if measure.of(report.results[0]) is not None]
+    rows = [["", *(one.name for one in measures), "numbers", "images", "images/s", "what"]]
     rows += [
         [
             result.name,
+            *(_share(one.of(result)) for one in measures),
             f"{result.dim:,}",
             f"{result.images:,}",
             f"{result.images_per_second:,.0f}",

@@ -1,4 +1,4 @@
-"""Writes an evaluation into a folder: the report as JSON, and sheets of the worst cases."""
+"""Writes an evaluation into a folder: the report as JSON, a plot, and sheets of the worst cases."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from engine.errors import EngineError, UsageError
-from engine.evaluation import worst_cases
+from engine.evaluation import plot, worst_cases
 from engine.evaluation.copies import CopyResult
 from engine.evaluation.report import EvalReport
 from engine.storage.durable import make_folders, replace_file
 
 REPORT = "eval.json"
+PLOT = "quality.png"
 
 
 def fresh_folder(folder: Path) -> Path:
@@ -46,6 +47,10 @@ def write_report(report: EvalReport, copies: Sequence[CopyResult], folder: Path)
             worst_cases.draw(title, each.rows).save(data, "PNG")
             replace_file(path, data.getvalue())
             files.append(str(path))
+        drawn = plot.draw(report)
+        if drawn is not None:
+            replace_file(folder / PLOT, drawn)
+            files.append(str(folder / PLOT))
         report = replace(report, files=(*files, str(folder / REPORT)))
         body = json.dumps(asdict(report), indent=2) + "\n"
         replace_file(folder / REPORT, body.encode())

@@ -33,7 +33,8 @@ class EvalOptions:
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Pictures to find by distorted copies of them; may be repeated.",
+            help="Pictures to find by distorted copies of them, of 48 pixels a side or more; may be "
+            "repeated.",
         ),
     ] = None
     distractors: Annotated[
@@ -52,10 +53,19 @@ class EvalOptions:
             "TRAIN and TEST may be the same.",
         ),
     ] = None
+    alike: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Labelled pictures of any kind, as for --labels: how many of the three nearest to a "
+            "picture have its label?",
+        ),
+    ] = ""
     labelled_most: Annotated[
         tuple[int, int],
         typer.Option(
-            metavar="N N", help="Maximum numbers of labelled pictures to learn from and to test."
+            metavar="N N",
+            help="Maximum numbers of labelled pictures to learn from, and to test or compare.",
         ),
     ] = (20_000, 5_000)
     k: Annotated[
@@ -65,7 +75,9 @@ class EvalOptions:
     out: Annotated[
         str,
         typer.Option(
-            metavar="DIR", help="A new folder for eval.json and sheets of the worst cases."
+            metavar="DIR",
+            help="A new folder for eval.json, a plot of quality against speed, and sheets of the worst "
+            "cases.",
         ),
     ] = ""
     as_json: JsonOption = False
@@ -73,17 +85,18 @@ class EvalOptions:
 
 @takes(EvalOptions)
 def evaluate(options: EvalOptions) -> None:
-    """Measure how well encoders find copies and separate classes.
+    """Measure how well encoders find copies, separate classes and see what looks alike.
 
     --images makes copies of some images in eleven ways: JPEG, half size, crops, a turn, a mirror,
     colours, blur, noise, an overlay, grey. Each copy searches for its original among all images and
     distractors. --labels names the class of each test picture twice: by its nearest neighbours, and
-    by a linear classifier.
+    by a linear classifier. --alike looks at the three pictures nearest to each picture.
 
     \b
     Example:
       engine eval simclr pixels pdq --images photos/
       engine eval simclr pixels --images photos/ --distractors scans.tar --out report/
+      engine eval simclr pixels --alike folders-of-classes/
     """
     from engine import evaluation
     from engine.evaluation import report as found
@@ -103,6 +116,7 @@ def evaluate(options: EvalOptions) -> None:
             images=options.images or [],
             distractors=options.distractors or [],
             labels=options.labels,
+            alike=options.alike or None,
             settings=settings,
             out=options.out or None,
             progress=progress,
