@@ -591,6 +591,66 @@ def test_where_pixels_are_not_kept_and_sources_are_gone_good_rows_stay(
         assert 0 not in (scores[1], scores[3], scores[4])
 
 
+@pytest.mark.slow
+def test_nothing_is_given_up_while_a_disk_may_be_away(tmp_path: Path, tiny_encoder: Path) -> None:
+    disk, away = tmp_path / "disk", tmp_path / "away"
+    for i in range(4):
+        save(disk / f"{i}.png", picture(i))
+    save(disk / "mask.png", mask(0))
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder=str(tiny_encoder)) as opened:
+        opened.ingest(disk)
+    good = {name: (where / FILES[name]).read_bytes() for name in ("vectors", "fingerprints")}
+    shutil.copytree(where, tmp_path / "copy")
+    flip(where / FILES["vectors"], HEADER_BYTES + 64 * 1 + 3)
+    flip(where / FILES["fingerprints"], HEADER_BYTES + 32 * 2)
+    flip(where / FILES["pixels"], HEADER_BYTES + 99)
+    disk.rename(away)
+    disk.mkdir()  # an empty folder, as a mount point is
+    for _ in range(2):
+        report = fix(where)
+        assert not report.ok
+        left = [p.what for p in report.problems if not p.fixed]
+        assert len([what for what in left if "may be unmounted" in what]) >= 3
+        assert not [p for p in report.problems if "no longer" in p.what or "any more" in p.what]
+    with Store.open(where, read_only=True) as opened:  # it can be used meanwhile
+        assert [hit.id for hit in opened.lookup(picture(0)).identical]
+    disk.rmdir()
+    away.rename(disk)
+    assert fix(where).ok
+    assert check(where).problems == ()
+    assert (where / FILES["fingerprints"]).read_bytes() == good["fingerprints"]
+    was, now = (
+        np.frombuffer(data[HEADER_BYTES:], np.float32)
+        for data in (good["vectors"], (where / FILES["vectors"]).read_bytes())
+    )
+    assert np.allclose(was, now, atol=1e-6)
+    with Store.open(where, read_only=True) as opened:
+        assert opened.lookup(mask(0)).identical[0].verified == "bytes"
+
+
+@pytest.mark.slow
+def test_imported_vectors_are_not_given_up_while_the_disk_of_their_array_may_be_away(
+    tmp_path: Path,
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    rows = np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)
+    np.save(disk / "rows.npy", rows)
+    where = tmp_path / "store"
+    with Store.open(where, create=True, encoder="none") as opened:
+        opened.ingest(disk / "rows.npy")
+    flip(where / FILES["vectors"], HEADER_BYTES + 64 * 3 + 3)
+    (disk / "rows.npy").rename(tmp_path / "rows.npy")
+    report = fix(where)
+    assert not report.ok
+    assert [p for p in report.problems if "may be unmounted" in p.what and not p.fixed]
+    (tmp_path / "rows.npy").rename(disk / "rows.npy")
+    assert fix(where).ok
+    with Store.open(where, read_only=True) as opened:
+        assert np.allclose(opened.vectors([4]), rows[3:4], atol=1e-6)
+
+
 def test_images_are_named_by_ranges() -> None:
     assert named([7]) == "image 7"
     assert named([7, 3, 4, 5]) == "images 3 to 5, 7"

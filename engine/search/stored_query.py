@@ -18,7 +18,7 @@ from engine.sources.named_arrays import exists
 from engine.sources.query import Query, open_images
 from engine.storage.session import Session
 
-_SOURCES = 1000  # sources of an image that are tried, at most
+MAX_SOURCES = 1000  # sources of an image that are tried, at most
 
 
 def stored_id(spec: str) -> int | None:
@@ -72,7 +72,7 @@ def _vector(store: Session, id_: int) -> npt.NDArray[np.float32] | None:
 def in_sources(store: Session, id_: int) -> Iterator[tuple[Query, Decoded]]:
     """The readable images in the sources of an image; a changed source may have another image."""
     try:
-        names = store.snapshot.sources_of(id_, _SOURCES)[0]
+        names = store.snapshot.sources_of(id_, MAX_SOURCES)[0]
     except StoreDamagedError:
         return
     for name in names:

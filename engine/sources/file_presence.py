@@ -49,6 +49,26 @@ class Whereabouts:
             raise SourceError(f"{os.fsdecode(path)} cannot be looked up: {what}") from None
         return True
 
+    def why_away(self, name: bytes) -> str | None:
+        """Why the file of a source cannot be read now, though it may come back with its disk.
+
+        None if the file can be read, or is gone for good. ``name`` may be that of a member or a row.
+        """
+        if not name.startswith(b"/"):
+            return None
+        at = len(name)
+        while at > 0:
+            file = without_query(name[:at])
+            if os.path.lexists(file):
+                readable = os.access(file, os.R_OK)
+                return None if readable else f"{os.fsdecode(file)} cannot be read"
+            at = name.rfind(b"#", 0, at)
+        try:
+            self.is_there(without_query(name.partition(b"#")[0]))
+        except SourceError as error:
+            return str(error)
+        return None
+
     def missing_folder(self, path: bytes) -> bytes | None:
         """The topmost missing folder of a missing file; None if the file's folder exists."""
         folder = os.path.dirname(path)  # noqa: PTH120 - bytes

@@ -26,8 +26,8 @@ def check(
 ) -> None:
     """Read everything in a store and verify it. Status 1 if damage remains.
 
-    --fix reads the sources of damaged images again. Mount their disks first: an image whose sources
-    cannot be read then loses what was damaged for good.
+    --fix reads the sources of damaged images again. Mount their disks first. Damage stays, and is
+    reported, while the disk of a source may be away. It is given up if the source is gone.
 
     \b
     Example:

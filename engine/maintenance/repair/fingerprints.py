@@ -22,7 +22,10 @@ def mend_fingerprints(
     outcome: Outcome,
     append: DamagedAppend,
 ) -> None:
-    """Overwrite the fingerprints of a damaged append; those whose pixels are lost stay as they are."""
+    """Overwrite the fingerprints of a damaged append; those whose pixels are lost stay as they are.
+
+    Raises ``StoreDamagedError`` if the pixels of some may come back with a disk.
+    """
     data = appends.read(append)
     lost = []
     committed = store.snapshot.state.extents[append.family.name]
@@ -41,6 +44,7 @@ def mend_fingerprints(
         data[at : at + _BYTES] = fingerprint.fingerprint(found)[0]
     appends.overwrite(append, data)
     lost = store.snapshot.those_there(lost)
+    pixels.require_gone(lost)
     if lost:
         outcome.set_aside(
             append.family.folder,

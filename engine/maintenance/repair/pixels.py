@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
-from engine.errors import ImageError
+from engine.errors import ImageError, StoreDamagedError
 from engine.images import canonical, decode, hashing
 from engine.maintenance.repair.outcome import Outcome, named
 from engine.records import Buffer, Pixels
-from engine.search.stored_query import in_sources
+from engine.search.stored_query import MAX_SOURCES, in_sources
+from engine.sources.file_presence import Whereabouts
 from engine.sources.query import Query
 from engine.storage.changeset import Chunk, Rekept
 from engine.storage.session import Session
@@ -21,6 +23,29 @@ class ImagePixels:
 
     def __init__(self, store: Session) -> None:
         self._store = store
+        self._disks = Whereabouts()
+
+    def require_gone(self, ids: Iterable[int]) -> None:
+        """Raise ``StoreDamagedError`` if a source of one of these images may come back with its disk.
+
+        Nothing else says what was damaged, so it must not be given up.
+        """
+        for id_ in ids:
+            try:
+                names = self._store.snapshot.sources_of(id_, MAX_SOURCES)[0]
+            except StoreDamagedError:
+                continue
+            self.require_no_disk_away(names, f"the pixels of image {id_}")
+
+    def require_no_disk_away(self, names: Iterable[bytes], what: str) -> None:
+        """Raise ``StoreDamagedError`` if the file of a source may come back; it may hold ``what``."""
+        for name in names:
+            why = self._disks.why_away(name)
+            if why is not None:
+                raise StoreDamagedError(
+                    f"{os.fsdecode(name)} may have {what} ({why}); mount the disk and run 'engine check "
+                    f"--fix' again, or remove the source with 'engine remove' if it is gone for good"
+                )
 
     def of(self, id_: int) -> Pixels | None:
         """The pixels of an image, kept or from a source; None if neither has them."""
@@ -54,10 +79,14 @@ class PixelsRepair:
         self._outcome = outcome
 
     def run(self, ids: Sequence[int]) -> None:
-        """Keep the pixels of these images again, in commits of bounded size."""
+        """Keep the pixels of these images again, in commits of bounded size.
+
+        Raises ``StoreDamagedError`` at the end if sources of some may come back; those stay damaged.
+        """
         images = self._store.snapshot.tables.images
         chunk, size = Chunk(), 0
         lost = []
+        away: StoreDamagedError | None = None
         for id_ in dict.fromkeys(ids):
             record = self._store.snapshot.get(id_)
             rows = self._store.snapshot.image_of(record.key)
@@ -73,6 +102,11 @@ class PixelsRepair:
                     size += len(keep)
                     break
             else:
+                try:
+                    self._pixels.require_gone([id_])
+                except StoreDamagedError as error:
+                    away = away or error
+                    continue
                 lost.append(id_)
             chunk.rekept.append(Rekept(key, row, keep))
             if len(chunk.rekept) == _IMAGES or size >= self._store.memory.chunk:
@@ -85,3 +119,5 @@ class PixelsRepair:
                 f"{named(lost)}: the kept pixels are lost, and no source has them any more; from now "
                 f"on SHA-256 alone verifies a match",
             )
+        if away is not None:
+            raise away

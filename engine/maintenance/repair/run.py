@@ -14,7 +14,8 @@ dead vectors   counted again: vectors of removed images
 
 Damaged bytes are overwritten in place, except pixels, which are appended again in a commit. After an
 interruption the next run finds the remaining damage. Damage that cannot be mended does not stop the
-other repairs.
+other repairs. Nothing is given up while the disk of a source may be away: it stays damaged, and is
+reported.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Repair:
         self._outcome = Outcome()
         self._appends = Appends(store)
         self._pixels = ImagePixels(store)
+        self._pixels_away: StoreDamagedError | None = None
         self._index = IndexRepair(store)
         maker = VectorMaker(store, encoder, self._pixels)
         self._vectors = VectorsRepair(store, self._appends, maker, self._index, self._outcome)
@@ -69,7 +71,7 @@ class Repair:
             restore_encoder(store)
         self._count_again(damage)
         if damage.images_known:
-            PixelsRepair(store, self._pixels, self._outcome).run(damage.images)
+            self._keep_pixels(damage)
         vectors_whole = self._mend_all(damage)
         # Otherwise the index would be built from damaged vectors.
         if vectors_whole:
@@ -84,6 +86,13 @@ class Repair:
         for problem in self._outcome.problems:
             _log.info("%s: %s: %s", store.path, problem.part, problem.what)
         return self._outcome.problems
+
+    def _keep_pixels(self, damage: Damage) -> None:
+        try:
+            PixelsRepair(self._store, self._pixels, self._outcome).run(damage.images)
+        except StoreDamagedError as error:
+            # Reported with the appends, whose checksums stay wrong.
+            self._pixels_away = error
 
     def _check_again(self) -> Damage:
         again = Check(self._store)
@@ -131,4 +140,6 @@ class Repair:
             self._vector_ids.mend(append)
         elif family != extents.PIXELS:
             self._vectors.mend(append)
+        elif self._pixels_away is not None:
+            raise self._pixels_away
         self._appends.accept(append)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.errors import EncoderError, StoreDamagedError
 from engine.maintenance.check.damage import DamagedAppend
@@ -89,24 +88,22 @@ class VectorIdsRepair:
 
     def _find_owners(self, append: DamagedAppend, checksum: int) -> None:
         """Restore the ids of an append whose vectors lie in the order of the index."""
-        ids = self._owners(append, checksum)
-        lost = int((ids == 0).sum())
-        self._index.drop_over(append)
-        self._appends.overwrite(append, ids.tobytes())
-        self._store.writer.count_dead_vectors()
-        if lost:
-            what = f"the ids of {lost} of {len(ids)} vectors are lost: they belong to no image now"
-            self._outcome.set_aside(append.family.folder, what)
-
-    def _owners(self, append: DamagedAppend, checksum: int) -> npt.NDArray[np.int64]:
-        """The ids of the vectors of an append, 0 for those that cannot be known: (n,)."""
         start, end = self._appends.vector_rows(append)
         owners = Owners(self._store, bytes(self._appends.read(append)), start, end)
         self._doubtful = owners.keep_sure(self._doubtful)
         # If vectors cannot be made again, they are not compared.
         with contextlib.suppress(EncoderError, StoreDamagedError):
             owners.settle(checksum, self._maker.vectors_of)
-        return owners.ids
+        ids = owners.ids
+        lost = int((ids == 0).sum())
+        if lost:
+            self._maker.require_gone(owners.comparable())
+        self._index.drop_over(append)
+        self._appends.overwrite(append, ids.tobytes())
+        self._store.writer.count_dead_vectors()
+        if lost:
+            what = f"the ids of {lost} of {len(ids)} vectors are lost: they belong to no image now"
+            self._outcome.set_aside(append.family.folder, what)
 
 
 def _place(append: Append) -> Place:

@@ -79,6 +79,11 @@ class Owners:
         if self._is_imported and len(rows) == len(left) == 1:
             self.ids[rows] = left
 
+    def comparable(self) -> list[int]:
+        """The ids without a known vector that may be known once their vectors can be made again."""
+        left = self._live_left()
+        return left.tolist() if self._is_imported or len(left) <= _MAX_COMPARED else []
+
     def _is(self, checksum: int) -> bool:
         return hashing.checksum(self.ids.tobytes()) == checksum
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.config import ENCODE_BATCH
 from engine.encoders.onnx import OnnxEncoder
+from engine.errors import StoreDamagedError
 from engine.images import hashing
 from engine.maintenance.check.damage import DamagedAppend
 from engine.maintenance.repair.appends import Appends
@@ -47,6 +48,20 @@ class VectorMaker:
             mine, vectors = self.encode(ids[at : at + ENCODE_BATCH])
             if len(mine):
                 yield ids[at + mine], vectors
+
+    def require_gone(self, ids: Sequence[int]) -> None:
+        """Raise ``StoreDamagedError`` if what the vectors of these were made from may come back."""
+        if not self._store.snapshot.space.is_imported:
+            self._pixels.require_gone(ids)
+            return
+        ordered = np.unique(np.array(ids, np.int64))
+        arrays = {run.array for run in self._store.snapshot.runs_over(ordered)}
+        for number in sorted(arrays):
+            try:
+                name = self._store.snapshot.array_name(number)
+            except StoreDamagedError:
+                continue
+            self._pixels.require_no_disk_away([name], "these vectors")
 
     def encode(self, ids: Numbers) -> tuple[Numbers, Rows]:
         """Encode the images of (n,) ids whose pixels are there: positions (m,), vectors (m, dim).
@@ -108,6 +123,7 @@ class VectorsRepair:
         self._appends.overwrite(append, out.tobytes())
         gone = "the pixels are no longer kept or in a source"
         lost, zero = self._store.snapshot.those_there(lost), self._store.snapshot.those_there(zero)
+        self._maker.require_gone([*lost, *zero])
         if lost:
             what = f"{named(lost)}: a vector may be wrong, and {gone}"
             self._outcome.set_aside(append.family.folder, what)
@@ -141,6 +157,7 @@ class VectorsRepair:
         gone = "its array is gone or has changed"
         lost = store.snapshot.those_there(unordered[~sure & ~wrong].tolist())
         zero = store.snapshot.those_there(unordered[wrong].tolist())
+        self._maker.require_gone([*lost, *zero])
         if lost:
             what = f"{named(lost)}: a vector may be wrong, and {gone}"
             self._outcome.set_aside(append.family.folder, what)
